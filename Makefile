@@ -1,0 +1,69 @@
+# Everything happens in the environment .venv of this folder. `make` alone lists the targets.
+PYTHON      ?= python3
+CONSTRAINTS ?= .ci/constraints.txt
+# two workers, a test file's own fixtures in one of them; PYTEST_ARGS= runs in one process
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+# stamps: newer than setup.cfg means up to date
+CORE   := $(VENV)/.installed-core
+TEST   := $(VENV)/.installed-test
+INPUTS := setup.cfg setup.py $(CONSTRAINTS)
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format types bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
+	  printf '  make %-9s %s\n' "$$name" "$$text"; done
+
+install: $(CORE) ## the package in .venv, editable, with what it needs to run
+	@echo "attncalc is installed: try $(BIN)/attncalc --help"
+
+demo: $(CORE) ## a short look at what attncalc does, pictures in demo/
+	@$(BIN)/python examples/demo.py --out demo
+
+test: $(TEST) ## all tests (PYTEST_ARGS="-k so3krates" picks some)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST) ## ruff: rules and format, changes nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(TEST) ## ruff: mends what it can and formats
+	@$(BIN)/ruff check --fix --exit-zero --quiet . >/dev/null # `make lint` tells what is left
+	@$(BIN)/ruff format .
+
+types: $(TEST) ## mypy on the package
+	@$(BIN)/mypy
+
+bench: $(CORE) ## speed against the references, see benchmarks/
+	@$(BIN)/python benchmarks/run.py
+
+clean: ## remove what the targets made, .venv included
+	rm -rf $(VENV) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "attncalc: no '$(PYTHON)' here; install Python 3.11 or newer, or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "attncalc: needs Python 3.11 or newer, '$(PYTHON)' is $$($(PYTHON) -V 2>&1); say make PYTHON=python3.12" >&2; exit 1; }
+	@echo "attncalc: making the environment $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV) >$(VENV).log 2>&1 || { \
+	  echo "attncalc: '$(PYTHON) -m venv' failed (Debian, Ubuntu: apt install python3-venv): $$(tail -n 1 $(VENV).log)" >&2; \
+	  rm -rf $(VENV) $(VENV).log; exit 1; }
+	@rm -f $(VENV).log
+
+$(CORE): $(INPUTS) | $(BIN)/python
+	@echo "attncalc: installing into $(VENV); the first time this downloads PyTorch and takes some minutes"
+	@$(PIP) --editable . || { echo "attncalc: pip could not install the package; its reason stands above" >&2; exit 1; }
+	@touch $@
+
+$(TEST): $(INPUTS) | $(BIN)/python
+	@echo "attncalc: installing into $(VENV) with the test tools; the first time this downloads PyTorch and takes some minutes"
+	@$(PIP) --editable '.[test]' || { echo "attncalc: pip could not install the package; its reason stands above" >&2; exit 1; }
+	@touch $(CORE) $@

@@ -1,0 +1,150 @@
+"""`Graph`: what a network sees. The sign of an edge vector is fixed here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from attncalc.ops import segment_sum
+from attncalc.system import System
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Neighbour pairs of a system, every pair in both directions, sorted by receiver.
+
+    Attributes:
+        receivers: [n_edges], int64: the centre i.
+        senders: [n_edges], int64: the neighbour j.
+        cell_shifts: [n_edges, 3], int64: how often each cell vector is added to the sender.
+    """
+
+    receivers: Tensor
+    senders: Tensor
+    cell_shifts: Tensor
+
+    @property
+    def n_edges(self) -> int:
+        return self.receivers.shape[0]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Edge vectors and what the atoms are; positions and cells are no longer in it.
+
+    Attributes:
+        vectors: [n_edges, 3] Å, float64, from receiver (centre i) to sender (neighbour j).
+        receivers: [n_edges], int64, ascending.
+        senders: [n_edges], int64.
+        edge_mask: [n_edges], bool: False for padding and for pairs beyond the cutoff. A network
+            must let a masked edge contribute exactly nothing, whatever its vector.
+        pairs: [n_pairs], int64: for every unordered pair of atoms (or atom and image) the one of
+            its two edges that stands for both. Padding edges are repeated at its end.
+        species: [n_atoms], int64: rows of the potential's species table.
+        system_idx: [n_atoms], int64, ascending.
+        charge: [n_systems] e, float64.
+        spin: [n_systems], int64: multiplicity 2S+1.
+    """
+
+    vectors: Tensor
+    receivers: Tensor
+    senders: Tensor
+    edge_mask: Tensor
+    pairs: Tensor
+    species: Tensor
+    system_idx: Tensor
+    charge: Tensor
+    spin: Tensor
+
+    @property
+    def n_atoms(self) -> int:
+        return self.species.shape[0]
+
+    @property
+    def n_edges(self) -> int:
+        return self.receivers.shape[0]
+
+    @property
+    def n_systems(self) -> int:
+        return self.charge.shape[0]
+
+    def with_vectors(self, vectors: Tensor) -> Graph:
+        """The same graph with other edge vectors (to differentiate by them)."""
+        return replace(self, vectors=vectors)
+
+
+@dataclass(frozen=True)
+class AtomOutputs:
+    """What a network predicts per atom.
+
+    Attributes:
+        energies: [n_atoms], in the network's dtype, before scale and reference energies.
+    """
+
+    energies: Tensor
+
+
+def edge_vectors(system: System, edges: Edges, *, has_images: bool | None = None) -> Tensor:
+    """[n_edges, 3] Å: positions[senders] - positions[receivers] + cell_shifts @ cell.
+
+    The vector of pair (i, j) points from the centre i to the neighbour j, as ASE's D.
+
+    Args:
+        system: the structures.
+        edges: pairs of atoms.
+        has_images: whether any cell shift is not zero, where the caller knows; finding out costs
+            a read-back from the device.
+    """
+    positions = system.positions
+    vectors = positions.index_select(0, edges.senders) - positions.index_select(0, edges.receivers)
+    # a molecule has no cell: skip two gathers and a product that would add zeros
+    if not (edges.cell_shifts.any() if has_images is None else has_images):
+        return vectors
+    shifts = edges.cell_shifts.to(vectors.dtype)
+    if system.n_systems == 1:
+        return vectors + shifts @ system.cell[0]
+    cells = system.cell[system.system_idx[edges.receivers]]
+    return vectors + torch.einsum("ek,ekc->ec", shifts, cells)
+
+
+def one_per_pair(edges: Edges) -> Tensor:
+    """[n_edges], bool: True for exactly one of the two edges of every pair.
+
+    Pair (i, j, S) comes back as (j, i, -S): keep i < j, and for an atom with its own image the
+    shift whose first non-zero component is positive.
+    """
+    i, j, shifts = edges.receivers, edges.senders, edges.cell_shifts
+    a, b, c = shifts.unbind(1)
+    positive = (a > 0) | ((a == 0) & ((b > 0) | ((b == 0) & (c > 0))))
+    return (i < j) | ((i == j) & positive)
+
+
+def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
+    """[n_atoms], int64: rows of a table that holds the elements `species` in this order.
+
+    Raises:
+        ValueError: an element is not in the table.
+    """
+    table = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)
+    table[torch.tensor(species)] = torch.arange(len(species))
+    rows = table.to(atomic_numbers.device)[atomic_numbers]
+    if (rows < 0).any():
+        unknown = sorted(set(atomic_numbers[rows < 0].tolist()))
+        known = " ".join(chemical_symbols[z] for z in species)
+        raise ValueError(
+            f"this model was not trained on {' '.join(chemical_symbols[z] for z in unknown)}; "
+            f"it knows: {known}"
+        )
+    return rows
+
+
+def sum_over_system(values: Tensor, graph: Graph) -> Tensor:
+    """[n_systems, ...]: sums of [n_atoms, ...] over each system.
+
+    Every sum over a whole structure inside a network goes through this function, so that an
+    engine which spreads one structure over several processes has one place to complete it.
+    """
+    return segment_sum(values, graph.system_idx, graph.n_systems)

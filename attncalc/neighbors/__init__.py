@@ -1,0 +1,9 @@
+"""Neighbour lists: who is within the cutoff of whom, and when that has to be asked again."""
+
+from attncalc.neighbors.by_device import neighbor_list
+from attncalc.neighbors.matscipy_list import matscipy_list
+from attncalc.neighbors.nvalchemi_list import nvalchemi_list
+from attncalc.neighbors.torch_list import torch_list
+from attncalc.neighbors.verlet import VerletList
+
+__all__ = ["VerletList", "matscipy_list", "neighbor_list", "nvalchemi_list", "torch_list"]

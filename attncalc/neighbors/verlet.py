@@ -1,0 +1,333 @@
+"""`VerletList`: a neighbour list with a skin, reused for as long as that is provably exact."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
+from attncalc.neighbors.by_device import neighbor_list
+from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
+from attncalc.system import System
+
+CAPACITY_STEP = 64
+"""Padded arrays are a multiple of this long."""
+
+CAPACITY_HEADROOM = 1.25
+"""New padded arrays are this much longer than what they must hold, so that they rarely grow."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What fills the arrays of the padded form.
+
+    Attributes:
+        vectors: [n_edges, 3] Å: added to the edge vectors; lifts padding edges beyond the cutoff
+            and is zero for the others.
+        pairs: [n_pairs], int64: edges that stand for their pair, then a padding edge repeated.
+    """
+
+    vectors: Tensor
+    pairs: Tensor
+
+
+@dataclass(frozen=True)
+class SkinEdges:
+    """All edges within cutoff + skin of one system, and what follows from them.
+
+    Attributes:
+        reference: the system they were built for; its tensors are copies, safe from a simulation
+            that moves atoms in place.
+        inverse_cell: [n_systems, 3, 3] 1/Å: of the reference cell with open directions completed.
+        edges: with padding at the end in padded form.
+        rows: [3, n_edges], int64: receivers, senders, and 1 where the edge stands for its pair.
+        padding: None in compact form.
+        is_periodic: whether any direction of any system is periodic.
+        has_images: whether any edge crosses a cell boundary.
+        species: [n_atoms], int64: rows of the potential's species table.
+    """
+
+    reference: System
+    inverse_cell: Tensor
+    edges: Edges
+    rows: Tensor
+    padding: Padding | None
+    is_periodic: bool
+    has_images: bool
+    species: Tensor
+
+
+@dataclass(frozen=True)
+class VerletList:
+    """A neighbour list that knows when it has to be built anew.
+
+    Use it as `verlet = VerletList.create(cutoff=4.5, skin=0.5, species=(1, 6, 8))`, then at every
+    step `verlet, graph = verlet.update(system)`.
+
+    **When it is exact.** A cell that deforms by F (cell = reference cell · F, rows; F leaves what
+    is orthogonal to the periodic directions alone) carries an edge d to d·F, and the rest of an
+    atom's motion, u = r - r_ref·F, changes it by at most 2 max|u|. A pair that is not in the list
+    was at least cutoff + skin apart, so it is still at least
+    σ_min(F) (cutoff + skin) - 2 max|u| apart, with σ_min(F) >= 1 - ‖F - I‖ (Frobenius). The list
+    is reused while this is no less than the cutoff, for each system of a batch by itself.
+
+    **Two forms.** Compact (on the CPU): the graph has exactly the edges shorter than the cutoff,
+    `edge_mask` is all True. Padded (on CUDA, or where a capacity is given): the arrays keep their
+    length, edges within the skin and padding edges are False in `edge_mask`. Padding edges are
+    self-loops of the last atom with a constant vector longer than the cutoff, and there is always
+    at least one. The capacity grows when a new list exceeds it and never shrinks.
+
+    Attributes:
+        cutoff: Å.
+        skin: Å; 0 builds a new list whenever anything moved.
+        species: atomic numbers of the potential's species table, in its order.
+        capacity: length of padded arrays; None in compact form and before the first update.
+        n_updates: how often `update` was called.
+        n_rebuilds: how often that built a new list.
+        listed: the list itself; None before the first update.
+    """
+
+    cutoff: float
+    skin: float
+    species: tuple[int, ...]
+    capacity: int | None = None
+    n_updates: int = 0
+    n_rebuilds: int = 0
+    listed: SkinEdges | None = field(default=None, repr=False)
+
+    @classmethod
+    def create(
+        cls, *, cutoff: float, skin: float, species: tuple[int, ...], capacity: int | None = None
+    ) -> VerletList:
+        """An empty list; its first `update` builds.
+
+        Args:
+            cutoff: Å.
+            skin: Å added to the cutoff.
+            species: atomic numbers of the potential's species table, in its order.
+            capacity: number of edges that the padded form starts with; None chooses the form by
+                the device of the system.
+
+        Raises:
+            ValueError: cutoff, skin or capacity is out of range, or there is no species.
+        """
+        if not (math.isfinite(cutoff) and cutoff > 0):
+            raise ValueError(f"cutoff must be a positive number of Å, got {cutoff}")
+        if not (math.isfinite(skin) and skin >= 0):
+            raise ValueError(f"skin must be a number of Å >= 0, got {skin}")
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity must be a number of edges >= 1, got {capacity}")
+        if len(species) == 0:
+            raise ValueError("species must name at least one atomic number")
+        if capacity is not None:
+            capacity = _round_up(capacity)
+        return cls(float(cutoff), float(skin), tuple(species), capacity)
+
+    def update(self, system: System) -> tuple[VerletList, Graph]:
+        """The list to continue with, and the graph of `system`.
+
+        Graph vectors are differentiable by positions and cell. One pair of bools is read back
+        from the device. Charge and spin of the graph are those of `system`.
+
+        Raises:
+            ValueError: an element is not in `species`, a position is not finite, or two atoms lie
+                on top of each other; the last is noticed at every update in compact form, in
+                padded form only when a list is built.
+        """
+        verlet = replace(self, n_updates=self.n_updates + 1)
+        listed = self.listed
+        if listed is None or _differs_in_shape(system, listed.reference):
+            verlet = verlet._rebuild(system)
+        else:
+            rebuild, rename = _read_back(
+                self.needs_rebuild(system),
+                _differ(system.atomic_numbers, listed.reference.atomic_numbers),
+            )
+            if rebuild:
+                verlet = verlet._rebuild(system)
+            elif rename:
+                verlet = verlet._rename(system, listed)
+        return verlet, verlet.graph(system)
+
+    def needs_rebuild(self, system: System) -> Tensor:
+        """[], bool, on the system's device: whether the list may miss an edge of `system`.
+
+        Other elements at the same places need no new list.
+        """
+        listed = self.listed
+        if listed is None or _differs_in_shape(system, listed.reference):
+            return torch.ones((), dtype=torch.bool, device=system.device)
+        reference = listed.reference
+        moved = system.positions.detach() - reference.positions  # [n_atoms, 3]
+        slack = self.skin  # Å that 2 max|u| may use up
+        if listed.is_periodic:
+            change = (system.cell.detach() - reference.cell) * reference.pbc[:, :, None]
+            strain = listed.inverse_cell @ change  # F - I
+            reach = self.cutoff + self.skin
+            slack = slack - reach * torch.linalg.vector_norm(strain, dim=(1, 2))  # [n_systems]
+            slack = slack[0] if system.n_systems == 1 else slack[reference.system_idx]
+            moved = moved - _per_atom_product(reference.positions, strain, reference.system_idx)
+        holds = (2 * torch.linalg.vector_norm(moved, dim=1) <= slack).all()
+        # "not <=" instead of ">": NaN then asks for a new list, which names the atom
+        return (
+            ~holds
+            | _differ(system.pbc, reference.pbc)
+            | _differ(system.system_idx, reference.system_idx)
+        )
+
+    def graph(self, system: System) -> Graph:
+        """The graph of `system` from the list as it is, without asking whether it still holds.
+
+        Elements are those of the last update.
+
+        Raises:
+            ValueError: no list has been built yet, or (compact form) two atoms lie on top of each
+                other.
+        """
+        listed = self.listed
+        if listed is None:
+            raise ValueError("this VerletList has not seen a system yet: call update(system) first")
+        if listed.padding is None:
+            return _compact_graph(system, listed, self.cutoff)
+        return _padded_graph(system, listed, listed.padding, self.cutoff)
+
+    def _rebuild(self, system: System) -> VerletList:
+        species = species_of(system.atomic_numbers, self.species)
+        edges = neighbor_list(system, self.cutoff + self.skin)
+        capacity = self.capacity
+        if capacity is not None or system.device.type == "cuda":
+            capacity = _grown(capacity or 0, edges.n_edges + 1)
+        listed = _list_edges(system, edges, species, capacity, 2 * (self.cutoff + self.skin))
+        return replace(self, capacity=capacity, n_rebuilds=self.n_rebuilds + 1, listed=listed)
+
+    def _rename(self, system: System, listed: SkinEdges) -> VerletList:
+        numbers = system.atomic_numbers.clone()
+        reference = replace(listed.reference, atomic_numbers=numbers)
+        species = species_of(numbers, self.species)
+        return replace(self, listed=replace(listed, reference=reference, species=species))
+
+
+def _differs_in_shape(system: System, reference: System) -> bool:
+    return (
+        system.positions.shape != reference.positions.shape
+        or system.cell.shape != reference.cell.shape
+        or system.device != reference.device
+    )
+
+
+def _differ(now: Tensor, then: Tensor) -> Tensor | bool:
+    """Whether any element differs, without waiting for the device."""
+    if now.device.type == "cpu":
+        return not torch.equal(now, then)  # a fifth of the cost of the other line
+    return (now != then).any()
+
+
+def _read_back(rebuild: Tensor, rename: Tensor | bool) -> tuple[bool, bool]:
+    """Both answers as Python's, with a single wait for the device."""
+    if isinstance(rename, bool):
+        return bool(rebuild), rename
+    both = torch.stack((rebuild, rename)).tolist()
+    return both[0], both[1]
+
+
+def _per_atom_product(positions: Tensor, matrices: Tensor, system_idx: Tensor) -> Tensor:
+    """[n_atoms, 3]: each position times its system's matrix."""
+    if matrices.shape[0] == 1:
+        return positions @ matrices[0]
+    return torch.einsum("nk,nkc->nc", positions, matrices[system_idx])
+
+
+def _round_up(n: int) -> int:
+    return CAPACITY_STEP * math.ceil(n / CAPACITY_STEP)
+
+
+def _grown(capacity: int, needed: int) -> int:
+    """A capacity of at least `needed`, and with headroom if it has to change."""
+    return capacity if needed <= capacity else _round_up(math.ceil(CAPACITY_HEADROOM * needed))
+
+
+@torch.no_grad()
+def _list_edges(
+    system: System, edges: Edges, species: Tensor, capacity: int | None, far: float
+) -> SkinEdges:
+    """Everything about a new list that stays as long as it does.
+
+    Args:
+        system: what the edges were built for.
+        edges: without padding.
+        species: [n_atoms].
+        capacity: length of padded arrays, more than there are edges, or None.
+        far: Å: length of padding edges.
+    """
+    reference = System(**{name: value.detach().clone() for name, value in vars(system).items()})
+    standing = one_per_pair(edges)
+    padding = None
+    if capacity is not None:
+        first_of_pair = standing.nonzero().squeeze(1)
+        pairs = torch.full((capacity // 2,), capacity - 1, device=system.device)
+        pairs[: first_of_pair.shape[0]] = first_of_pair
+        vectors = system.positions.new_zeros(capacity, 3)
+        vectors[edges.n_edges :, 0] = far
+        padding = Padding(vectors=vectors, pairs=pairs)
+        edges = _pad(edges, capacity, system.n_atoms - 1)
+        standing = torch.zeros_like(edges.receivers).index_fill_(0, first_of_pair, 1)
+    rows = torch.stack((edges.receivers, edges.senders, standing.long()))
+    return SkinEdges(
+        reference=reference,
+        inverse_cell=torch.linalg.inv(complete_cell(reference)),
+        edges=Edges(rows[0], rows[1], edges.cell_shifts),
+        rows=rows,
+        padding=padding,
+        is_periodic=bool(system.pbc.any()),
+        has_images=bool(edges.cell_shifts.any()),
+        species=species,
+    )
+
+
+def _pad(edges: Edges, capacity: int, last_atom: int) -> Edges:
+    """Self-loops of the last atom behind the edges: the list stays sorted by receiver."""
+    n_padding = capacity - edges.n_edges
+    loops = edges.receivers.new_full((n_padding,), last_atom)
+    return Edges(
+        torch.cat((edges.receivers, loops)),
+        torch.cat((edges.senders, loops)),
+        torch.cat((edges.cell_shifts, edges.cell_shifts.new_zeros(n_padding, 3))),
+    )
+
+
+def _compact_graph(system: System, listed: SkinEdges, cutoff: float) -> Graph:
+    vectors = edge_vectors(system, listed.edges, has_images=listed.has_images)
+    lengths = torch.linalg.vector_norm(vectors.detach(), dim=1)
+    if lengths.shape[0] and lengths.amin().item() < MIN_DISTANCE:
+        refuse_overlap(system, listed.edges, lengths)
+    near = (lengths < cutoff).nonzero().squeeze(1)
+    receivers, senders, standing = listed.rows.index_select(1, near).unbind(0)
+    return Graph(
+        vectors=vectors.index_select(0, near),
+        receivers=receivers,
+        senders=senders,
+        edge_mask=torch.ones(near.shape[0], dtype=torch.bool, device=system.device),
+        pairs=standing.nonzero().squeeze(1),
+        species=listed.species,
+        system_idx=system.system_idx,
+        charge=system.charge,
+        spin=system.spin,
+    )
+
+
+def _padded_graph(system: System, listed: SkinEdges, padding: Padding, cutoff: float) -> Graph:
+    vectors = edge_vectors(system, listed.edges, has_images=listed.has_images) + padding.vectors
+    return Graph(
+        vectors=vectors,
+        receivers=listed.edges.receivers,
+        senders=listed.edges.senders,
+        edge_mask=torch.linalg.vector_norm(vectors.detach(), dim=1) < cutoff,
+        pairs=padding.pairs,
+        species=listed.species,
+        system_idx=system.system_idx,
+        charge=system.charge,
+        spin=system.spin,
+    )

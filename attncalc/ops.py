@@ -1,0 +1,61 @@
+"""Segment operations and the singular points of the theory, handled here once.
+
+Everything that divides by a length or reduces over an empty set of neighbours goes through
+this file, so that networks and pair terms are free of special cases.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def segment_sum(values: Tensor, index: Tensor, n_segments: int) -> Tensor:
+    """Sum rows of `values` that share an index; segments without a row are zero.
+
+    Args:
+        values: [n, ...].
+        index: [n], integers in 0..n_segments-1.
+        n_segments: number of rows of the result.
+
+    Returns:
+        [n_segments, ...] in the dtype of `values`.
+    """
+    return values.new_zeros((n_segments, *values.shape[1:])).index_add(0, index, values)
+
+
+def safe_norm(vectors: Tensor) -> Tensor:
+    """Length along the last dimension whose gradient at the zero vector is 0 instead of NaN.
+
+    Args:
+        vectors: [..., 3] or any last dimension.
+
+    Returns:
+        [...], the Euclidean norm.
+    """
+    squared = (vectors * vectors).sum(-1)
+    is_zero = squared == 0
+    # the inner `where` keeps sqrt away from 0: masking only the result would leave 0 * inf = NaN
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).sqrt())
+
+
+class ModuleWithConstants(nn.Module):
+    """A module whose constants survive changes of dtype.
+
+    A buffer that goes to float32 and back to float64 keeps float32's rounding. Constants
+    registered here are kept in float64 beside the buffer and cast from there each time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._exact: dict[str, Tensor] = {}
+
+    def register_constant(self, name: str, value: Tensor) -> None:
+        """Add a buffer that is not saved; `value` must be float64."""
+        self._exact[name] = value
+        self.register_buffer(name, value.clone(), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        for name, exact in self._exact.items():
+            buffer = getattr(self, name)  # where and in what dtype the module is now
+            setattr(self, name, exact.to(buffer.device, buffer.dtype))
+        return self

@@ -1,0 +1,27 @@
+"""Structures to try a model on when the user gives none."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+
+N_ATOMS = 12
+CLOSEST = 1.1  # Å
+
+
+def random_cluster(species: tuple[int, ...], seed: int = 0) -> Atoms:
+    """Twelve atoms of the given elements at random, none closer than 1.1 Å, even electrons."""
+    rng = np.random.default_rng(seed)
+    positions = np.zeros((1, 3))
+    while len(positions) < N_ATOMS:
+        trial = rng.uniform(0, 4.0, 3)
+        if np.linalg.norm(positions - trial, axis=1).min() > CLOSEST:
+            positions = np.vstack([positions, trial])
+    numbers = rng.choice(species, N_ATOMS)
+    odd = np.flatnonzero(numbers % 2)
+    if len(odd) % 2:  # twice the element of the first odd atom leaves no lone electron
+        numbers[(odd[0] + 1) % N_ATOMS] = numbers[odd[0]]
+        if np.count_nonzero(numbers % 2) % 2:
+            numbers = np.delete(numbers, odd[0])
+            positions = np.delete(positions, odd[0], axis=0)
+    return Atoms(numbers=numbers, positions=positions)

@@ -1,0 +1,159 @@
+"""`System`: what a simulation gives us, one structure or many, and the one place of validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class System:
+    """One structure or a batch of different ones, as flat tensors.
+
+    Attributes:
+        positions: [n_atoms, 3] Å, float64.
+        atomic_numbers: [n_atoms], int64.
+        cell: [n_systems, 3, 3] Å, float64; rows are the cell vectors, zero rows where there are none.
+        pbc: [n_systems, 3], bool.
+        system_idx: [n_atoms], int64, ascending: which system an atom is in.
+        charge: [n_systems] e, float64: total charge.
+        spin: [n_systems], int64: spin multiplicity 2S+1.
+    """
+
+    positions: Tensor
+    atomic_numbers: Tensor
+    cell: Tensor
+    pbc: Tensor
+    system_idx: Tensor
+    charge: Tensor
+    spin: Tensor
+
+    @property
+    def n_atoms(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def n_systems(self) -> int:
+        return self.cell.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.positions.device
+
+    def to(self, device: torch.device | str) -> System:
+        """The same system on another device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+    @classmethod
+    def from_ase(cls, atoms: Atoms | Sequence[Atoms]) -> System:
+        """Convert one `ase.Atoms` or several into one batch, on the CPU.
+
+        Total charge and multiplicity are read from `atoms.info["charge"]` (e, default 0) and
+        `atoms.info["spin"]` (2S+1, default the lowest that the number of electrons allows).
+
+        Raises:
+            ValueError: a structure is empty, has a position or cell that is not finite, an unknown
+                element, a periodic direction without cell vector, or an impossible charge or spin.
+        """
+        structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        if not structures:
+            raise ValueError("no structure given: pass an ase.Atoms or a non-empty list of them")
+        charges, spins = [], []
+        for k, structure in enumerate(structures):
+            where = f"structure {k}: " if len(structures) > 1 else ""
+            _check_structure(structure, where)
+            charge, spin = charge_and_spin(structure, where)
+            charges.append(charge)
+            spins.append(spin)
+        lengths = torch.tensor([len(structure) for structure in structures])
+        return cls(
+            positions=torch.from_numpy(np.concatenate([s.positions for s in structures])),
+            atomic_numbers=torch.from_numpy(np.concatenate([s.numbers for s in structures])).long(),
+            cell=torch.from_numpy(np.stack([s.cell.array for s in structures])),
+            pbc=torch.from_numpy(np.stack([s.pbc for s in structures])),
+            system_idx=torch.repeat_interleave(torch.arange(len(structures)), lengths),
+            charge=torch.tensor(charges, dtype=torch.float64),
+            spin=torch.tensor(spins, dtype=torch.int64),
+        )
+
+    def to_ase(self) -> list[Atoms]:
+        """One `ase.Atoms` per system, with charge and spin in `info`."""
+        structures = []
+        for k in range(self.n_systems):
+            mine = self.system_idx == k
+            structures.append(
+                Atoms(
+                    numbers=self.atomic_numbers[mine].cpu().numpy(),
+                    positions=self.positions[mine].detach().cpu().numpy(),
+                    cell=self.cell[k].detach().cpu().numpy(),
+                    pbc=self.pbc[k].cpu().numpy(),
+                    info={"charge": int(self.charge[k]), "spin": int(self.spin[k])},
+                )
+            )
+        return structures
+
+
+def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
+    """Total charge [e] and multiplicity 2S+1 of a structure, from `atoms.info`.
+
+    Raises:
+        ValueError: the charge is not an integer, or no state of the structure's number of
+            electrons has this multiplicity.
+    """
+    charge = _integer(atoms.info.get("charge", 0), "charge", "total charge in e", where)
+    electrons = int(atoms.numbers.sum()) - charge
+    if electrons < 0:
+        raise ValueError(f"{where}charge {charge:+d} removes more electrons than the atoms have")
+    lowest = 1 + electrons % 2
+    if atoms.info.get("spin") is None:
+        return charge, lowest
+    spin = _integer(atoms.info["spin"], "spin", "multiplicity 2S+1", where)
+    if spin < 1 or spin % 2 != lowest % 2 or spin - 1 > electrons:
+        kind = "odd" if lowest == 1 else "even"
+        raise ValueError(
+            f'{where}atoms.info["spin"] = {spin} is impossible for {electrons} electrons '
+            f"(charge {charge:+d}): the multiplicity 2S+1 must be {kind}, e.g. {lowest}"
+        )
+    return charge, spin
+
+
+def _integer(value: object, key: str, meaning: str, where: str) -> int:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer():
+        raise ValueError(f'{where}atoms.info["{key}"] must be an integer ({meaning}), got {value!r}')
+    return int(number)
+
+
+def _check_structure(atoms: Atoms, where: str) -> None:
+    if not isinstance(atoms, Atoms):
+        raise TypeError(f"{where}expected ase.Atoms, got {type(atoms).__name__}")
+    if len(atoms) == 0:
+        raise ValueError(f"{where}the structure has no atoms")
+    bad = ~np.isfinite(atoms.positions).all(axis=1)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"{where}the position of atom {first} ({atoms.symbols[first]}) is not finite: "
+            f"{atoms.positions[first].tolist()}"
+        )
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError(f"{where}the cell is not finite: {atoms.cell.array.tolist()}")
+    unknown = (atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))
+    if unknown.any():
+        first = int(np.flatnonzero(unknown)[0])
+        raise ValueError(f"{where}atom {first} has no known element (number {atoms.numbers[first]})")
+    periodic = atoms.cell.array[atoms.pbc]
+    if len(periodic) and np.linalg.matrix_rank(periodic, tol=1e-8) < len(periodic):
+        raise ValueError(
+            f"{where}pbc is {atoms.pbc.tolist()} but the cell vectors of the periodic directions "
+            "are zero or dependent: set atoms.cell, or atoms.pbc = False"
+        )

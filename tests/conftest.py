@@ -1,0 +1,37 @@
+"""What every test gets: one thread, a calm hypothesis, the reference data beside the checkout."""
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+NEEDS_SHARED = "needs ../shared (reference data), which is not here"
+
+# tests run in several processes: more threads each would only fight for the cores
+torch.set_num_threads(1)
+
+# torch's first call of a kind is slow: a deadline per example would fail at random
+hypothesis.settings.register_profile("attncalc", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("attncalc")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data and weights beside the checkout; without it the test skips."""
+    if not SHARED.is_dir():
+        pytest.skip(NEEDS_SHARED)
+    return SHARED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    n_skipped = sum(NEEDS_SHARED in str(report.longrepr) for report in skipped)
+    if n_skipped:
+        terminalreporter.write_line(
+            f"{n_skipped} tests were skipped because ../shared is missing: "
+            "they compare with reference data and weights",
+            yellow=True,
+        )

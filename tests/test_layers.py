@@ -1,0 +1,223 @@
+"""The drawing of the house, read from the imports: a file imports from lower floors only."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "attncalc"
+
+# a room is a file or a folder directly in attncalc/; what a room may import: rooms of lower
+# floors, and itself
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"system", "ops", "probe"}),
+    frozenset({"neighbors", "graph", "basis"}),
+    frozenset({"nn", "physics", "kernels"}),
+    frozenset({"potential"}),
+    frozenset({"model_file", "fast", "checks", "data", "plots", "convert"}),
+    frozenset({"calculator", "md", "train"}),
+    frozenset({"plugins"}),
+    frozenset({"cli", "report"}),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# steps inside one floor, each from the first room to the second and never back:
+#   floor 0   system ──► ops
+#   floor 1   neighbors ──► graph        a neighbour list is made into a Graph
+#   floor 7   cli ──► report             `attncalc eval` writes the report
+STEPS = frozenset({("system", "ops"), ("neighbors", "graph"), ("cli", "report")})
+
+# these hand the public names on and hold nothing themselves
+EXEMPT = frozenset({"__init__", "__main__"})
+
+ROOT = "attncalc itself"
+
+
+def room_of(file: Path, package: Path) -> str:
+    return file.relative_to(package).parts[0].removesuffix(".py")
+
+
+def imported_modules(file: Path, package: Path) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of every import in a file, those inside functions included."""
+    home = [package.name, *file.relative_to(package).parent.parts]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = home[: len(home) - node.level + 1] if node.level else []
+            module = ".".join([*base, node.module] if node.module else base)
+            # `from attncalc import nn` names a room only in its second half
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:  # import_module("attncalc.md")
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            argument = node.args[0]
+            if name in ("import_module", "__import__") and isinstance(argument, ast.Constant):
+                yield node.lineno, str(argument.value)
+
+
+def imported_rooms(file: Path, package: Path, rooms: frozenset[str]) -> Iterator[tuple[int, str]]:
+    for line, module in imported_modules(file, package):
+        top, _, rest = module.partition(".")
+        if top == package.name:
+            room = rest.partition(".")[0]
+            yield line, room if room in rooms else ROOT
+
+
+def wrong_imports(package: Path) -> list[str]:
+    """One line for every import that the drawing forbids, and for every room it does not know."""
+    wrong = []
+    files = sorted(package.rglob("*.py"))
+    rooms = frozenset(room_of(file, package) for file in files) | FLOOR_OF.keys()
+    for file in files:
+        here = room_of(file, package)
+        place = file.relative_to(package.parent).as_posix()
+        if here in EXEMPT:
+            continue
+        if here not in FLOOR_OF:
+            wrong.append(f"{place}: '{here}' has no floor; give it one in FLOORS")
+            continue
+        for line, there in imported_rooms(file, package, rooms):
+            if there == ROOT:
+                wrong.append(
+                    f"{place}:{line}: imports from attncalc itself, which stands above every floor;"
+                    " name the file it comes from"
+                )
+            elif there in FLOOR_OF and not is_allowed(here, there):
+                wrong.append(
+                    f"{place}:{line}: {here} (floor {FLOOR_OF[here]}) imports "
+                    f"{there} (floor {FLOOR_OF[there]})"
+                )
+    return wrong
+
+
+def is_allowed(here: str, there: str) -> bool:
+    return here == there or FLOOR_OF[there] < FLOOR_OF[here] or (here, there) in STEPS
+
+
+def test_imports_point_down():
+    assert list(PACKAGE.rglob("*.py")), f"no source found in {PACKAGE}"
+    wrong = wrong_imports(PACKAGE)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_step_stays_on_its_floor_and_never_turns_back():
+    for here, there in STEPS:
+        assert FLOOR_OF[here] == FLOOR_OF[there]
+        assert (there, here) not in STEPS
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "complaint"),
+    [
+        ("ops.py", "from attncalc.graph import Graph", "ops (floor 0) imports graph (floor 1)"),
+        ("ops.py", "import attncalc.md.run as r", "ops (floor 0) imports md (floor 5)"),
+        ("ops.py", "def f():\n    from .nn import norm", "ops (floor 0) imports nn (floor 2)"),
+        ("nn/norm.py", "from ..potential import Potential", "nn (floor 2) imports potential"),
+        ("nn/norm.py", "from .. import train", "nn (floor 2) imports train (floor 5)"),
+        ("nn/norm.py", "from attncalc import physics", "nn (floor 2) imports physics (floor 2)"),
+        ("graph.py", "from attncalc import neighbors", "graph (floor 1) imports neighbors"),
+        ("fast.py", "importlib.import_module('attncalc.cli')", "fast (floor 4) imports cli"),
+        ("cli.py", "from attncalc import load", "imports from attncalc itself"),
+        ("cli.py", "import attncalc", "imports from attncalc itself"),
+        ("utils.py", "x = 1", "'utils' has no floor"),
+    ],
+)
+def test_a_wrong_import_is_caught(tmp_path, place, source, complaint):
+    write(tmp_path / "attncalc" / place, source)
+    (message,) = wrong_imports(tmp_path / "attncalc")
+    assert f"attncalc/{place}" in message
+    assert complaint in message
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ("graph.py", "from attncalc.system import System"),
+        ("neighbors/verlet.py", "from attncalc.graph import Graph\nfrom . import matscipy"),
+        ("neighbors/verlet.py", "import matscipy.neighbours\nfrom graph import Graph"),
+        ("nn/so3krates.py", "from .norm import LayerNorm\nfrom ..basis.so3 import product"),
+        ("md/__init__.py", "from attncalc.md.run import run\nfrom .langevin import Langevin"),
+        ("cli.py", "from attncalc import md, report\nfrom attncalc.model_file import load"),
+        ("__init__.py", "from attncalc.calculator import AttnCalculator"),
+    ],
+)
+def test_a_right_import_passes(tmp_path, place, source):
+    write(tmp_path / "attncalc" / place, source)
+    assert wrong_imports(tmp_path / "attncalc") == []
+
+
+def write(file: Path, source: str) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text(source, encoding="utf-8")
+
+
+# what a process shares: read after torch is there, and again after attncalc is
+IMPORT_AND_COMPARE = """
+import json, os, random, sys
+import numpy, torch, ase, e3nn
+
+def world():
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "gradients": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "torch random state": torch.get_rng_state().tolist(),
+        "numpy random state": repr(numpy.random.get_state()),
+        "python random state": repr(random.getstate()),
+        "environment variables": dict(os.environ),
+        "working directory": os.getcwd(),
+        "recursion limit": sys.getrecursionlimit(),
+        "e3nn defaults": repr(e3nn.get_optimization_defaults()),
+        "files": sorted(os.path.join(folder, name)
+                        for folder, folders, names in os.walk(sys.argv[1])
+                        for name in [*folders, *names]),
+    }
+
+before = world()
+import attncalc
+after = world()
+changed = [name for name in before if before[name] != after[name]]
+optional = [name for name in ("lightning", "nvalchemiops", "tblite", "pytest", "matplotlib")
+            if name in sys.modules]
+print(json.dumps({"changed": changed, "optional": optional, "file": attncalc.__path__[0]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def what_import_does(tmp_path_factory) -> dict:
+    sandbox = tmp_path_factory.mktemp("import")
+    environment = {
+        **{name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ},
+        **dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(sandbox)),
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_AND_COMPARE, str(sandbox)],
+        cwd=sandbox,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1, f"the import printed something: {done.stdout}"
+    return json.loads(done.stdout)
+
+
+def test_import_changes_nothing_global(what_import_does):
+    assert what_import_does["changed"] == []
+    assert Path(what_import_does["file"]) == PACKAGE
+
+
+def test_import_loads_no_optional_package_and_no_pictures(what_import_does):
+    assert what_import_does["optional"] == []

@@ -1,0 +1,1 @@
+"""Functions of edge vectors shared by networks and pair terms."""

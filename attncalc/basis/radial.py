@@ -1,0 +1,59 @@
+"""Radial bases: smooth functions of the distance that feed the radial networks."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from attncalc.ops import ModuleWithConstants
+
+# The published Bernstein basis takes this decay from a float32 constant, in float64 runs as well.
+BERNSTEIN_DECAY = 0.9448630809783936  # 1/Å
+
+
+class PhysnetBasis(ModuleWithConstants):
+    """Gaussians in exp(-d) (PhysNet, JCTC 15, 3678, 2019, eq. 7), ascending centres.
+
+    phi_k(d) = exp(-beta (exp(-d) - mu_k)^2), mu_k between exp(-cutoff) and 1, d in Å.
+    """
+
+    def __init__(self, num_basis: int, cutoff: float) -> None:
+        super().__init__()
+        centres = torch.linspace(math.exp(-cutoff), 1.0, num_basis, dtype=torch.float64)
+        self.width = (2 / num_basis * (1 - math.exp(-cutoff))) ** -2
+        self.register_constant("centres", centres)
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """lengths [n] Å -> [n, num_basis]."""
+        offset = torch.exp(-lengths).unsqueeze(1) - self.centres
+        return torch.exp(-self.width * offset * offset)
+
+
+class BernsteinBasis(ModuleWithConstants):
+    """Bernstein polynomials in exp(-gamma d) (SpookyNet, Nat. Commun. 12, 7273, 2021).
+
+    phi_k(d) = binom(K-1, k) t^k (1-t)^(K-1-k), t = exp(-gamma d), k = 0..K-1.
+    """
+
+    def __init__(self, num_basis: int, cutoff: float) -> None:
+        super().__init__()
+        del cutoff  # the basis has no cutoff in it
+        n = num_basis - 1
+        log_binomial = [
+            math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)
+        ]
+        k = torch.arange(num_basis, dtype=torch.float64)
+        self.register_constant("order", k)
+        self.register_constant("complement", n - k)
+        log_binomial = torch.tensor(log_binomial, dtype=torch.float64)
+        self.register_constant("log_binomial", log_binomial)
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """lengths [n] Å, positive -> [n, num_basis]."""
+        exponent = (-BERNSTEIN_DECAY * lengths).unsqueeze(1)
+        # by logarithms: the binomials reach 1e8 while the powers underflow in float32
+        log_rest = torch.log(-torch.expm1(exponent))
+        return torch.exp(self.log_binomial + self.order * exponent + self.complement * log_rest)
+
+
+RADIAL_BASES: dict[str, type[nn.Module]] = {"physnet": PhysnetBasis, "bernstein": BernsteinBasis}

@@ -1,0 +1,84 @@
+"""Real spherical harmonics by recursion over the degree.
+
+Convention: orthonormal on the sphere (sum over m of Y_lm^2 = (2l+1) / 4 pi), orders m = -l..l,
+polar axis z, so l = 1 is sqrt(3 / 4 pi) (y, z, x). These are e3nn's "component" harmonics at
+(y, z, x), divided by sqrt(4 pi).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from attncalc.ops import ModuleWithConstants
+
+
+class SphericalHarmonics(ModuleWithConstants):
+    """Y_lm of unit vectors for a set of degrees, concatenated.
+
+    Args:
+        degrees: the degrees l, ascending.
+    """
+
+    def __init__(self, degrees: tuple[int, ...]) -> None:
+        super().__init__()
+        self.degrees = degrees
+        # (x, y, z) -> sqrt(3 / 4 pi) (y, z, x)
+        first = torch.eye(3, dtype=torch.float64)[[1, 2, 0]].T * math.sqrt(3 / (4 * math.pi))
+        self.register_constant("first", first)
+        for degree in range(2, max(degrees) + 1):
+            self.register_constant(f"raise_{degree}", _raising(degree))
+
+    def forward(self, directions: Tensor) -> Tensor:
+        """directions [n, 3], unit vectors -> [n, sum of 2l+1]."""
+        n = directions.shape[0]
+        harmonics = {0: directions.new_full((n, 1), math.sqrt(1 / (4 * math.pi)))}
+        harmonics[1] = vector = directions @ self.first
+        for degree in range(2, max(self.degrees) + 1):
+            product = harmonics[degree - 1].unsqueeze(2) * vector.unsqueeze(1)  # [n, 2l-1, 3]
+            raising = self.get_buffer(f"raise_{degree}")
+            harmonics[degree] = product.flatten(1) @ raising
+        return torch.cat([harmonics[degree] for degree in self.degrees], dim=1)
+
+
+@functools.cache
+def _raising(degree: int) -> Tensor:
+    """[(2l-1) 3, 2l+1]: Y_l of unit vectors from the product of Y_(l-1) and Y_1.
+
+    The Clebsch-Gordan product to the highest degree is proportional to Y_l; the factor is fixed
+    at the pole, where Y_l0 = sqrt((2l+1) / 4 pi).
+    """
+    from e3nn import o3  # imported here: it takes a second and only construction needs it
+
+    coupling = o3.wigner_3j(degree - 1, 1, degree, dtype=torch.float64)  # [2l-1, 3, 2l+1]
+
+    def pole(of: int) -> float:
+        return math.sqrt((2 * of + 1) / (4 * math.pi))
+
+    at_pole = coupling[degree - 1, 1, degree] * pole(degree - 1) * pole(1)
+    return (coupling * (pole(degree) / at_pole)).reshape(-1, 2 * degree + 1)
+
+
+def parity(degrees: tuple[int, ...]) -> Tensor:
+    """[sum of 2l+1]: Y(-u) / Y(u) = (-1)^l for every component."""
+    return torch.cat(
+        [torch.full((2 * l + 1,), (-1.0) ** l, dtype=torch.float64) for l in degrees]
+    )
+
+
+def repeat_over_orders(degrees: tuple[int, ...]) -> Tensor:
+    """[n_degrees, sum of 2l+1], 0 or 1: copies one number per degree to all its orders."""
+    rows = [torch.full((1, 2 * l + 1), 1.0, dtype=torch.float64) for l in degrees]
+    return torch.block_diag(*rows)
+
+
+def contract_orders(degrees: tuple[int, ...]) -> Tensor:
+    """[sum of 2l+1, n_degrees]: squares of components -> invariants sum_m chi_lm^2 / sqrt(2l+1).
+
+    The factor is the Clebsch-Gordan coefficient of l x l -> 0.
+    """
+    norm = torch.tensor([math.sqrt(2 * l + 1) for l in degrees], dtype=torch.float64)
+    return repeat_over_orders(degrees).T / norm

@@ -1,0 +1,5 @@
+"""Importers of published weights: their names and conventions in, a `Potential` out."""
+
+from attncalc.convert.so3krates import so3krates
+
+__all__ = ["so3krates"]

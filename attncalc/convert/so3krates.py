@@ -1,0 +1,418 @@
+"""So3krates as published: parameter trees of `mlff` (main, and v1.0 as in SO3LR) to a `Potential`.
+
+Input is an .npz of the flattened parameter tree (names joined by "/") and a JSON file of
+hyper-parameters with an entry "form": "euclidean" (the dense code) or "euclidean_sparse" (v1.0).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+from attncalc.potential import Potential
+
+Take = Callable[[str], Tensor]
+
+
+def so3krates(
+    params: str | Path, config: str | Path, *, species: Sequence[int] | None = None
+) -> Potential:
+    """Convert published So3krates parameters.
+
+    Args:
+        params: .npz with the flattened parameter tree.
+        config: .json with the hyper-parameters.
+        species: atomic numbers to keep; None keeps every row of the embedding table.
+
+    Returns:
+        A float64 potential: some tensors absorb factors that float32 would round. No energy shift
+        is added beyond the one of the hyper-parameters.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file cannot be read, an array is missing, left over or of a wrong shape, or
+            an option is not supported.
+    """
+    arrays, options = _read_arrays(Path(params)), _read_options(Path(config))
+    form = options.pop("form", None)
+    if form not in FORMS:
+        raise ValueError(
+            f"{Path(config).name}: form {form!r} is not one of {', '.join(map(repr, FORMS))}"
+        )
+    tree = _Tree(Path(params).name, arrays)
+    potential = FORMS[form](tree, _Options(Path(config).name, options), species)
+    tree.finish()
+    return potential
+
+
+# ---------------------------------------------------------------------------------- dense code
+
+
+def _from_dense(tree: _Tree, options: _Options, species: Sequence[int] | None) -> Potential:
+    pre_norm = options.take("feature_layer_norm", (False, "pre", True)) in ("pre", True)
+    neighbourhood = options.take("chi_init", ("zeros", "neighbourhood")) == "neighbourhood"
+    mlp = "projected" if options.take("residual_mlp", (False, True)) else "none"
+    width = options.integer("features")
+    config = So3kratesConfig(
+        cutoff=options.number("cutoff"),
+        avg_num_neighbors=1.0,
+        num_features=width,
+        num_heads=options.integer("heads"),
+        degrees=tuple(options.value("degrees")),
+        num_layers=options.integer("layers"),
+        radial_basis=options.value("radial_basis"),
+        num_basis=options.integer("num_radial"),
+        cutoff_function=options.value("cutoff_function"),
+        attention_norm="sqrt_head_width",
+        layer_norms=("before_attention", "before_exchange") if pre_norm else (),
+        mlp_after_attention=mlp,
+        mlp_after_exchange=mlp,
+        ev_init_divisor=float(options.value("chi_init_divisor", 1.0)) if neighbourhood else None,
+        head_features=width,
+    )
+    zbl = options.value("zbl", False)
+    scale = options.value("per_atom_scale", None)
+    shift = options.value("per_atom_shift", None)
+    options.value("chi_init_divisor", None)
+    options.finish()
+
+    embedding = tree.take("feature_embeddings_0/Embed_0/embedding")
+    species = _species(species, embedding)
+    state = {"embedding.element": embedding[list(species)]}
+    for n in range(config.num_layers):
+        state |= {f"layers.{n}.{k}": v for k, v in _dense_layer(tree, n, config).items()}
+    head = "observables_0/MLP_0/layers_"
+    state |= _dense(tree, f"{head}0", "head.hidden") | _dense(tree, f"{head}1", "head.energy")
+    terms = [_zbl(tree, "observables_0/ZBLRepulsion_0/", config, species)] if zbl else []
+    return _potential(
+        config,
+        species,
+        state,
+        terms,
+        scale=None if scale is None else _rows(scale, species, "per_atom_scale"),
+        shift=None if shift is None else _rows(shift, species, "per_atom_shift"),
+    )
+
+
+def _dense_layer(tree: _Tree, n: int, config: So3kratesConfig) -> dict[str, Tensor]:
+    blocks = [f"layers_{n}/FeatureBlock_0/", f"layers_{n}/GeometricBlock_0/"]
+    state: dict[str, Tensor] = {}
+    for k, mlp in enumerate(("radial_mlp", "spherical_mlp")):
+        parts = [f"{block}filter_fn/VmapMLP_{k}/layers_" for block in blocks]
+        first, first_bias, second, second_bias = (
+            [tree.take(f"{part}{layer}/{kind}")[0] for part in parts]
+            for layer in (0, 1)
+            for kind in ("kernel", "bias")
+        )
+        state |= _twin(f"attention.{mlp}", first, first_bias, second, second_bias)
+    coefficients = "attention_fn/VmapConvAttentionCoefficients_0/Dense_{}/kernel"
+    feature, geometry = (
+        [tree.take(block + coefficients.format(k)) for k in (0, 1)] for block in blocks
+    )
+    value = tree.take(blocks[0] + "attention_fn/VmapAttentionAggregation_0/Dense_0/kernel")
+    state["attention.feature_projection"] = torch.cat([*feature, value], dim=2)
+    state["attention.geometry_projection"] = torch.cat(geometry, dim=2)
+
+    weight = tree.take(f"layers_{n}/InteractionBlock_0/MLP_0/layers_0/kernel").clone()
+    # the dense code rounds this block's 1 / sqrt(2l+1) to float32: 1e-9 of the energy
+    norm = np.array([1 / math.sqrt(2 * l + 1) for l in config.degrees])
+    rounded = norm.astype(np.float32).astype(np.float64) / norm
+    weight[config.num_features :] *= torch.from_numpy(rounded).unsqueeze(1)
+    state["exchange.linear.weight"] = weight
+    state["exchange.linear.bias"] = tree.take(f"layers_{n}/InteractionBlock_0/MLP_0/layers_0/bias")
+    for k, place in enumerate(("attention", "exchange")):
+        if f"before_{place}" in config.layer_norms:
+            name = f"layers_{n}/LayerNorm_{k}/"
+            state[f"norm_before_{place}.scale"] = tree.take(name + "scale")
+            state[f"norm_before_{place}.bias"] = tree.take(name + "bias")
+        if config.mlp_after_attention == "projected":
+            name = f"layers_{n}/ResidualMLP_{k}/"
+            mlp = f"mlp_after_{place}."
+            state[mlp + "residual.first.weight"] = tree.take(name + "Residual_0/layers_0/kernel")
+            state[mlp + "residual.second.weight"] = tree.take(name + "Residual_0/layers_1/kernel")
+            state[mlp + "last.weight"] = tree.take(name + "Dense_0/kernel")
+    return state
+
+
+# --------------------------------------------------------------------------------- sparse code
+
+
+def _from_sparse(tree: _Tree, options: _Options, species: Sequence[int] | None) -> Potential:
+    cutoff_functions = {"phys": "physnet", "exponential": "exponential", "cosine": "cosine"}
+    norms = {
+        "after_attention": options.take("layer_normalization_1", (False, True)),
+        "after_exchange": options.take("layer_normalization_2", (False, True)),
+    }
+    mlps = [
+        "residual" if options.take(f"residual_mlp_{k}", (False, True)) else "none" for k in (1, 2)
+    ]
+    attention_norm = options.take("message_normalization", tuple(ATTENTION_NORMS), ATTENTION_NORMS)
+    # without a default where it counts: a wrong number would give wrong energies silently
+    by_neighbors = attention_norm == "avg_num_neighbors"
+    neighbors = options.number("avg_num_neighbors") if by_neighbors else 1.0
+    width = options.integer("num_features")
+    regression = options.value("energy_regression_dim", None)
+    activations = ("identity", "silu")
+    config = So3kratesConfig(
+        cutoff=options.number("cutoff"),
+        avg_num_neighbors=neighbors,
+        num_features=width,
+        num_heads=options.integer("num_heads"),
+        degrees=tuple(options.value("degrees")),
+        num_layers=options.integer("num_layers"),
+        radial_basis=options.value("radial_basis_fn"),
+        num_basis=options.integer("num_radial_basis_fn"),
+        cutoff_function=cutoff_functions[options.take("cutoff_fn", tuple(cutoff_functions))],
+        attention_norm=attention_norm,
+        qk_activation=options.take("qk_non_linearity", activations),
+        layer_norms=tuple(place for place, on in norms.items() if on),
+        mlp_after_attention=mlps[0],
+        mlp_after_exchange=mlps[1],
+        embed_charge=options.take("use_charge_embed", (False, True)),
+        embed_spin=options.take("use_spin_embed", (False, True)),
+        head_features=None if regression is None else int(regression),
+        head_activation=options.take("energy_activation_fn", activations),
+    )
+    options.take("activation_fn", ("silu",))
+    scaled = options.take("energy_learn_atomic_type_scales", (False, True))
+    shifted = options.take("energy_learn_atomic_type_shifts", (False, True))
+    zbl = options.take("zbl_repulsion_bool", (False, True))
+    for name in IRRELEVANT_OPTIONS:
+        options.value(name, None)
+    options.finish()
+
+    embedding = tree.take("feature_embeddings_0/Embed_0/embedding")
+    species = _species(species, embedding)
+    rows = list(species)
+    state = {"embedding.element": embedding[rows]}
+    used = [name for name in ("charge", "spin") if getattr(config, f"embed_{name}")]
+    for k, name in enumerate(used, start=1):
+        base, mine = f"feature_embeddings_{k}/ChargeSpinEmbedSparse_0/", f"embedding.{name}."
+        state[mine + "query"] = tree.take(base + "Embed_0/embedding")[rows]
+        state[mine + "key"] = tree.take(base + "Embed_1/embedding")
+        state[mine + "value"] = tree.take(base + "Embed_2/embedding")
+        state[mine + "refine.first.weight"] = tree.take(base + "Residual_0/layers_0/kernel")
+        state[mine + "refine.second.weight"] = tree.take(base + "Residual_0/layers_1/kernel")
+    for n in range(config.num_layers):
+        state |= {f"layers.{n}.{k}": v for k, v in _sparse_layer(tree, n, config).items()}
+    if config.head_features is not None:
+        state |= _dense(tree, "observables_0/energy_dense_regression", "head.hidden")
+    state |= _dense(tree, "observables_0/energy_dense_final", "head.energy")
+    scale = tree.take("observables_0/atomic_scales") if scaled else None
+    shift = tree.take("observables_0/energy_offset") if shifted else None
+    return _potential(
+        config,
+        species,
+        state,
+        [_zbl(tree, "observables_0/zbl_repulsion/", config, species)] if zbl else [],
+        scale=None if scale is None else _rows(scale, species, "atomic_scales"),
+        shift=None if shift is None else _rows(shift, species, "energy_offset"),
+    )
+
+
+def _sparse_layer(tree: _Tree, n: int, config: So3kratesConfig) -> dict[str, Tensor]:
+    base = f"layers_{n}/attention_block/"
+    state: dict[str, Tensor] = {}
+    for kind in ("radial", "spherical"):
+        first, first_bias, second, second_bias = (
+            [tree.take(f"{base}{kind}_filter{k}_layer_{layer}/{part}") for k in (1, 2)]
+            for layer in (1, 2)
+            for part in ("kernel", "bias")
+        )
+        state |= _twin(f"attention.{kind}_mlp", first, first_bias, second, second_bias)
+    # einsum arrays [head, out, in], transposed against the dense code
+    feature = [tree.take(f"{base}{name}").transpose(1, 2) for name in ("Wq1", "Wk1", "Wv1")]
+    geometry = [tree.take(f"{base}{name}").transpose(1, 2) for name in ("Wq2", "Wk2")]
+    state["attention.feature_projection"] = torch.cat(feature, dim=2)
+    state["attention.geometry_projection"] = torch.cat(geometry, dim=2)
+    state |= _dense(tree, f"layers_{n}/exchange_block/mlp_layer_2", "exchange.linear")
+    for k, place in enumerate(("attention", "exchange"), start=1):
+        if f"after_{place}" in config.layer_norms:
+            name = f"layers_{n}/layer_normalization_{k}/"
+            state[f"norm_after_{place}.scale"] = tree.take(name + "scale")
+            state[f"norm_after_{place}.bias"] = tree.take(name + "bias")
+        if getattr(config, f"mlp_after_{place}") == "residual":
+            name, mine = f"layers_{n}/res_mlp_{k}_layer_", f"mlp_after_{place}."
+            state |= _dense(tree, f"{name}1", f"{mine}first")
+            state |= _dense(tree, f"{name}2", f"{mine}second")
+    return state
+
+
+FORMS = {"euclidean": _from_dense, "euclidean_sparse": _from_sparse}
+ATTENTION_NORMS = {
+    "sqrt_num_features": "sqrt_head_width",
+    "avg_num_neighbors": "avg_num_neighbors",
+}
+# read by the published code but without effect on energies, or only used in training
+IRRELEVANT_OPTIONS = (
+    "avg_num_neighbors",
+    "num_features_head",
+    "output_is_zero_at_init",
+    "output_intermediate_quantities",
+    "layers_behave_like_identity_fn_at_init",
+    "input_convention",
+)
+
+
+# -------------------------------------------------------------------------------------- shared
+
+
+def _potential(
+    config: So3kratesConfig,
+    species: tuple[int, ...],
+    state: dict[str, Tensor],
+    pair_terms: list[ZBLRepulsion],
+    *,
+    scale: Sequence[float] | None,
+    shift: Sequence[float] | None,
+) -> Potential:
+    network = So3krates(config, len(species)).double()
+    expected = network.state_dict()
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}, the hyper-parameters ask for "
+                f"{list(expected[name].shape)}"
+            )
+    network.load_state_dict(state)
+    return Potential(network, species, scale=scale, reference_energies=shift, pair_terms=pair_terms)
+
+
+def _zbl(tree: _Tree, base: str, config: So3kratesConfig, species: tuple[int, ...]) -> ZBLRepulsion:
+    term = ZBLRepulsion(ZBLConfig(config.cutoff, config.cutoff_function), species)
+    stored = {
+        "exponents": ("a1", "a2", "a3", "a4"),
+        "coefficients": ("c1", "c2", "c3", "c4"),
+        "charge_power": ("p",),
+        "inverse_length": ("d",),
+    }
+    term.load_state_dict(
+        {
+            name: torch.cat([tree.take(base + part).reshape(1) for part in parts])
+            for name, parts in stored.items()
+        }
+    )
+    return term
+
+
+def _twin(
+    name: str,
+    first: list[Tensor],
+    first_bias: list[Tensor],
+    second: list[Tensor],
+    second_bias: list[Tensor],
+) -> dict[str, Tensor]:
+    return {
+        f"{name}.first": torch.cat(first, dim=1),
+        f"{name}.first_bias": torch.cat(first_bias),
+        f"{name}.second": torch.stack(second),
+        f"{name}.second_bias": torch.stack(second_bias).unsqueeze(1),
+    }
+
+
+def _dense(tree: _Tree, theirs: str, ours: str) -> dict[str, Tensor]:
+    return {
+        f"{ours}.weight": tree.take(f"{theirs}/kernel"),
+        f"{ours}.bias": tree.take(f"{theirs}/bias"),
+    }
+
+
+def _species(species: Sequence[int] | None, embedding: Tensor) -> tuple[int, ...]:
+    known = embedding.shape[0]
+    if species is None:
+        return tuple(range(1, known))
+    if not all(0 < z < known for z in species):
+        raise ValueError(f"elements must lie between 1 and {known - 1}, got {list(species)}")
+    return tuple(sorted(set(species)))
+
+
+def _rows(values: Any, species: tuple[int, ...], name: str) -> list[float]:
+    values = [float(value) for value in values]
+    if len(values) <= max(species):
+        raise ValueError(f"{name} has {len(values)} entries, none for element {max(species)}")
+    return [values[z] for z in species]
+
+
+class _Tree:
+    """The parameter arrays by name; remembers which were used, so that none is dropped silently."""
+
+    def __init__(self, file: str, arrays: Mapping[str, np.ndarray]) -> None:
+        self.file = file
+        self.left = {name.removeprefix("params/"): array for name, array in arrays.items()}
+
+    def take(self, name: str) -> Tensor:
+        if name not in self.left:
+            raise ValueError(
+                f"{self.file}: array {name!r} is missing; do the hyper-parameters belong to it?"
+            )
+        return torch.from_numpy(np.asarray(self.left.pop(name), dtype=np.float64))
+
+    def finish(self) -> None:
+        if self.left:
+            raise ValueError(
+                f"{self.file}: {len(self.left)} arrays have no place in this network, e.g. "
+                f"{min(self.left)!r}; do the hyper-parameters belong to it?"
+            )
+
+
+class _Options:
+    """The hyper-parameters by name; an option that nobody asked for is an error."""
+
+    def __init__(self, file: str, options: dict[str, Any]) -> None:
+        self.file, self.left = file, dict(options)
+
+    def value(self, name: str, *default: Any) -> Any:
+        if name not in self.left and not default:
+            raise ValueError(f"{self.file}: hyper-parameter {name!r} is missing")
+        return self.left.pop(name, *default)
+
+    def integer(self, name: str) -> int:
+        return int(self.value(name))
+
+    def number(self, name: str) -> float:
+        return float(self.value(name))
+
+    def take(self, name: str, allowed: tuple, meaning: Mapping[str, str] | None = None) -> Any:
+        value = self.value(name)
+        if value not in allowed:
+            raise ValueError(
+                f"{self.file}: {name} = {value!r} is not supported; "
+                f"supported: {', '.join(map(repr, allowed))}"
+            )
+        return value if meaning is None else meaning[value]
+
+    def finish(self) -> None:
+        if self.left:
+            raise ValueError(f"{self.file}: unknown hyper-parameters {sorted(self.left)}")
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name}: not a readable .npz ({error})") from None
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        options = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name}: not JSON ({error})") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{path.name}: expected one JSON object of hyper-parameters")
+    return options

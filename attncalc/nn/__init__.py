@@ -1,0 +1,1 @@
+"""The networks: a `Graph` in, `AtomOutputs` out; one file each."""

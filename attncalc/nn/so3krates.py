@@ -1,0 +1,522 @@
+"""So3krates, Euclidean form: attention over Euclidean variables instead of tensor products.
+
+Frank, Unke, Müller, Chmiela, "A Euclidean transformer for fast and stable machine learned force
+fields", Nat. Commun. 15, 6539 (2024), and the variant of it inside SO3LR (JACS 147, 33723, 2025).
+
+| paper            | here                                                                   |
+|------------------|------------------------------------------------------------------------|
+| x_i              | features [n_atoms, F]                                                  |
+| chi_i            | ev [n_atoms, M], M = sum of 2l+1: "Euclidean variables"                |
+| phi(d), C(d)     | radial basis [n_pairs, K], envelope [n_pairs]                          |
+| Y(u_ij)          | harmonics [2, n_pairs, M]                                              |
+| I(chi)           | invariants [.., n_degrees]: sum_m chi_lm^2 / sqrt(2l+1)                |
+| w^f, w^g         | filters [2, n_pairs, F], first index: features, geometry               |
+| alpha^f, alpha^g | coefficients [n_directed, H], [n_directed, n_degrees]                  |
+
+Attention coefficients are plain scalar products times C(d), no softmax: a neighbour that leaves
+takes its message along smoothly.
+
+d, C, phi, I and with them both filters are the same for pair (i, j) and (j, i), and
+Y(-u) = (-1)^l Y(u). So every function of a pair is evaluated once for both directions, which
+stand in a leading axis of length 2: first i receives from j, then j from i.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, silu, softplus
+
+from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
+from attncalc.basis.radial import RADIAL_BASES
+from attncalc.basis.so3 import SphericalHarmonics, contract_orders, parity, repeat_over_orders
+from attncalc.graph import AtomOutputs, Graph, sum_over_system
+from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
+
+LAYER_NORM_EPSILON = 1e-6
+
+NormPosition = Literal["before_attention", "before_exchange", "after_attention", "after_exchange"]
+
+
+@dataclass(frozen=True)
+class So3kratesConfig:
+    """Hyper-parameters. The defaults are our own smooth network; the published ones are options.
+
+    Attributes:
+        cutoff: Å.
+        avg_num_neighbors: mean number of neighbours in the training data.
+        num_features: F, divisible by num_heads and by the number of degrees.
+        num_heads: H, attention heads of the features.
+        degrees: the degrees l of the Euclidean variables, ascending.
+        num_layers: message-passing layers; each widens `receptive_field` by the cutoff.
+        radial_basis: "bernstein" or "physnet".
+        num_basis: K.
+        cutoff_function: "physnet" (two continuous derivatives), "exponential", or "cosine"
+            (the paper's; its second derivative jumps at the cutoff).
+        attention_norm: what divides the attention coefficients: "avg_num_neighbors" or
+            "sqrt_head_width" (the square root of F / heads).
+        qk_activation: applied to queries and keys, "identity" or "silu".
+        layer_norms: where the features are normalised.
+        mlp_after_attention, mlp_after_exchange: refinement of the features of one atom:
+            "none"; "residual", x + W2 s(W1 s(x) + b1) + b2; "projected" (the first release's),
+            s(x + s(s(x) W1) W2) W3; s = SiLU.
+        ev_init_divisor: None starts the Euclidean variables at zero; a number starts them at the
+            neighbours' sum of C(d) Y(u), divided by it.
+        embed_charge, embed_spin: add an embedding of total charge, of unpaired electrons.
+        head_features: hidden width of the energy head; None for a linear head.
+        head_activation: of the head's hidden layer: "silu" or "identity".
+    """
+
+    cutoff: float
+    avg_num_neighbors: float
+    num_features: int = 128
+    num_heads: int = 4
+    degrees: tuple[int, ...] = (1, 2, 3, 4)
+    num_layers: int = 3
+    radial_basis: Literal["bernstein", "physnet"] = "bernstein"
+    num_basis: int = 32
+    cutoff_function: Literal["physnet", "cosine", "exponential"] = "physnet"
+    attention_norm: Literal["avg_num_neighbors", "sqrt_head_width"] = "avg_num_neighbors"
+    qk_activation: Literal["identity", "silu"] = "identity"
+    layer_norms: tuple[NormPosition, ...] = ("after_attention", "after_exchange")
+    mlp_after_attention: Literal["none", "residual", "projected"] = "residual"
+    mlp_after_exchange: Literal["none", "residual", "projected"] = "none"
+    ev_init_divisor: float | None = None
+    embed_charge: bool = False
+    embed_spin: bool = False
+    head_features: int | None = 128
+    head_activation: Literal["silu", "identity"] = "silu"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "degrees", tuple(self.degrees))
+        object.__setattr__(self, "layer_norms", tuple(self.layer_norms))
+        if not self.cutoff > 0:
+            raise ValueError(f"cutoff must be positive, got {self.cutoff}")
+        if not self.avg_num_neighbors > 0:
+            raise ValueError(f"avg_num_neighbors must be positive, got {self.avg_num_neighbors}")
+        if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
+            raise ValueError(f"degrees must be ascending and not empty, got {self.degrees}")
+        if self.degrees[0] < 0:
+            raise ValueError(f"degrees must not be negative, got {self.degrees}")
+        for name, parts in (("num_heads", self.num_heads), ("len(degrees)", len(self.degrees))):
+            if parts < 1 or self.num_features % parts:
+                raise ValueError(
+                    f"num_features must be divisible by {name} = {parts}, got {self.num_features}"
+                )
+        _one_of("radial_basis", self.radial_basis, RADIAL_BASES)
+        _one_of("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
+        _one_of("attention_norm", self.attention_norm, ("avg_num_neighbors", "sqrt_head_width"))
+        _one_of("qk_activation", self.qk_activation, ACTIVATIONS)
+        _one_of("head_activation", self.head_activation, ACTIVATIONS)
+        _one_of("mlp_after_attention", self.mlp_after_attention, REFINEMENTS)
+        _one_of("mlp_after_exchange", self.mlp_after_exchange, REFINEMENTS)
+        for position in self.layer_norms:
+            _one_of("layer_norms", position, NormPosition.__args__)
+
+    @property
+    def receptive_field(self) -> float:
+        """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
+        starts_from_neighbours = self.ev_init_divisor is not None
+        return (self.num_layers + starts_from_neighbours) * self.cutoff
+
+
+def _one_of(name: str, value: str, allowed: object) -> None:
+    if value not in allowed:  # type: ignore[operator]
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class PairGeometry:
+    """What the layers need of the geometry; P pairs, each in two directions.
+
+    Attributes:
+        receivers, senders: [2 P], first all pairs as listed, then all reversed.
+        envelope: [P], C(d), exactly 0 for masked pairs.
+        harmonics: [2, P, M].
+        radial: evaluates a `TwinMLP` of the radial basis for all pairs, [2, P, F].
+    """
+
+    receivers: Tensor
+    senders: Tensor
+    envelope: Tensor
+    harmonics: Tensor
+    radial: Callable[[TwinMLP], Tensor]
+
+
+class DirectRadial(nn.Module):
+    """Evaluates radial networks pair by pair: the definition."""
+
+    def __init__(self, basis: nn.Module) -> None:
+        super().__init__()
+        self.basis = basis
+
+    def forward(self, lengths: Tensor) -> Callable[[TwinMLP], Tensor]:
+        """lengths [P] Å -> a function from a `TwinMLP` to its values [2, P, F]."""
+        values = self.basis(lengths)
+        return lambda mlp: mlp(values)
+
+
+class So3krates(ModuleWithConstants):
+    """The network: a graph of edge vectors to one energy per atom.
+
+    Args:
+        config: hyper-parameters.
+        n_species: rows of the species table.
+    """
+
+    def __init__(self, config: So3kratesConfig, n_species: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config, n_species)
+        self.radial = DirectRadial(
+            RADIAL_BASES[config.radial_basis](config.num_basis, config.cutoff)
+        )
+        self.harmonics = SphericalHarmonics(config.degrees)
+        self.register_constant("parity", parity(config.degrees))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.head = EnergyHead(config)
+        self.to(torch.float32)
+
+    @property
+    def reads_charge(self) -> bool:
+        """Whether the energy depends on the total charge."""
+        return self.config.embed_charge
+
+    @property
+    def reads_spin(self) -> bool:
+        """Whether the energy depends on the multiplicity."""
+        return self.config.embed_spin
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        """Energies per atom [n_atoms], before scale and reference energies."""
+        geometry = self.geometry(graph)
+        features = self.embedding(graph)
+        ev = self.initial_ev(geometry, graph.n_atoms)
+        for layer in self.layers:
+            features, ev = layer(features, ev, geometry)
+        return AtomOutputs(energies=self.head(features))
+
+    def geometry(self, graph: Graph) -> PairGeometry:
+        """Everything that depends on edge vectors alone, once for all layers."""
+        config = self.config
+        mask = graph.edge_mask[graph.pairs]
+        vectors = graph.vectors[graph.pairs].to(self.parity.dtype)
+        # a masked vector may be anything: one without direction or out of range would give NaN
+        vectors = torch.where(mask.unsqueeze(1), vectors, 0.5 * config.cutoff)
+        i, j = graph.receivers[graph.pairs], graph.senders[graph.pairs]
+        lengths = safe_norm(vectors)
+        harmonics = self.harmonics(vectors / lengths.unsqueeze(1))
+        envelope = CUTOFF_FUNCTIONS[config.cutoff_function](lengths, config.cutoff)
+        return PairGeometry(
+            receivers=torch.cat([i, j]),
+            senders=torch.cat([j, i]),
+            envelope=envelope * mask,
+            harmonics=torch.stack([harmonics, harmonics * self.parity]),
+            radial=self.radial(lengths),
+        )
+
+    def initial_ev(self, geometry: PairGeometry, n_atoms: int) -> Tensor | None:
+        """[n_atoms, M], or None for zero, which spares the first layer its spherical filters."""
+        if self.config.ev_init_divisor is None:
+            return None
+        messages = geometry.envelope.unsqueeze(1) * geometry.harmonics
+        total = segment_sum(messages.flatten(0, 1), geometry.receivers, n_atoms)
+        return total / self.config.ev_init_divisor
+
+
+class Layer(nn.Module):
+    """Attention, then exchange between features and Euclidean variables of one atom."""
+
+    def __init__(self, config: So3kratesConfig) -> None:
+        super().__init__()
+        width = config.num_features
+
+        def norm(position: NormPosition) -> nn.Module:
+            return LayerNorm(width) if position in config.layer_norms else nn.Identity()
+
+        self.norm_before_attention = norm("before_attention")
+        self.attention = EuclideanAttention(config)
+        self.norm_after_attention = norm("after_attention")
+        self.mlp_after_attention = REFINEMENTS[config.mlp_after_attention](width)
+        self.norm_before_exchange = norm("before_exchange")
+        self.exchange = Exchange(config)
+        self.mlp_after_exchange = REFINEMENTS[config.mlp_after_exchange](width)
+        self.norm_after_exchange = norm("after_exchange")
+
+    def forward(
+        self, features: Tensor, ev: Tensor | None, geometry: PairGeometry
+    ) -> tuple[Tensor, Tensor]:
+        """features [n_atoms, F], ev [n_atoms, M] (None: zero) -> the same, updated."""
+        d_features, d_ev = self.attention(self.norm_before_attention(features), ev, geometry)
+        features = self.norm_after_attention(features + d_features)
+        ev = d_ev if ev is None else ev + d_ev
+        features = self.mlp_after_attention(features)
+        d_features, d_ev = self.exchange(self.norm_before_exchange(features), ev)
+        features = self.mlp_after_exchange(features + d_features)
+        return self.norm_after_exchange(features), ev + d_ev
+
+
+class EuclideanAttention(ModuleWithConstants):
+    """Messages between atoms: features by H heads, Euclidean variables by one head a degree.
+
+    alpha_ij = C(d_ij) / norm * sum_a q_i,a w_ij,a k_j,a within each head; no self-attention.
+    """
+
+    def __init__(self, config: So3kratesConfig) -> None:
+        super().__init__()
+        width, heads, n_degrees = config.num_features, config.num_heads, len(config.degrees)
+        head, part = width // heads, width // n_degrees
+        self.radial_mlp = TwinMLP(config.num_basis, width, width)
+        self.spherical_mlp = TwinMLP(n_degrees, width // 4, width)
+        # [head, in, (query, key, value)] and [degree, in, (query, key)], block-diagonal, no bias
+        self.feature_projection = nn.Parameter(_lecun_normal(heads, head, 3 * head))
+        self.geometry_projection = nn.Parameter(_lecun_normal(n_degrees, part, 2 * part))
+        self.qk_activation = ACTIVATIONS[config.qk_activation]
+        self.register_constant("to_heads", _head_sums(config))
+        self.register_constant("contract", contract_orders(config.degrees))
+        self.register_constant("repeat", repeat_over_orders(config.degrees))
+        self.heads, self.n_degrees = heads, n_degrees
+
+    def forward(
+        self, features: Tensor, ev: Tensor | None, geometry: PairGeometry
+    ) -> tuple[Tensor, Tensor]:
+        """Updates of the features [n_atoms, F] and of the Euclidean variables [n_atoms, M]."""
+        n, width = features.shape
+        queries, keys, values = self.project(features)
+        filters = self.filters(ev, geometry)
+        alpha_features, alpha_geometry = self.coefficients(queries, keys, filters, geometry)
+        sent = values[geometry.senders].view(-1, self.heads, width // self.heads)
+        feature_messages = (alpha_features.unsqueeze(2) * sent).view(-1, width)
+        ev_messages = (alpha_geometry @ self.repeat) * geometry.harmonics.flatten(0, 1)
+        messages = torch.cat([feature_messages, ev_messages], dim=1)
+        received = segment_sum(messages, geometry.receivers, n)
+        return received[:, :width], received[:, width:]
+
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [2, n_atoms, F] (features, geometry), values [n_atoms, F]."""
+        n, width = features.shape
+        by_head = features.view(n, self.heads, -1).transpose(0, 1)
+        by_degree = features.view(n, self.n_degrees, -1).transpose(0, 1)
+        f = torch.bmm(by_head, self.feature_projection)  # [H, n, 3 F/H]
+        g = torch.bmm(by_degree, self.geometry_projection)  # [n_degrees, n, 2 F/n_degrees]
+        f = f.view(self.heads, n, 3, -1).permute(2, 1, 0, 3).reshape(3, n, width)
+        g = g.view(self.n_degrees, n, 2, -1).permute(2, 1, 0, 3).reshape(2, n, width)
+        queries, keys = torch.stack([f[:2], g], dim=1).unbind(0)
+        return self.qk_activation(queries), self.qk_activation(keys), f[2]
+
+    def filters(self, ev: Tensor | None, geometry: PairGeometry) -> Tensor:
+        """[2, P, F]: MLP(phi(d)) + MLP(I(chi_j - chi_i)) for features and geometry."""
+        if ev is None:  # all chi are zero, so one row serves all pairs
+            invariants = self.contract.new_zeros(1, self.n_degrees)
+        else:
+            i, j = geometry.receivers.chunk(2)
+            difference = ev[j] - ev[i]
+            invariants = (difference * difference) @ self.contract
+        return geometry.radial(self.radial_mlp) + self.spherical_mlp(invariants)
+
+    def coefficients(
+        self, queries: Tensor, keys: Tensor, filters: Tensor, geometry: PairGeometry
+    ) -> tuple[Tensor, Tensor]:
+        """Attention coefficients [2 P, H] of the features and [2 P, n_degrees] of the geometry."""
+        width = filters.shape[2]
+        received = queries[:, geometry.receivers].view(2, 2, -1, width)  # [kind, direction, P, F]
+        sent = keys[:, geometry.senders].view(2, 2, -1, width)
+        product = (received * filters.unsqueeze(1) * sent).view(2, -1, width)
+        alpha = torch.bmm(product, self.to_heads).view(2, 2, -1, self.to_heads.shape[2])
+        alpha = (alpha * geometry.envelope.unsqueeze(1)).flatten(1, 2)
+        return alpha[0, :, : self.heads], alpha[1, :, : self.n_degrees]
+
+
+class Exchange(ModuleWithConstants):
+    """One linear map between features and the invariants of the Euclidean variables.
+
+    (a, b) = [x; I(chi)] W + c;  x gains a, chi_l gains b_l chi_l.
+    """
+
+    def __init__(self, config: So3kratesConfig) -> None:
+        super().__init__()
+        self.width = config.num_features
+        size = config.num_features + len(config.degrees)
+        self.linear = Dense(size, size)
+        self.register_constant("contract", contract_orders(config.degrees))
+        self.register_constant("repeat", repeat_over_orders(config.degrees))
+
+    def forward(self, features: Tensor, ev: Tensor) -> tuple[Tensor, Tensor]:
+        """Updates of the features [n_atoms, F] and of the Euclidean variables [n_atoms, M]."""
+        invariants = (ev * ev) @ self.contract
+        exchanged = self.linear(torch.cat([features, invariants], dim=1))
+        return exchanged[:, : self.width], (exchanged[:, self.width :] @ self.repeat) * ev
+
+
+class Embedding(nn.Module):
+    """Features of the bare atoms: element, and total charge and spin where the model knows them."""
+
+    def __init__(self, config: So3kratesConfig, n_species: int) -> None:
+        super().__init__()
+        width = config.num_features
+        self.element = nn.Parameter(torch.randn(n_species, width) / math.sqrt(width))
+        self.charge = ElectronEmbedding(width, n_species) if config.embed_charge else None
+        self.spin = ElectronEmbedding(width, n_species) if config.embed_spin else None
+
+    def forward(self, graph: Graph) -> Tensor:
+        """[n_atoms, F]; several embeddings are summed and divided by the root of their number."""
+        parts = [self.element[graph.species]]
+        if self.charge is not None:
+            parts.append(self.charge(graph.charge, graph))
+        if self.spin is not None:
+            parts.append(self.spin(graph.spin - 1, graph))
+        return sum(parts[1:], parts[0]) / math.sqrt(len(parts))
+
+
+class ElectronEmbedding(nn.Module):
+    """Spreads a number of electrons psi over the atoms of a system (SpookyNet, 2021, eq. 9).
+
+    y_i = softplus(q[Z_i] . k[s] / sqrt(F)), a_i = psi y_i / sum_k y_k, e = v + s(s(v) W0) W1 with
+    v = a_i value[s]; s = 0 for psi >= 0, 1 for psi < 0. Zero electrons embed to exactly zero.
+    """
+
+    def __init__(self, width: int, n_species: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(n_species, width) / math.sqrt(width))
+        self.key = nn.Parameter(torch.randn(2, width) / math.sqrt(width))
+        self.value = nn.Parameter(torch.randn(2, width) / math.sqrt(width))
+        self.refine = ResidualMLP(width, bias=False)
+
+    def forward(self, electrons: Tensor, graph: Graph) -> Tensor:
+        """electrons [n_systems] -> [n_atoms, F]."""
+        sign = (electrons < 0).long()[graph.system_idx]
+        query = self.query[graph.species]
+        weight = softplus((query * self.key[sign]).sum(1) / math.sqrt(query.shape[1]))
+        share = electrons.to(weight.dtype) / sum_over_system(weight, graph)
+        amount = weight * share[graph.system_idx]
+        return self.refine(amount.unsqueeze(1) * self.value[sign])
+
+
+class EnergyHead(nn.Module):
+    """Features to one energy per atom."""
+
+    def __init__(self, config: So3kratesConfig) -> None:
+        super().__init__()
+        width, hidden = config.num_features, config.head_features
+        # a head without hidden layer is linear, as in the published code
+        self.hidden = nn.Identity() if hidden is None else Dense(width, hidden)
+        self.activation = ACTIVATIONS["identity" if hidden is None else config.head_activation]
+        self.energy = Dense(width if hidden is None else hidden, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n_atoms, F] -> [n_atoms]."""
+        return self.energy(self.activation(self.hidden(features))).squeeze(1)
+
+
+class TwinMLP(nn.Module):
+    """Two MLPs (Dense, SiLU, Dense) of the same input, for features and for geometry."""
+
+    def __init__(self, n_in: int, n_hidden: int, n_out: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(_lecun_normal(n_in, 2 * n_hidden))
+        self.first_bias = nn.Parameter(torch.zeros(2 * n_hidden))
+        self.second = nn.Parameter(_lecun_normal(2, n_hidden, n_out))
+        self.second_bias = nn.Parameter(torch.zeros(2, 1, n_out))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, n_in] -> [2, n, n_out]."""
+        hidden = silu(torch.addmm(self.first_bias, inputs, self.first))
+        hidden = hidden.unflatten(1, (2, self.second.shape[1])).transpose(0, 1)
+        return torch.baddbmm(self.second_bias, hidden, self.second)
+
+
+class Dense(nn.Module):
+    """x W + b with W [in, out]."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_lecun_normal(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, in] -> [n, out]."""
+        if self.bias is None:
+            return inputs @ self.weight
+        return torch.addmm(self.bias, inputs, self.weight)
+
+
+class LayerNorm(nn.Module):
+    """Normalisation over the features of one atom, biased variance."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n, F] -> [n, F]."""
+        return layer_norm(features, features.shape[1:], self.scale, self.bias, LAYER_NORM_EPSILON)
+
+
+class ResidualMLP(nn.Module):
+    """x + W2 silu(W1 silu(x) + b1) + b2."""
+
+    def __init__(self, width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.first = Dense(width, width, bias=bias)
+        self.second = Dense(width, width, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n, F] -> [n, F]."""
+        return features + self.second(silu(self.first(silu(features))))
+
+
+class ProjectedMLP(nn.Module):
+    """silu(x + silu(silu(x) W1) W2) W3, no bias and no skip around the last map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.residual = ResidualMLP(width, bias=False)
+        self.last = Dense(width, width, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n, F] -> [n, F]."""
+        return self.last(silu(self.residual(features)))
+
+
+def _identity(inputs: Tensor) -> Tensor:
+    return inputs
+
+
+def _no_refinement(width: int) -> nn.Module:
+    del width
+    return nn.Identity()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "identity": _identity}
+REFINEMENTS: dict[str, Callable[[int], nn.Module]] = {
+    "none": _no_refinement,
+    "residual": ResidualMLP,
+    "projected": ProjectedMLP,
+}
+
+
+def _lecun_normal(*shape: int) -> Tensor:
+    """Normal of variance 1 / fan-in (the last but one dimension), cut at two deviations."""
+    # cutting at +-2 shrinks the deviation to 0.8796: divide it out, as the published code does
+    std = 1 / math.sqrt(shape[-2]) / 0.87962566103423978
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std)
+
+
+def _head_sums(config: So3kratesConfig) -> Tensor:
+    """[2, F, max(H, n_degrees)]: sums products over each head and divides by the norm."""
+    width = config.num_features
+    counts = (config.num_heads, len(config.degrees))
+    sums = torch.zeros(2, width, max(counts), dtype=torch.float64)
+    for kind, count in enumerate(counts):
+        head = width // count
+        by_width = config.attention_norm == "sqrt_head_width"
+        norm = math.sqrt(head) if by_width else config.avg_num_neighbors
+        for k in range(count):
+            sums[kind, k * head : (k + 1) * head, k] = 1 / norm
+    return sums

@@ -1,0 +1,1 @@
+"""Closed-form pair terms: a graph in, energies per atom out."""

@@ -1,0 +1,173 @@
+"""`Potential`: a network with everything that turns its numbers into eV, and `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attncalc.graph import Graph
+from attncalc.ops import segment_sum
+from attncalc.system import System
+
+
+SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
+
+
+@dataclass(frozen=True)
+class Result:
+    """Energy and its derivatives, all float64 and detached.
+
+    Attributes:
+        energy: [n_systems] eV.
+        energies: [n_atoms] eV, per atom; they add up to `energy`.
+        forces: [n_atoms, 3] eV/Å.
+        strain_gradient: [n_systems, 3, 3] eV: dE / d strain, symmetric; divided by the volume it is
+            the stress.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    forces: Tensor
+    strain_gradient: Tensor
+
+
+class Potential(nn.Module):
+    """Network + pair terms + species table + scale + reference energies.
+
+    E_i = scale[species] * network_i + reference_energies[species] + pair terms.
+
+    Args:
+        network: maps a `Graph` to `AtomOutputs`; has `config.cutoff`.
+        species: atomic number of every row of the network's species table.
+        reference_energies: eV per species; zeros if not given.
+        scale: eV per unit of the network's energies, per species; ones if not given.
+        pair_terms: closed-form terms `(graph, outputs) -> [n_atoms]` eV.
+        training: what is worth knowing about the training (data, level of theory, errors ...).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        species: Sequence[int],
+        *,
+        reference_energies: Sequence[float] | None = None,
+        scale: Sequence[float] | None = None,
+        pair_terms: Sequence[nn.Module] = (),
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.species = tuple(int(z) for z in species)
+        n = len(self.species)
+        self.register_buffer("reference_energies", _per_species(reference_energies, 0.0, n))
+        self.register_buffer("scale", _per_species(scale, 1.0, n))
+        self.pair_terms = nn.ModuleList(pair_terms)
+        self.training_info = dict(training or {})
+
+    @property
+    def cutoff(self) -> float:
+        """Interaction range of one layer, Å."""
+        return self.network.config.cutoff
+
+    @property
+    def device(self) -> torch.device:
+        return self.reference_energies.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the network computes in; sums and pair terms are float64."""
+        return next(self.network.parameters()).dtype
+
+    def energies(self, graph: Graph) -> Tensor:
+        """Energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""
+        outputs = self.network(graph)
+        energies = self.scale[graph.species] * outputs.energies.to(self.scale.dtype)
+        energies = energies + self.reference_energies[graph.species]
+        for term in self.pair_terms:
+            energies = energies + term(graph, outputs)
+        return energies
+
+
+def evaluate(potential: Potential, graph: Graph) -> Result:
+    """Energy, forces and strain derivative from one gradient by the edge vectors.
+
+    With g_e = dE / d vector_e of the edge from receiver i to sender j: F_i += g_e, F_j -= g_e, and
+    dE / d strain = sum_e vector_e (x) g_e, since a strain maps every vector r to r (1 + strain).
+    """
+    vectors = graph.vectors.detach().requires_grad_(True)
+    with torch.enable_grad():  # engines may call under no_grad
+        energies = potential.energies(graph.with_vectors(vectors))
+        (gradient,) = torch.autograd.grad(energies.sum(), vectors, materialize_grads=True)
+    energies = energies.detach()
+    forces, strain_gradient = _assemble(graph, vectors.detach(), gradient)
+    return Result(
+        energy=segment_sum(energies, graph.system_idx, graph.n_systems),
+        energies=energies,
+        forces=forces,
+        strain_gradient=strain_gradient,
+    )
+
+
+def stress(result: Result, system: System) -> Tensor:
+    """[n_systems, 3, 3] eV/Å³: (1/V) dE / d strain, ASE's sign.
+
+    Raises:
+        ValueError: a structure has no volume.
+    """
+    volume = torch.linalg.det(system.cell).abs()
+    if (volume < SMALLEST_VOLUME).any():
+        first = int((volume < SMALLEST_VOLUME).nonzero()[0])
+        raise ValueError(
+            f"structure {first} has no volume, so stress is not defined: set three cell vectors"
+        )
+    return result.strain_gradient / volume[:, None, None]
+
+
+def check_electrons(potential: Potential, system: System) -> None:
+    """Refuse a charge or spin that the network would silently ignore.
+
+    Raises:
+        ValueError: a structure is charged, or not in its lowest spin state, and the network has
+            no input for that.
+    """
+    network = potential.network
+    if not network.reads_charge and (charged := system.charge[system.charge != 0]).numel():
+        raise ValueError(
+            f"total charge {int(charged[0]):+d} e: this model knows neutral structures only; "
+            'remove atoms.info["charge"] or use a model with charge input'
+        )
+    if not network.reads_spin and (system.spin > 2).any():
+        raise ValueError(
+            f"multiplicity {int(system.spin.max())}: this model knows only the lowest spin state; "
+            'remove atoms.info["spin"] or use a model with spin input'
+        )
+
+
+def forces_from_edges(gradient: Tensor, receivers: Tensor, senders: Tensor, n_atoms: int) -> Tensor:
+    """[n_atoms, 3]: minus the gradient by positions, from dE / d vectors [n_edges, 3]."""
+    forces = gradient.new_zeros(n_atoms, 3).index_add(0, receivers, gradient)
+    return forces.index_add(0, senders, -gradient)
+
+
+def _assemble(graph: Graph, vectors: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    forces = forces_from_edges(gradient, graph.receivers, graph.senders, graph.n_atoms)
+    if graph.n_systems == 1:
+        strain_gradient = (vectors.T @ gradient).unsqueeze(0)
+    else:
+        outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+        strain_gradient = segment_sum(outer, graph.system_idx[graph.receivers], graph.n_systems)
+    # rotational invariance makes it symmetric; averaging removes what rounding leaves
+    return forces, (strain_gradient + strain_gradient.transpose(1, 2)) / 2
+
+
+def _per_species(values: Sequence[float] | None, default: float, n_species: int) -> Tensor:
+    if values is None:
+        return torch.full((n_species,), default, dtype=torch.float64)
+    tensor = torch.as_tensor(values, dtype=torch.float64).clone()
+    if tensor.shape != (n_species,):
+        raise ValueError(f"one value per species ({n_species}) needed, got {list(tensor.shape)}")
+    return tensor

@@ -1,0 +1,198 @@
+"""`Dataset`: structures with their reference energies, forces and stresses, in ASE's units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from attncalc.system import charge_and_spin
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled structures; everything is checked once, here.
+
+    Attributes:
+        structures: one `ase.Atoms` each, without calculator; total charge (e) and multiplicity
+            2S+1 are in `info["charge"]` and `info["spin"]` where they are known.
+        energies: [n] eV: total energies, on whatever scale the source has.
+        forces: one [n_atoms, 3] eV/Å array per structure, or None.
+        stress: [n, 3, 3] eV/Å³, (1/V) dE/dε as in ASE, or None.
+        splits: name → [k] indices: the splits that the source defines.
+        source: the file's name, without directories.
+        level_of_theory: as the source states it, "" where it does not.
+        labels: which of the source's label sets this is.
+        isolated_energies: atomic number → eV: energies of isolated atoms where the source has them.
+
+    Raises:
+        ValueError: a shape is wrong, a number is not finite, or a split points outside; the
+            message starts with `source`.
+    """
+
+    structures: tuple[Atoms, ...]
+    energies: Floats
+    forces: tuple[Floats, ...] | None = None
+    stress: Floats | None = None
+    splits: Mapping[str, Integers] = field(default_factory=dict)
+    source: str = "dataset"
+    level_of_theory: str = ""
+    labels: str = "default"
+    isolated_energies: Mapping[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # a frozen dataclass sets its own fields this way only
+        try:
+            put(self, "structures", tuple(self.structures))
+            put(self, "energies", np.asarray(self.energies, dtype=np.float64))
+            if self.forces is not None:
+                put(self, "forces", tuple(np.asarray(f, dtype=np.float64) for f in self.forces))
+            if self.stress is not None:
+                put(self, "stress", np.asarray(self.stress, dtype=np.float64))
+            put(self, "splits", {name: np.asarray(k) for name, k in self.splits.items()})
+            self._check()
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | NDArray) -> Dataset:
+        """The chosen structures as a new `Dataset`, without `splits`.
+
+        Args:
+            index: an integer (a data set of one), a slice, or a list or array of integers or
+                of n booleans.
+
+        Raises:
+            IndexError: an index is out of range or is not an integer.
+        """
+        if isinstance(index, (int, np.integer)):
+            index = [index]
+        if not isinstance(index, slice) and len(index) == 0:
+            index = slice(0, 0)  # numpy would take an empty list for floats
+        chosen = np.arange(len(self))[index]
+        if chosen.ndim != 1:
+            raise IndexError(f"the index must be one-dimensional, got shape {list(chosen.shape)}")
+        return Dataset(
+            structures=tuple(self.structures[k] for k in chosen),
+            energies=self.energies[chosen],
+            forces=None if self.forces is None else tuple(self.forces[k] for k in chosen),
+            stress=None if self.stress is None else self.stress[chosen],
+            source=self.source,
+            level_of_theory=self.level_of_theory,
+            labels=self.labels,
+            isolated_energies=self.isolated_energies,
+        )
+
+    def __add__(self, other: Dataset) -> Dataset:
+        return concatenate([self, other])
+
+    def _check(self) -> None:
+        n = len(self)
+        for k, atoms in enumerate(self.structures):
+            if not isinstance(atoms, Atoms):
+                raise ValueError(f"structure {k} must be an ase.Atoms, got {type(atoms).__name__}")
+            if atoms.calc is not None:
+                raise ValueError(f"structure {k} carries a calculator: use data.from_ase")
+            if len(atoms) == 0:
+                raise ValueError(f"structure {k} has no atoms")
+            charge_and_spin(atoms, f"structure {k}: ")
+        if self.energies.shape != (n,):
+            raise ValueError(
+                f"energies must have shape [{n}], one per structure, "
+                f"got {list(self.energies.shape)}"
+            )
+        _require_finite("energy", self.energies)
+        _require_finite("position", [atoms.positions for atoms in self.structures])
+        if self.forces is not None:
+            if len(self.forces) != n:
+                raise ValueError(
+                    f"forces must have {n} arrays, one per structure, got {len(self.forces)}"
+                )
+            for k, (forces, atoms) in enumerate(zip(self.forces, self.structures, strict=True)):
+                if forces.shape != (len(atoms), 3):
+                    raise ValueError(
+                        f"forces of structure {k} must have shape [{len(atoms)}, 3], "
+                        f"got {list(forces.shape)}"
+                    )
+            _require_finite("force", self.forces)
+        if self.stress is not None:
+            if self.stress.shape != (n, 3, 3):
+                raise ValueError(
+                    f"stress must have shape [{n}, 3, 3], got {list(self.stress.shape)}"
+                )
+            _require_finite("stress", self.stress)
+        for name, indices in self.splits.items():
+            _check_split(name, indices, n)
+
+
+def concatenate(datasets: Sequence[Dataset]) -> Dataset:
+    """Join data sets in order, without their `splits`.
+
+    Energies stand side by side as they are, so the parts must be of one level of theory and count
+    from one zero of energy.
+
+    Raises:
+        ValueError: nothing to join, only some parts have forces or stress, the levels of theory
+            that are stated differ, or the energies of an isolated atom differ.
+    """
+    parts = list(datasets)
+    if not parts:
+        raise ValueError("nothing to join: pass at least one Dataset")
+    for name in ("forces", "stress"):
+        having = [p.source for p in parts if getattr(p, name) is not None]
+        missing = [p.source for p in parts if getattr(p, name) is None]
+        if having and missing:
+            raise ValueError(
+                f"{having[0]} has {name} but {missing[0]} has not: "
+                f"join data sets that agree, or set {name}=None with dataclasses.replace"
+            )
+    levels = {p.level_of_theory for p in parts} - {""}
+    if len(levels) > 1:
+        raise ValueError(
+            f"different levels of theory cannot be joined: {', '.join(sorted(levels))}"
+        )
+    isolated: dict[int, float] = {}
+    for part in parts:
+        for number, energy in (part.isolated_energies or {}).items():
+            if abs(isolated.setdefault(number, energy) - energy) > 1e-6:
+                raise ValueError(
+                    f"{part.source} gives another energy of the isolated atom {number} "
+                    f"({energy} eV) than the parts before it ({isolated[number]} eV)"
+                )
+    return Dataset(
+        structures=tuple(atoms for p in parts for atoms in p.structures),
+        energies=np.concatenate([p.energies for p in parts]),
+        forces=None if parts[0].forces is None else tuple(f for p in parts for f in p.forces or ()),
+        stress=None if parts[0].stress is None else np.concatenate([p.stress for p in parts]),
+        source=" + ".join(dict.fromkeys(p.source for p in parts)),
+        level_of_theory="".join(levels),
+        labels=" + ".join(dict.fromkeys(p.labels for p in parts)),
+        isolated_energies=isolated or None,
+    )
+
+
+def _require_finite(what: str, values: Floats | Sequence[Floats]) -> None:
+    if len(values) == 0:
+        return
+    flat = values if isinstance(values, np.ndarray) else np.concatenate(values)
+    if np.isfinite(flat).all():  # one look at everything; the culprit is searched only if needed
+        return
+    first = next(k for k, value in enumerate(values) if not np.isfinite(value).all())
+    raise ValueError(f"the {what} of structure {first} is not finite: remove it from the data")
+
+
+def _check_split(name: str, indices: NDArray, n: int) -> None:
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f'split "{name}" must be a list of integers')
+    if len(indices) and not (indices.min() >= 0 and indices.max() < n):
+        raise ValueError(f'split "{name}" points outside the {n} structures')
+    if len(np.unique(indices)) != len(indices):
+        raise ValueError(f'split "{name}" names a structure twice')

@@ -1,0 +1,200 @@
+"""Reader of extended XYZ, and `from_ase` for labelled `ase.Atoms` that are already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
+from numpy.typing import NDArray
+
+from attncalc.data.dataset import Dataset
+from attncalc.data.units import Factors, factors, parse_entry
+
+# How many numbers a label may have; Dataset checks those of the forces.
+_SIZES = {"energy": (1,), "stress": (6, 9)}
+_SPLIT_KEYS = ("split", "group", "config_type")
+
+
+def read_extxyz(
+    path: Path,
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    labels: str | None = None,
+) -> Dataset:
+    """Read an extended XYZ file; see `from_ase` for what is understood.
+
+    Raises:
+        ValueError: the file is damaged, or a frame has no label, or the like; one line that starts
+            with the file's name.
+    """
+    _require_last_newline(path)
+    try:
+        frames = list(ase.io.iread(path, index=":", format="extxyz"))
+    # ASE's parser lets the errors of the statement that stumbled escape.
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        remark = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path.name}: the file is truncated or not extended XYZ ({remark}): "
+            "fetch or write it again"
+        ) from None
+    return from_ase(
+        frames,
+        energy_unit=energy_unit,
+        length_unit=length_unit,
+        labels=labels,
+        source=path.name,
+    )
+
+
+def from_ase(
+    frames: Sequence[Atoms],
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    labels: str | None = None,
+    source: str = "frames",
+) -> Dataset:
+    """Turn labelled `ase.Atoms` into a `Dataset`.
+
+    Energy, forces and stress are the results of each frame's calculator (ASE's reader puts an
+    extended XYZ file's `energy`, `forces` and `stress` there), else `info["energy"]`,
+    `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix makes
+    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF". Charge and
+    multiplicity are `info["charge"]` and `info["spin"]` (or `info["multiplicity"]`), the latter
+    left open where absent. The values of `info["split"]`, `info["group"]` and
+    `info["config_type"]` become `splits`, in the order of the frames.
+
+    Args:
+        frames: the structures with their labels; they are not changed.
+        energy_unit: of the labels; a unit in `info["units"]` of the first frame wins and must not
+            contradict. Where neither is given: eV, ASE's convention for this format.
+        length_unit: of positions and cell, likewise; Å where neither is given. Forces and stress
+            follow as energy/length and energy/length³.
+        labels: name of the label set; None is the plain set, or the only one.
+        source: the name that the data set and its errors carry.
+
+    Raises:
+        ValueError: there is no frame, a frame lacks a label that the first one has, or a number,
+            shape or unit is wrong; one line that starts with `source`.
+    """
+    frames = list(frames)
+    try:
+        if not frames:
+            raise ValueError("there is no structure in it")
+        prefix = _choose_labels(frames[0], labels)
+        to_ase = factors(
+            parse_entry(frames[0].info.get("units", {})),
+            energy_unit=energy_unit,
+            length_unit=length_unit,
+            default_energy_unit="eV",
+        )
+        energies, forces, stress = (
+            _column(frames, prefix, name) for name in ("energy", "forces", "stress")
+        )
+        structures = tuple(_structure(atoms, to_ase) for atoms in frames)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    levels = {str(atoms.info.get("level_of_theory", "")) for atoms in frames}
+    return Dataset(
+        structures=structures,
+        energies=np.array([e.item() for e in energies or ()]) * to_ase.energy,
+        forces=None if forces is None else tuple(f * to_ase.forces for f in forces),
+        stress=None if stress is None else np.stack([_full(s) for s in stress]) * to_ase.stress,
+        splits=_splits(frames),
+        source=source,
+        level_of_theory=levels.pop() if len(levels) == 1 else "",
+        labels=prefix.rstrip("_") or "default",
+    )
+
+
+def _require_last_newline(path: Path) -> None:
+    """A file cut off within its last number still parses, with a wrong force."""
+    with open(path, "rb") as file:
+        content_end = file.seek(0, 2)
+        file.seek(max(content_end - 1, 0))
+        if file.read() not in (b"\n", b"\r", b""):
+            raise ValueError(
+                f"{path.name}: the file is truncated or not extended XYZ (no end of line at its "
+                "end): fetch or write it again, or end its last line if nothing is missing"
+            )
+
+
+def _choose_labels(atoms: Atoms, labels: str | None) -> str:
+    """The prefix of the label set's keys: "" for the plain one, else "NAME_"."""
+    sets = {"default": ""} if _label(atoms, "energy") is not None else {}
+    for key in atoms.info:
+        if key.endswith("_energy") and key not in ("_energy", "free_energy"):
+            sets[key.removesuffix("_energy")] = key.removesuffix("energy")
+    if labels is None and ("default" in sets or len(sets) == 1):
+        return next(iter(sets.values()))
+    if not sets:
+        raise ValueError('structure 0 has no energy: info["energy"] or a calculator is needed')
+    if labels not in sets:
+        wish = "several label sets" if labels is None else f"no label set {labels!r}"
+        raise ValueError(f"{wish}: labels must be one of {', '.join(sets)}")
+    return sets[labels]
+
+
+def _label(atoms: Atoms, key: str) -> NDArray | float | None:
+    if atoms.calc is not None and atoms.calc.results.get(key) is not None:
+        return atoms.calc.results[key]
+    return atoms.info.get(key, atoms.arrays.get(key))
+
+
+def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:
+    """One label of all frames, or None where the first has none."""
+    values = [_label(atoms, prefix + name) for atoms in frames]
+    if all(value is None for value in values):
+        return None
+    have = next(k for k, value in enumerate(values) if value is not None)
+    for k, value in enumerate(values):
+        if value is None:
+            raise ValueError(
+                f"structure {k} has no {prefix + name} but structure {have} has: "
+                "put structures with different labels into files of their own"
+            )
+        if not np.issubdtype(np.asarray(value).dtype, np.number):
+            raise ValueError(f"{prefix + name} of structure {k} is not a number: {value!r}")
+        if name in _SIZES and np.size(value) not in _SIZES[name]:
+            raise ValueError(
+                f"{prefix + name} of structure {k} must have "
+                f"{' or '.join(map(str, _SIZES[name]))} numbers, got {np.size(value)}"
+            )
+    return [np.asarray(value, dtype=np.float64) for value in values]
+
+
+def _structure(atoms: Atoms, to_ase: Factors) -> Atoms:
+    """The bare structure in Å, with charge and multiplicity only."""
+    info = {}
+    for key, names in (("charge", ("charge",)), ("spin", ("spin", "multiplicity"))):
+        name = next((name for name in names if name in atoms.info), None)
+        if name is not None:
+            info[key] = atoms.info[name]
+    return Atoms(
+        numbers=atoms.numbers,
+        positions=atoms.positions * to_ase.length,
+        cell=atoms.cell.array * to_ase.length,
+        pbc=atoms.pbc,
+        info=info,
+    )
+
+
+def _full(stress: NDArray) -> NDArray[np.float64]:
+    return voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
+
+
+def _splits(frames: Sequence[Atoms]) -> dict[str, NDArray[np.int64]]:
+    splits: dict[str, NDArray[np.int64]] = {}
+    for key in _SPLIT_KEYS:
+        values = np.array([str(atoms.info.get(key, "")) for atoms in frames])
+        for value in dict.fromkeys(values.tolist()):
+            if value:
+                # A group may be called like a split: the first key keeps the plain name.
+                name = value if value not in splits else f"{key}={value}"
+                splits[name] = np.flatnonzero(values == value)
+    return splits

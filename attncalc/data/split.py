@@ -1,0 +1,76 @@
+"""Splits of a data set: random with a seed, or the ones that its source defines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from attncalc.data.dataset import Dataset
+
+
+def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int) -> tuple[Dataset, ...]:
+    """Divide a data set at random into disjoint parts.
+
+    Args:
+        dataset: what is divided.
+        sizes: number of structures of each part; one of them may be "rest". Structures beyond
+            the sum belong to no part.
+        seed: of numpy's PCG64: the same seed always gives the same parts.
+
+    Returns:
+        One `Dataset` per size.
+
+    Raises:
+        ValueError: a size is neither a non-negative integer nor "rest", "rest" stands there
+            twice, or there are too few structures.
+    """
+    for size in sizes:
+        is_count = isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0
+        if not is_count and size != "rest":
+            raise ValueError(f'sizes must be numbers of structures or "rest", got {size!r}')
+    n_fixed = sum(int(size) for size in sizes if size != "rest")
+    if sum(size == "rest" for size in sizes) > 1:
+        raise ValueError(f'sizes may hold "rest" only once, got {list(sizes)}')
+    if n_fixed > len(dataset):
+        raise ValueError(
+            f"{dataset.source}: sizes {list(sizes)} need {n_fixed} structures, "
+            f"the data set has {len(dataset)}"
+        )
+    counts = [len(dataset) - n_fixed if size == "rest" else int(size) for size in sizes]
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    ends = np.cumsum(counts, dtype=int)
+    return tuple(dataset[order[end - n : end]] for n, end in zip(counts, ends, strict=True))
+
+
+def official_split(
+    dataset: Dataset, train: str = "train_01", *, n_validation: int = 50, test: str = "test_01"
+) -> tuple[Dataset, Dataset, Dataset]:
+    """Training, validation and test set by the splits that the source defines.
+
+    The validation set is the last `n_validation` structures of the split `train`, as is usual
+    for rMD17 (950 + 50).
+
+    Raises:
+        ValueError: there is no such split, the two overlap, or `n_validation` leaves no
+            structure for training.
+    """
+    for name in (train, test):
+        if name not in dataset.splits:
+            raise ValueError(
+                f'{dataset.source}: no split "{name}": it has '
+                + (", ".join(dataset.splits) or "none, use data.split")
+            )
+    train_indices, test_indices = dataset.splits[train], dataset.splits[test]
+    shared = np.intersect1d(train_indices, test_indices)
+    if len(shared):
+        raise ValueError(
+            f'{dataset.source}: the splits "{train}" and "{test}" share {len(shared)} structures'
+        )
+    n_train = len(train_indices) - n_validation
+    if n_validation < 0 or n_train < 1:
+        raise ValueError(
+            f"n_validation must be between 0 and {len(train_indices) - 1} for the "
+            f'{len(train_indices)} structures of "{train}", got {n_validation}'
+        )
+    return dataset[train_indices[:n_train]], dataset[train_indices[n_train:]], dataset[test_indices]

@@ -1,0 +1,73 @@
+"""Numbers that a model takes from its training data: reference energies, density, distances."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase.neighborlist import neighbor_list as ase_neighbor_list
+from scipy.spatial.distance import pdist
+
+from attncalc.data.dataset import Dataset
+from attncalc.neighbors import neighbor_list
+from attncalc.system import System
+
+# Structures per neighbour search: enough to hide its overhead, few enough for memory.
+_BATCH = 64
+
+
+def reference_energies(dataset: Dataset) -> dict[int, float]:
+    """Energy of each element by least squares: E ≈ Σ over atoms of the element's energy.
+
+    Where compositions do not tell the elements apart, as for a single molecule, infinitely many
+    answers fit equally well; this is then the one of smallest norm, whose sum over any structure
+    of the same compositions is right and whose single values mean nothing. A model with such
+    references cannot be carried over to another composition.
+
+    Returns:
+        atomic number → eV, in ascending order.
+
+    Raises:
+        ValueError: the data set is empty.
+    """
+    _require_structures(dataset)
+    elements = np.unique(np.concatenate([atoms.numbers for atoms in dataset.structures]))
+    counts = np.stack(
+        [(atoms.numbers[:, None] == elements).sum(axis=0) for atoms in dataset.structures]
+    )  # [n, n_elements]
+    # Counts are small integers: singular values below this are rounding, not composition.
+    solution = np.linalg.lstsq(counts.astype(float), dataset.energies, rcond=1e-10)[0]
+    return {int(z): float(e) for z, e in zip(elements, solution, strict=True)}
+
+
+def avg_num_neighbors(dataset: Dataset, cutoff: float) -> float:
+    """Mean number of neighbours per atom within `cutoff` [Å], over all atoms of the data set.
+
+    Raises:
+        ValueError: the data set is empty.
+    """
+    _require_structures(dataset)
+    n_edges = sum(
+        neighbor_list(System.from_ase(dataset.structures[k : k + _BATCH]), cutoff).n_edges
+        for k in range(0, len(dataset), _BATCH)
+    )
+    return n_edges / sum(len(atoms) for atoms in dataset.structures)
+
+
+def shortest_distance(dataset: Dataset) -> float:
+    """Smallest distance between two atoms [Å], periodic images included; inf without any pair.
+
+    A model knows nothing about pairs much closer than this.
+    """
+    shortest = np.inf
+    for atoms in dataset.structures:
+        # Inside the box first: then only images that are closer still need to be searched.
+        shortest = pdist(atoms.positions).min(initial=shortest)
+        vectors = atoms.cell.lengths()[atoms.pbc]
+        if len(vectors):
+            shortest = vectors.min(initial=shortest)
+            shortest = ase_neighbor_list("d", atoms, float(shortest)).min(initial=shortest)
+    return float(shortest)
+
+
+def _require_structures(dataset: Dataset) -> None:
+    if len(dataset) == 0:
+        raise ValueError(f"{dataset.source}: the data set is empty")

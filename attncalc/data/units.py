@@ -1,0 +1,212 @@
+"""Units of training data: the table, unit strings, and the factors to ASE's units (eV, Å).
+
+Every number comes from `ase.units` (CODATA 2014). Units are converted in the readers and nowhere
+else: a `Dataset` is always in eV, eV/Å and eV/Å³.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ase import units
+
+# Written name -> size of the unit in eV.
+ENERGY_UNITS: dict[str, float] = {
+    "eV": units.eV,
+    "meV": 1e-3 * units.eV,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
+    "Hartree": units.Hartree,
+    "Rydberg": units.Rydberg,
+}
+# Written name -> size of the unit in Å.
+LENGTH_UNITS: dict[str, float] = {"Angstrom": units.Ang, "Bohr": units.Bohr, "nm": units.nm}
+# Written name -> size of the unit in eV/Å³; an alternative to energy/length^3.
+PRESSURE_UNITS: dict[str, float] = {"GPa": units.GPa, "kbar": 0.1 * units.GPa}
+
+# Other spellings, in lower case and without blanks.
+_SPELLINGS = {
+    "electronvolt": "eV",
+    "kcalmol": "kcal/mol",
+    "kjmol": "kJ/mol",
+    "ha": "Hartree",
+    "eh": "Hartree",
+    "e_h": "Hartree",
+    "ry": "Rydberg",
+    "ang": "Angstrom",
+    "angstroms": "Angstrom",
+    "a": "Angstrom",
+    "å": "Angstrom",
+    "a0": "Bohr",
+    "a_0": "Bohr",
+    "nanometer": "nm",
+}
+_TABLES = (ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS)
+_NAMES = {name.lower(): name for table in _TABLES for name in table} | _SPELLINGS
+
+# (power of energy, power of length) of each quantity.
+_DIMENSIONS = {"energy": (1, 0), "length": (0, 1), "forces": (1, -1), "stress": (1, -3)}
+# The names under which a stored `units` entry may speak of each quantity.
+_QUANTITY_NAMES = {
+    "energy": ("E", "energy", "energies"),
+    "length": ("R", "length", "positions", "coords", "pos", "cell"),
+    "forces": ("F", "forces", "force"),
+    "stress": ("stress",),
+}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the numbers of a file are multiplied by to be in ASE's units.
+
+    Attributes:
+        energy: to eV.
+        length: to Å.
+        forces: to eV/Å.
+        stress: to eV/Å³.
+    """
+
+    energy: float
+    length: float
+    forces: float
+    stress: float
+
+
+def parse_unit(text: str) -> tuple[float, tuple[int, int]]:
+    """Read one unit such as "kcal/mol/angstrom", "Hartree/Bohr", "eV/A^3" or "GPa".
+
+    Upper and lower case are equal, except that "MeV" is refused: it is a misspelt "meV".
+
+    Returns:
+        The size of the unit in ASE's units, and its powers of (energy, length).
+
+    Raises:
+        ValueError: the unit is not in the table.
+    """
+    plain = text.strip().replace("**", "^")
+    plain = re.sub(r"[\s*·]+([^\W\d]+)\^?-(\d)", r"/\1^\2", plain)  # "eV Å^-3" -> "eV/Å^3"
+    plain = re.sub(r"\s+", "", plain)
+    # The only quotient within a unit's own name.
+    plain = re.sub(r"^(kcal|kj)/mol(\^1)?", r"\1mol", plain, flags=re.IGNORECASE)
+    first, *below = plain.split("/")
+    try:
+        if first.startswith("MeV"):
+            raise KeyError(first)
+        name = _NAMES[first.lower()]
+        size, dimension = _size_and_dimension(name)
+        for part in below:
+            base, _, power = part.partition("^")
+            length = LENGTH_UNITS[_NAMES[base.lower()]]
+            size /= length ** int(power or 1)
+            dimension = (dimension[0], dimension[1] - int(power or 1))
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"unknown unit {text!r}: use one of {', '.join((*ENERGY_UNITS, *LENGTH_UNITS))}, "
+            "or a quotient such as eV/Angstrom"
+        ) from None
+    return size, dimension
+
+
+def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
+    """Split a stored `units` entry into one unit string per name.
+
+    Understood are named units, "R, cell: angstrom; E: eV (rounded); F: eV/angstrom", with remarks
+    in parentheses, after a comma or after "=", and bare units, "kcal/mol, kcal/mol/angstrom",
+    which are named by their dimension. A mapping is taken as it is.
+
+    Raises:
+        ValueError: a bare unit is not in the table.
+    """
+    if isinstance(entry, Mapping):
+        return {str(name): str(unit) for name, unit in entry.items()}
+    plain = re.sub(r"\([^()]*\)", "", str(entry))
+    stored: dict[str, str] = {}
+    for piece in plain.split(";"):
+        names, colon, unit = piece.partition(":")
+        if colon:
+            unit = re.split(r",|=", unit)[0].strip()
+            stored |= {name.strip(): unit for name in names.split(",")}
+            continue
+        for bare in filter(None, (part.strip() for part in piece.split(","))):
+            dimension = parse_unit(bare)[1]
+            stored |= {q: bare for q, powers in _DIMENSIONS.items() if powers == dimension}
+    return stored
+
+
+def factors(
+    stored: Mapping[str, str],
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    default_energy_unit: str | None = None,
+    energy_name: str = "E",
+    forces_name: str = "F",
+) -> Factors:
+    """Decide the units of a file from what it stores and what the user says.
+
+    A stored unit wins. Lengths are in Å where nothing is said; forces and stress follow as
+    energy/length and energy/length³ unless the file states theirs.
+
+    Args:
+        stored: name → unit string, from `parse_entry`.
+        energy_unit: what the user says about energies.
+        length_unit: what the user says about lengths.
+        default_energy_unit: the format's convention; None where it has none.
+        energy_name: the file's name of the energies that are read.
+        forces_name: the file's name of the forces that are read.
+
+    Raises:
+        ValueError: a unit is unknown or of the wrong dimension, an argument contradicts the file,
+            or nobody states the energy unit.
+    """
+    own_names = {"energy": energy_name, "forces": forces_name}
+    sizes: dict[str, float] = {}
+    for quantity, names in _QUANTITY_NAMES.items():
+        for name in (own_names.get(quantity, ""), *names):
+            if name in stored:
+                sizes[quantity] = _size_of(quantity, stored[name], f'stored units of "{name}"')
+                break
+    for quantity, given in (("energy", energy_unit), ("length", length_unit)):
+        if given is None:
+            continue
+        size = _size_of(quantity, given, f"{quantity}_unit")
+        if not math.isclose(sizes.setdefault(quantity, size), size, rel_tol=1e-9):
+            raise ValueError(
+                f"{quantity}_unit={given!r} contradicts the units stored in the file "
+                f"({', '.join(f'{name}: {unit}' for name, unit in stored.items())}): "
+                "leave the argument out"
+            )
+    if "energy" not in sizes:
+        if default_energy_unit is None:
+            raise ValueError(
+                "the file does not state its energy unit: pass energy_unit, one of "
+                + ", ".join(ENERGY_UNITS)
+            )
+        sizes["energy"] = ENERGY_UNITS[default_energy_unit]
+    energy, length = sizes["energy"], sizes.get("length", LENGTH_UNITS["Angstrom"])
+    return Factors(
+        energy=energy,
+        length=length,
+        forces=sizes.get("forces", energy / length),
+        stress=sizes.get("stress", energy / length**3),
+    )
+
+
+def _size_and_dimension(name: str) -> tuple[float, tuple[int, int]]:
+    for table, dimension in zip(_TABLES, ((1, 0), (0, 1), (1, -3)), strict=True):
+        if name in table:
+            return table[name], dimension
+    raise KeyError(name)
+
+
+def _size_of(quantity: str, text: str, where: str) -> float:
+    try:
+        size, dimension = parse_unit(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if dimension != _DIMENSIONS[quantity]:
+        raise ValueError(f"{where} = {text!r} is not a unit of {quantity}")
+    return size

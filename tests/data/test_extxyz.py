@@ -1,0 +1,293 @@
+"""Extended XYZ and `from_ase`: labels, units, charge and spin, splits, and bad files."""
+
+from itertools import combinations
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from attncalc import data
+
+SMALL_MOLECULES = Path(__file__).parent / "xtb_small_molecules_test.extxyz"
+
+
+@pytest.fixture
+def crystals() -> list[Atoms]:
+    """Two strained copper crystals with EMT labels."""
+    frames = []
+    for k in range(2):
+        atoms = bulk("Cu") * (2, 1, 1)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02 * np.tri(3)), scale_atoms=True)
+        atoms.rattle(0.05, seed=k)
+        atoms.calc = EMT()
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, stress=atoms.get_stress(), **results)
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write frames to an extended XYZ file and give its path."""
+
+    def write(frames, name="frames.extxyz"):
+        ase.io.write(tmp_path / name, frames, format="extxyz")
+        return tmp_path / name
+
+    return write
+
+
+def _assert_labels_of(found: data.Dataset, frames: list[Atoms], atol: float = 1e-7) -> None:
+    assert len(found) == len(frames)
+    for k, atoms in enumerate(frames):
+        results = atoms.calc.results
+        assert found.energies[k] == pytest.approx(results["energy"], abs=atol)
+        np.testing.assert_allclose(found.forces[k], results["forces"], atol=atol)
+        np.testing.assert_allclose(found.structures[k].positions, atoms.positions, atol=atol)
+        np.testing.assert_allclose(found.structures[k].cell.array, atoms.cell.array, atol=atol)
+        assert found.structures[k].calc is None
+        full = atoms.get_stress(voigt=False)
+        np.testing.assert_allclose(found.stress[k], full, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["frames.extxyz", "frames.xyz", "FRAMES.XYZ"])
+def test_round_trip(crystals, written, name):
+    found = data.read(written(crystals, name))
+    _assert_labels_of(found, crystals)
+    assert (found.source, found.labels, found.level_of_theory) == (name, "default", "")
+
+
+def test_from_ase_leaves_the_frames_alone(crystals):
+    found = data.from_ase(crystals, source="emt")
+    _assert_labels_of(found, crystals, atol=0)
+    found.structures[0].positions += 1
+    assert abs(crystals[0].positions - found.structures[0].positions).min() > 0.9
+    assert crystals[0].calc is not None
+    assert found.source == "emt"
+
+
+def test_declared_and_stored_units(crystals, written):
+    kcal, bohr = units.kcal / units.mol, units.Bohr
+    converted = []
+    for atoms in crystals:
+        other = Atoms(atoms.numbers, atoms.positions / bohr, cell=atoms.cell / bohr, pbc=True)
+        other.calc = SinglePointCalculator(
+            other,
+            energy=atoms.calc.results["energy"] / kcal,
+            forces=atoms.calc.results["forces"] / kcal * bohr,
+            stress=atoms.calc.results["stress"] / kcal * bohr**3,
+        )
+        converted.append(other)
+    path = written(converted)
+    arguments = {"energy_unit": "kcal/mol", "length_unit": "Bohr"}
+    _assert_labels_of(data.read(path, **arguments), crystals)
+    for atoms in converted:
+        atoms.info["units"] = "E: kcal/mol; F: kcal/mol/Bohr; R: Bohr"
+    path = written(converted)
+    _assert_labels_of(data.read(path), crystals)
+    _assert_labels_of(data.read(path, **arguments), crystals)
+    with pytest.raises(ValueError, match=r"^frames.extxyz: length_unit='Angstrom' contradicts"):
+        data.read(path, length_unit="Angstrom")
+
+
+def test_labels_in_info_and_arrays_with_a_prefix(crystals, written):
+    for atoms in crystals:
+        results = atoms.calc.results
+        atoms.calc = None
+        atoms.info["REF_energy"] = results["energy"]
+        atoms.info["REF_stress"] = results["stress"]
+        atoms.arrays["REF_forces"] = results["forces"]
+    found = data.read(written(crystals))  # the only set needs no name
+    assert found.labels == "REF"
+    assert found.stress.shape == (2, 3, 3)
+    assert found.forces[1].shape == (2, 3)
+    np.testing.assert_allclose(found.energies, [atoms.info["REF_energy"] for atoms in crystals])
+    for atoms in crystals:
+        atoms.info["CC_energy"] = atoms.info["REF_energy"] - 1
+    path = written(crystals)
+    cc = data.read(path, labels="CC")
+    np.testing.assert_allclose(cc.energies, found.energies - 1)
+    assert cc.forces is None
+    with pytest.raises(ValueError, match="several label sets: labels must be one of REF, CC"):
+        data.read(path)
+    for atoms in crystals:
+        atoms.info["energy"] = 3.0
+    path = written(crystals)
+    assert data.read(path).energies.tolist() == [3.0, 3.0]
+    assert data.read(path, labels="default").labels == "default"
+    message = "^frames.extxyz: no label set 'HF': labels must be one of default, REF, CC$"
+    with pytest.raises(ValueError, match=message):
+        data.read(path, labels="HF")
+
+
+def test_charge_spin_and_level_of_theory(written):
+    frames = []
+    for charge, key, spin in ((0, "spin", 3), (1, "multiplicity", 2), (-1, None, None)):
+        atoms = molecule("O2")
+        atoms.info |= {"charge": charge, "energy": -1.0, "level_of_theory": "HF", "time_fs": 3.0}
+        if key:
+            atoms.info[key] = spin
+        frames.append(atoms)
+    found = data.read(written(frames))
+    assert [atoms.info for atoms in found.structures] == [
+        {"charge": 0, "spin": 3},
+        {"charge": 1, "spin": 2},
+        {"charge": -1},
+    ]
+    assert found.level_of_theory == "HF"
+    assert found.forces is None
+    assert found.stress is None
+    frames[1].info["multiplicity"] = 1
+    with pytest.raises(ValueError, match=r"^frames.extxyz: structure 1: .* is impossible"):
+        data.read(written(frames))
+
+
+def test_splits_and_groups(written):
+    frames = []
+    for part, group in (("train", "bulk"), ("test", "slab"), ("train", "slab"), (None, "test")):
+        atoms = Atoms("H", info={"energy": 0.0, "group": group})
+        if part:
+            atoms.info["split"] = part
+        frames.append(atoms)
+    splits = data.read(written(frames)).splits
+    assert {name: indices.tolist() for name, indices in splits.items()} == {
+        "train": [0, 2],
+        "test": [1],
+        "bulk": [0],
+        "slab": [1, 2],
+        "group=test": [3],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frames: frames[1].calc.results.pop("energy"), "structure 1 has no energy"),
+        (
+            lambda frames: frames[0].calc.results.pop("forces"),
+            "structure 0 has no forces but structure 1 has: put structures with different labels",
+        ),
+        (lambda frames: frames[1].calc.results.pop("stress"), "structure 1 has no stress"),
+        (
+            lambda frames: frames[1].calc.results.update(energy=np.nan),
+            "the energy of structure 1 is not finite",
+        ),
+        (lambda frames: frames[0].positions.fill(np.nan), "the position of structure 0 is not"),
+        (
+            lambda frames: frames[0].calc.results.update(stress=np.zeros(5)),
+            "stress of structure 0 must have 6 or 9 numbers, got 5",
+        ),
+        (
+            lambda frames: frames[1].calc.results.update(energy="low"),
+            "energy of structure 1 is not a number: 'low'",
+        ),
+        (lambda frames: frames.clear(), "there is no structure in it"),
+        (
+            lambda frames: [setattr(atoms, "calc", None) for atoms in frames],
+            "structure 0 has no energy",
+        ),
+    ],
+)
+def test_wrong_labels_are_refused(crystals, change, message):
+    change(crystals)
+    with pytest.raises(ValueError, match=r"^emt: " + message):
+        data.from_ase(crystals, source="emt")
+
+
+@pytest.mark.parametrize("missing", [1, 5, 10, 60, 100, 300, 1000])
+def test_truncated_files_are_recognised(written, missing):
+    frames = []
+    for _ in range(2):
+        atoms = molecule("CH3CH2OH")
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.ones((9, 3)))
+        frames.append(atoms)
+    path = written(frames)
+    content = path.read_bytes()
+    path.write_bytes(content[:-missing])
+    with pytest.raises(ValueError, match=r"^frames.extxyz: the file is truncated or not") as error:
+        data.read(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "hello\n", "2\n\nH 0 0 0\nH 0 0 x\n", "2\n\nH\nH\n"])
+def test_other_files_called_extxyz(tmp_path, content):
+    (tmp_path / "a.extxyz").write_text(content)
+    with pytest.raises(ValueError, match=r"^a.extxyz: ") as error:
+        data.read(tmp_path / "a.extxyz")
+    assert "\n" not in str(error.value)
+
+
+def test_plain_xyz_has_no_energy(tmp_path):
+    molecule("H2O").write(tmp_path / "a.xyz", format="xyz")
+    with pytest.raises(ValueError, match=r"^a.xyz: structure 0 has no energy"):
+        data.read(tmp_path / "a.xyz")
+
+
+def test_committed_small_molecules():
+    dataset = data.read(SMALL_MOLECULES)
+    assert (len(dataset), dataset.level_of_theory) == (120, "GFN2-xTB")
+    assert len(dataset.splits) == 12
+    assert all(len(indices) == 10 for indices in dataset.splits.values())
+    assert all(atoms.info == {"charge": 0, "spin": 1} for atoms in dataset.structures)
+    assert all(abs(forces.sum(axis=0)).max() < 1e-4 for forces in dataset.forces)
+    assert list(data.reference_energies(dataset)) == [1, 6, 7, 8]
+    assert 0.8 < data.shortest_distance(dataset) < 1.1
+
+
+def test_labels_of_small_molecules_are_those_of_the_stored_positions():
+    tblite = pytest.importorskip("tblite.ase", reason="needs tblite: pip install attncalc[xtb]")
+    dataset = data.read(SMALL_MOLECULES)
+    for k in range(0, len(dataset), 10):  # one of each molecule
+        atoms = dataset.structures[k].copy()
+        atoms.calc = tblite.TBLite(method="GFN2-xTB", accuracy=0.1, verbosity=0)
+        assert atoms.get_potential_energy() == pytest.approx(dataset.energies[k], abs=1e-6)
+        np.testing.assert_allclose(atoms.get_forces(), dataset.forces[k], atol=2e-5)
+
+
+def test_real_stress_of_silicon(shared_file):
+    dataset = data.read(shared_file("mlearn_Si.extxyz"))
+    assert len(dataset) == 239
+    assert dataset.stress.shape == (239, 3, 3)
+    np.testing.assert_allclose(dataset.stress, dataset.stress.transpose(0, 2, 1), atol=1e-9)
+    parts = dataset.splits["training"], dataset.splits["test"]
+    assert sorted(np.concatenate(parts)) == list(range(239))
+    assert data.shortest_distance(dataset) > 1.5
+    # Energy differences of strained cells against V σ:ε, in eV.
+    strained = dataset[dataset.splits["Elastic"]]
+    work, differences = [], []
+    for i, j in combinations(range(len(strained)), 2):
+        first, second = strained.structures[i], strained.structures[j]
+        strain = np.linalg.solve(first.cell.array, second.cell.array) - np.eye(3)
+        largest_force = max(abs(strained.forces[k]).max() for k in (i, j))
+        if abs(strain).max() < 0.04 and largest_force < 0.02:
+            first_virial, second_virial = (
+                strained.structures[k].cell.volume * strained.stress[k] for k in (i, j)
+            )
+            work.append(np.vdot(0.5 * (first_virial + second_virial), strain))
+            differences.append(strained.energies[j] - strained.energies[i])
+    assert len(work) > 50
+    assert np.corrcoef(work, differences)[0, 1] > 0.999
+    assert np.vdot(work, differences) / np.vdot(work, work) == pytest.approx(1, abs=0.02)
+
+
+def test_real_xtb_cation_and_single_frame(shared_file):
+    cation = data.read(shared_file("xtb_c10h3_cation.extxyz"))
+    assert (len(cation), len(cation.forces)) == (500, 500)
+    assert all(atoms.info == {"charge": 1} for atoms in cation.structures)
+    single = data.read(shared_file("md22_stachyose_frame0.extxyz"))
+    assert (len(single), len(single.structures[0]), single.labels) == (1, 87, "default")
+    assert single.energies[0] == pytest.approx(-68464.35, abs=0.1)
+
+
+def test_real_spice_groups(shared_file):
+    dataset = data.read(shared_file("spice_dev.extxyz"))
+    assert {name: len(indices) for name, indices in dataset.splits.items()} == {
+        "dipeptides": 119,
+        "pubchem": 114,
+        "water": 81,
+    }

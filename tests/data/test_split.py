@@ -1,0 +1,85 @@
+"""Random and official splits."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from attncalc import data
+
+
+@pytest.fixture
+def numbered() -> data.Dataset:
+    """Twenty atoms whose energies number them."""
+    return data.Dataset(
+        structures=tuple(Atoms("H") for _ in range(20)),
+        energies=np.arange(20.0),
+        splits={"train_01": np.array([9, 3, 5, 1, 7]), "test_01": np.array([2, 0]), "b": [9, 4]},
+        source="numbered.npz",
+    )
+
+
+def test_parts_are_disjoint_and_complete(numbered):
+    parts = data.split(numbered, [12, 3, "rest"], seed=0)
+    assert [len(part) for part in parts] == [12, 3, 5]
+    assert sorted(np.concatenate([part.energies for part in parts])) == list(range(20))
+    assert list(parts[0].energies) != sorted(parts[0].energies)
+
+
+def test_structures_beyond_the_sizes_are_left_out(numbered):
+    first, second = data.split(numbered, [12, 3], seed=0)
+    assert (len(first), len(second)) == (12, 3)
+    assert not set(first.energies) & set(second.energies)
+
+
+def test_rest_may_stand_anywhere_and_be_empty(numbered):
+    assert [len(part) for part in data.split(numbered, ["rest", 15], seed=1)] == [5, 15]
+    assert [len(part) for part in data.split(numbered, [20, "rest"], seed=1)] == [20, 0]
+
+
+def test_the_seed_decides(numbered):
+    # Pinned, so that a published split can be found again with a later version.
+    assert data.split(numbered, [5], seed=0)[0].energies.tolist() == [4, 19, 6, 2, 13]
+    again, other = (data.split(numbered, [5], seed=seed)[0].energies for seed in (0, 1))
+    assert again.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([21], r"numbered.npz: sizes \[21\] need 21 structures, the data set has 20"),
+        (["rest", "rest"], 'sizes may hold "rest" only once'),
+        ([-1], 'sizes must be numbers of structures or "rest", got -1'),
+        ([0.8, "rest"], 'sizes must be numbers of structures or "rest", got 0.8'),
+        (["half"], "sizes must be numbers of structures or \"rest\", got 'half'"),
+    ],
+)
+def test_impossible_sizes(numbered, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        data.split(numbered, sizes, seed=0)
+
+
+def test_official_split_validates_on_the_last_of_train(numbered):
+    training, validation, test = data.official_split(numbered, n_validation=2)
+    assert training.energies.tolist() == [9, 3, 5]
+    assert validation.energies.tolist() == [1, 7]
+    assert test.energies.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train": "train_02"}, 'numbered.npz: no split "train_02": it has train_01, test_01, b'),
+        ({"test": "test"}, 'numbered.npz: no split "test"'),
+        ({"test": "b"}, 'the splits "train_01" and "b" share 1 structures'),
+        ({}, "n_validation must be between 0 and 4 for the 5 structures"),
+        ({"n_validation": -1}, "n_validation must be between 0 and 4"),
+    ],
+)
+def test_impossible_official_split(numbered, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        data.official_split(numbered, **arguments)
+
+
+def test_a_dataset_without_splits_says_so(numbered):
+    with pytest.raises(ValueError, match=r'no split "train_01": it has none, use data.split'):
+        data.official_split(numbered[:])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def save(potential: Potential, path: str | Path) -> None:
         "units": UNITS,
         "training": potential.training_info,
     }
+    # as it will be read: JSON turns keys into strings and tuples into lists
+    header = json.loads(json.dumps(header))
     header["checks"] = {"sha256": _checksum(header, tensors)}
     content = safetensors_bytes(tensors, metadata={"attncalc": json.dumps(header)})
     write_atomically(path, content)
@@ -98,10 +101,13 @@ def load(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     path = find_model(model)
     header, tensors = _read(path)
-    potential = _build(path, header)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
+        potential = _build(path, header)
     _fill(path, potential, tensors)
     if header["checks"]["sha256"] != _checksum(header, tensors):
-        raise ValueError(f"{path.name}: the checksum does not match, the file is damaged: get it again")
+        raise ValueError(
+            f"{path.name}: the checksum does not match, the file is damaged: get it again"
+        )
     potential.network.to(DTYPES[dtype or header["dtype"]])
     return potential.to(device).requires_grad_(False).eval()
 
@@ -202,7 +208,9 @@ def _check_header(path: Path, header: Any) -> None:
     }
     for key, kind in needed.items():
         if not isinstance(header.get(key), kind):
-            raise ValueError(f"{path.name}: header entry {key!r} is missing or not a {kind.__name__}")
+            raise ValueError(
+                f"{path.name}: header entry {key!r} is missing or not a {kind.__name__}"
+            )
     unknown = set(header) - set(needed)
     if unknown:
         raise ValueError(f"{path.name}: unknown header entries {sorted(unknown)}")
@@ -210,8 +218,14 @@ def _check_header(path: Path, header: Any) -> None:
         raise ValueError(f"{path.name}: units {header['units']} are not {UNITS}")
     if header["dtype"] not in DTYPES:
         raise ValueError(f"{path.name}: unknown dtype {header['dtype']!r}")
-    if not all(isinstance(z, int) and 0 < z < 119 for z in header["species"]):
+    species = header["species"]
+    if not species or not all(isinstance(z, int) and 0 < z < 119 for z in species):
         raise ValueError(f"{path.name}: species are not atomic numbers")
+    if len(set(species)) < len(species):
+        raise ValueError(f"{path.name}: an element stands twice in species")
+    for key in ("reference_energies", "scale"):
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in header[key]):
+            raise ValueError(f"{path.name}: {key} holds something that is not a finite number")
     if "sha256" not in header["checks"]:
         raise ValueError(f"{path.name}: the checksum is missing")
 
@@ -220,7 +234,7 @@ def _build(path: Path, header: dict[str, Any]) -> Potential:
     network, config = _look_up(path, NETWORKS, header["network"], header["config"])
     pair_terms = []
     for term in header["pair_terms"]:
-        if not isinstance(term, dict) or set(term) != {"name", "config"}:
+        if not _is_pair_term(term):
             raise ValueError(f"{path.name}: damaged entry in pair_terms")
         kind, term_config = _look_up(path, PAIR_TERMS, term["name"], term["config"])
         pair_terms.append(kind(term_config, tuple(header["species"])))
@@ -235,6 +249,15 @@ def _build(path: Path, header: dict[str, Any]) -> Potential:
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path.name}: the header is damaged: {error}") from None
+
+
+def _is_pair_term(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and set(entry) == {"name", "config"}
+        and isinstance(entry["name"], str)
+        and isinstance(entry["config"], dict)
+    )
 
 
 def _look_up(path: Path, table: dict, name: str, config: dict) -> tuple[type[nn.Module], Any]:
@@ -260,7 +283,9 @@ def _fill(path: Path, potential: Potential, tensors: dict[str, Tensor]) -> None:
                 f"the header asks for {list(expected[name].shape)}"
             )
         if tensor.dtype not in DTYPES.values() or not torch.isfinite(tensor).all():
-            raise ValueError(f"{path.name}: tensor {name!r} holds numbers that are not finite floats")
+            raise ValueError(
+                f"{path.name}: tensor {name!r} holds numbers that are not finite floats"
+            )
     # in float64 first: the stored bits survive whatever dtype each tensor was saved in
     potential.double()
     state = {name: tensor.double() for name, tensor in tensors.items()}

@@ -50,7 +50,10 @@ def so3krates(
             f"{Path(config).name}: form {form!r} is not one of {', '.join(map(repr, FORMS))}"
         )
     tree = _Tree(Path(params).name, arrays)
-    potential = FORMS[form](tree, _Options(Path(config).name, options), species)
+    try:
+        potential = FORMS[form](tree, _Options(Path(config).name, options), species)
+    except (RuntimeError, IndexError) as error:  # torch's, from arrays that do not fit together
+        raise ValueError(f"{Path(params).name}: an array has a wrong shape ({error})") from None
     tree.finish()
     return potential
 
@@ -402,7 +405,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    # TypeError: an .npy of one array, renamed
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name}: not a readable .npz ({error})") from None
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
@@ -69,7 +68,13 @@ def predict(
         dataset: the structures; labels are not used.
         batch_atoms: structures are evaluated together up to so many atoms.
         progress: called with the number of structures after each batch.
+
+    Raises:
+        ValueError: the data set is empty, has an element that the model does not know, or has
+            stress for a structure without volume.
     """
+    if len(dataset) == 0:
+        raise ValueError(f"{dataset.source}: the data set is empty")
     energies, forces, stresses = [], [], []
     for first, last in _batches([len(s) for s in dataset.structures], batch_atoms):
         system = System.from_ase(dataset.structures[first:last]).to(potential.device)

@@ -1,20 +1,21 @@
-"""So3krates' attention with everything folded that does not change during a simulation.
+"""So3krates' attention for weights that no longer change.
 
-`FoldedAttention` equals `attncalc.nn.so3krates.EuclideanAttention` for fixed weights: the block-diagonal
-projections become one matrix, the radial networks their Chebyshev coefficients, both filters one
-product, all reductions and repetitions over heads products with 0/1 matrices. A step of a small
-molecule then launches a third fewer operations, a step of a large one does half the arithmetic.
+`FoldedAttention` equals `attncalc.nn.so3krates.EuclideanAttention`. What does not change during a
+simulation is folded: the block-diagonal projections become one matrix, the radial networks their
+Chebyshev coefficients, both filters one product. The loop over pairs is `attncalc.kernels.attend`.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from attncalc.kernels.attend import Heads, attend_compiled, attend_plain, has_numba
 from attncalc.kernels.collocation import CollocatedRadial
 
 
@@ -24,16 +25,16 @@ class FoldedAttention(nn.Module):
     Args:
         attention: stays as it is.
         radial: interpolates the radial networks; the geometry's `radial` must come from it.
+        heads: how features and harmonics are divided.
     """
 
-    def __init__(self, attention: Any, radial: CollocatedRadial) -> None:
+    def __init__(self, attention: Any, radial: CollocatedRadial, heads: Heads) -> None:
         super().__init__()
-        width, dtype = attention.to_heads.shape[1], attention.to_heads.dtype
-        heads, n_degrees = attention.heads, attention.n_degrees
-        self.width, self.n_degrees = width, n_degrees
-        self.qk_activation = attention.qk_activation
-        queries, keys, values = _dense_projections(attention)
-        self.register_buffer("projection", torch.cat([queries, keys, values], dim=1))  # [F, 5 F]
+        self.heads = heads
+        self.attend = attend_compiled if has_numba() else attend_plain
+        self.width = attention.feature_projection.shape[0] * attention.feature_projection.shape[1]
+        self.activation = silu if attention.qk_activation is silu else None
+        self.register_buffer("projection", torch.cat(_dense_projections(attention), dim=1))
         spherical = attention.spherical_mlp
         self.register_buffer("first", spherical.first)
         self.register_buffer("first_bias", spherical.first_bias)
@@ -45,35 +46,26 @@ class FoldedAttention(nn.Module):
         self.register_buffer("filter_bias", bias)
         # without Euclidean variables the spherical networks see zeros: a constant
         self.register_buffer("resting_bias", bias + silu(spherical.first_bias) @ second)
-        to_heads = torch.zeros(2 * width, heads + n_degrees, dtype=dtype)
-        to_heads[:width, :heads] = attention.to_heads[0, :, :heads]
-        to_heads[width:, heads:] = attention.to_heads[1, :, :n_degrees]
-        self.register_buffer("to_heads", to_heads)
-        spread = torch.ones(1, width // heads, dtype=dtype)
-        self.register_buffer(
-            "repeat", torch.block_diag(*[spread] * heads, attention.repeat)
-        )  # [H + n_degrees, F + M]
         self.register_buffer("contract", attention.contract)
 
     def forward(
         self, features: Tensor, ev: Tensor | None, geometry: Any
     ) -> tuple[Tensor, Tensor]:
         """Updates of the features [n_atoms, F] and of the Euclidean variables [n_atoms, M]."""
-        n, width = features.shape
-        projected = features @ self.projection
-        queries = self.qk_activation(projected[:, : 2 * width])
-        keys = self.qk_activation(projected[:, 2 * width : 4 * width])
-        received = queries.index_select(0, geometry.receivers).view(2, -1, 2 * width)
-        sent = keys.index_select(0, geometry.senders).view(2, -1, 2 * width)
-        values = projected[:, 4 * width :].index_select(0, geometry.senders)
-        product = received * sent * self.filters(ev, geometry)
-        alpha = (product.flatten(0, 1) @ self.to_heads).view(2, -1, self.to_heads.shape[1])
-        alpha = (alpha * geometry.envelope.unsqueeze(1)).flatten(0, 1)  # [2 P, H + n_degrees]
-        carried = torch.cat([values, geometry.harmonics.flatten(0, 1)], dim=1)
-        messages = (alpha @ self.repeat) * carried
-        total = messages.new_zeros(n, messages.shape[1])
-        total = total.index_add(0, geometry.receivers, messages)
-        return total[:, :width], total[:, width:]
+        width = self.width
+        projected = features @ self.projection  # [n_atoms, 5 F]
+        if self.activation is not None:
+            queries_and_keys = self.activation(projected[:, : 4 * width])
+            projected = torch.cat([queries_and_keys, projected[:, 4 * width :]], dim=1)
+        received = self.attend(
+            projected,
+            self.filters(ev, geometry),
+            geometry.envelope,
+            geometry.harmonics[0],
+            geometry.receivers,
+            self.heads,
+        )
+        return received[:, :width], received[:, width:]
 
     def filters(self, ev: Tensor | None, geometry: Any) -> Tensor:
         """[P, 2 F]: both filters side by side."""
@@ -87,9 +79,34 @@ class FoldedAttention(nn.Module):
         return torch.addmm(self.filter_bias, torch.cat([hidden, polynomials], dim=1), self.filter)
 
 
+class RememberedEmbedding(nn.Module):
+    """Equals an `Embedding` whose weights no longer change; computed again only for other atoms.
+
+    During a simulation elements, charge and spin stay, and with them the features of the bare atoms.
+
+    Args:
+        embedding: stays as it is.
+    """
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self._last: tuple[tuple[Tensor, ...], Tensor] | None = None
+
+    def forward(self, graph: Any) -> Tensor:
+        """[n_atoms, F]."""
+        inputs = (graph.species, graph.system_idx, graph.charge, graph.spin)
+        last = self._last  # one read: another thread may replace it meanwhile
+        if last is not None and all(map(torch.equal, inputs, last[0])):
+            return last[1]
+        features = self.embedding(graph)
+        self._last = (tuple(tensor.clone() for tensor in inputs), features)
+        return features
+
+
 @torch.no_grad()
 def folded(network: Any, shortest: float) -> nn.Module:
-    """A So3krates for inference that shares with `network` all but its attention blocks.
+    """A So3krates for inference that shares with `network` all but embedding and attention.
 
     Args:
         network: its weights must not change any more; stays as it is.
@@ -100,13 +117,23 @@ def folded(network: Any, shortest: float) -> nn.Module:
     twin = copy.copy(network)
     twin._modules = dict(network._modules)
     twin.radial = radial
+    twin.embedding = RememberedEmbedding(network.embedding)
     twin.layers = nn.ModuleList()
+    heads = _heads(network.config)
     for layer in network.layers:
         twin_layer = copy.copy(layer)
         twin_layer._modules = dict(layer._modules)
-        twin_layer.attention = FoldedAttention(layer.attention, radial)
+        twin_layer.attention = FoldedAttention(layer.attention, radial, heads)
         twin.layers.append(twin_layer)
     return twin
+
+
+def _heads(config: Any) -> Heads:
+    counts = (config.num_heads, len(config.degrees))
+    norms = [config.avg_num_neighbors] * 2
+    if config.attention_norm == "sqrt_head_width":
+        norms = [math.sqrt(config.num_features // count) for count in counts]
+    return Heads(config.num_heads, config.degrees, *norms)
 
 
 def _dense_projections(attention: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,6 +30,15 @@ class ZBLConfig:
     cutoff: float
     cutoff_function: str = "physnet"
 
+    def __post_init__(self) -> None:
+        if not self.cutoff > 0:
+            raise ValueError(f"cutoff must be positive, got {self.cutoff}")
+        if self.cutoff_function not in CUTOFF_FUNCTIONS:
+            known = ", ".join(map(repr, CUTOFF_FUNCTIONS))
+            raise ValueError(
+                f"cutoff_function must be one of {known}, got {self.cutoff_function!r}"
+            )
+
 
 class ZBLRepulsion(nn.Module):
     """E_ij = k_e C(d) w(d) Z_i Z_j / d sum_m c_m exp(-a_m d (Z_i^p + Z_j^p) delta), per pair.

@@ -1,0 +1,213 @@
+"""The ASE calculator: atoms in, numbers out; everything in between lives on lower floors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from attncalc import checks
+from attncalc.fast import lower
+from attncalc.model_file import load
+from attncalc.neighbors import VerletList
+from attncalc.potential import SMALLEST_VOLUME, Potential, Result, check_electrons, evaluate
+from attncalc.system import System
+
+# Å added to the cutoff, by device: a CPU drops the pairs in the skin at every step, a GPU carries
+# them along but pays more for building a list
+SKIN = {"cpu": 0.5, "cuda": 1.0}
+# atoms of one batch of `calculate_many`: bounds its memory
+ATOMS_PER_BATCH = 2000
+
+
+class AttnCalculator(BaseCalculator):
+    """A trained attention network as an ASE calculator.
+
+    Results: `energy` = `free_energy` [eV], `energies` [n_atoms] eV, `forces` [n_atoms, 3] eV/Å and,
+    for structures with three cell vectors, `stress` [6] eV/Å³ in Voigt order.
+
+    Total charge and multiplicity 2S+1 are read from `atoms.info["charge"]` and
+    `atoms.info["spin"]` at every call.
+
+    Args:
+        model: name of a shipped model, path of a model file, or a `Potential`, which is copied: it
+            may be trained further without changing this calculator.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" ...
+        dtype: "float32" or "float64" for the network; None for the model's own.
+        skin: Å added to the cutoff for reuse of the neighbour list; None suits the device, 0
+            builds a new list whenever an atom moved.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: the model file is damaged, or an argument is impossible.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str | Path | Potential,
+        *,
+        device: str = "auto",
+        dtype: str | None = None,
+        skin: float | None = None,
+    ) -> None:
+        super().__init__()
+        where = _device(device)
+        if isinstance(model, Potential):
+            if dtype is not None:
+                raise ValueError("dtype belongs to load(...) when a Potential is given")
+            self.potential = copy.deepcopy(model).to(where).requires_grad_(False).eval()
+        elif isinstance(model, (str, Path)):
+            self.potential = load(model, device=where, dtype=dtype)
+        else:
+            raise TypeError(
+                f"model must be a name, a path or a Potential, got {type(model).__name__}"
+            )
+        self._fast = lower(self.potential)
+        self.neighbors = VerletList.create(
+            cutoff=self.potential.cutoff,
+            skin=SKIN[where.type] if skin is None else skin,
+            species=self.potential.species,
+        )
+        self._charge_and_spin = _charge_and_spin_as_written(Atoms())
+
+    def calculate(
+        self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]
+    ) -> None:
+        """Fill `self.results`; called by ASE when something has changed.
+
+        Raises:
+            ValueError: the structure is impossible or not known to the model.
+            PropertyNotImplementedError: stress of a structure without three cell vectors.
+        """
+        del system_changes  # the neighbour list finds out by itself, and exactly
+        if "stress" in properties and atoms.cell.rank < 3:
+            raise PropertyNotImplementedError(
+                "stress needs a volume: this structure does not have three cell vectors"
+            )
+        system = System.from_ase(atoms).to(self.potential.device)
+        check_electrons(self.potential, system)
+        self.neighbors, graph = self.neighbors.update(system)
+        self.results = _results(evaluate(self._fast, graph), system)[0]
+        self._charge_and_spin = _charge_and_spin_as_written(atoms)
+
+    def calculate_many(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        """Results of several structures, evaluated in batches.
+
+        Args:
+            structures: may differ in size, elements, cell, charge.
+
+        Returns:
+            One dictionary per structure with what `calculate` puts into `results`; `stress` only
+            where there is a volume.
+
+        Raises:
+            ValueError: a structure is impossible or not known to the model.
+        """
+        if isinstance(structures, Atoms):
+            raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
+        results: list[dict[str, Any]] = []
+        for batch in _batches(structures, ATOMS_PER_BATCH):
+            system = System.from_ase(batch).to(self.potential.device)
+            check_electrons(self.potential, system)
+            fresh = VerletList.create(
+                cutoff=self.potential.cutoff, skin=0.0, species=self.potential.species
+            )
+            results += _results(evaluate(self._fast, fresh.update(system)[1]), system)
+        return results
+
+    def verify(self, atoms: Atoms | None = None) -> checks.Report:
+        """Check the physics of the model on a structure, and print the result as a table.
+
+        Args:
+            atoms: None takes a random cluster of the model's elements.
+
+        Raises:
+            RuntimeError: a check failed; the table says which.
+        """
+        fast = None if self._fast is self.potential else self._fast
+        report = checks.verify(self.potential, atoms, fast=fast)
+        print(report)
+        report.require()
+        return report
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """ASE's list of changes, and `charge_and_spin` if those changed in `atoms.info`."""
+        changes = super().check_state(atoms, tol)
+        if _charge_and_spin_as_written(atoms) != self._charge_and_spin:
+            changes = [*changes, "charge_and_spin"]
+        return changes
+
+    @property
+    def n_rebuilds(self) -> int:
+        """How often a neighbour list was built."""
+        return self.neighbors.n_rebuilds
+
+    @property
+    def n_updates(self) -> int:
+        """How often a neighbour list was asked for, rebuilt or not."""
+        return self.neighbors.n_updates
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}') from None
+    if device.type not in SKIN:
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: this PyTorch sees {torch.cuda.device_count()} CUDA "
+            'devices; use device="cpu" or "auto"'
+        )
+    return device
+
+
+def _charge_and_spin_as_written(atoms: Atoms) -> tuple[str, str]:
+    """As text: whatever the user put there can be compared, and does not change afterwards."""
+    return repr(atoms.info.get("charge")), repr(atoms.info.get("spin"))
+
+
+def _results(result: Result, system: System) -> list[dict[str, Any]]:
+    """One dictionary per structure, in ASE's names, units and order of stress components."""
+    energy, strain_gradient = result.energy.cpu().numpy(), result.strain_gradient.cpu().numpy()
+    volume = np.abs(np.linalg.det(system.cell.cpu().numpy()))
+    ends = np.cumsum(torch.bincount(system.system_idx).cpu().numpy())[:-1]
+    energies = np.split(result.energies.cpu().numpy(), ends)
+    forces = np.split(result.forces.cpu().numpy(), ends)
+    results = []
+    for k in range(system.n_systems):
+        entry = {
+            "energy": float(energy[k]),
+            "free_energy": float(energy[k]),
+            "energies": energies[k],
+            "forces": forces[k],
+        }
+        if volume[k] > SMALLEST_VOLUME:
+            entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
+        results.append(entry)
+    return results
+
+
+def _batches(structures: Sequence[Atoms], n_atoms: int) -> list[list[Atoms]]:
+    """Consecutive structures with at most `n_atoms` atoms together, or one larger structure."""
+    batches: list[list[Atoms]] = []
+    total = 0
+    for atoms in structures:
+        if not batches or total + len(atoms) > n_atoms:
+            batches.append([])
+            total = 0
+        batches[-1].append(atoms)
+        total += len(atoms)
+    return batches

@@ -1,0 +1,242 @@
+"""Physics self-checks that a user can run on any model and structure.
+
+Every check measures one number that physics says is zero, and compares it with what rounding in
+float64 allows. The network runs in float64 here, whatever its own dtype; the last row compares the
+two.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from ase import Atoms
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from attncalc.neighbors import VerletList
+from attncalc.potential import Potential, Result, check_electrons, evaluate
+from attncalc.probe import random_cluster
+from attncalc.system import System
+
+STEP = 1e-4  # Å or strain, of central differences: h² and rounding / h are both near 1e-8
+N_DIFFERENCES = 12  # coordinates that are displaced
+# Å inside the cutoff: a force that falls to zero linearly, as with the cosine cutoff, is a millionth
+JUST_INSIDE = 1e-6
+MOST_SPECIES = 12  # elements whose pairs are moved through the cutoff
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table: what should be zero, how far it is, what is allowed."""
+
+    name: str
+    deviation: float
+    tolerance: float
+    unit: str
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.deviation <= self.tolerance)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one model on one structure."""
+
+    structure: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def require(self) -> None:
+        """Raise RuntimeError that names the checks which failed, if any."""
+        failed = [check.name for check in self.checks if not check.passed]
+        if failed:
+            raise RuntimeError(f"the model fails {len(failed)} checks: {'; '.join(failed)}")
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = [f"physics checks on {self.structure}"]
+        for check in self.checks:
+            verdict = "ok" if check.passed else "FAILED"
+            lines.append(
+                f"  {check.name:{width}}  {check.deviation:9.1e} <= {check.tolerance:.0e} "
+                f"{check.unit:7} {verdict}"
+            )
+        return "\n".join(lines)
+
+
+def verify(
+    potential: Potential, atoms: Atoms | None = None, *, fast: Potential | None = None
+) -> Report:
+    """Measure what physics demands of a potential.
+
+    Args:
+        potential: stays as it is.
+        atoms: the structure; None takes a random cluster of the model's elements.
+        fast: what runs in its place, if anything; compared with it.
+
+    Raises:
+        ValueError: the structure is impossible or not known to the model.
+    """
+    structure = random_cluster(potential.species) if atoms is None else atoms.copy()
+    check_electrons(potential, System.from_ase(structure))
+    exact = copy.deepcopy(potential)
+    exact.network.double()
+    rng = np.random.default_rng(0)
+    rows = [
+        _forces_are_differences(exact, structure, rng),
+        _strain_gradient_is_difference(exact, structure),
+        *_symmetries(exact, structure, rng),
+        _batch_is_single(exact, structure, rng),
+        _skin_changes_nothing(exact, structure, rng),
+        _smooth_at_cutoff(exact),
+    ]
+    if potential.dtype == torch.float32:
+        rows.append(_single_precision(potential, exact, structure))
+    if fast is not None:
+        rows.append(_fast_is_plain(fast, potential, structure))
+    periodic = "periodic " if structure.pbc.any() else ""
+    name = f"{periodic}{structure.get_chemical_formula()}, {len(structure)} atoms"
+    return Report(name, tuple(rows))
+
+
+def _evaluate(potential: Potential, system: System, skin: float = 0.0) -> Result:
+    verlet = VerletList.create(cutoff=potential.cutoff, skin=skin, species=potential.species)
+    return evaluate(potential, verlet.update(system)[1])
+
+
+def _system(potential: Potential, atoms: Atoms) -> System:
+    return System.from_ase(atoms).to(potential.device)
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max())
+
+
+def _worst(deviations: list[float]) -> float:
+    """The largest; NaN if any is, which Python's max would overlook."""
+    return float(np.max(deviations))
+
+
+def _forces_are_differences(
+    potential: Potential, atoms: Atoms, rng: np.random.Generator
+) -> Check:
+    system = _system(potential, atoms)
+    forces = _evaluate(potential, system).forces
+    deviations = []
+    chosen = rng.permutation(3 * len(atoms))[:N_DIFFERENCES]
+    for atom, axis in (divmod(int(k), 3) for k in chosen):
+        energies = []
+        for sign in (1, -1):
+            positions = system.positions.clone()
+            positions[atom, axis] += sign * STEP
+            energies.append(float(_evaluate(potential, replace(system, positions=positions)).energy))
+        force = -(energies[0] - energies[1]) / (2 * STEP)
+        deviations.append(abs(force - float(forces[atom, axis])))
+    return Check("forces = -dE/dr (central differences)", _worst(deviations), 1e-6, "eV/Å")
+
+
+def _strain_gradient_is_difference(potential: Potential, atoms: Atoms) -> Check:
+    system = _system(potential, atoms)
+    gradient = _evaluate(potential, system).strain_gradient[0]
+    deviations = []
+    for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
+        energies = []
+        for sign in (1, -1):
+            strain = torch.eye(3, dtype=torch.float64, device=system.device)
+            strain[a, b] += sign * STEP / 2
+            strain[b, a] += sign * STEP / 2
+            strained = replace(
+                system, positions=system.positions @ strain, cell=system.cell @ strain
+            )
+            energies.append(float(_evaluate(potential, strained).energy))
+        slope = (energies[0] - energies[1]) / (2 * STEP)
+        deviations.append(abs(slope - float(gradient[a, b])))
+    worst = _worst(deviations)
+    if atoms.cell.rank == 3:
+        deviation = worst / atoms.get_volume()
+        return Check("stress = dE/dstrain / V (finite strain)", deviation, 1e-7, "eV/Å³")
+    return Check("virial = dE/dstrain (finite strain)", worst / len(atoms), 1e-6, "eV/atom")
+
+
+def _symmetries(
+    potential: Potential, atoms: Atoms, rng: np.random.Generator
+) -> Iterator[Check]:
+    base = _evaluate(potential, _system(potential, atoms))
+    turn = torch.from_numpy(Rotation.random(random_state=1).as_matrix()).to(potential.device)
+    for name, matrix in (("rotation", turn), ("reflection", -turn)):
+        system = _system(potential, atoms)
+        turned = replace(system, positions=system.positions @ matrix, cell=system.cell @ matrix)
+        result = _evaluate(potential, turned)
+        yield Check(f"{name}: energy unchanged", _largest(result.energy - base.energy), 1e-9, "eV")
+        deviation = _largest(result.forces - base.forces @ matrix)
+        yield Check(f"{name}: forces turn along", deviation, 1e-9, "eV/Å")
+    system = _system(potential, atoms)
+    moved = replace(system, positions=system.positions + 7.0)
+    deviation = _largest(_evaluate(potential, moved).forces - base.forces)
+    yield Check("translation: forces unchanged", deviation, 1e-9, "eV/Å")
+    order = rng.permutation(len(atoms))
+    result = _evaluate(potential, _system(potential, atoms[order]))
+    deviation = _largest(result.forces - base.forces[torch.from_numpy(order).to(base.forces.device)])
+    yield Check("permutation: forces follow", deviation, 1e-9, "eV/Å")
+
+
+def _batch_is_single(potential: Potential, atoms: Atoms, rng: np.random.Generator) -> Check:
+    rattled = atoms.copy()
+    rattled.positions += rng.normal(scale=0.02, size=rattled.positions.shape)
+    together = _evaluate(potential, System.from_ase([rattled, atoms]).to(potential.device))
+    alone = [_evaluate(potential, _system(potential, a)).forces for a in (rattled, atoms)]
+    return Check("batch = single", _largest(together.forces - torch.cat(alone)), 1e-9, "eV/Å")
+
+
+def _skin_changes_nothing(potential: Potential, atoms: Atoms, rng: np.random.Generator) -> Check:
+    """A list built before a small move, and padded to a capacity, against a fresh one."""
+    system = _system(potential, atoms)
+    verlet = VerletList.create(
+        cutoff=potential.cutoff, skin=0.6, species=potential.species, capacity=64
+    )
+    verlet, _ = verlet.update(system)
+    shift = torch.from_numpy(rng.uniform(-0.1, 0.1, atoms.positions.shape)).to(system.device)
+    moved = replace(system, positions=system.positions + shift)
+    verlet, graph = verlet.update(moved)
+    deviation = _largest(evaluate(potential, graph).forces - _evaluate(potential, moved).forces)
+    return Check("reused, padded neighbour list = fresh list", deviation, 1e-9, "eV/Å")
+
+
+def _smooth_at_cutoff(potential: Potential) -> Check:
+    """Energy of a pair just inside the cutoff against two atoms far apart, all element pairs."""
+    deviations = []
+    for a in potential.species[:MOST_SPECIES]:
+        for b in potential.species[:MOST_SPECIES]:
+            if (a + b) % 2:
+                continue  # an odd number of electrons
+            pair = [
+                Atoms(numbers=[a, b], positions=[[0, 0, 0], [0, 0, potential.cutoff + shift]])
+                for shift in (-JUST_INSIDE, 1.0)
+            ]
+            near, far = (_evaluate(potential, _system(potential, atoms)) for atoms in pair)
+            deviations += [_largest(near.energy - far.energy), _largest(near.forces)]
+    return Check("pair vanishes at the cutoff (E and F)", _worst(deviations), 1e-5, "eV, eV/Å")
+
+
+def _fast_is_plain(fast: Potential, plain: Potential, atoms: Atoms) -> Check:
+    system = _system(plain, atoms)
+    deviation = _largest(_evaluate(fast, system).forces - _evaluate(plain, system).forces)
+    tolerance = 1e-4 if plain.dtype == torch.float32 else 1e-7
+    return Check("fast path = plain path (forces)", deviation, tolerance, "eV/Å")
+
+
+def _single_precision(potential: Potential, exact: Potential, atoms: Atoms) -> Check:
+    single = _evaluate(potential, _system(potential, atoms)).forces
+    double = _evaluate(exact, _system(exact, atoms)).forces
+    scale = max(1.0, _largest(double))
+    return Check(
+        "float32 = float64 (forces, relative)", _largest(single - double) / scale, 1e-4, ""
+    )

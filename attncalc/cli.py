@@ -1,0 +1,345 @@
+"""The command `attncalc`: what a user types instead of a script."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.io import read, write
+from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
+from tqdm import tqdm
+
+from attncalc import model_file, plots
+from attncalc.calculator import AttnCalculator
+from attncalc.md import ENSEMBLES, Settings, run_with_ase
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def one_line_errors(command: Command) -> Command:
+    """What goes wrong becomes one line and exit status 1; a bug keeps its traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except BrokenPipeError:  # `attncalc models | head`: click knows how to end quietly
+            raise
+        except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+            raise click.ClickException(str(error) or type(error).__name__) from None
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"stopped: {interrupt}" if str(interrupt) else "stopped", err=True)
+            sys.exit(130)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def calculator_options(command: Command) -> Command:
+    """--model, --device, --dtype."""
+    for option in (
+        click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1"),
+        click.option("--model", required=True, help="Shipped name or path of a model file."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="attncalc")
+def main() -> None:
+    """Move atoms with an equivariant attention network."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("attncalc")
+    log.handlers, log.level, log.propagate = [handler], logging.INFO, False
+
+
+@main.command()
+@click.argument("structures")
+@calculator_options
+@click.option("--fmax", default=0.01, show_default=True, help="Largest force left, eV/Å.")
+@click.option("--steps", default=1000, show_default=True, help="Most steps per structure.")
+@click.option("--optimizer", type=click.Choice(["fire", "lbfgs"]), default="lbfgs", show_default=True)
+@click.option("--cell", is_flag=True, help="Relax the cell too.")
+@click.option("-o", "--output", help="Default: NAME.relaxed.xyz beside the input.")
+@one_line_errors
+def relax(structures, model, device, dtype, fmax, steps, optimizer, cell, output) -> None:
+    """Relax every structure of a file until no force exceeds --fmax.
+
+    Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
+    """
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE, LBFGS
+
+    target = _new_structure_file(output or Path(structures).with_suffix(".relaxed.xyz"))
+    frames = _read(structures)
+    calculator = AttnCalculator(model, device=device, dtype=dtype)
+    method = {"fire": FIRE, "lbfgs": LBFGS}[optimizer]
+    left_over = 0
+    for k, atoms in enumerate(frames):
+        atoms.calc = calculator
+        moved = FrechetCellFilter(atoms) if cell else atoms
+        with _bar(steps, "step") as bar, method(moved, logfile=None) as dynamics:
+            start = atoms.get_potential_energy()
+            for _ in dynamics.irun(fmax=fmax, steps=steps):
+                bar.set_postfix_str(f"largest force {_fmax(moved):.4f} eV/Å", refresh=False)
+                bar.update(dynamics.nsteps - bar.n)
+        left_over += (converged := _fmax(moved) <= fmax) is False
+        click.echo(
+            f"structure {k}: {'converged' if converged else 'NOT converged'} in {dynamics.nsteps} "
+            f"steps, largest force {_fmax(moved):.4f} eV/Å, energy {start:.4f} -> "
+            f"{atoms.get_potential_energy():.4f} eV"
+        )
+        frames[k] = _with_results(atoms)
+    _write(target, frames)
+    click.echo(f"wrote {target}")
+    if left_over:
+        raise click.ClickException(
+            f"{left_over} of {len(frames)} structures did not converge: take more --steps"
+        )
+
+
+@main.command()
+@click.argument("structure")
+@calculator_options
+@click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nvt", show_default=True)
+@click.option("--temperature", default=300.0, show_default=True, help="K")
+@click.option("--steps", default=10_000, show_default=True)
+@click.option("--timestep", default=0.5, show_default=True, help="fs")
+@click.option("--friction", default=0.01, show_default=True, help="1/fs, of Langevin dynamics (nvt).")
+@click.option("--pressure", default=0.0, show_default=True, help="GPa (npt).")
+@click.option("--every", default=10, show_default=True, help="Steps between frames.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("-o", "--output", help="Trajectory, .xyz or .traj. Default: NAME.md.xyz")
+@one_line_errors
+def md(structure, model, device, dtype, output, **options) -> None:
+    """Molecular dynamics of one structure through ASE's integrators.
+
+    Writes the trajectory, a log (.csv) and a picture (.png) of the same name.
+
+    Example: attncalc md relaxed.xyz --model so3krates-ethanol --temperature 300 -o run.xyz
+    """
+    settings = Settings(n_steps=options.pop("steps"), **options)
+    target = _new_file(output or Path(structure).with_suffix(".md.xyz"))
+    picture = _new_file(target.with_suffix(".png"))
+    (atoms,) = _read(structure, index="-1")
+    atoms.calc = AttnCalculator(model, device=device, dtype=dtype)
+    with _bar(settings.n_steps, "step") as bar:
+
+        def progress(steps: int, status: str) -> None:
+            rate = bar.format_dict["rate"] or 0.0
+            ns_per_day = rate * settings.timestep * 86400 * 1e-6
+            bar.set_postfix_str(f"{status}, {ns_per_day:.2f} ns/day", refresh=False)
+            bar.update(steps)
+
+        rows = run_with_ase(atoms, settings, target, progress=progress)
+    frames = read(target, ":")
+    plots.md_summary(rows, frames, title=f"{atoms.get_chemical_formula()}, {model}").savefig(picture)
+    calc = atoms.calc
+    click.echo(
+        f"wrote {target} ({len(rows)} frames), {target.with_suffix('.csv')}, {picture}; "
+        f"{calc.n_rebuilds} neighbour lists in {calc.n_updates} steps"
+    )
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--data", help="Data file, instead of the one that the recipe names.")
+@click.option("-o", "--output", help="Folder. Default: runs/NAME of the recipe.")
+@one_line_errors
+def train(recipe, data, output) -> None:
+    """Train a model by a recipe; a stopped run goes on where it was.
+
+    Example: attncalc train models/so3krates-ethanol.yaml --data rmd17_ethanol.npz
+    """
+    try:
+        from attncalc import train as training
+    except ImportError as error:
+        raise ImportError(f'{error}; training needs: pip install "attncalc[train]"') from None
+    plan = training.Recipe.from_yaml(recipe)
+    folder = Path(output or Path("runs") / plan.name)
+    command = shlex.join(["attncalc", *sys.argv[1:]])
+    done = training.run(plan, folder, data=data, command=command)
+    click.echo(done.model.with_suffix(".md").read_text())
+    click.echo(f"wrote {done.model}")
+
+
+@main.command(name="eval")
+@click.argument("model")
+@click.argument("data_file", metavar="DATA")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's.")
+@click.option("--labels", help="Which label set of the file.")
+@click.option("--split", help="Only this split stored in the file, e.g. test_01.")
+@click.option("--energy-unit", help="If the file does not state it.")
+@click.option("--length-unit", help="If the file does not state it.")
+@one_line_errors
+def evaluate(model, data_file, device, dtype, labels, split, energy_unit, length_unit) -> None:
+    """Errors of a model on labelled structures: per property, and forces per element.
+
+    Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
+    """
+    from attncalc import data
+    from attncalc.data.errors import errors, force_mae_by_element, predict
+
+    dataset = data.read(data_file, labels=labels, energy_unit=energy_unit, length_unit=length_unit)
+    if split is not None:
+        if split not in dataset.splits:
+            known = ", ".join(dataset.splits) or "none"
+            raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
+        dataset = dataset[dataset.splits[split]]
+    calculator = AttnCalculator(model, device=device, dtype=dtype)
+    with _bar(len(dataset), "structure") as bar:
+        prediction = predict(calculator.potential, dataset, progress=bar.update)
+    found = errors(prediction, dataset)
+    click.echo(f"{found.n_structures} structures of {dataset.source}, labels {dataset.labels}")
+    click.echo(f"{'':22}{'MAE':>10}{'RMSE':>10}")
+    for name, unit in (("energy", "meV"), ("force", "meV/Å"), ("stress", "meV/Å³")):
+        mae, rmse = getattr(found, f"{name}_mae"), getattr(found, f"{name}_rmse")
+        if mae is not None:
+            click.echo(f"{name + ', ' + unit:22}{1e3 * mae:10.3f}{1e3 * rmse:10.3f}")
+    click.echo(f"{'energy, meV/atom':22}{1e3 * found.energy_per_atom_mae:10.3f}")
+    for number, mae in force_mae_by_element(prediction, dataset).items():
+        click.echo(f"{'force on ' + chemical_symbols[number] + ', meV/Å':22}{1e3 * mae:10.3f}")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--structure", help="File with the structure to check on. Default: a random cluster.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's.")
+@one_line_errors
+def verify(model, structure, device, dtype) -> None:
+    """Check the physics of a model: forces, stress, symmetries, batching, neighbour lists.
+
+    Example: attncalc verify so3krates-ethanol --structure ethanol.xyz
+    """
+    atoms = None if structure is None else _read(structure, index="-1")[0]
+    AttnCalculator(model, device=device, dtype=dtype).verify(atoms)
+
+
+@main.command()
+@one_line_errors
+def models() -> None:
+    """List the models that come with attncalc: elements, data, errors.
+
+    Example: attncalc models
+    """
+    click.echo(f"{'name':24}{'network':12}{'elements':12}{'force MAE':>12}  data, level of theory")
+    for name, path in model_file.shipped_models().items():
+        header = model_file.header(path)
+        info = header["training"]
+        elements = " ".join(chemical_symbols[z] for z in header["species"])
+        test = info.get("test_errors") or {}
+        mae = f"{1e3 * test['force_mae']:.1f} meV/Å" if test.get("force_mae") else "-"
+        origin = f"{info.get('data', '-')}, {info.get('level_of_theory') or '-'}"
+        click.echo(f"{name:24}{header['network']:12}{elements:12}{mae:>12}  {origin}")
+
+
+@main.group()
+def convert() -> None:
+    """Convert published weights to a model file."""
+
+
+@convert.command(name="so3krates")
+@click.argument("params")
+@click.option("--config", required=True, help="Hyper-parameters, JSON.")
+@click.option("--elements", help="Keep only these, e.g. H,C,N,O. Default: every row of the table.")
+@click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
+@one_line_errors
+def convert_so3krates(params, config, elements, output) -> None:
+    """Published So3krates parameters (mlff main or v1.0) to a model file.
+
+    Example: attncalc convert so3krates params.npz --config hyperparameters.json -o model.safetensors
+    """
+    from attncalc.convert import so3krates
+
+    target = _new_file(output)
+    species = None if elements is None else _atomic_numbers(elements)
+    potential = so3krates(params, config, species=species)
+    model_file.save(potential, target)
+    n_parameters = sum(p.numel() for p in potential.network.parameters())
+    click.echo(f"wrote {target}: {n_parameters:,} parameters, {len(potential.species)} elements")
+
+
+def _atomic_numbers(symbols: str) -> list[int]:
+    names = [name.strip() for name in symbols.split(",")]
+    unknown = [name for name in names if name not in chemical_symbols[1:]]
+    if unknown:
+        raise ValueError(f"no such element: {', '.join(unknown)}")
+    return [chemical_symbols.index(name) for name in names]
+
+
+def _read(path: str, index: str = ":") -> list[Atoms]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        frames = read(path, index)
+    except Exception as error:  # ASE's readers raise whatever they stumble over
+        raise ValueError(f"{path}: not a structure file that ASE can read ({error})") from None
+    return frames if isinstance(frames, list) else [frames]
+
+
+def _new_file(path: str | Path) -> Path:
+    """A path that can be written and is not: asked before the work, not after it."""
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {path.parent}")
+    return path
+
+
+def _new_structure_file(path: str | Path) -> Path:
+    path = _new_file(path)
+    try:
+        writable = get_ioformat(filetype(str(path), read=False)).can_write
+    except UnknownFileTypeError:
+        writable = False
+    if not writable:
+        raise ValueError(f"{path.name}: ASE writes no structure file with this ending; take .xyz")
+    return path
+
+
+def _write(path: Path, frames: list[Atoms]) -> None:
+    """All at once or not at all."""
+    temporary = path.with_name(f".part.{path.name}")
+    try:
+        write(temporary, frames)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _with_results(atoms: Atoms) -> Atoms:
+    """A copy that remembers energy and forces without its calculator."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    frozen = atoms.copy()
+    frozen.calc = SinglePointCalculator(frozen, **atoms.calc.results)
+    return frozen
+
+
+def _fmax(optimizable: Any) -> float:
+    return float((optimizable.get_forces() ** 2).sum(axis=1).max() ** 0.5)
+
+
+@contextmanager
+def _bar(total: int, unit: str) -> Iterator[tqdm]:
+    """A progress bar with rate and time left on a terminal, none in a pipe."""
+    with tqdm(total=total, unit=unit, disable=None, leave=False) as bar:
+        yield bar
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Lowers a loaded potential for inference, and proves on the spot that nothing changed.
+
+Chosen by device and dtype, never by the user: where the proof fails, or nothing faster is known
+for a network, the plain path runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+
+import numpy as np
+import torch
+from torch import nn
+
+from attncalc.graph import AtomOutputs, Graph
+from attncalc.kernels.attend import has_numba
+from attncalc.kernels.folded_attention import folded
+from attncalc.kernels.frozen_zbl import FrozenZBL
+from attncalc.neighbors import VerletList
+from attncalc.nn.so3krates import So3krates
+from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLRepulsion
+from attncalc.potential import Potential, Result, evaluate
+from attncalc.probe import random_cluster
+from attncalc.system import System
+
+log = logging.getLogger(__name__)
+
+# Å: structures with closer atoms take the plain path
+SHORTEST = 0.5
+# of the largest force component: float32 rounding of either path is 1e-6 to 1e-5
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+
+
+class CloseAtomsTakePlain(nn.Module):
+    """A lowered network, and the plain one for structures with atoms closer than it covers."""
+
+    def __init__(self, fast: nn.Module, plain: nn.Module, shortest: float) -> None:
+        super().__init__()
+        self.fast, self.plain, self.shortest = fast, plain, shortest
+        self.config = plain.config
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        """As the plain network."""
+        lengths = torch.linalg.vector_norm(graph.vectors.detach(), dim=1)
+        if graph.n_edges and lengths.amin().item() < self.shortest:
+            return self.plain(graph)
+        return self.fast(graph)
+
+
+def lower(potential: Potential) -> Potential:
+    """A potential with the same numbers and faster, or `potential` itself.
+
+    Args:
+        potential: loaded for inference; its weights must not change any more, and no longer
+            require gradients afterwards, since both share them.
+    """
+    if potential.device.type != "cpu" or not isinstance(potential.network, So3krates):
+        return potential
+    if not has_numba():
+        _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
+    fast = copy.copy(potential)
+    fast._modules = dict(potential._modules)
+    fast.network = CloseAtomsTakePlain(
+        folded(potential.network, SHORTEST), potential.network, SHORTEST
+    )
+    fast.pair_terms = nn.ModuleList(_lower_term(term) for term in potential.pair_terms)
+    fast.requires_grad_(False)
+    error = disagreement(fast, potential)
+    if not error <= TOLERANCE[potential.dtype]:  # NaN too
+        log.warning("the fast path is off by %.1e and is not used: this model runs plainly", error)
+        return potential
+    return fast
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning(message)
+
+
+@torch.no_grad()
+def _lower_term(term: nn.Module) -> nn.Module:
+    if isinstance(term, ZBLRepulsion) and term.config.cutoff_function == "physnet" and has_numba():
+        return FrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF)
+    return term
+
+
+def disagreement(fast: Potential, plain: Potential) -> float:
+    """Largest difference of forces on probe structures, relative to the largest force."""
+    found = []
+    for seed in range(3):
+        system = System.from_ase(random_cluster(plain.species, seed)).to(plain.device)
+        verlet = VerletList.create(cutoff=plain.cutoff, skin=0.0, species=plain.species)
+        graph = verlet.update(system)[1]
+        ours, theirs = evaluate(fast, graph), evaluate(plain, graph)
+        found.append(_relative(ours, theirs))
+    return float(np.max(found))  # NaN if any is, unlike Python's max
+
+
+def _relative(ours: Result, theirs: Result) -> float:
+    scale = float(theirs.forces.abs().max())
+    deviation = float((ours.forces - theirs.forces).abs().max())
+    return deviation / scale if scale > 0 else deviation

@@ -1,0 +1,53 @@
+"""The compiled loop of `attncalc.kernels.frozen_zbl`."""
+
+import math
+
+import numba
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def repel(
+    vectors,
+    receivers,
+    senders,
+    mask,
+    species,
+    charges,
+    inverse_lengths,
+    exponents,
+    weights,
+    cutoff,
+    switch_off,
+    energies,
+    slopes,
+):
+    """Adds half of a pair's energy to both atoms; slopes: dE/dd / d of half a pair's energy."""
+    for p in range(receivers.shape[0]):
+        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
+        d = math.sqrt(x * x + y * y + z * z)
+        if d >= min(switch_off, cutoff) or not mask[p]:
+            continue
+        a, b = species[receivers[p]], species[senders[p]]
+        inverse_length = inverse_lengths[a] + inverse_lengths[b]
+        screening, d_screening = 0.0, 0.0
+        for m in range(exponents.shape[0]):
+            rate = exponents[m] * inverse_length
+            term = weights[m] * math.exp(-rate * d)
+            screening += term
+            d_screening -= rate * term
+        s = d / cutoff
+        envelope = 1 + s**3 * (-10 + s * (15 - 6 * s))
+        d_envelope = -30 * s * s * (1 - s) ** 2 / cutoff
+        t = d / switch_off
+        switch = 1 / (1 + math.exp(1 / (1 - t) - 1 / t))
+        d_switch = -switch * (1 - switch) * (1 / (t * t) + 1 / (1 - t) ** 2) / switch_off
+        half = charges[a] * charges[b] / (2 * d)
+        energy = half * envelope * switch * screening
+        slope = half * (
+            d_envelope * switch * screening
+            + envelope * d_switch * screening
+            + envelope * switch * d_screening
+        )
+        energies[receivers[p]] += energy
+        energies[senders[p]] += energy
+        slopes[p] = (slope - energy / d) / d

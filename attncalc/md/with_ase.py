@@ -1,0 +1,205 @@
+"""A molecular dynamics run with ASE's integrators: trajectory, log, and a stop before nonsense."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.io.extxyz import write_extxyz
+from ase.io.trajectory import Trajectory
+from ase.md.langevinbaoab import LangevinBAOAB
+from ase.md.md import MolecularDynamics
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
+from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+
+COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
+ENSEMBLES = ("nve", "nvt", "npt")
+# an integrator that has lost a molecule is far beyond any temperature one would ask for
+RUNAWAY = 10.0  # times the temperature asked for, plus
+RUNAWAY_FLOOR = 3000.0  # K
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What defines a run.
+
+    Attributes:
+        ensemble: "nve" (velocity Verlet), "nvt" (Langevin, BAOAB) or "npt" (isotropic
+            Martyna-Tobias-Klein barostat).
+        n_steps: of the integrator.
+        timestep: fs.
+        temperature: K; in "nve" that of the initial velocities.
+        friction: 1/fs, of Langevin dynamics.
+        pressure: GPa, of "npt".
+        every: steps between frames of the trajectory and rows of the log.
+        seed: of initial velocities and random forces.
+    """
+
+    ensemble: str = "nvt"
+    n_steps: int = 1000
+    timestep: float = 0.5
+    temperature: float = 300.0
+    friction: float = 0.01
+    pressure: float = 0.0
+    every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ensemble not in ENSEMBLES:
+            raise ValueError(f"ensemble must be {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
+        for name in ("n_steps", "timestep", "temperature", "friction", "every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+def run_with_ase(
+    atoms: Atoms,
+    settings: Settings,
+    trajectory: str | Path,
+    *,
+    progress: Callable[[int, str], None] | None = None,
+) -> list[dict[str, float]]:
+    """Move atoms, in place, and write what happened as it happens.
+
+    Velocities already present are kept; otherwise they are drawn at the temperature, without net
+    momentum, and for a molecule without net rotation. Every frame is complete on disk before the
+    next step, with energy, forces and momenta. Beside the trajectory lies a log, NAME.csv.
+
+    Args:
+        atoms: with a calculator.
+        settings: of the run.
+        trajectory: new file, extended XYZ (.xyz, .extxyz) or ASE (.traj).
+        progress: called every `settings.every` steps with the number of steps and a status line.
+
+    Returns:
+        The rows of the log.
+
+    Raises:
+        FileExistsError: the trajectory or its log exists.
+        FloatingPointError: the run exploded, which is looked for after every step; the last sane
+            frame is the last of the trajectory.
+    """
+    trajectory = Path(trajectory)
+    log_file = trajectory.with_suffix(".csv")
+    for path in (trajectory, log_file):
+        if path.exists():
+            raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+    rng = np.random.default_rng(settings.seed)
+    if not atoms.get_momenta().any():
+        _draw_velocities(atoms, settings.temperature, rng)
+    dynamics = _integrator(atoms, settings, rng)
+    rows: list[dict[str, float]] = []
+    with _frames(trajectory) as frames, open(log_file, "w", newline="") as file:
+        log = csv.DictWriter(file, COLUMNS)
+        log.writeheader()
+
+        def observe() -> None:
+            row = _observe(atoms, dynamics.get_time() / units.fs)
+            _require_sane(row, settings, trajectory)
+            if dynamics.nsteps % settings.every:
+                return
+            frames.write(atoms)
+            log.writerow(row)
+            file.flush()
+            rows.append(row)
+            if progress is not None:
+                status = f"T {row['temperature_K']:.0f} K, E {row['total_eV']:.4f} eV"
+                progress(settings.every if len(rows) > 1 else 0, status)
+
+        dynamics.attach(observe, interval=1)
+        try:
+            dynamics.run(settings.n_steps)
+        except ValueError as error:  # from the calculator, which knows nothing of the run
+            if not rows:
+                raise
+            raise _exploded(dynamics.get_time() / units.fs, str(error), trajectory) from None
+    return rows
+
+
+def _draw_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
+    thermalize_momenta(atoms, temperature_K=temperature, rng=rng)
+    Stationary(atoms, preserve_temperature=False)
+    if not atoms.pbc.any() and len(atoms) > 2:
+        ZeroRotation(atoms, preserve_temperature=False)
+
+
+def _integrator(
+    atoms: Atoms, settings: Settings, rng: np.random.Generator
+) -> MolecularDynamics:
+    timestep = settings.timestep * units.fs
+    if settings.ensemble == "nve":
+        return VelocityVerlet(atoms, timestep)
+    if settings.ensemble == "nvt":
+        return LangevinBAOAB(
+            atoms,
+            timestep,
+            temperature_K=settings.temperature,
+            T_tau=units.fs / settings.friction,
+            rng=rng,
+        )
+    if atoms.cell.rank < 3 or not atoms.pbc.all():
+        raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
+    return IsotropicMTKNPT(
+        atoms,
+        timestep,
+        temperature_K=settings.temperature,
+        pressure_au=settings.pressure * units.GPa,
+        tdamp=100 * timestep,
+        pdamp=1000 * timestep,
+    )
+
+
+def _observe(atoms: Atoms, time: float) -> dict[str, float]:
+    potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
+    volume = atoms.get_volume() if atoms.cell.rank == 3 else float("nan")
+    numbers = (time, atoms.get_temperature(), potential, kinetic, potential + kinetic, volume)
+    return dict(zip(COLUMNS, map(float, numbers), strict=True))
+
+
+def _require_sane(row: dict[str, float], settings: Settings, trajectory: Path) -> None:
+    limit = RUNAWAY * settings.temperature + RUNAWAY_FLOOR
+    if not np.isfinite([row["total_eV"], row["temperature_K"]]).all():
+        what = "energy or velocities are no longer finite"
+    elif row["temperature_K"] > limit:
+        what = f"the temperature reached {row['temperature_K']:.0f} K"
+    else:
+        return
+    raise _exploded(row["time_fs"], what, trajectory)
+
+
+def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:
+    return FloatingPointError(
+        f"stopped at {time:.1f} fs: {what}; the last sane frame is in {trajectory.name}. "
+        "Relax the structure first, take a shorter timestep, or a model that knows such structures"
+    )
+
+
+class _frames:
+    """Writes frames to an open file; picks the format by the name's ending."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file = path, None
+        if path.suffix not in (".xyz", ".extxyz", ".traj"):
+            raise ValueError(f"{path.name}: a trajectory must end in .xyz, .extxyz or .traj")
+
+    def __enter__(self) -> _frames:
+        self.file: Any = (
+            Trajectory(self.path, "w") if self.path.suffix == ".traj" else open(self.path, "w")  # noqa: SIM115
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, atoms: Atoms) -> None:
+        if self.path.suffix == ".traj":
+            self.file.write(atoms)
+            return
+        write_extxyz(self.file, [atoms])
+        self.file.flush()

@@ -5,8 +5,8 @@ Each molecule is taken from `ase.build.molecule`, relaxed, and moved by Langevin
 frame is stored per `--stride` steps. Training and test frames come from two trajectories with
 independent velocities and noise. Everything follows from `--seed`.
 
-    python models/make_xtb_small_molecules.py
-    python models/make_xtb_small_molecules.py --molecules H2O NH3 --train water_ammonia.extxyz
+    python tests/data/make_xtb_small_molecules.py
+    python tests/data/make_xtb_small_molecules.py --molecules H2O NH3 --train water_ammonia.extxyz
 
 The files are extended XYZ in eV and eV/Å. Positions and forces are rounded to 6 decimals, energies
 to 8; energy and forces are computed by a fresh calculator at the *rounded* positions, so that

@@ -1,0 +1,6 @@
+"""Training on one's own data: a recipe in, a model file with its card out."""
+
+from attncalc.train.fit import Training, fit, run
+from attncalc.train.recipe import Recipe
+
+__all__ = ["Recipe", "Training", "fit", "run"]

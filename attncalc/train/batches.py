@@ -1,0 +1,81 @@
+"""Data sets as batches of graphs with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncalc.data import Dataset
+from attncalc.graph import Graph
+from attncalc.neighbors import VerletList
+from attncalc.system import System
+from attncalc.train.step import Batch
+
+
+def samples(dataset: Dataset, cutoff: float, species: tuple[int, ...]) -> list[Batch]:
+    """One batch per structure; neighbours are searched once, since training data do not move.
+
+    The data set must have forces.
+
+    Raises:
+        ValueError: an element is not in `species`.
+    """
+    made = []
+    for k, structure in enumerate(dataset.structures):
+        system = System.from_ase(structure)
+        _, graph = VerletList.create(cutoff=cutoff, skin=0.0, species=species).update(system)
+        volume = torch.linalg.det(system.cell).abs()
+        stress = np.zeros((3, 3)) if dataset.stress is None else dataset.stress[k]
+        made.append(
+            Batch(
+                graph=graph,
+                energy=torch.tensor([dataset.energies[k]], dtype=torch.float64),
+                forces=torch.as_tensor(dataset.forces[k], dtype=torch.float64),
+                stress=torch.as_tensor(stress, dtype=torch.float64).unsqueeze(0),
+                volume=torch.where(volume > 0, volume, 1.0),
+            )
+        )
+    return made
+
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """Several batches as one: atoms and systems are renumbered, nothing else changes."""
+    graphs = [part.graph for part in parts]
+    first_atom = _starts([graph.n_atoms for graph in graphs])
+    first_edge = _starts([graph.n_edges for graph in graphs])
+    first_system = _starts([graph.n_systems for graph in graphs])
+
+    def shifted(name: str, starts: list[int]) -> Tensor:
+        return torch.cat([getattr(g, name) + s for g, s in zip(graphs, starts, strict=True)])
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(graph, name) for graph in graphs])
+
+    graph = Graph(
+        vectors=joined("vectors"),
+        receivers=shifted("receivers", first_atom),
+        senders=shifted("senders", first_atom),
+        edge_mask=joined("edge_mask"),
+        pairs=shifted("pairs", first_edge),
+        species=joined("species"),
+        system_idx=shifted("system_idx", first_system),
+        charge=joined("charge"),
+        spin=joined("spin"),
+    )
+    labels = ("energy", "forces", "stress", "volume")
+    return Batch(graph, *(torch.cat([getattr(part, name) for part in parts]) for name in labels))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on another device."""
+    graph = replace(batch.graph, **{k: v.to(device) for k, v in vars(batch.graph).items()})
+    labels = {k: v.to(device) for k, v in vars(batch).items() if k != "graph"}
+    return Batch(graph=graph, **labels)
+
+
+def _starts(counts: list[int]) -> list[int]:
+    return [0, *np.cumsum(counts[:-1]).tolist()]

@@ -1,0 +1,149 @@
+"""What watches a training run: averaging of weights, best model, table, picture, progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from attncalc import plots
+from attncalc.model_file import save, write_atomically
+from attncalc.train.module import TrainingModule
+from attncalc.train.step import Step
+
+# s between two pictures of a running training; drawing one takes about half a second
+PICTURE_EVERY = 60.0
+
+
+class MovingAverage(WeightAveraging):
+    """Exponential moving average of the weights, which is what is validated and saved.
+
+    Lightning walks through the module for its parameters at every step; here they are listed once.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.average = get_ema_multi_avg_fn(decay)
+        super().__init__(use_buffers=False, multi_avg_fn=self.average)
+
+    @property
+    def state_key(self) -> str:
+        return "WeightAveraging"
+
+    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        super().on_train_start(trainer, module)
+        self.current = [p.detach() for p in module.parameters()]
+        self.averaged = [p.detach() for p in self._average_model.module.parameters()]
+        self.n_averaged = int(self._average_model.n_averaged)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.n_averaged == 0:
+            torch._foreach_copy_(self.averaged, self.current)
+        else:
+            self.average(self.averaged, self.current, self.n_averaged)
+        self.n_averaged += 1
+        self._average_model.n_averaged.fill_(self.n_averaged)
+        self._latest_update_step = trainer.global_step
+
+
+class UseStep(L.Callback):
+    """Hands the step over once the module has been copied for averaging: a step has no copy."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        module.step = self.step
+
+
+class BestModel(L.Callback):
+    """Saves the model with the lowest validation loss, and the table of all epochs.
+
+    Must stand before the averaging of weights in the list of callbacks: while it looks, the
+    module holds the averaged weights.
+    """
+
+    def __init__(self, model: Path, table: Path) -> None:
+        self.model, self.table = model, table
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        # the module's own hook, which adds this epoch to the history, runs after all callbacks
+        loss = module.sums["loss"] / module.sums["n"]
+        is_best = all(loss < row["validation_loss"] for row in module.history)
+        if is_best or not self.model.exists():
+            save(module.potential, self.model)
+
+    def on_validation_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(module.history[0]))
+        writer.writeheader()
+        writer.writerows(module.history)
+        write_atomically(self.table, text.getvalue().encode())
+
+
+class LearningCurve(L.Callback):
+    """Draws the learning curve now and then, and at the end."""
+
+    def __init__(self, picture: Path, title: str) -> None:
+        self.picture, self.title = picture, title
+        self.last_drawn = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        if time.monotonic() - self.last_drawn > PICTURE_EVERY:
+            self.draw(module.history)
+
+    def on_train_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        self.draw(module.history)
+
+    def draw(self, history: list[dict[str, float]]) -> None:
+        """Write the picture, atomically."""
+        columns = {name: [row[name] for row in history] for name in history[0]}
+        figure = plots.learning_curve(
+            columns["epoch"],
+            train_loss=columns["train_loss"],
+            validation_loss=columns["validation_loss"],
+            energy_mae=columns["energy_mae_meV"],
+            force_mae=columns["force_mae_meV_per_A"],
+            wall_time=columns["wall_time_s"][-1],
+            title=self.title,
+        )
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+        write_atomically(self.picture, content.getvalue())
+        self.last_drawn = time.monotonic()
+
+
+class Progress(L.Callback):
+    """One bar over all epochs with rate and time left, on a terminal only."""
+
+    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        self.bar = tqdm(
+            total=trainer.max_epochs, initial=trainer.current_epoch, unit="epoch", disable=None
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        last = module.history[-1]
+        self.bar.set_postfix_str(
+            f"validation E {last['energy_mae_meV']:.1f} meV, F {last['force_mae_meV_per_A']:.1f} "
+            "meV/Å",
+            refresh=False,
+        )
+        self.bar.update(1)
+
+    def on_train_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        self.bar.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, module: TrainingModule, exception: BaseException
+    ) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()

@@ -1,0 +1,47 @@
+"""The card of a trained model: what it is, what it was trained on, how wrong it is."""
+
+from __future__ import annotations
+
+from ase.data import chemical_symbols
+
+from attncalc.potential import Potential
+from attncalc.train.recipe import Recipe
+
+
+def card(recipe: Recipe, potential: Potential) -> str:
+    """Markdown for people, made from the model file's own header."""
+    info = potential.training_info
+    config = potential.network.config
+    n_parameters = sum(p.numel() for p in potential.network.parameters())
+    wall_time = info["wall_time_s"]
+    time = f"{wall_time / 60:.0f} min" if wall_time >= 120 else f"{wall_time:.0f} s"
+    elements = " ".join(chemical_symbols[z] for z in potential.species)
+    lines = [
+        f"# {recipe.name}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | {recipe.network}, {n_parameters:,} parameters, {config.num_layers} layers, "
+        f"cutoff {config.cutoff} Å, {config.cutoff_function} cutoff function |",
+        f"| elements | {elements} |",
+        f"| data | {info['data']} (labels: {info['labels']}) |",
+        f"| level of theory | {info['level_of_theory'] or 'not stated by the data'} |",
+        f"| structures | {info['n_train']} training, {info['n_validation']} validation, "
+        f"{info['n_test']} test |",
+        "| units | eV, Å |",
+        f"| training | {info['epochs']} epochs, {time} wall time, seed {info['seed']} |",
+        f"| command | `{info['command']}` |",
+    ]
+    if info["test_errors"]:
+        lines += ["", "Errors on the test set:", "", *error_table(info["test_errors"])]
+    return "\n".join([*lines, ""])
+
+
+def error_table(test_errors: dict[str, float | None]) -> list[str]:
+    """Rows of a Markdown table of MAE and RMSE, in meV, meV/Å and meV/Å³."""
+    lines = ["| quantity | MAE | RMSE | unit |", "|---|--:|--:|---|"]
+    for name, unit in (("energy", "meV"), ("force", "meV/Å"), ("stress", "meV/Å³")):
+        mae, rmse = test_errors[f"{name}_mae"], test_errors[f"{name}_rmse"]
+        if mae is not None:
+            lines.append(f"| {name} | {1e3 * mae:.2f} | {1e3 * rmse:.2f} | {unit} |")
+    return lines

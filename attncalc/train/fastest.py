@@ -1,0 +1,105 @@
+"""Which training step a run uses: the fastest one whose gradient is the plain one's."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from functools import partial
+
+import torch
+
+from attncalc.kernels.collocation import collocated
+from attncalc.potential import Potential
+from attncalc.train.batches import join
+from attncalc.train.recipe import Recipe
+from attncalc.train.step import (
+    Batch,
+    LossWeights,
+    Step,
+    compiled,
+    eager_step,
+    relative_error,
+    trace,
+    traced_step,
+    with_network,
+)
+
+log = logging.getLogger(__name__)
+
+# below this many steps, compiling (one to four minutes) costs more than it saves
+STEPS_WORTH_COMPILING = 20_000
+# relative error of a fast step's gradient: float32 double backward itself reaches 1e-5
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
+# Å: collocation holds from here on; shorter distances need the plain radial networks
+SHORTEST_COLLOCATED = 0.6
+
+
+def fastest_step(
+    potential: Potential,
+    weights: LossWeights,
+    batches: list[Batch],
+    recipe: Recipe,
+    *,
+    shortest: float,
+    n_steps: int,
+) -> Step:
+    """Make the fast steps that suit the run and return the first that agrees with the plain one.
+
+    Args:
+        potential: its parameters are read at every step.
+        weights: of the loss.
+        batches: the training structures, one each; the first `recipe.batch_size` are the probe.
+        recipe: says whether to compile.
+        shortest: Å, the shortest distance in the data.
+        n_steps: of the whole run.
+    """
+    plain = eager_step(potential, weights)
+    # unequal sizes first: the compiler, too, takes equal ones of its first batch for the same
+    probes = (unequal_sizes(batches), join(batches[: recipe.batch_size]))
+    network = potential.network
+    if shortest > SHORTEST_COLLOCATED:
+        network = collocated(network, SHORTEST_COLLOCATED)
+    else:
+        log.info("shortest distance %.2f Å: radial networks are evaluated pair by pair", shortest)
+    fast = with_network(potential, network)
+    candidates = {"eager": lambda: eager_step(fast, weights)}
+    if _worth_compiling(recipe, n_steps):
+        graph = partial(trace, fast, weights, probes[0])
+        candidates = {"compiled": lambda: traced_step(fast, compiled(graph())), **candidates}
+    for name, make in candidates.items():
+        try:
+            step = make()
+            error = max(relative_error(step, plain, probe) for probe in probes)
+        except RuntimeError as failure:  # a compiler has many ways to fail
+            reason = str(failure).partition("\n")[0]
+            log.warning("%s training step cannot be made: not used (%s)", name, reason)
+            continue
+        log.info("%s training step: gradient within %.1e of double backward", name, error)
+        if error < TOLERANCE[potential.dtype]:
+            return step
+        log.warning("%s training step is off by %.1e: not used", name, error)
+    return plain
+
+
+def unequal_sizes(batches: list[Batch]) -> Batch:
+    """A batch in which no two sizes (systems, atoms, edges, pairs, ...) agree.
+
+    The trace would take equal sizes for the same size.
+    """
+    for n in range(7, max(8, len(batches))):
+        example = join([batches[k % len(batches)] for k in range(n)])
+        graph = example.graph
+        n_pairs = len(graph.pairs)
+        sizes = (graph.n_systems, graph.n_atoms, graph.n_edges, n_pairs)
+        if len(set(sizes)) == 4 and 2 * n_pairs == graph.n_edges:
+            return example
+    return join([batches[k % len(batches)] for k in range(7)])
+
+
+def _worth_compiling(recipe: Recipe, n_steps: int) -> bool:
+    if recipe.compile == "never" or (recipe.compile == "auto" and n_steps < STEPS_WORTH_COMPILING):
+        return False
+    if shutil.which("g++") is None:
+        log.warning("no C++ compiler (g++) found: training runs uncompiled, about half as fast")
+        return False
+    return True

@@ -1,0 +1,245 @@
+"""`run` a recipe from its data to model file and card; `fit` one on data already in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+
+from attncalc import data
+from attncalc.data import Dataset
+from attncalc.data.errors import Errors, errors, predict
+from attncalc.model_file import DTYPES, NETWORKS, load, save, write_atomically
+from attncalc.potential import Potential
+from attncalc.train.batches import samples, to_device
+from attncalc.train.callbacks import LearningCurve
+from attncalc.train.card import card
+from attncalc.train.fastest import fastest_step
+from attncalc.train.loop import device, finished_history, train_loop
+from attncalc.train.memory import keep_freed_memory
+from attncalc.train.module import TrainingModule
+from attncalc.train.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run leaves behind.
+
+    Attributes:
+        potential: the model with the lowest validation loss.
+        model: its file.
+        history: one row of numbers per epoch, as in metrics.csv.
+    """
+
+    potential: Potential
+    model: Path
+    history: list[dict[str, float]]
+
+
+def run(
+    recipe: Recipe,
+    output: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    command: str = "",
+) -> Training:
+    """Read the recipe's data, train (or go on where a stopped run was), test, write the card.
+
+    A run that has done all its epochs is tested again, not trained again.
+
+    Args:
+        recipe: what to do.
+        output: folder for model file, card, metrics.csv, learning curve and checkpoint;
+            "runs/NAME" if not given.
+        data: data file to use instead of the recipe's.
+        command: what the card says reproduces this.
+
+    Raises:
+        FileNotFoundError, ValueError: from the recipe or its data, with the reason.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+    """
+    output = Path(output if output is not None else Path("runs") / recipe.name)
+    if data is not None:
+        recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
+    keep_freed_memory()
+    try:
+        training, validation, test = read_split(recipe)
+        _check(recipe, training, validation, test)
+        done = fit(recipe, training, validation, output)
+        test_errors = None if test is None else errors(predict(done.potential, test), test)
+    except KeyboardInterrupt as stop:
+        if stop.args:
+            raise
+        raise KeyboardInterrupt(
+            f"stopped; the same command goes on from there ({output})"
+        ) from None
+    _describe(done, recipe, (training, validation, test), test_errors, command)
+    return done
+
+
+def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
+    """Training, validation and test set of a recipe; the test set may be missing."""
+    units = {"energy_unit": recipe.energy_unit, "length_unit": recipe.length_unit}
+    dataset = data.read(recipe.find(recipe.data), labels=recipe.labels, **units)
+    if "sizes" in recipe.split:
+        parts = data.split(dataset, recipe.split["sizes"], seed=recipe.seed)
+        parts = parts if len(parts) == 3 and len(parts[2]) else (*parts[:2], None)
+    else:
+        parts = data.official_split(dataset, **recipe.split)
+    if recipe.test_data is not None:
+        test = data.read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
+        parts = (*parts[:2], test)
+    return parts
+
+
+@torch.random.fork_rng(devices=[])  # the global random numbers stay the caller's
+def fit(
+    recipe: Recipe, training: Dataset, validation: Dataset, output: str | Path | None = None
+) -> Training:
+    """Train on data in memory.
+
+    A run that was stopped, however hard, goes on after its last complete epoch when the same
+    recipe is started again with the same `output`, and ends with the same bits as an
+    uninterrupted one on the same machine.
+
+    Args:
+        recipe: its `data`, `labels`, units and `split` are not used here.
+        training, validation: structures with energies and forces.
+        output: folder for model, metrics and checkpoint; "runs/NAME" if not given.
+
+    Raises:
+        ValueError: the data do not suit the recipe, or `output` holds a run of another recipe.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+    """
+    output = Path(output if output is not None else Path("runs") / recipe.name)
+    _check(recipe, training, validation)
+    output.mkdir(parents=True, exist_ok=True)
+    _claim(output, recipe)
+    for unfinished in output.glob(".*.part"):  # what a killed run was just writing
+        unfinished.unlink()
+    model, checkpoint = output / f"{recipe.name}.safetensors", output / "last.ckpt"
+    history = finished_history(checkpoint, recipe)
+    if history is not None:
+        log.info("%s has done its %d epochs: nothing left to train", output, len(history))
+        LearningCurve(output / "learning_curve.png", recipe.name).draw(history)
+        return Training(load(model), model, history)
+    potential = _new_potential(recipe, training).to(device())
+    batches = samples(training, potential.cutoff, potential.species)
+    n_steps = recipe.epochs * -(-len(batches) // recipe.batch_size)
+    module = TrainingModule(potential, recipe, n_steps)
+    step = fastest_step(
+        potential,
+        module.weights,
+        [to_device(batch, device()) for batch in batches],
+        recipe,
+        shortest=data.shortest_distance(training),
+        n_steps=n_steps,
+    )
+    train_loop(
+        module,
+        step,
+        batches,
+        samples(validation, potential.cutoff, potential.species),
+        recipe,
+        output,
+    )
+    return Training(load(model), model, module.history)
+
+
+def _check(
+    recipe: Recipe, training: Dataset, validation: Dataset, test: Dataset | None = None
+) -> None:
+    """Everything about the data that would otherwise go wrong later, perhaps after days."""
+    known = _elements(training)
+    for role, dataset in (("training", training), ("validation", validation), ("test", test)):
+        if dataset is None:
+            continue
+        where = f"{dataset.source}: the {role} set"
+        if len(dataset) == 0:
+            raise ValueError(f"{where} is empty")
+        if role != "test" and dataset.forces is None:
+            raise ValueError(f"{where} has no forces: training needs energies and forces")
+        if role != "test" and recipe.stress_weight and dataset.stress is None:
+            raise ValueError(f"{where} has no stress, but the recipe's stress_weight is not zero")
+        if unseen := _elements(dataset) - known:
+            names = " ".join(chemical_symbols[z] for z in sorted(unseen))
+            raise ValueError(
+                f"{where} has elements that the training set has not ({names}): no model can "
+                "learn them from it; split the data in another way"
+            )
+
+
+def _elements(dataset: Dataset) -> set[int]:
+    return {int(z) for atoms in dataset.structures for z in np.unique(atoms.numbers)}
+
+
+def _claim(output: Path, recipe: Recipe) -> None:
+    """Remember the recipe of an output folder; refuse to continue another one's run."""
+    mark, ours = output / "recipe.json", json.loads(json.dumps(recipe.as_dict()))
+    if mark.exists() and (output / "last.ckpt").exists():
+        theirs = json.loads(mark.read_text())
+        changed = sorted(k for k in ours | theirs if _identity(ours, k) != _identity(theirs, k))
+        if changed:
+            raise ValueError(
+                f"{output} holds a run of another recipe (different: {', '.join(changed)}): "
+                "choose another output folder, or remove this one to start again"
+            )
+    write_atomically(mark, json.dumps(ours, indent=1).encode())
+
+
+def _identity(content: dict, key: str) -> object:
+    """What two recipes are compared by: data files may have moved."""
+    value = content.get(key)
+    return Path(value).name if key in ("data", "test_data") and value else value
+
+
+def _new_potential(recipe: Recipe, training: Dataset) -> Potential:
+    """A network with random weights from the recipe's seed, and references of the data."""
+    network, config_class = NETWORKS[recipe.network]
+    config = dict(recipe.config)
+    if "avg_num_neighbors" not in config:
+        config["avg_num_neighbors"] = data.avg_num_neighbors(training, float(config["cutoff"]))
+    references = data.reference_energies(training)
+    torch.manual_seed(recipe.seed)
+    potential = Potential(
+        network(config_class(**config), len(references)),
+        list(references),
+        reference_energies=list(references.values()),
+    )
+    potential.network.to(DTYPES[recipe.dtype])
+    return potential
+
+
+def _describe(
+    done: Training,
+    recipe: Recipe,
+    parts: tuple[Dataset, Dataset, Dataset | None],
+    test_errors: Errors | None,
+    command: str,
+) -> None:
+    """Write errors and origin into the model file and onto its card."""
+    training, validation, test = parts
+    info = {
+        "data": training.source,
+        "labels": training.labels,
+        "level_of_theory": recipe.level_of_theory or training.level_of_theory,
+        "n_train": len(training),
+        "n_validation": len(validation),
+        "n_test": 0 if test is None else len(test),
+        "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
+        "epochs": int(done.history[-1]["epoch"]),
+        "wall_time_s": round(done.history[-1]["wall_time_s"], 1),
+        "seed": recipe.seed,
+        "command": command,
+    }
+    done.potential.training_info.update(info)
+    save(done.potential, done.model)
+    write_atomically(done.model.with_suffix(".md"), card(recipe, done.potential).encode())

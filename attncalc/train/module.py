@@ -1,0 +1,121 @@
+"""The Lightning module of a training run: optimizer steps, validation, history."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from attncalc.potential import Potential, evaluate
+from attncalc.train.batches import to_device
+from attncalc.train.recipe import Recipe
+from attncalc.train.step import Batch, LossWeights, Step, loss, trainable
+
+
+class TrainingModule(L.LightningModule):
+    """Takes optimizer steps along gradients of a given `Step`; validates with the plain network.
+
+    Args:
+        potential: what is trained, in place.
+        recipe: learning rate, schedule, weights.
+        n_steps: optimizer steps of the whole run, which the schedule spans.
+    """
+
+    def __init__(self, potential: Potential, recipe: Recipe, n_steps: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # the step brings its own gradients
+        self.potential, self.recipe, self.n_steps = potential, recipe, n_steps
+        self.weights = LossWeights(recipe.energy_weight, recipe.force_weight, recipe.stress_weight)
+        self.step: Step | None = None
+        self.history: list[dict[str, float]] = []
+        self.train_losses: list[torch.Tensor] = []
+        self.sums: dict[str, float] = {}
+        self.wall_before, self.started = 0.0, time.monotonic()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        self.trained = list(trainable(self.potential).values())
+        optimizer = torch.optim.Adam(self.trained, lr=self.recipe.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _factor(self, step: int) -> float:
+        lowest = self.recipe.final_learning_rate / self.recipe.learning_rate
+        done = min(1.0, step / max(1, self.n_steps))
+        if self.recipe.schedule == "exponential":
+            factor = lowest**done
+        else:
+            factor = lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
+        return factor * min(1.0, (step + 1) / (self.recipe.warmup_steps + 1))
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        return batch if device.type == "cpu" else to_device(batch, device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        value, gradients = self.step(batch)
+        norm = get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient is not finite in epoch {self.current_epoch + 1}: lower "
+                "learning_rate or clip_norm, or look for broken structures in the data"
+            )
+        for parameter, gradient in zip(self.trained, gradients, strict=True):
+            parameter.grad = gradient
+        if norm > self.recipe.clip_norm:
+            clip_grads_with_norm_(self.trained, self.recipe.clip_norm, norm)
+        self.optimizers().step()
+        self.lr_schedulers().step()
+        self.train_losses.append(value)
+
+    def on_validation_epoch_start(self) -> None:
+        self.sums = dict.fromkeys(("energy", "per_atom", "force", "loss", "n", "components"), 0.0)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        result = evaluate(self.potential, batch.graph)
+        stress = result.strain_gradient / batch.volume[:, None, None]
+        energy_errors = (result.energy - batch.energy).abs()
+        value = loss((result.energy, result.forces, stress), batch, self.weights)
+        n_systems = len(energy_errors)
+        for name, term in (
+            ("energy", energy_errors.sum()),
+            ("per_atom", (energy_errors / torch.bincount(batch.graph.system_idx)).sum()),
+            ("force", (result.forces - batch.forces).abs().sum()),
+            ("loss", value * n_systems),
+            ("n", n_systems),
+            ("components", batch.forces.numel()),
+        ):
+            self.sums[name] += float(term)
+
+    def on_validation_epoch_end(self) -> None:
+        s = self.sums
+        self.history.append(
+            {
+                "epoch": self.current_epoch + 1,
+                "step": self.global_step,
+                "learning_rate": self.lr_schedulers().get_last_lr()[0],
+                "train_loss": float(torch.stack(self.train_losses).mean()),
+                "validation_loss": s["loss"] / s["n"],
+                "energy_mae_meV": 1e3 * s["energy"] / s["n"],
+                "energy_mae_meV_per_atom": 1e3 * s["per_atom"] / s["n"],
+                "force_mae_meV_per_A": 1e3 * s["force"] / s["components"],
+                "wall_time_s": self.wall_time,
+            }
+        )
+        self.train_losses.clear()
+
+    @property
+    def wall_time(self) -> float:
+        """Seconds of training, interruptions not counted."""
+        return self.wall_before + time.monotonic() - self.started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"], checkpoint["wall_time"] = self.history, self.wall_time
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history, self.wall_before = list(checkpoint["history"]), checkpoint["wall_time"]
+        self.started = time.monotonic()

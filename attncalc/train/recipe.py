@@ -1,0 +1,206 @@
+"""`Recipe`: everything that defines a training run, one flat YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal
+
+from attncalc.model_file import DTYPES, NETWORKS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run. In YAML, every field is one key; hyper-parameters are below `config`.
+
+    Attributes:
+        name: of the model and of its files.
+        data: file that `data.read` understands; looked for beside the recipe, then from the
+            working directory.
+        split: {train: NAME, n_validation: N, test: NAME} for splits stored in the file, or
+            {sizes: [n_train, n_validation, n_test]} drawn at random with `seed`; a size may be
+            "rest".
+        config: hyper-parameters of the network; avg_num_neighbors is measured if not given.
+        network: a name of the table in `attncalc.model_file`.
+        test_data: separate test file; then `split` needs no test set.
+        labels, energy_unit, length_unit: as in `data.read`.
+        level_of_theory: for the card; what the file says if empty.
+        epochs: passes over the training set.
+        batch_size: structures per step.
+        learning_rate: of Adam at its highest.
+        final_learning_rate: reached at the end, by the schedule.
+        schedule: "exponential" (equal factors per step) or "cosine".
+        warmup_steps: the learning rate rises linearly for so many steps.
+        ema_decay: of the exponential moving average of the weights, which is what is validated
+            and saved.
+        clip_norm: largest norm of the gradient.
+        energy_weight, force_weight, stress_weight: of the mean squared errors of the energy per
+            atom [eV], the forces [eV/Å] and the stress [eV/Å³].
+        compile: "auto" compiles the training step if the run is long enough to pay for it,
+            "always", or "never".
+        seed: of initial weights and order of the data.
+        dtype: of the network, "float32" or "float64".
+    """
+
+    name: str
+    data: str
+    split: Mapping[str, Any]
+    config: Mapping[str, Any]
+    network: str = "so3krates"
+    test_data: str | None = None
+    labels: str | None = None
+    energy_unit: str | None = None
+    length_unit: str | None = None
+    level_of_theory: str = ""
+    epochs: int = 1000
+    batch_size: int = 5
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    schedule: Literal["exponential", "cosine"] = "exponential"
+    warmup_steps: int = 200
+    ema_decay: float = 0.999
+    clip_norm: float = 10.0
+    energy_weight: float = 1.0
+    force_weight: float = 1.0
+    stress_weight: float = 0.0
+    compile: Literal["auto", "always", "never"] = "auto"
+    seed: int = 0
+    dtype: str = "float32"
+    folder: str = field(default=".", repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "warmup_steps", "seed"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(
+                    f"recipe: {name} must be a whole number, got {getattr(self, name)!r}"
+                )
+        for name in (
+            *("learning_rate", "final_learning_rate", "ema_decay", "clip_norm"),
+            *("energy_weight", "force_weight", "stress_weight"),
+        ):
+            if not isinstance(getattr(self, name), Real):
+                raise ValueError(f"recipe: {name} must be a number, got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "learning_rate", "final_learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"recipe: {name} must be positive, got {getattr(self, name)}")
+        for name in ("energy_weight", "force_weight", "stress_weight", "warmup_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"recipe: {name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"recipe: ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"recipe: name must be usable as a file name, got {self.name!r}")
+        for name, allowed in (
+            ("network", tuple(NETWORKS)),
+            ("schedule", ("exponential", "cosine")),
+            ("compile", ("auto", "always", "never")),
+            ("dtype", tuple(DTYPES)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"recipe: {name} must be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        self._check_split()
+        self._check_config()
+
+    def _check_split(self) -> None:
+        _check_keys("split", self.split, ("train", "n_validation", "test", "sizes"))
+        if "sizes" not in self.split:
+            return
+        sizes = self.split["sizes"]
+        if len(self.split) > 1 or not isinstance(sizes, Sequence) or len(sizes) not in (2, 3):
+            raise ValueError(
+                "recipe: split must be {sizes: [n_train, n_validation, n_test]} (the last may be "
+                f"left out), or the names of splits in the file; got {dict(self.split)}"
+            )
+
+    def _check_config(self) -> None:
+        kind = NETWORKS[self.network][1]
+        known = [f.name for f in dataclasses.fields(kind)]
+        _check_keys("config", self.config, known)
+        if "cutoff" not in self.config:
+            raise ValueError("recipe: config needs a cutoff [Å]")
+        measured = {"avg_num_neighbors": 1.0} if "avg_num_neighbors" in known else {}
+        try:
+            kind(**(measured | dict(self.config)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config of {self.network}: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not YAML, a key is unknown or missing, or a value is impossible.
+        """
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no such recipe: {path}")
+        try:
+            content = yaml.load(path.read_text(), Loader=_number_loader())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path.name}: not readable as YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path.name}: expected keys and values")
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "folder"]
+        try:
+            _check_keys("recipe", content, known)
+            return cls(**content, folder=str(path.parent))
+        except TypeError as error:
+            message = str(error).replace("Recipe.__init__() ", "")
+            raise ValueError(f"{path.name}: {message}") from None
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe without the folder that it was read from."""
+        content = dataclasses.asdict(self)
+        del content["folder"]
+        return content
+
+    def find(self, file: str) -> Path:
+        """A data file named by the recipe: beside it, else from the working directory.
+
+        Raises:
+            FileNotFoundError: it is in neither place.
+        """
+        places = list(dict.fromkeys([(Path(self.folder) / file).absolute(), Path(file).absolute()]))
+        for place in places:
+            if place.is_file():
+                return place
+        folders = " nor in ".join(str(place.parent) for place in places)
+        raise FileNotFoundError(f"data file {Path(file).name} is not in {folders}")
+
+
+def _check_keys(where: str, content: Any, known: Any) -> None:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must hold keys and values, got {content!r}")
+    for key in content:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"unknown key {key!r} in {where}{hint}")
+
+
+def _number_loader() -> type:
+    """YAML 1.1 reads 1e-3 as text, which nobody expects of a learning rate: read it as a number."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+    return Loader

@@ -1,0 +1,198 @@
+"""One training step: the loss of a batch and its gradient by the parameters.
+
+The plain way is double backward: differentiate energies by the edge vectors with a graph, form
+the loss of energies and forces, differentiate that by the parameters. The traced way records
+exactly those operations, parameter gradient included, as one flat graph without autograd, and
+compiles it. (Tracing only energies and forces and differentiating the traced graph would be
+silently wrong: the trace keeps `detach` nodes on saved results.)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from attncalc.graph import Graph
+from attncalc.ops import segment_sum
+from attncalc.potential import Potential, forces_from_edges
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Graphs of several structures with their labels.
+
+    Attributes:
+        graph: all structures in one graph.
+        energy: [n_systems] eV.
+        forces: [n_atoms, 3] eV/Å.
+        stress: [n_systems, 3, 3] eV/Å³; zeros where the weight of the stress is zero.
+        volume: [n_systems] Å³; ones where there is none.
+    """
+
+    graph: Graph
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    volume: Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the squared errors of energy per atom [eV], force [eV/Å], stress [eV/Å³]."""
+
+    energy: float
+    force: float
+    stress: float
+
+
+Step = Callable[[Batch], tuple[Tensor, list[Tensor]]]
+
+
+def predict(potential: Potential, graph: Graph, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Energy [n_systems], forces [n_atoms, 3], stress [n_systems, 3, 3], all differentiable."""
+    vectors = graph.vectors.detach().requires_grad_(True)
+    with torch.enable_grad():
+        energies = potential.energies(graph.with_vectors(vectors))
+        (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+        forces = forces_from_edges(gradient, graph.receivers, graph.senders, graph.n_atoms)
+        outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+        strain = segment_sum(outer, graph.system_idx[graph.receivers], graph.n_systems)
+        energy = segment_sum(energies, graph.system_idx, graph.n_systems)
+    return energy, forces, strain / volume[:, None, None]
+
+
+def loss(prediction: tuple[Tensor, Tensor, Tensor], batch: Batch, weights: LossWeights) -> Tensor:
+    """Weighted mean of squared errors, a scalar."""
+    energy, forces, stress = prediction
+    ones = torch.ones_like(batch.forces[:, 0])
+    n_atoms = segment_sum(ones, batch.graph.system_idx, batch.graph.n_systems)
+    energy_error = (energy - batch.energy) / n_atoms
+    total = weights.energy * (energy_error**2).mean()
+    total = total + weights.force * ((forces - batch.forces) ** 2).mean()
+    if weights.stress:
+        total = total + weights.stress * ((stress - batch.stress) ** 2).mean()
+    return total
+
+
+def eager_step(potential: Potential, weights: LossWeights) -> Step:
+    """The definition: loss and its gradient by `trainable(potential)`, by double backward."""
+    parameters = list(trainable(potential).values())
+
+    def step(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        with torch.enable_grad():
+            value = loss(predict(potential, batch.graph, batch.volume), batch, weights)
+            gradients = torch.autograd.grad(
+                value, parameters, allow_unused=True, materialize_grads=True
+            )
+        return value.detach(), list(gradients)
+
+    return step
+
+
+def trace(potential: Potential, weights: LossWeights, example: Batch) -> torch.fx.GraphModule:
+    """The operations of `eager_step` as one flat graph without autograd, sizes left open.
+
+    Its arguments are all of `trainable(potential)`, then all of `flatten(batch)`; its results are
+    those of a `Step`, in one tuple.
+
+    Args:
+        potential: whose network and pair terms are recorded.
+        weights: of the loss.
+        example: a batch in which no two sizes agree: equal ones would be taken for the same.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    named = trainable(potential)
+    names, parameters = list(named), list(named.values())
+    plain = _FlatLoss(potential, weights)
+
+    def flat(*arguments: Tensor) -> tuple[Tensor, ...]:
+        values = [p.detach().requires_grad_(True) for p in arguments[: len(names)]]
+        state = {f"potential.{name}": value for name, value in zip(names, values, strict=True)}
+        with torch.enable_grad():
+            value = functional_call(plain, state, arguments[len(names) :])
+            gradients = torch.autograd.grad(
+                value, values, allow_unused=True, materialize_grads=True
+            )
+        return value.detach(), *gradients
+
+    make_graph = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+    graph = make_graph(*parameters, *flatten(example))
+    for node in list(graph.graph.nodes):
+        # left-overs of the autograd engine without a result; the compiler does not know them
+        if node.target in (
+            torch.ops.aten.is_same_size.default,
+            torch.ops.aten._has_same_storage_numel.default,
+        ):
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def compiled(graph: torch.fx.GraphModule) -> Callable[..., tuple[Tensor, ...]]:
+    """The graph of `trace` as fast code for batches of any size; the first call compiles."""
+    return torch.compile(graph, fullgraph=True, dynamic=True)
+
+
+def traced_step(potential: Potential, graph: Callable[..., tuple[Tensor, ...]]) -> Step:
+    """A graph of `trace` as a `Step`.
+
+    Args:
+        potential: its parameters are read at every call, so an optimizer may change them in place.
+        graph: what `trace` of this potential, or `compiled` of that, returned.
+    """
+    parameters = list(trainable(potential).values())
+
+    def step(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        with torch.no_grad():
+            value, *gradients = graph(*parameters, *flatten(batch))
+        return value, gradients
+
+    return step
+
+
+def trainable(potential: Potential) -> dict[str, Tensor]:
+    """Name -> parameter of everything that is trained."""
+    return {name: p for name, p in potential.named_parameters() if p.requires_grad}
+
+
+def relative_error(step: Step, definition: Step, batch: Batch) -> float:
+    """Distance of two parameter gradients of one batch, relative to the second's norm."""
+    ours = torch.cat([g.flatten().double() for g in step(batch)[1]])
+    theirs = torch.cat([g.flatten().double() for g in definition(batch)[1]])
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def flatten(batch: Batch) -> tuple[Tensor, ...]:
+    """All tensors of a batch in a fixed order: the graph's first, then the labels."""
+    graph = tuple(getattr(batch.graph, f.name) for f in fields(Graph))
+    return (*graph, batch.energy, batch.forces, batch.stress, batch.volume)
+
+
+def unflatten(tensors: tuple[Tensor, ...]) -> Batch:
+    """The inverse of `flatten`."""
+    n = len(fields(Graph))
+    return Batch(Graph(*tensors[:n]), *tensors[n:])
+
+
+class _FlatLoss(torch.nn.Module):
+    def __init__(self, potential: Potential, weights: LossWeights) -> None:
+        super().__init__()
+        self.potential, self.weights = potential, weights
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        batch = unflatten(tensors)
+        return loss(predict(self.potential, batch.graph, batch.volume), batch, self.weights)
+
+
+def with_network(potential: Potential, network: torch.nn.Module) -> Potential:
+    """The same potential around another network; everything else is shared."""
+    other = copy.copy(potential)
+    other._modules = dict(potential._modules)
+    other.network = network
+    return other

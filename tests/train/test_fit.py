@@ -1,0 +1,362 @@
+"""Whole trainings, tiny ones: what they leave behind, how they stop and go on."""
+
+import csv
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import pytest
+import torch
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from attncalc import data, load, train
+from attncalc.data.errors import errors, predict
+from attncalc.train.batches import join, samples
+from attncalc.train.loop import EpochOrder
+from attncalc.train.module import TrainingModule
+from attncalc.train.step import LossWeights, loss
+from attncalc.train.step import predict as predict_for_loss
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, parts, tmp_path_factory) -> tuple[train.Training, Path]:
+    """An uninterrupted training and its folder."""
+    output = tmp_path_factory.mktemp("finished")
+    return train.fit(recipe, *parts[:2], output), output
+
+
+@pytest.fixture(scope="module")
+def data_file(dataset, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "cells.extxyz"
+    write(path, dataset)
+    return path
+
+
+def write(path: Path, dataset: data.Dataset, *, forces: bool = True) -> None:
+    frames = []
+    for k, structure in enumerate(dataset.structures):
+        atoms = structure.copy()
+        labels = {"energy": dataset.energies[k], "stress": dataset.stress[k]}
+        if forces:
+            labels["forces"] = dataset.forces[k]
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+        frames.append(atoms)
+    ase.io.write(path, frames, format="extxyz")
+
+
+def test_what_is_left_behind(finished, recipe):
+    done, output = finished
+    assert {path.name for path in output.iterdir()} == {
+        *("tiny.safetensors", "metrics.csv", "learning_curve.png", "last.ckpt", "recipe.json")
+    }
+    assert done.model == output / "tiny.safetensors"
+    rows = list(csv.DictReader((output / "metrics.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    assert [int(row["step"]) for row in rows] == [5, 10, 15, 20]
+    assert [float(r["validation_loss"]) for r in rows] == [
+        r["validation_loss"] for r in done.history
+    ]
+    assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
+    assert (output / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((output / "recipe.json").read_text())["name"] == "tiny"
+
+
+def test_the_model_knows_the_numbers_of_its_data(finished, recipe, parts):
+    potential = finished[0].potential
+    measured = data.avg_num_neighbors(parts[0], recipe.config["cutoff"])
+    assert potential.network.config.avg_num_neighbors == measured
+    assert potential.species == (28, 29)
+    references = data.reference_energies(parts[0])
+    assert potential.reference_energies.tolist() == list(references.values())
+
+
+def test_the_best_model_has_the_validation_loss_of_its_epoch(finished, recipe, parts):
+    """Recomputed from the file; with it, the averaged weights are what is saved."""
+    done, _ = finished
+    best = min(done.history, key=lambda row: row["validation_loss"])
+    potential = load(done.model)
+    batch = join(samples(parts[1], potential.cutoff, potential.species))
+    weights = LossWeights(recipe.energy_weight, recipe.force_weight, recipe.stress_weight)
+    with torch.enable_grad():
+        value = loss(predict_for_loss(potential, batch.graph, batch.volume), batch, weights)
+    assert value.item() == pytest.approx(best["validation_loss"], rel=1e-5)
+    found = errors(predict(potential, parts[1]), parts[1])
+    assert 1e3 * found.energy_mae == pytest.approx(best["energy_mae_meV"], rel=1e-5)
+    assert 1e3 * found.energy_per_atom_mae == pytest.approx(
+        best["energy_mae_meV_per_atom"], rel=1e-5
+    )
+    assert 1e3 * found.force_mae == pytest.approx(best["force_mae_meV_per_A"], rel=1e-5)
+
+
+def test_the_averaged_weights_are_saved(recipe, parts, tmp_path, monkeypatch):
+    """The average of the weights after every step, by the recursion, done here by hand."""
+    after_step = []
+    step = TrainingModule.training_step
+
+    def recorded(module, batch, k):
+        step(module, batch, k)
+        after_step.append(torch.cat([p.detach().flatten() for p in module.trained]))
+
+    monkeypatch.setattr(TrainingModule, "training_step", recorded)
+    once = dataclasses.replace(recipe, epochs=1)
+    potential = train.fit(once, *parts[:2], tmp_path).potential
+    average = after_step[0]
+    for weights in after_step[1:]:
+        average = recipe.ema_decay * average + (1 - recipe.ema_decay) * weights
+    saved = torch.cat([p.flatten() for p in potential.parameters()])
+    torch.testing.assert_close(saved, average, rtol=1e-6, atol=1e-7)
+    assert (saved - after_step[-1]).abs().max() > 1e-3
+
+
+def test_global_random_numbers_stay_as_they_are(recipe, parts, tmp_path):
+    before = torch.get_rng_state()
+    train.fit(dataclasses.replace(recipe, epochs=1), *parts[:2], tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            order = EpochOrder(20, seed)
+            order.set_epoch(epoch)
+            orders[seed, epoch] = tuple(order)
+            assert tuple(order) == orders[seed, epoch]
+            assert sorted(order) == list(range(20))
+    assert len(set(orders.values())) == 4
+
+
+# a training that ends itself without warning, as by kill -9 or a power cut
+KILLED = """
+import dataclasses, os, pickle, signal, sys, torch
+torch.set_num_threads(1)
+from attncalc import train
+from attncalc.train import module
+import attncalc.model_file
+
+recipe, parts, output, moment = pickle.load(open(sys.argv[1], "rb"))
+calls = 0
+
+def kill_at(n, function):
+    def counted(*arguments, **keywords):
+        global calls
+        calls += 1
+        if calls == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return counted
+
+if moment == "middle of epoch 3":
+    module.TrainingModule.training_step = kill_at(13, module.TrainingModule.training_step)
+else:
+    def is_checkpoint(source, target, replace=os.replace):
+        if str(target).endswith("last.ckpt"):
+            replace_checkpoint(source, target)
+        else:
+            replace(source, target)
+    replace_checkpoint = kill_at(2, os.replace)
+    os.replace = is_checkpoint
+train.fit(recipe, *parts[:2], output)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "epochs_done"), [("middle of epoch 3", 2), ("end of writing checkpoint 2", 1)]
+)
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
+    finished, recipe, parts, tmp_path, moment, epochs_done
+):
+    output, job = tmp_path / "run", tmp_path / "job.pickle"
+    job.write_bytes(pickle.dumps((recipe, parts, output, moment)))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(job)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.stderr == ""
+    assert killed.stdout == ""
+    checkpoint = torch.load(output / "last.ckpt", weights_only=False)
+    assert [row["epoch"] for row in checkpoint["history"]] == list(range(1, epochs_done + 1))
+
+    resumed = train.fit(recipe, *parts[:2], output)
+    assert not list(output.glob(".*")), "the half-written file is gone"
+    whole, whole_output = finished
+    assert without_time(resumed.history) == without_time(whole.history)
+    ours, theirs = resumed.potential.state_dict(), whole.potential.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    ours, theirs = (
+        torch.load(folder / "last.ckpt", weights_only=False) for folder in (output, whole_output)
+    )
+    for part in ("state_dict", "current_model_state", "averaging_state"):
+        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part])
+    for name, state in theirs["optimizer_states"][0]["state"].items():
+        mine = ours["optimizer_states"][0]["state"][name]
+        assert all(torch.equal(mine[key], state[key]) for key in state)
+
+
+def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "wall_time_s"} for row in history]
+
+
+def test_ctrl_c_says_how_to_go_on(recipe, data_file, tmp_path, monkeypatch):
+    """No model is tested, no card written; the second call goes on."""
+    output, steps = tmp_path / "run", []
+    step = TrainingModule.training_step
+
+    def interrupted(module, batch, k):
+        steps.append(k)
+        if len(steps) == 8:
+            signal.raise_signal(signal.SIGINT)
+        step(module, batch, k)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            train.run(recipe, output, data=data_file)
+    assert str(caught.value) == (
+        f"stopped after 1 of 4 epochs; the same command goes on from there ({output})"
+    )
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (output / "tiny.md").exists()
+    done = train.run(recipe, output, data=data_file)
+    assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
+    assert (output / "tiny.md").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(recipe, parts, tmp_path, monkeypatch):
+    def broken_step(*_, **__):
+        return lambda batch: (torch.tensor(1.0), [torch.full((1,), float("nan"))])
+
+    monkeypatch.setattr(sys.modules[train.fit.__module__], "fastest_step", broken_step)
+    with pytest.raises(FloatingPointError, match="gradient is not finite in epoch 1: lower"):
+        train.fit(recipe, *parts[:2], tmp_path)
+
+
+def test_run_writes_a_card_and_tests_again_when_finished(
+    recipe, data_file, tmp_path, monkeypatch, caplog
+):
+    recipe = dataclasses.replace(recipe, level_of_theory="EMT", epochs=2)
+    output = tmp_path / "run"
+    done = train.run(recipe, output, data=data_file, command="attncalc train tiny.yaml")
+    card = (output / "tiny.md").read_text()
+    info = load(done.model).training_info
+    assert (info["n_train"], info["n_validation"], info["n_test"]) == (14, 5, 5)
+    for text in (
+        *("# tiny", "| elements | Ni Cu |", "cells.extxyz", "| level of theory | EMT |"),
+        *("14 training, 5 validation, 5 test", "`attncalc train tiny.yaml`", "2 epochs"),
+        f"| energy | {1e3 * info['test_errors']['energy_mae']:.2f} |",
+        f"| force | {1e3 * info['test_errors']['force_mae']:.2f} |",
+        f"| stress | {1e3 * info['test_errors']['stress_mae']:.2f} |",
+    ):
+        assert text in card
+    (output / "tiny.md").unlink()
+    (output / "learning_curve.png").unlink()
+    monkeypatch.setattr(TrainingModule, "training_step", None)
+    with caplog.at_level(logging.INFO):
+        again = train.run(recipe, output, data=data_file, command="attncalc train tiny.yaml")
+    assert "has done its 2 epochs: nothing left to train" in caplog.text
+    assert again.history == done.history
+    assert (output / "tiny.md").read_text() == card
+    assert (output / "learning_curve.png").exists()
+
+
+def test_another_recipe_does_not_continue_the_run(finished, recipe, parts):
+    _, output = finished
+    other = dataclasses.replace(recipe, epochs=5, seed=3)
+    with pytest.raises(ValueError, match=r"another recipe \(different: epochs, seed\): choose"):
+        train.fit(other, *parts[:2], output)
+
+
+def test_data_that_have_moved_are_the_same_recipe(finished, recipe, parts):
+    done, output = finished
+    moved = dataclasses.replace(recipe, data="/elsewhere/cells.extxyz")
+    assert train.fit(moved, *parts[:2], output).history == done.history
+
+
+def test_a_damaged_checkpoint_is_named(recipe, parts, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"half a checkpoint")
+    with pytest.raises(ValueError, match=r"last.ckpt: the checkpoint is damaged \(Unpick"):
+        train.fit(recipe, *parts[:2], tmp_path)
+
+
+def test_a_separate_test_file(recipe, dataset, data_file, tmp_path):
+    write(tmp_path / "test.extxyz", dataset[20:])
+    separate = dataclasses.replace(
+        recipe,
+        epochs=1,
+        data=str(data_file),
+        test_data="test.extxyz",
+        folder=str(tmp_path),
+        split={"sizes": [14, 5]},
+    )
+    done = train.run(separate, tmp_path / "run")
+    assert done.potential.training_info["n_test"] == 4
+
+
+def test_no_test_set_no_errors(recipe, data_file, tmp_path):
+    two = dataclasses.replace(recipe, epochs=1, split={"sizes": [14, 5]})
+    done = train.run(two, tmp_path / "run", data=data_file)
+    assert done.potential.training_info["test_errors"] is None
+    assert "Errors" not in (tmp_path / "run" / "tiny.md").read_text()
+
+
+def test_a_missing_data_file_says_where_it_was_looked_for(recipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data file cells.extxyz is not in /") as caught:
+        train.run(dataclasses.replace(recipe, folder=str(tmp_path)), tmp_path / "run")
+    assert str(tmp_path) in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(FileNotFoundError, match=f"data file b.npz is not in {tmp_path}"):
+        train.run(recipe, tmp_path / "run", data=tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("role", ["training", "validation"])
+def test_data_without_forces_are_refused(recipe, parts, tmp_path, role):
+    bare = {
+        role: dataclasses.replace(part, forces=None)
+        for role, part in zip(("training", "validation"), parts, strict=False)
+    }
+    chosen = {"training": parts[0], "validation": parts[1], role: bare[role]}
+    with pytest.raises(ValueError, match=f"^cells.extxyz: the {role} set has no forces: training"):
+        train.fit(recipe, **chosen, output=tmp_path)
+
+
+def test_a_stress_weight_without_stress_is_refused(recipe, parts, tmp_path):
+    bare = dataclasses.replace(parts[0], stress=None)
+    with pytest.raises(ValueError, match="the training set has no stress, but the recipe's"):
+        train.fit(recipe, bare, parts[1], tmp_path)
+
+
+@pytest.mark.parametrize("role", ["training", "validation"])
+def test_an_empty_split_is_refused(recipe, parts, tmp_path, role):
+    chosen = {"training": parts[0], "validation": parts[1], role: parts[0][:0]}
+    with pytest.raises(ValueError, match=f"^cells.extxyz: the {role} set is empty"):
+        train.fit(recipe, **chosen, output=tmp_path)
+
+
+def test_an_element_beyond_the_training_set_is_refused(recipe, parts, tmp_path, dataset):
+    foreign = parts[2].structures[0].copy()
+    foreign.numbers[0] = 47
+    strange = dataclasses.replace(parts[2], structures=(foreign, *parts[2].structures[1:]))
+    with pytest.raises(ValueError, match=r"^cells.extxyz: the validation set has .* \(Ag\)"):
+        train.fit(recipe, parts[0], strange, tmp_path)
+    write(tmp_path / "cells.extxyz", dataset[:19])
+    write(tmp_path / "test.extxyz", strange)
+    apart = dataclasses.replace(
+        recipe, folder=str(tmp_path), test_data="test.extxyz", split={"sizes": [14, 5]}
+    )
+    with pytest.raises(ValueError, match=r"^test.extxyz: the test set has .* \(Ag\)"):
+        train.run(apart, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

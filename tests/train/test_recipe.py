@@ -1,0 +1,118 @@
+"""Recipes: what is understood, what is refused and how."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from attncalc.train import Recipe
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+LEAST = "name: a\ndata: a.npz\nsplit: {sizes: [1, 1]}\nconfig: {cutoff: 4.0}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "a.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_recipes_are_valid(path):
+    assert Recipe.from_yaml(path).name == path.stem
+
+
+def test_the_least_recipe(tmp_path):
+    recipe = Recipe.from_yaml(write(tmp_path, LEAST))
+    assert recipe.name == "a"
+    assert recipe.network == "so3krates"
+    assert recipe.folder == str(tmp_path)
+    assert "folder" not in recipe.as_dict()
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "1E-3", "+1e-3", ".1e-2", "0.001"])
+def test_a_number_with_an_exponent_is_a_number(tmp_path, text):
+    recipe = Recipe.from_yaml(write(tmp_path, f"{LEAST}learning_rate: {text}\n"))
+    assert recipe.learning_rate == 1e-3
+
+
+def test_text_that_resembles_a_number_stays_text(tmp_path):
+    recipe = Recipe.from_yaml(write(tmp_path, f"{LEAST}level_of_theory: 6-31e\n"))
+    assert recipe.level_of_theory == "6-31e"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("epoch: 3", "a.yaml: unknown key 'epoch' in recipe; did you mean 'epochs'?"),
+        ("xyzzy: 3", "a.yaml: unknown key 'xyzzy' in recipe"),
+        ("config: {cutof: 4.0}", "unknown key 'cutof' in config; did you mean 'cutoff'?"),
+        ("split: {trian: a}", "unknown key 'trian' in split; did you mean 'train'?"),
+        ("config: 4", "config must hold keys and values, got 4"),
+        ("config: {num_layers: 2}", "config needs a cutoff"),
+        ("config: {cutoff: -1}", "config of so3krates: cutoff must be positive, got -1"),
+        ("config: {cutoff: 4, num_features: 7}", "num_features must be divisible by num_heads"),
+        ("split: {sizes: [1, 1, 1, 1]}", "split must be {sizes: [n_train, n_validation, n_test]}"),
+        ("split: {sizes: [1, 1], test: a}", "split must be {sizes: "),
+        ("split: {sizes: 3}", "split must be {sizes: "),
+        ("epochs: 0", "epochs must be positive, got 0"),
+        ("epochs: 1.5", "epochs must be a whole number, got 1.5"),
+        ("batch_size: two", "batch_size must be a whole number, got 'two'"),
+        ("learning_rate: fast", "learning_rate must be a number, got 'fast'"),
+        ("learning_rate: 0", "learning_rate must be positive, got 0"),
+        ("clip_norm: -1", "clip_norm must be positive, got -1"),
+        ("energy_weight: -1", "energy_weight must not be negative, got -1"),
+        ("seed: -1", "seed must not be negative, got -1"),
+        ("ema_decay: 1", r"ema_decay must lie in [0, 1), got 1"),
+        ("network: mace", "network must be one of so3krates"),
+        ("schedule: linear", "schedule must be one of exponential, cosine, got 'linear'"),
+        ("compile: maybe", "compile must be one of auto, always, never, got 'maybe'"),
+        ("dtype: float16", "dtype must be one of float32, float64, got 'float16'"),
+        ("name: a/b", "name must be usable as a file name, got 'a/b'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, more, message):
+    key = more.partition(":")[0]
+    kept = [line for line in LEAST.splitlines() if not line.startswith(f"{key}:")]
+    with pytest.raises(ValueError) as caught:
+        Recipe.from_yaml(write(tmp_path, "\n".join([*kept, more])))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("a.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"a.yaml: missing .*'config'"):
+        Recipe.from_yaml(write(tmp_path, "name: a\ndata: a.npz\nsplit: {sizes: [1, 1]}\n"))
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "a: [1\n", ""])
+def test_what_is_no_recipe_at_all(tmp_path, text):
+    with pytest.raises(ValueError, match=r"^a\.yaml: "):
+        Recipe.from_yaml(write(tmp_path, text))
+
+
+def test_a_missing_recipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such recipe"):
+        Recipe.from_yaml(tmp_path / "b.yaml")
+
+
+def test_data_are_looked_for_beside_the_recipe_then_here(tmp_path, monkeypatch):
+    beside, here = tmp_path / "recipes", tmp_path / "here"
+    for folder in (beside, here):
+        folder.mkdir()
+        (folder / "a.npz").touch()
+    monkeypatch.chdir(here)
+    recipe = Recipe.from_yaml(write(beside, LEAST))
+    assert recipe.find("a.npz") == beside / "a.npz"
+    (beside / "a.npz").unlink()
+    assert recipe.find("a.npz") == here / "a.npz"
+    (here / "a.npz").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        recipe.find("a.npz")
+    assert str(caught.value) == f"data file a.npz is not in {beside} nor in {here}"
+
+
+def test_a_recipe_is_checked_when_it_is_changed(recipe):
+    with pytest.raises(ValueError, match="batch_size must be positive"):
+        dataclasses.replace(recipe, batch_size=0)

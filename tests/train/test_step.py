@@ -1,0 +1,193 @@
+"""Losses by hand, and fast training steps against the plain one."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+from attncalc.kernels.collocation import collocated
+from attncalc.model_file import NETWORKS
+from attncalc.potential import Potential, evaluate
+from attncalc.train import fastest
+from attncalc.train.batches import join, samples
+from attncalc.train.fastest import fastest_step, unequal_sizes
+from attncalc.train.step import (
+    Batch,
+    LossWeights,
+    compiled,
+    eager_step,
+    flatten,
+    loss,
+    predict,
+    relative_error,
+    trace,
+    traced_step,
+    trainable,
+    with_network,
+)
+
+WEIGHTS = LossWeights(energy=1.0, force=2.0, stress=50.0)
+
+
+@pytest.fixture(scope="module")
+def batches(dataset) -> list[Batch]:
+    return samples(dataset, 3.4, (28, 29))
+
+
+@pytest.fixture
+def potential(recipe, batches) -> Potential:
+    return new_potential(recipe, torch.float64)
+
+
+def new_potential(recipe, dtype) -> Potential:
+    network, config = NETWORKS["so3krates"]
+    torch.manual_seed(0)
+    net = network(config(**recipe.config, avg_num_neighbors=12.0), 2)
+    return Potential(net.to(dtype), (28, 29), reference_energies=[1.0, 2.0])
+
+
+def test_the_loss_by_hand(batches):
+    two = join(batches[:2])  # 4 and 8 atoms
+    assert torch.bincount(two.graph.system_idx).tolist() == [4, 8]
+    batch = dataclasses.replace(
+        two,
+        energy=torch.tensor([4.0, 8.0], dtype=torch.float64),
+        forces=torch.zeros(12, 3, dtype=torch.float64),
+        stress=torch.zeros(2, 3, 3, dtype=torch.float64),
+    )
+    energy = batch.energy + torch.tensor([0.4, -1.6], dtype=torch.float64)  # 0.1, -0.2 per atom
+    forces = batch.forces.clone()
+    forces[5, 1] = 3.0  # mean square 9 / 36
+    stress = batch.stress.clone()
+    stress[1, 0, 2] = 0.6  # mean square 0.36 / 18
+    weights = LossWeights(energy=2.0, force=4.0, stress=10.0)
+    value = loss((energy, forces, stress), batch, weights)
+    assert value.item() == pytest.approx(2 * (0.01 + 0.04) / 2 + 4 * 0.25 + 10 * 0.02, rel=1e-12)
+    without = loss((energy, forces, stress), batch, dataclasses.replace(weights, stress=0.0))
+    assert without.item() == pytest.approx(1.05, rel=1e-12)
+
+
+def test_training_and_inference_predict_the_same(potential, batches):
+    batch = join(batches[:3])
+    energy, forces, stress = predict(potential, batch.graph, batch.volume)
+    result = evaluate(potential, batch.graph)
+    torch.testing.assert_close(energy, result.energy, rtol=1e-12, atol=0)
+    torch.testing.assert_close(forces, result.forces, rtol=1e-9, atol=1e-12)
+    theirs = result.strain_gradient / batch.volume[:, None, None]
+    torch.testing.assert_close(stress, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_is_the_derivative_of_the_loss(potential, batches):
+    """Energy, force and stress terms together, along one direction of all parameters."""
+    batch = join(batches[:3])
+    step = eager_step(potential, WEIGHTS)
+    _, gradients = step(batch)
+    parameters = list(trainable(potential).values())
+    generator = torch.Generator().manual_seed(1)
+    directions = [
+        torch.randn(p.shape, generator=generator, dtype=p.dtype).mul_(0.1) for p in parameters
+    ]
+    expected = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True)).item()
+
+    def moved(by: float) -> float:
+        with torch.no_grad():
+            torch._foreach_add_(parameters, directions, alpha=by)
+        value = step(batch)[0].item()
+        with torch.no_grad():
+            torch._foreach_add_(parameters, directions, alpha=-by)
+        return value
+
+    h = 1e-5
+    assert (moved(h) - moved(-h)) / (2 * h) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_collocated_step_is_the_plain_step(potential, batches):
+    fast = eager_step(with_network(potential, collocated(potential.network, 1.5)), WEIGHTS)
+    assert relative_error(fast, eager_step(potential, WEIGHTS), join(batches[:3])) < 1e-9
+
+
+def test_the_traced_step_is_the_plain_step(potential, batches):
+    """Recorded on one batch, run on batches of other sizes, after the parameters have moved."""
+    fast = with_network(potential, collocated(potential.network, 1.5))
+    traced = traced_step(fast, trace(fast, WEIGHTS, unequal_sizes(batches)))
+    plain = eager_step(potential, WEIGHTS)
+    assert relative_error(traced, plain, join(batches[:3])) < 1e-9
+    with torch.no_grad():
+        torch._foreach_mul_(list(trainable(potential).values()), 1.1)
+    for batch in (join(batches[4:6]), batches[0]):
+        assert relative_error(traced, plain, batch) < 1e-9
+        assert traced(batch)[0].item() == pytest.approx(plain(batch)[0].item(), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_the_compiled_step_is_the_plain_step(recipe, batches):
+    potential = new_potential(recipe, torch.float32)
+    graph = compiled(trace(potential, WEIGHTS, unequal_sizes(batches)))
+    step, plain = traced_step(potential, graph), eager_step(potential, WEIGHTS)
+    for batch in (unequal_sizes(batches), join(batches[:3]), join(batches[5:7])):
+        assert relative_error(step, plain, batch) < 1e-4
+
+
+def test_the_example_of_a_trace_has_unequal_sizes(batches):
+    graph = unequal_sizes(batches).graph
+    sizes = [graph.n_systems, graph.n_atoms, graph.n_edges, len(graph.pairs)]
+    assert len(set(sizes)) == 4
+
+
+def test_the_collocated_step_is_chosen(recipe, potential, batches, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        fastest, "collocated", lambda network, shortest: asked.append(shortest) or network
+    )
+    fastest_step(potential, WEIGHTS, batches, recipe, shortest=2.0, n_steps=10)
+    assert asked == [fastest.SHORTEST_COLLOCATED]
+    fastest_step(potential, WEIGHTS, batches, recipe, shortest=0.5, n_steps=10)
+    assert len(asked) == 1, "atoms as close as 0.5 Å are outside the interpolation"
+
+
+def test_a_wrong_step_is_rejected(recipe, potential, batches, monkeypatch, caplog):
+    """Both fast steps spoilt by 1 %: the plain step is taken, with a warning each."""
+
+    def spoilt(make):
+        def wrong(*arguments):
+            step = make(*arguments)
+            return lambda batch: (step(batch)[0], [1.01 * g for g in step(batch)[1]])
+
+        return wrong
+
+    plain = eager_step(potential, WEIGHTS)
+    steps = iter([plain, spoilt(eager_step)(potential, WEIGHTS)])
+    monkeypatch.setattr(fastest, "eager_step", lambda *_: next(steps))
+    monkeypatch.setattr(fastest, "traced_step", spoilt(traced_step))
+    monkeypatch.setattr(fastest, "compiled", lambda graph: graph)
+    always = dataclasses.replace(recipe, compile="always")
+    with caplog.at_level(logging.WARNING):
+        chosen = fastest_step(potential, WEIGHTS, batches, always, shortest=2.0, n_steps=10)
+    assert chosen is plain
+    assert [r.getMessage() for r in caplog.records] == [
+        "compiled training step is off by 1.0e-02: not used",
+        "eager training step is off by 1.0e-02: not used",
+    ]
+
+
+def test_a_compiler_that_fails_is_not_the_end(recipe, potential, batches, monkeypatch, caplog):
+    def broken(graph):
+        raise RuntimeError("g++: internal compiler error\nat line 1")
+
+    monkeypatch.setattr(fastest, "trace", lambda *_: None)
+    monkeypatch.setattr(fastest, "compiled", broken)
+    always = dataclasses.replace(recipe, compile="always")
+    fastest_step(potential, WEIGHTS, batches, always, shortest=2.0, n_steps=10)
+    assert "compiled training step cannot be made: not used (g++: internal" in caplog.text
+
+
+def test_no_compiler_no_compiling(recipe, potential, batches, monkeypatch, caplog):
+    monkeypatch.setattr(fastest.shutil, "which", lambda name: None)
+    always = dataclasses.replace(recipe, compile="always")
+    fastest_step(potential, WEIGHTS, batches, always, shortest=2.0, n_steps=10)
+    assert "no C++ compiler (g++) found" in caplog.text
+
+
+def test_flatten_has_every_tensor(batches):
+    assert len(flatten(batches[0])) == 13

@@ -112,7 +112,7 @@ class AttnCalculator(BaseCalculator):
         Raises:
             ValueError: a structure is impossible or not known to the model.
         """
-        if isinstance(structures, Atoms):
+        if isinstance(structures, Atoms):  # type: ignore[unreachable]
             raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
         results: list[dict[str, Any]] = []
         for batch in _batches(structures, ATOMS_PER_BATCH):
@@ -163,7 +163,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}') from None
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}'
+        ) from None
     if device.type not in SKIN:
         raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -24,7 +24,7 @@ from attncalc.system import System
 
 STEP = 1e-4  # Å or strain, of central differences: h² and rounding / h are both near 1e-8
 N_DIFFERENCES = 12  # coordinates that are displaced
-# Å inside the cutoff: a force that falls to zero linearly, as with the cosine cutoff, is a millionth
+# Å inside the cutoff, where a force that falls to zero only linearly is 1e-6 already
 JUST_INSIDE = 1e-6
 MOST_SPECIES = 12  # elements whose pairs are moved through the cutoff
 
@@ -125,9 +125,7 @@ def _worst(deviations: list[float]) -> float:
     return float(np.max(deviations))
 
 
-def _forces_are_differences(
-    potential: Potential, atoms: Atoms, rng: np.random.Generator
-) -> Check:
+def _forces_are_differences(potential: Potential, atoms: Atoms, rng: np.random.Generator) -> Check:
     system = _system(potential, atoms)
     forces = _evaluate(potential, system).forces
     deviations = []
@@ -137,7 +135,9 @@ def _forces_are_differences(
         for sign in (1, -1):
             positions = system.positions.clone()
             positions[atom, axis] += sign * STEP
-            energies.append(float(_evaluate(potential, replace(system, positions=positions)).energy))
+            energies.append(
+                float(_evaluate(potential, replace(system, positions=positions)).energy)
+            )
         force = -(energies[0] - energies[1]) / (2 * STEP)
         deviations.append(abs(force - float(forces[atom, axis])))
     return Check("forces = -dE/dr (central differences)", _worst(deviations), 1e-6, "eV/Å")
@@ -166,9 +166,7 @@ def _strain_gradient_is_difference(potential: Potential, atoms: Atoms) -> Check:
     return Check("virial = dE/dstrain (finite strain)", worst / len(atoms), 1e-6, "eV/atom")
 
 
-def _symmetries(
-    potential: Potential, atoms: Atoms, rng: np.random.Generator
-) -> Iterator[Check]:
+def _symmetries(potential: Potential, atoms: Atoms, rng: np.random.Generator) -> Iterator[Check]:
     base = _evaluate(potential, _system(potential, atoms))
     turn = torch.from_numpy(Rotation.random(random_state=1).as_matrix()).to(potential.device)
     for name, matrix in (("rotation", turn), ("reflection", -turn)):
@@ -184,7 +182,9 @@ def _symmetries(
     yield Check("translation: forces unchanged", deviation, 1e-9, "eV/Å")
     order = rng.permutation(len(atoms))
     result = _evaluate(potential, _system(potential, atoms[order]))
-    deviation = _largest(result.forces - base.forces[torch.from_numpy(order).to(base.forces.device)])
+    deviation = _largest(
+        result.forces - base.forces[torch.from_numpy(order).to(base.forces.device)]
+    )
     yield Check("permutation: forces follow", deviation, 1e-9, "eV/Å")
 
 

@@ -46,7 +46,9 @@ def one_line_errors(command: Command) -> Command:
 def calculator_options(command: Command) -> Command:
     """--model, --device, --dtype."""
     for option in (
-        click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's."),
+        click.option(
+            "--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's."
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1"),
         click.option("--model", required=True, help="Shipped name or path of a model file."),
     ):
@@ -55,7 +57,7 @@ def calculator_options(command: Command) -> Command:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="attncalc")
+@click.version_option(package_name="attncalc", prog_name="attncalc")
 def main() -> None:
     """Move atoms with an equivariant attention network."""
     handler = logging.StreamHandler()
@@ -69,7 +71,9 @@ def main() -> None:
 @calculator_options
 @click.option("--fmax", default=0.01, show_default=True, help="Largest force left, eV/Å.")
 @click.option("--steps", default=1000, show_default=True, help="Most steps per structure.")
-@click.option("--optimizer", type=click.Choice(["fire", "lbfgs"]), default="lbfgs", show_default=True)
+@click.option(
+    "--optimizer", type=click.Choice(["fire", "lbfgs"]), default="lbfgs", show_default=True
+)
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
 @click.option("-o", "--output", help="Default: NAME.relaxed.xyz beside the input.")
 @one_line_errors
@@ -116,7 +120,9 @@ def relax(structures, model, device, dtype, fmax, steps, optimizer, cell, output
 @click.option("--temperature", default=300.0, show_default=True, help="K")
 @click.option("--steps", default=10_000, show_default=True)
 @click.option("--timestep", default=0.5, show_default=True, help="fs")
-@click.option("--friction", default=0.01, show_default=True, help="1/fs, of Langevin dynamics (nvt).")
+@click.option(
+    "--friction", default=0.01, show_default=True, help="1/fs, of Langevin dynamics (nvt)."
+)
 @click.option("--pressure", default=0.0, show_default=True, help="GPa (npt).")
 @click.option("--every", default=10, show_default=True, help="Steps between frames.")
 @click.option("--seed", default=0, show_default=True)
@@ -143,8 +149,10 @@ def md(structure, model, device, dtype, output, **options) -> None:
             bar.update(steps)
 
         rows = run_with_ase(atoms, settings, target, progress=progress)
-    frames = read(target, ":")
-    plots.md_summary(rows, frames, title=f"{atoms.get_chemical_formula()}, {model}").savefig(picture)
+    frames = _read(str(target))
+    plots.md_summary(rows, frames, title=f"{atoms.get_chemical_formula()}, {model}").savefig(
+        picture
+    )
     calc = atoms.calc
     click.echo(
         f"wrote {target} ({len(rows)} frames), {target.with_suffix('.csv')}, {picture}; "
@@ -260,7 +268,7 @@ def convert() -> None:
 def convert_so3krates(params, config, elements, output) -> None:
     """Published So3krates parameters (mlff main or v1.0) to a model file.
 
-    Example: attncalc convert so3krates params.npz --config hyperparameters.json -o model.safetensors
+    Example: attncalc convert so3krates params.npz --config hyper.json -o model.safetensors
     """
     from attncalc.convert import so3krates
 

@@ -13,7 +13,6 @@ from attncalc.graph import Graph
 from attncalc.ops import segment_sum
 from attncalc.system import System
 
-
 SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
 
 

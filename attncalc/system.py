@@ -19,7 +19,7 @@ class System:
     Attributes:
         positions: [n_atoms, 3] Å, float64.
         atomic_numbers: [n_atoms], int64.
-        cell: [n_systems, 3, 3] Å, float64; rows are the cell vectors, zero rows where there are none.
+        cell: [n_systems, 3, 3] Å, float64; rows are the cell vectors, zero where there are none.
         pbc: [n_systems, 3], bool.
         system_idx: [n_atoms], int64, ascending: which system an atom is in.
         charge: [n_systems] e, float64: total charge.
@@ -129,7 +129,9 @@ def _integer(value: object, key: str, meaning: str, where: str) -> int:
     except (TypeError, ValueError):
         number = float("nan")
     if not number.is_integer():
-        raise ValueError(f'{where}atoms.info["{key}"] must be an integer ({meaning}), got {value!r}')
+        raise ValueError(
+            f'{where}atoms.info["{key}"] must be an integer ({meaning}), got {value!r}'
+        )
     return int(number)
 
 
@@ -150,7 +152,9 @@ def _check_structure(atoms: Atoms, where: str) -> None:
     unknown = (atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))
     if unknown.any():
         first = int(np.flatnonzero(unknown)[0])
-        raise ValueError(f"{where}atom {first} has no known element (number {atoms.numbers[first]})")
+        raise ValueError(
+            f"{where}atom {first} has no known element (number {atoms.numbers[first]})"
+        )
     periodic = atoms.cell.array[atoms.pbc]
     if len(periodic) and np.linalg.matrix_rank(periodic, tol=1e-8) < len(periodic):
         raise ValueError(

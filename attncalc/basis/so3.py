@@ -64,9 +64,7 @@ def _raising(degree: int) -> Tensor:
 
 def parity(degrees: tuple[int, ...]) -> Tensor:
     """[sum of 2l+1]: Y(-u) / Y(u) = (-1)^l for every component."""
-    return torch.cat(
-        [torch.full((2 * l + 1,), (-1.0) ** l, dtype=torch.float64) for l in degrees]
-    )
+    return torch.cat([torch.full((2 * l + 1,), (-1.0) ** l, dtype=torch.float64) for l in degrees])
 
 
 def repeat_over_orders(degrees: tuple[int, ...]) -> Tensor:

@@ -84,16 +84,20 @@ def forward(
             for h in range(heads):
                 s = h * head
                 t = s + TWO * width
-                alpha = c * feature_scale * _dot3(
-                    projected, i, s, projected, j, t, filters, p, head, zero
+                alpha = (
+                    c
+                    * feature_scale
+                    * _dot3(projected, i, s, projected, j, t, filters, p, head, zero)
                 )
                 _add(received, i, s, alpha, projected, j, s + FOUR * width, head)
             m = unsigned(0)
             for d in range(n_degrees):
                 s = width + d * part
                 t = s + TWO * width
-                alpha = c * geometry_scale * _dot3(
-                    projected, i, s, projected, j, t, filters, p, part, zero
+                alpha = (
+                    c
+                    * geometry_scale
+                    * _dot3(projected, i, s, projected, j, t, filters, p, part, zero)
                 )
                 if direction == ONE and degrees[d] % 2 == 1:
                     alpha = -alpha

@@ -48,9 +48,7 @@ class FoldedAttention(nn.Module):
         self.register_buffer("resting_bias", bias + silu(spherical.first_bias) @ second)
         self.register_buffer("contract", attention.contract)
 
-    def forward(
-        self, features: Tensor, ev: Tensor | None, geometry: Any
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, ev: Tensor | None, geometry: Any) -> tuple[Tensor, Tensor]:
         """Updates of the features [n_atoms, F] and of the Euclidean variables [n_atoms, M]."""
         width = self.width
         projected = features @ self.projection  # [n_atoms, 5 F]
@@ -82,7 +80,7 @@ class FoldedAttention(nn.Module):
 class RememberedEmbedding(nn.Module):
     """Equals an `Embedding` whose weights no longer change; computed again only for other atoms.
 
-    During a simulation elements, charge and spin stay, and with them the features of the bare atoms.
+    During a simulation elements, charge and spin stay, and with them the bare atoms' features.
 
     Args:
         embedding: stays as it is.

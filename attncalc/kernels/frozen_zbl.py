@@ -1,7 +1,7 @@
 """Nuclear repulsion with fixed parameters in one compiled loop.
 
-`FrozenZBL` equals `attncalc.physics.zbl.ZBLRepulsion` with the physnet cutoff function: value and slope
-of a pair are written out, so that autograd sees one operation instead of fifty.
+`FrozenZBL` equals `attncalc.physics.zbl.ZBLRepulsion` with the physnet cutoff function: value and
+slope of a pair are written out, so that autograd sees one operation instead of fifty.
 """
 
 from __future__ import annotations

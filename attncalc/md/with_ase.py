@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -129,9 +129,7 @@ def _draw_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator)
         ZeroRotation(atoms, preserve_temperature=False)
 
 
-def _integrator(
-    atoms: Atoms, settings: Settings, rng: np.random.Generator
-) -> MolecularDynamics:
+def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> MolecularDynamics:
     timestep = settings.timestep * units.fs
     if settings.ensemble == "nve":
         return VelocityVerlet(atoms, timestep)
@@ -184,13 +182,14 @@ class _frames:
     """Writes frames to an open file; picks the format by the name's ending."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, None
+        self.path = path
+        self.file: Any = None
         if path.suffix not in (".xyz", ".extxyz", ".traj"):
             raise ValueError(f"{path.name}: a trajectory must end in .xyz, .extxyz or .traj")
 
     def __enter__(self) -> _frames:
-        self.file: Any = (
-            Trajectory(self.path, "w") if self.path.suffix == ".traj" else open(self.path, "w")  # noqa: SIM115
+        self.file = (
+            Trajectory(self.path, "w") if self.path.suffix == ".traj" else open(self.path, "w")
         )
         return self
 

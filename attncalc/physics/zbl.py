@@ -83,7 +83,10 @@ class ZBLRepulsion(nn.Module):
 
 
 def switch_off(lengths: Tensor, start: float, stop: float) -> Tensor:
-    """C-infinity step from 1 at `start` to 0 at `stop`: s(1-t) / (s(1-t) + s(t)), s(y) = e^(-1/y)."""
+    """C-infinity step from 1 at `start` to 0 at `stop`.
+
+    s(1-t) / (s(1-t) + s(t)) with s(y) = exp(-1/y) and t from 0 to 1 between them.
+    """
     t = (lengths - start) / (stop - start)
     inside = (t > 0) & (t < 1)
     # outside, any harmless value: the gradient of the discarded branch must stay finite too

@@ -14,7 +14,7 @@ from attncalc.train.batches import join
 from attncalc.train.recipe import Recipe
 from attncalc.train.step import (
     Batch,
-    LossWeights,
+    Loss,
     Step,
     compiled,
     eager_step,
@@ -36,7 +36,7 @@ SHORTEST_COLLOCATED = 0.6
 
 def fastest_step(
     potential: Potential,
-    weights: LossWeights,
+    weights: Loss,
     batches: list[Batch],
     recipe: Recipe,
     *,

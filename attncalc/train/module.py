@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from attncalc.potential import Potential, evaluate
 from attncalc.train.batches import to_device
 from attncalc.train.recipe import Recipe
-from attncalc.train.step import Batch, LossWeights, Step, loss, trainable
+from attncalc.train.step import PENALTIES, Batch, Loss, Step, loss, trainable
 
 
 class TrainingModule(L.LightningModule):
@@ -29,7 +29,7 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False  # the step brings its own gradients
         self.potential, self.recipe, self.n_steps = potential, recipe, n_steps
-        self.weights = LossWeights(recipe.energy_weight, recipe.force_weight, recipe.stress_weight)
+        self.weights = _loss(recipe)
         self.step: Step | None = None
         self.history: list[dict[str, float]] = []
         self.train_losses: list[torch.Tensor] = []
@@ -119,3 +119,12 @@ class TrainingModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history, self.wall_before = list(checkpoint["history"]), checkpoint["wall_time"]
         self.started = time.monotonic()
+
+
+def _loss(recipe: Recipe) -> Loss:
+    return Loss(
+        recipe.energy_weight,
+        recipe.force_weight,
+        recipe.stress_weight,
+        PENALTIES[recipe.penalty],
+    )

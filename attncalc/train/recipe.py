@@ -39,8 +39,9 @@ class Recipe:
         ema_decay: of the exponential moving average of the weights, which is what is validated
             and saved.
         clip_norm: largest norm of the gradient.
-        energy_weight, force_weight, stress_weight: of the mean squared errors of the energy per
-            atom [eV], the forces [eV/Å] and the stress [eV/Å³].
+        energy_weight, force_weight, stress_weight: of the errors of the energy per atom [eV], the
+            forces [eV/Å] and the stress [eV/Å³].
+        penalty: "norm", the mean length of an error vector, or "square", the mean square.
         compile: "auto" compiles the training step if the run is long enough to pay for it,
             "always", or "never".
         seed: of initial weights and order of the data.
@@ -68,6 +69,7 @@ class Recipe:
     energy_weight: float = 1.0
     force_weight: float = 1.0
     stress_weight: float = 0.0
+    penalty: Literal["norm", "square"] = "norm"
     compile: Literal["auto", "always", "never"] = "auto"
     seed: int = 0
     dtype: str = "float32"
@@ -98,6 +100,7 @@ class Recipe:
         for name, allowed in (
             ("network", tuple(NETWORKS)),
             ("schedule", ("exponential", "cosine")),
+            ("penalty", ("norm", "square")),
             ("compile", ("auto", "always", "never")),
             ("dtype", tuple(DTYPES)),
         ):

@@ -41,13 +41,37 @@ class Batch:
     volume: Tensor
 
 
+def mean_square(errors: Tensor) -> Tensor:
+    """[n, k] -> mean over n and k of the squares: drawn to the worst structures."""
+    return (errors**2).mean()
+
+
+def mean_norm(errors: Tensor) -> Tensor:
+    """[n, k] -> mean over n of the lengths: every atom pulls alike, as a mean absolute error does.
+
+    A length below ROUNDED counts as its square, so that the gradient is smooth at zero.
+    """
+    return ((errors**2).sum(1) + ROUNDED**2).sqrt().mean()
+
+
+ROUNDED = 1e-4  # eV, eV/Å, eV/Å³: far below any error that training reaches
+
+PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"square": mean_square, "norm": mean_norm}
+
+
 @dataclass(frozen=True)
-class LossWeights:
-    """Weights of the squared errors of energy per atom [eV], force [eV/Å], stress [eV/Å³]."""
+class Loss:
+    """Weights of the errors of energy per atom [eV], force [eV/Å], stress [eV/Å³].
+
+    Attributes:
+        energy, force, stress: the weights.
+        penalty: errors [n, k] (k = 1, 3, 9) -> a number.
+    """
 
     energy: float
     force: float
     stress: float
+    penalty: Callable[[Tensor], Tensor] = mean_norm
 
 
 Step = Callable[[Batch], tuple[Tensor, list[Tensor]]]
@@ -66,20 +90,20 @@ def predict(potential: Potential, graph: Graph, volume: Tensor) -> tuple[Tensor,
     return energy, forces, strain / volume[:, None, None]
 
 
-def loss(prediction: tuple[Tensor, Tensor, Tensor], batch: Batch, weights: LossWeights) -> Tensor:
-    """Weighted mean of squared errors, a scalar."""
+def loss(prediction: tuple[Tensor, Tensor, Tensor], batch: Batch, weights: Loss) -> Tensor:
+    """Weighted sum of penalties, a scalar."""
     energy, forces, stress = prediction
     ones = torch.ones_like(batch.forces[:, 0])
     n_atoms = segment_sum(ones, batch.graph.system_idx, batch.graph.n_systems)
-    energy_error = (energy - batch.energy) / n_atoms
-    total = weights.energy * (energy_error**2).mean()
-    total = total + weights.force * ((forces - batch.forces) ** 2).mean()
+    per_atom = ((energy - batch.energy) / n_atoms).unsqueeze(1)
+    total = weights.energy * weights.penalty(per_atom)
+    total = total + weights.force * weights.penalty(forces - batch.forces)
     if weights.stress:
-        total = total + weights.stress * ((stress - batch.stress) ** 2).mean()
+        total = total + weights.stress * weights.penalty((stress - batch.stress).flatten(1))
     return total
 
 
-def eager_step(potential: Potential, weights: LossWeights) -> Step:
+def eager_step(potential: Potential, weights: Loss) -> Step:
     """The definition: loss and its gradient by `trainable(potential)`, by double backward."""
     parameters = list(trainable(potential).values())
 
@@ -94,7 +118,7 @@ def eager_step(potential: Potential, weights: LossWeights) -> Step:
     return step
 
 
-def trace(potential: Potential, weights: LossWeights, example: Batch) -> torch.fx.GraphModule:
+def trace(potential: Potential, weights: Loss, example: Batch) -> torch.fx.GraphModule:
     """The operations of `eager_step` as one flat graph without autograd, sizes left open.
 
     Its arguments are all of `trainable(potential)`, then all of `flatten(batch)`; its results are
@@ -181,7 +205,7 @@ def unflatten(tensors: tuple[Tensor, ...]) -> Batch:
 
 
 class _FlatLoss(torch.nn.Module):
-    def __init__(self, potential: Potential, weights: LossWeights) -> None:
+    def __init__(self, potential: Potential, weights: Loss) -> None:
         super().__init__()
         self.potential, self.weights = potential, weights
 

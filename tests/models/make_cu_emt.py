@@ -52,6 +52,7 @@ RECIPE = train.Recipe(
     final_learning_rate=3e-5,
     warmup_steps=50,
     ema_decay=0.99,
+    penalty="square",
     energy_weight=10.0,
     force_weight=1.0,
     stress_weight=300.0,

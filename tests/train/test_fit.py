@@ -21,7 +21,7 @@ from attncalc.data.errors import errors, predict
 from attncalc.train.batches import join, samples
 from attncalc.train.loop import EpochOrder
 from attncalc.train.module import TrainingModule
-from attncalc.train.step import LossWeights, loss
+from attncalc.train.step import PENALTIES, Loss, loss
 from attncalc.train.step import predict as predict_for_loss
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -85,7 +85,9 @@ def test_the_best_model_has_the_validation_loss_of_its_epoch(finished, recipe, p
     best = min(done.history, key=lambda row: row["validation_loss"])
     potential = load(done.model)
     batch = join(samples(parts[1], potential.cutoff, potential.species))
-    weights = LossWeights(recipe.energy_weight, recipe.force_weight, recipe.stress_weight)
+    weights = Loss(
+        recipe.energy_weight, recipe.force_weight, recipe.stress_weight, PENALTIES[recipe.penalty]
+    )
     with torch.enable_grad():
         value = loss(predict_for_loss(potential, batch.graph, batch.volume), batch, weights)
     assert value.item() == pytest.approx(best["validation_loss"], rel=1e-5)

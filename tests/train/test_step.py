@@ -13,12 +13,15 @@ from attncalc.train import fastest
 from attncalc.train.batches import join, samples
 from attncalc.train.fastest import fastest_step, unequal_sizes
 from attncalc.train.step import (
+    ROUNDED,
     Batch,
-    LossWeights,
+    Loss,
     compiled,
     eager_step,
     flatten,
     loss,
+    mean_norm,
+    mean_square,
     predict,
     relative_error,
     trace,
@@ -27,7 +30,7 @@ from attncalc.train.step import (
     with_network,
 )
 
-WEIGHTS = LossWeights(energy=1.0, force=2.0, stress=50.0)
+WEIGHTS = Loss(energy=1.0, force=2.0, stress=50.0)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +64,16 @@ def test_the_loss_by_hand(batches):
     forces[5, 1] = 3.0  # mean square 9 / 36
     stress = batch.stress.clone()
     stress[1, 0, 2] = 0.6  # mean square 0.36 / 18
-    weights = LossWeights(energy=2.0, force=4.0, stress=10.0)
+    weights = Loss(energy=2.0, force=4.0, stress=10.0, penalty=mean_square)
     value = loss((energy, forces, stress), batch, weights)
     assert value.item() == pytest.approx(2 * (0.01 + 0.04) / 2 + 4 * 0.25 + 10 * 0.02, rel=1e-12)
     without = loss((energy, forces, stress), batch, dataclasses.replace(weights, stress=0.0))
     assert without.item() == pytest.approx(1.05, rel=1e-12)
+    lengths = loss((energy, forces, stress), batch, dataclasses.replace(weights, penalty=mean_norm))
+    # one of 12 atoms is off by 3 eV/Å, one of 2 stresses by 0.6; nothing else but the rounding
+    expected = 2 * (0.1 + 0.2) / 2 + 4 * 3.0 / 12 + 10 * 0.6 / 2
+    assert lengths.item() == pytest.approx(expected, abs=15 * ROUNDED)
+    assert lengths.item() > expected
 
 
 def test_training_and_inference_predict_the_same(potential, batches):

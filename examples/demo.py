@@ -1,0 +1,39 @@
+"""`make demo`: relax ethanol to F = 0, run Langevin dynamics, leave a trajectory and a picture."""
+
+import sys
+import time
+from pathlib import Path
+
+from ase.build import molecule
+from ase.io import read
+from ase.optimize import LBFGS
+from tqdm import tqdm
+
+from attncalc import AttnCalculator
+from attncalc.md import Settings, run_with_ase
+from attncalc.plots import md_summary
+
+folder = Path(sys.argv[sys.argv.index("--out") + 1] if "--out" in sys.argv else "demo")
+folder.mkdir(parents=True, exist_ok=True)
+trajectory = folder / "ethanol-300K.xyz"
+for old in (trajectory, trajectory.with_suffix(".csv")):
+    old.unlink(missing_ok=True)
+
+atoms = molecule("CH3CH2OH")
+atoms.calc = AttnCalculator("so3krates-ethanol")
+atoms.calc.verify(atoms)
+
+atoms.rattle(0.05, seed=1)
+LBFGS(atoms, logfile=None).run(fmax=0.01)
+fmax = (atoms.get_forces() ** 2).sum(axis=1).max() ** 0.5
+print(f"relaxed: energy {atoms.get_potential_energy():.4f} eV, largest force {fmax:.4f} eV/Å")
+atoms.write(folder / "ethanol-relaxed.xyz")
+
+settings = Settings(ensemble="nvt", temperature=300, timestep=0.5, n_steps=6000, every=10)
+start = time.perf_counter()
+with tqdm(total=settings.n_steps, unit="step", disable=None) as bar:
+    rows = run_with_ase(atoms, settings, trajectory, progress=lambda n, status: bar.update(n))
+mean = sum(row["temperature_K"] for row in rows[200:]) / len(rows[200:])
+print(f"3 ps of Langevin dynamics in {time.perf_counter() - start:.0f} s, mean {mean:.0f} K")
+md_summary(rows, read(trajectory, ":"), title="ethanol, 300 K").savefig(folder / "ethanol-300K.png")
+print(f"look at {folder}/ethanol-300K.png; open the trajectory with: ase gui {trajectory}")

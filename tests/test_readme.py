@@ -1,0 +1,67 @@
+"""What the README shows is run: a snippet that no longer works fails here."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from attncalc.cli import main
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.split("#")[0]
+    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("attncalc ")
+]
+
+RECIPE = """
+name: mine
+data: mydata.extxyz
+split: {sizes: [60, 20]}
+config: {cutoff: 4.0, num_features: 8, num_heads: 1, degrees: [1], num_layers: 1, num_basis: 8,
+         head_features: 8}
+epochs: 1
+"""
+
+
+def test_snippets_with_the_shipped_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for snippet in (text for text in PYTHON if "train.fit" not in text):
+        exec(compile(snippet, "README.md", "exec"), namespace)
+    atoms = namespace["atoms"]
+    assert namespace["dynamics"].get_time() > 0
+    assert [set(r) for r in namespace["results"]] == [
+        {"energy", "free_energy", "energies", "forces"}
+    ] * 2
+    assert "forces = -dE/dr" in capsys.readouterr().out
+    assert atoms.calc.n_rebuilds < atoms.calc.n_updates
+
+
+def test_training_snippet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(REPOSITORY / "tests/data/xtb_small_molecules_test.extxyz", "mydata.extxyz")
+    Path("recipe.yaml").write_text(RECIPE)
+    (snippet,) = (text for text in PYTHON if "train.fit" in text)
+    namespace: dict = {}
+    exec(compile(snippet, "README.md", "exec"), namespace)
+    assert namespace["result"].model.is_file()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command):
+    name, *arguments = shlex.split(command)[1:]
+    click_command = main.commands[name]
+    if name == "convert":
+        click_command, arguments = click_command.commands[arguments[0]], arguments[1:]
+    click_command.make_context(name, arguments)  # raises on an unknown option or argument
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (REPOSITORY / target).exists(), target

@@ -1,0 +1,252 @@
+"""The physics self-check: silent on sound models, and each fault found by the check made for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ase import Atoms
+from contract import ELEMENTS, ethanol, randomise, slab, triclinic
+from torch import nn
+
+from attncalc import load
+from attncalc.checks import Check, Report, verify
+from attncalc.convert import so3krates
+from attncalc.graph import AtomOutputs, Graph
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.ops import safe_norm, segment_sum
+from attncalc.potential import Potential
+
+COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
+
+
+def random_potential(**options) -> Potential:
+    config = So3kratesConfig(
+        cutoff=3.5,
+        avg_num_neighbors=8.0,
+        num_features=16,
+        num_heads=2,
+        degrees=(1, 2),
+        num_layers=2,
+        num_basis=8,
+        head_features=8,
+        **options,
+    )
+    torch.manual_seed(0)
+    network = So3krates(config, len(ELEMENTS)).double()
+    randomise(network)
+    return Potential(network, ELEMENTS)
+
+
+class Faulty(nn.Module):
+    """A sound network plus something that should not be there."""
+
+    def __init__(self, fault: Callable[[Graph], torch.Tensor]) -> None:
+        super().__init__()
+        self.network, self.fault = random_potential().network, fault
+        self.config = self.network.config
+        self.reads_charge = self.reads_spin = False
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        return AtomOutputs(self.network(graph).energies + self.fault(graph))
+
+
+def failed(report: Report) -> set[str]:
+    return {check.name.split(":")[0].split(" (")[0] for check in report.checks if not check.passed}
+
+
+def verify_with(fault: Callable[[Graph], torch.Tensor], atoms: Atoms) -> set[str]:
+    return failed(verify(Potential(Faulty(fault), ELEMENTS), atoms))
+
+
+# --------------------------------------------------------------------------------- sound models
+
+
+@pytest.mark.parametrize("atoms", [None, ethanol(), triclinic(), slab(), Atoms("O"), Atoms("H")])
+def test_a_sound_model_passes(atoms: Atoms | None) -> None:
+    report = verify(random_potential(), atoms)
+    assert report.passed, str(report)
+    report.require()
+
+
+@pytest.mark.parametrize("model", ["so3krates-ethanol", COPPER])
+def test_shipped_models_pass(model: str | Path) -> None:
+    report = verify(load(model))
+    assert report.passed, str(report)
+    assert any(check.name.startswith("float32 = float64") for check in report.checks)
+
+
+@pytest.mark.parametrize("cutoff_function", ["cosine", "exponential", "physnet"])
+def test_every_cutoff_function_is_smooth_enough(cutoff_function: str) -> None:
+    """Forces of the cosine cutoff fall to zero only linearly, which is allowed, at any scale."""
+    potential = random_potential(cutoff_function=cutoff_function)
+    potential.scale.mul_(20.0)
+    assert "pair vanishes at the cutoff" not in failed(verify(potential, ethanol()))
+
+
+@pytest.mark.parametrize("weights", ["euclidean_default", "euclidean_options", "sparse_options"])
+def test_published_architectures_pass(weights: str, shared: Path) -> None:
+    base = shared / "reference" / "so3krates" / weights
+    potential = so3krates(
+        f"{base}_params.npz", f"{base}_hyperparameters.json", species=[1, 6, 7, 8]
+    )
+    report = verify(potential, ethanol())
+    assert report.passed, str(report)
+
+
+def test_charged_structures_of_a_model_that_reads_charge() -> None:
+    ion = ethanol()
+    ion.info = {"charge": 1, "spin": 4}
+    assert verify(random_potential(embed_charge=True, embed_spin=True), ion).passed
+    with pytest.raises(ValueError, match="total charge"):
+        verify(random_potential(), ion)
+
+
+def test_potential_and_structure_stay_as_they_are() -> None:
+    potential, atoms = load(COPPER), Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
+    state, positions = copy.deepcopy(potential.state_dict()), atoms.positions.copy()
+    verify(potential, atoms)
+    assert potential.dtype == torch.float32
+    assert all(torch.equal(v, state[k]) for k, v in potential.state_dict().items())
+    assert (atoms.positions == positions).all()
+
+
+# --------------------------------------------------------------------------------------- faults
+
+
+def by_receiver(graph: Graph, values: torch.Tensor) -> torch.Tensor:
+    return segment_sum(values * graph.edge_mask, graph.receivers, graph.n_atoms)
+
+
+def smooth(graph: Graph) -> torch.Tensor:
+    """[n_edges]: 1 - d/cutoff, squared: vanishes at the cutoff with its slope."""
+    return (1 - safe_norm(graph.vectors) / 3.5).clamp(min=0) ** 2
+
+
+def test_a_preferred_direction() -> None:
+    found = verify_with(
+        lambda g: by_receiver(g, 1e-4 * smooth(g) * g.vectors[:, 2] ** 2), ethanol()
+    )
+    assert found == {"rotation", "reflection"}  # the reflected structure is turned as well
+
+
+def test_handedness() -> None:
+    """A pseudoscalar of the geometry: rotations leave it alone, a reflection changes its sign."""
+
+    def volume(graph: Graph) -> torch.Tensor:
+        first, second, third = (
+            segment_sum(
+                graph.vectors * (smooth(graph) * w * graph.edge_mask)[:, None],
+                graph.receivers,
+                graph.n_atoms,
+            )
+            for w in (graph.species[graph.senders] ** k + 1.0 for k in (0, 1, 2))
+        )
+        length = safe_norm(graph.vectors)
+        far = segment_sum(
+            graph.vectors * (smooth(graph) * length * graph.edge_mask)[:, None],
+            graph.receivers,
+            graph.n_atoms,
+        )
+        return 1e-2 * (torch.linalg.cross(first, second) * (third + far)).sum(1)
+
+    assert verify_with(volume, ethanol()) == {"reflection"}
+
+
+def test_order_of_the_atoms() -> None:
+    def fault(graph: Graph) -> torch.Tensor:
+        order = torch.arange(graph.n_atoms, dtype=torch.float64)[graph.receivers]
+        return by_receiver(graph, 1e-3 * smooth(graph) * order)
+
+    assert "permutation" in verify_with(fault, ethanol())
+
+
+def test_other_structures_of_the_batch() -> None:
+    def fault(graph: Graph) -> torch.Tensor:
+        return by_receiver(graph, 1e-4 * smooth(graph) * graph.n_systems)
+
+    assert verify_with(fault, ethanol()) == {"batch = single"}
+
+
+def test_masked_edges_that_are_not_ignored() -> None:
+    def fault(graph: Graph) -> torch.Tensor:
+        beyond = torch.exp(-safe_norm(graph.vectors))  # no mask, no envelope
+        return 1e-3 * segment_sum(beyond, graph.receivers, graph.n_atoms)
+
+    found = verify_with(fault, triclinic())
+    assert found == {"reused, padded neighbour list = fresh list", "pair vanishes at the cutoff"}
+
+
+def test_a_jump_at_the_cutoff() -> None:
+    for power, is_fault in ((0, True), (1, True), (2, False)):
+        found = verify_with(
+            lambda g, power=power: by_receiver(
+                g, 1e-2 * (1 - safe_norm(g.vectors) / 3.5).clamp(min=0) ** power
+            ),
+            triclinic(),
+        )
+        assert ("pair vanishes at the cutoff" in found) == is_fault, power
+
+
+class Detached(torch.autograd.Function):
+    """The identity with a gradient that is 0.1 % too large."""
+
+    @staticmethod
+    def forward(ctx, values: torch.Tensor) -> torch.Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return 1.001 * gradient
+
+
+@pytest.mark.parametrize(("atoms", "name"), [(ethanol(), "virial"), (triclinic(), "stress")])
+def test_forces_that_are_not_the_gradient(atoms: Atoms, name: str) -> None:
+    found = verify_with(lambda g: by_receiver(g, Detached.apply(0.1 * smooth(g))), atoms)
+    assert found == {"forces = -dE/dr", f"{name} = dE/dstrain"} or found == {
+        "forces = -dE/dr",
+        f"{name} = dE/dstrain / V",
+    }
+
+
+def test_not_a_number_fails_everything() -> None:
+    """NaN is neither larger nor smaller than a tolerance: no check may take it for a zero."""
+    report = verify(
+        Potential(Faulty(lambda g: by_receiver(g, smooth(g) * float("nan"))), ELEMENTS), ethanol()
+    )
+    assert not any(check.passed for check in report.checks), str(report)
+
+
+def test_a_fast_path_that_differs() -> None:
+    plain = random_potential()
+    wrong = copy.deepcopy(plain)
+    wrong.scale.mul_(1.001)
+    report = verify(plain, ethanol(), fast=wrong)
+    assert failed(report) == {"fast path = plain path"}
+    assert failed(verify(plain, ethanol(), fast=copy.deepcopy(plain))) == set()
+
+
+# --------------------------------------------------------------------------------------- report
+
+
+def test_the_table() -> None:
+    report = Report(
+        "C2H6O, 9 atoms",
+        (Check("a", 1e-9, 1e-8, "eV"), Check("longer name", float("nan"), 1e-6, "eV/Å")),
+    )
+    assert str(report).splitlines() == [
+        "physics checks on C2H6O, 9 atoms",
+        "  a              1.0e-09 <= 1e-08 eV      ok",
+        "  longer name        nan <= 1e-06 eV/Å    FAILED",
+    ]
+    assert not report.passed
+    with pytest.raises(RuntimeError, match="the model fails 1 checks: longer name"):
+        report.require()
+
+
+def test_the_tolerance_itself_passes() -> None:
+    assert Check("a", 1e-6, 1e-6, "eV").passed
+    assert not Check("a", 1.001e-6, 1e-6, "eV").passed

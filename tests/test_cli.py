@@ -1,0 +1,461 @@
+"""The command line: all commands on small inputs, errors in one line, files whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+from click.testing import CliRunner, Result
+
+from attncalc import AttnCalculator, load
+from attncalc import cli as module
+from attncalc.cli import main
+
+ETHANOL = "so3krates-ethanol"
+COPPER = str(Path(__file__).parent / "models" / "cu-emt.safetensors")
+COMMANDS = [
+    ["relax"],
+    ["md"],
+    ["train"],
+    ["eval"],
+    ["verify"],
+    ["models"],
+    ["convert", "so3krates"],
+]
+
+
+def attncalc(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeeds(*arguments: object) -> str:
+    result = attncalc(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "", "a pipe shows no progress bar"
+    return result.stdout
+
+
+def fails(*arguments: object) -> str:
+    """The one line on stderr."""
+    result = attncalc(*arguments)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), "a traceback"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def files() -> set[str]:
+    return {path.name for path in Path.cwd().iterdir()}
+
+
+@pytest.fixture
+def ethanol_file() -> str:
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.03, seed=0)
+    write("ethanol.xyz", atoms)
+    return "ethanol.xyz"
+
+
+@pytest.fixture
+def copper_file() -> str:
+    atoms = bulk("Cu", a=3.7, cubic=True)
+    atoms.rattle(0.05, seed=0)
+    write("copper.extxyz", atoms)
+    return "copper.extxyz"
+
+
+# ----------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(command: list[str]) -> None:
+    result = attncalc(*command, "--help")
+    assert result.exit_code == 0
+    text = " ".join(result.output.split())
+    assert f"Example: attncalc {' '.join(command)}" in text
+    for option, default in re.findall(r"(--[a-z-]+) .*?\[default: ([^\]]+)\]", text):
+        assert default, option
+    assert attncalc(*command, "-h").output == result.output
+
+
+def test_help_shows_defaults() -> None:
+    text = " ".join(attncalc("md", "--help").output.split())
+    for shown in ("300.0", "10000", "0.5", "0.01", "nvt", "auto"):
+        assert f"[default: {shown}]" in text
+    assert "NAME.md.xyz" in text
+
+
+def test_all_commands_are_known_to_the_group() -> None:
+    listed = attncalc("--help").output
+    assert set(main.commands) == {command[0] for command in COMMANDS}
+    for command in main.commands:
+        assert re.search(rf"^  {command} +\S", listed, re.MULTILINE), command
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"attncalc, version \d+\.\d+\.\d+\S*\n", succeeds("--version"))
+
+
+# ---------------------------------------------------------------------------------------- relax
+
+
+@pytest.mark.parametrize("optimizer", ["fire", "lbfgs"])
+def test_relax(optimizer: str, ethanol_file: str) -> None:
+    said = succeeds(
+        *("relax", ethanol_file, "--model", ETHANOL, "--optimizer", optimizer, "-o", "out.xyz"),
+        *("--fmax", 0.02),
+    )
+    assert re.match(r"structure 0: converged in \d+ steps, largest force 0\.0[012]\d+ eV/Å", said)
+    assert said.splitlines()[-1] == "wrote out.xyz"
+    relaxed = read("out.xyz")
+    assert np.linalg.norm(relaxed.get_forces(), axis=1).max() <= 0.02
+    again = AttnCalculator(ETHANOL)
+    assert relaxed.get_potential_energy() == pytest.approx(again.get_potential_energy(relaxed))
+    assert files() == {ethanol_file, "out.xyz"}
+
+
+def test_relax_several_structures_and_their_cells() -> None:
+    frames = [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.7)]
+    write("two.extxyz", frames)
+    said = succeeds("relax", "two.extxyz", "--model", COPPER, "--cell", "--fmax", 0.005)
+    assert said.count(": converged in ") == 2
+    relaxed = read("two.relaxed.xyz", ":")
+    volumes = [atoms.get_volume() for atoms in relaxed]
+    assert volumes[0] == pytest.approx(volumes[1], rel=2e-3)
+    assert 3.55**3 < volumes[0] < 3.65**3
+
+
+def test_relax_that_needs_more_steps(ethanol_file: str) -> None:
+    """What there is gets written; the exit status tells."""
+    result = attncalc("relax", ethanol_file, "--model", ETHANOL, "--steps", 2, "-o", "out.xyz")
+    assert result.exit_code == 1
+    assert "structure 0: NOT converged in 2 steps" in result.stdout
+    assert result.stderr == "Error: 1 of 1 structures did not converge: take more --steps\n"
+    assert len(read("out.xyz")) == 9
+
+
+def test_relax_writes_all_or_nothing(ethanol_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, frames: list[Atoms]) -> None:
+        path.write_text("9\n")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "write", half)
+    result = attncalc("relax", ethanol_file, "--model", ETHANOL, "--steps", 1, "-o", "out.xyz")
+    assert result.stderr == "Error: disk full\n"
+    assert files() == {ethanol_file}
+
+
+def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
+    """A name that cannot be written is no surprise for after the relaxation."""
+    monkeypatch.setattr(module, "AttnCalculator", None)
+    Path("there.xyz").write_text("precious")
+    common = ("relax", ethanol_file, "--model", ETHANOL, "-o")
+    assert fails(*common, "there.xyz") == (
+        "Error: there.xyz exists: choose another name, nothing is overwritten"
+    )
+    assert Path("there.xyz").read_text() == "precious"
+    assert fails(*common, "no/out.xyz") == "Error: no such folder: no"
+    assert "out.foo: ASE writes no structure file with this ending" in fails(*common, "out.foo")
+    assert "out: ASE writes no structure file with this ending" in fails(*common, "out")
+
+
+def test_stress_of_a_molecule_is_one_line(ethanol_file: str) -> None:
+    said = fails("relax", ethanol_file, "--model", ETHANOL, "--cell")
+    assert said == "Error: stress needs a volume: this structure does not have three cell vectors"
+
+
+# ------------------------------------------------------------------------------------------- md
+
+
+def test_md(ethanol_file: str) -> None:
+    said = succeeds(
+        *("md", ethanol_file, "--model", ETHANOL, "--steps", 30, "--every", 10, "-o", "run.xyz")
+    )
+    assert re.fullmatch(
+        r"wrote run\.xyz \(4 frames\), run\.csv, run\.png; \d+ neighbour lists in 31 steps\n", said
+    )
+    assert files() == {ethanol_file, "run.xyz", "run.csv", "run.png"}
+    assert len(read("run.xyz", ":")) == 4
+    with open("run.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    assert Path("run.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
+def test_md_of_a_crystal(ensemble: str, copper_file: str) -> None:
+    succeeds(*("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--steps", 4))
+    assert files() == {copper_file, "copper.md.xyz", "copper.md.csv", "copper.md.png"}
+
+
+def test_md_seeds(copper_file: str) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        common = ("md", copper_file, "--model", COPPER, "--steps", 5, "--every", 5)
+        succeeds(*common, "--seed", seed, "-o", f"{name}.xyz")
+    assert Path("a.xyz").read_bytes() == Path("b.xyz").read_bytes()
+    assert Path("a.xyz").read_bytes() != Path("c.xyz").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["run.xyz", "run.csv", "run.png"])
+def test_md_overwrites_nothing(name: str, copper_file: str) -> None:
+    Path(name).write_text("precious")
+    said = fails("md", copper_file, "--model", COPPER, "--steps", 1, "-o", "run.xyz")
+    assert said == f"Error: {name} exists: choose another name, nothing is overwritten"
+    assert Path(name).read_text() == "precious"
+    assert files() == {copper_file, name}
+
+
+def test_md_that_explodes(ethanol_file: str) -> None:
+    said = fails(
+        *("md", ethanol_file, "--model", ETHANOL, "--timestep", 20, "--steps", 500, "-o", "a.xyz")
+    )
+    assert re.match(r"Error: stopped at \d+\.0 fs: .*; the last sane frame is in a\.xyz\. ", said)
+    assert len(read("a.xyz", ":")) >= 1
+
+
+# ------------------------------------------------------------------------ eval, verify, models
+
+
+def labelled(n: int) -> list[Atoms]:
+    """Copper with EMT's labels, which the model was trained on."""
+    frames = []
+    for k in range(n):
+        atoms = bulk("Cu", a=3.6, cubic=True)
+        atoms.rattle(0.08, seed=k)
+        atoms.calc = EMT()
+        results = {
+            "energy": atoms.get_potential_energy(),
+            "forces": atoms.get_forces(),
+            "stress": atoms.get_stress(),
+        }
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    return frames
+
+
+def table(text: str) -> dict[str, list[float]]:
+    rows = (line.rsplit(maxsplit=2) for line in text.splitlines() if re.search(r"\d$", line))
+    found: dict[str, list[float]] = {}
+    for words in rows:
+        numbers = [float(word) for word in words if re.fullmatch(r"[\d.]+", word)]
+        label = " ".join(word for word in words if not re.fullmatch(r"[\d.]+", word))
+        found[label] = numbers
+    return found
+
+
+def test_eval() -> None:
+    frames = labelled(6)
+    write("cu.extxyz", frames)
+    said = succeeds("eval", COPPER, "cu.extxyz", "--dtype", "float64")
+    assert said.startswith("6 structures of cu.extxyz, labels ")
+    rows = table(said)
+    assert set(rows) >= {"energy, meV", "force, meV/Å", "stress, meV/Å³", "force on Cu, meV/Å"}
+    calculator = AttnCalculator(COPPER, dtype="float64")
+    off = [calculator.get_forces(atoms) - atoms.get_forces() for atoms in frames]
+    mae, rmse = rows["force, meV/Å"]
+    assert mae == pytest.approx(1e3 * np.abs(off).mean(), abs=1e-3)
+    assert rmse == pytest.approx(1e3 * np.sqrt(np.square(off).mean()), abs=1e-3)
+    assert 0 < mae < 150, "the model knows EMT's copper"
+    energies = [calculator.get_potential_energy(a) - a.get_potential_energy() for a in frames]
+    assert rows["energy, meV"][0] == pytest.approx(1e3 * np.abs(energies).mean(), abs=1e-3)
+
+
+def test_eval_of_a_split_that_is_not_there() -> None:
+    write("cu.extxyz", labelled(2))
+    said = fails("eval", COPPER, "cu.extxyz", "--split", "test_01")
+    assert said == "Error: cu.extxyz: no split 'test_01'; stored splits: none"
+
+
+def test_verify(copper_file: str) -> None:
+    said = succeeds("verify", COPPER, "--structure", copper_file)
+    assert said.startswith("physics checks on periodic Cu4, 4 atoms\n")
+    assert "stress = dE/dstrain / V" in said
+    assert "FAILED" not in said
+    assert succeeds("verify", COPPER).startswith("physics checks on Cu12, 12 atoms\n")
+
+
+def test_verify_of_a_model_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attncalc import checks
+
+    monkeypatch.setattr(checks, "_batch_is_single", lambda *_: checks.Check("b", 1.0, 1e-9, "eV"))
+    result = attncalc("verify", COPPER)
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+    assert result.stderr == "Error: the model fails 1 checks: b\n"
+
+
+def test_models() -> None:
+    header, *rows = succeeds("models").splitlines()
+    for column in ("name", "network", "elements", "force MAE", "level of theory"):
+        assert column in header
+    (ethanol,) = [row for row in rows if row.startswith(ETHANOL + " ")]
+    assert "so3krates" in ethanol
+    assert "H C O" in ethanol
+
+
+# -------------------------------------------------------------------------------------- convert
+
+
+def test_convert(shared: Path) -> None:
+    base = shared / "reference" / "so3krates" / "euclidean_default"
+    arguments = ("convert", "so3krates", f"{base}_params.npz")
+    arguments += ("--config", f"{base}_hyperparameters.json", "--elements", "H,C,N,O")
+    said = succeeds(*arguments, "-o", "out.safetensors")
+    assert re.fullmatch(r"wrote out\.safetensors: [\d,]+ parameters, 4 elements\n", said)
+    assert files() == {"out.safetensors"}
+    assert load("out.safetensors").species == (1, 6, 7, 8)
+    AttnCalculator("out.safetensors").get_potential_energy(molecule("CH3CH2OH"))
+    before = Path("out.safetensors").read_bytes()
+    assert "nothing is overwritten" in fails(*arguments, "-o", "out.safetensors")
+    assert Path("out.safetensors").read_bytes() == before
+    wrong = [*arguments[:-1], "H,Xx,Yy", "-o", "other.safetensors"]
+    assert fails(*wrong) == "Error: no such element: Xx, Yy"
+    assert files() == {"out.safetensors"}
+
+
+def test_convert_of_no_file() -> None:
+    Path("a.json").write_text("{}")
+    said = fails("convert", "so3krates", "no.npz", "--config", "a.json", "-o", "out.safetensors")
+    assert "no.npz" in said
+    assert files() == {"a.json"}
+
+
+# ---------------------------------------------------------------------------------------- train
+
+RECIPE = """\
+name: tiny
+data: cu.extxyz
+split: {sizes: [6, 2, 2]}
+config: {cutoff: 4.0, num_features: 8, num_heads: 2, degrees: [1], num_layers: 1, num_basis: 4}
+epochs: 2
+batch_size: 2
+compile: never
+"""
+
+
+def test_train() -> None:
+    """One smoke: a run, its files, and a model that the other commands take."""
+    write("cu.extxyz", labelled(10))
+    Path("tiny.yaml").write_text(RECIPE)
+    result = attncalc("train", "tiny.yaml", "-o", "out")
+    assert result.exit_code == 0, result.output
+    assert "\r" not in result.output, "no progress bar in a pipe"
+    assert result.stdout.splitlines()[-1] == "wrote out/tiny.safetensors"
+    assert {"tiny.safetensors", "tiny.md", "metrics.csv"} <= {p.name for p in Path("out").iterdir()}
+    assert "# tiny" in result.stdout
+    succeeds("eval", "out/tiny.safetensors", "cu.extxyz")
+
+
+def test_train_messages() -> None:
+    assert fails("train", "no.yaml") == "Error: no such recipe: no.yaml"
+    Path("tiny.yaml").write_text(RECIPE + "epoch: 3\n")
+    assert "did you mean 'epochs'?" in fails("train", "tiny.yaml")
+    Path("tiny.yaml").write_text(RECIPE)
+    assert "cu.extxyz" in fails("train", "tiny.yaml")
+
+
+# ---------------------------------------------------------------------- errors of all commands
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("relax", "no.xyz", "--model", ETHANOL), "no such file: no.xyz"),
+        (("md", "no.xyz", "--model", ETHANOL), "no such file: no.xyz"),
+        (("verify", ETHANOL, "--structure", "no.xyz"), "no such file: no.xyz"),
+        (("relax", "bad.xyz", "--model", ETHANOL), "bad.xyz: not a structure file that ASE"),
+        (("relax", "empty.xyz", "--model", ETHANOL), "empty.xyz: not a structure file that ASE"),
+        (("relax", "ethanol.xyz", "--model", "ethnol"), "shipped: .*so3krates-ethanol"),
+        (("verify", "ethnol"), "no model file and no shipped model 'ethnol'; shipped: "),
+        (("eval", ETHANOL, "no.xyz"), "no.xyz"),
+        (("relax", "ethanol.xyz", "--model", COPPER), "not trained on H C O; it knows: Cu"),
+        (("md", "ethanol.xyz", "--model", COPPER), "not trained on H C O; it knows: Cu"),
+        (
+            ("md", "ethanol.xyz", "--model", ETHANOL, "--timestep", "-1"),
+            "timestep must be positive",
+        ),
+        (
+            ("md", "ethanol.xyz", "--model", ETHANOL, "-o", "a.h5md"),
+            "a.h5md: a trajectory must end",
+        ),
+        (("md", "ethanol.xyz", "--model", ETHANOL, "-o", "no/a.xyz"), "no such folder: no"),
+        (
+            ("md", "ethanol.xyz", "--model", ETHANOL, "--ensemble", "npt"),
+            '"npt" needs a structure that is periodic',
+        ),
+        (("relax", "ethanol.xyz", "--model", ETHANOL, "--device", "banana"), "device must be"),
+        (("verify", ETHANOL, "--device", "cuda:77"), "device 'cuda:77' is not there"),
+    ],
+    ids=lambda value: " ".join(Path(v).name for v in value) if isinstance(value, tuple) else "",
+)
+def test_errors_are_one_line(arguments: tuple, message: str, ethanol_file: str) -> None:
+    Path("bad.xyz").write_text("hello\nworld\n")
+    Path("empty.xyz").write_text("")
+    before = files()
+    assert re.search(message, fails(*arguments))
+    assert files() == before, "a failed command leaves nothing behind"
+
+
+def test_misspelt_options_are_usage_errors() -> None:
+    result = attncalc("relax", "a.xyz", "--modle", ETHANOL)
+    assert result.exit_code == 2
+    assert "--modle" in result.stderr
+    assert attncalc("relax", "a.xyz").exit_code == 2, "--model is required"
+    assert attncalc("relaxx").exit_code == 2
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.model_file, "shipped_models", interrupted)
+    result = attncalc("models")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(module.model_file, "shipped_models", bug)
+    assert isinstance(attncalc("models").exception, KeyError)
+
+
+# ------------------------------------------------------------------------------ the real program
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess:
+    script = Path(sys.executable).with_name("attncalc")
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "attncalc.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_console_script(ethanol_file: str) -> None:
+    done = program("relax", ethanol_file, "--model", ETHANOL, "--fmax", "0.05", "-o", "out.xyz")
+    assert done.returncode == 0, done.stderr
+    assert "wrote out.xyz" in done.stdout
+    assert done.stderr == "", "neither progress bar nor warnings in a pipe"
+    done = program("relax", ethanol_file, "--model", "ethnol")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: no model file and no shipped model 'ethnol'")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,167 @@
+"""Lowering: the same numbers, proven when a model is loaded; otherwise the plain path."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from ase import Atoms
+from contract import ELEMENTS, assert_close, build_graph, ethanol, randomise, triclinic
+from torch import nn
+
+from attncalc import fast as module
+from attncalc import load
+from attncalc.fast import SHORTEST, CloseAtomsTakePlain, disagreement, lower
+from attncalc.graph import AtomOutputs, Graph
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+from attncalc.potential import Potential, evaluate
+from attncalc.system import System
+
+COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
+SHIPPED = ["so3krates-ethanol", COPPER]
+
+
+def random_potential(**options) -> Potential:
+    config = So3kratesConfig(
+        cutoff=4.0,
+        avg_num_neighbors=10.0,
+        num_features=16,
+        num_heads=2,
+        degrees=(1, 2),
+        num_layers=2,
+        num_basis=16,
+        head_features=8,
+    )
+    torch.manual_seed(0)
+    network = So3krates(config, len(ELEMENTS)).double()
+    randomise(network)
+    return Potential(network, ELEMENTS, **options).requires_grad_(False)
+
+
+def both(fast: Potential, plain: Potential, atoms: Atoms | list[Atoms]):
+    graph = build_graph(plain, System.from_ase(atoms))
+    return evaluate(fast, graph), evaluate(plain, graph)
+
+
+@pytest.mark.parametrize("model", SHIPPED, ids=["ethanol", "copper"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)])
+def test_shipped_models_are_lowered(model: str | Path, dtype: str, tolerance: float) -> None:
+    plain = load(model, dtype=dtype)
+    fast = lower(plain)
+    assert isinstance(fast.network, CloseAtomsTakePlain)
+    assert fast.species == plain.species
+    assert (fast.cutoff, fast.dtype, fast.device) == (plain.cutoff, plain.dtype, plain.device)
+    assert 0 < disagreement(fast, plain) <= tolerance
+
+
+def test_lowering_leaves_the_potential_alone() -> None:
+    plain = load(COPPER)
+    network, state = plain.network, copy.deepcopy(plain.state_dict())
+    lower(plain)
+    assert plain.network is network
+    assert isinstance(network, So3krates)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_pair_terms_scale_and_references_are_kept() -> None:
+    plain = random_potential(
+        scale=[1.0, 2.0, 3.0, 4.0],
+        reference_energies=[-1.0, -2.0, -3.0, -4.0],
+        pair_terms=[ZBLRepulsion(ZBLConfig(cutoff=2.0), ELEMENTS)],
+    )
+    without = random_potential(scale=[1.0, 2.0, 3.0, 4.0])
+    fast = lower(plain)
+    assert fast is not plain
+    actual, expected = both(fast, plain, [ethanol(), triclinic()])
+    assert_close(actual.energies, expected.energies, 1e-8)
+    assert_close(actual.forces, expected.forces, 1e-7)
+    assert (expected.forces - both(without, without, [ethanol(), triclinic()])[0].forces).any()
+
+
+# ------------------------------------------------------------------------------- close atoms
+
+
+def close(distance: float) -> Atoms:
+    atoms = ethanol()
+    atoms.positions[-1] = atoms.positions[0] + [0, 0, distance]
+    return atoms
+
+
+def test_close_atoms_take_the_plain_path() -> None:
+    plain = random_potential()
+    fast = lower(plain)
+    actual, expected = both(fast, plain, close(0.98 * SHORTEST))
+    for name in ("energies", "forces", "strain_gradient"):
+        assert torch.equal(getattr(actual, name), getattr(expected, name)), name
+    actual, expected = both(fast, plain, close(1.02 * SHORTEST))
+    assert not torch.equal(actual.forces, expected.forces)
+    assert_close(actual.forces, expected.forces, 1e-7)
+
+
+def test_one_close_pair_in_a_batch_is_enough() -> None:
+    plain = random_potential()
+    actual, expected = both(lower(plain), plain, [ethanol(), close(0.3), triclinic()])
+    assert torch.equal(actual.forces, expected.forces)
+
+
+def test_no_edges() -> None:
+    plain = random_potential()
+    actual, expected = both(lower(plain), plain, [Atoms("O"), Atoms("C")])
+    assert_close(actual.energies, expected.energies, 1e-13)
+    assert not actual.forces.any()
+
+
+# -------------------------------------------------------------------- fast paths that are refused
+
+
+class Broken(nn.Module):
+    """Energies times a number."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.config, self.factor = network, network.config, factor
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        return AtomOutputs(self.factor * self.network(graph).energies)
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-6, 1.5, float("nan"), float("inf")])
+def test_a_broken_fast_path_is_not_used(
+    factor: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "folded", lambda network, shortest: Broken(network, factor))
+    plain = random_potential()
+    with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
+        assert lower(plain) is plain
+    message = caplog.records[-1].getMessage()
+    assert message.startswith("the fast path is off by ")
+    assert message.endswith("and is not used: this model runs plainly")
+
+
+def test_a_sound_fast_path_is_used_silently(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "folded", lambda network, shortest: Broken(network, 1 + 1e-10))
+    with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
+        fast = lower(random_potential())
+    assert isinstance(fast.network.fast, Broken)
+    assert "off by" not in caplog.text
+
+
+def test_networks_without_a_fast_path_run_plainly() -> None:
+    plain = random_potential()
+    other = Potential(Broken(plain.network, 1.0), ELEMENTS)
+    assert lower(other) is other
+
+
+def test_disagreement_is_relative_to_the_largest_force() -> None:
+    plain = random_potential()
+    off = copy.copy(plain)
+    off._modules = dict(plain._modules)
+    off.network = Broken(plain.network, 1.25)
+    assert disagreement(off, plain) == pytest.approx(0.25, rel=1e-6)
+    assert disagreement(plain, plain) == 0.0

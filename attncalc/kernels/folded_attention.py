@@ -19,6 +19,10 @@ from attncalc.kernels.attend import Heads, attend_compiled, attend_plain, has_nu
 from attncalc.kernels.collocation import CollocatedRadial
 
 
+# Chebyshev nodes: in float32 rounding hides what 64 of them leave out
+NODES = {torch.float32: 64, torch.float64: 128}
+
+
 class FoldedAttention(nn.Module):
     """Takes the place of an `EuclideanAttention` whose weights no longer change.
 
@@ -110,7 +114,8 @@ def folded(network: Any, shortest: float) -> nn.Module:
         network: its weights must not change any more; stays as it is.
         shortest: Å; no distance may be shorter.
     """
-    radial = CollocatedRadial(network.radial.basis, shortest, network.config.cutoff)
+    n_nodes = NODES[network.parity.dtype]
+    radial = CollocatedRadial(network.radial.basis, shortest, network.config.cutoff, n_nodes)
     radial = radial.to(network.parity)
     twin = copy.copy(network)
     twin._modules = dict(network._modules)

@@ -18,7 +18,6 @@ from torch.nn.functional import silu
 from attncalc.kernels.attend import Heads, attend_compiled, attend_plain, has_numba
 from attncalc.kernels.collocation import CollocatedRadial
 
-
 # Chebyshev nodes: in float32 rounding hides what 64 of them leave out
 NODES = {torch.float32: 64, torch.float64: 128}
 

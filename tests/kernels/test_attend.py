@@ -1,4 +1,4 @@
-"""The compiled pair loop is the plain one: values and gradients, whatever the division into heads."""
+"""The compiled pair loop is the plain one, values and gradients, for any division into heads."""
 
 import pytest
 import torch

@@ -5,6 +5,7 @@ CONSTRAINTS ?= .ci/constraints.txt
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 VENV   := .venv
+PEER   := .venv-peer
 BIN    := $(VENV)/bin
 # stamps: newer than setup.cfg means up to date
 CORE   := $(VENV)/.installed-core
@@ -40,11 +41,18 @@ format: $(TEST) ## ruff: mends what it can and formats
 types: $(TEST) ## mypy on the package
 	@$(BIN)/mypy
 
-bench: $(CORE) ## speed against the references, see benchmarks/
-	@$(BIN)/python benchmarks/run.py
+bench: $(CORE) $(PEER)/.installed ## speed beside so3krates-torch, then 20 ps of dynamics (half an hour)
+	@$(BIN)/python benchmarks/so3krates_cpu.py --peer $(PEER)/bin/python
+	@$(BIN)/python benchmarks/nve_ethanol.py
+
+$(PEER)/.installed: $(CONSTRAINTS)
+	@echo "attncalc: installing so3krates-torch into an environment of its own, $(PEER)"
+	@$(PYTHON) -m venv $(PEER)
+	@$(PEER)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) so3krates-torch
+	@touch $@
 
 clean: ## remove what the targets made, .venv included
-	rm -rf $(VENV) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEER) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -17,7 +17,15 @@ from attncalc import checks
 from attncalc.fast import lower
 from attncalc.model_file import load
 from attncalc.neighbors import VerletList
-from attncalc.potential import SMALLEST_VOLUME, Potential, Result, check_electrons, evaluate
+from attncalc.potential import (
+    SMALLEST_VOLUME,
+    Potential,
+    Result,
+    check_electrons,
+    evaluate,
+    evaluate_many,
+    volumes,
+)
 from attncalc.system import System
 
 # Å added to the cutoff, by device: a CPU drops the pairs in the skin at every step, a GPU carries
@@ -93,8 +101,9 @@ class AttnCalculator(BaseCalculator):
             raise PropertyNotImplementedError(
                 "stress needs a volume: this structure does not have three cell vectors"
             )
-        system = System.from_ase(atoms).to(self.potential.device)
+        system = System.from_ase(atoms)
         check_electrons(self.potential, system)
+        system = system.to(self.potential.device)
         self.neighbors, graph = self.neighbors.update(system)
         self.results = _results(evaluate(self._fast, graph), system)[0]
         self._charge_and_spin = _charge_and_spin_as_written(atoms)
@@ -115,13 +124,8 @@ class AttnCalculator(BaseCalculator):
         if isinstance(structures, Atoms):  # type: ignore[unreachable]
             raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
         results: list[dict[str, Any]] = []
-        for batch in _batches(structures, ATOMS_PER_BATCH):
-            system = System.from_ase(batch).to(self.potential.device)
-            check_electrons(self.potential, system)
-            fresh = VerletList.create(
-                cutoff=self.potential.cutoff, skin=0.0, species=self.potential.species
-            )
-            results += _results(evaluate(self._fast, fresh.update(system)[1]), system)
+        for system, result in evaluate_many(self._fast, structures, batch_atoms=ATOMS_PER_BATCH):
+            results += _results(result, system)
         return results
 
     def verify(self, atoms: Atoms | None = None) -> checks.Report:
@@ -184,7 +188,7 @@ def _charge_and_spin_as_written(atoms: Atoms) -> tuple[str, str]:
 def _results(result: Result, system: System) -> list[dict[str, Any]]:
     """One dictionary per structure, in ASE's names, units and order of stress components."""
     energy, strain_gradient = result.energy.cpu().numpy(), result.strain_gradient.cpu().numpy()
-    volume = np.abs(np.linalg.det(system.cell.cpu().numpy()))
+    volume = volumes(system).tolist()
     ends = np.cumsum(torch.bincount(system.system_idx).cpu().numpy())[:-1]
     energies = np.split(result.energies.cpu().numpy(), ends)
     forces = np.split(result.forces.cpu().numpy(), ends)
@@ -200,16 +204,3 @@ def _results(result: Result, system: System) -> list[dict[str, Any]]:
             entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
         results.append(entry)
     return results
-
-
-def _batches(structures: Sequence[Atoms], n_atoms: int) -> list[list[Atoms]]:
-    """Consecutive structures with at most `n_atoms` atoms together, or one larger structure."""
-    batches: list[list[Atoms]] = []
-    total = 0
-    for atoms in structures:
-        if not batches or total + len(atoms) > n_atoms:
-            batches.append([])
-            total = 0
-        batches[-1].append(atoms)
-        total += len(atoms)
-    return batches

@@ -18,7 +18,14 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from attncalc.neighbors import VerletList
-from attncalc.potential import Potential, Result, check_electrons, evaluate
+from attncalc.potential import (
+    ROUNDING,
+    Potential,
+    Result,
+    check_electrons,
+    deviation,
+    evaluate,
+)
 from attncalc.probe import random_cluster
 from attncalc.system import System
 
@@ -228,9 +235,8 @@ def _smooth_at_cutoff(potential: Potential) -> Check:
 
 def _fast_is_plain(fast: Potential, plain: Potential, atoms: Atoms) -> Check:
     system = _system(plain, atoms)
-    deviation = _largest(_evaluate(fast, system).forces - _evaluate(plain, system).forces)
-    tolerance = 1e-4 if plain.dtype == torch.float32 else 1e-7
-    return Check("fast path = plain path (forces)", deviation, tolerance, "eV/Å")
+    found = deviation(_evaluate(fast, system), _evaluate(plain, system))
+    return Check("fast path = plain path (E, F, strain)", found, ROUNDING[plain.dtype], "")
 
 
 def _single_precision(potential: Potential, exact: Potential, atoms: Atoms) -> Check:

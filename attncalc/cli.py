@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.io import read, write
@@ -20,7 +23,15 @@ from tqdm import tqdm
 
 from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
-from attncalc.md import ENSEMBLES, Settings, run_with_ase
+from attncalc.graph import species_of
+from attncalc.md import ENSEMBLES, Settings, Thermometer, run_with_ase
+from attncalc.potential import Potential, check_electrons
+from attncalc.system import System
+
+# what a user can run into; anything else is a bug
+EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
+# atoms below which threads of a CPU wait for each other longer than they compute
+SMALL = 1000
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -34,7 +45,7 @@ def one_line_errors(command: Command) -> Command:
             return command(*args, **kwargs)
         except BrokenPipeError:  # `attncalc models | head`: click knows how to end quietly
             raise
-        except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+        except EXPECTED as error:
             raise click.ClickException(str(error) or type(error).__name__) from None
         except KeyboardInterrupt as interrupt:
             click.echo(f"stopped: {interrupt}" if str(interrupt) else "stopped", err=True)
@@ -44,16 +55,24 @@ def one_line_errors(command: Command) -> Command:
 
 
 def calculator_options(command: Command) -> Command:
-    """--model, --device, --dtype."""
+    """--device, --dtype, --threads."""
     for option in (
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help=f"CPU threads. Default: 1 for structures of less than {SMALL} atoms, where more "
+            "are slower; else, or if OMP_NUM_THREADS is set, PyTorch's choice.",
+        ),
         click.option(
             "--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's."
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1"),
-        click.option("--model", required=True, help="Shipped name or path of a model file."),
     ):
         command = option(command)
     return command
+
+
+model_option = click.option("--model", required=True, help="Shipped name or path of a model file.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,6 +87,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("structures")
+@model_option
 @calculator_options
 @click.option("--fmax", default=0.01, show_default=True, help="Largest force left, eV/Å.")
 @click.option("--steps", default=1000, show_default=True, help="Most steps per structure.")
@@ -77,35 +97,31 @@ def main() -> None:
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
 @click.option("-o", "--output", help="Default: NAME.relaxed.xyz beside the input.")
 @one_line_errors
-def relax(structures, model, device, dtype, fmax, steps, optimizer, cell, output) -> None:
+def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cell, output) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
+
+    The output holds what is done after every structure.
 
     Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
     """
-    from ase.filters import FrechetCellFilter
-    from ase.optimize import FIRE, LBFGS
-
     target = _new_structure_file(output or Path(structures).with_suffix(".relaxed.xyz"))
     frames = _read(structures)
+    _require_room(target, len(frames))
+    _set_threads(threads, frames)
     calculator = AttnCalculator(model, device=device, dtype=dtype)
-    method = {"fire": FIRE, "lbfgs": LBFGS}[optimizer]
+    _require_known(calculator.potential, frames, volume=cell)
     left_over = 0
     for k, atoms in enumerate(frames):
         atoms.calc = calculator
-        moved = FrechetCellFilter(atoms) if cell else atoms
-        with _bar(steps, "step") as bar, method(moved, logfile=None) as dynamics:
-            start = atoms.get_potential_energy()
-            for _ in dynamics.irun(fmax=fmax, steps=steps):
-                bar.set_postfix_str(f"largest force {_fmax(moved):.4f} eV/Å", refresh=False)
-                bar.update(dynamics.nsteps - bar.n)
-        left_over += (converged := _fmax(moved) <= fmax) is False
-        click.echo(
-            f"structure {k}: {'converged' if converged else 'NOT converged'} in {dynamics.nsteps} "
-            f"steps, largest force {_fmax(moved):.4f} eV/Å, energy {start:.4f} -> "
-            f"{atoms.get_potential_energy():.4f} eV"
-        )
-        frames[k] = _with_results(atoms)
-    _write(target, frames)
+        try:
+            converged, report = _relax_one(atoms, optimizer, fmax, steps, cell)
+            frames[k] = _with_results(atoms)
+            _write(target, frames[: k + 1])
+        except (*EXPECTED, KeyboardInterrupt) as error:
+            raise _with_progress(error, k, len(frames), target) from None
+        click.echo(f"structure {k}: {report}")
+        if not converged:
+            left_over += 1
     click.echo(f"wrote {target}")
     if left_over:
         raise click.ClickException(
@@ -113,25 +129,59 @@ def relax(structures, model, device, dtype, fmax, steps, optimizer, cell, output
         )
 
 
+def _relax_one(
+    atoms: Atoms, optimizer: str, fmax: float, steps: int, cell: bool
+) -> tuple[bool, str]:
+    """Whether it converged, and how it went; moves the atoms."""
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE, LBFGS
+
+    method = {"fire": FIRE, "lbfgs": LBFGS}[optimizer]
+    moved = FrechetCellFilter(atoms) if cell else atoms
+    with _bar(steps, "step") as bar, method(moved, logfile=None) as dynamics:
+        start = atoms.get_potential_energy()
+        for _ in dynamics.irun(fmax=fmax, steps=steps):
+            bar.set_postfix_str(f"largest force {_fmax(moved):.4f} eV/Å", refresh=False)
+            bar.update(dynamics.nsteps - bar.n)
+    converged = _fmax(moved) <= fmax
+    return converged, (
+        f"{'converged' if converged else 'NOT converged'} in {dynamics.nsteps} steps, "
+        f"largest force {_fmax(moved):.4f} eV/Å, energy {start:.4f} -> "
+        f"{atoms.get_potential_energy():.4f} eV"
+    )
+
+
 @main.command()
 @click.argument("structure")
+@model_option
 @calculator_options
 @click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nvt", show_default=True)
-@click.option("--temperature", default=300.0, show_default=True, help="K")
-@click.option("--steps", default=10_000, show_default=True)
+@click.option(
+    "--temperature",
+    default=300.0,
+    show_default=True,
+    help="K, of the thermostat (nvt, npt), and of the initial velocities unless the file has some.",
+)
+@click.option("--steps", default=10_000, show_default=True, help="Steps of the integrator.")
 @click.option("--timestep", default=0.5, show_default=True, help="fs")
 @click.option(
     "--friction", default=0.01, show_default=True, help="1/fs, of Langevin dynamics (nvt)."
 )
 @click.option("--pressure", default=0.0, show_default=True, help="GPa (npt).")
-@click.option("--every", default=10, show_default=True, help="Steps between frames.")
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--every", default=10, show_default=True, help="Steps between frames; the last is always one."
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Of initial velocities and random forces."
+)
 @click.option("-o", "--output", help="Trajectory, .xyz or .traj. Default: NAME.md.xyz")
 @one_line_errors
-def md(structure, model, device, dtype, output, **options) -> None:
-    """Molecular dynamics of one structure through ASE's integrators.
+def md(structure, model, device, dtype, threads, output, **options) -> None:
+    """Molecular dynamics of one structure, the last of a file, through ASE's integrators.
 
-    Writes the trajectory, a log (.csv) and a picture (.png) of the same name.
+    Writes the trajectory, a log (.csv) and a picture (.png) of the same name. Velocities (momenta)
+    in the file are kept; otherwise they are drawn at --temperature. Temperatures count the degrees
+    of freedom of the run: not the conserved drift (nve, npt) and rotation (nve of a molecule).
 
     Example: attncalc md relaxed.xyz --model so3krates-ethanol --temperature 300 -o run.xyz
     """
@@ -139,7 +189,11 @@ def md(structure, model, device, dtype, output, **options) -> None:
     target = _new_file(output or Path(structure).with_suffix(".md.xyz"))
     picture = _new_file(target.with_suffix(".png"))
     (atoms,) = _read(structure, index="-1")
+    _set_threads(threads, [atoms])
     atoms.calc = AttnCalculator(model, device=device, dtype=dtype)
+    if atoms.get_momenta().any():
+        temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
+        click.echo(f"velocities of the file are kept (T = {temperature:.0f} K)")
     with _bar(settings.n_steps, "step") as bar:
 
         def progress(steps: int, status: str) -> None:
@@ -185,14 +239,15 @@ def train(recipe, data, output) -> None:
 @main.command(name="eval")
 @click.argument("model")
 @click.argument("data_file", metavar="DATA")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's.")
+@calculator_options
 @click.option("--labels", help="Which label set of the file.")
 @click.option("--split", help="Only this split stored in the file, e.g. test_01.")
 @click.option("--energy-unit", help="If the file does not state it.")
 @click.option("--length-unit", help="If the file does not state it.")
 @one_line_errors
-def evaluate(model, data_file, device, dtype, labels, split, energy_unit, length_unit) -> None:
+def evaluate(
+    model, data_file, device, dtype, threads, labels, split, energy_unit, length_unit
+) -> None:
     """Errors of a model on labelled structures: per property, and forces per element.
 
     Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
@@ -206,33 +261,35 @@ def evaluate(model, data_file, device, dtype, labels, split, energy_unit, length
             known = ", ".join(dataset.splits) or "none"
             raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
         dataset = dataset[dataset.splits[split]]
+    _set_threads(threads, dataset.structures)
     calculator = AttnCalculator(model, device=device, dtype=dtype)
     with _bar(len(dataset), "structure") as bar:
         prediction = predict(calculator.potential, dataset, progress=bar.update)
     found = errors(prediction, dataset)
     click.echo(f"{found.n_structures} structures of {dataset.source}, labels {dataset.labels}")
-    click.echo(f"{'':22}{'MAE':>10}{'RMSE':>10}")
+    rows = [("", "MAE", "RMSE")]
     for name, unit in (("energy", "meV"), ("force", "meV/Å"), ("stress", "meV/Å³")):
         mae, rmse = getattr(found, f"{name}_mae"), getattr(found, f"{name}_rmse")
         if mae is not None:
-            click.echo(f"{name + ', ' + unit:22}{1e3 * mae:10.3f}{1e3 * rmse:10.3f}")
-    click.echo(f"{'energy, meV/atom':22}{1e3 * found.energy_per_atom_mae:10.3f}")
+            rows.append((f"{name}, {unit}", f"{1e3 * mae:.3f}", f"{1e3 * rmse:.3f}"))
+    rows.append(("energy, meV/atom", f"{1e3 * found.energy_per_atom_mae:.3f}", ""))
     for number, mae in force_mae_by_element(prediction, dataset).items():
-        click.echo(f"{'force on ' + chemical_symbols[number] + ', meV/Å':22}{1e3 * mae:10.3f}")
+        rows.append((f"force on {chemical_symbols[number]}, meV/Å", f"{1e3 * mae:.3f}", ""))
+    click.echo(_table(rows))
 
 
 @main.command()
 @click.argument("model")
 @click.option("--structure", help="File with the structure to check on. Default: a random cluster.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's.")
+@calculator_options
 @one_line_errors
-def verify(model, structure, device, dtype) -> None:
+def verify(model, structure, device, dtype, threads) -> None:
     """Check the physics of a model: forces, stress, symmetries, batching, neighbour lists.
 
     Example: attncalc verify so3krates-ethanol --structure ethanol.xyz
     """
     atoms = None if structure is None else _read(structure, index="-1")[0]
+    _set_threads(threads, [] if atoms is None else [atoms])
     AttnCalculator(model, device=device, dtype=dtype).verify(atoms)
 
 
@@ -319,14 +376,66 @@ def _new_structure_file(path: str | Path) -> Path:
     return path
 
 
+def _require_room(path: Path, n_structures: int) -> None:
+    if n_structures > 1 and get_ioformat(filetype(str(path), read=False)).single:
+        raise ValueError(
+            f"{path.name}: a file of this format holds one structure, and there are "
+            f"{n_structures}; take .xyz"
+        )
+
+
+def _require_known(potential: Potential, frames: list[Atoms], *, volume: bool) -> None:
+    """The model takes all structures: asked before the work, not after half of it."""
+    for k, atoms in enumerate(frames):
+        try:
+            system = System.from_ase(atoms)
+            species_of(system.atomic_numbers, potential.species)
+            check_electrons(potential, system)
+            if volume and atoms.cell.rank < 3:
+                raise ValueError(
+                    "stress needs a volume: this structure does not have three cell vectors"
+                )
+        except ValueError as error:
+            where = f"structure {k}: " if len(frames) > 1 else ""
+            raise ValueError(f"{where}{error}") from None
+
+
+def _set_threads(threads: int | None, structures: Sequence[Atoms]) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ and max(map(len, structures), default=0) < SMALL:
+        torch.set_num_threads(1)
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """A column of labels and columns of numbers, each as wide as it must be, two blanks apart."""
+    label, *numbers = (max(len(cell) for cell in column) for column in zip(*rows, strict=True))
+    lines = (
+        f"{first:{label}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, numbers))
+        for first, *rest in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def _write(path: Path, frames: list[Atoms]) -> None:
     """All at once or not at all."""
-    temporary = path.with_name(f".part.{path.name}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".part.", dir=path.parent) as folder:
+        # of the same name, by which ASE picks the format
+        temporary = Path(folder) / path.name
         write(temporary, frames)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _with_progress(
+    error: BaseException, n_written: int, n_structures: int, path: Path
+) -> BaseException:
+    """What stopped the work, and how much of it is saved."""
+    if n_written == 0:
+        return error
+    saved = f"{n_written} of {n_structures} structures are written to {path}"
+    if isinstance(error, KeyboardInterrupt):
+        return KeyboardInterrupt(saved)
+    return RuntimeError(f"structure {n_written}: {error}; {saved}")
 
 
 def _with_results(atoms: Atoms) -> Atoms:

@@ -4,8 +4,13 @@ Everything that divides by a length or reduces over an empty set of neighbours g
 this file, so that networks and pair terms are free of special cases.
 """
 
+import copy
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def segment_sum(values: Tensor, index: Tensor, n_segments: int) -> Tensor:
@@ -59,3 +64,10 @@ class ModuleWithConstants(nn.Module):
             buffer = getattr(self, name)  # where and in what dtype the module is now
             setattr(self, name, exact.to(buffer.device, buffer.dtype))
         return self
+
+
+def with_modules(module: Module, **replaced: nn.Module) -> Module:
+    """The same module with some sub-modules replaced; it shares everything else, `module` stays."""
+    twin = copy.copy(module)
+    twin._modules = {**module._modules, **replaced}
+    return twin

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ase import Atoms
 from torch import Tensor, nn
 
 from attncalc.graph import Graph
+from attncalc.neighbors import VerletList
 from attncalc.ops import segment_sum
 from attncalc.system import System
 
 SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
+
+
+# what two ways to the same `Result` may differ by, see `deviation`; in float32, rounding alone is
+# 1e-6 to 1e-5
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,14 @@ def evaluate(potential: Potential, graph: Graph) -> Result:
 
     With g_e = dE / d vector_e of the edge from receiver i to sender j: F_i += g_e, F_j -= g_e, and
     dE / d strain = sum_e vector_e (x) g_e, since a strain maps every vector r to r (1 + strain).
+
+    Raises:
+        RuntimeError: called under `torch.inference_mode()`.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "torch.inference_mode() forbids gradients, and forces are one: use torch.no_grad()"
+        )
     vectors = graph.vectors.detach().requires_grad_(True)
     with torch.enable_grad():  # engines may call under no_grad
         energies = potential.energies(graph.with_vectors(vectors))
@@ -111,13 +125,71 @@ def evaluate(potential: Potential, graph: Graph) -> Result:
     )
 
 
+def deviation(ours: Result, theirs: Result) -> float:
+    """Largest difference of energies per atom, forces and strain gradients of one structure.
+
+    In eV and eV/Å; relative to the largest force component where that exceeds 1 eV/Å. NaN if any
+    number is.
+    """
+    scale = theirs.forces.abs().amax().clamp(min=1.0)
+    differences = [
+        (getattr(ours, name) - getattr(theirs, name)).abs().amax()
+        for name in ("energies", "forces", "strain_gradient")
+    ]
+    return float(torch.stack(differences).amax() / scale)
+
+
+def evaluate_many(
+    potential: Potential, structures: Sequence[Atoms], *, batch_atoms: int
+) -> Iterator[tuple[System, Result]]:
+    """Evaluate structures of any kind in batches, in order.
+
+    Args:
+        potential: the model.
+        structures: may differ in size, elements, cell, charge.
+        batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
+
+    Raises:
+        ValueError: a structure is impossible or not known to the model; the message names it.
+    """
+    first = 0
+    while first < len(structures):
+        last, n_atoms = first + 1, len(structures[first])
+        while last < len(structures) and n_atoms + len(structures[last]) <= batch_atoms:
+            n_atoms += len(structures[last])
+            last += 1
+        try:
+            yield _evaluate_fresh(potential, structures[first:last])
+        except ValueError:
+            for k, atoms in enumerate(structures[first:last], start=first):
+                try:
+                    _evaluate_fresh(potential, [atoms])
+                except ValueError as error:
+                    raise ValueError(f"structure {k}: {error}") from None
+            raise
+        first = last
+
+
+def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[System, Result]:
+    system = System.from_ase(structures)
+    check_electrons(potential, system)
+    system = system.to(potential.device)
+    verlet = VerletList.create(cutoff=potential.cutoff, skin=0.0, species=potential.species)
+    return system, evaluate(potential, verlet.update(system)[1])
+
+
+def volumes(system: System) -> Tensor:
+    """[n_systems] Å³; zero where there are not three cell vectors."""
+    return torch.linalg.det(system.cell).abs()
+
+
 def stress(result: Result, system: System) -> Tensor:
     """[n_systems, 3, 3] eV/Å³: (1/V) dE / d strain, ASE's sign.
 
     Raises:
         ValueError: a structure has no volume.
     """
-    volume = torch.linalg.det(system.cell).abs()
+    volume = volumes(system)
     if (volume < SMALLEST_VOLUME).any():
         first = int((volume < SMALLEST_VOLUME).nonzero()[0])
         raise ValueError(

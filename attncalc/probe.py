@@ -9,6 +9,17 @@ N_ATOMS = 12
 CLOSEST = 1.1  # Å
 
 
+def probes(species: tuple[int, ...]) -> list[Atoms]:
+    """Clusters, a crystal of few atoms that see their own images, and two atoms very close."""
+    crystal = random_cluster(species, seed=2)[:2]
+    crystal.numbers[:] = crystal.numbers[0]  # an even number of electrons
+    crystal.set_cell([[3.1, 0.0, 0.0], [0.4, 2.9, 0.0], [0.2, -0.3, 3.3]])
+    crystal.positions = [[0.0, 0.0, 0.0], [1.4, 1.5, 1.7]]
+    crystal.pbc = True
+    close = Atoms([species[0]] * 2, positions=[[0.0, 0.0, 0.0], [0.3, 0.5, 0.2]])
+    return [random_cluster(species, seed=0), random_cluster(species, seed=1), crystal, close]
+
+
 def random_cluster(species: tuple[int, ...], seed: int = 0) -> Atoms:
     """Twelve atoms of the given elements at random, none closer than 1.1 Å, even electrons."""
     rng = np.random.default_rng(seed)

@@ -51,11 +51,15 @@ class System:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
 
     @classmethod
-    def from_ase(cls, atoms: Atoms | Sequence[Atoms]) -> System:
+    def from_ase(cls, atoms: Atoms | Sequence[Atoms], *, first: int = 0) -> System:
         """Convert one `ase.Atoms` or several into one batch, on the CPU.
 
         Total charge and multiplicity are read from `atoms.info["charge"]` (e, default 0) and
         `atoms.info["spin"]` (2S+1, default the lowest that the number of electrons allows).
+
+        Args:
+            atoms: the structures.
+            first: number of the first one, for messages, where they are part of a longer list.
 
         Raises:
             ValueError: a structure is empty, has a position or cell that is not finite, an unknown
@@ -65,8 +69,8 @@ class System:
         if not structures:
             raise ValueError("no structure given: pass an ase.Atoms or a non-empty list of them")
         charges, spins = [], []
-        for k, structure in enumerate(structures):
-            where = f"structure {k}: " if len(structures) > 1 else ""
+        for k, structure in enumerate(structures, start=first):
+            where = f"structure {k}: " if len(structures) > 1 or first > 0 else ""
             _check_structure(structure, where)
             charge, spin = charge_and_spin(structure, where)
             charges.append(charge)

@@ -155,6 +155,15 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def growth(rows: list[dict]) -> float:
+    """Exponent of time against atoms over the water boxes: slope of the logarithms."""
+    import numpy as np
+
+    water = [r for r in rows if r["system"].startswith("water")]
+    atoms, times = (np.log([r[key] for r in water]) for key in ("atoms", "network"))
+    return float(np.polyfit(atoms, times, 1)[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="python of an environment with so3krates-torch")
@@ -191,8 +200,11 @@ def main() -> None:
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     report = {"machine": machine, "rounds": arguments.rounds, "rows": rows}
-    (results / "so3krates_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
     text = f"{machine}; medians, {arguments.rounds} rounds by turns\n\n{table(rows)}\n"
+    if sum(r["system"].startswith("water") for r in rows) > 1:
+        report["growth_exponent"] = growth(rows)
+        text += f"\nTime grows as atoms^{growth(rows):.2f} over the water boxes.\n"
+    (results / "so3krates_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
     (results / "so3krates_cpu.md").write_text(text)
     print(text)
 

@@ -1,9 +1,11 @@
 """`make demo`: relax ethanol to F = 0, run Langevin dynamics, leave a trajectory and a picture."""
 
-import sys
+import argparse
+import os
 import time
 from pathlib import Path
 
+import torch
 from ase.build import molecule
 from ase.io import read
 from ase.optimize import LBFGS
@@ -13,11 +15,16 @@ from attncalc import AttnCalculator
 from attncalc.md import Settings, run_with_ase
 from attncalc.plots import md_summary
 
-folder = Path(sys.argv[sys.argv.index("--out") + 1] if "--out" in sys.argv else "demo")
+arguments = argparse.ArgumentParser(description=__doc__)
+arguments.add_argument("--out", type=Path, default=Path("demo"), help="folder (default: demo)")
+folder = arguments.parse_args().out
 folder.mkdir(parents=True, exist_ok=True)
 trajectory = folder / "ethanol-300K.xyz"
 for old in (trajectory, trajectory.with_suffix(".csv")):
     old.unlink(missing_ok=True)
+
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # nine atoms: more threads would only wait for each other
 
 atoms = molecule("CH3CH2OH")
 atoms.calc = AttnCalculator("so3krates-ethanol")

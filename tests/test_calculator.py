@@ -22,6 +22,7 @@ from contract import ELEMENTS, assert_close, ethanol, randomise, result_of, slab
 from torch import nn
 
 import attncalc.calculator as module
+import attncalc.potential as potential_module
 from attncalc import AttnCalculator, load
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
@@ -88,7 +89,8 @@ def n_evaluations(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         seen.append(graph)
         return original(potential, graph)
 
-    monkeypatch.setattr(module, "evaluate", evaluate)
+    monkeypatch.setattr(module, "evaluate", evaluate)  # one structure
+    monkeypatch.setattr(potential_module, "evaluate", evaluate)  # batches
 
     def count() -> int:
         n = len(seen)
@@ -430,10 +432,16 @@ def test_many_of_none_and_of_one() -> None:
         neutral().calculate_many(ethanol())
 
 
-def test_batches_keep_the_order_and_the_limit() -> None:
-    structures = [Atoms(f"H{n}") for n in (3, 3, 9, 1, 4, 5)]
-    batches = module._batches(structures, 6)
-    assert [[len(a) for a in batch] for batch in batches] == [[3, 3], [9], [1, 4], [5]]
+def test_an_error_names_the_structure_of_the_whole_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ATOMS_PER_BATCH", 20)
+    many = [ethanol() for _ in range(7)]
+    many[5].positions[3, 1] = np.nan
+    with pytest.raises(ValueError, match=r"^structure 5: the position of atom 3"):
+        neutral().calculate_many(many)
+    many[5] = ethanol()
+    many[4].numbers[0] = 79
+    with pytest.raises(ValueError, match=r"^structure 4: .*not trained on Au"):
+        neutral().calculate_many(many)
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -645,7 +653,7 @@ def test_verify_prints_a_table(capsys: pytest.CaptureFixture, ethanol64: AttnCal
     assert all(line.endswith(" ok") for line in lines[1:])
     names = [check.name for check in report.checks]
     assert "forces = -dE/dr (central differences)" in names
-    assert "fast path = plain path (forces)" in names
+    assert "fast path = plain path (E, F, strain)" in names
 
 
 def test_verify_chooses_a_structure(copper64: AttnCalculator) -> None:

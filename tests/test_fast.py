@@ -6,6 +6,7 @@ import copy
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
@@ -16,9 +17,12 @@ from attncalc import fast as module
 from attncalc import load
 from attncalc.fast import SHORTEST, CloseAtomsTakePlain, disagreement, lower
 from attncalc.graph import AtomOutputs, Graph
+from attncalc.kernels import attend
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.ops import with_modules
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import Potential, evaluate
+from attncalc.potential import ROUNDING, Potential, deviation, evaluate
+from attncalc.probe import probes
 from attncalc.system import System
 
 COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
@@ -158,10 +162,51 @@ def test_networks_without_a_fast_path_run_plainly() -> None:
     assert lower(other) is other
 
 
-def test_disagreement_is_relative_to_the_largest_force() -> None:
+def test_disagreement_is_the_worst_of_all_probes() -> None:
     plain = random_potential()
-    off = copy.copy(plain)
-    off._modules = dict(plain._modules)
-    off.network = Broken(plain.network, 1.25)
-    assert disagreement(off, plain) == pytest.approx(0.25, rel=1e-6)
+    off = with_modules(plain, network=Broken(plain.network, 1.25))
+    each = [
+        deviation(*both(off, plain, atoms))  # energies, forces and strain: a quarter more
+        for atoms in probes(plain.species)
+    ]
+    assert disagreement(off, plain) == max(each) >= 0.25 * (1 - 1e-9)
     assert disagreement(plain, plain) == 0.0
+
+
+class Shifted(Broken):
+    """Energies plus a number: forces stay."""
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        return AtomOutputs(self.factor + self.network(graph).energies)
+
+
+def test_an_energy_that_is_off_by_a_constant_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "folded", lambda network, shortest: Shifted(network, 1e-3))
+    plain = random_potential()
+    assert lower(plain) is plain
+
+
+def test_a_compiler_that_fails_leaves_the_plain_path(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler() -> None:
+        raise ImportError("Numba needs another NumPy")
+
+    monkeypatch.setattr(attend, "_loops", no_compiler)
+    plain = random_potential()
+    with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
+        assert lower(plain) is plain
+    assert "does not run here (Numba needs another NumPy)" in caplog.text
+
+
+@pytest.mark.parametrize("ulps", [-2, -1, 0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pairs_at_the_limit_itself(ulps: int, dtype: torch.dtype) -> None:
+    """Where one path hands over to the other, rounding decides: both must be finite and equal."""
+    plain = random_potential()
+    plain.network.to(dtype)
+    length = SHORTEST + ulps * float(np.spacing(np.float32(SHORTEST)))
+    pair = Atoms("CO", positions=[[0, 0, 0], [0.6 * length, 0, 0.8 * length]])
+    actual, expected = both(lower(plain), plain, pair)
+    assert actual.forces.isfinite().all()
+    assert deviation(actual, expected) < ROUNDING[dtype]

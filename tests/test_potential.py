@@ -19,6 +19,7 @@ from attncalc.potential import (
     Result,
     check_electrons,
     evaluate,
+    evaluate_many,
     forces_from_edges,
     stress,
 )
@@ -241,6 +242,33 @@ def test_stress_without_volume_is_refused(cell: list[float] | None) -> None:
     flat = Atoms("H", cell=cell)
     with pytest.raises(ValueError, match="structure 1 has no volume, so stress is not defined"):
         stress(some_result(2), System.from_ase([triclinic(), flat]))
+
+
+def test_inference_mode_says_what_to_use_instead() -> None:
+    graph = build_graph(springs(), System.from_ase(ethanol()))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"use torch\.no_grad\(\)"):
+        evaluate(springs(), graph)
+
+
+# ------------------------------------------------------------------------------------- batches
+
+
+def test_batches_keep_the_order_and_the_limit() -> None:
+    structures = [
+        Atoms(f"H{n}", positions=np.outer(range(n), [2.0, 0, 0])) for n in (3, 3, 9, 1, 4, 5)
+    ]
+    found = list(evaluate_many(springs(), structures, batch_atoms=6))
+    assert [torch.bincount(s.system_idx).tolist() for s, _ in found] == [[3, 3], [9], [1, 4], [5]]
+    singly = [evaluate(springs(), build_graph(springs(), System.from_ase(a))) for a in structures]
+    energies = torch.cat([result.energy for _, result in found])
+    assert_close(energies, torch.cat([result.energy for result in singly]), 1e-14)
+
+
+def test_an_impossible_structure_is_named() -> None:
+    structures = [ethanol() for _ in range(4)]
+    structures[3].info["charge"] = 1
+    with pytest.raises(ValueError, match=r"^structure 3: total charge \+1 e"):
+        list(evaluate_many(springs(), structures, batch_atoms=20))
 
 
 # ------------------------------------------------------------------------------ charge and spin

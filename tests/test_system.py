@@ -183,6 +183,17 @@ def test_refusal_names_the_structure_of_a_batch(case):
     assert str(error.value) == f"structure 1: {message}"
 
 
+@pytest.mark.parametrize(
+    ("before", "first", "where"),
+    [([], 0, ""), ([], 280, "structure 280: "), ([molecule("H2O")], 279, "structure 280: ")],
+)
+def test_refusal_counts_from_the_first_of_a_longer_list(before, first, where):
+    with pytest.raises(ValueError) as error:
+        System.from_ase([*before, Atoms()], first=first)
+    assert str(error.value) == f"{where}the structure has no atoms"
+    assert System.from_ase(molecule("H2O"), first=first).system_idx.tolist() == [0, 0, 0]
+
+
 def test_something_else_than_atoms_is_refused():
     with pytest.raises(TypeError) as error:
         System.from_ase([molecule("H2O"), "H2O"])

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
-from attncalc.neighbors import VerletList
-from attncalc.potential import Potential, evaluate
+from attncalc.potential import Potential, evaluate_many
 from attncalc.potential import stress as stress_of
-from attncalc.system import System
 
 Floats = NDArray[np.float64]
 
@@ -70,23 +69,20 @@ def predict(
         progress: called with the number of structures after each batch.
 
     Raises:
-        ValueError: the data set is empty, has an element that the model does not know, or has
-            stress for a structure without volume.
+        ValueError: the data set is empty, has an element, charge or spin that the model does not
+            know, or has stress for a structure without volume.
     """
     if len(dataset) == 0:
         raise ValueError(f"{dataset.source}: the data set is empty")
     energies, forces, stresses = [], [], []
-    for first, last in _batches([len(s) for s in dataset.structures], batch_atoms):
-        system = System.from_ase(dataset.structures[first:last]).to(potential.device)
-        verlet = VerletList.create(cutoff=potential.cutoff, skin=0.0, species=potential.species)
-        result = evaluate(potential, verlet.update(system)[1])
+    for system, result in evaluate_many(potential, dataset.structures, batch_atoms=batch_atoms):
         energies.append(result.energy.cpu().numpy())
-        ends = np.cumsum([len(s) for s in dataset.structures[first:last]])[:-1]
+        ends = np.cumsum(torch.bincount(system.system_idx).cpu().numpy())[:-1]
         forces += np.split(result.forces.cpu().numpy(), ends)
         if dataset.stress is not None:
             stresses.append(stress_of(result, system).cpu().numpy())
         if progress is not None:
-            progress(last - first)
+            progress(system.n_systems)
     return Prediction(
         energies=np.concatenate(energies),
         forces=tuple(forces),
@@ -122,14 +118,3 @@ def force_mae_by_element(prediction: Prediction, dataset: Dataset) -> dict[int, 
     numbers = np.concatenate([structure.numbers for structure in dataset.structures])
     error = np.abs(np.concatenate(prediction.forces) - np.concatenate(dataset.forces))
     return {int(z): float(error[numbers == z].mean()) for z in np.unique(numbers)}
-
-
-def _batches(n_atoms: list[int], batch_atoms: int) -> list[tuple[int, int]]:
-    """[first, last) ranges of structures with at most `batch_atoms` atoms, or one structure."""
-    ranges, first, total = [], 0, 0
-    for k, n in enumerate(n_atoms):
-        if k > first and total + n > batch_atoms:
-            ranges.append((first, k))
-            first, total = k, 0
-        total += n
-    return [*ranges, (first, len(n_atoms))]

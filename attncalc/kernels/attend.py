@@ -12,7 +12,6 @@ values; the following ones, one a degree, weigh the harmonics of that degree.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -92,9 +91,14 @@ def attend_compiled(
     return _Attend.apply(projected, filters, envelope, harmonics, receivers, heads)
 
 
+@functools.cache
 def has_numba() -> bool:
     """Whether `attend_compiled` can run."""
-    return importlib.util.find_spec("numba") is not None
+    try:
+        import numba  # noqa: F401
+    except Exception:  # a numba that does not suit numpy raises whatever it stumbles over
+        return False
+    return True
 
 
 class _Attend(torch.autograd.Function):

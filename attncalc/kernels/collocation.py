@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attncalc.ops import ModuleWithConstants
+from attncalc.ops import ModuleWithConstants, with_modules
 
 RadialNetwork = Callable[[Tensor], Tensor]  # [n, num_basis] -> [2, n, F]
 
 N_NODES = 64
-# Å beyond the cutoff that the interpolation still covers, so that arccos stays away from its end
-MARGIN = 0.1
+# Å beyond the longest and below the shortest distance that the interpolation still covers: the slope
+# of arccos is infinite at its ends
+FAR_MARGIN, NEAR_MARGIN = 0.1, 0.02
 
 
 class CollocatedRadial(ModuleWithConstants):
@@ -39,7 +40,7 @@ class CollocatedRadial(ModuleWithConstants):
         self, basis: nn.Module, shortest: float, cutoff: float, n_nodes: int = N_NODES
     ) -> None:
         super().__init__()
-        low, high = math.exp(-(cutoff + MARGIN)), math.exp(-shortest)
+        low, high = math.exp(-(cutoff + FAR_MARGIN)), math.exp(-(shortest - NEAR_MARGIN))
         self.middle, self.half_width = (low + high) / 2, (high - low) / 2
         order = torch.arange(n_nodes, dtype=torch.float64)
         angles = math.pi * (order + 0.5) / n_nodes
@@ -79,8 +80,5 @@ def collocated(network: nn.Module, shortest: float) -> nn.Module:
         network: stays as it is.
         shortest: Å; no distance may be shorter.
     """
-    twin = copy.copy(network)
-    twin._modules = dict(network._modules)
     radial = CollocatedRadial(network.radial.basis, shortest, network.config.cutoff)
-    twin.radial = radial.to(network.parity)
-    return twin
+    return with_modules(network, radial=radial.to(network.parity))

@@ -7,7 +7,6 @@ Chebyshev coefficients, both filters one product. The loop over pairs is `attnca
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn.functional import silu
 
 from attncalc.kernels.attend import Heads, attend_compiled, attend_plain, has_numba
 from attncalc.kernels.collocation import CollocatedRadial
+from attncalc.ops import with_modules
 
 # Chebyshev nodes: in float32 rounding hides what 64 of them leave out
 NODES = {torch.float32: 64, torch.float64: 128}
@@ -116,18 +116,17 @@ def folded(network: Any, shortest: float) -> nn.Module:
     n_nodes = NODES[network.parity.dtype]
     radial = CollocatedRadial(network.radial.basis, shortest, network.config.cutoff, n_nodes)
     radial = radial.to(network.parity)
-    twin = copy.copy(network)
-    twin._modules = dict(network._modules)
-    twin.radial = radial
-    twin.embedding = RememberedEmbedding(network.embedding)
-    twin.layers = nn.ModuleList()
     heads = _heads(network.config)
-    for layer in network.layers:
-        twin_layer = copy.copy(layer)
-        twin_layer._modules = dict(layer._modules)
-        twin_layer.attention = FoldedAttention(layer.attention, radial, heads)
-        twin.layers.append(twin_layer)
-    return twin
+    layers = [
+        with_modules(layer, attention=FoldedAttention(layer.attention, radial, heads))
+        for layer in network.layers
+    ]
+    return with_modules(
+        network,
+        radial=radial,
+        embedding=RememberedEmbedding(network.embedding),
+        layers=nn.ModuleList(layers),
+    )
 
 
 def _heads(config: Any) -> Heads:

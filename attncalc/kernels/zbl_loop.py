@@ -4,8 +4,10 @@ import math
 
 import numba
 
+from attncalc.kernels.compiled import CACHE
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+
+@numba.njit(cache=CACHE, error_model="numpy", nogil=True)
 def repel(
     vectors,
     receivers,

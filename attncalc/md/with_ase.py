@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from ase.io.trajectory import Trajectory
 from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
-from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
+
+from attncalc.md.velocities import Thermometer
 
 COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
 ENSEMBLES = ("nve", "nvt", "npt")
@@ -34,7 +37,7 @@ class Settings:
             Martyna-Tobias-Klein barostat).
         n_steps: of the integrator.
         timestep: fs.
-        temperature: K; in "nve" that of the initial velocities.
+        temperature: K; in "nve" that of the initial velocities, unless the atoms have some.
         friction: 1/fs, of Langevin dynamics.
         pressure: GPa, of "npt".
         every: steps between frames of the trajectory and rows of the log.
@@ -53,9 +56,24 @@ class Settings:
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES:
             raise ValueError(f"ensemble must be {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
-        for name in ("n_steps", "timestep", "temperature", "friction", "every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("n_steps", "every"):
+            if not _is_integer(value := getattr(self, name)) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if not _is_integer(self.seed) or self.seed < 0:
+            raise ValueError(f"seed must be an integer and not negative, got {self.seed!r}")
+        for name in ("timestep", "temperature", "friction"):
+            if not _is_finite(value := getattr(self, name)) or value <= 0:
+                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        if not _is_finite(self.pressure):
+            raise ValueError(f"pressure must be a finite number, got {self.pressure!r}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def run_with_ase(
@@ -67,15 +85,19 @@ def run_with_ase(
 ) -> list[dict[str, float]]:
     """Move atoms, in place, and write what happened as it happens.
 
-    Velocities already present are kept; otherwise they are drawn at the temperature, without net
-    momentum, and for a molecule without net rotation. Every frame is complete on disk before the
-    next step, with energy, forces and momenta. Beside the trajectory lies a log, NAME.csv.
+    Velocities already present are kept; otherwise they are drawn, of exactly the temperature asked
+    for. That, and `temperature_K` of the log, count the degrees of freedom that the run has: 3N in
+    "nvt"; 3N - 3 in "npt" and, if periodic, in "nve"; for a molecule in "nve" 3N - 6, or 3N - 5 if
+    it is linear; a single atom has 3. Motion that is not counted (drift, rotation) is not drawn.
+
+    Every frame is complete on disk before the next step, with energy, forces and momenta: every
+    `settings.every` steps, and the last. Beside the trajectory lies a log, NAME.csv.
 
     Args:
         atoms: with a calculator.
         settings: of the run.
         trajectory: new file, extended XYZ (.xyz, .extxyz) or ASE (.traj).
-        progress: called every `settings.every` steps with the number of steps and a status line.
+        progress: called at every frame with the steps since the one before, and a status line.
 
     Returns:
         The rows of the log.
@@ -91,8 +113,9 @@ def run_with_ase(
         if path.exists():
             raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
     rng = np.random.default_rng(settings.seed)
+    thermometer = Thermometer.for_run(atoms, settings.ensemble)
     if not atoms.get_momenta().any():
-        _draw_velocities(atoms, settings.temperature, rng)
+        thermometer.draw(atoms, settings.temperature, rng)
     dynamics = _integrator(atoms, settings, rng)
     rows: list[dict[str, float]] = []
     with _frames(trajectory) as frames, open(log_file, "w", newline="") as file:
@@ -100,9 +123,10 @@ def run_with_ase(
         log.writeheader()
 
         def observe() -> None:
-            row = _observe(atoms, dynamics.get_time() / units.fs)
+            row = _observe(atoms, thermometer, dynamics.get_time() / units.fs)
             _require_sane(row, settings, trajectory)
-            if dynamics.nsteps % settings.every:
+            beyond = dynamics.nsteps % settings.every
+            if beyond and dynamics.nsteps < settings.n_steps:
                 return
             frames.write(atoms)
             log.writerow(row)
@@ -110,7 +134,7 @@ def run_with_ase(
             rows.append(row)
             if progress is not None:
                 status = f"T {row['temperature_K']:.0f} K, E {row['total_eV']:.4f} eV"
-                progress(settings.every if len(rows) > 1 else 0, status)
+                progress(beyond or settings.every if dynamics.nsteps else 0, status)
 
         dynamics.attach(observe, interval=1)
         try:
@@ -120,13 +144,6 @@ def run_with_ase(
                 raise
             raise _exploded(dynamics.get_time() / units.fs, str(error), trajectory) from None
     return rows
-
-
-def _draw_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
-    thermalize_momenta(atoms, temperature_K=temperature, rng=rng)
-    Stationary(atoms, preserve_temperature=False)
-    if not atoms.pbc.any() and len(atoms) > 2:
-        ZeroRotation(atoms, preserve_temperature=False)
 
 
 def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> MolecularDynamics:
@@ -143,20 +160,23 @@ def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> M
         )
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
+    # ASE's thermostat heats 3N degrees of freedom, but their total momentum stays what it is
+    n_dof = Thermometer.for_run(atoms, "npt").n_dof
     return IsotropicMTKNPT(
         atoms,
         timestep,
-        temperature_K=settings.temperature,
+        temperature_K=settings.temperature * n_dof / (3 * len(atoms)),
         pressure_au=settings.pressure * units.GPa,
         tdamp=100 * timestep,
         pdamp=1000 * timestep,
     )
 
 
-def _observe(atoms: Atoms, time: float) -> dict[str, float]:
+def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, float]:
     potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
     volume = atoms.get_volume() if atoms.cell.rank == 3 else float("nan")
-    numbers = (time, atoms.get_temperature(), potential, kinetic, potential + kinetic, volume)
+    temperature = thermometer.temperature(atoms)
+    numbers = (time, temperature, potential, kinetic, potential + kinetic, volume)
     return dict(zip(COLUMNS, map(float, numbers), strict=True))
 
 

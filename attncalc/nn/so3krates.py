@@ -24,9 +24,10 @@ stand in a leading axis of length 2: first i receives from j, then j from i.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,12 @@ class So3kratesConfig:
     Attributes:
         cutoff: Å.
         avg_num_neighbors: mean number of neighbours in the training data.
-        num_features: F, divisible by num_heads and by the number of degrees.
+        num_features: F, at least 4, divisible by num_heads and by the number of degrees.
         num_heads: H, attention heads of the features.
         degrees: the degrees l of the Euclidean variables, ascending.
         num_layers: message-passing layers; each widens `receptive_field` by the cutoff.
         radial_basis: "bernstein" or "physnet".
-        num_basis: K.
+        num_basis: K, at least 2.
         cutoff_function: "physnet" (two continuous derivatives), "exponential", or "cosine"
             (the paper's; its second derivative jumps at the cutoff).
         attention_norm: what divides the attention coefficients: "avg_num_neighbors" or
@@ -93,18 +94,31 @@ class So3kratesConfig:
     head_activation: Literal["silu", "identity"] = "silu"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "degrees", tuple(self.degrees))
-        object.__setattr__(self, "layer_norms", tuple(self.layer_norms))
-        if not self.cutoff > 0:
-            raise ValueError(f"cutoff must be positive, got {self.cutoff}")
-        if not self.avg_num_neighbors > 0:
-            raise ValueError(f"avg_num_neighbors must be positive, got {self.avg_num_neighbors}")
+        for name in ("degrees", "layer_norms"):
+            if not isinstance(getattr(self, name), Sequence) or isinstance(
+                getattr(self, name), str
+            ):
+                raise ValueError(f"{name} must be a list, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _positive("cutoff", self.cutoff)
+        _positive("avg_num_neighbors", self.avg_num_neighbors)
+        if self.ev_init_divisor is not None:
+            _positive("ev_init_divisor", self.ev_init_divisor)
+        # F / 4 is a hidden layer of the spherical filters; K - 1 a degree of Bernstein polynomials
+        for name, least in (
+            *(("num_features", 4), ("num_heads", 1), ("num_layers", 1), ("num_basis", 2)),
+            *(() if self.head_features is None else (("head_features", 1),)),
+        ):
+            _integer(name, getattr(self, name), least)
+        for name in ("embed_charge", "embed_spin"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for degree in self.degrees:
+            _integer("degrees", degree, 0)
         if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
             raise ValueError(f"degrees must be ascending and not empty, got {self.degrees}")
-        if self.degrees[0] < 0:
-            raise ValueError(f"degrees must not be negative, got {self.degrees}")
         for name, parts in (("num_heads", self.num_heads), ("len(degrees)", len(self.degrees))):
-            if parts < 1 or self.num_features % parts:
+            if self.num_features % parts:
                 raise ValueError(
                     f"num_features must be divisible by {name} = {parts}, got {self.num_features}"
                 )
@@ -125,8 +139,24 @@ class So3kratesConfig:
         return (self.num_layers + starts_from_neighbours) * self.cutoff
 
 
-def _one_of(name: str, value: str, allowed: object) -> None:
-    if value not in allowed:  # type: ignore[operator]
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not float(value) > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _one_of(name: str, value: Any, allowed: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors, errors, predict
 from attncalc.model_file import DTYPES, NETWORKS, load, save, write_atomically
-from attncalc.potential import Potential
+from attncalc.potential import Potential, check_electrons
+from attncalc.system import System
 from attncalc.train.batches import samples, to_device
 from attncalc.train.callbacks import LearningCurve
 from attncalc.train.card import card
+from attncalc.train.claim import claim
 from attncalc.train.fastest import fastest_step
 from attncalc.train.loop import device, finished_history, train_loop
 from attncalc.train.memory import keep_freed_memory
@@ -60,13 +63,15 @@ def run(
         output: folder for model file, card, metrics.csv, learning curve and checkpoint;
             "runs/NAME" if not given.
         data: data file to use instead of the recipe's.
-        command: what the card says reproduces this.
+        command: what the card says reproduces this, as typed into a shell; absolute paths in it
+            are reduced to file names, since a card is made to be handed on.
 
     Raises:
         FileNotFoundError, ValueError: from the recipe or its data, with the reason.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
+    command = _without_folders(command)
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
     keep_freed_memory()
@@ -116,13 +121,14 @@ def fit(
         output: folder for model, metrics and checkpoint; "runs/NAME" if not given.
 
     Raises:
-        ValueError: the data do not suit the recipe, or `output` holds a run of another recipe.
+        ValueError: the data do not suit the recipe, or `output` holds a run of another recipe
+            or on other data.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
     _check(recipe, training, validation)
     output.mkdir(parents=True, exist_ok=True)
-    _claim(output, recipe)
+    claim(output, recipe, training, validation)
     for unfinished in output.glob(".*.part"):  # what a killed run was just writing
         unfinished.unlink()
     model, checkpoint = output / f"{recipe.name}.safetensors", output / "last.ckpt"
@@ -175,30 +181,25 @@ def _check(
                 f"{where} has elements that the training set has not ({names}): no model can "
                 "learn them from it; split the data in another way"
             )
+        _check_electrons(recipe, dataset, role)
 
 
 def _elements(dataset: Dataset) -> set[int]:
     return {int(z) for atoms in dataset.structures for z in np.unique(atoms.numbers)}
 
 
-def _claim(output: Path, recipe: Recipe) -> None:
-    """Remember the recipe of an output folder; refuse to continue another one's run."""
-    mark, ours = output / "recipe.json", json.loads(json.dumps(recipe.as_dict()))
-    if mark.exists() and (output / "last.ckpt").exists():
-        theirs = json.loads(mark.read_text())
-        changed = sorted(k for k in ours | theirs if _identity(ours, k) != _identity(theirs, k))
-        if changed:
+@torch.random.fork_rng(devices=[])  # the weights are of no interest here
+def _check_electrons(recipe: Recipe, dataset: Dataset, role: str) -> None:
+    network, config_class = NETWORKS[recipe.network]
+    config = {"avg_num_neighbors": 1.0} | dict(recipe.config)
+    potential = Potential(network(config_class(**config), 1), [1])
+    for k, atoms in enumerate(dataset.structures):
+        try:
+            check_electrons(potential, System.from_ase(atoms))
+        except ValueError as error:
             raise ValueError(
-                f"{output} holds a run of another recipe (different: {', '.join(changed)}): "
-                "choose another output folder, or remove this one to start again"
-            )
-    write_atomically(mark, json.dumps(ours, indent=1).encode())
-
-
-def _identity(content: dict, key: str) -> object:
-    """What two recipes are compared by: data files may have moved."""
-    value = content.get(key)
-    return Path(value).name if key in ("data", "test_data") and value else value
+                f"{dataset.source}: structure {k} of the {role} set: {error}"
+            ) from None
 
 
 def _new_potential(recipe: Recipe, training: Dataset) -> Potential:
@@ -243,3 +244,20 @@ def _describe(
     done.potential.training_info.update(info)
     save(done.potential, done.model)
     write_atomically(done.model.with_suffix(".md"), card(recipe, done.potential).encode())
+
+
+def _without_folders(command: str) -> str:
+    """A shell command with the names of files in place of their absolute paths."""
+
+    def shortened(word: str) -> str:
+        # --data /a/b, --data=/a/b and -o/a/b
+        return re.sub(r"^(--[^=]+=|-\w|)(/.*)$", lambda m: m[1] + Path(m[2]).name, word)
+
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(
+            f"command must be readable by a shell ({error}), got {command!r}"
+        ) from None
+    short = [shortened(word) for word in words]
+    return command if short == words else shlex.join(short)

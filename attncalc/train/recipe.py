@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "warmup_steps", "seed"):
-            if not isinstance(getattr(self, name), Integral):
+            if not _is(getattr(self, name), Integral):
                 raise ValueError(
                     f"recipe: {name} must be a whole number, got {getattr(self, name)!r}"
                 )
@@ -85,8 +86,10 @@ class Recipe:
             *("learning_rate", "final_learning_rate", "ema_decay", "clip_norm"),
             *("energy_weight", "force_weight", "stress_weight"),
         ):
-            if not isinstance(getattr(self, name), Real):
+            if not _is(getattr(self, name), Real):
                 raise ValueError(f"recipe: {name} must be a number, got {getattr(self, name)!r}")
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"recipe: {name} must be finite, got {getattr(self, name)}")
         for name in ("epochs", "batch_size", "learning_rate", "final_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"recipe: {name} must be positive, got {getattr(self, name)}")
@@ -95,6 +98,9 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"recipe: ema_decay must lie in [0, 1), got {self.ema_decay}")
+        for name in ("name", "data"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"recipe: {name} must be text, got {getattr(self, name)!r}")
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"recipe: name must be usable as a file name, got {self.name!r}")
         for name, allowed in (
@@ -182,6 +188,11 @@ class Recipe:
                 return place
         folders = " nor in ".join(str(place.parent) for place in places)
         raise FileNotFoundError(f"data file {Path(file).name} is not in {folders}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether it is a number of this kind; true and false are none, whatever Python says."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_keys(where: str, content: Any, known: Any) -> None:

@@ -9,7 +9,6 @@ silently wrong: the trace keeps `detach` nodes on saved results.)
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from attncalc.graph import Graph
-from attncalc.ops import segment_sum
+from attncalc.ops import segment_sum, with_modules
 from attncalc.potential import Potential, forces_from_edges
 
 
@@ -216,7 +215,4 @@ class _FlatLoss(torch.nn.Module):
 
 def with_network(potential: Potential, network: torch.nn.Module) -> Potential:
     """The same potential around another network; everything else is shared."""
-    other = copy.copy(potential)
-    other._modules = dict(potential._modules)
-    other.network = network
-    return other
+    return with_modules(potential, network=network)

@@ -83,6 +83,12 @@ def test_no_stress_is_asked_of_molecules(potential):
     assert (found.force_mae, found.force_rmse, found.stress_mae, found.stress_rmse) == (None,) * 4
 
 
+def test_a_charge_that_the_model_ignores_is_refused(potential):
+    ion = Atoms("CuNi", positions=[[0, 0, 0], [2.2, 0, 0]], info={"charge": 1})
+    with pytest.raises(ValueError, match=r"^structure 0: total charge \+1 e"):
+        predict(potential, data.Dataset(structures=(ion,), energies=[0.0]))
+
+
 def test_errors_by_hand(dataset):
     two = dataset[[0, 1]]  # 4 and 8 atoms
     forces = [f.copy() for f in two.forces]

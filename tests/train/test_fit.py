@@ -275,17 +275,47 @@ def test_run_writes_a_card_and_tests_again_when_finished(
     assert (output / "learning_curve.png").exists()
 
 
-def test_another_recipe_does_not_continue_the_run(finished, recipe, parts):
-    _, output = finished
-    other = dataclasses.replace(recipe, epochs=5, seed=3)
-    with pytest.raises(ValueError, match=r"another recipe \(different: epochs, seed\): choose"):
-        train.fit(other, *parts[:2], output)
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("attncalc train a.yaml --data /home/me/b.npz -o runs/c", "--data b.npz -o runs/c"),
+        ("attncalc train /home/me/a.yaml --data=/home/me/b.npz", "train a.yaml --data=b.npz"),
+        ("attncalc train a.yaml --data '/home/my self/my b.npz'", "--data 'my b.npz'"),
+        ("attncalc train a.yaml -o/home/me/c", "train a.yaml -oc"),
+        ("attncalc train ../a.yaml  --data b/c.npz", "train ../a.yaml  --data b/c.npz"),
+    ],
+)
+def test_no_private_folders_in_card_and_model_file(recipe, data_file, tmp_path, typed, told):
+    """They are made to be handed on."""
+    once = dataclasses.replace(recipe, epochs=1, split={"sizes": [3, 1, 1]})
+    done = train.run(once, tmp_path, data=data_file, command=typed)
+    command = done.potential.training_info["command"]
+    assert command.endswith(told)
+    card = (tmp_path / "tiny.md").read_text()
+    assert f"`{command}`" in card
+    for private in ("/home", str(data_file.parent)):
+        assert private not in card
+        assert private.encode() not in done.model.read_bytes()
 
 
-def test_data_that_have_moved_are_the_same_recipe(finished, recipe, parts):
-    done, output = finished
-    moved = dataclasses.replace(recipe, data="/elsewhere/cells.extxyz")
-    assert train.fit(moved, *parts[:2], output).history == done.history
+def test_a_command_that_no_shell_can_read(recipe, data_file, tmp_path):
+    with pytest.raises(ValueError, match=r"command must be readable by a shell \(No closing quot"):
+        train.run(recipe, tmp_path / "run", data=data_file, command="it's")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_looks_at_the_data_too(recipe, dataset, tmp_path):
+    """Other numbers under the same file name; then the old ones under another name."""
+    once = dataclasses.replace(recipe, epochs=1)
+    for name, content in (("a", dataset), ("b", dataset[::-1])):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "cells.extxyz", content)
+    done = train.run(once, tmp_path / "run", data=tmp_path / "a/cells.extxyz")
+    with pytest.raises(ValueError, match=r"run holds a run on other data"):
+        train.run(once, tmp_path / "run", data=tmp_path / "b/cells.extxyz")
+    (tmp_path / "a/cells.extxyz").rename(tmp_path / "renamed.extxyz")
+    again = train.run(once, tmp_path / "run", data=tmp_path / "renamed.extxyz")
+    assert again.history == done.history
 
 
 def test_a_damaged_checkpoint_is_named(recipe, parts, tmp_path):
@@ -339,6 +369,48 @@ def test_a_stress_weight_without_stress_is_refused(recipe, parts, tmp_path):
     bare = dataclasses.replace(parts[0], stress=None)
     with pytest.raises(ValueError, match="the training set has no stress, but the recipe's"):
         train.fit(recipe, bare, parts[1], tmp_path)
+
+
+@pytest.mark.parametrize("role", ["training", "validation"])
+def test_a_charge_that_the_network_would_ignore_is_refused(recipe, parts, tmp_path, role):
+    chosen = {"training": parts[0], "validation": parts[1]}
+    chosen[role] = with_electrons(chosen[role], charge=1)
+    with pytest.raises(ValueError) as caught:
+        train.fit(recipe, **chosen, output=tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith(f"cells.extxyz: structure 2 of the {role} set: total charge +1 e: ")
+    assert "\n" not in message
+    assert not (tmp_path / "run").exists()
+    # with an input for it, it is an input like others
+    reads = dataclasses.replace(recipe, epochs=1, config={**recipe.config, "embed_charge": True})
+    assert train.fit(reads, **chosen, output=tmp_path / "run").potential.network.reads_charge
+
+
+def test_a_spin_that_the_network_would_ignore_is_refused(recipe, parts, tmp_path):
+    lowest = 1 + int(parts[0].structures[2].numbers.sum()) % 2
+    strange = with_electrons(parts[0], spin=lowest + 2)
+    message = rf"^cells.extxyz: structure 2 of the training set: multiplicity {lowest + 2}: "
+    with pytest.raises(ValueError, match=message):
+        train.fit(recipe, strange, parts[1], tmp_path)
+
+
+def test_a_charge_in_the_test_set_is_refused_before_training(recipe, parts, data_file, tmp_path):
+    write(tmp_path / "test.extxyz", with_electrons(parts[2], charge=-1))
+    separate = dataclasses.replace(
+        recipe, folder=str(tmp_path), test_data="test.extxyz", split={"sizes": [14, 5]}
+    )
+    random_state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"^test.extxyz: structure 2 of the test set: total ch"):
+        train.run(separate, tmp_path / "run", data=data_file)
+    assert not (tmp_path / "run").exists()
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def with_electrons(dataset: data.Dataset, **info: int) -> data.Dataset:
+    """The same with charge or spin of structure 2."""
+    structures = [atoms.copy() for atoms in dataset.structures]
+    structures[2].info.update(info)
+    return dataclasses.replace(dataset, structures=structures)
 
 
 @pytest.mark.parametrize("role", ["training", "validation"])

@@ -1,0 +1,82 @@
+"""Whose run an output folder holds: of one recipe, on data that are known by their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attncalc.data import Dataset
+from attncalc.model_file import write_atomically
+from attncalc.system import charge_and_spin
+from attncalc.train.recipe import Recipe
+
+DATA = "data_sha256"  # entry beside the recipe's own
+
+
+def claim(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) -> None:
+    """Remember recipe and data of an output folder; refuse to continue another run.
+
+    Files may be moved and renamed between two calls, their content is what counts. A folder that
+    knows no checksums (of before they were kept) is told apart by file names, and gets them.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe or on other data.
+    """
+    mark = output / "recipe.json"
+    ours = json.loads(json.dumps(recipe.as_dict()))
+    data = {"training": checksum(training), "validation": checksum(validation)}
+    if mark.exists() and (output / "last.ckpt").exists():
+        theirs = json.loads(mark.read_text())
+        their_data = theirs.pop(DATA, None)
+        _refuse_other_recipe(output, ours, theirs, names_count=their_data is None)
+        changed = [role for role in data if their_data and their_data[role] != data[role]]
+        if changed:
+            raise ValueError(
+                f"{output} holds a run on other data (different: {' and '.join(changed)} set; now "
+                f"from {training.source}): choose another output folder, or remove this one to "
+                "start again"
+            )
+    write_atomically(mark, json.dumps(ours | {DATA: data}, indent=1).encode())
+
+
+def checksum(dataset: Dataset) -> str:
+    """SHA-256 of everything that a training sees: structures and labels, not names."""
+    digest = hashlib.sha256()
+
+    def add(values: Any, kind: str) -> None:
+        digest.update(np.ascontiguousarray(values, dtype=kind).tobytes())
+
+    # which labels there are, so that no two data sets give the same stream of bytes
+    add([len(dataset), dataset.forces is not None, dataset.stress is not None], "<i8")
+    for k, atoms in enumerate(dataset.structures):
+        add([len(atoms), *charge_and_spin(atoms), *atoms.pbc, *atoms.numbers], "<i8")
+        add(atoms.positions, "<f8")
+        add(atoms.cell.array, "<f8")
+        add(dataset.energies[k], "<f8")
+        if dataset.forces is not None:
+            add(dataset.forces[k], "<f8")
+        if dataset.stress is not None:
+            add(dataset.stress[k], "<f8")
+    return digest.hexdigest()
+
+
+def _refuse_other_recipe(
+    output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], *, names_count: bool
+) -> None:
+    def identity(content: Mapping[str, Any], key: str) -> object:
+        value = content.get(key)
+        if key in ("data", "test_data"):  # files may have moved
+            return Path(value).name if value and names_count else None
+        return value
+
+    changed = sorted(k for k in {*ours, *theirs} if identity(ours, k) != identity(theirs, k))
+    if changed:
+        raise ValueError(
+            f"{output} holds a run of another recipe (different: {', '.join(changed)}): "
+            "choose another output folder, or remove this one to start again"
+        )

@@ -1,0 +1,121 @@
+"""Whose run a folder holds: recipe and data are compared, file names are not."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from attncalc import data, train
+from attncalc.train.claim import checksum
+from attncalc.train.module import TrainingModule
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, parts, tmp_path_factory) -> tuple[train.Training, Path]:
+    output = tmp_path_factory.mktemp("finished")
+    return train.fit(dataclasses.replace(recipe, epochs=1), *parts[:2], output), output
+
+
+@pytest.fixture
+def once(recipe) -> train.Recipe:
+    return dataclasses.replace(recipe, epochs=1)
+
+
+@pytest.fixture
+def folder(finished, tmp_path) -> Path:
+    """A copy of a finished run's folder, to be spoilt."""
+    return shutil.copytree(finished[1], tmp_path / "run")
+
+
+def with_other_energy(dataset: data.Dataset) -> data.Dataset:
+    energies = dataset.energies.copy()
+    energies[-1] = np.nextafter(energies[-1], 0)
+    return dataclasses.replace(dataset, energies=energies)
+
+
+def test_another_recipe_does_not_continue_the_run(finished, once, parts):
+    other = dataclasses.replace(once, epochs=5, seed=3)
+    with pytest.raises(ValueError, match=r"another recipe \(different: epochs, seed\): choose"):
+        train.fit(other, *parts[:2], finished[1])
+
+
+@pytest.mark.parametrize("role", ["training", "validation"])
+def test_a_finished_run_on_other_data_is_not_handed_back(finished, once, parts, role):
+    chosen = {"training": parts[0], "validation": parts[1]}
+    chosen[role] = with_other_energy(chosen[role])
+    before = (finished[1] / "recipe.json").read_bytes()
+    with pytest.raises(ValueError) as caught:
+        train.fit(once, **chosen, output=finished[1])
+    assert str(caught.value) == (
+        f"{finished[1]} holds a run on other data (different: {role} set; now from cells.extxyz): "
+        "choose another output folder, or remove this one to start again"
+    )
+    assert (finished[1] / "recipe.json").read_bytes() == before
+
+
+def test_an_unfinished_run_does_not_go_on_with_other_data(recipe, parts, tmp_path, monkeypatch):
+    step = TrainingModule.training_step
+
+    def stopped(module, batch, k):
+        if module.current_epoch == 1:
+            raise RuntimeError("power cut")
+        step(module, batch, k)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", stopped)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train.fit(recipe, *parts[:2], tmp_path)
+    with pytest.raises(ValueError, match=r"other data \(different: training and validation set;"):
+        train.fit(recipe, *map(with_other_energy, parts[:2]), tmp_path)
+    assert len(train.fit(recipe, *parts[:2], tmp_path).history) == 4
+
+
+@pytest.mark.parametrize("name", ["/elsewhere/cells.extxyz", "renamed.npz"])
+def test_data_that_have_moved_are_the_same(finished, once, parts, name):
+    moved = dataclasses.replace(once, data=name)
+    assert train.fit(moved, *parts[:2], finished[1]).history == finished[0].history
+
+
+def test_a_folder_without_checksums_is_accepted_and_gets_them(finished, folder, once, parts):
+    mark = folder / "recipe.json"
+    complete = json.loads(mark.read_text())
+    assert complete.pop("data_sha256") == {
+        "training": checksum(parts[0]),
+        "validation": checksum(parts[1]),
+    }
+    mark.write_text(json.dumps(complete))
+    renamed = dataclasses.replace(once, data="b.npz")
+    with pytest.raises(ValueError, match=r"another recipe \(different: data\)"):
+        train.fit(renamed, *parts[:2], folder)
+    moved = dataclasses.replace(once, data="/elsewhere/cells.extxyz")
+    assert train.fit(moved, *parts[:2], folder).history == finished[0].history
+    with pytest.raises(ValueError, match="holds a run on other data"):
+        train.fit(once, with_other_energy(parts[0]), parts[1], folder)
+
+
+def test_a_checksum_sees_every_number_and_no_name():
+    def dataset(*, stress=0.1, forces=0.1, energy=1.0, with_stress=True, source="a", **changes):
+        options = {"numbers": [1, 8], "positions": [[0, 0, 0], [0, 0, 1]], "cell": [9, 9, 9]}
+        atoms = Atoms(**(options | changes))
+        return data.Dataset(
+            structures=(atoms,),
+            energies=[energy],
+            forces=(np.full((2, 3), forces),),
+            stress=np.full((1, 3, 3), stress) if with_stress else None,
+            source=source,
+        )
+
+    known = {checksum(dataset())}
+    assert checksum(dataset(source="b")) in known
+    for change in (
+        *({"stress": 0.2}, {"forces": 0.2}, {"energy": 2.0}, {"with_stress": False}),
+        *({"numbers": [8, 1]}, {"positions": [[0, 0, 0], [0, 0, 2]]}, {"cell": [9, 9, 8]}),
+        *({"pbc": True}, {"info": {"charge": 1}}, {"info": {"spin": 4}}),
+    ):
+        found = checksum(dataset(**change))
+        assert found not in known, change
+        known.add(found)

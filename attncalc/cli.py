@@ -407,14 +407,15 @@ def _set_threads(threads: int | None, structures: Sequence[Atoms]) -> None:
         torch.set_num_threads(1)
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """A column of labels and columns of numbers, each as wide as it must be, two blanks apart."""
-    label, *numbers = (max(len(cell) for cell in column) for column in zip(*rows, strict=True))
-    lines = (
-        f"{first:{label}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, numbers))
-        for first, *rest in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Labels, then numbers to the right, every column as wide as it must be, two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for label, *numbers in rows:
+        cells = [f"{label:{widths[0]}}"]
+        cells += [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def _write(path: Path, frames: list[Atoms]) -> None:
@@ -430,9 +431,10 @@ def _with_progress(
     error: BaseException, n_written: int, n_structures: int, path: Path
 ) -> BaseException:
     """What stopped the work, and how much of it is saved."""
-    if n_written == 0:
+    if n_structures == 1:
         return error
-    saved = f"{n_written} of {n_structures} structures are written to {path}"
+    saved = f"{n_written} of {n_structures} structures are written"
+    saved += f" to {path}" if n_written else ""
     if isinstance(error, KeyboardInterrupt):
         return KeyboardInterrupt(saved)
     return RuntimeError(f"structure {n_written}: {error}; {saved}")

@@ -162,6 +162,89 @@ def test_relax_writes_all_or_nothing(ethanol_file: str, monkeypatch: pytest.Monk
     assert files() == {ethanol_file}
 
 
+def two(**second) -> list[Atoms]:
+    """Ethanol, and something else that may be impossible."""
+    first = molecule("CH3CH2OH")
+    other = second.pop("atoms", first).copy()
+    other.info.update(second)
+    return [first, other]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (two(atoms=molecule("SiH4")), "structure 1: this model was not trained on Si; it knows: "),
+        (two(charge=1, spin=2), "structure 1: total charge +1 e: this model knows neutral"),
+        (two(spin=3), "structure 1: multiplicity 3: this model knows only the lowest"),
+        (two(spin=2), 'structure 1: atoms.info["spin"] = 2 is impossible for 26 electrons'),
+    ],
+)
+def test_relax_checks_all_structures_first(frames, message: str, monkeypatch) -> None:
+    write("two.extxyz", frames)
+    monkeypatch.setattr(module, "_relax_one", None)
+    assert message in fails("relax", "two.extxyz", "--model", ETHANOL)
+    assert files() == {"two.extxyz"}
+
+
+def test_relax_checks_cells_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("two.extxyz", [bulk("Cu"), Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]])])
+    monkeypatch.setattr(module, "_relax_one", None)
+    said = fails("relax", "two.extxyz", "--model", COPPER, "--cell")
+    assert said.startswith("Error: structure 1: stress needs a volume")
+
+
+def test_relax_asks_whether_the_format_takes_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
+    monkeypatch.setattr(module, "AttnCalculator", None)
+    said = fails("relax", "two.extxyz", "--model", COPPER, "-o", "POSCAR")
+    assert said == (
+        "Error: POSCAR: a file of this format holds one structure, and there are 2; take .xyz"
+    )
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "coord", "out.cif", "out.traj"])
+def test_relax_writes_what_ase_writes(name: str) -> None:
+    """Also formats that ASE knows by the whole name."""
+    write("one.extxyz", bulk("Cu", a=3.65, cubic=True))
+    succeeds("relax", "one.extxyz", "--model", COPPER, "-o", name)
+    assert len(read(name)) == 4
+    assert files() == {"one.extxyz", name}
+
+
+@pytest.mark.parametrize("problem", [ValueError("it broke"), KeyboardInterrupt()])
+def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
+    write("three.extxyz", [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.6, 3.7)])
+    relax_one, calls = module._relax_one, []
+
+    def breaks(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise problem
+        return relax_one(*arguments)
+
+    monkeypatch.setattr(module, "_relax_one", breaks)
+    result = attncalc("relax", "three.extxyz", "--model", COPPER, "-o", "out.xyz")
+    saved = "2 of 3 structures are written to out.xyz"
+    if isinstance(problem, KeyboardInterrupt):
+        assert (result.exit_code, result.stderr) == (130, f"stopped: {saved}\n")
+    else:
+        assert result.stderr == f"Error: structure 2: it broke; {saved}\n"
+    assert len(read("out.xyz", ":")) == 2
+    assert read("out.xyz", 1).get_forces().shape == (4, 3)
+    assert files() == {"three.extxyz", "out.xyz"}
+
+
+def test_relax_that_breaks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_):
+        raise RuntimeError("it broke")
+
+    write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
+    monkeypatch.setattr(module, "_relax_one", breaks)
+    said = fails("relax", "two.extxyz", "--model", COPPER)
+    assert said == "Error: structure 0: it broke; 0 of 2 structures are written"
+    assert files() == {"two.extxyz"}
+
+
 def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
     """A name that cannot be written is no surprise for after the relaxation."""
     monkeypatch.setattr(module, "AttnCalculator", None)
@@ -210,6 +293,34 @@ def test_md_seeds(copper_file: str) -> None:
         succeeds(*common, "--seed", seed, "-o", f"{name}.xyz")
     assert Path("a.xyz").read_bytes() == Path("b.xyz").read_bytes()
     assert Path("a.xyz").read_bytes() != Path("c.xyz").read_bytes()
+
+
+def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
+    common = ("--model", COPPER, "--ensemble", "nve", "--steps", 3)
+    assert "velocities" not in succeeds("md", copper_file, *common, "-o", "a.xyz")
+    last = read("a.xyz", -1)
+    said = succeeds("md", "a.xyz", *common, "--temperature", 5, "-o", "b.xyz")
+    found = re.match(r"velocities of the file are kept \(T = (\d+) K\)\n", said)
+    with open("b.csv", newline="") as file:
+        first = next(csv.DictReader(file))
+    assert float(found[1]) == pytest.approx(float(first["temperature_K"]), abs=0.5)
+    assert float(found[1]) > 50
+    assert np.allclose(read("b.xyz", 0).get_momenta(), last.get_momenta(), atol=1e-6)
+    for shown in ("(momenta) in the file are kept", "unless the file has some"):
+        assert shown in " ".join(attncalc("md", "--help").output.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--pressure", "nan", "pressure must be a finite number, got nan"),
+        ("--seed", "-1", "seed must be an integer and not negative, got -1"),
+        ("--steps", "0", "n_steps must be a positive integer, got 0"),
+    ],
+)
+def test_md_settings(option: str, value: str, message: str, copper_file: str) -> None:
+    assert fails("md", copper_file, "--model", COPPER, option, value) == f"Error: {message}"
+    assert files() == {copper_file}
 
 
 @pytest.mark.parametrize("name", ["run.xyz", "run.csv", "run.png"])
@@ -276,6 +387,24 @@ def test_eval() -> None:
     assert rows["energy, meV"][0] == pytest.approx(1e3 * np.abs(energies).mean(), abs=1e-3)
 
 
+def test_table_columns_never_run_together() -> None:
+    rows = [("", "MAE", "RMSE"), ("energy, meV", "123456789.123", "1.000"), ("x", "2.5", "")]
+    assert module._table(rows) == (
+        "                       MAE   RMSE\n"
+        "energy, meV  123456789.123  1.000\n"
+        "x                      2.5"
+    )
+
+
+def test_eval_far_off() -> None:
+    """Total energies of another method: numbers as long as they like."""
+    (atoms,) = labelled(1)
+    atoms.calc.results["energy"] -= 1e8
+    write("cu.extxyz", atoms)
+    mae, rmse = table(succeeds("eval", COPPER, "cu.extxyz"))["energy, meV"]
+    assert mae == rmse == pytest.approx(1e11, rel=1e-3)
+
+
 def test_eval_of_a_split_that_is_not_there() -> None:
     write("cu.extxyz", labelled(2))
     said = fails("eval", COPPER, "cu.extxyz", "--split", "test_01")
@@ -307,6 +436,48 @@ def test_models() -> None:
     (ethanol,) = [row for row in rows if row.startswith(ETHANOL + " ")]
     assert "so3krates" in ethanol
     assert "H C O" in ethanol
+
+
+# -------------------------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "n_atoms", "expected"),
+    [
+        ((), None, 4, [1]),
+        ((), None, 1372, []),
+        ((), "2", 4, []),
+        (("--threads", "3"), None, 4, [3]),
+        (("--threads", "3"), "2", 1372, [3]),
+    ],
+)
+def test_threads(options, environment, n_atoms: int, expected, monkeypatch) -> None:
+    """One for small structures, unless the user says otherwise."""
+    write("cu.extxyz", bulk("Cu", a=3.6, cubic=True).repeat(round((n_atoms / 4) ** (1 / 3))))
+    if environment is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    called: list[int] = []
+    monkeypatch.setattr(module.torch, "set_num_threads", called.append)
+    no_model = {
+        "relax": ("relax", "cu.extxyz", "--model", "none"),
+        "md": ("md", "cu.extxyz", "--model", "none"),
+        "verify": ("verify", "none", "--structure", "cu.extxyz"),
+    }
+    for command in no_model.values():
+        fails(*command, *options)
+    assert called == len(no_model) * expected
+
+
+def test_threads_of_eval_and_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("cu.extxyz", labelled(2))
+    called: list[int] = []
+    monkeypatch.setattr(module.torch, "set_num_threads", called.append)
+    succeeds("eval", COPPER, "cu.extxyz", "--threads", 2)
+    succeeds("verify", COPPER, "--threads", 2)
+    assert called == [2, 2]
+    assert attncalc("verify", COPPER, "--threads", 0).exit_code == 2
 
 
 # -------------------------------------------------------------------------------------- convert

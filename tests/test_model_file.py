@@ -325,7 +325,10 @@ HEADER_ERRORS = {
         "config of 'so3krates': num_features must be divisible by num_heads = 3",
     ),
     "option of wrong type": (lambda h, t: h["config"].update(cutoff="4"), "config of 'so3krates'"),
-    "option of no network": (lambda h, t: h["config"].update(num_layers="1"), "is damaged"),
+    "option of no network": (
+        lambda h, t: h["config"].update(num_layers="1"),
+        "config of 'so3krates': num_layers must be a whole number, got '1'",
+    ),
     "unknown pair term": (lambda h, t: h["pair_terms"][0].update(name="os"), "'os' is not known"),
     "pair term of wrong type": (lambda h, t: h["pair_terms"][0].update(name=["zbl"]), "pair_terms"),
     "pair term without config": (lambda h, t: h["pair_terms"][0].pop("config"), "in pair_terms"),

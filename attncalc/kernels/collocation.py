@@ -21,8 +21,8 @@ from attncalc.ops import ModuleWithConstants, with_modules
 RadialNetwork = Callable[[Tensor], Tensor]  # [n, num_basis] -> [2, n, F]
 
 N_NODES = 64
-# Å beyond the longest and below the shortest distance that the interpolation still covers: the slope
-# of arccos is infinite at its ends
+# Å beyond the longest and below the shortest distance that the interpolation covers: the slope of
+# arccos is infinite at its ends
 FAR_MARGIN, NEAR_MARGIN = 0.1, 0.02
 
 

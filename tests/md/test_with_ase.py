@@ -76,7 +76,9 @@ def test_what_lies_on_disk(name: str, tmp_path: Path, calculator: AttnCalculator
     settings = Settings("nve", n_steps=25, every=10, timestep=0.5)
     rows = run_with_ase(atoms, settings, tmp_path / name)
     frames = read(tmp_path / name, ":")
-    assert len(frames) == len(rows) == 3  # steps 0, 10, 20
+    assert len(frames) == len(rows) == 4  # steps 0, 10, 20 and the last
+    assert rows[-1]["time_fs"] == pytest.approx(12.5)
+    assert np.abs(frames[-1].positions - atoms.positions).max() < 1e-7, "where the run ended"
     for frame, row in zip(frames, rows, strict=True):
         assert frame.get_chemical_formula() == "H2O"
         assert frame.get_forces().shape == (3, 3)
@@ -99,7 +101,7 @@ def test_columns_add_up(tmp_path: Path, copper: AttnCalculator) -> None:
     assert [row["time_fs"] for row in rows] == pytest.approx([0.0, 1.0, 2.0])
     for row in rows:
         assert row["total_eV"] == pytest.approx(row["potential_eV"] + row["kinetic_eV"])
-        assert row["temperature_K"] == pytest.approx(row["kinetic_eV"] / (1.5 * 4 * units.kB))
+        assert row["temperature_K"] == pytest.approx(row["kinetic_eV"] / (1.5 * 3 * units.kB))
         assert row["volume_A3"] == pytest.approx(3.6**3)
     assert rows[-1]["potential_eV"] == pytest.approx(atoms.get_potential_energy())
     assert np.isnan(run_with_ase(*short(water(copper), tmp_path))[0]["volume_A3"])
@@ -127,6 +129,22 @@ def test_frames_are_complete_while_the_run_goes_on(
 
     run_with_ase(water(calculator), Settings(n_steps=20, every=5), path, progress=look)
     assert seen == [0, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize(("n_steps", "every"), [(12, 5), (3, 10), (10, 5), (1, 1)])
+def test_the_last_step_is_a_frame(
+    n_steps: int, every: int, tmp_path: Path, calculator: AttnCalculator
+) -> None:
+    seen: list[int] = []
+    rows = run_with_ase(
+        water(calculator),
+        Settings(n_steps=n_steps, every=every),
+        tmp_path / "a.xyz",
+        progress=lambda steps, _: seen.append(steps),
+    )
+    assert rows[-1]["time_fs"] == pytest.approx(0.5 * n_steps)
+    assert np.allclose(np.cumsum(seen) * 0.5, [row["time_fs"] for row in rows])
+    assert len(read(tmp_path / "a.xyz", ":")) == len(log_of(tmp_path / "a.xyz")) == len(rows)
 
 
 def test_nothing_is_overwritten(tmp_path: Path, calculator: AttnCalculator) -> None:
@@ -178,13 +196,21 @@ def test_initial_velocities(tmp_path: Path, calculator: AttnCalculator) -> None:
     assert np.abs(atoms.get_momenta() - given).max() < 1e-6
 
 
-def test_temperature_of_initial_velocities(tmp_path: Path, copper: AttnCalculator) -> None:
-    atoms = bulk("Cu", a=3.6, cubic=True).repeat(4)
-    atoms.calc = copper
-    settings = Settings("nve", n_steps=1, every=1, temperature=250, timestep=0.1)
-    (first, _) = run_with_ase(atoms, settings, tmp_path / "a.xyz")
-    # 768 squared normal numbers: sqrt(2 / 768) = 5 % standard deviation
-    assert first["temperature_K"] == pytest.approx(250, rel=0.2)
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_the_log_starts_at_the_temperature_asked_for(
+    ensemble: str, tmp_path: Path, copper: AttnCalculator
+) -> None:
+    settings = Settings(ensemble, n_steps=1, temperature=250)
+    first = run_with_ase(crystal(copper), settings, tmp_path / "a.xyz")[0]
+    assert first["temperature_K"] == pytest.approx(250)
+    n_dof = 12 if ensemble == "nvt" else 9
+    assert first["kinetic_eV"] == pytest.approx(n_dof * units.kB * 250 / 2)
+
+
+def test_nve_of_water_starts_warm(tmp_path: Path, calculator: AttnCalculator) -> None:
+    first = run_with_ase(water(calculator), Settings("nve", n_steps=1), tmp_path / "a.xyz")[0]
+    assert first["temperature_K"] == pytest.approx(300)
+    assert first["kinetic_eV"] == pytest.approx(3 * units.kB * 300 / 2)
 
 
 # ------------------------------------------------------------------------------------ ensembles
@@ -209,7 +235,8 @@ def test_npt_is_ase_s_barostat_in_gpa(
     pressure: float, tmp_path: Path, copper: AttnCalculator
 ) -> None:
     start = crystal(copper)
-    start.set_momenta(np.random.default_rng(0).normal(size=(4, 3)))
+    momenta = np.random.default_rng(0).normal(size=(4, 3))
+    start.set_momenta(momenta - momenta.mean(axis=0))
     atoms, expected = start.copy(), start.copy()
     atoms.calc = expected.calc = copper
     settings = Settings("npt", n_steps=30, timestep=2.0, temperature=400, pressure=pressure)
@@ -217,7 +244,8 @@ def test_npt_is_ase_s_barostat_in_gpa(
     IsotropicMTKNPT(
         expected,
         2 * units.fs,
-        temperature_K=400,
+        # it would heat 12 degrees of freedom, of which 3 stay cold
+        temperature_K=400 * 9 / 12,
         pressure_au=pressure * units.GPa,
         tdamp=200 * units.fs,
         pdamp=2000 * units.fs,
@@ -255,16 +283,28 @@ def test_langevin_s_friction_is_per_femtosecond(tmp_path: Path, copper: AttnCalc
     ("options", "message"),
     [
         ({"ensemble": "nph"}, "ensemble must be nve, nvt, npt, got 'nph'"),
-        ({"n_steps": 0}, "n_steps must be positive, got 0"),
-        ({"timestep": -0.5}, "timestep must be positive, got -0.5"),
-        ({"temperature": float("nan")}, "temperature must be positive, got nan"),
-        ({"friction": 0.0}, "friction must be positive, got 0.0"),
-        ({"every": 0}, "every must be positive, got 0"),
+        ({"n_steps": 0}, "n_steps must be a positive integer, got 0"),
+        ({"n_steps": 10.5}, "n_steps must be a positive integer, got 10.5"),
+        ({"every": 0}, "every must be a positive integer, got 0"),
+        ({"every": True}, "every must be a positive integer, got True"),
+        ({"seed": -1}, "seed must be an integer and not negative, got -1"),
+        ({"seed": 0.5}, "seed must be an integer and not negative, got 0.5"),
+        ({"timestep": -0.5}, "timestep must be positive and finite, got -0.5"),
+        ({"timestep": "1"}, "timestep must be positive and finite, got '1'"),
+        ({"temperature": float("nan")}, "temperature must be positive and finite, got nan"),
+        ({"temperature": float("inf")}, "temperature must be positive and finite, got inf"),
+        ({"friction": 0.0}, "friction must be positive and finite, got 0.0"),
+        ({"pressure": float("nan")}, "pressure must be a finite number, got nan"),
+        ({"pressure": float("-inf")}, "pressure must be a finite number, got -inf"),
     ],
 )
 def test_impossible_settings(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(**options)
+
+
+def test_settings_take_numpy_s_numbers() -> None:
+    Settings(n_steps=np.int64(5), seed=np.int32(0), timestep=np.float32(0.5), pressure=-1)
 
 
 # ----------------------------------------------------------------------------------- explosions

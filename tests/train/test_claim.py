@@ -75,9 +75,9 @@ def test_an_unfinished_run_does_not_go_on_with_other_data(recipe, parts, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["/elsewhere/cells.extxyz", "renamed.npz"])
-def test_data_that_have_moved_are_the_same(finished, once, parts, name):
+def test_data_that_have_moved_are_the_same(finished, folder, once, parts, name):
     moved = dataclasses.replace(once, data=name)
-    assert train.fit(moved, *parts[:2], finished[1]).history == finished[0].history
+    assert train.fit(moved, *parts[:2], folder).history == finished[0].history
 
 
 def test_a_folder_without_checksums_is_accepted_and_gets_them(finished, folder, once, parts):

@@ -1,0 +1,100 @@
+"""Degrees of freedom of every kind of run, and velocities that have exactly a temperature."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk, fcc111, molecule
+from ase.constraints import FixAtoms
+
+from attncalc.md import ENSEMBLES, Thermometer
+
+
+def turned(atoms: Atoms) -> Atoms:
+    """Along no axis, away from the origin."""
+    atoms.rotate(37, (1, 2, 3))
+    atoms.translate([5, -3, 8])
+    return atoms
+
+
+STRUCTURES = {
+    "molecule": turned(molecule("H2O")),
+    "linear": turned(molecule("CO2")),
+    "dimer": turned(molecule("N2")),
+    "atom": Atoms("He"),
+    "crystal": bulk("Cu", a=3.6, cubic=True),
+    "slab": fcc111("Cu", (1, 1, 3), vacuum=8.0),
+    "primitive": bulk("Cu"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "nve", "npt"),
+    [
+        ("molecule", 3, 6),
+        ("linear", 4, 6),
+        ("dimer", 1, 3),
+        ("atom", 3, 3),
+        ("crystal", 9, 9),
+        ("slab", 6, 6),
+        ("primitive", 3, 3),
+    ],
+)
+def test_degrees_of_freedom(name: str, nve: int, npt: int) -> None:
+    atoms = STRUCTURES[name]
+    n_dof = {e: Thermometer.for_run(atoms, e).n_dof for e in ENSEMBLES}
+    assert n_dof == {"nve": nve, "nvt": 3 * len(atoms), "npt": npt}
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_drawn_velocities_have_the_temperature(name: str, ensemble: str) -> None:
+    atoms = STRUCTURES[name].copy()
+    thermometer = Thermometer.for_run(atoms, ensemble)
+    thermometer.draw(atoms, 300.0, np.random.default_rng(0))
+    assert thermometer.temperature(atoms) == pytest.approx(300.0, rel=1e-10)
+    kinetic = thermometer.n_dof * units.kB * 300 / 2
+    assert atoms.get_kinetic_energy() == pytest.approx(kinetic, rel=1e-10), "nothing not counted"
+    drift = np.abs(atoms.get_momenta().sum(axis=0)).max()
+    assert (drift < 1e-10) == thermometer.drifts
+    if thermometer.turns:
+        assert np.abs(atoms.get_angular_momentum()).max() < 1e-10
+
+
+def test_drawn_velocities_are_maxwell_boltzmann_s() -> None:
+    """Light atoms are faster: 3000 momenta of each element, whose variance is m k T."""
+    atoms = Atoms("H1000Au1000", positions=100 * np.random.default_rng(1).random((2000, 3)))
+    Thermometer.for_run(atoms, "nvt").draw(atoms, 300.0, np.random.default_rng(0))
+    variances = atoms.get_momenta().reshape(2, -1).var(axis=1)
+    expected = atoms.get_masses()[[0, -1]] * units.kB * 300
+    # four standard deviations: 4 sqrt(2 / 3000)
+    assert variances == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["molecule", "linear", "dimer"])
+def test_drift_and_rotation_are_no_heat(name: str) -> None:
+    """As in an "nve" run that goes on from a frame of Langevin dynamics."""
+    atoms = STRUCTURES[name].copy()
+    thermometer = Thermometer.for_run(atoms, "nve")
+    thermometer.draw(atoms, 300.0, np.random.default_rng(0))
+    arms = atoms.positions - atoms.get_center_of_mass()
+    rigid = np.array([0.02, -0.01, 0.03]) + np.cross([0.01, 0.02, -0.015], arms)
+    atoms.set_velocities(atoms.get_velocities() + rigid)
+    assert thermometer.temperature(atoms) == pytest.approx(300.0, rel=1e-10)
+    assert atoms.get_kinetic_energy() > 1.2 * thermometer.n_dof * units.kB * 300 / 2
+
+
+def test_constraints_are_counted_as_ase_does() -> None:
+    atoms = STRUCTURES["slab"].copy()
+    atoms.set_constraint(FixAtoms([0]))
+    for ensemble in ENSEMBLES:
+        thermometer = Thermometer.for_run(atoms, ensemble)
+        assert thermometer.n_dof == 6
+        thermometer.draw(atoms, 300.0, np.random.default_rng(0))
+        assert thermometer.temperature(atoms) == pytest.approx(300.0)
+        assert atoms.get_temperature() == pytest.approx(300.0)
+        assert not atoms.get_momenta()[0].any()
+    atoms.set_constraint(FixAtoms([0, 1, 2]))
+    with pytest.raises(ValueError, match="nothing can move: constraints hold all atoms"):
+        Thermometer.for_run(atoms, "nvt")

@@ -300,15 +300,19 @@ def models() -> None:
 
     Example: attncalc models
     """
-    click.echo(f"{'name':24}{'network':12}{'elements':12}{'force MAE':>12}  data, level of theory")
-    for name, path in model_file.shipped_models().items():
+    shipped = model_file.shipped_models()
+    width = max(map(len, shipped), default=0) + 2
+    click.echo(
+        f"{'name':{width}}{'network':12}{'elements':12}{'force MAE':>12}  data, level of theory"
+    )
+    for name, path in shipped.items():
         header = model_file.header(path)
         info = header["training"]
         elements = " ".join(chemical_symbols[z] for z in header["species"])
         test = info.get("test_errors") or {}
         mae = f"{1e3 * test['force_mae']:.1f} meV/Å" if test.get("force_mae") else "-"
         origin = f"{info.get('data', '-')}, {info.get('level_of_theory') or '-'}"
-        click.echo(f"{name:24}{header['network']:12}{elements:12}{mae:>12}  {origin}")
+        click.echo(f"{name:{width}}{header['network']:12}{elements:12}{mae:>12}  {origin}")
 
 
 @main.group()

@@ -1,0 +1,73 @@
+"""The shipped models: card, header and numbers agree, and the numbers are measured again."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.optimize import LBFGS
+
+from attncalc import AttnCalculator, data, load
+from attncalc.data.errors import errors, predict
+from attncalc.model_file import header, shipped_models
+
+SHIPPED = sorted(shipped_models())
+TEST_SET = Path(__file__).parent / "data" / "xtb_small_molecules_test.extxyz"
+
+
+def on_card(name: str, quantity: str) -> float:
+    """MAE in meV or meV/Å, as the card says it."""
+    card = shipped_models()[name].with_suffix(".md").read_text()
+    (mae,) = re.findall(rf"^\| {quantity} \| ([\d.]+) \|", card, flags=re.MULTILINE)
+    return float(mae)
+
+
+def test_both_are_shipped():
+    assert SHIPPED == ["so3krates-ethanol", "so3krates-xtb-small-molecules"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_card_and_header_agree(name):
+    info = header(name)["training"]
+    for quantity in ("energy", "force"):
+        measured = 1e3 * info["test_errors"][f"{quantity}_mae"]
+        assert on_card(name, quantity) == pytest.approx(measured, abs=0.005)
+    card = shipped_models()[name].with_suffix(".md").read_text()
+    for told in (info["data"], info["level_of_theory"], info["command"], f"seed {info['seed']}"):
+        assert told in card
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_physics_of_every_model(name):
+    AttnCalculator(name).verify()
+
+
+def test_accuracy_on_the_committed_test_set():
+    """The card's numbers, measured from this repository alone; float32 rounding is 1e-5 of them."""
+    name = "so3krates-xtb-small-molecules"
+    dataset = data.read(TEST_SET)
+    found = errors(predict(load(name), dataset), dataset)
+    assert found.n_structures == 120
+    assert 1e3 * found.force_mae == pytest.approx(on_card(name, "force"), abs=0.02)
+    assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
+
+
+def test_accuracy_on_md17(shared):
+    name = "so3krates-ethanol"
+    dataset = data.read(shared / "data" / "rmd17_ethanol.npz", labels="md17")
+    test = data.official_split(dataset, "train_01", test="test_01")[2]
+    found = errors(predict(load(name), test), test)
+    assert 1e3 * found.force_mae == pytest.approx(on_card(name, "force"), abs=0.02)
+    assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
+
+
+def test_ethanol_relaxes_to_its_minimum():
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = AttnCalculator("so3krates-ethanol")
+    atoms.rattle(0.05, seed=1)
+    LBFGS(atoms, logfile=None).run(fmax=0.01, steps=300)
+    assert np.linalg.norm(atoms.get_forces(), axis=1).max() <= 0.01
+    # experiment (microwave, gas phase): C-C 1.51, C-O 1.43, O-H 0.97 Å
+    bonds = [atoms.get_distance(*pair) for pair in ((0, 1), (1, 2), (2, 3))]
+    assert sorted(round(b, 1) for b in bonds) == sorted([1.5, 1.4, 1.0])

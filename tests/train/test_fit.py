@@ -212,6 +212,15 @@ def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "wall_time_s"} for row in history]
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """A process started in the background inherits that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_ctrl_c_says_how_to_go_on(recipe, data_file, tmp_path, monkeypatch):
     """No model is tested, no card written; the second call goes on."""
     output, steps = tmp_path / "run", []

@@ -47,7 +47,9 @@ class System:
         return self.positions.device
 
     def to(self, device: torch.device | str) -> System:
-        """The same system on another device."""
+        """The same system on another device, or itself if it is there."""
+        if self.device == torch.device(device):
+            return self
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
 
     @classmethod

@@ -17,7 +17,7 @@ from ase import Atoms
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from attncalc.neighbors import VerletList
+from attncalc.neighbors import VerletList, fresh_graph
 from attncalc.potential import (
     ROUNDING,
     Potential,
@@ -117,9 +117,9 @@ def verify(
     return Report(name, tuple(rows))
 
 
-def _evaluate(potential: Potential, system: System, skin: float = 0.0) -> Result:
-    verlet = VerletList.create(cutoff=potential.cutoff, skin=skin, species=potential.species)
-    return evaluate(potential, verlet.update(system)[1])
+def _evaluate(potential: Potential, system: System) -> Result:
+    graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
+    return evaluate(potential, graph)
 
 
 def _system(potential: Potential, atoms: Atoms) -> System:

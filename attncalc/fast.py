@@ -17,7 +17,7 @@ from attncalc.graph import AtomOutputs, Graph
 from attncalc.kernels.attend import has_numba
 from attncalc.kernels.folded_attention import folded
 from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.neighbors import VerletList
+from attncalc.neighbors import fresh_graph
 from attncalc.nn.so3krates import So3krates
 from attncalc.ops import with_modules
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLRepulsion
@@ -90,7 +90,6 @@ def disagreement(fast: Potential, plain: Potential) -> float:
     found = []
     for atoms in probes(plain.species):
         system = System.from_ase(atoms).to(plain.device)
-        verlet = VerletList.create(cutoff=plain.cutoff, skin=0.0, species=plain.species)
-        graph = verlet.update(system)[1]
+        graph = fresh_graph(system, cutoff=plain.cutoff, species=plain.species)
         found.append(deviation(evaluate(fast, graph), evaluate(plain, graph)))
     return float(np.max(found))  # NaN if any is, unlike Python's max

@@ -11,7 +11,7 @@ from ase import Atoms
 from torch import Tensor, nn
 
 from attncalc.graph import Graph
-from attncalc.neighbors import VerletList
+from attncalc.neighbors import fresh_graph
 from attncalc.ops import segment_sum
 from attncalc.system import System
 
@@ -174,8 +174,8 @@ def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[
     system = System.from_ase(structures)
     check_electrons(potential, system)
     system = system.to(potential.device)
-    verlet = VerletList.create(cutoff=potential.cutoff, skin=0.0, species=potential.species)
-    return system, evaluate(potential, verlet.update(system)[1])
+    graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
+    return system, evaluate(potential, graph)
 
 
 def volumes(system: System) -> Tensor:

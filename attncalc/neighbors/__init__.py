@@ -4,6 +4,13 @@ from attncalc.neighbors.by_device import neighbor_list
 from attncalc.neighbors.matscipy_list import matscipy_list
 from attncalc.neighbors.nvalchemi_list import nvalchemi_list
 from attncalc.neighbors.torch_list import torch_list
-from attncalc.neighbors.verlet import VerletList
+from attncalc.neighbors.verlet import VerletList, fresh_graph
 
-__all__ = ["VerletList", "matscipy_list", "neighbor_list", "nvalchemi_list", "torch_list"]
+__all__ = [
+    "VerletList",
+    "fresh_graph",
+    "matscipy_list",
+    "neighbor_list",
+    "nvalchemi_list",
+    "torch_list",
+]

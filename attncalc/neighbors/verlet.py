@@ -210,6 +210,15 @@ class VerletList:
         return replace(self, listed=replace(listed, reference=reference, species=species))
 
 
+def fresh_graph(system: System, *, cutoff: float, species: tuple[int, ...]) -> Graph:
+    """The graph of a system that is looked at once: a list without skin, built and forgotten.
+
+    Raises:
+        ValueError: as `VerletList.update`.
+    """
+    return VerletList.create(cutoff=cutoff, skin=0.0, species=species).update(system)[1]
+
+
 def _differs_in_shape(system: System, reference: System) -> bool:
     return (
         system.positions.shape != reference.positions.shape

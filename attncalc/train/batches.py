@@ -11,7 +11,8 @@ from torch import Tensor
 
 from attncalc.data import Dataset
 from attncalc.graph import Graph
-from attncalc.neighbors import VerletList
+from attncalc.neighbors import fresh_graph
+from attncalc.potential import volumes
 from attncalc.system import System
 from attncalc.train.step import Batch
 
@@ -27,8 +28,8 @@ def samples(dataset: Dataset, cutoff: float, species: tuple[int, ...]) -> list[B
     made = []
     for k, structure in enumerate(dataset.structures):
         system = System.from_ase(structure)
-        _, graph = VerletList.create(cutoff=cutoff, skin=0.0, species=species).update(system)
-        volume = torch.linalg.det(system.cell).abs()
+        graph = fresh_graph(system, cutoff=cutoff, species=species)
+        volume = volumes(system)
         stress = np.zeros((3, 3)) if dataset.stress is None else dataset.stress[k]
         made.append(
             Batch(

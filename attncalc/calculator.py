@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
@@ -85,7 +85,7 @@ class AttnCalculator(BaseCalculator):
             skin=SKIN[where.type] if skin is None else skin,
             species=self.potential.species,
         )
-        self._charge_and_spin = _charge_and_spin_as_written(Atoms())
+        self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
 
     def calculate(
         self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]
@@ -101,12 +101,21 @@ class AttnCalculator(BaseCalculator):
             raise PropertyNotImplementedError(
                 "stress needs a volume: this structure does not have three cell vectors"
             )
+        system = self._system(atoms)
+        self.neighbors, graph = self.neighbors.update(system)
+        self.results = _results(evaluate(self._fast, graph), system)[0]
+
+    def _system(self, atoms: Atoms) -> System:
+        """Converted, checked, on the device; what has not changed since the last call is kept."""
+        now = _Written.of(atoms)
+        then, system = self._seen
+        if system is not None and now == then:
+            return system.moved(atoms)
         system = System.from_ase(atoms)
         check_electrons(self.potential, system)
         system = system.to(self.potential.device)
-        self.neighbors, graph = self.neighbors.update(system)
-        self.results = _results(evaluate(self._fast, graph), system)[0]
-        self._charge_and_spin = _charge_and_spin_as_written(atoms)
+        self._seen = (now, system)
+        return system
 
     def calculate_many(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Results of several structures, evaluated in batches.
@@ -146,7 +155,7 @@ class AttnCalculator(BaseCalculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """ASE's list of changes, and `charge_and_spin` if those changed in `atoms.info`."""
         changes = super().check_state(atoms, tol)
-        if _charge_and_spin_as_written(atoms) != self._charge_and_spin:
+        if _Written.of(atoms).charge_and_spin != self._seen[0].charge_and_spin:
             changes = [*changes, "charge_and_spin"]
         return changes
 
@@ -180,25 +189,35 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _charge_and_spin_as_written(atoms: Atoms) -> tuple[str, str]:
-    """As text: whatever the user put there can be compared, and does not change afterwards."""
-    return repr(atoms.info.get("charge")), repr(atoms.info.get("spin"))
+@dataclass(frozen=True)
+class _Written:
+    """All of a structure but its positions, as written: can be compared, and does not change."""
+
+    arrays: tuple[bytes, ...]
+    charge_and_spin: tuple[str, str]
+
+    @classmethod
+    def of(cls, atoms: Atoms) -> _Written:
+        arrays = (atoms.numbers, atoms.cell.array, atoms.pbc)
+        electrons = (atoms.info.get("charge"), atoms.info.get("spin"))
+        return cls(tuple(a.tobytes() for a in arrays), (repr(electrons[0]), repr(electrons[1])))
 
 
 def _results(result: Result, system: System) -> list[dict[str, Any]]:
     """One dictionary per structure, in ASE's names, units and order of stress components."""
     energy, strain_gradient = result.energy.cpu().numpy(), result.strain_gradient.cpu().numpy()
+    energies, forces = result.energies.cpu().numpy(), result.forces.cpu().numpy()
     volume = volumes(system).tolist()
-    ends = np.cumsum(torch.bincount(system.system_idx).cpu().numpy())[:-1]
-    energies = np.split(result.energies.cpu().numpy(), ends)
-    forces = np.split(result.forces.cpu().numpy(), ends)
-    results = []
-    for k in range(system.n_systems):
+    counts = torch.bincount(system.system_idx).tolist()
+    results, first = [], 0
+    for k, n in enumerate(counts):
+        mine = slice(first, first + n)
+        first += n
         entry = {
             "energy": float(energy[k]),
             "free_energy": float(energy[k]),
-            "energies": energies[k],
-            "forces": forces[k],
+            "energies": energies[mine],
+            "forces": forces[mine],
         }
         if volume[k] > SMALLEST_VOLUME:
             entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])

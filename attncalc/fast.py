@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from attncalc.compiled import has_numba
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.kernels.attend import has_numba
 from attncalc.kernels.folded_attention import folded
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.neighbors import fresh_graph

@@ -88,6 +88,18 @@ class System:
             spin=torch.tensor(spins, dtype=torch.int64),
         )
 
+    def moved(self, atoms: Atoms) -> System:
+        """This single system with the positions of `atoms`, on the same device.
+
+        Nothing else of `atoms` is read.
+
+        Raises:
+            ValueError: a position is not finite.
+        """
+        _check_positions(atoms, "")
+        positions = torch.from_numpy(atoms.positions.copy()).to(self.device)
+        return replace(self, positions=positions)
+
     def to_ase(self) -> list[Atoms]:
         """One `ase.Atoms` per system, with charge and spin in `info`."""
         structures = []
@@ -146,13 +158,7 @@ def _check_structure(atoms: Atoms, where: str) -> None:
         raise TypeError(f"{where}expected ase.Atoms, got {type(atoms).__name__}")
     if len(atoms) == 0:
         raise ValueError(f"{where}the structure has no atoms")
-    bad = ~np.isfinite(atoms.positions).all(axis=1)
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            f"{where}the position of atom {first} ({atoms.symbols[first]}) is not finite: "
-            f"{atoms.positions[first].tolist()}"
-        )
+    _check_positions(atoms, where)
     if not np.isfinite(atoms.cell.array).all():
         raise ValueError(f"{where}the cell is not finite: {atoms.cell.array.tolist()}")
     unknown = (atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))
@@ -166,4 +172,14 @@ def _check_structure(atoms: Atoms, where: str) -> None:
         raise ValueError(
             f"{where}pbc is {atoms.pbc.tolist()} but the cell vectors of the periodic directions "
             "are zero or dependent: set atoms.cell, or atoms.pbc = False"
+        )
+
+
+def _check_positions(atoms: Atoms, where: str) -> None:
+    finite = np.isfinite(atoms.positions)
+    if not finite.all():
+        first = int(np.flatnonzero(~finite.all(axis=1))[0])
+        raise ValueError(
+            f"{where}the position of atom {first} ({atoms.symbols[first]}) is not finite: "
+            f"{atoms.positions[first].tolist()}"
         )

@@ -10,11 +10,23 @@ from ase.build import bulk, fcc111, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attncalc.compiled import has_numba
 from attncalc.graph import Graph, edge_vectors
-from attncalc.neighbors import VerletList, matscipy_list
+from attncalc.neighbors import VerletList, matscipy_list, reuse
 from attncalc.system import System
 
 ELEMENTS = (1, 6, 8, 29)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])
+def pass_over_the_list(request):
+    """Every test here with and without the compiled pass of `attncalc.neighbors.reuse`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setattr(reuse, "has_numba", lambda: False)
+        elif not has_numba():
+            pytest.skip("numba is not installed")
+        yield
 
 
 def sheared_crystal() -> Atoms:
@@ -176,6 +188,33 @@ def test_atoms_moved_in_place_are_noticed():
     verlet, graph = verlet.update(system)
     assert verlet.n_rebuilds == 2
     assert_same_edges(graph, system, 3.0)
+
+
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+@pytest.mark.parametrize("case", [name for name in CASES if name != "batch"])
+def test_compiled_pass_gives_the_plain_graph(case, monkeypatch):
+    random = np.random.default_rng(2)
+    verlet, _ = empty_list(skin=2.0).update(System.from_ase(CASES[case]()))
+    for _ in range(5):
+        system = shaken(verlet.listed.reference, random, step=0.1, strain=0.0)
+        monkeypatch.setattr(reuse, "has_numba", lambda: True)
+        compiled = verlet._reused_graph(system, verlet.listed)
+        monkeypatch.setattr(reuse, "has_numba", lambda: False)
+        updated, plain = verlet.update(system)
+        assert updated.n_rebuilds == 1
+        for name, ours in vars(compiled).items():
+            torch.testing.assert_close(ours, getattr(plain, name), rtol=0, atol=1e-14, msg=name)
+    cell = system.cell.clone()
+    cell[0, 2, 2] += 1e-9
+    changed = (
+        {"cell": cell},
+        {"pbc": ~system.pbc},
+        {"atomic_numbers": system.atomic_numbers + 1},
+        {"positions": system.positions.clone().requires_grad_(True)},
+    )
+    monkeypatch.setattr(reuse, "has_numba", lambda: True)
+    for other in changed:
+        assert verlet._reused_graph(replace(system, **other), verlet.listed) is None, other
 
 
 def test_wrapping_atoms_into_the_cell_mid_run():

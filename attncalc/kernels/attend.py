@@ -91,16 +91,6 @@ def attend_compiled(
     return _Attend.apply(projected, filters, envelope, harmonics, receivers, heads)
 
 
-@functools.cache
-def has_numba() -> bool:
-    """Whether `attend_compiled` can run."""
-    try:
-        import numba  # noqa: F401
-    except Exception:  # a numba that does not suit numpy raises whatever it stumbles over
-        return False
-    return True
-
-
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, projected, filters, envelope, harmonics, receivers, heads):

@@ -11,11 +11,11 @@ could be negative, and that check keeps loops out of vector registers.
 import numba
 import numpy as np
 
-from attncalc.kernels.compiled import CACHE
+from attncalc.compiled import cacheable
 
 # sums may be reordered (to run in vector registers); NaN and infinity keep their meaning
 OPTIONS = {
-    "cache": CACHE,
+    "cache": cacheable(),
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
     "error_model": "numpy",
     "nogil": True,

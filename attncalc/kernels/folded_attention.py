@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from attncalc.kernels.attend import Heads, attend_compiled, attend_plain, has_numba
+from attncalc.compiled import has_numba
+from attncalc.kernels.attend import Heads, attend_compiled, attend_plain
 from attncalc.kernels.collocation import CollocatedRadial
 from attncalc.ops import with_modules
 

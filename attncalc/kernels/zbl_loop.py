@@ -4,10 +4,10 @@ import math
 
 import numba
 
-from attncalc.kernels.compiled import CACHE
+from attncalc.compiled import cacheable
 
 
-@numba.njit(cache=CACHE, error_model="numpy", nogil=True)
+@numba.njit(cache=cacheable(), error_model="numpy", nogil=True)
 def repel(
     vectors,
     receivers,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
 from attncalc.neighbors.by_device import neighbor_list
+from attncalc.neighbors.reuse import reused_graph
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
 from attncalc.system import System
 
@@ -141,6 +142,8 @@ class VerletList:
         listed = self.listed
         if listed is None or _differs_in_shape(system, listed.reference):
             verlet = verlet._rebuild(system)
+        elif (graph := self._reused_graph(system, listed)) is not None:
+            return verlet, graph
         else:
             rebuild, rename = _read_back(
                 self.needs_rebuild(system),
@@ -193,6 +196,20 @@ class VerletList:
         if listed.padding is None:
             return _compact_graph(system, listed, self.cutoff)
         return _padded_graph(system, listed, listed.padding, self.cutoff)
+
+    def _reused_graph(self, system: System, listed: SkinEdges) -> Graph | None:
+        if listed.padding is not None:
+            return None
+        return reused_graph(
+            system,
+            listed.reference,
+            rows=listed.rows,
+            cell_shifts=listed.edges.cell_shifts,
+            has_images=listed.has_images,
+            species=listed.species,
+            cutoff=self.cutoff,
+            skin=self.skin,
+        )
 
     def _rebuild(self, system: System) -> VerletList:
         species = species_of(system.atomic_numbers, self.species)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from attncalc.kernels.attend import Heads, attend_compiled, attend_plain, has_numba
+from attncalc.compiled import has_numba
+from attncalc.kernels.attend import Heads, attend_compiled, attend_plain
 
 pytestmark = pytest.mark.skipif(not has_numba(), reason="numba is not installed")
 

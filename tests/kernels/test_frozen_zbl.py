@@ -5,7 +5,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
-from attncalc.kernels.attend import has_numba
+from attncalc.compiled import has_numba
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.neighbors import VerletList
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion

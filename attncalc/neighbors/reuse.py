@@ -1,0 +1,89 @@
+"""The common step of a simulation: atoms moved a little, and the list still holds.
+
+`VerletList.update` is the definition; this is the same in one compiled pass for the case that
+counts, one structure on the CPU whose cell, elements and boundary conditions stayed. It answers
+"not here" to everything else, unusual structures and errors included.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncalc.compiled import has_numba
+from attncalc.graph import Graph
+from attncalc.neighbors.search import MIN_DISTANCE
+from attncalc.system import System
+
+
+def reused_graph(
+    system: System,
+    reference: System,
+    *,
+    rows: Tensor,
+    cell_shifts: Tensor,
+    has_images: bool,
+    species: Tensor,
+    cutoff: float,
+    skin: float,
+) -> Graph | None:
+    """The graph of `system` from a list built for `reference`, or None where this cannot tell.
+
+    Args:
+        system: of the same shape and on the same device as `reference`.
+        reference: what the list was built for, with a skin.
+        rows: [3, n_edges], int64: receivers, senders, and 1 where the edge stands for its pair.
+        cell_shifts: [n_edges, 3], int64.
+        has_images: whether any cell shift is not zero.
+        species: [n_atoms], int64.
+        cutoff, skin: Å.
+    """
+    positions = system.positions
+    if (
+        positions.device.type != "cpu"
+        or system.n_systems > 1
+        or positions.requires_grad
+        or system.cell.requires_grad
+        or not has_numba()
+        or not torch.equal(system.cell, reference.cell)
+        or not torch.equal(system.pbc, reference.pbc)
+        or not torch.equal(system.atomic_numbers, reference.atomic_numbers)
+    ):
+        return None
+    holds, *arrays = _loop()(
+        positions.numpy(),
+        reference.positions.numpy(),
+        skin / 2,  # two atoms that approach each other may use up the skin
+        rows.numpy(),
+        cell_shifts.numpy(),
+        system.cell.numpy()[0],
+        has_images,
+        cutoff,
+        MIN_DISTANCE,
+    )
+    if not holds:
+        return None
+    vectors, receivers, senders, pairs = map(torch.from_numpy, arrays)
+    return Graph(
+        vectors=vectors,
+        receivers=receivers,
+        senders=senders,
+        edge_mask=torch.ones(receivers.shape[0], dtype=torch.bool),
+        pairs=pairs,
+        species=species,
+        system_idx=system.system_idx,
+        charge=system.charge,
+        spin=system.spin,
+    )
+
+
+@functools.cache
+def _loop() -> Callable[..., tuple[Any, ...]]:
+    """Compiled at its first call and kept in a file from then on."""
+    from attncalc.neighbors import reuse_loop
+
+    return reuse_loop.near_edges

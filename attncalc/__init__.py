@@ -6,9 +6,18 @@
 
 from attncalc.calculator import AttnCalculator
 from attncalc.model_file import load, save
-from attncalc.potential import Potential, Result, evaluate
+from attncalc.potential import Committee, Potential, Result, evaluate
 from attncalc.system import System
 
 __version__ = "0.1.0"
 
-__all__ = ["AttnCalculator", "Potential", "Result", "System", "evaluate", "load", "save"]
+__all__ = [
+    "AttnCalculator",
+    "Committee",
+    "Potential",
+    "Result",
+    "System",
+    "evaluate",
+    "load",
+    "save",
+]

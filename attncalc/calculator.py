@@ -19,6 +19,7 @@ from attncalc.model_file import load
 from attncalc.neighbors import VerletList
 from attncalc.potential import (
     SMALLEST_VOLUME,
+    Committee,
     Potential,
     Result,
     check_electrons,
@@ -34,6 +35,8 @@ SKIN = {"cpu": 0.5, "cuda": 1.0}
 # atoms of one batch of `calculate_many`: bounds its memory
 ATOMS_PER_BATCH = 2000
 
+Model = str | Path | Potential
+
 
 class AttnCalculator(BaseCalculator):
     """A trained attention network as an ASE calculator.
@@ -46,7 +49,8 @@ class AttnCalculator(BaseCalculator):
 
     Args:
         model: name of a shipped model, path of a model file, or a `Potential`, which is copied: it
-            may be trained further without changing this calculator.
+            may be trained further without changing this calculator. A list of two or more of
+            these is a committee: the results are their mean, `spread` says how far they differ.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" ...
         dtype: "float32" or "float64" for the network; None for the model's own.
         skin: Å added to the cutoff for reuse of the neighbour list; None suits the device, 0
@@ -55,13 +59,18 @@ class AttnCalculator(BaseCalculator):
     Raises:
         FileNotFoundError: there is no such model.
         ValueError: the model file is damaged, or an argument is impossible.
+        TypeError: `model` is none of these.
+
+    Attributes:
+        spread: how far the members of a committee were apart in the last calculation, one standard
+            deviation: {"energy": eV, "forces": [n_atoms, 3] eV/Å}; None for a single model.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
     def __init__(
         self,
-        model: str | Path | Potential,
+        model: Model | Sequence[Model],
         *,
         device: str = "auto",
         dtype: str | None = None,
@@ -69,22 +78,14 @@ class AttnCalculator(BaseCalculator):
     ) -> None:
         super().__init__()
         where = _device(device)
-        if isinstance(model, Potential):
-            if dtype is not None:
-                raise ValueError("dtype belongs to load(...) when a Potential is given")
-            self.potential = copy.deepcopy(model).to(where).requires_grad_(False).eval()
-        elif isinstance(model, (str, Path)):
-            self.potential = load(model, device=where, dtype=dtype)
-        else:
-            raise TypeError(
-                f"model must be a name, a path or a Potential, got {type(model).__name__}"
-            )
+        self.potential = _potential(model, where, dtype)
         self._fast = lower(self.potential)
         self.neighbors = VerletList.create(
             cutoff=self.potential.cutoff,
             skin=SKIN[where.type] if skin is None else skin,
             species=self.potential.species,
         )
+        self.spread: dict[str, Any] | None = None
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
 
     def calculate(
@@ -92,10 +93,16 @@ class AttnCalculator(BaseCalculator):
     ) -> None:
         """Fill `self.results`; called by ASE when something has changed.
 
+        Args:
+            atoms: the structure.
+            properties: what is asked for; everything there is comes with it.
+            system_changes: not used.
+
         Raises:
             ValueError: the structure is impossible or not known to the model.
             PropertyNotImplementedError: stress of a structure without three cell vectors.
         """
+        self.spread = None
         del system_changes  # the neighbour list finds out by itself, and exactly
         if "stress" in properties and atoms.cell.rank < 3:
             raise PropertyNotImplementedError(
@@ -103,7 +110,10 @@ class AttnCalculator(BaseCalculator):
             )
         system = self._system(atoms)
         self.neighbors, graph = self.neighbors.update(system)
-        self.results = _results(evaluate(self._fast, graph), system)[0]
+        (results,) = _results(evaluate(self._fast, graph), system)
+        if "energy_spread" in results:  # ASE knows no such properties, and writers trip over them
+            self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
+        self.results = results
 
     def _system(self, atoms: Atoms) -> System:
         """Converted, checked, on the device; what has not changed since the last call is kept."""
@@ -125,9 +135,10 @@ class AttnCalculator(BaseCalculator):
 
         Returns:
             One dictionary per structure with what `calculate` puts into `results`; `stress` only
-            where there is a volume.
+            where there is a volume; `energy_spread` and `forces_spread` for a committee.
 
         Raises:
+            TypeError: `structures` is a single structure.
             ValueError: a structure is impossible or not known to the model.
         """
         if isinstance(structures, Atoms):  # type: ignore[unreachable]
@@ -155,7 +166,7 @@ class AttnCalculator(BaseCalculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """ASE's list of changes, and `charge_and_spin` if those changed in `atoms.info`."""
         changes = super().check_state(atoms, tol)
-        if _Written.of(atoms).charge_and_spin != self._seen[0].charge_and_spin:
+        if _charge_and_spin(atoms) != self._seen[0].charge_and_spin:
             changes = [*changes, "charge_and_spin"]
         return changes
 
@@ -168,6 +179,20 @@ class AttnCalculator(BaseCalculator):
     def n_updates(self) -> int:
         """How often a neighbour list was asked for, rebuilt or not."""
         return self.neighbors.n_updates
+
+
+def _potential(model: Any, device: torch.device, dtype: str | None) -> Potential:
+    if isinstance(model, list | tuple):
+        return Committee([_potential(member, device, dtype) for member in model])
+    if isinstance(model, Potential):
+        if dtype is not None:
+            raise ValueError("dtype belongs to load(...) when a Potential is given")
+        return copy.deepcopy(model).to(device).requires_grad_(False).eval()
+    if isinstance(model, str | Path):
+        return load(model, device=device, dtype=dtype)
+    raise TypeError(
+        f"model must be a name, a path, a Potential, or a list of these, got {type(model).__name__}"
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -199,8 +224,11 @@ class _Written:
     @classmethod
     def of(cls, atoms: Atoms) -> _Written:
         arrays = (atoms.numbers, atoms.cell.array, atoms.pbc)
-        electrons = (atoms.info.get("charge"), atoms.info.get("spin"))
-        return cls(tuple(a.tobytes() for a in arrays), (repr(electrons[0]), repr(electrons[1])))
+        return cls(tuple(a.tobytes() for a in arrays), _charge_and_spin(atoms))
+
+
+def _charge_and_spin(atoms: Atoms) -> tuple[str, str]:
+    return repr(atoms.info.get("charge")), repr(atoms.info.get("spin"))
 
 
 def _results(result: Result, system: System) -> list[dict[str, Any]]:
@@ -219,6 +247,9 @@ def _results(result: Result, system: System) -> list[dict[str, Any]]:
             "energies": energies[mine],
             "forces": forces[mine],
         }
+        if result.spread is not None:
+            entry["energy_spread"] = float(result.spread.energy[k])
+            entry["forces_spread"] = result.spread.forces[mine].cpu().numpy()
         if volume[k] > SMALLEST_VOLUME:
             entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
         results.append(entry)

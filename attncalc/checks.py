@@ -98,7 +98,7 @@ def verify(
     structure = random_cluster(potential.species) if atoms is None else atoms.copy()
     check_electrons(potential, System.from_ase(structure))
     exact = copy.deepcopy(potential)
-    exact.network.double()
+    exact.compute_in(torch.float64)
     rng = np.random.default_rng(0)
     rows = [
         _forces_are_differences(exact, structure, rng),

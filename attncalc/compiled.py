@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
+
+Loop = Callable[..., Any]
 
 
 @functools.cache
@@ -13,6 +17,17 @@ def has_numba() -> bool:
     except Exception:  # a numba that does not suit numpy raises whatever it stumbles over
         return False
     return True
+
+
+def compiled_loop(*, fastmath: bool | set[str] = False) -> Callable[[Loop], Loop]:
+    """Decorates a loop that Numba compiles at its first call and keeps in a file from then on.
+
+    Args:
+        fastmath: which liberties the compiler may take with floating-point numbers.
+    """
+    import numba
+
+    return numba.njit(cache=cacheable(), error_model="numpy", nogil=True, fastmath=fastmath)
 
 
 @functools.cache

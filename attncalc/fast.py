@@ -21,7 +21,7 @@ from attncalc.neighbors import fresh_graph
 from attncalc.nn.so3krates import So3krates
 from attncalc.ops import with_modules
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLRepulsion
-from attncalc.potential import ROUNDING, Potential, deviation, evaluate
+from attncalc.potential import ROUNDING, Committee, Potential, deviation, evaluate
 from attncalc.probe import probes
 from attncalc.system import System
 
@@ -55,6 +55,10 @@ def lower(potential: Potential) -> Potential:
         potential: loaded for inference; its weights must not change any more, and no longer
             require gradients afterwards, since both share them.
     """
+    if isinstance(potential, Committee):
+        members = list(potential.members)
+        lowered = [lower(member) for member in members]
+        return potential if lowered == members else Committee(lowered)
     if potential.device.type != "cpu" or not isinstance(potential.network, So3krates):
         return potential
     if not has_numba():

@@ -24,6 +24,22 @@ ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Standard deviation over the members of a committee (of a sample: n - 1).
+
+    Where the members disagree, their mean should not be trusted; where they agree, they may still
+    be wrong together.
+
+    Attributes:
+        energy: [n_systems] eV.
+        forces: [n_atoms, 3] eV/Å.
+    """
+
+    energy: Tensor
+    forces: Tensor
+
+
+@dataclass(frozen=True)
 class Result:
     """Energy and its derivatives, all float64 and detached.
 
@@ -33,12 +49,14 @@ class Result:
         forces: [n_atoms, 3] eV/Å.
         strain_gradient: [n_systems, 3, 3] eV: dE / d strain, symmetric; divided by the volume it is
             the stress.
+        spread: how far the members of a committee are apart; None for a single potential.
     """
 
     energy: Tensor
     energies: Tensor
     forces: Tensor
     strain_gradient: Tensor
+    spread: Spread | None = None
 
 
 class Potential(nn.Module):
@@ -47,13 +65,18 @@ class Potential(nn.Module):
     E_i = scale[species] * network_i + reference_energies[species] + pair terms.
 
     Args:
-        network: maps a `Graph` to `AtomOutputs`; has `config.cutoff`.
+        network: maps a `Graph` to `AtomOutputs`; has `config.cutoff`, `reads_charge` and
+            `reads_spin`.
         species: atomic number of every row of the network's species table.
         reference_energies: eV per species; zeros if not given.
         scale: eV per unit of the network's energies, per species; ones if not given.
         pair_terms: closed-form terms `(graph, outputs) -> [n_atoms]` eV.
         training: what is worth knowing about the training (data, level of theory, errors ...).
     """
+
+    network: Any  # an nn.Module with `config` and the rest, for which there is no annotation
+    reference_energies: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -81,12 +104,32 @@ class Potential(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its tensors are."""
         return self.reference_energies.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the network computes in; sums and pair terms are float64."""
         return next(self.network.parameters()).dtype
+
+    @property
+    def networks(self) -> list[Any]:
+        """Its network; of a committee, those of all members."""
+        return [self.network]
+
+    @property
+    def reads_charge(self) -> bool:
+        """Whether the energy depends on the total charge."""
+        return self.network.reads_charge
+
+    @property
+    def reads_spin(self) -> bool:
+        """Whether the energy depends on the multiplicity."""
+        return self.network.reads_spin
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Change the dtype of the network, in place."""
+        self.network.to(dtype)
 
     def energies(self, graph: Graph) -> Tensor:
         """Energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""
@@ -98,8 +141,93 @@ class Potential(nn.Module):
         return energies
 
 
+class Committee(Potential):
+    """A potential that is the mean of several, with their spread as a warning.
+
+    Trained on the same data from different random weights, networks agree where the data decide
+    and differ elsewhere; their mean is closer to the truth than most of them.
+
+    Args:
+        members: two or more, of the same species and cutoff; those of a committee among them are
+            taken one by one.
+        training: as for `Potential`.
+
+    Raises:
+        ValueError: there are fewer than two members, they differ in species or cutoff, or one
+            stands twice.
+    """
+
+    members: Any  # an nn.ModuleList of potentials, which no annotation can say
+
+    def __init__(
+        self, members: Sequence[Potential], *, training: Mapping[str, Any] | None = None
+    ) -> None:
+        nn.Module.__init__(self)  # a committee has no network of its own
+        # the members of a committee count like others: all have the same weight in the mean
+        members = [one for member in members for one in getattr(member, "members", [member])]
+        if len(members) < 2:
+            raise ValueError(f"a committee needs two members or more, got {len(members)}")
+        for name in ("species", "cutoff"):
+            values = sorted({getattr(member, name) for member in members})
+            if len(values) > 1:
+                raise ValueError(
+                    f"members of a committee must have the same {name}, "
+                    f"got {', '.join(map(str, values))}"
+                )
+        for k, member in enumerate(members):
+            if any(_same_weights(member, other) for other in members[:k]):
+                raise ValueError(
+                    "the same model stands twice in a committee: its spread would mean nothing"
+                )
+        self.members = nn.ModuleList(members)
+        self.species = members[0].species
+        self.training_info = dict(training or {})
+
+    @property
+    def cutoff(self) -> float:
+        """Interaction range of one layer, Å."""
+        return self.members[0].cutoff
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.members[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The least precise dtype that a member computes in."""
+        dtypes = {member.dtype for member in self.members}
+        return torch.float32 if torch.float32 in dtypes else torch.float64
+
+    @property
+    def networks(self) -> list[Any]:
+        """The networks of all members."""
+        return [network for member in self.members for network in member.networks]
+
+    @property
+    def reads_charge(self) -> bool:
+        """Whether the energy depends on the total charge."""
+        return all(member.reads_charge for member in self.members)
+
+    @property
+    def reads_spin(self) -> bool:
+        """Whether the energy depends on the multiplicity."""
+        return all(member.reads_spin for member in self.members)
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Change the dtype of the members' networks, in place."""
+        for member in self.members:
+            member.compute_in(dtype)
+
+    def energies(self, graph: Graph) -> Tensor:
+        """Mean energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""
+        return torch.stack([member.energies(graph) for member in self.members]).mean(0)
+
+
 def evaluate(potential: Potential, graph: Graph) -> Result:
     """Energy, forces and strain derivative from one gradient by the edge vectors.
+
+    A committee takes one gradient per member, and its result has the spread.
 
     With g_e = dE / d vector_e of the edge from receiver i to sender j: F_i += g_e, F_j -= g_e, and
     dE / d strain = sum_e vector_e (x) g_e, since a strain maps every vector r to r (1 + strain).
@@ -111,6 +239,8 @@ def evaluate(potential: Potential, graph: Graph) -> Result:
         raise RuntimeError(
             "torch.inference_mode() forbids gradients, and forces are one: use torch.no_grad()"
         )
+    if isinstance(potential, Committee):
+        return _mean([evaluate(member, graph) for member in potential.members])
     vectors = graph.vectors.detach().requires_grad_(True)
     with torch.enable_grad():  # engines may call under no_grad
         energies = potential.energies(graph.with_vectors(vectors))
@@ -122,6 +252,28 @@ def evaluate(potential: Potential, graph: Graph) -> Result:
         energies=energies,
         forces=forces,
         strain_gradient=strain_gradient,
+    )
+
+
+def _same_weights(one: Potential, other: Potential) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name])
+        for name in ours
+    )
+
+
+def _mean(results: list[Result]) -> Result:
+    def all_of(name: str) -> Tensor:
+        return torch.stack([getattr(result, name) for result in results])
+
+    energy, forces = all_of("energy"), all_of("forces")
+    return Result(
+        energy=energy.mean(0),
+        energies=all_of("energies").mean(0),
+        forces=forces.mean(0),
+        strain_gradient=all_of("strain_gradient").mean(0),
+        spread=Spread(energy=energy.std(0), forces=forces.std(0)),
     )
 
 
@@ -206,13 +358,12 @@ def check_electrons(potential: Potential, system: System) -> None:
         ValueError: a structure is charged, or not in its lowest spin state, and the network has
             no input for that.
     """
-    network = potential.network
-    if not network.reads_charge and (charged := system.charge[system.charge != 0]).numel():
+    if not potential.reads_charge and (charged := system.charge[system.charge != 0]).numel():
         raise ValueError(
             f"total charge {int(charged[0]):+d} e: this model knows neutral structures only; "
             'remove atoms.info["charge"] or use a model with charge input'
         )
-    if not network.reads_spin and (system.spin > 2).any():
+    if not potential.reads_spin and (system.spin > 2).any():
         raise ValueError(
             f"multiplicity {int(system.spin.max())}: this model knows only the lowest spin state; "
             'remove atoms.info["spin"] or use a model with spin input'

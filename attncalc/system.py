@@ -11,6 +11,9 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch import Tensor
 
+# Å³ per atom of a periodic structure; solid hydrogen at 500 GPa has ten times more
+SMALLEST_ROOM = 0.1
+
 
 @dataclass(frozen=True)
 class System:
@@ -36,14 +39,17 @@ class System:
 
     @property
     def n_atoms(self) -> int:
+        """Atoms of all structures together."""
         return self.positions.shape[0]
 
     @property
     def n_systems(self) -> int:
+        """Structures in the batch."""
         return self.cell.shape[0]
 
     @property
     def device(self) -> torch.device:
+        """Where its tensors are."""
         return self.positions.device
 
     def to(self, device: torch.device | str) -> System:
@@ -65,7 +71,8 @@ class System:
 
         Raises:
             ValueError: a structure is empty, has a position or cell that is not finite, an unknown
-                element, a periodic direction without cell vector, or an impossible charge or spin.
+                element, a periodic direction without cell vector, a cell with no room for its
+                atoms, or an impossible charge or spin.
         """
         structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not structures:
@@ -73,7 +80,7 @@ class System:
         charges, spins = [], []
         for k, structure in enumerate(structures, start=first):
             where = f"structure {k}: " if len(structures) > 1 or first > 0 else ""
-            _check_structure(structure, where)
+            check_structure(structure, where)
             charge, spin = charge_and_spin(structure, where)
             charges.append(charge)
             spins.append(spin)
@@ -127,7 +134,15 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
     charge = _integer(atoms.info.get("charge", 0), "charge", "total charge in e", where)
     electrons = int(atoms.numbers.sum()) - charge
     if electrons < 0:
-        raise ValueError(f"{where}charge {charge:+d} removes more electrons than the atoms have")
+        raise ValueError(
+            f"{where}charge {charge:+d} removes more electrons than the atoms have "
+            f"({electrons + charge})"
+        )
+    if electrons > 2 * (electrons + charge):
+        raise ValueError(
+            f"{where}charge {charge:+d} adds more electrons than the atoms have "
+            f"({electrons + charge})"
+        )
     lowest = 1 + electrons % 2
     if atoms.info.get("spin") is None:
         return charge, lowest
@@ -144,7 +159,7 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
 def _integer(value: object, key: str, meaning: str, where: str) -> int:
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not number.is_integer():
         raise ValueError(
@@ -153,7 +168,17 @@ def _integer(value: object, key: str, meaning: str, where: str) -> int:
     return int(number)
 
 
-def _check_structure(atoms: Atoms, where: str) -> None:
+def check_structure(atoms: Atoms, where: str = "") -> None:
+    """All that `System.from_ase` asks of a structure, except charge and spin.
+
+    Args:
+        atoms: the structure.
+        where: how the message begins.
+
+    Raises:
+        TypeError: it is no `ase.Atoms`.
+        ValueError: as in `System.from_ase`.
+    """
     if not isinstance(atoms, Atoms):
         raise TypeError(f"{where}expected ase.Atoms, got {type(atoms).__name__}")
     if len(atoms) == 0:
@@ -172,6 +197,12 @@ def _check_structure(atoms: Atoms, where: str) -> None:
         raise ValueError(
             f"{where}pbc is {atoms.pbc.tolist()} but the cell vectors of the periodic directions "
             "are zero or dependent: set atoms.cell, or atoms.pbc = False"
+        )
+    if len(periodic) == 3 and abs(np.linalg.det(periodic)) < SMALLEST_ROOM * len(atoms):
+        # the neighbours within a cutoff would be without number
+        raise ValueError(
+            f"{where}the cell has {abs(np.linalg.det(periodic)) / len(atoms):.2g} Å³ per atom, "
+            "which no matter has: are its vectors in Å?"
         )
 
 

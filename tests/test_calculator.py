@@ -521,8 +521,8 @@ def test_impossible_structures(case: str, ethanol64: AttnCalculator) -> None:
             "no model file and no shipped model 'so3krates-ethnol'; shipped: .*so3krates-ethanol",
         ),
         ({"model": __file__}, ValueError, "test_calculator.py: not a safetensors file, or damaged"),
-        ({"model": None}, TypeError, "a name, a path or a Potential, got NoneType"),
-        ({"model": 3}, TypeError, "a name, a path or a Potential, got int"),
+        ({"model": None}, TypeError, "or a list of these, got NoneType"),
+        ({"model": 3}, TypeError, "a name, a path, a Potential, or a list of these, got int"),
     ],
     ids=str,
 )

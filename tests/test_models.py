@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.build import molecule
 from ase.optimize import LBFGS
 
-from attncalc import AttnCalculator, data, load
+from attncalc import AttnCalculator, Committee, data, load
 from attncalc.data.errors import errors, predict
 from attncalc.model_file import header, shipped_models
 
@@ -23,8 +24,12 @@ def on_card(name: str, quantity: str) -> float:
     return float(mae)
 
 
-def test_both_are_shipped():
-    assert SHIPPED == ["so3krates-ethanol", "so3krates-xtb-small-molecules"]
+def test_all_are_shipped():
+    assert SHIPPED == [
+        "so3krates-ethanol",
+        "so3krates-ethanol-committee",
+        "so3krates-xtb-small-molecules",
+    ]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -34,8 +39,9 @@ def test_card_and_header_agree(name):
         measured = 1e3 * info["test_errors"][f"{quantity}_mae"]
         assert on_card(name, quantity) == pytest.approx(measured, abs=0.005)
     card = shipped_models()[name].with_suffix(".md").read_text()
-    for told in (info["data"], info["level_of_theory"], info["command"], f"seed {info['seed']}"):
+    for told in (info["data"], info["level_of_theory"], info["command"]):
         assert told in card
+    assert re.search(rf"seeds? {info['seed']}\b", card)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -53,13 +59,34 @@ def test_accuracy_on_the_committed_test_set():
     assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
 
 
-def test_accuracy_on_md17(shared):
-    name = "so3krates-ethanol"
+@pytest.mark.parametrize("name", ["so3krates-ethanol", "so3krates-ethanol-committee"])
+def test_accuracy_on_md17(shared, name):
     dataset = data.read(shared / "data" / "rmd17_ethanol.npz", labels="md17")
     test = data.official_split(dataset, "train_01", test="test_01")[2]
     found = errors(predict(load(name), test), test)
     assert 1e3 * found.force_mae == pytest.approx(on_card(name, "force"), abs=0.02)
     assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
+
+
+def test_the_committee_holds_the_single_model():
+    """Its first member is the model that is shipped alone, so both are of one recipe."""
+    alone, committee = load("so3krates-ethanol"), load("so3krates-ethanol-committee")
+    assert isinstance(committee, Committee)
+    assert len(committee.members) == 3
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(committee.members[0].state_dict()[name], tensor), name
+
+
+def test_the_spread_grows_where_the_data_end():
+    """Spread is a warning: beyond 500 K MD geometries it must be larger than within them."""
+    calculator = AttnCalculator("so3krates-ethanol-committee")
+    spreads = []
+    for stretch in (1.0, 1.5):
+        atoms = molecule("CH3CH2OH")
+        atoms.set_distance(2, 3, stretch * atoms.get_distance(2, 3), fix=0)  # O-H
+        calculator.calculate(atoms, ["forces"], [])
+        spreads.append(np.linalg.norm(calculator.spread["forces"], axis=1).max())
+    assert spreads[1] > 5 * spreads[0]
 
 
 def test_ethanol_relaxes_to_its_minimum():

@@ -109,7 +109,9 @@ def test_result_is_float64_and_detached() -> None:
     for dtype in (torch.float32, torch.float64):
         potential = Potential(Springs().to(dtype), SPECIES)
         assert potential.dtype == dtype
-        for value in vars(evaluate(potential, graph_of(potential, ethanol()))).values():
+        result = evaluate(potential, graph_of(potential, ethanol()))
+        assert result.spread is None
+        for value in (result.energy, result.energies, result.forces, result.strain_gradient):
             assert value.dtype == torch.float64
             assert not value.requires_grad
 

@@ -138,7 +138,7 @@ REFUSALS = {
     ),
     "too much charge": (
         with_info(Atoms("H"), charge=2),
-        "charge +2 removes more electrons than the atoms have",
+        "charge +2 removes more electrons than the atoms have (1)",
     ),
     "fractional spin": (
         with_info(molecule("H2O"), spin=1.5),
@@ -198,3 +198,19 @@ def test_something_else_than_atoms_is_refused():
     with pytest.raises(TypeError) as error:
         System.from_ase([molecule("H2O"), "H2O"])
     assert str(error.value) == "structure 1: expected ase.Atoms, got str"
+
+
+def test_moved_takes_positions_and_nothing_else():
+    atoms = molecule("CH3CH2OH")
+    atoms.info["charge"] = 1
+    system = System.from_ase(atoms)
+    atoms.positions += 0.5
+    atoms.info["charge"] = 0
+    moved = system.moved(atoms)
+    np.testing.assert_array_equal(moved.positions.numpy(), atoms.positions)
+    assert moved.charge is system.charge
+    atoms.positions += 1.0  # in place: neither of the two may follow
+    assert moved.positions[0, 0] == system.positions[0, 0] + 0.5
+    atoms.positions[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"^the position of atom 2 \(O\) is not finite"):
+        system.moved(atoms)

@@ -217,6 +217,28 @@ def test_compiled_pass_gives_the_plain_graph(case, monkeypatch):
         assert verlet._reused_graph(replace(system, **other), verlet.listed) is None, other
 
 
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+def test_a_compiler_that_fails_does_not_end_the_simulation(monkeypatch, caplog):
+    from attncalc.neighbors import reuse_loop
+
+    def fail(*_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(reuse, "has_numba", lambda: True)
+    monkeypatch.setattr(reuse_loop, "near_edges", fail)
+    reuse._loop.cache_clear()
+    try:
+        system = System.from_ase(molecule("CH3CH2OH"))
+        verlet, built = empty_list().update(system)
+        for _ in range(2):
+            verlet, graph = verlet.update(system)
+        assert (verlet.n_updates, verlet.n_rebuilds) == (3, 1)
+        torch.testing.assert_close(graph.vectors, built.vectors)
+        assert caplog.text.count("does not run here (no compiler here)") == 1
+    finally:
+        reuse._loop.cache_clear()
+
+
 def test_wrapping_atoms_into_the_cell_mid_run():
     atoms = sheared_crystal()
     atoms.positions += 2.9

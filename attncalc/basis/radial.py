@@ -17,6 +17,8 @@ class PhysnetBasis(ModuleWithConstants):
     phi_k(d) = exp(-beta (exp(-d) - mu_k)^2), mu_k between exp(-cutoff) and 1, d in Å.
     """
 
+    centres: Tensor
+
     def __init__(self, num_basis: int, cutoff: float) -> None:
         super().__init__()
         centres = torch.linspace(math.exp(-cutoff), 1.0, num_basis, dtype=torch.float64)
@@ -35,17 +37,21 @@ class BernsteinBasis(ModuleWithConstants):
     phi_k(d) = binom(K-1, k) t^k (1-t)^(K-1-k), t = exp(-gamma d), k = 0..K-1.
     """
 
+    order: Tensor
+    complement: Tensor
+    log_binomial: Tensor
+
     def __init__(self, num_basis: int, cutoff: float) -> None:
         super().__init__()
         del cutoff  # the basis has no cutoff in it
         n = num_basis - 1
-        log_binomial = [
+        logarithms = [
             math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)
         ]
         k = torch.arange(num_basis, dtype=torch.float64)
         self.register_constant("order", k)
         self.register_constant("complement", n - k)
-        log_binomial = torch.tensor(log_binomial, dtype=torch.float64)
+        log_binomial = torch.tensor(logarithms, dtype=torch.float64)
         self.register_constant("log_binomial", log_binomial)
 
     def forward(self, lengths: Tensor) -> Tensor:

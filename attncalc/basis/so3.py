@@ -23,6 +23,8 @@ class SphericalHarmonics(ModuleWithConstants):
         degrees: the degrees l, ascending.
     """
 
+    first: Tensor
+
     def __init__(self, degrees: tuple[int, ...]) -> None:
         super().__init__()
         self.degrees = degrees

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import (
+    CutoffFunction,
+    NormPosition,
+    Refinement,
+    So3krates,
+    So3kratesConfig,
+)
+from attncalc.one_line import one_line
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 
@@ -62,7 +68,7 @@ def so3krates(
 def _from_dense(tree: _Tree, options: _Options, species: Sequence[int] | None) -> Potential:
     pre_norm = options.take("feature_layer_norm", (False, "pre", True)) in ("pre", True)
     neighbourhood = options.take("chi_init", ("zeros", "neighbourhood")) == "neighbourhood"
-    mlp = "projected" if options.take("residual_mlp", (False, True)) else "none"
+    mlp: Refinement = "projected" if options.take("residual_mlp", (False, True)) else "none"
     width = options.integer("features")
     config = So3kratesConfig(
         cutoff=options.number("cutoff"),
@@ -149,12 +155,16 @@ def _dense_layer(tree: _Tree, n: int, config: So3kratesConfig) -> dict[str, Tens
 
 
 def _from_sparse(tree: _Tree, options: _Options, species: Sequence[int] | None) -> Potential:
-    cutoff_functions = {"phys": "physnet", "exponential": "exponential", "cosine": "cosine"}
-    norms = {
+    cutoff_functions: dict[str, CutoffFunction] = {
+        "phys": "physnet",
+        "exponential": "exponential",
+        "cosine": "cosine",
+    }
+    norms: dict[NormPosition, bool] = {
         "after_attention": options.take("layer_normalization_1", (False, True)),
         "after_exchange": options.take("layer_normalization_2", (False, True)),
     }
-    mlps = [
+    mlps: list[Refinement] = [
         "residual" if options.take(f"residual_mlp_{k}", (False, True)) else "none" for k in (1, 2)
     ]
     attention_norm = options.take("message_normalization", tuple(ATTENTION_NORMS), ATTENTION_NORMS)
@@ -403,9 +413,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    # TypeError: an .npy of one array, renamed
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path.name}: not a readable .npz ({error})") from None
+    except Exception as error:  # numpy and zipfile raise whatever they stumble over
+        raise ValueError(f"{path.name}: not a readable .npz ({one_line(error)})") from None
 
 
 def _read_options(path: Path) -> dict[str, Any]:
@@ -413,8 +422,8 @@ def _read_options(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no such file: {path}")
     try:
         options = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path.name}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: not JSON ({one_line(error)})") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path.name}: expected one JSON object of hyper-parameters")
     return options

@@ -8,24 +8,18 @@ to slices, which costs more than the arithmetic on them. All indices are unsigne
 could be negative, and that check keeps loops out of vector registers.
 """
 
-import numba
 import numpy as np
 
-from attncalc.compiled import cacheable
+from attncalc.compiled import compiled_loop
 
 # sums may be reordered (to run in vector registers); NaN and infinity keep their meaning
-OPTIONS = {
-    "cache": cacheable(),
-    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-    "error_model": "numpy",
-    "nogil": True,
-}
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 unsigned = np.uint64
 ONE, TWO, FOUR, FIVE = unsigned(1), unsigned(2), unsigned(4), unsigned(5)
 
 
-@numba.njit(**OPTIONS)
+@compiled_loop(fastmath=FASTMATH)
 def _dot(a, i, s, b, j, t, n, zero):
     """Sum over k < n of a[i, s + k] b[j, t + k]."""
     total = zero
@@ -34,7 +28,7 @@ def _dot(a, i, s, b, j, t, n, zero):
     return total
 
 
-@numba.njit(**OPTIONS)
+@compiled_loop(fastmath=FASTMATH)
 def _dot3(a, i, s, b, j, t, c, p, n, zero):
     """Sum over k < n of a[i, s + k] b[j, t + k] c[p, s + k]."""
     total = zero
@@ -43,14 +37,14 @@ def _dot3(a, i, s, b, j, t, c, p, n, zero):
     return total
 
 
-@numba.njit(**OPTIONS)
+@compiled_loop(fastmath=FASTMATH)
 def _add(out, i, s, factor, a, j, t, n):
     """out[i, s + k] += factor a[j, t + k] for k < n."""
     for k in range(n):
         out[i, s + k] += factor * a[j, t + k]
 
 
-@numba.njit(**OPTIONS)
+@compiled_loop(fastmath=FASTMATH)
 def _add_gradients(factor, projected, filters, d_projected, d_filters, i, j, p, s, t, n):
     """Gradients of factor * `_dot3` by queries, keys and filters."""
     for k in range(n):
@@ -61,7 +55,7 @@ def _add_gradients(factor, projected, filters, d_projected, d_filters, i, j, p, 
         d_projected[j, t + k] += scaled * q
 
 
-@numba.njit(**OPTIONS)
+@compiled_loop(fastmath=FASTMATH)
 def forward(
     projected,
     filters,
@@ -108,7 +102,7 @@ def forward(
                 m += n
 
 
-@numba.njit(**OPTIONS)
+@compiled_loop(fastmath=FASTMATH)
 def reverse(
     projected,
     filters,

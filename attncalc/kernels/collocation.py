@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,10 @@ class CollocatedRadial(ModuleWithConstants):
         cutoff: Å, the longest distance.
         n_nodes: number of Chebyshev nodes.
     """
+
+    order: Tensor
+    to_coefficients: Tensor
+    basis_at_nodes: Tensor
 
     def __init__(
         self, basis: nn.Module, shortest: float, cutoff: float, n_nodes: int = N_NODES
@@ -74,7 +79,7 @@ class Collocation:
         return torch.matmul(self.polynomials, self.nodes.coefficients(mlp))
 
 
-def collocated(network: nn.Module, shortest: float) -> nn.Module:
+def collocated(network: Any, shortest: float) -> nn.Module:
     """A So3krates that shares all parameters with `network` but interpolates its radial networks.
 
     Args:

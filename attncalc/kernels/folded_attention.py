@@ -32,6 +32,15 @@ class FoldedAttention(nn.Module):
         heads: how features and harmonics are divided.
     """
 
+    projection: Tensor
+    first: Tensor
+    first_bias: Tensor
+    radial: Tensor
+    filter: Tensor
+    filter_bias: Tensor
+    resting_bias: Tensor
+    contract: Tensor
+
     def __init__(self, attention: Any, radial: CollocatedRadial, heads: Heads) -> None:
         super().__init__()
         self.heads = heads

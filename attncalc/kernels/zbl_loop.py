@@ -2,12 +2,10 @@
 
 import math
 
-import numba
-
-from attncalc.compiled import cacheable
+from attncalc.compiled import compiled_loop
 
 
-@numba.njit(cache=cacheable(), error_model="numpy", nogil=True)
+@compiled_loop()
 def repel(
     vectors,
     receivers,

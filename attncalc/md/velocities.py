@@ -62,9 +62,14 @@ class Thermometer:
         return float((momenta**2 / atoms.get_masses()[:, None]).sum() / (self.n_dof * units.kB))
 
     def draw(self, atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
-        """Give atoms Maxwell-Boltzmann velocities of exactly this temperature [K], in place.
+        """Give atoms Maxwell-Boltzmann velocities of exactly this temperature, in place.
 
         Motion that is not counted is zero.
+
+        Args:
+            atoms: those of the run; momenta they have are replaced.
+            temperature: K.
+            rng: source of the random numbers.
         """
         thermal = np.sqrt(atoms.get_masses() * units.kB * temperature)
         atoms.set_momenta(thermal[:, None] * rng.standard_normal((len(atoms), 3)))

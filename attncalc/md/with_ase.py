@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -42,6 +45,9 @@ class Settings:
         pressure: GPa, of "npt".
         every: steps between frames of the trajectory and rows of the log.
         seed: of initial velocities and random forces.
+
+    Raises:
+        ValueError: a setting is impossible; the message names it.
     """
 
     ensemble: str = "nvt"
@@ -97,7 +103,8 @@ def run_with_ase(
         atoms: with a calculator.
         settings: of the run.
         trajectory: new file, extended XYZ (.xyz, .extxyz) or ASE (.traj).
-        progress: called at every frame with the steps since the one before, and a status line.
+        progress: called after every step with 1, before the first with 0, and a status line that
+            is as old as the last frame.
 
     Returns:
         The rows of the log.
@@ -106,6 +113,7 @@ def run_with_ase(
         FileExistsError: the trajectory or its log exists.
         FloatingPointError: the run exploded, which is looked for after every step; the last sane
             frame is the last of the trajectory.
+        KeyboardInterrupt: Ctrl-C; says what is done. Trajectory and log hold the same whole frames.
     """
     trajectory = Path(trajectory)
     log_file = trajectory.with_suffix(".csv")
@@ -118,7 +126,11 @@ def run_with_ase(
         thermometer.draw(atoms, settings.temperature, rng)
     dynamics = _integrator(atoms, settings, rng)
     rows: list[dict[str, float]] = []
-    with _frames(trajectory) as frames, open(log_file, "w", newline="") as file:
+    with (
+        _removed_if_empty(rows, (trajectory, log_file)),
+        _frames(trajectory) as frames,
+        open(log_file, "w", newline="") as file,
+    ):
         log = csv.DictWriter(file, COLUMNS)
         log.writeheader()
 
@@ -127,16 +139,16 @@ def run_with_ase(
             if what := _insane(atoms, settings, thermometer.n_dof):
                 raise _exploded(time, what, trajectory)
             beyond = dynamics.nsteps % settings.every
-            if beyond and dynamics.nsteps < settings.n_steps:
-                return
-            row = _observe(atoms, thermometer, time)
-            frames.write(atoms)
-            log.writerow(row)
-            file.flush()
-            rows.append(row)
+            if not beyond or dynamics.nsteps == settings.n_steps:
+                row = _observe(atoms, thermometer, time)
+                with _finished_before_ctrl_c():
+                    frames.write(atoms)
+                    log.writerow(row)
+                    file.flush()
+                    rows.append(row)
             if progress is not None:
-                status = f"T {row['temperature_K']:.0f} K, E {row['total_eV']:.4f} eV"
-                progress(beyond or settings.every if dynamics.nsteps else 0, status)
+                status = f"T {rows[-1]['temperature_K']:.0f} K, E {rows[-1]['total_eV']:.4f} eV"
+                progress(1 if dynamics.nsteps else 0, status)
 
         dynamics.attach(observe, interval=1)
         try:
@@ -145,6 +157,11 @@ def run_with_ase(
             if not rows:
                 raise
             raise _exploded(dynamics.get_time() / units.fs, str(error), trajectory) from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{dynamics.nsteps} of {settings.n_steps} steps are done; {trajectory.name} holds "
+                f"{len(rows)} whole frames" + (f", to {rows[-1]['time_fs']:.1f} fs" if rows else "")
+            ) from None
     return rows
 
 
@@ -198,6 +215,35 @@ def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:
         f"stopped at {time:.1f} fs: {what}; the last sane frame is in {trajectory.name}. "
         "Relax the structure first, take a shorter timestep, or a model that knows such structures"
     )
+
+
+@contextmanager
+def _removed_if_empty(rows: Sequence[object], paths: Sequence[Path]) -> Iterator[None]:
+    """What stopped before its first frame leaves nothing, and the next try finds the names free."""
+    try:
+        yield
+    finally:
+        if not rows:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _finished_before_ctrl_c() -> Iterator[None]:
+    """Ctrl-C waits until the block is done, so that no frame is cut off within a number."""
+    # Python delivers signals to its main thread, and None is a handler that C code put there
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    waiting: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *what: waiting.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting and callable(before):
+            before(*waiting[0])
 
 
 class _frames:

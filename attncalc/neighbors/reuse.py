@@ -8,9 +8,11 @@ counts, one structure on the CPU whose cell, elements and boundary conditions st
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from attncalc.compiled import has_numba
 from attncalc.graph import Graph
 from attncalc.neighbors.search import MIN_DISTANCE
 from attncalc.system import System
+
+log = logging.getLogger(__name__)
 
 
 def reused_graph(
@@ -54,7 +58,10 @@ def reused_graph(
         or not torch.equal(system.atomic_numbers, reference.atomic_numbers)
     ):
         return None
-    holds, *arrays = _loop()(
+    loop = _loop()
+    if loop is None:
+        return None
+    holds, *arrays = loop(
         positions.numpy(),
         reference.positions.numpy(),
         skin / 2,  # two atoms that approach each other may use up the skin
@@ -82,8 +89,14 @@ def reused_graph(
 
 
 @functools.cache
-def _loop() -> Callable[..., tuple[Any, ...]]:
-    """Compiled at its first call and kept in a file from then on."""
-    from attncalc.neighbors import reuse_loop
+def _loop() -> Callable[..., tuple[Any, ...]] | None:
+    """Compiled here once, for a list without edges, and kept in a file; None where that fails."""
+    try:
+        from attncalc.neighbors import reuse_loop
 
+        one, none = np.zeros((1, 3)), np.zeros((3, 0), np.int64)
+        reuse_loop.near_edges(one, one, 0.0, none, none.T, np.eye(3), False, 1.0, 0.0)
+    except Exception as reason:  # a compiler that fails must not take the simulation away
+        log.warning("the compiled pass over neighbour lists does not run here (%s)", reason)
+        return None
     return reuse_loop.near_edges

@@ -2,15 +2,12 @@
 
 import math
 
-import numba
 import numpy as np
 
-from attncalc.compiled import cacheable
-
-OPTIONS = {"cache": cacheable(), "error_model": "numpy", "nogil": True}
+from attncalc.compiled import compiled_loop
 
 
-@numba.njit(**OPTIONS)
+@compiled_loop()
 def _moved_further(positions, reference, limit):
     """Whether any atom is further than `limit` from its reference; True for NaN."""
     for i in range(positions.shape[0]):
@@ -22,7 +19,7 @@ def _moved_further(positions, reference, limit):
     return False
 
 
-@numba.njit(**OPTIONS)
+@compiled_loop()
 def near_edges(positions, reference, limit, rows, shifts, cell, has_images, cutoff, closest):
     """Edges shorter than `cutoff`, in order, if the list holds.
 

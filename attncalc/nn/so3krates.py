@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,12 @@ from attncalc.graph import AtomOutputs, Graph, sum_over_system
 from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
 
 LAYER_NORM_EPSILON = 1e-6
+# far above what is used; coupling matrices of higher ones take minutes and gigabytes
+HIGHEST_DEGREE = 20
 
+CutoffFunction = Literal["physnet", "cosine", "exponential"]
 NormPosition = Literal["before_attention", "before_exchange", "after_attention", "after_exchange"]
+Refinement = Literal["none", "residual", "projected"]
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,12 @@ class So3kratesConfig:
     num_layers: int = 3
     radial_basis: Literal["bernstein", "physnet"] = "bernstein"
     num_basis: int = 32
-    cutoff_function: Literal["physnet", "cosine", "exponential"] = "physnet"
+    cutoff_function: CutoffFunction = "physnet"
     attention_norm: Literal["avg_num_neighbors", "sqrt_head_width"] = "avg_num_neighbors"
     qk_activation: Literal["identity", "silu"] = "identity"
     layer_norms: tuple[NormPosition, ...] = ("after_attention", "after_exchange")
-    mlp_after_attention: Literal["none", "residual", "projected"] = "residual"
-    mlp_after_exchange: Literal["none", "residual", "projected"] = "none"
+    mlp_after_attention: Refinement = "residual"
+    mlp_after_exchange: Refinement = "none"
     ev_init_divisor: float | None = None
     embed_charge: bool = False
     embed_spin: bool = False
@@ -115,6 +119,8 @@ class So3kratesConfig:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for degree in self.degrees:
             _integer("degrees", degree, 0)
+            if degree > HIGHEST_DEGREE:
+                raise ValueError(f"degrees must be at most {HIGHEST_DEGREE}, got {degree}")
         if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
             raise ValueError(f"degrees must be ascending and not empty, got {self.degrees}")
         for name, parts in (("num_heads", self.num_heads), ("len(degrees)", len(self.degrees))):
@@ -130,7 +136,13 @@ class So3kratesConfig:
         _one_of("mlp_after_attention", self.mlp_after_attention, REFINEMENTS)
         _one_of("mlp_after_exchange", self.mlp_after_exchange, REFINEMENTS)
         for position in self.layer_norms:
-            _one_of("layer_norms", position, NormPosition.__args__)
+            _one_of("layer_norms", position, get_args(NormPosition))
+
+    @property
+    def n_weights_at_least(self) -> int:
+        """What a network of this size cannot do without: more than a file holds is refused."""
+        width, hidden = self.num_features, self.head_features or 1
+        return self.num_layers * width * (3 * width + 2 * self.num_basis) + width * hidden
 
     @property
     def receptive_field(self) -> float:
@@ -142,9 +154,13 @@ class So3kratesConfig:
 def _positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not float(value) > 0:
+    if not value > 0:  # type: ignore[operator]  # numbers.Real knows no comparison
         raise ValueError(f"{name} must be positive, got {value}")
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        finite = False
+    if not finite:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
@@ -198,6 +214,8 @@ class So3krates(ModuleWithConstants):
         config: hyper-parameters.
         n_species: rows of the species table.
     """
+
+    parity: Tensor
 
     def __init__(self, config: So3kratesConfig, n_species: int) -> None:
         super().__init__()
@@ -297,6 +315,10 @@ class EuclideanAttention(ModuleWithConstants):
     alpha_ij = C(d_ij) / norm * sum_a q_i,a w_ij,a k_j,a within each head; no self-attention.
     """
 
+    to_heads: Tensor
+    contract: Tensor
+    repeat: Tensor
+
     def __init__(self, config: So3kratesConfig) -> None:
         super().__init__()
         width, heads, n_degrees = config.num_features, config.num_heads, len(config.degrees)
@@ -367,6 +389,9 @@ class Exchange(ModuleWithConstants):
 
     (a, b) = [x; I(chi)] W + c;  x gains a, chi_l gains b_l chi_l.
     """
+
+    contract: Tensor
+    repeat: Tensor
 
     def __init__(self, config: So3kratesConfig) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +32,8 @@ class ZBLConfig:
     cutoff_function: str = "physnet"
 
     def __post_init__(self) -> None:
-        if not self.cutoff > 0:
-            raise ValueError(f"cutoff must be positive, got {self.cutoff}")
+        if not 0 < self.cutoff <= sys.float_info.max:
+            raise ValueError(f"cutoff must be positive and finite, got {self.cutoff}")
         if self.cutoff_function not in CUTOFF_FUNCTIONS:
             known = ", ".join(map(repr, CUTOFF_FUNCTIONS))
             raise ValueError(
@@ -51,6 +52,8 @@ class ZBLRepulsion(nn.Module):
         config: cutoff and cutoff function.
         atomic_numbers: element of every species.
     """
+
+    atomic_numbers: Tensor
 
     def __init__(self, config: ZBLConfig, atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()

@@ -26,7 +26,8 @@ def samples(dataset: Dataset, cutoff: float, species: tuple[int, ...]) -> list[B
         ValueError: an element is not in `species`.
     """
     made = []
-    for k, structure in enumerate(dataset.structures):
+    labelled = zip(dataset.structures, dataset.forces or (), strict=True)
+    for k, (structure, forces) in enumerate(labelled):
         system = System.from_ase(structure)
         graph = fresh_graph(system, cutoff=cutoff, species=species)
         volume = volumes(system)
@@ -35,7 +36,7 @@ def samples(dataset: Dataset, cutoff: float, species: tuple[int, ...]) -> list[B
             Batch(
                 graph=graph,
                 energy=torch.tensor([dataset.energies[k]], dtype=torch.float64),
-                forces=torch.as_tensor(dataset.forces[k], dtype=torch.float64),
+                forces=torch.as_tensor(forces, dtype=torch.float64),
                 stress=torch.as_tensor(stress, dtype=torch.float64).unsqueeze(0),
                 volume=torch.where(volume > 0, volume, 1.0),
             )

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from attncalc import plots
@@ -29,6 +29,8 @@ class MovingAverage(WeightAveraging):
     Lightning walks through the module for its parameters at every step; here they are listed once.
     """
 
+    _average_model: AveragedModel  # made by Lightning before any of the calls below
+
     def __init__(self, decay: float) -> None:
         self.average = get_ema_multi_avg_fn(decay)
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
@@ -37,14 +39,19 @@ class MovingAverage(WeightAveraging):
     def state_key(self) -> str:
         return "WeightAveraging"
 
-    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
         self.current = [p.detach() for p in module.parameters()]
         self.averaged = [p.detach() for p in self._average_model.module.parameters()]
         self.n_averaged = int(self._average_model.n_averaged)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self.n_averaged == 0:
             torch._foreach_copy_(self.averaged, self.current)
@@ -61,8 +68,8 @@ class UseStep(L.Callback):
     def __init__(self, step: Step) -> None:
         self.step = step
 
-    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        module.step = self.step
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        _ours(module).step = self.step
 
 
 class BestModel(L.Callback):
@@ -75,18 +82,19 @@ class BestModel(L.Callback):
     def __init__(self, model: Path, table: Path) -> None:
         self.model, self.table = model, table
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # the module's own hook, which adds this epoch to the history, runs after all callbacks
-        loss = module.sums["loss"] / module.sums["n"]
-        is_best = all(loss < row["validation_loss"] for row in module.history)
+        training = _ours(module)
+        loss = training.sums["loss"] / training.sums["n"]
+        is_best = all(loss < row["validation_loss"] for row in training.history)
         if is_best or not self.model.exists():
-            save(module.potential, self.model)
+            save(training.potential, self.model)
 
-    def on_validation_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(module.history[0]))
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        history, text = _ours(module).history, io.StringIO()
+        writer = csv.DictWriter(text, list(history[0]))
         writer.writeheader()
-        writer.writerows(module.history)
+        writer.writerows(history)
         write_atomically(self.table, text.getvalue().encode())
 
 
@@ -97,12 +105,12 @@ class LearningCurve(L.Callback):
         self.picture, self.title = picture, title
         self.last_drawn = time.monotonic()
 
-    def on_validation_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if time.monotonic() - self.last_drawn > PICTURE_EVERY:
-            self.draw(module.history)
+            self.draw(_ours(module).history)
 
-    def on_train_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        self.draw(module.history)
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.draw(_ours(module).history)
 
     def draw(self, history: list[dict[str, float]]) -> None:
         """Write the picture, atomically."""
@@ -125,13 +133,13 @@ class LearningCurve(L.Callback):
 class Progress(L.Callback):
     """One bar over all epochs with rate and time left, on a terminal only."""
 
-    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.bar = tqdm(
             total=trainer.max_epochs, initial=trainer.current_epoch, unit="epoch", disable=None
         )
 
-    def on_validation_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        last = module.history[-1]
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        last = _ours(module).history[-1]
         self.bar.set_postfix_str(
             f"validation E {last['energy_mae_meV']:.1f} meV, F {last['force_mae_meV_per_A']:.1f} "
             "meV/Å",
@@ -139,11 +147,18 @@ class Progress(L.Callback):
         )
         self.bar.update(1)
 
-    def on_train_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.bar.close()
 
     def on_exception(
-        self, trainer: L.Trainer, module: TrainingModule, exception: BaseException
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
+
+
+def _ours(module: L.LightningModule) -> TrainingModule:
+    """Lightning hands any module to a callback; the ones here belong to this one only."""
+    if not isinstance(module, TrainingModule):
+        raise TypeError(f"module must be a TrainingModule, got {type(module).__name__}")
+    return module

@@ -11,8 +11,13 @@ from attncalc.train.recipe import Recipe
 def card(recipe: Recipe, potential: Potential) -> str:
     """Markdown for people, made from the model file's own header."""
     info = potential.training_info
-    config = potential.network.config
-    n_parameters = sum(p.numel() for p in potential.network.parameters())
+    config = potential.networks[0].config
+    n_parameters = sum(p.numel() for p in potential.networks[0].parameters())
+    one_of = f"mean of {recipe.committee} x " if recipe.committee > 1 else ""
+    seeds, of_all = f"seed {info['seed']}", ""
+    if recipe.committee > 1:
+        of_all = " of all together"
+        seeds = f"seeds {info['seed']} to {info['seed'] + recipe.committee - 1}"
     wall_time = info["wall_time_s"]
     time = f"{wall_time / 60:.0f} min" if wall_time >= 120 else f"{wall_time:.0f} s"
     elements = " ".join(chemical_symbols[z] for z in potential.species)
@@ -21,15 +26,16 @@ def card(recipe: Recipe, potential: Potential) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| network | {recipe.network}, {n_parameters:,} parameters, {config.num_layers} layers, "
-        f"cutoff {config.cutoff} Å, {config.cutoff_function} cutoff function |",
+        f"| network | {one_of}{recipe.network}, {n_parameters:,} parameters, "
+        f"{config.num_layers} layers, cutoff {config.cutoff} Å, "
+        f"{config.cutoff_function} cutoff function |",
         f"| elements | {elements} |",
         f"| data | {info['data']} (labels: {info['labels']}) |",
         f"| level of theory | {info['level_of_theory'] or 'not stated by the data'} |",
         f"| structures | {info['n_train']} training, {info['n_validation']} validation, "
         f"{info['n_test']} test |",
         "| units | eV, Å |",
-        f"| training | {info['epochs']} epochs, {time} wall time, seed {info['seed']} |",
+        f"| training | {info['epochs']} epochs, {time} wall time{of_all}, {seeds} |",
         f"| command | `{info['command']}` |",
     ]
     if info["test_errors"]:
@@ -42,6 +48,6 @@ def error_table(test_errors: dict[str, float | None]) -> list[str]:
     lines = ["| quantity | MAE | RMSE | unit |", "|---|--:|--:|---|"]
     for name, unit in (("energy", "meV"), ("force", "meV/Å"), ("stress", "meV/Å³")):
         mae, rmse = test_errors[f"{name}_mae"], test_errors[f"{name}_rmse"]
-        if mae is not None:
+        if mae is not None and rmse is not None:
             lines.append(f"| {name} | {1e3 * mae:.2f} | {1e3 * rmse:.2f} | {unit} |")
     return lines

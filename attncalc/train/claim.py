@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ def claim(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) 
     mark = output / "recipe.json"
     ours = json.loads(json.dumps(recipe.as_dict()))
     data = {"training": checksum(training), "validation": checksum(validation)}
-    if mark.exists() and (output / "last.ckpt").exists():
-        theirs = json.loads(mark.read_text())
+    begun = [*output.glob("last.ckpt"), *output.glob("member-*/last.ckpt")]
+    if mark.exists() and begun:
+        # a key that an older version did not write has its default
+        theirs = _defaults() | json.loads(mark.read_text())
         their_data = theirs.pop(DATA, None)
         _refuse_other_recipe(output, ours, theirs, names_count=their_data is None)
         changed = [role for role in data if their_data and their_data[role] != data[role]]
@@ -42,6 +45,12 @@ def claim(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) 
                 "start again"
             )
     write_atomically(mark, json.dumps(ours | {DATA: data}, indent=1).encode())
+
+
+def _defaults() -> dict[str, Any]:
+    return {
+        f.name: f.default for f in fields(Recipe) if f.default is not MISSING and f.name != "folder"
+    }
 
 
 def checksum(dataset: Dataset) -> str:

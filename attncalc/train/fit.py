@@ -17,7 +17,7 @@ from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors, errors, predict
 from attncalc.model_file import DTYPES, NETWORKS, load, save, write_atomically
-from attncalc.potential import Potential, check_electrons
+from attncalc.potential import Committee, Potential, check_electrons
 from attncalc.system import System
 from attncalc.train.batches import samples, to_device
 from attncalc.train.callbacks import LearningCurve
@@ -37,9 +37,9 @@ class Training:
     """What a run leaves behind.
 
     Attributes:
-        potential: the model with the lowest validation loss.
+        potential: the model with the lowest validation loss; of a committee, all of them.
         model: its file.
-        history: one row of numbers per epoch, as in metrics.csv.
+        history: one row of numbers per epoch, as in metrics.csv; of a committee, member by member.
     """
 
     potential: Potential
@@ -53,6 +53,7 @@ def run(
     *,
     data: str | Path | None = None,
     command: str = "",
+    member: int | None = None,
 ) -> Training:
     """Read the recipe's data, train (or go on where a stopped run was), test, write the card.
 
@@ -65,6 +66,8 @@ def run(
         data: data file to use instead of the recipe's.
         command: what the card says reproduces this, as typed into a shell; absolute paths in it
             are reduced to file names, since a card is made to be handed on.
+        member: trains only this member of the recipe's committee, counted from 1, so that several
+            can be trained at once; a later run without it puts them together.
 
     Raises:
         FileNotFoundError, ValueError: from the recipe or its data, with the reason.
@@ -76,7 +79,9 @@ def run(
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
     keep_freed_memory()
     try:
-        training, validation, test = read_split(recipe)
+        training, validation, test = read_split(recipe)  # all members are trained on one split
+        if member is not None:
+            output, recipe = _member_folder(output, member), recipe.member(member)
         _check(recipe, training, validation, test)
         done = fit(recipe, training, validation, output)
         test_errors = None if test is None else errors(predict(done.potential, test), test)
@@ -94,15 +99,18 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     """Training, validation and test set of a recipe; the test set may be missing."""
     units = {"energy_unit": recipe.energy_unit, "length_unit": recipe.length_unit}
     dataset = data.read(recipe.find(recipe.data), labels=recipe.labels, **units)
+    _require_matching_units(recipe, dataset)  # before the split: more structures are close
+    test: Dataset | None
     if "sizes" in recipe.split:
-        parts = data.split(dataset, recipe.split["sizes"], seed=recipe.seed)
-        parts = parts if len(parts) == 3 and len(parts[2]) else (*parts[:2], None)
+        sizes = recipe.split["sizes"]
+        training, validation, *others = data.split(dataset, sizes, seed=recipe.seed)
+        test = others[0] if others and len(others[0]) else None
     else:
-        parts = data.official_split(dataset, **recipe.split)
+        training, validation, test = data.official_split(dataset, **recipe.split)
     if recipe.test_data is not None:
         test = data.read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
-        parts = (*parts[:2], test)
-    return parts
+        _require_matching_units(recipe, test)
+    return training, validation, test
 
 
 @torch.random.fork_rng(devices=[])  # the global random numbers stay the caller's
@@ -118,17 +126,21 @@ def fit(
     Args:
         recipe: its `data`, `labels`, units and `split` are not used here.
         training, validation: structures with energies and forces.
-        output: folder for model, metrics and checkpoint; "runs/NAME" if not given.
+        output: folder for model, metrics and checkpoint; "runs/NAME" if not given. Members of a
+            committee have a folder each below it.
 
     Raises:
-        ValueError: the data do not suit the recipe, or `output` holds a run of another recipe
-            or on other data.
+        ValueError: the data do not suit the recipe, their energies and forces are in units that do
+            not match, or `output` holds a run of another recipe or on other data.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
     _check(recipe, training, validation)
+    _require_matching_units(recipe, training)
     output.mkdir(parents=True, exist_ok=True)
     claim(output, recipe, training, validation)
+    if recipe.committee > 1:
+        return _fit_committee(recipe, training, validation, output)
     for unfinished in output.glob(".*.part"):  # what a killed run was just writing
         unfinished.unlink()
     model, checkpoint = output / f"{recipe.name}.safetensors", output / "last.ckpt"
@@ -160,6 +172,25 @@ def fit(
     return Training(load(model), model, module.history)
 
 
+def _fit_committee(
+    recipe: Recipe, training: Dataset, validation: Dataset, output: Path
+) -> Training:
+    members, history, wall_time = [], [], 0.0
+    for k in range(1, recipe.committee + 1):
+        log.info("member %d of %d", k, recipe.committee)
+        done = fit(recipe.member(k), training, validation, _member_folder(output, k))
+        members.append(done.potential)
+        history += [row | {"wall_time_s": wall_time + row["wall_time_s"]} for row in done.history]
+        wall_time = history[-1]["wall_time_s"]
+    model = output / f"{recipe.name}.safetensors"
+    save(Committee(members), model)
+    return Training(load(model), model, history)
+
+
+def _member_folder(output: Path, k: int) -> Path:
+    return output / f"member-{k}"
+
+
 def _check(
     recipe: Recipe, training: Dataset, validation: Dataset, test: Dataset | None = None
 ) -> None:
@@ -182,6 +213,12 @@ def _check(
                 "learn them from it; split the data in another way"
             )
         _check_electrons(recipe, dataset, role)
+
+
+def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
+    """Where only one of the two is trained on, the other may be anything."""
+    if recipe.energy_weight and recipe.force_weight and (what := data.unit_mismatch(dataset)):
+        raise ValueError(f"{what} (or train on one of them: energy_weight: 0 or force_weight: 0)")
 
 
 def _elements(dataset: Dataset) -> set[int]:
@@ -239,6 +276,7 @@ def _describe(
         "epochs": int(done.history[-1]["epoch"]),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),
         "seed": recipe.seed,
+        "committee": recipe.committee,
         "command": command,
     }
     done.potential.training_info.update(info)

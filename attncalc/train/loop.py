@@ -123,11 +123,16 @@ def train_loop(
         )
         trainer.fit(
             module,
-            DataLoader(training, recipe.batch_size, sampler=order, collate_fn=join),
-            DataLoader(validation, VALIDATION_BATCH, collate_fn=join),
+            _loader(training, recipe.batch_size, order),
+            _loader(validation, VALIDATION_BATCH),
             ckpt_path=checkpoint if checkpoint.exists() else None,
             weights_only=False,
         )
+
+
+def _loader(structures: Any, batch_size: int, order: EpochOrder | None = None) -> DataLoader:
+    """`structures` may be any sequence: torch says so, but not in its annotations."""
+    return DataLoader(structures, batch_size, sampler=order, collate_fn=join)
 
 
 def device() -> torch.device:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from attncalc.potential import Potential, evaluate
@@ -25,18 +26,19 @@ class TrainingModule(L.LightningModule):
         n_steps: optimizer steps of the whole run, which the schedule spans.
     """
 
+    step: Step  # handed over when the training starts
+
     def __init__(self, potential: Potential, recipe: Recipe, n_steps: int) -> None:
         super().__init__()
         self.automatic_optimization = False  # the step brings its own gradients
         self.potential, self.recipe, self.n_steps = potential, recipe, n_steps
         self.weights = _loss(recipe)
-        self.step: Step | None = None
         self.history: list[dict[str, float]] = []
         self.train_losses: list[torch.Tensor] = []
         self.sums: dict[str, float] = {}
         self.wall_before, self.started = 0.0, time.monotonic()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         self.trained = list(trainable(self.potential).values())
         optimizer = torch.optim.Adam(self.trained, lr=self.recipe.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
@@ -68,8 +70,10 @@ class TrainingModule(L.LightningModule):
             parameter.grad = gradient
         if norm > self.recipe.clip_norm:
             clip_grads_with_norm_(self.trained, self.recipe.clip_norm, norm)
-        self.optimizers().step()
-        self.lr_schedulers().step()
+        optimizer: Any = self.optimizers()  # one, of what may be lists
+        schedule: Any = self.lr_schedulers()
+        optimizer.step()
+        schedule.step()
         self.train_losses.append(value)
 
     def on_validation_epoch_start(self) -> None:
@@ -93,11 +97,12 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         s = self.sums
+        schedule: Any = self.lr_schedulers()
         self.history.append(
             {
                 "epoch": self.current_epoch + 1,
                 "step": self.global_step,
-                "learning_rate": self.lr_schedulers().get_last_lr()[0],
+                "learning_rate": schedule.get_last_lr()[0],
                 "train_loss": float(torch.stack(self.train_losses).mean()),
                 "validation_loss": s["loss"] / s["n"],
                 "energy_mae_meV": 1e3 * s["energy"] / s["n"],

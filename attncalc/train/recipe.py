@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -13,6 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attncalc.model_file import DTYPES, NETWORKS
+from attncalc.one_line import one_line
+from attncalc.train.plain_yaml import read_yaml
+
+# None means that nothing is said about them.
+_OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,13 @@ class Recipe:
         compile: "auto" compiles the training step if the run is long enough to pay for it,
             "always", or "never".
         seed: of initial weights and order of the data.
+        committee: how many networks are trained, one after the other with seeds seed, seed + 1,
+            ...; from two on, the model is their mean, with their spread as a warning.
         dtype: of the network, "float32" or "float64".
+        folder: where data files are looked for first; that of the YAML file.
+
+    Raises:
+        ValueError: a value is impossible; the message names it.
     """
 
     name: str
@@ -73,11 +83,12 @@ class Recipe:
     penalty: Literal["norm", "square"] = "norm"
     compile: Literal["auto", "always", "never"] = "auto"
     seed: int = 0
+    committee: int = 1
     dtype: str = "float32"
     folder: str = field(default=".", repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "warmup_steps", "seed"):
+        for name in ("epochs", "batch_size", "warmup_steps", "seed", "committee"):
             if not _is(getattr(self, name), Integral):
                 raise ValueError(
                     f"recipe: {name} must be a whole number, got {getattr(self, name)!r}"
@@ -88,9 +99,12 @@ class Recipe:
         ):
             if not _is(getattr(self, name), Real):
                 raise ValueError(f"recipe: {name} must be a number, got {getattr(self, name)!r}")
-            if not math.isfinite(getattr(self, name)):
+            if not _is_finite(getattr(self, name)):
                 raise ValueError(f"recipe: {name} must be finite, got {getattr(self, name)}")
-        for name in ("epochs", "batch_size", "learning_rate", "final_learning_rate", "clip_norm"):
+        for name in (
+            *("epochs", "batch_size", "learning_rate", "final_learning_rate", "clip_norm"),
+            "committee",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"recipe: {name} must be positive, got {getattr(self, name)}")
         for name in ("energy_weight", "force_weight", "stress_weight", "warmup_steps", "seed"):
@@ -98,9 +112,12 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"recipe: ema_decay must lie in [0, 1), got {self.ema_decay}")
-        for name in ("name", "data"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"recipe: {name} must be text, got {getattr(self, name)!r}")
+        if self.seed >= 2**63:
+            raise ValueError(f"recipe: seed must be below 2^63, got {self.seed}")
+        for name in ("name", "data", "level_of_theory", *_OPTIONAL_TEXTS):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name in _OPTIONAL_TEXTS):
+                raise ValueError(f"recipe: {name} must be text, got {value!r}")
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"recipe: name must be usable as a file name, got {self.name!r}")
         for name, allowed in (
@@ -121,12 +138,27 @@ class Recipe:
     def _check_split(self) -> None:
         _check_keys("split", self.split, ("train", "n_validation", "test", "sizes"))
         if "sizes" not in self.split:
+            self._check_named_split()
             return
         sizes = self.split["sizes"]
         if len(self.split) > 1 or not isinstance(sizes, Sequence) or len(sizes) not in (2, 3):
             raise ValueError(
                 "recipe: split must be {sizes: [n_train, n_validation, n_test]} (the last may be "
                 f"left out), or the names of splits in the file; got {dict(self.split)}"
+            )
+
+    def _check_named_split(self) -> None:
+        for name in ("train", "test"):
+            if name in self.split and not isinstance(self.split[name], str):
+                raise ValueError(
+                    f"recipe: {name} of split must be the name of a split in the file, "
+                    f"got {self.split[name]!r}"
+                )
+        n_validation = self.split.get("n_validation", 0)
+        if not _is(n_validation, Integral) or n_validation < 0:
+            raise ValueError(
+                "recipe: n_validation of split must be a whole number and not negative, "
+                f"got {n_validation!r}"
             )
 
     def _check_config(self) -> None:
@@ -149,26 +181,31 @@ class Recipe:
             FileNotFoundError: there is no such file.
             ValueError: it is not YAML, a key is unknown or missing, or a value is impossible.
         """
-        import yaml
-
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no such recipe: {path}")
+        content = read_yaml(path)
+        known = [f for f in dataclasses.fields(cls) if f.name != "folder"]
         try:
-            content = yaml.load(path.read_text(), Loader=_number_loader())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path.name}: not readable as YAML: {error}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path.name}: expected keys and values")
-        known = [f.name for f in dataclasses.fields(cls) if f.name != "folder"]
-        try:
-            _check_keys("recipe", content, known)
+            _check_keys("recipe", content, [f.name for f in known])
+            needed = [f.name for f in known if f.default is dataclasses.MISSING]
+            if missing := [name for name in needed if name not in content]:
+                raise ValueError(f"missing {', '.join(map(repr, missing))}")
             return cls(**content, folder=str(path.parent))
-        except TypeError as error:
-            message = str(error).replace("Recipe.__init__() ", "")
-            raise ValueError(f"{path.name}: {message}") from None
         except ValueError as error:
-            raise ValueError(f"{path.name}: {error}") from None
+            remark = str(error).removeprefix("recipe: ")
+            raise ValueError(one_line(f"{path.name}: {remark}")) from None
+
+    def member(self, k: int) -> Recipe:
+        """The recipe of one member of the committee, counted from 1.
+
+        Raises:
+            ValueError: there is no such member.
+        """
+        if self.committee == 1:
+            raise ValueError("recipe: it trains one network, so there is no member to choose")
+        if not 1 <= k <= self.committee:
+            raise ValueError(f"recipe: there are members 1 to {self.committee}, not {k}")
+        name, seed = f"{self.name}-{k}", self.seed + k - 1
+        return dataclasses.replace(self, name=name, seed=seed, committee=1)
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe without the folder that it was read from."""
@@ -195,6 +232,13 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
+
+
 def _check_keys(where: str, content: Any, known: Any) -> None:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must hold keys and values, got {content!r}")
@@ -203,18 +247,3 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"unknown key {key!r} in {where}{hint}")
-
-
-def _number_loader() -> type:
-    """YAML 1.1 reads 1e-3 as text, which nobody expects of a learning rate: read it as a number."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+0123456789."),
-    )
-    return Loader

@@ -12,13 +12,16 @@ import sys
 from pathlib import Path
 
 import ase.io
+import numpy as np
 import pytest
 import torch
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc import data, load, train
 from attncalc.data.errors import errors, predict
 from attncalc.train.batches import join, samples
+from attncalc.train.fit import _require_matching_units
 from attncalc.train.loop import EpochOrder
 from attncalc.train.module import TrainingModule
 from attncalc.train.step import PENALTIES, Loss, loss
@@ -443,3 +446,31 @@ def test_an_element_beyond_the_training_set_is_refused(recipe, parts, tmp_path, 
     with pytest.raises(ValueError, match=r"^test.extxyz: the test set has .* \(Ag\)"):
         train.run(apart, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_units_that_do_not_match_stop_a_training(recipe, dataset, tmp_path):
+    """Before it begins; but who trains on forces alone may have any energies."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(40):
+        atoms = dataset.structures[0].copy()
+        atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
+        atoms.calc = EMT()
+        atoms.get_forces(), atoms.get_stress()
+        frames.append(atoms)
+    right = data.from_ase(frames, source="cells.extxyz")
+    wrong = dataclasses.replace(right, energies=right.energies * 23.0605)
+    message = (
+        "^cells.extxyz: .* energies in kcal/mol beside forces in eV/Angstrom[?] .*or train on one"
+    )
+    with pytest.raises(ValueError, match=message):
+        train.fit(recipe, wrong[:30], wrong[30:], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "cells.extxyz", wrong)
+    from_file = dataclasses.replace(recipe, folder=str(tmp_path), split={"sizes": [6, 34]})
+    with pytest.raises(ValueError, match=message):  # found in the whole, not in six structures
+        train.run(from_file, tmp_path / "run")
+    _require_matching_units(recipe, right)
+    _require_matching_units(recipe, wrong[:6])
+    for weight in ("energy_weight", "force_weight"):
+        _require_matching_units(dataclasses.replace(recipe, **{weight: 0.0}), wrong)

@@ -1,9 +1,11 @@
 """Recipes: what is understood, what is refused and how."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
+from damage import damaged, limits
 
 from attncalc.train import Recipe
 
@@ -79,6 +81,20 @@ def test_text_that_resembles_a_number_stays_text(tmp_path):
         ("name: 5", "name must be text, got 5"),
         ("data: 5", "data must be text, got 5"),
         ("name: a/b", "name must be usable as a file name, got 'a/b'"),
+        (f"learning_rate: 1{'0' * 400}", "learning_rate must be finite, got 1000"),
+        (f"config: {{cutoff: 1{'0' * 400}}}", "config of so3krates: cutoff must be finite, got 10"),
+        (f"seed: {2**63}", f"seed must be below 2^63, got {2**63}"),
+        ("seed: 2024-11-20", "seed must be a whole number, got datetime.date(2024, 11, 20)"),
+        ("name: yes", "name must be text, got True"),
+        ("labels: 5", "labels must be text, got 5"),
+        ("energy_unit: [eV]", "energy_unit must be text, got ['eV']"),
+        ("test_data: !!binary YQ==", "test_data must be text, got b'a'"),
+        ("level_of_theory: null", "level_of_theory must be text, got None"),
+        ("split: {train: 5}", "train of split must be the name of a split in the file, got 5"),
+        ("split: {n_validation: all}", "n_validation of split must be a whole number and not neg"),
+        ("split: {n_validation: -1}", "n_validation of split must be a whole number and not negat"),
+        (f"{'x' * 500}: 1", f"unknown key '{'x' * 100}"),
+        (f"config: {['x' * 20] * 1000}", "config must hold keys and values, got ['xxxx"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, more, message):
@@ -88,18 +104,94 @@ def test_what_is_wrong_is_named(tmp_path, more, message):
         Recipe.from_yaml(write(tmp_path, "\n".join([*kept, more])))
     assert message in str(caught.value)
     assert str(caught.value).startswith("a.yaml: ")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 450
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "line 1: anchors and aliases (& and *) are"),
+        (
+            "a: *nothing",
+            "line 1: anchors and aliases (& and *) are not used in recipes: write it o",
+        ),
+        ("a: {b: 1}\n<<: *a", "line 2: anchors and aliases (& and *) are not used in recipes"),
+        ("epochs: 10\nseed: 1\nepochs: 1000", "line 3: 'epochs' stands there twice"),
+        ("config: {cutoff: 4, cutoff: 5}", "line 1: 'cutoff' stands there twice"),
+        ("a: !!python/object/apply:os.mkdir [executed]", "line 1: could not determine a construc"),
+        ("a: !!python/name:os.system", "line 1: could not determine a constructor for the tag"),
+        ("a: !mine 1", "line 1: could not determine a constructor for the tag '!mine'"),
+        ("a: [1", "line 1: expected ',' or ']', but got '<stream end>'"),
+        ("a:\n\t- b", r"line 2: found character '\t' that cannot start any token"),
+        ("a: 1\n---\na: 2", "line 2: but found another document"),
+        ("? [1]\n: 2", "line 1: found unhashable key"),
+        ("a: 2024-13-45", "month must be in 1..12"),
+        (f"a: {'9' * 5000}", "Exceeds the limit (4300 digits)"),
+        ("[" * 3000, "not a recipe (nested too deeply)"),
+        ("{a: " * 3000, "not a recipe (nested too deeply)"),
+        (f"a: {'x' * 100_000}", "more than 64 KiB, which no recipe has"),
+        ("a: \0", "special characters are not allowed"),
+        ("- 1", "expected keys and values, one per line, as in `epochs: 1000`"),
+        ("", "expected keys and values, one per line, as in `epochs: 1000`"),
+    ],
+)
+def test_yaml_that_is_no_recipe(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    with limits(), pytest.raises(ValueError) as caught:
+        Recipe.from_yaml(write(tmp_path, text))
+    assert str(caught.value).startswith("a.yaml: ")
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 450
+    assert not (tmp_path / "executed").exists()
+
+
+def test_recipes_that_are_no_text(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ValueError, match=r"^a.yaml: not readable as YAML \('utf-8' codec can't"):
+        Recipe.from_yaml(path)
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with limits(), pytest.raises(ValueError, match=r"^a.yaml: .*more than 64 KiB"):
+        Recipe.from_yaml(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"^no such recipe: .*a.yaml: it is a folder$"):
+        Recipe.from_yaml(path)
+    path.rmdir()
+    os.mkfifo(path)
+    with limits(), pytest.raises(FileNotFoundError, match=r"^no such recipe: .*a.yaml$"):
+        Recipe.from_yaml(path)
+
+
+def test_damaged_recipes(tmp_path):
+    """A message that names the file, or another recipe that is a valid one."""
+    content = (MODELS / "so3krates-ethanol.yaml").read_bytes()
+    n_refused = 0
+    with limits(seconds=120):
+        for damage in damaged(content, 500, seed=0):
+            (tmp_path / "a.yaml").write_bytes(damage)
+            try:
+                Recipe.from_yaml(tmp_path / "a.yaml")
+            except ValueError as error:
+                n_refused += 1
+                message = str(error)
+                assert message.startswith("a.yaml: ")
+                assert message.isprintable()
+    assert n_refused > 150
 
 
 def test_a_missing_key_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"a.yaml: missing .*'config'"):
+    with pytest.raises(ValueError, match=r"^a.yaml: missing 'config'$"):
         Recipe.from_yaml(write(tmp_path, "name: a\ndata: a.npz\nsplit: {sizes: [1, 1]}\n"))
+    with pytest.raises(ValueError, match=r"^a.yaml: missing 'data', 'split', 'config'$"):
+        Recipe.from_yaml(write(tmp_path, "name: a\n"))
 
 
-@pytest.mark.parametrize("text", ["- 1\n", "a: [1\n", ""])
-def test_what_is_no_recipe_at_all(tmp_path, text):
-    with pytest.raises(ValueError, match=r"^a\.yaml: "):
-        Recipe.from_yaml(write(tmp_path, text))
+def test_a_byte_order_mark_is_no_key(tmp_path):
+    assert Recipe.from_yaml(write(tmp_path, f"\ufeff{LEAST}")).name == "a"
 
 
 def test_a_missing_recipe(tmp_path):

@@ -1,0 +1,154 @@
+"""Committees: the mean of their members, with the spread, through every door."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+
+from attncalc import AttnCalculator, Committee, Potential, evaluate, load, save
+from attncalc.fast import CloseAtomsTakePlain
+from attncalc.neighbors import fresh_graph
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.system import System
+
+SPECIES = (1, 6, 8)
+
+
+def member(seed: int, *, cutoff: float = 4.0, species=SPECIES, charge: bool = False) -> Potential:
+    torch.manual_seed(seed)
+    config = So3kratesConfig(
+        cutoff,
+        avg_num_neighbors=8.0,
+        num_features=16,
+        num_heads=2,
+        degrees=(1, 2),
+        num_basis=8,
+        head_features=8,
+        embed_charge=charge,
+    )
+    network = So3krates(config, len(species)).double()
+    references = [-float(seed + z) for z in species]
+    return Potential(network, species, reference_energies=references).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def committee() -> Committee:
+    return Committee([member(seed) for seed in range(3)], training={"data": "none"})
+
+
+def test_results_are_mean_and_standard_deviation_of_the_members(committee):
+    system = System.from_ase([molecule("CH3CH2OH"), molecule("H2O")])
+    graph = fresh_graph(system, cutoff=4.0, species=SPECIES)
+    result = evaluate(committee, graph)
+    alone = [evaluate(potential, graph) for potential in committee.members]
+    for name in ("energy", "energies", "forces", "strain_gradient"):
+        values = np.stack([getattr(one, name).numpy() for one in alone])
+        np.testing.assert_allclose(getattr(result, name), values.mean(0), rtol=1e-13, atol=1e-13)
+        if name in ("energy", "forces"):
+            spread = getattr(result.spread, name)
+            np.testing.assert_allclose(spread, values.std(0, ddof=1), rtol=1e-10, atol=1e-13)
+            assert spread.max() > 1e-3
+    assert alone[0].spread is None
+    # the differentiable form is the same mean
+    torch.testing.assert_close(committee.energies(graph), result.energies, rtol=0, atol=1e-12)
+
+
+def test_one_file_holds_a_committee_to_the_bit(committee, tmp_path):
+    path = tmp_path / "three.safetensors"
+    save(committee, path)
+    again = load(path)
+    assert isinstance(again, Committee)
+    assert again.training_info == {"data": "none"}
+    assert len(again.members) == 3
+    for ours, theirs in zip(again.members, committee.members, strict=True):
+        assert ours.reference_energies.tolist() == theirs.reference_energies.tolist()
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], tensor), name
+    assert load(path, dtype="float32").dtype == torch.float32
+    save(again, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_calculator_takes_a_list_or_a_file(committee, tmp_path):
+    save(committee, tmp_path / "three.safetensors")
+    paths = []
+    for k, potential in enumerate(committee.members):
+        paths.append(tmp_path / f"{k}.safetensors")
+        save(potential, paths[-1])
+    atoms = molecule("CH3CH2OH")
+    energies = []
+    for path in paths:
+        atoms.calc = AttnCalculator(path, device="cpu")
+        energies.append(atoms.get_potential_energy())
+        assert atoms.calc.spread is None
+    results = []
+    for model in (paths, tmp_path / "three.safetensors", committee, list(committee.members)):
+        atoms.calc = AttnCalculator(model, device="cpu")
+        assert atoms.get_potential_energy() == pytest.approx(np.mean(energies), abs=1e-9)
+        spread = atoms.calc.spread
+        assert spread["energy"] == pytest.approx(np.std(energies, ddof=1), abs=1e-9)
+        results.append(atoms.get_forces())
+        atoms.calc.export_properties()  # ASE refuses names that it does not know
+        many = atoms.calc.calculate_many([atoms, molecule("H2O")])
+        np.testing.assert_allclose(many[0]["forces"], results[-1], atol=1e-10)
+        np.testing.assert_allclose(many[0]["forces_spread"], spread["forces"], atol=1e-10)
+        assert many[0]["energy_spread"] == pytest.approx(spread["energy"], abs=1e-9)
+        assert many[1]["forces_spread"].shape == (3, 3)
+        for member in atoms.calc._fast.members:
+            assert type(member.network) is CloseAtomsTakePlain, "the fast path is lost"
+    for forces in results[1:]:
+        np.testing.assert_allclose(forces, results[0], atol=1e-12)
+
+
+def test_committee_passes_the_physics_checks(committee):
+    assert AttnCalculator(committee, device="cpu").verify().passed
+    atoms = bulk("C", cubic=True)
+    assert AttnCalculator(committee, device="cpu").verify(atoms).passed
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (lambda: [member(0)], "a committee needs two members or more, got 1"),
+        (lambda: [member(0), member(1, cutoff=5.0)], "must have the same cutoff, got 4.0, 5.0"),
+        (lambda: [member(0), member(1, species=(1, 8))], "must have the same species, got "),
+        (lambda: [member(0), member(1), member(0)], "the same model stands twice in a committee"),
+    ],
+    ids=["one", "cutoff", "species", "twice"],
+)
+def test_impossible_committees_are_refused(members, message):
+    with pytest.raises(ValueError, match=message):
+        AttnCalculator(members(), device="cpu")
+
+
+def test_spread_is_never_that_of_another_structure(committee):
+    calculator = AttnCalculator(committee, device="cpu")
+    calculator.calculate(molecule("H2O"), ["energy"], [])
+    assert calculator.spread is not None
+    with pytest.raises(ValueError, match="was not trained on N"):
+        calculator.calculate(molecule("NH3"), ["energy"], [])
+    assert calculator.spread is None
+
+
+def test_a_committee_among_the_members_is_taken_apart(committee):
+    fourth = member(7)
+    flat = AttnCalculator([*committee.members, fourth], device="cpu")
+    nested = AttnCalculator([committee, fourth], device="cpu")
+    assert len(nested.potential.members) == 4
+    results = [c.calculate_many([molecule("H2O")])[0] for c in (flat, nested)]
+    assert results[0]["energy"] == results[1]["energy"]
+    assert results[0]["energy_spread"] == results[1]["energy_spread"]
+
+
+def test_charge_counts_only_where_every_member_reads_it():
+    charged = molecule("H2O")
+    charged.info["charge"] = 1
+    reads, reads_too, ignores = member(0, charge=True), member(1, charge=True), member(2)
+    for potentials in ([reads, ignores], [ignores, reads]):
+        charged.calc = AttnCalculator(potentials, device="cpu")
+        with pytest.raises(ValueError, match="knows neutral structures only"):
+            charged.get_potential_energy()
+    charged.calc = AttnCalculator([reads, reads_too], device="cpu")
+    energy = charged.get_potential_energy()
+    charged.info["charge"] = 0
+    assert abs(charged.get_potential_energy() - energy) > 1e-6

@@ -42,5 +42,6 @@ with tqdm(total=settings.n_steps, unit="step", disable=None) as bar:
     rows = run_with_ase(atoms, settings, trajectory, progress=lambda n, status: bar.update(n))
 mean = sum(row["temperature_K"] for row in rows[200:]) / len(rows[200:])
 print(f"3 ps of Langevin dynamics in {time.perf_counter() - start:.0f} s, mean {mean:.0f} K")
-md_summary(rows, read(trajectory, ":"), title="ethanol, 300 K").savefig(folder / "ethanol-300K.png")
+figure = md_summary(rows, read(trajectory, ":"), title="ethanol, 300 K", target=300, n_dof=27)
+figure.savefig(folder / "ethanol-300K.png")
 print(f"look at {folder}/ethanol-300K.png; open the trajectory with: ase gui {trajectory}")

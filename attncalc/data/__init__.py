@@ -5,9 +5,11 @@ from attncalc.data.extxyz import from_ase
 from attncalc.data.readers import read
 from attncalc.data.split import official_split, split
 from attncalc.data.statistics import avg_num_neighbors, reference_energies, shortest_distance
+from attncalc.data.work import WorkRatio, unit_mismatch, work_ratio
 
 __all__ = [
     "Dataset",
+    "WorkRatio",
     "avg_num_neighbors",
     "concatenate",
     "from_ase",
@@ -16,4 +18,6 @@ __all__ = [
     "reference_energies",
     "shortest_distance",
     "split",
+    "unit_mismatch",
+    "work_ratio",
 ]

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from attncalc.system import charge_and_spin
+from attncalc.one_line import one_line
+from attncalc.system import charge_and_spin, check_structure
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -32,7 +34,8 @@ class Dataset:
         isolated_energies: atomic number → eV: energies of isolated atoms where the source has them.
 
     Raises:
-        ValueError: a shape is wrong, a number is not finite, or a split points outside; the
+        ValueError: a shape is wrong, a number is not finite, a structure is impossible (an unknown
+            element, a periodic direction without cell vector ...), or a split points outside; the
             message starts with `source`.
     """
 
@@ -57,8 +60,8 @@ class Dataset:
                 put(self, "stress", np.asarray(self.stress, dtype=np.float64))
             put(self, "splits", {name: np.asarray(k) for name, k in self.splits.items()})
             self._check()
-        except ValueError as error:
-            raise ValueError(f"{self.source}: {error}") from None
+        except (ValueError, TypeError) as error:  # numpy's, for what is no array of numbers
+            raise ValueError(one_line(f"{self.source}: {error}")) from None
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -103,7 +106,6 @@ class Dataset:
                 raise ValueError(f"structure {k} carries a calculator: use data.from_ase")
             if len(atoms) == 0:
                 raise ValueError(f"structure {k} has no atoms")
-            charge_and_spin(atoms, f"structure {k}: ")
         if self.energies.shape != (n,):
             raise ValueError(
                 f"energies must have shape [{n}], one per structure, "
@@ -111,6 +113,9 @@ class Dataset:
             )
         _require_finite("energy", self.energies)
         _require_finite("position", [atoms.positions for atoms in self.structures])
+        for k, atoms in enumerate(self.structures):
+            check_structure(atoms, f"structure {k}: ")
+            charge_and_spin(atoms, f"structure {k}: ")
         if self.forces is not None:
             if len(self.forces) != n:
                 raise ValueError(
@@ -131,6 +136,12 @@ class Dataset:
             _require_finite("stress", self.stress)
         for name, indices in self.splits.items():
             _check_split(name, indices, n)
+        for number, energy in (self.isolated_energies or {}).items():
+            if number not in range(1, len(chemical_symbols)) or not np.isfinite(energy):
+                raise ValueError(
+                    f"the energy of the isolated atom {number} is not that of an element, "
+                    f"got {energy}"
+                )
 
 
 def concatenate(datasets: Sequence[Dataset]) -> Dataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
+from attncalc.data.statistics import per_element
 from attncalc.potential import Potential, evaluate_many
 from attncalc.potential import stress as stress_of
 
 Floats = NDArray[np.float64]
+
+# of |F_ref|: finer where forces are large, and models tend to be wrong
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,198 @@ def errors(prediction: Prediction, dataset: Dataset) -> Errors:
     )
 
 
-def force_mae_by_element(prediction: Prediction, dataset: Dataset) -> dict[int, float]:
-    """Atomic number -> mean absolute error of force components [eV/Å]; empty without forces."""
+@dataclass(frozen=True)
+class Statistics:
+    """Errors (prediction less label) of one quantity, in its unit.
+
+    Attributes:
+        n: numbers compared; three for the force on an atom, nine for a stress.
+        mean: with sign, so a model that is too high everywhere shows here.
+        mae: mean of the absolute errors.
+        rmse: root of the mean square.
+        p95: 95 % of the absolute errors are smaller.
+        largest: absolute error.
+        spread: standard deviation of the labels: the RMSE of a model that knows only their mean.
+    """
+
+    n: int
+    mean: float
+    mae: float
+    rmse: float
+    p95: float
+    largest: float
+    spread: float
+
+    @property
+    def relative(self) -> float:
+        """RMSE over the spread: 1 for a model that knows only the mean; NaN without a spread."""
+        # what is left of labels that composition explains to the last bit is rounding
+        return _ratio(self.rmse, self.spread) if self.spread > 1e-9 else float("nan")
+
+    @classmethod
+    def of(cls, error: Floats, labels: Floats) -> Statistics:
+        """Of errors and labels of the same, any shape; at least one number."""
+        size = np.abs(error)
+        return cls(
+            n=error.size,
+            mean=float(error.mean()),
+            mae=float(size.mean()),
+            rmse=float(np.sqrt((error**2).mean())),
+            p95=float(np.percentile(size, 95)),
+            largest=float(size.max()),
+            spread=float(labels.std()),
+        )
+
+
+@dataclass(frozen=True)
+class ForceBin:
+    """Errors of the forces on atoms whose reference force has a size between two bounds.
+
+    Attributes:
+        low, high: |F_ref|, eV/Å; `low` belongs to the bin, `high` to the next one.
+        n_atoms: in the bin.
+        mae, rmse: eV/Å, over components.
+        relative: mean |F - F_ref| over mean |F_ref|; NaN where all forces are zero.
+        angle: median angle between F and F_ref, degrees; NaN where all forces are zero.
+    """
+
+    low: float
+    high: float
+    n_atoms: int
+    mae: float
+    rmse: float
+    relative: float
+    angle: float
+
+
+def energy_statistics(prediction: Prediction, dataset: Dataset) -> dict[str, Statistics]:
+    """Errors of energies, three ways.
+
+    Returns:
+        "per structure" [eV], "per atom" [eV], and "shifted" [eV per atom]: after a constant per
+        element, fitted to the errors, is taken off, as is fair if model and labels count energies
+        from different zeros. The spread is that of labels less such a fit to themselves: what
+        composition alone explains is no achievement.
+    """
+    n_atoms = _n_atoms(dataset)
+    error = prediction.energies - dataset.energies
+    labels = dataset.energies - explained_by_composition(dataset, dataset.energies)
+    shifted = error - explained_by_composition(dataset, error)
+    return {
+        "per structure": Statistics.of(error, labels),
+        "per atom": Statistics.of(error / n_atoms, labels / n_atoms),
+        "shifted": Statistics.of(shifted / n_atoms, labels / n_atoms),
+    }
+
+
+def energy_errors(prediction: Prediction, dataset: Dataset) -> tuple[Floats, bool]:
+    """Errors that can be compared with each other, [n] eV per atom, and whether they are shifted.
+
+    A constant per element is taken off where that at least halves the MAE: then model and labels
+    count energies from different zeros, and all structures would seem equally wrong. It takes two
+    structures per element, as fewer can be fitted by chance.
+    """
+    n_atoms = _n_atoms(dataset)
+    error = prediction.energies - dataset.energies
+    shifted = error - explained_by_composition(dataset, error)
+    n_elements = len({z for s in dataset.structures for z in s.numbers.tolist()})
+    is_shifted = bool(
+        len(dataset) > 2 * n_elements
+        and np.abs(shifted / n_atoms).mean() < 0.5 * np.abs(error / n_atoms).mean()
+    )
+    return (shifted if is_shifted else error) / n_atoms, is_shifted
+
+
+def explained_by_composition(dataset: Dataset, values: Floats) -> Floats:
+    """[n]: the sums of one constant per element that come closest to `values` [n]."""
+    constants = per_element(dataset, values)
+    return np.array([sum(constants[z] for z in s.numbers.tolist()) for s in dataset.structures])
+
+
+def force_errors(prediction: Prediction, dataset: Dataset) -> Floats:
+    """[n_atoms of all structures, 3] eV/Å: prediction less label.
+
+    Raises:
+        ValueError: the data set has no forces.
+    """
+    return np.concatenate(prediction.forces) - _labelled_forces(dataset)
+
+
+def force_statistics(prediction: Prediction, dataset: Dataset) -> Statistics:
+    """Over all components, eV/Å."""
+    return Statistics.of(force_errors(prediction, dataset), _labelled_forces(dataset))
+
+
+def force_statistics_by_element(prediction: Prediction, dataset: Dataset) -> dict[int, Statistics]:
+    """Atomic number -> errors of force components [eV/Å]; empty without reference forces."""
     if dataset.forces is None:
         return {}
     numbers = np.concatenate([structure.numbers for structure in dataset.structures])
-    error = np.abs(np.concatenate(prediction.forces) - np.concatenate(dataset.forces))
-    return {int(z): float(error[numbers == z].mean()) for z in np.unique(numbers)}
+    error, labels = force_errors(prediction, dataset), _labelled_forces(dataset)
+    return {
+        int(z): Statistics.of(error[numbers == z], labels[numbers == z]) for z in np.unique(numbers)
+    }
+
+
+def force_bins(
+    prediction: Prediction, dataset: Dataset, quantiles: Sequence[float] = QUANTILES
+) -> list[ForceBin]:
+    """Errors of forces by the size of the reference force, in bins between its quantiles.
+
+    Equal bounds, as where many forces vanish by symmetry, make one bin; empty without reference
+    forces.
+    """
+    if dataset.forces is None:
+        return []
+    labels, error = _labelled_forces(dataset), force_errors(prediction, dataset)
+    size = np.linalg.norm(labels, axis=1)
+    bounds = np.unique(np.quantile(size, quantiles))
+    # of equal bounds one is left: all forces are of one size, and in one bin
+    which = np.digitize(size, bounds[1:-1]) if len(bounds) > 1 else np.zeros(len(size), dtype=int)
+    bins = []
+    for k in np.unique(which):
+        mine = which == k
+        force = labels[mine]
+        bins.append(
+            ForceBin(
+                low=float(bounds[k]),
+                high=float(bounds[min(k + 1, len(bounds) - 1)]),
+                n_atoms=int(mine.sum()),
+                mae=float(np.abs(error[mine]).mean()),
+                rmse=float(np.sqrt((error[mine] ** 2).mean())),
+                relative=_ratio(np.linalg.norm(error[mine], axis=1).mean(), size[mine].mean()),
+                angle=_median_angle(force + error[mine], force),
+            )
+        )
+    return bins
+
+
+def stress_statistics(prediction: Prediction, dataset: Dataset) -> Statistics | None:
+    """Over all nine components, eV/Å³; None without reference stress."""
+    if dataset.stress is None or prediction.stress is None:
+        return None
+    return Statistics.of(prediction.stress - dataset.stress, dataset.stress)
+
+
+def _labelled_forces(dataset: Dataset) -> Floats:
+    if dataset.forces is None:
+        raise ValueError(f"{dataset.source}: the data set has no forces")
+    return np.concatenate(dataset.forces)
+
+
+def _n_atoms(dataset: Dataset) -> NDArray[np.int64]:
+    return np.array([len(structure) for structure in dataset.structures])
+
+
+def _median_angle(a: Floats, b: Floats) -> float:
+    """Degrees between the rows of [n, 3] arrays; rows of zero length have no direction."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    there = lengths > 0
+    if not there.any():
+        return float("nan")
+    cosine = (a[there] * b[there]).sum(axis=1) / lengths[there]
+    return float(np.median(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
+
+
+def _ratio(a: float, b: float) -> float:
+    return float(a / b) if b > 0 else float("nan")

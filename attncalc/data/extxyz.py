@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from itertools import islice
 from pathlib import Path
+from typing import Any, TextIO
 
-import ase.io
 import numpy as np
 from ase import Atoms
+from ase.io.extxyz import key_val_str_to_dict, read_xyz
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import Factors, factors, parse_entry
+from attncalc.one_line import one_line
 
 # How many numbers a label may have; Dataset checks those of the forces.
 _SIZES = {"energy": (1,), "stress": (6, 9)}
 _SPLIT_KEYS = ("split", "group", "config_type")
+# Characters of a comment line, which ASE reads one by one.
+LONGEST_COMMENT = 1 << 20
+MOST_ATOMS = 10**8
 
 
 def read_extxyz(
@@ -34,12 +42,10 @@ def read_extxyz(
     """
     _require_last_newline(path)
     try:
-        frames = list(ase.io.iread(path, index=":", format="extxyz"))
-    # ASE's parser lets the errors of the statement that stumbled escape.
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        remark = str(error).splitlines()[0] if str(error) else type(error).__name__
+        frames = read_frames(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path.name}: the file is truncated or not extended XYZ ({remark}): "
+            f"{path.name}: the file is truncated or not extended XYZ ({error}): "
             "fetch or write it again"
         ) from None
     return from_ase(
@@ -49,6 +55,82 @@ def read_extxyz(
         labels=labels,
         source=path.name,
     )
+
+
+def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
+    """The structures of an (extended) XYZ file, labelled or not, as ASE understands them.
+
+    They are delimited here. ASE's own search for frames ends silently at an empty line, passes over
+    superfluous columns, and reads on for ever where the number of atoms is absurd.
+
+    Args:
+        path: the file.
+        index: which of them; negative numbers only in `slice(-1, None)`, the last.
+
+    Raises:
+        OSError: the system refuses to read the file.
+        ValueError: it is damaged or something else; one line that names the structure.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            frames = _delimited(file)
+            if index == slice(-1, None):
+                return [_parsed(*frame) for frame in deque(frames, maxlen=1)]
+            chosen = islice(frames, index.start, index.stop, index.step)
+            return [_parsed(*frame) for frame in chosen]
+        except ValueError as error:
+            raise ValueError(one_line(error)) from None
+
+
+def _delimited(file: TextIO) -> Iterator[tuple[str, str, list[str]]]:
+    """(which structure, its comment line, the rows of its atoms), one by one."""
+    k = 0
+    while first := file.readline(100):
+        where = f"structure {k}"
+        if not first.strip():
+            if file.read(1000).strip():
+                raise ValueError(f"an empty line where {where} should begin")
+            return
+        n_atoms = _n_atoms(first, where)
+        comment = file.readline(LONGEST_COMMENT)
+        if len(comment) >= LONGEST_COMMENT:
+            raise ValueError(f"{where}: the comment line has no end")
+        rows = list(islice(file, n_atoms))
+        if len(rows) < n_atoms:
+            raise ValueError(f"{where} has {len(rows)} of its {n_atoms} atoms")
+        yield where, comment, rows
+        k += 1
+
+
+def _parsed(where: str, comment: str, rows: list[str]) -> Atoms:
+    try:
+        info = key_val_str_to_dict(comment)
+        _check_columns(rows, info.get("Properties"))
+        text = StringIO("".join([f"{len(rows)}\n", comment, *rows]))
+        return next(read_xyz(text, index=0, properties_parser=lambda _: info))
+    except Exception as error:  # ASE lets the errors of the statement that stumbled escape
+        raise ValueError(f"{where}: {one_line(error)}") from None
+
+
+def _n_atoms(line: str, where: str) -> int:
+    if not (line.strip().isdecimal() and 0 < int(line) < MOST_ATOMS):
+        raise ValueError(
+            f"the number of atoms should stand where {where} begins, "
+            f"got {one_line(line, longest=40)!r}"
+        )
+    return int(line)
+
+
+def _check_columns(rows: Sequence[str], properties: object) -> None:
+    """As many as `Properties` says; a plain XYZ file may have more than the usual four."""
+    counts = ["1", "3"] if properties is None else str(properties).split(":")[2::3]
+    if not counts or not all(count.isdecimal() for count in counts):
+        raise ValueError(f"Properties={properties!r} is not understood")
+    expected = sum(map(int, counts))
+    for k, row in enumerate(rows):
+        found = len(row.split())
+        if found < expected or (properties is not None and found > expected):
+            raise ValueError(f"atom {k} has {found} columns instead of {expected}")
 
 
 def from_ase(
@@ -71,8 +153,9 @@ def from_ase(
 
     Args:
         frames: the structures with their labels; they are not changed.
-        energy_unit: of the labels; a unit in `info["units"]` of the first frame wins and must not
-            contradict. Where neither is given: eV, ASE's convention for this format.
+        energy_unit: of the labels; a unit in `info["units"]` of the first frame wins, and neither
+            an argument nor a later frame may contradict it. Where none is given: eV, ASE's
+            convention for this format.
         length_unit: of positions and cell, likewise; Å where neither is given. Forces and stress
             follow as energy/length and energy/length³.
         labels: name of the label set; None is the plain set, or the only one.
@@ -87,25 +170,25 @@ def from_ase(
         if not frames:
             raise ValueError("there is no structure in it")
         prefix = _choose_labels(frames[0], labels)
-        to_ase = factors(
-            parse_entry(frames[0].info.get("units", {})),
-            energy_unit=energy_unit,
-            length_unit=length_unit,
-            default_energy_unit="eV",
-        )
+        to_ase = _factors(frames, energy_unit, length_unit)
         energies, forces, stress = (
             _column(frames, prefix, name) for name in ("energy", "forces", "stress")
         )
         structures = tuple(_structure(atoms, to_ase) for atoms in frames)
+        fields: dict[str, Any] = {}
+        with np.errstate(over="ignore"):  # found and named when the data set is checked
+            fields["energies"] = np.array([e.item() for e in energies or ()]) * to_ase.energy
+            if forces is not None:
+                fields["forces"] = [f * to_ase.forces for f in forces]
+            if stress is not None:
+                fields["stress"] = np.stack([_full(s) for s in stress]) * to_ase.stress
+        fields["splits"] = _splits(frames)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise ValueError(one_line(f"{source}: {error}")) from None
     levels = {str(atoms.info.get("level_of_theory", "")) for atoms in frames}
     return Dataset(
         structures=structures,
-        energies=np.array([e.item() for e in energies or ()]) * to_ase.energy,
-        forces=None if forces is None else tuple(f * to_ase.forces for f in forces),
-        stress=None if stress is None else np.stack([_full(s) for s in stress]) * to_ase.stress,
-        splits=_splits(frames),
+        **fields,
         source=source,
         level_of_theory=levels.pop() if len(levels) == 1 else "",
         labels=prefix.rstrip("_") or "default",
@@ -122,6 +205,24 @@ def _require_last_newline(path: Path) -> None:
                 f"{path.name}: the file is truncated or not extended XYZ (no end of line at its "
                 "end): fetch or write it again, or end its last line if nothing is missing"
             )
+
+
+def _factors(frames: Sequence[Atoms], energy_unit: str | None, length_unit: str | None) -> Factors:
+    """By the units of the first frame; later ones may repeat them."""
+    found: dict[str, Factors] = {}
+    for k, atoms in enumerate(frames):
+        entry = atoms.info.get("units", {} if k == 0 else None)
+        if entry is None or repr(entry) in found:
+            continue
+        found[repr(entry)] = factors(
+            parse_entry(entry),
+            energy_unit=energy_unit,
+            length_unit=length_unit,
+            default_energy_unit="eV",
+        )
+        if len(set(found.values())) > 1:
+            raise ValueError(f"structure {k} states other units than structure 0: convert one")
+    return next(iter(found.values()))
 
 
 def _choose_labels(atoms: Atoms, labels: str | None) -> str:
@@ -158,8 +259,10 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
                 f"structure {k} has no {prefix + name} but structure {have} has: "
                 "put structures with different labels into files of their own"
             )
-        if not np.issubdtype(np.asarray(value).dtype, np.number):
-            raise ValueError(f"{prefix + name} of structure {k} is not a number: {value!r}")
+        if np.asarray(value).dtype.kind not in "iuf":
+            raise ValueError(
+                f"{prefix + name} of structure {k} is not a number: {one_line(repr(value))}"
+            )
         if name in _SIZES and np.size(value) not in _SIZES[name]:
             raise ValueError(
                 f"{prefix + name} of structure {k} must have "
@@ -185,7 +288,9 @@ def _structure(atoms: Atoms, to_ase: Factors) -> Atoms:
 
 
 def _full(stress: NDArray) -> NDArray[np.float64]:
-    return voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
+    if stress.size == 6:
+        return voigt_6_to_full_3x3_stress(stress.reshape(6))
+    return stress.reshape(3, 3)
 
 
 def _splits(frames: Sequence[Atoms]) -> dict[str, NDArray[np.int64]]:

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
+from attncalc.data.ase_db import read_ase_db
 from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import read_extxyz
+from attncalc.data.hdf5 import read_hdf5
 from attncalc.data.npz import read_npz
 
 _READERS: dict[str, Callable[..., Dataset]] = {
     ".npz": read_npz,
     ".extxyz": read_extxyz,
     ".xyz": read_extxyz,
+    ".db": read_ase_db,
+    ".h5": read_hdf5,
+    ".hdf5": read_hdf5,
 }
 
 
@@ -24,11 +29,20 @@ def read(
     length_unit: str | None = None,
     labels: str | None = None,
 ) -> Dataset:
-    """Read labelled structures from an MD17-style `.npz` or an extended XYZ file.
+    """Read labelled structures from a file.
+
+    | extension | format | details |
+    |---|---|---|
+    | `.npz` | MD17-style: one array per quantity | `attncalc.data.npz.read_npz` |
+    | `.h5`, `.hdf5` | groups of such arrays, as in SPICE | `attncalc.data.hdf5.read_hdf5` |
+    | `.xyz`, `.extxyz` | extended XYZ | `attncalc.data.extxyz.from_ase` |
+    | `.db` | ASE database | `attncalc.data.ase_db.read_ase_db` |
 
     A unit that the file states wins, and an argument that contradicts it is an error. Where the
-    file states none, `.npz` needs `energy_unit`, and extended XYZ is in eV as ASE writes it;
-    lengths are in Å unless `length_unit` says otherwise. Forces follow as energy/length.
+    file states none, `.npz` and HDF5 need `energy_unit`, while extended XYZ and ASE databases are
+    in eV as ASE writes them; lengths are in Å unless `length_unit` says otherwise. Forces follow as
+    energy/length. Whether energies and forces fit each other tells `attncalc.data.unit_mismatch`,
+    which a training asks before it begins.
 
     Args:
         path: the file; its extension decides the format.
@@ -39,6 +53,7 @@ def read(
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it is a folder or a pipe, or the system refuses to read it.
         ValueError: the format is unknown, or the file's content, units or label sets do not fit;
             one line that starts with the file's name.
     """
@@ -48,6 +63,9 @@ def read(
         raise ValueError(
             f"{path.name}: unknown extension {path.suffix!r}: use one of {', '.join(_READERS)}"
         )
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise OSError(f"{path.name}: {kind}, not a data file")
     if not path.is_file():
         raise FileNotFoundError(f"{path.name}: no such file in {path.absolute().parent}")
     return reader(path, energy_unit=energy_unit, length_unit=length_unit, labels=labels)

@@ -51,6 +51,11 @@ def official_split(
     The validation set is the last `n_validation` structures of the split `train`, as is usual
     for rMD17 (950 + 50).
 
+    Args:
+        dataset: what is divided.
+        train, test: names of splits in `dataset.splits`.
+        n_validation: structures that the training set gives up.
+
     Raises:
         ValueError: there is no such split, the two overlap, or `n_validation` leaves no
             structure for training.

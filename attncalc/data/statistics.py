@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from ase.neighborlist import neighbor_list as ase_neighbor_list
+from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 
 from attncalc.data.dataset import Dataset
@@ -29,12 +30,20 @@ def reference_energies(dataset: Dataset) -> dict[int, float]:
         ValueError: the data set is empty.
     """
     _require_structures(dataset)
+    return per_element(dataset, dataset.energies)
+
+
+def per_element(dataset: Dataset, values: NDArray[np.float64]) -> dict[int, float]:
+    """One number per element, by least squares: values [n] ≈ Σ over the atoms of each structure.
+
+    The answer of smallest norm where there are several; see `reference_energies`.
+    """
     elements = np.unique(np.concatenate([atoms.numbers for atoms in dataset.structures]))
     counts = np.stack(
         [(atoms.numbers[:, None] == elements).sum(axis=0) for atoms in dataset.structures]
     )  # [n, n_elements]
     # Counts are small integers: singular values below this are rounding, not composition.
-    solution = np.linalg.lstsq(counts.astype(float), dataset.energies, rcond=1e-10)[0]
+    solution = np.linalg.lstsq(counts.astype(float), values, rcond=1e-10)[0]
     return {int(z): float(e) for z, e in zip(elements, solution, strict=True)}
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from ase import units
 
+from attncalc.one_line import one_line
+
 # Written name -> size of the unit in eV.
 ENERGY_UNITS: dict[str, float] = {
     "eV": units.eV,
@@ -46,6 +48,9 @@ _SPELLINGS = {
 }
 _TABLES = (ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS)
 _NAMES = {name.lower(): name for table in _TABLES for name in table} | _SPELLINGS
+
+# Regular expressions take long for texts without end.
+LONGEST_UNIT, LONGEST_ENTRY = 60, 2000
 
 # (power of energy, power of length) of each quantity.
 _DIMENSIONS = {"energy": (1, 0), "length": (0, 1), "forces": (1, -1), "stress": (1, -3)}
@@ -86,6 +91,10 @@ def parse_unit(text: str) -> tuple[float, tuple[int, int]]:
     Raises:
         ValueError: the unit is not in the table.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a unit must be text, got {text!r}")
+    if len(text) > LONGEST_UNIT:
+        raise ValueError(f"unknown unit {one_line(text, longest=40)!r}")
     plain = text.strip().replace("**", "^")
     plain = re.sub(r"[\s*·]+([^\W\d]+)\^?-(\d)", r"/\1^\2", plain)  # "eV Å^-3" -> "eV/Å^3"
     plain = re.sub(r"\s+", "", plain)
@@ -98,10 +107,12 @@ def parse_unit(text: str) -> tuple[float, tuple[int, int]]:
         name = _NAMES[first.lower()]
         size, dimension = _size_and_dimension(name)
         for part in below:
-            base, _, power = part.partition("^")
-            length = LENGTH_UNITS[_NAMES[base.lower()]]
-            size /= length ** int(power or 1)
-            dimension = (dimension[0], dimension[1] - int(power or 1))
+            base, _, digit = part.partition("^")
+            length, power = LENGTH_UNITS[_NAMES[base.lower()]], int(digit or 1)
+            if not 1 <= power <= 3:
+                raise ValueError(power)
+            size /= length**power
+            dimension = (dimension[0], dimension[1] - power)
     except (KeyError, ValueError):
         raise ValueError(
             f"unknown unit {text!r}: use one of {', '.join((*ENERGY_UNITS, *LENGTH_UNITS))}, "
@@ -122,6 +133,8 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
     """
     if isinstance(entry, Mapping):
         return {str(name): str(unit) for name, unit in entry.items()}
+    if len(str(entry)) > LONGEST_ENTRY:
+        raise ValueError(f"units entry of {len(str(entry))} characters: that is none")
     plain = re.sub(r"\([^()]*\)", "", str(entry))
     stored: dict[str, str] = {}
     for piece in plain.split(";"):
@@ -134,6 +147,35 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
             dimension = parse_unit(bare)[1]
             stored |= {q: bare for q, powers in _DIMENSIONS.items() if powers == dimension}
     return stored
+
+
+def named_units(
+    stored: Mapping[str, str], *, energy_name: str = "E", forces_name: str = "F"
+) -> dict[str, str]:
+    """Quantity ("energy", "length", "forces", "stress") -> the name under which its unit is stored.
+
+    Args:
+        stored: name → unit string, from `parse_entry`.
+        energy_name: the file's name of the energies that are read.
+        forces_name: the file's name of the forces that are read.
+
+    Raises:
+        ValueError: positions and cell, or two other names of one quantity, are in different units.
+    """
+    own_names = {"energy": energy_name, "forces": forces_name}
+    found: dict[str, str] = {}
+    for quantity, names in _QUANTITY_NAMES.items():
+        own = own_names.get(quantity, "")
+        known = [own] if own in stored else [name for name in names if name in stored]
+        for name in known:
+            first = found.setdefault(quantity, name)
+            sizes = [_size_of(quantity, stored[n], f'stored units of "{n}"') for n in (first, name)]
+            if not math.isclose(*sizes, rel_tol=1e-9):
+                raise ValueError(
+                    f"{first} is stored in {stored[first]} but {name} in {stored[name]}: "
+                    f"all {quantity} must be in one unit"
+                )
+    return found
 
 
 def factors(
@@ -162,13 +204,12 @@ def factors(
         ValueError: a unit is unknown or of the wrong dimension, an argument contradicts the file,
             or nobody states the energy unit.
     """
-    own_names = {"energy": energy_name, "forces": forces_name}
-    sizes: dict[str, float] = {}
-    for quantity, names in _QUANTITY_NAMES.items():
-        for name in (own_names.get(quantity, ""), *names):
-            if name in stored:
-                sizes[quantity] = _size_of(quantity, stored[name], f'stored units of "{name}"')
-                break
+    sizes = {
+        quantity: _size_of(quantity, stored[name], f'stored units of "{name}"')
+        for quantity, name in named_units(
+            stored, energy_name=energy_name, forces_name=forces_name
+        ).items()
+    }
     for quantity, given in (("energy", energy_unit), ("length", length_unit)):
         if given is None:
             continue

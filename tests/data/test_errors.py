@@ -9,7 +9,19 @@ from ase import Atoms
 from ase.build import bulk
 
 from attncalc import Potential, System, data, evaluate
-from attncalc.data.errors import Prediction, errors, predict
+from attncalc.data.errors import (
+    Prediction,
+    Statistics,
+    energy_errors,
+    energy_statistics,
+    errors,
+    force_bins,
+    force_errors,
+    force_statistics,
+    force_statistics_by_element,
+    predict,
+    stress_statistics,
+)
 from attncalc.neighbors import VerletList
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.potential import stress as stress_of
@@ -117,3 +129,139 @@ def test_an_unknown_element_is_refused(potential, dataset):
     strange = dataclasses.replace(dataset[:1], structures=(silver,))
     with pytest.raises(ValueError, match="not trained on Ag"):
         predict(potential, strange)
+
+
+# ------------------------------------------------------------------- tables of the report
+
+
+@pytest.fixture(scope="module")
+def labelled(dataset) -> data.Dataset:
+    """The same cells with random labels."""
+    rng = np.random.default_rng(1)
+    return dataclasses.replace(
+        dataset,
+        energies=rng.normal(size=5),
+        forces=tuple(rng.normal(size=f.shape) for f in dataset.forces),
+        stress=rng.normal(size=(5, 3, 3)),
+    )
+
+
+@pytest.fixture(scope="module")
+def prediction(labelled) -> Prediction:
+    rng = np.random.default_rng(2)
+    return Prediction(
+        labelled.energies + 0.1 * rng.normal(size=5),
+        tuple(f + 0.1 * rng.normal(size=f.shape) for f in labelled.forces),
+        labelled.stress + 0.1 * rng.normal(size=(5, 3, 3)),
+    )
+
+
+def test_statistics_by_hand():
+    error = np.array([[1.0, -2.0], [3.0, -6.0]])
+    found = Statistics.of(error, np.array([[0.0, 0.0], [4.0, 4.0]]))
+    expected = Statistics(
+        n=4, mean=-1.0, mae=3.0, rmse=np.sqrt(50 / 4), p95=5.55, largest=6.0, spread=2.0
+    )
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected))
+    assert found.relative == pytest.approx(np.sqrt(50 / 4) / 2)
+    assert np.isnan(Statistics.of(error, np.zeros((2, 2))).relative)
+
+
+def test_statistics_agree_with_errors(labelled, prediction):
+    """Two ways to the numbers of the model card."""
+    found = errors(prediction, labelled)
+    energy = energy_statistics(prediction, labelled)
+    assert energy["per structure"].mae == pytest.approx(found.energy_mae)
+    assert energy["per structure"].rmse == pytest.approx(found.energy_rmse)
+    assert energy["per atom"].mae == pytest.approx(found.energy_per_atom_mae)
+    force, stress = force_statistics(prediction, labelled), stress_statistics(prediction, labelled)
+    assert (force.mae, force.rmse) == pytest.approx((found.force_mae, found.force_rmse))
+    assert (stress.mae, stress.rmse) == pytest.approx((found.stress_mae, found.stress_rmse))
+    assert (force.n, stress.n) == (3 * 36, 45)
+
+
+def test_by_element(labelled, prediction):
+    numbers = np.concatenate([s.numbers for s in labelled.structures])
+    error = np.concatenate(prediction.forces) - np.concatenate(labelled.forces)
+    found = force_statistics_by_element(prediction, labelled)
+    assert list(found) == [28, 29]
+    for number, statistics in found.items():
+        mine = np.abs(error[numbers == number])
+        assert statistics.mae == pytest.approx(mine.mean())
+        assert statistics.largest == mine.max()
+    assert sum(s.n for s in found.values()) == error.size
+
+
+def test_force_bins(labelled, prediction):
+    """Every atom is in one bin, and every bin's numbers are those of its atoms."""
+    size = np.linalg.norm(np.concatenate(labelled.forces), axis=1)
+    error = force_errors(prediction, labelled)
+    bins = force_bins(prediction, labelled, (0, 0.5, 0.9, 1))
+    assert [b.n_atoms for b in bins] == [18, 14, 4]
+    assert bins[0].low == size.min()
+    assert bins[-1].high == size.max()
+    assert [b.high for b in bins[:-1]] == [b.low for b in bins[1:]]
+    mine = (size >= bins[1].low) & (size < bins[1].high)
+    assert bins[1].mae == pytest.approx(np.abs(error[mine]).mean())
+    assert bins[1].rmse == pytest.approx(np.sqrt((error[mine] ** 2).mean()))
+    ratio = np.linalg.norm(error[mine], axis=1).mean() / size[mine].mean()
+    assert bins[1].relative == pytest.approx(ratio)
+
+
+def test_angles_of_force_bins(labelled):
+    turned = tuple(f @ np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1.0]]) for f in labelled.forces)
+    flat = dataclasses.replace(labelled, forces=tuple(f * [1, 1, 0] for f in labelled.forces))
+    quarter = Prediction(labelled.energies, tuple(f * [1, 1, 0] for f in turned), None)
+    assert all(b.angle == pytest.approx(90) for b in force_bins(quarter, flat))
+
+
+def test_force_bins_where_forces_vanish(dataset, prediction):
+    """A perfect crystal: one bin, without a ratio or an angle."""
+    (found,) = force_bins(prediction, dataset)
+    assert (found.low, found.high, found.n_atoms) == (0.0, 0.0, 36)
+    assert np.isnan(found.relative)
+    assert np.isnan(found.angle)
+
+
+def test_tables_without_labels(labelled, prediction):
+    bare = dataclasses.replace(labelled, forces=None, stress=None)
+    assert force_bins(prediction, bare) == []
+    assert force_statistics_by_element(prediction, bare) == {}
+    assert stress_statistics(prediction, bare) is None
+    with pytest.raises(ValueError, match=r"^cells\.extxyz: the data set has no forces"):
+        force_errors(prediction, bare)
+
+
+def test_a_constant_per_element_is_taken_off(labelled, prediction):
+    """3 eV per nickel and -2 eV per copper atom too much, over errors of 0.1 eV."""
+    twice = data.concatenate([labelled, labelled])
+    n_ni = np.array([(s.numbers == 28).sum() for s in twice.structures])
+    n_cu = np.array([(s.numbers == 29).sum() for s in twice.structures])
+    error = np.tile(prediction.energies - labelled.energies, 2)
+    off = Prediction(twice.energies + error + 3.0 * n_ni - 2.0 * n_cu, prediction.forces * 2, None)
+    counts = np.stack([n_ni, n_cu], axis=1).astype(float)
+    left = error - counts @ np.linalg.lstsq(counts, error, rcond=None)[0]
+    found, is_shifted = energy_errors(off, twice)
+    assert is_shifted
+    assert np.allclose(found, left / (n_ni + n_cu))
+    energy = energy_statistics(off, twice)
+    assert energy["shifted"].mae == pytest.approx(np.abs(found).mean())
+    assert energy["per atom"].mae > 10 * energy["shifted"].mae
+
+
+def test_no_constant_is_taken_off_in_vain(labelled, prediction):
+    found, is_shifted = energy_errors(prediction, labelled)
+    assert not is_shifted
+    n_atoms = [len(s) for s in labelled.structures]
+    assert np.allclose(found, (prediction.energies - labelled.energies) / n_atoms)
+    two = labelled[[0, 1]]
+    off = Prediction(two.energies + 100.0, prediction.forces[:2], None)
+    assert not energy_errors(off, two)[1], "two numbers are fitted by two constants, always"
+
+
+def test_spread_is_what_composition_does_not_explain(labelled, prediction):
+    n_atoms = np.array([len(s) for s in labelled.structures])
+    far = dataclasses.replace(labelled, energies=labelled.energies - 1000.0 * n_atoms)
+    ours = dataclasses.replace(prediction, energies=prediction.energies - 1000.0 * n_atoms)
+    spread = energy_statistics(prediction, labelled)["per atom"].spread
+    assert energy_statistics(ours, far)["per atom"].spread == pytest.approx(spread, abs=1e-9)

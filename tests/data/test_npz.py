@@ -266,7 +266,7 @@ def test_wrong_content_is_refused_in_one_line(arrays, written, change, message):
     ("missing", "message"),
     [
         ("z", "no atomic numbers: one of the keys z, Z, nuclear_charges, .*the file has R, E, F"),
-        ("R", "no positions: one of the keys R, coords, positions is needed"),
+        ("R", "no positions: one of the keys R, coords, positions, .* is needed"),
         ("E", "no energies: one of the keys E, energies, energy is needed"),
     ],
 )

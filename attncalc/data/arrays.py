@@ -1,0 +1,340 @@
+"""Structures from named arrays, as `.npz` and HDF5 files hold them: names, layouts, label sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers
+from numpy.typing import NDArray
+
+from attncalc.data.units import Factors
+
+# What each quantity is called: MD17 and sGDML, rMD17, the plain words, and then HDF5 collections
+# (ANI, SPICE, QCArchive).
+NUMBERS = ("z", "Z", "nuclear_charges", "atomic_numbers", "numbers", "elements", "species")
+_SYMBOLS = "species"
+POSITIONS = ("R", "coords", "positions", "coordinates", "conformations")
+ENERGIES = ("E", "energies", "energy")
+FORCES = ("F", "forces", "force")
+GRADIENTS = ("gradients", "gradient")
+# Where the atoms of each structure are, if those of all structures stand in one row.
+OFFSETS, COUNTS = "offsets", "n_atoms"
+_CHARGES = ("charge", "charges", "Q", "total_charge")
+_SPINS = ("spin", "multiplicity")
+_THEORIES = ("level_of_theory", "theory")
+# The original MD17 labels, which rMD17's own files keep beside the recomputed ones.
+_OLD_LABELS = ("old_energies", "old_forces")
+_SPLIT = re.compile(r"^(train|training|test|val|valid|validation)(_\w+)?$")
+# Everything that `dataset_fields` looks for, except labels and splits.
+NAMES = (
+    *(*NUMBERS, *POSITIONS, *_CHARGES, *_SPINS, *_THEORIES, OFFSETS, COUNTS),
+    *("cell", "pbc", "stress", "e0", "e0_z"),
+)
+
+
+class Labels(NamedTuple):
+    """One label set of a file.
+
+    Attributes:
+        name: what the user calls it.
+        energy: key of its energies.
+        forces: key of its forces, or of its gradients; such an array need not exist.
+    """
+
+    name: str
+    energy: str
+    forces: str
+
+    @property
+    def sign(self) -> int:
+        """Forces are the negative gradient."""
+        return -1 if self.forces.endswith(GRADIENTS) else 1
+
+
+def choose_labels(shapes: Mapping[str, tuple[int, ...]], labels: str | None) -> Labels:
+    """Find the label sets of a file and choose one.
+
+    Args:
+        shapes: of all arrays of the file.
+        labels: the set's name; None is the default set, or the only one.
+
+    Raises:
+        ValueError: there are no positions or no energies, there is no such set, or there are
+            several and none is the default.
+    """
+    sets = _label_sets(shapes)
+    if not sets:
+        raise ValueError(
+            f"no energies: one of the keys {', '.join(ENERGIES)} is needed, "
+            f"the file has {', '.join(shapes) or 'none'}"
+        )
+    default = next(iter(sets))
+    if labels is None and (sets[default].energy in ENERGIES or len(sets) == 1):
+        return sets[default]
+    if labels not in sets:
+        wish = "several label sets" if labels is None else f"no label set {labels!r}"
+        raise ValueError(f"{wish}: labels must be one of {', '.join(sets)}")
+    return sets[labels]
+
+
+def _label_sets(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Labels]:
+    positions = shapes[_first(shapes, POSITIONS, "positions")]
+    sets: dict[str, Labels] = {}
+    for key, shape in shapes.items():
+        name, partners = _set_of(key)
+        # One energy per structure: sGDML stores "E_min", "E_max" … beside them.
+        if name and shape in _one_each(_n_structures(positions, shapes), positions):
+            forces = next((p for p in partners if p in shapes), partners[0])
+            sets[name] = Labels(name, key, forces)
+    if _OLD_LABELS[0] in shapes:
+        sets["md17"] = Labels("md17", *_OLD_LABELS)
+    energy = next((name for name in ENERGIES if name in shapes), None)
+    if energy is None:
+        return sets
+    default = "rmd17" if "md17" in sets else "default"
+    forces = next((name for name in (*FORCES, *GRADIENTS) if name in shapes), FORCES[0])
+    return {default: Labels(default, energy, forces), **sets}
+
+
+def _set_of(key: str) -> tuple[str, tuple[str, ...]]:
+    """The name of the label set whose energies a key holds, "" for none; keys of its forces."""
+    if key.startswith("E_"):
+        return key[2:], (f"F_{key[2:]}",)
+    match = re.fullmatch(r"(.+)([._])energ(y|ies)", key)
+    if match is None or key in _OLD_LABELS or match[1] == "free":
+        return "", ()
+    return match[1], tuple(f"{match[1]}{match[2]}{name}" for name in (*FORCES[1:], *GRADIENTS))
+
+
+def _n_structures(positions: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if len(positions) != 2:
+        return positions[0] if positions else 1
+    if len(shapes.get(OFFSETS, ())) == 1:
+        return shapes[OFFSETS][0] - 1
+    return shapes[COUNTS][0] if len(shapes.get(COUNTS, ())) == 1 else 1
+
+
+def _one_each(n: int, positions: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Shapes of one number per structure; a structure alone may have it without an axis."""
+    return {(n,), (n, 1)} | ({()} if n == 1 and len(positions) == 2 else set())
+
+
+def dataset_fields(
+    arrays: Mapping[str, NDArray], to_ase: Factors, labels: Labels
+) -> dict[str, Any]:
+    """What `Dataset` takes, from named arrays.
+
+    Three layouts of the atoms are understood: positions [n, N, 3] of n structures with N atoms
+    each, the smaller ones padded with atomic number 0; positions [n_total, 3] of all structures one
+    after the other, with `offsets` [n + 1] or `n_atoms` [n]; and positions [N, 3] of a single
+    structure. Forces and atomic numbers are laid out in the same way.
+
+    Args:
+        arrays: by the names of this file's first lines.
+        to_ase: what the numbers are multiplied by.
+        labels: which energies and forces.
+
+    Raises:
+        ValueError: an array is missing or has a wrong shape or type.
+    """
+    positions = floats(_required(arrays, POSITIONS, "positions"), "positions")
+    if positions.ndim not in (2, 3) or positions.shape[-1] != 3:
+        raise ValueError(
+            f"positions must have shape [n, n_atoms, 3], got {list(positions.shape)}; "
+            f"[n_total, 3] does too, with {OFFSETS}"
+        )
+    numbers, rows = _atoms_of_each(arrays, positions, arrays[labels.energy].size)
+    n = len(rows)
+    if n == 0:
+        raise ValueError("there is no structure in it")
+    energies = arrays[labels.energy]
+    if energies.shape in _one_each(n, positions.shape):
+        energies = energies.reshape(n)
+    forces = arrays.get(labels.forces)
+    if forces is not None and forces.shape != positions.shape:
+        raise ValueError(
+            f"{labels.forces} must have the shape of the positions, {list(positions.shape)}, "
+            f"got {list(forces.shape)}"
+        )
+    cell, pbc = arrays.get("cell"), None
+    if cell is not None:
+        cell = _expand(floats(cell, "cell"), (n, 3, 3), "cell") * to_ase.length
+        periodic = arrays["pbc"] if "pbc" in arrays else np.asarray(cell.any(axis=-1))
+        pbc = _expand(periodic, (n, 3), "pbc")
+        if pbc.dtype.kind not in "biuf":
+            raise ValueError(f"pbc must be true or false, got an array of {pbc.dtype}")
+        pbc = pbc.astype(bool)
+    infos = _charge_and_spin(arrays, n)
+    structures = [
+        Atoms(
+            numbers=numbers[row],
+            positions=positions[row] * to_ase.length,
+            cell=None if cell is None else cell[k],
+            pbc=None if pbc is None else pbc[k],
+            info=infos[k],
+        )
+        for k, row in enumerate(rows)
+    ]
+    fields: dict[str, Any] = {
+        "structures": structures,
+        "energies": floats(energies, labels.energy) * to_ase.energy,
+        "splits": {key: array for key, array in arrays.items() if is_split(key, array)},
+        "isolated_energies": _isolated_energies(arrays, to_ase),
+        "labels": labels.name,
+    }
+    if forces is not None:
+        forces = floats(forces, labels.forces) * (labels.sign * to_ase.forces)
+        fields["forces"] = [forces[row] for row in rows]
+    if "stress" in arrays:
+        stress = floats(arrays["stress"], "stress") * to_ase.stress
+        alone = positions.ndim == 2 and n == 1 and stress.shape == (3, 3)
+        fields["stress"] = stress[None] if alone else stress
+    theory = next((name for name in _THEORIES if name in arrays), None)
+    if theory is not None:
+        fields["level_of_theory"] = text(arrays[theory])
+    return fields
+
+
+def _atoms_of_each(
+    arrays: Mapping[str, NDArray], positions: NDArray, n_energies: int
+) -> tuple[NDArray[np.int64], list[Any]]:
+    """Atomic numbers, and for each structure what picks its atoms from an array over atoms."""
+    numbers = _elements(arrays, _first(arrays, NUMBERS, "atomic numbers"))
+    if positions.ndim == 3:
+        numbers = _expand(numbers, positions.shape[:2], "atomic numbers")
+        return numbers, [(k, real) for k, real in enumerate(numbers > 0)]
+    n_total = len(positions)
+    if numbers.shape != (n_total,):
+        raise ValueError(
+            f"atomic numbers must have shape [{n_total}], as the positions have, "
+            f"got {list(numbers.shape)}"
+        )
+    return numbers, [slice(a, b) for a, b in pairwise(_bounds(arrays, n_total, n_energies))]
+
+
+def _bounds(arrays: Mapping[str, NDArray], n_total: int, n_energies: int) -> list[int]:
+    """Where each structure begins, and where the last one ends."""
+    if OFFSETS in arrays and arrays[OFFSETS].ndim == 1:
+        bounds = integers(arrays[OFFSETS], OFFSETS)
+    elif COUNTS in arrays and arrays[COUNTS].ndim == 1:
+        bounds = np.cumsum([0, *integers(arrays[COUNTS], COUNTS)])
+    elif n_energies == 1:
+        return [0, n_total]
+    else:
+        raise ValueError(
+            f"positions of shape [{n_total}, 3] and {n_energies} energies need {OFFSETS} "
+            f"[{n_energies + 1}] or {COUNTS} [{n_energies}]"
+        )
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != n_total or (np.diff(bounds) < 1).any():
+        rule = "rise from 0 to" if OFFSETS in arrays else "be positive and add up to"
+        raise ValueError(
+            f"{OFFSETS if OFFSETS in arrays else COUNTS} must {rule} the number of rows of the "
+            f"positions, {n_total}"
+        )
+    return bounds.tolist()
+
+
+def _elements(arrays: Mapping[str, NDArray], name: str) -> NDArray[np.int64]:
+    """Atomic numbers, also from chemical symbols, which ANI-1 has."""
+    array = arrays[name]
+    if array.dtype.kind not in "SUO":
+        if name == _SYMBOLS:  # numbers of this name are often indices into some table
+            raise ValueError(
+                f"{name} must be chemical symbols: store atomic numbers as {NUMBERS[0]}"
+            )
+        return integers(_required(arrays, (name,), "atomic numbers"), "atomic numbers")
+    symbols = [text(np.asarray(symbol)) for symbol in array.reshape(-1)]
+    unknown = [symbol for symbol in symbols if symbol not in atomic_numbers]
+    if unknown:
+        raise ValueError(f"atomic numbers: no such element: {unknown[0]!r}")
+    return np.array([atomic_numbers[symbol] for symbol in symbols], int).reshape(array.shape)
+
+
+def _charge_and_spin(arrays: Mapping[str, NDArray], n: int) -> list[dict[str, int]]:
+    infos: list[dict[str, int]] = [{} for _ in range(n)]
+    for key, names in (("charge", _CHARGES), ("spin", _SPINS)):
+        name = next((name for name in names if name in arrays), None)
+        # Some sets keep charges of the atoms, (n, N), under the same name: these are not total.
+        if name is None or arrays[name].shape not in {(), (1,), (n,), (n, 1)}:
+            continue
+        values = np.broadcast_to(integers(arrays[name], name).reshape(-1), (n,))
+        for info, value in zip(infos, values, strict=True):
+            info[key] = int(value)
+    return infos
+
+
+def _isolated_energies(arrays: Mapping[str, NDArray], to_ase: Factors) -> dict[int, float] | None:
+    if "e0" not in arrays or "e0_z" not in arrays:
+        return None
+    numbers = integers(arrays["e0_z"], "e0_z").reshape(-1)
+    energies = floats(arrays["e0"], "e0").reshape(-1)
+    if len(numbers) != len(energies):
+        raise ValueError(
+            f"e0 must have one energy per entry of e0_z, {len(numbers)}, got {len(energies)}"
+        )
+    return {int(z): float(e) * to_ase.energy for z, e in zip(numbers, energies, strict=True)}
+
+
+def is_split(key: str, array: NDArray) -> bool:
+    """Whether an array lists the structures of a split: "train", "test_01", "val" …"""
+    return bool(_SPLIT.match(key)) and array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
+
+
+def _first(keys: Mapping[str, Any], names: tuple[str, ...], what: str) -> str:
+    for name in names:
+        if name in keys:
+            return name
+    raise ValueError(
+        f"no {what}: one of the keys {', '.join(names)} is needed, the file has {', '.join(keys)}"
+    )
+
+
+def _required(arrays: Mapping[str, NDArray], names: tuple[str, ...], what: str) -> NDArray:
+    array = arrays[_first(arrays, names, what)]
+    if array.ndim == 0:
+        raise ValueError(f"{what} must be an array, got {array}")
+    return array
+
+
+def _expand(array: NDArray, shape: tuple[int, ...], what: str) -> NDArray:
+    """Repeat what is stored once for all structures."""
+    if array.shape not in {shape, shape[1:]}:
+        raise ValueError(
+            f"{what} must have shape {list(shape[1:])} or {list(shape)}, got {list(array.shape)}"
+        )
+    return np.broadcast_to(array, shape)
+
+
+def floats(array: NDArray, what: str) -> NDArray[np.float64]:
+    """The same numbers in double precision.
+
+    Raises:
+        ValueError: it holds something else; `what` says in which array.
+    """
+    if array.dtype.kind not in "iuf":  # complex numbers and time spans would be cast silently
+        raise ValueError(f"{what} must be numbers, got an array of {array.dtype}")
+    return array.astype(np.float64)
+
+
+def integers(array: NDArray, what: str) -> NDArray[np.int64]:
+    """Whole numbers of whatever type, as integers.
+
+    Raises:
+        ValueError: one of them is none; `what` says in which array.
+    """
+    values = floats(array, what)
+    wrong = (values != np.round(values)) | ~(np.abs(values) < 2**31)
+    if wrong.any():
+        raise ValueError(f"{what} must hold integers, got {values[wrong].flat[0]:g}")
+    return values.astype(np.int64)
+
+
+def text(array: NDArray) -> str:
+    """What an array of one text says."""
+    value = array.reshape(-1)[0] if array.size == 1 else array
+    return value.decode() if isinstance(value, bytes) else str(value)

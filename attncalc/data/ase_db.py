@@ -1,0 +1,106 @@
+"""Reader of ASE databases: SQLite files with one structure per row."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import ase.db
+from ase import Atoms
+from ase.db.row import AtomsRow
+
+from attncalc.data.dataset import Dataset
+from attncalc.data.extxyz import from_ase
+from attncalc.one_line import one_line
+
+_LABELS = ("energy", "forces", "stress")
+
+
+def read_ase_db(
+    path: Path,
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    labels: str | None = None,
+) -> Dataset:
+    """Read an ASE database (`ase.db.connect`), rows in the order of their numbers.
+
+    Energy, forces and stress are a row's calculated results, else its `data`. `data` and key-value
+    pairs mean what `info` does in `from_ase`: `REF_energy`, `REF_forces` are the label set "REF",
+    `charge` (or `total_charge`, as ASE keeps the other name for itself) and `spin` are total charge
+    and multiplicity, `split`, `group` and `config_type` make splits. Initial charges of atoms are
+    no total charge.
+
+    ASE's convention is eV and Å. Other units are stored in the database's `metadata`, as `units`
+    (text or a dictionary, as in `attncalc.data.read`) or as SchNetPack writes them
+    (`_property_unit_dict`, `_distance_unit`).
+
+    Args:
+        path: the file, which is not changed.
+        energy_unit: see `attncalc.data.read`.
+        length_unit: see `attncalc.data.read`.
+        labels: name of a label set; None is the plain set, or the only one.
+
+    Raises:
+        OSError: the system refuses to read the file.
+        ValueError: the file is damaged or no ASE database, or a row has no label, or the like; one
+            line that starts with the file's name.
+    """
+    with open(path, "rb"):
+        pass  # what the system refuses is not damage
+    try:
+        _require_table(path)
+        database = ase.db.connect(path, type="db", use_lock_file=False)
+        metadata = database.metadata
+        frames = [_atoms(row, metadata) for row in database.select()]
+    except Exception as error:  # SQLite's errors, and whatever ASE's decoders stumble over
+        raise ValueError(
+            f"{path.name}: the file is truncated, damaged or no ASE database "
+            f"({one_line(error)}): fetch or write it again"
+        ) from None
+    return from_ase(
+        frames,
+        energy_unit=energy_unit,
+        length_unit=length_unit,
+        labels=labels,
+        source=path.name,
+    )
+
+
+def _require_table(path: Path) -> None:
+    """ASE makes its tables in any SQLite file that has none: ask before it may.
+
+    What is called so must be stored rows: a view or a virtual table may produce them without end.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        found = connection.execute("SELECT type, sql FROM sqlite_master WHERE name = 'systems'")
+        kind, sql = found.fetchone() or ("", "")
+    if kind != "table" or not str(sql).startswith("CREATE TABLE"):
+        raise ValueError("no such table: systems")
+
+
+def _atoms(row: AtomsRow, metadata: Mapping[str, Any]) -> Atoms:
+    """The bare structure, with labels and everything else that the row says in `info`."""
+    info = {**row.data, **row.key_value_pairs}
+    info |= {name: value for name in _LABELS if (value := row.get(name)) is not None}
+    if "total_charge" in info:
+        info.setdefault("charge", info["total_charge"])
+    if "level_of_theory" in metadata:
+        info.setdefault("level_of_theory", metadata["level_of_theory"])
+    if "units" not in info and (units := _units(metadata)):
+        info["units"] = units
+    geometry = {name: row[name] for name in ("numbers", "positions", "cell", "pbc")}
+    return Atoms(**geometry, info=info)
+
+
+def _units(metadata: Mapping[str, Any]) -> Any:
+    if "units" in metadata:
+        return metadata["units"]
+    stored = dict(metadata.get("_property_unit_dict", {}))
+    if "_distance_unit" in metadata:
+        stored["R"] = metadata["_distance_unit"]
+    return stored

@@ -1,0 +1,240 @@
+"""Reader of HDF5: groups of arrays, one per molecule, or all structures in one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from attncalc.data.arrays import (
+    NAMES,
+    POSITIONS,
+    Labels,
+    choose_labels,
+    dataset_fields,
+    is_split,
+    text,
+)
+from attncalc.data.dataset import Dataset, concatenate
+from attncalc.data.hdf5_heaps import heaps_are_sound
+from attncalc.data.npz import ALWAYS_UNPACKED, MOST_UNPACKED
+from attncalc.data.units import factors, named_units, parse_entry, parse_unit
+from attncalc.one_line import one_line
+
+# An array that has not been read, or an attribute.
+Array: TypeAlias = h5py.Dataset | NDArray
+# Attributes of an array that say in which unit it is.
+_UNIT_ATTRIBUTES = ("units", "unit")
+# What holds for all groups if it stands at the root of the file.
+_FOR_ALL = ("units", "level_of_theory", "theory", "e0", "e0_z")
+
+
+def read_hdf5(
+    path: Path,
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    labels: str | None = None,
+) -> Dataset:
+    """Read an HDF5 file.
+
+    Every group with positions, the root included, holds structures; groups are read in alphabetical
+    order of their full names. The names of arrays are those of `read_npz`: `z`, `R`, `E`, `F` or
+    `atomic_numbers`, `positions`, `energies`, `forces`, and so on. Three layouts are understood:
+
+    * a group per composition: `z` [N] (or [n, N], padded with 0), `R` [n, N, 3], `E` [n],
+      `F` [n, N, 3]: this is also how ANI-1, ANI-1x and SPICE files look, whose own names
+      (`coordinates`, `conformations`, `species` ...) are understood;
+    * all structures in a row: `z` [n_total], `R` [n_total, 3], `F` [n_total, 3], `E` [n], and
+      `offsets` [n + 1], from 0 to n_total, or `n_atoms` [n];
+    * a group per structure: `z` [N], `R` [N, 3], `F` [N, 3] and a single `E`.
+
+    Where present, `cell`, `pbc`, `stress`, `charge` and `spin` are read as in `read_npz`, and what
+    is small may be an attribute of the group instead of an array. At the root, `level_of_theory`,
+    isolated-atom energies `e0_z`, `e0` and `units` hold for all groups, and integer arrays
+    `train...`, `test...`, `val...` are splits: indices of structures in the order of reading.
+
+    A unit is stored as an attribute "units" of an array, or in an attribute "units" of a group or
+    of the root, as in "E: kcal/mol; F: kcal/mol/angstrom; R: angstrom".
+
+    `E_NAME`, `F_NAME` are the label set "NAME", and so are `NAME_energy`, `NAME_forces` and
+    `NAME.energy`, `NAME.forces`. Where `NAME_gradient` takes the place of the forces, its sign is
+    changed. Links to other files are not followed.
+
+    Args:
+        path: the file.
+        energy_unit: see `attncalc.data.read`.
+        length_unit: see `attncalc.data.read`.
+        labels: name of a label set; None is the plain set, or the only one.
+
+    Raises:
+        OSError: the system refuses to read the file.
+        ValueError: the file is damaged, or one of its arrays or units is; one line that starts
+            with the file's name.
+    """
+    with open(path, "rb") as binary:  # what the system refuses is not damage
+        sound = heaps_are_sound(binary)
+    try:
+        if not sound:
+            raise ValueError("the file is damaged (a heap of texts): fetch or write it again")
+        with h5py.File(path, "r") as file:
+            parts, splits = _parts(file, path.stat().st_size, energy_unit, length_unit, labels)
+        _require_equal_labels(parts)
+    except ValueError as error:
+        raise ValueError(one_line(f"{path.name}: {error}")) from None
+    except Exception as error:  # the HDF5 library says what it stumbled over in its own ways
+        raise ValueError(
+            f"{path.name}: the file is truncated, damaged or not HDF5 ({one_line(error)}): "
+            "fetch or write it again"
+        ) from None
+    return _joined(path.name, parts, splits)
+
+
+def _parts(
+    file: h5py.File,
+    file_size: int,
+    energy_unit: str | None,
+    length_unit: str | None,
+    labels: str | None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray]]:
+    """Group name -> what `Dataset` takes, in order; and the splits."""
+    root = _arrays(file)
+    splits = {name: array for name, array in root.items() if is_split(name, array)}
+    claimed = _require_room(splits, 0, file_size)
+    for_all = {name: root[name] for name in _FOR_ALL if name in root}
+    claimed = _require_room(for_all, claimed, file_size)
+    for_all = {name: np.asarray(array) for name, array in for_all.items()}
+    parts: dict[str, dict[str, Any]] = {}
+    for name in _group_names(file):
+        # one group after the other: a collection may have a hundred thousand
+        arrays = for_all | _arrays(file[name])
+        if not any(isinstance(arrays.get(key), h5py.Dataset) for key in POSITIONS):
+            continue
+        with _of_group(name), np.errstate(over="ignore"):  # found when the data set is checked
+            chosen = choose_labels({key: array.shape for key, array in arrays.items()}, labels)
+            labels = chosen.name  # one set in the whole file
+            units = _stored_units(arrays, for_all, chosen)
+            to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
+            keys = (*NAMES, chosen.energy, chosen.forces)
+            wanted = {key: arrays[key] for key in keys if key in arrays}
+            claimed = _require_room(wanted, claimed, file_size)
+            read = {key: np.asarray(array) for key, array in wanted.items()}
+            parts[name] = dataset_fields(read, to_ase, chosen)
+    if not parts:
+        raise ValueError(
+            f"no positions: a group with one of the arrays {', '.join(POSITIONS)} is needed, "
+            f"the file has {', '.join(file) or 'none'}"
+        )
+    return parts, {name: np.asarray(array) for name, array in splits.items()}
+
+
+def _group_names(file: h5py.File) -> list[str]:
+    """Full names of all groups, the root's among them; links to other places are not followed."""
+    names = ["/"]
+
+    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Group):
+            names.append(f"/{name}")
+
+    file.visititems(collect)
+    return sorted(names)
+
+
+def _arrays(group: h5py.Group) -> dict[str, Array]:
+    """Attributes and arrays by name; the arrays are not read yet."""
+    found: dict[str, Array] = {
+        name: np.asarray(value)
+        for name, value in group.attrs.items()
+        if not isinstance(value, h5py.Empty)
+    }
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            continue
+        item = group.get(name)
+        if isinstance(item, h5py.Dataset) and item.shape is not None:
+            found[name] = item
+    return found
+
+
+def _require_room(arrays: Mapping[str, Array], claimed: int, file_size: int) -> int:
+    """What is claimed with these arrays: any size, as what was never written takes no room."""
+    claimed += sum(array.nbytes for array in arrays.values())
+    if claimed > max(ALWAYS_UNPACKED, MOST_UNPACKED * file_size):
+        raise ValueError(
+            f"its arrays would take {claimed / 2**30:.1f} GiB, {claimed // file_size} times its "
+            "size: no data set does; write it without compression if it is one"
+        )
+    return claimed
+
+
+def _stored_units(
+    arrays: Mapping[str, Array], for_all: Mapping[str, NDArray], labels: Labels
+) -> dict[str, str]:
+    """Quantity -> unit, from attributes of the root, of the group and of the arrays.
+
+    Raises:
+        ValueError: two of them disagree.
+    """
+    statements: list[tuple[str, str]] = []
+    for level in (for_all, arrays):
+        if "units" in level:
+            entry = parse_entry(text(np.asarray(level["units"])))
+            names = named_units(entry, energy_name=labels.energy, forces_name=labels.forces)
+            statements += [(quantity, entry[name]) for quantity, name in names.items()]
+    for quantity, keys in (
+        ("energy", (labels.energy,)),
+        ("forces", (labels.forces,)),
+        ("length", (*POSITIONS, "cell")),
+        ("stress", ("stress",)),
+    ):
+        for key in keys:
+            if isinstance(array := arrays.get(key), h5py.Dataset):
+                found = [array.attrs[name] for name in _UNIT_ATTRIBUTES if name in array.attrs]
+                statements += [(quantity, text(np.asarray(unit))) for unit in found]
+    stored: dict[str, str] = {}
+    for quantity, unit in statements:
+        known = stored.setdefault(quantity, unit)
+        if not math.isclose(parse_unit(known)[0], parse_unit(unit)[0], rel_tol=1e-9):
+            raise ValueError(f"{quantity} is stored in two units, {known!r} and {unit!r}: mend one")
+    return stored
+
+
+def _require_equal_labels(parts: Mapping[str, Mapping[str, Any]]) -> None:
+    for label in ("forces", "stress"):
+        having = next((name for name, fields in parts.items() if label in fields), None)
+        missing = next((name for name, fields in parts.items() if label not in fields), None)
+        if having and missing:
+            raise ValueError(
+                f"{missing} has no {label} but {having} has: "
+                "put structures with different labels into files of their own"
+            )
+
+
+def _joined(
+    source: str, parts: Mapping[str, dict[str, Any]], splits: Mapping[str, NDArray]
+) -> Dataset:
+    datasets = [
+        Dataset(**(fields | {"splits": {}}), source=source if name == "/" else f"{source}: {name}")
+        for name, fields in parts.items()
+    ]
+    try:
+        joined = concatenate(datasets)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return dataclasses.replace(joined, source=source, splits=splits)
+
+
+@contextmanager
+def _of_group(name: str) -> Iterator[None]:
+    """Errors name the group."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if name == "/" else f"{name}: {error}") from None

@@ -1,0 +1,265 @@
+"""The structures that a model gets most wrong, and what is unusual about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols, covalent_radii
+
+from attncalc.data.dataset import Dataset, Integers
+from attncalc.data.errors import Floats, Prediction, energy_errors, explained_by_composition
+from attncalc.graph import edge_vectors
+from attncalc.neighbors import neighbor_list
+from attncalc.system import System
+
+# structures per neighbour search: enough to hide its overhead, few enough for memory
+BATCH = 64
+# a feature is unusual within this share of the structures at its end, but one is always the last
+UNUSUAL = 0.01
+# remarks about one structure: there are many features, and some number is always a little extreme
+MOST_REMARKS = 3
+# distances over the sum of covalent radii: below the first a bond, up to the second a contact
+BONDED, CONTACT = 1.35, 1.8
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """One structure and its errors.
+
+    Attributes:
+        index: of the structure in the data set.
+        formula: Hill notation.
+        energy_error: eV per atom, with sign; as in `energy_errors`.
+        force_rmse: eV/Å over components; NaN without reference forces.
+        force_error: eV/Å, largest |F - F_ref| of an atom; NaN without reference forces.
+        atom: the index of that atom, or None.
+        remarks: what is unusual about the structure within the data set.
+    """
+
+    index: int
+    formula: str
+    energy_error: float
+    force_rmse: float
+    force_error: float
+    atom: int | None
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A number of every structure, and how to say that it is extreme.
+
+    Attributes:
+        values: [n]; those that are not finite are never unusual.
+        texts: [n], the value in words.
+        high: what a large value is called: "largest"; "" if it is nothing special.
+        low: what a small one is called.
+    """
+
+    values: Floats
+    texts: list[str]
+    high: str = ""
+    low: str = ""
+
+
+def outliers(
+    prediction: Prediction,
+    dataset: Dataset,
+    *,
+    by: str = "force",
+    n: int = 10,
+    features: Sequence[Feature] | None = None,
+) -> list[Outlier]:
+    """The structures with the largest errors, worst first.
+
+    Args:
+        prediction: for this data set.
+        dataset: with labels.
+        by: "force" (largest error on an atom) or "energy" (`energy_errors`).
+        n: how many.
+        features: `features_of(dataset)`, where they are known already.
+
+    Raises:
+        ValueError: `by` is something else, or "force" and the data set has no forces.
+    """
+    if by not in ("force", "energy"):
+        raise ValueError(f'by must be "force" or "energy", got {by!r}')
+    if by == "force" and dataset.forces is None:
+        raise ValueError(f"{dataset.source}: the data set has no forces")
+    energy_error, _ = energy_errors(prediction, dataset)
+    on_atoms = _errors_on_atoms(prediction, dataset)
+    if by == "force":
+        score = np.array([error.max() for error in on_atoms])
+    else:
+        score = np.abs(energy_error)
+    worst = np.argsort(-score, kind="stable")[:n]
+    if features is None:
+        features = features_of(dataset)
+    found = []
+    for k in worst.tolist():
+        error = on_atoms[k]
+        found.append(
+            Outlier(
+                index=k,
+                formula=dataset.structures[k].get_chemical_formula(),
+                energy_error=float(energy_error[k]),
+                force_rmse=float(np.sqrt((error**2).mean() / 3)),
+                force_error=float(error.max()),
+                atom=None if dataset.forces is None else int(error.argmax()),
+                remarks=tuple(_remarks(features, k)),
+            )
+        )
+    return found
+
+
+def _errors_on_atoms(prediction: Prediction, dataset: Dataset) -> list[Floats]:
+    """|F - F_ref| [n_atoms] eV/Å of every structure; NaN without reference forces."""
+    if dataset.forces is None:
+        return [np.full(len(structure), np.nan) for structure in dataset.structures]
+    return [
+        np.linalg.norm(ours - theirs, axis=1)
+        for ours, theirs in zip(prediction.forces, dataset.forces, strict=True)
+    ]
+
+
+def _remarks(features: Sequence[Feature], k: int) -> list[str]:
+    """What is extreme about structure k, the most extreme first."""
+    found = []
+    for feature in features:
+        values = feature.values[np.isfinite(feature.values)]
+        if not np.isfinite(feature.values[k]) or values.min() == values.max():
+            continue
+        mine = feature.values[k]
+        for word, beyond, as_far in (
+            (feature.high, (values > mine).sum(), (values >= mine).sum()),
+            (feature.low, (values < mine).sum(), (values <= mine).sum()),
+        ):
+            # what many share is not unusual, even if nothing lies beyond
+            if word and as_far <= max(1, UNUSUAL * len(values)):
+                place = f"the {word}" if beyond == 0 else f"{_ordinal(int(beyond) + 1)} {word}"
+                found.append((beyond, f"{feature.texts[k]}: {place} of {len(values)}"))
+    return [text for _, text in sorted(found, key=lambda pair: pair[0])][:MOST_REMARKS]
+
+
+def _ordinal(n: int) -> str:
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{ending}"
+
+
+def features_of(dataset: Dataset) -> list[Feature]:
+    """Numbers of every structure by which one may be unusual: energy, forces, distances ..."""
+    structures = dataset.structures
+    n_atoms = np.array([len(structure) for structure in structures])
+    energy = dataset.energies - explained_by_composition(dataset, dataset.energies)
+    energy = energy / n_atoms
+    features = [
+        Feature(
+            energy,
+            [f"label {1e3 * e:+.0f} meV/atom relative to its composition" for e in energy],
+            high="highest energy",
+            low="lowest energy",
+        ),
+        Feature(n_atoms.astype(float), [f"{n} atoms" for n in n_atoms], high="largest"),
+        _rare_elements(dataset),
+        *_distances(dataset),
+    ]
+    if dataset.forces is not None:
+        size = [np.linalg.norm(forces, axis=1) for forces in dataset.forces]
+        texts = [
+            f"reference force {s.max():.3g} eV/Å on {_atom(structure.numbers, int(s.argmax()))}"
+            for s, structure in zip(size, structures, strict=True)
+        ]
+        features.append(Feature(np.array([s.max() for s in size]), texts, high="largest"))
+    if all(structure.cell.rank == 3 for structure in structures):
+        volume = np.array([s.get_volume() for s in structures]) / n_atoms
+        texts = [f"{v:.3g} Å³ per atom" for v in volume]
+        features.append(Feature(volume, texts, high="thinnest", low="densest"))
+    return features
+
+
+def _rare_elements(dataset: Dataset) -> Feature:
+    """The share of structures that hold an element, for the rarest element of each structure."""
+    sets = [frozenset(structure.numbers.tolist()) for structure in dataset.structures]
+    count: dict[int, int] = {}
+    for elements in sets:
+        for z in elements:
+            count[z] = count.get(z, 0) + 1
+    rarest = [min(elements, key=lambda z: (count[z], z)) for elements in sets]
+    values = np.array([count[z] / len(sets) for z in rarest])
+    texts = [f"{chemical_symbols[z]} in {count[z]} of {len(sets)} structures" for z in rarest]
+    return Feature(values, texts, low="rarest element")
+
+
+def _distances(dataset: Dataset) -> list[Feature]:
+    """Bonds and contacts by pair of elements, and atoms that no bond holds."""
+    present = np.unique(np.concatenate([structure.numbers for structure in dataset.structures]))
+    reach = float(2 * CONTACT * covalent_radii[present].max())
+    columns: dict[str, list[tuple[int, float, str]]] = {}  # name -> (structure, value, text)
+    for first in range(0, len(dataset), BATCH):
+        structures = dataset.structures[first : first + BATCH]
+        system = System.from_ase(structures, first=first)
+        edges = neighbor_list(system, reach)
+        lengths = torch.linalg.vector_norm(edge_vectors(system, edges), dim=1).numpy()
+        receivers, senders = edges.receivers.numpy(), edges.senders.numpy()
+        atoms = np.cumsum([0, *map(len, structures)])
+        for k, (structure, low) in enumerate(zip(structures, atoms[:-1], strict=True), start=first):
+            # edges come by receiver
+            mine = slice(*np.searchsorted(receivers, (low, low + len(structure))))
+            i, j = receivers[mine] - low, senders[mine] - low
+            for name, value, text in _extremes(structure.numbers, i, j, lengths[mine], reach):
+                columns.setdefault(name, []).append((k, value, text))
+    features = []
+    for name, column in columns.items():
+        values, texts = np.full(len(dataset), np.nan), [""] * len(dataset)
+        for k, value, text in column:
+            values[k], texts[k] = value, text
+        small = name.startswith(("shortest", "closest"))
+        features.append(Feature(values, texts, **{"low" if small else "high": name}))
+    return features
+
+
+def _extremes(
+    numbers: Integers, i: Integers, j: Integers, lengths: Floats, reach: float
+) -> Iterator[tuple[str, float, str]]:
+    """What is extreme within one structure: name, value to compare with others, and in words."""
+    ratio = lengths / (covalent_radii[numbers[i]] + covalent_radii[numbers[j]])
+    bonded = ratio < BONDED
+    z, y = np.minimum(numbers[i], numbers[j]), np.maximum(numbers[i], numbers[j])
+    for a, b in np.unique(np.stack([z, y], axis=1), axis=0):
+        pair = _pair_name(a, b)
+        ours = (z == a) & (y == b)
+        for name, which, pick in (
+            (f"shortest {pair} bond", bonded, np.argmin),
+            (f"longest {pair} bond", bonded, np.argmax),
+            (f"closest {pair} contact without a bond", ~bonded, np.argmin),
+        ):
+            candidates = np.flatnonzero(ours & which)
+            if len(candidates):
+                e = candidates[pick(lengths[candidates])]
+                ends = f"{_atom(numbers, int(i[e]))}, {_atom(numbers, int(j[e]))}"
+                yield name, float(lengths[e]), f"{ends} at {lengths[e]:.3f} Å"
+    nearest = np.full(len(numbers), np.inf)
+    np.minimum.at(nearest, i, lengths)
+    held = np.zeros(len(numbers), dtype=bool)
+    held[i[bonded]] = True
+    if len(numbers) > 1:
+        # zero where bonds hold all: then others are compared with it, too
+        far = np.where(held, 0.0, np.minimum(nearest, 2 * reach))
+        alone = int(far.argmax())
+        where = f"{nearest[alone]:.2f}" if np.isfinite(nearest[alone]) else f"more than {reach:.1f}"
+        text = f"{_atom(numbers, alone)} is {where} Å from its nearest neighbour"
+        yield "most isolated atom", float(far[alone]), text
+
+
+def _pair_name(a: int, b: int) -> str:
+    """As chemists say it: C-H and C-O, but O-H."""
+    a, b = sorted((int(a), int(b)), key=lambda z: (z != 6, -z))
+    return f"{chemical_symbols[a]}-{chemical_symbols[b]}"
+
+
+def _atom(numbers: Integers, k: int) -> str:
+    """The element and the index within the structure, as ASE counts: from 0."""
+    return f"{chemical_symbols[int(numbers[k])]}{k}"

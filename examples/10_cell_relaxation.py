@@ -1,0 +1,32 @@
+"""Relax a crystal with its cell, without pressure and at 10 GPa, down to the wanted stress.
+
+Run: python examples/10_cell_relaxation.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+from ase import units
+from ase.build import bulk
+from ase.filters import FrechetCellFilter
+from ase.optimize import LBFGS
+
+from attncalc import AttnCalculator
+
+MODEL = Path(__file__).parents[1] / "tests/models/cu-emt.safetensors"  # copper like ASE's EMT
+
+atoms = bulk("Cu", a=3.7, cubic=True)
+atoms.set_cell(atoms.cell @ [[1.03, 0.02, 0], [0, 0.98, 0], [0, 0, 1]], scale_atoms=True)
+atoms.rattle(0.03, seed=0)
+atoms.calc = AttnCalculator(MODEL)
+
+for pressure in (0, 10):
+    relaxed = FrechetCellFilter(atoms, scalar_pressure=pressure * units.GPa)
+    LBFGS(relaxed, logfile=None).run(fmax=1e-3, steps=300)
+    fmax = np.linalg.norm(atoms.get_forces(), axis=1).max()
+    stress = " ".join(f"{s:.2f}" for s in atoms.get_stress() / units.GPa)  # xx yy zz yz xz xy
+    cell = "a b c {:.3f} {:.3f} {:.3f} Å, angles {:.1f} {:.1f} {:.1f}°".format(
+        *atoms.cell.cellpar()
+    )
+    print(f"{pressure} GPa: stress {stress} GPa, largest force {fmax:.4f} eV/Å, {cell}")
+    atoms.write(f"copper-{pressure}GPa.extxyz")

@@ -1,0 +1,331 @@
+"""Energies against the work of the forces: named where units are wrong, silent everywhere else."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+
+from attncalc import data
+from attncalc.data.work import MOST_UNEXPLAINED
+
+KCAL, KJ = units.kcal / units.mol, units.kJ / units.mol
+HARTREE, RYDBERG, BOHR = units.Hartree, units.Rydberg, units.Bohr
+
+# What energies and forces are multiplied by if they are taken for eV and eV/Å, and what is said.
+WRONG_UNITS = {
+    "kcal/mol, eV/Å": (1 / KCAL, 1, 'units = "E: kcal/mol; F: eV/Angstrom"'),
+    "eV, kcal/mol/Å": (1, 1 / KCAL, 'units = "E: eV; F: kcal/mol/Angstrom"'),
+    "Hartree, eV/Å": (1 / HARTREE, 1, 'units = "E: Hartree; F: eV/Angstrom"'),
+    "eV, Hartree/Å": (1, 1 / HARTREE, 'units = "E: eV; F: Hartree/Angstrom"'),
+    "eV, Hartree/Bohr": (1, BOHR / HARTREE, 'units = "E: eV; F: Hartree/Bohr"'),
+    "Hartree, Hartree/Bohr": (
+        1 / HARTREE,
+        BOHR / HARTREE,
+        "forces per Bohr beside positions in Å?",
+    ),
+    "positions in Bohr": (1, 1 / BOHR, "forces per Å beside positions in Bohr?"),
+    "kJ/mol, eV/Å": (1 / KJ, 1, 'units = "E: kJ/mol; F: eV/Angstrom"'),
+    "kJ/mol, kcal/mol/Å": (1 / KJ, 1 / KCAL, 'units = "E: kJ/mol; F: kcal/mol/Angstrom"'),
+    "kcal/mol, kJ/mol/Å": (1 / KCAL, 1 / KJ, 'units = "E: kcal/mol; F: kJ/mol/Angstrom"'),
+    "kcal/mol, Hartree/Å": (1 / KCAL, 1 / HARTREE, 'units = "E: kcal/mol; F: Hartree/Angstrom"'),
+    "Hartree, kcal/mol/Å": (1 / HARTREE, 1 / KCAL, 'units = "E: Hartree; F: kcal/mol/Angstrom"'),
+    "kcal/mol, Hartree/Bohr": (1 / KCAL, BOHR / HARTREE, 'units = "E: kcal/mol; F: Hartree/Bohr"'),
+    "eV, Rydberg/Bohr": (1, BOHR / RYDBERG, 'units = "E: eV; F: Rydberg/Bohr"'),
+    "eV, meV/Å": (1, 1000, 'units = "E: eV; F: meV/Angstrom"'),
+    "kJ/mol, kJ/mol/nm": (1 / KJ, 10 / KJ, "forces per nm beside positions in Å?"),
+    "gradients": (1, -1, "the forces have the sign of the gradient; multiply them by -1"),
+    "kcal/mol, -eV/Å": (
+        1 / KCAL,
+        -1,
+        "by -1; and energies in kcal/mol beside forces in eV/Angstro",
+    ),
+}
+
+
+def in_other_units(dataset: data.Dataset, energy: float, forces: float) -> data.Dataset:
+    return dataclasses.replace(
+        dataset,
+        energies=dataset.energies * energy,
+        forces=tuple(f * forces for f in dataset.forces),
+    )
+
+
+def emt(atoms: Atoms, n: int, rattle: float, seed: int = 0) -> data.Dataset:
+    """Structures around one, independent of each other, with the labels of ASE's EMT."""
+    frames = []
+    for k in range(n):
+        copy = atoms.copy()
+        copy.rattle(rattle, seed=seed + k)
+        copy.calc = EMT()
+        copy.get_forces()
+        frames.append(copy)
+    return data.from_ase(frames, source="emt.extxyz")
+
+
+@pytest.fixture(scope="module")
+def shaken() -> data.Dataset:
+    return emt(bulk("Cu", cubic=True), 40, 0.05)
+
+
+def test_right_units_are_silent(shaken):
+    found = data.work_ratio(shaken)
+    assert found.ratio == pytest.approx(1, abs=0.05)
+    assert found.decides
+    assert found.displacement < 0.3
+    assert data.unit_mismatch(shaken) is None
+
+
+@pytest.mark.parametrize("case", WRONG_UNITS)
+def test_wrong_units_are_named(shaken, case):
+    energy, forces, expected = WRONG_UNITS[case]
+    wrong = in_other_units(shaken, energy, forces)
+    assert data.work_ratio(wrong).ratio == pytest.approx(energy / forces, rel=0.05)
+    message = data.unit_mismatch(wrong)
+    assert message.startswith("emt.extxyz: energy differences are ")
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("case", [name for name in WRONG_UNITS if "-" not in name and "," in name])
+def test_what_the_message_says_helps(shaken, case, tmp_path):
+    """The entry that is proposed, put into the file, gives the right numbers."""
+    energy, forces, _ = WRONG_UNITS[case]
+    wrong = in_other_units(shaken, energy, forces)
+    arrays = {
+        "z": wrong.structures[0].numbers,
+        "R": np.stack([atoms.positions for atoms in wrong.structures]),
+        "cell": wrong.structures[0].cell.array,
+        "E": wrong.energies,
+        "F": np.stack(wrong.forces),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    message = data.unit_mismatch(data.read(tmp_path / "a.npz", energy_unit="eV"))
+    if "as in units" in message:
+        return  # the energy unit is any
+    entry = message.split('units = "')[1].split('"')[0]
+    np.savez(tmp_path / "a.npz", **arrays, units=entry)
+    mended = data.read(tmp_path / "a.npz")
+    assert data.unit_mismatch(mended) is None
+    np.testing.assert_allclose(mended.energies, shaken.energies, rtol=1e-12)
+    np.testing.assert_allclose(np.stack(mended.forces), np.stack(shaken.forces), atol=1e-12)
+
+
+def test_energies_per_atom(shaken):
+    message = data.unit_mismatch(in_other_units(shaken, 1 / 4, 1))
+    assert "the energies seem to be per atom; multiply them by the number of atoms" in message
+    assert "kJ/mol/Angstrom" in message, "1/4 is not far from 1/4.184"
+    cell = emt(bulk("Cu", cubic=True).repeat((2, 1, 1)), 30, 0.05)
+    message = data.unit_mismatch(in_other_units(cell, 1 / 8, 1))
+    assert message.endswith(
+        "the energies seem to be per atom; multiply them by the number of atoms"
+    )
+
+
+def test_a_ratio_of_no_units(shaken):
+    assert "this is no ratio of usual units" in data.unit_mismatch(in_other_units(shaken, 3.2, 1))
+
+
+def test_a_few_wrong_labels_do_not_matter(shaken):
+    energies = shaken.energies.copy()
+    energies[[3, 17]] += 5.0
+    assert data.unit_mismatch(dataclasses.replace(shaken, energies=energies)) is None
+    forces = [f * (50 if k == 5 else 1) for k, f in enumerate(shaken.forces)]
+    assert data.unit_mismatch(dataclasses.replace(shaken, forces=forces)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_without_relation_are_silent(shaken, seed):
+    """Random numbers of any size, also of a few enormous ones."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 41))
+    tail = rng.choice([0.0, 1.0, 3.0])
+    energies = rng.standard_normal(n) * np.exp(tail * rng.standard_normal(n))
+    forces = [rng.standard_normal((4, 3)) * np.exp(tail * rng.standard_normal()) for _ in range(n)]
+    random = dataclasses.replace(shaken[:n], energies=energies, forces=forces)
+    assert data.unit_mismatch(random) is None
+
+
+def test_what_cannot_be_compared(shaken):
+    assert data.work_ratio(dataclasses.replace(shaken, forces=None)) is None
+    assert data.work_ratio(shaken[:5]) is None
+    assert data.unit_mismatch(shaken[:1]) is None
+    # each in a cell of its own: energies differ by the work of the stress, too
+    structures = [atoms.copy() for atoms in shaken.structures]
+    for k, atoms in enumerate(structures):
+        atoms.set_cell(atoms.cell * (1 + 0.001 * k))
+    assert data.work_ratio(dataclasses.replace(shaken, structures=structures)) is None
+    # the same structure and energy again and again
+    again = shaken[[0] * 40]
+    assert data.work_ratio(again) is None
+
+
+def test_other_molecules_between_them_do_not_matter():
+    cluster = Atoms("Cu3", [[0, 0, 0], [2.3, 0, 0], [1.1, 2.0, 0]])
+    first, second = emt(cluster, 30, 0.05), emt(Atoms("Ni2", [[0, 0, 0], [0, 0, 2.2]]), 30, 0.05)
+    mixed = data.concatenate([first, second])[np.random.default_rng(0).permutation(60)]
+    assert data.work_ratio(mixed).ratio == pytest.approx(1, abs=0.05)
+    assert "F: kcal/mol" in data.unit_mismatch(in_other_units(mixed, 1, 1 / KCAL))
+
+
+def test_atoms_that_leave_the_cell_come_back(shaken):
+    wrapped = [atoms.copy() for atoms in shaken.structures]
+    for atoms in wrapped:
+        atoms.wrap()
+    moved = [
+        abs(a.positions - b.positions).max()
+        for a, b in zip(wrapped, shaken.structures, strict=True)
+    ]
+    assert max(moved) > 3
+    found = data.work_ratio(dataclasses.replace(shaken, structures=wrapped))
+    assert found.ratio == pytest.approx(1, abs=0.05)
+
+
+def test_molecules_far_apart_are_silent():
+    """Two-body clusters at random: the work between them says nothing."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(60):
+        atoms = Atoms("Cu4", rng.uniform(0, 4, (4, 3)))
+        atoms.calc = EMT()
+        atoms.get_forces()
+        frames.append(atoms)
+    for energy, forces, _ in WRONG_UNITS.values():
+        assert data.unit_mismatch(in_other_units(data.from_ase(frames), energy, forces)) is None
+
+
+# ------------------------------------------------------------------------------------ real data
+
+# file: label sets; whether the closest structures are close enough to decide
+REAL = {
+    "3bpa_test_300K.npz": False,
+    "3bpa_train_300K.npz": False,
+    "acac_test_300K.npz": False,
+    "acac_test_dihedral.npz": False,  # no forces
+    "acac_train_300K.npz": False,
+    "alkane_c08.npz": True,
+    "alkane_c12.npz": True,
+    "alkane_c14.npz": True,
+    "au2_mgo_4g_50.npz": True,
+    "c2h6_dissociation.npz": True,
+    "ethanol_pbe_test_norm_mode_3005.npz": False,  # no forces
+    "ethanol_pbe_test_norm_mode_874.npz": False,  # no forces
+    "ethanol_pbe_train.npz": True,
+    "lips20_Li2S.npz": True,
+    "lips20_Li7P3S11.npz": True,
+    "lips20_P2S5.npz": True,
+    "lips20_beta-Li3PS4.npz": True,
+    "md17_ethanol_npzformat.npz": True,
+    "md22_stachyose_frame0.extxyz": False,  # one structure
+    "mlearn_Mo.extxyz": True,
+    "mlearn_Si.extxyz": True,
+    "qm22_ethanol.npz": True,
+    "qm22_hydronium.npz": False,  # no forces
+    "qm22_nma.npz": True,
+    "rmd17_aspirin.npz": True,
+    "rmd17_benzene.npz": True,
+    "rmd17_ethanol.npz": True,
+    "rmd17_malonaldehyde.npz": True,
+    "rmd17_naphthalene.npz": True,
+    "rmd17_uracil.npz": True,
+    "spice_dev.extxyz": False,
+    "spice_dipeptides_polar.extxyz": True,
+    "water_pbe0ts_192.npz": True,
+    "water_virial_384.npz": False,  # a cell of its own for each structure
+    "xtb_acala3nhme.extxyz": False,
+    "xtb_at_at.extxyz": False,
+    "xtb_c10h2.extxyz": True,
+    "xtb_c10h3_cation.extxyz": True,
+    "xtb_cumulene_c9h4.extxyz": False,
+    "xtb_ethanol.extxyz": True,
+    "xtb_stachyose.extxyz": False,
+    "zundel.npz": False,
+}
+
+
+@pytest.mark.parametrize("n_modes", [6, 12, 20, 40])
+def test_few_mirror_images_are_silent(n_modes):
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(n_modes):
+        shift = rng.normal(scale=0.03, size=(4, 3))
+        for sign in (1, -1):
+            atoms = bulk("Cu", cubic=True)
+            atoms.positions += sign * shift
+            atoms.calc = EMT()
+            atoms.get_forces()
+            frames.append(atoms)
+    assert data.unit_mismatch(data.from_ase(frames, source="mirrored")) is None
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_data_in_right_and_wrong_units(shared_file, name):
+    """Right units are silent; wrong ones are named where the data decide, and silent elsewhere."""
+    path = shared_file(name)
+    energy_unit = "kcal/mol" if name.startswith("md17") else None
+    for labels in ("rmd17", "md17") if name.startswith("rmd17") else (None,):
+        dataset = data.read(path, labels=labels, energy_unit=energy_unit)
+        assert data.unit_mismatch(dataset) is None
+        found = data.work_ratio(dataset)
+        decides = found is not None and found.decides
+        assert decides == REAL[name], found
+        if decides:
+            assert found.ratio == pytest.approx(1, abs=MOST_UNEXPLAINED)
+        if dataset.forces is None:
+            continue
+        for case in ("kcal/mol, eV/Å", "eV, Hartree/Bohr", "gradients"):
+            energy, forces, expected = WRONG_UNITS[case]
+            message = data.unit_mismatch(in_other_units(dataset, energy, forces))
+            if decides:
+                assert expected in message
+            else:
+                assert message is None
+
+
+def test_subsets_of_wild_data_are_silent(shared_file):
+    """Bonds that break, few structures: where the work is a poor guess of the energy."""
+    rng = np.random.default_rng(0)
+    for name in ("c2h6_dissociation.npz", "acac_test_300K.npz", "zundel.npz", "mlearn_Si.extxyz"):
+        dataset = data.read(shared_file(name))
+        for _ in range(30):
+            n = int(rng.integers(13, 60))
+            assert data.unit_mismatch(dataset[rng.permutation(len(dataset))[:n]]) is None
+
+
+def test_committed_small_molecules_are_silent():
+    committed = Path(__file__).parent / "xtb_small_molecules_test.extxyz"
+    assert data.unit_mismatch(data.read(committed)) is None
+
+
+def test_mirror_images_about_a_minimum_are_silent():
+    """Pairs r0 + u, r0 - u: quadratic energies cancel, and the ratio of the rest is 1/3."""
+    rng = np.random.default_rng(3)
+    minimum = bulk("Cu", cubic=True)
+    frames = []
+    for _ in range(600):
+        shift = rng.normal(scale=0.05, size=minimum.positions.shape)
+        for sign in (1, -1):
+            atoms = minimum.copy()
+            atoms.positions += sign * shift
+            atoms.calc = EMT()
+            atoms.get_forces()
+            frames.append(atoms)
+    assert data.unit_mismatch(data.from_ase(frames, source="mirrored")) is None
+
+
+def test_large_sets_take_a_second(shaken):
+    molecule_positions = molecule("CH3CH2OH").positions
+    rng = np.random.default_rng(0)
+    n = 20_000
+    structures = [
+        Atoms("CCOH6", molecule_positions + 0.3 * rng.standard_normal((9, 3))) for _ in range(n)
+    ]
+    large = data.Dataset(
+        structures=structures,
+        energies=rng.standard_normal(n),
+        forces=rng.standard_normal((n, 9, 3)),
+    )
+    assert data.unit_mismatch(large) is None

@@ -1,0 +1,200 @@
+"""Every example runs as its user runs it, in an empty folder, and what it leaves is physics."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read
+from ase.units import GPa
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
+README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+# copper as ASE's EMT has it
+LATTICE_CONSTANT, BULK_MODULUS = 3.59, 134.0  # Å, GPa
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], str]:
+    """Run an example in an empty folder and give what it printed."""
+
+    def run(name: str) -> str:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "MPLBACKEND": "Agg",
+            "PYTHONPATH": str(EXAMPLES.parent),
+        }
+        done = subprocess.run(
+            [sys.executable, "-W", "error::DeprecationWarning:__main__", EXAMPLES / f"{name}.py"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(re.findall(r"\d+\.?\d*", done.stdout)) >= 2, "a few meaningful numbers"
+        return done.stdout
+
+    return run
+
+
+def numbers(pattern: str, output: str) -> list[float]:
+    """The groups of a pattern that must be found once."""
+    (found,) = re.findall(pattern, output)
+    return [float(number) for number in ([found] if isinstance(found, str) else found)]
+
+
+def largest_force(frame) -> float:
+    return float(np.linalg.norm(frame.get_forces(), axis=1).max())
+
+
+def test_there_are_ten():
+    assert [int(script.name[:2]) for script in SCRIPTS] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_an_example_is_short_and_says_what_it_is(script):
+    text = script.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 40
+    doc = ast.get_docstring(ast.parse(text))
+    assert f"python examples/{script.name}" in doc
+    assert f"(examples/{script.name})" in README
+    # a script to copy: ASE, attncalc's public names, no flags
+    assert "argparse" not in text
+    assert not re.search(r"from attncalc\.|import attncalc\.", text)
+
+
+def test_single_point(run, tmp_path):
+    output = run("01_single_point")
+    energy, total = numbers(r"energy (\S+) eV, sum over atoms (\S+) eV", output)
+    assert energy == total
+    assert -4220 < energy < -4210  # ethanol by PBE
+    assert numbers(r"net force (\S+)", output)[0] < 1e-6
+    assert "forces = -dE/dr" in output
+    assert read(tmp_path / "ethanol.extxyz").get_potential_energy() == pytest.approx(
+        energy, abs=1e-4
+    )
+
+
+def test_relaxation(run, tmp_path):
+    start, end, fmax = numbers(
+        r"energy (\S+) -> (\S+) eV, largest force (\S+)", run("02_relaxation")
+    )
+    assert end < start - 0.1
+    assert fmax <= 0.01
+    path = read(tmp_path / "ethanol-relaxation.traj", ":")
+    assert path[0].get_potential_energy() == pytest.approx(start, abs=1e-4)
+    relaxed = read(tmp_path / "ethanol-relaxed.extxyz")
+    assert largest_force(relaxed) <= 0.01
+    assert relaxed.get_distance(0, 1) == pytest.approx(1.52, abs=0.03)  # C-C
+    assert relaxed.get_distance(1, 2) == pytest.approx(1.43, abs=0.03)  # C-O
+
+
+def test_langevin(run, tmp_path):
+    mean, fluctuation = numbers(
+        r"mean temperature (\d+) K, fluctuation (\d+) K", run("03_langevin")
+    )
+    assert 260 < mean < 340  # a mean over 0.75 ps scatters by 12 K
+    assert fluctuation == pytest.approx(300 * np.sqrt(2 / 27), rel=0.35)
+    frames = read(tmp_path / "ethanol-300K.traj", ":")
+    assert len(frames) == 201
+    assert all(frame.get_distance(1, 2) == pytest.approx(1.43, abs=0.2) for frame in frames)
+
+
+def test_npt_crystal(run, tmp_path):
+    temperature, pressure, a = numbers(r": (\d+) K, (\S+) GPa, a = (\S+) Å", run("04_npt_crystal"))
+    assert 270 < temperature < 330
+    assert pressure == pytest.approx(5, abs=0.7)
+    # 0.8 % longer at 300 K than at 0 K, and compressed
+    expected = 1.008 * LATTICE_CONSTANT * (1 - 5 / (3 * BULK_MODULUS))
+    assert a == pytest.approx(expected, rel=0.01)
+    assert len(read(tmp_path / "copper-npt.traj", ":")) == 501
+
+
+def test_neb(run, tmp_path):
+    output = run("05_neb")
+    (forward,) = numbers(r"trans -> gauche (\S+) meV", output)
+    (backward,) = numbers(r"gauche -> trans (\S+) meV", output)
+    images = read(tmp_path / "ethanol-neb.extxyz", ":")
+    energies = 1e3 * np.array([image.get_potential_energy() for image in images])
+    assert 20 < forward < 100  # experiment: 50 meV
+    assert forward - backward == pytest.approx(energies[-1] - energies[0], abs=0.2)
+    assert abs(forward - backward) < 20  # the two minima are nearly equal
+    top = int(energies.argmax())
+    assert (np.diff(energies[: top + 1]) > 0).all(), "up to the saddle"
+    assert (np.diff(energies[top:]) < 0).all(), "and down"
+    assert images[top].get_dihedral(0, 1, 2, 3) == pytest.approx(120, abs=15)
+    for k in (0, top, -1):  # both ends and the climbing image: no force is left
+        assert largest_force(images[k]) < 0.03
+
+
+def test_vibrations(run, tmp_path):
+    output = run("06_vibrations")
+    assert numbers(r"largest of the six rigid motions (\S+)", output)[0] < 50
+    lowest, highest = numbers(r"vibrations (\d+) to (\d+) 1/cm", output)
+    assert 150 < lowest < 350  # torsions
+    assert 3500 < highest < 3900  # O-H
+    modes = re.findall(r"^ +\d+ +[\d.]+ +([\d.]+i?)$", output, flags=re.MULTILINE)
+    assert len([mode for mode in modes if not mode.endswith("i")]) >= 21
+    # half the sum of h ν, harmonic
+    assert numbers(r"Zero-point energy: (\S+) eV", output)[0] == pytest.approx(2.12, abs=0.08)
+
+
+def test_phonons(run, tmp_path):
+    pytest.importorskip("phonopy", reason='needs phonopy: pip install "attncalc[phonons]"')
+    output = run("07_phonons")
+    at = {name: numbers(rf"{name} (\S+) (\S+) (\S+) THz", output) for name in ("Γ", "X", "L")}
+    assert np.abs(at["Γ"]).max() < 0.02  # acoustic: zero
+    for point, transverse, longitudinal in (("X", 5.1, 7.3), ("L", 3.4, 7.4)):  # neutrons, 80 K
+        found = sorted(at[point])
+        assert found[0] == pytest.approx(found[1], abs=0.02)  # degenerate
+        assert found == pytest.approx([transverse, transverse, longitudinal], rel=0.15)
+    (heat_capacity,) = numbers(r"heat capacity at 300 K (\S+)", output)
+    assert 23 < heat_capacity < 24.94  # a little below 3R
+    assert (tmp_path / "copper-phonons.yaml").is_file()
+
+
+def test_batch_evaluation(run, tmp_path):
+    output = run("08_batch_evaluation")
+    assert "120 structures, 740 atoms" in output
+    assert 0 < numbers(r"energy MAE (\S+) meV/atom", output)[0] < 2
+    assert 0 < numbers(r"largest force error (\S+) eV/Å", output)[0] < 1
+    frames = read(tmp_path / "evaluated.extxyz", ":")
+    assert len(frames) == 120
+    assert np.isfinite([frame.get_potential_energy() for frame in frames]).all()
+
+
+def test_training(run, tmp_path):
+    output = run("09_training")
+    (test_error,) = numbers(r"test: force error (\S+)", output)
+    error, size = numbers(r"108 atoms: force error (\S+) of (\S+) eV/Å", output)
+    assert 0 < test_error < 0.1
+    assert 0 < error < 0.25 * size  # learnt, and true in a crystal that is larger
+    written = {file.name for file in (tmp_path / "runs" / "aluminium").iterdir()}
+    assert {"aluminium.safetensors", "aluminium.md", "metrics.csv"} <= written
+
+
+def test_cell_relaxation(run, tmp_path):
+    run("10_cell_relaxation")
+    lengths = []
+    for pressure in (0, 10):
+        atoms = read(tmp_path / f"copper-{pressure}GPa.extxyz")
+        assert largest_force(atoms) <= 2e-3
+        stress = atoms.get_stress() / GPa
+        assert stress == pytest.approx([-pressure] * 3 + [0] * 3, abs=0.05)
+        a, b, c, *angles = atoms.cell.cellpar()
+        assert [b, c] == pytest.approx([a, a], abs=0.01)  # cubic again
+        assert angles == pytest.approx([90] * 3, abs=0.2)
+        lengths.append(a)
+    assert lengths[0] == pytest.approx(LATTICE_CONSTANT, abs=0.03)
+    compression = 1 - (lengths[1] / lengths[0]) ** 3
+    assert compression == pytest.approx(10 / BULK_MODULUS, rel=0.25)

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import os
+import re
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.io import read, write
-from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
+from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat, string2index
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
 from attncalc.graph import species_of
 from attncalc.md import ENSEMBLES, Settings, Thermometer, run_with_ase
+from attncalc.one_line import one_line
 from attncalc.potential import Potential, check_electrons
 from attncalc.system import System
+
+if TYPE_CHECKING:
+    from attncalc.data import Dataset
+    from attncalc.data.errors import Prediction
 
 # what a user can run into; anything else is a bug
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
 # atoms below which threads of a CPU wait for each other longer than they compute
 SMALL = 1000
+# frames of a trajectory that a picture is drawn from
+MOST_FRAMES = 400
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -46,7 +59,7 @@ def one_line_errors(command: Command) -> Command:
         except BrokenPipeError:  # `attncalc models | head`: click knows how to end quietly
             raise
         except EXPECTED as error:
-            raise click.ClickException(str(error) or type(error).__name__) from None
+            raise click.ClickException(one_line(error, longest=1000)) from None
         except KeyboardInterrupt as interrupt:
             click.echo(f"stopped: {interrupt}" if str(interrupt) else "stopped", err=True)
             sys.exit(130)
@@ -100,54 +113,107 @@ def main() -> None:
 def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cell, output) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
 
-    The output holds what is done after every structure.
+    The output holds what is done after every structure; Ctrl-C adds the one at hand as it is. A
+    picture (.png) of the same name shows energy and largest force of every step.
 
     Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
     """
     target = _new_structure_file(output or Path(structures).with_suffix(".relaxed.xyz"))
+    picture = _new_file(target.with_suffix(".png"))
     frames = _read(structures)
     _require_room(target, len(frames))
     _set_threads(threads, frames)
     calculator = AttnCalculator(model, device=device, dtype=dtype)
     _require_known(calculator.potential, frames, volume=cell)
-    left_over = 0
-    for k, atoms in enumerate(frames):
-        atoms.calc = calculator
-        try:
-            converged, report = _relax_one(atoms, optimizer, fmax, steps, cell)
-            frames[k] = _with_results(atoms)
-            _write(target, frames[: k + 1])
-        except (*EXPECTED, KeyboardInterrupt) as error:
-            raise _with_progress(error, k, len(frames), target) from None
-        click.echo(f"structure {k}: {report}")
-        if not converged:
-            left_over += 1
-    click.echo(f"wrote {target}")
+    courses: list[Course] = []
+
+    def draw() -> None:
+        """Of what there is."""
+        title = f"{Path(structures).name}, {_model_name(model)}"
+        if len(frames) == 1:
+            title = f"{frames[0].get_chemical_formula()}, {_model_name(model)}"
+        steps_of_all = [course.steps for course in courses if course.steps]
+        if steps_of_all:
+            _save_picture(plots.relax_summary(steps_of_all, fmax=fmax, title=title), picture)
+
+    several = len(frames) > 1
+    with _bar(len(frames) if several else steps, "structure" if several else "step") as bar:
+
+        def progress(step: int, status: str) -> None:
+            bar.set_postfix_str(f"step {step}, {status}" if several else status, refresh=False)
+            bar.update(0 if several else step - bar.n)
+
+        for k, atoms in enumerate(frames):
+            atoms.calc = calculator
+            courses.append(course := Course())
+            try:
+                frames[k], report = _relax_one(
+                    atoms, optimizer, fmax, steps, cell, course, progress
+                )
+                _write(target, frames[: k + 1])
+            except KeyboardInterrupt:
+                if course.frame is not None:
+                    _write(target, [*frames[:k], course.frame])
+                draw()
+                raise KeyboardInterrupt(_saved(k, len(frames), target, course)) from None
+            except EXPECTED as error:
+                if several:
+                    saved = _saved(k, len(frames), target)
+                    raise RuntimeError(f"structure {k}: {error}; {saved}") from None
+                raise
+            with bar.external_write_mode():
+                click.echo(f"structure {k}: {report}")
+            bar.update(1 if several else 0)
+    draw()
+    click.echo(f"wrote {target}, {picture}")
+    left_over = sum(course.steps[-1][1] > fmax for course in courses)
     if left_over:
         raise click.ClickException(
             f"{left_over} of {len(frames)} structures did not converge: take more --steps"
         )
 
 
+@dataclass
+class Course:
+    """How one relaxation goes.
+
+    Attributes:
+        steps: energy [eV] and largest force [eV/Å], the start first.
+        frame: the structure after the last of them, with results.
+    """
+
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    frame: Atoms | None = None
+
+    def __str__(self) -> str:
+        return f"{len(self.steps) - 1} steps, largest force {self.steps[-1][1]:.4f} eV/Å"
+
+
 def _relax_one(
-    atoms: Atoms, optimizer: str, fmax: float, steps: int, cell: bool
-) -> tuple[bool, str]:
-    """Whether it converged, and how it went; moves the atoms."""
+    atoms: Atoms,
+    optimizer: str,
+    fmax: float,
+    steps: int,
+    cell: bool,
+    course: Course,
+    progress: Callable[[int, str], None],
+) -> tuple[Atoms, str]:
+    """The structure with results, and how it went; fills the course as the atoms move."""
     from ase.filters import FrechetCellFilter
     from ase.optimize import FIRE, LBFGS
 
     method = {"fire": FIRE, "lbfgs": LBFGS}[optimizer]
     moved = FrechetCellFilter(atoms) if cell else atoms
-    with _bar(steps, "step") as bar, method(moved, logfile=None) as dynamics:
-        start = atoms.get_potential_energy()
+    with method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=fmax, steps=steps):
-            bar.set_postfix_str(f"largest force {_fmax(moved):.4f} eV/Å", refresh=False)
-            bar.update(dynamics.nsteps - bar.n)
-    converged = _fmax(moved) <= fmax
-    return converged, (
-        f"{'converged' if converged else 'NOT converged'} in {dynamics.nsteps} steps, "
-        f"largest force {_fmax(moved):.4f} eV/Å, energy {start:.4f} -> "
-        f"{atoms.get_potential_energy():.4f} eV"
+            energy, largest = atoms.get_potential_energy(), _fmax(moved)
+            course.steps.append((energy, largest))
+            course.frame = _with_results(atoms)
+            progress(dynamics.nsteps, f"largest force {largest:.4f} eV/Å, energy {energy:.4f} eV")
+    (start, _), (energy, largest) = course.steps[0], course.steps[-1]
+    return _with_results(atoms), (
+        f"{'converged' if largest <= fmax else 'NOT converged'} in {dynamics.nsteps} steps, "
+        f"largest force {largest:.4f} eV/Å, energy {start:.4f} -> {energy:.4f} eV"
     )
 
 
@@ -194,19 +260,23 @@ def md(structure, model, device, dtype, threads, output, **options) -> None:
     if atoms.get_momenta().any():
         temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
         click.echo(f"velocities of the file are kept (T = {temperature:.0f} K)")
+    title = f"{atoms.get_chemical_formula()}, {_model_name(model)}, {settings.ensemble.upper()}"
+    n_dof = Thermometer.for_run(atoms, settings.ensemble).n_dof
     with _bar(settings.n_steps, "step") as bar:
 
         def progress(steps: int, status: str) -> None:
             rate = bar.format_dict["rate"] or 0.0
             ns_per_day = rate * settings.timestep * 86400 * 1e-6
-            bar.set_postfix_str(f"{status}, {ns_per_day:.2f} ns/day", refresh=False)
+            bar.set_postfix_str(f"{ns_per_day:.2f} ns/day, {status}", refresh=False)
             bar.update(steps)
 
-        rows = run_with_ase(atoms, settings, target, progress=progress)
-    frames = _read(str(target))
-    plots.md_summary(rows, frames, title=f"{atoms.get_chemical_formula()}, {model}").savefig(
-        picture
-    )
+        try:
+            rows = run_with_ase(atoms, settings, target, progress=progress)
+        except (FloatingPointError, KeyboardInterrupt):
+            if target.exists():  # a picture of what there is shows what went wrong
+                _draw_md(target, picture, settings, title, n_dof)
+            raise
+    _draw_md(target, picture, settings, title, n_dof)
     calc = atoms.calc
     click.echo(
         f"wrote {target} ({len(rows)} frames), {target.with_suffix('.csv')}, {picture}; "
@@ -214,12 +284,34 @@ def md(structure, model, device, dtype, threads, output, **options) -> None:
     )
 
 
+def _draw_md(target: Path, picture: Path, settings: Settings, title: str, n_dof: int) -> None:
+    """The summary of a run from its log and some of its frames, the last of them the very last."""
+    with open(target.with_suffix(".csv"), newline="") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    stride = -(-len(rows) // MOST_FRAMES)
+    frames = _read(str(target), index=f"{(len(rows) - 1) % stride}::{stride}")
+    figure = plots.md_summary(
+        rows,
+        frames,
+        title=title,
+        ensemble=settings.ensemble,
+        target=None if settings.ensemble == "nve" else settings.temperature,
+        n_dof=n_dof,
+    )
+    _save_picture(figure, picture)
+
+
 @main.command()
 @click.argument("recipe")
 @click.option("--data", help="Data file, instead of the one that the recipe names.")
 @click.option("-o", "--output", help="Folder. Default: runs/NAME of the recipe.")
+@click.option(
+    "--member",
+    type=int,
+    help="Train only this member of the recipe's committee, so that several train at once.",
+)
 @one_line_errors
-def train(recipe, data, output) -> None:
+def train(recipe, data, output, member) -> None:
     """Train a model by a recipe; a stopped run goes on where it was.
 
     Example: attncalc train models/so3krates-ethanol.yaml --data rmd17_ethanol.npz
@@ -231,7 +323,7 @@ def train(recipe, data, output) -> None:
     plan = training.Recipe.from_yaml(recipe)
     folder = Path(output or Path("runs") / plan.name)
     command = shlex.join(["attncalc", *sys.argv[1:]])
-    done = training.run(plan, folder, data=data, command=command)
+    done = training.run(plan, folder, data=data, command=command, member=member)
     click.echo(done.model.with_suffix(".md").read_text())
     click.echo(f"wrote {done.model}")
 
@@ -244,38 +336,94 @@ def train(recipe, data, output) -> None:
 @click.option("--split", help="Only this split stored in the file, e.g. test_01.")
 @click.option("--energy-unit", help="If the file does not state it.")
 @click.option("--length-unit", help="If the file does not state it.")
+@click.option(
+    "-o",
+    "--report",
+    help="The page with tables and pictures, .html. Default: eval-MODEL-DATA.html here. An older "
+    "report is replaced, no other file.",
+)
+@click.option("--no-report", is_flag=True, help="Only the table.")
 @one_line_errors
 def evaluate(
-    model, data_file, device, dtype, threads, labels, split, energy_unit, length_unit
+    model, data_file, device, dtype, threads, labels, split, report, no_report, **units
 ) -> None:
     """Errors of a model on labelled structures: per property, and forces per element.
+
+    A table here, and a page for the browser with what errors depend on and the worst structures.
 
     Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
     """
     from attncalc import data
-    from attncalc.data.errors import errors, force_mae_by_element, predict
+    from attncalc.data.errors import predict
+    from attncalc.report import Subject, evaluation
 
-    dataset = data.read(data_file, labels=labels, energy_unit=energy_unit, length_unit=length_unit)
+    target = None if no_report else _report_file(report, model, data_file, labels, split)
+    dataset = data.read(data_file, labels=labels, **units)
+    if what := data.unit_mismatch(dataset):
+        click.echo(f"Warning: {what}", err=True)
+    indices = None
     if split is not None:
         if split not in dataset.splits:
             known = ", ".join(dataset.splits) or "none"
             raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
-        dataset = dataset[dataset.splits[split]]
+        indices = dataset.splits[split]
+        dataset = dataset[indices]
     _set_threads(threads, dataset.structures)
-    calculator = AttnCalculator(model, device=device, dtype=dtype)
+    potential = AttnCalculator(model, device=device, dtype=dtype).potential
+    start = time.perf_counter()
     with _bar(len(dataset), "structure") as bar:
-        prediction = predict(calculator.potential, dataset, progress=bar.update)
-    found = errors(prediction, dataset)
-    click.echo(f"{found.n_structures} structures of {dataset.source}, labels {dataset.labels}")
-    rows = [("", "MAE", "RMSE")]
-    for name, unit in (("energy", "meV"), ("force", "meV/Å"), ("stress", "meV/Å³")):
-        mae, rmse = getattr(found, f"{name}_mae"), getattr(found, f"{name}_rmse")
-        if mae is not None:
-            rows.append((f"{name}, {unit}", f"{1e3 * mae:.3f}", f"{1e3 * rmse:.3f}"))
-    rows.append(("energy, meV/atom", f"{1e3 * found.energy_per_atom_mae:.3f}", ""))
-    for number, mae in force_mae_by_element(prediction, dataset).items():
-        rows.append((f"force on {chemical_symbols[number]}, meV/Å", f"{1e3 * mae:.3f}", ""))
-    click.echo(_table(rows))
+        prediction = predict(potential, dataset, progress=bar.update)
+    seconds = time.perf_counter() - start
+    click.echo(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
+    click.echo(_table(_error_rows(prediction, dataset)))
+    if target is not None:
+        command = shlex.join(["attncalc", *sys.argv[1:]])
+        device = str(potential.device)
+        subject = Subject(model, split, indices, command, device, seconds)
+        page = evaluation(potential, prediction, dataset, subject)
+        model_file.write_atomically(target, page.encode(errors="replace"))
+        click.echo(f"wrote {target}")
+
+
+def _error_rows(prediction: Prediction, dataset: Dataset) -> list[tuple[str, ...]]:
+    from attncalc.data.errors import (
+        energy_statistics,
+        force_statistics,
+        force_statistics_by_element,
+        stress_statistics,
+    )
+
+    energy = energy_statistics(prediction, dataset)
+    found = {"energy, meV": energy["per structure"], "energy, meV/atom": energy["per atom"]}
+    if dataset.forces is not None:
+        found["force, meV/Å"] = force_statistics(prediction, dataset)
+    if (stress := stress_statistics(prediction, dataset)) is not None:
+        found["stress, meV/Å³"] = stress
+    for number, statistics in force_statistics_by_element(prediction, dataset).items():
+        found[f"force on {chemical_symbols[number]}, meV/Å"] = statistics
+    rows = [(name, f"{1e3 * s.mae:.3f}", f"{1e3 * s.rmse:.3f}") for name, s in found.items()]
+    return [("", "MAE", "RMSE"), *rows]
+
+
+def _report_file(
+    report: str | None, model: str, data_file: str, labels: str | None, split: str | None
+) -> Path:
+    """Where the report goes: checked before the work. An older report may be replaced."""
+    from attncalc.report import GENERATOR
+
+    names = ["eval", _model_name(model), Path(data_file).stem, labels or "", split or ""]
+    default = "-".join(re.sub(r"[^\w.+-]+", "_", name) for name in names if name) + ".html"
+    path = Path(report or default)
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(f"{path.name}: a report must end in .html")
+    if not (path.is_file() and f'content="{GENERATOR}"'.encode() in path.read_bytes()[:1000]):
+        _new_file(path)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"no report can be written to {path.parent.resolve()}: name another place with -o, or "
+            "take --no-report"
+        )
+    return path
 
 
 @main.command()
@@ -303,16 +451,17 @@ def models() -> None:
     shipped = model_file.shipped_models()
     width = max(map(len, shipped), default=0) + 2
     click.echo(
-        f"{'name':{width}}{'network':12}{'elements':12}{'force MAE':>12}  data, level of theory"
+        f"{'name':{width}}{'network':15}{'elements':12}{'force MAE':>12}  data, level of theory"
     )
     for name, path in shipped.items():
         header = model_file.header(path)
-        info = header["training"]
-        elements = " ".join(chemical_symbols[z] for z in header["species"])
+        info, (described, *others) = header["training"], model_file.descriptions(header)
+        elements = " ".join(chemical_symbols[z] for z in described["species"])
+        network = described["network"] + (f" x {len(others) + 1}" if others else "")
         test = info.get("test_errors") or {}
         mae = f"{1e3 * test['force_mae']:.1f} meV/Å" if test.get("force_mae") else "-"
         origin = f"{info.get('data', '-')}, {info.get('level_of_theory') or '-'}"
-        click.echo(f"{name:{width}}{header['network']:12}{elements:12}{mae:>12}  {origin}")
+        click.echo(f"{name:{width}}{network:15}{elements:12}{mae:>12}  {origin}")
 
 
 @main.group()
@@ -337,7 +486,7 @@ def convert_so3krates(params, config, elements, output) -> None:
     species = None if elements is None else _atomic_numbers(elements)
     potential = so3krates(params, config, species=species)
     model_file.save(potential, target)
-    n_parameters = sum(p.numel() for p in potential.network.parameters())
+    n_parameters = sum(p.numel() for p in potential.networks[0].parameters())
     click.echo(f"wrote {target}: {n_parameters:,} parameters, {len(potential.species)} elements")
 
 
@@ -353,10 +502,21 @@ def _read(path: str, index: str = ":") -> list[Atoms]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        frames = read(path, index)
+        if Path(path).suffix in (".xyz", ".extxyz"):  # ASE's reader may wait without end
+            from attncalc.data.extxyz import read_frames
+
+            wanted = slice(-1, None) if index == "-1" else string2index(index)
+            assert isinstance(wanted, slice)
+            frames = read_frames(Path(path), wanted)
+        else:
+            found = read(path, index)
+            frames = found if isinstance(found, list) else [found]
     except Exception as error:  # ASE's readers raise whatever they stumble over
-        raise ValueError(f"{path}: not a structure file that ASE can read ({error})") from None
-    return frames if isinstance(frames, list) else [frames]
+        remark = one_line(error)
+        raise ValueError(f"{path}: not a structure file that ASE can read ({remark})") from None
+    if not frames:
+        raise ValueError(f"{path}: not a structure file that ASE can read (no structure in it)")
+    return frames
 
 
 def _new_file(path: str | Path) -> Path:
@@ -431,17 +591,14 @@ def _write(path: Path, frames: list[Atoms]) -> None:
         temporary.replace(path)
 
 
-def _with_progress(
-    error: BaseException, n_written: int, n_structures: int, path: Path
-) -> BaseException:
-    """What stopped the work, and how much of it is saved."""
+def _saved(n_written: int, n_structures: int, path: Path, unfinished: Course | None = None) -> str:
+    """How much of the work is in the file."""
+    there = unfinished is not None and unfinished.frame is not None
     if n_structures == 1:
-        return error
+        return f"the structure after {unfinished} is written to {path}" if there else ""
     saved = f"{n_written} of {n_structures} structures are written"
-    saved += f" to {path}" if n_written else ""
-    if isinstance(error, KeyboardInterrupt):
-        return KeyboardInterrupt(saved)
-    return RuntimeError(f"structure {n_written}: {error}; {saved}")
+    saved += f" to {path}" if n_written or there else ""
+    return saved + (f", and structure {n_written} after {unfinished}" if there else "")
 
 
 def _with_results(atoms: Atoms) -> Atoms:
@@ -453,6 +610,18 @@ def _with_results(atoms: Atoms) -> Atoms:
     return frozen
 
 
+def _model_name(model: str) -> str:
+    """Of a shipped name or a path."""
+    return Path(model).name.removesuffix(".safetensors")
+
+
+def _save_picture(figure: Figure, path: Path) -> None:
+    """Atomically, in the format of the file's ending."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.removeprefix("."))
+    model_file.write_atomically(path, content.getvalue())
+
+
 def _fmax(optimizable: Any) -> float:
     return float((optimizable.get_forces() ** 2).sum(axis=1).max() ** 0.5)
 
@@ -460,7 +629,14 @@ def _fmax(optimizable: Any) -> float:
 @contextmanager
 def _bar(total: int, unit: str) -> Iterator[tqdm]:
     """A progress bar with rate and time left on a terminal, none in a pipe."""
-    with tqdm(total=total, unit=unit, disable=None, leave=False) as bar:
+    with tqdm(
+        total=total,
+        unit=f" {unit}",
+        disable=None,
+        leave=False,
+        dynamic_ncols=True,
+        miniters=0,  # steps that take a second each are shown as they come
+    ) as bar:
         yield bar
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -18,9 +19,16 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from click.testing import CliRunner, Result
 
-from attncalc import AttnCalculator, load
+from attncalc import AttnCalculator, data, load
 from attncalc import cli as module
 from attncalc.cli import main
+from attncalc.data.errors import predict
+
+try:
+    import pty
+    import termios
+except ImportError:  # where there are no terminals of this kind
+    pty = None
 
 ETHANOL = "so3krates-ethanol"
 COPPER = str(Path(__file__).parent / "models" / "cu-emt.safetensors")
@@ -123,12 +131,13 @@ def test_relax(optimizer: str, ethanol_file: str) -> None:
         *("--fmax", 0.02),
     )
     assert re.match(r"structure 0: converged in \d+ steps, largest force 0\.0[012]\d+ eV/Å", said)
-    assert said.splitlines()[-1] == "wrote out.xyz"
+    assert said.splitlines()[-1] == "wrote out.xyz, out.png"
     relaxed = read("out.xyz")
     assert np.linalg.norm(relaxed.get_forces(), axis=1).max() <= 0.02
     again = AttnCalculator(ETHANOL)
     assert relaxed.get_potential_energy() == pytest.approx(again.get_potential_energy(relaxed))
-    assert files() == {ethanol_file, "out.xyz"}
+    assert files() == {ethanol_file, "out.xyz", "out.png"}
+    assert Path("out.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_relax_several_structures_and_their_cells() -> None:
@@ -140,6 +149,36 @@ def test_relax_several_structures_and_their_cells() -> None:
     volumes = [atoms.get_volume() for atoms in relaxed]
     assert volumes[0] == pytest.approx(volumes[1], rel=2e-3)
     assert 3.55**3 < volumes[0] < 3.65**3
+
+
+def rattled(n: int) -> list[Atoms]:
+    frames = []
+    for k in range(n):
+        frames.append(bulk("Cu", a=3.6, cubic=True))
+        frames[-1].rattle(0.1, seed=k)
+    return frames
+
+
+def test_relax_draws_every_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture shows what the optimizer did."""
+    write("two.extxyz", rattled(2))
+    drawn: list = []
+    draw = module.plots.relax_summary
+
+    def seen(courses, **options):
+        drawn.append((courses, options))
+        return draw(courses, **options)
+
+    monkeypatch.setattr(module.plots, "relax_summary", seen)
+    said = succeeds("relax", "two.extxyz", "--model", COPPER, "--fmax", 0.02)
+    ((courses, options),) = drawn
+    assert options == {"fmax": 0.02, "title": "two.extxyz, cu-emt"}
+    for k, (course, atoms) in enumerate(zip(courses, read("two.relaxed.xyz", ":"), strict=True)):
+        assert f"structure {k}: converged in {len(course) - 1} steps" in said
+        energy, largest = course[-1]
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+        assert largest == pytest.approx(np.linalg.norm(atoms.get_forces(), axis=1).max(), abs=1e-6)
+        assert course[0][0] > energy
 
 
 def test_relax_that_needs_more_steps(ethanol_file: str) -> None:
@@ -208,7 +247,7 @@ def test_relax_writes_what_ase_writes(name: str) -> None:
     write("one.extxyz", bulk("Cu", a=3.65, cubic=True))
     succeeds("relax", "one.extxyz", "--model", COPPER, "-o", name)
     assert len(read(name)) == 4
-    assert files() == {"one.extxyz", name}
+    assert files() == {"one.extxyz", name, str(Path(name).with_suffix(".png"))}
 
 
 @pytest.mark.parametrize("problem", [ValueError("it broke"), KeyboardInterrupt()])
@@ -225,13 +264,43 @@ def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
     monkeypatch.setattr(module, "_relax_one", breaks)
     result = attncalc("relax", "three.extxyz", "--model", COPPER, "-o", "out.xyz")
     saved = "2 of 3 structures are written to out.xyz"
+    left = {"three.extxyz", "out.xyz"}
     if isinstance(problem, KeyboardInterrupt):
         assert (result.exit_code, result.stderr) == (130, f"stopped: {saved}\n")
+        left.add("out.png")
     else:
         assert result.stderr == f"Error: structure 2: it broke; {saved}\n"
     assert len(read("out.xyz", ":")) == 2
     assert read("out.xyz", 1).get_forces().shape == (4, 3)
-    assert files() == {"three.extxyz", "out.xyz"}
+    assert files() == left
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_ctrl_c_keeps_the_structure_at_hand(n: int, monkeypatch) -> None:
+    write("some.extxyz", [bulk("Cu", a=3.6, cubic=True)] * (n - 1) + rattled(1))
+    largest = module._fmax
+    seen: list[float] = []
+
+    def interrupted(optimizable) -> float:
+        if len(seen) == n + 3:  # the perfect crystal takes no step
+            raise KeyboardInterrupt
+        seen.append(largest(optimizable))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "_fmax", interrupted)
+    result = attncalc("relax", "some.extxyz", "--model", COPPER, "-o", "out.xyz", "--fmax", 1e-4)
+    course = f"after 3 steps, largest force {seen[-1]:.4f} eV/Å"
+    if n == 1:
+        said = f"stopped: the structure {course} is written to out.xyz\n"
+    else:
+        said = f"stopped: 1 of 2 structures are written to out.xyz, and structure 1 {course}\n"
+    assert (result.exit_code, result.stderr) == (130, said)
+    frames = read("out.xyz", ":")
+    assert len(frames) == n
+    assert np.linalg.norm(frames[-1].get_forces(), axis=1).max() == pytest.approx(seen[-1])
+    forces = AttnCalculator(COPPER).get_forces(frames[-1])
+    assert np.allclose(forces, frames[-1].get_forces(), atol=1e-3), "of these very positions"
+    assert Path("out.png").is_file()
 
 
 def test_relax_that_breaks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +407,66 @@ def test_md_that_explodes(ethanol_file: str) -> None:
     )
     assert re.match(r"Error: stopped at \d+\.0 fs: .*; the last sane frame is in a\.xyz\. ", said)
     assert len(read("a.xyz", ":")) >= 1
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG"), "of what there is"
+
+
+def test_md_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C: one line, whole frames, and a picture of them."""
+    calculate, calls = AttnCalculator.calculate, []
+
+    def interrupted(self, *arguments) -> None:
+        calls.append(arguments)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        calculate(self, *arguments)
+
+    monkeypatch.setattr(AttnCalculator, "calculate", interrupted)
+    result = attncalc("md", copper_file, "--model", COPPER, "--every", 3, "-o", "run.xyz")
+    assert result.exit_code == 130
+    found = re.fullmatch(
+        r"stopped: (\d+) of 10000 steps are done; run\.xyz holds 3 whole frames, to 3\.0 fs\n",
+        result.stderr,
+    )
+    assert found, result.stderr
+    assert int(found[1]) in (7, 8)
+    assert len(read("run.xyz", ":")) == 3
+    assert files() == {copper_file, "run.xyz", "run.csv", "run.png"}
+
+
+def test_md_that_is_stopped_at_once(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AttnCalculator, "calculate", interrupted)
+    result = attncalc("md", copper_file, "--model", COPPER, "-o", "run.xyz")
+    assert result.exit_code == 130
+    assert files() == {copper_file}, "the next try finds the names free"
+
+
+def test_md_draws_some_frames_of_a_long_run(copper_file: str, monkeypatch) -> None:
+    drawn: list = []
+    draw = module.plots.md_summary
+
+    def seen(rows, frames, **options):
+        drawn.append((rows, frames, options))
+        return draw(rows, frames, **options)
+
+    monkeypatch.setattr(module.plots, "md_summary", seen)
+    monkeypatch.setattr(module, "MOST_FRAMES", 4)
+    common = ("md", copper_file, "--model", COPPER, "--steps", 9, "--every", 1)
+    succeeds(*common, "--temperature", 200, "-o", "run.xyz")
+    ((rows, frames, options),) = drawn
+    assert len(rows) == 10
+    assert len(frames) == 4
+    assert np.allclose(frames[-1].positions, read("run.xyz", -1).positions), "the very last"
+    assert options == {
+        "title": "Cu4, cu-emt, NVT",
+        "ensemble": "nvt",
+        "target": 200.0,
+        "n_dof": 12,
+    }
+    succeeds(*common, "--ensemble", "nve", "-o", "nve.xyz")
+    assert drawn[1][2]["target"] is None
 
 
 # ------------------------------------------------------------------------ eval, verify, models
@@ -376,7 +505,15 @@ def test_eval() -> None:
     said = succeeds("eval", COPPER, "cu.extxyz", "--dtype", "float64")
     assert said.startswith("6 structures of cu.extxyz, labels ")
     rows = table(said)
-    assert set(rows) >= {"energy, meV", "force, meV/Å", "stress, meV/Å³", "force on Cu, meV/Å"}
+    assert set(rows) == {
+        "energy, meV",
+        "energy, meV/atom",
+        "force, meV/Å",
+        "stress, meV/Å³",
+        "force on Cu, meV/Å",
+    }
+    assert rows["force on Cu, meV/Å"] == rows["force, meV/Å"]
+    assert rows["energy, meV/atom"] == pytest.approx(np.array(rows["energy, meV"]) / 4, abs=1e-3)
     calculator = AttnCalculator(COPPER, dtype="float64")
     off = [calculator.get_forces(atoms) - atoms.get_forces() for atoms in frames]
     mae, rmse = rows["force, meV/Å"]
@@ -409,6 +546,76 @@ def test_eval_of_a_split_that_is_not_there() -> None:
     write("cu.extxyz", labelled(2))
     said = fails("eval", COPPER, "cu.extxyz", "--split", "test_01")
     assert said == "Error: cu.extxyz: no split 'test_01'; stored splits: none"
+    assert files() == {"cu.extxyz"}
+
+
+def test_eval_leaves_a_report() -> None:
+    """Unasked, and again and again; but nothing else is replaced."""
+    write("cu.extxyz", labelled(2))
+    for _ in range(2):
+        said = succeeds("eval", COPPER, "cu.extxyz")
+        assert said.splitlines()[-1] == "wrote eval-cu-emt-cu.html"
+        assert files() == {"cu.extxyz", "eval-cu-emt-cu.html"}
+    page = Path("eval-cu-emt-cu.html").read_text()
+    assert f'<data value="{1e3 * force_mae("cu.extxyz")!r}">' in page
+    assert "<title>cu-emt on cu.extxyz</title>" in page
+    assert succeeds("eval", COPPER, "cu.extxyz", "-o", "mine.html").endswith("wrote mine.html\n")
+    Path("other.html").write_text("precious")
+    said = fails("eval", COPPER, "cu.extxyz", "--report", "other.html")
+    assert said == "Error: other.html exists: choose another name, nothing is overwritten"
+    assert Path("other.html").read_text() == "precious"
+
+
+def force_mae(path: str) -> float:
+    """eV/Å, in batches, as `attncalc eval` goes."""
+    dataset = data.read(path)
+    predicted = np.concatenate(predict(load(COPPER), dataset).forces)
+    return float(np.abs(predicted - np.concatenate(dataset.forces)).mean())
+
+
+def test_eval_warns_of_units_that_do_not_match() -> None:
+    frames = labelled(30)
+    for atoms in frames:
+        atoms.calc.results["energy"] *= 23.0605
+    write("cu.extxyz", frames)
+    result = attncalc("eval", COPPER, "cu.extxyz", "--no-report")
+    assert result.exit_code == 0
+    assert re.match(
+        "Warning: cu.extxyz: .* energies in kcal/mol beside forces in eV", result.stderr
+    )
+
+
+def test_eval_without_a_report() -> None:
+    write("cu.extxyz", labelled(2))
+    assert "wrote" not in succeeds("eval", COPPER, "cu.extxyz", "--no-report")
+    assert files() == {"cu.extxyz"}
+
+
+def test_eval_asks_for_the_report_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AttnCalculator", None)
+    said = fails("eval", COPPER, "cu.extxyz", "-o", "report.pdf")
+    assert said == "Error: report.pdf: a report must end in .html"
+    assert fails("eval", COPPER, "cu.extxyz", "-o", "no/a.html") == "Error: no such folder: no"
+
+
+def test_the_name_of_a_report() -> None:
+    """Model, data, labels and split; never a folder, whatever the split is called."""
+    name = module._report_file(None, "runs/a.safetensors", "../b.npz", "md17", "../../c d")
+    assert str(name) == "eval-a-b-md17-.._.._c_d.html"
+
+
+def test_the_report_names_structures_as_the_file_does() -> None:
+    frames = labelled(6)
+    for k, atoms in enumerate(frames):
+        atoms.info["split"] = "test" if k >= 4 else "train"
+    frames[5].calc.results["forces"] = frames[5].get_forces() + 5.0
+    write("cu.extxyz", frames)
+    succeeds("eval", COPPER, "cu.extxyz", "--split", "test", "-o", "r.html")
+    page = Path("r.html").read_text()
+    worst = re.findall(r"<tr><td>(\d+)</td><td class=\"left\">Cu4", page)
+    assert worst[0] == "5"
+    assert set(worst) == {"4", "5"}
+    assert "split test" in page
 
 
 def test_verify(copper_file: str) -> None:
@@ -630,3 +837,44 @@ def test_console_script(ethanol_file: str) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("Error: no model file and no shipped model 'ethnol'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(pty is None, reason="needs a pseudo terminal")
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("relax", "cu.extxyz"), r"step/s, largest force \d\.\d{4} eV/Å, energy -?\d+\.\d{4} eV"),
+        (("md", "cu.extxyz", "--steps", "50"), r"/50 .*step/s, \d+\.\d\d ns/day, T \d+ K, E "),
+        (("eval", "cu.extxyz"), r"/2 \[.*structure/s\]"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_progress_on_a_terminal(arguments: tuple[str, ...], shown: str) -> None:
+    """Rate and time left, and what one wants to watch."""
+    write("cu.extxyz", labelled(2)[: 2 if arguments[0] == "eval" else 1])
+    name, *rest = arguments
+    model = [COPPER, *rest] if name == "eval" else [*rest, "--model", COPPER]
+    seen = on_a_terminal(name, *model)
+    assert re.search(shown, seen), seen
+    assert re.search(r"\[\d\d:\d\d<(\?|\d\d:\d\d), ", seen), "time gone and left"
+    assert "wrote " in seen
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """What a program shows that believes to write to a terminal of 120 columns."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "attncalc.cli", *arguments]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        # the terminal's end is an error on Linux
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                seen += part
+        os.close(ours)
+    assert process.returncode == 0, seen.decode()
+    return seen.decode()

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Polygon
+from PIL import Image
 
 from attncalc import plots
 
@@ -105,36 +108,261 @@ def md_rows(n: int) -> list[dict[str, float]]:
     ]
 
 
+def panels(figure) -> dict:
+    return {axes.get_label(): axes for axes in figure.axes}
+
+
+def legend(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def drawn(figure) -> np.ndarray:
+    """[height, width] of the picture in grey."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    content.seek(0)
+    return np.asarray(Image.open(content).convert("L"))
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_md_summary(n):
     frames = [molecule("CH3CH2OH")] * n
-    figure = plots.md_summary(md_rows(n), frames, title="ethanol")
-    picture, energy, temperature, bonds = figure.axes
-    assert picture.get_title() == "last frame"
-    assert len(picture.patches) >= 9, "all atoms"
-    assert energy.get_xlabel() == temperature.get_xlabel() == "time, ps"
-    assert energy.get_ylabel() == "energy above the lowest potential, eV"
-    assert temperature.get_ylabel() == "temperature, K"
-    assert bonds.get_xlabel() == "bond length, Å"
-    total, potential = (line.get_ydata() for line in energy.lines)
+    figure = plots.md_summary(md_rows(n), frames, title="ethanol", target=300.0, n_dof=27)
+    axes = panels(figure)
+    assert list(axes) == ["frame", "energy", "structure", "heat"]
+    assert axes["frame"].get_title() == f"last frame, {0.01 * (n - 1):g} ps"
+    assert len(axes["frame"].patches) >= 9, "all atoms"
+    assert axes["energy"].get_xlabel() == axes["heat"].get_xlabel() == "time, ps"
+    assert axes["energy"].get_ylabel() == "energy above the lowest potential, eV"
+    assert axes["heat"].get_ylabel() == "temperature, K"
+    assert axes["structure"].get_xlabel() == "bond length, Å"
+    total, potential = (line.get_ydata() for line in axes["energy"].lines)
     assert potential == pytest.approx(0.1 * np.arange(n), abs=1e-9)
     assert total == pytest.approx(0.3 + 0.1 * np.arange(n), abs=1e-9)
-    assert energy.lines[0].get_xdata() == pytest.approx(0.01 * np.arange(n))
-    (label,) = [text.get_text() for text in temperature.get_legend().get_texts()]
-    assert label == f"mean {290 + 5 * (n - 1)} K"
-    names = [text.get_text() for text in bonds.get_legend().get_texts()]
-    assert names == ["C-C", "C-H", "C-O", "O-H"]
+    assert axes["energy"].lines[0].get_xdata() == pytest.approx(0.01 * np.arange(n))
+    second_half = np.mean([290 + 10 * k for k in range(n)][n // 2 :])
+    assert legend(axes["heat"]) == [
+        f"running mean (second half {second_half:.0f} K)",
+        "target 300 K",
+        f"canonical ±{300 * np.sqrt(2 / 27):.0f} K",
+    ]
+    assert [name.split()[0] for name in legend(axes["structure"])] == ["C-C", "C-H", "C-O", "O-H"]
+    assert "O-H 0.971 Å" in legend(axes["structure"])
     assert figure.get_suptitle() == "ethanol"
-    figure.savefig(io.BytesIO(), format="png")
+    assert drawn(figure).std() > 10
 
 
 def test_md_summary_without_a_bond():
     frames = [Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 9.0]])] * 2
     figure = plots.md_summary(md_rows(2), frames)
-    assert figure.axes[3].get_legend() is None
-    figure.savefig(io.BytesIO(), format="png")
+    assert panels(figure)["structure"].get_legend() is None
+    assert drawn(figure).std() > 10
 
 
-def test_md_summary_of_a_crystal():
-    figure = plots.md_summary(md_rows(2), [bulk("Cu", cubic=True)] * 2)
-    assert [t.get_text() for t in figure.axes[3].get_legend().get_texts()] == ["Cu-Cu"]
+def test_md_summary_at_constant_energy():
+    """No target; instead, whether the energy is constant."""
+    rows = md_rows(5)
+    for k, row in enumerate(rows):
+        row["total_eV"] = -99.7 + 4e-6 * k
+    axes = panels(plots.md_summary(rows, [molecule("H2O")] * 5, ensemble="nve"))
+    assert len(legend(axes["heat"])) == 1
+    # 4e-6 eV in 0.01 ps, of three atoms
+    assert legend(axes["drift"]) == ["drift +0.13 meV/atom/ps"]
+    assert axes["drift"].lines[0].get_ydata() == pytest.approx(4e-3 * np.arange(5) / 3, abs=1e-6)
+
+
+def test_md_summary_at_constant_pressure():
+    rows = md_rows(6)
+    for k, row in enumerate(rows):
+        row["volume_A3"] = 40.0 + 4 * k
+    frames = [bulk("Cu", cubic=True)] * 6
+    axes = panels(plots.md_summary(rows, frames, ensemble="npt", target=300.0))
+    assert axes["volume"].lines[0].get_ydata() == pytest.approx(10.0 + np.arange(6))
+    assert legend(axes["volume"]) == ["mean of the second half 14 Å³"]
+    assert axes["structure"].get_ylabel().startswith("g(r)")
+    assert legend(axes["structure"]) == ["Cu-Cu"]
+
+
+def test_the_measured_temperatures_stand_beside_the_canonical_ones():
+    rows = [md_rows(1)[0] | {"time_fs": 10.0 * k, "temperature_K": 300 + k % 7} for k in range(60)]
+    figure = plots.md_summary(rows, [molecule("H2O")] * 2, target=300.0, n_dof=9)
+    (side,) = panels(figure)["heat"].child_axes
+    (curve,) = side.lines
+    density, temperature = curve.get_xdata(), curve.get_ydata()
+    mean = np.trapezoid(density * temperature, temperature) / np.trapezoid(density, temperature)
+    assert mean == pytest.approx(300, rel=0.05), "cut off at both ends"
+
+
+# ------------------------------------------------------------------------- radial distribution
+
+
+def gas(n: int, edge: float, seed: int) -> Atoms:
+    positions = np.random.default_rng(seed).uniform(size=(n, 3)) * edge
+    numbers = np.where(np.arange(n) < n // 4, 18, 10)
+    return Atoms(numbers=numbers, positions=positions, cell=[edge] * 3, pbc=True)
+
+
+def test_an_ideal_gas_has_no_structure():
+    """g = 1 at any distance, also beyond half of the cell."""
+    frames = [gas(200, 9.0, seed) for seed in range(40)]
+    found = plots.radial_distribution(frames, r_max=8.0, n_bins=8)
+    assert list(found) == ["Ar-Ar", "Ar-Ne", "Ne-Ne"]
+    for r, g in found.values():
+        assert r.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5]
+        assert g[3:] == pytest.approx(1, abs=0.05)
+
+
+def test_the_integral_of_g_counts_neighbours():
+    crystal = bulk("Cu", a=3.6, cubic=True)
+    ((r, g),) = plots.radial_distribution([crystal], r_max=4.0, n_bins=400).values()
+    shells = 4 * np.pi * r**2 * g * (r[1] - r[0]) * 4 / 3.6**3
+    assert shells[r < 3].sum() == pytest.approx(12, rel=1e-3)
+    assert shells.sum() == pytest.approx(18, rel=1e-3)
+
+
+def test_the_second_half_of_a_run_is_counted():
+    frames = [bulk("Cu", a=3.0, cubic=True)] * 3 + [bulk("Cu", a=3.6, cubic=True)] * 3
+    ((r, g),) = plots.radial_distribution(frames).values()
+    assert r[g.argmax()] == pytest.approx(3.6 / np.sqrt(2), abs=0.05)
+    assert r[-1] == pytest.approx(5.0, abs=0.05), "more than half of a tiny cell"
+
+
+# ------------------------------------------------------------------------------- structures
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [molecule("CH3CH2OH"), Atoms("H"), bulk("Cu", cubic=True), molecule("H2O", cell=[9] * 3)],
+    ids=str,
+)
+def test_draw_structure(atoms):
+    figure = Figure()
+    axes = figure.subplots()
+    before = atoms.copy()
+    plots.draw_structure(axes, atoms)
+    balls = [p for p in axes.patches if isinstance(p, Circle) and p.get_edgecolor()[3] > 0.9]
+    assert len(balls) == len(atoms)
+    assert drawn(figure).std() > 5
+    assert before == atoms
+
+
+def test_a_bond_goes_in_front_of_the_farther_ball():
+    figure = Figure()
+    axes = figure.subplots()
+    plots.draw_structure(axes, molecule("CH3CH2OH"))
+    sticks = [p for p in axes.patches if isinstance(p, Polygon)]
+    assert len(sticks) == 8
+
+
+def test_colours_and_symbols():
+    figure = Figure()
+    axes = figure.subplots()
+    red = (1.0, 0.0, 0.0)
+    plots.draw_structure(axes, molecule("H2O"), colors=[red] * 3, symbols=True)
+    assert sorted(text.get_text() for text in axes.texts) == ["H", "H", "O"]
+    balls = [p for p in axes.patches if isinstance(p, Circle)]
+    assert {p.get_facecolor()[:3] for p in balls} == {red}
+
+
+# ------------------------------------------------------------------------------- relaxation
+
+
+def test_relax_summary():
+    course = [(-1.0, 0.5), (-1.2, 0.1), (-1.25, 0.009)]
+    figure = plots.relax_summary([course], fmax=0.01, title="ethanol")
+    energy, force = figure.axes
+    assert energy.lines[0].get_ydata() == pytest.approx([250.0, 50.0, 0.0])
+    assert force.lines[0].get_ydata() == pytest.approx([0.5, 0.1, 0.009])
+    assert force.get_yscale() == "log"
+    assert legend(force) == ["goal 0.01 eV/Å"]
+    assert legend(energy) == ["last: -1.2500 eV"]
+    assert (energy.get_ylabel(), force.get_ylabel()) == (
+        "energy above the last, meV",
+        "largest force, eV/Å",
+    )
+    assert figure.get_suptitle() == "ethanol: converged"
+    assert drawn(figure).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("courses", "said"),
+    [
+        ([[(-1.0, 0.5)]], "NOT converged"),
+        ([[(-1.0, 0.0)]], "converged"),
+        ([[(-1.0, 0.5), (-1.1, 0.001)], [(-2.0, 0.3)]], "1 of 2 converged"),
+        ([[(-1.0, 0.5), (-1.1, 0.001)]] * 30, "30 of 30 converged"),
+    ],
+)
+def test_relax_summary_says_what_converged(courses, said):
+    figure = plots.relax_summary(courses, fmax=0.01)
+    assert figure.get_suptitle() == said
+    assert drawn(figure).std() > 5
+
+
+# ----------------------------------------------------------------------- a model and its labels
+
+RNG = np.random.default_rng(3)
+
+
+@pytest.mark.parametrize("n", [1, 30, 5000], ids=["one", "points", "cloud"])
+def test_pictures_of_errors(n):
+    labels = RNG.normal(size=n)
+    error = 0.1 * RNG.normal(size=n)
+    names = {"quantity": "force", "unit": "eV/Å"}
+    for figure, x_label in (
+        (plots.parity(labels + error, labels, **names), "label: force, eV/Å"),
+        (plots.error_histogram(error, **names), "error of force, eV/Å"),
+        (plots.share_below({"H": error, "C": labels}, **names), "absolute error of force, eV/Å"),
+        (
+            plots.error_against_size(np.abs(labels), np.abs(error), **names),
+            "label: force, eV/Å",
+        ),
+        (plots.along_the_file(np.arange(n), error, **names), "index in the file"),
+    ):
+        assert figure.axes[0].get_xlabel() == x_label
+        assert drawn(figure).std() > 3
+
+
+def test_pictures_of_a_perfect_model():
+    """Also of one that is right to the last bit, for labels that are all the same."""
+    zero, names = np.zeros(40), {"quantity": "force", "unit": "eV/Å"}
+    for figure in (
+        plots.parity(zero, zero, **names),
+        plots.error_histogram(zero, **names),
+        plots.share_below({"H": zero}, **names),
+        plots.error_against_size(zero, zero, **names),
+        plots.along_the_file(np.arange(40), zero, **names),
+    ):
+        assert drawn(figure).std() > 1
+
+
+def test_parity_tells_errors_in_their_own_unit():
+    names = {"quantity": "force", "unit": "eV/Å", "error_unit": (1e3, "meV/Å")}
+    axes = plots.parity([1.0, 2.003], [1.001, 2.0], **names).axes[0]
+    assert axes.get_title(loc="left") == f"MAE 2, RMSE {np.sqrt(5):.3g} meV/Å"
+    assert axes.get_xlim() == axes.get_ylim()
+
+
+def test_the_share_below():
+    error = np.concatenate([np.full(70, 1.0), np.full(30, -10.0)])
+    (curve,) = plots.share_below({"H": error}, quantity="force", unit="eV/Å").axes[0].lines
+    assert np.interp(5.0, curve.get_xdata(), curve.get_ydata()) == pytest.approx(70, abs=1)
+
+
+def test_gallery():
+    structures = [molecule("H2O"), molecule("CH4")]
+    errors = [np.array([0.1, 0.2, 0.3]), np.zeros(5)]
+    figure = plots.force_error_gallery(structures, errors, ["0: H2O", "1: CH4"])
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["0: H2O", "1: CH4"]
+    assert figure.axes[2].get_ylabel() == "error of the force, eV/Å"
+    assert drawn(figure).std() > 5
+
+
+@pytest.mark.parametrize("name", ["$x$", "a$\\frac$b", "\udcff", "<b>&", "a_{b}"])
+def test_any_name_can_be_a_title(name):
+    """File names go into titles, and are no formulas."""
+    for figure in (
+        plots.relax_summary([[(0.0, 1.0)]], fmax=0.1, title=name),
+        plots.md_summary(md_rows(2), [molecule("H2O")] * 2, title=name),
+    ):
+        assert drawn(figure).std() > 1

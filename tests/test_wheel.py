@@ -57,7 +57,9 @@ def run_installed(command: list[str], target: Path, cwd: Path) -> str:
 def test_wheel_holds_every_file_of_the_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {
-        file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "attncalc").rglob("*.py")
+        file.relative_to(REPOSITORY).as_posix()
+        for pattern in ("*.py", "*.html")
+        for file in (REPOSITORY / "attncalc").rglob(pattern)
     }
     assert sorted(sources - names) == [], "a folder without __init__.py is not a package"
 

@@ -1,0 +1,32 @@
+"""Pictures: functions from arrays to a matplotlib `Figure`, which the caller saves or shows.
+
+Nothing here touches pyplot, so no window, backend or style of the process changes.
+"""
+
+from attncalc.plots.dynamics import bond_lengths, md_summary, radial_distribution
+from attncalc.plots.errors import (
+    along_the_file,
+    error_against_size,
+    error_histogram,
+    force_error_gallery,
+    parity,
+    share_below,
+)
+from attncalc.plots.relaxation import relax_summary
+from attncalc.plots.structures import draw_structure
+from attncalc.plots.training import learning_curve
+
+__all__ = [
+    "along_the_file",
+    "bond_lengths",
+    "draw_structure",
+    "error_against_size",
+    "error_histogram",
+    "force_error_gallery",
+    "learning_curve",
+    "md_summary",
+    "parity",
+    "radial_distribution",
+    "relax_summary",
+    "share_below",
+]

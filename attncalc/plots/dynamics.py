@@ -1,0 +1,259 @@
+"""Summary of a molecular dynamics run: does it stay sane, at its temperature, in its structure?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matscipy.neighbours import neighbour_list
+from numpy.typing import NDArray
+from scipy.stats import gamma
+
+from attncalc.plots.structures import bonds, draw_structure
+from attncalc.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SERIES,
+    headline,
+    legend_above,
+    running_mean,
+    tidy,
+)
+
+Floats = NDArray[np.float64]
+Rows = Sequence[Mapping[str, float]]
+
+# Å: how far g(r) is drawn, unless half the cell is less; in a tiny cell images fill the rest
+LONGEST, SHORTEST = 8.0, 5.0
+# atoms times frames that are counted for g(r): a second of work
+MOST_COUNTED = 20_000
+# of g(r): what is higher is a bond, and would hide the rest
+TOP = 8.0
+
+
+def md_summary(
+    rows: Rows,
+    frames: Sequence[Atoms],
+    *,
+    title: str = "",
+    ensemble: str = "nvt",
+    target: float | None = None,
+    n_dof: int | None = None,
+) -> Figure:
+    """Last frame, energies, temperature, and bond lengths or radial distribution functions.
+
+    Bond lengths of a molecule, g(r) of a structure that is periodic in all directions. "npt" adds
+    the volume, "nve" the change of the total energy with its drift.
+
+    Args:
+        rows: the log: time_fs, temperature_K, potential_eV, total_eV, volume_A3 of every frame.
+        frames: the trajectory, or some frames of it, in order.
+        title: above the picture.
+        ensemble: "nve", "nvt" or "npt".
+        target: K, of the thermostat; None where there is none.
+        n_dof: degrees of freedom of the run; with `target`, the fluctuations of the canonical
+            ensemble are drawn beside those measured.
+    """
+    column = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    time = column["time_fs"] / 1000
+    extra = {"npt": "volume", "nve": "drift"}.get(ensemble)
+    figure = Figure(figsize=(14.0 if extra else 11.5, 7.6), dpi=110, layout="constrained")
+    above, below = ["frame", "energy"], ["structure", "heat"]
+    if extra:
+        above, below = [*above, extra], [*below, "heat"]
+    mosaic: list[Any] = [above, below]
+    axes = figure.subplot_mosaic(mosaic, width_ratios=[1, 1.45, 1.1][: len(above)])
+    draw_structure(axes["frame"], frames[-1])
+    axes["frame"].set_title(f"last frame, {time[-1]:.4g} ps", fontsize="medium")
+    _energy(axes["energy"], time, column)
+    _temperature(axes["heat"], time, column["temperature_K"], target=target, n_dof=n_dof)
+    _structure(axes["structure"], frames)
+    if extra == "volume":
+        _volume(axes["volume"], time, column["volume_A3"] / len(frames[-1]))
+    elif extra == "drift":
+        _drift(axes["drift"], time, column["total_eV"], len(frames[-1]))
+    for name in ("energy", "heat", "volume", "drift"):
+        if name in axes:
+            axes[name].set_xlabel("time, ps")
+            axes[name].set_xlim(0, max(time[-1], 1e-6))
+            tidy(axes[name])
+    headline(figure, title)
+    return figure
+
+
+def _energy(axes: Axes, time: Floats, column: Mapping[str, Floats]) -> None:
+    zero = column["potential_eV"].min()
+    axes.plot(time, column["total_eV"] - zero, color=GREY, linewidth=0.9, label="total")
+    axes.plot(time, column["potential_eV"] - zero, color=BLUE, linewidth=0.9, label="potential")
+    axes.set_ylabel("energy above the lowest potential, eV")
+    axes.set_ylim(bottom=0)
+    legend_above(axes, columns=4)
+
+
+def _temperature(
+    axes: Axes, time: Floats, temperature: Floats, *, target: float | None, n_dof: int | None
+) -> None:
+    """The course, a running mean, and at the right edge how often each temperature occurs."""
+    half = len(temperature) // 2
+    mean = temperature[half:].mean()
+    axes.plot(time, temperature, color=ORANGE, linewidth=0.7, alpha=0.45)
+    axes.plot(
+        time,
+        running_mean(temperature, max(1, len(temperature) // 20)),
+        color=ORANGE,
+        linewidth=1.8,
+        label=f"running mean (second half {mean:.0f} K)",
+    )
+    axes.set_ylabel("temperature, K")
+    if target is not None:
+        axes.axhline(
+            target, color="black", linewidth=1, linestyle="--", label=f"target {target:g} K"
+        )
+    low, high = temperature.min(), temperature.max()
+    if target is not None and n_dof is not None:
+        wide = target * np.sqrt(2 / n_dof)
+        low, high = min(low, target - 2.5 * wide), max(high, target + 2.5 * wide)
+        label = f"canonical ±{wide:.0f} K"
+        axes.axhspan(target - wide, target + wide, color=GREY, alpha=0.18, linewidth=0, label=label)
+    room = 0.05 * (high - low) or 1.0
+    axes.set_ylim(max(0.0, low - room), high + room)
+    legend_above(axes, columns=4)
+    if half < 10:
+        return
+    side = axes.inset_axes((1.01, 0, 0.11, 1), sharey=axes)
+    bins = int(np.clip(np.sqrt(half), 8, 40))
+    side.hist(
+        temperature[half:], bins, density=True, orientation="horizontal", color=ORANGE, alpha=0.45
+    )
+    if target is not None and n_dof is not None:
+        at = np.linspace(max(low, 1e-3), high, 200)
+        # kinetic energy in units of kT is gamma distributed with n_dof / 2
+        side.plot(gamma.pdf(at, n_dof / 2, scale=2 * target / n_dof), at, color="black", lw=1)
+    side.set_axis_off()
+
+
+def _structure(axes: Axes, frames: Sequence[Atoms]) -> None:
+    if frames[0].pbc.all() and frames[0].cell.rank == 3:
+        for color, (pair, (r, g)) in zip(SERIES, radial_distribution(frames).items(), strict=False):
+            axes.plot(r, g, color=color, linewidth=1.4, label=pair)
+        axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("distance r, Å")
+        axes.set_ylabel("g(r), second half of the run")
+        axes.set_xlim(0, r[-1])
+        axes.set_ylim(0, min(TOP, axes.get_ylim()[1]))
+    else:
+        for color, (pair, lengths) in zip(SERIES, bond_lengths(frames).items(), strict=False):
+            bins = int(np.clip(np.sqrt(len(lengths)), 10, 80))
+            label = f"{pair} {lengths.mean():.3f} Å"
+            axes.hist(
+                lengths,
+                bins,
+                density=True,
+                histtype="stepfilled",
+                alpha=0.55,
+                color=color,
+                label=label,
+            )
+        axes.set_xlabel("bond length, Å")
+        axes.set_ylabel("density, 1/Å")
+    tidy(axes)
+    legend_above(axes, columns=3)
+
+
+def _volume(axes: Axes, time: Floats, volume: Floats) -> None:
+    axes.plot(time, volume, color=GREEN, linewidth=0.9)
+    mean = volume[len(volume) // 2 :].mean()
+    label = f"mean of the second half {mean:.4g} Å³"
+    axes.axhline(mean, color="black", linewidth=1, linestyle="--", label=label)
+    axes.set_ylabel("volume per atom, Å³")
+    axes.ticklabel_format(useOffset=False)
+    legend_above(axes, columns=4)
+
+
+def _drift(axes: Axes, time: Floats, total: Floats, n_atoms: int) -> None:
+    change = 1000 * (total - total[0]) / n_atoms
+    axes.plot(time, change, color=GREY, linewidth=0.9)
+    if len(time) > 2:
+        slope, start = np.polyfit(time, change, 1)
+        label = f"drift {slope:+.2g} meV/atom/ps"
+        axes.plot(time, start + slope * time, color="black", lw=1, linestyle="--", label=label)
+        legend_above(axes, columns=4)
+    axes.set_ylabel("change of the total energy, meV/atom")
+
+
+def bond_lengths(frames: Sequence[Atoms]) -> dict[str, Floats]:
+    """Lengths [Å] over all frames of the bonds of the first frame, by pair of elements.
+
+    A bond is a pair closer than 1.2 times the sum of its covalent radii, minimum image.
+    """
+    first = frames[0]
+    mic = bool(first.pbc.any())
+    lengths: dict[str, list[Floats]] = {}
+    for i, j in bonds(first):
+        name = pair_name(first.numbers[i], first.numbers[j])
+        lengths.setdefault(name, []).append(
+            np.array([frame.get_distance(i, j, mic=mic) for frame in frames])
+        )
+    return {name: np.concatenate(values) for name, values in sorted(lengths.items())}
+
+
+def pair_name(a: int, b: int) -> str:
+    """As chemists say it: C-H and C-O, but O-H."""
+    a, b = sorted((int(a), int(b)), key=lambda z: (z != 6, -z))
+    return f"{chemical_symbols[a]}-{chemical_symbols[b]}"
+
+
+def radial_distribution(
+    frames: Sequence[Atoms], *, r_max: float | None = None, n_bins: int = 160
+) -> dict[str, tuple[Floats, Floats]]:
+    """g(r) of every pair of elements, over some frames of the second half.
+
+    The density of the second element at distance r from the first, over its mean density; periodic
+    images are counted, so it is right at any r.
+
+    Args:
+        frames: periodic in all directions, of the same atoms.
+        r_max: Å; None takes half the cell, but 5 Å at least and 8 Å at most.
+        n_bins: from 0 to `r_max`.
+
+    Returns:
+        name of the pair -> r [n_bins] Å, the middles of the bins, and g [n_bins].
+    """
+    later = frames[len(frames) // 2 :]
+    stride = -(-len(later) * len(later[0]) // MOST_COUNTED)
+    counted = later[::stride]
+    if r_max is None:
+        heights = [
+            f.get_volume() / np.linalg.norm(np.cross(b, c))
+            for f in counted
+            for b, c in _faces(f.cell.array)
+        ]
+        r_max = float(np.clip(min(heights) / 2, SHORTEST, LONGEST))
+    numbers = counted[0].numbers
+    elements = np.unique(numbers)
+    edges = np.linspace(0, r_max, n_bins + 1)
+    shells = 4 / 3 * np.pi * np.diff(edges**3)
+    sums: dict[str, Floats] = {}
+    for frame in counted:
+        i, j, d = neighbour_list("ijd", frame, r_max)
+        for k, a in enumerate(elements):
+            for b in elements[k:]:
+                here = d[(numbers[i] == a) & (numbers[j] == b)]
+                n_a, n_b = (numbers == a).sum(), (numbers == b).sum()
+                g = np.histogram(here, edges)[0] * frame.get_volume() / (n_a * n_b * shells)
+                name = pair_name(a, b)
+                sums[name] = sums.get(name, 0) + g
+    middles = (edges[1:] + edges[:-1]) / 2
+    return {name: (middles, total / len(counted)) for name, total in sorted(sums.items())}
+
+
+def _faces(cell: Floats) -> list[tuple[Floats, Floats]]:
+    a, b, c = cell
+    return [(b, c), (c, a), (a, b)]

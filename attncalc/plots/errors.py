@@ -1,0 +1,266 @@
+"""Pictures of a model beside its labels. Dense clouds are drawn as pixels, the rest as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from ase import Atoms
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from attncalc.plots.structures import draw_structure
+from attncalc.plots.style import (
+    BLUE,
+    CLOUD,
+    GREY,
+    ORANGE,
+    SERIES,
+    faint_to_full,
+    legend_above,
+    logarithmic,
+    tidy,
+)
+
+Floats = NDArray[np.float64]
+
+SIZE, WIDE = (4.7, 4.3), (12.0, 2.8)
+# above so many points a cloud says less than how many points are where
+MOST_POINTS = 1500
+# up to so many atoms their symbols can be read
+MOST_SYMBOLS = 40
+
+
+def parity(
+    predicted: ArrayLike,
+    labels: ArrayLike,
+    *,
+    quantity: str,
+    unit: str,
+    error_unit: tuple[float, str] | None = None,
+) -> Figure:
+    """Prediction against label, with the line on which both agree.
+
+    Args:
+        predicted: [...] in `unit`.
+        labels: of the same shape.
+        quantity: what it is, for the axes.
+        unit: for the axes.
+        error_unit: (1e3, "meV") tells MAE and RMSE in thousandths of eV; None tells them in `unit`.
+    """
+    x, y = np.ravel(labels), np.ravel(predicted)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    room = 0.04 * (high - low) or 0.5
+    limits = (low - room, high + room)
+    axes.plot(limits, limits, color=GREY, linewidth=1, linestyle="--", zorder=1)
+    _cloud(axes, x, y, extent=(*limits, *limits))
+    scale, told = error_unit or (1.0, unit)
+    mae, rmse = scale * np.abs(y - x).mean(), scale * np.sqrt(((y - x) ** 2).mean())
+    axes.set_title(f"MAE {mae:.3g}, RMSE {rmse:.3g} {told}", fontsize="small", loc="left")
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    axes.set_aspect("equal")
+    axes.set_xlabel(f"label: {quantity}, {unit}")
+    axes.set_ylabel(f"model: {quantity}, {unit}")
+    tidy(axes)
+    return figure
+
+
+def error_histogram(errors: ArrayLike, *, quantity: str, unit: str) -> Figure:
+    """How often each error occurs, beside the normal distribution of the same width.
+
+    Args:
+        errors: [...] in `unit`, with sign.
+        quantity: what it is, for the axis.
+        unit: for the axis.
+    """
+    error = np.ravel(errors)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    bins = int(np.clip(np.sqrt(error.size), 8, 120))
+    # one structure that is far off must not press all others into one bin
+    widest = min(np.abs(error).max(), 5 * np.quantile(np.abs(error), 0.99)) or 1.0
+    counts, edges = np.histogram(error, bins, range=(-widest, widest))
+    beyond = int((np.abs(error) > widest).sum())
+    label = "model less label" + (f" ({beyond} beyond the edges)" if beyond else "")
+    axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.6, label=label)
+    mean, deviation = error.mean(), error.std()
+    if deviation > 0 and error.size >= 20:
+        at = np.linspace(-widest, widest, 400)
+        scale = error.size * (edges[1] - edges[0]) / (deviation * np.sqrt(2 * np.pi))
+        normal = scale * np.exp(-0.5 * ((at - mean) / deviation) ** 2)
+        label = "normal, of the same width"
+        axes.plot(at, normal, color=ORANGE, linewidth=1.4, label=label)
+    if error.size > MOST_POINTS:  # few structures in the tails are what one looks for
+        axes.set_yscale("log")
+        axes.set_ylim(0.7, 2 * counts.max())
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_xlabel(f"error of {quantity}, {unit}")
+    axes.set_ylabel("count")
+    legend_above(axes, columns=1)
+    tidy(axes)
+    return figure
+
+
+def share_below(errors: Mapping[str, ArrayLike], *, quantity: str, unit: str) -> Figure:
+    """Which share of the absolute errors is below each value: a curve for each name.
+
+    Args:
+        errors: name -> [...] in `unit`.
+        quantity: what it is, for the axis.
+        unit: for the axis.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    shares = np.concatenate([np.linspace(0, 0.99, 300), 1 - np.geomspace(0.01, 1e-4, 60), [1.0]])
+    for k, (name, values) in enumerate(errors.items()):
+        size = np.abs(np.ravel(values))
+        # as many points as a curve shows, whatever the size of the data
+        at = np.quantile(size, shares)
+        style = ("-", "--", ":")[(k // len(SERIES)) % 3]
+        axes.plot(at, 100 * shares, color=SERIES[k % len(SERIES)], linestyle=style, label=name)
+    if all(np.any(np.ravel(values)) for values in errors.values()):
+        axes.set_xscale("log")
+        everything = np.concatenate([np.abs(np.ravel(v)) for v in errors.values()])
+        limits = max(np.quantile(everything, 0.01), everything.max() * 1e-6), everything.max()
+        axes.set_xlim(limits)
+        logarithmic(axes.xaxis, *limits)
+    axes.set_ylim(0, 101)
+    axes.set_xlabel(f"absolute error of {quantity}, {unit}")
+    axes.set_ylabel("share with a smaller error, %")
+    legend_above(axes, columns=4)
+    tidy(axes)
+    return figure
+
+
+def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit: str) -> Figure:
+    """Size of the error against the size of the label, both logarithmic, with error quantiles.
+
+    Args:
+        size: [n] in `unit`, not negative.
+        error: [n] likewise.
+        quantity: what it is, for the axes.
+        unit: for the axes.
+    """
+    x, y = np.ravel(size), np.ravel(error)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(f"label: {quantity}, {unit}")
+    axes.set_ylabel(f"error of {quantity}, {unit}")
+    tidy(axes)
+    there = (x > 0) & (y > 0)
+    if there.sum() < 2:
+        axes.plot(x, y, "o", color=BLUE, markersize=3)
+        return figure
+    # what vanishes by symmetry has no place on a logarithmic axis
+    x, y = x[there], y[there]
+    low_x, low_y = np.quantile(x, 0.001), np.quantile(y, 0.001)
+    x, y = np.maximum(x, low_x), np.maximum(y, low_y)
+    extent = (low_x / 1.1, x.max() * 1.1, low_y / 1.2, y.max() * 1.3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _cloud(axes, x, y, extent=extent, scale="log")
+    logarithmic(axes.xaxis, *extent[:2])
+    logarithmic(axes.yaxis, *extent[2:])
+    bounds = np.unique(np.quantile(x, np.linspace(0, 1, int(np.clip(len(x) // 50, 2, 16)))))
+    which = np.clip(np.digitize(x, bounds[1:-1]), 0, None)
+    for share, style in ((0.5, "-"), (0.95, "--")):
+        curve = [
+            (np.median(x[which == k]), np.quantile(y[which == k], share)) for k in np.unique(which)
+        ]
+        label = "median" if share == 0.5 else f"{100 * share:.0f} % are below"
+        axes.plot(*np.transpose(curve), color=ORANGE, linestyle=style, linewidth=1.6, label=label)
+    axes.plot(extent[:2], extent[:2], color=GREY, linewidth=1, linestyle=":", label="error = label")
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
+    legend_above(axes, columns=3)
+    return figure
+
+
+def along_the_file(index: ArrayLike, errors: ArrayLike, *, quantity: str, unit: str) -> Figure:
+    """Errors in the order of the file, where parts from different sources show.
+
+    Args:
+        index: [n] of the structures in the file.
+        errors: [n] in `unit`, one for each structure.
+        quantity: what it is, for the axis.
+        unit: for the axis.
+    """
+    figure = Figure(figsize=WIDE, layout="constrained")
+    axes = figure.subplots()
+    x, y = np.ravel(index), np.ravel(errors)
+    room_x, room_y = 0.02 * np.ptp(x) or 0.5, 0.05 * np.ptp(y) or 0.5
+    extent = (x.min() - room_x, x.max() + room_x, y.min() - room_y, y.max() + room_y)
+    _cloud(axes, x, y, extent=extent)
+    if extent[2] < 0 < extent[3]:
+        axes.axhline(0, color=GREY, linewidth=1)
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
+    axes.set_xlabel("index in the file")
+    axes.set_ylabel(f"{quantity}, {unit}")
+    tidy(axes)
+    return figure
+
+
+def force_error_gallery(
+    structures: Sequence[Atoms], errors: Sequence[Floats], names: Sequence[str]
+) -> Figure:
+    """Structures, atoms coloured by the error of the force on them.
+
+    Args:
+        structures: at least one.
+        errors: [n_atoms] eV/Å each.
+        names: written above.
+    """
+    figure = Figure(figsize=(2.75 * len(structures) + 0.7, 2.9), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(structures)))
+    scale = Normalize(0, max(float(error.max()) for error in errors) or 1.0)
+    palette = colormaps["YlOrRd"]
+    for axes, atoms, error, name in zip(panels, structures, errors, names, strict=True):
+        colors = [palette(scale(e))[:3] for e in error]
+        draw_structure(axes, atoms, colors=colors, symbols=len(atoms) <= MOST_SYMBOLS)
+        axes.set_title(name, fontsize="medium")
+    mappable = ScalarMappable(scale, palette)
+    bar = figure.colorbar(mappable, ax=list(panels), shrink=0.8, pad=0.01, aspect=18)
+    bar.set_label("error of the force, eV/Å")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _cloud(
+    axes: Axes,
+    x: Floats,
+    y: Floats,
+    *,
+    extent: tuple[float, float, float, float],
+    scale: Literal["linear", "log"] = "linear",
+) -> None:
+    """Points, or where there are many, hexagons that are fuller the more points they hold."""
+    if len(x) <= MOST_POINTS:
+        alpha = 0.75 if len(x) < 300 else 0.4
+        axes.plot(x, y, "o", color=CLOUD, markersize=3.5, alpha=alpha, markeredgewidth=0)
+        axes.lines[-1].set_rasterized(len(x) > 300)
+        return
+    if scale == "log":  # then hexbin wants exponents
+        extent = tuple(np.log10(extent))
+    axes.hexbin(
+        x,
+        y,
+        gridsize=90,
+        bins="log",
+        mincnt=1,
+        extent=extent,
+        xscale=scale,
+        yscale=scale,
+        cmap=faint_to_full(CLOUD),
+        linewidths=0.1,
+        rasterized=True,
+        zorder=2,
+    )

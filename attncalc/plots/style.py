@@ -1,0 +1,76 @@
+"""What all pictures share: colours, the look of axes, curves over noise."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import ArrayLike, NDArray
+
+# told apart by colour-blind readers too (Okabe and Ito), on white and on black
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
+PURPLE, SKY, AMBER = "#CC79A7", "#56B4E9", "#E69F00"
+# between the blues: pixels, that cannot change with the page
+CLOUD = "#1F86C4"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, GREY)
+
+
+def tidy(axes: Axes) -> None:
+    """A faint grid behind the data, and no lines around them that carry no numbers."""
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def headline(figure: Figure, text: str) -> None:
+    """The title of the whole picture, letter by letter: names are no formulas.
+
+    Neither a dollar sign nor what is no character, as file names may hold, makes drawing fail.
+    """
+    text = text.encode(errors="replace").decode()
+    figure.suptitle(text, fontweight="bold", parse_math=False)
+
+
+def legend_above(axes: Axes, *, columns: int = 2) -> None:
+    """The legend outside of the axes, where it hides nothing; none if nothing has a label."""
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=min(columns, len(handles)),
+            frameon=False,
+            fontsize="small",
+            borderaxespad=0.2,
+            columnspacing=1.2,
+            handlelength=1.4,
+        )
+
+
+def logarithmic(axis: Axis, low: float, high: float) -> None:
+    """Plain numbers as ticks, as many as fit between the ends of the axis."""
+    narrow = high < 300 * low
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def faint_to_full(color: str) -> LinearSegmentedColormap:
+    """Densities as opacity of one colour: readable on a light and on a dark page."""
+    red, green, blue = to_rgb(color)
+    return LinearSegmentedColormap.from_list(
+        color, [(red, green, blue, 0.22), (red, green, blue, 1.0)]
+    )
+
+
+def running_mean(values: ArrayLike, width: int) -> NDArray[np.float64]:
+    """[n]: the mean over `width` neighbours, over fewer at the ends."""
+    values = np.asarray(values, dtype=float)
+    half = max(width, 1) // 2
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    k = np.arange(len(values))
+    low, high = np.maximum(k - half, 0), np.minimum(k + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)

@@ -1,0 +1,315 @@
+"""The report of `attncalc eval`: all errors of a model on labelled structures, on one page."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+
+import numpy as np
+from ase import units
+from ase.data import chemical_symbols
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from attncalc.data import Dataset
+from attncalc.data.errors import (
+    Prediction,
+    Statistics,
+    energy_errors,
+    energy_statistics,
+    force_bins,
+    force_statistics,
+    force_statistics_by_element,
+    stress_statistics,
+)
+from attncalc.data.outliers import features_of, outliers
+from attncalc.potential import Potential
+from attncalc.report.pictures import elements_of, gallery, pictures
+
+# stands in the head of every report, by which one is known
+GENERATOR = "attncalc eval"
+# structures in a list of the worst
+N_WORST = 10
+# rows of the table of compositions; more are counted
+MOST_COMPOSITIONS = 25
+# RMSE over MAE: 1.25 for a normal distribution, 1.41 for an exponential one
+HEAVY_TAIL = 1.8
+GPA = 1 / units.GPa
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was evaluated on what, and how.
+
+    Attributes:
+        model: name or path, as the user gave it.
+        split: of the data file; None for all of it.
+        indices: [n] of the structures in the data file; None for all of it.
+        command: what the user typed.
+        device: that the model ran on.
+        seconds: that predicting took.
+    """
+
+    model: str
+    split: str | None = None
+    indices: NDArray[np.int64] | None = None
+    command: str = ""
+    device: str = "cpu"
+    seconds: float | None = None
+
+
+def evaluation(
+    potential: Potential, prediction: Prediction, dataset: Dataset, subject: Subject
+) -> str:
+    """The whole page, HTML.
+
+    Args:
+        potential: the model, for what it says about itself.
+        prediction: of `potential` for `dataset`.
+        dataset: with labels.
+        subject: names for the header.
+    """
+    indices = np.arange(len(dataset)) if subject.indices is None else subject.indices
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": number, "percent": percent}
+    page = files("attncalc.report").joinpath("evaluation.html").read_text(encoding="utf-8")
+    worst = functools.partial(outliers, n=N_WORST, features=features_of(dataset))
+    by_force = [] if dataset.forces is None else worst(prediction, dataset)
+    return environment.from_string(page).render(
+        generator=GENERATOR,
+        subject=subject,
+        indices=indices,
+        title=f"{model_name(subject.model)} on {dataset.source}",
+        n_structures=len(dataset),
+        n_atoms=sum(map(len, dataset.structures)),
+        elements=" ".join(chemical_symbols[z] for z in elements_of(dataset)),
+        dataset=dataset,
+        remarks=list(remarks(potential, prediction, dataset, subject)),
+        rows=list(property_rows(prediction, dataset)),
+        by_element=[
+            (chemical_symbols[z], statistics)
+            for z, statistics in force_statistics_by_element(prediction, dataset).items()
+        ],
+        by_force_size=force_bins(prediction, dataset),
+        by_composition=compositions(prediction, dataset),
+        pictures=list(pictures(prediction, dataset, indices)),
+        gallery=gallery(prediction, dataset, indices, by_force),
+        worst_by_force=by_force,
+        worst_by_energy=worst(prediction, dataset, by="energy"),
+        is_shifted=energy_errors(prediction, dataset)[1],
+        symbols=chemical_symbols,
+        about_model=about_model(potential, subject),
+        about_run=about_run(dataset, potential, subject),
+    )
+
+
+def number(
+    value: float | None, scale: float = 1.0, *, signed: bool = False, beside: float = 0.0
+) -> Markup:
+    """A number to be read, with all its digits in the markup; a dash where there is none.
+
+    Args:
+        value: before scaling.
+        scale: to the unit that is shown.
+        signed: show a plus too.
+        beside: like `value`; what is nothing beside it is shown as zero.
+    """
+    if value is None or not math.isfinite(value):
+        return Markup("–")
+    value = scale * value
+    size = abs(value)
+    if size < 1e-4 * abs(scale * beside):
+        text = "0"
+    elif size >= 1000:
+        text = f"{value:,.0f}"
+    elif size >= 100:
+        text = f"{value:.1f}"
+    elif size >= 0.001 or size < 1e-9:  # rounding, in thousandths of eV
+        text = f"{value:.3f}"
+    else:
+        text = f"{value:.1e}"
+    if not text.strip("-0."):
+        text = text.removeprefix("-")  # what is rounded to zero has no sign
+    elif signed and value > 0:
+        text = f"+{text}"
+    return Markup('<data value="{}">{}</data>').format(repr(float(value)), text.replace("-", "−"))
+
+
+def percent(value: float) -> Markup:
+    """A ratio."""
+    return Markup("–") if not math.isfinite(value) else Markup(f"{three_digits(100 * value)} %")
+
+
+def three_digits(value: float) -> str:
+    """Within a sentence."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
+def model_name(model: str) -> str:
+    """Of a shipped name or a path, without folders and ending."""
+    name = model.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return name.removesuffix(".safetensors") or model
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of properties, in the unit it names."""
+
+    quantity: str
+    unit: str
+    scale: float
+    statistics: Statistics
+
+
+def property_rows(prediction: Prediction, dataset: Dataset) -> Iterator[Row]:
+    """Errors per property, those of the energy in three ways."""
+    energy = energy_statistics(prediction, dataset)
+    yield Row("energy", "meV", 1e3, energy["per structure"])
+    yield Row("energy per atom", "meV", 1e3, energy["per atom"])
+    yield Row("energy per atom, less a constant per element", "meV", 1e3, energy["shifted"])
+    if dataset.forces is not None:
+        yield Row("force", "meV/Å", 1e3, force_statistics(prediction, dataset))
+    stress = stress_statistics(prediction, dataset)
+    if stress is not None:
+        yield Row("stress", "meV/Å³", 1e3, stress)
+        yield Row("stress", "GPa", GPA, stress)
+
+
+def compositions(prediction: Prediction, dataset: Dataset) -> list[tuple]:
+    """(formula, structures, energy per atom, force or None), the most frequent first.
+
+    Empty if all structures are of one composition.
+    """
+    formulas = np.array([s.get_chemical_formula() for s in dataset.structures])
+    count = Counter(formulas.tolist())
+    if len(count) == 1:
+        return []
+    n_atoms = np.array([len(structure) for structure in dataset.structures])
+    error, _ = energy_errors(prediction, dataset)
+    rows: list[tuple] = []
+    for formula, n in count.most_common(MOST_COMPOSITIONS):
+        mine = np.flatnonzero(formulas == formula)
+        force = None
+        if dataset.forces is not None:
+            labels = np.concatenate([dataset.forces[k] for k in mine])
+            ours = np.concatenate([prediction.forces[k] for k in mine])
+            force = Statistics.of(ours - labels, labels)
+        labels = (dataset.energies / n_atoms)[mine]
+        rows.append((formula, n, Statistics.of(error[mine], labels), force))
+    if rest := count.most_common()[MOST_COMPOSITIONS:]:
+        rows.append((f"{len(rest)} more", sum(n for _, n in rest), None, None))
+    return rows
+
+
+def remarks(
+    potential: Potential, prediction: Prediction, dataset: Dataset, subject: Subject
+) -> Iterator[str]:
+    """What a reader should know before the numbers."""
+    info = potential.training_info
+    if info.get("data") == dataset.source:
+        if subject.split is None:
+            stored = ", ".join(list(dataset.splits)[:6])
+            hint = f" Splits stored in it: {stored}." if stored else ""
+            yield (
+                "The model was trained on a file of this name, and this is all of it: errors on "
+                f"structures that it was trained on are among these. Take --split.{hint}"
+            )
+        elif subject.split.startswith("train"):
+            yield (
+                f"The model was trained on a file of this name, maybe on this very split "
+                f"({subject.split}): these errors say little about structures that it has not seen."
+            )
+    ours, theirs = str(info.get("level_of_theory") or ""), dataset.level_of_theory
+    if ours and theirs and not (ours in theirs or theirs in ours):  # one may say more
+        yield (
+            f"The levels of theory differ: the model was trained on {ours}, these labels are "
+            f"{theirs}. Part of the errors is the difference of the two."
+        )
+    if energy_errors(prediction, dataset)[1]:
+        energy = energy_statistics(prediction, dataset)
+        yield (
+            f"Energies are off by a constant per element: without it their MAE is "
+            f"{three_digits(1e3 * energy['shifted'].mae)} instead of "
+            f"{three_digits(1e3 * energy['per atom'].mae)} "
+            "meV/atom. Model and labels may count energies from different zeros. Below the table "
+            "of errors it is taken off."
+        )
+    if dataset.forces is None:
+        yield "The data have no forces: only energies are compared."
+        return
+    force = force_statistics(prediction, dataset)
+    if force.mae > 0 and force.rmse > HEAVY_TAIL * force.mae:
+        yield (
+            f"The RMSE of the forces is {force.rmse / force.mae:.1f} times their MAE (1.25 for a "
+            "normal distribution): a few atoms are far off. Look at the worst structures."
+        )
+    known = _own_force_mae(info)
+    if known and force.mae > 2 * known:
+        yield (
+            f"The MAE of the forces is {force.mae / known:.1f} times that on the model's own test "
+            f"set ({three_digits(1e3 * known)} meV/Å): these structures are unlike those."
+        )
+
+
+def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]:
+    """What the model file says."""
+    (network, *others), info = potential.networks, potential.training_info
+    n_parameters = sum(p.numel() for p in network.parameters())
+    one_of = f"mean of {len(others) + 1} x " if others else ""
+    told = [
+        ("model", subject.model),
+        ("network", f"{one_of}{type(network).__name__}, {n_parameters:,} parameters"),
+        ("cutoff", f"{potential.cutoff:g} Å"),
+        ("elements", " ".join(chemical_symbols[z] for z in potential.species)),
+        ("trained on", _data_of(info)),
+        ("level of theory", str(info.get("level_of_theory") or "not stated")),
+    ]
+    if known := _own_force_mae(info):
+        told.append(("its own test set", f"force MAE {three_digits(1e3 * known)} meV/Å"))
+    return told
+
+
+def about_run(dataset: Dataset, potential: Potential, subject: Subject) -> list[tuple[str, str]]:
+    """Where the numbers come from."""
+    told = [
+        ("data", dataset.source),
+        ("labels", dataset.labels),
+        ("split", subject.split or "all structures"),
+        ("level of theory", dataset.level_of_theory or "not stated by the file"),
+        ("units", "eV, Å, and thousandths of them; 1 eV/Å³ = 160.2 GPa"),
+        ("command", subject.command),
+        ("date", datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")),
+        (
+            "versions",
+            ", ".join(f"{name} {version(name)}" for name in ("attncalc", "torch", "numpy", "ase"))
+            + f", Python {platform.python_version()}",
+        ),
+        ("computed", f"in {str(potential.dtype).removeprefix('torch.')} on {subject.device}"),
+    ]
+    if subject.seconds:
+        rate = len(dataset) / subject.seconds
+        told[-1] = (told[-1][0], f"{told[-1][1]}, {subject.seconds:.3g} s, {rate:.3g} structures/s")
+    return [(name, text) for name, text in told if text]
+
+
+def _own_force_mae(info: dict) -> float | None:
+    """eV/Å, on the test set of the training; a header may hold anything."""
+    test = info.get("test_errors")
+    value = test.get("force_mae") if isinstance(test, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _data_of(info: dict) -> str:
+    if not info.get("data"):
+        return "not stated"
+    labels = f" (labels: {info['labels']})" if info.get("labels") else ""
+    count = f", {info['n_train']} structures" if info.get("n_train") else ""
+    return f"{info['data']}{labels}{count}"

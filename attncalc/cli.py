@@ -129,9 +129,9 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
 
     def draw() -> None:
         """Of what there is."""
-        title = f"{Path(structures).name}, {_model_name(model)}"
+        title = f"{Path(structures).name}, {model_file.model_name(model)}"
         if len(frames) == 1:
-            title = f"{frames[0].get_chemical_formula()}, {_model_name(model)}"
+            title = f"{frames[0].get_chemical_formula()}, {model_file.model_name(model)}"
         steps_of_all = [course.steps for course in courses if course.steps]
         if steps_of_all:
             _save_picture(plots.relax_summary(steps_of_all, fmax=fmax, title=title), picture)
@@ -260,7 +260,8 @@ def md(structure, model, device, dtype, threads, output, **options) -> None:
     if atoms.get_momenta().any():
         temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
         click.echo(f"velocities of the file are kept (T = {temperature:.0f} K)")
-    title = f"{atoms.get_chemical_formula()}, {_model_name(model)}, {settings.ensemble.upper()}"
+    what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
+    title = ", ".join(what)
     n_dof = Thermometer.for_run(atoms, settings.ensemble).n_dof
     with _bar(settings.n_steps, "step") as bar:
 
@@ -411,7 +412,7 @@ def _report_file(
     """Where the report goes: checked before the work. An older report may be replaced."""
     from attncalc.report import GENERATOR
 
-    names = ["eval", _model_name(model), Path(data_file).stem, labels or "", split or ""]
+    names = ["eval", model_file.model_name(model), Path(data_file).stem, labels or "", split or ""]
     default = "-".join(re.sub(r"[^\w.+-]+", "_", name) for name in names if name) + ".html"
     path = Path(report or default)
     if path.suffix not in (".html", ".htm"):
@@ -486,8 +487,8 @@ def convert_so3krates(params, config, elements, output) -> None:
     species = None if elements is None else _atomic_numbers(elements)
     potential = so3krates(params, config, species=species)
     model_file.save(potential, target)
-    n_parameters = sum(p.numel() for p in potential.networks[0].parameters())
-    click.echo(f"wrote {target}: {n_parameters:,} parameters, {len(potential.species)} elements")
+    n_elements = len(potential.species)
+    click.echo(f"wrote {target}: {potential.n_parameters:,} parameters, {n_elements} elements")
 
 
 def _atomic_numbers(symbols: str) -> list[int]:
@@ -608,11 +609,6 @@ def _with_results(atoms: Atoms) -> Atoms:
     frozen = atoms.copy()
     frozen.calc = SinglePointCalculator(frozen, **atoms.calc.results)
     return frozen
-
-
-def _model_name(model: str) -> str:
-    """Of a shipped name or a path."""
-    return Path(model).name.removesuffix(".safetensors")
 
 
 def _save_picture(figure: Figure, path: Path) -> None:

@@ -186,6 +186,12 @@ def find_model(model: str | Path) -> Path:
     )
 
 
+def model_name(model: str) -> str:
+    """Of a shipped name or a path, without folders and ending."""
+    name = model.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return name.removesuffix(".safetensors") or model
+
+
 def shipped_models() -> dict[str, Path]:
     """Name -> file of every model that comes with the package."""
     folder = shipped_models_directory()

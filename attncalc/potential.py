@@ -118,6 +118,11 @@ class Potential(nn.Module):
         return [self.network]
 
     @property
+    def n_parameters(self) -> int:
+        """Of its network; of a committee, of one of its networks."""
+        return sum(p.numel() for p in self.networks[0].parameters())
+
+    @property
     def reads_charge(self) -> bool:
         """Whether the energy depends on the total charge."""
         return self.network.reads_charge

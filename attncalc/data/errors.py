@@ -96,21 +96,17 @@ def predict(
 
 def errors(prediction: Prediction, dataset: Dataset) -> Errors:
     """Compare a prediction with the labels of the same data set."""
-    n_atoms = np.array([len(structure) for structure in dataset.structures])
     energy = prediction.energies - dataset.energies
-    force = stress = None
-    if dataset.forces is not None:
-        force = np.concatenate(prediction.forces) - np.concatenate(dataset.forces)
-    if dataset.stress is not None and prediction.stress is not None:
-        stress = prediction.stress - dataset.stress
+    force = None if dataset.forces is None else force_statistics(prediction, dataset)
+    stress = stress_statistics(prediction, dataset)
     return Errors(
         energy_mae=float(np.abs(energy).mean()),
         energy_rmse=float(np.sqrt((energy**2).mean())),
-        energy_per_atom_mae=float(np.abs(energy / n_atoms).mean()),
-        force_mae=None if force is None else float(np.abs(force).mean()),
-        force_rmse=None if force is None else float(np.sqrt((force**2).mean())),
-        stress_mae=None if stress is None else float(np.abs(stress).mean()),
-        stress_rmse=None if stress is None else float(np.sqrt((stress**2).mean())),
+        energy_per_atom_mae=float(np.abs(energy / _n_atoms(dataset)).mean()),
+        force_mae=None if force is None else force.mae,
+        force_rmse=None if force is None else force.rmse,
+        stress_mae=None if stress is None else stress.mae,
+        stress_rmse=None if stress is None else stress.rmse,
         n_structures=len(dataset),
     )
 

@@ -20,11 +20,11 @@ from attncalc.data.arrays import (
     choose_labels,
     dataset_fields,
     is_split,
+    require_room,
     text,
 )
 from attncalc.data.dataset import Dataset, concatenate
 from attncalc.data.hdf5_heaps import heaps_are_sound
-from attncalc.data.npz import ALWAYS_UNPACKED, MOST_UNPACKED
 from attncalc.data.units import factors, named_units, parse_entry, parse_unit
 from attncalc.one_line import one_line
 
@@ -107,9 +107,9 @@ def _parts(
     """Group name -> what `Dataset` takes, in order; and the splits."""
     root = _arrays(file)
     splits = {name: array for name, array in root.items() if is_split(name, array)}
-    claimed = _require_room(splits, 0, file_size)
+    claimed = _claim(splits, 0, file_size)
     for_all = {name: root[name] for name in _FOR_ALL if name in root}
-    claimed = _require_room(for_all, claimed, file_size)
+    claimed = _claim(for_all, claimed, file_size)
     for_all = {name: np.asarray(array) for name, array in for_all.items()}
     parts: dict[str, dict[str, Any]] = {}
     for name in _group_names(file):
@@ -124,7 +124,7 @@ def _parts(
             to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
             keys = (*NAMES, chosen.energy, chosen.forces)
             wanted = {key: arrays[key] for key in keys if key in arrays}
-            claimed = _require_room(wanted, claimed, file_size)
+            claimed = _claim(wanted, claimed, file_size)
             read = {key: np.asarray(array) for key, array in wanted.items()}
             parts[name] = dataset_fields(read, to_ase, chosen)
     if not parts:
@@ -163,14 +163,10 @@ def _arrays(group: h5py.Group) -> dict[str, Array]:
     return found
 
 
-def _require_room(arrays: Mapping[str, Array], claimed: int, file_size: int) -> int:
+def _claim(arrays: Mapping[str, Array], claimed: int, file_size: int) -> int:
     """What is claimed with these arrays: any size, as what was never written takes no room."""
     claimed += sum(array.nbytes for array in arrays.values())
-    if claimed > max(ALWAYS_UNPACKED, MOST_UNPACKED * file_size):
-        raise ValueError(
-            f"its arrays would take {claimed / 2**30:.1f} GiB, {claimed // file_size} times its "
-            "size: no data set does; write it without compression if it is one"
-        )
+    require_room(claimed, file_size, "its arrays would take")
     return claimed
 
 

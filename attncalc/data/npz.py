@@ -11,15 +11,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.data.arrays import choose_labels, dataset_fields, text
+from attncalc.data.arrays import choose_labels, dataset_fields, require_room, text
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import factors, parse_entry
 from attncalc.one_line import one_line
-
-# Arrays of coordinates hardly shrink, those of zeros a thousandfold: what unpacks to more than so
-# many times the file, and to more bytes than every machine has, is a bomb.
-MOST_UNPACKED = 20
-ALWAYS_UNPACKED = 1 << 30
 
 
 def read_npz(
@@ -81,11 +76,7 @@ def _load_arrays(file: BinaryIO) -> dict[str, NDArray]:
         with zipfile.ZipFile(file) as archive:
             members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
             unpacked = sum(member.file_size for member in members)
-            if unpacked > max(ALWAYS_UNPACKED, MOST_UNPACKED * size):
-                raise ValueError(
-                    f"it would unpack to {unpacked / 2**30:.1f} GiB, {unpacked // size} times its "
-                    "size: no data set does; write it without compression if it is one"
-                )
+            require_room(unpacked, size, "it would unpack to")
             names = [member.filename for member in members]
             if len(set(names)) < len(names):
                 raise ValueError(f"{max(names, key=names.count)!r} is in the archive twice")

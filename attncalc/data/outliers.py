@@ -12,6 +12,7 @@ from ase.data import chemical_symbols, covalent_radii
 from attncalc.data.dataset import Dataset, Integers
 from attncalc.data.errors import Floats, Prediction, energy_errors, explained_by_composition
 from attncalc.graph import edge_vectors
+from attncalc.names import pair_name
 from attncalc.neighbors import neighbor_list
 from attncalc.system import System
 
@@ -229,7 +230,7 @@ def _extremes(
     bonded = ratio < BONDED
     z, y = np.minimum(numbers[i], numbers[j]), np.maximum(numbers[i], numbers[j])
     for a, b in np.unique(np.stack([z, y], axis=1), axis=0):
-        pair = _pair_name(a, b)
+        pair = pair_name(a, b)
         ours = (z == a) & (y == b)
         for name, which, pick in (
             (f"shortest {pair} bond", bonded, np.argmin),
@@ -252,12 +253,6 @@ def _extremes(
         where = f"{nearest[alone]:.2f}" if np.isfinite(nearest[alone]) else f"more than {reach:.1f}"
         text = f"{_atom(numbers, alone)} is {where} Å from its nearest neighbour"
         yield "most isolated atom", float(far[alone]), text
-
-
-def _pair_name(a: int, b: int) -> str:
-    """As chemists say it: C-H and C-O, but O-H."""
-    a, b = sorted((int(a), int(b)), key=lambda z: (z != 6, -z))
-    return f"{chemical_symbols[a]}-{chemical_symbols[b]}"
 
 
 def _atom(numbers: Integers, k: int) -> str:

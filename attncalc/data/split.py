@@ -44,17 +44,24 @@ def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int) -> tuple[D
 
 
 def official_split(
-    dataset: Dataset, train: str = "train_01", *, n_validation: int = 50, test: str = "test_01"
+    dataset: Dataset,
+    train: str = "train_01",
+    *,
+    n_validation: int = 50,
+    test: str = "test_01",
+    seed: int | None = None,
 ) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test set by the splits that the source defines.
 
     The validation set is the last `n_validation` structures of the split `train`, as is usual
-    for rMD17 (950 + 50).
+    for rMD17 (950 + 50). Where structures stand in order of their kind, as surfaces after
+    strained cells, that would be all of one kind: give a seed to draw them at random.
 
     Args:
         dataset: what is divided.
         train, test: names of splits in `dataset.splits`.
         n_validation: structures that the training set gives up.
+        seed: of numpy's PCG64, to draw them at random; None takes the last ones.
 
     Raises:
         ValueError: there is no such split, the two overlap, or `n_validation` leaves no
@@ -78,4 +85,6 @@ def official_split(
             f"n_validation must be between 0 and {len(train_indices) - 1} for the "
             f'{len(train_indices)} structures of "{train}", got {n_validation}'
         )
+    if seed is not None:
+        train_indices = np.random.default_rng(seed).permutation(train_indices)
     return dataset[train_indices[:n_train]], dataset[train_indices[n_train:]], dataset[test_indices]

@@ -43,6 +43,9 @@ LAYER_NORM_EPSILON = 1e-6
 # far above what is used; coupling matrices of higher ones take minutes and gigabytes
 HIGHEST_DEGREE = 20
 
+# parameters with one row per species
+_SPECIES_TABLES = ("embedding.element", "embedding.charge.query", "embedding.spin.query")
+
 CutoffFunction = Literal["physnet", "cosine", "exponential"]
 NormPosition = Literal["before_attention", "before_exchange", "after_attention", "after_exchange"]
 Refinement = Literal["none", "residual", "projected"]
@@ -239,6 +242,16 @@ class So3krates(ModuleWithConstants):
     def reads_spin(self) -> bool:
         """Whether the energy depends on the multiplicity."""
         return self.config.embed_spin
+
+    def for_species(self, rows: Sequence[int]) -> So3krates:
+        """A copy whose species table has these rows of the present one, in this order."""
+        other = So3krates(self.config, len(rows)).to(self.parity.dtype)
+        state = self.state_dict()
+        for name in _SPECIES_TABLES:
+            if name in state:
+                state[name] = state[name][list(rows)]
+        other.load_state_dict(state)
+        return other
 
     def forward(self, graph: Graph) -> AtomOutputs:
         """Energies per atom [n_atoms], before scale and reference energies."""

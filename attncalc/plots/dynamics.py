@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matscipy.neighbours import neighbour_list
 from numpy.typing import NDArray
 from scipy.stats import gamma
 
+from attncalc.names import pair_name
 from attncalc.plots.structures import bonds, draw_structure
 from attncalc.plots.style import (
     BLUE,
@@ -202,12 +202,6 @@ def bond_lengths(frames: Sequence[Atoms]) -> dict[str, Floats]:
             np.array([frame.get_distance(i, j, mic=mic) for frame in frames])
         )
     return {name: np.concatenate(values) for name, values in sorted(lengths.items())}
-
-
-def pair_name(a: int, b: int) -> str:
-    """As chemists say it: C-H and C-O, but O-H."""
-    a, b = sorted((int(a), int(b)), key=lambda z: (z != 6, -z))
-    return f"{chemical_symbols[a]}-{chemical_symbols[b]}"
 
 
 def radial_distribution(

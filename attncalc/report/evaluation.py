@@ -31,6 +31,7 @@ from attncalc.data.errors import (
     stress_statistics,
 )
 from attncalc.data.outliers import features_of, outliers
+from attncalc.model_file import model_name
 from attncalc.potential import Potential
 from attncalc.report.pictures import elements_of, gallery, pictures
 
@@ -153,12 +154,6 @@ def three_digits(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
-def model_name(model: str) -> str:
-    """Of a shipped name or a path, without folders and ending."""
-    name = model.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    return name.removesuffix(".safetensors") or model
-
-
 @dataclass(frozen=True)
 class Row:
     """One line of the table of properties, in the unit it names."""
@@ -262,11 +257,10 @@ def remarks(
 def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]:
     """What the model file says."""
     (network, *others), info = potential.networks, potential.training_info
-    n_parameters = sum(p.numel() for p in network.parameters())
     one_of = f"mean of {len(others) + 1} x " if others else ""
     told = [
         ("model", subject.model),
-        ("network", f"{one_of}{type(network).__name__}, {n_parameters:,} parameters"),
+        ("network", f"{one_of}{type(network).__name__}, {potential.n_parameters:,} parameters"),
         ("cutoff", f"{potential.cutoff:g} Å"),
         ("elements", " ".join(chemical_symbols[z] for z in potential.species)),
         ("trained on", _data_of(info)),

@@ -12,7 +12,6 @@ def card(recipe: Recipe, potential: Potential) -> str:
     """Markdown for people, made from the model file's own header."""
     info = potential.training_info
     config = potential.networks[0].config
-    n_parameters = sum(p.numel() for p in potential.networks[0].parameters())
     one_of = f"mean of {recipe.committee} x " if recipe.committee > 1 else ""
     seeds, of_all = f"seed {info['seed']}", ""
     if recipe.committee > 1:
@@ -26,7 +25,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| network | {one_of}{recipe.network}, {n_parameters:,} parameters, "
+        f"| network | {one_of}{recipe.network}, {potential.n_parameters:,} parameters, "
         f"{config.num_layers} layers, cutoff {config.cutoff} Å, "
         f"{config.cutoff_function} cutoff function |",
         f"| elements | {elements} |",
@@ -36,6 +35,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         f"{info['n_test']} test |",
         "| units | eV, Å |",
         f"| training | {info['epochs']} epochs, {time} wall time{of_all}, {seeds} |",
+        *([f"| starts from | {info['start_from']} |"] if info["start_from"] else []),
         f"| command | `{info['command']}` |",
     ]
     if info["test_errors"]:

@@ -81,6 +81,8 @@ def _refuse_other_recipe(
         value = content.get(key)
         if key in ("data", "test_data"):  # files may have moved
             return Path(value).name if value and names_count else None
+        if key == "start_from":
+            return value and Path(value).name
         return value
 
     changed = sorted(k for k in {*ours, *theirs} if identity(ours, k) != identity(theirs, k))

@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors, errors, predict
-from attncalc.model_file import DTYPES, NETWORKS, load, save, write_atomically
+from attncalc.model_file import NETWORKS, load, model_name, save, write_atomically
 from attncalc.potential import Committee, Potential, check_electrons
 from attncalc.system import System
 from attncalc.train.batches import samples, to_device
@@ -28,6 +28,7 @@ from attncalc.train.loop import device, finished_history, train_loop
 from attncalc.train.memory import keep_freed_memory
 from attncalc.train.module import TrainingModule
 from attncalc.train.recipe import Recipe
+from attncalc.train.start import check_start, new_potential
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,9 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
         training, validation, *others = data.split(dataset, sizes, seed=recipe.seed)
         test = others[0] if others and len(others[0]) else None
     else:
-        training, validation, test = data.official_split(dataset, **recipe.split)
+        named = {name: value for name, value in recipe.split.items() if name != "shuffle"}
+        seed = recipe.seed if recipe.split.get("shuffle") else None
+        training, validation, test = data.official_split(dataset, **named, seed=seed)
     if recipe.test_data is not None:
         test = data.read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
         _require_matching_units(recipe, test)
@@ -137,6 +140,10 @@ def fit(
     output = Path(output if output is not None else Path("runs") / recipe.name)
     _check(recipe, training, validation)
     _require_matching_units(recipe, training)
+    return _fit_checked(recipe, training, validation, output)
+
+
+def _fit_checked(recipe: Recipe, training: Dataset, validation: Dataset, output: Path) -> Training:
     output.mkdir(parents=True, exist_ok=True)
     claim(output, recipe, training, validation)
     if recipe.committee > 1:
@@ -149,7 +156,7 @@ def fit(
         log.info("%s has done its %d epochs: nothing left to train", output, len(history))
         LearningCurve(output / "learning_curve.png", recipe.name).draw(history)
         return Training(load(model), model, history)
-    potential = _new_potential(recipe, training).to(device())
+    potential = new_potential(recipe, training).to(device())
     batches = samples(training, potential.cutoff, potential.species)
     n_steps = recipe.epochs * -(-len(batches) // recipe.batch_size)
     module = TrainingModule(potential, recipe, n_steps)
@@ -178,7 +185,7 @@ def _fit_committee(
     members, history, wall_time = [], [], 0.0
     for k in range(1, recipe.committee + 1):
         log.info("member %d of %d", k, recipe.committee)
-        done = fit(recipe.member(k), training, validation, _member_folder(output, k))
+        done = _fit_checked(recipe.member(k), training, validation, _member_folder(output, k))
         members.append(done.potential)
         history += [row | {"wall_time_s": wall_time + row["wall_time_s"]} for row in done.history]
         wall_time = history[-1]["wall_time_s"]
@@ -213,6 +220,7 @@ def _check(
                 "learn them from it; split the data in another way"
             )
         _check_electrons(recipe, dataset, role)
+    check_start(recipe, training)
 
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
@@ -239,23 +247,6 @@ def _check_electrons(recipe: Recipe, dataset: Dataset, role: str) -> None:
             ) from None
 
 
-def _new_potential(recipe: Recipe, training: Dataset) -> Potential:
-    """A network with random weights from the recipe's seed, and references of the data."""
-    network, config_class = NETWORKS[recipe.network]
-    config = dict(recipe.config)
-    if "avg_num_neighbors" not in config:
-        config["avg_num_neighbors"] = data.avg_num_neighbors(training, float(config["cutoff"]))
-    references = data.reference_energies(training)
-    torch.manual_seed(recipe.seed)
-    potential = Potential(
-        network(config_class(**config), len(references)),
-        list(references),
-        reference_energies=list(references.values()),
-    )
-    potential.network.to(DTYPES[recipe.dtype])
-    return potential
-
-
 def _describe(
     done: Training,
     recipe: Recipe,
@@ -275,6 +266,7 @@ def _describe(
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
         "epochs": int(done.history[-1]["epoch"]),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),
+        "start_from": recipe.start_from and model_name(recipe.start_from),
         "seed": recipe.seed,
         "committee": recipe.committee,
         "command": command,

@@ -11,12 +11,12 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from attncalc.model_file import DTYPES, NETWORKS
+from attncalc.model_file import DTYPES, NETWORKS, find_model
 from attncalc.one_line import one_line
 from attncalc.train.plain_yaml import read_yaml
 
 # None means that nothing is said about them.
-_OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit")
+_OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "start_from")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Recipe:
         name: of the model and of its files.
         data: file that `data.read` understands; looked for beside the recipe, then from the
             working directory.
-        split: {train: NAME, n_validation: N, test: NAME} for splits stored in the file, or
+        split: {train: NAME, n_validation: N, test: NAME} for splits stored in the file, where the
+            last N of NAME are for validation, or any N of them with `shuffle: true`; or
             {sizes: [n_train, n_validation, n_test]} drawn at random with `seed`; a size may be
             "rest".
         config: hyper-parameters of the network; avg_num_neighbors is measured if not given.
@@ -35,6 +36,9 @@ class Recipe:
         test_data: separate test file; then `split` needs no test set.
         labels, energy_unit, length_unit: as in `data.read`.
         level_of_theory: for the card; what the file says if empty.
+        start_from: a model whose weights the training starts from instead of random ones (another
+            level of theory, another molecule): a file, looked for as `data`, or the name of a
+            shipped model. Its hyper-parameters must be those of the recipe.
         epochs: passes over the training set.
         batch_size: structures per step.
         learning_rate: of Adam at its highest.
@@ -69,6 +73,7 @@ class Recipe:
     energy_unit: str | None = None
     length_unit: str | None = None
     level_of_theory: str = ""
+    start_from: str | None = None
     epochs: int = 1000
     batch_size: int = 5
     learning_rate: float = 1e-3
@@ -101,10 +106,8 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must be a number, got {getattr(self, name)!r}")
             if not _is_finite(getattr(self, name)):
                 raise ValueError(f"recipe: {name} must be finite, got {getattr(self, name)}")
-        for name in (
-            *("epochs", "batch_size", "learning_rate", "final_learning_rate", "clip_norm"),
-            "committee",
-        ):
+        sizes = ("epochs", "batch_size", "committee")
+        for name in (*sizes, "learning_rate", "final_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"recipe: {name} must be positive, got {getattr(self, name)}")
         for name in ("energy_weight", "force_weight", "stress_weight", "warmup_steps", "seed"):
@@ -136,7 +139,7 @@ class Recipe:
         self._check_config()
 
     def _check_split(self) -> None:
-        _check_keys("split", self.split, ("train", "n_validation", "test", "sizes"))
+        _check_keys("split", self.split, ("train", "n_validation", "test", "shuffle", "sizes"))
         if "sizes" not in self.split:
             self._check_named_split()
             return
@@ -159,6 +162,10 @@ class Recipe:
             raise ValueError(
                 "recipe: n_validation of split must be a whole number and not negative, "
                 f"got {n_validation!r}"
+            )
+        if not isinstance(self.split.get("shuffle", False), bool):
+            raise ValueError(
+                f"recipe: shuffle of split must be true or false, got {self.split['shuffle']!r}"
             )
 
     def _check_config(self) -> None:
@@ -212,6 +219,18 @@ class Recipe:
         content = dataclasses.asdict(self)
         del content["folder"]
         return content
+
+    def find_start(self) -> Path:
+        """The model file that `start_from` names.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the recipe starts from random weights.
+        """
+        if self.start_from is None:
+            raise ValueError("recipe: start_from is not given")
+        beside = Path(self.folder) / self.start_from
+        return find_model(beside if beside.is_file() else self.start_from)
 
     def find(self, file: str) -> Path:
         """A data file named by the recipe: beside it, else from the working directory.

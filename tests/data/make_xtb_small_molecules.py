@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """Generate GFN2-xTB training and test data for small H/C/N/O molecules (needs tblite and ase).
 
-Each molecule is taken from `ase.build.molecule`, relaxed, and moved by Langevin dynamics; one
-frame is stored per `--stride` steps. Training and test frames come from two trajectories with
-independent velocities and noise. Everything follows from `--seed`.
+Each molecule is taken from `ase.build.molecule` or from a file, relaxed, and moved by Langevin
+dynamics; one frame is stored per `--stride` steps. Training and test frames come from trajectories
+with independent velocities and noise. Everything follows from `--seed`.
 
     python tests/data/make_xtb_small_molecules.py
-    python tests/data/make_xtb_small_molecules.py --molecules H2O NH3 --train water_ammonia.extxyz
+    python tests/data/make_xtb_small_molecules.py --molecules benchmarks/aspirin.xyz \
+        --n-train 5000 --trajectories 2 --n-test 100 --temperature 600 --timestep 1 --stride 10 \
+        --train runs/xtb_aspirin_train.extxyz --test runs/xtb_aspirin_test.extxyz
 
 The files are extended XYZ in eV and eV/Å. Positions and forces are rounded to 6 decimals, energies
 to 8; energy and forces are computed by a fresh calculator at the *rounded* positions, so that
@@ -18,6 +20,7 @@ import argparse
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by tblite when it is imported
@@ -27,7 +30,7 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.collections import g2
-from ase.io import write
+from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 from tblite.ase import TBLite
@@ -46,12 +49,13 @@ def calculator() -> TBLite:
 
 
 def relax(name: str) -> Atoms:
-    """The molecule at its GFN2-xTB minimum."""
-    atoms = molecule(name)
+    """The molecule at its GFN2-xTB minimum; a name is one of ASE's or a file's."""
+    atoms = read(name) if Path(name).suffix else molecule(name)
     atoms.set_initial_magnetic_moments(None)
     atoms.calc = calculator()
     if not BFGS(atoms, logfile=None).run(fmax=0.01, steps=500):
         raise SystemExit(f"{name}: not relaxed after 500 steps")
+    atoms.calc = None  # which cannot be sent to another process
     return atoms
 
 
@@ -91,6 +95,14 @@ def sample(minimum: Atoms, name: str, n_frames: int, rng: np.random.Generator, o
     return frames
 
 
+def trajectory(minimum: Atoms, part: int, k: int, n_frames: int, name: str, options) -> list:
+    """The k-th trajectory of a part (0 training, 1 test) of a molecule."""
+    # The seed holds the name, so that another choice of molecules changes no trajectory.
+    own = [k] if k else []
+    rng = np.random.default_rng([options.seed, part, *own, *name.encode()])
+    return sample(minimum, name, n_frames, rng, options)
+
+
 def main(argv: list[str] | None = None) -> None:
     runs = Path(__file__).resolve().parent.parent / "runs"
     parser = argparse.ArgumentParser(
@@ -99,10 +111,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train", type=Path, default=runs / "xtb_small_molecules_train.extxyz")
     parser.add_argument("--test", type=Path, default=runs / "xtb_small_molecules_test.extxyz")
     parser.add_argument(
-        "--molecules", nargs="+", default=MOLECULES, help="ase.build.molecule names"
+        "--molecules", nargs="+", default=MOLECULES, help="ase.build.molecule names, or files"
     )
     parser.add_argument("--n-train", type=int, default=80, help="training frames per molecule")
     parser.add_argument("--n-test", type=int, default=10, help="test frames per molecule")
+    parser.add_argument(
+        "--trajectories", type=int, default=1, help="share the training frames, a process each"
+    )
     parser.add_argument("--temperature", type=float, default=500.0, help="K")
     parser.add_argument("--timestep", type=float, default=0.5, help="fs")
     parser.add_argument("--friction", type=float, default=0.02, help="1/fs")
@@ -111,22 +126,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
 
-    unknown = sorted(set(options.molecules) - set(g2.names))
+    files = {name for name in options.molecules if Path(name).is_file()}
+    unknown = sorted(set(options.molecules) - set(g2.names) - files)
     if unknown:
         parser.error(f"not known to ase.build.molecule: {', '.join(unknown)}")
 
     started = time.perf_counter()
     training, test = [], []
     for k, name in enumerate(options.molecules, start=1):
-        minimum = relax(name)
-        # The seed holds the name, so that another choice of molecules changes no trajectory.
-        for part, n_frames, frames in ((0, options.n_train, training), (1, options.n_test, test)):
-            rng = np.random.default_rng([options.seed, part, *name.encode()])
-            frames += sample(minimum, name, n_frames, rng, options)
+        minimum, title = relax(name), Path(name).stem
+        n_each = [options.n_train // options.trajectories] * options.trajectories
+        n_each[0] += options.n_train - sum(n_each)
+        with ProcessPoolExecutor(options.trajectories) as pool:
+            frames = [
+                pool.submit(trajectory, minimum, 0, i, n, title, options)
+                for i, n in enumerate(n_each)
+            ]
+            training += [frame for part in frames for frame in part.result()]
+        test += trajectory(minimum, 1, 0, options.n_test, title, options)
         seconds = time.perf_counter() - started
         left = seconds / k * (len(options.molecules) - k)
         print(
-            f"[{k}/{len(options.molecules)}] {name:9s} {len(minimum)} atoms, "
+            f"[{k}/{len(options.molecules)}] {title:9s} {len(minimum)} atoms, "
             f"{seconds:.0f} s, about {left:.0f} s left",
             file=sys.stderr,
             flush=True,

@@ -65,6 +65,16 @@ def test_official_split_validates_on_the_last_of_train(numbered):
     assert test.energies.tolist() == [2, 0]
 
 
+def test_official_split_validates_on_any_of_train_with_a_seed(numbered):
+    drawn = [data.official_split(numbered, n_validation=2, seed=seed) for seed in range(8)]
+    for training, validation, test in drawn:
+        assert sorted([*training.energies, *validation.energies]) == [1, 3, 5, 7, 9]
+        assert test.energies.tolist() == [2, 0]
+    assert len({tuple(validation.energies) for _, validation, _ in drawn}) > 3
+    again = data.official_split(numbered, n_validation=2, seed=3)
+    assert again[1].energies.tolist() == drawn[3][1].energies.tolist()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

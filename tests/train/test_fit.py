@@ -21,7 +21,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from attncalc import data, load, train
 from attncalc.data.errors import errors, predict
 from attncalc.train.batches import join, samples
-from attncalc.train.fit import _require_matching_units
+from attncalc.train.fit import _require_matching_units, read_split
 from attncalc.train.loop import EpochOrder
 from attncalc.train.module import TrainingModule
 from attncalc.train.step import PENALTIES, Loss, loss
@@ -348,6 +348,27 @@ def test_a_separate_test_file(recipe, dataset, data_file, tmp_path):
     )
     done = train.run(separate, tmp_path / "run")
     assert done.potential.training_info["n_test"] == 4
+
+
+def test_validation_structures_of_a_named_split_may_be_drawn(recipe, dataset, tmp_path):
+    write(tmp_path / "cells.extxyz", dataset)
+    frames = ase.io.read(tmp_path / "cells.extxyz", ":")
+    for k, atoms in enumerate(frames):
+        atoms.info["split"] = "training" if k < 18 else "test"
+    ase.io.write(tmp_path / "cells.extxyz", frames, format="extxyz")
+    named = {"train": "training", "n_validation": 4, "test": "test"}
+
+    def energies(**more) -> list[np.ndarray]:
+        changed = dataclasses.replace(
+            recipe, data=str(tmp_path / "cells.extxyz"), split=named | more
+        )
+        return [part.energies for part in read_split(changed)]
+
+    np.testing.assert_allclose(energies()[1], dataset.energies[14:18])
+    training, validation, test = energies(shuffle=True)
+    assert sorted([*training, *validation]) == sorted(dataset.energies[:18])
+    assert list(validation) != list(dataset.energies[14:18])
+    np.testing.assert_allclose(test, dataset.energies[18:])
 
 
 def test_no_test_set_no_errors(recipe, data_file, tmp_path):

@@ -93,6 +93,7 @@ def test_text_that_resembles_a_number_stays_text(tmp_path):
         ("split: {train: 5}", "train of split must be the name of a split in the file, got 5"),
         ("split: {n_validation: all}", "n_validation of split must be a whole number and not neg"),
         ("split: {n_validation: -1}", "n_validation of split must be a whole number and not negat"),
+        ("split: {shuffle: 1}", "shuffle of split must be true or false, got 1"),
         (f"{'x' * 500}: 1", f"unknown key '{'x' * 100}"),
         (f"config: {['x' * 20] * 1000}", "config must hold keys and values, got ['xxxx"),
     ],

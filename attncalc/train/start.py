@@ -1,0 +1,104 @@
+"""Where the weights of a training start: at random numbers, or at those of another model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+
+from attncalc import data
+from attncalc.data import Dataset
+from attncalc.data.errors import predict
+from attncalc.data.statistics import per_element
+from attncalc.model_file import DTYPES, NETWORKS, load, model_name
+from attncalc.potential import Committee, Potential
+from attncalc.train.recipe import Recipe
+
+
+def new_potential(recipe: Recipe, training: Dataset) -> Potential:
+    """The potential before the first step, with reference energies of the training data.
+
+    Raises:
+        FileNotFoundError, ValueError: as `check_start`.
+    """
+    if recipe.start_from is None:
+        potential = _random(recipe, training)
+    else:
+        potential = _taken_over(_starting_model(recipe, training), training)
+    potential.compute_in(DTYPES[recipe.dtype])
+    return potential
+
+
+def check_start(recipe: Recipe, training: Dataset) -> None:
+    """Refuse a `start_from` that does not suit recipe or data.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it is a committee, has pair terms or other hyper-parameters, or does not know
+            an element of the data.
+    """
+    if recipe.start_from is not None:
+        _starting_model(recipe, training)
+
+
+def _random(recipe: Recipe, training: Dataset) -> Potential:
+    network, config_class = NETWORKS[recipe.network]
+    config = dict(recipe.config)
+    if "avg_num_neighbors" not in config:
+        config["avg_num_neighbors"] = data.avg_num_neighbors(training, float(config["cutoff"]))
+    references = data.reference_energies(training)
+    torch.manual_seed(recipe.seed)
+    return Potential(
+        network(config_class(**config), len(references)),
+        list(references),
+        reference_energies=list(references.values()),
+    )
+
+
+def _taken_over(model: Potential, training: Dataset) -> Potential:
+    """The network of a model, with references that put its energies where the labels are.
+
+    They are fitted to what the network leaves of the labels: another level of theory counts
+    energies from another zero, and the weights need not learn that.
+    """
+    zero = dict.fromkeys(data.reference_energies(training), 0.0)
+    network = model.network.for_species([model.species.index(z) for z in zero])
+    scale = [float(model.scale[model.species.index(z)]) for z in zero]
+    potential = Potential(network, list(zero), scale=scale)
+    left = training.energies - predict(potential, training).energies
+    references = per_element(training, left)
+    return Potential(network, list(zero), scale=scale, reference_energies=list(references.values()))
+
+
+def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
+    path = recipe.find_start()
+    model, name = load(path), f"start_from: {model_name(str(path))}"
+    if isinstance(model, Committee):
+        raise ValueError(f"{name} is a committee: start from one of its members")
+    if len(model.pair_terms):
+        raise ValueError(f"{name} has pair terms, which a training cannot take over")
+    if not isinstance(model.network, NETWORKS[recipe.network][0]):
+        raise ValueError(
+            f"{name} is a network of another kind ({type(model.network).__name__}) than the "
+            f"recipe's ({recipe.network})"
+        )
+    network: Any = model.network
+    theirs = dataclasses.asdict(network.config)
+    for key, ours in _full_config(recipe, theirs).items():
+        if ours != theirs[key]:
+            raise ValueError(f"{name} has {key} {theirs[key]}, the recipe's config has {ours}")
+    elements = np.unique(np.concatenate([s.numbers for s in training.structures])).tolist()
+    if unknown := sorted(set(elements) - set(model.species)):
+        names = " ".join(chemical_symbols[z] for z in unknown)
+        raise ValueError(f"{name} does not know an element of {training.source} ({names})")
+    return model.requires_grad_(True)
+
+
+def _full_config(recipe: Recipe, theirs: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters of the recipe; what is measured on data if not given is the model's."""
+    measured = {k: theirs[k] for k in ("avg_num_neighbors",) if k in theirs}
+    kind = NETWORKS[recipe.network][1]
+    return dataclasses.asdict(kind(**(measured | dict(recipe.config))))

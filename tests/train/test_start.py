@@ -1,0 +1,158 @@
+"""Trainings that start from another model's weights."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from attncalc import Committee, data, load, save, train
+from attncalc.data.errors import errors, predict
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+from attncalc.potential import Potential
+from attncalc.train.start import new_potential
+
+
+@pytest.fixture(scope="module")
+def before(recipe, parts, tmp_path_factory):
+    """A trained model and its file."""
+    output = tmp_path_factory.mktemp("before")
+    return train.fit(recipe, *parts[:2], output)
+
+
+@pytest.fixture
+def going_on(recipe, before) -> train.Recipe:
+    return dataclasses.replace(recipe, start_from=str(before.model), name="on")
+
+
+def shifted(dataset: data.Dataset, per_atom: float) -> data.Dataset:
+    """The same labels counted from another zero."""
+    n_atoms = np.array([len(s) for s in dataset.structures])
+    return dataclasses.replace(dataset, energies=dataset.energies + per_atom * n_atoms)
+
+
+def test_the_first_step_starts_at_the_weights_of_the_model(going_on, before, parts):
+    potential = new_potential(going_on, parts[0])
+    for name, tensor in before.potential.network.state_dict().items():
+        assert torch.equal(potential.network.state_dict()[name], tensor), name
+    assert all(p.requires_grad for p in potential.network.parameters())
+    # references are those that suit the network best, so no worse than the model's own
+    ours, theirs = (errors(predict(p, parts[0]), parts[0]) for p in (potential, before.potential))
+    assert ours.energy_rmse <= theirs.energy_rmse
+    assert ours.force_mae == pytest.approx(theirs.force_mae, rel=1e-6)
+
+
+def test_labels_may_count_energies_from_another_zero(going_on, parts):
+    here, there = (new_potential(going_on, d) for d in (parts[0], shifted(parts[0], -1234.5)))
+    difference = predict(there, parts[2]).energies - predict(here, parts[2]).energies
+    n_atoms = np.array([len(s) for s in parts[2].structures])
+    np.testing.assert_allclose(difference / n_atoms, -1234.5, atol=1e-8)
+
+
+def test_elements_may_be_fewer(going_on, before, parts):
+    only = [k for k, s in enumerate(parts[0].structures) if set(s.numbers) == {28, 29}]
+    assert before.potential.species == (28, 29)
+    structures = tuple(parts[0].structures[k].copy() for k in only)
+    for s in structures:
+        s.numbers[:] = 29
+    copper = data.Dataset(structures, parts[0].energies[only], source="copper.npz")
+    potential = new_potential(going_on, copper)
+    assert potential.species == (29,)
+    np.testing.assert_allclose(
+        np.concatenate(predict(potential, copper).forces),
+        np.concatenate(predict(before.potential, copper).forces),
+        atol=1e-6,
+    )
+
+
+def test_it_is_trained_on_and_remembered(going_on, recipe, before, parts, tmp_path):
+    done = train.fit(dataclasses.replace(going_on, epochs=3), *parts[:2], tmp_path / "on")
+    fresh = train.fit(dataclasses.replace(recipe, epochs=3), *parts[:2], tmp_path / "fresh")
+    assert done.history[0]["validation_loss"] < fresh.history[0]["validation_loss"]
+    after, start = load(done.model).network.state_dict(), before.potential.network.state_dict()
+    assert not torch.equal(after["head.energy.weight"], start["head.energy.weight"])
+    without = dataclasses.replace(going_on, epochs=3, start_from=None)
+    with pytest.raises(ValueError, match=r"another recipe \(different: start_from\)"):
+        train.fit(without, *parts[:2], tmp_path / "on")
+
+
+def test_the_card_says_where_it_started(going_on, dataset, tmp_path):
+    path = tmp_path / "cells.extxyz"
+    write(path, labelled(dataset), format="extxyz")
+    train.run(dataclasses.replace(going_on, epochs=1), tmp_path / "on", data=path)
+    assert "| starts from | tiny |" in (tmp_path / "on" / "on.md").read_text()
+    assert load(tmp_path / "on" / "on.safetensors").training_info["start_from"] == "tiny"
+
+
+def labelled(dataset: data.Dataset) -> list:
+    frames = []
+    for k, structure in enumerate(dataset.structures):
+        atoms = structure.copy()
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=dataset.energies[k], forces=dataset.forces[k], stress=dataset.stress[k]
+        )
+        frames.append(atoms)
+    return frames
+
+
+def test_electron_embeddings_follow_their_elements():
+    config = So3kratesConfig(
+        cutoff=3.0,
+        avg_num_neighbors=5.0,
+        num_features=8,
+        num_heads=2,
+        degrees=(1, 2),
+        num_layers=1,
+        num_basis=6,
+        embed_charge=True,
+        embed_spin=True,
+    )
+    network = So3krates(config, 3).double()
+    chosen = network.for_species([2, 0])
+    for name, tensor in chosen.state_dict().items():
+        theirs = network.state_dict()[name]
+        assert torch.equal(tensor, theirs if tensor.shape == theirs.shape else theirs[[2, 0]])
+    assert chosen.embedding.element.dtype == torch.float64
+
+
+def test_what_cannot_be_started_from(recipe, before, parts, tmp_path):
+    def refusal(model, **changes) -> str:
+        path = tmp_path / "start.safetensors"
+        if isinstance(model, Potential):
+            save(model, path)
+        changed = dataclasses.replace(recipe, start_from=str(path), **changes)
+        with pytest.raises(ValueError, match="start_from") as caught:
+            train.fit(changed, *parts[:2], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return str(caught.value)
+
+    model = before.potential
+    other = {**recipe.config, "num_features": 16}
+    assert refusal(model, config=other) == (
+        "start_from: start has num_features 8, the recipe's config has 16"
+    )
+    gold = Potential(model.network, [28, 79])
+    assert refusal(gold) == ("start_from: start does not know an element of cells.extxyz (Cu)")
+    zbl = ZBLRepulsion(ZBLConfig(3.4), (28, 29))
+    assert "pair terms" in refusal(Potential(model.network, [28, 29], pair_terms=[zbl]))
+    second = train.fit(dataclasses.replace(recipe, seed=9), *parts[:2], tmp_path / "second")
+    assert "one of its members" in refusal(Committee([model, second.potential]))
+
+
+def test_a_start_that_is_not_there(recipe, parts, tmp_path):
+    missing = dataclasses.replace(recipe, start_from="nothing.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
+        train.fit(missing, *parts[:2], tmp_path / "out")
+
+
+def test_a_start_is_looked_for_beside_the_recipe(recipe, before, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    beside = dataclasses.replace(
+        recipe, start_from=before.model.name, folder=str(before.model.parent)
+    )
+    assert beside.find_start() == before.model
+    shipped = dataclasses.replace(recipe, start_from="so3krates-ethanol")
+    assert shipped.find_start().name == "so3krates-ethanol.safetensors"

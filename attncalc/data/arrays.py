@@ -26,6 +26,9 @@ GRADIENTS = ("gradients", "gradient")
 OFFSETS, COUNTS = "offsets", "n_atoms"
 _CHARGES = ("charge", "charges", "Q", "total_charge")
 _SPINS = ("spin", "multiplicity")
+_SMILES = "smiles"
+# "[NH3+:4]", "[O-]", "[Ca+2]": within brackets, before the number of the atom
+_FORMAL_CHARGE = re.compile(r"([+-]\d+|\++|-+)(?::\d+)?\]")
 _THEORIES = ("level_of_theory", "theory")
 # The original MD17 labels, which rMD17's own files keep beside the recomputed ones.
 _OLD_LABELS = ("old_energies", "old_forces")
@@ -33,7 +36,7 @@ _SPLIT = re.compile(r"^(train|training|test|val|valid|validation)(_\w+)?$")
 # Everything that `dataset_fields` looks for, except labels and splits.
 NAMES = (
     *(*NUMBERS, *POSITIONS, *_CHARGES, *_SPINS, *_THEORIES, OFFSETS, COUNTS),
-    *("cell", "pbc", "stress", "e0", "e0_z"),
+    *(_SMILES, "cell", "pbc", "stress", "e0", "e0_z"),
 )
 
 
@@ -59,7 +62,8 @@ class Labels(NamedTuple):
     @property
     def sign(self) -> int:
         """Forces are the negative gradient."""
-        return -1 if self.forces.endswith(GRADIENTS) else 1
+        own = self.forces.startswith("F_")  # of a set that may be called "gradient" itself
+        return -1 if self.forces.endswith(GRADIENTS) and not own else 1
 
 
 def choose_labels(shapes: Mapping[str, tuple[int, ...]], labels: str | None) -> Labels:
@@ -213,6 +217,8 @@ def _atoms_of_each(
     numbers = _elements(arrays, _first(arrays, NUMBERS, "atomic numbers"))
     if positions.ndim == 3:
         numbers = _expand(numbers, positions.shape[:2], "atomic numbers")
+        if (numbers < 0).any():
+            raise ValueError(f"atomic numbers must not be negative, got {numbers.min()}")
         return numbers, [(k, real) for k, real in enumerate(numbers > 0)]
     n_total = len(positions)
     if numbers.shape != (n_total,):
@@ -271,7 +277,24 @@ def _charge_and_spin(arrays: Mapping[str, NDArray], n: int) -> list[dict[str, in
         values = np.broadcast_to(integers(arrays[name], name).reshape(-1), (n,))
         for info, value in zip(infos, values, strict=True):
             info[key] = int(value)
+    if _SMILES in arrays and not any("charge" in info for info in infos):
+        for info, charge in zip(infos, _charges_in_smiles(arrays[_SMILES], n), strict=True):
+            if charge:
+                info["charge"] = charge
     return infos
+
+
+def _charges_in_smiles(smiles: NDArray, n: int) -> list[int]:
+    """Total charge [e] of each structure, where SMILES is all that a file says of it, as SPICE."""
+    texts = [text(np.asarray(part)) for part in np.asarray(smiles).reshape(-1)]
+    if len(texts) == n:
+        return [_formal_charge(one) for one in texts]
+    return [_formal_charge("".join(texts))] * n  # ANI-1 stores one, letter by letter
+
+
+def _formal_charge(smiles: str) -> int:
+    signs = _FORMAL_CHARGE.findall(smiles)
+    return sum(int(s) if s[1:].isdigit() else s.count("+") - s.count("-") for s in signs)
 
 
 def _isolated_energies(arrays: Mapping[str, NDArray], to_ase: Factors) -> dict[int, float] | None:

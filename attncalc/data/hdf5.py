@@ -56,7 +56,8 @@ def read_hdf5(
       `offsets` [n + 1], from 0 to n_total, or `n_atoms` [n];
     * a group per structure: `z` [N], `R` [N, 3], `F` [N, 3] and a single `E`.
 
-    Where present, `cell`, `pbc`, `stress`, `charge` and `spin` are read as in `read_npz`, and what
+    Where present, `cell`, `pbc`, `stress`, `charge` and `spin` are read as in `read_npz`; without
+    `charge`, the formal charges in a group's `smiles` are added up, as SPICE says it. What
     is small may be an attribute of the group instead of an array. At the root, `level_of_theory`,
     isolated-atom energies `e0_z`, `e0` and `units` hold for all groups, and integer arrays
     `train...`, `test...`, `val...` are splits: indices of structures in the order of reading.

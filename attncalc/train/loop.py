@@ -70,7 +70,7 @@ def finished_history(checkpoint: Path, recipe: Recipe) -> list[dict[str, float]]
     if not checkpoint.exists():
         return None
     try:
-        history = torch.load(checkpoint, map_location="cpu", weights_only=False)["history"]
+        history = torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
     except Exception as error:  # torch and pickle raise whatever the damage leads to
         raise ValueError(
             f"{checkpoint}: the checkpoint is damaged ({type(error).__name__}); remove it to start "
@@ -126,7 +126,7 @@ def train_loop(
             _loader(training, recipe.batch_size, order),
             _loader(validation, VALIDATION_BATCH),
             ckpt_path=checkpoint if checkpoint.exists() else None,
-            weights_only=False,
+            weights_only=True,  # what is read may come from elsewhere: numbers, no code
         )
 
 

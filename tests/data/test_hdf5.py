@@ -157,6 +157,36 @@ def test_spice_names_units_and_gradients(parts, written):
         data.read(path, labels="dft_total", energy_unit="eV")
 
 
+@pytest.mark.parametrize(
+    ("smiles", "charge"),
+    [
+        ([b"[H:3][N+:1]([H:2])([H:4])[C:5]"], 1),
+        ([b"[O-]C(=O)CC(=O)[O-]"], -2),
+        ([b"[NH3+]CC(=O)[O-]"], 0),
+        ([b"[Ca+2]"], 2),
+        ([b"[Fe+++:1]"], 3),
+        ([b"C-C#N"], 0),
+        ([b"[", b"N", b"H", b"4", b"+", b"]", b"."], 1),  # ANI-1: letter by letter
+    ],
+)
+def test_total_charge_from_smiles(parts, written, smiles, charge):
+    water = parts[1]
+    assert len(smiles) != len(water["E"]) or len(smiles) == 1
+    path = written({"ion": water | {"smiles": smiles}})
+    found = data.read(path, energy_unit="eV", length_unit="angstrom")
+    assert {atoms.info.get("charge", 0) for atoms in found.structures} == {charge}
+    path = written({"ion": water | {"smiles": smiles, "charge": -1}})  # what is said counts
+    found = data.read(path, energy_unit="eV", length_unit="angstrom")
+    assert {atoms.info["charge"] for atoms in found.structures} == {-1}
+
+
+def test_one_smiles_per_structure(parts, written):
+    water = parts[1]
+    smiles = [b"[OH-]", *[b"O"] * (len(water["E"]) - 1)]
+    found = data.read(written({"mixed": water | {"smiles": smiles}}), energy_unit="eV")
+    assert [a.info.get("charge", 0) for a in found.structures] == [-1] + [0] * (len(smiles) - 1)
+
+
 def test_ani_names_and_symbols(parts, written):
     water = parts[1]
     one = {"coordinates": water["R"], "ccsd(t)_cbs.energy": water["E"] + 1}

@@ -389,3 +389,16 @@ def test_real_charged_and_isolated(shared_file):
     assert all(atoms.info == {"charge": 1} for atoms in zundel.structures)
     assert sorted(data.read(shared_file("3bpa_train_300K.npz")).isolated_energies) == [1, 6, 7, 8]
     assert data.read(shared_file("qm22_hydronium.npz"))[:5].forces is None
+
+
+def test_a_label_set_may_be_called_gradient(arrays, written):
+    path = written(arrays, E_gradient=arrays["E"] + 1, F_gradient=arrays["F"])
+    found = data.read(path, energy_unit="eV", labels="gradient")
+    np.testing.assert_allclose(np.stack(found.forces), arrays["F"])
+
+
+def test_negative_atomic_numbers_are_no_padding(arrays, written):
+    path = written(arrays, z=np.array([8, 1, -1]))
+    message = r"^water.npz: atomic numbers must not be negative, got -1"
+    with pytest.raises(ValueError, match=message):
+        data.read(path, energy_unit="eV")

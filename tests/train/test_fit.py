@@ -192,7 +192,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert killed.stderr == ""
     assert killed.stdout == ""
-    checkpoint = torch.load(output / "last.ckpt", weights_only=False)
+    checkpoint = torch.load(output / "last.ckpt", weights_only=True)
     assert [row["epoch"] for row in checkpoint["history"]] == list(range(1, epochs_done + 1))
 
     resumed = train.fit(recipe, *parts[:2], output)
@@ -202,7 +202,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     ours, theirs = resumed.potential.state_dict(), whole.potential.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     ours, theirs = (
-        torch.load(folder / "last.ckpt", weights_only=False) for folder in (output, whole_output)
+        torch.load(folder / "last.ckpt", weights_only=True) for folder in (output, whole_output)
     )
     for part in ("state_dict", "current_model_state", "averaging_state"):
         assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part])
@@ -332,8 +332,30 @@ def test_run_looks_at_the_data_too(recipe, dataset, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(recipe, parts, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"half a checkpoint")
-    with pytest.raises(ValueError, match=r"last.ckpt: the checkpoint is damaged \(Unpick"):
+    with pytest.raises(ValueError, match=r"last.ckpt: the checkpoint is damaged \("):
         train.fit(recipe, *parts[:2], tmp_path)
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+@pytest.mark.parametrize("torch_writes", [True, False])
+def test_a_checkpoint_executes_nothing(recipe, parts, tmp_path, torch_writes):
+    content = {"history": [], "bomb": Bomb(tmp_path / "executed")}
+    if torch_writes:
+        torch.save(content, tmp_path / "last.ckpt")
+    else:
+        (tmp_path / "last.ckpt").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=r"last.ckpt: the checkpoint is damaged \("):
+        train.fit(recipe, *parts[:2], tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_separate_test_file(recipe, dataset, data_file, tmp_path):

@@ -122,7 +122,7 @@ class Statistics:
         rmse: root of the mean square.
         p95: 95 % of the absolute errors are smaller.
         largest: absolute error.
-        spread: standard deviation of the labels: the RMSE of a model that knows only their mean.
+        scatter: standard deviation of the labels: the RMSE of a model that knows only their mean.
     """
 
     n: int
@@ -131,13 +131,13 @@ class Statistics:
     rmse: float
     p95: float
     largest: float
-    spread: float
+    scatter: float
 
     @property
     def relative(self) -> float:
-        """RMSE over the spread: 1 for a model that knows only the mean; NaN without a spread."""
+        """RMSE over the scatter: 1 for a model that knows only the mean; NaN without a scatter."""
         # what is left of labels that composition explains to the last bit is rounding
-        return _ratio(self.rmse, self.spread) if self.spread > 1e-9 else float("nan")
+        return _ratio(self.rmse, self.scatter) if self.scatter > 1e-9 else float("nan")
 
     @classmethod
     def of(cls, error: Floats, labels: Floats) -> Statistics:
@@ -150,7 +150,7 @@ class Statistics:
             rmse=float(np.sqrt((error**2).mean())),
             p95=float(np.percentile(size, 95)),
             largest=float(size.max()),
-            spread=float(labels.std()),
+            scatter=float(labels.std()),
         )
 
 
@@ -181,7 +181,7 @@ def energy_statistics(prediction: Prediction, dataset: Dataset) -> dict[str, Sta
     Returns:
         "per structure" [eV], "per atom" [eV], and "shifted" [eV per atom]: after a constant per
         element, fitted to the errors, is taken off, as is fair if model and labels count energies
-        from different zeros. The spread is that of labels less such a fit to themselves: what
+        from different zeros. The scatter is that of labels less such a fit to themselves: what
         composition alone explains is no achievement.
     """
     n_atoms = _n_atoms(dataset)

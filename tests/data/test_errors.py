@@ -160,7 +160,7 @@ def test_statistics_by_hand():
     error = np.array([[1.0, -2.0], [3.0, -6.0]])
     found = Statistics.of(error, np.array([[0.0, 0.0], [4.0, 4.0]]))
     expected = Statistics(
-        n=4, mean=-1.0, mae=3.0, rmse=np.sqrt(50 / 4), p95=5.55, largest=6.0, spread=2.0
+        n=4, mean=-1.0, mae=3.0, rmse=np.sqrt(50 / 4), p95=5.55, largest=6.0, scatter=2.0
     )
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected))
     assert found.relative == pytest.approx(np.sqrt(50 / 4) / 2)
@@ -259,9 +259,9 @@ def test_no_constant_is_taken_off_in_vain(labelled, prediction):
     assert not energy_errors(off, two)[1], "two numbers are fitted by two constants, always"
 
 
-def test_spread_is_what_composition_does_not_explain(labelled, prediction):
+def test_scatter_is_what_composition_does_not_explain(labelled, prediction):
     n_atoms = np.array([len(s) for s in labelled.structures])
     far = dataclasses.replace(labelled, energies=labelled.energies - 1000.0 * n_atoms)
     ours = dataclasses.replace(prediction, energies=prediction.energies - 1000.0 * n_atoms)
-    spread = energy_statistics(prediction, labelled)["per atom"].spread
-    assert energy_statistics(ours, far)["per atom"].spread == pytest.approx(spread, abs=1e-9)
+    scatter = energy_statistics(prediction, labelled)["per atom"].scatter
+    assert energy_statistics(ours, far)["per atom"].scatter == pytest.approx(scatter, abs=1e-9)

@@ -5,7 +5,7 @@ CONSTRAINTS ?= .ci/constraints.txt
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 VENV   := .venv
-PEER   := .venv-peer
+PEERS  := .venv-peers
 BIN    := $(VENV)/bin
 # stamps: newer than setup.cfg means up to date
 CORE   := $(VENV)/.installed-core
@@ -15,7 +15,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --qui
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format types bench clean
+.PHONY: help install demo test lint format types wheel bench peers clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -41,18 +41,26 @@ format: $(TEST) ## ruff: mends what it can and formats
 types: $(TEST) ## mypy on the package
 	@$(BIN)/mypy
 
-bench: $(CORE) $(PEER)/.installed ## speed beside so3krates-torch, then 20 ps of dynamics (half an hour)
-	@$(BIN)/python benchmarks/so3krates_cpu.py --peer $(PEER)/bin/python
+wheel: $(TEST) ## dist/attncalc-*.whl; one commit gives the same bytes every time
+	@rm -rf build # what was removed since would be packed too
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip --disable-pip-version-check wheel --quiet --quiet \
+	  --no-deps --no-build-isolation --wheel-dir dist . && ls dist/*.whl
+
+bench: $(CORE) peers ## speed beside so3krates-torch and mace-torch, then 20 ps of dynamics (an hour)
+	@$(BIN)/python benchmarks/run.py
 	@$(BIN)/python benchmarks/nve_ethanol.py
 
-$(PEER)/.installed: $(CONSTRAINTS)
-	@echo "attncalc: installing so3krates-torch into an environment of its own, $(PEER)"
-	@$(PYTHON) -m venv $(PEER)
-	@$(PEER)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) so3krates-torch
+peers: $(PEERS)/so3krates-torch/.installed $(PEERS)/mace-torch/.installed ## what the benchmarks compare with, an environment each
+
+$(PEERS)/%/.installed: $(CONSTRAINTS)
+	@echo "attncalc: installing $* into an environment of its own, $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) torch
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) $*
 	@touch $@
 
 clean: ## remove what the targets made, .venv included
-	rm -rf $(VENV) $(PEER) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

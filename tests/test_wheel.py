@@ -18,16 +18,23 @@ needs_models = pytest.mark.skipif(not SHIPPED, reason="models/ holds no .safeten
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy of the tree: nothing is left behind in the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+def build(folder: Path) -> Path:
+    """A wheel from a copy of the tree: nothing is left behind in the checkout."""
     for name in SOURCES:
         source, copy = REPOSITORY / name, folder / "source" / name
         copy.parent.mkdir(exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            # times of now, as in a fresh clone
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, copy, ignore=ignore, copy_function=shutil.copyfile)
         elif source.exists():
-            shutil.copy(source, copy)
-    pip("wheel", "--no-build-isolation", "--wheel-dir", folder, folder / "source")
+            shutil.copyfile(source, copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")  # as `make wheel` sets it
+        pip("wheel", "--no-build-isolation", "--wheel-dir", folder, folder / "source")
     (file,) = folder.glob("*.whl")
     return file
 
@@ -62,6 +69,12 @@ def test_wheel_holds_every_file_of_the_package(wheel):
         for file in (REPOSITORY / "attncalc").rglob(pattern)
     }
     assert sorted(sources - names) == [], "a folder without __init__.py is not a package"
+
+
+def test_the_same_source_gives_the_same_wheel(wheel, tmp_path):
+    again = build(tmp_path)
+    assert again.name == wheel.name
+    assert again.read_bytes() == wheel.read_bytes()
 
 
 def test_wheel_holds_models_and_nothing_else_of_the_checkout(wheel):

@@ -1,0 +1,191 @@
+"""One structure in one engine: milliseconds of repeated calls, in a process of its own.
+
+Runs inside each engine's environment (`benchmarks/run.py --worker ENGINE`), so every engine is
+imported only where it is used. All evaluate energy + forces in float32 without stress.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+
+# SO3LR's hyper-parameters without its long-range terms (JACS 147, 33723, 2025)
+SO3LR = "So3krates of SO3LR's size: F 128, 4 heads, degrees 1-4, 3 layers, 4.5 Å, ZBL"
+# those of MACE-OFF23(S), the smallest general MACE for organic molecules (JACS 147, 17598, 2025)
+MACE_OFF23_S = "MACE of MACE-OFF23(S)'s size: 96x0e, l_max 3, correlation 3, 2 layers, 4.5 Å"
+ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
+
+Times = dict[str, list[float]]
+
+
+def timed(budget: float, calls: dict[str, Callable[[], object]], device: str) -> Times:
+    """Milliseconds of calls that take turns for `budget` seconds, after two rounds that warm up."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    for call in [*calls.values()] * 2:
+        call()
+    wait()
+    times: Times = {name: [] for name in calls}
+    start = time.perf_counter()
+    while len(next(iter(times.values()))) < 3 or time.perf_counter() - start < budget:
+        for name, call in calls.items():
+            before = time.perf_counter()
+            call()
+            wait()
+            times[name].append(1e3 * (time.perf_counter() - before))
+    return times
+
+
+def peak_mib(device: str) -> float:
+    """Highest memory so far: of the process on the CPU, of its tensors on a GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def attncalc(atoms: Atoms, device: str, budget: float) -> dict:
+    """The network on a ready graph, and the parts of a step of dynamics around it."""
+    from attncalc import AttnCalculator, Potential, System, evaluate
+    from attncalc.neighbors import VerletList
+    from attncalc.nn.so3krates import So3krates, So3kratesConfig
+    from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+
+    torch.manual_seed(0)  # time does not depend on the weights
+    config = So3kratesConfig(
+        cutoff=4.5, avg_num_neighbors=13.17, embed_charge=True, embed_spin=True
+    )
+    zbl = ZBLRepulsion(ZBLConfig(4.5), ELEMENTS)
+    potential = Potential(So3krates(config, len(ELEMENTS)), ELEMENTS, pair_terms=[zbl])
+    calculator = AttnCalculator(potential.requires_grad_(False), device=device)
+    system = System.from_ase(atoms).to(device)
+    calculator.neighbors, graph = calculator.neighbors.update(system)
+    before = calculator.neighbors
+
+    def forward() -> None:
+        """With what the backward pass needs."""
+        with torch.enable_grad():
+            vectors = graph.vectors.detach().requires_grad_(True)
+            calculator._fast.energies(graph.with_vectors(vectors))
+
+    times = timed(
+        budget,
+        {
+            "network": lambda: evaluate(calculator._fast, graph),
+            "forward": forward,
+            "calculate": lambda: calculator.calculate(atoms, ["energy", "forces"], []),
+            "list_reused": lambda: calculator.neighbors.update(system),
+        },
+        device,
+    )
+    peak = peak_mib(device)  # what follows is not needed in dynamics
+    times |= timed(budget / 4, {"plain": lambda: evaluate(calculator.potential, graph)}, device)
+    fresh = VerletList.create(cutoff=before.cutoff, skin=before.skin, species=before.species)
+    times |= timed(budget / 8, {"list_rebuilt": lambda: fresh.update(system)}, device)
+    return {"edges": int(graph.edge_mask.sum()), "peak_MiB": peak, **times}
+
+
+def so3krates_torch(atoms: Atoms, device: str, budget: float) -> dict:
+    """SO3LR as so3krates-torch ships it, long-range terms off."""
+    import so3krates_torch
+    from so3krates_torch.calculator.so3 import TorchkratesCalculator
+
+    weights = Path(so3krates_torch.__file__).parent / "pretrained" / "so3lr" / "so3lr.model"
+    calculator = TorchkratesCalculator(
+        model_paths=str(weights), device=device, default_dtype="float32"
+    )
+    model = calculator.models[0]
+    for name in ("electrostatic_energy_bool", "dispersion_energy_bool", "use_lr"):
+        if hasattr(model, name):
+            setattr(model, name, False)
+    atoms.info.update(charge=0, multiplicity=1)
+    if not atoms.pbc.any():
+        atoms.set_cell(np.eye(3) * 60.0)
+    batch = calculator._atoms_to_batch(atoms).to(device).to_dict()
+
+    def network() -> None:
+        model(
+            {
+                k: v.clone() if torch.is_tensor(v) and v.is_floating_point() else v
+                for k, v in batch.items()
+            },
+            compute_stress=False,
+        )
+
+    times = timed(budget, {"network": network}, device)
+    return {"edges": int(batch["edge_index"].shape[1]), "peak_MiB": peak_mib(device), **times}
+
+
+def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
+    """A MACE with random weights."""
+    from e3nn import o3
+    from mace import data, modules, tools
+    from mace.tools import torch_geometric
+
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    elements = (*ELEMENTS, 35, 53)
+    model = modules.ScaleShiftMACE(
+        r_max=4.5,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
+        interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
+        num_interactions=2,
+        num_elements=len(elements),
+        hidden_irreps=o3.Irreps("96x0e"),
+        MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.zeros(len(elements)),
+        avg_num_neighbors=13.17,
+        atomic_numbers=list(elements),
+        correlation=3,
+        gate=torch.nn.functional.silu,
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+        radial_MLP=[64, 64, 64],
+    )
+    model = model.to(device).requires_grad_(False)
+    config = data.config_from_atoms(atoms)
+    graph = data.AtomicData.from_config(
+        config, z_table=tools.AtomicNumberTable(list(elements)), cutoff=4.5
+    )
+    loader = torch_geometric.dataloader.DataLoader([graph], batch_size=1)
+    batch = next(iter(loader)).to(device).to_dict()
+
+    def network() -> None:
+        model(
+            {
+                k: v.clone() if torch.is_tensor(v) and v.is_floating_point() else v
+                for k, v in batch.items()
+            },
+            compute_stress=False,
+        )
+
+    times = timed(budget, {"network": network}, device)
+    return {"edges": int(batch["edge_index"].shape[1]), "peak_MiB": peak_mib(device), **times}
+
+
+# name -> what measures it, and its hyper-parameters in words
+ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
+    "attncalc": (attncalc, SO3LR),
+    "so3krates-torch": (so3krates_torch, SO3LR),
+    "mace-torch": (mace_torch, MACE_OFF23_S),
+}
+
+
+def measure(engine: str, name: str, *, device: str, threads: int, budget: float) -> dict:
+    """One row: what was measured, by name; times in ms per call, memory in MiB."""
+    from structures import SYSTEMS
+
+    torch.set_num_threads(threads)
+    atoms = SYSTEMS[name]()
+    imported = peak_mib("cpu")
+    gc.collect()
+    row = ENGINES[engine][0](atoms, device, budget)
+    return {"engine": engine, "system": name, "atoms": len(atoms), "imported_MiB": imported, **row}

@@ -1,0 +1,360 @@
+"""Energy + forces per call on this machine, beside so3krates-torch and mace-torch, in one run.
+
+    python benchmarks/run.py                                 # with the environments of `make bench`
+    python benchmarks/run.py --peer mace-torch=ENV/bin/python --systems ethanol water-192
+
+Every engine has an environment of its own, and every measurement a process of its own. Engines take
+turns within a round, so that a disturbance hits all; quoted are medians over all calls of all
+rounds. Neighbour lists stand outside the timing of the network. Networks are float32; ours and
+so3krates-torch's have equal hyper-parameters, MACE's are those of a model of its own kind. Threads
+wait passively (OMP_WAIT_POLICY), as they must where several processes share a machine.
+
+Results go to benchmarks/results/cpu.json and cpu.md; after every round, so that a stopped run
+leaves what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE.parent / ".venv-peers"
+ENGINES = ("attncalc", "so3krates-torch", "mace-torch")
+SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")
+PARTS = ("network", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
+STEP = [
+    *("system", "`calculate`, ms", "forward", "backward", "list reused", "conversion"),
+    *("new list, ms", "plain path, ms"),
+]
+MEMORY = 18  # GiB that one process may take
+LONGEST = 900  # s that one process may take
+
+Key = tuple[str, str, int]  # engine, system, threads
+
+
+def python_of(engine: str, given: dict[str, str]) -> str | None:
+    """The interpreter of an engine's environment, if there is one."""
+    if engine == "attncalc":
+        return sys.executable
+    default = PEERS / engine / "bin" / "python"
+    return given.get(engine) or (str(default) if default.exists() else None)
+
+
+def run_worker(python: str, key: Key, budget: float) -> dict:
+    """What one process measured; {"failed": why} if it ended badly."""
+    engine, system, threads = key
+    environment = os.environ | {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONWARNINGS": "ignore",
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # the e3nn that MACE needs loads its constants so
+        **{f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")},
+    }
+    command = [python, str(HERE / "run.py"), "--worker", engine, "--systems", system]
+    command += ["--threads", str(threads), "--budget", str(budget)]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {LONGEST / 60:.0f} minutes"}
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not rows:
+        last = (done.stderr.strip() or "no output").splitlines()[-1]
+        memory = "memory" in last.lower() or "alloc" in last.lower() or done.returncode == -9
+        return {"failed": f"more than {MEMORY} GiB" if memory else last[:200]}
+    return rows[0]
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """Print one JSON line per system."""
+    from engines import measure
+
+    if arguments.device == "cpu":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
+    for name in arguments.systems:
+        for threads in arguments.threads:
+            row = measure(
+                arguments.worker,
+                name,
+                device=arguments.device,
+                threads=threads,
+                budget=arguments.budget,
+            )
+            print(json.dumps(row), flush=True)
+
+
+def merged(rounds: Iterable[dict[Key, dict]]) -> dict[Key, dict]:
+    """Calls of all rounds together, the highest memory; a failure counts if it came every time."""
+    together: dict[Key, dict] = {}
+    for measured in rounds:
+        for key, row in measured.items():
+            if key not in together or "failed" in together[key]:
+                together[key] = {
+                    name: list(value) if isinstance(value, list) else value
+                    for name, value in row.items()
+                }
+            elif "failed" not in row:
+                for name in PARTS:
+                    if name in row:
+                        together[key][name] += row[name]
+                peak = max(together[key]["peak_MiB"], row["peak_MiB"])
+                together[key]["peak_MiB"] = peak
+    return together
+
+
+def growth(
+    times: list[tuple[int, list[float]]], n_samples: int = 2000
+) -> tuple[float, float, float]:
+    """Exponent of time against atoms: slope of the logarithms, and its 95 % interval.
+
+    The interval is that of the bootstrap over calls: what the noise of the timing leaves open.
+    """
+    rng = np.random.default_rng(0)
+    log_atoms = np.log([n for n, _ in times])
+
+    def slope(medians: list[float]) -> float:
+        return float(np.polyfit(log_atoms, np.log(medians), 1)[0])
+
+    samples = [
+        slope([float(np.median(rng.choice(calls, len(calls)))) for _, calls in times])
+        for _ in range(n_samples)
+    ]
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return slope([median(calls) for _, calls in times]), float(low), float(high)
+
+
+def summary(rows: dict[Key, dict]) -> list[dict]:
+    """One entry per engine, system and number of threads: medians."""
+    entries = []
+    for (engine, system, threads), row in rows.items():
+        entry = {"engine": engine, "system": system, "threads": threads}
+        if "failed" in row:
+            entries.append(entry | {"failed": row["failed"]})
+            continue
+        facts = {k: row[k] for k in ("atoms", "edges", "imported_MiB", "peak_MiB")}
+        times = {f"{part}_ms": median(row[part]) for part in PARTS if part in row}
+        entries.append(entry | facts | times | {"calls": len(row["network"])})
+    return entries
+
+
+def growths(rows: dict[Key, dict]) -> list[dict]:
+    """The exponents over the water boxes, of every engine that did two or more."""
+    found = []
+    for engine, threads in dict.fromkeys((e, t) for e, _, t in rows):
+        water = [
+            (row["atoms"], row["network"])
+            for (e, system, t), row in rows.items()
+            if (e, t) == (engine, threads) and system.startswith("water") and "network" in row
+        ]
+        if len(water) > 1:
+            exponent, low, high = growth(water)
+            found.append(
+                {"engine": engine, "threads": threads, "exponent": exponent}
+                | {"low": low, "high": high, "boxes": len(water)}
+            )
+    return found
+
+
+def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: list[str]) -> str:
+    """The tables people read."""
+    at = {(e["engine"], e["system"], e["threads"]): e for e in entries}
+    systems = list(dict.fromkeys(e["system"] for e in entries))
+    columns = [c for c in dict.fromkeys((e["engine"], e["threads"]) for e in entries)]
+    peers = [c for c in columns if c[0] != "attncalc" and ("attncalc", c[1]) in columns]
+
+    def ms(engine: str, system: str, threads: int) -> str:
+        entry = at.get((engine, system, threads))
+        if entry is None:
+            return ""
+        return entry.get("failed") or f"{entry['network_ms']:.2f}"
+
+    def ratio(system: str, peer: tuple[str, int]) -> str:
+        theirs = at.get((peer[0], system, peer[1]), {}).get("network_ms")
+        ours = at.get(("attncalc", system, peer[1]), {}).get("network_ms")
+        return f"{theirs / ours:.2f}" if theirs and ours else ""
+
+    def atoms(system: str) -> int:
+        return next((e["atoms"] for e in entries if e["system"] == system and "atoms" in e), 0)
+
+    names = [f"{engine}, {threads} thr." for engine, threads in columns]
+    names += [f"{engine} / ours, {threads} thr." for engine, threads in peers]
+    lines = [machine, "", *notes, "", "## Energy + forces, ms per call", ""]
+    lines += _table(
+        ["system", "atoms", *names],
+        [
+            [system, str(atoms(system))]
+            + [ms(engine, system, threads) for engine, threads in columns]
+            + [ratio(system, peer) for peer in peers]
+            for system in systems
+        ],
+    )
+    lines += ["", "## A step of dynamics with attncalc, 1 thread", ""]
+    lines += [
+        "Shares of `AttnCalculator.calculate` on a step that reuses the neighbour list; conversion "
+        "is what is left: ASE's arrays to tensors and back. Differences of medians, so a share of "
+        "a few percent can come out negative.",
+        "",
+    ]
+    lines += _table(
+        STEP,
+        [_shares(e) for e in entries if "calculate_ms" in e and e["threads"] == 1],
+    )
+    lines += ["", "## Peak memory of the process, MiB (1 thread)", ""]
+    single = [engine for engine, threads in columns if threads == 1]
+    lines += _table(
+        ["system", *single],
+        [
+            [s] + [f"{at[e, s, 1]['peak_MiB']:.0f}" if _done(at, e, s) else "" for e in single]
+            for s in systems
+        ],
+    )
+    imported = {
+        e: next(
+            x["imported_MiB"] for x in entries if _done(at, e, x["system"]) and x["engine"] == e
+        )
+        for e in single
+        if any(_done(at, e, s) for s in systems)
+    }
+    lines += [
+        "",
+        "Of which torch and the structure alone: "
+        + ", ".join(f"{name} {value:.0f}" for name, value in imported.items())
+        + ".",
+    ]
+    lines += ["", "## Growth: time ~ atoms^x over the water boxes", ""]
+    lines += _table(
+        ["engine", "threads", "boxes", "x", "95 % interval"],
+        [
+            [
+                g["engine"],
+                str(g["threads"]),
+                str(g["boxes"]),
+                f"{g['exponent']:.3f}",
+                f"{g['low']:.3f} to {g['high']:.3f}",
+            ]
+            for g in exponents
+        ],
+    )
+    return "\n".join([*lines, ""])
+
+
+def _done(at: dict[Key, dict], engine: str, system: str) -> bool:
+    return "peak_MiB" in at.get((engine, system, 1), {})
+
+
+def _shares(entry: dict) -> list[str]:
+    whole = entry["calculate_ms"]
+    backward = entry["network_ms"] - entry["forward_ms"]
+    rest = whole - entry["network_ms"] - entry["list_reused_ms"]
+    shares = [f"{100 * part / whole:.1f} %" for part in (entry["forward_ms"], backward)]
+    shares += [f"{100 * part / whole:.1f} %" for part in (entry["list_reused_ms"], rest)]
+    new, plain = f"{entry['list_rebuilt_ms']:.2f}", f"{entry['plain_ms']:.2f}"
+    return [entry["system"], f"{whole:.2f}", *shares, new, plain]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def machine_name() -> str:
+    """Processor, cores and versions, for people who compare."""
+    import torch
+
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
+    avx = " with AVX-512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else ""
+    return (
+        f"{cpu}{avx}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Atomically: a run that is stopped leaves whole files."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="ENGINE=PYTHON", help="its environment"
+    )
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=4.0, help="s per measurement, at least")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
+    if arguments.worker:
+        worker(arguments)
+        return
+    given = dict(entry.split("=", 1) for entry in arguments.peer)
+    pythons = {engine: python_of(engine, given) for engine in arguments.engines}
+    for engine in [engine for engine, python in pythons.items() if python is None]:
+        print(f"{engine}: no environment (`make peers`, or --peer {engine}=PYTHON): left out")
+        del pythons[engine]
+    keys: list[Key] = [
+        (engine, system, threads)
+        for system in arguments.systems
+        for threads in arguments.threads
+        for engine in pythons
+    ]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rounds: list[dict[Key, dict]] = []
+    start, n_done, n_all = time.monotonic(), 0, arguments.rounds * len(keys)
+    for _ in range(arguments.rounds):
+        rounds.append({})
+        for key in keys:
+            row = run_worker(str(pythons[key[0]]), key, arguments.budget)
+            rounds[-1][key] = row
+            n_done += 1
+            left = (time.monotonic() - start) / n_done * (n_all - n_done) / 60
+            told = row.get("failed") or f"{median(row['network']):.2f} ms"
+            engine, system, threads = key
+            print(f"[{n_done}/{n_all}, {left:.0f} min left] {engine} {system} x{threads}: {told}")
+        report(merged(rounds), len(rounds), arguments, list(pythons))
+    print((arguments.output / "cpu.md").read_text())
+
+
+def report(
+    rows: dict[Key, dict], n_rounds: int, arguments: argparse.Namespace, engines: list[str]
+) -> None:
+    """Write both files."""
+    from engines import ENGINES as KNOWN
+
+    entries, exponents = summary(rows), growths(rows)
+    machine = machine_name()
+    notes = [f"{n_rounds} rounds by turns, medians over all calls; threads wait passively.", ""]
+    notes += [f"- {engine}: {KNOWN[engine][1]}" for engine in engines]
+    content = {"machine": machine, "rounds": n_rounds, "threads": arguments.threads}
+    content |= {"rows": entries, "growth": exponents}
+    write(arguments.output / "cpu.json", json.dumps(content, indent=1) + "\n")
+    write(arguments.output / "cpu.md", markdown(entries, exponents, machine, notes))
+
+
+if __name__ == "__main__":
+    main()

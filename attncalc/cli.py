@@ -355,7 +355,7 @@ def evaluate(
     Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
     """
     from attncalc import data
-    from attncalc.data.errors import predict
+    from attncalc.data.errors import predict, spread_bins, spread_correlation
     from attncalc.report import Subject, evaluation
 
     target = None if no_report else _report_file(report, model, data_file, labels, split)
@@ -377,6 +377,12 @@ def evaluate(
     seconds = time.perf_counter() - start
     click.echo(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
     click.echo(_table(_error_rows(prediction, dataset)))
+    if bins := spread_bins(prediction, dataset, (0.0, 1.0)):
+        correlation = spread_correlation(prediction, dataset)
+        click.echo(
+            f"spread of the committee: the force error is {bins[0].ratio:.1f} times as large, "
+            f"rank correlation {correlation:.2f}"
+        )
     if target is not None:
         command = shlex.join(["attncalc", *sys.argv[1:]])
         device = str(potential.device)

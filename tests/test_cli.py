@@ -591,6 +591,18 @@ def test_eval_without_a_report() -> None:
     assert files() == {"cu.extxyz"}
 
 
+def test_eval_of_a_committee_tells_what_its_spread_is_worth(ethanol_file: str) -> None:
+    atoms = read(ethanol_file)
+    atoms.calc = AttnCalculator(ETHANOL)
+    atoms.get_forces()
+    write("labelled.extxyz", atoms)
+    said = succeeds("eval", f"{ETHANOL}-committee", "labelled.extxyz")
+    (line,) = [line for line in said.splitlines() if line.startswith("spread of the committee: ")]
+    assert re.search(r"error is \d+\.\d times as large, rank correlation -?\d\.\d\d$", line)
+    (page,) = Path.cwd().glob("eval-*.html")
+    assert "What the spread of the committee tells" in page.read_text()
+
+
 def test_eval_asks_for_the_report_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AttnCalculator", None)
     said = fails("eval", COPPER, "cu.extxyz", "-o", "report.pdf")

@@ -154,6 +154,24 @@ def test_elements_sizes_and_compositions(potential):
     assert row(page, "CH2O")[:2] == pytest.approx([10, np.abs(energy).mean()], abs=0.06)
 
 
+def test_spread_of_a_committee(potential):
+    dataset, prediction = molecules(30)
+    assert "committee" not in report(potential, dataset, prediction)[1].text
+    halves = tuple(np.full(f.shape, 0.05) for f in prediction.forces)  # of errors of 0.1
+    halves[0][:] = 0.04
+    ours = dataclasses.replace(prediction, forces_spread=halves)
+    page = report(potential, dataset, ours)[1]
+    (bins,) = [k for k, cells in enumerate(page.rows) if cells and cells[0] == "spread"]
+    n_atoms, spread, rmse, ratio = (
+        float(cell.replace(",", "")) for cell in page.rows[bins + 1][1:]
+    )
+    assert n_atoms == sum(map(len, dataset.structures)) or n_atoms == len(dataset.structures[0])
+    assert 40 <= spread <= 50
+    assert rmse == pytest.approx(100, rel=0.2)
+    assert ratio == pytest.approx(rmse / spread, abs=0.01)
+    assert "Rank correlation of spread and error" in page.text
+
+
 def test_worst_structures(potential):
     """By the index in the file, and with the atom."""
     dataset, prediction = molecules(12)

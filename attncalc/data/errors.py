@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from attncalc.data.dataset import Dataset
 from attncalc.data.statistics import per_element
@@ -28,11 +29,13 @@ class Prediction:
         energies: [n] eV.
         forces: one [n_atoms, 3] eV/Å array per structure.
         stress: [n, 3, 3] eV/Å³ if the data set has stress, else None.
+        forces_spread: of a committee, the standard deviation over its members, like `forces`.
     """
 
     energies: Floats
     forces: tuple[Floats, ...]
     stress: Floats | None
+    forces_spread: tuple[Floats, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,13 @@ def predict(
     """
     if len(dataset) == 0:
         raise ValueError(f"{dataset.source}: the data set is empty")
-    energies, forces, stresses = [], [], []
+    energies, forces, stresses, spreads = [], [], [], []
     for system, result in evaluate_many(potential, dataset.structures, batch_atoms=batch_atoms):
         energies.append(result.energy.cpu().numpy())
         ends = np.cumsum(torch.bincount(system.system_idx).cpu().numpy())[:-1]
         forces += np.split(result.forces.cpu().numpy(), ends)
+        if result.spread is not None:
+            spreads += np.split(result.spread.forces.cpu().numpy(), ends)
         if dataset.stress is not None:
             stresses.append(stress_of(result, system).cpu().numpy())
         if progress is not None:
@@ -91,6 +96,7 @@ def predict(
         energies=np.concatenate(energies),
         forces=tuple(forces),
         stress=np.concatenate(stresses) if stresses else None,
+        forces_spread=tuple(spreads) if spreads else None,
     )
 
 
@@ -175,6 +181,30 @@ class ForceBin:
     angle: float
 
 
+@dataclass(frozen=True)
+class SpreadBin:
+    """Errors of the forces on atoms on which the members of a committee differ by so much.
+
+    Attributes:
+        low, high: spread of the force on the atom, root mean square of its three components, eV/Å;
+            `low` belongs to the bin, `high` to the next one.
+        n_atoms: in the bin.
+        spread: root mean square over the bin, eV/Å.
+        rmse: of the mean of the members, over components, eV/Å.
+    """
+
+    low: float
+    high: float
+    n_atoms: int
+    spread: float
+    rmse: float
+
+    @property
+    def ratio(self) -> float:
+        """RMSE over spread: above 1 where the members agree more than they are right."""
+        return _ratio(self.rmse, self.spread)
+
+
 def energy_statistics(prediction: Prediction, dataset: Dataset) -> dict[str, Statistics]:
     """Errors of energies, three ways.
 
@@ -256,17 +286,13 @@ def force_bins(
         return []
     labels, error = _labelled_forces(dataset), force_errors(prediction, dataset)
     size = np.linalg.norm(labels, axis=1)
-    bounds = np.unique(np.quantile(size, quantiles))
-    # of equal bounds one is left: all forces are of one size, and in one bin
-    which = np.digitize(size, bounds[1:-1]) if len(bounds) > 1 else np.zeros(len(size), dtype=int)
     bins = []
-    for k in np.unique(which):
-        mine = which == k
+    for low, high, mine in _between_quantiles(size, quantiles):
         force = labels[mine]
         bins.append(
             ForceBin(
-                low=float(bounds[k]),
-                high=float(bounds[min(k + 1, len(bounds) - 1)]),
+                low=low,
+                high=high,
                 n_atoms=int(mine.sum()),
                 mae=float(np.abs(error[mine]).mean()),
                 rmse=float(np.sqrt((error[mine] ** 2).mean())),
@@ -275,6 +301,55 @@ def force_bins(
             )
         )
     return bins
+
+
+def spread_bins(
+    prediction: Prediction, dataset: Dataset, quantiles: Sequence[float] = QUANTILES
+) -> list[SpreadBin]:
+    """Whether the spread of a committee tells its errors: bins between quantiles of the spread.
+
+    Empty without reference forces, and for a single network.
+    """
+    if dataset.forces is None or prediction.forces_spread is None:
+        return []
+    error, spread = force_errors(prediction, dataset), _spread_on_atoms(prediction)
+    return [
+        SpreadBin(
+            low=low,
+            high=high,
+            n_atoms=int(mine.sum()),
+            spread=float(np.sqrt((spread[mine] ** 2).mean())),
+            rmse=float(np.sqrt((error[mine] ** 2).mean())),
+        )
+        for low, high, mine in _between_quantiles(spread, quantiles)
+    ]
+
+
+def spread_correlation(prediction: Prediction, dataset: Dataset) -> float:
+    """Spearman's rank correlation of spread and size of the force error, over atoms; NaN without.
+
+    1 if atoms sorted by spread are sorted by error, 0 if the spread knows nothing of it.
+    """
+    if dataset.forces is None or prediction.forces_spread is None:
+        return float("nan")
+    size = np.linalg.norm(force_errors(prediction, dataset), axis=1)
+    return float(spearmanr(_spread_on_atoms(prediction), size).statistic)
+
+
+def _spread_on_atoms(prediction: Prediction) -> Floats:
+    """[n_atoms of all structures] eV/Å: root mean square over the components of each force."""
+    return np.sqrt((np.concatenate(prediction.forces_spread or ()) ** 2).mean(axis=1))
+
+
+def _between_quantiles(
+    values: Floats, quantiles: Sequence[float]
+) -> Iterator[tuple[float, float, NDArray[np.bool_]]]:
+    """Bounds of each bin and which values are in it; equal bounds make one bin."""
+    bounds = np.unique(np.quantile(values, quantiles))
+    # of equal bounds one is left: all values are the same, and in one bin
+    which = np.digitize(values, bounds[1:-1]) if len(bounds) > 1 else np.zeros(len(values), int)
+    for k in np.unique(which):
+        yield float(bounds[k]), float(bounds[min(k + 1, len(bounds) - 1)]), which == k
 
 
 def stress_statistics(prediction: Prediction, dataset: Dataset) -> Statistics | None:

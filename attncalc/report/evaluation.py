@@ -28,6 +28,8 @@ from attncalc.data.errors import (
     force_bins,
     force_statistics,
     force_statistics_by_element,
+    spread_bins,
+    spread_correlation,
     stress_statistics,
 )
 from attncalc.data.outliers import features_of, outliers
@@ -100,6 +102,8 @@ def evaluation(
             for z, statistics in force_statistics_by_element(prediction, dataset).items()
         ],
         by_force_size=force_bins(prediction, dataset),
+        by_spread=spread_bins(prediction, dataset),
+        spread_correlation=spread_correlation(prediction, dataset),
         by_composition=compositions(prediction, dataset),
         pictures=list(pictures(prediction, dataset, indices)),
         gallery=gallery(prediction, dataset, indices, by_force),

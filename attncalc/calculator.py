@@ -234,23 +234,22 @@ def _charge_and_spin(atoms: Atoms) -> tuple[str, str]:
 def _results(result: Result, system: System) -> list[dict[str, Any]]:
     """One dictionary per structure, in ASE's names, units and order of stress components."""
     energy, strain_gradient = result.energy.cpu().numpy(), result.strain_gradient.cpu().numpy()
-    energies, forces = result.energies.cpu().numpy(), result.forces.cpu().numpy()
+    energies, forces = system.split(result.energies.cpu()), system.split(result.forces.cpu())
     volume = volumes(system).tolist()
-    counts = torch.bincount(system.system_idx).tolist()
-    results, first = [], 0
-    for k, n in enumerate(counts):
-        mine = slice(first, first + n)
-        first += n
+    results: list[dict[str, Any]] = []
+    for k in range(system.n_systems):
         entry = {
             "energy": float(energy[k]),
             "free_energy": float(energy[k]),
-            "energies": energies[mine],
-            "forces": forces[mine],
+            "energies": energies[k].numpy(),
+            "forces": forces[k].numpy(),
         }
-        if result.spread is not None:
-            entry["energy_spread"] = float(result.spread.energy[k])
-            entry["forces_spread"] = result.spread.forces[mine].cpu().numpy()
         if volume[k] > SMALLEST_VOLUME:
             entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
         results.append(entry)
+    if result.spread is not None:
+        of_energy = result.spread.energy.tolist()
+        of_forces = system.split(result.spread.forces.cpu())
+        for entry, energy_spread, forces_spread in zip(results, of_energy, of_forces, strict=True):
+            entry |= {"energy_spread": energy_spread, "forces_spread": forces_spread.numpy()}
     return results

@@ -107,6 +107,12 @@ class System:
         positions = torch.from_numpy(atoms.positions.copy()).to(self.device)
         return replace(self, positions=positions)
 
+    def split(self, values: Tensor) -> Sequence[Tensor]:
+        """Values of atoms [n_atoms, ...] as one tensor per structure."""
+        if self.n_systems == 1:
+            return [values]
+        return torch.split(values, torch.bincount(self.system_idx).tolist())
+
     def to_ase(self) -> list[Atoms]:
         """One `ase.Atoms` per system, with charge and spin in `info`."""
         structures = []

@@ -14,6 +14,15 @@ def with_info(atoms: Atoms, **info) -> Atoms:
     return atoms
 
 
+def test_values_of_atoms_are_split_by_structure():
+    batch = System.from_ase([molecule("H2O"), Atoms("H"), molecule("CO")])
+    parts = batch.split(batch.positions)
+    assert [len(part) for part in parts] == [3, 1, 2]
+    assert torch.equal(torch.cat(tuple(parts)), batch.positions)
+    (alone,) = System.from_ase(molecule("CO")).split(torch.arange(2))
+    assert alone.tolist() == [0, 1]
+
+
 def test_fields_of_a_batch():
     slab = Atoms("CO", [[0, 0, 0], [0, 0, 1.1]], cell=[3, 4, 0], pbc=[True, True, False])
     system = System.from_ase([with_info(molecule("H2O"), charge=1, spin=4), Atoms("H"), slab])

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -84,10 +83,9 @@ def predict(
     energies, forces, stresses, spreads = [], [], [], []
     for system, result in evaluate_many(potential, dataset.structures, batch_atoms=batch_atoms):
         energies.append(result.energy.cpu().numpy())
-        ends = np.cumsum(torch.bincount(system.system_idx).cpu().numpy())[:-1]
-        forces += np.split(result.forces.cpu().numpy(), ends)
+        forces += [part.numpy() for part in system.split(result.forces.cpu())]
         if result.spread is not None:
-            spreads += np.split(result.spread.forces.cpu().numpy(), ends)
+            spreads += [part.numpy() for part in system.split(result.spread.forces.cpu())]
         if dataset.stress is not None:
             stresses.append(stress_of(result, system).cpu().numpy())
         if progress is not None:

@@ -17,25 +17,23 @@ import torch
 from torch import Tensor
 
 from attncalc.compiled import has_numba
-from attncalc.graph import Graph
 from attncalc.neighbors.search import MIN_DISTANCE
 from attncalc.system import System
 
 log = logging.getLogger(__name__)
 
 
-def reused_graph(
+def reused_edges(
     system: System,
     reference: System,
     *,
     rows: Tensor,
     cell_shifts: Tensor,
     has_images: bool,
-    species: Tensor,
     cutoff: float,
     skin: float,
-) -> Graph | None:
-    """The graph of `system` from a list built for `reference`, or None where this cannot tell.
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Edges of `system` from a list built for `reference`, or None where this cannot tell.
 
     Args:
         system: of the same shape and on the same device as `reference`.
@@ -43,8 +41,10 @@ def reused_graph(
         rows: [3, n_edges], int64: receivers, senders, and 1 where the edge stands for its pair.
         cell_shifts: [n_edges, 3], int64.
         has_images: whether any cell shift is not zero.
-        species: [n_atoms], int64.
         cutoff, skin: Å.
+
+    Returns:
+        Vectors [n_edges, 3] Å, receivers and senders [n_edges], pairs [n_pairs]: as in `Graph`.
     """
     positions = system.positions
     if (
@@ -75,17 +75,7 @@ def reused_graph(
     if not holds:
         return None
     vectors, receivers, senders, pairs = map(torch.from_numpy, arrays)
-    return Graph(
-        vectors=vectors,
-        receivers=receivers,
-        senders=senders,
-        edge_mask=torch.ones(receivers.shape[0], dtype=torch.bool),
-        pairs=pairs,
-        species=species,
-        system_idx=system.system_idx,
-        charge=system.charge,
-        spin=system.spin,
-    )
+    return vectors, receivers, senders, pairs
 
 
 @functools.cache

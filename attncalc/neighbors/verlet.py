@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
 from attncalc.neighbors.by_device import neighbor_list
-from attncalc.neighbors.reuse import reused_graph
+from attncalc.neighbors.reuse import reused_edges
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
 from attncalc.system import System
 
@@ -200,16 +200,16 @@ class VerletList:
     def _reused_graph(self, system: System, listed: SkinEdges) -> Graph | None:
         if listed.padding is not None:
             return None
-        return reused_graph(
+        edges = reused_edges(
             system,
             listed.reference,
             rows=listed.rows,
             cell_shifts=listed.edges.cell_shifts,
             has_images=listed.has_images,
-            species=listed.species,
             cutoff=self.cutoff,
             skin=self.skin,
         )
+        return None if edges is None else _graph(system, listed, *edges)
 
     def _rebuild(self, system: System) -> VerletList:
         species = species_of(system.atomic_numbers, self.species)
@@ -331,27 +331,35 @@ def _compact_graph(system: System, listed: SkinEdges, cutoff: float) -> Graph:
         refuse_overlap(system, listed.edges, lengths)
     near = (lengths < cutoff).nonzero().squeeze(1)
     receivers, senders, standing = listed.rows.index_select(1, near).unbind(0)
-    return Graph(
-        vectors=vectors.index_select(0, near),
-        receivers=receivers,
-        senders=senders,
-        edge_mask=torch.ones(near.shape[0], dtype=torch.bool, device=system.device),
-        pairs=standing.nonzero().squeeze(1),
-        species=listed.species,
-        system_idx=system.system_idx,
-        charge=system.charge,
-        spin=system.spin,
-    )
+    pairs = standing.nonzero().squeeze(1)
+    return _graph(system, listed, vectors.index_select(0, near), receivers, senders, pairs)
 
 
 def _padded_graph(system: System, listed: SkinEdges, padding: Padding, cutoff: float) -> Graph:
     vectors = edge_vectors(system, listed.edges, has_images=listed.has_images) + padding.vectors
+    edge_mask = torch.linalg.vector_norm(vectors.detach(), dim=1) < cutoff
+    receivers, senders = listed.edges.receivers, listed.edges.senders
+    return _graph(system, listed, vectors, receivers, senders, padding.pairs, edge_mask)
+
+
+def _graph(
+    system: System,
+    listed: SkinEdges,
+    vectors: Tensor,
+    receivers: Tensor,
+    senders: Tensor,
+    pairs: Tensor,
+    edge_mask: Tensor | None = None,
+) -> Graph:
+    """Edges and what the system says of its atoms; all edges count if there is no mask."""
+    if edge_mask is None:
+        edge_mask = torch.ones(receivers.shape[0], dtype=torch.bool, device=system.device)
     return Graph(
         vectors=vectors,
-        receivers=listed.edges.receivers,
-        senders=listed.edges.senders,
-        edge_mask=torch.linalg.vector_norm(vectors.detach(), dim=1) < cutoff,
-        pairs=padding.pairs,
+        receivers=receivers,
+        senders=senders,
+        edge_mask=edge_mask,
+        pairs=pairs,
         species=listed.species,
         system_idx=system.system_idx,
         charge=system.charge,

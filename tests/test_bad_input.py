@@ -200,6 +200,12 @@ def trained(*, more: str = "", **scale: float) -> object:
     return train.run(train.Recipe.from_yaml("recipe.yaml"))
 
 
+def pickled_checkpoint() -> object:
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/last.ckpt").write_bytes(pickle.dumps(["anything"]))
+    return trained()
+
+
 def zip_bomb() -> object:
     np.savez_compressed("mine.npz", R=np.zeros(1 << 18))
     claim_to_unpack_to(3 << 30, Path("mine.npz"))
@@ -363,6 +369,15 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
             lambda: recipe(RECIPE + "labels: !!python/object/apply:os.getcwd []\n"),
         ),
         BadInput("a list", lambda: recipe("- epochs\n- seed\n")),
+        BadInput(
+            "a start from a network of another size",
+            lambda: (copper_model(), trained(more="start_from: cu.safetensors\n")),
+        ),
+        BadInput(
+            "a start from a model that is not there",
+            lambda: trained(more="start_from: so3krates-etanol\n"),
+        ),
+        BadInput("a pickle for the checkpoint of a training", pickled_checkpoint),
     ],
     "Data": [
         BadInput("a file that is not there", lambda: data.read("other.npz")),

@@ -70,7 +70,9 @@ def finished_history(checkpoint: Path, recipe: Recipe) -> list[dict[str, float]]
     if not checkpoint.exists():
         return None
     try:
-        history = torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that torch did not write
+            history = torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
     except Exception as error:  # torch and pickle raise whatever the damage leads to
         raise ValueError(
             f"{checkpoint}: the checkpoint is damaged ({type(error).__name__}); remove it to start "

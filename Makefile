@@ -6,6 +6,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 
 VENV   := .venv
 PEERS  := .venv-peers
+WHEELS := .wheels
 BIN    := $(VENV)/bin
 # stamps: newer than setup.cfg means up to date
 CORE   := $(VENV)/.installed-core
@@ -15,11 +16,11 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --qui
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format types wheel bench peers clean
+.PHONY: help install demo test lint format types wheel bench peers gpu-wheels clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
-	  printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
+	  printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 install: $(CORE) ## the package in .venv, editable, with what it needs to run
 	@echo "attncalc is installed: try $(BIN)/attncalc --help"
@@ -59,8 +60,22 @@ $(PEERS)/%/.installed: $(CONSTRAINTS)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) $*
 	@touch $@
 
+# every manylinux that the wheels in the list are built for: pip takes no newer or older one by itself
+PLATFORMS := manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1
+LARGEST   := 50000000
+
+gpu-wheels: | $(BIN)/python ## what benchmarks/gpu.py needs on a machine without network, in .wheels
+	@rm -rf $(WHEELS)
+	@$(BIN)/python -m pip --disable-pip-version-check download --quiet --quiet --no-deps --only-binary=:all: \
+	  --implementation cp --python-version 3.12 $(PLATFORMS:%=--platform %_x86_64) \
+	  --dest $(WHEELS) --requirement benchmarks/gpu_wheels.txt || { \
+	  echo "attncalc: pip could not download the wheels; its reason stands above" >&2; exit 1; }
+	@size=$$(cat $(WHEELS)/*.whl | wc -c); test $$size -le $(LARGEST) || { \
+	  echo "attncalc: $(WHEELS) has $$((size / 1000000)) MB, the limit is $$(($(LARGEST) / 1000000)) MB" >&2; exit 1; }; \
+	  echo "$(WHEELS): $$(ls $(WHEELS) | wc -l) wheels, $$((size / 1000000)) MB"
+
 clean: ## remove what the targets made, .venv included
-	rm -rf $(VENV) $(PEERS) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(WHEELS) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

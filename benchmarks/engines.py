@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,20 +50,27 @@ def peak_mib(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def attncalc(atoms: Atoms, device: str, budget: float) -> dict:
-    """The network on a ready graph, and the parts of a step of dynamics around it."""
-    from attncalc import AttnCalculator, Potential, System, evaluate
-    from attncalc.neighbors import VerletList
+def so3lr_sized() -> Any:
+    """An `attncalc.Potential` with random weights, on which time does not depend."""
+    from attncalc import Potential
     from attncalc.nn.so3krates import So3krates, So3kratesConfig
     from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 
-    torch.manual_seed(0)  # time does not depend on the weights
+    torch.manual_seed(0)
     config = So3kratesConfig(
         cutoff=4.5, avg_num_neighbors=13.17, embed_charge=True, embed_spin=True
     )
     zbl = ZBLRepulsion(ZBLConfig(4.5), ELEMENTS)
     potential = Potential(So3krates(config, len(ELEMENTS)), ELEMENTS, pair_terms=[zbl])
-    calculator = AttnCalculator(potential.requires_grad_(False), device=device)
+    return potential.requires_grad_(False)
+
+
+def attncalc(atoms: Atoms, device: str, budget: float) -> dict:
+    """The network on a ready graph, and the parts of a step of dynamics around it."""
+    from attncalc import AttnCalculator, System, evaluate
+    from attncalc.neighbors import VerletList
+
+    calculator = AttnCalculator(so3lr_sized(), device=device)
     system = System.from_ase(atoms).to(device)
     calculator.neighbors, graph = calculator.neighbors.update(system)
     before = calculator.neighbors

@@ -26,6 +26,11 @@ def shared() -> Path:
     return SHARED
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and PyTorch sees none here")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     n_skipped = sum(NEEDS_SHARED in str(report.longrepr) for report in skipped)

@@ -55,7 +55,9 @@ class CollocatedRadial(ModuleWithConstants):
         to_coefficients[0] /= 2
         self.register_constant("order", order)
         self.register_constant("to_coefficients", to_coefficients)
-        self.register_constant("basis_at_nodes", copy.deepcopy(basis).double()(nodes))
+        # constants are made on the CPU, wherever the basis is
+        exact = copy.deepcopy(basis).to("cpu", torch.float64)
+        self.register_constant("basis_at_nodes", exact(nodes))
 
     def forward(self, lengths: Tensor) -> Collocation:
         """lengths [P] Å -> what evaluates a `TwinMLP` for all pairs, [2, P, F]."""

@@ -28,6 +28,7 @@ from attncalc.train.loop import device, finished_history, train_loop
 from attncalc.train.memory import keep_freed_memory
 from attncalc.train.module import TrainingModule
 from attncalc.train.recipe import Recipe
+from attncalc.train.reproducible import ordered_sums
 from attncalc.train.start import check_start, new_potential
 
 log = logging.getLogger(__name__)
@@ -160,22 +161,23 @@ def _fit_checked(recipe: Recipe, training: Dataset, validation: Dataset, output:
     batches = samples(training, potential.cutoff, potential.species)
     n_steps = recipe.epochs * -(-len(batches) // recipe.batch_size)
     module = TrainingModule(potential, recipe, n_steps)
-    step = fastest_step(
-        potential,
-        module.weights,
-        [to_device(batch, device()) for batch in batches],
-        recipe,
-        shortest=data.shortest_distance(training),
-        n_steps=n_steps,
-    )
-    train_loop(
-        module,
-        step,
-        batches,
-        samples(validation, potential.cutoff, potential.species),
-        recipe,
-        output,
-    )
+    with ordered_sums(device()):
+        step = fastest_step(
+            potential,
+            module.weights,
+            [to_device(batch, device()) for batch in batches],
+            recipe,
+            shortest=data.shortest_distance(training),
+            n_steps=n_steps,
+        )
+        train_loop(
+            module,
+            step,
+            batches,
+            samples(validation, potential.cutoff, potential.species),
+            recipe,
+            output,
+        )
     return Training(load(model), model, module.history)
 
 

@@ -61,14 +61,15 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         value, gradients = self.step(batch)
         norm = get_total_norm(gradients)
-        if not torch.isfinite(norm):
+        length = norm.item()  # read once: on a GPU every reading waits until all work is done
+        if not math.isfinite(length):
             raise FloatingPointError(
                 f"the gradient is not finite in epoch {self.current_epoch + 1}: lower "
                 "learning_rate or clip_norm, or look for broken structures in the data"
             )
         for parameter, gradient in zip(self.trained, gradients, strict=True):
             parameter.grad = gradient
-        if norm > self.recipe.clip_norm:
+        if length > self.recipe.clip_norm:
             clip_grads_with_norm_(self.trained, self.recipe.clip_norm, norm)
         optimizer: Any = self.optimizers()  # one, of what may be lists
         schedule: Any = self.lr_schedulers()

@@ -1,0 +1,41 @@
+"""Trainings on CUDA that round the same way every time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def ordered_sums(device: torch.device) -> Iterator[None]:
+    """On CUDA, everything inside adds what arrives at an atom in a fixed order.
+
+    By default CUDA adds in the order in which its threads happen to arrive, in `index_add` and in
+    the gradient of a gather, so that no two runs end with the same bits. PyTorch's deterministic
+    versions sort first. Other devices are left alone: a CPU adds in order anyway.
+
+    Args:
+        device: where the training runs.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    strict = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic  # a module with a property, which no annotation says
+    fills = memory.fill_uninitialized_memory
+    # "warn only", because PyTorch refuses matrix products unless an environment variable was set
+    # before the first one of the process; a single stream, as here, needs none
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # costs time, for debugging only
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s)Deterministic behavior.*CuBLAS")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=only_warns)
+        memory.fill_uninitialized_memory = fills

@@ -1,0 +1,313 @@
+"""On a GPU as on the CPU: the same numbers, lists that are kept, memory that stays.
+
+Every test runs in two places. "cuda" needs a GPU. "cpu-padded" is the CPU made to go CUDA's way
+(plain network, lists of fixed length), so that the tests themselves are run everywhere.
+
+CUDA adds in another order than the CPU, and in another one each time, so float64 agrees to 1e-9 of
+the largest force, never to the bit; float32 to what `attncalc.potential.ROUNDING` allows.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import LBFGS
+from contract import ELEMENTS, assert_close, ethanol, rotation, transformed, triclinic
+
+from attncalc import AttnCalculator, load
+from attncalc.calculator import SKIN
+from attncalc.graph import Edges, one_per_pair
+from attncalc.model_file import save, shipped_models
+from attncalc.neighbors import (
+    VerletList,
+    fresh_graph,
+    matscipy_list,
+    nvalchemi_list,
+    torch_list,
+)
+from attncalc.neighbors.nvalchemi_list import has_nvalchemi
+from attncalc.potential import ROUNDING, evaluate
+from attncalc.system import System
+
+ETHANOL = "so3krates-ethanol"
+# largest difference over the largest force; energies in eV, forces in eV/Å, stress in eV/Å³
+TOLERANCE = {"float64": 1e-9, "float32": ROUNDING[torch.float32]}
+
+PLACES = ["cpu-padded", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=PLACES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param.removesuffix("-padded")
+
+
+def calculator(device: str, model: str | Path = ETHANOL, dtype: str = "float64") -> AttnCalculator:
+    """One that goes CUDA's way on either device."""
+    calc = AttnCalculator(model, device=device, dtype=dtype, skin=SKIN["cuda"])
+    if device == "cpu":
+        calc._fast = calc.potential
+        calc.neighbors = replace(calc.neighbors, capacity=64)
+    return calc
+
+
+def crystal() -> Atoms:
+    """Ethanol in a sheared cell that is hardly larger than it."""
+    atoms = ethanol()
+    atoms.set_cell([[5.6, 0.2, 0.0], [0.9, 5.1, 0.0], [-0.4, 0.7, 4.9]])
+    atoms.pbc = True
+    return atoms
+
+
+STRUCTURES = {"molecule": ethanol, "crystal": crystal}
+
+
+def assert_same_results(actual: dict, expected: dict, tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    scale = max(1.0, float(np.abs(expected["forces"]).max()))
+    for name in expected:
+        error = float(np.abs(np.asarray(actual[name]) - expected[name]).max())
+        assert error <= tolerance * scale, f"{name}: off by {error:.1e}"
+
+
+# ----------------------------------------------------------------------------------- calculator
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("model", shipped_models())
+def test_shipped_models(device: str, model: str, dtype: str, structure: str) -> None:
+    atoms = STRUCTURES[structure]()
+    ours = calculator(device, model, dtype)
+    theirs = AttnCalculator(model, device="cpu", dtype=dtype)
+    for calc in (ours, theirs):
+        calc.calculate(atoms, ["energy", "forces"], [])
+    assert ours.neighbors.listed.padding is not None
+    assert ("stress" in ours.results) == (structure == "crystal")
+    assert_same_results(ours.results, theirs.results, TOLERANCE[dtype])
+    assert (ours.spread is None) == (theirs.spread is None) == ("committee" not in model)
+    if ours.spread is not None:
+        tolerance = TOLERANCE[dtype] * max(1.0, np.abs(theirs.results["forces"]).max())
+        for name, value in theirs.spread.items():
+            assert np.abs(np.asarray(ours.spread[name]) - value).max() <= tolerance
+
+
+def test_calculate_many(device: str) -> None:
+    structures = [ethanol(), crystal(), ethanol()[:4], ethanol()]
+    structures[3].rattle(0.1, seed=7)
+    ours = calculator(device).calculate_many(structures)
+    theirs = AttnCalculator(ETHANOL, device="cpu", dtype="float64").calculate_many(structures)
+    for actual, expected in zip(ours, theirs, strict=True):
+        assert_same_results(actual, expected, TOLERANCE["float64"])
+
+
+def test_a_potential_may_be_given(device: str) -> None:
+    potential = load(ETHANOL, dtype="float64")
+    calc = AttnCalculator(potential, device=device)
+    assert calc.potential.device.type == device
+    assert potential.device.type == "cpu"
+    expected = AttnCalculator(potential, device="cpu").calculate_many([ethanol()])
+    assert_same_results(calc.calculate_many([ethanol()])[0], expected[0], TOLERANCE["float64"])
+
+
+def test_the_physics_checks_pass(device: str) -> None:
+    assert calculator(device, "so3krates-xtb-small-molecules").verify(ethanol()).passed
+
+
+def test_save_there_and_load_here_gives_the_same_bits(device: str, tmp_path: Path) -> None:
+    potential = load(ETHANOL, device=device)
+    assert potential.device.type == device
+    save(potential, tmp_path / "copy.safetensors")
+    ours, theirs = load(tmp_path / "copy.safetensors"), load(ETHANOL)
+    assert ours.dtype == theirs.dtype
+    expected = theirs.state_dict()
+    assert ours.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+
+
+@pytest.mark.gpu
+def test_messages_about_devices() -> None:
+    n = torch.cuda.device_count()
+    assert AttnCalculator(ETHANOL).potential.device.type == "cuda"
+    assert AttnCalculator(ETHANOL, device=f"cuda:{n - 1}").potential.device.index == n - 1
+    with pytest.raises(ValueError, match=f"device 'cuda:{n}' is not there: this PyTorch sees {n} "):
+        AttnCalculator(ETHANOL, device=f"cuda:{n}")
+
+
+# -------------------------------------------------------------------------------- neighbour lists
+
+
+def shaken(system: System, random: np.random.Generator, step: float) -> System:
+    move = torch.from_numpy(random.normal(size=tuple(system.positions.shape)) * step)
+    return replace(system, positions=system.positions + move)
+
+
+def padded_list(system: System, potential) -> VerletList:
+    verlet = VerletList.create(
+        cutoff=potential.cutoff, skin=0.6, species=potential.species, capacity=64
+    )
+    return verlet.update(system)[0]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_energies_along_a_path_that_forces_new_lists(device: str, structure: str) -> None:
+    potential = load("so3krates-xtb-small-molecules", dtype="float64")
+    there = load("so3krates-xtb-small-molecules", dtype="float64", device=device)
+    options = {"cutoff": potential.cutoff, "species": potential.species}
+    random = np.random.default_rng(2)
+    system = System.from_ase(STRUCTURES[structure]())
+    verlet = padded_list(system.to(there.device), there)
+    for _ in range(12):
+        system = shaken(system, random, 0.06)
+        verlet, graph = verlet.update(system.to(there.device))
+        ours, theirs = evaluate(there, graph), evaluate(potential, fresh_graph(system, **options))
+        scale = max(1.0, float(theirs.forces.abs().max()))
+        assert_close(ours.energy.cpu(), theirs.energy, 1e-9, "energy")
+        assert float((ours.forces.cpu() - theirs.forces).abs().max()) <= 1e-9 * scale
+    assert verlet.n_updates == 13
+    assert 1 < verlet.n_rebuilds < 13
+
+
+def test_a_list_is_kept_as_long_as_it_holds(device: str) -> None:
+    potential = load("so3krates-xtb-small-molecules", device=device)
+    system = System.from_ase(crystal())
+    verlet = padded_list(system.to(potential.device), potential)
+    for sign in (1, -1):  # 2 max|u| is just below the skin of 0.6 Å, then just above it
+        shift = torch.zeros(system.n_atoms, 3, dtype=torch.float64)
+        shift[3, 1] = 0.3 - sign * 1e-6
+        moved = replace(system, positions=system.positions + shift).to(potential.device)
+        later, graph = verlet.update(moved)
+        assert later.n_rebuilds == 1 + (sign < 0)
+        assert graph.vectors.device == potential.device
+    strained = replace(system, cell=1.2 * system.cell).to(potential.device)
+    assert verlet.update(strained)[0].n_rebuilds == 2
+    renamed = system.to(potential.device)
+    renamed = replace(renamed, atomic_numbers=renamed.atomic_numbers.flip(0))
+    later, graph = verlet.update(renamed)
+    assert later.n_rebuilds == 1
+    assert graph.species.tolist() == verlet.graph(renamed).species.tolist()[::-1]
+
+
+def test_capacity_grows_and_never_shrinks(device: str) -> None:
+    potential = load("so3krates-xtb-small-molecules", device=device)
+    apart, together = ethanol(), crystal()
+    apart.positions *= 8.0
+    apart.set_cell(together.cell.array * 8.0)
+    apart.pbc = True
+    verlet = padded_list(System.from_ase(apart).to(potential.device), potential)
+    small = verlet.capacity
+    assert small == 64
+    verlet, graph = verlet.update(System.from_ase(together).to(potential.device))
+    large = verlet.capacity
+    assert large == graph.n_edges > small
+    assert large % 64 == 0
+    assert large > verlet.listed.reference.n_atoms
+    verlet, graph = verlet.update(System.from_ase(apart).to(potential.device))
+    assert verlet.capacity == graph.n_edges == large
+    assert not graph.edge_mask.any()
+
+
+def assert_lists_of_random_cells(device: str, backend) -> None:
+    random = np.random.default_rng(4)
+    for periodic in ([1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1], [1, 0, 1]):
+        n_atoms = int(random.integers(1, 12))
+        atoms = Atoms(numbers=random.choice(ELEMENTS, n_atoms), pbc=periodic)
+        atoms.set_cell(random.normal(size=(3, 3)) + 4.0 * np.diag(random.uniform(0.6, 2.0, 3)))
+        atoms.set_scaled_positions(random.uniform(-1.5, 2.5, (n_atoms, 3)))
+        system = System.from_ase([atoms, triclinic()])
+        found = backend(system.to(device), 3.3)
+        assert found.receivers.device.type == device
+        expected = matscipy_list(system, 3.3)
+        for name in ("receivers", "senders", "cell_shifts"):
+            assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
+
+
+def test_lists_of_random_cells(device: str) -> None:
+    assert_lists_of_random_cells(device, torch_list)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not has_nvalchemi(), reason="needs nvalchemi-toolkit-ops (pip install 'attncalc[cuda]')"
+)
+def test_lists_of_random_cells_by_nvalchemi() -> None:
+    """On the CPU, it is tested in test_neighbors.py."""
+    assert_lists_of_random_cells("cuda", nvalchemi_list)
+
+
+def test_shells_exactly_at_the_cutoff_come_in_whole_pairs(device: str) -> None:
+    """Rounding on the device must not keep (i, j, S) and drop (j, i, -S)."""
+    atoms = transformed(bulk("Cu", a=3.61, cubic=True), rotation(3))
+    edges: Edges = torch_list(System.from_ase(atoms).to(device), 3.61)
+    assert edges.n_edges > 0
+    assert 2 * int(one_per_pair(edges).sum()) == edges.n_edges
+
+
+# ------------------------------------------------------------------------------------------ doors
+
+
+def dynamics(calc: AttnCalculator, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Total energies [n_steps + 1] eV of 0.5 fs NVE at 300 K, positions after ten steps."""
+    atoms = ethanol()
+    atoms.calc = calc
+    thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    energies, early = [], []
+    run = VelocityVerlet(atoms, 0.5 * units.fs)
+    run.attach(lambda: energies.append(atoms.get_total_energy()))
+    run.attach(lambda: early.append(atoms.positions.copy()) if run.nsteps == 10 else None)
+    run.run(n_steps)
+    return np.array(energies), early[0]
+
+
+def test_dynamics_keep_the_energy_as_on_the_cpu(device: str) -> None:
+    n_steps = 60
+    ours, our_positions = dynamics(calculator(device), n_steps)
+    theirs, positions = dynamics(AttnCalculator(ETHANOL, device="cpu", dtype="float64"), n_steps)
+    # rounding of 1e-12 eV/Å grows little in 10 steps, and in 60 stays far below the fluctuation
+    assert np.abs(our_positions - positions).max() <= 1e-10
+    assert np.abs(ours - theirs).max() <= 1e-8
+    assert 1e-4 < np.ptp(theirs) < 0.1
+
+
+def test_relaxation_finds_zero_force(device: str) -> None:
+    atoms = ethanol()
+    atoms.calc = calculator(device)
+    assert LBFGS(atoms, logfile=None).run(fmax=1e-3, steps=200)
+    found = atoms.get_potential_energy()
+    atoms.calc = AttnCalculator(ETHANOL, device="cpu", dtype="float64")
+    assert np.linalg.norm(atoms.get_forces(), axis=1).max() <= 1e-3 + 1e-8
+    assert abs(atoms.get_potential_energy() - found) <= 1e-8
+
+
+def bytes_held(device: str) -> int:
+    """Bytes of all tensors that are still in use."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+    # type(), since isinstance() wakes lazy objects of other libraries
+    tensors = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_memory_does_not_grow(device: str) -> None:
+    calc, start = calculator(device), crystal()
+    random = np.random.default_rng(0)
+    held = []
+    for _ in range(2):
+        for _ in range(25):
+            atoms = start.copy()
+            atoms.positions += random.uniform(-0.05, 0.05, atoms.positions.shape)
+            calc.calculate(atoms, ["energy", "forces"], [])
+        held.append(bytes_held(device))
+    assert calc.n_rebuilds == 1
+    assert held[0] > 0
+    assert held[1] <= held[0]

@@ -1,0 +1,160 @@
+"""Trainings on a GPU: the CPU's numbers, the same bits again, and back to the CPU afterwards.
+
+The tests run on the CPU as well, so that they themselves are tested everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attncalc import AttnCalculator, data, load, train
+from attncalc.kernels.collocation import collocated
+from attncalc.train.batches import samples, to_device
+from attncalc.train.fastest import SHORTEST_COLLOCATED, unequal_sizes
+from attncalc.train.module import TrainingModule, _loss
+from attncalc.train.reproducible import ordered_sums
+from attncalc.train.start import new_potential
+from attncalc.train.step import compiled, eager_step, trace, traced_step, with_network
+
+Parts = tuple[data.Dataset, data.Dataset, data.Dataset]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def short(recipe: train.Recipe) -> train.Recipe:
+    """Two epochs of five steps."""
+    return dataclasses.replace(recipe, epochs=2)
+
+
+def fit(
+    device: torch.device, recipe: train.Recipe, parts: Parts, output: Path, *, stop_at: int = 0
+) -> train.Training | None:
+    """A training on this device; with `stop_at`, Ctrl-C is pressed in that step."""
+    steps = []
+    step = TrainingModule.training_step
+
+    def interrupted(module: TrainingModule, batch, k: int) -> None:
+        steps.append(k)
+        if len(steps) == stop_at:
+            raise KeyboardInterrupt
+        assert batch.energy.device.type == device.type
+        step(module, batch, k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("attncalc.train.loop", train.fit.__module__):
+            patch.setattr(sys.modules[module], "device", lambda: device)
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        if not stop_at:
+            return train.fit(recipe, *parts[:2], output)
+        with pytest.raises(KeyboardInterrupt, match="stopped after 1 of 2 epochs"):
+            train.fit(recipe, *parts[:2], output)
+        return None
+
+
+def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "wall_time_s"} for row in history]
+
+
+def test_a_stopped_training_ends_with_the_same_bits(device, short, parts, tmp_path):
+    whole = fit(device, short, parts, tmp_path / "whole")
+    fit(device, short, parts, tmp_path / "stopped", stop_at=8)
+    resumed = fit(device, short, parts, tmp_path / "stopped")
+    assert without_time(resumed.history) == without_time(whole.history)
+    ours, theirs = (
+        torch.load(tmp_path / name / "last.ckpt", map_location="cpu", weights_only=False)
+        for name in ("stopped", "whole")
+    )
+    for part in ("state_dict", "current_model_state", "averaging_state"):
+        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part])
+    for name, state in theirs["optimizer_states"][0]["state"].items():
+        mine = ours["optimizer_states"][0]["state"][name]
+        assert all(torch.equal(mine[key], state[key]) for key in state)
+
+
+def test_the_model_is_at_home_on_the_cpu(device, short, parts, tmp_path):
+    done = fit(device, short, parts, tmp_path)
+    assert done.potential.device.type == "cpu"
+    atoms = parts[2].structures[0]
+    here = AttnCalculator(done.model, device="cpu", dtype="float64").calculate_many([atoms])[0]
+    there = AttnCalculator(done.model, device=str(device), dtype="float64")
+    scale = max(1.0, np.abs(here["forces"]).max())
+    for name, value in there.calculate_many([atoms])[0].items():
+        assert np.abs(np.asarray(value) - here[name]).max() <= 1e-9 * scale, name
+
+
+def test_a_training_moves_to_another_device(device, short, parts, tmp_path):
+    """Begun on the CPU, as a run that is carried to a GPU."""
+    exact = dataclasses.replace(short, dtype="float64")
+    whole = fit(torch.device("cpu"), exact, parts, tmp_path / "whole")
+    fit(torch.device("cpu"), exact, parts, tmp_path / "moved", stop_at=8)
+    moved = fit(device, exact, parts, tmp_path / "moved")
+    for ours, theirs in zip(moved.history, whole.history, strict=True):
+        for name in ("train_loss", "validation_loss", "force_mae_meV_per_A"):
+            # Adam divides by the root of second moments, which carries rounding along
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-7)
+    state = load(whole.model).state_dict()
+    for name, value in moved.potential.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=1e-6, atol=1e-8)
+
+
+def test_the_loss_of_a_training_is_that_of_the_cpu(device, short, parts, tmp_path):
+    """Of a whole training, not of its parts: order of data, initial weights, chosen step."""
+    once = dataclasses.replace(short, dtype="float64", epochs=1, batch_size=14)
+    ours = fit(device, once, parts, tmp_path / "ours")
+    theirs = fit(torch.device("cpu"), once, parts, tmp_path / "theirs")
+    assert ours.history[0]["step"] == 1
+    assert ours.history[0]["train_loss"] == pytest.approx(theirs.history[0]["train_loss"], rel=1e-9)
+
+
+WAYS = {
+    "plain": lambda plain, fast, weights, batch: eager_step(plain, weights),
+    "collocated": lambda plain, fast, weights, batch: eager_step(fast, weights),
+    "traced": lambda plain, fast, weights, batch: traced_step(fast, trace(fast, weights, batch)),
+    "compiled": lambda plain, fast, weights, batch: traced_step(
+        fast, compiled(trace(fast, weights, batch))
+    ),
+}
+
+
+def assert_first_step_is_that_of_the_cpu(device, way, recipe, parts) -> None:
+    exact = dataclasses.replace(recipe, dtype="float64")
+    here = new_potential(exact, parts[0])
+    batches = samples(parts[0], here.cutoff, here.species)
+    there, batch = copy.deepcopy(here).to(device), unequal_sizes(batches)
+    fast = with_network(there, collocated(there.network, SHORTEST_COLLOCATED))
+    weights, moved = _loss(exact), to_device(batch, device)
+    value, gradients = eager_step(here, weights)(batch)
+    norm = float(torch.cat([g.flatten() for g in gradients]).norm())
+    tolerance = 1e-9 if way == "plain" else 1e-5
+    with ordered_sums(device):
+        ours, theirs = WAYS[way](there, fast, weights, moved)(moved)
+    assert ours.device.type == device.type
+    assert float(ours) == pytest.approx(float(value), rel=tolerance)
+    for mine, expected in zip(theirs, gradients, strict=True):
+        assert float((mine.cpu() - expected).norm()) <= tolerance * norm
+
+
+@pytest.mark.parametrize("way", ["plain", "collocated"])
+def test_the_first_step_is_that_of_the_cpu(device, way, recipe, parts):
+    assert_first_step_is_that_of_the_cpu(device, way, recipe, parts)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler (g++)")
+@pytest.mark.parametrize("way", ["traced", "compiled"])
+def test_the_first_step_as_a_graph(way, recipe, parts):
+    """On the CPU, tracing and compiling are tested in test_step.py."""
+    assert_first_step_is_that_of_the_cpu(torch.device("cuda"), way, recipe, parts)

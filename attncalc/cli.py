@@ -360,7 +360,7 @@ def evaluate(
 
     target = None if no_report else _report_file(report, model, data_file, labels, split)
     dataset = data.read(data_file, labels=labels, **units)
-    if what := data.unit_mismatch(dataset):
+    for what in filter(None, (data.unit_mismatch(dataset), data.stress_mismatch(dataset))):
         click.echo(f"Warning: {what}", err=True)
     indices = None
     if split is not None:

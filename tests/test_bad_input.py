@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.io import write
@@ -196,6 +196,24 @@ def spoiled_array(name: str, value: float) -> Path:
 def trained(*, more: str = "", **scale: float) -> object:
     """Stops before the training begins."""
     written_frames(frames(40, **scale))
+    Path("recipe.yaml").write_text(RECIPE.replace("[8, 2]", "[30, 10]") + more)
+    return train.run(train.Recipe.from_yaml("recipe.yaml"))
+
+
+def strained_in_gpa() -> object:
+    """Stops before the training begins."""
+    strained = []
+    for k in range(40):
+        atoms = copper()
+        atoms.set_cell(atoms.cell * (0.97 + 0.0015 * k), scale_atoms=True)
+        atoms.calc = EMT()
+        atoms.info["energy"] = atoms.get_potential_energy()
+        atoms.arrays["forces"] = atoms.get_forces()
+        atoms.info["stress"] = atoms.get_stress() / units.GPa
+        atoms.calc = None
+        strained.append(atoms)
+    written_frames(strained)
+    more = "stress_weight: 1.0\n"
     Path("recipe.yaml").write_text(RECIPE.replace("[8, 2]", "[30, 10]") + more)
     return train.run(train.Recipe.from_yaml("recipe.yaml"))
 
@@ -397,6 +415,7 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
         ),
         BadInput("gradients for forces", lambda: trained(forces=-1)),
         BadInput("energies per atom", lambda: trained(energy=1 / 4)),
+        BadInput("stresses in GPa, taken for eV/Å³", strained_in_gpa),
         BadInput("an unknown label set", lambda: data.read(arrays(), labels="md17")),
         BadInput("no energies", lambda: data.read(arrays(E=None))),
         BadInput("an energy that is NaN", lambda: data.read(spoiled_array("E", np.nan))),

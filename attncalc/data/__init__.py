@@ -5,6 +5,7 @@ from attncalc.data.extxyz import from_ase
 from attncalc.data.readers import read
 from attncalc.data.split import official_split, split
 from attncalc.data.statistics import avg_num_neighbors, reference_energies, shortest_distance
+from attncalc.data.strain_work import stress_mismatch
 from attncalc.data.work import WorkRatio, unit_mismatch, work_ratio
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "reference_energies",
     "shortest_distance",
     "split",
+    "stress_mismatch",
     "unit_mismatch",
     "work_ratio",
 ]

@@ -229,6 +229,8 @@ def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
     """Where only one of the two is trained on, the other may be anything."""
     if recipe.energy_weight and recipe.force_weight and (what := data.unit_mismatch(dataset)):
         raise ValueError(f"{what} (or train on one of them: energy_weight: 0 or force_weight: 0)")
+    if recipe.stress_weight and (what := data.stress_mismatch(dataset)):
+        raise ValueError(f"{what} (or train without them: stress_weight: 0)")
 
 
 def _elements(dataset: Dataset) -> set[int]:

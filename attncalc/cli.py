@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import os
 import re
 import shlex
@@ -377,10 +378,11 @@ def evaluate(
     seconds = time.perf_counter() - start
     click.echo(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
     click.echo(_table(_error_rows(prediction, dataset)))
-    if bins := spread_bins(prediction, dataset, (0.0, 1.0)):
-        correlation = spread_correlation(prediction, dataset)
+    correlation = spread_correlation(prediction, dataset)
+    if math.isfinite(correlation):  # a committee, and labelled forces
+        (whole,) = spread_bins(prediction, dataset, (0.0, 1.0))
         click.echo(
-            f"spread of the committee: the force error is {bins[0].ratio:.1f} times as large, "
+            f"spread of the committee: the force error is {whole.ratio:.1f} times as large, "
             f"rank correlation {correlation:.2f}"
         )
     if target is not None:

@@ -62,7 +62,7 @@ class Labels(NamedTuple):
     @property
     def sign(self) -> int:
         """Forces are the negative gradient."""
-        own = self.forces.startswith("F_")  # of a set that may be called "gradient" itself
+        own = self.forces == f"F_{self.name}"  # of a set that may be called "gradient" itself
         return -1 if self.forces.endswith(GRADIENTS) and not own else 1
 
 
@@ -287,9 +287,16 @@ def _charge_and_spin(arrays: Mapping[str, NDArray], n: int) -> list[dict[str, in
 def _charges_in_smiles(smiles: NDArray, n: int) -> list[int]:
     """Total charge [e] of each structure, where SMILES is all that a file says of it, as SPICE."""
     texts = [text(np.asarray(part)) for part in np.asarray(smiles).reshape(-1)]
-    if len(texts) == n:
-        return [_formal_charge(one) for one in texts]
-    return [_formal_charge("".join(texts))] * n  # ANI-1 stores one, letter by letter
+    if max(map(len, texts), default=0) <= 1 and "[" in texts:
+        texts = ["".join(texts)]  # ANI-1 stores one, letter by letter
+    charges = [_formal_charge(one) for one in texts]
+    if len(set(charges)) <= 1:
+        return [sum(charges[:1])] * n
+    if len(charges) != n:
+        raise ValueError(
+            f"{_SMILES} says {len(charges)} charges for {n} structures: store charge [{n}] instead"
+        )
+    return charges
 
 
 def _formal_charge(smiles: str) -> int:

@@ -331,7 +331,10 @@ def spread_correlation(prediction: Prediction, dataset: Dataset) -> float:
     if dataset.forces is None or prediction.forces_spread is None:
         return float("nan")
     size = np.linalg.norm(force_errors(prediction, dataset), axis=1)
-    return float(spearmanr(_spread_on_atoms(prediction), size).statistic)
+    spread = _spread_on_atoms(prediction)
+    if not (np.ptp(spread) > 0 and np.ptp(size) > 0):  # nothing can be ranked
+        return float("nan")
+    return float(spearmanr(spread, size).statistic)
 
 
 def _spread_on_atoms(prediction: Prediction) -> Floats:

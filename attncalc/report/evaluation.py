@@ -226,6 +226,12 @@ def remarks(
                 f"The model was trained on a file of this name, maybe on this very split "
                 f"({subject.split}): these errors say little about structures that it has not seen."
             )
+    start = info.get("start_from")
+    if isinstance(start, dict) and start.get("data") == dataset.source:
+        yield (
+            f"The training started from {start.get('name')}, which was trained on a file of this "
+            "name: it may have seen these structures."
+        )
     ours, theirs = str(info.get("level_of_theory") or ""), dataset.level_of_theory
     if ours and theirs and not (ours in theirs or theirs in ours):  # one may say more
         yield (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ase.data import chemical_symbols
 
 from attncalc.potential import Potential
@@ -35,12 +37,22 @@ def card(recipe: Recipe, potential: Potential) -> str:
         f"{info['n_test']} test |",
         "| units | eV, Å |",
         f"| training | {info['epochs']} epochs, {time} wall time{of_all}, {seeds} |",
-        *([f"| starts from | {info['start_from']} |"] if info["start_from"] else []),
+        *([f"| starts from | {_start(info)} |"] if info["start_from"] else []),
         f"| command | `{info['command']}` |",
     ]
     if info["test_errors"]:
         lines += ["", "Errors on the test set:", "", *error_table(info["test_errors"])]
     return "\n".join([*lines, ""])
+
+
+def _start(info: dict[str, Any]) -> str:
+    """The model it started from, and a warning where that may have seen the test structures."""
+    start = info["start_from"]
+    if not start["data"]:
+        return start["name"]
+    same = start["data"] == info["data"]
+    warning = ": **the same file, so it may have seen these test structures**" if same else ""
+    return f"{start['name']}, trained on {start['data']}{warning}"
 
 
 def error_table(test_errors: dict[str, float | None]) -> list[str]:

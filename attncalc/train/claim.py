@@ -12,30 +12,34 @@ from typing import Any
 import numpy as np
 
 from attncalc.data import Dataset
-from attncalc.model_file import write_atomically
+from attncalc.model_file import header, write_atomically
 from attncalc.system import charge_and_spin
 from attncalc.train.recipe import Recipe
 
-DATA = "data_sha256"  # entry beside the recipe's own
+# entries beside the recipe's own
+DATA, START = "data_sha256", "start_sha256"
 
 
 def claim(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) -> None:
     """Remember recipe and data of an output folder; refuse to continue another run.
 
     Files may be moved and renamed between two calls, their content is what counts. A folder that
-    knows no checksums (of before they were kept) is told apart by file names, and gets them.
+    knows no checksums (of before they were kept) is told apart by file names, and gets them. The
+    model that a training started from may be gone afterwards, but not be another one.
 
     Raises:
-        ValueError: the folder holds a run of another recipe or on other data.
+        ValueError: the folder holds a run of another recipe, on other data, or from another start.
     """
     mark = output / "recipe.json"
     ours = json.loads(json.dumps(recipe.as_dict()))
     data = {"training": checksum(training), "validation": checksum(validation)}
+    start = _start_checksum(recipe)
     begun = [*output.glob("last.ckpt"), *output.glob("member-*/last.ckpt")]
     if mark.exists() and begun:
         # a key that an older version did not write has its default
         theirs = _defaults() | json.loads(mark.read_text())
-        their_data = theirs.pop(DATA, None)
+        their_data, their_start = theirs.pop(DATA, None), theirs.pop(START, None)
+        start = start or their_start
         _refuse_other_recipe(output, ours, theirs, names_count=their_data is None)
         changed = [role for role in data if their_data and their_data[role] != data[role]]
         if changed:
@@ -44,7 +48,23 @@ def claim(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) 
                 f"from {training.source}): choose another output folder, or remove this one to "
                 "start again"
             )
-    write_atomically(mark, json.dumps(ours | {DATA: data}, indent=1).encode())
+        if their_start and start != their_start:
+            raise ValueError(
+                f"{output} holds a run that started from another model than {recipe.start_from} is "
+                "now: choose another output folder, or remove this one to start again"
+            )
+    more = {DATA: data} | ({START: start} if start else {})
+    write_atomically(mark, json.dumps(ours | more, indent=1).encode())
+
+
+def _start_checksum(recipe: Recipe) -> str | None:
+    """Of the model that a training starts from; None without one, and if it is not there."""
+    try:
+        return (
+            None if recipe.start_from is None else header(recipe.find_start())["checks"]["sha256"]
+        )
+    except FileNotFoundError:
+        return None
 
 
 def _defaults() -> dict[str, Any]:
@@ -81,8 +101,8 @@ def _refuse_other_recipe(
         value = content.get(key)
         if key in ("data", "test_data"):  # files may have moved
             return Path(value).name if value and names_count else None
-        if key == "start_from":
-            return value and Path(value).name
+        if key == "start_from":  # a file or a shipped name: its checksum tells more
+            return bool(value)
         return value
 
     changed = sorted(k for k in {*ours, *theirs} if identity(ours, k) != identity(theirs, k))

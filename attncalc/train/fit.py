@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors, errors, predict
-from attncalc.model_file import NETWORKS, load, model_name, save, write_atomically
+from attncalc.model_file import NETWORKS, header, load, model_name, save, write_atomically
 from attncalc.potential import Committee, Potential, check_electrons
 from attncalc.system import System
 from attncalc.train.batches import samples, to_device
@@ -134,8 +134,9 @@ def fit(
             committee have a folder each below it.
 
     Raises:
-        ValueError: the data do not suit the recipe, their energies and forces are in units that do
-            not match, or `output` holds a run of another recipe or on other data.
+        FileNotFoundError: the model that the recipe starts from is not there.
+        ValueError: the data or the start do not suit the recipe, their energies, forces and
+            stresses do not match, or `output` holds a run of another recipe or on other data.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
@@ -145,19 +146,24 @@ def fit(
 
 
 def _fit_checked(recipe: Recipe, training: Dataset, validation: Dataset, output: Path) -> Training:
+    model, checkpoint = output / f"{recipe.name}.safetensors", output / "last.ckpt"
+    goes_on = model.exists() and checkpoint.exists()
+    if not goes_on:
+        check_start(recipe, training)
     output.mkdir(parents=True, exist_ok=True)
     claim(output, recipe, training, validation)
     if recipe.committee > 1:
         return _fit_committee(recipe, training, validation, output)
     for unfinished in output.glob(".*.part"):  # what a killed run was just writing
         unfinished.unlink()
-    model, checkpoint = output / f"{recipe.name}.safetensors", output / "last.ckpt"
     history = finished_history(checkpoint, recipe)
     if history is not None:
         log.info("%s has done its %d epochs: nothing left to train", output, len(history))
         LearningCurve(output / "learning_curve.png", recipe.name).draw(history)
         return Training(load(model), model, history)
-    potential = new_potential(recipe, training).to(device())
+    # what it started from may be gone: all but the last weights stands in its own best model
+    potential = load(model).requires_grad_(True) if goes_on else new_potential(recipe, training)
+    potential = potential.to(device())
     batches = samples(training, potential.cutoff, potential.species)
     n_steps = recipe.epochs * -(-len(batches) // recipe.batch_size)
     module = TrainingModule(potential, recipe, n_steps)
@@ -222,7 +228,6 @@ def _check(
                 "learn them from it; split the data in another way"
             )
         _check_electrons(recipe, dataset, role)
-    check_start(recipe, training)
 
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
@@ -270,7 +275,7 @@ def _describe(
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
         "epochs": int(done.history[-1]["epoch"]),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),
-        "start_from": recipe.start_from and model_name(recipe.start_from),
+        "start_from": _start(recipe, done.potential),
         "seed": recipe.seed,
         "committee": recipe.committee,
         "command": command,
@@ -278,6 +283,19 @@ def _describe(
     done.potential.training_info.update(info)
     save(done.potential, done.model)
     write_atomically(done.model.with_suffix(".md"), card(recipe, done.potential).encode())
+
+
+def _start(recipe: Recipe, potential: Potential) -> dict[str, str] | None:
+    """Name and data of the model that the training started from, as far as it is still there."""
+    if recipe.start_from is None:
+        return None
+    before = potential.training_info.get("start_from")  # of an earlier test of the same run
+    try:
+        info = header(recipe.find_start())["training"]
+    except FileNotFoundError:
+        info = before or {}
+    told = {key: str(info.get(key) or "") for key in ("data", "labels")}
+    return {"name": model_name(recipe.start_from), **told}
 
 
 def _without_folders(command: str) -> str:

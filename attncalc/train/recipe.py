@@ -38,7 +38,8 @@ class Recipe:
         level_of_theory: for the card; what the file says if empty.
         start_from: a model whose weights the training starts from instead of random ones (another
             level of theory, another molecule): a file, looked for as `data`, or the name of a
-            shipped model. Its hyper-parameters must be those of the recipe.
+            shipped model. Its hyper-parameters must be those of the recipe; elements that the
+            training set has not are forgotten.
         epochs: passes over the training set.
         batch_size: structures per step.
         learning_rate: of Adam at its highest.
@@ -53,7 +54,7 @@ class Recipe:
         penalty: "norm", the mean length of an error vector, or "square", the mean square.
         compile: "auto" compiles the training step if the run is long enough to pay for it,
             "always", or "never".
-        seed: of initial weights and order of the data.
+        seed: of the order of the data, and of initial weights without `start_from`.
         committee: how many networks are trained, one after the other with seeds seed, seed + 1,
             ...; from two on, the model is their mean, with their spread as a warning.
         dtype: of the network, "float32" or "float64".
@@ -115,6 +116,11 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"recipe: ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.start_from is not None and self.committee > 1:
+            raise ValueError(
+                "recipe: with start_from all members of a committee would start at the same "
+                "weights, and agree more than they are right: committee must be 1"
+            )
         if self.seed >= 2**63:
             raise ValueError(f"recipe: seed must be below 2^63, got {self.seed}")
         for name in ("name", "data", "level_of_theory", *_OPTIONAL_TEXTS):

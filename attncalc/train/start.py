@@ -33,7 +33,7 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
 
 
 def check_start(recipe: Recipe, training: Dataset) -> None:
-    """Refuse a `start_from` that does not suit recipe or data.
+    """Refuse a `start_from` that does not suit recipe or data, before anything is done.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -59,18 +59,20 @@ def _random(recipe: Recipe, training: Dataset) -> Potential:
 
 
 def _taken_over(model: Potential, training: Dataset) -> Potential:
-    """The network of a model, with references that put its energies where the labels are.
+    """The network of a model, its reference energies corrected to where the labels are.
 
-    They are fitted to what the network leaves of the labels: another level of theory counts
-    energies from another zero, and the weights need not learn that.
+    The correction is fitted to what the model leaves of the labels: another level of theory counts
+    energies from another zero, and the weights need not learn that. What the labels do not tell
+    apart, as the elements of a single molecule, stays as the model had it.
     """
-    zero = dict.fromkeys(data.reference_energies(training), 0.0)
-    network = model.network.for_species([model.species.index(z) for z in zero])
-    scale = [float(model.scale[model.species.index(z)]) for z in zero]
-    potential = Potential(network, list(zero), scale=scale)
-    left = training.energies - predict(potential, training).energies
-    references = per_element(training, left)
-    return Potential(network, list(zero), scale=scale, reference_energies=list(references.values()))
+    elements = list(data.reference_energies(training))
+    rows = [model.species.index(z) for z in elements]
+    network, scale = model.network.for_species(rows), model.scale[rows].tolist()
+    before = model.reference_energies[rows].tolist()
+    potential = Potential(network, elements, scale=scale, reference_energies=before)
+    shift = per_element(training, training.energies - predict(potential, training).energies)
+    after = [energy + shift[z] for z, energy in zip(elements, before, strict=True)]
+    return Potential(network, elements, scale=scale, reference_energies=after)
 
 
 def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
@@ -94,7 +96,7 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
     if unknown := sorted(set(elements) - set(model.species)):
         names = " ".join(chemical_symbols[z] for z in unknown)
         raise ValueError(f"{name} does not know an element of {training.source} ({names})")
-    return model.requires_grad_(True)
+    return model
 
 
 def _full_config(recipe: Recipe, theirs: dict[str, Any]) -> dict[str, Any]:

@@ -180,6 +180,20 @@ def test_total_charge_from_smiles(parts, written, smiles, charge):
     assert {atoms.info["charge"] for atoms in found.structures} == {-1}
 
 
+def test_smiles_of_another_number_than_structures(parts, written):
+    ammonia = parts[0]  # three structures
+    read = lambda smiles: data.read(  # noqa: E731
+        written({"ion": ammonia | {"smiles": smiles}}), energy_unit="eV"
+    )
+    alike = read([b"[NH2-]", b"[NH2-]"])
+    assert [a.info["charge"] for a in alike.structures] == [-1, -1, -1]
+    letters = read([b"[", b"+", b"]"])  # as many letters as structures
+    assert [a.info["charge"] for a in letters.structures] == [1, 1, 1]
+    message = r"smiles says 2 charges for 3 structures: store charge \[3\] instead"
+    with pytest.raises(ValueError, match=message):
+        read([b"N", b"[NH4+]"])
+
+
 def test_one_smiles_per_structure(parts, written):
     water = parts[1]
     smiles = [b"[OH-]", *[b"O"] * (len(water["E"]) - 1)]

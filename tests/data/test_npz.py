@@ -397,6 +397,14 @@ def test_a_label_set_may_be_called_gradient(arrays, written):
     np.testing.assert_allclose(np.stack(found.forces), arrays["F"])
 
 
+def test_a_label_set_may_be_called_f(arrays, written):
+    path = written(
+        {k: arrays[k] for k in ("z", "R")}, F_energy=arrays["E"], F_gradient=-arrays["F"]
+    )
+    found = data.read(path, energy_unit="eV", labels="F")
+    np.testing.assert_allclose(np.stack(found.forces), arrays["F"])
+
+
 def test_negative_atomic_numbers_are_no_padding(arrays, written):
     path = written(arrays, z=np.array([8, 1, -1]))
     message = r"^water.npz: atomic numbers must not be negative, got -1"

@@ -39,10 +39,24 @@ def test_the_first_step_starts_at_the_weights_of_the_model(going_on, before, par
     for name, tensor in before.potential.network.state_dict().items():
         assert torch.equal(potential.network.state_dict()[name], tensor), name
     assert all(p.requires_grad for p in potential.network.parameters())
+    assert not any(p.requires_grad for p in load(before.model).network.parameters())
     # references are those that suit the network best, so no worse than the model's own
     ours, theirs = (errors(predict(p, parts[0]), parts[0]) for p in (potential, before.potential))
     assert ours.energy_rmse <= theirs.energy_rmse
     assert ours.force_mae == pytest.approx(theirs.force_mae, rel=1e-6)
+
+
+def test_what_the_labels_do_not_tell_apart_stays_as_it_was(going_on, before, parts):
+    """One composition, labelled by the model itself: no other composition may change."""
+    ours = [s.copy() for s in parts[0].structures if s.get_chemical_formula() == "Cu3Ni"]
+    unlabelled = data.Dataset(tuple(ours), np.zeros(len(ours)), source="one.npz")
+    labelled = dataclasses.replace(
+        unlabelled, energies=predict(before.potential, unlabelled).energies
+    )
+    potential = new_potential(going_on, labelled)
+    assert len(ours) > 2
+    theirs, found = (predict(p, parts[2]).energies for p in (before.potential, potential))
+    np.testing.assert_allclose(found, theirs, atol=1e-3)
 
 
 def test_labels_may_count_energies_from_another_zero(going_on, parts):
@@ -79,12 +93,71 @@ def test_it_is_trained_on_and_remembered(going_on, recipe, before, parts, tmp_pa
         train.fit(without, *parts[:2], tmp_path / "on")
 
 
+def stop_after(n: int, monkeypatch) -> None:
+    """Ctrl-C when so many epochs are done and saved."""
+    from attncalc.train.callbacks import Progress
+
+    def stop(self, trainer, module) -> None:
+        if trainer.current_epoch == n:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "on_train_epoch_start", stop)
+
+
+def test_a_stopped_run_goes_on_without_what_it_started_from(
+    recipe, before, parts, tmp_path, monkeypatch
+):
+    start = tmp_path / "start.safetensors"
+    save(before.potential, start)
+    on = dataclasses.replace(recipe, start_from=str(start), name="on", epochs=3)
+    whole = train.fit(on, *parts[:2], tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train.fit(on, *parts[:2], tmp_path / "stopped")
+    second = train.fit(
+        dataclasses.replace(recipe, seed=9, epochs=1), *parts[:2], tmp_path / "second"
+    )
+    save(second.potential, start)
+    with pytest.raises(ValueError, match="started from another model than"):
+        train.fit(on, *parts[:2], tmp_path / "stopped")
+    start.unlink()
+    done = train.fit(on, *parts[:2], tmp_path / "stopped")
+    assert [row["epoch"] for row in done.history] == [1, 2, 3]
+    for name, tensor in whole.potential.state_dict().items():
+        assert torch.equal(done.potential.state_dict()[name], tensor), name
+    again = train.fit(on, *parts[:2], tmp_path / "stopped")  # nothing left to do
+    assert again.potential.reference_energies.tolist() == done.potential.reference_energies.tolist()
+
+
+def test_members_of_a_committee_do_not_start_alike(going_on):
+    with pytest.raises(ValueError, match="committee must be 1"):
+        dataclasses.replace(going_on, committee=2)
+
+
 def test_the_card_says_where_it_started(going_on, dataset, tmp_path):
     path = tmp_path / "cells.extxyz"
     write(path, labelled(dataset), format="extxyz")
     train.run(dataclasses.replace(going_on, epochs=1), tmp_path / "on", data=path)
     assert "| starts from | tiny |" in (tmp_path / "on" / "on.md").read_text()
-    assert load(tmp_path / "on" / "on.safetensors").training_info["start_from"] == "tiny"
+    info = load(tmp_path / "on" / "on.safetensors").training_info
+    assert info["start_from"] == {"name": "tiny", "data": "", "labels": ""}
+
+
+def test_a_start_on_the_same_file_is_told(going_on, before, dataset, tmp_path):
+    from attncalc.report import Subject
+    from attncalc.report.evaluation import remarks
+
+    before.potential.training_info["data"] = "cells.extxyz"
+    save(before.potential, tmp_path / "seen.safetensors")
+    path = tmp_path / "cells.extxyz"
+    write(path, labelled(dataset), format="extxyz")
+    again = dataclasses.replace(going_on, start_from=str(tmp_path / "seen.safetensors"), epochs=1)
+    done = train.run(again, tmp_path / "on", data=path)
+    card = (tmp_path / "on" / "on.md").read_text()
+    assert "seen, trained on cells.extxyz: **the same file" in card
+    said = remarks(done.potential, predict(done.potential, dataset), dataset, Subject("on"))
+    assert any("The training started from seen" in remark for remark in said)
 
 
 def labelled(dataset: data.Dataset) -> list:

@@ -44,7 +44,7 @@ types: $(TEST) ## mypy on the package
 
 wheel: $(TEST) ## dist/attncalc-*.whl; one commit gives the same bytes every time
 	@rm -rf build # what was removed since would be packed too
-	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip --disable-pip-version-check wheel --quiet --quiet \
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(BIN)/python -m pip --disable-pip-version-check wheel --quiet --quiet \
 	  --no-deps --no-build-isolation --wheel-dir dist . && ls dist/*.whl
 
 bench: $(CORE) peers ## speed beside so3krates-torch and mace-torch, then 20 ps of dynamics (an hour)

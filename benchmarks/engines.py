@@ -1,7 +1,9 @@
 """One structure in one engine: milliseconds of repeated calls, in a process of its own.
 
 Runs inside each engine's environment (`benchmarks/run.py --worker ENGINE`), so every engine is
-imported only where it is used. All evaluate energy + forces in float32 without stress.
+imported only where it is used. All evaluate energy + forces in float32. Peers are told to leave out
+the stress; ours has no such choice, since its forces and its strain derivative come from the same
+gradients.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import gc
 import resource
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import numpy as np
@@ -26,21 +30,39 @@ ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
 Times = dict[str, list[float]]
 
 
-def timed(budget: float, calls: dict[str, Callable[[], object]], device: str) -> Times:
-    """Milliseconds of calls that take turns for `budget` seconds, after two rounds that warm up."""
+def timed(
+    budget: float,
+    calls: dict[str, Callable[..., object]],
+    device: str,
+    fresh: Callable[[], tuple] = tuple,
+) -> Times:
+    """Milliseconds of calls that take turns for `budget` seconds, after two rounds that warm up.
+
+    `fresh` makes the arguments of each call; that is not timed.
+    """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for call in [*calls.values()] * 2:
-        call()
+        call(*fresh())
     wait()
     times: Times = {name: [] for name in calls}
     start = time.perf_counter()
     while len(next(iter(times.values()))) < 3 or time.perf_counter() - start < budget:
         for name, call in calls.items():
+            arguments = fresh()
+            wait()
             before = time.perf_counter()
-            call()
+            call(*arguments)
             wait()
             times[name].append(1e3 * (time.perf_counter() - before))
     return times
+
+
+def copied(batch: dict) -> dict:
+    """A batch as peers want it: they make its positions require gradients."""
+    return {
+        name: value.clone() if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in batch.items()
+    }
 
 
 def peak_mib(device: str) -> float:
@@ -109,23 +131,17 @@ def so3krates_torch(atoms: Atoms, device: str, budget: float) -> dict:
     )
     model = calculator.models[0]
     for name in ("electrostatic_energy_bool", "dispersion_energy_bool", "use_lr"):
-        if hasattr(model, name):
-            setattr(model, name, False)
+        getattr(model, name)  # an AttributeError is better than long-range terms unnoticed
+        setattr(model, name, False)
     atoms.info.update(charge=0, multiplicity=1)
     if not atoms.pbc.any():
         atoms.set_cell(np.eye(3) * 60.0)
     batch = calculator._atoms_to_batch(atoms).to(device).to_dict()
 
-    def network() -> None:
-        model(
-            {
-                k: v.clone() if torch.is_tensor(v) and v.is_floating_point() else v
-                for k, v in batch.items()
-            },
-            compute_stress=False,
-        )
+    def network(one: dict) -> None:
+        model(one, compute_stress=False)
 
-    times = timed(budget, {"network": network}, device)
+    times = timed(budget, {"network": network}, device, lambda: (copied(batch),))
     return {"edges": int(batch["edge_index"].shape[1]), "peak_MiB": peak_mib(device), **times}
 
 
@@ -166,16 +182,10 @@ def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
     loader = torch_geometric.dataloader.DataLoader([graph], batch_size=1)
     batch = next(iter(loader)).to(device).to_dict()
 
-    def network() -> None:
-        model(
-            {
-                k: v.clone() if torch.is_tensor(v) and v.is_floating_point() else v
-                for k, v in batch.items()
-            },
-            compute_stress=False,
-        )
+    def network(one: dict) -> None:
+        model(one, compute_stress=False)
 
-    times = timed(budget, {"network": network}, device)
+    times = timed(budget, {"network": network}, device, lambda: (copied(batch),))
     return {"edges": int(batch["edge_index"].shape[1]), "peak_MiB": peak_mib(device), **times}
 
 
@@ -187,13 +197,25 @@ ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
 }
 
 
+def installed(engine: str) -> str:
+    """Its version; a checkout may be used without being installed."""
+    try:
+        return version(engine)
+    except PackageNotFoundError:
+        return "(a checkout)"
+
+
 def measure(engine: str, name: str, *, device: str, threads: int, budget: float) -> dict:
     """One row: what was measured, by name; times in ms per call, memory in MiB."""
     from structures import SYSTEMS
 
     torch.set_num_threads(threads)
     atoms = SYSTEMS[name]()
-    imported = peak_mib("cpu")
     gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    imported = peak_mib(device)
     row = ENGINES[engine][0](atoms, device, budget)
-    return {"engine": engine, "system": name, "atoms": len(atoms), "imported_MiB": imported, **row}
+    versions = f"{engine} {installed(engine)}, torch {torch.__version__}, Python {python_version()}"
+    facts = {"engine": engine, "system": name, "atoms": len(atoms), "versions": versions}
+    return {**facts, "imported_MiB": imported, **row}

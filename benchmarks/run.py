@@ -10,13 +10,15 @@ so3krates-torch's have equal hyper-parameters, MACE's are those of a model of it
 wait passively (OMP_WAIT_POLICY), as they must where several processes share a machine.
 
 Results go to benchmarks/results/cpu.json and cpu.md; after every round, so that a stopped run
-leaves what it has.
+leaves the rounds that it has done.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import platform
 import resource
@@ -28,6 +30,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from scipy.stats import t as student_t
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers"
@@ -38,7 +41,9 @@ STEP = [
     *("system", "`calculate`, ms", "forward", "backward", "list reused", "conversion"),
     *("new list, ms", "plain path, ms"),
 ]
-MEMORY = 18  # GiB that one process may take
+MEMORY = 18  # GiB of address space that one process may take
+# what Python, C++ and torch say
+OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "CUDA out of memory")
 LONGEST = 900  # s that one process may take
 
 Key = tuple[str, str, int]  # engine, system, threads
@@ -69,12 +74,17 @@ def run_worker(python: str, key: Key, budget: float) -> dict:
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {LONGEST / 60:.0f} minutes"}
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not rows:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        memory = "memory" in last.lower() or "alloc" in last.lower() or done.returncode == -9
-        return {"failed": f"more than {MEMORY} GiB" if memory else last[:200]}
-    return rows[0]
+    rows = []
+    for line in done.stdout.splitlines():
+        with contextlib.suppress(ValueError):  # packages print what they like
+            rows += [json.loads(line)] if line.startswith("{") else []
+    if done.returncode == 0 and rows:
+        return rows[0]
+    if any(word in done.stderr for word in OUT_OF_MEMORY):
+        return {"failed": f"more than {MEMORY} GiB"}
+    if done.returncode < 0:
+        return {"failed": f"killed by signal {-done.returncode}"}
+    return {"failed": (done.stderr.strip() or "no output").splitlines()[-1][:200]}
 
 
 def worker(arguments: argparse.Namespace) -> None:
@@ -96,43 +106,49 @@ def worker(arguments: argparse.Namespace) -> None:
 
 
 def merged(rounds: Iterable[dict[Key, dict]]) -> dict[Key, dict]:
-    """Calls of all rounds together, the highest memory; a failure counts if it came every time."""
+    """Calls of all rounds together, the highest memory, and in how many rounds it failed."""
     together: dict[Key, dict] = {}
+    failures: dict[Key, list[str]] = {}
     for measured in rounds:
         for key, row in measured.items():
-            if key not in together or "failed" in together[key]:
+            if "failed" in row:
+                failures.setdefault(key, []).append(row["failed"])
+            elif key not in together:
                 together[key] = {
                     name: list(value) if isinstance(value, list) else value
                     for name, value in row.items()
                 }
-            elif "failed" not in row:
+            else:
                 for name in PARTS:
                     if name in row:
                         together[key][name] += row[name]
                 peak = max(together[key]["peak_MiB"], row["peak_MiB"])
                 together[key]["peak_MiB"] = peak
+    for key, reasons in failures.items():
+        if key in together:
+            together[key]["failed_rounds"] = len(reasons)
+        else:
+            together[key] = {"failed": reasons[-1]}
     return together
 
 
-def growth(
-    times: list[tuple[int, list[float]]], n_samples: int = 2000
-) -> tuple[float, float, float]:
-    """Exponent of time against atoms: slope of the logarithms, and its 95 % interval.
+def growth(rounds: list[list[tuple[int, float]]]) -> tuple[float, float, float]:
+    """Exponent of time against atoms, and its 95 % interval: over the rounds, by Student's t.
 
-    The interval is that of the bootstrap over calls: what the noise of the timing leaves open.
+    Args:
+        rounds: for each, numbers of atoms and median times; its exponent is the slope of the
+            logarithms. Calls within a round share what disturbs it, and are no samples.
+
+    Returns:
+        Mean, lower and upper bound; NaN for the bounds of a single round.
     """
-    rng = np.random.default_rng(0)
-    log_atoms = np.log([n for n, _ in times])
-
-    def slope(medians: list[float]) -> float:
-        return float(np.polyfit(log_atoms, np.log(medians), 1)[0])
-
-    samples = [
-        slope([float(np.median(rng.choice(calls, len(calls)))) for _, calls in times])
-        for _ in range(n_samples)
-    ]
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return slope([median(calls) for _, calls in times]), float(low), float(high)
+    slopes = [np.polyfit(*np.log(np.array(one).T), 1)[0] for one in rounds]
+    mean = float(np.mean(slopes))
+    if len(slopes) == 1:
+        return mean, math.nan, math.nan
+    n = len(slopes)
+    half = float(student_t.ppf(0.975, n - 1) * np.std(slopes, ddof=1) / math.sqrt(n))
+    return mean, mean - half, mean + half
 
 
 def summary(rows: dict[Key, dict]) -> list[dict]:
@@ -143,26 +159,32 @@ def summary(rows: dict[Key, dict]) -> list[dict]:
         if "failed" in row:
             entries.append(entry | {"failed": row["failed"]})
             continue
-        facts = {k: row[k] for k in ("atoms", "edges", "imported_MiB", "peak_MiB")}
+        known = ("atoms", "edges", "versions", "imported_MiB", "peak_MiB", "failed_rounds")
+        facts = {k: row[k] for k in known if k in row}
         times = {f"{part}_ms": median(row[part]) for part in PARTS if part in row}
         entries.append(entry | facts | times | {"calls": len(row["network"])})
     return entries
 
 
-def growths(rows: dict[Key, dict]) -> list[dict]:
-    """The exponents over the water boxes, of every engine that did two or more."""
+def growths(rounds: list[dict[Key, dict]]) -> list[dict]:
+    """The exponents over the water boxes that an engine did in every round, if two or more."""
     found = []
-    for engine, threads in dict.fromkeys((e, t) for e, _, t in rows):
-        water = [
-            (row["atoms"], row["network"])
-            for (e, system, t), row in rows.items()
-            if (e, t) == (engine, threads) and system.startswith("water") and "network" in row
+    for engine, threads in dict.fromkeys((e, t) for one in rounds for e, _, t in one):
+        boxes = [
+            key
+            for key in rounds[0]
+            if key == (engine, key[1], threads)
+            and key[1].startswith("water")
+            and all("network" in one.get(key, {}) for one in rounds)
         ]
-        if len(water) > 1:
-            exponent, low, high = growth(water)
+        if len(boxes) > 1:
+            times = [
+                [(one[k]["atoms"], median(one[k]["network"])) for k in boxes] for one in rounds
+            ]
+            exponent, low, high = growth(times)
             found.append(
                 {"engine": engine, "threads": threads, "exponent": exponent}
-                | {"low": low, "high": high, "boxes": len(water)}
+                | {"low": low, "high": high, "boxes": len(boxes), "rounds": len(rounds)}
             )
     return found
 
@@ -178,7 +200,10 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
         entry = at.get((engine, system, threads))
         if entry is None:
             return ""
-        return entry.get("failed") or f"{entry['network_ms']:.2f}"
+        if "failed" in entry:
+            return entry["failed"]
+        failed = f" (failed in {n} rounds)" if (n := entry.get("failed_rounds")) else ""
+        return f"{entry['network_ms']:.2f}{failed}"
 
     def ratio(system: str, peer: tuple[str, int]) -> str:
         theirs = at.get((peer[0], system, peer[1]), {}).get("network_ms")
@@ -189,7 +214,9 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
         return next((e["atoms"] for e in entries if e["system"] == system and "atoms" in e), 0)
 
     names = [f"{engine}, {threads} thr." for engine, threads in columns]
-    names += [f"{engine} / ours, {threads} thr." for engine, threads in peers]
+    for engine, threads in peers:
+        other = " (another network)" if engine == "mace-torch" else ""
+        names.append(f"{engine}{other} / ours, {threads} thr.")
     lines = [machine, "", *notes, "", "## Energy + forces, ms per call", ""]
     lines += _table(
         ["system", "atoms", *names],
@@ -242,7 +269,7 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
                 str(g["threads"]),
                 str(g["boxes"]),
                 f"{g['exponent']:.3f}",
-                f"{g['low']:.3f} to {g['high']:.3f}",
+                f"{g['low']:.3f} to {g['high']:.3f}" if g["rounds"] > 1 else "one round only",
             ]
             for g in exponents
         ],
@@ -278,10 +305,7 @@ def machine_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
     avx = " with AVX-512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else ""
-    return (
-        f"{cpu}{avx}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
-    )
+    return f"{cpu}{avx}, {os.cpu_count()} cores"
 
 
 def write(path: Path, text: str) -> None:
@@ -304,7 +328,19 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not arguments.worker:
+        parser.error("this table is of the CPU; on a GPU run benchmarks/gpu.py")
+    if arguments.rounds < 1 or min(arguments.threads) < 1:
+        parser.error("--rounds and --threads must be positive")
+    arguments.python = {}
+    for entry in arguments.peer:
+        engine, found, python = entry.partition("=")
+        if not found or engine not in ENGINES[1:]:
+            known = " or ".join(f"{name}=PYTHON" for name in ENGINES[1:])
+            parser.error(f"--peer must be {known}, got {entry!r}")
+        arguments.python[engine] = python
+    return arguments
 
 
 def main() -> None:
@@ -312,8 +348,7 @@ def main() -> None:
     if arguments.worker:
         worker(arguments)
         return
-    given = dict(entry.split("=", 1) for entry in arguments.peer)
-    pythons = {engine: python_of(engine, given) for engine in arguments.engines}
+    pythons = {engine: python_of(engine, arguments.python) for engine in arguments.engines}
     for engine in [engine for engine, python in pythons.items() if python is None]:
         print(f"{engine}: no environment (`make peers`, or --peer {engine}=PYTHON): left out")
         del pythons[engine]
@@ -336,21 +371,23 @@ def main() -> None:
             told = row.get("failed") or f"{median(row['network']):.2f} ms"
             engine, system, threads = key
             print(f"[{n_done}/{n_all}, {left:.0f} min left] {engine} {system} x{threads}: {told}")
-        report(merged(rounds), len(rounds), arguments, list(pythons))
+        report(rounds, arguments, list(pythons))
     print((arguments.output / "cpu.md").read_text())
 
 
 def report(
-    rows: dict[Key, dict], n_rounds: int, arguments: argparse.Namespace, engines: list[str]
+    rounds: list[dict[Key, dict]], arguments: argparse.Namespace, engines: list[str]
 ) -> None:
     """Write both files."""
     from engines import ENGINES as KNOWN
 
-    entries, exponents = summary(rows), growths(rows)
+    entries, exponents = summary(merged(rounds)), growths(rounds)
     machine = machine_name()
-    notes = [f"{n_rounds} rounds by turns, medians over all calls; threads wait passively.", ""]
-    notes += [f"- {engine}: {KNOWN[engine][1]}" for engine in engines]
-    content = {"machine": machine, "rounds": n_rounds, "threads": arguments.threads}
+    notes = [f"{len(rounds)} rounds by turns, medians over all calls; threads wait passively.", ""]
+    for engine in engines:
+        versions = {e["versions"] for e in entries if e["engine"] == engine and "versions" in e}
+        notes.append(f"- {engine}: {KNOWN[engine][1]} ({'; '.join(sorted(versions))})")
+    content = {"machine": machine, "rounds": len(rounds), "threads": arguments.threads}
     content |= {"rows": entries, "growth": exponents}
     write(arguments.output / "cpu.json", json.dumps(content, indent=1) + "\n")
     write(arguments.output / "cpu.md", markdown(entries, exponents, machine, notes))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -60,9 +61,9 @@ def test_dry_run(tmp_path: Path) -> None:
     assert {entry["state"] for entry in stages.values()} == {"done"}
     assert (tmp_path / "results-site" / "tiny_thing.py").exists()
     assert stages["machine"]["missing"] == []
-    assert (stages["tests"]["passed"], stages["tests"]["not_run"]) == (3, 0)
+    assert (stages["tests"]["passed"], stages["tests"]["not_run"]) == (2, 0)
     for rows in (stages["speed"]["rows"], stages["kernels"]["rows"]):
-        assert [row["system"] for row in rows] == ["ethanol", "water-192"]
+        assert [row["system"] for row in rows] == ["ethanol", "aspirin"]
     assert all(row["network_ms"] > 0 for row in stages["speed"]["rows"])
     assert all(row["kernels"] > 100 for row in stages["kernels"]["rows"])
     training = stages["training"]
@@ -74,25 +75,49 @@ def test_dry_run(tmp_path: Path) -> None:
     assert str(tmp_path) not in text + json.dumps(report)
 
     # the first epoch, wall time included, is the one of the run that was begun
-    begun, went_on = ((output / name / "metrics.csv").read_text() for name in ("begun/run", "run"))
+    begun, went_on = (
+        (output / name / "metrics.csv").read_text() for name in ("begun/run", "begun/went-on")
+    )
     assert begun.splitlines()[:2] == went_on.splitlines()[:2]
-    assert "goes on from there (run)" in training["said"][-1]
-    for name in ("begun/run", "run"):
+    assert "goes on from there (begun/went-on)" in training["said"][-1]
+    for name in ("begun/run", "begun/went-on"):
         assert {path.name for path in (output / name).iterdir()} == {
             *("dry-run.safetensors", "last.ckpt", "metrics.csv", "recipe.json")
         }
 
 
-def test_a_training_goes_on_in_a_copy(gpu, tmp_path, monkeypatch) -> None:
-    run, output = tmp_path / "runs" / "mine", tmp_path / "results"
+@dataclass(frozen=True)
+class Given:
+    """What a training goes on with."""
+
+    recipe: Path
+    data: Path
+    run: Path
+    output: Path
+
+    def arguments(self) -> list[str]:
+        files = {"--train": self.recipe, "--data": self.data, "--run": self.run}
+        words = [word for pair in files.items() for word in pair]
+        return [*map(str, ["gpu.py", "--output", self.output, "--stages", "training", *words])]
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Given:
+    """A run of one epoch."""
+    run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "last.ckpt").write_bytes(b"checkpoint")
     (run / "metrics.csv").write_text("epoch,wall_time_s\n1,2.0\n")
     recipe, data = tmp_path / "recipe.yaml", tmp_path / "data.xyz"
     recipe.touch(), data.touch()
+    return Given(recipe, data, run, tmp_path / "results")
+
+
+def test_a_training_goes_on_in_a_copy(gpu, given, monkeypatch) -> None:
+    run, output = given.run, given.output
 
     def train(kit, *files: Path, n_epochs: int | None):
-        assert files == (recipe, data, output / "run")
+        assert files == (given.recipe, given.data, output / "run")
         assert n_epochs is None
         assert (output / "run" / "last.ckpt").read_bytes() == b"checkpoint"
         with open(output / "run" / "metrics.csv", "a") as table:
@@ -100,9 +125,7 @@ def test_a_training_goes_on_in_a_copy(gpu, tmp_path, monkeypatch) -> None:
         return gpu.Ended("stopped", 99.0, [], [f"goes on from there ({output}/run)"])
 
     monkeypatch.setattr(gpu, "train", train)
-    files = ["--train", recipe, "--data", data, "--run", run]
-    arguments = ["gpu.py", "--output", output, "--stages", "training", *files]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in arguments])
+    monkeypatch.setattr(sys, "argv", given.arguments())
     assert gpu.main() == 0
     assert json.loads((output / "gpu.json").read_text())["stages"]["training"] == {
         **{"state": "done", "seconds": 99.0, "why": "stopped after 99 s, as planned"},
@@ -110,6 +133,104 @@ def test_a_training_goes_on_in_a_copy(gpu, tmp_path, monkeypatch) -> None:
         "said": ["goes on from there (run)"],
     }
     assert (run / "metrics.csv").read_text().count("\n") == 2, "the original stays"
+
+
+@pytest.mark.parametrize(
+    ("killed", "n_new", "state", "why"),
+    [
+        (False, 1, "done", "as planned"),
+        (False, 0, "stopped", "without a further epoch"),
+        (True, 1, "stopped", "it did not listen to Ctrl-C and was killed"),
+    ],
+)
+def test_a_stopped_training_is_done_if_it_got_on(
+    gpu, given, monkeypatch, killed, n_new, state, why
+) -> None:
+    def train(kit, recipe: Path, data: Path, folder: Path, *, n_epochs: int | None):
+        with open(folder / "metrics.csv", "a") as table:
+            table.write("2,5.0\n" * n_new)
+        return gpu.Ended("stopped", 99.0, [], [], killed)
+
+    monkeypatch.setattr(gpu, "train", train)
+    monkeypatch.setattr(sys, "argv", given.arguments())
+    assert gpu.main() == int(state != "done")
+    training = json.loads((given.output / "gpu.json").read_text())["stages"]["training"]
+    assert training["state"] == state
+    assert why in training["why"]
+    assert (training["epochs_before"], training["epochs_after"]) == (1, 1 + n_new)
+
+
+@pytest.mark.parametrize(
+    ("run", "output", "told"),
+    [
+        ("results/run", "results", "--run lies in the results folder, {output}: move it out first"),
+        ("results/run/member-1", "results", "--run lies in the results folder, {output}: move it"),
+        ("link", "results", "--run lies in the results folder, {output}: move it out first"),
+        ("mine", "mine", "--output lies in the folder of --run, {run}: give another one"),
+        ("mine", "mine/results", "--output lies in the folder of --run, {run}: give another one"),
+        ("mine", "results", "--output: {output}/run holds an earlier training: move it out first"),
+    ],
+    ids=["same", "inside", "linked", "as-output", "around-output", "second-call"],
+)
+def test_no_checkpoint_is_overwritten(
+    gpu, given, tmp_path, monkeypatch, capsys, run, output, told
+) -> None:
+    given = replace(given, run=tmp_path / run, output=tmp_path / output)
+    (tmp_path / "results" / "run").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "results" / "run")
+    for folder in (given.run, tmp_path / "results" / "run"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "last.ckpt").write_bytes(b"checkpoint")
+    monkeypatch.setattr(sys, "argv", given.arguments())
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert told.format(run=given.run, output=given.output) in line
+    for folder in (given.run, tmp_path / "results" / "run"):
+        assert (folder / "last.ckpt").read_bytes() == b"checkpoint"
+
+
+def test_wheels_of_an_earlier_call_are_removed(gpu, tmp_path, monkeypatch) -> None:
+    stale = tmp_path / "results-site" / "numpy" / "__init__.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    arguments = ["--dry-run", "--output", str(tmp_path / "results"), "--stages", "packages"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    assert gpu.main() == 0
+    assert not stale.exists()
+
+
+CLEANS_UP_BADLY = """
+import pytest
+
+@pytest.fixture
+def thing():
+    yield
+    raise OSError("still open")
+
+def test_with(thing):
+    pass
+
+def test_after_it():
+    pass
+"""
+
+
+def test_a_test_counts_once(gpu, tmp_path, monkeypatch) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text(CLEANS_UP_BADLY)
+    script = (
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu, pytest; "
+        f"pytest.main(['-q', '-p', 'no:cacheprovider', {str(file)!r}], plugins=[gpu.EachTest()])"
+    )
+    monkeypatch.setattr(gpu.Kit, "worker", lambda *_: [sys.executable, "-c", script])
+    arguments = ["--dry-run", "--output", str(tmp_path / "results"), "--stages", "tests"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    assert gpu.main() == 1
+    found = json.loads((tmp_path / "results" / "gpu.json").read_text())["stages"]["tests"]
+    assert [found[name] for name in ("collected", "passed", "failed", "not_run")] == [2, 1, 1, 0]
+    (failure,) = found["failures"]
+    assert "still open" in failure["message"]
 
 
 HANGS = """
@@ -177,8 +298,21 @@ def test_a_training_that_does_not_listen_is_killed(gpu, monkeypatch) -> None:
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     start = time.monotonic()
     ended = gpu.run_for(1.0, [sys.executable, "-c", deaf], dict(os.environ), grace=1.0)
-    assert ended.state == "stopped"
+    assert (ended.state, ended.killed) == ("stopped", True)
     assert 2.0 <= time.monotonic() - start < 5
+
+
+def test_a_training_that_listens_ends_by_itself(gpu, tmp_path) -> None:
+    there = tmp_path / "there"
+    listens = (
+        "import pathlib, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"pathlib.Path({str(there)!r}).touch(); time.sleep(600)"
+    )
+    ended = gpu.run_for(
+        30.0, [sys.executable, "-c", listens], dict(os.environ), grace=30.0, enough=there.exists
+    )
+    assert (ended.state, ended.killed) == ("stopped", False)
+    assert ended.errors[-1] == "KeyboardInterrupt"
 
 
 def test_a_failure_is_told_by_its_last_line(gpu) -> None:
@@ -262,6 +396,8 @@ REPORT = {
                 {"system": "a", "kernels": 500, "wall_ms": 3.0, "busy_ms": 0.9, "launch_us": 4.0},
                 {"system": "b", "kernels": 500, "wall_ms": 9.0, "busy_ms": 8.5, "launch_us": 4.0},
                 {"system": "c", "kernels": 0, "wall_ms": 9.0, "busy_ms": 0.0, "launch_us": 4.0},
+                {"system": "d", "kernels": 500, "wall_ms": 9.0, "busy_ms": 0.9, "launch_us": 4.0},
+                {"system": "e", "kernels": 500, "wall_ms": 3.0, "busy_ms": 1.5, "launch_us": 4.0},
             ],
         },
         "training": {
@@ -287,6 +423,8 @@ def test_tables(gpu) -> None:
         "| a | 500 | 3.000 | 0.900 | 2.000 | launches |",
         "| b | 500 | 9.000 | 8.500 | 2.000 | kernels |",
         "| c | none seen by the profiler | 9.000 |  |  |  |",
+        "| d | 500 | 9.000 | 0.900 | 2.000 | neither |",
+        "| e | 500 | 3.000 | 1.500 | 2.000 | kernels |",
     ):
         assert line in lines
     assert gpu.markdown({"dry_run": False, "stages": {}}).startswith("Machine not known")

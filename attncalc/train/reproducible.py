@@ -1,4 +1,4 @@
-"""Trainings on CUDA that round the same way every time."""
+"""Trainings on CUDA that shall round the same way every time; none has run there yet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import torch
 
 @contextmanager
 def ordered_sums(device: torch.device) -> Iterator[None]:
-    """On CUDA, everything inside adds what arrives at an atom in a fixed order.
+    """On CUDA, everything inside shall add what arrives at an atom in a fixed order.
 
     By default CUDA adds in the order in which its threads happen to arrive, in `index_add` and in
-    the gradient of a gather, so that no two runs end with the same bits. PyTorch's deterministic
-    versions sort first. Other devices are left alone: a CPU adds in order anyway.
+    the gradient of a gather, so that hardly two runs end with the same bits. PyTorch offers
+    deterministic versions of both, and this asks for them; whether they are all that a training
+    needs, only a GPU can say (`tests/train/test_cuda.py`). Other devices are left alone: a CPU adds
+    in order anyway.
 
     Args:
         device: where the training runs.

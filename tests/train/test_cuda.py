@@ -73,7 +73,7 @@ def test_a_stopped_training_ends_with_the_same_bits(device, short, parts, tmp_pa
     resumed = fit(device, short, parts, tmp_path / "stopped")
     assert without_time(resumed.history) == without_time(whole.history)
     ours, theirs = (
-        torch.load(tmp_path / name / "last.ckpt", map_location="cpu", weights_only=False)
+        torch.load(tmp_path / name / "last.ckpt", map_location="cpu", weights_only=True)
         for name in ("stopped", "whole")
     )
     for part in ("state_dict", "current_model_state", "averaging_state"):

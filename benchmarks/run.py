@@ -322,7 +322,8 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of attncalc")
+    parser.add_argument("--peer-threads", nargs="+", type=int, default=[1], help="of the others")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=4.0, help="s per measurement, at least")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder")
@@ -331,8 +332,8 @@ def parsed() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not arguments.worker:
         parser.error("this table is of the CPU; on a GPU run benchmarks/gpu.py")
-    if arguments.rounds < 1 or min(arguments.threads) < 1:
-        parser.error("--rounds and --threads must be positive")
+    if min(arguments.rounds, *arguments.threads, *arguments.peer_threads) < 1:
+        parser.error("--rounds and numbers of threads must be positive")
     arguments.python = {}
     for entry in arguments.peer:
         engine, found, python = entry.partition("=")
@@ -355,8 +356,8 @@ def main() -> None:
     keys: list[Key] = [
         (engine, system, threads)
         for system in arguments.systems
-        for threads in arguments.threads
         for engine in pythons
+        for threads in (arguments.threads if engine == "attncalc" else arguments.peer_threads)
     ]
     arguments.output.mkdir(parents=True, exist_ok=True)
     rounds: list[dict[Key, dict]] = []
@@ -387,7 +388,7 @@ def report(
     for engine in engines:
         versions = {e["versions"] for e in entries if e["engine"] == engine and "versions" in e}
         notes.append(f"- {engine}: {KNOWN[engine][1]} ({'; '.join(sorted(versions))})")
-    content = {"machine": machine, "rounds": len(rounds), "threads": arguments.threads}
+    content = {"machine": machine, "rounds": len(rounds), "budget_s": arguments.budget}
     content |= {"rows": entries, "growth": exponents}
     write(arguments.output / "cpu.json", json.dumps(content, indent=1) + "\n")
     write(arguments.output / "cpu.md", markdown(entries, exponents, machine, notes))

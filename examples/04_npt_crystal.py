@@ -1,9 +1,7 @@
-"""A crystal at 300 K and 5 GPa: 108 atoms of copper in a box that follows the pressure.
+"""A crystal at 300 K and 5 GPa: 64 atoms of silicon in a box that follows the pressure.
 
-Run: python examples/04_npt_crystal.py; open the trajectory with: ase gui copper-npt.traj
+Run: python examples/04_npt_crystal.py; open the trajectory with: ase gui silicon-npt.traj
 """
-
-from pathlib import Path
 
 import numpy as np
 from ase import units
@@ -13,21 +11,19 @@ from ase.md.velocitydistribution import Stationary, thermalize_momenta
 
 from attncalc import AttnCalculator
 
-MODEL = Path(__file__).parents[1] / "tests/models/cu-emt.safetensors"  # copper like ASE's EMT
-
-atoms = bulk("Cu", a=3.58, cubic=True).repeat(3)
-atoms.calc = AttnCalculator(MODEL)
+atoms = bulk("Si", a=5.40, cubic=True).repeat(2)
+atoms.calc = AttnCalculator("so3krates-silicon")
 thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(0))
 Stationary(atoms)
 pressure = {"pressure_au": 5 * units.GPa, "pdamp": 200 * units.fs}
 heat = {"temperature_K": 300, "tdamp": 100 * units.fs}
-dynamics = IsotropicMTKNPT(atoms, 4 * units.fs, **heat, **pressure, trajectory="copper-npt.traj")
+dynamics = IsotropicMTKNPT(atoms, 2 * units.fs, **heat, **pressure, trajectory="silicon-npt.traj")
 rows = []
 
 
 def observe():
     pressure = -atoms.get_stress(include_ideal_gas=True)[:3].mean() / units.GPa
-    rows.append((atoms.get_temperature(), pressure, (4 * atoms.get_volume() / 108) ** (1 / 3)))
+    rows.append((atoms.get_temperature(), pressure, (atoms.get_volume() / 8) ** (1 / 3)))
 
 
 dynamics.attach(observe)

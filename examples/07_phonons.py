@@ -1,9 +1,7 @@
-"""Phonons of copper with phonopy: frequencies at Γ, X and L, and the heat capacity.
+"""Phonons of silicon with phonopy: frequencies at Γ, X and L, and the heat capacity.
 
 Run: pip install "attncalc[phonons]"; python examples/07_phonons.py
 """
-
-from pathlib import Path
 
 from ase import Atoms
 from ase.build import bulk
@@ -14,10 +12,8 @@ from phonopy.structure.atoms import PhonopyAtoms
 
 from attncalc import AttnCalculator
 
-MODEL = Path(__file__).parents[1] / "tests/models/cu-emt.safetensors"  # copper like ASE's EMT
-
-crystal = bulk("Cu")
-crystal.calc = AttnCalculator(MODEL, dtype="float64")
+crystal = bulk("Si")
+crystal.calc = AttnCalculator("so3krates-silicon", dtype="float64")
 LBFGS(FrechetCellFilter(crystal), logfile=None).run(fmax=1e-5, steps=200)
 unit_cell = PhonopyAtoms(crystal.symbols, cell=crystal.cell, positions=crystal.positions)
 phonons = Phonopy(unit_cell, supercell_matrix=[4, 4, 4], primitive_matrix="P")
@@ -36,4 +32,4 @@ for name, frequencies in zip(points, phonons.qpoints.frequencies, strict=True):
 phonons.run_mesh([20, 20, 20], is_gamma_center=True)
 phonons.run_thermal_properties(temperatures=[300], cutoff_frequency=1e-3)
 print(f"heat capacity at 300 K {phonons.thermal_properties.heat_capacity[0]:.2f} J/K/mol")
-phonons.save("copper-phonons.yaml")
+phonons.save("silicon-phonons.yaml")

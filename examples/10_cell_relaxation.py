@@ -3,8 +3,6 @@
 Run: python examples/10_cell_relaxation.py
 """
 
-from pathlib import Path
-
 import numpy as np
 from ase import units
 from ase.build import bulk
@@ -13,12 +11,10 @@ from ase.optimize import LBFGS
 
 from attncalc import AttnCalculator
 
-MODEL = Path(__file__).parents[1] / "tests/models/cu-emt.safetensors"  # copper like ASE's EMT
-
-atoms = bulk("Cu", a=3.7, cubic=True)
+atoms = bulk("Si", a=5.6, cubic=True)
 atoms.set_cell(atoms.cell @ [[1.03, 0.02, 0], [0, 0.98, 0], [0, 0, 1]], scale_atoms=True)
 atoms.rattle(0.03, seed=0)
-atoms.calc = AttnCalculator(MODEL)
+atoms.calc = AttnCalculator("so3krates-silicon")
 
 for pressure in (0, 10):
     relaxed = FrechetCellFilter(atoms, scalar_pressure=pressure * units.GPa)
@@ -29,4 +25,4 @@ for pressure in (0, 10):
         *atoms.cell.cellpar()
     )
     print(f"{pressure} GPa: stress {stress} GPa, largest force {fmax:.4f} eV/Å, {cell}")
-    atoms.write(f"copper-{pressure}GPa.extxyz")
+    atoms.write(f"silicon-{pressure}GPa.extxyz")

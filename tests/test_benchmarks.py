@@ -160,7 +160,7 @@ def test_why_a_worker_failed(load, monkeypatch, tmp_path, script, told):
         (["--peer", "mace=python"], "--peer must be so3krates-torch=PYTHON or mace-torch=PYTHON"),
         (["--peer", "mace-torch"], "--peer must be so3krates-torch=PYTHON or mace-torch=PYTHON"),
         (["--device", "cuda"], "on a GPU run benchmarks/gpu.py"),
-        (["--rounds", "0"], "--rounds and --threads must be positive"),
+        (["--rounds", "0"], "--rounds and numbers of threads must be positive"),
     ],
 )
 def test_arguments_that_make_no_sense(load, monkeypatch, capsys, arguments, message):

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase.build import molecule
+from ase.build import bulk, molecule
+from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 
 from attncalc import AttnCalculator, Committee, data, load
@@ -26,8 +27,11 @@ def on_card(name: str, quantity: str) -> float:
 
 def test_all_are_shipped():
     assert SHIPPED == [
+        "so3krates-aspirin",
+        "so3krates-aspirin-xtb",
         "so3krates-ethanol",
         "so3krates-ethanol-committee",
+        "so3krates-silicon",
         "so3krates-xtb-small-molecules",
     ]
 
@@ -59,13 +63,29 @@ def test_accuracy_on_the_committed_test_set():
     assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["so3krates-ethanol", "so3krates-ethanol-committee"])
-def test_accuracy_on_md17(shared, name):
-    dataset = data.read(shared / "data" / "rmd17_ethanol.npz", labels="md17")
+@pytest.mark.parametrize(
+    ("name", "molecule_name"),
+    [
+        ("so3krates-ethanol", "ethanol"),
+        ("so3krates-ethanol-committee", "ethanol"),
+        ("so3krates-aspirin", "aspirin"),
+    ],
+)
+def test_accuracy_on_md17(shared, name, molecule_name):
+    dataset = data.read(shared / "data" / f"rmd17_{molecule_name}.npz", labels="md17")
     test = data.official_split(dataset, "train_01", test="test_01")[2]
     found = errors(predict(load(name), test), test)
     assert 1e3 * found.force_mae == pytest.approx(on_card(name, "force"), abs=0.02)
     assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
+
+
+def test_accuracy_of_silicon(shared):
+    """Energies and forces of the file as it is; its stresses are those that had to be mended."""
+    dataset = data.read(shared / "data" / "mlearn_Si.extxyz")
+    test = dataset[dataset.splits["test"]]
+    found = errors(predict(load("so3krates-silicon"), test), test)
+    assert 1e3 * found.force_mae == pytest.approx(on_card("so3krates-silicon", "force"), abs=0.02)
+    assert 1e3 * found.energy_mae == pytest.approx(on_card("so3krates-silicon", "energy"), abs=0.1)
 
 
 def test_the_committee_holds_the_single_model():
@@ -87,6 +107,15 @@ def test_the_spread_grows_where_the_data_end():
         calculator.calculate(atoms, ["forces"], [])
         spreads.append(np.linalg.norm(calculator.spread["forces"], axis=1).max())
     assert spreads[1] > 5 * spreads[0]
+
+
+def test_silicon_is_diamond_with_its_lattice_constant():
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.03, seed=0)
+    atoms.calc = AttnCalculator("so3krates-silicon")
+    assert LBFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-3, steps=300)
+    assert atoms.cell.lengths() == pytest.approx([5.469] * 3, abs=0.01)  # PBE, of its data
+    assert atoms.get_stress() == pytest.approx([0.0] * 6, abs=1e-4)
 
 
 def test_ethanol_relaxes_to_its_minimum():

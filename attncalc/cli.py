@@ -31,7 +31,7 @@ from tqdm import tqdm
 from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
 from attncalc.graph import species_of
-from attncalc.md import ENSEMBLES, Settings, Thermometer, run_with_ase
+from attncalc.md import ENSEMBLES, SPREAD, Settings, Thermometer, run_with_ase
 from attncalc.one_line import one_line
 from attncalc.potential import Potential, check_electrons
 from attncalc.system import System
@@ -284,6 +284,12 @@ def md(structure, model, device, dtype, threads, output, **options) -> None:
         f"wrote {target} ({len(rows)} frames), {target.with_suffix('.csv')}, {picture}; "
         f"{calc.n_rebuilds} neighbour lists in {calc.n_updates} steps"
     )
+    if spreads := [row for row in rows if SPREAD in row]:
+        widest = max(spreads, key=lambda row: row[SPREAD])
+        click.echo(
+            f"largest spread of the committee on a force: {widest[SPREAD]:.3f} eV/Å, at "
+            f"{widest['time_fs']:.1f} fs"
+        )
 
 
 def _draw_md(target: Path, picture: Path, settings: Settings, title: str, n_dof: int) -> None:
@@ -357,7 +363,7 @@ def evaluate(
     """
     from attncalc import data
     from attncalc.data.errors import predict, spread_bins, spread_correlation
-    from attncalc.report import Subject, evaluation
+    from attncalc.report import Subject, evaluation, remarks
 
     target = None if no_report else _report_file(report, model, data_file, labels, split)
     dataset = data.read(data_file, labels=labels, **units)
@@ -385,10 +391,11 @@ def evaluate(
             f"spread of the committee: the force error is {whole.ratio:.1f} times as large, "
             f"rank correlation {correlation:.2f}"
         )
+    command, device = shlex.join(["attncalc", *sys.argv[1:]]), str(potential.device)
+    subject = Subject(model, split, indices, command, device, seconds)
+    for remark in remarks(potential, prediction, dataset, subject):
+        click.echo(f"Note: {remark}")
     if target is not None:
-        command = shlex.join(["attncalc", *sys.argv[1:]])
-        device = str(potential.device)
-        subject = Subject(model, split, indices, command, device, seconds)
         page = evaluation(potential, prediction, dataset, subject)
         model_file.write_atomically(target, page.encode(errors="replace"))
         click.echo(f"wrote {target}")

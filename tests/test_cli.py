@@ -585,6 +585,26 @@ def test_eval_warns_of_units_that_do_not_match() -> None:
     )
 
 
+def test_eval_says_in_the_terminal_what_the_report_says() -> None:
+    frames = labelled(8)
+    for atoms in frames:
+        atoms.calc.results["energy"] += 1000.0 * len(atoms)
+    write("cu.extxyz", frames)
+    said = succeeds("eval", COPPER, "cu.extxyz", "--no-report")
+    assert re.search(r"Note: Energies are off by a constant per element: without it", said)
+
+
+def test_md_of_a_committee_logs_its_spread(ethanol_file: str) -> None:
+    said = succeeds("md", ethanol_file, "--model", f"{ETHANOL}-committee", "--steps", 20)
+    with open("ethanol.md.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    spreads = [float(row["force_spread_eV_A"]) for row in rows]
+    assert all(spread > 0 for spread in spreads)
+    assert f"largest spread of the committee on a force: {max(spreads):.3f} eV/Å, at " in said
+    said = succeeds("md", ethanol_file, "--model", ETHANOL, "--steps", 20, "-o", "one.xyz")
+    assert "spread" not in said + Path("one.csv").read_text()
+
+
 def test_eval_without_a_report() -> None:
     write("cu.extxyz", labelled(2))
     assert "wrote" not in succeeds("eval", COPPER, "cu.extxyz", "--no-report")

@@ -1,6 +1,6 @@
 """Molecular dynamics."""
 
 from attncalc.md.velocities import Thermometer
-from attncalc.md.with_ase import ENSEMBLES, Settings, run_with_ase
+from attncalc.md.with_ase import ENSEMBLES, SPREAD, Settings, run_with_ase
 
-__all__ = ["ENSEMBLES", "Settings", "Thermometer", "run_with_ase"]
+__all__ = ["ENSEMBLES", "SPREAD", "Settings", "Thermometer", "run_with_ase"]

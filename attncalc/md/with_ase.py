@@ -25,6 +25,8 @@ from ase.md.verlet import VelocityVerlet
 from attncalc.md.velocities import Thermometer
 
 COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
+# of a committee: the largest standard deviation over its members of the force on an atom
+SPREAD = "force_spread_eV_A"
 ENSEMBLES = ("nve", "nvt", "npt")
 # an integrator that has lost a molecule is far beyond any temperature one would ask for
 RUNAWAY = 10.0  # times the temperature asked for, plus
@@ -131,8 +133,6 @@ def run_with_ase(
         _frames(trajectory) as frames,
         open(log_file, "w", newline="") as file,
     ):
-        log = csv.DictWriter(file, COLUMNS)
-        log.writeheader()
 
         def observe() -> None:
             time = dynamics.get_time() / units.fs
@@ -143,6 +143,9 @@ def run_with_ase(
                 row = _observe(atoms, thermometer, time)
                 with _finished_before_ctrl_c():
                     frames.write(atoms)
+                    log = csv.DictWriter(file, list(row))
+                    if not rows:
+                        log.writeheader()
                     log.writerow(row)
                     file.flush()
                     rows.append(row)
@@ -196,7 +199,11 @@ def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, f
     volume = atoms.get_volume() if atoms.cell.rank == 3 else float("nan")
     temperature = thermometer.temperature(atoms)
     numbers = (time, temperature, potential, kinetic, potential + kinetic, volume)
-    return dict(zip(COLUMNS, map(float, numbers), strict=True))
+    row = dict(zip(COLUMNS, map(float, numbers), strict=True))
+    spread = getattr(atoms.calc, "spread", None)
+    if spread is not None:
+        row[SPREAD] = float(np.linalg.norm(spread["forces"], axis=1).max())
+    return row
 
 
 def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:

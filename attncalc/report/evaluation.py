@@ -244,8 +244,8 @@ def remarks(
             f"Energies are off by a constant per element: without it their MAE is "
             f"{three_digits(1e3 * energy['shifted'].mae)} instead of "
             f"{three_digits(1e3 * energy['per atom'].mae)} "
-            "meV/atom. Model and labels may count energies from different zeros. Below the table "
-            "of errors it is taken off."
+            "meV/atom. Model and labels may count energies from different zeros. The pictures and "
+            "lists of the report take it off."
         )
     if dataset.forces is None:
         yield "The data have no forces: only energies are compared."

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from attncalc import plots
@@ -32,8 +32,20 @@ class MovingAverage(WeightAveraging):
     _average_model: AveragedModel  # made by Lightning before any of the calls below
 
     def __init__(self, decay: float) -> None:
-        self.average = get_ema_multi_avg_fn(decay)
+        self.decay = decay
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
+
+    def average(
+        self, averaged: list[torch.Tensor], current: list[torch.Tensor], n_averaged: Any
+    ) -> None:
+        """Move the average, in place, towards the weights after one more step.
+
+        It forgets faster in the beginning: what a run of a few hundred steps saves would else be
+        its random start.
+        """
+        n = int(n_averaged)
+        decay = min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
 
     @property
     def state_key(self) -> str:

@@ -90,9 +90,7 @@ def run(
     except KeyboardInterrupt as stop:
         if stop.args:
             raise
-        raise KeyboardInterrupt(
-            f"stopped; the same command goes on from there ({output})"
-        ) from None
+        raise KeyboardInterrupt(f"the same command goes on from there ({output})") from None
     _describe(done, recipe, (training, validation, test), test_errors, command)
     return done
 
@@ -102,6 +100,7 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     units = {"energy_unit": recipe.energy_unit, "length_unit": recipe.length_unit}
     dataset = data.read(recipe.find(recipe.data), labels=recipe.labels, **units)
     _require_matching_units(recipe, dataset)  # before the split: more structures are close
+    _say_what_is_not_known(recipe, dataset)
     test: Dataset | None
     if "sizes" in recipe.split:
         sizes = recipe.split["sizes"]
@@ -236,6 +235,20 @@ def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
         raise ValueError(f"{what} (or train on one of them: energy_weight: 0 or force_weight: 0)")
     if recipe.stress_weight and (what := data.stress_mismatch(dataset)):
         raise ValueError(f"{what} (or train without them: stress_weight: 0)")
+
+
+def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
+    found = data.work_ratio(dataset)
+    if dataset.forces is not None and (found is None or not found.decides):
+        log.info(
+            "%s: no structures are close enough to check energies and forces against each other",
+            dataset.source,
+        )
+    if dataset.stress is not None and not recipe.stress_weight:
+        log.info(
+            "%s: there are stresses, but the recipe's stress_weight is 0: they are not learnt",
+            dataset.source,
+        )
 
 
 def _elements(dataset: Dataset) -> set[int]:

@@ -153,8 +153,8 @@ def _interruptible(module: TrainingModule, recipe: Recipe, output: Path) -> Iter
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt(
-            f"stopped after {len(module.history)} of {recipe.epochs} epochs; the same command "
-            f"goes on from there ({output})"
+            f"{len(module.history)} of {recipe.epochs} epochs are done; the same command goes on "
+            f"from there ({output})"
         ) from None
 
 

@@ -51,7 +51,8 @@ class TrainingModule(L.LightningModule):
             factor = lowest**done
         else:
             factor = lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
-        return factor * min(1.0, (step + 1) / (self.recipe.warmup_steps + 1))
+        n_warm = min(self.recipe.warmup_steps, self.n_steps // 10)  # or a short run never gets warm
+        return factor * min(1.0, (step + 1) / (n_warm + 1))
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

@@ -45,9 +45,10 @@ class Recipe:
         learning_rate: of Adam at its highest.
         final_learning_rate: reached at the end, by the schedule.
         schedule: "exponential" (equal factors per step) or "cosine".
-        warmup_steps: the learning rate rises linearly for so many steps.
+        warmup_steps: the learning rate rises linearly for so many steps, but for no more than a
+            tenth of the run.
         ema_decay: of the exponential moving average of the weights, which is what is validated
-            and saved.
+            and saved; after n steps (1 + n)/(10 + n) where that is less.
         clip_norm: largest norm of the gradient.
         energy_weight, force_weight, stress_weight: of the errors of the energy per atom [eV], the
             forces [eV/Å] and the stress [eV/Å³].

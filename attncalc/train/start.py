@@ -29,7 +29,7 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
     else:
         potential = _taken_over(_starting_model(recipe, training), training)
     potential.compute_in(DTYPES[recipe.dtype])
-    return potential
+    return _on_the_labels(potential, training)
 
 
 def check_start(recipe: Recipe, training: Dataset) -> None:
@@ -59,20 +59,29 @@ def _random(recipe: Recipe, training: Dataset) -> Potential:
 
 
 def _taken_over(model: Potential, training: Dataset) -> Potential:
-    """The network of a model, its reference energies corrected to where the labels are.
-
-    The correction is fitted to what the model leaves of the labels: another level of theory counts
-    energies from another zero, and the weights need not learn that. What the labels do not tell
-    apart, as the elements of a single molecule, stays as the model had it.
-    """
+    """The network, reference energies and scale of a model, for the elements of the data."""
     elements = list(data.reference_energies(training))
     rows = [model.species.index(z) for z in elements]
-    network, scale = model.network.for_species(rows), model.scale[rows].tolist()
-    before = model.reference_energies[rows].tolist()
-    potential = Potential(network, elements, scale=scale, reference_energies=before)
+    return Potential(
+        model.network.for_species(rows),
+        elements,
+        scale=model.scale[rows].tolist(),
+        reference_energies=model.reference_energies[rows].tolist(),
+    )
+
+
+def _on_the_labels(potential: Potential, training: Dataset) -> Potential:
+    """Its reference energies corrected to where the labels are.
+
+    The correction is fitted to what the potential leaves of the labels, so that the weights need
+    not learn it: an untrained network gives some energy or other, and another level of theory
+    counts energies from another zero. What the labels do not tell apart, as the elements of a
+    single molecule, stays as it was.
+    """
     shift = per_element(training, training.energies - predict(potential, training).energies)
-    after = [energy + shift[z] for z, energy in zip(elements, before, strict=True)]
-    return Potential(network, elements, scale=scale, reference_energies=after)
+    by_species = [shift[z] for z in potential.species]
+    potential.reference_energies += torch.tensor(by_species, dtype=torch.float64)
+    return potential
 
 
 def _starting_model(recipe: Recipe, training: Dataset) -> Potential:

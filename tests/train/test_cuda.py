@@ -58,7 +58,7 @@ def fit(
         patch.setattr(TrainingModule, "training_step", interrupted)
         if not stop_at:
             return train.fit(recipe, *parts[:2], output)
-        with pytest.raises(KeyboardInterrupt, match="stopped after 1 of 2 epochs"):
+        with pytest.raises(KeyboardInterrupt, match="1 of 2 epochs are done"):
             train.fit(recipe, *parts[:2], output)
         return None
 

@@ -24,6 +24,7 @@ from attncalc.train.batches import join, samples
 from attncalc.train.fit import _require_matching_units, read_split
 from attncalc.train.loop import EpochOrder
 from attncalc.train.module import TrainingModule
+from attncalc.train.start import new_potential
 from attncalc.train.step import PENALTIES, Loss, loss
 from attncalc.train.step import predict as predict_for_loss
 
@@ -78,8 +79,12 @@ def test_the_model_knows_the_numbers_of_its_data(finished, recipe, parts):
     measured = data.avg_num_neighbors(parts[0], recipe.config["cutoff"])
     assert potential.network.config.avg_num_neighbors == measured
     assert potential.species == (28, 29)
-    references = data.reference_energies(parts[0])
-    assert potential.reference_energies.tolist() == list(references.values())
+    # least squares of what the untrained network leaves of the labels
+    start = new_potential(recipe, parts[0])
+    assert torch.equal(potential.reference_energies, start.reference_energies)
+    left = parts[0].energies - predict(start, parts[0]).energies
+    counts = [[(s.numbers == z).sum() for s in parts[0].structures] for z in (28, 29)]
+    assert np.abs(np.array(counts) @ left).max() < 1e-3  # nothing that elements could explain
 
 
 def test_the_best_model_has_the_validation_loss_of_its_epoch(finished, recipe, parts):
@@ -115,11 +120,51 @@ def test_the_averaged_weights_are_saved(recipe, parts, tmp_path, monkeypatch):
     once = dataclasses.replace(recipe, epochs=1)
     potential = train.fit(once, *parts[:2], tmp_path).potential
     average = after_step[0]
-    for weights in after_step[1:]:
-        average = recipe.ema_decay * average + (1 - recipe.ema_decay) * weights
+    for n, weights in enumerate(after_step[1:], start=1):
+        decay = min(recipe.ema_decay, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * weights
     saved = torch.cat([p.flatten() for p in potential.parameters()])
     torch.testing.assert_close(saved, average, rtol=1e-6, atol=1e-7)
-    assert (saved - after_step[-1]).abs().max() > 1e-3
+    assert (saved - after_step[-1]).abs().max() > 1e-5
+
+
+def test_a_short_run_saves_what_it_learnt(recipe, parts, tmp_path, monkeypatch):
+    """With the defaults of long runs: 50 steps of averages over 1000, and 200 to get warm."""
+    by_default = {f.name: f.default for f in dataclasses.fields(train.Recipe)}
+    kept = {name: by_default[name] for name in ("ema_decay", "warmup_steps")}
+    short = dataclasses.replace(recipe, epochs=10, **kept)
+    last = []
+    step = TrainingModule.training_step
+
+    def recorded(module, batch, k):
+        step(module, batch, k)
+        last[:] = [torch.cat([p.detach().flatten() for p in module.trained])]
+
+    monkeypatch.setattr(TrainingModule, "training_step", recorded)
+    done = train.fit(short, *parts[:2], tmp_path)
+    start, saved = (
+        torch.cat([p.detach().flatten() for p in potential.parameters()])
+        for potential in (new_potential(short, parts[0]), done.potential)
+    )
+    assert (saved - start).norm() > 0.6 * (last[0] - start).norm()
+    assert max(row["learning_rate"] for row in done.history) > 0.4 * recipe.learning_rate
+
+
+def test_what_is_not_checked_and_not_learnt_is_said(recipe, dataset, tmp_path, caplog):
+    far = [s.copy() for s in dataset.structures]
+    for k, atoms in enumerate(far):
+        atoms.rattle(0.5, seed=k)
+    apart = dataclasses.replace(dataset, structures=tuple(far), splits={})
+    write(tmp_path / "cells.extxyz", apart)
+    plain = dataclasses.replace(recipe, data=str(tmp_path / "cells.extxyz"), stress_weight=0.0)
+    with caplog.at_level(logging.INFO):
+        read_split(plain)
+    assert "cells.extxyz: no structures are close enough to check energies" in caplog.text
+    assert "there are stresses, but the recipe's stress_weight is 0" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        read_split(dataclasses.replace(plain, stress_weight=1.0))
+    assert "there are stresses" not in caplog.text
 
 
 def test_global_random_numbers_stay_as_they_are(recipe, parts, tmp_path):
@@ -241,7 +286,7 @@ def test_ctrl_c_says_how_to_go_on(recipe, data_file, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt) as caught:
             train.run(recipe, output, data=data_file)
     assert str(caught.value) == (
-        f"stopped after 1 of 4 epochs; the same command goes on from there ({output})"
+        f"1 of 4 epochs are done; the same command goes on from there ({output})"
     )
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (output / "tiny.md").exists()

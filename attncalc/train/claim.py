@@ -59,10 +59,10 @@ def claim(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) 
 
 def _start_checksum(recipe: Recipe) -> str | None:
     """Of the model that a training starts from; None without one, and if it is not there."""
+    if recipe.start_from is None:
+        return None
     try:
-        return (
-            None if recipe.start_from is None else header(recipe.find_start())["checks"]["sha256"]
-        )
+        return header(recipe.find_start())["checks"]["sha256"]
     except FileNotFoundError:
         return None
 

@@ -9,7 +9,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from ase.data import chemical_symbols
 
@@ -29,7 +28,7 @@ from attncalc.train.memory import keep_freed_memory
 from attncalc.train.module import TrainingModule
 from attncalc.train.recipe import Recipe
 from attncalc.train.reproducible import ordered_sums
-from attncalc.train.start import check_start, new_potential
+from attncalc.train.start import check_start, elements_of, new_potential
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ def _check(
     recipe: Recipe, training: Dataset, validation: Dataset, test: Dataset | None = None
 ) -> None:
     """Everything about the data that would otherwise go wrong later, perhaps after days."""
-    known = _elements(training)
+    known = set(elements_of(training))
     for role, dataset in (("training", training), ("validation", validation), ("test", test)):
         if dataset is None:
             continue
@@ -220,7 +219,7 @@ def _check(
             raise ValueError(f"{where} has no forces: training needs energies and forces")
         if role != "test" and recipe.stress_weight and dataset.stress is None:
             raise ValueError(f"{where} has no stress, but the recipe's stress_weight is not zero")
-        if unseen := _elements(dataset) - known:
+        if unseen := set(elements_of(dataset)) - known:
             names = " ".join(chemical_symbols[z] for z in sorted(unseen))
             raise ValueError(
                 f"{where} has elements that the training set has not ({names}): no model can "
@@ -249,10 +248,6 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
             "%s: there are stresses, but the recipe's stress_weight is 0: they are not learnt",
             dataset.source,
         )
-
-
-def _elements(dataset: Dataset) -> set[int]:
-    return {int(z) for atoms in dataset.structures for z in np.unique(atoms.numbers)}
 
 
 @torch.random.fork_rng(devices=[])  # the weights are of no interest here

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import torch
 from ase.data import chemical_symbols
 
@@ -44,23 +43,24 @@ def check_start(recipe: Recipe, training: Dataset) -> None:
         _starting_model(recipe, training)
 
 
+def elements_of(dataset: Dataset) -> list[int]:
+    """Atomic numbers, in ascending order."""
+    return sorted({z for atoms in dataset.structures for z in atoms.numbers.tolist()})
+
+
 def _random(recipe: Recipe, training: Dataset) -> Potential:
     network, config_class = NETWORKS[recipe.network]
     config = dict(recipe.config)
     if "avg_num_neighbors" not in config:
         config["avg_num_neighbors"] = data.avg_num_neighbors(training, float(config["cutoff"]))
-    references = data.reference_energies(training)
+    elements = elements_of(training)
     torch.manual_seed(recipe.seed)
-    return Potential(
-        network(config_class(**config), len(references)),
-        list(references),
-        reference_energies=list(references.values()),
-    )
+    return Potential(network(config_class(**config), len(elements)), elements)
 
 
 def _taken_over(model: Potential, training: Dataset) -> Potential:
     """The network, reference energies and scale of a model, for the elements of the data."""
-    elements = list(data.reference_energies(training))
+    elements = elements_of(training)
     rows = [model.species.index(z) for z in elements]
     return Potential(
         model.network.for_species(rows),
@@ -101,8 +101,7 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
     for key, ours in _full_config(recipe, theirs).items():
         if ours != theirs[key]:
             raise ValueError(f"{name} has {key} {theirs[key]}, the recipe's config has {ours}")
-    elements = np.unique(np.concatenate([s.numbers for s in training.structures])).tolist()
-    if unknown := sorted(set(elements) - set(model.species)):
+    if unknown := sorted(set(elements_of(training)) - set(model.species)):
         names = " ".join(chemical_symbols[z] for z in unknown)
         raise ValueError(f"{name} does not know an element of {training.source} ({names})")
     return model

@@ -499,14 +499,42 @@ def convert_so3krates(params, config, elements, output) -> None:
     from attncalc.convert import so3krates
 
     target = _new_file(output)
-    species = None if elements is None else _atomic_numbers(elements)
-    potential = so3krates(params, config, species=species)
+    _save_converted(so3krates(params, config, species=_atomic_numbers(elements)), target)
+
+
+@convert.command(name="equiformer")
+@click.argument("weights")
+@click.option("--config", required=True, help="Hyper-parameters, JSON.")
+@click.option("--std", default=1.0, show_default=True, help="eV per unit of its energies.")
+@click.option("--mean", default=0.0, show_default=True, help="eV, total energy that was left out.")
+@click.option("--n-atoms", type=int, help="Atoms of the molecule that MEAN belongs to.")
+@click.option("--elements", help="Keep only these, e.g. H,C,N,O. Default: every row of the table.")
+@click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
+@one_line_errors
+def convert_equiformer(weights, config, std, mean, n_atoms, elements, output) -> None:
+    """Published Equiformer weights (MD17) to a model file.
+
+    Example: attncalc convert equiformer weights.safetensors --config c.json -o m.safetensors
+    """
+    from attncalc.convert import equiformer
+
+    target = _new_file(output)
+    species = _atomic_numbers(elements)
+    potential = equiformer(weights, config, species=species, std=std, mean=mean, n_atoms=n_atoms)
+    _save_converted(potential, target)
+
+
+def _save_converted(potential: Potential, target: Path) -> None:
     model_file.save(potential, target)
     n_elements = len(potential.species)
     click.echo(f"wrote {target}: {potential.n_parameters:,} parameters, {n_elements} elements")
+    for fault in potential.network.config.faults:
+        click.echo(f"note: {fault}")
 
 
-def _atomic_numbers(symbols: str) -> list[int]:
+def _atomic_numbers(symbols: str | None) -> list[int] | None:
+    if symbols is None:
+        return None
     names = [name.strip() for name in symbols.split(",")]
     unknown = [name for name in names if name not in chemical_symbols[1:]]
     if unknown:

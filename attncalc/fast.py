@@ -16,8 +16,10 @@ from torch import nn
 from attncalc.compiled import has_numba
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.kernels.folded_attention import folded
+from attncalc.kernels.frozen_equiformer import frozen
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.neighbors import fresh_graph
+from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.so3krates import So3krates
 from attncalc.ops import with_modules
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLRepulsion
@@ -59,12 +61,12 @@ def lower(potential: Potential) -> Potential:
         members = list(potential.members)
         lowered = [lower(member) for member in members]
         return potential if lowered == members else Committee(lowered)
-    if potential.device.type != "cpu" or not isinstance(potential.network, So3krates):
+    network = _lower_network(potential.network, potential.device)
+    if network is None:
         return potential
-    if not has_numba():
-        _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
-    network = CloseAtomsTakePlain(folded(potential.network, SHORTEST), potential.network, SHORTEST)
-    terms = nn.ModuleList(_lower_term(term) for term in potential.pair_terms)
+    terms = potential.pair_terms
+    if potential.device.type == "cpu":
+        terms = nn.ModuleList(_lower_term(term) for term in terms)
     fast = with_modules(potential, network=network, pair_terms=terms).requires_grad_(False)
     try:
         error = disagreement(fast, potential)
@@ -75,6 +77,16 @@ def lower(potential: Potential) -> Potential:
         log.warning("the fast path is off by %.1e and is not used: this model runs plainly", error)
         return potential
     return fast
+
+
+def _lower_network(network: nn.Module, device: torch.device) -> nn.Module | None:
+    if isinstance(network, Equiformer):
+        return frozen(network)
+    if device.type != "cpu" or not isinstance(network, So3krates):
+        return None
+    if not has_numba():
+        _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
+    return CloseAtomsTakePlain(folded(network, SHORTEST), network, SHORTEST)
 
 
 @functools.cache

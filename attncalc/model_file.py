@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.one_line import one_line
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
@@ -37,7 +38,10 @@ from attncalc.potential import Committee, Potential
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "Angstrom"}
 
-NETWORKS: dict[str, tuple[type[nn.Module], type]] = {"so3krates": (So3krates, So3kratesConfig)}
+NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
+    "so3krates": (So3krates, So3kratesConfig),
+    "equiformer": (Equiformer, EquiformerConfig),
+}
 PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {"zbl": (ZBLRepulsion, ZBLConfig)}
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -727,7 +727,11 @@ def test_convert(shared: Path) -> None:
     arguments = ("convert", "so3krates", f"{base}_params.npz")
     arguments += ("--config", f"{base}_hyperparameters.json", "--elements", "H,C,N,O")
     said = succeeds(*arguments, "-o", "out.safetensors")
-    assert re.fullmatch(r"wrote out\.safetensors: [\d,]+ parameters, 4 elements\n", said)
+    assert re.fullmatch(
+        r"wrote out\.safetensors: [\d,]+ parameters, 4 elements\n"
+        r"note: forces have a kink where an atom crosses the cutoff\n",
+        said,
+    )
     assert files() == {"out.safetensors"}
     assert load("out.safetensors").species == (1, 6, 7, 8)
     AttnCalculator("out.safetensors").get_potential_energy(molecule("CH3CH2OH"))
@@ -736,6 +740,30 @@ def test_convert(shared: Path) -> None:
     assert Path("out.safetensors").read_bytes() == before
     wrong = [*arguments[:-1], "H,Xx,Yy", "-o", "other.safetensors"]
     assert fails(*wrong) == "Error: no such element: Xx, Yy"
+    assert files() == {"out.safetensors"}
+
+
+def test_convert_equiformer(shared: Path) -> None:
+    """The published network runs, and what it breaks is said at every turn."""
+    base = shared / "reference" / "equiformer" / "nonlinear_l2"
+    arguments = ("convert", "equiformer", f"{base}.weights.safetensors")
+    arguments += ("--config", f"{base}.config.json", "--elements", "H,C,O")
+    arguments += ("--std", 0.2, "--mean", -4208.5, "--n-atoms", 9)
+    said = succeeds(*arguments, "-o", "out.safetensors")
+    assert said == (
+        "wrote out.safetensors: 3,488,193 parameters, 3 elements\n"
+        "note: energy and forces jump where an atom crosses the cutoff\n"
+        "note: a molecule and its mirror image have different energies\n"
+    )
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = AttnCalculator("out.safetensors")
+    assert abs(atoms.get_potential_energy() + 4208.5) < 5
+    failed = fails("verify", "out.safetensors")
+    assert "reflection: energy unchanged" in failed
+    assert "pair vanishes at the cutoff" in failed
+    assert fails(*arguments[:-4], "--mean", 1.0, "-o", "other.safetensors") == (
+        "Error: a mean energy needs n_atoms, the number of atoms of the molecule"
+    )
     assert files() == {"out.safetensors"}
 
 

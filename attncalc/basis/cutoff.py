@@ -20,7 +20,8 @@ from torch import Tensor
 def physnet(lengths: Tensor, cutoff: float) -> Tensor:
     """1 - 6 s^5 + 15 s^4 - 10 s^3 for s = lengths / cutoff < 1, else 0; same shape as `lengths`."""
     s = lengths / cutoff
-    return torch.where(s < 1, 1 + s**3 * (-10 + s * (15 - 6 * s)), 0.0)
+    # factored: the sum above ends in rounding, which may be negative close to the cutoff
+    return torch.where(s < 1, (1 - s) ** 3 * (1 + s * (3 + 6 * s)), 0.0)
 
 
 def cosine(lengths: Tensor, cutoff: float) -> Tensor:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from attncalc.basis.cutoff import cosine
 from attncalc.ops import ModuleWithConstants
 
 # The published Bernstein basis takes this decay from a float32 constant, in float64 runs as well.
@@ -63,3 +64,28 @@ class BernsteinBasis(ModuleWithConstants):
 
 
 RADIAL_BASES: dict[str, type[nn.Module]] = {"physnet": PhysnetBasis, "bernstein": BernsteinBasis}
+
+
+class ExpNormalBasis(nn.Module):
+    """Gaussians in exp(-d) times a cosine that ends at the cutoff (Equiformer, MD17).
+
+    b_k(d) = f(d) exp(-beta_k (exp(-d) - mu_k)^2), f = (1 + cos(pi d / cutoff)) / 2, mu_k between
+    exp(-cutoff) and 1, d in Å. Centres and widths are stored with the weights: published ones
+    carry the rounding of float32.
+    """
+
+    centres: Tensor
+    widths: Tensor
+
+    def __init__(self, num_basis: int, cutoff: float) -> None:
+        super().__init__()
+        centres = torch.linspace(math.exp(-cutoff), 1.0, num_basis)
+        width = (2 / num_basis * (1 - math.exp(-cutoff))) ** -2
+        self.cutoff = cutoff
+        self.register_buffer("centres", centres)
+        self.register_buffer("widths", torch.full((num_basis,), width))
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """lengths [n] Å -> [n, num_basis]."""
+        offset = torch.exp(-lengths).unsqueeze(1) - self.centres
+        return cosine(lengths, self.cutoff).unsqueeze(1) * torch.exp(-self.widths * offset * offset)

@@ -1,5 +1,6 @@
 """Importers of published weights: their names and conventions in, a `Potential` out."""
 
+from attncalc.convert.equiformer import equiformer
 from attncalc.convert.so3krates import so3krates
 
-__all__ = ["so3krates"]
+__all__ = ["equiformer", "so3krates"]

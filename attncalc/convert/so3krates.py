@@ -6,9 +6,8 @@ hyper-parameters with an entry "form": "euclidean" (the dense code) or "euclidea
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attncalc.convert.inputs import Options, Tree, fill, read_options, species_of_table
 from attncalc.nn.so3krates import (
     CutoffFunction,
     NormPosition,
@@ -47,15 +47,15 @@ def so3krates(
         ValueError: a file cannot be read, an array is missing, left over or of a wrong shape, or
             an option is not supported.
     """
-    arrays, options = _read_arrays(Path(params)), _read_options(Path(config))
+    arrays, options = _read_arrays(Path(params)), read_options(Path(config))
     form = options.pop("form", None)
     if form not in FORMS:
         raise ValueError(
             f"{Path(config).name}: form {form!r} is not one of {', '.join(map(repr, FORMS))}"
         )
-    tree = _Tree(Path(params).name, arrays)
+    tree = Tree(Path(params).name, arrays)
     try:
-        potential = FORMS[form](tree, _Options(Path(config).name, options), species)
+        potential = FORMS[form](tree, Options(Path(config).name, options), species)
     except (RuntimeError, IndexError) as error:  # torch's, from arrays that do not fit together
         raise ValueError(f"{Path(params).name}: an array has a wrong shape ({error})") from None
     tree.finish()
@@ -65,7 +65,7 @@ def so3krates(
 # ---------------------------------------------------------------------------------- dense code
 
 
-def _from_dense(tree: _Tree, options: _Options, species: Sequence[int] | None) -> Potential:
+def _from_dense(tree: Tree, options: Options, species: Sequence[int] | None) -> Potential:
     pre_norm = options.take("feature_layer_norm", (False, "pre", True)) in ("pre", True)
     neighbourhood = options.take("chi_init", ("zeros", "neighbourhood")) == "neighbourhood"
     mlp: Refinement = "projected" if options.take("residual_mlp", (False, True)) else "none"
@@ -94,7 +94,7 @@ def _from_dense(tree: _Tree, options: _Options, species: Sequence[int] | None) -
     options.finish()
 
     embedding = tree.take("feature_embeddings_0/Embed_0/embedding")
-    species = _species(species, embedding)
+    species = species_of_table(species, len(embedding))
     state = {"embedding.element": embedding[list(species)]}
     for n in range(config.num_layers):
         state |= {f"layers.{n}.{k}": v for k, v in _dense_layer(tree, n, config).items()}
@@ -111,7 +111,7 @@ def _from_dense(tree: _Tree, options: _Options, species: Sequence[int] | None) -
     )
 
 
-def _dense_layer(tree: _Tree, n: int, config: So3kratesConfig) -> dict[str, Tensor]:
+def _dense_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tensor]:
     blocks = [f"layers_{n}/FeatureBlock_0/", f"layers_{n}/GeometricBlock_0/"]
     state: dict[str, Tensor] = {}
     for k, mlp in enumerate(("radial_mlp", "spherical_mlp")):
@@ -154,7 +154,7 @@ def _dense_layer(tree: _Tree, n: int, config: So3kratesConfig) -> dict[str, Tens
 # --------------------------------------------------------------------------------- sparse code
 
 
-def _from_sparse(tree: _Tree, options: _Options, species: Sequence[int] | None) -> Potential:
+def _from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) -> Potential:
     cutoff_functions: dict[str, CutoffFunction] = {
         "phys": "physnet",
         "exponential": "exponential",
@@ -203,7 +203,7 @@ def _from_sparse(tree: _Tree, options: _Options, species: Sequence[int] | None) 
     options.finish()
 
     embedding = tree.take("feature_embeddings_0/Embed_0/embedding")
-    species = _species(species, embedding)
+    species = species_of_table(species, len(embedding))
     rows = list(species)
     state = {"embedding.element": embedding[rows]}
     used = [name for name in ("charge", "spin") if getattr(config, f"embed_{name}")]
@@ -231,7 +231,7 @@ def _from_sparse(tree: _Tree, options: _Options, species: Sequence[int] | None) 
     )
 
 
-def _sparse_layer(tree: _Tree, n: int, config: So3kratesConfig) -> dict[str, Tensor]:
+def _sparse_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tensor]:
     base = f"layers_{n}/attention_block/"
     state: dict[str, Tensor] = {}
     for kind in ("radial", "spherical"):
@@ -287,19 +287,11 @@ def _potential(
     scale: Sequence[float] | None,
     shift: Sequence[float] | None,
 ) -> Potential:
-    network = So3krates(config, len(species)).double()
-    expected = network.state_dict()
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}, the hyper-parameters ask for "
-                f"{list(expected[name].shape)}"
-            )
-    network.load_state_dict(state)
+    network = fill(So3krates(config, len(species)), state)
     return Potential(network, species, scale=scale, reference_energies=shift, pair_terms=pair_terms)
 
 
-def _zbl(tree: _Tree, base: str, config: So3kratesConfig, species: tuple[int, ...]) -> ZBLRepulsion:
+def _zbl(tree: Tree, base: str, config: So3kratesConfig, species: tuple[int, ...]) -> ZBLRepulsion:
     term = ZBLRepulsion(ZBLConfig(config.cutoff, config.cutoff_function), species)
     stored = {
         "exponents": ("a1", "a2", "a3", "a4"),
@@ -331,20 +323,11 @@ def _twin(
     }
 
 
-def _dense(tree: _Tree, theirs: str, ours: str) -> dict[str, Tensor]:
+def _dense(tree: Tree, theirs: str, ours: str) -> dict[str, Tensor]:
     return {
         f"{ours}.weight": tree.take(f"{theirs}/kernel"),
         f"{ours}.bias": tree.take(f"{theirs}/bias"),
     }
-
-
-def _species(species: Sequence[int] | None, embedding: Tensor) -> tuple[int, ...]:
-    known = embedding.shape[0]
-    if species is None:
-        return tuple(range(1, known))
-    if not all(0 < z < known for z in species):
-        raise ValueError(f"elements must lie between 1 and {known - 1}, got {list(species)}")
-    return tuple(sorted(set(species)))
 
 
 def _rows(values: Any, species: tuple[int, ...], name: str) -> list[float]:
@@ -352,59 +335,6 @@ def _rows(values: Any, species: tuple[int, ...], name: str) -> list[float]:
     if len(values) <= max(species):
         raise ValueError(f"{name} has {len(values)} entries, none for element {max(species)}")
     return [values[z] for z in species]
-
-
-class _Tree:
-    """The parameter arrays by name; remembers which were used, so that none is dropped silently."""
-
-    def __init__(self, file: str, arrays: Mapping[str, np.ndarray]) -> None:
-        self.file = file
-        self.left = {name.removeprefix("params/"): array for name, array in arrays.items()}
-
-    def take(self, name: str) -> Tensor:
-        if name not in self.left:
-            raise ValueError(
-                f"{self.file}: array {name!r} is missing; do the hyper-parameters belong to it?"
-            )
-        return torch.from_numpy(np.asarray(self.left.pop(name), dtype=np.float64))
-
-    def finish(self) -> None:
-        if self.left:
-            raise ValueError(
-                f"{self.file}: {len(self.left)} arrays have no place in this network, e.g. "
-                f"{min(self.left)!r}; do the hyper-parameters belong to it?"
-            )
-
-
-class _Options:
-    """The hyper-parameters by name; an option that nobody asked for is an error."""
-
-    def __init__(self, file: str, options: dict[str, Any]) -> None:
-        self.file, self.left = file, dict(options)
-
-    def value(self, name: str, *default: Any) -> Any:
-        if name not in self.left and not default:
-            raise ValueError(f"{self.file}: hyper-parameter {name!r} is missing")
-        return self.left.pop(name, *default)
-
-    def integer(self, name: str) -> int:
-        return int(self.value(name))
-
-    def number(self, name: str) -> float:
-        return float(self.value(name))
-
-    def take(self, name: str, allowed: tuple, meaning: Mapping[str, str] | None = None) -> Any:
-        value = self.value(name)
-        if value not in allowed:
-            raise ValueError(
-                f"{self.file}: {name} = {value!r} is not supported; "
-                f"supported: {', '.join(map(repr, allowed))}"
-            )
-        return value if meaning is None else meaning[value]
-
-    def finish(self) -> None:
-        if self.left:
-            raise ValueError(f"{self.file}: unknown hyper-parameters {sorted(self.left)}")
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -415,15 +345,3 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: stored[name] for name in stored.files}
     except Exception as error:  # numpy and zipfile raise whatever they stumble over
         raise ValueError(f"{path.name}: not a readable .npz ({one_line(error)})") from None
-
-
-def _read_options(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        options = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: not JSON ({one_line(error)})") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"{path.name}: expected one JSON object of hyper-parameters")
-    return options

@@ -24,10 +24,9 @@ stand in a leading axis of length 2: first i receives from j, then j from i.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.radial import RADIAL_BASES
 from attncalc.basis.so3 import SphericalHarmonics, contract_orders, parity, repeat_over_orders
 from attncalc.graph import AtomOutputs, Graph, sum_over_system
+from attncalc.nn.options import one_of, positive, whole_number
 from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
 
 LAYER_NORM_EPSILON = 1e-6
@@ -107,21 +107,21 @@ class So3kratesConfig:
             ):
                 raise ValueError(f"{name} must be a list, got {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _positive("cutoff", self.cutoff)
-        _positive("avg_num_neighbors", self.avg_num_neighbors)
+        positive("cutoff", self.cutoff)
+        positive("avg_num_neighbors", self.avg_num_neighbors)
         if self.ev_init_divisor is not None:
-            _positive("ev_init_divisor", self.ev_init_divisor)
+            positive("ev_init_divisor", self.ev_init_divisor)
         # F / 4 is a hidden layer of the spherical filters; K - 1 a degree of Bernstein polynomials
         for name, least in (
             *(("num_features", 4), ("num_heads", 1), ("num_layers", 1), ("num_basis", 2)),
             *(() if self.head_features is None else (("head_features", 1),)),
         ):
-            _integer(name, getattr(self, name), least)
+            whole_number(name, getattr(self, name), least)
         for name in ("embed_charge", "embed_spin"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for degree in self.degrees:
-            _integer("degrees", degree, 0)
+            whole_number("degrees", degree, 0)
             if degree > HIGHEST_DEGREE:
                 raise ValueError(f"degrees must be at most {HIGHEST_DEGREE}, got {degree}")
         if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
@@ -131,15 +131,15 @@ class So3kratesConfig:
                 raise ValueError(
                     f"num_features must be divisible by {name} = {parts}, got {self.num_features}"
                 )
-        _one_of("radial_basis", self.radial_basis, RADIAL_BASES)
-        _one_of("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
-        _one_of("attention_norm", self.attention_norm, ("avg_num_neighbors", "sqrt_head_width"))
-        _one_of("qk_activation", self.qk_activation, ACTIVATIONS)
-        _one_of("head_activation", self.head_activation, ACTIVATIONS)
-        _one_of("mlp_after_attention", self.mlp_after_attention, REFINEMENTS)
-        _one_of("mlp_after_exchange", self.mlp_after_exchange, REFINEMENTS)
+        one_of("radial_basis", self.radial_basis, RADIAL_BASES)
+        one_of("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
+        one_of("attention_norm", self.attention_norm, ("avg_num_neighbors", "sqrt_head_width"))
+        one_of("qk_activation", self.qk_activation, ACTIVATIONS)
+        one_of("head_activation", self.head_activation, ACTIVATIONS)
+        one_of("mlp_after_attention", self.mlp_after_attention, REFINEMENTS)
+        one_of("mlp_after_exchange", self.mlp_after_exchange, REFINEMENTS)
         for position in self.layer_norms:
-            _one_of("layer_norms", position, get_args(NormPosition))
+            one_of("layer_norms", position, get_args(NormPosition))
 
     @property
     def n_weights_at_least(self) -> int:
@@ -148,35 +148,17 @@ class So3kratesConfig:
         return self.num_layers * width * (3 * width + 2 * self.num_basis) + width * hidden
 
     @property
+    def faults(self) -> list[str]:
+        """What is wrong with the network's physics, in words for the model's card."""
+        if self.cutoff_function == "cosine":
+            return ["forces have a kink where an atom crosses the cutoff"]
+        return []
+
+    @property
     def receptive_field(self) -> float:
         """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
         starts_from_neighbours = self.ev_init_divisor is not None
         return (self.num_layers + starts_from_neighbours) * self.cutoff
-
-
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    if not value > 0:  # type: ignore[operator]  # numbers.Real knows no comparison
-        raise ValueError(f"{name} must be positive, got {value}")
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        finite = False
-    if not finite:
-        raise ValueError(f"{name} must be finite, got {value}")
-
-
-def _integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _one_of(name: str, value: Any, allowed: Collection[str]) -> None:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         f"| network | {one_of}{recipe.network}, {potential.n_parameters:,} parameters, "
         f"{config.num_layers} layers, cutoff {config.cutoff} Å, "
         f"{config.cutoff_function} cutoff function |",
+        *(f"| **fault** | {fault} |" for fault in config.faults),
         f"| elements | {elements} |",
         f"| data | {info['data']} (labels: {info['labels']}) |",
         f"| level of theory | {info['level_of_theory'] or 'not stated by the data'} |",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 from attncalc.kernels.collocation import collocated
+from attncalc.nn.so3krates import So3krates
 from attncalc.potential import Potential
 from attncalc.train.batches import join
 from attncalc.train.recipe import Recipe
@@ -56,13 +60,10 @@ def fastest_step(
     plain = eager_step(potential, weights)
     # unequal sizes first: the compiler, too, takes equal ones of its first batch for the same
     probes = (unequal_sizes(batches), join(batches[: recipe.batch_size]))
-    network = potential.network
-    if shortest > SHORTEST_COLLOCATED:
-        network = collocated(network, SHORTEST_COLLOCATED)
-    else:
-        log.info("shortest distance %.2f Å: radial networks are evaluated pair by pair", shortest)
-    fast = with_network(potential, network)
-    candidates = {"eager": lambda: eager_step(fast, weights)}
+    fast = with_network(potential, _faster_network(potential.network, shortest))
+    candidates: dict[str, Callable[[], Step]] = {}
+    if fast.network is not potential.network:
+        candidates["eager"] = lambda: eager_step(fast, weights)
     if _worth_compiling(recipe, n_steps):
         graph = partial(trace, fast, weights, probes[0])
         candidates = {"compiled": lambda: traced_step(fast, compiled(graph())), **candidates}
@@ -79,6 +80,16 @@ def fastest_step(
             return step
         log.warning("%s training step is off by %.1e: not used", name, error)
     return plain
+
+
+def _faster_network(network: Any, shortest: float) -> nn.Module:
+    """The same function with less work for its gradients, or the network itself."""
+    if not isinstance(network, So3krates):
+        return network
+    if shortest > SHORTEST_COLLOCATED:
+        return collocated(network, SHORTEST_COLLOCATED)
+    log.info("shortest distance %.2f Å: radial networks are evaluated pair by pair", shortest)
+    return network
 
 
 def unequal_sizes(batches: list[Batch]) -> Batch:

@@ -1,0 +1,312 @@
+"""Equiformer as published for MD17: state dicts of the official code to a `Potential`.
+
+Input is the state dict as .safetensors and a JSON file of hyper-parameters; its `clebsch_gordan`
+names the sign convention that the weights were trained with, "e3nn>=0.5" or "e3nn-0.4.4".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from attncalc.convert.inputs import Options, Tree, fill, read_options, species_of_table
+from attncalc.nn.edge_products import Path as TensorPath
+from attncalc.nn.edge_products import PathIndex
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.potential import Potential
+
+# Wigner 3j tensors whose sign changed from e3nn 0.4.4 to 0.5
+TURNED = {(1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 3, 3), (3, 1, 3), (3, 3, 1)}
+# one entry of the (1, 2, 2) tensor, which a state dict carries as a constant, tells which it is
+SIGNS = {"e3nn>=0.5": -1, "e3nn-0.4.4": 1}
+
+
+def equiformer(
+    weights: str | Path,
+    config: str | Path,
+    *,
+    species: Sequence[int] | None = None,
+    std: float = 1.0,
+    mean: float = 0.0,
+    n_atoms: int | None = None,
+) -> Potential:
+    """Convert published Equiformer weights.
+
+    The network was trained on (E - mean) / std of one molecule's total energies, two numbers that
+    the weights do not hold. The mean is shared out to the atoms equally, so that total energies
+    are right for molecules of `n_atoms` atoms and for no others.
+
+    Args:
+        weights: .safetensors with the state dict.
+        config: .json with the hyper-parameters.
+        species: atomic numbers to keep; None keeps every row of the embedding table but the
+            first, which stands for no element.
+        std, mean: eV.
+        n_atoms: of the molecule; needed if `mean` is not zero.
+
+    Returns:
+        A float64 potential that gives the published numbers: its energy jumps at the cutoff, and
+        differs between a molecule and its mirror image.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file cannot be read, a tensor is missing, left over or of a wrong shape, an
+            option is not supported, or the signs are not those that the tensors tell.
+    """
+    if not std > 0 or not math.isfinite(std) or not math.isfinite(mean):
+        raise ValueError(f"std must be positive and mean finite, got {std} and {mean}")
+    if mean and not (n_atoms and n_atoms > 0):
+        raise ValueError("a mean energy needs n_atoms, the number of atoms of the molecule")
+    tree = Tree(Path(weights).name, _read_tensors(Path(weights)))
+    options = Options(Path(config).name, read_options(Path(config)))
+    sign = SIGNS[options.take("clebsch_gordan", tuple(SIGNS))]
+    _drop_constants(tree, sign)
+    ours, average_size = _config(options)
+    try:
+        state = _state(tree, ours, turn=sign > 0)
+    except (RuntimeError, IndexError) as error:  # torch's, from tensors that do not fit together
+        raise ValueError(f"{tree.file}: a tensor has a wrong shape ({error})") from None
+    tree.finish()
+    kept = species_of_table(species, len(state["element"]))
+    state["element"] = state["element"][list(kept)]
+    return Potential(
+        fill(Equiformer(ours, len(kept)), state),
+        kept,
+        scale=[std / math.sqrt(average_size)] * len(kept),
+        reference_energies=[mean / n_atoms if n_atoms else 0.0] * len(kept),
+    )
+
+
+def _config(options: Options) -> tuple[EquiformerConfig, float]:
+    """Hyper-parameters, and what the sum over the atoms is divided by the root of."""
+    channels = _channels(options, "irreps_node_embedding")
+    heads, hidden = options.integer("num_heads"), options.value("radial_hidden")
+    per_head, middle = _channels(options, "irreps_head"), _channels(options, "irreps_mlp_mid")
+    harmonics = _channels(options, "irreps_sh")
+    final = _channels(options, "irreps_feature")
+    for name, agrees in (
+        ("irreps_head", per_head == [width // heads for width in channels]),
+        ("irreps_mlp_mid", [width % channels[0] for width in middle[:1]] == [0]),
+        ("irreps_sh", harmonics == [1] * len(channels)),
+        ("irreps_feature", len(final) == 1),
+        ("radial_hidden", len(hidden) == 2 and hidden[0] == hidden[1]),
+        ("lmax", options.integer("lmax") == len(channels) - 1),
+        ("alpha_drop", options.number("alpha_drop") == 0),
+        ("layer_norm_eps", options.number("layer_norm_eps") == 1e-5),
+    ):
+        if not agrees:
+            raise ValueError(f"{options.file}: {name} is not supported with the others")
+    factor = middle[0] // channels[0]
+    if middle != [factor * width for width in channels]:
+        raise ValueError(f"{options.file}: irreps_mlp_mid is not supported with the others")
+    for told in ("max_atomic_number", "num_parameters"):  # the tensors say the same
+        options.value(told, None)
+    config = EquiformerConfig(
+        cutoff=options.number("cutoff"),
+        avg_num_neighbors=options.number("avg_degree"),
+        attention=options.take("variant", ("nonlinear", "linear", "dot")),
+        channels=tuple(channels),
+        num_layers=options.integer("num_layers"),
+        num_heads=heads,
+        attention_features=channels[0] // heads,
+        feed_forward_factor=factor,
+        num_basis=options.integer("num_basis"),
+        radial_features=hidden[0],
+        head_features=final[0],
+        cutoff_function="none",
+        paths="all",
+    )
+    average_size = options.number("avg_num_nodes")
+    options.finish()
+    return config, average_size
+
+
+def _channels(options: Options, name: str) -> list[int]:
+    """Channels per degree from irreps such as "128x0e+64x1e+32x2e"."""
+    text = options.value(name)
+    found = re.findall(r"(\d+)x(\d+)e(?:\+|$)", text) if isinstance(text, str) else []
+    if "+".join(f"{n}x{degree}e" for n, degree in found) != text or [
+        int(degree) for _, degree in found
+    ] != list(range(len(found))):
+        raise ValueError(
+            f"{options.file}: {name} must read like 128x0e+64x1e+32x2e, degrees 0, 1, 2, ... "
+            f"all even, got {text!r}"
+        )
+    return [int(n) for n, _ in found]
+
+
+def _state(tree: Tree, config: EquiformerConfig, *, turn: bool) -> dict[str, Tensor]:
+    channels = list(config.channels)
+    paths = config.tensor_paths(len(channels), len(channels))
+    signs = _signs(paths, channels) if turn else torch.ones(1, dtype=torch.float64)
+    n_rows = PathIndex(channels, paths).n_rows
+    kinds = {"nonlinear": _nonlinear, "linear": _linear, "dot": _dot}
+    ours: dict[str, Tensor] = {
+        "element": tree.take("atom_embed.atom_type_lin.tp.weight").view(-1, channels[0]),
+        "element_bias": tree.take("atom_embed.atom_type_lin.bias.0"),
+        "basis.centres": tree.take("rbf.means"),
+        "basis.widths": tree.take("rbf.betas"),
+        **_map(tree, "edge_deg_embed.exp", "edge_degree.expand", [1], channels[:1]),
+        **_radial(tree, "edge_deg_embed.rad", "edge_degree.radial", signs),
+        **_map(tree, "edge_deg_embed.proj", "edge_degree.projection", n_rows, channels),
+    }
+    hidden = [config.feed_forward_factor * width for width in channels]
+    final = [config.head_features]
+    for k in range(config.num_layers):
+        last = k == config.num_layers - 1
+        theirs, mine = f"blocks.{k}.", "last_block." if last else f"blocks.{k}."
+        attention = theirs + ("dpa." if config.attention == "dot" else "ga.")
+        for norm in ("norm_1", "norm_2"):
+            ours |= _norm(tree, theirs + norm, mine + norm, channels)
+        source, target = f"{attention}merge_src", f"{attention}merge_dst"
+        merge = f"{mine}attention.merge_"
+        ours |= _map(tree, source, f"{merge}source", channels, channels)
+        ours |= _map(tree, target, f"{merge}target", channels, channels, bias=False)
+        ours |= _map(tree, f"{attention}proj", f"{mine}attention.projection", channels, channels)
+        ours |= kinds[config.attention](tree, attention, f"{mine}attention.", config, n_rows, signs)
+        gates = [sum(hidden), *hidden[1:]]
+        ours |= _map(tree, f"{theirs}ffn.fctp_1", f"{mine}feed_forward.first", channels, gates)
+        out = final if last else channels
+        ours |= _map(tree, f"{theirs}ffn.fctp_2", f"{mine}feed_forward.second", hidden, out)
+        if last:
+            ours |= _map(tree, f"{theirs}ffn_shortcut", f"{mine}shortcut", channels[:1], final)
+    ours |= _norm(tree, "norm", "norm", final)
+    ours |= _map(tree, "head.0", "hidden", final, final)
+    return ours | _map(tree, "head.2", "energy", final, [1])
+
+
+def _nonlinear(
+    tree: Tree,
+    theirs: str,
+    mine: str,
+    config: EquiformerConfig,
+    n_rows: list[int],
+    signs: Tensor,
+) -> dict[str, Tensor]:
+    channels = list(config.channels)
+    mine += "messages."
+    n_attention = [config.num_heads * config.attention_features]
+    inner = tree.take(f"{theirs}sep_value.dtp.tp.weight") * signs
+    return {
+        **_radial(tree, f"{theirs}sep_act.dtp_rad", f"{mine}radial", signs),
+        **_map(
+            *(tree, f"{theirs}sep_act.lin", f"{mine}linear", n_rows),
+            [sum(channels), *channels[1:]],
+        ),
+        **_map(tree, f"{theirs}sep_alpha", f"{mine}attention", n_rows[:1], n_attention),
+        f"{mine}alpha": tree.take(f"{theirs}alpha_dot").squeeze(0),
+        f"{mine}second_weights": inner,
+        **_map(tree, f"{theirs}sep_value.lin", f"{mine}value", n_rows, channels),
+    }
+
+
+def _linear(
+    tree: Tree,
+    theirs: str,
+    mine: str,
+    config: EquiformerConfig,
+    n_rows: list[int],
+    signs: Tensor,
+) -> dict[str, Tensor]:
+    channels = list(config.channels)
+    mine += "messages."
+    n_scalars = config.num_heads * config.attention_features + channels[0]
+    return {
+        **_radial(tree, f"{theirs}sep.dtp_rad", f"{mine}radial", signs),
+        **_map(tree, f"{theirs}sep.lin", f"{mine}linear", n_rows, [n_scalars, *channels[1:]]),
+        f"{mine}alpha": tree.take(f"{theirs}alpha_dot").squeeze(0),
+    }
+
+
+def _dot(
+    tree: Tree,
+    theirs: str,
+    mine: str,
+    config: EquiformerConfig,
+    n_rows: list[int],
+    signs: Tensor,
+) -> dict[str, Tensor]:
+    channels = list(config.channels)
+    both = [2 * width for width in channels]
+    return {
+        **_map(tree, f"{theirs}query", f"{mine}query", channels, channels),
+        **_radial(tree, f"{theirs}key_value.dtp_rad", f"{mine}messages.radial", signs),
+        **_map(tree, f"{theirs}key_value.lin", f"{mine}messages.linear", n_rows, both),
+    }
+
+
+def _map(
+    tree: Tree,
+    theirs: str,
+    mine: str,
+    n_in: Sequence[int],
+    n_out: Sequence[int],
+    *,
+    bias: bool = True,
+) -> dict[str, Tensor]:
+    """A linear map: one flat tensor, degree after degree, [in, out] each."""
+    shapes = list(zip(n_in, n_out, strict=False))
+    parts = tree.take(f"{theirs}.tp.weight").split([i * o for i, o in shapes])
+    weights = zip(parts, shapes, strict=True)
+    state = {
+        f"{mine}.weights.{degree}": part.view(i, o) for degree, (part, (i, o)) in enumerate(weights)
+    }
+    if bias:
+        state[f"{mine}.bias"] = tree.take(f"{theirs}.bias.0")
+    return state
+
+
+def _norm(tree: Tree, theirs: str, mine: str, channels: Sequence[int]) -> dict[str, Tensor]:
+    scales = tree.take(f"{theirs}.affine_weight").split(list(channels))
+    state = {f"{mine}.scales.{degree}": scale for degree, scale in enumerate(scales)}
+    return state | {f"{mine}.bias": tree.take(f"{theirs}.affine_bias")}
+
+
+def _radial(tree: Tree, theirs: str, mine: str, signs: Tensor) -> dict[str, Tensor]:
+    state = {
+        f"{mine}.last": tree.take(f"{theirs}.net.6.weight").t() * signs,
+        f"{mine}.offset": tree.take(f"{theirs}.offset") * signs,
+    }
+    for layer, name in ((0, "first"), (3, "second")):
+        state[f"{mine}.{name}"] = tree.take(f"{theirs}.net.{layer}.weight").t()
+        state[f"{mine}.{name}_bias"] = tree.take(f"{theirs}.net.{layer}.bias")
+        for part, norm in (("weight", "scale"), ("bias", "bias")):
+            state[f"{mine}.{name}_norm_{norm}"] = tree.take(f"{theirs}.net.{layer + 1}.{part}")
+    return state
+
+
+def _signs(paths: Sequence[TensorPath], channels: Sequence[int]) -> Tensor:
+    """Per weight of a tensor product: -1 where the Wigner 3j tensor has changed its sign."""
+    values = ((path, -1.0 if path in TURNED else 1.0) for path in paths)
+    return torch.tensor(PathIndex(channels, paths).per_channel(values), dtype=torch.float64)
+
+
+def _drop_constants(tree: Tree, sign: int) -> None:
+    """Remove e3nn's constant buffers; one of them tells the sign convention."""
+    for name in list(tree.left):
+        if name.endswith("_w3j_1_2_2"):
+            told = 1 if float(tree.left[name].flatten()[0]) > 0 else -1
+            if told != sign:
+                right = next(key for key, value in SIGNS.items() if value == told)
+                raise ValueError(
+                    f"{tree.file}: these weights belong to the signs of {right} ({name}), the "
+                    'hyper-parameters say otherwise: correct "clebsch_gordan"'
+                )
+        if "_w3j_" in name or name.endswith("output_mask") or not tree.left[name].numel():
+            del tree.left[name]
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path.name}: not a readable .safetensors ({error})") from None

@@ -1,0 +1,141 @@
+"""What importers read: parameters and hyper-parameters, every one of which must be asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attncalc.one_line import one_line
+
+
+class Tree:
+    """The parameter arrays by name; remembers which were used, so that none is dropped silently.
+
+    Args:
+        file: for messages.
+        arrays: floating-point numbers, NumPy's or torch's.
+    """
+
+    def __init__(self, file: str, arrays: Mapping[str, Any]) -> None:
+        self.file = file
+        self.left = {name.removeprefix("params/"): array for name, array in arrays.items()}
+
+    def take(self, name: str) -> Tensor:
+        """A parameter, float64.
+
+        Raises:
+            ValueError: there is none of this name left.
+        """
+        if name not in self.left:
+            raise ValueError(
+                f"{self.file}: array {name!r} is missing; do the hyper-parameters belong to it?"
+            )
+        return torch.from_numpy(np.asarray(self.left.pop(name), dtype=np.float64))
+
+    def finish(self) -> None:
+        """Refuse what nobody asked for.
+
+        Raises:
+            ValueError: there is something left.
+        """
+        if self.left:
+            raise ValueError(
+                f"{self.file}: {len(self.left)} arrays have no place in this network, e.g. "
+                f"{min(self.left)!r}; do the hyper-parameters belong to it?"
+            )
+
+
+class Options:
+    """The hyper-parameters by name; an option that nobody asked for is an error.
+
+    Args:
+        file: for messages.
+        options: as read.
+    """
+
+    def __init__(self, file: str, options: dict[str, Any]) -> None:
+        self.file, self.left = file, dict(options)
+
+    def value(self, name: str, *default: Any) -> Any:
+        """Any value; ValueError if it is missing and has no default."""
+        if name not in self.left and not default:
+            raise ValueError(f"{self.file}: hyper-parameter {name!r} is missing")
+        return self.left.pop(name, *default)
+
+    def integer(self, name: str) -> int:
+        """A whole number."""
+        return int(self.value(name))
+
+    def number(self, name: str) -> float:
+        """A number."""
+        return float(self.value(name))
+
+    def take(self, name: str, allowed: tuple, meaning: Mapping[str, str] | None = None) -> Any:
+        """One of some allowed values, or what that means; ValueError if it is another."""
+        value = self.value(name)
+        if value not in allowed:
+            raise ValueError(
+                f"{self.file}: {name} = {value!r} is not supported; "
+                f"supported: {', '.join(map(repr, allowed))}"
+            )
+        return value if meaning is None else meaning[value]
+
+    def finish(self) -> None:
+        """Refuse what nobody asked for, by a ValueError."""
+        if self.left:
+            raise ValueError(f"{self.file}: unknown hyper-parameters {sorted(self.left)}")
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Hyper-parameters from a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not one JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        options = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: not JSON ({one_line(error)})") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{path.name}: expected one JSON object of hyper-parameters")
+    return options
+
+
+def species_of_table(species: Sequence[int] | None, n_rows: int) -> tuple[int, ...]:
+    """Elements to keep of an embedding table whose rows are atomic numbers; all if not given.
+
+    Raises:
+        ValueError: the table has no row for one of them.
+    """
+    if species is None:
+        return tuple(range(1, n_rows))
+    if not all(0 < z < n_rows for z in species):
+        raise ValueError(f"elements must lie between 1 and {n_rows - 1}, got {list(species)}")
+    return tuple(sorted(set(species)))
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network in float64 with these parameters.
+
+    Raises:
+        ValueError: one has another shape than the hyper-parameters ask for.
+    """
+    network.double()
+    expected = network.state_dict()
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}, the hyper-parameters ask for "
+                f"{list(expected[name].shape)}"
+            )
+    network.load_state_dict(state)
+    return network

@@ -1,0 +1,48 @@
+"""What hyper-parameters may be; each check names the one that is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any
+
+
+def positive(name: str, value: Any) -> None:
+    """Refuse anything but a finite number above zero.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not value > 0:  # type: ignore[operator]  # numbers.Real knows no comparison
+        raise ValueError(f"{name} must be positive, got {value}")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        finite = False
+    if not finite:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def whole_number(name: str, value: Any, least: int) -> None:
+    """Refuse anything but an integer of `least` or more.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def one_of(name: str, value: Any, allowed: Collection[str]) -> None:
+    """Refuse anything but one of the given words.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

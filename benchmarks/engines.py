@@ -12,6 +12,7 @@ import gc
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -26,6 +27,9 @@ SO3LR = "So3krates of SO3LR's size: F 128, 4 heads, degrees 1-4, 3 layers, 4.5 �
 # those of MACE-OFF23(S), the smallest general MACE for organic molecules (JACS 147, 17598, 2025)
 MACE_OFF23_S = "MACE of MACE-OFF23(S)'s size: 96x0e, l_max 3, correlation 3, 2 layers, 4.5 Å"
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
+
+# the published Equiformer for MD17 (ICLR 2023), and what we make of it by default
+EQUIFORMER = {"l2": (128, 64, 32), "l3": (128, 64, 64, 32)}
 
 Times = dict[str, list[float]]
 
@@ -87,12 +91,24 @@ def so3lr_sized() -> Any:
     return potential.requires_grad_(False)
 
 
-def attncalc(atoms: Atoms, device: str, budget: float) -> dict:
+def equiformer(size: str, **options: str) -> Any:
+    """An `attncalc.Potential` of published size with random weights."""
+    from attncalc import Potential
+    from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+
+    torch.manual_seed(0)
+    config = EquiformerConfig(5.0, 15.58, channels=EQUIFORMER[size], **options)
+    return Potential(Equiformer(config, len(ELEMENTS)), ELEMENTS).requires_grad_(False)
+
+
+def attncalc(
+    atoms: Atoms, device: str, budget: float, potential: Callable[[], Any] = so3lr_sized
+) -> dict:
     """The network on a ready graph, and the parts of a step of dynamics around it."""
     from attncalc import AttnCalculator, System, evaluate
     from attncalc.neighbors import VerletList
 
-    calculator = AttnCalculator(so3lr_sized(), device=device)
+    calculator = AttnCalculator(potential(), device=device)
     system = System.from_ase(atoms).to(device)
     calculator.neighbors, graph = calculator.neighbors.update(system)
     before = calculator.neighbors
@@ -189,9 +205,17 @@ def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
     return {"edges": int(batch["edge_index"].shape[1]), "peak_MiB": peak_mib(device), **times}
 
 
+PUBLISHED = {"cutoff_function": "none", "paths": "all"}
+equiformer_l2 = partial(attncalc, potential=partial(equiformer, "l2", **PUBLISHED))
+equiformer_l3 = partial(attncalc, potential=partial(equiformer, "l3", **PUBLISHED))
+equiformer_ours = partial(attncalc, potential=partial(equiformer, "l2"))
+
 # name -> what measures it, and its hyper-parameters in words
 ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
     "attncalc": (attncalc, SO3LR),
+    "attncalc-equiformer": (equiformer_ours, "our smooth Equiformer, 6 blocks, lmax 2, 5 Å"),
+    "attncalc-equiformer-l2": (equiformer_l2, "the published function, lmax 2, 3.5 M parameters"),
+    "attncalc-equiformer-l3": (equiformer_l3, "the published function, lmax 3, 5.5 M parameters"),
     "so3krates-torch": (so3krates_torch, SO3LR),
     "mace-torch": (mace_torch, MACE_OFF23_S),
 }
@@ -200,7 +224,7 @@ ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
 def installed(engine: str) -> str:
     """Its version; a checkout may be used without being installed."""
     try:
-        return version(engine)
+        return version("attncalc" if engine.startswith("attncalc") else engine)
     except PackageNotFoundError:
         return "(a checkout)"
 

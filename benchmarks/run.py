@@ -3,7 +3,7 @@
     python benchmarks/run.py                                 # with the environments of `make bench`
     python benchmarks/run.py --peer mace-torch=ENV/bin/python --systems ethanol water-192
 
-Every engine has an environment of its own, and every measurement a process of its own. Engines take
+Peers have an environment of their own, and every measurement a process of its own. Engines take
 turns within a round, so that a disturbance hits all; quoted are medians over all calls of all
 rounds. Neighbour lists stand outside the timing of the network. Networks are float32; ours and
 so3krates-torch's have equal hyper-parameters, MACE's are those of a model of its own kind. Threads
@@ -34,11 +34,17 @@ from scipy.stats import t as student_t
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers"
-ENGINES = ("attncalc", "so3krates-torch", "mace-torch")
+PEERS_OF_OURS = ("so3krates-torch", "mace-torch")
+ENGINES = (
+    *("attncalc", "attncalc-equiformer", "attncalc-equiformer-l2", "attncalc-equiformer-l3"),
+    *PEERS_OF_OURS,
+)
 SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")
+# larger ones take Equiformer minutes a call
+OF_EQUIFORMER = ("ethanol", "aspirin", "peptide", "water-192")
 PARTS = ("network", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
 STEP = [
-    *("system", "`calculate`, ms", "forward", "backward", "list reused", "conversion"),
+    *("engine", "system", "`calculate`, ms", "forward", "backward", "list reused", "conversion"),
     *("new list, ms", "plain path, ms"),
 ]
 MEMORY = 18  # GiB of address space that one process may take
@@ -51,7 +57,7 @@ Key = tuple[str, str, int]  # engine, system, threads
 
 def python_of(engine: str, given: dict[str, str]) -> str | None:
     """The interpreter of an engine's environment, if there is one."""
-    if engine == "attncalc":
+    if engine not in PEERS_OF_OURS:
         return sys.executable
     default = PEERS / engine / "bin" / "python"
     return given.get(engine) or (str(default) if default.exists() else None)
@@ -194,7 +200,7 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
     at = {(e["engine"], e["system"], e["threads"]): e for e in entries}
     systems = list(dict.fromkeys(e["system"] for e in entries))
     columns = [c for c in dict.fromkeys((e["engine"], e["threads"]) for e in entries)]
-    peers = [c for c in columns if c[0] != "attncalc" and ("attncalc", c[1]) in columns]
+    peers = [c for c in columns if c[0] in PEERS_OF_OURS and ("attncalc", c[1]) in columns]
 
     def ms(engine: str, system: str, threads: int) -> str:
         entry = at.get((engine, system, threads))
@@ -288,7 +294,7 @@ def _shares(entry: dict) -> list[str]:
     shares = [f"{100 * part / whole:.1f} %" for part in (entry["forward_ms"], backward)]
     shares += [f"{100 * part / whole:.1f} %" for part in (entry["list_reused_ms"], rest)]
     new, plain = f"{entry['list_rebuilt_ms']:.2f}", f"{entry['plain_ms']:.2f}"
-    return [entry["system"], f"{whole:.2f}", *shares, new, plain]
+    return [entry["engine"], entry["system"], f"{whole:.2f}", *shares, new, plain]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -337,8 +343,8 @@ def parsed() -> argparse.Namespace:
     arguments.python = {}
     for entry in arguments.peer:
         engine, found, python = entry.partition("=")
-        if not found or engine not in ENGINES[1:]:
-            known = " or ".join(f"{name}=PYTHON" for name in ENGINES[1:])
+        if not found or engine not in PEERS_OF_OURS:
+            known = " or ".join(f"{name}=PYTHON" for name in PEERS_OF_OURS)
             parser.error(f"--peer must be {known}, got {entry!r}")
         arguments.python[engine] = python
     return arguments
@@ -358,6 +364,7 @@ def main() -> None:
         for system in arguments.systems
         for engine in pythons
         for threads in (arguments.threads if engine == "attncalc" else arguments.peer_threads)
+        if "equiformer" not in engine or system in OF_EQUIFORMER
     ]
     arguments.output.mkdir(parents=True, exist_ok=True)
     rounds: list[dict[Key, dict]] = []

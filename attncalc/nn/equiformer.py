@@ -622,16 +622,24 @@ class Attention(nn.Module):
     Args:
         config: hyper-parameters.
         n_kept, n_used: as of `NonlinearMessages`.
+        n_in: channels of the features; those of the blocks if not given.
     """
 
     messages: Any  # one of MESSAGES, or what folds them once
 
-    def __init__(self, config: EquiformerConfig, n_kept: int, n_used: int) -> None:
+    def __init__(
+        self,
+        config: EquiformerConfig,
+        n_kept: int,
+        n_used: int,
+        n_in: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         channels, degrees = config.channels, range(len(config.channels))
-        self.merge_source = IrrepsLinear(channels, channels)
-        self.merge_target = IrrepsLinear(channels, channels, bias=False)
-        self.query = IrrepsLinear(channels, channels) if config.attention == "dot" else None
+        n_in = channels if n_in is None else n_in
+        self.merge_source = IrrepsLinear(n_in, channels)
+        self.merge_target = IrrepsLinear(n_in, channels, bias=False)
+        self.query = IrrepsLinear(n_in, channels) if config.attention == "dot" else None
         self.messages = MESSAGES[config.attention](config, n_kept, n_used)
         self.projection = IrrepsLinear(channels[:n_kept], channels[:n_kept])
         per_head = sum(channels) / config.num_heads
@@ -841,9 +849,13 @@ class Equiformer(nn.Module):
         features = self.embedding(graph, geometry)
         for block in self.blocks:
             features = block(features, geometry)
-        scalars = self.norm([self.last_block(features, geometry)])
-        (energies,) = self.energy([SILU_NORM * silu(self.hidden(scalars)[0])])
-        return AtomOutputs(energies=energies.flatten())
+        (scalars,) = self.norm([self.last_block(features, geometry)])
+        return AtomOutputs(energies=self.head(scalars))
+
+    def head(self, scalars: Tensor) -> Tensor:
+        """[n_atoms, 1, head_features] -> energies [n_atoms]."""
+        (energies,) = self.energy([SILU_NORM * silu(self.hidden([scalars])[0])])
+        return energies.flatten()
 
     def geometry(self, graph: Graph) -> Geometry:
         """Everything that depends on edge vectors alone, once for all blocks."""

@@ -17,10 +17,16 @@ from attncalc.system import System
 from attncalc.train.step import Batch
 
 
-def samples(dataset: Dataset, cutoff: float, species: tuple[int, ...]) -> list[Batch]:
+def samples(
+    dataset: Dataset, cutoff: float, species: tuple[int, ...], *, margin: float = 0.0
+) -> list[Batch]:
     """One batch per structure; neighbours are searched once, since training data do not move.
 
-    The data set must have forces.
+    Args:
+        dataset: with forces.
+        cutoff: Å, of the network.
+        species: of the potential.
+        margin: Å beyond the cutoff, for atoms that will be displaced; pairs there are not masked.
 
     Raises:
         ValueError: an element is not in `species`.
@@ -29,7 +35,7 @@ def samples(dataset: Dataset, cutoff: float, species: tuple[int, ...]) -> list[B
     labelled = zip(dataset.structures, dataset.forces or (), strict=True)
     for k, (structure, forces) in enumerate(labelled):
         system = System.from_ase(structure)
-        graph = fresh_graph(system, cutoff=cutoff, species=species)
+        graph = fresh_graph(system, cutoff=cutoff + margin, species=species)
         volume = volumes(system)
         stress = np.zeros((3, 3)) if dataset.stress is None else dataset.stress[k]
         made.append(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from attncalc import plots
 from attncalc.model_file import save, write_atomically
+from attncalc.train.denoising import without_denoising
 from attncalc.train.module import TrainingModule
 from attncalc.train.step import Step
 
@@ -100,7 +101,7 @@ class BestModel(L.Callback):
         loss = training.sums["loss"] / training.sums["n"]
         is_best = all(loss < row["validation_loss"] for row in training.history)
         if is_best or not self.model.exists():
-            save(training.potential, self.model)
+            save(without_denoising(training.potential), self.model)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         history, text = _ours(module).history, io.StringIO()

@@ -22,6 +22,7 @@ from attncalc.train.batches import samples, to_device
 from attncalc.train.callbacks import LearningCurve
 from attncalc.train.card import card
 from attncalc.train.claim import claim
+from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.fastest import fastest_step
 from attncalc.train.loop import device, finished_history, train_loop
 from attncalc.train.memory import keep_freed_memory
@@ -161,18 +162,25 @@ def _fit_checked(recipe: Recipe, training: Dataset, validation: Dataset, output:
         return Training(load(model), model, history)
     # what it started from may be gone: all but the last weights stands in its own best model
     potential = load(model).requires_grad_(True) if goes_on else new_potential(recipe, training)
+    if goes_on and recipe.denoising:  # its model has no denoising head, its checkpoint has
+        potential = with_denoising(potential)
     potential = potential.to(device())
-    batches = samples(training, potential.cutoff, potential.species)
+    reach = margin(recipe.denoising) if recipe.denoising else 0.0
+    batches = samples(training, potential.cutoff, potential.species, margin=reach)
     n_steps = recipe.epochs * -(-len(batches) // recipe.batch_size)
     module = TrainingModule(potential, recipe, n_steps)
     with ordered_sums(device()):
-        step = fastest_step(
-            potential,
-            module.weights,
-            [to_device(batch, device()) for batch in batches],
-            recipe,
-            shortest=data.shortest_distance(training),
-            n_steps=n_steps,
+        step = (
+            denoising_step(potential, module.weights)
+            if recipe.denoising
+            else fastest_step(
+                potential,
+                module.weights,
+                [to_device(batch, device()) for batch in batches],
+                recipe,
+                shortest=data.shortest_distance(training),
+                n_steps=n_steps,
+            )
         )
         train_loop(
             module,

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from attncalc.potential import Potential, evaluate
 from attncalc.train.batches import to_device
+from attncalc.train.denoising import displaced
 from attncalc.train.recipe import Recipe
 from attncalc.train.step import PENALTIES, Batch, Loss, Step, loss, trainable
 
@@ -60,7 +61,7 @@ class TrainingModule(L.LightningModule):
         return batch if device.type == "cpu" else to_device(batch, device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        value, gradients = self.step(batch)
+        value, gradients = self.step(self._prepared(batch))
         norm = get_total_norm(gradients)
         length = norm.item()  # read once: on a GPU every reading waits until all work is done
         if not math.isfinite(length):
@@ -77,6 +78,13 @@ class TrainingModule(L.LightningModule):
         optimizer.step()
         schedule.step()
         self.train_losses.append(value)
+
+    def _prepared(self, batch: Batch) -> Batch:
+        options, step = self.recipe.denoising, self.global_step
+        if options is None:
+            return batch
+        left, cutoff = 1 - step / self.n_steps, self.potential.cutoff
+        return displaced(batch, options, cutoff, seed=self.recipe.seed, step=step, left=left)
 
     def on_validation_epoch_start(self) -> None:
         self.sums = dict.fromkeys(("energy", "per_atom", "force", "loss", "n", "components"), 0.0)

@@ -20,6 +20,34 @@ _OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "start_f
 
 
 @dataclass(frozen=True)
+class Denoising:
+    """How a training displaces atoms (DeNS, TMLR 2024); the defaults are the published ones.
+
+    Attributes:
+        weight: of the errors of the displacements, counted in `noise`; it falls to zero in equal
+            steps during the run.
+        noise: standard deviation of each component of a displacement, Å.
+        structures: probability that a structure is chosen.
+        atoms: probability that an atom of a chosen structure is displaced.
+
+    Raises:
+        ValueError: a value is impossible; the message names it.
+    """
+
+    weight: float = 5.0
+    noise: float = 0.05
+    structures: float = 0.25
+    atoms: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not _is(value, Real) or not _is_finite(value) or not value > 0:
+                raise ValueError(f"recipe: {name} of denoising must be positive, got {value!r}")
+            if name in ("structures", "atoms") and value > 1:
+                raise ValueError(f"recipe: {name} of denoising is a probability, got {value}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A training run. In YAML, every field is one key; hyper-parameters are below `config`.
 
@@ -58,6 +86,8 @@ class Recipe:
         seed: of the order of the data, and of initial weights without `start_from`.
         committee: how many networks are trained, one after the other with seeds seed, seed + 1,
             ...; from two on, the model is their mean, with their spread as a warning.
+        denoising: with an equiformer, {} or any of the attributes of `Denoising`: some atoms of the
+            training structures are displaced, and the network learns by how much as well.
         dtype: of the network, "float32" or "float64".
         folder: where data files are looked for first; that of the YAML file.
 
@@ -91,6 +121,7 @@ class Recipe:
     compile: Literal["auto", "always", "never"] = "auto"
     seed: int = 0
     committee: int = 1
+    denoising: Any = None  # a mapping, or a `Denoising`, which it is afterwards
     dtype: str = "float32"
     folder: str = field(default=".", repr=False)
 
@@ -144,6 +175,7 @@ class Recipe:
                 )
         self._check_split()
         self._check_config()
+        self._check_denoising()
 
     def _check_split(self) -> None:
         _check_keys("split", self.split, ("train", "n_validation", "test", "shuffle", "sizes"))
@@ -186,6 +218,20 @@ class Recipe:
             kind(**(measured | dict(self.config)))
         except (TypeError, ValueError) as error:
             raise ValueError(f"config of {self.network}: {error}") from None
+
+    def _check_denoising(self) -> None:
+        if self.denoising is None:
+            return
+        if not isinstance(self.denoising, Denoising):
+            known = [f.name for f in dataclasses.fields(Denoising)]
+            _check_keys("denoising", self.denoising, known)
+            object.__setattr__(self, "denoising", Denoising(**self.denoising))
+        for wrong, why in (
+            (self.network != "equiformer", "is for network: equiformer only"),
+            (self.start_from is not None, "needs weights that no model has: without start_from"),
+        ):
+            if wrong:
+                raise ValueError(f"recipe: denoising {why}")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:

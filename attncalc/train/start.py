@@ -14,6 +14,7 @@ from attncalc.data.errors import predict
 from attncalc.data.statistics import per_element
 from attncalc.model_file import DTYPES, NETWORKS, load, model_name
 from attncalc.potential import Committee, Potential
+from attncalc.train.denoising import with_denoising
 from attncalc.train.recipe import Recipe
 
 
@@ -55,7 +56,8 @@ def _random(recipe: Recipe, training: Dataset) -> Potential:
         config["avg_num_neighbors"] = data.avg_num_neighbors(training, float(config["cutoff"]))
     elements = elements_of(training)
     torch.manual_seed(recipe.seed)
-    return Potential(network(config_class(**config), len(elements)), elements)
+    potential = Potential(network(config_class(**config), len(elements)), elements)
+    return with_denoising(potential) if recipe.denoising else potential
 
 
 def _taken_over(model: Potential, training: Dataset) -> Potential:

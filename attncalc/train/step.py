@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,11 +77,20 @@ class Loss:
 Step = Callable[[Batch], tuple[Tensor, list[Tensor]]]
 
 
-def predict(potential: Potential, graph: Graph, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+Prediction = tuple[Tensor, Tensor, Tensor]
+
+
+def predict(potential: Potential, graph: Graph, volume: Tensor) -> Prediction:
     """Energy [n_systems], forces [n_atoms, 3], stress [n_systems, 3, 3], all differentiable."""
     vectors = graph.vectors.detach().requires_grad_(True)
     with torch.enable_grad():
         energies = potential.energies(graph.with_vectors(vectors))
+        return differentiated(energies, vectors, graph, volume)
+
+
+def differentiated(energies: Tensor, vectors: Tensor, graph: Graph, volume: Tensor) -> Prediction:
+    """As `predict`, from energies per atom [n_atoms] that depend on the edge vectors."""
+    with torch.enable_grad():
         (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
         forces = forces_from_edges(gradient, graph.receivers, graph.senders, graph.n_atoms)
         outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
@@ -89,7 +99,7 @@ def predict(potential: Potential, graph: Graph, volume: Tensor) -> tuple[Tensor,
     return energy, forces, strain / volume[:, None, None]
 
 
-def loss(prediction: tuple[Tensor, Tensor, Tensor], batch: Batch, weights: Loss) -> Tensor:
+def loss(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
     """Weighted sum of penalties, a scalar."""
     energy, forces, stress = prediction
     ones = torch.ones_like(batch.forces[:, 0])
@@ -104,11 +114,25 @@ def loss(prediction: tuple[Tensor, Tensor, Tensor], batch: Batch, weights: Loss)
 
 def eager_step(potential: Potential, weights: Loss) -> Step:
     """The definition: loss and its gradient by `trainable(potential)`, by double backward."""
+
+    def value(batch: Batch) -> Tensor:
+        return loss(predict(potential, batch.graph, batch.volume), batch, weights)
+
+    return gradient_step(potential, value)
+
+
+def gradient_step(potential: Potential, loss_of: Callable[[Any], Tensor]) -> Step:
+    """A loss and its gradient by `trainable(potential)`.
+
+    Args:
+        potential: its parameters are read at every call.
+        loss_of: a batch -> a number that depends on them.
+    """
     parameters = list(trainable(potential).values())
 
     def step(batch: Batch) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
-            value = loss(predict(potential, batch.graph, batch.volume), batch, weights)
+            value = loss_of(batch)
             gradients = torch.autograd.grad(
                 value, parameters, allow_unused=True, materialize_grads=True
             )

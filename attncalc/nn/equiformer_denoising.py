@@ -1,0 +1,178 @@
+"""Equiformer that also learns to say how atoms were displaced: DeNS, for training only.
+
+Liao, Smidt, Das, "Generalizing denoising to non-equilibrium structures improves equivariant force
+fields", TMLR 2024. Some atoms of a training structure are displaced at random and the network is
+told the forces of the undisturbed structure on them; a head of its own predicts the displacements.
+What the head needs is left out of the network that is saved, `DenoisingEquiformer.plain`, which
+gives the same energies.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attncalc.graph import AtomOutputs, Graph
+from attncalc.nn.edge_products import PathIndex
+from attncalc.nn.equiformer import (
+    Attention,
+    Equiformer,
+    EquiformerConfig,
+    EquivariantLayerNorm,
+    Features,
+    FeedForward,
+    Geometry,
+    IrrepsLinear,
+    added,
+)
+from attncalc.ops import safe_norm
+
+
+class OpenLastBlock(nn.Module):
+    """The last block with features of all degrees, which the denoising head reads.
+
+    Args:
+        config: hyper-parameters.
+        n_out: channels per degree that go out.
+    """
+
+    def __init__(self, config: EquiformerConfig, n_out: tuple[int, ...]) -> None:
+        super().__init__()
+        channels, n = config.channels, len(config.channels)
+        self.norm_1 = EquivariantLayerNorm(channels)
+        self.attention = Attention(config, n, n)
+        self.norm_2 = EquivariantLayerNorm(channels)
+        hidden = [config.feed_forward_factor * width for width in channels]
+        self.feed_forward = FeedForward(channels, hidden, n_out)
+        self.shortcut = IrrepsLinear(channels, n_out)
+
+    def forward(self, features: Features, geometry: Geometry) -> Features:
+        """[n_atoms, 2l+1, channels] per degree -> the same with the channels that go out."""
+        features = added(features, self.attention(self.norm_1(features), geometry))
+        return added(self.shortcut(features), self.feed_forward(self.norm_2(features)))
+
+
+class DenoisingHead(Attention):
+    """One more attention, from the last features to a vector per atom.
+
+    Args:
+        config: hyper-parameters.
+        n_in: channels of the last features, per degree.
+    """
+
+    projection: Any
+
+    def __init__(self, config: EquiformerConfig, n_in: tuple[int, ...]) -> None:
+        super().__init__(config, len(config.channels), 2, n_in)
+        self.projection = VectorMap(config.channels[1])
+
+    def vectors(self, features: Features, geometry: Geometry) -> Tensor:
+        """[n_atoms, 3], x, y, z."""
+        (vectors,) = self(features, geometry)
+        return vectors.squeeze(2)
+
+
+class VectorMap(nn.Module):
+    """Features to one vector: degree 1 alone.
+
+    Args:
+        width: channels of degree 1.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, 1) / math.sqrt(width))
+
+    def forward(self, features: Features) -> Features:
+        """One entry, [n, 3, 1]."""
+        return [features[1] @ self.weight]
+
+
+class DenoisingEquiformer(Equiformer):
+    """An Equiformer with an input for forces and a head for displacements.
+
+    Args:
+        config: hyper-parameters.
+        n_species: rows of the species table.
+    """
+
+    last_block: Any
+
+    def __init__(self, config: EquiformerConfig, n_species: int) -> None:
+        super().__init__(config, n_species)
+        # of the last features, in the ratio of the others: 512, 256, 128 as published
+        n_last = tuple(config.head_features * w // config.channels[0] for w in config.channels)
+        self.force_embedding = IrrepsLinear([1] * len(n_last), config.channels)
+        self.last_block = OpenLastBlock(config, n_last)
+        self.norm = EquivariantLayerNorm(n_last)
+        self.denoising_head = DenoisingHead(config, n_last)
+        self.to(torch.float32)
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        """Energies per atom [n_atoms], of structures without displacements."""
+        return AtomOutputs(energies=self._run(graph, None)[0])
+
+    def denoise(self, graph: Graph, forces: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies [n_atoms] of the undisturbed structure, and displacements [n_atoms, 3].
+
+        Args:
+            graph: of the displaced atoms.
+            forces: [n_atoms, 3] eV/Å of the undisturbed structure, zero for atoms in their place.
+        """
+        energies, features, geometry = self._run(graph, forces)
+        return energies, self.denoising_head.vectors(features, geometry)
+
+    def _run(self, graph: Graph, forces: Tensor | None) -> tuple[Tensor, Features, Geometry]:
+        geometry = self.geometry(graph)
+        told = self.force_embedding(self._encoded(graph, forces))
+        features = added(self.embedding(graph, geometry), told)
+        for block in self.blocks:
+            features = block(features, geometry)
+        features = self.norm(self.last_block(features, geometry))
+        return self.head(features[0]), features, geometry
+
+    def _encoded(self, graph: Graph, forces: Tensor | None) -> Features:
+        """Y_l(F / |F|) |F| / sqrt(3), per degree [n_atoms, 2l+1, 1]."""
+        degrees = range(len(self.config.channels))
+        if forces is None:
+            shape = self.element.new_zeros(graph.n_atoms, 1, 1)
+            return [shape.expand(-1, 2 * degree + 1, 1) for degree in degrees]
+        forces = forces.to(self.element.dtype)
+        amount = safe_norm(forces).view(-1, 1, 1)
+        direction = torch.where(amount.squeeze(2) > 0, forces, 1.0)
+        frames = self.frames(direction / safe_norm(direction).unsqueeze(1))
+        # harmonics of a direction are the first row of the rotation that takes it to the pole
+        harmonics = [torch.ones_like(amount)]
+        harmonics += [
+            math.sqrt(2 * degree + 1) * frame[:, 0].unsqueeze(2)
+            for degree, frame in enumerate(frames, start=1)
+        ]
+        return [y * amount / math.sqrt(3) for y in harmonics]
+
+    def plain(self) -> Equiformer:
+        """The network without input for forces and denoising head; same energies, own tensors."""
+        plain = Equiformer(self.config, self.element.shape[0]).to(self.element)
+        state = self.state_dict()
+        state["element_bias"] = self.element_bias + self.force_embedding.scalar_bias
+        taken = {}
+        to_scalars = self._weights_to_scalars()
+        for name, tensor in plain.state_dict().items():
+            source = state[name]
+            if source.shape == tensor.shape:
+                taken[name] = source
+            elif name.endswith(("second_weights", "radial.last", "radial.offset")):
+                taken[name] = source[..., to_scalars]
+            else:  # what goes to scalars comes first
+                taken[name] = source[..., : tensor.shape[-1]]
+        plain.load_state_dict(taken)
+        return plain.requires_grad_(False)
+
+    def _weights_to_scalars(self) -> Tensor:
+        """Which weights of a tensor product belong to paths to scalars."""
+        n = len(self.config.channels)
+        paths = self.config.tensor_paths(n, n)
+        places = PathIndex(self.config.channels, paths)
+        return places.weights(path for path in paths if path[2] == 0)

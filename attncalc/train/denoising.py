@@ -1,0 +1,120 @@
+"""Denoising beside energies and forces, DeNS: a training sees displaced structures as well.
+
+Liao, Smidt, Das, "Generalizing denoising to non-equilibrium structures improves equivariant force
+fields", TMLR 2024. A structure is chosen with some probability, then some of its atoms, which are
+displaced by normal noise. The network is told their undisturbed forces and learns three things: the
+energy of the undisturbed structure, the forces on the atoms in their place, and the displacements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncalc.nn.equiformer import Equiformer
+from attncalc.nn.equiformer_denoising import DenoisingEquiformer
+from attncalc.ops import with_modules
+from attncalc.potential import Potential
+from attncalc.train.recipe import Denoising
+from attncalc.train.step import Batch, Loss, Step, differentiated, gradient_step, loss
+
+# list margin in standard deviations of the noise: two atoms drift apart by 7 in one of 10^11 cases
+MARGIN = 10.0
+
+
+@dataclass(frozen=True)
+class DisplacedBatch(Batch):
+    """A batch some of whose atoms have been moved; its labels are those of before.
+
+    Attributes:
+        displacements: [n_atoms, 3], in standard deviations of the noise; zero for atoms in place.
+        weight: of the errors of the displacements.
+    """
+
+    displacements: Tensor
+    weight: float
+
+
+def with_denoising(potential: Potential) -> Potential:
+    """The same potential around a random network that can denoise."""
+    network = potential.network
+    if not isinstance(network, Equiformer):
+        raise ValueError(f"only an equiformer learns to denoise, not {type(network).__name__}")
+    denoising = DenoisingEquiformer(network.config, len(potential.species))
+    return with_modules(potential, network=denoising.to(potential.dtype))
+
+
+def without_denoising(potential: Potential) -> Potential:
+    """What is left for inference; any other potential is handed back."""
+    network = potential.network
+    if not isinstance(network, DenoisingEquiformer):
+        return potential
+    return with_modules(potential, network=network.plain())
+
+
+def displaced(
+    batch: Batch, options: Denoising, cutoff: float, *, seed: int, step: int, left: float
+) -> DisplacedBatch:
+    """Move some atoms; the same ones each time that a step is done.
+
+    Args:
+        batch: its list of neighbours reaches `margin(options)` further than the cutoff.
+        options: how many atoms, how far.
+        cutoff: Å, of the network.
+        seed, step: of the training and number of the step: where the random numbers come from.
+        left: share of the training that is still to be done.
+    """
+    graph = batch.graph
+    random = np.random.default_rng([seed, 1, step])  # the order of the data has [seed, epoch]
+    chosen = random.random(graph.n_systems) < options.structures
+    moved = random.random(graph.n_atoms) < options.atoms
+    moved &= chosen[graph.system_idx.cpu().numpy()]
+    noise = random.standard_normal((graph.n_atoms, 3)) * moved[:, None]
+    displacements = torch.from_numpy(noise).to(graph.vectors.device)
+    shifts = options.noise * displacements
+    vectors = graph.vectors + shifts[graph.senders] - shifts[graph.receivers]
+    inside = torch.linalg.vector_norm(vectors, dim=1) < cutoff
+    labels = {name: getattr(batch, name) for name in ("energy", "forces", "stress", "volume")}
+    return DisplacedBatch(
+        graph=replace(graph, vectors=vectors, edge_mask=inside),
+        **labels,
+        displacements=displacements,
+        weight=options.weight * left,
+    )
+
+
+def margin(options: Denoising) -> float:
+    """Å beyond the cutoff that a list of neighbours must reach."""
+    return MARGIN * options.noise
+
+
+def denoising_step(potential: Potential, weights: Loss) -> Step:
+    """Loss of a `DisplacedBatch` and its gradient, by double backward.
+
+    Args:
+        potential: from `with_denoising`.
+        weights: of the errors of energies, forces and stresses.
+    """
+    network: Any = potential.network
+
+    def value(batch: DisplacedBatch) -> Tensor:
+        graph, in_place = batch.graph, ~batch.displacements.any(1)
+        vectors = graph.vectors.detach().requires_grad_(True)
+        told = torch.where(in_place.unsqueeze(1), 0.0, batch.forces)
+        outputs, found = network.denoise(graph.with_vectors(vectors), told)
+        energies = potential.scale[graph.species] * outputs.to(potential.scale.dtype)
+        energies = energies + potential.reference_energies[graph.species]
+        energy, forces, stress = differentiated(energies, vectors, graph, batch.volume)
+        # displaced atoms have no label: what is predicted for them counts as right
+        forces = torch.where(in_place.unsqueeze(1), forces, batch.forces)
+        total = loss((energy, forces, stress), batch, weights)
+        if in_place.all():
+            return total
+        errors = (found - batch.displacements.to(found.dtype))[~in_place]
+        return total + batch.weight * weights.penalty(errors)
+
+    return gradient_step(potential, value)

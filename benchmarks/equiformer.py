@@ -1,0 +1,183 @@
+"""Equiformer on this machine: times and memory, of calls and of a training step.
+
+    python benchmarks/equiformer.py ../shared/data/structures/*.xyz
+
+Energy + forces per call of the published function (lmax 2 and 3, float32, one thread) for every
+structure file, in processor time, with all edges at once and in chunks; a periodic box of water of
+5,184 atoms; and a training step with forces on eight copies, slightly rattled, of the largest
+structure at lmax 3. Every row is a process of its own; memory is how far its peak rises above what
+it needed for ethanol. Results go to benchmarks/results/equiformer.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+RESULTS = HERE / "results"
+WATER = (12, 12, 12)  # molecules: 5,184 atoms
+AT_ONCE = 1 << 60  # bytes
+COPIES = 8
+
+
+def peak_mib() -> float:
+    """Highest resident memory so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def worker(task: str, size: str, structure: str, kept: int | None) -> dict:
+    """What one process measures."""
+    import torch
+    from ase.build import molecule
+    from engines import PUBLISHED, equiformer
+
+    import attncalc.nn.equiformer as module
+
+    torch.set_num_threads(1)
+    if kept is not None:
+        module.LARGEST_KEPT = kept
+    potential = equiformer(size, **PUBLISHED)
+    run = {"call": call, "train": train}[task]
+    run(potential, molecule("CH3CH2OH"), 1)
+    before = peak_mib()
+    return run(potential, _read(structure), 5) | {"rise_MiB": peak_mib() - before}
+
+
+def _read(structure: str):
+    from ase.io import read
+    from structures import water_box
+
+    return water_box(WATER) if structure == "water" else read(structure)
+
+
+def call(potential, atoms, repeats: int) -> dict:
+    """Energy and forces, folded weights."""
+    from attncalc import System, evaluate
+    from attncalc.fast import lower
+    from attncalc.neighbors import fresh_graph
+
+    fast = lower(potential)
+    graph = fresh_graph(System.from_ase(atoms), cutoff=5.0, species=potential.species)
+    if graph.n_edges > 50_000:
+        repeats = 1
+    times = _timed(lambda: evaluate(fast, graph), repeats)
+    kept = potential.network.bytes_per_edge
+    chunks = len(potential.network.chunks(graph))
+    facts = {"atoms": len(atoms), "edges": graph.n_edges, "chunks": chunks, "bytes_per_edge": kept}
+    return facts | times
+
+
+def train(potential, atoms, repeats: int) -> dict:
+    """The gradient of energy and force errors by all weights, by double backward."""
+    import numpy as np
+
+    from attncalc.data import Dataset
+    from attncalc.train.batches import join, samples
+    from attncalc.train.step import Loss, eager_step
+
+    rng = np.random.default_rng(0)
+    structures = [atoms.copy() for _ in range(COPIES)]
+    for copied in structures:
+        copied.positions += rng.normal(scale=0.02, size=copied.positions.shape)
+    dataset = Dataset(
+        structures=structures,
+        energies=np.zeros(COPIES),
+        forces=[np.zeros((len(atoms), 3))] * COPIES,
+        source="rattled copies",
+    )
+    potential.requires_grad_(True)
+    batch = join(samples(dataset, 5.0, potential.species))
+    step = eager_step(potential, Loss(1.0, 1.0, 0.0))
+    chunks = len(potential.network.chunks(batch.graph))
+    facts = {"atoms": COPIES * len(atoms), "edges": batch.graph.n_edges, "chunks": chunks}
+    return facts | _timed(lambda: step(batch), min(repeats, 1))
+
+
+def _timed(run, repeats: int) -> dict:
+    if repeats > 1:
+        run()  # warms up
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        times.append(1e3 * (time.process_time() - start))
+    return {"cpu_ms": median(times), "cpu_ms_min": min(times)}
+
+
+def measured(*task: str) -> dict:
+    """One row, from a process of its own."""
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--worker", *task]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": (done.stderr.strip() or f"signal {-done.returncode}").splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def markdown(rows: list[dict], machine: str) -> str:
+    """The table people read."""
+    from run import _table
+
+    head = ["what", "lmax", "structure", "atoms", "edges", "edges worked through"]
+    head += ["CPU ms, median", "least", "memory, MiB", "KiB per edge"]
+    cells = []
+    for row in rows:
+        start = [row["what"], row["size"][1:], row["structure"]]
+        if "failed" in row:
+            cells.append([*start, "", "", row["failed"], "", "", "", ""])
+            continue
+        way = f"in {row['chunks']} chunks" if row["chunks"] else "at once"
+        counts = [f"{row['atoms']:,}", f"{row['edges']:,}", way]
+        times = [f"{row['cpu_ms']:,.1f}", f"{row['cpu_ms_min']:,.1f}"]
+        memory = [f"{row['rise_MiB']:,.0f}", f"{1024 * row['rise_MiB'] / row['edges']:.1f}"]
+        cells.append([*start, *counts, *times, *memory])
+    return "\n".join([machine, "", *_table(head, cells), ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("structures", nargs="*", type=Path, help="files that ASE reads")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        task, size, structure, kept = arguments.worker
+        print(json.dumps(worker(task, size, structure, int(kept) if kept != "auto" else None)))
+        return
+    from ase.io import read
+    from run import machine_name, write
+
+    files = sorted(arguments.structures, key=lambda path: len(read(path)))
+    plan = [
+        ("energy + forces", "call", size, str(path), kept)
+        for path in files
+        for size in ("l2", "l3")
+        for kept in ("auto", str(AT_ONCE), "0")
+    ]
+    plan.append(("energy + forces", "call", "l2", "water", "auto"))
+    if files:
+        plan.append((f"training step, {COPIES} copies", "train", "l3", str(files[-1]), "auto"))
+    rows: list[dict] = []
+    for n, (what, task, size, structure, kept) in enumerate(plan, start=1):
+        row = measured(task, size, structure, kept)
+        if kept != "auto" and row.get("chunks") == rows[-1].get("chunks"):
+            continue  # what it does by itself
+        rows.append({"what": what, "size": size, "structure": Path(structure).stem, **row})
+        told = row.get("failed") or f"{row['cpu_ms']:.1f} ms, {row['rise_MiB']:.0f} MiB"
+        print(f"[{n}/{len(plan)}] {what}, {size}, {Path(structure).stem}: {told}", flush=True)
+        content = {"machine": machine_name(), "rows": rows}
+        write(RESULTS / "equiformer.json", json.dumps(content, indent=1) + "\n")
+        write(RESULTS / "equiformer.md", markdown(rows, machine_name()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Denoising beside energies and forces: what is displaced, what is learnt, what is saved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+from contract import ELEMENTS, assert_close, build_graph, randomise, rotation, transformed
+
+from attncalc.data import Dataset
+from attncalc.model_file import load
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.nn.equiformer_denoising import DenoisingEquiformer
+from attncalc.potential import Potential, evaluate
+from attncalc.system import System
+from attncalc.train import Recipe, fit
+from attncalc.train.batches import join, samples
+from attncalc.train.denoising import (
+    denoising_step,
+    displaced,
+    margin,
+    with_denoising,
+    without_denoising,
+)
+from attncalc.train.module import TrainingModule
+from attncalc.train.recipe import Denoising
+from attncalc.train.step import Batch, Loss, eager_step, trainable
+
+CONFIG = {
+    "cutoff": 3.5,
+    "avg_num_neighbors": 8.0,
+    "channels": (8, 4, 4),
+    "num_layers": 2,
+    "num_heads": 2,
+    "attention_features": 3,
+    "num_basis": 6,
+    "radial_features": 5,
+    "head_features": 8,
+}
+
+
+def network(attention: str = "nonlinear", paths: str = "natural") -> DenoisingEquiformer:
+    torch.manual_seed(0)
+    config = EquiformerConfig(**CONFIG, attention=attention, paths=paths)
+    made = DenoisingEquiformer(config, len(ELEMENTS)).double()
+    randomise(made)
+    return made
+
+
+def rattled(n: int = 6) -> Dataset:
+    """Ethanol in a harmonic well around its geometry: energies and forces belong together."""
+    rng, rest = np.random.default_rng(0), molecule("CH3CH2OH")
+    structures, energies, forces = [], [], []
+    for _ in range(n):
+        atoms = rest.copy()
+        shift = rng.normal(scale=0.1, size=(9, 3))
+        atoms.positions += shift
+        structures.append(atoms)
+        energies.append(2.0 * (shift**2).sum())
+        forces.append(-4.0 * shift)
+    return Dataset(structures=structures, energies=energies, forces=forces)
+
+
+# ------------------------------------------------------------------------------------ network
+
+
+@pytest.mark.parametrize(
+    ("channels", "count"), [((128, 64, 32), 4_000_577), ((128, 64, 64, 32), 6_354_241)]
+)
+def test_numbers_of_parameters(channels: tuple[int, ...], count: int) -> None:
+    config = EquiformerConfig(5.0, 15.6, channels=channels, cutoff_function="none", paths="all")
+    assert sum(p.numel() for p in DenoisingEquiformer(config, 64).parameters()) == count
+
+
+@pytest.mark.parametrize("attention", ["nonlinear", "linear", "dot"])
+@pytest.mark.parametrize("paths", ["natural", "all"])
+def test_the_plain_network_has_the_same_energies(attention: str, paths: str) -> None:
+    denoising = network(attention, paths)
+    plain = denoising.plain()
+    assert type(plain) is Equiformer
+    potentials = [Potential(n, ELEMENTS).requires_grad_(False) for n in (denoising, plain)]
+    graph = build_graph(potentials[0], System.from_ase(rattled(2).structures))
+    ours, theirs = (evaluate(p, graph) for p in potentials)
+    assert_close(ours.energies, theirs.energies, 1e-13, "energies")
+    assert_close(ours.forces, theirs.forces, 1e-12, "forces")
+    with torch.no_grad():
+        denoising.force_embedding.bias += 1.0
+    assert_close(evaluate(potentials[1], graph).energies, theirs.energies, 0.0, "own tensors")
+
+
+@pytest.mark.parametrize("paths", ["natural", "all"])
+def test_displacements_turn_along(paths: str) -> None:
+    """And, with natural paths only, follow a reflection."""
+    denoising = network(paths=paths)
+    potential = Potential(denoising, ELEMENTS).requires_grad_(False)
+    atoms = rattled(1).structures[0]
+    forces = np.random.default_rng(1).normal(size=(9, 3))
+    forces[2] = 0.0
+
+    def found(matrix: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        graph = build_graph(potential, System.from_ase(transformed(atoms, matrix)))
+        return denoising.denoise(graph, torch.from_numpy(forces @ matrix))
+
+    energies, vectors = found(np.eye(3))
+    assert vectors.abs().max() > 1e-2
+    for matrix in (rotation(1), *([-rotation(2)] if paths == "natural" else [])):
+        turned_energies, turned = found(matrix)
+        assert_close(turned_energies, energies, 1e-12, "energies")
+        assert_close(turned, vectors @ torch.from_numpy(matrix), 1e-12, "displacements")
+
+
+def test_forces_are_told_by_harmonics() -> None:
+    """Y_l(F / |F|) |F| / sqrt(3), zero for no force, against e3nn."""
+    from e3nn import o3
+
+    denoising = network()
+    forces = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    forces[1] = 0.0
+    forces[2] = torch.tensor([0.0, -1.5, 0.0])
+    graph = build_graph(Potential(denoising, ELEMENTS), System.from_ase(molecule("CH3CH2OH")[:4]))
+    encoded = denoising._encoded(graph, forces)
+    for degree, actual in enumerate(encoded):
+        expected = o3.spherical_harmonics(degree, forces, True, "component")
+        expected = expected * forces.norm(dim=1, keepdim=True) / 3**0.5
+        assert_close(actual.squeeze(2), expected, 1e-14, f"degree {degree}")
+
+
+# ----------------------------------------------------------------------------------- training
+
+OPTIONS = Denoising(structures=0.6, atoms=0.5)
+WEIGHTS = Loss(1.0, 1.0, 0.0)
+
+
+def test_what_is_displaced() -> None:
+    potential = Potential(network(), ELEMENTS)
+    batch = join(samples(rattled(), 3.5, ELEMENTS, margin=margin(OPTIONS)) * 20)
+    moved = displaced(batch, OPTIONS, 3.5, seed=3, step=7, left=0.5)
+    again = displaced(batch, OPTIONS, 3.5, seed=3, step=7, left=0.5)
+    other = displaced(batch, OPTIONS, 3.5, seed=3, step=8, left=0.5)
+    assert torch.equal(moved.displacements, again.displacements)
+    assert not torch.equal(moved.displacements, other.displacements)
+    assert moved.weight == 2.5
+    touched = moved.displacements.any(1).view(-1, 9)  # [structures, atoms]
+    chosen = touched.any(1).double().mean()
+    assert abs(chosen - 0.6) < 0.15  # 120 structures: three standard deviations
+    assert abs(touched[touched.any(1)].double().mean() - 0.5) < 0.06
+    assert abs(float(moved.displacements[moved.displacements != 0].std()) - 1) < 0.06
+
+    # the graph is that of the moved atoms
+    structures = [s.copy() for s in rattled().structures * 20]
+    shifts = (OPTIONS.noise * moved.displacements).view(-1, 9, 3).numpy()
+    for atoms, shift in zip(structures, shifts, strict=True):
+        atoms.positions += shift
+    fresh = build_graph(potential, System.from_ase(structures))
+    assert int(moved.graph.edge_mask.sum()) == fresh.n_edges
+    assert_close(moved.graph.vectors[moved.graph.edge_mask], fresh.vectors, 1e-14, "vectors")
+    assert torch.equal(moved.energy, batch.energy)
+    assert torch.equal(moved.forces, batch.forces)
+
+
+def test_without_displacements_it_is_the_plain_step() -> None:
+    potential = Potential(network(), ELEMENTS)
+    batch = join(samples(rattled(), 3.5, ELEMENTS, margin=margin(OPTIONS)))
+    never = displaced(batch, Denoising(structures=1e-9), 3.5, seed=0, step=0, left=1.0)
+    assert not never.displacements.any()
+    ours = denoising_step(potential, WEIGHTS)(never)
+    theirs = eager_step(potential, WEIGHTS)(join(samples(rattled(), 3.5, ELEMENTS)))
+    assert_close(ours[0], theirs[0], 1e-13, "loss")
+    for name, one, two in zip(trainable(potential), ours[1], theirs[1], strict=True):
+        assert_close(one, two, 1e-11, name)
+
+
+def test_displaced_atoms_have_no_force_error() -> None:
+    """Other labels for them change what the network is told, and nothing else of the loss."""
+    potential = Potential(network(), ELEMENTS)
+    with torch.no_grad():  # deaf to what it is told
+        for weight in potential.network.force_embedding.weights:
+            weight.zero_()
+    batch = join(samples(rattled(), 3.5, ELEMENTS, margin=margin(OPTIONS)))
+    moved = displaced(batch, OPTIONS, 3.5, seed=0, step=1, left=1.0)
+    touched = moved.displacements.any(1)
+    assert 0 < touched.sum() < len(touched)
+    step = denoising_step(potential, WEIGHTS)
+    before = float(step(moved)[0])
+    moved.forces[touched] += 1.0
+    assert float(step(moved)[0]) == pytest.approx(before, abs=1e-13)
+    moved.forces[~touched] += 1.0
+    assert abs(float(step(moved)[0]) - before) > 1e-3
+
+
+def test_gradient_of_the_step_is_the_slope_of_its_loss() -> None:
+    potential = Potential(network(), ELEMENTS)
+    batch = join(samples(rattled(2), 3.5, ELEMENTS, margin=margin(OPTIONS)))
+    moved = displaced(batch, OPTIONS, 3.5, seed=0, step=1, left=1.0)
+    step = denoising_step(potential, WEIGHTS)
+    gradients = dict(zip(trainable(potential), step(moved)[1], strict=True))
+    for name in (
+        "network.force_embedding.weights.1",
+        "network.denoising_head.projection.weight",
+        "network.last_block.shortcut.weights.2",
+        "network.blocks.0.attention.messages.alpha",
+    ):
+        parameter = trainable(potential)[name]
+        flat, h = parameter.data.view(-1), 1e-5
+        values = []
+        for shift in (h, -2 * h):
+            flat[0] += shift
+            values.append(float(step(moved)[0]))
+        flat[0] += h
+        expected = (values[0] - values[1]) / (2 * h)
+        assert abs(expected) > 1e-6, f"{name} does not matter"
+        assert float(gradients[name].view(-1)[0]) == pytest.approx(expected, rel=1e-4)
+
+
+RECIPE = {
+    "name": "small",
+    "data": "unused",
+    "split": {"sizes": [4, 2]},
+    "config": CONFIG,
+    "network": "equiformer",
+    "batch_size": 2,
+    "denoising": {"structures": 0.9, "atoms": 0.5},
+    "compile": "never",
+}
+
+
+def test_a_run_saves_the_plain_network_and_goes_on_exactly(tmp_path) -> None:
+    data, recipe = rattled(6), Recipe(**RECIPE, epochs=4)
+    parts = (data[:4], data[4:])
+    whole = fit(recipe, *parts, tmp_path / "whole")
+    assert type(whole.potential.network) is Equiformer
+    usual = TrainingModule.training_step
+
+    def interrupted(module: TrainingModule, batch: Batch, k: int) -> None:
+        if module.global_step == 5:
+            raise KeyboardInterrupt
+        usual(module, batch, k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="2 of 4 epochs are done"):
+            fit(recipe, *parts, tmp_path / "stopped")
+    assert type(load(tmp_path / "stopped" / "small.safetensors").network) is Equiformer
+    resumed = fit(recipe, *parts, tmp_path / "stopped")
+    losses = [[row["train_loss"] for row in run.history] for run in (resumed, whole)]
+    assert losses[0] == losses[1]
+    for name, tensor in whole.potential.state_dict().items():
+        assert torch.equal(resumed.potential.state_dict()[name], tensor), name
+
+
+def test_refusals() -> None:
+    for change, message in (
+        ({"network": "so3krates"}, "denoising is for network: equiformer only"),
+        ({"start_from": "x"}, "denoising needs weights that no model has"),
+        ({"denoising": {"noise": 0}}, "noise of denoising must be positive, got 0"),
+        ({"denoising": {"atoms": 1.5}}, "atoms of denoising is a probability, got 1.5"),
+        ({"denoising": {"nois": 0.1}}, "unknown key 'nois' in denoising; did you mean 'noise'?"),
+        ({"denoising": 5}, "denoising must hold keys and values"),
+    ):
+        config = {"cutoff": 3.5} if "network" in change else CONFIG
+        with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+            Recipe(**(RECIPE | {"config": config} | change))
+    potential = Potential(network().plain(), ELEMENTS)
+    assert without_denoising(potential) is potential
+    assert isinstance(with_denoising(potential).network, DenoisingEquiformer)

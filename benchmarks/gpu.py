@@ -234,7 +234,8 @@ def tests(kit: Kit) -> dict[str, Any]:
 def speed(kit: Kit) -> dict[str, Any]:
     """Medians of what `benchmarks/run.py` measures."""
     dry = kit.arguments.dry_run
-    command = [sys.executable, str(HERE / "run.py"), "--worker", "attncalc", "--threads", "1"]
+    engines = ["attncalc", "attncalc-equiformer"]
+    command = [sys.executable, str(HERE / "run.py"), "--worker", *engines, "--threads", "1"]
     command += ["--device", "cpu" if dry else "cuda", "--budget", "0.05" if dry else "4"]
     ended = kit.run("speed", [*command, "--systems", *(DRY_SYSTEMS if dry else SYSTEMS)])
     return ended.entry(rows=[medians(row) for row in ended.rows()])
@@ -353,11 +354,15 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", "## Tests that failed", ""]
         lines += [f"- `{row['test']}`: {row['message']}" for row in found["failures"]]
     if rows := stages.get("speed", {}).get("rows"):
-        lines += ["", "## Energy + forces, ms per call (float32, SO3LR's size, medians)", ""]
+        lines += ["", "## Energy + forces, ms per call (float32, medians)", ""]
+        lines += [
+            "attncalc: So3krates of SO3LR's size; attncalc-equiformer: ours, 6 blocks, lmax 2.",
+            "",
+        ]
         parts = [part for part in PARTS if any(f"{part}_ms" in row for row in rows)]
-        head = ["system", "atoms", "edges", *(part.replace("_", " ") for part in parts)]
+        head = ["engine", "system", "atoms", "edges", *(part.replace("_", " ") for part in parts)]
         body = [
-            [row["system"], str(row["atoms"]), str(row["edges"])]
+            [row["engine"], row["system"], str(row["atoms"]), str(row["edges"])]
             + [f"{row[f'{part}_ms']:.3f}" if f"{part}_ms" in row else "" for part in parts]
             + [f"{row['peak_MiB']:.0f}"]
             for row in rows

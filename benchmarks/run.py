@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -99,16 +100,21 @@ def worker(arguments: argparse.Namespace) -> None:
 
     if arguments.device == "cpu":
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
-    for name in arguments.systems:
-        for threads in arguments.threads:
+    for engine, name in product(arguments.worker, arguments.systems):
+        for threads in arguments.threads if suits(engine, name) else ():
             row = measure(
-                arguments.worker,
+                engine,
                 name,
                 device=arguments.device,
                 threads=threads,
                 budget=arguments.budget,
             )
             print(json.dumps(row), flush=True)
+
+
+def suits(engine: str, system: str) -> bool:
+    """Whether the engine is timed on this system."""
+    return "equiformer" not in engine or system in OF_EQUIFORMER
 
 
 def merged(rounds: Iterable[dict[Key, dict]]) -> dict[Key, dict]:
@@ -334,7 +340,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=4.0, help="s per measurement, at least")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=argparse.SUPPRESS)
-    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs="+", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not arguments.worker:
         parser.error("this table is of the CPU; on a GPU run benchmarks/gpu.py")
@@ -364,7 +370,7 @@ def main() -> None:
         for system in arguments.systems
         for engine in pythons
         for threads in (arguments.threads if engine == "attncalc" else arguments.peer_threads)
-        if "equiformer" not in engine or system in OF_EQUIFORMER
+        if suits(engine, system)
     ]
     arguments.output.mkdir(parents=True, exist_ok=True)
     rounds: list[dict[Key, dict]] = []

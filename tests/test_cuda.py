@@ -35,7 +35,7 @@ from attncalc.neighbors import (
     torch_list,
 )
 from attncalc.neighbors.nvalchemi_list import has_nvalchemi
-from attncalc.potential import ROUNDING, evaluate
+from attncalc.potential import ROUNDING, Potential, evaluate
 from attncalc.system import System
 
 ETHANOL = "so3krates-ethanol"
@@ -102,6 +102,33 @@ def test_shipped_models(device: str, model: str, dtype: str, structure: str) -> 
         tolerance = TOLERANCE[dtype] * max(1.0, np.abs(theirs.results["forces"]).max())
         for name, value in theirs.spread.items():
             assert np.abs(np.asarray(ours.spread[name]) - value).max() <= tolerance
+
+
+@pytest.mark.parametrize("attention", ["nonlinear", "linear", "dot"])
+@pytest.mark.parametrize("in_chunks", [False, True], ids=["at once", "in chunks"])
+def test_equiformer(
+    device: str, attention: str, in_chunks: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Random weights; edges at once, and in chunks that are computed again."""
+    import attncalc.nn.equiformer as module
+
+    torch.manual_seed(0)
+    config = module.EquiformerConfig(
+        4.0, 10.0, attention=attention, channels=(16, 8, 8), num_layers=2, head_features=16
+    )
+    potential = Potential(module.Equiformer(config, len(ELEMENTS)), ELEMENTS)
+    save(potential, tmp_path / "random.safetensors")
+    theirs = AttnCalculator(tmp_path / "random.safetensors", device="cpu", dtype="float64")
+    ours = calculator(device, tmp_path / "random.safetensors")
+    structures = [ethanol(), crystal()]
+    expected = theirs.calculate_many(structures)
+    if in_chunks:
+        monkeypatch.setattr(module, "LARGEST_KEPT", 0)
+        per_edge = ours.potential.network.bytes_per_edge
+        monkeypatch.setattr(module, "LARGEST_CHUNK", 30 * per_edge)
+    for atoms, wanted in zip(structures, expected, strict=True):
+        ours.calculate(atoms, ["energy", "forces"], [])
+        assert_same_results(ours.results, wanted, TOLERANCE["float64"])
 
 
 def test_calculate_many(device: str) -> None:

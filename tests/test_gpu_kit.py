@@ -62,8 +62,10 @@ def test_dry_run(tmp_path: Path) -> None:
     assert (tmp_path / "results-site" / "tiny_thing.py").exists()
     assert stages["machine"]["missing"] == []
     assert (stages["tests"]["passed"], stages["tests"]["not_run"]) == (2, 0)
-    for rows in (stages["speed"]["rows"], stages["kernels"]["rows"]):
-        assert [row["system"] for row in rows] == ["ethanol", "aspirin"]
+    timed = [(row["engine"], row["system"]) for row in stages["speed"]["rows"]]
+    engines, systems = ("attncalc", "attncalc-equiformer"), ("ethanol", "aspirin")
+    assert timed == [(engine, system) for engine in engines for system in systems]
+    assert [row["system"] for row in stages["kernels"]["rows"]] == ["ethanol", "aspirin"]
     assert all(row["network_ms"] > 0 for row in stages["speed"]["rows"])
     assert all(row["kernels"] > 100 for row in stages["kernels"]["rows"])
     training = stages["training"]
@@ -71,7 +73,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert training["epochs_after"] >= training["epochs_before"] + 3
     text = (output / "gpu.md").read_text()
     assert "a dry run, its times mean nothing" in text
-    assert "| ethanol | 9 | 72 |" in text
+    assert "| attncalc | ethanol | 9 | 72 |" in text
     assert str(tmp_path) not in text + json.dumps(report)
 
     # the first epoch, wall time included, is the one of the run that was begun
@@ -385,8 +387,10 @@ REPORT = {
             "state": "done",
             "seconds": 40.0,
             "rows": [
-                {"system": "ethanol", "atoms": 9, "edges": 72, "peak_MiB": 10.4, "network_ms": 3.0},
-                {"system": "box", "atoms": 99, "edges": 7, "peak_MiB": 99.6, "list_reused_ms": 0.5},
+                {"engine": "ours", "system": "ethanol", "atoms": 9, "edges": 72}
+                | {"peak_MiB": 10.4, "network_ms": 3.0},
+                {"engine": "ours", "system": "box", "atoms": 99, "edges": 7}
+                | {"peak_MiB": 99.6, "list_reused_ms": 0.5},
             ],
         },
         "kernels": {
@@ -417,9 +421,9 @@ def test_tables(gpu) -> None:
         "4 not run |",
         "| training | done | 99 | epochs 3 -> 13, 9.88 s/epoch |",
         "- `tests/test_cuda.py::test_x`: off by 1",
-        "| system | atoms | edges | network | list reused | peak MiB |",
-        "| ethanol | 9 | 72 | 3.000 |  | 10 |",
-        "| box | 99 | 7 |  | 0.500 | 100 |",
+        "| engine | system | atoms | edges | network | list reused | peak MiB |",
+        "| ours | ethanol | 9 | 72 | 3.000 |  | 10 |",
+        "| ours | box | 99 | 7 |  | 0.500 | 100 |",
         "| a | 500 | 3.000 | 0.900 | 2.000 | launches |",
         "| b | 500 | 9.000 | 8.500 | 2.000 | kernels |",
         "| c | none seen by the profiler | 9.000 |  |  |  |",

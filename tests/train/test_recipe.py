@@ -10,6 +10,7 @@ from damage import damaged, limits
 from attncalc.train import Recipe
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
+RECIPES = MODELS.parent / "benchmarks" / "recipes"
 LEAST = "name: a\ndata: a.npz\nsplit: {sizes: [1, 1]}\nconfig: {cutoff: 4.0}\n"
 
 
@@ -19,7 +20,11 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(MODELS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*MODELS.glob("*.yaml"), *RECIPES.glob("*.yaml")]),
+    ids=lambda path: path.stem,
+)
 def test_the_shipped_recipes_are_valid(path):
     assert Recipe.from_yaml(path).name == path.stem
 

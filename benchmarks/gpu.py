@@ -260,9 +260,13 @@ def training(kit: Kit) -> dict[str, Any]:
     else:
         recipe, data, begun = asked.train, asked.data, asked.run
         folder = copy_of_run(asked)  # not there yet: `check_run`
+    from parts import join, split
+
     shutil.copytree(begun, folder)
+    join(folder)
     before = histories(folder)
     ended = train(kit, recipe, data, folder, n_epochs=2 if dry else None)
+    split(folder)  # what comes back has small files, too
     said = [line.replace(f"{asked.output}{os.sep}", "") for line in ended.errors[-8:]]
     entry = ended.entry(**progress(before, histories(folder)), said=said)
     if ended.state == "stopped":
@@ -628,7 +632,7 @@ def check_run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     for name in ("train", "data"):
         if not getattr(arguments, name).is_file():
             parser.error(f"--{name}: no such file: {getattr(arguments, name)}")
-    if not list(arguments.run.rglob("last.ckpt")):
+    if not [*arguments.run.rglob("last.ckpt"), *arguments.run.rglob("last.ckpt.part-*")]:
         parser.error(f"--run: no checkpoint (last.ckpt) in {arguments.run}")
     run, copy = arguments.run.resolve(), copy_of_run(arguments)
     if run.is_relative_to(copy.resolve()):
@@ -648,7 +652,8 @@ def check_run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         if size > LARGEST_FILE:
             parser.error(
                 f"--run: {path.name} has {size / 1e6:.1f} MB, the limit is "
-                f"{LARGEST_FILE / 1e6:.0f} MB a file"
+                f"{LARGEST_FILE / 1e6:.0f} MB a file: python benchmarks/parts.py split "
+                f"{arguments.run}"
             )
 
 

@@ -24,9 +24,12 @@ def gpu() -> ModuleType:
     spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["gpu"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        spec.loader.exec_module(module)
+        yield module
+    for name in ("gpu", "parts"):
+        sys.modules.pop(name, None)
 
 
 def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -135,6 +138,56 @@ def test_a_training_goes_on_in_a_copy(gpu, given, monkeypatch) -> None:
         "said": ["goes on from there (run)"],
     }
     assert (run / "metrics.csv").read_text().count("\n") == 2, "the original stays"
+
+
+def test_a_large_checkpoint_travels_in_parts(gpu, given, monkeypatch) -> None:
+    from parts import split
+
+    run, output, content = given.run, given.output, os.urandom(40_000_000)
+    (run / "last.ckpt").write_bytes(content)
+    assert len(split(run)) == 3
+    assert not (run / "last.ckpt").exists()
+
+    def train(kit, recipe: Path, data: Path, folder: Path, *, n_epochs: int | None):
+        assert (folder / "last.ckpt").read_bytes() == content
+        (folder / "last.ckpt").write_bytes(content[::-1])
+        with open(folder / "metrics.csv", "a") as table:
+            table.write("2,5.0\n")
+        return gpu.Ended("stopped", 99.0, [], [])
+
+    monkeypatch.setattr(gpu, "train", train)
+    monkeypatch.setattr(sys, "argv", given.arguments())
+    assert gpu.main() == 0
+    sizes = [path.stat().st_size for path in (output / "run").iterdir()]
+    assert max(sizes) <= gpu.LARGEST_FILE
+    assert sum(sizes) > 40_000_000
+    assert len(list(run.glob("last.ckpt.part-*"))) == 3, "the original stays"
+
+
+def test_parts_that_do_not_belong_together_are_not_joined(gpu, tmp_path) -> None:
+    from parts import join, split
+
+    whole, small = tmp_path / "deep" / "last.ckpt", tmp_path / "metrics.csv"
+    whole.parent.mkdir()
+    content = os.urandom(1000)
+    whole.write_bytes(content)
+    small.write_text("small")
+    parts = split(tmp_path, 300)
+    assert [part.stat().st_size for part in parts] == [300, 300, 300, 100]
+    taken = parts[2].read_bytes()
+    parts[2].unlink()
+    with pytest.raises(ValueError, match=r"last\.ckpt: part 2 of 4 is missing"):
+        join(tmp_path)
+    parts[2].write_bytes(taken[::-1])
+    with pytest.raises(ValueError, match=r"last\.ckpt: its parts are damaged"):
+        join(tmp_path)
+    parts[2].write_bytes(taken)
+    assert join(tmp_path) == [whole]
+    assert whole.read_bytes() == content
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+        *("last.ckpt", "metrics.csv")
+    ]
+    assert join(tmp_path) == split(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -362,7 +415,7 @@ def test_wrong_arguments_get_one_line(gpu, tmp_path, monkeypatch, capsys) -> Non
     assert told("--train", recipe).endswith("go together; missing: --data, --run")
     assert told(*all_three).endswith(f"--run: no checkpoint (last.ckpt) in {run}")
     (run / "last.ckpt").write_bytes(bytes(16_000_000))
-    assert told(*all_three).endswith("--run: last.ckpt has 16.0 MB, the limit is 15 MB a file")
+    assert told(*all_three).endswith(f"python benchmarks/parts.py split {run}")
     assert told(*all_three[:2], "--data", "nowhere", *all_three[4:]).endswith(
         "--data: no such file: nowhere"
     )

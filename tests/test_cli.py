@@ -800,6 +800,45 @@ def test_train() -> None:
     succeeds("eval", "out/tiny.safetensors", "cu.extxyz")
 
 
+@pytest.mark.parametrize("more", ["", "denoising: {}\n", "stress_weight: 1.0\n"])
+def test_every_command_takes_an_equiformer(more: str, copper_file: str) -> None:
+    write("cu.extxyz", labelled(10))
+    config = "cutoff: 4.0, channels: [8, 4], num_layers: 1, num_basis: 4, head_features: 8"
+    start, end = RECIPE.split("config: ")
+    end = end.partition("\n")[2]
+    Path("tiny.yaml").write_text(f"{start}config: {{{config}}}\n{end}network: equiformer\n{more}")
+    result = attncalc("train", "tiny.yaml", "-o", "out")
+    assert result.exit_code == 0, result.output
+    assert "| network | equiformer, " in result.stdout
+    assert "**fault**" not in result.stdout
+    assert ("denoising" in result.stdout) == ("denoising" in more)
+    model = "out/tiny.safetensors"
+    assert type(load(model).network).__name__ == "Equiformer"
+    assert "FAILED" not in succeeds("verify", model)
+    succeeds("verify", model, "--structure", copper_file)
+    assert "force" in succeeds("eval", model, "cu.extxyz", "-o", "report.html")
+    attncalc("relax", copper_file, "--model", model, "--cell", "--steps", 2, "-o", "relaxed.xyz")
+    arguments = ("--ensemble", "nvt", "--steps", 4, "--every", 2, "-o", "run.xyz")
+    succeeds("md", copper_file, "--model", model, *arguments)
+    assert len(read("run.xyz", ":")) == 3
+
+
+def test_the_card_names_faults() -> None:
+    write("cu.extxyz", labelled(10))
+    config = "cutoff: 4.0, channels: [4, 4], num_layers: 1, paths: all, cutoff_function: none"
+    start, end = RECIPE.split("config: ")
+    end = end.partition("\n")[2]
+    Path("tiny.yaml").write_text(f"{start}config: {{{config}}}\n{end}network: equiformer\n")
+    result = attncalc("train", "tiny.yaml", "-o", "out")
+    assert result.exit_code == 0, result.output
+    assert (
+        "| **fault** | energy and forces jump where an atom crosses the cutoff |" in result.stdout
+    )
+    assert (
+        "| **fault** | a molecule and its mirror image have different energies |" in result.stdout
+    )
+
+
 def test_train_messages() -> None:
     assert fails("train", "no.yaml") == "Error: no such recipe: no.yaml"
     Path("tiny.yaml").write_text(RECIPE + "epoch: 3\n")

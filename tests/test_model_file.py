@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from attncalc import model_file
 from attncalc.model_file import header, load, save, shipped_models
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
@@ -638,3 +639,57 @@ def test_saving_leaves_the_potential_as_it_is(tmp_path: Path) -> None:
     for name, tensor in potential.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert potential.training_info == TRAINING
+
+
+# ---------------------------------------------------------------------------------- equiformer
+
+
+@pytest.fixture
+def equiformer_path(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = EquiformerConfig(3.5, 8.0, channels=(8, 4), num_layers=2, head_features=6)
+    target = tmp_path / "model.safetensors"
+    save(Potential(Equiformer(config, len(ELEMENTS)), ELEMENTS), target)
+    return target
+
+
+ABSURD = {
+    "channels": [[1 << 20, 4], [8, 1 << 20], [8] * 4, [8, 4, 4, 4, 4, 4, 4, 4], [], "8", [8.0, 4]],
+    **{
+        name: [1 << 30, 0, -1, 2.0, "2", None, True]
+        for name in ("num_layers", "attention_features", "feed_forward_factor", "num_basis")
+    },
+    **{name: [1 << 30, 0, 3.0] for name in ("radial_features", "head_features", "num_heads")},
+    "cutoff": [0.0, -1.0, "5"],
+    "attention": ["dot", "none", 3],
+    "paths": ["some", None],
+    "cutoff_function": ["cosine", None],
+}
+
+
+@pytest.mark.parametrize("name", list(ABSURD))
+def test_absurd_values_of_an_equiformer(equiformer_path: Path, name: str) -> None:
+    """Refused before memory is taken for them."""
+    content = equiformer_path.read_bytes()
+    for value in ABSURD[name]:
+        equiformer_path.write_bytes(content)
+        rewrite(equiformer_path, lambda h, t, value=value: h["config"].update({name: value}))
+        with limits(), pytest.raises(ValueError, match=r"^model\.safetensors: ") as error:
+            load(equiformer_path)
+        assert "\n" not in str(error.value)
+
+
+def test_every_tensor_of_an_equiformer_is_checked(equiformer_path: Path) -> None:
+    content = equiformer_path.read_bytes()
+    names = sorted(safe_open(equiformer_path, framework="pt").keys())
+    assert len(names) > 60
+    for name in names[::9]:
+        for change in (
+            lambda h, t, name=name: t.pop(name),
+            lambda h, t, name=name: t.update({name: t[name].flatten()[:-1].clone()}),
+            lambda h, t, name=name: t.update({name: torch.full_like(t[name], math.nan)}),
+        ):
+            equiformer_path.write_bytes(content)
+            rewrite(equiformer_path, change)
+            with pytest.raises(ValueError, match=r"^model\.safetensors: .*tensor"):
+                load(equiformer_path)

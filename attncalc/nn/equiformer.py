@@ -136,8 +136,11 @@ class EquiformerConfig:
     @property
     def n_weights_at_least(self) -> int:
         """What a network of this size cannot do without: more than a file holds is refused."""
-        squares = sum(width * width for width in self.channels)
-        per_layer = 3 * squares + self.radial_features * (self.num_basis + self.radial_features)
+        squares, scalars = sum(width * width for width in self.channels), self.channels[0]
+        of_atoms = 2 * squares + (1 + self.feed_forward_factor) * scalars * scalars
+        radial = self.radial_features * (self.num_basis + self.radial_features)
+        attention = 0 if self.attention == "dot" else self.num_heads * self.attention_features
+        per_layer = of_atoms + radial + scalars * attention
         return self.num_layers * per_layer + self.head_features * self.head_features
 
     @property

@@ -38,6 +38,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         f"{info['n_test']} test |",
         "| units | eV, Å |",
         f"| training | {info['epochs']} epochs, {time} wall time{of_all}, {seeds} |",
+        *(["| beside energies and forces | denoising (DeNS) |"] if recipe.denoising else []),
         *([f"| starts from | {_start(info)} |"] if info["start_from"] else []),
         f"| command | `{info['command']}` |",
     ]

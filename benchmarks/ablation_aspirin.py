@@ -19,8 +19,9 @@ import sys
 import time
 from pathlib import Path
 
+from tables import machine_name, table, write
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
 PUBLISHED_EPOCHS = 1500
 # attention -> in words; energy and force MAE of the talk, meV and meV/Å, after 1,500 epochs
 VARIANTS = {
@@ -79,8 +80,6 @@ def tested(model: Path, data: Path) -> tuple[float, float, int]:
 
 def markdown(rows: list[dict], machine: str) -> str:
     """The table, and what continues it."""
-    from run import _table
-
     head = ["attention", "parameters", "epochs run", "hours", "energy MAE, meV"]
     head += ["force MAE, meV/Å", "published energy", "published force"]
     cells = []
@@ -100,7 +99,7 @@ def markdown(rows: list[dict], machine: str) -> str:
         "split. Parameters without the rows of elements that aspirin has not.",
         "",
     ]
-    lines += _table(head, cells)
+    lines += table(head, cells)
     command = "python benchmarks/ablation_aspirin.py rmd17_aspirin.npz --epochs N"
     return "\n".join([*lines, "", f"`{command}` goes on from there.", ""])
 
@@ -113,7 +112,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.data.is_file():
         parser.error(f"no such file: {arguments.data}")
-    from run import machine_name, write
 
     rows = []
     for attention in VARIANTS:

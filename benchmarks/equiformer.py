@@ -21,8 +21,9 @@ import sys
 import time
 from pathlib import Path
 
+from tables import machine_name, table, write
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
 RESULTS = HERE / "results"
 # boxes of water of 192, 1,536 and 5,184 atoms, in molecules along an edge
 WATER = {"water-192": 4, "water-1536": 8, "water-5184": 12}
@@ -130,8 +131,6 @@ def measured(*task: str) -> dict:
 
 def markdown(rows: list[dict], machine: str) -> str:
     """The table people read."""
-    from run import _table
-
     head = ["what", "lmax", "structure", "atoms", "edges", "edges worked through"]
     head += ["CPU ms, median", "least", "memory, MiB", "KiB per edge"]
     cells = []
@@ -145,7 +144,7 @@ def markdown(rows: list[dict], machine: str) -> str:
         times = [f"{row['cpu_ms']:,.1f}", f"{row['cpu_ms_min']:,.1f}"]
         memory = [f"{row['rise_MiB']:,.0f}", f"{1024 * row['rise_MiB'] / row['edges']:.1f}"]
         cells.append([*start, *counts, *times, *memory])
-    lines = [machine, "", *_table(head, cells), ""]
+    lines = [machine, "", *table(head, cells), ""]
     boxes = [row for row in rows if row["structure"] in WATER and "failed" not in row]
     if len(boxes) == len(WATER):
         atoms, times = ([math.log(row[key]) for row in boxes] for key in ("atoms", "cpu_ms"))
@@ -164,7 +163,6 @@ def main() -> None:
         print(json.dumps(worker(task, size, structure, int(kept) if kept != "auto" else None)))
         return
     from ase.io import read
-    from run import machine_name, write
 
     files = sorted(arguments.structures, key=lambda path: len(read(path)))
     plan = [

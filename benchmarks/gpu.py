@@ -32,6 +32,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from parts import join, split
+from tables import table, write
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 WHEELS = ROOT / ".wheels"
@@ -260,8 +263,6 @@ def training(kit: Kit) -> dict[str, Any]:
     else:
         recipe, data, begun = asked.train, asked.data, asked.run
         folder = copy_of_run(asked)  # not there yet: `check_run`
-    from parts import join, split
-
     shutil.copytree(begun, folder)
     join(folder)
     before = histories(folder)
@@ -353,7 +354,7 @@ def progress(before: dict[str, list[float]], after: dict[str, list[float]]) -> d
 def markdown(report: dict[str, Any]) -> str:
     """The tables people read."""
     stages = report["stages"]
-    lines = [title(report), "", *_table(["stage", "", "s", "remark"], _overview(stages))]
+    lines = [title(report), "", *table(["stage", "", "s", "remark"], _overview(stages))]
     if (found := stages.get("tests", {})).get("failures"):
         lines += ["", "## Tests that failed", ""]
         lines += [f"- `{row['test']}`: {row['message']}" for row in found["failures"]]
@@ -371,7 +372,7 @@ def markdown(report: dict[str, Any]) -> str:
             + [f"{row['peak_MiB']:.0f}"]
             for row in rows
         ]
-        lines += _table([*head, "peak MiB"], body)
+        lines += table([*head, "peak MiB"], body)
     if rows := stages.get("kernels", {}).get("rows"):
         lines += ["", "## What one evaluation launches", ""]
         lines += [
@@ -383,7 +384,7 @@ def markdown(report: dict[str, Any]) -> str:
             "",
         ]
         head = ["system", "kernels", "evaluation, ms", "busy, ms", "launches, ms", "bound by"]
-        lines += _table(head, [_launches(row) for row in rows])
+        lines += table(head, [_launches(row) for row in rows])
     return "\n".join([*lines, ""])
 
 
@@ -424,18 +425,6 @@ def _launches(row: dict[str, Any]) -> list[str]:
     bound = "launches" if launches >= half else "neither"
     bound = "kernels" if row["busy_ms"] >= half else bound
     return [row["system"], str(row["kernels"]), *numbers, bound]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def write(path: Path, text: str) -> None:
-    """Atomically: whoever reads while this runs sees whole files."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 # ------------------------------------------------------------------- stages, in their own process

@@ -20,7 +20,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from statistics import median
 
 import numpy as np
 from scipy.stats import t as student_t
+from tables import machine_name, table, write
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers"
@@ -230,7 +230,7 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
         other = " (another network)" if engine == "mace-torch" else ""
         names.append(f"{engine}{other} / ours, {threads} thr.")
     lines = [machine, "", *notes, "", "## Energy + forces, ms per call", ""]
-    lines += _table(
+    lines += table(
         ["system", "atoms", *names],
         [
             [system, str(atoms(system))]
@@ -246,13 +246,13 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
         "a few percent can come out negative.",
         "",
     ]
-    lines += _table(
+    lines += table(
         STEP,
         [_shares(e) for e in entries if "calculate_ms" in e and e["threads"] == 1],
     )
     lines += ["", "## Peak memory of the process, MiB (1 thread)", ""]
     single = [engine for engine, threads in columns if threads == 1]
-    lines += _table(
+    lines += table(
         ["system", *single],
         [
             [s] + [f"{at[e, s, 1]['peak_MiB']:.0f}" if _done(at, e, s) else "" for e in single]
@@ -273,7 +273,7 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
         + ".",
     ]
     lines += ["", "## Growth: time ~ atoms^x over the water boxes", ""]
-    lines += _table(
+    lines += table(
         ["engine", "threads", "boxes", "x", "95 % interval"],
         [
             [
@@ -301,30 +301,6 @@ def _shares(entry: dict) -> list[str]:
     shares += [f"{100 * part / whole:.1f} %" for part in (entry["list_reused_ms"], rest)]
     new, plain = f"{entry['list_rebuilt_ms']:.2f}", f"{entry['plain_ms']:.2f}"
     return [entry["engine"], entry["system"], f"{whole:.2f}", *shares, new, plain]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def machine_name() -> str:
-    """Processor, cores and versions, for people who compare."""
-    import torch
-
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
-    avx = " with AVX-512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else ""
-    return f"{cpu}{avx}, {os.cpu_count()} cores"
-
-
-def write(path: Path, text: str) -> None:
-    """Atomically: a run that is stopped leaves whole files."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def parsed() -> argparse.Namespace:

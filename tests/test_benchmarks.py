@@ -21,7 +21,15 @@ def load(monkeypatch):
     """Import a script of benchmarks/ under its plain name."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield importlib.import_module
-    for name in ("run", "engines", "structures", "make_peptide", "silicon", "mend_silicon"):
+    for name in (
+        "run",
+        "engines",
+        "structures",
+        "tables",
+        "make_peptide",
+        "silicon",
+        "mend_silicon",
+    ):
         sys.modules.pop(name, None)
 
 

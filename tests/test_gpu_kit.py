@@ -28,7 +28,7 @@ def gpu() -> ModuleType:
         patch.syspath_prepend(SCRIPT.parent)
         spec.loader.exec_module(module)
         yield module
-    for name in ("gpu", "parts"):
+    for name in ("gpu", "parts", "tables"):
         sys.modules.pop(name, None)
 
 

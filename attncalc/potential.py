@@ -139,11 +139,15 @@ class Potential(nn.Module):
     def energies(self, graph: Graph) -> Tensor:
         """Energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""
         outputs = self.network(graph)
-        energies = self.scale[graph.species] * outputs.energies.to(self.scale.dtype)
-        energies = energies + self.reference_energies[graph.species]
+        energies = self.in_ev(outputs.energies, graph)
         for term in self.pair_terms:
             energies = energies + term(graph, outputs)
         return energies
+
+    def in_ev(self, energies: Tensor, graph: Graph) -> Tensor:
+        """Energies [n_atoms] as the network gives them -> eV, float64, without pair terms."""
+        scaled = self.scale[graph.species] * energies.to(self.scale.dtype)
+        return scaled + self.reference_energies[graph.species]
 
 
 class Committee(Potential):

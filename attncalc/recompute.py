@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 # (sent [n_edges, ...], targets [n_receivers, ...], edge data, weights, receivers, mask)
 # -> [n_receivers, ...]; receivers count the rows of targets
-OnEdges = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Tensor]
+OnChunk = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def chunks_of(receivers: Tensor, n_atoms: int, most_edges: int) -> list[Chunk]:
 
 
 def sum_in_chunks(
-    on_edges: OnEdges,
+    on_edges: OnChunk,
     chunks: Sequence[Chunk],
     edges: tuple[Tensor, Tensor, Tensor],
     sources: Tensor,
@@ -57,6 +57,9 @@ def sum_in_chunks(
     weights: Sequence[Tensor],
 ) -> Tensor:
     """What `on_edges` gives for all edges at once, [n_atoms, ...], twice differentiable.
+
+    All inputs that require gradients get them in one backward pass, asked for or not: autograd
+    does not say which. So a training step computes the gradient by the weights twice.
 
     Args:
         on_edges: the computation; a receiver must need no edges but its own.
@@ -73,7 +76,7 @@ def sum_in_chunks(
 
 @dataclass(frozen=True)
 class _Plan:
-    on_edges: OnEdges
+    on_edges: OnChunk
     chunks: Sequence[Chunk]
     receivers: Tensor
     senders: Tensor
@@ -161,7 +164,7 @@ class _Gradient(torch.autograd.Function):
         ctx: Any, plan: _Plan, wanted: Sequence[bool], d_result: Tensor, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         ctx.plan, ctx.wanted = plan, wanted
-        ctx.set_materialize_grads(False)  # None where nobody asks: spares half of the work
+        ctx.set_materialize_grads(False)  # None where nobody asks for a second derivative
         ctx.save_for_backward(d_result, *tensors)
         totals = [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
         for chunk in plan.chunks:

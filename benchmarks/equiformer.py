@@ -139,7 +139,8 @@ def markdown(rows: list[dict], machine: str) -> str:
         if "failed" in row:
             cells.append([*start, "", "", row["failed"], "", "", "", ""])
             continue
-        way = f"in {row['chunks']} chunks" if row["chunks"] else "at once"
+        n = row["chunks"]
+        way = f"in {n} chunk{'s' * (n > 1)}" if n else "at once"
         counts = [f"{row['atoms']:,}", f"{row['edges']:,}", way]
         times = [f"{row['cpu_ms']:,.1f}", f"{row['cpu_ms_min']:,.1f}"]
         memory = [f"{row['rise_MiB']:,.0f}", f"{1024 * row['rise_MiB'] / row['edges']:.1f}"]

@@ -40,7 +40,8 @@ def join(folder: Path) -> list[Path]:
     """Replace parts below a folder by the files that they make; returns those.
 
     Raises:
-        ValueError: a part is missing or damaged; nothing of its file is changed.
+        ValueError: a part is missing or damaged, or another file of this name is there already;
+            nothing of that file is changed.
     """
     groups: dict[tuple[Path, str, int], dict[int, Path]] = {}
     for path in sorted(folder.rglob("*.part-*")):
@@ -49,7 +50,10 @@ def join(folder: Path) -> list[Path]:
             whole = path.with_name(found["name"])
             groups.setdefault((whole, found["sum"], int(found["n"])), {})[int(found["k"])] = path
     made = []
+    names = [whole for whole, *_ in groups]
     for (whole, checksum, n), parts in groups.items():
+        if names.count(whole) > 1 or whole.exists():
+            raise ValueError(f"{whole.name}: there are several of it; remove all but one")
         if missing := sorted(set(range(n)) - set(parts)):
             raise ValueError(f"{whole.name}: part {missing[0]} of {n} is missing")
         content = b"".join(parts[k].read_bytes() for k in range(n))

@@ -1,7 +1,7 @@
 """On a GPU as on the CPU: the same numbers, lists that are kept, memory that stays.
 
 Every test runs in two places. "cuda" needs a GPU. "cpu-padded" is the CPU made to go CUDA's way
-(plain network, lists of fixed length), so that the tests themselves are run everywhere.
+(no compiled loops, lists of fixed length), so that the tests themselves are run everywhere.
 
 CUDA adds in another order than the CPU, and in another one each time, so float64 agrees to 1e-9 of
 the largest force, never to the bit; float32 to what `attncalc.potential.ROUNDING` allows.

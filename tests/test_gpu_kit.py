@@ -182,6 +182,11 @@ def test_parts_that_do_not_belong_together_are_not_joined(gpu, tmp_path) -> None
     with pytest.raises(ValueError, match=r"last\.ckpt: its parts are damaged"):
         join(tmp_path)
     parts[2].write_bytes(taken)
+    whole.write_text("newer")
+    with pytest.raises(ValueError, match=r"last\.ckpt: there are several of it; remove all but"):
+        join(tmp_path)
+    assert whole.read_text() == "newer"
+    whole.unlink()
     assert join(tmp_path) == [whole]
     assert whole.read_bytes() == content
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [

@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from ase.data import chemical_symbols
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from attncalc.basis.edge_frames import coupling
 from attncalc.convert.inputs import Options, Tree, fill, read_options, species_of_table
-from attncalc.nn.edge_products import Path as TensorPath
-from attncalc.nn.edge_products import PathIndex
+from attncalc.nn.edge_products import PathIndex, TensorPath
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.potential import Potential
 
 # Wigner 3j tensors whose sign changed from e3nn 0.4.4 to 0.5
 TURNED = {(1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 3, 3), (3, 1, 3), (3, 3, 1)}
-# one entry of the (1, 2, 2) tensor, which a state dict carries as a constant, tells which it is
+# of the entry [0, 0, 1] of the tensor (1, 2, 2)
 SIGNS = {"e3nn>=0.5": -1, "e3nn-0.4.4": 1}
 
 
@@ -37,7 +38,7 @@ def equiformer(
     mean: float = 0.0,
     n_atoms: int | None = None,
 ) -> Potential:
-    """Convert published Equiformer weights.
+    """Convert published Equiformer weights, those of a training without denoising.
 
     The network was trained on (E - mean) / std of one molecule's total energies, two numbers that
     the weights do not hold. The mean is shared out to the atoms equally, so that total energies
@@ -74,7 +75,7 @@ def equiformer(
     except (RuntimeError, IndexError) as error:  # torch's, from tensors that do not fit together
         raise ValueError(f"{tree.file}: a tensor has a wrong shape ({error})") from None
     tree.finish()
-    kept = species_of_table(species, len(state["element"]))
+    kept = species_of_table(species, min(len(state["element"]), len(chemical_symbols)))
     state["element"] = state["element"][list(kept)]
     return Potential(
         fill(Equiformer(ours, len(kept)), state),
@@ -91,12 +92,13 @@ def _config(options: Options) -> tuple[EquiformerConfig, float]:
     per_head, middle = _channels(options, "irreps_head"), _channels(options, "irreps_mlp_mid")
     harmonics = _channels(options, "irreps_sh")
     final = _channels(options, "irreps_feature")
+    if not isinstance(hidden, list) or len(hidden) != 2 or hidden[0] != hidden[1]:
+        raise ValueError(f"{options.file}: radial_hidden must be two equal widths, got {hidden!r}")
     for name, agrees in (
-        ("irreps_head", per_head == [width // heads for width in channels]),
-        ("irreps_mlp_mid", [width % channels[0] for width in middle[:1]] == [0]),
+        ("irreps_head", [heads * width for width in per_head] == channels),
+        ("irreps_mlp_mid", middle[0] % channels[0] == 0),
         ("irreps_sh", harmonics == [1] * len(channels)),
         ("irreps_feature", len(final) == 1),
-        ("radial_hidden", len(hidden) == 2 and hidden[0] == hidden[1]),
         ("lmax", options.integer("lmax") == len(channels) - 1),
         ("alpha_drop", options.number("alpha_drop") == 0),
         ("layer_norm_eps", options.number("layer_norm_eps") == 1e-5),
@@ -115,7 +117,7 @@ def _config(options: Options) -> tuple[EquiformerConfig, float]:
         channels=tuple(channels),
         num_layers=options.integer("num_layers"),
         num_heads=heads,
-        attention_features=channels[0] // heads,
+        attention_features=per_head[0],
         feed_forward_factor=factor,
         num_basis=options.integer("num_basis"),
         radial_features=hidden[0],
@@ -123,7 +125,7 @@ def _config(options: Options) -> tuple[EquiformerConfig, float]:
         cutoff_function="none",
         paths="all",
     )
-    average_size = options.number("avg_num_nodes")
+    average_size = options.positive("avg_num_nodes")
     options.finish()
     return config, average_size
 
@@ -131,10 +133,12 @@ def _config(options: Options) -> tuple[EquiformerConfig, float]:
 def _channels(options: Options, name: str) -> list[int]:
     """Channels per degree from irreps such as "128x0e+64x1e+32x2e"."""
     text = options.value(name)
-    found = re.findall(r"(\d+)x(\d+)e(?:\+|$)", text) if isinstance(text, str) else []
-    if "+".join(f"{n}x{degree}e" for n, degree in found) != text or [
-        int(degree) for _, degree in found
-    ] != list(range(len(found))):
+    found = re.findall(r"([1-9]\d*)x(\d+)e(?:\+|$)", text) if isinstance(text, str) else []
+    if (
+        not found
+        or "+".join(f"{n}x{degree}e" for n, degree in found) != text
+        or [int(degree) for _, degree in found] != list(range(len(found)))
+    ):
         raise ValueError(
             f"{options.file}: {name} must read like 128x0e+64x1e+32x2e, degrees 0, 1, 2, ... "
             f"all even, got {text!r}"
@@ -289,17 +293,22 @@ def _signs(paths: Sequence[TensorPath], channels: Sequence[int]) -> Tensor:
 
 
 def _drop_constants(tree: Tree, sign: int) -> None:
-    """Remove e3nn's constant buffers; one of them tells the sign convention."""
+    """Remove e3nn's constant buffers; some of them tell the sign convention."""
+    ours = coupling(1, 2, 2)  # with the signs of today
     for name in list(tree.left):
-        if name.endswith("_w3j_1_2_2"):
-            told = 1 if float(tree.left[name].flatten()[0]) > 0 else -1
+        tensor = tree.left[name]
+        if name.endswith("_w3j_1_2_2") and tensor.shape == ours.shape:
+            overlap = float((tensor.double() * ours).sum())  # 1 or -1
+            told = -1 if overlap > 0 else 1
+            if abs(abs(overlap) - 1) > 1e-3:
+                raise ValueError(f"{tree.file}: {name} is no Wigner 3j tensor of e3nn")
             if told != sign:
                 right = next(key for key, value in SIGNS.items() if value == told)
                 raise ValueError(
                     f"{tree.file}: these weights belong to the signs of {right} ({name}), the "
                     'hyper-parameters say otherwise: correct "clebsch_gordan"'
                 )
-        if "_w3j_" in name or name.endswith("output_mask") or not tree.left[name].numel():
+        if "_w3j_" in name or name.endswith("output_mask") or not tensor.numel():
             del tree.left[name]
 
 

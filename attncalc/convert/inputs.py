@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attncalc.nn.options import positive, whole_number
 from attncalc.one_line import one_line
 
 
@@ -30,13 +32,17 @@ class Tree:
         """A parameter, float64.
 
         Raises:
-            ValueError: there is none of this name left.
+            ValueError: there is none of this name left, or it holds anything but finite numbers.
         """
         if name not in self.left:
             raise ValueError(
                 f"{self.file}: array {name!r} is missing; do the hyper-parameters belong to it?"
             )
-        return torch.from_numpy(np.asarray(self.left.pop(name), dtype=np.float64))
+        stored = self.left.pop(name)
+        tensor = stored if isinstance(stored, Tensor) else torch.from_numpy(np.asarray(stored))
+        if tensor.is_complex() or tensor.dtype == torch.bool or not torch.isfinite(tensor).all():
+            raise ValueError(f"{self.file}: array {name!r} holds something but finite numbers")
+        return tensor.double()
 
     def finish(self) -> None:
         """Refuse what nobody asked for.
@@ -69,12 +75,29 @@ class Options:
         return self.left.pop(name, *default)
 
     def integer(self, name: str) -> int:
-        """A whole number."""
-        return int(self.value(name))
+        """A whole number of 1 or more."""
+        value = self.value(name)
+        self._check(whole_number, name, value, 1)
+        return int(value)
 
     def number(self, name: str) -> float:
-        """A number."""
-        return float(self.value(name))
+        """A finite number."""
+        value = self.value(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+            raise ValueError(f"{self.file}: {name} must be a finite number, got {value!r}")
+        return float(value)
+
+    def positive(self, name: str) -> float:
+        """A finite number above zero."""
+        value = self.value(name)
+        self._check(positive, name, value)
+        return float(value)
+
+    def _check(self, rule: Callable[..., None], *arguments: Any) -> None:
+        try:
+            rule(*arguments)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from None
 
     def take(self, name: str, allowed: tuple, meaning: Mapping[str, str] | None = None) -> Any:
         """One of some allowed values, or what that means; ValueError if it is another."""
@@ -90,6 +113,10 @@ class Options:
         """Refuse what nobody asked for, by a ValueError."""
         if self.left:
             raise ValueError(f"{self.file}: unknown hyper-parameters {sorted(self.left)}")
+
+
+def _finite(value: float) -> bool:
+    return abs(value) <= sys.float_info.max  # compared: an integer may be beyond any float
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -118,7 +145,7 @@ def species_of_table(species: Sequence[int] | None, n_rows: int) -> tuple[int, .
     """
     if species is None:
         return tuple(range(1, n_rows))
-    if not all(0 < z < n_rows for z in species):
+    if not species or not all(0 < z < n_rows for z in species):
         raise ValueError(f"elements must lie between 1 and {n_rows - 1}, got {list(species)}")
     return tuple(sorted(set(species)))
 

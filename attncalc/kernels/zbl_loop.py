@@ -36,7 +36,7 @@ def repel(
             screening += term
             d_screening -= rate * term
         s = d / cutoff
-        envelope = 1 + s**3 * (-10 + s * (15 - 6 * s))
+        envelope = (1 - s) ** 3 * (1 + s * (3 + 6 * s))
         d_envelope = -30 * s * s * (1 - s) ** 2 / cutoff
         t = d / switch_off
         switch = 1 / (1 + math.exp(1 / (1 - t) - 1 / t))

@@ -21,7 +21,7 @@ from attncalc.basis.edge_frames import kappa
 from attncalc.ops import ModuleWithConstants, segment_sum
 
 Features = list[Tensor]
-Path = tuple[int, int, int]
+TensorPath = tuple[int, int, int]
 
 
 class PathIndex:
@@ -32,31 +32,31 @@ class PathIndex:
         paths: in the order of the weights; the rows of each W_c have the same order.
     """
 
-    def __init__(self, channels: Sequence[int], paths: Sequence[Path]) -> None:
+    def __init__(self, channels: Sequence[int], paths: Sequence[TensorPath]) -> None:
         self.channels = channels
         self.n_weights, self.n_rows = 0, [0] * (1 + max(c for _, _, c in paths))
-        self.first_weight: dict[Path, int] = {}
-        self.first_row: dict[Path, int] = {}
+        self.first_weight: dict[TensorPath, int] = {}
+        self.first_row: dict[TensorPath, int] = {}
         for path in paths:
             a, _, c = path
             self.first_weight[path], self.first_row[path] = self.n_weights, self.n_rows[c]
             self.n_weights += channels[a]
             self.n_rows[c] += channels[a]
 
-    def weights(self, paths: Iterable[Path]) -> Tensor:
+    def weights(self, paths: Iterable[TensorPath]) -> Tensor:
         """Indices of the weights of these paths, one path after the other."""
         return self.ranges(self.first_weight, paths)
 
-    def rows(self, paths: Iterable[Path]) -> Tensor:
+    def rows(self, paths: Iterable[TensorPath]) -> Tensor:
         """Indices of the rows of W_c."""
         return self.ranges(self.first_row, paths)
 
-    def ranges(self, first: Mapping[Path, int], paths: Iterable[Path]) -> Tensor:
+    def ranges(self, first: Mapping[TensorPath, int], paths: Iterable[TensorPath]) -> Tensor:
         """As many numbers as a path has channels, from `first` of the path on."""
         ranges = [torch.arange(first[p], first[p] + self.channels[p[0]]) for p in paths]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *ranges])
 
-    def per_channel(self, values: Iterable[tuple[Path, float]]) -> list[float]:
+    def per_channel(self, values: Iterable[tuple[TensorPath, float]]) -> list[float]:
         """One value per path, repeated for its channels."""
         return [value for path, value in values for _ in range(self.channels[path[0]])]
 
@@ -118,13 +118,16 @@ class WeightedProduct(nn.Module):
     alive: Tensor
 
     def __init__(
-        self, channels: Sequence[int], paths: Sequence[Path], outputs: Sequence[tuple[int, int]]
+        self,
+        channels: Sequence[int],
+        paths: Sequence[TensorPath],
+        outputs: Sequence[tuple[int, int]],
     ) -> None:
         super().__init__()
         places = PathIndex(channels, paths)
         self.n_weights, self.n_rows, self.outputs = places.n_weights, places.n_rows, list(outputs)
         # paths of equal a, c and parity are multiplied at once; others reach no wanted output
-        groups: dict[tuple[int, int, int], list[Path]] = {}
+        groups: dict[tuple[int, int, int], list[TensorPath]] = {}
         for path in sorted(paths, key=_group):
             if any(_reaches(path, c, m) for c, m in outputs):
                 groups.setdefault(_group(path), []).append(path)
@@ -156,8 +159,8 @@ class WeightedProduct(nn.Module):
 
     @property
     def numbers_per_edge(self) -> int:
-        """Weights and products, before and after they are put side by side."""
-        return len(self.alive) + 2 * self.n_products
+        """Weights and products."""
+        return len(self.alive) + self.n_products
 
     def folded(self, last: Tensor, offset: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Weights as `forward` takes them.
@@ -201,12 +204,12 @@ class WeightedProduct(nn.Module):
         return found
 
 
-def _group(path: Path) -> tuple[int, int, int]:
+def _group(path: TensorPath) -> tuple[int, int, int]:
     a, b, c = path
     return (a, c, (a + b + c) % 2)
 
 
-def _reaches(path: Path, c: int, m: int) -> bool:
+def _reaches(path: TensorPath, c: int, m: int) -> bool:
     """Whether a path has something for component m of degree c."""
     odd = sum(path) % 2
     return path[2] == c and m <= path[0] and (m > 0 or not odd)
@@ -233,7 +236,7 @@ class FixedProduct(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        paths: Sequence[Path],
+        paths: Sequence[TensorPath],
         n_used: int,
         scales: Sequence[float],
     ) -> None:

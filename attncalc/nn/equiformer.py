@@ -41,7 +41,7 @@ from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.edge_frames import EdgeFrames
 from attncalc.basis.radial import ExpNormalBasis
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.nn.edge_products import Features, FixedProduct, Path, PathIndex, WeightedProduct
+from attncalc.nn.edge_products import Features, FixedProduct, PathIndex, TensorPath, WeightedProduct
 from attncalc.nn.options import one_of, positive, whole_number
 from attncalc.ops import safe_norm, segment_sum
 from attncalc.recompute import Chunk, chunks_of, sum_in_chunks
@@ -58,7 +58,9 @@ LEAKY_NORM = 1.531320475574866
 # chunks and computed again; a chunk keeps so much in one block
 LARGEST_KEPT = 1 << 30
 LARGEST_CHUNK = 1 << 27
+ON_GPU = 8  # times as much; memory is there for the networks alone, and small chunks are slow
 
+SHORTEST_CUTOFF = 0.01  # Å
 HIGHEST_DEGREE = 6  # far above what is used; coupling tensors of higher ones take minutes
 
 AttentionName = Literal["nonlinear", "linear", "dot"]
@@ -107,6 +109,8 @@ class EquiformerConfig:
         object.__setattr__(self, "channels", tuple(self.channels))
         positive("cutoff", self.cutoff)
         positive("avg_num_neighbors", self.avg_num_neighbors)
+        if self.cutoff < SHORTEST_CUTOFF:  # the radial basis cannot tell it from zero
+            raise ValueError(f"cutoff must be at least {SHORTEST_CUTOFF}, got {self.cutoff}")
         for name, least in (
             *(("num_layers", 1), ("num_heads", 1), ("attention_features", 1)),
             *(("feed_forward_factor", 1), ("num_basis", 2)),
@@ -158,7 +162,7 @@ class EquiformerConfig:
             found.append("a molecule and its mirror image have different energies")
         return found
 
-    def tensor_paths(self, n_in: int, n_out: int) -> list[Path]:
+    def tensor_paths(self, n_in: int, n_out: int) -> list[TensorPath]:
         """Paths from degrees below `n_in` to degrees below `n_out`, in the published order."""
         degrees = range(len(self.channels))
         return [
@@ -254,7 +258,7 @@ def added(one: Features, other: Features) -> Features:
 
 
 @dataclass(frozen=True)
-class Edges:
+class EdgeData:
     """Some edges, with all that blocks need of the geometry.
 
     Attributes:
@@ -283,7 +287,7 @@ class Edges:
 
 # what some edges send to their receivers: [n_edges, ...] of the senders, [n_receivers, ...],
 # the edges, weights -> [n_receivers, ...]
-OnEdges = Callable[[Tensor, Tensor, Edges, Sequence[Tensor]], Tensor]
+OnEdges = Callable[[Tensor, Tensor, EdgeData, Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,7 @@ class Geometry:
         chunks: of receivers with all their edges; none for all at once.
     """
 
-    edges: Edges
+    edges: EdgeData
     senders: Tensor
     chunks: Sequence[Chunk]
 
@@ -325,7 +329,7 @@ class Geometry:
         ) -> Tensor:
             envelope, radial, *frames = data
             return on_edges(
-                sent, targets, Edges(receivers, mask, envelope, radial, frames), weights
+                sent, targets, EdgeData(receivers, mask, envelope, radial, frames), weights
             )
 
         return sum_in_chunks(
@@ -594,26 +598,28 @@ MESSAGES: dict[AttentionName, type[Messages]] = {
 }
 
 
-def attention_weights(logits: Tensor, edges: Edges, n_receivers: int) -> Tensor:
+def attention_weights(logits: Tensor, edges: EdgeData, n_receivers: int) -> Tensor:
     """Softmax over the edges of a receiver that fades with the envelope c, [n_edges, heads].
 
     A_e = c_e^2 exp(l_e) / sum over e' of c_e' exp(l_e'). The factor in the sum lets a neighbour
     leave smoothly as long as others stay, the second one in the numerator also if it is the last.
     With c = 1 it is the plain softmax.
     """
-    receivers, mask = edges.receivers, edges.mask.unsqueeze(1)
-    envelope = edges.envelope.unsqueeze(1)
-    # the largest logit cancels: it only keeps the exponentials in range
+    receivers, envelope = edges.receivers, edges.envelope.unsqueeze(1)
+    valid = edges.mask.unsqueeze(1) & (envelope > 0)
+    # the largest of l + log c cancels: it keeps exponentials in range, and the sum at 1 or more,
+    # also where an edge that fades out has the largest logit by far
+    levels = logits.detach() + torch.where(valid, envelope.detach(), 1.0).log()
     largest = logits.new_full((n_receivers, logits.shape[1]), -torch.inf).scatter_reduce(
         0,
         receivers.unsqueeze(1).expand_as(logits),
-        torch.where(mask, logits.detach(), -torch.inf),
+        torch.where(valid, levels, -torch.inf),
         "amax",
     )
-    raised = torch.where(mask, logits - largest.index_select(0, receivers), 0.0)
-    exponentials = envelope * torch.exp(raised)
-    total = segment_sum(exponentials, receivers, n_receivers) + SMALLEST_SUM
-    return envelope * exponentials / total.index_select(0, receivers)
+    raised = torch.where(valid, logits - largest.index_select(0, receivers), 0.0)
+    shares = envelope * torch.exp(raised)
+    total = segment_sum(shares, receivers, n_receivers) + SMALLEST_SUM
+    return envelope * shares / total.index_select(0, receivers)
 
 
 # -------------------------------------------------------------------------------------- blocks
@@ -648,7 +654,7 @@ class Attention(nn.Module):
         per_head = sum(channels) / config.num_heads
         self.query_scales = [1 / math.sqrt(per_head * (2 * degree + 1)) for degree in degrees]
         self.channels, self.heads, self.values = channels, config.num_heads, channels[:n_used]
-        # weights, products and about seven feature vectors
+        # weights, products and seven feature vectors, by the memory that a call is seen to take
         width = sum((2 * degree + 1) * c for degree, c in enumerate(channels))
         self.numbers_per_edge = self.messages.product.numbers_per_edge + 7 * width
 
@@ -662,7 +668,7 @@ class Attention(nn.Module):
         return self.projection(unflat(received, self.values))
 
     def on_edges(
-        self, sent: Tensor, targets: Tensor, edges: Edges, weights: Sequence[Tensor]
+        self, sent: Tensor, targets: Tensor, edges: EdgeData, weights: Sequence[Tensor]
     ) -> Tensor:
         """What arrives at each receiver, flat.
 
@@ -798,7 +804,7 @@ class EdgeDegreeEmbedding(nn.Module):
         return (*self.radial.hidden_weights, torch.cat(lasts, dim=1), torch.cat(offsets))
 
     def on_edges(
-        self, sent: Tensor, targets: Tensor, edges: Edges, weights: Sequence[Tensor]
+        self, sent: Tensor, targets: Tensor, edges: EdgeData, weights: Sequence[Tensor]
     ) -> Tensor:
         """[n_receivers, width], flat; nothing is read of the atoms."""
         del sent
@@ -870,7 +876,7 @@ class Equiformer(nn.Module):
         envelope = mask.to(vectors.dtype)
         if self.config.cutoff_function != "none":
             envelope = envelope * CUTOFF_FUNCTIONS[self.config.cutoff_function](lengths, cutoff)
-        edges = Edges(
+        edges = EdgeData(
             receivers=graph.receivers,
             mask=mask,
             envelope=envelope,
@@ -882,9 +888,19 @@ class Equiformer(nn.Module):
     def chunks(self, graph: Graph) -> list[Chunk]:
         """None where all edges fit into memory at once."""
         per_edge = self.bytes_per_edge
-        if per_edge * self.config.num_layers * graph.n_edges <= LARGEST_KEPT:
+        if not self.needs_chunks(graph.n_edges):
             return []
-        return chunks_of(graph.receivers, graph.n_atoms, max(1, LARGEST_CHUNK // per_edge))
+        room = LARGEST_CHUNK * self._gpu_factor
+        return chunks_of(graph.receivers, graph.n_atoms, max(1, room // per_edge))
+
+    def needs_chunks(self, n_edges: int) -> bool:
+        """Whether so many edges are too many at once."""
+        kept = self.bytes_per_edge * self.config.num_layers * n_edges
+        return kept > LARGEST_KEPT * self._gpu_factor
+
+    @property
+    def _gpu_factor(self) -> int:
+        return 1 if self.element.device.type == "cpu" else ON_GPU
 
     @property
     def bytes_per_edge(self) -> int:

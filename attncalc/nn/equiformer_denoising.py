@@ -104,7 +104,8 @@ class DenoisingEquiformer(Equiformer):
     def __init__(self, config: EquiformerConfig, n_species: int) -> None:
         super().__init__(config, n_species)
         # of the last features, in the ratio of the others: 512, 256, 128 as published
-        n_last = tuple(config.head_features * w // config.channels[0] for w in config.channels)
+        head, scalars = config.head_features, config.channels[0]
+        n_last = (head, *(max(1, head * width // scalars) for width in config.channels[1:]))
         self.force_embedding = IrrepsLinear([1] * len(n_last), config.channels)
         self.last_block = OpenLastBlock(config, n_last)
         self.norm = EquivariantLayerNorm(n_last)

@@ -24,6 +24,8 @@ from attncalc.train.step import Batch, Loss, Step, differentiated, gradient_step
 
 # list margin in standard deviations of the noise: two atoms drift apart by 7 in one of 10^11 cases
 MARGIN = 10.0
+# a word of the seed that the order of the data, [seed, epoch], has not; zeros would not count
+NOISE_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def displaced(
         left: share of the training that is still to be done.
     """
     graph = batch.graph
-    random = np.random.default_rng([seed, 1, step])  # the order of the data has [seed, epoch]
+    random = np.random.default_rng([seed, step, NOISE_STREAM])
     chosen = random.random(graph.n_systems) < options.structures
     moved = random.random(graph.n_atoms) < options.atoms
     moved &= chosen[graph.system_idx.cpu().numpy()]
@@ -106,8 +108,7 @@ def denoising_step(potential: Potential, weights: Loss) -> Step:
         vectors = graph.vectors.detach().requires_grad_(True)
         told = torch.where(in_place.unsqueeze(1), 0.0, batch.forces)
         outputs, found = network.denoise(graph.with_vectors(vectors), told)
-        energies = potential.scale[graph.species] * outputs.to(potential.scale.dtype)
-        energies = energies + potential.reference_energies[graph.species]
+        energies = potential.in_ev(outputs, graph)
         energy, forces, stress = differentiated(energies, vectors, graph, batch.volume)
         # displaced atoms have no label: what is predicted for them counts as right
         forces = torch.where(in_place.unsqueeze(1), forces, batch.forces)

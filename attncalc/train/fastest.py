@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from attncalc.kernels.collocation import collocated
+from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.so3krates import So3krates
 from attncalc.potential import Potential
 from attncalc.train.batches import join
@@ -64,7 +65,7 @@ def fastest_step(
     candidates: dict[str, Callable[[], Step]] = {}
     if fast.network is not potential.network:
         candidates["eager"] = lambda: eager_step(fast, weights)
-    if _worth_compiling(recipe, n_steps):
+    if _worth_compiling(recipe, n_steps) and not _needs_chunks(fast.network, batches, recipe):
         graph = partial(trace, fast, weights, probes[0])
         candidates = {"compiled": lambda: traced_step(fast, compiled(graph())), **candidates}
     for name, make in candidates.items():
@@ -90,6 +91,14 @@ def _faster_network(network: Any, shortest: float) -> nn.Module:
         return collocated(network, SHORTEST_COLLOCATED)
     log.info("shortest distance %.2f Å: radial networks are evaluated pair by pair", shortest)
     return network
+
+
+def _needs_chunks(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
+    """Whether a batch may be too large at once: a traced step would not notice."""
+    if not isinstance(network, Equiformer):
+        return False
+    largest = sorted((batch.graph.n_edges for batch in batches), reverse=True)
+    return network.needs_chunks(sum(largest[: recipe.batch_size]))
 
 
 def unequal_sizes(batches: list[Batch]) -> Batch:

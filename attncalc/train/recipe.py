@@ -19,14 +19,21 @@ from attncalc.train.plain_yaml import read_yaml
 _OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "start_from")
 
 
+LARGEST_NOISE = 0.5  # Å
+
+
 @dataclass(frozen=True)
 class Denoising:
-    """How a training displaces atoms (DeNS, TMLR 2024); the defaults are the published ones.
+    """How a training displaces atoms (DeNS, TMLR 2024).
+
+    Noise and probabilities are the published ones for MD17. The published weight, 5, stands beside
+    80 for forces that are divided by the standard deviation of the energies, some 0.2 eV: beside 1
+    for forces in eV/Å that is 0.014.
 
     Attributes:
         weight: of the errors of the displacements, counted in `noise`; it falls to zero in equal
             steps during the run.
-        noise: standard deviation of each component of a displacement, Å.
+        noise: standard deviation of each component of a displacement, Å; at most 0.5.
         structures: probability that a structure is chosen.
         atoms: probability that an atom of a chosen structure is displaced.
 
@@ -34,7 +41,7 @@ class Denoising:
         ValueError: a value is impossible; the message names it.
     """
 
-    weight: float = 5.0
+    weight: float = 0.014
     noise: float = 0.05
     structures: float = 0.25
     atoms: float = 0.25
@@ -45,6 +52,10 @@ class Denoising:
                 raise ValueError(f"recipe: {name} of denoising must be positive, got {value!r}")
             if name in ("structures", "atoms") and value > 1:
                 raise ValueError(f"recipe: {name} of denoising is a probability, got {value}")
+            if name == "noise" and value > LARGEST_NOISE:  # lists of neighbours reach ten times it
+                raise ValueError(
+                    f"recipe: noise of denoising must be at most {LARGEST_NOISE} Å, got {value}"
+                )
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,8 @@ class Recipe:
         committee: how many networks are trained, one after the other with seeds seed, seed + 1,
             ...; from two on, the model is their mean, with their spread as a warning.
         denoising: with an equiformer, {} or any of the attributes of `Denoising`: some atoms of the
-            training structures are displaced, and the network learns by how much as well.
+            training structures are displaced, and the network learns by how much as well. Steps
+            are not compiled then.
         dtype: of the network, "float32" or "float64".
         folder: where data files are looked for first; that of the YAML file.
 
@@ -229,6 +241,8 @@ class Recipe:
         for wrong, why in (
             (self.network != "equiformer", "is for network: equiformer only"),
             (self.start_from is not None, "needs weights that no model has: without start_from"),
+            (self.compile == "always", "is not compiled: compile must be auto or never"),
+            (self.stress_weight > 0, "knows no stress of displaced atoms: stress_weight must be 0"),
         ):
             if wrong:
                 raise ValueError(f"recipe: denoising {why}")

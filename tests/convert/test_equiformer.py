@@ -12,6 +12,7 @@ import pytest
 import torch
 from ase import Atoms
 from contract import assert_close, assert_same_result, build_graph, result_of
+from e3nn import o3
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -118,20 +119,57 @@ def test_standard_deviation_and_mean(shared: Path) -> None:
             equiformer(*files(shared, "dot"), **wrong)
 
 
-def test_constants_of_e3nn_are_passed_over(shared: Path, tmp_path: Path) -> None:
+CONVENTIONS = {"e3nn>=0.5": 1.0, "e3nn-0.4.4": -1.0}
+
+
+@pytest.mark.parametrize("true", list(CONVENTIONS))
+@pytest.mark.parametrize("told", list(CONVENTIONS))
+def test_constants_of_e3nn_tell_the_signs(
+    shared: Path, tmp_path: Path, true: str, told: str
+) -> None:
+    """The buffers of a state dict, as they are in either version of e3nn."""
+
     def add(tensors: Tensors) -> None:
-        constant = torch.full((1, 1, 1), -0.18257)
-        tensors["blocks.0.ga.sep_act.dtp.tp._w3j_1_2_2"] = constant
+        constant = CONVENTIONS[true] * o3.wigner_3j(1, 2, 2)
+        tensors["blocks.0.ga.sep_act.dtp.tp._compiled_main_left_right._w3j_1_2_2"] = constant
+        tensors["blocks.0.ga.sep_act.dtp.tp._compiled_main_left_right._w3j_2_2_2"] = constant.clone()
         tensors["blocks.0.ga.sep_act.dtp.tp.output_mask"] = torch.ones(3)
         tensors["blocks.0.ga.sep_act.dtp.tp.weight"] = torch.zeros(0)
 
-    equiformer(*changed(shared, tmp_path, "nonlinear", add), species=[1])
+    paths = changed(
+        *(shared, tmp_path, "nonlinear", add), lambda options: options.update(clebsch_gordan=told)
+    )
+    if true == told:
+        equiformer(*paths, species=[1])
+    else:
+        with pytest.raises(ValueError, match=rf"belong to the signs of {re.escape(true)} .* corr"):
+            equiformer(*paths)
 
-    def contradict(options: dict) -> None:
-        options["clebsch_gordan"] = "e3nn-0.4.4"
 
-    with pytest.raises(ValueError, match=r"belong to the signs of e3nn>=0\.5 .* correct"):
-        equiformer(*changed(shared, tmp_path, "nonlinear", add, contradict))
+def test_a_constant_that_is_none(shared: Path, tmp_path: Path) -> None:
+    def add(tensors: Tensors) -> None:
+        tensors["blocks.0.x._w3j_1_2_2"] = torch.zeros(3, 5, 5)
+
+    with pytest.raises(ValueError, match="_w3j_1_2_2 is no Wigner 3j tensor of e3nn"):
+        equiformer(*changed(shared, tmp_path, "nonlinear", add))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers(shared: Path, tmp_path: Path, value: float) -> None:
+    name = "blocks.2.ga.proj.bias.0"
+
+    def spoil(tensors: Tensors) -> None:
+        tensors[name][3] = value
+
+    with pytest.raises(ValueError, match=rf"array '{name}' holds something but finite numbers"):
+        equiformer(*changed(shared, tmp_path, "linear", spoil))
+
+
+def test_half_precision_weights(shared: Path, tmp_path: Path) -> None:
+    def halve(tensors: Tensors) -> None:
+        tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+    assert equiformer(*changed(shared, tmp_path, "dot", halve), species=[1]).species == (1,)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,7 +192,7 @@ def test_wrong_shapes_are_refused(shared: Path, tmp_path: Path) -> None:
         def cut(tensors: Tensors, name=name) -> None:
             tensors[name] = tensors[name].flatten()[:-1]
 
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"wrong shape|has shape|elements must lie"):
             equiformer(*changed(shared, tmp_path, "nonlinear", cut), species=[1])
 
 
@@ -167,12 +205,18 @@ OPTION_ERRORS = [
     ({"irreps_mlp_mid": "384x0e+192x1e+90x2e"}, "irreps_mlp_mid is not supported"),
     ({"irreps_sh": "1x0e+1x1e"}, "irreps_sh is not supported"),
     ({"lmax": 3}, "lmax is not supported"),
-    ({"radial_hidden": [64, 32]}, "radial_hidden is not supported"),
+    ({"radial_hidden": [64, 32]}, "radial_hidden must be two equal widths"),
     ({"alpha_drop": 0.2}, "alpha_drop is not supported"),
     ({"num_layers": 5}, "have no place|wrong shape|asks for|ask for"),
     ({"num_layers": 7}, "a tensor has a wrong shape"),
     ({"num_basis": 128}, "ask for"),
     ({"colour": "blue"}, r"unknown hyper-parameters \['colour'\]"),
+    *(({"num_heads": v}, r"config\.json: num_heads must be") for v in (None, 0, [4], 4.7, True)),
+    *(({"num_layers": v}, r"config\.json: num_layers must be") for v in (6.9, math.inf, "6")),
+    *(({"cutoff": v}, r"config\.json: cutoff must be") for v in (None, "5", math.nan)),
+    *(({"avg_num_nodes": v}, r"avg_num_nodes must be") for v in (None, 0, -1, math.nan)),
+    *(({"radial_hidden": v}, "radial_hidden must be two equal widths") for v in (64, [], [64])),
+    *(({"irreps_node_embedding": v}, "must read like") for v in ("", "0x0e+64x1e", None)),
 ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from contract import (
     STRUCTURES,
     NetworkContract,
     assert_close,
+    assert_same_result,
     build_graph,
     ethanol,
     graph_of_edges,
@@ -28,9 +31,13 @@ from torch import Tensor
 from attncalc.basis.edge_frames import coupling
 from attncalc.convert import equiformer
 from attncalc.graph import Graph
-from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.kernels.frozen_equiformer import frozen
+from attncalc.nn import equiformer as module
+from attncalc.nn.equiformer import EdgeData, Equiformer, EquiformerConfig, attention_weights
+from attncalc.ops import with_modules
 from attncalc.potential import Potential, evaluate
 from attncalc.system import System
+from attncalc.train.step import Batch, Loss, eager_step, trainable
 
 # smaller than shipped models in width only; 3.5 Å keeps the ghost clusters small
 SMALL = {
@@ -112,8 +119,54 @@ class TestPublished:
                 atoms = Atoms("COH", positions=[[0, 0, 0], [0.9, 0.5, 0.2], [0, 0, 0]])
                 atoms.positions[2, 2] = potential.cutoff + side
                 results.append(result_of(potential, atoms))
-            jumps.append(abs(float(results[1].energy - results[0].energy)))
-        assert jumps[1] > 0.9 * jumps[0] > 1e-4
+            inside, outside = results
+            jumps.append(
+                [
+                    abs(float(outside.energy - inside.energy)),
+                    float((outside.forces - inside.forces).abs().max()),
+                ]
+            )
+        for far, near in zip(*jumps, strict=True):
+            assert near > 0.9 * far > 1e-4
+
+
+@pytest.mark.parametrize("gap", [0.0, 20.0, 60.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attention_of_an_edge_that_fades_out(gap: float, dtype: torch.dtype) -> None:
+    """However large its logit, the others take over smoothly, and alone it fades as c."""
+    logits = torch.tensor([[0.0], [gap], [gap]], dtype=dtype)
+    receivers = torch.tensor([0, 0, 1])
+    for fade in (1e-3, 1e-10, 1e-18, 0.0):
+        envelope = torch.tensor([0.7, fade, fade], dtype=dtype, requires_grad=True)
+        edges = EdgeData(receivers, torch.ones(3, dtype=torch.bool), envelope, envelope, [])
+        weights = attention_weights(logits, edges, 2)[:, 0]
+        ratio = math.exp(gap) * fade
+        expected = [0.7 * 0.7 / (0.7 + ratio), fade * ratio / (0.7 + ratio), fade]
+        assert weights.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-30)
+        (slope,) = torch.autograd.grad(weights.sum(), envelope)
+        assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("name", list(OURS))
+def test_in_chunks_and_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results, and the gradients of a training step, in float64."""
+    potential = copy.deepcopy(random_potential(OURS[name]))
+    structures = [ethanol(), Atoms("C"), STRUCTURES["triclinic"]()]
+    graph = build_graph(potential, System.from_ase(structures), skin=0.5, capacity=32)
+    step = eager_step(potential.requires_grad_(True), Loss(1.0, 1.0, 0.5))
+    labels = [torch.zeros(shape, dtype=torch.float64) for shape in ((3,), (graph.n_atoms, 3))]
+    batch = Batch(graph, *labels, torch.zeros(3, 3, 3), torch.ones(3, dtype=torch.float64))
+    expected, (value, gradients) = evaluate(potential, graph), step(batch)
+    monkeypatch.setattr(module, "LARGEST_KEPT", 0)
+    monkeypatch.setattr(module, "LARGEST_CHUNK", 40 * potential.network.bytes_per_edge)
+    assert len(potential.network.chunks(graph)) > 4
+    assert_same_result(evaluate(potential, graph), expected)
+    chunked_value, chunked = step(batch)
+    assert_close(chunked_value, value, 1e-13)
+    for parameter, one, other in zip(trainable(potential), chunked, gradients, strict=True):
+        assert_close(one, other, 1e-11, parameter)
+    frozen_twin = with_modules(potential.requires_grad_(False), network=frozen(potential.network))
+    assert_same_result(evaluate(frozen_twin, graph), expected)
 
 
 # -------------------------------------------------------------- the paper's formulas, lab frame

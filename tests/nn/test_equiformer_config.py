@@ -49,6 +49,7 @@ def test_sizes(name: str, least: int) -> None:
     ("changes", "message"),
     [
         ({"cutoff": 0.0}, "cutoff must be positive, got 0.0"),
+        ({"cutoff": 1e-17}, "cutoff must be at least 0.01, got 1e-17"),
         ({"cutoff": math.inf}, "cutoff must be finite, got inf"),
         ({"avg_num_neighbors": None}, "avg_num_neighbors must be a number, got None"),
         ({"attention": "graph"}, "attention must be one of 'nonlinear', 'linear', 'dot', got"),

@@ -128,7 +128,7 @@ def test_forces_are_told_by_harmonics() -> None:
 
 # ----------------------------------------------------------------------------------- training
 
-OPTIONS = Denoising(structures=0.6, atoms=0.5)
+OPTIONS = Denoising(weight=5.0, structures=0.6, atoms=0.5)
 WEIGHTS = Loss(1.0, 1.0, 0.0)
 
 
@@ -254,6 +254,9 @@ def test_refusals() -> None:
         ({"network": "so3krates"}, "denoising is for network: equiformer only"),
         ({"start_from": "x"}, "denoising needs weights that no model has"),
         ({"denoising": {"noise": 0}}, "noise of denoising must be positive, got 0"),
+        ({"denoising": {"noise": 0.6}}, "noise of denoising must be at most 0.5 Å, got 0.6"),
+        ({"compile": "always"}, "denoising is not compiled: compile must be auto or never"),
+        ({"stress_weight": 1.0}, "denoising knows no stress of displaced atoms"),
         ({"denoising": {"atoms": 1.5}}, "atoms of denoising is a probability, got 1.5"),
         ({"denoising": {"nois": 0.1}}, "unknown key 'nois' in denoising; did you mean 'noise'?"),
         ({"denoising": 5}, "denoising must hold keys and values"),

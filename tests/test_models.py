@@ -27,6 +27,7 @@ def on_card(name: str, quantity: str) -> float:
 
 def test_all_are_shipped():
     assert SHIPPED == [
+        "equiformer-ethanol",
         "so3krates-aspirin",
         "so3krates-aspirin-xtb",
         "so3krates-ethanol",
@@ -69,6 +70,7 @@ def test_accuracy_on_the_committed_test_set():
         ("so3krates-ethanol", "ethanol"),
         ("so3krates-ethanol-committee", "ethanol"),
         ("so3krates-aspirin", "aspirin"),
+        ("equiformer-ethanol", "ethanol"),
     ],
 )
 def test_accuracy_on_md17(shared, name, molecule_name):

@@ -132,7 +132,9 @@ def test_constants_of_e3nn_tell_the_signs(
     def add(tensors: Tensors) -> None:
         constant = CONVENTIONS[true] * o3.wigner_3j(1, 2, 2)
         tensors["blocks.0.ga.sep_act.dtp.tp._compiled_main_left_right._w3j_1_2_2"] = constant
-        tensors["blocks.0.ga.sep_act.dtp.tp._compiled_main_left_right._w3j_2_2_2"] = constant.clone()
+        tensors["blocks.0.ga.sep_act.dtp.tp._compiled_main_left_right._w3j_2_2_2"] = (
+            constant.clone()
+        )
         tensors["blocks.0.ga.sep_act.dtp.tp.output_mask"] = torch.ones(3)
         tensors["blocks.0.ga.sep_act.dtp.tp.weight"] = torch.zeros(0)
 

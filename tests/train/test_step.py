@@ -8,6 +8,8 @@ import torch
 
 from attncalc.kernels.collocation import collocated
 from attncalc.model_file import NETWORKS
+from attncalc.nn import equiformer as equiformer_module
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.potential import Potential, evaluate
 from attncalc.train import fastest
 from attncalc.train.batches import join, samples
@@ -199,3 +201,39 @@ def test_no_compiler_no_compiling(recipe, potential, batches, monkeypatch, caplo
 
 def test_flatten_has_every_tensor(batches):
     assert len(flatten(batches[0])) == 13
+
+
+# ---------------------------------------------------------------------------------- equiformer
+
+
+def equiformer() -> Potential:
+    torch.manual_seed(0)
+    config = EquiformerConfig(
+        *(3.4, 12.0), channels=(4, 4), num_layers=2, num_heads=2, num_basis=4, head_features=6
+    )
+    return Potential(Equiformer(config, 2).double(), (28, 29))
+
+
+def test_the_trace_of_an_equiformer_is_its_step(batches):
+    potential = equiformer()
+    graph = trace(potential, WEIGHTS, unequal_sizes(batches))
+    step, plain = traced_step(potential, graph), eager_step(potential, WEIGHTS)
+    for batch in (unequal_sizes(batches), join(batches[:3])):
+        assert step(batch)[0].item() == pytest.approx(plain(batch)[0].item(), rel=1e-12)
+        assert relative_error(step, plain, batch) < 1e-11
+
+
+def test_batches_that_need_chunks_are_not_compiled(recipe, batches, monkeypatch):
+    """A trace takes all edges at once, however many there are."""
+    potential, compilations = equiformer(), []
+    monkeypatch.setattr(fastest, "compiled", lambda graph: compilations.append(1) or graph)
+    always = dataclasses.replace(recipe, compile="always", batch_size=2)
+    arguments = {"shortest": 2.0, "n_steps": 10}
+    most = sum(sorted((b.graph.n_edges for b in batches), reverse=True)[:2])
+    kept = potential.network.bytes_per_edge * potential.network.config.num_layers * most
+    monkeypatch.setattr(equiformer_module, "LARGEST_KEPT", kept - 1)
+    fastest_step(potential, WEIGHTS, batches, always, **arguments)
+    assert not compilations
+    monkeypatch.setattr(equiformer_module, "LARGEST_KEPT", 1 << 40)
+    fastest_step(potential, WEIGHTS, batches, always, **arguments)
+    assert compilations

@@ -221,10 +221,10 @@ ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
 }
 
 
-def installed(engine: str) -> str:
+def installed(package: str) -> str:
     """Its version; a checkout may be used without being installed."""
     try:
-        return version("attncalc" if engine.startswith("attncalc") else engine)
+        return version(package)
     except PackageNotFoundError:
         return "(a checkout)"
 
@@ -240,6 +240,9 @@ def measure(engine: str, name: str, *, device: str, threads: int, budget: float)
         torch.cuda.reset_peak_memory_stats()
     imported = peak_mib(device)
     row = ENGINES[engine][0](atoms, device, budget)
-    versions = f"{engine} {installed(engine)}, torch {torch.__version__}, Python {python_version()}"
+    package = "attncalc" if engine.startswith("attncalc") else engine
+    versions = (
+        f"{package} {installed(package)}, torch {torch.__version__}, Python {python_version()}"
+    )
     facts = {"engine": engine, "system": name, "atoms": len(atoms), "versions": versions}
     return {**facts, "imported_MiB": imported, **row}

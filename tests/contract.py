@@ -17,9 +17,11 @@ rounding. All are relative to the largest value of the quantity compared, but at
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from ase.build import molecule
 from torch import Tensor, nn
 
 from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
-from attncalc.model_file import load, save
+from attncalc.model_file import NETWORKS, load, save
 from attncalc.neighbors import VerletList, neighbor_list
 from attncalc.potential import Potential, Result, evaluate, stress
 from attncalc.system import System
@@ -48,6 +50,16 @@ def randomise(module: nn.Module, seed: int = 0, amount: float = 0.1) -> None:
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=random, dtype=torch.float64)
             parameter.add_(amount * noise)
+
+
+@functools.cache
+def random_potential(config: Any, seed: int = 0) -> Potential:
+    """Around the network that this kind of configuration belongs to; do not change it."""
+    (kind,) = (network for network, its in NETWORKS.values() if its is type(config))
+    torch.manual_seed(seed)
+    network = kind(config, len(ELEMENTS)).double()
+    randomise(network, seed)
+    return Potential(network, ELEMENTS).requires_grad_(False)
 
 
 def assert_close(actual: object, expected: object, tolerance: float, what: str = "values") -> None:

@@ -800,15 +800,21 @@ def test_train() -> None:
     succeeds("eval", "out/tiny.safetensors", "cu.extxyz")
 
 
-@pytest.mark.parametrize("more", ["", "denoising: {}\n", "stress_weight: 1.0\n"])
-def test_every_command_takes_an_equiformer(more: str, copper_file: str) -> None:
-    write("cu.extxyz", labelled(10))
-    config = "cutoff: 4.0, channels: [8, 4], num_layers: 1, num_basis: 4, head_features: 8"
+def train_equiformer(config: str, more: str = "") -> Result:
+    """Into the folder "out", by the recipe above but for the network."""
     start, end = RECIPE.split("config: ")
     end = end.partition("\n")[2]
     Path("tiny.yaml").write_text(f"{start}config: {{{config}}}\n{end}network: equiformer\n{more}")
     result = attncalc("train", "tiny.yaml", "-o", "out")
     assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.mark.parametrize("more", ["", "denoising: {}\n", "stress_weight: 1.0\n"])
+def test_every_command_takes_an_equiformer(more: str, copper_file: str) -> None:
+    write("cu.extxyz", labelled(10))
+    config = "cutoff: 4.0, channels: [8, 4], num_layers: 1, num_basis: 4, head_features: 8"
+    result = train_equiformer(config, more)
     assert "| network | equiformer, " in result.stdout
     assert "**fault**" not in result.stdout
     assert ("denoising" in result.stdout) == ("denoising" in more)
@@ -826,11 +832,7 @@ def test_every_command_takes_an_equiformer(more: str, copper_file: str) -> None:
 def test_the_card_names_faults() -> None:
     write("cu.extxyz", labelled(10))
     config = "cutoff: 4.0, channels: [4, 4], num_layers: 1, paths: all, cutoff_function: none"
-    start, end = RECIPE.split("config: ")
-    end = end.partition("\n")[2]
-    Path("tiny.yaml").write_text(f"{start}config: {{{config}}}\n{end}network: equiformer\n")
-    result = attncalc("train", "tiny.yaml", "-o", "out")
-    assert result.exit_code == 0, result.output
+    result = train_equiformer(config)
     assert (
         "| **fault** | energy and forces jump where an atom crosses the cutoff |" in result.stdout
     )

@@ -151,7 +151,6 @@ def _state(tree: Tree, config: EquiformerConfig, *, turn: bool) -> dict[str, Ten
     paths = config.tensor_paths(len(channels), len(channels))
     signs = _signs(paths, channels) if turn else torch.ones(1, dtype=torch.float64)
     n_rows = PathIndex(channels, paths).n_rows
-    kinds = {"nonlinear": _nonlinear, "linear": _linear, "dot": _dot}
     ours: dict[str, Tensor] = {
         "element": tree.take("atom_embed.atom_type_lin.tp.weight").view(-1, channels[0]),
         "element_bias": tree.take("atom_embed.atom_type_lin.bias.0"),
@@ -174,7 +173,7 @@ def _state(tree: Tree, config: EquiformerConfig, *, turn: bool) -> dict[str, Ten
         ours |= _map(tree, source, f"{merge}source", channels, channels)
         ours |= _map(tree, target, f"{merge}target", channels, channels, bias=False)
         ours |= _map(tree, f"{attention}proj", f"{mine}attention.projection", channels, channels)
-        ours |= kinds[config.attention](tree, attention, f"{mine}attention.", config, n_rows, signs)
+        ours |= _messages(tree, attention, f"{mine}attention.", config, n_rows, signs)
         gates = [sum(hidden), *hidden[1:]]
         ours |= _map(tree, f"{theirs}ffn.fctp_1", f"{mine}feed_forward.first", channels, gates)
         out = final if last else channels
@@ -186,7 +185,7 @@ def _state(tree: Tree, config: EquiformerConfig, *, turn: bool) -> dict[str, Ten
     return ours | _map(tree, "head.2", "energy", final, [1])
 
 
-def _nonlinear(
+def _messages(
     tree: Tree,
     theirs: str,
     mine: str,
@@ -194,56 +193,31 @@ def _nonlinear(
     n_rows: list[int],
     signs: Tensor,
 ) -> dict[str, Tensor]:
-    channels = list(config.channels)
-    mine += "messages."
-    n_attention = [config.num_heads * config.attention_features]
-    inner = tree.take(f"{theirs}sep_value.dtp.tp.weight") * signs
-    return {
-        **_radial(tree, f"{theirs}sep_act.dtp_rad", f"{mine}radial", signs),
-        **_map(
-            *(tree, f"{theirs}sep_act.lin", f"{mine}linear", n_rows),
-            [sum(channels), *channels[1:]],
-        ),
-        **_map(tree, f"{theirs}sep_alpha", f"{mine}attention", n_rows[:1], n_attention),
-        f"{mine}alpha": tree.take(f"{theirs}alpha_dot").squeeze(0),
-        f"{mine}second_weights": inner,
-        **_map(tree, f"{theirs}sep_value.lin", f"{mine}value", n_rows, channels),
+    """What differs between the three attentions."""
+    channels, inner = list(config.channels), f"{mine}messages."
+    n_attention = config.num_heads * config.attention_features
+    if config.attention == "dot":
+        both = [2 * width for width in channels]
+        return {
+            **_map(tree, f"{theirs}query", f"{mine}query", channels, channels),
+            **_radial(tree, f"{theirs}key_value.dtp_rad", f"{inner}radial", signs),
+            **_map(tree, f"{theirs}key_value.lin", f"{inner}linear", n_rows, both),
+        }
+    nonlinear = config.attention == "nonlinear"
+    first = f"{theirs}sep_act" if nonlinear else f"{theirs}sep"
+    n_scalars = sum(channels) if nonlinear else n_attention + channels[0]
+    state = {
+        **_radial(tree, f"{first}.dtp_rad", f"{inner}radial", signs),
+        **_map(tree, f"{first}.lin", f"{inner}linear", n_rows, [n_scalars, *channels[1:]]),
+        f"{inner}alpha": tree.take(f"{theirs}alpha_dot").squeeze(0),
     }
-
-
-def _linear(
-    tree: Tree,
-    theirs: str,
-    mine: str,
-    config: EquiformerConfig,
-    n_rows: list[int],
-    signs: Tensor,
-) -> dict[str, Tensor]:
-    channels = list(config.channels)
-    mine += "messages."
-    n_scalars = config.num_heads * config.attention_features + channels[0]
-    return {
-        **_radial(tree, f"{theirs}sep.dtp_rad", f"{mine}radial", signs),
-        **_map(tree, f"{theirs}sep.lin", f"{mine}linear", n_rows, [n_scalars, *channels[1:]]),
-        f"{mine}alpha": tree.take(f"{theirs}alpha_dot").squeeze(0),
-    }
-
-
-def _dot(
-    tree: Tree,
-    theirs: str,
-    mine: str,
-    config: EquiformerConfig,
-    n_rows: list[int],
-    signs: Tensor,
-) -> dict[str, Tensor]:
-    channels = list(config.channels)
-    both = [2 * width for width in channels]
-    return {
-        **_map(tree, f"{theirs}query", f"{mine}query", channels, channels),
-        **_radial(tree, f"{theirs}key_value.dtp_rad", f"{mine}messages.radial", signs),
-        **_map(tree, f"{theirs}key_value.lin", f"{mine}messages.linear", n_rows, both),
-    }
+    if nonlinear:
+        state |= {
+            **_map(tree, f"{theirs}sep_alpha", f"{inner}attention", n_rows[:1], [n_attention]),
+            f"{inner}second_weights": tree.take(f"{theirs}sep_value.dtp.tp.weight") * signs,
+            **_map(tree, f"{theirs}sep_value.lin", f"{inner}value", n_rows, channels),
+        }
+    return state
 
 
 def _map(

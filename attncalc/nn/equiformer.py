@@ -398,8 +398,12 @@ class Messages(nn.Module):
     """What an edge does to a message: its logits and its values.
 
     Called, it gives the weights that `on_edges` takes, folded as far as they do not depend on the
-    edge; the gradient goes through to the parameters.
+    edge; the gradient goes through to the parameters. Every kind begins with a product whose
+    weights come from a radial network.
     """
+
+    product: WeightedProduct
+    radial: RadialNetwork
 
     def forward(self) -> tuple[Tensor, ...]:
         raise NotImplementedError
@@ -409,6 +413,19 @@ class Messages(nn.Module):
     ) -> tuple[Tensor, Features]:
         """Logits [n_edges, n_heads] and values, from what is given in the edges' frames."""
         raise NotImplementedError
+
+    def folded(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Weights of radial network, product and the maps [rows, n_out] behind it."""
+        product = self.product.folded(self.radial.last, self.radial.offset, maps)
+        return (*self.radial.hidden_weights, *product)
+
+    def multiplied(
+        self, weights: Sequence[Tensor], message: Features, radial: Tensor
+    ) -> tuple[dict[tuple[int, int], Tensor], Sequence[Tensor]]:
+        """The product, as from `WeightedProduct`, and the weights that `folded` did not give."""
+        n_folded = N_HIDDEN + self.product.n_folded
+        hidden = radial_hidden(radial, weights[:N_HIDDEN])
+        return self.product(message, hidden, weights[N_HIDDEN:n_folded]), weights[n_folded:]
 
 
 class NonlinearMessages(Messages):
@@ -443,22 +460,17 @@ class NonlinearMessages(Messages):
         """Radial network, first product, its bias, attention vector, second product, its bias."""
         maps = list(self.linear.weights)
         maps[0] = torch.cat([maps[0], self.attention.weights[0]], dim=1)
-        first = self.product.folded(self.radial.last, self.radial.offset, maps)
         second = self.second.folded(self.second_weights, list(self.value.weights))
         bias = torch.cat([self.linear.scalar_bias, self.attention.scalar_bias])
-        return (
-            *(*self.radial.hidden_weights, *first, bias),
-            *(LEAKY_NORM * self.alpha, *second, self.value.scalar_bias),
-        )
+        alpha = LEAKY_NORM * self.alpha
+        return (*self.folded(maps), bias, alpha, *second, self.value.scalar_bias)
 
     def on_edges(
         self, weights: Sequence[Tensor], message: Features, query: Features, radial: Tensor
     ) -> tuple[Tensor, Features]:
         """Logits [n_edges, n_heads] and values, from what is given in the edges' frames."""
         del query
-        hidden, rest = weights[:N_HIDDEN], weights[N_HIDDEN:]
-        first, (bias, alpha, *second, value_bias) = _cut(rest, self.product.n_folded)
-        y = self.product(message, radial_hidden(radial, hidden), first)
+        y, (bias, alpha, *second, value_bias) = self.multiplied(weights, message, radial)
         scalars, attention = (y[0, 0] + bias).split(self.parts, dim=2)
         gates = torch.sigmoid(scalars).split(self.channels, dim=2)
         y[0, 0] = scalars[:, :, : self.channels[0]]
@@ -494,19 +506,15 @@ class LinearMessages(Messages):
 
     def forward(self) -> tuple[Tensor, ...]:
         """Radial network, product, its bias, attention vector."""
-        maps = list(self.linear.weights)
-        product = self.product.folded(self.radial.last, self.radial.offset, maps)
-        bias = self.linear.scalar_bias
-        return (*self.radial.hidden_weights, *product, bias, LEAKY_NORM * self.alpha)
+        product = self.folded(list(self.linear.weights))
+        return (*product, self.linear.scalar_bias, LEAKY_NORM * self.alpha)
 
     def on_edges(
         self, weights: Sequence[Tensor], message: Features, query: Features, radial: Tensor
     ) -> tuple[Tensor, Features]:
         """Logits [n_edges, n_heads] and values, from what is given in the edges' frames."""
         del query
-        hidden, rest = weights[:N_HIDDEN], weights[N_HIDDEN:]
-        product, (bias, alpha) = _cut(rest, self.product.n_folded)
-        y = self.product(message, radial_hidden(radial, hidden), product)
+        y, (bias, alpha) = self.multiplied(weights, message, radial)
         # scalars are interleaved by head: those of the attention, then those of the value
         by_head = (y[0, 0] + bias).unflatten(2, (self.heads, -1))
         attention, value = by_head.split([self.features, self.values[0] // self.heads], dim=3)
@@ -543,16 +551,13 @@ class DotProductMessages(Messages):
             w if c < n_used else w[:, :width]
             for c, (w, width) in enumerate(zip(self.linear.weights, self.channels, strict=True))
         ]
-        product = self.product.folded(self.radial.last, self.radial.offset, maps)
-        return (*self.radial.hidden_weights, *product, self.linear.scalar_bias)
+        return (*self.folded(maps), self.linear.scalar_bias)
 
     def on_edges(
         self, weights: Sequence[Tensor], message: Features, query: Features, radial: Tensor
     ) -> tuple[Tensor, Features]:
         """Logits [n_edges, n_heads] and values, from what is given in the edges' frames."""
-        hidden, rest = weights[:N_HIDDEN], weights[N_HIDDEN:]
-        product, (bias,) = _cut(rest, self.product.n_folded)
-        y = self.product(message, radial_hidden(radial, hidden), product)
+        y, (bias,) = self.multiplied(weights, message, radial)
         y[0, 0] = y[0, 0] + bias
         logits, values = [], []
         for c, (q, width) in enumerate(zip(query, self.channels, strict=True)):
@@ -564,10 +569,6 @@ class DotProductMessages(Messages):
                 key = y_c
             logits.append((q * key).unflatten(2, (self.heads, -1)).sum((1, 3)))
         return torch.stack(logits).sum(0), values
-
-
-def _cut(tensors: Sequence[Tensor], n: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return tensors[:n], tensors[n:]
 
 
 def attention_vector(heads: int, features: int) -> nn.Parameter:
@@ -723,16 +724,17 @@ class Block(nn.Module):
 
     Args:
         config: hyper-parameters.
+        n_out: channels that the feed-forward network puts out; those of the blocks if not given.
     """
 
-    def __init__(self, config: EquiformerConfig) -> None:
+    def __init__(self, config: EquiformerConfig, n_out: Sequence[int] | None = None) -> None:
         super().__init__()
         channels, n = config.channels, len(config.channels)
         self.norm_1 = EquivariantLayerNorm(channels)
         self.attention = Attention(config, n, n)
         self.norm_2 = EquivariantLayerNorm(channels)
         hidden = [config.feed_forward_factor * width for width in channels]
-        self.feed_forward = FeedForward(channels, hidden, channels)
+        self.feed_forward = FeedForward(channels, hidden, channels if n_out is None else n_out)
 
     def forward(self, features: Features, geometry: Geometry) -> Features:
         """[n_atoms, 2l+1, channels] per degree."""
@@ -887,11 +889,10 @@ class Equiformer(nn.Module):
 
     def chunks(self, graph: Graph) -> list[Chunk]:
         """None where all edges fit into memory at once."""
-        per_edge = self.bytes_per_edge
         if not self.needs_chunks(graph.n_edges):
             return []
-        room = LARGEST_CHUNK * self._gpu_factor
-        return chunks_of(graph.receivers, graph.n_atoms, max(1, room // per_edge))
+        most_edges = LARGEST_CHUNK * self._gpu_factor // self.bytes_per_edge
+        return chunks_of(graph.receivers, graph.n_atoms, max(1, most_edges))
 
     def needs_chunks(self, n_edges: int) -> bool:
         """Whether so many edges are too many at once."""

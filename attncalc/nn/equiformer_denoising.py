@@ -19,11 +19,11 @@ from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.edge_products import PathIndex
 from attncalc.nn.equiformer import (
     Attention,
+    Block,
     Equiformer,
     EquiformerConfig,
     EquivariantLayerNorm,
     Features,
-    FeedForward,
     Geometry,
     IrrepsLinear,
     added,
@@ -31,7 +31,7 @@ from attncalc.nn.equiformer import (
 from attncalc.ops import safe_norm
 
 
-class OpenLastBlock(nn.Module):
+class OpenLastBlock(Block):
     """The last block with features of all degrees, which the denoising head reads.
 
     Args:
@@ -40,14 +40,8 @@ class OpenLastBlock(nn.Module):
     """
 
     def __init__(self, config: EquiformerConfig, n_out: tuple[int, ...]) -> None:
-        super().__init__()
-        channels, n = config.channels, len(config.channels)
-        self.norm_1 = EquivariantLayerNorm(channels)
-        self.attention = Attention(config, n, n)
-        self.norm_2 = EquivariantLayerNorm(channels)
-        hidden = [config.feed_forward_factor * width for width in channels]
-        self.feed_forward = FeedForward(channels, hidden, n_out)
-        self.shortcut = IrrepsLinear(channels, n_out)
+        super().__init__(config, n_out)
+        self.shortcut = IrrepsLinear(config.channels, n_out)
 
     def forward(self, features: Features, geometry: Geometry) -> Features:
         """[n_atoms, 2l+1, channels] per degree -> the same with the channels that go out."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from contract import (
     build_graph,
     ethanol,
     graph_of_edges,
-    randomise,
+    random_potential,
     result_of,
     transformed,
 )
@@ -64,14 +63,6 @@ THEIRS = {
     for name in ATTENTIONS
     for c in (L2, L3)
 }
-
-
-@functools.cache
-def random_potential(config: EquiformerConfig, seed: int = 0) -> Potential:
-    torch.manual_seed(seed)
-    network = Equiformer(config, len(ELEMENTS)).double()
-    randomise(network, seed)
-    return Potential(network, ELEMENTS).requires_grad_(False)
 
 
 class TestContract(NetworkContract):

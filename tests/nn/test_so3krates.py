@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -22,7 +21,7 @@ from contract import (
     edges_of,
     ethanol,
     graph_of_edges,
-    randomise,
+    random_potential,
     result_of,
     triclinic,
     without_electrons,
@@ -65,14 +64,6 @@ FIRST_RELEASE = So3kratesConfig(
     ev_init_divisor=2.0,
 )
 CONFIGS = {"default": DEFAULT, "paper": PAPER, "sparse": SPARSE, "first_release": FIRST_RELEASE}
-
-
-@functools.cache
-def random_potential(config: So3kratesConfig, seed: int = 0) -> Potential:
-    torch.manual_seed(seed)
-    network = So3krates(config, len(ELEMENTS)).double()
-    randomise(network, seed)
-    return Potential(network, ELEMENTS).requires_grad_(False)
 
 
 class TestContract(NetworkContract):

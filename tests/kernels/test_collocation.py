@@ -12,7 +12,8 @@ from torch import nn
 
 from attncalc.basis.radial import RADIAL_BASES
 from attncalc.kernels.collocation import CollocatedRadial, collocated
-from attncalc.nn.so3krates import DirectRadial, So3krates, So3kratesConfig, TwinMLP
+from attncalc.nn.layers import TwinMLP
+from attncalc.nn.so3krates import DirectRadial, So3krates, So3kratesConfig
 from attncalc.potential import Potential, evaluate
 from attncalc.system import System
 

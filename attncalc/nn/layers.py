@@ -1,0 +1,166 @@
+"""Small layers that networks of one vector of features per atom are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, silu, softplus
+
+from attncalc.graph import Graph, sum_over_system
+
+LAYER_NORM_EPSILON = 1e-6
+
+# parameters of an `Embedding` with one row per species
+_SPECIES_TABLES = ("embedding.element", "embedding.charge.query", "embedding.spin.query")
+
+
+def with_species(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """The state of a network with an `embedding`, reduced to these rows of its species table."""
+    tables = {name: state[name][list(rows)] for name in _SPECIES_TABLES if name in state}
+    return dict(state) | tables
+
+
+class Embedding(nn.Module):
+    """Features of the bare atoms: element, and total charge and spin where the model knows them."""
+
+    def __init__(self, width: int, n_species: int, *, charge: bool, spin: bool) -> None:
+        super().__init__()
+        self.element = nn.Parameter(torch.randn(n_species, width) / math.sqrt(width))
+        self.charge = ElectronEmbedding(width, n_species) if charge else None
+        self.spin = ElectronEmbedding(width, n_species) if spin else None
+
+    def forward(self, graph: Graph) -> Tensor:
+        """[n_atoms, F]; several embeddings are summed and divided by the root of their number."""
+        parts = [self.element[graph.species]]
+        if self.charge is not None:
+            parts.append(self.charge(graph.charge, graph))
+        if self.spin is not None:
+            parts.append(self.spin(graph.spin - 1, graph))
+        return sum(parts[1:], parts[0]) / math.sqrt(len(parts))
+
+
+class ElectronEmbedding(nn.Module):
+    """Spreads a number of electrons psi over the atoms of a system (SpookyNet, 2021, eq. 9).
+
+    y_i = softplus(q[Z_i] . k[s] / sqrt(F)), a_i = psi y_i / sum_k y_k, e = v + s(s(v) W0) W1 with
+    v = a_i value[s]; s = 0 for psi >= 0, 1 for psi < 0. Zero electrons embed to exactly zero.
+    """
+
+    def __init__(self, width: int, n_species: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(n_species, width) / math.sqrt(width))
+        self.key = nn.Parameter(torch.randn(2, width) / math.sqrt(width))
+        self.value = nn.Parameter(torch.randn(2, width) / math.sqrt(width))
+        self.refine = ResidualMLP(width, bias=False)
+
+    def forward(self, electrons: Tensor, graph: Graph) -> Tensor:
+        """electrons [n_systems] -> [n_atoms, F]."""
+        sign = (electrons < 0).long()[graph.system_idx]
+        query = self.query[graph.species]
+        weight = softplus((query * self.key[sign]).sum(1) / math.sqrt(query.shape[1]))
+        share = electrons.to(weight.dtype) / sum_over_system(weight, graph)
+        amount = weight * share[graph.system_idx]
+        return self.refine(amount.unsqueeze(1) * self.value[sign])
+
+
+class EnergyHead(nn.Module):
+    """Features to one energy per atom."""
+
+    def __init__(self, width: int, hidden: int | None, activation: str = "silu") -> None:
+        super().__init__()
+        # a head without hidden layer is linear, as in the published code
+        self.hidden = nn.Identity() if hidden is None else Dense(width, hidden)
+        self.activation = ACTIVATIONS["identity" if hidden is None else activation]
+        self.energy = Dense(width if hidden is None else hidden, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n_atoms, F] -> [n_atoms]."""
+        return self.energy(self.activation(self.hidden(features))).squeeze(1)
+
+
+class TwinMLP(nn.Module):
+    """Two MLPs (Dense, SiLU, Dense) of the same input, for features and for geometry."""
+
+    def __init__(self, n_in: int, n_hidden: int, n_out: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(lecun_normal(n_in, 2 * n_hidden))
+        self.first_bias = nn.Parameter(torch.zeros(2 * n_hidden))
+        self.second = nn.Parameter(lecun_normal(2, n_hidden, n_out))
+        self.second_bias = nn.Parameter(torch.zeros(2, 1, n_out))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, n_in] -> [2, n, n_out]."""
+        hidden = silu(torch.addmm(self.first_bias, inputs, self.first))
+        hidden = hidden.unflatten(1, (2, self.second.shape[1])).transpose(0, 1)
+        return torch.baddbmm(self.second_bias, hidden, self.second)
+
+
+class Dense(nn.Module):
+    """x W + b with W [in, out]."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(lecun_normal(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, in] -> [n, out]."""
+        if self.bias is None:
+            return inputs @ self.weight
+        return torch.addmm(self.bias, inputs, self.weight)
+
+
+class LayerNorm(nn.Module):
+    """Normalisation over the features of one atom, biased variance."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n, F] -> [n, F]."""
+        return layer_norm(features, features.shape[1:], self.scale, self.bias, LAYER_NORM_EPSILON)
+
+
+class ResidualMLP(nn.Module):
+    """x + W2 silu(W1 silu(x) + b1) + b2."""
+
+    def __init__(self, width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.first = Dense(width, width, bias=bias)
+        self.second = Dense(width, width, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n, F] -> [n, F]."""
+        return features + self.second(silu(self.first(silu(features))))
+
+
+class ProjectedMLP(nn.Module):
+    """silu(x + silu(silu(x) W1) W2) W3, no bias and no skip around the last map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.residual = ResidualMLP(width, bias=False)
+        self.last = Dense(width, width, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n, F] -> [n, F]."""
+        return self.last(silu(self.residual(features)))
+
+
+def _identity(inputs: Tensor) -> Tensor:
+    return inputs
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "identity": _identity}
+
+
+def lecun_normal(*shape: int) -> Tensor:
+    """Normal of variance 1 / fan-in (the last but one dimension), cut at two deviations."""
+    # cutting at +-2 shrinks the deviation to 0.8796: divide it out, as the published code does
+    std = 1 / math.sqrt(shape[-2]) / 0.87962566103423978
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std)

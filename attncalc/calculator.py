@@ -22,7 +22,7 @@ from attncalc.potential import (
     Committee,
     Potential,
     Result,
-    check_electrons,
+    check_system,
     evaluate,
     evaluate_many,
     volumes,
@@ -122,7 +122,7 @@ class AttnCalculator(BaseCalculator):
         if system is not None and now == then:
             return system.moved(atoms)
         system = System.from_ase(atoms)
-        check_electrons(self.potential, system)
+        check_system(self.potential, system)
         system = system.to(self.potential.device)
         self._seen = (now, system)
         return system

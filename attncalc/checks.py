@@ -22,7 +22,7 @@ from attncalc.potential import (
     ROUNDING,
     Potential,
     Result,
-    check_electrons,
+    check_system,
     deviation,
     evaluate,
 )
@@ -96,7 +96,7 @@ def verify(
         ValueError: the structure is impossible or not known to the model.
     """
     structure = random_cluster(potential.species) if atoms is None else atoms.copy()
-    check_electrons(potential, System.from_ase(structure))
+    check_system(potential, System.from_ase(structure))
     exact = copy.deepcopy(potential)
     exact.compute_in(torch.float64)
     rng = np.random.default_rng(0)

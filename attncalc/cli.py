@@ -33,7 +33,7 @@ from attncalc.calculator import AttnCalculator
 from attncalc.graph import species_of
 from attncalc.md import ENSEMBLES, SPREAD, Settings, Thermometer, run_with_ase
 from attncalc.one_line import one_line
-from attncalc.potential import Potential, check_electrons
+from attncalc.potential import Potential, check_system
 from attncalc.system import System
 
 if TYPE_CHECKING:
@@ -598,7 +598,7 @@ def _require_known(potential: Potential, frames: list[Atoms], *, volume: bool) -
         try:
             system = System.from_ase(atoms)
             species_of(system.atomic_numbers, potential.species)
-            check_electrons(potential, system)
+            check_system(potential, system)
             if volume and atoms.cell.rank < 3:
                 raise ValueError(
                     "stress needs a volume: this structure does not have three cell vectors"

@@ -11,6 +11,9 @@ from torch import Tensor
 from attncalc.ops import segment_sum
 from attncalc.system import System
 
+ALL_PAIRS = 1e4
+"""Å: a cutoff longer than any molecule, for networks that look at all of its pairs."""
+
 
 @dataclass(frozen=True)
 class Edges:

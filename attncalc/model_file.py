@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.one_line import one_line
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Committee, Potential
@@ -40,6 +41,7 @@ UNITS = {"energy": "eV", "length": "Angstrom"}
 
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "so3krates": (So3krates, So3kratesConfig),
+    "so3krates-sphc": (So3kratesSphc, So3kratesSphcConfig),
     "equiformer": (Equiformer, EquiformerConfig),
 }
 PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {"zbl": (ZBLRepulsion, ZBLConfig)}

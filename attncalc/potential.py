@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from attncalc.graph import Graph
+from attncalc.graph import ALL_PAIRS, Graph
 from attncalc.neighbors import fresh_graph
 from attncalc.ops import segment_sum
 from attncalc.system import System
@@ -65,7 +65,7 @@ class Potential(nn.Module):
     E_i = scale[species] * network_i + reference_energies[species] + pair terms.
 
     Args:
-        network: maps a `Graph` to `AtomOutputs`; has `config.cutoff`, `reads_charge` and
+        network: maps a `Graph` to `AtomOutputs`; has `config.reach`, `reads_charge` and
             `reads_spin`.
         species: atomic number of every row of the network's species table.
         reference_energies: eV per species; zeros if not given.
@@ -100,7 +100,7 @@ class Potential(nn.Module):
     @property
     def cutoff(self) -> float:
         """Interaction range of one layer, Å."""
-        return self.network.config.cutoff
+        return self.network.config.reach
 
     @property
     def device(self) -> torch.device:
@@ -333,7 +333,7 @@ def evaluate_many(
 
 def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[System, Result]:
     system = System.from_ase(structures)
-    check_electrons(potential, system)
+    check_system(potential, system)
     system = system.to(potential.device)
     graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
     return system, evaluate(potential, graph)
@@ -360,13 +360,18 @@ def stress(result: Result, system: System) -> Tensor:
     return result.strain_gradient / volume[:, None, None]
 
 
-def check_electrons(potential: Potential, system: System) -> None:
-    """Refuse a charge or spin that the network would silently ignore.
+def check_system(potential: Potential, system: System) -> None:
+    """Refuse what the network would silently ignore.
 
     Raises:
         ValueError: a structure is charged, or not in its lowest spin state, and the network has
-            no input for that.
+            no input for that; or it is periodic, and the network looks at all pairs of atoms.
     """
+    if potential.cutoff >= ALL_PAIRS and system.pbc.any():
+        raise ValueError(
+            "this model looks at all pairs of atoms of a molecule, and a periodic structure has no "
+            "end of them: set atoms.pbc = False or use a model of finite range"
+        )
     if not potential.reads_charge and (charged := system.charge[system.charge != 0]).numel():
         raise ValueError(
             f"total charge {int(charged[0]):+d} e: this model knows neutral structures only; "

@@ -294,7 +294,7 @@ class NetworkContract:
 
         What is continuous differs by something proportional to h at least, what jumps does not.
         """
-        far, near = (self._two_sides(potential, h, last) for h in (1e-2, 1e-3))
+        far, near = (self._two_sides(potential, h, last, potential.cutoff) for h in (1e-2, 1e-3))
         promised = 3 if self.smooth_slope(potential) else 2
         for order, name in enumerate(("energy", "force", "slope of the force")):
             seen = f"{name}: {far[order]:.1e} at 0.01 Å, {near[order]:.1e} at 0.001 Å"
@@ -308,15 +308,15 @@ class NetworkContract:
         del potential
         return True
 
-    def _two_sides(self, potential: Potential, h: float, last: bool) -> list[float]:
+    def _two_sides(self, potential: Potential, h: float, last: bool, cutoff: float) -> list[float]:
         """Differences of E, F, dF/dx between cutoff - h and cutoff + h."""
         sides = []
         for sign in (-1, 1):
-            x = torch.tensor(potential.cutoff + sign * h, dtype=torch.float64, requires_grad=True)
+            x = torch.tensor(cutoff + sign * h, dtype=torch.float64, requires_grad=True)
             atoms = Atoms("CO" if last else "COHH", positions=np.zeros((2 if last else 4, 3)))
             if not last:  # both stay neighbours of oxygen, one of carbon too
-                atoms.positions[2:] = [[0.6, 0.9, 0.3], [potential.cutoff, 1.0, 0.2]]
-            atoms.positions[1] = [potential.cutoff, 0.0, 0.0]
+                atoms.positions[2:] = [[0.6, 0.9, 0.3], [cutoff, 1.0, 0.2]]
+            atoms.positions[1] = [cutoff, 0.0, 0.0]
             system = System.from_ase(atoms)
             along_x = torch.zeros_like(system.positions)
             along_x[1, 0] = 1.0
@@ -347,7 +347,7 @@ class NetworkContract:
         assert_close(results[0].energies, alone.energies, ROUNDING, "isolated atoms")
 
     def test_every_layer_reaches_one_cutoff_further(self, potential: Potential) -> None:
-        hops = round(potential.network.config.receptive_field / potential.cutoff)
+        hops = int(potential.network.config.receptive_field / potential.cutoff)
         atoms = chain([0.7 * potential.cutoff] * (hops + 2))
         system = System.from_ase(atoms)
         for options in ({}, {"skin": 0.6 * potential.cutoff}, {"skin": 2.0, "capacity": 64}):

@@ -23,6 +23,7 @@ from attncalc import AttnCalculator, data, load
 from attncalc import cli as module
 from attncalc.cli import main
 from attncalc.data.errors import predict
+from attncalc.model_file import NETWORKS
 
 try:
     import pty
@@ -767,6 +768,24 @@ def test_convert_equiformer(shared: Path) -> None:
     assert files() == {"out.safetensors"}
 
 
+def test_convert_a_network_of_all_pairs(shared: Path) -> None:
+    """The first So3krates: what it breaks is said, and crystals are refused."""
+    base = shared / "reference" / "so3krates" / "sphc_nonlocal"
+    arguments = ("convert", "so3krates", f"{base}_params.npz", "--config")
+    arguments += (f"{base}_dynamic_hyperparameters.json", "--elements", "H,C,O")
+    said = succeeds(*arguments, "-o", "out.safetensors")
+    assert said.startswith("wrote out.safetensors: 66,298 parameters, 3 elements\nnote: ")
+    assert "\nnote: two molecules far apart have another energy than each alone\n" in said
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = AttnCalculator("out.safetensors")
+    atoms.get_potential_energy()
+    assert "reflection: energy unchanged" in fails("verify", "out.safetensors")
+    atoms.set_cell([9, 9, 9])
+    atoms.pbc = True
+    with pytest.raises(ValueError, match=r"set atoms\.pbc = False or use a model of finite range"):
+        atoms.get_potential_energy()
+
+
 def test_convert_of_no_file() -> None:
     Path("a.json").write_text("{}")
     said = fails("convert", "so3krates", "no.npz", "--config", "a.json", "-o", "out.safetensors")
@@ -800,26 +819,40 @@ def test_train() -> None:
     succeeds("eval", "out/tiny.safetensors", "cu.extxyz")
 
 
-def train_equiformer(config: str, more: str = "") -> Result:
+def train_other(network: str, config: str, more: str = "") -> Result:
     """Into the folder "out", by the recipe above but for the network."""
     start, end = RECIPE.split("config: ")
     end = end.partition("\n")[2]
-    Path("tiny.yaml").write_text(f"{start}config: {{{config}}}\n{end}network: equiformer\n{more}")
+    Path("tiny.yaml").write_text(f"{start}config: {{{config}}}\n{end}network: {network}\n{more}")
     result = attncalc("train", "tiny.yaml", "-o", "out")
     assert result.exit_code == 0, result.output
     return result
 
 
-@pytest.mark.parametrize("more", ["", "denoising: {}\n", "stress_weight: 1.0\n"])
-def test_every_command_takes_an_equiformer(more: str, copper_file: str) -> None:
+EQUIFORMER = "cutoff: 4.0, channels: [8, 4], num_layers: 1, num_basis: 4, head_features: 8"
+SPHC = "cutoff: 3.0, nonlocal_cutoff: 5, num_features: 12, num_layers: 1, num_basis: 4"
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "more"),
+    [
+        ("equiformer", EQUIFORMER, ""),
+        ("equiformer", EQUIFORMER, "denoising: {}\n"),
+        ("equiformer", EQUIFORMER, "stress_weight: 1.0\n"),
+        ("so3krates-sphc", SPHC, ""),
+        ("so3krates-sphc", SPHC, "stress_weight: 1.0\n"),
+    ],
+)
+def test_every_command_takes_every_network(
+    network: str, config: str, more: str, copper_file: str
+) -> None:
     write("cu.extxyz", labelled(10))
-    config = "cutoff: 4.0, channels: [8, 4], num_layers: 1, num_basis: 4, head_features: 8"
-    result = train_equiformer(config, more)
-    assert "| network | equiformer, " in result.stdout
+    result = train_other(network, config, more)
+    assert f"| network | {network}, " in result.stdout
     assert "**fault**" not in result.stdout
     assert ("denoising" in result.stdout) == ("denoising" in more)
     model = "out/tiny.safetensors"
-    assert type(load(model).network).__name__ == "Equiformer"
+    assert isinstance(load(model).network, NETWORKS[network][0])
     assert "FAILED" not in succeeds("verify", model)
     succeeds("verify", model, "--structure", copper_file)
     assert "force" in succeeds("eval", model, "cu.extxyz", "-o", "report.html")
@@ -832,7 +865,7 @@ def test_every_command_takes_an_equiformer(more: str, copper_file: str) -> None:
 def test_the_card_names_faults() -> None:
     write("cu.extxyz", labelled(10))
     config = "cutoff: 4.0, channels: [4, 4], num_layers: 1, paths: all, cutoff_function: none"
-    result = train_equiformer(config)
+    result = train_other("equiformer", config)
     assert (
         "| **fault** | energy and forces jump where an atom crosses the cutoff |" in result.stdout
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from attncalc import model_file
 from attncalc.model_file import header, load, save, shipped_models
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 
@@ -559,7 +561,9 @@ def test_a_number_that_is_json_but_beyond_floats(path: Path) -> None:
 def test_every_network_knows_its_least_size() -> None:
     """Else a header could ask the loader for any memory: a new config needs the property."""
     for network, config_class in model_file.NETWORKS.values():
-        config = config_class(cutoff=4.0, avg_num_neighbors=10.0)
+        known = {field.name for field in dataclasses.fields(config_class)}
+        given = {"cutoff": 4.0, "avg_num_neighbors": 10.0}
+        config = config_class(**{name: given[name] for name in known & given.keys()})
         n_weights = sum(p.numel() for p in network(config, 1).parameters())
         assert 0.2 * n_weights < config.n_weights_at_least <= n_weights
 
@@ -676,6 +680,39 @@ def test_absurd_values_of_an_equiformer(equiformer_path: Path, name: str) -> Non
         rewrite(equiformer_path, lambda h, t, value=value: h["config"].update({name: value}))
         with limits(), pytest.raises(ValueError, match=r"^model\.safetensors: ") as error:
             load(equiformer_path)
+        assert "\n" not in str(error.value)
+
+
+ABSURD_SPHC = {
+    **{
+        name: [1 << 30, 0, -1, 2.0, "2", None, True]
+        for name in ("num_layers", "num_features", "num_basis", "radial_features", "num_heads")
+    },
+    "spherical_features": [1 << 30, 0, 3.0],
+    "degrees": [[1, 7], [], "12", [1 << 30], [1.0, 2], [2, 1], 3],
+    **{name: [0.0, -1.0, "5", None] for name in ("cutoff", "nonlocal_cutoff", "sphc_cutoff")},
+    **{
+        name: ["other", None, 3]
+        for name in ("form", "nonlocal_attention", "feature_norm", "sphc_norm", "paths")
+    },
+    "cutoff_function": ["none", None],
+    "radial_basis": ["expnormal", None],
+    "embed_charge": [1, "no"],
+}
+
+
+@pytest.mark.parametrize("name", list(ABSURD_SPHC))
+def test_absurd_values_of_a_network_with_sphcs(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    config = So3kratesSphcConfig(3.5, num_features=12, num_layers=2)
+    target = tmp_path / "model.safetensors"
+    save(Potential(So3kratesSphc(config, len(ELEMENTS)), ELEMENTS), target)
+    content = target.read_bytes()
+    for value in ABSURD_SPHC[name]:
+        target.write_bytes(content)
+        rewrite(target, lambda h, t, value=value: h["config"].update({name: value}))
+        with limits(), pytest.raises(ValueError, match=r"^model\.safetensors: ") as error:
+            load(target)
         assert "\n" not in str(error.value)
 
 

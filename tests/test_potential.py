@@ -17,7 +17,7 @@ from attncalc.ops import safe_norm, segment_sum
 from attncalc.potential import (
     Potential,
     Result,
-    check_electrons,
+    check_system,
     evaluate,
     evaluate_many,
     forces_from_edges,
@@ -283,8 +283,8 @@ def test_a_charge_that_the_network_ignores_is_refused() -> None:
     cases = [(springs(), ion, "total charge -1 e"), (springs(), triplet, "multiplicity 3")]
     for potential, system, message in cases:
         with pytest.raises(ValueError, match=message):
-            check_electrons(potential, system)
-        check_electrons(potential, neutral)
+            check_system(potential, system)
+        check_system(potential, neutral)
     aware = Potential(Springs(charge=True, spin=True), SPECIES)
     for system in (ion, triplet, neutral):
-        check_electrons(aware, system)
+        check_system(aware, system)

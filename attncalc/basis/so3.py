@@ -82,3 +82,30 @@ def contract_orders(degrees: tuple[int, ...]) -> Tensor:
     """
     norm = torch.tensor([math.sqrt(2 * l + 1) for l in degrees], dtype=torch.float64)
     return repeat_over_orders(degrees).T / norm
+
+
+@functools.cache
+def couplings(degrees: tuple[int, ...], *, natural_only: bool) -> Tensor:
+    """[M, M, M]: products of two different degrees, [chi_p x chi_q]_l for p < q.
+
+    Indices: component of the result, of the first factor, of the second. Blocks have Frobenius
+    norm 1; their signs are e3nn's `wigner_3j(l, p, q)`.
+
+    Args:
+        degrees: ascending; the result has the same.
+        natural_only: only products that behave under reflection as the coordinates do: l + p + q
+            even.
+    """
+    from e3nn import o3  # imported here: it takes a second and only construction needs it
+
+    sizes = [2 * l + 1 for l in degrees]
+    ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+    parts = {l: slice(a, b) for l, a, b in zip(degrees, ends, ends[1:], strict=False)}
+    product = torch.zeros((ends[-1],) * 3, dtype=torch.float64)
+    for q in degrees:
+        for p in (p for p in degrees if p < q):
+            for l in (l for l in degrees if q - p <= l <= q + p):
+                if not natural_only or (l + p + q) % 2 == 0:
+                    block = o3.wigner_3j(l, p, q, dtype=torch.float64)
+                    product[parts[l], parts[p], parts[q]] = block
+    return product

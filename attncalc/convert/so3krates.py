@@ -1,7 +1,8 @@
-"""So3krates as published: parameter trees of `mlff` (main, and v1.0 as in SO3LR) to a `Potential`.
+"""So3krates as published: parameter trees of `mlff` (main, v1.0 in SO3LR, v0.1) to a `Potential`.
 
 Input is an .npz of the flattened parameter tree (names joined by "/") and a JSON file of
-hyper-parameters with an entry "form": "euclidean" (the dense code) or "euclidean_sparse" (v1.0).
+hyper-parameters with an entry "form": "euclidean" (the dense code), "euclidean_sparse" (v1.0) or
+"sphc" (v0.1).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from attncalc.nn.so3krates import (
     So3krates,
     So3kratesConfig,
 )
+from attncalc.nn.so3krates_sphc import NonlocalAttention, So3kratesSphc, So3kratesSphcConfig
 from attncalc.one_line import one_line
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
@@ -113,15 +115,7 @@ def _from_dense(tree: Tree, options: Options, species: Sequence[int] | None) -> 
 
 def _dense_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tensor]:
     blocks = [f"layers_{n}/FeatureBlock_0/", f"layers_{n}/GeometricBlock_0/"]
-    state: dict[str, Tensor] = {}
-    for k, mlp in enumerate(("radial_mlp", "spherical_mlp")):
-        parts = [f"{block}filter_fn/VmapMLP_{k}/layers_" for block in blocks]
-        first, first_bias, second, second_bias = (
-            [tree.take(f"{part}{layer}/{kind}")[0] for part in parts]
-            for layer in (0, 1)
-            for kind in ("kernel", "bias")
-        )
-        state |= _twin(f"attention.{mlp}", first, first_bias, second, second_bias)
+    state = _dense_filters(tree, blocks)
     coefficients = "attention_fn/VmapConvAttentionCoefficients_0/Dense_{}/kernel"
     feature, geometry = (
         [tree.take(block + coefficients.format(k)) for k in (0, 1)] for block in blocks
@@ -148,6 +142,19 @@ def _dense_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tenso
             state[mlp + "residual.first.weight"] = tree.take(name + "Residual_0/layers_0/kernel")
             state[mlp + "residual.second.weight"] = tree.take(name + "Residual_0/layers_1/kernel")
             state[mlp + "last.weight"] = tree.take(name + "Dense_0/kernel")
+    return state
+
+
+def _dense_filters(tree: Tree, blocks: Sequence[str]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for k, mlp in enumerate(("radial_mlp", "spherical_mlp")):
+        parts = [f"{block}filter_fn/VmapMLP_{k}/layers_" for block in blocks]
+        first, first_bias, second, second_bias = (
+            [tree.take(f"{part}{layer}/{kind}")[0] for part in parts]
+            for layer in (0, 1)
+            for kind in ("kernel", "bias")
+        )
+        state |= _twin(f"attention.{mlp}", first, first_bias, second, second_bias)
     return state
 
 
@@ -259,7 +266,6 @@ def _sparse_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tens
     return state
 
 
-FORMS = {"euclidean": _from_dense, "euclidean_sparse": _from_sparse}
 ATTENTION_NORMS = {
     "sqrt_num_features": "sqrt_head_width",
     "avg_num_neighbors": "avg_num_neighbors",
@@ -273,6 +279,85 @@ IRRELEVANT_OPTIONS = (
     "layers_behave_like_identity_fn_at_init",
     "input_convention",
 )
+
+
+# ----------------------------------------------------------------------------------- sphc code
+
+
+def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> Potential:
+    width, kappa = options.integer("features"), options.value("chi_cut", None)
+    dynamic = options.take("chi_cut_dynamic", (False, True))
+    attention: NonlocalAttention = "none"
+    if dynamic or kappa is not None:
+        attention = "dynamic" if dynamic else "fixed"
+    if attention != "none":  # local attention sees no pair beyond the cutoff, whatever the list
+        options.take("neighbours", ("all pairs",))
+    options.value("neighbours", None)
+    config = So3kratesSphcConfig(
+        cutoff=options.number("cutoff"),
+        num_features=width,
+        num_heads=options.integer("heads"),
+        degrees=tuple(options.value("degrees")),
+        num_layers=options.integer("layers"),
+        radial_basis=options.value("radial_basis"),
+        num_basis=options.integer("num_radial"),
+        radial_features=options.integer("radial_hidden"),
+        spherical_features=options.integer("spherical_hidden"),
+        cutoff_function=options.value("cutoff_function"),
+        form="published",
+        nonlocal_attention=attention,
+        sphc_cutoff=kappa if attention == "fixed" else 2.0,
+        feature_norm="layer" if options.take("feature_layer_norm", (False, True)) else "none",
+        sphc_norm="degree" if options.take("sphc_layer_norm", (False, True)) else "none",
+        paths="natural" if options.take("parity", (False, True)) else "all",
+    )
+    options.finish()
+
+    embedding = tree.take("feature_embeddings_0/Embed_0/embedding")
+    species = species_of_table(species, len(embedding))
+    state = {"embedding.element": embedding[list(species)]}
+    for n in range(config.num_layers):
+        state |= {f"layers.{n}.{k}": v for k, v in _sphc_layer(tree, n, config).items()}
+    head = "observables_0/MLP_0/layers_"
+    state |= _dense(tree, f"{head}0", "head.hidden") | _dense(tree, f"{head}1", "head.energy")
+    return Potential(fill(So3kratesSphc(config, len(species)), state), species)
+
+
+def _sphc_layer(tree: Tree, n: int, config: So3kratesSphcConfig) -> dict[str, Tensor]:
+    blocks = [f"layers_{n}/FeatureBlock_0/", f"layers_{n}/GeometricBlock_0/"]
+    state = _dense_filters(tree, blocks)
+    coefficients = "attention_fn/VmapConvAttentionCoefficients_0/Dense_{}"
+    names = [[block + coefficients.format(k) for k in (0, 1)] for block in blocks]
+    names[0].append(blocks[0] + "attention_fn/VmapAttentionAggregation_0/Dense_0")
+    for kind, parts in zip(("feature", "geometry"), names, strict=True):
+        weights = [tree.take(f"{part}/kernel") for part in parts]
+        biases = [tree.take(f"{part}/bias").unsqueeze(1) for part in parts]
+        state[f"attention.{kind}_projection"] = torch.cat(weights, dim=2)
+        state[f"attention.{kind}_bias"] = torch.cat(biases, dim=2)
+
+    interaction = f"layers_{n}/InteractionBlock_0/"
+    mixing = tree.take(interaction + "selfmix/params").clone()
+    for l, p, q in OPPOSITE_COUPLINGS:
+        if {l, p, q} <= set(config.degrees):
+            mixing[tuple(config.degrees.index(degree) for degree in (l, p, q))] *= -1
+    state["interaction.mixing"] = mixing
+    state |= _dense(tree, interaction + "MLP_0/layers_0", "interaction.linear")
+    state |= _dense(tree, interaction + "MLP_1/layers_0", "interaction.from_products")
+    for k, place in enumerate(("attention", "interaction")):
+        if config.feature_norm == "layer":
+            for part in ("scale", "bias"):
+                stored = tree.take(f"layers_{n}/LayerNorm_{k}/{part}")
+                state[f"norm_after_{place}.features.{part}"] = stored
+        if config.sphc_norm == "degree":
+            stored = tree.take(f"layers_{n}/SPHCLayerNorm_{k}/scale_weight")
+            state[f"norm_after_{place}.lengths"] = stored
+    return state
+
+
+# blocks (l, p, q), p < q, of the published Clebsch-Gordan tensor that are minus e3nn's wigner_3j
+OPPOSITE_COUPLINGS = ((2, 1, 2), (2, 2, 3), (3, 1, 3))
+
+FORMS = {"euclidean": _from_dense, "euclidean_sparse": _from_sparse, "sphc": _from_sphc}
 
 
 # -------------------------------------------------------------------------------------- shared

@@ -148,6 +148,11 @@ class EquiformerConfig:
         return self.num_layers * per_layer + self.head_features * self.head_features
 
     @property
+    def reach(self) -> float:
+        """Å: how far one layer looks."""
+        return self.cutoff
+
+    @property
     def receptive_field(self) -> float:
         """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
         return (self.num_layers + 1) * self.cutoff  # the embedding looks at the neighbours too

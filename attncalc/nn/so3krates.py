@@ -162,6 +162,11 @@ class So3kratesConfig:
         return []
 
     @property
+    def reach(self) -> float:
+        """Å: how far one layer looks."""
+        return self.cutoff
+
+    @property
     def receptive_field(self) -> float:
         """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
         starts_from_neighbours = self.ev_init_divisor is not None

@@ -14,6 +14,7 @@ from torch import nn
 from attncalc.kernels.collocation import collocated
 from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.so3krates import So3krates
+from attncalc.nn.so3krates_sphc import So3kratesSphc
 from attncalc.potential import Potential
 from attncalc.train.batches import join
 from attncalc.train.recipe import Recipe
@@ -65,7 +66,7 @@ def fastest_step(
     candidates: dict[str, Callable[[], Step]] = {}
     if fast.network is not potential.network:
         candidates["eager"] = lambda: eager_step(fast, weights)
-    if _worth_compiling(recipe, n_steps) and not _needs_chunks(fast.network, batches, recipe):
+    if _worth_compiling(recipe, n_steps) and _can_be_traced(fast.network, batches, recipe):
         graph = partial(trace, fast, weights, probes[0])
         candidates = {"compiled": lambda: traced_step(fast, compiled(graph())), **candidates}
     for name, make in candidates.items():
@@ -93,12 +94,15 @@ def _faster_network(network: Any, shortest: float) -> nn.Module:
     return network
 
 
-def _needs_chunks(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
-    """Whether a batch may be too large at once: a traced step would not notice."""
-    if not isinstance(network, Equiformer):
-        return False
-    largest = sorted((batch.graph.n_edges for batch in batches), reverse=True)
-    return network.needs_chunks(sum(largest[: recipe.batch_size]))
+def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
+    """Whether a trace of one batch holds for all."""
+    if isinstance(network, So3kratesSphc):
+        # which pairs are far is decided by numbers, which a trace does not see
+        return network.config.nonlocal_attention == "none"
+    if isinstance(network, Equiformer):  # which sums are done in chunks depends on the sizes
+        largest = sorted((batch.graph.n_edges for batch in batches), reverse=True)
+        return not network.needs_chunks(sum(largest[: recipe.batch_size]))
+    return True
 
 
 def unequal_sizes(batches: list[Batch]) -> Batch:

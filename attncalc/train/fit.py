@@ -16,7 +16,7 @@ from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors, errors, predict
 from attncalc.model_file import NETWORKS, header, load, model_name, save, write_atomically
-from attncalc.potential import Committee, Potential, check_electrons
+from attncalc.potential import Committee, Potential, check_system
 from attncalc.system import System
 from attncalc.train.batches import samples, to_device
 from attncalc.train.callbacks import LearningCurve
@@ -233,7 +233,7 @@ def _check(
                 f"{where} has elements that the training set has not ({names}): no model can "
                 "learn them from it; split the data in another way"
             )
-        _check_electrons(recipe, dataset, role)
+        _check_system(recipe, dataset, role)
 
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
@@ -259,13 +259,12 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
 
 
 @torch.random.fork_rng(devices=[])  # the weights are of no interest here
-def _check_electrons(recipe: Recipe, dataset: Dataset, role: str) -> None:
-    network, config_class = NETWORKS[recipe.network]
-    config = {"avg_num_neighbors": 1.0} | dict(recipe.config)
-    potential = Potential(network(config_class(**config), 1), [1])
+def _check_system(recipe: Recipe, dataset: Dataset, role: str) -> None:
+    network = NETWORKS[recipe.network][0]
+    potential = Potential(network(recipe.network_config(1.0), 1), [1])
     for k, atoms in enumerate(dataset.structures):
         try:
-            check_electrons(potential, System.from_ase(atoms))
+            check_system(potential, System.from_ase(atoms))
         except ValueError as error:
             raise ValueError(
                 f"{dataset.source}: structure {k} of the {role} set: {error}"

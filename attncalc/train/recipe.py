@@ -219,15 +219,25 @@ class Recipe:
                 f"recipe: shuffle of split must be true or false, got {self.split['shuffle']!r}"
             )
 
+    def network_config(self, avg_num_neighbors: float) -> Any:
+        """Hyper-parameters of the network.
+
+        Args:
+            avg_num_neighbors: what is measured on the data, for networks that know it and recipes
+                that do not say.
+        """
+        kind = NETWORKS[self.network][1]
+        measured = {"avg_num_neighbors": avg_num_neighbors} if measures_neighbors(kind) else {}
+        return kind(**(measured | dict(self.config)))
+
     def _check_config(self) -> None:
         kind = NETWORKS[self.network][1]
         known = [f.name for f in dataclasses.fields(kind)]
         _check_keys("config", self.config, known)
         if "cutoff" not in self.config:
             raise ValueError("recipe: config needs a cutoff [Å]")
-        measured = {"avg_num_neighbors": 1.0} if "avg_num_neighbors" in known else {}
         try:
-            kind(**(measured | dict(self.config)))
+            self.network_config(1.0)
         except (TypeError, ValueError) as error:
             raise ValueError(f"config of {self.network}: {error}") from None
 
@@ -333,3 +343,8 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"unknown key {key!r} in {where}{hint}")
+
+
+def measures_neighbors(config_class: type) -> bool:
+    """Whether a network wants to know the mean number of neighbours in the training data."""
+    return "avg_num_neighbors" in {field.name for field in dataclasses.fields(config_class)}

@@ -50,13 +50,11 @@ def elements_of(dataset: Dataset) -> list[int]:
 
 
 def _random(recipe: Recipe, training: Dataset) -> Potential:
-    network, config_class = NETWORKS[recipe.network]
-    config = dict(recipe.config)
-    if "avg_num_neighbors" not in config:
-        config["avg_num_neighbors"] = data.avg_num_neighbors(training, float(config["cutoff"]))
+    network = NETWORKS[recipe.network][0]
+    config = recipe.network_config(data.avg_num_neighbors(training, float(recipe.config["cutoff"])))
     elements = elements_of(training)
     torch.manual_seed(recipe.seed)
-    potential = Potential(network(config_class(**config), len(elements)), elements)
+    potential = Potential(network(config, len(elements)), elements)
     return with_denoising(potential) if recipe.denoising else potential
 
 
@@ -100,17 +98,12 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
         )
     network: Any = model.network
     theirs = dataclasses.asdict(network.config)
-    for key, ours in _full_config(recipe, theirs).items():
+    # what is measured on the data if not given is the model's
+    config = recipe.network_config(theirs.get("avg_num_neighbors", 1.0))
+    for key, ours in dataclasses.asdict(config).items():
         if ours != theirs[key]:
             raise ValueError(f"{name} has {key} {theirs[key]}, the recipe's config has {ours}")
     if unknown := sorted(set(elements_of(training)) - set(model.species)):
         names = " ".join(chemical_symbols[z] for z in unknown)
         raise ValueError(f"{name} does not know an element of {training.source} ({names})")
     return model
-
-
-def _full_config(recipe: Recipe, theirs: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters of the recipe; what is measured on data if not given is the model's."""
-    measured = {k: theirs[k] for k in ("avg_num_neighbors",) if k in theirs}
-    kind = NETWORKS[recipe.network][1]
-    return dataclasses.asdict(kind(**(measured | dict(recipe.config))))

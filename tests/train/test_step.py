@@ -10,6 +10,7 @@ from attncalc.kernels.collocation import collocated
 from attncalc.model_file import NETWORKS
 from attncalc.nn import equiformer as equiformer_module
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.potential import Potential, evaluate
 from attncalc.train import fastest
 from attncalc.train.batches import join, samples
@@ -212,6 +213,22 @@ def equiformer() -> Potential:
         *(3.4, 12.0), channels=(4, 4), num_layers=2, num_heads=2, num_basis=4, head_features=6
     )
     return Potential(Equiformer(config, 2).double(), (28, 29))
+
+
+def test_what_is_traced_of_a_network_with_sphcs(batches, monkeypatch):
+    """The local one; far pairs are found by their length, which a trace does not know."""
+    config = So3kratesSphcConfig(3.4, num_features=12, num_layers=2, nonlocal_attention="none")
+    for name, traces in (("none", True), ("window", False)):
+        config = dataclasses.replace(config, nonlocal_attention=name)
+        torch.manual_seed(0)
+        potential = Potential(So3kratesSphc(config, 2).double(), (28, 29))
+        assert fastest._can_be_traced(potential.network, batches, None) == traces
+        if traces:
+            graph = trace(potential, WEIGHTS, unequal_sizes(batches))
+            error = relative_error(
+                traced_step(potential, graph), eager_step(potential, WEIGHTS), join(batches[:3])
+            )
+            assert error < 1e-10
 
 
 def test_the_trace_of_an_equiformer_is_its_step(batches):

@@ -1,0 +1,597 @@
+"""So3krates as first published: attention with spherical harmonic coordinates, over any distance.
+
+Frank, Unke, Müller, "So3krates: Equivariant attention for interactions on arbitrary length-scales
+in molecular systems", NeurIPS 2022 (arXiv 2205.14276), code of version 0.1; and a form of it that
+is smooth and size-consistent, the default.
+
+| paper            | here                                                                   |
+|------------------|------------------------------------------------------------------------|
+| x_i              | features [n_atoms, F]                                                  |
+| chi_i (SPHC)     | ev [n_atoms, M], M = sum of 2l+1, as in `so3krates`                    |
+| phi(d), C(d)     | radial basis [P, K], envelope [P]; P pairs within the cutoff           |
+| Y(u_ij)          | harmonics [2, P, M] of R_i - R_j: from the sender to the receiver      |
+| w^f, w^g         | filters [2, P, F], first index: features, geometry                     |
+| S_ij             | shares of `sphc_attention`                                             |
+
+What the two forms differ in:
+
+| published                                             | smooth                                   |
+|-------------------------------------------------------|------------------------------------------|
+| lengths ||chi||_l, whose slope jumps at 0             | squares sum_m chi_lm^2 / sqrt(2l+1)      |
+| chi^0 = sum C Y / sum C: jumps when the last leaves   | sum C Y / (1 + sum C)                    |
+| products chi x chi of both parities: E of a molecule  | those that keep parity                   |
+| and of its mirror image differ                        |                                          |
+| (x + a) / sqrt(3) in every layer                      | x + a                                    |
+| non-local attention by a softmax over all pairs       | by a window                              |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
+from attncalc.basis.radial import RADIAL_BASES
+from attncalc.basis.so3 import (
+    SphericalHarmonics,
+    contract_orders,
+    couplings,
+    parity,
+    repeat_over_orders,
+)
+from attncalc.graph import ALL_PAIRS, AtomOutputs, Graph, sum_over_system
+from attncalc.nn.layers import (
+    Dense,
+    Embedding,
+    EnergyHead,
+    LayerNorm,
+    TwinMLP,
+    lecun_normal,
+    with_species,
+)
+from attncalc.nn.options import one_of, positive, whole_number
+from attncalc.nn.sphc_attention import (
+    FarEdges,
+    Neighbourhood,
+    PublishedSoftmax,
+    SmoothWindow,
+    total_weights,
+)
+from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
+
+# products of coordinates of higher degrees take minutes and gigabytes
+HIGHEST_DEGREE = 6
+
+Form = Literal["smooth", "published"]
+NonlocalAttention = Literal["none", "window", "fixed", "dynamic"]
+CutoffFunction = Literal["physnet", "cosine", "exponential"]
+
+
+@dataclass(frozen=True)
+class So3kratesSphcConfig:
+    """Hyper-parameters. The defaults are our own smooth network; the published ones are options.
+
+    Attributes:
+        cutoff: Å, of the local attention.
+        num_features: F, divisible by num_heads and by the number of degrees.
+        num_heads: H, attention heads of the features.
+        degrees: the degrees l of the coordinates, ascending, from 1.
+        num_layers: message-passing layers.
+        radial_basis: "physnet" or "bernstein".
+        num_basis: K, at least 2.
+        radial_features: hidden width of the radial part of the filters.
+        spherical_features: hidden width of their spherical part.
+        cutoff_function: "physnet" (two continuous derivatives), "exponential", or "cosine"
+            (the paper's; its second derivative jumps at the cutoff).
+        form: "smooth" or "published", see the head of this file.
+        nonlocal_attention: "none"; "window", of the smooth form; "fixed" or "dynamic", of the
+            published form, on all pairs of a molecule.
+        nonlocal_cutoff: Å, where the window in space ends; more than `cutoff`.
+        sphc_cutoff: where the neighbourhood in SPHC space ends: the radius rho of the window, or
+            the kappa of "fixed".
+        feature_norm: "layer" normalises the features after attention and after interaction, or
+            "none".
+        sphc_norm: "degree" gives the coordinates of every degree a learned length at the same
+            places (published form; singular where they vanish), or "none".
+        paths: products of coordinates: "natural" keeps parity, "all" is the paper's default.
+        embed_charge, embed_spin: add an embedding of total charge, of unpaired electrons.
+    """
+
+    cutoff: float
+    num_features: int = 132
+    num_heads: int = 4
+    degrees: tuple[int, ...] = (1, 2, 3)
+    num_layers: int = 3
+    radial_basis: Literal["physnet", "bernstein"] = "physnet"
+    num_basis: int = 32
+    radial_features: int = 128
+    spherical_features: int = 32
+    cutoff_function: CutoffFunction = "physnet"
+    form: Form = "smooth"
+    nonlocal_attention: NonlocalAttention = "window"
+    nonlocal_cutoff: float = 30.0
+    sphc_cutoff: float = 2.0
+    feature_norm: Literal["layer", "none"] = "layer"
+    sphc_norm: Literal["degree", "none"] = "none"
+    paths: Literal["natural", "all"] = "natural"
+    embed_charge: bool = False
+    embed_spin: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.degrees, list | tuple):  # JSON and YAML know lists
+            raise ValueError(f"degrees must be a list, got {self.degrees!r}")
+        object.__setattr__(self, "degrees", tuple(self.degrees))
+        for name in ("cutoff", "nonlocal_cutoff", "sphc_cutoff"):
+            positive(name, getattr(self, name))
+        for name, least in (
+            *(("num_features", 1), ("num_heads", 1), ("num_layers", 1), ("num_basis", 2)),
+            *(("radial_features", 1), ("spherical_features", 1)),
+        ):
+            whole_number(name, getattr(self, name), least)
+        for name in ("embed_charge", "embed_spin"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for degree in self.degrees:
+            whole_number("degrees", degree, 1)
+            if degree > HIGHEST_DEGREE:
+                raise ValueError(f"degrees must be at most {HIGHEST_DEGREE}, got {degree}")
+        if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
+            raise ValueError(f"degrees must be ascending and not empty, got {self.degrees}")
+        for name, parts in (("num_heads", self.num_heads), ("len(degrees)", len(self.degrees))):
+            if self.num_features % parts:
+                raise ValueError(
+                    f"num_features must be divisible by {name} = {parts}, got {self.num_features}"
+                )
+        one_of("radial_basis", self.radial_basis, RADIAL_BASES)
+        one_of("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
+        one_of("form", self.form, get_args(Form))
+        one_of("nonlocal_attention", self.nonlocal_attention, get_args(NonlocalAttention))
+        one_of("feature_norm", self.feature_norm, ("layer", "none"))
+        one_of("sphc_norm", self.sphc_norm, ("degree", "none"))
+        one_of("paths", self.paths, ("natural", "all"))
+        theirs = ("fixed", "dynamic") if self.form == "smooth" else ("window",)
+        if self.nonlocal_attention in theirs:
+            raise ValueError(
+                f"nonlocal_attention {self.nonlocal_attention!r} does not belong to the "
+                f"{self.form} form"
+            )
+        if self.form == "smooth" and self.sphc_norm != "none":
+            raise ValueError("sphc_norm 'degree' is singular and belongs to the published form")
+        if self.nonlocal_attention == "window" and self.nonlocal_cutoff <= self.cutoff:
+            raise ValueError(
+                f"nonlocal_cutoff must be more than cutoff = {self.cutoff}, "
+                f"got {self.nonlocal_cutoff}"
+            )
+
+    @property
+    def reach(self) -> float:
+        """Å: how far one layer looks; `ALL_PAIRS` where it looks at all pairs of a molecule."""
+        if self.nonlocal_attention == "none":
+            return self.cutoff
+        return self.nonlocal_cutoff if self.nonlocal_attention == "window" else ALL_PAIRS
+
+    @property
+    def receptive_field(self) -> float:
+        """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
+        return self.num_layers * self.reach + self.cutoff  # chi starts from the neighbours
+
+    @property
+    def n_weights_at_least(self) -> int:
+        """What a network of this size cannot do without: more than a file holds is refused."""
+        width = self.num_features
+        filters = 2 * self.radial_features * (self.num_basis + width)
+        filters += 2 * self.spherical_features * width
+        return self.num_layers * (filters + 2 * width * width) + width * width
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the network's physics, in words for the model's card."""
+        found = []
+        if self.cutoff_function == "cosine":
+            found.append("forces have a kink where an atom crosses the cutoff")
+        if self.form == "published":
+            found.append("energy and forces jump where the last neighbour of an atom leaves")
+            found.append("forces are singular where the coordinates of two atoms agree")
+        if self.paths == "all":
+            found.append("a molecule and its mirror image have different energies")
+        if self.reach == ALL_PAIRS:
+            found.append("two molecules far apart have another energy than each alone")
+        return found
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the layers need of the geometry; P pairs within the cutoff, each in two directions.
+
+    Attributes:
+        receivers, senders: [2 P], first all pairs as listed, then all reversed.
+        envelope: [P], C(d), exactly 0 for masked pairs.
+        lengths: [P] Å.
+        harmonics: [2, P, M], of the vector from the sender to the receiver.
+        radial: [P, K], phi(d) C(d).
+        far: pairs beyond the cutoff, for the non-local attention; None without it.
+        n_atoms: [n_atoms], in the dtype of the network: atoms in the system of each atom.
+    """
+
+    receivers: Tensor
+    senders: Tensor
+    envelope: Tensor
+    lengths: Tensor
+    harmonics: Tensor
+    radial: Tensor
+    far: FarEdges | None
+    n_atoms: Tensor
+
+
+class So3kratesSphc(ModuleWithConstants):
+    """The network: a graph of edge vectors to one energy per atom.
+
+    Args:
+        config: hyper-parameters.
+        n_species: rows of the species table.
+    """
+
+    parity: Tensor
+
+    def __init__(self, config: So3kratesSphcConfig, n_species: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.num_features
+        self.embedding = Embedding(
+            width, n_species, charge=config.embed_charge, spin=config.embed_spin
+        )
+        self.radial = RADIAL_BASES[config.radial_basis](config.num_basis, config.cutoff)
+        self.harmonics = SphericalHarmonics(config.degrees)
+        self.register_constant("parity", parity(config.degrees))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.head = EnergyHead(width, width)
+        self.to(torch.float32)
+
+    @property
+    def reads_charge(self) -> bool:
+        """Whether the energy depends on the total charge."""
+        return self.config.embed_charge
+
+    @property
+    def reads_spin(self) -> bool:
+        """Whether the energy depends on the multiplicity."""
+        return self.config.embed_spin
+
+    def for_species(self, rows: Sequence[int]) -> So3kratesSphc:
+        """A copy whose species table has these rows of the present one, in this order."""
+        other = So3kratesSphc(self.config, len(rows)).to(self.parity.dtype)
+        other.load_state_dict(with_species(self.state_dict(), rows))
+        return other
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        """Energies per atom [n_atoms], before scale and reference energies."""
+        geometry = self.geometry(graph)
+        features = self.embedding(graph)
+        ev = self.initial_ev(geometry, graph.n_atoms)
+        for layer in self.layers:
+            features, ev = layer(features, ev, geometry, self.harmonics)
+        return AtomOutputs(energies=self.head(features))
+
+    def geometry(self, graph: Graph) -> Geometry:
+        """Lengths, directions and functions of them for the edges of a graph."""
+        config, dtype = self.config, self.parity.dtype
+        far, pairs = None, graph.pairs
+        if config.nonlocal_attention != "none":
+            # found once per call; where there is a device, this waits for it
+            lengths = torch.linalg.vector_norm(graph.vectors.detach(), dim=1)
+            is_near = lengths < config.cutoff
+            pairs = pairs[(is_near & graph.edge_mask)[pairs]]
+            which = (graph.edge_mask & ~is_near).nonzero().squeeze(1)
+            vectors = graph.vectors.index_select(0, which).to(dtype)
+            far = FarEdges(graph.receivers[which], graph.senders[which], vectors, graph.n_atoms)
+        mask = graph.edge_mask[pairs]
+        # a masked vector may be anything: one without direction or out of range would give NaN
+        vectors = torch.where(
+            mask.unsqueeze(1), graph.vectors[pairs].to(dtype), 0.5 * config.cutoff
+        )
+        i, j = graph.receivers[pairs], graph.senders[pairs]
+        lengths = safe_norm(vectors)
+        harmonics = self.harmonics(vectors / lengths.unsqueeze(1))
+        envelope = CUTOFF_FUNCTIONS[config.cutoff_function](lengths, config.cutoff) * mask
+        n_atoms = sum_over_system(torch.ones_like(graph.system_idx, dtype=dtype), graph)
+        return Geometry(
+            receivers=torch.cat([i, j]),
+            senders=torch.cat([j, i]),
+            envelope=envelope,
+            lengths=lengths,
+            # the edge of the graph points to the sender
+            harmonics=torch.stack([harmonics * self.parity, harmonics]),
+            radial=self.radial(lengths) * envelope.unsqueeze(1),
+            far=far,
+            n_atoms=n_atoms[graph.system_idx],
+        )
+
+    def initial_ev(self, geometry: Geometry, n_atoms: int) -> Tensor:
+        """[n_atoms, M]: a mean of the directions of the neighbours."""
+        messages = geometry.envelope.unsqueeze(1) * geometry.harmonics
+        total = segment_sum(messages.flatten(0, 1), geometry.receivers, n_atoms)
+        envelope = geometry.envelope.repeat(2)
+        norm = segment_sum(envelope, geometry.receivers, n_atoms).unsqueeze(1)
+        if self.config.form == "smooth":
+            return total / (1 + norm)
+        return torch.where(norm > 0, total / torch.where(norm > 0, norm, 1.0), 0.0)
+
+
+class Layer(nn.Module):
+    """Attention, then interaction between features and coordinates of one atom."""
+
+    def __init__(self, config: So3kratesSphcConfig) -> None:
+        super().__init__()
+        self.attention = SphcAttention(config)
+        self.norm_after_attention = Norm(config)
+        self.interaction = Interaction(config)
+        self.norm_after_interaction = Norm(config)
+
+    def forward(
+        self, features: Tensor, ev: Tensor, geometry: Geometry, harmonics: SphericalHarmonics
+    ) -> tuple[Tensor, Tensor]:
+        """features [n_atoms, F], ev [n_atoms, M] -> the same, updated."""
+        d_features, d_ev = self.attention(features, ev, geometry, harmonics)
+        features, ev = self.norm_after_attention(features + d_features, ev + d_ev)
+        features, ev = self.interaction(features, ev)
+        return self.norm_after_interaction(features, ev)
+
+
+class Norm(ModuleWithConstants):
+    """Layer norm of the features and a learned length per degree of the coordinates, if wanted."""
+
+    repeat: Tensor
+
+    def __init__(self, config: So3kratesSphcConfig) -> None:
+        super().__init__()
+        wanted = config.feature_norm == "layer"
+        self.features = LayerNorm(config.num_features) if wanted else nn.Identity()
+        self.lengths: nn.Parameter | None = None
+        if config.sphc_norm == "degree":
+            self.lengths = nn.Parameter(torch.ones(len(config.degrees)))
+        self.register_constant("repeat", repeat_over_orders(config.degrees))
+
+    def forward(self, features: Tensor, ev: Tensor) -> tuple[Tensor, Tensor]:
+        """features [n_atoms, F], ev [n_atoms, M] -> the same, normalised."""
+        features = self.features(features)
+        if self.lengths is not None:
+            lengths = degree_lengths(ev, self.repeat)
+            factors = torch.where(
+                lengths > 0, self.lengths / torch.where(lengths > 0, lengths, 1.0), 0.0
+            )
+            ev = ev * (factors @ self.repeat)
+        return features, ev
+
+
+def degree_lengths(ev: Tensor, repeat: Tensor) -> Tensor:
+    """[n, M] -> [n, n_degrees]: ||chi||_l, with slope 0 where it vanishes."""
+    squares = (ev * ev) @ repeat.T
+    is_zero = squares == 0
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squares).sqrt())
+
+
+class Invariants(ModuleWithConstants):
+    """One number per degree that does not change with rotation: squares, or published lengths."""
+
+    contract: Tensor
+    repeat: Tensor
+
+    def __init__(self, config: So3kratesSphcConfig) -> None:
+        super().__init__()
+        self.form = config.form
+        self.register_constant("contract", contract_orders(config.degrees))
+        self.register_constant("repeat", repeat_over_orders(config.degrees))
+
+    def forward(self, ev: Tensor) -> Tensor:
+        """[n, M] -> [n, n_degrees]."""
+        return (
+            (ev * ev) @ self.contract if self.form == "smooth" else degree_lengths(ev, self.repeat)
+        )
+
+
+class SphcAttention(ModuleWithConstants):
+    """Messages between atoms: features by H heads, coordinates by one head a degree.
+
+    Feature coefficients are alpha^f C(d), geometric ones alpha^g (C(d) + S), where alpha is
+    sum_a q_i,a w_ij,a k_j,a within a head, over the root of its width.
+    """
+
+    to_heads: Tensor
+    repeat: Tensor
+    parity: Tensor
+
+    def __init__(self, config: So3kratesSphcConfig) -> None:
+        super().__init__()
+        width, heads, n_degrees = config.num_features, config.num_heads, len(config.degrees)
+        head, part = width // heads, width // n_degrees
+        self.radial_mlp = TwinMLP(config.num_basis, config.radial_features, width)
+        self.spherical_mlp = TwinMLP(n_degrees, config.spherical_features, width)
+        # [head, in, (query, key, value)] and [degree, in, (query, key)], block-diagonal
+        self.feature_projection = nn.Parameter(lecun_normal(heads, head, 3 * head))
+        self.feature_bias = nn.Parameter(torch.zeros(heads, 1, 3 * head))
+        self.geometry_projection = nn.Parameter(lecun_normal(n_degrees, part, 2 * part))
+        self.geometry_bias = nn.Parameter(torch.zeros(n_degrees, 1, 2 * part))
+        self.invariants = Invariants(config)
+        self.neighbourhood = neighbourhood(config)
+        sums = torch.zeros(2, width, max(heads, n_degrees), dtype=torch.float64)
+        for kind, (count, size) in enumerate(((heads, head), (n_degrees, part))):
+            for k in range(count):
+                sums[kind, k * size : (k + 1) * size, k] = 1 / math.sqrt(size)
+        self.register_constant("to_heads", sums)
+        self.register_constant("repeat", repeat_over_orders(config.degrees))
+        self.register_constant("parity", parity(config.degrees))
+        self.heads, self.n_degrees = heads, n_degrees
+
+    def forward(
+        self, features: Tensor, ev: Tensor, geometry: Geometry, harmonics: SphericalHarmonics
+    ) -> tuple[Tensor, Tensor]:
+        """Updates of the features [n_atoms, F] and of the coordinates [n_atoms, M]."""
+        n, width = features.shape
+        queries, keys, values = self.project(features)
+        filters = self.filters(ev, geometry)
+        alpha_features, alpha_geometry = self.coefficients(queries, keys, filters, geometry)
+        envelope = geometry.envelope.repeat(2).unsqueeze(1)
+        share, totals = self.shares(ev, geometry)
+        sent = values[geometry.senders].view(-1, self.heads, width // self.heads)
+        feature_messages = ((alpha_features * envelope).unsqueeze(2) * sent).view(-1, width)
+        coefficients = alpha_geometry * (envelope + share)
+        ev_messages = (coefficients @ self.repeat) * geometry.harmonics.flatten(0, 1)
+        messages = torch.cat([feature_messages, ev_messages], dim=1)
+        received = segment_sum(messages, geometry.receivers, n)
+        d_ev = received[:, width:]
+        if geometry.far is not None:
+            d_ev = d_ev + self.from_far(queries[1], keys[1], ev, totals, geometry, harmonics)
+        return received[:, :width], d_ev
+
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [2, n_atoms, F] (features, geometry), values [n_atoms, F]."""
+        n, width = features.shape
+        by_head = features.view(n, self.heads, -1).transpose(0, 1)
+        by_degree = features.view(n, self.n_degrees, -1).transpose(0, 1)
+        f = torch.baddbmm(self.feature_bias, by_head, self.feature_projection)
+        g = torch.baddbmm(self.geometry_bias, by_degree, self.geometry_projection)
+        f = f.view(self.heads, n, 3, -1).permute(2, 1, 0, 3).reshape(3, n, width)
+        g = g.view(self.n_degrees, n, 2, -1).permute(2, 1, 0, 3).reshape(2, n, width)
+        queries, keys = torch.stack([f[:2], g], dim=1).unbind(0)
+        return queries, keys, f[2]
+
+    def filters(self, ev: Tensor, geometry: Geometry) -> Tensor:
+        """[2, P, F]: MLP(phi(d) C(d)) + MLP(invariants of chi_i - chi_j), features and geometry."""
+        i, j = geometry.receivers.chunk(2)
+        return self.radial_mlp(geometry.radial) + self.spherical_mlp(self.invariants(ev[j] - ev[i]))
+
+    def coefficients(
+        self, queries: Tensor, keys: Tensor, filters: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        """alpha^f [2 P, H] and alpha^g [2 P, n_degrees], without cutoff."""
+        width = filters.shape[2]
+        received = queries[:, geometry.receivers].view(2, 2, -1, width)  # [kind, direction, P, F]
+        sent = keys[:, geometry.senders].view(2, 2, -1, width)
+        product = (received * filters.unsqueeze(1) * sent).view(2, -1, width)
+        alpha = torch.bmm(product, self.to_heads)
+        return alpha[0, :, : self.heads], alpha[1, :, : self.n_degrees]
+
+    def shares(self, ev: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """S of the near pairs [2 P, 1], and what the weights of each receiver add up to [n_atoms].
+
+        Zeros without non-local attention.
+        """
+        if self.neighbourhood is None or geometry.far is None:
+            return ev.new_zeros(1, 1), ev.new_zeros(1)
+        i, j = geometry.receivers, geometry.senders
+        weights = self.neighbourhood.weight(ev[j] - ev[i], geometry.lengths.repeat(2))
+        totals = total_weights(self.neighbourhood, ev, (i, weights), geometry.far)
+        share = self.neighbourhood.share(weights, totals[i], geometry.n_atoms[i])
+        return share.unsqueeze(1), totals
+
+    def from_far(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        ev: Tensor,
+        totals: Tensor,
+        geometry: Geometry,
+        harmonics: SphericalHarmonics,
+    ) -> Tensor:
+        """Updates of the coordinates [n_atoms, M] by pairs beyond the cutoff.
+
+        There phi(d) C(d) = 0, so the radial part of the filter is the same for all.
+        """
+        assert geometry.far is not None
+        assert self.neighbourhood is not None
+        chosen, mlp = self.neighbourhood, self.spherical_mlp
+        width, n_ev = queries.shape[1], ev.shape[1]
+
+        def on_edges(
+            sent: Tensor,
+            targets: Tensor,
+            vectors: Tensor,
+            weights: Sequence[Tensor],
+            receivers: Tensor,
+        ) -> Tensor:
+            constant, *spherical = weights
+            here = targets.index_select(0, receivers)
+            difference = sent[:, :n_ev] - here[:, :n_ev]
+            total, n_atoms = here[:, n_ev], here[:, n_ev + 1]
+            lengths = safe_norm(vectors)
+            share = chosen.share(chosen.weight(difference, lengths), total, n_atoms)
+            hidden = silu(torch.addmm(spherical[1], self.invariants(difference), spherical[0]))
+            filters = torch.addmm(constant, hidden, spherical[2])
+            product = here[:, n_ev + 2 :] * filters * sent[:, n_ev:]
+            alpha = product @ self.to_heads[1, :, : self.n_degrees]
+            # from the sender to the receiver, against the edge
+            along = harmonics(vectors / lengths.unsqueeze(1)) * self.parity
+            messages = ((alpha * share.unsqueeze(1)) @ self.repeat) * along
+            return segment_sum(messages, receivers, targets.shape[0])
+
+        nothing = geometry.radial.new_zeros(1, geometry.radial.shape[1])
+        n_hidden = mlp.second.shape[1]
+        constant = self.radial_mlp(nothing)[1] + mlp.second_bias[1]
+        weights = (
+            constant,
+            mlp.first[:, n_hidden:].contiguous(),
+            mlp.first_bias[n_hidden:].contiguous(),
+            mlp.second[1],
+        )
+        sources = torch.cat([ev, keys], dim=1)
+        targets = torch.cat(
+            [ev, totals.unsqueeze(1), geometry.n_atoms.unsqueeze(1), queries], dim=1
+        )
+        bytes_per_edge = (6 * width + 2 * n_hidden + 8 * n_ev) * ev.element_size()
+        return geometry.far.sum_over(on_edges, sources, targets, weights, bytes_per_edge)
+
+
+class Interaction(ModuleWithConstants):
+    """Features and coordinates of one atom act on each other.
+
+    With mu_l = sum over p < q of k_lpq [chi_p x chi_q]_l and I = the invariants,
+    (a1, a2, b1, b2) = [x; I(chi)] W + c, a3 = I(mu) W3 + c3:
+    x gains a1 + a2 a3 (published: then over the root of 3), chi gains b1 chi + b2 mu.
+    """
+
+    coupling: Tensor
+    repeat: Tensor
+
+    def __init__(self, config: So3kratesSphcConfig) -> None:
+        super().__init__()
+        self.width, self.n_degrees = config.num_features, len(config.degrees)
+        self.linear = Dense(self.width + self.n_degrees, 2 * (self.width + self.n_degrees))
+        self.from_products = Dense(self.n_degrees, self.width)
+        self.mixing = nn.Parameter(0.1 * torch.randn((self.n_degrees,) * 3))
+        self.invariants = Invariants(config)
+        natural = config.paths == "natural"
+        self.register_constant("coupling", couplings(config.degrees, natural_only=natural))
+        self.register_constant("repeat", repeat_over_orders(config.degrees))
+        self.shrink = 1.0 if config.form == "smooth" else 1 / math.sqrt(3)
+
+    def forward(self, features: Tensor, ev: Tensor) -> tuple[Tensor, Tensor]:
+        """features [n_atoms, F], ev [n_atoms, M] -> the same, updated."""
+        mixed = self.products(ev)
+        outputs = self.linear(torch.cat([features, self.invariants(ev)], dim=1))
+        a1, a2, b1, b2 = outputs.split([self.width] * 2 + [self.n_degrees] * 2, dim=1)
+        a3 = self.from_products(self.invariants(mixed))
+        features = (features + a1 + a2 * a3) * self.shrink
+        return features, ev + (b1 @ self.repeat) * ev + (b2 @ self.repeat) * mixed
+
+    def products(self, ev: Tensor) -> Tensor:
+        """mu [n_atoms, M]."""
+        n_ev = ev.shape[1]
+        repeat = self.repeat
+        k = torch.einsum("lpq,la,pb,qc->abc", self.mixing, repeat, repeat, repeat)
+        matrix = (k * self.coupling).permute(1, 2, 0).reshape(n_ev * n_ev, n_ev)
+        return (ev.unsqueeze(2) * ev.unsqueeze(1)).flatten(1) @ matrix
+
+
+def neighbourhood(config: So3kratesSphcConfig) -> Neighbourhood | None:
+    """Of the non-local attention, if there is any."""
+    if config.nonlocal_attention == "window":
+        return SmoothWindow(config.sphc_cutoff, config.nonlocal_cutoff)
+    if config.nonlocal_attention == "none":
+        return None
+    return PublishedSoftmax(config.sphc_cutoff if config.nonlocal_attention == "fixed" else None)

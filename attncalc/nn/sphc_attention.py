@@ -1,0 +1,217 @@
+"""Non-local attention: which atoms are neighbours in the space of spherical harmonic coordinates.
+
+Frank, Unke, Müller, NeurIPS 2022 (arXiv 2205.14276): atoms that are far apart, but of similar
+surroundings, exchange how these are oriented. Similar means that their coordinates chi are close;
+Delta_ij^2 = |chi_i - chi_j|^2 over all degrees.
+
+| published ("fixed", "dynamic")                   | ours ("window")                            |
+|--------------------------------------------------|--------------------------------------------|
+| p_ij = exp(Delta_ij) / sum over k of exp(..)     | w_ij = (1 - Delta_ij^2 / rho^2)^3 L(d_ij)  |
+| S_ij = poly6(p_ij / kappa), kappa fixed or 1 / N | S_ij = w_ij / (1 + sum over k of w_ik)     |
+| all pairs of a molecule, at any distance         | L: 1 at contact, 0 at `nonlocal_cutoff`    |
+| Delta has no slope at 0; S depends on atoms that | smooth; a molecule far away changes        |
+| are infinitely far away                          | nothing                                    |
+
+A window in Delta alone would not do: equivalent atoms of two copies have Delta = 0 however far
+apart they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from attncalc.basis.cutoff import physnet
+from attncalc.ops import safe_norm, segment_sum
+from attncalc.recompute import Chunk, chunks_of, sum_in_chunks
+
+# sums over far pairs that would keep more than this are done in chunks and computed again
+KEPT_AT_ONCE = 1 << 29  # bytes
+LARGEST_CHUNK = 1 << 27
+
+
+class Neighbourhood(Protocol):
+    """How much a pair of atoms takes part in the non-local attention.
+
+    The share of a pair is `share(w, total of the w of its receiver, atoms in its system)`.
+    """
+
+    first: float
+    """What the total starts from."""
+
+    def weight(self, differences: Tensor, lengths: Tensor) -> Tensor:
+        """chi_j - chi_i [n, M], distances [n] Å -> [n], not negative."""
+        ...
+
+    def share(self, weights: Tensor, totals: Tensor, n_atoms: Tensor) -> Tensor:
+        """[n] each -> S [n]."""
+        ...
+
+
+class PublishedSoftmax:
+    """The paper's: a softmax over all pairs, of which only small values count.
+
+    Args:
+        kappa: where they end; None for 1 / number of atoms.
+    """
+
+    first = 0.0
+
+    def __init__(self, kappa: float | None) -> None:
+        self.kappa = kappa
+
+    def weight(self, differences: Tensor, lengths: Tensor) -> Tensor:
+        """exp(Delta)."""
+        del lengths
+        return torch.exp(safe_norm(differences))
+
+    def share(self, weights: Tensor, totals: Tensor, n_atoms: Tensor) -> Tensor:
+        """1 - 28 s^6 + 48 s^7 - 21 s^8 for s = p / kappa < 1, else 0."""
+        p = weights / totals
+        if self.kappa is None:
+            # the published code rounds 1 / N to float32
+            s = p / n_atoms.to(torch.float32).reciprocal().to(p.dtype)
+        else:
+            s = p / self.kappa
+        inside = torch.where(s < 1, s, 1.0)
+        return 1 - inside**6 * (28 + inside * (-48 + 21 * inside))
+
+
+class SmoothWindow:
+    """Ours: near in SPHC space and not too far in space; shares add up to less than 1.
+
+    Args:
+        radius: rho, where the window in SPHC space ends.
+        cutoff: Å, where the one in space ends.
+    """
+
+    first = 1.0
+
+    def __init__(self, radius: float, cutoff: float) -> None:
+        self.radius, self.cutoff = radius, cutoff
+
+    def weight(self, differences: Tensor, lengths: Tensor) -> Tensor:
+        """(1 - Delta^2 / rho^2)^3 L(d) inside the window, else 0."""
+        inside = 1 - (differences * differences).sum(1) / self.radius**2
+        return inside.clamp(min=0.0) ** 3 * physnet(lengths, self.cutoff)
+
+    def share(self, weights: Tensor, totals: Tensor, n_atoms: Tensor) -> Tensor:
+        """w / (1 + sum of w)."""
+        del n_atoms
+        return weights / totals
+
+
+@dataclass(frozen=True)
+class FarEdges:
+    """Pairs beyond the local cutoff, in both directions, sorted by receiver.
+
+    Attributes:
+        receivers, senders: [n_far].
+        vectors: [n_far, 3] Å.
+        n_receivers: atoms there are.
+    """
+
+    receivers: Tensor
+    senders: Tensor
+    vectors: Tensor
+    n_receivers: int
+
+    @property
+    def n_edges(self) -> int:
+        return self.receivers.shape[0]
+
+    def only(self, which: Tensor) -> FarEdges:
+        """Those with these numbers, ascending."""
+        return FarEdges(
+            self.receivers[which], self.senders[which], self.vectors[which], self.n_receivers
+        )
+
+    def sum_over(
+        self,
+        on_edges: OnFarEdges,
+        sources: Tensor,
+        targets: Tensor,
+        weights: Sequence[Tensor],
+        bytes_per_edge: int,
+    ) -> Tensor:
+        """What `on_edges` gives each receiver, at once or in chunks of bounded memory.
+
+        Args:
+            on_edges: the computation.
+            sources: [n_atoms, ...]; an edge is given the row of its sender.
+            targets: [n_atoms, ...].
+            weights: handed through.
+            bytes_per_edge: that autograd would keep.
+        """
+        if self.n_edges * bytes_per_edge <= KEPT_AT_ONCE:
+            sent = sources.index_select(0, self.senders)
+            return on_edges(sent, targets, self.vectors, weights, self.receivers)
+
+        def on_some(
+            sent: Tensor,
+            targets: Tensor,
+            data: Sequence[Tensor],
+            weights: Sequence[Tensor],
+            receivers: Tensor,
+            mask: Tensor,
+        ) -> Tensor:
+            del mask  # far edges are selected, none is padding
+            return on_edges(sent, targets, data[0], weights, receivers)
+
+        everything = torch.ones_like(self.receivers, dtype=torch.bool)
+        return sum_in_chunks(
+            on_some,
+            self._chunks(bytes_per_edge),
+            (self.receivers, self.senders, everything),
+            sources,
+            targets,
+            [self.vectors],
+            weights,
+        )
+
+    def _chunks(self, bytes_per_edge: int) -> list[Chunk]:
+        most = max(1, LARGEST_CHUNK // bytes_per_edge)
+        return chunks_of(self.receivers, self.n_receivers, most)
+
+
+# (sent [n_edges, ...], targets [n_receivers, ...], vectors [n_edges, 3], weights, receivers)
+# -> [n_receivers, ...]; receivers count the rows of targets
+OnFarEdges = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor], Tensor], Tensor]
+
+
+def total_weights(
+    neighbourhood: Neighbourhood,
+    ev: Tensor,
+    near: tuple[Tensor, Tensor],
+    far: FarEdges,
+) -> Tensor:
+    """[n_atoms]: `neighbourhood.first` and the weights of all pairs of a receiver.
+
+    Args:
+        neighbourhood: gives the weights.
+        ev: chi [n_atoms, M].
+        near: receivers and weights of the pairs within the local cutoff, [n_near] each.
+        far: the others.
+    """
+
+    def on_edges(
+        sent: Tensor,
+        targets: Tensor,
+        vectors: Tensor,
+        weights: Sequence[Tensor],
+        receivers: Tensor,
+    ) -> Tensor:
+        del weights
+        differences = sent - targets.index_select(0, receivers)
+        of_edges = neighbourhood.weight(differences, safe_norm(vectors))
+        return segment_sum(of_edges, receivers, targets.shape[0])
+
+    # two gathers, their difference, its square, and what belongs to the length
+    bytes_per_edge = (4 * ev.shape[1] + 16) * ev.element_size()
+    of_far = far.sum_over(on_edges, ev, ev, [], bytes_per_edge)
+    of_near = segment_sum(near[1], near[0], far.n_receivers)
+    return neighbourhood.first + of_near + of_far

@@ -1,0 +1,234 @@
+#!/usr/bin/env python
+"""Does non-local attention learn what no network with a cutoff can? Writes nonlocal.md.
+
+    python benchmarks/nonlocal_data.py        # first: the data, 5 minutes
+    python benchmarks/nonlocal.py             # trains four networks, half an hour, and compares
+
+The recipes `recipes/nonlocal-*.yaml` come in pairs that differ in `nonlocal_attention` only: the
+same weights, data, epochs, seed. A training that is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from tables import machine_name, table, write
+
+from attncalc import load
+from attncalc.data import read
+from attncalc.data.errors import predict
+from attncalc.plots.style import BLUE, GREY, ORANGE, tidy
+
+HERE = Path(__file__).resolve().parent
+PAGE, PICTURE = HERE / "nonlocal.md", HERE / "results" / "nonlocal.png"
+# network -> its name in recipes, its name for people
+KINDS = {"local": "local", "window": "non-local"}
+COLOURS = {"local": ORANGE, "window": BLUE}
+
+
+def trained(name: str, folder: Path) -> Path:
+    """The model of a recipe, from its run if that is finished, else after it."""
+    run = folder / f"nonlocal-{name}"
+    model, card = (run / f"nonlocal-{name}.{ending}" for ending in ("safetensors", "md"))
+    if not card.exists():
+        recipe = HERE / "recipes" / f"nonlocal-{name}.yaml"
+        data = folder / "nonlocal" / f"{name.partition('-')[0]}_train.extxyz"
+        command = [sys.executable, "-m", "attncalc.cli", "train", str(recipe), "--data", str(data)]
+        subprocess.run([*command, "-o", str(run)], check=True)
+    return model
+
+
+def cumulenes(folder: Path) -> tuple[list[dict], dict]:
+    """Errors of the scan of the angle and of displaced frames, by chain length; and the scans."""
+    data = {
+        part: read(folder / "nonlocal" / f"cumulene_{part}.extxyz") for part in ("profile", "test")
+    }
+    models = {kind: load(trained(f"cumulene-{kind}", folder)) for kind in KINDS}
+    predicted = {
+        kind: {part: predict(model, dataset) for part, dataset in data.items()}
+        for kind, model in models.items()
+    }
+    rows, scans = [], {}
+    sizes = {part: np.array([len(a) - 4 for a in d.structures]) for part, d in data.items()}
+    for n in sorted(set(sizes["profile"])):
+        chosen = np.flatnonzero(sizes["profile"] == n)
+        atoms = data["profile"].structures[chosen[0]]
+        truth = data["profile"].energies[chosen]
+        row = {
+            "molecule": f"C{n}H4",
+            "length": float(np.ptp(atoms.positions[:, 2])),
+            "height": float(np.ptp(truth)),
+        }
+        scans[row["molecule"]] = {"GFN2-xTB": (truth - truth.mean()).tolist()}
+        displaced = np.flatnonzero(sizes["test"] == n)
+        for kind in KINDS:
+            profile = predicted[kind]["profile"].energies[chosen]
+            # a scan is a shape: where it starts from does not count
+            shape = profile - profile.mean()
+            scans[row["molecule"]][kind] = shape.tolist()
+            row[f"{kind}_profile"] = float(np.sqrt(np.mean((shape - truth + truth.mean()) ** 2)))
+            errors = predicted[kind]["test"].energies[displaced] - data["test"].energies[displaced]
+            row[f"{kind}_energy"] = float(np.abs(errors).mean())
+            forces = [predicted[kind]["test"].forces[k] - data["test"].forces[k] for k in displaced]
+            row[f"{kind}_force"] = float(np.abs(np.concatenate(forces)).mean())
+        rows.append(row)
+    return rows, scans
+
+
+def polyynes(folder: Path) -> list[dict]:
+    """Errors of the molecule and the cation: energies, all forces, and those of the far end."""
+    data = read(folder / "nonlocal" / "polyyne_test.extxyz")
+    protonated = np.array([len(atoms) == 13 for atoms in data.structures])
+    rows = []
+    for name, which in (("C10H2", ~protonated), ("C10H3+", protonated)):
+        row: dict = {"molecule": name}
+        for kind in KINDS:
+            found = predict(load(trained(f"polyyne-{kind}", folder)), data)
+            row[f"{kind}_energy"] = float(np.abs(found.energies - data.energies)[which].mean())
+            errors = [found.forces[k] - data.forces[k] for k in np.flatnonzero(which)]
+            row[f"{kind}_force"] = float(np.abs(np.concatenate(errors)).mean())
+            # the lower end: carbons 0 to 2 and the first hydrogen, atom 10
+            far = [error[[0, 1, 2, 10]] for error in errors]
+            row[f"{kind}_far"] = float(np.abs(np.concatenate(far)).mean())
+        rows.append(row)
+    return rows
+
+
+def draw(scans: dict) -> None:
+    """The scans of the angle, a panel for each chain."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(scans), sharey=True)
+    for axes, (name, curves) in zip(panels, scans.items(), strict=True):
+        angles = np.linspace(0, 180, len(curves["GFN2-xTB"]))
+        axes.plot(angles, curves["GFN2-xTB"], color=GREY, linewidth=4, label="GFN2-xTB")
+        for kind, colour in COLOURS.items():
+            axes.plot(angles, curves[kind], color=colour, label=KINDS[kind])
+        axes.set_title(name)
+        axes.set_xlabel("angle between the ends / degrees")
+        axes.set_xticks([0, 90, 180])
+        tidy(axes)
+    panels[0].set_ylabel("energy - mean / eV")
+    panels[0].legend(frameon=False, fontsize="small")
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=120)
+
+
+def page(of_cumulenes: list[dict], of_polyynes: list[dict], runs: list[dict]) -> str:
+    """The report in Markdown."""
+
+    def pair(row: dict, name: str) -> list[str]:
+        return [f"{1e3 * row[f'{kind}_{name}']:.1f}" for kind in KINDS]
+
+    def ratio(row: dict, name: str) -> str:
+        return f"{row[f'local_{name}'] / row[f'window_{name}']:.1f}"
+
+    head = ["molecule", "length / Å", "scan / meV"]
+    head += ["local", "non-local", "ratio", "E local", "non-local", "F local", "non-local"]
+    rows = [
+        [
+            row["molecule"],
+            f"{row['length']:.1f}",
+            f"{1e3 * row['height']:.0f}",
+            *pair(row, "profile"),
+            ratio(row, "profile"),
+            *pair(row, "energy"),
+            *pair(row, "force"),
+        ]
+        for row in of_cumulenes
+    ]
+    ends = [
+        [
+            row["molecule"],
+            *pair(row, "energy"),
+            *pair(row, "force"),
+            *pair(row, "far"),
+            ratio(row, "far"),
+        ]
+        for row in of_polyynes
+    ]
+    costs = [
+        [run["name"], f"{run['parameters']:,}", f"{run['epochs']}", f"{run['minutes']:.0f}"]
+        for run in runs
+    ]
+    end_head = ["molecule", "E local", "non-local", "F local", "non-local"]
+    end_head += ["far end, local", "non-local", "ratio"]
+    return "\n".join(
+        [
+            "# What a cutoff cannot see",
+            "",
+            "Two networks of the same size, trained on the same frames for the same number of "
+            "epochs: `so3krates-sphc` with and without non-local attention",
+            "(`nonlocal_attention: window` or `none`; the window has no weights of its own). Local "
+            "cutoff 3 Å, two layers: energies of atoms depend on what",
+            "is within 9 Å, so a local network cannot relate atoms that are more than 18 Å apart, "
+            "and what is more than 9 Å away from every atom in between",
+            "reaches it through a chain of small numbers. The window in space ends at 30 Å.",
+            "",
+            "    python benchmarks/nonlocal_data.py && python benchmarks/nonlocal.py",
+            "",
+            "## Cumulenes: the angle between the ends",
+            "",
+            "Energies at GFN2-xTB. *Scan*: RMS error of the shape of the energy over the angle of "
+            "the relaxed molecule (never trained on), in meV, beside the",
+            "height of the scan itself. E and F: MAE on displaced frames of the test set, meV and "
+            "meV/Å.",
+            "",
+            *table(head, rows),
+            "",
+            "![scans of the angle](results/nonlocal.png)",
+            "",
+            "## Polyyne: a proton at the other end",
+            "",
+            "C10H2 and C10H3+ from chains of the same distribution of shapes, total charge not "
+            "given to either network. *Far end*: MAE of the forces on the last",
+            "three carbons and the hydrogen of the end without the proton, 10 to 14 Å away from "
+            "it. E in meV, F in meV/Å.",
+            "",
+            *table(end_head, ends),
+            "",
+            "## What it cost",
+            "",
+            *table(["training", "parameters", "epochs", "wall time / min"], costs),
+            "",
+            f"{machine_name()}, one thread each, beside other work: times are no benchmark. Data "
+            "made by `benchmarks/nonlocal_data.py`, seed 0.",
+            "",
+        ]
+    )
+
+
+def cost(name: str, folder: Path) -> dict:
+    potential = load(trained(name, folder))
+    info = potential.training_info
+    return {
+        "name": name,
+        "parameters": potential.n_parameters,
+        "epochs": info["epochs"],
+        "minutes": info["wall_time_s"] / 60,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs", help="where runs are")
+    folder = parser.parse_args().runs
+    rows, scans = cumulenes(folder)
+    ends = polyynes(folder)
+    names = [f"{molecule}-{kind}" for molecule in ("cumulene", "polyyne") for kind in KINDS]
+    runs = [cost(name, folder) for name in names]
+    draw(scans)
+    numbers = {"cumulenes": rows, "scans": scans, "polyynes": ends, "runs": runs}
+    write(HERE / "results" / "nonlocal.json", json.dumps(numbers, indent=1) + "\n")
+    write(PAGE, page(rows, ends, runs))
+    print(PAGE.read_text())
+
+
+if __name__ == "__main__":
+    main()

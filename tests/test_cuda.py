@@ -131,6 +131,25 @@ def test_equiformer(
         assert_same_results(ours.results, wanted, TOLERANCE["float64"])
 
 
+@pytest.mark.parametrize("attention", ["none", "window"])
+def test_so3krates_with_sphcs(device: str, attention: str, tmp_path: Path) -> None:
+    """Random weights; far pairs are selected from the padded list."""
+    from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
+
+    torch.manual_seed(0)
+    config = So3kratesSphcConfig(
+        3.5, num_features=24, num_layers=2, nonlocal_attention=attention, nonlocal_cutoff=7.0
+    )
+    potential = Potential(So3kratesSphc(config, len(ELEMENTS)), ELEMENTS)
+    save(potential, tmp_path / "random.safetensors")
+    theirs = AttnCalculator(tmp_path / "random.safetensors", device="cpu", dtype="float64")
+    ours = calculator(device, tmp_path / "random.safetensors")
+    for atoms in (ethanol(), crystal()):
+        ours.calculate(atoms, ["energy", "forces"], [])
+        theirs.calculate(atoms, ["energy", "forces"], [])
+        assert_same_results(ours.results, theirs.results, TOLERANCE["float64"])
+
+
 def test_calculate_many(device: str) -> None:
     structures = [ethanol(), crystal(), ethanol()[:4], ethanol()]
     structures[3].rattle(0.1, seed=7)

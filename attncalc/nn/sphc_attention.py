@@ -8,7 +8,8 @@ Delta_ij^2 = |chi_i - chi_j|^2 over all degrees.
 |--------------------------------------------------|--------------------------------------------|
 | p_ij = exp(Delta_ij) / sum over k of exp(..)     | w_ij = (1 - Delta_ij^2 / rho^2)^3 L(d_ij)  |
 | S_ij = poly6(p_ij / kappa), kappa fixed or 1 / N | S_ij = w_ij / (1 + sum over k of w_ik)     |
-| all pairs of a molecule, at any distance         | L: 1 at contact, 0 at `nonlocal_cutoff`    |
+| all pairs of a molecule, at any distance         | L: 1 up to half of `nonlocal_cutoff`, 0 at |
+|                                                  | its end                                    |
 | Delta has no slope at 0; S depends on atoms that | smooth; a molecule far away changes        |
 | are infinitely far away                          | nothing                                    |
 
@@ -97,7 +98,9 @@ class SmoothWindow:
     def weight(self, differences: Tensor, lengths: Tensor) -> Tensor:
         """(1 - Delta^2 / rho^2)^3 L(d) inside the window, else 0."""
         inside = 1 - (differences * differences).sum(1) / self.radius**2
-        return inside.clamp(min=0.0) ** 3 * physnet(lengths, self.cutoff)
+        # the first half keeps its full weight: the far ones are what this is for
+        beyond_half = (2 * lengths - self.cutoff).clamp(min=0.0)
+        return inside.clamp(min=0.0) ** 3 * physnet(beyond_half, self.cutoff)
 
     def share(self, weights: Tensor, totals: Tensor, n_atoms: Tensor) -> Tensor:
         """w / (1 + sum of w)."""

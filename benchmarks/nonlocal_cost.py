@@ -1,0 +1,137 @@
+"""What non-local attention costs on this machine: time and memory against the number of atoms.
+
+    python benchmarks/nonlocal_cost.py
+
+Droplets of water of 24 to 2,160 atoms, energy + forces, one thread, float32, random weights of the
+default size (132 features, 3 layers, local cutoff 5 Å): without non-local attention, with ours
+(pairs up to 30 Å, all of them within a droplet of 2,160 atoms but for the corners), and with the
+published one (all pairs). Every row is a process of its own; memory is how far its peak rises
+above what it needed for 24 atoms, the list of pairs included. Results go to
+benchmarks/results/nonlocal-cost.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tables import machine_name, table, write
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+DROPLETS = {24: (2, 2, 2), 81: (3, 3, 3), 192: (4, 4, 4), 375: (5, 5, 5)}
+DROPLETS |= {648: (6, 6, 6), 1029: (7, 7, 7), 1536: (8, 8, 8), 2160: (8, 9, 10)}
+NETWORKS = {
+    "local": {"nonlocal_attention": "none"},
+    "non-local, ours": {"nonlocal_attention": "window"},
+    "non-local, published": {"nonlocal_attention": "dynamic", "form": "published", "paths": "all"},
+}
+FITTED = 300  # atoms from which on the exponent is fitted
+
+
+def peak_mib() -> float:
+    """Highest resident memory so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def worker(name: str, n_atoms: int) -> dict:
+    """What one process measures."""
+    import torch
+    from structures import water_box
+
+    from attncalc import Potential, System, evaluate
+    from attncalc.neighbors import fresh_graph
+    from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = So3kratesSphcConfig(cutoff=5.0, **NETWORKS[name])
+    potential = Potential(So3kratesSphc(config, 2), (1, 8)).requires_grad_(False)
+
+    def run(size: int) -> dict:
+        atoms = water_box(DROPLETS[size])
+        atoms.pbc = False
+        graph = fresh_graph(System.from_ase(atoms), cutoff=potential.cutoff, species=(1, 8))
+        times, repeats = [], 5 if graph.n_edges < 100_000 else 1
+        for _ in range(1 + repeats):
+            start = time.process_time()
+            evaluate(potential, graph)
+            times.append(1e3 * (time.process_time() - start))
+        far = potential.network.geometry(graph).far
+        pairs = 0 if far is None else far.n_edges // 2
+        return {
+            "network": name,
+            "atoms": size,
+            "near_pairs": graph.n_edges // 2 - pairs,
+            "far_pairs": pairs,
+            "cpu_ms": statistics.median(times[1:]),
+        }
+
+    run(24)
+    before = peak_mib()
+    return run(n_atoms) | {"rise_MiB": peak_mib() - before}
+
+
+def measured(*task: str) -> dict:
+    """One row, from a process of its own."""
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--worker", *task]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip() or f"signal {-done.returncode}").splitlines()[-1]
+        sys.exit(f"{' '.join(task)} atoms: {why}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def markdown(rows: list[dict], machine: str) -> str:
+    """The table people read."""
+    head = ["network", "atoms", "near pairs", "far pairs", "CPU ms", "memory, MiB"]
+    cells = [
+        [
+            row["network"],
+            *(f"{row[key]:,}" for key in ("atoms", "near_pairs", "far_pairs")),
+            *(f"{row[key]:,.0f}" for key in ("cpu_ms", "rise_MiB")),
+        ]
+        for row in rows
+    ]
+    lines = [machine, "", *table(head, cells), ""]
+    for name in NETWORKS:
+        of_name = [row for row in rows if row["network"] == name and row["atoms"] > FITTED]
+        atoms, times = ([math.log(row[key]) for row in of_name] for key in ("atoms", "cpu_ms"))
+        slope = statistics.linear_regression(atoms, times).slope
+        lines.append(f"* {name}: time grows as atoms^{slope:.2f} above {FITTED} atoms")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        name, n_atoms = arguments.worker
+        print(json.dumps(worker(name, int(n_atoms))))
+        return
+    rows = []
+    for name in NETWORKS:
+        for n_atoms in DROPLETS:
+            rows.append(measured(name, str(n_atoms)))
+            print(rows[-1], file=sys.stderr, flush=True)
+    machine = machine_name()
+    RESULTS.mkdir(exist_ok=True)
+    content = {"machine": machine, "rows": rows}
+    write(RESULTS / "nonlocal-cost.json", json.dumps(content, indent=1) + "\n")
+    write(RESULTS / "nonlocal-cost.md", markdown(rows, machine))
+    print(markdown(rows, machine))
+
+
+if __name__ == "__main__":
+    main()

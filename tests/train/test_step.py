@@ -182,6 +182,24 @@ def test_a_wrong_step_is_rejected(recipe, potential, batches, monkeypatch, caplo
     ]
 
 
+def test_a_step_that_only_rounds_otherwise_is_taken(recipe, batches, monkeypatch, caplog):
+    """As where a training starts from a good model: directions of small errors are rounding."""
+    potential = new_potential(recipe, torch.float32)
+    monkeypatch.setitem(fastest.TOLERANCE, torch.float32, 1e-12)
+    never = dataclasses.replace(recipe, compile="never")
+    arguments = (potential, WEIGHTS, batches, never)
+    with caplog.at_level(logging.WARNING):
+        chosen = fastest_step(*arguments, shortest=2.0, n_steps=10)
+        assert not caplog.records
+        monkeypatch.setattr(fastest, "TIMES_ROUNDING", 1e-6)
+        rejected = fastest_step(*arguments, shortest=2.0, n_steps=10)
+    assert "eager training step is off by" in caplog.text
+    batch = join(batches[:3])
+    plain = eager_step(potential, WEIGHTS)
+    assert relative_error(rejected, plain, batch) == 0
+    assert relative_error(chosen, plain, batch) > 0
+
+
 def test_a_compiler_that_fails_is_not_the_end(recipe, potential, batches, monkeypatch, caplog):
     def broken(graph):
         raise RuntimeError("g++: internal compiler error\nat line 1")

@@ -849,6 +849,8 @@ def test_every_command_takes_every_network(
     write("cu.extxyz", labelled(10))
     result = train_other(network, config, more)
     assert f"| network | {network}, " in result.stdout
+    said = "physnet cutoff function, non-local attention (up to 5 Å) |" in result.stdout
+    assert said == (network == "so3krates-sphc")
     assert "**fault**" not in result.stdout
     assert ("denoising" in result.stdout) == ("denoising" in more)
     model = "out/tiny.safetensors"

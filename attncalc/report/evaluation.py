@@ -271,7 +271,7 @@ def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]
     told = [
         ("model", subject.model),
         ("network", f"{one_of}{type(network).__name__}, {potential.n_parameters:,} parameters"),
-        ("cutoff", f"{potential.cutoff:g} Å"),
+        ("range of a layer", f"{potential.cutoff:g} Å"),
         ("elements", " ".join(chemical_symbols[z] for z in potential.species)),
         ("trained on", _data_of(info)),
         ("level of theory", str(info.get("level_of_theory") or "not stated")),

@@ -8,6 +8,7 @@ two.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -218,19 +219,29 @@ def _skin_changes_nothing(potential: Potential, atoms: Atoms, rng: np.random.Gen
 
 
 def _smooth_at_cutoff(potential: Potential) -> Check:
-    """Energy of a pair just inside the cutoff against two atoms far apart, all element pairs."""
+    """A pair just inside and just outside of every distance where the network changes.
+
+    At the end of its range the outer one is far outside: there it must be as two lonely atoms.
+    """
+    ends = {(potential.cutoff, 1.0)}
+    for network in potential.networks:
+        if network.config.cutoff < potential.cutoff:
+            ends.add((network.config.cutoff, JUST_INSIDE))
     deviations = []
-    for a in potential.species[:MOST_SPECIES]:
-        for b in potential.species[:MOST_SPECIES]:
-            if (a + b) % 2:
-                continue  # an odd number of electrons
-            pair = [
-                Atoms(numbers=[a, b], positions=[[0, 0, 0], [0, 0, potential.cutoff + shift]])
-                for shift in (-JUST_INSIDE, 1.0)
-            ]
-            near, far = (_evaluate(potential, _system(potential, atoms)) for atoms in pair)
-            deviations += [_largest(near.energy - far.energy), _largest(near.forces)]
+    for (a, b), (end, beyond) in itertools.product(_pairs(potential), sorted(ends)):
+        pair = [
+            Atoms(numbers=[a, b], positions=[[0, 0, 0], [0, 0, end + shift]])
+            for shift in (-JUST_INSIDE, beyond)
+        ]
+        near, far = (_evaluate(potential, _system(potential, atoms)) for atoms in pair)
+        deviations += [_largest(near.energy - far.energy), _largest(near.forces - far.forces)]
     return Check("pair vanishes at the cutoff (E and F)", _worst(deviations), 1e-5, "eV, eV/Å")
+
+
+def _pairs(potential: Potential) -> list[tuple[int, int]]:
+    """Elements of pairs with an even number of electrons."""
+    some = potential.species[:MOST_SPECIES]
+    return [(a, b) for a in some for b in some if (a + b) % 2 == 0]
 
 
 def _fast_is_plain(fast: Potential, plain: Potential, atoms: Atoms) -> Check:

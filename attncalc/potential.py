@@ -360,6 +360,15 @@ def stress(result: Result, system: System) -> Tensor:
     return result.strain_gradient / volume[:, None, None]
 
 
+def beyond_cutoff(potential: Potential) -> str:
+    """How far a layer looks beyond its cutoff, in words that follow it; nothing if it does not."""
+    local = potential.networks[0].config.cutoff
+    if potential.cutoff == local:
+        return ""
+    far = "over all pairs" if potential.cutoff >= ALL_PAIRS else f"up to {potential.cutoff:g} Å"
+    return f", non-local attention {far}"
+
+
 def check_system(potential: Potential, system: System) -> None:
     """Refuse what the network would silently ignore.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def trained(name: str, folder: Path) -> Path:
         recipe = HERE / "recipes" / f"nonlocal-{name}.yaml"
         data = folder / "nonlocal" / f"{name.partition('-')[0]}_train.extxyz"
         command = [sys.executable, "-m", "attncalc.cli", "train", str(recipe), "--data", str(data)]
-        subprocess.run([*command, "-o", str(run)], check=True)
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # small networks only wait for a second one
+        subprocess.run([*command, "-o", str(run)], check=True, env=alone)
     return model
 
 

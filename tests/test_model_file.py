@@ -683,6 +683,18 @@ def test_absurd_values_of_an_equiformer(equiformer_path: Path, name: str) -> Non
         assert "\n" not in str(error.value)
 
 
+def test_many_small_layers_take_no_memory() -> None:
+    """Products of coordinates are the largest constant of a small network: one for all layers."""
+    config = So3kratesSphcConfig(
+        *(3.0, 6, 1, (1, 2, 3, 4, 5, 6), 300),
+        **{"num_basis": 2, "radial_features": 1, "spherical_features": 1},
+    )
+    network = So3kratesSphc(config, 1)
+    weights = sum(p.numel() for p in network.parameters())
+    constants = sum(b.numel() for b in network.buffers())
+    assert constants < 5 * weights
+
+
 ABSURD_SPHC = {
     **{
         name: [1 << 30, 0, -1, 2.0, "2", None, True]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -98,9 +99,8 @@ def couplings(degrees: tuple[int, ...], *, natural_only: bool) -> Tensor:
     """
     from e3nn import o3  # imported here: it takes a second and only construction needs it
 
-    sizes = [2 * l + 1 for l in degrees]
-    ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    parts = {l: slice(a, b) for l, a, b in zip(degrees, ends, ends[1:], strict=False)}
+    ends = list(accumulate((2 * l + 1 for l in degrees), initial=0))
+    parts = {l: slice(*pair) for l, pair in zip(degrees, pairwise(ends), strict=True)}
     product = torch.zeros((ends[-1],) * 3, dtype=torch.float64)
     for q in degrees:
         for p in (p for p in degrees if p < q):

@@ -77,7 +77,7 @@ def _from_dense(tree: Tree, options: Options, species: Sequence[int] | None) -> 
         avg_num_neighbors=1.0,
         num_features=width,
         num_heads=options.integer("heads"),
-        degrees=tuple(options.value("degrees")),
+        degrees=options.value("degrees"),
         num_layers=options.integer("layers"),
         radial_basis=options.value("radial_basis"),
         num_basis=options.integer("num_radial"),
@@ -186,7 +186,7 @@ def _from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) ->
         avg_num_neighbors=neighbors,
         num_features=width,
         num_heads=options.integer("num_heads"),
-        degrees=tuple(options.value("degrees")),
+        degrees=options.value("degrees"),
         num_layers=options.integer("num_layers"),
         radial_basis=options.value("radial_basis_fn"),
         num_basis=options.integer("num_radial_basis_fn"),
@@ -285,11 +285,15 @@ IRRELEVANT_OPTIONS = (
 
 
 def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> Potential:
-    width, kappa = options.integer("features"), options.value("chi_cut", None)
-    dynamic = options.take("chi_cut_dynamic", (False, True))
-    attention: NonlocalAttention = "none"
-    if dynamic or kappa is not None:
-        attention = "dynamic" if dynamic else "fixed"
+    width, dynamic = options.integer("features"), options.take("chi_cut_dynamic", (False, True))
+    attention: NonlocalAttention = "dynamic" if dynamic else "none"
+    end = So3kratesSphcConfig.sphc_cutoff  # which the others do not read
+    if options.left.get("chi_cut") is None:
+        options.value("chi_cut", None)
+    elif dynamic:
+        options.take("chi_cut", (None,))  # one of the two ends would not be read
+    else:
+        attention, end = "fixed", options.positive("chi_cut")
     if attention != "none":  # local attention sees no pair beyond the cutoff, whatever the list
         options.take("neighbours", ("all pairs",))
     options.value("neighbours", None)
@@ -297,7 +301,7 @@ def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> P
         cutoff=options.number("cutoff"),
         num_features=width,
         num_heads=options.integer("heads"),
-        degrees=tuple(options.value("degrees")),
+        degrees=options.value("degrees"),
         num_layers=options.integer("layers"),
         radial_basis=options.value("radial_basis"),
         num_basis=options.integer("num_radial"),
@@ -306,7 +310,7 @@ def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> P
         cutoff_function=options.value("cutoff_function"),
         form="published",
         nonlocal_attention=attention,
-        sphc_cutoff=kappa if attention == "fixed" else 2.0,
+        sphc_cutoff=end,
         feature_norm="layer" if options.take("feature_layer_norm", (False, True)) else "none",
         sphc_norm="degree" if options.take("sphc_layer_norm", (False, True)) else "none",
         paths="natural" if options.take("parity", (False, True)) else "all",

@@ -163,10 +163,12 @@ class So3kratesSphcConfig:
             )
         if self.form == "smooth" and self.sphc_norm != "none":
             raise ValueError("sphc_norm 'degree' is singular and belongs to the published form")
-        if self.nonlocal_attention == "window" and self.nonlocal_cutoff <= self.cutoff:
+        if self.nonlocal_attention == "window" and not (
+            self.cutoff < self.nonlocal_cutoff < ALL_PAIRS
+        ):
             raise ValueError(
-                f"nonlocal_cutoff must be more than cutoff = {self.cutoff}, "
-                f"got {self.nonlocal_cutoff}"
+                f"nonlocal_cutoff must be more than cutoff = {self.cutoff} and less than "
+                f"{ALL_PAIRS:g}, got {self.nonlocal_cutoff}"
             )
 
     @property
@@ -185,9 +187,11 @@ class So3kratesSphcConfig:
     def n_weights_at_least(self) -> int:
         """What a network of this size cannot do without: more than a file holds is refused."""
         width = self.num_features
+        n_degrees = len(self.degrees)
         filters = 2 * self.radial_features * (self.num_basis + width)
-        filters += 2 * self.spherical_features * width
-        return self.num_layers * (filters + 2 * width * width) + width * width
+        filters += 2 * self.spherical_features * (n_degrees + width)
+        interaction = 2 * (width + n_degrees) ** 2 + n_degrees**3
+        return self.num_layers * (filters + interaction) + width * width
 
     @property
     def faults(self) -> list[str]:
@@ -200,7 +204,7 @@ class So3kratesSphcConfig:
             found.append("forces are singular where the coordinates of two atoms agree")
         if self.paths == "all":
             found.append("a molecule and its mirror image have different energies")
-        if self.reach == ALL_PAIRS:
+        if self.nonlocal_attention in ("fixed", "dynamic"):
             found.append("two molecules far apart have another energy than each alone")
         return found
 
@@ -238,6 +242,7 @@ class So3kratesSphc(ModuleWithConstants):
     """
 
     parity: Tensor
+    coupling: Tensor
 
     def __init__(self, config: So3kratesSphcConfig, n_species: int) -> None:
         super().__init__()
@@ -249,6 +254,8 @@ class So3kratesSphc(ModuleWithConstants):
         self.radial = RADIAL_BASES[config.radial_basis](config.num_basis, config.cutoff)
         self.harmonics = SphericalHarmonics(config.degrees)
         self.register_constant("parity", parity(config.degrees))
+        natural = config.paths == "natural"
+        self.register_constant("coupling", couplings(config.degrees, natural_only=natural))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.head = EnergyHead(width, width)
         self.to(torch.float32)
@@ -275,7 +282,7 @@ class So3kratesSphc(ModuleWithConstants):
         features = self.embedding(graph)
         ev = self.initial_ev(geometry, graph.n_atoms)
         for layer in self.layers:
-            features, ev = layer(features, ev, geometry, self.harmonics)
+            features, ev = layer(features, ev, geometry, self.harmonics, self.coupling)
         return AtomOutputs(energies=self.head(features))
 
     def geometry(self, graph: Graph) -> Geometry:
@@ -334,12 +341,17 @@ class Layer(nn.Module):
         self.norm_after_interaction = Norm(config)
 
     def forward(
-        self, features: Tensor, ev: Tensor, geometry: Geometry, harmonics: SphericalHarmonics
+        self,
+        features: Tensor,
+        ev: Tensor,
+        geometry: Geometry,
+        harmonics: SphericalHarmonics,
+        coupling: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """features [n_atoms, F], ev [n_atoms, M] -> the same, updated."""
         d_features, d_ev = self.attention(features, ev, geometry, harmonics)
         features, ev = self.norm_after_attention(features + d_features, ev + d_ev)
-        features, ev = self.interaction(features, ev)
+        features, ev = self.interaction(features, ev, coupling)
         return self.norm_after_interaction(features, ev)
 
 
@@ -445,7 +457,7 @@ class SphcAttention(ModuleWithConstants):
         messages = torch.cat([feature_messages, ev_messages], dim=1)
         received = segment_sum(messages, geometry.receivers, n)
         d_ev = received[:, width:]
-        if geometry.far is not None:
+        if self.neighbourhood is not None:
             d_ev = d_ev + self.from_far(queries[1], keys[1], ev, totals, geometry, harmonics)
         return received[:, :width], d_ev
 
@@ -482,8 +494,9 @@ class SphcAttention(ModuleWithConstants):
 
         Zeros without non-local attention.
         """
-        if self.neighbourhood is None or geometry.far is None:
+        if self.neighbourhood is None:
             return ev.new_zeros(1, 1), ev.new_zeros(1)
+        assert geometry.far is not None
         i, j = geometry.receivers, geometry.senders
         weights = self.neighbourhood.weight(ev[j] - ev[i], geometry.lengths.repeat(2))
         totals = total_weights(self.neighbourhood, ev, (i, weights), geometry.far)
@@ -555,7 +568,6 @@ class Interaction(ModuleWithConstants):
     x gains a1 + a2 a3 (published: then over the root of 3), chi gains b1 chi + b2 mu.
     """
 
-    coupling: Tensor
     repeat: Tensor
 
     def __init__(self, config: So3kratesSphcConfig) -> None:
@@ -565,26 +577,24 @@ class Interaction(ModuleWithConstants):
         self.from_products = Dense(self.n_degrees, self.width)
         self.mixing = nn.Parameter(0.1 * torch.randn((self.n_degrees,) * 3))
         self.invariants = Invariants(config)
-        natural = config.paths == "natural"
-        self.register_constant("coupling", couplings(config.degrees, natural_only=natural))
         self.register_constant("repeat", repeat_over_orders(config.degrees))
         self.shrink = 1.0 if config.form == "smooth" else 1 / math.sqrt(3)
 
-    def forward(self, features: Tensor, ev: Tensor) -> tuple[Tensor, Tensor]:
-        """features [n_atoms, F], ev [n_atoms, M] -> the same, updated."""
-        mixed = self.products(ev)
+    def forward(self, features: Tensor, ev: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor]:
+        """features [n_atoms, F], ev [n_atoms, M], `couplings` -> the same, updated."""
+        mixed = self.products(ev, coupling)
         outputs = self.linear(torch.cat([features, self.invariants(ev)], dim=1))
         a1, a2, b1, b2 = outputs.split([self.width] * 2 + [self.n_degrees] * 2, dim=1)
         a3 = self.from_products(self.invariants(mixed))
         features = (features + a1 + a2 * a3) * self.shrink
         return features, ev + (b1 @ self.repeat) * ev + (b2 @ self.repeat) * mixed
 
-    def products(self, ev: Tensor) -> Tensor:
+    def products(self, ev: Tensor, coupling: Tensor) -> Tensor:
         """mu [n_atoms, M]."""
         n_ev = ev.shape[1]
         repeat = self.repeat
         k = torch.einsum("lpq,la,pb,qc->abc", self.mixing, repeat, repeat, repeat)
-        matrix = (k * self.coupling).permute(1, 2, 0).reshape(n_ev * n_ev, n_ev)
+        matrix = (k * coupling).permute(1, 2, 0).reshape(n_ev * n_ev, n_ev)
         return (ev.unsqueeze(2) * ev.unsqueeze(1)).flatten(1) @ matrix
 
 

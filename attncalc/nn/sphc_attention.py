@@ -66,7 +66,7 @@ class PublishedSoftmax:
         self.kappa = kappa
 
     def weight(self, differences: Tensor, lengths: Tensor) -> Tensor:
-        """exp(Delta)."""
+        """exp(Delta); coordinates are of the order of 1, so nothing overflows."""
         del lengths
         return torch.exp(safe_norm(differences))
 

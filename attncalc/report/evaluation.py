@@ -34,7 +34,7 @@ from attncalc.data.errors import (
 )
 from attncalc.data.outliers import features_of, outliers
 from attncalc.model_file import model_name
-from attncalc.potential import Potential
+from attncalc.potential import Potential, beyond_cutoff
 from attncalc.report.pictures import elements_of, gallery, pictures
 
 # stands in the head of every report, by which one is known
@@ -271,7 +271,7 @@ def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]
     told = [
         ("model", subject.model),
         ("network", f"{one_of}{type(network).__name__}, {potential.n_parameters:,} parameters"),
-        ("range of a layer", f"{potential.cutoff:g} Å"),
+        ("cutoff", f"{network.config.cutoff:g} Å{beyond_cutoff(potential)}"),
         ("elements", " ".join(chemical_symbols[z] for z in potential.species)),
         ("trained on", _data_of(info)),
         ("level of theory", str(info.get("level_of_theory") or "not stated")),

@@ -6,8 +6,7 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from attncalc.graph import ALL_PAIRS
-from attncalc.potential import Potential
+from attncalc.potential import Potential, beyond_cutoff
 from attncalc.train.recipe import Recipe
 
 
@@ -30,7 +29,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         "|---|---|",
         f"| network | {one_of}{recipe.network}, {potential.n_parameters:,} parameters, "
         f"{config.num_layers} layers, cutoff {config.cutoff} Å, "
-        f"{config.cutoff_function} cutoff function{_non_local(config)} |",
+        f"{config.cutoff_function} cutoff function{beyond_cutoff(potential)} |",
         *(f"| **fault** | {fault} |" for fault in config.faults),
         f"| elements | {elements} |",
         f"| data | {info['data']} (labels: {info['labels']}) |",
@@ -46,14 +45,6 @@ def card(recipe: Recipe, potential: Potential) -> str:
     if info["test_errors"]:
         lines += ["", "Errors on the test set:", "", *error_table(info["test_errors"])]
     return "\n".join([*lines, ""])
-
-
-def _non_local(config: Any) -> str:
-    """How far a layer looks beyond its cutoff, if it does."""
-    if config.reach == config.cutoff:
-        return ""
-    far = "all pairs" if config.reach >= ALL_PAIRS else f"up to {config.reach:g} Å"
-    return f", non-local attention ({far})"
 
 
 def _start(info: dict[str, Any]) -> str:

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 STEPS_WORTH_COMPILING = 20_000
 # relative error of a fast step's gradient: float32 double backward itself reaches 1e-5
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
-# two steps that round differently, each as much as the plain one, and some margin
-TIMES_ROUNDING = 5
+# relative error that is never put down to rounding
+MOST_ROUNDING = 0.05
 # Å: collocation holds from here on; shorter distances need the plain radial networks
 SHORTEST_COLLOCATED = 0.6
 
@@ -82,7 +82,7 @@ def fastest_step(
             continue
         log.info("%s training step: gradient within %.1e of double backward", name, error)
         # only near the end of a training, or where one starts from a good model, is that too much
-        if error < TOLERANCE[potential.dtype] or error < _rounding(potential, weights, probes):
+        if error < TOLERANCE[potential.dtype] or _only_rounds(step, potential, weights, probes):
             return step
         log.warning("%s training step is off by %.1e: not used", name, error)
     return plain
@@ -98,18 +98,22 @@ def _faster_network(network: Any, shortest: float) -> nn.Module:
     return network
 
 
-def _rounding(potential: Potential, weights: Loss, probes: Sequence[Batch]) -> float:
-    """What any step may be off by: a few times what the plain one itself is off by, in its dtype.
+def _only_rounds(step: Step, potential: Potential, weights: Loss, probes: Sequence[Batch]) -> bool:
+    """Whether a step is as close to the gradient in float64 as the plain one, within a factor of 2.
 
     Where errors of forces are small, their directions, which are the gradient of a norm, are
-    mostly rounding.
+    mostly rounding, in every step.
     """
     if potential.dtype == torch.float64:
-        return 0.0
+        return False
     exact = copy.deepcopy(potential)
     exact.compute_in(torch.float64)
-    plain, definition = eager_step(potential, weights), eager_step(exact, weights)
-    return TIMES_ROUNDING * max(relative_error(plain, definition, probe) for probe in probes)
+    definition = eager_step(exact, weights)
+    off, plainly_off = (
+        max(relative_error(one, definition, probe) for probe in probes)
+        for one in (step, eager_step(potential, weights))
+    )
+    return off <= min(2 * plainly_off, MOST_ROUNDING)
 
 
 def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:

@@ -261,7 +261,7 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
 @torch.random.fork_rng(devices=[])  # the weights are of no interest here
 def _check_system(recipe: Recipe, dataset: Dataset, role: str) -> None:
     network = NETWORKS[recipe.network][0]
-    potential = Potential(network(recipe.network_config(1.0), 1), [1])
+    potential = Potential(network(recipe.network_config(lambda: 1.0), 1), [1])
     for k, atoms in enumerate(dataset.structures):
         try:
             check_system(potential, System.from_ase(atoms))

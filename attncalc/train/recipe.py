@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -219,16 +219,18 @@ class Recipe:
                 f"recipe: shuffle of split must be true or false, got {self.split['shuffle']!r}"
             )
 
-    def network_config(self, avg_num_neighbors: float) -> Any:
+    def network_config(self, avg_num_neighbors: Callable[[], float]) -> Any:
         """Hyper-parameters of the network.
 
         Args:
-            avg_num_neighbors: what is measured on the data, for networks that know it and recipes
-                that do not say.
+            avg_num_neighbors: measures it on the data, for networks that know it and recipes that
+                do not say.
         """
-        kind = NETWORKS[self.network][1]
-        measured = {"avg_num_neighbors": avg_num_neighbors} if measures_neighbors(kind) else {}
-        return kind(**(measured | dict(self.config)))
+        kind, config = NETWORKS[self.network][1], dict(self.config)
+        name = "avg_num_neighbors"
+        if name not in config and name in {field.name for field in dataclasses.fields(kind)}:
+            config[name] = avg_num_neighbors()
+        return kind(**config)
 
     def _check_config(self) -> None:
         kind = NETWORKS[self.network][1]
@@ -237,7 +239,7 @@ class Recipe:
         if "cutoff" not in self.config:
             raise ValueError("recipe: config needs a cutoff [Å]")
         try:
-            self.network_config(1.0)
+            self.network_config(lambda: 1.0)
         except (TypeError, ValueError) as error:
             raise ValueError(f"config of {self.network}: {error}") from None
 
@@ -343,8 +345,3 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"unknown key {key!r} in {where}{hint}")
-
-
-def measures_neighbors(config_class: type) -> bool:
-    """Whether a network wants to know the mean number of neighbours in the training data."""
-    return "avg_num_neighbors" in {field.name for field in dataclasses.fields(config_class)}

@@ -51,7 +51,8 @@ def elements_of(dataset: Dataset) -> list[int]:
 
 def _random(recipe: Recipe, training: Dataset) -> Potential:
     network = NETWORKS[recipe.network][0]
-    config = recipe.network_config(data.avg_num_neighbors(training, float(recipe.config["cutoff"])))
+    cutoff = float(recipe.config["cutoff"])
+    config = recipe.network_config(lambda: data.avg_num_neighbors(training, cutoff))
     elements = elements_of(training)
     torch.manual_seed(recipe.seed)
     potential = Potential(network(config, len(elements)), elements)
@@ -99,7 +100,7 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
     network: Any = model.network
     theirs = dataclasses.asdict(network.config)
     # what is measured on the data if not given is the model's
-    config = recipe.network_config(theirs.get("avg_num_neighbors", 1.0))
+    config = recipe.network_config(lambda: theirs["avg_num_neighbors"])
     for key, ours in dataclasses.asdict(config).items():
         if ours != theirs[key]:
             raise ValueError(f"{name} has {key} {theirs[key]}, the recipe's config has {ours}")

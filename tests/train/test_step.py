@@ -191,7 +191,7 @@ def test_a_step_that_only_rounds_otherwise_is_taken(recipe, batches, monkeypatch
     with caplog.at_level(logging.WARNING):
         chosen = fastest_step(*arguments, shortest=2.0, n_steps=10)
         assert not caplog.records
-        monkeypatch.setattr(fastest, "TIMES_ROUNDING", 1e-6)
+        monkeypatch.setattr(fastest, "MOST_ROUNDING", 1e-12)
         rejected = fastest_step(*arguments, shortest=2.0, n_steps=10)
     assert "eager training step is off by" in caplog.text
     batch = join(batches[:3])

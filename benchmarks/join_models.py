@@ -1,0 +1,118 @@
+#!/usr/bin/env python
+"""Trained models as one committee: a model file with its card, tested on a split.
+
+    python benchmarks/join_models.py a.safetensors b.safetensors c.safetensors \
+        -o committee.safetensors --data rmd17_aspirin.npz --labels md17 --split test_01
+
+A recipe with `committee: 3` trains and joins members by itself; this is for members that do not
+come from one recipe, such as those that start from different models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tables import table, write
+
+from attncalc import Committee, load
+from attncalc.data import read
+from attncalc.data.errors import errors, predict
+from attncalc.model_file import model_name, save
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("models", nargs="+", help="names or files")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--labels")
+    parser.add_argument("--split", required=True, help="the test set's name in the file")
+    options = parser.parse_args()
+    members = [load(name) for name in options.models]
+    names = [model_name(name) for name in options.models]
+    committee = Committee(members)
+    dataset = read(options.data, labels=options.labels)
+    test = dataset[dataset.splits[options.split]]
+    found = {
+        name: errors(predict(potential, test), test)
+        for name, potential in zip([*names, "all"], [*members, committee], strict=True)
+    }
+    first = members[0].training_info
+    told = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    keys = ("energy_mae", "energy_rmse", "force_mae", "force_rmse", "stress_mae", "stress_rmse")
+    committee.training_info = {
+        **{key: first[key] for key in ("data", "labels", "level_of_theory", "n_train")},
+        "n_validation": first["n_validation"],
+        "n_test": len(test),
+        "test_errors": {key: getattr(found["all"], key) for key in keys},
+        "epochs": first["epochs"],
+        "wall_time_s": sum(member.training_info["wall_time_s"] for member in members),
+        "start_from": None,
+        "seed": first["seed"],
+        "committee": len(members),
+        "members": {
+            name: {
+                "seed": member.training_info["seed"],
+                "epochs": member.training_info["epochs"],
+                "start_from": member.training_info["start_from"],
+            }
+            for name, member in zip(names, members, strict=True)
+        },
+        "command": f"python benchmarks/join_models.py {' '.join(told)}",
+    }
+    save(committee, options.output)
+    write(options.output.with_suffix(".md"), card(options.output.stem, committee, found))
+    print(options.output.with_suffix(".md").read_text())
+
+
+def card(name: str, committee: Committee, found: dict) -> str:
+    """What the committee is and how large its errors are, and its members'."""
+    info, config = committee.training_info, committee.networks[0].config
+    seeds = ", ".join(str(member["seed"]) for member in info["members"].values())
+    minutes = f"{info['wall_time_s'] / 60:.0f} min"
+    facts = [
+        ["network", f"mean of {len(committee.members)} networks of {committee.n_parameters:,} "
+         f"parameters, {config.num_layers} layers, cutoff {config.cutoff} Å, "
+         f"{config.cutoff_function} cutoff function"],
+        ["data", f"{info['data']} (labels: {info['labels']})"],
+        ["level of theory", info["level_of_theory"]],
+        ["structures", f"{info['n_train']} training, {info['n_validation']} validation, "
+         f"{info['n_test']} test"],
+        ["units", "eV, Å"],
+        ["training", f"{minutes} wall time of all together, seeds {seeds}"],
+        ["command", f"`{info['command']}`"],
+    ]  # fmt: skip
+    of_all = found["all"]
+    errors_of_all = [
+        ["energy", f"{1e3 * of_all.energy_mae:.2f}", f"{1e3 * of_all.energy_rmse:.2f}", "meV"],
+        ["force", f"{1e3 * of_all.force_mae:.2f}", f"{1e3 * of_all.force_rmse:.2f}", "meV/Å"],
+    ]
+    of_members = []
+    for member, about in info["members"].items():
+        start = (about["start_from"] or {}).get("name", "random weights")
+        mine = [f"{1e3 * found[member].energy_mae:.2f}", f"{1e3 * found[member].force_mae:.2f}"]
+        of_members.append([member, start, str(about["epochs"]), *mine])
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {left} | {right} |" for left, right in facts),
+            "",
+            "Errors on the test set:",
+            "",
+            *table(["quantity", "MAE", "RMSE", "unit"], errors_of_all),
+            "",
+            "Its members, MAE in meV and meV/Å:",
+            "",
+            *table(["member", "starts from", "epochs", "E", "F"], of_members),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Data for effects that no short-ranged network can follow, at GFN2-xTB (needs tblite and ase).
+"""Data for effects across long molecules, at GFN2-xTB (needs tblite and ase).
 
     python benchmarks/nonlocal_data.py        # about 5 minutes; writes runs/nonlocal/*.extxyz
 

@@ -459,6 +459,37 @@ def test_atoms_far_apart_know_of_each_other() -> None:
         assert (float((forces[0] - forces[1]).abs().max()) > 1e-5) == knows
 
 
+def cumulene(n_carbons: int, angle: float) -> Atoms:
+    """A linear chain with a CH2 group at each end, the second one turned."""
+    chain = [[0.0, 0.0, 1.28 * k] for k in range(n_carbons)]
+    top = np.array([0, 0, chain[-1][2] + 0.55])
+    across = 0.93 * np.array([np.cos(angle), np.sin(angle), 0.0])
+    ends = [[0.93, 0, -0.55], [-0.93, 0, -0.55], top + across, top - across]
+    return Atoms(f"C{n_carbons}H4", positions=np.array(chain + ends))
+
+
+def effect_of_turning(potential: Potential, n_carbons: int) -> float:
+    energies = [float(result_of(potential, cumulene(n_carbons, a)).energy) for a in (0.3, 1.2)]
+    return abs(energies[1] - energies[0])
+
+
+@pytest.mark.parametrize("num_layers", [2, 6])
+def test_a_linear_chain_longer_than_three_cutoffs(num_layers: int) -> None:
+    """What `benchmarks/nonlocal.md` rests on.
+
+    Messages along a straight line carry no direction across it, so local networks relate the
+    directions of two ends only by a pair of atoms that see one each: three cutoffs, however many
+    layers.
+    """
+    local = random_potential(dataclasses.replace(OURS["local"], num_layers=num_layers))
+    assert effect_of_turning(local, 5) > 1e-9  # 6.2 Å between the hydrogens, three cutoffs are 7.8
+    for n_carbons in (7, 9):  # 8.8 and 11.3 Å, all within the receptive field of six layers
+        assert effect_of_turning(local, n_carbons) < 1e-12
+    window = dataclasses.replace(OURS["window"], num_layers=num_layers, nonlocal_cutoff=24.0)
+    for n_carbons in (5, 7, 9):
+        assert effect_of_turning(random_potential(window), n_carbons) > 1e-8
+
+
 # ------------------------------------------------------------------------------------ options
 
 

@@ -201,7 +201,7 @@ class So3kratesSphcConfig:
             found.append("forces have a kink where an atom crosses the cutoff")
         if self.form == "published":
             found.append("energy and forces jump where the last neighbour of an atom leaves")
-            found.append("forces are singular where the coordinates of two atoms agree")
+            found.append("forces jump where coordinates vanish or those of two atoms agree")
         if self.paths == "all":
             found.append("a molecule and its mirror image have different energies")
         if self.nonlocal_attention in ("fixed", "dynamic"):

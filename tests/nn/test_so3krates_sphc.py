@@ -523,7 +523,7 @@ def test_impossible_options(change: dict, message: str) -> None:
 def test_what_is_wrong_is_said() -> None:
     assert [config.faults for config in OURS.values()] == [[], [], []]
     said = " ".join(THEIRS["dynamic"].faults)
-    for word in ("kink", "last neighbour", "singular", "mirror", "far apart"):
+    for word in ("kink", "last neighbour", "vanish", "mirror", "far apart"):
         assert word in said
 
 

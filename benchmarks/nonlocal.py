@@ -184,8 +184,8 @@ def page(of_cumulenes: list[dict], of_polyynes: list[dict], runs: list[dict]) ->
             "In an exactly linear chain, messages carry no direction across it, so a local network",
             "relates the directions of the two ends only by a pair of atoms that see one each: up "
             "to three cutoffs, 15 Å here, with any weights and any number of layers",
-            "(`test_a_linear_chain_longer_than_three_cutoffs`). In C9H4 such pairs exist, but at the "
-            "rim of their cutoffs, and nothing was learned from them. The window has no",
+            "(`test_a_linear_chain_longer_than_three_cutoffs`). In C9H4 such pairs exist, but at "
+            "the rim of their cutoffs, and nothing was learned from them. The window has no",
             "such end but its range.",
             "",
             "Energies at GFN2-xTB. *Scan*: RMS error of the shape of the energy over the angle of "

@@ -29,6 +29,7 @@ def test_all_are_shipped():
     assert SHIPPED == [
         "equiformer-ethanol",
         "so3krates-aspirin",
+        "so3krates-aspirin-committee",
         "so3krates-aspirin-xtb",
         "so3krates-ethanol",
         "so3krates-ethanol-committee",
@@ -70,6 +71,7 @@ def test_accuracy_on_the_committed_test_set():
         ("so3krates-ethanol", "ethanol"),
         ("so3krates-ethanol-committee", "ethanol"),
         ("so3krates-aspirin", "aspirin"),
+        ("so3krates-aspirin-committee", "aspirin"),
         ("equiformer-ethanol", "ethanol"),
     ],
 )
@@ -90,9 +92,10 @@ def test_accuracy_of_silicon(shared):
     assert 1e3 * found.energy_mae == pytest.approx(on_card("so3krates-silicon", "energy"), abs=0.1)
 
 
-def test_the_committee_holds_the_single_model():
-    """Its first member is the model that is shipped alone, so both are of one recipe."""
-    alone, committee = load("so3krates-ethanol"), load("so3krates-ethanol-committee")
+@pytest.mark.parametrize("name", ["so3krates-ethanol", "so3krates-aspirin"])
+def test_the_committee_holds_the_single_model(name):
+    """Its first member is the model that is shipped alone."""
+    alone, committee = load(name), load(f"{name}-committee")
     assert isinstance(committee, Committee)
     assert len(committee.members) == 3
     for name, tensor in alone.state_dict().items():

@@ -119,6 +119,8 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
 
     Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
     """
+    if not fmax > 0:  # NaN too
+        raise ValueError(f"--fmax must be above 0 eV/Å, got {fmax:g}")
     target = _new_structure_file(output or Path(structures).with_suffix(".relaxed.xyz"))
     picture = _new_file(target.with_suffix(".png"))
     frames = _read(structures)

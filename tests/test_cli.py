@@ -788,6 +788,11 @@ def test_convert_a_network_of_all_pairs(shared: Path) -> None:
         atoms.get_potential_energy()
 
 
+def test_relax_to_less_than_nothing() -> None:
+    said = fails("relax", "no.xyz", "--model", ETHANOL, "--fmax", -1)
+    assert said == "Error: --fmax must be above 0 eV/Å, got -1"
+
+
 def test_convert_of_no_file() -> None:
     Path("a.json").write_text("{}")
     said = fails("convert", "so3krates", "no.npz", "--config", "a.json", "-o", "out.safetensors")
@@ -875,6 +880,16 @@ def test_the_card_names_faults() -> None:
     )
     assert (
         "| **fault** | a molecule and its mirror image have different energies |" in result.stdout
+    )
+
+
+def test_the_card_says_what_units_the_recipe_declared() -> None:
+    """Wrong by a factor, energies and forces alike, nothing else can tell."""
+    write("cu.extxyz", labelled(10))
+    Path("tiny.yaml").write_text(RECIPE + "energy_unit: kcal/mol\n")
+    result = attncalc("train", "tiny.yaml", "-o", "out")
+    assert "| units | eV, Å (by the recipe, the data file has energies in kcal/mol) |" in (
+        result.stdout
     )
 
 

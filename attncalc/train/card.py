@@ -36,7 +36,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         f"| level of theory | {info['level_of_theory'] or 'not stated by the data'} |",
         f"| structures | {info['n_train']} training, {info['n_validation']} validation, "
         f"{info['n_test']} test |",
-        "| units | eV, Å |",
+        f"| units | eV, Å{_units_of_the_file(recipe)} |",
         f"| training | {info['epochs']} epochs, {time} wall time{of_all}, {seeds} |",
         *(["| beside energies and forces | denoising (DeNS) |"] if recipe.denoising else []),
         *([f"| starts from | {_start(info)} |"] if info["start_from"] else []),
@@ -45,6 +45,16 @@ def card(recipe: Recipe, potential: Potential) -> str:
     if info["test_errors"]:
         lines += ["", "Errors on the test set:", "", *error_table(info["test_errors"])]
     return "\n".join([*lines, ""])
+
+
+def _units_of_the_file(recipe: Recipe) -> str:
+    """What the recipe says they are: an error there looks like a good model."""
+    said = [
+        f"{what} in {unit}"
+        for what, unit in (("energies", recipe.energy_unit), ("lengths", recipe.length_unit))
+        if unit is not None
+    ]
+    return f" (by the recipe, the data file has {', '.join(said)})" if said else ""
 
 
 def _start(info: dict[str, Any]) -> str:

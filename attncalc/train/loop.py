@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Sampler
 
 from attncalc.model_file import write_atomically
@@ -92,7 +93,7 @@ def train_loop(
     """Run all epochs that are not in the checkpoint of `output` yet.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; its message says how to go on.
     """
     checkpoint = output / "last.ckpt"
     callbacks = [
@@ -144,12 +145,18 @@ def device() -> torch.device:
 
 @contextmanager
 def _interruptible(module: TrainingModule, recipe: Recipe, output: Path) -> Iterator[None]:
-    """Lightning answers Ctrl-C by leaving Python for good, deaf to further ones: undo both."""
+    """Lightning answers Ctrl-C by leaving Python for good, deaf to further ones: undo both.
+
+    A batch system's request to end (SIGTERM) it takes for the end of the training: that is no
+    success either.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as stop:
-        if not isinstance(stop.__context__, KeyboardInterrupt):
+        if not isinstance(stop, SIGTERMException) and not isinstance(
+            stop.__context__, KeyboardInterrupt
+        ):
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt(

@@ -149,7 +149,11 @@ def test_wrong_shapes_are_refused(shared: Path, tmp_path: Path, weights: str) ->
 
 
 OPTION_ERRORS = [
-    ("euclidean_default", {"form": "sphc"}, "form 'sphc' is not one of 'euclidean', 'euclidean_sp"),
+    (
+        "euclidean_default",
+        {"form": "painn"},
+        "form 'painn' is not one of 'euclidean', 'euclidean_sp",
+    ),
     ("euclidean_default", {"form": None}, "form None is not one of"),
     ("euclidean_default", {"colour": "blue"}, r"unknown hyper-parameters \['colour'\]"),
     ("euclidean_default", {"chi_init": "random"}, "chi_init = 'random' is not supported"),

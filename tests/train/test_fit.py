@@ -269,15 +269,16 @@ def listens_to_ctrl_c():
 
 
 @pytest.mark.usefixtures("listens_to_ctrl_c")
-def test_ctrl_c_says_how_to_go_on(recipe, data_file, tmp_path, monkeypatch):
-    """No model is tested, no card written; the second call goes on."""
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_to_go_on(which, recipe, data_file, tmp_path, monkeypatch):
+    """So does SIGTERM. No model is tested, no card written; the second call goes on."""
     output, steps = tmp_path / "run", []
     step = TrainingModule.training_step
 
     def interrupted(module, batch, k):
         steps.append(k)
         if len(steps) == 8:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(which)
         step(module, batch, k)
 
     handler = signal.getsignal(signal.SIGINT)

@@ -30,9 +30,9 @@ from attncalc.basis.cutoff import physnet
 from attncalc.ops import safe_norm, segment_sum
 from attncalc.recompute import Chunk, chunks_of, sum_in_chunks
 
-# sums over far pairs that would keep more than this are done in chunks and computed again
-KEPT_AT_ONCE = 1 << 29  # bytes
-LARGEST_CHUNK = 1 << 27
+# bytes: sums over far pairs that would keep more are done in chunks of this size and computed
+# again, which is faster than the memory
+KEPT_AT_ONCE = 1 << 27
 
 
 class Neighbourhood(Protocol):
@@ -177,7 +177,7 @@ class FarEdges:
         )
 
     def _chunks(self, bytes_per_edge: int) -> list[Chunk]:
-        most = max(1, LARGEST_CHUNK // bytes_per_edge)
+        most = max(1, KEPT_AT_ONCE // bytes_per_edge)
         return chunks_of(self.receivers, self.n_receivers, most)
 
 

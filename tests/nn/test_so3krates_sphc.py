@@ -315,8 +315,7 @@ def test_far_pairs_in_chunks_and_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     labels = [torch.zeros(shape, dtype=torch.float64) for shape in ((3,), (graph.n_atoms, 3))]
     batch = Batch(graph, *labels, torch.zeros(3, 3, 3), torch.ones(3, dtype=torch.float64))
     expected, (value, gradients) = evaluate(potential, graph), step(batch)
-    monkeypatch.setattr(sphc_attention, "KEPT_AT_ONCE", 0)
-    monkeypatch.setattr(sphc_attention, "LARGEST_CHUNK", 20_000)
+    monkeypatch.setattr(sphc_attention, "KEPT_AT_ONCE", 20_000)
     far = potential.network.geometry(graph).far
     assert len(far._chunks(2_000)) > 4
     assert_same_result(evaluate(potential, graph), expected)

@@ -19,15 +19,20 @@ def has_numba() -> bool:
     return True
 
 
-def compiled_loop(*, fastmath: bool | set[str] = False) -> Callable[[Loop], Loop]:
+def compiled_loop(
+    *, fastmath: bool | set[str] = False, kept: bool = True
+) -> Callable[[Loop], Loop]:
     """Decorates a loop that Numba compiles at its first call and keeps in a file from then on.
 
     Args:
         fastmath: which liberties the compiler may take with floating-point numbers.
+        kept: False for a loop that only others call, from another file: Numba would not notice
+            that it has changed.
     """
     import numba
 
-    return numba.njit(cache=cacheable(), error_model="numpy", nogil=True, fastmath=fastmath)
+    cache = kept and cacheable()
+    return numba.njit(cache=cache, error_model="numpy", nogil=True, fastmath=fastmath)
 
 
 @functools.cache

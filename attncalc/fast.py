@@ -21,16 +21,18 @@ from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.so3krates import So3krates
-from attncalc.ops import with_modules
+from attncalc.ops import segment_sum, with_modules
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLRepulsion
-from attncalc.potential import ROUNDING, Committee, Potential, deviation, evaluate
-from attncalc.probe import probes
+from attncalc.potential import ROUNDING, Committee, Potential, Result, deviation, evaluate
+from attncalc.probe import pairs, probes
 from attncalc.system import System
 
 log = logging.getLogger(__name__)
 
 # Å: structures with closer atoms take the plain path
 SHORTEST = 0.5
+# Å, limits of distances at which pairs are tried
+CLOSE, BONDED = 0.4, 1.0
 
 
 class CloseAtomsTakePlain(nn.Module):
@@ -61,22 +63,60 @@ def lower(potential: Potential) -> Potential:
         members = list(potential.members)
         lowered = [lower(member) for member in members]
         return potential if lowered == members else Committee(lowered)
+    for make in (_with_engine, _with_fast_network):
+        try:
+            fast = make(potential)
+            if fast is None:
+                continue
+            error = disagreement(fast, potential)
+        except Exception as reason:  # a compiler that fails must not take the model away
+            log.warning("the fast path does not run here (%s): this model runs plainly", reason)
+            continue
+        if error <= ROUNDING[potential.dtype]:
+            return fast
+        # NaN comes here too
+        log.warning("the fast path is off by %.1e and is not used: this model runs plainly", error)
+    return potential
+
+
+def _with_engine(potential: Potential) -> Potential | None:
+    """Everything in one compiled call, where there is one for such a potential."""
+    if potential.device.type != "cpu" or not isinstance(potential.network, So3krates):
+        return None
+    if not has_numba():
+        _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
+        return None
+    from attncalc.kernels.so3krates.engine import Engine, can_run  # needs numba
+
+    terms = [_lower_term(term) for term in potential.pair_terms]
+    repulsion = next((term for term in terms if isinstance(term, FrozenZBL)), None)
+    if not can_run(potential.network) or len(terms) > (repulsion is not None):
+        return None
+    scale, reference_energies = potential.scale, potential.reference_energies
+    engine = Engine(potential.network, scale, reference_energies, SHORTEST, repulsion)
+
+    def result(graph: Graph) -> Result | None:
+        found = engine(graph)
+        if found is None:
+            return None
+        energies, forces, strain_gradient = map(torch.from_numpy, found)
+        energy = segment_sum(energies, graph.system_idx, graph.n_systems)
+        return Result(energy, energies, forces, strain_gradient)
+
+    fast = with_modules(potential).requires_grad_(False)
+    fast.engine = result
+    return fast
+
+
+def _with_fast_network(potential: Potential) -> Potential | None:
+    """The network's parts replaced by faster ones, differentiated by autograd as ever."""
     network = _lower_network(potential.network, potential.device)
     if network is None:
-        return potential
+        return None
     terms = potential.pair_terms
     if potential.device.type == "cpu":
         terms = nn.ModuleList(_lower_term(term) for term in terms)
-    fast = with_modules(potential, network=network, pair_terms=terms).requires_grad_(False)
-    try:
-        error = disagreement(fast, potential)
-    except Exception as reason:  # a compiler that fails must not take the model away
-        log.warning("the fast path does not run here (%s): this model runs plainly", reason)
-        return potential
-    if not error <= ROUNDING[potential.dtype]:  # NaN too
-        log.warning("the fast path is off by %.1e and is not used: this model runs plainly", error)
-        return potential
-    return fast
+    return with_modules(potential, network=network, pair_terms=terms).requires_grad_(False)
 
 
 def _lower_network(network: nn.Module, device: torch.device) -> nn.Module | None:
@@ -84,8 +124,6 @@ def _lower_network(network: nn.Module, device: torch.device) -> nn.Module | None
         return frozen(network)
     if device.type != "cpu" or not isinstance(network, So3krates):
         return None
-    if not has_numba():
-        _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
     return CloseAtomsTakePlain(folded(network, SHORTEST), network, SHORTEST)
 
 
@@ -102,9 +140,12 @@ def _lower_term(term: nn.Module) -> nn.Module:
 
 
 def disagreement(fast: Potential, plain: Potential) -> float:
-    """Largest `deviation` of two potentials on clusters, a crystal and a close pair."""
-    found = []
-    for atoms in probes(plain.species):
+    """Largest `deviation` of two potentials on clusters, a crystal and pairs at all distances."""
+    # apart, so that the forces of the closest do not hide what is wrong with the others
+    near = pairs(plain.species, CLOSE, BONDED)
+    far = pairs(plain.species, BONDED, plain.cutoff + 0.1)
+    found: list[float] = []
+    for atoms in (*([one] for one in probes(plain.species)), near, far):
         system = System.from_ase(atoms).to(plain.device)
         graph = fresh_graph(system, cutoff=plain.cutoff, species=plain.species)
         found.append(deviation(evaluate(fast, graph), evaluate(plain, graph)))

@@ -7,6 +7,8 @@ from ase import Atoms
 
 N_ATOMS = 12
 CLOSEST = 1.1  # Å
+N_PAIRS = 64
+DIRECTION = np.array([0.48, 0.6, -0.64])  # of length 1
 
 
 def probes(species: tuple[int, ...]) -> list[Atoms]:
@@ -18,6 +20,14 @@ def probes(species: tuple[int, ...]) -> list[Atoms]:
     crystal.pbc = True
     close = Atoms([species[0]] * 2, positions=[[0.0, 0.0, 0.0], [0.3, 0.5, 0.2]])
     return [random_cluster(species, seed=0), random_cluster(species, seed=1), crystal, close]
+
+
+def pairs(species: tuple[int, ...], shortest: float, longest: float) -> list[Atoms]:
+    """Molecules of two equal atoms at many distances."""
+    return [
+        Atoms([species[k % len(species)]] * 2, positions=[[0, 0, 0], length * DIRECTION])
+        for k, length in enumerate(np.linspace(shortest, longest, N_PAIRS))
+    ]
 
 
 def random_cluster(species: tuple[int, ...], seed: int = 0) -> Atoms:

@@ -22,7 +22,7 @@ from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import ROUNDING, Potential, deviation, evaluate
-from attncalc.probe import probes
+from attncalc.probe import pairs, probes
 from attncalc.system import System
 
 COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
@@ -56,7 +56,11 @@ def both(fast: Potential, plain: Potential, atoms: Atoms | list[Atoms]):
 def test_shipped_models_are_lowered(model: str | Path, dtype: str, tolerance: float) -> None:
     plain = load(model, dtype=dtype)
     fast = lower(plain)
-    assert isinstance(fast.network, CloseAtomsTakePlain)
+    if dtype == "float32" and model == "so3krates-ethanol":  # its widths fill the vectors
+        assert fast.engine is not None
+        assert fast.network is plain.network
+    else:
+        assert isinstance(fast.network, CloseAtomsTakePlain)
     assert fast.species == plain.species
     assert (fast.cutoff, fast.dtype, fast.device) == (plain.cutoff, plain.dtype, plain.device)
     assert 0 < disagreement(fast, plain) <= tolerance
@@ -167,7 +171,7 @@ def test_disagreement_is_the_worst_of_all_probes() -> None:
     off = with_modules(plain, network=Broken(plain.network, 1.25))
     each = [
         deviation(*both(off, plain, atoms))  # energies, forces and strain: a quarter more
-        for atoms in probes(plain.species)
+        for atoms in [*probes(plain.species), pairs(ELEMENTS, 0.4, 1.0), pairs(ELEMENTS, 1.0, 4.1)]
     ]
     assert disagreement(off, plain) == max(each) >= 0.25 * (1 - 1e-9)
     assert disagreement(plain, plain) == 0.0

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
+
+from attncalc.graph import Graph
 
 
 class FrozenZBL(nn.Module):
@@ -40,21 +43,26 @@ class FrozenZBL(nn.Module):
             float(switch_off),
         )
 
-    def forward(self, graph: Any, outputs: Any) -> Tensor:
+    def energies_and_slopes(self, graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Per atom [n_atoms] eV, and of half of every pair's energy dE/dd / d [n_pairs] eV/Å²."""
+        energies, slopes = np.zeros(graph.n_atoms), np.zeros(graph.pairs.shape[0])
+        edges = (graph.vectors, graph.receivers, graph.senders, graph.edge_mask, graph.pairs)
+        arrays = [tensor.detach().numpy() for tensor in (*edges, graph.species)]
+        _loop()(*arrays, *self.arguments, energies, slopes)
+        return energies, slopes
+
+    def forward(self, graph: Graph, outputs: Any) -> Tensor:
         """[n_atoms] eV, float64."""
         del outputs
-        return _Repel.apply(graph.vectors, graph, self.arguments)
+        return _Repel.apply(graph.vectors, graph, self)
 
 
 class _Repel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, vectors, graph, arguments):
-        energies = np.zeros(graph.n_atoms)
-        slopes = np.zeros(graph.pairs.shape[0])
-        i, j = graph.receivers[graph.pairs], graph.senders[graph.pairs]
+    def forward(ctx, vectors, graph, term):
+        energies, slopes = term.energies_and_slopes(graph)
         near = vectors.detach()[graph.pairs].double()
-        arrays = (near, i, j, graph.edge_mask[graph.pairs], graph.species)
-        _loop()(*(a.numpy() for a in arrays), *arguments, energies, slopes)
+        i, j = graph.receivers[graph.pairs], graph.senders[graph.pairs]
         ctx.save_for_backward(near, i, j, graph.pairs, torch.from_numpy(slopes))
         ctx.n_edges = graph.n_edges
         return torch.from_numpy(energies)

@@ -11,6 +11,7 @@ def repel(
     receivers,
     senders,
     mask,
+    pairs,
     species,
     charges,
     inverse_lengths,
@@ -21,13 +22,18 @@ def repel(
     energies,
     slopes,
 ):
-    """Adds half of a pair's energy to both atoms; slopes: dE/dd / d of half a pair's energy."""
-    for p in range(receivers.shape[0]):
-        x, y, z = vectors[p, 0], vectors[p, 1], vectors[p, 2]
+    """Adds half of a pair's energy to both atoms; slopes: dE/dd / d of half a pair's energy.
+
+    Edges as in a `Graph`; `slopes` has one entry for each of `pairs`, and starts at zero.
+    """
+    for p in range(pairs.shape[0]):
+        e = pairs[p]
+        x, y, z = vectors[e, 0], vectors[e, 1], vectors[e, 2]
         d = math.sqrt(x * x + y * y + z * z)
-        if d >= min(switch_off, cutoff) or not mask[p]:
+        if d >= min(switch_off, cutoff) or not mask[e]:
             continue
-        a, b = species[receivers[p]], species[senders[p]]
+        i, j = receivers[e], senders[e]
+        a, b = species[i], species[j]
         inverse_length = inverse_lengths[a] + inverse_lengths[b]
         screening, d_screening = 0.0, 0.0
         for m in range(exponents.shape[0]):
@@ -48,6 +54,6 @@ def repel(
             + envelope * d_switch * screening
             + envelope * switch * d_screening
         )
-        energies[receivers[p]] += energy
-        energies[senders[p]] += energy
+        energies[i] += energy
+        energies[j] += energy
         slopes[p] = (slope - energy / d) / d

@@ -1,0 +1,264 @@
+"""What So3krates does with single atoms: norms, refinement, exchange, energy; and the reverse.
+
+Rows are atoms. All widths are multiples of 16; what a width is short of is filled with zeros.
+"""
+
+import math
+
+from attncalc.kernels.so3krates.loops import add_product, inner_loop, sigmoid, single
+from attncalc.kernels.so3krates.vectors import (
+    LANES,
+    fill,
+    fma,
+    load,
+    minus,
+    plus,
+    store,
+    times,
+    total,
+)
+
+ZERO, ONE, TWO = single(0), single(1), single(2)
+LAYER_NORM_EPSILON = single(1e-6)
+
+
+@inner_loop
+def clear(n, x):
+    """x[:n] = 0."""
+    for i in range(n):
+        for k in range(0, x.shape[1], LANES):
+            store(x, i, k, fill(ZERO))
+
+
+@inner_loop
+def _fill_rows(n, x, row):
+    """x[:n] = row, [1, width]: a product added to it has its bias."""
+    for i in range(n):
+        for k in range(0, x.shape[1], LANES):
+            store(x, i, k, load(row, 0, k))
+
+
+@inner_loop
+def _normalise(n, x, scale, bias, normal, inverse, out):
+    """Layer norm; `normal` and `inverse` (1 / deviation) are kept for the reverse pass."""
+    width = x.shape[1]
+    share = ONE / single(width)
+    for i in range(n):
+        gathered = fill(ZERO)
+        for k in range(0, width, LANES):
+            gathered = plus(gathered, load(x, i, k))
+        mean = fill(total(gathered) * share)
+        gathered = fill(ZERO)
+        for k in range(0, width, LANES):
+            offset = minus(load(x, i, k), mean)
+            gathered = fma(offset, offset, gathered)
+        inverse[i] = ONE / single(math.sqrt(total(gathered) * share + LAYER_NORM_EPSILON))
+        factor = fill(inverse[i])
+        for k in range(0, width, LANES):
+            y = times(minus(load(x, i, k), mean), factor)
+            store(normal, i, k, y)
+            store(out, i, k, fma(y, load(scale, 0, k), load(bias, 0, k)))
+
+
+@inner_loop
+def _normalise_gradient(n, given, scale, normal, inverse, out):
+    """Reverse of `_normalise`; `out` may be `given`."""
+    width = given.shape[1]
+    share = ONE / single(width)
+    for i in range(n):
+        mean, along = fill(ZERO), fill(ZERO)
+        for k in range(0, width, LANES):
+            g = times(load(given, i, k), load(scale, 0, k))
+            mean = plus(mean, g)
+            along = fma(g, load(normal, i, k), along)
+        mean, along = fill(total(mean) * share), fill(total(along) * share)
+        factor = fill(inverse[i])
+        for k in range(0, width, LANES):
+            g = times(load(given, i, k), load(scale, 0, k))
+            g = minus(minus(g, mean), times(load(normal, i, k), along))
+            store(out, i, k, times(g, factor))
+
+
+@inner_loop
+def _silu(n, x, out):
+    for i in range(n):
+        for k in range(0, x.shape[1], LANES):
+            v = load(x, i, k)
+            store(out, i, k, times(v, sigmoid(v)))
+
+
+@inner_loop
+def _times_silu_slope(n, x, given):
+    """given *= silu'(x)."""
+    one = fill(ONE)
+    for i in range(n):
+        for k in range(0, x.shape[1], LANES):
+            v = load(x, i, k)
+            s = sigmoid(v)
+            slope = fma(times(v, s), minus(one, s), s)
+            store(given, i, k, times(load(given, i, k), slope))
+
+
+@inner_loop
+def _add(n, x, out):
+    """out[:, : width of x or out, whichever is less] += x."""
+    for i in range(n):
+        for k in range(0, min(x.shape[1], out.shape[1]), LANES):
+            store(out, i, k, plus(load(out, i, k), load(x, i, k)))
+
+
+@inner_loop
+def project(n, x, weights_of_features, weights_of_geometry, projected):
+    """Queries, keys, values of all heads, queries and keys of all degrees, side by side."""
+    clear(n, projected)
+    column = 0
+    head = weights_of_features.shape[1]
+    for h in range(weights_of_features.shape[0]):
+        add_product(n, x, h * head, weights_of_features[h], projected, column)
+        column += weights_of_features.shape[2]
+    part = weights_of_geometry.shape[1]
+    for l in range(weights_of_geometry.shape[0]):
+        add_product(n, x, l * part, weights_of_geometry[l], projected, column)
+        column += weights_of_geometry.shape[2]
+
+
+@inner_loop
+def project_gradient(n, given, features_transposed, geometry_transposed, d_x):
+    """Adds the reverse of `project` to d_x."""
+    column = 0
+    head = features_transposed.shape[2]
+    for h in range(features_transposed.shape[0]):
+        add_product(n, given, column, features_transposed[h], d_x, h * head)
+        column += features_transposed.shape[1]
+    part = geometry_transposed.shape[2]
+    for l in range(geometry_transposed.shape[0]):
+        add_product(n, given, column, geometry_transposed[l], d_x, l * part)
+        column += geometry_transposed.shape[1]
+
+
+@inner_loop
+def refine(n, l, w, kept, x, wide):
+    """Norm and residual MLP of layer l; what the reverse pass needs goes to `kept`.
+
+    Args:
+        x: [n, F], features with messages; replaced.
+        wide: [n, F + 16 ..], working space.
+    """
+    normed, hidden = kept.normed[l], kept.hidden[l]
+    _normalise(n, x, w.norm[l, 0], w.norm[l, 1], kept.normal[l, 0], kept.inverse[l, 0], normed)
+    _silu(n, normed, x)
+    _fill_rows(n, hidden, w.mlp_bias[l, 0])
+    add_product(n, x, 0, w.mlp[l, 0], hidden, 0)
+    _silu(n, hidden, wide)
+    _fill_rows(n, x, w.mlp_bias[l, 1])
+    _add(n, normed, x)
+    add_product(n, wide, 0, w.mlp[l, 1], x, 0)
+
+
+@inner_loop
+def refine_gradient(n, l, w, kept, d_x, other, third):
+    """Reverse of `refine`: d_x [n, F] is replaced; the others are working space [n, F]."""
+    clear(n, other)
+    add_product(n, d_x, 0, w.mlp_transposed[l, 1], other, 0)
+    _times_silu_slope(n, kept.hidden[l], other)
+    clear(n, third)
+    add_product(n, other, 0, w.mlp_transposed[l, 0], third, 0)
+    _times_silu_slope(n, kept.normed[l], third)
+    _add(n, third, d_x)
+    _normalise_gradient(n, d_x, w.norm[l, 0], kept.normal[l, 0], kept.inverse[l, 0], d_x)
+
+
+@inner_loop
+def _orders_of(l, degrees):
+    begin = 0
+    for d in range(l):
+        begin += 2 * degrees[d] + 1
+    return begin, begin + 2 * degrees[l] + 1
+
+
+@inner_loop
+def exchange(n, l, w, kept, degrees, x, ev, wide, out):
+    """Exchange of layer l and the norm after it.
+
+    Args:
+        x: [n, F], replaced.
+        ev: [n, M], replaced; what it was goes to `kept`.
+        wide, out: [n, F + 16 ..], working space.
+    """
+    width = x.shape[1]
+    for i in range(n):
+        for k in range(0, width, LANES):
+            store(wide, i, k, load(x, i, k))
+        for k in range(width, wide.shape[1], LANES):
+            store(wide, i, k, fill(ZERO))
+        for d in range(degrees.shape[0]):
+            begin, end = _orders_of(d, degrees)
+            gathered = ZERO
+            for m in range(begin, end):
+                kept.ev[l, i, m] = ev[i, m]
+                gathered += ev[i, m] * ev[i, m]
+            wide[i, width + d] = gathered
+    _fill_rows(n, out, w.exchange_bias[l])
+    add_product(n, wide, 0, w.exchange[l], out, 0)
+    _add(n, out, x)
+    for i in range(n):
+        for d in range(degrees.shape[0]):
+            gain = ONE + out[i, width + d]
+            kept.gain[l, i, d] = gain
+            begin, end = _orders_of(d, degrees)
+            for m in range(begin, end):
+                ev[i, m] *= gain
+    _normalise(n, x, w.norm[l, 2], w.norm[l, 3], kept.normal[l, 1], kept.inverse[l, 1], x)
+
+
+@inner_loop
+def exchange_gradient(n, l, w, kept, degrees, d_x, d_ev, wide, out):
+    """Reverse of `exchange`: d_x, d_ev are replaced."""
+    width = d_x.shape[1]
+    _normalise_gradient(n, d_x, w.norm[l, 2], kept.normal[l, 1], kept.inverse[l, 1], d_x)
+    for i in range(n):
+        for k in range(0, width, LANES):
+            store(wide, i, k, load(d_x, i, k))
+        for k in range(width, wide.shape[1], LANES):
+            store(wide, i, k, fill(ZERO))
+        for d in range(degrees.shape[0]):
+            begin, end = _orders_of(d, degrees)
+            gathered = ZERO
+            for m in range(begin, end):
+                gathered += d_ev[i, m] * kept.ev[l, i, m]
+            wide[i, width + d] = gathered
+    clear(n, out)
+    add_product(n, wide, 0, w.exchange_transposed[l], out, 0)
+    _add(n, out, d_x)
+    for i in range(n):
+        for d in range(degrees.shape[0]):
+            gain, pull = kept.gain[l, i, d], TWO * out[i, width + d]
+            begin, end = _orders_of(d, degrees)
+            for m in range(begin, end):
+                d_ev[i, m] = d_ev[i, m] * gain + pull * kept.ev[l, i, m]
+
+
+@inner_loop
+def energies_and_gradient(n, w, species, scale, x, hidden, energies, d_x):
+    """Energy head: adds scale times energy to `energies` [n]; d_x: gradient of their sum.
+
+    Args:
+        scale: [n_species] float64.
+        hidden: [n, head features], working space.
+    """
+    _fill_rows(n, hidden, w.head_bias)
+    add_product(n, x, 0, w.head, hidden, 0)
+    one = fill(ONE)
+    for i in range(n):
+        gathered = fill(ZERO)
+        factor = fill(single(scale[species[i]]))
+        for k in range(0, hidden.shape[1], LANES):
+            v, last = load(hidden, i, k), load(w.last, 0, k)
+            s = sigmoid(v)
+            vs = times(v, s)
+            gathered = fma(vs, last, gathered)
+            slope = fma(vs, minus(one, s), s)
+            store(hidden, i, k, times(times(slope, last), factor))
+        energies[i] += scale[species[i]] * total(gathered)
+    clear(n, d_x)
+    add_product(n, hidden, 0, w.head_transposed, d_x, 0)

@@ -1,0 +1,345 @@
+"""Packs a So3krates for the compiled loops, and calls them.
+
+Equals `attncalc.nn.so3krates.So3krates` with scale, reference energies and nuclear repulsion, in
+float32, for weights that no longer change. Radial filters and cutoff function become cubics on
+intervals of equal length between `shortest` and the cutoff; everything else is the same arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import jvp
+from torch.nn.functional import pad
+
+from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
+from attncalc.basis.so3 import parity
+from attncalc.graph import Graph
+from attncalc.kernels.folded_attention import RememberedEmbedding
+from attncalc.kernels.frozen_zbl import FrozenZBL
+from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
+from attncalc.kernels.so3krates.step_loop import (
+    Constants,
+    Numbers,
+    Space,
+    Weights,
+    energy_and_forces,
+)
+from attncalc.kernels.so3krates.vectors import LANES
+
+N_INTERVALS = 512
+# room for atoms and pairs grows by this factor, so that a few more do not make it anew each time
+HEADROOM = 1.1
+_NO_SLOPES = np.zeros(0)
+
+
+class Found(NamedTuple):
+    """Energies per atom [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3]."""
+
+    energies: NDArray[np.float64]
+    forces: NDArray[np.float64]
+    strain_gradient: NDArray[np.float64]
+
+
+def can_run(network: Any) -> bool:
+    """Whether the loops know this network: its options, and widths that fill the vectors."""
+    c = network.config
+    return (
+        network.parity.dtype == torch.float32
+        and c.qk_activation == "identity"
+        and set(c.layer_norms) == {"after_attention", "after_exchange"}
+        and (c.mlp_after_attention, c.mlp_after_exchange) == ("residual", "none")
+        and c.head_features is not None
+        and c.head_activation == "silu"
+        and 0 not in c.degrees
+        and all(
+            width % LANES == 0
+            for width in (
+                c.num_features // c.num_heads,
+                c.num_features // len(c.degrees),
+                c.num_features // 4,
+                c.head_features,
+            )
+        )
+    )
+
+
+class Engine:
+    """Energy and forces of a So3krates potential.
+
+    Args:
+        network: of which `can_run` is true; stays as it is.
+        scale, reference_energies: [n_species] eV.
+        shortest: Å; for structures with closer atoms a call returns None.
+        repulsion: a pair term.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        scale: Tensor,
+        reference_energies: Tensor,
+        shortest: float,
+        repulsion: FrozenZBL | None = None,
+    ) -> None:
+        config = network.config
+        self.repulsion = repulsion
+        self.embedding = RememberedEmbedding(network.embedding)
+        exact = copy.deepcopy(network).to(torch.float64)
+        starts = config.ev_init_divisor
+        self.numbers = Numbers(
+            float(shortest),
+            float(config.cutoff),
+            0.0 if starts is None else 1 / starts,
+        )
+        with torch.no_grad():
+            bias = exact.head.energy.bias.item()
+            self.constants = _constants(
+                config, shortest, scale.numpy(), (reference_energies + scale * bias).numpy()
+            )
+            self.weights = _weights(exact, shortest)
+        self.shape = _shape(config)
+        self.width, self.n_layers = config.num_features, config.num_layers
+        self._free: list[tuple[int, int, Pairs, Space]] = []
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self  # its arrays do not change, and working space is handed to one call at a time
+
+    def __call__(self, graph: Graph) -> Found | None:
+        """Results for a graph on the CPU, or None if two atoms are too close for the tables."""
+        n_atoms, n_pairs = graph.n_atoms, graph.pairs.shape[0]
+        energies, pair_slopes = np.zeros(n_atoms), _NO_SLOPES
+        if self.repulsion is not None:
+            energies, pair_slopes = self.repulsion.energies_and_slopes(graph)
+        found = Found(energies, np.zeros((n_atoms, 3)), np.zeros((graph.n_systems, 3, 3)))
+        room = self._take(n_atoms, n_pairs)
+        n = energy_and_forces(
+            self.shape,
+            graph.vectors.detach().numpy(),
+            graph.receivers.numpy(),
+            graph.senders.numpy(),
+            graph.edge_mask.numpy(),
+            graph.pairs.numpy(),
+            graph.species.numpy(),
+            graph.system_idx.numpy(),
+            self.embedding(graph).detach().numpy(),
+            pair_slopes,
+            self.numbers,
+            self.constants,
+            self.weights,
+            room[2],
+            room[3],
+            *found,
+        )
+        self._give_back(room)
+        return None if n < 0 else found
+
+    def _take(self, n_atoms: int, n_pairs: int) -> tuple[int, int, Pairs, Space]:
+        with self._lock:
+            room = self._free.pop() if self._free else None
+        if room is None or room[0] < n_atoms or room[1] < n_pairs:
+            n_atoms, n_pairs = math.ceil(n_atoms * HEADROOM), math.ceil(n_pairs * HEADROOM)
+            room = (n_atoms, n_pairs, *self._room(n_atoms, n_pairs))
+        return room
+
+    def _give_back(self, room: tuple[int, int, Pairs, Space]) -> None:
+        with self._lock:
+            self._free.append(room)
+
+    def _room(self, n: int, p: int) -> tuple[Pairs, Space]:
+        width, n_layers = self.width, self.n_layers
+        n_degrees, orders = len(self.shape.degrees), LANES * len(self.shape.orders)
+        exchanged, head = self.weights.exchange.shape[1], self.weights.head.shape[1]
+
+        def floats(*shape: int) -> NDArray[np.float32]:
+            return np.zeros(shape, np.float32)  # zeros: what fills up to 16 must stay zero
+
+        def whole() -> NDArray[np.int64]:
+            return np.zeros(p, np.int64)
+
+        pairs = Pairs(
+            i=whole(),
+            j=whole(),
+            knot=whole(),
+            place=floats(p),
+            envelope=floats(p),
+            envelope_slope=floats(p),
+            spherical=floats(p, orders),
+        )
+        space = Space(
+            lengths=np.zeros(p),
+            directions=np.zeros((p, 3)),
+            which=whole(),
+            d_spherical=floats(p, orders),
+            d_lengths=floats(p),
+            projected=floats(n_layers, n, 5 * width),
+            normed=floats(n_layers, n, width),
+            hidden=floats(n_layers, n, width),
+            normal=floats(n_layers, 2, n, width),
+            inverse=floats(n_layers, 2, n),
+            ev=floats(n_layers, n, orders),
+            ev_before=floats(n_layers + 1, n, orders),
+            gain=floats(n_layers, n, n_degrees),
+            x=floats(n, width),
+            wide=floats(n, exchanged),
+            wide_too=floats(n, exchanged),
+            of_head=floats(n, head),
+            d_x=floats(n, width),
+            other=floats(n, width),
+            third=floats(n, width),
+            d_projected=floats(n, 5 * width),
+            d_ev=floats(n, orders),
+        )
+        return pairs, space
+
+
+def _filled_up(n: int) -> int:
+    """The next multiple of 16."""
+    return -(-n // LANES) * LANES
+
+
+def _shape(config: Any) -> Shape:
+    width, n_degrees = config.num_features, len(config.degrees)
+
+    def vectors(n: int) -> tuple[int, ...]:
+        return (0,) * (n // LANES)
+
+    return Shape(
+        heads=(0,) * config.num_heads,
+        degrees=(0,) * n_degrees,
+        head=vectors(width // config.num_heads),
+        part=vectors(width // n_degrees),
+        hidden=vectors(2 * (width // 4)),
+        orders=vectors(_filled_up(sum(2 * l + 1 for l in config.degrees))),
+    )
+
+
+def _cubics(f: Callable[[Tensor], Tensor], shortest: float, cutoff: float) -> Tensor:
+    """[n_intervals, 4, ...]: coefficients of t = 0..1 from values and slopes at both ends."""
+    knots = torch.linspace(shortest, cutoff, N_INTERVALS + 1, dtype=torch.float64)
+    values, slopes = jvp(f, (knots,), (torch.ones_like(knots),))[:2]
+    slopes = slopes * (cutoff - shortest) / N_INTERVALS
+    y0, y1, s0, s1 = values[:-1], values[1:], slopes[:-1], slopes[1:]
+    rise = y1 - y0
+    return torch.stack([y0, s0, 3 * rise - 2 * s0 - s1, s0 + s1 - 2 * rise], dim=1)
+
+
+def _constants(
+    config: Any, shortest: float, scale: NDArray[np.float64], reference: NDArray[np.float64]
+) -> Constants:
+    degrees = config.degrees
+    n_orders = sum(2 * l + 1 for l in degrees)
+    masks = np.zeros((len(degrees), _filled_up(n_orders)), np.float32)
+    begin = 0
+    for d, l in enumerate(degrees):
+        masks[d, begin : begin + 2 * l + 1] = 1
+        begin += 2 * l + 1
+    signs = np.array([(-1.0) ** l for l in degrees], np.float32)
+    envelope = CUTOFF_FUNCTIONS[config.cutoff_function]
+    return Constants(
+        envelope=_cubics(lambda d: envelope(d, config.cutoff), shortest, config.cutoff).numpy(),
+        degrees=np.array(degrees, np.int64),
+        norms=_harmonic_norms(max(degrees)),
+        masks=masks,
+        mirrored=masks * signs[:, None],
+        parity=parity(degrees).numpy().astype(np.float32),
+        scale=scale,
+        reference=reference,
+    )
+
+
+def _harmonic_norms(highest: int) -> NDArray[np.float64]:
+    """[l, m]: N_lm of Y_lm = N_lm d^m P_l(z)/dz^m (real or imaginary part of (x + iy)^m)."""
+    norms = np.zeros((highest + 1, highest + 1))
+    for l in range(highest + 1):
+        for m in range(l + 1):
+            ratio = math.factorial(l - m) / math.factorial(l + m)
+            norms[l, m] = math.sqrt((2 if m else 1) * (2 * l + 1) / (4 * math.pi) * ratio)
+    return norms
+
+
+def _weights(network: Any, shortest: float) -> Weights:
+    """Of a So3krates in float64."""
+    config = network.config
+    width, n_degrees = config.num_features, len(config.degrees)
+    attentions = [layer.attention for layer in network.layers]
+    norms = [config.avg_num_neighbors] * 2
+    if config.attention_norm == "sqrt_head_width":
+        norms = [math.sqrt(width // count) for count in (config.num_heads, n_degrees)]
+    divide = torch.tensor(norms, dtype=torch.float64)[:, None, None]
+    tables, firsts, seconds = [], [], []
+    for l, attention in enumerate(attentions):
+        rests = l == 0 and config.ev_init_divisor is None
+        mlp = attention.spherical_mlp
+        resting = mlp(mlp.first.new_zeros(1, n_degrees)) if rests else mlp.second_bias
+
+        def filters(d: Tensor, attention: Any = attention, resting: Tensor = resting) -> Tensor:
+            envelope = CUTOFF_FUNCTIONS[config.cutoff_function](d, config.cutoff)
+            both = (network.radial(d)(attention.radial_mlp) + resting) / divide
+            return torch.cat(list(both), dim=1) * envelope.unsqueeze(1)
+
+        tables.append(_cubics(filters, shortest, config.cutoff).flatten(1))
+        # sums over orders are taken bare: 1 / sqrt(2l+1) goes to the weights behind them
+        orders = torch.tensor([2 * l + 1 for l in config.degrees], dtype=torch.float64)
+        firsts.append(mlp.first / orders.sqrt().unsqueeze(1))
+        seconds.append(mlp.second / divide)
+    exchanges = [_exchange(layer.exchange, config) for layer in network.layers]
+    features = [a.feature_projection for a in attentions]
+    geometry = [a.geometry_projection for a in attentions]
+    refinements = [layer.mlp_after_attention for layer in network.layers]
+    mlps = [torch.stack([r.first.weight, r.second.weight]) for r in refinements]
+    head = network.head.hidden.weight
+    return Weights(
+        table=_packed(tables),
+        first=_packed(firsts),
+        first_bias=_packed([a.spherical_mlp.first_bias.unsqueeze(0) for a in attentions]),
+        second=_packed(seconds),
+        second_transposed=_packed(seconds, transposed=True),
+        features=_packed(features),
+        features_transposed=_packed(features, transposed=True),
+        geometry=_packed(geometry),
+        geometry_transposed=_packed(geometry, transposed=True),
+        norm=_packed([_norms(layer) for layer in network.layers]),
+        mlp=_packed(mlps),
+        mlp_transposed=_packed(mlps, transposed=True),
+        mlp_bias=_packed(
+            [torch.stack([r.first.bias, r.second.bias])[:, None] for r in refinements]
+        ),
+        exchange=_packed([weight for weight, _ in exchanges]),
+        exchange_transposed=_packed([weight for weight, _ in exchanges], transposed=True),
+        exchange_bias=_packed([bias for _, bias in exchanges]),
+        head=_packed([head])[0],
+        head_transposed=_packed([head], transposed=True)[0],
+        head_bias=_packed([network.head.hidden.bias.unsqueeze(0)])[0],
+        last=_packed([network.head.energy.weight.T])[0],
+    )
+
+
+def _packed(tensors: Sequence[Tensor], *, transposed: bool = False) -> NDArray[np.float32]:
+    """One float32 array of equal tensors, in C order."""
+    array = torch.stack(list(tensors)).numpy().astype(np.float32)
+    return np.ascontiguousarray(array.swapaxes(-1, -2) if transposed else array)
+
+
+def _norms(layer: Any) -> Tensor:
+    after_attention, after_exchange = layer.norm_after_attention, layer.norm_after_exchange
+    rows = [after_attention.scale, after_attention.bias, after_exchange.scale, after_exchange.bias]
+    return torch.stack(rows).unsqueeze(1)
+
+
+def _exchange(exchange: Any, config: Any) -> tuple[Tensor, Tensor]:
+    """Its matrix and bias, filled up with zeros, for invariants without 1 / sqrt(2l+1)."""
+    weight, bias = exchange.linear.weight.clone(), exchange.linear.bias
+    orders = torch.tensor([2 * l + 1 for l in config.degrees], dtype=torch.float64)
+    weight[config.num_features :] /= orders.sqrt().unsqueeze(1)
+    more = _filled_up(len(weight)) - len(weight)
+    return pad(weight, (0, more, 0, more)), pad(bias, (0, more)).unsqueeze(0)

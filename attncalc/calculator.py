@@ -16,7 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from attncalc import checks
 from attncalc.fast import lower
 from attncalc.model_file import load
-from attncalc.neighbors import VerletList
+from attncalc.neighbors import SKIN, VerletList
 from attncalc.potential import (
     SMALLEST_VOLUME,
     Committee,
@@ -29,9 +29,6 @@ from attncalc.potential import (
 )
 from attncalc.system import System
 
-# Å added to the cutoff, by device: a CPU drops the pairs in the skin at every step, a GPU carries
-# them along but pays more for building a list
-SKIN = {"cpu": 0.5, "cuda": 1.0}
 # atoms of one batch of `calculate_many`: bounds its memory
 ATOMS_PER_BATCH = 2000
 

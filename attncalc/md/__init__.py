@@ -1,6 +1,27 @@
-"""Molecular dynamics."""
+"""Molecular dynamics: whole steps where the model is, or through ASE's integrators."""
 
+from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
+from attncalc.md.forces import Forces
+from attncalc.md.integrators import Langevin, Verlet
+from attncalc.md.log import Log
+from attncalc.md.simulation import run
+from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer
 from attncalc.md.with_ase import ENSEMBLES, SPREAD, Settings, run_with_ase
 
-__all__ = ["ENSEMBLES", "SPREAD", "Settings", "Thermometer", "run_with_ase"]
+__all__ = [
+    "ENSEMBLES",
+    "SPREAD",
+    "Checkpoint",
+    "Forces",
+    "Langevin",
+    "Log",
+    "MDState",
+    "Restart",
+    "Settings",
+    "Thermometer",
+    "Verlet",
+    "load_checkpoint",
+    "run",
+    "run_with_ase",
+]

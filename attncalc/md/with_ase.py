@@ -22,11 +22,10 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
+from attncalc.md.log import SPREAD
 from attncalc.md.velocities import Thermometer
 
 COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
-# of a committee: the largest standard deviation over its members of the force on an atom
-SPREAD = "force_spread_eV_A"
 ENSEMBLES = ("nve", "nvt", "npt")
 # an integrator that has lost a molecule is far beyond any temperature one would ask for
 RUNAWAY = 10.0  # times the temperature asked for, plus
@@ -129,8 +128,8 @@ def run_with_ase(
     dynamics = _integrator(atoms, settings, rng)
     rows: list[dict[str, float]] = []
     with (
-        _removed_if_empty(rows, (trajectory, log_file)),
-        _frames(trajectory) as frames,
+        removed_if_empty(rows, (trajectory, log_file)),
+        Frames(trajectory) as frames,
         open(log_file, "w", newline="") as file,
     ):
 
@@ -141,7 +140,7 @@ def run_with_ase(
             beyond = dynamics.nsteps % settings.every
             if not beyond or dynamics.nsteps == settings.n_steps:
                 row = _observe(atoms, thermometer, time)
-                with _finished_before_ctrl_c():
+                with finished_before_ctrl_c():
                     frames.write(atoms)
                     log = csv.DictWriter(file, list(row))
                     if not rows:
@@ -225,7 +224,7 @@ def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:
 
 
 @contextmanager
-def _removed_if_empty(rows: Sequence[object], paths: Sequence[Path]) -> Iterator[None]:
+def removed_if_empty(rows: Sequence[object], paths: Sequence[Path]) -> Iterator[None]:
     """What stopped before its first frame leaves nothing, and the next try finds the names free."""
     try:
         yield
@@ -236,7 +235,7 @@ def _removed_if_empty(rows: Sequence[object], paths: Sequence[Path]) -> Iterator
 
 
 @contextmanager
-def _finished_before_ctrl_c() -> Iterator[None]:
+def finished_before_ctrl_c() -> Iterator[None]:
     """Ctrl-C waits until the block is done, so that no frame is cut off within a number."""
     # Python delivers signals to its main thread, and None is a handler that C code put there
     ours = threading.current_thread() is threading.main_thread()
@@ -253,7 +252,7 @@ def _finished_before_ctrl_c() -> Iterator[None]:
             before(*waiting[0])
 
 
-class _frames:
+class Frames:
     """Writes frames to an open file; picks the format by the name's ending."""
 
     def __init__(self, path: Path) -> None:
@@ -262,7 +261,7 @@ class _frames:
         if path.suffix not in (".xyz", ".extxyz", ".traj"):
             raise ValueError(f"{path.name}: a trajectory must end in .xyz, .extxyz or .traj")
 
-    def __enter__(self) -> _frames:
+    def __enter__(self) -> Frames:
         self.file = (
             Trajectory(self.path, "w") if self.path.suffix == ".traj" else open(self.path, "w")
         )

@@ -4,9 +4,10 @@ from attncalc.neighbors.by_device import neighbor_list
 from attncalc.neighbors.matscipy_list import matscipy_list
 from attncalc.neighbors.nvalchemi_list import nvalchemi_list
 from attncalc.neighbors.torch_list import torch_list
-from attncalc.neighbors.verlet import VerletList, fresh_graph
+from attncalc.neighbors.verlet import SKIN, VerletList, fresh_graph
 
 __all__ = [
+    "SKIN",
     "VerletList",
     "fresh_graph",
     "matscipy_list",

@@ -14,6 +14,10 @@ from attncalc.neighbors.reuse import reused_edges
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
 from attncalc.system import System
 
+SKIN = {"cpu": 0.5, "cuda": 1.0}
+"""Å added to the cutoff, by device: a CPU drops the pairs in the skin at every step, a GPU carries
+them along but pays more for building a list."""
+
 CAPACITY_STEP = 64
 """Padded arrays are a multiple of this long."""
 

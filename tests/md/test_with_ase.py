@@ -155,7 +155,7 @@ def test_ctrl_c_while_a_frame_is_written(
     name: str, stop: str, tmp_path: Path, calculator: AttnCalculator, monkeypatch
 ) -> None:
     """It waits: trajectory and log hold the same whole frames."""
-    kind, method = (with_ase._frames, "write") if stop == "write" else (csv.DictWriter, "writerow")
+    kind, method = (with_ase.Frames, "write") if stop == "write" else (csv.DictWriter, "writerow")
     third = 3 if stop == "write" else 4  # the header of the log is a row, too
     original, calls = getattr(kind, method), []
 

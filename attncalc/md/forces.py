@@ -1,0 +1,72 @@
+"""`Forces`: a potential that follows atoms in motion."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from attncalc.fast import lower
+from attncalc.neighbors import SKIN, VerletList
+from attncalc.potential import Potential, Result, check_system, evaluate
+from attncalc.system import System
+
+
+class Forces:
+    """Energy and forces of a potential along a trajectory: its fast path, and a list that is kept.
+
+    Args:
+        potential: stays as it is; what is used is a copy.
+        skin: Å added to the cutoff of the neighbour list; None chooses by the device.
+
+    Attributes:
+        neighbors: the list; a step that needs another one makes it.
+        looks_at_every_step: whether asking if the list holds costs nothing worth saving.
+    """
+
+    def __init__(self, potential: Potential, *, skin: float | None = None) -> None:
+        self.potential = copy.deepcopy(potential).requires_grad_(False).eval()
+        self._fast = lower(self.potential)
+        self.device = potential.device
+        self.looks_at_every_step = self.device.type == "cpu"
+        self.neighbors = VerletList.create(
+            cutoff=potential.cutoff,
+            skin=SKIN[self.device.type] if skin is None else skin,
+            species=potential.species,
+        )
+
+    def __call__(self, system: System) -> Result:
+        """At these positions; the list is made anew where it has to be.
+
+        Raises:
+            ValueError: as `VerletList.update`.
+        """
+        self.neighbors, graph = self.neighbors.update(system)
+        return evaluate(self._fast, graph)
+
+    def check(self, system: System) -> None:
+        """Refuse what the model does not know.
+
+        Raises:
+            ValueError: as `attncalc.potential.check_system`.
+        """
+        check_system(self.potential, system)
+
+    def renew(self, system: System) -> None:
+        """Make a list for these positions, whether the old one holds or not."""
+        self.neighbors, _ = replace(self.neighbors, listed=None).update(system)
+
+    def without_check(self, system: System) -> tuple[Result, Tensor]:
+        """By the list as it is, and whether that may miss a pair: [], bool, on the device.
+
+        Nothing waits for the device. Results of a list that may miss a pair must be thrown away.
+        """
+        stale = self.neighbors.needs_rebuild(system)
+        return evaluate(self._fast, self.neighbors.graph(system)), torch.as_tensor(stale)
+
+
+def forces_of(potential: Potential | Forces) -> Forces:
+    """A potential's `Forces`, or what it is already."""
+    return potential if isinstance(potential, Forces) else Forces(potential)

@@ -1,0 +1,331 @@
+"""Velocity Verlet and Langevin dynamics, one step at a time.
+
+| letter | what it does in a time h                                             | here    |
+|--------|----------------------------------------------------------------------|---------|
+| B      | momenta += h forces                                                  | `kick`  |
+| A      | positions += h momenta / masses                                      | `drift` |
+| O      | momenta = c momenta + sqrt((1 - c²) m kB T) noise, c = exp(-gamma h) | `shake` |
+
+Velocity Verlet is B A B, Langevin dynamics B A O A B (Leimkuhler & Matthews, AMRX 2013, 34), with
+forces computed once before the last B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from ase import units
+from ase.constraints import FixAtoms
+from ase.data import atomic_masses
+from torch import Tensor
+
+from attncalc.md.forces import Forces, forces_of
+from attncalc.md.noise import LOW_32_BITS, normal_noise
+from attncalc.md.state import MDState
+from attncalc.md.velocities import Thermometer
+from attncalc.potential import Potential, Result
+from attncalc.system import System
+
+Force = Callable[[System], Result]
+
+# an integrator that has lost a molecule is far beyond any temperature one would ask for
+RUNAWAY = 10.0  # times the temperature asked for, plus
+RUNAWAY_FLOOR = 3000.0  # K
+
+
+def kick(state: MDState, time: float) -> MDState:
+    """B: momenta change by forces; those of fixed atoms stay zero."""
+    momenta = torch.add(state.momenta, state.forces, alpha=time)
+    return replace(state, momenta=_held(state, momenta))
+
+
+def drift(state: MDState, time: float) -> MDState:
+    """A: positions change by velocities."""
+    positions = torch.addcdiv(
+        state.system.positions, state.momenta, state.masses.unsqueeze(1), value=time
+    )
+    return replace(state, system=state.at(positions))
+
+
+def shake(state: MDState, time: float, temperature: Tensor, friction: float) -> MDState:
+    """O: friction and random forces; what energy they bring counts as heat.
+
+    Args:
+        state: before.
+        time: ASE time units.
+        temperature: [n_systems] K.
+        friction: 1 / ASE time.
+    """
+    kept = math.exp(-friction * time)
+    thermal = units.kB * (1 - kept * kept) * temperature  # [n_systems] eV
+    of_atoms = thermal if thermal.shape[0] == 1 else thermal[state.system.system_idx]
+    width = torch.sqrt(state.masses * of_atoms).unsqueeze(1)
+    noise = normal_noise(
+        state.seed, state.step, state.replicas, state.system.system_idx, state.atom_in_system
+    )
+    momenta = _held(state, torch.addcmul(kept * state.momenta, width, noise))
+    after = replace(state, momenta=momenta)
+    return replace(after, heat=state.heat + after.kinetic_energy - state.kinetic_energy)
+
+
+def with_forces(state: MDState, result: Result) -> MDState:
+    """The state with energy and forces at its positions."""
+    spread = None
+    if result.spread is not None:
+        of_atoms = torch.linalg.vector_norm(result.spread.forces, dim=1)
+        spread = torch.zeros_like(result.energy)
+        spread = spread.index_reduce(0, state.system.system_idx, of_atoms, "amax")
+    return replace(state, energy=result.energy, forces=result.forces, spread=spread)
+
+
+def _held(state: MDState, momenta: Tensor) -> Tensor:
+    return momenta if state.fixed is None else momenta.masked_fill(state.fixed.unsqueeze(1), 0.0)
+
+
+@dataclass(frozen=True)
+class Verlet:
+    """Constant energy: velocity Verlet.
+
+    Attributes:
+        timestep: ASE time units (0.5 * ase.units.fs).
+
+    Raises:
+        ValueError: the timestep is not positive and finite.
+    """
+
+    timestep: float
+
+    def __post_init__(self) -> None:
+        _positive("timestep", self.timestep)
+
+    def init(
+        self,
+        potential: Potential | Forces,
+        system: System,
+        *,
+        temperature: float | Sequence[float] = 300.0,
+        seed: int = 0,
+        **given: Any,
+    ) -> MDState:
+        """The state to start from; see `initial_state`, which takes what else is `given`.
+
+        Args:
+            potential: the model.
+            system: the structures.
+            temperature: K, of the initial velocities: one number, or one for each system.
+            seed: of the initial velocities.
+            given: momenta, masses, fixed, replicas.
+        """
+        return initial_state(forces_of(potential), system, temperature, "nve", seed=seed, **given)
+
+    def step(self, state: MDState, force: Force) -> MDState:
+        """The state one timestep later."""
+        h = self.timestep
+        state = drift(kick(state, h / 2), h)
+        state = kick(with_forces(state, force(state.system)), h / 2)
+        return replace(state, step=state.step + 1)
+
+    def highest_temperature(self, first: MDState) -> Tensor:
+        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        return _runaway(first.temperature)
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Constant temperature: Langevin dynamics by BAOAB.
+
+    Attributes:
+        timestep: ASE time units (0.5 * ase.units.fs).
+        temperature: K, one number, or one for each system.
+        friction: 1 / ASE time (0.01 / ase.units.fs).
+
+    Raises:
+        ValueError: a number is not positive and finite.
+    """
+
+    timestep: float
+    temperature: float | tuple[float, ...]
+    friction: float
+
+    def __post_init__(self) -> None:
+        _positive("timestep", self.timestep)
+        _positive("friction", self.friction)
+        if isinstance(self.temperature, Sequence):
+            object.__setattr__(self, "temperature", tuple(map(float, self.temperature)))
+        temperatures = self.temperature
+        for value in temperatures if isinstance(temperatures, tuple) else (temperatures,):
+            _positive("temperature", value)
+
+    def init(
+        self, potential: Potential | Forces, system: System, *, seed: int = 0, **given: Any
+    ) -> MDState:
+        """The state to start from, at this temperature; see `initial_state`.
+
+        Args:
+            potential: the model.
+            system: the structures.
+            seed: of initial velocities and random forces.
+            given: momenta, masses, fixed, replicas.
+        """
+        return initial_state(
+            forces_of(potential), system, self.temperature, "nvt", seed=seed, **given
+        )
+
+    def step(self, state: MDState, force: Force) -> MDState:
+        """The state one timestep later."""
+        h = self.timestep
+        state = drift(kick(state, h / 2), h / 2)
+        state = shake(state, h, _of_systems(self.temperature, state.system), self.friction)
+        state = drift(state, h / 2)
+        state = kick(with_forces(state, force(state.system)), h / 2)
+        return replace(state, step=state.step + 1)
+
+    def highest_temperature(self, first: MDState) -> Tensor:
+        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        return _runaway(
+            torch.maximum(first.temperature, _of_systems(self.temperature, first.system))
+        )
+
+
+Integrator = Verlet | Langevin
+
+
+def initial_state(
+    force: Forces,
+    system: System,
+    temperature: float | Sequence[float],
+    ensemble: str,
+    *,
+    seed: int = 0,
+    momenta: Tensor | None = None,
+    masses: Tensor | None = None,
+    fixed: Tensor | None = None,
+    replicas: Tensor | None = None,
+) -> MDState:
+    """Velocities, energy and forces of a batch that is about to move.
+
+    Args:
+        force: of the model; where that is, the state will be.
+        system: the structures.
+        temperature: K, of velocities drawn: one number, or one for each system.
+        ensemble: "nve" or "nvt": which motion counts as heat, see `attncalc.md.velocities`.
+        seed: of velocities drawn, and of the noise; 0 .. 2^32 - 1.
+        momenta: [n_atoms, 3] amu Å / ASE time; drawn if not given, of exactly this temperature.
+        masses: [n_atoms] amu; the elements' if not given.
+        fixed: [n_atoms], bool: atoms that stay where they are.
+        replicas: [n_systems], int64, not negative: names of the systems' noise; 0, 1, ... if not
+            given.
+
+    Raises:
+        ValueError: the structures are not known to the model, a tensor has the wrong shape, or
+            nothing can move.
+    """
+    if not 0 <= seed <= LOW_32_BITS:
+        raise ValueError(f"seed must be between 0 and 2^32 - 1, got {seed}")
+    system = system.to("cpu")
+    n = system.n_systems
+    kelvin = _of_systems(temperature, system).expand(n)
+    replicas = torch.arange(n) if replicas is None else replicas.cpu().long()
+    if replicas.shape != (n,) or (replicas < 0).any() or (replicas > LOW_32_BITS).any():
+        raise ValueError(f"replicas must be {n} numbers between 0 and 2^32 - 1")
+    if masses is None:
+        masses = torch.from_numpy(atomic_masses)[system.atomic_numbers]
+    masses = _shaped("masses", masses, (system.n_atoms,)).double()
+    if not (masses > 0).all():
+        raise ValueError("masses must be positive")
+    if fixed is not None:
+        fixed = _shaped("fixed", fixed, (system.n_atoms,)).bool()
+        fixed = fixed if fixed.any() else None
+    drawn, n_dof = _drawn(system, kelvin, ensemble, seed, replicas, masses, fixed)
+    if momenta is not None:
+        drawn = _shaped("momenta", momenta, (system.n_atoms, 3)).double()
+    force.check(system)
+    state = MDState(
+        system=system,
+        momenta=drawn,
+        masses=masses,
+        fixed=fixed,
+        energy=torch.zeros(n, dtype=torch.float64),
+        forces=torch.zeros_like(drawn),
+        n_dof=n_dof,
+        heat=torch.zeros(n, dtype=torch.float64),
+        replicas=replicas,
+        atom_in_system=_counted(system),
+        spread=None,
+        step=0,
+        seed=seed,
+    )
+    state = replace(state, momenta=_held(state, state.momenta)).to(force.device)
+    return with_forces(state, force(state.system))
+
+
+def _drawn(
+    system: System,
+    kelvin: Tensor,
+    ensemble: str,
+    seed: int,
+    replicas: Tensor,
+    masses: Tensor,
+    fixed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Momenta [n_atoms, 3] at exactly these temperatures, degrees of freedom [n_systems].
+
+    Those of a system depend on seed and replica, and on nothing else in the batch.
+    """
+    held = torch.zeros(system.n_atoms, dtype=torch.bool) if fixed is None else fixed
+    parts = zip(system.to_ase(), system.split(masses), system.split(held), strict=True)
+    momenta, n_dof = [], []
+    for k, (atoms, weights, still) in enumerate(parts):
+        atoms.set_masses(weights.numpy())
+        if still.any():
+            atoms.set_constraint(FixAtoms(mask=still.numpy()))
+        thermometer = Thermometer.for_run(atoms, ensemble)
+        rng = np.random.default_rng([seed, int(replicas[k])])
+        thermometer.draw(atoms, float(kelvin[k]), rng)
+        momenta.append(torch.from_numpy(atoms.get_momenta()))
+        n_dof.append(float(thermometer.n_dof))
+    return torch.cat(momenta), torch.tensor(n_dof, dtype=torch.float64)
+
+
+def _counted(system: System) -> Tensor:
+    """[n_atoms], int64: 0, 1, ... in every system."""
+    sizes = torch.bincount(system.system_idx, minlength=system.n_systems)
+    first = torch.cumsum(sizes, 0) - sizes
+    return torch.arange(system.n_atoms) - first[system.system_idx]
+
+
+def _of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
+    """[n_systems] K, or [1] where all have the same.
+
+    Raises:
+        ValueError: there are several, but not one for each system.
+    """
+    if not isinstance(temperature, Sequence):
+        return torch.full((1,), float(temperature), dtype=torch.float64, device=system.device)
+    if len(temperature) != system.n_systems:
+        raise ValueError(
+            f"temperature must be one number or one for each of the {system.n_systems} systems, "
+            f"got {len(temperature)}"
+        )
+    return torch.tensor(temperature, dtype=torch.float64, device=system.device)
+
+
+def _runaway(temperature: Tensor) -> Tensor:
+    """[n_systems] K, far beyond any temperature that one would ask for."""
+    return RUNAWAY * temperature + RUNAWAY_FLOOR
+
+
+def _shaped(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if values.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(values.shape)}")
+    return values.cpu()
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")

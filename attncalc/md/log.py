@@ -1,0 +1,116 @@
+"""`Log`: one line of numbers every so many steps, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import IO
+
+import torch
+from ase import units
+
+from attncalc.md.integrators import Integrator
+from attncalc.md.state import MDState
+from attncalc.model_file import write_atomically
+
+COLUMNS = (
+    *("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3"),
+    "conserved_eV",
+)
+
+
+# of a committee: the largest standard deviation over its members of the force on an atom
+SPREAD = "force_spread_eV_A"
+
+
+class Log:
+    """Time, temperature, energies and the conserved quantity of every system, as CSV.
+
+    A batch has a column `system` in front, and a line for each.
+
+    Args:
+        path: new file.
+        every: steps.
+
+    Attributes:
+        rows: what has been written.
+    """
+
+    def __init__(self, path: str | Path, *, every: int = 10) -> None:
+        self.path, self.every = Path(path), every
+        self.rows: list[dict[str, float]] = []
+        self._file: IO[str] | None = None
+        self._timestep = 0.0
+
+    def begin(self, state: MDState, integrator: Integrator) -> None:
+        """Refuse to overwrite, and start.
+
+        Raises:
+            FileExistsError: the file exists.
+        """
+        if self.path.exists():
+            raise FileExistsError(
+                f"{self.path} exists: choose another name, nothing is overwritten"
+            )
+        self._open(state, integrator)
+
+    def resume(self, state: MDState, integrator: Integrator) -> None:
+        """Go on behind this state; lines beyond it, and one that was cut off, are dropped."""
+        now = _time(state, integrator.timestep)
+        if self.path.exists():
+            with open(self.path, newline="") as file:
+                for line in csv.DictReader(file):
+                    try:
+                        row = {name: float(value) for name, value in line.items()}
+                    except (TypeError, ValueError):
+                        break
+                    if row["time_fs"] > now * (1 + 1e-12):
+                        break
+                    self.rows.append(row)
+        self._open(state, integrator)
+
+    def _open(self, state: MDState, integrator: Integrator) -> None:
+        self._timestep = integrator.timestep
+        columns = (*(("system",) if state.system.n_systems > 1 else ()), *COLUMNS)
+        if state.spread is not None:
+            columns = (*columns, SPREAD)
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, columns)
+        table.writeheader()
+        table.writerows(self.rows)
+        write_atomically(self.path, text.getvalue().encode())
+        self._file = open(self.path, "a", newline="")  # noqa: SIM115 (open until `end`)
+
+    def __call__(self, state: MDState) -> None:
+        """Write a state, unless it is the last one written."""
+        time = _time(state, self._timestep)
+        if self._file is None or (self.rows and self.rows[-1]["time_fs"] == time):
+            return
+        volume = torch.linalg.det(state.system.cell).abs()
+        volume = torch.where(volume > 0, volume, torch.nan)
+        kinetic, conserved = state.kinetic_energy, state.conserved
+        numbers = (state.temperature, state.energy, kinetic, state.energy + kinetic, volume)
+        names = COLUMNS if state.spread is None else (*COLUMNS, SPREAD)
+        spread = () if state.spread is None else (state.spread,)
+        lines = torch.stack([*numbers, conserved, *spread], dim=1).tolist()
+        new = [dict(zip(names, (time, *line), strict=True)) for line in lines]
+        if len(new) > 1:
+            new = [{"system": k, **row} for k, row in enumerate(new)]
+        csv.DictWriter(self._file, list(new[0])).writerows(new)
+        self._file.flush()
+        self.rows += new
+
+    def flush(self) -> None:
+        """Every line is flushed when it is written."""
+
+    def end(self) -> None:
+        """Close."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _time(state: MDState, timestep: float) -> float:
+    """fs."""
+    return state.step * timestep / units.fs

@@ -1,0 +1,93 @@
+"""Random numbers as a pure function of (seed, replica, step, atom): no generator, no state.
+
+Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a
+counter of four 32-bit words and a key of two into four random words. Here
+
+    counter = (atom within its system, step, step >> 32, purpose)    key = (seed, replica)
+
+so noise does not depend on what else is in a batch, on chunks, or on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncalc.compiled import has_numba
+
+LOW_32_BITS = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+PER_WORD = 2.0**-32
+
+
+def normal_noise(
+    seed: int, step: int, replicas: Tensor, system_idx: Tensor, atom_in_system: Tensor
+) -> Tensor:
+    """[n_atoms, 3], float64: independent normal numbers of mean 0 and variance 1.
+
+    Args:
+        seed: 0 .. 2^32 - 1.
+        step: 0 .. 2^64 - 1.
+        replicas: [n_systems], int64, 0 .. 2^32 - 1.
+        system_idx: [n_atoms], int64.
+        atom_in_system: [n_atoms], int64: counted from 0 in every system.
+    """
+    if system_idx.device.type == "cpu" and has_numba():
+        noise = np.empty((len(system_idx), 3))
+        arrays = (replicas, system_idx, atom_in_system)
+        _loop()(seed, step, *(tensor.numpy() for tensor in arrays), noise)
+        return torch.from_numpy(noise)
+    key = (torch.full_like(system_idx, seed), replicas[system_idx])
+    words = philox(
+        (
+            atom_in_system,
+            torch.full_like(system_idx, step & LOW_32_BITS),
+            torch.full_like(system_idx, step >> 32),
+            torch.zeros_like(system_idx),
+        ),
+        key,
+    )
+    # never 0, whose logarithm is infinite
+    first, second, third, fourth = ((word.double() + 0.5) * PER_WORD for word in words)
+    radius, other = (torch.sqrt(-2 * torch.log(u)) for u in (first, third))
+    angle = 2 * math.pi * second
+    return torch.stack(
+        [
+            radius * torch.cos(angle),
+            radius * torch.sin(angle),
+            other * torch.cos(2 * math.pi * fourth),
+        ],
+        dim=1,
+    )
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four random 32-bit words from a counter and a key, all int64 tensors of equal shape."""
+    a, b, c, d = counter
+    k, l = key
+    for _ in range(ROUNDS):
+        # int64 wraps around, and the bits are those of unsigned arithmetic
+        ab, cd = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        high_ab, low_ab = (ab >> 32) & LOW_32_BITS, ab & LOW_32_BITS
+        high_cd, low_cd = (cd >> 32) & LOW_32_BITS, cd & LOW_32_BITS
+        a, b, c, d = high_cd ^ b ^ k, low_cd, high_ab ^ d ^ l, low_ab
+        k, l = (k + KEY_STEPS[0]) & LOW_32_BITS, (l + KEY_STEPS[1]) & LOW_32_BITS
+    return a, b, c, d
+
+
+@functools.cache
+def _loop() -> Callable[..., Any]:
+    """Compiled at its first call and kept in a file from then on."""
+    from attncalc.md import noise_loop
+
+    return noise_loop.fill_normal

@@ -1,0 +1,197 @@
+"""`run`: steps in chunks, what is written on the way, and a stop before nonsense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from ase import units
+from torch import Tensor
+
+from attncalc.md.checkpoint import Checkpoint
+from attncalc.md.forces import Forces, forces_of
+from attncalc.md.integrators import Integrator
+from attncalc.md.state import MDState
+from attncalc.md.with_ase import finished_before_ctrl_c
+from attncalc.potential import Potential, Result
+from attncalc.system import System
+
+# steps between two looks at the device, by device: a look costs a wait on a GPU and little on a CPU
+CHUNK = {"cpu": 10, "cuda": 50}
+# eV/Å: no structure that a model knows has such forces
+EXPLODING_FORCE = 1e3
+
+
+class Callback(Protocol):
+    """What happens every so many steps: writing, mostly.
+
+    Attributes:
+        every: steps; it is called with every state whose number of steps is a multiple of it, and
+            with the first and the last one.
+    """
+
+    every: int
+
+    def begin(self, state: MDState, integrator: Integrator) -> None:
+        """Before the first step of a new run."""
+
+    def resume(self, state: MDState, integrator: Integrator) -> None:
+        """Instead of `begin`, where a run goes on: forget what lies beyond this state."""
+
+    def __call__(self, state: MDState) -> None:
+        """At a state."""
+
+    def flush(self) -> None:
+        """Everything so far is safe afterwards."""
+
+    def end(self) -> None:
+        """After the last step, and after an error."""
+
+
+def run(
+    integrator: Integrator,
+    potential: Potential | Forces,
+    state: MDState,
+    n_steps: int,
+    *,
+    callbacks: Sequence[Callback] = (),
+    resumed: bool = False,
+    chunk: int | None = None,
+) -> MDState:
+    """Take `n_steps` steps from `state`.
+
+    Steps are done in chunks. On a GPU nothing within a chunk waits for the device: whether the
+    neighbour list held is asked at its end, and a chunk in which an atom moved too far is thrown
+    away and done again in halves, with a new list. After every chunk energies, temperatures and
+    forces are looked at.
+
+    Args:
+        integrator: `Verlet` or `Langevin`.
+        potential: the model, or its `Forces` (which several runs may share, one after the other).
+        state: from `integrator.init`, a checkpoint, or an earlier run.
+        n_steps: how many.
+        callbacks: called in this order, checkpoints after all others, whose files are then as far.
+        resumed: the state comes from a checkpoint: callbacks go on with their files.
+        chunk: steps; None chooses by the device.
+
+    Returns:
+        The last state.
+
+    Raises:
+        FloatingPointError: the run exploded; callbacks have seen the last good state.
+        ValueError: `n_steps` is negative.
+    """
+    if n_steps < 0:
+        raise ValueError(f"n_steps must not be negative, got {n_steps}")
+    force = forces_of(potential)
+    force.renew(state.system)
+    callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))
+    limit = integrator.highest_temperature(state)
+    last = state.step + n_steps
+    longest = CHUNK[force.device.type] if chunk is None else chunk
+    begun: list[Callback] = []
+    seen = -1  # the step that callbacks have seen last
+    try:
+        for callback in callbacks:
+            begun.append(callback)
+            (callback.resume if resumed else callback.begin)(state, integrator)
+        if not resumed:
+            _call(callbacks, state, at_all_costs=True)
+        seen = state.step
+        while state.step < last:
+            to_go = min(_steps_to_next(callbacks, state.step, last), longest)
+            state, what = _advance(integrator, force, state, to_go, limit)
+            if what:
+                if seen < state.step:
+                    _call(callbacks, state, at_all_costs=True)
+                raise FloatingPointError(_exploded(state, integrator, what))
+            if _call(callbacks, state, at_all_costs=state.step == last):
+                seen = state.step
+    except KeyboardInterrupt:
+        if seen >= 0:  # what is done is not lost
+            _call(callbacks, state, at_all_costs=True)
+        raise
+    finally:
+        for callback in begun:
+            callback.end()
+    return state
+
+
+def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) -> bool:
+    """Call those whose turn it is; whether there was one."""
+    due = [one for one in callbacks if at_all_costs or state.step % one.every == 0]
+    with finished_before_ctrl_c():  # no file is left half-written, and no frame written twice
+        for callback in due:
+            if isinstance(callback, Checkpoint):
+                if callback.waits and not at_all_costs:
+                    continue
+                for other in callbacks:
+                    other.flush()
+            callback(state)
+    return bool(due)
+
+
+def _steps_to_next(callbacks: Sequence[Callback], step: int, last: int) -> int:
+    return min([last - step, *(one.every - step % one.every for one in callbacks)])
+
+
+def _advance(
+    integrator: Integrator, force: Forces, first: MDState, n: int, limit: Tensor
+) -> tuple[MDState, str]:
+    """The state n steps later and nothing, or the last good state and what was wrong after it."""
+    try:
+        state = _steps(integrator, force, first, n)
+        if state is None:  # an atom moved too far for the list: once more, with a new one
+            force.renew(first.system)
+            state = _steps(integrator, force, first, n)
+        what = "" if state is None else _insane(state, limit)
+    except ValueError as error:  # atoms on top of each other, or nowhere
+        state, what = None, str(error)
+    if state is not None and not what:
+        return state, ""
+    if n == 1:
+        return first, what
+    half, what = _advance(integrator, force, first, n // 2, limit)
+    return (half, what) if what else _advance(integrator, force, half, n - n // 2, limit)
+
+
+def _steps(integrator: Integrator, force: Forces, state: MDState, n: int) -> MDState | None:
+    """The state n steps later, or None where a neighbour list did not hold on the way."""
+    if force.looks_at_every_step or n == 1:
+        for _ in range(n):
+            state = integrator.step(state, force)
+        return state
+    stale: list[Tensor] = []
+
+    def unchecked(system: System) -> Result:
+        result, may_miss = force.without_check(system)
+        stale.append(may_miss)
+        return result
+
+    for _ in range(n):
+        state = integrator.step(state, unchecked)
+    return None if bool(torch.stack(stale).any()) else state
+
+
+def _insane(state: MDState, limit: Tensor) -> str:
+    """What is wrong with a state, if anything."""
+    temperature, force = state.temperature, state.forces.abs().amax()
+    total = (temperature + state.energy).sum() + force
+    numbers = torch.stack([total, (temperature - limit).amax(), temperature.amax(), force])
+    total, beyond, warmest, largest = numbers.tolist()  # one wait for the device
+    if not torch.isfinite(numbers).all():
+        return "energy, velocities or forces are no longer finite"
+    if beyond > 0:
+        return f"the temperature reached {warmest:.0f} K"
+    if largest > EXPLODING_FORCE:
+        return f"a force reached {largest:.0f} eV/Å"
+    return ""
+
+
+def _exploded(state: MDState, integrator: Integrator, what: str) -> str:
+    time = state.step * integrator.timestep / units.fs
+    return (
+        f"stopped after {time:.1f} fs: {what}; what was written ends with the last sane state. "
+        "Relax the structure first, take a shorter timestep, or a model that knows such structures"
+    )

@@ -1,0 +1,87 @@
+"""`MDState`: everything that a step of dynamics reads and makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from ase import units
+from torch import Tensor
+
+from attncalc.ops import segment_sum
+from attncalc.system import System
+
+
+@dataclass(frozen=True)
+class MDState:
+    """Atoms in motion: one structure or many that know nothing of each other.
+
+    A step makes a new state; two runs from the same state are the same run.
+
+    Attributes:
+        system: positions, cells, elements.
+        momenta: [n_atoms, 3], amu Å / ASE time, float64; zero for fixed atoms.
+        masses: [n_atoms] amu, float64.
+        fixed: [n_atoms], bool: atoms that stay where they are; None: none.
+        energy: [n_systems] eV, potential energy at these positions.
+        forces: [n_atoms, 3] eV/Å.
+        n_dof: [n_systems], float64: degrees of freedom that temperature counts.
+        heat: [n_systems] eV: what a thermostat has put in so far.
+        replicas: [n_systems], int64: names the noise of each system, whatever batch it is in.
+        atom_in_system: [n_atoms], int64: counted from 0 in every system.
+        spread: [n_systems] eV/Å: of a committee, the largest standard deviation over its members of
+            the force on an atom; None for a single model.
+        step: how many steps are done.
+        seed: of the noise.
+    """
+
+    system: System
+    momenta: Tensor
+    masses: Tensor
+    fixed: Tensor | None
+    energy: Tensor
+    forces: Tensor
+    n_dof: Tensor
+    heat: Tensor
+    replicas: Tensor
+    atom_in_system: Tensor
+    spread: Tensor | None
+    step: int
+    seed: int
+
+    @property
+    def velocities(self) -> Tensor:
+        """[n_atoms, 3] Å / ASE time."""
+        return self.momenta / self.masses.unsqueeze(1)
+
+    @property
+    def kinetic_energy(self) -> Tensor:
+        """[n_systems] eV."""
+        per_atom = 0.5 * (self.momenta * self.momenta).sum(1) / self.masses
+        if self.system.n_systems == 1:
+            return per_atom.sum().unsqueeze(0)
+        return segment_sum(per_atom, self.system.system_idx, self.system.n_systems)
+
+    @property
+    def temperature(self) -> Tensor:
+        """[n_systems] K."""
+        return 2 * self.kinetic_energy / (self.n_dof * units.kB)
+
+    @property
+    def conserved(self) -> Tensor:
+        """[n_systems] eV: kinetic and potential energy less heat; only the timestep moves it."""
+        return self.kinetic_energy + self.energy - self.heat
+
+    def at(self, positions: Tensor) -> System:
+        """The system with other positions [n_atoms, 3] Å."""
+        return replace(self.system, positions=positions)
+
+    def to(self, device: torch.device | str) -> MDState:
+        """The same state on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | System)
+        }
+        return replace(self, **moved)

@@ -1,0 +1,109 @@
+"""Checkpoints: what is read is what was written, a run goes on bit for bit, damage is named."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from ase import units
+from ase.build import bulk
+from contract import ethanol
+
+from attncalc import System, load, md
+
+FS = units.fs
+COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
+LANGEVIN = md.Langevin(timestep=0.5 * FS, temperature=(300.0, 400.0), friction=0.01 / FS)
+
+
+def assert_equal(one: md.MDState, other: md.MDState) -> None:
+    for name, value in vars(one).items():
+        theirs = getattr(other, name)
+        if isinstance(value, System):
+            for part, mine in vars(value).items():
+                assert torch.equal(mine, getattr(theirs, part)), part
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, theirs), name
+        else:
+            assert value == theirs, name
+
+
+@pytest.mark.parametrize("fixed", [None, torch.arange(64) < 5], ids=["free", "fixed"])
+def test_a_run_that_was_interrupted_is_the_same_run(tmp_path: Path, fixed) -> None:
+    potential = load(COPPER)
+    crystal = bulk("Cu", cubic=True) * (2, 2, 2)
+    batch = System.from_ase([crystal, crystal])
+    first = LANGEVIN.init(potential, batch, seed=4, fixed=fixed)
+    whole = md.run(LANGEVIN, potential, first, 60)
+    file = tmp_path / "run.ckpt"
+    checkpoint = md.Checkpoint(file, every=20, info={"model": "copper"})
+    md.run(LANGEVIN, potential, first, 37, callbacks=[checkpoint])
+    integrator, state, info = md.load_checkpoint(file)
+    assert (integrator, state.step, info) == (LANGEVIN, 37, {"model": "copper"})
+    assert_equal(md.run(integrator, potential, state, 23), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
+
+
+def test_verlet_too(tmp_path: Path) -> None:
+    potential = load("so3krates-ethanol")
+    verlet = md.Verlet(0.5 * FS)
+    first = verlet.init(potential, System.from_ase(ethanol()))
+    md.run(verlet, potential, first, 5, callbacks=[md.Checkpoint(tmp_path / "c", every=5)])
+    integrator, state, _ = md.load_checkpoint(tmp_path / "c")
+    assert integrator == verlet
+    both = md.run(verlet, potential, first, 12), md.run(verlet, potential, state, 7)
+    assert_equal(*both)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    potential = load("so3krates-ethanol")
+    langevin = md.Langevin(0.5 * FS, 300.0, 0.01 / FS)
+    state = langevin.init(potential, System.from_ase(ethanol()))
+    file = tmp_path / "run.ckpt"
+    md.run(langevin, potential, state, 1, callbacks=[md.Checkpoint(file)])
+    return file
+
+
+def test_nothing_is_overwritten(written: Path) -> None:
+    content = written.read_bytes()
+    potential = load("so3krates-ethanol")
+    integrator, state, _ = md.load_checkpoint(written)
+    with pytest.raises(FileExistsError, match=r"run\.ckpt exists"):
+        md.run(integrator, potential, state, 1, callbacks=[md.Checkpoint(written)])
+    assert written.read_bytes() == content
+
+
+def test_there_is_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        md.load_checkpoint(tmp_path / "none")
+
+
+def test_damage_is_named(written: Path) -> None:
+    """Cut off, or with bits turned: an error with the file's name, or the same state."""
+    content = written.read_bytes()
+    sound = md.load_checkpoint(written)
+    chance = random.Random(0)
+    for _ in range(300):
+        broken = bytearray(content)
+        if chance.random() < 0.3:
+            broken = broken[: chance.randrange(len(broken))]
+        else:
+            broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
+        written.write_bytes(broken)
+        message = ""
+        try:
+            found = md.load_checkpoint(written)
+            assert (found.integrator, found.info) == (sound.integrator, sound.info)
+            assert_equal(found.state, sound.state)
+        except ValueError as error:
+            message = str(error)
+        named = f"{written}: not a checkpoint of a run, or damaged"
+        assert not message or message.startswith(named)
+
+
+def test_a_model_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a checkpoint of a run"):
+        md.load_checkpoint(COPPER)

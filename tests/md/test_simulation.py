@@ -1,0 +1,342 @@
+"""Dynamics: energy is conserved, temperature right, and a run the same run however it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.md.verlet import VelocityVerlet
+from contract import ethanol
+from torch import Tensor
+
+from attncalc import AttnCalculator, System, load, md
+from attncalc.md import simulation
+from attncalc.potential import Result
+
+FS = units.fs
+COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
+LANGEVIN = md.Langevin(timestep=0.5 * FS, temperature=300, friction=0.01 / FS)
+VERLET = md.Verlet(timestep=0.5 * FS)
+
+
+@pytest.fixture(scope="module")
+def forces() -> md.Forces:
+    return md.Forces(load("so3krates-ethanol"))
+
+
+def start(forces: md.Forces, *structures: Atoms, integrator=LANGEVIN, **options) -> md.MDState:
+    system = System.from_ase(list(structures) or [ethanol()])
+    return integrator.init(forces, system, **options)
+
+
+def assert_equal(one: md.MDState, other: md.MDState) -> None:
+    """To the last bit."""
+    assert (one.step, one.seed) == (other.step, other.seed)
+    for name in ("momenta", "energy", "forces", "heat"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert torch.equal(one.system.positions, other.system.positions)
+
+
+class Harmonic(md.Forces):
+    """Atoms on springs of one strength at the origin; no model, no list.
+
+    Args:
+        strength: eV/Å².
+    """
+
+    def __init__(self, strength: float) -> None:
+        self.strength, self.device = strength, torch.device("cpu")
+        self.looks_at_every_step = True
+
+    def __call__(self, system: System) -> Result:
+        x = system.positions
+        energies = 0.5 * self.strength * (x * x).sum(1)
+        energy = torch.zeros(system.n_systems, dtype=torch.float64)
+        energy.index_add_(0, system.system_idx, energies)
+        return Result(energy, energies, -self.strength * x, torch.zeros(1, 3, 3))
+
+    def check(self, system: System) -> None:
+        pass
+
+    def renew(self, system: System) -> None:
+        pass
+
+
+# ------------------------------------------------------------------------------------- physics
+
+
+def test_verlet_is_ases(forces: md.Forces) -> None:
+    atoms = ethanol()
+    first = start(forces, atoms, integrator=VERLET, temperature=300.0, seed=3)
+    last = md.run(VERLET, forces, first, 100)
+    atoms.calc = AttnCalculator("so3krates-ethanol")
+    atoms.set_momenta(first.momenta.numpy())
+    VelocityVerlet(atoms, 0.5 * FS).run(100)
+    np.testing.assert_allclose(atoms.positions, last.system.positions, atol=1e-9)
+
+
+def test_energy_fluctuates_as_the_square_of_the_timestep() -> None:
+    spread = []
+    timesteps = (0.25, 0.5, 1.0)
+    force = Harmonic(5.0)
+    for timestep in timesteps:
+        verlet = md.Verlet(timestep * FS)
+        state = start(force, integrator=verlet, temperature=300.0)
+        totals = []
+        for _ in range(int(200 / timestep)):
+            state = verlet.step(state, force)
+            totals.append(float(state.conserved))
+        spread.append(np.std(totals))
+    orders = [np.log2(spread[1] / spread[0]), np.log2(spread[2] / spread[1])]
+    assert all(1.9 < order < 2.1 for order in orders)
+
+
+def test_langevin_samples_the_temperature_asked_for_in_momenta_and_positions() -> None:
+    """Each system its own; BAOAB is exact for positions in a harmonic well."""
+    temperatures, n_atoms = (100.0, 800.0), 400
+    langevin = md.Langevin(2 * FS, temperatures, 0.05 / FS)
+    force = Harmonic(2.0)
+    atoms = Atoms("H" * n_atoms, positions=np.zeros((n_atoms, 3)))
+    atoms.set_masses([12.0] * n_atoms)
+    masses = torch.full((2 * n_atoms,), 12.0)
+    system = System.from_ase([atoms, atoms])
+    state = langevin.init(force, system, masses=masses)
+    kinetic, potential = [], []
+    for step in range(2000):
+        state = langevin.step(state, force)
+        if step >= 500:
+            kinetic.append(state.temperature.numpy())
+            potential.append((2 * state.energy / (state.n_dof * units.kB)).numpy())
+    for measured, tolerance in ((potential, 0.02), (kinetic, 0.02)):
+        # 1,200 oscillators over 3 ps, correlated for 20 fs to 100 fs: 1 % is two deviations
+        np.testing.assert_allclose(np.mean(measured, axis=0), temperatures, rtol=tolerance)
+
+
+def test_conserved_quantity_of_langevin_dynamics(forces: md.Forces) -> None:
+    """Energy less heat moves only by the error of the timestep, while energy itself wanders."""
+    first = start(forces, seed=1)
+    energies, conserved = [], []
+    state = first
+    for _ in range(20):
+        state = md.run(LANGEVIN, forces, state, 50)
+        energies.append(float(state.energy + state.kinetic_energy))
+        conserved.append(float(state.conserved))
+    assert np.ptp(energies) > 0.05
+    assert np.ptp(conserved) < 0.05 * np.ptp(energies)
+
+
+def test_fixed_atoms_stay(forces: md.Forces) -> None:
+    fixed = torch.tensor([True, True, *[False] * 7])
+    for integrator in (VERLET, LANGEVIN):
+        first = start(forces, integrator=integrator, fixed=fixed)
+        assert float(first.n_dof) == 21
+        last = md.run(integrator, forces, first, 30)
+        moved = (last.system.positions != first.system.positions).any(1)
+        assert torch.equal(moved, ~fixed)
+        assert not last.momenta[fixed].any()
+        assert last.forces[fixed].any()
+
+
+def test_initial_velocities() -> None:
+    force = Harmonic(1.0)
+    molecule, crystal = ethanol(), bulk("Cu", cubic=True)
+    state = start(force, molecule, crystal, integrator=VERLET, temperature=[200.0, 500.0])
+    assert state.n_dof.tolist() == [3 * 9 - 6, 3 * 4 - 3]
+    np.testing.assert_allclose(state.temperature, [200, 500], rtol=1e-12)
+    arms = state.system.positions[:9] - torch.tensor(molecule.get_center_of_mass())
+    assert state.momenta[:9].sum(0).abs().amax() < 1e-12
+    assert torch.linalg.cross(arms, state.momenta[:9]).sum(0).abs().amax() < 1e-12
+    given = torch.ones(13, 3)
+    assert torch.equal(start(force, molecule, crystal, momenta=given).momenta, given.double())
+    alone = start(force, crystal, replicas=torch.tensor([1]), integrator=VERLET, temperature=500.0)
+    assert torch.equal(alone.momenta, state.momenta[9:])
+
+
+# ---------------------------------------------------------------------- the same run, however cut
+
+
+def test_chunks_do_not_matter(forces: md.Forces) -> None:
+    first = start(forces)
+    whole = md.run(LANGEVIN, forces, first, 60, chunk=60)
+    assert_equal(md.run(LANGEVIN, forces, first, 60, chunk=1), whole)
+    assert_equal(md.run(LANGEVIN, forces, first, 60, chunk=7), whole)
+    assert_equal(md.run(LANGEVIN, forces, md.run(LANGEVIN, forces, first, 25), 35), whole)
+    assert first.step == 0
+
+
+def test_batching_does_not_matter(forces: md.Forces) -> None:
+    warm = ethanol()
+    warm.positions *= 1.02
+    together = start(forces, ethanol(), warm)
+    last = md.run(LANGEVIN, forces, together, 40)
+    alone = start(forces, warm, replicas=torch.tensor([1]))
+    mine = md.run(LANGEVIN, forces, alone, 40)
+    # rounding of float32 forces depends on what shares a block of pairs
+    assert (last.system.positions[9:] - mine.system.positions).abs().amax() < 1e-5
+    assert (last.momenta[9:] - mine.momenta).abs().amax() < 1e-3
+
+
+@pytest.fixture
+def blind(forces: md.Forces) -> Iterator[md.Forces]:
+    """As on a GPU: within a chunk nobody asks whether the list still holds."""
+    forces.looks_at_every_step = False
+    yield forces
+    forces.looks_at_every_step = True
+
+
+def test_a_chunk_in_which_an_atom_moved_too_far_is_done_again(
+    blind: md.Forces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot = replace(LANGEVIN, temperature=2000)
+    first = start(blind, integrator=hot, seed=2)
+    thrown_away = []
+    take_steps = simulation._steps
+
+    def counting(*arguments):
+        state = take_steps(*arguments)
+        thrown_away.append(state is None)
+        return state
+
+    monkeypatch.setattr(simulation, "_steps", counting)
+    last = md.run(hot, blind, first, 200, chunk=100)
+    assert sum(thrown_away) >= 2
+    blind.looks_at_every_step = True
+    assert_equal(md.run(hot, blind, first, 200), last)
+
+
+def test_a_crystal_with_images_likewise(blind: md.Forces) -> None:
+    copper = md.Forces(load(COPPER), skin=0.1)
+    crystal = bulk("Cu", cubic=True) * (2, 2, 2)
+    hot = replace(LANGEVIN, temperature=1500, timestep=2 * FS)
+    first = start(copper, crystal, integrator=hot)
+    checked = md.run(hot, copper, first, 40)
+    copper.looks_at_every_step = False
+    assert_equal(md.run(hot, copper, first, 40, chunk=20), checked)
+
+
+# --------------------------------------------------------------------------------------- callbacks
+
+
+class Recorder:
+    """A callback that remembers what it was told."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.events = every, []
+
+    def begin(self, state: md.MDState, integrator: object) -> None:
+        self.events.append(("begin", state.step))
+
+    def resume(self, state: md.MDState, integrator: object) -> None:
+        self.events.append(("resume", state.step))
+
+    def __call__(self, state: md.MDState) -> None:
+        self.events.append(("call", state.step))
+
+    def flush(self) -> None:
+        self.events.append(("flush", -1))
+
+    def end(self) -> None:
+        self.events.append(("end", -1))
+
+
+def calls(recorder: Recorder) -> list[int]:
+    return [step for what, step in recorder.events if what == "call"]
+
+
+def test_callbacks_are_called_when_it_is_their_turn() -> None:
+    force = Harmonic(1.0)
+    one, other = Recorder(3), Recorder(5)
+    state = md.run(VERLET, force, start(force, integrator=VERLET), 11, callbacks=[one, other])
+    assert calls(one) == [0, 3, 6, 9, 11]
+    assert calls(other) == [0, 5, 10, 11]
+    assert one.events[0] == ("begin", 0)
+    assert one.events[-1] == ("end", -1)
+    again = Recorder(4)
+    md.run(VERLET, force, state, 5, callbacks=[again], resumed=True)
+    assert again.events[0] == ("resume", 11)
+    assert calls(again) == [12, 16]
+
+
+def test_callbacks_end_after_an_error() -> None:
+    class Broken(Recorder):
+        def __call__(self, state: md.MDState) -> None:
+            raise OSError("disk full")
+
+    force = Harmonic(1.0)
+    first, broken = Recorder(1), Broken(1)
+    with pytest.raises(OSError, match="disk full"):
+        md.run(VERLET, force, start(force), 5, callbacks=[first, broken])
+    assert first.events[-1] == broken.events[-1] == ("end", -1)
+
+
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int) -> None:
+    wild = md.Verlet(timestep=8 * FS)
+    first = start(forces, integrator=wild, temperature=3000.0)
+    seen: list[md.MDState] = []
+
+    class Keeper(Recorder):
+        def __call__(self, state: md.MDState) -> None:
+            super().__call__(state)
+            seen.append(state)
+
+    keeper = Keeper(1000)
+    with pytest.raises(FloatingPointError, match=r"^stopped after [\d.]+ fs: .* shorter timestep"):
+        md.run(wild, forces, first, 2000, callbacks=[keeper], chunk=chunk)
+    last = seen[-1]
+    limit = wild.highest_temperature(first)
+    assert not simulation._insane(last, limit)
+    assert simulation._advance(wild, forces, last, 1, limit)[1]
+    assert keeper.events[-1] == ("end", -1)
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: md.Verlet(0.0), "timestep must be positive and finite, got 0.0"),
+        (lambda: md.Langevin(1.0, -3.0, 1.0), "temperature must be positive and finite, got -3.0"),
+        (lambda: md.Langevin(1.0, (300.0, np.nan), 1.0), "temperature must be positive"),
+        (lambda: md.Langevin(1.0, 300.0, np.inf), "friction must be positive and finite, got inf"),
+        (lambda: start(Harmonic(1.0), seed=-1), "seed must be between 0 and"),
+        (
+            lambda: start(Harmonic(1.0), integrator=md.Langevin(1.0, (1.0, 2.0), 1.0)),
+            "one number or one for each of the 1 systems, got 2",
+        ),
+        (
+            lambda: start(Harmonic(1.0), momenta=torch.zeros(8, 3)),
+            r"momenta must have shape \[9, 3\], got \[8, 3\]",
+        ),
+        (lambda: start(Harmonic(1.0), masses=torch.zeros(9)), "masses must be positive"),
+        (lambda: start(Harmonic(1.0), fixed=torch.ones(9)), "nothing can move"),
+        (lambda: start(Harmonic(1.0), replicas=torch.tensor([-1])), "replicas must be 1 numbers"),
+        (
+            lambda: md.run(VERLET, Harmonic(1.0), start(Harmonic(1.0)), -1),
+            "n_steps must not be negative, got -1",
+        ),
+    ],
+)
+def test_bad_input(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_the_model_does_not_know_is_refused(forces: md.Forces) -> None:
+    ion = ethanol()
+    ion.info["charge"] = 1
+    with pytest.raises(ValueError, match="total charge"):
+        start(forces, ion)
+
+
+def test_a_state_has_the_forces_of_its_positions(forces: md.Forces) -> None:
+    state = md.run(LANGEVIN, forces, start(forces), 13)
+    expected: Tensor = forces(state.system).forces
+    assert torch.equal(state.forces, expected)

@@ -6,8 +6,10 @@ import contextlib
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
 from click.testing import CliRunner, Result
 
@@ -23,6 +26,7 @@ from attncalc import AttnCalculator, data, load
 from attncalc import cli as module
 from attncalc.cli import main
 from attncalc.data.errors import predict
+from attncalc.md import Forces, Langevin, load_checkpoint, read_h5md
 from attncalc.model_file import NETWORKS
 
 try:
@@ -108,7 +112,7 @@ def test_help_shows_defaults() -> None:
     text = " ".join(attncalc("md", "--help").output.split())
     for shown in ("300.0", "10000", "0.5", "0.01", "nvt", "auto"):
         assert f"[default: {shown}]" in text
-    assert "NAME.md.xyz" in text
+    assert "NAME.md.h5md" in text
 
 
 def test_all_commands_are_known_to_the_group() -> None:
@@ -342,7 +346,7 @@ def test_md(ethanol_file: str) -> None:
         *("md", ethanol_file, "--model", ETHANOL, "--steps", 30, "--every", 10, "-o", "run.xyz")
     )
     assert re.fullmatch(
-        r"wrote run\.xyz \(4 frames\), run\.csv, run\.png; \d+ neighbour lists in 31 steps\n", said
+        r"wrote run\.xyz \(4 frames\), run\.csv, run\.png; \d+ neighbour lists in \d+ steps\n", said
     )
     assert files() == {ethanol_file, "run.xyz", "run.csv", "run.png"}
     assert len(read("run.xyz", ":")) == 4
@@ -354,7 +358,112 @@ def test_md(ethanol_file: str) -> None:
 @pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
 def test_md_of_a_crystal(ensemble: str, copper_file: str) -> None:
     succeeds(*("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--steps", 4))
-    assert files() == {copper_file, "copper.md.xyz", "copper.md.csv", "copper.md.png"}
+    trajectory = {"copper.md.xyz"} if ensemble == "npt" else {"copper.md.h5md", "copper.md.ckpt"}
+    assert files() == {copper_file, "copper.md.csv", "copper.md.png"} | trajectory
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+def test_md_by_ase(ensemble: str, copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--steps", 4)
+    succeeds(*common, "--engine", "ase", "-o", "ase.traj")
+    succeeds(*common, "-o", "ours.traj")
+    ours, theirs = read("ours.traj", -1), read("ase.traj", -1)
+    same = np.allclose(ours.positions, theirs.positions, atol=1e-6)
+    assert same == (ensemble == "nve"), "the same start, other random forces"
+
+
+def states(trajectory: str) -> list[tuple[int, bytes, bytes, float]]:
+    return [
+        (
+            frame.info["step"],
+            frame.positions.tobytes(),
+            frame.get_momenta().tobytes(),
+            frame.get_potential_energy(),
+        )
+        for frame in read_h5md(trajectory)
+    ]
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+def test_md_that_goes_on_is_the_run_that_was_not_stopped(ensemble: str, copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--every", 10)
+    succeeds(*common, "--steps", 60, "-o", "whole.h5md")
+    succeeds(*common, "--steps", 25, "-o", "part.h5md")
+    assert states("part.h5md")[-1][0] == 25
+    said = succeeds("md", "--resume", "part.h5md", "--steps", 60)
+    assert said.startswith("part.h5md: going on at step 25 of 60\nwrote part.h5md (7 frames), ")
+    assert states("part.h5md") == states("whole.h5md")
+    assert Path("part.csv").read_text() == Path("whole.csv").read_text()
+    said = succeeds("md", "--resume", "part.h5md")
+    assert said == "part.h5md: all 60 steps are done; --steps N goes on to N\n"
+
+
+def test_md_that_is_killed_goes_on_bit_for_bit(copper_file: str) -> None:
+    """kill -9, three times, whenever it comes."""
+    common = ("md", copper_file, "--model", COPPER, "--every", 5, "--steps", 4000)
+    code = "import sys; from attncalc.md import job; job.SECONDS_BETWEEN_CHECKPOINTS = 0.1\n"
+    code += "from attncalc.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, common), "-o", "run.h5md"]
+    reached = -1
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if Path("run.ckpt").exists() and load_checkpoint("run.ckpt").state.step > reached:
+                break
+            time.sleep(0.02)
+        time.sleep(0.3)
+        process.kill()
+        process.wait()
+        reached = load_checkpoint("run.ckpt").state.step
+        assert 0 <= reached < 4000
+        command = [sys.executable, "-c", code, "md", "--resume", "run.h5md"]
+    succeeds("md", "--resume", "run.h5md")
+    succeeds(*common, "-o", "whole.h5md")
+    assert states("run.h5md") == states("whole.h5md")
+    assert Path("run.csv").read_text() == Path("whole.csv").read_text()
+    assert not [name for name in files() if name.startswith(".")]
+
+
+def test_md_resume_bad_input(copper_file: str) -> None:
+    succeeds("md", copper_file, "--model", COPPER, "--steps", 2, "-o", "run.h5md")
+    others = "--resume takes everything from the run itself: leave --model, STRUCTURE away"
+    for arguments, message in (
+        (("--resume", "run.xyz"), "run.xyz: only a run that writes .h5md can be resumed"),
+        (
+            ("--resume", "no.h5md"),
+            "no such file: no.h5md; a run is resumed from .h5md and .ckpt",
+        ),
+        ((copper_file, "--model", COPPER, "--resume", "run.h5md"), others),
+    ):
+        assert fails("md", *arguments) == f"Error: {message}"
+    Path("run.ckpt").write_bytes(b"nothing")
+    said = fails("md", "--resume", "run.h5md")
+    assert said.startswith("Error: run.ckpt: not a checkpoint of a run, or damaged (")
+
+
+def test_md_resume_wants_the_same_model(copper_file: str) -> None:
+    shutil.copy(COPPER, "mine.safetensors")
+    succeeds("md", copper_file, "--model", "mine.safetensors", "--steps", 2, "-o", "run.h5md")
+    shutil.copy(Path(COPPER).parents[2] / "models" / "so3krates-silicon.safetensors", "other")
+    Path("other").rename("mine.safetensors")
+    said = fails("md", "--resume", "run.h5md", "--steps", 4)
+    assert said.endswith("not the model that the run began with: a trajectory has one model")
+
+
+def test_md_holds_fixed_atoms(copper_file: str) -> None:
+    atoms = read(copper_file)
+    atoms.set_constraint(FixAtoms([0]))
+    write("fixed.extxyz", atoms)
+    common = ("md", "fixed.extxyz", "--model", COPPER, "--steps", 5)
+    succeeds(*common, "-o", "run.h5md")
+    first, *_, last = read_h5md("run.h5md")
+    moved = (first.positions != last.positions).any(axis=1)
+    assert moved.tolist() == [False, True, True, True]
+    atoms.set_constraint(FixBondLength(0, 1))
+    write("bond.traj", atoms)
+    said = fails("md", "bond.traj", "--model", COPPER, "--steps", 5)
+    assert said == "Error: the constraint FixBondLengths is ASE's only: take --engine ase"
 
 
 def test_md_seeds(copper_file: str) -> None:
@@ -393,7 +502,7 @@ def test_md_settings(option: str, value: str, message: str, copper_file: str) ->
     assert files() == {copper_file}
 
 
-@pytest.mark.parametrize("name", ["run.xyz", "run.csv", "run.png"])
+@pytest.mark.parametrize("name", ["run.xyz", "run.csv", "run.png", "run.ckpt"])
 def test_md_overwrites_nothing(name: str, copper_file: str) -> None:
     Path(name).write_text("precious")
     said = fails("md", copper_file, "--model", COPPER, "--steps", 1, "-o", "run.xyz")
@@ -412,7 +521,29 @@ def test_md_that_explodes(ethanol_file: str) -> None:
 
 
 def test_md_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C: one line, whole frames, and a picture of them."""
+    """Ctrl-C: one line, whole frames, a picture of them, and the way to go on."""
+    take_step, calls = Langevin.step, []
+
+    def interrupted(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return take_step(self, *arguments)
+
+    monkeypatch.setattr(Langevin, "step", interrupted)
+    result = attncalc("md", copper_file, "--model", COPPER, "--every", 3, "-o", "run.h5md")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "stopped: 6 of 10000 steps are done; run.h5md holds them to 3.0 fs; go on with "
+        "--resume run.h5md\n"
+    )
+    assert [frame.info["step"] for frame in read_h5md("run.h5md")] == [0, 3, 6]
+    assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
+    succeeds("md", "--resume", "run.h5md", "--steps", 9)
+    assert [frame.info["step"] for frame in read_h5md("run.h5md")] == [0, 3, 6, 9]
+
+
+def test_md_by_ase_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calculate, calls = AttnCalculator.calculate, []
 
     def interrupted(self, *arguments) -> None:
@@ -422,7 +553,8 @@ def test_md_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -
         calculate(self, *arguments)
 
     monkeypatch.setattr(AttnCalculator, "calculate", interrupted)
-    result = attncalc("md", copper_file, "--model", COPPER, "--every", 3, "-o", "run.xyz")
+    common = ("md", copper_file, "--model", COPPER, "--engine", "ase", "--every", 3)
+    result = attncalc(*common, "-o", "run.xyz")
     assert result.exit_code == 130
     found = re.fullmatch(
         r"stopped: (\d+) of 10000 steps are done; run\.xyz holds 3 whole frames, to 3\.0 fs\n",
@@ -434,12 +566,15 @@ def test_md_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -
     assert files() == {copper_file, "run.xyz", "run.csv", "run.png"}
 
 
-def test_md_that_is_stopped_at_once(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_) -> None:
+@pytest.mark.parametrize("name", ["run.h5md", "run.xyz"])
+def test_md_that_is_stopped_at_once(
+    name: str, copper_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(AttnCalculator, "calculate", interrupted)
-    result = attncalc("md", copper_file, "--model", COPPER, "-o", "run.xyz")
+    monkeypatch.setattr(Forces, "__call__", interrupted)
+    result = attncalc("md", copper_file, "--model", COPPER, "-o", name)
     assert result.exit_code == 130
     assert files() == {copper_file}, "the next try finds the names free"
 
@@ -466,7 +601,7 @@ def test_md_draws_some_frames_of_a_long_run(copper_file: str, monkeypatch) -> No
         "target": 200.0,
         "n_dof": 12,
     }
-    succeeds(*common, "--ensemble", "nve", "-o", "nve.xyz")
+    succeeds(*common, "--ensemble", "nve", "-o", "nve.h5md")
     assert drawn[1][2]["target"] is None
 
 
@@ -922,8 +1057,8 @@ def test_train_messages() -> None:
             "timestep must be positive",
         ),
         (
-            ("md", "ethanol.xyz", "--model", ETHANOL, "-o", "a.h5md"),
-            "a.h5md: a trajectory must end",
+            ("md", "ethanol.xyz", "--model", ETHANOL, "-o", "a.h5"),
+            "a.h5: a trajectory must end in .h5md, .xyz, .extxyz or .traj",
         ),
         (("md", "ethanol.xyz", "--model", ETHANOL, "-o", "no/a.xyz"), "no such folder: no"),
         (

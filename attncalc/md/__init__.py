@@ -2,6 +2,7 @@
 
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.forces import Forces
+from attncalc.md.h5md import H5MDWriter, read_h5md
 from attncalc.md.integrators import Langevin, Verlet
 from attncalc.md.log import Log
 from attncalc.md.simulation import run
@@ -14,6 +15,7 @@ __all__ = [
     "SPREAD",
     "Checkpoint",
     "Forces",
+    "H5MDWriter",
     "Langevin",
     "Log",
     "MDState",
@@ -22,6 +24,7 @@ __all__ = [
     "Thermometer",
     "Verlet",
     "load_checkpoint",
+    "read_h5md",
     "run",
     "run_with_ase",
 ]

@@ -79,7 +79,7 @@ def with_forces(state: MDState, result: Result) -> MDState:
     if result.spread is not None:
         of_atoms = torch.linalg.vector_norm(result.spread.forces, dim=1)
         spread = torch.zeros_like(result.energy)
-        spread = spread.index_reduce(0, state.system.system_idx, of_atoms, "amax")
+        spread = spread.scatter_reduce(0, state.system.system_idx, of_atoms, "amax")
     return replace(state, energy=result.energy, forces=result.forces, spread=spread)
 
 

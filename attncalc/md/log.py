@@ -68,6 +68,10 @@ class Log:
                     if row["time_fs"] > now * (1 + 1e-12):
                         break
                     self.rows.append(row)
+        # a line that was written only because the run was stopped there
+        last = self.rows[-1]["time_fs"] if self.rows else 0.0
+        if round(last * units.fs / integrator.timestep) % self.every:
+            self.rows = [row for row in self.rows if row["time_fs"] != last]
         self._open(state, integrator)
 
     def _open(self, state: MDState, integrator: Integrator) -> None:

@@ -192,6 +192,6 @@ def _insane(state: MDState, limit: Tensor) -> str:
 def _exploded(state: MDState, integrator: Integrator, what: str) -> str:
     time = state.step * integrator.timestep / units.fs
     return (
-        f"stopped after {time:.1f} fs: {what}; what was written ends with the last sane state. "
+        f"stopped at {time:.1f} fs: {what}; what was written ends with the last sane state. "
         "Relax the structure first, take a shorter timestep, or a model that knows such structures"
     )

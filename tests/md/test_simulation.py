@@ -287,7 +287,7 @@ def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int
             seen.append(state)
 
     keeper = Keeper(1000)
-    with pytest.raises(FloatingPointError, match=r"^stopped after [\d.]+ fs: .* shorter timestep"):
+    with pytest.raises(FloatingPointError, match=r"^stopped at [\d.]+ fs: .* shorter timestep"):
         md.run(wild, forces, first, 2000, callbacks=[keeper], chunk=chunk)
     last = seen[-1]
     limit = wild.highest_temperature(first)

@@ -1,0 +1,302 @@
+"""One structure, one run, and the files that lie beside each other: what `attncalc md` does.
+
+run.h5md    trajectory (or run.xyz, run.traj: these cannot be resumed)
+run.csv     log
+run.ckpt    checkpoint, beside an .h5md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from torch import Tensor
+
+from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
+from attncalc.md.forces import Forces
+from attncalc.md.h5md import H5MDWriter
+from attncalc.md.integrators import Integrator, Langevin, Verlet
+from attncalc.md.log import Log
+from attncalc.md.simulation import Callback, run
+from attncalc.md.state import MDState
+from attncalc.md.with_ase import Frames, Settings
+from attncalc.system import System
+
+# a checkpoint brings all files up to date, so not too often
+SECONDS_BETWEEN_CHECKPOINTS = 20.0
+
+Progress = Callable[[int, str], None]
+
+
+def run_structure(
+    atoms: Atoms,
+    force: Forces,
+    settings: Settings,
+    trajectory: Path,
+    *,
+    info: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Log:
+    """Start a run from a structure.
+
+    Velocities (momenta) of the structure are kept; otherwise they are drawn. Atoms that
+    `ase.constraints.FixAtoms` holds stay.
+
+    Args:
+        atoms: the structure.
+        force: of the model.
+        settings: "nve" or "nvt".
+        trajectory: new file, .h5md, .xyz, .extxyz or .traj.
+        info: remembered in the checkpoint, with the settings.
+        progress: called with the number of steps since the last call, and a status line.
+
+    Returns:
+        The log.
+
+    Raises:
+        FileExistsError: a file exists.
+        ValueError: the ensemble is another one, or a constraint.
+        FloatingPointError: the run exploded; the last sane frame is the last of the trajectory.
+        KeyboardInterrupt: Ctrl-C; says what is done.
+    """
+    for ending in (trajectory.suffix, ".csv", ".ckpt"):
+        if (path := trajectory.with_suffix(ending)).exists():
+            raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+    integrator = _integrator(settings)
+    momenta = torch.from_numpy(atoms.get_momenta())
+    system = System.from_ase(atoms)
+    options: dict[str, Any] = {
+        "seed": settings.seed,
+        "momenta": momenta if momenta.any() else None,
+        "masses": torch.from_numpy(atoms.get_masses()),
+        "fixed": _fixed(atoms),
+    }
+    if isinstance(integrator, Verlet):
+        options["temperature"] = settings.temperature
+    writer: Callback = (
+        H5MDWriter(trajectory, every=settings.every)
+        if trajectory.suffix == ".h5md"
+        else FrameWriter(trajectory, atoms, every=settings.every)
+    )
+    callbacks = [writer, log := Log(trajectory.with_suffix(".csv"), every=settings.every)]
+    if trajectory.suffix == ".h5md":
+        remembered = {**info, "settings": asdict(settings)}
+        callbacks.append(_checkpoint(trajectory, settings, remembered))
+    state = integrator.init(force, system, **options)
+    _run(integrator, force, state, settings, callbacks, log, trajectory, progress, resumed=False)
+    return log
+
+
+def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
+    """The checkpoint beside a trajectory, and the settings of its run.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: the checkpoint is damaged, or belongs to no run of this kind.
+    """
+    if trajectory.suffix != ".h5md":
+        raise ValueError(f"{trajectory.name}: only a run that writes .h5md can be resumed")
+    for path in (trajectory, file := trajectory.with_suffix(".ckpt")):
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}; a run is resumed from .h5md and .ckpt")
+    restart = load_checkpoint(file)
+    if "settings" not in restart.info:
+        raise ValueError(f"{file}: a checkpoint of a run that `attncalc md` did not start")
+    return restart, Settings(**restart.info["settings"])
+
+
+def resume_structure(
+    restart: Restart,
+    force: Forces,
+    settings: Settings,
+    trajectory: Path,
+    *,
+    progress: Progress | None = None,
+) -> Log:
+    """Go on with a run, as if it had not been interrupted, up to `settings.n_steps`.
+
+    Frames and lines beyond the checkpoint are made again.
+
+    Args:
+        restart: from `read_restart`.
+        force: of the same model.
+        settings: of the run; `n_steps` may have grown.
+        trajectory: of the run.
+        progress: see `run_structure`.
+
+    Returns:
+        The log, from the beginning of the run.
+
+    Raises:
+        FileNotFoundError, ValueError: the files do not belong together.
+        FloatingPointError, KeyboardInterrupt: see `run_structure`.
+    """
+    integrator, state, info = restart
+    log = Log(trajectory.with_suffix(".csv"), every=settings.every)
+    remembered = {**info, "settings": asdict(settings)}
+    callbacks: list[Callback] = [
+        H5MDWriter(trajectory, every=settings.every),
+        log,
+        _checkpoint(trajectory, settings, remembered),
+    ]
+    state = state.to(force.device)
+    _run(integrator, force, state, settings, callbacks, log, trajectory, progress, resumed=True)
+    return log
+
+
+def _run(
+    integrator: Integrator,
+    force: Forces,
+    state: MDState,
+    settings: Settings,
+    callbacks: list[Callback],
+    log: Log,
+    trajectory: Path,
+    progress: Progress | None,
+    *,
+    resumed: bool,
+) -> None:
+    if progress is not None:
+        callbacks = [*callbacks, _Progress(progress, log, every=settings.every)]
+    try:
+        n_steps = max(settings.n_steps - state.step, 0)
+        run(integrator, force, state, n_steps, callbacks=callbacks, resumed=resumed)
+    except FloatingPointError as error:
+        what, _, advice = str(error).partition("; what was written ends with the last sane state")
+        told = f"{what}; the last sane frame is in {trajectory.name}{advice}"
+        raise FloatingPointError(told) from None
+    except KeyboardInterrupt:
+        if not log.rows:
+            raise
+        done = round(log.rows[-1]["time_fs"] / settings.timestep)
+        raise KeyboardInterrupt(
+            f"{done} of {settings.n_steps} steps are done; {trajectory.name} holds them to "
+            f"{log.rows[-1]['time_fs']:.1f} fs"
+            + (f"; go on with --resume {trajectory}" if trajectory.suffix == ".h5md" else "")
+        ) from None
+
+
+def _integrator(settings: Settings) -> Integrator:
+    timestep = settings.timestep * units.fs
+    if settings.ensemble == "nve":
+        return Verlet(timestep)
+    if settings.ensemble == "nvt":
+        return Langevin(timestep, settings.temperature, settings.friction / units.fs)
+    raise ValueError(f"ensemble {settings.ensemble!r} runs through ASE only")
+
+
+def _checkpoint(trajectory: Path, settings: Settings, info: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        trajectory.with_suffix(".ckpt"),
+        every=settings.every,
+        seconds=SECONDS_BETWEEN_CHECKPOINTS,
+        info=info,
+    )
+
+
+def _fixed(atoms: Atoms) -> Tensor | None:
+    """[n_atoms], bool.
+
+    Raises:
+        ValueError: there are constraints of other kinds.
+    """
+    if not atoms.constraints:
+        return None
+    fixed = torch.zeros(len(atoms), dtype=torch.bool)
+    for constraint in atoms.constraints:
+        if not isinstance(constraint, FixAtoms):
+            kind = type(constraint).__name__
+            raise ValueError(f"the constraint {kind} is ASE's only: take --engine ase")
+        fixed[torch.from_numpy(constraint.get_indices()).long()] = True
+    return fixed
+
+
+class FrameWriter:
+    """Frames of a single structure by ASE, extended XYZ or .traj: a callback of `md.run`.
+
+    Such a file cannot be resumed.
+
+    Args:
+        path: new file.
+        atoms: what frames are copies of, but for positions, momenta and results.
+        every: steps.
+    """
+
+    def __init__(self, path: Path, atoms: Atoms, *, every: int) -> None:
+        self.every, self._frames, self._atoms = every, Frames(path), atoms.copy()
+        self._last = -1
+
+    def begin(self, state: MDState, integrator: Integrator) -> None:
+        """Refuse to overwrite.
+
+        Raises:
+            FileExistsError: the file exists.
+        """
+        del state, integrator
+        if (path := self._frames.path).exists():
+            raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+        self._frames.__enter__()
+
+    def resume(self, state: MDState, integrator: Integrator) -> None:
+        """Not possible.
+
+        Raises:
+            ValueError: always.
+        """
+        del state, integrator
+        raise ValueError(f"{self._frames.path.name}: only an .h5md trajectory can be resumed")
+
+    def __call__(self, state: MDState) -> None:
+        """Write a frame, unless it is the last one written."""
+        if state.step == self._last:
+            return
+        self._last = state.step
+        frame = self._atoms.copy()
+        frame.positions = state.system.positions.cpu().numpy()
+        frame.set_momenta(state.momenta.cpu().numpy(), apply_constraint=False)
+        energy, forces = float(state.energy), state.forces.cpu().numpy()
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+        self._frames.write(frame)
+
+    def flush(self) -> None:
+        """Every frame is flushed when it is written."""
+
+    def end(self) -> None:
+        """Close."""
+        if self._frames.file is not None:
+            self._frames.file.close()
+            self._frames.file = None
+
+
+class _Progress:
+    """Tells how far a run is."""
+
+    def __init__(self, tell: Progress, log: Log, *, every: int) -> None:
+        self.every, self._tell, self._log, self._told = every, tell, log, 0
+
+    def begin(self, state: MDState, integrator: Integrator) -> None:
+        del integrator
+        self._told = state.step
+
+    def resume(self, state: MDState, integrator: Integrator) -> None:
+        self.begin(state, integrator)
+
+    def __call__(self, state: MDState) -> None:
+        last = self._log.rows[-1]
+        self._tell(
+            state.step - self._told,
+            f"T {last['temperature_K']:.0f} K, E {last['total_eV']:.4f} eV",
+        )
+        self._told = state.step
+
+    def flush(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from attncalc import checks
 from attncalc.fast import lower
 from attncalc.model_file import load
-from attncalc.neighbors import SKIN, VerletList
+from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
     SMALLEST_VOLUME,
     Committee,
@@ -50,7 +50,7 @@ class AttnCalculator(BaseCalculator):
             these is a committee: the results are their mean, `spread` says how far they differ.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" ...
         dtype: "float32" or "float64" for the network; None for the model's own.
-        skin: Å added to the cutoff for reuse of the neighbour list; None suits the device, 0
+        skin: Å added to the cutoff for reuse of the neighbour list; None suits device and size, 0
             builds a new list whenever an atom moved.
 
     Raises:
@@ -77,6 +77,7 @@ class AttnCalculator(BaseCalculator):
         where = _device(device)
         self.potential = _potential(model, where, dtype)
         self._fast = lower(self.potential)
+        self._suits_itself = skin is None
         self.neighbors = VerletList.create(
             cutoff=self.potential.cutoff,
             skin=SKIN[where.type] if skin is None else skin,
@@ -122,6 +123,8 @@ class AttnCalculator(BaseCalculator):
         check_system(self.potential, system)
         system = system.to(self.potential.device)
         self._seen = (now, system)
+        if self._suits_itself and (skin := skin_for(system)) != self.neighbors.skin:
+            self.neighbors = replace(self.neighbors, skin=skin, listed=None)
         return system
 
     def calculate_many(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:

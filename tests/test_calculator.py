@@ -385,8 +385,11 @@ def test_counts_of_lists() -> None:
     assert (calculator.n_updates, calculator.n_rebuilds) == (4, 2)
 
 
-def test_skin_suits_the_device_unless_given() -> None:
-    assert neutral().neighbors.skin == module.SKIN["cpu"]
+def test_skin_suits_the_structure_unless_given() -> None:
+    calculator = neutral()
+    for atoms, expected in ((ethanol(), 2.0), (triclinic(), 0.5), (ethanol(), 2.0)):
+        calculator.calculate(atoms, ["energy"], [])
+        assert calculator.neighbors.skin == expected
     assert AttnCalculator(random_potential(), skin=0).neighbors.skin == 0.0
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attncalc.fast import lower
-from attncalc.neighbors import SKIN, VerletList
+from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import Potential, Result, check_system, evaluate
 from attncalc.system import System
 
@@ -19,7 +19,7 @@ class Forces:
 
     Args:
         potential: stays as it is; what is used is a copy.
-        skin: Å added to the cutoff of the neighbour list; None chooses by the device.
+        skin: Å added to the cutoff of the neighbour list; None suits device and size.
 
     Attributes:
         neighbors: the list; a step that needs another one makes it.
@@ -29,6 +29,7 @@ class Forces:
     def __init__(self, potential: Potential, *, skin: float | None = None) -> None:
         self.potential = copy.deepcopy(potential).requires_grad_(False).eval()
         self._fast = lower(self.potential)
+        self._suits_itself = skin is None
         self.device = potential.device
         self.looks_at_every_step = self.device.type == "cpu"
         self.neighbors = VerletList.create(
@@ -56,7 +57,8 @@ class Forces:
 
     def renew(self, system: System) -> None:
         """Make a list for these positions, whether the old one holds or not."""
-        self.neighbors, _ = replace(self.neighbors, listed=None).update(system)
+        skin = skin_for(system) if self._suits_itself else self.neighbors.skin
+        self.neighbors, _ = replace(self.neighbors, skin=skin, listed=None).update(system)
 
     def without_check(self, system: System) -> tuple[Result, Tensor]:
         """By the list as it is, and whether that may miss a pair: [], bool, on the device.

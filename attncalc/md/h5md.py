@@ -44,6 +44,8 @@ from attncalc.one_line import one_line
 # frames go to disk when so much has gathered, or after so long
 BUFFER_BYTES = 64 << 20
 BUFFER_SECONDS = 10.0
+# of a run's time that writing may cost: with a thousand systems, or on a slow disk, it waits longer
+LARGEST_SHARE = 0.05
 
 # a chunk is what HDF5 reads and writes at once, and the least that a dataset takes
 CHUNK_BYTES = 1 << 16
@@ -125,7 +127,8 @@ class H5MDWriter:
     """Writes an H5MD trajectory, whole at any moment: a callback of `md.run`.
 
     Also after kill -9, a full disk or a power cut, and while the run goes on, the file is a closed
-    one that any reader opens; what may be missing are the frames of the last 10 seconds (or 64 MB).
+    one that any reader opens; what may be missing are the frames of the last 10 seconds or 64 MB
+    (longer only where writing them takes more than half a second).
     HDF5 cannot append so safely. So there are two files: a hidden twin beside the visible one gets
     the new frames, is closed, and then takes its place; the old one is the next twin. A running
     trajectory therefore takes twice its size on disk, until the run ends. The twin that a killed
@@ -154,7 +157,7 @@ class H5MDWriter:
         self._frames: list[_Frame] = []  # all that the twin lacks: old ones on disk, new ones not
         self._step_on_disk = -1
         self._bytes_waiting = 0
-        self._flushed_at = 0.0
+        self._flush_after = 0.0  # on the clock of time.monotonic
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite; the file comes with its first frame.
@@ -221,7 +224,7 @@ class H5MDWriter:
         if (
             self._step_on_disk < 0  # from the first frame on there is a file
             or self._bytes_waiting >= BUFFER_BYTES
-            or time.monotonic() - self._flushed_at >= BUFFER_SECONDS
+            or time.monotonic() >= self._flush_after
         ):
             self.flush()
 
@@ -231,7 +234,7 @@ class H5MDWriter:
         Raises:
             FileExistsError: another program has made the file since the run began.
         """
-        self._flushed_at = time.monotonic()
+        began = time.monotonic()
         if not self._frames or self._frames[-1].step <= self._step_on_disk:
             return
         with self._whole_twin():
@@ -245,6 +248,8 @@ class H5MDWriter:
             self._take_place()
         self._frames = [frame for frame in self._frames if frame.step > self._step_on_disk]
         self._step_on_disk, self._bytes_waiting = self._frames[-1].step, 0
+        now = time.monotonic()
+        self._flush_after = now + max(BUFFER_SECONDS, (now - began) / LARGEST_SHARE)
 
     def end(self) -> None:
         """Write what waits, and leave nothing but the trajectory."""
@@ -259,7 +264,7 @@ class H5MDWriter:
     def _start(self, state: MDState, integrator: Integrator, *, step_on_disk: int) -> None:
         self._atoms, self._timestep = _atoms_of(state), integrator.timestep / units.fs
         self._frames, self._step_on_disk, self._bytes_waiting = [], step_on_disk, 0
-        self._flushed_at = time.monotonic()
+        self._flush_after = time.monotonic() + BUFFER_SECONDS
         self._remove_hidden()
 
     def _cut(self, n_frames: int) -> None:
@@ -273,7 +278,8 @@ class H5MDWriter:
     def _whole_twin(self) -> Iterator[None]:
         """What is done to the twin is on disk afterwards, or there is no twin."""
         try:
-            yield
+            with _named(self.path):
+                yield
             _to_disk(self._twin, os.O_RDWR)
         except BaseException:
             self._twin.unlink(missing_ok=True)
@@ -584,16 +590,22 @@ def _clock(file: h5py.File, of_systems: Sequence[_Atoms]) -> tuple[NDArray, NDAr
 
 @contextmanager
 def _opened(path: str | Path | BinaryIO) -> Iterator[h5py.File]:
-    """A file to read; whatever is wrong with it is said with its name."""
+    """A file to read."""
     if isinstance(path, str | Path) and not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    with _named(path), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def _named(path: str | Path | BinaryIO) -> Iterator[None]:
+    """Whatever is wrong with a file is said with its name."""
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        yield
     except ValueError as error:
         raise ValueError(one_line(f"{_name(path)}: {error}")) from None
     except (OSError, KeyError, RuntimeError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno:  # locked, not permitted: says so itself
+        if isinstance(error, OSError) and error.errno:  # locked, no permission or space: tells that
             raise
         raise ValueError(
             one_line(f"{_name(path)}: not a trajectory that {CREATOR} wrote, or damaged ({error})")

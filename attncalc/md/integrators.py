@@ -69,8 +69,9 @@ def shake(state: MDState, time: float, temperature: Tensor, friction: float) -> 
         state.seed, state.step, state.replicas, state.system.system_idx, state.atom_in_system
     )
     momenta = _held(state, torch.addcmul(kept * state.momenta, width, noise))
-    after = replace(state, momenta=momenta)
-    return replace(after, heat=state.heat + after.kinetic_energy - state.kinetic_energy)
+    # (p'² - p²) / 2 m
+    twice = ((momenta - state.momenta) * (momenta + state.momenta)).sum(1) / state.masses
+    return replace(state, momenta=momenta, heat=state.heat + 0.5 * state.per_system(twice))
 
 
 def with_forces(state: MDState, result: Result) -> MDState:

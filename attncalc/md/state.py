@@ -58,10 +58,13 @@ class MDState:
     @property
     def kinetic_energy(self) -> Tensor:
         """[n_systems] eV."""
-        per_atom = 0.5 * (self.momenta * self.momenta).sum(1) / self.masses
+        return 0.5 * self.per_system((self.momenta * self.momenta).sum(1) / self.masses)
+
+    def per_system(self, values: Tensor) -> Tensor:
+        """Sums of atoms' values [n_atoms] over each system, [n_systems]."""
         if self.system.n_systems == 1:
-            return per_atom.sum().unsqueeze(0)
-        return segment_sum(per_atom, self.system.system_idx, self.system.n_systems)
+            return values.sum().unsqueeze(0)
+        return segment_sum(values, self.system.system_idx, self.system.n_systems)
 
     @property
     def temperature(self) -> Tensor:

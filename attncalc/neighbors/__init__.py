@@ -4,7 +4,7 @@ from attncalc.neighbors.by_device import neighbor_list
 from attncalc.neighbors.matscipy_list import matscipy_list
 from attncalc.neighbors.nvalchemi_list import nvalchemi_list
 from attncalc.neighbors.torch_list import torch_list
-from attncalc.neighbors.verlet import SKIN, VerletList, fresh_graph
+from attncalc.neighbors.verlet import SKIN, VerletList, fresh_graph, skin_for
 
 __all__ = [
     "SKIN",
@@ -13,5 +13,6 @@ __all__ = [
     "matscipy_list",
     "neighbor_list",
     "nvalchemi_list",
+    "skin_for",
     "torch_list",
 ]

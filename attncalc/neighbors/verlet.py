@@ -18,6 +18,11 @@ SKIN = {"cpu": 0.5, "cuda": 1.0}
 """Å added to the cutoff, by device: a CPU drops the pairs in the skin at every step, a GPU carries
 them along but pays more for building a list."""
 
+SKIN_OF_MOLECULES = 2.0
+"""Å, on a CPU, for molecules of at most SMALL atoms: few pairs are in it, and lists last."""
+
+SMALL = 64
+
 CAPACITY_STEP = 64
 """Padded arrays are a multiple of this long."""
 
@@ -229,6 +234,14 @@ class VerletList:
         reference = replace(listed.reference, atomic_numbers=numbers)
         species = species_of(numbers, self.species)
         return replace(self, listed=replace(listed, reference=reference, species=species))
+
+
+def skin_for(system: System) -> float:
+    """Å: the skin that suits device and structures."""
+    small = system.n_atoms <= SMALL * system.n_systems and not system.pbc.any()
+    if system.device.type == "cpu" and small:
+        return SKIN_OF_MOLECULES
+    return SKIN[system.device.type]
 
 
 def fresh_graph(system: System, *, cutoff: float, species: tuple[int, ...]) -> Graph:

@@ -45,7 +45,8 @@ SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-61
 OF_EQUIFORMER = ("ethanol", "aspirin", "peptide", "water-192")
 PARTS = ("network", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
 STEP = [
-    *("engine", "system", "`calculate`, ms", "forward", "backward", "list reused", "conversion"),
+    *("engine", "system", "`calculate`, ms", "network", "of that backward", "list reused"),
+    "conversion",
     *("new list, ms", "plain path, ms"),
 ]
 MEMORY = 18  # GiB of address space that one process may take
@@ -294,11 +295,13 @@ def _done(at: dict[Key, dict], engine: str, system: str) -> bool:
 
 
 def _shares(entry: dict) -> list[str]:
-    whole = entry["calculate_ms"]
-    backward = entry["network_ms"] - entry["forward_ms"]
-    rest = whole - entry["network_ms"] - entry["list_reused_ms"]
-    shares = [f"{100 * part / whole:.1f} %" for part in (entry["forward_ms"], backward)]
-    shares += [f"{100 * part / whole:.1f} %" for part in (entry["list_reused_ms"], rest)]
+    whole, network = entry["calculate_ms"], entry["network_ms"]
+    rest = whole - network - entry["list_reused_ms"]
+    backward = "-"  # in one call with the forward pass
+    if "forward_ms" in entry:
+        backward = f"{100 * (network - entry['forward_ms']) / whole:.1f} %"
+    parts = (f"{100 * part / whole:.1f} %" for part in (entry["list_reused_ms"], rest))
+    shares = [f"{100 * network / whole:.1f} %", backward, *parts]
     new, plain = f"{entry['list_rebuilt_ms']:.2f}", f"{entry['plain_ms']:.2f}"
     return [entry["engine"], entry["system"], f"{whole:.2f}", *shares, new, plain]
 

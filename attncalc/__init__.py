@@ -1,13 +1,19 @@
 """attncalc: move atoms with an equivariant attention network.
 
-`AttnCalculator` for ASE; `load`, `save`, `Potential` and `evaluate` below it; `data` and `train`
-(sub-packages) to make models of one's own.
+`AttnCalculator` for ASE; `load`, `save`, `Potential` and `evaluate` below it; `data`, `train` and
+`md` (sub-packages) to make models of one's own and to move atoms by them.
 """
 
-from attncalc.calculator import AttnCalculator
-from attncalc.model_file import load, save
-from attncalc.potential import Committee, Potential, Result, evaluate
-from attncalc.system import System
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attncalc.calculator import AttnCalculator
+    from attncalc.model_file import load, save
+    from attncalc.potential import Committee, Potential, Result, evaluate
+    from attncalc.system import System
 
 __version__ = "0.1.0"
 
@@ -21,3 +27,27 @@ __all__ = [
     "load",
     "save",
 ]
+
+_HOME = {
+    "AttnCalculator": "calculator",
+    **dict.fromkeys(("load", "save"), "model_file"),
+    **dict.fromkeys(("Committee", "Potential", "Result", "evaluate"), "potential"),
+    "System": "system",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first asked for.
+
+    ASE imports this package whenever it starts, for the format plug-in, and must not wait for
+    torch.
+    """
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

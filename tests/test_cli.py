@@ -20,6 +20,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
+from ase.optimize import FIRE
 from click.testing import CliRunner, Result
 
 from attncalc import AttnCalculator, data, load
@@ -267,7 +268,8 @@ def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
         return relax_one(*arguments)
 
     monkeypatch.setattr(module, "_relax_one", breaks)
-    result = attncalc("relax", "three.extxyz", "--model", COPPER, "-o", "out.xyz")
+    common = ("relax", "three.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
+    result = attncalc(*common, "-o", "out.xyz")
     saved = "2 of 3 structures are written to out.xyz"
     left = {"three.extxyz", "out.xyz"}
     if isinstance(problem, KeyboardInterrupt):
@@ -314,9 +316,70 @@ def test_relax_that_breaks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
     monkeypatch.setattr(module, "_relax_one", breaks)
-    said = fails("relax", "two.extxyz", "--model", COPPER)
+    said = fails("relax", "two.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
     assert said == "Error: structure 0: it broke; 0 of 2 structures are written"
     assert files() == {"two.extxyz"}
+
+
+def many() -> list[Atoms]:
+    """Of different sizes; one is relaxed already, one has fixed atoms."""
+    frames = [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.7)] + [bulk("Cu", a=3.6)]
+    for k, atoms in enumerate(frames[:2]):
+        atoms.rattle(0.1, seed=k)
+    frames[1].set_constraint(FixAtoms([0, 2]))
+    return frames
+
+
+def test_relax_of_several_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes the way it goes alone, with ASE's FIRE."""
+    write("many.extxyz", many())
+    said = succeeds("relax", "many.extxyz", "--model", COPPER, "-o", "out.xyz")
+    relaxed, steps = read("out.xyz", ":"), re.findall(r"converged in (\d+) steps", said)
+    assert len(steps) == 3
+    assert steps[2] == "0"
+    for k, atoms in enumerate(many()):
+        atoms.calc = AttnCalculator(COPPER)
+        with FIRE(atoms, logfile=None) as fire:
+            fire.run(fmax=0.01)
+        assert fire.nsteps == int(steps[k])
+        assert np.allclose(relaxed[k].positions, atoms.positions, atol=1e-4)
+        energy = relaxed[k].get_potential_energy()
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+        assert relaxed[k].get_stress().shape == (6,)
+    written = read("many.extxyz", 1).positions  # eight decimals
+    assert np.array_equal(relaxed[1].positions[[0, 2]], written[[0, 2]])
+    monkeypatch.setattr(module, "ATOMS_AT_ONCE", 1)
+    assert (
+        succeeds("relax", "many.extxyz", "--model", COPPER, "-o", "b.xyz").split("wrote")[0]
+        == said.split("wrote")[0]
+    )
+
+
+def test_relax_of_several_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("many.extxyz", many())
+    evaluate, calls = Forces.__call__, []
+
+    def interrupted(self, system):
+        calls.append(system)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return evaluate(self, system)
+
+    monkeypatch.setattr(Forces, "__call__", interrupted)
+    result = attncalc("relax", "many.extxyz", "--model", COPPER, "-o", "out.xyz")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "stopped: 1 of 3 structures are relaxed; 3 are written to out.xyz as they are\n"
+    )
+    assert "structure 0: NOT converged in 4 steps" in result.stdout
+    assert len(read("out.xyz", ":")) == 3
+    assert files() == {"many.extxyz", "out.xyz", "out.png"}
+
+
+def test_relax_of_several_that_does_not_converge() -> None:
+    write("many.extxyz", many())
+    said = fails("relax", "many.extxyz", "--model", COPPER, "--steps", 2)
+    assert said == "Error: 2 of 3 structures did not converge: take more --steps"
 
 
 def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:

@@ -5,6 +5,7 @@ from attncalc.md.forces import Forces
 from attncalc.md.h5md import H5MDWriter, read_h5md
 from attncalc.md.integrators import Langevin, Verlet
 from attncalc.md.log import Log
+from attncalc.md.relaxation import Relaxed, relax_batch
 from attncalc.md.simulation import run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer
@@ -19,12 +20,14 @@ __all__ = [
     "Langevin",
     "Log",
     "MDState",
+    "Relaxed",
     "Restart",
     "Settings",
     "Thermometer",
     "Verlet",
     "load_checkpoint",
     "read_h5md",
+    "relax_batch",
     "run",
     "run_with_ase",
 ]

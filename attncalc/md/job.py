@@ -75,7 +75,7 @@ def run_structure(
         "seed": settings.seed,
         "momenta": momenta if momenta.any() else None,
         "masses": torch.from_numpy(atoms.get_masses()),
-        "fixed": _fixed(atoms),
+        "fixed": fixed_atoms(atoms),
     }
     if isinstance(integrator, Verlet):
         options["temperature"] = settings.temperature
@@ -200,7 +200,7 @@ def _checkpoint(trajectory: Path, settings: Settings, info: Mapping[str, Any]) -
     )
 
 
-def _fixed(atoms: Atoms) -> Tensor | None:
+def fixed_atoms(atoms: Atoms) -> Tensor | None:
     """[n_atoms], bool.
 
     Raises:

@@ -438,16 +438,31 @@ def test_the_first_frame_is_on_disk_at_once_and_others_after_a_while(
     writer.flush()
     assert_holds(path, range(0, 20, 10))
     writer.flush()
-    monkeypatch.setattr(h5md, "BUFFER_SECONDS", 0.0)
+    monkeypatch.setattr(h5md.time, "monotonic", lambda: 1e9)
     writer(state_at(20))
     assert_holds(path, range(0, 30, 10))
-    monkeypatch.setattr(h5md, "BUFFER_SECONDS", 1e9)
     monkeypatch.setattr(h5md, "BUFFER_BYTES", 2000)  # more than two frames, less than three
     for step, on_disk in ((30, 30), (40, 30), (50, 60), (60, 60)):
         writer(state_at(step))
         assert_holds(path, range(0, on_disk, 10))
     writer.end()
     assert_holds(path, range(0, 70, 10))
+
+
+def test_slow_writing_is_done_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every look at the clock takes a second: a flush takes one, and 20 pass before the next."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(h5md.time, "monotonic", lambda: float(next(clock)))
+    path = tmp_path / "run.h5md"
+    writer = H5MDWriter(path, every=10)
+    writer.begin(state_at(0), HALF_FS)
+    on_disk = []
+    for step in range(0, 400, 10):
+        writer(state_at(step))
+        on_disk.append(len(read_h5md(path)))
+    writer.end()
+    assert sorted(set(on_disk)) == [1, 21]
+    assert_holds(path, range(0, 400, 10))
 
 
 def test_twin_and_visible_file_take_turns(tmp_path: Path):
@@ -590,6 +605,18 @@ def test_resumed_equals_uninterrupted(structures: tuple[Atoms, ...], after: int,
     whole = write(tmp_path / "whole.h5md", *structures, n_frames=10 if missing else 13)
     assert_equal_files(path, whole)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["run.h5md", "whole.h5md"]
+
+
+def test_a_frame_only_because_the_run_stopped_there_is_cut_off(tmp_path: Path):
+    path = tmp_path / "run.h5md"
+    writer = H5MDWriter(path, every=10)
+    writer.begin(state_at(0), HALF_FS)
+    for step in (0, 10, 20, 25):
+        writer(state_at(step))
+    writer.end()
+    assert [frame.info["step"] for frame in read_h5md(path)] == [0, 10, 20, 25]
+    go_on(path, after=25, until=60)
+    assert_equal_files(path, write(tmp_path / "whole.h5md", n_frames=7))
 
 
 def test_cutting_is_safe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ for a network, the plain path runs.
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 
 import numpy as np
@@ -33,6 +34,11 @@ log = logging.getLogger(__name__)
 SHORTEST = 0.5
 # Å, limits of distances at which pairs are tried
 CLOSE, BONDED = 0.4, 1.0
+# modules with `can_run` and `Engine`
+_ENGINES: dict[type, str] = {
+    So3krates: "attncalc.kernels.so3krates.engine",
+    Equiformer: "attncalc.kernels.equiformer.engine",
+}
 
 
 class CloseAtomsTakePlain(nn.Module):
@@ -81,19 +87,19 @@ def lower(potential: Potential) -> Potential:
 
 def _with_engine(potential: Potential) -> Potential | None:
     """Everything in one compiled call, where there is one for such a potential."""
-    if potential.device.type != "cpu" or not isinstance(potential.network, So3krates):
+    name = _ENGINES.get(type(potential.network))
+    if potential.device.type != "cpu" or name is None:
         return None
     if not has_numba():
         _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
         return None
-    from attncalc.kernels.so3krates.engine import Engine, can_run  # needs numba
-
+    module = importlib.import_module(name)  # needs numba
     terms = [_lower_term(term) for term in potential.pair_terms]
     repulsion = next((term for term in terms if isinstance(term, FrozenZBL)), None)
-    if not can_run(potential.network) or len(terms) > (repulsion is not None):
+    if not module.can_run(potential.network) or len(terms) > (repulsion is not None):
         return None
     scale, reference_energies = potential.scale, potential.reference_energies
-    engine = Engine(potential.network, scale, reference_energies, SHORTEST, repulsion)
+    engine = module.Engine(potential.network, scale, reference_energies, SHORTEST, repulsion)
 
     def result(graph: Graph) -> Result | None:
         found = engine(graph)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ RUNAWAY_FLOOR = 3000.0  # K
 def kick(state: MDState, time: float) -> MDState:
     """B: momenta change by forces; those of fixed atoms stay zero."""
     momenta = torch.add(state.momenta, state.forces, alpha=time)
-    return replace(state, momenta=_held(state, momenta))
+    return state.having(momenta=_held(state, momenta))
 
 
 def drift(state: MDState, time: float) -> MDState:
@@ -49,7 +49,7 @@ def drift(state: MDState, time: float) -> MDState:
     positions = torch.addcdiv(
         state.system.positions, state.momenta, state.masses.unsqueeze(1), value=time
     )
-    return replace(state, system=state.at(positions))
+    return state.at(positions)
 
 
 def shake(state: MDState, time: float, temperature: Tensor, friction: float) -> MDState:
@@ -71,7 +71,7 @@ def shake(state: MDState, time: float, temperature: Tensor, friction: float) -> 
     momenta = _held(state, torch.addcmul(kept * state.momenta, width, noise))
     # (p'² - p²) / 2 m
     twice = ((momenta - state.momenta) * (momenta + state.momenta)).sum(1) / state.masses
-    return replace(state, momenta=momenta, heat=state.heat + 0.5 * state.per_system(twice))
+    return state.having(momenta=momenta, heat=state.heat + 0.5 * state.per_system(twice))
 
 
 def with_forces(state: MDState, result: Result) -> MDState:
@@ -81,7 +81,7 @@ def with_forces(state: MDState, result: Result) -> MDState:
         of_atoms = torch.linalg.vector_norm(result.spread.forces, dim=1)
         spread = torch.zeros_like(result.energy)
         spread = spread.scatter_reduce(0, state.system.system_idx, of_atoms, "amax")
-    return replace(state, energy=result.energy, forces=result.forces, spread=spread)
+    return state.having(energy=result.energy, forces=result.forces, spread=spread)
 
 
 def _held(state: MDState, momenta: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Verlet:
         h = self.timestep
         state = drift(kick(state, h / 2), h)
         state = kick(with_forces(state, force(state.system)), h / 2)
-        return replace(state, step=state.step + 1)
+        return state.having(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
@@ -184,7 +184,7 @@ class Langevin:
         state = shake(state, h, _of_systems(self.temperature, state.system), self.friction)
         state = drift(state, h / 2)
         state = kick(with_forces(state, force(state.system)), h / 2)
-        return replace(state, step=state.step + 1)
+        return state.having(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
@@ -261,7 +261,7 @@ def initial_state(
         step=0,
         seed=seed,
     )
-    state = replace(state, momenta=_held(state, state.momenta)).to(force.device)
+    state = state.having(momenta=_held(state, state.momenta)).to(force.device)
     return with_forces(state, force(state.system))
 
 

@@ -18,7 +18,7 @@ from attncalc.potential import Potential, Result
 from attncalc.system import System
 
 # steps between two looks at the device, by device: a look costs a wait on a GPU and little on a CPU
-CHUNK = {"cpu": 10, "cuda": 50}
+CHUNK = {"cpu": 20, "cuda": 50}
 # eV/Å: no structure that a model knows has such forces
 EXPLODING_FORCE = 1e3
 
@@ -121,6 +121,8 @@ def run(
 def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) -> bool:
     """Call those whose turn it is; whether there was one."""
     due = [one for one in callbacks if at_all_costs or state.step % one.every == 0]
+    if not due:
+        return False
     with finished_before_ctrl_c():  # no file is left half-written, and no frame written twice
         for callback in due:
             if isinstance(callback, Checkpoint):
@@ -129,7 +131,7 @@ def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) 
                 for other in callbacks:
                     other.flush()
             callback(state)
-    return bool(due)
+    return True
 
 
 def _steps_to_next(callbacks: Sequence[Callback], step: int, last: int) -> int:

@@ -92,7 +92,8 @@ def calculator_options(command: Command) -> Command:
         click.option(
             "--threads",
             type=click.IntRange(min=1),
-            help=f"CPU threads. Default: 1 for structures of less than {SMALL} atoms, where more "
+            help="CPU threads of PyTorch (the compiled step of So3krates takes one). "
+            f"Default: 1 for structures of less than {SMALL} atoms, where more "
             "are slower; else, or if OMP_NUM_THREADS is set, PyTorch's choice.",
         ),
         click.option(

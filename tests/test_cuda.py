@@ -23,11 +23,11 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 from contract import ELEMENTS, assert_close, ethanol, rotation, transformed, triclinic
 
-from attncalc import AttnCalculator, load
-from attncalc.calculator import SKIN
+from attncalc import AttnCalculator, load, md
 from attncalc.graph import Edges, one_per_pair
 from attncalc.model_file import save, shipped_models
 from attncalc.neighbors import (
+    SKIN,
     VerletList,
     fresh_graph,
     matscipy_list,
@@ -325,6 +325,63 @@ def test_dynamics_keep_the_energy_as_on_the_cpu(device: str) -> None:
     assert np.abs(our_positions - positions).max() <= 1e-10
     assert np.abs(ours - theirs).max() <= 1e-8
     assert 1e-4 < np.ptp(theirs) < 0.1
+
+
+def forces_on(device: str) -> md.Forces:
+    """As on a GPU on either device: lists of fixed length that nobody asks within a chunk."""
+    forces = md.Forces(load(ETHANOL, device=device, dtype="float64"), skin=SKIN["cuda"])
+    if device == "cpu":
+        forces._fast = forces.potential
+        forces.neighbors = replace(forces.neighbors, capacity=64)
+        forces.looks_at_every_step = False
+    return forces
+
+
+@pytest.mark.parametrize("integrator", ["verlet", "langevin"])
+def test_whole_steps_on_the_device(device: str, integrator: str) -> None:
+    """The same run as on the CPU, noise included, in chunks that nobody looks into."""
+    moves = md.Langevin(0.5 * units.fs, (300.0, 900.0), 0.02 / units.fs)
+    if integrator == "verlet":
+        moves = md.Verlet(0.5 * units.fs)
+    batch = System.from_ase([ethanol(), ethanol()])
+    options = {"seed": 3, "fixed": torch.arange(18) == 4}
+    here = md.Forces(load(ETHANOL, dtype="float64"))
+    expected = md.run(moves, here, moves.init(here, batch, **options), 60)
+    there = forces_on(device)
+    first = moves.init(there, batch, **options)
+    last = md.run(moves, there, first, 60, chunk=20)
+    assert last.momenta.device.type == last.heat.device.type == device
+    assert_close(last.system.positions.cpu(), expected.system.positions, 1e-6)
+    assert_close(last.momenta.cpu(), expected.momenta, 1e-5)
+    assert_close(last.conserved.cpu(), expected.conserved, 1e-6)
+
+
+def test_a_run_goes_on_from_a_checkpoint(device: str, tmp_path: Path) -> None:
+    langevin = md.Langevin(0.5 * units.fs, 300.0, 0.02 / units.fs)
+    forces = forces_on(device)
+    first = langevin.init(forces, System.from_ase([ethanol()] * 3))
+    callbacks = [
+        md.H5MDWriter(tmp_path / "a.h5md", every=10),
+        md.Log(tmp_path / "a.csv", every=10),
+        md.Checkpoint(tmp_path / "a.ckpt", every=20),
+    ]
+    md.run(langevin, forces, first, 20, callbacks=callbacks)
+    integrator, state, _ = md.load_checkpoint(tmp_path / "a.ckpt", device=device)
+    last = md.run(integrator, forces, state, 20, callbacks=callbacks, resumed=True)
+    whole = md.run(langevin, forces, first, 40)
+    assert_close(last.system.positions.cpu(), whole.system.positions.cpu(), 1e-6)
+    assert len(md.read_h5md(tmp_path / "a.h5md", system=2)) == 5
+
+
+def test_a_batch_is_relaxed(device: str) -> None:
+    frames = [ethanol() for _ in range(4)]
+    for k, atoms in enumerate(frames):
+        atoms.rattle(0.02 * (k + 1), seed=k)
+    relaxed = md.relax_batch(forces_on(device), System.from_ase(frames))
+    assert relaxed.largest_force.amax() <= 0.01
+    expected = md.relax_batch(md.Forces(load(ETHANOL, dtype="float64")), System.from_ase(frames))
+    assert torch.equal(relaxed.steps.cpu(), expected.steps)
+    assert_close(relaxed.energy.cpu(), expected.energy, 1e-9)
 
 
 def test_relaxation_finds_zero_force(device: str) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from attncalc.compiled import has_numba
@@ -58,6 +60,25 @@ class CloseAtomsTakePlain(nn.Module):
         return self.fast(graph)
 
 
+class CompiledStep:
+    """A `Result` from one call of an engine, or None where that has no tables for it.
+
+    Args:
+        engine: `Graph` to energies per atom, forces and strain gradient, or to None.
+    """
+
+    def __init__(self, engine: Callable[[Graph], Sequence[NDArray[np.float64]] | None]) -> None:
+        self.engine = engine
+
+    def __call__(self, graph: Graph) -> Result | None:
+        found = self.engine(graph)
+        if found is None:
+            return None
+        energies, forces, strain_gradient = map(torch.from_numpy, found)
+        energy = segment_sum(energies, graph.system_idx, graph.n_systems)
+        return Result(energy, energies, forces, strain_gradient)
+
+
 def lower(potential: Potential) -> Potential:
     """A potential with the same numbers and faster, or `potential` itself.
 
@@ -101,16 +122,8 @@ def _with_engine(potential: Potential) -> Potential | None:
     scale, reference_energies = potential.scale, potential.reference_energies
     engine = module.Engine(potential.network, scale, reference_energies, SHORTEST, repulsion)
 
-    def result(graph: Graph) -> Result | None:
-        found = engine(graph)
-        if found is None:
-            return None
-        energies, forces, strain_gradient = map(torch.from_numpy, found)
-        energy = segment_sum(energies, graph.system_idx, graph.n_systems)
-        return Result(energy, energies, forces, strain_gradient)
-
     fast = with_modules(potential).requires_grad_(False)
-    fast.engine = result
+    fast.engine = CompiledStep(engine)
     return fast
 
 

@@ -8,6 +8,7 @@ intervals of equal length between `shortest` and the cutoff; everything else is 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
 from attncalc.kernels.so3krates.step_loop import (
     Constants,
+    Kinds,
     Numbers,
     Space,
     Weights,
@@ -38,6 +40,8 @@ from attncalc.kernels.so3krates.vectors import LANES
 N_INTERVALS = 512
 # room for atoms and pairs grows by this factor, so that a few more do not make it anew each time
 HEADROOM = 1.1
+# elements of a structure up to which the first layer is tabulated: 13 MB
+MOST_KINDS = 10
 _NO_SLOPES = np.zeros(0)
 
 
@@ -106,10 +110,17 @@ class Engine:
                 config, shortest, scale.numpy(), (reference_energies + scale * bias).numpy()
             )
             self.weights = _weights(exact, shortest)
+            self._first_layer = FirstLayer.of(exact, shortest)
         self.shape = _shape(config)
         self.width, self.n_layers = config.num_features, config.num_layers
         self._free: list[tuple[int, int, Pairs, Space]] = []
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_free": [], "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         return self  # its arrays do not change, and working space is handed to one call at a time
@@ -121,6 +132,8 @@ class Engine:
         if self.repulsion is not None:
             energies, pair_slopes = self.repulsion.energies_and_slopes(graph)
         found = Found(energies, np.zeros((n_atoms, 3)), np.zeros((graph.n_systems, 3, 3)))
+        kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
+        gathered = np.empty((n_atoms, LANES * len(kinds.values)), np.float32)
         room = self._take(n_atoms, n_pairs)
         n = energy_and_forces(
             self.shape,
@@ -136,6 +149,8 @@ class Engine:
             self.numbers,
             self.constants,
             self.weights,
+            kinds,
+            gathered,
             room[2],
             room[3],
             *found,
@@ -200,6 +215,82 @@ class Engine:
             d_ev=floats(n, orders),
         )
         return pairs, space
+
+
+# what the first layer is told where features are not those of a kind
+_ANY_KIND = Kinds(
+    np.zeros(0, np.int64), np.zeros((0, 4 * LANES), np.float32), np.zeros((0, LANES), np.float32)
+)
+
+
+class FirstLayer:
+    """Tables of the first layer for the elements of a structure, made when they are first seen.
+
+    Args:
+        cubics: [n_intervals, 4, 2 F], of the filters without Euclidean variables, float64.
+        features: [n_species, F], of bare atoms.
+        attention: of the first layer, float64.
+        reads_electrons: whether charge or spin change the features.
+    """
+
+    def __init__(
+        self, cubics: Tensor, features: Tensor, attention: Any, *, reads_electrons: bool
+    ) -> None:
+        queries, keys, self._values = attention.project(features)  # [2, n, F] twice, [n, F]
+        self._cubics, self._queries, self._keys = cubics, queries, keys
+        self._counts = (attention.heads, attention.n_degrees)
+        self._reads_electrons = reads_electrons
+        self._last: tuple[Tensor, Kinds] | None = None
+
+    @classmethod
+    def of(cls, network: Any, shortest: float) -> FirstLayer | None:
+        """Of a So3krates in float64; None where the first layer sees neighbours already."""
+        config = network.config
+        if (
+            config.ev_init_divisor is not None
+            or sum((config.num_heads, len(config.degrees))) > LANES
+        ):
+            return None
+        parts = 1 + config.embed_charge + config.embed_spin
+        return cls(
+            _filter_cubics(network, 0, shortest),
+            network.embedding.element / math.sqrt(parts),
+            network.layers[0].attention,
+            reads_electrons=parts > 1,
+        )
+
+    def kinds(self, graph: Graph) -> Kinds:
+        """For the elements of a graph."""
+        if self._reads_electrons and (graph.charge.any() or (graph.spin != 1).any()):
+            return _ANY_KIND
+        last = self._last  # one read: another thread may replace it meanwhile
+        if last is not None and torch.equal(graph.species, last[0]):
+            return last[1]
+        present, of_atoms = np.unique(graph.species.numpy(), return_inverse=True)
+        kinds = _ANY_KIND
+        if len(present) <= MOST_KINDS:
+            table, values = self._tables(tuple(present.tolist()))
+            kinds = Kinds(of_atoms.astype(np.int64), table, values)
+        self._last = (graph.species.clone(), kinds)
+        return kinds
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 (lives as long as the engine)
+    @torch.no_grad()
+    def _tables(self, present: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        rows = list(present)
+        n, (n_intervals, _, width2) = len(rows), self._cubics.shape
+        table = self._cubics.new_zeros(n, n, n_intervals, 4, LANES)
+        begin = 0
+        for kind, count in enumerate(self._counts):
+            q = self._queries[kind][rows].unflatten(1, (count, -1))
+            k = self._keys[kind][rows].unflatten(1, (count, -1))
+            cubics = self._cubics[..., kind * width2 // 2 : (kind + 1) * width2 // 2]
+            by_head = cubics.unflatten(2, (count, -1))
+            end = begin + count
+            table[..., begin:end] = torch.einsum("ahc,tohc,bhc->abtoh", q, by_head, k)
+            begin = end
+        flat = table.reshape(n * n * n_intervals, 4 * LANES).numpy().astype(np.float32)
+        return flat, self._values[rows].numpy().astype(np.float32)
 
 
 def _filled_up(n: int) -> int:
@@ -267,27 +358,39 @@ def _harmonic_norms(highest: int) -> NDArray[np.float64]:
     return norms
 
 
+def _norms_of_attention(config: Any) -> Tensor:
+    """[2, 1, 1]: what divides the coefficients of features and of geometry."""
+    norms = [config.avg_num_neighbors] * 2
+    if config.attention_norm == "sqrt_head_width":
+        counts = (config.num_heads, len(config.degrees))
+        norms = [math.sqrt(config.num_features // count) for count in counts]
+    return torch.tensor(norms, dtype=torch.float64)[:, None, None]
+
+
+def _filter_cubics(network: Any, l: int, shortest: float) -> Tensor:
+    """[n_intervals, 4, 2 F]: filters of layer l but for what Euclidean variables bring."""
+    config, attention = network.config, network.layers[l].attention
+    mlp = attention.spherical_mlp
+    rests = l == 0 and config.ev_init_divisor is None
+    resting = mlp(mlp.first.new_zeros(1, len(config.degrees))) if rests else mlp.second_bias
+
+    def filters(d: Tensor) -> Tensor:
+        envelope = CUTOFF_FUNCTIONS[config.cutoff_function](d, config.cutoff)
+        both = (network.radial(d)(attention.radial_mlp) + resting) / _norms_of_attention(config)
+        return torch.cat(list(both), dim=1) * envelope.unsqueeze(1)
+
+    return _cubics(filters, shortest, config.cutoff)
+
+
 def _weights(network: Any, shortest: float) -> Weights:
     """Of a So3krates in float64."""
     config = network.config
-    width, n_degrees = config.num_features, len(config.degrees)
     attentions = [layer.attention for layer in network.layers]
-    norms = [config.avg_num_neighbors] * 2
-    if config.attention_norm == "sqrt_head_width":
-        norms = [math.sqrt(width // count) for count in (config.num_heads, n_degrees)]
-    divide = torch.tensor(norms, dtype=torch.float64)[:, None, None]
+    divide = _norms_of_attention(config)
     tables, firsts, seconds = [], [], []
     for l, attention in enumerate(attentions):
-        rests = l == 0 and config.ev_init_divisor is None
         mlp = attention.spherical_mlp
-        resting = mlp(mlp.first.new_zeros(1, n_degrees)) if rests else mlp.second_bias
-
-        def filters(d: Tensor, attention: Any = attention, resting: Tensor = resting) -> Tensor:
-            envelope = CUTOFF_FUNCTIONS[config.cutoff_function](d, config.cutoff)
-            both = (network.radial(d)(attention.radial_mlp) + resting) / divide
-            return torch.cat(list(both), dim=1) * envelope.unsqueeze(1)
-
-        tables.append(_cubics(filters, shortest, config.cutoff).flatten(1))
+        tables.append(_filter_cubics(network, l, shortest).flatten(1))
         # sums over orders are taken bare: 1 / sqrt(2l+1) goes to the weights behind them
         orders = torch.tensor([2 * l + 1 for l in config.degrees], dtype=torch.float64)
         firsts.append(mlp.first / orders.sqrt().unsqueeze(1))

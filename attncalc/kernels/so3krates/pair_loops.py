@@ -96,7 +96,7 @@ class Shape(NamedTuple):
 
 
 @inner_loop
-def _add_to(a, i, k, v):
+def add_to(a, i, k, v):
     """a[i, k : k + 16] += v."""
     store(a, i, k, plus(load(a, i, k), v))
 
@@ -111,7 +111,7 @@ def _spread(shape, coefficients, row, masks, k):
 
 
 @inner_loop
-def _gather(shape, a, i, b, j, masks, l):
+def gather(shape, a, i, b, j, masks, l):
     """Sum over the orders m of degree l of a[i, lm] b[j, lm] (times the sign in `masks`)."""
     gathered = fill(ZERO)
     for v in range(len(shape.orders)):
@@ -231,8 +231,8 @@ def messages(shape, n_pairs, pairs, orders, weights, ev, rests, projected, featu
                 for v in range(len(shape.head)):
                     k = v * LANES
                     column = h * head + k
-                    _add_to(features, i, column, times(alpha_i, load(projected, j, value + k)))
-                    _add_to(features, j, column, times(alpha_j, load(projected, i, value + k)))
+                    add_to(features, i, column, times(alpha_i, load(projected, j, value + k)))
+                    add_to(features, j, column, times(alpha_j, load(projected, i, value + k)))
             for l in range(n_degrees):
                 query = 3 * width + 2 * l * part
                 key = query + part
@@ -254,8 +254,8 @@ def messages(shape, n_pairs, pairs, orders, weights, ev, rests, projected, featu
             for v in range(len(shape.orders)):
                 k = v * LANES
                 y = load(pairs.spherical, p, k)
-                _add_to(received, i, k, times(_spread(shape, beta, 0, orders.masks, k), y))
-                _add_to(received, j, k, times(_spread(shape, beta, 1, orders.mirrored, k), y))
+                add_to(received, i, k, times(_spread(shape, beta, 0, orders.masks, k), y))
+                add_to(received, j, k, times(_spread(shape, beta, 1, orders.mirrored, k), y))
 
 
 @inner_loop
@@ -345,18 +345,18 @@ def messages_gradient(
                         column,
                         fma(d_alpha_i, times(q_i, k_j), times(d_alpha_j, times(q_j, k_i))),
                     )
-                    _add_to(d_projected, i, query + k, times(to_i, k_j))
-                    _add_to(d_projected, i, key + k, times(to_j, q_j))
-                    _add_to(d_projected, i, value + k, times(alpha_j, load(d_features, j, column)))
-                    _add_to(d_projected, j, query + k, times(to_j, k_i))
-                    _add_to(d_projected, j, key + k, times(to_i, q_i))
-                    _add_to(d_projected, j, value + k, times(alpha_i, load(d_features, i, column)))
+                    add_to(d_projected, i, query + k, times(to_i, k_j))
+                    add_to(d_projected, i, key + k, times(to_j, q_j))
+                    add_to(d_projected, i, value + k, times(alpha_j, load(d_features, j, column)))
+                    add_to(d_projected, j, query + k, times(to_j, k_i))
+                    add_to(d_projected, j, key + k, times(to_i, q_i))
+                    add_to(d_projected, j, value + k, times(alpha_i, load(d_features, i, column)))
             for l in range(n_degrees):
                 query = 3 * width + 2 * l * part
                 key = query + part
-                d_beta_i = fill(_gather(shape, d_received, i, pairs.spherical, p, orders.masks, l))
+                d_beta_i = fill(gather(shape, d_received, i, pairs.spherical, p, orders.masks, l))
                 d_beta_j = fill(
-                    _gather(shape, d_received, j, pairs.spherical, p, orders.mirrored, l)
+                    gather(shape, d_received, j, pairs.spherical, p, orders.mirrored, l)
                 )
                 beta_i, beta_j = fill(ZERO), fill(ZERO)
                 for v in range(len(shape.part)):
@@ -369,16 +369,16 @@ def messages_gradient(
                     beta_i, beta_j = fma(qk_i, w, beta_i), fma(qk_j, w, beta_j)
                     store(d_filters, q, column, fma(d_beta_i, qk_i, times(d_beta_j, qk_j)))
                     to_i, to_j = times(d_beta_i, w), times(d_beta_j, w)
-                    _add_to(d_projected, i, query + k, times(to_i, k_j))
-                    _add_to(d_projected, i, key + k, times(to_j, q_j))
-                    _add_to(d_projected, j, query + k, times(to_j, k_i))
-                    _add_to(d_projected, j, key + k, times(to_i, q_i))
+                    add_to(d_projected, i, query + k, times(to_i, k_j))
+                    add_to(d_projected, i, key + k, times(to_j, q_j))
+                    add_to(d_projected, j, query + k, times(to_j, k_i))
+                    add_to(d_projected, j, key + k, times(to_i, q_i))
                 beta[0, l], beta[1, l] = total(beta_i), total(beta_j)
             for v in range(len(shape.orders)):
                 k = v * LANES
                 from_i = times(_spread(shape, beta, 0, orders.masks, k), load(d_received, i, k))
                 from_j = _spread(shape, beta, 1, orders.mirrored, k)
-                _add_to(d_spherical, p, k, fma(from_j, load(d_received, j, k), from_i))
+                add_to(d_spherical, p, k, fma(from_j, load(d_received, j, k), from_i))
         _tabulated_gradient(shape, begin, n, pairs, per_length, weights.table, d_filters, d_lengths)
         if rests:
             continue
@@ -408,7 +408,7 @@ def messages_gradient(
                 k = v * LANES
                 difference = minus(load(ev, j, k), load(ev, i, k))
                 pull = times(_spread(shape, d_invariants, 0, orders.masks, k), difference)
-                _add_to(d_ev, j, k, pull)
+                add_to(d_ev, j, k, pull)
                 store(d_ev, i, k, minus(load(d_ev, i, k), pull))
 
 

@@ -18,6 +18,7 @@ from attncalc.kernels.so3krates.atom_loops import (
     refine,
     refine_gradient,
 )
+from attncalc.kernels.so3krates.first_layer_loops import first_messages, first_messages_gradient
 from attncalc.kernels.so3krates.geometry_loops import (
     collect,
     forces_of_pairs,
@@ -102,6 +103,20 @@ class Numbers(NamedTuple):
     start: float
 
 
+class Kinds(NamedTuple):
+    """Of which kind atoms are, and the tables of the first layer; see `first_layer_loops`.
+
+    Attributes:
+        of_atoms: [n_atoms].
+        table: [n_kinds^2 n_intervals, 64]; without rows the first layer goes the general way.
+        values: [n_kinds, F].
+    """
+
+    of_atoms: NDArray[np.int64]
+    table: Floats
+    values: Floats
+
+
 class Space(NamedTuple):
     """Working space for n_atoms, n_pairs; kept between calls, since fresh memory costs page faults.
 
@@ -157,6 +172,8 @@ def _step(
     numbers,
     constants,
     w,
+    kinds,
+    gathered,
     pairs,
     space,
     energies,
@@ -169,7 +186,8 @@ def _step(
         vectors .. system_idx: of the graph.
         features: [n_atoms, F] of the bare atoms.
         pair_slopes: of pair terms, see `forces_of_pairs`.
-        numbers, constants, w: the network.
+        numbers, constants, w, kinds: the network.
+        gathered: [n_atoms, 16 n_kinds], working space.
         pairs, space: filled.
         energies: [n_atoms] eV.
         forces: [n_atoms, 3] eV/Å.
@@ -204,25 +222,40 @@ def _step(
     clear(n, space.ev_before[0])
     if start != 0:
         start_ev(n_pairs, pairs, constants.parity, start, space.ev_before[0])
+    by_kind = len(kinds.table) > 0
     for l in range(n_layers):
         rests = l == 0 and start == 0
-        project(n, x, w.features[l], w.geometry[l], space.projected[l])
         before, after = space.ev_before[l], space.ev_before[l + 1]
         for i in range(n):
             for k in range(before.shape[1]):
                 after[i, k] = before[i, k]
-        messages(
-            shape,
-            n_pairs,
-            pairs,
-            orders,
-            _filters(w, l),
-            before,
-            rests,
-            space.projected[l],
-            x,
-            after,
-        )
+        if l == 0 and by_kind:
+            first_messages(
+                shape,
+                n_pairs,
+                pairs,
+                orders,
+                kinds.of_atoms,
+                kinds.table,
+                kinds.values,
+                gathered,
+                x[:n],
+                after,
+            )
+        else:
+            project(n, x, w.features[l], w.geometry[l], space.projected[l])
+            messages(
+                shape,
+                n_pairs,
+                pairs,
+                orders,
+                _filters(w, l),
+                before,
+                rests,
+                space.projected[l],
+                x,
+                after,
+            )
         refine(n, l, w, space, x, space.other)
         exchange(n, l, w, space, constants.degrees, x, after, space.wide, space.wide_too)
     energies_and_gradient(n, w, species, constants.scale, x, space.of_head, energies, space.d_x)
@@ -237,11 +270,28 @@ def _step(
             n, l, w, space, constants.degrees, space.d_x, d_ev, space.wide, space.wide_too
         )
         refine_gradient(n, l, w, space, space.d_x, space.other, space.third)
-        clear(n, space.d_projected)
         received = space.ev_before[l + 1]  # not needed any more: room for a copy
         for i in range(n):
             for k in range(d_ev.shape[1]):
                 received[i, k] = d_ev[i, k]
+        if l == 0 and by_kind:
+            first_messages_gradient(
+                shape,
+                n_pairs,
+                pairs,
+                per_length,
+                orders,
+                kinds.of_atoms,
+                kinds.table,
+                kinds.values,
+                gathered,
+                space.d_x[:n],
+                received,
+                space.d_spherical,
+                space.d_lengths,
+            )
+            continue
+        clear(n, space.d_projected)
         messages_gradient(
             shape,
             n_pairs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ pytest.importorskip("numba")
 from attncalc import AttnCalculator, load
 from attncalc.fast import SHORTEST, lower
 from attncalc.graph import Graph
+from attncalc.kernels.so3krates import engine
 from attncalc.kernels.so3krates.engine import Engine, can_run
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
@@ -175,6 +177,29 @@ def test_pairs_beyond_the_cutoff_count_nothing(masked: str) -> None:
     assert_same(fast.engine(far), fast.engine(near), 1e-6)
 
 
+def test_the_first_layer_by_kinds_is_the_general_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = potential()
+    graph = build_graph(plain, System.from_ase([ethanol(), triclinic(), Atoms("N")]))
+    by_kinds = by_engine(plain, graph)
+    monkeypatch.setattr(engine, "MOST_KINDS", 3)  # there are four
+    assert_same(by_kinds, by_engine(plain, graph), 5e-6)
+    # other elements after these, fewer and in another order
+    fast = lower(plain)
+    for atoms in (ethanol(), triclinic(), Atoms("OH", [[0, 0, 0], [0, 0, 1]]), ethanol()):
+        graph = build_graph(plain, System.from_ase(atoms))
+        assert_same(fast.engine(graph), evaluate(exact(plain), graph))
+
+
+def test_charge_and_spin_reach_the_first_layer() -> None:
+    plain = potential(embed_charge=True, embed_spin=True)
+    fast = lower(plain)
+    for charge, spin in ((0, 1), (1, 2), (0, 3), (0, 1)):
+        atoms = ethanol()
+        atoms.info = {"charge": charge, "spin": spin}
+        graph = build_graph(plain, System.from_ase(atoms))
+        assert_same(fast.engine(graph), evaluate(exact(plain), graph))
+
+
 def test_energy_and_forces_end_smoothly_at_the_cutoff() -> None:
     """The tables' last interval meets zero with value and slope."""
     plain = potential(num_layers=1)
@@ -257,6 +282,16 @@ def test_a_copy_works_too() -> None:
     fast = lower(plain)
     twin = copy.deepcopy(fast)
     assert torch.equal(evaluate(twin, graph).forces, evaluate(fast, graph).forces)
+
+
+def test_pickling() -> None:
+    """As multiprocessing does with a calculator."""
+    calculator = AttnCalculator("so3krates-ethanol")
+    atoms = ethanol()
+    forces = calculator.get_forces(atoms)
+    twin = pickle.loads(pickle.dumps(calculator))
+    assert twin._fast.engine is not None
+    assert np.array_equal(twin.get_forces(ethanol()), forces)
 
 
 def test_the_network_stays_as_it_is() -> None:

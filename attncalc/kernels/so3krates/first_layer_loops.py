@@ -1,0 +1,148 @@
+"""The first layer where atoms of one kind still have equal features: coefficients from tables.
+
+As long as features depend on the kind of an atom alone (its element, mostly), and Euclidean
+variables are zero, the attention coefficients of a pair are functions of its distance for each two
+kinds: H + n_degrees numbers instead of filters of 2 F. `pair_loops.messages` is the definition.
+
+Lanes of a row of coefficients: H of the features, then one a degree.
+"""
+
+import numpy as np
+
+from attncalc.kernels.so3krates.loops import inner_loop, single
+from attncalc.kernels.so3krates.pair_loops import add_to, gather
+from attncalc.kernels.so3krates.vectors import LANES, fill, fma, load, plus, store, times, total
+
+ZERO, TWO, THREE = single(0), single(2), single(3)
+
+
+@inner_loop
+def _coefficients(table, row, t):
+    """Values of the cubics of one interval, [16 lanes]."""
+    value = fma(t, load(table, row, 3 * LANES), load(table, row, 2 * LANES))
+    value = fma(t, value, load(table, row, LANES))
+    return fma(t, value, load(table, row, 0))
+
+
+@inner_loop
+def _slopes(table, row, linear, quadratic):
+    """Their derivatives by the place in the interval; linear = 2 t, quadratic = 3 t²."""
+    slope = fma(linear, load(table, row, 2 * LANES), load(table, row, LANES))
+    return fma(quadratic, load(table, row, 3 * LANES), slope)
+
+
+@inner_loop
+def _spread_of(shape, coefficients, row, masks, k):
+    """Vector of the degrees' coefficients at all orders of each, lanes k to k + 16."""
+    spread = fill(ZERO)
+    for l in range(len(shape.degrees)):
+        coefficient = fill(coefficients[row, len(shape.heads) + l])
+        spread = fma(coefficient, load(masks, l, k), spread)
+    return spread
+
+
+@inner_loop
+def first_messages(
+    shape, n_pairs, pairs, orders, kinds, table, values, gathered, features, received
+):
+    """As `messages`.
+
+    Args:
+        kinds: [n_atoms], int64.
+        table: [n_kinds^2 n_intervals, 64], cubics, ordered by receiver's kind, sender's, interval.
+        values: [n_kinds, F].
+        gathered: [n_atoms, 16 n_kinds], filled: sums of coefficients by the kind of the sender.
+    """
+    n_kinds = values.shape[0]
+    n_intervals = table.shape[0] // (n_kinds * n_kinds)
+    coefficients = np.empty((2, LANES), single)
+    n_atoms = features.shape[0]
+    for i in range(n_atoms):
+        for z in range(n_kinds):
+            store(gathered, i, z * LANES, fill(ZERO))
+    for p in range(n_pairs):
+        i, j, knot, t = pairs.i[p], pairs.j[p], pairs.knot[p], fill(pairs.place[p])
+        a, b = kinds[i], kinds[j]
+        to_i = _coefficients(table, (a * n_kinds + b) * n_intervals + knot, t)
+        to_j = _coefficients(table, (b * n_kinds + a) * n_intervals + knot, t)
+        add_to(gathered, i, b * LANES, to_i)
+        add_to(gathered, j, a * LANES, to_j)
+        store(coefficients, 0, 0, to_i)
+        store(coefficients, 1, 0, to_j)
+        for v in range(len(shape.orders)):
+            k = v * LANES
+            y = load(pairs.spherical, p, k)
+            add_to(received, i, k, times(_spread_of(shape, coefficients, 0, orders.masks, k), y))
+            add_to(received, j, k, times(_spread_of(shape, coefficients, 1, orders.mirrored, k), y))
+    head = LANES * len(shape.head)
+    for i in range(n_atoms):
+        for z in range(n_kinds):
+            for h in range(len(shape.heads)):
+                coefficient = fill(gathered[i, z * LANES + h])
+                for v in range(len(shape.head)):
+                    k = h * head + v * LANES
+                    add_to(features, i, k, times(coefficient, load(values, z, k)))
+
+
+@inner_loop
+def first_messages_gradient(
+    shape,
+    n_pairs,
+    pairs,
+    per_length,
+    orders,
+    kinds,
+    table,
+    values,
+    gathered,
+    d_features,
+    d_received,
+    d_spherical,
+    d_lengths,
+):
+    """Reverse of `first_messages`: adds to the last two; features and values are constants.
+
+    Args:
+        gathered: [n_atoms, 16 n_kinds], filled: gradients by the sums of coefficients.
+    """
+    n_kinds = values.shape[0]
+    n_intervals = table.shape[0] // (n_kinds * n_kinds)
+    n_heads, head = len(shape.heads), LANES * len(shape.head)
+    coefficients = np.empty((2, LANES), single)
+    given = np.zeros((2, LANES), single)
+    for i in range(d_features.shape[0]):
+        for z in range(n_kinds):
+            for h in range(n_heads):
+                pulled = fill(ZERO)
+                for v in range(len(shape.head)):
+                    k = h * head + v * LANES
+                    pulled = fma(load(d_features, i, k), load(values, z, k), pulled)
+                gathered[i, z * LANES + h] = total(pulled)
+    for p in range(n_pairs):
+        i, j, knot, t = pairs.i[p], pairs.j[p], pairs.knot[p], pairs.place[p]
+        a, b = kinds[i], kinds[j]
+        row_i = (a * n_kinds + b) * n_intervals + knot
+        row_j = (b * n_kinds + a) * n_intervals + knot
+        store(coefficients, 0, 0, _coefficients(table, row_i, fill(t)))
+        store(coefficients, 1, 0, _coefficients(table, row_j, fill(t)))
+        for h in range(n_heads):
+            given[0, h] = gathered[i, b * LANES + h]
+            given[1, h] = gathered[j, a * LANES + h]
+        for l in range(len(shape.degrees)):
+            given[0, n_heads + l] = gather(
+                shape, d_received, i, pairs.spherical, p, orders.masks, l
+            )
+            given[1, n_heads + l] = gather(
+                shape, d_received, j, pairs.spherical, p, orders.mirrored, l
+            )
+        linear, quadratic = fill(TWO * t), fill(THREE * t * t)
+        along = times(load(given, 0, 0), _slopes(table, row_i, linear, quadratic))
+        along = plus(along, times(load(given, 1, 0), _slopes(table, row_j, linear, quadratic)))
+        d_lengths[p] += total(along) * per_length
+        for v in range(len(shape.orders)):
+            k = v * LANES
+            from_i = times(
+                _spread_of(shape, coefficients, 0, orders.masks, k), load(d_received, i, k)
+            )
+            from_j = _spread_of(shape, coefficients, 1, orders.mirrored, k)
+            add_to(d_spherical, p, k, fma(from_j, load(d_received, j, k), from_i))

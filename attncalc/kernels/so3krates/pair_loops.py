@@ -27,7 +27,7 @@ from attncalc.kernels.so3krates.vectors import (
     total,
 )
 
-BLOCK = 48  # pairs: two filters of 128 and their gradients stay in the second cache
+BLOCK = 72  # pairs: two filters of 128 and their gradients stay in the second cache
 ZERO, ONE, TWO, THREE = single(0), single(1), single(2), single(3)
 
 

@@ -10,8 +10,10 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +48,7 @@ from attncalc.md import (
 )
 from attncalc.md.h5md import read_h5md
 from attncalc.md.job import fixed_atoms, read_restart, resume_structure, run_structure
+from attncalc.md.with_ase import finished_before_ctrl_c
 from attncalc.one_line import one_line
 from attncalc.potential import Potential, check_system
 from attncalc.system import System
@@ -474,7 +477,9 @@ def _resume(
     if "steps" in given:
         settings = replace(settings, n_steps=steps)
     if done >= settings.n_steps:
-        click.echo(f"{target}: all {settings.n_steps} steps are done; --steps N goes on to N")
+        click.echo(f"{target}: {done} steps are done; --steps N goes on to N")
+        if not target.with_suffix(".png").exists():  # killed between the last step and the picture
+            _Picture(target, settings, info["title"], info["n_dof"]).draw()
         return
     (atoms,) = restart.state.system.to_ase()
     _set_threads(threads, [atoms])
@@ -558,12 +563,31 @@ def _running(
             bar.update(steps)
 
         try:
-            yield progress
+            with _sigterm_as_ctrl_c():
+                yield progress
         except (FloatingPointError, KeyboardInterrupt):
-            if target.exists():  # a picture of what there is shows what went wrong
-                picture.draw()
+            with finished_before_ctrl_c():
+                if target.exists():  # a picture of what there is shows what went wrong
+                    picture.draw()
             raise
     picture.draw()
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """What a batch queue sends at the end of the time saves the run as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(target: Path, rows: list[dict[str, float]], lists: str) -> None:
@@ -845,6 +869,8 @@ def _new_file(path: str | Path) -> Path:
         raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"nothing can be written to {path.parent.resolve()}")
     return path
 
 

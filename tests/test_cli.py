@@ -295,7 +295,8 @@ def test_ctrl_c_keeps_the_structure_at_hand(n: int, monkeypatch) -> None:
         return seen[-1]
 
     monkeypatch.setattr(module, "_fmax", interrupted)
-    result = attncalc("relax", "some.extxyz", "--model", COPPER, "-o", "out.xyz", "--fmax", 1e-4)
+    common = ("relax", "some.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
+    result = attncalc(*common, "-o", "out.xyz", "--fmax", 1e-4)
     course = f"after 3 steps, largest force {seen[-1]:.4f} eV/Å"
     if n == 1:
         said = f"stopped: the structure {course} is written to out.xyz\n"
@@ -458,7 +459,7 @@ def test_md_that_goes_on_is_the_run_that_was_not_stopped(ensemble: str, copper_f
     assert states("part.h5md") == states("whole.h5md")
     assert Path("part.csv").read_text() == Path("whole.csv").read_text()
     said = succeeds("md", "--resume", "part.h5md")
-    assert said == "part.h5md: all 60 steps are done; --steps N goes on to N\n"
+    assert said == "part.h5md: 60 steps are done; --steps N goes on to N\n"
 
 
 def test_md_that_is_killed_goes_on_bit_for_bit(copper_file: str) -> None:
@@ -488,6 +489,25 @@ def test_md_that_is_killed_goes_on_bit_for_bit(copper_file: str) -> None:
     assert not [name for name in files() if name.startswith(".")]
 
 
+def test_md_that_is_told_to_end(copper_file: str) -> None:
+    """SIGTERM, as of a batch queue: everything is saved."""
+    command = [sys.executable, "-m", "attncalc.cli", "md", copper_file, "--model", COPPER]
+    command += ["--steps", "1000000", "--every", "10", "-o", "run.h5md"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    log = Path("run.csv")
+    while time.monotonic() < deadline and not (log.exists() and log.stat().st_size > 5000):
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with --resume run.h5md" in said
+    state = load_checkpoint("run.ckpt").state
+    assert state.step > 0
+    assert states("run.h5md")[-1][0] == state.step
+    assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
+
+
 def test_md_resume_bad_input(copper_file: str) -> None:
     succeeds("md", copper_file, "--model", COPPER, "--steps", 2, "-o", "run.h5md")
     others = "--resume takes everything from the run itself: leave --model, STRUCTURE away"
@@ -495,7 +515,7 @@ def test_md_resume_bad_input(copper_file: str) -> None:
         (("--resume", "run.xyz"), "run.xyz: only a run that writes .h5md can be resumed"),
         (
             ("--resume", "no.h5md"),
-            "no such file: no.h5md; a run is resumed from .h5md and .ckpt",
+            "no such file: no.h5md; a run is resumed from its .h5md, .ckpt and .csv",
         ),
         ((copper_file, "--model", COPPER, "--resume", "run.h5md"), others),
     ):

@@ -181,14 +181,22 @@ class H5MDWriter:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: it is no trajectory of these atoms and this timestep, begins after this
-                state, or is damaged.
+            ValueError: it is no trajectory of these atoms and this timestep, has them elsewhere,
+                begins after this state or ends before it, or is damaged.
         """
         atoms, timestep = _atoms_of(state), integrator.timestep / units.fs
         with _opened(self.path) as file:
             _check_same(_described(file), atoms)
             steps, times = _clock(file, atoms)
             n_kept = int(np.searchsorted(steps, state.step, side="right"))
+            if n_kept and steps[n_kept - 1] == state.step:
+                there = np.concatenate(
+                    [file[f"{one.particles}/position/value"][n_kept - 1] for one in atoms]
+                )
+                if not np.array_equal(there, state.system.positions.cpu().numpy()):
+                    raise ValueError(
+                        "its atoms are elsewhere: this is the trajectory of another run"
+                    )
             # a frame that was written only because the run was stopped there
             if n_kept > 1 and steps[n_kept - 1] % self.every:
                 n_kept -= 1
@@ -196,6 +204,11 @@ class H5MDWriter:
                 raise ValueError(
                     f"it begins with step {steps[0]}, the run goes on from step {state.step}: "
                     "this is the trajectory of another run"
+                )
+            expected = state.step - state.step % self.every
+            if steps[n_kept - 1] < expected:
+                raise ValueError(
+                    f"it ends with step {steps[n_kept - 1]}, the run goes on from step {state.step}"
                 )
             last, last_time = int(steps[n_kept - 1]), float(times[n_kept - 1])
             if not np.isclose(last_time, last * timestep, rtol=1e-9, atol=0):

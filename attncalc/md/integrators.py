@@ -156,11 +156,11 @@ class Langevin:
     def __post_init__(self) -> None:
         _positive("timestep", self.timestep)
         _positive("friction", self.friction)
-        if isinstance(self.temperature, Sequence):
-            object.__setattr__(self, "temperature", tuple(map(float, self.temperature)))
-        temperatures = self.temperature
-        for value in temperatures if isinstance(temperatures, tuple) else (temperatures,):
-            _positive("temperature", value)
+        temperatures = np.asarray(self.temperature, dtype=float)  # a tensor, an array, a list ...
+        plain = tuple(temperatures.tolist()) if temperatures.ndim else float(temperatures)
+        object.__setattr__(self, "temperature", plain)
+        for value in temperatures.ravel():
+            _positive("temperature", float(value))
 
     def init(
         self, potential: Potential | Forces, system: System, *, seed: int = 0, **given: Any
@@ -231,6 +231,8 @@ def initial_state(
     system = system.to("cpu")
     n = system.n_systems
     kelvin = _of_systems(temperature, system).expand(n)
+    if not (kelvin.isfinite() & (kelvin >= 0)).all():
+        raise ValueError(f"temperature must be finite and not negative, got {temperature!r}")
     replicas = torch.arange(n) if replicas is None else replicas.cpu().long()
     if replicas.shape != (n,) or (replicas < 0).any() or (replicas > LOW_32_BITS).any():
         raise ValueError(f"replicas must be {n} numbers between 0 and 2^32 - 1")
@@ -286,8 +288,9 @@ def _drawn(
         if still.any():
             atoms.set_constraint(FixAtoms(mask=still.numpy()))
         thermometer = Thermometer.for_run(atoms, ensemble)
-        rng = np.random.default_rng([seed, int(replicas[k])])
-        thermometer.draw(atoms, float(kelvin[k]), rng)
+        if kelvin[k] > 0:  # else they start from rest
+            rng = np.random.default_rng([seed, int(replicas[k])])
+            thermometer.draw(atoms, float(kelvin[k]), rng)
         momenta.append(torch.from_numpy(atoms.get_momenta()))
         n_dof.append(float(thermometer.n_dof))
     return torch.cat(momenta), torch.tensor(n_dof, dtype=torch.float64)
@@ -306,14 +309,14 @@ def _of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
     Raises:
         ValueError: there are several, but not one for each system.
     """
-    if not isinstance(temperature, Sequence):
+    if not isinstance(temperature, Sequence | np.ndarray | Tensor):
         return torch.full((1,), float(temperature), dtype=torch.float64, device=system.device)
     if len(temperature) != system.n_systems:
         raise ValueError(
             f"temperature must be one number or one for each of the {system.n_systems} systems, "
             f"got {len(temperature)}"
         )
-    return torch.tensor(temperature, dtype=torch.float64, device=system.device)
+    return torch.as_tensor(temperature, dtype=torch.float64, device=system.device)
 
 
 def _runaway(temperature: Tensor) -> Tensor:

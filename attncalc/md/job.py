@@ -102,9 +102,12 @@ def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
     """
     if trajectory.suffix != ".h5md":
         raise ValueError(f"{trajectory.name}: only a run that writes .h5md can be resumed")
-    for path in (trajectory, file := trajectory.with_suffix(".ckpt")):
+    file = trajectory.with_suffix(".ckpt")
+    for path in (trajectory, file, trajectory.with_suffix(".csv")):
         if not path.is_file():
-            raise FileNotFoundError(f"no such file: {path}; a run is resumed from .h5md and .ckpt")
+            raise FileNotFoundError(
+                f"no such file: {path}; a run is resumed from its .h5md, .ckpt and .csv"
+            )
     restart = load_checkpoint(file)
     if "settings" not in restart.info:
         raise ValueError(f"{file}: a checkpoint of a run that `attncalc md` did not start")

@@ -56,31 +56,50 @@ class Log:
         self._open(state, integrator)
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Go on behind this state; lines beyond it, and one that was cut off, are dropped."""
-        now = _time(state, integrator.timestep)
-        if self.path.exists():
-            with open(self.path, newline="") as file:
-                for line in csv.DictReader(file):
-                    try:
-                        row = {name: float(value) for name, value in line.items()}
-                    except (TypeError, ValueError):
-                        break
-                    if row["time_fs"] > now * (1 + 1e-12):
-                        break
-                    self.rows.append(row)
-        # a line that was written only because the run was stopped there
-        last = self.rows[-1]["time_fs"] if self.rows else 0.0
-        if round(last * units.fs / integrator.timestep) % self.every:
-            self.rows = [row for row in self.rows if row["time_fs"] != last]
+        """Go on behind this state; lines beyond it, and one that was cut off, are dropped.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not the log of this run up to this state; it stays as it is.
+        """
+        now = state.step
+        kept: list[dict[str, float]] = []
+        with open(self.path, newline="") as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+        columns = self._columns(state)
+        if header != list(columns):
+            raise ValueError(f"{self.path}: not the log of this run (its columns are others)")
+        for number, line in enumerate(lines, start=2):
+            try:
+                row = {
+                    name: int(value) if name == "system" else float(value)
+                    for name, value in zip(columns, line, strict=True)
+                }
+            except ValueError:
+                if number == len(lines) + 1:  # a killed run cuts off the last one
+                    break
+                raise ValueError(f"{self.path}: line {number} is damaged") from None
+            step = round(row["time_fs"] * units.fs / integrator.timestep)
+            # what is no multiple was written only because the run was stopped there
+            if step <= now and (step % self.every == 0 or not kept):
+                kept.append(row)
+        expected = now - now % self.every
+        reached = round(kept[-1]["time_fs"] * units.fs / integrator.timestep) if kept else -1
+        if reached < expected:
+            raise ValueError(f"{self.path}: ends before step {expected}, where the run goes on")
+        self.rows = kept
         self._open(state, integrator)
+
+    @staticmethod
+    def _columns(state: MDState) -> tuple[str, ...]:
+        system = ("system",) if state.system.n_systems > 1 else ()
+        spread = () if state.spread is None else (SPREAD,)
+        return (*system, *COLUMNS, *spread)
 
     def _open(self, state: MDState, integrator: Integrator) -> None:
         self._timestep = integrator.timestep
-        columns = (*(("system",) if state.system.n_systems > 1 else ()), *COLUMNS)
-        if state.spread is not None:
-            columns = (*columns, SPREAD)
         text = io.StringIO(newline="")
-        table = csv.DictWriter(text, columns)
+        table = csv.DictWriter(text, self._columns(state))
         table.writeheader()
         table.writerows(self.rows)
         write_atomically(self.path, text.getvalue().encode())

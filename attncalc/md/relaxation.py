@@ -202,6 +202,8 @@ def relax_batch(
                 force.renew(fire.system)
             fire = fire.step(forces, rests)
     except KeyboardInterrupt:
+        if not ended.noted:
+            raise
         return ended.relaxed(interrupted=True)
     return ended.relaxed(interrupted=False)
 
@@ -213,6 +215,7 @@ class _Ended:
         sizes = torch.bincount(system.system_idx, minlength=system.n_systems)
         self._system, self._first = system, torch.cumsum(sizes, 0) - sizes
         n_systems, device = system.n_systems, system.device
+        self.noted = False
         self._positions = system.positions.clone()
         self._forces = torch.zeros_like(self._positions)
         self._energy = torch.zeros(n_systems, dtype=torch.float64, device=device)
@@ -221,6 +224,7 @@ class _Ended:
 
     def note(self, fire: _Fire, result: Result, largest: Tensor, step: int) -> None:
         """What is true of the structures that are still in the batch."""
+        self.noted = True
         numbers, idx = fire.numbers, fire.system.system_idx
         sizes = torch.bincount(idx, minlength=fire.system.n_systems)
         within = torch.arange(len(idx), device=idx.device) - (torch.cumsum(sizes, 0) - sizes)[idx]

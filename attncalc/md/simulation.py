@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
 import torch
@@ -14,6 +16,7 @@ from attncalc.md.forces import Forces, forces_of
 from attncalc.md.integrators import Integrator
 from attncalc.md.state import MDState
 from attncalc.md.with_ase import finished_before_ctrl_c
+from attncalc.neighbors import ImpossiblePositions
 from attncalc.potential import Potential, Result
 from attncalc.system import System
 
@@ -79,15 +82,21 @@ def run(
         The last state.
 
     Raises:
-        FloatingPointError: the run exploded; callbacks have seen the last good state.
-        ValueError: `n_steps` is negative.
+        FloatingPointError: the run exploded, and callbacks have seen the last good state; or there
+            is something wrong with the first one, and nothing has begun.
+        ValueError: a number is out of range.
     """
     if n_steps < 0:
         raise ValueError(f"n_steps must not be negative, got {n_steps}")
+    for name, value in (("chunk", chunk), *(("every", one.every) for one in callbacks)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
     force = forces_of(potential)
     force.renew(state.system)
     callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))
     limit = integrator.highest_temperature(state)
+    if what := _insane(state, limit):
+        raise FloatingPointError(f"the first state is no state to start from: {what}")
     last = state.step + n_steps
     longest = CHUNK[force.device.type] if chunk is None else chunk
     begun: list[Callback] = []
@@ -109,13 +118,22 @@ def run(
             if _call(callbacks, state, at_all_costs=state.step == last):
                 seen = state.step
     except KeyboardInterrupt:
-        if seen >= 0:  # what is done is not lost
-            _call(callbacks, state, at_all_costs=True)
+        with finished_before_ctrl_c():  # a second one must not lose what is done
+            if seen >= 0:
+                _call(callbacks, state, at_all_costs=True)
+            _end(begun)
         raise
     finally:
-        for callback in begun:
-            callback.end()
+        with finished_before_ctrl_c():
+            _end(begun)
     return state
+
+
+def _end(begun: list[Callback]) -> None:
+    """End all of them, whatever goes wrong with one."""
+    with ExitStack() as ends:
+        while begun:
+            ends.callback(begun.pop().end)
 
 
 def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) -> bool:
@@ -148,7 +166,7 @@ def _advance(
             force.renew(first.system)
             state = _steps(integrator, force, first, n)
         what = "" if state is None else _insane(state, limit)
-    except ValueError as error:  # atoms on top of each other, or nowhere
+    except ImpossiblePositions as error:
         state, what = None, str(error)
     if state is not None and not what:
         return state, ""
@@ -180,12 +198,13 @@ def _insane(state: MDState, limit: Tensor) -> str:
     """What is wrong with a state, if anything."""
     temperature, force = state.temperature, state.forces.abs().amax()
     total = (temperature + state.energy).sum() + force
-    numbers = torch.stack([total, (temperature - limit).amax(), temperature.amax(), force])
-    total, beyond, warmest, largest = numbers.tolist()  # one wait for the device
-    if not torch.isfinite(numbers).all():
+    beyond = temperature - limit
+    numbers = torch.stack([total, beyond.amax(), temperature[beyond.argmax()], force])
+    total, beyond, hottest, largest = numbers.tolist()  # one wait for the device
+    if not math.isfinite(total):
         return "energy, velocities or forces are no longer finite"
     if beyond > 0:
-        return f"the temperature reached {warmest:.0f} K"
+        return f"the temperature reached {hottest:.0f} K"
     if largest > EXPLODING_FORCE:
         return f"a force reached {largest:.0f} eV/Å"
     return ""

@@ -9,6 +9,7 @@ import torch
 from ase import units
 from torch import Tensor
 
+from attncalc.md.velocities import LINEAR
 from attncalc.ops import segment_sum
 from attncalc.system import System
 
@@ -68,8 +69,39 @@ class MDState:
 
     @property
     def temperature(self) -> Tensor:
-        """[n_systems] K."""
-        return 2 * self.kinetic_energy / (self.n_dof * units.kB)
+        """[n_systems] K, of the motion that `n_dof` counts.
+
+        Where drift and rotation of the whole are conserved, they are no heat.
+        """
+        counted = self.kinetic_energy - self._energy_of_the_whole()
+        return 2 * counted / (self.n_dof * units.kB)
+
+    def _energy_of_the_whole(self) -> Tensor:
+        """[n_systems] eV: of drift and rotation, where `n_dof` leaves them out."""
+        idx = self.system.system_idx
+        mobile = torch.ones_like(self.masses)
+        if self.fixed is not None:
+            mobile = mobile.masked_fill(self.fixed, 0.0)
+        left_out = (3 * self._sums(mobile) - self.n_dof).round()  # 0, 3 for drift, 5 or 6 for both
+        if not bool((left_out > 0).any()):
+            return torch.zeros_like(self.energy)
+        mass, momentum = self._sums(self.masses), self._sums(self.momenta)
+        drift = 0.5 * (momentum * momentum).sum(1) / mass
+        weights = self.masses.unsqueeze(1)
+        centre = self._sums(weights * self.system.positions) / mass.unsqueeze(1)
+        arms = self.system.positions - centre[idx]
+        spin = self._sums(torch.linalg.cross(arms, self.momenta))  # [n_systems, 3]
+        outer = self._sums(weights.unsqueeze(2) * arms.unsqueeze(2) * arms.unsqueeze(1))
+        trace = outer.diagonal(dim1=1, dim2=2).sum(1)
+        inertia = trace[:, None, None] * torch.eye(3).to(outer) - outer
+        # a linear molecule has no inertia about its axis, and does not turn about it
+        inverse = torch.linalg.pinv(inertia, rtol=LINEAR, hermitian=True)
+        turning = 0.5 * (spin * (inverse @ spin.unsqueeze(2)).squeeze(2)).sum(1)
+        drift = torch.where(left_out > 0, drift, 0.0)
+        return drift + torch.where(left_out > 3, turning, 0.0)
+
+    def _sums(self, values: Tensor) -> Tensor:
+        return segment_sum(values, self.system.system_idx, self.system.n_systems)
 
     @property
     def conserved(self) -> Tensor:

@@ -3,11 +3,13 @@
 from attncalc.neighbors.by_device import neighbor_list
 from attncalc.neighbors.matscipy_list import matscipy_list
 from attncalc.neighbors.nvalchemi_list import nvalchemi_list
+from attncalc.neighbors.search import ImpossiblePositions
 from attncalc.neighbors.torch_list import torch_list
 from attncalc.neighbors.verlet import SKIN, VerletList, fresh_graph, skin_for
 
 __all__ = [
     "SKIN",
+    "ImpossiblePositions",
     "VerletList",
     "fresh_graph",
     "matscipy_list",

@@ -34,11 +34,15 @@ def check_search(system: System, cutoff: float) -> None:
         _refuse_not_finite(system)
 
 
+class ImpossiblePositions(ValueError):
+    """Atoms are nowhere, or on top of each other: in dynamics, what an explosion ends with."""
+
+
 def _refuse_not_finite(system: System) -> None:
     bad = ~system.positions.detach().isfinite().all(1)
     if bad.any():
         first = int(bad.nonzero()[0])
-        raise ValueError(
+        raise ImpossiblePositions(
             f"the position of {_atom(system, first)}{_structure(system, first)} is not finite: "
             f"{system.positions[first].tolist()}; if this happened during a simulation, it has "
             "exploded: use a smaller timestep or relax the structure first"
@@ -141,11 +145,11 @@ def refuse_overlap(system: System, edges: Edges, lengths: Tensor) -> None:
     i, j = int(edges.receivers[shortest]), int(edges.senders[shortest])
     distance = f"{float(lengths[shortest]):.1e} Å apart{_structure(system, i)}"
     if i == j:
-        raise ValueError(
+        raise ImpossiblePositions(
             f"{_atom(system, i)} and its own periodic image are {distance}: a cell vector is too "
             "short, check atoms.cell and atoms.pbc"
         )
-    raise ValueError(
+    raise ImpossiblePositions(
         f"{_atom(system, min(i, j))} and {_atom(system, max(i, j))} are {distance}: remove one of "
         "the two or move them apart (in a periodic cell one may be the image of the other)"
     )

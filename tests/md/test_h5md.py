@@ -594,17 +594,32 @@ def go_on(path: Path, *structures: Atoms, after: int, until: int) -> None:
 
 
 @pytest.mark.parametrize("structures", [(ETHANOL,), (ETHANOL, SALT)])
-@pytest.mark.parametrize("after", [0, 20, 25, 50, 90, 95, 1000])
+@pytest.mark.parametrize("after", [0, 20, 25, 50, 90, 95])
 def test_resumed_equals_uninterrupted(structures: tuple[Atoms, ...], after: int, tmp_path: Path):
     """Frames beyond the state are cut off, none is written twice."""
     path = write(tmp_path / "run.h5md", *structures, n_frames=10)
     (tmp_path / ".run.h5md.twin").write_text("of a run that was killed")
     (tmp_path / ".run.h5md.spare").write_text("of a run that was killed")
     go_on(path, *structures, after=after, until=120)
-    missing = after == 1000  # the checkpoint is beyond both
-    whole = write(tmp_path / "whole.h5md", *structures, n_frames=10 if missing else 13)
+    whole = write(tmp_path / "whole.h5md", *structures, n_frames=13)
     assert_equal_files(path, whole)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["run.h5md", "whole.h5md"]
+
+
+def test_a_trajectory_that_ends_before_the_state_is_refused(tmp_path: Path):
+    path = write(tmp_path / "run.h5md", n_frames=10)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="it ends with step 90, the run goes on from step 1000"):
+        H5MDWriter(path, every=10).resume(state_at(1000), HALF_FS)
+    assert path.read_bytes() == content
+
+
+def test_a_trajectory_with_the_atoms_elsewhere_is_refused(tmp_path: Path):
+    path = write(tmp_path / "run.h5md", n_frames=10)
+    elsewhere = state_at(50)
+    elsewhere = elsewhere.at(elsewhere.system.positions + 1e-9)
+    with pytest.raises(ValueError, match="its atoms are elsewhere: this is the trajectory of an"):
+        H5MDWriter(path, every=10).resume(elsewhere, HALF_FS)
 
 
 def test_a_frame_only_because_the_run_stopped_there_is_cut_off(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,22 @@ def test_initial_velocities() -> None:
 # ---------------------------------------------------------------------- the same run, however cut
 
 
+@pytest.mark.parametrize("periodic", [False, True])
+def test_drift_and_rotation_are_no_heat(periodic: bool) -> None:
+    """Given velocities, as from a Langevin run: temperature is the Thermometer's."""
+    atoms = bulk("Cu", cubic=True) if periodic else ethanol()
+    linear, alone = Atoms("CO", [[0, 0, 0], [0.3, 0.4, 1.0]]), Atoms("Ar")
+    rng = np.random.default_rng(0)
+    frames = [atoms, linear, alone]
+    for frame in frames:
+        frame.set_momenta(rng.normal(loc=[3.0, 0.0, 1.0], size=(len(frame), 3)))
+    momenta = torch.from_numpy(np.concatenate([frame.get_momenta() for frame in frames]))
+    for integrator, ensemble in ((VERLET, "nve"), (LANGEVIN, "nvt")):
+        state = start(Harmonic(1.0), *frames, integrator=integrator, momenta=momenta)
+        expected = [md.Thermometer.for_run(f, ensemble).temperature(f) for f in frames]
+        np.testing.assert_allclose(state.temperature, expected, rtol=1e-10)
+
+
 def test_chunks_do_not_matter(forces: md.Forces) -> None:
     first = start(forces)
     whole = md.run(LANGEVIN, forces, first, 60, chunk=60)
@@ -275,6 +292,73 @@ def test_callbacks_end_after_an_error() -> None:
     assert first.events[-1] == broken.events[-1] == ("end", -1)
 
 
+def test_every_callback_ends_whatever_happens_to_one() -> None:
+    class Broken(Recorder):
+        def end(self) -> None:
+            raise OSError("disk full")
+
+    force = Harmonic(1.0)
+    first, last = Recorder(1), Recorder(1)
+    with pytest.raises(OSError, match="disk full"):
+        md.run(VERLET, force, start(force), 2, callbacks=[first, Broken(1), last])
+    assert first.events[-1] == last.events[-1] == ("end", -1)
+
+
+def test_ctrl_c_twice_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Recorder):
+        def __call__(self, state: md.MDState) -> None:
+            super().__call__(state)
+            if state.step == 4:  # the second one, while what is done is written
+                signal.raise_signal(signal.SIGINT)
+            self.events.append(("written", state.step))
+
+    steps = []
+    step = md.Verlet.step
+
+    def interrupted(self, state, force):
+        steps.append(state.step)
+        if state.step == 4 and len(steps) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, state, force)
+
+    monkeypatch.setattr(md.Verlet, "step", interrupted)
+    force = Harmonic(1.0)
+    slow, other = Slow(100), Recorder(100)
+    with pytest.raises(KeyboardInterrupt):
+        md.run(VERLET, force, start(force), 9, callbacks=[slow, other], chunk=1)
+    assert slow.events[-2:] == [("written", 4), ("end", -1)]
+    assert other.events[-2:] == [("call", 4), ("end", -1)]
+
+
+def test_the_first_state_is_looked_at() -> None:
+    force, recorder = Harmonic(1.0), Recorder(1)
+    first = start(force)
+    broken = first.having(forces=torch.full_like(first.forces, torch.nan))
+    with pytest.raises(FloatingPointError, match="the first state is no state to start from: en"):
+        md.run(VERLET, force, broken, 3, callbacks=[recorder])
+    assert not recorder.events
+
+
+def test_a_mistake_in_a_program_is_no_explosion(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self, system):
+        raise ValueError("shapes do not fit")
+
+    force = Harmonic(1.0)
+    first = start(force)
+    monkeypatch.setattr(Harmonic, "__call__", wrong)
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        md.run(VERLET, force, first, 3)
+
+
+def test_temperatures_of_any_kind() -> None:
+    force = Harmonic(1.0)
+    for given in (np.float64(300), torch.tensor(300.0), [300.0], np.array([300.0])):
+        langevin = md.Langevin(0.5 * FS, given, 0.01 / FS)
+        np.testing.assert_allclose(start(force, integrator=langevin).temperature, [300])
+    assert md.Langevin(1.0, np.array([1.0, 2.0]), 1.0).temperature == (1.0, 2.0)
+    assert not start(force, integrator=VERLET, temperature=0.0).momenta.any()
+
+
 @pytest.mark.parametrize("chunk", [1, 16])
 def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int) -> None:
     wild = md.Verlet(timestep=8 * FS)
@@ -306,6 +390,20 @@ def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int
         (lambda: md.Langevin(1.0, -3.0, 1.0), "temperature must be positive and finite, got -3.0"),
         (lambda: md.Langevin(1.0, (300.0, np.nan), 1.0), "temperature must be positive"),
         (lambda: md.Langevin(1.0, 300.0, np.inf), "friction must be positive and finite, got inf"),
+        (
+            lambda: start(Harmonic(1.0), integrator=VERLET, temperature=-5.0),
+            "temperature must be finite and not negative, got -5.0",
+        ),
+        (
+            lambda: md.run(VERLET, Harmonic(1.0), start(Harmonic(1.0)), 1, chunk=0),
+            "chunk must be a positive integer, got 0",
+        ),
+        (
+            lambda: md.run(
+                VERLET, Harmonic(1.0), start(Harmonic(1.0)), 1, callbacks=[Recorder(-3)]
+            ),
+            "every must be a positive integer, got -3",
+        ),
         (lambda: start(Harmonic(1.0), seed=-1), "seed must be between 0 and"),
         (
             lambda: start(Harmonic(1.0), integrator=md.Langevin(1.0, (1.0, 2.0), 1.0)),

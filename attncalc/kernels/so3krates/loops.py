@@ -4,7 +4,16 @@ import numpy as np
 from numba.core.registry import cpu_target
 
 from attncalc.compiled import compiled_loop
-from attncalc.kernels.so3krates.vectors import LANES, clip, fill, fma, over, tile, times
+from attncalc.kernels.so3krates.vectors import (
+    LANES,
+    clip,
+    exponential,
+    fill,
+    over,
+    plus,
+    tile,
+    times,
+)
 
 # sums may be reordered, products fused; NaN and infinity keep their meaning
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -49,46 +58,13 @@ def add_product(n, x, x_column, w, out, out_column):
         column += LANES
 
 
-# tanh(y) = y P(y^2) / Q(y^2) for |y| <= 7.9, to the last digits of float32; beyond, it is 1
-# (the rational function of Eigen's `ptanh`)
-_TANH_END = single(7.9053111)
-_P = tuple(
-    single(c)
-    for c in (
-        4.89352455891786e-03,
-        6.37261928875436e-04,
-        1.48572235717979e-05,
-        5.12229709037114e-08,
-        -8.60467152213735e-11,
-        2.00018790482477e-13,
-        -2.76076847742355e-16,
-    )
-)
-_P0, _P1, _P2, _P3, _P4, _P5, _P6 = _P
-_Q0, _Q1, _Q2, _Q3 = (
-    single(c)
-    for c in (
-        4.89352518554385e-03,
-        2.26843463243900e-03,
-        1.18534705686654e-04,
-        1.19825839466702e-06,
-    )
-)
-_HALF = single(0.5)
+# beyond, e^x leaves the range of float32, and the sigmoid is 0 or 1 to all its digits
+_END = single(87)
+_ONE, _MINUS_ONE = single(1), single(-1)
 
 
 @inner_loop
 def sigmoid(x):
-    """1 / (1 + exp(-x)) of a vector, as (1 + tanh(x / 2)) / 2: no exponential."""
-    y = clip(times(x, fill(_HALF)), fill(-_TANH_END), fill(_TANH_END))
-    s = times(y, y)
-    p = fma(s, fill(_P6), fill(_P5))
-    p = fma(s, p, fill(_P4))
-    p = fma(s, p, fill(_P3))
-    p = fma(s, p, fill(_P2))
-    p = fma(s, p, fill(_P1))
-    p = fma(s, p, fill(_P0))
-    q = fma(s, fill(_Q3), fill(_Q2))
-    q = fma(s, q, fill(_Q1))
-    q = fma(s, q, fill(_Q0))
-    return fma(over(times(y, p), q), fill(_HALF), fill(_HALF))
+    """1 / (1 + e^-x) of a vector, to the last digits also where it is small."""
+    y = clip(times(x, fill(_MINUS_ONE)), fill(-_END), fill(_END))
+    return over(fill(_ONE), plus(fill(_ONE), exponential(y)))

@@ -13,6 +13,7 @@ column; nothing checks a bound.
 | fma(x, y, z)            | x y + z                                 |
 | clip(x, low, high)      | lane by lane                            |
 | total(x)                | sum of the lanes                        |
+| exponential(x)          | e^x, for x from -87 to 87               |
 
 `tile(rows, vectors)` makes the inner part of a matrix product, see there.
 """
@@ -149,6 +150,49 @@ def total(typing: Any, x: Any) -> Any:
         return builder.call(reduce, [zero, values[0]], fastmath=_ANY_ORDER)
 
     return types.float32(Vector), code
+
+
+_LOG2_E = 1.44269504088896341
+# ln 2 in two parts, of which the first has few digits: times a whole number it is exact
+_LN2 = (0.693359375, -2.12194440e-4)
+# e^r = 1 + r + r² P(r) for |r| <= ln 2 / 2 (Cephes, expf)
+_EXPONENTIAL = (
+    *(1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3),
+    *(4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+)
+
+
+@_inline
+def exponential(typing: Any, x: Any) -> Any:
+    """2^k e^r with whole k, to the last digit of float32."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        (value,) = values
+
+        def many(number: float) -> Any:
+            return ir.Constant(_LANES, [number] * LANES)
+
+        def intrinsic_of(name: str, *arguments: Any) -> Any:
+            kind = ir.FunctionType(_LANES, [_LANES] * len(arguments))
+            full = f"llvm.{name}.v{LANES}f32"
+            function = cgutils.get_or_insert_function(builder.module, kind, full)
+            return builder.call(function, arguments)
+
+        # by operations that must not be reordered, other than everywhere else
+        k = intrinsic_of("nearbyint", builder.fmul(value, many(_LOG2_E)))
+        r = value
+        for part in _LN2:
+            r = intrinsic_of("fma", k, many(-part), r)
+        p = many(_EXPONENTIAL[0])
+        for coefficient in _EXPONENTIAL[1:]:
+            p = intrinsic_of("fma", p, r, many(coefficient))
+        p = intrinsic_of("fma", p, builder.fmul(r, r), builder.fadd(r, many(1.0)))
+        whole = ir.VectorType(_INT32, LANES)
+        shift = ir.Constant(whole, [23] * LANES)  # of the exponent among the bits of a float32
+        steps = builder.shl(builder.fptosi(k, whole), shift)
+        return builder.bitcast(builder.add(builder.bitcast(p, whole), steps), _LANES)
+
+    return Vector(Vector), code
 
 
 def tile(rows: int, vectors: int) -> Function:

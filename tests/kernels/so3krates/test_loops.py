@@ -65,12 +65,18 @@ def _sigmoid_of(x, out):
 
 
 def test_sigmoid() -> None:
-    x = np.concatenate([np.linspace(-30, 30, 4080), [0, -0.0, 1e-30, 1e30, -1e30, 80, -80, 5] * 2])
+    """Relative, so also where silu(x) is tiny; at the far end of float32 too."""
+    x = np.concatenate([np.linspace(-80, 30, 4080), [0, -0.0, 1e-30, 1e30, -1e30, 85, -85, 5] * 2])
     x = x.astype(np.float32)[None]
     out = np.empty_like(x)
     _sigmoid_of(x, out)
     with np.errstate(over="ignore"):
-        np.testing.assert_allclose(out, 1 / (1 + np.exp(-x.astype(float))), atol=2 * EPSILON)
+        expected = 1 / (1 + np.exp(-x.astype(float)))
+    np.testing.assert_allclose(out, expected, rtol=4 * EPSILON, atol=1e-37)
+    far = np.linspace(-1e6, -90, 16).astype(np.float32)[None]
+    out = np.empty_like(far)
+    _sigmoid_of(far, out)
+    assert (np.abs(far * out) < 1e-30).all(), "silu ends"
 
 
 def test_not_a_number_stays_one() -> None:

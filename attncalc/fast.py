@@ -6,10 +6,14 @@ for a network, the plain path runs.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -34,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # Å: structures with closer atoms take the plain path
 SHORTEST = 0.5
+# s, after which it must be a compiler that is at work
+COMPILING = 4.0
 # Å, limits of distances at which pairs are tried
 CLOSE, BONDED = 0.4, 1.0
 # modules with `can_run` and `Engine`
@@ -95,7 +101,10 @@ def lower(potential: Potential) -> Potential:
             fast = make(potential)
             if fast is None:
                 continue
-            error = disagreement(fast, potential)
+            with _patience_asked_for():
+                error = disagreement(fast, potential)
+            if not error <= ROUNDING[potential.dtype]:  # which may be the plain path's rounding
+                error = disagreement(fast, _in_float64(potential))
         except Exception as reason:  # a compiler that fails must not take the model away
             log.warning("the fast path does not run here (%s): this model runs plainly", reason)
             continue
@@ -104,6 +113,29 @@ def lower(potential: Potential) -> Potential:
         # NaN comes here too
         log.warning("the fast path is off by %.1e and is not used: this model runs plainly", error)
     return potential
+
+
+@contextmanager
+def _patience_asked_for() -> Iterator[None]:
+    """Tells people what takes so long, if it does: what is compiled is kept for the next time."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    message = "compiling loops for this machine: up to a minute, once"
+    timer = threading.Timer(COMPILING, log.warning, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _in_float64(potential: Potential) -> Potential:
+    """A copy whose network computes in float64."""
+    exact = copy.deepcopy(potential)
+    exact.compute_in(torch.float64)
+    return exact
 
 
 def _with_engine(potential: Potential) -> Potential | None:

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, silu
 
+from attncalc.basis.activations import LEAKY_NORM, SIGMOID_NORM, SILU_NORM
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.edge_frames import EdgeFrames
 from attncalc.basis.radial import ExpNormalBasis
@@ -48,11 +49,6 @@ from attncalc.recompute import Chunk, chunks_of, sum_in_chunks
 
 LAYER_NORM_EPSILON = 1e-5
 SMALLEST_SUM = 1e-16  # of exponentials, guards the softmax of an atom without neighbours
-
-# e3nn's normalisers of activations, <f(z)^2>^(-1/2) over a fixed sample of normal numbers z
-SILU_NORM = 1.6791767923989418
-SIGMOID_NORM = 1.8467055342154763
-LEAKY_NORM = 1.531320475574866
 
 # bytes: where all blocks together would keep more for the gradient, edges are worked through in
 # chunks and computed again; a chunk keeps so much in one block

@@ -1,0 +1,5 @@
+"""e3nn's normalisers of activations: <f(z)^2>^(-1/2) over a fixed sample of normal numbers z."""
+
+SILU_NORM = 1.6791767923989418
+SIGMOID_NORM = 1.8467055342154763
+LEAKY_NORM = 1.531320475574866

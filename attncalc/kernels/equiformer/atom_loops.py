@@ -1,0 +1,201 @@
+"""What single atoms do: norms, feed-forward networks, the last block's scalars, the energy."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from attncalc.kernels.equiformer.layout import Floats, matrix, transposed
+from attncalc.kernels.equiformer.products import add_product, stays_whole
+from attncalc.kernels.equiformer.row_loops import (
+    ONE,
+    ZERO,
+    add_by_degree,
+    add_by_degree_gradient,
+    add_rows,
+    clear,
+    degree_norm,
+    degree_norm_gradient,
+    fill_rows,
+    layer_norm,
+    layer_norm_gradient,
+    silu,
+    times_silu_slope,
+)
+from attncalc.kernels.so3krates.loops import inner_loop, sigmoid, single
+from attncalc.kernels.so3krates.vectors import LANES, fill, fma, load, minus, store, times, total
+
+
+class AtomRoom(NamedTuple):
+    """Working space for n atoms.
+
+    Attributes:
+        x, d_x: [n, width], features.
+        received: [n, width], what has arrived, or the gradient by it.
+        spare: [n, width].
+        gated: [n, ..], see `Layout.gated`. d_wide: [n, ..], see `Layout.wide`.
+        sum, normal, hidden: [n, head features]. inverse: [n, 1].
+    """
+
+    x: Floats
+    d_x: Floats
+    received: Floats
+    spare: Floats
+    gated: Floats
+    d_wide: Floats
+    sum: Floats
+    normal: Floats
+    hidden: Floats
+    inverse: Floats
+
+
+@inner_loop
+def normalise(n, layout, n_degrees, x, out, inverse):
+    """The equivariant layer norm without scales and bias; inverse [n, n_degrees] is kept."""
+    stays_whole()
+    layer_norm(n, x, layout.channels[0], out, inverse, 0)
+    for l in range(1, n_degrees):
+        first = layout.atom[l]
+        last = first + (2 * l + 1) * layout.channels[l]
+        degree_norm(n, x, first, last, out, inverse, l)
+
+
+@inner_loop
+def normalise_gradient(n, layout, n_degrees, given, normal, inverse, d_x):
+    """Adds the reverse of `normalise` to d_x; `given` is replaced."""
+    stays_whole()
+    width = layout.channels[0]
+    layer_norm_gradient(n, given, width, normal, inverse, 0)
+    for l in range(1, n_degrees):
+        first = layout.atom[l]
+        width = first + (2 * l + 1) * layout.channels[l]
+        degree_norm_gradient(n, given, first, width, normal, inverse, l)
+    add_rows(n, given, width, d_x)
+
+
+@inner_loop
+def gate_atoms(n, layout, wide, gated):
+    """The gate of a feed-forward network."""
+    stays_whole()
+    for i in range(n):
+        for l in range(len(layout.channels)):
+            to, width = layout.gated[l], layout.gates[0]
+            if l + 1 < len(layout.channels):
+                width = layout.gates[l + 1] - layout.gates[l]
+            else:
+                width = layout.wide[1] - layout.gates[l]
+            for k in range(0, width, LANES):
+                s = sigmoid(load(wide, i, layout.gates[l] + k))
+                for m in range(2 * l + 1):
+                    v = load(wide, i, layout.wide[l] + m * width + k)
+                    store(gated, i, to + m * width + k, times(v, s))
+
+
+@inner_loop
+def gate_atoms_gradient(n, layout, wide, given, out):
+    """Reverse of `gate_atoms`: fills `out`, the gradient by `wide`."""
+    stays_whole()
+    one = fill(ONE)
+    for i in range(n):
+        for l in range(len(layout.channels)):
+            if l + 1 < len(layout.channels):
+                width = layout.gates[l + 1] - layout.gates[l]
+            else:
+                width = layout.wide[1] - layout.gates[l]
+            for k in range(0, width, LANES):
+                v = load(wide, i, layout.gates[l] + k)
+                s = sigmoid(v)
+                slope = times(s, minus(one, s))
+                if l == 0:  # its own gate
+                    g = load(given, i, layout.gated[0] + k)
+                    store(out, i, k, times(g, fma(v, slope, s)))
+                    continue
+                by_gate = fill(ZERO)
+                for m in range(2 * l + 1):
+                    g = load(given, i, layout.gated[l] + m * width + k)
+                    column = layout.wide[l] + m * width + k
+                    by_gate = fma(g, load(wide, i, column), by_gate)
+                    store(out, i, column, times(g, s))
+                store(out, i, layout.gates[l] + k, times(by_gate, slope))
+
+
+@inner_loop
+def feed_forward(n, layout, w, b, normal, wide, gated, x):
+    """Adds to x; the first layer's result `wide` is kept for the reverse."""
+    stays_whole()
+    fill_rows(n, wide, matrix(w.flat, w.first_bias[b]))
+    add_by_degree(n, w.flat, w.first[b], normal, layout.atom, wide, layout.wide)
+    gate_atoms(n, layout, wide, gated)
+    add_bias(n, matrix(w.flat, w.then_bias[b]), x)
+    add_by_degree(n, w.flat, w.then[b], gated, layout.gated, x, layout.atom)
+
+
+@inner_loop
+def add_bias(n, row, x):
+    """x[:n, : width of row] += row, [1, width]."""
+    stays_whole()
+    for i in range(n):
+        for k in range(0, row.shape[1], LANES):
+            store(x, i, k, fma(fill(ONE), load(row, 0, k), load(x, i, k)))
+
+
+@inner_loop
+def feed_forward_gradient(n, layout, w, b, wide, d_x, d_gated, d_wide, d_normal):
+    """Reverse of `feed_forward` for what was normalised: fills d_normal."""
+    stays_whole()
+    clear(n, d_gated, d_gated.shape[1])
+    add_by_degree_gradient(n, w.flat, w.then[b], d_x, layout.atom, d_gated, layout.gated)
+    gate_atoms_gradient(n, layout, wide, d_gated, d_wide)
+    clear(n, d_normal, d_normal.shape[1])
+    add_by_degree_gradient(n, w.flat, w.first[b], d_wide, layout.wide, d_normal, layout.atom)
+
+
+@inner_loop
+def energies_and_gradient(n, layout, w, b, species, scale, normal, inverse, room, energies):
+    """The last block's feed-forward network and the head, of scalars alone, and the reverse.
+
+    Args:
+        b: number of the last block.
+        scale: [n_species] float64.
+        normal, inverse: [n, ..], [n, n_degrees], working space.
+        energies: [n] float64, scale times energy is added.
+        room: its x is read; its d_x becomes the gradient of the sum of energies by it.
+    """
+    stays_whole()
+    first, then = w.first[b, 0], w.then[b, 0]
+    wide, act, channels = room.d_wide, room.gated, layout.channels[0]
+    n_wide = first[3]
+    layer_norm(n, room.x, channels, normal, inverse, 0)
+    fill_rows(n, wide, matrix(w.flat, w.first_bias[b]))
+    add_product(n, normal, 0, matrix(w.flat, first), wide, 0)
+    silu(n, wide, n_wide, act)
+    fill_rows(n, room.sum, matrix(w.flat, w.then_bias[b]))
+    add_product(n, room.x, 0, matrix(w.flat, w.shortcut[0]), room.sum, 0)
+    add_product(n, act, 0, matrix(w.flat, then), room.sum, 0)
+    n_head = room.sum.shape[1]
+    layer_norm(n, room.sum, n_head, room.normal, room.inverse, 0)
+    fill_rows(n, room.hidden, matrix(w.flat, w.hidden_bias[0]))
+    add_product(n, room.normal, 0, matrix(w.flat, w.hidden[0]), room.hidden, 0)
+    last, one = matrix(w.flat, w.energy[0]), fill(ONE)
+    for i in range(n):
+        gathered, factor = fill(ZERO), fill(single(scale[species[i]]))
+        for k in range(0, n_head, LANES):
+            v, weight = load(room.hidden, i, k), load(last, 0, k)
+            s = sigmoid(v)
+            vs = times(v, s)
+            gathered = fma(vs, weight, gathered)
+            slope = fma(vs, minus(one, s), s)
+            store(room.hidden, i, k, times(times(slope, weight), factor))
+        energies[i] += scale[species[i]] * np.float64(total(gathered))
+    d_sum, d_wide = room.sum, wide
+    clear(n, d_sum, n_head)
+    add_product(n, room.hidden, 0, transposed(w.flat, w.hidden[0]), d_sum, 0)
+    layer_norm_gradient(n, d_sum, n_head, room.normal, room.inverse, 0)
+    clear(n, act, n_wide)
+    add_product(n, d_sum, 0, transposed(w.flat, then), act, 0)
+    times_silu_slope(n, d_wide, n_wide, act)
+    clear(n, room.spare, channels)
+    add_product(n, act, 0, transposed(w.flat, first), room.spare, 0)
+    layer_norm_gradient(n, room.spare, channels, normal, inverse, 0)
+    clear(n, room.d_x, room.d_x.shape[1])
+    add_rows(n, room.spare, channels, room.d_x)
+    add_product(n, d_sum, 0, transposed(w.flat, w.shortcut[0]), room.d_x, 0)

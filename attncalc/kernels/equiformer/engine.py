@@ -1,0 +1,258 @@
+"""Calls the compiled loops for an Equiformer.
+
+Equals `attncalc.nn.equiformer.Equiformer` with scale, reference energies and nuclear repulsion, in
+float32, for weights that no longer change. Nothing is tabulated: the arithmetic is the same, in
+another order.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attncalc.graph import Graph
+from attncalc.kernels.equiformer.atom_loops import AtomRoom
+from attncalc.kernels.equiformer.geometry_loops import Edges, Radial
+from attncalc.kernels.equiformer.message_loops import AtomRows, Room
+from attncalc.kernels.equiformer.packing import KINDS, filled_up, layout_of, plan_of, weights_of
+from attncalc.kernels.equiformer.step_loop import Kept, Numbers, energy_and_forces
+from attncalc.kernels.frozen_zbl import FrozenZBL
+from attncalc.kernels.so3krates.vectors import LANES
+
+# edges that are worked through at once: few enough for what they need to stay in the cache, many
+# enough for the weights to be read from there more than once
+CHUNK = 128
+# bytes: where all blocks together would keep more, edges are computed again for the gradient
+LARGEST_KEPT = 1 << 29
+# room for atoms and edges grows by this factor, so that a few more do not make it anew each time
+HEADROOM = 1.1
+_NO_SLOPES = np.zeros(0)
+
+
+class Found(NamedTuple):
+    """Energies per atom [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3]."""
+
+    energies: NDArray[np.float64]
+    forces: NDArray[np.float64]
+    strain_gradient: NDArray[np.float64]
+
+
+class Space(NamedTuple):
+    """Working space, and for how many atoms, edges, and edges in a chunk."""
+
+    sizes: tuple[int, int, int]
+    keeps: bool
+    edges: Edges
+    kept: Kept
+    room: Room
+    atoms: AtomRoom
+    d_rows: AtomRows
+
+
+def can_run(network: Any) -> bool:
+    """Whether the loops know this network: its widths must fill the vectors."""
+    c = network.config
+    widths = [*c.channels, c.radial_features, c.head_features]
+    if c.attention != "dot":
+        widths.append(c.num_heads * c.attention_features)
+    return (
+        network.element.dtype == torch.float32
+        and c.num_heads <= LANES
+        and all(width % LANES == 0 for width in widths)
+    )
+
+
+class Engine:
+    """Energy and forces of an Equiformer potential.
+
+    Args:
+        network: of which `can_run` is true; stays as it is.
+        scale, reference_energies: [n_species] eV.
+        shortest: Å; for structures with closer atoms a call returns None.
+        repulsion: a pair term.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        scale: Tensor,
+        reference_energies: Tensor,
+        shortest: float,
+        repulsion: FrozenZBL | None = None,
+    ) -> None:
+        self.config, self.repulsion = network.config, repulsion
+        exact = copy.deepcopy(network).to(torch.float64)
+        self.layout = layout_of(exact)
+        with torch.no_grad():
+            self.plan = plan_of(exact, self.layout)
+            self.weights = weights_of(exact, self.plan)
+            bias = exact.energy.scalar_bias.item()
+            self.scale = scale.numpy()
+            self.reference = (reference_energies + scale * bias).numpy()
+        self.radial = Radial(
+            float(network.config.cutoff),
+            float(shortest),
+            network.config.cutoff_function != "none",
+            exact.basis.centres.numpy(),
+            exact.basis.widths.numpy(),
+        )
+        self._free: list[Space] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_free": [], "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self  # its arrays do not change, and working space is handed to one call at a time
+
+    def __call__(self, graph: Graph) -> Found | None:
+        """Results for a graph on the CPU, or None if two atoms are too close."""
+        n_atoms = graph.n_atoms
+        energies, pair_slopes = np.zeros(n_atoms), _NO_SLOPES
+        if self.repulsion is not None:
+            energies, pair_slopes = self.repulsion.energies_and_slopes(graph)
+        found = Found(energies, np.zeros((n_atoms, 3)), np.zeros((graph.n_systems, 3, 3)))
+        receivers = graph.receivers.numpy()
+        most = int(np.bincount(receivers, minlength=1).max())
+        space = self._take(n_atoms, graph.n_edges, max(CHUNK, most))
+        n = energy_and_forces(
+            graph.vectors.detach().numpy(),
+            receivers,
+            graph.senders.numpy(),
+            graph.edge_mask.numpy(),
+            graph.pairs.numpy(),
+            graph.species.numpy(),
+            graph.system_idx.numpy(),
+            pair_slopes,
+            Numbers(KINDS[self.config.attention], CHUNK, space.keeps),
+            self.radial,
+            self.layout,
+            self.plan,
+            self.weights,
+            self.scale,
+            self.reference,
+            *space[2:],
+            *found,
+        )
+        with self._lock:
+            self._free.append(space)
+        return None if n < 0 else found
+
+    def _take(self, *sizes: int) -> Space:
+        with self._lock:
+            space = self._free.pop() if self._free else None
+        if space is None or any(has < needs for has, needs in zip(space.sizes, sizes, strict=True)):
+            space = None  # gives its memory back before there is another
+            space = self._space(*(math.ceil(n * HEADROOM) for n in sizes))
+        return space
+
+    def _space(self, n: int, n_edges: int, chunk: int) -> Space:
+        c, w, plan = self.config, self.weights, self.plan
+        n_degrees, per_degree = len(c.channels), sum(c.channels)
+        width = sum((2 * l + 1) * channels for l, channels in enumerate(c.channels))
+        n_blocks, head = c.num_layers, c.head_features
+        n_results = int(w.product_bias[0, 3])
+        n_weights = max(int(place[3]) for place in w.radial_offset)
+        hidden = c.radial_features
+        of_last = (
+            self.layout.wide[-1] + (2 * n_degrees - 1) * c.feed_forward_factor * c.channels[-1]
+        )
+        wide = int(of_last)
+        outer = (3 * (2 * n_degrees - 3)) ** 2
+        raised = filled_up((2 * n_degrees - 1) ** 2)
+        frame = int(self.layout.frame[-1]) + raised
+        basis = filled_up(c.num_basis)
+        attention = 0 if c.attention == "dot" else c.num_heads * c.attention_features
+        queries = width if c.attention == "dot" else 0
+        values = width if c.attention == "nonlinear" else 0
+        keeps = 4 * n_blocks * n_edges * (n_results + values) <= LARGEST_KEPT
+        n_kept = (n_blocks, n_edges) if keeps else (1, chunk)
+
+        def floats(*shape: int) -> NDArray[np.float32]:
+            return np.zeros(shape, np.float32)  # zeros: what fills up to 16 must stay zero
+
+        def doubles(*shape: int) -> NDArray[np.float64]:
+            return np.zeros(shape)
+
+        def whole(size: int) -> NDArray[np.int64]:
+            return np.zeros(size, np.int64)
+
+        edges = Edges(
+            first=whole(n + 1),
+            i=whole(n_edges),
+            j=whole(n_edges),
+            vectors=doubles(n_edges, 3),
+            lengths=doubles(n_edges),
+            envelope=doubles(n_edges),
+            envelope_slope=doubles(n_edges),
+            basis=floats(n_edges, basis),
+            basis_slope=floats(n_edges, basis),
+            frames=floats(n_edges, frame),
+            d_envelope=doubles(n_edges),
+            d_basis=floats(n_edges, basis),
+            d_turn=doubles(n_edges, 2),
+        )
+        kept = Kept(
+            normal=floats(n_blocks, 2, n, width),
+            inverse=floats(n_blocks, 2, n, n_degrees),
+            sources=floats(n_blocks, n, width),
+            targets=floats(n_blocks, n, width),
+            queries=floats(n_blocks, n, queries),
+            wide=floats(n_blocks, n, wide),
+            shares=doubles(n_blocks, n_edges, c.num_heads),
+            raised=doubles(n_blocks, n_edges, c.num_heads),
+            results=floats(*n_kept, n_results),
+            values=floats(*n_kept, values),
+        )
+        room = Room(
+            outer=floats(chunk, outer),
+            raised=floats(chunk, raised),
+            radial=floats(2, chunk, hidden),
+            radial_normal=floats(2, chunk, hidden),
+            radial_inverse=floats(chunk, 2),
+            d_radial=floats(2, chunk, hidden),
+            features=floats(chunk, width),
+            d_features=floats(chunk, width),
+            queries=floats(chunk, queries),
+            d_queries=floats(chunk, queries),
+            weights=floats(chunk, n_weights),
+            d_weights=floats(chunk, n_weights),
+            product=floats(chunk, int(plan.units[:, :, 2].max())),
+            results=floats(chunk, n_results),
+            d_results=floats(chunk, n_results),
+            gated=floats(chunk, width),
+            d_gated=floats(chunk, width),
+            values=floats(chunk, values),
+            d_values=floats(chunk, values),
+            per_degree=floats(chunk, per_degree),
+            other_per_degree=floats(chunk, per_degree),
+            leaky=floats(chunk, attention),
+            logits=floats(chunk, LANES),
+            attention=floats(chunk, LANES),
+            row=floats(1, width),
+            other_row=floats(1, width),
+        )
+        atoms = AtomRoom(
+            x=floats(n, width),
+            d_x=floats(n, width),
+            received=floats(n, width),
+            spare=floats(n, width),
+            gated=floats(n, wide),
+            d_wide=floats(n, wide),
+            sum=floats(n, head),
+            normal=floats(n, head),
+            hidden=floats(n, head),
+            inverse=floats(n, 1),
+        )
+        d_rows = AtomRows(floats(n, width), floats(n, width), floats(n, queries))
+        return Space((n, n_edges, chunk), keeps, edges, kept, room, atoms, d_rows)

@@ -1,0 +1,436 @@
+"""Messages to the atoms of one chunk, weighted by attention; and the reverse.
+
+With c the envelope, the share of an edge is p = c exp(l) / sum of c exp(l), and its attention c p.
+"""
+
+import math
+from typing import NamedTuple
+
+from attncalc.kernels.equiformer.edge_loops import (
+    add_turned_out,
+    multiply,
+    multiply_gradient,
+    radial_weights,
+    radial_weights_gradient,
+    turn_in,
+    turning,
+)
+from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats, matrix, transposed
+from attncalc.kernels.equiformer.products import add_product, stays_whole
+from attncalc.kernels.equiformer.row_loops import ONE, ZERO, clear, fill_rows
+from attncalc.kernels.so3krates.loops import inner_loop, sigmoid, single
+from attncalc.kernels.so3krates.vectors import LANES, fill, fma, load, minus, plus, store, times
+
+LEAST, MORE = single(0.2), single(0.8)  # slopes of the leaky ReLU: on the left, and what is added
+SMALLEST_SUM = 1e-16
+
+
+class Room(NamedTuple):
+    """Working space for the edges of one chunk; n edges.
+
+    Attributes:
+        outer, raised: see `frames_of`.
+        radial, radial_normal, radial_inverse: [2, n, hidden], [2, n, hidden], [n, 2]: of both
+            hidden layers of a radial network. d_radial: [2, n, hidden].
+        features, d_features: [n, width], in the edges' frames.
+        queries, d_queries: [n, width], of dot-product attention.
+        weights, d_weights: [n, n_weights], of the weighted product.
+        product: [n, widest unit].
+        results, d_results: [n, ..], behind the weighted product.
+        gated, d_gated: [n, width].
+        values, d_values: [n, width].
+        per_degree, other_per_degree: [n, channels of all degrees].
+        leaky: [n, heads * features], hidden layer of the attention.
+        logits, attention: [n, 16], zero beyond the heads.
+        row, other_row: [1, width].
+    """
+
+    outer: Floats
+    raised: Floats
+    radial: Floats
+    radial_normal: Floats
+    radial_inverse: Floats
+    d_radial: Floats
+    features: Floats
+    d_features: Floats
+    queries: Floats
+    d_queries: Floats
+    weights: Floats
+    d_weights: Floats
+    product: Floats
+    results: Floats
+    d_results: Floats
+    gated: Floats
+    d_gated: Floats
+    values: Floats
+    d_values: Floats
+    per_degree: Floats
+    other_per_degree: Floats
+    leaky: Floats
+    logits: Floats
+    attention: Floats
+    row: Floats
+    other_row: Floats
+
+
+class AtomRows(NamedTuple):
+    """What edges of one block read of atoms, or the gradient by it: [n_atoms, width] each."""
+
+    sources: Floats
+    targets: Floats
+    queries: Floats
+
+
+class Shares(NamedTuple):
+    """Of all edges in one block, [n_edges, heads]: p and p / c, which no small c makes zero."""
+
+    shares: Doubles
+    raised: Doubles
+
+
+@inner_loop
+def prepare(kind, first, n, layout, w, b, edges, atoms, room):
+    """Features, queries and weights of the edges from `first` on."""
+    stays_whole()
+    n_degrees = len(layout.channels)
+    for row in range(n):
+        e = first + row
+        i, j = edges.i[e], edges.j[e]
+        for k in range(0, room.row.shape[1], LANES):
+            store(room.row, 0, k, plus(load(atoms.sources, j, k), load(atoms.targets, i, k)))
+        turn_in(layout, n_degrees, edges.frames, e, room.row, 0, room.features, row)
+        if kind == DOT:
+            turn_in(layout, n_degrees, edges.frames, e, atoms.queries, i, room.queries, row)
+    basis = edges.basis[first : first + n]
+    radial_weights(n, w, b + 1, basis, room, room.weights)
+
+
+@inner_loop
+def gate(n, layout, n_used, results, gated):
+    """gated = results times sigmoids of the gates; those of scalars are the scalars."""
+    stays_whole()
+    n_degrees, width = len(layout.channels), gated.shape[1]
+    for row in range(n):
+        for k in range(0, layout.channels[0], LANES):
+            v = load(results, row, k)
+            store(gated, row, k, times(v, sigmoid(v)))
+        for l in range(1, n_degrees):
+            at = width + layout.by_degree[l] - layout.channels[0]
+            for k in range(0, layout.channels[l], LANES):
+                s = sigmoid(load(results, row, at + k))
+                for q in range(2 * min(l, n_used - 1) + 1):
+                    column = layout.edge[l, q] + k
+                    store(gated, row, column, times(load(results, row, column), s))
+
+
+@inner_loop
+def gate_gradient(n, layout, n_used, results, given, out):
+    """Reverse of `gate`: fills `out`, the gradient by the results."""
+    stays_whole()
+    n_degrees, width, one = len(layout.channels), given.shape[1], fill(ONE)
+    for row in range(n):
+        for k in range(0, layout.channels[0], LANES):
+            v = load(results, row, k)
+            s = sigmoid(v)
+            slope = fma(times(v, s), minus(one, s), s)
+            store(out, row, k, times(load(given, row, k), slope))
+        for l in range(1, n_degrees):
+            at = width + layout.by_degree[l] - layout.channels[0]
+            for k in range(0, layout.channels[l], LANES):
+                s = sigmoid(load(results, row, at + k))
+                by_gate = fill(ZERO)
+                for q in range(2 * min(l, n_used - 1) + 1):
+                    column = layout.edge[l, q] + k
+                    g = load(given, row, column)
+                    by_gate = fma(g, load(results, row, column), by_gate)
+                    store(out, row, column, times(g, s))
+                store(out, row, at + k, times(by_gate, times(s, minus(one, s))))
+
+
+@inner_loop
+def multiply_by_m(n, layout, n_used, flat, places, x, out):
+    """Add the fixed product: one matrix per |m|, for both signs together or the same for each."""
+    stays_whole()
+    for m in range(n_used):
+        w = matrix(flat, places[m])
+        column, width = layout.edge[m, max(2 * m - 1, 0)], _channels_from(layout, m)
+        add_product(n, x, column, w, out, column)
+        if m and w.shape[0] == width:
+            add_product(n, x, column + width, w, out, column + width)
+
+
+@inner_loop
+def multiply_by_m_gradient(n, layout, n_used, flat, places, given, out):
+    """Reverse of `multiply_by_m`."""
+    stays_whole()
+    for m in range(n_used):
+        w = transposed(flat, places[m])
+        column, width = layout.edge[m, max(2 * m - 1, 0)], _channels_from(layout, m)
+        add_product(n, given, column, w, out, column)
+        if m and w.shape[1] == width:
+            add_product(n, given, column + width, w, out, column + width)
+
+
+@inner_loop
+def _channels_from(layout, m):
+    return layout.by_degree[-1] + layout.channels[-1] - layout.by_degree[m]
+
+
+@inner_loop
+def leaky_logits(n, results, column, alpha, leaky, logits):
+    """Logits by the MLP attention, whose hidden layer begins at `column` of the results."""
+    stays_whole()
+    least, more = fill(LEAST), fill(MORE)
+    for row in range(n):
+        for k in range(0, alpha.shape[0], LANES):
+            v = load(results, row, column + k)
+            store(leaky, row, k, times(v, fma(more, sigmoid(v), least)))
+    clear(n, logits, LANES)
+    add_product(n, leaky, 0, alpha, logits, 0)
+
+
+@inner_loop
+def leaky_logits_gradient(n, results, column, alpha_transposed, d_logits, leaky, out):
+    """Reverse of `leaky_logits`: fills `out` from `column` on; `leaky` is working space."""
+    stays_whole()
+    least, more, one = fill(LEAST), fill(MORE), fill(ONE)
+    width = alpha_transposed.shape[1]
+    clear(n, leaky, width)
+    add_product(n, d_logits, 0, alpha_transposed, leaky, 0)
+    for row in range(n):
+        for k in range(0, width, LANES):
+            v = load(results, row, column + k)
+            s = sigmoid(v)
+            slope = fma(more, fma(times(v, s), minus(one, s), s), least)
+            store(out, row, column + k, times(load(leaky, row, k), slope))
+
+
+@inner_loop
+def dot_logits(n, layout, results, column, queries, heads, per_degree, logits):
+    """Logits by scalar products of queries and keys, which begin at `column` of the results."""
+    stays_whole()
+    for row in range(n):
+        for l in range(len(layout.channels)):
+            for k in range(0, layout.channels[l], LANES):
+                both = fill(ZERO)
+                for q in range(2 * l + 1):
+                    at = layout.edge[l, q] + k
+                    both = fma(load(results, row, column + at), load(queries, row, at), both)
+                store(per_degree, row, layout.by_degree[l] + k, both)
+    clear(n, logits, LANES)
+    add_product(n, per_degree, 0, heads, logits, 0)
+
+
+@inner_loop
+def dot_logits_gradient(
+    n, layout, results, column, queries, heads, d_logits, per_degree, d_results, d_queries
+):
+    """Reverse of `dot_logits`: fills d_results from `column` on, and d_queries."""
+    stays_whole()
+    clear(n, per_degree, per_degree.shape[1])
+    add_product(n, d_logits, 0, heads, per_degree, 0)
+    for row in range(n):
+        for l in range(len(layout.channels)):
+            for k in range(0, layout.channels[l], LANES):
+                g = load(per_degree, row, layout.by_degree[l] + k)
+                for q in range(2 * l + 1):
+                    at = layout.edge[l, q] + k
+                    store(d_results, row, column + at, times(g, load(queries, row, at)))
+                    store(d_queries, row, at, times(g, load(results, row, column + at)))
+
+
+@inner_loop
+def attend(first, last, edge, edges, logits, shares):
+    """Shares of the edges of receivers from `first` to before `last`; `edge` is their first."""
+    stays_whole()
+    for i in range(first, last):
+        begin, end = edges.first[i], edges.first[i + 1]
+        for h in range(shares.shares.shape[1]):
+            # the largest of l + log c cancels: it keeps exponentials in range, and the sum at 1
+            # or more, also where an edge that fades out has the largest logit by far
+            largest = -math.inf
+            for e in range(begin, end):
+                level = logits[e - edge, h] + math.log(edges.envelope[e])
+                if not level <= largest:  # NaN too
+                    largest = level
+            gathered = SMALLEST_SUM
+            for e in range(begin, end):
+                raised = math.exp(logits[e - edge, h] - largest)
+                shares.raised[e, h] = raised
+                gathered += edges.envelope[e] * raised
+            for e in range(begin, end):
+                shares.raised[e, h] /= gathered
+                shares.shares[e, h] = edges.envelope[e] * shares.raised[e, h]
+
+
+@inner_loop
+def attend_gradient(first, last, edge, edges, shares, d_attention, d_logits):
+    """Reverse of `attend`: fills d_logits, which may be d_attention; adds to edges.d_envelope."""
+    stays_whole()
+    for i in range(first, last):
+        begin, end = edges.first[i], edges.first[i + 1]
+        for h in range(shares.shares.shape[1]):
+            mean = 0.0
+            for e in range(begin, end):
+                mean += shares.shares[e, h] * edges.envelope[e] * d_attention[e - edge, h]
+            for e in range(begin, end):
+                given, c, p = d_attention[e - edge, h], edges.envelope[e], shares.shares[e, h]
+                off_mean = c * given - mean
+                edges.d_envelope[e] += p * given + shares.raised[e, h] * off_mean
+                d_logits[e - edge, h] = p * off_mean
+
+
+@inner_loop
+def per_channel(n, first, edges, shares, heads, attention, out):
+    """out [n, channels of all degrees] = the attention of the channel's head."""
+    stays_whole()
+    for row in range(n):
+        e = first + row
+        store(attention, row, 0, fill(ZERO))
+        for h in range(shares.shares.shape[1]):
+            attention[row, h] = edges.envelope[e] * shares.shares[e, h]
+    clear(n, out, heads.shape[1])
+    add_product(n, attention, 0, heads, out, 0)
+
+
+@inner_loop
+def times_attention(layout, n_degrees, x, i, attention, row, out):
+    """out[0] = x[i] times the attention of each channel of edge `row`, in the edge's frame."""
+    for l in range(n_degrees):
+        for k in range(0, layout.channels[l], LANES):
+            factor = load(attention, row, layout.by_degree[l] + k)
+            for q in range(2 * l + 1):
+                at = layout.edge[l, q] + k
+                store(out, 0, at, times(factor, load(x, i, at)))
+
+
+@inner_loop
+def through(kind, n, layout, plan, last, w, b, room, results, values):
+    """From features and weights to results, logits and (where they are not results) values."""
+    stays_whole()
+    multiply(n, plan, last, w, b, room.features, room.weights, room.product, results)
+    width, n_used = room.features.shape[1], plan.n_used[last]
+    if kind == DOT:
+        heads = transposed(w.flat, w.heads[0])
+        per_degree = room.per_degree
+        dot_logits(n, layout, results, width, room.queries, heads, per_degree, room.logits)
+        return
+    alpha = matrix(w.flat, w.alpha[b])
+    leaky_logits(n, results, results.shape[1] - alpha.shape[0], alpha, room.leaky, room.logits)
+    if kind == NONLINEAR:
+        gate(n, layout, n_used, results, room.gated)
+        bias = matrix(w.flat, w.value_bias[b])
+        fill_rows(n, values, bias)
+        multiply_by_m(n, layout, n_used, w.flat, w.second[b], room.gated, values)
+
+
+@inner_loop
+def send(first, n, layout, n_used, w, edges, shares, values, room, received):
+    """Add the values times attention to the receivers."""
+    stays_whole()
+    attention = room.per_degree
+    per_channel(n, first, edges, shares, matrix(w.flat, w.heads[0]), room.attention, attention)
+    for row in range(n):
+        e = first + row
+        times_attention(layout, n_used, values, row, attention, row, room.row)
+        add_turned_out(layout, n_used, edges.frames, e, room.row, 0, received, edges.i[e])
+
+
+@inner_loop
+def send_gradient(first, n, layout, n_used, w, edges, shares, values, d_received, room, d_values):
+    """Reverse of `send`: fills d_values and the gradient by attention, in room.attention."""
+    stays_whole()
+    attention, by_attention = room.per_degree, room.other_per_degree
+    heads = w.heads[0]
+    per_channel(n, first, edges, shares, matrix(w.flat, heads), room.attention, attention)
+    clear(n, by_attention, by_attention.shape[1])
+    for row in range(n):
+        e = first + row
+        i = edges.i[e]
+        turn_in(layout, n_used, edges.frames, e, d_received, i, room.row, 0)
+        times_attention(layout, n_used, values, row, attention, row, room.other_row)
+        to_x, to_z = turning(layout, n_used, room.row, 0, room.other_row, 0)
+        edges.d_turn[e, 0] -= to_x
+        edges.d_turn[e, 1] -= to_z
+        times_attention(layout, n_used, room.row, 0, attention, row, room.other_row)
+        for l in range(n_used):
+            for k in range(0, layout.channels[l], LANES):
+                both = fill(ZERO)
+                for q in range(2 * l + 1):
+                    at = layout.edge[l, q] + k
+                    both = fma(load(room.row, 0, at), load(values, row, at), both)
+                    store(d_values, row, at, load(room.other_row, 0, at))
+                store(by_attention, row, layout.by_degree[l] + k, both)
+    clear(n, room.attention, LANES)
+    add_product(n, by_attention, 0, transposed(w.flat, heads), room.attention, 0)
+
+
+@inner_loop
+def through_gradient(kind, n, layout, plan, last, w, b, room, results):
+    """Reverse of `through`: from room.d_values and the gradient by logits, in room.attention."""
+    stays_whole()
+    n_used, d_results = plan.n_used[last], room.d_results
+    if kind == DOT:
+        heads = matrix(w.flat, w.heads[0])
+        dot_logits_gradient(
+            n,
+            layout,
+            results,
+            room.features.shape[1],
+            room.queries,
+            heads,
+            room.attention,
+            room.per_degree,
+            d_results,
+            room.d_queries,
+        )
+    else:
+        alpha = transposed(w.flat, w.alpha[b])
+        column = results.shape[1] - alpha.shape[1]
+        leaky_logits_gradient(n, results, column, alpha, room.attention, room.leaky, d_results)
+    if kind == NONLINEAR:
+        clear(n, room.d_gated, room.d_gated.shape[1])
+        places = w.second[b]
+        multiply_by_m_gradient(n, layout, n_used, w.flat, places, room.d_values, room.d_gated)
+        gate_gradient(n, layout, n_used, results, room.d_gated, d_results)
+    multiply_gradient(
+        n,
+        plan,
+        last,
+        w,
+        b,
+        room.features,
+        room.weights,
+        d_results,
+        room.product,
+        room.d_features,
+        room.d_weights,
+    )
+
+
+@inner_loop
+def prepare_gradient(kind, first, n, layout, w, b, edges, room, d_atoms):
+    """Reverse of `prepare`, after it: adds to d_atoms and to the gradients of edges."""
+    stays_whole()
+    n_degrees = len(layout.channels)
+    for row in range(n):
+        e = first + row
+        i, j = edges.i[e], edges.j[e]
+        to_x, to_z = turning(layout, n_degrees, room.d_features, row, room.features, row)
+        edges.d_turn[e, 0] += to_x
+        edges.d_turn[e, 1] += to_z
+        clear(1, room.row, room.row.shape[1])
+        add_turned_out(layout, n_degrees, edges.frames, e, room.d_features, row, room.row, 0)
+        for k in range(0, room.row.shape[1], LANES):
+            g = load(room.row, 0, k)
+            store(d_atoms.sources, j, k, plus(load(d_atoms.sources, j, k), g))
+            store(d_atoms.targets, i, k, plus(load(d_atoms.targets, i, k), g))
+        if kind == DOT:
+            to_x, to_z = turning(layout, n_degrees, room.d_queries, row, room.queries, row)
+            edges.d_turn[e, 0] += to_x
+            edges.d_turn[e, 1] += to_z
+            add_turned_out(
+                layout, n_degrees, edges.frames, e, room.d_queries, row, d_atoms.queries, i
+            )
+    d_basis = edges.d_basis[first : first + n]
+    radial_weights_gradient(n, w, b + 1, room.d_weights, room, d_basis)

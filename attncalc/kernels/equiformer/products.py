@@ -1,0 +1,76 @@
+"""The matrix product of these loops: tiles for narrow matrices too, compiled once."""
+
+from collections.abc import Callable
+from typing import Any
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from attncalc.kernels.so3krates.loops import WIDE, inner_loop
+from attncalc.kernels.so3krates.vectors import LANES, tile
+
+_wide_6, _wide_3, _wide_1 = tile(6, WIDE), tile(3, WIDE), tile(1, WIDE)
+# as many sums as registers allow: fewer wait for each other
+_TALL = 12 if WIDE > 1 else 6
+_pair_12, _pair_3, _pair_1 = tile(_TALL, 2), tile(3, 2), tile(1, 2)
+_narrow_12, _narrow_3, _narrow_1 = tile(_TALL, 1), tile(3, 1), tile(1, 1)
+
+
+def _never_copied(typing: Any) -> Any:
+    """Keeps the compiler from copying the function that calls this into its callers.
+
+    Copies of long loops make compilation take minutes and gain nothing.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+stays_whole: Callable[..., Any] = intrinsic(_never_copied)
+
+
+@inner_loop
+def add_product(n, x, x_column, w, out, out_column):
+    """out[:n, out_column : + M] += x[:n, x_column : + K] w, with w [K, M], M a multiple of 16."""
+    stays_whole()
+    n_columns = w.shape[1]
+    column = 0
+    while column + WIDE * LANES <= n_columns:
+        row = 0
+        while row + 6 <= n:
+            _wide_6(x, x_column, w, out, out_column, row, column)
+            row += 6
+        while row + 3 <= n:
+            _wide_3(x, x_column, w, out, out_column, row, column)
+            row += 3
+        while row < n:
+            _wide_1(x, x_column, w, out, out_column, row, column)
+            row += 1
+        column += WIDE * LANES
+    while column + 2 * LANES <= n_columns:
+        row = 0
+        while row + _TALL <= n:
+            _pair_12(x, x_column, w, out, out_column, row, column)
+            row += _TALL
+        while row + 3 <= n:
+            _pair_3(x, x_column, w, out, out_column, row, column)
+            row += 3
+        while row < n:
+            _pair_1(x, x_column, w, out, out_column, row, column)
+            row += 1
+        column += 2 * LANES
+    while column < n_columns:
+        row = 0
+        while row + _TALL <= n:
+            _narrow_12(x, x_column, w, out, out_column, row, column)
+            row += _TALL
+        while row + 3 <= n:
+            _narrow_3(x, x_column, w, out, out_column, row, column)
+            row += 3
+        while row < n:
+            _narrow_1(x, x_column, w, out, out_column, row, column)
+            row += 1
+        column += LANES

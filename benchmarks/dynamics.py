@@ -32,7 +32,7 @@ MODELS = {
 }
 REPLICAS = (1, 4, 16, 64)
 BOXES = {1536: (8, 8, 8), 6144: (8, 16, 16), 24576: (16, 16, 32), 98304: (32, 32, 32)}
-SECONDS = 6.0  # of every measurement, at least
+SECONDS = 3.0  # of every measurement, at least
 TIMESTEP = 0.5  # fs
 
 

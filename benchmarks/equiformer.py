@@ -4,9 +4,10 @@
 
 Energy + forces per call of the published function (lmax 2 and 3, float32, one thread) for every
 structure file, in processor time: by the compiled step, and by PyTorch, which runs on all devices
-and trains, with all edges at once and in chunks; three boxes of water, up to 5,184 atoms; and a training step with forces on eight copies, slightly rattled, of the largest
-structure at lmax 3. Every row is a process of its own; memory is how far its peak rises above what
-it needed for ethanol. Results go to benchmarks/results/equiformer.json and .md.
+and trains, with all edges at once and in chunks; three boxes of water, up to 5,184 atoms; and a
+training step with forces on eight copies, slightly rattled, of the largest structure at lmax 3.
+Every row is a process of its own; memory is how far its peak rises above what it needed for
+ethanol. Results go to benchmarks/results/equiformer.json and .md.
 """
 
 from __future__ import annotations

@@ -11,14 +11,13 @@ import copy
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import jvp
 from torch.nn.functional import pad
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
@@ -35,11 +34,9 @@ from attncalc.kernels.so3krates.step_loop import (
     Weights,
     energy_and_forces,
 )
+from attncalc.kernels.so3krates.tables import Grid, cubics, filters_of, norms_of_attention
 from attncalc.kernels.so3krates.vectors import LANES
 
-# intervals of the tables: so many, doubled until the cubics are off by no more than rounding
-FEWEST_INTERVALS, MOST_INTERVALS = 512, 8192
-TABLE_ERROR = 2e-7  # relative to the largest value
 # room for atoms and pairs grows by this factor, so that a few more do not make it anew each time
 HEADROOM = 1.1
 # elements of a structure up to which the first layer is tabulated: 13 MB
@@ -107,7 +104,7 @@ class Engine:
             0.0 if starts is None else 1 / starts,
         )
         with torch.no_grad():
-            functions = [_filters_of(exact, l) for l in range(config.num_layers)]
+            functions = [filters_of(exact, l) for l in range(config.num_layers)]
             grid = Grid.fine_enough(functions, float(shortest), float(config.cutoff))
             bias = exact.head.energy.bias.item()
             self.constants = _constants(
@@ -257,7 +254,7 @@ class FirstLayer:
             return None
         parts = 1 + config.embed_charge + config.embed_spin
         return cls(
-            _cubics(_filters_of(network, 0), grid),
+            cubics(filters_of(network, 0), grid),
             network.embedding.element / math.sqrt(parts),
             network.layers[0].attention,
             reads_electrons=parts > 1,
@@ -318,44 +315,6 @@ def _shape(config: Any) -> Shape:
     )
 
 
-class Grid(NamedTuple):
-    """Intervals of equal length: Å, Å, how many."""
-
-    shortest: float
-    cutoff: float
-    n_intervals: int
-
-    @classmethod
-    def fine_enough(
-        cls, functions: Sequence[Callable[[Tensor], Tensor]], shortest: float, cutoff: float
-    ) -> Grid:
-        """With as many intervals as these functions of the distance need."""
-        grid = cls(shortest, cutoff, FEWEST_INTERVALS)
-        while grid.n_intervals < MOST_INTERVALS and any(map(grid.is_too_coarse, functions)):
-            grid = cls(shortest, cutoff, 2 * grid.n_intervals)
-        return grid
-
-    def is_too_coarse(self, f: Callable[[Tensor], Tensor]) -> bool:
-        """Whether cubics are off in the middle of an interval."""
-        length = (self.cutoff - self.shortest) / self.n_intervals
-        middles = self.shortest + length * (torch.arange(self.n_intervals).double() + 0.5)
-        powers = 0.5 ** torch.arange(4, dtype=torch.float64)
-        exact = f(middles)
-        error = torch.einsum("kp...,p->k...", _cubics(f, self), powers) - exact
-        return bool(error.abs().amax() > TABLE_ERROR * exact.abs().amax())
-
-
-def _cubics(f: Callable[[Tensor], Tensor], grid: Grid) -> Tensor:
-    """[n_intervals, 4, ...]: coefficients of t = 0..1 from values and slopes at both ends."""
-    shortest, cutoff, n_intervals = grid
-    knots = torch.linspace(shortest, cutoff, n_intervals + 1, dtype=torch.float64)
-    values, slopes = jvp(f, (knots,), (torch.ones_like(knots),))[:2]
-    slopes = slopes * (cutoff - shortest) / n_intervals
-    y0, y1, s0, s1 = values[:-1], values[1:], slopes[:-1], slopes[1:]
-    rise = y1 - y0
-    return torch.stack([y0, s0, 3 * rise - 2 * s0 - s1, s0 + s1 - 2 * rise], dim=1)
-
-
 def _constants(
     config: Any, grid: Grid, scale: NDArray[np.float64], reference: NDArray[np.float64]
 ) -> Constants:
@@ -369,7 +328,7 @@ def _constants(
     signs = np.array([(-1.0) ** l for l in degrees], np.float32)
     envelope = CUTOFF_FUNCTIONS[config.cutoff_function]
     return Constants(
-        envelope=_cubics(lambda d: envelope(d, config.cutoff), grid).numpy(),
+        envelope=cubics(lambda d: envelope(d, config.cutoff), grid).numpy(),
         degrees=np.array(degrees, np.int64),
         norms=_harmonic_norms(max(degrees)),
         masks=masks,
@@ -390,39 +349,15 @@ def _harmonic_norms(highest: int) -> NDArray[np.float64]:
     return norms
 
 
-def _norms_of_attention(config: Any) -> Tensor:
-    """[2, 1, 1]: what divides the coefficients of features and of geometry."""
-    norms = [config.avg_num_neighbors] * 2
-    if config.attention_norm == "sqrt_head_width":
-        counts = (config.num_heads, len(config.degrees))
-        norms = [math.sqrt(config.num_features // count) for count in counts]
-    return torch.tensor(norms, dtype=torch.float64)[:, None, None]
-
-
-def _filters_of(network: Any, l: int) -> Callable[[Tensor], Tensor]:
-    """d [n] -> [n, 2 F]: filters of layer l but for what Euclidean variables bring."""
-    config, attention = network.config, network.layers[l].attention
-    mlp = attention.spherical_mlp
-    rests = l == 0 and config.ev_init_divisor is None
-    resting = mlp(mlp.first.new_zeros(1, len(config.degrees))) if rests else mlp.second_bias
-
-    def filters(d: Tensor) -> Tensor:
-        envelope = CUTOFF_FUNCTIONS[config.cutoff_function](d, config.cutoff)
-        both = (network.radial(d)(attention.radial_mlp) + resting) / _norms_of_attention(config)
-        return torch.cat(list(both), dim=1) * envelope.unsqueeze(1)
-
-    return filters
-
-
 def _weights(network: Any, grid: Grid) -> Weights:
     """Of a So3krates in float64."""
     config = network.config
     attentions = [layer.attention for layer in network.layers]
-    divide = _norms_of_attention(config)
+    divide = norms_of_attention(config)
     tables, firsts, seconds = [], [], []
     for l, attention in enumerate(attentions):
         mlp = attention.spherical_mlp
-        tables.append(_cubics(_filters_of(network, l), grid).flatten(1))
+        tables.append(cubics(filters_of(network, l), grid).flatten(1))
         # sums over orders are taken bare: 1 / sqrt(2l+1) goes to the weights behind them
         orders = torch.tensor([2 * l + 1 for l in config.degrees], dtype=torch.float64)
         firsts.append(mlp.first / orders.sqrt().unsqueeze(1))

@@ -1,0 +1,79 @@
+"""Radial filters of a So3krates as cubics on intervals of equal length, made in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
+
+# intervals of the tables: so many, doubled until the cubics are off by no more than rounding
+FEWEST_INTERVALS, MOST_INTERVALS = 512, 8192
+TABLE_ERROR = 2e-7  # relative to the largest value
+
+
+class Grid(NamedTuple):
+    """Intervals of equal length: Å, Å, how many."""
+
+    shortest: float
+    cutoff: float
+    n_intervals: int
+
+    @classmethod
+    def fine_enough(
+        cls, functions: Sequence[Callable[[Tensor], Tensor]], shortest: float, cutoff: float
+    ) -> Grid:
+        """With as many intervals as these functions of the distance need."""
+        grid = cls(shortest, cutoff, FEWEST_INTERVALS)
+        while grid.n_intervals < MOST_INTERVALS and any(map(grid.is_too_coarse, functions)):
+            grid = cls(shortest, cutoff, 2 * grid.n_intervals)
+        return grid
+
+    def is_too_coarse(self, f: Callable[[Tensor], Tensor]) -> bool:
+        """Whether cubics are off in the middle of an interval."""
+        length = (self.cutoff - self.shortest) / self.n_intervals
+        middles = self.shortest + length * (torch.arange(self.n_intervals).double() + 0.5)
+        powers = 0.5 ** torch.arange(4, dtype=torch.float64)
+        exact = f(middles)
+        error = torch.einsum("kp...,p->k...", cubics(f, self), powers) - exact
+        return bool(error.abs().amax() > TABLE_ERROR * exact.abs().amax())
+
+
+def cubics(f: Callable[[Tensor], Tensor], grid: Grid) -> Tensor:
+    """[n_intervals, 4, ...]: coefficients of t = 0..1 from values and slopes at both ends."""
+    shortest, cutoff, n_intervals = grid
+    knots = torch.linspace(shortest, cutoff, n_intervals + 1, dtype=torch.float64)
+    values, slopes = jvp(f, (knots,), (torch.ones_like(knots),))[:2]
+    slopes = slopes * (cutoff - shortest) / n_intervals
+    y0, y1, s0, s1 = values[:-1], values[1:], slopes[:-1], slopes[1:]
+    rise = y1 - y0
+    return torch.stack([y0, s0, 3 * rise - 2 * s0 - s1, s0 + s1 - 2 * rise], dim=1)
+
+
+def norms_of_attention(config: Any) -> Tensor:
+    """[2, 1, 1]: what divides the coefficients of features and of geometry."""
+    norms = [config.avg_num_neighbors] * 2
+    if config.attention_norm == "sqrt_head_width":
+        counts = (config.num_heads, len(config.degrees))
+        norms = [math.sqrt(config.num_features // count) for count in counts]
+    return torch.tensor(norms, dtype=torch.float64)[:, None, None]
+
+
+def filters_of(network: Any, l: int) -> Callable[[Tensor], Tensor]:
+    """d [n] -> [n, 2 F]: filters of layer l but for what Euclidean variables bring."""
+    config, attention = network.config, network.layers[l].attention
+    mlp = attention.spherical_mlp
+    rests = l == 0 and config.ev_init_divisor is None
+    resting = mlp(mlp.first.new_zeros(1, len(config.degrees))) if rests else mlp.second_bias
+
+    def filters(d: Tensor) -> Tensor:
+        envelope = CUTOFF_FUNCTIONS[config.cutoff_function](d, config.cutoff)
+        both = (network.radial(d)(attention.radial_mlp) + resting) / norms_of_attention(config)
+        return torch.cat(list(both), dim=1) * envelope.unsqueeze(1)
+
+    return filters

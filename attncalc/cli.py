@@ -46,7 +46,7 @@ from attncalc.md import (
     relax_batch,
     run_with_ase,
 )
-from attncalc.md.h5md import read_h5md
+from attncalc.md.h5md_reader import read_h5md
 from attncalc.md.job import fixed_atoms, read_restart, resume_structure, run_structure
 from attncalc.md.with_ase import finished_before_ctrl_c
 from attncalc.one_line import one_line

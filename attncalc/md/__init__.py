@@ -2,7 +2,8 @@
 
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.forces import Forces
-from attncalc.md.h5md import H5MDWriter, read_h5md
+from attncalc.md.h5md_reader import read_h5md
+from attncalc.md.h5md_writer import H5MDWriter
 from attncalc.md.integrators import Langevin, Verlet
 from attncalc.md.log import Log
 from attncalc.md.relaxation import Relaxed, relax_batch

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.forces import Forces
-from attncalc.md.h5md import H5MDWriter
+from attncalc.md.h5md_writer import H5MDWriter
 from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.log import Log
 from attncalc.md.simulation import Callback, run

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from ase import Atoms
 
-from attncalc.md.h5md import iread_h5md
+from attncalc.md.h5md_reader import iread_h5md
 
 
 def read_attnh5md(
@@ -21,6 +21,6 @@ def read_attnh5md(
         system: which one of a batch.
 
     Raises:
-        IndexError, ValueError: as `attncalc.md.h5md.read_h5md`.
+        IndexError, ValueError: as `attncalc.md.read_h5md`.
     """
     return iread_h5md(file, index, system)

@@ -24,8 +24,8 @@ from ase.io import formats
 from ase.io import read as ase_read
 from torch import Tensor
 
-from attncalc.md import MDState, Verlet, h5md
-from attncalc.md.h5md import H5MDWriter, iread_h5md, read_h5md
+from attncalc.md import H5MDWriter, MDState, Verlet, h5md, h5md_reader, h5md_writer, read_h5md
+from attncalc.md.h5md_reader import iread_h5md
 from attncalc.plugins.h5md_io import read_attnh5md
 from attncalc.system import System
 
@@ -177,7 +177,7 @@ def test_a_state_is_not_written_twice(tmp_path: Path):
 
 def test_large_frames_fill_a_chunk_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(h5md, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(h5md, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(h5md_reader, "BLOCK_BYTES", 100)
     path = write(tmp_path / "run.h5md", ETHANOL, SALT, flushes=(2,))
     assert_holds(path, range(0, 50, 10), ETHANOL, SALT)
 
@@ -292,7 +292,7 @@ def test_mdanalysis(tmp_path: Path):
 @pytest.mark.parametrize("at_once", [1, 2, 512])
 def test_index(index: int | slice, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write(tmp_path / "run.h5md")
-    monkeypatch.setattr(h5md, "CHUNK_FRAMES", at_once)
+    monkeypatch.setattr(h5md_reader, "CHUNK_FRAMES", at_once)
     chosen = np.arange(0, 50, 10)[index]
     frames = read_h5md(path, index)
     assert [frame.info["step"] for frame in frames] == np.atleast_1d(chosen).tolist()
@@ -438,10 +438,10 @@ def test_the_first_frame_is_on_disk_at_once_and_others_after_a_while(
     writer.flush()
     assert_holds(path, range(0, 20, 10))
     writer.flush()
-    monkeypatch.setattr(h5md.time, "monotonic", lambda: 1e9)
+    monkeypatch.setattr(h5md_writer.time, "monotonic", lambda: 1e9)
     writer(state_at(20))
     assert_holds(path, range(0, 30, 10))
-    monkeypatch.setattr(h5md, "BUFFER_BYTES", 2000)  # more than two frames, less than three
+    monkeypatch.setattr(h5md_writer, "BUFFER_BYTES", 2000)  # more than two frames, less than three
     for step, on_disk in ((30, 30), (40, 30), (50, 60), (60, 60)):
         writer(state_at(step))
         assert_holds(path, range(0, on_disk, 10))
@@ -452,7 +452,7 @@ def test_the_first_frame_is_on_disk_at_once_and_others_after_a_while(
 def test_slow_writing_is_done_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every look at the clock takes a second: a flush takes one, and 20 pass before the next."""
     clock = iter(range(10**6))
-    monkeypatch.setattr(h5md.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(h5md_writer.time, "monotonic", lambda: float(next(clock)))
     path = tmp_path / "run.h5md"
     writer = H5MDWriter(path, every=10)
     writer.begin(state_at(0), HALF_FS)
@@ -714,16 +714,16 @@ WRITE_UNTIL_KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from attncalc.md import h5md
+from attncalc.md import h5md_writer
 from test_h5md import HALF_FS, SALT, ETHANOL, state_at
 
-h5md.BUFFER_BYTES = int(sys.argv[3])
+h5md_writer.BUFFER_BYTES = int(sys.argv[3])
 states = [state_at(step, ETHANOL, SALT) for step in range(0, 5000, 10)]
 random.seed(0)
 for number in range(int(sys.argv[4])):
     child = os.fork()
     if child == 0:
-        writer = h5md.H5MDWriter(Path(sys.argv[2]) / f"{number}.h5md", every=10)
+        writer = h5md_writer.H5MDWriter(Path(sys.argv[2]) / f"{number}.h5md", every=10)
         writer.begin(states[0], HALF_FS)
         for state in states:
             writer(state)

@@ -1,0 +1,120 @@
+"""Frames of H5MD trajectories as ASE's atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from numpy.typing import NDArray
+
+from attncalc.md.h5md import (
+    CHUNK_FRAMES,
+    FORCE,
+    VELOCITY,
+    StoredSystem,
+    clock,
+    described,
+    name_of,
+    opened,
+)
+
+# the reader's helping
+BLOCK_BYTES = 1 << 23
+
+
+def read_h5md(
+    path: str | Path | BinaryIO, index: int | slice = slice(None), system: int = 0
+) -> list[Atoms]:
+    """Frames of a trajectory that `H5MDWriter` wrote.
+
+    They have positions, cell, periodic directions, masses, momenta, energy and forces, all in ASE's
+    units, and in `info` what the run says of them: "step", "time_fs", "charge" and "spin".
+
+    Args:
+        path: file, by name or open for binary reading.
+        index: of one frame or several, as of a list.
+        system: which one of a batch.
+
+    Returns:
+        A list, also for a single frame.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IndexError: there is no such frame, or no such system.
+        ValueError: it is no trajectory that attncalc wrote, or damaged; the message names the file.
+    """
+    return list(iread_h5md(path, index, system))
+
+
+def iread_h5md(
+    path: str | Path | BinaryIO, index: int | slice = slice(None), system: int = 0
+) -> Iterator[Atoms]:
+    """As `read_h5md`, one frame after the other, for trajectories larger than memory.
+
+    Args:
+        path: file, by name or open for binary reading.
+        index: of one frame or several, as of a list.
+        system: which one of a batch.
+
+    Raises:
+        FileNotFoundError, IndexError, ValueError: as `read_h5md`.
+    """
+    with opened(path) as file:
+        of_systems = described(file)
+        if not 0 <= system < len(of_systems):
+            raise IndexError(
+                f"{name_of(path)} holds {len(of_systems)} systems, not number {system}"
+            )
+        atoms = of_systems[system]
+        steps, times = clock(file, [atoms])
+        try:
+            chosen = range(len(steps))[index]
+        except IndexError:
+            raise IndexError(f"{name_of(path)} holds {len(steps)} frames, not {index}") from None
+        if isinstance(chosen, int):
+            chosen = range(chosen, chosen + 1)
+        at_once = max(1, min(CHUNK_FRAMES, BLOCK_BYTES // (72 * len(atoms.numbers))))
+        for first in range(0, len(chosen), at_once):
+            some = chosen[first : first + at_once]
+            columns = [_rows(file[f"{path}/value"], some) for path in atoms.paths]
+            for n, *values in zip(some, *columns, strict=True):
+                yield _to_ase(atoms, int(steps[n]), float(times[n]), *values)
+
+
+def _rows(dataset: h5py.Dataset, rows: range) -> NDArray:
+    """In their order, which HDF5 knows only upwards."""
+    upwards = rows if rows.step > 0 else rows[::-1]
+    values = dataset[upwards.start : upwards.stop : upwards.step]
+    return values if rows.step > 0 else values[::-1]
+
+
+def _to_ase(
+    atoms: StoredSystem,
+    step: int,
+    time: float,
+    position: NDArray,
+    velocity: NDArray,
+    force: NDArray,
+    _: NDArray,
+    edges: NDArray,
+    potential_energy: float,
+    *__: float,
+) -> Atoms:
+    """A frame; values in the order of `StoredSystem.paths`."""
+    structure = Atoms(
+        numbers=atoms.numbers,
+        positions=position,
+        masses=atoms.masses,
+        momenta=velocity * VELOCITY * atoms.masses[:, None],
+        cell=edges,
+        pbc=atoms.pbc,
+        info={"step": step, "time_fs": time, "charge": int(atoms.charge), "spin": atoms.spin},
+    )
+    structure.calc = SinglePointCalculator(
+        structure, energy=float(potential_energy), forces=force * FORCE
+    )
+    return structure

@@ -1,0 +1,313 @@
+"""H5MD trajectories that no crash can damage; `attncalc.md.h5md` says what stands in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+from ase import units
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attncalc.md.h5md import (
+    FORCE,
+    VELOCITY,
+    Frame,
+    StoredSystem,
+    append,
+    check_same,
+    clock,
+    create,
+    described,
+    growing,
+    named,
+    opened,
+    system_names,
+)
+from attncalc.md.integrators import Integrator
+from attncalc.md.state import MDState
+
+# frames go to disk when so much has gathered, or after so long
+BUFFER_BYTES = 64 << 20
+BUFFER_SECONDS = 10.0
+# of a run's time that writing may cost: with a thousand systems, or on a slow disk, it waits longer
+LARGEST_SHARE = 0.05
+
+
+class H5MDWriter:
+    """Writes an H5MD trajectory, whole at any moment: a callback of `md.run`.
+
+    Also after kill -9, a full disk or a power cut, and while the run goes on, the file is a closed
+    one that any reader opens; what may be missing are the frames of the last 10 seconds or 64 MB
+    (longer only where writing them takes more than half a second).
+    HDF5 cannot append so safely. So there are two files: a hidden twin beside the visible one gets
+    the new frames, is closed, and then takes its place; the old one is the next twin. A running
+    trajectory therefore takes twice its size on disk, until the run ends. The twin that a killed
+    run leaves (.NAME.twin) is removed when the run is resumed.
+
+    Time is step times timestep. Fixed atoms are stored like all others.
+
+    Args:
+        path: new file; its name should end in .h5md, by which MDAnalysis and ASE know it.
+        every: steps between frames.
+        author: name of who runs it, which the format asks for.
+
+    Raises:
+        ValueError: `every` is not positive.
+    """
+
+    def __init__(self, path: str | Path, *, every: int = 100, author: str = "unknown") -> None:
+        if every < 1:
+            raise ValueError(f"every must be a positive integer, got {every!r}")
+        # a link to another disk stays one when the file behind it is replaced
+        self.path, self.every, self.author = Path(path).resolve(), every, author
+        self._twin = self.path.with_name(f".{self.path.name}.twin")
+        self._spare = self.path.with_name(f".{self.path.name}.spare")
+        self._atoms: list[StoredSystem] = []  # of a run that is going on
+        self._timestep = 0.0  # fs
+        self._frames: list[Frame] = []  # all that the twin lacks: old ones on disk, new ones not
+        self._step_on_disk = -1
+        self._bytes_waiting = 0
+        self._flush_after = 0.0  # on the clock of time.monotonic
+
+    def begin(self, state: MDState, integrator: Integrator) -> None:
+        """Refuse to overwrite; the file comes with its first frame.
+
+        Raises:
+            FileExistsError: the file exists.
+            FileNotFoundError: its folder does not.
+        """
+        if self.path.exists():
+            raise FileExistsError(
+                f"{self.path} exists: choose another name, nothing is overwritten"
+            )
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"no such folder: {self.path.parent}")
+        self._start(state, integrator, step_on_disk=-1)
+
+    def resume(self, state: MDState, integrator: Integrator) -> None:
+        """Go on behind this state; frames beyond it are cut off.
+
+        So is a last one that is no multiple of `every`: a run that was not stopped has none there.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: it is no trajectory of these atoms and this timestep, has them elsewhere,
+                begins after this state or ends before it, or is damaged.
+        """
+        atoms, timestep = _atoms_of(state), integrator.timestep / units.fs
+        with opened(self.path) as file:
+            check_same(described(file), atoms)
+            steps, times = clock(file, atoms)
+            n_kept = int(np.searchsorted(steps, state.step, side="right"))
+            if n_kept and steps[n_kept - 1] == state.step:
+                there = np.concatenate(
+                    [file[f"{one.particles}/position/value"][n_kept - 1] for one in atoms]
+                )
+                if not np.array_equal(there, state.system.positions.cpu().numpy()):
+                    raise ValueError(
+                        "its atoms are elsewhere: this is the trajectory of another run"
+                    )
+            # a frame that was written only because the run was stopped there
+            if n_kept > 1 and steps[n_kept - 1] % self.every:
+                n_kept -= 1
+            if n_kept == 0:
+                raise ValueError(
+                    f"it begins with step {steps[0]}, the run goes on from step {state.step}: "
+                    "this is the trajectory of another run"
+                )
+            expected = state.step - state.step % self.every
+            if steps[n_kept - 1] < expected:
+                raise ValueError(
+                    f"it ends with step {steps[n_kept - 1]}, the run goes on from step {state.step}"
+                )
+            last, last_time = int(steps[n_kept - 1]), float(times[n_kept - 1])
+            if not np.isclose(last_time, last * timestep, rtol=1e-9, atol=0):
+                raise ValueError(
+                    f"it was written with a timestep of {last_time / last:g} fs, the run goes on "
+                    f"with {timestep:g} fs"
+                )
+        self._start(state, integrator, step_on_disk=last)
+        if n_kept < len(steps):
+            self._cut(n_kept)
+
+    def __call__(self, state: MDState) -> None:
+        """Take a frame, unless it is the last one taken.
+
+        Raises:
+            ValueError: no run has begun.
+        """
+        if not self._atoms:
+            raise ValueError("an H5MDWriter belongs to a run: give it to md.run as a callback")
+        newest = self._frames[-1].step if self._frames else self._step_on_disk
+        if state.step == newest:
+            return
+        frame = _frame(state, self._timestep)
+        self._frames.append(frame)
+        self._bytes_waiting += frame.nbytes
+        if (
+            self._step_on_disk < 0  # from the first frame on there is a file
+            or self._bytes_waiting >= BUFFER_BYTES
+            or time.monotonic() >= self._flush_after
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Every frame so far is on disk afterwards.
+
+        Raises:
+            FileExistsError: another program has made the file since the run began.
+        """
+        began = time.monotonic()
+        if not self._frames or self._frames[-1].step <= self._step_on_disk:
+            return
+        with self._whole_twin():
+            if self._step_on_disk < 0:
+                create(self._twin, self._atoms, self._frames[0], self.author)
+            with self._open_twin() as file:
+                append(file, self._atoms, self._frames)
+        if self._step_on_disk < 0:
+            self._appear()
+        else:
+            self._take_place()
+        self._frames = [frame for frame in self._frames if frame.step > self._step_on_disk]
+        self._step_on_disk, self._bytes_waiting = self._frames[-1].step, 0
+        now = time.monotonic()
+        self._flush_after = now + max(BUFFER_SECONDS, (now - began) / LARGEST_SHARE)
+
+    def end(self) -> None:
+        """Write what waits, and leave nothing but the trajectory."""
+        if not self._atoms:  # refused to begin: what is there is not ours
+            return
+        try:
+            self.flush()
+        finally:
+            self._remove_hidden()
+            self._atoms, self._frames = [], []
+
+    def _start(self, state: MDState, integrator: Integrator, *, step_on_disk: int) -> None:
+        self._atoms, self._timestep = _atoms_of(state), integrator.timestep / units.fs
+        self._frames, self._step_on_disk, self._bytes_waiting = [], step_on_disk, 0
+        self._flush_after = time.monotonic() + BUFFER_SECONDS
+        self._remove_hidden()
+
+    def _cut(self, n_frames: int) -> None:
+        with self._whole_twin(), self._open_twin() as file:
+            for dataset in growing(file, self._atoms):
+                dataset.resize(n_frames, axis=0)
+        self._take_place()
+        self._twin.unlink(missing_ok=True)  # it still has what was cut off
+
+    @contextmanager
+    def _whole_twin(self) -> Iterator[None]:
+        """What is done to the twin is on disk afterwards, or there is no twin."""
+        try:
+            with named(self.path):
+                yield
+            _to_disk(self._twin, os.O_RDWR)
+        except BaseException:
+            self._twin.unlink(missing_ok=True)
+            raise
+
+    def _open_twin(self) -> h5py.File:
+        # opening fails where there is no twin yet, and where somebody still reads the file that
+        # was the visible one: HDF5 has locked it, and to that reader it must not change
+        try:
+            return h5py.File(self._twin, "r+")
+        except OSError:
+            self._twin.unlink(missing_ok=True)
+            shutil.copyfile(self.path, self._twin)
+            return h5py.File(self._twin, "r+")
+
+    def _appear(self) -> None:
+        """The twin becomes the visible file, which there was not."""
+        try:
+            os.link(self._twin, self.path)  # refuses, other than a renaming, to replace a file
+        except FileExistsError:
+            raise FileExistsError(f"{self.path} exists: nothing is overwritten") from None
+        except OSError:  # a file system without links
+            os.rename(self._twin, self.path)
+        self._twin.unlink(missing_ok=True)
+        _folder_to_disk(self.path.parent)
+
+    def _take_place(self) -> None:
+        """The twin becomes the visible file, and what was visible the twin."""
+        self._spare.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system without links: the next twin will be a copy
+            os.link(self.path, self._spare)
+        os.replace(self._twin, self.path)
+        if self._spare.exists():
+            os.replace(self._spare, self._twin)
+        _folder_to_disk(self.path.parent)
+
+    def _remove_hidden(self) -> None:
+        self._twin.unlink(missing_ok=True)
+        self._spare.unlink(missing_ok=True)
+
+
+def _atoms_of(state: MDState) -> list[StoredSystem]:
+    system = state.system
+    names = ["atoms"] if system.n_systems == 1 else system_names(system.n_systems)
+    return [
+        StoredSystem(
+            particles=f"particles/{name}",
+            # those of the only system stand where every reader looks for them
+            observables="observables" if system.n_systems == 1 else f"observables/{name}",
+            numbers=_numbers(numbers),
+            masses=_numbers(masses),
+            pbc=_numbers(system.pbc[k]),
+            charge=float(system.charge[k]),
+            spin=int(system.spin[k]),
+        )
+        for k, (name, numbers, masses) in enumerate(
+            zip(
+                names,
+                system.split(system.atomic_numbers),
+                system.split(state.masses),
+                strict=True,
+            )
+        )
+    ]
+
+
+def _frame(state: MDState, timestep: float) -> Frame:
+    """A state; `timestep` in fs."""
+    vectors = [
+        _numbers(state.system.positions),
+        _numbers(state.velocities) / VELOCITY,
+        _numbers(state.forces) / FORCE,
+    ]
+    observables = (state.energy, state.kinetic_energy, state.conserved, state.temperature)
+    return Frame(
+        step=state.step,
+        time=state.step * timestep,
+        vectors=vectors,
+        edges=_numbers(state.system.cell),
+        observables=[_numbers(value) for value in observables],
+    )
+
+
+def _numbers(tensor: Tensor) -> NDArray:
+    """A copy on the host, floating-point numbers as float64."""
+    array = tensor.detach().cpu().numpy()
+    return array.astype(np.float64 if array.dtype.kind == "f" else array.dtype)
+
+
+def _to_disk(path: Path, how: int) -> None:
+    number = os.open(path, how)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _folder_to_disk(folder: Path) -> None:
+    """So that a power cut cannot undo a renaming; Windows cannot, and needs not."""
+    if os.name == "posix":
+        _to_disk(folder, os.O_RDONLY)

@@ -52,6 +52,17 @@ class System:
         """Where its tensors are."""
         return self.positions.device
 
+    @property
+    def first_atoms(self) -> Tensor:
+        """[n_systems], int64: the atom with which each structure begins."""
+        sizes = torch.bincount(self.system_idx, minlength=self.n_systems)
+        return torch.cumsum(sizes, 0) - sizes
+
+    @property
+    def atom_in_system(self) -> Tensor:
+        """[n_atoms], int64: 0, 1, ... in every structure."""
+        return torch.arange(self.n_atoms, device=self.device) - self.first_atoms[self.system_idx]
+
     def to(self, device: torch.device | str) -> System:
         """The same system on another device, or itself if it is there."""
         if self.device == torch.device(device):

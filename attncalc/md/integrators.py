@@ -27,15 +27,11 @@ from torch import Tensor
 from attncalc.md.forces import Forces, forces_of
 from attncalc.md.noise import LOW_32_BITS, normal_noise
 from attncalc.md.state import MDState
-from attncalc.md.velocities import Thermometer
+from attncalc.md.velocities import Thermometer, runaway
 from attncalc.potential import Potential, Result
 from attncalc.system import System
 
 Force = Callable[[System], Result]
-
-# an integrator that has lost a molecule is far beyond any temperature one would ask for
-RUNAWAY = 10.0  # times the temperature asked for, plus
-RUNAWAY_FLOOR = 3000.0  # K
 
 
 def kick(state: MDState, time: float) -> MDState:
@@ -133,7 +129,7 @@ class Verlet:
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
-        return _runaway(first.temperature)
+        return runaway(first.temperature)
 
 
 @dataclass(frozen=True)
@@ -188,7 +184,7 @@ class Langevin:
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
-        return _runaway(
+        return runaway(
             torch.maximum(first.temperature, _of_systems(self.temperature, first.system))
         )
 
@@ -258,7 +254,7 @@ def initial_state(
         n_dof=n_dof,
         heat=torch.zeros(n, dtype=torch.float64),
         replicas=replicas,
-        atom_in_system=_counted(system),
+        atom_in_system=system.atom_in_system,
         spread=None,
         step=0,
         seed=seed,
@@ -296,13 +292,6 @@ def _drawn(
     return torch.cat(momenta), torch.tensor(n_dof, dtype=torch.float64)
 
 
-def _counted(system: System) -> Tensor:
-    """[n_atoms], int64: 0, 1, ... in every system."""
-    sizes = torch.bincount(system.system_idx, minlength=system.n_systems)
-    first = torch.cumsum(sizes, 0) - sizes
-    return torch.arange(system.n_atoms) - first[system.system_idx]
-
-
 def _of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
     """[n_systems] K, or [1] where all have the same.
 
@@ -317,11 +306,6 @@ def _of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
             f"got {len(temperature)}"
         )
     return torch.as_tensor(temperature, dtype=torch.float64, device=system.device)
-
-
-def _runaway(temperature: Tensor) -> Tensor:
-    """[n_systems] K, far beyond any temperature that one would ask for."""
-    return RUNAWAY * temperature + RUNAWAY_FLOOR
 
 
 def _shaped(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:

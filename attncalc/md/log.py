@@ -14,12 +14,9 @@ from attncalc.md.integrators import Integrator
 from attncalc.md.state import MDState
 from attncalc.model_file import write_atomically
 
-COLUMNS = (
-    *("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3"),
-    "conserved_eV",
-)
-
-
+# of every run, in front
+COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
+CONSERVED = "conserved_eV"
 # of a committee: the largest standard deviation over its members of the force on an atom
 SPREAD = "force_spread_eV_A"
 
@@ -94,7 +91,7 @@ class Log:
     def _columns(state: MDState) -> tuple[str, ...]:
         system = ("system",) if state.system.n_systems > 1 else ()
         spread = () if state.spread is None else (SPREAD,)
-        return (*system, *COLUMNS, *spread)
+        return (*system, *COLUMNS, CONSERVED, *spread)
 
     def _open(self, state: MDState, integrator: Integrator) -> None:
         self._timestep = integrator.timestep
@@ -114,12 +111,11 @@ class Log:
         volume = torch.where(volume > 0, volume, torch.nan)
         kinetic, conserved = state.kinetic_energy, state.conserved
         numbers = (state.temperature, state.energy, kinetic, state.energy + kinetic, volume)
-        names = COLUMNS if state.spread is None else (*COLUMNS, SPREAD)
         spread = () if state.spread is None else (state.spread,)
         lines = torch.stack([*numbers, conserved, *spread], dim=1).tolist()
-        new = [dict(zip(names, (time, *line), strict=True)) for line in lines]
-        if len(new) > 1:
-            new = [{"system": k, **row} for k, row in enumerate(new)]
+        columns, several = self._columns(state), len(lines) > 1
+        rows = [(k, time, *line) if several else (time, *line) for k, line in enumerate(lines)]
+        new = [dict(zip(columns, row, strict=True)) for row in rows]
         csv.DictWriter(self._file, list(new[0])).writerows(new)
         self._file.flush()
         self.rows += new

@@ -212,8 +212,7 @@ class _Ended:
     """Collects where structures are, those that left the batch included."""
 
     def __init__(self, system: System) -> None:
-        sizes = torch.bincount(system.system_idx, minlength=system.n_systems)
-        self._system, self._first = system, torch.cumsum(sizes, 0) - sizes
+        self._system, self._first = system, system.first_atoms
         n_systems, device = system.n_systems, system.device
         self.noted = False
         self._positions = system.positions.clone()
@@ -226,9 +225,7 @@ class _Ended:
         """What is true of the structures that are still in the batch."""
         self.noted = True
         numbers, idx = fire.numbers, fire.system.system_idx
-        sizes = torch.bincount(idx, minlength=fire.system.n_systems)
-        within = torch.arange(len(idx), device=idx.device) - (torch.cumsum(sizes, 0) - sizes)[idx]
-        atoms = self._first[numbers[idx]] + within
+        atoms = self._first[numbers[idx]] + fire.system.atom_in_system
         moved = (self._positions[atoms] != fire.system.positions).any(1)
         awake = segment_sum(moved.long(), idx, fire.system.n_systems) > 0
         self._steps[numbers] = torch.where(awake, step, self._steps[numbers])

@@ -62,9 +62,9 @@ class MDState:
         return 0.5 * self.per_system((self.momenta * self.momenta).sum(1) / self.masses)
 
     def per_system(self, values: Tensor) -> Tensor:
-        """Sums of atoms' values [n_atoms] over each system, [n_systems]."""
+        """Sums of atoms' values [n_atoms, ...] over each system, [n_systems, ...]."""
         if self.system.n_systems == 1:
-            return values.sum().unsqueeze(0)
+            return values.sum(0, keepdim=True)
         return segment_sum(values, self.system.system_idx, self.system.n_systems)
 
     @property
@@ -82,16 +82,17 @@ class MDState:
         mobile = torch.ones_like(self.masses)
         if self.fixed is not None:
             mobile = mobile.masked_fill(self.fixed, 0.0)
-        left_out = (3 * self._sums(mobile) - self.n_dof).round()  # 0, 3 for drift, 5 or 6 for both
+        # 0, 3 for drift, 5 or 6 for both
+        left_out = (3 * self.per_system(mobile) - self.n_dof).round()
         if not bool((left_out > 0).any()):
             return torch.zeros_like(self.energy)
-        mass, momentum = self._sums(self.masses), self._sums(self.momenta)
+        mass, momentum = self.per_system(self.masses), self.per_system(self.momenta)
         drift = 0.5 * (momentum * momentum).sum(1) / mass
         weights = self.masses.unsqueeze(1)
-        centre = self._sums(weights * self.system.positions) / mass.unsqueeze(1)
+        centre = self.per_system(weights * self.system.positions) / mass.unsqueeze(1)
         arms = self.system.positions - centre[idx]
-        spin = self._sums(torch.linalg.cross(arms, self.momenta))  # [n_systems, 3]
-        outer = self._sums(weights.unsqueeze(2) * arms.unsqueeze(2) * arms.unsqueeze(1))
+        spin = self.per_system(torch.linalg.cross(arms, self.momenta))  # [n_systems, 3]
+        outer = self.per_system(weights.unsqueeze(2) * arms.unsqueeze(2) * arms.unsqueeze(1))
         trace = outer.diagonal(dim1=1, dim2=2).sum(1)
         inertia = trace[:, None, None] * torch.eye(3).to(outer) - outer
         # a linear molecule has no inertia about its axis, and does not turn about it
@@ -99,9 +100,6 @@ class MDState:
         turning = 0.5 * (spin * (inverse @ spin.unsqueeze(2)).squeeze(2)).sum(1)
         drift = torch.where(left_out > 0, drift, 0.0)
         return drift + torch.where(left_out > 3, turning, 0.0)
-
-    def _sums(self, values: Tensor) -> Tensor:
-        return segment_sum(values, self.system.system_idx, self.system.n_systems)
 
     @property
     def conserved(self) -> Tensor:

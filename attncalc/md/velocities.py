@@ -13,15 +13,27 @@ degrees of freedom. Constrained atoms (`ase.constraints`) hold the others: then 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from ase import Atoms, units
 from numpy.typing import NDArray
+from torch import Tensor
 
 Floats = NDArray[np.float64]
 
 # smallest over largest moment of inertia, below which a molecule is linear
 LINEAR = 1e-6
+# an integrator that has lost a molecule is far beyond any temperature one would ask for
+RUNAWAY = 10.0  # times the temperature asked for, plus
+RUNAWAY_FLOOR = 3000.0  # K
+
+Temperature = TypeVar("Temperature", float, Tensor)
+
+
+def runaway(temperature: Temperature) -> Temperature:
+    """K, far beyond what one asked for: whoever is hotter has lost its molecules."""
+    return RUNAWAY * temperature + RUNAWAY_FLOOR
 
 
 @dataclass(frozen=True)

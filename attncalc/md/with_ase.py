@@ -22,14 +22,10 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
-from attncalc.md.log import SPREAD
-from attncalc.md.velocities import Thermometer
+from attncalc.md.log import COLUMNS, SPREAD
+from attncalc.md.velocities import Thermometer, runaway
 
-COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
 ENSEMBLES = ("nve", "nvt", "npt")
-# an integrator that has lost a molecule is far beyond any temperature one would ask for
-RUNAWAY = 10.0  # times the temperature asked for, plus
-RUNAWAY_FLOOR = 3000.0  # K
 
 
 @dataclass(frozen=True)
@@ -211,7 +207,7 @@ def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:
     if not np.isfinite(kinetic + atoms.get_potential_energy()):
         return "energy or velocities are no longer finite"
     temperature = 2 * kinetic / (n_dof * units.kB)  # a drift counts here, and hardly matters
-    if temperature > RUNAWAY * settings.temperature + RUNAWAY_FLOOR:
+    if temperature > runaway(settings.temperature):
         return f"the temperature reached {temperature:.0f} K"
     return ""
 

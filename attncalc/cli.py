@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
+from attncalc.files import refuse_existing
 from attncalc.graph import species_of
 from attncalc.md import (
     ENSEMBLES,
@@ -865,8 +866,7 @@ def _slice(index: str) -> slice:
 def _new_file(path: str | Path) -> Path:
     """A path that can be written and is not: asked before the work, not after it."""
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+    refuse_existing(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {path.parent}")
     if not os.access(path.parent, os.W_OK):

@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "attncalc"
 # a room is a file or a folder directly in attncalc/; what a room may import: rooms of lower
 # floors, and itself
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"system", "ops", "probe", "compiled", "names", "one_line", "recompute"}),
+    frozenset({"system", "ops", "probe", "compiled", "files", "names", "one_line", "recompute"}),
     frozenset({"neighbors", "graph", "basis"}),
     frozenset({"nn", "physics", "kernels"}),
     frozenset({"potential"}),

@@ -20,6 +20,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
+from attncalc.files import refuse_existing
 from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.state import MDState
 from attncalc.model_file import write_atomically
@@ -79,10 +80,7 @@ class Checkpoint:
         Raises:
             FileExistsError: the file exists.
         """
-        if self.path.exists():
-            raise FileExistsError(
-                f"{self.path} exists: choose another name, nothing is overwritten"
-            )
+        refuse_existing(self.path)
         self.resume(state, integrator)
 
     def resume(self, state: MDState, integrator: Integrator) -> None:

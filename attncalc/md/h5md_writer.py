@@ -15,6 +15,7 @@ from ase import units
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attncalc.files import refuse_existing
 from attncalc.md.h5md import (
     FORCE,
     VELOCITY,
@@ -83,10 +84,7 @@ class H5MDWriter:
             FileExistsError: the file exists.
             FileNotFoundError: its folder does not.
         """
-        if self.path.exists():
-            raise FileExistsError(
-                f"{self.path} exists: choose another name, nothing is overwritten"
-            )
+        refuse_existing(self.path)
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"no such folder: {self.path.parent}")
         self._start(state, integrator, step_on_disk=-1)

@@ -18,6 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
 
+from attncalc.files import refuse_existing
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.forces import Forces
 from attncalc.md.h5md_writer import H5MDWriter
@@ -65,9 +66,8 @@ def run_structure(
         FloatingPointError: the run exploded; the last sane frame is the last of the trajectory.
         KeyboardInterrupt: Ctrl-C; says what is done.
     """
-    for ending in (trajectory.suffix, ".csv", ".ckpt"):
-        if (path := trajectory.with_suffix(ending)).exists():
-            raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+    endings = (trajectory.suffix, ".csv", ".ckpt")
+    refuse_existing(*(trajectory.with_suffix(ending) for ending in endings))
     integrator = _integrator(settings)
     momenta = torch.from_numpy(atoms.get_momenta())
     system = System.from_ase(atoms)
@@ -242,8 +242,7 @@ class FrameWriter:
             FileExistsError: the file exists.
         """
         del state, integrator
-        if (path := self._frames.path).exists():
-            raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+        refuse_existing(self._frames.path)
         self._frames.__enter__()
 
     def resume(self, state: MDState, integrator: Integrator) -> None:

@@ -10,6 +10,7 @@ from typing import IO
 import torch
 from ase import units
 
+from attncalc.files import refuse_existing
 from attncalc.md.integrators import Integrator
 from attncalc.md.state import MDState
 from attncalc.model_file import write_atomically
@@ -46,10 +47,7 @@ class Log:
         Raises:
             FileExistsError: the file exists.
         """
-        if self.path.exists():
-            raise FileExistsError(
-                f"{self.path} exists: choose another name, nothing is overwritten"
-            )
+        refuse_existing(self.path)
         self._open(state, integrator)
 
     def resume(self, state: MDState, integrator: Integrator) -> None:

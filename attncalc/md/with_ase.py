@@ -22,6 +22,7 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
+from attncalc.files import refuse_existing
 from attncalc.md.log import COLUMNS, SPREAD
 from attncalc.md.velocities import Thermometer, runaway
 
@@ -114,9 +115,7 @@ def run_with_ase(
     """
     trajectory = Path(trajectory)
     log_file = trajectory.with_suffix(".csv")
-    for path in (trajectory, log_file):
-        if path.exists():
-            raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+    refuse_existing(trajectory, log_file)
     rng = np.random.default_rng(settings.seed)
     thermometer = Thermometer.for_run(atoms, settings.ensemble)
     if not atoms.get_momenta().any():

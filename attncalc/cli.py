@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import logging
 import math
@@ -51,7 +50,7 @@ from attncalc.md.h5md_reader import read_h5md
 from attncalc.md.job import fixed_atoms, read_restart, resume_structure, run_structure
 from attncalc.md.with_ase import finished_before_ctrl_c
 from attncalc.one_line import one_line
-from attncalc.potential import Potential, check_system
+from attncalc.potential import Potential, batches, check_system
 from attncalc.system import System
 
 if TYPE_CHECKING:
@@ -218,10 +217,9 @@ def _are_relaxed_together(
 def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
     """Replaces frames by relaxed ones, in batches, and fills the courses."""
     force = Forces(asked.calculator.potential)
-    first, interrupted = 0, False
+    n_written, interrupted = 0, False
     with _bar(len(frames), "structure") as bar:
-        while first < len(frames) and not interrupted:
-            last = _batch_end(frames, first)
+        for first, last in batches(frames, ATOMS_AT_ONCE):
             batch = frames[first:last]
             of_batch = [Course() for _ in batch]
             courses += of_batch
@@ -230,22 +228,15 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
             for k, course in enumerate(of_batch, start=first):
                 with bar.external_write_mode():
                     click.echo(f"structure {k}: {course.report(asked.fmax)}")
-            first = last
+            n_written = last
+            if interrupted:
+                break
     if interrupted:
         n_done = sum(course.steps[-1][1] <= asked.fmax for course in courses)
         raise KeyboardInterrupt(
-            f"{n_done} of {len(frames)} structures are relaxed; {first} are written to "
+            f"{n_done} of {len(frames)} structures are relaxed; {n_written} are written to "
             f"{asked.target} as they are"
         )
-
-
-def _batch_end(frames: list[Atoms], first: int) -> int:
-    """The number after the last structure of the batch that begins with `first`."""
-    last, n_atoms = first + 1, len(frames[first])
-    while last < len(frames) and n_atoms + len(frames[last]) <= ATOMS_AT_ONCE:
-        n_atoms += len(frames[last])
-        last += 1
-    return last
 
 
 def _relax_batch(
@@ -451,7 +442,7 @@ def md(
             force = Forces(calculator.potential)
             info = {
                 "model": _absolute(model),
-                "checksum": _checksum(model),
+                "checksum": model_file.checksum(model),
                 "dtype": dtype,
                 "title": picture.title,
                 "n_dof": picture.n_dof,
@@ -484,7 +475,7 @@ def _resume(
         return
     (atoms,) = restart.state.system.to_ase()
     _set_threads(threads, [atoms])
-    if _checksum(info["model"]) != info["checksum"]:
+    if model_file.checksum(info["model"]) != info["checksum"]:
         raise ValueError(
             f"{info['model']}: not the model that the run began with: a trajectory has one model"
         )
@@ -509,10 +500,6 @@ def _degrees_of_freedom(atoms: Atoms, settings: Settings) -> int:
 def _absolute(model: str) -> str:
     """A shipped name as it is, a file so that it is found from elsewhere."""
     return model if model in model_file.shipped_models() else str(Path(model).resolve())
-
-
-def _checksum(model: str) -> str:
-    return hashlib.sha256(model_file.find_model(model).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)

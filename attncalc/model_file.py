@@ -21,6 +21,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,11 @@ def header(model: str | Path) -> dict[str, Any]:
         raise ValueError(one_line(f"{path.name}: {error}")) from None
 
 
+def checksum(model: str | Path) -> str:
+    """By which one model is told from another, whatever its name; errors as in `load`."""
+    return header(model)["checks"]["sha256"]
+
+
 def descriptions(header: dict[str, Any]) -> list[dict[str, Any]]:
     """What a header says of each member of a committee, or of the one potential it describes."""
     return header.get("members", [header])
@@ -250,7 +256,12 @@ def _name_of(module: nn.Module, table: dict[str, tuple[type[nn.Module], type]]) 
 def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Over all tensors and the header without its own checks."""
     described = {key: value for key, value in header.items() if key != "checks"}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    return sha256(json.dumps(described, sort_keys=True), tensors)
+
+
+def sha256(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Over a text, then names and numbers of tensors, which must be on the host."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].numpy().reshape(-1).data)

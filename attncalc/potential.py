@@ -317,12 +317,7 @@ def evaluate_many(
     Raises:
         ValueError: a structure is impossible or not known to the model; the message names it.
     """
-    first = 0
-    while first < len(structures):
-        last, n_atoms = first + 1, len(structures[first])
-        while last < len(structures) and n_atoms + len(structures[last]) <= batch_atoms:
-            n_atoms += len(structures[last])
-            last += 1
+    for first, last in batches(structures, batch_atoms):
         try:
             yield _evaluate_fresh(potential, structures[first:last])
         except ValueError:
@@ -332,7 +327,23 @@ def evaluate_many(
                 except ValueError as error:
                     raise ValueError(f"structure {k}: {error}") from None
             raise
-        first = last
+
+
+def batches(structures: Sequence[Atoms], batch_atoms: int) -> Iterator[tuple[int, int]]:
+    """First structure of a batch and the one behind its last, for all batches in order.
+
+    Args:
+        structures: all of them.
+        batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
+    """
+    first, n_atoms = 0, 0
+    for k, atoms in enumerate(structures):
+        if k > first and n_atoms + len(atoms) > batch_atoms:
+            yield first, k
+            first, n_atoms = k, 0
+        n_atoms += len(atoms)
+    if len(structures):
+        yield first, len(structures)
 
 
 def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[System, Result]:

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from tables import machine_name, table, write
+from tables import in_a_process, machine_name, table, write
 
 HERE = Path(__file__).resolve().parent
 MODELS = {
@@ -180,14 +178,11 @@ def markdown(content: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def in_a_process(*arguments: str) -> dict:
-    """One measurement."""
-    command = [sys.executable, __file__, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        command, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    row = json.loads(done.splitlines()[-1])
+def measured(*task: str) -> dict:
+    """One row, from a process of its own."""
+    row = in_a_process(__file__, *task)
+    if "failed" in row:
+        sys.exit(f"{' '.join(task)}: {row['failed']}")
     print(row, file=sys.stderr, flush=True)
     return row
 
@@ -207,13 +202,13 @@ def main() -> None:
         return
     content = {
         "machine": machine_name(),
-        "models": [in_a_process("model", model) for model in MODELS],
+        "models": [measured("model", model) for model in MODELS],
         "batches": [
-            in_a_process("batch", model, str(n))
+            measured("batch", model, str(n))
             for model in ("so3krates-ethanol", "so3krates-aspirin")
             for n in REPLICAS
         ],
-        "boxes": [in_a_process("box", str(n)) for n in BOXES],
+        "boxes": [measured("box", str(n)) for n in BOXES],
     }
     write(HERE / "results" / "dynamics.json", json.dumps(content, indent=1) + "\n")
     write(HERE / "results" / "dynamics.md", markdown(content))

@@ -15,14 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from tables import machine_name, table, write
+from tables import in_a_process, machine_name, peak_mib, table, write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -30,13 +27,6 @@ RESULTS = HERE / "results"
 WATER = {"water-192": 4, "water-1536": 8, "water-5184": 12}
 AT_ONCE = 1 << 60  # bytes
 COPIES = 8
-
-
-def peak_mib() -> float:
-    """Highest resident memory so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def worker(task: str, size: str, structure: str, kept: int | None) -> dict:
@@ -134,16 +124,6 @@ def _timed(run, repeats: int) -> dict:
     return {"cpu_ms": statistics.median(times), "cpu_ms_min": min(times)}
 
 
-def measured(*task: str) -> dict:
-    """One row, from a process of its own."""
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--worker", *task]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"failed": (done.stderr.strip() or f"signal {-done.returncode}").splitlines()[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def markdown(rows: list[dict], machine: str) -> str:
     """The table people read."""
     head = ["what", "lmax", "structure", "atoms", "edges", "edges worked through"]
@@ -195,7 +175,7 @@ def main() -> None:
         plan.append((f"training step, {COPIES} copies", "train", "l3", str(files[-1]), "auto"))
     rows: list[dict] = []
     for n, (what, task, size, structure, kept) in enumerate(plan, start=1):
-        row = measured(task, size, structure, kept)
+        row = in_a_process(__file__, "--worker", task, size, structure, kept)
         named = {"what": what, "size": size, "structure": Path(structure).stem}
         by_itself = [r for r in rows if named.items() <= r.items()][:1]
         if task == "torch" and by_itself and by_itself[0].get("chunks") == row.get("chunks"):

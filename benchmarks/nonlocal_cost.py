@@ -15,14 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tables import machine_name, table, write
+from tables import in_a_process, machine_name, peak_mib, table, write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -34,13 +32,6 @@ NETWORKS = {
     "non-local, published": {"nonlocal_attention": "dynamic", "form": "published", "paths": "all"},
 }
 FITTED = 300  # atoms from which on the exponent is fitted
-
-
-def peak_mib() -> float:
-    """Highest resident memory so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def worker(name: str, n_atoms: int) -> dict:
@@ -83,13 +74,10 @@ def worker(name: str, n_atoms: int) -> dict:
 
 def measured(*task: str) -> dict:
     """One row, from a process of its own."""
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--worker", *task]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = (done.stderr.strip() or f"signal {-done.returncode}").splitlines()[-1]
-        sys.exit(f"{' '.join(task)} atoms: {why}")
-    return json.loads(done.stdout.splitlines()[-1])
+    row = in_a_process(__file__, "--worker", *task)
+    if "failed" in row:
+        sys.exit(f"{' '.join(task)} atoms: {row['failed']}")
+    return row
 
 
 def markdown(rows: list[dict], machine: str) -> str:

@@ -1,9 +1,12 @@
-"""What the scripts here share: Markdown tables, files written at once, the name of the machine."""
+"""What the scripts here share: processes that measure, tables, files, the name of the machine."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -18,6 +21,23 @@ def write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(text)
     partial.replace(path)
+
+
+def in_a_process(script: str, *arguments: str) -> dict:
+    """The row that a script prints last, from a process of its own; what "failed", if it did."""
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": (done.stderr.strip() or f"signal {-done.returncode}").splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_mib() -> float:
+    """Highest resident memory so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def machine_name() -> str:

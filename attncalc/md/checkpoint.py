@@ -5,7 +5,6 @@ A safetensors file with a JSON header: reading one executes nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -23,7 +22,7 @@ from torch import Tensor
 from attncalc.files import refuse_existing
 from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.state import MDState
-from attncalc.model_file import write_atomically
+from attncalc.model_file import sha256, write_atomically
 from attncalc.system import System
 
 FORMAT = 1
@@ -134,11 +133,8 @@ def save_checkpoint(
 
 
 def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+    described = {f"{name} {t.dtype} {list(t.shape)}": t for name, t in tensors.items()}
+    return sha256(header, described)
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Restart:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from attncalc import model_file
 from attncalc.data import Dataset
-from attncalc.model_file import header, write_atomically
 from attncalc.system import charge_and_spin
 from attncalc.train.recipe import Recipe
 
@@ -54,7 +54,7 @@ def claim(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) 
                 "now: choose another output folder, or remove this one to start again"
             )
     more = {DATA: data} | ({START: start} if start else {})
-    write_atomically(mark, json.dumps(ours | more, indent=1).encode())
+    model_file.write_atomically(mark, json.dumps(ours | more, indent=1).encode())
 
 
 def _start_checksum(recipe: Recipe) -> str | None:
@@ -62,7 +62,7 @@ def _start_checksum(recipe: Recipe) -> str | None:
     if recipe.start_from is None:
         return None
     try:
-        return header(recipe.find_start())["checks"]["sha256"]
+        return model_file.checksum(recipe.find_start())
     except FileNotFoundError:
         return None
 

@@ -10,24 +10,13 @@ import torch
 from ase import units
 from ase.build import bulk
 from contract import ethanol
+from states import assert_equal
 
 from attncalc import System, load, md
 
 FS = units.fs
 COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
 LANGEVIN = md.Langevin(timestep=0.5 * FS, temperature=(300.0, 400.0), friction=0.01 / FS)
-
-
-def assert_equal(one: md.MDState, other: md.MDState) -> None:
-    for name, value in vars(one).items():
-        theirs = getattr(other, name)
-        if isinstance(value, System):
-            for part, mine in vars(value).items():
-                assert torch.equal(mine, getattr(theirs, part)), part
-        elif isinstance(value, torch.Tensor):
-            assert torch.equal(value, theirs), name
-        else:
-            assert value == theirs, name
 
 
 @pytest.mark.parametrize("fixed", [None, torch.arange(64) < 5], ids=["free", "fixed"])

@@ -14,6 +14,7 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 from contract import ethanol
+from states import assert_equal
 from torch import Tensor
 
 from attncalc import AttnCalculator, System, load, md
@@ -34,14 +35,6 @@ def forces() -> md.Forces:
 def start(forces: md.Forces, *structures: Atoms, integrator=LANGEVIN, **options) -> md.MDState:
     system = System.from_ase(list(structures) or [ethanol()])
     return integrator.init(forces, system, **options)
-
-
-def assert_equal(one: md.MDState, other: md.MDState) -> None:
-    """To the last bit."""
-    assert (one.step, one.seed) == (other.step, other.seed)
-    for name in ("momenta", "energy", "forces", "heat"):
-        assert torch.equal(getattr(one, name), getattr(other, name)), name
-    assert torch.equal(one.system.positions, other.system.positions)
 
 
 class Harmonic(md.Forces):

@@ -47,11 +47,11 @@ wheel: $(TEST) ## dist/attncalc-*.whl; one commit gives the same bytes every tim
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(BIN)/python -m pip --disable-pip-version-check wheel --quiet --quiet \
 	  --no-deps --no-build-isolation --wheel-dir dist . && ls dist/*.whl
 
-bench: $(CORE) peers ## speed beside so3krates-torch and mace-torch, then 20 ps of dynamics (an hour)
+bench: $(CORE) peers ## speed beside three other codes, then 20 ps of dynamics (an hour)
 	@$(BIN)/python benchmarks/run.py
 	@$(BIN)/python benchmarks/nve_ethanol.py
 
-peers: $(PEERS)/so3krates-torch/.installed $(PEERS)/mace-torch/.installed ## what the benchmarks compare with, an environment each
+peers: $(PEERS)/so3krates-torch/.installed $(PEERS)/mace-torch/.installed $(PEERS)/nequip/.installed ## what the benchmarks compare with, an environment each
 
 $(PEERS)/%/.installed: $(CONSTRAINTS)
 	@echo "attncalc: installing $* into an environment of its own, $(@D)"

@@ -9,6 +9,7 @@ gradients.
 from __future__ import annotations
 
 import gc
+import itertools
 import resource
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from ase import Atoms
 SO3LR = "So3krates of SO3LR's size: F 128, 4 heads, degrees 1-4, 3 layers, 4.5 Å, ZBL"
 # those of MACE-OFF23(S), the smallest general MACE for organic molecules (JACS 147, 17598, 2025)
 MACE_OFF23_S = "MACE of MACE-OFF23(S)'s size: 96x0e, l_max 3, correlation 3, 2 layers, 4.5 Å"
+NEQUIP = "NequIP: 32 features, lmax 2, both parities, 4 layers, 4.5 Å; not compiled"
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
 
 # the published Equiformer for MD17 (ICLR 2023), and what we make of it by default
@@ -59,6 +61,25 @@ def timed(
             wait()
             times[name].append(1e3 * (time.perf_counter() - before))
     return times
+
+
+def step_of_ase(atoms: Atoms, calculator: Any) -> Callable[[], object]:
+    """What ASE's dynamics ask for at every step: forces where atoms have moved a little.
+
+    They vibrate about where they are, by 0.1 Å with a period of 40 steps; random weights would not
+    hold a structure together.
+    """
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    rest = atoms.positions.copy()
+    swing = np.random.default_rng(0).normal(scale=0.1, size=rest.shape)
+    steps = itertools.count(1)
+
+    def step() -> object:
+        atoms.positions = rest + swing * np.sin(2 * np.pi * next(steps) / 40)
+        return atoms.get_forces()
+
+    return step
 
 
 def copied(batch: dict) -> dict:
@@ -127,6 +148,7 @@ def attncalc(
     if calculator._fast.engine is None:  # an engine does both in one call
         calls["forward"] = forward
     times = timed(budget, calls, device)
+    times |= timed(budget / 4, {"ase_step": step_of_ase(atoms, calculator)}, device)
     peak = peak_mib(device)  # what follows is not needed in dynamics
     times |= timed(budget / 4, {"plain": lambda: evaluate(calculator.potential, graph)}, device)
     fresh = VerletList.create(cutoff=before.cutoff, skin=before.skin, species=before.species)
@@ -155,7 +177,18 @@ def so3krates_torch(atoms: Atoms, device: str, budget: float) -> dict:
     def network(one: dict) -> None:
         model(one, compute_stress=False)
 
+    return _of_peer(network, batch, step_of_ase(atoms, calculator), device, budget)
+
+
+def _of_peer(
+    network: Callable[[dict], object],
+    batch: dict,
+    step: Callable[[], object],
+    device: str,
+    budget: float,
+) -> dict:
     times = timed(budget, {"network": network}, device, lambda: (copied(batch),))
+    times |= timed(budget / 4, {"ase_step": step}, device)
     return {"edges": int(batch["edge_index"].shape[1]), "peak_MiB": peak_mib(device), **times}
 
 
@@ -163,6 +196,7 @@ def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
     """A MACE with random weights."""
     from e3nn import o3
     from mace import data, modules, tools
+    from mace.calculators import MACECalculator
     from mace.tools import torch_geometric
 
     torch.set_default_dtype(torch.float32)
@@ -199,8 +233,34 @@ def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
     def network(one: dict) -> None:
         model(one, compute_stress=False)
 
-    times = timed(budget, {"network": network}, device, lambda: (copied(batch),))
-    return {"edges": int(batch["edge_index"].shape[1]), "peak_MiB": peak_mib(device), **times}
+    calculator = MACECalculator(models=[model], device=device, default_dtype="float32")
+    return _of_peer(network, batch, step_of_ase(atoms, calculator), device, budget)
+
+
+def nequip(atoms: Atoms, device: str, budget: float) -> dict:
+    """A NequIP with random weights."""
+    from ase.data import chemical_symbols
+    from nequip.integrations.ase import NequIPCalculator
+    from nequip.integrations.utils import basic_transforms
+    from nequip.model import NequIPGNNModel
+    from nequip.utils.global_state import set_global_state
+
+    set_global_state()
+    symbols = [chemical_symbols[z] for z in ELEMENTS]
+    model = NequIPGNNModel(
+        seed=0,
+        model_dtype="float32",
+        r_max=4.5,
+        type_names=symbols,
+        num_layers=4,
+        l_max=2,
+        num_features=32,
+        avg_num_neighbors=13.17,
+    )
+    transforms = basic_transforms(model.metadata, 4.5, symbols, {s: s for s in symbols})
+    calculator = NequIPCalculator(model.eval(), device, transforms=transforms)
+    batch = calculator.atoms_to_data(atoms)
+    return _of_peer(calculator.call_model, batch, step_of_ase(atoms, calculator), device, budget)
 
 
 PUBLISHED = {"cutoff_function": "none", "paths": "all"}
@@ -216,6 +276,7 @@ ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
     "attncalc-equiformer-l3": (equiformer_l3, "the published function, lmax 3, 5.5 M parameters"),
     "so3krates-torch": (so3krates_torch, SO3LR),
     "mace-torch": (mace_torch, MACE_OFF23_S),
+    "nequip": (nequip, NEQUIP),
 }
 
 

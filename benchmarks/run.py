@@ -1,4 +1,4 @@
-"""Energy + forces per call on this machine, beside so3krates-torch and mace-torch, in one run.
+"""Energy + forces per call on this machine, beside three other codes, in one run.
 
     python benchmarks/run.py                                 # with the environments of `make bench`
     python benchmarks/run.py --peer mace-torch=ENV/bin/python --systems ethanol water-192
@@ -6,8 +6,9 @@
 Peers have an environment of their own, and every measurement a process of its own. Engines take
 turns within a round, so that a disturbance hits all; quoted are medians over all calls of all
 rounds. Neighbour lists stand outside the timing of the network. Networks are float32; ours and
-so3krates-torch's have equal hyper-parameters, MACE's are those of a model of its own kind. Threads
-wait passively (OMP_WAIT_POLICY), as they must where several processes share a machine.
+so3krates-torch's have equal hyper-parameters, MACE's and NequIP's are those of models of their own
+kind. All engines are driven by one loop through ASE as well, with all that their calculators do.
+Threads wait passively (OMP_WAIT_POLICY), as they must where several processes share a machine.
 
 Results go to benchmarks/results/cpu.json and cpu.md; after every round, so that a stopped run
 leaves the rounds that it has done.
@@ -35,7 +36,7 @@ from tables import machine_name, table, write
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers"
-PEERS_OF_OURS = ("so3krates-torch", "mace-torch")
+PEERS_OF_OURS = ("so3krates-torch", "mace-torch", "nequip")
 ENGINES = (
     *("attncalc", "attncalc-equiformer", "attncalc-equiformer-l2", "attncalc-equiformer-l3"),
     *PEERS_OF_OURS,
@@ -43,7 +44,7 @@ ENGINES = (
 SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")
 # larger ones take Equiformer minutes a call
 OF_EQUIFORMER = ("ethanol", "aspirin", "peptide", "water-192")
-PARTS = ("network", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
+PARTS = ("network", "ase_step", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
 STEP = [
     *("engine", "system", "`calculate`, ms", "network", "of that backward", "list reused"),
     "conversion",
@@ -209,18 +210,18 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
     columns = [c for c in dict.fromkeys((e["engine"], e["threads"]) for e in entries)]
     peers = [c for c in columns if c[0] in PEERS_OF_OURS and ("attncalc", c[1]) in columns]
 
-    def ms(engine: str, system: str, threads: int) -> str:
+    def ms(part: str, engine: str, system: str, threads: int) -> str:
         entry = at.get((engine, system, threads))
         if entry is None:
             return ""
         if "failed" in entry:
             return entry["failed"]
         failed = f" (failed in {n} rounds)" if (n := entry.get("failed_rounds")) else ""
-        return f"{entry['network_ms']:.2f}{failed}"
+        return f"{entry[part]:.2f}{failed}"
 
-    def ratio(system: str, peer: tuple[str, int]) -> str:
-        theirs = at.get((peer[0], system, peer[1]), {}).get("network_ms")
-        ours = at.get(("attncalc", system, peer[1]), {}).get("network_ms")
+    def ratio(part: str, system: str, peer: tuple[str, int]) -> str:
+        theirs = at.get((peer[0], system, peer[1]), {}).get(part)
+        ours = at.get(("attncalc", system, peer[1]), {}).get(part)
         return f"{theirs / ours:.2f}" if theirs and ours else ""
 
     def atoms(system: str) -> int:
@@ -228,18 +229,25 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
 
     names = [f"{engine}, {threads} thr." for engine, threads in columns]
     for engine, threads in peers:
-        other = " (another network)" if engine == "mace-torch" else ""
+        other = "" if engine == "so3krates-torch" else " (another network)"
         names.append(f"{engine}{other} / ours, {threads} thr.")
+
+    def beside_peers(part: str) -> list[str]:
+        return table(
+            ["system", "atoms", *names],
+            [
+                [system, str(atoms(system))]
+                + [ms(part, engine, system, threads) for engine, threads in columns]
+                + [ratio(part, system, peer) for peer in peers]
+                for system in systems
+            ],
+        )
+
     lines = [machine, "", *notes, "", "## Energy + forces, ms per call", ""]
-    lines += table(
-        ["system", "atoms", *names],
-        [
-            [system, str(atoms(system))]
-            + [ms(engine, system, threads) for engine, threads in columns]
-            + [ratio(system, peer) for peer in peers]
-            for system in systems
-        ],
-    )
+    lines += beside_peers("network_ms")
+    lines += ["", "## A step as ASE's dynamics ask for it, ms", ""]
+    lines += ["Atoms have moved, and `atoms.get_forces()` is called: neighbour lists included.", ""]
+    lines += beside_peers("ase_step_ms")
     lines += ["", "## A step of dynamics with attncalc, 1 thread", ""]
     lines += [
         "Shares of `AttnCalculator.calculate` on a step that reuses the neighbour list; conversion "

@@ -721,14 +721,17 @@ h5md_writer.BUFFER_BYTES = int(sys.argv[3])
 states = [state_at(step, ETHANOL, SALT) for step in range(0, 5000, 10)]
 random.seed(0)
 for number in range(int(sys.argv[4])):
+    path = Path(sys.argv[2]) / f"{number}.h5md"
     child = os.fork()
     if child == 0:
-        writer = h5md_writer.H5MDWriter(Path(sys.argv[2]) / f"{number}.h5md", every=10)
+        writer = h5md_writer.H5MDWriter(path, every=10)
         writer.begin(states[0], HALF_FS)
         for state in states:
             writer(state)
         time.sleep(100)
-    time.sleep(random.uniform(0.0, 0.4))
+    while number % 4 and not path.exists():  # however slow the machine, most have begun
+        time.sleep(0.001)
+    time.sleep(random.uniform(0.0, 0.3))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 """

@@ -5,9 +5,9 @@
     python benchmarks/gpu.py --dry-run                        # all of it on the CPU, small
 
 Stages: packages (wheels of `make gpu-wheels`, put beside the results, not into the system),
-machine, tests, speed, kernels, training (goes on from the checkpoint in FOLDER until the time is
-over). Every stage is a process of its own that is killed when its time is over; gpu.json and gpu.md
-are written after every stage, with what was measured until then.
+machine, tests, speed, kernels, dynamics (whole steps), training (goes on from the checkpoint in
+FOLDER until the time is over). Every stage is a process of its own that is killed when its time is
+over; gpu.json and gpu.md are written after every stage, with what was measured until then.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gpu_dynamics import table_rows
+from gpu_dynamics import worker as dynamics_worker
 from parts import join, split
 from tables import table, write
 
@@ -41,6 +43,7 @@ WHEELS = ROOT / ".wheels"
 
 # s that a stage may take at most; training takes what is left
 LIMITS = {"packages": 60.0, "machine": 60.0, "tests": 200.0, "speed": 100.0, "kernels": 60.0}
+LIMITS["dynamics"] = 120.0
 STAGES = (*LIMITS, "training")
 CLOSING = 3.0  # s kept for the last files
 GRACE = 20.0  # s between Ctrl-C and the end of a training that does not listen
@@ -250,6 +253,12 @@ def kernels(kit: Kit) -> dict[str, Any]:
     return ended.entry(rows=ended.rows())
 
 
+def dynamics(kit: Kit) -> dict[str, Any]:
+    """Whole steps of dynamics, beside what limits them."""
+    ended = kit.run("dynamics", kit.worker("dynamics"))
+    return ended.entry(rows=ended.rows())
+
+
 def training(kit: Kit) -> dict[str, Any]:
     """Let a run go on until the time is over; checkpoint, metrics and model come back."""
     asked, dry = kit.arguments, kit.arguments.dry_run
@@ -385,6 +394,10 @@ def markdown(report: dict[str, Any]) -> str:
         ]
         head = ["system", "kernels", "evaluation, ms", "busy, ms", "launches, ms", "bound by"]
         lines += table(head, [_launches(row) for row in rows])
+    if rows := stages.get("dynamics", {}).get("rows"):
+        lines += ["", "## Steps of Langevin dynamics", ""]
+        lines += ["What the limits are is said in benchmarks/gpu_dynamics.py.", ""]
+        lines += table(*table_rows(rows))
     return "\n".join([*lines, ""])
 
 
@@ -514,12 +527,13 @@ def kernels_worker(dry_run: bool) -> None:
     from structures import SYSTEMS as MAKERS
 
     from attncalc import System, evaluate
+    from attncalc.fast import lower
     from attncalc.neighbors import fresh_graph
 
     device, wait = ("cpu", lambda: None) if dry_run else ("cuda", torch.cuda.synchronize)
     one = torch.zeros(1, device=device)
     launch_us = 1e3 * timed_ms(lambda: one.add_(1), wait, n=2000)
-    potential = so3lr_sized().to(device)
+    potential = lower(so3lr_sized().to(device))
     for name in DRY_SYSTEMS if dry_run else SYSTEMS:
         system = System.from_ase(MAKERS[name]()).to(device)
         graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
@@ -655,6 +669,8 @@ def work(arguments: argparse.Namespace) -> None:
         tests_worker(dry)
     elif arguments.worker == "kernels":
         kernels_worker(dry)
+    elif arguments.worker == "dynamics":
+        dynamics_worker(dry_run=dry)
     elif arguments.worker == "training":
         training_worker(arguments.train, arguments.data, arguments.output)
 
@@ -665,6 +681,7 @@ DOES = {
     "tests": tests,
     "speed": speed,
     "kernels": kernels,
+    "dynamics": dynamics,
     "training": training,
 }
 

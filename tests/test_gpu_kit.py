@@ -17,6 +17,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "benchmarks" / "gpu.py"
+ALL_STAGES = ("packages", "machine", "tests", "speed", "kernels", "dynamics", "training")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def gpu() -> ModuleType:
         patch.syspath_prepend(SCRIPT.parent)
         spec.loader.exec_module(module)
         yield module
-    for name in ("gpu", "parts", "tables"):
+    for name in ("gpu", "gpu_dynamics", "parts", "tables"):
         sys.modules.pop(name, None)
 
 
@@ -60,7 +61,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((output / "gpu.json").read_text())
     stages = report["stages"]
-    assert list(stages) == ["packages", "machine", "tests", "speed", "kernels", "training"]
+    assert list(stages) == list(ALL_STAGES)
     assert {entry["state"] for entry in stages.values()} == {"done"}
     assert (tmp_path / "results-site" / "tiny_thing.py").exists()
     assert stages["machine"]["missing"] == []
@@ -70,7 +71,10 @@ def test_dry_run(tmp_path: Path) -> None:
     assert timed == [(engine, system) for engine in engines for system in systems]
     assert [row["system"] for row in stages["kernels"]["rows"]] == ["ethanol", "aspirin"]
     assert all(row["network_ms"] > 0 for row in stages["speed"]["rows"])
-    assert all(row["kernels"] > 100 for row in stages["kernels"]["rows"])
+    assert all(row["kernels"] > 5 for row in stages["kernels"]["rows"])
+    replicas = [(row["replicas"], row["atoms"]) for row in stages["dynamics"]["rows"]]
+    assert replicas == [(1, 9), (2, 18)]
+    assert all(row["step_us"] > 0 < row["traffic_us"] for row in stages["dynamics"]["rows"])
     training = stages["training"]
     assert training["epochs_before"] >= 2
     assert training["epochs_after"] >= training["epochs_before"] + 3
@@ -490,6 +494,50 @@ def test_tables(gpu) -> None:
     ):
         assert line in lines
     assert gpu.markdown({"dry_run": False, "stages": {}}).startswith("Machine not known")
+
+
+def test_a_step_beside_its_limits(gpu) -> None:
+    facts = {"network": "so3krates", "system": "aspirin", "replicas": 64}
+    row = {"atoms": 1344, "step_us": 400.0, "kernels_per_step": 20.0, "busy_us": 350.0}
+    row |= {"waits_per_chunk": 1, "launches_us": 40.0, "traffic_us": 100.0, "arithmetic_us": 80.0}
+    equiformer = {name: row[name] for name in row if name not in ("traffic_us", "arithmetic_us")}
+    head, body = gpu.table_rows(
+        [facts | row, facts | {"failed": "no"}, {**facts, "network": "equiformer"} | equiformer]
+    )
+    step = ["1,344", "400.0", "6.25", "298", "20", "350.0", "1", "40.0 / 100.0 / 80.0", "25 %"]
+    assert body[0] == ["so3krates", "aspirin", "64", *step]
+    assert body[1][3] == "no"
+    assert body[2][-2:] == ["40.0", "10 %"]
+    assert {len(head)} == {len(cells) for cells in body}
+
+
+def test_least_work_of_a_network(gpu) -> None:
+    """By two countings: of the layers' tensors here, and one by one in the module."""
+    import gpu_dynamics
+
+    from attncalc.nn.so3krates import So3krates, So3kratesConfig
+
+    config = So3kratesConfig(4.5, 13.17)
+    network = So3krates(config, 3)
+    (_, one_atom), (_, of_edge) = (
+        gpu_dynamics.least_work(config, *sizes) for sizes in ((1, 0), (0, 1))
+    )
+    layer = network.layers[0]
+    weights = [
+        *(layer.attention.feature_projection, layer.attention.geometry_projection),
+        *(layer.mlp_after_attention.first.weight, layer.mlp_after_attention.second.weight),
+        layer.exchange.linear.weight,
+    ]
+    # forward and reverse, 2 operations for each weight
+    assert one_atom == 2 * 2 * config.num_layers * sum(weight.numel() for weight in weights)
+    filters = layer.attention.spherical_mlp
+    spherical = filters.first.numel() + filters.second.numel()
+    table, attention = 4 * 2 * 128, 5 * 128 + 2 * 24
+    # of a pair, which is two edges; the filters of two layers, three times
+    assert of_edge == 2 * 3 * 2 * (spherical + table + attention) / 2
+    assert (
+        gpu_dynamics.least_work(config, 0, 10)[0] == 10 * gpu_dynamics.least_work(config, 0, 1)[0]
+    )
 
 
 def test_medians(gpu) -> None:

@@ -1,0 +1,225 @@
+"""Steps of Langevin dynamics on a GPU: time, kernels, waits, and how far they are from the limits.
+
+Part of `benchmarks/gpu.py`, which runs it as a process of its own; prints a line of JSON per row.
+
+Networks have random weights, so atoms are made so heavy that they hardly move: neighbour lists hold
+(making them is timed in the stage "speed"). Lower bounds of a step:
+
+| limit      | is                                                                               |
+|------------|----------------------------------------------------------------------------------|
+| launches   | its kernels, times what a kernel of a captured graph takes that does nothing     |
+| traffic    | what pairs must fetch, at the bandwidth of a large copy                          |
+| arithmetic | operations of pairs and atoms, at the rate of a large float32 matrix product     |
+
+Traffic and arithmetic are those of So3krates with tabulated radial filters and a written-out
+gradient: per directed pair and layer after the first, forward keys, values and Euclidean variables
+of the neighbour, in reverse queries, keys, values and two gradients.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# torch, ase and attncalc are imported where they are used: gpu.py, which imports this, comes before
+# the wheels are unpacked
+
+HEAVY = 1e6  # amu
+CHUNK = 50  # steps that are profiled
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+
+# network, structure, replicas in one batch
+ROWS = [
+    *(("so3krates", name, n) for name in ("ethanol", "aspirin") for n in (1, 16, 64, 256, 1024)),
+    *(("so3krates", f"water-{n}", 1) for n in (192, 1536, 6144, 24576, 98304)),
+    *(("equiformer", "aspirin", n) for n in (1, 16, 64)),
+    *(("equiformer", "water-192", 1),),
+]
+DRY_ROWS = [("so3krates", "ethanol", 1), ("so3krates", "ethanol", 2)]
+
+
+def structure(name: str) -> Any:
+    """One of `structures.SYSTEMS`, or a larger box of water."""
+    from structures import SYSTEMS, water_box
+
+    boxes = {"water-24576": (16, 16, 32), "water-98304": (32, 32, 32)}
+    return water_box(boxes[name]) if name in boxes else SYSTEMS[name]()
+
+
+def networks() -> dict[str, Callable[[], Any]]:
+    """Potentials with random weights, by name."""
+    from engines import equiformer, so3lr_sized
+
+    return {"so3krates": so3lr_sized, "equiformer": lambda: equiformer("l2")}
+
+
+def least_work(config: Any, n_atoms: int, n_edges: int) -> tuple[float, float]:
+    """Bytes that pairs must fetch, and floating-point operations, of energy and forces.
+
+    Args:
+        config: a `So3kratesConfig`.
+        n_atoms: of the structure.
+        n_edges: directed pairs within the cutoff.
+    """
+    width, layers = config.num_features, config.num_layers
+    orders, degrees = sum(2 * l + 1 for l in config.degrees), len(config.degrees)
+    forward, reverse = 3 * width + orders, 6 * width + 3 * orders
+    fetched = 4.0 * n_edges * (layers - 1) * (forward + reverse)
+    # multiply-adds of one pass; the reverse pass makes the filters of pairs again
+    of_pair = 8 * width + 2 * degrees * width // 4 + width * width // 2 + 5 * width + 2 * orders
+    projections = 5 * width * width // config.num_heads
+    of_atom = projections + 2 * width * width + (width + degrees) ** 2
+    flops = 2.0 * (3 * n_edges * (layers - 1) * of_pair / 2 + 2 * n_atoms * layers * of_atom)
+    return fetched, flops
+
+
+def limits_of_device(wait: Callable[[], None], device: str) -> dict[str, float]:
+    """µs of an empty kernel in a captured graph, bytes and operations per second."""
+    import torch
+
+    small = device == "cpu"
+    n = 512 if small else 8192
+    a = torch.rand(n, n, device=device)
+    out = torch.empty_like(a)
+    product = seconds_of(lambda: torch.mm(a, a, out=out), wait)
+    copy = seconds_of(lambda: out.copy_(a), wait)
+    one = torch.zeros(1, device=device)
+
+    def launches() -> None:
+        for _ in range(1000):
+            one.add_(1)
+
+    replay = launches
+    if not small:
+        graph = torch.cuda.CUDAGraph()
+        launches()
+        with torch.cuda.graph(graph):
+            launches()
+        replay = graph.replay
+    return {
+        "launch_us": 1e3 * seconds_of(replay, wait),
+        "bytes_per_s": 2 * a.numel() * 4 / copy,
+        "flops_per_s": 2.0 * n**3 / product,
+    }
+
+
+def seconds_of(call: Callable[[], Any], wait: Callable[[], None], n: int = 10) -> float:
+    """Per call of n calls, after two that warm up."""
+    for _ in range(2):
+        call()
+    wait()
+    start = time.perf_counter()
+    for _ in range(n):
+        call()
+    wait()
+    return (time.perf_counter() - start) / n
+
+
+def of_system(potential: Any, atoms: Any, replicas: int, device: str, seconds: float) -> dict:
+    """A row: one structure, so many times in a batch."""
+    import torch
+    from ase.units import fs
+
+    from attncalc import System, md
+    from attncalc.neighbors import fresh_graph
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    force = md.Forces(potential)
+    langevin = md.Langevin(0.5 * fs, 300.0, 0.01 / fs)
+    system = System.from_ase([atoms] * replicas)
+    masses = torch.full((system.n_atoms,), HEAVY, dtype=torch.float64)
+    state = langevin.init(force, system, masses=masses)
+
+    def advance(n: int) -> None:
+        nonlocal state
+        state = md.run(langevin, force, state, n)
+
+    n = CHUNK if device == "cuda" else 2
+    for _ in range(3):  # lists, captured graphs, and clocks that rise
+        advance(n)
+    wait()
+    start, done = time.perf_counter(), 0
+    while done == 0 or time.perf_counter() - start < seconds:
+        advance(n)
+        done += n
+        wait()
+    step_us = 1e6 * (time.perf_counter() - start) / done
+    with torch.profiler.profile() as profiled:
+        advance(n)
+        wait()
+    events = list(profiled.events())
+    kernels = [event for event in events if event.device_type.name == "CUDA"]
+    graph = fresh_graph(state.system, cutoff=potential.cutoff, species=potential.species)
+    n_edges = int(graph.edge_mask.sum())
+    row = {
+        "atoms": system.n_atoms,
+        "edges": n_edges,
+        "step_us": step_us,
+        "kernels_per_step": len(kernels) / n,
+        "busy_us": sum(event.time_range.elapsed_us() for event in kernels) / n,
+        "waits_per_chunk": sum(event.name in WAITS for event in events),
+    }
+    if device == "cuda":
+        row["peak_MiB"] = torch.cuda.max_memory_allocated() / 2**20
+    return row
+
+
+def rows(device: str, *, dry_run: bool) -> Iterator[dict]:
+    """All rows; one that fails says why, and the others go on."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    limits = limits_of_device(wait, device)
+    made = networks()
+    for network, name, replicas in DRY_ROWS if dry_run else ROWS:
+        facts = {"network": network, "system": name, "replicas": replicas}
+        try:
+            potential = made[network]().to(device)
+            row = of_system(potential, structure(name), replicas, device, 0.1 if dry_run else 2.0)
+        except Exception as error:
+            yield facts | {"failed": f"{type(error).__name__}: {error}"[:200]}
+            continue
+        bound = {"launches_us": row["kernels_per_step"] * limits["launch_us"]}
+        if network == "so3krates":
+            fetched, flops = least_work(potential.network.config, row["atoms"], row["edges"])
+            bound["traffic_us"] = 1e6 * fetched / limits["bytes_per_s"]
+            bound["arithmetic_us"] = 1e6 * flops / limits["flops_per_s"]
+        yield facts | row | limits | bound
+
+
+def table_rows(found: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Head and body of the table people read."""
+    head = ["network", "system", "replicas", "atoms", "µs per step", "per replica"]
+    head += ["ns per atom", "kernels", "busy, µs", "waits per chunk"]
+    head += ["limits (launches, traffic, arithmetic), µs", "largest limit / step"]
+    body = []
+    for row in found:
+        start = [row["network"], row["system"], str(row["replicas"])]
+        if "failed" in row:
+            body.append([*start, row["failed"], *[""] * 8])
+            continue
+        names = ("launches_us", "traffic_us", "arithmetic_us")
+        limits = [row[name] for name in names if name in row]
+        body.append(
+            [
+                *start,
+                f"{row['atoms']:,}",
+                f"{row['step_us']:.1f}",
+                f"{row['step_us'] / row['replicas']:.2f}",
+                f"{1e3 * row['step_us'] / row['atoms']:.0f}",
+                f"{row['kernels_per_step']:.0f}",
+                f"{row['busy_us']:.1f}",
+                str(row["waits_per_chunk"]),
+                " / ".join(f"{limit:.1f}" for limit in limits),
+                f"{100 * max(limits) / row['step_us']:.0f} %",
+            ]
+        )
+    return head, body
+
+
+def worker(*, dry_run: bool) -> None:
+    """Print every row as soon as it is measured."""
+    for row in rows("cpu" if dry_run else "cuda", dry_run=dry_run):
+        print(json.dumps(row), flush=True)

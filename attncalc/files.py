@@ -1,8 +1,14 @@
-"""Files that a program is about to write."""
+"""Files that a program is about to write: nothing is overwritten, and nobody else writes them."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from typing import Self
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def refuse_existing(*paths: Path) -> None:
@@ -14,3 +20,73 @@ def refuse_existing(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+
+
+class Claim:
+    """The right to write a file, which one at a time has: until it is released.
+
+    It is a lock on a hidden file beside it, .NAME.lock, that the operating system gives up with the
+    process, kill -9 included: what such a process leaves stands in nobody's way. Windows and file
+    systems without locks keep nobody apart.
+
+    Args:
+        path: the file, which need not exist.
+
+    Raises:
+        BlockingIOError: somebody else has it, in this process or another.
+        FileNotFoundError: there is no such folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        real = Path(path).resolve()  # through another link it is the same file
+        if not real.parent.is_dir():
+            raise FileNotFoundError(f"no such folder: {real.parent}")
+        self._lock = real.with_name(f".{real.name}.lock")
+        self._number = -1
+        if sys.platform == "win32":
+            return
+        while self._number < 0:
+            number = os.open(self._lock, os.O_RDWR | os.O_CREAT)
+            try:
+                _lock_or_refuse(number, path)
+                if _is_still(number, self._lock):
+                    self._number = number
+            finally:
+                if self._number < 0:
+                    os.close(number)
+        os.ftruncate(self._number, 0)
+        os.write(self._number, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Others may have it now; once is enough, more do no harm."""
+        if self._number >= 0:
+            self._lock.unlink(missing_ok=True)
+            os.close(self._number)
+            self._number = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _is_still(number: int, path: Path) -> bool:
+    """Whether an open file has its name yet: who had it may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(number), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock_or_refuse(number: int, path: str | Path) -> None:
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = os.read(number, 20).decode() or "unknown"
+        raise BlockingIOError(
+            f"{path}: another run is still writing it (process {process}): wait for its end, or "
+            "stop it"
+        ) from None
+    except OSError:  # a file system without locks
+        return

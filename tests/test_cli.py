@@ -489,6 +489,34 @@ def test_md_that_is_killed_goes_on_bit_for_bit(copper_file: str) -> None:
     assert not [name for name in files() if name.startswith(".")]
 
 
+def test_md_of_another_process_is_left_alone(copper_file: str) -> None:
+    """Neither resumed nor, where somebody removed its files, begun anew, until it is gone."""
+    code = "from attncalc.md import h5md_writer, job; from attncalc.cli import main\n"
+    code += "h5md_writer.BUFFER_SECONDS = job.SECONDS_BETWEEN_CHECKPOINTS = 1e3; main()"
+    common = ("md", copper_file, "--model", COPPER, "-o", "run.h5md")
+    command = [sys.executable, "-c", code, *common, "--steps", "1000000"]
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not Path("run.ckpt").exists():
+            time.sleep(0.02)
+        log = Path("run.csv").stat().st_ino
+        there = f"run.h5md: another run is still writing it (process {process.pid}): wait for "
+        there += "its end, or stop it"
+        for more in ((), ("--steps", 2_000_000)):
+            assert fails("md", "--resume", "run.h5md", *more) == f"Error: {there}"
+        assert Path("run.csv").stat().st_ino == log
+        for ending in ("h5md", "csv", "ckpt"):
+            Path(f"run.{ending}").unlink()
+        assert fails(*common, "--steps", 20) == f"Error: {Path.cwd() / there}"
+        assert not [name for name in files() if name.startswith("run.")]
+    finally:
+        process.kill()
+        process.wait()
+    succeeds(*common, "--steps", 20)
+    assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
+
+
 def test_md_that_is_told_to_end(copper_file: str) -> None:
     """SIGTERM, as of a batch queue: everything is saved."""
     command = [sys.executable, "-m", "attncalc.cli", "md", copper_file, "--model", COPPER]

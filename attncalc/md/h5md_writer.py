@@ -15,7 +15,7 @@ from ase import units
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.files import refuse_existing
+from attncalc.files import Claim, refuse_existing
 from attncalc.md.h5md import (
     FORCE,
     VELOCITY,
@@ -49,8 +49,10 @@ class H5MDWriter:
     (longer only where writing them takes more than half a second).
     HDF5 cannot append so safely. So there are two files: a hidden twin beside the visible one gets
     the new frames, is closed, and then takes its place; the old one is the next twin. A running
-    trajectory therefore takes twice its size on disk, until the run ends. The twin that a killed
-    run leaves (.NAME.twin) is removed when the run is resumed.
+    trajectory therefore takes twice its size on disk, until the run ends. What a killed run leaves
+    (.NAME.twin, .NAME.lock) is removed when the run is resumed.
+
+    As long as a run goes on no other one can begin or resume this file, in whatever process.
 
     Time is step times timestep. Fixed atoms are stored like all others.
 
@@ -76,6 +78,7 @@ class H5MDWriter:
         self._step_on_disk = -1
         self._bytes_waiting = 0
         self._flush_after = 0.0  # on the clock of time.monotonic
+        self._claim: Claim | None = None
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite; the file comes with its first frame.
@@ -83,10 +86,10 @@ class H5MDWriter:
         Raises:
             FileExistsError: the file exists.
             FileNotFoundError: its folder does not.
+            BlockingIOError: another run is going to make it.
         """
         refuse_existing(self.path)
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"no such folder: {self.path.parent}")
+        self._claim = Claim(self.path)
         self._start(state, integrator, step_on_disk=-1)
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
@@ -95,10 +98,24 @@ class H5MDWriter:
         So is a last one that is no multiple of `every`: a run that was not stopped has none there.
 
         Raises:
+            BlockingIOError: another run is writing it.
             FileNotFoundError: the file does not exist.
             ValueError: it is no trajectory of these atoms and this timestep, has them elsewhere,
                 begins after this state or ends before it, or is damaged.
         """
+        claim = Claim(self.path)
+        try:
+            last, n_kept, n_frames = self._last_frame(state, integrator)
+        except BaseException:
+            claim.release()
+            raise
+        self._claim = claim
+        self._start(state, integrator, step_on_disk=last)
+        if n_kept < n_frames:
+            self._cut(n_kept)
+
+    def _last_frame(self, state: MDState, integrator: Integrator) -> tuple[int, int, int]:
+        """Step of the last frame that stays, how many stay, and how many there are."""
         atoms, timestep = _atoms_of(state), integrator.timestep / units.fs
         with opened(self.path) as file:
             check_same(described(file), atoms)
@@ -131,9 +148,7 @@ class H5MDWriter:
                     f"it was written with a timestep of {last_time / last:g} fs, the run goes on "
                     f"with {timestep:g} fs"
                 )
-        self._start(state, integrator, step_on_disk=last)
-        if n_kept < len(steps):
-            self._cut(n_kept)
+        return last, n_kept, len(steps)
 
     def __call__(self, state: MDState) -> None:
         """Take a frame, unless it is the last one taken.
@@ -188,6 +203,8 @@ class H5MDWriter:
         finally:
             self._remove_hidden()
             self._atoms, self._frames = [], []
+            if self._claim is not None:
+                self._claim.release()
 
     def _start(self, state: MDState, integrator: Integrator, *, step_on_disk: int) -> None:
         self._atoms, self._timestep = _atoms_of(state), integrator.timestep / units.fs

@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
 
-from attncalc.files import refuse_existing
+from attncalc.files import Claim, refuse_existing
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.forces import Forces
 from attncalc.md.h5md_writer import H5MDWriter
@@ -98,6 +98,7 @@ def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
+        BlockingIOError: the run still goes on.
         ValueError: the checkpoint is damaged, or belongs to no run of this kind.
     """
     if trajectory.suffix != ".h5md":
@@ -108,7 +109,8 @@ def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
             raise FileNotFoundError(
                 f"no such file: {path}; a run is resumed from its .h5md, .ckpt and .csv"
             )
-    restart = load_checkpoint(file)
+    with Claim(trajectory):  # refused here already, before a model is loaded
+        restart = load_checkpoint(file)
     if "settings" not in restart.info:
         raise ValueError(f"{file}: a checkpoint of a run that `attncalc md` did not start")
     return restart, Settings(**restart.info["settings"])

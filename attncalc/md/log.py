@@ -10,7 +10,7 @@ from typing import IO
 import torch
 from ase import units
 
-from attncalc.files import refuse_existing
+from attncalc.files import Claim, refuse_existing
 from attncalc.md.integrators import Integrator
 from attncalc.md.state import MDState
 from attncalc.model_file import write_atomically
@@ -40,23 +40,39 @@ class Log:
         self.rows: list[dict[str, float]] = []
         self._file: IO[str] | None = None
         self._timestep = 0.0
+        self._claim: Claim | None = None
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite, and start.
 
         Raises:
             FileExistsError: the file exists.
+            FileNotFoundError: its folder does not.
+            BlockingIOError: another run is writing it.
         """
         refuse_existing(self.path)
+        self._claim = Claim(self.path)
         self._open(state, integrator)
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
         """Go on behind this state; lines beyond it, and one that was cut off, are dropped.
 
         Raises:
+            BlockingIOError: another run is writing it.
             FileNotFoundError: there is no such file.
             ValueError: it is not the log of this run up to this state; it stays as it is.
         """
+        claim = Claim(self.path)
+        try:
+            self.rows = self._rows_before(state, integrator)
+        except BaseException:
+            claim.release()
+            raise
+        self._claim = claim
+        self._open(state, integrator)
+
+    def _rows_before(self, state: MDState, integrator: Integrator) -> list[dict[str, float]]:
+        """Those of the file that stay."""
         now = state.step
         kept: list[dict[str, float]] = []
         with open(self.path, newline="") as file:
@@ -82,8 +98,7 @@ class Log:
         reached = round(kept[-1]["time_fs"] * units.fs / integrator.timestep) if kept else -1
         if reached < expected:
             raise ValueError(f"{self.path}: ends before step {expected}, where the run goes on")
-        self.rows = kept
-        self._open(state, integrator)
+        return kept
 
     @staticmethod
     def _columns(state: MDState) -> tuple[str, ...]:
@@ -126,6 +141,8 @@ class Log:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._claim is not None:
+            self._claim.release()
 
 
 def _time(state: MDState, timestep: float) -> float:

@@ -406,6 +406,24 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path):
     assert (tmp_path / "run.h5md").read_text() == "somebody else's"
 
 
+def test_a_file_that_another_run_writes_is_refused(tmp_path: Path):
+    path = tmp_path / "run.h5md"
+    writer, other = H5MDWriter(path, every=10), H5MDWriter(path, every=10)
+    writer.begin(state_at(0), HALF_FS)
+    with pytest.raises(BlockingIOError, match=r"run\.h5md: another run is still writing it"):
+        other.begin(state_at(0), HALF_FS)
+    for step in (0, 10, 20):
+        writer(state_at(step))
+        writer.flush()
+        with pytest.raises(BlockingIOError, match=r"run\.h5md: another run is still writing it"):
+            other.resume(state_at(0), HALF_FS)
+        other.end()
+    writer.end()
+    assert_holds(path, range(0, 30, 10))
+    go_on(path, after=20, until=60)
+    assert_holds(path, range(0, 70, 10))
+
+
 def test_missing_folder(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
         H5MDWriter(tmp_path / "nowhere" / "run.h5md").begin(state_at(0), HALF_FS)

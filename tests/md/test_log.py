@@ -10,6 +10,7 @@ from ase import units
 from contract import ethanol
 
 from attncalc import System, load, md
+from attncalc.files import Claim
 
 LANGEVIN = md.Langevin(0.5 * units.fs, 300.0, 0.01 / units.fs)
 
@@ -44,6 +45,19 @@ def test_a_run_that_goes_on(n_systems: int, tmp_path: Path, forces: md.Forces) -
         file.write("1.0,2")  # of a run that was killed
     md.run(LANGEVIN, forces, state, 17, callbacks=[md.Log(path, every=5)], resumed=True)
     assert path.read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_a_log_that_another_run_writes_is_refused_and_stays(
+    tmp_path: Path, forces: md.Forces
+) -> None:
+    path = tmp_path / "a.csv"
+    state = run(path, forces, 13)
+    content = path.read_bytes()
+    with Claim(path), pytest.raises(BlockingIOError, match=r"a\.csv: another run is still writing"):
+        md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)], resumed=True)
+    assert path.read_bytes() == content
+    md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)], resumed=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
 
 
 @pytest.mark.parametrize(

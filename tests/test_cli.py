@@ -571,6 +571,7 @@ def test_md_holds_fixed_atoms(copper_file: str) -> None:
     first, *_, last = read_h5md("run.h5md")
     moved = (first.positions != last.positions).any(axis=1)
     assert moved.tolist() == [False, True, True, True]
+    assert [constraint.get_indices().tolist() for constraint in last.constraints] == [[0]]
     atoms.set_constraint(FixBondLength(0, 1))
     write("bond.traj", atoms)
     said = fails("md", "bond.traj", "--model", COPPER, "--steps", 5)
@@ -847,6 +848,7 @@ def test_md_of_a_committee_logs_its_spread(ethanol_file: str) -> None:
         rows = list(csv.DictReader(file))
     spreads = [float(row["force_spread_eV_A"]) for row in rows]
     assert all(spread > 0 for spread in spreads)
+    assert [frame.info["force_spread_eV_A"] for frame in read_h5md("ethanol.md.h5md")] == spreads
     assert f"largest spread of the committee on a force: {max(spreads):.3f} eV/Å, at " in said
     said = succeeds("md", ethanol_file, "--model", ETHANOL, "--steps", 20, "-o", "one.xyz")
     assert "spread" not in said + Path("one.csv").read_text()

@@ -2,8 +2,8 @@
 
 The format is H5MD 1.1 (https://nongnu.org/h5md). One system is `/particles/atoms`; a batch is
 `/particles/system_0000` and so on, with observables under the same names. Every element is a group
-of `value`, `step` and `time`; all share one `step` and one `time` (hard links) but the masses,
-which have one frame for all. What each holds, and its attribute `unit`:
+of `value`, `step` and `time`; all share one `step` and one `time` (hard links) but masses and fixed
+atoms, which have one frame for all. What each holds, and its attribute `unit`:
 
 | element                                                  | value per frame | unit                |
 |----------------------------------------------------------|-----------------|---------------------|
@@ -14,6 +14,8 @@ which have one frame for all. What each holds, and its attribute `unit`:
 | mass                                                     | [n]             | u                   |
 | observables: potential_energy, kinetic_energy, conserved | one             | eV                  |
 | observables: temperature                                 | one             | K                   |
+| fixed (bool; only where atoms are)                       | [n]             |                     |
+| observables: force_spread (only of a committee)          | one             | eV Angstrom-1       |
 
 These are units that MDAnalysis knows: it refuses forces in eV/Å.
 """
@@ -51,10 +53,22 @@ UNITS = {
     "kinetic_energy": "eV",
     "conserved": "eV",
     "temperature": "K",
+    "force_spread": "eV Angstrom-1",
 }
 OBSERVABLES = ("potential_energy", "kinetic_energy", "conserved", "temperature")
+FORCE_SPREAD = "force_spread"
 VECTORS = ("position", "velocity", "force")
 CREATOR = "attncalc"
+# of what all frames of a system share, in messages
+NAMES = {
+    "numbers": "elements",
+    "masses": "masses",
+    "pbc": "periodic directions",
+    "charge": "charge",
+    "spin": "spin",
+    "fixed": "fixed atoms",
+    "has_spread": "observables",
+}
 
 
 class Frame(NamedTuple):
@@ -64,7 +78,7 @@ class Frame(NamedTuple):
     time: float  # fs
     vectors: list[NDArray]  # [n_atoms, 3] each, as VECTORS
     edges: NDArray  # [n_systems, 3, 3]
-    observables: list[NDArray]  # [n_systems] each, as OBSERVABLES
+    observables: list[NDArray]  # [n_systems] each, as OBSERVABLES, and FORCE_SPREAD if there is one
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +97,8 @@ class StoredSystem:
         pbc: [3], bool.
         charge: e.
         spin: multiplicity.
+        fixed: [n], bool: atoms that stay where they are.
+        has_spread: whether there is one, of a committee.
     """
 
     particles: str
@@ -92,6 +108,8 @@ class StoredSystem:
     pbc: NDArray
     charge: float
     spin: int
+    fixed: NDArray
+    has_spread: bool
 
     @property
     def paths(self) -> list[str]:
@@ -99,13 +117,14 @@ class StoredSystem:
         return [
             *(f"{self.particles}/{name}" for name in (*VECTORS, "species", "box/edges")),
             *(f"{self.observables}/{name}" for name in OBSERVABLES),
+            *([f"{self.observables}/{FORCE_SPREAD}"] if self.has_spread else []),
         ]
 
     def difference(self, other: StoredSystem) -> str:
         """In which respect the other one is something else, if any."""
-        for what in ("numbers", "masses", "pbc", "charge", "spin"):
+        for what, name in NAMES.items():
             if not np.array_equal(getattr(self, what), getattr(other, what)):
-                return {"numbers": "elements", "pbc": "periodic directions"}.get(what, what)
+                return name
         return ""
 
 
@@ -158,10 +177,16 @@ def _describe(file: h5py.File, atoms: StoredSystem, like: Frame) -> None:
     group.attrs["total_charge"], group.attrs["spin_multiplicity"] = atoms.charge, atoms.spin
     group["box"].attrs["dimension"] = 3
     group["box"].attrs["boundary"] = ["periodic" if one else "none" for one in atoms.pbc]
-    # masses are legal without step and time, but not all readers know that
-    mass = group.create_group("mass")
-    mass["step"], mass["time"], mass["value"] = [like.step], [like.time], atoms.masses[None]
-    mass["time"].attrs["unit"], mass["value"].attrs["unit"] = "fs", "u"
+    _describe_once(group.create_group("mass"), atoms.masses, like).attrs["unit"] = "u"
+    if atoms.fixed.any():
+        _describe_once(group.create_group("fixed"), atoms.fixed, like)
+
+
+def _describe_once(group: h5py.Group, values: NDArray, like: Frame) -> h5py.Dataset:
+    """One frame for all: legal without step and time, but not all readers know that."""
+    group["step"], group["time"], group["value"] = [like.step], [like.time], values[None]
+    group["time"].attrs["unit"] = "fs"
+    return group["value"]
 
 
 def _grow(group: h5py.Group, name: str, like: NDArray | np.generic) -> h5py.Dataset:
@@ -206,18 +231,28 @@ def described(file: h5py.File) -> list[StoredSystem]:
     names = sorted(file["particles"])
     if not names or (names != ["atoms"] and names != system_names(len(names))):
         raise ValueError("the groups of particles are not those of a trajectory, it is damaged")
-    return [
-        StoredSystem(
-            particles=f"particles/{name}",
-            observables="observables" if names == ["atoms"] else f"observables/{name}",
-            numbers=group["species/value"][0].astype(np.int64),
-            masses=group["mass/value"][0],
-            pbc=np.array([one == "periodic" for one in group["box"].attrs["boundary"]]),
-            charge=float(group.attrs["total_charge"]),
-            spin=int(group.attrs["spin_multiplicity"]),
-        )
-        for name, group in ((name, file["particles"][name]) for name in names)
-    ]
+    found = [_described(file, f"particles/{name}") for name in names]
+    for atoms in found:
+        if atoms.fixed.shape != atoms.numbers.shape:
+            raise ValueError(f"{atoms.particles}/fixed has not one value an atom, it is damaged")
+    return found
+
+
+def _described(file: h5py.File, particles: str) -> StoredSystem:
+    group, name = file[particles], particles.rpartition("/")[2]
+    numbers = group["species/value"][0].astype(np.int64)
+    observables = "observables" if name == "atoms" else f"observables/{name}"
+    return StoredSystem(
+        particles=particles,
+        observables=observables,
+        numbers=numbers,
+        masses=group["mass/value"][0],
+        pbc=np.array([one == "periodic" for one in group["box"].attrs["boundary"]]),
+        charge=float(group.attrs["total_charge"]),
+        spin=int(group.attrs["spin_multiplicity"]),
+        fixed=group["fixed/value"][0] if "fixed" in group else np.zeros(len(numbers), dtype=bool),
+        has_spread=FORCE_SPREAD in file[observables],
+    )
 
 
 def check_same(found: Sequence[StoredSystem], expected: Sequence[StoredSystem]) -> None:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import h5py
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
 from attncalc.md.h5md import (
@@ -21,6 +22,7 @@ from attncalc.md.h5md import (
     name_of,
     opened,
 )
+from attncalc.md.log import SPREAD
 
 # the reader's helping
 BLOCK_BYTES = 1 << 23
@@ -32,7 +34,9 @@ def read_h5md(
     """Frames of a trajectory that `H5MDWriter` wrote.
 
     They have positions, cell, periodic directions, masses, momenta, energy and forces, all in ASE's
-    units, and in `info` what the run says of them: "step", "time_fs", "charge" and "spin".
+    units, the constraint `FixAtoms` where atoms are fixed (whose forces are those of the model:
+    `get_forces(apply_constraint=False)`), and in `info` what the run says of them: "step",
+    "time_fs", "charge", "spin" and, of a committee, "force_spread_eV_A" as in the log.
 
     Args:
         path: file, by name or open for binary reading.
@@ -102,7 +106,7 @@ def _to_ase(
     _: NDArray,
     edges: NDArray,
     potential_energy: float,
-    *__: float,
+    *others: float,
 ) -> Atoms:
     """A frame; values in the order of `StoredSystem.paths`."""
     structure = Atoms(
@@ -114,6 +118,10 @@ def _to_ase(
         pbc=atoms.pbc,
         info={"step": step, "time_fs": time, "charge": int(atoms.charge), "spin": atoms.spin},
     )
+    if atoms.fixed.any():
+        structure.set_constraint(FixAtoms(mask=atoms.fixed))
+    if atoms.has_spread:
+        structure.info[SPREAD] = float(others[-1])
     structure.calc = SinglePointCalculator(
         structure, energy=float(potential_energy), forces=force * FORCE
     )

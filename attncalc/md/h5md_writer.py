@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 from ase import units
 from numpy.typing import NDArray
 from torch import Tensor
@@ -54,7 +55,8 @@ class H5MDWriter:
 
     As long as a run goes on no other one can begin or resume this file, in whatever process.
 
-    Time is step times timestep. Fixed atoms are stored like all others.
+    Time is step times timestep. Fixed atoms are stored like all others, and which they are; of a
+    committee, its spread.
 
     Args:
         path: new file; its name should end in .h5md, by which MDAnalysis and ASE know it.
@@ -268,6 +270,7 @@ class H5MDWriter:
 
 def _atoms_of(state: MDState) -> list[StoredSystem]:
     system = state.system
+    fixed = torch.zeros_like(state.masses, dtype=torch.bool) if state.fixed is None else state.fixed
     names = ["atoms"] if system.n_systems == 1 else system_names(system.n_systems)
     return [
         StoredSystem(
@@ -279,12 +282,15 @@ def _atoms_of(state: MDState) -> list[StoredSystem]:
             pbc=_numbers(system.pbc[k]),
             charge=float(system.charge[k]),
             spin=int(system.spin[k]),
+            fixed=_numbers(still),
+            has_spread=state.spread is not None,
         )
-        for k, (name, numbers, masses) in enumerate(
+        for k, (name, numbers, masses, still) in enumerate(
             zip(
                 names,
                 system.split(system.atomic_numbers),
                 system.split(state.masses),
+                system.split(fixed),
                 strict=True,
             )
         )
@@ -298,7 +304,8 @@ def _frame(state: MDState, timestep: float) -> Frame:
         _numbers(state.velocities) / VELOCITY,
         _numbers(state.forces) / FORCE,
     ]
-    observables = (state.energy, state.kinetic_energy, state.conserved, state.temperature)
+    spread = [] if state.spread is None else [state.spread]
+    observables = [state.energy, state.kinetic_energy, state.conserved, state.temperature, *spread]
     return Frame(
         step=state.step,
         time=state.step * timestep,

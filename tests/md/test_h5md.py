@@ -139,6 +139,66 @@ def test_charge_and_spin_come_back(tmp_path: Path):
     assert (frame.info["charge"], frame.info["spin"]) == (0, 1)
 
 
+@pytest.mark.parametrize("structures", [(SALT,), (ETHANOL, SALT)])
+def test_fixed_atoms_and_spread_come_back(structures: tuple[Atoms, ...], tmp_path: Path):
+    """Of every system its own; a run goes on only where they are the same."""
+
+    def state(step: int) -> MDState:
+        free = state_at(step, *structures)
+        fixed = torch.zeros(free.system.n_atoms, dtype=torch.bool)
+        fixed[-1] = True  # of salt; all of ethanol moves
+        return replace(free, fixed=fixed, spread=0.01 * step + torch.arange(len(structures)))
+
+    path = tmp_path / "run.h5md"
+    writer = H5MDWriter(path, every=10)
+    writer.begin(state(0), HALF_FS)
+    for step in (0, 10, 20):
+        writer(state(step))
+    writer.end()
+    writer.resume(state(10), HALF_FS)
+    for step in (20, 30):
+        writer(state(step))
+    writer.end()
+    for number, structure in enumerate(structures):
+        frames = read_h5md(path, system=number)
+        assert [frame.info["step"] for frame in frames] == [0, 10, 20, 30]
+        for frame in frames:
+            held = [constraint.get_indices().tolist() for constraint in frame.constraints]
+            assert held == ([[1]] if structure is SALT else [])
+            now = state(frame.info["step"])
+            mine = now.system.system_idx == number
+            assert frame.info["force_spread_eV_A"] == now.spread[number]
+            forces = frame.get_forces(apply_constraint=False)
+            np.testing.assert_allclose(forces, now.forces[mine], rtol=1e-15)
+            np.testing.assert_allclose(frame.get_momenta(), now.momenta[mine], rtol=1e-15)
+    with h5py.File(path, "r") as file:
+        name = "atoms" if len(structures) == 1 else "system_0001"
+        observables = "observables" if name == "atoms" else f"observables/{name}"
+        assert file[f"particles/{name}/fixed/value"].shape == (1, 2)
+        assert file[f"{observables}/force_spread/value"].attrs["unit"] == "eV Angstrom-1"
+        assert "particles/system_0000/fixed" not in file
+    for other, what in (
+        (replace(state(20), fixed=None), "fixed atoms"),
+        (replace(state(20), spread=None), "observables"),
+    ):
+        with pytest.raises(ValueError, match=rf"run\.h5md: particles/\w+ has other {what} than"):
+            H5MDWriter(path, every=10).resume(other, HALF_FS)
+
+
+def test_fixed_atoms_of_another_number_are_damage(tmp_path: Path):
+    path = write(tmp_path / "run.h5md", SALT)
+    with h5py.File(path, "r+") as file:
+        file["particles/atoms/fixed/value"] = [[True, False, True]]
+    with pytest.raises(ValueError, match=r"run\.h5md: particles/atoms/fixed has not one value an"):
+        read_h5md(path)
+
+
+def test_a_single_model_without_fixed_atoms_has_neither(tmp_path: Path):
+    (frame,) = read_h5md(write(tmp_path / "run.h5md", n_frames=1))
+    assert frame.constraints == []
+    assert set(frame.info) == {"step", "time_fs", "charge", "spin"}
+
+
 def test_float32_forces_are_stored_as_they_are(tmp_path: Path):
     state = state_at(0)
     state = replace(state, forces=state.forces.float(), energy=state.energy.float())

@@ -185,7 +185,7 @@ def _say_once(message: str) -> None:
 
 @torch.no_grad()
 def _lower_term(term: nn.Module) -> nn.Module:
-    if isinstance(term, ZBLRepulsion) and term.config.cutoff_function == "physnet" and has_numba():
+    if isinstance(term, ZBLRepulsion) and term.config.cutoff_function == "physnet":
         return FrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF)
     return term
 

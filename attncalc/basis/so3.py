@@ -37,14 +37,29 @@ class SphericalHarmonics(ModuleWithConstants):
 
     def forward(self, directions: Tensor) -> Tensor:
         """directions [n, 3], unit vectors -> [n, sum of 2l+1]."""
-        n = directions.shape[0]
-        harmonics = {0: directions.new_full((n, 1), math.sqrt(1 / (4 * math.pi)))}
-        harmonics[1] = vector = directions @ self.first
+        every = self.every_degree(directions)
+        return torch.cat([every[degree] for degree in self.degrees], dim=1)
+
+    def every_degree(self, directions: Tensor) -> list[Tensor]:
+        """directions [n, 3], unit vectors -> [n, 2l+1] for l = 0, 1 and on to the highest."""
+        vector = directions @ self.first
+        harmonics = [directions.new_full((len(directions), 1), math.sqrt(1 / (4 * math.pi))), vector]
         for degree in range(2, max(self.degrees) + 1):
-            product = harmonics[degree - 1].unsqueeze(2) * vector.unsqueeze(1)  # [n, 2l-1, 3]
-            raising = self.get_buffer(f"raise_{degree}")
-            harmonics[degree] = product.flatten(1) @ raising
-        return torch.cat([harmonics[degree] for degree in self.degrees], dim=1)
+            product = harmonics[-1].unsqueeze(2) * vector.unsqueeze(1)  # [n, 2l-1, 3]
+            harmonics.append(product.flatten(1) @ self.get_buffer(f"raise_{degree}"))
+        return harmonics
+
+    def slopes(self, degree: int) -> Tensor:
+        """[3, 2l-1, 2l+1]: the gradient of Y_l at a unit vector from Y_(l-1) there, for l > 0.
+
+        But for its component along the vector: that is l Y_l, of Y_l continued as a polynomial.
+        """
+        # Y_l = S(u, ..., u) with S symmetric: its derivative along e is l S(u, ..., u, e), and S is
+        # the product with Y_(l-1) for any last argument
+        if degree == 1:
+            return self.first.unsqueeze(1) * math.sqrt(4 * math.pi)
+        raising = self.get_buffer(f"raise_{degree}").unflatten(0, (-1, 3))
+        return degree * torch.einsum("ck,akm->cam", self.first, raising)
 
 
 @functools.cache

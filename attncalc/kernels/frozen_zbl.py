@@ -1,4 +1,4 @@
-"""Nuclear repulsion with fixed parameters in one compiled loop.
+"""Nuclear repulsion with fixed parameters, in one compiled loop where numba is installed.
 
 `FrozenZBL` equals `attncalc.physics.zbl.ZBLRepulsion` with the physnet cutoff function: value and
 slope of a pair are written out, so that autograd sees one operation instead of fifty.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
+from attncalc.compiled import has_numba
 from attncalc.graph import Graph
 
 
@@ -46,9 +47,10 @@ class FrozenZBL(nn.Module):
     def energies_and_slopes(self, graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Per atom [n_atoms] eV, and of half of every pair's energy dE/dd / d [n_pairs] eV/Å²."""
         energies, slopes = np.zeros(graph.n_atoms), np.zeros(graph.pairs.shape[0])
+        loop = _loop() if has_numba() else repel
         edges = (graph.vectors, graph.receivers, graph.senders, graph.edge_mask, graph.pairs)
         arrays = [tensor.detach().numpy() for tensor in (*edges, graph.species)]
-        _loop()(*arrays, *self.arguments, energies, slopes)
+        loop(*arrays, *self.arguments, energies, slopes)
         return energies, slopes
 
     def forward(self, graph: Graph, outputs: Any) -> Tensor:
@@ -74,6 +76,49 @@ class _Repel(torch.autograd.Function):
         factor = slopes * (d_energies[i] + d_energies[j])
         gradient = near.new_zeros(ctx.n_edges, 3)
         return gradient.index_add_(0, pairs, near * factor.unsqueeze(1)), None, None
+
+
+def repel(
+    vectors: NDArray[np.float64],
+    receivers: NDArray[np.int64],
+    senders: NDArray[np.int64],
+    mask: NDArray[np.bool_],
+    pairs: NDArray[np.int64],
+    species: NDArray[np.int64],
+    charges: NDArray[np.float64],
+    inverse_lengths: NDArray[np.float64],
+    exponents: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    cutoff: float,
+    switch_off: float,
+    energies: NDArray[np.float64],
+    slopes: NDArray[np.float64],
+) -> None:
+    """As `attncalc.kernels.zbl_loop.repel`, for all close pairs together."""
+    near = vectors[pairs]
+    lengths = np.sqrt((near * near).sum(1))
+    (close,) = np.nonzero((lengths < min(switch_off, cutoff)) & mask[pairs])
+    d, edges = lengths[close], pairs[close]
+    i, j = receivers[edges], senders[edges]
+    a, b = species[i], species[j]
+    rates = (inverse_lengths[a] + inverse_lengths[b])[:, None] * exponents
+    terms = np.exp(-rates * d[:, None]) * weights
+    screening, d_screening = terms.sum(1), -(rates * terms).sum(1)
+    s = d / cutoff
+    envelope = (1 - s) ** 3 * (1 + s * (3 + 6 * s))
+    d_envelope = (s * (1 - s)) ** 2 * (-30 / cutoff)
+    t = d / switch_off
+    # the logistic function by tanh, which does not overflow
+    switch = 0.5 * (1 + np.tanh(0.5 * (1 / t - 1 / (1 - t))))
+    d_switch = switch * (switch - 1) * (1 / (t * t) + 1 / (1 - t) ** 2) / switch_off
+    half = charges[a] * charges[b] / (2 * d)
+    energy = half * envelope * switch * screening
+    slope = half * (
+        (d_envelope * switch + envelope * d_switch) * screening + envelope * switch * d_screening
+    )
+    for atoms in (i, j):
+        energies += np.bincount(atoms, energy, len(energies))
+    slopes[close] = (slope - energy / d) / d
 
 
 @functools.cache

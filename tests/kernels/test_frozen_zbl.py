@@ -1,4 +1,4 @@
-"""The compiled repulsion is the plain one, slopes included."""
+"""The repulsion with slopes written out is the plain one, with numba and without."""
 
 import pytest
 import torch
@@ -6,12 +6,11 @@ from ase import Atoms
 from ase.build import molecule
 
 from attncalc.compiled import has_numba
+from attncalc.kernels import frozen_zbl
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.neighbors import VerletList
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion
 from attncalc.system import System
-
-pytestmark = pytest.mark.skipif(not has_numba(), reason="numba is not installed")
 
 SPECIES = (1, 6, 8, 29)
 
@@ -24,6 +23,16 @@ def energies_and_gradient(term, graph):
     return energies.detach(), torch.autograd.grad((energies * weights).sum(), vectors)[0]
 
 
+@pytest.fixture(params=["numba", "numpy"])
+def loop(request, monkeypatch):
+    """Each way to evaluate it."""
+    if request.param == "numpy":
+        monkeypatch.setattr(frozen_zbl, "has_numba", lambda: False)
+    elif not has_numba():
+        pytest.skip("numba is not installed")
+
+
+@pytest.mark.usefixtures("loop")
 @pytest.mark.parametrize("capacity", [None, 256])
 @pytest.mark.parametrize("cutoff", [4.5, 1.2])
 def test_equals_the_plain_term(capacity, cutoff):

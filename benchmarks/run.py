@@ -38,7 +38,13 @@ HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers"
 PEERS_OF_OURS = ("so3krates-torch", "mace-torch", "nequip")
 ENGINES = (
-    *("attncalc", "attncalc-equiformer", "attncalc-equiformer-l2", "attncalc-equiformer-l3"),
+    *(
+        "attncalc",
+        "attncalc-without-numba",
+        "attncalc-equiformer",
+        "attncalc-equiformer-l2",
+        "attncalc-equiformer-l3",
+    ),
     *PEERS_OF_OURS,
 )
 SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")

@@ -4,15 +4,15 @@ Head h of a receiver i and a sender j has the coefficient alpha = C(d) sum_a q_i
 w = silu(I(chi_j - chi_i) W1 + b1) W2 + R(d) W3 + b2. The first H heads weigh the sender's values;
 the following ones, one a degree, weigh the harmonics of that degree.
 
-Pairs are visited in blocks that stay in the cache; the reverse pass, which is written out, computes
-them again. Filters are matrix products. What follows them is compiled loops where numba is
-installed, else PyTorch: there arrays [2, B, ...] hold both directions of B pairs, j -> i and i -> j.
+Pairs are visited in blocks that stay in the cache; the reverse pass, which is written out,
+computes them again. Filters are matrix products. What follows them is compiled loops where numba is
+installed, else PyTorch: there arrays [2, B, ...] hold both directions of B pairs.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,7 +111,7 @@ def times_heads(features: Tensor, factors: Tensor) -> Tensor:
 class _Block:
     """Some of the pairs, with their filters."""
 
-    def __init__(self, tensors: tuple[Tensor, ...], chosen: slice, weights: Weights) -> None:
+    def __init__(self, tensors: Sequence[Tensor], chosen: slice, weights: Weights) -> None:
         self.queries, self.sent, ev, radial, envelope, harmonics, pairs = tensors
         self.weights, self.chosen = weights, chosen
         self.i, self.j = pairs[:, chosen]
@@ -141,7 +141,11 @@ class _CompiledBlock(_Block):
     def add_gradients(
         self, d_features: Tensor, d_geometry: Tensor, d_queries: Tensor, d_sent: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found = tuple(map(torch.zeros_like, (self.filters, self.envelope, self.harmonics)))
+        found = (
+            torch.zeros_like(self.filters),
+            torch.zeros_like(self.envelope),
+            torch.zeros_like(self.harmonics),
+        )
         arguments = (d_features.contiguous(), d_geometry.contiguous(), d_queries, d_sent, *found)
         _loops()[1](*self._arrays(), *(tensor.numpy() for tensor in arguments))
         return found
@@ -156,7 +160,7 @@ class _CompiledBlock(_Block):
 class _PlainBlock(_Block):
     """In PyTorch."""
 
-    def __init__(self, tensors: tuple[Tensor, ...], chosen: slice, weights: Weights) -> None:
+    def __init__(self, tensors: Sequence[Tensor], chosen: slice, weights: Weights) -> None:
         super().__init__(tensors, chosen, weights)
         self.receivers, self.senders = torch.cat([self.i, self.j]), torch.cat([self.j, self.i])
         self.width = width = self.queries.shape[1] // 2
@@ -203,7 +207,7 @@ def _both(rows: Tensor, index: Tensor) -> Tensor:
     return rows.index_select(0, index).unflatten(0, (2, -1))
 
 
-def _blocks(tensors: tuple[Tensor, ...], weights: Weights) -> Iterator[_Block]:
+def _blocks(tensors: Sequence[Tensor], weights: Weights) -> Iterator[_Block]:
     kind = _CompiledBlock if has_numba() else _PlainBlock
     for first in range(0, tensors[-1].shape[1], BLOCK):
         yield kind(tensors, slice(first, first + BLOCK), weights)

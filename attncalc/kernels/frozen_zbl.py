@@ -47,7 +47,7 @@ class FrozenZBL(nn.Module):
     def energies_and_slopes(self, graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Per atom [n_atoms] eV, and of half of every pair's energy dE/dd / d [n_pairs] eV/Å²."""
         energies, slopes = np.zeros(graph.n_atoms), np.zeros(graph.pairs.shape[0])
-        loop = _loop() if has_numba() else repel
+        loop: Callable[..., None] = _loop() if has_numba() else repel
         edges = (graph.vectors, graph.receivers, graph.senders, graph.edge_mask, graph.pairs)
         arrays = [tensor.detach().numpy() for tensor in (*edges, graph.species)]
         loop(*arrays, *self.arguments, energies, slopes)

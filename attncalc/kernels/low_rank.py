@@ -19,8 +19,6 @@ from attncalc.kernels.collocation import CollocatedRadial
 NODES = {torch.float32: 64, torch.float64: 128}
 # singular values relative to the largest that are left out
 NEGLIGIBLE = {torch.float32: 1e-8, torch.float64: 1e-14}
-# pairs that are computed together, so that their polynomials stay in the cache
-BLOCK = 1024
 
 
 class LowRankRadial(nn.Module):
@@ -72,4 +70,3 @@ class LowRankRadial(nn.Module):
         slopes = torch.sin(angles).to(self.combine.dtype) @ self.combine_slopes
         chain = -decay / (self.half_width * torch.sin(angle))
         return values, slopes * chain.to(slopes.dtype).unsqueeze(1)
-

@@ -16,6 +16,9 @@ from attncalc.basis.cutoff import CUTOFF_FUNCTIONS, CUTOFF_SLOPES
 from attncalc.graph import Graph
 from attncalc.kernels.low_rank import LowRankRadial
 
+# pairs whose radial functions are computed together, so that polynomials stay in the cache
+BLOCK = 1024
+
 
 class PairGeometry(nn.Module):
     """Functions of the pairs' vectors.
@@ -25,6 +28,8 @@ class PairGeometry(nn.Module):
         radial: functions of the distance.
         cutoff_function, cutoff: of the envelope.
     """
+
+    slopes: Tensor
 
     def __init__(
         self, harmonics: Any, radial: LowRankRadial, cutoff_function: str, cutoff: float
@@ -70,7 +75,8 @@ class _Geometry(torch.autograd.Function):
         harmonics = torch.cat([every[l] for l in of.harmonics.degrees], dim=1)
         below = torch.cat([every[l - 1] for l in of.above], dim=1)
         envelope = of.envelope(lengths, of.cutoff) * mask
-        radial, radial_slopes = of.radial.values_and_slopes(lengths)
+        blocks = [of.radial.values_and_slopes(block) for block in lengths.split(BLOCK)]
+        radial, radial_slopes = map(torch.cat, zip(*blocks, strict=True))
         slope = of.envelope_slope(lengths, of.cutoff) * mask
         ctx.save_for_backward(lengths, directions, below, slope.to(dtype), radial_slopes, pairs)
         ctx.of, ctx.n_edges = of, len(vectors)

@@ -1,103 +1,133 @@
-"""The compiled pair loop is the plain one, values and gradients, for any division into heads."""
+"""The pair loop, with numba and without: its formula, and the formula's gradient."""
 
 import pytest
 import torch
+from torch.nn.functional import silu
 
+from attncalc.basis.so3 import contract_orders, parity, repeat_over_orders
 from attncalc.compiled import has_numba
-from attncalc.kernels.attend import Heads, attend_compiled, attend_plain
-
-pytestmark = pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+from attncalc.kernels import attend as module
+from attncalc.kernels.attend import Weights, attend, filters, filters_reverse
 
 N_ATOMS = 5
+# F, H, degrees
 DIVISIONS = {
-    "default": (16, Heads(4, (1, 2, 3, 4), 8.0, 8.0)),
-    "paper": (12, Heads(4, (1, 2, 3), 2.0, 3.0)),
-    "scalars": (6, Heads(1, (0, 2), 1.0, 0.5)),
-    "odd widths": (15, Heads(5, (1, 2, 5), 1.7, 1.3)),
+    "default": (16, 4, (1, 2, 3, 4)),
+    "paper": (12, 4, (1, 2, 3)),
+    "scalars": (6, 1, (0, 2)),
+    "odd widths": (15, 5, (1, 2, 5)),
 }
+NAMES = ("queries", "sent", "ev", "radial", "envelope", "harmonics")
+
+
+@pytest.fixture(params=["numba", "torch"])
+def way(request, monkeypatch):
+    """Each of both ways."""
+    if request.param == "torch":
+        monkeypatch.setattr(module, "has_numba", lambda: False)
+    elif not has_numba():
+        pytest.skip("numba is not installed")
 
 
 @pytest.fixture(params=DIVISIONS)
 def inputs(request):
     """Random tensors; pairs repeat atoms, and one joins an atom with its own image."""
-    width, heads = DIVISIONS[request.param]
+    width, heads, degrees = DIVISIONS[request.param]
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    i = torch.tensor([0, 0, 1, 1, 2, 3, 3])
-    j = torch.tensor([1, 2, 2, 4, 4, 3, 4])
-    orders = sum(2 * l + 1 for l in heads.degrees)
-    tensors = (random(N_ATOMS, 5 * width), random(7, 2 * width), random(7), random(7, orders))
-    return [t.requires_grad_() for t in tensors], torch.cat([i, j]), heads
-
-
-def test_values(inputs):
-    tensors, receivers, heads = inputs
-    plain = attend_plain(*tensors, receivers, heads)
-    torch.testing.assert_close(
-        attend_compiled(*tensors, receivers, heads), plain, rtol=1e-12, atol=1e-12
+    orders, n_hidden, rank = sum(2 * l + 1 for l in degrees), 4, 3
+    repeat = repeat_over_orders(degrees)
+    weights = Weights(
+        first=random(len(degrees), n_hidden),
+        first_bias=random(n_hidden),
+        last=random(n_hidden + rank, 2 * width),
+        last_bias=random(2 * width),
+        contract=contract_orders(degrees),
+        repeat=torch.stack([repeat, repeat * parity(degrees)]),
+        heads=heads,
+        degrees=torch.tensor(degrees).numpy(),
     )
-    assert plain.abs().max() > 0.1
+    pairs = torch.tensor([[0, 0, 1, 1, 2, 3, 3], [1, 2, 2, 4, 4, 3, 4]])
+    of_atoms = random(N_ATOMS, 2 * width), random(N_ATOMS, 3 * width), random(N_ATOMS, orders)
+    tensors = (*of_atoms, random(7, rank), random(7), random(7, orders))
+    return [t.requires_grad_() for t in tensors], pairs, weights
 
 
-def test_plain_against_a_loop(inputs):
-    """The formula of `attend_plain`, written once more, pair by pair."""
-    (projected, filters, envelope, harmonics), receivers, heads = inputs
-    width = projected.shape[1] // 5
-    expected = torch.zeros(N_ATOMS, width + harmonics.shape[1], dtype=torch.float64)
-    n = len(envelope)
-    for p in range(n):
-        for direction in (0, 1):
-            i, j = receivers[p + direction * n], receivers[p + (1 - direction) * n]
-            query, key = projected[i, : 2 * width], projected[j, 2 * width : 4 * width]
-            value = projected[j, 4 * width :]
-            product = query * filters[p] * key
-            for h in range(heads.n_heads):
-                mine = slice(h * width // heads.n_heads, (h + 1) * width // heads.n_heads)
-                alpha = product[:width][mine].sum() * envelope[p] / heads.feature_norm
-                expected[i, mine] += (alpha * value[mine]).detach()
-            start = 0
-            for d, degree in enumerate(heads.degrees):
-                part = width // len(heads.degrees)
-                alpha = product[width + d * part : width + (d + 1) * part].sum() * envelope[p]
-                sign = (-1) ** (degree * direction)
-                stop = start + 2 * degree + 1
-                turned = sign * alpha / heads.geometry_norm * harmonics[p, start:stop]
-                expected[i, width + start : width + stop] += turned.detach()
-                start = stop
-    found = attend_plain(projected, filters, envelope, harmonics, receivers, heads)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+def formula(queries, sent, ev, radial, envelope, harmonics, pairs, weights):
+    """Written once more, pair by pair."""
+    width, heads, degrees = queries.shape[1] // 2, weights.heads, weights.degrees.tolist()
+    features = [torch.zeros(width, dtype=torch.float64) for _ in queries]
+    geometry = [torch.zeros(ev.shape[1], dtype=torch.float64) for _ in queries]
+    for p in range(len(envelope)):
+        for i, j, sign in ((*pairs[:, p], 1), (*pairs[:, p].flip(0), -1)):
+            invariants = (ev[j] - ev[i]) ** 2 @ weights.contract
+            hidden = silu(invariants @ weights.first + weights.first_bias)
+            w = torch.cat([hidden, radial[p]]) @ weights.last + weights.last_bias
+            product = envelope[p] * queries[i] * w * sent[j, : 2 * width]
+            alpha = product[:width].view(heads, -1).sum(1)
+            beta = product[width:].view(len(degrees), -1).sum(1)
+            values = sent[j, 2 * width :].view(heads, -1)
+            features[i] = features[i] + (alpha[:, None] * values).flatten()
+            signs = torch.tensor([float(sign) ** l for l in degrees], dtype=torch.float64)
+            orders = torch.tensor([2 * l + 1 for l in degrees])
+            turned = (beta * signs).repeat_interleave(orders) * harmonics[p]
+            geometry[i] = geometry[i] + turned
+    return torch.stack(features), torch.stack(geometry)
 
 
-def test_gradients(inputs):
-    tensors, receivers, heads = inputs
-    weights = torch.randn(
-        attend_plain(*tensors, receivers, heads).shape,
-        generator=torch.Generator().manual_seed(1),
-        dtype=torch.float64,
-    )
-    ours, theirs = (
-        torch.autograd.grad((attend(*tensors, receivers, heads) * weights).sum(), tensors)
-        for attend in (attend_compiled, attend_plain)
-    )
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("block", [3, 7])
+def test_values_and_gradients(inputs, block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
+    tensors, pairs, weights = inputs
+    ours, theirs = attend(*tensors, pairs, weights), formula(*tensors, pairs, weights)
+    generator = torch.Generator().manual_seed(1)
+    factors = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in theirs]
     for mine, plain in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, plain, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)
         assert plain.abs().max() > 0.1
+    gradients = (
+        torch.autograd.grad(
+            sum((a * b).sum() for a, b in zip(found, factors, strict=True)), tensors
+        )
+        for found in (ours, theirs)
+    )
+    for name, mine, plain in zip(NAMES, *gradients, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-11, atol=1e-11, msg=name)
+        assert plain.abs().max() > 0.1, name
 
 
+def test_filters_reverse(inputs):
+    (_, _, ev, radial, _, _), _, weights = inputs
+    w, difference, before = filters(ev[[0, 1]], ev[[2, 3]], radial[:2], weights)
+    d_filters = torch.randn(w.shape, generator=torch.Generator().manual_seed(2)).double()
+    by_ev, by_radial = torch.autograd.grad((w * d_filters).sum(), (ev, radial))
+    d_difference, d_radial = filters_reverse(d_filters, difference, before, weights)
+    torch.testing.assert_close(d_difference, by_ev[[2, 3]], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(-d_difference, by_ev[[0, 1]], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(d_radial, by_radial[:2], rtol=1e-12, atol=1e-12)
+    assert by_radial.abs().max() > 0.1
+
+
+@pytest.mark.usefixtures("way")
 def test_single_precision(inputs):
-    tensors, receivers, heads = inputs
-    single = attend_compiled(*(t.float() for t in tensors), receivers, heads)
-    assert single.dtype == torch.float32
-    plain = attend_plain(*tensors, receivers, heads)
-    torch.testing.assert_close(single.double(), plain, rtol=1e-4, atol=1e-4)
+    tensors, pairs, weights = inputs
+    single = Weights(*(t.float() if torch.is_tensor(t) else t for t in weights))
+    ours = attend(*(t.float() for t in tensors), pairs, single)
+    for mine, plain in zip(ours, formula(*tensors, pairs, weights), strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine.double(), plain, rtol=1e-4, atol=1e-4)
 
 
-def test_no_pairs():
-    heads = DIVISIONS["paper"][1]
-    empty = [torch.zeros(s) for s in ((2, 60), (0, 24), (0,), (0, 15))]
-    found = attend_compiled(*empty, torch.zeros(0, dtype=torch.int64), heads)
-    assert found.shape == (2, 12 + 15)
-    assert not found.any()
+@pytest.mark.usefixtures("way")
+def test_no_pairs(inputs):
+    tensors, pairs, weights = inputs
+    empty = [*tensors[:3], *(t[:0] for t in tensors[3:])]
+    features, geometry = attend(*empty, pairs[:, :0], weights)
+    assert not features.any()
+    assert not geometry.any()
+    (gradient,) = torch.autograd.grad(features.sum() + geometry.sum(), tensors[:1])
+    assert not gradient.any()

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.units import fs, kB
 from contract import ELEMENTS, assert_close, build_graph, ethanol, randomise, triclinic
 from torch import nn
 
 from attncalc import fast as module
 from attncalc import load
+from attncalc.compiled import has_numba
 from attncalc.fast import SHORTEST, CloseAtomsTakePlain, disagreement, lower
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.kernels import attend
@@ -64,6 +66,34 @@ def test_shipped_models_are_lowered(model: str | Path, dtype: str, tolerance: fl
     assert fast.species == plain.species
     assert (fast.cutoff, fast.dtype, fast.device) == (plain.cutoff, plain.dtype, plain.device)
     assert 0 < disagreement(fast, plain) <= tolerance
+
+
+@pytest.mark.parametrize("numba", [True, False])
+def test_double_precision_along_a_trajectory_at_1000_k(
+    numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All digits that dynamics could miss: forces to 1e-10 of the largest."""
+    if numba and not has_numba():
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(attend, "has_numba", lambda: numba)
+    plain = load("so3krates-ethanol", dtype="float64")
+    fast = lower(plain)
+    assert isinstance(fast.network, CloseAtomsTakePlain)
+    atoms = ethanol()
+    masses = atoms.get_masses()[:, None]
+    rng = np.random.default_rng(0)
+    velocities = rng.normal(size=(len(atoms), 3)) * np.sqrt(1000 * kB / masses)
+    lengths = []
+    for _ in range(40):
+        actual, expected = both(fast, plain, atoms)
+        error = (actual.forces - expected.forces).abs().max()
+        assert 0 < error <= 1e-10 * expected.forces.abs().max()
+        assert_close(actual.energies, expected.energies, 1e-11)
+        velocities += fs * expected.forces.numpy() / masses
+        atoms.positions += fs * velocities
+        lengths.append(min(atoms.get_all_distances()[np.triu_indices(len(atoms), 1)]))
+    assert min(lengths) < 0.95  # Å: O-H and C-H bonds as short as they get
+    assert max(lengths) - min(lengths) > 0.05
 
 
 def test_lowering_leaves_the_potential_alone() -> None:

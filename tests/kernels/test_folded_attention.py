@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.units import fs, kB
 from contract import (
     ELEMENTS,
     assert_close,
@@ -124,28 +122,6 @@ def test_every_option(name: str) -> None:
 def test_every_kind_of_structure(atoms: list[Atoms]) -> None:
     fast, plain = pair_of_potentials()
     assert_same(fast, plain, atoms, TOLERANCE)
-
-
-def test_along_a_trajectory_at_1000_k() -> None:
-    """In float64, forces relative to the largest."""
-    fast, plain = pair_of_potentials()
-    atoms = ethanol()
-    rng = np.random.default_rng(0)
-    masses = atoms.get_masses()[:, None]
-    velocities = rng.normal(size=(len(atoms), 3)) * np.sqrt(1000 * kB / masses)
-    lowest, highest = np.inf, 0.0
-    for _ in range(100):
-        graph = build_graph(plain, System.from_ase(atoms))
-        actual, expected = evaluate(fast, graph), evaluate(plain, graph)
-        largest = expected.forces.abs().max()
-        assert (actual.forces - expected.forces).abs().max() < TOLERANCE * largest
-        assert (actual.energies - expected.energies).abs().max() < TOLERANCE
-        velocities += fs * expected.forces.numpy() / masses
-        atoms.positions += fs * velocities
-        shortest = graph.vectors.norm(dim=1).min().item()
-        lowest, highest = min(lowest, shortest), max(highest, shortest)
-    assert lowest > SHORTEST
-    assert highest - lowest > 0.1
 
 
 def test_more_kinds_than_tables_are_made_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ from attncalc.kernels.equiformer.row_loops import (
     silu,
     times_silu_slope,
 )
-from attncalc.kernels.so3krates.loops import inner_loop, sigmoid, single
-from attncalc.kernels.so3krates.vectors import LANES, fill, fma, load, minus, store, times, total
+from attncalc.kernels.simd.loops import inner_loop, sigmoid, single
+from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, store, times, total
 
 
 class AtomRoom(NamedTuple):

@@ -13,8 +13,8 @@ from attncalc.kernels.equiformer.row_loops import (
     scale_and_silu,
     scale_and_silu_gradient,
 )
-from attncalc.kernels.so3krates.loops import inner_loop, single
-from attncalc.kernels.so3krates.vectors import LANES, fill, fma, load, minus, store, times, total
+from attncalc.kernels.simd.loops import inner_loop, single
+from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, store, times, total
 
 ZERO = single(0)
 

@@ -24,7 +24,7 @@ from attncalc.kernels.equiformer.message_loops import AtomRows, Room
 from attncalc.kernels.equiformer.packing import KINDS, filled_up, layout_of, plan_of, weights_of
 from attncalc.kernels.equiformer.step_loop import Kept, Numbers, energy_and_forces
 from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.kernels.so3krates.vectors import LANES
+from attncalc.kernels.simd.vectors import LANES
 
 # edges that are worked through at once: few enough for what they need to stay in the cache, many
 # enough for the weights to be read from there more than once

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from attncalc.kernels.equiformer.layout import Doubles, Floats, Whole, matrix
 from attncalc.kernels.equiformer.products import add_product, stays_whole
-from attncalc.kernels.so3krates.loops import inner_loop, single
+from attncalc.kernels.simd.loops import inner_loop, single
 
 ZERO = single(0)
 

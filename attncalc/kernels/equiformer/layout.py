@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attncalc.kernels.equiformer.products import stays_whole
-from attncalc.kernels.so3krates.loops import inner_loop
+from attncalc.kernels.simd.loops import inner_loop
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

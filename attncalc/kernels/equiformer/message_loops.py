@@ -18,8 +18,8 @@ from attncalc.kernels.equiformer.edge_loops import (
 from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats, matrix, transposed
 from attncalc.kernels.equiformer.products import add_product, stays_whole
 from attncalc.kernels.equiformer.row_loops import ONE, ZERO, clear, fill_rows
-from attncalc.kernels.so3krates.loops import inner_loop, sigmoid, single
-from attncalc.kernels.so3krates.vectors import LANES, fill, fma, load, minus, plus, store, times
+from attncalc.kernels.simd.loops import inner_loop, sigmoid, single
+from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, plus, store, times
 
 LEAST, MORE = single(0.2), single(0.8)  # slopes of the leaky ReLU: on the left, and what is added
 SMALLEST_SUM = 1e-16

@@ -6,8 +6,8 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
-from attncalc.kernels.so3krates.loops import WIDE, inner_loop
-from attncalc.kernels.so3krates.vectors import LANES, tile
+from attncalc.kernels.simd.loops import WIDE, inner_loop
+from attncalc.kernels.simd.vectors import LANES, tile
 
 _wide_6, _wide_3, _wide_1 = tile(6, WIDE), tile(3, WIDE), tile(1, WIDE)
 # as many sums as registers allow: fewer wait for each other

@@ -4,8 +4,8 @@ import math
 
 from attncalc.kernels.equiformer.layout import matrix, transposed
 from attncalc.kernels.equiformer.products import add_product, stays_whole
-from attncalc.kernels.so3krates.loops import inner_loop, sigmoid, single
-from attncalc.kernels.so3krates.vectors import (
+from attncalc.kernels.simd.loops import inner_loop, sigmoid, single
+from attncalc.kernels.simd.vectors import (
     LANES,
     fill,
     fma,

@@ -1,11 +1,8 @@
 """Energy, forces and strain gradient in one call: the order of things."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from attncalc.compiled import Loop, compiled_loop
-from attncalc.kernels import so3krates
 from attncalc.kernels.equiformer.atom_loops import (
     add_bias,
     energies_and_gradient,
@@ -48,8 +45,9 @@ from attncalc.kernels.equiformer.row_loops import (
     clear,
     fill_rows,
 )
-from attncalc.kernels.so3krates.loops import FASTMATH, inner_loop, single
-from attncalc.kernels.so3krates.vectors import LANES, fill, load, store, times
+from attncalc.kernels.simd.keeping import kept_step
+from attncalc.kernels.simd.loops import inner_loop, single
+from attncalc.kernels.simd.vectors import LANES, fill, load, store, times
 
 
 class Kept(NamedTuple):
@@ -256,97 +254,77 @@ def _attention_gradient(n, layout, plan, last, w, b, numbers, edges, kept, room,
     )
 
 
-def _entry(sources: str) -> Loop:
-    """The whole, kept in a file for as long as the sources of all loops stay as they are.
+def _step(
+    vectors,
+    receivers,
+    senders,
+    mask,
+    pairs,
+    species,
+    system_idx,
+    pair_slopes,
+    numbers,
+    radial,
+    layout,
+    plan,
+    w,
+    scale,
+    reference,
+    edges,
+    kept,
+    room,
+    atoms,
+    d_rows,
+    energies,
+    forces,
+    strain_gradient,
+):
+    """Adds energies, forces and strain gradient; returns the number of edges, -1: too close.
 
-    Numba looks only at the file that it compiles; what a function has in its closure is part of the
-    key under which it is kept.
+    Args:
+        vectors .. system_idx: of the graph.
+        pair_slopes: of pair terms, see `forces_of_pair_terms`.
+        numbers .. reference: the network; scale and reference energies [n_species] eV.
+        edges .. d_rows: filled.
+        energies: [n_atoms] eV.
+        forces: [n_atoms, 3] eV/Å.
+        strain_gradient: [n_systems, 3, 3] eV.
     """
-
-    @compiled_loop(fastmath=FASTMATH)
-    def step(
-        vectors,
-        receivers,
-        senders,
-        mask,
-        pairs,
-        species,
-        system_idx,
-        pair_slopes,
-        numbers,
-        radial,
-        layout,
-        plan,
-        w,
-        scale,
-        reference,
-        edges,
-        kept,
-        room,
-        atoms,
-        d_rows,
-        energies,
-        forces,
-        strain_gradient,
-    ):
-        """Adds energies, forces and strain gradient; returns the number of edges, -1: too close.
-
-        Args:
-            vectors .. system_idx: of the graph.
-            pair_slopes: of pair terms, see `forces_of_pair_terms`.
-            numbers .. reference: the network; scale and reference energies [n_species] eV.
-            edges .. d_rows: filled.
-            energies: [n_atoms] eV.
-            forces: [n_atoms, 3] eV/Å.
-            strain_gradient: [n_systems, 3, 3] eV.
-        """
-        if len(sources) == 0:
-            return -1
-        n, n_degrees = len(species), len(layout.channels)
-        n_edges = collect(n, vectors, receivers, senders, mask, radial, edges)
-        if n_edges < 0:
-            return n_edges
-        n_blocks = w.sources.shape[0]
-        _embed(n, n_edges, layout, w, species, numbers, edges, room, atoms.x)
-        for b in range(n_blocks):
-            last = 1 if b == n_blocks - 1 else 0
-            _attention(n, layout, plan, last, w, b, numbers, edges, kept, room, atoms)
-            if not last:
-                normal = kept.normal[b, 1]
-                normalise(n, layout, n_degrees, atoms.x, normal, kept.inverse[b, 1])
-                feed_forward(n, layout, w, b, normal, kept.wide[b], atoms.gated, atoms.x)
-        b = n_blocks - 1
-        normal, inverse = kept.normal[b, 1], kept.inverse[b, 1]
-        energies_and_gradient(n, layout, w, b, species, scale, normal, inverse, atoms, energies)
-        for i in range(n):
-            energies[i] += reference[species[i]]
-        for b in range(n_blocks - 1, -1, -1):
-            last = 1 if b == n_blocks - 1 else 0
-            if not last:
-                d_normal = atoms.spare
-                feed_forward_gradient(
-                    n, layout, w, b, kept.wide[b], atoms.d_x, atoms.gated, atoms.d_wide, d_normal
-                )
-                normalise_gradient(
-                    n, layout, n_degrees, d_normal, kept.normal[b, 1], kept.inverse[b, 1], atoms.d_x
-                )
-            _attention_gradient(
-                n, layout, plan, last, w, b, numbers, edges, kept, room, atoms, d_rows
-            )
-        _embed_gradient(n_edges, layout, w, numbers, edges, room, atoms.d_x)
-        forces_of_edges(n_edges, edges, layout.frame[1], system_idx, forces, strain_gradient)
-        forces_of_pair_terms(
-            vectors, receivers, senders, pairs, pair_slopes, system_idx, forces, strain_gradient
-        )
+    n, n_degrees = len(species), len(layout.channels)
+    n_edges = collect(n, vectors, receivers, senders, mask, radial, edges)
+    if n_edges < 0:
         return n_edges
+    n_blocks = w.sources.shape[0]
+    _embed(n, n_edges, layout, w, species, numbers, edges, room, atoms.x)
+    for b in range(n_blocks):
+        last = 1 if b == n_blocks - 1 else 0
+        _attention(n, layout, plan, last, w, b, numbers, edges, kept, room, atoms)
+        if not last:
+            normal = kept.normal[b, 1]
+            normalise(n, layout, n_degrees, atoms.x, normal, kept.inverse[b, 1])
+            feed_forward(n, layout, w, b, normal, kept.wide[b], atoms.gated, atoms.x)
+    b = n_blocks - 1
+    normal, inverse = kept.normal[b, 1], kept.inverse[b, 1]
+    energies_and_gradient(n, layout, w, b, species, scale, normal, inverse, atoms, energies)
+    for i in range(n):
+        energies[i] += reference[species[i]]
+    for b in range(n_blocks - 1, -1, -1):
+        last = 1 if b == n_blocks - 1 else 0
+        if not last:
+            d_normal = atoms.spare
+            feed_forward_gradient(
+                n, layout, w, b, kept.wide[b], atoms.d_x, atoms.gated, atoms.d_wide, d_normal
+            )
+            normalise_gradient(
+                n, layout, n_degrees, d_normal, kept.normal[b, 1], kept.inverse[b, 1], atoms.d_x
+            )
+        _attention_gradient(n, layout, plan, last, w, b, numbers, edges, kept, room, atoms, d_rows)
+    _embed_gradient(n_edges, layout, w, numbers, edges, room, atoms.d_x)
+    forces_of_edges(n_edges, edges, layout.frame[1], system_idx, forces, strain_gradient)
+    forces_of_pair_terms(
+        vectors, receivers, senders, pairs, pair_slopes, system_idx, forces, strain_gradient
+    )
+    return n_edges
 
-    return step
 
-
-def _sources() -> str:
-    folders = [Path(__file__).parent, Path(so3krates.__file__).parent]
-    files = sorted(file for folder in folders for file in folder.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-energy_and_forces = _entry(_sources())
+energy_and_forces = kept_step(_step, Path(__file__).parent)

@@ -5,8 +5,8 @@ Rows are atoms. All widths are multiples of 16; what a width is short of is fill
 
 import math
 
-from attncalc.kernels.so3krates.loops import add_product, inner_loop, sigmoid, single
-from attncalc.kernels.so3krates.vectors import (
+from attncalc.kernels.simd.loops import add_product, inner_loop, sigmoid, single
+from attncalc.kernels.simd.vectors import (
     LANES,
     fill,
     fma,

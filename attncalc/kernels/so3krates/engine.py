@@ -25,6 +25,7 @@ from attncalc.basis.so3 import parity
 from attncalc.graph import Graph
 from attncalc.kernels.folded_attention import RememberedEmbedding
 from attncalc.kernels.frozen_zbl import FrozenZBL
+from attncalc.kernels.simd.vectors import LANES
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
 from attncalc.kernels.so3krates.step_loop import (
     Constants,
@@ -35,7 +36,6 @@ from attncalc.kernels.so3krates.step_loop import (
     energy_and_forces,
 )
 from attncalc.kernels.so3krates.tables import Grid, cubics, filters_of, norms_of_attention
-from attncalc.kernels.so3krates.vectors import LANES
 
 # room for atoms and pairs grows by this factor, so that a few more do not make it anew each time
 HEADROOM = 1.1

@@ -9,9 +9,9 @@ Lanes of a row of coefficients: H of the features, then one a degree.
 
 import numpy as np
 
-from attncalc.kernels.so3krates.loops import inner_loop, single
+from attncalc.kernels.simd.loops import inner_loop, single
+from attncalc.kernels.simd.vectors import LANES, fill, fma, load, plus, store, times, total
 from attncalc.kernels.so3krates.pair_loops import add_to, gather
-from attncalc.kernels.so3krates.vectors import LANES, fill, fma, load, plus, store, times, total
 
 ZERO, TWO, THREE = single(0), single(2), single(3)
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from attncalc.kernels.so3krates.loops import inner_loop, single
+from attncalc.kernels.simd.loops import inner_loop, single
 
 ZERO = single(0)
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.kernels.so3krates.loops import add_product, inner_loop, sigmoid, single
-from attncalc.kernels.so3krates.vectors import (
+from attncalc.kernels.simd.loops import add_product, inner_loop, sigmoid, single
+from attncalc.kernels.simd.vectors import (
     LANES,
     fill,
     fma,

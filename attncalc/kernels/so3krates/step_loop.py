@@ -1,13 +1,13 @@
 """Energy, forces and strain gradient in one call: the order of things."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.compiled import Loop, compiled_loop
+from attncalc.kernels.simd.keeping import kept_step
+from attncalc.kernels.simd.loops import inner_loop, single
 from attncalc.kernels.so3krates.atom_loops import (
     clear,
     energies_and_gradient,
@@ -25,7 +25,6 @@ from attncalc.kernels.so3krates.geometry_loops import (
     start_ev,
     start_ev_gradient,
 )
-from attncalc.kernels.so3krates.loops import FASTMATH, inner_loop, single
 from attncalc.kernels.so3krates.pair_loops import (
     Filters,
     Orders,
@@ -157,7 +156,6 @@ def _filters(w, l):
     return Filters(w.table[l], w.first[l], w.first_bias[l], w.second[l], w.second_transposed[l])
 
 
-@inner_loop
 def _step(
     shape,
     vectors,
@@ -334,19 +332,4 @@ def _step(
     return n_pairs
 
 
-def _entry(sources: str) -> Loop:
-    """`_step`, kept in a file for as long as the sources of all loops stay as they are.
-
-    Numba looks only at the file that it compiles; what a function has in its closure is part of the
-    key under which it is kept.
-    """
-
-    @compiled_loop(fastmath=FASTMATH)
-    def entry(*arguments):
-        return _step(*arguments) if len(sources) > 0 else -1
-
-    return entry
-
-
-_FILES = sorted(Path(__file__).parent.glob("*.py"))
-energy_and_forces = _entry(hashlib.sha256(b"".join(f.read_bytes() for f in _FILES)).hexdigest())
+energy_and_forces = kept_step(_step, Path(__file__).parent)

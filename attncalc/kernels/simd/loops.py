@@ -4,7 +4,7 @@ import numpy as np
 from numba.core.registry import cpu_target
 
 from attncalc.compiled import compiled_loop
-from attncalc.kernels.so3krates.vectors import (
+from attncalc.kernels.simd.vectors import (
     LANES,
     clip,
     exponential,

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 numba = pytest.importorskip("numba")
 
-from attncalc.kernels.so3krates import vectors as simd  # noqa: E402
-from attncalc.kernels.so3krates.loops import FASTMATH, add_product, sigmoid  # noqa: E402
+from attncalc.kernels.simd import vectors as simd  # noqa: E402
+from attncalc.kernels.simd.loops import FASTMATH, add_product, sigmoid  # noqa: E402
 
 EPSILON = 2.0**-23
 

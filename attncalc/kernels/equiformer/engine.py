@@ -8,8 +8,6 @@ another order.
 from __future__ import annotations
 
 import copy
-import math
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,33 +19,22 @@ from attncalc.graph import Graph
 from attncalc.kernels.equiformer.atom_loops import AtomRoom
 from attncalc.kernels.equiformer.geometry_loops import Edges, Radial
 from attncalc.kernels.equiformer.message_loops import AtomRows, Room
-from attncalc.kernels.equiformer.packing import KINDS, filled_up, layout_of, plan_of, weights_of
+from attncalc.kernels.equiformer.packing import KINDS, layout_of, plan_of, weights_of
 from attncalc.kernels.equiformer.step_loop import Kept, Numbers, energy_and_forces
 from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.kernels.simd.vectors import LANES
+from attncalc.kernels.simd.engine import Arrays, CompiledEngine, Found
+from attncalc.kernels.simd.vectors import LANES, filled_up
 
 # edges that are worked through at once: few enough for what they need to stay in the cache, many
 # enough for the weights to be read from there more than once
 CHUNK = 128
 # bytes: where all blocks together would keep more, edges are computed again for the gradient
 LARGEST_KEPT = 1 << 29
-# room for atoms and edges grows by this factor, so that a few more do not make it anew each time
-HEADROOM = 1.1
-_NO_SLOPES = np.zeros(0)
-
-
-class Found(NamedTuple):
-    """Energies per atom [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3]."""
-
-    energies: NDArray[np.float64]
-    forces: NDArray[np.float64]
-    strain_gradient: NDArray[np.float64]
 
 
 class Space(NamedTuple):
-    """Working space, and for how many atoms, edges, and edges in a chunk."""
+    """Working space, and whether it has room for the results of all edges."""
 
-    sizes: tuple[int, int, int]
     keeps: bool
     edges: Edges
     kept: Kept
@@ -69,7 +56,7 @@ def can_run(network: Any) -> bool:
     )
 
 
-class Engine:
+class Engine(CompiledEngine[Space]):
     """Energy and forces of an Equiformer potential.
 
     Args:
@@ -87,7 +74,8 @@ class Engine:
         shortest: float,
         repulsion: FrozenZBL | None = None,
     ) -> None:
-        self.config, self.repulsion = network.config, repulsion
+        super().__init__(repulsion)
+        self.config = network.config
         exact = copy.deepcopy(network).to(torch.float64)
         self.layout = layout_of(exact)
         with torch.no_grad():
@@ -103,60 +91,36 @@ class Engine:
             exact.basis.centres.numpy(),
             exact.basis.widths.numpy(),
         )
-        self._free: list[Space] = []
-        self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_free": [], "_lock": None}
+    def _needs(self, arrays: Arrays) -> tuple[int, ...]:
+        most = int(np.bincount(arrays.receivers, minlength=1).max())
+        return len(arrays.species), len(arrays.receivers), max(CHUNK, most)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        return self  # its arrays do not change, and working space is handed to one call at a time
-
-    def __call__(self, graph: Graph) -> Found | None:
-        """Results for a graph on the CPU, or None if two atoms are too close."""
-        n_atoms = graph.n_atoms
-        energies, pair_slopes = np.zeros(n_atoms), _NO_SLOPES
-        if self.repulsion is not None:
-            energies, pair_slopes = self.repulsion.energies_and_slopes(graph)
-        found = Found(energies, np.zeros((n_atoms, 3)), np.zeros((graph.n_systems, 3, 3)))
-        receivers = graph.receivers.numpy()
-        most = int(np.bincount(receivers, minlength=1).max())
-        space = self._take(n_atoms, graph.n_edges, max(CHUNK, most))
-        n = energy_and_forces(
-            graph.vectors.detach().numpy(),
-            receivers,
-            graph.senders.numpy(),
-            graph.edge_mask.numpy(),
-            graph.pairs.numpy(),
-            graph.species.numpy(),
-            graph.system_idx.numpy(),
+    def _run(
+        self,
+        graph: Graph,
+        arrays: Arrays,
+        pair_slopes: NDArray[np.float64],
+        room: Space,
+        found: Found,
+    ) -> int:
+        keeps, *space = room
+        return energy_and_forces(
+            *arrays,
             pair_slopes,
-            Numbers(KINDS[self.config.attention], CHUNK, space.keeps),
+            Numbers(KINDS[self.config.attention], CHUNK, keeps),
             self.radial,
             self.layout,
             self.plan,
             self.weights,
             self.scale,
             self.reference,
-            *space[2:],
+            *space,
             *found,
         )
-        with self._lock:
-            self._free.append(space)
-        return None if n < 0 else found
 
-    def _take(self, *sizes: int) -> Space:
-        with self._lock:
-            space = self._free.pop() if self._free else None
-        if space is None or any(has < needs for has, needs in zip(space.sizes, sizes, strict=True)):
-            space = None  # gives its memory back before there is another
-            space = self._space(*(math.ceil(n * HEADROOM) for n in sizes))
-        return space
-
-    def _space(self, n: int, n_edges: int, chunk: int) -> Space:
+    def _room(self, *sizes: int) -> Space:
+        n, n_edges, chunk = sizes
         c, w, plan = self.config, self.weights, self.plan
         n_degrees, per_degree = len(c.channels), sum(c.channels)
         width = sum((2 * l + 1) * channels for l, channels in enumerate(c.channels))
@@ -255,4 +219,4 @@ class Engine:
             inverse=floats(n, 1),
         )
         d_rows = AtomRows(floats(n, width), floats(n, width), floats(n, queries))
-        return Space((n, n_edges, chunk), keeps, edges, kept, room, atoms, d_rows)
+        return Space(keeps, edges, kept, room, atoms, d_rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 from attncalc.basis.activations import SIGMOID_NORM, SILU_NORM
 from attncalc.basis.edge_frames import order_by_m
 from attncalc.kernels.equiformer.layout import DOT, LINEAR, NONLINEAR, Layout, ProductPlan, Weights
-from attncalc.kernels.simd.vectors import LANES
+from attncalc.kernels.simd.vectors import LANES, filled_up
 
 KINDS = {"nonlinear": NONLINEAR, "linear": LINEAR, "dot": DOT}
 NOT_THERE = (0, 0, 0, 0)
@@ -20,11 +20,6 @@ NOT_THERE = (0, 0, 0, 0)
 N_HIDDEN = 8
 
 Place = tuple[int, int, int, int]
-
-
-def filled_up(n: int) -> int:
-    """The next multiple of 16."""
-    return -(-n // LANES) * LANES
 
 
 def layout_of(network: Any) -> Layout:

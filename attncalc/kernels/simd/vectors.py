@@ -37,6 +37,11 @@ _INT32 = ir.IntType(32)
 Function = Callable[..., Any]
 
 
+def filled_up(n: int) -> int:
+    """The next multiple of 16."""
+    return -(-n // LANES) * LANES
+
+
 def _inline(generator: Function) -> Function:
     """A function of compiled code from what writes its instructions; callers pass no context."""
     return intrinsic(generator)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,8 @@ from attncalc.basis.so3 import parity
 from attncalc.graph import Graph
 from attncalc.kernels.folded_attention import RememberedEmbedding
 from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.kernels.simd.vectors import LANES
+from attncalc.kernels.simd.engine import Arrays, CompiledEngine, Found
+from attncalc.kernels.simd.vectors import LANES, filled_up
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
 from attncalc.kernels.so3krates.step_loop import (
     Constants,
@@ -37,19 +37,15 @@ from attncalc.kernels.so3krates.step_loop import (
 )
 from attncalc.kernels.so3krates.tables import Grid, cubics, filters_of, norms_of_attention
 
-# room for atoms and pairs grows by this factor, so that a few more do not make it anew each time
-HEADROOM = 1.1
 # elements of a structure up to which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
-_NO_SLOPES = np.zeros(0)
 
 
-class Found(NamedTuple):
-    """Energies per atom [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3]."""
+class Room(NamedTuple):
+    """Working space."""
 
-    energies: NDArray[np.float64]
-    forces: NDArray[np.float64]
-    strain_gradient: NDArray[np.float64]
+    pairs: Pairs
+    space: Space
 
 
 def can_run(network: Any) -> bool:
@@ -75,7 +71,7 @@ def can_run(network: Any) -> bool:
     )
 
 
-class Engine:
+class Engine(CompiledEngine[Room]):
     """Energy and forces of a So3krates potential.
 
     Args:
@@ -93,8 +89,8 @@ class Engine:
         shortest: float,
         repulsion: FrozenZBL | None = None,
     ) -> None:
+        super().__init__(repulsion)
         config = network.config
-        self.repulsion = repulsion
         self.embedding = RememberedEmbedding(network.embedding)
         exact = copy.deepcopy(network).to(torch.float64)
         starts = config.ev_init_divisor
@@ -114,37 +110,23 @@ class Engine:
             self._first_layer = FirstLayer.of(exact, grid)
         self.shape = _shape(config)
         self.width, self.n_layers = config.num_features, config.num_layers
-        self._free: list[tuple[int, int, Pairs, Space]] = []
-        self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_free": [], "_lock": None}
+    def _needs(self, arrays: Arrays) -> tuple[int, ...]:
+        return len(arrays.species), len(arrays.pairs)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        return self  # its arrays do not change, and working space is handed to one call at a time
-
-    def __call__(self, graph: Graph) -> Found | None:
-        """Results for a graph on the CPU, or None if two atoms are too close for the tables."""
-        n_atoms, n_pairs = graph.n_atoms, graph.pairs.shape[0]
-        energies, pair_slopes = np.zeros(n_atoms), _NO_SLOPES
-        if self.repulsion is not None:
-            energies, pair_slopes = self.repulsion.energies_and_slopes(graph)
-        found = Found(energies, np.zeros((n_atoms, 3)), np.zeros((graph.n_systems, 3, 3)))
+    def _run(
+        self,
+        graph: Graph,
+        arrays: Arrays,
+        pair_slopes: NDArray[np.float64],
+        room: Room,
+        found: Found,
+    ) -> int:
         kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
-        gathered = np.empty((n_atoms, LANES * len(kinds.values)), np.float32)
-        room = self._take(n_atoms, n_pairs)
-        n = energy_and_forces(
+        gathered = np.empty((graph.n_atoms, LANES * len(kinds.values)), np.float32)
+        return energy_and_forces(
             self.shape,
-            graph.vectors.detach().numpy(),
-            graph.receivers.numpy(),
-            graph.senders.numpy(),
-            graph.edge_mask.numpy(),
-            graph.pairs.numpy(),
-            graph.species.numpy(),
-            graph.system_idx.numpy(),
+            *arrays,
             self.embedding(graph).detach().numpy(),
             pair_slopes,
             self.numbers,
@@ -152,26 +134,12 @@ class Engine:
             self.weights,
             kinds,
             gathered,
-            room[2],
-            room[3],
+            *room,
             *found,
         )
-        self._give_back(room)
-        return None if n < 0 else found
 
-    def _take(self, n_atoms: int, n_pairs: int) -> tuple[int, int, Pairs, Space]:
-        with self._lock:
-            room = self._free.pop() if self._free else None
-        if room is None or room[0] < n_atoms or room[1] < n_pairs:
-            n_atoms, n_pairs = math.ceil(n_atoms * HEADROOM), math.ceil(n_pairs * HEADROOM)
-            room = (n_atoms, n_pairs, *self._room(n_atoms, n_pairs))
-        return room
-
-    def _give_back(self, room: tuple[int, int, Pairs, Space]) -> None:
-        with self._lock:
-            self._free.append(room)
-
-    def _room(self, n: int, p: int) -> tuple[Pairs, Space]:
+    def _room(self, *sizes: int) -> Room:
+        n, p = sizes
         width, n_layers = self.width, self.n_layers
         n_degrees, orders = len(self.shape.degrees), LANES * len(self.shape.orders)
         exchanged, head = self.weights.exchange.shape[1], self.weights.head.shape[1]
@@ -215,7 +183,7 @@ class Engine:
             d_projected=floats(n, 5 * width),
             d_ev=floats(n, orders),
         )
-        return pairs, space
+        return Room(pairs, space)
 
 
 # what the first layer is told where features are not those of a kind
@@ -294,11 +262,6 @@ class FirstLayer:
         return flat, self._values[rows].numpy().astype(np.float32)
 
 
-def _filled_up(n: int) -> int:
-    """The next multiple of 16."""
-    return -(-n // LANES) * LANES
-
-
 def _shape(config: Any) -> Shape:
     width, n_degrees = config.num_features, len(config.degrees)
 
@@ -311,7 +274,7 @@ def _shape(config: Any) -> Shape:
         head=vectors(width // config.num_heads),
         part=vectors(width // n_degrees),
         hidden=vectors(2 * (width // 4)),
-        orders=vectors(_filled_up(sum(2 * l + 1 for l in config.degrees))),
+        orders=vectors(filled_up(sum(2 * l + 1 for l in config.degrees))),
     )
 
 
@@ -320,7 +283,7 @@ def _constants(
 ) -> Constants:
     degrees = config.degrees
     n_orders = sum(2 * l + 1 for l in degrees)
-    masks = np.zeros((len(degrees), _filled_up(n_orders)), np.float32)
+    masks = np.zeros((len(degrees), filled_up(n_orders)), np.float32)
     begin = 0
     for d, l in enumerate(degrees):
         masks[d, begin : begin + 2 * l + 1] = 1
@@ -411,5 +374,5 @@ def _exchange(exchange: Any, config: Any) -> tuple[Tensor, Tensor]:
     weight, bias = exchange.linear.weight.clone(), exchange.linear.bias
     orders = torch.tensor([2 * l + 1 for l in config.degrees], dtype=torch.float64)
     weight[config.num_features :] /= orders.sqrt().unsqueeze(1)
-    more = _filled_up(len(weight)) - len(weight)
+    more = filled_up(len(weight)) - len(weight)
     return pad(weight, (0, more, 0, more)), pad(bias, (0, more)).unsqueeze(0)

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-import threading
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from ase import Atoms, units
-from ase.build import bulk
-from ase.md.langevin import Langevin
+from ase import Atoms
 from contract import ELEMENTS, build_graph, ethanol, on_the_axis, randomise, slab, triclinic
 from safetensors.torch import load_file
 
 pytest.importorskip("numba")
 
-from attncalc import AttnCalculator, load
+from engine_contract import (
+    TOLERANCE,
+    EngineContract,
+    by_engine,
+    check_structure,
+    exact,
+    potential_of,
+)
+
 from attncalc.convert import equiformer
 from attncalc.fast import SHORTEST, lower
-from attncalc.graph import Graph
-from attncalc.kernels.equiformer import engine as module
-from attncalc.kernels.equiformer.engine import Engine, can_run
+from attncalc.kernels.equiformer import engine
+from attncalc.kernels.equiformer.engine import can_run
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
-from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential, Result, evaluate
 from attncalc.system import System
-
-# of float32, relative to the largest force and energy per atom; plain float32 itself is 1e-6..1e-5
-TOLERANCE = 2e-5
 
 PUBLISHED = {"cutoff_function": "none", "paths": "all"}
 ATTENTIONS = ("nonlinear", "linear", "dot")
@@ -72,28 +68,7 @@ def potential(seed: int = 0, *, repels: bool = False, **options) -> Potential:
     torch.manual_seed(seed)
     network = Equiformer(config, len(ELEMENTS))
     randomise(network, seed)
-    return Potential(
-        network,
-        ELEMENTS,
-        scale=[1.0, 2.0, 0.5, 3.0],
-        reference_energies=[-1.0, -2.0, -3.0, -4.0],
-        pair_terms=[ZBLRepulsion(ZBLConfig(cutoff=2.0), ELEMENTS)] if repels else [],
-    ).requires_grad_(False)
-
-
-def exact(plain: Potential) -> Potential:
-    twin = copy.deepcopy(plain)
-    twin.compute_in(torch.float64)
-    return twin
-
-
-def by_engine(plain: Potential, graph: Graph) -> Result:
-    """What the engine says, and an error where it says nothing."""
-    fast = lower(plain)
-    assert fast.engine is not None
-    result = fast.engine(graph)
-    assert result is not None
-    return result
+    return potential_of(network, repels=repels)
 
 
 def assert_same(actual: Result, expected: Result, tolerance: float = TOLERANCE) -> None:
@@ -106,6 +81,15 @@ def assert_same(actual: Result, expected: Result, tolerance: float = TOLERANCE) 
         assert ours.shape == theirs.shape
         assert ours.dtype == torch.float64
         assert ((ours - theirs).abs() / scale).amax() <= tolerance, name
+
+
+class TestContract(EngineContract):
+    module, model = engine, "equiformer-ethanol"
+    make, assert_same = staticmethod(potential), staticmethod(assert_same)
+
+    @pytest.fixture(params=ATTENTIONS)
+    def every_kind(self, request) -> Potential:
+        return potential(attention=request.param)
 
 
 def tiny() -> Atoms:
@@ -148,12 +132,7 @@ def test_every_option(options: dict, function: dict, attention: str) -> None:
 @pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
 def test_every_structure(structure, repels: bool, function: dict, attention: str) -> None:
     plain = potential(repels=repels, **function, attention=attention)
-    graph = build_graph(plain, System.from_ase(structure()))
-    expected = evaluate(exact(plain), graph)
-    result = by_engine(plain, graph)
-    assert_same(result, expected)
-    assert torch.equal(result.strain_gradient, result.strain_gradient.transpose(1, 2))
-    assert result.forces.sum(0).abs().amax() <= 1e-13 * expected.forces.abs().amax().clamp(min=1)
+    check_structure(plain, structure(), assert_same)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -197,37 +176,16 @@ def test_the_proof_does_not_count_the_plain_rounding() -> None:
     assert lower(plain).engine is not None
 
 
-def test_float64_runs_another_way() -> None:
-    plain = exact(potential())
-    assert not can_run(plain.network)
-    assert lower(plain).engine is None
-
-
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_edges_computed_again_give_the_same(attention: str, monkeypatch) -> None:
     """Where all that the gradient needs does not fit into memory."""
     plain = potential(attention=attention)
     graph = build_graph(plain, System.from_ase([triclinic(), ethanol(), slab()]))
     expected = by_engine(plain, graph)
-    monkeypatch.setattr(module, "LARGEST_KEPT", 0)
+    monkeypatch.setattr(engine, "LARGEST_KEPT", 0)
     result = by_engine(plain, graph)
     for name in ("energies", "forces", "strain_gradient"):
         assert torch.equal(getattr(result, name), getattr(expected, name)), name
-
-
-@pytest.mark.parametrize("masked", ["masked", "not masked"])
-def test_pairs_beyond_the_cutoff_count_nothing(masked: str) -> None:
-    plain = potential()
-    system = System.from_ase(triclinic())
-    near = fresh_graph(system, cutoff=4.0, species=plain.species)
-    far = fresh_graph(system, cutoff=5.5, species=plain.species)
-    fast = lower(plain)
-    beyond = torch.linalg.vector_norm(far.vectors, dim=1) >= 4.0
-    assert beyond.any()
-    if masked == "masked":  # then their vectors may be anything
-        vectors = torch.where(beyond.unsqueeze(1), torch.nan, far.vectors)
-        far = replace(far, vectors=vectors, edge_mask=~beyond)
-    assert_same(fast.engine(far), fast.engine(near), 1e-6)
 
 
 def test_without_a_smooth_cutoff_only_the_mask_counts() -> None:
@@ -248,19 +206,6 @@ def test_an_edge_that_fades_out(beyond: float, attention: str) -> None:
         assert_same(by_engine(plain, graph), evaluate(exact(plain), graph))
 
 
-def test_energy_and_forces_end_smoothly_at_the_cutoff() -> None:
-    plain = potential(num_layers=1)
-    fast = lower(plain)
-    at_cutoff = []
-    for length in (4.0 - 1e-4, 4.0 + 1e-4):
-        graph = build_graph(plain, System.from_ase(Atoms("CO", [[0, 0, 0], [0, 0, length]])))
-        at_cutoff.append(evaluate(fast, graph))
-    inside, outside = at_cutoff
-    assert float((inside.energy - outside.energy).abs()) < 1e-7
-    assert float(inside.forces.abs().amax()) < 1e-6
-    assert not outside.forces.any()
-
-
 @pytest.mark.parametrize(
     ("function", "length"),
     [
@@ -275,111 +220,3 @@ def test_pairs_at_all_distances(function: str, length: float) -> None:
     atoms = Atoms("CO", positions=[[0, 0, 0], [0.6 * length, 0, 0.8 * length]])
     graph = build_graph(plain, System.from_ase(atoms))
     assert_same(by_engine(plain, graph), evaluate(exact(plain), graph))
-
-
-def test_close_atoms_take_the_plain_path() -> None:
-    plain = potential()
-    fast = lower(plain)
-    close = ethanol()
-    close.positions[-1] = close.positions[0] + [0, 0, 0.99 * SHORTEST]
-    graph = build_graph(plain, System.from_ase([ethanol(), close]))
-    assert fast.engine(graph) is None
-    assert torch.equal(evaluate(fast, graph).forces, evaluate(plain, graph).forces)
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_positions_that_are_not_numbers_give_such_results(attention: str) -> None:
-    plain = potential(attention=attention)
-    fast = lower(plain)
-    graph = build_graph(plain, System.from_ase(ethanol()))
-    expected = fast.engine(graph)
-    broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
-    assert evaluate(fast, broken).forces.isnan().any()
-    # and nothing of it stays in the working space
-    assert torch.equal(fast.engine(graph).forces, expected.forces)
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_results_do_not_depend_on_what_was_computed_before(attention: str) -> None:
-    plain = potential(attention=attention)
-    fast = lower(plain)
-    graphs = [
-        build_graph(plain, System.from_ase(atoms))
-        for atoms in (ethanol(), triclinic() * (2, 2, 1), Atoms("O"), [ethanol(), slab()])
-    ]
-    first = [lower(plain).engine(graph) for graph in graphs]
-    for k in (0, 1, 0, 2, 3, 1, 2, 0):
-        again = fast.engine(graphs[k])
-        for name in ("energies", "forces", "strain_gradient"):
-            assert torch.equal(getattr(again, name), getattr(first[k], name)), name
-
-
-def test_threads_do_not_share_working_space() -> None:
-    plain = potential()
-    fast = lower(plain)
-    graphs = [
-        build_graph(plain, System.from_ase(atoms * (2, 2, 2)))
-        for atoms in (triclinic(), bulk("C", a=3.6))
-    ]
-    expected = [fast.engine(graph).forces for graph in graphs]
-    wrong = []
-
-    def work(k: int) -> None:
-        for _ in range(20):
-            if not torch.equal(fast.engine(graphs[k]).forces, expected[k]):
-                wrong.append(k)
-
-    threads = [threading.Thread(target=work, args=(k % 2,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_a_copy_works_too() -> None:
-    plain = potential()
-    graph = build_graph(plain, System.from_ase(ethanol()))
-    fast = lower(plain)
-    twin = copy.deepcopy(fast)
-    assert torch.equal(evaluate(twin, graph).forces, evaluate(fast, graph).forces)
-
-
-def test_the_network_stays_as_it_is() -> None:
-    plain = potential()
-    before = copy.deepcopy(plain.state_dict())
-    Engine(plain.network, plain.scale, plain.reference_energies, SHORTEST)
-    assert plain.dtype == torch.float32
-    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
-
-
-def test_along_a_trajectory_that_heats_up() -> None:
-    """The shipped model from rest to 1,000 K: forces of every tenth step."""
-    atoms = ethanol()
-    calculator = AttnCalculator("equiformer-ethanol")
-    assert calculator._fast.engine is not None
-    definition = load("equiformer-ethanol", dtype="float64")
-    atoms.calc = calculator
-    dynamics = Langevin(
-        atoms,
-        0.5 * units.fs,
-        temperature_K=1000,
-        friction=0.02 / units.fs,
-        rng=np.random.default_rng(0),
-    )
-    for _ in range(20):
-        dynamics.run(10)
-        graph = build_graph(definition, System.from_ase(atoms))
-        expected = evaluate(definition, graph).forces
-        error = torch.from_numpy(atoms.get_forces()) - expected
-        assert error.abs().amax() <= TOLERANCE * expected.abs().amax()
-    assert atoms.get_temperature() > 400
-
-
-def test_pickling() -> None:
-    """As multiprocessing does with a calculator."""
-    calculator = AttnCalculator("equiformer-ethanol")
-    forces = calculator.get_forces(ethanol())
-    twin = pickle.loads(pickle.dumps(calculator))
-    assert twin._fast.engine is not None
-    assert np.array_equal(twin.get_forces(ethanol()), forces)

@@ -1,0 +1,223 @@
+"""What every compiled engine promises, as tests it inherits; and the helpers those are made of.
+
+A new engine gets all of it with one subclass in its own test file:
+
+    class TestContract(EngineContract):
+        module, model = ..., ...
+        make, assert_same = staticmethod(...), staticmethod(...)
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.md.langevin import Langevin
+from contract import ELEMENTS, build_graph, ethanol, slab, triclinic
+from torch import nn
+
+from attncalc import AttnCalculator, load
+from attncalc.fast import SHORTEST, lower
+from attncalc.graph import Graph
+from attncalc.neighbors import fresh_graph
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+from attncalc.potential import Potential, Result, evaluate
+from attncalc.system import System
+
+# of float32, relative to the largest force and energy per atom; plain float32 itself is 1e-6..1e-5
+TOLERANCE = 2e-5
+
+
+def potential_of(network: nn.Module, *, repels: bool) -> Potential:
+    """With scale and reference energies that are not 1 and 0."""
+    return Potential(
+        network,
+        ELEMENTS,
+        scale=[1.0, 2.0, 0.5, 3.0],
+        reference_energies=[-1.0, -2.0, -3.0, -4.0],
+        pair_terms=[ZBLRepulsion(ZBLConfig(cutoff=2.0), ELEMENTS)] if repels else [],
+    ).requires_grad_(False)
+
+
+def exact(plain: Potential) -> Potential:
+    """A copy in float64."""
+    twin = copy.deepcopy(plain)
+    twin.compute_in(torch.float64)
+    return twin
+
+
+def by_engine(plain: Potential, graph: Graph) -> Result:
+    """What the engine says, and an error where it says nothing."""
+    fast = lower(plain)
+    assert fast.engine is not None
+    result = fast.engine(graph)
+    assert result is not None
+    return result
+
+
+def check_structure(
+    plain: Potential, atoms: Atoms | list[Atoms], assert_same: Callable[..., None]
+) -> None:
+    """Equal to the plain network in float64, and exact where there is a symmetry."""
+    graph = build_graph(plain, System.from_ase(atoms))
+    expected = evaluate(exact(plain), graph)
+    result = by_engine(plain, graph)
+    assert_same(result, expected)
+    assert torch.equal(result.strain_gradient, result.strain_gradient.transpose(1, 2))
+    assert result.forces.sum(0).abs().amax() <= 1e-13 * expected.forces.abs().amax().clamp(min=1)
+
+
+class EngineContract:
+    """Tests of an engine for a cutoff of 4 Å.
+
+    Attributes:
+        module: has `Engine` and `can_run`.
+        model: name of a shipped model of ethanol.
+        make: a float32 potential for H, C, N, O; takes options of the network.
+        assert_same: compares two results, with a tolerance.
+    """
+
+    module: ModuleType
+    model: str
+    make: Callable[..., Potential]
+    assert_same: Callable[..., None]
+
+    @pytest.fixture
+    def plain(self) -> Potential:
+        return self.make()
+
+    @pytest.fixture
+    def every_kind(self) -> Potential:
+        """For kinds of networks that take different ways through the loops."""
+        return self.make()
+
+    def test_float64_runs_another_way(self, plain: Potential) -> None:
+        double = exact(plain)
+        assert not self.module.can_run(double.network)
+        assert lower(double).engine is None
+
+    @pytest.mark.parametrize("masked", ["masked", "not masked"])
+    def test_pairs_beyond_the_cutoff_count_nothing(self, plain: Potential, masked: str) -> None:
+        system = System.from_ase(triclinic())
+        near = fresh_graph(system, cutoff=4.0, species=plain.species)
+        far = fresh_graph(system, cutoff=5.5, species=plain.species)
+        fast = lower(plain)
+        beyond = torch.linalg.vector_norm(far.vectors, dim=1) >= 4.0
+        assert beyond.any()
+        if masked == "masked":  # then their vectors may be anything
+            vectors = torch.where(beyond.unsqueeze(1), torch.nan, far.vectors)
+            far = replace(far, vectors=vectors, edge_mask=~beyond)
+        self.assert_same(fast.engine(far), fast.engine(near), 1e-6)
+
+    def test_energy_and_forces_end_smoothly_at_the_cutoff(self) -> None:
+        plain = self.make(num_layers=1)
+        fast = lower(plain)
+        at_cutoff = []
+        for length in (4.0 - 1e-4, 4.0 + 1e-4):
+            graph = build_graph(plain, System.from_ase(Atoms("CO", [[0, 0, 0], [0, 0, length]])))
+            at_cutoff.append(evaluate(fast, graph))
+        inside, outside = at_cutoff
+        assert float((inside.energy - outside.energy).abs()) < 1e-7
+        assert float(inside.forces.abs().amax()) < 1e-6
+        assert not outside.forces.any()
+
+    def test_close_atoms_take_the_plain_path(self, plain: Potential) -> None:
+        fast = lower(plain)
+        close = ethanol()
+        close.positions[-1] = close.positions[0] + [0, 0, 0.99 * SHORTEST]
+        graph = build_graph(plain, System.from_ase([ethanol(), close]))
+        assert fast.engine(graph) is None
+        assert torch.equal(evaluate(fast, graph).forces, evaluate(plain, graph).forces)
+
+    def test_positions_that_are_not_numbers_give_such_results(self, every_kind: Potential) -> None:
+        fast = lower(every_kind)
+        graph = build_graph(every_kind, System.from_ase(ethanol()))
+        expected = fast.engine(graph)
+        broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
+        assert evaluate(fast, broken).forces.isnan().any()
+        # and nothing of it stays in the working space
+        assert torch.equal(fast.engine(graph).forces, expected.forces)
+
+    def test_results_do_not_depend_on_what_was_computed_before(self, every_kind: Potential) -> None:
+        fast = lower(every_kind)
+        graphs = [
+            build_graph(every_kind, System.from_ase(atoms))
+            for atoms in (ethanol(), triclinic() * (2, 2, 1), Atoms("O"), [ethanol(), slab()])
+        ]
+        first = [lower(every_kind).engine(graph) for graph in graphs]
+        for k in (0, 1, 0, 2, 3, 1, 2, 0):
+            again = fast.engine(graphs[k])
+            for name in ("energies", "forces", "strain_gradient"):
+                assert torch.equal(getattr(again, name), getattr(first[k], name)), name
+
+    def test_threads_do_not_share_working_space(self, plain: Potential) -> None:
+        fast = lower(plain)
+        graphs = [
+            build_graph(plain, System.from_ase(atoms * (2, 2, 2)))
+            for atoms in (triclinic(), bulk("C", a=3.6))
+        ]
+        expected = [fast.engine(graph).forces for graph in graphs]
+        wrong = []
+
+        def work(k: int) -> None:
+            for _ in range(20):
+                if not torch.equal(fast.engine(graphs[k]).forces, expected[k]):
+                    wrong.append(k)
+
+        threads = [threading.Thread(target=work, args=(k % 2,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+    def test_a_copy_works_too(self, plain: Potential) -> None:
+        graph = build_graph(plain, System.from_ase(ethanol()))
+        fast = lower(plain)
+        twin = copy.deepcopy(fast)
+        assert torch.equal(evaluate(twin, graph).forces, evaluate(fast, graph).forces)
+
+    def test_pickling(self) -> None:
+        """As multiprocessing does with a calculator."""
+        calculator = AttnCalculator(self.model)
+        forces = calculator.get_forces(ethanol())
+        twin = pickle.loads(pickle.dumps(calculator))
+        assert twin._fast.engine is not None
+        assert np.array_equal(twin.get_forces(ethanol()), forces)
+
+    def test_the_network_stays_as_it_is(self, plain: Potential) -> None:
+        before = copy.deepcopy(plain.state_dict())
+        self.module.Engine(plain.network, plain.scale, plain.reference_energies, SHORTEST)
+        assert plain.dtype == torch.float32
+        assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+    def test_along_a_trajectory_that_heats_up(self) -> None:
+        """The shipped model from rest to 1,000 K: forces of every tenth step."""
+        atoms = ethanol()
+        calculator = AttnCalculator(self.model)
+        assert calculator._fast.engine is not None
+        definition = load(self.model, dtype="float64")
+        atoms.calc = calculator
+        dynamics = Langevin(
+            atoms,
+            0.5 * units.fs,
+            temperature_K=1000,
+            friction=0.02 / units.fs,
+            rng=np.random.default_rng(0),
+        )
+        for _ in range(20):
+            dynamics.run(10)
+            graph = build_graph(definition, System.from_ase(atoms))
+            expected = evaluate(definition, graph).forces
+            error = torch.from_numpy(atoms.get_forces()) - expected
+            assert error.abs().amax() <= TOLERANCE * expected.abs().amax()
+        assert atoms.get_temperature() > 400

@@ -2,27 +2,26 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
-from attncalc.kernels.equiformer.layout import Floats, matrix, transposed
-from attncalc.kernels.equiformer.products import add_product, stays_whole
-from attncalc.kernels.equiformer.row_loops import (
-    ONE,
-    ZERO,
+from attncalc.kernels.equiformer.degree_loops import (
     add_by_degree,
     add_by_degree_gradient,
-    add_rows,
-    clear,
     degree_norm,
     degree_norm_gradient,
-    fill_rows,
     layer_norm,
     layer_norm_gradient,
+)
+from attncalc.kernels.equiformer.layout import Floats, matrix, transposed
+from attncalc.kernels.simd.loops import ONE, ZERO, add_to, inner_loop, sigmoid, stays_whole
+from attncalc.kernels.simd.products import add_product
+from attncalc.kernels.simd.row_loops import (
+    add_rows,
+    clear,
+    fill_rows,
+    head_of_silu,
     silu,
     times_silu_slope,
 )
-from attncalc.kernels.simd.loops import inner_loop, sigmoid, single
-from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, store, times, total
+from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, store, times
 
 
 class AtomRoom(NamedTuple):
@@ -135,7 +134,7 @@ def add_bias(n, row, x):
     stays_whole()
     for i in range(n):
         for k in range(0, row.shape[1], LANES):
-            store(x, i, k, fma(fill(ONE), load(row, 0, k), load(x, i, k)))
+            add_to(x, i, k, load(row, 0, k))
 
 
 @inner_loop
@@ -175,17 +174,7 @@ def energies_and_gradient(n, layout, w, b, species, scale, normal, inverse, room
     layer_norm(n, room.sum, n_head, room.normal, room.inverse, 0)
     fill_rows(n, room.hidden, matrix(w.flat, w.hidden_bias[0]))
     add_product(n, room.normal, 0, matrix(w.flat, w.hidden[0]), room.hidden, 0)
-    last, one = matrix(w.flat, w.energy[0]), fill(ONE)
-    for i in range(n):
-        gathered, factor = fill(ZERO), fill(single(scale[species[i]]))
-        for k in range(0, n_head, LANES):
-            v, weight = load(room.hidden, i, k), load(last, 0, k)
-            s = sigmoid(v)
-            vs = times(v, s)
-            gathered = fma(vs, weight, gathered)
-            slope = fma(vs, minus(one, s), s)
-            store(room.hidden, i, k, times(times(slope, weight), factor))
-        energies[i] += scale[species[i]] * np.float64(total(gathered))
+    head_of_silu(n, room.hidden, matrix(w.flat, w.energy[0]), species, scale, energies)
     d_sum, d_wide = room.sum, wide
     clear(n, d_sum, n_head)
     add_product(n, room.hidden, 0, transposed(w.flat, w.hidden[0]), d_sum, 0)

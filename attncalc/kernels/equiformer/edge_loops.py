@@ -3,20 +3,17 @@
 Rows are edges of one chunk, numbered from 0.
 """
 
-from attncalc.kernels.equiformer.layout import matrix, transposed
-from attncalc.kernels.equiformer.products import add_product, stays_whole
-from attncalc.kernels.equiformer.row_loops import (
-    clear,
-    fill_rows,
+from attncalc.kernels.equiformer.degree_loops import (
     layer_norm,
     layer_norm_gradient,
     scale_and_silu,
     scale_and_silu_gradient,
 )
-from attncalc.kernels.simd.loops import inner_loop, single
+from attncalc.kernels.equiformer.layout import matrix, transposed
+from attncalc.kernels.simd.loops import ZERO, add_to, inner_loop, single, stays_whole
+from attncalc.kernels.simd.products import add_product
+from attncalc.kernels.simd.row_loops import clear, fill_rows
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, store, times, total
-
-ZERO = single(0)
 
 
 @inner_loop
@@ -39,7 +36,7 @@ def turn_in(layout, n_degrees, frames, e, x, i, out, row):
 def add_turned_out(layout, n_degrees, frames, e, x, row, out, i):
     """out[i] += D^T x[row]: out of the frame of edge e."""
     for k in range(0, layout.channels[0], LANES):
-        store(out, i, k, fma(fill(single(1)), load(x, row, k), load(out, i, k)))
+        add_to(out, i, k, load(x, row, k))
     for l in range(1, n_degrees):
         n, width, begin = 2 * l + 1, layout.channels[l], layout.atom[l]
         for m in range(n):

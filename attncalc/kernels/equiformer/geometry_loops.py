@@ -4,10 +4,9 @@ import math
 from typing import NamedTuple
 
 from attncalc.kernels.equiformer.layout import Doubles, Floats, Whole, matrix
-from attncalc.kernels.equiformer.products import add_product, stays_whole
-from attncalc.kernels.simd.loops import inner_loop, single
-
-ZERO = single(0)
+from attncalc.kernels.simd.force_loop import add_force
+from attncalc.kernels.simd.loops import ZERO, inner_loop, stays_whole
+from attncalc.kernels.simd.products import add_product
 
 
 class Edges(NamedTuple):
@@ -169,29 +168,6 @@ def forces_of_edges(n, edges, frame, system_idx, forces, strain_gradient):
         gy = along * y / d + to_z * edges.frames[e, frame + 4] + to_x * edges.frames[e, frame + 7]
         gz = along * z / d + to_z * edges.frames[e, frame + 5] + to_x * edges.frames[e, frame + 8]
         add_force(edges.i[e], edges.j[e], x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
-
-
-@inner_loop
-def add_force(i, j, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient):
-    """Of one edge from i to j: vector x, y, z Å and the gradient of the energy by it."""
-    forces[i, 0] += gx
-    forces[i, 1] += gy
-    forces[i, 2] += gz
-    forces[j, 0] -= gx
-    forces[j, 1] -= gy
-    forces[j, 2] -= gz
-    s = system_idx[i]
-    # symmetric but for rounding, so one half is enough
-    strain_gradient[s, 0, 0] += x * gx
-    strain_gradient[s, 1, 1] += y * gy
-    strain_gradient[s, 2, 2] += z * gz
-    xy, xz, yz = (x * gy + y * gx) / 2, (x * gz + z * gx) / 2, (y * gz + z * gy) / 2
-    strain_gradient[s, 0, 1] += xy
-    strain_gradient[s, 1, 0] += xy
-    strain_gradient[s, 0, 2] += xz
-    strain_gradient[s, 2, 0] += xz
-    strain_gradient[s, 1, 2] += yz
-    strain_gradient[s, 2, 1] += yz
 
 
 @inner_loop

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.kernels.equiformer.products import stays_whole
-from attncalc.kernels.simd.loops import inner_loop
+from attncalc.kernels.simd.loops import inner_loop, stays_whole
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -16,9 +16,18 @@ from attncalc.kernels.equiformer.edge_loops import (
     turning,
 )
 from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats, matrix, transposed
-from attncalc.kernels.equiformer.products import add_product, stays_whole
-from attncalc.kernels.equiformer.row_loops import ONE, ZERO, clear, fill_rows
-from attncalc.kernels.simd.loops import inner_loop, sigmoid, single
+from attncalc.kernels.simd.loops import (
+    ONE,
+    ZERO,
+    add_to,
+    inner_loop,
+    sigmoid,
+    silu_slope,
+    single,
+    stays_whole,
+)
+from attncalc.kernels.simd.products import add_product
+from attncalc.kernels.simd.row_loops import clear, fill_rows
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, plus, store, times
 
 LEAST, MORE = single(0.2), single(0.8)  # slopes of the leaky ReLU: on the left, and what is added
@@ -131,9 +140,7 @@ def gate_gradient(n, layout, n_used, results, given, out):
     for row in range(n):
         for k in range(0, layout.channels[0], LANES):
             v = load(results, row, k)
-            s = sigmoid(v)
-            slope = fma(times(v, s), minus(one, s), s)
-            store(out, row, k, times(load(given, row, k), slope))
+            store(out, row, k, times(load(given, row, k), silu_slope(v, sigmoid(v))))
         for l in range(1, n_degrees):
             at = width + layout.by_degree[l] - layout.channels[0]
             for k in range(0, layout.channels[l], LANES):
@@ -152,11 +159,7 @@ def multiply_by_m(n, layout, n_used, flat, places, x, out):
     """Add the fixed product: one matrix per |m|, for both signs together or the same for each."""
     stays_whole()
     for m in range(n_used):
-        w = matrix(flat, places[m])
-        column, width = layout.edge[m, max(2 * m - 1, 0)], _channels_from(layout, m)
-        add_product(n, x, column, w, out, column)
-        if m and w.shape[0] == width:
-            add_product(n, x, column + width, w, out, column + width)
+        _add_m(n, layout, m, matrix(flat, places[m]), x, out)
 
 
 @inner_loop
@@ -164,16 +167,16 @@ def multiply_by_m_gradient(n, layout, n_used, flat, places, given, out):
     """Reverse of `multiply_by_m`."""
     stays_whole()
     for m in range(n_used):
-        w = transposed(flat, places[m])
-        column, width = layout.edge[m, max(2 * m - 1, 0)], _channels_from(layout, m)
-        add_product(n, given, column, w, out, column)
-        if m and w.shape[1] == width:
-            add_product(n, given, column + width, w, out, column + width)
+        _add_m(n, layout, m, transposed(flat, places[m]), given, out)
 
 
 @inner_loop
-def _channels_from(layout, m):
-    return layout.by_degree[-1] + layout.channels[-1] - layout.by_degree[m]
+def _add_m(n, layout, m, w, x, out):
+    column = layout.edge[m, max(2 * m - 1, 0)]
+    add_product(n, x, column, w, out, column)
+    width = layout.by_degree[-1] + layout.channels[-1] - layout.by_degree[m]
+    if m and w.shape[0] == width:  # of one sign
+        add_product(n, x, column + width, w, out, column + width)
 
 
 @inner_loop
@@ -193,15 +196,14 @@ def leaky_logits(n, results, column, alpha, leaky, logits):
 def leaky_logits_gradient(n, results, column, alpha_transposed, d_logits, leaky, out):
     """Reverse of `leaky_logits`: fills `out` from `column` on; `leaky` is working space."""
     stays_whole()
-    least, more, one = fill(LEAST), fill(MORE), fill(ONE)
+    least, more = fill(LEAST), fill(MORE)
     width = alpha_transposed.shape[1]
     clear(n, leaky, width)
     add_product(n, d_logits, 0, alpha_transposed, leaky, 0)
     for row in range(n):
         for k in range(0, width, LANES):
             v = load(results, row, column + k)
-            s = sigmoid(v)
-            slope = fma(more, fma(times(v, s), minus(one, s), s), least)
+            slope = fma(more, silu_slope(v, sigmoid(v)), least)
             store(out, row, column + k, times(load(leaky, row, k), slope))
 
 
@@ -423,8 +425,8 @@ def prepare_gradient(kind, first, n, layout, w, b, edges, room, d_atoms):
         add_turned_out(layout, n_degrees, edges.frames, e, room.d_features, row, room.row, 0)
         for k in range(0, room.row.shape[1], LANES):
             g = load(room.row, 0, k)
-            store(d_atoms.sources, j, k, plus(load(d_atoms.sources, j, k), g))
-            store(d_atoms.targets, i, k, plus(load(d_atoms.targets, i, k), g))
+            add_to(d_atoms.sources, j, k, g)
+            add_to(d_atoms.targets, i, k, g)
         if kind == DOT:
             to_x, to_z = turning(layout, n_degrees, room.d_queries, row, room.queries, row)
             edges.d_turn[e, 0] += to_x

@@ -11,6 +11,7 @@ from attncalc.kernels.equiformer.atom_loops import (
     normalise,
     normalise_gradient,
 )
+from attncalc.kernels.equiformer.degree_loops import add_by_degree, add_by_degree_gradient
 from attncalc.kernels.equiformer.edge_loops import (
     add_turned_out,
     radial_weights,
@@ -37,16 +38,9 @@ from attncalc.kernels.equiformer.message_loops import (
     through,
     through_gradient,
 )
-from attncalc.kernels.equiformer.products import stays_whole
-from attncalc.kernels.equiformer.row_loops import (
-    ZERO,
-    add_by_degree,
-    add_by_degree_gradient,
-    clear,
-    fill_rows,
-)
 from attncalc.kernels.simd.keeping import kept_step
-from attncalc.kernels.simd.loops import inner_loop, single
+from attncalc.kernels.simd.loops import ZERO, inner_loop, single, stays_whole
+from attncalc.kernels.simd.row_loops import clear, fill_rows
 from attncalc.kernels.simd.vectors import LANES, fill, load, store, times
 
 

@@ -3,114 +3,45 @@
 Rows are atoms. All widths are multiples of 16; what a width is short of is filled with zeros.
 """
 
-import math
-
-from attncalc.kernels.simd.loops import add_product, inner_loop, sigmoid, single
-from attncalc.kernels.simd.vectors import (
-    LANES,
-    fill,
-    fma,
-    load,
-    minus,
-    plus,
-    store,
-    times,
-    total,
+from attncalc.kernels.simd.loops import ONE, TWO, ZERO, inner_loop, single
+from attncalc.kernels.simd.products import add_product
+from attncalc.kernels.simd.row_loops import (
+    add_rows,
+    clear,
+    fill_rows,
+    head_of_silu,
+    normalise_row,
+    normalise_row_gradient,
+    silu,
+    times_silu_slope,
 )
+from attncalc.kernels.simd.vectors import LANES, fill, fma, load, store, times
 
-ZERO, ONE, TWO = single(0), single(1), single(2)
 LAYER_NORM_EPSILON = single(1e-6)
-
-
-@inner_loop
-def clear(n, x):
-    """x[:n] = 0."""
-    for i in range(n):
-        for k in range(0, x.shape[1], LANES):
-            store(x, i, k, fill(ZERO))
-
-
-@inner_loop
-def _fill_rows(n, x, row):
-    """x[:n] = row, [1, width]: a product added to it has its bias."""
-    for i in range(n):
-        for k in range(0, x.shape[1], LANES):
-            store(x, i, k, load(row, 0, k))
 
 
 @inner_loop
 def _normalise(n, x, scale, bias, normal, inverse, out):
     """Layer norm; `normal` and `inverse` (1 / deviation) are kept for the reverse pass."""
-    width = x.shape[1]
-    share = ONE / single(width)
     for i in range(n):
-        gathered = fill(ZERO)
-        for k in range(0, width, LANES):
-            gathered = plus(gathered, load(x, i, k))
-        mean = fill(total(gathered) * share)
-        gathered = fill(ZERO)
-        for k in range(0, width, LANES):
-            offset = minus(load(x, i, k), mean)
-            gathered = fma(offset, offset, gathered)
-        inverse[i] = ONE / single(math.sqrt(total(gathered) * share + LAYER_NORM_EPSILON))
-        factor = fill(inverse[i])
-        for k in range(0, width, LANES):
-            y = times(minus(load(x, i, k), mean), factor)
-            store(normal, i, k, y)
-            store(out, i, k, fma(y, load(scale, 0, k), load(bias, 0, k)))
-
-
-@inner_loop
-def _normalise_gradient(n, given, scale, normal, inverse, out):
-    """Reverse of `_normalise`; `out` may be `given`."""
-    width = given.shape[1]
-    share = ONE / single(width)
-    for i in range(n):
-        mean, along = fill(ZERO), fill(ZERO)
-        for k in range(0, width, LANES):
-            g = times(load(given, i, k), load(scale, 0, k))
-            mean = plus(mean, g)
-            along = fma(g, load(normal, i, k), along)
-        mean, along = fill(total(mean) * share), fill(total(along) * share)
-        factor = fill(inverse[i])
-        for k in range(0, width, LANES):
-            g = times(load(given, i, k), load(scale, 0, k))
-            g = minus(minus(g, mean), times(load(normal, i, k), along))
-            store(out, i, k, times(g, factor))
-
-
-@inner_loop
-def _silu(n, x, out):
-    for i in range(n):
+        inverse[i] = normalise_row(x, i, x.shape[1], LAYER_NORM_EPSILON, normal)
         for k in range(0, x.shape[1], LANES):
-            v = load(x, i, k)
-            store(out, i, k, times(v, sigmoid(v)))
+            store(out, i, k, fma(load(normal, i, k), load(scale, 0, k), load(bias, 0, k)))
 
 
 @inner_loop
-def _times_silu_slope(n, x, given):
-    """given *= silu'(x)."""
-    one = fill(ONE)
+def _normalise_gradient(n, given, scale, normal, inverse):
+    """Reverse of `_normalise`; `given` is replaced."""
     for i in range(n):
-        for k in range(0, x.shape[1], LANES):
-            v = load(x, i, k)
-            s = sigmoid(v)
-            slope = fma(times(v, s), minus(one, s), s)
-            store(given, i, k, times(load(given, i, k), slope))
-
-
-@inner_loop
-def _add(n, x, out):
-    """out[:, : width of x or out, whichever is less] += x."""
-    for i in range(n):
-        for k in range(0, min(x.shape[1], out.shape[1]), LANES):
-            store(out, i, k, plus(load(out, i, k), load(x, i, k)))
+        for k in range(0, given.shape[1], LANES):
+            store(given, i, k, times(load(given, i, k), load(scale, 0, k)))
+        normalise_row_gradient(given, i, given.shape[1], normal, inverse[i])
 
 
 @inner_loop
 def project(n, x, weights_of_features, weights_of_geometry, projected):
     """Queries, keys, values of all heads, queries and keys of all degrees, side by side."""
-    clear(n, projected)
+    clear(n, projected, projected.shape[1])
     column = 0
     head = weights_of_features.shape[1]
     for h in range(weights_of_features.shape[0]):
@@ -146,26 +77,26 @@ def refine(n, l, w, kept, x, wide):
     """
     normed, hidden = kept.normed[l], kept.hidden[l]
     _normalise(n, x, w.norm[l, 0], w.norm[l, 1], kept.normal[l, 0], kept.inverse[l, 0], normed)
-    _silu(n, normed, x)
-    _fill_rows(n, hidden, w.mlp_bias[l, 0])
+    silu(n, normed, normed.shape[1], x)
+    fill_rows(n, hidden, w.mlp_bias[l, 0])
     add_product(n, x, 0, w.mlp[l, 0], hidden, 0)
-    _silu(n, hidden, wide)
-    _fill_rows(n, x, w.mlp_bias[l, 1])
-    _add(n, normed, x)
+    silu(n, hidden, hidden.shape[1], wide)
+    fill_rows(n, x, w.mlp_bias[l, 1])
+    add_rows(n, normed, x.shape[1], x)
     add_product(n, wide, 0, w.mlp[l, 1], x, 0)
 
 
 @inner_loop
 def refine_gradient(n, l, w, kept, d_x, other, third):
     """Reverse of `refine`: d_x [n, F] is replaced; the others are working space [n, F]."""
-    clear(n, other)
+    clear(n, other, other.shape[1])
     add_product(n, d_x, 0, w.mlp_transposed[l, 1], other, 0)
-    _times_silu_slope(n, kept.hidden[l], other)
-    clear(n, third)
+    times_silu_slope(n, kept.hidden[l], other.shape[1], other)
+    clear(n, third, third.shape[1])
     add_product(n, other, 0, w.mlp_transposed[l, 0], third, 0)
-    _times_silu_slope(n, kept.normed[l], third)
-    _add(n, third, d_x)
-    _normalise_gradient(n, d_x, w.norm[l, 0], kept.normal[l, 0], kept.inverse[l, 0], d_x)
+    times_silu_slope(n, kept.normed[l], third.shape[1], third)
+    add_rows(n, third, d_x.shape[1], d_x)
+    _normalise_gradient(n, d_x, w.norm[l, 0], kept.normal[l, 0], kept.inverse[l, 0])
 
 
 @inner_loop
@@ -198,9 +129,9 @@ def exchange(n, l, w, kept, degrees, x, ev, wide, out):
                 kept.ev[l, i, m] = ev[i, m]
                 gathered += ev[i, m] * ev[i, m]
             wide[i, width + d] = gathered
-    _fill_rows(n, out, w.exchange_bias[l])
+    fill_rows(n, out, w.exchange_bias[l])
     add_product(n, wide, 0, w.exchange[l], out, 0)
-    _add(n, out, x)
+    add_rows(n, out, width, x)
     for i in range(n):
         for d in range(degrees.shape[0]):
             gain = ONE + out[i, width + d]
@@ -215,7 +146,7 @@ def exchange(n, l, w, kept, degrees, x, ev, wide, out):
 def exchange_gradient(n, l, w, kept, degrees, d_x, d_ev, wide, out):
     """Reverse of `exchange`: d_x, d_ev are replaced."""
     width = d_x.shape[1]
-    _normalise_gradient(n, d_x, w.norm[l, 2], kept.normal[l, 1], kept.inverse[l, 1], d_x)
+    _normalise_gradient(n, d_x, w.norm[l, 2], kept.normal[l, 1], kept.inverse[l, 1])
     for i in range(n):
         for k in range(0, width, LANES):
             store(wide, i, k, load(d_x, i, k))
@@ -227,9 +158,9 @@ def exchange_gradient(n, l, w, kept, degrees, d_x, d_ev, wide, out):
             for m in range(begin, end):
                 gathered += d_ev[i, m] * kept.ev[l, i, m]
             wide[i, width + d] = gathered
-    clear(n, out)
+    clear(n, out, out.shape[1])
     add_product(n, wide, 0, w.exchange_transposed[l], out, 0)
-    _add(n, out, d_x)
+    add_rows(n, out, width, d_x)
     for i in range(n):
         for d in range(degrees.shape[0]):
             gain, pull = kept.gain[l, i, d], TWO * out[i, width + d]
@@ -246,19 +177,8 @@ def energies_and_gradient(n, w, species, scale, x, hidden, energies, d_x):
         scale: [n_species] float64.
         hidden: [n, head features], working space.
     """
-    _fill_rows(n, hidden, w.head_bias)
+    fill_rows(n, hidden, w.head_bias)
     add_product(n, x, 0, w.head, hidden, 0)
-    one = fill(ONE)
-    for i in range(n):
-        gathered = fill(ZERO)
-        factor = fill(single(scale[species[i]]))
-        for k in range(0, hidden.shape[1], LANES):
-            v, last = load(hidden, i, k), load(w.last, 0, k)
-            s = sigmoid(v)
-            vs = times(v, s)
-            gathered = fma(vs, last, gathered)
-            slope = fma(vs, minus(one, s), s)
-            store(hidden, i, k, times(times(slope, last), factor))
-        energies[i] += scale[species[i]] * total(gathered)
-    clear(n, d_x)
+    head_of_silu(n, hidden, w.last, species, scale, energies)
+    clear(n, d_x, d_x.shape[1])
     add_product(n, hidden, 0, w.head_transposed, d_x, 0)

@@ -9,36 +9,19 @@ Lanes of a row of coefficients: H of the features, then one a degree.
 
 import numpy as np
 
-from attncalc.kernels.simd.loops import inner_loop, single
+from attncalc.kernels.simd.loops import (
+    THREE,
+    TWO,
+    ZERO,
+    add_to,
+    cubic,
+    cubic_slope,
+    inner_loop,
+    single,
+)
+from attncalc.kernels.simd.row_loops import clear
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, plus, store, times, total
-from attncalc.kernels.so3krates.pair_loops import add_to, gather
-
-ZERO, TWO, THREE = single(0), single(2), single(3)
-
-
-@inner_loop
-def _coefficients(table, row, t):
-    """Values of the cubics of one interval, [16 lanes]."""
-    value = fma(t, load(table, row, 3 * LANES), load(table, row, 2 * LANES))
-    value = fma(t, value, load(table, row, LANES))
-    return fma(t, value, load(table, row, 0))
-
-
-@inner_loop
-def _slopes(table, row, linear, quadratic):
-    """Their derivatives by the place in the interval; linear = 2 t, quadratic = 3 t²."""
-    slope = fma(linear, load(table, row, 2 * LANES), load(table, row, LANES))
-    return fma(quadratic, load(table, row, 3 * LANES), slope)
-
-
-@inner_loop
-def _spread_of(shape, coefficients, row, masks, k):
-    """Vector of the degrees' coefficients at all orders of each, lanes k to k + 16."""
-    spread = fill(ZERO)
-    for l in range(len(shape.degrees)):
-        coefficient = fill(coefficients[row, len(shape.heads) + l])
-        spread = fma(coefficient, load(masks, l, k), spread)
-    return spread
+from attncalc.kernels.so3krates.pair_loops import gather, send_orders, send_orders_gradient
 
 
 @inner_loop
@@ -57,23 +40,17 @@ def first_messages(
     n_intervals = table.shape[0] // (n_kinds * n_kinds)
     coefficients = np.empty((2, LANES), single)
     n_atoms = features.shape[0]
-    for i in range(n_atoms):
-        for z in range(n_kinds):
-            store(gathered, i, z * LANES, fill(ZERO))
+    clear(n_atoms, gathered, n_kinds * LANES)
     for p in range(n_pairs):
         i, j, knot, t = pairs.i[p], pairs.j[p], pairs.knot[p], fill(pairs.place[p])
         a, b = kinds[i], kinds[j]
-        to_i = _coefficients(table, (a * n_kinds + b) * n_intervals + knot, t)
-        to_j = _coefficients(table, (b * n_kinds + a) * n_intervals + knot, t)
+        to_i = cubic(table, (a * n_kinds + b) * n_intervals + knot, 0, LANES, t)
+        to_j = cubic(table, (b * n_kinds + a) * n_intervals + knot, 0, LANES, t)
         add_to(gathered, i, b * LANES, to_i)
         add_to(gathered, j, a * LANES, to_j)
         store(coefficients, 0, 0, to_i)
         store(coefficients, 1, 0, to_j)
-        for v in range(len(shape.orders)):
-            k = v * LANES
-            y = load(pairs.spherical, p, k)
-            add_to(received, i, k, times(_spread_of(shape, coefficients, 0, orders.masks, k), y))
-            add_to(received, j, k, times(_spread_of(shape, coefficients, 1, orders.mirrored, k), y))
+        send_orders(shape, pairs, p, i, j, orders, coefficients, len(shape.heads), received)
     head = LANES * len(shape.head)
     for i in range(n_atoms):
         for z in range(n_kinds):
@@ -123,8 +100,8 @@ def first_messages_gradient(
         a, b = kinds[i], kinds[j]
         row_i = (a * n_kinds + b) * n_intervals + knot
         row_j = (b * n_kinds + a) * n_intervals + knot
-        store(coefficients, 0, 0, _coefficients(table, row_i, fill(t)))
-        store(coefficients, 1, 0, _coefficients(table, row_j, fill(t)))
+        store(coefficients, 0, 0, cubic(table, row_i, 0, LANES, fill(t)))
+        store(coefficients, 1, 0, cubic(table, row_j, 0, LANES, fill(t)))
         for h in range(n_heads):
             given[0, h] = gathered[i, b * LANES + h]
             given[1, h] = gathered[j, a * LANES + h]
@@ -136,13 +113,9 @@ def first_messages_gradient(
                 shape, d_received, j, pairs.spherical, p, orders.mirrored, l
             )
         linear, quadratic = fill(TWO * t), fill(THREE * t * t)
-        along = times(load(given, 0, 0), _slopes(table, row_i, linear, quadratic))
-        along = plus(along, times(load(given, 1, 0), _slopes(table, row_j, linear, quadratic)))
+        along = times(load(given, 0, 0), cubic_slope(table, row_i, 0, LANES, linear, quadratic))
+        along = plus(
+            along, times(load(given, 1, 0), cubic_slope(table, row_j, 0, LANES, linear, quadratic))
+        )
         d_lengths[p] += total(along) * per_length
-        for v in range(len(shape.orders)):
-            k = v * LANES
-            from_i = times(
-                _spread_of(shape, coefficients, 0, orders.masks, k), load(d_received, i, k)
-            )
-            from_j = _spread_of(shape, coefficients, 1, orders.mirrored, k)
-            add_to(d_spherical, p, k, fma(from_j, load(d_received, j, k), from_i))
+        send_orders_gradient(shape, p, i, j, orders, coefficients, n_heads, d_received, d_spherical)

@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from attncalc.kernels.simd.loops import inner_loop, single
-
-ZERO = single(0)
+from attncalc.kernels.simd.force_loop import add_force
+from attncalc.kernels.simd.loops import ZERO, inner_loop
 
 
 @inner_loop
@@ -165,24 +164,8 @@ def forces_of_pairs(
         radial = along - (gx * x + gy * y + gz * z) / d
         gx, gy, gz = gx / d + radial * x, gy / d + radial * y, gz / d + radial * z
         i, j = pairs.i[p], pairs.j[p]
-        forces[i, 0] += gx
-        forces[i, 1] += gy
-        forces[i, 2] += gz
-        forces[j, 0] -= gx
-        forces[j, 1] -= gy
-        forces[j, 2] -= gz
-        s = system_idx[i]
-        # symmetric but for rounding, so one half is enough
-        strain_gradient[s, 0, 0] += d * x * gx
-        strain_gradient[s, 1, 1] += d * y * gy
-        strain_gradient[s, 2, 2] += d * z * gz
-        xy, xz, yz = d * (x * gy + y * gx) / 2, d * (x * gz + z * gx) / 2, d * (y * gz + z * gy) / 2
-        strain_gradient[s, 0, 1] += xy
-        strain_gradient[s, 1, 0] += xy
-        strain_gradient[s, 0, 2] += xz
-        strain_gradient[s, 2, 0] += xz
-        strain_gradient[s, 1, 2] += yz
-        strain_gradient[s, 2, 1] += yz
+        x, y, z = d * x, d * y, d * z
+        add_force(i, j, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
 
 
 @inner_loop

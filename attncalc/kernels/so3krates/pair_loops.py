@@ -14,21 +14,32 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.kernels.simd.loops import add_product, inner_loop, sigmoid, single
+from attncalc.kernels.simd.loops import (
+    THREE,
+    TWO,
+    ZERO,
+    add_to,
+    cubic,
+    cubic_slope,
+    inner_loop,
+    sigmoid,
+    silu_slope,
+    single,
+)
+from attncalc.kernels.simd.products import add_product
+from attncalc.kernels.simd.row_loops import clear
 from attncalc.kernels.simd.vectors import (
     LANES,
     fill,
     fma,
     load,
     minus,
-    plus,
     store,
     times,
     total,
 )
 
 BLOCK = 72  # pairs: two filters of 128 and their gradients stay in the second cache
-ZERO, ONE, TWO, THREE = single(0), single(1), single(2), single(3)
 
 
 class Pairs(NamedTuple):
@@ -96,18 +107,37 @@ class Shape(NamedTuple):
 
 
 @inner_loop
-def add_to(a, i, k, v):
-    """a[i, k : k + 16] += v."""
-    store(a, i, k, plus(load(a, i, k), v))
+def _spread(shape, coefficients, row, first, masks, k):
+    """Coefficients of the degrees, from column `first` on, at all their orders: lanes from k."""
+    spread = fill(ZERO)
+    for l in range(len(shape.degrees)):
+        spread = fma(fill(coefficients[row, first + l]), load(masks, l, k), spread)
+    return spread
 
 
 @inner_loop
-def _spread(shape, coefficients, row, masks, k):
-    """Vector of coefficients[row, l] at all orders m of degree l, lanes k to k + 16."""
-    spread = fill(ZERO)
-    for l in range(len(shape.degrees)):
-        spread = fma(fill(coefficients[row, l]), load(masks, l, k), spread)
-    return spread
+def send_orders(shape, pairs, p, i, j, orders, coefficients, first, received):
+    """Adds Y of a pair to both atoms' `received`, times the coefficient of each degree.
+
+    Args:
+        coefficients: [2, ..], to i and to j; those of the degrees begin at column `first`.
+    """
+    for v in range(len(shape.orders)):
+        k = v * LANES
+        y = load(pairs.spherical, p, k)
+        add_to(received, i, k, times(_spread(shape, coefficients, 0, first, orders.masks, k), y))
+        add_to(received, j, k, times(_spread(shape, coefficients, 1, first, orders.mirrored, k), y))
+
+
+@inner_loop
+def send_orders_gradient(shape, p, i, j, orders, coefficients, first, d_received, d_spherical):
+    """Reverse of `send_orders` for Y."""
+    for v in range(len(shape.orders)):
+        k = v * LANES
+        to_i = _spread(shape, coefficients, 0, first, orders.masks, k)
+        to_j = _spread(shape, coefficients, 1, first, orders.mirrored, k)
+        from_i = times(to_i, load(d_received, i, k))
+        add_to(d_spherical, p, k, fma(to_j, load(d_received, j, k), from_i))
 
 
 @inner_loop
@@ -127,9 +157,7 @@ def _tabulated(shape, begin, n, pairs, table, filters):
     for q in range(n):
         knot, t = pairs.knot[begin + q], fill(pairs.place[begin + q])
         for k in range(0, width, LANES):
-            value = fma(t, load(table, knot, k + 3 * width), load(table, knot, k + 2 * width))
-            value = fma(t, value, load(table, knot, k + width))
-            store(filters, q, k, fma(t, value, load(table, knot, k)))
+            store(filters, q, k, cubic(table, knot, k, width, t))
 
 
 @inner_loop
@@ -153,24 +181,13 @@ def _preactivation(shape, invariants, first, first_bias, k):
 
 
 @inner_loop
-def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden):
-    """hidden[q] = C(d) silu(I W1 + b1)."""
-    invariants = np.empty((1, len(shape.degrees)), single)
-    for q in range(n):
-        p = begin + q
-        _invariants(shape, pairs.i[p], pairs.j[p], ev, masks, invariants)
-        c = fill(pairs.envelope[p])
-        for v in range(len(shape.hidden)):
-            k = v * LANES
-            z = _preactivation(shape, invariants, weights.first, weights.first_bias, k)
-            store(hidden, q, k, times(times(z, sigmoid(z)), c))
+def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, for_reverse):
+    """hidden[q] = C(d) silu(z), z = I W1 + b1.
 
-
-@inner_loop
-def _hidden_and_slopes(shape, begin, n, pairs, ev, masks, weights, hidden, bare, slope):
-    """As `_hidden`; bare = silu(z), slope = C(d) silu'(z)."""
+    Args:
+        for_reverse: None, or two arrays like `hidden`: for silu(z) and C(d) silu'(z).
+    """
     invariants = np.empty((1, len(shape.degrees)), single)
-    one = fill(ONE)
     for q in range(n):
         p = begin + q
         _invariants(shape, pairs.i[p], pairs.j[p], ev, masks, invariants)
@@ -180,9 +197,68 @@ def _hidden_and_slopes(shape, begin, n, pairs, ev, masks, weights, hidden, bare,
             z = _preactivation(shape, invariants, weights.first, weights.first_bias, k)
             s = sigmoid(z)
             zs = times(z, s)
-            store(bare, q, k, zs)
             store(hidden, q, k, times(zs, c))
-            store(slope, q, k, times(c, fma(zs, minus(one, s), s)))
+            if for_reverse is not None:
+                store(for_reverse[0], q, k, zs)
+                store(for_reverse[1], q, k, times(c, silu_slope(z, s)))
+
+
+@inner_loop
+def _filters(shape, begin, n, pairs, ev, masks, weights, rests, hidden, for_reverse, filters):
+    """Both filters of a block of pairs; `hidden` and `for_reverse` are those of `_hidden`."""
+    _tabulated(shape, begin, n, pairs, weights.table, filters)
+    if not rests:
+        _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, for_reverse)
+        half, width = hidden.shape[1] // 2, filters.shape[1] // 2
+        add_product(n, hidden, 0, weights.second[0], filters, 0)
+        add_product(n, hidden, half, weights.second[1], filters, width)
+
+
+@inner_loop
+def _coefficients(vectors, projected, i, j, query, key, filters, q, column):
+    """Sums of q_i w k_j and of q_j w k_i; queries, keys and filter begin at these columns."""
+    to_i, to_j = fill(ZERO), fill(ZERO)
+    for v in range(len(vectors)):
+        k = v * LANES
+        w = load(filters, q, column + k)
+        q_i, k_i = load(projected, i, query + k), load(projected, i, key + k)
+        q_j, k_j = load(projected, j, query + k), load(projected, j, key + k)
+        to_i, to_j = fma(times(q_i, w), k_j, to_i), fma(times(q_j, w), k_i, to_j)
+    return total(to_i), total(to_j)
+
+
+@inner_loop
+def _coefficients_gradient(
+    vectors,
+    projected,
+    i,
+    j,
+    query,
+    key,
+    filters,
+    q,
+    column,
+    given_i,
+    given_j,
+    d_projected,
+    d_filters,
+):
+    """Reverse of `_coefficients`, which it returns too: adds to d_projected, fills d_filters."""
+    to_i, to_j = fill(ZERO), fill(ZERO)
+    for v in range(len(vectors)):
+        k = v * LANES
+        w = load(filters, q, column + k)
+        q_i, k_i = load(projected, i, query + k), load(projected, i, key + k)
+        q_j, k_j = load(projected, j, query + k), load(projected, j, key + k)
+        qk_i, qk_j = times(q_i, k_j), times(q_j, k_i)
+        to_i, to_j = fma(qk_i, w, to_i), fma(qk_j, w, to_j)
+        store(d_filters, q, column + k, fma(given_i, qk_i, times(given_j, qk_j)))
+        w_i, w_j = times(given_i, w), times(given_j, w)
+        add_to(d_projected, i, query + k, times(w_i, k_j))
+        add_to(d_projected, i, key + k, times(w_j, q_j))
+        add_to(d_projected, j, query + k, times(w_j, k_i))
+        add_to(d_projected, j, key + k, times(w_i, q_i))
+    return total(to_i), total(to_j)
 
 
 @inner_loop
@@ -202,60 +278,27 @@ def messages(shape, n_pairs, pairs, orders, weights, ev, rests, projected, featu
     beta = np.empty((2, n_degrees), single)
     for begin in range(0, n_pairs, BLOCK):
         n = min(BLOCK, n_pairs - begin)
-        _tabulated(shape, begin, n, pairs, weights.table, filters)
-        if not rests:
-            _hidden(shape, begin, n, pairs, ev, orders.masks, weights, hidden)
-            add_product(n, hidden, 0, weights.second[0], filters, 0)
-            add_product(n, hidden, n_hidden // 2, weights.second[1], filters, width)
+        _filters(shape, begin, n, pairs, ev, orders.masks, weights, rests, hidden, None, filters)
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
             for h in range(n_heads):
                 query = 3 * h * head
                 key, value = query + head, query + 2 * head
-                to_i, to_j = fill(ZERO), fill(ZERO)
-                for v in range(len(shape.head)):
-                    k = v * LANES
-                    w = load(filters, q, h * head + k)
-                    to_i = fma(
-                        times(load(projected, i, query + k), w),
-                        load(projected, j, key + k),
-                        to_i,
-                    )
-                    to_j = fma(
-                        times(load(projected, j, query + k), w),
-                        load(projected, i, key + k),
-                        to_j,
-                    )
-                alpha_i, alpha_j = fill(total(to_i)), fill(total(to_j))
+                alpha_i, alpha_j = _coefficients(
+                    shape.head, projected, i, j, query, key, filters, q, h * head
+                )
                 for v in range(len(shape.head)):
                     k = v * LANES
                     column = h * head + k
-                    add_to(features, i, column, times(alpha_i, load(projected, j, value + k)))
-                    add_to(features, j, column, times(alpha_j, load(projected, i, value + k)))
+                    add_to(features, i, column, times(fill(alpha_i), load(projected, j, value + k)))
+                    add_to(features, j, column, times(fill(alpha_j), load(projected, i, value + k)))
             for l in range(n_degrees):
                 query = 3 * width + 2 * l * part
-                key = query + part
-                to_i, to_j = fill(ZERO), fill(ZERO)
-                for v in range(len(shape.part)):
-                    k = v * LANES
-                    w = load(filters, q, width + l * part + k)
-                    to_i = fma(
-                        times(load(projected, i, query + k), w),
-                        load(projected, j, key + k),
-                        to_i,
-                    )
-                    to_j = fma(
-                        times(load(projected, j, query + k), w),
-                        load(projected, i, key + k),
-                        to_j,
-                    )
-                beta[0, l], beta[1, l] = total(to_i), total(to_j)
-            for v in range(len(shape.orders)):
-                k = v * LANES
-                y = load(pairs.spherical, p, k)
-                add_to(received, i, k, times(_spread(shape, beta, 0, orders.masks, k), y))
-                add_to(received, j, k, times(_spread(shape, beta, 1, orders.mirrored, k), y))
+                beta[0, l], beta[1, l] = _coefficients(
+                    shape.part, projected, i, j, query, query + part, filters, q, width + l * part
+                )
+            send_orders(shape, pairs, p, i, j, orders, beta, 0, received)
 
 
 @inner_loop
@@ -295,97 +338,63 @@ def messages_gradient(
     beta = np.empty((2, n_degrees), single)
     for begin in range(0, n_pairs, BLOCK):
         n = min(BLOCK, n_pairs - begin)
-        _tabulated(shape, begin, n, pairs, weights.table, filters)
-        if not rests:
-            _hidden_and_slopes(
-                shape, begin, n, pairs, ev, orders.masks, weights, hidden, bare, slope
-            )
-            add_product(n, hidden, 0, weights.second[0], filters, 0)
-            add_product(n, hidden, n_hidden // 2, weights.second[1], filters, width)
+        _filters(
+            shape, begin, n, pairs, ev, orders.masks, weights, rests, hidden, (bare, slope), filters
+        )
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
             for h in range(n_heads):
                 query = 3 * h * head
                 key, value = query + head, query + 2 * head
-                alpha_i, alpha_j = fill(ZERO), fill(ZERO)
                 d_alpha_i, d_alpha_j = fill(ZERO), fill(ZERO)
                 for v in range(len(shape.head)):
                     k = v * LANES
-                    column = h * head + k
-                    w = load(filters, q, column)
-                    alpha_i = fma(
-                        times(load(projected, i, query + k), w),
-                        load(projected, j, key + k),
-                        alpha_i,
-                    )
-                    alpha_j = fma(
-                        times(load(projected, j, query + k), w),
-                        load(projected, i, key + k),
-                        alpha_j,
-                    )
-                    d_alpha_i = fma(
-                        load(d_features, i, column), load(projected, j, value + k), d_alpha_i
-                    )
-                    d_alpha_j = fma(
-                        load(d_features, j, column), load(projected, i, value + k), d_alpha_j
-                    )
-                alpha_i, alpha_j = fill(total(alpha_i)), fill(total(alpha_j))
-                d_alpha_i, d_alpha_j = fill(total(d_alpha_i)), fill(total(d_alpha_j))
+                    d_i, d_j = load(d_features, i, h * head + k), load(d_features, j, h * head + k)
+                    d_alpha_i = fma(d_i, load(projected, j, value + k), d_alpha_i)
+                    d_alpha_j = fma(d_j, load(projected, i, value + k), d_alpha_j)
+                alpha_i, alpha_j = _coefficients_gradient(
+                    shape.head,
+                    projected,
+                    i,
+                    j,
+                    query,
+                    key,
+                    filters,
+                    q,
+                    h * head,
+                    fill(total(d_alpha_i)),
+                    fill(total(d_alpha_j)),
+                    d_projected,
+                    d_filters,
+                )
                 for v in range(len(shape.head)):
                     k = v * LANES
-                    column = h * head + k
-                    w = load(filters, q, column)
-                    q_i, k_i = load(projected, i, query + k), load(projected, i, key + k)
-                    q_j, k_j = load(projected, j, query + k), load(projected, j, key + k)
-                    to_i, to_j = times(d_alpha_i, w), times(d_alpha_j, w)
-                    store(
-                        d_filters,
-                        q,
-                        column,
-                        fma(d_alpha_i, times(q_i, k_j), times(d_alpha_j, times(q_j, k_i))),
-                    )
-                    add_to(d_projected, i, query + k, times(to_i, k_j))
-                    add_to(d_projected, i, key + k, times(to_j, q_j))
-                    add_to(d_projected, i, value + k, times(alpha_j, load(d_features, j, column)))
-                    add_to(d_projected, j, query + k, times(to_j, k_i))
-                    add_to(d_projected, j, key + k, times(to_i, q_i))
-                    add_to(d_projected, j, value + k, times(alpha_i, load(d_features, i, column)))
+                    d_i, d_j = load(d_features, i, h * head + k), load(d_features, j, h * head + k)
+                    add_to(d_projected, i, value + k, times(fill(alpha_j), d_j))
+                    add_to(d_projected, j, value + k, times(fill(alpha_i), d_i))
             for l in range(n_degrees):
                 query = 3 * width + 2 * l * part
-                key = query + part
-                d_beta_i = fill(gather(shape, d_received, i, pairs.spherical, p, orders.masks, l))
-                d_beta_j = fill(
-                    gather(shape, d_received, j, pairs.spherical, p, orders.mirrored, l)
+                beta[0, l], beta[1, l] = _coefficients_gradient(
+                    shape.part,
+                    projected,
+                    i,
+                    j,
+                    query,
+                    query + part,
+                    filters,
+                    q,
+                    width + l * part,
+                    fill(gather(shape, d_received, i, pairs.spherical, p, orders.masks, l)),
+                    fill(gather(shape, d_received, j, pairs.spherical, p, orders.mirrored, l)),
+                    d_projected,
+                    d_filters,
                 )
-                beta_i, beta_j = fill(ZERO), fill(ZERO)
-                for v in range(len(shape.part)):
-                    k = v * LANES
-                    column = width + l * part + k
-                    w = load(filters, q, column)
-                    q_i, k_i = load(projected, i, query + k), load(projected, i, key + k)
-                    q_j, k_j = load(projected, j, query + k), load(projected, j, key + k)
-                    qk_i, qk_j = times(q_i, k_j), times(q_j, k_i)
-                    beta_i, beta_j = fma(qk_i, w, beta_i), fma(qk_j, w, beta_j)
-                    store(d_filters, q, column, fma(d_beta_i, qk_i, times(d_beta_j, qk_j)))
-                    to_i, to_j = times(d_beta_i, w), times(d_beta_j, w)
-                    add_to(d_projected, i, query + k, times(to_i, k_j))
-                    add_to(d_projected, i, key + k, times(to_j, q_j))
-                    add_to(d_projected, j, query + k, times(to_j, k_i))
-                    add_to(d_projected, j, key + k, times(to_i, q_i))
-                beta[0, l], beta[1, l] = total(beta_i), total(beta_j)
-            for v in range(len(shape.orders)):
-                k = v * LANES
-                from_i = times(_spread(shape, beta, 0, orders.masks, k), load(d_received, i, k))
-                from_j = _spread(shape, beta, 1, orders.mirrored, k)
-                add_to(d_spherical, p, k, fma(from_j, load(d_received, j, k), from_i))
+            send_orders_gradient(shape, p, i, j, orders, beta, 0, d_received, d_spherical)
         _tabulated_gradient(shape, begin, n, pairs, per_length, weights.table, d_filters, d_lengths)
         if rests:
             continue
-        for q in range(n):
-            for v in range(len(shape.hidden)):
-                k = v * LANES
-                store(d_hidden, q, k, fill(ZERO))
+        clear(n, d_hidden, n_hidden)
         add_product(n, d_filters, 0, weights.second_transposed[0], d_hidden, 0)
         add_product(n, d_filters, width, weights.second_transposed[1], d_hidden, n_hidden // 2)
         for q in range(n):
@@ -407,7 +416,7 @@ def messages_gradient(
             for v in range(len(shape.orders)):
                 k = v * LANES
                 difference = minus(load(ev, j, k), load(ev, i, k))
-                pull = times(_spread(shape, d_invariants, 0, orders.masks, k), difference)
+                pull = times(_spread(shape, d_invariants, 0, 0, orders.masks, k), difference)
                 add_to(d_ev, j, k, pull)
                 store(d_ev, i, k, minus(load(d_ev, i, k), pull))
 
@@ -421,7 +430,6 @@ def _tabulated_gradient(shape, begin, n, pairs, per_length, table, d_filters, d_
         linear, quadratic = fill(TWO * t), fill(THREE * t * t)
         along = fill(ZERO)
         for k in range(0, width, LANES):
-            slope = fma(linear, load(table, knot, k + 2 * width), load(table, knot, k + width))
-            slope = fma(quadratic, load(table, knot, k + 3 * width), slope)
+            slope = cubic_slope(table, knot, k, width, linear, quadratic)
             along = fma(load(d_filters, q, k), slope, along)
         d_lengths[begin + q] += total(along) * per_length

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from attncalc.kernels.simd.keeping import kept_step
 from attncalc.kernels.simd.loops import inner_loop, single
+from attncalc.kernels.simd.row_loops import clear
 from attncalc.kernels.so3krates.atom_loops import (
-    clear,
     energies_and_gradient,
     exchange,
     exchange_gradient,
@@ -217,7 +217,7 @@ def _step(
     for i in range(n):
         for k in range(x.shape[1]):
             x[i, k] = features[i, k]
-    clear(n, space.ev_before[0])
+    clear(n, space.ev_before[0], space.ev_before[0].shape[1])
     if start != 0:
         start_ev(n_pairs, pairs, constants.parity, start, space.ev_before[0])
     by_kind = len(kinds.table) > 0
@@ -259,9 +259,9 @@ def _step(
     energies_and_gradient(n, w, species, constants.scale, x, space.of_head, energies, space.d_x)
     for i in range(n):
         energies[i] += constants.reference[species[i]]
-    clear(n_pairs, space.d_spherical)
+    clear(n_pairs, space.d_spherical, space.d_spherical.shape[1])
     space.d_lengths[:n_pairs] = 0
-    clear(n, d_ev)
+    clear(n, d_ev, d_ev.shape[1])
     for l in range(n_layers - 1, -1, -1):
         rests = l == 0 and start == 0
         exchange_gradient(
@@ -289,7 +289,7 @@ def _step(
                 space.d_lengths,
             )
             continue
-        clear(n, space.d_projected)
+        clear(n, space.d_projected, space.d_projected.shape[1])
         messages_gradient(
             shape,
             n_pairs,

@@ -16,9 +16,10 @@ from torch.nn.functional import layer_norm, silu
 pytest.importorskip("numba")
 
 from attncalc.basis.edge_frames import EdgeFrames
-from attncalc.kernels.equiformer import atom_loops, edge_loops, message_loops, products, row_loops
+from attncalc.kernels.equiformer import atom_loops, degree_loops, edge_loops, message_loops
 from attncalc.kernels.equiformer import geometry_loops as geometry
 from attncalc.kernels.equiformer.packing import layout_of, plan_of, weights_of
+from attncalc.kernels.simd import row_loops
 from attncalc.nn.equiformer import (
     LAYER_NORM_EPSILON,
     N_HIDDEN,
@@ -127,23 +128,11 @@ def from_edges(rows: Tensor) -> list[Tensor]:
     return unflat(torch.zeros_like(rows).index_copy(1, columns, rows), CHANNELS)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 6, 9, 12, 16, 23])
-@pytest.mark.parametrize("shape", [(1, 16), (7, 32), (32, 64), (130, 144), (5, 112)], ids=str)
-def test_the_product_is_added(n: int, shape: tuple[int, int]) -> None:
-    n_inner, n_columns = shape
-    x, w = random(n + 1, n_inner + 5), random(*shape, seed=1)
-    out = random(n + 1, n_columns + 7, seed=2)
-    expected = out.astype(float)
-    expected[:n, 3 : 3 + n_columns] += x[:n, 2 : 2 + n_inner].astype(float) @ w.astype(float)
-    products.add_product(n, x, 2, w, out, 3)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
-
-
 def test_norms() -> None:
     x, given = random(N, 96), random(N, 96, seed=1)
     out, inverse = zeros(N, 96), zeros(N, 2)
-    row_loops.layer_norm(N, x, 48, out, inverse, 0)
-    row_loops.degree_norm(N, x, 48, 96, out, inverse, 1)
+    degree_loops.layer_norm(N, x, 48, out, inverse, 0)
+    degree_loops.degree_norm(N, x, 48, 96, out, inverse, 1)
 
     def plain(x: Tensor) -> Tensor:
         scalars, others = x.split(48, dim=1)
@@ -153,8 +142,8 @@ def test_norms() -> None:
 
     result, (expected,) = gradients(plain, [x], given)
     assert_same(out, result)
-    row_loops.layer_norm_gradient(N, given, 48, out, inverse, 0)
-    row_loops.degree_norm_gradient(N, given, 48, 96, out, inverse, 1)
+    degree_loops.layer_norm_gradient(N, given, 48, out, inverse, 0)
+    degree_loops.degree_norm_gradient(N, given, 48, 96, out, inverse, 1)
     assert_same(given, expected)
 
 
@@ -168,9 +157,9 @@ def test_silu() -> None:
     row_loops.times_silu_slope(N, x, 32, given)
     assert_same(given, expected)
     result, (expected, *_) = gradients(lambda x, s, b: silu(x * s + b), [x, scale, bias], too)
-    row_loops.scale_and_silu(N, x, scale, bias, scaled)
+    degree_loops.scale_and_silu(N, x, scale, bias, scaled)
     assert_same(scaled, result)
-    row_loops.scale_and_silu_gradient(N, x, scale, bias, too)
+    degree_loops.scale_and_silu_gradient(N, x, scale, bias, too)
     assert_same(too, expected)
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 numba = pytest.importorskip("numba")
 
 from attncalc.kernels.simd import vectors as simd  # noqa: E402
-from attncalc.kernels.simd.loops import FASTMATH, add_product, sigmoid  # noqa: E402
+from attncalc.kernels.simd.loops import FASTMATH, sigmoid  # noqa: E402
+from attncalc.kernels.simd.products import add_product  # noqa: E402
 
 EPSILON = 2.0**-23
 
@@ -42,8 +43,8 @@ def test_vectors_do_what_their_names_say() -> None:
     assert total == pytest.approx(a.sum(), abs=16 * EPSILON)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 6, 9, 23])
-@pytest.mark.parametrize("shape", [(1, 16), (7, 32), (32, 64), (130, 144)], ids=str)
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 6, 9, 12, 16, 23])
+@pytest.mark.parametrize("shape", [(1, 16), (7, 32), (32, 64), (130, 144), (5, 112)], ids=str)
 def test_the_product_is_added(n: int, shape: tuple[int, int]) -> None:
     n_inner, n_columns = shape
     x, w = random(n + 1, n_inner + 5), random(*shape, seed=1)

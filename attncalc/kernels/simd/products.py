@@ -1,35 +1,18 @@
-"""The matrix product of these loops: tiles for narrow matrices too, compiled once."""
+"""The matrix product of all loops: tiles for narrow matrices too, compiled once."""
 
-from collections.abc import Callable
-from typing import Any
+from numba.core.registry import cpu_target
 
-from numba.core import types
-from numba.extending import intrinsic
-
-from attncalc.kernels.simd.loops import WIDE, inner_loop
+from attncalc.kernels.simd.loops import inner_loop, stays_whole
 from attncalc.kernels.simd.vectors import LANES, tile
 
+_, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
+# a tile must fit into the registers: 32 of 16 lanes with AVX-512, 16 of 8 with AVX2, 32 of 4 (NEON)
+WIDE = 4 if "+avx512f" in _FEATURES else 1
 _wide_6, _wide_3, _wide_1 = tile(6, WIDE), tile(3, WIDE), tile(1, WIDE)
 # as many sums as registers allow: fewer wait for each other
 _TALL = 12 if WIDE > 1 else 6
 _pair_12, _pair_3, _pair_1 = tile(_TALL, 2), tile(3, 2), tile(1, 2)
 _narrow_12, _narrow_3, _narrow_1 = tile(_TALL, 1), tile(3, 1), tile(1, 1)
-
-
-def _never_copied(typing: Any) -> Any:
-    """Keeps the compiler from copying the function that calls this into its callers.
-
-    Copies of long loops make compilation take minutes and gain nothing.
-    """
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.void(), code
-
-
-stays_whole: Callable[..., Any] = intrinsic(_never_copied)
 
 
 @inner_loop

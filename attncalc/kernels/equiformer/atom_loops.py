@@ -77,11 +77,7 @@ def gate_atoms(n, layout, wide, gated):
     stays_whole()
     for i in range(n):
         for l in range(len(layout.channels)):
-            to, width = layout.gated[l], layout.gates[0]
-            if l + 1 < len(layout.channels):
-                width = layout.gates[l + 1] - layout.gates[l]
-            else:
-                width = layout.wide[1] - layout.gates[l]
+            to, width = layout.gated[l], _hidden_width(layout, l)
             for k in range(0, width, LANES):
                 s = sigmoid(load(wide, i, layout.gates[l] + k))
                 for m in range(2 * l + 1):
@@ -96,10 +92,7 @@ def gate_atoms_gradient(n, layout, wide, given, out):
     one = fill(ONE)
     for i in range(n):
         for l in range(len(layout.channels)):
-            if l + 1 < len(layout.channels):
-                width = layout.gates[l + 1] - layout.gates[l]
-            else:
-                width = layout.wide[1] - layout.gates[l]
+            width = _hidden_width(layout, l)
             for k in range(0, width, LANES):
                 v = load(wide, i, layout.gates[l] + k)
                 s = sigmoid(v)
@@ -115,6 +108,13 @@ def gate_atoms_gradient(n, layout, wide, given, out):
                     by_gate = fma(g, load(wide, i, column), by_gate)
                     store(out, i, column, times(g, s))
                 store(out, i, layout.gates[l] + k, times(by_gate, slope))
+
+
+@inner_loop
+def _hidden_width(layout, l):
+    """Channels of degree l in the hidden layer of feed-forward networks."""
+    end = layout.gates[l + 1] if l + 1 < len(layout.channels) else layout.wide[1]
+    return end - layout.gates[l]
 
 
 @inner_loop

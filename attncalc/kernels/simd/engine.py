@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import threading
 from abc import ABC, abstractmethod
 from typing import Any, Generic, NamedTuple, Self, TypeVar
@@ -91,7 +92,7 @@ class CompiledEngine(ABC, Generic[Room]):
         """Working space that no other call has, and how much there is of it."""
         with self._lock:
             taken = self._free.pop() if self._free else None
-        if taken is None or any(has < n for has, n in zip(taken[0], needs, strict=True)):
+        if taken is None or any(map(operator.lt, taken[0], needs)):
             taken = None  # gives its memory back before there is another
             sizes = tuple(math.ceil(n * HEADROOM) for n in needs)
             taken = sizes, self._room(*sizes)

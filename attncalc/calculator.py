@@ -85,6 +85,7 @@ class AttnCalculator(BaseCalculator):
         )
         self.spread: dict[str, Any] | None = None
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
+        self._volume: list[float] = []  # of what was seen
 
     def calculate(
         self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]
@@ -108,7 +109,7 @@ class AttnCalculator(BaseCalculator):
             )
         system = self._system(atoms)
         self.neighbors, graph = self.neighbors.update(system)
-        (results,) = _results(evaluate(self._fast, graph), system)
+        (results,) = _results(evaluate(self._fast, graph), system, self._volume)
         if "energy_spread" in results:  # ASE knows no such properties, and writers trip over them
             self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
         self.results = results
@@ -122,7 +123,7 @@ class AttnCalculator(BaseCalculator):
         system = System.from_ase(atoms)
         check_system(self.potential, system)
         system = system.to(self.potential.device)
-        self._seen = (now, system)
+        self._seen, self._volume = (now, system), volumes(system).tolist()
         if self._suits_itself and (skin := skin_for(system)) != self.neighbors.skin:
             self.neighbors = replace(self.neighbors, skin=skin, listed=None)
         return system
@@ -145,7 +146,7 @@ class AttnCalculator(BaseCalculator):
             raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
         results: list[dict[str, Any]] = []
         for system, result in evaluate_many(self._fast, structures, batch_atoms=ATOMS_PER_BATCH):
-            results += _results(result, system)
+            results += _results(result, system, volumes(system).tolist())
         return results
 
     def verify(self, atoms: Atoms | None = None) -> checks.Report:
@@ -231,11 +232,16 @@ def _charge_and_spin(atoms: Atoms) -> tuple[str, str]:
     return repr(atoms.info.get("charge")), repr(atoms.info.get("spin"))
 
 
-def _results(result: Result, system: System) -> list[dict[str, Any]]:
-    """One dictionary per structure, in ASE's names, units and order of stress components."""
+def _results(result: Result, system: System, volume: list[float]) -> list[dict[str, Any]]:
+    """One dictionary per structure, in ASE's names, units and order of stress components.
+
+    Args:
+        result: of the model.
+        system: the structures.
+        volume: Å³ of each.
+    """
     energy, strain_gradient = result.energy.cpu().numpy(), result.strain_gradient.cpu().numpy()
     energies, forces = system.split(result.energies.cpu()), system.split(result.forces.cpu())
-    volume = volumes(system).tolist()
     results: list[dict[str, Any]] = []
     for k in range(system.n_systems):
         entry = {

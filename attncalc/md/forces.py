@@ -55,10 +55,18 @@ class Forces:
         """
         check_system(self.potential, system)
 
+    def follow(self, system: System) -> None:
+        """Before the first step of a run: a list for these positions, where steps need one."""
+        if not self.looks_at_every_step or self._skin(system) != self.neighbors.skin:
+            self.renew(system)
+
     def renew(self, system: System) -> None:
         """Make a list for these positions, whether the old one holds or not."""
-        skin = skin_for(system) if self._suits_itself else self.neighbors.skin
+        skin = self._skin(system)
         self.neighbors, _ = replace(self.neighbors, skin=skin, listed=None).update(system)
+
+    def _skin(self, system: System) -> float:
+        return skin_for(system) if self._suits_itself else self.neighbors.skin
 
     def without_check(self, system: System) -> tuple[Result, Tensor]:
         """By the list as it is, and whether that may miss a pair: [], bool, on the device.

@@ -12,6 +12,7 @@ forces computed once before the last B.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ase.data import atomic_masses
 from torch import Tensor
 
 from attncalc.md.forces import Forces, forces_of
+from attncalc.md.moves import kick_drift, kick_drift_shake_drift
 from attncalc.md.noise import LOW_32_BITS, normal_noise
 from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer, runaway
@@ -123,7 +125,7 @@ class Verlet:
     def step(self, state: MDState, force: Force) -> MDState:
         """The state one timestep later."""
         h = self.timestep
-        state = drift(kick(state, h / 2), h)
+        state = kick_drift(state, h) or drift(kick(state, h / 2), h)
         state = kick(with_forces(state, force(state.system)), h / 2)
         return state.having(step=state.step + 1)
 
@@ -176,10 +178,12 @@ class Langevin:
     def step(self, state: MDState, force: Force) -> MDState:
         """The state one timestep later."""
         h = self.timestep
-        state = drift(kick(state, h / 2), h / 2)
-        state = shake(state, h, _of_systems(self.temperature, state.system), self.friction)
-        state = drift(state, h / 2)
-        state = kick(with_forces(state, force(state.system)), h / 2)
+        bath = (_of_systems(self.temperature, state.system), self.friction)
+        moved = kick_drift_shake_drift(state, h, *bath)
+        if moved is None:
+            moved = drift(kick(state, h / 2), h / 2)
+            moved = drift(shake(moved, h, *bath), h / 2)
+        state = kick(with_forces(moved, force(moved.system)), h / 2)
         return state.having(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:
@@ -299,13 +303,19 @@ def _of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
         ValueError: there are several, but not one for each system.
     """
     if not isinstance(temperature, Sequence | np.ndarray | Tensor):
-        return torch.full((1,), float(temperature), dtype=torch.float64, device=system.device)
+        return _kelvin((float(temperature),), system.device)
     if len(temperature) != system.n_systems:
         raise ValueError(
             f"temperature must be one number or one for each of the {system.n_systems} systems, "
             f"got {len(temperature)}"
         )
-    return torch.as_tensor(temperature, dtype=torch.float64, device=system.device)
+    return _kelvin(tuple(map(float, temperature)), system.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _kelvin(temperatures: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, not to be changed: on a GPU every step would wait for its copy."""
+    return torch.tensor(temperatures, dtype=torch.float64, device=device)
 
 
 def _shaped(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:

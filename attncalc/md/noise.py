@@ -88,6 +88,6 @@ def philox(
 @functools.cache
 def _loop() -> Callable[..., Any]:
     """Compiled at its first call and kept in a file from then on."""
-    from attncalc.md import noise_loop
+    from attncalc.md import loops
 
-    return noise_loop.fill_normal
+    return loops.fill_normal

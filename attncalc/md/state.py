@@ -73,8 +73,15 @@ class MDState:
 
         Where drift and rotation of the whole are conserved, they are no heat.
         """
-        counted = self.kinetic_energy - self._energy_of_the_whole()
-        return 2 * counted / (self.n_dof * units.kB)
+        return self._kelvin(self.kinetic_energy - self._energy_of_the_whole())
+
+    @property
+    def temperature_of_all_motion(self) -> Tensor:
+        """[n_systems] K: no less than `temperature`, for it counts drift and rotation too."""
+        return self._kelvin(self.kinetic_energy)
+
+    def _kelvin(self, energy: Tensor) -> Tensor:
+        return 2 * energy / (self.n_dof * units.kB)
 
     def _energy_of_the_whole(self) -> Tensor:
         """[n_systems] eV: of drift and rotation, where `n_dof` leaves them out."""
@@ -118,9 +125,7 @@ class MDState:
 
     def at(self, positions: Tensor) -> MDState:
         """The state with other positions [n_atoms, 3] Å."""
-        system = object.__new__(System)
-        system.__dict__.update(self.system.__dict__, positions=positions)
-        return self.having(system=system)
+        return self.having(system=self.system.at(positions))
 
     def to(self, device: torch.device | str) -> MDState:
         """The same state on another device."""

@@ -58,7 +58,7 @@ class Harmonic(md.Forces):
     def check(self, system: System) -> None:
         pass
 
-    def renew(self, system: System) -> None:
+    def follow(self, system: System) -> None:
         pass
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ase import Atoms
@@ -215,17 +215,18 @@ def _device(name: str) -> torch.device:
     return device
 
 
-@dataclass(frozen=True)
-class _Written:
+class _Written(NamedTuple):
     """All of a structure but its positions, as written: can be compared, and does not change."""
 
-    arrays: tuple[bytes, ...]
+    numbers: bytes
+    cell: bytes
+    pbc: bytes
     charge_and_spin: tuple[str, str]
 
     @classmethod
     def of(cls, atoms: Atoms) -> _Written:
-        arrays = (atoms.numbers, atoms.cell.array, atoms.pbc)
-        return cls(tuple(a.tobytes() for a in arrays), _charge_and_spin(atoms))
+        numbers, cell, pbc = atoms.numbers, atoms.cell.array, atoms.pbc
+        return cls(numbers.tobytes(), cell.tobytes(), pbc.tobytes(), _charge_and_spin(atoms))
 
 
 def _charge_and_spin(atoms: Atoms) -> tuple[str, str]:
@@ -240,18 +241,19 @@ def _results(result: Result, system: System, volume: list[float]) -> list[dict[s
         system: the structures.
         volume: Å³ of each.
     """
-    energy, strain_gradient = result.energy.cpu().numpy(), result.strain_gradient.cpu().numpy()
+    energy, strain_gradient = result.energy.tolist(), result.strain_gradient.cpu()
     energies, forces = system.split(result.energies.cpu()), system.split(result.forces.cpu())
     results: list[dict[str, Any]] = []
     for k in range(system.n_systems):
         entry = {
-            "energy": float(energy[k]),
-            "free_energy": float(energy[k]),
+            "energy": energy[k],
+            "free_energy": energy[k],
             "energies": energies[k].numpy(),
             "forces": forces[k].numpy(),
         }
         if volume[k] > SMALLEST_VOLUME:
-            entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
+            stress = strain_gradient[k].numpy() / volume[k]
+            entry["stress"] = full_3x3_to_voigt_6_stress(stress)
         results.append(entry)
     if result.spread is not None:
         of_energy = result.spread.energy.tolist()

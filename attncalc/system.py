@@ -109,12 +109,9 @@ class System:
     def moved(self, atoms: Atoms) -> System:
         """This single system with the positions of `atoms`, on the same device.
 
-        Nothing else of `atoms` is read.
-
-        Raises:
-            ValueError: a position is not finite.
+        Nothing else of `atoms` is read, and nothing is checked: a neighbour list refuses positions
+        that are not finite.
         """
-        _check_positions(atoms, "")
         return self.at(torch.from_numpy(atoms.positions.copy()).to(self.device))
 
     def at(self, positions: Tensor) -> System:

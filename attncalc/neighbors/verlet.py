@@ -147,7 +147,7 @@ class VerletList:
                 on top of each other; the last is noticed at every update in compact form, in
                 padded form only when a list is built.
         """
-        verlet = replace(self, n_updates=self.n_updates + 1)
+        verlet = self._after_another_update()
         listed = self.listed
         if listed is None or _differs_in_shape(system, listed.reference):
             verlet = verlet._rebuild(system)
@@ -163,6 +163,12 @@ class VerletList:
             elif rename:
                 verlet = verlet._rename(system, listed)
         return verlet, verlet.graph(system)
+
+    def _after_another_update(self) -> VerletList:
+        """As `dataclasses.replace` would make it, at a fifth of its time: every step makes one."""
+        other = object.__new__(VerletList)
+        other.__dict__.update(self.__dict__, n_updates=self.n_updates + 1)
+        return other
 
     def needs_rebuild(self, system: System) -> Tensor:
         """[], bool, on the system's device: whether the list may miss an edge of `system`.

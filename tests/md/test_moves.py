@@ -1,0 +1,64 @@
+"""What a step does before the forces, in one pass: the verbs of the integrators, one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ase import units
+from ase.build import bulk
+from contract import assert_close, ethanol
+
+from attncalc import System, load, md
+from attncalc.md import moves
+
+FS = units.fs
+TEMPERATURES = {"one": 300.0, "of each": (300.0, 900.0)}
+
+
+@pytest.fixture(scope="module")
+def forces() -> md.Forces:
+    return md.Forces(load("so3krates-xtb-small-molecules"))
+
+
+def moving(integrator: md.Verlet | md.Langevin, forces: md.Forces, *, fixed: bool) -> md.MDState:
+    """A batch of two in motion, at a step that does not fit into 32 bits."""
+    atoms = [ethanol(), ethanol()[:5]]
+    held = torch.arange(14) % 4 == 1 if fixed else None
+    options = {"seed": 2**32 - 1, "fixed": held, "replicas": torch.tensor([7, 2**32 - 1])}
+    return integrator.init(forces, System.from_ase(atoms), **options).having(step=2**40 + 3)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("integrator", ["verlet", *TEMPERATURES])
+def test_one_pass_is_the_verbs(
+    forces: md.Forces, integrator: str, fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    of_kind = md.Verlet(0.5 * FS)
+    if integrator in TEMPERATURES:
+        of_kind = md.Langevin(0.5 * FS, TEMPERATURES[integrator], 0.02 / FS)
+    first = moving(of_kind, forces, fixed=fixed)
+
+    def force(system: System):
+        seen.append(system.positions)
+        return forces(system)
+
+    seen: list[torch.Tensor] = []
+    fast = of_kind.step(first, force)
+    monkeypatch.setattr(moves, "has_numba", lambda: False)
+    plain = of_kind.step(first, force)
+    assert fast.step == plain.step == 2**40 + 4
+    assert not torch.equal(seen[0], first.system.positions)
+    assert_close(seen[0], seen[1], 1e-14)
+    assert_close(fast.momenta, plain.momenta, 1e-13)
+    assert_close(fast.heat, plain.heat, 1e-14)
+    assert fast.heat.any() == (integrator in TEMPERATURES)
+
+
+def test_what_is_below_the_limit_with_all_motion_is_so_without() -> None:
+    crystal = bulk("Cu", cubic=True)
+    momenta = torch.tensor([3.0, 0.0, 1.0]) + torch.randn(4, 3, generator=torch.manual_seed(0))
+    potential = load(__file__.replace("md/test_moves.py", "models/cu-emt.safetensors"))
+    verlet = md.Verlet(1.0)
+    state = verlet.init(potential, System.from_ase(crystal), momenta=momenta)
+    assert state.temperature_of_all_motion > 1.2 * state.temperature

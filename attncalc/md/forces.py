@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attncalc.fast import lower
+from attncalc.md.replay import CudaGraph, Recorder
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import Potential, Result, check_system, evaluate
 from attncalc.system import System
@@ -24,6 +26,8 @@ class Forces:
     Attributes:
         neighbors: the list; a step that needs another one makes it.
         looks_at_every_step: whether asking if the list holds costs nothing worth saving.
+        recorder: records whole steps, where that is of use; None: nowhere.
+        recorded: the steps recorded last.
     """
 
     def __init__(self, potential: Potential, *, skin: float | None = None) -> None:
@@ -32,6 +36,8 @@ class Forces:
         self._suits_itself = skin is None
         self.device = potential.device
         self.looks_at_every_step = self.device.type == "cpu"
+        self.recorder: Recorder | None = None if self.looks_at_every_step else CudaGraph
+        self.recorded: Any = None
         self.neighbors = VerletList.create(
             cutoff=potential.cutoff,
             skin=SKIN[self.device.type] if skin is None else skin,
@@ -44,7 +50,8 @@ class Forces:
         Raises:
             ValueError: as `VerletList.update`.
         """
-        self.neighbors, graph = self.neighbors.update(system)
+        neighbors, graph = self.neighbors.update(system)
+        self._keep(neighbors)
         return evaluate(self._fast, graph)
 
     def check(self, system: System) -> None:
@@ -62,8 +69,14 @@ class Forces:
 
     def renew(self, system: System) -> None:
         """Make a list for these positions, whether the old one holds or not."""
-        skin = self._skin(system)
-        self.neighbors, _ = replace(self.neighbors, skin=skin, listed=None).update(system)
+        empty = replace(self.neighbors, skin=self._skin(system), listed=None)
+        self._keep(empty.update(system)[0])
+
+    def _keep(self, neighbors: VerletList) -> None:
+        """Where the list before it was, if it fits there and what is recorded reads it there."""
+        if self.recorder is not None:
+            neighbors = neighbors.in_the_arrays_of(self.neighbors)
+        self.neighbors = neighbors
 
     def _skin(self, system: System) -> float:
         return skin_for(system) if self._suits_itself else self.neighbors.skin

@@ -61,7 +61,11 @@ def kick_drift_shake_drift(
 
 
 def _on_the_cpu(state: MDState) -> bool:
-    return state.momenta.device.type == "cpu" and has_numba()
+    return (
+        state.momenta.device.type == "cpu"
+        and isinstance(state.step, int)  # and not a tensor, as while steps are recorded
+        and has_numba()
+    )
 
 
 def _arrays(state: MDState) -> tuple[np.ndarray, ...]:

@@ -29,32 +29,29 @@ PER_WORD = 2.0**-32
 
 
 def normal_noise(
-    seed: int, step: int, replicas: Tensor, system_idx: Tensor, atom_in_system: Tensor
+    seed: int, step: int | Tensor, replicas: Tensor, system_idx: Tensor, atom_in_system: Tensor
 ) -> Tensor:
     """[n_atoms, 3], float64: independent normal numbers of mean 0 and variance 1.
 
     Args:
         seed: 0 .. 2^32 - 1.
-        step: 0 .. 2^64 - 1.
+        step: 0 .. 2^63 - 1; or [], int64, on the device, where steps are recorded.
         replicas: [n_systems], int64, 0 .. 2^32 - 1.
         system_idx: [n_atoms], int64.
         atom_in_system: [n_atoms], int64: counted from 0 in every system.
     """
-    if system_idx.device.type == "cpu" and has_numba():
+    if system_idx.device.type == "cpu" and isinstance(step, int) and has_numba():
         noise = np.empty((len(system_idx), 3))
         arrays = (replicas, system_idx, atom_in_system)
         _loop()(seed, step, *(tensor.numpy() for tensor in arrays), noise)
         return torch.from_numpy(noise)
     key = (torch.full_like(system_idx, seed), replicas[system_idx])
-    words = philox(
-        (
-            atom_in_system,
-            torch.full_like(system_idx, step & LOW_32_BITS),
-            torch.full_like(system_idx, step >> 32),
-            torch.zeros_like(system_idx),
-        ),
-        key,
-    )
+    if isinstance(step, Tensor):
+        steps = step.expand_as(system_idx)
+    else:
+        steps = torch.full_like(system_idx, step)
+    zeros = torch.zeros_like(system_idx)
+    words = philox((atom_in_system, steps & LOW_32_BITS, steps >> 32, zeros), key)
     # never 0, whose logarithm is infinite
     first, second, third, fourth = ((word.double() + 0.5) * PER_WORD for word in words)
     radius, other = (torch.sqrt(-2 * torch.log(u)) for u in (first, third))

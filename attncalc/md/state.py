@@ -33,7 +33,7 @@ class MDState:
         atom_in_system: [n_atoms], int64: counted from 0 in every system.
         spread: [n_systems] eV/Å: of a committee, the largest standard deviation over its members of
             the force on an atom; None for a single model.
-        step: how many steps are done.
+        step: how many steps are done; while steps are recorded a tensor [], int64, on the device.
         seed: of the noise.
     """
 

@@ -170,10 +170,25 @@ class VerletList:
         other.__dict__.update(self.__dict__, n_updates=self.n_updates + 1)
         return other
 
+    def in_the_arrays_of(self, other: VerletList) -> VerletList:
+        """This list, written over that of `other` where it fits; else as it is.
+
+        What was recorded with the arrays of `other` then reads this list. Only for padded lists,
+        whose arrays keep their length.
+        """
+        ours, theirs = self.listed, other.listed
+        if ours is None or theirs is None or ours is theirs:
+            return self
+        if (self.cutoff, self.skin) != (other.cutoff, other.skin) or not _same_form(ours, theirs):
+            return self
+        for new, old in zip(_arrays_of(ours), _arrays_of(theirs), strict=True):
+            old.copy_(new)
+        return replace(self, listed=theirs)
+
     def needs_rebuild(self, system: System) -> Tensor:
         """[], bool, on the system's device: whether the list may miss an edge of `system`.
 
-        Other elements at the same places need no new list.
+        Other elements at the same places need no new list. In padded form nothing waits.
         """
         listed = self.listed
         if listed is None or _differs_in_shape(system, listed.reference):
@@ -190,10 +205,11 @@ class VerletList:
             moved = moved - _per_atom_product(reference.positions, strain, reference.system_idx)
         holds = (2 * torch.linalg.vector_norm(moved, dim=1) <= slack).all()
         # "not <=" instead of ">": NaN then asks for a new list, which names the atom
+        differ = _differ if listed.padding is None else _differ_on_device
         return (
             ~holds
-            | _differ(system.pbc, reference.pbc)
-            | _differ(system.system_idx, reference.system_idx)
+            | differ(system.pbc, reference.pbc)
+            | differ(system.system_idx, reference.system_idx)
         )
 
     def graph(self, system: System) -> Graph:
@@ -271,7 +287,28 @@ def _differ(now: Tensor, then: Tensor) -> Tensor | bool:
     """Whether any element differs, without waiting for the device."""
     if now.device.type == "cpu":
         return not torch.equal(now, then)  # a fifth of the cost of the other line
+    return _differ_on_device(now, then)
+
+
+def _differ_on_device(now: Tensor, then: Tensor) -> Tensor:
     return (now != then).any()
+
+
+def _arrays_of(listed: SkinEdges) -> list[Tensor]:
+    """All of its tensors but views of others."""
+    padding = () if listed.padding is None else vars(listed.padding).values()
+    own = (listed.inverse_cell, listed.rows, listed.edges.cell_shifts, listed.species)
+    return [*vars(listed.reference).values(), *own, *padding]
+
+
+def _same_form(one: SkinEdges, other: SkinEdges) -> bool:
+    """Whether both are padded, of equal shapes, and take the same way through this file."""
+    if one.padding is None or other.padding is None:
+        return False
+    return (one.is_periodic, one.has_images) == (other.is_periodic, other.has_images) and all(
+        ours.shape == theirs.shape and ours.device == theirs.device
+        for ours, theirs in zip(_arrays_of(one), _arrays_of(other), strict=True)
+    )
 
 
 def _read_back(rebuild: Tensor, rename: Tensor | bool) -> tuple[bool, bool]:

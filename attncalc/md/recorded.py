@@ -1,0 +1,166 @@
+"""Whole steps of dynamics at fixed addresses: recorded once, replayed as often as wanted.
+
+On a GPU a step of a small molecule is a hundred kernels of a few microseconds each, and Python
+takes longer to launch them than they run. Everything that a step reads and writes therefore stays
+in the same tensors, the number of the step included, and the whole step is one graph of kernels.
+Between chunks states are what they always are: they are copied in and out.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from attncalc.md.forces import Forces
+from attncalc.md.integrators import Integrator
+from attncalc.md.replay import Recorder
+from attncalc.md.state import MDState
+from attncalc.potential import ROUNDING, Result
+from attncalc.system import System
+
+log = logging.getLogger(__name__)
+
+# what a step changes, beside positions and its number
+CHANGING = ("momenta", "energy", "forces", "heat", "spread")
+# steps that are compared with the same ones not recorded
+PROBED = 2
+# Å and eV: what positions and heat may be off by there, which hardly depend on new forces
+SAME = 1e-6
+
+
+class Recorded:
+    """The step of an integrator, for states of one form and a list that stays where it is.
+
+    Args:
+        integrator: of the steps.
+        force: with a list for `first`; what it does later by that list is recorded.
+        first: a state.
+        recorder: a `CudaGraph`, or what stands in for one.
+    """
+
+    def __init__(
+        self, integrator: Integrator, force: Forces, first: MDState, recorder: Recorder
+    ) -> None:
+        self.integrator, self._force = integrator, force
+        self._listed = force.neighbors.listed
+        self._number = torch.zeros((), dtype=torch.int64, device=force.device)
+        self._state = _copied(first).having(step=self._number)
+        self._stale = torch.zeros((), dtype=torch.bool, device=force.device)
+        self._take_in(first)
+        self._replay = recorder(self._step)
+
+    def fits(self, integrator: Integrator, force: Forces, state: MDState) -> bool:
+        """Whether this is the step of such states, by the list that `force` has now."""
+        mine = self._state
+        return (
+            self.integrator == integrator
+            and self._listed is force.neighbors.listed
+            and mine.seed == state.seed
+            and [(t.shape, t.dtype, t.device) for t in _tensors(mine)]
+            == [(t.shape, t.dtype, t.device) for t in _tensors(state)]
+        )
+
+    def advance(self, state: MDState, n: int) -> MDState | None:
+        """The state n steps later, or None where the list did not hold on the way.
+
+        The device is waited for once, at the end.
+        """
+        self._take_in(state)
+        for _ in range(n):
+            self._replay()
+        return None if bool(self._stale) else self._taken_out(state, n)
+
+    def deviation(self, state: MDState) -> float:
+        """How far recorded steps are from others, in what they may be off by."""
+        plain = state
+        for _ in range(PROBED):
+            plain = self.integrator.step(plain, lambda system: self._force.without_check(system)[0])
+        self._take_in(state)
+        for _ in range(PROBED):
+            self._replay()
+        ours = self._taken_out(state, PROBED)
+        rounding = ROUNDING[self._force.potential.dtype]
+        scale = plain.forces.abs().amax().clamp(min=1.0)
+        off = [
+            (ours.forces - plain.forces).abs().amax() / scale / rounding,
+            (ours.energy - plain.energy).abs().amax() / scale / rounding,
+            (ours.system.positions - plain.system.positions).abs().amax() / SAME,
+            (ours.heat - plain.heat).abs().amax() / SAME,
+        ]
+        return float(torch.stack(off).amax())  # NaN if any is
+
+    def _step(self) -> None:
+        """One step from the buffers into the buffers."""
+        stale: list[Tensor] = []
+
+        def force(system: System) -> Result:
+            result, may_miss = self._force.without_check(system)
+            stale.append(may_miss)
+            return result
+
+        old, new = self._state, self.integrator.step(self._state, force)
+        for buffer, value in zip(_changing(old), _changing(new), strict=True):
+            buffer.copy_(value)
+        self._number.add_(1)
+        self._stale.logical_or_(stale[0])
+
+    def _take_in(self, state: MDState) -> None:
+        for buffer, value in zip(_tensors(self._state), _tensors(state), strict=True):
+            buffer.copy_(value)
+        self._number.fill_(state.step)
+        self._stale.fill_(False)
+
+    def _taken_out(self, first: MDState, n: int) -> MDState:
+        """The state in the buffers, n steps after `first`, in tensors of its own."""
+        now = self._state
+        changed = {name: getattr(now, name) for name in CHANGING}
+        copies = {k: None if v is None else v.clone() for k, v in changed.items()}
+        return first.at(now.system.positions.clone()).having(**copies, step=first.step + n)
+
+
+def recorded(integrator: Integrator, force: Forces, state: MDState) -> Recorded | None:
+    """Recorded steps for such a state; None where nothing is recorded.
+
+    They are compared with the same steps not recorded. Where recording fails, or they are others,
+    a line in the log says so, and nothing is recorded from then on.
+    """
+    if force.recorder is None:
+        return None
+    if force.recorded is None or not force.recorded.fits(integrator, force, state):
+        force.recorded = None  # its memory first
+        try:
+            with torch.cuda.device_of(state.momenta):
+                one = Recorded(integrator, force, state, force.recorder)
+            off = one.deviation(state)
+            if not off <= 1:
+                raise RuntimeError(f"recorded steps are off by {off:.1e} of what rounding may do")
+        except Exception as reason:  # whatever it is, it must not take the run away
+            log.warning("steps are not recorded here and take longer (%s)", reason)
+            force.recorder = None
+            return None
+        force.recorded = one
+    return force.recorded
+
+
+def _changing(state: MDState) -> list[Tensor]:
+    values = [getattr(state, name) for name in CHANGING]
+    return [state.system.positions, *(value for value in values if value is not None)]
+
+
+def _tensors(state: MDState) -> list[Tensor]:
+    """All that are in it but the number of its step."""
+    values = [getattr(state, field.name) for field in fields(state) if field.name != "step"]
+    own = [value for value in values if isinstance(value, Tensor)]
+    return [*own, *vars(state.system).values()]
+
+
+def _copied(state: MDState) -> MDState:
+    def copy(value: object) -> object:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    system = System(**{name: copy(value) for name, value in vars(state.system).items()})
+    copies = {field.name: copy(getattr(state, field.name)) for field in fields(state)}
+    return replace(state, **copies | {"system": system})

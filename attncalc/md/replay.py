@@ -1,0 +1,56 @@
+"""Things to do again and again without asking Python: a CUDA graph, and what stands in for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+# before it is recorded a function has run so often, for libraries make their plans meanwhile
+WARM_UPS = 3
+
+Function = Callable[[], None]
+# makes of a function that only writes into fixed tensors another one that does the same
+Recorder = Callable[[Function], Function]
+
+
+class CudaGraph:
+    """A function whose kernels are recorded once; a call launches all of them at once.
+
+    What the function reads and writes stays where it is. It must not wait for the device, nor copy
+    anything to or from it.
+
+    Args:
+        function: runs a few times before it is recorded.
+    """
+
+    def __init__(self, function: Function) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        self._function = function  # its tensors must live as long as the graph
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            function()
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
+class Again:
+    """Calls the function: what a `CudaGraph` does, anywhere, slowly.
+
+    Args:
+        function: runs as often beforehand as for a `CudaGraph`.
+    """
+
+    def __init__(self, function: Function) -> None:
+        for _ in range(WARM_UPS):
+            function()
+        self._function = function
+
+    def __call__(self) -> None:
+        self._function()

@@ -1,0 +1,296 @@
+"""Recorded steps: the same run, at fixed addresses, and nobody waits for the device."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from contract import ethanol
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attncalc import System, load, md
+from attncalc.md import moves, noise, recorded
+from attncalc.md.replay import Again, Function
+
+FS = units.fs
+LANGEVIN = md.Langevin(0.5 * FS, (300.0, 2500.0), 0.02 / FS)
+HOT = replace(LANGEVIN, temperature=2500.0)
+VERLET = md.Verlet(0.5 * FS)
+COPPER = __file__.replace("md/test_recorded.py", "models/cu-emt.safetensors")
+POTENTIALS = {
+    "so3krates": load("so3krates-ethanol", dtype="float64"),
+    "committee": load("so3krates-ethanol-committee", dtype="float64"),
+    "copper": load(COPPER, dtype="float64"),
+}
+
+# what makes a host wait for a device, or needs a copy between them
+WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique", "item")
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without compiled loops, which know numbers of steps only, and round differently."""
+    for module in (noise, moves):
+        monkeypatch.setattr(module, "has_numba", lambda: False)
+
+
+def forces_of(name: str, *, skin: float = 1.0) -> md.Forces:
+    """On the CPU as on a GPU: lists of fixed length that nobody asks within a chunk."""
+    forces = md.Forces(POTENTIALS[name], skin=skin)
+    forces._fast = forces.potential
+    forces.neighbors = replace(forces.neighbors, capacity=64)
+    forces.looks_at_every_step = False
+    return forces
+
+
+class Counting:
+    """Stands in for a CUDA graph, and counts how often something is recorded and replayed."""
+
+    def __init__(self) -> None:
+        self.n_recorded = self.n_replayed = 0
+
+    def __call__(self, function: Function) -> Function:
+        self.n_recorded += 1
+        again = Again(function)
+
+        def replay() -> None:
+            self.n_replayed += 1
+            again()
+
+        return replay
+
+
+def pair(shift: float = 6.0) -> Atoms:
+    """Two ethanol molecules as one structure."""
+    other = ethanol()
+    other.positions += [shift, 0.0, 0.0]
+    return ethanol() + other
+
+
+def assert_equal(one: md.MDState, other: md.MDState) -> None:
+    """To the last bit."""
+    assert (one.step, one.seed) == (other.step, other.seed)
+    for name in ("momenta", "energy", "forces", "heat"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert torch.equal(one.system.positions, other.system.positions)
+    assert (one.spread is None) == (other.spread is None)
+    assert one.spread is None or torch.equal(one.spread, other.spread)
+
+
+def both(name: str, integrator, atoms, n: int, *, skin: float = 1.0, chunk: int = 20, **options):
+    """The last state of a run that is recorded, and of one that is not; the recorder and forces."""
+    states, counting = [], Counting()
+    for recorder in (None, counting):
+        forces = forces_of(name, skin=skin)
+        forces.recorder = recorder
+        first = integrator.init(forces, System.from_ase(atoms), seed=5, **options)
+        states.append(md.run(integrator, forces, first, n, chunk=chunk))
+    assert forces.recorder is counting
+    return *states, counting, forces
+
+
+# --------------------------------------------------------------------------------- the same run
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("integrator", [VERLET, LANGEVIN], ids=["verlet", "langevin"])
+def test_the_same_bits_with_lists_that_end_and_chunks_thrown_away(integrator, fixed: bool) -> None:
+    options = {"fixed": torch.arange(18) == 4} if fixed else {}
+    if integrator is VERLET:
+        options["temperature"] = 2500.0
+    plain, ours, counting, forces = both(
+        "so3krates", integrator, [ethanol(), ethanol()], 60, skin=0.3, **options
+    )
+    assert_equal(ours, plain)
+    assert forces.neighbors.n_rebuilds > 4
+    assert counting.n_recorded == 1  # new lists stand where the first one stood
+    assert counting.n_replayed > 60
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_committees_and_crystals(periodic: bool) -> None:
+    atoms = bulk("Cu", cubic=True) * (2, 2, 2) if periodic else ethanol()
+    name = "copper" if periodic else "committee"
+    plain, ours, counting, _ = both(name, HOT, atoms, 12, chunk=6)
+    assert_equal(ours, plain)
+    assert counting.n_replayed >= 12
+    assert (ours.spread is None) == periodic
+
+
+def test_a_longer_list_is_recorded_anew() -> None:
+    states = []
+    for recorder in (None, Counting()):
+        forces = forces_of("so3krates")
+        forces.recorder = recorder
+        first = VERLET.init(forces, System.from_ase(pair(12.0)), temperature=300.0)
+        first = md.run(VERLET, forces, first, 6, chunk=3)
+        small = forces.neighbors.capacity
+        near = torch.tensor([[0.0, 0.0, 0.0]] * 9 + [[7.5, 0.0, 0.0]] * 9)
+        last = md.run(VERLET, forces, first.at(first.system.positions - near), 6, chunk=3)
+        assert forces.neighbors.capacity > small
+        states.append(last)
+    assert_equal(*states)
+    assert recorder.n_recorded == 2
+
+
+def test_what_is_recorded_serves_other_runs_of_the_same_form() -> None:
+    forces, counting = forces_of("so3krates"), Counting()
+    plain = forces_of("so3krates")
+    forces.recorder = counting
+    for masses in (torch.arange(9) + 1.0, torch.arange(9) + 7.0):
+        options = {"masses": masses, "replicas": masses[:1].long()}
+        first = HOT.init(forces, System.from_ase(ethanol()), **options)
+        expected = md.run(HOT, plain, first, 8, chunk=4)
+        kept = first.system.positions.clone(), first.momenta.clone()
+        assert_equal(md.run(HOT, forces, first, 8, chunk=4), expected)
+        assert torch.equal(first.system.positions, kept[0])  # states stay what they are
+        assert torch.equal(first.momenta, kept[1])
+    assert counting.n_recorded == 1
+    first = HOT.init(forces, System.from_ase(ethanol()), seed=9)
+    assert_equal(md.run(HOT, forces, first, 8, chunk=4), md.run(HOT, plain, first, 8, chunk=4))
+    assert counting.n_recorded == 2  # the seed is no tensor
+
+
+def test_states_between_chunks_stay() -> None:
+    seen: list[md.MDState] = []
+
+    class Keeper:
+        every = 4
+
+        def begin(self, state, integrator) -> None: ...
+        def flush(self) -> None: ...
+        def end(self) -> None: ...
+
+        def __call__(self, state) -> None:
+            seen.append(state)
+
+    forces = forces_of("so3krates")
+    forces.recorder = Again
+    first = HOT.init(forces, System.from_ase(ethanol()))
+    last = md.run(HOT, forces, first, 12, callbacks=[Keeper()])
+    assert [state.step for state in seen] == [0, 4, 8, 12]
+    assert seen[-1] is last
+    assert_equal(md.run(HOT, forces, seen[1], 8), last)
+
+
+# ------------------------------------------------------------------------------- nobody waits
+
+
+class Waiting(TorchDispatchMode):
+    """Fails where an operation would have the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(i is not None and i.dtype == torch.bool for i in indices)
+        if name in WAITS or by_mask:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+class Watched:
+    """A recorder whose replays must not wait."""
+
+    def __init__(self) -> None:
+        self.n_replayed = 0
+
+    def __call__(self, function: Function) -> Function:
+        def replay() -> None:
+            with Waiting():
+                function()
+            self.n_replayed += 1
+
+        return replay
+
+
+@pytest.mark.parametrize("integrator", [VERLET, LANGEVIN], ids=["verlet", "langevin"])
+@pytest.mark.parametrize("name", ["so3krates", "committee"])
+def test_nothing_waits_within_a_chunk(name: str, integrator) -> None:
+    forces = forces_of(name)
+    forces.recorder = watched = Watched()
+    batch = System.from_ase([ethanol(), ethanol()])
+    first = integrator.init(forces, batch, fixed=torch.arange(18) == 4)
+    md.run(integrator, forces, first, 6, chunk=6)
+    assert forces.recorder is watched, "a wait, see the log"
+    assert watched.n_replayed >= 6
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda result: float(result.energy[0]),
+        lambda result: bool((result.energy > 0).any()),
+        lambda result: result.forces[result.forces > 0],
+        lambda result: result.energy.nonzero(),
+        lambda result: torch.equal(result.energy, result.energy),
+    ],
+)
+def test_a_wait_would_be_seen(
+    wait, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forces = forces_of("so3krates")
+    evaluate = forces.without_check
+
+    def waiting(system):
+        result, may_miss = evaluate(system)
+        wait(result)
+        return result, may_miss
+
+    monkeypatch.setattr(forces, "without_check", waiting)
+    forces.recorder = Watched()
+    first = VERLET.init(forces, System.from_ase(ethanol()))
+    md.run(VERLET, forces, first, 4)
+    assert forces.recorder is None
+    assert "waits for the device" in caplog.text
+
+
+# ------------------------------------------------------------------------ where it does not work
+
+
+def refuses(function: Function) -> Function:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def forgets_the_number(function: Function) -> Function:
+    """As if the number of the step were part of the recording."""
+
+    def replay() -> None:
+        step = function.__self__
+        number = step._number.clone()
+        function()
+        step._number.copy_(number)
+
+    return replay
+
+
+def does_nothing(function: Function) -> Function:
+    return lambda: None
+
+
+@pytest.mark.parametrize("recorder", [refuses, forgets_the_number, does_nothing])
+def test_a_recording_that_fails_or_is_wrong_takes_no_run_away(
+    recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    forces, plain = forces_of("so3krates"), forces_of("so3krates")
+    forces.recorder = recorder
+    first = HOT.init(forces, System.from_ase(ethanol()))
+    with caplog.at_level(logging.WARNING):
+        last = md.run(HOT, forces, first, 20, chunk=5)
+    assert_equal(last, md.run(HOT, plain, first, 20, chunk=5))
+    assert [r.message for r in caplog.records if r.name == recorded.__name__] == [
+        caplog.messages[0]
+    ]
+    assert "steps are not recorded here" in caplog.messages[0]
+    assert forces.recorder is None
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    forces = md.Forces(POTENTIALS["so3krates"])
+    first = VERLET.init(forces, System.from_ase(ethanol()))
+    md.run(VERLET, forces, first, 4)
+    assert forces.recorder is None
+    assert forces.recorded is None

@@ -1,4 +1,4 @@
-"""Whether compiled loops (Numba, the optional extra "fast") can run, and be kept for next time."""
+"""Whether compiled loops can run: Numba's (the optional extra "fast") and Triton's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def has_numba() -> bool:
     try:
         import numba  # noqa: F401
     except Exception:  # a numba that does not suit numpy raises whatever it stumbles over
+        return False
+    return True
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether kernels for a GPU can be written; PyTorch for CUDA brings it along."""
+    try:
+        import triton  # noqa: F401
+    except Exception:
         return False
     return True
 

@@ -1,35 +1,40 @@
 """What a step does before the forces, in one pass over the atoms.
 
 The verbs of `attncalc.md.integrators` are the definition; these are the same numbers, to rounding,
-where compiled loops can run. They answer None elsewhere.
+where compiled loops can run: Numba's on the CPU, Triton's on a GPU. They answer None elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from types import ModuleType
 
 import numpy as np
 import torch
 from ase import units
+from torch import Tensor
 
-from attncalc.compiled import has_numba
+from attncalc.compiled import has_numba, has_triton
 from attncalc.md.state import MDState
+from attncalc.system import System
+
+log = logging.getLogger(__name__)
 
 _NONE = np.zeros(0, bool)
 
 
 def kick_drift(state: MDState, time: float) -> MDState | None:
     """B for half of the time, A for all of it."""
-    if not _on_the_cpu(state):
-        return None
-    positions, momenta = _loops().kick_drift(*_arrays(state), time)
-    return state.at(torch.from_numpy(positions)).having(momenta=torch.from_numpy(momenta))
+    if _on_the_cpu(state):
+        positions, momenta = _loops().kick_drift(*_arrays(state), time)
+        return state.at(torch.from_numpy(positions)).having(momenta=torch.from_numpy(momenta))
+    return _on_a_gpu(state, time, 1.0, 0.0, None)
 
 
 def kick_drift_shake_drift(
-    state: MDState, time: float, temperature: torch.Tensor, friction: float
+    state: MDState, time: float, temperature: Tensor, friction: float
 ) -> MDState | None:
     """B and A for half of the time, O for all of it, A for the other half.
 
@@ -39,14 +44,15 @@ def kick_drift_shake_drift(
         temperature: [n_systems] or [1] K.
         friction: 1 / ASE time.
     """
-    if not _on_the_cpu(state):
-        return None
     kept = math.exp(-friction * time)
+    renewed = units.kB * (1 - kept * kept)
+    if not _on_the_cpu(state):
+        return _on_a_gpu(state, time, kept, renewed, temperature)
     positions, momenta, heat = _loops().kick_drift_shake_drift(
         *_arrays(state),
         time,
         kept,
-        units.kB * (1 - kept * kept),
+        renewed,
         temperature.numpy(),
         state.seed,
         state.step,
@@ -81,3 +87,35 @@ def _loops() -> ModuleType:
     from attncalc.md import loops
 
     return loops
+
+
+def _on_a_gpu(
+    state: MDState, time: float, kept: float, renewed: float, temperature: Tensor | None
+) -> MDState | None:
+    device = state.momenta.device
+    kernels = _kernels(device) if device.type == "cuda" else None
+    return None if kernels is None else kernels.moved(state, time, kept, renewed, temperature)
+
+
+@functools.cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Compiled here once, for one atom; None where that fails, or Triton is not there."""
+    if not has_triton():
+        return None
+    from attncalc.md import gpu_moves
+
+    try:
+        one = _one_atom(device)
+        gpu_moves.moved(one, 1.0, 0.5, 0.5, one.masses)
+        gpu_moves.moved(one, 1.0, 1.0, 0.0, None)
+    except Exception as reason:  # a compiler that fails must not take the simulation away
+        log.warning("the compiled half step does not run here (%s)", reason)
+        return None
+    return gpu_moves
+
+
+def _one_atom(device: torch.device) -> MDState:
+    row = torch.ones(1, 3, dtype=torch.float64, device=device)
+    one, zero = row[:, 0].clone(), torch.zeros(1, dtype=torch.int64, device=device)
+    system = System(row, zero + 1, 0 * row.expand(1, 3, 3), row > 2, zero, one, zero + 1)
+    return MDState(system, row, one, None, one, row, one, one, zero, zero, None, 0, 0)

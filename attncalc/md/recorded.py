@@ -9,7 +9,8 @@ Between chunks states are what they always are: they are copied in and out.
 from __future__ import annotations
 
 import logging
-from dataclasses import fields, replace
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,14 +103,12 @@ class Recorded:
             return result
 
         old, new = self._state, self.integrator.step(self._state, force)
-        for buffer, value in zip(_changing(old), _changing(new), strict=True):
-            buffer.copy_(value)
+        torch._foreach_copy_(_changing(old), _changing(new))  # one kernel for all
         self._number.add_(1)
         self._stale.logical_or_(stale[0])
 
     def _take_in(self, state: MDState) -> None:
-        for buffer, value in zip(_tensors(self._state), _tensors(state), strict=True):
-            buffer.copy_(value)
+        torch._foreach_copy_(_tensors(self._state), _tensors(state))
         self._number.fill_(state.step)
         self._stale.fill_(False)
 
@@ -158,9 +157,9 @@ def _tensors(state: MDState) -> list[Tensor]:
 
 
 def _copied(state: MDState) -> MDState:
-    def copy(value: object) -> object:
-        return value.clone() if isinstance(value, Tensor) else value
-
-    system = System(**{name: copy(value) for name, value in vars(state.system).items()})
-    copies = {field.name: copy(getattr(state, field.name)) for field in fields(state)}
-    return replace(state, **copies | {"system": system})
+    """The same state in tensors of its own."""
+    parts: dict[str, Any] = vars(state)
+    arrays: dict[str, Any] = vars(state.system)
+    system = System(**{name: tensor.clone() for name, tensor in arrays.items()})
+    own = {name: part.clone() for name, part in parts.items() if isinstance(part, Tensor)}
+    return state.having(system=system, **own)

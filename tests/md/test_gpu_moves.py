@@ -1,0 +1,105 @@
+"""The GPU's half step in Triton's interpreter: the verbs of the integrators, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+# the interpreter is chosen before Triton is imported, for a whole process
+IN_THE_INTERPRETER = """
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import math
+import torch
+from ase import units
+from attncalc.md import gpu_moves, integrators, moves, noise
+from attncalc.md.state import MDState
+from attncalc.system import System
+
+for module in (moves, noise):
+    module.has_numba = lambda: False
+torch.manual_seed(0)
+sizes = torch.tensor([150, 7, 60])  # the first block lies within one system, the second in three
+n, idx = int(sizes.sum()), torch.repeat_interleave(torch.arange(3), sizes)
+number = torch.cat([torch.arange(k) for k in sizes.tolist()])
+one, rows = torch.ones(3, dtype=torch.float64), lambda: torch.randn(n, 3, dtype=torch.float64)
+system = System(rows(), idx, torch.zeros(3, 3, 3), torch.zeros(3, 3) > 0, idx, one, idx[:3])
+masses, replicas = 1 + 20 * torch.rand(n, dtype=torch.float64), torch.tensor([3, 2**32 - 1, 0])
+state = MDState(system, rows(), masses, None, one, rows(), one, one, replicas, number, None, 0, 0)
+time, friction, compared = 0.3, 0.1, 0
+kept = math.exp(-friction * time)
+renewed = units.kB * (1 - kept * kept)
+for fixed in (None, torch.rand(n) < 0.2):
+    for step in (0, 2**40 + 3, torch.tensor(2**33 + 5)):
+        start = state.having(fixed=fixed, step=step, seed=2**32 - 1 if step else 1)
+        if fixed is not None:
+            start = start.having(momenta=start.momenta * ~fixed.unsqueeze(1))
+        half = integrators.drift(integrators.kick(start, time / 2), time / 2)
+        for kelvin in ([300.0, 9000.0, 10.0], [300.0], None):
+            bath = None if kelvin is None else torch.tensor(kelvin, dtype=torch.float64)
+            if bath is None:
+                expected = integrators.drift(integrators.kick(start, time / 2), time)
+                found = gpu_moves.moved(start, time, 1.0, 0.0, None)
+            else:
+                expected = integrators.shake(half, time, bath, friction)
+                expected = integrators.drift(expected, time / 2)
+                found = gpu_moves.moved(start, time, kept, renewed, bath)
+            for a, b in (
+                (found.system.positions, expected.system.positions),
+                (found.momenta, expected.momenta),
+                (found.heat, expected.heat),
+            ):
+                assert (a - b).abs().amax() <= 1e-14 * b.abs().amax(), (kelvin, step, fixed)
+                compared += 1
+            assert torch.equal(found.heat, start.heat) == (bath is None)
+print(compared)
+"""
+
+FOR_A_GPU = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from attncalc.md import gpu_moves
+
+kernel = gpu_moves._kick_drift_shake_drift
+whole = {"system_idx", "atom_in_system", "replicas", "step"}
+for fixed in (True, False):
+    for shakes in (True, False):
+        chosen = {"HAS_FIXED": fixed, "SHAKES": shakes, "BLOCK": gpu_moves.ATOMS_PER_BLOCK}
+        types = {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
+        types |= {"fixed": "*i8", "seed": "i64", "n_atoms": "i32", "temperature_stride": "i32"}
+        types |= dict.fromkeys(chosen, "constexpr")
+        numbers = {(kernel.arg_names.index(name),): value for name, value in chosen.items()}
+        source = ASTSource(fn=kernel, signature=types, constexprs=numbers)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert "cubin" in compiled.asm
+        assert ".f32" not in compiled.asm["ptx"]  # nothing lost digits on the way
+print("compiled")
+"""
+
+
+def output_of(program: str, cache: Path) -> str:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(cache), "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_kernel_is_the_verbs(tmp_path: Path) -> None:
+    assert output_of(IN_THE_INTERPRETER, tmp_path) == str(2 * 3 * 3 * 3)
+
+
+def test_it_compiles_for_a_gpu(tmp_path: Path) -> None:
+    assert output_of(FOR_A_GPU, tmp_path) == "compiled"

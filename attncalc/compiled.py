@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
 from collections.abc import Callable
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 Loop = Callable[..., Any]
 
@@ -27,6 +31,24 @@ def has_triton() -> bool:
     except Exception:
         return False
     return True
+
+
+def gpu_kernels(module: str, trial: Callable[[Any], None]) -> Any | None:
+    """A module of Triton kernels; None where Triton is not there, or fails to compile them.
+
+    Args:
+        module: its full name.
+        trial: is given the module, and launches its kernels once, on little.
+    """
+    if not has_triton():
+        return None
+    try:
+        kernels = importlib.import_module(module)
+        trial(kernels)
+    except Exception as reason:  # a compiler that fails must not take the simulation away
+        log.warning("%s does not run here (%s)", module, reason)
+        return None
+    return kernels
 
 
 def compiled_loop(

@@ -151,12 +151,13 @@ def moved(
         renewed: kB (1 - kept²).
         temperature: [1] or [n_systems] K.
     """
-    system, fixed, step = state.system, state.fixed, state.step
+    system, fixed = state.system, state.fixed
+    step: int | Tensor = state.step
     shakes = temperature is not None
     old = [tensor.contiguous() for tensor in (system.positions, state.momenta, state.forces)]
     positions, momenta = torch.empty_like(old[0]), torch.empty_like(old[1])
     heat = state.heat.clone() if shakes else state.heat
-    if not isinstance(step, Tensor):
+    if isinstance(step, int):  # and not a tensor already, as while steps are recorded
         step = torch.full((), step, dtype=torch.int64, device=positions.device)
     with torch.cuda.device_of(positions):
         _kick_drift_shake_drift[(triton.cdiv(system.n_atoms, ATOMS_PER_BLOCK),)](

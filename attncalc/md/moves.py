@@ -7,20 +7,18 @@ where compiled loops can run: Numba's on the CPU, Triton's on a GPU. They answer
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from ase import units
 from torch import Tensor
 
-from attncalc.compiled import has_numba, has_triton
+from attncalc.compiled import gpu_kernels, has_numba
 from attncalc.md.state import MDState
 from attncalc.system import System
-
-log = logging.getLogger(__name__)
 
 _NONE = np.zeros(0, bool)
 
@@ -98,20 +96,13 @@ def _on_a_gpu(
 
 
 @functools.cache
-def _kernels(device: torch.device) -> ModuleType | None:
-    """Compiled here once, for one atom; None where that fails, or Triton is not there."""
-    if not has_triton():
-        return None
-    from attncalc.md import gpu_moves
-
-    try:
+def _kernels(device: torch.device) -> Any | None:
+    def trial(kernels: Any) -> None:
         one = _one_atom(device)
-        gpu_moves.moved(one, 1.0, 0.5, 0.5, one.masses)
-        gpu_moves.moved(one, 1.0, 1.0, 0.0, None)
-    except Exception as reason:  # a compiler that fails must not take the simulation away
-        log.warning("the compiled half step does not run here (%s)", reason)
-        return None
-    return gpu_moves
+        kernels.moved(one, 1.0, 0.5, 0.5, one.masses)
+        kernels.moved(one, 1.0, 1.0, 0.0, None)
+
+    return gpu_kernels("attncalc.md.gpu_moves", trial)
 
 
 def _one_atom(device: torch.device) -> MDState:

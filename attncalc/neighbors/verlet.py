@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
 from attncalc.neighbors.by_device import neighbor_list
+from attncalc.neighbors.padded import padded_kernels
 from attncalc.neighbors.reuse import reused_edges
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
 from attncalc.system import System
@@ -194,6 +195,15 @@ class VerletList:
         if listed is None or _differs_in_shape(system, listed.reference):
             return torch.ones((), dtype=torch.bool, device=system.device)
         reference = listed.reference
+        if listed.padding is not None and (kernels := padded_kernels(system)) is not None:
+            return kernels.stale(
+                system,
+                reference,
+                listed.inverse_cell,
+                is_periodic=listed.is_periodic,
+                cutoff=self.cutoff,
+                skin=self.skin,
+            )
         moved = system.positions.detach() - reference.positions  # [n_atoms, 3]
         slack = self.skin  # Å that 2 max|u| may use up
         if listed.is_periodic:
@@ -396,9 +406,15 @@ def _compact_graph(system: System, listed: SkinEdges, cutoff: float) -> Graph:
 
 
 def _padded_graph(system: System, listed: SkinEdges, padding: Padding, cutoff: float) -> Graph:
-    vectors = edge_vectors(system, listed.edges, has_images=listed.has_images) + padding.vectors
-    edge_mask = torch.linalg.vector_norm(vectors.detach(), dim=1) < cutoff
-    receivers, senders = listed.edges.receivers, listed.edges.senders
+    edges, has_images = listed.edges, listed.has_images
+    if (kernels := padded_kernels(system)) is not None:
+        vectors, edge_mask = kernels.edges(
+            system, edges, padding.vectors, has_images=has_images, cutoff=cutoff
+        )
+    else:
+        vectors = edge_vectors(system, edges, has_images=has_images) + padding.vectors
+        edge_mask = torch.linalg.vector_norm(vectors.detach(), dim=1) < cutoff
+    receivers, senders = edges.receivers, edges.senders
     return _graph(system, listed, vectors, receivers, senders, padding.pairs, edge_mask)
 
 

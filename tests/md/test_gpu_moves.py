@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from in_triton import compiled_for_a_gpu, interpreted
 
 pytest.importorskip("triton")
 
-# the interpreter is chosen before Triton is imported, for a whole process
 IN_THE_INTERPRETER = """
-import os
-os.environ["TRITON_INTERPRET"] = "1"
 import math
 import torch
 from ase import units
@@ -61,45 +56,24 @@ for fixed in (None, torch.rand(n) < 0.2):
 print(compared)
 """
 
-FOR_A_GPU = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+KERNELS = """
 from attncalc.md import gpu_moves
 
 kernel = gpu_moves._kick_drift_shake_drift
 whole = {"system_idx", "atom_in_system", "replicas", "step"}
+types = {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
+types |= {"fixed": "*i8", "seed": "i64", "n_atoms": "i32", "temperature_stride": "i32"}
 for fixed in (True, False):
     for shakes in (True, False):
-        chosen = {"HAS_FIXED": fixed, "SHAKES": shakes, "BLOCK": gpu_moves.ATOMS_PER_BLOCK}
-        types = {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
-        types |= {"fixed": "*i8", "seed": "i64", "n_atoms": "i32", "temperature_stride": "i32"}
-        types |= dict.fromkeys(chosen, "constexpr")
-        numbers = {(kernel.arg_names.index(name),): value for name, value in chosen.items()}
-        source = ASTSource(fn=kernel, signature=types, constexprs=numbers)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        assert "cubin" in compiled.asm
-        assert ".f32" not in compiled.asm["ptx"]  # nothing lost digits on the way
-print("compiled")
+        compile(
+            kernel, types, HAS_FIXED=fixed, SHAKES=shakes, BLOCK=gpu_moves.ATOMS_PER_BLOCK
+        )
 """
 
 
-def output_of(program: str, cache: Path) -> str:
-    environment = os.environ | {"TRITON_CACHE_DIR": str(cache), "TRITON_DEFAULT_FP_FUSION": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_the_kernel_is_the_verbs(tmp_path: Path) -> None:
-    assert output_of(IN_THE_INTERPRETER, tmp_path) == str(2 * 3 * 3 * 3)
+    assert interpreted(IN_THE_INTERPRETER, tmp_path) == str(2 * 3 * 3 * 3)
 
 
 def test_it_compiles_for_a_gpu(tmp_path: Path) -> None:
-    assert output_of(FOR_A_GPU, tmp_path) == "compiled"
+    assert compiled_for_a_gpu(KERNELS, tmp_path) == 4

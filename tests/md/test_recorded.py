@@ -2,46 +2,67 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk
-from contract import ethanol
+from contract import ELEMENTS, ethanol
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncalc import System, load, md
+from attncalc.md import forces as forces_module
 from attncalc.md import moves, noise, recorded
 from attncalc.md.replay import Again, Function
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.potential import Potential
 
 FS = units.fs
 LANGEVIN = md.Langevin(0.5 * FS, (300.0, 2500.0), 0.02 / FS)
 HOT = replace(LANGEVIN, temperature=2500.0)
 VERLET = md.Verlet(0.5 * FS)
-COPPER = __file__.replace("md/test_recorded.py", "models/cu-emt.safetensors")
-POTENTIALS = {
-    "so3krates": load("so3krates-ethanol", dtype="float64"),
-    "committee": load("so3krates-ethanol-committee", dtype="float64"),
-    "copper": load(COPPER, dtype="float64"),
-}
+COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
 
-# what makes a host wait for a device, or needs a copy between them
-WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique", "item")
+# what has a host wait for a device, or makes a tensor there of Python's numbers (lift_fresh)
+WAITS = (
+    *("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "item"),
+    *("_unique2", "bincount", "lift_fresh"),
+)
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without compiled loops, which know numbers of steps only, and round differently."""
+    """Nothing compiled for the CPU, which would round differently."""
     for module in (noise, moves):
         monkeypatch.setattr(module, "has_numba", lambda: False)
+    monkeypatch.setattr(forces_module, "lower", lambda potential: potential)
+
+
+@functools.cache
+def potential_of(name: str) -> Potential:
+    if name == "copper":
+        return load(COPPER, dtype="float64")
+    if not name.startswith("equiformer"):
+        return load(name, dtype="float64")
+    torch.manual_seed(0)
+    config = EquiformerConfig(
+        4.0,
+        10.0,
+        attention=name.removeprefix("equiformer-"),
+        channels=(16, 8, 8),
+        num_layers=2,
+        head_features=16,
+    )
+    return Potential(Equiformer(config, len(ELEMENTS)), ELEMENTS)
 
 
 def forces_of(name: str, *, skin: float = 1.0) -> md.Forces:
     """On the CPU as on a GPU: lists of fixed length that nobody asks within a chunk."""
-    forces = md.Forces(POTENTIALS[name], skin=skin)
-    forces._fast = forces.potential
+    forces = md.Forces(potential_of(name), skin=skin)
     forces.neighbors = replace(forces.neighbors, capacity=64)
     forces.looks_at_every_step = False
     return forces
@@ -103,7 +124,7 @@ def test_the_same_bits_with_lists_that_end_and_chunks_thrown_away(integrator, fi
     if integrator is VERLET:
         options["temperature"] = 2500.0
     plain, ours, counting, forces = both(
-        "so3krates", integrator, [ethanol(), ethanol()], 60, skin=0.3, **options
+        "so3krates-ethanol", integrator, [ethanol(), ethanol()], 60, skin=0.3, **options
     )
     assert_equal(ours, plain)
     assert forces.neighbors.n_rebuilds > 4
@@ -114,7 +135,7 @@ def test_the_same_bits_with_lists_that_end_and_chunks_thrown_away(integrator, fi
 @pytest.mark.parametrize("periodic", [False, True])
 def test_committees_and_crystals(periodic: bool) -> None:
     atoms = bulk("Cu", cubic=True) * (2, 2, 2) if periodic else ethanol()
-    name = "copper" if periodic else "committee"
+    name = "copper" if periodic else "so3krates-ethanol-committee"
     plain, ours, counting, _ = both(name, HOT, atoms, 12, chunk=6)
     assert_equal(ours, plain)
     assert counting.n_replayed >= 12
@@ -124,7 +145,7 @@ def test_committees_and_crystals(periodic: bool) -> None:
 def test_a_longer_list_is_recorded_anew() -> None:
     states = []
     for recorder in (None, Counting()):
-        forces = forces_of("so3krates")
+        forces = forces_of("so3krates-ethanol")
         forces.recorder = recorder
         first = VERLET.init(forces, System.from_ase(pair(12.0)), temperature=300.0)
         first = md.run(VERLET, forces, first, 6, chunk=3)
@@ -138,8 +159,8 @@ def test_a_longer_list_is_recorded_anew() -> None:
 
 
 def test_what_is_recorded_serves_other_runs_of_the_same_form() -> None:
-    forces, counting = forces_of("so3krates"), Counting()
-    plain = forces_of("so3krates")
+    forces, counting = forces_of("so3krates-ethanol"), Counting()
+    plain = forces_of("so3krates-ethanol")
     forces.recorder = counting
     for masses in (torch.arange(9) + 1.0, torch.arange(9) + 7.0):
         options = {"masses": masses, "replicas": masses[:1].long()}
@@ -168,7 +189,7 @@ def test_states_between_chunks_stay() -> None:
         def __call__(self, state) -> None:
             seen.append(state)
 
-    forces = forces_of("so3krates")
+    forces = forces_of("so3krates-ethanol")
     forces.recorder = Again
     first = HOT.init(forces, System.from_ase(ethanol()))
     last = md.run(HOT, forces, first, 12, callbacks=[Keeper()])
@@ -208,15 +229,24 @@ class Watched:
 
 
 @pytest.mark.parametrize("integrator", [VERLET, LANGEVIN], ids=["verlet", "langevin"])
-@pytest.mark.parametrize("name", ["so3krates", "committee"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "so3krates-ethanol",
+        "so3krates-ethanol-committee",
+        "equiformer-nonlinear",
+        "equiformer-linear",
+        "equiformer-dot",
+    ],
+)
 def test_nothing_waits_within_a_chunk(name: str, integrator) -> None:
     forces = forces_of(name)
     forces.recorder = watched = Watched()
     batch = System.from_ase([ethanol(), ethanol()])
     first = integrator.init(forces, batch, fixed=torch.arange(18) == 4)
-    md.run(integrator, forces, first, 6, chunk=6)
+    md.run(integrator, forces, first, 3, chunk=3)
     assert forces.recorder is watched, "a wait, see the log"
-    assert watched.n_replayed >= 6
+    assert watched.n_replayed >= 3
 
 
 @pytest.mark.parametrize(
@@ -227,12 +257,13 @@ def test_nothing_waits_within_a_chunk(name: str, integrator) -> None:
         lambda result: result.forces[result.forces > 0],
         lambda result: result.energy.nonzero(),
         lambda result: torch.equal(result.energy, result.energy),
+        lambda result: torch.tensor([1.0, 2.0]),
     ],
 )
 def test_a_wait_would_be_seen(
     wait, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forces = forces_of("so3krates")
+    forces = forces_of("so3krates-ethanol")
     evaluate = forces.without_check
 
     def waiting(system):
@@ -275,7 +306,7 @@ def does_nothing(function: Function) -> Function:
 def test_a_recording_that_fails_or_is_wrong_takes_no_run_away(
     recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forces, plain = forces_of("so3krates"), forces_of("so3krates")
+    forces, plain = forces_of("so3krates-ethanol"), forces_of("so3krates-ethanol")
     forces.recorder = recorder
     first = HOT.init(forces, System.from_ase(ethanol()))
     with caplog.at_level(logging.WARNING):
@@ -289,7 +320,7 @@ def test_a_recording_that_fails_or_is_wrong_takes_no_run_away(
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:
-    forces = md.Forces(POTENTIALS["so3krates"])
+    forces = md.Forces(potential_of("so3krates-ethanol"))
     first = VERLET.init(forces, System.from_ase(ethanol()))
     md.run(VERLET, forces, first, 4)
     assert forces.recorder is None

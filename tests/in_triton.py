@@ -1,0 +1,56 @@
+"""Triton without a GPU: programs in its interpreter, and kernels compiled for one.
+
+Triton decides when it is imported whether it interprets, so each program has a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+# `compile(kernel, types, **constants)` for an H100, H200 ...; nothing may lose digits on the way
+COMPILER = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+compiled = []
+
+def compile(kernel, types, **constants):
+    types = types | dict.fromkeys(constants, "constexpr")
+    numbers = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=types, constexprs=numbers)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert "cubin" in made.asm
+    assert ".f32" not in made.asm["ptx"]
+    compiled.append(made)
+"""
+
+
+def interpreted(program: str, cache: Path) -> str:
+    """What a program prints whose kernels run in the interpreter."""
+    return _output_of(program, cache, TRITON_INTERPRET="1")
+
+
+def compiled_for_a_gpu(program: str, cache: Path) -> int:
+    """How many kernels a program compiled by `compile`."""
+    return int(_output_of(f"{COMPILER}\n{program}\nprint(len(compiled))", cache))
+
+
+def _output_of(program: str, cache: Path, **variables: str) -> str:
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = os.environ | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(cache)} | variables
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1"}  # what it does anyway, and warns of
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

@@ -1,0 +1,101 @@
+"""A padded list's kernels in Triton's interpreter: the tensor operations of `VerletList`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from in_triton import compiled_for_a_gpu, interpreted
+
+pytest.importorskip("triton")
+
+IN_THE_INTERPRETER = """
+from dataclasses import replace
+import torch
+from contract import ethanol
+from attncalc.neighbors import VerletList, gpu_padded
+from attncalc.system import System
+
+crystal, slab = ethanol(), ethanol()
+for atoms, pbc in ((crystal, True), (slab, [True, False, True])):
+    atoms.set_cell([[5.6, 0.2, 0.0], [0.9, 5.1, 0.0], [-0.4, 0.7, 4.9]])
+    atoms.pbc = pbc
+random = torch.Generator().manual_seed(0)
+answers = set()
+for structures in ([ethanol()], [crystal], [ethanol(), ethanol()], [crystal, slab]):
+    system = System.from_ase(structures)
+    options = {"species": (1, 6, 8), "capacity": 64}
+    verlet, _ = VerletList.create(cutoff=4.0, skin=0.4, **options).update(system)
+    listed = verlet.listed
+    assert listed.has_images == listed.is_periodic == bool(system.pbc.any())
+
+    def stale(now):
+        return gpu_padded.stale(
+            now,
+            listed.reference,
+            listed.inverse_cell,
+            is_periodic=listed.is_periodic,
+            cutoff=verlet.cutoff,
+            skin=verlet.skin,
+        )
+
+    for move in (0.0, 0.03, 0.06, 0.1):
+        for strain in (0.0, 1e-3, 0.02):
+            for broken in (0.0, torch.nan):
+                noise = torch.randn(system.positions.shape, generator=random, dtype=torch.float64)
+                noise[3, 1] += broken
+                now = replace(system, positions=system.positions + move * noise)
+                now = replace(now, cell=system.cell * (1 + strain))
+                expected = verlet.graph(now)
+                vectors, edge_mask = gpu_padded.edges(
+                    now,
+                    listed.edges,
+                    listed.padding.vectors,
+                    has_images=listed.has_images,
+                    cutoff=verlet.cutoff,
+                )
+                assert torch.equal(edge_mask, expected.edge_mask)
+                assert torch.equal(vectors.isnan(), expected.vectors.isnan())
+                assert (vectors - expected.vectors).nan_to_num().abs().amax() < 1e-14
+                found = bool(stale(now))
+                assert found == bool(verlet.needs_rebuild(now)), (move, strain, broken)
+                answers.add((bool(system.pbc.any()), found))
+    assert not stale(system)
+    assert stale(replace(system, pbc=~system.pbc))
+    if len(structures) > 1:
+        assert stale(replace(system, system_idx=system.system_idx * 0))
+print(sorted(answers))
+"""
+
+KERNELS = """
+from attncalc.neighbors import gpu_padded
+
+def types(kernel, whole):
+    return {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
+
+indices = {"system_idx", "old_system_idx", "receivers", "senders", "cell_shifts"}
+for chosen in (True, False):
+    edges, stale = gpu_padded._edges, gpu_padded._stale
+    compile(
+        edges,
+        types(edges, indices) | {"edge_mask": "*i8", "n_edges": "i32"},
+        HAS_IMAGES=chosen,
+        BLOCK=gpu_padded.EDGES_PER_BLOCK,
+    )
+    bits = dict.fromkeys(("pbc", "old_pbc", "stale"), "*i8")
+    compile(
+        stale,
+        types(stale, indices) | bits | {"n_atoms": "i32"},
+        IS_PERIODIC=chosen,
+        BLOCK=gpu_padded.ATOMS_PER_BLOCK,
+    )
+"""
+
+
+def test_the_kernels_are_the_tensor_operations(tmp_path: Path) -> None:
+    answers = [(False, False), (False, True), (True, False), (True, True)]
+    assert interpreted(IN_THE_INTERPRETER, tmp_path) == str(answers)
+
+
+def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
+    assert compiled_for_a_gpu(KERNELS, tmp_path) == 4

@@ -64,8 +64,10 @@ class Forces:
 
     def follow(self, system: System) -> None:
         """Before the first step of a run: a list for these positions, where steps need one."""
-        if not self.looks_at_every_step or self._skin(system) != self.neighbors.skin:
+        if self._skin(system) != self.neighbors.skin:
             self.renew(system)
+        elif not self.looks_at_every_step:
+            self._keep(self.neighbors.update(system)[0])
 
     def renew(self, system: System) -> None:
         """Make a list for these positions, whether the old one holds or not."""

@@ -19,6 +19,7 @@ from attncalc.md import forces as forces_module
 from attncalc.md import moves, noise, recorded
 from attncalc.md.replay import Again, Function
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.potential import Potential
 
 FS = units.fs
@@ -46,17 +47,15 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def potential_of(name: str) -> Potential:
     if name == "copper":
         return load(COPPER, dtype="float64")
-    if not name.startswith("equiformer"):
+    if not name.startswith(("small", "equiformer")):
         return load(name, dtype="float64")
     torch.manual_seed(0)
-    config = EquiformerConfig(
-        4.0,
-        10.0,
-        attention=name.removeprefix("equiformer-"),
-        channels=(16, 8, 8),
-        num_layers=2,
-        head_features=16,
-    )
+    if name == "small":
+        config = So3kratesConfig(4.0, 10.0, num_features=16, num_layers=1, num_basis=8)
+        return Potential(So3krates(config, len(ELEMENTS)), ELEMENTS).to(torch.float64)
+    attention = name.removeprefix("equiformer-")
+    options = {"channels": (16, 8, 8), "num_layers": 1, "head_features": 16}
+    config = EquiformerConfig(4.0, 10.0, attention=attention, **options)
     return Potential(Equiformer(config, len(ELEMENTS)), ELEMENTS)
 
 
@@ -124,28 +123,28 @@ def test_the_same_bits_with_lists_that_end_and_chunks_thrown_away(integrator, fi
     if integrator is VERLET:
         options["temperature"] = 2500.0
     plain, ours, counting, forces = both(
-        "so3krates-ethanol", integrator, [ethanol(), ethanol()], 60, skin=0.3, **options
+        "small", integrator, [ethanol(), ethanol()], 30, skin=0.3, **options
     )
     assert_equal(ours, plain)
     assert forces.neighbors.n_rebuilds > 4
     assert counting.n_recorded == 1  # new lists stand where the first one stood
-    assert counting.n_replayed > 60
+    assert counting.n_replayed > 30
 
 
 @pytest.mark.parametrize("periodic", [False, True])
 def test_committees_and_crystals(periodic: bool) -> None:
     atoms = bulk("Cu", cubic=True) * (2, 2, 2) if periodic else ethanol()
     name = "copper" if periodic else "so3krates-ethanol-committee"
-    plain, ours, counting, _ = both(name, HOT, atoms, 12, chunk=6)
+    plain, ours, counting, _ = both(name, HOT, atoms, 6, chunk=3)
     assert_equal(ours, plain)
-    assert counting.n_replayed >= 12
+    assert counting.n_replayed >= 6
     assert (ours.spread is None) == periodic
 
 
 def test_a_longer_list_is_recorded_anew() -> None:
     states = []
     for recorder in (None, Counting()):
-        forces = forces_of("so3krates-ethanol")
+        forces = forces_of("small")
         forces.recorder = recorder
         first = VERLET.init(forces, System.from_ase(pair(12.0)), temperature=300.0)
         first = md.run(VERLET, forces, first, 6, chunk=3)
@@ -159,8 +158,8 @@ def test_a_longer_list_is_recorded_anew() -> None:
 
 
 def test_what_is_recorded_serves_other_runs_of_the_same_form() -> None:
-    forces, counting = forces_of("so3krates-ethanol"), Counting()
-    plain = forces_of("so3krates-ethanol")
+    forces, counting = forces_of("small"), Counting()
+    plain = forces_of("small")
     forces.recorder = counting
     for masses in (torch.arange(9) + 1.0, torch.arange(9) + 7.0):
         options = {"masses": masses, "replicas": masses[:1].long()}
@@ -189,7 +188,7 @@ def test_states_between_chunks_stay() -> None:
         def __call__(self, state) -> None:
             seen.append(state)
 
-    forces = forces_of("so3krates-ethanol")
+    forces = forces_of("small")
     forces.recorder = Again
     first = HOT.init(forces, System.from_ase(ethanol()))
     last = md.run(HOT, forces, first, 12, callbacks=[Keeper()])
@@ -263,7 +262,7 @@ def test_nothing_waits_within_a_chunk(name: str, integrator) -> None:
 def test_a_wait_would_be_seen(
     wait, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forces = forces_of("so3krates-ethanol")
+    forces = forces_of("small")
     evaluate = forces.without_check
 
     def waiting(system):
@@ -306,7 +305,7 @@ def does_nothing(function: Function) -> Function:
 def test_a_recording_that_fails_or_is_wrong_takes_no_run_away(
     recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forces, plain = forces_of("so3krates-ethanol"), forces_of("so3krates-ethanol")
+    forces, plain = forces_of("small"), forces_of("small")
     forces.recorder = recorder
     first = HOT.init(forces, System.from_ase(ethanol()))
     with caplog.at_level(logging.WARNING):
@@ -320,7 +319,7 @@ def test_a_recording_that_fails_or_is_wrong_takes_no_run_away(
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:
-    forces = md.Forces(potential_of("so3krates-ethanol"))
+    forces = md.Forces(potential_of("small"))
     first = VERLET.init(forces, System.from_ase(ethanol()))
     md.run(VERLET, forces, first, 4)
     assert forces.recorder is None

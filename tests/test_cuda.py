@@ -25,6 +25,8 @@ from contract import ELEMENTS, assert_close, ethanol, rotation, transformed, tri
 
 from attncalc import AttnCalculator, load, md
 from attncalc.graph import Edges, one_per_pair
+from attncalc.md.moves import _kernels as kernels_of_moves
+from attncalc.md.replay import Again
 from attncalc.model_file import save, shipped_models
 from attncalc.neighbors import (
     SKIN,
@@ -35,6 +37,7 @@ from attncalc.neighbors import (
     torch_list,
 )
 from attncalc.neighbors.nvalchemi_list import has_nvalchemi
+from attncalc.neighbors.padded import _kernels as kernels_of_lists
 from attncalc.potential import ROUNDING, Potential, evaluate
 from attncalc.system import System
 
@@ -328,12 +331,13 @@ def test_dynamics_keep_the_energy_as_on_the_cpu(device: str) -> None:
 
 
 def forces_on(device: str) -> md.Forces:
-    """As on a GPU on either device: lists of fixed length that nobody asks within a chunk."""
+    """As on a GPU on either device: recorded steps, by lists that nobody asks within a chunk."""
     forces = md.Forces(load(ETHANOL, device=device, dtype="float64"), skin=SKIN["cuda"])
     if device == "cpu":
         forces._fast = forces.potential
         forces.neighbors = replace(forces.neighbors, capacity=64)
         forces.looks_at_every_step = False
+        forces.recorder = Again
     return forces
 
 
@@ -350,10 +354,31 @@ def test_whole_steps_on_the_device(device: str, integrator: str) -> None:
     there = forces_on(device)
     first = moves.init(there, batch, **options)
     last = md.run(moves, there, first, 60, chunk=20)
+    assert there.recorder is not None, "steps were not recorded, see the log"
     assert last.momenta.device.type == last.heat.device.type == device
     assert_close(last.system.positions.cpu(), expected.system.positions, 1e-6)
     assert_close(last.momenta.cpu(), expected.momenta, 1e-5)
     assert_close(last.conserved.cpu(), expected.conserved, 1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", shipped_models())
+def test_steps_of_shipped_models_are_recorded(model: str) -> None:
+    """In their own precision; recorded steps are compared with others before they are used."""
+    forces = md.Forces(load(model, device="cuda"))
+    atoms = ethanol() if set(ethanol().numbers) <= set(forces.potential.species) else bulk("Si")
+    langevin = md.Langevin(0.5 * units.fs, 300.0, 0.02 / units.fs)
+    first = langevin.init(forces, System.from_ase([atoms] * 2))
+    md.run(langevin, forces, first, 20, chunk=10)
+    assert forces.recorder is not None, "steps were not recorded, see the log"
+    assert forces.recorded is not None
+
+
+@pytest.mark.gpu
+def test_compiled_kernels_run_on_the_device() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert kernels_of_moves(device) is not None
+    assert kernels_of_lists(device) is not None
 
 
 def test_a_run_goes_on_from_a_checkpoint(device: str, tmp_path: Path) -> None:

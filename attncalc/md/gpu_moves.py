@@ -183,8 +183,8 @@ def moved(
     return state.at(positions).having(momenta=momenta, heat=heat)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def _numbers(half: float, kept: float, renewed: float, device: torch.device) -> Tensor:
-    """Kept, not to be changed: a copy to the device cannot be recorded."""
+    """Kept for good, not to be changed: recorded steps read it where it is."""
     values = (half, kept, renewed, 1 / (LOW_32_BITS + 1), 2 * math.pi)
     return torch.tensor(values, dtype=torch.float64, device=device)

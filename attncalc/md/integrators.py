@@ -312,9 +312,9 @@ def _of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
     return _kelvin(tuple(map(float, temperature)), system.device)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def _kelvin(temperatures: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept, not to be changed: on a GPU every step would wait for its copy."""
+    """Kept for good, not to be changed: a step would wait for its copy, and recorded ones read it."""
     return torch.tensor(temperatures, dtype=torch.float64, device=device)
 
 

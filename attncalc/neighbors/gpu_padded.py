@@ -163,7 +163,7 @@ def stale(
     return found.view(torch.bool)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def _numbers(cutoff: float, reach: float, skin: float, device: torch.device) -> Tensor:
-    """Kept, not to be changed: a copy to the device cannot be recorded."""
+    """Kept for good, not to be changed: recorded steps read it where it is."""
     return torch.tensor((cutoff, reach, skin), dtype=torch.float64, device=device)

@@ -456,6 +456,16 @@ def with_info(**info) -> Atoms:
     return atoms
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_position_that_is_no_longer_finite_is_refused(bad: float) -> None:
+    atoms = ethanol()
+    atoms.calc = AttnCalculator("so3krates-ethanol")
+    atoms.get_forces()
+    atoms.positions[2, 1] = bad
+    with pytest.raises(ValueError, match=r"^the position of atom 2 \(O\) is not finite"):
+        atoms.get_forces()
+
+
 def not_finite() -> Atoms:
     atoms = ethanol()
     atoms.positions[3, 1] = np.nan

@@ -314,7 +314,7 @@ def _of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
 
 @functools.cache
 def _kelvin(temperatures: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept for good, not to be changed: a step would wait for its copy, and recorded ones read it."""
+    """Kept for good, not to be changed: recorded steps read it where it is."""
     return torch.tensor(temperatures, dtype=torch.float64, device=device)
 
 

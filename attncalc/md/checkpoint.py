@@ -30,7 +30,7 @@ KEY = "attncalc_md"
 INTEGRATORS: dict[str, type[Integrator]] = {"verlet": Verlet, "langevin": Langevin}
 _SYSTEM = {field.name for field in fields(System)}
 _STATE = {field.name for field in fields(MDState)} - {"system", "step", "seed"}
-_OPTIONAL = {"fixed", "spread"}
+_OPTIONAL = {"fixed", "spread", "limit"}
 
 
 class Restart(NamedTuple):
@@ -179,8 +179,8 @@ def _restart(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.d
     for name in ("masses", "system.system_idx", "atom_in_system"):
         if tensors[name].shape != (n_atoms,):
             raise ValueError(f"{name} must be [{n_atoms}]")
-    for name in ("energy", "n_dof", "heat", "replicas"):
-        if tensors[name].shape != (n_systems,):
+    for name in ("energy", "n_dof", "heat", "replicas", "limit"):
+        if name in tensors and tensors[name].shape != (n_systems,):
             raise ValueError(f"{name} must be [{n_systems}]")
     options = dict(header["integrator"])
     kind = INTEGRATORS[options.pop("name")]

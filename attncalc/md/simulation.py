@@ -76,7 +76,8 @@ def run(
         state: from `integrator.init`, a checkpoint, or an earlier run.
         n_steps: how many.
         callbacks: called in this order, checkpoints after all others, whose files are then as far.
-        resumed: the state comes from a checkpoint: callbacks go on with their files.
+        resumed: the state comes from a checkpoint: callbacks go on with their files, and what is
+            too hot is what was too hot before.
         chunk: steps; None chooses by the device.
 
     Returns:
@@ -95,7 +96,10 @@ def run(
     force = forces_of(potential)
     force.follow(state.system)
     callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))
-    limit = integrator.highest_temperature(state)
+    limit = state.limit if resumed else None
+    if limit is None:  # or of a checkpoint of before limits were kept
+        limit = integrator.highest_temperature(state)
+    state = state.having(limit=limit)
     if what := _insane(state, limit):
         raise FloatingPointError(f"the first state is no state to start from: {what}")
     last = state.step + n_steps

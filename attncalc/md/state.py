@@ -35,6 +35,7 @@ class MDState:
             the force on an atom; None for a single model.
         step: how many steps are done; while steps are recorded a tensor [], int64, on the device.
         seed: of the noise.
+        limit: [n_systems] K: beyond this a run has lost its molecules; None before it begins.
     """
 
     system: System
@@ -50,6 +51,7 @@ class MDState:
     spread: Tensor | None
     step: int
     seed: int
+    limit: Tensor | None = None
 
     @property
     def velocities(self) -> Tensor:

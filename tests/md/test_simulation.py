@@ -176,7 +176,8 @@ def test_chunks_do_not_matter(forces: md.Forces) -> None:
     whole = md.run(LANGEVIN, forces, first, 60, chunk=60)
     assert_equal(md.run(LANGEVIN, forces, first, 60, chunk=1), whole)
     assert_equal(md.run(LANGEVIN, forces, first, 60, chunk=7), whole)
-    assert_equal(md.run(LANGEVIN, forces, md.run(LANGEVIN, forces, first, 25), 35), whole)
+    part = md.run(LANGEVIN, forces, first, 25)
+    assert_equal(md.run(LANGEVIN, forces, part, 35, resumed=True), whole)
     assert first.step == 0
 
 
@@ -380,6 +381,29 @@ def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int
     assert not simulation._insane(last, limit)
     assert simulation._advance(wild, forces, last, 1, limit)[1]
     assert keeper.events[-1] == ("end", -1)
+
+
+@pytest.mark.parametrize("integrator", [VERLET, LANGEVIN], ids=["nve", "nvt"])
+def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path) -> None:
+    """Atoms that a centre repels are hotter at every step, and hot where they were interrupted."""
+    force, file = Harmonic(-0.05), tmp_path / "run.ckpt"
+
+    def stop(state: md.MDState, **options) -> str:
+        with pytest.raises(FloatingPointError) as stopped:
+            md.run(integrator, force, state, 1000, **options)
+        return str(stopped.value)
+
+    first = start(force, integrator=integrator)
+    undisturbed = stop(first)
+    assert "the temperature reached" in undisturbed
+    md.run(integrator, force, first, 30, callbacks=[md.Checkpoint(file, every=10)])
+    state = md.load_checkpoint(file).state
+    assert stop(state) != undisturbed  # it begins anew, and is hot from the start
+    again = md.Checkpoint(file, every=10)
+    assert stop(state, callbacks=[again], resumed=True) == undisturbed
+    last = md.load_checkpoint(file).state
+    assert last.step > 30
+    assert stop(last, resumed=True) == undisturbed
 
 
 # ------------------------------------------------------------------------------------ bad input

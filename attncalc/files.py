@@ -23,14 +23,14 @@ def refuse_existing(*paths: Path) -> None:
 
 
 class Claim:
-    """The right to write a file, which one at a time has: until it is released.
+    """The right to write a file or into a folder, which one at a time has: until it is released.
 
-    It is a lock on a hidden file beside it, .NAME.lock, that the operating system gives up with the
-    process, kill -9 included: what such a process leaves stands in nobody's way. Windows and file
-    systems without locks keep nobody apart.
+    It is a lock on a hidden file, .NAME.lock beside a file and .lock in a folder, that the
+    operating system gives up with the process, kill -9 included: what such a process leaves stands
+    in nobody's way. Windows and file systems without locks keep nobody apart.
 
     Args:
-        path: the file, which need not exist.
+        path: the file, which need not exist, or the folder, which must.
 
     Raises:
         BlockingIOError: somebody else has it, in this process or another.
@@ -41,7 +41,7 @@ class Claim:
         real = Path(path).resolve()  # through another link it is the same file
         if not real.parent.is_dir():
             raise FileNotFoundError(f"no such folder: {real.parent}")
-        self._lock = real.with_name(f".{real.name}.lock")
+        self._lock = real / ".lock" if real.is_dir() else real.with_name(f".{real.name}.lock")
         self._number = -1
         if sys.platform == "win32":
             return

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
@@ -1072,6 +1073,58 @@ def test_train() -> None:
     assert {"tiny.safetensors", "tiny.md", "metrics.csv"} <= {p.name for p in Path("out").iterdir()}
     assert "# tiny" in result.stdout
     succeeds("eval", "out/tiny.safetensors", "cu.extxyz")
+
+
+TRAIN_ONE_EPOCH = """
+import time
+from attncalc.cli import main
+from attncalc.train.module import TrainingModule
+
+step = TrainingModule.training_step
+
+def until_the_second(module, batch, k):
+    if module.current_epoch == 1:
+        time.sleep(1000)
+    step(module, batch, k)
+
+TrainingModule.training_step = until_the_second
+main()
+"""
+
+
+def test_train_in_a_folder_of_another_process() -> None:
+    """Refused until that is gone, by kill -9; then the training goes on."""
+    write("cu.extxyz", labelled(10))
+    Path("tiny.yaml").write_text(RECIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN_ONE_EPOCH, "train", "tiny.yaml", "-o", "out"],
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = Path("out/last.ckpt")
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not checkpoint.exists():
+            time.sleep(0.05)
+        left = {path: path.read_bytes() for path in Path("out").iterdir()}
+        refused = attncalc("train", "tiny.yaml", "-o", "out")
+        assert refused.exit_code == 1
+        assert refused.stderr.splitlines()[-1] == (
+            f"Error: out: another run is still writing it (process {process.pid}): wait for its "
+            "end, or stop it"
+        )
+        assert {path: path.read_bytes() for path in Path("out").iterdir()} == left
+    finally:
+        process.kill()
+        process.wait()
+    assert len(load_history(checkpoint)) == 1
+    result = attncalc("train", "tiny.yaml", "-o", "out")
+    assert result.exit_code == 0, result.output
+    assert len(load_history(checkpoint)) == 2
+    assert not Path("out/.lock").exists()
+
+
+def load_history(checkpoint: Path) -> list[dict[str, float]]:
+    return torch.load(checkpoint, weights_only=True)["history"]
 
 
 def train_other(network: str, config: str, more: str = "") -> Result:

@@ -86,6 +86,16 @@ def test_through_a_link_it_is_the_same_file(tmp_path: Path) -> None:
         Claim(link)
 
 
+def test_a_folder_is_claimed_apart_from_what_is_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    refused = pytest.raises(BlockingIOError, match=r"run: another run is still writing it")
+    with Claim(folder), Claim(folder / "member-1"), refused:
+        Claim(tmp_path / "." / "run")
+    Claim(folder).release()
+    assert [*tmp_path.iterdir(), *folder.iterdir()] == [folder]
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
         Claim(tmp_path / "nowhere" / "run.h5md")

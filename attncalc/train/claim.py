@@ -1,10 +1,11 @@
-"""Whose run an output folder holds: of one recipe, on data that are known by their numbers."""
+"""Whose run a folder holds: one at a time, of one recipe, on data known by their numbers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from attncalc import model_file
 from attncalc.data import Dataset
+from attncalc.files import Claim
 from attncalc.system import charge_and_spin
 from attncalc.train.recipe import Recipe
 
@@ -20,15 +22,26 @@ from attncalc.train.recipe import Recipe
 DATA, START = "data_sha256", "start_sha256"
 
 
-def claim(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) -> None:
-    """Remember recipe and data of an output folder; refuse to continue another run.
+@contextmanager
+def claimed(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) -> Iterator[None]:
+    """An output folder, made if need be, that no other process trains in meanwhile.
+
+    Raises:
+        BlockingIOError: another one does.
+        ValueError: the folder holds a run of another recipe, on other data, or from another start.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with Claim(output):
+        _remember(output, recipe, training, validation)
+        yield
+
+
+def _remember(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) -> None:
+    """Recipe and data of an output folder; refuse to continue another run.
 
     Files may be moved and renamed between two calls, their content is what counts. A folder that
     knows no checksums (of before they were kept) is told apart by file names, and gets them. The
     model that a training started from may be gone afterwards, but not be another one.
-
-    Raises:
-        ValueError: the folder holds a run of another recipe, on other data, or from another start.
     """
     mark = output / "recipe.json"
     ours = json.loads(json.dumps(recipe.as_dict()))

@@ -21,7 +21,7 @@ from attncalc.system import System
 from attncalc.train.batches import samples, to_device
 from attncalc.train.callbacks import LearningCurve
 from attncalc.train.card import card
-from attncalc.train.claim import claim
+from attncalc.train.claim import claimed
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.fastest import fastest_step
 from attncalc.train.loop import device, finished_history, train_loop
@@ -73,6 +73,7 @@ def run(
 
     Raises:
         FileNotFoundError, ValueError: from the recipe or its data, with the reason.
+        BlockingIOError: another process trains in this folder.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
@@ -84,14 +85,15 @@ def run(
         training, validation, test = read_split(recipe)  # all members are trained on one split
         if member is not None:
             output, recipe = _member_folder(output, member), recipe.member(member)
-        _check(recipe, training, validation, test)
-        done = fit(recipe, training, validation, output)
-        test_errors = None if test is None else errors(predict(done.potential, test), test)
+        _check(recipe, output, training, validation, test)
+        with claimed(output, recipe, training, validation):
+            done = _fit(recipe, training, validation, output)
+            test_errors = None if test is None else errors(predict(done.potential, test), test)
+            _describe(done, recipe, (training, validation, test), test_errors, command)
     except KeyboardInterrupt as stop:
         if stop.args:
             raise
         raise KeyboardInterrupt(f"the same command goes on from there ({output})") from None
-    _describe(done, recipe, (training, validation, test), test_errors, command)
     return done
 
 
@@ -116,7 +118,6 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     return training, validation, test
 
 
-@torch.random.fork_rng(devices=[])  # the global random numbers stay the caller's
 def fit(
     recipe: Recipe, training: Dataset, validation: Dataset, output: str | Path | None = None
 ) -> Training:
@@ -136,25 +137,24 @@ def fit(
         FileNotFoundError: the model that the recipe starts from is not there.
         ValueError: the data or the start do not suit the recipe, their energies, forces and
             stresses do not match, or `output` holds a run of another recipe or on other data.
+        BlockingIOError: another process trains in this folder.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
-    _check(recipe, training, validation)
+    _check(recipe, output, training, validation)
     _require_matching_units(recipe, training)
-    return _fit_checked(recipe, training, validation, output)
+    with claimed(output, recipe, training, validation):
+        return _fit(recipe, training, validation, output)
 
 
-def _fit_checked(recipe: Recipe, training: Dataset, validation: Dataset, output: Path) -> Training:
-    model, checkpoint = output / f"{recipe.name}.safetensors", output / "last.ckpt"
-    goes_on = model.exists() and checkpoint.exists()
-    if not goes_on:
-        check_start(recipe, training)
-    output.mkdir(parents=True, exist_ok=True)
-    claim(output, recipe, training, validation)
+@torch.random.fork_rng(devices=[])  # the global random numbers stay the caller's
+def _fit(recipe: Recipe, training: Dataset, validation: Dataset, output: Path) -> Training:
+    """On data that are checked, in a folder that is claimed."""
     if recipe.committee > 1:
         return _fit_committee(recipe, training, validation, output)
     for unfinished in output.glob(".*.part"):  # what a killed run was just writing
         unfinished.unlink()
+    model, checkpoint, goes_on = _left_behind(recipe, output)
     history = finished_history(checkpoint, recipe)
     if history is not None:
         log.info("%s has done its %d epochs: nothing left to train", output, len(history))
@@ -199,7 +199,9 @@ def _fit_committee(
     members, history, wall_time = [], [], 0.0
     for k in range(1, recipe.committee + 1):
         log.info("member %d of %d", k, recipe.committee)
-        done = _fit_checked(recipe.member(k), training, validation, _member_folder(output, k))
+        member, folder = recipe.member(k), _member_folder(output, k)
+        with claimed(folder, member, training, validation):
+            done = _fit(member, training, validation, folder)
         members.append(done.potential)
         history += [row | {"wall_time_s": wall_time + row["wall_time_s"]} for row in done.history]
         wall_time = history[-1]["wall_time_s"]
@@ -212,8 +214,18 @@ def _member_folder(output: Path, k: int) -> Path:
     return output / f"member-{k}"
 
 
+def _left_behind(recipe: Recipe, output: Path) -> tuple[Path, Path, bool]:
+    """Model file, checkpoint, and whether both are there, to go on from."""
+    model, checkpoint = output / f"{recipe.name}.safetensors", output / "last.ckpt"
+    return model, checkpoint, model.exists() and checkpoint.exists()
+
+
 def _check(
-    recipe: Recipe, training: Dataset, validation: Dataset, test: Dataset | None = None
+    recipe: Recipe,
+    output: Path,
+    training: Dataset,
+    validation: Dataset,
+    test: Dataset | None = None,
 ) -> None:
     """Everything about the data that would otherwise go wrong later, perhaps after days."""
     known = set(elements_of(training))
@@ -234,6 +246,9 @@ def _check(
                 "learn them from it; split the data in another way"
             )
         _check_system(recipe, dataset, role)
+    *_, goes_on = _left_behind(recipe, output)
+    if not goes_on:
+        check_start(recipe, training)
 
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:

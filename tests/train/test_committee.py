@@ -11,6 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc import Committee, load, train
 from attncalc.data.errors import predict
+from attncalc.files import Claim
 from attncalc.train.fit import read_split
 
 
@@ -72,10 +73,17 @@ def test_the_file_is_their_mean_and_the_card_says_so(finished, parts):
 
 
 def test_members_may_be_trained_one_by_one(finished, two, data_file, tmp_path):
-    command = "attncalc train two.yaml"
-    for k in (2, 1):
-        done = train.run(two, tmp_path, data=data_file, command=command, member=k)
-        assert done.model == tmp_path / f"member-{k}" / f"tiny-{k}.safetensors"
+    """By several processes at once, but each by one of them."""
+    command, first = "attncalc train two.yaml", tmp_path / "member-1"
+    first.mkdir()
+    with Claim(first):  # as the process has it that trains the first
+        done = train.run(two, tmp_path, data=data_file, command=command, member=2)
+        assert done.model == tmp_path / "member-2" / "tiny-2.safetensors"
+        for member in (1, None):
+            with pytest.raises(BlockingIOError, match="member-1: another run is still writing it"):
+                train.run(two, tmp_path, data=data_file, command=command, member=member)
+    done = train.run(two, tmp_path, data=data_file, command=command, member=1)
+    assert done.model == first / "tiny-1.safetensors"
     together = train.run(two, tmp_path, data=data_file, command=command)
     for name, tensor in finished[0].potential.state_dict().items():
         assert torch.equal(together.potential.state_dict()[name], tensor), name

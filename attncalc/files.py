@@ -46,7 +46,7 @@ class Claim:
         if sys.platform == "win32":
             return
         while self._number < 0:
-            number = os.open(self._lock, os.O_RDWR | os.O_CREAT)
+            number = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 _lock_or_refuse(number, path)
                 if _is_still(number, self._lock):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -463,28 +464,38 @@ def test_md_that_goes_on_is_the_run_that_was_not_stopped(ensemble: str, copper_f
     assert said == "part.h5md: 60 steps are done; --steps N goes on to N\n"
 
 
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Of a process that goes on, however slow the machine."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, "it has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def saved_steps() -> int:
+    return load_checkpoint("run.ckpt").state.step if Path("run.ckpt").exists() else -1
+
+
 def test_md_that_is_killed_goes_on_bit_for_bit(copper_file: str) -> None:
     """kill -9, three times, whenever it comes."""
-    common = ("md", copper_file, "--model", COPPER, "--every", 5, "--steps", 4000)
+    common = ("md", copper_file, "--model", COPPER, "--every", 5, "--steps")
     code = "import sys; from attncalc.md import job; job.SECONDS_BETWEEN_CHECKPOINTS = 0.1\n"
     code += "from attncalc.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, common), "-o", "run.h5md"]
+    command = [sys.executable, "-c", code, *map(str, common), "1000000", "-o", "run.h5md"]
     reached = -1
     for _ in range(3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            if Path("run.ckpt").exists() and load_checkpoint("run.ckpt").state.step > reached:
-                break
-            time.sleep(0.02)
-        time.sleep(0.3)
-        process.kill()
-        process.wait()
-        reached = load_checkpoint("run.ckpt").state.step
-        assert 0 <= reached < 4000
+        try:
+            wait_until(lambda before=reached: saved_steps() > before, process)
+            time.sleep(0.3)
+        finally:
+            process.kill()
+            process.wait()
+        reached = saved_steps()
         command = [sys.executable, "-c", code, "md", "--resume", "run.h5md"]
-    succeeds("md", "--resume", "run.h5md")
-    succeeds(*common, "-o", "whole.h5md")
+    succeeds("md", "--resume", "run.h5md", "--steps", reached + 50)
+    succeeds(*common, reached + 50, "-o", "whole.h5md")
     assert states("run.h5md") == states("whole.h5md")
     assert Path("run.csv").read_text() == Path("whole.csv").read_text()
     assert not [name for name in files() if name.startswith(".")]
@@ -498,9 +509,7 @@ def test_md_of_another_process_is_left_alone(copper_file: str) -> None:
     command = [sys.executable, "-c", code, *common, "--steps", "1000000"]
     process = subprocess.Popen(command)
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not Path("run.ckpt").exists():
-            time.sleep(0.02)
+        wait_until(Path("run.ckpt").exists, process)
         log = Path("run.csv").stat().st_ino
         there = f"run.h5md: another run is still writing it (process {process.pid}): wait for "
         there += "its end, or stop it"
@@ -523,11 +532,11 @@ def test_md_that_is_told_to_end(copper_file: str) -> None:
     command = [sys.executable, "-m", "attncalc.cli", "md", copper_file, "--model", COPPER]
     command += ["--steps", "1000000", "--every", "10", "-o", "run.h5md"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
     log = Path("run.csv")
-    while time.monotonic() < deadline and not (log.exists() and log.stat().st_size > 5000):
-        time.sleep(0.05)
-    process.terminate()
+    try:
+        wait_until(lambda: log.exists() and log.stat().st_size > 5000, process)
+    finally:
+        process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "go on with --resume run.h5md" in said
@@ -1102,9 +1111,7 @@ def test_train_in_a_folder_of_another_process() -> None:
     )
     checkpoint = Path("out/last.ckpt")
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not checkpoint.exists():
-            time.sleep(0.05)
+        wait_until(checkpoint.exists, process)
         left = {path: path.read_bytes() for path in Path("out").iterdir()}
         refused = attncalc("train", "tiny.yaml", "-o", "out")
         assert refused.exit_code == 1

@@ -16,7 +16,7 @@ from attncalc.md.forces import Forces, forces_of
 from attncalc.md.integrators import Integrator
 from attncalc.md.recorded import recorded
 from attncalc.md.state import MDState
-from attncalc.md.with_ase import finished_before_ctrl_c
+from attncalc.md.with_ase import ADVICE, finished_before_ctrl_c
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.potential import Potential, Result
 from attncalc.system import System
@@ -97,7 +97,7 @@ def run(
     force.follow(state.system)
     callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))
     limit = state.limit if resumed else None
-    if limit is None:  # or of a checkpoint of before limits were kept
+    if limit is None:  # a run begins
         limit = integrator.highest_temperature(state)
     state = state.having(limit=limit)
     if what := _insane(state, limit):
@@ -220,7 +220,5 @@ def _insane(state: MDState, limit: Tensor) -> str:
 
 def _exploded(state: MDState, integrator: Integrator, what: str) -> str:
     time = state.step * integrator.timestep / units.fs
-    return (
-        f"stopped at {time:.1f} fs: {what}; what was written ends with the last sane state. "
-        "Relax the structure first, take a shorter timestep, or a model that knows such structures"
-    )
+    where = f"stopped at {time:.1f} fs: {what}"
+    return f"{where}; what was written ends with the last sane state. {ADVICE}"

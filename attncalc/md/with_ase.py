@@ -27,6 +27,8 @@ from attncalc.md.log import COLUMNS, SPREAD
 from attncalc.md.velocities import Thermometer, runaway
 
 ENSEMBLES = ("nve", "nvt", "npt")
+# to whom a run exploded
+ADVICE = "Relax the structure first, take a shorter timestep, or a model that knows such structures"
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,7 @@ def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:
 
 def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:
     return FloatingPointError(
-        f"stopped at {time:.1f} fs: {what}; the last sane frame is in {trajectory.name}. "
-        "Relax the structure first, take a shorter timestep, or a model that knows such structures"
+        f"stopped at {time:.1f} fs: {what}; the last sane frame is in {trajectory.name}. {ADVICE}"
     )
 
 

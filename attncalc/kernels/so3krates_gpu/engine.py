@@ -1,0 +1,381 @@
+"""Launches the kernels in their order: energy, forces and strain gradient of a So3krates.
+
+Equals `attncalc.nn.so3krates.So3krates` with scale, reference energies and nuclear repulsion, in
+float32, for weights that no longer change. Radial filters and cutoff function become cubics on
+intervals of equal length between `shortest` and the cutoff; everything else is the same arithmetic.
+
+All shapes follow from those of the graph, nothing waits for the device, no kernel adds to what
+another program writes: a call can be captured into a CUDA graph, and results are equal to the bit
+from call to call.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attncalc.graph import Graph
+from attncalc.kernels.so3krates.tables import Grid, filters_of
+from attncalc.kernels.so3krates_gpu.atoms import project, turn, update, update_gradient
+from attncalc.kernels.so3krates_gpu.first_layer import first_messages, first_messages_gradient
+from attncalc.kernels.so3krates_gpu.geometry import find_edges, forces_of_atoms, sums_of_systems
+from attncalc.kernels.so3krates_gpu.launching import Room, launch, row_pointers
+from attncalc.kernels.so3krates_gpu.messages import (
+    messages,
+    messages_gradient,
+    start_ev,
+    start_ev_gradient,
+)
+from attncalc.kernels.so3krates_gpu.weights import (
+    LayerWeights,
+    first_layer,
+    padded_orders,
+    repulsion_constants,
+    shared_constants,
+)
+
+# elements of a model up to which the first layer is tabulated: 13 MB
+MOST_KINDS = 10
+# edges of a block in the loops over an atom's edges; edges of a program of `find_edges`
+BLOCK, EDGES = 16, 128
+# atoms of a program; fewer where there are few, so that more of the GPU takes part
+ATOMS, FEW_ATOMS, FEW = 16, 4, 2048
+# atoms that `sums_of_systems` takes at once
+SUMMED = 256
+
+
+class Found(NamedTuple):
+    """Energies [n_systems], [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3].
+
+    Float64, on the device. NaN in `energy` (and wherever else they lead): two atoms of this system
+    are closer than the tables reach, or a position is not a number.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    forces: Tensor
+    strain_gradient: Tensor
+
+
+def can_run(network: Any) -> bool:
+    """Whether the kernels know this network: its options, and widths that are powers of two."""
+    c = network.config
+    return (
+        network.parity.dtype == torch.float32
+        and c.qk_activation == "identity"
+        and set(c.layer_norms) == {"after_attention", "after_exchange"}
+        and (c.mlp_after_attention, c.mlp_after_exchange) == ("residual", "none")
+        and c.head_features is not None
+        and c.head_activation == "silu"
+        and 0 not in c.degrees
+        and max(c.degrees) <= 7
+        and all(map(_is_power_of_two, (c.num_features, c.num_heads, len(c.degrees))))
+        and _is_power_of_two(c.head_features)
+        and 32 <= c.num_features <= 256
+        and 16 <= c.head_features <= 256
+    )
+
+
+def _is_power_of_two(n: int) -> bool:
+    return n & (n - 1) == 0
+
+
+class Engine:
+    """Energy and forces of a So3krates potential on a GPU.
+
+    Args:
+        network: of which `can_run` is true; stays as it is.
+        scale, reference_energies: [n_species] eV.
+        shortest: Å; see `Found` for structures with closer atoms.
+        repulsion: a `ZBLRepulsion` with the physnet cutoff function, or None.
+        of_repulsion: Coulomb's constant in eV Å, and where the repulsion has ended in Å.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        scale: Tensor,
+        reference_energies: Tensor,
+        shortest: float,
+        repulsion: Any = None,
+        of_repulsion: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        config, device = network.config, scale.device
+        exact = copy.deepcopy(network).cpu().to(torch.float64)
+        reads_electrons = config.embed_charge or config.embed_spin
+        self.starts = config.ev_init_divisor is not None
+        self.by_kind = not (reads_electrons or self.starts or len(scale) > MOST_KINDS)
+        with torch.no_grad():
+            functions = [filters_of(exact, l) for l in range(config.num_layers)]
+            grid = Grid.fine_enough(functions, float(shortest), float(config.cutoff))
+            constants = shared_constants(exact, grid, scale.cpu(), reference_energies.cpu())
+            if self.by_kind:
+                names = ("coefficients", "elements", "values")
+                constants |= dict(zip(names, first_layer(exact, grid), strict=True))
+            if repulsion is not None:
+                constants |= repulsion_constants(repulsion, *of_repulsion)
+            layers = [LayerWeights.of(exact, l, grid) for l in range(config.num_layers)]
+        self.embedding = network.embedding
+        self.layers = [layer.to(device) for layer in layers]
+        self.constants = {name: value.to(device) for name, value in constants.items()}
+        self.orders = padded_orders(max(config.degrees))
+        # three products of 10 bits each on tensor cores keep the digits of float32
+        has_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        self.shape = {
+            "F": config.num_features,
+            "H": config.num_heads,
+            "L": len(config.degrees),
+            "MP": self.orders,
+            "LMAX": max(config.degrees),
+            "G": config.head_features,
+            "B": BLOCK,
+            "PRECISION": "tf32x3" if has_cores else "ieee",
+            "REPELS": repulsion is not None,
+            "n_species": len(scale),
+            "zero_row": grid.n_intervals,
+        }
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self  # its tensors do not change
+
+    @torch.no_grad()
+    def __call__(self, graph: Graph) -> Found:
+        """Results for a graph on the engine's device."""
+        with torch.cuda.device_of(graph.vectors):
+            return _Evaluation(self, graph).found()
+
+
+class _Evaluation:
+    """One call: what the kernels pass on to each other."""
+
+    def __init__(self, engine: Engine, graph: Graph) -> None:
+        self.engine, self.graph, self.new = engine, graph, Room(graph.vectors.device)
+        self.layers, self.last = engine.layers, len(engine.layers) - 1
+        self.n, self.width = graph.n_atoms, engine.shape["F"]
+        tile = FEW_ATOMS if self.n <= FEW else ATOMS
+        # likewise programs share the projections, and repeat what goes before
+        self.parts = 1 if self.n <= FEW else 5
+        self.by_atom, self.by_tile = (self.n,), (-(-self.n // tile),)
+        self.by_part = (*self.by_tile, 5 // self.parts)
+        self.known = {
+            **engine.constants,
+            **engine.shape,
+            "species": graph.species,
+            "n_atoms": self.n,
+            "T": tile,
+            "PARTS": self.parts,
+        }
+        # by layer: what attention was given, Euclidean variables with messages, what was kept
+        self.projected: list[Tensor] = []
+        self.ev: list[Tensor] = []
+        self.received: list[Tensor] = []
+        self.kept: list[dict[str, Tensor]] = []
+
+    def found(self) -> Found:
+        """All kernels in their order."""
+        n, n_edges, new = self.n, self.graph.n_edges, self.new
+        self.known |= self.edges()
+        features = self.bare_features()
+        for l in range(self.last + 1):
+            self.attend(l, features)
+            if l < self.last:
+                features = self.update(l, features)
+        energies = new.double(n)
+        d_features, d_received = new.single(n, self.width), new.single(n, self.engine.orders)
+        self.known["d_lengths"] = new.single(n_edges, 2)
+        self.known["d_spherical"] = new.single(n_edges, self.engine.orders)
+        launch(
+            turn,
+            self.by_tile,
+            vars(self.layers[self.last]),
+            self.known,
+            features=features,
+            ev=self.received[self.last],
+            energies=energies,
+            d_features=d_features,
+            d_ev=d_received,
+        )
+        for l in range(self.last, -1, -1):
+            d_features, d_received = self.attend_gradient(l, d_features, d_received)
+        return self.assemble(energies)
+
+    def edges(self) -> dict[str, Tensor]:
+        """The edges that count, moved together, and where those of an atom begin."""
+        graph, new, n_edges = self.graph, self.new, self.graph.n_edges
+        counts = torch.zeros(n_edges + 1, dtype=torch.int32, device=new.device)
+        torch.cumsum(graph.edge_mask, 0, dtype=torch.int32, out=counts[1:])
+        found = {
+            "found_vectors": new.double(n_edges, 3),
+            "found_senders": new.whole(n_edges),
+            "knots": new.whole(n_edges),
+            "places": new.single(n_edges),
+            "envelopes": new.single(n_edges),
+            "envelope_slopes": new.single(n_edges),
+            "spherical": new.single(n_edges, self.engine.orders),
+        }
+        if n_edges:
+            launch(
+                find_edges,
+                (-(-n_edges // EDGES),),
+                found,
+                self.known,
+                vectors=graph.vectors.contiguous(),
+                senders=graph.senders,
+                mask=graph.edge_mask,
+                slots=counts,
+                n_edges=n_edges,
+                B=EDGES,
+            )
+        found["rows"] = counts.index_select(0, row_pointers(graph.receivers, self.n))
+        found["vectors"], found["senders"] = found["found_vectors"], found["found_senders"]
+        return found
+
+    def bare_features(self) -> Tensor:
+        """[n_atoms, F]; where the first layer goes by elements, it fills them."""
+        features = self.new.single(self.n, self.width)
+        if self.engine.by_kind:
+            unused = features
+            self.projected, self.ev = [unused], [unused]
+            return features
+        features.copy_(self.engine.embedding(self.graph))
+        projected = self.new.single(self.n, 5 * self.width)
+        projection = self.layers[0].projection
+        launch(
+            project,
+            self.by_part,
+            self.known,
+            features=features,
+            projected=projected,
+            projection=projection,
+        )
+        ev = self.new.single(self.n, self.engine.orders)
+        if self.engine.starts:
+            launch(start_ev, self.by_atom, self.known, ev=ev)
+        self.projected, self.ev = [projected], [ev]
+        return features
+
+    def attend(self, l: int, features: Tensor) -> None:
+        """Messages of layer l, added to the features."""
+        received = self.new.single(self.n, self.engine.orders)
+        self.received.append(received)
+        if l == 0 and self.engine.by_kind:
+            launch(first_messages, self.by_atom, self.known, features=features, ev_after=received)
+            return
+        launch(
+            messages,
+            (self.n, 2),
+            vars(self.layers[l]),
+            self.known,
+            RESTS=l == 0 and not self.engine.starts,
+            projected=self.projected[l],
+            ev=self.ev[l],
+            features=features,
+            ev_after=received,
+        )
+
+    def update(self, l: int, features: Tensor) -> Tensor:
+        """From the messages of layer l to the queries, keys and values of the next."""
+        n, width, new = self.n, self.width, self.new
+        after = new.single(n, width)
+        self.ev.append(new.single(n, self.engine.orders))
+        self.projected.append(new.single(n, 5 * width))
+        self.kept.append(
+            {
+                "normal_before": new.single(n, width),
+                "normal_after": new.single(n, width),
+                "hidden_layers": new.single(n, width),
+                "inverses": new.single(n, 2),
+                "gains": new.single(n, self.engine.shape["L"]),
+            }
+        )
+        launch(
+            update,
+            self.by_part,
+            vars(self.layers[l]),
+            self.known,
+            self.kept[l],
+            projection=self.layers[l + 1].projection,
+            features=features,
+            ev=self.received[l],
+            features_after=after,
+            ev_after=self.ev[l + 1],
+            projected=self.projected[l + 1],
+        )
+        return after
+
+    def attend_gradient(
+        self, l: int, d_features: Tensor, d_received: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Reverse of `attend` and of the `update` before it: the same gradients one layer down."""
+        n, width, new, engine = self.n, self.width, self.new, self.engine
+        given = {"d_features": d_features, "d_received": d_received, "ADDS": l < self.last}
+        if l == 0 and engine.by_kind:
+            launch(first_messages_gradient, self.by_atom, self.known, given)
+            return d_features, d_received
+        d_ev, d_projected = new.single(n, 2, engine.orders), new.single(n, 5 * width)
+        launch(
+            messages_gradient,
+            (n, 2),
+            vars(self.layers[l]),
+            self.known,
+            given,
+            RESTS=l == 0 and not engine.starts,
+            projected=self.projected[l],
+            ev=self.ev[l],
+            d_projected=d_projected,
+            d_ev=d_ev,
+        )
+        if l == 0:
+            if engine.starts:
+                launch(start_ev_gradient, self.by_atom, self.known, d_ev=d_ev)
+            return d_features, d_received
+        below, d_received = new.single(n, width), new.single(n, engine.orders)
+        launch(
+            update_gradient,
+            self.by_tile,
+            vars(self.layers[l - 1]),
+            self.known,
+            self.kept[l - 1],
+            projection_transposed=self.layers[l].projection_transposed,
+            d_next=d_features,
+            d_projected=d_projected,
+            d_ev_after=d_ev,
+            ev=self.received[l - 1],
+            d_features=below,
+            d_ev=d_received,
+        )
+        return below, d_received
+
+    def assemble(self, energies: Tensor) -> Found:
+        """From the gradients of pairs to forces and sums; adds the repulsion to the energies."""
+        n_systems, new = self.graph.n_systems, self.new
+        unused = {"repulsion_numbers": energies, "repulsion_table": energies}
+        found = Found(
+            energy=new.double(n_systems),
+            energies=energies,
+            forces=new.double(self.n, 3),
+            strain_gradient=new.double(n_systems, 3, 3),
+        )
+        of_atoms = {"energies": energies, "strain_gradients": new.double(self.n, 6)}
+        launch(
+            forces_of_atoms,
+            self.by_atom,
+            of_atoms,
+            self.known,
+            unused,
+            forces=found.forces,
+            B=32,
+        )
+        launch(
+            sums_of_systems,
+            (n_systems,),
+            of_atoms,
+            rows=row_pointers(self.graph.system_idx, n_systems),
+            energy=found.energy,
+            strain_gradient=found.strain_gradient,
+            B=SUMMED,
+        )
+        return found

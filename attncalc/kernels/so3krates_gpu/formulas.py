@@ -1,0 +1,150 @@
+"""What the kernels of the engine share: products of tiles, norms, sums over heads and orders.
+
+Letters of shapes: T atoms of a tile, B edges of a block, F features, H heads or parts of equal
+width, L degrees, M orders of all degrees (MP: filled up to a power of two). `of_degree` [L, MP] is
+1 where an order belongs to a degree and else 0: by `matvec` it gives the orders of a degree its
+number, by `matvec_transposed` it sums over them.
+"""
+
+import triton
+import triton.language as tl
+
+LAYER_NORM_EPSILON = tl.constexpr(1e-6)
+
+
+@triton.jit
+def silu(x):
+    """x / (1 + e^-x)."""
+    return x * tl.sigmoid(x)
+
+
+@triton.jit
+def silu_slope(x):
+    """Derivative of `silu`."""
+    s = tl.sigmoid(x)
+    return s + x * s * (1 - s)
+
+
+@triton.jit
+def add_product(
+    total,
+    x,
+    weight,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    SIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """total [ROWS, N] + x [ROWS, K] times weight [K, N] in memory.
+
+    Slice by slice of K, so that about SIZE numbers of the weight are in the registers at a time.
+    """
+    WANTED: tl.constexpr = SIZE // N if SIZE // N > 16 else 16
+    SLICE: tl.constexpr = WANTED if K > WANTED else K
+    slices = tl.reshape(x, [ROWS, K // SLICE, SLICE])
+    which = tl.arange(0, K // SLICE)
+    inner, column = tl.arange(0, SLICE), tl.arange(0, N)
+    for s in range(K // SLICE):
+        part = tl.sum(tl.where(which[None, :, None] == s, slices, 0.0), 1)
+        rows = weight + (s * SLICE + inner)[:, None] * N + column[None, :]
+        total = tl.dot(part, tl.load(rows), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def layer_norm(x, F: tl.constexpr):
+    """Rows of x [T, F] with mean 0 and variance 1, and 1 / deviation [T]."""
+    offset = x - (tl.sum(x, 1) / F)[:, None]
+    inverse = 1 / tl.sqrt(tl.sum(offset * offset, 1) / F + LAYER_NORM_EPSILON)
+    return offset * inverse[:, None], inverse
+
+
+@triton.jit
+def layer_norm_gradient(given, normal, inverse, F: tl.constexpr):
+    """Gradient by what `layer_norm` was given, from that by its result [T, F]."""
+    mean = tl.sum(given, 1) / F
+    along = tl.sum(given * normal, 1) / F
+    return (given - mean[:, None] - normal * along[:, None]) * inverse[:, None]
+
+
+@triton.jit
+def sum_parts(x, ROWS: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr):
+    """[ROWS, F] -> [ROWS, PARTS]: sums over the columns of each part."""
+    return tl.sum(tl.reshape(x, [ROWS, PARTS, F // PARTS]), 2)
+
+
+@triton.jit
+def repeat_parts(x, ROWS: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr):
+    """[ROWS, PARTS] -> [ROWS, F]: the number of each part in all its columns."""
+    wide = tl.broadcast_to(x[:, :, None], [ROWS, PARTS, F // PARTS])
+    return tl.reshape(wide, [ROWS, F])
+
+
+@triton.jit
+def matvec(x, weight):
+    """x [rows, K] times weight [K, N], one of them small: no tensor core is asked."""
+    return tl.sum(x[:, :, None] * weight[None, :, :], 1)
+
+
+@triton.jit
+def matvec_transposed(x, weight):
+    """x [rows, N] times the transposed of weight [K, N]; see `matvec`."""
+    return tl.sum(x[:, None, :] * weight[None, :, :], 2)
+
+
+@triton.jit
+def load_matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A whole matrix [ROWS, COLUMNS], row after row in memory."""
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    return tl.load(pointer + row[:, None] * COLUMNS + column[None, :])
+
+
+@triton.jit
+def load_rows(pointer, rows, valid, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
+    """The first COLUMNS of some rows of a matrix [.., STRIDE]; 0 where not valid."""
+    at = rows.to(tl.int64)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :]
+    return tl.load(pointer + at, mask=valid[:, None], other=0.0)
+
+
+@triton.jit
+def store_rows(pointer, rows, valid, values, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
+    """Reverse of `load_rows`."""
+    at = rows.to(tl.int64)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :]
+    tl.store(pointer + at, values, mask=valid[:, None])
+
+
+@triton.jit
+def load_row(pointer, row, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
+    """One row of a matrix [.., STRIDE]."""
+    return tl.load(pointer + row.to(tl.int64) * STRIDE + tl.arange(0, COLUMNS))
+
+
+@triton.jit
+def store_row(pointer, row, values, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
+    """Reverse of `load_row`."""
+    tl.store(pointer + row.to(tl.int64) * STRIDE + tl.arange(0, COLUMNS), values)
+
+
+@triton.jit
+def cubic(table, rows, place, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
+    """Values [B, COLUMNS] of cubics a + b t + c t^2 + d t^3.
+
+    Args:
+        table: [.., STRIDE]: in every row WIDTH numbers a, then as many b, c and d.
+        rows, place: [B], rows of the table and t.
+    """
+    at = table + rows.to(tl.int64)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :]
+    t = place[:, None]
+    value = tl.load(at + 2 * WIDTH) + t * tl.load(at + 3 * WIDTH)
+    return tl.load(at) + t * (tl.load(at + WIDTH) + t * value)
+
+
+@triton.jit
+def cubic_slope(
+    table, rows, place, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Derivatives by t of what `cubic` gives."""
+    at = table + rows.to(tl.int64)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :]
+    t = place[:, None]
+    return tl.load(at + WIDTH) + t * (2 * tl.load(at + 2 * WIDTH) + 3 * t * tl.load(at + 3 * WIDTH))

@@ -1,0 +1,82 @@
+"""How the engine starts its kernels: arguments by name, new tensors, compiler's settings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# of every kernel: groups of 32 threads a program has, and how many slices of a weight are on their
+# way at a time; with these no register is spilled on compute capability 8.0 or 9.0
+SETTINGS = {
+    "find_edges": (4, 1),
+    "first_messages": (4, 1),
+    "first_messages_gradient": (4, 1),
+    "forces_of_atoms": (1, 1),
+    "messages": (8, 1),
+    "messages_gradient": (8, 1),
+    "project": (8, 3),
+    "start_ev": (4, 1),
+    "start_ev_gradient": (4, 1),
+    "sums_of_systems": (8, 1),
+    "turn": (8, 3),
+    "update": (8, 3),
+    "update_gradient": (8, 3),
+}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *known: dict[str, Any], **more: Any) -> None:
+    """Starts a kernel.
+
+    Args:
+        kernel: a Triton function.
+        grid: how many programs.
+        known, more: its arguments and others by name; `more` comes first, then `known` in order.
+    """
+    kernel[grid](**arguments_of(kernel, more, *known), **options_of(kernel))
+
+
+def options_of(kernel: Any) -> dict[str, Any]:
+    """What the compiler is told."""
+    n_warps, n_stages = SETTINGS[kernel.fn.__name__]
+    return {"num_warps": n_warps, "num_stages": n_stages, "enable_fp_fusion": True}
+
+
+def arguments_of(kernel: Any, *sources: dict[str, Any]) -> dict[str, Any]:
+    """What a kernel asks for by the names of its parameters, from the first that has it."""
+    return {
+        name: next(source[name] for source in sources if name in source)
+        for name in _parameters(kernel)
+    }
+
+
+@functools.cache
+def _parameters(kernel: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kernel.fn).parameters)
+
+
+class Room:
+    """New tensors on a device, not filled."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def single(self, *shape: int) -> Tensor:
+        """Float32."""
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+    def double(self, *shape: int) -> Tensor:
+        """Float64."""
+        return torch.empty(shape, dtype=torch.float64, device=self.device)
+
+    def whole(self, *shape: int) -> Tensor:
+        """Int32."""
+        return torch.empty(shape, dtype=torch.int32, device=self.device)
+
+
+def row_pointers(index: Tensor, n: int) -> Tensor:
+    """[n + 1]: where each of the values 0 to n begins in an ascending index."""
+    return torch.searchsorted(index, torch.arange(n + 1, device=index.device))

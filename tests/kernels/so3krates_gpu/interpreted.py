@@ -1,0 +1,387 @@
+"""The kernels of the GPU engine in Triton's interpreter, on the CPU: the plain network's numbers.
+
+Collected by `test_interpreted.py`, which runs it in a process of its own: Triton reads
+TRITON_INTERPRET when it is imported. This says nothing of races or speed.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from contract import ELEMENTS, build_graph, ethanol, on_the_axis, randomise, slab, triclinic
+from triton.runtime import interpreter
+
+from attncalc import fast as lowering
+from attncalc.basis.cutoff import physnet
+from attncalc.basis.so3 import SphericalHarmonics
+from attncalc.fast import SHORTEST, DeviceStep
+from attncalc.graph import Graph
+from attncalc.kernels.so3krates.tables import Grid
+from attncalc.kernels.so3krates_gpu import engine as module
+from attncalc.kernels.so3krates_gpu import weights
+from attncalc.kernels.so3krates_gpu.engine import Engine, can_run
+from attncalc.kernels.so3krates_gpu.geometry import find_edges, sums_of_systems
+from attncalc.kernels.so3krates_gpu.launching import launch
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion
+from attncalc.potential import Potential, Result, evaluate
+from attncalc.system import System
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+# of float32, relative to the largest value; plain float32 itself is 1e-6..1e-5
+TOLERANCE = 2e-5
+
+
+class _StayPatched:
+    def restore(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patch_once():
+    """Triton patches its own modules anew at every call of a function: most of the time."""
+    patch, done = interpreter._patch_lang, set()
+
+    def once(function):
+        if id(function.__globals__) not in done:
+            done.add(id(function.__globals__))
+            patch(function)
+        return _StayPatched()
+
+    interpreter._patch_lang = once
+
+
+def potential(seed: int = 0, *, repels: bool = False, **options) -> Potential:
+    config = So3kratesConfig(
+        **{
+            "cutoff": 4.0,
+            "avg_num_neighbors": 10.0,
+            "num_features": 32,
+            "num_heads": 2,
+            "degrees": (1, 2),
+            "num_layers": 2,
+            "num_basis": 16,
+            "head_features": 16,
+            **options,
+        }
+    )
+    torch.manual_seed(seed)
+    network = So3krates(config, len(ELEMENTS))
+    randomise(network, seed)
+    return Potential(
+        network,
+        ELEMENTS,
+        scale=[1.0, 2.0, 0.5, 3.0],
+        reference_energies=[-1.0, -2.0, -3.0, -4.0],
+        pair_terms=[ZBLRepulsion(ZBLConfig(cutoff=2.0), ELEMENTS)] if repels else [],
+    ).requires_grad_(False)
+
+
+def exact(plain: Potential) -> Potential:
+    twin = copy.deepcopy(plain)
+    twin.compute_in(torch.float64)
+    return twin
+
+
+def step(plain: Potential) -> DeviceStep:
+    assert can_run(plain.network)
+    repulsion = next(iter(plain.pair_terms), None)
+    arguments = (plain.network, plain.scale, plain.reference_energies, SHORTEST, repulsion)
+    return DeviceStep(Engine(*arguments, (COULOMB_CONSTANT, SWITCH_OFF)))
+
+
+def assert_same(actual: Result | None, expected: Result, tolerance: float = TOLERANCE) -> None:
+    assert actual is not None
+    for name in ("energy", "energies", "forces", "strain_gradient"):
+        ours, theirs = getattr(actual, name), getattr(expected, name)
+        assert ours.shape == theirs.shape
+        assert ours.dtype == torch.float64
+        scale = theirs.abs().amax().clamp(min=1e-3) if theirs.numel() else 1.0
+        assert ((ours - theirs).abs() / scale).amax() <= tolerance, name
+
+
+def check(plain: Potential, graph: Graph, tolerance: float = TOLERANCE) -> Result:
+    result = step(plain)(graph)
+    assert_same(result, evaluate(exact(plain), graph), tolerance)
+    assert torch.equal(result.strain_gradient, result.strain_gradient.transpose(1, 2))
+    # both edges of a pair are evaluated, each to the rounding of float32
+    scale = max(result.forces.abs().amax(), result.strain_gradient.abs().amax())
+    assert result.forces.sum(0).abs().amax() <= 1e-6 * scale
+    return result
+
+
+def small() -> Atoms:
+    """Five atoms, one of them alone but for one neighbour."""
+    positions = [[0, 0, 0], [1.1, 0.2, 0], [1.6, 1.5, 0.3], [0.2, -0.9, 0.5], [4.9, 1.9, 0.1]]
+    return Atoms("COHHN", positions=positions)
+
+
+OPTIONS = {
+    "default": {},
+    "three layers": {"num_layers": 3},
+    "one layer": {"num_layers": 1},
+    "eight heads, four degrees": {"num_heads": 8, "num_features": 64, "degrees": (1, 2, 3, 4)},
+    "one degree": {"degrees": (2,), "num_heads": 1},
+    "many orders": {"degrees": (1, 5)},
+    "square root of width": {"attention_norm": "sqrt_head_width"},
+    "physnet basis, cosine": {"radial_basis": "physnet", "cutoff_function": "cosine"},
+    "started variables": {"ev_init_divisor": 2.0},
+    "wide head": {"head_features": 64},
+    "electrons": {"embed_charge": True, "embed_spin": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_every_option(options: dict) -> None:
+    plain = potential(**options)
+    atoms = small()
+    if "embed_charge" in options:
+        atoms.info = {"charge": 1, "spin": 3}
+    check(plain, build_graph(plain, System.from_ase(atoms)))
+
+
+STRUCTURES = {
+    "molecule": ethanol,
+    "along the axis": on_the_axis,
+    "crystal": triclinic,
+    "slab": slab,
+    "own images": lambda: bulk("C", a=3.2),
+    "alone": lambda: Atoms("O"),
+    "batch": lambda: [on_the_axis(), Atoms("O"), triclinic(), Atoms("NH", [[0, 0, 0], [1, 0, 0]])],
+}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_every_structure(structure) -> None:
+    plain = potential(repels=True)
+    check(plain, build_graph(plain, System.from_ase(structure())))
+
+
+def test_padding_skin_and_masked_edges_count_nothing() -> None:
+    plain = potential(repels=True)
+    system = System.from_ase(small())
+    near = build_graph(plain, system)
+    padded = build_graph(plain, system, skin=1.0, capacity=64)
+    assert not padded.edge_mask.all()
+    expected = step(plain)(near)
+    assert_same(step(plain)(padded), expected, 2e-6)
+    vectors = torch.where(padded.edge_mask.unsqueeze(1), padded.vectors, torch.nan)
+    assert_same(step(plain)(replace(padded, vectors=vectors)), expected, 2e-6)
+    # beyond the cutoff, but not masked
+    length = torch.linalg.vector_norm(padded.vectors, dim=1)
+    beyond = (length < 5.0) & (length >= 4.0)
+    assert beyond.any()
+    unmasked = replace(padded, edge_mask=padded.edge_mask | beyond)
+    assert_same(step(plain)(unmasked), expected, 2e-6)
+
+
+def test_the_first_layer_by_elements_is_the_general_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = potential()
+    graph = build_graph(plain, System.from_ase(small()))
+    by_kind = step(plain)
+    monkeypatch.setattr(module, "MOST_KINDS", 3)  # there are four
+    general = step(plain)
+    assert by_kind.engine.by_kind
+    assert not general.engine.by_kind
+    assert_same(by_kind(graph), general(graph), 5e-6)
+
+
+def test_tiles_of_many_atoms(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = potential()
+    graph = build_graph(plain, System.from_ase(small()))
+    few = step(plain)(graph)
+    monkeypatch.setattr(module, "FEW", 0)
+    assert_same(step(plain)(graph), few, 2e-6)
+
+
+def tf32(x: np.ndarray) -> np.ndarray:
+    """Rounded to 10 bits behind the first, as tensor cores read float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x1000) & 0xFFFFE000).view(np.float32)
+
+
+def test_three_products_of_tensor_cores_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter multiplies exactly: here as the hardware does with "tf32x3"."""
+    plain = potential()
+    graph = build_graph(plain, System.from_ase(small()))
+    reference = evaluate(exact(plain), graph)
+    ours = step(plain)
+    ours.engine.shape["PRECISION"] = "tf32x3"
+    kinds = set()
+
+    def error(n_products: int) -> float:
+        def multiply(builder, a, b, total, precision, *_):
+            kinds.add(str(precision))
+            a_high, b_high = tf32(a.data), tf32(b.data)
+            a_low, b_low = tf32(a.data - a_high), tf32(b.data - b_high)
+            product = a_high @ b_high
+            if n_products == 3:
+                product = a_low @ b_high + a_high @ b_low + product
+            return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
+
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", multiply)
+        difference = ours(graph).forces - reference.forces
+        return float(difference.abs().amax() / reference.forces.abs().amax())
+
+    assert error(3) <= TOLERANCE / 4
+    assert error(1) > TOLERANCE  # one product is not, so the patched product is the one in use
+    assert len(kinds) == 1
+    assert "TF32x3" in kinds.pop()
+
+
+def test_permuted_atoms() -> None:
+    plain = potential(repels=True)
+    order = [3, 0, 4, 2, 1]
+    atoms, ours = small(), step(plain)
+    result = ours(build_graph(plain, System.from_ase(atoms)))
+    permuted = ours(build_graph(plain, System.from_ase(atoms[order])))
+    scale = result.forces.abs().amax()
+    assert (permuted.forces - result.forces[order]).abs().amax() <= 2e-6 * scale
+
+
+def test_equal_to_the_bit_from_call_to_call() -> None:
+    plain = potential(repels=True)
+    ours, graph = step(plain), build_graph(plain, System.from_ase(triclinic()))
+    first, again = ours(graph), ours(graph)
+    for name in ("energy", "energies", "forces", "strain_gradient"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+
+
+@pytest.mark.parametrize("length", [SHORTEST * (1 + 1e-9), 0.9, 2.0, 3.999])
+def test_pairs_at_all_distances(length: float) -> None:
+    plain = potential(repels=True, num_layers=1)
+    atoms = Atoms("CO", positions=[[0, 0, 0], [0.6 * length, 0, 0.8 * length]])
+    check(plain, build_graph(plain, System.from_ase(atoms)))
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_close_atoms_take_the_plain_path_and_leave_other_systems_alone(n_layers: int) -> None:
+    plain = potential(num_layers=n_layers)
+    close = Atoms("CO", positions=[[0, 0, 0], [0, 0, 0.99 * SHORTEST]])
+    graph = build_graph(plain, System.from_ase([close, on_the_axis()]))
+    ours = step(plain)
+    assert ours(graph) is None
+    submitted = ours.submit(graph)
+    assert submitted.energy.isnan().tolist() == [True, False]
+    alone = ours(build_graph(plain, System.from_ase(on_the_axis())))
+    assert (submitted.forces[2:] - alone.forces).abs().amax() <= 2e-6 * alone.forces.abs().amax()
+    fast = copy.copy(plain)
+    fast.engine = ours
+    assert torch.equal(evaluate(fast, graph).forces, evaluate(plain, graph).forces)
+
+
+def test_positions_that_are_not_numbers_give_such_results() -> None:
+    plain = potential()
+    graph = build_graph(plain, System.from_ase(on_the_axis()))
+    broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
+    assert step(plain)(broken) is None
+    fast = copy.copy(plain)
+    fast.engine = step(plain)
+    assert evaluate(fast, broken).forces.isnan().any()
+
+
+@pytest.mark.parametrize("repels", [False, True])
+def test_chosen_for_a_gpu(repels: bool) -> None:
+    plain = potential(num_layers=1, repels=repels)
+    graph = build_graph(plain, System.from_ase(on_the_axis()))
+    fast = lowering._with_engine_for(plain, "cuda")
+    assert isinstance(fast.engine, DeviceStep)
+    assert_same(evaluate(fast, graph), evaluate(exact(plain), graph))
+    cosine = ZBLRepulsion(ZBLConfig(cutoff=2.0, cutoff_function="cosine"), ELEMENTS)
+    for terms in ([cosine], [cosine, *plain.pair_terms]):
+        other = Potential(plain.network, ELEMENTS, pair_terms=terms)
+        assert lowering._with_engine_for(other, "cuda") is None
+
+
+def test_the_network_stays_as_it_is() -> None:
+    plain = potential()
+    before = copy.deepcopy(plain.state_dict())
+    step(plain)
+    assert plain.dtype == torch.float32
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("highest", [1, 3, 4, 7])
+def test_harmonics_and_cutoff_function_of_edges(highest: int) -> None:
+    """Every second edge counts; against the plain functions in float64."""
+    random = np.random.default_rng(0)
+    n, orders = 40, weights.padded_orders(highest)
+    vectors = torch.from_numpy(random.normal(size=(n, 3)))
+    mask = torch.arange(n) % 2 == 0
+    slots = torch.cumsum(mask, 0, dtype=torch.int32) - mask.int()
+    config = So3kratesConfig(cutoff=4.0, avg_num_neighbors=1.0)
+    grid = Grid(0.2, 4.0, 512)
+    found = {
+        "found_vectors": torch.empty(n, 3, dtype=torch.float64),
+        "found_senders": torch.empty(n, dtype=torch.int32),
+        "knots": torch.empty(n, dtype=torch.int32),
+        **{name: torch.empty(n) for name in ("places", "envelopes", "envelope_slopes")},
+        "spherical": torch.full((n, orders), torch.nan),
+    }
+    launch(
+        find_edges,
+        (2,),
+        found,
+        vectors=vectors,
+        senders=torch.arange(n),
+        mask=mask,
+        slots=slots,
+        numbers=torch.tensor([0.2, 4.0, 512, 512 / 3.8], dtype=torch.float64),
+        envelope_table=weights.envelope_table(config, grid),
+        norms=weights.single(weights.harmonic_norms(highest)),
+        n_edges=n,
+        zero_row=512,
+        LMAX=highest,
+        MP=orders,
+        B=32,
+    )
+    count = n // 2
+    near = vectors[mask]
+    lengths = torch.linalg.vector_norm(near, dim=1)
+    assert torch.equal(found["found_vectors"][:count], near)
+    assert found["found_senders"][:count].tolist() == list(range(0, n, 2))
+    harmonics = SphericalHarmonics(tuple(range(1, highest + 1)))
+    expected = harmonics(near / lengths.unsqueeze(1))
+    spherical = found["spherical"][:count]
+    assert (spherical[:, : expected.shape[1]] - expected).abs().amax() < 2e-6
+    assert not spherical[:, expected.shape[1] :].any()
+    lengths.requires_grad_(True)
+    envelope = physnet(lengths, 4.0)
+    (slope,) = torch.autograd.grad(envelope.sum(), lengths)
+    long = lengths >= 0.2
+    assert (found["envelopes"][:count] - envelope)[long].abs().amax() < 1e-6
+    assert (found["envelope_slopes"][:count] - slope)[long].abs().amax() < 1e-5
+    places = found["knots"][:count] + found["places"][:count]
+    assert (places * 3.8 / 512 + 0.2 - lengths)[long].abs().amax() < 1e-6
+
+
+def test_sums_over_systems() -> None:
+    torch.manual_seed(0)
+    energies = torch.randn(700, dtype=torch.float64)
+    of_atoms = torch.randn(700, 6, dtype=torch.float64)
+    rows = torch.tensor([0, 3, 3, 600, 700])
+    energy, strain = torch.empty(4).double(), torch.empty(4, 3, 3).double()
+    launch(
+        sums_of_systems,
+        (4,),
+        rows=rows,
+        energies=energies,
+        strain_gradients=of_atoms,
+        energy=energy,
+        strain_gradient=strain,
+        B=64,
+    )
+    places = torch.tensor([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
+    for s, (begin, end) in enumerate(pairwise(rows)):
+        assert torch.allclose(energy[s], energies[begin:end].sum(), rtol=0, atol=1e-12)
+        expected = of_atoms[begin:end].sum(0)[places]
+        assert torch.allclose(strain[s], expected, rtol=0, atol=1e-12)

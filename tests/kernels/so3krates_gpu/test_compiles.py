@@ -1,0 +1,224 @@
+"""All kernels of the GPU engine become machine code here, without a GPU; and how many they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ase import Atoms
+from contract import ELEMENTS, build_graph, ethanol, randomise
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton", reason="Triton compiles the GPU's kernels: not here")
+
+import triton
+
+from attncalc import load
+from attncalc.fast import SHORTEST, DeviceStep
+from attncalc.graph import Graph
+from attncalc.kernels.so3krates_gpu import engine as module
+from attncalc.kernels.so3krates_gpu.engine import Engine, can_run
+from attncalc.kernels.so3krates_gpu.launching import arguments_of, options_of
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion
+from attncalc.potential import Potential
+from attncalc.system import System
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets in this process"
+)
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+# kernels that one evaluation may launch, Triton's and PyTorch's: each costs about 2 µs at least
+MOST_LAUNCHES = 24
+
+
+def potential(*, repels: bool = False, **options) -> Potential:
+    """Of the shipped models' size."""
+    config = So3kratesConfig(cutoff=5.0, avg_num_neighbors=10.0, **options)
+    network = So3krates(config, len(ELEMENTS))
+    randomise(network)
+    terms = [ZBLRepulsion(ZBLConfig(cutoff=5.0), ELEMENTS)] if repels else []
+    return Potential(network, ELEMENTS, pair_terms=terms).requires_grad_(False)
+
+
+def engine_of(plain: Potential) -> Engine:
+    repulsion = next(iter(plain.pair_terms), None)
+    arguments = (plain.network, plain.scale, plain.reference_energies, SHORTEST, repulsion)
+    return Engine(*arguments, (COULOMB_CONSTANT, SWITCH_OFF))
+
+
+def padded_graph(plain: Potential, atoms: Atoms) -> Graph:
+    return build_graph(plain, System.from_ase(atoms), skin=1.0, capacity=128)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    """Kernels that an engine would launch, with their arguments; none is run."""
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    def note(kernel: Any, grid: tuple[int, ...], *known: dict[str, Any], **more: Any) -> None:
+        assert all(n > 0 for n in grid)
+        seen.append((kernel, arguments_of(kernel, more, *known)))
+
+    monkeypatch.setattr(module, "launch", note)
+    return seen
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts PyTorch's operations that do something on a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in {"empty", "slice", "detach", "view", "t", "alias"}:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_launches_of_one_evaluation(launched: list) -> None:
+    plain = load("so3krates-ethanol").requires_grad_(False)
+    assert can_run(plain.network)
+    engine, graph = engine_of(plain), padded_graph(plain, ethanol())
+    with CountOperations() as operations:
+        engine(graph)
+    assert [kernel.fn.__name__ for kernel, _ in launched] == [
+        "find_edges",
+        *("first_messages", "update", "messages", "update", "messages", "turn"),
+        *("messages_gradient", "update_gradient", "messages_gradient", "update_gradient"),
+        *("first_messages_gradient", "forces_of_atoms", "sums_of_systems"),
+    ]
+    # nothing that reads a number back
+    assert not {"_local_scalar_dense", "nonzero", "equal", "item"} & set(operations.names)
+    # a cumulative sum is three kernels: of a cast, of blocks, of what they add up to
+    n_launches = len(launched) + len(operations.names) + 2
+    assert n_launches <= MOST_LAUNCHES, operations.names
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"qk_activation": "silu"},
+        {"layer_norms": ("after_attention",)},
+        {"mlp_after_attention": "projected"},
+        {"mlp_after_exchange": "residual"},
+        {"head_features": None},
+        {"head_features": 24},
+        {"head_activation": "identity"},
+        {"degrees": (0, 1)},
+        {"degrees": (1, 2, 3), "num_features": 96, "num_heads": 2},
+        {"degrees": (1, 8)},
+        {"num_features": 16, "num_heads": 2},
+    ],
+    ids=str,
+)
+def test_what_the_kernels_do_not_know(options: dict) -> None:
+    assert not can_run(potential(**options).network)
+
+
+def test_float64_is_not_for_the_kernels() -> None:
+    plain = potential()
+    assert can_run(plain.network)
+    plain.compute_in(torch.float64)
+    assert not can_run(plain.network)
+
+
+def test_a_step_without_tables_says_nothing() -> None:
+    energy = torch.tensor([1.0, torch.nan], dtype=torch.float64)
+    zeros = torch.zeros(3, 3, dtype=torch.float64)
+    step = DeviceStep(lambda graph: module.Found(energy, zeros[0], zeros, zeros[None]))
+    graph = padded_graph(potential(), ethanol())
+    assert step(graph) is None
+    assert step.submit(graph).energy is energy
+
+
+MODELS = {
+    "shipped": lambda: load("so3krates-ethanol").requires_grad_(False),
+    "with repulsion": lambda: potential(repels=True, num_layers=1),
+    "electrons": lambda: potential(embed_charge=True, num_layers=1),
+    "started variables": lambda: potential(ev_init_divisor=2.0, num_layers=1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "few"), [(80, "few atoms"), (90, "few atoms"), (90, "many atoms")]
+)
+def test_compiles_and_spills_no_register(
+    launched: list, monkeypatch: pytest.MonkeyPatch, capability: int, few: str
+) -> None:
+    monkeypatch.setattr(module, "FEW", 2048 if few == "few atoms" else 0)
+    for make in MODELS.values():
+        plain = make()
+        engine = engine_of(plain)
+        engine.shape["PRECISION"] = "tf32x3"  # as on such a device
+        engine(padded_graph(plain, ethanol()))
+    variants = {}
+    for kernel, arguments in launched:
+        constants = {k: v for k, v in arguments.items() if _is_constant(kernel, k)}
+        variants[kernel.fn.__name__, str(constants)] = (kernel, arguments)
+    assert len({name for name, _ in variants}) == 13
+    if capability == 80:  # the most difficult ones
+        variants = {k: v for k, v in variants.items() if "PRECISION" in v[1]}
+    if few == "many atoms":  # the others do not depend on it
+        variants = {key: value for key, value in variants.items() if "T" in value[1]}
+    used = {key: _resources(*value, capability) for key, value in variants.items()}
+    for (name, _), (registers, stack, shared) in used.items():
+        print(f"{name}: {registers} registers, {stack} bytes of stack, {shared} shared")
+    assert not {key: stack for key, (_, stack, _) in used.items() if stack}
+    # 48 kB is what a program may have everywhere without asking for more
+    assert all(shared <= 48 * 1024 for _, _, shared in used.values())
+
+
+def _is_constant(kernel: Any, name: str) -> bool:
+    return "constexpr" in str(kernel.fn.__annotations__.get(name, ""))
+
+
+def _resources(kernel: Any, arguments: dict[str, Any], capability: int) -> tuple[int, int, int]:
+    """Registers of a thread, bytes of stack of a thread, bytes of shared memory of a program."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    for k, (name, value) in enumerate(arguments.items()):
+        if _is_constant(kernel, name):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(k,)] = [["tt.divisibility", 16]]
+        else:
+            assert isinstance(value, int)
+            signature[name] = "i32"
+    compiled = triton.compile(
+        ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options=options_of(kernel),
+    )
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    code = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+    code.write_bytes(compiled.asm["cubin"])
+    said = subprocess.run(
+        [str(tool), "-res-usage", str(code)], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found is not None, said
+    return int(found[1]), int(found[2]), compiled.metadata.shared
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

@@ -443,3 +443,33 @@ def test_memory_does_not_grow(device: str) -> None:
     assert calc.n_rebuilds == 1
     assert held[0] > 0
     assert held[1] <= held[0]
+
+
+@pytest.mark.gpu
+def test_the_kernels_of_so3krates_run_and_can_be_captured() -> None:
+    """A replayed CUDA graph gives for other positions what a call gives, to the bit."""
+    calc = AttnCalculator(ETHANOL, device="cuda", dtype="float32", skin=SKIN["cuda"])
+    engine = calc._fast.engine
+    assert engine is not None
+    atoms, moved = ethanol(), ethanol()
+    moved.rattle(0.05, seed=1)
+    verlet = VerletList.create(cutoff=calc._fast.cutoff, skin=1.0, species=calc._fast.species)
+    verlet, graph = verlet.update(System.from_ase(atoms).to("cuda"))
+    verlet, other = verlet.update(System.from_ase(moved).to("cuda"))
+    assert verlet.n_rebuilds == 1
+    expected = engine(other)
+    static = replace(graph, vectors=graph.vectors.clone(), edge_mask=graph.edge_mask.clone())
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        engine.submit(static)
+    torch.cuda.current_stream().wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        result = engine.submit(static)
+    static.vectors.copy_(other.vectors)
+    static.edge_mask.copy_(other.edge_mask)
+    captured.replay()
+    torch.cuda.synchronize()
+    for name in ("energy", "energies", "forces", "strain_gradient"):
+        assert torch.equal(getattr(result, name), getattr(expected, name)), name

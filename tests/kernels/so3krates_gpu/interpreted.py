@@ -17,6 +17,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from contract import ELEMENTS, build_graph, ethanol, on_the_axis, randomise, slab, triclinic
+from triton import language as tl
 from triton.runtime import interpreter
 
 from attncalc import fast as lowering
@@ -55,6 +56,8 @@ def patch_once():
         if id(function.__globals__) not in done:
             done.add(id(function.__globals__))
             patch(function)
+            # numpy >= 2.4 makes no number of an array of one, as Triton 3.6 asks it to
+            tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
         return _StayPatched()
 
     interpreter._patch_lang = once

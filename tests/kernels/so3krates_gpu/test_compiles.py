@@ -179,7 +179,8 @@ def test_compiles_and_spills_no_register(
     used = {key: _resources(*value, capability) for key, value in variants.items()}
     for (name, _), (registers, stack, shared) in used.items():
         print(f"{name}: {registers} registers, {stack} bytes of stack, {shared} shared")
-    assert not {key: stack for key, (_, stack, _) in used.items() if stack}
+    # two words: some versions of Triton keep one there though registers are left
+    assert not {key: stack for key, (_, stack, _) in used.items() if stack > 16}
     # 48 kB is what a program may have everywhere without asking for more
     assert all(shared <= 48 * 1024 for _, _, shared in used.values())
 

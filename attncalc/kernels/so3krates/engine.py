@@ -35,7 +35,13 @@ from attncalc.kernels.so3krates.step_loop import (
     Weights,
     energy_and_forces,
 )
-from attncalc.kernels.so3krates.tables import Grid, cubics, filters_of, norms_of_attention
+from attncalc.kernels.so3krates.tables import (
+    Grid,
+    cubics,
+    filters_of,
+    harmonic_norms,
+    norms_of_attention,
+)
 
 # elements of a structure up to which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
@@ -293,23 +299,13 @@ def _constants(
     return Constants(
         envelope=cubics(lambda d: envelope(d, config.cutoff), grid).numpy(),
         degrees=np.array(degrees, np.int64),
-        norms=_harmonic_norms(max(degrees)),
+        norms=harmonic_norms(max(degrees)).numpy(),
         masks=masks,
         mirrored=masks * signs[:, None],
         parity=parity(degrees).numpy().astype(np.float32),
         scale=scale,
         reference=reference,
     )
-
-
-def _harmonic_norms(highest: int) -> NDArray[np.float64]:
-    """[l, m]: N_lm of Y_lm = N_lm d^m P_l(z)/dz^m (real or imaginary part of (x + iy)^m)."""
-    norms = np.zeros((highest + 1, highest + 1))
-    for l in range(highest + 1):
-        for m in range(l + 1):
-            ratio = math.factorial(l - m) / math.factorial(l + m)
-            norms[l, m] = math.sqrt((2 if m else 1) * (2 * l + 1) / (4 * math.pi) * ratio)
-    return norms
 
 
 def _weights(network: Any, grid: Grid) -> Weights:

@@ -77,3 +77,13 @@ def filters_of(network: Any, l: int) -> Callable[[Tensor], Tensor]:
         return torch.cat(list(both), dim=1) * envelope.unsqueeze(1)
 
     return filters
+
+
+def harmonic_norms(highest: int) -> Tensor:
+    """[l, m]: N_lm of Y_lm = N_lm d^m P_l(z)/dz^m (real or imaginary part of (x + iy)^m)."""
+    norms = torch.zeros(highest + 1, highest + 1, dtype=torch.float64)
+    for l in range(highest + 1):
+        for m in range(l + 1):
+            ratio = math.factorial(l - m) / math.factorial(l + m)
+            norms[l, m] = math.sqrt((2 if m else 1) * (2 * l + 1) / (4 * math.pi) * ratio)
+    return norms

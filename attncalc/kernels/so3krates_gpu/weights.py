@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +12,13 @@ from torch.nn.functional import pad, softplus
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.so3 import parity
-from attncalc.kernels.so3krates.tables import Grid, cubics, filters_of, norms_of_attention
+from attncalc.kernels.so3krates.tables import (
+    Grid,
+    cubics,
+    filters_of,
+    harmonic_norms,
+    norms_of_attention,
+)
 
 
 @dataclass(frozen=True)
@@ -127,16 +132,6 @@ def envelope_table(config: Any, grid: Grid) -> Tensor:
     """[n_intervals + 1, 4], float64: cubics of C(d); the last row is zero."""
     envelope = CUTOFF_FUNCTIONS[config.cutoff_function]
     return with_zero_row(cubics(lambda d: envelope(d, config.cutoff), grid)).contiguous()
-
-
-def harmonic_norms(highest: int) -> Tensor:
-    """[l, m]: N_lm of Y_lm = N_lm d^m P_l(z)/dz^m (real or imaginary part of (x + iy)^m)."""
-    norms = torch.zeros(highest + 1, highest + 1, dtype=torch.float64)
-    for l in range(highest + 1):
-        for m in range(l + 1):
-            ratio = math.factorial(l - m) / math.factorial(l + m)
-            norms[l, m] = math.sqrt((2 if m else 1) * (2 * l + 1) / (4 * math.pi) * ratio)
-    return norms
 
 
 def first_layer(network: Any, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("numba")
 
 from attncalc.basis.so3 import SphericalHarmonics
-from attncalc.kernels.so3krates.engine import _harmonic_norms
 from attncalc.kernels.so3krates.geometry_loops import harmonics, harmonics_gradient
+from attncalc.kernels.so3krates.tables import harmonic_norms
 
 DIRECTIONS = torch.tensor(
     [[0, 0, 1], [0, 0, -1], [1, 0, 0], [0, -1, 0], [0.48, -0.6, 0.64], [-1, 2, 1e-9]],
@@ -24,7 +24,7 @@ def test_harmonics_and_their_gradient(degrees: tuple[int, ...], k: int) -> None:
     direction = DIRECTIONS[k] / DIRECTIONS[k].norm()
     n, highest = sum(2 * l + 1 for l in degrees), max(degrees)
     room = np.zeros((highest + 2, highest + 2)), np.empty(highest + 1), np.empty(highest + 1)
-    fixed = np.array(degrees), _harmonic_norms(highest)
+    fixed = np.array(degrees), harmonic_norms(highest).numpy()
     out = np.zeros((2, n + 3))
     harmonics(*direction.tolist(), *fixed, *room, out, 1)
     plain = SphericalHarmonics(degrees).double()

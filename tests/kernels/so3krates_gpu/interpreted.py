@@ -25,7 +25,7 @@ from attncalc.basis.cutoff import physnet
 from attncalc.basis.so3 import SphericalHarmonics
 from attncalc.fast import SHORTEST, DeviceStep
 from attncalc.graph import Graph
-from attncalc.kernels.so3krates.tables import Grid
+from attncalc.kernels.so3krates.tables import Grid, harmonic_norms
 from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu import weights
 from attncalc.kernels.so3krates_gpu.engine import Engine, can_run
@@ -340,7 +340,7 @@ def test_harmonics_and_cutoff_function_of_edges(highest: int) -> None:
         slots=slots,
         numbers=torch.tensor([0.2, 4.0, 512, 512 / 3.8], dtype=torch.float64),
         envelope_table=weights.envelope_table(config, grid),
-        norms=weights.single(weights.harmonic_norms(highest)),
+        norms=weights.single(harmonic_norms(highest)),
         n_edges=n,
         zero_row=512,
         LMAX=highest,

@@ -12,7 +12,13 @@ from torch import Tensor
 from attncalc.fast import lower
 from attncalc.md.replay import CudaGraph, Recorder
 from attncalc.neighbors import SKIN, VerletList, skin_for
-from attncalc.potential import Potential, Result, check_system, evaluate
+from attncalc.potential import (
+    Potential,
+    Result,
+    check_system,
+    evaluate,
+    evaluate_without_waiting,
+)
 from attncalc.system import System
 
 
@@ -87,9 +93,11 @@ class Forces:
         """By the list as it is, and whether that may miss a pair: [], bool, on the device.
 
         Nothing waits for the device. Results of a list that may miss a pair must be thrown away.
+        Energies may be NaN on a GPU, see `evaluate_without_waiting`: a run stops there.
         """
         stale = self.neighbors.needs_rebuild(system)
-        return evaluate(self._fast, self.neighbors.graph(system)), torch.as_tensor(stale)
+        result = evaluate_without_waiting(self._fast, self.neighbors.graph(system))
+        return result, torch.as_tensor(stale)
 
 
 def forces_of(potential: Potential | Forces) -> Forces:

@@ -26,7 +26,7 @@ from attncalc.kernels.so3krates_gpu.engine import Engine, can_run
 from attncalc.kernels.so3krates_gpu.launching import arguments_of, options_of
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion
-from attncalc.potential import Potential
+from attncalc.potential import Potential, evaluate_without_waiting
 from attncalc.system import System
 
 pytestmark = pytest.mark.skipif(
@@ -144,6 +144,10 @@ def test_a_step_without_tables_says_nothing() -> None:
     graph = padded_graph(potential(), ethanol())
     assert step(graph) is None
     assert step.submit(graph).energy is energy
+    plain = potential()
+    assert evaluate_without_waiting(plain, graph).energy.isfinite().all()
+    plain.engine = step
+    assert evaluate_without_waiting(plain, graph).energy is energy
 
 
 MODELS = {

@@ -93,7 +93,7 @@ class Forces:
         """By the list as it is, and whether that may miss a pair: [], bool, on the device.
 
         Nothing waits for the device. Results of a list that may miss a pair must be thrown away.
-        Energies may be NaN on a GPU, see `evaluate_without_waiting`: a run stops there.
+        Energies may be NaN on a GPU, see `evaluate_without_waiting`: these must be, too.
         """
         stale = self.neighbors.needs_rebuild(system)
         result = evaluate_without_waiting(self._fast, self.neighbors.graph(system))

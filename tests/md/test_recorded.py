@@ -15,12 +15,13 @@ from contract import ELEMENTS, ethanol
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncalc import System, load, md
+from attncalc.graph import Graph
 from attncalc.md import forces as forces_module
 from attncalc.md import moves, noise, recorded
 from attncalc.md.replay import Again, Function
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
-from attncalc.potential import Potential
+from attncalc.potential import Potential, Result, evaluate
 
 FS = units.fs
 LANGEVIN = md.Langevin(0.5 * FS, (300.0, 2500.0), 0.02 / FS)
@@ -155,6 +156,41 @@ def test_a_longer_list_is_recorded_anew() -> None:
         states.append(last)
     assert_equal(*states)
     assert recorder.n_recorded == 2
+
+
+class Tables:
+    """An engine that has none for atoms closer than this, and says so by NaN where it is not asked.
+
+    Args:
+        plain: does all the work.
+        shortest: Å.
+    """
+
+    def __init__(self, plain: Potential, shortest: float) -> None:
+        self.plain, self.shortest = plain, shortest
+        self.n_refused = 0
+
+    def submit(self, graph: Graph) -> Result:
+        result = evaluate(self.plain, graph)
+        close = torch.linalg.vector_norm(graph.vectors, dim=1).amin() < self.shortest
+        return replace(result, energy=torch.where(close, torch.nan, result.energy))
+
+    def __call__(self, graph: Graph) -> Result | None:
+        result = self.submit(graph)
+        self.n_refused += bool(result.energy.isnan().any())
+        return None if result.energy.isnan().any() else result
+
+
+def test_a_chunk_that_an_engine_has_no_tables_for_is_done_again_step_by_step() -> None:
+    states = []
+    for tables in (None, Tables(potential_of("small"), 0.96)):  # for some of the steps
+        forces = forces_of("small")
+        forces.recorder = Again
+        forces._fast.engine = tables
+        first = HOT.init(forces, System.from_ase(ethanol()), seed=5)
+        states.append(md.run(HOT, forces, first, 40, chunk=10))
+    assert_equal(*states)
+    assert 0 < tables.n_refused < 30
 
 
 def test_what_is_recorded_serves_other_runs_of_the_same_form() -> None:

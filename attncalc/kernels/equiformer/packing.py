@@ -12,7 +12,7 @@ from torch import Tensor
 from attncalc.basis.activations import SIGMOID_NORM, SILU_NORM
 from attncalc.basis.edge_frames import order_by_m
 from attncalc.kernels.equiformer.layout import DOT, LINEAR, NONLINEAR, Layout, ProductPlan, Weights
-from attncalc.kernels.simd.vectors import LANES, filled_up
+from attncalc.kernels.simd.lanes import LANES, filled_up
 
 KINDS = {"nonlinear": NONLINEAR, "linear": LINEAR, "dot": DOT}
 NOT_THERE = (0, 0, 0, 0)

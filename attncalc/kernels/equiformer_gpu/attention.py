@@ -21,7 +21,7 @@ def _logits(
     live,
     head,
     column,
-    RESULTS: tl.constexpr,
+    results_row,
     ALPHA: tl.constexpr,
     FEATURES: tl.constexpr,
     BF: tl.constexpr,
@@ -31,7 +31,7 @@ def _logits(
     inside = f < FEATURES
     first = head * FEATURES
     vector = tl.load(alpha + (first + f) * ALPHA + head, inside, other=0)
-    at = rows_of(results, rows, RESULTS)[:, None] + (column + first + f)[None, :]
+    at = rows_of(results, rows, results_row)[:, None] + (column + first + f)[None, :]
     hidden = tl.load(at, live[:, None] & inside[None, :], other=0)
     return tl.sum(leaky(hidden) * vector[None, :], 1), tl.load(envelope + rows, live, other=1)
 
@@ -45,7 +45,7 @@ def attend(
     shares,
     raised,
     COLUMN: tl.constexpr,
-    RESULTS: tl.constexpr,
+    results_row,
     ALPHA: tl.constexpr,
     HEADS: tl.constexpr,
     FEATURES: tl.constexpr,
@@ -55,7 +55,7 @@ def attend(
     """Shares of all edges; a program per atom and head.
 
     Args:
-        results: [n_edges, RESULTS]; the hidden layer of the attention begins at COLUMN.
+        results: [n_edges, results_row]; the hidden layer of the attention begins at COLUMN.
         alpha: [HEADS * FEATURES, ALPHA], one column per head.
         shares, raised: [n_edges, HEADS], filled: p, and p / c, which no small c makes zero.
     """
@@ -68,7 +68,7 @@ def attend(
     for start in range(first, last, BE):
         rows, live = in_range(start, last, BE)
         logits, c = _logits(
-            results, alpha, envelope, rows, live, head, COLUMN, RESULTS, ALPHA, FEATURES, BF
+            results, alpha, envelope, rows, live, head, COLUMN, results_row, ALPHA, FEATURES, BF
         )
         levels = tl.where(live, logits + tl.log(c), float("-inf"))
         higher = tl.maximum(largest, tl.max(levels, 0))
@@ -78,7 +78,7 @@ def attend(
     for start in range(first, last, BE):
         rows, live = in_range(start, last, BE)
         logits, c = _logits(
-            results, alpha, envelope, rows, live, head, COLUMN, RESULTS, ALPHA, FEATURES, BF
+            results, alpha, envelope, rows, live, head, COLUMN, results_row, ALPHA, FEATURES, BF
         )
         power = tl.exp(logits - largest) / (total + _SMALLEST_SUM)
         to = rows_of(raised, rows, HEADS) + head
@@ -95,18 +95,18 @@ def _attention_gradient(
     live,
     head,
     HEADS: tl.constexpr,
-    TILES: tl.constexpr,
+    n_tiles,
     BT: tl.constexpr,
 ):
     """Gradient by attention, envelope and share of some edges and one head, [BE]."""
     tile = tl.arange(0, BT)
-    at = rows_of(d_attention, rows, HEADS * TILES)[:, None] + (head * TILES + tile)[None, :]
-    parts = tl.load(at, live[:, None] & (tile < TILES)[None, :], other=0)
+    at = rows_of(d_attention, rows, HEADS * n_tiles)[:, None] + (head * n_tiles + tile)[None, :]
+    parts = tl.load(at, live[:, None] & (tile < n_tiles)[None, :], other=0)
     c = tl.load(envelope + rows, live, other=0)
     return tl.sum(parts, 1), c, tl.load(rows_of(shares, rows, HEADS) + head, live, other=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_envelope"])
 def attend_gradient(
     d_attention,
     results,
@@ -118,14 +118,14 @@ def attend_gradient(
     d_results,
     d_envelope,
     COLUMN: tl.constexpr,
-    RESULTS: tl.constexpr,
-    D_RESULTS: tl.constexpr,
+    results_row,
+    d_results_row,
     ALPHA: tl.constexpr,
     HEADS: tl.constexpr,
     FEATURES: tl.constexpr,
-    TILES: tl.constexpr,
+    n_tiles,
     ENVELOPES: tl.constexpr,
-    FIRST_ENVELOPE: tl.constexpr,
+    first_envelope,
     BE: tl.constexpr,
     BF: tl.constexpr,
     BT: tl.constexpr,
@@ -133,9 +133,9 @@ def attend_gradient(
     """Reverse of `attend`; a program per atom and head.
 
     Args:
-        d_attention: [n_edges, HEADS, TILES], parts that are added up.
-        d_results: [n_edges, D_RESULTS], filled from COLUMN on.
-        d_envelope: [n_edges, ENVELOPES], column FIRST_ENVELOPE + head is filled.
+        d_attention: [n_edges, HEADS, n_tiles], parts that are added up.
+        d_results: [n_edges, d_results_row], filled from COLUMN on.
+        d_envelope: [n_edges, ENVELOPES], column first_envelope + head is filled.
     """
     atom, head = tl.program_id(0), tl.program_id(1)
     first, last = tl.load(of_receivers + atom), tl.load(of_receivers + atom + 1)
@@ -147,20 +147,20 @@ def attend_gradient(
     for start in range(first, last, BE):
         rows, live = in_range(start, last, BE)
         given, c, share = _attention_gradient(
-            d_attention, envelope, shares, rows, live, head, HEADS, TILES, BT
+            d_attention, envelope, shares, rows, live, head, HEADS, n_tiles, BT
         )
         mean += tl.sum(share * c * given, 0)
     for start in range(first, last, BE):
         rows, live = in_range(start, last, BE)
         given, c, share = _attention_gradient(
-            d_attention, envelope, shares, rows, live, head, HEADS, TILES, BT
+            d_attention, envelope, shares, rows, live, head, HEADS, n_tiles, BT
         )
         power = tl.load(rows_of(raised, rows, HEADS) + head, live, other=0)
         off_mean = c * given - mean
-        to = rows_of(d_envelope, rows, ENVELOPES) + FIRST_ENVELOPE + head
+        to = rows_of(d_envelope, rows, ENVELOPES) + first_envelope + head
         tl.store(to, share * given + power * off_mean, live)
         mask = live[:, None] & inside[None, :]
-        at = rows_of(results, rows, RESULTS)[:, None] + (COLUMN + column)[None, :]
+        at = rows_of(results, rows, results_row)[:, None] + (COLUMN + column)[None, :]
         slope = leaky_slope(tl.load(at, mask, other=0)) * vector[None, :]
-        to = rows_of(d_results, rows, D_RESULTS)[:, None] + (COLUMN + column)[None, :]
+        to = rows_of(d_results, rows, d_results_row)[:, None] + (COLUMN + column)[None, :]
         tl.store(to, slope * (share * off_mean)[:, None], mask)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from attncalc.graph import Graph
-from attncalc.kernels.equiformer_gpu.step import TILES, Constants, Found, Step
-from attncalc.kernels.equiformer_gpu.tables import Maker, step_of
+from attncalc.kernels.equiformer_gpu.making import Maker, step_of
+from attncalc.kernels.equiformer_gpu.room import PROGRAMS, Constants, Found, Programs, Room
+from attncalc.kernels.equiformer_gpu.step import evaluated
 from attncalc.kernels.frozen_zbl import numbers_of
 
 # of the device's memory that may be filled; larger graphs take the plain path
@@ -43,6 +44,7 @@ class Engine:
         repulsion: a `ZBLRepulsion` with the physnet cutoff function, its unit of energy times
             length (eV Å), and where it has ended (Å).
         dtype: that the network is computed in.
+        programs: how much they work on.
     """
 
     def __init__(
@@ -52,15 +54,17 @@ class Engine:
         reference_energies: Tensor,
         repulsion: tuple[Any, float, float] | None = None,
         dtype: torch.dtype = torch.float32,
+        programs: Programs = PROGRAMS,
     ) -> None:
         self.config, self.dtype, self.device = network.config, dtype, scale.device
         exact = copy.deepcopy(network).cpu().to(torch.float64)
         with torch.no_grad():
-            maker = Maker(exact, [tile.columns for tile in TILES])
+            maker = Maker(exact, [tile.columns for tile in programs.tiles])
             bias = exact.energy.scalar_bias.item()
             self.sizes = maker.sizes()
             self.constants = Constants(
                 kind=maker.kind,
+                programs=programs,
                 tables=maker.tables(dtype, self.device),
                 scale=scale.detach().clone(),
                 reference=(reference_energies + scale * bias).detach(),
@@ -78,7 +82,7 @@ class Engine:
         if graph.n_edges * self.bytes_per_edge > self._memory():
             return None
         with torch.no_grad():
-            return Step(self.config, self.sizes, self.constants, graph, self.dtype).found()
+            return evaluated(Room(self.config, self.sizes, self.constants, graph, self.dtype))
 
     @property
     def bytes_per_edge(self) -> int:

@@ -37,6 +37,6 @@ def in_range(first, last, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def rows_of(x, rows, WIDTH: tl.constexpr):
+def rows_of(x, rows, width):
     """Where rows begin; in 64 bits, since a row of all edges may be beyond 2^31 numbers."""
-    return x + rows.to(tl.int64) * WIDTH
+    return x + rows.to(tl.int64) * width

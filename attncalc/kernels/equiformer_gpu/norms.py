@@ -15,28 +15,28 @@ def normalise(
     normal,
     inverse,
     parts,
-    X: tl.constexpr,
-    NORMAL: tl.constexpr,
-    INVERSE: tl.constexpr,
+    x_row,
+    normal_row,
+    inverse_row,
     BLOCK: tl.constexpr,
 ):
     """Mean square 1 of every degree, and mean 0 of the scalars; a program per atom and degree.
 
     Args:
-        x, normal: [n, X], [n, NORMAL].
-        inverse: [n, INVERSE], filled: what numbers were multiplied with, per degree.
+        x, normal: [n, x_row], [n, normal_row].
+        inverse: [n, inverse_row], filled: what numbers were multiplied with, per degree.
         parts: 2 integers per degree: first column, how many.
     """
     atom, degree = tl.program_id(0).to(tl.int64), tl.program_id(1)
     first, width = tl.load(parts + 2 * degree), tl.load(parts + 2 * degree + 1)
     k = tl.arange(0, BLOCK)
     mask = k < width
-    v = tl.load(x + atom * X + first + k, mask, other=0)
+    v = tl.load(x + atom * x_row + first + k, mask, other=0)
     mean = tl.where(degree == 0, tl.sum(v, 0) / width, 0.0)
     v = tl.where(mask, v - mean, 0.0)
     factor = 1.0 / tl.sqrt(tl.sum(v * v, 0) / width + _EPSILON)
-    tl.store(normal + atom * NORMAL + first + k, v * factor, mask)
-    tl.store(inverse + atom * INVERSE + degree, factor)
+    tl.store(normal + atom * normal_row + first + k, v * factor, mask)
+    tl.store(inverse + atom * inverse_row + degree, factor)
 
 
 @triton.jit
@@ -46,10 +46,10 @@ def normalise_gradient(
     inverse,
     d_x,
     parts,
-    GIVEN: tl.constexpr,
-    NORMAL: tl.constexpr,
-    INVERSE: tl.constexpr,
-    D_X: tl.constexpr,
+    given_row,
+    normal_row,
+    inverse_row,
+    d_x_row,
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -58,12 +58,12 @@ def normalise_gradient(
     first, width = tl.load(parts + 2 * degree), tl.load(parts + 2 * degree + 1)
     k = tl.arange(0, BLOCK)
     mask = k < width
-    g = tl.load(given + atom * GIVEN + first + k, mask, other=0)
-    v = tl.load(normal + atom * NORMAL + first + k, mask, other=0)
+    g = tl.load(given + atom * given_row + first + k, mask, other=0)
+    v = tl.load(normal + atom * normal_row + first + k, mask, other=0)
     mean = tl.where(degree == 0, tl.sum(g, 0) / width, 0.0)
     along = tl.sum(g * v, 0) / width
-    g = (g - mean - v * along) * tl.load(inverse + atom * INVERSE + degree)
-    at = d_x + atom * D_X + first + k
+    g = (g - mean - v * along) * tl.load(inverse + atom * inverse_row + degree)
+    at = d_x + atom * d_x_row + first + k
     if ADD:
         g += tl.load(at, mask, other=0)
     tl.store(at, g, mask)

@@ -8,7 +8,7 @@ A job is a block of columns of one product, 8 integers in a table:
     width    columns of that matrix, from one row to the next
     to       column of the result
     block    first of its rows in the table of blocks; not read for plain products
-    bias     where its bias begins among the weights, or -1
+    bias     where its bias begins among the weights, or below 0
     left     columns that it has
 
 What is multiplied is one of
@@ -40,9 +40,9 @@ def grouped_product(
     blocks,
     counts,
     out,
-    X: tl.constexpr,
-    Y: tl.constexpr,
-    OUT: tl.constexpr,
+    x_row,
+    y_row,
+    out_row,
     MODE: tl.constexpr,
     ADD: tl.constexpr,
     BM: tl.constexpr,
@@ -53,11 +53,11 @@ def grouped_product(
     """out = (out +) product + bias, for the first counts[0] rows; a program per job and BM rows.
 
     Args:
-        x, y: [n, X], [n, Y].
+        x, y: [n, x_row], [n, y_row].
         flat: all weights.
         jobs, blocks: see above.
         counts: [1].
-        out: [n, OUT].
+        out: [n, out_row].
     """
     n_rows = tl.load(counts)
     first = tl.program_id(0) * BM
@@ -70,7 +70,7 @@ def grouped_product(
         rows, live = in_range(first, n_rows, BM)
         k = tl.arange(0, BK)
         n, inside = in_range(0, left, BN)
-        of_x, of_y = rows_of(x, rows, X), rows_of(y, rows, Y)
+        of_x, of_y = rows_of(x, rows, x_row), rows_of(y, rows, y_row)
         of_weights = flat + weight + k[:, None] * width + n[None, :]
         total = tl.zeros([BM, BN], dtype=out.dtype.element_ty)
         for step in range(0, depth, BK):
@@ -90,7 +90,7 @@ def grouped_product(
             total = tl.dot(a, w, total, input_precision=PRECISION, out_dtype=total.dtype)
             of_weights += BK * width
         shift = tl.load(flat + bias + n, n < tl.where(bias >= 0, left, 0), other=0)
-        at = rows_of(out, rows, OUT)[:, None] + (to + n)[None, :]
+        at = rows_of(out, rows, out_row)[:, None] + (to + n)[None, :]
         mask = live[:, None] & inside[None, :]
         total += shift[None, :]
         if ADD:
@@ -109,16 +109,16 @@ def _sum_of_terms(
     to,
     rows,
     live,
-    GIVEN: tl.constexpr,
-    Y: tl.constexpr,
-    OUT: tl.constexpr,
+    given_row,
+    y_row,
+    out_row,
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
     """out[:, to ..] = sum over terms of +- given y, BK columns of each."""
     k = tl.arange(0, BK)
     mask = live[:, None]
-    of_given, of_y = rows_of(given, rows, GIVEN)[:, None], rows_of(y, rows, Y)[:, None]
+    of_given, of_y = rows_of(given, rows, given_row)[:, None], rows_of(y, rows, y_row)[:, None]
     total = tl.zeros([BM, BK], dtype=out.dtype.element_ty)
     for number in range(first, last):
         term = terms + number * 4
@@ -126,7 +126,7 @@ def _sum_of_terms(
         g = tl.load(of_given + (in_given + k)[None, :], mask, other=0)
         v = tl.load(of_y + (in_y + k)[None, :], mask, other=0)
         total += g * v * tl.load(term + 2)
-    tl.store(rows_of(out, rows, OUT)[:, None] + (to + k)[None, :], total, mask)
+    tl.store(rows_of(out, rows, out_row)[:, None] + (to + k)[None, :], total, mask)
 
 
 @triton.jit
@@ -139,19 +139,19 @@ def times_gradient(
     sums,
     terms,
     counts,
-    GIVEN: tl.constexpr,
-    X: tl.constexpr,
-    Y: tl.constexpr,
-    D_X: tl.constexpr,
-    D_Y: tl.constexpr,
+    given_row,
+    x_row,
+    y_row,
+    d_x_row,
+    d_y_row,
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
     """Reverse of the products +- x y: fills d_x and d_y; a program per BM rows and BK columns.
 
     Args:
-        given: [n, GIVEN], gradient by all products.
-        x, y, d_x, d_y: [n, X], [n, Y], [n, D_X], [n, D_Y].
+        given: [n, given_row], gradient by all products.
+        x, y, d_x, d_y: [n, x_row], [n, y_row], [n, d_x_row], [n, d_y_row].
         sums: 4 integers each: first term, last + 1, column of the result, 0 for d_x, 1 for d_y.
         terms: 4 integers each: column of `given`, column of the other factor, sign.
         counts: [1], rows that count.
@@ -164,9 +164,13 @@ def times_gradient(
         first, last = tl.load(which), tl.load(which + 1)
         to = tl.multiple_of(tl.load(which + 2), 16)
         if tl.load(which + 3) == 0:
-            _sum_of_terms(given, y, d_x, terms, first, last, to, rows, live, GIVEN, Y, D_X, BM, BK)
+            _sum_of_terms(
+                given, y, d_x, terms, first, last, to, rows, live, given_row, y_row, d_x_row, BM, BK
+            )
         else:
-            _sum_of_terms(given, x, d_y, terms, first, last, to, rows, live, GIVEN, X, D_Y, BM, BK)
+            _sum_of_terms(
+                given, x, d_y, terms, first, last, to, rows, live, given_row, x_row, d_y_row, BM, BK
+            )
 
 
 @triton.jit
@@ -176,21 +180,21 @@ def gate_gradient(
     out,
     gates,
     counts,
-    X: tl.constexpr,
-    GIVEN: tl.constexpr,
-    OUT: tl.constexpr,
-    GATE: tl.constexpr,
+    x_row,
+    given_row,
+    out_row,
+    gate_row,
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
     """Reverse of x sigmoid(gate): a program per BM rows and BK channels of one degree.
 
     Args:
-        x: [n, X], values and gates.
-        given: [n, GIVEN], gradient by what was gated.
-        out: [n, OUT], filled: gradient by x.
-        gates: GATE integers each: number of components, column of the gate, then columns of every
-            component in x and in `given`. One whose column in x is the gate's is its own gate.
+        x: [n, x_row], values and gates.
+        given: [n, given_row], gradient by what was gated.
+        out: [n, out_row], filled: gradient by x.
+        gates: gate_row integers each: number of components, column of the gate, then columns of
+            every component in x and in `given`. Where the first is the gate's, x is its own gate.
         counts: [1], rows that count.
     """
     n_rows = tl.load(counts)
@@ -198,9 +202,9 @@ def gate_gradient(
     if start < n_rows:
         rows, live = in_range(start, n_rows, BM)
         k, mask = tl.arange(0, BK), live[:, None]
-        of_x, of_given = rows_of(x, rows, X)[:, None], rows_of(given, rows, GIVEN)[:, None]
-        of_out = rows_of(out, rows, OUT)[:, None]
-        which = gates + tl.program_id(1) * GATE
+        of_x, of_given = rows_of(x, rows, x_row)[:, None], rows_of(given, rows, given_row)[:, None]
+        of_out = rows_of(out, rows, out_row)[:, None]
+        which = gates + tl.program_id(1) * gate_row
         n_components, gate = tl.load(which), tl.multiple_of(tl.load(which + 1), 16)
         v = tl.load(of_x + (gate + k)[None, :], mask, other=0)
         s = sigmoid(v)

@@ -27,7 +27,7 @@ def _turned(
     rows,
     degree,
     live,
-    X: tl.constexpr,
+    x_row,
     FRAMES: tl.constexpr,
     BE: tl.constexpr,
     Q: tl.constexpr,
@@ -35,7 +35,7 @@ def _turned(
 ):
     """[BE, Q, BC]: D x, of the atoms that belong to the edges `rows`."""
     n, q, k = 2 * degree + 1, tl.arange(0, Q), tl.arange(0, BC)
-    of_x = rows_of(x, atoms, X)[:, None] + (at + k)[None, :]
+    of_x = rows_of(x, atoms, x_row)[:, None] + (at + k)[None, :]
     frame = rows_of(frames, rows, FRAMES) + degree * (2 * degree - 1) * n // 3
     of_frame = frame[:, None] + (q * n)[None, :]
     inside = live[:, None] & (q < n)[None, :]
@@ -48,13 +48,11 @@ def _turned(
 
 
 @triton.jit
-def _edge_columns(
-    x, rows, columns, degree, channel, X: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr
-):
+def _edge_columns(x, rows, columns, degree, channel, x_row, Q: tl.constexpr, BC: tl.constexpr):
     """[BE, Q, BC]: where the components of some channels stand in rows of edges."""
     column = tl.load(columns + degree * Q + tl.arange(0, Q)) + channel
     column = column[None, :, None] + tl.arange(0, BC)[None, None, :]
-    return rows_of(x, rows, X)[:, None, None] + column
+    return rows_of(x, rows, x_row)[:, None, None] + column
 
 
 @triton.jit
@@ -85,18 +83,20 @@ def turn_in(
     columns,
     counts,
     features,
-    BOTH: tl.constexpr,
+    both_row,
     FRAMES: tl.constexpr,
-    FEATURES: tl.constexpr,
+    features_row,
     BE: tl.constexpr,
     Q: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """features = D (sources of the sender + targets of the receiver); a program per BE edges and tile.
+    """features = D (sources of the sender + targets of the receiver).
+
+    A program per BE edges and tile.
 
     Args:
-        both: [n_atoms, BOTH], sources and targets.
-        features: [n_edges, FEATURES].
+        both: [n_atoms, both_row], sources and targets.
+        features: [n_edges, features_row].
     """
     n_rows = tl.load(counts)
     start = tl.program_id(0) * BE
@@ -107,11 +107,13 @@ def turn_in(
         step, to_targets = tl.load(tile + 4), tl.load(tile + 5)
         i = tl.load(receivers + rows, live, other=0)
         j = tl.load(senders + rows, live, other=0)
-        turned = _turned(both, j, at, step, frames, rows, degree, live, BOTH, FRAMES, BE, Q, BC)
+        turned = _turned(both, j, at, step, frames, rows, degree, live, both_row, FRAMES, BE, Q, BC)
         at += to_targets
-        turned += _turned(both, i, at, step, frames, rows, degree, live, BOTH, FRAMES, BE, Q, BC)
+        turned += _turned(
+            both, i, at, step, frames, rows, degree, live, both_row, FRAMES, BE, Q, BC
+        )
         inside = live[:, None, None] & (tl.arange(0, Q) < 2 * degree + 1)[None, :, None]
-        to = _edge_columns(features, rows, columns, degree, channel, FEATURES, Q, BC)
+        to = _edge_columns(features, rows, columns, degree, channel, features_row, Q, BC)
         tl.store(to, turned, inside)
 
 
@@ -127,9 +129,9 @@ def sum_turned_out(
     tiles,
     columns,
     out,
-    VALUES: tl.constexpr,
+    values_row,
     FRAMES: tl.constexpr,
-    OUT: tl.constexpr,
+    out_row,
     HEADS: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BE: tl.constexpr,
@@ -139,11 +141,11 @@ def sum_turned_out(
     """out = sum over edges of D^T values; a program per atom, tile and end of the edges.
 
     Args:
-        values: [n_edges, VALUES], in the edges' frames.
+        values: [n_edges, values_row], in the edges' frames.
         envelope, shares: [n_edges], [n_edges, HEADS]: attention, read if WEIGHTED.
         of_receivers: [n_atoms + 1], first edge of every receiver.
         of_senders: the same in `order`, the edges by sender.
-        out: [n_atoms, OUT].
+        out: [n_atoms, out_row].
     """
     atom, end = tl.program_id(0), tl.program_id(2)
     tile = tiles + tl.program_id(1) * 8
@@ -159,11 +161,11 @@ def sum_turned_out(
     for start in range(first, last, BE):
         rows, live = in_range(start, last, BE)
         if end == 1:
-            rows = tl.load(order + rows, live, other=0)
+            rows = tl.load(order + rows, live, other=0).to(tl.int32)
         frame = rows_of(frames, rows, FRAMES) + degree * (2 * degree - 1) * n // 3
         of_frame = frame[:, None] + m[None, :]
         inside = live[:, None] & (m < n)[None, :]
-        of_values = rows_of(values, rows, VALUES)[:, None] + (channel + k)[None, :]
+        of_values = rows_of(values, rows, values_row)[:, None] + (channel + k)[None, :]
         weights = tl.full([BE, BC], 1.0, dtype=values.dtype.element_ty)
         if WEIGHTED:
             weights = _attention_of_channels(
@@ -174,7 +176,7 @@ def sum_turned_out(
             v = weights * tl.load(of_values + column, live[:, None], other=0)
             d = tl.load(of_frame + q * n, inside, other=0)
             total += d[:, :, None] * v[:, None, :]
-    to = rows_of(out, atom, OUT) + at + m[:, None] * step + k[None, :]
+    to = rows_of(out, atom, out_row) + at + m[:, None] * step + k[None, :]
     tl.store(to, tl.sum(total, 0), (m < n)[:, None] & (k >= 0)[None, :])
 
 
@@ -191,11 +193,11 @@ def send_gradient(
     counts,
     d_values,
     d_attention,
-    RECEIVED: tl.constexpr,
-    VALUES: tl.constexpr,
+    received_row,
+    values_row,
     FRAMES: tl.constexpr,
     HEADS: tl.constexpr,
-    TILES: tl.constexpr,
+    n_tiles,
     BE: tl.constexpr,
     Q: tl.constexpr,
     BC: tl.constexpr,
@@ -203,9 +205,9 @@ def send_gradient(
     """Reverse of the weighted `sum_turned_out`; a program per BE edges and tile.
 
     Args:
-        d_received: [n_atoms, RECEIVED].
+        d_received: [n_atoms, received_row].
         d_values: [n_edges, D_VALUES], filled.
-        d_attention: [n_edges, HEADS, TILES], filled: what each tile adds to it.
+        d_attention: [n_edges, HEADS, n_tiles], filled: what each tile adds to it.
     """
     n_rows = tl.load(counts)
     start, number = tl.program_id(0) * BE, tl.program_id(1)
@@ -216,19 +218,19 @@ def send_gradient(
         at, step = tl.load(tile + 3), tl.load(tile + 4)
         i = tl.load(receivers + rows, live, other=0)
         turned = _turned(
-            d_received, i, at, step, frames, rows, degree, live, RECEIVED, FRAMES, BE, Q, BC
+            d_received, i, at, step, frames, rows, degree, live, received_row, FRAMES, BE, Q, BC
         )
         inside = live[:, None, None] & (tl.arange(0, Q) < 2 * degree + 1)[None, :, None]
-        of_values = _edge_columns(values, rows, columns, degree, channel, VALUES, Q, BC)
+        of_values = _edge_columns(values, rows, columns, degree, channel, values_row, Q, BC)
         along = tl.sum(turned * tl.load(of_values, inside, other=0), 1)
         weights = _attention_of_channels(envelope, shares, rows, live, channel, width, HEADS, BC)
-        to = _edge_columns(d_values, rows, columns, degree, channel, VALUES, Q, BC)
+        to = _edge_columns(d_values, rows, columns, degree, channel, values_row, Q, BC)
         tl.store(to, turned * weights[:, None, :], inside)
         head = (channel + tl.arange(0, BC)) // (width // HEADS)
-        to = rows_of(d_attention, rows, HEADS * TILES) + number
+        to = rows_of(d_attention, rows, HEADS * n_tiles) + number
         for h in tl.static_range(HEADS):
             part = tl.sum(tl.where((head == h)[None, :], along, 0.0), 1)
-            tl.store(to + h * TILES, part, live)
+            tl.store(to + h * n_tiles, part, live)
 
 
 @triton.jit
@@ -244,7 +246,7 @@ def embed(
     AMOUNTS: tl.constexpr,
     FRAMES: tl.constexpr,
     ELEMENTS: tl.constexpr,
-    X: tl.constexpr,
+    x_row,
     BE: tl.constexpr,
     Q: tl.constexpr,
     BC: tl.constexpr,
@@ -254,7 +256,7 @@ def embed(
     Args:
         amounts: [n_edges, AMOUNTS], one number per degree and channel.
         elements: [n_species, ELEMENTS], scalars.
-        x: [n_atoms, X].
+        x: [n_atoms, x_row].
     """
     atom = tl.program_id(0)
     tile = tiles + tl.program_id(1) * 8
@@ -274,7 +276,7 @@ def embed(
     element = tl.load(species + atom) * ELEMENTS + channel + k
     element = tl.load(elements + element, k < tl.where(degree == 0, BC, 0), other=0)
     result = tl.sum(total, 0) + tl.where((m == 0)[:, None], element[None, :], 0.0)
-    to = rows_of(x, atom, X) + at + m[:, None] * step + k[None, :]
+    to = rows_of(x, atom, x_row) + at + m[:, None] * step + k[None, :]
     tl.store(to, result, (m < n)[:, None] & (k >= 0)[None, :])
 
 
@@ -291,7 +293,7 @@ def embed_gradient(
     d_amounts,
     d_envelope,
     d_turn,
-    X: tl.constexpr,
+    x_row,
     AMOUNTS: tl.constexpr,
     FRAMES: tl.constexpr,
     ENVELOPES: tl.constexpr,
@@ -319,7 +321,7 @@ def embed_gradient(
         by_degree = tl.load(tile + 6)
         q, k = tl.arange(0, Q), tl.arange(0, BC)
         i = tl.load(receivers + rows, live, other=0)
-        turned = _turned(d_x, i, at, step, frames, rows, degree, live, X, FRAMES, BE, Q, BC)
+        turned = _turned(d_x, i, at, step, frames, rows, degree, live, x_row, FRAMES, BE, Q, BC)
         along = tl.sum(tl.where((q == 0)[None, :, None], turned, 0.0), 1)
         of_amounts = rows_of(amounts, rows, AMOUNTS)[:, None] + (by_degree + k)[None, :]
         amount = tl.load(of_amounts, live[:, None], other=0)
@@ -367,8 +369,8 @@ def turning(
     n_couplings,
     counts,
     d_turn,
-    FEATURES: tl.constexpr,
-    VALUES: tl.constexpr,
+    features_row,
+    values_row,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -376,7 +378,7 @@ def turning(
     BE: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """What turning the frames does to the energy; a program per BE edges, and block or values of one.
+    """What turning the frames does to the energy; a program per BE edges, block, and kind.
 
     With D into the frame and D^T out of it, it is <d features, G features> of all blocks, minus
     <d values, G values> of all but the last, whose values are scalars.
@@ -393,14 +395,14 @@ def turning(
         rows, live = in_range(start, n_rows, BE)
         to = rows_of(d_turn, rows, 2 * TURNS) + 2 * number
         if number < BLOCKS:
-            given = rows_of(d_features, rows, FEATURES) + number * WIDTH
-            x = rows_of(features, rows, FEATURES) + number * WIDTH
+            given = rows_of(d_features, rows, features_row) + number * WIDTH
+            x = rows_of(features, rows, features_row) + number * WIDTH
             to_x, to_z = _turning(given, x, couplings, strengths, n_couplings, live, BE, BC)
             tl.store(to, to_x, live)
             tl.store(to + 1, to_z, live)
         else:
-            given = rows_of(d_values, rows, VALUES) + (number - BLOCKS) * VALUE_WIDTH
-            x = rows_of(values, rows, VALUES) + (number - BLOCKS) * VALUE_WIDTH
+            given = rows_of(d_values, rows, values_row) + (number - BLOCKS) * VALUE_WIDTH
+            x = rows_of(values, rows, values_row) + (number - BLOCKS) * VALUE_WIDTH
             to_x, to_z = _turning(given, x, value_couplings, strengths, n_couplings, live, BE, BC)
             tl.store(to, -to_x, live)
             tl.store(to + 1, -to_z, live)

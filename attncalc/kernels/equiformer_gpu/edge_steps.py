@@ -33,7 +33,7 @@ def collected(room: Room) -> Edges:
         vectors,
         graph.edge_mask,
         n_edges,
-        c.cutoff,
+        c.limits,
         kept,
         SMOOTH=room.smooth,
         BE=64,
@@ -65,7 +65,7 @@ def collected(room: Room) -> Edges:
         kept,
         rank,
         n_edges,
-        c.cutoff,
+        c.limits,
         c.centres,
         c.widths,
         *edges[1:9],
@@ -110,7 +110,7 @@ def forces(
     d_turn: Tensor,
 ) -> Found:
     """From gradients by what edges are described with to forces and strain gradient."""
-    repulsion, nothing = room.constants.repulsion, room.constants.cutoff
+    repulsion, nothing = room.constants.repulsion, room.constants.limits
     repels, n_systems = repulsion is not None, room.graph.n_systems
     gradient = room.doubles(room.n_edges, 3)
     pair_energies = room.doubles(room.n_edges) if repels else nothing
@@ -185,7 +185,7 @@ def _radial_constants(room: Room) -> dict[str, Any]:
         "BE": room.programs.in_radial,
         "W": up_to_power(width),
         "PRECISION": PRECISION,
-        "num_warps": 4,
+        "num_warps": 8,
     }
 
 

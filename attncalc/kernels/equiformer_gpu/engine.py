@@ -41,8 +41,9 @@ class Engine:
     Args:
         network: of which `can_run` is true; stays as it is.
         scale, reference_energies: [n_species] eV.
-        repulsion: a `ZBLRepulsion` with the physnet cutoff function, its unit of energy times
-            length (eV Å), and where it has ended (Å).
+        shortest: Å; see `Found` for structures with closer atoms.
+        repulsion: a `ZBLRepulsion` with the physnet cutoff function, or None.
+        constants: of it: Coulomb's in eV Å, and where it has ended in Å.
         dtype: that the network is computed in.
         programs: how much they work on.
     """
@@ -52,7 +53,10 @@ class Engine:
         network: Any,
         scale: Tensor,
         reference_energies: Tensor,
-        repulsion: tuple[Any, float, float] | None = None,
+        shortest: float,
+        repulsion: Any = None,
+        constants: tuple[float, float] = (0.0, 0.0),
+        *,
         dtype: torch.dtype = torch.float32,
         programs: Programs = PROGRAMS,
     ) -> None:
@@ -68,17 +72,17 @@ class Engine:
                 tables=maker.tables(dtype, self.device),
                 scale=scale.detach().clone(),
                 reference=(reference_energies + scale * bias).detach(),
-                cutoff=torch.full_like(scale[:1], float(self.config.cutoff)),
+                limits=scale.new_tensor([float(self.config.cutoff), float(shortest)]),
                 centres=exact.basis.centres.to(self.device),
                 widths=exact.basis.widths.to(self.device),
-                repulsion=None if repulsion is None else _pair_term(*repulsion),
+                repulsion=None if repulsion is None else _pair_term(repulsion, *constants),
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         return self  # its tensors do not change
 
     def __call__(self, graph: Graph) -> Found | None:
-        """Results on the graph's device, or None where there is no memory for so many edges."""
+        """Results on the graph's device, or None where memory does not hold so many edges."""
         if graph.n_edges * self.bytes_per_edge > self._memory():
             return None
         with torch.no_grad():

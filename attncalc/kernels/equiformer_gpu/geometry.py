@@ -34,13 +34,13 @@ def _envelope(length, cutoff):
 
 
 @triton.jit
-def mark(vectors, mask, n_edges, cutoff, kept, SMOOTH: tl.constexpr, BE: tl.constexpr):
+def mark(vectors, mask, n_edges, limits, kept, SMOOTH: tl.constexpr, BE: tl.constexpr):
     """kept = 1 for edges that count, else 0."""
     rows, live = in_range(tl.program_id(0) * BE, n_edges, BE)
     counts = tl.load(mask + rows, live, other=0) != 0
     if SMOOTH:
         _, _, _, length = _length(vectors, rows.to(tl.int64), live)
-        value, _ = _envelope(length, tl.load(cutoff))
+        value, _ = _envelope(length, tl.load(limits))
         counts = counts & ~(value < _FADED)
     tl.store(kept + rows, counts.to(tl.int32), live)
 
@@ -53,7 +53,7 @@ def collect(
     kept,
     rank,
     n_edges,
-    radial,
+    limits,
     centres,
     widths,
     i,
@@ -75,7 +75,7 @@ def collect(
     Args:
         vectors, receivers, senders: of the list.
         kept, rank: [n_edges], and their running sum.
-        radial: [1], cutoff Å.
+        limits: [2] Å, cutoff, and the shortest length that is allowed.
         centres, widths: [N_BASIS], of the radial basis.
         i, j: receivers, senders.
         near: [n_edges, 3], vectors Å.
@@ -92,10 +92,11 @@ def collect(
     tl.store(near + 3 * rows, x, live)
     tl.store(near + 3 * rows + 1, y, live)
     tl.store(near + 3 * rows + 2, z, live)
-    cutoff = tl.load(radial)
+    cutoff = tl.load(limits)
     value, slope = _envelope(length, cutoff)
     if not SMOOTH:
         value, slope = value * 0 + 1, slope * 0
+    value = tl.where(length < tl.load(limits + 1), float("nan"), value)
     tl.store(envelope + rows, value.to(envelope.dtype.element_ty), live)
     tl.store(along + rows, slope, live)
     # the radial basis, as `attncalc.basis.radial.ExpNormalBasis`

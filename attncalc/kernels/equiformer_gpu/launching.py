@@ -14,4 +14,5 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         arguments: tensors and numbers.
         constants: what the kernel is compiled for; `num_warps` among them.
     """
-    kernel[grid](*arguments, **constants)
+    if 0 not in grid:
+        kernel[grid](*arguments, enable_fp_fusion=True, **constants)

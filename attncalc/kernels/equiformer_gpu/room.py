@@ -40,7 +40,7 @@ class Programs(NamedTuple):
 
     edges: int = 8
     in_sums: int = 16
-    in_radial: int = 32
+    in_radial: int = 16
     rows: int = 32
     tiles: tuple[Tile, ...] = (Tile(0, 32, 32, 4), Tile(8192, 64, 64, 4))
 
@@ -49,7 +49,11 @@ PROGRAMS = Programs()
 
 
 class Found(NamedTuple):
-    """Energy [n_systems] eV, per atom, forces [n_atoms, 3], strain gradient [n_systems, 3, 3]."""
+    """Energies [n_systems], [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3].
+
+    Float64, on the device. NaN in `energy` (and wherever else they lead): two atoms of this system
+    are closer than the engine is meant for, or a position is not a number.
+    """
 
     energy: Tensor
     energies: Tensor
@@ -64,7 +68,7 @@ class Constants(NamedTuple):
         kind: of messages.
         programs: how much they work on.
         tables: of the network.
-        scale, reference: [n_species] eV. cutoff: [1] Å. centres, widths: [num_basis].
+        scale, reference: [n_species] eV. limits: [2] Å, cutoff and shortest. centres, widths: [num_basis].
         repulsion: numbers, exponents, weights, limits, see `geometry.edge_gradient`.
     """
 
@@ -73,7 +77,7 @@ class Constants(NamedTuple):
     tables: Tables
     scale: Tensor
     reference: Tensor
-    cutoff: Tensor
+    limits: Tensor
     centres: Tensor
     widths: Tensor
     repulsion: tuple[Tensor, Tensor, Tensor, Tensor] | None

@@ -14,13 +14,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from attncalc.compiled import has_numba
+from attncalc.compiled import has_numba, has_triton
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.kernels.folded_attention import folded
 from attncalc.kernels.frozen_equiformer import frozen
@@ -43,9 +44,12 @@ COMPILING = 4.0
 # Å, limits of distances at which pairs are tried
 CLOSE, BONDED = 0.4, 1.0
 # modules with `can_run` and `Engine`
-_ENGINES: dict[type, str] = {
-    So3krates: "attncalc.kernels.so3krates.engine",
-    Equiformer: "attncalc.kernels.equiformer.engine",
+_ENGINES: dict[str, dict[type, str]] = {
+    "cpu": {
+        So3krates: "attncalc.kernels.so3krates.engine",
+        Equiformer: "attncalc.kernels.equiformer.engine",
+    },
+    "cuda": {Equiformer: "attncalc.kernels.equiformer_gpu.engine"},
 }
 
 
@@ -83,6 +87,30 @@ class CompiledStep:
         energies, forces, strain_gradient = map(torch.from_numpy, found)
         energy = segment_sum(energies, graph.system_idx, graph.n_systems)
         return Result(energy, energies, forces, strain_gradient)
+
+
+class DeviceStep:
+    """A `Result` from the kernels of a GPU, or None where they have no tables for it.
+
+    Args:
+        engine: `Graph` to energies [n_systems] and per atom, forces and strain gradient, without
+            waiting for the device; an energy is NaN where there are no tables.
+    """
+
+    def __init__(self, engine: Callable[[Graph], Any]) -> None:
+        self.engine = engine
+
+    def __call__(self, graph: Graph) -> Result | None:
+        result = self.submit(graph)
+        return None if bool(result.energy.isnan().any()) else result
+
+    def submit(self, graph: Graph) -> Result:
+        """Without reading anything back, as a CUDA graph demands: look at the energies later.
+
+        The energy of a system is NaN if two of its atoms are closer than SHORTEST, or a position
+        is not a number; a call of the step itself says what to do then.
+        """
+        return Result(**self.engine(graph)._asdict())
 
 
 def lower(potential: Potential) -> Potential:
@@ -139,23 +167,30 @@ def _in_float64(potential: Potential) -> Potential:
 
 
 def _with_engine(potential: Potential) -> Potential | None:
-    """Everything in one compiled call, where there is one for such a potential."""
-    name = _ENGINES.get(type(potential.network))
-    if potential.device.type != "cpu" or name is None:
+    """Everything in one call of an engine, where there is one for such a potential."""
+    device = potential.device.type
+    name = _ENGINES.get(device, {}).get(type(potential.network))
+    if name is None:
         return None
-    if not has_numba():
-        _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
+    needed = {"cpu": ("numba", has_numba), "cuda": ("triton", has_triton)}
+    package, is_there = needed[device]
+    if not is_there():
+        how = ': pip install "attncalc[fast]"' if package == "numba" else ""
+        _say_once(f"{package} is not installed, steps take longer{how}")
         return None
-    module = importlib.import_module(name)  # needs numba
-    terms = [_lower_term(term) for term in potential.pair_terms]
-    repulsion = next((term for term in terms if isinstance(term, FrozenZBL)), None)
+    module = importlib.import_module(name)  # needs the package
+    terms = list(potential.pair_terms)
+    repulsion = next((term for term in terms if _has_loop(term)), None)
     if not module.can_run(potential.network) or len(terms) > (repulsion is not None):
         return None
-    scale, reference_energies = potential.scale, potential.reference_energies
-    engine = module.Engine(potential.network, scale, reference_energies, SHORTEST, repulsion)
-
+    arguments = (potential.network, potential.scale, potential.reference_energies, SHORTEST)
     fast = with_modules(potential).requires_grad_(False)
-    fast.engine = CompiledStep(engine)
+    if device == "cpu":
+        fast.engine = CompiledStep(module.Engine(*arguments, repulsion and _lower_term(repulsion)))
+    else:
+        fast.engine = DeviceStep(
+            module.Engine(*arguments, repulsion, (COULOMB_CONSTANT, SWITCH_OFF))
+        )
     return fast
 
 
@@ -183,9 +218,14 @@ def _say_once(message: str) -> None:
     log.warning(message)
 
 
+def _has_loop(term: nn.Module) -> bool:
+    """Whether value and slope of a pair term are written out in loops and kernels."""
+    return isinstance(term, ZBLRepulsion) and term.config.cutoff_function == "physnet"
+
+
 @torch.no_grad()
 def _lower_term(term: nn.Module) -> nn.Module:
-    if isinstance(term, ZBLRepulsion) and term.config.cutoff_function == "physnet":
+    if _has_loop(term):
         return FrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF)
     return term
 

@@ -43,7 +43,7 @@ def collected(room: Room) -> Edges:
     ends = torch.full((2, n_edges), n, dtype=torch.int32, device=room.device)
     i, j = ends.unbind(0)
     edges = Edges(
-        counts=rank[-1:] if n_edges else torch.zeros_like(room.atoms),
+        counts=rank[-1:].clone() if n_edges else torch.zeros_like(room.atoms),
         i=i,
         j=j,
         near=room.doubles(n_edges, 3),

@@ -21,7 +21,7 @@ from attncalc.kernels.equiformer_gpu.room import PROGRAMS, Constants, Found, Pro
 from attncalc.kernels.equiformer_gpu.step import evaluated
 from attncalc.kernels.frozen_zbl import numbers_of
 
-# of the device's memory that may be filled; larger graphs take the plain path
+# of the device's memory that may be filled; the plain path can do with less
 SHARE_OF_MEMORY = 0.5
 
 
@@ -81,18 +81,19 @@ class Engine:
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         return self  # its tensors do not change
 
-    def __call__(self, graph: Graph) -> Found | None:
-        """Results on the graph's device, or None where memory does not hold so many edges."""
+    def __call__(self, graph: Graph) -> Found:
+        """Results on the graph's device."""
         if graph.n_edges * self.bytes_per_edge > self._memory():
-            return None
-        with torch.no_grad():
+            return _nothing(graph)
+        # kernels go to the current device, wherever their tensors are
+        with torch.no_grad(), torch.cuda.device_of(graph.vectors):
             return evaluated(Room(self.config, self.sizes, self.constants, graph, self.dtype))
 
     @property
     def bytes_per_edge(self) -> int:
         """About what is kept of an edge."""
         s = self.sizes
-        of_block = 4 * s.width + s.n_weights[0] + s.results + self.config.radial_features
+        of_block = 4 * s.width + s.n_weights[0] + s.results + 2 * self.config.radial_features
         once = s.products[0] + s.n_weights[0] + s.results + s.width
         return (self.config.num_layers * of_block + once) * self.dtype.itemsize
 
@@ -100,6 +101,12 @@ class Engine:
         if self.device.type != "cuda":
             return math.inf
         return SHARE_OF_MEMORY * torch.cuda.get_device_properties(self.device).total_memory
+
+
+def _nothing(graph: Graph) -> Found:
+    n, n_systems = graph.n_atoms, graph.n_systems
+    shapes = ((n_systems,), (n,), (n, 3), (n_systems, 3, 3))
+    return Found(*(graph.vectors.new_full(shape, math.nan) for shape in shapes))
 
 
 def _pair_term(term: Any, unit: float, end: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

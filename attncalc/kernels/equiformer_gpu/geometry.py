@@ -33,7 +33,7 @@ def _envelope(length, cutoff):
     return value, -30 * s * s * rest * rest / cutoff
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_edges"])
 def mark(vectors, mask, n_edges, limits, kept, SMOOTH: tl.constexpr, BE: tl.constexpr):
     """kept = 1 for edges that count, else 0."""
     rows, live = in_range(tl.program_id(0) * BE, n_edges, BE)
@@ -45,7 +45,7 @@ def mark(vectors, mask, n_edges, limits, kept, SMOOTH: tl.constexpr, BE: tl.cons
     tl.store(kept + rows, counts.to(tl.int32), live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_edges"])
 def collect(
     vectors,
     receivers,

@@ -52,7 +52,8 @@ class Found(NamedTuple):
     """Energies [n_systems], [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3].
 
     Float64, on the device. NaN in `energy` (and wherever else they lead): two atoms of this system
-    are closer than the engine is meant for, or a position is not a number.
+    are closer than the engine is meant for, a position is not a number, or there is not enough
+    memory for so many edges.
     """
 
     energy: Tensor
@@ -68,7 +69,9 @@ class Constants(NamedTuple):
         kind: of messages.
         programs: how much they work on.
         tables: of the network.
-        scale, reference: [n_species] eV. limits: [2] Å, cutoff and shortest. centres, widths: [num_basis].
+        scale, reference: [n_species] eV.
+        limits: [2] Å, cutoff and shortest.
+        centres, widths: [num_basis], of the radial basis.
         repulsion: numbers, exponents, weights, limits, see `geometry.edge_gradient`.
     """
 

@@ -8,6 +8,7 @@ prints one line of JSON per launch that needs a compilation of its own, and one 
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import re
 import subprocess
@@ -64,13 +65,16 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def launches(options: dict[str, Any]) -> tuple[list[tuple[Any, dict[str, Any]]], dict[str, int]]:
+def launches(
+    options: dict[str, Any], programs: room.Programs
+) -> tuple[list[tuple[Any, dict[str, Any]]], dict[str, int]]:
     """Kernels with all their arguments in the order of an evaluation, none of them run."""
     torch.manual_seed(0)
     network = Equiformer(EquiformerConfig(5.0, 15.58, **options), len(SPECIES))
     numbers = torch.ones(len(SPECIES), dtype=torch.float64)
     term = ZBLRepulsion(ZBLConfig(cutoff=5.0), SPECIES)
-    engine = Engine(network, numbers, numbers, 0.5, term, (COULOMB_CONSTANT, SWITCH_OFF))
+    constants = (COULOMB_CONSTANT, SWITCH_OFF)
+    engine = Engine(network, numbers, numbers, 0.5, term, constants, programs=programs)
     verlet = VerletList.create(cutoff=5.0, skin=1.0, species=SPECIES, capacity=64)
     graph = verlet.update(System.from_ase(molecule("CH3CH2OH")))[1]
     found = []
@@ -116,8 +120,9 @@ def registers_and_stack(cubin: bytes) -> tuple[int, int]:
 def compiled(capability: int) -> Iterator[dict[str, Any]]:
     """One entry per compilation, and per network how often what is launched."""
     seen = set()
-    for name, options in NETWORKS.items():
-        found, operators = launches(options)
+    for (name, options), tile in itertools.product(NETWORKS.items(), room.PROGRAMS.tiles):
+        programs = room.PROGRAMS._replace(tiles=(tile._replace(least=0),))
+        found, operators = launches(options, programs)
         counts = collections.Counter(kernel.__name__ for kernel, _ in found)
         yield {"network": name, "launches": dict(counts), "operators": operators}
         for kernel, given in found:

@@ -9,8 +9,8 @@ import os
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "must be set before triton is imported"
 
-import triton.language as tl
-from triton.runtime import interpreter
+import triton.language as tl  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
 
 _replaced: set[int] = set()
 _replace = interpreter._patch_lang

@@ -18,7 +18,10 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
 
 
-@pytest.mark.parametrize("cases", ["interpreted_kernels.py", "interpreted_engine.py"])
+@pytest.mark.parametrize(
+    "cases",
+    ["interpreted_kernels.py", pytest.param("interpreted_engine.py", marks=pytest.mark.slow)],
+)
 def test_cases(cases: str) -> None:
     path = os.pathsep.join([str(REPOSITORY), str(HERE), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -27,7 +27,7 @@ def tiles_of_values(room: Room, block: Block) -> int:
     return room.config.channels[0] // room.sizes.step if block.last else room.n_tiles
 
 
-def attention(room: Room, block: Block, edges: Edges, hidden: Tensor, x: Tensor) -> None:
+def attention(room: Room, block: Block, edges: Edges, x: Tensor) -> None:
     """Adds to x what neighbours send."""
     s, t, of, count = room.sizes, room.tables, block.of, edges.counts
     room.normalise(x, block.normal, block.inverse, t.parts)
@@ -51,7 +51,6 @@ def attention(room: Room, block: Block, edges: Edges, hidden: Tensor, x: Tensor)
         BC=s.step,
         num_warps=4,
     )
-    room.multiply(of.weights, hidden, block.weights, count=count)
     room.multiply(
         of.multiply,
         block.features,
@@ -139,7 +138,7 @@ def sum_turned_out(
 
 
 def attention_gradient(
-    room: Room, block: Block, edges: Edges, d_x: Tensor, d_hidden: Tensor, d_envelope: Tensor
+    room: Room, block: Block, edges: Edges, d_x: Tensor, d_envelope: Tensor
 ) -> None:
     """Reverse of `attention`: adds to d_x."""
     s, t, of, count = room.sizes, room.tables, block.of, edges.counts
@@ -197,7 +196,6 @@ def attention_gradient(
         gate_gradient(room, block.results, d_gated, d_results, t.gates[block.last], count)
     given = room.floats(room.n_edges, s.products[block.last])
     room.multiply(of.multiply_back, d_results, given, count=count)
-    d_weights = torch.empty_like(block.weights)
     sums = t.sums[block.last]
     launch(
         products.times_gradient,
@@ -206,7 +204,7 @@ def attention_gradient(
         block.features,
         block.weights,
         block.d_features,
-        d_weights,
+        block.d_weights,
         sums.sums,
         sums.terms,
         count,
@@ -214,12 +212,11 @@ def attention_gradient(
         x_row=block.features.stride(0),
         y_row=block.weights.stride(0),
         d_x_row=block.d_features.stride(0),
-        d_y_row=d_weights.stride(0),
+        d_y_row=block.d_weights.stride(0),
         BM=room.programs.rows,
         BK=s.step,
         num_warps=4,
     )
-    room.multiply(of.weights_back, d_weights, d_hidden, count=count)
     d_both = room.floats(room.n, 2 * s.width)
     sum_turned_out(room, block.d_features, edges, d_both, t.both_tiles, t.columns, room.n_tiles)
     d_normal = room.multiply(of.merge_back, d_both, room.floats(room.n, s.width))

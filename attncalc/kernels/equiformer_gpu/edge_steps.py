@@ -238,7 +238,7 @@ def embedded(room: Room, edges: Edges, amounts: Tensor) -> Tensor:
         elements,
         room.tables.tiles,
         x,
-        AMOUNTS=room.sizes.per_degree,
+        AMOUNTS=amounts.stride(0),
         FRAMES=room.sizes.frames,
         ELEMENTS=elements.shape[1],
         x_row=room.sizes.width,
@@ -251,10 +251,10 @@ def embedded(room: Room, edges: Edges, amounts: Tensor) -> Tensor:
 
 
 def embedded_gradient(
-    room: Room, edges: Edges, amounts: Tensor, d_x: Tensor, d_hidden: Tensor, d_envelope: Tensor
+    room: Room, edges: Edges, amounts: Tensor, d_x: Tensor, d_amounts: Tensor, d_envelope: Tensor
 ) -> Tensor:
     """Reverse of `embedded`; the gradient by turns of the frames, with room for the rest."""
-    d_amounts, d_turn = torch.empty_like(amounts), room.floats(room.n_edges, room.n_turns, 2)
+    d_turn = room.floats(room.n_edges, room.n_turns, 2)
     launch(
         turns.embed_gradient,
         (room.per_edges(), room.n_tiles),
@@ -270,7 +270,7 @@ def embedded_gradient(
         d_envelope,
         d_turn,
         x_row=room.sizes.width,
-        AMOUNTS=room.sizes.per_degree,
+        AMOUNTS=amounts.stride(0),
         FRAMES=room.sizes.frames,
         ENVELOPES=room.n_envelopes,
         TURNS=room.n_turns,
@@ -281,7 +281,6 @@ def embedded_gradient(
         BC=room.sizes.step,
         num_warps=4,
     )
-    room.multiply(room.tables.embed_back, d_amounts, d_hidden, count=edges.counts)
     return d_turn
 
 

@@ -93,8 +93,8 @@ class Engine:
     def bytes_per_edge(self) -> int:
         """About what is kept of an edge."""
         s = self.sizes
-        of_block = 4 * s.width + s.n_weights[0] + s.results + 2 * self.config.radial_features
-        once = s.products[0] + s.n_weights[0] + s.results + s.width
+        of_block = 4 * s.width + s.results + 2 * self.config.radial_features
+        once = 2 * sum(s.n_weights) + s.products[0] + s.results + s.width
         return (self.config.num_layers * of_block + once) * self.dtype.itemsize
 
     def _memory(self) -> float:

@@ -122,13 +122,18 @@ class Maker:
                 back.append((2 * at, 2 * c, transposed, c, at, 0, NOWHERE))
         return self.product(ahead), self.product(back)
 
-    def radial(self, net: int) -> tuple[Product, Product]:
-        """Behind the hidden layers of all radial networks."""
-        start, transposed, rows, columns = self.w.radial_last[net].tolist()
-        bias = int(self.w.radial_offset[net, 0])
-        ahead = (net * rows, rows, start, columns, 0, 0, bias)
-        back = (0, columns, transposed, rows, net * rows, 0, NOWHERE)
-        return self.product([ahead]), self.product([back])
+    def radial(self) -> tuple[Product, Product]:
+        """Behind the hidden layers of all radial networks: all weights of an edge in one row."""
+        ahead: list[Row] = []
+        back: list[Row] = []
+        at = 0
+        for net, place in enumerate(self.w.radial_last.tolist()):
+            start, transposed, rows, columns = place
+            bias = int(self.w.radial_offset[net, 0])
+            ahead.append((net * rows, rows, start, columns, at, 0, bias))
+            back.append((at, columns, transposed, rows, net * rows, 0, NOWHERE))
+            at += columns
+        return self.product(ahead), self.product(back)
 
     def multiply(self, b: int, last: int) -> tuple[Product, Product]:
         """The weighted product, and its reverse up to the products with weights."""
@@ -224,7 +229,6 @@ class Maker:
         """Of block b."""
         w, atom, last = self.w, self.layout.atom, int(b == self.config.num_layers - 1)
         merge, merge_back = self.merge(b)
-        weights, weights_back = self.radial(b + 1)
         multiply, multiply_back = self.multiply(b, last)
         second, second_back = None, None
         if self.kind == NONLINEAR:
@@ -235,8 +239,6 @@ class Maker:
         return OfBlock(
             merge,
             merge_back,
-            weights,
-            weights_back,
             multiply,
             multiply_back,
             second,
@@ -331,7 +333,7 @@ class Maker:
             frames=sum((2 * l + 1) ** 2 for l in range(self.n)),
             results=self.width + self.n_extra,
             products=[int(units[k, : self.plan.n_units[k], 2].sum()) for k in range(2)],
-            n_weights=[int(self.w.radial_last[k, 3]) for k in (1, -1)],
+            n_weights=self.w.radial_last[:, 3].tolist(),
             per_degree=sum(self.channels),
             wide=wide,
             gated=[sum((2 * l + 1) * h for l, h in enumerate(self.hidden)), self.hidden[0]],
@@ -345,7 +347,7 @@ class Maker:
         w, atom, n = self.w, self.layout.atom, self.n
         n_used = [int(k) for k in self.plan.n_used]
         couplings, value_couplings, strengths, pole = self.couplings()
-        embed, embed_back = self.radial(0)
+        weights, weights_back = self.radial()
         shortcut, shortcut_back = self.by_degree(w.shortcut, [0], [0])
         hidden, hidden_back = self.by_degree(w.hidden, [0], [0], w.hidden_bias[0])
         rows = np.concatenate(
@@ -370,8 +372,8 @@ class Maker:
             parts=_table(parts, 2),
             head_part=_table([(0, self.config.head_features)], 2),
             radial=torch.from_numpy(rows),
-            embed=embed,
-            embed_back=embed_back,
+            weights=weights,
+            weights_back=weights_back,
             shortcut=shortcut,
             shortcut_back=shortcut_back,
             hidden=hidden,

@@ -116,7 +116,7 @@ class Block(NamedTuple):
         of: its products.
         features, values, d_features, d_values: [n_edges, ...], values of linear messages are part
             of the results.
-        weights, results, shares, raised: [n_edges, ...].
+        weights, d_weights, results, shares, raised: [n_edges, ...].
         normal, inverse: of the norm before the attention; normal_2, inverse_2, wide: of the
             feed-forward network; [n_atoms, ...].
     """
@@ -129,6 +129,7 @@ class Block(NamedTuple):
     values: Tensor
     d_values: Tensor
     weights: Tensor
+    d_weights: Tensor
     results: Tensor
     shares: Tensor
     raised: Tensor

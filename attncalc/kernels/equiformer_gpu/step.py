@@ -7,6 +7,7 @@ can hold all of it; no sum depends on the order in which programs run.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from attncalc.kernels.equiformer_gpu.block_steps import (
     attention,
@@ -31,33 +32,33 @@ def evaluated(room: Room) -> Found:
     """Everything, forward and back."""
     edges = collected(room)
     hidden = radial_hidden(room, edges)
-    amounts = room.multiply(
-        room.tables.embed,
-        hidden,
-        room.floats(room.n_edges, room.sizes.per_degree),
-        count=edges.counts,
-    )
+    weights = room.floats(room.n_edges, sum(room.sizes.n_weights))
+    room.multiply(room.tables.weights, hidden, weights, count=edges.counts)
+    d_weights = torch.empty_like(weights)
+    amounts, *of_blocks = weights.split(room.sizes.n_weights, dim=1)
+    d_amounts, *d_of_blocks = d_weights.split(room.sizes.n_weights, dim=1)
     x = embedded(room, edges, amounts)
-    blocks = blocks_of(room)
+    blocks = blocks_of(room, of_blocks, d_of_blocks)
     for block in blocks:
-        attention(room, block, edges, hidden, x)
+        attention(room, block, edges, x)
         if not block.last:
             feed_forward(room, block, x)
     energies, d_x = energies_of(room, blocks[-1], x)
-    d_hidden = torch.empty_like(hidden)
     d_envelope = room.floats(room.n_edges, room.n_envelopes)
     for block in reversed(blocks):
         if not block.last:
             feed_forward_gradient(room, block, d_x, d_x)
-        attention_gradient(room, block, edges, d_x, d_hidden, d_envelope)
-    d_turn = embedded_gradient(room, edges, amounts, d_x, d_hidden, d_envelope)
+        attention_gradient(room, block, edges, d_x, d_envelope)
+    d_turn = embedded_gradient(room, edges, amounts, d_x, d_amounts, d_envelope)
     turning(room, blocks, edges, d_turn)
+    d_hidden = torch.empty_like(hidden)
+    room.multiply(room.tables.weights_back, d_weights, d_hidden, count=edges.counts)
     d_lengths = radial_gradient(room, edges, d_hidden)
     return forces(room, edges, energies, d_envelope, d_lengths, d_turn)
 
 
-def blocks_of(room: Room) -> list[Block]:
-    """Room for all blocks."""
+def blocks_of(room: Room, weights: list[Tensor], d_weights: list[Tensor]) -> list[Block]:
+    """Room for all blocks, with the weights of their products."""
     s, n_edges, n_blocks = room.sizes, room.n_edges, room.n_blocks
     features = room.floats(n_edges, n_blocks, s.width)
     d_features = torch.empty_like(features)
@@ -78,7 +79,8 @@ def blocks_of(room: Room) -> list[Block]:
                 d_features=d_features[:, b],
                 values=values[:, b],
                 d_values=d_values[:, b],
-                weights=room.floats(n_edges, s.n_weights[last]),
+                weights=weights[b],
+                d_weights=d_weights[b],
                 results=results,
                 shares=room.floats(n_edges, room.heads),
                 raised=room.floats(n_edges, room.heads),

@@ -39,8 +39,6 @@ class OfBlock:
 
     merge: Product
     merge_back: Product
-    weights: Product
-    weights_back: Product
     multiply: Product
     multiply_back: Product
     second: Product | None
@@ -69,7 +67,8 @@ class Tables:
         pole: [n_degrees, Q, 2], see `turns.embed_gradient`.
         parts, head_part: see `norms`.
         radial: [n_blocks + 1, 10], see `radial`.
-        embed, embed_back, shortcut, shortcut_back, hidden, hidden_back: products outside blocks.
+        weights, weights_back: behind the hidden layers of all radial networks.
+        shortcut, shortcut_back, hidden, hidden_back: of the head.
         raising: per degree from 2 on.
     """
 
@@ -89,8 +88,8 @@ class Tables:
     parts: Tensor
     head_part: Tensor
     radial: Tensor
-    embed: Product
-    embed_back: Product
+    weights: Product
+    weights_back: Product
     shortcut: Product
     shortcut_back: Product
     hidden: Product
@@ -108,7 +107,7 @@ class Sizes:
         step: numbers of a row that kernels take at once; divides all widths.
         q: components of the highest degree, up to a power of 2.
         width: of features. frames: of the matrices of an edge. results: see `tables`.
-        products: of one edge. n_weights: of the radial network of a block.
+        products: of one edge. n_weights: of every radial network.
         per_degree: channels of all degrees. wide, gated: of feed-forward networks.
         attention: column of its hidden layer in the results.
         basis, basis_rows: numbers of the radial basis, up to a power of 2, and to a multiple of 16.

@@ -34,6 +34,14 @@ CELL = Atoms("CO", cell=[[2.9, 0.1, -0.2], [0.3, 3.2, 0.2], [-0.4, 0.5, 3.0]], p
 CELL.set_scaled_positions([[0.1, 0.05, 0.9], [0.5, 0.4, 0.3]])
 
 
+@pytest.fixture(autouse=True)
+def new_arrays_are_full_of_nan():
+    """So that nothing reads what nothing has written."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def potential(*, repels: bool = False, **options) -> Potential:
     config = EquiformerConfig(
         **{

@@ -48,7 +48,7 @@ TYPES = {
     torch.bool: "*i1",
 }
 # of PyTorch's operators these launch nothing
-SILENT = ("empty", "detach", "unbind", "slice", "select", "alias", "view")
+SILENT = ("empty", "detach", "unbind", "slice", "select", "split", "alias", "view")
 
 
 class Operators(TorchDispatchMode):

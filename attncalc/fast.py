@@ -168,29 +168,32 @@ def _in_float64(potential: Potential) -> Potential:
 
 def _with_engine(potential: Potential) -> Potential | None:
     """Everything in one call of an engine, where there is one for such a potential."""
-    device = potential.device.type
+    return _with_engine_for(potential, potential.device.type)
+
+
+def _with_engine_for(potential: Potential, device: str) -> Potential | None:
     name = _ENGINES.get(device, {}).get(type(potential.network))
     if name is None:
         return None
-    needed = {"cpu": ("numba", has_numba), "cuda": ("triton", has_triton)}
-    package, is_there = needed[device]
-    if not is_there():
-        how = ': pip install "attncalc[fast]"' if package == "numba" else ""
-        _say_once(f"{package} is not installed, steps take longer{how}")
+    if device == "cpu" and not has_numba():
+        _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
+        return None
+    if device == "cuda" and not has_triton():
+        _say_once("triton is not installed, steps take longer: pip install triton")
         return None
     module = importlib.import_module(name)  # needs the package
     terms = list(potential.pair_terms)
-    repulsion = next((term for term in terms if _has_loop(term)), None)
+    repulsion = next((term for term in terms if _has_slopes(term)), None)
     if not module.can_run(potential.network) or len(terms) > (repulsion is not None):
         return None
     arguments = (potential.network, potential.scale, potential.reference_energies, SHORTEST)
     fast = with_modules(potential).requires_grad_(False)
     if device == "cpu":
-        fast.engine = CompiledStep(module.Engine(*arguments, repulsion and _lower_term(repulsion)))
+        frozen_repulsion = None if repulsion is None else _lower_term(repulsion)
+        fast.engine = CompiledStep(module.Engine(*arguments, frozen_repulsion))
     else:
-        fast.engine = DeviceStep(
-            module.Engine(*arguments, repulsion, (COULOMB_CONSTANT, SWITCH_OFF))
-        )
+        constants = (COULOMB_CONSTANT, SWITCH_OFF)
+        fast.engine = DeviceStep(module.Engine(*arguments, repulsion, constants))
     return fast
 
 
@@ -218,14 +221,14 @@ def _say_once(message: str) -> None:
     log.warning(message)
 
 
-def _has_loop(term: nn.Module) -> bool:
-    """Whether value and slope of a pair term are written out in loops and kernels."""
+def _has_slopes(term: nn.Module) -> bool:
+    """Whether engines know a pair term, with value and slope written out."""
     return isinstance(term, ZBLRepulsion) and term.config.cutoff_function == "physnet"
 
 
 @torch.no_grad()
 def _lower_term(term: nn.Module) -> nn.Module:
-    if _has_loop(term):
+    if _has_slopes(term):
         return FrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF)
     return term
 

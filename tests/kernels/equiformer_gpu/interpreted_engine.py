@@ -5,21 +5,22 @@ Run by test_interpreted.py, in a process of its own.
 
 from __future__ import annotations
 
+import copy
+
 import interpreting  # noqa: F401  (before any kernel)
 import pytest
 import torch
 from ase import Atoms
 from contract import ELEMENTS, build_graph, randomise
 
-from attncalc.fast import DeviceStep
+from attncalc.fast import DeviceStep, _with_engine_for
 from attncalc.graph import Graph
 from attncalc.kernels.equiformer_gpu.engine import Engine, can_run
 from attncalc.kernels.equiformer_gpu.room import PROGRAMS, Found, Programs, Tile
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
-from attncalc.ops import with_modules
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion
-from attncalc.potential import Potential, evaluate
+from attncalc.potential import Potential, Result, evaluate
 from attncalc.system import System
 
 EXACT, SINGLE = 1e-10, 2e-5  # relative to the largest value, float64 and float32
@@ -86,9 +87,9 @@ def engine_of(
     )
 
 
-def assert_same(found: Found, plain: Potential, graph: Graph, tolerance: float) -> None:
+def assert_same(found: Found | Result, plain: Potential, graph: Graph, tolerance: float) -> None:
     expected = evaluate(plain, graph)
-    for name in found._fields:
+    for name in Found._fields:
         ours, theirs = getattr(found, name), getattr(expected, name)
         assert ours.shape == theirs.shape
         assert ours.dtype == torch.float64
@@ -182,9 +183,21 @@ def test_a_graph_beyond_memory_is_left_to_the_plain_path(monkeypatch) -> None:
     graph = build_graph(plain, System.from_ase(COH))
     monkeypatch.setattr(engine, "_memory", lambda: graph.n_edges * engine.bytes_per_edge - 1)
     assert all(values.isnan().all() for values in engine(graph))
-    fast = with_modules(plain)
-    fast.engine = DeviceStep(engine)
-    assert torch.equal(evaluate(fast, graph).forces, evaluate(plain, graph).forces)
+
+
+def test_the_engine_is_chosen_and_leaves_to_the_plain_path_what_it_cannot() -> None:
+    plain = potential(num_layers=1, repels=True)
+    single = copy.deepcopy(plain)
+    single.compute_in(torch.float32)
+    fast = _with_engine_for(single, "cuda")
+    assert fast is not None
+    assert isinstance(fast.engine, DeviceStep)
+    graph = build_graph(plain, System.from_ase(COH))
+    assert_same(fast.engine.submit(graph), plain, graph, SINGLE)
+    close = Atoms("CO", [[0, 0, 0], [0, 0, 0.99 * SHORTEST]])
+    graph = build_graph(plain, System.from_ase([COH, close]))
+    assert torch.equal(evaluate(fast, graph).forces, evaluate(single, graph).forces)
+    assert _with_engine_for(plain, "cuda") is None  # float64
 
 
 def test_what_the_kernels_do_not_know() -> None:

@@ -46,14 +46,12 @@ class Maker:
         self.w: Weights = weights_of(network, self.plan, np.float64)
         self.extra: list[NDArray[np.float64]] = []
         self.length = len(self.w.flat)
-        self.device = torch.device("cpu")
         self.channels = list(self.config.channels)
         self.n = len(self.channels)
         self.width = sum((2 * l + 1) * c for l, c in enumerate(self.channels))
         self.n_extra = int(self.w.product_bias[0, 3]) - self.width
         self.step = step_of(self.config)
-        hidden = [self.config.feed_forward_factor * c for c in self.channels]
-        self.hidden = hidden
+        self.hidden = [self.config.feed_forward_factor * c for c in self.channels]
         self.q = 1 << (2 * self.n - 2).bit_length()
 
     # ------------------------------------------------------------------------------- weights

@@ -102,6 +102,9 @@ class DeviceStep:
 
     def __call__(self, graph: Graph) -> Result | None:
         result = self.submit(graph)
+        # while steps are recorded nothing can be read back: NaN ends the run where it is looked at
+        if graph.vectors.is_cuda and torch.cuda.is_current_stream_capturing():
+            return result
         return None if bool(result.energy.isnan().any()) else result
 
     def submit(self, graph: Graph) -> Result:

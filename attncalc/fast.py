@@ -49,7 +49,10 @@ _ENGINES: dict[str, dict[type, str]] = {
         So3krates: "attncalc.kernels.so3krates.engine",
         Equiformer: "attncalc.kernels.equiformer.engine",
     },
-    "cuda": {So3krates: "attncalc.kernels.so3krates_gpu.engine"},
+    "cuda": {
+        So3krates: "attncalc.kernels.so3krates_gpu.engine",
+        Equiformer: "attncalc.kernels.equiformer_gpu.engine",
+    },
 }
 
 

@@ -21,6 +21,20 @@ from attncalc.compiled import has_numba
 from attncalc.graph import Graph
 
 
+def numbers_of(term: Any, coulomb_constant: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Charges and inverse lengths per species, exponents and weights of the screening.
+
+    Charges are in units that make the repulsion of two of them at 1 Å their product in eV.
+    """
+    weights, numbers = softplus(term.coefficients), term.atomic_numbers
+    return (
+        numbers * coulomb_constant**0.5,
+        numbers ** softplus(term.charge_power) * softplus(term.inverse_length),
+        softplus(term.exponents),
+        weights / weights.sum(),
+    )
+
+
 class FrozenZBL(nn.Module):
     """Takes the place of a `ZBLRepulsion` whose parameters no longer change, on the CPU.
 
@@ -33,13 +47,9 @@ class FrozenZBL(nn.Module):
     def __init__(self, term: Any, coulomb_constant: float, switch_off: float) -> None:
         super().__init__()
         self.config = term.config
-        weights = softplus(term.coefficients)
-        numbers = term.atomic_numbers
+        numbers = numbers_of(term, coulomb_constant)
         self.arguments = (
-            (numbers * coulomb_constant**0.5).numpy(),
-            (numbers ** softplus(term.charge_power) * softplus(term.inverse_length)).numpy(),
-            softplus(term.exponents).numpy(),
-            (weights / weights.sum()).numpy(),
+            *(tensor.numpy() for tensor in numbers),
             float(term.config.cutoff),
             float(switch_off),
         )

@@ -10,7 +10,8 @@ from attncalc.kernels.equiformer.degree_loops import (
     layer_norm,
     layer_norm_gradient,
 )
-from attncalc.kernels.equiformer.layout import Floats, matrix, transposed
+from attncalc.kernels.equiformer.layout import Floats
+from attncalc.kernels.equiformer.places import matrix, transposed
 from attncalc.kernels.simd.loops import ONE, ZERO, add_to, inner_loop, sigmoid, stays_whole
 from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import (

@@ -2,7 +2,7 @@
 
 import math
 
-from attncalc.kernels.equiformer.layout import matrix, transposed
+from attncalc.kernels.equiformer.places import matrix, transposed
 from attncalc.kernels.simd.loops import (
     ONE,
     ZERO,

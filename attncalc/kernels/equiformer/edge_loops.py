@@ -9,7 +9,7 @@ from attncalc.kernels.equiformer.degree_loops import (
     scale_and_silu,
     scale_and_silu_gradient,
 )
-from attncalc.kernels.equiformer.layout import matrix, transposed
+from attncalc.kernels.equiformer.places import matrix, transposed
 from attncalc.kernels.simd.loops import ZERO, add_to, inner_loop, single, stays_whole
 from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import clear, fill_rows

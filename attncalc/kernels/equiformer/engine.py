@@ -23,7 +23,7 @@ from attncalc.kernels.equiformer.packing import KINDS, layout_of, plan_of, weigh
 from attncalc.kernels.equiformer.step_loop import Kept, Numbers, energy_and_forces
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.kernels.simd.engine import Arrays, CompiledEngine, Found
-from attncalc.kernels.simd.vectors import LANES, filled_up
+from attncalc.kernels.simd.lanes import LANES, filled_up
 
 # edges that are worked through at once: few enough for what they need to stay in the cache, many
 # enough for the weights to be read from there more than once

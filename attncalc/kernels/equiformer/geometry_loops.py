@@ -3,7 +3,8 @@
 import math
 from typing import NamedTuple
 
-from attncalc.kernels.equiformer.layout import Doubles, Floats, Whole, matrix
+from attncalc.kernels.equiformer.layout import Doubles, Floats, Whole
+from attncalc.kernels.equiformer.places import matrix
 from attncalc.kernels.simd.force_loop import add_force
 from attncalc.kernels.simd.loops import ZERO, inner_loop, stays_whole
 from attncalc.kernels.simd.products import add_product

@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.kernels.simd.loops import inner_loop, stays_whole
-
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -129,19 +127,3 @@ class Weights(NamedTuple):
     hidden_bias: Whole
     energy: Whole
     heads: Whole
-
-
-@inner_loop
-def matrix(flat, place):
-    """The matrix at a place."""
-    stays_whole()
-    start, rows, columns = place[0], place[2], place[3]
-    return flat[start : start + rows * columns].reshape((rows, columns))
-
-
-@inner_loop
-def transposed(flat, place):
-    """The same, transposed."""
-    stays_whole()
-    start, rows, columns = place[1], place[2], place[3]
-    return flat[start : start + rows * columns].reshape((columns, rows))

@@ -15,7 +15,8 @@ from attncalc.kernels.equiformer.edge_loops import (
     turn_in,
     turning,
 )
-from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats, matrix, transposed
+from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats
+from attncalc.kernels.equiformer.places import matrix, transposed
 from attncalc.kernels.simd.loops import (
     ONE,
     ZERO,

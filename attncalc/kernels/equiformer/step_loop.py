@@ -25,7 +25,7 @@ from attncalc.kernels.equiformer.geometry_loops import (
     forces_of_pair_terms,
     frames_of,
 )
-from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats, matrix
+from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats
 from attncalc.kernels.equiformer.message_loops import (
     AtomRows,
     Shares,
@@ -38,6 +38,7 @@ from attncalc.kernels.equiformer.message_loops import (
     through,
     through_gradient,
 )
+from attncalc.kernels.equiformer.places import matrix
 from attncalc.kernels.simd.keeping import kept_step
 from attncalc.kernels.simd.loops import ZERO, inner_loop, single, stays_whole
 from attncalc.kernels.simd.row_loops import clear, fill_rows

@@ -27,7 +27,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-LANES = 16
+from attncalc.kernels.simd.lanes import LANES
+
 _LANES = ir.VectorType(ir.FloatType(), LANES)
 # products may be fused, sums reordered; NaN and infinity keep their meaning
 _ANY_ORDER = ("reassoc", "contract", "nsz", "arcp")
@@ -35,11 +36,6 @@ _INT32 = ir.IntType(32)
 
 
 Function = Callable[..., Any]
-
-
-def filled_up(n: int) -> int:
-    """The next multiple of 16."""
-    return -(-n // LANES) * LANES
 
 
 def _inline(generator: Function) -> Function:

@@ -25,7 +25,7 @@ from attncalc.graph import Graph
 from attncalc.kernels.folded_attention import RememberedEmbedding
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.kernels.simd.engine import Arrays, CompiledEngine, Found
-from attncalc.kernels.simd.vectors import LANES, filled_up
+from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
 from attncalc.kernels.so3krates.step_loop import (
     Constants,

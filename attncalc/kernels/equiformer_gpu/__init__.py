@@ -1,0 +1,1 @@
+"""Equiformer on a GPU: energy, forces, strain in Triton kernels with the gradient written out."""

@@ -43,10 +43,8 @@ class SphericalHarmonics(ModuleWithConstants):
     def every_degree(self, directions: Tensor) -> list[Tensor]:
         """directions [n, 3], unit vectors -> [n, 2l+1] for l = 0, 1 and on to the highest."""
         vector = directions @ self.first
-        harmonics = [
-            directions.new_full((len(directions), 1), math.sqrt(1 / (4 * math.pi))),
-            vector,
-        ]
+        n = directions.shape[0]  # len() would become a constant where a training step is traced
+        harmonics = [directions.new_full((n, 1), math.sqrt(1 / (4 * math.pi))), vector]
         for degree in range(2, max(self.degrees) + 1):
             product = harmonics[-1].unsqueeze(2) * vector.unsqueeze(1)  # [n, 2l-1, 3]
             harmonics.append(product.flatten(1) @ self.get_buffer(f"raise_{degree}"))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from torch import nn
 
@@ -41,8 +42,10 @@ log = logging.getLogger(__name__)
 SHORTEST = 0.5
 # s, after which it must be a compiler that is at work
 COMPILING = 4.0
-# Å, limits of distances at which pairs are tried
-CLOSE, BONDED = 0.4, 1.0
+# Å, limits of distances at which pairs are tried; those from COVERED on are safely beyond SHORTEST
+CLOSE, COVERED, BONDED = 0.4, 0.51, 1.0
+# clusters that are tried at once on a GPU: engines give many atoms other programs than few
+MANY = 200
 # modules with `can_run` and `Engine`
 _ENGINES: dict[str, dict[type, str]] = {
     "cpu": {
@@ -238,12 +241,19 @@ def _lower_term(term: nn.Module) -> nn.Module:
 
 def disagreement(fast: Potential, plain: Potential) -> float:
     """Largest `deviation` of two potentials on clusters, a crystal and pairs at all distances."""
-    # apart, so that the forces of the closest do not hide what is wrong with the others
-    near = pairs(plain.species, CLOSE, BONDED)
-    far = pairs(plain.species, BONDED, plain.cutoff + 0.1)
     found: list[float] = []
-    for atoms in (*([one] for one in probes(plain.species)), near, far):
+    for atoms in _tried(plain.species, plain.cutoff, plain.device.type):
         system = System.from_ase(atoms).to(plain.device)
         graph = fresh_graph(system, cutoff=plain.cutoff, species=plain.species)
         found.append(deviation(evaluate(fast, graph), evaluate(plain, graph)))
     return float(np.max(found))  # NaN if any is, unlike Python's max
+
+
+def _tried(species: tuple[int, ...], cutoff: float, device: str) -> list[list[Atoms]]:
+    """Batches of structures that a fast path must get right on such a device."""
+    single = probes(species)
+    # pairs apart, so that the forces of the closest do not hide what is wrong with the others, and
+    # because a single pair closer than SHORTEST has its whole batch take the plain path
+    limits = ((CLOSE, SHORTEST), (COVERED, BONDED), (BONDED, cutoff + 0.1))
+    tried = [*([one] for one in single), *(pairs(species, *ends) for ends in limits)]
+    return [*tried, MANY * single[:1]] if device == "cuda" else tried

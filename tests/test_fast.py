@@ -199,12 +199,42 @@ def test_networks_without_a_fast_path_run_plainly() -> None:
 def test_disagreement_is_the_worst_of_all_probes() -> None:
     plain = random_potential()
     off = with_modules(plain, network=Broken(plain.network, 1.25))
+    ends = ((0.4, 0.5), (0.51, 1.0), (1.0, 4.1))
     each = [
         deviation(*both(off, plain, atoms))  # energies, forces and strain: a quarter more
-        for atoms in [*probes(plain.species), pairs(ELEMENTS, 0.4, 1.0), pairs(ELEMENTS, 1.0, 4.1)]
+        for atoms in [*probes(plain.species), *(pairs(ELEMENTS, *of) for of in ends)]
     ]
     assert disagreement(off, plain) == max(each) >= 0.25 * (1 - 1e-9)
     assert disagreement(plain, plain) == 0.0
+
+
+class WrongWhenClose(Broken):
+    """Energies times a number where two atoms are closer than 0.6 Å."""
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        energies = self.network(graph).energies
+        close = torch.linalg.vector_norm(graph.vectors, dim=1) < 0.6
+        wrong = torch.zeros_like(energies, dtype=torch.bool)
+        wrong[graph.receivers[close]] = True
+        return AtomOutputs(torch.where(wrong, self.factor * energies, energies))
+
+
+def test_pairs_just_beyond_the_limit_are_not_left_to_the_plain_path() -> None:
+    plain = random_potential()
+    wrong = CloseAtomsTakePlain(WrongWhenClose(plain.network, 1.1), plain.network, SHORTEST)
+    assert disagreement(with_modules(plain, network=wrong), plain) > 0.05
+
+
+def test_on_a_gpu_programs_for_many_atoms_are_tried_too() -> None:
+    pytest.importorskip("triton")
+    from attncalc.kernels.equiformer_gpu.room import PROGRAMS
+    from attncalc.kernels.so3krates_gpu.engine import FEW
+
+    on_cpu, on_gpu = (module._tried(ELEMENTS, 4.0, device) for device in ("cpu", "cuda"))
+    assert len(on_gpu) == len(on_cpu) + 1
+    graph = build_graph(random_potential(), System.from_ase(on_gpu[-1]))
+    assert graph.n_atoms > FEW
+    assert graph.n_edges > PROGRAMS.tiles[-1].least
 
 
 class Shifted(Broken):

@@ -32,6 +32,47 @@ PROBED = 2
 SAME = 1e-6
 
 
+class _Buffers:
+    """Where a state stays while steps are recorded, and the step from there to there.
+
+    They know nothing of what is recorded, which knows them: whoever lets that go has its memory
+    back at once.
+    """
+
+    def __init__(self, integrator: Integrator, force: Forces, first: MDState) -> None:
+        self.integrator, self.force = integrator, force
+        self.number = torch.zeros((), dtype=torch.int64, device=force.device)
+        self.state = _copied(first).having(step=self.number)
+        self.stale = torch.zeros((), dtype=torch.bool, device=force.device)
+        self.take_in(first)
+
+    def step(self) -> None:
+        """One step."""
+        stale: list[Tensor] = []
+
+        def force(system: System) -> Result:
+            result, may_miss = self.force.without_check(system)
+            stale.append(may_miss)
+            return result
+
+        old, new = self.state, self.integrator.step(self.state, force)
+        torch._foreach_copy_(_changing(old), _changing(new))  # one kernel for all
+        self.number.add_(1)
+        self.stale.logical_or_(stale[0])
+
+    def take_in(self, state: MDState) -> None:
+        """A state to go on from."""
+        torch._foreach_copy_(_tensors(self.state), _tensors(state))
+        self.number.fill_(state.step)
+        self.stale.fill_(False)
+
+    def taken_out(self, first: MDState, n: int) -> MDState:
+        """The state in the buffers, n steps after `first`, in tensors of its own."""
+        changed = {name: getattr(self.state, name) for name in CHANGING}
+        copies = {k: None if v is None else v.clone() for k, v in changed.items()}
+        return first.at(self.state.system.positions.clone()).having(**copies, step=first.step + n)
+
+
 class Recorded:
     """The step of an integrator, for states of one form and a list that stays where it is.
 
@@ -47,15 +88,12 @@ class Recorded:
     ) -> None:
         self.integrator, self._force = integrator, force
         self._listed = force.neighbors.listed
-        self._number = torch.zeros((), dtype=torch.int64, device=force.device)
-        self._state = _copied(first).having(step=self._number)
-        self._stale = torch.zeros((), dtype=torch.bool, device=force.device)
-        self._take_in(first)
-        self._replay = recorder(self._step)
+        self._buffers = _Buffers(integrator, force, first)
+        self._replay = recorder(self._buffers.step)
 
     def fits(self, integrator: Integrator, force: Forces, state: MDState) -> bool:
         """Whether this is the step of such states, by the list that `force` has now."""
-        mine = self._state
+        mine = self._buffers.state
         return (
             self.integrator == integrator
             and self._listed is force.neighbors.listed
@@ -69,20 +107,16 @@ class Recorded:
 
         The device is waited for once, at the end.
         """
-        self._take_in(state)
-        for _ in range(n):
-            self._replay()
-        return None if bool(self._stale) else self._taken_out(state, n)
+        self._replayed(state, n)
+        return None if bool(self._buffers.stale) else self._buffers.taken_out(state, n)
 
     def deviation(self, state: MDState) -> float:
         """How far recorded steps are from others, in what they may be off by."""
         plain = state
         for _ in range(PROBED):
             plain = self.integrator.step(plain, lambda system: self._force.without_check(system)[0])
-        self._take_in(state)
-        for _ in range(PROBED):
-            self._replay()
-        ours = self._taken_out(state, PROBED)
+        self._replayed(state, PROBED)
+        ours = self._buffers.taken_out(state, PROBED)
         rounding = ROUNDING[self._force.potential.dtype]
         scale = plain.forces.abs().amax().clamp(min=1.0)
         off = [
@@ -93,31 +127,10 @@ class Recorded:
         ]
         return float(torch.stack(off).amax())  # NaN if any is
 
-    def _step(self) -> None:
-        """One step from the buffers into the buffers."""
-        stale: list[Tensor] = []
-
-        def force(system: System) -> Result:
-            result, may_miss = self._force.without_check(system)
-            stale.append(may_miss)
-            return result
-
-        old, new = self._state, self.integrator.step(self._state, force)
-        torch._foreach_copy_(_changing(old), _changing(new))  # one kernel for all
-        self._number.add_(1)
-        self._stale.logical_or_(stale[0])
-
-    def _take_in(self, state: MDState) -> None:
-        torch._foreach_copy_(_tensors(self._state), _tensors(state))
-        self._number.fill_(state.step)
-        self._stale.fill_(False)
-
-    def _taken_out(self, first: MDState, n: int) -> MDState:
-        """The state in the buffers, n steps after `first`, in tensors of its own."""
-        now = self._state
-        changed = {name: getattr(now, name) for name in CHANGING}
-        copies = {k: None if v is None else v.clone() for k, v in changed.items()}
-        return first.at(now.system.positions.clone()).having(**copies, step=first.step + n)
+    def _replayed(self, state: MDState, n: int) -> None:
+        self._buffers.take_in(state)
+        for _ in range(n):
+            self._replay()
 
 
 def recorded(integrator: Integrator, force: Forces, state: MDState) -> Recorded | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,6 +213,29 @@ def test_what_is_recorded_serves_other_runs_of_the_same_form() -> None:
     assert counting.n_recorded == 2  # the seed is no tensor
 
 
+def test_what_was_recorded_is_gone_before_something_else_is() -> None:
+    """Without waiting for the garbage collector: two at a time may be too large for a GPU."""
+    alive: list[weakref.ref[Again]] = []
+
+    def recorder(function: Function) -> Function:
+        assert all(one() is None for one in alive)
+        again = Again(function)
+        alive.append(weakref.ref(again))
+        return again
+
+    forces = forces_of("small")
+    forces.recorder = recorder
+    gc.disable()
+    try:
+        for seed in range(3):
+            first = HOT.init(forces, System.from_ase(ethanol()), seed=seed)
+            md.run(HOT, forces, first, 4, chunk=2)
+    finally:
+        gc.enable()
+    assert forces.recorder is recorder
+    assert len(alive) == 3
+
+
 def test_states_between_chunks_stay() -> None:
     seen: list[md.MDState] = []
 
@@ -325,10 +350,10 @@ def forgets_the_number(function: Function) -> Function:
     """As if the number of the step were part of the recording."""
 
     def replay() -> None:
-        step = function.__self__
-        number = step._number.clone()
+        buffers = function.__self__
+        number = buffers.number.clone()
         function()
-        step._number.copy_(number)
+        buffers.number.copy_(number)
 
     return replay
 

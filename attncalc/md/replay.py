@@ -33,7 +33,8 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(side)
         self._function = function  # its tensors must live as long as the graph
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # PyTorch's own stream for this is on the device that something was first recorded on
+        with torch.cuda.graph(self._graph, stream=side):
             function()
 
     def __call__(self) -> None:

@@ -27,8 +27,8 @@ def test_warms_up_on_another_stream_then_captures_then_replays(
             events.append("replay")
 
     @contextmanager
-    def on(what: Stream | Graph):
-        name = what.name if isinstance(what, Stream) else "capture"
+    def on(what: Stream | Graph, stream: Stream | None = None):
+        name = what.name if isinstance(what, Stream) else f"capture on {stream.name}"
         events.append(f"begin {name}")
         yield
         events.append(f"end {name}")
@@ -45,7 +45,7 @@ def test_warms_up_on_another_stream_then_captures_then_replays(
     replayed = CudaGraph(lambda: events.append("step"))
     assert events == [
         *("side waits for main", "begin side", *["step"] * WARM_UPS, "end side"),
-        *("main waits for side", "begin capture", "step", "end capture"),
+        *("main waits for side", "begin capture on side", "step", "end capture on side"),
     ]
     events.clear()
     replayed()

@@ -456,6 +456,17 @@ def test_vectors_are_differentiable_by_positions_and_cell(case, capacity):
             torch.testing.assert_close(gradient[1], expected)
 
 
+@pytest.mark.parametrize("capacity", [None, 64])
+def test_arrays_are_kept_row_after_row(capacity):
+    """Kernels read them so, however a system has them."""
+    system = System.from_ase(sheared_crystal())
+    columns = {name: getattr(system, name).mT.contiguous().mT for name in ("positions", "cell")}
+    assert not any(tensor.is_contiguous() for tensor in columns.values())
+    verlet, _ = empty_list(capacity=capacity).update(replace(system, **columns))
+    assert all(tensor.is_contiguous() for tensor in vars(verlet.listed.reference).values())
+    assert not verlet.needs_rebuild(system)
+
+
 def test_displacement_test_keeps_no_gradient():
     system = System.from_ase(sheared_crystal())
     verlet, _ = empty_list().update(system)

@@ -358,7 +358,11 @@ def _list_edges(
         capacity: length of padded arrays, more than there are edges, or None.
         far: Å: length of padding edges.
     """
-    reference = System(**{name: value.detach().clone() for name, value in vars(system).items()})
+    # row after row, as kernels read it
+    rows_first = {"memory_format": torch.contiguous_format}
+    reference = System(
+        **{name: value.detach().clone(**rows_first) for name, value in vars(system).items()}
+    )
     standing = one_per_pair(edges)
     padding = None
     if capacity is not None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import pad
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.so3 import parity
+from attncalc.kernels.frozen_zbl import numbers_of
 from attncalc.kernels.so3krates.tables import (
     Grid,
     cubics,
@@ -203,11 +204,9 @@ def of_degree(degrees: Sequence[int]) -> Tensor:
 
 def repulsion_constants(term: Any, coulomb_constant: float, switch_off: float) -> dict[str, Tensor]:
     """Of a `ZBLRepulsion` for `geometry.repulsion`, float64."""
-    weights, numbers = softplus(term.coefficients), term.atomic_numbers
-    lengths = numbers ** softplus(term.charge_power) * softplus(term.inverse_length)
-    limits = numbers.new_tensor([float(term.config.cutoff), switch_off])
-    shape = [limits, softplus(term.exponents), weights / weights.sum()]
+    charges, inverse_lengths, exponents, shares = numbers_of(term, coulomb_constant)
+    limits = charges.new_tensor([float(term.config.cutoff), switch_off])
     return {
-        "repulsion_numbers": torch.cat(shape),
-        "repulsion_table": torch.stack([numbers * coulomb_constant**0.5, lengths]),
+        "repulsion_numbers": torch.cat([limits, exponents, shares]),
+        "repulsion_table": torch.stack([charges, inverse_lengths]),
     }

@@ -6,7 +6,7 @@ intervals of equal length between `shortest` and the cutoff; everything else is 
 
 All shapes follow from those of the graph, nothing waits for the device, no kernel adds to what
 another program writes: a call can be captured into a CUDA graph, and results are equal to the bit
-from call to call.
+from call to call; but where charge or spin is embedded, PyTorch sums over a system in any order.
 """
 
 from __future__ import annotations

@@ -25,16 +25,17 @@ class CudaGraph:
     """
 
     def __init__(self, function: Function) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 function()
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(side)
         self._function = function  # its tensors must live as long as the graph
         self._graph = torch.cuda.CUDAGraph()
-        # PyTorch's own stream for this is on the device that something was first recorded on
-        with torch.cuda.graph(self._graph, stream=side):
+        # PyTorch's own stream for this is on the device that something was first recorded on; and
+        # where recording fails, PyTorch leaves its stream the current one
+        with torch.cuda.stream(current), torch.cuda.graph(self._graph, stream=side):
             function()
 
     def __call__(self) -> None:

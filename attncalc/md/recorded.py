@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CHANGING = ("momenta", "energy", "forces", "heat", "spread")
 # steps that are compared with the same ones not recorded
 PROBED = 2
-# Å and eV: what positions and heat may be off by there, which hardly depend on new forces
+# Å, eV: what positions and heat per atom may be off by there, which hardly depend on new forces
 SAME = 1e-6
 
 
@@ -119,11 +119,12 @@ class Recorded:
         ours = self._buffers.taken_out(state, PROBED)
         rounding = ROUNDING[self._force.potential.dtype]
         scale = plain.forces.abs().amax().clamp(min=1.0)
+        n_atoms = plain.per_system(torch.ones_like(plain.masses))
         off = [
             (ours.forces - plain.forces).abs().amax() / scale / rounding,
-            (ours.energy - plain.energy).abs().amax() / scale / rounding,
+            ((ours.energy - plain.energy) / n_atoms).abs().amax() / scale / rounding,
             (ours.system.positions - plain.system.positions).abs().amax() / SAME,
-            (ours.heat - plain.heat).abs().amax() / SAME,
+            ((ours.heat - plain.heat) / n_atoms).abs().amax() / SAME,
         ]
         return float(torch.stack(off).amax())  # NaN if any is
 

@@ -379,6 +379,25 @@ def test_a_recording_that_fails_or_is_wrong_takes_no_run_away(
     assert forces.recorder is None
 
 
+@pytest.mark.parametrize(("per_atom", "accepted"), [(0.5e-8, True), (2e-8, False)])
+def test_rounding_adds_up_over_the_atoms(per_atom: float, accepted: bool) -> None:
+    """Energies of nine atoms that are off by what each may be, and by more."""
+
+    def rounds(function: Function) -> Function:
+        def replay() -> None:
+            function()
+            function.__self__.state.energy.add_(9 * per_atom)
+
+        return replay
+
+    forces = forces_of("small")
+    forces.recorder = rounds
+    first = VERLET.init(forces, System.from_ase(ethanol()))
+    assert first.forces.abs().amax() < 1.5
+    md.run(VERLET, forces, first, 4, chunk=2)
+    assert (forces.recorder is rounds) == accepted
+
+
 def test_on_a_cpu_nothing_is_recorded() -> None:
     forces = md.Forces(potential_of("small"))
     first = VERLET.init(forces, System.from_ase(ethanol()))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attncalc.graph import Graph
+from attncalc.kernels.equiformer_gpu.block_steps import ALPHA_WIDTH
 from attncalc.kernels.equiformer_gpu.making import Maker, step_of
 from attncalc.kernels.equiformer_gpu.room import PROGRAMS, Constants, Found, Programs, Room
 from attncalc.kernels.equiformer_gpu.step import evaluated
@@ -23,15 +24,23 @@ from attncalc.kernels.frozen_zbl import numbers_of
 
 # of the device's memory that may be filled; the plain path can do with less
 SHARE_OF_MEMORY = 0.5
+# rows and columns of a radial network's matrices: a program holds a whole one in shared memory,
+# 72 KiB at this width, 273 KiB at twice that
+WIDEST_RADIAL = 128
 
 
 def can_run(network: Any) -> bool:
-    """Whether the kernels know this network: float32, MLP attention, widths in sixteens."""
+    """Whether the kernels know this network: float32, MLP attention, widths in sixteens.
+
+    And no more heads, radial functions or radial features than there is room for.
+    """
     c = network.config
     return (
         network.element.dtype == torch.float32
         and c.attention in ("nonlinear", "linear")
         and step_of(c) > 0
+        and c.num_heads <= ALPHA_WIDTH
+        and max(c.num_basis, c.radial_features) <= WIDEST_RADIAL
     )
 
 

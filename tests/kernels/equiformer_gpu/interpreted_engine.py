@@ -208,6 +208,9 @@ def test_what_the_kernels_do_not_know() -> None:
         {"radial_features": 24},
         {"head_features": 40},
         {"attention_features": 5},
+        {"channels": (32, 32), "num_heads": 32},
+        {"num_basis": 129},
+        {"radial_features": 144},
     ):
         assert not can_run(potential(**options).network.float())
     assert not can_run(potential().network)  # float64

@@ -114,7 +114,8 @@ class DeviceStep:
         """Without reading anything back, as a CUDA graph demands: look at the energies later.
 
         The energy of a system is NaN if two of its atoms are closer than SHORTEST, or a position
-        is not a number; a call of the step itself says what to do then.
+        is not a number, or there is no room for so many edges; a call of the step itself says
+        what to do then.
         """
         return Result(**self.engine(graph)._asdict())
 

@@ -26,7 +26,6 @@ import triton.language as tl
 
 from attncalc.kernels.equiformer_gpu.formulas import in_range, rows_of, sigmoid, silu_slope
 
-JOB, BLOCK = 8, 4  # integers in rows of the tables
 PLAIN, TIMES, GATED = 0, 1, 2
 _PLAIN, _TIMES = tl.constexpr(PLAIN), tl.constexpr(TIMES)
 

@@ -10,8 +10,6 @@ import triton.language as tl
 from attncalc.kernels.equiformer_gpu.formulas import in_range, rows_of, sigmoid, silu_slope
 from attncalc.kernels.equiformer_gpu.norms import _EPSILON
 
-PLACES = 10
-
 
 @triton.jit
 def _matrix(

@@ -35,7 +35,14 @@ class Sums:
 
 @dataclass(frozen=True)
 class OfBlock:
-    """Products of a block and their reverse; what the last block or some kinds lack is None."""
+    """Products of a block and their reverse; what linear messages lack is None.
+
+    Attributes:
+        merge: features of atoms to sources and targets.
+        multiply: the weighted product of edges. second: behind its gate.
+        project: what is received. first, then: layers of the feed-forward network.
+        alpha: where the attention vectors begin in `Tables.flat`.
+    """
 
     merge: Product
     merge_back: Product
@@ -69,7 +76,8 @@ class Tables:
         radial: [n_blocks + 1, 10], see `radial`.
         weights, weights_back: behind the hidden layers of all radial networks.
         shortcut, shortcut_back, hidden, hidden_back: of the head.
-        raising: per degree from 2 on.
+        raising: per degree from 2 on, see `geometry.raise_frames`.
+        elements: [n_species, channels of degree 0]. energy: [1, head_features].
     """
 
     flat: Tensor

@@ -14,8 +14,6 @@ import triton.language as tl
 
 from attncalc.kernels.equiformer_gpu.formulas import in_range, rows_of
 
-TILE = 8  # integers in rows of the table
-
 
 @triton.jit
 def _turned(
@@ -206,7 +204,7 @@ def send_gradient(
 
     Args:
         d_received: [n_atoms, received_row].
-        d_values: [n_edges, D_VALUES], filled.
+        d_values: [n_edges, values_row], filled.
         d_attention: [n_edges, HEADS, n_tiles], filled: what each tile adds to it.
     """
     n_rows = tl.load(counts)

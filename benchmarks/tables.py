@@ -48,5 +48,6 @@ def machine_name() -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
-    avx = " with AVX-512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else ""
-    return f"{cpu}{avx}, {os.cpu_count()} cores"
+    names = {"AVX512": " with AVX-512", "AVX2": " with AVX2"}
+    vectors = names.get(torch.backends.cpu.get_cpu_capability(), "")
+    return f"{cpu}{vectors}, {os.cpu_count()} cores"

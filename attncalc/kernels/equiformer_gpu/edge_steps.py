@@ -14,10 +14,10 @@ from attncalc.kernels.equiformer_gpu.room import (
     PRECISION,
     Block,
     Edges,
-    Found,
     Room,
     up_to_power,
 )
+from attncalc.kernels.gpu.found import Found
 
 
 def collected(room: Room) -> Edges:

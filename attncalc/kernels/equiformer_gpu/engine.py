@@ -18,9 +18,10 @@ from torch import Tensor
 from attncalc.graph import Graph
 from attncalc.kernels.equiformer_gpu.block_steps import ALPHA_WIDTH
 from attncalc.kernels.equiformer_gpu.making import Maker, step_of
-from attncalc.kernels.equiformer_gpu.room import PROGRAMS, Constants, Found, Programs, Room
+from attncalc.kernels.equiformer_gpu.room import PROGRAMS, Constants, Programs, Room
 from attncalc.kernels.equiformer_gpu.step import evaluated
 from attncalc.kernels.frozen_zbl import numbers_of
+from attncalc.kernels.gpu.found import Found
 
 # of the device's memory that may be filled; the plain path can do with less
 SHARE_OF_MEMORY = 0.5

@@ -3,18 +3,7 @@
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x))."""
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def silu_slope(x):
-    """Of x sigmoid(x)."""
-    s = sigmoid(x)
-    return s + x * s * (1.0 - s)
+from attncalc.kernels.gpu.formulas import sigmoid, silu_slope
 
 
 @triton.jit

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from attncalc.kernels.equiformer_gpu.formulas import rows_of, sigmoid, silu_slope
+from attncalc.kernels.equiformer_gpu.formulas import rows_of
+from attncalc.kernels.gpu.formulas import sigmoid, silu_slope
 
 LAYER_NORM_EPSILON = 1e-5
 _EPSILON = tl.constexpr(LAYER_NORM_EPSILON)

@@ -24,7 +24,8 @@ in x and y, and which sign they have.
 import triton
 import triton.language as tl
 
-from attncalc.kernels.equiformer_gpu.formulas import in_range, rows_of, sigmoid, silu_slope
+from attncalc.kernels.equiformer_gpu.formulas import in_range, rows_of
+from attncalc.kernels.gpu.formulas import sigmoid, silu_slope
 
 PLAIN, TIMES, GATED = 0, 1, 2
 _PLAIN, _TIMES = tl.constexpr(PLAIN), tl.constexpr(TIMES)

@@ -7,8 +7,9 @@ second matrix, transposed, then bias, scale and bias of the norm of both layers.
 import triton
 import triton.language as tl
 
-from attncalc.kernels.equiformer_gpu.formulas import in_range, rows_of, sigmoid, silu_slope
+from attncalc.kernels.equiformer_gpu.formulas import in_range, rows_of
 from attncalc.kernels.equiformer_gpu.norms import _EPSILON
+from attncalc.kernels.gpu.formulas import sigmoid, silu_slope
 
 
 @triton.jit

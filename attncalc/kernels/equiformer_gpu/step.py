@@ -25,7 +25,8 @@ from attncalc.kernels.equiformer_gpu.edge_steps import (
     radial_hidden,
     turning,
 )
-from attncalc.kernels.equiformer_gpu.room import Block, Found, Room
+from attncalc.kernels.equiformer_gpu.room import Block, Room
+from attncalc.kernels.gpu.found import Found
 
 
 def evaluated(room: Room) -> Found:

@@ -40,6 +40,7 @@ from attncalc.kernels.so3krates.tables import (
     cubics,
     filters_of,
     harmonic_norms,
+    has_usual_options,
     norms_of_attention,
 )
 
@@ -57,22 +58,13 @@ class Room(NamedTuple):
 def can_run(network: Any) -> bool:
     """Whether the loops know this network: its options, and widths that fill the vectors."""
     c = network.config
-    return (
-        network.parity.dtype == torch.float32
-        and c.qk_activation == "identity"
-        and set(c.layer_norms) == {"after_attention", "after_exchange"}
-        and (c.mlp_after_attention, c.mlp_after_exchange) == ("residual", "none")
-        and c.head_features is not None
-        and c.head_activation == "silu"
-        and 0 not in c.degrees
-        and all(
-            width % LANES == 0
-            for width in (
-                c.num_features // c.num_heads,
-                c.num_features // len(c.degrees),
-                c.num_features // 4,
-                c.head_features,
-            )
+    return has_usual_options(network) and all(
+        width % LANES == 0
+        for width in (
+            c.num_features // c.num_heads,
+            c.num_features // len(c.degrees),
+            c.num_features // 4,
+            c.head_features,
         )
     )
 

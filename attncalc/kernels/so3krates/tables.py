@@ -17,6 +17,20 @@ FEWEST_INTERVALS, MOST_INTERVALS = 512, 8192
 TABLE_ERROR = 2e-7  # relative to the largest value
 
 
+def has_usual_options(network: Any) -> bool:
+    """Whether a network is float32 and of the kind that the engines have written out."""
+    c = network.config
+    return (
+        network.parity.dtype == torch.float32
+        and c.qk_activation == "identity"
+        and set(c.layer_norms) == {"after_attention", "after_exchange"}
+        and (c.mlp_after_attention, c.mlp_after_exchange) == ("residual", "none")
+        and c.head_features is not None
+        and c.head_activation == "silu"
+        and 0 not in c.degrees
+    )
+
+
 class Grid(NamedTuple):
     """Intervals of equal length: Å, Å, how many."""
 

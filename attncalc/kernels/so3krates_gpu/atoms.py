@@ -13,6 +13,7 @@ A program has a tile of T atoms; what it makes stays in its registers from messa
 import triton
 import triton.language as tl
 
+from attncalc.kernels.gpu.formulas import silu, silu_slope
 from attncalc.kernels.so3krates_gpu.formulas import (
     add_product,
     layer_norm,
@@ -21,8 +22,6 @@ from attncalc.kernels.so3krates_gpu.formulas import (
     load_rows,
     matvec,
     matvec_transposed,
-    silu,
-    silu_slope,
     store_rows,
 )
 

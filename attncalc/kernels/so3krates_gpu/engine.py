@@ -12,13 +12,14 @@ from call to call; but where charge or spin is embedded, PyTorch sums over a sys
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attncalc.graph import Graph
-from attncalc.kernels.so3krates.tables import Grid, filters_of
+from attncalc.kernels.gpu.found import Found
+from attncalc.kernels.so3krates.tables import Grid, filters_of, has_usual_options
 from attncalc.kernels.so3krates_gpu.atoms import project, turn, update, update_gradient
 from attncalc.kernels.so3krates_gpu.first_layer import first_messages, first_messages_gradient
 from attncalc.kernels.so3krates_gpu.geometry import find_edges, forces_of_atoms, sums_of_systems
@@ -47,30 +48,11 @@ ATOMS, FEW_ATOMS, FEW = 16, 4, 2048
 SUMMED = 256
 
 
-class Found(NamedTuple):
-    """Energies [n_systems], [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3].
-
-    Float64, on the device. NaN in `energy` (and wherever else they lead): two atoms of this system
-    are closer than the tables reach, or a position is not a number.
-    """
-
-    energy: Tensor
-    energies: Tensor
-    forces: Tensor
-    strain_gradient: Tensor
-
-
 def can_run(network: Any) -> bool:
     """Whether the kernels know this network: its options, and widths that are powers of two."""
     c = network.config
     return (
-        network.parity.dtype == torch.float32
-        and c.qk_activation == "identity"
-        and set(c.layer_norms) == {"after_attention", "after_exchange"}
-        and (c.mlp_after_attention, c.mlp_after_exchange) == ("residual", "none")
-        and c.head_features is not None
-        and c.head_activation == "silu"
-        and 0 not in c.degrees
+        has_usual_options(network)
         and max(c.degrees) <= 7
         and all(map(_is_power_of_two, (c.num_features, c.num_heads, len(c.degrees))))
         and _is_power_of_two(c.head_features)

@@ -13,19 +13,6 @@ LAYER_NORM_EPSILON = tl.constexpr(1e-6)
 
 
 @triton.jit
-def silu(x):
-    """x / (1 + e^-x)."""
-    return x * tl.sigmoid(x)
-
-
-@triton.jit
-def silu_slope(x):
-    """Derivative of `silu`."""
-    s = tl.sigmoid(x)
-    return s + x * s * (1 - s)
-
-
-@triton.jit
 def add_product(
     total,
     x,

@@ -19,6 +19,7 @@ the last row is zero, for edges that do not count.
 import triton
 import triton.language as tl
 
+from attncalc.kernels.gpu.formulas import silu, silu_slope
 from attncalc.kernels.so3krates_gpu.formulas import (
     add_product,
     cubic,
@@ -29,8 +30,6 @@ from attncalc.kernels.so3krates_gpu.formulas import (
     matvec,
     matvec_transposed,
     repeat_parts,
-    silu,
-    silu_slope,
     store_row,
     store_rows,
     sum_parts,

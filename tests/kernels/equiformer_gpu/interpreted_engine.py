@@ -16,7 +16,8 @@ from contract import ELEMENTS, build_graph, randomise
 from attncalc.fast import DeviceStep, _with_engine_for
 from attncalc.graph import Graph
 from attncalc.kernels.equiformer_gpu.engine import Engine, can_run
-from attncalc.kernels.equiformer_gpu.room import PROGRAMS, Found, Programs, Tile
+from attncalc.kernels.equiformer_gpu.room import PROGRAMS, Programs, Tile
+from attncalc.kernels.gpu.found import Found
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion

@@ -27,6 +27,7 @@ from attncalc.kernels.equiformer_gpu import (
 )
 from attncalc.kernels.equiformer_gpu.launching import launch
 from attncalc.kernels.frozen_zbl import numbers_of
+from attncalc.kernels.gpu import formulas as shared
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion
 
 EXACT = 1e-12
@@ -56,9 +57,9 @@ def _apply(x, out, WHICH: tl.constexpr):
     k = tl.arange(0, 16)
     v = tl.load(x + k)
     if WHICH == 0:
-        tl.store(out + k, formulas.sigmoid(v))
+        tl.store(out + k, shared.sigmoid(v))
     elif WHICH == 1:
-        tl.store(out + k, formulas.silu_slope(v))
+        tl.store(out + k, shared.silu_slope(v))
     elif WHICH == 2:
         tl.store(out + k, formulas.leaky(v))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ from attncalc.train.denoising import without_denoising
 from attncalc.train.module import TrainingModule
 from attncalc.train.step import Step
 
+log = logging.getLogger(__name__)
+
 # s between two pictures of a running training; drawing one takes about half a second
 PICTURE_EVERY = 60.0
+# s between two lines about a running training where there is no terminal for a bar
+LINE_EVERY = 60.0
 
 
 class MovingAverage(WeightAveraging):
@@ -144,21 +149,30 @@ class LearningCurve(L.Callback):
 
 
 class Progress(L.Callback):
-    """One bar over all epochs with rate and time left, on a terminal only."""
+    """One bar over all epochs with rate and time left; where there is no terminal, log lines."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.bar = tqdm(
             total=trainer.max_epochs, initial=trainer.current_epoch, unit="epoch", disable=None
         )
+        self.first, self.started = trainer.current_epoch, time.monotonic()
+        self.last_line = self.started
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         last = _ours(module).history[-1]
-        self.bar.set_postfix_str(
+        errors = (
             f"validation E {last['energy_mae_meV']:.1f} meV, F {last['force_mae_meV_per_A']:.1f} "
-            "meV/Å",
-            refresh=False,
+            "meV/Å"
         )
+        self.bar.set_postfix_str(errors, refresh=False)
         self.bar.update(1)
+        now, done = time.monotonic(), int(last["epoch"])
+        if self.bar.disable and now - self.last_line >= LINE_EVERY:
+            n_epochs = int(trainer.max_epochs or 0)  # None would be no limit, which no recipe has
+            left = (now - self.started) / (done - self.first) * (n_epochs - done)
+            left_text = tqdm.format_interval(left)
+            log.info("epoch %d of %d, %s; %s left", done, n_epochs, errors, left_text)
+            self.last_line = now
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.bar.close()

@@ -1,8 +1,14 @@
 """What watches a training run; most of it is tested by whole runs in test_fit.py."""
 
+import dataclasses
+import logging
+import sys
+
 import lightning as L
 import pytest
 
+from attncalc import train
+from attncalc.train import callbacks
 from attncalc.train.callbacks import UseStep
 
 
@@ -10,3 +16,25 @@ def test_a_callback_refuses_a_module_that_is_not_ours():
     callback = UseStep(lambda batch: None)
     with pytest.raises(TypeError, match="module must be a TrainingModule, got LightningModule"):
         callback.on_train_start(None, L.LightningModule())
+
+
+def test_without_a_terminal_progress_is_said_in_lines(recipe, parts, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="attncalc.train.callbacks")
+    monkeypatch.setattr(callbacks, "LINE_EVERY", 0.0)
+    train.fit(dataclasses.replace(recipe, epochs=3), *parts[:2], tmp_path / "run")
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line[: line.index(",")] for line in lines] == [f"epoch {k} of 3" for k in (1, 2, 3)]
+    assert all("validation E " in line and line.endswith(" left") for line in lines)
+    assert lines[-1].endswith("; 00:00 left")
+
+
+def test_lines_come_a_minute_apart_and_not_beside_a_bar(
+    recipe, parts, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, logger="attncalc.train.callbacks")
+    short = dataclasses.replace(recipe, epochs=2)
+    train.fit(short, *parts[:2], tmp_path / "quick")
+    monkeypatch.setattr(callbacks, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    train.fit(short, *parts[:2], tmp_path / "terminal")
+    assert not caplog.records

@@ -9,14 +9,18 @@ import numpy as np
 from attncalc.data.dataset import Dataset
 
 
-def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int) -> tuple[Dataset, ...]:
-    """Divide a data set at random into disjoint parts.
+def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int | None) -> tuple[Dataset, ...]:
+    """Divide a data set into disjoint parts, at random or in order.
+
+    Neighbouring frames of one trajectory are nearly the same: a random test set of them has been
+    seen in training, the end of the trajectory has not.
 
     Args:
         dataset: what is divided.
         sizes: number of structures of each part; one of them may be "rest". Structures beyond
             the sum belong to no part.
-        seed: of numpy's PCG64: the same seed always gives the same parts.
+        seed: of numpy's PCG64: the same seed always gives the same parts; None takes one part
+            behind the other, as the structures stand in the data set.
 
     Returns:
         One `Dataset` per size.
@@ -38,7 +42,9 @@ def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int) -> tuple[D
             f"the data set has {len(dataset)}"
         )
     counts = [len(dataset) - n_fixed if size == "rest" else int(size) for size in sizes]
-    order = np.random.default_rng(seed).permutation(len(dataset))
+    order = np.arange(len(dataset))
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
     ends = np.cumsum(counts, dtype=int)
     return tuple(dataset[order[end - n : end]] for n, end in zip(counts, ends, strict=True))
 

@@ -105,8 +105,8 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     _say_what_is_not_known(recipe, dataset)
     test: Dataset | None
     if "sizes" in recipe.split:
-        sizes = recipe.split["sizes"]
-        training, validation, *others = data.split(dataset, sizes, seed=recipe.seed)
+        seed = recipe.seed if recipe.split.get("shuffle", True) else None
+        training, validation, *others = data.split(dataset, recipe.split["sizes"], seed=seed)
         test = others[0] if others and len(others[0]) else None
     else:
         named = {name: value for name, value in recipe.split.items() if name != "shuffle"}

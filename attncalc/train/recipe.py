@@ -68,8 +68,9 @@ class Recipe:
             working directory.
         split: {train: NAME, n_validation: N, test: NAME} for splits stored in the file, where the
             last N of NAME are for validation, or any N of them with `shuffle: true`; or
-            {sizes: [n_train, n_validation, n_test]} drawn at random with `seed`; a size may be
-            "rest".
+            {sizes: [n_train, n_validation, n_test]} drawn at random with `seed`, or with
+            `shuffle: false` one behind the other as they stand in the file, as frames of one
+            trajectory need; a size may be "rest".
         config: hyper-parameters of the network; avg_num_neighbors is measured if not given.
         network: a name of the table in `attncalc.model_file`.
         test_data: separate test file; then `split` needs no test set.
@@ -194,12 +195,13 @@ class Recipe:
         if "sizes" not in self.split:
             self._check_named_split()
             return
-        sizes = self.split["sizes"]
-        if len(self.split) > 1 or not isinstance(sizes, Sequence) or len(sizes) not in (2, 3):
+        sizes, others = self.split["sizes"], {*self.split} - {"sizes", "shuffle"}
+        if others or not isinstance(sizes, Sequence) or len(sizes) not in (2, 3):
             raise ValueError(
                 "recipe: split must be {sizes: [n_train, n_validation, n_test]} (the last may be "
                 f"left out), or the names of splits in the file; got {dict(self.split)}"
             )
+        self._check_shuffle()
 
     def _check_named_split(self) -> None:
         for name in ("train", "test"):
@@ -214,6 +216,9 @@ class Recipe:
                 "recipe: n_validation of split must be a whole number and not negative, "
                 f"got {n_validation!r}"
             )
+        self._check_shuffle()
+
+    def _check_shuffle(self) -> None:
         if not isinstance(self.split.get("shuffle", False), bool):
             raise ValueError(
                 f"recipe: shuffle of split must be true or false, got {self.split['shuffle']!r}"

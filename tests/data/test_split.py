@@ -43,6 +43,13 @@ def test_the_seed_decides(numbered):
     assert again.tolist() != other.tolist()
 
 
+def test_without_a_seed_parts_stand_one_behind_the_other(numbered):
+    first, second, rest = data.split(numbered, [12, 3, "rest"], seed=None)
+    assert first.energies.tolist() == list(range(12))
+    assert second.energies.tolist() == [12, 13, 14]
+    assert rest.energies.tolist() == list(range(15, 20))
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

@@ -439,6 +439,18 @@ def test_validation_structures_of_a_named_split_may_be_drawn(recipe, dataset, tm
     np.testing.assert_allclose(test, dataset.energies[18:])
 
 
+def test_sizes_may_be_taken_in_order(recipe, dataset, tmp_path):
+    write(tmp_path / "cells.extxyz", dataset)
+    split = {"sizes": [14, 5, "rest"], "shuffle": False}
+    ordered = dataclasses.replace(recipe, data=str(tmp_path / "cells.extxyz"), split=split)
+    found = [part.energies for part in read_split(ordered)]
+    for part, whole in zip(found, (slice(14), slice(14, 19), slice(19, None)), strict=True):
+        np.testing.assert_allclose(part, dataset.energies[whole])
+    split["shuffle"] = True
+    drawn = [part.energies for part in read_split(dataclasses.replace(ordered, split=split))]
+    assert list(drawn[2]) != list(found[2])
+
+
 def test_no_test_set_no_errors(recipe, data_file, tmp_path):
     two = dataclasses.replace(recipe, epochs=1, split={"sizes": [14, 5]})
     done = train.run(two, tmp_path / "run", data=data_file)

@@ -8,6 +8,7 @@ import pytest
 from damage import damaged, limits
 
 from attncalc.train import Recipe
+from attncalc.train.fit import read_split
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 RECIPES = MODELS.parent / "benchmarks" / "recipes"
@@ -20,13 +21,41 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted([*MODELS.glob("*.yaml"), *RECIPES.glob("*.yaml")]),
-    ids=lambda path: path.stem,
-)
+ALL = sorted([*MODELS.glob("*.yaml"), *RECIPES.rglob("*.yaml")])
+# of the data sets: frames for training, validation, test
+SIZES = {
+    "rmd17_": (950, 50, 1000),
+    "3bpa_": (450, 50, 1669),
+    "acac_": (450, 50, 650),
+    "water_": (300, 20, 80),
+    "lips20_": (780, 20, 200),
+    "mlearn_Mo": (180, 14, 23),
+}
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_the_shipped_recipes_are_valid(path):
     assert Recipe.from_yaml(path).name == path.stem
+
+
+def test_data_labels_and_splits_of_the_shipped_recipes(shared):
+    """All that train on one data set train on the same frames and labels."""
+    seen = {}
+    for path in ALL:
+        recipe = dataclasses.replace(Recipe.from_yaml(path), folder=str(shared / "data"))
+        kinds = [kind for kind in SIZES if recipe.data.startswith(kind)]
+        if not kinds:  # generated, mended, or one's own
+            continue
+        told = (recipe.test_data, recipe.labels, recipe.level_of_theory, recipe.split, recipe.seed)
+        if recipe.data not in seen:
+            parts = read_split(recipe)
+            assert tuple(len(part) for part in parts) == SIZES[kinds[0]]
+            assert all(part.forces is not None for part in parts)
+            seen[recipe.data] = (parts[0].stress is not None, told)
+        assert (recipe.stress_weight > 0) == seen[recipe.data][0], path.stem
+        named = "train" in recipe.split  # then the seed draws nothing
+        assert told[: -1 if named else None] == seen[recipe.data][1][: -1 if named else None]
+    assert len(seen) == 14
 
 
 def test_the_least_recipe(tmp_path):
@@ -98,6 +127,7 @@ def test_text_that_resembles_a_number_stays_text(tmp_path):
         ("split: {train: 5}", "train of split must be the name of a split in the file, got 5"),
         ("split: {n_validation: all}", "n_validation of split must be a whole number and not neg"),
         ("split: {n_validation: -1}", "n_validation of split must be a whole number and not negat"),
+        ("split: {sizes: [1, 1], shuffle: 0}", "shuffle of split must be true or false, got 0"),
         ("split: {shuffle: 1}", "shuffle of split must be true or false, got 1"),
         (f"{'x' * 500}: 1", f"unknown key '{'x' * 100}"),
         (f"config: {['x' * 20] * 1000}", "config must hold keys and values, got ['xxxx"),

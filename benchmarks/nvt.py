@@ -1,0 +1,302 @@
+"""1 ns at 500 K: does a molecule stay whole, at its temperature, and in the shapes of its data?
+
+    python benchmarks/nvt.py ../shared/data                # ethanol and aspirin; goes on if stopped
+    python benchmarks/nvt.py ../shared/data --ps 5 --molecules ethanol --output /tmp
+
+Langevin dynamics by our own loop with a shipped model, from a frame of the data, a frame kept every
+4 fs. Then: every bond of the first frame within a band about its mean length in the data, at all
+frames; the mean temperature, with its error from averages over blocks; histograms of bond lengths
+and angles beside those of the frames of rmd17_MOLECULE.npz, which are of 500 K as well; and the
+velocity density of states. Writes nvt.json, nvt.md and nvt-MOLECULE.png into benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import h5py
+import numpy as np
+from ase import Atoms, units
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.signal import welch
+from tables import machine_name, table, write
+
+from attncalc import System, load, md
+from attncalc.data import read
+from attncalc.names import pair_name
+from attncalc.plots.structures import bonds
+from attncalc.plots.style import ORANGE, SERIES, legend_above, running_mean, tidy
+
+HERE = Path(__file__).resolve().parent
+MODELS = {"ethanol": "so3krates-ethanol", "aspirin": "so3krates-aspirin"}
+TEMPERATURE = 500.0  # K, of MD17's trajectories
+TIMESTEP, FRICTION = 0.5, 0.001  # fs; 1/fs: weak, so that lines of the spectrum stay narrow
+EVERY = 8  # steps between frames: 4 fs, which resolves up to 4,170 cm⁻¹
+LEFT_OUT = 0.01  # of the run, for equilibration
+BAND = (0.75, 1.30)  # a bond beyond these shares of its mean length in the data is broken
+N_BLOCKS = 20
+SEGMENT_PS = 8.0  # of the spectrum: lines are resolved to 4 cm⁻¹
+SPEED_OF_LIGHT = 2.99792458e-5  # cm/fs
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Frames of a run.
+
+    Attributes:
+        positions: [n, n_atoms, 3] Å.
+        velocities: [n, n_atoms, 3] Å/fs.
+        temperatures: [n] K.
+        interval: fs between frames.
+    """
+
+    positions: np.ndarray
+    velocities: np.ndarray
+    temperatures: np.ndarray
+    interval: float
+
+
+def run_until(first: Atoms, model: str, folder: Path, n_steps: int) -> None:
+    """Start a run from a structure, or go on with it, up to so many steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trajectory, saved = folder / "run.h5md", folder / "run.ckpt"
+    writer = md.H5MDWriter(trajectory, every=EVERY)
+    files = [writer, md.Checkpoint(saved, every=1000 * EVERY, seconds=20, info={"model": model})]
+    force = md.Forces(load(model))
+    if saved.exists():
+        langevin, state, info = md.load_checkpoint(saved)
+        if info["model"] != model:
+            raise SystemExit(f"{folder} holds a run of {info['model']}: remove it to start again")
+    else:
+        trajectory.unlink(missing_ok=True)  # a run that was killed before its first checkpoint
+        langevin = md.Langevin(TIMESTEP * units.fs, TEMPERATURE, FRICTION / units.fs)
+        state = langevin.init(force, System.from_ase(first), seed=0)
+    if (left := n_steps - state.step) > 0:
+        md.run(langevin, force, state, left, callbacks=files, resumed=saved.exists())
+
+
+def read_run(folder: Path) -> Trajectory:
+    """All frames but those of the equilibration."""
+    with h5py.File(folder / "run.h5md") as file:
+        atoms = file["particles/atoms"]
+        times = atoms["position/time"][:]
+        whole = np.arange(len(times) - (atoms["position/step"][-1] % EVERY != 0))
+        kept = slice(int(LEFT_OUT * len(whole)), len(whole))
+        return Trajectory(
+            positions=atoms["position/value"][kept],
+            velocities=atoms["velocity/value"][kept],
+            temperatures=file["observables/temperature/value"][kept],
+            interval=float(times[1] - times[0]),
+        )
+
+
+def angles(pairs: np.ndarray) -> np.ndarray:
+    """[n_angles, 3]: end, middle, end of every two bonds that share an atom."""
+    partners: dict[int, list[int]] = {}
+    for i, j in pairs.tolist():
+        partners.setdefault(i, []).append(j)
+        partners.setdefault(j, []).append(i)
+    found = [(i, j, k) for j, ends in partners.items() for i, k in combinations(sorted(ends), 2)]
+    return np.array(found, dtype=int).reshape(-1, 3)
+
+
+def lengths_of(positions: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """[n, n_bonds] Å."""
+    return np.linalg.norm(positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]], axis=2)
+
+
+def degrees_of(positions: np.ndarray, triples: np.ndarray) -> np.ndarray:
+    """[n, n_angles] degrees."""
+    a, b = (positions[:, triples[:, end]] - positions[:, triples[:, 1]] for end in (0, 2))
+    sizes = np.linalg.norm(a, axis=2) * np.linalg.norm(b, axis=2)
+    return np.degrees(np.arccos(np.clip((a * b).sum(2) / sizes, -1, 1)))
+
+
+def by_kind(values: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Columns of `values` [n, k] put together by their names, flat."""
+    places = {name: [k for k, other in enumerate(names) if other == name] for name in sorted(names)}
+    return {name: values[:, columns].ravel() for name, columns in places.items()}
+
+
+def mean_and_error(values: np.ndarray, n_blocks: int = N_BLOCKS) -> tuple[float, float]:
+    """Mean of a series, and its standard error from the means of blocks."""
+    size = len(values) // n_blocks
+    blocks = values[len(values) - size * n_blocks :].reshape(n_blocks, size).mean(axis=1)
+    return float(blocks.mean()), float(blocks.std(ddof=1) / np.sqrt(n_blocks))
+
+
+def overlap(ours: np.ndarray, reference: np.ndarray, n_bins: int = 40) -> float:
+    """Area that two normalised histograms share: 1 where they are the same."""
+    low, high = min(ours.min(), reference.min()), max(ours.max(), reference.max())
+    shares = [np.histogram(x, n_bins, (low, high))[0] / len(x) for x in (ours, reference)]
+    return float(np.minimum(*shares).sum())
+
+
+def density_of_states(run: Trajectory, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spectrum of mass-weighted velocities: wavenumbers [cm⁻¹] and density [cm], of area one.
+
+    Drift of the whole is taken off, rotation is not.
+    """
+    weights = masses[None, :, None]
+    drift = (weights * run.velocities).sum(1, keepdims=True) / masses.sum()
+    weighted = np.sqrt(weights) * (run.velocities - drift)
+    n = min(round(1e3 * SEGMENT_PS / run.interval), len(weighted))
+    frequency, power = welch(
+        weighted.reshape(len(weighted), -1), 1 / run.interval, nperseg=n, axis=0
+    )
+    wavenumber, total = frequency / SPEED_OF_LIGHT, power.sum(axis=1)
+    return wavenumber, total / np.trapezoid(total, wavenumber)
+
+
+def expected_shift(wavenumber: np.ndarray, density: np.ndarray) -> float:
+    """K: what the timestep takes from the kinetic temperature of harmonic modes in BAOAB.
+
+    A mode of frequency ω has 1 - (ω h)²/4 of it (Leimkuhler & Matthews, J. Chem. Phys. 138, 174102,
+    2013); positions are sampled without such an error.
+    """
+    omega = 2 * np.pi * SPEED_OF_LIGHT * wavenumber
+    return -TEMPERATURE * float(np.trapezoid((omega * TIMESTEP) ** 2 / 4 * density, wavenumber))
+
+
+def examined(run: Trajectory, first: Atoms, reference: np.ndarray) -> tuple[dict, Figure]:
+    """Numbers and picture of a run; `reference` [n, n_atoms, 3] Å are positions of the data."""
+    pairs = bonds(first)
+    triples = angles(pairs)
+    symbols, numbers = first.get_chemical_symbols(), first.numbers
+    kinds = {
+        "bond": [pair_name(numbers[i], numbers[j]) for i, j in pairs],
+        "angle": ["-".join(min(t, t[::-1])) for t in ([symbols[k] for k in x] for x in triples)],
+    }
+    measured = {
+        "bond": (lengths_of(run.positions, pairs), lengths_of(reference, pairs)),
+        "angle": (degrees_of(run.positions, triples), degrees_of(reference, triples)),
+    }
+    stretch = measured["bond"][0] / measured["bond"][1].mean(axis=0)
+    broken = (stretch < BAND[0]) | (stretch > BAND[1])
+    mean, error = mean_and_error(run.temperatures)
+    spectrum = density_of_states(run, first.get_masses())
+    row = {
+        "frames": len(run.positions),
+        "ps": len(run.positions) * run.interval / 1e3,
+        "bonds": len(pairs),
+        "broken_frames": int(broken.any(axis=1).sum()),
+        "shortest": float(stretch.min()),
+        "longest": float(stretch.max()),
+        "temperature": mean,
+        "standard_error": error,
+        "expected_shift": expected_shift(*spectrum),
+        "shapes": [],
+    }
+    figure = Figure(figsize=(11.5, 7.6), dpi=110, layout="constrained")
+    axes = figure.subplot_mosaic([["bond", "angle"], ["heat", "spectrum"]])
+    for what, (ours, theirs) in measured.items():
+        mine, data = by_kind(ours, kinds[what]), by_kind(theirs, kinds[what])
+        for name in mine:
+            row["shapes"].append(
+                {"what": what, "name": name, "overlap": overlap(mine[name], data[name])}
+                | {"mean": float(mine[name].mean()), "std": float(mine[name].std())}
+                | {"data_mean": float(data[name].mean()), "data_std": float(data[name].std())}
+            )
+        _histograms(axes[what], mine, data)
+    axes["bond"].set_xlabel("bond length, Å (lines: frames of the data)")
+    axes["angle"].set_xlabel("angle, degrees (lines: frames of the data)")
+    time = (1 + np.arange(len(run.temperatures))) * run.interval / 1e3
+    width = max(1, len(time) // 50)
+    axes["heat"].plot(time, running_mean(run.temperatures, width), color=ORANGE, linewidth=1.2)
+    label = f"{TEMPERATURE:g} K; mean {mean:.1f} ± {error:.1f} K"
+    axes["heat"].axhline(TEMPERATURE, color="black", linewidth=1, linestyle="--", label=label)
+    axes["heat"].set(xlabel="time, ps", ylabel="temperature, running mean, K")
+    axes["spectrum"].plot(*spectrum, color=SERIES[0], linewidth=0.8)
+    axes["spectrum"].set(xlabel="wavenumber, cm⁻¹", ylabel="velocity density of states, cm")
+    axes["spectrum"].set(xlim=(0, 4000), ylim=(0, None))
+    for one in axes.values():
+        tidy(one)
+        legend_above(one, columns=4)
+    return row, figure
+
+
+def _histograms(axes: Axes, ours: dict[str, np.ndarray], data: dict[str, np.ndarray]) -> None:
+    for color, name in zip(SERIES * 3, ours, strict=False):
+        bins = np.histogram_bin_edges(data[name], int(np.clip(np.sqrt(len(data[name])), 20, 80)))
+        axes.hist(ours[name], bins, density=True, color=color, alpha=0.4, label=name)
+        axes.hist(data[name], bins, density=True, color=color, histtype="step", linewidth=1.1)
+    axes.set_ylabel("density")
+
+
+def markdown(rows: dict[str, dict], machine: str) -> str:
+    """The tables people read."""
+    notes = (
+        f"{machine}. Langevin dynamics at {TEMPERATURE:g} K (BAOAB, {TIMESTEP} fs, friction "
+        f"{1e3 * FRICTION:g} 1/ps), float32, a frame every {TIMESTEP * EVERY:g} fs; the first "
+        f"{100 * LEFT_OUT:g} % are left out. A bond counts as broken where it is not between "
+        f"{BAND[0]} and {BAND[1]} times its mean length in the data. Errors of the mean "
+        f"temperature are from {N_BLOCKS} blocks; beside it what a timestep of {TIMESTEP} fs is "
+        "expected to take from it, from (ωh)²/4 over the density of states. Data: the 5,902 frames "
+        "of rmd17_MOLECULE.npz (MD17, ab initio dynamics at 500 K), whose histograms overlap with "
+        "ours by the share given. They are not consecutive, so there is no reference for the "
+        "density of states."
+    )
+    lines = ["# Nanoseconds at 500 K", "", notes, ""]
+    head = ["model", "ps", "frames", "bonds", "frames with a broken bond", "shortest, longest"]
+    head += ["mean temperature, K", "standard errors off 500 K", "expected shift, K"]
+    cells = []
+    for row in rows.values():
+        off = (row["temperature"] - TEMPERATURE) / row["standard_error"]
+        cells.append(
+            [
+                *(row["model"], f"{row['ps']:.0f}", f"{row['frames']:,}", str(row["bonds"])),
+                *(str(row["broken_frames"]), f"{row['shortest']:.3f}, {row['longest']:.3f}"),
+                f"{row['temperature']:.1f} ± {row['standard_error']:.1f}",
+                *(f"{off:+.1f}", f"{row['expected_shift']:.1f}"),
+            ]
+        )
+    lines += table(head, cells)
+    for molecule, row in rows.items():
+        lines += ["", f"## {molecule.capitalize()}", "", f"![{molecule}](nvt-{molecule}.png)", ""]
+        head = ["bond (Å) or angle (degrees)", "mean", "in the data", "standard deviation"]
+        cells = [
+            [
+                shape["name"],
+                *(f"{shape[key]:.{3 if shape['what'] == 'bond' else 1}f}" for key in KEYS),
+                f"{100 * shape['overlap']:.1f} %",
+            ]
+            for shape in row["shapes"]
+        ]
+        lines += table([*head, "in the data", "overlap"], cells)
+    return "\n".join([*lines, ""])
+
+
+KEYS = ("mean", "data_mean", "std", "data_std")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder of rmd17_MOLECULE.npz")
+    parser.add_argument("--ps", type=float, default=1000.0, help="length of the runs")
+    parser.add_argument("--molecules", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "nvt", help="folder")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="of the tables")
+    options = parser.parse_args()
+    results = options.output / "nvt.json"
+    rows = json.loads(results.read_text())["rows"] if results.exists() else {}
+    for molecule in options.molecules:
+        dataset = read(options.data / f"rmd17_{molecule}.npz", labels="md17")
+        first = dataset.structures[dataset.splits["test_01"][0]]
+        reference = np.stack([atoms.positions for atoms in dataset.structures])
+        folder = options.runs / molecule
+        run_until(first, MODELS[molecule], folder, round(1e3 * options.ps / TIMESTEP))
+        row, figure = examined(read_run(folder), first, reference)
+        rows[molecule] = {"model": MODELS[molecule]} | row
+        rows = {name: rows[name] for name in MODELS if name in rows}
+        figure.savefig(options.output / f"nvt-{molecule}.png")
+        write(results, json.dumps({"machine": machine_name(), "rows": rows}, indent=1) + "\n")
+        write(options.output / "nvt.md", markdown(rows, machine_name()))
+
+
+if __name__ == "__main__":
+    main()

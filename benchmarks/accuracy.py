@@ -1,0 +1,233 @@
+"""Accuracy on every data set that there is, beside published numbers: trains, tests, tabulates.
+
+    python benchmarks/accuracy.py ../shared/data               # some hours on one core
+    python benchmarks/accuracy.py ../shared/data --only-table
+
+Trains the recipes of benchmarks/recipes/quick one after the other, some minutes each, in a process
+of its own. It may be stopped or killed at any moment: the same command goes on with the run that
+was interrupted, and what is finished is not repeated. After every run, accuracy.md (here) and
+results/accuracy.json hold all runs so far, and the shipped models with the errors of their cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mend_silicon
+from published import MODELS, PUBLISHED, cell
+from tables import machine_name, table, write
+
+from attncalc.model_file import header
+from attncalc.train import Recipe
+
+HERE = Path(__file__).resolve().parent
+QUICK = HERE / "recipes" / "quick"
+# in the order of training: data set -> as it is called, labels where there are several
+DATA = {
+    "ethanol": ("ethanol", "MD17"),
+    "malonaldehyde": ("malonaldehyde", "MD17"),
+    "acac": ("acetylacetone, 300 K", ""),
+    "uracil": ("uracil", "MD17"),
+    "benzene": ("benzene", "rMD17"),
+    "lips20-P2S5": ("P2S5 (LiPS20)", ""),
+    "mlearn-mo": ("molybdenum (mlearn)", ""),
+    "mlearn-si": ("silicon (mlearn, mended)", ""),
+    "3bpa": ("3BPA, 300 K", ""),
+    "naphthalene": ("naphthalene", "MD17"),
+    "aspirin": ("aspirin", "MD17"),
+    "water": ("water (DeePMD-kit)", ""),
+    "lips20-beta-Li3PS4": ("β-Li3PS4 (LiPS20)", ""),
+    "lips20-Li7P3S11": ("Li7P3S11 (LiPS20)", ""),
+    "lips20-Li2S": ("Li2S (LiPS20)", ""),
+}
+SHIPPED = {
+    "so3krates-ethanol": "ethanol",
+    "so3krates-ethanol-committee": "ethanol",
+    "equiformer-ethanol": "ethanol",
+    "so3krates-aspirin": "aspirin",
+    "so3krates-aspirin-committee": "aspirin",
+    "so3krates-silicon": "mlearn-si",
+}
+
+
+def recipe_of(data: str) -> Path:
+    """The quick recipe of a data set."""
+    return QUICK / f"so3krates-{data}-quick.yaml"
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has been trained to the end and tested: its card is what is written last."""
+    return any(run.glob("*.md"))
+
+
+def epochs_done(run: Path) -> int:
+    """So far."""
+    if not (run / "metrics.csv").exists():
+        return 0
+    with open(run / "metrics.csv") as file:
+        return len(list(csv.DictReader(file)))
+
+
+def data_file(recipe: Recipe, data: Path, runs: Path) -> Path:
+    """The file that a recipe names; silicon's is made."""
+    if recipe.data != "mlearn_Si_mended.extxyz":
+        return data / recipe.data
+    mended = runs / recipe.data
+    if not mended.exists():
+        mend_silicon.main(str(data / "mlearn_Si.extxyz"), str(runs / ".part.extxyz"))
+        (runs / ".part.extxyz").rename(mended)
+    return mended
+
+
+def train(path: Path, data: Path, runs: Path) -> bool:
+    """Run a recipe, or go on with it; whether it is finished."""
+    recipe = Recipe.from_yaml(path)
+    file = data_file(recipe, data, runs)
+    command = [sys.executable, "-m", "attncalc.cli", "train", str(path), "--data", str(file)]
+    environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    done = subprocess.run(
+        [*command, "-o", str(runs / recipe.name)],
+        cwd=data,  # where separate test files are found
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+def row_of(model: str | Path, name: str, data: str, command: str) -> dict:
+    """Errors and cost of a model, as its file tells them."""
+    content = header(model)
+    info, errors = content["training"], content["training"]["test_errors"]
+    stress = errors.get("stress_mae")
+    return {
+        "data": data,
+        "model": name,
+        "starts_from": (info.get("start_from") or {}).get("name", ""),
+        "n_train": info["n_train"],
+        "n_test": info["n_test"],
+        "epochs": info["epochs"],
+        "minutes": info["wall_time_s"] / 60,
+        "energy_mae_meV": 1e3 * errors["energy_mae"],
+        "energy_rmse_meV": 1e3 * errors["energy_rmse"],
+        "force_mae_meV_A": 1e3 * errors["force_mae"],
+        "force_rmse_meV_A": 1e3 * errors["force_rmse"],
+        "stress_mae_meV_A3": None if stress is None else 1e3 * stress,
+        "command": command,
+    }
+
+
+def rows_so_far(runs: Path) -> tuple[list[dict], list[str]]:
+    """All finished rows, by data set, and what is not finished."""
+    rows, open_ = [], []
+    for data in DATA:
+        path = recipe_of(data)
+        recipe = Recipe.from_yaml(path)
+        run = runs / recipe.name
+        if is_finished(run):
+            command = f"attncalc train {path.relative_to(HERE.parent)} --data {recipe.data}"
+            model = run / f"{recipe.name}.safetensors"
+            rows.append(row_of(model, "So3krates, quick", data, command))
+        else:
+            open_.append(f"{data} ({epochs_done(run)} of {recipe.epochs} epochs)")
+        rows += [
+            row_of(name, name, data, header(name)["training"]["command"])
+            for name, of in SHIPPED.items()
+            if of == data
+        ]
+    return rows, open_
+
+
+def markdown(rows: list[dict], unfinished: list[str], machine: str) -> str:
+    """The tables people read."""
+    lines = [
+        "# Accuracy beside published numbers",
+        "",
+        f"{machine}. Errors on whole test sets. E: energy of the structure, meV; F: force "
+        "components, meV/Å; stress: components, meV/Å³. Published: E / F, MAE unless it says RMSE, "
+        "on the same labels unless it names others. Test frames are not the same everywhere: ours "
+        "are the 1,000 of test_01 where papers test on all that is left of MD17.",
+        "",
+        "**Budgets are unequal.** Published models were trained for hours to days on a GPU, with "
+        "0.3 to 6 million parameters. The rows *So3krates, quick* are a network of some 100,000 "
+        "parameters, one seed, trained for the minutes stated on one core that other work shared: "
+        "they show that a data set is learnt, and how far one gets with so little. The shipped "
+        "models had an hour or more.",
+        "",
+    ]
+    head = ["data", "labels", "model", "frames", "epochs", "minutes", "E MAE", "E RMSE"]
+    head += ["F MAE", "F RMSE", "stress MAE", *MODELS]
+    cells, seen = [], set()
+    for row in rows:
+        title, labels = DATA[row["data"]]
+        model = row["model"]
+        if row["starts_from"]:
+            model += f" (after {row['starts_from']})"
+        stress = row["stress_mae_meV_A3"]
+        others = ["" if row["data"] in seen else cell(m, row["data"], labels) for m in MODELS]
+        seen.add(row["data"])
+        cells.append(
+            [
+                *(title, labels, model, str(row["n_train"]), str(row["epochs"])),
+                f"{row['minutes']:.0f}",
+                *(f"{row[f'energy_{kind}_meV']:.1f}" for kind in ("mae", "rmse")),
+                *(f"{row[f'force_{kind}_meV_A']:.1f}" for kind in ("mae", "rmse")),
+                "" if stress is None else f"{stress:.2f}",
+                *others,
+            ]
+        )
+    lines += table(head, cells)
+    if unfinished:
+        lines += ["", f"Not finished: {', '.join(unfinished)}."]
+    lines += ["", "Sources:", ""]
+    lines += [f"- {one.model}, {', '.join(one.values)}: {one.source}." for one in PUBLISHED]
+    lines += ["- So3krates: its papers' tables could not be read here, so there is no number."]
+    lines += ["", "Commands (`python benchmarks/accuracy.py DATA` runs the quick ones):", ""]
+    lines += [f"- {row['model']}, {DATA[row['data']][0]}: `{row['command']}`" for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--only", nargs="+", default=list(DATA), choices=list(DATA), metavar="NAME")
+    parser.add_argument("--only-table", action="store_true", help="of what is there: train nothing")
+    runs = HERE.parent / "runs" / "accuracy"
+    parser.add_argument("--runs", type=Path, default=runs, help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of accuracy.md")
+    options = parser.parse_args()
+    data, runs = options.data.resolve(), options.runs.resolve()
+    if not data.is_dir():
+        parser.error(f"no such folder: {data}")
+    runs.mkdir(parents=True, exist_ok=True)
+
+    def tabulate() -> None:
+        rows, unfinished = rows_so_far(runs)
+        content = {"machine": machine_name(), "rows": rows, "unfinished": unfinished}
+        results = options.output / "results"
+        results.mkdir(exist_ok=True)
+        write(results / "accuracy.json", json.dumps(content, indent=1) + "\n")
+        write(options.output / "accuracy.md", markdown(rows, unfinished, machine_name()))
+
+    failed = []
+    for k, name in enumerate([] if options.only_table else options.only, start=1):
+        path = recipe_of(name)
+        if is_finished(runs / path.stem):
+            continue
+        print(f"{k} of {len(options.only)}: {path.stem}", file=sys.stderr, flush=True)
+        if not train(path, data, runs):
+            failed.append(name)
+        tabulate()
+    tabulate()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the reasons stand above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What a start from another model saves: errors after few structures, beside a random start.
+
+    python benchmarks/fine_tuning.py ../shared/data                 # an hour on one core
+    python benchmarks/fine_tuning.py ../shared/data --steps 200 --runs /tmp/runs --output /tmp
+
+Another level of theory and another molecule: every model is trained on 50, 200 and 950 structures
+twice, from a shipped model's weights and from random ones, with the same network, batches and
+number of steps, on the same structures, and tested on the same 1,000. The error before the first
+step is that of the shipped model with its reference energies moved to the new labels. What is
+finished is not repeated, and what was interrupted goes on. Writes fine_tuning.json, .md and .png
+into benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from tables import machine_name, table, write
+
+from attncalc import data as data_
+from attncalc import load, train
+from attncalc.data import Dataset
+from attncalc.data.errors import errors, predict
+from attncalc.model_file import header
+from attncalc.plots.style import BLUE, GREY, ORANGE, logarithmic, tidy
+from attncalc.train.start import new_potential
+
+HERE = Path(__file__).resolve().parent
+FRAMES = (50, 200, 950)
+N_VALIDATION, N_TEST = 50, 1000
+BATCH = 5
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt, and what from.
+
+    Attributes:
+        words: for the table.
+        file, labels: the new data.
+        start: a shipped model.
+    """
+
+    words: str
+    file: str
+    labels: str | None
+    start: str
+
+
+TASKS = {
+    "ethanol-b3lyp": Task(
+        "ethanol from PBE+vdW-TS at 500 K to B3LYP and high energies (QM22)",
+        *("qm22_ethanol.npz", None, "so3krates-ethanol"),
+    ),
+    "aspirin-pbe": Task(
+        "aspirin from GFN2-xTB to PBE+vdW-TS (MD17)",
+        *("rmd17_aspirin.npz", "md17", "so3krates-aspirin-xtb"),
+    ),
+    "malonaldehyde": Task(
+        "from ethanol to malonaldehyde, both PBE+vdW-TS (MD17)",
+        *("rmd17_malonaldehyde.npz", "md17", "so3krates-ethanol"),
+    ),
+    "malonaldehyde-from-xtb": Task(
+        "from twelve other molecules at GFN2-xTB to malonaldehyde at PBE+vdW-TS (MD17)",
+        *("rmd17_malonaldehyde.npz", "md17", "so3krates-xtb-small-molecules"),
+    ),
+}
+
+
+def parts_of(dataset: Dataset) -> tuple[Dataset, Dataset, Dataset]:
+    """950 structures to train on, 50 to validate, 1,000 to test: the file's own split, or drawn."""
+    if "train_01" in dataset.splits:
+        return data_.official_split(dataset, n_validation=N_VALIDATION)
+    training, validation, test = data_.split(dataset, [FRAMES[-1], N_VALIDATION, N_TEST], seed=1)
+    return training, validation, test
+
+
+def recipe_of(name: str, task: Task, n: int, n_steps: int, *, from_model: bool) -> train.Recipe:
+    """A training with the network of the shipped model, from its weights or from random ones."""
+    config = dict(header(task.start)["config"])
+    del config["avg_num_neighbors"]  # the model's, or measured
+    return train.Recipe(
+        name=f"{name}-{n}-{'started' if from_model else 'random'}",
+        data=task.file,
+        labels=task.labels,
+        split={"sizes": [n, N_VALIDATION, N_TEST]},  # drawn above, for all alike
+        config=config,
+        start_from=task.start if from_model else None,
+        epochs=-(-n_steps // -(-n // BATCH)),
+        batch_size=BATCH,
+        learning_rate=1e-3,
+        schedule="cosine",
+        compile="never",
+        seed=1,
+    )
+
+
+def mae(potential, test: Dataset) -> dict[str, float]:
+    """Errors of energies [meV] and forces [meV/Å]."""
+    found = errors(predict(potential, test), test)
+    return {"energy_meV": 1e3 * found.energy_mae, "force_meV_A": 1e3 * found.force_mae}
+
+
+def trained(
+    recipe: train.Recipe, n: int, parts: tuple[Dataset, Dataset, Dataset], folder: Path
+) -> dict:
+    """The row of a training, which is run, gone on with, or read."""
+    row_file = folder / "row.json"
+    if row_file.exists():
+        return json.loads(row_file.read_text())
+    training, validation, test = parts
+    done = train.fit(recipe, training[:n], validation, folder)
+    row = {"frames": n, "epochs": recipe.epochs, "steps": int(done.history[-1]["step"])}
+    row |= {"seconds": done.history[-1]["wall_time_s"], **mae(load(done.model), test)}
+    write(row_file, json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def rows_of(name: str, task: Task, folder: Path, data: Path, n_steps: int) -> list[dict]:
+    """All trainings of a task, and the error of the start itself."""
+    dataset = data_.read(data / task.file, labels=task.labels)
+    parts = parts_of(dataset)
+    rows = []
+    for from_model in (True, False):
+        for n in FRAMES:
+            recipe = recipe_of(name, task, n, n_steps, from_model=from_model)
+            print(recipe.name, file=sys.stderr, flush=True)
+            if from_model and n == FRAMES[0]:
+                before = mae(new_potential(recipe, parts[0][:n]), parts[2])
+                rows.append({"start": task.start, "frames": 0, "epochs": 0, "steps": 0, **before})
+            row = trained(recipe, n, parts, folder / recipe.name)
+            rows.append({"start": task.start if from_model else "", **row})
+    return rows
+
+
+def picture(content: dict[str, list[dict]]) -> Figure:
+    """Force errors against the number of structures, a panel for each task."""
+    figure = Figure(figsize=(3.4 * len(content), 3.6), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(content), squeeze=False)[0]
+    for axes, (name, rows) in zip(panels, content.items(), strict=True):
+        shown = [row["force_meV_A"] for row in rows]
+        labels = {True: (BLUE, f"from {TASKS[name].start}"), False: (ORANGE, "random start")}
+        for start, (color, label) in labels.items():
+            mine = [row for row in rows if row["frames"] and bool(row["start"]) == start]
+            numbers = [row["frames"] for row in mine]
+            axes.plot(numbers, [r["force_meV_A"] for r in mine], "o-", color=color, label=label)
+        (before,) = (row["force_meV_A"] for row in rows if row["frames"] == 0)
+        axes.axhline(before, color=GREY, linewidth=1, linestyle="--", label="before training")
+        axes.set(xscale="log", yscale="log", xlabel="structures", title=name)
+        axes.set_ylim(0.8 * min(shown), 1.25 * max(shown))
+        axes.set_xticks(FRAMES, [str(n) for n in FRAMES])
+        axes.minorticks_off()
+        logarithmic(axes.yaxis, 0.8 * min(shown), 1.25 * max(shown))
+        tidy(axes)
+        axes.legend(frameon=False, fontsize="x-small")
+    panels[0].set_ylabel("force MAE, meV/Å")
+    return figure
+
+
+def markdown(content: dict[str, list[dict]], n_steps: int, machine: str) -> str:
+    """The table people read."""
+    lines = ["# Starting from another model", "", "![Errors](fine_tuning.png)", ""]
+    lines += [
+        f"{machine}. {n_steps:,} steps or the next whole epoch, batches of {BATCH}, Adam from 1e-3 "
+        f"to 1e-5, one seed; {N_VALIDATION} structures choose the best epoch, {N_TEST:,} others "
+        "are tested. Both starts have the same network and the same budget, which is short: with "
+        "more steps a random start comes closer.",
+    ]
+    for name, rows in content.items():
+        lines += ["", f"## {name}: {TASKS[name].words}", ""]
+        cells = []
+        for row in rows:
+            told = [f"{row[key]:.1f}" for key in ("energy_meV", "force_meV_A")]
+            minutes = f"{row['seconds'] / 60:.1f}" if row["frames"] else ""
+            start = row["start"] or "random"
+            cells.append([start, str(row["frames"]), f"{row['steps']:,}", minutes, *told])
+        head = ["start", "structures", "steps", "minutes", "E MAE, meV", "F MAE, meV/Å"]
+        lines += table(head, cells)
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--steps", type=int, default=2000, help="of every training")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    runs = HERE.parent / "runs" / "fine_tuning"
+    parser.add_argument("--runs", type=Path, default=runs, help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="of the tables")
+    options = parser.parse_args()
+    content: dict[str, list[dict]] = {}
+    for name in options.tasks:
+        folder = options.runs / f"{options.steps}-steps"
+        content[name] = rows_of(name, TASKS[name], folder, options.data, options.steps)
+        told = {"machine": machine_name(), "steps": options.steps, "rows": content}
+        told["tasks"] = {name: asdict(TASKS[name]) for name in content}
+        write(options.output / "fine_tuning.json", json.dumps(told, indent=1) + "\n")
+        write(options.output / "fine_tuning.md", markdown(content, options.steps, machine_name()))
+        picture(content).savefig(options.output / "fine_tuning.png")
+
+
+if __name__ == "__main__":
+    main()

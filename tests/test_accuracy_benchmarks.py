@@ -1,0 +1,245 @@
+"""Scripts of benchmarks/ that train, test and run dynamics: their arithmetic, on tiny cases."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import units
+from ase.build import molecule
+
+from attncalc.data import read
+from attncalc.model_file import shipped_models
+from attncalc.train import Recipe
+from attncalc.train.start import check_start
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SMALL = Path(__file__).parent / "data" / "xtb_small_molecules_test.extxyz"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a script of benchmarks/ under its plain name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    for name in ("accuracy", "published", "fine_tuning", "nvt", "tables", "mend_silicon"):
+        sys.modules.pop(name, None)
+
+
+def test_published_numbers_say_what_they_are(load):
+    cell = load("published").cell
+    assert cell("Equiformer", "ethanol", "MD17") == "2.2 / 2.9"
+    assert cell("MACE", "ethanol", "MD17") == "0.4 / 2.1 (rMD17)"
+    assert cell("MACE", "benzene", "rMD17") == "0.4 / 0.3"
+    assert cell("NequIP", "acac", "") == "0.81 / 5.9 (RMSE)"
+    assert cell("So3krates", "ethanol", "MD17") == "-"
+
+
+def test_every_data_set_has_a_quick_recipe(load):
+    accuracy = load("accuracy")
+    recipes = [accuracy.recipe_of(name) for name in accuracy.DATA]
+    assert sorted(recipes) == sorted(accuracy.QUICK.glob("*.yaml"))
+    known = {name for one in load("published").PUBLISHED for name in one.values}
+    assert known <= set(accuracy.DATA)
+
+
+def finished(runs: Path, name: str) -> None:
+    """What a training leaves behind, with the numbers of a shipped model."""
+    model = shipped_models()["so3krates-silicon"]
+    (runs / name).mkdir()
+    shutil.copy(model, runs / name / f"{name}.safetensors")
+    shutil.copy(model.with_suffix(".md"), runs / name / f"{name}.md")
+
+
+def test_the_table_has_what_is_there(load, tmp_path):
+    accuracy = load("accuracy")
+    (tmp_path / "so3krates-uracil-quick").mkdir()
+    (tmp_path / "so3krates-uracil-quick" / "metrics.csv").write_text("epoch\n1\n2\n")
+    finished(tmp_path, "so3krates-mlearn-mo-quick")
+    rows, unfinished = accuracy.rows_so_far(tmp_path)
+    assert [row["data"] for row in rows].count("mlearn-mo") == 1
+    assert {row["model"] for row in rows if row["data"] == "ethanol"} == {
+        name for name, data in accuracy.SHIPPED.items() if data == "ethanol"
+    }
+    n_epochs = Recipe.from_yaml(accuracy.recipe_of("uracil")).epochs
+    assert f"uracil (2 of {n_epochs} epochs)" in unfinished
+    text = accuracy.markdown(rows, unfinished, "a machine")
+    (line,) = [line for line in text.splitlines() if line.startswith("| molybdenum")]
+    assert "| 200 | 250 | 29 | 225.3 | 404.8 | 92.2 | 155.7 | 0.85 |" in line
+    assert "--data mlearn_Mo.extxyz`" in text
+    json.dumps(rows)
+
+
+def test_a_training_that_fails_does_not_stop_the_others(load, monkeypatch, tmp_path):
+    accuracy, seen = load("accuracy"), []
+
+    def train(path: Path, data: Path, runs: Path) -> bool:
+        seen.append(path.stem)
+        if "acac" in path.stem:
+            return False
+        finished(runs, path.stem)
+        return True
+
+    monkeypatch.setattr(accuracy, "train", train)
+    arguments = ["accuracy.py", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    arguments += ["--output", str(tmp_path), "--only", "acac", "uracil"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="failed: acac"):
+            accuracy.main()
+    again = "so3krates-acac-quick"
+    assert seen == [again, "so3krates-uracil-quick", again], "what is finished is not repeated"
+    assert "| uracil | MD17 | So3krates, quick |" in (tmp_path / "accuracy.md").read_text()
+    assert json.loads((tmp_path / "results" / "accuracy.json").read_text())["rows"]
+
+
+def test_the_command_of_a_training(load, monkeypatch, tmp_path):
+    accuracy, told = load("accuracy"), {}
+
+    def run(command, **more):
+        told.update(command=command, **more)
+        return type("Done", (), {"returncode": 1})
+
+    monkeypatch.setattr(accuracy.subprocess, "run", run)
+    assert not accuracy.train(accuracy.recipe_of("acac"), tmp_path, tmp_path / "runs")
+    assert told["cwd"] == tmp_path  # where the test file is
+    assert str(tmp_path / "acac_train_300K.npz") in told["command"]
+    assert told["command"][-1] == str(tmp_path / "runs" / "so3krates-acac-quick")
+
+
+def test_fine_tuning_trains_both_ways_once(load, monkeypatch, tmp_path):
+    tuning = load("fine_tuning")
+    name = "so3krates-xtb-small-molecules"
+    monkeypatch.setattr(tuning, "FRAMES", (6,))
+    monkeypatch.setattr(tuning, "N_VALIDATION", 2)
+    monkeypatch.setattr(tuning, "N_TEST", 4)
+    task = tuning.Task("twelve molecules", SMALL.name, None, name)
+    monkeypatch.setitem(tuning.TASKS, "small", task)
+
+    def rows() -> list[dict]:
+        return tuning.rows_of("small", task, tmp_path / "runs", SMALL.parent, 3)
+
+    first = rows()
+    assert [(row["start"], row["frames"], row["steps"]) for row in first] == [
+        (name, 0, 0),
+        (name, 6, 4),
+        ("", 6, 4),
+    ]
+    # a good model of these very labels beside three steps from nowhere
+    assert max(row["force_meV_A"] for row in first[:2]) < 0.2 * first[2]["force_meV_A"]
+    monkeypatch.setattr(tuning.train, "fit", None)
+    assert rows() == first
+    text = tuning.markdown({"small": first}, 3, "a machine")
+    assert f"| {name} | 0 | 0 |  |" in text
+    assert "| random | 6 | 4 | 0." in text
+    tuning.picture({"small": first}).savefig(tmp_path / "a.png")
+
+
+def test_starts_suit_their_tasks(load, shared):
+    tuning = load("fine_tuning")
+    for name, task in tuning.TASKS.items():
+        dataset = read(shared / "data" / task.file, labels=task.labels)
+        training, validation, test = tuning.parts_of(dataset)
+        assert (len(training), len(validation), len(test)) == (950, 50, 1000)
+        check_start(tuning.recipe_of(name, task, 50, 100, from_model=True), training[:50])
+
+
+def test_lengths_and_angles(load):
+    nvt = load("nvt")
+    corner = np.array([[1.0, 0, 0], [0, 0, 0], [0, 2.0, 0], [0, 2.0, 3.0]])
+    pairs = np.array([[0, 1], [1, 2], [2, 3]])
+    triples = nvt.angles(pairs)
+    assert triples.tolist() == [[0, 1, 2], [1, 2, 3]]
+    assert nvt.lengths_of(corner[None], pairs)[0].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(nvt.degrees_of(corner[None], triples), 90)
+    assert len(nvt.angles(np.array([[0, 1]]))) == 0
+
+
+def test_the_error_of_a_mean_counts_correlation(load):
+    rng, n, kept = np.random.default_rng(0), 20_000, 0.95
+    found = []
+    for _ in range(60):
+        series = np.zeros(n)
+        kicks = rng.normal(size=n)
+        for k in range(1, n):
+            series[k] = kept * series[k - 1] + kicks[k]
+        found.append(load("nvt").mean_and_error(series))
+    means, told = np.array(found).T
+    exact = 1 / (1 - kept) / np.sqrt(n)  # standard error of the mean of such a series
+    assert told.mean() == pytest.approx(exact, rel=0.1)
+    assert means.std() == pytest.approx(exact, rel=0.25)
+
+
+def test_overlap_of_histograms(load):
+    overlap = load("nvt").overlap
+    values = np.random.default_rng(0).normal(size=20_000)
+    assert overlap(values, values) == pytest.approx(1)
+    assert overlap(values, values + 100) == 0
+    # two normal distributions two deviations apart share 2 Φ(-1)
+    assert overlap(values, 2 + values[::-1]) == pytest.approx(0.317, abs=0.02)
+
+
+def vibrating(nvt, wavenumber: float, n: int):
+    """N2 that vibrates and drifts, a frame every 4 fs."""
+    atoms = molecule("N2")
+    time = 4.0 * np.arange(n)
+    omega = 2 * np.pi * nvt.SPEED_OF_LIGHT * wavenumber
+    positions = np.tile(atoms.positions, (n, 1, 1))
+    positions[:, 0, 2] += 0.02 * np.cos(omega * time)
+    positions[:, 1, 2] -= 0.02 * np.cos(omega * time)
+    velocities = np.zeros_like(positions)
+    velocities[:, 0, 2] = -0.02 * omega * np.sin(omega * time)
+    velocities[:, 1] -= velocities[:, 0]
+    velocities += 0.3
+    temperatures = 500 + np.random.default_rng(0).normal(size=n)
+    return atoms, nvt.Trajectory(positions, velocities, temperatures, 4.0)
+
+
+def test_the_spectrum_of_one_vibration(load):
+    nvt = load("nvt")
+    atoms, run = vibrating(nvt, 2300.0, 5000)
+    wavenumber, density = nvt.density_of_states(run, atoms.get_masses())
+    assert wavenumber[density.argmax()] == pytest.approx(2300, abs=5)
+    assert np.trapezoid(density, wavenumber) == pytest.approx(1)
+    assert density[0] < 1e-3 * density.max()  # the drift is gone
+    omega = 2 * np.pi * nvt.SPEED_OF_LIGHT * 2300
+    expected = -500 * (omega * nvt.TIMESTEP) ** 2 / 4
+    assert nvt.expected_shift(wavenumber, density) == pytest.approx(expected, rel=0.01)
+
+
+def test_a_broken_bond_is_seen(load):
+    nvt = load("nvt")
+    atoms, run = vibrating(nvt, 2300.0, 400)
+    reference = run.positions.copy()
+    row, figure = nvt.examined(run, atoms, reference)
+    assert (row["bonds"], row["broken_frames"]) == (1, 0)
+    assert row["temperature"] == pytest.approx(500, abs=0.3)
+    assert row["shapes"][0]["name"] == "N-N"
+    assert row["shapes"][0]["overlap"] == pytest.approx(1)
+    text = nvt.markdown({"nitrogen": {"model": "so3krates-x"} | row}, "a machine")
+    assert "| so3krates-x | 2 | 400 | 1 | 0 |" in text
+    assert figure.axes
+    run.positions[7, 0, 2] += 0.5
+    assert nvt.examined(run, atoms, reference)[0]["broken_frames"] == 1
+
+
+def test_a_stopped_run_goes_on(load, tmp_path):
+    nvt = load("nvt")
+    first = molecule("CH3CH2OH")
+    for steps in (40, 80):
+        nvt.run_until(first, "so3krates-ethanol", tmp_path / "twice", steps)
+    nvt.run_until(first, "so3krates-ethanol", tmp_path / "once", 80)
+    nvt.run_until(first, "so3krates-ethanol", tmp_path / "once", 80)
+    twice, once = (nvt.read_run(tmp_path / name) for name in ("twice", "once"))
+    assert twice.interval == nvt.EVERY * nvt.TIMESTEP
+    assert len(once.positions) == 11
+    np.testing.assert_array_equal(twice.positions, once.positions)
+    np.testing.assert_array_equal(twice.velocities, once.velocities)
+    kinetic = 0.5 * first.get_masses()[:, None] * (once.velocities / units.fs) ** 2
+    kelvin = 2 * kinetic.sum((1, 2)) / (3 * len(first) * units.kB)
+    np.testing.assert_allclose(kelvin, once.temperatures, rtol=1e-6)
+    with pytest.raises(SystemExit, match="holds a run of so3krates-ethanol"):
+        nvt.run_until(first, "so3krates-xtb-small-molecules", tmp_path / "once", 90)

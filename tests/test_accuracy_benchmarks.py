@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
 from ase.build import molecule
 
-from attncalc.data import read
+from attncalc.data import Dataset, read
 from attncalc.model_file import shipped_models
 from attncalc.train import Recipe
 from attncalc.train.start import check_start
@@ -174,33 +174,52 @@ def test_the_error_of_a_mean_counts_correlation(load):
 
 
 def test_overlap_of_histograms(load):
-    overlap = load("nvt").overlap
-    values = np.random.default_rng(0).normal(size=20_000)
-    assert overlap(values, values) == pytest.approx(1)
-    assert overlap(values, values + 100) == 0
+    nvt = load("nvt")
+    values, ones = np.random.default_rng(0).normal(size=20_000), np.ones(20_000)
+    sample = nvt.Sample(values, ones)
+    assert nvt.overlap(sample, sample) == pytest.approx(1)
+    assert nvt.overlap(sample, nvt.Sample(values + 100, ones)) == 0
     # two normal distributions two deviations apart share 2 Φ(-1)
-    assert overlap(values, 2 + values[::-1]) == pytest.approx(0.317, abs=0.02)
+    assert nvt.overlap(sample, nvt.Sample(2 + values[::-1], ones)) == pytest.approx(0.317, abs=0.02)
+
+
+def test_frames_are_weighted_to_another_temperature(load):
+    """Twenty-one harmonic modes at 500 K: their energies, and one of their coordinates."""
+    nvt, rng = load("nvt"), np.random.default_rng(0)
+    modes = rng.normal(scale=np.sqrt(units.kB * 500), size=(100_000, 21))
+    energies = 0.5 * (modes**2).sum(axis=1)
+    found = nvt.temperature_of(21 / 2 * units.kB * 640, energies)
+    assert found == pytest.approx(640, rel=0.01)
+    weights = nvt.weights_at(energies, 640)
+    assert weights.mean() == pytest.approx(1)
+    (sample,) = nvt.by_kind(modes[:, :2], weights, ["x", "x"]).values()
+    assert sample.mean == pytest.approx(0, abs=0.005)
+    assert sample.std == pytest.approx(np.sqrt(units.kB * 640), rel=0.02)
+    with pytest.raises(ValueError, match="too short, or too cold"):
+        nvt.temperature_of(100.0, energies)
 
 
 def vibrating(nvt, wavenumber: float, n: int):
-    """N2 that vibrates and drifts, a frame every 4 fs."""
-    atoms = molecule("N2")
+    """Water that drifts while one bond vibrates, a frame every 4 fs, and these frames as data."""
+    atoms = molecule("H2O")
     time = 4.0 * np.arange(n)
     omega = 2 * np.pi * nvt.SPEED_OF_LIGHT * wavenumber
+    along = atoms.positions[1] - atoms.positions[0]
     positions = np.tile(atoms.positions, (n, 1, 1))
-    positions[:, 0, 2] += 0.02 * np.cos(omega * time)
-    positions[:, 1, 2] -= 0.02 * np.cos(omega * time)
-    velocities = np.zeros_like(positions)
-    velocities[:, 0, 2] = -0.02 * omega * np.sin(omega * time)
-    velocities[:, 1] -= velocities[:, 0]
-    velocities += 0.3
-    temperatures = 500 + np.random.default_rng(0).normal(size=n)
-    return atoms, nvt.Trajectory(positions, velocities, temperatures, 4.0)
+    positions[:, 1] += 0.02 * np.cos(omega * time)[:, None] * along
+    velocities = np.full_like(positions, 0.3)
+    velocities[:, 1] -= 0.02 * omega * np.sin(omega * time)[:, None] * along
+    rng = np.random.default_rng(0)
+    temperatures = 500 + rng.normal(size=n)
+    energies = rng.gamma(0.5, units.kB * 500, size=n)
+    frames = tuple(Atoms("OHH", positions=frame) for frame in positions)
+    data = Dataset(structures=frames, energies=energies)
+    return atoms, nvt.Trajectory(positions, velocities, temperatures, energies, 4.0), data
 
 
 def test_the_spectrum_of_one_vibration(load):
     nvt = load("nvt")
-    atoms, run = vibrating(nvt, 2300.0, 5000)
+    atoms, run, _ = vibrating(nvt, 2300.0, 5000)
     wavenumber, density = nvt.density_of_states(run, atoms.get_masses())
     assert wavenumber[density.argmax()] == pytest.approx(2300, abs=5)
     assert np.trapezoid(density, wavenumber) == pytest.approx(1)
@@ -212,18 +231,19 @@ def test_the_spectrum_of_one_vibration(load):
 
 def test_a_broken_bond_is_seen(load):
     nvt = load("nvt")
-    atoms, run = vibrating(nvt, 2300.0, 400)
-    reference = run.positions.copy()
-    row, figure = nvt.examined(run, atoms, reference)
-    assert (row["bonds"], row["broken_frames"]) == (1, 0)
+    atoms, run, data = vibrating(nvt, 2300.0, 400)
+    row, figure = nvt.examined(run, atoms, data)
+    assert (row["bonds"], row["broken_frames"]) == (2, 0)
+    assert row["with_3N"] == pytest.approx(1500)
     assert row["temperature"] == pytest.approx(500, abs=0.3)
-    assert row["shapes"][0]["name"] == "N-N"
+    assert row["data_temperature"] == pytest.approx(500, abs=1e-6)
+    assert row["shapes"][0]["name"] == "O-H"
     assert row["shapes"][0]["overlap"] == pytest.approx(1)
-    text = nvt.markdown({"nitrogen": {"model": "so3krates-x"} | row}, "a machine")
-    assert "| so3krates-x | 2 | 400 | 1 | 0 |" in text
+    text = nvt.markdown({"water": {"model": "so3krates-x"} | row}, "a machine")
+    assert "| so3krates-x | 2 | 400 | 2 | 0 |" in text
     assert figure.axes
-    run.positions[7, 0, 2] += 0.5
-    assert nvt.examined(run, atoms, reference)[0]["broken_frames"] == 1
+    run.positions[7, 1, 1] += 0.5
+    assert nvt.examined(run, atoms, data)[0]["broken_frames"] == 1
 
 
 def test_a_stopped_run_goes_on(load, tmp_path):

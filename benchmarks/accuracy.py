@@ -150,15 +150,16 @@ def markdown(rows: list[dict], unfinished: list[str], machine: str) -> str:
         "# Accuracy beside published numbers",
         "",
         f"{machine}. Errors on whole test sets. E: energy of the structure, meV; F: force "
-        "components, meV/Å; stress: components, meV/Å³. Published: E / F, MAE unless it says RMSE, "
-        "on the same labels unless it names others. Test frames are not the same everywhere: ours "
-        "are the 1,000 of test_01 where papers test on all that is left of MD17.",
+        "components, meV/Å; stress: components, meV/Å³; minutes: wall time of the training, "
+        "compiling included. Published: E / F, MAE unless it says RMSE, on the same labels unless "
+        "it names others. Ours are tested on the 1,000 frames of test_01, as those of rMD17 are; "
+        "Equiformer on all that is left of MD17.",
         "",
-        "**Budgets are unequal.** Published models were trained for hours to days on a GPU, with "
-        "0.3 to 6 million parameters. The rows *So3krates, quick* are a network of some 100,000 "
-        "parameters, one seed, trained for the minutes stated on one core that other work shared: "
-        "they show that a data set is learnt, and how far one gets with so little. The shipped "
-        "models had an hour or more.",
+        "**Budgets are unequal.** Published models have millions of parameters and were trained on "
+        "GPUs, Equiformer for 17 to 61 hours each. *So3krates, quick* has 70,000 to 110,000, one "
+        "seed, and the minutes stated on one core that other work shared: it shows that a data set "
+        "is learnt, and how far one gets with so little. The shipped models had half an hour to "
+        "three hours on one core.",
         "",
     ]
     head = ["data", "labels", "model", "frames", "epochs", "minutes", "E MAE", "E RMSE"]
@@ -187,8 +188,12 @@ def markdown(rows: list[dict], unfinished: list[str], machine: str) -> str:
         lines += ["", f"Not finished: {', '.join(unfinished)}."]
     lines += ["", "Sources:", ""]
     lines += [f"- {one.model}, {', '.join(one.values)}: {one.source}." for one in PUBLISHED]
-    lines += ["- So3krates: its papers' tables could not be read here, so there is no number."]
-    lines += ["", "Commands (`python benchmarks/accuracy.py DATA` runs the quick ones):", ""]
+    lines += ["- So3krates: no number that could be read in its papers."]
+    lines += [
+        "",
+        "Commands (`python benchmarks/accuracy.py DATA` runs the quick ones in the folder DATA):",
+        "",
+    ]
     lines += [f"- {row['model']}, {DATA[row['data']][0]}: `{row['command']}`" for row in rows]
     return "\n".join([*lines, ""])
 

@@ -98,7 +98,7 @@ PUBLISHED = (
         {"3bpa": (3.3, 10.8), "acac": (0.81, 5.90)},
     ),
 )
-# without a number that could be verified: the papers' tables were not at hand
+# in the order of the table; So3krates has no number that could be read in its papers
 MODELS = ("Equiformer", "Equiformer + DeNS", "So3krates", "MACE", "NequIP")
 
 

@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,14 +92,14 @@ def train(path: Path, data: Path, runs: Path) -> bool:
     file = data_file(recipe, data, runs)
     command = [sys.executable, "-m", "attncalc.cli", "train", str(path), "--data", str(file)]
     environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    done = subprocess.run(
-        [*command, "-o", str(runs / recipe.name)],
-        cwd=data,  # where separate test files are found
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
-    return done.returncode == 0
+    # where separate test files are found
+    options = {"cwd": data, "env": environment, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen([*command, "-o", str(runs / recipe.name)], **options) as running:
+        try:
+            return running.wait() == 0
+        except BaseException:  # whoever stops us stops it as well: it would be in the way later
+            running.terminate()
+            raise
 
 
 def row_of(model: str | Path, name: str, data: str, command: str) -> dict:
@@ -220,6 +221,7 @@ def main() -> None:
         write(results / "accuracy.json", json.dumps(content, indent=1) + "\n")
         write(options.output / "accuracy.md", markdown(rows, unfinished, machine_name()))
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
     failed = []
     for k, name in enumerate([] if options.only_table else options.only, start=1):
         path = recipe_of(name)

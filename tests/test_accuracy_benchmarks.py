@@ -6,10 +6,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import molecule
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 
 from attncalc.data import Dataset, read
 from attncalc.model_file import shipped_models
@@ -84,6 +86,7 @@ def test_a_training_that_fails_does_not_stop_the_others(load, monkeypatch, tmp_p
         return True
 
     monkeypatch.setattr(accuracy, "train", train)
+    monkeypatch.setattr(accuracy.signal, "signal", lambda *_: None)
     arguments = ["accuracy.py", str(tmp_path), "--runs", str(tmp_path / "runs")]
     arguments += ["--output", str(tmp_path), "--only", "acac", "uracil"]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -96,18 +99,61 @@ def test_a_training_that_fails_does_not_stop_the_others(load, monkeypatch, tmp_p
     assert json.loads((tmp_path / "results" / "accuracy.json").read_text())["rows"]
 
 
+class Started:
+    """A process that is not one: what it was told, and how it ends."""
+
+    def __init__(self, ends: int | type[BaseException]) -> None:
+        self.ends, self.terminated = ends, False
+
+    def __call__(self, command, **more):
+        self.command, self.more = command, more
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def wait(self) -> int:
+        if isinstance(self.ends, int):
+            return self.ends
+        raise self.ends
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+
 def test_the_command_of_a_training(load, monkeypatch, tmp_path):
-    accuracy, told = load("accuracy"), {}
+    accuracy, acac = load("accuracy"), load("accuracy").recipe_of("acac")
+    for ends, finished_ in ((0, True), (1, False)):
+        monkeypatch.setattr(accuracy.subprocess, "Popen", started := Started(ends))
+        assert accuracy.train(acac, tmp_path, tmp_path / "runs") is finished_
+        assert started.more["cwd"] == tmp_path  # where the test file is
+        assert str(tmp_path / "acac_train_300K.npz") in started.command
+        assert started.command[-1] == str(tmp_path / "runs" / "so3krates-acac-quick")
+    monkeypatch.setattr(accuracy.subprocess, "Popen", started := Started(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        accuracy.train(acac, tmp_path, tmp_path / "runs")
+    assert started.terminated, "no training goes on alone"
 
-    def run(command, **more):
-        told.update(command=command, **more)
-        return type("Done", (), {"returncode": 1})
 
-    monkeypatch.setattr(accuracy.subprocess, "run", run)
-    assert not accuracy.train(accuracy.recipe_of("acac"), tmp_path, tmp_path / "runs")
-    assert told["cwd"] == tmp_path  # where the test file is
-    assert str(tmp_path / "acac_train_300K.npz") in told["command"]
-    assert told["command"][-1] == str(tmp_path / "runs" / "so3krates-acac-quick")
+def test_silicon_is_mended_once(load, tmp_path):
+    accuracy = load("accuracy")
+    atoms = bulk("Cu", cubic=True)
+    atoms.set_cell(atoms.cell.array + 0.02 * np.eye(3, k=1), scale_atoms=True)
+    atoms.info["group"] = "Elastic"
+    atoms.calc = EMT()
+    stress = atoms.get_stress()
+    ase.io.write(tmp_path / "mlearn_Si.extxyz", atoms)
+    silicon, ethanol = (Recipe.from_yaml(accuracy.recipe_of(x)) for x in ("mlearn-si", "ethanol"))
+    assert accuracy.data_file(ethanol, tmp_path, tmp_path) == tmp_path / "rmd17_ethanol.npz"
+    file = accuracy.data_file(silicon, tmp_path, tmp_path)
+    assert abs(stress[3] - stress[4]) > 1e-3
+    swapped = stress[[0, 1, 2, 4, 3, 5]]
+    np.testing.assert_allclose(ase.io.read(file).get_stress(), swapped, atol=1e-7)
+    (tmp_path / "mlearn_Si.extxyz").unlink()
+    assert accuracy.data_file(silicon, tmp_path, tmp_path) == file
 
 
 def test_fine_tuning_trains_both_ways_once(load, monkeypatch, tmp_path):

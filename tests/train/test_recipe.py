@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from damage import damaged, limits
 
+from attncalc.model_file import NETWORKS
 from attncalc.train import Recipe
 from attncalc.train.fit import read_split
 
@@ -56,6 +57,16 @@ def test_data_labels_and_splits_of_the_shipped_recipes(shared):
         named = "train" in recipe.split  # then the seed draws nothing
         assert told[: -1 if named else None] == seen[recipe.data][1][: -1 if named else None]
     assert len(seen) == 14
+
+
+@pytest.mark.parametrize(
+    ("name", "n_elements", "published"),
+    [("so3krates-uracil-published", 100, 319_213), ("equiformer-uracil-l2", 64, 3_496_001)],
+)
+def test_published_recipes_have_the_published_number_of_parameters(name, n_elements, published):
+    recipe = Recipe.from_yaml(RECIPES / f"{name}.yaml")
+    network = NETWORKS[recipe.network][0](recipe.network_config(lambda: 1.0), n_elements)
+    assert sum(p.numel() for p in network.parameters()) == published
 
 
 def test_the_least_recipe(tmp_path):

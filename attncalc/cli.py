@@ -37,6 +37,7 @@ from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
 from attncalc.files import refuse_existing
 from attncalc.graph import species_of
+from attncalc.in_words import names_in_words
 from attncalc.md import (
     ENSEMBLES,
     SPREAD,
@@ -748,17 +749,17 @@ def models() -> None:
     shipped = model_file.shipped_models()
     width = max(map(len, shipped), default=0) + 2
     click.echo(
-        f"{'name':{width}}{'network':15}{'elements':12}{'force MAE':>12}  data, level of theory"
+        f"{'name':{width}}{'network':14} {'elements':12}{'force MAE':>12}  data, level of theory"
     )
     for name, path in shipped.items():
         header = model_file.header(path)
-        info, (described, *others) = header["training"], model_file.descriptions(header)
-        elements = " ".join(chemical_symbols[z] for z in described["species"])
-        network = described["network"] + (f" x {len(others) + 1}" if others else "")
+        info, described = header["training"], model_file.descriptions(header)
+        elements = " ".join(chemical_symbols[z] for z in described[0]["species"])
+        network = names_in_words(member["network"] for member in described)
         test = info.get("test_errors") or {}
         mae = f"{1e3 * test['force_mae']:.1f} meV/Å" if test.get("force_mae") else "-"
         origin = f"{info.get('data', '-')}, {info.get('level_of_theory') or '-'}"
-        click.echo(f"{name:{width}}{network:15}{elements:12}{mae:>12}  {origin}")
+        click.echo(f"{name:{width}}{network:14} {elements:12}{mae:>12}  {origin}")
 
 
 @main.group()

@@ -292,13 +292,14 @@ def _mean(results: list[Result]) -> Result:
     def all_of(name: str) -> Tensor:
         return torch.stack([getattr(result, name) for result in results])
 
-    energy, forces = all_of("energy"), all_of("forces")
+    energy_spread, energy = torch.std_mean(all_of("energy"), 0)
+    forces_spread, forces = torch.std_mean(all_of("forces"), 0)
     return Result(
-        energy=energy.mean(0),
+        energy=energy,
         energies=all_of("energies").mean(0),
-        forces=forces.mean(0),
+        forces=forces,
         strain_gradient=all_of("strain_gradient").mean(0),
-        spread=Spread(energy=energy.std(0), forces=forces.std(0)),
+        spread=Spread(energy=energy_spread, forces=forces_spread),
     )
 
 
@@ -385,15 +386,6 @@ def stress(result: Result, system: System) -> Tensor:
             f"structure {first} has no volume, so stress is not defined: set three cell vectors"
         )
     return result.strain_gradient / volume[:, None, None]
-
-
-def beyond_cutoff(potential: Potential) -> str:
-    """How far a layer looks beyond its cutoff, in words that follow it; nothing if it does not."""
-    local = potential.networks[0].config.cutoff
-    if potential.cutoff == local:
-        return ""
-    far = "over all pairs" if potential.cutoff >= ALL_PAIRS else f"up to {potential.cutoff:g} Å"
-    return f", non-local attention {far}"
 
 
 def check_system(potential: Potential, system: System) -> None:

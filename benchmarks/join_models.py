@@ -19,6 +19,7 @@ from tables import table, write
 from attncalc import Committee, load
 from attncalc.data import read
 from attncalc.data.errors import errors, predict
+from attncalc.in_words import cutoffs_in_words, networks_in_words
 from attncalc.model_file import model_name, save
 
 
@@ -69,13 +70,12 @@ def main() -> None:
 
 def card(name: str, committee: Committee, found: dict) -> str:
     """What the committee is and how large its errors are, and its members'."""
-    info, config = committee.training_info, committee.networks[0].config
+    info = committee.training_info
     seeds = ", ".join(str(member["seed"]) for member in info["members"].values())
     minutes = f"{info['wall_time_s'] / 60:.0f} min"
     facts = [
-        ["network", f"mean of {len(committee.members)} networks of {committee.n_parameters:,} "
-         f"parameters, {config.num_layers} layers, cutoff {config.cutoff} Å, "
-         f"{config.cutoff_function} cutoff function"],
+        ["network", networks_in_words(committee)],
+        ["cutoff", cutoffs_in_words(committee)],
         ["data", f"{info['data']} (labels: {info['labels']})"],
         ["level of theory", info["level_of_theory"]],
         ["structures", f"{info['n_train']} training, {info['n_validation']} validation, "

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from ase.units import fs
 
-from attncalc import AttnCalculator, Committee, Potential, evaluate, load, save
-from attncalc.fast import CloseAtomsTakePlain
+from attncalc import AttnCalculator, Committee, Potential, evaluate, load, md, save
+from attncalc.fast import CloseAtomsTakePlain, disagreement, lower
+from attncalc.in_words import cutoffs_in_words, names_in_words, networks_in_words
+from attncalc.model_file import header
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.system import System
@@ -152,3 +155,67 @@ def test_charge_counts_only_where_every_member_reads_it():
     energy = charged.get_potential_energy()
     charged.info["charge"] = 0
     assert abs(charged.get_potential_energy() - energy) > 1e-6
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Committee:
+    """Shipped models of the same molecule by two networks, one twice but for its last bias."""
+    so3krates = load("so3krates-ethanol")
+    other = load("so3krates-ethanol")
+    with torch.no_grad():
+        other.network.head.energy.bias += 0.01
+    return Committee([so3krates, load("equiformer-ethanol"), other])
+
+
+def test_a_committee_of_different_networks_in_one_file(mixed, tmp_path):
+    path = tmp_path / "mixed.safetensors"
+    save(mixed, path)
+    again = load(path)
+    assert [type(network).__name__ for network in again.networks] == [
+        "So3krates",
+        "Equiformer",
+        "So3krates",
+    ]
+    for ours, theirs in zip(again.members, mixed.members, strict=True):
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], tensor), name
+    assert {described["network"] for described in header(path)["members"]} == {
+        "so3krates",
+        "equiformer",
+    }
+    (of_file,) = AttnCalculator(path, device="cpu").calculate_many([molecule("CH3CH2OH")])
+    alone = [AttnCalculator(m, device="cpu") for m in ("so3krates-ethanol", "equiformer-ethanol")]
+    forces = [one.calculate_many([molecule("CH3CH2OH")])[0]["forces"] for one in alone]
+    mean = (2 * forces[0] + forces[1]) / 3  # a bias of the energy exerts no force
+    np.testing.assert_allclose(of_file["forces"], mean, atol=1e-6)
+
+
+def test_every_member_of_a_mixed_committee_has_its_own_engine(mixed):
+    pytest.importorskip("numba")
+    fast = lower(mixed)
+    names = [type(member.engine.engine).__module__ for member in fast.members]
+    assert [name.split(".")[2] for name in names] == ["so3krates", "equiformer", "so3krates"]
+    assert disagreement(fast, mixed) < 1e-4
+    assert AttnCalculator(mixed, device="cpu").verify().passed
+
+
+def test_a_mixed_committee_moves_atoms_and_conserves_energy(mixed):
+    system = System.from_ase(molecule("CH3CH2OH"))
+    verlet = md.Verlet(timestep=0.5 * fs)
+    state = verlet.init(mixed, system, seed=0)
+    then = state.conserved
+    state = md.run(verlet, mixed, state, n_steps=40)
+    torch.testing.assert_close(state.conserved, then, rtol=0, atol=5e-3)
+    assert 0 < state.spread.item() < 1
+
+
+def test_what_a_mixed_committee_is_in_words(mixed, committee):
+    assert networks_in_words(mixed) == (
+        "mean of 2 x So3krates, 382,461 parameters and 1 x Equiformer, 485,553 parameters"
+    )
+    assert networks_in_words(committee).startswith("mean of 3 x So3krates, ")
+    assert networks_in_words(mixed.members[0]) == "So3krates, 382,461 parameters"
+    assert cutoffs_in_words(mixed) == "5 Å"
+    assert names_in_words(["a", "b", "a"]) == "a x 2 + b x 1"
+    assert names_in_words(["a", "a"]) == "a x 2"
+    assert names_in_words(["a"]) == "a"

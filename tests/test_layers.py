@@ -20,7 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"neighbors", "graph", "basis"}),
     frozenset({"nn", "physics", "kernels"}),
     frozenset({"potential"}),
-    frozenset({"model_file", "fast", "checks", "data", "plots", "convert"}),
+    frozenset({"model_file", "fast", "checks", "data", "plots", "convert", "in_words"}),
     frozenset({"calculator", "md", "train"}),
     frozenset({"plugins"}),
     frozenset({"cli", "report"}),

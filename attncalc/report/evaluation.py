@@ -33,8 +33,9 @@ from attncalc.data.errors import (
     stress_statistics,
 )
 from attncalc.data.outliers import features_of, outliers
+from attncalc.in_words import cutoffs_in_words, networks_in_words
 from attncalc.model_file import model_name
-from attncalc.potential import Potential, beyond_cutoff
+from attncalc.potential import Potential
 from attncalc.report.pictures import elements_of, gallery, pictures
 
 # stands in the head of every report, by which one is known
@@ -266,12 +267,11 @@ def remarks(
 
 def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]:
     """What the model file says."""
-    (network, *others), info = potential.networks, potential.training_info
-    one_of = f"mean of {len(others) + 1} x " if others else ""
+    info = potential.training_info
     told = [
         ("model", subject.model),
-        ("network", f"{one_of}{type(network).__name__}, {potential.n_parameters:,} parameters"),
-        ("cutoff", f"{network.config.cutoff:g} Å{beyond_cutoff(potential)}"),
+        ("network", networks_in_words(potential)),
+        ("cutoff", cutoffs_in_words(potential)),
         ("elements", " ".join(chemical_symbols[z] for z in potential.species)),
         ("trained on", _data_of(info)),
         ("level of theory", str(info.get("level_of_theory") or "not stated")),

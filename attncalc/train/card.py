@@ -6,7 +6,8 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from attncalc.potential import Potential, beyond_cutoff
+from attncalc.in_words import beyond_cutoff
+from attncalc.potential import Potential
 from attncalc.train.recipe import Recipe
 
 
@@ -29,7 +30,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         "|---|---|",
         f"| network | {one_of}{recipe.network}, {potential.n_parameters:,} parameters, "
         f"{config.num_layers} layers, cutoff {config.cutoff} Å, "
-        f"{config.cutoff_function} cutoff function{beyond_cutoff(potential)} |",
+        f"{config.cutoff_function} cutoff function{beyond_cutoff(config)} |",
         *(f"| **fault** | {fault} |" for fault in config.faults),
         f"| elements | {elements} |",
         f"| data | {info['data']} (labels: {info['labels']}) |",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 import os
 import re
 import shlex
@@ -644,7 +643,8 @@ def evaluate(
     Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
     """
     from attncalc import data
-    from attncalc.data.errors import predict, spread_bins, spread_correlation
+    from attncalc.data.calibration import calibrations
+    from attncalc.data.errors import predict
     from attncalc.report import Subject, evaluation, remarks
 
     target = None if no_report else _report_file(report, model, data_file, labels, split)
@@ -666,13 +666,8 @@ def evaluate(
     seconds = time.perf_counter() - start
     click.echo(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
     click.echo(_table(_error_rows(prediction, dataset)))
-    correlation = spread_correlation(prediction, dataset)
-    if math.isfinite(correlation):  # a committee, and labelled forces
-        (whole,) = spread_bins(prediction, dataset, (0.0, 1.0))
-        click.echo(
-            f"spread of the committee: the force error is {whole.ratio:.1f} times as large, "
-            f"rank correlation {correlation:.2f}"
-        )
+    for quantity, worth in calibrations(prediction, dataset).items():  # of a committee
+        click.echo(f"spread of the committee: {quantity} {worth}")
     command, device = shlex.join(["attncalc", *sys.argv[1:]]), str(potential.device)
     subject = Subject(model, split, indices, command, device, seconds)
     for remark in remarks(potential, prediction, dataset, subject):

@@ -876,8 +876,13 @@ def test_eval_of_a_committee_tells_what_its_spread_is_worth(ethanol_file: str) -
     atoms.get_forces()
     write("labelled.extxyz", atoms)
     said = succeeds("eval", f"{ETHANOL}-committee", "labelled.extxyz")
-    (line,) = [line for line in said.splitlines() if line.startswith("spread of the committee: ")]
-    assert re.search(r"error is \d+\.\d times as large, rank correlation -?\d\.\d\d$", line)
+    start = "spread of the committee: "
+    lines = [line.removeprefix(start) for line in said.splitlines() if line.startswith(start)]
+    assert [line.split(" errors are ")[0] for line in lines] == ["force", "energy per atom"]
+    found = (
+        r"errors are \d+\.\d\d times as large, ENCE \d+ % \(by chance 11 %\), rank correlation -?\d"
+    )
+    assert re.search(found, lines[0])  # 9 atoms: one bin of 27 numbers
     (page,) = Path.cwd().glob("eval-*.html")
     assert "What the spread of the committee tells" in page.read_text()
 

@@ -159,7 +159,8 @@ def test_spread_of_a_committee(potential):
     assert "committee" not in report(potential, dataset, prediction)[1].text
     halves = tuple(np.full(f.shape, 0.05) for f in prediction.forces)  # of errors of 0.1
     halves[0][:] = 0.04
-    ours = dataclasses.replace(prediction, forces_spread=halves)
+    of_energy = np.linspace(0.05, 0.2, 30)
+    ours = dataclasses.replace(prediction, forces_spread=halves, energies_spread=of_energy)
     page = report(potential, dataset, ours)[1]
     (bins,) = [k for k, cells in enumerate(page.rows) if cells and cells[0] == "spread"]
     n_atoms, spread, rmse, ratio = (
@@ -169,7 +170,12 @@ def test_spread_of_a_committee(potential):
     assert 40 <= spread <= 50
     assert rmse == pytest.approx(100, rel=0.2)
     assert ratio == pytest.approx(rmse / spread, abs=0.01)
-    assert "Rank correlation of spread and error" in page.text
+    n, factor, *_ = row(page, "spread of the force")
+    assert (n, factor) == (n_atoms, pytest.approx(rmse / spread, rel=0.1))
+    assert row(page, "spread of the energy per atom")[0] == 30
+    drawn = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
+    assert sum("against the spread of the committee" in label for label in drawn) == 2
+    assert "95 % interval" in page.text
 
 
 def test_worst_structures(potential):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from attncalc.data.dataset import Dataset
 from attncalc.data.statistics import per_element
@@ -29,12 +28,14 @@ class Prediction:
         forces: one [n_atoms, 3] eV/Å array per structure.
         stress: [n, 3, 3] eV/Å³ if the data set has stress, else None.
         forces_spread: of a committee, the standard deviation over its members, like `forces`.
+        energies_spread: likewise, like `energies`.
     """
 
     energies: Floats
     forces: tuple[Floats, ...]
     stress: Floats | None
     forces_spread: tuple[Floats, ...] | None = None
+    energies_spread: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,14 @@ def predict(
     """
     if len(dataset) == 0:
         raise ValueError(f"{dataset.source}: the data set is empty")
-    energies, forces, stresses, spreads = [], [], [], []
+    energies, forces, stresses = [], [], []
+    forces_spread, energies_spread = [], []
     for system, result in evaluate_many(potential, dataset.structures, batch_atoms=batch_atoms):
         energies.append(result.energy.cpu().numpy())
         forces += [part.numpy() for part in system.split(result.forces.cpu())]
         if result.spread is not None:
-            spreads += [part.numpy() for part in system.split(result.spread.forces.cpu())]
+            forces_spread += [p.numpy() for p in system.split(result.spread.forces.cpu())]
+            energies_spread.append(result.spread.energy.cpu().numpy())
         if dataset.stress is not None:
             stresses.append(stress_of(result, system).cpu().numpy())
         if progress is not None:
@@ -94,7 +97,8 @@ def predict(
         energies=np.concatenate(energies),
         forces=tuple(forces),
         stress=np.concatenate(stresses) if stresses else None,
-        forces_spread=tuple(spreads) if spreads else None,
+        forces_spread=tuple(forces_spread) if forces_spread else None,
+        energies_spread=np.concatenate(energies_spread) if energies_spread else None,
     )
 
 
@@ -141,7 +145,7 @@ class Statistics:
     def relative(self) -> float:
         """RMSE over the scatter: 1 for a model that knows only the mean; NaN without a scatter."""
         # what is left of labels that composition explains to the last bit is rounding
-        return _ratio(self.rmse, self.scatter) if self.scatter > 1e-9 else float("nan")
+        return ratio_of(self.rmse, self.scatter) if self.scatter > 1e-9 else float("nan")
 
     @classmethod
     def of(cls, error: Floats, labels: Floats) -> Statistics:
@@ -177,30 +181,6 @@ class ForceBin:
     rmse: float
     relative: float
     angle: float
-
-
-@dataclass(frozen=True)
-class SpreadBin:
-    """Errors of the forces on atoms on which the members of a committee differ by so much.
-
-    Attributes:
-        low, high: spread of the force on the atom, root mean square of its three components, eV/Å;
-            `low` belongs to the bin, `high` to the next one.
-        n_atoms: in the bin.
-        spread: root mean square over the bin, eV/Å.
-        rmse: of the mean of the members, over components, eV/Å.
-    """
-
-    low: float
-    high: float
-    n_atoms: int
-    spread: float
-    rmse: float
-
-    @property
-    def ratio(self) -> float:
-        """RMSE over spread: above 1 where the members agree more than they are right."""
-        return _ratio(self.rmse, self.spread)
 
 
 def energy_statistics(prediction: Prediction, dataset: Dataset) -> dict[str, Statistics]:
@@ -285,7 +265,7 @@ def force_bins(
     labels, error = _labelled_forces(dataset), force_errors(prediction, dataset)
     size = np.linalg.norm(labels, axis=1)
     bins = []
-    for low, high, mine in _between_quantiles(size, quantiles):
+    for low, high, mine in between_quantiles(size, quantiles):
         force = labels[mine]
         bins.append(
             ForceBin(
@@ -294,55 +274,14 @@ def force_bins(
                 n_atoms=int(mine.sum()),
                 mae=float(np.abs(error[mine]).mean()),
                 rmse=float(np.sqrt((error[mine] ** 2).mean())),
-                relative=_ratio(np.linalg.norm(error[mine], axis=1).mean(), size[mine].mean()),
+                relative=ratio_of(np.linalg.norm(error[mine], axis=1).mean(), size[mine].mean()),
                 angle=_median_angle(force + error[mine], force),
             )
         )
     return bins
 
 
-def spread_bins(
-    prediction: Prediction, dataset: Dataset, quantiles: Sequence[float] = QUANTILES
-) -> list[SpreadBin]:
-    """Whether the spread of a committee tells its errors: bins between quantiles of the spread.
-
-    Empty without reference forces, and for a single network.
-    """
-    if dataset.forces is None or prediction.forces_spread is None:
-        return []
-    error, spread = force_errors(prediction, dataset), _spread_on_atoms(prediction)
-    return [
-        SpreadBin(
-            low=low,
-            high=high,
-            n_atoms=int(mine.sum()),
-            spread=float(np.sqrt((spread[mine] ** 2).mean())),
-            rmse=float(np.sqrt((error[mine] ** 2).mean())),
-        )
-        for low, high, mine in _between_quantiles(spread, quantiles)
-    ]
-
-
-def spread_correlation(prediction: Prediction, dataset: Dataset) -> float:
-    """Spearman's rank correlation of spread and size of the force error, over atoms; NaN without.
-
-    1 if atoms sorted by spread are sorted by error, 0 if the spread knows nothing of it.
-    """
-    if dataset.forces is None or prediction.forces_spread is None:
-        return float("nan")
-    size = np.linalg.norm(force_errors(prediction, dataset), axis=1)
-    spread = _spread_on_atoms(prediction)
-    if not (np.ptp(spread) > 0 and np.ptp(size) > 0):  # nothing can be ranked
-        return float("nan")
-    return float(spearmanr(spread, size).statistic)
-
-
-def _spread_on_atoms(prediction: Prediction) -> Floats:
-    """[n_atoms of all structures] eV/Å: root mean square over the components of each force."""
-    return np.sqrt((np.concatenate(prediction.forces_spread or ()) ** 2).mean(axis=1))
-
-
-def _between_quantiles(
+def between_quantiles(
     values: Floats, quantiles: Sequence[float]
 ) -> Iterator[tuple[float, float, NDArray[np.bool_]]]:
     """Bounds of each bin and which values are in it; equal bounds make one bin."""
@@ -380,5 +319,6 @@ def _median_angle(a: Floats, b: Floats) -> float:
     return float(np.median(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
 
 
-def _ratio(a: float, b: float) -> float:
+def ratio_of(a: float, b: float) -> float:
+    """a / b; NaN where b is not positive."""
     return float(a / b) if b > 0 else float("nan")

@@ -6,6 +6,7 @@ Nothing here touches pyplot, so no window, backend or style of the process chang
 from attncalc.plots.dynamics import bond_lengths, md_summary, radial_distribution
 from attncalc.plots.errors import (
     along_the_file,
+    calibration,
     error_against_size,
     error_histogram,
     force_error_gallery,
@@ -19,6 +20,7 @@ from attncalc.plots.training import learning_curve
 __all__ = [
     "along_the_file",
     "bond_lengths",
+    "calibration",
     "draw_structure",
     "error_against_size",
     "error_histogram",

@@ -18,6 +18,7 @@ from attncalc.plots.structures import draw_structure
 from attncalc.plots.style import (
     BLUE,
     CLOUD,
+    GREEN,
     GREY,
     ORANGE,
     SERIES,
@@ -178,6 +179,60 @@ def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit
         label = "median" if share == 0.5 else f"{100 * share:.0f} % are below"
         axes.plot(*np.transpose(curve), color=ORANGE, linestyle=style, linewidth=1.6, label=label)
     axes.plot(extent[:2], extent[:2], color=GREY, linewidth=1, linestyle=":", label="error = label")
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
+    legend_above(axes, columns=3)
+    return figure
+
+
+def calibration(
+    spread: ArrayLike,
+    error: ArrayLike,
+    curve: ArrayLike,
+    *,
+    factor: float,
+    quantity: str,
+    unit: str,
+) -> Figure:
+    """Errors of a committee against its spread, both logarithmic, with the calibration curve.
+
+    Args:
+        spread: [n] in `unit`, not negative.
+        error: [n] likewise.
+        curve: [n_bins, 3]: of bins of the spread the root mean squares of spread and error, and
+            how uncertain the latter is.
+        factor: drawn as a line: error = factor * spread.
+        quantity: what it is, for the axes.
+        unit: for the axes.
+    """
+    x, y = np.ravel(spread), np.ravel(error)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(f"spread of {quantity}, {unit}")
+    axes.set_ylabel(f"error of {quantity}, {unit}")
+    tidy(axes)
+    there = (x > 0) & (y > 0)
+    if there.sum() < 2:
+        axes.plot(x, y, "o", color=BLUE, markersize=3)
+        return figure
+    x, y = x[there], y[there]
+    low_y = max(np.quantile(y, 0.005), 1e-3 * y.max())  # tiny errors are hits, not knowledge
+    y = np.maximum(y, low_y)
+    extent = (x.min() / 1.1, x.max() * 1.1, low_y / 1.2, y.max() * 1.3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _cloud(axes, x, y, extent=extent, scale="log")
+    logarithmic(axes.xaxis, *extent[:2])
+    logarithmic(axes.yaxis, *extent[2:])
+    ends = np.array(extent[:2])
+    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=":", label="error = spread")
+    if factor > 0:  # not NaN either
+        label = f"error = {factor:.2f} x spread"
+        axes.plot(ends, factor * ends, color=GREEN, linewidth=1.2, linestyle="--", label=label)
+    at, rmse, uncertain = np.reshape(curve, (-1, 3)).T
+    axes.errorbar(
+        at, rmse, uncertain, color=ORANGE, linewidth=1.6, marker="o", markersize=4, label="RMSE"
+    )
     axes.set_xlim(extent[:2])
     axes.set_ylim(extent[2:])
     legend_above(axes, columns=3)

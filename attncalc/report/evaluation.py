@@ -20,6 +20,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from attncalc.data import Dataset
+from attncalc.data.calibration import calibrations, precision_of_spread, spread_bins
 from attncalc.data.errors import (
     Prediction,
     Statistics,
@@ -28,15 +29,13 @@ from attncalc.data.errors import (
     force_bins,
     force_statistics,
     force_statistics_by_element,
-    spread_bins,
-    spread_correlation,
     stress_statistics,
 )
 from attncalc.data.outliers import features_of, outliers
 from attncalc.in_words import cutoffs_in_words, networks_in_words
 from attncalc.model_file import model_name
 from attncalc.potential import Potential
-from attncalc.report.pictures import elements_of, gallery, pictures
+from attncalc.report.pictures import calibration_pictures, elements_of, gallery, pictures
 
 # stands in the head of every report, by which one is known
 GENERATOR = "attncalc eval"
@@ -104,7 +103,10 @@ def evaluation(
         ],
         by_force_size=force_bins(prediction, dataset),
         by_spread=spread_bins(prediction, dataset),
-        spread_correlation=spread_correlation(prediction, dataset),
+        calibrations=calibrations(prediction, dataset),
+        calibration_pictures=list(calibration_pictures(prediction, dataset)),
+        n_members=len(potential.networks),
+        precision_of_spread=precision_of_spread,
         by_composition=compositions(prediction, dataset),
         pictures=list(pictures(prediction, dataset, indices)),
         gallery=gallery(prediction, dataset, indices, by_force),

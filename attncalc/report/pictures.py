@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from attncalc import plots
 from attncalc.data import Dataset
+from attncalc.data.calibration import Calibration, energy_samples, force_samples
 from attncalc.data.errors import (
     Prediction,
     energy_errors,
@@ -88,6 +89,35 @@ def pictures(
     figure = plots.along_the_file(indices, error, quantity="energy error per atom", unit="meV")
     caption = f"Energy errors{less} in the order of the file: steps show parts that differ."
     yield replace(_picture(figure, "along-file", caption), wide=True)
+
+
+def calibration_pictures(prediction: Prediction, dataset: Dataset) -> Iterator[Picture]:
+    """Of a committee: errors against spreads, of forces and of energies; else none."""
+    found = {
+        "force": (force_samples(prediction, dataset), "meV/Å", "an atom"),
+        "energy per atom": (energy_samples(prediction, dataset), "meV", "a structure"),
+    }
+    for quantity, (samples, unit, one) in found.items():
+        if samples is None:
+            continue
+        calibration = Calibration.of(samples)
+        curve = [
+            (1e3 * b.spread, 1e3 * b.rmse, 1e3 * b.rmse / np.sqrt(2 * b.n * samples.n_components))
+            for b in calibration.bins
+        ]
+        figure = plots.calibration(
+            1e3 * samples.spread,
+            1e3 * samples.error,
+            curve,
+            factor=calibration.factor,
+            quantity=quantity,
+            unit=unit,
+        )
+        caption = (
+            f"Errors of the {quantity} against the spread of the committee, a point for {one}; "
+            "orange: root mean square error of bins with as many points each."
+        )
+        yield _picture(figure, f"calibration-{quantity.split()[0]}", caption)
 
 
 def gallery(

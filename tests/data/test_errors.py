@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from attncalc import Committee, Potential, System, data, evaluate
+from attncalc.data.calibration import calibrations, spread_bins
 from attncalc.data.errors import (
     Prediction,
     Statistics,
@@ -20,8 +21,6 @@ from attncalc.data.errors import (
     force_statistics,
     force_statistics_by_element,
     predict,
-    spread_bins,
-    spread_correlation,
     stress_statistics,
 )
 from attncalc.neighbors import VerletList
@@ -225,28 +224,6 @@ def test_force_bins_where_forces_vanish(dataset, prediction):
     assert np.isnan(found.angle)
 
 
-def test_spread_bins_of_a_calibrated_committee(dataset):
-    """Errors drawn with the spread as their width: ratio 1 in every bin, and they rank alike."""
-    rng = np.random.default_rng(0)
-    many = data.concatenate([dataset] * 200)
-    spread = tuple(
-        np.repeat(rng.uniform(0.1, 1.0, size=(len(f), 1)), 3, axis=1) for f in many.forces
-    )
-    forces = tuple(s * rng.normal(size=s.shape) for s in spread)
-    ours = Prediction(many.energies, forces, None, forces_spread=spread)
-    bins = spread_bins(ours, many, (0, 0.5, 1))
-    assert [b.n_atoms for b in bins] == [3600, 3600]
-    assert bins[0].spread < bins[1].spread
-    assert bins[0].low == min(s.min() for s in spread)
-    for b in bins:
-        assert b.ratio == pytest.approx(1.0, abs=0.03)
-        assert b.rmse == pytest.approx(b.spread, rel=0.03)
-    assert 0.3 < spread_correlation(ours, many) < 0.9
-    blind = tuple(rng.uniform(0.1, 1.0, size=s.shape) for s in spread)
-    unrelated = dataclasses.replace(ours, forces_spread=blind)
-    assert abs(spread_correlation(unrelated, many)) < 0.05
-
-
 def test_the_spread_of_a_prediction_is_that_of_its_members(potential, labelled):
     torch.manual_seed(1)
     other = Potential(So3krates(potential.network.config, 2).double(), (28, 29))
@@ -257,8 +234,11 @@ def test_the_spread_of_a_prediction_is_that_of_its_members(potential, labelled):
     for k, spread in enumerate(found.forces_spread):
         by_hand = np.std([p.forces[k] for p in alone], axis=0, ddof=1)
         np.testing.assert_allclose(spread, by_hand, atol=1e-12)
+    by_hand = np.std([p.energies for p in alone], axis=0, ddof=1)
+    np.testing.assert_allclose(found.energies_spread, by_hand, atol=1e-12)
+    assert alone[0].energies_spread is None
+    assert calibrations(alone[0], labelled) == {}
     assert spread_bins(alone[0], labelled) == []
-    assert np.isnan(spread_correlation(alone[0], labelled))
 
 
 def test_tables_without_labels(labelled, prediction):

@@ -318,6 +318,7 @@ def test_pictures_of_errors(n):
             "label: force, eV/Å",
         ),
         (plots.along_the_file(np.arange(n), error, **names), "index in the file"),
+        (plots.error_along(labels, np.abs(error), label="x, Å", quantity="force"), "x, Å"),
         (
             plots.calibration(
                 np.abs(labels), np.abs(error), [(0.5, 0.1, 0.02)], factor=0.1, **names
@@ -338,6 +339,8 @@ def test_pictures_of_a_perfect_model():
         plots.share_below({"H": zero}, **names),
         plots.error_against_size(zero, zero, **names),
         plots.along_the_file(np.arange(40), zero, **names),
+        plots.error_along(zero, zero, label="x, Å", quantity="force"),
+        plots.error_along(zero, zero + 1, label="x, Å", quantity="force"),
         plots.calibration(zero, zero, [(0, 0, 0)], factor=np.nan, **names),
         plots.calibration(zero + 1, zero + 1, [(1, 1, 0.1)], factor=np.nan, **names),
     ):

@@ -12,6 +12,7 @@ from ase.build import bulk, molecule
 from matplotlib.figure import Figure
 
 from attncalc import Potential, data
+from attncalc.data.contacts import closest_contacts
 from attncalc.data.errors import Prediction
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.report import Subject, evaluation
@@ -149,6 +150,11 @@ def test_elements_sizes_and_compositions(potential):
     found = row(page, f"{bounds[0]:.3g} – {bounds[1]:.3g}")
     mine = size < bounds[1]
     assert found[:2] == pytest.approx([mine.sum(), np.abs(error[mine]).mean()], abs=0.06)
+    contacts = closest_contacts(dataset)
+    assert "By the distance of the nearest neighbour" in page.text
+    found = row(page, f"{contacts.min():.3g} – {np.quantile(contacts, 0.01):.3g}")
+    mine = contacts < np.quantile(contacts, 0.01)
+    assert found[:2] == pytest.approx([mine.sum(), np.abs(error[mine]).mean()], abs=0.06)
     of_formaldehyde = [k for k, s in enumerate(dataset.structures) if len(s) == 4]
     energy = 1e3 * (prediction.energies - dataset.energies)[of_formaldehyde] / 4
     assert row(page, "CH2O")[:2] == pytest.approx([10, np.abs(energy).mean()], abs=0.06)
@@ -212,7 +218,7 @@ def test_stress_in_both_units(potential):
     _, page = report(potential, dataset, prediction)
     rows = [cells for cells in page.rows if cells and cells[0] == "stress"]
     assert [cells[1:3] for cells in rows] == [["meV/Å³", "10.000"], ["GPa", "1.602"]]
-    assert page.count("svg") == 9
+    assert page.count("svg") == 10
 
 
 # ------------------------------------------------------------------------------------- the page
@@ -238,7 +244,7 @@ def test_pictures_exist_and_have_names_of_their_own(potential):
     dataset, prediction = molecules(30)
     _, page = report(potential, dataset, prediction)
     pictures = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(pictures) == 8
+    assert len(pictures) == 9
     assert all(p["role"] == "img" and len(p["aria-label"]) > 10 for p in pictures)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(set(ids)) == len(ids), "what a reference points to is unique"
@@ -267,7 +273,7 @@ def test_any_name_is_text(potential):
     assert page.count("script") == page.count("img") == 0
     assert "<script" not in text
     assert page.text.count(HOSTILE) >= 6, "as it is, wherever it is shown"
-    assert page.count("svg") == 8
+    assert page.count("svg") == 9
 
 
 def test_a_header_may_hold_anything(potential):
@@ -322,7 +328,7 @@ def test_energies_only(potential):
 
 def test_one_structure(potential):
     _, page = report(potential, *molecules(1))
-    assert page.count("svg") == 8
+    assert page.count("svg") == 9
 
 
 def test_a_perfect_model(potential):

@@ -15,8 +15,10 @@ from attncalc.potential import stress as stress_of
 
 Floats = NDArray[np.float64]
 
-# of |F_ref|: finer where forces are large, and models tend to be wrong
+# of |F_ref| and the like: finer where forces are large, and models tend to be wrong
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+# where both ends are unusual
+BOTH_ENDS = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class ForceBin:
-    """Errors of the forces on atoms whose reference force has a size between two bounds.
+    """Errors of the forces on atoms of which some number is between two bounds.
 
     Attributes:
-        low, high: |F_ref|, eV/Å; `low` belongs to the bin, `high` to the next one.
+        low, high: of this number; `low` belongs to the bin, `high` to the next one.
         n_atoms: in the bin.
         mae, rmse: eV/Å, over components.
         relative: mean |F - F_ref| over mean |F_ref|; NaN where all forces are zero.
@@ -253,19 +255,29 @@ def force_statistics_by_element(prediction: Prediction, dataset: Dataset) -> dic
 
 
 def force_bins(
-    prediction: Prediction, dataset: Dataset, quantiles: Sequence[float] = QUANTILES
+    prediction: Prediction,
+    dataset: Dataset,
+    quantiles: Sequence[float] = QUANTILES,
+    *,
+    by: Floats | None = None,
 ) -> list[ForceBin]:
     """Errors of forces by the size of the reference force, in bins between its quantiles.
 
     Equal bounds, as where many forces vanish by symmetry, make one bin; empty without reference
     forces.
+
+    Args:
+        prediction: for this data set.
+        dataset: with labels.
+        quantiles: that bound the bins, from 0 to 1.
+        by: [n_atoms of all structures], finite: another number to go by.
     """
     if dataset.forces is None:
         return []
     labels, error = _labelled_forces(dataset), force_errors(prediction, dataset)
     size = np.linalg.norm(labels, axis=1)
     bins = []
-    for low, high, mine in between_quantiles(size, quantiles):
+    for low, high, mine in between_quantiles(size if by is None else by, quantiles):
         force = labels[mine]
         bins.append(
             ForceBin(

@@ -6,24 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import chemical_symbols
 
+from attncalc.data.contacts import BONDED, neighbors_of, reach_of, touching
 from attncalc.data.dataset import Dataset, Integers
 from attncalc.data.errors import Floats, Prediction, energy_errors, explained_by_composition
-from attncalc.graph import edge_vectors
 from attncalc.names import pair_name
-from attncalc.neighbors import neighbor_list
-from attncalc.system import System
 
-# structures per neighbour search: enough to hide its overhead, few enough for memory
-BATCH = 64
 # a feature is unusual within this share of the structures at its end, but one is always the last
 UNUSUAL = 0.01
 # remarks about one structure: there are many features, and some number is always a little extreme
 MOST_REMARKS = 3
-# distances over the sum of covalent radii: below the first a bond, up to the second a contact
-BONDED, CONTACT = 1.35, 1.8
 
 
 @dataclass(frozen=True)
@@ -196,22 +189,12 @@ def _rare_elements(dataset: Dataset) -> Feature:
 
 def _distances(dataset: Dataset) -> list[Feature]:
     """Bonds and contacts by pair of elements, and atoms that no bond holds."""
-    present = np.unique(np.concatenate([structure.numbers for structure in dataset.structures]))
-    reach = float(2 * CONTACT * covalent_radii[present].max())
+    reach = reach_of(dataset)
     columns: dict[str, list[tuple[int, float, str]]] = {}  # name -> (structure, value, text)
-    for first in range(0, len(dataset), BATCH):
-        structures = dataset.structures[first : first + BATCH]
-        system = System.from_ase(structures, first=first)
-        edges = neighbor_list(system, reach)
-        lengths = torch.linalg.vector_norm(edge_vectors(system, edges), dim=1).numpy()
-        receivers, senders = edges.receivers.numpy(), edges.senders.numpy()
-        atoms = np.cumsum([0, *map(len, structures)])
-        for k, (structure, low) in enumerate(zip(structures, atoms[:-1], strict=True), start=first):
-            # edges come by receiver
-            mine = slice(*np.searchsorted(receivers, (low, low + len(structure))))
-            i, j = receivers[mine] - low, senders[mine] - low
-            for name, value, text in _extremes(structure.numbers, i, j, lengths[mine], reach):
-                columns.setdefault(name, []).append((k, value, text))
+    found = zip(dataset.structures, neighbors_of(dataset), strict=True)
+    for k, (structure, neighbors) in enumerate(found):
+        for name, value, text in _extremes(structure.numbers, *neighbors, reach):
+            columns.setdefault(name, []).append((k, value, text))
     features = []
     for name, column in columns.items():
         values, texts = np.full(len(dataset), np.nan), [""] * len(dataset)
@@ -226,8 +209,7 @@ def _extremes(
     numbers: Integers, i: Integers, j: Integers, lengths: Floats, reach: float
 ) -> Iterator[tuple[str, float, str]]:
     """What is extreme within one structure: name, value to compare with others, and in words."""
-    ratio = lengths / (covalent_radii[numbers[i]] + covalent_radii[numbers[j]])
-    bonded = ratio < BONDED
+    bonded = lengths < BONDED * touching(numbers, i, j)
     z, y = np.minimum(numbers[i], numbers[j]), np.maximum(numbers[i], numbers[j])
     for a, b in np.unique(np.stack([z, y], axis=1), axis=0):
         pair = pair_name(a, b)

@@ -29,6 +29,7 @@ from attncalc.plots.style import (
 )
 
 Floats = NDArray[np.float64]
+Scale = Literal["linear", "log"]
 
 SIZE, WIDE = (4.7, 4.3), (12.0, 2.8)
 # above so many points a cloud says less than how many points are where
@@ -167,21 +168,47 @@ def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit
     extent = (low_x / 1.1, x.max() * 1.1, low_y / 1.2, y.max() * 1.3)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _cloud(axes, x, y, extent=extent, scale="log")
+    _cloud(axes, x, y, extent=extent, scales=("log", "log"))
     logarithmic(axes.xaxis, *extent[:2])
     logarithmic(axes.yaxis, *extent[2:])
-    bounds = np.unique(np.quantile(x, np.linspace(0, 1, int(np.clip(len(x) // 50, 2, 16)))))
-    which = np.clip(np.digitize(x, bounds[1:-1]), 0, None)
-    for share, style in ((0.5, "-"), (0.95, "--")):
-        curve = [
-            (np.median(x[which == k]), np.quantile(y[which == k], share)) for k in np.unique(which)
-        ]
-        label = "median" if share == 0.5 else f"{100 * share:.0f} % are below"
-        axes.plot(*np.transpose(curve), color=ORANGE, linestyle=style, linewidth=1.6, label=label)
+    _quantile_curves(axes, x, y)
     axes.plot(extent[:2], extent[:2], color=GREY, linewidth=1, linestyle=":", label="error = label")
     axes.set_xlim(extent[:2])
     axes.set_ylim(extent[2:])
     legend_above(axes, columns=3)
+    return figure
+
+
+def error_along(value: ArrayLike, error: ArrayLike, *, label: str, quantity: str) -> Figure:
+    """Size of the error, logarithmic, against some number, with error quantiles.
+
+    Args:
+        value: [n].
+        error: [n], not negative.
+        label: of the number, for the axis, with its unit.
+        quantity: what the error is of, with its unit.
+    """
+    x, y = np.ravel(value), np.ravel(error)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"error of {quantity}")
+    tidy(axes)
+    there = y > 0
+    if there.sum() < 2:
+        axes.plot(x, y, "o", color=BLUE, markersize=3)
+        return figure
+    x, y = x[there], y[there]
+    y = np.maximum(y, low := np.quantile(y, 0.001))
+    room = 0.02 * np.ptp(x) or 0.5
+    extent = (x.min() - room, x.max() + room, low / 1.2, y.max() * 1.3)
+    axes.set_yscale("log")
+    _cloud(axes, x, y, extent=extent, scales=("linear", "log"))
+    logarithmic(axes.yaxis, *extent[2:])
+    _quantile_curves(axes, x, y)
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
+    legend_above(axes, columns=2)
     return figure
 
 
@@ -221,7 +248,7 @@ def calibration(
     extent = (x.min() / 1.1, x.max() * 1.1, low_y / 1.2, y.max() * 1.3)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _cloud(axes, x, y, extent=extent, scale="log")
+    _cloud(axes, x, y, extent=extent, scales=("log", "log"))
     logarithmic(axes.xaxis, *extent[:2])
     logarithmic(axes.yaxis, *extent[2:])
     ends = np.array(extent[:2])
@@ -289,13 +316,25 @@ def force_error_gallery(
     return figure
 
 
+def _quantile_curves(axes: Axes, x: Floats, y: Floats) -> None:
+    """Median and 95 % of y in bins of x with as many points each."""
+    bounds = np.unique(np.quantile(x, np.linspace(0, 1, int(np.clip(len(x) // 50, 2, 16)))))
+    which = np.clip(np.digitize(x, bounds[1:-1]), 0, None)
+    for share, style in ((0.5, "-"), (0.95, "--")):
+        curve = [
+            (np.median(x[which == k]), np.quantile(y[which == k], share)) for k in np.unique(which)
+        ]
+        label = "median" if share == 0.5 else f"{100 * share:.0f} % are below"
+        axes.plot(*np.transpose(curve), color=ORANGE, linestyle=style, linewidth=1.6, label=label)
+
+
 def _cloud(
     axes: Axes,
     x: Floats,
     y: Floats,
     *,
     extent: tuple[float, float, float, float],
-    scale: Literal["linear", "log"] = "linear",
+    scales: tuple[Scale, Scale] = ("linear", "linear"),
 ) -> None:
     """Points, or where there are many, hexagons that are fuller the more points they hold."""
     if len(x) <= MOST_POINTS:
@@ -303,17 +342,18 @@ def _cloud(
         axes.plot(x, y, "o", color=CLOUD, markersize=3.5, alpha=alpha, markeredgewidth=0)
         axes.lines[-1].set_rasterized(len(x) > 300)
         return
-    if scale == "log":  # then hexbin wants exponents
-        extent = tuple(np.log10(extent))
+    # of logarithmic axes hexbin wants exponents
+    of_axes = (scales[0], scales[0], scales[1], scales[1])
+    ends = tuple(np.log10(e) if s == "log" else e for e, s in zip(extent, of_axes, strict=True))
     axes.hexbin(
         x,
         y,
         gridsize=90,
         bins="log",
         mincnt=1,
-        extent=extent,
-        xscale=scale,
-        yscale=scale,
+        extent=ends,
+        xscale=scales[0],
+        yscale=scales[1],
         cmap=faint_to_full(CLOUD),
         linewidths=0.1,
         rasterized=True,

@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 
 from attncalc.data import Dataset
 from attncalc.data.calibration import calibrations, precision_of_spread, spread_bins
+from attncalc.data.contacts import closest_contacts
 from attncalc.data.errors import (
+    BOTH_ENDS,
+    ForceBin,
     Prediction,
     Statistics,
     energy_errors,
@@ -101,7 +104,7 @@ def evaluation(
             (chemical_symbols[z], statistics)
             for z, statistics in force_statistics_by_element(prediction, dataset).items()
         ],
-        by_force_size=force_bins(prediction, dataset),
+        force_bins=binned(prediction, dataset),
         by_spread=spread_bins(prediction, dataset),
         calibrations=calibrations(prediction, dataset),
         calibration_pictures=list(calibration_pictures(prediction, dataset)),
@@ -183,6 +186,28 @@ def property_rows(prediction: Prediction, dataset: Dataset) -> Iterator[Row]:
     if stress is not None:
         yield Row("stress", "meV/Å³", 1e3, stress)
         yield Row("stress", "GPa", GPA, stress)
+
+
+def binned(prediction: Prediction, dataset: Dataset) -> list[tuple[str, str, str, list[ForceBin]]]:
+    """(id of a table, caption, what it goes by, bins); empty without reference forces."""
+    if dataset.forces is None:
+        return []
+    contacts = closest_contacts(dataset)
+    return [
+        (
+            "force-bins",
+            "By the size of the reference force, between its quantiles",
+            "|F|, eV/Å",
+            force_bins(prediction, dataset),
+        ),
+        (
+            "contact-bins",
+            "By the distance of the nearest neighbour over the sum of their covalent radii, "
+            "between its quantiles: what is compressed comes first",
+            "distance / radii",
+            force_bins(prediction, dataset, BOTH_ENDS, by=contacts),
+        ),
+    ]
 
 
 def compositions(prediction: Prediction, dataset: Dataset) -> list[tuple]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from attncalc import plots
 from attncalc.data import Dataset
 from attncalc.data.calibration import Calibration, energy_samples, force_samples
+from attncalc.data.contacts import closest_contacts
 from attncalc.data.errors import (
     Prediction,
     energy_errors,
@@ -86,6 +87,17 @@ def pictures(
             np.linalg.norm(reference, axis=1), size, quantity="force on an atom", unit="eV/Å"
         )
         yield _picture(figure, "force-size", "Errors of forces against the size of the force.")
+        figure = plots.error_along(
+            closest_contacts(dataset),
+            size,
+            label="distance of the nearest neighbour / covalent radii",
+            quantity="force on an atom, eV/Å",
+        )
+        caption = (
+            "Errors of forces against how close the nearest neighbour is: 1 for a bond at rest, "
+            "whatever its elements."
+        )
+        yield _picture(figure, "force-contact", caption)
     figure = plots.along_the_file(indices, error, quantity="energy error per atom", unit="meV")
     caption = f"Energy errors{less} in the order of the file: steps show parts that differ."
     yield replace(_picture(figure, "along-file", caption), wide=True)

@@ -209,6 +209,17 @@ def test_force_bins(labelled, prediction):
     assert bins[1].relative == pytest.approx(ratio)
 
 
+def test_force_bins_by_another_number(labelled, prediction):
+    n_atoms = sum(map(len, labelled.structures))
+    number = np.arange(n_atoms, dtype=float)
+    first, last = force_bins(prediction, labelled, (0, 0.5, 1), by=number)
+    error = force_errors(prediction, labelled)
+    assert (first.low, last.high) == (0, n_atoms - 1)
+    assert first.n_atoms + last.n_atoms == n_atoms
+    assert first.mae == pytest.approx(np.abs(error[number < first.high]).mean())
+    assert last.mae == pytest.approx(np.abs(error[number >= last.low]).mean())
+
+
 def test_angles_of_force_bins(labelled):
     turned = tuple(f @ np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1.0]]) for f in labelled.forces)
     flat = dataclasses.replace(labelled, forces=tuple(f * [1, 1, 0] for f in labelled.forces))

@@ -1,0 +1,63 @@
+"""How close atoms come to their nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from ase.data import covalent_radii
+
+from attncalc.data.dataset import Dataset, Floats, Integers
+from attncalc.graph import edge_vectors
+from attncalc.neighbors import neighbor_list
+from attncalc.system import System
+
+# structures per neighbour search: enough to hide its overhead, few enough for memory
+BATCH = 64
+# distances over the sum of covalent radii: below the first a bond, up to the second a contact
+BONDED, CONTACT = 1.35, 1.8
+
+
+def reach_of(dataset: Dataset) -> float:
+    """Å: twice as far as the largest two atoms touch."""
+    present = np.unique(np.concatenate([structure.numbers for structure in dataset.structures]))
+    return float(2 * CONTACT * covalent_radii[present].max())
+
+
+def neighbors_of(dataset: Dataset) -> Iterator[tuple[Integers, Integers, Floats]]:
+    """Of each structure in turn: atoms i and j [n_edges], both ways, and their distances [n_edges].
+
+    Pairs up to `reach_of(dataset)`, images of periodic structures too.
+    """
+    reach = reach_of(dataset)
+    for first in range(0, len(dataset), BATCH):
+        structures = dataset.structures[first : first + BATCH]
+        system = System.from_ase(structures, first=first)
+        edges = neighbor_list(system, reach)
+        lengths = torch.linalg.vector_norm(edge_vectors(system, edges), dim=1).numpy()
+        receivers, senders = edges.receivers.numpy(), edges.senders.numpy()
+        atoms = np.cumsum([0, *map(len, structures)])
+        for structure, low in zip(structures, atoms[:-1], strict=True):
+            # edges come by receiver
+            mine = slice(*np.searchsorted(receivers, (low, low + len(structure))))
+            yield receivers[mine] - low, senders[mine] - low, lengths[mine]
+
+
+def touching(numbers: Integers, i: Integers, j: Integers) -> Floats:
+    """Å: sums of covalent radii of pairs of atoms."""
+    return covalent_radii[numbers[i]] + covalent_radii[numbers[j]]
+
+
+def closest_contacts(dataset: Dataset) -> Floats:
+    """[n_atoms of all structures]: of each atom the smallest distance over covalent radii.
+
+    About 1 for a bond at rest, less for one that is compressed, whatever the elements; no more than
+    `2 * CONTACT`, which stands for an atom with nothing around it.
+    """
+    found = []
+    for structure, (i, j, lengths) in zip(dataset.structures, neighbors_of(dataset), strict=True):
+        closest = np.full(len(structure), 2 * CONTACT)
+        np.minimum.at(closest, i, lengths / touching(structure.numbers, i, j))
+        found.append(closest)
+    return np.concatenate(found)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.io import write as write_extxyz
 from ase.units import GPa
 
 PEER = "so3krates-torch=PYTHON or mace-torch=PYTHON or nequip=PYTHON"
@@ -30,6 +31,7 @@ def load(monkeypatch):
         "make_peptide",
         "silicon",
         "mend_silicon",
+        "learning_curve",
     ):
         sys.modules.pop(name, None)
 
@@ -243,3 +245,55 @@ def test_a_worker_that_fails_is_told_in_one_line(load):
     assert list(failed) == ["failed"]
     assert "mace" in failed["failed"]
     assert "\n" not in failed["failed"]
+
+
+def test_the_exponent_of_a_learning_curve(load):
+    exponent = load("learning_curve").exponent
+    b, a, error = exponent([100, 200, 400], [5 * n**-0.7 for n in (100, 200, 400)])
+    assert (b, a, error) == pytest.approx((0.7, 5, 0), abs=1e-12)
+    b, _, error = exponent([100, 1000], [10, 1])
+    assert b == pytest.approx(1)
+    assert np.isnan(error)
+    assert np.isnan(exponent([100], [10])).all()
+    # as often outside of its standard error as a t distribution of 2 degrees of freedom says
+    rng = np.random.default_rng(0)
+    frames = np.array([100, 200, 400, 950])
+    found = [exponent(frames, frames**-0.5 * np.exp(0.1 * rng.normal(size=4))) for _ in range(2000)]
+    assert np.mean([abs(b - 0.5) > e for b, _, e in found]) == pytest.approx(0.423, abs=0.03)
+
+
+def test_a_learning_curve_goes_on_where_it_stopped(load, tmp_path, monkeypatch, capsys):
+    script = load("learning_curve")
+    atoms = []
+    for k in range(14):
+        atoms.append(bulk("Cu", cubic=True))
+        atoms[-1].rattle(0.1, seed=k)
+        atoms[-1].calc = EMT()
+        atoms[-1].get_forces()
+    write_extxyz(tmp_path / "cu.extxyz", atoms)
+    (tmp_path / "tiny.yaml").write_text(
+        "name: tiny\ndata: cu.extxyz\nsplit: {sizes: [8, 2, 4]}\nepochs: 2\nbatch_size: 2\n"
+        "compile: never\nconfig: {cutoff: 4.0, num_features: 8, num_heads: 2, degrees: [1], "
+        "num_layers: 1, num_basis: 4}\n"
+    )
+    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+
+    def run(*frames: int) -> list[dict]:
+        numbers = map(str, frames)
+        command = ["learning_curve", str(tmp_path / "tiny.yaml"), "--frames", *numbers, *folders]
+        monkeypatch.setattr(sys, "argv", command)
+        script.main()
+        return json.loads((tmp_path / "learning_curve.json").read_text())["rows"]
+
+    first = run(4)
+    assert [(row["frames"], row["epochs"]) for row in first] == [(4, 4)]  # 8 steps, as on all
+    done = (tmp_path / "runs" / "tiny-4" / "metrics.csv").stat().st_mtime_ns
+    rows = run(8, 4)
+    assert [(row["frames"], row["epochs"]) for row in rows] == [(4, 4), (8, 2)]
+    assert rows[0] == first[0]
+    assert (tmp_path / "runs" / "tiny-4" / "metrics.csv").stat().st_mtime_ns == done
+    assert all(row["force"] > 0 for row in rows)
+    assert "| tiny | 8 | 2 | 0.00 |" in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "learning_curve.svg").read_text()
+    with pytest.raises(SystemExit, match="--frames 9, there are 8 to train on"):
+        run(9)

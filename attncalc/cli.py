@@ -612,7 +612,12 @@ def train(recipe, data, output, member) -> None:
     plan = training.Recipe.from_yaml(recipe)
     folder = Path(output or Path("runs") / plan.name)
     command = shlex.join(["attncalc", *sys.argv[1:]])
+    speaks = training.connect().is_first  # of several processes, one
+    if not speaks:
+        logging.getLogger("attncalc").setLevel(logging.ERROR)
     done = training.run(plan, folder, data=data, command=command, member=member)
+    if not speaks:
+        return
     click.echo(done.model.with_suffix(".md").read_text())
     click.echo(f"wrote {done.model}")
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset as Indexed
 
 from attncalc.data import Dataset
 from attncalc.graph import Graph
 from attncalc.neighbors import fresh_graph
 from attncalc.potential import volumes
 from attncalc.system import System
+from attncalc.train.order import Share, Sizes
 from attncalc.train.step import Batch
 
 
@@ -83,6 +86,32 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     graph = replace(batch.graph, **{k: v.to(device) for k, v in vars(batch.graph).items()})
     labels = {k: v.to(device) for k, v in vars(batch).items() if k != "graph"}
     return Batch(graph=graph, **labels)
+
+
+class Batches(Indexed[Callable[[], Batch | None]]):
+    """What makes the batch of a `Share`, when it is called: None of an empty one.
+
+    It is called within the step, where an error is one of all processes.
+    """
+
+    def __init__(self, samples: Sequence[Batch]) -> None:
+        self.samples = samples
+
+    def __getitem__(self, share: Share) -> Callable[[], Batch | None]:
+        return partial(self._batch, share)
+
+    def _batch(self, share: Share) -> Batch | None:
+        if not share.structures:
+            return None
+        batch = join([self.samples[k] for k in share.structures])
+        shares = torch.tensor([share.of_structures, share.of_atoms], dtype=torch.float64)
+        return replace(batch, shares=shares)
+
+
+def sizes_of(samples: Sequence[Batch]) -> Sizes:
+    """Of batches of one structure each."""
+    n = np.array([(sample.graph.n_atoms, sample.graph.n_edges) for sample in samples])
+    return Sizes(n_atoms=n[:, 0], n_edges=n[:, 1])
 
 
 def _starts(counts: list[int]) -> list[int]:

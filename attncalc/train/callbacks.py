@@ -90,6 +90,20 @@ class UseStep(L.Callback):
         _ours(module).step = self.step
 
 
+class AddUp(L.Callback):
+    """Adds up what the processes found in validation, before anything is made of it."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        _ours(module).add_up()
+
+
+class StopTogether(L.Callback):
+    """Takes the signals that end a training from Lightning, which would end this process only."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        _ours(module).processes.listen()
+
+
 class BestModel(L.Callback):
     """Saves the model with the lowest validation loss, and the table of all epochs.
 

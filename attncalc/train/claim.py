@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from attncalc import model_file
 from attncalc.data import Dataset
 from attncalc.files import Claim
 from attncalc.system import charge_and_spin
+from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe
 
 # entries beside the recipe's own
@@ -23,20 +24,36 @@ DATA, START = "data_sha256", "start_sha256"
 
 
 @contextmanager
-def claimed(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) -> Iterator[None]:
-    """An output folder, made if need be, that no other process trains in meanwhile.
+def claimed(
+    output: Path, recipe: Recipe, training: Dataset, validation: Dataset, processes: Processes
+) -> Iterator[None]:
+    """An output folder, made if need be, that no other training writes into meanwhile.
+
+    The first of several processes claims it for all.
 
     Raises:
-        BlockingIOError: another one does.
-        ValueError: the folder holds a run of another recipe, on other data, or from another start.
+        BlockingIOError: another training does.
+        ValueError: the folder holds a run of another recipe, on other data, or from another start,
+            or the processes have not the same data.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with Claim(output):
-        _remember(output, recipe, training, validation)
+    with ExitStack() as claim:
+        with processes.together():
+            data = {"training": checksum(training), "validation": checksum(validation)}
+            if processes.is_first:
+                output.mkdir(parents=True, exist_ok=True)
+                claim.enter_context(Claim(output))
+                _remember(output, recipe, data, training.source)
+        of_first = processes.from_first(lambda: data)
+        with processes.together():
+            if data != of_first:
+                raise ValueError(
+                    f"{training.source}: process {processes.rank} of this training has other data "
+                    "than the first: give all of them the same, they share them out by themselves"
+                )
         yield
 
 
-def _remember(output: Path, recipe: Recipe, training: Dataset, validation: Dataset) -> None:
+def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -> None:
     """Recipe and data of an output folder; refuse to continue another run.
 
     Files may be moved and renamed between two calls, their content is what counts. A folder that
@@ -45,7 +62,6 @@ def _remember(output: Path, recipe: Recipe, training: Dataset, validation: Datas
     """
     mark = output / "recipe.json"
     ours = json.loads(json.dumps(recipe.as_dict()))
-    data = {"training": checksum(training), "validation": checksum(validation)}
     start = _start_checksum(recipe)
     begun = [*output.glob("last.ckpt"), *output.glob("member-*/last.ckpt")]
     if mark.exists() and begun:
@@ -58,7 +74,7 @@ def _remember(output: Path, recipe: Recipe, training: Dataset, validation: Datas
         if changed:
             raise ValueError(
                 f"{output} holds a run on other data (different: {' and '.join(changed)} set; now "
-                f"from {training.source}): choose another output folder, or remove this one to "
+                f"from {source}): choose another output folder, or remove this one to "
                 "start again"
             )
         if their_start and start != their_start:

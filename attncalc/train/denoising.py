@@ -28,7 +28,7 @@ MARGIN = 10.0
 NOISE_STREAM = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DisplacedBatch(Batch):
     """A batch some of whose atoms have been moved; its labels are those of before.
 

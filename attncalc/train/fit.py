@@ -18,15 +18,17 @@ from attncalc.data.errors import Errors, errors, predict
 from attncalc.model_file import NETWORKS, header, load, model_name, save, write_atomically
 from attncalc.potential import Committee, Potential, check_system
 from attncalc.system import System
-from attncalc.train.batches import samples, to_device
+from attncalc.train.batches import samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve
 from attncalc.train.card import card
 from attncalc.train.claim import claimed
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.fastest import fastest_step
-from attncalc.train.loop import device, finished_history, train_loop
+from attncalc.train.loop import finished_epochs, train_loop
 from attncalc.train.memory import keep_freed_memory
 from attncalc.train.module import TrainingModule
+from attncalc.train.order import n_steps
+from attncalc.train.processes import Processes, connect
 from attncalc.train.recipe import Recipe
 from attncalc.train.reproducible import ordered_sums
 from attncalc.train.start import check_start, elements_of, new_potential
@@ -59,7 +61,8 @@ def run(
 ) -> Training:
     """Read the recipe's data, train (or go on where a stopped run was), test, write the card.
 
-    A run that has done all its epochs is tested again, not trained again.
+    A run that has done all its epochs is tested again, not trained again. Of several processes
+    (torchrun, srun) the first tests and writes; the others are done when the training is.
 
     Args:
         recipe: what to do.
@@ -81,13 +84,17 @@ def run(
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
     keep_freed_memory()
+    processes = connect()
     try:
-        training, validation, test = read_split(recipe)  # all members are trained on one split
-        if member is not None:
-            output, recipe = _member_folder(output, member), recipe.member(member)
-        _check(recipe, output, training, validation, test)
-        with claimed(output, recipe, training, validation):
-            done = _fit(recipe, training, validation, output)
+        with processes.together():
+            training, validation, test = read_split(recipe)  # all members are trained on one split
+            if member is not None:
+                output, recipe = _member_folder(output, member), recipe.member(member)
+            _check(recipe, processes, output, training, validation, test)
+        with claimed(output, recipe, training, validation, processes):
+            done = _fit(recipe, training, validation, output, processes)
+            if not processes.is_first:
+                return done
             test_errors = None if test is None else errors(predict(done.potential, test), test)
             _describe(done, recipe, (training, validation, test), test_errors, command)
     except KeyboardInterrupt as stop:
@@ -121,7 +128,7 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
 def fit(
     recipe: Recipe, training: Dataset, validation: Dataset, output: str | Path | None = None
 ) -> Training:
-    """Train on data in memory.
+    """Train on data in memory; each of several processes (torchrun, srun) has all of them.
 
     A run that was stopped, however hard, goes on after its last complete epoch when the same
     recipe is started again with the same `output`, and ends with the same bits as an
@@ -141,72 +148,82 @@ def fit(
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
-    _check(recipe, output, training, validation)
-    _require_matching_units(recipe, training)
-    with claimed(output, recipe, training, validation):
-        return _fit(recipe, training, validation, output)
+    processes = connect()
+    with processes.together():
+        _check(recipe, processes, output, training, validation)
+        _require_matching_units(recipe, training)
+    with claimed(output, recipe, training, validation, processes):
+        return _fit(recipe, training, validation, output, processes)
 
 
 @torch.random.fork_rng(devices=[])  # the global random numbers stay the caller's
-def _fit(recipe: Recipe, training: Dataset, validation: Dataset, output: Path) -> Training:
+def _fit(
+    recipe: Recipe, training: Dataset, validation: Dataset, output: Path, processes: Processes
+) -> Training:
     """On data that are checked, in a folder that is claimed."""
     if recipe.committee > 1:
-        return _fit_committee(recipe, training, validation, output)
-    for unfinished in output.glob(".*.part"):  # what a killed run was just writing
-        unfinished.unlink()
-    model, checkpoint, goes_on = _left_behind(recipe, output)
-    history = finished_history(checkpoint, recipe)
-    if history is not None:
-        log.info("%s has done its %d epochs: nothing left to train", output, len(history))
-        LearningCurve(output / "learning_curve.png", recipe.name).draw(history)
+        return _fit_committee(recipe, training, validation, output, processes)
+    model = output / f"{recipe.name}.safetensors"
+    goes_on, history = processes.from_first(lambda: _begun(recipe, output))
+    if len(history) >= recipe.epochs:
+        if processes.is_first:
+            log.info("%s has done its %d epochs: nothing left to train", output, len(history))
+            LearningCurve(output / "learning_curve.png", recipe.name).draw(history)
         return Training(load(model), model, history)
-    # what it started from may be gone: all but the last weights stands in its own best model
-    potential = load(model).requires_grad_(True) if goes_on else new_potential(recipe, training)
-    if goes_on and recipe.denoising:  # its model has no denoising head, its checkpoint has
-        potential = with_denoising(potential)
-    potential = potential.to(device())
-    reach = margin(recipe.denoising) if recipe.denoising else 0.0
-    batches = samples(training, potential.cutoff, potential.species, margin=reach)
-    n_steps = recipe.epochs * -(-len(batches) // recipe.batch_size)
-    module = TrainingModule(potential, recipe, n_steps)
-    with ordered_sums(device()):
-        step = (
-            denoising_step(potential, module.weights)
-            if recipe.denoising
-            else fastest_step(
-                potential,
-                module.weights,
-                [to_device(batch, device()) for batch in batches],
-                recipe,
-                shortest=data.shortest_distance(training),
-                n_steps=n_steps,
+    with processes.together():
+        # what it started from may be gone: all but the last weights stands in its own best model
+        potential = load(model).requires_grad_(True) if goes_on else new_potential(recipe, training)
+        if goes_on and recipe.denoising:  # its model has no denoising head, its checkpoint has
+            potential = with_denoising(potential)
+        potential = potential.to(processes.device)
+        reach = margin(recipe.denoising) if recipe.denoising else 0.0
+        batches = samples(training, potential.cutoff, potential.species, margin=reach)
+        sizes = sizes_of(batches)
+        module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
+    processes.copy_first(list(potential.state_dict().values()))
+    checked = samples(validation, potential.cutoff, potential.species)
+    with ordered_sums(processes.device):
+        with processes.together():
+            step = (
+                denoising_step(potential, module.weights)
+                if recipe.denoising
+                else fastest_step(
+                    potential,
+                    module.weights,
+                    [to_device(batch, processes.device) for batch in batches],
+                    recipe,
+                    shortest=data.shortest_distance(training),
+                    n_steps=module.n_steps,
+                )
             )
-        )
-        train_loop(
-            module,
-            step,
-            batches,
-            samples(validation, potential.cutoff, potential.species),
-            recipe,
-            output,
-        )
+        train_loop(module, step, (batches, sizes), (checked, sizes_of(checked)), recipe, output)
+    processes.from_first(model.exists)  # the others have nothing to read before it is written
     return Training(load(model), model, module.history)
 
 
+def _begun(recipe: Recipe, output: Path) -> tuple[bool, list[dict[str, float]]]:
+    """Whether a run goes on, and its history."""
+    for unfinished in output.glob(".*.part"):  # what a killed run was just writing
+        unfinished.unlink()
+    _, checkpoint, goes_on = _left_behind(recipe, output)
+    return goes_on, finished_epochs(checkpoint)
+
+
 def _fit_committee(
-    recipe: Recipe, training: Dataset, validation: Dataset, output: Path
+    recipe: Recipe, training: Dataset, validation: Dataset, output: Path, processes: Processes
 ) -> Training:
     members, history, wall_time = [], [], 0.0
     for k in range(1, recipe.committee + 1):
         log.info("member %d of %d", k, recipe.committee)
         member, folder = recipe.member(k), _member_folder(output, k)
-        with claimed(folder, member, training, validation):
-            done = _fit(member, training, validation, folder)
+        with claimed(folder, member, training, validation, processes):
+            done = _fit(member, training, validation, folder, processes)
         members.append(done.potential)
         history += [row | {"wall_time_s": wall_time + row["wall_time_s"]} for row in done.history]
         wall_time = history[-1]["wall_time_s"]
     model = output / f"{recipe.name}.safetensors"
-    save(Committee(members), model)
+    potential = Committee(members)
+    processes.from_first(lambda: save(potential, model))
     return Training(load(model), model, history)
 
 
@@ -222,12 +239,14 @@ def _left_behind(recipe: Recipe, output: Path) -> tuple[Path, Path, bool]:
 
 def _check(
     recipe: Recipe,
+    processes: Processes,
     output: Path,
     training: Dataset,
     validation: Dataset,
     test: Dataset | None = None,
 ) -> None:
-    """Everything about the data that would otherwise go wrong later, perhaps after days."""
+    """Everything that would otherwise go wrong later, perhaps after days."""
+    processes.check(recipe)
     known = set(elements_of(training))
     for role, dataset in (("training", training), ("validation", validation), ("test", test)):
         if dataset is None:

@@ -6,49 +6,34 @@ import io
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from attncalc.model_file import write_atomically
-from attncalc.train.batches import join
-from attncalc.train.callbacks import BestModel, LearningCurve, MovingAverage, Progress, UseStep
+from attncalc.train.batches import Batches
+from attncalc.train.callbacks import (
+    AddUp,
+    BestModel,
+    LearningCurve,
+    MovingAverage,
+    Progress,
+    StopTogether,
+    UseStep,
+)
 from attncalc.train.module import TrainingModule
+from attncalc.train.order import EpochOrder, Share, Shares, Sizes, validation_shares
 from attncalc.train.recipe import Recipe
 from attncalc.train.step import Batch, Step
-
-# structures of one validation batch
-VALIDATION_BATCH = 50
-
-
-class EpochOrder(Sampler[int]):
-    """The order of the structures, a pure function of seed and epoch.
-
-    An epoch that is run again after an interruption is the same epoch.
-    """
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        # a generator: the epoch is read when the first structure is asked for
-        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist()
 
 
 class SafeCheckpoints(TorchCheckpointIO):
@@ -62,63 +47,80 @@ class SafeCheckpoints(TorchCheckpointIO):
         write_atomically(path, content.getvalue())
 
 
-def finished_history(checkpoint: Path, recipe: Recipe) -> list[dict[str, float]] | None:
-    """The history of a run that has done all its epochs; None if there is something left to do.
+def finished_epochs(checkpoint: Path) -> list[dict[str, float]]:
+    """The history of a run as far as it has got; empty without a checkpoint.
 
     Raises:
         ValueError: the checkpoint cannot be read.
     """
     if not checkpoint.exists():
-        return None
+        return []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that torch did not write
-            history = torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
+            return torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
     except Exception as error:  # torch and pickle raise whatever the damage leads to
         raise ValueError(
             f"{checkpoint}: the checkpoint is damaged ({type(error).__name__}); remove it to start "
             "the training again"
         ) from None
-    return history if len(history) >= recipe.epochs else None
 
 
 def train_loop(
     module: TrainingModule,
     step: Step,
-    training: Sequence[Batch],
-    validation: Sequence[Batch],
+    training: tuple[Sequence[Batch], Sizes],
+    validation: tuple[Sequence[Batch], Sizes],
     recipe: Recipe,
     output: Path,
 ) -> None:
     """Run all epochs that are not in the checkpoint of `output` yet.
 
+    Args:
+        module: knows the processes that take part.
+        step: that it uses.
+        training, validation: a batch of each structure, and their sizes.
+        recipe: of the run.
+        output: the first process alone writes into it.
+
     Raises:
         KeyboardInterrupt: Ctrl-C, or SIGTERM; its message says how to go on.
     """
     checkpoint = output / "last.ckpt"
-    callbacks = [
-        BestModel(output / f"{recipe.name}.safetensors", output / "metrics.csv"),
-        UseStep(step),
-        MovingAverage(recipe.ema_decay),
-        LearningCurve(output / "learning_curve.png", recipe.name),
-        Progress(),
-        ModelCheckpoint(
-            output,
-            filename=checkpoint.stem,
-            every_n_epochs=1,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
-    ]
-    order = EpochOrder(len(training), recipe.seed)
+    processes = module.processes
+    callbacks: list[L.Callback] = [UseStep(step), MovingAverage(recipe.ema_decay), StopTogether()]
+    if processes.is_first:
+        best = BestModel(output / f"{recipe.name}.safetensors", output / "metrics.csv")
+        callbacks = [
+            best,
+            *callbacks,
+            LearningCurve(output / "learning_curve.png", recipe.name),
+            Progress(),
+            ModelCheckpoint(
+                output,
+                filename=checkpoint.stem,
+                every_n_epochs=1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ]
+    order = EpochOrder(len(training[0]), recipe.seed)
+    shares = Shares(order, training[1], recipe, processes.rank, processes.n)
+    checked = validation_shares(validation[1], recipe, processes.rank, processes.n)
+    # Lightning asks for the first step before it says which epoch that is in
+    order.set_epoch(processes.from_first(lambda: len(finished_epochs(checkpoint))))
+    goes_on = processes.from_first(checkpoint.exists)
+    device = processes.device
     with _quiet_lightning(), _interruptible(module, recipe, output):
         trainer = L.Trainer(
-            accelerator=device().type,
-            devices=1,
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
             max_epochs=recipe.epochs,
-            callbacks=callbacks,
-            plugins=[SafeCheckpoints()],
+            callbacks=[AddUp(), *callbacks],
+            # each process is one of its own to Lightning, whoever has started it
+            plugins=[SafeCheckpoints(), LightningEnvironment()],
             logger=False,
+            enable_checkpointing=processes.is_first,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -126,21 +128,15 @@ def train_loop(
         )
         trainer.fit(
             module,
-            _loader(training, recipe.batch_size, order),
-            _loader(validation, VALIDATION_BATCH),
-            ckpt_path=checkpoint if checkpoint.exists() else None,
+            _loader(training[0], shares),
+            _loader(validation[0], checked),
+            ckpt_path=checkpoint if goes_on else None,
             weights_only=True,  # what is read may come from elsewhere: numbers, no code
         )
 
 
-def _loader(structures: Any, batch_size: int, order: EpochOrder | None = None) -> DataLoader:
-    """`structures` may be any sequence: torch says so, but not in its annotations."""
-    return DataLoader(structures, batch_size, sampler=order, collate_fn=join)
-
-
-def device() -> torch.device:
-    """Where trainings run: the CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _loader(samples: Sequence[Batch], shares: Iterable[Share]) -> DataLoader:
+    return DataLoader(Batches(samples), batch_size=None, sampler=shares, collate_fn=lambda x: x)
 
 
 @contextmanager
@@ -150,7 +146,7 @@ def _interruptible(module: TrainingModule, recipe: Recipe, output: Path) -> Iter
     A batch system's request to end (SIGTERM) it takes for the end of the training: that is no
     success either.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except SystemExit as stop:
@@ -158,11 +154,19 @@ def _interruptible(module: TrainingModule, recipe: Recipe, output: Path) -> Iter
             stop.__context__, KeyboardInterrupt
         ):
             raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt(
+        interrupt = KeyboardInterrupt(
             f"{len(module.history)} of {recipe.epochs} epochs are done; the same command goes on "
             f"from there ({output})"
-        ) from None
+        )
+        raise module.processes.error_of_all(interrupt) from None
+    except ConnectionError:
+        # a launcher will tell this process to end, which has something to say first
+        handlers[signal.SIGTERM] = signal.SIG_IGN
+        raise
+    finally:
+        for which, handler in handlers.items():
+            if signal.getsignal(which) is not handler:
+                signal.signal(which, handler)
 
 
 @contextmanager

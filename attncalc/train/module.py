@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from attncalc.potential import Potential, evaluate
 from attncalc.train.batches import to_device
 from attncalc.train.denoising import displaced
+from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe
 from attncalc.train.step import PENALTIES, Batch, Loss, Step, loss, trainable
 
@@ -25,14 +27,22 @@ class TrainingModule(L.LightningModule):
         potential: what is trained, in place.
         recipe: learning rate, schedule, weights.
         n_steps: optimizer steps of the whole run, which the schedule spans.
+        processes: that take a share of each batch.
     """
 
     step: Step  # handed over when the training starts
 
-    def __init__(self, potential: Potential, recipe: Recipe, n_steps: int) -> None:
+    def __init__(
+        self,
+        potential: Potential,
+        recipe: Recipe,
+        n_steps: int,
+        processes: Processes | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the step brings its own gradients
         self.potential, self.recipe, self.n_steps = potential, recipe, n_steps
+        self.processes = processes or Processes()
         self.weights = _loss(recipe)
         self.history: list[dict[str, float]] = []
         self.train_losses: list[torch.Tensor] = []
@@ -55,20 +65,20 @@ class TrainingModule(L.LightningModule):
         n_warm = min(self.recipe.warmup_steps, self.n_steps // 10)  # or a short run never gets warm
         return factor * min(1.0, (step + 1) / (n_warm + 1))
 
-    def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
-        return batch if device.type == "cpu" else to_device(batch, device)
+    def training_step(self, load: Callable[[], Batch | None], batch_idx: int) -> None:
+        def share() -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+            batch = load()
+            return None if batch is None else self.step(self._prepared(self._here(batch)))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        value, gradients = self.step(self._prepared(batch))
+        value, gradients = self.processes.sum_of_gradients(share, self.trained)
         norm = get_total_norm(gradients)
         length = norm.item()  # read once: on a GPU every reading waits until all work is done
         if not math.isfinite(length):
-            raise FloatingPointError(
+            error = FloatingPointError(
                 f"the gradient is not finite in epoch {self.current_epoch + 1}: lower "
                 "learning_rate or clip_norm, or look for broken structures in the data"
             )
+            raise self.processes.error_of_all(error)
         for parameter, gradient in zip(self.trained, gradients, strict=True):
             parameter.grad = gradient
         if length > self.recipe.clip_norm:
@@ -79,6 +89,9 @@ class TrainingModule(L.LightningModule):
         schedule.step()
         self.train_losses.append(value)
 
+    def _here(self, batch: Batch) -> Batch:
+        return batch if self.device.type == "cpu" else to_device(batch, self.device)
+
     def _prepared(self, batch: Batch) -> Batch:
         options, step = self.recipe.denoising, self.global_step
         if options is None:
@@ -87,9 +100,13 @@ class TrainingModule(L.LightningModule):
         return displaced(batch, options, cutoff, seed=self.recipe.seed, step=step, left=left)
 
     def on_validation_epoch_start(self) -> None:
-        self.sums = dict.fromkeys(("energy", "per_atom", "force", "loss", "n", "components"), 0.0)
+        names = ("energy", "per_atom", "force", "loss", "n", "components")
+        self.sums = dict.fromkeys(names, 0.0)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, load: Callable[[], Batch | None], batch_idx: int) -> None:
+        if (batch := load()) is None:
+            return
+        batch = self._here(batch)
         result = evaluate(self.potential, batch.graph)
         stress = result.strain_gradient / batch.volume[:, None, None]
         energy_errors = (result.energy - batch.energy).abs()
@@ -105,6 +122,15 @@ class TrainingModule(L.LightningModule):
         ):
             self.sums[name] += float(term)
 
+    def add_up(self) -> None:
+        """Errors of the validation set and losses of the epoch, over all processes."""
+        mean = torch.stack(self.train_losses).mean()
+        self.train_losses.clear()
+        added = torch.tensor([mean, *self.sums.values()], dtype=torch.float64)
+        self.processes.add(added)
+        self.train_loss, *sums = added.tolist()
+        self.sums = dict(zip(self.sums, sums, strict=True))
+
     def on_validation_epoch_end(self) -> None:
         s = self.sums
         schedule: Any = self.lr_schedulers()
@@ -113,7 +139,7 @@ class TrainingModule(L.LightningModule):
                 "epoch": self.current_epoch + 1,
                 "step": self.global_step,
                 "learning_rate": schedule.get_last_lr()[0],
-                "train_loss": float(torch.stack(self.train_losses).mean()),
+                "train_loss": self.train_loss,
                 "validation_loss": s["loss"] / s["n"],
                 "energy_mae_meV": 1e3 * s["energy"] / s["n"],
                 "energy_mae_meV_per_atom": 1e3 * s["per_atom"] / s["n"],
@@ -121,7 +147,6 @@ class TrainingModule(L.LightningModule):
                 "wall_time_s": self.wall_time,
             }
         )
-        self.train_losses.clear()
 
     @property
     def wall_time(self) -> float:

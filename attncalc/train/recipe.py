@@ -81,7 +81,10 @@ class Recipe:
             shipped model. Its hyper-parameters must be those of the recipe; elements that the
             training set has not are forgotten.
         epochs: passes over the training set.
-        batch_size: structures per step.
+        batch_size: structures per step, of all processes together.
+        batch_edges: instead of `batch_size`, for structures of unequal sizes: a step has as many
+            structures as have so many edges (pairs of an atom and a neighbour) together, and none
+            may have more.
         learning_rate: of Adam at its highest.
         final_learning_rate: reached at the end, by the schedule.
         schedule: "exponential" (equal factors per step) or "cosine".
@@ -121,6 +124,7 @@ class Recipe:
     start_from: str | None = None
     epochs: int = 1000
     batch_size: int = 5
+    batch_edges: int | None = None
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     schedule: Literal["exponential", "cosine"] = "exponential"
@@ -139,7 +143,8 @@ class Recipe:
     folder: str = field(default=".", repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "warmup_steps", "seed", "committee"):
+        edges = () if self.batch_edges is None else ("batch_edges",)
+        for name in ("epochs", "batch_size", *edges, "warmup_steps", "seed", "committee"):
             if not _is(getattr(self, name), Integral):
                 raise ValueError(
                     f"recipe: {name} must be a whole number, got {getattr(self, name)!r}"
@@ -152,7 +157,7 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must be a number, got {getattr(self, name)!r}")
             if not _is_finite(getattr(self, name)):
                 raise ValueError(f"recipe: {name} must be finite, got {getattr(self, name)}")
-        sizes = ("epochs", "batch_size", "committee")
+        sizes = ("epochs", "batch_size", *edges, "committee")
         for name in (*sizes, "learning_rate", "final_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"recipe: {name} must be positive, got {getattr(self, name)}")

@@ -10,7 +10,7 @@ silently wrong: the trace keeps `detach` nodes on saved results.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Batch:
         forces: [n_atoms, 3] eV/Å.
         stress: [n_systems, 3, 3] eV/Å³; zeros where the weight of the stress is zero.
         volume: [n_systems] Å³; ones where there is none.
+        shares: [2]: which part of the structures and of the atoms of a step these are; the others
+            are in other processes.
     """
 
     graph: Graph
@@ -39,6 +41,7 @@ class Batch:
     forces: Tensor
     stress: Tensor
     volume: Tensor
+    shares: Tensor = field(default_factory=lambda: torch.ones(2, dtype=torch.float64))
 
 
 def mean_square(errors: Tensor) -> Tensor:
@@ -100,15 +103,17 @@ def differentiated(energies: Tensor, vectors: Tensor, graph: Graph, volume: Tens
 
 
 def loss(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
-    """Weighted sum of penalties, a scalar."""
+    """Weighted sum of penalties, a scalar; of all shares of a step, the sum is that of the step."""
     energy, forces, stress = prediction
     ones = torch.ones_like(batch.forces[:, 0])
     n_atoms = segment_sum(ones, batch.graph.system_idx, batch.graph.n_systems)
     per_atom = ((energy - batch.energy) / n_atoms).unsqueeze(1)
-    total = weights.energy * weights.penalty(per_atom)
-    total = total + weights.force * weights.penalty(forces - batch.forces)
+    of_systems, of_atoms = batch.shares.unbind()
+    total = of_systems * weights.energy * weights.penalty(per_atom)
+    total = total + of_atoms * weights.force * weights.penalty(forces - batch.forces)
     if weights.stress:
-        total = total + weights.stress * weights.penalty((stress - batch.stress).flatten(1))
+        errors = (stress - batch.stress).flatten(1)
+        total = total + of_systems * weights.stress * weights.penalty(errors)
     return total
 
 
@@ -218,7 +223,7 @@ def relative_error(step: Step, definition: Step, batch: Batch) -> float:
 def flatten(batch: Batch) -> tuple[Tensor, ...]:
     """All tensors of a batch in a fixed order: the graph's first, then the labels."""
     graph = tuple(getattr(batch.graph, f.name) for f in fields(Graph))
-    return (*graph, batch.energy, batch.forces, batch.stress, batch.volume)
+    return (*graph, batch.energy, batch.forces, batch.stress, batch.volume, batch.shares)
 
 
 def unflatten(tensors: tuple[Tensor, ...]) -> Batch:

@@ -22,8 +22,8 @@ from attncalc import data, load, train
 from attncalc.data.errors import errors, predict
 from attncalc.train.batches import join, samples
 from attncalc.train.fit import _require_matching_units, read_split
-from attncalc.train.loop import EpochOrder
 from attncalc.train.module import TrainingModule
+from attncalc.train.order import EpochOrder
 from attncalc.train.start import new_potential
 from attncalc.train.step import PENALTIES, Loss, loss
 from attncalc.train.step import predict as predict_for_loss

@@ -1,0 +1,151 @@
+"""Which structures make a step: by number or by edges, in an order that seed and epoch decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from attncalc.train.recipe import Recipe
+
+Integers = NDArray[np.int64]
+
+# structures of one validation batch
+VALIDATION_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Share:
+    """The structures of one step that one process takes.
+
+    Attributes:
+        structures: their indices; there may be none.
+        of_structures, of_atoms: which part of all structures, and of all atoms, of the step they
+            are: the loss is a mean over these, and shares have unequal numbers of atoms.
+    """
+
+    structures: list[int]
+    of_structures: float = 1.0
+    of_atoms: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Atoms and edges [n] of all structures of a set."""
+
+    n_atoms: Integers
+    n_edges: Integers
+
+
+class EpochOrder(Sampler[int]):
+    """The order of the structures, a pure function of seed and epoch.
+
+    An epoch that is run again after an interruption is the same epoch.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        # a generator: the epoch is read when the first structure is asked for
+        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist()
+
+
+class Shares(Sampler[Share]):
+    """What one of several processes takes of every step of an epoch.
+
+    It has no length: with `batch_edges`, the number of steps differs a little between epochs.
+
+    Args:
+        order: of the structures.
+        sizes: of the structures.
+        recipe: its `batch_size` and `batch_edges` are those of all processes together.
+        rank, n: of this process, and how many there are.
+    """
+
+    def __init__(
+        self, order: EpochOrder, sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1
+    ) -> None:
+        self.order, self.sizes, self.recipe, self.rank, self.n = order, sizes, recipe, rank, n
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Share]:
+        for step in steps(np.array(list(self.order)), self.sizes.n_edges, self.recipe):
+            yield self._share(step)
+
+    def _share(self, step: Integers) -> Share:
+        if self.n == 1:
+            return Share(step.tolist())
+        mine = step[parts(self.sizes.n_edges[step], self.n) == self.rank]
+        n_atoms = self.sizes.n_atoms
+        return Share(
+            mine.tolist(),
+            of_structures=len(mine) / len(step),
+            of_atoms=float(n_atoms[mine].sum() / n_atoms[step].sum()),
+        )
+
+
+def steps(order: Integers, n_edges: Integers, recipe: Recipe) -> list[Integers]:
+    """The structures of an epoch, divided into steps in order.
+
+    Args:
+        order: [n] indices of structures.
+        n_edges: by structure.
+        recipe: by `batch_size`, or by `batch_edges`: as many as fit, at least one.
+    """
+    if recipe.batch_edges is None:
+        return np.split(order, range(recipe.batch_size, len(order), recipe.batch_size))
+    ends, until = [0], np.cumsum(n_edges[order])
+    while ends[-1] < len(order):
+        before = until[ends[-1] - 1] if ends[-1] else 0
+        fit = int(np.searchsorted(until, before + recipe.batch_edges, side="right"))
+        ends.append(max(fit, ends[-1] + 1))
+    return np.split(order, ends[1:-1])
+
+
+def validation_shares(sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1) -> list[Share]:
+    """What a process checks after each epoch: every n-th batch; as many for all, the last empty."""
+    all_of_them, most = np.arange(len(sizes.n_edges)), VALIDATION_BATCH
+    if recipe.batch_edges is None:
+        batches = np.split(all_of_them, range(most, len(all_of_them), most))
+    else:
+        batches = steps(all_of_them, sizes.n_edges, recipe)
+    mine = [Share(batch.tolist()) for batch in batches[rank::n]]
+    return mine + [Share([])] * (-(-len(batches) // n) - len(mine))
+
+
+def n_steps(sizes: Sizes, recipe: Recipe) -> int:
+    """Steps of a whole run: the schedule of the learning rate spans them."""
+    n = len(sizes.n_edges)
+    if recipe.batch_edges is None:
+        return recipe.epochs * -(-n // recipe.batch_size)
+    order, total = EpochOrder(n, recipe.seed), 0
+    for epoch in range(recipe.epochs):
+        order.set_epoch(epoch)
+        total += len(steps(np.array(list(order)), sizes.n_edges, recipe))
+    return total
+
+
+def parts(n_edges: Sequence[int] | Integers, n: int) -> Integers:
+    """Which of n processes takes each structure of a step, so that all have about as many edges.
+
+    The largest first, each to the process that has least so far; the first of equals.
+    """
+    taken, owner = np.zeros(n), np.zeros(len(n_edges), dtype=np.int64)
+    for k in np.argsort(-np.asarray(n_edges), kind="stable"):
+        owner[k] = taken.argmin()
+        taken[owner[k]] += n_edges[k] + 1  # structures without edges are shared out too
+    return owner

@@ -1,0 +1,230 @@
+"""Several processes that train one model: what they add up, and how they end together.
+
+Each has the whole model and takes a share of every batch; what an optimizer gets is the sum of
+their gradients, one flat tensor per step. PyTorch's `DistributedDataParallel` does so within
+`backward`, which our steps, traced or doubly differentiated, never call.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from attncalc.one_line import one_line
+from attncalc.train.recipe import Recipe
+
+T = TypeVar("T")
+
+LOST = (
+    "another process of this training has ended before its time, killed or by an error of its own: "
+    "the same command goes on after the last complete epoch"
+)
+
+
+class Processes:
+    """All processes of one training, seen from one of them; a process alone is the usual case.
+
+    What one of them cannot do ends all: it raises its error, the others leave Python silently
+    (`SystemExit`), and nobody waits for the dead. Where all have the same error, the first has it.
+
+    Args:
+        rank: of this process, from 0.
+        n: how many there are.
+        local_rank: among those of this machine, from 0.
+    """
+
+    def __init__(self, rank: int = 0, n: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.n, self.local_rank = rank, n, local_rank
+        self.is_first = rank == 0
+        self.asked_to_stop = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains: a CUDA device of its own if there are any, else the CPU."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if self.n == 1:
+            return torch.device("cuda")
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+    def check(self, recipe: Recipe) -> None:
+        """Whether so many can train by a recipe.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if self.n == 1:
+            return
+        if recipe.denoising is not None:
+            raise ValueError("recipe: denoising is trained by one process; this is one of several")
+        if recipe.batch_size < self.n and recipe.batch_edges is None:
+            raise ValueError(
+                f"recipe: batch_size {recipe.batch_size} is the number of structures of a step of "
+                f"all {self.n} processes together: raise it, or start fewer processes"
+            )
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """An error of one process inside is the end of all; they wait for each other at its end.
+
+        Raises:
+            SystemExit: another process has an error, and says so.
+        """
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as failure:
+            if self.n == 1:
+                raise
+            error = failure
+        if self.n > 1:
+            self._end_if_any(error)
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """What a function returns in the first process, which alone calls it."""
+        box: list[Any] = [None]
+        with self.together():
+            if self.is_first:
+                box[0] = function()
+        if self.n > 1:
+            with _connection():
+                dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def error_of_all(self, error: BaseException) -> BaseException:
+        """What each process raises of an error that all have, so that it is said once."""
+        return error if self.is_first else SystemExit(0)
+
+    def add(self, values: Tensor) -> None:
+        """Sum over all processes, in place; the same bits in each."""
+        if self.n > 1:
+            with _connection():
+                dist.all_reduce(values)
+
+    def copy_first(self, values: Sequence[Tensor]) -> None:
+        """What the first process has, in place: machines may round in different ways."""
+        if self.n > 1:
+            with _connection(), torch.no_grad():
+                for value in values:
+                    dist.broadcast(value, src=0)
+
+    def sum_of_gradients(
+        self, share: Callable[[], tuple[Tensor, list[Tensor]] | None], like: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Loss of this process's share of a batch, and the gradient of the whole batch.
+
+        Args:
+            share: loss and gradient of the share, which may be empty: None.
+            like: the parameters.
+
+        Raises:
+            KeyboardInterrupt: one of the processes was asked to end; all of them do after this
+                step.
+        """
+        if self.n == 1 and (alone := share()) is not None:
+            return alone
+        sizes = [parameter.numel() for parameter in like]
+        # two more numbers: how many processes have failed, and how many were asked to end
+        flat = like[0].new_zeros(sum(sizes) + 2)
+        value, error = flat.new_zeros((), dtype=torch.float64), None
+        try:
+            if (found := share()) is not None:
+                value = found[0]
+                torch.cat([gradient.reshape(-1) for gradient in found[1]], out=flat[:-2])
+        except Exception as failure:
+            error = failure
+            flat.zero_()
+            flat[-2] = 1
+        flat[-1] = float(self.asked_to_stop)
+        self.add(flat)
+        failed, stopped = flat[-2:].tolist()
+        if failed:
+            self._end_if_any(error)
+        if stopped:
+            raise KeyboardInterrupt
+        parts = flat[:-2].split(sizes)
+        return value, [part.view_as(p) for part, p in zip(parts, like, strict=True)]
+
+    def listen(self) -> None:
+        """From now on Ctrl-C and SIGTERM are heard at the next step, by all processes at once."""
+
+        def hear(*_: object) -> None:
+            self.asked_to_stop = True
+
+        if self.n > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, hear)
+            signal.signal(signal.SIGTERM, hear)
+
+    def _end_if_any(self, error: BaseException | None) -> None:
+        """Raise the error if this is the first process that has one, leave silently if not."""
+        first = torch.tensor(self.n if error is None else self.rank)
+        with _connection():
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+        if int(first) == self.rank and error is not None:
+            raise error
+        if int(first) < self.n:
+            # success, in the eyes of a launcher: it would kill the one that has something to say
+            raise SystemExit(0) from error
+
+
+def connect() -> Processes:
+    """The processes that torchrun or SLURM's srun has started for this training.
+
+    A process group that the caller has made is used as it is; one made here lasts as long as the
+    process. Without a launcher, there is one process.
+
+    Raises:
+        RuntimeError: the others cannot be reached.
+    """
+    if not dist.is_available():
+        return Processes()
+    if not dist.is_initialized():
+        if (found := _launched()) is None:
+            return Processes()
+        rank, n, address = found
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=n)
+    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    processes = Processes(dist.get_rank(), dist.get_world_size(), int(local_rank))
+    if processes.device.type == "cuda":
+        torch.cuda.set_device(processes.device)
+    return processes
+
+
+def _launched() -> tuple[int, int, str] | None:
+    """Rank, number of processes and where they meet, as the launcher says; None if there is none.
+
+    An environment of `sbatch` or `salloc` alone is none: there, SLURM has started one process.
+    """
+    said = os.environ
+    if "RANK" in said and int(said.get("WORLD_SIZE", "1")) > 1:
+        return int(said["RANK"]), int(said["WORLD_SIZE"]), "env://"
+    if int(said.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return None
+    # the first host of "node[07-09,12],other3"
+    nodes = said.get("SLURM_STEP_NODELIST", "localhost")
+    host = re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
+    # two steps of one job may run at the same time
+    step = int(said.get("SLURM_JOB_ID", "0")) * 11 + int(said.get("SLURM_STEP_ID", "0"))
+    place = f"{said.get('MASTER_ADDR', host)}:{said.get('MASTER_PORT', 20_000 + step % 10_000)}"
+    return int(said["SLURM_PROCID"]), int(said["SLURM_STEP_NUM_TASKS"]), f"tcp://{place}"
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """The library says in its own ways that nobody is there any more."""
+    try:
+        yield
+    except RuntimeError as error:
+        # "Connection closed by peer" and a page of where says no more than this
+        why = "" if "onnection" in str(error) else f" ({one_line(error)})"
+        raise ConnectionError(LOST + why) from error

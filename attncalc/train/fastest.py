@@ -123,7 +123,7 @@ def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
         return network.config.nonlocal_attention == "none"
     if isinstance(network, Equiformer):  # which sums are done in chunks depends on the sizes
         largest = sorted((batch.graph.n_edges for batch in batches), reverse=True)
-        return not network.needs_chunks(sum(largest[: recipe.batch_size]))
+        return not network.needs_chunks(recipe.batch_edges or sum(largest[: recipe.batch_size]))
     return True
 
 

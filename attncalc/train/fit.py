@@ -180,8 +180,8 @@ def _fit(
         batches = samples(training, potential.cutoff, potential.species, margin=reach)
         sizes = sizes_of(batches)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
+        checked = samples(validation, potential.cutoff, potential.species)
     processes.copy_first(list(potential.state_dict().values()))
-    checked = samples(validation, potential.cutoff, potential.species)
     with ordered_sums(processes.device):
         with processes.together():
             step = (

@@ -104,7 +104,10 @@ def steps(order: Integers, n_edges: Integers, recipe: Recipe) -> list[Integers]:
     Args:
         order: [n] indices of structures.
         n_edges: by structure.
-        recipe: by `batch_size`, or by `batch_edges`: as many as fit, at least one.
+        recipe: by `batch_size`, or by `batch_edges`: as many as fit.
+
+    Raises:
+        ValueError: a structure does not fit at all.
     """
     if recipe.batch_edges is None:
         return np.split(order, range(recipe.batch_size, len(order), recipe.batch_size))
@@ -112,7 +115,12 @@ def steps(order: Integers, n_edges: Integers, recipe: Recipe) -> list[Integers]:
     while ends[-1] < len(order):
         before = until[ends[-1] - 1] if ends[-1] else 0
         fit = int(np.searchsorted(until, before + recipe.batch_edges, side="right"))
-        ends.append(max(fit, ends[-1] + 1))
+        if fit == ends[-1]:
+            raise ValueError(
+                f"recipe: a structure has {n_edges.max():,} edges within the cutoff, more than "
+                f"batch_edges, {recipe.batch_edges:,}: raise it"
+            )
+        ends.append(fit)
     return np.split(order, ends[1:-1])
 
 

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.equiformer_denoising import DenoisingEquiformer
+from attncalc.nn.so3krates import So3krates
+from attncalc.nn.so3krates_denoising import DenoisingSo3krates, DenoisingSo3kratesSphc
+from attncalc.nn.so3krates_sphc import So3kratesSphc
 from attncalc.ops import with_modules
 from attncalc.potential import Potential
 from attncalc.train.recipe import Denoising
@@ -24,6 +27,12 @@ from attncalc.train.step import Batch, Loss, Step, differentiated, gradient_step
 
 # list margin in standard deviations of the noise: two atoms drift apart by 7 in one of 10^11 cases
 MARGIN = 10.0
+# the networks with an input for forces and a head for displacements
+DENOISING: dict[type, Any] = {
+    Equiformer: DenoisingEquiformer,
+    So3krates: DenoisingSo3krates,
+    So3kratesSphc: DenoisingSo3kratesSphc,
+}
 # a word of the seed that the order of the data, [seed, epoch], has not; zeros would not count
 NOISE_STREAM = 1
 
@@ -44,16 +53,14 @@ class DisplacedBatch(Batch):
 def with_denoising(potential: Potential) -> Potential:
     """The same potential around a random network that can denoise."""
     network = potential.network
-    if not isinstance(network, Equiformer):
-        raise ValueError(f"only an equiformer learns to denoise, not {type(network).__name__}")
-    denoising = DenoisingEquiformer(network.config, len(potential.species))
+    denoising = DENOISING[type(network)](network.config, len(potential.species))
     return with_modules(potential, network=denoising.to(potential.dtype))
 
 
 def without_denoising(potential: Potential) -> Potential:
     """What is left for inference; any other potential is handed back."""
-    network = potential.network
-    if not isinstance(network, DenoisingEquiformer):
+    network: Any = potential.network
+    if type(network) not in DENOISING.values():
         return potential
     return with_modules(potential, network=network.plain())
 

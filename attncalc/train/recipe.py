@@ -101,9 +101,8 @@ class Recipe:
         seed: of the order of the data, and of initial weights without `start_from`.
         committee: how many networks are trained, one after the other with seeds seed, seed + 1,
             ...; from two on, the model is their mean, with their spread as a warning.
-        denoising: with an equiformer, {} or any of the attributes of `Denoising`: some atoms of the
-            training structures are displaced, and the network learns by how much as well. Steps
-            are not compiled then.
+        denoising: {} or any of the attributes of `Denoising`: some atoms of the training structures
+            are displaced, and the network learns by how much as well. Steps are not compiled then.
         dtype: of the network, "float32" or "float64".
         folder: where data files are looked for first; that of the YAML file.
 
@@ -260,8 +259,9 @@ class Recipe:
             known = [f.name for f in dataclasses.fields(Denoising)]
             _check_keys("denoising", self.denoising, known)
             object.__setattr__(self, "denoising", Denoising(**self.denoising))
+        degrees = self.config.get("degrees", (1,))
         for wrong, why in (
-            (self.network != "equiformer", "is for network: equiformer only"),
+            (1 not in degrees, f"needs vectors: degrees must hold 1, got {degrees}"),
             (self.start_from is not None, "needs weights that no model has: without start_from"),
             (self.compile == "always", "is not compiled: compile must be auto or never"),
             (self.stress_weight > 0, "knows no stress of displaced atoms: stress_weight must be 0"),

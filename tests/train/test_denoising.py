@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from attncalc.data import Dataset
 from attncalc.model_file import load
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.equiformer_denoising import DenoisingEquiformer
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates_denoising import DenoisingSo3krates, DenoisingSo3kratesSphc
+from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.potential import Potential, evaluate
 from attncalc.system import System
 from attncalc.train import Recipe, fit
@@ -48,13 +53,52 @@ def network(attention: str = "nonlinear", paths: str = "natural") -> DenoisingEq
     return made
 
 
-def rattled(n: int = 6) -> Dataset:
-    """Ethanol in a harmonic well around its geometry: energies and forces belong together."""
+SMALL = {
+    "cutoff": 3.5,
+    "num_features": 16,
+    "num_heads": 2,
+    "degrees": (1, 2),
+    "num_layers": 2,
+    "num_basis": 6,
+}
+EUCLIDEAN = {**SMALL, "avg_num_neighbors": 8.0, "head_features": 8}
+SPHC = {**SMALL, "radial_features": 8, "spherical_features": 8}
+# two So3krates whose variables start at zero and at the neighbours, of degrees before 1 too; the
+# other form without and with far pairs
+SO3KRATES = {
+    "from zero": lambda: DenoisingSo3krates(So3kratesConfig(**EUCLIDEAN), len(ELEMENTS)),
+    "from neighbours": lambda: DenoisingSo3krates(
+        So3kratesConfig(**{**EUCLIDEAN, "degrees": (0, 1, 2, 3), "ev_init_divisor": 4.0}),
+        len(ELEMENTS),
+    ),
+    "sphc": lambda: DenoisingSo3kratesSphc(
+        So3kratesSphcConfig(**SPHC, nonlocal_attention="none"), len(ELEMENTS)
+    ),
+    "sphc, far pairs": lambda: DenoisingSo3kratesSphc(
+        So3kratesSphcConfig(**{**SPHC, "cutoff": 2.0}, nonlocal_cutoff=3.5), len(ELEMENTS)
+    ),
+}
+
+
+def so3krates(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    made = SO3KRATES[name]().double()
+    randomise(made)
+    return made
+
+
+def rattled(n: int = 6, *, by: float = 0.1) -> Dataset:
+    """Ethanol in a harmonic well around its geometry: energies and forces belong together.
+
+    Args:
+        n: structures.
+        by: Å, standard deviation of each coordinate.
+    """
     rng, rest = np.random.default_rng(0), molecule("CH3CH2OH")
     structures, energies, forces = [], [], []
     for _ in range(n):
         atoms = rest.copy()
-        shift = rng.normal(scale=0.1, size=(9, 3))
+        shift = rng.normal(scale=by, size=(9, 3))
         atoms.positions += shift
         structures.append(atoms)
         energies.append(2.0 * (shift**2).sum())
@@ -124,6 +168,66 @@ def test_forces_are_told_by_harmonics() -> None:
         expected = o3.spherical_harmonics(degree, forces, True, "component")
         expected = expected * forces.norm(dim=1, keepdim=True) / 3**0.5
         assert_close(actual.squeeze(2), expected, 1e-14, f"degree {degree}")
+
+
+@pytest.mark.parametrize("name", SO3KRATES)
+def test_so3krates_without_told_forces_is_the_plain_network(name: str) -> None:
+    denoising = so3krates(name)
+    plain = denoising.plain()
+    assert type(plain) is (So3kratesSphc if "sphc" in name else So3krates)
+    assert set(dict(plain.named_parameters())) == {
+        n for n, _ in denoising.named_parameters() if "force_emb" not in n and "denois" not in n
+    }
+    potentials = [Potential(n, ELEMENTS).requires_grad_(False) for n in (denoising, plain)]
+    graph = build_graph(potentials[0], System.from_ase(rattled(2).structures))
+    ours, theirs = (evaluate(p, graph) for p in potentials)
+    assert torch.equal(ours.energies, theirs.energies)
+    assert torch.equal(ours.forces, theirs.forces)
+    # and so is what the training step computes where no force is told
+    energies, _ = denoising.denoise(graph, torch.zeros(graph.n_atoms, 3, dtype=torch.float64))
+    assert_close(energies, plain(graph).energies, 1e-13, "energies")
+    told, _ = denoising.denoise(graph, torch.ones(graph.n_atoms, 3, dtype=torch.float64))
+    assert (told - energies).abs().max() > 1e-3, "deaf to what it is told"
+
+
+@pytest.mark.parametrize("name", SO3KRATES)
+def test_displacements_by_so3krates_turn_along(name: str) -> None:
+    """And follow a reflection; each told force and each position matters."""
+    denoising = so3krates(name)
+    potential = Potential(denoising, ELEMENTS).requires_grad_(False)
+    atoms = rattled(1).structures[0]
+    forces = np.random.default_rng(1).normal(size=(9, 3))
+    forces[2] = 0.0
+
+    def found(matrix: np.ndarray, forces: np.ndarray = forces) -> tuple[torch.Tensor, torch.Tensor]:
+        graph = build_graph(potential, System.from_ase(transformed(atoms, matrix)))
+        return denoising.denoise(graph, torch.from_numpy(forces @ matrix))
+
+    energies, vectors = found(np.eye(3))
+    assert vectors.abs().amax(1).min() > 1e-4
+    for matrix in (rotation(1), -rotation(2)):
+        turned_energies, turned = found(matrix)
+        assert_close(turned_energies, energies, 1e-12, "energies")
+        assert_close(turned, vectors @ torch.from_numpy(matrix), 1e-12, "displacements")
+    # each atom's own force turns its own vector: it is told as a vector, not as a size
+    other = forces.copy()
+    other[0] = -other[0]
+    assert (found(np.eye(3), other)[1] - vectors)[0].abs().max() > 1e-3
+
+
+def test_forces_are_told_to_so3krates_by_harmonics() -> None:
+    """w_l Y_l(F / |F|) |F| / sqrt(3), zero for no force; the vectors are x, y, z again."""
+    denoising = so3krates("from neighbours")
+    embedding = denoising.force_embedding
+    forces = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    forces[1] = 0.0
+    features, ev = embedding(forces, denoising.harmonics)
+    assert_close(features, forces.norm(dim=1)[:, None] / 3**0.5 * embedding.size, 1e-14, "features")
+    assert not ev[1].any()
+    # degree 1 is sqrt(3 / 4 pi) (y, z, x)
+    y_z_x = ev[:, 1:4] / embedding.by_degree[1] / (3 / (4 * np.pi)) ** 0.5
+    assert_close(y_z_x[:, [2, 0, 1]], forces / 3**0.5, 1e-14, "degree 1")
+    assert denoising.denoising_head.places == [3, 1, 2]
 
 
 # ----------------------------------------------------------------------------------- training
@@ -249,9 +353,80 @@ def test_a_run_saves_the_plain_network_and_goes_on_exactly(tmp_path) -> None:
         assert torch.equal(resumed.potential.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("name", SO3KRATES)
+def test_gradient_of_the_step_of_so3krates(name: str) -> None:
+    """Of every parameter that only denoising has, and of one that stays."""
+    potential = Potential(so3krates(name), ELEMENTS)
+    reach = potential.cutoff
+    batch = join(samples(rattled(2), reach, ELEMENTS, margin=margin(OPTIONS)))
+    moved = displaced(batch, OPTIONS, reach, seed=0, step=1, left=1.0)
+    step = denoising_step(potential, WEIGHTS)
+    gradients = dict(zip(trainable(potential), step(moved)[1], strict=True))
+    own = [n for n in gradients if "force_embedding" in n or "denoising_head" in n]
+    assert len(own) > 8
+    for k, which in enumerate([*own, "network.layers.0.attention.geometry_projection"]):
+        parameter = trainable(potential)[which]
+        direction = torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(k)
+        ).double()
+        start, h, values = parameter.data.clone(), 1e-6, []
+        for shift in (h, -h):
+            parameter.data = start + shift * direction
+            values.append(float(step(moved)[0]))
+        parameter.data = start
+        expected = (values[0] - values[1]) / (2 * h)
+        slope = float((gradients[which] * direction).sum())
+        assert slope == pytest.approx(expected, rel=1e-4, abs=1e-7), which
+        assert abs(slope) > 1e-7, f"{which} does not matter"
+
+
+@pytest.mark.parametrize(
+    ("network", "config"), [("so3krates", EUCLIDEAN), ("so3krates-sphc", {**SPHC, "cutoff": 2.0})]
+)
+def test_a_run_of_so3krates_saves_the_plain_network_and_goes_on(network, config, tmp_path) -> None:
+    data = rattled(6)
+    recipe = Recipe(**RECIPE | {"network": network, "config": config}, epochs=3)
+    whole = fit(recipe, data[:4], data[4:], tmp_path / "whole")
+    assert type(whole.potential.network) in (So3krates, So3kratesSphc)
+    usual = TrainingModule.training_step
+
+    def interrupted(module: TrainingModule, batch: Batch, k: int) -> None:
+        if module.global_step == 3:
+            raise KeyboardInterrupt
+        usual(module, batch, k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="1 of 3 epochs are done"):
+            fit(recipe, data[:4], data[4:], tmp_path / "stopped")
+    resumed = fit(recipe, data[:4], data[4:], tmp_path / "stopped")
+    for name, tensor in whole.potential.state_dict().items():
+        assert torch.equal(resumed.potential.state_dict()[name], tensor), name
+
+
+def test_a_so3krates_learns_displacements() -> None:
+    """Other ones in each step, so that it cannot know them by heart; 1: it knows nothing."""
+    torch.manual_seed(0)
+    network = DenoisingSo3krates(So3kratesConfig(**EUCLIDEAN), len(ELEMENTS))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    batch = join(samples(rattled(30, by=0.02), 3.5, ELEMENTS, margin=margin(OPTIONS)))
+    errors = []
+    for step in range(120):
+        moved = displaced(batch, OPTIONS, 3.5, seed=0, step=step, left=1.0)
+        touched = moved.displacements.any(1)
+        told = torch.where(touched.unsqueeze(1), batch.forces, 0.0)
+        wrong = (network.denoise(moved.graph, told)[1] - moved.displacements)[touched]
+        value = (wrong**2).mean() / (moved.displacements[touched] ** 2).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        errors.append(value.item())
+    assert np.mean(errors[-20:]) < 0.9
+
+
 def test_refusals() -> None:
     for change, message in (
-        ({"network": "so3krates"}, "denoising is for network: equiformer only"),
+        ({"network": "so3krates"}, "denoising needs vectors: degrees must hold 1, got (2,)"),
         ({"start_from": "x"}, "denoising needs weights that no model has"),
         ({"denoising": {"noise": 0}}, "noise of denoising must be positive, got 0"),
         ({"denoising": {"noise": 0.6}}, "noise of denoising must be at most 0.5 Å, got 0.6"),
@@ -261,8 +436,8 @@ def test_refusals() -> None:
         ({"denoising": {"nois": 0.1}}, "unknown key 'nois' in denoising; did you mean 'noise'?"),
         ({"denoising": 5}, "denoising must hold keys and values"),
     ):
-        config = {"cutoff": 3.5} if "network" in change else CONFIG
-        with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        config = {"cutoff": 3.5, "degrees": (2,)} if "network" in change else CONFIG
+        with pytest.raises(ValueError, match=re.escape(message)):
             Recipe(**(RECIPE | {"config": config} | change))
     potential = Potential(network().plain(), ELEMENTS)
     assert without_denoising(potential) is potential

@@ -764,7 +764,7 @@ def models() -> None:
 
 @main.group()
 def convert() -> None:
-    """Convert published weights to a model file."""
+    """Convert published weights to a model file, or data to a file that trainings can stream."""
 
 
 @convert.command(name="so3krates")
@@ -804,6 +804,38 @@ def convert_equiformer(weights, config, std, mean, n_atoms, elements, output) ->
     species = _atomic_numbers(elements)
     potential = equiformer(weights, config, species=species, std=std, mean=mean, n_atoms=n_atoms)
     _save_converted(potential, target)
+
+
+@convert.command(name="data")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--energy-unit", help="Of the labels, where the files do not say.")
+@click.option("--length-unit", help="Likewise. Default: Angstrom.")
+@click.option("--labels", help="Which label set of the files.")
+@click.option("-o", "--output", required=True, help="HDF5 file to write, .h5.")
+@one_line_errors
+def convert_data(files, energy_unit, length_unit, labels, output) -> None:
+    """Labelled structures to one HDF5 file, in eV and Å, that trainings can stream.
+
+    Extended XYZ may be larger than the memory; files of other formats are read one at a time.
+
+    Example: attncalc convert data a.extxyz b.extxyz -o all.h5
+    """
+    from attncalc import data
+
+    target = _new_file(output)
+    if target.suffix not in (".h5", ".hdf5"):
+        raise ValueError(f"--output must end in .h5 or .hdf5, got {output}")
+    given = {"energy_unit": energy_unit, "length_unit": length_unit, "labels": labels}
+    with _bar(None, "structure") as bar:
+
+        def parts() -> Iterator[Dataset]:
+            for file in files:
+                for part in data.read_parts(file, **given):
+                    yield part
+                    bar.update(len(part))
+
+        n = data.write_hdf5(parts(), target)
+    click.echo(f"wrote {target}: {n} structures")
 
 
 def _save_converted(potential: Potential, target: Path) -> None:
@@ -953,7 +985,7 @@ def _fmax(optimizable: Any) -> float:
 
 
 @contextmanager
-def _bar(total: int, unit: str) -> Iterator[tqdm]:
+def _bar(total: int | None, unit: str) -> Iterator[tqdm]:
     """A progress bar with rate and time left on a terminal, none in a pipe."""
     with tqdm(
         total=total,

@@ -1063,6 +1063,21 @@ def test_convert_of_no_file() -> None:
     assert files() == {"a.json"}
 
 
+def test_convert_data() -> None:
+    """Two files in one that trainings can stream."""
+    for name, start in (("a.extxyz", 0), ("b.xyz", 3)):
+        first = "Properties=species:S:1:pos:R:3:forces:R:3 energy="
+        frames = [f"1\n{first}{start + k}\nH 0 0 0 0 0 1\n" for k in range(3)]
+        Path(name).write_text("".join(frames))
+    said = succeeds("convert", "data", "a.extxyz", "b.xyz", "-o", "all.h5")
+    assert said == "wrote all.h5: 6 structures\n"
+    assert data.stream("all.h5").energies.tolist() == [0, 1, 2, 3, 4, 5]
+    assert "exists" in fails("convert", "data", "a.extxyz", "-o", "all.h5")
+    assert "must end in .h5" in fails("convert", "data", "a.extxyz", "-o", "all.npz")
+    assert "no.xyz: no such file" in fails("convert", "data", "no.xyz", "-o", "other.h5")
+    assert not Path("other.h5").exists()
+
+
 # ---------------------------------------------------------------------------------------- train
 
 RECIPE = """\

@@ -2,24 +2,32 @@
 
 from attncalc.data.dataset import Dataset, concatenate
 from attncalc.data.extxyz import from_ase
-from attncalc.data.readers import read
+from attncalc.data.hdf5_rows import write_hdf5
+from attncalc.data.readers import read, read_parts
 from attncalc.data.split import official_split, split
 from attncalc.data.statistics import avg_num_neighbors, reference_energies, shortest_distance
 from attncalc.data.strain_work import stress_mismatch
+from attncalc.data.streamed import StreamedDataset, errors_of, sample, stream
 from attncalc.data.work import WorkRatio, unit_mismatch, work_ratio
 
 __all__ = [
     "Dataset",
+    "StreamedDataset",
     "WorkRatio",
     "avg_num_neighbors",
     "concatenate",
+    "errors_of",
     "from_ase",
     "official_split",
     "read",
+    "read_parts",
     "reference_energies",
+    "sample",
     "shortest_distance",
     "split",
+    "stream",
     "stress_mismatch",
     "unit_mismatch",
     "work_ratio",
+    "write_hdf5",
 ]

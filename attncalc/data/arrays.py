@@ -226,11 +226,15 @@ def _atoms_of_each(
             f"atomic numbers must have shape [{n_total}], as the positions have, "
             f"got {list(numbers.shape)}"
         )
-    return numbers, [slice(a, b) for a, b in pairwise(_bounds(arrays, n_total, n_energies))]
+    return numbers, [slice(a, b) for a, b in pairwise(bounds_of(arrays, n_total, n_energies))]
 
 
-def _bounds(arrays: Mapping[str, NDArray], n_total: int, n_energies: int) -> list[int]:
-    """Where each structure begins, and where the last one ends."""
+def bounds_of(arrays: Mapping[str, NDArray], n_total: int, n_energies: int) -> list[int]:
+    """Where each structure begins, and where the last one ends, among the atoms of all.
+
+    Raises:
+        ValueError: `offsets` or `n_atoms` are missing or do not fit the number of atoms.
+    """
     if OFFSETS in arrays and arrays[OFFSETS].ndim == 1:
         bounds = integers(arrays[OFFSETS], OFFSETS)
     elif COUNTS in arrays and arrays[COUNTS].ndim == 1:

@@ -76,13 +76,7 @@ class Dataset:
         Raises:
             IndexError: an index is out of range or is not an integer.
         """
-        if isinstance(index, (int, np.integer)):
-            index = [index]
-        if not isinstance(index, slice) and len(index) == 0:
-            index = slice(0, 0)  # numpy would take an empty list for floats
-        chosen = np.arange(len(self))[index]
-        if chosen.ndim != 1:
-            raise IndexError(f"the index must be one-dimensional, got shape {list(chosen.shape)}")
+        chosen = self.chosen(index)
         return Dataset(
             structures=tuple(self.structures[k] for k in chosen),
             energies=self.energies[chosen],
@@ -93,6 +87,17 @@ class Dataset:
             labels=self.labels,
             isolated_energies=self.isolated_energies,
         )
+
+    def chosen(self, index: int | slice | Sequence[int] | NDArray) -> Integers:
+        """The numbers of the structures that an index means, as in `dataset[index]`."""
+        if isinstance(index, (int, np.integer)):
+            index = [index]
+        if not isinstance(index, slice) and len(index) == 0:
+            index = slice(0, 0)  # numpy would take an empty list for floats
+        chosen = np.arange(len(self))[index]
+        if chosen.ndim != 1:
+            raise IndexError(f"the index must be one-dimensional, got shape {list(chosen.shape)}")
+        return chosen
 
     def __add__(self, other: Dataset) -> Dataset:
         return concatenate([self, other])
@@ -135,7 +140,7 @@ class Dataset:
                 )
             _require_finite("stress", self.stress)
         for name, indices in self.splits.items():
-            _check_split(name, indices, n)
+            check_split(name, indices, n)
         for number, energy in (self.isolated_energies or {}).items():
             if number not in range(1, len(chemical_symbols)) or not np.isfinite(energy):
                 raise ValueError(
@@ -200,7 +205,12 @@ def _require_finite(what: str, values: Floats | Sequence[Floats]) -> None:
     raise ValueError(f"the {what} of structure {first} is not finite: remove it from the data")
 
 
-def _check_split(name: str, indices: NDArray, n: int) -> None:
+def check_split(name: str, indices: NDArray, n: int) -> None:
+    """Refuse a split that does not list structures, each once.
+
+    Raises:
+        ValueError: it does not; the message names it.
+    """
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f'split "{name}" must be a list of integers')
     if len(indices) and not (indices.min() >= 0 and indices.max() < n):

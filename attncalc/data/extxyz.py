@@ -57,6 +57,42 @@ def read_extxyz(
     )
 
 
+def read_extxyz_in_parts(
+    path: Path,
+    n: int,
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    labels: str | None = None,
+) -> Iterator[Dataset]:
+    """As `read_extxyz`, n structures at a time.
+
+    Raises:
+        ValueError: as `read_extxyz`, when the part is reached.
+    """
+    _require_last_newline(path)
+    units, first = None, 0
+    with open(path, encoding="utf-8") as file:
+        frames = _delimited(file)
+        while True:
+            try:
+                part = [_parsed(*frame) for frame in islice(frames, n)]
+            except ValueError as error:
+                raise ValueError(one_line(f"{path.name}: {error}")) from None
+            if not part:
+                return
+            if first == 0:
+                units = part[0].info.get("units")
+            elif units is not None:  # what the first frame states holds for all
+                part[0].info.setdefault("units", units)
+            given = {"energy_unit": energy_unit, "length_unit": length_unit}
+            where = path.name if first == 0 else f"{path.name}, counted from structure {first}"
+            dataset = from_ase(part, **given, labels=labels, source=where)
+            labels = dataset.labels
+            yield dataset
+            first += len(part)
+
+
 def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
     """The structures of an (extended) XYZ file, labelled or not, as ASE understands them.
 

@@ -33,7 +33,7 @@ Array: TypeAlias = h5py.Dataset | NDArray
 # Attributes of an array that say in which unit it is.
 _UNIT_ATTRIBUTES = ("units", "unit")
 # What holds for all groups if it stands at the root of the file.
-_FOR_ALL = ("units", "level_of_theory", "theory", "e0", "e0_z")
+FOR_ALL = ("units", "level_of_theory", "theory", "e0", "e0_z")
 
 
 def read_hdf5(
@@ -80,14 +80,25 @@ def read_hdf5(
         ValueError: the file is damaged, or one of its arrays or units is; one line that starts
             with the file's name.
     """
-    with open(path, "rb") as binary:  # what the system refuses is not damage
-        sound = heaps_are_sound(binary)
-    try:
-        if not sound:
-            raise ValueError("the file is damaged (a heap of texts): fetch or write it again")
-        with h5py.File(path, "r") as file:
+    with reading(path):
+        with open_hdf5(path) as file:
             parts, splits = _parts(file, path.stat().st_size, energy_unit, length_unit, labels)
         _require_equal_labels(parts)
+    return _joined(path.name, parts, splits)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What goes wrong inside becomes one line that starts with the file's name.
+
+    Raises:
+        OSError: the system refuses to read the file.
+        ValueError: the file is damaged, or whatever is wrong with its content.
+    """
+    with open(path, "rb"):
+        pass  # what the system refuses is not damage
+    try:
+        yield
     except ValueError as error:
         raise ValueError(one_line(f"{path.name}: {error}")) from None
     except Exception as error:  # the HDF5 library says what it stumbled over in its own ways
@@ -95,7 +106,18 @@ def read_hdf5(
             f"{path.name}: the file is truncated, damaged or not HDF5 ({one_line(error)}): "
             "fetch or write it again"
         ) from None
-    return _joined(path.name, parts, splits)
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """The file, to be read.
+
+    Raises:
+        ValueError: it is damaged in a way that the library does not find.
+    """
+    with open(path, "rb") as binary:
+        if not heaps_are_sound(binary):
+            raise ValueError("the file is damaged (a heap of texts): fetch or write it again")
+    return h5py.File(path, "r")
 
 
 def _parts(
@@ -106,22 +128,22 @@ def _parts(
     labels: str | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray]]:
     """Group name -> what `Dataset` takes, in order; and the splits."""
-    root = _arrays(file)
+    root = arrays_of(file)
     splits = {name: array for name, array in root.items() if is_split(name, array)}
     claimed = _claim(splits, 0, file_size)
-    for_all = {name: root[name] for name in _FOR_ALL if name in root}
+    for_all = {name: root[name] for name in FOR_ALL if name in root}
     claimed = _claim(for_all, claimed, file_size)
     for_all = {name: np.asarray(array) for name, array in for_all.items()}
     parts: dict[str, dict[str, Any]] = {}
-    for name in _group_names(file):
+    for name in group_names(file):
         # one group after the other: a collection may have a hundred thousand
-        arrays = for_all | _arrays(file[name])
+        arrays = for_all | arrays_of(file[name])
         if not any(isinstance(arrays.get(key), h5py.Dataset) for key in POSITIONS):
             continue
         with _of_group(name), np.errstate(over="ignore"):  # found when the data set is checked
             chosen = choose_labels({key: array.shape for key, array in arrays.items()}, labels)
             labels = chosen.name  # one set in the whole file
-            units = _stored_units(arrays, for_all, chosen)
+            units = stored_units(arrays, for_all, chosen)
             to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
             keys = (*NAMES, chosen.energy, chosen.forces)
             wanted = {key: arrays[key] for key in keys if key in arrays}
@@ -136,7 +158,7 @@ def _parts(
     return parts, {name: np.asarray(array) for name, array in splits.items()}
 
 
-def _group_names(file: h5py.File) -> list[str]:
+def group_names(file: h5py.File) -> list[str]:
     """Full names of all groups, the root's among them; links to other places are not followed."""
     names = ["/"]
 
@@ -148,7 +170,7 @@ def _group_names(file: h5py.File) -> list[str]:
     return sorted(names)
 
 
-def _arrays(group: h5py.Group) -> dict[str, Array]:
+def arrays_of(group: h5py.Group) -> dict[str, Array]:
     """Attributes and arrays by name; the arrays are not read yet."""
     found: dict[str, Array] = {
         name: np.asarray(value)
@@ -171,7 +193,7 @@ def _claim(arrays: Mapping[str, Array], claimed: int, file_size: int) -> int:
     return claimed
 
 
-def _stored_units(
+def stored_units(
     arrays: Mapping[str, Array], for_all: Mapping[str, NDArray], labels: Labels
 ) -> dict[str, str]:
     """Quantity -> unit, from attributes of the root, of the group and of the arrays.

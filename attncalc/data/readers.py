@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 
 from attncalc.data.ase_db import read_ase_db
 from attncalc.data.dataset import Dataset
-from attncalc.data.extxyz import read_extxyz
+from attncalc.data.extxyz import read_extxyz, read_extxyz_in_parts
 from attncalc.data.hdf5 import read_hdf5
 from attncalc.data.npz import read_npz
 
@@ -69,3 +69,24 @@ def read(
     if not path.is_file():
         raise FileNotFoundError(f"{path.name}: no such file in {path.absolute().parent}")
     return reader(path, energy_unit=energy_unit, length_unit=length_unit, labels=labels)
+
+
+def read_parts(
+    path: str | PathLike[str],
+    n: int = 1000,
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    labels: str | None = None,
+) -> Iterator[Dataset]:
+    """As `read`, but of extended XYZ n structures at a time; other formats come as one part.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as `read`, of a part when it is reached.
+    """
+    path = Path(path)
+    given = {"energy_unit": energy_unit, "length_unit": length_unit, "labels": labels}
+    if path.suffix.lower() in (".xyz", ".extxyz") and path.is_file():
+        yield from read_extxyz_in_parts(path, n, **given)
+    else:
+        yield read(path, **given)

@@ -38,10 +38,11 @@ def per_element(dataset: Dataset, values: NDArray[np.float64]) -> dict[int, floa
 
     The answer of smallest norm where there are several; see `reference_energies`.
     """
-    elements = np.unique(np.concatenate([atoms.numbers for atoms in dataset.structures]))
-    counts = np.stack(
-        [(atoms.numbers[:, None] == elements).sum(axis=0) for atoms in dataset.structures]
-    )  # [n, n_elements]
+    found = [np.unique(atoms.numbers, return_counts=True) for atoms in dataset.structures]
+    elements = np.unique(np.concatenate([numbers for numbers, _ in found]))
+    counts = np.zeros((len(found), len(elements)), dtype=int)
+    for row, (numbers, how_many) in zip(counts, found, strict=True):
+        row[np.searchsorted(elements, numbers)] = how_many
     # Counts are small integers: singular values below this are rounding, not composition.
     solution = np.linalg.lstsq(counts.astype(float), values, rcond=1e-10)[0]
     return {int(z): float(e) for z, e in zip(elements, solution, strict=True)}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as Indexed
 
-from attncalc.data import Dataset
+from attncalc.data import Dataset, StreamedDataset
 from attncalc.graph import Graph
 from attncalc.neighbors import fresh_graph
 from attncalc.potential import volumes
@@ -20,37 +21,49 @@ from attncalc.train.order import Share, Sizes
 from attncalc.train.step import Batch
 
 
-def samples(
-    dataset: Dataset, cutoff: float, species: tuple[int, ...], *, margin: float = 0.0
-) -> list[Batch]:
-    """One batch per structure; neighbours are searched once, since training data do not move.
+class Samples(Sequence[Batch]):
+    """One batch per structure, made whenever it is asked for.
 
     Args:
         dataset: with forces.
         cutoff: Å, of the network.
         species: of the potential.
         margin: Å beyond the cutoff, for atoms that will be displaced; pairs there are not masked.
+    """
+
+    def __init__(
+        self, dataset: Dataset, cutoff: float, species: tuple[int, ...], *, margin: float = 0.0
+    ) -> None:
+        self.dataset, self.reach, self.species = dataset, cutoff + margin, species
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, k: Any) -> Any:
+        dataset = self.dataset
+        system = System.from_ase(dataset.structures[k])
+        graph = fresh_graph(system, cutoff=self.reach, species=self.species)
+        volume = volumes(system)
+        stress = np.zeros((3, 3)) if dataset.stress is None else dataset.stress[k]
+        return Batch(
+            graph=graph,
+            energy=torch.tensor([dataset.energies[k]], dtype=torch.float64),
+            forces=torch.as_tensor((dataset.forces or ())[k], dtype=torch.float64),
+            stress=torch.as_tensor(stress, dtype=torch.float64).unsqueeze(0),
+            volume=torch.where(volume > 0, volume, 1.0),
+        )
+
+
+def samples(
+    dataset: Dataset, cutoff: float, species: tuple[int, ...], *, margin: float = 0.0
+) -> Sequence[Batch]:
+    """`Samples` of a data set; if that is in memory, so are they: training data do not move.
 
     Raises:
         ValueError: an element is not in `species`.
     """
-    made = []
-    labelled = zip(dataset.structures, dataset.forces or (), strict=True)
-    for k, (structure, forces) in enumerate(labelled):
-        system = System.from_ase(structure)
-        graph = fresh_graph(system, cutoff=cutoff + margin, species=species)
-        volume = volumes(system)
-        stress = np.zeros((3, 3)) if dataset.stress is None else dataset.stress[k]
-        made.append(
-            Batch(
-                graph=graph,
-                energy=torch.tensor([dataset.energies[k]], dtype=torch.float64),
-                forces=torch.as_tensor(forces, dtype=torch.float64),
-                stress=torch.as_tensor(stress, dtype=torch.float64).unsqueeze(0),
-                volume=torch.where(volume > 0, volume, 1.0),
-            )
-        )
-    return made
+    made = Samples(dataset, cutoff, species, margin=margin)
+    return made if isinstance(dataset, StreamedDataset) else list(made)
 
 
 def join(parts: Sequence[Batch]) -> Batch:

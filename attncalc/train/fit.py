@@ -1,4 +1,4 @@
-"""`run` a recipe from its data to model file and card; `fit` one on data already in memory."""
+"""`run` a recipe from its data to model file and card; `fit` one on data sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ase.data import chemical_symbols
 
 from attncalc import data
 from attncalc.data import Dataset
-from attncalc.data.errors import Errors, errors, predict
+from attncalc.data.errors import Errors
+from attncalc.data.streamed import errors_of
 from attncalc.model_file import NETWORKS, header, load, model_name, save, write_atomically
 from attncalc.potential import Committee, Potential, check_system
 from attncalc.system import System
@@ -27,7 +28,7 @@ from attncalc.train.fastest import fastest_step
 from attncalc.train.loop import finished_epochs, train_loop
 from attncalc.train.memory import keep_freed_memory
 from attncalc.train.module import TrainingModule
-from attncalc.train.order import n_steps
+from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
 from attncalc.train.recipe import Recipe
 from attncalc.train.reproducible import ordered_sums
@@ -95,7 +96,7 @@ def run(
             done = _fit(recipe, training, validation, output, processes)
             if not processes.is_first:
                 return done
-            test_errors = None if test is None else errors(predict(done.potential, test), test)
+            test_errors = None if test is None else errors_of(done.potential, test)
             _describe(done, recipe, (training, validation, test), test_errors, command)
     except KeyboardInterrupt as stop:
         if stop.args:
@@ -107,7 +108,8 @@ def run(
 def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     """Training, validation and test set of a recipe; the test set may be missing."""
     units = {"energy_unit": recipe.energy_unit, "length_unit": recipe.length_unit}
-    dataset = data.read(recipe.find(recipe.data), labels=recipe.labels, **units)
+    read = data.stream if recipe.stream else data.read
+    dataset = read(recipe.find(recipe.data), labels=recipe.labels, **units)
     _require_matching_units(recipe, dataset)  # before the split: more structures are close
     _say_what_is_not_known(recipe, dataset)
     test: Dataset | None
@@ -120,7 +122,7 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
         seed = recipe.seed if recipe.split.get("shuffle") else None
         training, validation, test = data.official_split(dataset, **named, seed=seed)
     if recipe.test_data is not None:
-        test = data.read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
+        test = read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
         _require_matching_units(recipe, test)
     return training, validation, test
 
@@ -128,7 +130,7 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
 def fit(
     recipe: Recipe, training: Dataset, validation: Dataset, output: str | Path | None = None
 ) -> Training:
-    """Train on data in memory; each of several processes (torchrun, srun) has all of them.
+    """Train on data sets; each of several processes (torchrun, srun) has all of them.
 
     A run that was stopped, however hard, goes on after its last complete epoch when the same
     recipe is started again with the same `output`, and ends with the same bits as an
@@ -190,7 +192,7 @@ def _fit(
                 else fastest_step(
                     potential,
                     module.weights,
-                    [to_device(batch, processes.device) for batch in batches],
+                    [to_device(batches[k], processes.device) for k in typical(sizes, recipe)],
                     recipe,
                     shortest=data.shortest_distance(training),
                     n_steps=module.n_steps,
@@ -272,6 +274,7 @@ def _check(
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
     """Where only one of the two is trained on, the other may be anything."""
+    dataset = data.sample(dataset)
     if recipe.energy_weight and recipe.force_weight and (what := data.unit_mismatch(dataset)):
         raise ValueError(f"{what} (or train on one of them: energy_weight: 0 or force_weight: 0)")
     if recipe.stress_weight and (what := data.stress_mismatch(dataset)):
@@ -279,7 +282,7 @@ def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
-    found = data.work_ratio(dataset)
+    found = data.work_ratio(data.sample(dataset))
     if dataset.forces is not None and (found is None or not found.decides):
         log.info(
             "%s: no structures are close enough to check energies and forces against each other",

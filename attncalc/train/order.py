@@ -15,6 +15,8 @@ Integers = NDArray[np.int64]
 
 # structures of one validation batch
 VALIDATION_BATCH = 50
+# structures that a fast step is compared with the plain one on
+TRIED = 50
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,13 @@ def n_steps(sizes: Sizes, recipe: Recipe) -> int:
         order.set_epoch(epoch)
         total += len(steps(np.array(list(order)), sizes.n_edges, recipe))
     return total
+
+
+def typical(sizes: Sizes, recipe: Recipe) -> list[int]:
+    """Structures that a step is tried on: the first ones, then the largest."""
+    n = len(sizes.n_edges)
+    largest = np.argsort(-sizes.n_edges, kind="stable")[: recipe.batch_size]
+    return [*range(min(n, max(TRIED, recipe.batch_size))), *largest.tolist()]
 
 
 def parts(n_edges: Sequence[int] | Integers, n: int) -> Integers:

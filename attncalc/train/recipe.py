@@ -74,6 +74,8 @@ class Recipe:
         config: hyper-parameters of the network; avg_num_neighbors is measured if not given.
         network: a name of the table in `attncalc.model_file`.
         test_data: separate test file; then `split` needs no test set.
+        stream: structures stay in the data file and are read when they are needed, for more than
+            fits into memory: an HDF5 file as `attncalc convert data` writes it.
         labels, energy_unit, length_unit: as in `data.read`.
         level_of_theory: for the card; what the file says if empty.
         start_from: a model whose weights the training starts from instead of random ones (another
@@ -116,6 +118,7 @@ class Recipe:
     config: Mapping[str, Any]
     network: str = "so3krates"
     test_data: str | None = None
+    stream: bool = False
     labels: str | None = None
     energy_unit: str | None = None
     length_unit: str | None = None
@@ -163,6 +166,8 @@ class Recipe:
         for name in ("energy_weight", "force_weight", "stress_weight", "warmup_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"recipe: {name} must not be negative, got {getattr(self, name)}")
+        if not isinstance(self.stream, bool):
+            raise ValueError(f"recipe: stream must be true or false, got {self.stream!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"recipe: ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.start_from is not None and self.committee > 1:

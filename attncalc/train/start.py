@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
 
 from attncalc import data
 from attncalc.data import Dataset
-from attncalc.data.errors import predict
 from attncalc.data.statistics import per_element
 from attncalc.model_file import DTYPES, NETWORKS, load, model_name
-from attncalc.potential import Committee, Potential
+from attncalc.potential import Committee, Potential, evaluate_many
 from attncalc.train.denoising import with_denoising
 from attncalc.train.recipe import Recipe
+
+# of structures that are evaluated together
+ATOMS_AT_ONCE = 512
 
 
 def new_potential(recipe: Recipe, training: Dataset) -> Potential:
@@ -79,7 +82,9 @@ def _on_the_labels(potential: Potential, training: Dataset) -> Potential:
     counts energies from another zero. What the labels do not tell apart, as the elements of a
     single molecule, stays as it was.
     """
-    shift = per_element(training, training.energies - predict(potential, training).energies)
+    results = evaluate_many(potential, training.structures, batch_atoms=ATOMS_AT_ONCE)
+    energies = np.concatenate([result.energy.cpu().numpy() for _, result in results])
+    shift = per_element(training, training.energies - energies)
     by_species = [shift[z] for z in potential.species]
     potential.reference_energies += torch.tensor(by_species, dtype=torch.float64)
     return potential

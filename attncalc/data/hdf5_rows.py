@@ -1,0 +1,235 @@
+"""HDF5 files with all structures in a row: reading one structure at a time, and writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from attncalc.data.arrays import (
+    COUNTS,
+    NAMES,
+    NUMBERS,
+    OFFSETS,
+    POSITIONS,
+    bounds_of,
+    choose_labels,
+    dataset_fields,
+    floats,
+    is_split,
+)
+from attncalc.data.dataset import Dataset, Floats, Integers
+from attncalc.data.hdf5 import (
+    FOR_ALL,
+    Array,
+    arrays_of,
+    group_names,
+    open_hdf5,
+    reading,
+    stored_units,
+)
+from attncalc.data.units import factors
+from attncalc.system import charge_and_spin
+
+# rows of one block of a written file: a structure is read with what shares its blocks
+BLOCK = 1024
+
+
+class Rows:
+    """Reads one structure of a file at a time; what is per structure, not per atom, is in memory.
+
+    Args:
+        path: the file, which stays open.
+        energy_unit, length_unit, labels: as in `attncalc.data.read`.
+
+    Attributes:
+        source: the file's name.
+        energies: [n] eV.
+        splits: name -> indices.
+        has_forces, has_stress: which labels there are.
+
+    Raises:
+        OSError: the system refuses to read the file.
+        ValueError: the file is damaged, its structures do not stand in a row, or the like; one line
+            that starts with the file's name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        energy_unit: str | None = None,
+        length_unit: str | None = None,
+        labels: str | None = None,
+    ) -> None:
+        self._path, self.source = path, path.name
+        self._last: tuple[int, Dataset] | None = None
+        with reading(path):
+            file = open_hdf5(path)
+            root = arrays_of(file)
+            self.splits = {k: np.asarray(a) for k, a in root.items() if is_split(k, a)}
+            for_all = {k: np.asarray(root[k]) for k in FOR_ALL if k in root}
+            arrays = for_all | self._the_group(file)
+            shapes = {key: array.shape for key, array in arrays.items()}
+            self._labels = choose_labels(shapes, labels)
+            units = stored_units(arrays, for_all, self._labels)
+            self._to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
+            wanted = (*NAMES, self._labels.energy, self._labels.forces)
+            per_atom = (*NUMBERS, *POSITIONS, self._labels.forces)
+            self._per_atom = {k: arrays[k] for k in per_atom if k in arrays}
+            rest = [k for k in wanted if k in arrays and k not in {*per_atom, OFFSETS, COUNTS}]
+            self._rest = {k: np.asarray(arrays[k]) for k in rest}
+            self.has_forces = self._labels.forces in arrays
+            self.has_stress = "stress" in arrays
+            stored = self._rest[self._labels.energy].reshape(-1)
+            self.energies: Floats = floats(stored, self._labels.energy) * self._to_ase.energy
+            counts = {k: np.asarray(arrays[k]) for k in (OFFSETS, COUNTS) if k in arrays}
+            n_total = len(next(array for k, array in self._per_atom.items() if k in POSITIONS))
+            self._bounds = np.asarray(bounds_of(counts, n_total, len(self.energies)))
+            for key, array in self._per_atom.items():
+                if array.shape[0] != n_total:
+                    raise ValueError(f"{key} must have {n_total} rows, got {array.shape[0]}")
+            if len(self._bounds) != len(self.energies) + 1:
+                raise ValueError(
+                    f"{len(self._bounds) - 1} structures by {', '.join(counts)}, but "
+                    f"{len(self.energies)} energies"
+                )
+            if not np.isfinite(self.energies).all():
+                first = int(np.argmin(np.isfinite(self.energies)))
+                raise ValueError(f"the energy of structure {first} is not finite: remove it")
+
+    def _the_group(self, file: h5py.File) -> dict[str, Array]:
+        found = []
+        for name in group_names(file):
+            arrays = arrays_of(file[name])
+            if any(isinstance(arrays.get(key), h5py.Dataset) for key in POSITIONS):
+                found.append(arrays)
+        flat = [a for a in found if any(k in a and a[k].ndim == 2 for k in POSITIONS)]
+        if len(found) != 1 or not flat or not {OFFSETS, COUNTS} & flat[0].keys():
+            raise ValueError(
+                f"only structures in a row (positions [n_total, 3] with {OFFSETS}) can be left in "
+                f"the file: `attncalc convert data {self.source} -o NEW.h5` writes them so"
+            )
+        return flat[0]
+
+    def __call__(self, k: int) -> Dataset:
+        """Structure k of the file as a data set of one; the last one is remembered."""
+        if self._last is None or self._last[0] != k:
+            try:
+                self._last = k, self._read(k)
+            except ValueError as error:
+                text = str(error).replace("structure 0", f"structure {k}")
+                raise ValueError(text) from None
+        return self._last[1]
+
+    def _read(self, k: int) -> Dataset:
+        a, b = self._bounds[k : k + 2].tolist()
+        with reading(self._path):
+            arrays = {key: array[a:b] for key, array in self._per_atom.items()}
+            arrays |= {key: self._of_structure(key, k) for key in self._rest}
+            arrays[OFFSETS] = np.array([0, b - a])
+            with np.errstate(over="ignore"):  # found when the data set is checked
+                fields = dataset_fields(arrays, self._to_ase, self._labels)
+        return Dataset(**(fields | {"splits": {}}), source=self.source)
+
+    def _of_structure(self, key: str, k: int) -> NDArray:
+        array, n = self._rest[key], len(self.energies)
+        # one cell or periodicity for all structures has an axis less
+        shared = array.ndim < {"cell": 3, "pbc": 2, "stress": 3}.get(key, 1)
+        is_table = key in ("e0", "e0_z")
+        return array if shared or is_table or array.shape[0] != n else array[k : k + 1]
+
+
+def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
+    """Write data sets, one after the other, as one file with all structures in a row.
+
+    In eV and Å, with splits; only one part at a time needs to be in memory. The file is there when
+    it is complete.
+
+    Args:
+        parts: all with the same kinds of labels.
+        path: of the file, .h5 or .hdf5.
+
+    Returns:
+        The number of structures.
+
+    Raises:
+        ValueError: there is no structure, or parts have different kinds of labels.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with h5py.File(temporary, "w") as file:
+            n = _write(file, parts)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return n
+
+
+def _write(file: h5py.File, parts: Iterable[Dataset]) -> int:
+    splits: dict[str, list[Integers]] = {}
+    electrons: list[tuple[int, int]] = []
+    said: set[str] = set()  # "charge", "spin" where a structure has it
+    levels, kinds, n = set(), set(), 0
+    isolated: dict[int, float] = {}
+    for part in parts:
+        kinds.add((part.forces is not None, part.stress is not None))
+        if len(kinds) > 1:
+            raise ValueError(f"{part.source}: not all structures have the same labels")
+        _append(file, part)
+        for name, indices in part.splits.items():
+            splits.setdefault(name, []).append(n + indices)
+        for atoms in part.structures:
+            electrons.append(charge_and_spin(atoms))
+            said |= atoms.info.keys()
+        levels.add(part.level_of_theory)
+        isolated |= part.isolated_energies or {}
+        n += len(part)
+    if n == 0:
+        raise ValueError("there is no structure to be written")
+    for k, name in enumerate(("charge", "spin")):
+        if name in said:
+            file[name] = np.array(electrons)[:, k]
+    for name, chosen in splits.items():
+        if is_split(name, np.concatenate(chosen)):  # others are not understood in this format
+            file[name] = np.concatenate(chosen)
+    # texts of fixed length: others lie in heaps, which may be damaged
+    file.attrs["units"] = np.bytes_("E: eV; F: eV/Angstrom; R: Angstrom; stress: eV/Angstrom^3")
+    if len(levels) == 1 and (level := levels.pop()):
+        file.attrs["level_of_theory"] = np.bytes_(level.encode())
+    if isolated:
+        file["e0_z"], file["e0"] = list(isolated), list(isolated.values())
+    return n
+
+
+def _append(file: h5py.File, part: Dataset) -> None:
+    structures = part.structures
+    ends = np.cumsum([len(atoms) for atoms in structures])
+    columns: dict[str, NDArray] = {
+        "z": np.concatenate([atoms.numbers for atoms in structures]).astype(np.uint8),
+        "R": np.concatenate([atoms.positions for atoms in structures]),
+        "E": part.energies,
+        "cell": np.stack([atoms.cell.array for atoms in structures]),
+        "pbc": np.stack([atoms.pbc for atoms in structures]),
+    }
+    if part.forces is not None:
+        columns["F"] = np.concatenate(part.forces)
+    if part.stress is not None:
+        columns["stress"] = part.stress
+    if OFFSETS not in file:
+        for name, values in (columns | {OFFSETS: np.zeros(1, np.int64)}).items():
+            shape = values.shape[1:]
+            most = (None, *shape)
+            chunks = (BLOCK, *shape)
+            file.create_dataset(name, (0, *shape), values.dtype, maxshape=most, chunks=chunks)
+        file[OFFSETS].resize(1, axis=0)
+    columns[OFFSETS] = file[OFFSETS][-1] + ends
+    for name, values in columns.items():
+        array = file[name]
+        array.resize(len(array) + len(values), axis=0)
+        array[-len(values) :] = values

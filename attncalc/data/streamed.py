@@ -1,0 +1,183 @@
+"""Data sets that stay in their file: structures are read when they are asked for, and forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attncalc.data.dataset import Dataset, Integers, check_split
+from attncalc.data.errors import Errors, errors, predict
+from attncalc.data.hdf5_rows import Rows
+from attncalc.potential import Potential
+
+# structures of which units are checked: in runs of neighbours, which are often close to each other
+SAMPLE, RUN = 2000, 100
+# structures that are predicted and compared at once
+PART = 256
+
+
+class _Column(Sequence[Any]):
+    """One quantity of structures that are read one by one."""
+
+    def __init__(self, read: Callable[[int], Any], indices: Integers) -> None:
+        self._read, self._indices = read, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self._read(int(index)) for index in self._indices[k]]
+        return self._read(int(self._indices[k]))
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedDataset(Dataset):
+    """A `Dataset` whose structures, forces and stresses are read whenever they are asked for.
+
+    Energies are in memory. What is wrong with a structure is found when it is read.
+
+    Attributes:
+        rows: reads one structure of the file.
+        indices: [n] which ones, in order.
+    """
+
+    rows: Rows = field(kw_only=True)
+    indices: Integers = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Nothing is read yet."""
+
+    def __getitem__(self, index: int | slice | Sequence[int] | NDArray) -> StreamedDataset:
+        """As of a `Dataset`; nothing is read."""
+        chosen = self.chosen(index)
+        return replace(
+            self,
+            **_columns(self.rows, self.indices[chosen]),
+            energies=self.energies[chosen],
+            splits={},
+        )
+
+    def in_memory(self) -> Dataset:
+        """All of it, read and checked."""
+        return Dataset(
+            structures=tuple(self.structures),
+            energies=self.energies,
+            forces=None if self.forces is None else tuple(self.forces),
+            stress=None if self.stress is None else np.stack(list(self.stress)),
+            splits=self.splits,
+            source=self.source,
+            level_of_theory=self.level_of_theory,
+            labels=self.labels,
+            isolated_energies=self.isolated_energies,
+        )
+
+
+def stream(
+    path: str | PathLike[str],
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    labels: str | None = None,
+) -> StreamedDataset:
+    """Open an HDF5 file with all structures in a row, as `write_hdf5` makes them.
+
+    The same numbers as by `read`, for files larger than the memory: what is per atom stays in the
+    file, which must not change meanwhile.
+
+    Args:
+        path: the file.
+        energy_unit, length_unit, labels: as in `attncalc.data.read`.
+
+    Raises:
+        OSError: the system refuses to read the file.
+        ValueError: the structures do not stand in a row, or as for `read`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".h5", ".hdf5"):
+        raise ValueError(
+            f"{path.name}: only HDF5 can be left in the file: "
+            f"`attncalc convert data {path.name} -o NEW.h5` makes it"
+        )
+    rows = Rows(path, energy_unit=energy_unit, length_unit=length_unit, labels=labels)
+    first = rows(0)
+    for name, indices in rows.splits.items():
+        check_split(name, indices, len(rows.energies))
+    everything = np.arange(len(rows.energies))
+    return StreamedDataset(
+        **_columns(rows, everything),
+        energies=rows.energies,
+        splits=rows.splits,
+        source=rows.source,
+        level_of_theory=first.level_of_theory,
+        labels=first.labels,
+        isolated_energies=first.isolated_energies,
+    )
+
+
+def _columns(rows: Rows, indices: Integers) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        "structures": _Column(lambda k: rows(k).structures[0], indices),
+        "forces": None,
+        "stress": None,
+    }
+    if rows.has_forces:
+        columns["forces"] = _Column(lambda k: _only(rows(k).forces), indices)
+    if rows.has_stress:
+        columns["stress"] = _Column(lambda k: _only(rows(k).stress), indices)
+    return columns | {"rows": rows, "indices": indices}
+
+
+def _only(values: Any) -> Any:
+    return values[0]
+
+
+def sample(dataset: Dataset) -> Dataset:
+    """A data set in memory as it is; of one that is not, about 2,000 structures.
+
+    They are taken in runs of 100, spread over the file: frames of a trajectory are close to their
+    neighbours, which is what a check of units looks for.
+    """
+    if not isinstance(dataset, StreamedDataset):
+        return dataset
+    if len(dataset) <= SAMPLE:
+        return dataset.in_memory()
+    in_file = np.argsort(dataset.indices)
+    starts = np.linspace(0, len(dataset) - RUN, SAMPLE // RUN).astype(int)
+    return dataset[np.concatenate([in_file[start : start + RUN] for start in starts])].in_memory()
+
+
+def errors_of(potential: Potential, dataset: Dataset) -> Errors:
+    """Errors of a model on a data set; one that is not in memory is read in parts."""
+    if not isinstance(dataset, StreamedDataset):
+        return errors(predict(potential, dataset), dataset)
+    found, n_atoms = [], []
+    for k in range(0, len(dataset), PART):
+        part = dataset[k : k + PART].in_memory()
+        found.append(errors(predict(potential, part), part))
+        n_atoms.append(sum(map(len, part.structures)))
+    n_structures = [one.n_structures for one in found]
+
+    def mean(name: str, weights: list[int]) -> float | None:
+        values = [getattr(one, name) for one in found]
+        if values[0] is None:
+            return None
+        power = 2 if name.endswith("rmse") else 1
+        return float(np.average(np.power(values, power), weights=weights) ** (1 / power))
+
+    per_structure = (
+        "energy_mae",
+        "energy_rmse",
+        "energy_per_atom_mae",
+        "stress_mae",
+        "stress_rmse",
+    )
+    means: dict[str, Any] = {name: mean(name, n_structures) for name in per_structure}
+    means |= {name: mean(name, n_atoms) for name in ("force_mae", "force_rmse")}
+    return Errors(**means, n_structures=len(dataset))

@@ -165,8 +165,8 @@ def without_numba(atoms: Atoms, device: str, budget: float) -> dict:
     return attncalc(atoms, device, budget)
 
 
-def so3krates_torch(atoms: Atoms, device: str, budget: float) -> dict:
-    """SO3LR as so3krates-torch ships it, long-range terms off."""
+def so3lr_of_torch(device: str) -> Any:
+    """The calculator of SO3LR as so3krates-torch ships it, long-range terms off."""
     import so3krates_torch
     from so3krates_torch.calculator.so3 import TorchkratesCalculator
 
@@ -178,6 +178,13 @@ def so3krates_torch(atoms: Atoms, device: str, budget: float) -> dict:
     for name in ("electrostatic_energy_bool", "dispersion_energy_bool", "use_lr"):
         getattr(model, name)  # an AttributeError is better than long-range terms unnoticed
         setattr(model, name, False)
+    return calculator
+
+
+def so3krates_torch(atoms: Atoms, device: str, budget: float) -> dict:
+    """The network of `so3lr_of_torch`, and its calculator."""
+    calculator = so3lr_of_torch(device)
+    model = calculator.models[0]
     atoms.info.update(charge=0, multiplicity=1)
     if not atoms.pbc.any():
         atoms.set_cell(np.eye(3) * 60.0)
@@ -201,16 +208,16 @@ def _of_peer(
     return {"edges": int(batch["edge_index"].shape[1]), "peak_MiB": peak_mib(device), **times}
 
 
-def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
+MACE_ELEMENTS = (*ELEMENTS, 35, 53)
+
+
+def mace_off_sized(device: str) -> Any:
     """A MACE with random weights."""
     from e3nn import o3
-    from mace import data, modules, tools
-    from mace.calculators import MACECalculator
-    from mace.tools import torch_geometric
+    from mace import modules
 
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
-    elements = (*ELEMENTS, 35, 53)
     model = modules.ScaleShiftMACE(
         r_max=4.5,
         num_bessel=8,
@@ -219,23 +226,31 @@ def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
         interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
         interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
         num_interactions=2,
-        num_elements=len(elements),
+        num_elements=len(MACE_ELEMENTS),
         hidden_irreps=o3.Irreps("96x0e"),
         MLP_irreps=o3.Irreps("16x0e"),
-        atomic_energies=np.zeros(len(elements)),
+        atomic_energies=np.zeros(len(MACE_ELEMENTS)),
         avg_num_neighbors=13.17,
-        atomic_numbers=list(elements),
+        atomic_numbers=list(MACE_ELEMENTS),
         correlation=3,
         gate=torch.nn.functional.silu,
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
         radial_MLP=[64, 64, 64],
     )
-    model = model.to(device).requires_grad_(False)
+    return model.to(device)
+
+
+def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
+    """The network of `mace_off_sized`, and MACE's calculator."""
+    from mace import data, tools
+    from mace.calculators import MACECalculator
+    from mace.tools import torch_geometric
+
+    model = mace_off_sized(device).requires_grad_(False)
     config = data.config_from_atoms(atoms)
-    graph = data.AtomicData.from_config(
-        config, z_table=tools.AtomicNumberTable(list(elements)), cutoff=4.5
-    )
+    table = tools.AtomicNumberTable(list(MACE_ELEMENTS))
+    graph = data.AtomicData.from_config(config, z_table=table, cutoff=4.5)
     loader = torch_geometric.dataloader.DataLoader([graph], batch_size=1)
     batch = next(iter(loader)).to(device).to_dict()
 

@@ -25,7 +25,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -72,8 +72,25 @@ def python_of(engine: str, given: dict[str, str]) -> str | None:
     return given.get(engine) or (str(default) if default.exists() else None)
 
 
-def run_worker(python: str, key: Key, budget: float) -> dict:
-    """What one process measured; {"failed": why} if it ended badly."""
+def run_worker(
+    python: str,
+    key: Key,
+    budget: float,
+    *,
+    script: str = "run.py",
+    more: Sequence[str] = (),
+    longest: float = LONGEST,
+) -> dict:
+    """What one process measured; {"failed": why} if it ended badly.
+
+    Args:
+        python: interpreter of the engine's environment.
+        key: what to measure.
+        budget: s.
+        script: beside this one; takes --worker.
+        more: arguments of its own.
+        longest: s that it may take.
+    """
     engine, system, threads = key
     environment = os.environ | {
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -81,14 +98,14 @@ def run_worker(python: str, key: Key, budget: float) -> dict:
         "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # the e3nn that MACE needs loads its constants so
         **{f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")},
     }
-    command = [python, str(HERE / "run.py"), "--worker", engine, "--systems", system]
+    command = [python, str(HERE / script), *more, "--worker", engine, "--systems", system]
     command += ["--threads", str(threads), "--budget", str(budget)]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST
+            command, env=environment, capture_output=True, text=True, check=False, timeout=longest
         )
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {LONGEST / 60:.0f} minutes"}
+        return {"failed": f"not done after {longest / 60:.0f} minutes"}
     rows = []
     for line in done.stdout.splitlines():
         with contextlib.suppress(ValueError):  # packages print what they like

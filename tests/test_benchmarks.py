@@ -32,6 +32,8 @@ def load(monkeypatch):
         "silicon",
         "mend_silicon",
         "learning_curve",
+        "train",
+        "training_steps",
     ):
         sys.modules.pop(name, None)
 
@@ -297,3 +299,66 @@ def test_a_learning_curve_goes_on_where_it_stopped(load, tmp_path, monkeypatch, 
     assert "<svg" in (tmp_path / "learning_curve.svg").read_text()
     with pytest.raises(SystemExit, match="--frames 9, there are 8 to train on"):
         run(9)
+
+
+def rmd17(folder, n: int) -> None:
+    """A file as rMD17's are laid out, of ethanol that is rattled."""
+    from ase.build import molecule
+
+    rng = np.random.default_rng(0)
+    atoms = molecule("CH3CH2OH")
+    positions = atoms.positions + rng.normal(scale=0.03, size=(n, len(atoms), 3))
+    arrays = {"nuclear_charges": atoms.numbers, "coords": positions}
+    arrays |= {"energies": rng.normal(size=n), "forces": rng.normal(size=positions.shape)}
+    splits = {"train_01": np.arange(n - 10), "test_01": np.arange(n - 10, n)}
+    np.savez(folder / "rmd17_ethanol.npz", **arrays, **splits)
+
+
+def step_row(step: list[float], **more) -> dict:
+    times = {"step": step, "processor": [0.9 * t for t in step]}
+    return times | {"versions": "v", "ready_s": 5.0, "held_MiB": 20.0, "peak_MiB": 500.0} | more
+
+
+def test_training_steps_are_summed_up_over_rounds(load):
+    train = load("train")
+    ours, theirs = ("attncalc", "ethanol", 1), ("so3krates-torch", "ethanol", 1)
+    rows = [
+        (ours, step_row([10.0, 12.0], ready_s=90.0)),
+        (theirs, step_row([60.0], held_MiB=60.0)),
+        (ours, step_row([14.0], held_MiB=22.0)),
+        (theirs, {"failed": "killed"}),
+        (("mace-torch", "aspirin", 1), {"failed": "no model"}),
+    ]
+    entries = train.summary(rows)
+    assert [e.get("step_ms") for e in entries] == [12.0, 60.0, None]
+    assert entries[0]["epochs_per_hour"] == pytest.approx(3600 / (95 * 0.012))
+    assert (entries[0]["ready_s"], entries[0]["rounds"], entries[0]["steps"]) == (90.0, 2, 3)
+    text = train.markdown(entries, "a machine", ["notes"])
+    assert "| ethanol | 10 | attncalc | 12.0 | 10.8 | 3,157.9 | 22 | 500 | 90 |" in text
+    assert "| aspirin | 8 | mace-torch | no model |" in text
+    assert "| ethanol | 5.00 | 5.00 | 2.73 |" in text
+    json.dumps(entries)
+
+
+def test_a_real_training_step(tmp_path):
+    rmd17(tmp_path, n=140)
+    command = [sys.executable, str(BENCHMARKS / "train.py"), str(tmp_path), "--rounds", "1"]
+    command += ["--engines", "attncalc-eager", "--systems", "ethanol", "--budget", "0.05"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads((tmp_path / "out" / "train.json").read_text())["rows"]
+    assert "failed" not in entry, entry
+    assert entry["step_ms"] > 0
+    assert entry["peak_MiB"] > 100 > entry["held_MiB"] > 1
+    text = (tmp_path / "out" / "train.md").read_text()
+    assert re.search(r"\| ethanol \| 10 \| attncalc-eager \| [\d.,]+ \|", text)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.json", "train.md"]
+
+
+def test_data_that_are_not_there(load, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path), "--systems", "aspirin"])
+    with pytest.raises(SystemExit):
+        load("train").parsed()
+    assert f"there is no rmd17_aspirin.npz in {tmp_path}" in capsys.readouterr().err

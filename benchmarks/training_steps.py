@@ -1,0 +1,229 @@
+"""Whole training steps of one engine, timed in a process of its own.
+
+Runs inside each engine's environment (`benchmarks/train.py --worker ENGINE`). A step is what
+every one of these packages does by itself: the next batch of the loader, energies and forces, a
+loss of both (mean squares, equal weights), its gradient by double backward or what equals it,
+clipping, Adam; in float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from platform import python_version
+from typing import Any
+
+import engines
+import numpy as np
+import torch
+from ase import Atoms
+from engines import MACE_OFF23_S, PUBLISHED, SO3LR, equiformer, installed, peak_mib, so3lr_sized
+
+N_WARM = 3
+LEARNING_RATE, LARGEST_NORM = 1e-4, 10.0
+
+# (loader, step): as often as it is asked for, the loader gives the batches of another epoch
+Trained = tuple[Iterable[Any], Callable[[Any], object]]
+
+
+def attncalc(
+    frames: list[Atoms], size: int, potential: Callable[[], Any], *, compiled: bool
+) -> Trained:
+    """As `attncalc train` does it, except for what Lightning and moving averages add."""
+    from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+    from torch.utils.data import DataLoader
+
+    from attncalc.data import Dataset, shortest_distance
+    from attncalc.train.batches import join, samples
+    from attncalc.train.fastest import fastest_step
+    from attncalc.train.memory import keep_freed_memory
+    from attncalc.train.recipe import Recipe
+    from attncalc.train.step import Loss, mean_square, trainable
+
+    keep_freed_memory()
+    model = potential().requires_grad_(True)
+    dataset = Dataset(
+        structures=frames,
+        energies=np.array([atoms.info["REF_energy"] for atoms in frames]),
+        forces=[atoms.arrays["REF_forces"] for atoms in frames],
+        source="frames",
+    )
+    parts = samples(dataset, model.cutoff, model.species)
+    recipe = Recipe(
+        name="benchmark",
+        data="",
+        split={"sizes": ["rest", 1]},
+        config={"cutoff": model.cutoff},
+        batch_size=size,
+        compile="always" if compiled else "never",
+    )
+    told = _Told()
+    log = logging.getLogger("attncalc.train.fastest")
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
+    gradient = fastest_step(
+        model,
+        Loss(1.0, 1.0, 0.0, mean_square),
+        parts,
+        recipe,
+        shortest=shortest_distance(dataset),
+        n_steps=1,
+    )
+    if told.warnings:
+        raise RuntimeError(told.warnings[0])
+    parameters = list(trainable(model).values())
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+
+    def step(batch: Any) -> None:
+        _, gradients = gradient(batch)
+        norm = get_total_norm(gradients)
+        for parameter, values in zip(parameters, gradients, strict=True):
+            parameter.grad = values
+        if norm.item() > LARGEST_NORM:
+            clip_grads_with_norm_(parameters, LARGEST_NORM, norm)
+        optimizer.step()
+
+    loader: Any = DataLoader(parts, size, shuffle=True, drop_last=True, collate_fn=join)
+    return loader, step
+
+
+class _Told(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warnings.append(record.getMessage())
+
+
+def so3krates_torch(frames: list[Atoms], size: int) -> Trained:
+    """SO3LR, as the package trains it."""
+    from so3krates_torch.data.atomic_data import AtomicData
+    from so3krates_torch.data.utils import KeySpecification, config_from_atoms
+    from so3krates_torch.modules.loss import WeightedEnergyForcesLoss
+    from so3krates_torch.tools.torch_geometric.dataloader import DataLoader
+
+    torch.set_default_dtype(torch.float32)
+    calculator = engines.so3lr_of_torch("cpu")
+    keys = KeySpecification.from_defaults()
+    graphs = []
+    for atoms in frames:
+        if not atoms.pbc.any():
+            atoms.set_cell(np.eye(3) * 60.0)
+        config = config_from_atoms(atoms, key_specification=keys)
+        graphs.append(
+            AtomicData.from_config(config, z_table=calculator.z_table, cutoff=calculator.r_max)
+        )
+    loader = DataLoader(graphs, batch_size=size, shuffle=True, drop_last=True)
+    return loader, _step_of_peer(calculator.models[0], WeightedEnergyForcesLoss(1.0, 1.0))
+
+
+def mace_torch(frames: list[Atoms], size: int) -> Trained:
+    """A MACE, as the package trains it."""
+    from mace import data, tools
+    from mace.modules.loss import WeightedEnergyForcesLoss
+    from mace.tools.torch_geometric.dataloader import DataLoader
+
+    model = engines.mace_off_sized("cpu")
+    table = tools.AtomicNumberTable(list(engines.MACE_ELEMENTS))
+    keys = data.KeySpecification(
+        info_keys={"energy": "REF_energy"}, arrays_keys={"forces": "REF_forces"}
+    )
+    configs = [data.config_from_atoms(atoms, key_specification=keys) for atoms in frames]
+    graphs = [data.AtomicData.from_config(c, z_table=table, cutoff=4.5) for c in configs]
+    loader = DataLoader(graphs, batch_size=size, shuffle=True, drop_last=True)
+    return loader, _step_of_peer(model, WeightedEnergyForcesLoss(1.0, 1.0))
+
+
+def _step_of_peer(model: Any, loss: Any) -> Callable[[Any], object]:
+    """What `take_step` of mace.tools.train does, which so3krates-torch has taken over as it is.
+
+    Written out: importing the latter's needs packages that it does not install.
+    """
+    model.requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def step(batch: Any) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        output = model(
+            batch.to_dict(),
+            training=True,
+            compute_force=True,
+            compute_virials=False,
+            compute_stress=False,
+        )
+        loss(pred=output, ref=batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=LARGEST_NORM)
+        optimizer.step()
+
+    return step
+
+
+published = partial(equiformer, "l2", **PUBLISHED)
+ours = partial(equiformer, "l2")
+
+# name -> what prepares it, and its hyper-parameters in words
+ENGINES: dict[str, tuple[Callable[[list[Atoms], int], Trained], str]] = {
+    "attncalc": (partial(attncalc, potential=so3lr_sized, compiled=True), SO3LR),
+    "attncalc-eager": (
+        partial(attncalc, potential=so3lr_sized, compiled=False),
+        f"{SO3LR}, not compiled",
+    ),
+    "attncalc-equiformer-l2": (
+        partial(attncalc, potential=published, compiled=True),
+        "the published Equiformer, lmax 2, 3.5 M parameters",
+    ),
+    "attncalc-equiformer-l2-eager": (
+        partial(attncalc, potential=published, compiled=False),
+        "the published Equiformer, lmax 2, not compiled",
+    ),
+    "attncalc-equiformer": (
+        partial(attncalc, potential=ours, compiled=True),
+        "our smooth Equiformer, 6 blocks, lmax 2, 5 Å",
+    ),
+    "so3krates-torch": (so3krates_torch, SO3LR),
+    "mace-torch": (mace_torch, MACE_OFF23_S),
+}
+
+
+def measure(engine: str, frames: list[Atoms], size: int, *, threads: int, budget: float) -> dict:
+    """One row: milliseconds of wall-clock and processor time of steps, and memory in MiB."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    loader, step = ENGINES[engine][0](frames, size)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    step(next(batches))
+    ready = time.perf_counter() - start
+    for _ in range(N_WARM):
+        step(next(batches))
+    wall, processor = [], []
+    start = time.perf_counter()
+    while len(wall) < 3 or time.perf_counter() - start < budget:
+        before = time.perf_counter(), time.process_time()
+        step(next(batches))
+        wall.append(1e3 * (time.perf_counter() - before[0]))
+        processor.append(1e3 * (time.process_time() - before[1]))
+    package = "attncalc" if engine.startswith("attncalc") else engine
+    versions = f"{package} {installed(package)}, torch {torch.__version__}"
+    return {
+        "engine": engine,
+        "versions": f"{versions}, Python {python_version()}",
+        "step": wall,
+        "processor": processor,
+        "ready_s": ready,
+        "held_MiB": held_mib(lambda: step(next(batches))),
+        "peak_MiB": peak_mib("cpu"),
+    }
+
+
+def held_mib(run: Callable[[], object]) -> float:
+    """The most that tensors made during a call hold at once."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return float(max(0, *held)) / 2**20

@@ -344,14 +344,17 @@ def _cloud(
         return
     # of logarithmic axes hexbin wants exponents
     of_axes = (scales[0], scales[0], scales[1], scales[1])
-    ends = tuple(np.log10(e) if s == "log" else e for e, s in zip(extent, of_axes, strict=True))
+    left, right, bottom, top = (
+        float(np.log10(end)) if scale == "log" else end
+        for end, scale in zip(extent, of_axes, strict=True)
+    )
     axes.hexbin(
         x,
         y,
         gridsize=90,
         bins="log",
         mincnt=1,
-        extent=ends,
+        extent=(left, right, bottom, top),
         xscale=scales[0],
         yscale=scales[1],
         cmap=faint_to_full(CLOUD),

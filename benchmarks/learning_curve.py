@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -159,7 +160,9 @@ def main() -> None:
             target = options.results / "learning_curve"
             write(target.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
             write(target.with_suffix(".md"), markdown(rows, machine_name()))
-            picture(rows).savefig(target.with_suffix(".svg"))
+            drawn = io.StringIO()
+            picture(rows).savefig(drawn, format="svg", metadata={"Date": None})
+            write(target.with_suffix(".svg"), drawn.getvalue())
     print((options.results / "learning_curve.md").read_text())
 
 

@@ -81,6 +81,11 @@ def read_parts(
 ) -> Iterator[Dataset]:
     """As `read`, but of extended XYZ n structures at a time; other formats come as one part.
 
+    Args:
+        path: the file.
+        n: structures of a part.
+        energy_unit, length_unit, labels: as for `read`.
+
     Raises:
         FileNotFoundError, OSError, ValueError: as `read`, of a part when it is reached.
     """

@@ -44,6 +44,8 @@ class StreamedDataset(Dataset):
     Energies are in memory. What is wrong with a structure is found when it is read.
 
     Attributes:
+        structures, forces, stress: as of a `Dataset`, by index; nothing is kept.
+        energies, splits, source, level_of_theory, labels, isolated_energies: as of a `Dataset`.
         rows: reads one structure of the file.
         indices: [n] which ones, in order.
     """

@@ -15,7 +15,7 @@ import torch
 import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from attncalc import load, train
+from attncalc import data, load, train
 from attncalc.train.batches import Batches, join, samples, sizes_of
 from attncalc.train.order import EpochOrder, Shares
 from attncalc.train.processes import Processes, _launched
@@ -132,17 +132,17 @@ def test_what_several_processes_cannot(recipe):
 
 # All of this happens in the same two processes: what one cannot do, both survive to be asked again.
 JOB = """
-import json, os, signal, sys, torch
+import dataclasses, json, os, signal, sys, torch
 torch.set_num_threads(1)
 from attncalc import train
 from attncalc.train.module import TrainingModule
 
 fitting = sys.modules[train.fit.__module__]
 rank, said = int(os.environ["SLURM_PROCID"]), {}
-step, check = TrainingModule.training_step, fitting._check
+step, check, split = TrainingModule.training_step, fitting._check, fitting.read_split
 recipe = train.Recipe.from_yaml("tiny.yaml")
 
-def attempt(name, *, at=None, what=None):
+def attempt(name, *, at=None, what=None, **changes):
     calls = 0
     def counted(module, load, k):
         nonlocal calls
@@ -150,7 +150,8 @@ def attempt(name, *, at=None, what=None):
         return step(module, (lambda: what(load())) if calls == at else load, k)
     TrainingModule.training_step = counted if at else step
     try:
-        train.run(recipe, name, command="attncalc train tiny.yaml")
+        changed = dataclasses.replace(recipe, **changes)
+        train.run(changed, name, command="attncalc train tiny.yaml")
         said[name] = "done"
     except BaseException as error:
         said[name] = [type(error).__name__, str(error)]
@@ -178,11 +179,16 @@ def bad_file(*arguments):
     return check(*arguments)
 
 attempt("whole")
+attempt("streamed", data="cells.h5", stream=True)
 attempt("failed", at=2, what=in_the_second(fail))
 attempt("not finite", at=2, what=not_finite)
 fitting._check = bad_file
 attempt("bad file")
 fitting._check = check
+if rank == 1:
+    fitting.read_split = lambda recipe: [part[::-1] for part in split(recipe)]
+attempt("other data")
+fitting.read_split = split
 for which in (signal.SIGINT, signal.SIGTERM):
     attempt(which.name, at=8, what=in_the_second(lambda: signal.raise_signal(which)))
 attempt("SIGINT")
@@ -201,6 +207,7 @@ def folder(in_float64, dataset, tmp_path_factory) -> Path:
         atoms.calc = SinglePointCalculator(atoms, forces=dataset.forces[k], **labels)
         frames.append(atoms)
     ase.io.write(folder / "cells.extxyz", frames, format="extxyz")
+    data.write_hdf5([data.read(folder / "cells.extxyz")], folder / "cells.h5")
     content = {name: value for name, value in in_float64.as_dict().items() if value is not None}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     (folder / "job.py").write_text(JOB)
@@ -260,11 +267,25 @@ def test_two_processes_train_what_one_does(said, folder, alone):
 
 
 @pytest.mark.slow
+def test_two_processes_read_their_shares_from_a_file(said, folder):
+    assert [of_rank["streamed"] for of_rank in said] == ["done", "done"]
+    assert_same_bits(folder / "streamed", folder / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attempt", "first", "second"),
     [
         ("failed", ["SystemExit", "0"], ["ValueError", "bad data"]),
         ("bad file", ["SystemExit", "0"], ["OSError", "no such disk here"]),
+        (
+            "other data",
+            ["SystemExit", "0"],
+            [
+                "ValueError",
+                "cells.extxyz: process 1 of this training has other data than the first",
+            ],
+        ),
         ("not finite", ["FloatingPointError", "the gradient is not finite"], ["SystemExit", "0"]),
         ("SIGTERM", ["KeyboardInterrupt", "1 of 4 epochs are done; the"], ["SystemExit", "0"]),
     ],

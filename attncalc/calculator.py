@@ -52,6 +52,9 @@ class AttnCalculator(BaseCalculator):
         dtype: "float32" or "float64" for the network; None for the model's own.
         skin: Å added to the cutoff for reuse of the neighbour list; None suits device and size, 0
             builds a new list whenever an atom moved.
+        threads: that compiled steps on a CPU take for a large structure; small ones are computed
+            in one, where more would be slower. The same number gives the same bits. None: 1, or
+            what a given `Potential` has.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -72,10 +75,13 @@ class AttnCalculator(BaseCalculator):
         device: str = "auto",
         dtype: str | None = None,
         skin: float | None = None,
+        threads: int | None = None,
     ) -> None:
         super().__init__()
         where = _device(device)
         self.potential = _potential(model, where, dtype)
+        if threads is not None:
+            self.potential.take_threads(threads)
         self._fast = lower(self.potential)
         self._suits_itself = skin is None
         self.neighbors = VerletList.create(

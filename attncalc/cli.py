@@ -95,9 +95,9 @@ def calculator_options(command: Command) -> Command:
         click.option(
             "--threads",
             type=click.IntRange(min=1),
-            help="CPU threads of PyTorch (the compiled step of So3krates takes one). "
-            f"Default: 1 for structures of less than {SMALL} atoms, where more "
-            "are slower; else, or if OMP_NUM_THREADS is set, PyTorch's choice.",
+            help="CPU threads, of PyTorch and of the compiled steps, which take them for large "
+            "structures, and 1 by default. PyTorch's default: 1 for structures of less than "
+            f"{SMALL} atoms, where more are slower; else, or if OMP_NUM_THREADS is set, its own.",
         ),
         click.option(
             "--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's."
@@ -151,7 +151,7 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     frames = _read(structures)
     _require_room(target, len(frames))
     _set_threads(threads, frames)
-    calculator = AttnCalculator(model, device=device, dtype=dtype)
+    calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
     _require_known(calculator.potential, frames, volume=cell)
     together = _are_relaxed_together(frames, optimizer, cell, calculator.potential.device)
     relax_all = _relax_together if together else _relax_in_turn
@@ -427,7 +427,7 @@ def md(
     _new_file(target.with_suffix(".png"))
     (atoms,) = _read(structure, index="-1")
     _set_threads(threads, [atoms])
-    calculator = AttnCalculator(model, device=device, dtype=dtype)
+    calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
     if atoms.get_momenta().any():
         temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
         click.echo(f"velocities of the file are kept (T = {temperature:.0f} K)")
@@ -444,6 +444,7 @@ def md(
                 "model": _absolute(model),
                 "checksum": model_file.checksum(model),
                 "dtype": dtype,
+                "threads": threads,
                 "title": picture.title,
                 "n_dof": picture.n_dof,
             }
@@ -474,12 +475,13 @@ def _resume(
             _Picture(target, settings, info["title"], info["n_dof"]).draw()
         return
     (atoms,) = restart.state.system.to_ase()
+    threads = info.get("threads") if threads is None else threads  # other numbers, other bits
     _set_threads(threads, [atoms])
     if model_file.checksum(info["model"]) != info["checksum"]:
         raise ValueError(
             f"{info['model']}: not the model that the run began with: a trajectory has one model"
         )
-    calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"])
+    calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"], threads=threads)
     click.echo(f"{target}: going on at step {done} of {settings.n_steps}")
     picture = _Picture(target, settings, info["title"], info["n_dof"])
     force = Forces(calculator.potential)
@@ -664,7 +666,7 @@ def evaluate(
         indices = dataset.splits[split]
         dataset = dataset[indices]
     _set_threads(threads, dataset.structures)
-    potential = AttnCalculator(model, device=device, dtype=dtype).potential
+    potential = AttnCalculator(model, device=device, dtype=dtype, threads=threads).potential
     start = time.perf_counter()
     with _bar(len(dataset), "structure") as bar:
         prediction = predict(potential, dataset, progress=bar.update)
@@ -736,7 +738,7 @@ def verify(model, structure, device, dtype, threads) -> None:
     """
     atoms = None if structure is None else _read(structure, index="-1")[0]
     _set_threads(threads, [] if atoms is None else [atoms])
-    AttnCalculator(model, device=device, dtype=dtype).verify(atoms)
+    AttnCalculator(model, device=device, dtype=dtype, threads=threads).verify(atoms)
 
 
 @main.command()

@@ -144,10 +144,31 @@ def lower(potential: Potential) -> Potential:
             log.warning("the fast path does not run here (%s): this model runs plainly", reason)
             continue
         if error <= ROUNDING[potential.dtype]:
-            return fast
+            return _in_threads(fast, potential)
         # NaN comes here too
         log.warning("the fast path is off by %.1e and is not used: this model runs plainly", error)
     return potential
+
+
+def _in_threads(fast: Potential, potential: Potential) -> Potential:
+    """In as many as `potential` asks for, where `fast` has an engine that can."""
+    engine: Any = getattr(fast.engine, "engine", None)
+    if potential.threads == 1 or not hasattr(engine, "shared_by"):
+        return fast
+    shared = with_modules(fast)
+    try:
+        # all that is tried is small: it is shared out however little there is to do
+        shared.engine = CompiledStep(engine.shared_by(potential.threads, fewest=1))
+        with _patience_asked_for():
+            error = disagreement(shared, fast)
+    except Exception as reason:
+        log.warning("threads do not work here (%s): one is taken", reason)
+        return fast
+    if not error <= ROUNDING[potential.dtype]:  # NaN comes here too
+        log.warning("in %d threads results are off by %.1e: one is taken", potential.threads, error)
+        return fast
+    shared.engine = CompiledStep(engine.shared_by(potential.threads))
+    return shared
 
 
 @contextmanager

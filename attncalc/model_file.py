@@ -125,7 +125,11 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def load(
-    model: str | Path, *, device: str | torch.device = "cpu", dtype: str | None = None
+    model: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | None = None,
+    threads: int = 1,
 ) -> Potential:
     """Read a potential from a model file.
 
@@ -133,13 +137,15 @@ def load(
         model: the name of a shipped model (see `shipped_models`) or the path of a model file.
         device: where its tensors go.
         dtype: "float32" or "float64" for the network; None for the model's own.
+        threads: that compiled steps on a CPU take for a large structure.
 
     Returns:
         A potential whose parameters do not require gradients.
 
     Raises:
         FileNotFoundError: there is neither a shipped model nor a file of this name.
-        ValueError: the file is not an intact model file of this format, or `dtype` is unknown.
+        ValueError: the file is not an intact model file of this format, `dtype` is unknown, or
+            there are no threads.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -154,6 +160,7 @@ def load(
     members = potential.members if isinstance(potential, Committee) else [potential]
     for member, description in zip(members, descriptions(header), strict=True):
         member.compute_in(DTYPES[dtype or description["dtype"]])
+    potential.take_threads(threads)
     return potential.to(device).requires_grad_(False).eval()
 
 

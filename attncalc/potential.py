@@ -72,6 +72,9 @@ class Potential(nn.Module):
         scale: eV per unit of the network's energies, per species; ones if not given.
         pair_terms: closed-form terms `(graph, outputs) -> [n_atoms]` eV.
         training: what is worth knowing about the training (data, level of theory, errors ...).
+
+    Attributes:
+        threads: that compiled steps on a CPU take for a large structure.
     """
 
     network: Any  # an nn.Module with `config` and the rest, for which there is no annotation
@@ -98,6 +101,7 @@ class Potential(nn.Module):
         self.training_info = dict(training or {})
         # what computes a whole `Result` faster where it can, and returns None where it cannot
         self.engine: Callable[[Graph], Result | None] | None = None
+        self.threads = 1
 
     @property
     def cutoff(self) -> float:
@@ -137,6 +141,18 @@ class Potential(nn.Module):
     def compute_in(self, dtype: torch.dtype) -> None:
         """Change the dtype of the network, in place."""
         self.network.to(dtype)
+
+    def take_threads(self, threads: int) -> None:
+        """Let compiled steps on a CPU take so many threads for a large structure.
+
+        The same number gives the same bits; another number, other rounding.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if threads < 1:
+            raise ValueError(f"threads must be 1 or more, got {threads}")
+        self.threads = threads
 
     def energies(self, graph: Graph) -> Tensor:
         """Energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""
@@ -229,6 +245,11 @@ class Committee(Potential):
         """Change the dtype of the members' networks, in place."""
         for member in self.members:
             member.compute_in(dtype)
+
+    def take_threads(self, threads: int) -> None:
+        """Let compiled steps of the members take so many threads, one member after the other."""
+        for member in self.members:
+            member.take_threads(threads)
 
     def energies(self, graph: Graph) -> Tensor:
         """Mean energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""

@@ -130,7 +130,8 @@ def attncalc(
     from attncalc import AttnCalculator, System, evaluate
     from attncalc.neighbors import VerletList
 
-    calculator = AttnCalculator(potential(), device=device)
+    threads = torch.get_num_threads()  # of PyTorch, and as many of the compiled step
+    calculator = AttnCalculator(potential(), device=device, threads=threads)
     system = System.from_ase(atoms).to(device)
     calculator.neighbors, graph = calculator.neighbors.update(system)
     before = calculator.neighbors

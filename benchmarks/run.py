@@ -48,6 +48,8 @@ ENGINES = (
     *PEERS_OF_OURS,
 )
 SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")
+# whose compiled steps are timed with several threads too
+SHARED = ("attncalc", "attncalc-equiformer")
 # larger ones take Equiformer and a NequIP that is not compiled minutes a call
 SMALL = ("ethanol", "aspirin", "peptide", "water-192")
 PARTS = ("network", "ase_step", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
@@ -231,6 +233,7 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
     at = {(e["engine"], e["system"], e["threads"]): e for e in entries}
     systems = list(dict.fromkeys(e["system"] for e in entries))
     columns = [c for c in dict.fromkeys((e["engine"], e["threads"]) for e in entries)]
+    shared = [(engine, n) for engine, n in columns if n > 1 and (engine, 1) in columns]
     peers = [c for c in columns if c[0] in PEERS_OF_OURS and ("attncalc", c[1]) in columns]
 
     def ms(part: str, engine: str, system: str, threads: int) -> str:
@@ -247,6 +250,11 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
         ours = at.get(("attncalc", system, peer[1]), {}).get(part)
         return f"{theirs / ours:.2f}" if theirs and ours else ""
 
+    def gain(part: str, system: str, column: tuple[str, int]) -> str:
+        one = at.get((column[0], system, 1), {}).get(part)
+        several = at.get((column[0], system, column[1]), {}).get(part)
+        return f"{one / several:.2f}" if one and several else ""
+
     def atoms(system: str) -> int:
         return next((e["atoms"] for e in entries if e["system"] == system and "atoms" in e), 0)
 
@@ -254,6 +262,7 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
     for engine, threads in peers:
         other = "" if engine == "so3krates-torch" else " (another network)"
         names.append(f"{engine}{other} / ours, {threads} thr.")
+    names += [f"{engine}, 1 / {threads} thr." for engine, threads in shared]
 
     def beside_peers(part: str) -> list[str]:
         return table(
@@ -262,6 +271,7 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
                 [system, str(atoms(system))]
                 + [ms(part, engine, system, threads) for engine, threads in columns]
                 + [ratio(part, system, peer) for peer in peers]
+                + [gain(part, system, column) for column in shared]
                 for system in systems
             ],
         )
@@ -344,7 +354,9 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of attncalc")
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=[1, 2], help="of our compiled steps"
+    )
     parser.add_argument("--peer-threads", nargs="+", type=int, default=[1], help="of the others")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=4.0, help="s per measurement, at least")
@@ -379,7 +391,7 @@ def main() -> None:
         (engine, system, threads)
         for system in arguments.systems
         for engine in pythons
-        for threads in (arguments.threads if engine == "attncalc" else arguments.peer_threads)
+        for threads in (arguments.threads if engine in SHARED else arguments.peer_threads)
         if suits(engine, system)
     ]
     arguments.output.mkdir(parents=True, exist_ok=True)

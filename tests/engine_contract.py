@@ -13,6 +13,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import ModuleType
 
@@ -26,8 +27,9 @@ from contract import ELEMENTS, build_graph, ethanol, slab, triclinic
 from torch import nn
 
 from attncalc import AttnCalculator, load
-from attncalc.fast import SHORTEST, lower
+from attncalc.fast import SHORTEST, CompiledStep, lower
 from attncalc.graph import Graph
+from attncalc.kernels.simd import crew
 from attncalc.neighbors import fresh_graph
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential, Result, evaluate
@@ -62,6 +64,12 @@ def by_engine(plain: Potential, graph: Graph) -> Result:
     result = fast.engine(graph)
     assert result is not None
     return result
+
+
+def in_threads(plain: Potential, threads: int) -> CompiledStep:
+    """The engine in so many threads, however little there is to do."""
+    engine = lower(plain).engine.engine
+    return CompiledStep(engine.shared_by(threads, fewest=1))
 
 
 def check_structure(
@@ -179,6 +187,84 @@ class EngineContract:
         for thread in threads:
             thread.join()
         assert not wrong
+
+    @pytest.mark.parametrize("threads", [2, 3, 16])
+    def test_in_several_threads(self, every_kind: Potential, threads: int) -> None:
+        """More threads than atoms, atoms without neighbours, many ghosts, few after many."""
+        shared = in_threads(every_kind, threads)
+        dense = bulk("C", a=3.2) * (3, 3, 3)
+        dense.rattle(0.1, seed=0)  # forces that are nothing but rounding say nothing
+        for atoms in (
+            triclinic() * (2, 2, 1),
+            [ethanol(), triclinic(), Atoms("O"), slab()],
+            Atoms("CO", [[0, 0, 0], [0.6, 0, 0.8]]),
+            Atoms("OH", [[0, 0, 0], [0, 0, 9.0]]),
+            dense,
+            ethanol(),
+        ):
+            graph = build_graph(every_kind, System.from_ase(atoms))
+            expected = evaluate(exact(every_kind), graph)
+            result = shared(graph)
+            assert result is not None
+            self.assert_same(result, expected)
+            assert torch.equal(result.strain_gradient, result.strain_gradient.transpose(1, 2))
+            largest = expected.forces.abs().amax().clamp(min=1)
+            assert result.forces.sum(0).abs().amax() <= 1e-13 * largest
+
+    def test_the_same_threads_give_the_same_bits(self, every_kind: Potential) -> None:
+        graphs = [
+            build_graph(every_kind, System.from_ase(atoms))
+            for atoms in (triclinic() * (3, 2, 1), ethanol(), [slab(), ethanol()])
+        ]
+        first = [in_threads(every_kind, 3)(graph) for graph in graphs]
+        again = in_threads(every_kind, 3)
+        for k in (0, 1, 2, 0, 2, 1, 0):
+            result = again(graphs[k])
+            for name in ("energies", "forces", "strain_gradient"):
+                assert torch.equal(getattr(result, name), getattr(first[k], name)), name
+
+    def test_small_structures_stay_in_one_thread(self, plain: Potential) -> None:
+        plain.take_threads(4)
+        fast = lower(plain)
+        assert fast.engine.engine.threads == 4
+        graph = build_graph(plain, System.from_ase(Atoms("CO", [[0, 0, 0], [0.6, 0, 0.8]])))
+        alone = fast.engine.engine.shared_by(1)(graph)
+        assert np.array_equal(fast.engine.engine(graph).forces, alone.forces)
+        assert list(fast.engine.engine._free) == [1]
+
+    def test_in_several_threads_close_atoms_and_nonsense(self, plain: Potential) -> None:
+        shared = in_threads(plain, 2)
+        system = System.from_ase(triclinic() * (2, 1, 1))
+        graph = build_graph(plain, system)
+        expected = shared(graph)
+        for wrong in (0.9 * SHORTEST, torch.nan):
+            vectors = graph.vectors.clone()
+            vectors[-1] = torch.tensor([0, 0, wrong])  # what the last thread sees
+            vectors[graph.pairs[-1]] = vectors[-1]
+            result = shared(graph.with_vectors(vectors))
+            assert result is None or result.forces.isnan().any()
+            assert torch.equal(shared(graph).forces, expected.forces)
+
+    def test_several_threads_for_each_of_several_callers(self, plain: Potential) -> None:
+        shared = [in_threads(plain, 2), in_threads(plain, 3)]
+        graph = build_graph(plain, System.from_ase(triclinic() * (2, 2, 2)))
+        expected = [one(graph).forces for one in shared]
+        with ThreadPoolExecutor(4) as callers:
+            found = list(callers.map(lambda k: shared[k % 2](graph).forces, range(24)))
+        assert all(torch.equal(forces, expected[k % 2]) for k, forces in enumerate(found))
+
+    def test_several_threads_after_a_fork(
+        self, plain: Potential, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A new process has none of the old one's threads, and must not wait for them."""
+        shared = in_threads(plain, 2)
+        graph = build_graph(plain, System.from_ase(triclinic()))
+        expected = shared(graph).forces
+        (before,) = shared.engine._free[2]
+        monkeypatch.setattr(crew.os, "getpid", lambda: -1)
+        assert torch.equal(shared(graph).forces, expected)
+        (after,) = shared.engine._free[2]
+        assert after.team[0] is not before.team[0]
 
     def test_a_copy_works_too(self, plain: Potential) -> None:
         graph = build_graph(plain, System.from_ase(ethanol()))

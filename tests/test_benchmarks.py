@@ -112,6 +112,11 @@ def test_tables(load):
         ("attncalc", "water-1536", 1): row(1536, [80.0]),
         ("mace-torch", "water-1536", 1): {"failed": "more than 18 GiB"},
     }
+    in_two = {("attncalc", "water-1536", 2): row(1536, [50.0])}
+    of_two = run.markdown(run.summary(run.merged([rows | in_two])), [], "a machine", [])
+    assert "| attncalc, 1 / 2 thr. |" in of_two
+    assert "| water-192 | 192 | 10.00 | 55.00 |  | 5.50 |  |" in of_two
+    assert "| water-1536 | 1536 | 80.00 | more than 18 GiB | 50.00 |  | 1.60 |" in of_two
     entries, exponents = run.summary(run.merged([rows])), run.growths([rows])
     text = run.markdown(entries, exponents, "a machine", ["notes"])
     assert "| water-192 | 192 | 10.00 | 55.00 | 5.50 |" in text

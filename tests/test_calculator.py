@@ -548,6 +548,24 @@ def test_impossible_arguments(
     assert "\n" not in str(error.value)
 
 
+def test_threads_of_an_argument_and_of_a_potential() -> None:
+    plain = load(COPPER, threads=3)
+    assert AttnCalculator(COPPER).potential.threads == 1
+    assert AttnCalculator(COPPER, threads=2).potential.threads == 2
+    assert AttnCalculator(plain).potential.threads == 3
+    assert AttnCalculator(plain, threads=2).potential.threads == 2
+    assert plain.threads == 3
+    other = random_potential()
+    members = AttnCalculator(
+        [other, random_potential(embed_spin=True)], threads=2
+    ).potential.members
+    assert [member.threads for member in members] == [2, 2]
+    assert other.threads == 1
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=rf"^threads must be 1 or more, got {wrong}$"):
+            AttnCalculator(COPPER, threads=wrong)
+
+
 def test_dtype_beside_a_potential() -> None:
     with pytest.raises(ValueError, match=r"dtype belongs to load\(\.\.\.\) when a Potential"):
         AttnCalculator(random_potential(), dtype="float32")

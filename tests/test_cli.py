@@ -31,6 +31,7 @@ from attncalc.cli import main
 from attncalc.data.errors import predict
 from attncalc.md import Forces, Langevin, load_checkpoint, read_h5md
 from attncalc.model_file import NETWORKS
+from attncalc.potential import Potential
 
 try:
     import pty
@@ -981,6 +982,20 @@ def test_threads_of_eval_and_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
     succeeds("verify", COPPER, "--threads", 2)
     assert called == [2, 2]
     assert attncalc("verify", COPPER, "--threads", 0).exit_code == 2
+
+
+def test_threads_reach_the_model_and_a_run_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("cu.extxyz", bulk("Cu", a=3.6, cubic=True))
+    monkeypatch.setattr(module.torch, "set_num_threads", lambda n: None)
+    taken: list[int] = []
+    take = Potential.take_threads
+    monkeypatch.setattr(Potential, "take_threads", lambda self, n: (taken.append(n), take(self, n)))
+    run = ("md", "cu.extxyz", "--model", COPPER, "--temperature", 10, "-o", "run.h5md")
+    succeeds(*run, "--steps", 2, "--threads", 2)
+    assert taken[-1] == 2
+    for threads, expected in (((), 2), (("--threads", 3), 3)):
+        succeeds("md", "--resume", "run.h5md", "--steps", 2 + expected, *threads)
+        assert taken[-1] == expected
 
 
 # -------------------------------------------------------------------------------------- convert

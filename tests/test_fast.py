@@ -263,6 +263,24 @@ def test_a_compiler_that_fails_leaves_the_plain_path(
     assert "does not run here (Numba needs another NumPy)" in caplog.text
 
 
+def test_threads_that_do_not_work_leave_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    crew = pytest.importorskip("attncalc.kernels.simd.crew")
+    pytest.importorskip("numba")
+
+    def no_threads(self: object, work: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(crew.Crew, "run", no_threads)
+    plain = load("so3krates-ethanol", threads=2)
+    with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
+        fast = lower(plain)
+    assert fast.engine is not None
+    assert fast.engine.engine.threads == 1
+    assert "threads do not work here (can't start new thread): one is taken" in caplog.text
+
+
 @pytest.mark.parametrize("ulps", [-2, -1, 0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_pairs_at_the_limit_itself(ulps: int, dtype: torch.dtype) -> None:

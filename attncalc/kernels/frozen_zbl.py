@@ -56,12 +56,34 @@ class FrozenZBL(nn.Module):
 
     def energies_and_slopes(self, graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Per atom [n_atoms] eV, and of half of every pair's energy dE/dd / d [n_pairs] eV/Å²."""
-        energies, slopes = np.zeros(graph.n_atoms), np.zeros(graph.pairs.shape[0])
-        loop: Callable[..., None] = _loop() if has_numba() else repel
-        edges = (graph.vectors, graph.receivers, graph.senders, graph.edge_mask, graph.pairs)
-        arrays = [tensor.detach().numpy() for tensor in (*edges, graph.species)]
-        loop(*arrays, *self.arguments, energies, slopes)
+        energies = np.zeros(graph.n_atoms)
+        slopes = self.add(
+            graph.vectors.detach().numpy(),
+            graph.receivers.numpy(),
+            graph.senders.numpy(),
+            graph.edge_mask.numpy(),
+            graph.pairs.numpy(),
+            graph.species.numpy(),
+            energies,
+        )
         return energies, slopes
+
+    def add(
+        self,
+        vectors: NDArray[np.float64],
+        receivers: NDArray[np.int64],
+        senders: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        pairs: NDArray[np.int64],
+        species: NDArray[np.int64],
+        energies: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Add to energies per atom; the slopes are as in `energies_and_slopes`."""
+        slopes = np.zeros(len(pairs))
+        loop: Callable[..., None] = _loop() if has_numba() else repel
+        edges = (vectors, receivers, senders, mask, pairs)
+        loop(*edges, species, *self.arguments, energies, slopes)
+        return slopes
 
     def forward(self, graph: Graph, outputs: Any) -> Tensor:
         """[n_atoms] eV, float64."""

@@ -8,7 +8,8 @@ another order.
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +21,17 @@ from attncalc.kernels.equiformer.atom_loops import AtomRoom
 from attncalc.kernels.equiformer.geometry_loops import Edges, Radial
 from attncalc.kernels.equiformer.message_loops import AtomRows, Room
 from attncalc.kernels.equiformer.packing import KINDS, layout_of, plan_of, weights_of
-from attncalc.kernels.equiformer.step_loop import Kept, Numbers, energy_and_forces
+from attncalc.kernels.equiformer.step_loop import (
+    Kept,
+    KeptOfEdges,
+    Numbers,
+    energy_and_forces,
+)
 from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.kernels.simd.engine import Arrays, CompiledEngine, Found
+from attncalc.kernels.simd.engine import CompiledEngine, Found
 from attncalc.kernels.simd.lanes import LANES, filled_up
+from attncalc.kernels.simd.shares import Share
+from attncalc.kernels.simd.team import Team
 
 # edges that are worked through at once: few enough for what they need to stay in the cache, many
 # enough for the weights to be read from there more than once
@@ -33,14 +41,17 @@ LARGEST_KEPT = 1 << 29
 
 
 class Space(NamedTuple):
-    """Working space, and whether it has room for the results of all edges."""
+    """Working space, and whether it has room for the results of all edges.
+
+    Attributes:
+        keeps: this.
+        common: of all atoms.
+        own: of each thread.
+    """
 
     keeps: bool
-    edges: Edges
-    kept: Kept
-    room: Room
-    atoms: AtomRoom
-    d_rows: AtomRows
+    common: tuple[Kept, AtomRoom, AtomRows]
+    own: list[tuple[Edges, KeptOfEdges, Room]]
 
 
 def can_run(network: Any) -> bool:
@@ -65,6 +76,9 @@ class Engine(CompiledEngine[Space]):
         shortest: Å; for structures with closer atoms a call returns None.
         repulsion: a pair term.
     """
+
+    by_pairs: ClassVar = False
+    fewest = 64
 
     def __init__(
         self,
@@ -92,35 +106,43 @@ class Engine(CompiledEngine[Space]):
             exact.basis.widths.numpy(),
         )
 
-    def _needs(self, arrays: Arrays) -> tuple[int, ...]:
-        most = int(np.bincount(arrays.receivers, minlength=1).max())
-        return len(arrays.species), len(arrays.receivers), max(CHUNK, most)
+    def _needs(self, shares: Sequence[Share]) -> tuple[int, ...]:
+        n_atoms = len(shares[0].arrays.species)
+        receivers = [share.arrays.receivers for share in shares]
+        most = max(int(np.bincount(some, minlength=1).max()) for some in receivers)
+        return n_atoms, max(map(len, receivers)), max(CHUNK, most)
+
+    def _inputs(self, graph: Graph, n_rows: int) -> None:
+        """All is in the arrays."""
 
     def _run(
         self,
-        graph: Graph,
-        arrays: Arrays,
+        team: Team | None,
+        share: Share,
         pair_slopes: NDArray[np.float64],
+        inputs: None,
         room: Space,
         found: Found,
     ) -> int:
-        keeps, *space = room
         return energy_and_forces(
-            *arrays,
+            team,
+            *share.arrays,
             pair_slopes,
-            Numbers(KINDS[self.config.attention], CHUNK, keeps),
+            Numbers(KINDS[self.config.attention], CHUNK, room.keeps),
             self.radial,
             self.layout,
             self.plan,
             self.weights,
             self.scale,
             self.reference,
-            *space,
+            *room.common,
+            *room.own[0 if team is None else team.rank],
             *found,
         )
 
-    def _room(self, *sizes: int) -> Space:
+    def _room(self, size: int, most: int, *sizes: int) -> Space:
         n, n_edges, chunk = sizes
+        rows = n + size * most
         c, w, plan = self.config, self.weights, self.plan
         n_degrees, per_degree = len(c.channels), sum(c.channels)
         width = sum((2 * l + 1) * channels for l, channels in enumerate(c.channels))
@@ -139,7 +161,7 @@ class Engine(CompiledEngine[Space]):
         attention = 0 if c.attention == "dot" else c.num_heads * c.attention_features
         queries = width if c.attention == "dot" else 0
         values = width if c.attention == "nonlinear" else 0
-        keeps = 4 * n_blocks * n_edges * (n_results + values) <= LARGEST_KEPT
+        keeps = 4 * n_blocks * size * n_edges * (n_results + values) <= LARGEST_KEPT
         n_kept = (n_blocks, n_edges) if keeps else (1, chunk)
 
         def floats(*shape: int) -> NDArray[np.float32]:
@@ -151,21 +173,59 @@ class Engine(CompiledEngine[Space]):
         def whole(size: int) -> NDArray[np.int64]:
             return np.zeros(size, np.int64)
 
-        edges = Edges(
-            first=whole(n + 1),
-            i=whole(n_edges),
-            j=whole(n_edges),
-            vectors=doubles(n_edges, 3),
-            lengths=doubles(n_edges),
-            envelope=doubles(n_edges),
-            envelope_slope=doubles(n_edges),
-            basis=floats(n_edges, basis),
-            basis_slope=floats(n_edges, basis),
-            frames=floats(n_edges, frame),
-            d_envelope=doubles(n_edges),
-            d_basis=floats(n_edges, basis),
-            d_turn=doubles(n_edges, 2),
-        )
+        def own() -> tuple[Edges, KeptOfEdges, Room]:
+            edges = Edges(
+                first=whole(n + 1),
+                i=whole(n_edges),
+                j=whole(n_edges),
+                to=None if size == 1 else whole(n_edges),
+                vectors=doubles(n_edges, 3),
+                lengths=doubles(n_edges),
+                envelope=doubles(n_edges),
+                envelope_slope=doubles(n_edges),
+                basis=floats(n_edges, basis),
+                basis_slope=floats(n_edges, basis),
+                frames=floats(n_edges, frame),
+                d_envelope=doubles(n_edges),
+                d_basis=floats(n_edges, basis),
+                d_turn=doubles(n_edges, 2),
+            )
+            of_edges = KeptOfEdges(
+                shares=doubles(n_blocks, n_edges, c.num_heads),
+                raised=doubles(n_blocks, n_edges, c.num_heads),
+                results=floats(*n_kept, n_results),
+                values=floats(*n_kept, values),
+            )
+            room = Room(
+                outer=floats(chunk, outer),
+                raised=floats(chunk, raised),
+                radial=floats(2, chunk, hidden),
+                radial_normal=floats(2, chunk, hidden),
+                radial_inverse=floats(chunk, 2),
+                d_radial=floats(2, chunk, hidden),
+                features=floats(chunk, width),
+                d_features=floats(chunk, width),
+                queries=floats(chunk, queries),
+                d_queries=floats(chunk, queries),
+                weights=floats(chunk, n_weights),
+                d_weights=floats(chunk, n_weights),
+                product=floats(chunk, int(plan.units[:, :, 2].max())),
+                results=floats(chunk, n_results),
+                d_results=floats(chunk, n_results),
+                gated=floats(chunk, width),
+                d_gated=floats(chunk, width),
+                values=floats(chunk, values),
+                d_values=floats(chunk, values),
+                per_degree=floats(chunk, per_degree),
+                other_per_degree=floats(chunk, per_degree),
+                leaky=floats(chunk, attention),
+                logits=floats(chunk, LANES),
+                attention=floats(chunk, LANES),
+                row=floats(1, width),
+                other_row=floats(1, width),
+            )
+            return edges, of_edges, room
+
         kept = Kept(
             normal=floats(n_blocks, 2, n, width),
             inverse=floats(n_blocks, 2, n, n_degrees),
@@ -173,38 +233,6 @@ class Engine(CompiledEngine[Space]):
             targets=floats(n_blocks, n, width),
             queries=floats(n_blocks, n, queries),
             wide=floats(n_blocks, n, wide),
-            shares=doubles(n_blocks, n_edges, c.num_heads),
-            raised=doubles(n_blocks, n_edges, c.num_heads),
-            results=floats(*n_kept, n_results),
-            values=floats(*n_kept, values),
-        )
-        room = Room(
-            outer=floats(chunk, outer),
-            raised=floats(chunk, raised),
-            radial=floats(2, chunk, hidden),
-            radial_normal=floats(2, chunk, hidden),
-            radial_inverse=floats(chunk, 2),
-            d_radial=floats(2, chunk, hidden),
-            features=floats(chunk, width),
-            d_features=floats(chunk, width),
-            queries=floats(chunk, queries),
-            d_queries=floats(chunk, queries),
-            weights=floats(chunk, n_weights),
-            d_weights=floats(chunk, n_weights),
-            product=floats(chunk, int(plan.units[:, :, 2].max())),
-            results=floats(chunk, n_results),
-            d_results=floats(chunk, n_results),
-            gated=floats(chunk, width),
-            d_gated=floats(chunk, width),
-            values=floats(chunk, values),
-            d_values=floats(chunk, values),
-            per_degree=floats(chunk, per_degree),
-            other_per_degree=floats(chunk, per_degree),
-            leaky=floats(chunk, attention),
-            logits=floats(chunk, LANES),
-            attention=floats(chunk, LANES),
-            row=floats(1, width),
-            other_row=floats(1, width),
         )
         atoms = AtomRoom(
             x=floats(n, width),
@@ -218,5 +246,5 @@ class Engine(CompiledEngine[Space]):
             hidden=floats(n, head),
             inverse=floats(n, 1),
         )
-        d_rows = AtomRows(floats(n, width), floats(n, width), floats(n, queries))
-        return Space(keeps, edges, kept, room, atoms, d_rows)
+        d_rows = AtomRows(floats(rows, width), floats(n, width), floats(n, queries))
+        return Space(keeps, (kept, atoms, d_rows), [own() for _ in range(size)])

@@ -8,6 +8,7 @@ from attncalc.kernels.equiformer.places import matrix
 from attncalc.kernels.simd.force_loop import add_force
 from attncalc.kernels.simd.loops import ZERO, inner_loop, stays_whole
 from attncalc.kernels.simd.products import add_product
+from attncalc.kernels.simd.team import forget_ghosts, row_for, row_of_sender
 
 
 class Edges(NamedTuple):
@@ -16,6 +17,7 @@ class Edges(NamedTuple):
     Attributes:
         first: [n_atoms + 1], the first edge of every receiver.
         i, j: [n_edges], receivers, senders.
+        to: [n_edges], rows to add to for j; None in a serial call: they are j.
         vectors: [n_edges, 3] Å. lengths: [n_edges] Å.
         envelope, envelope_slope: [n_edges], c and dc/dd.
         basis, basis_slope: [n_edges, num_basis up to 16], b and db/dd.
@@ -28,6 +30,7 @@ class Edges(NamedTuple):
     first: Whole
     i: Whole
     j: Whole
+    to: Whole | None
     vectors: Doubles
     lengths: Doubles
     envelope: Doubles
@@ -58,15 +61,22 @@ class Radial(NamedTuple):
 
 
 @inner_loop
-def collect(n_atoms, vectors, receivers, senders, mask, radial, edges):
-    """Keep the edges that count; returns their number, or -1 if one is too short."""
+def collect(team, n_atoms, vectors, receivers, senders, mask, radial, edges):
+    """Keep the edges that count; returns their number, or -1 if one is too short.
+
+    Args:
+        team: None, or of the threads that have other edges.
+    """
     stays_whole()
+    forget_ghosts(team)
     n, atom, cutoff = 0, 0, radial.cutoff
     for e in range(len(receivers)):
         if not mask[e]:
             continue
         i, x, y, z = receivers[e], vectors[e, 0], vectors[e, 1], vectors[e, 2]
         d = math.sqrt(x * x + y * y + z * z)
+        if team is not None:  # pair terms may reach further than the network
+            edges.to[n] = row_for(team, senders[e])
         if radial.smooth and d >= cutoff:
             continue
         if d < radial.shortest:
@@ -168,12 +178,13 @@ def forces_of_edges(n, edges, frame, system_idx, forces, strain_gradient):
         gx = along * x / d + to_z * edges.frames[e, frame + 3] + to_x * edges.frames[e, frame + 6]
         gy = along * y / d + to_z * edges.frames[e, frame + 4] + to_x * edges.frames[e, frame + 7]
         gz = along * z / d + to_z * edges.frames[e, frame + 5] + to_x * edges.frames[e, frame + 8]
-        add_force(edges.i[e], edges.j[e], x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
+        i, to = edges.i[e], row_of_sender(edges.to, e, edges.j[e])
+        add_force(i, to, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
 
 
 @inner_loop
 def forces_of_pair_terms(
-    vectors, receivers, senders, pairs, slopes, system_idx, forces, strain_gradient
+    team, vectors, receivers, senders, pairs, slopes, system_idx, forces, strain_gradient
 ):
     """Add those of closed-form terms.
 
@@ -187,5 +198,5 @@ def forces_of_pair_terms(
             e = pairs[p]
             x, y, z = vectors[e, 0], vectors[e, 1], vectors[e, 2]
             gx, gy, gz = factor * x, factor * y, factor * z
-            i, j = receivers[e], senders[e]
-            add_force(i, j, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
+            i, to = receivers[e], row_for(team, senders[e])
+            add_force(i, to, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)

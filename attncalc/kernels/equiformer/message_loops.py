@@ -29,6 +29,7 @@ from attncalc.kernels.simd.loops import (
 )
 from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import clear, fill_rows
+from attncalc.kernels.simd.team import row_of_sender
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, plus, store, times
 
 LEAST, MORE = single(0.2), single(0.8)  # slopes of the leaky ReLU: on the left, and what is added
@@ -418,7 +419,7 @@ def prepare_gradient(kind, first, n, layout, w, b, edges, room, d_atoms):
     n_degrees = len(layout.channels)
     for row in range(n):
         e = first + row
-        i, j = edges.i[e], edges.j[e]
+        i, to = edges.i[e], row_of_sender(edges.to, e, edges.j[e])
         to_x, to_z = turning(layout, n_degrees, room.d_features, row, room.features, row)
         edges.d_turn[e, 0] += to_x
         edges.d_turn[e, 1] += to_z
@@ -426,7 +427,7 @@ def prepare_gradient(kind, first, n, layout, w, b, edges, room, d_atoms):
         add_turned_out(layout, n_degrees, edges.frames, e, room.d_features, row, room.row, 0)
         for k in range(0, room.row.shape[1], LANES):
             g = load(room.row, 0, k)
-            add_to(d_atoms.sources, j, k, g)
+            add_to(d_atoms.sources, to, k, g)
             add_to(d_atoms.targets, i, k, g)
         if kind == DOT:
             to_x, to_z = turning(layout, n_degrees, room.d_queries, row, room.queries, row)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attncalc.kernels.equiformer.atom_loops import (
+    AtomRoom,
     add_bias,
     energies_and_gradient,
     feed_forward,
@@ -42,20 +43,26 @@ from attncalc.kernels.equiformer.places import matrix
 from attncalc.kernels.simd.keeping import kept_step
 from attncalc.kernels.simd.loops import ZERO, inner_loop, single, stays_whole
 from attncalc.kernels.simd.row_loops import clear, fill_rows
+from attncalc.kernels.simd.team import (
+    add_forces,
+    add_ghosts,
+    agreed,
+    atoms_of,
+    clear_ghosts,
+    forces_for,
+    meet,
+)
 from attncalc.kernels.simd.vectors import LANES, fill, load, store, times
 
 
 class Kept(NamedTuple):
-    """What the forward pass leaves for the reverse, [n_blocks, ...].
+    """What the forward pass leaves for the reverse of all atoms, [n_blocks, ...].
 
     Attributes:
         normal: [.., 2, n_atoms, width], what went into attention and feed-forward network.
         inverse: [.., 2, n_atoms, n_degrees], of the norms.
         sources, targets, queries: [.., n_atoms, width], see `AtomRows`.
         wide: [.., n_atoms, ..], hidden layer of the feed-forward networks.
-        shares, raised: [.., n_edges, heads], see `Shares`.
-        results, values: [.., n_edges, ..], of the edges; where they are too many, [1, chunk, ..]
-            and computed again.
     """
 
     normal: Floats
@@ -64,6 +71,17 @@ class Kept(NamedTuple):
     targets: Floats
     queries: Floats
     wide: Floats
+
+
+class KeptOfEdges(NamedTuple):
+    """The same of the edges of one thread, [n_blocks, ...].
+
+    Attributes:
+        shares, raised: [.., n_edges, heads], see `Shares`.
+        results, values: [.., n_edges, ..], of the edges; where they are too many, [1, chunk, ..]
+            and computed again.
+    """
+
     shares: Doubles
     raised: Doubles
     results: Floats
@@ -76,7 +94,7 @@ class Numbers(NamedTuple):
     Attributes:
         kind: of messages.
         chunk: most edges that are worked through at once, but all of an atom.
-        keeps: whether `Kept` has room for the results of all edges.
+        keeps: whether `KeptOfEdges` has room for the results of all edges.
     """
 
     kind: int
@@ -85,10 +103,10 @@ class Numbers(NamedTuple):
 
 
 @inner_loop
-def _end_of_chunk(first, n_atoms, edges, most):
-    """The atom before which the chunk ends that begins with `first`."""
+def _end_of_chunk(first, end, edges, most):
+    """The atom before which the chunk ends that begins with `first`; `end` at the latest."""
     last = first + 1
-    while last < n_atoms and edges.first[last + 1] - edges.first[first] <= most:
+    while last < end and edges.first[last + 1] - edges.first[first] <= most:
         last += 1
     return last
 
@@ -99,23 +117,40 @@ def _atom_rows(kept, b):
 
 
 @inner_loop
-def _shares(kept, b):
-    return Shares(kept.shares[b], kept.raised[b])
+def _own_rows(atoms, first, end):
+    """Of `AtomRoom`."""
+    return AtomRoom(
+        atoms.x[first:end],
+        atoms.d_x[first:end],
+        atoms.received[first:end],
+        atoms.spare[first:end],
+        atoms.gated[first:end],
+        atoms.d_wide[first:end],
+        atoms.sum[first:end],
+        atoms.normal[first:end],
+        atoms.hidden[first:end],
+        atoms.inverse[first:end],
+    )
 
 
 @inner_loop
-def _results(numbers, kept, b, first, n):
+def _shares(of_edges, b):
+    return Shares(of_edges.shares[b], of_edges.raised[b])
+
+
+@inner_loop
+def _results(numbers, of_edges, b, first, n):
     """Room for results and values of the edges, kept or not."""
     if numbers.keeps:
-        return kept.results[b][first : first + n], kept.values[b][first : first + n]
-    return kept.results[0][:n], kept.values[0][:n]
+        return of_edges.results[b][first : first + n], of_edges.values[b][first : first + n]
+    return of_edges.results[0][:n], of_edges.values[0][:n]
 
 
 @inner_loop
-def _embed(n, n_edges, layout, w, species, numbers, edges, room, x):
-    """Fill x: elements, and what neighbours are around."""
+def _embed(first_atom, end, n_edges, layout, w, species, numbers, edges, room, x):
+    """Fill x of some atoms: elements, and what neighbours are around."""
     stays_whole()
-    for i in range(n):
+    for i in range(first_atom, end):
         for k in range(0, x.shape[1], LANES):
             store(x, i, k, fill(ZERO))
         for k in range(0, layout.channels[0], LANES):
@@ -175,57 +210,73 @@ def _embed_gradient(n_edges, layout, w, numbers, edges, room, d_x):
 
 
 @inner_loop
-def _attention(n, layout, plan, last, w, b, numbers, edges, kept, room, atoms):
-    """Adds to atoms.x what attention brings."""
+def _attention(
+    team, first, end, layout, plan, last, w, b, numbers, edges, kept, of_edges, room, atoms
+):
+    """Adds to x of the atoms from `first` to before `end` what attention brings."""
     stays_whole()
-    kind, n_used = numbers.kind, plan.n_used[last]
+    kind, n_used, n = numbers.kind, plan.n_used[last], end - first
     n_degrees = len(layout.channels)
-    normal, rows = kept.normal[b, 0], _atom_rows(kept, b)
-    normalise(n, layout, n_degrees, atoms.x, normal, kept.inverse[b, 0])
-    fill_rows(n, rows.sources, matrix(w.flat, w.source_bias[b]))
-    add_by_degree(n, w.flat, w.sources[b], normal, layout.atom, rows.sources, layout.atom)
-    clear(n, rows.targets, rows.targets.shape[1])
-    add_by_degree(n, w.flat, w.targets[b], normal, layout.atom, rows.targets, layout.atom)
+    mine, rows = _own_rows(atoms, first, end), _atom_rows(kept, b)
+    normal, sources, targets = (
+        kept.normal[b, 0][first:end],
+        rows.sources[first:end],
+        rows.targets[first:end],
+    )
+    normalise(n, layout, n_degrees, mine.x, normal, kept.inverse[b, 0][first:end])
+    fill_rows(n, sources, matrix(w.flat, w.source_bias[b]))
+    add_by_degree(n, w.flat, w.sources[b], normal, layout.atom, sources, layout.atom)
+    clear(n, targets, targets.shape[1])
+    add_by_degree(n, w.flat, w.targets[b], normal, layout.atom, targets, layout.atom)
     if kind == DOT:
-        fill_rows(n, rows.queries, matrix(w.flat, w.query_bias[b]))
-        add_by_degree(n, w.flat, w.queries[b], normal, layout.atom, rows.queries, layout.atom)
-    clear(n, atoms.received, atoms.received.shape[1])
-    shares, first = _shares(kept, b), 0
-    while first < n:
-        end = _end_of_chunk(first, n, edges, numbers.chunk)
-        edge = edges.first[first]
-        m = edges.first[end] - edge
-        results, values = _results(numbers, kept, b, edge, m)
+        queries = rows.queries[first:end]
+        fill_rows(n, queries, matrix(w.flat, w.query_bias[b]))
+        add_by_degree(n, w.flat, w.queries[b], normal, layout.atom, queries, layout.atom)
+    clear(n, mine.received, mine.received.shape[1])
+    meet(team)
+    shares, atom = _shares(of_edges, b), first
+    while atom < end:
+        behind = _end_of_chunk(atom, end, edges, numbers.chunk)
+        edge = edges.first[atom]
+        m = edges.first[behind] - edge
+        results, values = _results(numbers, of_edges, b, edge, m)
         prepare(kind, edge, m, layout, w, b, edges, rows, room)
         through(kind, m, layout, plan, last, w, b, room, results, values)
-        attend(first, end, edge, edges, room.logits, shares)
+        attend(atom, behind, edge, edges, room.logits, shares)
         sent = values if kind == NONLINEAR else results
         send(edge, m, layout, n_used, w, edges, shares, sent, room, atoms.received)
-        first = end
-    add_bias(n, matrix(w.flat, w.projection_bias[b]), atoms.x)
-    add_by_degree(n, w.flat, w.projection[b], atoms.received, layout.atom, atoms.x, layout.atom)
+        atom = behind
+    add_bias(n, matrix(w.flat, w.projection_bias[b]), mine.x)
+    add_by_degree(n, w.flat, w.projection[b], mine.received, layout.atom, mine.x, layout.atom)
 
 
 @inner_loop
-def _attention_gradient(n, layout, plan, last, w, b, numbers, edges, kept, room, atoms, d_rows):
+def _attention_gradient(
+    team, first, end, layout, plan, last, w, b, numbers, edges, kept, of_edges, room, atoms, d_rows
+):
     """Reverse of `_attention`: adds to atoms.d_x and to the gradients of edges."""
     stays_whole()
-    kind, n_used = numbers.kind, plan.n_used[last]
+    kind, n_used, n = numbers.kind, plan.n_used[last], end - first
     n_degrees = len(layout.channels)
-    d_received, rows = atoms.received, _atom_rows(kept, b)
-    clear(n, d_received, d_received.shape[1])
+    mine, rows = _own_rows(atoms, first, end), _atom_rows(kept, b)
+    flat, atom_layout = w.flat, layout.atom
+    clear(n, mine.received, mine.received.shape[1])
     add_by_degree_gradient(
-        n, w.flat, w.projection[b], atoms.d_x, layout.atom, d_received, layout.atom
+        n, flat, w.projection[b], mine.d_x, atom_layout, mine.received, atom_layout
     )
-    clear(n, d_rows.sources, d_rows.sources.shape[1])
-    clear(n, d_rows.targets, d_rows.targets.shape[1])
-    clear(n, d_rows.queries, d_rows.queries.shape[1])
-    shares, first = _shares(kept, b), 0
-    while first < n:
-        end = _end_of_chunk(first, n, edges, numbers.chunk)
-        edge = edges.first[first]
-        m = edges.first[end] - edge
-        results, values = _results(numbers, kept, b, edge, m)
+    d_sources, d_targets = d_rows.sources[first:end], d_rows.targets[first:end]
+    d_queries = d_rows.queries[first:end]
+    clear(n, d_sources, d_sources.shape[1])
+    clear(n, d_targets, d_targets.shape[1])
+    clear(n, d_queries, d_queries.shape[1])
+    meet(team)
+    clear_ghosts(team, d_rows.sources)
+    d_received, shares, atom = atoms.received, _shares(of_edges, b), first
+    while atom < end:
+        behind = _end_of_chunk(atom, end, edges, numbers.chunk)
+        edge = edges.first[atom]
+        m = edges.first[behind] - edge
+        results, values = _results(numbers, of_edges, b, edge, m)
         prepare(kind, edge, m, layout, w, b, edges, rows, room)
         if not numbers.keeps:
             through(kind, m, layout, plan, last, w, b, room, results, values)
@@ -233,23 +284,24 @@ def _attention_gradient(n, layout, plan, last, w, b, numbers, edges, kept, room,
         if kind == NONLINEAR:
             sent, d_sent = values, room.d_values
         send_gradient(edge, m, layout, n_used, w, edges, shares, sent, d_received, room, d_sent)
-        attend_gradient(first, end, edge, edges, shares, room.attention, room.attention)
+        attend_gradient(atom, behind, edge, edges, shares, room.attention, room.attention)
         through_gradient(kind, m, layout, plan, last, w, b, room, results)
         prepare_gradient(kind, edge, m, layout, w, b, edges, room, d_rows)
-        first = end
-    d_normal = atoms.spare
+        atom = behind
+    meet(team)
+    add_ghosts(team, d_rows.sources)
+    d_normal = mine.spare
     clear(n, d_normal, d_normal.shape[1])
-    flat, atom = w.flat, layout.atom
-    add_by_degree_gradient(n, flat, w.sources[b], d_rows.sources, atom, d_normal, atom)
-    add_by_degree_gradient(n, flat, w.targets[b], d_rows.targets, atom, d_normal, atom)
+    add_by_degree_gradient(n, flat, w.sources[b], d_sources, atom_layout, d_normal, atom_layout)
+    add_by_degree_gradient(n, flat, w.targets[b], d_targets, atom_layout, d_normal, atom_layout)
     if kind == DOT:
-        add_by_degree_gradient(n, flat, w.queries[b], d_rows.queries, atom, d_normal, atom)
-    normalise_gradient(
-        n, layout, n_degrees, d_normal, kept.normal[b, 0], kept.inverse[b, 0], atoms.d_x
-    )
+        add_by_degree_gradient(n, flat, w.queries[b], d_queries, atom_layout, d_normal, atom_layout)
+    normal, inverse = kept.normal[b, 0][first:end], kept.inverse[b, 0][first:end]
+    normalise_gradient(n, layout, n_degrees, d_normal, normal, inverse, mine.d_x)
 
 
 def _step(
+    team,
     vectors,
     receivers,
     senders,
@@ -265,60 +317,91 @@ def _step(
     w,
     scale,
     reference,
-    edges,
     kept,
-    room,
     atoms,
     d_rows,
+    edges,
+    of_edges,
+    room,
     energies,
     forces,
     strain_gradient,
 ):
     """Adds energies, forces and strain gradient; returns the number of edges, -1: too close.
 
+    A thread updates the atoms that receive its edges. Of other atoms it reads rows of `kept`, after
+    a meeting, and gives the gradient by these rows to ghosts, see `attncalc.kernels.simd.team`.
+
     Args:
-        vectors .. system_idx: of the graph.
+        team: None, or that of this thread.
+        vectors .. system_idx: of the graph, with this thread's edges and pairs.
         pair_slopes: of pair terms, see `forces_of_pair_terms`.
         numbers .. reference: the network; scale and reference energies [n_species] eV.
-        edges .. d_rows: filled.
+        kept .. d_rows: filled by all threads.
+        edges .. room: filled.
         energies: [n_atoms] eV.
         forces: [n_atoms, 3] eV/Å.
         strain_gradient: [n_systems, 3, 3] eV.
     """
-    n, n_degrees = len(species), len(layout.channels)
-    n_edges = collect(n, vectors, receivers, senders, mask, radial, edges)
+    n_degrees = len(layout.channels)
+    n_edges = collect(team, len(species), vectors, receivers, senders, mask, radial, edges)
+    n_edges = agreed(team, n_edges)
     if n_edges < 0:
         return n_edges
+    first, end = atoms_of(team, len(species))
+    n, mine = end - first, _own_rows(atoms, first, end)
     n_blocks = w.sources.shape[0]
-    _embed(n, n_edges, layout, w, species, numbers, edges, room, atoms.x)
+    _embed(first, end, n_edges, layout, w, species, numbers, edges, room, atoms.x)
     for b in range(n_blocks):
         last = 1 if b == n_blocks - 1 else 0
-        _attention(n, layout, plan, last, w, b, numbers, edges, kept, room, atoms)
+        _attention(
+            team, first, end, layout, plan, last, w, b, numbers, edges, kept, of_edges, room, atoms
+        )
         if not last:
-            normal = kept.normal[b, 1]
-            normalise(n, layout, n_degrees, atoms.x, normal, kept.inverse[b, 1])
-            feed_forward(n, layout, w, b, normal, kept.wide[b], atoms.gated, atoms.x)
+            normal, wide = kept.normal[b, 1][first:end], kept.wide[b][first:end]
+            normalise(n, layout, n_degrees, mine.x, normal, kept.inverse[b, 1][first:end])
+            feed_forward(n, layout, w, b, normal, wide, mine.gated, mine.x)
     b = n_blocks - 1
-    normal, inverse = kept.normal[b, 1], kept.inverse[b, 1]
-    energies_and_gradient(n, layout, w, b, species, scale, normal, inverse, atoms, energies)
-    for i in range(n):
+    normal, inverse = kept.normal[b, 1][first:end], kept.inverse[b, 1][first:end]
+    energies_and_gradient(
+        n, layout, w, b, species[first:end], scale, normal, inverse, mine, energies[first:end]
+    )
+    for i in range(first, end):
         energies[i] += reference[species[i]]
     for b in range(n_blocks - 1, -1, -1):
         last = 1 if b == n_blocks - 1 else 0
         if not last:
-            d_normal = atoms.spare
+            normal, inverse = kept.normal[b, 1][first:end], kept.inverse[b, 1][first:end]
+            wide, d_normal = kept.wide[b][first:end], mine.spare
             feed_forward_gradient(
-                n, layout, w, b, kept.wide[b], atoms.d_x, atoms.gated, atoms.d_wide, d_normal
+                n, layout, w, b, wide, mine.d_x, mine.gated, mine.d_wide, d_normal
             )
-            normalise_gradient(
-                n, layout, n_degrees, d_normal, kept.normal[b, 1], kept.inverse[b, 1], atoms.d_x
-            )
-        _attention_gradient(n, layout, plan, last, w, b, numbers, edges, kept, room, atoms, d_rows)
+            normalise_gradient(n, layout, n_degrees, d_normal, normal, inverse, mine.d_x)
+        _attention_gradient(
+            team,
+            first,
+            end,
+            layout,
+            plan,
+            last,
+            w,
+            b,
+            numbers,
+            edges,
+            kept,
+            of_edges,
+            room,
+            atoms,
+            d_rows,
+        )
     _embed_gradient(n_edges, layout, w, numbers, edges, room, atoms.d_x)
-    forces_of_edges(n_edges, edges, layout.frame[1], system_idx, forces, strain_gradient)
+    to_forces, to_strain = forces_for(team, forces, strain_gradient)
+    forces_of_edges(n_edges, edges, layout.frame[1], system_idx, to_forces, to_strain)
     forces_of_pair_terms(
-        vectors, receivers, senders, pairs, pair_slopes, system_idx, forces, strain_gradient
+        team, vectors, receivers, senders, pairs, pair_slopes, system_idx, to_forces, to_strain
     )
+    meet(team)
+    add_forces(team, forces, strain_gradient)
     return n_edges
 
 

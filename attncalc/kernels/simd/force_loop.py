@@ -4,14 +4,18 @@ from attncalc.kernels.simd.loops import inner_loop
 
 
 @inner_loop
-def add_force(i, j, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient):
-    """Of one edge from i to j: vector x, y, z Å and the gradient of the energy by it."""
+def add_force(i, to, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient):
+    """Of one edge from i to j: vector x, y, z Å and the gradient of the energy by it.
+
+    Args:
+        to: the row of j.
+    """
     forces[i, 0] += gx
     forces[i, 1] += gy
     forces[i, 2] += gz
-    forces[j, 0] -= gx
-    forces[j, 1] -= gy
-    forces[j, 2] -= gz
+    forces[to, 0] -= gx
+    forces[to, 1] -= gy
+    forces[to, 2] -= gz
     s = system_idx[i]
     # symmetric but for rounding, so one half is enough
     strain_gradient[s, 0, 0] += x * gx

@@ -11,7 +11,7 @@ import copy
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,13 @@ from attncalc.basis.so3 import parity
 from attncalc.graph import Graph
 from attncalc.kernels.folded_attention import RememberedEmbedding
 from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.kernels.simd.engine import Arrays, CompiledEngine, Found
+from attncalc.kernels.simd.engine import CompiledEngine, Found
 from attncalc.kernels.simd.lanes import LANES, filled_up
+from attncalc.kernels.simd.shares import Share
+from attncalc.kernels.simd.team import Team
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
 from attncalc.kernels.so3krates.step_loop import (
+    Common,
     Constants,
     Kinds,
     Numbers,
@@ -49,10 +52,24 @@ MOST_KINDS = 10
 
 
 class Room(NamedTuple):
-    """Working space."""
+    """Working space; `own` has one entry for each thread."""
 
-    pairs: Pairs
-    space: Space
+    common: Common
+    own: list[tuple[Pairs, Space]]
+
+
+class Inputs(NamedTuple):
+    """What there is of a graph for all threads.
+
+    Attributes:
+        features: [n_atoms, F] of the bare atoms.
+        kinds: of the first layer.
+        gathered: [n_rows, 16 n_kinds], working space.
+    """
+
+    features: NDArray[np.float32]
+    kinds: Kinds
+    gathered: NDArray[np.float32]
 
 
 def can_run(network: Any) -> bool:
@@ -78,6 +95,9 @@ class Engine(CompiledEngine[Room]):
         shortest: Å; for structures with closer atoms a call returns None.
         repulsion: a pair term.
     """
+
+    by_pairs: ClassVar = True
+    fewest = 1000
 
     def __init__(
         self,
@@ -109,35 +129,44 @@ class Engine(CompiledEngine[Room]):
         self.shape = _shape(config)
         self.width, self.n_layers = config.num_features, config.num_layers
 
-    def _needs(self, arrays: Arrays) -> tuple[int, ...]:
-        return len(arrays.species), len(arrays.pairs)
+    def _needs(self, shares: Sequence[Share]) -> tuple[int, ...]:
+        n_atoms = len(shares[0].arrays.species)
+        most_pairs = max([len(share.arrays.pairs) for share in shares])
+        return n_atoms, -(-n_atoms // len(shares)), most_pairs
+
+    def _inputs(self, graph: Graph, n_rows: int) -> Inputs:
+        kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
+        gathered = np.empty((n_rows, LANES * len(kinds.values)), np.float32)
+        return Inputs(self.embedding(graph).detach().numpy(), kinds, gathered)
 
     def _run(
         self,
-        graph: Graph,
-        arrays: Arrays,
+        team: Team | None,
+        share: Share,
         pair_slopes: NDArray[np.float64],
+        inputs: Inputs,
         room: Room,
         found: Found,
     ) -> int:
-        kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
-        gathered = np.empty((graph.n_atoms, LANES * len(kinds.values)), np.float32)
         return energy_and_forces(
+            team,
             self.shape,
-            *arrays,
-            self.embedding(graph).detach().numpy(),
+            *share.arrays,
             pair_slopes,
+            inputs.features,
             self.numbers,
             self.constants,
             self.weights,
-            kinds,
-            gathered,
-            *room,
+            inputs.kinds,
+            inputs.gathered,
+            room.common,
+            *room.own[0 if team is None else team.rank],
             *found,
         )
 
-    def _room(self, *sizes: int) -> Room:
-        n, p = sizes
+    def _room(self, size: int, most: int, *sizes: int) -> Room:
+        n, n_own, p = sizes
+        rows = n + size * most
         width, n_layers = self.width, self.n_layers
         n_degrees, orders = len(self.shape.degrees), LANES * len(self.shape.orders)
         exchanged, head = self.weights.exchange.shape[1], self.weights.head.shape[1]
@@ -148,40 +177,46 @@ class Engine(CompiledEngine[Room]):
         def whole() -> NDArray[np.int64]:
             return np.zeros(p, np.int64)
 
-        pairs = Pairs(
-            i=whole(),
-            j=whole(),
-            knot=whole(),
-            place=floats(p),
-            envelope=floats(p),
-            envelope_slope=floats(p),
-            spherical=floats(p, orders),
-        )
-        space = Space(
-            lengths=np.zeros(p),
-            directions=np.zeros((p, 3)),
-            which=whole(),
-            d_spherical=floats(p, orders),
-            d_lengths=floats(p),
+        def own() -> tuple[Pairs, Space]:
+            pairs = Pairs(
+                i=whole(),
+                j=whole(),
+                to=None if size == 1 else whole(),
+                knot=whole(),
+                place=floats(p),
+                envelope=floats(p),
+                envelope_slope=floats(p),
+                spherical=floats(p, orders),
+            )
+            space = Space(
+                lengths=np.zeros(p),
+                directions=np.zeros((p, 3)),
+                which=whole(),
+                d_spherical=floats(p, orders),
+                d_lengths=floats(p),
+                normed=floats(n_layers, n_own, width),
+                hidden=floats(n_layers, n_own, width),
+                normal=floats(n_layers, 2, n_own, width),
+                inverse=floats(n_layers, 2, n_own),
+                ev=floats(n_layers, n_own, orders),
+                gain=floats(n_layers, n_own, n_degrees),
+                wide=floats(n_own, exchanged),
+                wide_too=floats(n_own, exchanged),
+                of_head=floats(n_own, head),
+                other=floats(n_own, width),
+                third=floats(n_own, width),
+            )
+            return pairs, space
+
+        common = Common(
             projected=floats(n_layers, n, 5 * width),
-            normed=floats(n_layers, n, width),
-            hidden=floats(n_layers, n, width),
-            normal=floats(n_layers, 2, n, width),
-            inverse=floats(n_layers, 2, n),
-            ev=floats(n_layers, n, orders),
-            ev_before=floats(n_layers + 1, n, orders),
-            gain=floats(n_layers, n, n_degrees),
-            x=floats(n, width),
-            wide=floats(n, exchanged),
-            wide_too=floats(n, exchanged),
-            of_head=floats(n, head),
+            ev_before=floats(n_layers + 1, rows, orders),
             d_x=floats(n, width),
-            other=floats(n, width),
-            third=floats(n, width),
-            d_projected=floats(n, 5 * width),
-            d_ev=floats(n, orders),
+            x=floats(rows, width),
+            d_projected=floats(rows, 5 * width),
+            d_ev=floats(rows, orders),
         )
-        return Room(pairs, space)
+        return Room(common, [own() for _ in range(size)])
 
 
 # what the first layer is told where features are not those of a kind

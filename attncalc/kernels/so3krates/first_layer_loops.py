@@ -19,41 +19,46 @@ from attncalc.kernels.simd.loops import (
     inner_loop,
     single,
 )
-from attncalc.kernels.simd.row_loops import clear
+from attncalc.kernels.simd.team import row_of_sender
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, plus, store, times, total
-from attncalc.kernels.so3krates.pair_loops import gather, send_orders, send_orders_gradient
+from attncalc.kernels.so3krates.pair_loops import (
+    gather,
+    send_orders,
+    send_orders_gradient,
+)
 
 
 @inner_loop
-def first_messages(
-    shape, n_pairs, pairs, orders, kinds, table, values, gathered, features, received
-):
-    """As `messages`.
+def first_coefficients(shape, n_pairs, pairs, orders, kinds, table, n_kinds, gathered, received):
+    """Of all pairs: adds to `gathered` and, as `messages`, to `received`.
 
     Args:
         kinds: [n_atoms], int64.
         table: [n_kinds^2 n_intervals, 64], cubics, ordered by receiver's kind, sender's, interval.
-        values: [n_kinds, F].
-        gathered: [n_atoms, 16 n_kinds], filled: sums of coefficients by the kind of the sender.
+        n_kinds: how many.
+        gathered: [n_atoms, 16 n_kinds], sums of coefficients by the kind of the sender.
     """
-    n_kinds = values.shape[0]
     n_intervals = table.shape[0] // (n_kinds * n_kinds)
     coefficients = np.empty((2, LANES), single)
-    n_atoms = features.shape[0]
-    clear(n_atoms, gathered, n_kinds * LANES)
     for p in range(n_pairs):
         i, j, knot, t = pairs.i[p], pairs.j[p], pairs.knot[p], fill(pairs.place[p])
+        to = row_of_sender(pairs.to, p, j)
         a, b = kinds[i], kinds[j]
         to_i = cubic(table, (a * n_kinds + b) * n_intervals + knot, 0, LANES, t)
         to_j = cubic(table, (b * n_kinds + a) * n_intervals + knot, 0, LANES, t)
         add_to(gathered, i, b * LANES, to_i)
-        add_to(gathered, j, a * LANES, to_j)
+        add_to(gathered, to, a * LANES, to_j)
         store(coefficients, 0, 0, to_i)
         store(coefficients, 1, 0, to_j)
-        send_orders(shape, pairs, p, i, j, orders, coefficients, len(shape.heads), received)
+        send_orders(shape, pairs, p, i, to, orders, coefficients, len(shape.heads), received)
+
+
+@inner_loop
+def first_features(shape, values, gathered, features):
+    """Adds the values [n_kinds, F] times the gathered coefficients to the features."""
     head = LANES * len(shape.head)
-    for i in range(n_atoms):
-        for z in range(n_kinds):
+    for i in range(features.shape[0]):
+        for z in range(values.shape[0]):
             for h in range(len(shape.heads)):
                 coefficient = fill(gathered[i, z * LANES + h])
                 for v in range(len(shape.head)):
@@ -62,7 +67,21 @@ def first_messages(
 
 
 @inner_loop
-def first_messages_gradient(
+def first_features_gradient(shape, values, d_features, gathered):
+    """Reverse of `first_features`: fills `gathered` with the gradients by what it held."""
+    head = LANES * len(shape.head)
+    for i in range(d_features.shape[0]):
+        for z in range(values.shape[0]):
+            for h in range(len(shape.heads)):
+                pulled = fill(ZERO)
+                for v in range(len(shape.head)):
+                    k = h * head + v * LANES
+                    pulled = fma(load(d_features, i, k), load(values, z, k), pulled)
+                gathered[i, z * LANES + h] = total(pulled)
+
+
+@inner_loop
+def first_coefficients_gradient(
     shape,
     n_pairs,
     pairs,
@@ -70,31 +89,21 @@ def first_messages_gradient(
     orders,
     kinds,
     table,
-    values,
+    n_kinds,
     gathered,
-    d_features,
     d_received,
     d_spherical,
     d_lengths,
 ):
-    """Reverse of `first_messages`: adds to the last two; features and values are constants.
+    """Reverse of `first_coefficients`: adds to the last two; features and values are constants.
 
     Args:
-        gathered: [n_atoms, 16 n_kinds], filled: gradients by the sums of coefficients.
+        gathered: [n_atoms, 16 n_kinds], gradients by the sums of coefficients.
     """
-    n_kinds = values.shape[0]
     n_intervals = table.shape[0] // (n_kinds * n_kinds)
-    n_heads, head = len(shape.heads), LANES * len(shape.head)
+    n_heads = len(shape.heads)
     coefficients = np.empty((2, LANES), single)
     given = np.zeros((2, LANES), single)
-    for i in range(d_features.shape[0]):
-        for z in range(n_kinds):
-            for h in range(n_heads):
-                pulled = fill(ZERO)
-                for v in range(len(shape.head)):
-                    k = h * head + v * LANES
-                    pulled = fma(load(d_features, i, k), load(values, z, k), pulled)
-                gathered[i, z * LANES + h] = total(pulled)
     for p in range(n_pairs):
         i, j, knot, t = pairs.i[p], pairs.j[p], pairs.knot[p], pairs.place[p]
         a, b = kinds[i], kinds[j]

@@ -6,6 +6,7 @@ import numpy as np
 
 from attncalc.kernels.simd.force_loop import add_force
 from attncalc.kernels.simd.loops import ZERO, inner_loop
+from attncalc.kernels.simd.team import forget_ghosts, row_for, row_of_sender
 
 
 @inner_loop
@@ -73,6 +74,7 @@ def harmonics_gradient(degrees, norms, legendre, cosines, sines, given, row):
 
 @inner_loop
 def collect(
+    team,
     vectors,
     receivers,
     senders,
@@ -91,6 +93,7 @@ def collect(
     """Keep the pairs within the cutoff; returns their number, or -1 if one is too short.
 
     Args:
+        team: None, or of the threads that have other pairs.
         envelope_table: [n_intervals, 4]: cubic of C(d) in each of the intervals of equal length
             between `shortest` and `cutoff`.
         collected: `Pairs`, filled.
@@ -101,6 +104,7 @@ def collect(
     highest = norms.shape[0] - 1
     legendre = np.zeros((highest + 2, highest + 2))
     cosines, sines = np.empty(highest + 1), np.empty(highest + 1)
+    forget_ghosts(team)
     n = 0
     for p in range(pairs.shape[0]):
         e = pairs[p]
@@ -113,6 +117,8 @@ def collect(
         if not d >= shortest:  # NaN too
             return -1
         collected.i[n], collected.j[n], which[n] = receivers[e], senders[e], p
+        if team is not None:
+            collected.to[n] = row_for(team, senders[e])
         lengths[n] = d
         x, y, z = x / d, y / d, z / d
         directions[n, 0], directions[n, 1], directions[n, 2] = x, y, z
@@ -163,19 +169,20 @@ def forces_of_pairs(
             along += 2 * d * pair_slopes[which[p]]
         radial = along - (gx * x + gy * y + gz * z) / d
         gx, gy, gz = gx / d + radial * x, gy / d + radial * y, gz / d + radial * z
-        i, j = pairs.i[p], pairs.j[p]
+        i, to = pairs.i[p], row_of_sender(pairs.to, p, pairs.j[p])
         x, y, z = d * x, d * y, d * z
-        add_force(i, j, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
+        add_force(i, to, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
 
 
 @inner_loop
 def start_ev(n, pairs, parity, scale, ev):
     """Adds to the Euclidean variables the neighbours' sum of C(d) Y(u) times `scale`."""
     for p in range(n):
-        i, j, c = pairs.i[p], pairs.j[p], pairs.envelope[p] * scale
+        i, c = pairs.i[p], pairs.envelope[p] * scale
+        to = row_of_sender(pairs.to, p, pairs.j[p])
         for k in range(parity.shape[0]):
             ev[i, k] += c * pairs.spherical[p, k]
-            ev[j, k] += c * parity[k] * pairs.spherical[p, k]
+            ev[to, k] += c * parity[k] * pairs.spherical[p, k]
 
 
 @inner_loop

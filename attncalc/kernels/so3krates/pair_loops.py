@@ -28,6 +28,7 @@ from attncalc.kernels.simd.loops import (
 )
 from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import clear
+from attncalc.kernels.simd.team import row_of_sender
 from attncalc.kernels.simd.vectors import (
     LANES,
     fill,
@@ -47,6 +48,7 @@ class Pairs(NamedTuple):
 
     Attributes:
         i, j: int64.
+        to: int64, rows to add to for j; None in a serial call: they are j.
         knot, place: interval of the tables, int64, and where in it, 0 to 1.
         envelope, envelope_slope: C(d), dC/dd in 1/Å.
         spherical: [.., M], Y of the direction from i to j.
@@ -54,6 +56,7 @@ class Pairs(NamedTuple):
 
     i: NDArray[np.int64]
     j: NDArray[np.int64]
+    to: NDArray[np.int64] | None
     knot: NDArray[np.int64]
     place: NDArray[np.float32]
     envelope: NDArray[np.float32]
@@ -116,17 +119,20 @@ def _spread(shape, coefficients, row, first, masks, k):
 
 
 @inner_loop
-def send_orders(shape, pairs, p, i, j, orders, coefficients, first, received):
+def send_orders(shape, pairs, p, i, to, orders, coefficients, first, received):
     """Adds Y of a pair to both atoms' `received`, times the coefficient of each degree.
 
     Args:
+        to: row of j.
         coefficients: [2, ..], to i and to j; those of the degrees begin at column `first`.
     """
     for v in range(len(shape.orders)):
         k = v * LANES
         y = load(pairs.spherical, p, k)
         add_to(received, i, k, times(_spread(shape, coefficients, 0, first, orders.masks, k), y))
-        add_to(received, j, k, times(_spread(shape, coefficients, 1, first, orders.mirrored, k), y))
+        add_to(
+            received, to, k, times(_spread(shape, coefficients, 1, first, orders.mirrored, k), y)
+        )
 
 
 @inner_loop
@@ -233,6 +239,7 @@ def _coefficients_gradient(
     projected,
     i,
     j,
+    to,
     query,
     key,
     filters,
@@ -243,7 +250,11 @@ def _coefficients_gradient(
     d_projected,
     d_filters,
 ):
-    """Reverse of `_coefficients`, which it returns too: adds to d_projected, fills d_filters."""
+    """Reverse of `_coefficients`, which it returns too: adds to d_projected, fills d_filters.
+
+    Args:
+        to: row of j in d_projected.
+    """
     to_i, to_j = fill(ZERO), fill(ZERO)
     for v in range(len(vectors)):
         k = v * LANES
@@ -256,8 +267,8 @@ def _coefficients_gradient(
         w_i, w_j = times(given_i, w), times(given_j, w)
         add_to(d_projected, i, query + k, times(w_i, k_j))
         add_to(d_projected, i, key + k, times(w_j, q_j))
-        add_to(d_projected, j, query + k, times(w_j, k_i))
-        add_to(d_projected, j, key + k, times(w_i, q_i))
+        add_to(d_projected, to, query + k, times(w_j, k_i))
+        add_to(d_projected, to, key + k, times(w_i, q_i))
     return total(to_i), total(to_j)
 
 
@@ -282,6 +293,7 @@ def messages(shape, n_pairs, pairs, orders, weights, ev, rests, projected, featu
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
+            to = row_of_sender(pairs.to, p, j)
             for h in range(n_heads):
                 query = 3 * h * head
                 key, value = query + head, query + 2 * head
@@ -292,13 +304,14 @@ def messages(shape, n_pairs, pairs, orders, weights, ev, rests, projected, featu
                     k = v * LANES
                     column = h * head + k
                     add_to(features, i, column, times(fill(alpha_i), load(projected, j, value + k)))
-                    add_to(features, j, column, times(fill(alpha_j), load(projected, i, value + k)))
+                    given_j = times(fill(alpha_j), load(projected, i, value + k))
+                    add_to(features, to, column, given_j)
             for l in range(n_degrees):
                 query = 3 * width + 2 * l * part
                 beta[0, l], beta[1, l] = _coefficients(
                     shape.part, projected, i, j, query, query + part, filters, q, width + l * part
                 )
-            send_orders(shape, pairs, p, i, j, orders, beta, 0, received)
+            send_orders(shape, pairs, p, i, to, orders, beta, 0, received)
 
 
 @inner_loop
@@ -344,6 +357,7 @@ def messages_gradient(
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
+            to = row_of_sender(pairs.to, p, j)
             for h in range(n_heads):
                 query = 3 * h * head
                 key, value = query + head, query + 2 * head
@@ -358,6 +372,7 @@ def messages_gradient(
                     projected,
                     i,
                     j,
+                    to,
                     query,
                     key,
                     filters,
@@ -372,7 +387,7 @@ def messages_gradient(
                     k = v * LANES
                     d_i, d_j = load(d_features, i, h * head + k), load(d_features, j, h * head + k)
                     add_to(d_projected, i, value + k, times(fill(alpha_j), d_j))
-                    add_to(d_projected, j, value + k, times(fill(alpha_i), d_i))
+                    add_to(d_projected, to, value + k, times(fill(alpha_i), d_i))
             for l in range(n_degrees):
                 query = 3 * width + 2 * l * part
                 beta[0, l], beta[1, l] = _coefficients_gradient(
@@ -380,6 +395,7 @@ def messages_gradient(
                     projected,
                     i,
                     j,
+                    to,
                     query,
                     query + part,
                     filters,
@@ -400,6 +416,7 @@ def messages_gradient(
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
+            to = row_of_sender(pairs.to, p, j)
             along = fill(ZERO)
             for v in range(len(shape.hidden)):
                 k = v * LANES
@@ -417,7 +434,7 @@ def messages_gradient(
                 k = v * LANES
                 difference = minus(load(ev, j, k), load(ev, i, k))
                 pull = times(_spread(shape, d_invariants, 0, 0, orders.masks, k), difference)
-                add_to(d_ev, j, k, pull)
+                add_to(d_ev, to, k, pull)
                 store(d_ev, i, k, minus(load(d_ev, i, k), pull))
 
 

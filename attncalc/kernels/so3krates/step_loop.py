@@ -9,6 +9,16 @@ from numpy.typing import NDArray
 from attncalc.kernels.simd.keeping import kept_step
 from attncalc.kernels.simd.loops import inner_loop, single
 from attncalc.kernels.simd.row_loops import clear
+from attncalc.kernels.simd.team import (
+    add_forces,
+    add_ghosts,
+    agreed,
+    atoms_of,
+    clear_ghosts,
+    forces_for,
+    meet,
+)
+from attncalc.kernels.simd.vectors import LANES
 from attncalc.kernels.so3krates.atom_loops import (
     energies_and_gradient,
     exchange,
@@ -18,7 +28,12 @@ from attncalc.kernels.so3krates.atom_loops import (
     refine,
     refine_gradient,
 )
-from attncalc.kernels.so3krates.first_layer_loops import first_messages, first_messages_gradient
+from attncalc.kernels.so3krates.first_layer_loops import (
+    first_coefficients,
+    first_coefficients_gradient,
+    first_features,
+    first_features_gradient,
+)
 from attncalc.kernels.so3krates.geometry_loops import (
     collect,
     forces_of_pairs,
@@ -117,14 +132,14 @@ class Kinds(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Working space for n_atoms, n_pairs; kept between calls, since fresh memory costs page faults.
+    """Working space of one thread; kept between calls, since fresh memory costs page faults.
 
     Attributes:
-        lengths, directions, which: of pairs, see `collect`.
-        d_spherical, d_lengths: gradients, of pairs.
-        projected, normed, hidden, normal, inverse, ev, gain: what the reverse pass needs of every
-            layer; `ev_before` [n_layers + 1, n, M] are the Euclidean variables that it sees.
-        x .. d_ev: of atoms.
+        lengths, directions, which: of its pairs, see `collect`.
+        d_spherical, d_lengths: gradients, of its pairs.
+        normed, hidden, normal, inverse, ev, gain: what the reverse pass needs of every layer, of
+            the atoms in its loops over atoms.
+        wide .. third: of those atoms.
     """
 
     lengths: Doubles
@@ -132,21 +147,34 @@ class Space(NamedTuple):
     which: NDArray[np.int64]
     d_spherical: Floats
     d_lengths: Floats
-    projected: Floats
     normed: Floats
     hidden: Floats
     normal: Floats
     inverse: Floats
     ev: Floats
-    ev_before: Floats
     gain: Floats
-    x: Floats
     wide: Floats
     wide_too: Floats
     of_head: Floats
-    d_x: Floats
     other: Floats
     third: Floats
+
+
+class Common(NamedTuple):
+    """Working space that all threads have in common: rows of all atoms.
+
+    Attributes:
+        projected: [n_layers, n, 5 F].
+        ev_before: [n_layers + 1, rows, M], Euclidean variables that each layer sees.
+        d_x: [n, F].
+        x, d_projected, d_ev: [rows, ..]; rows are those of atoms, then those of ghosts, see
+            `attncalc.kernels.simd.team`.
+    """
+
+    projected: Floats
+    ev_before: Floats
+    d_x: Floats
+    x: Floats
     d_projected: Floats
     d_ev: Floats
 
@@ -156,7 +184,16 @@ def _filters(w, l):
     return Filters(w.table[l], w.first[l], w.first_bias[l], w.second[l], w.second_transposed[l])
 
 
+@inner_loop
+def _copy(n, x, out):
+    """out[:n] = x[:n]."""
+    for i in range(n):
+        for k in range(out.shape[1]):
+            out[i, k] = x[i, k]
+
+
 def _step(
+    team,
     shape,
     vectors,
     receivers,
@@ -165,33 +202,39 @@ def _step(
     edge_of_pair,
     species,
     system_idx,
-    features,
     pair_slopes,
+    features,
     numbers,
     constants,
     w,
     kinds,
     gathered,
+    common,
     pairs,
-    space,
+    own,
     energies,
     forces,
     strain_gradient,
 ):
     """Adds energies, forces and strain gradient; returns the number of pairs, -1: too close.
 
+    Between two meetings, a thread either goes through its pairs, reads rows of all atoms and adds
+    to rows that are its own or its ghosts'; or it goes through its atoms, and touches no others.
+
     Args:
-        vectors .. system_idx: of the graph.
-        features: [n_atoms, F] of the bare atoms.
+        team: None, or that of this thread.
+        vectors .. system_idx: of the graph, with this thread's edges and pairs.
         pair_slopes: of pair terms, see `forces_of_pairs`.
+        features: [n_atoms, F] of the bare atoms.
         numbers, constants, w, kinds: the network.
-        gathered: [n_atoms, 16 n_kinds], working space.
-        pairs, space: filled.
+        gathered: [rows, 16 n_kinds], working space that all threads have in common, as `common`.
+        pairs, own: filled.
         energies: [n_atoms] eV.
         forces: [n_atoms, 3] eV/Å.
         strain_gradient: [n_systems, 3, 3] eV.
     """
     n_pairs = collect(
+        team,
         vectors,
         receivers,
         senders,
@@ -203,45 +246,59 @@ def _step(
         constants.degrees,
         constants.norms,
         pairs,
-        space.which,
-        space.lengths,
-        space.directions,
+        own.which,
+        own.lengths,
+        own.directions,
     )
+    n_pairs = agreed(team, n_pairs)
     if n_pairs < 0:
         return n_pairs
     orders = Orders(constants.masks, constants.mirrored)
-    n, n_layers = len(species), w.table.shape[0]
+    n_layers, n_kinds = w.table.shape[0], kinds.values.shape[0]
     per_length = single(constants.envelope.shape[0] / (numbers.cutoff - numbers.shortest))
     start = single(numbers.start)
-    x, d_ev = space.x, space.d_ev
-    for i in range(n):
-        for k in range(x.shape[1]):
-            x[i, k] = features[i, k]
-    clear(n, space.ev_before[0], space.ev_before[0].shape[1])
+    first, end = atoms_of(team, len(species))
+    n = end - first
+    x, d_x, d_ev = common.x[first:end], common.d_x[first:end], common.d_ev[first:end]
+    own_gathered = gathered[first:end]
+    _copy(n, features[first:end], x)
+    clear(n, common.ev_before[0][first:end], common.ev_before.shape[2])
     if start != 0:
-        start_ev(n_pairs, pairs, constants.parity, start, space.ev_before[0])
-    by_kind = len(kinds.table) > 0
+        meet(team)
+        clear_ghosts(team, common.ev_before[0])
+        start_ev(n_pairs, pairs, constants.parity, start, common.ev_before[0])
+        meet(team)
+        add_ghosts(team, common.ev_before[0])
+    by_kind = n_kinds > 0
     for l in range(n_layers):
         rests = l == 0 and start == 0
-        before, after = space.ev_before[l], space.ev_before[l + 1]
-        for i in range(n):
-            for k in range(before.shape[1]):
-                after[i, k] = before[i, k]
+        before, received = common.ev_before[l], common.ev_before[l + 1]
+        after = received[first:end]
+        _copy(n, before[first:end], after)
         if l == 0 and by_kind:
-            first_messages(
+            clear(n, own_gathered, n_kinds * LANES)
+            meet(team)
+            clear_ghosts(team, gathered)
+            clear_ghosts(team, received)
+            first_coefficients(
                 shape,
                 n_pairs,
                 pairs,
                 orders,
                 kinds.of_atoms,
                 kinds.table,
-                kinds.values,
+                n_kinds,
                 gathered,
-                x[:n],
-                after,
+                received,
             )
+            meet(team)
+            add_ghosts(team, gathered)
+            first_features(shape, kinds.values, own_gathered, x)
         else:
-            project(n, x, w.features[l], w.geometry[l], space.projected[l])
+            project(n, x, w.features[l], w.geometry[l], common.projected[l][first:end])
+            meet(team)
+            clear_ghosts(team, common.x)
+            clear_ghosts(team, received)
             messages(
                 shape,
                 n_pairs,
@@ -250,30 +307,32 @@ def _step(
                 _filters(w, l),
                 before,
                 rests,
-                space.projected[l],
-                x,
-                after,
+                common.projected[l],
+                common.x,
+                received,
             )
-        refine(n, l, w, space, x, space.other)
-        exchange(n, l, w, space, constants.degrees, x, after, space.wide, space.wide_too)
-    energies_and_gradient(n, w, species, constants.scale, x, space.of_head, energies, space.d_x)
-    for i in range(n):
+            meet(team)
+            add_ghosts(team, common.x)
+        add_ghosts(team, received)
+        refine(n, l, w, own, x, own.other)
+        exchange(n, l, w, own, constants.degrees, x, after, own.wide, own.wide_too)
+    mine = energies[first:end]
+    energies_and_gradient(n, w, species[first:end], constants.scale, x, own.of_head, mine, d_x)
+    for i in range(first, end):
         energies[i] += constants.reference[species[i]]
-    clear(n_pairs, space.d_spherical, space.d_spherical.shape[1])
-    space.d_lengths[:n_pairs] = 0
+    clear(n_pairs, own.d_spherical, own.d_spherical.shape[1])
+    own.d_lengths[:n_pairs] = 0
     clear(n, d_ev, d_ev.shape[1])
     for l in range(n_layers - 1, -1, -1):
         rests = l == 0 and start == 0
-        exchange_gradient(
-            n, l, w, space, constants.degrees, space.d_x, d_ev, space.wide, space.wide_too
-        )
-        refine_gradient(n, l, w, space, space.d_x, space.other, space.third)
-        received = space.ev_before[l + 1]  # not needed any more: room for a copy
-        for i in range(n):
-            for k in range(d_ev.shape[1]):
-                received[i, k] = d_ev[i, k]
+        exchange_gradient(n, l, w, own, constants.degrees, d_x, d_ev, own.wide, own.wide_too)
+        refine_gradient(n, l, w, own, d_x, own.other, own.third)
+        received = common.ev_before[l + 1]  # not needed any more: room for a copy
+        _copy(n, d_ev, received[first:end])
         if l == 0 and by_kind:
-            first_messages_gradient(
+            first_features_gradient(shape, kinds.values, d_x, own_gathered)
+            meet(team)
+            first_coefficients_gradient(
                 shape,
                 n_pairs,
                 pairs,
@@ -281,15 +340,18 @@ def _step(
                 orders,
                 kinds.of_atoms,
                 kinds.table,
-                kinds.values,
+                n_kinds,
                 gathered,
-                space.d_x[:n],
                 received,
-                space.d_spherical,
-                space.d_lengths,
+                own.d_spherical,
+                own.d_lengths,
             )
             continue
-        clear(n, space.d_projected, space.d_projected.shape[1])
+        d_projected = common.d_projected[first:end]
+        clear(n, d_projected, d_projected.shape[1])
+        meet(team)
+        clear_ghosts(team, common.d_projected)
+        clear_ghosts(team, common.d_ev)
         messages_gradient(
             shape,
             n_pairs,
@@ -297,38 +359,43 @@ def _step(
             per_length,
             orders,
             _filters(w, l),
-            space.ev_before[l],
+            common.ev_before[l],
             rests,
-            space.projected[l],
-            space.d_x,
+            common.projected[l],
+            common.d_x,
             received,
-            space.d_projected,
-            d_ev,
-            space.d_spherical,
-            space.d_lengths,
+            common.d_projected,
+            common.d_ev,
+            own.d_spherical,
+            own.d_lengths,
         )
-        project_gradient(
-            n, space.d_projected, w.features_transposed[l], w.geometry_transposed[l], space.d_x
-        )
+        meet(team)
+        add_ghosts(team, common.d_projected)
+        add_ghosts(team, common.d_ev)
+        project_gradient(n, d_projected, w.features_transposed[l], w.geometry_transposed[l], d_x)
     if start != 0:
+        meet(team)
         start_ev_gradient(
-            n_pairs, pairs, constants.parity, start, d_ev, space.d_spherical, space.d_lengths
+            n_pairs, pairs, constants.parity, start, common.d_ev, own.d_spherical, own.d_lengths
         )
+    to_forces, to_strain = forces_for(team, forces, strain_gradient)
     forces_of_pairs(
         n_pairs,
         pairs,
-        space.which,
+        own.which,
         pair_slopes,
         system_idx,
-        space.lengths,
-        space.directions,
+        own.lengths,
+        own.directions,
         constants.degrees,
         constants.norms,
-        space.d_lengths,
-        space.d_spherical,
-        forces,
-        strain_gradient,
+        own.d_lengths,
+        own.d_spherical,
+        to_forces,
+        to_strain,
     )
+    meet(team)
+    add_forces(team, forces, strain_gradient)
     return n_pairs
 
 

@@ -38,8 +38,10 @@ class Bench:
         self.graph = build_graph(plain, System.from_ase(triclinic() * (2, 2, 1)))
         self.n = self.graph.n_atoms
         self.engine(self.graph)
-        ((_, (self.pairs, self.space)),) = self.engine._free
+        (taken,) = self.engine._free[1]
+        ((self.pairs, self.space),) = taken.room.own
         self.n_pairs = geometry_loops.collect(
+            None,
             *(
                 tensor.numpy()
                 for tensor in (

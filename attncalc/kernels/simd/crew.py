@@ -1,0 +1,77 @@
+"""The Python side of `attncalc.kernels.simd.team`: threads, and what each of them works on."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import numpy as np
+from numpy.typing import NDArray
+
+# arrivals that no meeting has: one of the threads will never come
+ABANDONED = 1 << 60
+# what a call returns that found more ghosts than there are rows for
+MORE_GHOSTS = -2
+
+
+class Crew:
+    """Threads for one call at a time: the one that calls, and helpers that sleep in between.
+
+    Args:
+        size: all of them.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._helpers = ThreadPoolExecutor(size - 1, thread_name_prefix="attncalc")
+        self._process = os.getpid()
+
+    @property
+    def is_here(self) -> bool:
+        """False in a process that was forked off since: threads do not go along."""
+        return self._process == os.getpid()
+
+    def run(self, work: Callable[[int, NDArray[np.int64]], int]) -> list[int]:
+        """What `work(rank, arrivals)` returns in every thread, all at the same time.
+
+        Where one of them fails, or Ctrl-C comes before all have begun, nobody waits for it.
+
+        Args:
+            work: given `arrivals` [1], zero, it ends after its first meeting if that is ABANDONED.
+        """
+        arrivals = np.zeros(1, np.int64)
+
+        def one(rank: int) -> int:
+            try:
+                return work(rank, arrivals)
+            except BaseException:
+                arrivals[0] = ABANDONED
+                raise
+
+        helping: list[Future[int]] = []
+        try:
+            for rank in range(1, self.size):
+                helping.append(self._helpers.submit(one, rank))
+            mine = one(0)
+        except BaseException:
+            arrivals[0] = ABANDONED
+            raise
+        finally:
+            wait(helping)
+        return [mine, *(helper.result() for helper in helping)]
+
+
+@functools.cache
+def give_way() -> int:
+    """Address of the C function that lets another thread run; 0 where none is known."""
+    try:
+        if os.name == "nt":
+            function = getattr(ctypes, "windll").kernel32.SwitchToThread  # noqa: B009 (for mypy)
+        else:
+            function = ctypes.CDLL(None).sched_yield
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -307,14 +307,14 @@ def test_a_learning_curve_goes_on_where_it_stopped(load, tmp_path, monkeypatch, 
 
 
 def rmd17(folder, n: int) -> None:
-    """A file as rMD17's are laid out, of ethanol that is rattled."""
+    """A file laid out as rMD17's, of ethanol that is rattled."""
     from ase.build import molecule
 
     rng = np.random.default_rng(0)
     atoms = molecule("CH3CH2OH")
     positions = atoms.positions + rng.normal(scale=0.03, size=(n, len(atoms), 3))
-    arrays = {"nuclear_charges": atoms.numbers, "coords": positions}
-    arrays |= {"energies": rng.normal(size=n), "forces": rng.normal(size=positions.shape)}
+    arrays = {"z": atoms.numbers, "R": positions, "units": "E: eV, R: Angstrom, F: eV/Angstrom"}
+    arrays |= {"E": rng.normal(size=n), "F": rng.normal(size=positions.shape)}
     splits = {"train_01": np.arange(n - 10), "test_01": np.arange(n - 10, n)}
     np.savez(folder / "rmd17_ethanol.npz", **arrays, **splits)
 

@@ -219,7 +219,8 @@ def test_no_compiler_no_compiling(recipe, potential, batches, monkeypatch, caplo
 
 
 def test_flatten_has_every_tensor(batches):
-    assert len(flatten(batches[0])) == 13
+    """Nine of the graph, four labels and the shares."""
+    assert len(flatten(batches[0])) == 14
 
 
 # ---------------------------------------------------------------------------------- equiformer

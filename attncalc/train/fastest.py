@@ -33,8 +33,9 @@ from attncalc.train.step import (
 
 log = logging.getLogger(__name__)
 
-# below this many steps, compiling (one to four minutes) costs more than it saves
-STEPS_WORTH_COMPILING = 20_000
+# below this many steps, compiling costs more than it saves: one to four minutes; for Equiformer,
+# whose steps are longer, up to nine against the 80 ms that each of its smallest steps gains
+STEPS_WORTH_COMPILING, OF_EQUIFORMER = 20_000, 6_000
 # relative error of a fast step's gradient: float32 double backward itself reaches 1e-5
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
 # relative error that is never put down to rounding
@@ -69,7 +70,8 @@ def fastest_step(
     candidates: dict[str, Callable[[], Step]] = {}
     if fast.network is not potential.network:
         candidates["eager"] = lambda: eager_step(fast, weights)
-    if _worth_compiling(recipe, n_steps) and _can_be_traced(fast.network, batches, recipe):
+    is_worth_it = _worth_compiling(fast.network, recipe, n_steps)
+    if is_worth_it and _can_be_traced(fast.network, batches, recipe):
         graph = partial(trace, fast, weights, probes[0])
         candidates = {"compiled": lambda: traced_step(fast, compiled(graph())), **candidates}
     for name, make in candidates.items():
@@ -142,8 +144,9 @@ def unequal_sizes(batches: list[Batch]) -> Batch:
     return join([batches[k % len(batches)] for k in range(7)])
 
 
-def _worth_compiling(recipe: Recipe, n_steps: int) -> bool:
-    if recipe.compile == "never" or (recipe.compile == "auto" and n_steps < STEPS_WORTH_COMPILING):
+def _worth_compiling(network: Any, recipe: Recipe, n_steps: int) -> bool:
+    fewest = OF_EQUIFORMER if isinstance(network, Equiformer) else STEPS_WORTH_COMPILING
+    if recipe.compile == "never" or (recipe.compile == "auto" and n_steps < fewest):
         return False
     if shutil.which("g++") is None:
         log.warning("no C++ compiler (g++) found: training runs uncompiled, about half as fast")

@@ -200,6 +200,15 @@ def test_a_step_that_only_rounds_otherwise_is_taken(recipe, batches, monkeypatch
     assert relative_error(chosen, plain, batch) > 0
 
 
+def test_steps_of_equiformer_are_worth_compiling_sooner(recipe, monkeypatch):
+    monkeypatch.setattr(fastest.shutil, "which", lambda name: "/usr/bin/g++")
+    auto = dataclasses.replace(recipe, compile="auto")
+    equiformer, others = object.__new__(Equiformer), torch.nn.Identity()  # its kind decides
+    worth = fastest._worth_compiling
+    assert [worth(equiformer, auto, n) for n in (5_999, 6_000)] == [False, True]
+    assert [worth(others, auto, n) for n in (19_999, 20_000)] == [False, True]
+
+
 def test_a_compiler_that_fails_is_not_the_end(recipe, potential, batches, monkeypatch, caplog):
     def broken(graph):
         raise RuntimeError("g++: internal compiler error\nat line 1")

@@ -51,6 +51,7 @@ SHIPPED = {
     "so3krates-ethanol": "ethanol",
     "so3krates-ethanol-committee": "ethanol",
     "equiformer-ethanol": "ethanol",
+    "ethanol-committee": "ethanol",
     "so3krates-aspirin": "aspirin",
     "so3krates-aspirin-committee": "aspirin",
     "so3krates-silicon": "mlearn-si",

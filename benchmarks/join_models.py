@@ -57,7 +57,7 @@ def main() -> None:
             name: {
                 "seed": member.training_info["seed"],
                 "epochs": member.training_info["epochs"],
-                "start_from": member.training_info["start_from"],
+                "start_from": member.training_info.get("start_from"),
             }
             for name, member in zip(names, members, strict=True)
         },

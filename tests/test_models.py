@@ -28,6 +28,8 @@ def on_card(name: str, quantity: str) -> float:
 def test_all_are_shipped():
     assert SHIPPED == [
         "equiformer-ethanol",
+        "equiformer-ethanol-xtb",
+        "ethanol-committee",
         "so3krates-aspirin",
         "so3krates-aspirin-committee",
         "so3krates-aspirin-xtb",
@@ -73,6 +75,7 @@ def test_accuracy_on_the_committed_test_set():
         ("so3krates-aspirin", "aspirin"),
         ("so3krates-aspirin-committee", "aspirin"),
         ("equiformer-ethanol", "ethanol"),
+        ("ethanol-committee", "ethanol"),
     ],
 )
 def test_accuracy_on_md17(shared, name, molecule_name):
@@ -100,6 +103,15 @@ def test_the_committee_holds_the_single_model(name):
     assert len(committee.members) == 3
     for name, tensor in alone.state_dict().items():
         assert torch.equal(committee.members[0].state_dict()[name], tensor), name
+
+
+def test_the_mixed_committee_holds_the_shipped_models():
+    """Two Equiformers, of which the first is shipped alone, and a shipped committee."""
+    first, _, *others = load("ethanol-committee").members
+    shipped = [load("equiformer-ethanol"), *load("so3krates-ethanol-committee").members]
+    for ours, theirs in zip([first, *others], shipped, strict=True):
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], tensor), name
 
 
 def test_the_spread_grows_where_the_data_end():

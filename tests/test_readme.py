@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 
 from attncalc.cli import main
@@ -57,9 +58,11 @@ def test_training_snippet(tmp_path, monkeypatch):
 def test_commands_are_understood(command):
     name, *arguments = shlex.split(command)[1:]
     click_command = main.commands[name]
+    # a command keeps the help options of the first context that it sees: those that `main` gives it
+    parent = click.Context(main, **main.context_settings)
     if name == "convert":
         click_command, arguments = click_command.commands[arguments[0]], arguments[1:]
-    click_command.make_context(name, arguments)  # raises on an unknown option or argument
+    click_command.make_context(name, arguments, parent)  # raises on what is not known to it
 
 
 def test_links_and_pictures_exist():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from attncalc.kernels.collocation import collocated
 from attncalc.train.batches import samples, to_device
 from attncalc.train.fastest import SHORTEST_COLLOCATED, unequal_sizes
 from attncalc.train.module import TrainingModule, _loss
+from attncalc.train.processes import Processes
 from attncalc.train.reproducible import ordered_sums
 from attncalc.train.start import new_potential
 from attncalc.train.step import compiled, eager_step, trace, traced_step, with_network
@@ -42,25 +42,30 @@ def fit(
     device: torch.device, recipe: train.Recipe, parts: Parts, output: Path, *, stop_at: int = 0
 ) -> train.Training | None:
     """A training on this device; with `stop_at`, Ctrl-C is pressed in that step."""
-    steps = []
-    step = TrainingModule.training_step
+    steps, devices = [], set()
+    step, here = TrainingModule.training_step, TrainingModule._here
 
-    def interrupted(module: TrainingModule, batch, k: int) -> None:
+    def interrupted(module: TrainingModule, load, k: int) -> None:
         steps.append(k)
         if len(steps) == stop_at:
             raise KeyboardInterrupt
-        assert batch.energy.device.type == device.type
-        step(module, batch, k)
+        step(module, load, k)
+
+    def on_device(module: TrainingModule, batch):
+        moved = here(module, batch)
+        devices.add(moved.energy.device.type)
+        return moved
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("attncalc.train.loop", train.fit.__module__):
-            patch.setattr(sys.modules[module], "device", lambda: device)
+        patch.setattr(Processes, "device", device)
         patch.setattr(TrainingModule, "training_step", interrupted)
-        if not stop_at:
-            return train.fit(recipe, *parts[:2], output)
-        with pytest.raises(KeyboardInterrupt, match="1 of 2 epochs are done"):
-            train.fit(recipe, *parts[:2], output)
-        return None
+        patch.setattr(TrainingModule, "_here", on_device)
+        if stop_at:
+            with pytest.raises(KeyboardInterrupt, match="1 of 2 epochs are done"):
+                train.fit(recipe, *parts[:2], output)
+        done = None if stop_at else train.fit(recipe, *parts[:2], output)
+    assert devices == {device.type}
+    return done
 
 
 def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:

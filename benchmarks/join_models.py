@@ -56,6 +56,7 @@ def main() -> None:
         "members": {
             name: {
                 "seed": member.training_info["seed"],
+                "committee": member.training_info.get("committee", 1),
                 "epochs": member.training_info["epochs"],
                 "start_from": member.training_info.get("start_from"),
             }
@@ -68,10 +69,16 @@ def main() -> None:
     print(options.output.with_suffix(".md").read_text())
 
 
+def seeds_of(member: dict) -> str:
+    """Of one network, or of those of a committee that one recipe has trained."""
+    first, n = member["seed"], member["committee"]
+    return str(first) if n == 1 else f"{first} to {first + n - 1}"
+
+
 def card(name: str, committee: Committee, found: dict) -> str:
     """What the committee is and how large its errors are, and its members'."""
     info = committee.training_info
-    seeds = ", ".join(str(member["seed"]) for member in info["members"].values())
+    seeds = ", ".join(seeds_of(member) for member in info["members"].values())
     minutes = f"{info['wall_time_s'] / 60:.0f} min"
     facts = [
         ["network", networks_in_words(committee)],

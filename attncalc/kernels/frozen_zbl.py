@@ -19,6 +19,7 @@ from torch.nn.functional import softplus
 
 from attncalc.compiled import has_numba
 from attncalc.graph import Graph
+from attncalc.kernels.simd.shares import Arrays
 
 
 def numbers_of(term: Any, coulomb_constant: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,16 +58,7 @@ class FrozenZBL(nn.Module):
     def energies_and_slopes(self, graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Per atom [n_atoms] eV, and of half of every pair's energy dE/dd / d [n_pairs] eV/Å²."""
         energies = np.zeros(graph.n_atoms)
-        slopes = self.add(
-            graph.vectors.detach().numpy(),
-            graph.receivers.numpy(),
-            graph.senders.numpy(),
-            graph.edge_mask.numpy(),
-            graph.pairs.numpy(),
-            graph.species.numpy(),
-            energies,
-        )
-        return energies, slopes
+        return energies, self.add(*Arrays.of(graph)[:6], energies)
 
     def add(
         self,

@@ -34,6 +34,8 @@ Scale = Literal["linear", "log"]
 SIZE, WIDE = (4.7, 4.3), (12.0, 2.8)
 # above so many points a cloud says less than how many points are where
 MOST_POINTS = 1500
+# with fewer there is no cloud
+FEWEST_POINTS = 2
 # up to so many atoms their symbols can be read
 MOST_SYMBOLS = 40
 
@@ -142,6 +144,20 @@ def share_below(errors: Mapping[str, ArrayLike], *, quantity: str, unit: str) ->
     return figure
 
 
+def _against(
+    label: str, of_error: str, x: Floats, y: Floats, there: NDArray[np.bool_]
+) -> tuple[Figure, Axes]:
+    """Axes for errors y against x; the points are drawn where too few are there for a cloud."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(label)
+    axes.set_ylabel(of_error)
+    tidy(axes)
+    if there.sum() < FEWEST_POINTS:
+        axes.plot(x, y, "o", color=BLUE, markersize=3)
+    return figure, axes
+
+
 def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit: str) -> Figure:
     """Size of the error against the size of the label, both logarithmic, with error quantiles.
 
@@ -152,16 +168,13 @@ def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit
         unit: for the axes.
     """
     x, y = np.ravel(size), np.ravel(error)
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(f"label: {quantity}, {unit}")
-    axes.set_ylabel(f"error of {quantity}, {unit}")
-    tidy(axes)
-    there = (x > 0) & (y > 0)
-    if there.sum() < 2:
-        axes.plot(x, y, "o", color=BLUE, markersize=3)
-        return figure
     # what vanishes by symmetry has no place on a logarithmic axis
+    there = (x > 0) & (y > 0)
+    figure, axes = _against(
+        f"label: {quantity}, {unit}", f"error of {quantity}, {unit}", x, y, there
+    )
+    if there.sum() < FEWEST_POINTS:
+        return figure
     x, y = x[there], y[there]
     low_x, low_y = np.quantile(x, 0.001), np.quantile(y, 0.001)
     x, y = np.maximum(x, low_x), np.maximum(y, low_y)
@@ -189,14 +202,9 @@ def error_along(value: ArrayLike, error: ArrayLike, *, label: str, quantity: str
         quantity: what the error is of, with its unit.
     """
     x, y = np.ravel(value), np.ravel(error)
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"error of {quantity}")
-    tidy(axes)
     there = y > 0
-    if there.sum() < 2:
-        axes.plot(x, y, "o", color=BLUE, markersize=3)
+    figure, axes = _against(label, f"error of {quantity}", x, y, there)
+    if there.sum() < FEWEST_POINTS:
         return figure
     x, y = x[there], y[there]
     y = np.maximum(y, low := np.quantile(y, 0.001))
@@ -233,14 +241,11 @@ def calibration(
         unit: for the axes.
     """
     x, y = np.ravel(spread), np.ravel(error)
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(f"spread of {quantity}, {unit}")
-    axes.set_ylabel(f"error of {quantity}, {unit}")
-    tidy(axes)
     there = (x > 0) & (y > 0)
-    if there.sum() < 2:
-        axes.plot(x, y, "o", color=BLUE, markersize=3)
+    figure, axes = _against(
+        f"spread of {quantity}, {unit}", f"error of {quantity}, {unit}", x, y, there
+    )
+    if there.sum() < FEWEST_POINTS:
         return figure
     x, y = x[there], y[there]
     low_y = max(np.quantile(y, 0.005), 1e-3 * y.max())  # tiny errors are hits, not knowledge

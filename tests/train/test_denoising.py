@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ from attncalc.train.denoising import (
 )
 from attncalc.train.module import TrainingModule
 from attncalc.train.recipe import Denoising
-from attncalc.train.step import Batch, Loss, eager_step, trainable
+from attncalc.train.step import Loss, eager_step, trainable
 
 CONFIG = {
     "cutoff": 3.5,
@@ -329,22 +331,28 @@ RECIPE = {
 }
 
 
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """Ctrl-C before this step of a training."""
+    usual = TrainingModule.training_step
+
+    def interrupted(module: TrainingModule, load: Callable, k: int) -> None:
+        if module.global_step == step:
+            raise KeyboardInterrupt
+        usual(module, load, k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        yield
+
+
 def test_a_run_saves_the_plain_network_and_goes_on_exactly(tmp_path) -> None:
     data, recipe = rattled(6), Recipe(**RECIPE, epochs=4)
     parts = (data[:4], data[4:])
     whole = fit(recipe, *parts, tmp_path / "whole")
     assert type(whole.potential.network) is Equiformer
-    usual = TrainingModule.training_step
-
-    def interrupted(module: TrainingModule, batch: Batch, k: int) -> None:
-        if module.global_step == 5:
-            raise KeyboardInterrupt
-        usual(module, batch, k)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="2 of 4 epochs are done"):
-            fit(recipe, *parts, tmp_path / "stopped")
+    with stopped_at(5), pytest.raises(KeyboardInterrupt, match="2 of 4 epochs are done"):
+        fit(recipe, *parts, tmp_path / "stopped")
     assert type(load(tmp_path / "stopped" / "small.safetensors").network) is Equiformer
     resumed = fit(recipe, *parts, tmp_path / "stopped")
     losses = [[row["train_loss"] for row in run.history] for run in (resumed, whole)]
@@ -388,17 +396,8 @@ def test_a_run_of_so3krates_saves_the_plain_network_and_goes_on(network, config,
     recipe = Recipe(**RECIPE | {"network": network, "config": config}, epochs=3)
     whole = fit(recipe, data[:4], data[4:], tmp_path / "whole")
     assert type(whole.potential.network) in (So3krates, So3kratesSphc)
-    usual = TrainingModule.training_step
-
-    def interrupted(module: TrainingModule, batch: Batch, k: int) -> None:
-        if module.global_step == 3:
-            raise KeyboardInterrupt
-        usual(module, batch, k)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="1 of 3 epochs are done"):
-            fit(recipe, data[:4], data[4:], tmp_path / "stopped")
+    with stopped_at(3), pytest.raises(KeyboardInterrupt, match="1 of 3 epochs are done"):
+        fit(recipe, data[:4], data[4:], tmp_path / "stopped")
     resumed = fit(recipe, data[:4], data[4:], tmp_path / "stopped")
     for name, tensor in whole.potential.state_dict().items():
         assert torch.equal(resumed.potential.state_dict()[name], tensor), name

@@ -123,8 +123,8 @@ def test_every_step_stays_on_its_floor_and_never_turns_back():
         ("nn/norm.py", "from attncalc import physics", "nn (floor 2) imports physics (floor 2)"),
         ("graph.py", "from attncalc import neighbors", "graph (floor 1) imports neighbors"),
         ("fast.py", "importlib.import_module('attncalc.cli')", "fast (floor 4) imports cli"),
-        ("cli.py", "from attncalc import load", "imports from attncalc itself"),
-        ("cli.py", "import attncalc", "imports from attncalc itself"),
+        ("cli/md.py", "from attncalc import load", "imports from attncalc itself"),
+        ("cli/md.py", "import attncalc", "imports from attncalc itself"),
         ("utils.py", "x = 1", "'utils' has no floor"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_wrong_import_is_caught(tmp_path, place, source, complaint):
         ("neighbors/verlet.py", "import matscipy.neighbours\nfrom graph import Graph"),
         ("nn/so3krates.py", "from .norm import LayerNorm\nfrom ..basis.so3 import product"),
         ("md/__init__.py", "from attncalc.md.run import run\nfrom .langevin import Langevin"),
-        ("cli.py", "from attncalc import md, report\nfrom attncalc.model_file import load"),
+        ("cli/md.py", "from attncalc import md, report\nfrom attncalc.model_file import load"),
         ("__init__.py", "from attncalc.calculator import AttnCalculator"),
     ],
 )

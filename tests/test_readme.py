@@ -57,9 +57,9 @@ def test_training_snippet(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command):
     name, *arguments = shlex.split(command)[1:]
-    click_command = main.commands[name]
     # a command keeps the help options of the first context that it sees: those that `main` gives it
     parent = click.Context(main, **main.context_settings)
+    click_command = main.get_command(parent, name)
     if name == "convert":
         click_command, arguments = click_command.commands[arguments[0]], arguments[1:]
     click_command.make_context(name, arguments, parent)  # raises on what is not known to it

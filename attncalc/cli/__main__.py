@@ -1,0 +1,5 @@
+"""`python -m attncalc.cli`."""
+
+from attncalc.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""`attncalc convert`: published weights to model files, data to a file for trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from ase.data import chemical_symbols
+
+from attncalc import model_file
+from attncalc.cli.errors import one_line_errors
+from attncalc.cli.files import new_file
+from attncalc.cli.progress import progress_bar
+from attncalc.potential import Potential
+
+if TYPE_CHECKING:
+    from attncalc.data import Dataset
+
+
+@click.group()
+def convert() -> None:
+    """Convert published weights to a model file, or data to a file that trainings can stream."""
+
+
+@convert.command(name="so3krates")
+@click.argument("params")
+@click.option("--config", required=True, help="Hyper-parameters, JSON.")
+@click.option("--elements", help="Keep only these, e.g. H,C,N,O. Default: every row of the table.")
+@click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
+@one_line_errors
+def convert_so3krates(params, config, elements, output) -> None:
+    """Published So3krates parameters (mlff main or v1.0) to a model file.
+
+    Example: attncalc convert so3krates params.npz --config hyper.json -o model.safetensors
+    """
+    from attncalc.convert import so3krates
+
+    target = new_file(output)
+    _save_converted(so3krates(params, config, species=_atomic_numbers(elements)), target)
+
+
+@convert.command(name="equiformer")
+@click.argument("weights")
+@click.option("--config", required=True, help="Hyper-parameters, JSON.")
+@click.option("--std", default=1.0, show_default=True, help="eV per unit of its energies.")
+@click.option("--mean", default=0.0, show_default=True, help="eV, total energy that was left out.")
+@click.option("--n-atoms", type=int, help="Atoms of the molecule that MEAN belongs to.")
+@click.option("--elements", help="Keep only these, e.g. H,C,N,O. Default: every row of the table.")
+@click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
+@one_line_errors
+def convert_equiformer(weights, config, std, mean, n_atoms, elements, output) -> None:
+    """Published Equiformer weights (MD17) to a model file.
+
+    Example: attncalc convert equiformer weights.safetensors --config c.json -o m.safetensors
+    """
+    from attncalc.convert import equiformer
+
+    target = new_file(output)
+    species = _atomic_numbers(elements)
+    potential = equiformer(weights, config, species=species, std=std, mean=mean, n_atoms=n_atoms)
+    _save_converted(potential, target)
+
+
+@convert.command(name="data")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--energy-unit", help="Of the labels, where the files do not say.")
+@click.option("--length-unit", help="Likewise. Default: Angstrom.")
+@click.option("--labels", help="Which label set of the files.")
+@click.option("-o", "--output", required=True, help="HDF5 file to write, .h5.")
+@one_line_errors
+def convert_data(files, energy_unit, length_unit, labels, output) -> None:
+    """Labelled structures to one HDF5 file, in eV and Å, that trainings can stream.
+
+    Extended XYZ may be larger than the memory; files of other formats are read one at a time.
+
+    Example: attncalc convert data a.extxyz b.extxyz -o all.h5
+    """
+    from attncalc import data
+
+    target = new_file(output)
+    if target.suffix not in (".h5", ".hdf5"):
+        raise ValueError(f"--output must end in .h5 or .hdf5, got {output}")
+    given = {"energy_unit": energy_unit, "length_unit": length_unit, "labels": labels}
+    with progress_bar(None, "structure") as bar:
+
+        def parts() -> Iterator[Dataset]:
+            for file in files:
+                for part in data.read_parts(file, **given):
+                    yield part
+                    bar.update(len(part))
+
+        n = data.write_hdf5(parts(), target)
+    click.echo(f"wrote {target}: {n} structures")
+
+
+def _save_converted(potential: Potential, target: Path) -> None:
+    model_file.save(potential, target)
+    n_elements = len(potential.species)
+    click.echo(f"wrote {target}: {potential.n_parameters:,} parameters, {n_elements} elements")
+    for fault in potential.network.config.faults:
+        click.echo(f"note: {fault}")
+
+
+def _atomic_numbers(symbols: str | None) -> list[int] | None:
+    if symbols is None:
+        return None
+    names = [name.strip() for name in symbols.split(",")]
+    unknown = [name for name in names if name not in chemical_symbols[1:]]
+    if unknown:
+        raise ValueError(f"no such element: {', '.join(unknown)}")
+    return [chemical_symbols.index(name) for name in names]

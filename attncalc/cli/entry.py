@@ -1,0 +1,61 @@
+"""Where `attncalc` begins: the list of its commands, each in a module of this folder.
+
+A module is imported when its command is called or asked for its help: `attncalc --help` waits for
+no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+
+import click
+
+# name: the module, which holds a function of the same name, and the first sentence of its docstring
+COMMANDS = {
+    "convert": (
+        "convert",
+        "Convert published weights to a model file, or data to a file that trainings can stream.",
+    ),
+    "eval": (
+        "evaluate",
+        "Errors of a model on labelled structures: per property, and forces per element.",
+    ),
+    "md": ("md", "Molecular dynamics of one structure, the last of a file."),
+    "models": ("models", "List the models that come with attncalc: elements, data, errors."),
+    "relax": ("relax", "Relax every structure of a file until no force exceeds --fmax."),
+    "train": ("train", "Train a model by a recipe; a stopped run goes on where it was."),
+    "verify": (
+        "verify",
+        "Check the physics of a model: forces, stress, symmetries, batching, neighbour lists.",
+    ),
+}
+
+
+class LateGroup(click.Group):
+    """A group that knows of its commands no more than `COMMANDS` until one is asked for."""
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command, from its module."""
+        if name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[name]
+        return getattr(import_module(f"attncalc.cli.{module}"), module)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """By their first sentences, without importing them."""
+        click.Group(commands=self.commands).format_commands(context, formatter)
+
+
+@click.group(
+    cls=LateGroup,
+    commands=[click.Command(name, help=says) for name, (_, says) in COMMANDS.items()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="attncalc", prog_name="attncalc")
+def main() -> None:
+    """Move atoms with an equivariant attention network."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("attncalc")
+    log.handlers, log.level, log.propagate = [handler], logging.INFO, False

@@ -1,0 +1,35 @@
+"""What goes wrong, as a user of the command line sees it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from attncalc.one_line import one_line
+
+# what a user can run into; anything else is a bug
+EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def one_line_errors(command: Command) -> Command:
+    """What goes wrong becomes one line and exit status 1; a bug keeps its traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except BrokenPipeError:  # `attncalc models | head`: click knows how to end quietly
+            raise
+        except EXPECTED as error:
+            raise click.ClickException(one_line(error, longest=1000)) from None
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"stopped: {interrupt}" if str(interrupt) else "stopped", err=True)
+            sys.exit(130)
+
+    return wrapped  # type: ignore[return-value]

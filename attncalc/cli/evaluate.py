@@ -1,0 +1,139 @@
+"""`attncalc eval`: errors on labelled structures, as a table and as a page."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from ase.data import chemical_symbols
+
+from attncalc import model_file
+from attncalc.calculator import AttnCalculator
+from attncalc.cli.errors import one_line_errors
+from attncalc.cli.files import new_file
+from attncalc.cli.options import calculator_options, set_threads
+from attncalc.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from attncalc.data import Dataset
+    from attncalc.data.errors import Prediction
+
+
+@click.command(name="eval")
+@click.argument("model")
+@click.argument("data_file", metavar="DATA")
+@calculator_options
+@click.option("--labels", help="Which label set of the file.")
+@click.option("--split", help="Only this split stored in the file, e.g. test_01.")
+@click.option("--energy-unit", help="If the file does not state it.")
+@click.option("--length-unit", help="If the file does not state it.")
+@click.option(
+    "-o",
+    "--report",
+    help="The page with tables and pictures, .html. Default: eval-MODEL-DATA.html here. An older "
+    "report is replaced, no other file.",
+)
+@click.option("--no-report", is_flag=True, help="Only the table.")
+@one_line_errors
+def evaluate(
+    model, data_file, device, dtype, threads, labels, split, report, no_report, **units
+) -> None:
+    """Errors of a model on labelled structures: per property, and forces per element.
+
+    A table here, and a page for the browser with what errors depend on and the worst structures.
+
+    Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
+    """
+    from attncalc import data
+    from attncalc.data.calibration import calibrations
+    from attncalc.data.errors import predict
+    from attncalc.report import Subject, evaluation, remarks
+
+    target = None if no_report else _report_file(report, model, data_file, labels, split)
+    dataset = data.read(data_file, labels=labels, **units)
+    for what in filter(None, (data.unit_mismatch(dataset), data.stress_mismatch(dataset))):
+        click.echo(f"Warning: {what}", err=True)
+    indices = None
+    if split is not None:
+        if split not in dataset.splits:
+            known = ", ".join(dataset.splits) or "none"
+            raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
+        indices = dataset.splits[split]
+        dataset = dataset[indices]
+    set_threads(threads, dataset.structures)
+    potential = AttnCalculator(model, device=device, dtype=dtype, threads=threads).potential
+    start = time.perf_counter()
+    with progress_bar(len(dataset), "structure") as bar:
+        prediction = predict(potential, dataset, progress=bar.update)
+    seconds = time.perf_counter() - start
+    click.echo(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
+    click.echo(_table(_error_rows(prediction, dataset)))
+    for quantity, worth in calibrations(prediction, dataset).items():  # of a committee
+        click.echo(f"spread of the committee: {quantity} {worth}")
+    command, device = shlex.join(["attncalc", *sys.argv[1:]]), str(potential.device)
+    subject = Subject(model, split, indices, command, device, seconds)
+    for remark in remarks(potential, prediction, dataset, subject):
+        click.echo(f"Note: {remark}")
+    if target is not None:
+        page = evaluation(potential, prediction, dataset, subject)
+        model_file.write_atomically(target, page.encode(errors="replace"))
+        click.echo(f"wrote {target}")
+
+
+def _error_rows(prediction: Prediction, dataset: Dataset) -> list[tuple[str, ...]]:
+    from attncalc.data.errors import (
+        energy_statistics,
+        force_statistics,
+        force_statistics_by_element,
+        stress_statistics,
+    )
+
+    energy = energy_statistics(prediction, dataset)
+    found = {"energy, meV": energy["per structure"], "energy, meV/atom": energy["per atom"]}
+    if dataset.forces is not None:
+        found["force, meV/Å"] = force_statistics(prediction, dataset)
+    if (stress := stress_statistics(prediction, dataset)) is not None:
+        found["stress, meV/Å³"] = stress
+    for number, statistics in force_statistics_by_element(prediction, dataset).items():
+        found[f"force on {chemical_symbols[number]}, meV/Å"] = statistics
+    rows = [(name, f"{1e3 * s.mae:.3f}", f"{1e3 * s.rmse:.3f}") for name, s in found.items()]
+    return [("", "MAE", "RMSE"), *rows]
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Labels, then numbers to the right, every column as wide as it must be, two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for label, *numbers in rows:
+        cells = [f"{label:{widths[0]}}"]
+        cells += [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _report_file(
+    report: str | None, model: str, data_file: str, labels: str | None, split: str | None
+) -> Path:
+    """Where the report goes: checked before the work. An older report may be replaced."""
+    from attncalc.report import GENERATOR
+
+    names = ["eval", model_file.model_name(model), Path(data_file).stem, labels or "", split or ""]
+    default = "-".join(re.sub(r"[^\w.+-]+", "_", name) for name in names if name) + ".html"
+    path = Path(report or default)
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(f"{path.name}: a report must end in .html")
+    if not (path.is_file() and f'content="{GENERATOR}"'.encode() in path.read_bytes()[:1000]):
+        new_file(path)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"no report can be written to {path.parent.resolve()}: name another place with -o, or "
+            "take --no-report"
+        )
+    return path

@@ -1,0 +1,91 @@
+"""Files that the commands read and write: structures, of any format of ASE, and pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from ase import Atoms
+from ase.io import read, write
+from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat, string2index
+from matplotlib.figure import Figure
+
+from attncalc import model_file
+from attncalc.files import refuse_existing
+from attncalc.md.h5md_reader import read_h5md
+from attncalc.one_line import one_line
+
+
+def read_structures(path: str, index: str = ":") -> list[Atoms]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        if Path(path).suffix in (".xyz", ".extxyz"):  # ASE's reader may wait without end
+            from attncalc.data.extxyz import read_frames
+
+            frames = read_frames(Path(path), _slice(index))
+        elif Path(path).suffix == ".h5md":
+            frames = read_h5md(path, _slice(index))
+        else:
+            found = read(path, index)
+            frames = found if isinstance(found, list) else [found]
+    except Exception as error:  # ASE's readers raise whatever they stumble over
+        remark = one_line(error)
+        raise ValueError(f"{path}: not a structure file that ASE can read ({remark})") from None
+    if not frames:
+        raise ValueError(f"{path}: not a structure file that ASE can read (no structure in it)")
+    return frames
+
+
+def _slice(index: str) -> slice:
+    wanted = slice(-1, None) if index == "-1" else string2index(index)
+    assert isinstance(wanted, slice)
+    return wanted
+
+
+def new_file(path: str | Path) -> Path:
+    """A path that can be written and is not: asked before the work, not after it."""
+    path = Path(path)
+    refuse_existing(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"nothing can be written to {path.parent.resolve()}")
+    return path
+
+
+def new_structure_file(path: str | Path) -> Path:
+    path = new_file(path)
+    try:
+        writable = get_ioformat(filetype(str(path), read=False)).can_write
+    except UnknownFileTypeError:
+        writable = False
+    if not writable:
+        raise ValueError(f"{path.name}: ASE writes no structure file with this ending; take .xyz")
+    return path
+
+
+def require_room(path: Path, n_structures: int) -> None:
+    if n_structures > 1 and get_ioformat(filetype(str(path), read=False)).single:
+        raise ValueError(
+            f"{path.name}: a file of this format holds one structure, and there are "
+            f"{n_structures}; take .xyz"
+        )
+
+
+def write_structures(path: Path, frames: list[Atoms]) -> None:
+    """All at once or not at all."""
+    with tempfile.TemporaryDirectory(prefix=".part.", dir=path.parent) as folder:
+        # of the same name, by which ASE picks the format
+        temporary = Path(folder) / path.name
+        write(temporary, frames)
+        temporary.replace(path)
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Atomically, in the format of the file's ending."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.removeprefix("."))
+    model_file.write_atomically(path, content.getvalue())

@@ -1,0 +1,264 @@
+"""`attncalc md`: dynamics of one structure, and going on with a run that was stopped."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+from ase import Atoms
+
+from attncalc import model_file, plots
+from attncalc.calculator import AttnCalculator
+from attncalc.cli.errors import one_line_errors
+from attncalc.cli.files import new_file, read_structures, save_picture
+from attncalc.cli.options import calculator_options, set_threads
+from attncalc.cli.progress import progress_bar
+from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, run_with_ase
+from attncalc.md.job import read_restart, resume_structure, run_structure
+from attncalc.md.with_ase import finished_before_ctrl_c
+
+# frames of a trajectory that a picture is drawn from
+MOST_FRAMES = 400
+
+
+@click.command()
+@click.argument("structure", required=False)
+@click.option("--model", help="Shipped name or path of a model file.")
+@calculator_options
+@click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nvt", show_default=True)
+@click.option(
+    "--temperature",
+    default=300.0,
+    show_default=True,
+    help="K, of the thermostat (nvt, npt), and of the initial velocities unless the file has some.",
+)
+@click.option("--steps", default=10_000, show_default=True, help="Steps of the integrator.")
+@click.option("--timestep", default=0.5, show_default=True, help="fs")
+@click.option(
+    "--friction", default=0.01, show_default=True, help="1/fs, of Langevin dynamics (nvt)."
+)
+@click.option("--pressure", default=0.0, show_default=True, help="GPa (npt).")
+@click.option(
+    "--every", default=10, show_default=True, help="Steps between frames; the last is always one."
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Of initial velocities and random forces."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["attncalc", "ase"]),
+    help="Whose integrators. Default: attncalc's; npt is ASE's.",
+)
+@click.option(
+    "-o",
+    "--output",
+    help="Trajectory, .h5md, .xyz or .traj. Default: NAME.md.h5md; of ASE's, NAME.md.xyz",
+)
+@click.option(
+    "--resume",
+    metavar="RUN.h5md",
+    help="Go on with a run that was stopped, up to its number of steps, or to --steps.",
+)
+@click.pass_context
+@one_line_errors
+def md(
+    context, structure, model, device, dtype, threads, resume, engine, output, **options
+) -> None:
+    """Molecular dynamics of one structure, the last of a file.
+
+    Writes the trajectory, a log (.csv), a picture (.png) and, beside an .h5md, a checkpoint (.ckpt)
+    of the same name. Velocities (momenta) in the file are kept; otherwise they are drawn at
+    --temperature. Temperatures count the degrees of freedom of the run: not the conserved drift
+    (nve, npt) and rotation (nve of a molecule).
+
+    Example: attncalc md relaxed.xyz --model so3krates-ethanol --temperature 300 -o run.h5md
+
+    A run that was stopped, by whatever, goes on bit for bit: attncalc md --resume run.h5md
+    """
+    if resume is not None:
+        given = [p for p, v in context.params.items() if _typed(context, p) and v is not None]
+        _resume(Path(resume), given, device, dtype, threads, options["steps"])
+        return
+    if structure is None or model is None:
+        raise click.UsageError("a STRUCTURE and a --model are needed (or --resume RUN.h5md)")
+    settings = Settings(n_steps=options.pop("steps"), **options)
+    by_ase = engine == "ase" or settings.ensemble == "npt"
+    if engine == "attncalc" and by_ase:
+        raise ValueError("npt runs with ASE's integrators only: leave --engine away")
+    target = new_file(output or Path(structure).with_suffix(".md.xyz" if by_ase else ".md.h5md"))
+    endings = (".xyz", ".extxyz", ".traj") if by_ase else (".h5md", ".xyz", ".extxyz", ".traj")
+    if target.suffix not in endings:
+        listed = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        raise ValueError(f"{target.name}: a trajectory must end in {listed}")
+    new_file(target.with_suffix(".png"))
+    (atoms,) = read_structures(structure, index="-1")
+    set_threads(threads, [atoms])
+    calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
+    if atoms.get_momenta().any():
+        temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
+        click.echo(f"velocities of the file are kept (T = {temperature:.0f} K)")
+    what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
+    picture = _Picture(target, settings, ", ".join(what), _degrees_of_freedom(atoms, settings))
+    with _running(settings, target, picture) as progress:
+        if by_ase:
+            atoms.calc = calculator
+            rows = run_with_ase(atoms, settings, target, progress=progress)
+            neighbors = calculator.neighbors
+        else:
+            force = Forces(calculator.potential)
+            info = {
+                "model": _absolute(model),
+                "checksum": model_file.checksum(model),
+                "dtype": dtype,
+                "threads": threads,
+                "title": picture.title,
+                "n_dof": picture.n_dof,
+            }
+            rows = run_structure(atoms, force, settings, target, info=info, progress=progress).rows
+            neighbors = force.neighbors
+    _report(target, rows, f"{neighbors.n_rebuilds} neighbour lists in {neighbors.n_updates} steps")
+
+
+def _resume(
+    target: Path,
+    given: list[str],
+    device: str,
+    dtype: str | None,
+    threads: int | None,
+    steps: int,
+) -> None:
+    """Go on with a run by its checkpoint."""
+    if others := sorted(set(given) - {"resume", "device", "threads", "steps"}):
+        listed = ", ".join(f"--{name}" if name != "structure" else "STRUCTURE" for name in others)
+        raise ValueError(f"--resume takes everything from the run itself: leave {listed} away")
+    restart, settings = read_restart(target)
+    info, done = restart.info, restart.state.step
+    if "steps" in given:
+        settings = replace(settings, n_steps=steps)
+    if done >= settings.n_steps:
+        click.echo(f"{target}: {done} steps are done; --steps N goes on to N")
+        if not target.with_suffix(".png").exists():  # killed between the last step and the picture
+            _Picture(target, settings, info["title"], info["n_dof"]).draw()
+        return
+    (atoms,) = restart.state.system.to_ase()
+    threads = info.get("threads") if threads is None else threads  # other numbers, other bits
+    set_threads(threads, [atoms])
+    if model_file.checksum(info["model"]) != info["checksum"]:
+        raise ValueError(
+            f"{info['model']}: not the model that the run began with: a trajectory has one model"
+        )
+    calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"], threads=threads)
+    click.echo(f"{target}: going on at step {done} of {settings.n_steps}")
+    picture = _Picture(target, settings, info["title"], info["n_dof"])
+    force = Forces(calculator.potential)
+    with _running(settings, target, picture, done=done) as progress:
+        rows = resume_structure(restart, force, settings, target, progress=progress).rows
+    neighbors = force.neighbors
+    _report(target, rows, f"{neighbors.n_rebuilds} neighbour lists in {neighbors.n_updates} steps")
+
+
+def _typed(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _degrees_of_freedom(atoms: Atoms, settings: Settings) -> int:
+    return Thermometer.for_run(atoms, settings.ensemble).n_dof
+
+
+def _absolute(model: str) -> str:
+    """A shipped name as it is, a file so that it is found from elsewhere."""
+    return model if model in model_file.shipped_models() else str(Path(model).resolve())
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """The summary of a run, drawn from its log and some of its frames.
+
+    Attributes:
+        target: the trajectory.
+        settings: of the run.
+        title: of the picture.
+        n_dof: degrees of freedom that temperature counts.
+    """
+
+    target: Path
+    settings: Settings
+    title: str
+    n_dof: int
+
+    def draw(self) -> None:
+        """Some of the frames, the last of them the very last."""
+        with open(self.target.with_suffix(".csv"), newline="") as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        stride = -(-len(rows) // MOST_FRAMES)
+        frames = read_structures(str(self.target), index=f"{(len(rows) - 1) % stride}::{stride}")
+        figure = plots.md_summary(
+            rows,
+            frames,
+            title=self.title,
+            ensemble=self.settings.ensemble,
+            target=None if self.settings.ensemble == "nve" else self.settings.temperature,
+            n_dof=self.n_dof,
+        )
+        save_picture(figure, self.target.with_suffix(".png"))
+
+
+@contextmanager
+def _running(
+    settings: Settings, target: Path, picture: _Picture, *, done: int = 0
+) -> Iterator[Callable[[int, str], None]]:
+    """A bar while a run goes on, and a picture of what there is, whatever ends it."""
+    with progress_bar(settings.n_steps, "step") as bar:
+        bar.update(done)
+        bar.initial = done  # the rate counts what is done now
+
+        def progress(steps: int, status: str) -> None:
+            rate = bar.format_dict["rate"] or 0.0
+            ns_per_day = rate * settings.timestep * 86400 * 1e-6
+            bar.set_postfix_str(f"{ns_per_day:.2f} ns/day, {status}", refresh=False)
+            bar.update(steps)
+
+        try:
+            with _sigterm_as_ctrl_c():
+                yield progress
+        except (FloatingPointError, KeyboardInterrupt):
+            with finished_before_ctrl_c():
+                if target.exists():  # a picture of what there is shows what went wrong
+                    picture.draw()
+            raise
+    picture.draw()
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """What a batch queue sends at the end of the time saves the run as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report(target: Path, rows: list[dict[str, float]], lists: str) -> None:
+    """What a finished run says."""
+    wrote = ", ".join(str(target.with_suffix(ending)) for ending in (".csv", ".png"))
+    click.echo(f"wrote {target} ({len(rows)} frames), {wrote}; {lists}")
+    if spreads := [row for row in rows if SPREAD in row]:
+        widest = max(spreads, key=lambda row: row[SPREAD])
+        click.echo(
+            f"largest spread of the committee on a force: {widest[SPREAD]:.3f} eV/Å, at "
+            f"{widest['time_fs']:.1f} fs"
+        )

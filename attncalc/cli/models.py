@@ -1,0 +1,33 @@
+"""`attncalc models`: what comes with the package."""
+
+from __future__ import annotations
+
+import click
+from ase.data import chemical_symbols
+
+from attncalc import model_file
+from attncalc.cli.errors import one_line_errors
+from attncalc.in_words import names_in_words
+
+
+@click.command()
+@one_line_errors
+def models() -> None:
+    """List the models that come with attncalc: elements, data, errors.
+
+    Example: attncalc models
+    """
+    shipped = model_file.shipped_models()
+    width = max(map(len, shipped), default=0) + 2
+    click.echo(
+        f"{'name':{width}}{'network':14} {'elements':12}{'force MAE':>12}  data, level of theory"
+    )
+    for name, path in shipped.items():
+        header = model_file.header(path)
+        info, described = header["training"], model_file.descriptions(header)
+        elements = " ".join(chemical_symbols[z] for z in described[0]["species"])
+        network = names_in_words(member["network"] for member in described)
+        test = info.get("test_errors") or {}
+        mae = f"{1e3 * test['force_mae']:.1f} meV/Å" if test.get("force_mae") else "-"
+        origin = f"{info.get('data', '-')}, {info.get('level_of_theory') or '-'}"
+        click.echo(f"{name:{width}}{network:14} {elements:12}{mae:>12}  {origin}")

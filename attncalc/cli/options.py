@@ -1,0 +1,42 @@
+"""Options that several commands take, and what --threads does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+import torch
+from ase import Atoms
+
+# atoms below which threads of a CPU wait for each other longer than they compute
+SMALL = 1000
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def calculator_options(command: Command) -> Command:
+    """--device, --dtype, --threads."""
+    for option in (
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="CPU threads, of PyTorch and of the compiled steps, which take them for large "
+            "structures, and 1 by default. PyTorch's default: 1 for structures of less than "
+            f"{SMALL} atoms, where more are slower; else, or if OMP_NUM_THREADS is set, its own.",
+        ),
+        click.option(
+            "--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's."
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1"),
+    ):
+        command = option(command)
+    return command
+
+
+def set_threads(threads: int | None, structures: Sequence[Atoms]) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ and max(map(len, structures), default=0) < SMALL:
+        torch.set_num_threads(1)

@@ -1,0 +1,311 @@
+"""`attncalc relax`: structures in a batch, or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from torch import Tensor
+from tqdm import tqdm
+
+from attncalc import model_file, plots
+from attncalc.calculator import AttnCalculator
+from attncalc.cli.errors import EXPECTED, one_line_errors
+from attncalc.cli.files import (
+    new_file,
+    new_structure_file,
+    read_structures,
+    require_room,
+    save_picture,
+    write_structures,
+)
+from attncalc.cli.options import calculator_options, set_threads
+from attncalc.cli.progress import progress_bar
+from attncalc.graph import species_of
+from attncalc.md import Forces, relax_batch
+from attncalc.md.job import fixed_atoms
+from attncalc.potential import Potential, batches, check_system
+from attncalc.system import System
+
+# atoms up to which the work around the network is worth sharing among structures
+SMALL_MOLECULE = 64
+# atoms of one batch of relaxations: bounds its memory
+ATOMS_AT_ONCE = 2000
+
+
+@click.command()
+@click.argument("structures")
+@click.option("--model", required=True, help="Shipped name or path of a model file.")
+@calculator_options
+@click.option("--fmax", default=0.01, show_default=True, help="Largest force left, eV/Å.")
+@click.option("--steps", default=1000, show_default=True, help="Most steps per structure.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["fire", "lbfgs"]),
+    help=f"Default: lbfgs, one structure after the other; for several of at most {SMALL_MOLECULE} "
+    "atoms, or on a GPU, fire: all at once.",
+)
+@click.option("--cell", is_flag=True, help="Relax the cell too.")
+@click.option("-o", "--output", help="Default: NAME.relaxed.xyz beside the input.")
+@one_line_errors
+def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cell, output) -> None:
+    """Relax every structure of a file until no force exceeds --fmax.
+
+    Ctrl-C writes structures as they are. A picture (.png) of the same name shows energy and largest
+    force of every step.
+
+    Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
+    """
+    if not fmax > 0:  # NaN too
+        raise ValueError(f"--fmax must be above 0 eV/Å, got {fmax:g}")
+    target = new_structure_file(output or Path(structures).with_suffix(".relaxed.xyz"))
+    picture = new_file(target.with_suffix(".png"))
+    frames = read_structures(structures)
+    require_room(target, len(frames))
+    set_threads(threads, frames)
+    calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
+    _require_known(calculator.potential, frames, volume=cell)
+    together = _are_relaxed_together(frames, optimizer, cell, calculator.potential.device)
+    relax_all = _relax_together if together else _relax_in_turn
+    title = f"{Path(structures).name}, {model_file.model_name(model)}"
+    if len(frames) == 1:
+        title = f"{frames[0].get_chemical_formula()}, {model_file.model_name(model)}"
+    courses: list[Course] = []
+
+    def draw() -> None:
+        """Of what there is."""
+        if steps_of_all := [course.steps for course in courses if course.steps]:
+            save_picture(plots.relax_summary(steps_of_all, fmax=fmax, title=title), picture)
+
+    asked = Relaxation(calculator, fmax, steps, optimizer or "lbfgs", cell, target)
+    try:
+        relax_all(asked, frames, courses)
+    except KeyboardInterrupt:
+        draw()
+        raise
+    draw()
+    click.echo(f"wrote {target}, {picture}")
+    left_over = sum(course.steps[-1][1] > fmax for course in courses)
+    if left_over:
+        raise click.ClickException(
+            f"{left_over} of {len(frames)} structures did not converge: take more --steps"
+        )
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What `attncalc relax` was asked for.
+
+    Attributes:
+        calculator: of the model.
+        fmax: eV/Å.
+        steps: most steps per structure.
+        optimizer: "fire" or "lbfgs".
+        cell: whether cells relax too.
+        target: the output.
+    """
+
+    calculator: AttnCalculator
+    fmax: float
+    steps: int
+    optimizer: str
+    cell: bool
+    target: Path
+
+
+@dataclass
+class Course:
+    """How one relaxation goes.
+
+    Attributes:
+        steps: energy [eV] and largest force [eV/Å], the start first.
+        frame: the structure after the last of them, with results.
+    """
+
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    frame: Atoms | None = None
+
+    def __str__(self) -> str:
+        return f"{len(self.steps) - 1} steps, largest force {self.steps[-1][1]:.4f} eV/Å"
+
+    def report(self, fmax: float) -> str:
+        """How it ended."""
+        (start, _), (energy, largest) = self.steps[0], self.steps[-1]
+        end = "converged" if largest <= fmax else "NOT converged"
+        return (
+            f"{end} in {len(self.steps) - 1} steps, "
+            f"largest force {largest:.4f} eV/Å, energy {start:.4f} -> {energy:.4f} eV"
+        )
+
+
+def _require_known(potential: Potential, frames: list[Atoms], *, volume: bool) -> None:
+    """The model takes all structures: asked before the work, not after half of it."""
+    for k, atoms in enumerate(frames):
+        try:
+            system = System.from_ase(atoms)
+            species_of(system.atomic_numbers, potential.species)
+            check_system(potential, system)
+            if volume and atoms.cell.rank < 3:
+                raise ValueError(
+                    "stress needs a volume: this structure does not have three cell vectors"
+                )
+        except ValueError as error:
+            where = f"structure {k}: " if len(frames) > 1 else ""
+            raise ValueError(f"{where}{error}") from None
+
+
+def _are_relaxed_together(
+    frames: list[Atoms], optimizer: str | None, cell: bool, device: torch.device
+) -> bool:
+    """Whether structures are relaxed in one batch: several, cells kept, nothing held but atoms."""
+    if len(frames) == 1 or cell or optimizer == "lbfgs":
+        return False
+    constraints = [constraint for atoms in frames for constraint in atoms.constraints]
+    if not all(isinstance(constraint, FixAtoms) for constraint in constraints):
+        return False
+    small = max(map(len, frames)) <= SMALL_MOLECULE
+    return optimizer == "fire" or small or device.type == "cuda"
+
+
+def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
+    """Replaces frames by relaxed ones, in batches, and fills the courses."""
+    force = Forces(asked.calculator.potential)
+    n_written, interrupted = 0, False
+    with progress_bar(len(frames), "structure") as bar:
+        for first, last in batches(frames, ATOMS_AT_ONCE):
+            batch = frames[first:last]
+            of_batch = [Course() for _ in batch]
+            courses += of_batch
+            interrupted = _relax_batch(asked, force, batch, of_batch, bar, first)
+            write_structures(asked.target, frames[:last])
+            for k, course in enumerate(of_batch, start=first):
+                with bar.external_write_mode():
+                    click.echo(f"structure {k}: {course.report(asked.fmax)}")
+            n_written = last
+            if interrupted:
+                break
+    if interrupted:
+        n_done = sum(course.steps[-1][1] <= asked.fmax for course in courses)
+        raise KeyboardInterrupt(
+            f"{n_done} of {len(frames)} structures are relaxed; {n_written} are written to "
+            f"{asked.target} as they are"
+        )
+
+
+def _relax_batch(
+    asked: Relaxation,
+    force: Forces,
+    batch: list[Atoms],
+    courses: list[Course],
+    bar: tqdm,
+    n_before: int,
+) -> bool:
+    """Relax structures in place, with results; whether Ctrl-C ended it."""
+
+    def observe(numbers: Tensor, energy: Tensor, largest: Tensor) -> None:
+        columns = numbers.tolist(), energy.tolist(), largest.tolist()
+        for k, of_energy, of_force in zip(*columns, strict=True):
+            steps = courses[k].steps
+            if not steps or steps[-1][1] > asked.fmax:  # one that rests does not go on
+                steps.append((of_energy, of_force))
+        done = sum(course.steps[-1][1] <= asked.fmax for course in courses)
+        bar.set_postfix_str(f"largest force {max(columns[2]):.4f} eV/Å", refresh=False)
+        bar.update(n_before + done - bar.n)
+
+    held = [fixed_atoms(atoms) for atoms in batch]
+    parts = [
+        torch.zeros(len(atoms), dtype=torch.bool) if mask is None else mask
+        for atoms, mask in zip(batch, held, strict=True)
+    ]
+    ended = relax_batch(
+        force,
+        System.from_ase(batch),
+        fmax=asked.fmax,
+        steps=asked.steps,
+        fixed=torch.cat(parts),
+        observe=observe,
+    )
+    positions = ended.system.split(ended.system.positions.cpu())
+    for atoms, now in zip(batch, positions, strict=True):
+        atoms.positions = now.numpy()
+    for atoms, found in zip(batch, asked.calculator.calculate_many(batch), strict=True):
+        found = {name: value for name, value in found.items() if not name.endswith("_spread")}
+        atoms.calc = SinglePointCalculator(atoms, **found)
+    return ended.interrupted
+
+
+def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
+    """Replaces frames by relaxed ones, one after the other, and fills the courses."""
+    several = len(frames) > 1
+    total, unit = (len(frames), "structure") if several else (asked.steps, "step")
+    with progress_bar(total, unit) as bar:
+
+        def progress(step: int, status: str) -> None:
+            bar.set_postfix_str(f"step {step}, {status}" if several else status, refresh=False)
+            bar.update(0 if several else step - bar.n)
+
+        for k, atoms in enumerate(frames):
+            atoms.calc = asked.calculator
+            courses.append(course := Course())
+            try:
+                frames[k] = _relax_one(atoms, asked, course, progress)
+                write_structures(asked.target, frames[: k + 1])
+            except KeyboardInterrupt:
+                if course.frame is not None:
+                    write_structures(asked.target, [*frames[:k], course.frame])
+                saved = _saved(k, len(frames), asked.target, course)
+                raise KeyboardInterrupt(saved) from None
+            except EXPECTED as error:
+                if several:
+                    saved = _saved(k, len(frames), asked.target)
+                    raise RuntimeError(f"structure {k}: {error}; {saved}") from None
+                raise
+            with bar.external_write_mode():
+                click.echo(f"structure {k}: {course.report(asked.fmax)}")
+            bar.update(1 if several else 0)
+
+
+def _relax_one(
+    atoms: Atoms, asked: Relaxation, course: Course, progress: Callable[[int, str], None]
+) -> Atoms:
+    """The structure with results; fills the course as the atoms move."""
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE, LBFGS
+
+    method = {"fire": FIRE, "lbfgs": LBFGS}[asked.optimizer]
+    moved = FrechetCellFilter(atoms) if asked.cell else atoms
+    with method(moved, logfile=None) as dynamics:
+        for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
+            energy, largest = atoms.get_potential_energy(), _fmax(moved)
+            course.steps.append((energy, largest))
+            course.frame = _with_results(atoms)
+            progress(dynamics.nsteps, f"largest force {largest:.4f} eV/Å, energy {energy:.4f} eV")
+    return _with_results(atoms)
+
+
+def _fmax(optimizable: Any) -> float:
+    return float((optimizable.get_forces() ** 2).sum(axis=1).max() ** 0.5)
+
+
+def _with_results(atoms: Atoms) -> Atoms:
+    """A copy that remembers energy and forces without its calculator."""
+    frozen = atoms.copy()
+    frozen.calc = SinglePointCalculator(frozen, **atoms.calc.results)
+    return frozen
+
+
+def _saved(n_written: int, n_structures: int, path: Path, unfinished: Course | None = None) -> str:
+    """How much of the work is in the file."""
+    there = unfinished is not None and unfinished.frame is not None
+    if n_structures == 1:
+        return f"the structure after {unfinished} is written to {path}" if there else ""
+    saved = f"{n_written} of {n_structures} structures are written"
+    saved += f" to {path}" if n_written or there else ""
+    return saved + (f", and structure {n_written} after {unfinished}" if there else "")

@@ -1,0 +1,44 @@
+"""`attncalc train`: a recipe to a model."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from attncalc.cli.errors import one_line_errors
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--data", help="Data file, instead of the one that the recipe names.")
+@click.option("-o", "--output", help="Folder. Default: runs/NAME of the recipe.")
+@click.option(
+    "--member",
+    type=int,
+    help="Train only this member of the recipe's committee, so that several train at once.",
+)
+@one_line_errors
+def train(recipe, data, output, member) -> None:
+    """Train a model by a recipe; a stopped run goes on where it was.
+
+    Example: attncalc train models/so3krates-ethanol.yaml --data rmd17_ethanol.npz
+    """
+    try:
+        from attncalc import train as training
+    except ImportError as error:
+        raise ImportError(f'{error}; training needs: pip install "attncalc[train]"') from None
+    plan = training.Recipe.from_yaml(recipe)
+    folder = Path(output or Path("runs") / plan.name)
+    command = shlex.join(["attncalc", *sys.argv[1:]])
+    speaks = training.connect().is_first  # of several processes, one
+    if not speaks:
+        logging.getLogger("attncalc").setLevel(logging.ERROR)
+    done = training.run(plan, folder, data=data, command=command, member=member)
+    if not speaks:
+        return
+    click.echo(done.model.with_suffix(".md").read_text())
+    click.echo(f"wrote {done.model}")

@@ -1,0 +1,25 @@
+"""`attncalc verify`: the physics of a model."""
+
+from __future__ import annotations
+
+import click
+
+from attncalc.calculator import AttnCalculator
+from attncalc.cli.errors import one_line_errors
+from attncalc.cli.files import read_structures
+from attncalc.cli.options import calculator_options, set_threads
+
+
+@click.command()
+@click.argument("model")
+@click.option("--structure", help="File with the structure to check on. Default: a random cluster.")
+@calculator_options
+@one_line_errors
+def verify(model, structure, device, dtype, threads) -> None:
+    """Check the physics of a model: forces, stress, symmetries, batching, neighbour lists.
+
+    Example: attncalc verify so3krates-ethanol --structure ethanol.xyz
+    """
+    atoms = None if structure is None else read_structures(structure, index="-1")[0]
+    set_threads(threads, [] if atoms is None else [atoms])
+    AttnCalculator(model, device=device, dtype=dtype, threads=threads).verify(atoms)

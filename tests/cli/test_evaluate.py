@@ -1,0 +1,170 @@
+"""attncalc eval: the table, the report, remarks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read, write
+from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
+
+from attncalc import AttnCalculator, data, load
+from attncalc.cli import evaluate as module
+from attncalc.data.errors import predict
+
+
+def table(text: str) -> dict[str, list[float]]:
+    rows = (line.rsplit(maxsplit=2) for line in text.splitlines() if re.search(r"\d$", line))
+    found: dict[str, list[float]] = {}
+    for words in rows:
+        numbers = [float(word) for word in words if re.fullmatch(r"[\d.]+", word)]
+        label = " ".join(word for word in words if not re.fullmatch(r"[\d.]+", word))
+        found[label] = numbers
+    return found
+
+
+def test_eval() -> None:
+    frames = labelled(6)
+    write("cu.extxyz", frames)
+    said = succeeds("eval", COPPER, "cu.extxyz", "--dtype", "float64")
+    assert said.startswith("6 structures of cu.extxyz, labels ")
+    rows = table(said)
+    assert set(rows) == {
+        "energy, meV",
+        "energy, meV/atom",
+        "force, meV/Å",
+        "stress, meV/Å³",
+        "force on Cu, meV/Å",
+    }
+    assert rows["force on Cu, meV/Å"] == rows["force, meV/Å"]
+    assert rows["energy, meV/atom"] == pytest.approx(np.array(rows["energy, meV"]) / 4, abs=1e-3)
+    calculator = AttnCalculator(COPPER, dtype="float64")
+    off = [calculator.get_forces(atoms) - atoms.get_forces() for atoms in frames]
+    mae, rmse = rows["force, meV/Å"]
+    assert mae == pytest.approx(1e3 * np.abs(off).mean(), abs=1e-3)
+    assert rmse == pytest.approx(1e3 * np.sqrt(np.square(off).mean()), abs=1e-3)
+    assert 0 < mae < 150, "the model knows EMT's copper"
+    energies = [calculator.get_potential_energy(a) - a.get_potential_energy() for a in frames]
+    assert rows["energy, meV"][0] == pytest.approx(1e3 * np.abs(energies).mean(), abs=1e-3)
+
+
+def test_table_columns_never_run_together() -> None:
+    rows = [("", "MAE", "RMSE"), ("energy, meV", "123456789.123", "1.000"), ("x", "2.5", "")]
+    assert module._table(rows) == (
+        "                       MAE   RMSE\n"
+        "energy, meV  123456789.123  1.000\n"
+        "x                      2.5"
+    )
+
+
+def test_eval_far_off() -> None:
+    """Total energies of another method: numbers as long as they like."""
+    (atoms,) = labelled(1)
+    atoms.calc.results["energy"] -= 1e8
+    write("cu.extxyz", atoms)
+    mae, rmse = table(succeeds("eval", COPPER, "cu.extxyz"))["energy, meV"]
+    assert mae == rmse == pytest.approx(1e11, rel=1e-3)
+
+
+def test_eval_of_a_split_that_is_not_there() -> None:
+    write("cu.extxyz", labelled(2))
+    said = fails("eval", COPPER, "cu.extxyz", "--split", "test_01")
+    assert said == "Error: cu.extxyz: no split 'test_01'; stored splits: none"
+    assert files() == {"cu.extxyz"}
+
+
+def test_eval_leaves_a_report() -> None:
+    """Unasked, and again and again; but nothing else is replaced."""
+    write("cu.extxyz", labelled(2))
+    for _ in range(2):
+        said = succeeds("eval", COPPER, "cu.extxyz")
+        assert said.splitlines()[-1] == "wrote eval-cu-emt-cu.html"
+        assert files() == {"cu.extxyz", "eval-cu-emt-cu.html"}
+    page = Path("eval-cu-emt-cu.html").read_text()
+    assert f'<data value="{1e3 * force_mae("cu.extxyz")!r}">' in page
+    assert "<title>cu-emt on cu.extxyz</title>" in page
+    assert succeeds("eval", COPPER, "cu.extxyz", "-o", "mine.html").endswith("wrote mine.html\n")
+    Path("other.html").write_text("precious")
+    said = fails("eval", COPPER, "cu.extxyz", "--report", "other.html")
+    assert said == "Error: other.html exists: choose another name, nothing is overwritten"
+    assert Path("other.html").read_text() == "precious"
+
+
+def force_mae(path: str) -> float:
+    """eV/Å, in batches, as `attncalc eval` goes."""
+    dataset = data.read(path)
+    predicted = np.concatenate(predict(load(COPPER), dataset).forces)
+    return float(np.abs(predicted - np.concatenate(dataset.forces)).mean())
+
+
+def test_eval_warns_of_units_that_do_not_match() -> None:
+    frames = labelled(30)
+    for atoms in frames:
+        atoms.calc.results["energy"] *= 23.0605
+    write("cu.extxyz", frames)
+    result = attncalc("eval", COPPER, "cu.extxyz", "--no-report")
+    assert result.exit_code == 0
+    assert re.match(
+        "Warning: cu.extxyz: .* energies in kcal/mol beside forces in eV", result.stderr
+    )
+
+
+def test_eval_says_in_the_terminal_what_the_report_says() -> None:
+    frames = labelled(8)
+    for atoms in frames:
+        atoms.calc.results["energy"] += 1000.0 * len(atoms)
+    write("cu.extxyz", frames)
+    said = succeeds("eval", COPPER, "cu.extxyz", "--no-report")
+    assert re.search(r"Note: Energies are off by a constant per element: without it", said)
+
+
+def test_eval_without_a_report() -> None:
+    write("cu.extxyz", labelled(2))
+    assert "wrote" not in succeeds("eval", COPPER, "cu.extxyz", "--no-report")
+    assert files() == {"cu.extxyz"}
+
+
+def test_eval_of_a_committee_tells_what_its_spread_is_worth(ethanol_file: str) -> None:
+    atoms = read(ethanol_file)
+    atoms.calc = AttnCalculator(ETHANOL)
+    atoms.get_forces()
+    write("labelled.extxyz", atoms)
+    said = succeeds("eval", f"{ETHANOL}-committee", "labelled.extxyz")
+    start = "spread of the committee: "
+    lines = [line.removeprefix(start) for line in said.splitlines() if line.startswith(start)]
+    assert [line.split(" errors are ")[0] for line in lines] == ["force", "energy per atom"]
+    found = (
+        r"errors are \d+\.\d\d times as large, ENCE \d+ % \(by chance 11 %\), rank correlation -?\d"
+    )
+    assert re.search(found, lines[0])  # 9 atoms: one bin of 27 numbers
+    (page,) = Path.cwd().glob("eval-*.html")
+    assert "What the spread of the committee tells" in page.read_text()
+
+
+def test_eval_asks_for_the_report_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AttnCalculator", None)
+    said = fails("eval", COPPER, "cu.extxyz", "-o", "report.pdf")
+    assert said == "Error: report.pdf: a report must end in .html"
+    assert fails("eval", COPPER, "cu.extxyz", "-o", "no/a.html") == "Error: no such folder: no"
+
+
+def test_the_name_of_a_report() -> None:
+    """Model, data, labels and split; never a folder, whatever the split is called."""
+    name = module._report_file(None, "runs/a.safetensors", "../b.npz", "md17", "../../c d")
+    assert str(name) == "eval-a-b-md17-.._.._c_d.html"
+
+
+def test_the_report_names_structures_as_the_file_does() -> None:
+    frames = labelled(6)
+    for k, atoms in enumerate(frames):
+        atoms.info["split"] = "test" if k >= 4 else "train"
+    frames[5].calc.results["forces"] = frames[5].get_forces() + 5.0
+    write("cu.extxyz", frames)
+    succeeds("eval", COPPER, "cu.extxyz", "--split", "test", "-o", "r.html")
+    page = Path("r.html").read_text()
+    worst = re.findall(r"<tr><td>(\d+)</td><td class=\"left\">Cu4", page)
+    assert worst[0] == "5"
+    assert set(worst) == {"4", "5"}
+    assert "split test" in page

@@ -1,0 +1,344 @@
+"""attncalc md: trajectories, runs that are stopped, killed and go on, settings."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.constraints import FixAtoms, FixBondLength
+from ase.io import read, write
+from command_line import COPPER, ETHANOL, attncalc, fails, files, succeeds, wait_until
+
+from attncalc import AttnCalculator
+from attncalc.cli import md as module
+from attncalc.md import Forces, Langevin, load_checkpoint, read_h5md
+
+
+def test_md(ethanol_file: str) -> None:
+    said = succeeds(
+        *("md", ethanol_file, "--model", ETHANOL, "--steps", 30, "--every", 10, "-o", "run.xyz")
+    )
+    assert re.fullmatch(
+        r"wrote run\.xyz \(4 frames\), run\.csv, run\.png; \d+ neighbour lists in \d+ steps\n", said
+    )
+    assert files() == {ethanol_file, "run.xyz", "run.csv", "run.png"}
+    assert len(read("run.xyz", ":")) == 4
+    with open("run.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    assert Path("run.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
+def test_md_of_a_crystal(ensemble: str, copper_file: str) -> None:
+    succeeds(*("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--steps", 4))
+    trajectory = {"copper.md.xyz"} if ensemble == "npt" else {"copper.md.h5md", "copper.md.ckpt"}
+    assert files() == {copper_file, "copper.md.csv", "copper.md.png"} | trajectory
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+def test_md_by_ase(ensemble: str, copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--steps", 4)
+    succeeds(*common, "--engine", "ase", "-o", "ase.traj")
+    succeeds(*common, "-o", "ours.traj")
+    ours, theirs = read("ours.traj", -1), read("ase.traj", -1)
+    same = np.allclose(ours.positions, theirs.positions, atol=1e-6)
+    assert same == (ensemble == "nve"), "the same start, other random forces"
+
+
+def states(trajectory: str) -> list[tuple[int, bytes, bytes, float]]:
+    return [
+        (
+            frame.info["step"],
+            frame.positions.tobytes(),
+            frame.get_momenta().tobytes(),
+            frame.get_potential_energy(),
+        )
+        for frame in read_h5md(trajectory)
+    ]
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+def test_md_that_goes_on_is_the_run_that_was_not_stopped(ensemble: str, copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--every", 10)
+    succeeds(*common, "--steps", 60, "-o", "whole.h5md")
+    succeeds(*common, "--steps", 25, "-o", "part.h5md")
+    assert states("part.h5md")[-1][0] == 25
+    said = succeeds("md", "--resume", "part.h5md", "--steps", 60)
+    assert said.startswith("part.h5md: going on at step 25 of 60\nwrote part.h5md (7 frames), ")
+    assert states("part.h5md") == states("whole.h5md")
+    assert Path("part.csv").read_text() == Path("whole.csv").read_text()
+    said = succeeds("md", "--resume", "part.h5md")
+    assert said == "part.h5md: 60 steps are done; --steps N goes on to N\n"
+
+
+def saved_steps() -> int:
+    return load_checkpoint("run.ckpt").state.step if Path("run.ckpt").exists() else -1
+
+
+def test_md_that_is_killed_goes_on_bit_for_bit(copper_file: str) -> None:
+    """kill -9, three times, whenever it comes."""
+    common = ("md", copper_file, "--model", COPPER, "--every", 5, "--steps")
+    code = "import sys; from attncalc.md import job; job.SECONDS_BETWEEN_CHECKPOINTS = 0.1\n"
+    code += "from attncalc.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, common), "1000000", "-o", "run.h5md"]
+    reached = -1
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            wait_until(lambda before=reached: saved_steps() > before, process)
+            time.sleep(0.3)
+        finally:
+            process.kill()
+            process.wait()
+        reached = saved_steps()
+        command = [sys.executable, "-c", code, "md", "--resume", "run.h5md"]
+    succeeds("md", "--resume", "run.h5md", "--steps", reached + 50)
+    succeeds(*common, reached + 50, "-o", "whole.h5md")
+    assert states("run.h5md") == states("whole.h5md")
+    assert Path("run.csv").read_text() == Path("whole.csv").read_text()
+    assert not [name for name in files() if name.startswith(".")]
+
+
+def test_md_of_another_process_is_left_alone(copper_file: str) -> None:
+    """Neither resumed nor, where somebody removed its files, begun anew, until it is gone."""
+    code = "from attncalc.md import h5md_writer, job; from attncalc.cli import main\n"
+    code += "h5md_writer.BUFFER_SECONDS = job.SECONDS_BETWEEN_CHECKPOINTS = 1e3; main()"
+    common = ("md", copper_file, "--model", COPPER, "-o", "run.h5md")
+    command = [sys.executable, "-c", code, *common, "--steps", "1000000"]
+    process = subprocess.Popen(command)
+    try:
+        wait_until(Path("run.ckpt").exists, process)
+        log = Path("run.csv").stat().st_ino
+        there = f"run.h5md: another run is still writing it (process {process.pid}): wait for "
+        there += "its end, or stop it"
+        for more in ((), ("--steps", 2_000_000)):
+            assert fails("md", "--resume", "run.h5md", *more) == f"Error: {there}"
+        assert Path("run.csv").stat().st_ino == log
+        for ending in ("h5md", "csv", "ckpt"):
+            Path(f"run.{ending}").unlink()
+        assert fails(*common, "--steps", 20) == f"Error: {Path.cwd() / there}"
+        assert not [name for name in files() if name.startswith("run.")]
+    finally:
+        process.kill()
+        process.wait()
+    succeeds(*common, "--steps", 20)
+    assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
+
+
+def test_md_that_is_told_to_end(copper_file: str) -> None:
+    """SIGTERM, as of a batch queue: everything is saved."""
+    command = [sys.executable, "-m", "attncalc.cli", "md", copper_file, "--model", COPPER]
+    command += ["--steps", "1000000", "--every", "10", "-o", "run.h5md"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = Path("run.csv")
+    try:
+        wait_until(lambda: log.exists() and log.stat().st_size > 5000, process)
+    finally:
+        process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with --resume run.h5md" in said
+    state = load_checkpoint("run.ckpt").state
+    assert state.step > 0
+    assert states("run.h5md")[-1][0] == state.step
+    assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
+
+
+def test_md_resume_bad_input(copper_file: str) -> None:
+    succeeds("md", copper_file, "--model", COPPER, "--steps", 2, "-o", "run.h5md")
+    others = "--resume takes everything from the run itself: leave --model, STRUCTURE away"
+    for arguments, message in (
+        (("--resume", "run.xyz"), "run.xyz: only a run that writes .h5md can be resumed"),
+        (
+            ("--resume", "no.h5md"),
+            "no such file: no.h5md; a run is resumed from its .h5md, .ckpt and .csv",
+        ),
+        ((copper_file, "--model", COPPER, "--resume", "run.h5md"), others),
+    ):
+        assert fails("md", *arguments) == f"Error: {message}"
+    Path("run.ckpt").write_bytes(b"nothing")
+    said = fails("md", "--resume", "run.h5md")
+    assert said.startswith("Error: run.ckpt: not a checkpoint of a run, or damaged (")
+
+
+def test_md_resume_wants_the_same_model(copper_file: str) -> None:
+    shutil.copy(COPPER, "mine.safetensors")
+    succeeds("md", copper_file, "--model", "mine.safetensors", "--steps", 2, "-o", "run.h5md")
+    shutil.copy(Path(COPPER).parents[2] / "models" / "so3krates-silicon.safetensors", "other")
+    Path("other").rename("mine.safetensors")
+    said = fails("md", "--resume", "run.h5md", "--steps", 4)
+    assert said.endswith("not the model that the run began with: a trajectory has one model")
+
+
+def test_md_holds_fixed_atoms(copper_file: str) -> None:
+    atoms = read(copper_file)
+    atoms.set_constraint(FixAtoms([0]))
+    write("fixed.extxyz", atoms)
+    common = ("md", "fixed.extxyz", "--model", COPPER, "--steps", 5)
+    succeeds(*common, "-o", "run.h5md")
+    first, *_, last = read_h5md("run.h5md")
+    moved = (first.positions != last.positions).any(axis=1)
+    assert moved.tolist() == [False, True, True, True]
+    assert [constraint.get_indices().tolist() for constraint in last.constraints] == [[0]]
+    atoms.set_constraint(FixBondLength(0, 1))
+    write("bond.traj", atoms)
+    said = fails("md", "bond.traj", "--model", COPPER, "--steps", 5)
+    assert said == "Error: the constraint FixBondLengths is ASE's only: take --engine ase"
+
+
+def test_md_seeds(copper_file: str) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        common = ("md", copper_file, "--model", COPPER, "--steps", 5, "--every", 5)
+        succeeds(*common, "--seed", seed, "-o", f"{name}.xyz")
+    assert Path("a.xyz").read_bytes() == Path("b.xyz").read_bytes()
+    assert Path("a.xyz").read_bytes() != Path("c.xyz").read_bytes()
+
+
+def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
+    common = ("--model", COPPER, "--ensemble", "nve", "--steps", 3)
+    assert "velocities" not in succeeds("md", copper_file, *common, "-o", "a.xyz")
+    last = read("a.xyz", -1)
+    said = succeeds("md", "a.xyz", *common, "--temperature", 5, "-o", "b.xyz")
+    found = re.match(r"velocities of the file are kept \(T = (\d+) K\)\n", said)
+    with open("b.csv", newline="") as file:
+        first = next(csv.DictReader(file))
+    assert float(found[1]) == pytest.approx(float(first["temperature_K"]), abs=0.5)
+    assert float(found[1]) > 50
+    assert np.allclose(read("b.xyz", 0).get_momenta(), last.get_momenta(), atol=1e-6)
+    for shown in ("(momenta) in the file are kept", "unless the file has some"):
+        assert shown in " ".join(attncalc("md", "--help").output.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--pressure", "nan", "pressure must be a finite number, got nan"),
+        ("--seed", "-1", "seed must be an integer and not negative, got -1"),
+        ("--steps", "0", "n_steps must be a positive integer, got 0"),
+    ],
+)
+def test_md_settings(option: str, value: str, message: str, copper_file: str) -> None:
+    assert fails("md", copper_file, "--model", COPPER, option, value) == f"Error: {message}"
+    assert files() == {copper_file}
+
+
+@pytest.mark.parametrize("name", ["run.xyz", "run.csv", "run.png", "run.ckpt"])
+def test_md_overwrites_nothing(name: str, copper_file: str) -> None:
+    Path(name).write_text("precious")
+    said = fails("md", copper_file, "--model", COPPER, "--steps", 1, "-o", "run.xyz")
+    assert said == f"Error: {name} exists: choose another name, nothing is overwritten"
+    assert Path(name).read_text() == "precious"
+    assert files() == {copper_file, name}
+
+
+def test_md_that_explodes(ethanol_file: str) -> None:
+    said = fails(
+        *("md", ethanol_file, "--model", ETHANOL, "--timestep", 20, "--steps", 500, "-o", "a.xyz")
+    )
+    assert re.match(r"Error: stopped at \d+\.0 fs: .*; the last sane frame is in a\.xyz\. ", said)
+    assert len(read("a.xyz", ":")) >= 1
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG"), "of what there is"
+
+
+def test_md_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C: one line, whole frames, a picture of them, and the way to go on."""
+    take_step, calls = Langevin.step, []
+
+    def interrupted(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return take_step(self, *arguments)
+
+    monkeypatch.setattr(Langevin, "step", interrupted)
+    result = attncalc("md", copper_file, "--model", COPPER, "--every", 3, "-o", "run.h5md")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "stopped: 6 of 10000 steps are done; run.h5md holds them to 3.0 fs; go on with "
+        "--resume run.h5md\n"
+    )
+    assert [frame.info["step"] for frame in read_h5md("run.h5md")] == [0, 3, 6]
+    assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
+    succeeds("md", "--resume", "run.h5md", "--steps", 9)
+    assert [frame.info["step"] for frame in read_h5md("run.h5md")] == [0, 3, 6, 9]
+
+
+def test_md_by_ase_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calculate, calls = AttnCalculator.calculate, []
+
+    def interrupted(self, *arguments) -> None:
+        calls.append(arguments)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        calculate(self, *arguments)
+
+    monkeypatch.setattr(AttnCalculator, "calculate", interrupted)
+    common = ("md", copper_file, "--model", COPPER, "--engine", "ase", "--every", 3)
+    result = attncalc(*common, "-o", "run.xyz")
+    assert result.exit_code == 130
+    found = re.fullmatch(
+        r"stopped: (\d+) of 10000 steps are done; run\.xyz holds 3 whole frames, to 3\.0 fs\n",
+        result.stderr,
+    )
+    assert found, result.stderr
+    assert int(found[1]) in (7, 8)
+    assert len(read("run.xyz", ":")) == 3
+    assert files() == {copper_file, "run.xyz", "run.csv", "run.png"}
+
+
+@pytest.mark.parametrize("name", ["run.h5md", "run.xyz"])
+def test_md_that_is_stopped_at_once(
+    name: str, copper_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Forces, "__call__", interrupted)
+    result = attncalc("md", copper_file, "--model", COPPER, "-o", name)
+    assert result.exit_code == 130
+    assert files() == {copper_file}, "the next try finds the names free"
+
+
+def test_md_draws_some_frames_of_a_long_run(copper_file: str, monkeypatch) -> None:
+    drawn: list = []
+    draw = module.plots.md_summary
+
+    def seen(rows, frames, **options):
+        drawn.append((rows, frames, options))
+        return draw(rows, frames, **options)
+
+    monkeypatch.setattr(module.plots, "md_summary", seen)
+    monkeypatch.setattr(module, "MOST_FRAMES", 4)
+    common = ("md", copper_file, "--model", COPPER, "--steps", 9, "--every", 1)
+    succeeds(*common, "--temperature", 200, "-o", "run.xyz")
+    ((rows, frames, options),) = drawn
+    assert len(rows) == 10
+    assert len(frames) == 4
+    assert np.allclose(frames[-1].positions, read("run.xyz", -1).positions), "the very last"
+    assert options == {
+        "title": "Cu4, cu-emt, NVT",
+        "ensemble": "nvt",
+        "target": 200.0,
+        "n_dof": 12,
+    }
+    succeeds(*common, "--ensemble", "nve", "-o", "nve.h5md")
+    assert drawn[1][2]["target"] is None
+
+
+def test_md_of_a_committee_logs_its_spread(ethanol_file: str) -> None:
+    said = succeeds("md", ethanol_file, "--model", f"{ETHANOL}-committee", "--steps", 20)
+    with open("ethanol.md.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    spreads = [float(row["force_spread_eV_A"]) for row in rows]
+    assert all(spread > 0 for spread in spreads)
+    assert [frame.info["force_spread_eV_A"] for frame in read_h5md("ethanol.md.h5md")] == spreads
+    assert f"largest spread of the committee on a force: {max(spreads):.3f} eV/Å, at " in said
+    said = succeeds("md", ethanol_file, "--model", ETHANOL, "--steps", 20, "-o", "one.xyz")
+    assert "spread" not in said + Path("one.csv").read_text()

@@ -1,0 +1,60 @@
+"""Progress bars on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from ase.io import write
+from command_line import COPPER, labelled
+
+try:
+    import pty
+    import termios
+except ImportError:  # where there are no terminals of this kind
+    pty = None
+
+
+@pytest.mark.skipif(pty is None, reason="needs a pseudo terminal")
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("relax", "cu.extxyz"), r"step/s, largest force \d\.\d{4} eV/Å, energy -?\d+\.\d{4} eV"),
+        (("md", "cu.extxyz", "--steps", "50"), r"/50 .*step/s, \d+\.\d\d ns/day, T \d+ K, E "),
+        (("eval", "cu.extxyz"), r"/2 \[.*structure/s\]"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_progress_on_a_terminal(arguments: tuple[str, ...], shown: str) -> None:
+    """Rate and time left, and what one wants to watch."""
+    write("cu.extxyz", labelled(2)[: 2 if arguments[0] == "eval" else 1])
+    name, *rest = arguments
+    model = [COPPER, *rest] if name == "eval" else [*rest, "--model", COPPER]
+    seen = on_a_terminal(name, *model)
+    assert re.search(shown, seen), seen
+    assert re.search(r"\[\d\d:\d\d<(\?|\d\d:\d\d), ", seen), "time gone and left"
+    assert "wrote " in seen
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """What a program shows that believes to write to a terminal of 120 columns."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "attncalc.cli", *arguments]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        # the terminal's end is an error on Linux
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                seen += part
+        os.close(ours)
+    assert process.returncode == 0, seen.decode()
+    return seen.decode()

@@ -1,0 +1,296 @@
+"""attncalc relax: results, pictures, and what is kept when something stops it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
+from ase.io import read, write
+from ase.optimize import FIRE
+from command_line import COPPER, ETHANOL, attncalc, fails, files, succeeds
+
+from attncalc import AttnCalculator
+from attncalc.cli import relax as module
+from attncalc.md import Forces
+
+
+@pytest.mark.parametrize("optimizer", ["fire", "lbfgs"])
+def test_relax(optimizer: str, ethanol_file: str) -> None:
+    said = succeeds(
+        *("relax", ethanol_file, "--model", ETHANOL, "--optimizer", optimizer, "-o", "out.xyz"),
+        *("--fmax", 0.02),
+    )
+    assert re.match(r"structure 0: converged in \d+ steps, largest force 0\.0[012]\d+ eV/Å", said)
+    assert said.splitlines()[-1] == "wrote out.xyz, out.png"
+    relaxed = read("out.xyz")
+    assert np.linalg.norm(relaxed.get_forces(), axis=1).max() <= 0.02
+    again = AttnCalculator(ETHANOL)
+    assert relaxed.get_potential_energy() == pytest.approx(again.get_potential_energy(relaxed))
+    assert files() == {ethanol_file, "out.xyz", "out.png"}
+    assert Path("out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_relax_several_structures_and_their_cells() -> None:
+    frames = [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.7)]
+    write("two.extxyz", frames)
+    said = succeeds("relax", "two.extxyz", "--model", COPPER, "--cell", "--fmax", 0.005)
+    assert said.count(": converged in ") == 2
+    relaxed = read("two.relaxed.xyz", ":")
+    volumes = [atoms.get_volume() for atoms in relaxed]
+    assert volumes[0] == pytest.approx(volumes[1], rel=2e-3)
+    assert 3.55**3 < volumes[0] < 3.65**3
+
+
+def rattled(n: int) -> list[Atoms]:
+    frames = []
+    for k in range(n):
+        frames.append(bulk("Cu", a=3.6, cubic=True))
+        frames[-1].rattle(0.1, seed=k)
+    return frames
+
+
+def test_relax_draws_every_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture shows what the optimizer did."""
+    write("two.extxyz", rattled(2))
+    drawn: list = []
+    draw = module.plots.relax_summary
+
+    def seen(courses, **options):
+        drawn.append((courses, options))
+        return draw(courses, **options)
+
+    monkeypatch.setattr(module.plots, "relax_summary", seen)
+    said = succeeds("relax", "two.extxyz", "--model", COPPER, "--fmax", 0.02)
+    ((courses, options),) = drawn
+    assert options == {"fmax": 0.02, "title": "two.extxyz, cu-emt"}
+    for k, (course, atoms) in enumerate(zip(courses, read("two.relaxed.xyz", ":"), strict=True)):
+        assert f"structure {k}: converged in {len(course) - 1} steps" in said
+        energy, largest = course[-1]
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+        assert largest == pytest.approx(np.linalg.norm(atoms.get_forces(), axis=1).max(), abs=1e-6)
+        assert course[0][0] > energy
+
+
+def test_relax_that_needs_more_steps(ethanol_file: str) -> None:
+    """What there is gets written; the exit status tells."""
+    result = attncalc("relax", ethanol_file, "--model", ETHANOL, "--steps", 2, "-o", "out.xyz")
+    assert result.exit_code == 1
+    assert "structure 0: NOT converged in 2 steps" in result.stdout
+    assert result.stderr == "Error: 1 of 1 structures did not converge: take more --steps\n"
+    assert len(read("out.xyz")) == 9
+
+
+def test_relax_writes_all_or_nothing(ethanol_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, frames: list[Atoms]) -> None:
+        path.write_text("9\n")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("attncalc.cli.files.write", half)
+    result = attncalc("relax", ethanol_file, "--model", ETHANOL, "--steps", 1, "-o", "out.xyz")
+    assert result.stderr == "Error: disk full\n"
+    assert files() == {ethanol_file}
+
+
+def two(**second) -> list[Atoms]:
+    """Ethanol, and something else that may be impossible."""
+    first = molecule("CH3CH2OH")
+    other = second.pop("atoms", first).copy()
+    other.info.update(second)
+    return [first, other]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (two(atoms=molecule("SiH4")), "structure 1: this model was not trained on Si; it knows: "),
+        (two(charge=1, spin=2), "structure 1: total charge +1 e: this model knows neutral"),
+        (two(spin=3), "structure 1: multiplicity 3: this model knows only the lowest"),
+        (two(spin=2), 'structure 1: atoms.info["spin"] = 2 is impossible for 26 electrons'),
+    ],
+)
+def test_relax_checks_all_structures_first(frames, message: str, monkeypatch) -> None:
+    write("two.extxyz", frames)
+    monkeypatch.setattr(module, "_relax_one", None)
+    assert message in fails("relax", "two.extxyz", "--model", ETHANOL)
+    assert files() == {"two.extxyz"}
+
+
+def test_relax_checks_cells_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("two.extxyz", [bulk("Cu"), Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]])])
+    monkeypatch.setattr(module, "_relax_one", None)
+    said = fails("relax", "two.extxyz", "--model", COPPER, "--cell")
+    assert said.startswith("Error: structure 1: stress needs a volume")
+
+
+def test_relax_asks_whether_the_format_takes_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
+    monkeypatch.setattr(module, "AttnCalculator", None)
+    said = fails("relax", "two.extxyz", "--model", COPPER, "-o", "POSCAR")
+    assert said == (
+        "Error: POSCAR: a file of this format holds one structure, and there are 2; take .xyz"
+    )
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "coord", "out.cif", "out.traj"])
+def test_relax_writes_what_ase_writes(name: str) -> None:
+    """Also formats that ASE knows by the whole name."""
+    write("one.extxyz", bulk("Cu", a=3.65, cubic=True))
+    succeeds("relax", "one.extxyz", "--model", COPPER, "-o", name)
+    assert len(read(name)) == 4
+    assert files() == {"one.extxyz", name, str(Path(name).with_suffix(".png"))}
+
+
+@pytest.mark.parametrize("problem", [ValueError("it broke"), KeyboardInterrupt()])
+def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
+    write("three.extxyz", [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.6, 3.7)])
+    relax_one, calls = module._relax_one, []
+
+    def breaks(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise problem
+        return relax_one(*arguments)
+
+    monkeypatch.setattr(module, "_relax_one", breaks)
+    common = ("relax", "three.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
+    result = attncalc(*common, "-o", "out.xyz")
+    saved = "2 of 3 structures are written to out.xyz"
+    left = {"three.extxyz", "out.xyz"}
+    if isinstance(problem, KeyboardInterrupt):
+        assert (result.exit_code, result.stderr) == (130, f"stopped: {saved}\n")
+        left.add("out.png")
+    else:
+        assert result.stderr == f"Error: structure 2: it broke; {saved}\n"
+    assert len(read("out.xyz", ":")) == 2
+    assert read("out.xyz", 1).get_forces().shape == (4, 3)
+    assert files() == left
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_ctrl_c_keeps_the_structure_at_hand(n: int, monkeypatch) -> None:
+    write("some.extxyz", [bulk("Cu", a=3.6, cubic=True)] * (n - 1) + rattled(1))
+    largest = module._fmax
+    seen: list[float] = []
+
+    def interrupted(optimizable) -> float:
+        if len(seen) == n + 3:  # the perfect crystal takes no step
+            raise KeyboardInterrupt
+        seen.append(largest(optimizable))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "_fmax", interrupted)
+    common = ("relax", "some.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
+    result = attncalc(*common, "-o", "out.xyz", "--fmax", 1e-4)
+    course = f"after 3 steps, largest force {seen[-1]:.4f} eV/Å"
+    if n == 1:
+        said = f"stopped: the structure {course} is written to out.xyz\n"
+    else:
+        said = f"stopped: 1 of 2 structures are written to out.xyz, and structure 1 {course}\n"
+    assert (result.exit_code, result.stderr) == (130, said)
+    frames = read("out.xyz", ":")
+    assert len(frames) == n
+    assert np.linalg.norm(frames[-1].get_forces(), axis=1).max() == pytest.approx(seen[-1])
+    forces = AttnCalculator(COPPER).get_forces(frames[-1])
+    assert np.allclose(forces, frames[-1].get_forces(), atol=1e-3), "of these very positions"
+    assert Path("out.png").is_file()
+
+
+def test_relax_that_breaks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_):
+        raise RuntimeError("it broke")
+
+    write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
+    monkeypatch.setattr(module, "_relax_one", breaks)
+    said = fails("relax", "two.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
+    assert said == "Error: structure 0: it broke; 0 of 2 structures are written"
+    assert files() == {"two.extxyz"}
+
+
+def many() -> list[Atoms]:
+    """Of different sizes; one is relaxed already, one has fixed atoms."""
+    frames = [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.7)] + [bulk("Cu", a=3.6)]
+    for k, atoms in enumerate(frames[:2]):
+        atoms.rattle(0.1, seed=k)
+    frames[1].set_constraint(FixAtoms([0, 2]))
+    return frames
+
+
+def test_relax_of_several_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes the way it goes alone, with ASE's FIRE."""
+    write("many.extxyz", many())
+    said = succeeds("relax", "many.extxyz", "--model", COPPER, "-o", "out.xyz")
+    relaxed, steps = read("out.xyz", ":"), re.findall(r"converged in (\d+) steps", said)
+    assert len(steps) == 3
+    assert steps[2] == "0"
+    for k, atoms in enumerate(many()):
+        atoms.calc = AttnCalculator(COPPER)
+        with FIRE(atoms, logfile=None) as fire:
+            fire.run(fmax=0.01)
+        assert fire.nsteps == int(steps[k])
+        assert np.allclose(relaxed[k].positions, atoms.positions, atol=1e-4)
+        energy = relaxed[k].get_potential_energy()
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+        assert relaxed[k].get_stress().shape == (6,)
+    written = read("many.extxyz", 1).positions  # eight decimals
+    assert np.array_equal(relaxed[1].positions[[0, 2]], written[[0, 2]])
+    monkeypatch.setattr(module, "ATOMS_AT_ONCE", 1)
+    assert (
+        succeeds("relax", "many.extxyz", "--model", COPPER, "-o", "b.xyz").split("wrote")[0]
+        == said.split("wrote")[0]
+    )
+
+
+def test_relax_of_several_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("many.extxyz", many())
+    evaluate, calls = Forces.__call__, []
+
+    def interrupted(self, system):
+        calls.append(system)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return evaluate(self, system)
+
+    monkeypatch.setattr(Forces, "__call__", interrupted)
+    result = attncalc("relax", "many.extxyz", "--model", COPPER, "-o", "out.xyz")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "stopped: 1 of 3 structures are relaxed; 3 are written to out.xyz as they are\n"
+    )
+    assert "structure 0: NOT converged in 4 steps" in result.stdout
+    assert len(read("out.xyz", ":")) == 3
+    assert files() == {"many.extxyz", "out.xyz", "out.png"}
+
+
+def test_relax_of_several_that_does_not_converge() -> None:
+    write("many.extxyz", many())
+    said = fails("relax", "many.extxyz", "--model", COPPER, "--steps", 2)
+    assert said == "Error: 2 of 3 structures did not converge: take more --steps"
+
+
+def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
+    """A name that cannot be written is no surprise for after the relaxation."""
+    monkeypatch.setattr(module, "AttnCalculator", None)
+    Path("there.xyz").write_text("precious")
+    common = ("relax", ethanol_file, "--model", ETHANOL, "-o")
+    assert fails(*common, "there.xyz") == (
+        "Error: there.xyz exists: choose another name, nothing is overwritten"
+    )
+    assert Path("there.xyz").read_text() == "precious"
+    assert fails(*common, "no/out.xyz") == "Error: no such folder: no"
+    assert "out.foo: ASE writes no structure file with this ending" in fails(*common, "out.foo")
+    assert "out: ASE writes no structure file with this ending" in fails(*common, "out")
+
+
+def test_stress_of_a_molecule_is_one_line(ethanol_file: str) -> None:
+    said = fails("relax", ethanol_file, "--model", ETHANOL, "--cell")
+    assert said == "Error: stress needs a volume: this structure does not have three cell vectors"
+
+
+def test_relax_to_less_than_nothing() -> None:
+    said = fails("relax", "no.xyz", "--model", ETHANOL, "--fmax", -1)
+    assert said == "Error: --fmax must be above 0 eV/Å, got -1"

@@ -15,7 +15,7 @@ from e3nn import o3
 from torch import Tensor
 from torch.nn.functional import silu
 
-from attncalc.nn.equiformer import EquiformerConfig
+from attncalc.nn.equiformer_config import EquiformerConfig
 
 Features = list[Tensor]
 

@@ -16,18 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.nn.edge_products import PathIndex
-from attncalc.nn.equiformer import (
-    Attention,
-    Block,
-    Equiformer,
-    EquiformerConfig,
-    EquivariantLayerNorm,
-    Features,
-    Geometry,
-    IrrepsLinear,
-    added,
-)
+from attncalc.nn.edge_products import Features, PathIndex
+from attncalc.nn.equiformer import Block, Equiformer
+from attncalc.nn.equiformer_attention import Attention
+from attncalc.nn.equiformer_config import EquiformerConfig
+from attncalc.nn.equiformer_edges import Geometry
+from attncalc.nn.equiformer_layers import EquivariantLayerNorm, IrrepsLinear, added
 from attncalc.ops import safe_norm
 
 

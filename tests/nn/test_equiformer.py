@@ -32,7 +32,9 @@ from attncalc.convert import equiformer
 from attncalc.graph import Graph
 from attncalc.kernels.frozen_equiformer import frozen
 from attncalc.nn import equiformer as module
-from attncalc.nn.equiformer import EdgeData, Equiformer, EquiformerConfig, attention_weights
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.nn.equiformer_attention import attention_weights
+from attncalc.nn.equiformer_edges import EdgeData
 from attncalc.ops import with_modules
 from attncalc.potential import Potential, evaluate
 from attncalc.system import System

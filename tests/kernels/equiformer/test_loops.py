@@ -20,19 +20,12 @@ from attncalc.kernels.equiformer import atom_loops, degree_loops, edge_loops, me
 from attncalc.kernels.equiformer import geometry_loops as geometry
 from attncalc.kernels.equiformer.packing import layout_of, plan_of, weights_of
 from attncalc.kernels.simd import row_loops
-from attncalc.nn.equiformer import (
-    LAYER_NORM_EPSILON,
-    N_HIDDEN,
-    EdgeData,
-    Equiformer,
-    EquiformerConfig,
-    attention_weights,
-    by_degree,
-    flat,
-    mlp_logits,
-    radial_hidden,
-    unflat,
-)
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.nn.equiformer_attention import attention_weights
+from attncalc.nn.equiformer_edges import EdgeData
+from attncalc.nn.equiformer_layers import LAYER_NORM_EPSILON, flat, unflat
+from attncalc.nn.equiformer_messages import by_degree, mlp_logits
+from attncalc.nn.equiformer_radial import N_HIDDEN, radial_hidden
 
 N = 7  # rows
 CHANNELS = (48, 32, 16)

@@ -1,0 +1,98 @@
+"""What Equiformer's blocks know of the edges, and sums over them, at once or in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attncalc.nn.edge_products import Features
+from attncalc.recompute import Chunk, sum_in_chunks
+
+
+@dataclass(frozen=True)
+class EdgeData:
+    """Some edges, with all that blocks need of the geometry.
+
+    Attributes:
+        receivers: [n_edges].
+        mask: [n_edges], bool.
+        envelope: [n_edges], exactly 0 for masked edges.
+        radial: [n_edges, num_basis].
+        frames: for l = 1, 2, ... [n_edges, 2l+1, 2l+1], as from `EdgeFrames`.
+    """
+
+    receivers: Tensor
+    mask: Tensor
+    envelope: Tensor
+    radial: Tensor
+    frames: Sequence[Tensor]
+
+    def turned_in(self, features: Features) -> Features:
+        """From the laboratory's frame into the edges'."""
+        return [features[0], *map(torch.bmm, self.frames, features[1:])]
+
+    def turned_out(self, features: Features) -> Features:
+        """From the edges' frames into the laboratory's, as many degrees as are given."""
+        back = zip(self.frames, features[1:], strict=False)
+        return [features[0], *(torch.bmm(frame.mT, x) for frame, x in back)]
+
+
+# what some edges send to their receivers: [n_edges, ...] of the senders, [n_receivers, ...],
+# the edges, weights -> [n_receivers, ...]
+OnEdges = Callable[[Tensor, Tensor, EdgeData, Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All edges, and how a sum over them is done: at once, or in chunks of bounded memory.
+
+    Attributes:
+        edges: all of them.
+        senders: [n_edges].
+        chunks: of receivers with all their edges; none for all at once.
+    """
+
+    edges: EdgeData
+    senders: Tensor
+    chunks: Sequence[Chunk]
+
+    def sum_over_edges(
+        self, on_edges: OnEdges, sources: Tensor, targets: Tensor, weights: Sequence[Tensor]
+    ) -> Tensor:
+        """What arrives at each atom.
+
+        Args:
+            on_edges: the computation.
+            sources: [n_atoms, ...]; an edge is given the row of its sender.
+            targets: [n_atoms, ...].
+            weights: handed through.
+        """
+        edges = self.edges
+        if not self.chunks:
+            return on_edges(sources.index_select(0, self.senders), targets, edges, weights)
+
+        def on_some(
+            sent: Tensor,
+            targets: Tensor,
+            data: Sequence[Tensor],
+            weights: Sequence[Tensor],
+            receivers: Tensor,
+            mask: Tensor,
+        ) -> Tensor:
+            envelope, radial, *frames = data
+            return on_edges(
+                sent, targets, EdgeData(receivers, mask, envelope, radial, frames), weights
+            )
+
+        return sum_in_chunks(
+            on_some,
+            self.chunks,
+            (edges.receivers, self.senders, edges.mask),
+            sources,
+            targets,
+            (edges.envelope, edges.radial, *edges.frames),
+            weights,
+        )

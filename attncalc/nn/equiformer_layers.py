@@ -1,0 +1,117 @@
+"""Equiformer's layers of features: linear map, norm and gated feed-forward network.
+
+Features are lists over the degree l of [n, 2l+1, channels] tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear, silu
+
+from attncalc.basis.activations import SIGMOID_NORM, SILU_NORM
+from attncalc.nn.edge_products import Features
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+class IrrepsLinear(nn.Module):
+    """y_l = x_l W_l for every degree, without mixing degrees; a bias on the scalars only.
+
+    Args:
+        n_in, n_out: channels per degree.
+        bias: on the scalars.
+    """
+
+    def __init__(self, n_in: Sequence[int], n_out: Sequence[int], *, bias: bool = True) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(
+            torch.randn(i, o) / math.sqrt(i) for i, o in zip(n_in, n_out, strict=False)
+        )
+        self.bias = nn.Parameter(torch.zeros(n_out[0])) if bias else None
+
+    @property
+    def scalar_bias(self) -> Tensor:
+        """[channels of degree 0]."""
+        assert self.bias is not None
+        return self.bias
+
+    def forward(self, features: Features) -> Features:
+        """As many degrees as both the features and the map have."""
+        return [
+            linear(x, w.T, self.bias if degree == 0 else None)
+            for degree, (x, w) in enumerate(zip(features, self.weights, strict=False))
+        ]
+
+
+class EquivariantLayerNorm(nn.Module):
+    """Scalars: layer norm. Higher degrees: divided by the root of their mean square.
+
+    Args:
+        channels: per degree.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(torch.ones(width) for width in channels)
+        self.bias = nn.Parameter(torch.zeros(channels[0]))
+
+    def forward(self, features: Features) -> Features:
+        """The same shapes, as many degrees as are given."""
+        x = features[0]
+        normed = [layer_norm(x, x.shape[-1:], self.scales[0], self.bias, LAYER_NORM_EPSILON)]
+        for x, scale in zip(features[1:], list(self.scales)[1:], strict=False):
+            mean_square = (x * x).mean((1, 2), keepdim=True)
+            normed.append(x * (mean_square + LAYER_NORM_EPSILON).rsqrt() * scale)
+        return normed
+
+
+class FeedForward(nn.Module):
+    """Linear, gate, linear, for every atom.
+
+    Args:
+        n_in: channels per degree.
+        n_hidden: the same in between.
+        n_out: of the result.
+    """
+
+    def __init__(self, n_in: Sequence[int], n_hidden: Sequence[int], n_out: Sequence[int]) -> None:
+        super().__init__()
+        self.first = IrrepsLinear(n_in, [sum(n_hidden), *n_hidden[1:]])
+        self.second = IrrepsLinear(n_hidden, n_out)
+        self.n_hidden = list(n_hidden)
+
+    def forward(self, features: Features) -> Features:
+        """[n, 2l+1, channels] per degree."""
+        scalars, *others = self.first(features)
+        gates = torch.sigmoid(scalars).split(self.n_hidden, dim=2)
+        gated = [SILU_NORM * scalars[:, :, : self.n_hidden[0]] * gates[0]]
+        gated += [SIGMOID_NORM * x * gate for x, gate in zip(others, gates[1:], strict=True)]
+        return self.second(gated)
+
+    def scalars(self, scalars: Tensor) -> Tensor:
+        """The same for scalars alone, which know nothing of higher degrees: [n, 1, channels]."""
+        width = self.n_hidden[0]
+        first, bias = self.first.weights[0][:, :width], self.first.scalar_bias[:width]
+        hidden = SILU_NORM * silu(linear(scalars, first.T, bias))
+        return linear(hidden, self.second.weights[0].T, self.second.scalar_bias)
+
+
+def flat(features: Features) -> Tensor:
+    """[n, sum of (2l+1) channels]."""
+    return torch.cat([x.flatten(1) for x in features], dim=1)
+
+
+def unflat(values: Tensor, channels: Sequence[int]) -> Features:
+    """The inverse of `flat`."""
+    sizes = [(2 * degree + 1) * width for degree, width in enumerate(channels)]
+    parts = values.split(sizes, dim=1)
+    return [part.unflatten(1, (-1, width)) for part, width in zip(parts, channels, strict=True)]
+
+
+def added(one: Features, other: Features) -> Features:
+    """Sums; degrees that `other` has not stay as they are."""
+    return [x + y for x, y in zip(one, other, strict=False)] + one[len(other) :]

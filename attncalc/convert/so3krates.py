@@ -24,7 +24,8 @@ from attncalc.nn.so3krates import (
     So3krates,
     So3kratesConfig,
 )
-from attncalc.nn.so3krates_sphc import NonlocalAttention, So3kratesSphc, So3kratesSphcConfig
+from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
+from attncalc.nn.so3krates_sphc_config import NonlocalAttention
 from attncalc.one_line import one_line
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential

@@ -20,7 +20,9 @@ from attncalc.basis.so3 import contract_orders, repeat_over_orders
 from attncalc.graph import Graph
 from attncalc.nn.layers import Dense, lecun_normal
 from attncalc.nn.so3krates import EuclideanAttention, So3krates, So3kratesConfig
-from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig, SphcAttention
+from attncalc.nn.so3krates_sphc import So3kratesSphc
+from attncalc.nn.so3krates_sphc_config import So3kratesSphcConfig
+from attncalc.nn.so3krates_sphc_layers import SphcAttention
 from attncalc.ops import ModuleWithConstants, safe_norm
 
 

@@ -35,7 +35,8 @@ from attncalc.basis.so3 import couplings
 from attncalc.convert import so3krates
 from attncalc.graph import ALL_PAIRS, Graph
 from attncalc.nn import sphc_attention
-from attncalc.nn.so3krates_sphc import Geometry, So3kratesSphc, So3kratesSphcConfig
+from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
+from attncalc.nn.so3krates_sphc_layers import Geometry
 from attncalc.nn.sphc_attention import SmoothWindow
 from attncalc.potential import Potential, check_system, evaluate
 from attncalc.system import System

@@ -1,0 +1,154 @@
+"""Hyper-parameters of So3krates with spherical harmonic coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
+from attncalc.basis.radial import RADIAL_BASES
+from attncalc.graph import ALL_PAIRS
+from attncalc.nn.options import one_of, positive, whole_number
+
+# products of coordinates of higher degrees take minutes and gigabytes
+HIGHEST_DEGREE = 6
+
+Form = Literal["smooth", "published"]
+NonlocalAttention = Literal["none", "window", "fixed", "dynamic"]
+CutoffFunction = Literal["physnet", "cosine", "exponential"]
+
+
+@dataclass(frozen=True)
+class So3kratesSphcConfig:
+    """Hyper-parameters. The defaults are our own smooth network; the published ones are options.
+
+    Attributes:
+        cutoff: Å, of the local attention.
+        num_features: F, divisible by num_heads and by the number of degrees.
+        num_heads: H, attention heads of the features.
+        degrees: the degrees l of the coordinates, ascending, from 1.
+        num_layers: message-passing layers.
+        radial_basis: "physnet" or "bernstein".
+        num_basis: K, at least 2.
+        radial_features: hidden width of the radial part of the filters.
+        spherical_features: hidden width of their spherical part.
+        cutoff_function: "physnet" (two continuous derivatives), "exponential", or "cosine"
+            (the paper's; its second derivative jumps at the cutoff).
+        form: "smooth" or "published", see the head of `so3krates_sphc`.
+        nonlocal_attention: "none"; "window", of the smooth form; "fixed" or "dynamic", of the
+            published form, on all pairs of a molecule.
+        nonlocal_cutoff: Å, where the window in space ends; more than `cutoff`.
+        sphc_cutoff: where the neighbourhood in SPHC space ends: the radius rho of the window, or
+            the kappa of "fixed".
+        feature_norm: "layer" normalises the features after attention and after interaction, or
+            "none".
+        sphc_norm: "degree" gives the coordinates of every degree a learned length at the same
+            places (published form; singular where they vanish), or "none".
+        paths: products of coordinates: "natural" keeps parity, "all" is the paper's default.
+        embed_charge, embed_spin: add an embedding of total charge, of unpaired electrons.
+    """
+
+    cutoff: float
+    num_features: int = 132
+    num_heads: int = 4
+    degrees: tuple[int, ...] = (1, 2, 3)
+    num_layers: int = 3
+    radial_basis: Literal["physnet", "bernstein"] = "physnet"
+    num_basis: int = 32
+    radial_features: int = 128
+    spherical_features: int = 32
+    cutoff_function: CutoffFunction = "physnet"
+    form: Form = "smooth"
+    nonlocal_attention: NonlocalAttention = "window"
+    nonlocal_cutoff: float = 30.0
+    sphc_cutoff: float = 2.0
+    feature_norm: Literal["layer", "none"] = "layer"
+    sphc_norm: Literal["degree", "none"] = "none"
+    paths: Literal["natural", "all"] = "natural"
+    embed_charge: bool = False
+    embed_spin: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.degrees, list | tuple):  # JSON and YAML know lists
+            raise ValueError(f"degrees must be a list, got {self.degrees!r}")
+        object.__setattr__(self, "degrees", tuple(self.degrees))
+        for name in ("cutoff", "nonlocal_cutoff", "sphc_cutoff"):
+            positive(name, getattr(self, name))
+        for name, least in (
+            *(("num_features", 1), ("num_heads", 1), ("num_layers", 1), ("num_basis", 2)),
+            *(("radial_features", 1), ("spherical_features", 1)),
+        ):
+            whole_number(name, getattr(self, name), least)
+        for name in ("embed_charge", "embed_spin"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for degree in self.degrees:
+            whole_number("degrees", degree, 1)
+            if degree > HIGHEST_DEGREE:
+                raise ValueError(f"degrees must be at most {HIGHEST_DEGREE}, got {degree}")
+        if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
+            raise ValueError(f"degrees must be ascending and not empty, got {self.degrees}")
+        for name, parts in (("num_heads", self.num_heads), ("len(degrees)", len(self.degrees))):
+            if self.num_features % parts:
+                raise ValueError(
+                    f"num_features must be divisible by {name} = {parts}, got {self.num_features}"
+                )
+        one_of("radial_basis", self.radial_basis, RADIAL_BASES)
+        one_of("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
+        one_of("form", self.form, get_args(Form))
+        one_of("nonlocal_attention", self.nonlocal_attention, get_args(NonlocalAttention))
+        one_of("feature_norm", self.feature_norm, ("layer", "none"))
+        one_of("sphc_norm", self.sphc_norm, ("degree", "none"))
+        one_of("paths", self.paths, ("natural", "all"))
+        theirs = ("fixed", "dynamic") if self.form == "smooth" else ("window",)
+        if self.nonlocal_attention in theirs:
+            raise ValueError(
+                f"nonlocal_attention {self.nonlocal_attention!r} does not belong to the "
+                f"{self.form} form"
+            )
+        if self.form == "smooth" and self.sphc_norm != "none":
+            raise ValueError("sphc_norm 'degree' is singular and belongs to the published form")
+        if self.nonlocal_attention == "window" and not (
+            self.cutoff < self.nonlocal_cutoff < ALL_PAIRS
+        ):
+            raise ValueError(
+                f"nonlocal_cutoff must be more than cutoff = {self.cutoff} and less than "
+                f"{ALL_PAIRS:g}, got {self.nonlocal_cutoff}"
+            )
+
+    @property
+    def reach(self) -> float:
+        """Å: how far one layer looks; `ALL_PAIRS` where it looks at all pairs of a molecule."""
+        if self.nonlocal_attention == "none":
+            return self.cutoff
+        return self.nonlocal_cutoff if self.nonlocal_attention == "window" else ALL_PAIRS
+
+    @property
+    def receptive_field(self) -> float:
+        """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
+        return self.num_layers * self.reach + self.cutoff  # chi starts from the neighbours
+
+    @property
+    def n_weights_at_least(self) -> int:
+        """What a network of this size cannot do without: more than a file holds is refused."""
+        width = self.num_features
+        n_degrees = len(self.degrees)
+        filters = 2 * self.radial_features * (self.num_basis + width)
+        filters += 2 * self.spherical_features * (n_degrees + width)
+        interaction = 2 * (width + n_degrees) ** 2 + n_degrees**3
+        return self.num_layers * (filters + interaction) + width * width
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the network's physics, in words for the model's card."""
+        found = []
+        if self.cutoff_function == "cosine":
+            found.append("forces have a kink where an atom crosses the cutoff")
+        if self.form == "published":
+            found.append("energy and forces jump where the last neighbour of an atom leaves")
+            found.append("forces jump where coordinates vanish or those of two atoms agree")
+        if self.paths == "all":
+            found.append("a molecule and its mirror image have different energies")
+        if self.nonlocal_attention in ("fixed", "dynamic"):
+            found.append("two molecules far apart have another energy than each alone")
+        return found

@@ -32,6 +32,7 @@ def load(monkeypatch):
         "silicon",
         "mend_silicon",
         "learning_curve",
+        "distillation",
         "train",
         "training_steps",
     ):
@@ -367,3 +368,54 @@ def test_data_that_are_not_there(load, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         load("train").parsed()
     assert f"there is no rmd17_aspirin.npz in {tmp_path}" in capsys.readouterr().err
+
+
+def test_lessons_are_corrected_tight_binding_and_the_known_frames(load, tmp_path, monkeypatch):
+    pytest.importorskip("tblite.ase", reason="needs tblite: pip install attncalc[xtb]")
+    from attncalc import load as load_model
+    from attncalc.data import read
+    from attncalc.data.errors import predict
+
+    script = load("distillation")
+    monkeypatch.setattr(script, "N_VALIDATION", 2)
+    monkeypatch.setattr(script, "ROUNDS", 1)
+    rng = np.random.default_rng(0)
+    water = np.array([[0, 0, 0.12], [0, 0.76, -0.48], [0, -0.76, -0.48]])
+    known = {"R": water + 0.03 * rng.normal(size=(10, 3, 3)), "z": np.array([8, 1, 1])}
+    labels = {"E_md17": rng.normal(size=10), "F_md17": rng.normal(size=(10, 3, 3))}
+    own = {"E": np.zeros(10), "F": np.zeros((10, 3, 3))}  # those of rMD17, which are not used
+    splits = {"train_01": np.array([9, 1, 3, 5, 7, 0]), "test_01": np.array([2, 4, 6, 8])}
+    np.savez(tmp_path / "water.npz", **known, **own, **labels, **splits, units="eV, eV/angstrom")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["distillation.py", *map(str, words)])
+        script.main()
+
+    model = "so3krates-xtb-small-molecules"
+    run("residual", tmp_path / "water.npz", "-o", tmp_path / "left.npz")
+    run(
+        *("sample", tmp_path / "water.npz", "--model", model, "-n", 6, "--replicas", 3),
+        *("-o", tmp_path / "sample.npz"),
+    )
+    run(
+        *("lessons", tmp_path / "water.npz", "--sample", tmp_path / "sample.npz"),
+        *("--teachers", model, "--repeat", 2, "-o", tmp_path / "lessons.npz"),
+    )
+    left, sample, lessons = (
+        dict(np.load(tmp_path / f"{name}.npz")) for name in ("left", "sample", "lessons")
+    )
+    tight_binding = script.TightBinding(known["z"])
+    cheap = [np.array(values) for values in zip(*map(tight_binding, left["R"]), strict=True)]
+    order = np.concatenate([splits["train_01"], splits["test_01"]])
+    np.testing.assert_allclose(left["F"] + cheap[1], labels["F_md17"][order], atol=1e-6)
+    np.testing.assert_allclose(left["E"] + cheap[0], labels["E_md17"][order], atol=1e-6)
+
+    correction = predict(load_model(model), read(tmp_path / "sample.npz"))
+    np.testing.assert_allclose(lessons["F"][:6] - sample["F"], correction.forces, atol=1e-6)
+    np.testing.assert_allclose(lessons["E"][:6] - sample["E"], correction.energies, atol=1e-6)
+    assert len({frame.tobytes() for frame in sample["R"]}) == 6  # two runs of three replicas
+    expected = [*[9, 1, 3, 5] * 2, *[7, 0], *splits["test_01"]]
+    np.testing.assert_array_equal(lessons["R"][6:], known["R"][expected])
+    np.testing.assert_array_equal(lessons["F"][6:], labels["F_md17"][expected])
+    np.testing.assert_array_equal(lessons["train_01"], np.arange(16))  # validation last
+    np.testing.assert_array_equal(lessons["test_01"], np.arange(16, 20))

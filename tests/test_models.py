@@ -27,7 +27,10 @@ def on_card(name: str, quantity: str) -> float:
 
 def test_all_are_shipped():
     assert SHIPPED == [
+        "aspirin-committee",
+        "equiformer-aspirin-distilled",
         "equiformer-ethanol",
+        "equiformer-ethanol-distilled",
         "equiformer-ethanol-xtb",
         "ethanol-committee",
         "so3krates-aspirin",
@@ -75,6 +78,9 @@ def test_accuracy_on_the_committed_test_set():
         ("so3krates-aspirin", "aspirin"),
         ("so3krates-aspirin-committee", "aspirin"),
         ("equiformer-ethanol", "ethanol"),
+        ("equiformer-ethanol-distilled", "ethanol"),
+        ("equiformer-aspirin-distilled", "aspirin"),
+        ("aspirin-committee", "aspirin"),
         ("ethanol-committee", "ethanol"),
     ],
 )
@@ -103,6 +109,14 @@ def test_the_committee_holds_the_single_model(name):
     assert len(committee.members) == 3
     for name, tensor in alone.state_dict().items():
         assert torch.equal(committee.members[0].state_dict()[name], tensor), name
+
+
+def test_the_committee_of_aspirin_holds_the_shipped_models():
+    members = load("aspirin-committee").members
+    shipped = [load("equiformer-aspirin-distilled"), *load("so3krates-aspirin-committee").members]
+    for member, alone in zip(members, shipped, strict=True):
+        for name, tensor in alone.state_dict().items():
+            assert torch.equal(member.state_dict()[name], tensor), name
 
 
 def test_the_mixed_committee_holds_the_shipped_models():

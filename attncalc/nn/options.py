@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,3 +46,40 @@ def one_of(name: str, value: Any, allowed: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def true_or_false(name: str, value: Any) -> None:
+    """Refuse anything but a bool.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def degrees_of_width(
+    degrees: Sequence[Any], num_features: int, num_heads: int, *, least: int, most: int
+) -> None:
+    """Refuse degrees that are not ascending integers, or that features cannot be shared among.
+
+    Args:
+        degrees: of spherical harmonics.
+        num_features: divisible by their number and by `num_heads`.
+        num_heads: of the attention.
+        least, most: degrees that there may be.
+
+    Raises:
+        ValueError: something is wrong with them.
+    """
+    for degree in degrees:
+        whole_number("degrees", degree, least)
+        if degree > most:
+            raise ValueError(f"degrees must be at most {most}, got {degree}")
+    if not degrees or list(degrees) != sorted(set(degrees)):
+        raise ValueError(f"degrees must be ascending and not empty, got {degrees}")
+    for name, parts in (("num_heads", num_heads), ("len(degrees)", len(degrees))):
+        if num_features % parts:
+            raise ValueError(
+                f"num_features must be divisible by {name} = {parts}, got {num_features}"
+            )

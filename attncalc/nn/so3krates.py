@@ -47,7 +47,13 @@ from attncalc.nn.layers import (
     lecun_normal,
     with_species,
 )
-from attncalc.nn.options import one_of, positive, whole_number
+from attncalc.nn.options import (
+    degrees_of_width,
+    one_of,
+    positive,
+    true_or_false,
+    whole_number,
+)
 from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
 
 # far above what is used; coupling matrices of higher ones take minutes and gigabytes
@@ -125,19 +131,9 @@ class So3kratesConfig:
         ):
             whole_number(name, getattr(self, name), least)
         for name in ("embed_charge", "embed_spin"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        for degree in self.degrees:
-            whole_number("degrees", degree, 0)
-            if degree > HIGHEST_DEGREE:
-                raise ValueError(f"degrees must be at most {HIGHEST_DEGREE}, got {degree}")
-        if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
-            raise ValueError(f"degrees must be ascending and not empty, got {self.degrees}")
-        for name, parts in (("num_heads", self.num_heads), ("len(degrees)", len(self.degrees))):
-            if self.num_features % parts:
-                raise ValueError(
-                    f"num_features must be divisible by {name} = {parts}, got {self.num_features}"
-                )
+            true_or_false(name, getattr(self, name))
+        widths = self.num_features, self.num_heads
+        degrees_of_width(self.degrees, *widths, least=0, most=HIGHEST_DEGREE)
         one_of("radial_basis", self.radial_basis, RADIAL_BASES)
         one_of("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
         one_of("attention_norm", self.attention_norm, ("avg_num_neighbors", "sqrt_head_width"))

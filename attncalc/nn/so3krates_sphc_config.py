@@ -8,7 +8,13 @@ from typing import Literal, get_args
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.radial import RADIAL_BASES
 from attncalc.graph import ALL_PAIRS
-from attncalc.nn.options import one_of, positive, whole_number
+from attncalc.nn.options import (
+    degrees_of_width,
+    one_of,
+    positive,
+    true_or_false,
+    whole_number,
+)
 
 # products of coordinates of higher degrees take minutes and gigabytes
 HIGHEST_DEGREE = 6
@@ -80,19 +86,9 @@ class So3kratesSphcConfig:
         ):
             whole_number(name, getattr(self, name), least)
         for name in ("embed_charge", "embed_spin"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        for degree in self.degrees:
-            whole_number("degrees", degree, 1)
-            if degree > HIGHEST_DEGREE:
-                raise ValueError(f"degrees must be at most {HIGHEST_DEGREE}, got {degree}")
-        if not self.degrees or list(self.degrees) != sorted(set(self.degrees)):
-            raise ValueError(f"degrees must be ascending and not empty, got {self.degrees}")
-        for name, parts in (("num_heads", self.num_heads), ("len(degrees)", len(self.degrees))):
-            if self.num_features % parts:
-                raise ValueError(
-                    f"num_features must be divisible by {name} = {parts}, got {self.num_features}"
-                )
+            true_or_false(name, getattr(self, name))
+        widths = self.num_features, self.num_heads
+        degrees_of_width(self.degrees, *widths, least=1, most=HIGHEST_DEGREE)
         one_of("radial_basis", self.radial_basis, RADIAL_BASES)
         one_of("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
         one_of("form", self.form, get_args(Form))

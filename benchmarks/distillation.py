@@ -7,7 +7,7 @@ GFN2-xTB say it everywhere, and are wrong by a smooth function. So (MD17's label
     1  python benchmarks/distillation.py residual ../shared/data/rmd17_ethanol.npz \
            -o runs/ethanol-residual.npz
        what the labels of the 1,000 + 1,000 frames have beyond the mean of the two methods
-    2  attncalc train benchmarks/recipes/equiformer-ethanol-residual.yaml --data ... -o ...
+    2  attncalc train benchmarks/recipes/equiformer-ethanol-residual.yaml
        a network learns that from the 950 training frames: the teacher's correction
     3  python benchmarks/distillation.py sample ../shared/data/rmd17_ethanol.npz \
            --model so3krates-ethanol -o runs/ethanol-sample.npz

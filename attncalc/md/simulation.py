@@ -67,8 +67,8 @@ def run(
 
     Steps are done in chunks. On a GPU nothing within a chunk waits for the device: whether the
     neighbour list held is asked at its end, and a chunk in which an atom moved too far is thrown
-    away and done again in halves, with a new list. After every chunk energies, temperatures and
-    forces are looked at.
+    away and done again in halves, with a new list. After every chunk energies, temperatures,
+    forces and the conserved quantity are looked at.
 
     Args:
         integrator: `Verlet` or `Langevin`.
@@ -100,7 +100,7 @@ def run(
     if limit is None:  # a run begins
         limit = integrator.highest_temperature(state)
     state = state.having(limit=limit)
-    if what := _insane(state, limit):
+    if what := _insane(state, limit, state):
         raise FloatingPointError(f"the first state is no state to start from: {what}")
     last = state.step + n_steps
     longest = CHUNK[force.device.type] if chunk is None else chunk
@@ -170,7 +170,7 @@ def _advance(
         if state is None:  # an atom moved too far for the list: once more, with a new one
             force.renew(first.system)
             state = _steps(integrator, force, first, n)
-        what = "" if state is None else _insane(state, limit)
+        what = "" if state is None else _insane(state, limit, first)
     except ImpossiblePositions as error:
         state, what = None, str(error)
     if state is not None and not what:
@@ -201,11 +201,23 @@ def _steps(integrator: Integrator, force: Forces, state: MDState, n: int) -> MDS
     return None if bool(torch.stack(stale).any()) else state
 
 
-def _insane(state: MDState, limit: Tensor) -> str:
-    """What is wrong with a state, if anything."""
+def _insane(state: MDState, limit: Tensor, before: MDState) -> str:
+    """What is wrong with a state, if anything.
+
+    Args:
+        state: to be looked at.
+        limit: [n_systems] K: no system may be hotter.
+        before: the state looked at last. What only the timestep moves, kinetic and potential energy
+            less heat, may not have changed by k_B limit for the root of the degrees of freedom:
+            at a far too large timestep atoms fly apart within one step, and a thermostat that
+            cools them again leaves no other trace.
+    """
     kelvin, force = state.temperature_of_all_motion, state.forces.abs().amax()
     total = (kelvin + state.energy).sum() + force
-    total, beyond, largest = torch.stack([total, (kelvin - limit).amax(), force]).tolist()
+    leap = state.conserved - before.conserved
+    ratio = (leap / (units.kB * limit * state.n_dof.sqrt())).abs().amax()
+    looked_at = torch.stack([total, (kelvin - limit).amax(), force, ratio])
+    total, beyond, largest, ratio = looked_at.tolist()
     if not math.isfinite(total):
         return "energy, velocities or forces are no longer finite"
     if beyond > 0:  # and now without the motion of the whole, which takes longer
@@ -215,6 +227,9 @@ def _insane(state: MDState, limit: Tensor) -> str:
             return f"the temperature reached {hottest:.0f} K"
     if largest > EXPLODING_FORCE:
         return f"a force reached {largest:.0f} eV/Å"
+    if ratio > 1:
+        lost = float(leap[leap.abs().argmax()])
+        return f"energy is not conserved, it changed by {lost:+.1f} eV"
     return ""
 
 

@@ -378,9 +378,28 @@ def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int
         md.run(wild, forces, first, 2000, callbacks=[keeper], chunk=chunk)
     last = seen[-1]
     limit = wild.highest_temperature(first)
-    assert not simulation._insane(last, limit)
+    assert not simulation._insane(last, limit, last)
     assert simulation._advance(wild, forces, last, 1, limit)[1]
     assert keeper.events[-1] == ("end", -1)
+
+
+@pytest.mark.parametrize("timestep", [20, 40, 100])
+def test_a_molecule_that_is_gone_and_cold_is_noticed(forces: md.Forces, timestep: float) -> None:
+    """Atoms that left each other within a step feel nothing more, and the bath cools them."""
+    wild = md.Langevin(timestep * FS, temperature=300, friction=0.01 / FS)
+    first = start(forces, integrator=wild)
+    with pytest.raises(FloatingPointError, match=r"^stopped at 0\.0 fs"):
+        md.run(wild, forces, first, 100, chunk=50)
+
+
+def test_energy_that_leaps_is_noticed() -> None:
+    force = Harmonic(1.0)
+    state = start(force, integrator=VERLET)
+    limit = VERLET.highest_temperature(state)
+    most = float(units.kB * limit * state.n_dof.sqrt())
+    for leap, noticed in ((0.9 * most, False), (1.1 * most, True), (-1.1 * most, True)):
+        found = simulation._insane(state.having(energy=state.energy + leap), limit, state)
+        assert found == (f"energy is not conserved, it changed by {leap:+.1f} eV" * noticed)
 
 
 @pytest.mark.parametrize("integrator", [VERLET, LANGEVIN], ids=["nve", "nvt"])

@@ -36,8 +36,8 @@ def reused_edges(
     """Edges of `system` from a list built for `reference`, or None where this cannot tell.
 
     Args:
-        system: of the same shape and on the same device as `reference`.
-        reference: what the list was built for, with a skin.
+        system: any.
+        reference: what the list was built for, with a skin, on the CPU.
         rows: [3, n_edges], int64: receivers, senders, and 1 where the edge stands for its pair.
         cell_shifts: [n_edges, 3], int64.
         has_images: whether any cell shift is not zero.
@@ -67,7 +67,7 @@ def reused_edges(
         skin / 2,  # two atoms that approach each other may use up the skin
         rows.numpy(),
         cell_shifts.numpy(),
-        system.cell.numpy()[0],
+        system.cell.numpy(),
         has_images,
         cutoff,
         MIN_DISTANCE,
@@ -85,7 +85,7 @@ def _loop() -> Callable[..., tuple[Any, ...]] | None:
         from attncalc.neighbors import reuse_loop
 
         one, none = np.zeros((1, 3)), np.zeros((3, 0), np.int64)
-        reuse_loop.near_edges(one, one, 0.0, none, none.T, np.eye(3), False, 1.0, 0.0)
+        reuse_loop.near_edges(one, one, 0.0, none, none.T, np.eye(3)[None], False, 1.0, 0.0)
     except Exception as reason:  # a compiler that fails must not take the simulation away
         log.warning("the compiled pass over neighbour lists does not run here (%s)", reason)
         return None

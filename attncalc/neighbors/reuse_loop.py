@@ -20,7 +20,7 @@ def _moved_further(positions, reference, limit):
 
 
 @compiled_loop()
-def near_edges(positions, reference, limit, rows, shifts, cell, has_images, cutoff, closest):
+def near_edges(positions, reference, limit, rows, shifts, cells, has_images, cutoff, closest):
     """Edges shorter than `cutoff`, in order, if the list holds.
 
     Returns:
@@ -33,6 +33,7 @@ def near_edges(positions, reference, limit, rows, shifts, cell, has_images, cuto
     receivers, senders = np.empty(n_edges, np.int64), np.empty(n_edges, np.int64)
     pairs = np.empty(n_edges, np.int64)
     n, n_pairs = 0, 0
+    cell = cells[0]
     holds = not _moved_further(positions, reference, limit)
     if holds:
         for e in range(n_edges):

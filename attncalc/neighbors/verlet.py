@@ -150,10 +150,10 @@ class VerletList:
         """
         verlet = self._after_another_update()
         listed = self.listed
+        if listed is not None and (graph := self._reused_graph(system, listed)) is not None:
+            return verlet, graph
         if listed is None or _differs_in_shape(system, listed.reference):
             verlet = verlet._rebuild(system)
-        elif (graph := self._reused_graph(system, listed)) is not None:
-            return verlet, graph
         else:
             rebuild, rename = _read_back(
                 self.needs_rebuild(system),

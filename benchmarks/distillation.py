@@ -10,14 +10,15 @@ GFN2-xTB say it everywhere, and are wrong by a smooth function. So (MD17's label
     2  attncalc train benchmarks/recipes/equiformer-ethanol-residual.yaml
        a network learns that from the 950 training frames: the teacher's correction
     3  python benchmarks/distillation.py sample ../shared/data/rmd17_ethanol.npz \
-           --model so3krates-ethanol -o runs/ethanol-sample.npz
+           --model so3krates-ethanol -n 24000 -o runs/ethanol-sample.npz
        many structures, from dynamics of a model that starts at training frames, and what the two
        methods say of them
     4  python benchmarks/distillation.py lessons ../shared/data/rmd17_ethanol.npz \
            --sample runs/ethanol-sample.npz --teachers CORRECTION ... -o runs/ethanol-lessons.npz
        the same with the corrections added, and the 950 frames themselves, several times
     5  attncalc train models/equiformer-ethanol-distilled.yaml
-       a network that needs neither correction nor tight binding any more
+       a network that needs neither correction nor tight binding any more; it starts from the
+       weights of one that was trained on the frames alone
 
 Correcting a cheaper method is the Δ of Ramakrishnan et al., J. Chem. Theory Comput. 11, 2087
 (2015). Test frames are in none of the steps but in the tests of 2 and 5. Needs tblite.
@@ -49,7 +50,6 @@ TRAIN, TEST, LABELS = "train_01", "test_01", "md17"
 N_VALIDATION = 50  # the last of the training frames, as in the recipes
 TIMESTEP, FRICTION = 0.5, 0.01  # fs, 1/fs
 EVERY = 40  # steps between two structures of a replica: 20 fs
-ROUNDS = 50  # structures of a replica in a run
 
 
 class TightBinding:
@@ -78,12 +78,12 @@ def arrays_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def moved(
-    model: str, frames: Sequence[Atoms], kelvin: tuple[float, ...], seed: int
+    model: str, frames: Sequence[Atoms], kelvin: tuple[float, ...], n_rounds: int, seed: int
 ) -> Iterator[np.ndarray]:
     """Structures [n_atoms, 3] Å from short Langevin dynamics of replicas, without end.
 
-    Every replica has its own temperature. For every run, replicas start at other frames; a run in
-    which one explodes ends there.
+    Every replica has its own temperature, and gives `n_rounds` structures in a run. For every run,
+    replicas start at other frames; a run in which one explodes ends there.
     """
     langevin = md.Langevin(TIMESTEP * units.fs, kelvin, FRICTION / units.fs)
     force = md.Forces(load(model))
@@ -92,7 +92,7 @@ def moved(
         starts = [frames[i] for i in rng.choice(len(frames), len(kelvin), replace=False).tolist()]
         state = langevin.init(force, System.from_ase(starts), seed=int(rng.integers(2**31)))
         with suppress(FloatingPointError):
-            for _ in range(ROUNDS):
+            for _ in range(n_rounds):
                 state = md.run(langevin, force, state, EVERY)
                 yield from state.system.positions.reshape(len(starts), -1, 3).numpy()
 
@@ -136,7 +136,9 @@ def sample(options: argparse.Namespace) -> None:
     kelvin = tuple(np.linspace(*options.temperatures, options.replicas).tolist())
     tight_binding = TightBinding(numbers)
     frames: list[tuple[np.ndarray, float, np.ndarray]] = []
-    structures = islice(moved(options.model, training, kelvin, options.seed), options.n)
+    n_rounds = max(1, round(1e3 * options.ps / (TIMESTEP * EVERY)))
+    endless = moved(options.model, training, kelvin, n_rounds, options.seed)
+    structures = islice(endless, options.n)
     for positions in tqdm(structures, total=options.n, unit="frame"):
         with suppress(CalculationFailed):
             frames.append((positions, *tight_binding(positions)))
@@ -177,6 +179,7 @@ def main() -> None:
         command.add_argument("-o", "--output", type=Path, required=True, help="an .npz file")
     made[sample].add_argument("--model", required=True, help="that moves the atoms")
     made[sample].add_argument("-n", type=int, default=16_000, help="structures")
+    made[sample].add_argument("--ps", type=float, default=1.0, help="length of a run")
     made[sample].add_argument("--replicas", type=int, default=40)
     made[sample].add_argument(
         "--temperatures", nargs=2, type=float, default=(350.0, 750.0), metavar="K",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from tables import table, write
 
@@ -40,25 +41,20 @@ def main() -> None:
         name: errors(predict(potential, test), test)
         for name, potential in zip([*names, "all"], [*members, committee], strict=True)
     }
-    first = members[0].training_info
     told = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     keys = ("energy_mae", "energy_rmse", "force_mae", "force_rmse", "stress_mae", "stress_rmse")
     committee.training_info = {
-        **{key: first[key] for key in ("data", "labels", "level_of_theory", "n_train")},
-        "n_validation": first["n_validation"],
+        **origin([member.training_info for member in members]),
         "n_test": len(test),
         "test_errors": {key: getattr(found["all"], key) for key in keys},
-        "epochs": first["epochs"],
-        "wall_time_s": sum(member.training_info["wall_time_s"] for member in members),
         "start_from": None,
-        "seed": first["seed"],
         "committee": len(members),
         "members": {
             name: {
                 "seed": member.training_info["seed"],
                 "committee": member.training_info.get("committee", 1),
                 "epochs": member.training_info["epochs"],
-                "start_from": member.training_info.get("start_from"),
+                "start_from": start_of(member.training_info),
             }
             for name, member in zip(names, members, strict=True)
         },
@@ -67,6 +63,29 @@ def main() -> None:
     save(committee, options.output)
     write(options.output.with_suffix(".md"), card(options.output.stem, committee, found))
     print(options.output.with_suffix(".md").read_text())
+
+
+def origin(members: list[dict]) -> dict:
+    """What a committee was trained on: what all its members tell, or each of them, "a; b"."""
+    keys = ("data", "labels", "level_of_theory", "n_train", "n_validation", "epochs")
+    return {
+        **{key: one_or_all([member[key] for member in members]) for key in keys},
+        "seed": members[0]["seed"],
+        "wall_time_s": sum(member["wall_time_s"] for member in members),
+    }
+
+
+def one_or_all(values: list) -> Any:
+    """The value, if there is only one, or different ones as words."""
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else "; ".join(map(str, different))
+
+
+def start_of(info: dict) -> str:
+    """What a model, or each of a committee that was joined here, started from."""
+    if "members" in info:
+        return one_or_all([member["start_from"] for member in info["members"].values()])
+    return (info["start_from"] or {}).get("name", "random weights")
 
 
 def seeds_of(member: dict) -> str:
@@ -98,9 +117,8 @@ def card(name: str, committee: Committee, found: dict) -> str:
     ]
     of_members = []
     for member, about in info["members"].items():
-        start = (about["start_from"] or {}).get("name", "random weights")
         mine = [f"{1e3 * found[member].energy_mae:.2f}", f"{1e3 * found[member].force_mae:.2f}"]
-        of_members.append([member, start, str(about["epochs"]), *mine])
+        of_members.append([member, about["start_from"], str(about["epochs"]), *mine])
     return "\n".join(
         [
             f"# {name}",

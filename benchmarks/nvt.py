@@ -305,10 +305,10 @@ def _histograms(axes: Axes, ours: dict[str, Sample], data: dict[str, Sample]) ->
     axes.set_ylabel("density")
 
 
-def markdown(rows: dict[str, dict], machine: str) -> str:
+def markdown(rows: dict[str, dict]) -> str:
     """The tables people read."""
     notes = (
-        f"{machine}. Langevin dynamics at {TEMPERATURE:g} K (BAOAB, {TIMESTEP} fs, friction "
+        f"Langevin dynamics at {TEMPERATURE:g} K (BAOAB, {TIMESTEP} fs, friction "
         f"{1e3 * FRICTION:g} 1/ps), float32, a frame every {TIMESTEP * EVERY:g} fs; the first "
         f"{100 * LEFT_OUT:g} % are left out. A bond counts as broken where it is not between "
         f"{BAND[0]} and {BAND[1]} times its mean length in the data. Errors of the mean "
@@ -318,6 +318,7 @@ def markdown(rows: dict[str, dict], machine: str) -> str:
     lines = ["# Nanoseconds at 500 K", "", notes, ""]
     head = ["model", "ps", "frames", "bonds", "frames with a broken bond", "shortest, longest"]
     head += ["mean temperature, K", "standard errors off 500 K (4 at most)", "expected shift, K"]
+    head += ["machine"]
     cells = []
     for row in rows.values():
         off = (row["temperature"] - TEMPERATURE) / row["standard_error"]
@@ -326,7 +327,7 @@ def markdown(rows: dict[str, dict], machine: str) -> str:
                 *(row["model"], f"{row['ps']:.0f}", f"{row['frames']:,}", str(row["bonds"])),
                 *(str(row["broken_frames"]), f"{row['shortest']:.3f}, {row['longest']:.3f}"),
                 f"{row['temperature']:.1f} ± {row['standard_error']:.1f}",
-                *(f"{off:+.1f}", f"{row['expected_shift']:.1f}"),
+                *(f"{off:+.1f}", f"{row['expected_shift']:.1f}", row["machine"]),
             ]
         )
     lines += [*table(head, cells), "", SHAPES]
@@ -378,11 +379,11 @@ def main() -> None:
         folder = options.runs / molecule
         run_until(first, MODELS[molecule], folder, round(1e3 * options.ps / TIMESTEP))
         row, figure = examined(read_run(folder), first, dataset)
-        rows[molecule] = {"model": MODELS[molecule]} | row
+        rows[molecule] = {"model": MODELS[molecule], "machine": machine_name()} | row
         rows = {name: rows[name] for name in MODELS if name in rows}
         figure.savefig(options.output / f"nvt-{molecule}.png")
-        write(results, json.dumps({"machine": machine_name(), "rows": rows}, indent=1) + "\n")
-        write(options.output / "nvt.md", markdown(rows, machine_name()))
+        write(results, json.dumps({"rows": rows}, indent=1) + "\n")
+        write(options.output / "nvt.md", markdown(rows))
 
 
 if __name__ == "__main__":

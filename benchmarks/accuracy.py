@@ -22,7 +22,7 @@ from pathlib import Path
 
 import mend_silicon
 from published import MODELS, PUBLISHED, cell
-from tables import machine_name, table, write
+from tables import table, write
 
 from attncalc.model_file import header
 from attncalc.train import Recipe
@@ -149,16 +149,16 @@ def rows_so_far(runs: Path) -> tuple[list[dict], list[str]]:
     return rows, open_
 
 
-def markdown(rows: list[dict], unfinished: list[str], machine: str) -> str:
+def markdown(rows: list[dict], unfinished: list[str]) -> str:
     """The tables people read."""
     lines = [
         "# Accuracy beside published numbers",
         "",
-        f"{machine}. Errors on whole test sets. E: energy of the structure, meV; F: force "
-        "components, meV/Å; stress: components, meV/Å³; minutes: wall time of the training, "
-        "compiling included. Published: E / F, MAE unless it says RMSE, on the same labels unless "
-        "it names others. Ours are tested on the 1,000 frames of test_01, as those of rMD17 are; "
-        "Equiformer on all that is left of MD17.",
+        "Errors on whole test sets. E: energy of the structure, meV; F: force components, meV/Å; "
+        "stress: components, meV/Å³; minutes: wall time of the training on one core, compiling "
+        "included; processors differed. Published: E / F, MAE unless it says RMSE, on the same "
+        "labels unless it names others. Ours are tested on the 1,000 frames of test_01, as those "
+        "of rMD17 are; Equiformer on all that is left of MD17.",
         "",
         "**Budgets are unequal.** Published models have millions of parameters and were trained on "
         "GPUs, Equiformer for 17 to 61 hours each. *So3krates, quick* has 70,000 to 110,000, one "
@@ -223,11 +223,11 @@ def main() -> None:
 
     def tabulate() -> None:
         rows, unfinished = rows_so_far(runs)
-        content = {"machine": machine_name(), "rows": rows, "unfinished": unfinished}
+        content = {"rows": rows, "unfinished": unfinished}
         results = options.output / "results"
         results.mkdir(exist_ok=True)
         write(results / "accuracy.json", json.dumps(content, indent=1) + "\n")
-        write(options.output / "accuracy.md", markdown(rows, unfinished, machine_name()))
+        write(options.output / "accuracy.md", markdown(rows, unfinished))
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
     failed = []

@@ -68,7 +68,7 @@ def test_the_table_has_what_is_there(load, tmp_path):
     }
     n_epochs = Recipe.from_yaml(accuracy.recipe_of("uracil")).epochs
     assert f"uracil (2 of {n_epochs} epochs)" in unfinished
-    text = accuracy.markdown(rows, unfinished, "a machine")
+    text = accuracy.markdown(rows, unfinished)
     (line,) = [line for line in text.splitlines() if line.startswith("| molybdenum")]
     assert "| 200 | 250 | 29 | 225.3 | 404.8 | 92.2 | 155.7 | 0.85 |" in line
     assert "--data mlearn_Mo.extxyz`" in text

@@ -465,6 +465,8 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
         ),
         command("relax cu.extxyz --model cu.safetensors -o no/relaxed.xyz", one_cell, copper_model),
         command("relax cu.extxyz --model cu.safetensors -o relaxed.doc", one_cell, copper_model),
+        command("relax cu.extxyz --model cu.safetensors -o relaxed.png", one_cell, copper_model),
+        command("relax cu.extxyz --model cu.safetensors -o relaxed.xtl", one_cell, copper_model),
         command("relax ethanol.xyz --model cu.safetensors", a_molecule, copper_model),
         command("md cu.extxyz --model cu.safetensors --temperature -5", one_cell, copper_model),
         command("md cu.extxyz --model cu.safetensors --steps 0", one_cell, copper_model),

@@ -7,7 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat, string2index
 from matplotlib.figure import Figure
@@ -59,11 +61,17 @@ def new_file(path: str | Path) -> Path:
 def new_structure_file(path: str | Path) -> Path:
     path = new_file(path)
     try:
-        writable = get_ioformat(filetype(str(path), read=False)).can_write
+        known = get_ioformat(filetype(str(path), read=False))
     except UnknownFileTypeError:
-        writable = False
-    if not writable:
+        known = None
+    if known is None or not known.can_write:
         raise ValueError(f"{path.name}: ASE writes no structure file with this ending; take .xyz")
+    # ASE takes POSCAR.png for a POSCAR, and the picture of the same name would replace it
+    if not known.can_read or path.suffix.lower() == ".png":
+        raise ValueError(
+            f"{path.name}: no structure can be read from a file with this ending; take .xyz or "
+            ".extxyz"
+        )
     return path
 
 
@@ -73,6 +81,30 @@ def require_room(path: Path, n_structures: int) -> None:
             f"{path.name}: a file of this format holds one structure, and there are "
             f"{n_structures}; take .xyz"
         )
+
+
+def require_writable(path: Path, frames: list[Atoms]) -> None:
+    """ASE can write these structures there, with results: asked before the work, not after it."""
+    trial = []
+    for atoms in frames:
+        n = len(atoms)
+        # all that the calculator gives: some writers fail only where there is a free energy
+        results = {"energies": np.zeros(n), "forces": np.zeros((n, 3))}
+        if atoms.cell.rank == 3:
+            results["stress"] = np.zeros(6)
+        trial.append(atoms.copy())
+        trial[-1].calc = SinglePointCalculator(trial[-1], energy=0.0, free_energy=0.0, **results)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder) / path.name, trial)
+    except Exception as error:  # ASE's writers raise whatever they stumble over
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the format
+            raise
+        what = "this structure" if len(frames) == 1 else "these structures"
+        raise ValueError(
+            f"{path.name}: ASE cannot write {what} as {path.suffix or path.name} "
+            f"({one_line(error)}); take .xyz"
+        ) from None
 
 
 def write_structures(path: Path, frames: list[Atoms]) -> None:

@@ -23,6 +23,7 @@ from attncalc.cli.files import (
     new_structure_file,
     read_structures,
     require_room,
+    require_writable,
     save_picture,
     write_structures,
 )
@@ -72,6 +73,7 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     set_threads(threads, frames)
     calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
     _require_known(calculator.potential, frames, volume=cell)
+    require_writable(target, frames)
     together = _are_relaxed_together(frames, optimizer, cell, calculator.potential.device)
     relax_all = _relax_together if together else _relax_in_turn
     title = f"{Path(structures).name}, {model_file.model_name(model)}"

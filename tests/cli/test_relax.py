@@ -90,6 +90,7 @@ def test_relax_writes_all_or_nothing(ethanol_file: str, monkeypatch: pytest.Monk
         path.write_text("9\n")
         raise OSError("disk full")
 
+    monkeypatch.setattr(module, "require_writable", lambda path, frames: None)
     monkeypatch.setattr("attncalc.cli.files.write", half)
     result = attncalc("relax", ethanol_file, "--model", ETHANOL, "--steps", 1, "-o", "out.xyz")
     assert result.stderr == "Error: disk full\n"
@@ -284,6 +285,39 @@ def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
     assert fails(*common, "no/out.xyz") == "Error: no such folder: no"
     assert "out.foo: ASE writes no structure file with this ending" in fails(*common, "out.foo")
     assert "out: ASE writes no structure file with this ending" in fails(*common, "out")
+    for name in ("out.png", "out.eps", "out.pov", "POSCAR.png"):  # .png is where the picture goes
+        assert fails(*common, name) == (
+            f"Error: {name}: no structure can be read from a file with this ending; take .xyz or "
+            ".extxyz"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("out.poscar", "Lattice vectors must be finite"),
+        ("out.vasp", "Lattice vectors must be finite"),
+        ("out.xtl", "XtlmuSTEMWriter.__init__() missing"),
+        ("out.geom", "You have 0 lattice vectors"),  # only with energy and forces
+    ],
+)
+def test_relax_tries_the_format_first(
+    name: str, why: str, ethanol_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_relax_one", None)
+    said = fails("relax", ethanol_file, "--model", ETHANOL, "-o", name)
+    ending = Path(name).suffix
+    assert said.startswith(f"Error: {name}: ASE cannot write this structure as {ending} ({why}")
+    assert said.endswith("); take .xyz")
+    assert files() == {ethanol_file}
+
+
+def test_relax_of_several_tries_the_format_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7, cubic=True)])
+    monkeypatch.setattr(module, "_relax_together", None)
+    said = fails("relax", "two.extxyz", "--model", COPPER, "-o", "out.xsf")
+    assert said.startswith("Error: out.xsf: ASE cannot write these structures as .xsf (index 1 is")
+    assert files() == {"two.extxyz"}
 
 
 def test_stress_of_a_molecule_is_one_line(ethanol_file: str) -> None:

@@ -63,7 +63,8 @@ def run_structure(
     Raises:
         FileExistsError: a file exists.
         ValueError: the ensemble is another one, or a constraint.
-        FloatingPointError: the run exploded; the last sane frame is the last of the trajectory.
+        FloatingPointError: the run exploded; the last sane frame is the last of the trajectory. Or
+            the first state is no sane one, and nothing is written.
         KeyboardInterrupt: Ctrl-C; says what is done.
     """
     endings = (trajectory.suffix, ".csv", ".ckpt")
@@ -173,7 +174,11 @@ def _run(
         n_steps = max(settings.n_steps - state.step, 0)
         run(integrator, force, state, n_steps, callbacks=callbacks, resumed=resumed)
     except FloatingPointError as error:
-        what, _, advice = str(error).partition("; what was written ends with the last sane state")
+        what, sane, advice = str(error).partition(
+            "; what was written ends with the last sane state"
+        )
+        if not sane:  # nothing has begun
+            raise
         told = f"{what}; the last sane frame is in {trajectory.name}{advice}"
         raise FloatingPointError(told) from None
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from attncalc.md.forces import Forces, forces_of
 from attncalc.md.integrators import Integrator
 from attncalc.md.recorded import recorded
 from attncalc.md.state import MDState
-from attncalc.md.with_ase import ADVICE, finished_before_ctrl_c
+from attncalc.md.with_ase import ADVICE, finished_before_ctrl_c, no_start
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.potential import Potential, Result
 from attncalc.system import System
@@ -101,7 +101,7 @@ def run(
         limit = integrator.highest_temperature(state)
     state = state.having(limit=limit)
     if what := _insane(state, limit, state):
-        raise FloatingPointError(f"the first state is no state to start from: {what}")
+        raise no_start(what)
     last = state.step + n_steps
     longest = CHUNK[force.device.type] if chunk is None else chunk
     begun: list[Callback] = []

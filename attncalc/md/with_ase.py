@@ -112,7 +112,8 @@ def run_with_ase(
     Raises:
         FileExistsError: the trajectory or its log exists.
         FloatingPointError: the run exploded, which is looked for after every step; the last sane
-            frame is the last of the trajectory.
+            frame is the last of the trajectory. Or the first state is no sane one, and nothing is
+            written.
         KeyboardInterrupt: Ctrl-C; says what is done. Trajectory and log hold the same whole frames.
     """
     trajectory = Path(trajectory)
@@ -133,7 +134,7 @@ def run_with_ase(
         def observe() -> None:
             time = dynamics.get_time() / units.fs
             if what := _insane(atoms, settings, thermometer.n_dof):
-                raise _exploded(time, what, trajectory)
+                raise _exploded(time, what, trajectory) if rows else no_start(what)
             beyond = dynamics.nsteps % settings.every
             if not beyond or dynamics.nsteps == settings.n_steps:
                 row = _observe(atoms, thermometer, time)
@@ -211,6 +212,14 @@ def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:
     if temperature > runaway(settings.temperature):
         return f"the temperature reached {temperature:.0f} K"
     return ""
+
+
+def no_start(what: str) -> FloatingPointError:
+    """Of a first state, before anything is written."""
+    return FloatingPointError(
+        f"the first state is no state to start from: {what}: relax the structure, and mend its "
+        "velocities (momenta) or leave them away"
+    )
 
 
 def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:

@@ -247,6 +247,20 @@ def test_md_that_explodes(ethanol_file: str) -> None:
     assert Path("a.png").read_bytes().startswith(b"\x89PNG"), "of what there is"
 
 
+@pytest.mark.parametrize("engine", ["attncalc", "ase"])
+def test_md_from_velocities_that_are_none(engine: str, copper_file: str) -> None:
+    """No frame was written, so the message names none."""
+    atoms = read(copper_file)
+    momenta = np.ones((4, 3))
+    momenta[1, 2] = np.nan
+    atoms.set_momenta(momenta)
+    write("hot.traj", atoms)
+    said = fails("md", "hot.traj", "--model", COPPER, "--engine", engine)
+    assert said.startswith("Error: the first state is no state to start from: energy")
+    assert said.endswith("or leave them away")
+    assert files() == {copper_file, "hot.traj"}
+
+
 def test_md_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C: one line, whole frames, a picture of them, and the way to go on."""
     take_step, calls = Langevin.step, []

@@ -64,8 +64,10 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
 
     Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
     """
-    if not fmax > 0:  # NaN too
-        raise ValueError(f"--fmax must be above 0 eV/Å, got {fmax:g}")
+    if not 0 < fmax < float("inf"):  # NaN too
+        raise ValueError(f"--fmax must be above 0 eV/Å and finite, got {fmax:g}")
+    if steps < 1:
+        raise ValueError(f"--steps must be a positive integer, got {steps}")
     target = new_structure_file(output or Path(structures).with_suffix(".relaxed.xyz"))
     picture = new_file(target.with_suffix(".png"))
     frames = read_structures(structures)

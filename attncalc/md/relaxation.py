@@ -164,12 +164,12 @@ def relax_batch(
             still in the batch, their energies [eV] and largest forces [eV/Å].
 
     Raises:
-        ValueError: `fmax` or `steps` is not positive, `fixed` has the wrong shape, or the model
-            does not know a structure.
+        ValueError: `fmax` or `steps` is not positive or `fmax` not finite, `fixed` has the wrong
+            shape, or the model does not know a structure.
         FloatingPointError: a force is not finite; the message names the structure.
     """
-    if not fmax > 0:
-        raise ValueError(f"fmax must be above 0 eV/Å, got {fmax}")
+    if not 0 < fmax < float("inf"):  # NaN too
+        raise ValueError(f"fmax must be above 0 eV/Å and finite, got {fmax}")
     if steps < 1:
         raise ValueError(f"steps must be a positive integer, got {steps}")
     if fixed is not None and fixed.shape != (system.n_atoms,):

@@ -325,6 +325,14 @@ def test_stress_of_a_molecule_is_one_line(ethanol_file: str) -> None:
     assert said == "Error: stress needs a volume: this structure does not have three cell vectors"
 
 
-def test_relax_to_less_than_nothing() -> None:
-    said = fails("relax", "no.xyz", "--model", ETHANOL, "--fmax", -1)
-    assert said == "Error: --fmax must be above 0 eV/Å, got -1"
+@pytest.mark.parametrize("value", ["-1", "0", "inf", "nan"])
+def test_relax_to_less_than_nothing(value: str) -> None:
+    said = fails("relax", "no.xyz", "--model", ETHANOL, "--fmax", value)
+    assert said == f"Error: --fmax must be above 0 eV/Å and finite, got {value}"
+
+
+@pytest.mark.parametrize("value", [0, -3])
+def test_relax_in_no_steps(value: int) -> None:
+    """However many structures there are."""
+    said = fails("relax", "no.xyz", "--model", ETHANOL, "--steps", value)
+    assert said == f"Error: --steps must be a positive integer, got {value}"

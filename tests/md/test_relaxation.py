@@ -63,6 +63,7 @@ def test_steps_end(forces: md.Forces) -> None:
     [
         ({"fmax": 0.0}, "fmax must be above 0"),
         ({"fmax": float("nan")}, "fmax must be above 0"),
+        ({"fmax": float("inf")}, "fmax must be above 0 eV/Å and finite, got inf"),
         ({"steps": 0}, "steps must be a positive integer, got 0"),
         ({"fixed": torch.ones(3)}, r"fixed must have shape \[9\], got \[3\]"),
     ],

@@ -470,6 +470,7 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
         command("relax ethanol.xyz --model cu.safetensors", a_molecule, copper_model),
         command("md cu.extxyz --model cu.safetensors --temperature -5", one_cell, copper_model),
         command("md cu.extxyz --model cu.safetensors --steps 0", one_cell, copper_model),
+        command("md cu.extxyz --model cu.safetensors --pressure 3", one_cell, copper_model),
         command("md cu.extxyz --model cu.safetensors -o run.dat", one_cell, copper_model),
         command("train no.yaml"),
         command("eval cu.safetensors mine.extxyz --split test", copper_model, written_frames),

@@ -23,6 +23,8 @@ from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, run_wi
 from attncalc.md.job import read_restart, resume_structure, run_structure
 from attncalc.md.with_ase import finished_before_ctrl_c
 
+# what only one ensemble listens to
+ENSEMBLE_OF = {"friction": "nvt", "pressure": "npt"}
 # frames of a trajectory that a picture is drawn from
 MOST_FRAMES = 400
 
@@ -88,6 +90,12 @@ def md(
     if structure is None or model is None:
         raise click.UsageError("a STRUCTURE and a --model are needed (or --resume RUN.h5md)")
     settings = Settings(n_steps=options.pop("steps"), **options)
+    for name, ensemble in ENSEMBLE_OF.items():
+        if _typed(context, name) and ensemble != settings.ensemble:
+            raise ValueError(
+                f"--{name} belongs to {ensemble}, and this run is {settings.ensemble}: leave it "
+                f"away, or take --ensemble {ensemble}"
+            )
     by_ase = engine == "ase" or settings.ensemble == "npt"
     if engine == "attncalc" and by_ase:
         raise ValueError("npt runs with ASE's integrators only: leave --engine away")

@@ -229,6 +229,26 @@ def test_md_settings(option: str, value: str, message: str, copper_file: str) ->
     assert files() == {copper_file}
 
 
+@pytest.mark.parametrize(
+    ("ensemble", "option", "value", "owner"),
+    [
+        ("nvt", "--pressure", 3, "npt"),
+        ("nve", "--pressure", 0, "npt"),  # typed, though it is the default
+        ("nve", "--friction", 5, "nvt"),
+        ("npt", "--friction", 5, "nvt"),
+    ],
+)
+def test_md_refuses_options_of_another_ensemble(
+    ensemble: str, option: str, value: float, owner: str, copper_file: str
+) -> None:
+    said = fails("md", copper_file, "--model", COPPER, "--ensemble", ensemble, option, value)
+    assert said == (
+        f"Error: {option} belongs to {owner}, and this run is {ensemble}: leave it away, or take "
+        f"--ensemble {owner}"
+    )
+    assert files() == {copper_file}
+
+
 @pytest.mark.parametrize("name", ["run.xyz", "run.csv", "run.png", "run.ckpt"])
 def test_md_overwrites_nothing(name: str, copper_file: str) -> None:
     Path(name).write_text("precious")

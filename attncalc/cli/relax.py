@@ -209,7 +209,7 @@ def _relax_batch(
     batch: list[Atoms],
     courses: list[Course],
     bar: tqdm,
-    n_before: int,
+    first: int,
 ) -> bool:
     """Relax structures in place, with results; whether Ctrl-C ended it."""
 
@@ -221,7 +221,7 @@ def _relax_batch(
                 steps.append((of_energy, of_force))
         done = sum(course.steps[-1][1] <= asked.fmax for course in courses)
         bar.set_postfix_str(f"largest force {max(columns[2]):.4f} eV/Å", refresh=False)
-        bar.update(n_before + done - bar.n)
+        bar.update(first + done - bar.n)
 
     held = [fixed_atoms(atoms) for atoms in batch]
     parts = [
@@ -230,10 +230,11 @@ def _relax_batch(
     ]
     ended = relax_batch(
         force,
-        System.from_ase(batch),
+        System.from_ase(batch, first=first),
         fmax=asked.fmax,
         steps=asked.steps,
         fixed=torch.cat(parts),
+        first=first,
         observe=observe,
     )
     positions = ended.system.split(ended.system.positions.cpu())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attncalc.md.forces import Forces, forces_of
+from attncalc.neighbors import ImpossiblePositions
 from attncalc.ops import segment_sum
 from attncalc.potential import Potential, Result
 from attncalc.system import System
@@ -148,6 +149,7 @@ def relax_batch(
     fmax: float = 0.01,
     steps: int = 1000,
     fixed: Tensor | None = None,
+    first: int = 0,
     observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> Relaxed:
     """Relax the structures of a batch, cells kept, until no force exceeds `fmax`.
@@ -160,12 +162,13 @@ def relax_batch(
         fmax: eV/Å, largest force left on an atom that may move.
         steps: most steps.
         fixed: [n_atoms], bool: atoms that stay where they are.
+        first: number of the first structure, for messages, where they are part of a longer list.
         observe: called before the first and after every step with the numbers of the structures
             still in the batch, their energies [eV] and largest forces [eV/Å].
 
     Raises:
         ValueError: `fmax` or `steps` is not positive or `fmax` not finite, `fixed` has the wrong
-            shape, or the model does not know a structure.
+            shape, the model does not know a structure, or atoms of one are on top of each other.
         FloatingPointError: a force is not finite; the message names the structure.
     """
     if not 0 < fmax < float("inf"):  # NaN too
@@ -180,15 +183,15 @@ def relax_batch(
     held = torch.zeros(system.n_atoms, dtype=torch.bool) if fixed is None else fixed.bool()
     fire = _Fire.start(system, held.to(force.device))
     ended = _Ended(system)
-    force.renew(system)
     try:
+        force.renew(system)
         for step in range(steps + 1):
             result = force(fire.system)
             forces = result.forces.masked_fill(fire.fixed.unsqueeze(1), 0.0)
             largest = _largest(forces, fire.system)
             if not bool(torch.isfinite(largest).all()):
                 worst = int(fire.numbers[~torch.isfinite(largest)][0])
-                raise FloatingPointError(f"structure {worst}: a force is not finite")
+                raise FloatingPointError(f"structure {first + worst}: a force is not finite")
             ended.note(fire, result, largest, step)
             if observe is not None:
                 observe(fire.numbers, result.energy, largest)
@@ -205,7 +208,21 @@ def relax_batch(
         if not ended.noted:
             raise
         return ended.relaxed(interrupted=True)
+    except ImpossiblePositions:  # names a structure by its place among those still in the batch
+        if system.n_systems > 1 or first > 0:
+            _name_impossible(force, fire, first)
+        raise
     return ended.relaxed(interrupted=False)
+
+
+def _name_impossible(force: Forces, fire: _Fire, first: int) -> None:
+    """Ask structures one by one; of which one positions are impossible, by its number of all."""
+    for k, number in enumerate(fire.numbers.tolist()):
+        one = torch.arange(fire.system.n_systems, device=fire.system.device) == k
+        try:
+            force.renew(_part(fire.system, one, one[fire.system.system_idx]))
+        except ImpossiblePositions as error:
+            raise ImpossiblePositions(f"structure {first + number}: {error}") from None
 
 
 class _Ended:

@@ -267,6 +267,15 @@ def test_relax_of_several_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> No
     assert files() == {"many.extxyz", "out.xyz", "out.png"}
 
 
+def test_relax_of_several_names_a_structure_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = many()
+    frames[1].positions[3] = frames[1].positions[2]
+    write("many.extxyz", frames)
+    monkeypatch.setattr(module, "ATOMS_AT_ONCE", 4)
+    said = fails("relax", "many.extxyz", "--model", COPPER)
+    assert said.startswith("Error: structure 1: atom 2 (Cu) and atom 3 (Cu) are 0.0e+00 Å apart")
+
+
 def test_relax_of_several_that_does_not_converge() -> None:
     write("many.extxyz", many())
     said = fails("relax", "many.extxyz", "--model", COPPER, "--steps", 2)

@@ -9,6 +9,7 @@ from ase.optimize import FIRE
 from contract import ethanol
 
 from attncalc import AttnCalculator, System, load, md
+from attncalc.md import relaxation
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,28 @@ def test_a_force_that_is_not_finite_is_named(forces: md.Forces, monkeypatch) -> 
     monkeypatch.setattr(md.Forces, "__call__", broken)
     with pytest.raises(FloatingPointError, match="structure 1: a force is not finite"):
         md.relax_batch(forces, System.from_ase(rattled()))
+    with pytest.raises(FloatingPointError, match="structure 8: a force is not finite"):
+        md.relax_batch(forces, System.from_ase(rattled()), first=7)
+
+
+def test_atoms_on_top_of_each_other_are_named(forces: md.Forces, monkeypatch) -> None:
+    """By the number of the structure among all, also when others have left the batch."""
+    frames = rattled()
+    frames[4].positions[3] = frames[4].positions[1]
+    what = r"atom 1 \(\w\) and atom 3 \(\w\) are 0.0e\+00 Å apart"
+    for first in (0, 7):
+        with pytest.raises(ValueError, match=rf"^structure {first + 4}: {what}: remove"):
+            md.relax_batch(forces, System.from_ase(frames), first=first)
+    with pytest.raises(ValueError, match=rf"^{what}: remove"):
+        md.relax_batch(forces, System.from_ase(frames[4]))
+    step = relaxation._Fire.step
+
+    def collides(self, *arguments):
+        fire = step(self, *arguments)
+        if self.system.n_systems < 6:
+            fire.system.positions[-1] = fire.system.positions[-2]
+        return fire
+
+    monkeypatch.setattr(relaxation._Fire, "step", collides)
+    with pytest.raises(ValueError, match=r"^structure 12: atom 7 "):
+        md.relax_batch(forces, System.from_ase(rattled()), fmax=0.02, first=7)

@@ -20,9 +20,15 @@ from attncalc.md.h5md_reader import read_h5md
 from attncalc.one_line import one_line
 
 
-def read_structures(path: str, index: str = ":") -> list[Atoms]:
+def existing_file(path: str) -> Path:
+    """A file that is there: asked before outputs are named after it."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise FileNotFoundError(f"no such file: {path or repr(path)}")
+    return Path(path)
+
+
+def read_structures(path: str, index: str = ":") -> list[Atoms]:
+    existing_file(path)
     try:
         if Path(path).suffix in (".xyz", ".extxyz"):  # ASE's reader may wait without end
             from attncalc.data.extxyz import read_frames

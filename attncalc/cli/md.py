@@ -16,7 +16,7 @@ from ase import Atoms
 from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import new_file, read_structures, save_picture
+from attncalc.cli.files import existing_file, new_file, read_structures, save_picture
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.progress import progress_bar
 from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, run_with_ase
@@ -99,7 +99,8 @@ def md(
     by_ase = engine == "ase" or settings.ensemble == "npt"
     if engine == "attncalc" and by_ase:
         raise ValueError("npt runs with ASE's integrators only: leave --engine away")
-    target = new_file(output or Path(structure).with_suffix(".md.xyz" if by_ase else ".md.h5md"))
+    source = existing_file(structure)
+    target = new_file(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
     endings = (".xyz", ".extxyz", ".traj") if by_ase else (".h5md", ".xyz", ".extxyz", ".traj")
     if target.suffix not in endings:
         listed = f"{', '.join(endings[:-1])} or {endings[-1]}"

@@ -19,6 +19,7 @@ from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import EXPECTED, one_line_errors
 from attncalc.cli.files import (
+    existing_file,
     new_file,
     new_structure_file,
     read_structures,
@@ -68,7 +69,8 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
         raise ValueError(f"--fmax must be above 0 eV/Å and finite, got {fmax:g}")
     if steps < 1:
         raise ValueError(f"--steps must be a positive integer, got {steps}")
-    target = new_structure_file(output or Path(structures).with_suffix(".relaxed.xyz"))
+    source = existing_file(structures)
+    target = new_structure_file(output or source.with_suffix(".relaxed.xyz"))
     picture = new_file(target.with_suffix(".png"))
     frames = read_structures(structures)
     require_room(target, len(frames))
@@ -78,7 +80,7 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     require_writable(target, frames)
     together = _are_relaxed_together(frames, optimizer, cell, calculator.potential.device)
     relax_all = _relax_together if together else _relax_in_turn
-    title = f"{Path(structures).name}, {model_file.model_name(model)}"
+    title = f"{source.name}, {model_file.model_name(model)}"
     if len(frames) == 1:
         title = f"{frames[0].get_chemical_formula()}, {model_file.model_name(model)}"
     courses: list[Course] = []

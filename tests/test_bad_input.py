@@ -476,6 +476,7 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
         command("eval cu.safetensors mine.extxyz --split test", copper_model, written_frames),
         command("eval cu.safetensors no.extxyz", copper_model),
         command("convert so3krates no.npz --config no.json -o new.safetensors"),
+        command("convert so3krates notes.xyz --config no.json -o new.safetensors", a_text),
     ],
 }
 CASES = [(section, case) for section, cases in BAD_INPUTS.items() for case in cases]

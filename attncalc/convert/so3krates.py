@@ -8,6 +8,7 @@ hyper-parameters with an entry "form": "euclidean" (the dense code), "euclidean_
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -430,6 +431,10 @@ def _rows(values: Any, species: tuple[int, ...], name: str) -> list[float]:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    if not zipfile.is_zipfile(path):  # of anything else numpy thinks that it may be a pickle
+        raise ValueError(
+            f"{path.name}: not a readable .npz (cut off, or something else): get it again"
+        )
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

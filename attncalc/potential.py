@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,11 +149,15 @@ class Potential(nn.Module):
         The same number gives the same bits; another number, other rounding.
 
         Raises:
-            ValueError: there are none.
+            ValueError: it is no whole number, or there are none.
         """
-        if threads < 1:
-            raise ValueError(f"threads must be 1 or more, got {threads}")
-        self.threads = threads
+        try:
+            whole = operator.index(threads)
+        except TypeError:
+            whole = 0
+        if whole < 1:
+            raise ValueError(f"threads must be a whole number, 1 or more, got {threads!r}")
+        self.threads = whole
 
     def energies(self, graph: Graph) -> Tensor:
         """Energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""

@@ -527,6 +527,7 @@ def test_impossible_structures(case: str, ethanol64: AttnCalculator) -> None:
         ({"dtype": "float16"}, ValueError, "dtype must be one of float32, float64, got 'float16'"),
         ({"skin": -0.1}, ValueError, "skin must be a number of Å >= 0, got -0.1"),
         ({"skin": float("nan")}, ValueError, "skin must be a number of Å >= 0, got nan"),
+        ({"skin": "a"}, ValueError, "skin must be a number of Å >= 0, got 'a'"),
         ({"skn": 0.1}, TypeError, "skn"),
         (
             {"model": "so3krates-ethnol"},
@@ -561,8 +562,10 @@ def test_threads_of_an_argument_and_of_a_potential() -> None:
     ).potential.members
     assert [member.threads for member in members] == [2, 2]
     assert other.threads == 1
-    for wrong in (0, -1):
-        with pytest.raises(ValueError, match=rf"^threads must be 1 or more, got {wrong}$"):
+    assert AttnCalculator(COPPER, threads=np.int64(2)).potential.threads == 2
+    for wrong in (0, -1, 1.5, "2"):
+        said = rf"^threads must be a whole number, 1 or more, got {wrong!r}$"
+        with pytest.raises(ValueError, match=said):
             AttnCalculator(COPPER, threads=wrong)
 
 

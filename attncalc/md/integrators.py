@@ -23,6 +23,7 @@ import torch
 from ase import units
 from ase.constraints import FixAtoms
 from ase.data import atomic_masses
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.forces import Forces, forces_of
@@ -203,10 +204,10 @@ def initial_state(
     ensemble: str,
     *,
     seed: int = 0,
-    momenta: Tensor | None = None,
-    masses: Tensor | None = None,
-    fixed: Tensor | None = None,
-    replicas: Tensor | None = None,
+    momenta: Tensor | ArrayLike | None = None,
+    masses: Tensor | ArrayLike | None = None,
+    fixed: Tensor | ArrayLike | None = None,
+    replicas: Tensor | ArrayLike | None = None,
 ) -> MDState:
     """Velocities, energy and forces of a batch that is about to move.
 
@@ -225,6 +226,7 @@ def initial_state(
     Raises:
         ValueError: the structures are not known to the model, a tensor has the wrong shape, or
             nothing can move.
+        TypeError: what is no tensor is no array of numbers either.
     """
     if not 0 <= seed <= LOW_32_BITS:
         raise ValueError(f"seed must be between 0 and 2^32 - 1, got {seed}")
@@ -233,7 +235,7 @@ def initial_state(
     kelvin = _of_systems(temperature, system).expand(n)
     if not (kelvin.isfinite() & (kelvin >= 0)).all():
         raise ValueError(f"temperature must be finite and not negative, got {temperature!r}")
-    replicas = torch.arange(n) if replicas is None else replicas.cpu().long()
+    replicas = torch.arange(n) if replicas is None else _tensor("replicas", replicas).long()
     if replicas.shape != (n,) or (replicas < 0).any() or (replicas > LOW_32_BITS).any():
         raise ValueError(f"replicas must be {n} numbers between 0 and 2^32 - 1")
     if masses is None:
@@ -318,10 +320,22 @@ def _kelvin(temperatures: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(temperatures, dtype=torch.float64, device=device)
 
 
-def _shaped(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if values.shape != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(values.shape)}")
-    return values.cpu()
+def _tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """On the CPU; of an array or list, a copy, which nobody else can change."""
+    if isinstance(values, Tensor):
+        return values.cpu()
+    try:
+        return torch.from_numpy(np.array(values, order="C"))
+    except (TypeError, ValueError):
+        kind = type(values).__name__
+        raise TypeError(f"{name} must be a tensor or an array of numbers, got {kind}") from None
+
+
+def _shaped(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Tensor:
+    tensor = _tensor(name, values)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    return tensor
 
 
 def _positive(name: str, value: float) -> None:

@@ -127,8 +127,12 @@ class VerletList:
         """
         if not (math.isfinite(cutoff) and cutoff > 0):
             raise ValueError(f"cutoff must be a positive number of Å, got {cutoff}")
-        if not (math.isfinite(skin) and skin >= 0):
-            raise ValueError(f"skin must be a number of Å >= 0, got {skin}")
+        try:
+            fits = math.isfinite(skin) and skin >= 0
+        except TypeError:  # no number
+            fits = False
+        if not fits:
+            raise ValueError(f"skin must be a number of Å >= 0, got {skin!r}")
         if capacity is not None and capacity < 1:
             raise ValueError(f"capacity must be a number of edges >= 1, got {capacity}")
         if len(species) == 0:

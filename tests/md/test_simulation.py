@@ -362,6 +362,32 @@ def test_temperatures_of_any_kind() -> None:
     assert not start(force, integrator=VERLET, temperature=0.0).momenta.any()
 
 
+@pytest.mark.parametrize("integrator", [VERLET, LANGEVIN], ids=["nve", "nvt"])
+def test_arrays_are_as_good_as_tensors(integrator) -> None:
+    tensors = {
+        "momenta": torch.linspace(-1, 1, 27, dtype=torch.float64).reshape(9, 3),
+        "masses": torch.arange(1.0, 10.0, dtype=torch.float64),
+        "fixed": torch.arange(9) == 2,
+        "replicas": torch.tensor([5]),
+    }
+    force = Harmonic(1.0)
+    expected = start(force, integrator=integrator, **tensors)
+    arrays = {name: tensor.numpy().copy() for name, tensor in tensors.items()}
+    first = start(force, integrator=integrator, **arrays)
+    arrays["momenta"][:] = 0  # the state keeps a copy
+    assert_equal(first, expected)
+    lists = {name: tensor.tolist() for name, tensor in tensors.items()}
+    assert_equal(start(force, integrator=integrator, **lists), expected)
+
+
+@pytest.mark.parametrize("given", ["fast", [[1.0], [1.0, 2.0]], object()])
+def test_momenta_that_are_no_numbers(given: object) -> None:
+    kind = type(given).__name__
+    said = f"^momenta must be a tensor or an array of numbers, got {kind}$"
+    with pytest.raises(TypeError, match=said):
+        start(Harmonic(1.0), momenta=given)
+
+
 @pytest.mark.parametrize("chunk", [1, 16])
 def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int) -> None:
     wild = md.Verlet(timestep=8 * FS)

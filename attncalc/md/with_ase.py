@@ -24,6 +24,7 @@ from ase.md.verlet import VelocityVerlet
 
 from attncalc.files import refuse_existing
 from attncalc.md.log import COLUMNS, SPREAD
+from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.velocities import Thermometer, runaway
 
 ENSEMBLES = ("nve", "nvt", "npt")
@@ -44,7 +45,7 @@ class Settings:
         friction: 1/fs, of Langevin dynamics.
         pressure: GPa, of "npt".
         every: steps between frames of the trajectory and rows of the log.
-        seed: of initial velocities and random forces.
+        seed: of initial velocities and random forces; 0 .. 2^32 - 1.
 
     Raises:
         ValueError: a setting is impossible; the message names it.
@@ -65,8 +66,9 @@ class Settings:
         for name in ("n_steps", "every"):
             if not _is_integer(value := getattr(self, name)) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not _is_integer(self.seed) or self.seed < 0:
-            raise ValueError(f"seed must be an integer and not negative, got {self.seed!r}")
+        # as much as the noise of our own integrators takes, so that a seed is one for both
+        if not _is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
+            raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
         for name in ("timestep", "temperature", "friction"):
             if not _is_finite(value := getattr(self, name)) or value <= 0:
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -220,12 +220,15 @@ def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
     ("option", "value", "message"),
     [
         ("--pressure", "nan", "pressure must be a finite number, got nan"),
-        ("--seed", "-1", "seed must be an integer and not negative, got -1"),
+        ("--seed", "-1", "seed must be an integer from 0 to 2^32 - 1, got -1"),
+        ("--seed", "4294967296", "seed must be an integer from 0 to 2^32 - 1, got 4294967296"),
         ("--steps", "0", "n_steps must be a positive integer, got 0"),
     ],
 )
 def test_md_settings(option: str, value: str, message: str, copper_file: str) -> None:
-    assert fails("md", copper_file, "--model", COPPER, option, value) == f"Error: {message}"
+    for engine in ("attncalc", "ase"):
+        said = fails("md", copper_file, "--model", "unread", "--engine", engine, option, value)
+        assert said == f"Error: {message}"
     assert files() == {copper_file}
 
 

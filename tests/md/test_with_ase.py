@@ -325,8 +325,9 @@ def test_langevin_s_friction_is_per_femtosecond(tmp_path: Path, copper: AttnCalc
         ({"n_steps": 10.5}, "n_steps must be a positive integer, got 10.5"),
         ({"every": 0}, "every must be a positive integer, got 0"),
         ({"every": True}, "every must be a positive integer, got True"),
-        ({"seed": -1}, "seed must be an integer and not negative, got -1"),
-        ({"seed": 0.5}, "seed must be an integer and not negative, got 0.5"),
+        ({"seed": -1}, r"seed must be an integer from 0 to 2\^32 - 1, got -1"),
+        ({"seed": 0.5}, r"seed must be an integer from 0 to 2\^32 - 1, got 0.5"),
+        ({"seed": 2**32}, r"seed must be an integer from 0 to 2\^32 - 1, got 4294967296"),
         ({"timestep": -0.5}, "timestep must be positive and finite, got -0.5"),
         ({"timestep": "1"}, "timestep must be positive and finite, got '1'"),
         ({"temperature": float("nan")}, "temperature must be positive and finite, got nan"),
@@ -342,7 +343,7 @@ def test_impossible_settings(options: dict, message: str) -> None:
 
 
 def test_settings_take_numpy_s_numbers() -> None:
-    Settings(n_steps=np.int64(5), seed=np.int32(0), timestep=np.float32(0.5), pressure=-1)
+    Settings(n_steps=np.int64(5), seed=np.uint32(2**32 - 1), timestep=np.float32(0.5), pressure=-1)
 
 
 # ----------------------------------------------------------------------------------- explosions

@@ -212,7 +212,7 @@ class Committee(Potential):
                     "the same model stands twice in a committee: its spread would mean nothing"
                 )
         self.members = nn.ModuleList(members)
-        self.species = members[0].species
+        self.species, self.threads = members[0].species, members[0].threads
         self.training_info = dict(training or {})
 
     @property
@@ -255,6 +255,7 @@ class Committee(Potential):
         """Let compiled steps of the members take so many threads, one member after the other."""
         for member in self.members:
             member.take_threads(threads)
+        self.threads = self.members[0].threads
 
     def energies(self, graph: Graph) -> Tensor:
         """Mean energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""

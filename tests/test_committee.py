@@ -143,6 +143,13 @@ def test_a_committee_among_the_members_is_taken_apart(committee):
     assert results[0]["energy_spread"] == results[1]["energy_spread"]
 
 
+def test_threads_are_those_of_the_members():
+    pair = Committee([member(1), member(2)])
+    assert pair.threads == 1
+    pair.take_threads(3)
+    assert pair.threads == 3 == pair.members[1].threads
+
+
 def test_charge_counts_only_where_every_member_reads_it():
     charged = molecule("H2O")
     charged.info["charge"] = 1

@@ -26,7 +26,8 @@ from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.log import Log
 from attncalc.md.simulation import Callback, run
 from attncalc.md.state import MDState
-from attncalc.md.with_ase import Frames, Settings
+from attncalc.md.velocities import runaway
+from attncalc.md.with_ase import Frames, Settings, no_start
 from attncalc.system import System
 
 # a checkpoint brings all files up to date, so not too often
@@ -90,6 +91,9 @@ def run_structure(
         remembered = {**info, "settings": asdict(settings)}
         callbacks.append(_checkpoint(trajectory, settings, remembered))
     state = integrator.init(force, system, **options)
+    hottest = float(state.temperature.max())
+    if hottest > runaway(settings.temperature):  # `run` takes what the file has for what is wanted
+        raise no_start(f"the temperature reached {hottest:.0f} K")
     _run(integrator, force, state, settings, callbacks, log, trajectory, progress, resumed=False)
     return log
 

@@ -284,6 +284,16 @@ def test_md_from_velocities_that_are_none(engine: str, copper_file: str) -> None
     assert files() == {copper_file, "hot.traj"}
 
 
+@pytest.mark.parametrize("engine", ["attncalc", "ase"])
+def test_md_from_velocities_in_wrong_units(copper_file: str, engine: str) -> None:
+    atoms = read(copper_file)
+    atoms.set_momenta(np.random.default_rng(1).normal(size=(4, 3)) * 1e3)
+    write("hot.traj", atoms)
+    said = fails("md", "hot.traj", "--model", COPPER, "--engine", engine)
+    assert said.startswith("Error: the first state is no state to start from: the temperature")
+    assert files() == {copper_file, "hot.traj"}
+
+
 def test_md_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C: one line, whole frames, a picture of them, and the way to go on."""
     take_step, calls = Langevin.step, []

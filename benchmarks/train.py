@@ -144,7 +144,9 @@ def markdown(entries: list[dict], machine: str, notes: list[str]) -> str:
     if ratios:
         lines += ["## so3krates-torch / attncalc, networks of equal size", ""]
         lines += [*table(["system", "time", "processor time", "memory"], ratios), ""]
-    return "\n".join([*lines, PUBLISHED_STEP, ""])
+    if any("equiformer" in engine for engine, _ in at):
+        lines += [PUBLISHED_STEP, ""]
+    return "\n".join(lines)
 
 
 def parsed() -> argparse.Namespace:

@@ -168,7 +168,8 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others whose labels "
         "are tight binding, corrected by what the 950 teach about it "
-        "([docs/few_frames.md](../docs/few_frames.md)).",
+        "([docs/few_frames.md](../docs/few_frames.md)). Epochs and minutes are those of the last "
+        "training, without those of the model that it comes *after*: cards tell the rest.",
         "",
     ]
     head = ["data", "labels", "model", "frames", "epochs", "minutes", "E MAE", "E RMSE"]

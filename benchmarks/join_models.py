@@ -85,7 +85,7 @@ def start_of(info: dict) -> str:
     """What a model, or each of a committee that was joined here, started from."""
     if "members" in info:
         return one_or_all([member["start_from"] for member in info["members"].values()])
-    return (info["start_from"] or {}).get("name", "random weights")
+    return (info.get("start_from") or {}).get("name", "random weights")
 
 
 def seeds_of(member: dict) -> str:

@@ -378,7 +378,6 @@ def test_lessons_are_corrected_tight_binding_and_the_known_frames(load, tmp_path
 
     script = load("distillation")
     monkeypatch.setattr(script, "N_VALIDATION", 2)
-    monkeypatch.setattr(script, "ROUNDS", 1)
     rng = np.random.default_rng(0)
     water = np.array([[0, 0, 0.12], [0, 0.76, -0.48], [0, -0.76, -0.48]])
     known = {"R": water + 0.03 * rng.normal(size=(10, 3, 3)), "z": np.array([8, 1, 1])}
@@ -395,7 +394,7 @@ def test_lessons_are_corrected_tight_binding_and_the_known_frames(load, tmp_path
     run("residual", tmp_path / "water.npz", "-o", tmp_path / "left.npz")
     run(
         *("sample", tmp_path / "water.npz", "--model", model, "-n", 6, "--replicas", 3),
-        *("-o", tmp_path / "sample.npz"),
+        *("--ps", 1e-3 * script.TIMESTEP * script.EVERY, "-o", tmp_path / "sample.npz"),
     )
     run(
         *("lessons", tmp_path / "water.npz", "--sample", tmp_path / "sample.npz"),
@@ -419,3 +418,39 @@ def test_lessons_are_corrected_tight_binding_and_the_known_frames(load, tmp_path
     np.testing.assert_array_equal(lessons["F"][6:], labels["F_md17"][expected])
     np.testing.assert_array_equal(lessons["train_01"], np.arange(16))  # validation last
     np.testing.assert_array_equal(lessons["test_01"], np.arange(16, 20))
+
+
+def test_joined_models_tell_what_each_was_trained_on(load, tmp_path, monkeypatch):
+    from ase.build import molecule
+
+    from attncalc import AttnCalculator
+    from attncalc import load as load_model
+
+    ethanol, rng = molecule("CH3CH2OH"), np.random.default_rng(0)
+    frames = ethanol.positions + 0.03 * rng.normal(size=(4, 9, 3))
+    labels = {"E": rng.normal(size=4), "F": rng.normal(size=(4, 9, 3))}
+    data = {"R": frames, "z": ethanol.numbers, **labels, "units": "eV, eV/angstrom"}
+    np.savez(tmp_path / "ethanol.npz", **data, test=np.array([3, 1, 0]))
+    # a committee that one recipe has trained, from random weights, and a model that had a start
+    members = ["so3krates-ethanol-committee", "equiformer-ethanol"]
+    words = [*members, "--data", tmp_path / "ethanol.npz", "--split", "test"]
+    output = tmp_path / "joined.safetensors"
+    monkeypatch.setattr(sys, "argv", ["join_models.py", *map(str, words), "-o", str(output)])
+    load("join_models").main()
+
+    joined = load_model(output)
+    told = joined.training_info["members"]
+    assert [told[name]["start_from"] for name in members] == [
+        "random weights",
+        load_model("equiformer-ethanol").training_info["start_from"]["name"],
+    ]
+    ethanol.calc = AttnCalculator(output)
+    errors = []
+    for index in [3, 1, 0]:
+        ethanol.positions = frames[index]
+        errors.append(np.abs(ethanol.get_forces() - labels["F"][index]).mean())
+    mean = joined.training_info["test_errors"]["force_mae"]
+    assert mean == pytest.approx(np.mean(errors), abs=1e-6)
+    card = output.with_suffix(".md").read_text()
+    assert "validation, 3 test |" in card
+    assert all(f"| {name} | {told[name]['start_from']} |" in card for name in members)

@@ -78,7 +78,10 @@ class Collocation:
     nodes: CollocatedRadial
 
     def __call__(self, mlp: RadialNetwork) -> Tensor:
-        return torch.matmul(self.polynomials, self.nodes.coefficients(mlp))
+        coefficients = self.nodes.coefficients(mlp)
+        # matmul would leave pairs last in memory, where everyone who reads them needs features
+        polynomials = self.polynomials.expand(2, -1, -1)
+        return torch.bmm(polynomials, coefficients)
 
 
 def collocated(network: Any, shortest: float) -> nn.Module:

@@ -145,6 +145,15 @@ class So3kratesConfig:
             one_of("layer_norms", position, get_args(NormPosition))
 
     @property
+    def attention_norms(self) -> tuple[float, float]:
+        """What divides the attention coefficients of features and of geometry."""
+        if self.attention_norm == "avg_num_neighbors":
+            return self.avg_num_neighbors, self.avg_num_neighbors
+        by_head, by_degree = self.num_heads, len(self.degrees)
+        width = self.num_features
+        return math.sqrt(width // by_head), math.sqrt(width // by_degree)
+
+    @property
     def n_weights_at_least(self) -> int:
         """What a network of this size cannot do without: more than a file holds is refused."""
         width, hidden = self.num_features, self.head_features or 1
@@ -170,20 +179,31 @@ class So3kratesConfig:
 
 
 @dataclass(frozen=True)
-class PairGeometry:
-    """What the layers need of the geometry; P pairs, each in two directions.
+class Direction:
+    """All pairs, seen from one of their two atoms.
 
     Attributes:
-        receivers, senders: [2 P], first all pairs as listed, then all reversed.
-        envelope: [P], C(d), exactly 0 for masked pairs.
-        harmonics: [2, P, M].
-        radial: evaluates a `TwinMLP` of the radial basis for all pairs, [2, P, F].
+        receivers, senders: [P].
+        harmonics: [P, M], of the vector from sender to receiver.
     """
 
     receivers: Tensor
     senders: Tensor
-    envelope: Tensor
     harmonics: Tensor
+
+
+@dataclass(frozen=True)
+class PairGeometry:
+    """What the layers need of the geometry, for P pairs.
+
+    Attributes:
+        directions: the pairs as listed, and reversed.
+        envelope: [P, 1], C(d), exactly 0 for masked pairs.
+        radial: evaluates a `TwinMLP` of the radial basis for all pairs, [2, P, F].
+    """
+
+    directions: tuple[Direction, Direction]
+    envelope: Tensor
     radial: Callable[[TwinMLP], Tensor]
 
 
@@ -262,10 +282,8 @@ class So3krates(ModuleWithConstants):
         harmonics = self.harmonics(vectors / lengths.unsqueeze(1))
         envelope = CUTOFF_FUNCTIONS[config.cutoff_function](lengths, config.cutoff)
         return PairGeometry(
-            receivers=torch.cat([i, j]),
-            senders=torch.cat([j, i]),
-            envelope=envelope * mask,
-            harmonics=torch.stack([harmonics, harmonics * self.parity]),
+            directions=(Direction(i, j, harmonics), Direction(j, i, harmonics * self.parity)),
+            envelope=(envelope * mask).unsqueeze(1),
             radial=self.radial(lengths),
         )
 
@@ -273,9 +291,11 @@ class So3krates(ModuleWithConstants):
         """[n_atoms, M], or None for zero, which spares the first layer its spherical filters."""
         if self.config.ev_init_divisor is None:
             return None
-        messages = geometry.envelope.unsqueeze(1) * geometry.harmonics
-        total = segment_sum(messages.flatten(0, 1), geometry.receivers, n_atoms)
-        return total / self.config.ev_init_divisor
+        one, other = (
+            segment_sum(geometry.envelope * pairs.harmonics, pairs.receivers, n_atoms)
+            for pairs in geometry.directions
+        )
+        return (one + other) / self.config.ev_init_divisor
 
 
 class Layer(nn.Module):
@@ -316,7 +336,6 @@ class EuclideanAttention(ModuleWithConstants):
     alpha_ij = C(d_ij) / norm * sum_a q_i,a w_ij,a k_j,a within each head; no self-attention.
     """
 
-    to_heads: Tensor
     contract: Tensor
     repeat: Tensor
 
@@ -330,7 +349,7 @@ class EuclideanAttention(ModuleWithConstants):
         self.feature_projection = nn.Parameter(lecun_normal(heads, head, 3 * head))
         self.geometry_projection = nn.Parameter(lecun_normal(n_degrees, part, 2 * part))
         self.qk_activation = ACTIVATIONS[config.qk_activation]
-        self.register_constant("to_heads", _head_sums(config))
+        self.norms = config.attention_norms
         self.register_constant("contract", contract_orders(config.degrees))
         self.register_constant("repeat", repeat_over_orders(config.degrees))
         self.heads, self.n_degrees = heads, n_degrees
@@ -339,16 +358,38 @@ class EuclideanAttention(ModuleWithConstants):
         self, features: Tensor, ev: Tensor | None, geometry: PairGeometry
     ) -> tuple[Tensor, Tensor]:
         """Updates of the features [n_atoms, F] and of the Euclidean variables [n_atoms, M]."""
-        n, width = features.shape
         queries, keys, values = self.project(features)
         filters = self.filters(ev, geometry)
-        alpha_features, alpha_geometry = self.coefficients(queries, keys, filters, geometry)
-        sent = values[geometry.senders].view(-1, self.heads, width // self.heads)
-        feature_messages = (alpha_features.unsqueeze(2) * sent).view(-1, width)
-        ev_messages = (alpha_geometry @ self.repeat) * geometry.harmonics.flatten(0, 1)
-        messages = torch.cat([feature_messages, ev_messages], dim=1)
-        received = segment_sum(messages, geometry.receivers, n)
-        return received[:, :width], received[:, width:]
+        received = [
+            self.receive(queries, keys, values, filters, geometry.envelope, direction)
+            for direction in geometry.directions
+        ]
+        (features, ev), (more_features, more_ev) = received
+        return features + more_features, ev + more_ev
+
+    def receive(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        filters: Tensor,
+        envelope: Tensor,
+        pairs: Direction,
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of the messages [n_atoms, F] and [n_atoms, M] that run in one direction.
+
+        One direction at a time, and not both in longer tensors: a compiled training step would
+        divide by the number of pairs, to find a pair, in its innermost loops.
+        """
+        n = values.shape[0]
+        for_features, for_ev = self.coefficients(queries, keys, filters, envelope, pairs)
+        sent = values[pairs.senders].unflatten(1, (self.heads, -1))
+        messages = (for_features.unsqueeze(2) * sent).flatten(1)
+        ev_messages = (for_ev @ self.repeat) * pairs.harmonics
+        return (
+            segment_sum(messages, pairs.receivers, n),
+            segment_sum(ev_messages, pairs.receivers, n),
+        )
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [2, n_atoms, F] (features, geometry), values [n_atoms, F]."""
@@ -367,22 +408,23 @@ class EuclideanAttention(ModuleWithConstants):
         if ev is None:  # all chi are zero, so one row serves all pairs
             invariants = self.contract.new_zeros(1, self.n_degrees)
         else:
-            i, j = geometry.receivers.chunk(2)
-            difference = ev[j] - ev[i]
+            pairs, _ = geometry.directions
+            difference = ev[pairs.senders] - ev[pairs.receivers]
             invariants = (difference * difference) @ self.contract
         return geometry.radial(self.radial_mlp) + self.spherical_mlp(invariants)
 
     def coefficients(
-        self, queries: Tensor, keys: Tensor, filters: Tensor, geometry: PairGeometry
+        self, queries: Tensor, keys: Tensor, filters: Tensor, envelope: Tensor, pairs: Direction
     ) -> tuple[Tensor, Tensor]:
-        """Attention coefficients [2 P, H] of the features and [2 P, n_degrees] of the geometry."""
-        width = filters.shape[2]
-        received = queries[:, geometry.receivers].view(2, 2, -1, width)  # [kind, direction, P, F]
-        sent = keys[:, geometry.senders].view(2, 2, -1, width)
-        product = (received * filters.unsqueeze(1) * sent).view(2, -1, width)
-        alpha = torch.bmm(product, self.to_heads).view(2, 2, -1, self.to_heads.shape[2])
-        alpha = (alpha * geometry.envelope.unsqueeze(1)).flatten(1, 2)
-        return alpha[0, :, : self.heads], alpha[1, :, : self.n_degrees]
+        """Attention coefficients [P, H] of the features and [P, n_degrees] of the geometry."""
+        product = queries[:, pairs.receivers] * filters * keys[:, pairs.senders]  # [kind, P, F]
+        by_head, by_degree = (
+            of_kind.unflatten(1, (n, -1)).sum(2) * (envelope / norm)
+            for of_kind, n, norm in zip(
+                product, (self.heads, self.n_degrees), self.norms, strict=True
+            )
+        )
+        return by_head, by_degree
 
 
 class Exchange(ModuleWithConstants):
@@ -406,7 +448,8 @@ class Exchange(ModuleWithConstants):
         """Updates of the features [n_atoms, F] and of the Euclidean variables [n_atoms, M]."""
         invariants = (ev * ev) @ self.contract
         exchanged = self.linear(torch.cat([features, invariants], dim=1))
-        return exchanged[:, : self.width], (exchanged[:, self.width :] @ self.repeat) * ev
+        d_features, gates = exchanged.split([self.width, invariants.shape[1]], dim=1)
+        return d_features, (gates @ self.repeat) * ev
 
 
 def _no_refinement(width: int) -> nn.Module:
@@ -419,17 +462,3 @@ REFINEMENTS: dict[str, Callable[[int], nn.Module]] = {
     "residual": ResidualMLP,
     "projected": ProjectedMLP,
 }
-
-
-def _head_sums(config: So3kratesConfig) -> Tensor:
-    """[2, F, max(H, n_degrees)]: sums products over each head and divides by the norm."""
-    width = config.num_features
-    counts = (config.num_heads, len(config.degrees))
-    sums = torch.zeros(2, width, max(counts), dtype=torch.float64)
-    for kind, count in enumerate(counts):
-        head = width // count
-        by_width = config.attention_norm == "sqrt_head_width"
-        norm = math.sqrt(head) if by_width else config.avg_num_neighbors
-        for k in range(count):
-            sums[kind, k * head : (k + 1) * head, k] = 1 / norm
-    return sums

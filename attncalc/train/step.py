@@ -20,6 +20,7 @@ from torch.func import functional_call
 from attncalc.graph import Graph
 from attncalc.ops import segment_sum, with_modules
 from attncalc.potential import Potential, forces_from_edges
+from attncalc.train.simpler_trace import DECOMPOSITIONS, simplify
 
 
 @dataclass(frozen=True)
@@ -173,16 +174,14 @@ def trace(potential: Potential, weights: Loss, example: Batch) -> torch.fx.Graph
             )
         return value.detach(), *gradients
 
-    make_graph = make_fx(flat, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+    make_graph = make_fx(
+        flat,
+        decomposition_table=DECOMPOSITIONS,
+        tracing_mode="symbolic",
+        _allow_non_fake_inputs=True,
+    )
     graph = make_graph(*parameters, *flatten(example))
-    for node in list(graph.graph.nodes):
-        # left-overs of the autograd engine without a result; the compiler does not know them
-        if node.target in (
-            torch.ops.aten.is_same_size.default,
-            torch.ops.aten._has_same_storage_numel.default,
-        ):
-            graph.graph.erase_node(node)
-    graph.recompile()
+    simplify(graph)
     return graph
 
 

@@ -164,11 +164,11 @@ def trace(network: So3krates, graph: Graph) -> dict[str, np.ndarray]:
     seen["geometry_r_ij"] = torch.cat([vectors, -vectors])
     seen["geometry_unit_r_ij"] = seen["geometry_r_ij"] / lengths.repeat(2).unsqueeze(1)
     seen["geometry_d_ij"] = lengths.repeat(2)
-    seen["geometry_phi_r_cut"] = geometry.envelope.repeat(2)
+    seen["geometry_phi_r_cut"] = geometry.envelope.squeeze(1).repeat(2)
     seen["geometry_rbf_ij"] = network.radial.basis(lengths).repeat(2, 1)
-    seen["geometry_sph_ij"] = geometry.harmonics.flatten(0, 1)
+    seen["geometry_sph_ij"] = torch.cat([d.harmonics for d in geometry.directions])
     ev = network.initial_ev(geometry, graph.n_atoms)
-    n_components = geometry.harmonics.shape[2]
+    n_components = len(network.parity)
     seen["geometry_chi"] = torch.zeros(graph.n_atoms, n_components) if ev is None else ev
     handles = [
         network.embedding.register_forward_hook(lambda _, __, out: seen.update(embedding_x=out))
@@ -179,7 +179,11 @@ def trace(network: So3krates, graph: Graph) -> dict[str, np.ndarray]:
             features, ev, geometry = inputs
             queries, keys, _ = block.project(features)
             filters = block.filters(ev, geometry)
-            alphas = block.coefficients(queries, keys, filters, geometry)
+            of_directions = [
+                block.coefficients(queries, keys, filters, geometry.envelope, direction)
+                for direction in geometry.directions
+            ]
+            alphas = map(torch.cat, zip(*of_directions, strict=True))
             for kind, of_pairs, alpha in zip(both, filters, alphas, strict=True):
                 pairs = of_pairs.expand(len(geometry.envelope), -1)
                 seen[f"l{n}_filter_{kind}"] = pairs.repeat(2, 1)

@@ -71,11 +71,7 @@ def cubics(f: Callable[[Tensor], Tensor], grid: Grid) -> Tensor:
 
 def norms_of_attention(config: Any) -> Tensor:
     """[2, 1, 1]: what divides the coefficients of features and of geometry."""
-    norms = [config.avg_num_neighbors] * 2
-    if config.attention_norm == "sqrt_head_width":
-        counts = (config.num_heads, len(config.degrees))
-        norms = [math.sqrt(config.num_features // count) for count in counts]
-    return torch.tensor(norms, dtype=torch.float64)[:, None, None]
+    return torch.tensor(config.attention_norms, dtype=torch.float64)[:, None, None]
 
 
 def filters_of(network: Any, l: int) -> Callable[[Tensor], Tensor]:

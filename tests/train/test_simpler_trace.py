@@ -1,0 +1,140 @@
+"""Rewritten traces give the same numbers, without what they are rewritten for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+from attncalc.train.simpler_trace import DECOMPOSITIONS, TINY, simplify, tiny_products
+
+aten = torch.ops.aten
+PADDED = (aten.slice_backward.default, aten.select_backward.default)
+
+
+def simplified(function: Callable[..., Tensor], *example: Tensor) -> torch.fx.GraphModule:
+    graph = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="symbolic")(*example)
+    simplify(graph)
+    return graph
+
+
+def count(graph: torch.fx.GraphModule, *targets: object) -> int:
+    return sum(node.target in targets for node in graph.graph.nodes)
+
+
+def random(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def in_slice(values: Tensor, width: int, start: int, *, dim: int = 1) -> Tensor:
+    """`values` where they belong in a tensor of zeros, as autograd leaves it."""
+    sizes = list(values.shape)
+    sizes[dim] = width
+    return aten.slice_backward(values, sizes, dim, start, start + values.shape[dim], 1)
+
+
+def in_row(values: Tensor, rows: int, index: int) -> Tensor:
+    """[n, k] as row `index` of [n, rows, k]."""
+    return aten.select_backward(values, [len(values), rows, values.shape[1]], 1, index)
+
+
+def test_parts_of_a_range_are_put_side_by_side() -> None:
+    def function(a: Tensor, b: Tensor, rest: Tensor) -> Tensor:
+        a, b = a.view(-1, 2), b.view(-1, 3)  # in a trace, only these widths are numbers
+        return in_slice(b, 5, 2) + rest + in_slice(a, 5, 0) + in_slice(2 * b, 5, 2)
+
+    a, b, rest = random(4, 2), random(4, 3), random(4, 5)
+    graph = simplified(function, a, b, rest)
+    assert_close(graph(a, b, rest), torch.cat([a, 3 * b], dim=1) + rest)
+    assert count(graph, *PADDED) == 0
+    a, b, rest = random(7, 2), random(7, 3), random(7, 5)  # of another length than traced
+    assert_close(graph(a, b, rest), torch.cat([a, 3 * b], dim=1) + rest)
+
+
+def test_rows_are_put_side_by_side() -> None:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        return in_row(a, 2, 1) + in_row(b, 2, 0)
+
+    a, b = random(6, 3), random(6, 3) + 1
+    graph = simplified(function, a, b)
+    assert_close(graph(a, b), torch.stack([b, a], dim=1))
+    assert count(graph, *PADDED) == 0
+
+
+@pytest.mark.parametrize(
+    ("width", "second"),
+    [(6, 2), (6, 3), (4, 1)],
+    ids=["nothing at the end", "a gap", "both at one place"],
+)
+def test_what_does_not_fill_a_range_stays(width: int, second: int) -> None:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        return in_slice(a, width, 0) + in_slice(b, width, second)
+
+    a, b = random(4, 2), random(4, 3)
+    expected = torch.zeros(4, width, dtype=torch.float64)
+    expected[:, :2] += a
+    expected[:, second : second + 3] += b
+    graph = simplified(function, a, b)
+    assert_close(graph(a, b), expected)
+    assert count(graph, *PADDED) == 2
+
+
+def test_different_dimensions_are_not_mixed() -> None:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        return in_slice(a, 4, 0) + in_slice(b, 4, 2, dim=0)
+
+    a, b = random(4, 2), random(2, 4)
+    graph = simplified(function, a, b)
+    assert_close(graph(a, b), function(a, b))
+
+
+def test_sums_that_others_read_stay() -> None:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        first = in_slice(a, 5, 0) + in_slice(b, 5, 2)
+        return first * (first + in_slice(a, 5, 0))
+
+    a, b = random(4, 2), random(4, 3)
+    graph = simplified(function, a, b)
+    assert_close(graph(a, b), function(a, b))
+
+
+def test_numbers_are_terms_too() -> None:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        return in_slice(a, 5, 0) + 1.5 + in_slice(b, 5, 2)
+
+    a, b = random(4, 2), random(4, 3)
+    graph = simplified(function, a, b)
+    assert_close(graph(a, b), torch.cat([a, b], dim=1) + 1.5)
+
+
+def test_second_derivatives_of_joined_tensors() -> None:
+    """As autograd itself makes them: a gradient of a gradient through cat, split and rotations."""
+
+    def function(x: Tensor, y: Tensor, turn: Tensor) -> Tensor:
+        x, y = x.view(-1, 3, 2).requires_grad_(True), y.view(-1, 3, 4).requires_grad_(True)
+        turned = torch.bmm(turn.view(-1, 3, 3), torch.cat([x, y], dim=2))
+        one, other = (turned**3).split([4, 2], dim=2)
+        energy = (torch.cat([other, one], dim=2) * torch.arange(6)).sum() + (one**2).sum()
+        of_x, of_y = torch.autograd.grad(energy, [x, y], create_graph=True)
+        return torch.cat(torch.autograd.grad((of_x**2).sum() + of_y.sum(), [x, y]), dim=2)
+
+    arguments = random(5, 3, 2), random(5, 3, 4), random(5, 3, 3)
+    as_it_is = make_fx(function, tracing_mode="symbolic")(*arguments)
+    assert count(as_it_is, *PADDED) > 0
+    assert count(as_it_is, aten.bmm.default) > 0
+    graph = simplified(function, *arguments)
+    assert_close(graph(*arguments), function(*arguments))
+    assert count(graph, *PADDED, aten.bmm.default) == 0
+
+
+def test_rotations_are_written_out_and_others_are_not() -> None:
+    for rows, inner, columns in ((3, 3, 64), (TINY, TINY, 1), (64, 3, 3), (5, 32, 5)):
+        one, other = random(10, rows, inner), random(10, inner, columns)
+        assert_close(tiny_products(one, other), torch.bmm(one, other))
+    assert tiny_products(random(2, 128, 16), random(2, 16, 64)) is NotImplemented
+    assert tiny_products(random(2, 128, 3), random(2, 3, 64)) is NotImplemented

@@ -454,3 +454,29 @@ def test_joined_models_tell_what_each_was_trained_on(load, tmp_path, monkeypatch
     card = output.with_suffix(".md").read_text()
     assert "validation, 3 test |" in card
     assert all(f"| {name} | {told[name]['start_from']} |" in card for name in members)
+
+
+def test_one_system_has_the_edges_of_the_batch(load):
+    from types import SimpleNamespace
+
+    from ase.build import molecule
+
+    script = load("batching")
+    potential = SimpleNamespace(cutoff=4.5, species=(1, 8))
+    water = molecule("H2O")
+    together = script.in_one_system(water)
+    assert len(together) == 3 * script.N_MOLECULES
+    batch = script.graph_of(potential, [water] * script.N_MOLECULES)
+    one = script.graph_of(potential, [together])
+    assert one.n_edges == batch.n_edges == 6 * script.N_MOLECULES
+    np.testing.assert_array_equal(one.receivers, batch.receivers)
+
+
+def test_stretched_water_is_the_same_molecules_further_apart(load):
+    script, box = load("batching"), load("structures").water_box((3, 3, 3))
+    thin = script.stretched(box, 1.5)
+    np.testing.assert_allclose(thin.cell, 1.5 * box.cell)
+    molecules = zip(*(x.positions.reshape(-1, 3, 3) for x in (box, thin)), strict=True)
+    for before, after in molecules:
+        np.testing.assert_allclose(after - after.mean(0), before - before.mean(0), atol=1e-12)
+        np.testing.assert_allclose(after.mean(0), 1.5 * before.mean(0))

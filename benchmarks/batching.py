@@ -1,0 +1,124 @@
+"""What an edge costs in a batch of molecules, beside a box of water, and why it is not the same.
+
+    python benchmarks/batching.py
+
+64 molecules of aspirin as 64 systems and, far apart, as one; water at its density, and pulled apart
+until an edge has to pay for as many atoms as in aspirin. All by turns in one process: energies and
+forces of a So3krates of SO3LR's size, one thread, lists outside the timing. Writes batching.json
+and .md into benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.io import read
+from engines import SO3LR, so3lr_sized
+from structures import water_box
+from tables import machine_name, table, write
+
+from attncalc import Potential, System, evaluate
+from attncalc.fast import lower
+from attncalc.graph import Graph
+from attncalc.neighbors import VerletList
+
+HERE = Path(__file__).resolve().parent
+N_MOLECULES = 64
+APART = 30.0  # Å between molecules that do not see each other
+STRETCH = (1.3, 1.4)  # of the distances between molecules of water
+
+
+def in_one_system(molecule: Atoms) -> Atoms:
+    """So many copies that none is in reach of another."""
+    together, per_side = Atoms(), round(N_MOLECULES ** (1 / 3))
+    for place in np.ndindex(per_side, per_side, per_side):
+        copy = molecule.copy()
+        copy.positions += APART * np.array(place)
+        together += copy
+    return together
+
+
+def stretched(box: Atoms, factor: float) -> Atoms:
+    """Water whose molecules stay as they are, and stand `factor` times as far apart."""
+    thin = box.copy()
+    molecules = thin.positions.reshape(-1, 3, 3)
+    centres = molecules.mean(1, keepdims=True)
+    thin.positions = (molecules + (factor - 1) * centres).reshape(-1, 3)
+    thin.set_cell(factor * box.cell)
+    return thin
+
+
+def graph_of(potential: Potential, structures: list[Atoms]) -> Graph:
+    """Their edges up to the cutoff, without skin."""
+    empty = VerletList.create(cutoff=potential.cutoff, skin=0.0, species=potential.species)
+    return empty.update(System.from_ase(structures))[1]
+
+
+def measured(rounds: int) -> list[dict]:
+    """One row per case."""
+    potential = lower(so3lr_sized())
+    aspirin, box = read(HERE / "aspirin.xyz"), water_box((8, 8, 8))
+    cases = {
+        f"{N_MOLECULES} aspirins, a batch": [aspirin] * N_MOLECULES,
+        f"{N_MOLECULES} aspirins, one system": [in_one_system(aspirin)],
+        "water": [box],
+        **{f"water, {factor} times as far apart": [stretched(box, factor)] for factor in STRETCH},
+    }
+    graphs = {name: graph_of(potential, structures) for name, structures in cases.items()}
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds + 1):
+        for name, graph in graphs.items():
+            start = time.process_time()
+            evaluate(potential, graph)
+            times[name].append(time.process_time() - start)
+    return [
+        {
+            "case": name,
+            "atoms": graph.n_atoms,
+            "edges": graph.n_edges,
+            "us_per_edge": 1e6 * median(times[name][1:]) / graph.n_edges,
+        }
+        for name, graph in graphs.items()
+    ]
+
+
+def markdown(rows: list[dict], rounds: int) -> str:
+    """The table people read."""
+    head = ["what", "atoms", "edges", "atoms per edge", "µs per edge"]
+    cells = [
+        [
+            *(row["case"], f"{row['atoms']:,}", f"{row['edges']:,}"),
+            *(f"{row['atoms'] / row['edges']:.3f}", f"{row['us_per_edge']:.2f}"),
+        ]
+        for row in rows
+    ]
+    words = f"{SO3LR}; energies and forces, processor time, medians of {rounds} turns, one thread."
+    return "\n".join([machine_name(), "", words, "", *table(head, cells), ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be positive")
+    torch.set_num_threads(1)
+    rows = measured(options.rounds)
+    text = markdown(rows, options.rounds)
+    options.output.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine_name(), "rounds": options.rounds, "rows": rows}
+    write(options.output / "batching.json", json.dumps(content, indent=1) + "\n")
+    write(options.output / "batching.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -226,7 +226,7 @@ def main() -> None:
         rows, unfinished = rows_so_far(runs)
         content = {"rows": rows, "unfinished": unfinished}
         results = options.output / "results"
-        results.mkdir(exist_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
         write(results / "accuracy.json", json.dumps(content, indent=1) + "\n")
         write(options.output / "accuracy.md", markdown(rows, unfinished))
 

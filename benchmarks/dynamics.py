@@ -5,20 +5,20 @@
 One thread, float32, Langevin dynamics at 300 K with 0.5 fs. Three tables: what a step costs through
 ASE and in our own loop; the same for 1 to 64 replicas in one batch; and energy + forces of boxes of
 water of 1,536 to 98,304 atoms by a network of SO3LR's size with random weights, with the memory
-that it takes. Every row of the last is a process of its own. Results go to
+that it takes: three rounds over all boxes, every measurement in a process of its own. Results go to
 benchmarks/results/dynamics.json and .md.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from run import growth
 from tables import in_a_process, machine_name, table, write
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +30,7 @@ MODELS = {
 }
 REPLICAS = (1, 4, 16, 64)
 BOXES = {1536: (8, 8, 8), 6144: (8, 16, 16), 24576: (16, 16, 32), 98304: (32, 32, 32)}
+BOX_ROUNDS = 3
 SECONDS = 3.0  # of every measurement, at least
 TIMESTEP = 0.5  # fs
 
@@ -164,18 +165,28 @@ def markdown(content: dict) -> str:
         ["atoms", "edges", "ms", "µs per atom", "memory, MiB", "KiB per atom"],
         [
             [
-                *(f"{r['atoms']:,}", f"{r['edges']:,}", f"{r['ms']:.0f}"),
-                *(f"{1e3 * r['ms'] / r['atoms']:.1f}", f"{r['peak_MiB']:.0f}"),
+                *(f"{r['atoms']:,}", f"{r['edges']:,}", f"{statistics.median(r['ms']):.0f}"),
+                f"{1e3 * statistics.median(r['ms']) / r['atoms']:.1f}",
+                f"{r['peak_MiB']:.0f}",
                 f"{1024 * r['rise_MiB'] / r['atoms']:.1f}",
             ]
             for r in boxes
         ],
     )
-    if len(boxes) > 1:
-        logs = [(math.log(r["atoms"]), math.log(r["ms"])) for r in boxes]
-        exponent = np.polyfit(*np.array(logs).T, 1)[0]
-        lines += ["", f"Time grows as atoms^{exponent:.3f}."]
+    rounds = [[(r["atoms"], r["ms"][k]) for r in boxes] for k in range(BOX_ROUNDS)]
+    exponent, low, high = growth(rounds)
+    lines += [
+        "",
+        f"Medians of {BOX_ROUNDS} rounds. Time grows as atoms^{exponent:.3f} "
+        f"(95 % interval over the rounds: {low:.3f} to {high:.3f}).",
+    ]
     return "\n".join([*lines, ""])
+
+
+def boxes_in_rounds() -> list[dict]:
+    """One row per box, with the times of all rounds."""
+    rounds = [[measured("box", str(n)) for n in BOXES] for _ in range(BOX_ROUNDS)]
+    return [{**rows[0], "ms": [row["ms"] for row in rows]} for rows in zip(*rounds, strict=True)]
 
 
 def measured(*task: str) -> dict:
@@ -208,7 +219,7 @@ def main() -> None:
             for model in ("so3krates-ethanol", "so3krates-aspirin")
             for n in REPLICAS
         ],
-        "boxes": [measured("box", str(n)) for n in BOXES],
+        "boxes": boxes_in_rounds(),
     }
     write(HERE / "results" / "dynamics.json", json.dumps(content, indent=1) + "\n")
     write(HERE / "results" / "dynamics.md", markdown(content))

@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=runs, help="folder of the runs")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="of the tables")
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, list[dict]] = {}
     for name in options.tasks:
         folder = options.runs / f"{options.steps}-steps"

@@ -480,3 +480,21 @@ def test_stretched_water_is_the_same_molecules_further_apart(load):
     for before, after in molecules:
         np.testing.assert_allclose(after - after.mean(0), before - before.mean(0), atol=1e-12)
         np.testing.assert_allclose(after.mean(0), 1.5 * before.mean(0))
+
+
+def test_growth_of_boxes_is_told_with_its_interval(load, monkeypatch):
+    script, asked = load("dynamics"), []
+
+    def measured(kind, n_atoms):
+        asked.append(int(n_atoms))
+        exponent = 1.02 + 0.01 * ((len(asked) - 1) // len(script.BOXES))  # 0.01 more every round
+        row = {"atoms": int(n_atoms), "edges": 40 * int(n_atoms), "peak_MiB": 600}
+        return row | {"ms": 1e-2 * int(n_atoms) ** exponent, "rise_MiB": 100}
+
+    monkeypatch.setattr(script, "measured", measured)
+    boxes = script.boxes_in_rounds()
+    assert asked == list(script.BOXES) * script.BOX_ROUNDS
+    text = script.markdown({"machine": "a machine", "models": [], "batches": [], "boxes": boxes})
+    assert "Time grows as atoms^1.030 (95 % interval over the rounds: 1.005 to 1.055)" in text
+    middle = sorted(boxes[0]["ms"])[1]
+    assert f"| 1,536 | 61,440 | {middle:.0f} | {1e3 * middle / 1536:.1f} | 600 |" in text

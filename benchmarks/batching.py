@@ -3,9 +3,9 @@
     python benchmarks/batching.py
 
 64 molecules of aspirin as 64 systems and, far apart, as one; water at its density, and pulled apart
-until an edge has to pay for as many atoms as in aspirin. All by turns in one process: energies and
-forces of a So3krates of SO3LR's size, one thread, lists outside the timing. Writes batching.json
-and .md into benchmarks/results.
+to a little less and a little more atoms per edge than aspirin has. All by turns in one process:
+energies and forces of a So3krates of SO3LR's size, one thread, lists outside the timing. Writes
+batching.json and .md into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from attncalc.graph import Graph
 from attncalc.neighbors import VerletList
 
 HERE = Path(__file__).resolve().parent
-N_MOLECULES = 64
+PER_SIDE = 4
+N_MOLECULES = PER_SIDE**3
 APART = 30.0  # Å between molecules that do not see each other
 STRETCH = (1.3, 1.4)  # of the distances between molecules of water
 
 
 def in_one_system(molecule: Atoms) -> Atoms:
     """So many copies that none is in reach of another."""
-    together, per_side = Atoms(), round(N_MOLECULES ** (1 / 3))
-    for place in np.ndindex(per_side, per_side, per_side):
+    together = Atoms()
+    for place in np.ndindex(PER_SIDE, PER_SIDE, PER_SIDE):
         copy = molecule.copy()
         copy.positions += APART * np.array(place)
         together += copy

@@ -184,9 +184,16 @@ def markdown(content: dict) -> str:
 
 
 def boxes_in_rounds() -> list[dict]:
-    """One row per box, with the times of all rounds."""
+    """One row per box, with the times of all rounds and the most memory that any took."""
     rounds = [[measured("box", str(n)) for n in BOXES] for _ in range(BOX_ROUNDS)]
-    return [{**rows[0], "ms": [row["ms"] for row in rows]} for rows in zip(*rounds, strict=True)]
+    return [
+        {
+            **rows[0],
+            "ms": [row["ms"] for row in rows],
+            **{key: max(row[key] for row in rows) for key in ("peak_MiB", "rise_MiB")},
+        }
+        for rows in zip(*rounds, strict=True)
+    ]
 
 
 def measured(*task: str) -> dict:

@@ -79,7 +79,8 @@ class Collocation:
 
     def __call__(self, mlp: RadialNetwork) -> Tensor:
         coefficients = self.nodes.coefficients(mlp)
-        # matmul would leave pairs last in memory, where everyone who reads them needs features
+        # matmul multiplies transposed and copies back; compilers drop the copy, and all who read
+        # the result stride over the pairs
         polynomials = self.polynomials.expand(2, -1, -1)
         return torch.bmm(polynomials, coefficients)
 

@@ -7,18 +7,18 @@ fields", Nat. Commun. 15, 6539 (2024), and the variant of it inside SO3LR (JACS 
 |------------------|------------------------------------------------------------------------|
 | x_i              | features [n_atoms, F]                                                  |
 | chi_i            | ev [n_atoms, M], M = sum of 2l+1: "Euclidean variables"                |
-| phi(d), C(d)     | radial basis [n_pairs, K], envelope [n_pairs]                          |
-| Y(u_ij)          | harmonics [2, n_pairs, M]                                              |
+| phi(d), C(d)     | radial basis [n_pairs, K], envelope [n_pairs, 1]                       |
+| Y(u_ij)          | harmonics [n_pairs, M] of each `Direction`                             |
 | I(chi)           | invariants [.., n_degrees]: sum_m chi_lm^2 / sqrt(2l+1)                |
 | w^f, w^g         | filters [2, n_pairs, F], first index: features, geometry               |
-| alpha^f, alpha^g | coefficients [n_directed, H], [n_directed, n_degrees]                  |
+| alpha^f, alpha^g | coefficients [n_pairs, H], [n_pairs, n_degrees] of each `Direction`    |
 
 Attention coefficients are plain scalar products times C(d), no softmax: a neighbour that leaves
 takes its message along smoothly.
 
 d, C, phi, I and with them both filters are the same for pair (i, j) and (j, i), and
-Y(-u) = (-1)^l Y(u). So every function of a pair is evaluated once for both directions, which
-stand in a leading axis of length 2: first i receives from j, then j from i.
+Y(-u) = (-1)^l Y(u). So every function of a pair is evaluated once for both directions, which are
+worked through one after the other: first i receives from j, then j from i.
 """
 
 from __future__ import annotations
@@ -149,9 +149,8 @@ class So3kratesConfig:
         """What divides the attention coefficients of features and of geometry."""
         if self.attention_norm == "avg_num_neighbors":
             return self.avg_num_neighbors, self.avg_num_neighbors
-        by_head, by_degree = self.num_heads, len(self.degrees)
-        width = self.num_features
-        return math.sqrt(width // by_head), math.sqrt(width // by_degree)
+        width, heads, n_degrees = self.num_features, self.num_heads, len(self.degrees)
+        return math.sqrt(width // heads), math.sqrt(width // n_degrees)
 
     @property
     def n_weights_at_least(self) -> int:
@@ -184,7 +183,7 @@ class Direction:
 
     Attributes:
         receivers, senders: [P].
-        harmonics: [P, M], of the vector from sender to receiver.
+        harmonics: [P, M], of the vector from receiver to sender.
     """
 
     receivers: Tensor
@@ -364,8 +363,8 @@ class EuclideanAttention(ModuleWithConstants):
             self.receive(queries, keys, values, filters, geometry.envelope, direction)
             for direction in geometry.directions
         ]
-        (features, ev), (more_features, more_ev) = received
-        return features + more_features, ev + more_ev
+        (d_features, d_ev), (more_features, more_ev) = received
+        return d_features + more_features, d_ev + more_ev
 
     def receive(
         self,

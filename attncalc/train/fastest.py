@@ -34,7 +34,8 @@ from attncalc.train.step import (
 log = logging.getLogger(__name__)
 
 # below this many steps, compiling costs more than it saves: one to four minutes; for Equiformer,
-# whose steps are longer, up to nine against the 80 ms that each of its smallest steps gains
+# whose steps are longer, up to nine against the 80 ms that each of its smallest steps gains with
+# AVX-512; with AVX2, where steps take longer, 21 were seen
 STEPS_WORTH_COMPILING, OF_EQUIFORMER = 20_000, 6_000
 # relative error of a fast step's gradient: float32 double backward itself reaches 1e-5
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}

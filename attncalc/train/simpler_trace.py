@@ -24,7 +24,7 @@ def tiny_products(one: Tensor, other: Tensor) -> Tensor:
     """`torch.bmm` of matrices so small that calling a library costs more than multiplying them.
 
     Those that turn features into the frames of edges and back: written out, the compiler makes
-    them part of the loops before and behind.
+    them part of the loops before and behind. Two of the three sizes are at most TINY.
 
     Returns:
         [n, rows, columns], or NotImplemented where the library is the better choice.
@@ -76,7 +76,8 @@ def _join_padded(graph: Graph, total: Node) -> None:
             for place in places:
                 unpadded = [_unpadded(graph, term, dim) for term in parts[place]]
                 pieces.append(_added(graph, unpadded))
-            terms.append(graph.call_function(aten.cat.default, (pieces, dim)))
+            # first: two numbers, added before a tensor, would be added in the default dtype
+            terms.insert(0, graph.call_function(aten.cat.default, (pieces, dim)))
     if len(terms) < len(list(_terms(total))):
         with graph.inserting_before(total):
             total.replace_all_uses_with(_added(graph, terms))
@@ -102,17 +103,25 @@ def _place(term: Any) -> tuple[int, tuple[int | None, ...], int, int] | None:
     """
     target = getattr(term, "target", None)
     if target is aten.slice_backward.default:
-        _, sizes, dim, start, end, step = term.args
+        part, sizes, dim, start, end, step = term.args
     elif target is aten.select_backward.default:
-        _, sizes, dim, start = term.args
-        end, step = start + 1, 1
+        part, sizes, dim, start = term.args
+        end, step = start, 1
     else:
         return None
     shape = tuple(n if isinstance(n, int) else None for n in sizes)
     known = all(isinstance(n, int) for n in (start, end, shape[dim]))
-    if not known or step != 1 or min(dim, start) < 0:
+    if not known or step != 1 or min(dim, start) < 0 or _changes(part):
         return None
+    if target is aten.select_backward.default:
+        end = start + 1
     return dim, shape, start, min(end, sizes[dim])
+
+
+def _changes(part: Any) -> bool:
+    """Whether something may write into it between where it is padded and where it is added."""
+    schemas = (getattr(user.target, "_schema", None) for user in part.users)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def _unpadded(graph: Graph, term: Any, dim: int) -> Any:

@@ -24,10 +24,9 @@ from engines import SO3LR, so3lr_sized
 from structures import water_box
 from tables import machine_name, table, write
 
-from attncalc import Potential, System, evaluate
+from attncalc import System, evaluate
 from attncalc.fast import lower
-from attncalc.graph import Graph
-from attncalc.neighbors import VerletList
+from attncalc.neighbors import fresh_graph
 
 HERE = Path(__file__).resolve().parent
 PER_SIDE = 4
@@ -56,12 +55,6 @@ def stretched(box: Atoms, factor: float) -> Atoms:
     return thin
 
 
-def graph_of(potential: Potential, structures: list[Atoms]) -> Graph:
-    """Their edges up to the cutoff, without skin."""
-    empty = VerletList.create(cutoff=potential.cutoff, skin=0.0, species=potential.species)
-    return empty.update(System.from_ase(structures))[1]
-
-
 def measured(rounds: int) -> list[dict]:
     """One row per case."""
     potential = lower(so3lr_sized())
@@ -72,7 +65,12 @@ def measured(rounds: int) -> list[dict]:
         "water": [box],
         **{f"water, {factor} times as far apart": [stretched(box, factor)] for factor in STRETCH},
     }
-    graphs = {name: graph_of(potential, structures) for name, structures in cases.items()}
+    graphs = {
+        name: fresh_graph(
+            System.from_ase(structures), cutoff=potential.cutoff, species=potential.species
+        )
+        for name, structures in cases.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds + 1):
         for name, graph in graphs.items():

@@ -457,17 +457,18 @@ def test_joined_models_tell_what_each_was_trained_on(load, tmp_path, monkeypatch
 
 
 def test_one_system_has_the_edges_of_the_batch(load):
-    from types import SimpleNamespace
-
     from ase.build import molecule
 
-    script = load("batching")
-    potential = SimpleNamespace(cutoff=4.5, species=(1, 8))
-    water = molecule("H2O")
+    from attncalc import System
+    from attncalc.neighbors import fresh_graph
+
+    script, water = load("batching"), molecule("H2O")
     together = script.in_one_system(water)
     assert len(together) == 3 * script.N_MOLECULES
-    batch = script.graph_of(potential, [water] * script.N_MOLECULES)
-    one = script.graph_of(potential, [together])
+    batch, one = (
+        fresh_graph(System.from_ase(structures), cutoff=4.5, species=(1, 8))
+        for structures in ([water] * script.N_MOLECULES, [together])
+    )
     assert one.n_edges == batch.n_edges == 6 * script.N_MOLECULES
     for ends in ("receivers", "senders"):
         np.testing.assert_array_equal(getattr(one, ends), getattr(batch, ends))

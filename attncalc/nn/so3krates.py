@@ -348,7 +348,7 @@ class EuclideanAttention(ModuleWithConstants):
         self.feature_projection = nn.Parameter(lecun_normal(heads, head, 3 * head))
         self.geometry_projection = nn.Parameter(lecun_normal(n_degrees, part, 2 * part))
         self.qk_activation = ACTIVATIONS[config.qk_activation]
-        self.norms = config.attention_norms
+        self.attention_norms = config.attention_norms
         self.register_constant("contract", contract_orders(config.degrees))
         self.register_constant("repeat", repeat_over_orders(config.degrees))
         self.heads, self.n_degrees = heads, n_degrees
@@ -420,7 +420,7 @@ class EuclideanAttention(ModuleWithConstants):
         by_head, by_degree = (
             of_kind.unflatten(1, (n, -1)).sum(2) * (envelope / norm)
             for of_kind, n, norm in zip(
-                product, (self.heads, self.n_degrees), self.norms, strict=True
+                product, (self.heads, self.n_degrees), self.attention_norms, strict=True
             )
         )
         return by_head, by_degree

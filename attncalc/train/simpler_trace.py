@@ -59,6 +59,7 @@ def _join_padded(graph: Graph, total: Node) -> None:
     zeros with a at 0..2, plus zeros with b at 2..5, is a beside b.
     """
     terms = list(_terms(total))
+    n_terms = len(terms)
     groups: dict[Any, dict[tuple[int, int], list[Any]]] = defaultdict(lambda: defaultdict(list))
     for term in terms:
         if (found := _place(term)) is not None:
@@ -78,7 +79,7 @@ def _join_padded(graph: Graph, total: Node) -> None:
                 pieces.append(_added(graph, unpadded))
             # first: two numbers, added before a tensor, would be added in the default dtype
             terms.insert(0, graph.call_function(aten.cat.default, (pieces, dim)))
-    if len(terms) < len(list(_terms(total))):
+    if len(terms) < n_terms:
         with graph.inserting_before(total):
             total.replace_all_uses_with(_added(graph, terms))
 
@@ -106,15 +107,13 @@ def _place(term: Any) -> tuple[int, tuple[int | None, ...], int, int] | None:
         part, sizes, dim, start, end, step = term.args
     elif target is aten.select_backward.default:
         part, sizes, dim, start = term.args
-        end, step = start, 1
+        end, step = start + 1 if isinstance(start, int) else None, 1
     else:
         return None
     shape = tuple(n if isinstance(n, int) else None for n in sizes)
     known = all(isinstance(n, int) for n in (start, end, shape[dim]))
     if not known or step != 1 or min(dim, start) < 0 or _changes(part):
         return None
-    if target is aten.select_backward.default:
-        end = start + 1
     return dim, shape, start, min(end, sizes[dim])
 
 

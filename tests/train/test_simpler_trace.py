@@ -31,11 +31,10 @@ def random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def in_slice(values: Tensor, width: int, start: int, *, dim: int = 1) -> Tensor:
-    """`values` where they belong in a tensor of zeros, as autograd leaves it."""
-    sizes = list(values.shape)
-    sizes[dim] = width
-    return aten.slice_backward(values, sizes, dim, start, start + values.shape[dim], 1)
+def in_slice(values: Tensor, width: int, start: int) -> Tensor:
+    """[n, k] as columns of [n, width], zeros beside them, as autograd leaves it."""
+    sizes = [values.shape[0], width]
+    return aten.slice_backward(values, sizes, 1, start, start + values.shape[1], 1)
 
 
 def in_row(values: Tensor, rows: int, index: int) -> Tensor:
@@ -120,9 +119,7 @@ def test_a_row_whose_number_is_left_open_stays() -> None:
 def test_different_dimensions_are_not_mixed() -> None:
     def function(a: Tensor, b: Tensor) -> Tensor:
         a, b = a.view(4, 2), b.view(2, 4)
-        return aten.slice_backward(a, [4, 4], 1, 0, 2, 1) + aten.slice_backward(
-            b, [4, 4], 0, 2, 4, 1
-        )
+        return in_slice(a, 4, 0) + aten.slice_backward(b, [4, 4], 0, 2, 4, 1)
 
     a, b = random(4, 2), random(2, 4)
     graph = simplified(function, a, b)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.ops import segment_sum
@@ -32,6 +36,18 @@ class Edges:
     @property
     def n_edges(self) -> int:
         return self.receivers.shape[0]
+
+
+class GraphArrays(NamedTuple):
+    """Of a `Graph` on the CPU, by their names there; compiled loops take them in this order."""
+
+    vectors: NDArray[np.float64]
+    receivers: NDArray[np.int64]
+    senders: NDArray[np.int64]
+    edge_mask: NDArray[np.bool_]
+    pairs: NDArray[np.int64]
+    species: NDArray[np.int64]
+    system_idx: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -74,9 +90,48 @@ class Graph:
     def n_systems(self) -> int:
         return self.charge.shape[0]
 
+    @cached_property
+    def arrays(self) -> GraphArrays:
+        """Without copies; of a graph on the CPU."""
+        names = GraphArrays._fields
+        return GraphArrays(*(getattr(self, name).detach().numpy() for name in names))
+
     def with_vectors(self, vectors: Tensor) -> Graph:
         """The same graph with other edge vectors (to differentiate by them)."""
         return replace(self, vectors=vectors)
+
+
+class GraphOfArrays(Graph):
+    """A graph on the CPU that is made of arrays; a tensor is made of one when it is asked for.
+
+    Compiled loops make such graphs and others take them. Five tensors that nobody reads were a
+    twentieth of a step of ethanol.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        arrays: GraphArrays,
+        *,
+        species: Tensor,
+        system_idx: Tensor,
+        charge: Tensor,
+        spin: Tensor,
+    ) -> GraphOfArrays:
+        """Tensors that are there already are given beside the arrays."""
+        graph = object.__new__(cls)
+        graph.__dict__.update(
+            arrays=arrays, species=species, system_idx=system_idx, charge=charge, spin=spin
+        )
+        return graph
+
+    def __getattr__(self, name: str) -> Tensor:
+        arrays = self.__dict__.get("arrays")
+        if arrays is None or name not in GraphArrays._fields:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        tensor = torch.from_numpy(getattr(arrays, name))
+        self.__dict__[name] = tensor
+        return tensor
 
 
 @dataclass(frozen=True)

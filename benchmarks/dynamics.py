@@ -1,20 +1,22 @@
 """Dynamics on this machine: ns/day of the shipped models, replicas in a batch, and large boxes.
 
-    python benchmarks/dynamics.py
+    python benchmarks/dynamics.py [-o NAME] [--only models batches boxes]
 
 One thread, float32, Langevin dynamics at 300 K with 0.5 fs. Three tables: what a step costs through
-ASE and in our own loop; the same for 1 to 64 replicas in one batch; and energy + forces of boxes of
-water of 1,536 to 98,304 atoms by a network of SO3LR's size with random weights, with the memory
-that it takes: three rounds over all boxes, every measurement in a process of its own. Results go to
-benchmarks/results/dynamics.json and .md.
+ASE and in our own loop, and what both add to energy + forces; a step for 1 to 64 replicas in one
+batch; and energy + forces of boxes of water of 1,536 to 98,304 atoms by a network of SO3LR's size
+with random weights, with the memory that it takes: three rounds over all boxes, every measurement
+in a process of its own. Results go to benchmarks/results/NAME.json and .md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ MODELS = {
 REPLICAS = (1, 4, 16, 64)
 BOXES = {1536: (8, 8, 8), 6144: (8, 16, 16), 24576: (16, 16, 32), 98304: (32, 32, 32)}
 BOX_ROUNDS = 3
-SECONDS = 3.0  # of every measurement, at least
+SECONDS = 6.0  # of every measurement, at least
 TIMESTEP = 0.5  # fs
 
 
@@ -43,45 +45,43 @@ def structure(name: str):
     return bulk("Si", cubic=True) * (2, 2, 2) if name == "silicon" else SYSTEMS[name]()
 
 
-def us_per_step(advance, n: int) -> float:
-    """Median over rounds of `n` steps, after one that warms up."""
-    advance(n)
-    rounds = []
+def us_per_step(calls: dict[str, Callable[[], object]], n: int) -> dict[str, list[float]]:
+    """Of calls that do `n` steps each: what a step takes, round by round, after one that warms up.
+
+    They take turns, so that what disturbs a round disturbs all of them.
+    """
+    for call in calls.values():
+        call()
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
-    while len(rounds) < 3 or time.perf_counter() - start < SECONDS:
-        before = time.perf_counter()
-        advance(n)
-        rounds.append(1e6 * (time.perf_counter() - before) / n)
-    return statistics.median(rounds)
+    while time.perf_counter() - start < SECONDS * len(calls) or min(map(len, rounds.values())) < 3:
+        for name, call in calls.items():
+            before = time.perf_counter()
+            call()
+            rounds[name].append(1e6 * (time.perf_counter() - before) / n)
+    return rounds
 
 
 def of_model(model: str) -> dict:
-    """A step through ASE, in our own loop, and energy + forces alone."""
+    """Energy + forces on a ready graph, and what comes around them in ASE and in our own loop."""
     from ase import units
     from ase.md.langevinbaoab import LangevinBAOAB
 
-    from attncalc import AttnCalculator, System, load, md
+    from attncalc import AttnCalculator, System, evaluate, load, md
 
+    n = 100
     atoms = structure(MODELS[model])
     force = md.Forces(load(model))
     langevin = md.Langevin(TIMESTEP * units.fs, 300.0, 0.01 / units.fs)
     state = md.run(langevin, force, langevin.init(force, System.from_ase(atoms)), 200)
     now = [state]
 
-    def ours(n: int) -> None:
+    def ours() -> None:
         now[0] = md.run(langevin, force, now[0], n)
 
-    row = {"model": model, "atoms": len(atoms)}
-    row["ours_us"] = us_per_step(ours, 200)
-
-    def alone(n: int) -> None:
-        for _ in range(n):
-            force(now[0].system)
-
-    row["alone_us"] = us_per_step(alone, 200)
     atoms.positions = state.system.positions.numpy()
     atoms.set_momenta(state.momenta.numpy())
-    atoms.calc = AttnCalculator(model)
+    calculator = atoms.calc = AttnCalculator(model)
     dynamics = LangevinBAOAB(
         atoms,
         TIMESTEP * units.fs,
@@ -89,7 +89,26 @@ def of_model(model: str) -> dict:
         T_tau=100 * units.fs,
         rng=np.random.default_rng(0),
     )
-    row["ase_us"] = us_per_step(dynamics.run, 200)
+    dynamics.run(1)
+    still = atoms.copy()
+    system = calculator._system(still)
+    calculator.neighbors, graph = calculator.neighbors.update(system)
+
+    def alone() -> None:
+        for _ in range(n):
+            evaluate(calculator._fast, graph)
+
+    def calculate() -> None:
+        for _ in range(n):
+            calculator.calculate(still, ["energy", "forces"], [])
+
+    calls = {"alone": alone, "calculate": calculate, "ours": ours}
+    rounds = us_per_step(calls | {"ase": lambda: dynamics.run(n)}, n)
+    row = {"model": model, "atoms": len(atoms), "rounds": len(rounds["alone"])}
+    row |= {f"{name}_us": statistics.median(times) for name, times in rounds.items()}
+    for name in ("calculate", "ours"):  # round by round, since the machine's speed drifts
+        added = (a - b for a, b in zip(rounds[name], rounds["alone"], strict=True))
+        row[f"{name}_adds_us"] = statistics.median(added)
     return row
 
 
@@ -104,10 +123,11 @@ def of_batch(model: str, n: int) -> dict:
     batch = System.from_ase([structure(MODELS[model])] * n)
     now = [md.run(langevin, force, langevin.init(force, batch), 50)]
 
-    def advance(steps: int) -> None:
-        now[0] = md.run(langevin, force, now[0], steps)
+    def advance() -> None:
+        now[0] = md.run(langevin, force, now[0], 40)
 
-    return {"model": model, "replicas": n, "us": us_per_step(advance, 40) / n}
+    (times,) = us_per_step({"batch": advance}, 40).values()
+    return {"model": model, "replicas": n, "us": statistics.median(times) / n}
 
 
 def of_box(n_atoms: int) -> dict:
@@ -125,7 +145,8 @@ def of_box(n_atoms: int) -> dict:
     system = System.from_ase(water_box(BOXES[n_atoms]))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
-    ms = us_per_step(lambda _: evaluate(potential, graph), 1) / 1e3
+    (times,) = us_per_step({"box": lambda: evaluate(potential, graph)}, 1).values()
+    ms = statistics.median(times) / 1e3
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"atoms": n_atoms, "edges": graph.n_edges, "ms": ms, "peak_MiB": peak} | {
         "rise_MiB": peak - before
@@ -139,19 +160,29 @@ def markdown(content: dict) -> str:
         return f"{TIMESTEP * 1e-6 * 86400e6 / us:.1f}"
 
     lines = ["# Dynamics on one thread", "", f"{content['machine']}; float32, 0.5 fs, 300 K.", ""]
-    head = ["model", "atoms", "energy + forces, µs", "a step of ours, µs", "through ASE, µs"]
+    head = ["model", "atoms", "energy + forces, µs", "`calculate` adds", "a step of ours, µs"]
+    head += ["which adds, µs", "through ASE, µs", "ours, ns/day", "through ASE, ns/day"]
     lines += table(
-        [*head, "ours, ns/day", "through ASE, ns/day"],
+        head,
         [
             [
-                *(r["model"], str(r["atoms"])),
-                *(f"{r[k]:.0f}" for k in ("alone_us", "ours_us", "ase_us")),
+                *(r["model"], str(r["atoms"]), f"{r['alone_us']:.0f}"),
+                f"{r['calculate_adds_us']:.0f} µs, {r['calculate_adds_us'] / r['alone_us']:.1%}",
+                *(f"{r[k]:.0f}" for k in ("ours_us", "ours_adds_us", "ase_us")),
                 *(ns_per_day(r["ours_us"]), ns_per_day(r["ase_us"])),
             ]
             for r in content["models"]
         ],
     )
-    lines += ["", "Replicas in one batch:", ""]
+    lines += [
+        "",
+        "Energy + forces on a ready graph. What `AttnCalculator.calculate` and a step add to it "
+        "(conversion, checks, the look at the neighbour list, the integrator) is the median of "
+        "differences round by round. Through ASE: a step of its LangevinBAOAB.",
+        "",
+        "Replicas in one batch:",
+        "",
+    ]
     lines += table(
         ["model", *(f"{n}, µs per replica and step" for n in REPLICAS)],
         [
@@ -198,7 +229,7 @@ def boxes_in_rounds() -> list[dict]:
 
 def measured(*task: str) -> dict:
     """One row, from a process of its own."""
-    row = in_a_process(__file__, *task)
+    row = in_a_process(__file__, "--worker", *task)
     if "failed" in row:
         sys.exit(f"{' '.join(task)}: {row['failed']}")
     print(row, file=sys.stderr, flush=True)
@@ -206,11 +237,18 @@ def measured(*task: str) -> dict:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--name", default="dynamics", help="of the results (%(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", choices=TABLES, help="measure these; the others are kept as they are"
+    )
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
         import torch
 
         torch.set_num_threads(1)
-        kind, *what = sys.argv[1:]
+        kind, *what = options.worker
         row = {
             "model": lambda: of_model(what[0]),
             "batch": lambda: of_batch(what[0], int(what[1])),
@@ -218,20 +256,31 @@ def main() -> None:
         }[kind]()
         print(json.dumps(row))
         return
-    content = {
-        "machine": machine_name(),
-        "models": [measured("model", model) for model in MODELS],
-        "batches": [
-            measured("batch", model, str(n))
-            for model in ("so3krates-ethanol", "so3krates-aspirin")
-            for n in REPLICAS
-        ],
-        "boxes": boxes_in_rounds(),
-    }
-    write(HERE / "results" / "dynamics.json", json.dumps(content, indent=1) + "\n")
-    write(HERE / "results" / "dynamics.md", markdown(content))
+    results = HERE / "results"
+    before = results / f"{options.name}.json"
+    content = {"machine": machine_name()}
+    if options.only is not None and before.exists():
+        content = json.loads(before.read_text())
+        if content["machine"] != machine_name():
+            parser.error(
+                f"{before.name} is of another machine ({content['machine']}): leave out --only"
+            )
+    for name in options.only or TABLES:
+        content[name] = TABLES[name]()
+    write(before, json.dumps(content, indent=1) + "\n")
+    write(before.with_suffix(".md"), markdown(content))
     print(markdown(content))
 
+
+TABLES = {
+    "models": lambda: [measured("model", model) for model in MODELS],
+    "batches": lambda: [
+        measured("batch", model, str(n))
+        for model in ("so3krates-ethanol", "so3krates-aspirin")
+        for n in REPLICAS
+    ],
+    "boxes": boxes_in_rounds,
+}
 
 if __name__ == "__main__":
     main()

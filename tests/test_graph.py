@@ -1,6 +1,8 @@
 """The sign of an edge vector, the choice of one edge per pair, and the species table."""
 
-from dataclasses import replace
+import copy
+import pickle
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from ase.neighborlist import neighbor_list as ase_neighbor_list
 from attncalc.graph import (
     Edges,
     Graph,
+    GraphArrays,
+    GraphOfArrays,
     edge_vectors,
     one_per_pair,
     species_of,
@@ -127,3 +131,49 @@ def test_sum_over_system():
     graph = graph_of(edge_vectors(system, edges), edges, system)
     sums = sum_over_system(torch.arange(12.0).reshape(6, 2), graph)
     assert sums.tolist() == [[6.0, 9.0], [6.0, 7.0], [18.0, 20.0]]
+
+
+def plain_and_of_arrays() -> tuple[Graph, GraphOfArrays]:
+    system = System.from_ase(sheared())
+    edges = matscipy_list(system, 3.0)
+    plain = graph_of(edge_vectors(system, edges), edges, system)
+    names = ("species", "system_idx", "charge", "spin")
+    return plain, GraphOfArrays.of(plain.arrays, **{name: getattr(plain, name) for name in names})
+
+
+def test_arrays_of_a_graph_share_its_memory():
+    graph, _ = plain_and_of_arrays()
+    graph.vectors[0, 0] = 7
+    assert graph.arrays.vectors[0, 0] == 7
+    for name in GraphArrays._fields:
+        np.testing.assert_array_equal(getattr(graph.arrays, name), getattr(graph, name).numpy())
+    differentiable = graph.with_vectors(graph.vectors.clone().requires_grad_(True))
+    np.testing.assert_array_equal(differentiable.arrays.vectors, graph.arrays.vectors)
+
+
+@pytest.mark.parametrize(
+    "passed_on",
+    [
+        lambda graph: graph,
+        lambda graph: replace(graph),
+        copy.deepcopy,
+        lambda graph: pickle.loads(pickle.dumps(graph)),
+    ],
+)
+def test_a_graph_of_arrays_has_the_tensors_of_the_plain_one(passed_on):
+    plain, graph = plain_and_of_arrays()
+    graph = passed_on(graph)
+    assert (graph.n_atoms, graph.n_edges, graph.n_systems) == (3, plain.n_edges, 1)
+    for field in fields(Graph):
+        ours, theirs = getattr(graph, field.name), getattr(plain, field.name)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=field.name)
+        assert getattr(graph, field.name) is ours  # made once
+    with pytest.raises(AttributeError, match="no attribute 'edges'"):
+        graph.edges  # noqa: B018
+
+
+def test_arrays_follow_where_a_graph_of_arrays_gets_other_vectors():
+    plain, graph = plain_and_of_arrays()
+    other = graph.with_vectors(2 * plain.vectors)
+    np.testing.assert_array_equal(other.arrays.vectors, 2 * plain.vectors.numpy())
+    np.testing.assert_array_equal(graph.arrays.vectors, plain.vectors.numpy())

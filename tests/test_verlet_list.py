@@ -1,6 +1,6 @@
 """`VerletList`: never misses an edge, is really reused, in compact and in padded form."""
 
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
@@ -18,12 +18,15 @@ from attncalc.system import System
 ELEMENTS = (1, 6, 8, 29)
 
 
+LOOP = reuse._loop
+
+
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])
 def pass_over_the_list(request):
     """Every test here with and without the compiled pass of `attncalc.neighbors.reuse`."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            patch.setattr(reuse, "has_numba", lambda: False)
+            patch.setattr(reuse, "_loop", lambda: None)
         elif not has_numba():
             pytest.skip("numba is not installed")
         yield
@@ -193,17 +196,20 @@ def test_atoms_moved_in_place_are_noticed():
 @pytest.mark.skipif(not has_numba(), reason="numba is not installed")
 @pytest.mark.parametrize("case", [name for name in CASES if name != "batch"])
 def test_compiled_pass_gives_the_plain_graph(case, monkeypatch):
+    monkeypatch.setattr(reuse, "_loop", LOOP)
     random = np.random.default_rng(2)
     verlet, _ = empty_list(skin=2.0).update(System.from_ase(CASES[case]()))
     for _ in range(5):
         system = shaken(verlet.listed.reference, random, step=0.1, strain=0.0)
-        monkeypatch.setattr(reuse, "has_numba", lambda: True)
         compiled = verlet._reused_graph(system, verlet.listed)
-        monkeypatch.setattr(reuse, "has_numba", lambda: False)
-        updated, plain = verlet.update(system)
+        with monkeypatch.context() as patch:
+            patch.setattr(reuse, "_loop", lambda: None)
+            assert verlet._reused_graph(system, verlet.listed) is None
+            updated, plain = verlet.update(system)
         assert updated.n_rebuilds == 1
-        for name, ours in vars(compiled).items():
-            torch.testing.assert_close(ours, getattr(plain, name), rtol=0, atol=1e-14, msg=name)
+        for name in [field.name for field in fields(Graph)]:
+            ours, theirs = getattr(compiled, name), getattr(plain, name)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14, msg=name)
     cell = system.cell.clone()
     cell[0, 2, 2] += 1e-9
     changed = (
@@ -212,7 +218,6 @@ def test_compiled_pass_gives_the_plain_graph(case, monkeypatch):
         {"atomic_numbers": system.atomic_numbers + 1},
         {"positions": system.positions.clone().requires_grad_(True)},
     )
-    monkeypatch.setattr(reuse, "has_numba", lambda: True)
     for other in changed:
         assert verlet._reused_graph(replace(system, **other), verlet.listed) is None, other
 
@@ -224,9 +229,9 @@ def test_a_compiler_that_fails_does_not_end_the_simulation(monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(reuse, "has_numba", lambda: True)
     monkeypatch.setattr(reuse_loop, "near_edges", fail)
-    reuse._loop.cache_clear()
+    monkeypatch.setattr(reuse, "_loop", LOOP)
+    LOOP.cache_clear()
     try:
         system = System.from_ase(molecule("CH3CH2OH"))
         verlet, built = empty_list().update(system)
@@ -236,7 +241,7 @@ def test_a_compiler_that_fails_does_not_end_the_simulation(monkeypatch, caplog):
         torch.testing.assert_close(graph.vectors, built.vectors)
         assert caplog.text.count("does not run here (no compiler here)") == 1
     finally:
-        reuse._loop.cache_clear()
+        LOOP.cache_clear()
 
 
 def test_wrapping_atoms_into_the_cell_mid_run():

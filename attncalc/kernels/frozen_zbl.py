@@ -19,7 +19,6 @@ from torch.nn.functional import softplus
 
 from attncalc.compiled import has_numba
 from attncalc.graph import Graph
-from attncalc.kernels.simd.shares import Arrays
 
 
 def numbers_of(term: Any, coulomb_constant: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -58,7 +57,7 @@ class FrozenZBL(nn.Module):
     def energies_and_slopes(self, graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Per atom [n_atoms] eV, and of half of every pair's energy dE/dd / d [n_pairs] eV/Å²."""
         energies = np.zeros(graph.n_atoms)
-        return energies, self.add(*Arrays.of(graph)[:6], energies)
+        return energies, self.add(*graph.arrays[:6], energies)
 
     def add(
         self,

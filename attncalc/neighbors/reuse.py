@@ -10,41 +10,56 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from attncalc.compiled import has_numba
+from attncalc.graph import GraphArrays
 from attncalc.neighbors.search import MIN_DISTANCE
 from attncalc.system import System
 
 log = logging.getLogger(__name__)
 
 
+class LoopInputs(NamedTuple):
+    """Of a list: what the loop reads, and what the graphs made of it have in common.
+
+    Attributes:
+        reference: [n_atoms, 3] Å, positions that the list was built for.
+        rows: [3, n_edges], int64: receivers, senders, and 1 where the edge stands for its pair.
+        cell_shifts: [n_edges, 3], int64.
+        cell: [1, 3, 3] Å.
+        species, system_idx: [n_atoms], int64.
+    """
+
+    reference: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    cell_shifts: NDArray[np.int64]
+    cell: NDArray[np.float64]
+    species: NDArray[np.int64]
+    system_idx: NDArray[np.int64]
+
+
 def reused_edges(
     system: System,
     reference: System,
+    inputs: LoopInputs,
     *,
-    rows: Tensor,
-    cell_shifts: Tensor,
     has_images: bool,
     cutoff: float,
     skin: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Edges of `system` from a list built for `reference`, or None where this cannot tell.
+) -> GraphArrays | None:
+    """The graph of `system` from a list built for `reference`, or None where this cannot tell.
 
     Args:
         system: any.
         reference: what the list was built for, with a skin, on the CPU.
-        rows: [3, n_edges], int64: receivers, senders, and 1 where the edge stands for its pair.
-        cell_shifts: [n_edges, 3], int64.
+        inputs: of the list.
         has_images: whether any cell shift is not zero.
         cutoff, skin: Å.
-
-    Returns:
-        Vectors [n_edges, 3] Å, receivers and senders [n_edges], pairs [n_pairs]: as in `Graph`.
     """
     positions = system.positions
     if (
@@ -52,35 +67,33 @@ def reused_edges(
         or system.n_systems > 1
         or positions.requires_grad
         or system.cell.requires_grad
-        or not has_numba()
+        or (loop := _loop()) is None
         or not torch.equal(system.cell, reference.cell)
         or not torch.equal(system.pbc, reference.pbc)
         or not torch.equal(system.atomic_numbers, reference.atomic_numbers)
     ):
         return None
-    loop = _loop()
-    if loop is None:
-        return None
-    holds, *arrays = loop(
+    holds, *of_edges = loop(
         positions.numpy(),
-        reference.positions.numpy(),
+        inputs.reference,
         skin / 2,  # two atoms that approach each other may use up the skin
-        rows.numpy(),
-        cell_shifts.numpy(),
-        system.cell.numpy(),
+        inputs.rows,
+        inputs.cell_shifts,
+        inputs.cell,
         has_images,
         cutoff,
         MIN_DISTANCE,
     )
     if not holds:
         return None
-    vectors, receivers, senders, pairs = map(torch.from_numpy, arrays)
-    return vectors, receivers, senders, pairs
+    return GraphArrays._make((*of_edges, inputs.species, inputs.system_idx))
 
 
 @functools.cache
 def _loop() -> Callable[..., tuple[Any, ...]] | None:
     """Compiled here once, for a list without edges, and kept in a file; None where that fails."""
+    if not has_numba():
+        return None
     try:
         from attncalc.neighbors import reuse_loop
 

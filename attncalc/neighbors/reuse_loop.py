@@ -26,7 +26,7 @@ def near_edges(positions, reference, limit, rows, shifts, cells, has_images, cut
     Returns:
         holds: False if an atom moved further than `limit` or two are closer than `closest`; then
             the arrays mean nothing.
-        vectors [n, 3], receivers [n], senders [n], pairs [n / 2]: as in `Graph`.
+        vectors [n, 3], receivers [n], senders [n], edge_mask [n], pairs [n / 2]: as in `Graph`.
     """
     n_edges = rows.shape[1]
     vectors = np.empty((n_edges, 3))
@@ -57,4 +57,5 @@ def near_edges(positions, reference, limit, rows, shifts, cells, has_images, cut
                     pairs[n_pairs] = n
                     n_pairs += 1
                 n += 1
-    return holds, vectors[:n], receivers[:n], senders[:n], pairs[:n_pairs]
+    mask = np.ones(n, np.bool_)
+    return holds, vectors[:n], receivers[:n], senders[:n], mask, pairs[:n_pairs]

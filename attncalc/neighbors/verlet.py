@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
+from attncalc.graph import (
+    Edges,
+    Graph,
+    GraphOfArrays,
+    edge_vectors,
+    one_per_pair,
+    species_of,
+)
 from attncalc.neighbors.by_device import neighbor_list
 from attncalc.neighbors.padded import padded_kernels
-from attncalc.neighbors.reuse import reused_edges
+from attncalc.neighbors.reuse import LoopInputs, reused_edges
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
 from attncalc.system import System
 
@@ -69,6 +77,14 @@ class SkinEdges:
     is_periodic: bool
     has_images: bool
     species: Tensor
+
+    @cached_property
+    def loop_inputs(self) -> LoopInputs:
+        """Of a compact list on the CPU."""
+        reference, shifts = self.reference, self.edges.cell_shifts
+        tensors = (reference.positions, self.rows, shifts, reference.cell)
+        of_atoms = (self.species, reference.system_idx)
+        return LoopInputs(*(tensor.numpy() for tensor in (*tensors, *of_atoms)))
 
 
 @dataclass(frozen=True)
@@ -245,16 +261,23 @@ class VerletList:
     def _reused_graph(self, system: System, listed: SkinEdges) -> Graph | None:
         if listed.padding is not None:
             return None
-        edges = reused_edges(
+        arrays = reused_edges(
             system,
             listed.reference,
-            rows=listed.rows,
-            cell_shifts=listed.edges.cell_shifts,
+            listed.loop_inputs,
             has_images=listed.has_images,
             cutoff=self.cutoff,
             skin=self.skin,
         )
-        return None if edges is None else _graph(system, listed, *edges)
+        if arrays is None:
+            return None
+        return GraphOfArrays.of(
+            arrays,
+            species=listed.species,
+            system_idx=system.system_idx,
+            charge=system.charge,
+            spin=system.spin,
+        )
 
     def _rebuild(self, system: System) -> VerletList:
         species = species_of(system.atomic_numbers, self.species)

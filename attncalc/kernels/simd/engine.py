@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.graph import Graph
+from attncalc.graph import Graph, GraphArrays
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.kernels.simd.crew import MORE_GHOSTS, Crew, give_way
-from attncalc.kernels.simd.shares import Arrays, Share, shares_of
+from attncalc.kernels.simd.shares import Share, shares_of
 from attncalc.kernels.simd.team import Team
 
 # room grows by this factor, so that a few more atoms or edges do not make it anew each time
@@ -106,7 +106,7 @@ class CompiledEngine(ABC, Generic[Room]):
 
     def __call__(self, graph: Graph) -> Found | None:
         """Results for a graph on the CPU, or None if two atoms are too close."""
-        n_atoms, arrays = graph.n_atoms, Arrays.of(graph)
+        n_atoms, arrays = graph.n_atoms, graph.arrays
         strain_gradient = np.zeros((graph.n_systems, 3, 3))
         found = Found(np.zeros(n_atoms), np.zeros((n_atoms, 3)), strain_gradient)
         work = len(arrays.pairs if self.by_pairs else arrays.receivers)
@@ -117,7 +117,7 @@ class CompiledEngine(ABC, Generic[Room]):
             n = self._together(graph, arrays, size, found)
         return None if n < 0 else found
 
-    def _alone(self, graph: Graph, arrays: Arrays, found: Found) -> int:
+    def _alone(self, graph: Graph, arrays: GraphArrays, found: Found) -> int:
         slopes = self._repel(arrays, found.energies)
         everything = Share((0, graph.n_atoms), (0, graph.n_atoms), arrays)
         taken = self._take(1, (0, *self._needs([everything])))
@@ -127,7 +127,7 @@ class CompiledEngine(ABC, Generic[Room]):
         self._give_back(1, taken)
         return n
 
-    def _together(self, graph: Graph, arrays: Arrays, size: int, found: Found) -> int:
+    def _together(self, graph: Graph, arrays: GraphArrays, size: int, found: Found) -> int:
         shares = shares_of(arrays, size, by_pairs=self.by_pairs)
         needs = self._needs(shares)
         n, most = MORE_GHOSTS, 0
@@ -165,7 +165,7 @@ class CompiledEngine(ABC, Generic[Room]):
                 found.energies[:] += energies
         return n, int(n_ghosts.max())
 
-    def _repel(self, arrays: Arrays, energies: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _repel(self, arrays: GraphArrays, energies: NDArray[np.float64]) -> NDArray[np.float64]:
         """Adds the pair term's energies; its slopes of the pairs."""
         if self.repulsion is None:
             return _NO_SLOPES

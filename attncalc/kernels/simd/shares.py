@@ -1,38 +1,12 @@
-"""What the loops see of a graph, and how threads share it out."""
+"""How threads share out what the loops see of a graph."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from attncalc.graph import Graph
-
-
-class Arrays(NamedTuple):
-    """Of a graph on the CPU; the loops take them in this order."""
-
-    vectors: NDArray[np.float64]
-    receivers: NDArray[np.int64]
-    senders: NDArray[np.int64]
-    edge_mask: NDArray[np.bool_]
-    pairs: NDArray[np.int64]
-    species: NDArray[np.int64]
-    system_idx: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, graph: Graph) -> Arrays:
-        """Without copies."""
-        return cls(
-            graph.vectors.detach().numpy(),
-            graph.receivers.numpy(),
-            graph.senders.numpy(),
-            graph.edge_mask.numpy(),
-            graph.pairs.numpy(),
-            graph.species.numpy(),
-            graph.system_idx.numpy(),
-        )
+from attncalc.graph import GraphArrays
 
 
 class Share(NamedTuple):
@@ -46,10 +20,10 @@ class Share(NamedTuple):
 
     atoms: tuple[int, int]
     owned: tuple[int, int]
-    arrays: Arrays
+    arrays: GraphArrays
 
 
-def shares_of(arrays: Arrays, size: int, *, by_pairs: bool) -> list[Share]:
+def shares_of(arrays: GraphArrays, size: int, *, by_pairs: bool) -> list[Share]:
     """For `size` threads: about as many pairs (or edges) each, all those of a receiver together.
 
     Args:
@@ -69,7 +43,7 @@ def shares_of(arrays: Arrays, size: int, *, by_pairs: bool) -> list[Share]:
     shares = []
     for k in range(size):
         edge = slice(edges[k], edges[k + 1])
-        part = Arrays(
+        part = GraphArrays(
             arrays.vectors[edge],
             receivers[edge],
             arrays.senders[edge],

@@ -22,7 +22,6 @@ from torch.nn.functional import pad
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.so3 import parity
 from attncalc.graph import Graph
-from attncalc.kernels.folded_attention import RememberedEmbedding
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.kernels.simd.engine import CompiledEngine, Found
 from attncalc.kernels.simd.lanes import LANES, filled_up
@@ -56,6 +55,21 @@ class Room(NamedTuple):
 
     common: Common
     own: list[tuple[Pairs, Space]]
+
+
+class Atoms(NamedTuple):
+    """What a graph says of its atoms, as written: can be compared, and does not change."""
+
+    species: bytes
+    system_idx: bytes
+    charge: bytes
+    spin: bytes
+
+    @classmethod
+    def of(cls, graph: Graph) -> Atoms:
+        arrays = graph.arrays
+        per_system = (graph.charge.numpy(), graph.spin.numpy())
+        return cls(*(a.tobytes() for a in (arrays.species, arrays.system_idx, *per_system)))
 
 
 class Inputs(NamedTuple):
@@ -109,7 +123,8 @@ class Engine(CompiledEngine[Room]):
     ) -> None:
         super().__init__(repulsion)
         config = network.config
-        self.embedding = RememberedEmbedding(network.embedding)
+        self.embedding = network.embedding
+        self._last: tuple[Atoms, NDArray[np.float32], Kinds] | None = None
         exact = copy.deepcopy(network).to(torch.float64)
         starts = config.ev_init_divisor
         self.numbers = Numbers(
@@ -135,9 +150,14 @@ class Engine(CompiledEngine[Room]):
         return n_atoms, -(-n_atoms // len(shares)), most_pairs
 
     def _inputs(self, graph: Graph, n_rows: int) -> Inputs:
-        kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
+        atoms = Atoms.of(graph)
+        last = self._last  # one read: another thread may replace it meanwhile
+        if last is None or last[0] != atoms:  # in a simulation atoms stay the same
+            kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
+            self._last = last = (atoms, self.embedding(graph).detach().numpy(), kinds)
+        _, features, kinds = last
         gathered = np.empty((n_rows, LANES * len(kinds.values)), np.float32)
-        return Inputs(self.embedding(graph).detach().numpy(), kinds, gathered)
+        return Inputs(features, kinds, gathered)
 
     def _run(
         self,
@@ -242,7 +262,6 @@ class FirstLayer:
         self._cubics, self._queries, self._keys = cubics, queries, keys
         self._counts = (attention.heads, attention.n_degrees)
         self._reads_electrons = reads_electrons
-        self._last: tuple[Tensor, Kinds] | None = None
 
     @classmethod
     def of(cls, network: Any, grid: Grid) -> FirstLayer | None:
@@ -265,16 +284,11 @@ class FirstLayer:
         """For the elements of a graph."""
         if self._reads_electrons and (graph.charge.any() or (graph.spin != 1).any()):
             return _ANY_KIND
-        last = self._last  # one read: another thread may replace it meanwhile
-        if last is not None and torch.equal(graph.species, last[0]):
-            return last[1]
-        present, of_atoms = np.unique(graph.species.numpy(), return_inverse=True)
-        kinds = _ANY_KIND
-        if len(present) <= MOST_KINDS:
-            table, values = self._tables(tuple(present.tolist()))
-            kinds = Kinds(of_atoms.astype(np.int64), table, values)
-        self._last = (graph.species.clone(), kinds)
-        return kinds
+        present, of_atoms = np.unique(graph.arrays.species, return_inverse=True)
+        if len(present) > MOST_KINDS:
+            return _ANY_KIND
+        table, values = self._tables(tuple(present.tolist()))
+        return Kinds(of_atoms.astype(np.int64), table, values)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (lives as long as the engine)
     @torch.no_grad()

@@ -13,7 +13,7 @@ from contract import ethanol, slab, triclinic
 from numpy.typing import NDArray
 
 from attncalc.kernels.simd.crew import ABANDONED, Crew
-from attncalc.kernels.simd.shares import Arrays, shares_of
+from attncalc.kernels.simd.shares import shares_of
 from attncalc.neighbors import VerletList, fresh_graph
 from attncalc.system import System
 
@@ -87,7 +87,7 @@ def test_everything_is_in_one_share(structure, padded: bool, size: int, by_pairs
     if padded:
         verlet = VerletList.create(cutoff=4.0, skin=0.5, species=SPECIES, capacity=64)
         graph = verlet.update(system)[1]
-    arrays = Arrays.of(graph)
+    arrays = graph.arrays
     shares = shares_of(arrays, size, by_pairs=by_pairs)
     assert len(shares) == size
     for whole, name in ((arrays.receivers, "receivers"), (arrays.vectors, "vectors")):

@@ -153,6 +153,17 @@ def test_charge_and_spin_reach_the_first_layer() -> None:
         assert_same(fast.engine(graph), evaluate(exact(plain), graph))
 
 
+def test_atoms_that_change_in_place_are_seen() -> None:
+    plain = potential(embed_charge=True, embed_spin=True)
+    fast = lower(plain)
+    both = [ethanol(), ethanol()]
+    graph = build_graph(plain, System.from_ase(both))
+    for name, value in (("charge", 1.0), ("spin", 2), ("species", graph.species.flip(0))):
+        assert_same(fast.engine(graph), evaluate(exact(plain), graph))
+        getattr(graph, name)[:] = value
+        assert_same(fast.engine(graph), evaluate(exact(plain), graph))
+
+
 @pytest.mark.parametrize("length", [SHORTEST * (1 + 1e-9), SHORTEST + 0.01, 0.9, 2.0, 3.9, 3.999])
 def test_pairs_at_all_distances(length: float) -> None:
     plain = potential(repels=True)

@@ -92,7 +92,7 @@ class CompiledStep:
             return None
         energies, *others = found
         # adds in the order of the atoms, as `segment_sum` does in several times as long
-        energy = np.bincount(graph.arrays.system_idx, energies, minlength=graph.n_systems)
+        energy = np.bincount(graph.system_idx.numpy(), energies, minlength=graph.n_systems)
         total, of_atoms, forces, strain_gradient = map(
             torch.from_numpy, (energy, energies, *others)
         )

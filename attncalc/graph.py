@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +89,7 @@ class Graph:
     def n_systems(self) -> int:
         return self.charge.shape[0]
 
-    @cached_property
+    @property
     def arrays(self) -> GraphArrays:
         """Without copies; of a graph on the CPU."""
         names = GraphArrays._fields
@@ -104,8 +103,8 @@ class Graph:
 class GraphOfArrays(Graph):
     """A graph on the CPU that is made of arrays; a tensor is made of one when it is asked for.
 
-    Compiled loops make such graphs and others take them. Five tensors that nobody reads were a
-    twentieth of a step of ethanol.
+    Compiled loops make such graphs and others take them, mostly without anybody who reads the
+    tensors. Copies and what is read from a pickle are a plain `Graph`.
     """
 
     @classmethod
@@ -121,17 +120,26 @@ class GraphOfArrays(Graph):
         """Tensors that are there already are given beside the arrays."""
         graph = object.__new__(cls)
         graph.__dict__.update(
-            arrays=arrays, species=species, system_idx=system_idx, charge=charge, spin=spin
+            _arrays=arrays, species=species, system_idx=system_idx, charge=charge, spin=spin
         )
         return graph
 
+    @property
+    def arrays(self) -> GraphArrays:
+        """Those it is made of; of one that was made of tensors, as by `replace`, theirs."""
+        arrays: GraphArrays | None = self.__dict__.get("_arrays")
+        return super().arrays if arrays is None else arrays
+
     def __getattr__(self, name: str) -> Tensor:
-        arrays = self.__dict__.get("arrays")
+        arrays = self.__dict__.get("_arrays")
         if arrays is None or name not in GraphArrays._fields:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         tensor = torch.from_numpy(getattr(arrays, name))
         self.__dict__[name] = tensor
         return tensor
+
+    def __reduce__(self) -> tuple[type[Graph], tuple[Tensor, ...]]:
+        return Graph, tuple(getattr(self, field.name) for field in fields(Graph))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Dynamics on this machine: ns/day of the shipped models, replicas in a batch, and large boxes.
 
-    python benchmarks/dynamics.py [-o NAME] [--only models batches boxes]
+    python benchmarks/dynamics.py [-o NAME]
 
 One thread, float32, Langevin dynamics at 300 K with 0.5 fs. Three tables: what a step costs through
 ASE and in our own loop, and what both add to energy + forces; a step for 1 to 64 replicas in one
 batch; and energy + forces of boxes of water of 1,536 to 98,304 atoms by a network of SO3LR's size
-with random weights, with the memory that it takes: three rounds over all boxes, every measurement
-in a process of its own. Results go to benchmarks/results/NAME.json and .md.
+with random weights, with the memory that it takes: three rounds over all boxes. Every row comes
+from a process of its own. Results go to benchmarks/results/NAME.json and .md.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ MODELS = {
 REPLICAS = (1, 4, 16, 64)
 BOXES = {1536: (8, 8, 8), 6144: (8, 16, 16), 24576: (16, 16, 32), 98304: (32, 32, 32)}
 BOX_ROUNDS = 3
+STEPS = 100  # of a round
 SECONDS = 6.0  # of every measurement, at least
 TIMESTEP = 0.5  # fs
 
@@ -69,46 +70,42 @@ def of_model(model: str) -> dict:
 
     from attncalc import AttnCalculator, System, evaluate, load, md
 
-    n = 100
+    n = STEPS
     atoms = structure(MODELS[model])
     force = md.Forces(load(model))
     langevin = md.Langevin(TIMESTEP * units.fs, 300.0, 0.01 / units.fs)
-    state = md.run(langevin, force, langevin.init(force, System.from_ase(atoms)), 200)
-    now = [state]
-
-    def ours() -> None:
-        now[0] = md.run(langevin, force, now[0], n)
-
-    atoms.positions = state.system.positions.numpy()
-    atoms.set_momenta(state.momenta.numpy())
-    calculator = atoms.calc = AttnCalculator(model)
+    now = [md.run(langevin, force, langevin.init(force, System.from_ase(atoms)), 200)]
+    atoms.positions = now[0].system.positions.numpy()
+    atoms.set_momenta(now[0].momenta.numpy())
+    still, moving = atoms.copy(), atoms.copy()
+    _, graph = force.neighbors.update(now[0].system)
+    calculator, moving.calc = AttnCalculator(model), AttnCalculator(model)
     dynamics = LangevinBAOAB(
-        atoms,
+        moving,
         TIMESTEP * units.fs,
         temperature_K=300,
         T_tau=100 * units.fs,
         rng=np.random.default_rng(0),
     )
-    dynamics.run(1)
-    still = atoms.copy()
-    system = calculator._system(still)
-    calculator.neighbors, graph = calculator.neighbors.update(system)
 
     def alone() -> None:
         for _ in range(n):
-            evaluate(calculator._fast, graph)
+            evaluate(force._fast, graph)
 
     def calculate() -> None:
         for _ in range(n):
             calculator.calculate(still, ["energy", "forces"], [])
 
-    calls = {"alone": alone, "calculate": calculate, "ours": ours}
-    rounds = us_per_step(calls | {"ase": lambda: dynamics.run(n)}, n)
+    def ours() -> None:
+        now[0] = md.run(langevin, force, now[0], n)
+
+    calls = {"alone": alone, "calculate": calculate, "ours": ours, "ase": lambda: dynamics.run(n)}
+    rounds = us_per_step(calls, n)
     row = {"model": model, "atoms": len(atoms), "rounds": len(rounds["alone"])}
     row |= {f"{name}_us": statistics.median(times) for name, times in rounds.items()}
     for name in ("calculate", "ours"):  # round by round, since the machine's speed drifts
-        added = (a - b for a, b in zip(rounds[name], rounds["alone"], strict=True))
-        row[f"{name}_adds_us"] = statistics.median(added)
+        added = [a - b for a, b in zip(rounds[name], rounds["alone"], strict=True)]
+        row[f"{name}_adds_us"] = statistics.quantiles(added, n=4)
     return row
 
 
@@ -159,16 +156,19 @@ def markdown(content: dict) -> str:
     def ns_per_day(us: float) -> str:
         return f"{TIMESTEP * 1e-6 * 86400e6 / us:.1f}"
 
+    def added(row: dict, name: str) -> str:
+        low, middle, high = row[f"{name}_adds_us"]
+        return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
     lines = ["# Dynamics on one thread", "", f"{content['machine']}; float32, 0.5 fs, 300 K.", ""]
-    head = ["model", "atoms", "energy + forces, µs", "`calculate` adds", "a step of ours, µs"]
+    head = ["model", "atoms", "energy + forces, µs", "`calculate` adds, µs", "a step of ours, µs"]
     head += ["which adds, µs", "through ASE, µs", "ours, ns/day", "through ASE, ns/day"]
     lines += table(
         head,
         [
             [
-                *(r["model"], str(r["atoms"]), f"{r['alone_us']:.0f}"),
-                f"{r['calculate_adds_us']:.0f} µs, {r['calculate_adds_us'] / r['alone_us']:.1%}",
-                *(f"{r[k]:.0f}" for k in ("ours_us", "ours_adds_us", "ase_us")),
+                *(r["model"], str(r["atoms"]), f"{r['alone_us']:.0f}", added(r, "calculate")),
+                *(f"{r['ours_us']:.0f}", added(r, "ours"), f"{r['ase_us']:.0f}"),
                 *(ns_per_day(r["ours_us"]), ns_per_day(r["ase_us"])),
             ]
             for r in content["models"]
@@ -177,8 +177,9 @@ def markdown(content: dict) -> str:
     lines += [
         "",
         "Energy + forces on a ready graph. What `AttnCalculator.calculate` and a step add to it "
-        "(conversion, checks, the look at the neighbour list, the integrator) is the median of "
-        "differences round by round. Through ASE: a step of its LangevinBAOAB.",
+        "(conversion, checks, the look at the neighbour list, the integrator, new lists) is the "
+        f"median and the quartiles of differences round by round, of {STEPS} calls each. Through "
+        "ASE: a step of its LangevinBAOAB.",
         "",
         "Replicas in one batch:",
         "",
@@ -239,9 +240,6 @@ def measured(*task: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--name", default="dynamics", help="of the results (%(default)s)")
-    parser.add_argument(
-        "--only", nargs="+", choices=TABLES, help="measure these; the others are kept as they are"
-    )
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -256,19 +254,10 @@ def main() -> None:
         }[kind]()
         print(json.dumps(row))
         return
-    results = HERE / "results"
-    before = results / f"{options.name}.json"
-    content = {"machine": machine_name()}
-    if options.only is not None and before.exists():
-        content = json.loads(before.read_text())
-        if content["machine"] != machine_name():
-            parser.error(
-                f"{before.name} is of another machine ({content['machine']}): leave out --only"
-            )
-    for name in options.only or TABLES:
-        content[name] = TABLES[name]()
-    write(before, json.dumps(content, indent=1) + "\n")
-    write(before.with_suffix(".md"), markdown(content))
+    content = {"machine": machine_name(), **{name: make() for name, make in TABLES.items()}}
+    output = HERE / "results" / options.name
+    write(output.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+    write(output.with_suffix(".md"), markdown(content))
     print(markdown(content))
 
 

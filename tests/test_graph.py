@@ -168,6 +168,12 @@ def test_a_graph_of_arrays_has_the_tensors_of_the_plain_one(passed_on):
         ours, theirs = getattr(graph, field.name), getattr(plain, field.name)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=field.name)
         assert getattr(graph, field.name) is ours  # made once
+    graph.vectors.mul_(2)
+    np.testing.assert_array_equal(graph.arrays.vectors, graph.vectors.numpy())
+
+
+def test_a_graph_of_arrays_has_nothing_else():
+    _, graph = plain_and_of_arrays()
     with pytest.raises(AttributeError, match="no attribute 'edges'"):
         graph.edges  # noqa: B018
 

@@ -18,7 +18,7 @@ from attncalc.system import System
 ELEMENTS = (1, 6, 8, 29)
 
 
-LOOP = reuse._loop
+LOOP = reuse._loop  # what it is where the fixture has put nothing in its place
 
 
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])

@@ -259,7 +259,7 @@ class VerletList:
         return _padded_graph(system, listed, listed.padding, self.cutoff)
 
     def _reused_graph(self, system: System, listed: SkinEdges) -> Graph | None:
-        if listed.padding is not None:
+        if listed.padding is not None or listed.reference.device.type != "cpu":
             return None
         arrays = reused_edges(
             system,

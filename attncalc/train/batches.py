@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -96,7 +96,8 @@ def join(parts: Sequence[Batch]) -> Batch:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch on another device."""
-    graph = replace(batch.graph, **{k: v.to(device) for k, v in vars(batch.graph).items()})
+    names = [field.name for field in fields(Graph)]
+    graph = replace(batch.graph, **{k: getattr(batch.graph, k).to(device) for k in names})
     labels = {k: v.to(device) for k, v in vars(batch).items() if k != "graph"}
     return Batch(graph=graph, **labels)
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.graph import Graph
+from attncalc.graph import Graph, GraphArrays
 from attncalc.kernels.equiformer.atom_loops import AtomRoom
 from attncalc.kernels.equiformer.geometry_loops import Edges, Radial
 from attncalc.kernels.equiformer.message_loops import AtomRows, Room
@@ -112,7 +112,7 @@ class Engine(CompiledEngine[Space]):
         most = max(int(np.bincount(some, minlength=1).max()) for some in receivers)
         return n_atoms, max(map(len, receivers)), max(CHUNK, most)
 
-    def _inputs(self, graph: Graph, n_rows: int) -> None:
+    def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> None:
         """All is in the arrays."""
 
     def _run(

@@ -122,7 +122,7 @@ class CompiledEngine(ABC, Generic[Room]):
         everything = Share((0, graph.n_atoms), (0, graph.n_atoms), arrays)
         taken = self._take(1, (0, *self._needs([everything])))
         n = self._run(
-            None, everything, slopes, self._inputs(graph, graph.n_atoms), taken.room, found
+            None, everything, slopes, self._inputs(graph, arrays, graph.n_atoms), taken.room, found
         )
         self._give_back(1, taken)
         return n
@@ -144,7 +144,7 @@ class CompiledEngine(ABC, Generic[Room]):
         assert taken.team is not None
         crew, ghosts = taken.team
         size, n_atoms = crew.size, graph.n_atoms
-        inputs = self._inputs(graph, n_atoms + ghosts.ghosts.size)
+        inputs = self._inputs(graph, shares[0].arrays, n_atoms + ghosts.ghosts.size)
         said, n_ghosts = np.zeros(size, np.int64), np.zeros(size, np.int64)
         repelled = np.zeros((size, n_atoms))
         strain_gradients = np.zeros((size, *found.strain_gradient.shape))
@@ -205,11 +205,12 @@ class CompiledEngine(ABC, Generic[Room]):
         """New working space for `size` threads of at most so many ghosts."""
 
     @abstractmethod
-    def _inputs(self, graph: Graph, n_rows: int) -> Any:
+    def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Any:
         """What there is of the graph for all threads.
 
         Args:
             graph: of atoms.
+            arrays: its own, or those of a share, which has all atoms.
             n_rows: atoms, and all ghosts that there may be.
         """
 

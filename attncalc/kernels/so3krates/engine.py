@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.so3 import parity
-from attncalc.graph import Graph
+from attncalc.graph import Graph, GraphArrays
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.kernels.simd.engine import CompiledEngine, Found
 from attncalc.kernels.simd.lanes import LANES, filled_up
@@ -66,9 +66,8 @@ class Atoms(NamedTuple):
     spin: bytes
 
     @classmethod
-    def of(cls, graph: Graph) -> Atoms:
-        arrays = graph.arrays
-        per_system = (graph.charge.numpy(), graph.spin.numpy())
+    def of(cls, graph: Graph, arrays: GraphArrays) -> Atoms:
+        per_system = (tensor.detach().numpy() for tensor in (graph.charge, graph.spin))
         return cls(*(a.tobytes() for a in (arrays.species, arrays.system_idx, *per_system)))
 
 
@@ -149,8 +148,8 @@ class Engine(CompiledEngine[Room]):
         most_pairs = max([len(share.arrays.pairs) for share in shares])
         return n_atoms, -(-n_atoms // len(shares)), most_pairs
 
-    def _inputs(self, graph: Graph, n_rows: int) -> Inputs:
-        atoms = Atoms.of(graph)
+    def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Inputs:
+        atoms = Atoms.of(graph, arrays)
         last = self._last  # one read: another thread may replace it meanwhile
         if last is None or last[0] != atoms:  # in a simulation atoms stay the same
             kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
@@ -284,7 +283,7 @@ class FirstLayer:
         """For the elements of a graph."""
         if self._reads_electrons and (graph.charge.any() or (graph.spin != 1).any()):
             return _ANY_KIND
-        present, of_atoms = np.unique(graph.arrays.species, return_inverse=True)
+        present, of_atoms = np.unique(graph.species.numpy(), return_inverse=True)
         if len(present) > MOST_KINDS:
             return _ANY_KIND
         table, values = self._tables(tuple(present.tolist()))

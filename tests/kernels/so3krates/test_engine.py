@@ -156,12 +156,21 @@ def test_charge_and_spin_reach_the_first_layer() -> None:
 def test_atoms_that_change_in_place_are_seen() -> None:
     plain = potential(embed_charge=True, embed_spin=True)
     fast = lower(plain)
-    both = [ethanol(), ethanol()]
-    graph = build_graph(plain, System.from_ase(both))
-    for name, value in (("charge", 1.0), ("spin", 2), ("species", graph.species.flip(0))):
-        assert_same(fast.engine(graph), evaluate(exact(plain), graph))
+    apart = [Atoms("OH", [[0, 0, 0], [0, 0, 1]]), Atoms("H"), Atoms("H")]
+    apart[0].info["charge"] = -1
+    graph = build_graph(plain, System.from_ase(apart))
+    assert_same(fast.engine(graph), evaluate(exact(plain), graph))
+    for name, value in (
+        ("charge", 1.0),
+        ("spin", 2),
+        ("species", graph.species.flip(0)),
+        ("system_idx", torch.tensor([0, 0, 0, 2])),  # charge is shared by those of a system
+    ):
+        before = evaluate(exact(plain), graph).energies
         getattr(graph, name)[:] = value
-        assert_same(fast.engine(graph), evaluate(exact(plain), graph))
+        now = evaluate(exact(plain), graph)
+        assert (now.energies - before).abs().max() > 1e-3, name
+        assert_same(fast.engine(graph), now)
 
 
 @pytest.mark.parametrize("length", [SHORTEST * (1 + 1e-9), SHORTEST + 0.01, 0.9, 2.0, 3.9, 3.999])

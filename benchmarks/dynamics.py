@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,20 +46,11 @@ def structure(name: str):
 
 
 def us_per_step(calls: dict[str, Callable[[], object]], n: int) -> dict[str, list[float]]:
-    """Of calls that do `n` steps each: what a step takes, round by round, after one that warms up.
+    """Of calls that do `n` steps each and take turns: what a step takes, round by round."""
+    from engines import timed
 
-    They take turns, so that what disturbs a round disturbs all of them.
-    """
-    for call in calls.values():
-        call()
-    rounds: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.perf_counter()
-    while time.perf_counter() - start < SECONDS * len(calls) or min(map(len, rounds.values())) < 3:
-        for name, call in calls.items():
-            before = time.perf_counter()
-            call()
-            rounds[name].append(1e6 * (time.perf_counter() - before) / n)
-    return rounds
+    times = timed(SECONDS * len(calls), calls, "cpu")
+    return {name: [1e3 * ms / n for ms in rounds] for name, rounds in times.items()}
 
 
 def of_model(model: str) -> dict:

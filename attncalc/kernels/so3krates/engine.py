@@ -57,7 +57,7 @@ class Room(NamedTuple):
     own: list[tuple[Pairs, Space]]
 
 
-class Atoms(NamedTuple):
+class WrittenAtoms(NamedTuple):
     """What a graph says of its atoms, as written: can be compared, and does not change."""
 
     species: bytes
@@ -66,7 +66,7 @@ class Atoms(NamedTuple):
     spin: bytes
 
     @classmethod
-    def of(cls, graph: Graph, arrays: GraphArrays) -> Atoms:
+    def of(cls, graph: Graph, arrays: GraphArrays) -> WrittenAtoms:
         per_system = (tensor.detach().numpy() for tensor in (graph.charge, graph.spin))
         return cls(*(a.tobytes() for a in (arrays.species, arrays.system_idx, *per_system)))
 
@@ -123,7 +123,7 @@ class Engine(CompiledEngine[Room]):
         super().__init__(repulsion)
         config = network.config
         self.embedding = network.embedding
-        self._last: tuple[Atoms, NDArray[np.float32], Kinds] | None = None
+        self._last: tuple[WrittenAtoms, NDArray[np.float32], Kinds] | None = None
         exact = copy.deepcopy(network).to(torch.float64)
         starts = config.ev_init_divisor
         self.numbers = Numbers(
@@ -149,7 +149,7 @@ class Engine(CompiledEngine[Room]):
         return n_atoms, -(-n_atoms // len(shares)), most_pairs
 
     def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Inputs:
-        atoms = Atoms.of(graph, arrays)
+        atoms = WrittenAtoms.of(graph, arrays)
         last = self._last  # one read: another thread may replace it meanwhile
         if last is None or last[0] != atoms:  # in a simulation atoms stay the same
             kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)

@@ -1,4 +1,4 @@
-"""Files that a program is about to write: nothing is overwritten, and nobody else writes them."""
+"""Files that a program writes: never half of one, over nothing, and nobody else meanwhile."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ def refuse_existing(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file so that it is either the old one or the complete new one, never half."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Claim:

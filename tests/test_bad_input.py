@@ -31,8 +31,9 @@ from damage import claim_to_unpack_to
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from attncalc import AttnCalculator, data, load, model_file, train
+from attncalc import AttnCalculator, data, load, train
 from attncalc.cli import main
+from attncalc.model_header import signature
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "bad_input.md"
@@ -97,7 +98,7 @@ def copper_model(change: Callable[[dict, dict], object] | None = None) -> Path:
             header = json.loads(file.metadata()["attncalc"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         change(header, tensors)
-        header["checks"] = {"sha256": model_file._checksum(header, tensors)}
+        header["checks"] = {"sha256": signature(header, tensors)}
         save_file(tensors, path, metadata={"attncalc": json.dumps(header)})
     return path
 

@@ -20,7 +20,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"neighbors", "graph", "basis"}),
     frozenset({"nn", "physics", "kernels"}),
     frozenset({"potential"}),
-    frozenset({"model_file", "fast", "checks", "data", "plots", "convert", "in_words"}),
+    frozenset(
+        {"model_file", "model_header", "fast", "checks", "data", "plots", "convert", "in_words"}
+    ),
     frozenset({"calculator", "md", "train"}),
     frozenset({"plugins"}),
     frozenset({"cli", "report"}),
@@ -30,8 +32,11 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # steps inside one floor, each from the first room to the second and never back:
 #   floor 0   system ──► ops
 #   floor 1   neighbors ──► graph        a neighbour list is made into a Graph
+#   floor 4   model_file ──► model_header   bytes and JSON are checked, then something is built
 #   floor 7   cli ──► report             `attncalc eval` writes the report
-STEPS = frozenset({("system", "ops"), ("neighbors", "graph"), ("cli", "report")})
+STEPS = frozenset(
+    {("system", "ops"), ("neighbors", "graph"), ("model_file", "model_header"), ("cli", "report")}
+)
 
 # these hand the public names on and hold nothing themselves
 EXEMPT = frozenset({"__init__", "__main__"})

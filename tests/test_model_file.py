@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from attncalc import model_file
 from attncalc.model_file import header, load, save, shipped_models
+from attncalc.model_header import signature
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
@@ -367,7 +368,7 @@ def rewrite(path: Path, change: Callable[[Header, Tensors], object], *, sign: bo
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(found, tensors)
     if sign and isinstance(found.get("checks"), dict):
-        found["checks"] = {"sha256": model_file._checksum(found, tensors)}
+        found["checks"] = {"sha256": signature(found, tensors)}
     save_file(tensors, path, metadata={"attncalc": json.dumps(found)})
 
 
@@ -551,7 +552,7 @@ def test_a_number_that_is_json_but_beyond_floats(path: Path) -> None:
         text = file.metadata()["attncalc"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     unsigned = json.loads(text) | {"scale": [math.inf, 1.0, 1.0]}
-    unsigned["checks"]["sha256"] = model_file._checksum(unsigned, tensors)
+    unsigned["checks"]["sha256"] = signature(unsigned, tensors)
     text = json.dumps(unsigned).replace("Infinity", "1e999")
     save_file(tensors, path, metadata={"attncalc": text})
     with pytest.raises(ValueError, match=r"^model.safetensors: scale holds something that is not"):

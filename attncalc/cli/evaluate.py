@@ -20,6 +20,7 @@ from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import new_file
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.progress import progress_bar
+from attncalc.files import write_atomically
 
 if TYPE_CHECKING:
     from attncalc.data import Dataset
@@ -83,7 +84,7 @@ def evaluate(
         click.echo(f"Note: {remark}")
     if target is not None:
         page = evaluation(potential, prediction, dataset, subject)
-        model_file.write_atomically(target, page.encode(errors="replace"))
+        write_atomically(target, page.encode(errors="replace"))
         click.echo(f"wrote {target}")
 
 

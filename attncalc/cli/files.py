@@ -14,8 +14,7 @@ from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat, string2index
 from matplotlib.figure import Figure
 
-from attncalc import model_file
-from attncalc.files import refuse_existing
+from attncalc.files import refuse_existing, write_atomically
 from attncalc.md.h5md_reader import read_h5md
 from attncalc.one_line import one_line
 
@@ -126,4 +125,4 @@ def save_picture(figure: Figure, path: Path) -> None:
     """Atomically, in the format of the file's ending."""
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.removeprefix("."))
-    model_file.write_atomically(path, content.getvalue())
+    write_atomically(path, content.getvalue())

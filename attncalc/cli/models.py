@@ -8,6 +8,7 @@ from ase.data import chemical_symbols
 from attncalc import model_file
 from attncalc.cli.errors import one_line_errors
 from attncalc.in_words import names_in_words
+from attncalc.model_header import descriptions
 
 
 @click.command()
@@ -24,7 +25,7 @@ def models() -> None:
     )
     for name, path in shipped.items():
         header = model_file.header(path)
-        info, described = header["training"], model_file.descriptions(header)
+        info, described = header["training"], descriptions(header)
         elements = " ".join(chemical_symbols[z] for z in described[0]["species"])
         network = names_in_words(member["network"] for member in described)
         test = info.get("test_errors") or {}

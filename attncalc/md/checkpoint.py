@@ -19,10 +19,10 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-from attncalc.files import refuse_existing
+from attncalc.files import refuse_existing, write_atomically
 from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.state import MDState
-from attncalc.model_file import sha256, write_atomically
+from attncalc.model_header import digest_of
 from attncalc.system import System
 
 FORMAT = 1
@@ -134,7 +134,7 @@ def save_checkpoint(
 
 def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     described = {f"{name} {t.dtype} {list(t.shape)}": t for name, t in tensors.items()}
-    return sha256(header, described)
+    return digest_of(header, described)
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Restart:

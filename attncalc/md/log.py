@@ -10,10 +10,9 @@ from typing import IO
 import torch
 from ase import units
 
-from attncalc.files import Claim, refuse_existing
+from attncalc.files import Claim, refuse_existing, write_atomically
 from attncalc.md.integrators import Integrator
 from attncalc.md.state import MDState
-from attncalc.model_file import write_atomically
 
 # of every run, in front
 COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")

@@ -16,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from attncalc import plots
-from attncalc.model_file import save, write_atomically
+from attncalc.files import write_atomically
+from attncalc.model_file import save
 from attncalc.train.denoising import without_denoising
 from attncalc.train.module import TrainingModule
 from attncalc.train.step import Step

@@ -14,7 +14,7 @@ import numpy as np
 
 from attncalc import model_file
 from attncalc.data import Dataset
-from attncalc.files import Claim
+from attncalc.files import Claim, write_atomically
 from attncalc.system import charge_and_spin
 from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe
@@ -83,7 +83,7 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
                 "now: choose another output folder, or remove this one to start again"
             )
     more = {DATA: data} | ({START: start} if start else {})
-    model_file.write_atomically(mark, json.dumps(ours | more, indent=1).encode())
+    write_atomically(mark, json.dumps(ours | more, indent=1).encode())
 
 
 def _start_checksum(recipe: Recipe) -> str | None:

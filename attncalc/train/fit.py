@@ -16,7 +16,8 @@ from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors
 from attncalc.data.streamed import errors_of
-from attncalc.model_file import NETWORKS, header, load, model_name, save, write_atomically
+from attncalc.files import write_atomically
+from attncalc.model_file import NETWORKS, header, load, model_name, save
 from attncalc.potential import Committee, Potential, check_system
 from attncalc.system import System
 from attncalc.train.batches import samples, sizes_of, to_device

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from attncalc.model_file import write_atomically
+from attncalc.files import write_atomically
 from attncalc.train.batches import Batches
 from attncalc.train.callbacks import (
     AddUp,

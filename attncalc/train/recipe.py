@@ -11,7 +11,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from attncalc.model_file import DTYPES, NETWORKS, find_model
+from attncalc.model_file import NETWORKS, find_model
+from attncalc.model_header import DTYPES
 from attncalc.one_line import one_line
 from attncalc.train.plain_yaml import read_yaml
 

@@ -12,7 +12,8 @@ from ase.data import chemical_symbols
 from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.statistics import per_element
-from attncalc.model_file import DTYPES, NETWORKS, load, model_name
+from attncalc.model_file import NETWORKS, load, model_name
+from attncalc.model_header import DTYPES
 from attncalc.potential import Committee, Potential, evaluate_many
 from attncalc.train.denoising import with_denoising
 from attncalc.train.recipe import Recipe

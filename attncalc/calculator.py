@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,6 @@ class AttnCalculator(BaseCalculator):
         self.potential = _potential(model, where, dtype)
         if threads is not None:
             self.potential.take_threads(threads)
-        self._fast = lower(self.potential)
         self._suits_itself = skin is None
         self.neighbors = VerletList.create(
             cutoff=self.potential.cutoff,
@@ -92,6 +92,11 @@ class AttnCalculator(BaseCalculator):
         self.spread: dict[str, Any] | None = None
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
         self._volume: list[float] = []  # of what was seen
+
+    @functools.cached_property
+    def _fast(self) -> Potential:
+        """Made when it is first needed: what is wrong with a structure is told before."""
+        return lower(self.potential)
 
     def calculate(
         self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]
@@ -164,6 +169,8 @@ class AttnCalculator(BaseCalculator):
         Raises:
             RuntimeError: a check failed; the table says which.
         """
+        if atoms is not None:  # what is wrong with it is told before anything is compiled
+            self.neighbors.update(self._system(atoms))
         fast = None if self._fast is self.potential else self._fast
         report = checks.verify(self.potential, atoms, fast=fast)
         print(report)

@@ -178,10 +178,10 @@ def _in_threads(fast: Potential, potential: Potential) -> Potential:
 @contextmanager
 def _patience_asked_for() -> Iterator[None]:
     """Tells people what takes so long, if it does: what is compiled is kept for the next time."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         yield
         return
-    message = "compiling loops for this machine: up to a minute, once"
+    message = "compiling loops for this machine, once: a minute or two, for Equiformer some more"
     timer = threading.Timer(COMPILING, log.warning, [message])
     timer.daemon = True
     timer.start()

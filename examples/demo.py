@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from ase.build import molecule
 from ase.io import read
@@ -40,8 +41,10 @@ settings = Settings(ensemble="nvt", temperature=300, timestep=0.5, n_steps=6000,
 start = time.perf_counter()
 with tqdm(total=settings.n_steps, unit="step", disable=None) as bar:
     rows = run_with_ase(atoms, settings, trajectory, progress=lambda n, status: bar.update(n))
-mean = sum(row["temperature_K"] for row in rows[200:]) / len(rows[200:])
-print(f"3 ps of Langevin dynamics in {time.perf_counter() - start:.0f} s, mean {mean:.0f} K")
+print(f"3 ps of Langevin dynamics at 300 K in {time.perf_counter() - start:.0f} s")
+blocks = np.reshape([row["temperature_K"] for row in rows[-400:]], (10, 40)).mean(1)  # 0.2 ps each
+error = blocks.std(ddof=1) / len(blocks) ** 0.5
+print(f"mean of the last 2 ps: {blocks.mean():.0f} K, standard error {error:.0f} K")
 figure = md_summary(rows, read(trajectory, ":"), title="ethanol, 300 K", target=300, n_dof=27)
 figure.savefig(folder / "ethanol-300K.png")
 print(f"look at {folder}/ethanol-300K.png; open the trajectory with: ase gui {trajectory}")

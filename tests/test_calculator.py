@@ -718,3 +718,24 @@ def test_verify_refuses_what_the_model_does_not_know(ethanol64: AttnCalculator) 
         ethanol64.verify(with_info(charge=1))
     with pytest.raises(ValueError, match="not trained on Cu"):
         ethanol64.verify(Atoms("Cu"))
+
+
+def test_bad_structures_are_refused_before_anything_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lowered = []
+    monkeypatch.setattr(
+        "attncalc.calculator.lower", lambda potential: lowered.append(potential) or potential
+    )
+    calculator = neutral()
+    copper = Atoms("Cu", calculator=calculator)
+    for refused in (copper.get_potential_energy, lambda: calculator.verify(copper)):
+        with pytest.raises(ValueError, match="not trained on Cu"):
+            refused()
+    assert not lowered
+    atoms = ethanol()
+    atoms.calc = calculator
+    atoms.get_forces()
+    atoms.rattle(0.01)
+    atoms.get_forces()
+    assert lowered == [calculator.potential]

@@ -112,7 +112,9 @@ def test_species_are_rows_of_the_table():
 def test_species_that_are_not_in_the_table_are_named():
     with pytest.raises(ValueError) as error:
         species_of(torch.tensor([26, 1, 7, 26]), (1, 6, 8))
-    assert str(error.value) == "this model was not trained on N Fe; it knows: H C O"
+    assert str(error.value) == (
+        "this model was not trained on N Fe; it knows: H C O; what others know: attncalc models"
+    )
 
 
 def test_counts_and_other_vectors():

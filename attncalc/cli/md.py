@@ -17,6 +17,7 @@ from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import existing_file, new_file, read_structures, save_picture
+from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.progress import progress_bar
 from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, run_with_ase
@@ -104,34 +105,39 @@ def md(
     endings = (".xyz", ".extxyz", ".traj") if by_ase else (".h5md", ".xyz", ".extxyz", ".traj")
     if target.suffix not in endings:
         listed = f"{', '.join(endings[:-1])} or {endings[-1]}"
-        raise ValueError(f"{target.name}: a trajectory must end in {listed}")
-    new_file(target.with_suffix(".png"))
+        kind = f"trajectory of {settings.ensemble}, by ASE," if by_ase else "trajectory"
+        raise ValueError(f"{target.name}: a {kind} must end in {listed}")
+    for ending in (".png", ".csv", ".ckpt"):
+        new_file(target.with_suffix(ending))
     (atoms,) = read_structures(structure, index="-1")
     set_threads(threads, [atoms])
     calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
+    require_known(calculator.potential, [atoms])
     if atoms.get_momenta().any():
         temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
         click.echo(f"velocities of the file are kept (T = {temperature:.0f} K)")
     what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
     picture = _Picture(target, settings, ", ".join(what), _degrees_of_freedom(atoms, settings))
-    with _running(settings, target, picture) as progress:
-        if by_ase:
-            atoms.calc = calculator
+    if by_ase:
+        atoms.calc = calculator
+        atoms.get_potential_energy()  # loops are compiled before a bar counts the time
+        with _running(settings, target, picture) as progress:
             rows = run_with_ase(atoms, settings, target, progress=progress)
-            neighbors = calculator.neighbors
-        else:
-            force = Forces(calculator.potential)
-            info = {
-                "model": _absolute(model),
-                "checksum": model_file.checksum(model),
-                "dtype": dtype,
-                "threads": threads,
-                "title": picture.title,
-                "n_dof": picture.n_dof,
-            }
+        n_lists = calculator.n_rebuilds
+    else:
+        force = Forces(calculator.potential)
+        info = {
+            "model": _absolute(model),
+            "checksum": model_file.checksum(model),
+            "dtype": dtype,
+            "threads": threads,
+            "title": picture.title,
+            "n_dof": picture.n_dof,
+        }
+        with _running(settings, target, picture) as progress:
             rows = run_structure(atoms, force, settings, target, info=info, progress=progress).rows
-            neighbors = force.neighbors
-    _report(target, rows, f"{neighbors.n_rebuilds} neighbour lists in {neighbors.n_updates} steps")
+        n_lists = force.neighbors.n_rebuilds
+    _report(target, rows, f"{n_lists} neighbour lists in {settings.n_steps} steps")
 
 
 def _resume(
@@ -168,8 +174,8 @@ def _resume(
     force = Forces(calculator.potential)
     with _running(settings, target, picture, done=done) as progress:
         rows = resume_structure(restart, force, settings, target, progress=progress).rows
-    neighbors = force.neighbors
-    _report(target, rows, f"{neighbors.n_rebuilds} neighbour lists in {neighbors.n_updates} steps")
+    n_lists, n_steps = force.neighbors.n_rebuilds, settings.n_steps - done
+    _report(target, rows, f"{n_lists} neighbour lists in {n_steps} steps")
 
 
 def _typed(context: click.Context, name: str) -> bool:

@@ -28,12 +28,12 @@ from attncalc.cli.files import (
     save_picture,
     write_structures,
 )
+from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.progress import progress_bar
-from attncalc.graph import species_of
 from attncalc.md import Forces, relax_batch
 from attncalc.md.job import fixed_atoms
-from attncalc.potential import Potential, batches, check_system
+from attncalc.potential import batches
 from attncalc.system import System
 
 # atoms up to which the work around the network is worth sharing among structures
@@ -76,7 +76,7 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     require_room(target, len(frames))
     set_threads(threads, frames)
     calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
-    _require_known(calculator.potential, frames, volume=cell)
+    require_known(calculator.potential, frames, volume=cell)
     require_writable(target, frames)
     together = _are_relaxed_together(frames, optimizer, cell, calculator.potential.device)
     relax_all = _relax_together if together else _relax_in_turn
@@ -149,22 +149,6 @@ class Course:
             f"{end} in {len(self.steps) - 1} steps, "
             f"largest force {largest:.4f} eV/Å, energy {start:.4f} -> {energy:.4f} eV"
         )
-
-
-def _require_known(potential: Potential, frames: list[Atoms], *, volume: bool) -> None:
-    """The model takes all structures: asked before the work, not after half of it."""
-    for k, atoms in enumerate(frames):
-        try:
-            system = System.from_ase(atoms)
-            species_of(system.atomic_numbers, potential.species)
-            check_system(potential, system)
-            if volume and atoms.cell.rank < 3:
-                raise ValueError(
-                    "stress needs a volume: this structure does not have three cell vectors"
-                )
-        except ValueError as error:
-            where = f"structure {k}: " if len(frames) > 1 else ""
-            raise ValueError(f"{where}{error}") from None
 
 
 def _are_relaxed_together(

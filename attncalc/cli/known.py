@@ -1,0 +1,38 @@
+"""Whether a model knows structures: asked before the work, not after half of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ase import Atoms
+
+from attncalc.graph import species_of
+from attncalc.potential import Potential, check_system
+from attncalc.system import System
+
+
+def require_known(
+    potential: Potential, structures: Sequence[Atoms], *, volume: bool = False
+) -> None:
+    """The model takes all structures.
+
+    Args:
+        potential: the model.
+        structures: if there are several, the message says which is not known.
+        volume: whether each must have one.
+
+    Raises:
+        ValueError: one is impossible, or the model has not learnt its elements, charge or spin.
+    """
+    for k, atoms in enumerate(structures):
+        try:
+            system = System.from_ase(atoms)
+            species_of(system.atomic_numbers, potential.species)
+            check_system(potential, system)
+            if volume and atoms.cell.rank < 3:
+                raise ValueError(
+                    "stress needs a volume: this structure does not have three cell vectors"
+                )
+        except ValueError as error:
+            where = f"structure {k}: " if len(structures) > 1 else ""
+            raise ValueError(f"{where}{error}") from None

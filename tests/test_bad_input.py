@@ -502,8 +502,8 @@ def page(messages: Iterator[str]) -> str:
         "# Bad input, and what is said about it",
         "",
         "One line that says what is wrong and how to mend it; the command line shows the same line "
-        "and ends with status 1. An option that does not exist, or is missing, is told as usual: with "
-        "the usage, and status 2.",
+        "and ends with status 1. An option that does not exist, or is missing, is told as usual: "
+        "with the usage, and status 2.",
         "A file is named first. Nothing in a file is ever executed, and none is taken for what it "
         "is not.",
         "",

@@ -56,6 +56,8 @@ class AttnCalculator(BaseCalculator):
         threads: that compiled steps on a CPU take for a large structure; small ones are computed
             in one, where more would be slower. The same number gives the same bits. None: 1, or
             what a given `Potential` has.
+        correction: True for a model that corrects another method, whose results somebody adds:
+            ASE's `LinearCombinationCalculator`, for instance. It is refused otherwise.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -77,10 +79,13 @@ class AttnCalculator(BaseCalculator):
         dtype: str | None = None,
         skin: float | None = None,
         threads: int | None = None,
+        correction: bool = False,
     ) -> None:
         super().__init__()
         where = _device(device)
         self.potential = _potential(model, where, dtype)
+        if correction != bool(self.potential.corrects):
+            raise ValueError(_not_alone(self.potential.corrects))
         if threads is not None:
             self.potential.take_threads(threads)
         self._suits_itself = skin is None
@@ -193,6 +198,15 @@ class AttnCalculator(BaseCalculator):
     def n_updates(self) -> int:
         """How often a neighbour list was asked for, rebuilt or not."""
         return self.neighbors.n_updates
+
+
+def _not_alone(corrects: str) -> str:
+    if not corrects:
+        return "this model is a whole potential: leave correction=True away"
+    return (
+        f"this model corrects {corrects}, and is nothing without: add that, and say "
+        "AttnCalculator(..., correction=True)"
+    )
 
 
 def _potential(model: Any, device: torch.device, dtype: str | None) -> Potential:

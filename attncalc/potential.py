@@ -130,6 +130,11 @@ class Potential(nn.Module):
         return sum(p.numel() for p in self.networks[0].parameters())
 
     @property
+    def corrects(self) -> str:
+        """The method whose energies its own are to be added to; "" if they stand for themselves."""
+        return str(self.training_info.get("corrects") or "")
+
+    @property
     def reads_charge(self) -> bool:
         """Whether the energy depends on the total charge."""
         return self.network.reads_charge
@@ -180,13 +185,13 @@ class Committee(Potential):
     and differ elsewhere; their mean is closer to the truth than most of them.
 
     Args:
-        members: two or more, of the same species and cutoff; those of a committee among them are
-            taken one by one.
+        members: two or more, of the same species and cutoff, which correct the same method or
+            none; those of a committee among them are taken one by one.
         training: as for `Potential`.
 
     Raises:
-        ValueError: there are fewer than two members, they differ in species or cutoff, or one
-            stands twice.
+        ValueError: there are fewer than two members, they differ in species, cutoff or what they
+            correct, or one stands twice.
     """
 
     members: Any  # an nn.ModuleList of potentials, which no annotation can say
@@ -199,12 +204,12 @@ class Committee(Potential):
         members = [one for member in members for one in getattr(member, "members", [member])]
         if len(members) < 2:
             raise ValueError(f"a committee needs two members or more, got {len(members)}")
-        for name in ("species", "cutoff"):
+        for name, what in (("species", ""), ("cutoff", ""), ("corrects", "method to correct")):
             values = sorted({getattr(member, name) for member in members})
             if len(values) > 1:
                 raise ValueError(
-                    f"members of a committee must have the same {name}, "
-                    f"got {', '.join(map(str, values))}"
+                    f"members of a committee must have the same {what or name}, "
+                    f"got {', '.join(str(value) or 'none' for value in values)}"
                 )
         for k, member in enumerate(members):
             if any(_same_weights(member, other) for other in members[:k]):
@@ -219,6 +224,11 @@ class Committee(Potential):
     def cutoff(self) -> float:
         """Interaction range of one layer, Å."""
         return self.members[0].cutoff
+
+    @property
+    def corrects(self) -> str:
+        """The method whose energies its own are to be added to; "" if they stand for themselves."""
+        return super().corrects or self.members[0].corrects  # members do not know it in a file
 
     @property
     def device(self) -> torch.device:

@@ -47,6 +47,7 @@ def main() -> None:
         **origin([member.training_info for member in members]),
         "n_test": len(test),
         "test_errors": {key: getattr(found["all"], key) for key in keys},
+        **({"corrects": committee.corrects} if committee.corrects else {}),
         "start_from": None,
         "committee": len(members),
         "members": {

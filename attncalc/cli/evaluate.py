@@ -18,6 +18,7 @@ from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import new_file
+from attncalc.cli.known import is_correction
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.progress import progress_bar
 from attncalc.files import write_atomically
@@ -69,7 +70,9 @@ def evaluate(
         indices = dataset.splits[split]
         dataset = dataset[indices]
     set_threads(threads, dataset.structures)
-    potential = AttnCalculator(model, device=device, dtype=dtype, threads=threads).potential
+    potential = AttnCalculator(
+        model, device=device, dtype=dtype, threads=threads, correction=is_correction(model)
+    ).potential
     start = time.perf_counter()
     with progress_bar(len(dataset), "structure") as bar:
         prediction = predict(potential, dataset, progress=bar.update)

@@ -6,9 +6,15 @@ from collections.abc import Sequence
 
 from ase import Atoms
 
+from attncalc import model_file
 from attncalc.graph import species_of
 from attncalc.potential import Potential, check_system
 from attncalc.system import System
+
+
+def is_correction(model: str) -> bool:
+    """Whether a model corrects another method: it can be looked at alone, but moves no atoms."""
+    return bool(model_file.header(model)["training"].get("corrects"))
 
 
 def require_known(

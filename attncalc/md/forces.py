@@ -29,6 +29,9 @@ class Forces:
         potential: stays as it is; what is used is a copy.
         skin: Å added to the cutoff of the neighbour list; None suits device and size.
 
+    Raises:
+        ValueError: the potential corrects another method.
+
     Attributes:
         neighbors: the list; a step that needs another one makes it.
         looks_at_every_step: whether asking if the list holds costs nothing worth saving.
@@ -37,6 +40,8 @@ class Forces:
     """
 
     def __init__(self, potential: Potential, *, skin: float | None = None) -> None:
+        if potential.corrects:
+            raise ValueError(f"this model corrects {potential.corrects}: alone it moves no atoms")
         self.potential = copy.deepcopy(potential).requires_grad_(False).eval()
         self._fast = lower(self.potential)
         self._suits_itself = skin is None

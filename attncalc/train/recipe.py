@@ -17,7 +17,7 @@ from attncalc.one_line import one_line
 from attncalc.train.plain_yaml import read_yaml
 
 # None means that nothing is said about them.
-_OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "start_from")
+_OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "corrects", "start_from")
 
 
 LARGEST_NOISE = 0.5  # Å
@@ -79,6 +79,8 @@ class Recipe:
             fits into memory: an HDF5 file as `attncalc convert data` writes it.
         labels, energy_unit, length_unit: as in `data.read`.
         level_of_theory: for the card; what the file says if empty.
+        corrects: the cheaper method from which the labels are counted, if they are what it lacks:
+            the model is to be added to it, and refuses to move atoms alone.
         start_from: a model whose weights the training starts from instead of random ones (another
             level of theory, another molecule): a file, looked for as `data`, or the name of a
             shipped model. Its hyper-parameters must be those of the recipe; elements that the
@@ -124,6 +126,7 @@ class Recipe:
     energy_unit: str | None = None
     length_unit: str | None = None
     level_of_theory: str = ""
+    corrects: str | None = None
     start_from: str | None = None
     epochs: int = 1000
     batch_size: int = 5

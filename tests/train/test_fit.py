@@ -331,6 +331,14 @@ def test_run_writes_a_card_and_tests_again_when_finished(
     assert again.history == done.history
     assert (output / "tiny.md").read_text() == card
     assert (output / "learning_curve.png").exists()
+    assert "correct" not in card
+    assert not load(done.model).corrects
+    told = dataclasses.replace(recipe, corrects="pair potentials")  # words make no other run
+    train.run(told, output, data=data_file, command="attncalc train tiny.yaml")
+    assert (
+        "| **corrects** | pair potentials: to be added to it |" in (output / "tiny.md").read_text()
+    )
+    assert load(done.model).corrects == "pair potentials"
 
 
 @pytest.mark.parametrize(

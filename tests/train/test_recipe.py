@@ -135,6 +135,7 @@ def test_text_that_resembles_a_number_stays_text(tmp_path):
         ("energy_unit: [eV]", "energy_unit must be text, got ['eV']"),
         ("test_data: !!binary YQ==", "test_data must be text, got b'a'"),
         ("level_of_theory: null", "level_of_theory must be text, got None"),
+        ("corrects: 5", "corrects must be text, got 5"),
         ("split: {train: 5}", "train of split must be the name of a split in the file, got 5"),
         ("split: {n_validation: all}", "n_validation of split must be a whole number and not neg"),
         ("split: {n_validation: -1}", "n_validation of split must be a whole number and not negat"),

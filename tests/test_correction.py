@@ -1,0 +1,77 @@
+"""Models that correct another method: beside it they move atoms, alone they refuse to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.mixing import LinearCombinationCalculator
+from ase.io import write
+from command_line import COPPER, attncalc, fails
+
+from attncalc import AttnCalculator, Committee, Potential, load, md, save
+
+
+def correction(method: str = "EMT", weight: float = 1.0) -> Potential:
+    potential = load(COPPER, dtype="float64")
+    potential.training_info["corrects"] = method
+    potential.scale *= weight
+    return potential
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save(correction(), tmp_path / "correction.safetensors")
+    return tmp_path / "correction.safetensors"
+
+
+def test_what_is_corrected_stays_in_the_file(model: Path) -> None:
+    assert load(model).corrects == "EMT"
+    assert load(COPPER).corrects == ""
+
+
+def test_alone_it_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="corrects EMT, and is nothing without: add that, and say"):
+        AttnCalculator(model)
+    with pytest.raises(ValueError, match="corrects EMT: alone it moves no atoms"):
+        md.Forces(load(model))
+    with pytest.raises(ValueError, match="is a whole potential: leave correction=True away"):
+        AttnCalculator(COPPER, correction=True)
+    copper = tmp_path / "cu.extxyz"
+    write(copper, bulk("Cu"))
+    for command in ("relax", "md"):
+        assert "this model corrects EMT" in fails(command, str(copper), "--model", str(model))
+    assert sorted(tmp_path.iterdir()) == [model, copper]
+
+
+def test_its_physics_can_be_looked_at(model: Path) -> None:
+    assert attncalc("verify", str(model)).exit_code == 0
+
+
+def test_beside_the_method_it_gives_the_sum(model: Path) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    ours = AttnCalculator(model, dtype="float64", correction=True)
+    alone = {}
+    for name, calc in (("EMT", EMT()), ("ours", ours)):
+        atoms.calc = calc
+        alone[name] = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    atoms.calc = LinearCombinationCalculator([EMT(), ours], [1.0, 1.0])
+    sums = [a + b for a, b in zip(*alone.values(), strict=True)]
+    found = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    for expected, got in zip(sums, found, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+
+
+def test_committees_of_corrections(tmp_path: Path) -> None:
+    members = [correction(), correction(weight=0.5)]
+    committee = AttnCalculator(members, correction=True).potential
+    assert committee.corrects == "EMT"
+    save(Committee(members, training={"corrects": "EMT"}), tmp_path / "both.safetensors")
+    assert load(tmp_path / "both.safetensors").corrects == "EMT"
+    for other, got in ((load(COPPER), "none, EMT"), (correction("PBE"), "EMT, PBE")):
+        with pytest.raises(ValueError, match=f"the same method to correct, got {got}"):
+            Committee([members[1], other])

@@ -55,8 +55,10 @@ SHIPPED = {
     "ethanol-committee": "ethanol",
     "so3krates-aspirin": "aspirin",
     "so3krates-aspirin-committee": "aspirin",
+    "so3krates-aspirin-distilled": "aspirin",
     "equiformer-aspirin-distilled": "aspirin",
     "aspirin-committee": "aspirin",
+    "equiformer-aspirin-correction": "aspirin",
     "so3krates-silicon": "mlearn-si",
 }
 
@@ -115,6 +117,7 @@ def row_of(model: str | Path, name: str, data: str, command: str) -> dict:
         "data": data,
         "model": name,
         "starts_from": (info.get("start_from") or {}).get("name", ""),
+        "corrects": info.get("corrects", ""),
         "n_train": info["n_train"],
         "n_test": info["n_test"],
         "epochs": info["epochs"],
@@ -164,7 +167,7 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "GPUs, Equiformer for 17 to 61 hours each. *So3krates, quick* has 70,000 to 110,000, one "
         "seed, and the minutes stated on one core that other work shared: it shows that a data set "
         "is learnt, and how far one gets with so little. The shipped models had half an hour to "
-        "three hours on one core.",
+        "four hours on one core.",
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others whose labels "
         "are tight binding, corrected by what the 950 teach about it "
@@ -180,6 +183,8 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         model = row["model"]
         if row["starts_from"]:
             model += f" (after {row['starts_from']})"
+        if row["corrects"]:
+            model = f"{row['corrects']}, and {model}"
         stress = row["stress_mae_meV_A3"]
         others = ["" if row["data"] in seen else cell(m, row["data"], labels) for m in MODELS]
         seen.add(row["data"])

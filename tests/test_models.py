@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from ase.calculators.mixing import LinearCombinationCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 
@@ -28,6 +29,7 @@ def on_card(name: str, quantity: str) -> float:
 def test_all_are_shipped():
     assert SHIPPED == [
         "aspirin-committee",
+        "equiformer-aspirin-correction",
         "equiformer-aspirin-distilled",
         "equiformer-ethanol",
         "equiformer-ethanol-distilled",
@@ -35,6 +37,7 @@ def test_all_are_shipped():
         "ethanol-committee",
         "so3krates-aspirin",
         "so3krates-aspirin-committee",
+        "so3krates-aspirin-distilled",
         "so3krates-aspirin-xtb",
         "so3krates-ethanol",
         "so3krates-ethanol-committee",
@@ -57,7 +60,7 @@ def test_card_and_header_agree(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_physics_of_every_model(name):
-    AttnCalculator(name).verify()
+    AttnCalculator(name, correction=bool(load(name).corrects)).verify()
 
 
 def test_accuracy_on_the_committed_test_set():
@@ -80,6 +83,7 @@ def test_accuracy_on_the_committed_test_set():
         ("equiformer-ethanol", "ethanol"),
         ("equiformer-ethanol-distilled", "ethanol"),
         ("equiformer-aspirin-distilled", "aspirin"),
+        ("so3krates-aspirin-distilled", "aspirin"),
         ("aspirin-committee", "aspirin"),
         ("ethanol-committee", "ethanol"),
     ],
@@ -90,6 +94,31 @@ def test_accuracy_on_md17(shared, name, molecule_name):
     found = errors(predict(load(name), test), test)
     assert 1e3 * found.force_mae == pytest.approx(on_card(name, "force"), abs=0.02)
     assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
+
+
+def test_accuracy_of_the_correction_beside_tight_binding(shared):
+    """As docs/few_frames.md shows it, by ASE's calculators alone."""
+    tblite = pytest.importorskip("tblite.ase")
+    name = "equiformer-aspirin-correction"
+    dataset = data.read(shared / "data" / "rmd17_aspirin.npz", labels="md17")
+    test = dataset[dataset.splits["test_01"]]
+    tight_binding = [
+        tblite.TBLite(method=method, accuracy=0.1, verbosity=0)
+        for method in ("GFN1-xTB", "GFN2-xTB")
+    ]
+    calculator = LinearCombinationCalculator(
+        [*tight_binding, AttnCalculator(name, correction=True)], [0.5, 0.5, 1.0]
+    )
+    energies, forces = [], []
+    for atoms in test.structures:
+        atoms = atoms.copy()
+        atoms.calc = calculator
+        forces.append(atoms.get_forces())
+        energies.append(atoms.get_potential_energy())
+    force_mae = 1e3 * np.abs(np.array(forces) - np.array(test.forces)).mean()
+    energy_mae = 1e3 * np.abs(np.array(energies) - test.energies).mean()
+    assert force_mae == pytest.approx(on_card(name, "force"), abs=0.02)
+    assert energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
 
 
 def test_accuracy_of_silicon(shared):
@@ -113,7 +142,7 @@ def test_the_committee_holds_the_single_model(name):
 
 def test_the_committee_of_aspirin_holds_the_shipped_models():
     members = load("aspirin-committee").members
-    shipped = [load("equiformer-aspirin-distilled"), *load("so3krates-aspirin-committee").members]
+    shipped = [load("equiformer-aspirin-distilled"), load("so3krates-aspirin-distilled")]
     for member, alone in zip(members, shipped, strict=True):
         for name, tensor in alone.state_dict().items():
             assert torch.equal(member.state_dict()[name], tensor), name

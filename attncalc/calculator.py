@@ -16,6 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from attncalc import checks
 from attncalc.fast import lower
+from attncalc.graph import species_of
 from attncalc.model_file import load
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
@@ -101,7 +102,8 @@ class AttnCalculator(BaseCalculator):
     @functools.cached_property
     def _fast(self) -> Potential:
         """Made when it is first needed: what is wrong with a structure is told before."""
-        return lower(self.potential)
+        with torch.inference_mode(False):  # where the first step may be asked for, and refused
+            return lower(self.potential)
 
     def calculate(
         self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]
@@ -175,7 +177,9 @@ class AttnCalculator(BaseCalculator):
             RuntimeError: a check failed; the table says which.
         """
         if atoms is not None:  # what is wrong with it is told before anything is compiled
-            self.neighbors.update(self._system(atoms))
+            system = System.from_ase(atoms)
+            species_of(system.atomic_numbers, self.potential.species)
+            check_system(self.potential, system)
         fast = None if self._fast is self.potential else self._fast
         report = checks.verify(self.potential, atoms, fast=fast)
         print(report)

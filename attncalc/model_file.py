@@ -70,6 +70,8 @@ def save(potential: Potential, path: str | Path) -> None:
         # JSON has no NaN; an error that was not finite must not make the weights unreadable
         "training": _without_nan(potential.training_info),
     }
+    if potential.corrects:  # which a committee knows from its members
+        header["training"]["corrects"] = potential.corrects
     # as it will be read: JSON turns keys into strings and tuples into lists
     header = json.loads(json.dumps(header, allow_nan=False))
     header["checks"] = {"sha256": signature(header, tensors)}
@@ -230,8 +232,9 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Potential:
     if "members" not in header:
         return _build_one(header, n_stored, training)
     members = []
+    of_each = {key: training[key] for key in ("corrects",) if key in training}
     for description in header["members"]:
-        members.append(_build_one(description, n_stored, {}))
+        members.append(_build_one(description, n_stored, of_each))
         n_stored -= sum(tensor.numel() for tensor in members[-1].parameters())
     return Committee(members, training=training)
 

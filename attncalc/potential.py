@@ -228,7 +228,7 @@ class Committee(Potential):
     @property
     def corrects(self) -> str:
         """The method whose energies its own are to be added to; "" if they stand for themselves."""
-        return super().corrects or self.members[0].corrects  # members do not know it in a file
+        return self.members[0].corrects
 
     @property
     def device(self) -> torch.device:

@@ -47,7 +47,6 @@ def main() -> None:
         **origin([member.training_info for member in members]),
         "n_test": len(test),
         "test_errors": {key: getattr(found["all"], key) for key in keys},
-        **({"corrects": committee.corrects} if committee.corrects else {}),
         "start_from": None,
         "committee": len(members),
         "members": {
@@ -111,6 +110,8 @@ def card(name: str, committee: Committee, found: dict) -> str:
         ["training", f"{minutes} wall time of all together, seeds {seeds}"],
         ["command", f"`{info['command']}`"],
     ]  # fmt: skip
+    if committee.corrects:
+        facts.insert(0, ["**corrects**", f"{committee.corrects}: to be added to it"])
     of_all = found["all"]
     errors_of_all = [
         ["energy", f"{1e3 * of_all.energy_mae:.2f}", f"{1e3 * of_all.energy_rmse:.2f}", "meV"],

@@ -70,8 +70,12 @@ def test_committees_of_corrections(tmp_path: Path) -> None:
     members = [correction(), correction(weight=0.5)]
     committee = AttnCalculator(members, correction=True).potential
     assert committee.corrects == "EMT"
-    save(Committee(members, training={"corrects": "EMT"}), tmp_path / "both.safetensors")
-    assert load(tmp_path / "both.safetensors").corrects == "EMT"
+    save(Committee(members), tmp_path / "both.safetensors")
+    both = load(tmp_path / "both.safetensors")
+    assert both.corrects == both.members[1].corrects == "EMT"
+    with pytest.raises(ValueError, match="corrects EMT"):
+        md.Forces(both.members[0])
+    AttnCalculator([both, correction(weight=0.25)], correction=True)
     for other, got in ((load(COPPER), "none, EMT"), (correction("PBE"), "EMT, PBE")):
         with pytest.raises(ValueError, match=f"the same method to correct, got {got}"):
             Committee([members[1], other])

@@ -1,4 +1,4 @@
-"""Lowering: the same numbers, proven when a model is loaded; otherwise the plain path."""
+"""Lowering: the same numbers, proven before the first step; otherwise the plain path."""
 
 from __future__ import annotations
 

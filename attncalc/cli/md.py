@@ -107,7 +107,7 @@ def md(
         listed = f"{', '.join(endings[:-1])} or {endings[-1]}"
         kind = f"trajectory of {settings.ensemble}, by ASE," if by_ase else "trajectory"
         raise ValueError(f"{target.name}: a {kind} must end in {listed}")
-    for ending in (".png", ".csv", ".ckpt"):
+    for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         new_file(target.with_suffix(ending))
     (atoms,) = read_structures(structure, index="-1")
     set_threads(threads, [atoms])

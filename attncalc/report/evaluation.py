@@ -303,6 +303,8 @@ def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]
         ("trained on", _data_of(info)),
         ("level of theory", str(info.get("level_of_theory") or "not stated")),
     ]
+    if potential.corrects:
+        told.append(("corrects", f"{potential.corrects}: its data are what that lacks"))
     if known := _own_force_mae(info):
         told.append(("its own test set", f"force MAE {three_digits(1e3 * known)} meV/Å"))
     return told

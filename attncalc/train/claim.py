@@ -130,8 +130,6 @@ def _refuse_other_recipe(
         value = content.get(key)
         if key in ("data", "test_data"):  # files may have moved
             return Path(value).name if value and names_count else None
-        if key in ("level_of_theory", "corrects"):  # words for the card
-            return None
         if key == "stream":  # the same numbers, wherever they wait
             return None
         if key == "start_from":  # a file or a shipped name: its checksum tells more

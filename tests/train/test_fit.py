@@ -333,12 +333,6 @@ def test_run_writes_a_card_and_tests_again_when_finished(
     assert (output / "learning_curve.png").exists()
     assert "correct" not in card
     assert not load(done.model).corrects
-    told = dataclasses.replace(recipe, corrects="pair potentials")  # words make no other run
-    train.run(told, output, data=data_file, command="attncalc train tiny.yaml")
-    assert (
-        "| **corrects** | pair potentials: to be added to it |" in (output / "tiny.md").read_text()
-    )
-    assert load(done.model).corrects == "pair potentials"
 
 
 @pytest.mark.parametrize(
@@ -583,3 +577,18 @@ def test_units_that_do_not_match_stop_a_training(recipe, dataset, tmp_path):
     _require_matching_units(recipe, wrong[:6])
     for weight in ("energy_weight", "force_weight"):
         _require_matching_units(dataclasses.replace(recipe, **{weight: 0.0}), wrong)
+
+
+def test_a_model_that_corrects_another_method_says_so_from_the_first_epoch(
+    recipe, data_file, tmp_path, monkeypatch
+):
+    recipe = dataclasses.replace(recipe, corrects="pair potentials", epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[train.fit.__module__], "_describe", None)
+        with pytest.raises(TypeError):  # stopped before anything is described
+            train.run(recipe, tmp_path / "run", data=data_file, command="attncalc train tiny.yaml")
+    assert load(tmp_path / "run" / "tiny.safetensors").corrects == "pair potentials"
+    done = train.run(recipe, tmp_path / "run", data=data_file, command="attncalc train tiny.yaml")
+    assert load(done.model).corrects == "pair potentials"
+    card = done.model.with_suffix(".md").read_text()
+    assert "| **corrects** | pair potentials: to be added to it |" in card

@@ -169,7 +169,7 @@ def markdown(content: dict[str, list[dict]], n_steps: int, machine: str) -> str:
         f"{machine}. {n_steps:,} steps or the next whole epoch, batches of {BATCH}, Adam from 1e-3 "
         f"to 1e-5, one seed; {N_VALIDATION} structures choose the best epoch, {N_TEST:,} others "
         "are tested. Both starts have the same network and the same budget, which is short: with "
-        "more steps a random start comes closer.",
+        "more steps a random start comes closer. Minutes count pauses, of a core that was shared.",
     ]
     for name, rows in content.items():
         lines += ["", f"## {name}: {TASKS[name].words}", ""]

@@ -232,7 +232,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Potential:
     if "members" not in header:
         return _build_one(header, n_stored, training)
     members = []
-    of_each = {key: training[key] for key in ("corrects",) if key in training}
+    of_each = {"corrects": training["corrects"]} if "corrects" in training else {}
     for description in header["members"]:
         members.append(_build_one(description, n_stored, of_each))
         n_stored -= sum(tensor.numel() for tensor in members[-1].parameters())

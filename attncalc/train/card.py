@@ -35,7 +35,11 @@ def card(recipe: Recipe, potential: Potential) -> str:
         f"| elements | {elements} |",
         f"| data | {info['data']} (labels: {info['labels']}) |",
         f"| level of theory | {info['level_of_theory'] or 'not stated by the data'} |",
-        *([f"| **corrects** | {info['corrects']}: to be added to it |"] if recipe.corrects else []),
+        *(
+            [f"| **corrects** | {potential.corrects}: to be added to it |"]
+            if potential.corrects
+            else []
+        ),
         f"| structures | {info['n_train']} training, {info['n_validation']} validation, "
         f"{info['n_test']} test |",
         f"| units | eV, Å{_units_of_the_file(recipe)} |",

@@ -322,7 +322,6 @@ def _describe(
         "data": training.source,
         "labels": training.labels,
         "level_of_theory": recipe.level_of_theory or training.level_of_theory,
-        **({"corrects": recipe.corrects} if recipe.corrects else {}),
         "n_train": len(training),
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),

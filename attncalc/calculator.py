@@ -16,7 +16,6 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from attncalc import checks
 from attncalc.fast import lower
-from attncalc.graph import species_of
 from attncalc.model_file import load
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
@@ -177,9 +176,7 @@ class AttnCalculator(BaseCalculator):
             RuntimeError: a check failed; the table says which.
         """
         if atoms is not None:  # what is wrong with it is told before anything is compiled
-            system = System.from_ase(atoms)
-            species_of(system.atomic_numbers, self.potential.species)
-            check_system(self.potential, system)
+            check_system(self.potential, System.from_ase(atoms))
         fast = None if self._fast is self.potential else self._fast
         report = checks.verify(self.potential, atoms, fast=fast)
         print(report)

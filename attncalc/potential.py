@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from attncalc.graph import ALL_PAIRS, Graph
+from attncalc.graph import ALL_PAIRS, Graph, species_of
 from attncalc.neighbors import fresh_graph
 from attncalc.ops import segment_sum
 from attncalc.system import System
@@ -426,12 +426,14 @@ def stress(result: Result, system: System) -> Tensor:
 
 
 def check_system(potential: Potential, system: System) -> None:
-    """Refuse what the network would silently ignore.
+    """Refuse elements that the model does not know, and what its network would silently ignore.
 
     Raises:
-        ValueError: a structure is charged, or not in its lowest spin state, and the network has
-            no input for that; or it is periodic, and the network looks at all pairs of atoms.
+        ValueError: an element is unknown; a structure is charged, or not in its lowest spin state,
+            and the network has no input for that; or it is periodic, and the network looks at all
+            pairs of atoms.
     """
+    species_of(system.atomic_numbers, potential.species)
     if potential.cutoff >= ALL_PAIRS and system.pbc.any():
         raise ValueError(
             "this model looks at all pairs of atoms of a molecule, and a periodic structure has no "

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ase import Atoms
 
 from attncalc import model_file
-from attncalc.graph import species_of
 from attncalc.potential import Potential, check_system
 from attncalc.system import System
 
@@ -32,9 +31,7 @@ def require_known(
     """
     for k, atoms in enumerate(structures):
         try:
-            system = System.from_ase(atoms)
-            species_of(system.atomic_numbers, potential.species)
-            check_system(potential, system)
+            check_system(potential, System.from_ase(atoms))
             if volume and atoms.cell.rank < 3:
                 raise ValueError(
                     "stress needs a volume: this structure does not have three cell vectors"

@@ -298,8 +298,8 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
 
 @torch.random.fork_rng(devices=[])  # the weights are of no interest here
 def _check_system(recipe: Recipe, dataset: Dataset, role: str) -> None:
-    network = NETWORKS[recipe.network][0]
-    potential = Potential(network(recipe.network_config(lambda: 1.0), 1), [1])
+    network, elements = NETWORKS[recipe.network][0], elements_of(dataset)
+    potential = Potential(network(recipe.network_config(lambda: 1.0), len(elements)), elements)
     for k, atoms in enumerate(dataset.structures):
         try:
             check_system(potential, System.from_ase(atoms))

@@ -7,6 +7,7 @@ and matrices of three by three numbers that go to a matrix library by the thousa
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import reduce
@@ -46,11 +47,31 @@ def simplify(module: GraphModule) -> None:
         # left-overs of the autograd engine without a result; the compiler does not know them
         if node.target in (aten.is_same_size.default, aten._has_same_storage_numel.default):
             graph.erase_node(node)
+        elif node.target is aten.sym_numel.default:
+            _replace_by_sizes(graph, node)
     for node in reversed(list(graph.nodes)):
         if _is_sum(node) and not (len(node.users) == 1 and _is_sum(next(iter(node.users)))):
             _join_padded(graph, node)
     graph.eliminate_dead_code()
     module.recompile()
+
+
+def _replace_by_sizes(graph: Graph, count: Node) -> None:
+    """The number of elements as the product of the sizes.
+
+    For a batch of one structure it is a constant, which the compiler takes from no other operation
+    than that of a size.
+    """
+    tensor: Any = count.args[0]
+    with graph.inserting_before(count):
+        sizes = [
+            graph.call_function(aten.sym_size.int, (tensor, dim))
+            for dim in range(tensor.meta["val"].ndim)
+        ]
+        count.replace_all_uses_with(
+            reduce(lambda a, b: graph.call_function(operator.mul, (a, b)), sizes)
+        )
+    graph.erase_node(count)
 
 
 def _join_padded(graph: Graph, total: Node) -> None:

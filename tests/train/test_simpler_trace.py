@@ -171,6 +171,18 @@ def test_parts_that_change_after_they_were_padded_stay() -> None:
     assert_close(graph(a, b), torch.cat([2 * a, b], dim=1))
 
 
+def test_numbers_of_elements_are_products_of_sizes() -> None:
+    def function(a: Tensor) -> Tensor:
+        return a.sum() / a.numel() + a.new_zeros(a.numel()).sum()
+
+    a = random(4, 3, 5)
+    graph = simplified(function, a)
+    assert count(graph, aten.sym_numel.default) == 0
+    for n in (2, 1):  # the compiler takes a size of one for a constant
+        compiled = torch.compile(graph, fullgraph=True, dynamic=True, backend="eager")
+        assert_close(compiled(random(n, 3, 5)), random(n, 3, 5).mean())
+
+
 def test_second_derivatives_of_joined_tensors() -> None:
     """As autograd itself makes them: a gradient of a gradient through cat, split and rotations."""
 

@@ -131,6 +131,15 @@ def test_the_traced_step_is_the_plain_step(potential, batches):
         assert traced(batch)[0].item() == pytest.approx(plain(batch)[0].item(), rel=1e-9)
 
 
+def test_the_trace_is_of_a_kind_that_the_compiler_takes(potential, batches):
+    """Of one structure as well, whose number the compiler takes for a constant."""
+    graph = trace(potential, WEIGHTS, unequal_sizes(batches))
+    taken = torch.compile(graph, fullgraph=True, dynamic=True, backend="eager")
+    step, plain = traced_step(potential, taken), eager_step(potential, WEIGHTS)
+    for batch in (unequal_sizes(batches), batches[0]):
+        assert relative_error(step, plain, batch) < 1e-9
+
+
 @pytest.mark.slow
 def test_the_compiled_step_is_the_plain_step(recipe, batches):
     potential = new_potential(recipe, torch.float32)

@@ -47,17 +47,31 @@ wheel: $(TEST) ## dist/attncalc-*.whl; one commit gives the same bytes every tim
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(BIN)/python -m pip --disable-pip-version-check wheel --quiet --quiet \
 	  --no-deps --no-build-isolation --wheel-dir dist . && ls dist/*.whl
 
-bench: $(CORE) peers ## speed beside three other codes, then 20 ps of dynamics (an hour)
+bench: $(CORE) peers ## speed beside four other codes, then 20 ps of dynamics (an hour)
 	@$(BIN)/python benchmarks/run.py
 	@$(BIN)/python benchmarks/nve_ethanol.py
 
-peers: $(PEERS)/so3krates-torch/.installed $(PEERS)/mace-torch/.installed $(PEERS)/nequip/.installed ## what the benchmarks compare with, an environment each
+peers: $(foreach peer,so3krates-torch mace-torch nequip equiformer,$(PEERS)/$(peer)/.installed) ## what the benchmarks compare with, an environment each
 
 $(PEERS)/%/.installed: $(CONSTRAINTS)
 	@echo "attncalc: installing $* into an environment of its own, $(@D)"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) torch
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) $*
+	@touch $@
+
+# the published Equiformer is no package, but a checkout that its environment finds
+PUBLISHED := https://github.com/atomicarchitects/equiformer
+OF_COMMIT := a4360ada2d213ba7b4d884335d3dc54a92b7a371
+$(PEERS)/equiformer/.installed: $(CONSTRAINTS)
+	@echo "attncalc: installing the published Equiformer into an environment of its own, $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) torch
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) ase e3nn torch-geometric
+	@rm -rf $(@D)/code
+	@git clone --quiet $(PUBLISHED) $(@D)/code
+	@git -C $(@D)/code checkout --quiet $(OF_COMMIT)
+	@echo "$(CURDIR)/$(@D)/code" >"$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/equiformer.pth"
 	@touch $@
 
 # every manylinux that the wheels in the list are built for: pip takes no newer or older one by itself

@@ -15,9 +15,12 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from platform import python_version
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ SO3LR = "So3krates of SO3LR's size: F 128, 4 heads, degrees 1-4, 3 layers, 4.5 �
 # those of MACE-OFF23(S), the smallest general MACE for organic molecules (JACS 147, 17598, 2025)
 MACE_OFF23_S = "MACE of MACE-OFF23(S)'s size: 96x0e, l_max 3, correlation 3, 2 layers, 4.5 Å"
 NEQUIP = "NequIP: 32 features, lmax 2, both parities, 4 layers, 4.5 Å; not compiled"
+EQUIFORMER_OF_PAPER = "the published code of Equiformer, lmax 2, 3.5 M parameters"
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
 
 # the published Equiformer for MD17 (ICLR 2023), and what we make of it by default
@@ -288,6 +292,61 @@ def nequip(atoms: Atoms, device: str, budget: float) -> dict:
     return _of_peer(calculator.call_model, batch, step_of_ase(atoms, calculator), device, budget)
 
 
+def equiformer_of_paper(size: str) -> Any:
+    """The published network for MD17, with random weights, from a checkout on the path.
+
+    Its package imports all of its networks, and with them Open Catalyst's code, of which those for
+    MD17 use nothing: only what they need is imported. Two packages that would be compiled from
+    source for the better part of an hour have stand-ins for the one function of each that is used.
+    """
+    from torch_geometric.utils import scatter
+
+    spec = find_spec("nets")
+    if spec is None:
+        raise RuntimeError("no checkout of the published code on the path (`make peers`)")
+    sys.modules["nets"] = module_from_spec(spec)  # not executed
+    _stand_in("torch_scatter", scatter=scatter)
+    _stand_in("torch_cluster", radius_graph=_radius_graph)
+    above = "ocpmodels.models.gemnet.layers"
+    for n in range(above.count(".") + 1):
+        _stand_in(above.rsplit(".", n)[0])
+    _stand_in(f"{above}.radial_basis", RadialBasis=torch.nn.Identity)
+    networks = import_module("nets.graph_attention_transformer_md17")
+    torch.manual_seed(0)
+    build = getattr(networks, f"graph_attention_transformer_nonlinear_exp_{size}_md17")
+    return build("64x0e", 5.0, num_basis=32)
+
+
+def _stand_in(name: str, **content: Any) -> None:
+    module = ModuleType(name)
+    vars(module).update(content)
+    sys.modules[name] = module
+
+
+def _radius_graph(
+    x: torch.Tensor, r: float, batch: torch.Tensor, max_num_neighbors: int
+) -> torch.Tensor:
+    """Senders and receivers of all edges; no limit to their number, as with a high one."""
+    apart = (x.detach()[:, None] - x.detach()).square().sum(2)
+    near = (apart < r * r) & (batch[:, None] == batch)
+    near.fill_diagonal_(False)
+    return near.nonzero().T.flip(0)
+
+
+def published_equiformer(atoms: Atoms, device: str, budget: float) -> dict:
+    """The network of `equiformer_of_paper`, which has no calculator; with its list of edges."""
+    model = equiformer_of_paper("l2").to(device).requires_grad_(False).eval()
+    numbers = torch.as_tensor(atoms.numbers, device=device)
+    one = torch.zeros_like(numbers)
+    positions = torch.as_tensor(atoms.positions, dtype=torch.float32, device=device)
+
+    def network(positions: torch.Tensor) -> None:
+        model(node_atom=numbers, pos=positions, batch=one)
+
+    times = timed(budget, {"network": network}, device, lambda: (positions.clone(),))
+    return {"peak_MiB": peak_mib(device), **times}
+
+
 PUBLISHED = {"cutoff_function": "none", "paths": "all"}
 equiformer_l2 = partial(attncalc, potential=partial(equiformer, "l2", **PUBLISHED))
 equiformer_l3 = partial(attncalc, potential=partial(equiformer, "l3", **PUBLISHED))
@@ -303,6 +362,7 @@ ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
     "so3krates-torch": (so3krates_torch, SO3LR),
     "mace-torch": (mace_torch, MACE_OFF23_S),
     "nequip": (nequip, NEQUIP),
+    "equiformer": (published_equiformer, EQUIFORMER_OF_PAPER),
 }
 
 

@@ -1,11 +1,12 @@
-"""Energy + forces per call on this machine, beside three other codes, in one run.
+"""Energy + forces per call on this machine, beside four other codes, in one run.
 
     python benchmarks/run.py                                 # with the environments of `make bench`
     python benchmarks/run.py --peer mace-torch=ENV/bin/python --systems ethanol water-192
 
 Peers have an environment of their own, and every measurement a process of its own. Engines take
 turns within a round, so that a disturbance hits all; quoted are medians over all calls of all
-rounds. Neighbour lists stand outside the timing of the network. Networks are float32; ours and
+rounds. Neighbour lists stand outside the timing of the network, except for the published code of
+Equiformer, whose forward pass makes its own. Networks are float32; ours and
 so3krates-torch's have equal hyper-parameters, MACE's and NequIP's are those of models of their own
 kind. All engines are driven by one loop through ASE as well, with all that their calculators do.
 Threads wait passively (OMP_WAIT_POLICY), as they must where several processes share a machine.
@@ -36,7 +37,13 @@ from tables import machine_name, table, write
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers"
-PEERS_OF_OURS = ("so3krates-torch", "mace-torch", "nequip")
+# with what of ours they are compared, and what that is not
+PEERS_OF_OURS = {
+    "so3krates-torch": ("attncalc", ""),
+    "mace-torch": ("attncalc", " (another network)"),
+    "nequip": ("attncalc", " (another network)"),
+    "equiformer": ("attncalc-equiformer-l2", ""),
+}
 ENGINES = (
     *(
         "attncalc",
@@ -234,7 +241,11 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
     systems = list(dict.fromkeys(e["system"] for e in entries))
     columns = [c for c in dict.fromkeys((e["engine"], e["threads"]) for e in entries)]
     shared = [(engine, n) for engine, n in columns if n > 1 and (engine, 1) in columns]
-    peers = [c for c in columns if c[0] in PEERS_OF_OURS and ("attncalc", c[1]) in columns]
+    peers = [
+        (peer, threads)
+        for peer, threads in columns
+        if peer in PEERS_OF_OURS and (PEERS_OF_OURS[peer][0], threads) in columns
+    ]
 
     def ms(part: str, engine: str, system: str, threads: int) -> str:
         entry = at.get((engine, system, threads))
@@ -242,12 +253,14 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
             return ""
         if "failed" in entry:
             return entry["failed"]
+        if part not in entry:  # the published Equiformer has no calculator
+            return ""
         failed = f" (failed in {n} rounds)" if (n := entry.get("failed_rounds")) else ""
         return f"{entry[part]:.2f}{failed}"
 
     def ratio(part: str, system: str, peer: tuple[str, int]) -> str:
         theirs = at.get((peer[0], system, peer[1]), {}).get(part)
-        ours = at.get(("attncalc", system, peer[1]), {}).get(part)
+        ours = at.get((PEERS_OF_OURS[peer[0]][0], system, peer[1]), {}).get(part)
         return f"{theirs / ours:.2f}" if theirs and ours else ""
 
     def gain(part: str, system: str, column: tuple[str, int]) -> str:
@@ -260,8 +273,8 @@ def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: li
 
     names = [f"{engine}, {threads} thr." for engine, threads in columns]
     for engine, threads in peers:
-        other = "" if engine == "so3krates-torch" else " (another network)"
-        names.append(f"{engine}{other} / ours, {threads} thr.")
+        ours, other = PEERS_OF_OURS[engine]
+        names.append(f"{engine}{other} / {ours}, {threads} thr.")
     names += [f"{engine}, 1 / {threads} thr." for engine, threads in shared]
 
     def beside_peers(part: str) -> list[str]:

@@ -20,7 +20,16 @@ import engines
 import numpy as np
 import torch
 from ase import Atoms
-from engines import MACE_OFF23_S, PUBLISHED, SO3LR, equiformer, installed, peak_mib, so3lr_sized
+from engines import (
+    EQUIFORMER_OF_PAPER,
+    MACE_OFF23_S,
+    PUBLISHED,
+    SO3LR,
+    equiformer,
+    installed,
+    peak_mib,
+    so3lr_sized,
+)
 
 N_WARM = 3
 LEARNING_RATE, LARGEST_NORM = 1e-4, 10.0
@@ -138,6 +147,35 @@ def mace_torch(frames: list[Atoms], size: int) -> Trained:
     return loader, _step_of_peer(model, WeightedEnergyForcesLoss(1.0, 1.0))
 
 
+def equiformer_of_paper(frames: list[Atoms], size: int) -> Trained:
+    """The published code, as its main_md17.py trains it, but with the loss of all engines here."""
+    from torch.nn.functional import mse_loss
+    from torch_geometric.data import Data
+    from torch_geometric.loader import DataLoader
+
+    model = engines.equiformer_of_paper("l2")
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    graphs = [
+        Data(
+            z=torch.as_tensor(atoms.numbers),
+            pos=torch.as_tensor(atoms.positions, dtype=torch.float32),
+            y=torch.tensor([[atoms.info["REF_energy"]]], dtype=torch.float32),
+            dy=torch.as_tensor(atoms.arrays["REF_forces"], dtype=torch.float32),
+        )
+        for atoms in frames
+    ]
+
+    def step(batch: Any) -> None:
+        energies, forces = model(node_atom=batch.z, pos=batch.pos, batch=batch.batch)
+        loss = mse_loss(energies, batch.y) + mse_loss(forces, batch.dy)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=LARGEST_NORM)
+        optimizer.step()
+
+    return DataLoader(graphs, batch_size=size, shuffle=True, drop_last=True), step
+
+
 def _step_of_peer(model: Any, loss: Any) -> Callable[[Any], object]:
     """What `take_step` of mace.tools.train does, which so3krates-torch has taken over as it is.
 
@@ -186,6 +224,7 @@ ENGINES: dict[str, tuple[Callable[[list[Atoms], int], Trained], str]] = {
     ),
     "so3krates-torch": (so3krates_torch, SO3LR),
     "mace-torch": (mace_torch, MACE_OFF23_S),
+    "equiformer": (equiformer_of_paper, EQUIFORMER_OF_PAPER),
 }
 
 

@@ -128,7 +128,7 @@ def test_tables(load):
     at_once = {key: {k: v for k, v in one.items() if k != "forward"} for key, one in rows.items()}
     text_of_engine = run.markdown(run.summary(run.merged([at_once])), [], "a machine", [])
     assert "| 12.50 | 80.0 % | - | 4.0 % | 16.0 % | 3.00 | 9.00 |" in text_of_engine
-    assert "mace-torch (another network) / ours, 1 thr." in text
+    assert "mace-torch (another network) / attncalc, 1 thr." in text
     assert "| attncalc | 1 | 2 | 1.000 | one round only |" in text
     assert [g["engine"] for g in exponents] == ["attncalc"]
     three = run.growths([rows, rows, rows])
@@ -137,6 +137,22 @@ def test_tables(load):
     often = run.summary(run.merged([rows, rows | {("attncalc", "water-192", 1): failed}]))
     assert "10.00 (failed in 1 rounds)" in run.markdown(often, [], "a machine", [])
     json.dumps([entries, exponents])
+
+
+def test_a_peer_without_a_calculator_is_compared_with_the_network_of_its_kind(load):
+    run = load("run")
+    known = row(9, [55.0])
+    rows = {
+        ("attncalc", "ethanol", 1): row(9, [1.0]),
+        ("attncalc-equiformer-l2", "ethanol", 1): row(9, [10.0]),
+        ("equiformer", "ethanol", 1): {
+            k: v for k, v in known.items() if k == "network" or k not in run.PARTS
+        },
+    }
+    text = run.markdown(run.summary(run.merged([rows])), [], "a machine", [])
+    assert "equiformer / attncalc-equiformer-l2, 1 thr." in text
+    assert "| ethanol | 9 | 1.00 | 10.00 | 55.00 | 5.50 |" in text
+    assert "| ethanol | 9 | 2.00 | 20.00 |  |  |" in text  # a step through ASE
 
 
 def test_one_real_measurement(tmp_path):
@@ -334,15 +350,18 @@ def test_training_steps_are_summed_up_over_rounds(load):
         (ours, step_row([14.0], held_MiB=22.0)),
         (theirs, {"failed": "killed"}),
         (("mace-torch", "aspirin", 1), {"failed": "no model"}),
+        (("attncalc-equiformer-l2", "aspirin", 1), step_row([100.0], held_MiB=100.0)),
+        (("equiformer", "aspirin", 1), step_row([650.0], held_MiB=410.0)),
     ]
     entries = train.summary(rows)
-    assert [e.get("step_ms") for e in entries] == [12.0, 60.0, None]
+    assert [e.get("step_ms") for e in entries] == [12.0, 60.0, None, 100.0, 650.0]
     assert entries[0]["epochs_per_hour"] == pytest.approx(3600 / (95 * 0.012))
     assert (entries[0]["ready_s"], entries[0]["rounds"], entries[0]["steps"]) == (90.0, 2, 3)
     text = train.markdown(entries, "a machine", ["notes"])
     assert "| ethanol | 10 | attncalc | 12.0 | 10.8 | 3,157.9 | 22 | 500 | 90 |" in text
     assert "| aspirin | 8 | mace-torch | no model |" in text
-    assert "| ethanol | 5.00 | 5.00 | 2.73 |" in text
+    assert "| so3krates-torch / attncalc | ethanol | 5.00 | 5.00 | 2.73 |" in text
+    assert "| equiformer / attncalc-equiformer-l2 | aspirin | 6.50 | 6.50 | 4.10 |" in text
     json.dumps(entries)
 
 

@@ -1,5 +1,6 @@
 """The benchmark scripts themselves: their arithmetic, their tables, and one real measurement."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -32,6 +33,7 @@ def load(monkeypatch):
         "silicon",
         "mend_silicon",
         "learning_curve",
+        "recipe_variants",
         "distillation",
         "train",
         "training_steps",
@@ -321,6 +323,27 @@ def test_a_learning_curve_goes_on_where_it_stopped(load, tmp_path, monkeypatch, 
     assert "<svg" in (tmp_path / "learning_curve.svg").read_text()
     with pytest.raises(SystemExit, match="--frames 9, there are 8 to train on"):
         run(9)
+
+
+def test_variants_of_a_recipe_are_trained_and_judged(load, tmp_path, monkeypatch):
+    script = load("recipe_variants")
+    rmd17(tmp_path, n=50)
+    monkeypatch.setattr(script, "SPLIT", {"train": "train_01", "n_validation": 20})
+    recipe = script.Recipe.from_yaml(script.RECIPE)
+    for name in script.VARIANTS:  # a key that is misspelt is told here, not after an hour
+        one = script.variant(recipe, name)
+        assert name == "as it is" or dataclasses.replace(one, name=recipe.name) != recipe
+    (tmp_path / "quick.yaml").write_text(script.RECIPE.read_text().replace("labels: md17\n", ""))
+    monkeypatch.setattr(script, "RECIPE", tmp_path / "quick.yaml")
+    command = ["recipe_variants", str(tmp_path / "rmd17_ethanol.npz"), "--epochs", "1"]
+    command += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--only"]
+    monkeypatch.setattr(sys, "argv", [*command, "as it is", "2 layers"])
+    script.main()
+    rows = json.loads((tmp_path / "out" / "recipe_variants.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["as it is", "2 layers"]
+    assert rows[1]["parameters"] < rows[0]["parameters"]
+    assert all(row["force"] > 0 for row in rows)
+    assert "| 2 layers | " in (tmp_path / "out" / "recipe_variants.md").read_text()
 
 
 def rmd17(folder, n: int) -> None:

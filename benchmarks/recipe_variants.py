@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""What the settings of a recipe are worth: one short training for each that is changed.
+
+    python benchmarks/recipe_variants.py ../shared/data/rmd17_ethanol.npz
+    python benchmarks/recipe_variants.py rmd17_ethanol.npz --epochs 100 --only "128 features"
+
+Starts from recipes/quick/so3krates-ethanol-quick.yaml, on the first 700 frames of train_01, and
+judges by the other 300, at the best epoch; test_01 is not looked at, so that it can still judge
+what is chosen. All take the same epochs, which is short: what only helps long trainings does not
+show. Results go to results/recipe_variants.md and .json after every training; what is done is not
+done again, and what was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from tables import machine_name, table, write
+
+from attncalc.train import Recipe, fit
+from attncalc.train.fit import read_split
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE / "recipes" / "quick" / "so3krates-ethanol-quick.yaml"
+SPLIT = {"train": "train_01", "n_validation": 300}
+# of the training script of So3krates' authors, see recipes/so3krates-ethanol-published.yaml
+THEIRS = {
+    **{"penalty": "square", "energy_weight": 0.81, "force_weight": 0.99, "learning_rate": 1e-3},
+    **{"schedule": "exponential", "warmup_steps": 0, "ema_decay": 0.0, "clip_norm": 1e9},
+}
+# name -> what is changed; of the network, below "config"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "another seed": {"seed": 2},
+    "a third seed": {"seed": 3},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+    "learning rate 4e-3": {"learning_rate": 4e-3},
+    "exponential schedule": {"schedule": "exponential"},
+    "no average of the weights": {"ema_decay": 0.0},
+    "mean squares": {"penalty": "square"},
+    "energies ten times": {"energy_weight": 10.0},
+    "batches of 2": {"batch_size": 2},
+    "batches of 10": {"batch_size": 10},
+    "training settings of the authors": THEIRS,
+    "128 features": {"config": {"num_features": 128, "head_features": 128}},
+    "2 layers": {"config": {"num_layers": 2}},
+    "degrees 1 and 2": {"config": {"degrees": [1, 2]}},
+    "a cutoff of 4": {"config": {"cutoff": 4.0}},
+    "radial functions of PhysNet": {"config": {"radial_basis": "physnet"}},
+    "no layer norms": {"config": {"layer_norms": []}},
+}
+
+
+def variant(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with what a variant changes."""
+    changes = dict(VARIANTS[name])
+    changes["config"] = {**recipe.config, **changes.get("config", {})}
+    file = f"{recipe.name}-{name.replace(' ', '-')}"
+    return dataclasses.replace(recipe, name=file, **changes)
+
+
+def trained(recipe: Recipe, name: str, runs: Path) -> dict:
+    """Errors on the frames that validate, at the epoch that has the smallest loss there."""
+    training, validation, _ = read_split(recipe)
+    done = fit(recipe, training, validation, runs / recipe.name)
+    best = min(done.history, key=lambda row: row["validation_loss"])
+    return {
+        "variant": name,
+        "epochs": recipe.epochs,
+        "parameters": sum(p.numel() for p in done.potential.parameters()),
+        "minutes": done.history[-1]["wall_time_s"] / 60,
+        "energy": best["energy_mae_meV"],
+        "force": best["force_mae_meV_per_A"],
+    }
+
+
+def markdown(rows: list[dict], machine: str) -> str:
+    """The table people read."""
+    epochs = sorted({row["epochs"] for row in rows})
+    head = ["changed", "parameters", "minutes", "energy MAE, meV", "force MAE, meV/Å"]
+    cells = [
+        [
+            *(row["variant"], f"{row['parameters']:,}", f"{row['minutes']:.1f}"),
+            *(f"{row[quantity]:.2f}" for quantity in ("energy", "force")),
+        ]
+        for row in rows
+    ]
+    lines = [
+        "# What the settings of a recipe are worth",
+        "",
+        f"{machine}. So3krates on ethanol, MD17 labels, 700 frames of train_01, "
+        f"{' and '.join(map(str, epochs))} epochs, uncompiled, one thread; errors on the 300 "
+        "others at the best epoch. Each row changes one thing of "
+        f"`recipes/quick/{RECIPE.name}`; the seeds show what chance does.",
+        "",
+        *table(head, cells),
+        "",
+        "`python benchmarks/recipe_variants.py rmd17_ethanol.npz`",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="rmd17_ethanol.npz")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "variants")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder")
+    options = parser.parse_args()
+    if not options.data.exists():
+        parser.error(f"there is no file {options.data}")
+    if options.epochs < 1:
+        parser.error("--epochs must be positive")
+    whole = Recipe.from_yaml(RECIPE)
+    some = {"data": str(options.data.absolute()), "split": SPLIT, "compile": "never"}
+    recipe = dataclasses.replace(whole, epochs=options.epochs, **some)
+    rows: list[dict] = []
+    for name in options.only:
+        rows.append(trained(variant(recipe, name), name, options.runs))
+        content = {"machine": machine_name(), "rows": rows}
+        options.output.mkdir(parents=True, exist_ok=True)
+        write(options.output / "recipe_variants.json", json.dumps(content, indent=1) + "\n")
+        write(options.output / "recipe_variants.md", markdown(rows, machine_name()))
+    print((options.output / "recipe_variants.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -51,6 +51,17 @@ def test_its_physics_can_be_looked_at(model: Path) -> None:
     assert attncalc("verify", str(model)).exit_code == 0
 
 
+def test_its_errors_are_told_with_what_the_labels_must_be(model: Path, tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = EMT()
+    atoms.get_forces()
+    write(tmp_path / "cu.extxyz", [atoms, atoms])
+    said = attncalc("eval", str(model), str(tmp_path / "cu.extxyz"), "--no-report").output
+    assert "Note: The model corrects EMT: these errors say something only if the labels are" in said
+    said = attncalc("eval", str(COPPER), str(tmp_path / "cu.extxyz"), "--no-report").output
+    assert "corrects" not in said
+
+
 def test_beside_the_method_it_gives_the_sum(model: Path) -> None:
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=0)

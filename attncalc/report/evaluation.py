@@ -241,6 +241,11 @@ def remarks(
 ) -> Iterator[str]:
     """What a reader should know before the numbers."""
     info = potential.training_info
+    if potential.corrects:
+        yield (
+            f"The model corrects {potential.corrects}: these errors say something only if the "
+            "labels are what that lacks, and nothing if they are whole energies and forces."
+        )
     if info.get("data") == dataset.source:
         if subject.split is None:
             stored = ", ".join(list(dataset.splits)[:6])

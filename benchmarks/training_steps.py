@@ -246,6 +246,7 @@ def measure(engine: str, frames: list[Atoms], size: int, *, threads: int, budget
         step(next(batches))
         wall.append(1e3 * (time.perf_counter() - before[0]))
         processor.append(1e3 * (time.process_time() - before[1]))
+    peak = peak_mib("cpu")  # before a profile, which takes memory of its own
     package = "attncalc" if engine.startswith("attncalc") else engine
     versions = f"{package} {installed(package)}, torch {torch.__version__}"
     return {
@@ -255,7 +256,7 @@ def measure(engine: str, frames: list[Atoms], size: int, *, threads: int, budget
         "processor": processor,
         "ready_s": ready,
         "held_MiB": held_mib(lambda: step(next(batches))),
-        "peak_MiB": peak_mib("cpu"),
+        "peak_MiB": peak,
     }
 
 

@@ -67,7 +67,7 @@ $(PEERS)/equiformer/.installed: $(CONSTRAINTS)
 	@echo "attncalc: installing the published Equiformer into an environment of its own, $(@D)"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) torch
-	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) ase e3nn torch-geometric
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS) ase e3nn==0.6.0 torch-geometric==2.8.1
 	@rm -rf $(@D)/code
 	@git clone --quiet $(PUBLISHED) $(@D)/code
 	@git -C $(@D)/code checkout --quiet $(OF_COMMIT)

@@ -160,14 +160,13 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "Errors on whole test sets. E: energy of the structure, meV; F: force components, meV/Å; "
         "stress: components, meV/Å³; minutes: wall time of the training on one core, compiling "
         "included; processors differed. Published: E / F, MAE unless it says RMSE, on the same "
-        "labels unless it names others. Ours are tested on the 1,000 frames of test_01, as those "
-        "of rMD17 are; Equiformer on all that is left of MD17.",
+        "labels unless it names others. Of MD17 and rMD17, ours are tested on the 1,000 frames of "
+        "test_01, as those of rMD17 are; Equiformer on all that is left of MD17.",
         "",
         "**Budgets are unequal.** Published models have millions of parameters and were trained on "
         "GPUs, Equiformer for 17 to 61 hours each. *So3krates, quick* has 70,000 to 110,000, one "
         "seed, and the minutes stated on one core that other work shared: it shows that a data set "
-        "is learnt, and how far one gets with so little. The shipped models had half an hour to "
-        "four hours on one core.",
+        "is learnt, and how far one gets with so little.",
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others whose labels "
         "are tight binding, corrected by what the 950 teach about it "

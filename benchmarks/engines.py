@@ -32,7 +32,10 @@ SO3LR = "So3krates of SO3LR's size: F 128, 4 heads, degrees 1-4, 3 layers, 4.5 �
 # those of MACE-OFF23(S), the smallest general MACE for organic molecules (JACS 147, 17598, 2025)
 MACE_OFF23_S = "MACE of MACE-OFF23(S)'s size: 96x0e, l_max 3, correlation 3, 2 layers, 4.5 Å"
 NEQUIP = "NequIP: 32 features, lmax 2, both parities, 4 layers, 4.5 Å; not compiled"
-EQUIFORMER_OF_PAPER = "the published code of Equiformer, lmax 2, 3.5 M parameters"
+EQUIFORMER_OF_PAPER = (
+    "the published code of Equiformer, lmax 2, 3.5 M parameters; each call makes its list of edges "
+    "and, as that code does, a graph for second derivatives (about a tenth of an evaluation)"
+)
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
 
 # the published Equiformer for MD17 (ICLR 2023), and what we make of it by default
@@ -368,6 +371,8 @@ ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
 
 def installed(package: str) -> str:
     """Its version; a checkout may be used without being installed."""
+    if package == "equiformer":
+        return f"(a checkout), e3nn {version('e3nn')}"
     try:
         return version(package)
     except PackageNotFoundError:

@@ -7,8 +7,8 @@
 Starts from recipes/quick/so3krates-ethanol-quick.yaml, on the first 700 frames of train_01, and
 judges by the other 300, at the best epoch; test_01 is not looked at, so that it can still judge
 what is chosen. All take the same epochs, which is short: what only helps long trainings does not
-show. Results go to results/recipe_variants.md and .json after every training; what is done is not
-done again, and what was stopped goes on.
+show. Results go to results/recipe_variants.md and .json after every training, beside what stands
+there; what is done is not done again, and what was stopped goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from tables import machine_name, table, write
 
 from attncalc.train import Recipe, fit
@@ -59,7 +60,7 @@ def variant(recipe: Recipe, name: str) -> Recipe:
     """The recipe with what a variant changes."""
     changes = dict(VARIANTS[name])
     changes["config"] = {**recipe.config, **changes.get("config", {})}
-    file = f"{recipe.name}-{name.replace(' ', '-')}"
+    file = f"{recipe.name}-{name.replace(' ', '-')}-{recipe.epochs}"
     return dataclasses.replace(recipe, name=file, **changes)
 
 
@@ -80,11 +81,11 @@ def trained(recipe: Recipe, name: str, runs: Path) -> dict:
 
 def markdown(rows: list[dict], machine: str) -> str:
     """The table people read."""
-    epochs = sorted({row["epochs"] for row in rows})
-    head = ["changed", "parameters", "minutes", "energy MAE, meV", "force MAE, meV/Å"]
+    head = ["changed", "epochs", "parameters", "minutes", "energy MAE, meV", "force MAE, meV/Å"]
     cells = [
         [
-            *(row["variant"], f"{row['parameters']:,}", f"{row['minutes']:.1f}"),
+            *(row["variant"], str(row["epochs"]), f"{row['parameters']:,}"),
+            f"{row['minutes']:.1f}",
             *(f"{row[quantity]:.2f}" for quantity in ("energy", "force")),
         ]
         for row in rows
@@ -92,9 +93,8 @@ def markdown(rows: list[dict], machine: str) -> str:
     lines = [
         "# What the settings of a recipe are worth",
         "",
-        f"{machine}. So3krates on ethanol, MD17 labels, 700 frames of train_01, "
-        f"{' and '.join(map(str, epochs))} epochs, uncompiled, one thread; errors on the 300 "
-        "others at the best epoch. Each row changes one thing of "
+        f"{machine}. So3krates on ethanol, MD17 labels, 700 frames of train_01, uncompiled, one "
+        "thread; errors on the 300 others at the best epoch. Each row changes something of "
         f"`recipes/quick/{RECIPE.name}`; the seeds show what chance does.",
         "",
         *table(head, cells),
@@ -119,12 +119,19 @@ def main() -> None:
     whole = Recipe.from_yaml(RECIPE)
     some = {"data": str(options.data.absolute()), "split": SPLIT, "compile": "never"}
     recipe = dataclasses.replace(whole, epochs=options.epochs, **some)
-    rows: list[dict] = []
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / "recipe_variants.json"
+    rows = json.loads(file.read_text())["rows"] if file.exists() else []
     for name in options.only:
-        rows.append(trained(variant(recipe, name), name, options.runs))
+        row = trained(variant(recipe, name), name, options.runs)
+        same = [row[key] for key in ("variant", "epochs")]
+        rows = [old for old in rows if [old["variant"], old["epochs"]] != same]
+        rows = sorted(
+            [*rows, row], key=lambda one: (one["epochs"], [*VARIANTS].index(one["variant"]))
+        )
         content = {"machine": machine_name(), "rows": rows}
-        options.output.mkdir(parents=True, exist_ok=True)
-        write(options.output / "recipe_variants.json", json.dumps(content, indent=1) + "\n")
+        write(file, json.dumps(content, indent=1) + "\n")
         write(options.output / "recipe_variants.md", markdown(rows, machine_name()))
     print((options.output / "recipe_variants.md").read_text())
 

@@ -5,7 +5,8 @@
 
 Whole steps: loader, energies and forces, gradient of a loss of both, clipping, Adam; 10 frames of
 ethanol or 8 of aspirin at a time, the same ones in all engines, float32. Peers take the steps of
-their own training loops, in the environments of `make peers`. Engines take turns within a round,
+their own training loops, in the environments of `make peers`; of Equiformer's published code it is
+the network only, with the loss and the optimizer of all. Engines take turns within a round,
 each in a process of its own, so that a disturbance hits all; quoted are medians over all steps of
 all rounds. What is compiled is compiled in the first round and found in the compiler's cache later.
 

@@ -148,7 +148,7 @@ def mace_torch(frames: list[Atoms], size: int) -> Trained:
 
 
 def equiformer_of_paper(frames: list[Atoms], size: int) -> Trained:
-    """The published code, as its main_md17.py trains it, but with the loss of all engines here."""
+    """The published network and loader; loss, Adam and clipping are those of all engines here."""
     from torch.nn.functional import mse_loss
     from torch_geometric.data import Data
     from torch_geometric.loader import DataLoader

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write as write_extxyz
@@ -139,6 +140,23 @@ def test_tables(load):
     often = run.summary(run.merged([rows, rows | {("attncalc", "water-192", 1): failed}]))
     assert "10.00 (failed in 1 rounds)" in run.markdown(often, [], "a machine", [])
     json.dumps([entries, exponents])
+
+
+def test_the_edges_that_the_published_equiformer_gets(load):
+    engines = load("engines")
+    rng = np.random.default_rng(0)
+    positions, batch = rng.uniform(0, 4, (12, 3)), np.repeat([0, 1], [5, 7])
+    senders, receivers = engines._radius_graph(
+        torch.tensor(positions), r=2.5, batch=torch.tensor(batch), max_num_neighbors=1000
+    )
+    expected = [
+        (j, i)
+        for i in range(12)
+        for j in range(12)
+        if i != j and batch[i] == batch[j] and np.linalg.norm(positions[i] - positions[j]) < 2.5
+    ]
+    assert 10 < len(expected) < 62
+    assert list(zip(senders.tolist(), receivers.tolist(), strict=True)) == expected
 
 
 def test_a_peer_without_a_calculator_is_compared_with_the_network_of_its_kind(load):
@@ -337,13 +355,26 @@ def test_variants_of_a_recipe_are_trained_and_judged(load, tmp_path, monkeypatch
     monkeypatch.setattr(script, "RECIPE", tmp_path / "quick.yaml")
     command = ["recipe_variants", str(tmp_path / "rmd17_ethanol.npz"), "--epochs", "1"]
     command += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--only"]
-    monkeypatch.setattr(sys, "argv", [*command, "as it is", "2 layers"])
-    script.main()
-    rows = json.loads((tmp_path / "out" / "recipe_variants.json").read_text())["rows"]
+
+    def run(*names: str) -> list[dict]:
+        monkeypatch.setattr(sys, "argv", [*command, *names])
+        script.main()
+        return json.loads((tmp_path / "out" / "recipe_variants.json").read_text())["rows"]
+
+    (first,) = run("2 layers")
+    (folder,) = (tmp_path / "runs").iterdir()
+    done = (folder / "metrics.csv").stat().st_mtime_ns
+    rows = run("as it is", "2 layers")
+    assert rows[1] == first
+    assert (folder / "metrics.csv").stat().st_mtime_ns == done
     assert [row["variant"] for row in rows] == ["as it is", "2 layers"]
     assert rows[1]["parameters"] < rows[0]["parameters"]
     assert all(row["force"] > 0 for row in rows)
-    assert "| 2 layers | " in (tmp_path / "out" / "recipe_variants.md").read_text()
+    command[command.index("--epochs") + 1] = "2"  # beside what stands there
+    assert [(row["variant"], row["epochs"]) for row in run("2 layers")] == [
+        *(("as it is", 1), ("2 layers", 1), ("2 layers", 2)),
+    ]
+    assert "| 2 layers | 2 | " in (tmp_path / "out" / "recipe_variants.md").read_text()
 
 
 def rmd17(folder, n: int) -> None:

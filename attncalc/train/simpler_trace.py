@@ -2,7 +2,8 @@
 
 What autograd leaves in a trace is right, but two of its habits cost a compiled step a tenth of its
 time and more: gradients of parts, each padded with zeros to the size of the whole and added up,
-and matrices of three by three numbers that go to a matrix library by the thousand.
+and matrices of three by three numbers that go to a matrix library by the thousand. A third one,
+rows that are added into zeros several times, the compiler may get wrong.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def simplify(module: GraphModule) -> None:
     for node in reversed(list(graph.nodes)):
         if _is_sum(node) and not (len(node.users) == 1 and _is_sum(next(iter(node.users)))):
             _join_padded(graph, node)
+            _join_scattered(graph, node)
     graph.eliminate_dead_code()
     module.recompile()
 
@@ -103,6 +105,41 @@ def _join_padded(graph: Graph, total: Node) -> None:
     if len(terms) < n_terms:
         with graph.inserting_before(total):
             total.replace_all_uses_with(_added(graph, terms))
+
+
+def _join_scattered(graph: Graph, total: Node) -> None:
+    """Where rows are added into zeros several times and the results added up: add them at once."""
+    terms = list(_terms(total))
+    groups: dict[Any, list[Any]] = defaultdict(list)
+    for term in terms:
+        if (found := _scattered(term)) is not None:
+            groups[found].append(term)
+    groups = {place: same for place, same in groups.items() if len(same) > 1}
+    if not groups:
+        return
+    with graph.inserting_before(total):
+        joined = []
+        for (dim, _), same in groups.items():
+            zeros, _, _, _ = same[0].args
+            indices, rows = ([term.args[k] for term in same] for k in (2, 3))
+            at = graph.call_function(aten.cat.default, (indices, 0))
+            values = graph.call_function(aten.cat.default, (rows, dim))
+            joined.append(graph.call_function(aten.index_add.default, (zeros, dim, at, values)))
+        gone = [term for same in groups.values() for term in same]
+        terms = [*joined, *(term for term in terms if term not in gone)]
+        total.replace_all_uses_with(_added(graph, terms))
+
+
+def _scattered(term: Any) -> tuple[int, tuple[int, ...]] | None:
+    """(dimension, shape) of rows that were added into zeros; None of anything else."""
+    if getattr(term, "target", None) is not aten.index_add.default or len(term.args) != 4:
+        return None
+    zeros, dim, _, rows = term.args
+    if zeros.target is not aten.new_zeros.default or len(zeros.users) > 1 or term.kwargs:
+        return None
+    shape = tuple(zeros.args[1])
+    known = dim >= 0 and all(isinstance(n, int) for n in shape)
+    return (dim, shape) if known and not _changes(term) and not _changes(rows) else None
 
 
 def _is_sum(node: Any) -> bool:

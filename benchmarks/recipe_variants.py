@@ -94,7 +94,8 @@ def markdown(rows: list[dict], machine: str) -> str:
         "# What the settings of a recipe are worth",
         "",
         f"{machine}. So3krates on ethanol, MD17 labels, 700 frames of train_01, uncompiled, one "
-        "thread; errors on the 300 others at the best epoch. Each row changes something of "
+        "thread; errors on the 300 others at the best epoch. Minutes count pauses, of a core that "
+        "was shared. Each row changes something of "
         f"`recipes/quick/{RECIPE.name}`; the seeds show what chance does.",
         "",
         *table(head, cells),

@@ -32,10 +32,7 @@ SO3LR = "So3krates of SO3LR's size: F 128, 4 heads, degrees 1-4, 3 layers, 4.5 �
 # those of MACE-OFF23(S), the smallest general MACE for organic molecules (JACS 147, 17598, 2025)
 MACE_OFF23_S = "MACE of MACE-OFF23(S)'s size: 96x0e, l_max 3, correlation 3, 2 layers, 4.5 Å"
 NEQUIP = "NequIP: 32 features, lmax 2, both parities, 4 layers, 4.5 Å; not compiled"
-EQUIFORMER_OF_PAPER = (
-    "the published code of Equiformer, lmax 2, 3.5 M parameters; each call makes its list of edges "
-    "and, as that code does, a graph for second derivatives (about a tenth of an evaluation)"
-)
+EQUIFORMER_OF_PAPER = "the published code of Equiformer, lmax 2, 3.5 M parameters"
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
 
 # the published Equiformer for MD17 (ICLR 2023), and what we make of it by default
@@ -365,7 +362,11 @@ ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
     "so3krates-torch": (so3krates_torch, SO3LR),
     "mace-torch": (mace_torch, MACE_OFF23_S),
     "nequip": (nequip, NEQUIP),
-    "equiformer": (published_equiformer, EQUIFORMER_OF_PAPER),
+    "equiformer": (
+        published_equiformer,
+        f"{EQUIFORMER_OF_PAPER}; each call makes its list of edges and, as that code always does, "
+        "a graph for second derivatives",
+    ),
 }
 
 

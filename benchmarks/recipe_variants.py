@@ -100,7 +100,7 @@ def markdown(rows: list[dict], machine: str) -> str:
         "",
         *table(head, cells),
         "",
-        "`python benchmarks/recipe_variants.py rmd17_ethanol.npz`",
+        "`python benchmarks/recipe_variants.py rmd17_ethanol.npz --epochs N` goes on from there.",
     ]
     return "\n".join([*lines, ""])
 

@@ -24,15 +24,15 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from run import HERE, Key, python_of, run_worker
+from run import HERE, PEERS_OF_OURS, Key, python_of, run_worker
 from tables import machine_name, table, write
 
 STRUCTURES = {"ethanol": 10, "aspirin": 8}  # of one step
 N_BATCHES = 8  # different ones
 EPOCH = 950  # structures, of the usual split of rMD17
 LONGEST = 3600  # s of one process; compiling takes most of it
-# of equal size: theirs and ours
-EQUAL = {"so3krates-torch": "attncalc", "equiformer": "attncalc-equiformer-l2"}
+# theirs and ours
+EQUAL = {peer: ours for peer, (ours, other) in PEERS_OF_OURS.items() if not other}
 COMPARED = ("step_ms", "processor_ms", "held_MiB")
 ENGINES = (
     "attncalc",

@@ -52,8 +52,7 @@ def simplify(module: GraphModule) -> None:
             _replace_by_sizes(graph, node)
     for node in reversed(list(graph.nodes)):
         if _is_sum(node) and not (len(node.users) == 1 and _is_sum(next(iter(node.users)))):
-            _join_padded(graph, node)
-            _join_scattered(graph, node)
+            _shorten(graph, node)
     graph.eliminate_dead_code()
     module.recompile()
 
@@ -76,13 +75,23 @@ def _replace_by_sizes(graph: Graph, count: Node) -> None:
     graph.erase_node(count)
 
 
-def _join_padded(graph: Graph, total: Node) -> None:
+def _shorten(graph: Graph, total: Node) -> None:
+    """Join terms of a sum, where that makes fewer of them."""
+    terms = list(_terms(total))
+    with graph.inserting_before(total):
+        fewer = _join_scattered(graph, _join_padded(graph, terms))
+        if len(fewer) < len(terms):
+            total.replace_all_uses_with(_added(graph, fewer))
+
+
+# what is joined stands first: numbers, added before a tensor, would be added in the default dtype
+
+
+def _join_padded(graph: Graph, terms: list[Any]) -> list[Any]:
     """Where padded parts in a sum fill a range without a gap: put them side by side.
 
     zeros with a at 0..2, plus zeros with b at 2..5, is a beside b.
     """
-    terms = list(_terms(total))
-    n_terms = len(terms)
     groups: dict[Any, dict[tuple[int, int], list[Any]]] = defaultdict(lambda: defaultdict(list))
     for term in terms:
         if (found := _place(term)) is not None:
@@ -94,40 +103,31 @@ def _join_padded(graph: Graph, total: Node) -> None:
         if len(places) < 2 or [start for start, _ in places] != ends[:-1] or ends[-1] != shape[dim]:
             continue
         joined = [term for same in parts.values() for term in same]
-        terms = [term for term in terms if term not in joined]
-        with graph.inserting_before(total):
-            pieces = []
-            for place in places:
-                unpadded = [_unpadded(graph, term, dim) for term in parts[place]]
-                pieces.append(_added(graph, unpadded))
-            # first: two numbers, added before a tensor, would be added in the default dtype
-            terms.insert(0, graph.call_function(aten.cat.default, (pieces, dim)))
-    if len(terms) < n_terms:
-        with graph.inserting_before(total):
-            total.replace_all_uses_with(_added(graph, terms))
+        pieces = []
+        for place in places:
+            unpadded = [_unpadded(graph, term, dim) for term in parts[place]]
+            pieces.append(_added(graph, unpadded))
+        whole = graph.call_function(aten.cat.default, (pieces, dim))
+        terms = [whole, *(term for term in terms if term not in joined)]
+    return terms
 
 
-def _join_scattered(graph: Graph, total: Node) -> None:
+def _join_scattered(graph: Graph, terms: list[Any]) -> list[Any]:
     """Where rows are added into zeros several times and the results added up: add them at once."""
-    terms = list(_terms(total))
     groups: dict[Any, list[Any]] = defaultdict(list)
     for term in terms:
         if (found := _scattered(term)) is not None:
             groups[found].append(term)
-    groups = {place: same for place, same in groups.items() if len(same) > 1}
-    if not groups:
-        return
-    with graph.inserting_before(total):
-        joined = []
-        for (dim, _), same in groups.items():
-            zeros, _, _, _ = same[0].args
-            indices, rows = ([term.args[k] for term in same] for k in (2, 3))
-            at = graph.call_function(aten.cat.default, (indices, 0))
-            values = graph.call_function(aten.cat.default, (rows, dim))
-            joined.append(graph.call_function(aten.index_add.default, (zeros, dim, at, values)))
-        gone = [term for same in groups.values() for term in same]
-        terms = [*joined, *(term for term in terms if term not in gone)]
-        total.replace_all_uses_with(_added(graph, terms))
+    for (dim, _), same in groups.items():
+        if len(same) < 2:
+            continue
+        indices, rows = ([term.args[k] for term in same] for k in (2, 3))
+        at = graph.call_function(aten.cat.default, (indices, 0))
+        values = graph.call_function(aten.cat.default, (rows, dim))
+        zeros = same[0].args[0]
+        whole = graph.call_function(aten.index_add.default, (zeros, dim, at, values))
+        terms = [whole, *(term for term in terms if term not in same)]
+    return terms
 
 
 def _scattered(term: Any) -> tuple[int, tuple[int, ...]] | None:

@@ -16,7 +16,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --qui
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format types wheel bench peers gpu-wheels clean
+.PHONY: help install demo test drill lint format types wheel bench peers gpu-wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -30,6 +30,9 @@ demo: $(CORE) ## a short look at what attncalc does, pictures in demo/
 
 test: $(TEST) ## all tests (PYTEST_ARGS="-k so3krates" picks some)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+drill: $(TEST) ## kills, full disks, power cuts, hostile files, links, threads (an hour), the table in docs/drill.md
+	@PYTHONPATH=tests $(BIN)/python -m drill -o docs/drill.md
 
 lint: $(TEST) ## ruff: rules and format, changes nothing
 	@$(BIN)/ruff check .

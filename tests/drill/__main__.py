@@ -1,0 +1,70 @@
+"""Run all parts of the drill and write the table: PYTHONPATH=tests python -m drill -o docs/drill.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import chdir
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+
+from drill.trial import Trial
+
+# part: trials of the full drill
+PARTS = {"kills": 100, "disk_full": 20, "power_cuts": 60, "hostile_files": 10_000, "links": 20, "threads": 20}
+
+HEAD = """# Drill
+
+Each row counts attempts to break a promise and the failures among them: a run that is lost, a file that is
+half-written, a message of more than one line, a signal, a wrong number. `make drill` repeats all of it and
+writes this page; CI runs a few trials of every part (`tests/test_drill.py`).
+
+"""
+
+
+def main() -> int:
+    """Exit status 1 if a trial failed."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("-o", "--output", type=Path, help="The page to write.")
+    options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    options.add_argument("--scale", type=float, default=1.0, help="Factor for the number of trials.")
+    options.add_argument("--seed", type=int, default=0)
+    given = options.parse_args()
+    output = given.output and given.output.resolve()
+    rows, failures = [], []
+    for part in given.parts:
+        count = max(1, round(PARTS[part] * given.scale))
+        print(f"{part}: {count} trials", flush=True)
+        began, tried, failed = time.monotonic(), Counter(), Counter()
+        with tempfile.TemporaryDirectory() as folder, chdir(folder):
+            for trial in import_module(f"drill.{part}").trials(count, given.seed):
+                tried[trial.kind] += 1
+                failed[trial.kind] += bool(trial.failure)
+                if trial.failure:
+                    failures.append(trial)
+                    print(f"FAILED {trial.kind}: {trial.failure}", flush=True)
+        rows += [(kind, tried[kind], failed[kind]) for kind in tried]
+        print(f"{part}: {sum(tried.values())} done in {time.monotonic() - began:.0f} s", flush=True)
+    if output:
+        output.write_text(_page(rows, failures, given.seed))
+        print(f"wrote {output.name}")
+    return int(bool(failures))
+
+
+def _page(rows: list[tuple[str, int, int]], failures: list[Trial], seed: int) -> str:
+    table = ["| what is done | trials | failures |", "|---|--:|--:|"]
+    table += [f"| {kind} | {tried:,} | {failed} |" for kind, tried, failed in rows]
+    table.append(f"| **all** | {sum(row[1] for row in rows):,} | {sum(row[2] for row in rows)} |")
+    where = f"Run on {date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores, seed {seed}.\n"
+    lost = "".join(f"\n* {one.kind}: {one.failure}" for one in failures)
+    return HEAD + "\n".join(table) + "\n\n" + where + (f"\n## Failures\n{lost}\n" if lost else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

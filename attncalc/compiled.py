@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 Loop = Callable[..., Any]
+
+# s of compiling after which it is announced
+SILENT = 4.0
 
 
 @functools.cache
@@ -63,6 +67,7 @@ def compiled_loop(
     """
     import numba
 
+    announce_compilation()
     cache = kept and cacheable()
     return numba.njit(cache=cache, error_model="numpy", nogil=True, fastmath=fastmath)
 
@@ -77,3 +82,44 @@ def cacheable() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+@functools.cache
+def announce_compilation() -> None:
+    """From now on, say so when this process compiles loops of ours for longer than SILENT.
+
+    Code that is found in the cache on the disk is not compiled.
+    """
+    from numba.core import event
+
+    event.register("numba:compile", _listener(event.Listener))
+
+
+def _listener(base: Any) -> Any:
+    """Numba's listener to the beginning and end of a compilation; they may be nested."""
+
+    class Announcer(base):
+        depth = 0
+        timer: threading.Timer | None = None
+
+        def on_start(self, compilation: Any) -> None:
+            module = getattr(compilation.data["dispatcher"].py_func, "__module__", "")
+            if self.depth == 0 and self.timer is None and module.startswith("attncalc."):
+                self.timer = threading.Timer(SILENT, self.say)
+                self.timer.daemon = True
+                self.timer.start()
+            self.depth += 1
+
+        def on_end(self, compilation: Any) -> None:
+            self.depth -= 1
+
+        def say(self) -> None:
+            if self.depth:
+                log.warning(
+                    "compiling loops for this machine: one to two minutes, for Equiformer up to "
+                    "five; the next start finds them on the disk"
+                )
+            else:  # it was short; the next one may not be
+                self.timer = None
+
+    return Announcer()

@@ -10,10 +10,7 @@ import copy
 import functools
 import importlib
 import logging
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +37,6 @@ log = logging.getLogger(__name__)
 
 # Å: structures with closer atoms take the plain path
 SHORTEST = 0.5
-# s, after which it must be a compiler that is at work
-COMPILING = 4.0
 # Å, limits of distances at which pairs are tried; those from COVERED on are safely beyond SHORTEST
 CLOSE, COVERED, BONDED = 0.4, 0.51, 1.0
 # clusters that are tried at once on a GPU: engines give many atoms other programs than few
@@ -140,8 +135,7 @@ def lower(potential: Potential) -> Potential:
             fast = make(potential)
             if fast is None:
                 continue
-            with _patience_asked_for():
-                error = disagreement(fast, potential)
+            error = disagreement(fast, potential)
             if not error <= ROUNDING[potential.dtype]:  # which may be the plain path's rounding
                 error = disagreement(fast, _in_float64(potential))
         except Exception as reason:  # a compiler that fails must not take the model away
@@ -163,8 +157,7 @@ def _in_threads(fast: Potential, potential: Potential) -> Potential:
     try:
         # all that is tried is small: it is shared out however little there is to do
         shared.engine = CompiledStep(engine.shared_by(potential.threads, fewest=1))
-        with _patience_asked_for():
-            error = disagreement(shared, fast)
+        error = disagreement(shared, fast)
     except Exception as reason:
         log.warning("threads do not work here (%s): one is taken", reason)
         return fast
@@ -173,22 +166,6 @@ def _in_threads(fast: Potential, potential: Potential) -> Potential:
         return fast
     shared.engine = CompiledStep(engine.shared_by(potential.threads))
     return shared
-
-
-@contextmanager
-def _patience_asked_for() -> Iterator[None]:
-    """Tells people what takes so long, if it does: what is compiled is kept for the next time."""
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        yield
-        return
-    message = "compiling loops for this machine, once: a minute or two, for Equiformer some more"
-    timer = threading.Timer(COMPILING, log.warning, [message])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _in_float64(potential: Potential) -> Potential:

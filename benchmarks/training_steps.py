@@ -47,9 +47,9 @@ def attncalc(
 
     from attncalc.data import Dataset, shortest_distance
     from attncalc.train.batches import join, samples
-    from attncalc.train.fastest import fastest_step
     from attncalc.train.memory import keep_freed_memory
     from attncalc.train.recipe import Recipe
+    from attncalc.train.select_step import select_step
     from attncalc.train.step import Loss, mean_square, trainable
 
     keep_freed_memory()
@@ -70,10 +70,10 @@ def attncalc(
         compile="always" if compiled else "never",
     )
     told = _Told()
-    log = logging.getLogger("attncalc.train.fastest")
+    log = logging.getLogger("attncalc.train.select_step")
     log.addHandler(told)
     log.setLevel(logging.INFO)
-    gradient = fastest_step(
+    gradient, compilation = select_step(
         model,
         Loss(1.0, 1.0, 0.0, mean_square),
         parts,
@@ -81,6 +81,8 @@ def attncalc(
         shortest=shortest_distance(dataset),
         n_steps=1,
     )
+    if compilation is not None:
+        gradient = compilation.make() or gradient
     if told.warnings:
         raise RuntimeError(told.warnings[0])
     parameters = list(trainable(model).values())

@@ -6,12 +6,17 @@ import hypothesis
 import pytest
 import torch
 
+from attncalc import compiled
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 NEEDS_SHARED = "needs ../shared (reference data), which is not here"
 
 # tests run in several processes: more threads each would only fight for the cores
 torch.set_num_threads(1)
+
+# whatever test comes first compiles the loops in a new clone, and what commands say is compared
+compiled.SILENT = 1e6
 
 # torch's first call of a kind is slow: a deadline per example would fail at random
 hypothesis.settings.register_profile("attncalc", deadline=None, derandomize=True)

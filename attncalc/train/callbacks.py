@@ -18,6 +18,8 @@ from tqdm import tqdm
 from attncalc import plots
 from attncalc.files import write_atomically
 from attncalc.model_file import save
+from attncalc.one_line import one_line
+from attncalc.train.compilation import Compilation
 from attncalc.train.denoising import without_denoising
 from attncalc.train.module import TrainingModule
 from attncalc.train.step import Step
@@ -26,8 +28,9 @@ log = logging.getLogger(__name__)
 
 # s between two pictures of a running training; drawing one takes about half a second
 PICTURE_EVERY = 60.0
-# s between two lines about a running training where there is no terminal for a bar
-LINE_EVERY = 60.0
+# s between two lines about a running training where there is no terminal for a bar: a line for
+# each epoch, but for shorter ones, and for parts of longer ones
+SHORTEST_BETWEEN_LINES, LONGEST_BETWEEN_LINES = 10.0, 60.0
 
 
 class MovingAverage(WeightAveraging):
@@ -82,13 +85,69 @@ class MovingAverage(WeightAveraging):
 
 
 class UseStep(L.Callback):
-    """Hands the step over once the module has been copied for averaging: a step has no copy."""
+    """Hands over the step, and the compiled one at the first epoch for which it is ready.
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    Steps are handed over once the module has been copied for averaging: a step has no copy. A run
+    that is resumed after the change waits for the compiled step before it goes on, so that it ends
+    with the same bits as if it had not been stopped.
+
+    Args:
+        step: to begin with.
+        compilation: of a faster one.
+        waits: for the compiled step before the first epoch.
+    """
+
+    def __init__(
+        self, step: Step, compilation: Compilation | None = None, *, waits: bool = False
+    ) -> None:
+        self.step, self.compilation, self.waits = step, compilation, waits
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        _ours(module).step = self.step
+        ours = _ours(module)
+        ours.step = self.step
+        if self.compilation is None:
+            return
+        if self.waits or ours.step_is_compiled:
+            log.info("compiling the training step: one to twenty minutes, less the second time")
+            self._switch(ours)
+        elif ours.processes.local_rank == 0:  # all processes of a machine share one cache
+            self.compilation.start()
+            log.info(
+                "training begins with an eager step; the compiled one is made in the background"
+            )
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        ours = _ours(module)
+        if self.compilation is None:
+            return
+        if ours.processes.all(self.compilation.is_done or ours.processes.local_rank > 0):
+            failed = self.compilation.failure
+            if ours.processes.all(not failed):
+                log.info("changing to the compiled training step, which may take a minute")
+                self._switch(ours)
+            else:
+                if failed:
+                    log.warning(
+                        "compiled training step cannot be made: not used (%s)", one_line(failed)
+                    )
+                self.compilation = None
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if self.compilation is not None:
+            self.compilation.stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.teardown(trainer, module, "fit")
+
+    def _switch(self, module: TrainingModule) -> None:
+        assert self.compilation is not None
+        with module.processes.together():
+            step = self.compilation.make()
+        self.compilation = None
+        if step is not None:
+            module.step, module.step_is_compiled = step, True
 
 
 class AddUp(L.Callback):
@@ -166,12 +225,39 @@ class LearningCurve(L.Callback):
 class Progress(L.Callback):
     """One bar over all epochs with rate and time left; where there is no terminal, log lines."""
 
+    step: Step | None = None  # whose rate is measured
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.bar = tqdm(
             total=trainer.max_epochs, initial=trainer.current_epoch, unit="epoch", disable=None
         )
-        self.first, self.started = trainer.current_epoch, time.monotonic()
-        self.last_line = self.started
+        self.first, self.last_line = trainer.current_epoch, time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        step = _ours(module).step
+        if step is not self.step:  # the rate counts from here
+            self.step, self.first_step = step, trainer.global_step
+            self.started = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        now = time.monotonic()
+        if not self.bar.disable or now - self.last_line < LONGEST_BETWEEN_LINES:
+            return
+        log.info(
+            "epoch %d of %d, %d steps done; %s left",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            batch_idx + 1,
+            self._left(trainer, module, now),
+        )
+        self.last_line = now
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         last = _ours(module).history[-1]
@@ -182,12 +268,16 @@ class Progress(L.Callback):
         self.bar.set_postfix_str(errors, refresh=False)
         self.bar.update(1)
         now, done = time.monotonic(), int(last["epoch"])
-        if self.bar.disable and now - self.last_line >= LINE_EVERY:
-            n_epochs = int(trainer.max_epochs or 0)  # None would be no limit, which no recipe has
-            left = (now - self.started) / (done - self.first) * (n_epochs - done)
-            left_text = tqdm.format_interval(left)
-            log.info("epoch %d of %d, %s; %s left", done, n_epochs, errors, left_text)
+        is_end = done in (self.first + 1, trainer.max_epochs)
+        if self.bar.disable and (is_end or now - self.last_line >= SHORTEST_BETWEEN_LINES):
+            left = self._left(trainer, module, now)
+            log.info("epoch %d of %d, %s; %s left", done, trainer.max_epochs, errors, left)
             self.last_line = now
+
+    def _left(self, trainer: L.Trainer, module: L.LightningModule, now: float) -> str:
+        n_done = trainer.global_step - self.first_step
+        n_left = max(0, _ours(module).n_steps - trainer.global_step)
+        return tqdm.format_interval((now - self.started) / max(1, n_done) * n_left)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.bar.close()

@@ -25,7 +25,6 @@ from attncalc.train.callbacks import LearningCurve
 from attncalc.train.card import card
 from attncalc.train.claim import claimed
 from attncalc.train.denoising import denoising_step, margin, with_denoising
-from attncalc.train.fastest import fastest_step
 from attncalc.train.loop import finished_epochs, train_loop
 from attncalc.train.memory import keep_freed_memory
 from attncalc.train.module import TrainingModule
@@ -33,6 +32,7 @@ from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
 from attncalc.train.recipe import Recipe
 from attncalc.train.reproducible import ordered_sums
+from attncalc.train.select_step import select_step
 from attncalc.train.start import check_start, elements_of, new_potential
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,8 @@ def run(
     processes = connect()
     try:
         with processes.together():
+            if processes.is_first:
+                log.info("reading %s", recipe.data)
             training, validation, test = read_split(recipe)  # all members are trained on one split
             if member is not None:
                 output, recipe = _member_folder(output, member), recipe.member(member)
@@ -179,18 +181,25 @@ def _fit(
         if goes_on and recipe.denoising:  # its model has no denoising head, its checkpoint has
             potential = with_denoising(potential)
         potential = potential.to(processes.device)
+        if processes.is_first:
+            _say_what_is_trained(potential, recipe, processes, output)
         reach = margin(recipe.denoising) if recipe.denoising else 0.0
         batches = samples(training, potential.cutoff, potential.species, margin=reach)
         sizes = sizes_of(batches)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
+        if processes.is_first:
+            log.info(
+                "%d epochs, %d steps in all, %d epochs are done",
+                *(recipe.epochs, module.n_steps, len(history)),
+            )
         checked = samples(validation, potential.cutoff, potential.species)
     processes.copy_first(list(potential.state_dict().values()))
     with ordered_sums(processes.device):
         with processes.together():
-            step = (
-                denoising_step(potential, module.weights)
+            step, compilation = (
+                (denoising_step(potential, module.weights), None)
                 if recipe.denoising
-                else fastest_step(
+                else select_step(
                     potential,
                     module.weights,
                     [to_device(batches[k], processes.device) for k in typical(sizes, recipe)],
@@ -199,7 +208,8 @@ def _fit(
                     n_steps=module.n_steps,
                 )
             )
-        train_loop(module, step, (batches, sizes), (checked, sizes_of(checked)), recipe, output)
+        trained, validated = (batches, sizes), (checked, sizes_of(checked))
+        train_loop(module, step, compilation, trained, validated, recipe, output)
     processes.from_first(model.exists)  # the others have nothing to read before it is written
     return Training(load(model), model, module.history)
 
@@ -251,6 +261,8 @@ def _check(
     """Everything that would otherwise go wrong later, perhaps after days."""
     processes.check(recipe)
     known = set(elements_of(training))
+    if processes.is_first:
+        _say_what_there_is(training, validation, test)
     for role, dataset in (("training", training), ("validation", validation), ("test", test)):
         if dataset is None:
             continue
@@ -271,6 +283,40 @@ def _check(
     *_, goes_on = _left_behind(recipe, output)
     if not goes_on:
         check_start(recipe, training)
+
+
+def _say_what_there_is(training: Dataset, validation: Dataset, test: Dataset | None) -> None:
+    sizes = {len(atoms) for atoms in training.structures} or {0}
+    atoms = str(min(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+    log.info(
+        "%s: %d structures to train on, %d to validate, %d to test; %s atoms each; elements %s",
+        training.source,
+        len(training),
+        len(validation),
+        0 if test is None else len(test),
+        atoms,
+        " ".join(chemical_symbols[z] for z in elements_of(training)),
+    )
+
+
+def _say_what_is_trained(
+    potential: Potential, recipe: Recipe, processes: Processes, output: Path
+) -> None:
+    n_parameters = sum(p.numel() for p in potential.parameters() if p.requires_grad)
+    where = f"{processes.n} processes on {processes.device.type}" if processes.n > 1 else ""
+    log.info(
+        "%s with %s parameters in %s on %s; results in %s",
+        recipe.network,
+        f"{n_parameters:,}",
+        recipe.dtype,
+        where or f"{processes.device} ({torch.get_num_threads()} threads)",
+        output,
+    )
+    energies = zip(potential.species, potential.reference_energies.tolist(), strict=True)
+    log.info(
+        "reference energies: %s",
+        ", ".join(f"{chemical_symbols[z]} {energy:.3f} eV" for z, energy in energies),
+    )
 
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:

@@ -30,6 +30,7 @@ from attncalc.train.callbacks import (
     StopTogether,
     UseStep,
 )
+from attncalc.train.compilation import Compilation
 from attncalc.train.module import TrainingModule
 from attncalc.train.order import EpochOrder, Share, Shares, Sizes, validation_shares
 from attncalc.train.recipe import Recipe
@@ -69,6 +70,7 @@ def finished_epochs(checkpoint: Path) -> list[dict[str, float]]:
 def train_loop(
     module: TrainingModule,
     step: Step,
+    compilation: Compilation | None,
     training: tuple[Sequence[Batch], Sizes],
     validation: tuple[Sequence[Batch], Sizes],
     recipe: Recipe,
@@ -78,7 +80,8 @@ def train_loop(
 
     Args:
         module: knows the processes that take part.
-        step: that it uses.
+        step: that it begins with.
+        compilation: of the step that it changes to, if there is one.
         training, validation: a batch of each structure, and their sizes.
         recipe: of the run.
         output: the first process alone writes into it.
@@ -88,7 +91,11 @@ def train_loop(
     """
     checkpoint = output / "last.ckpt"
     processes = module.processes
-    callbacks: list[L.Callback] = [UseStep(step), MovingAverage(recipe.ema_decay), StopTogether()]
+    callbacks: list[L.Callback] = [
+        UseStep(step, compilation, waits=recipe.compile == "always"),
+        MovingAverage(recipe.ema_decay),
+        StopTogether(),
+    ]
     if processes.is_first:
         best = BestModel(output / f"{recipe.name}.safetensors", output / "metrics.csv")
         callbacks = [

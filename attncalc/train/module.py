@@ -31,6 +31,7 @@ class TrainingModule(L.LightningModule):
     """
 
     step: Step  # handed over when the training starts
+    step_is_compiled = False
 
     def __init__(
         self,
@@ -155,9 +156,11 @@ class TrainingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"], checkpoint["wall_time"] = self.history, self.wall_time
+        checkpoint["step_is_compiled"] = self.step_is_compiled
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history, self.wall_before = list(checkpoint["history"]), checkpoint["wall_time"]
+        self.step_is_compiled = bool(checkpoint.get("step_is_compiled", False))
         self.started = time.monotonic()
 
 

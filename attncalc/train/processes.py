@@ -104,6 +104,16 @@ class Processes:
         """What each process raises of an error that all have, so that it is said once."""
         return error if self.is_first else SystemExit(0)
 
+    def all(self, here: bool) -> bool:
+        """Whether something holds in all processes.
+
+        Args:
+            here: whether it holds in this one.
+        """
+        missing = torch.tensor(float(not here))
+        self.add(missing)
+        return missing.item() == 0
+
     def add(self, values: Tensor) -> None:
         """Sum over all processes, in place; the same bits in each."""
         if self.n > 1:

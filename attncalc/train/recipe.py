@@ -101,8 +101,9 @@ class Recipe:
         energy_weight, force_weight, stress_weight: of the errors of the energy per atom [eV], the
             forces [eV/Å] and the stress [eV/Å³].
         penalty: "norm", the mean length of an error vector, or "square", the mean square.
-        compile: "auto" compiles the training step if the run is long enough to pay for it,
-            "always", or "never".
+        compile: the training step. "auto" does if the run is long enough to pay for it, in the
+            background, while the first epochs are done with an eager step; "always" compiles before
+            the first epoch, so that two runs round alike; "never".
         seed: of the order of the data, and of initial weights without `start_from`.
         committee: how many networks are trained, one after the other with seeds seed, seed + 1,
             ...; from two on, the model is their mean, with their spread as a warning.

@@ -90,7 +90,9 @@ def test_console_script(ethanol_file: str) -> None:
     done = program("relax", ethanol_file, "--model", ETHANOL, "--fmax", "0.05", "-o", "out.xyz")
     assert done.returncode == 0, done.stderr
     assert "wrote out.xyz" in done.stdout
-    assert done.stderr == "", "neither progress bar nor warnings in a pipe"
+    # in a new clone its loops are compiled, which is announced
+    said = [line for line in done.stderr.splitlines() if not line.startswith("compiling loops")]
+    assert said == [], "neither progress bar nor warnings in a pipe"
     done = program("relax", ethanol_file, "--model", "ethnol")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: no model file and no shipped model 'ethnol'")

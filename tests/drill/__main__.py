@@ -1,4 +1,7 @@
-"""Run all parts of the drill and write the table: PYTHONPATH=tests python -m drill -o docs/drill.md."""
+"""Run all parts of the drill and write the table.
+
+PYTHONPATH=tests python -m drill -o docs/drill.md
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,20 @@ from pathlib import Path
 from drill.trial import Trial
 
 # part: trials of the full drill
-PARTS = {"kills": 100, "disk_full": 20, "power_cuts": 60, "hostile_files": 10_000, "links": 20, "threads": 20}
+PARTS = {
+    "kills": 100,
+    "disk_full": 20,
+    "power_cuts": 60,
+    "hostile_files": 10_000,
+    "links": 20,
+    "threads": 20,
+}
 
 HEAD = """# Drill
 
-Each row counts attempts to break a promise and the failures among them: a run that is lost, a file that is
-half-written, a message of more than one line, a signal, a wrong number. `make drill` repeats all of it and
-writes this page; CI runs a few trials of every part (`tests/test_drill.py`).
+Each row counts attempts to break a promise and the failures among them: a run that is lost, a
+half-written file, a message of more than one line, a signal, a wrong number. `make drill` repeats
+all of it and writes this page; CI runs a few trials of every part (`tests/test_drill.py`).
 
 """
 
@@ -33,7 +43,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("-o", "--output", type=Path, help="The page to write.")
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    options.add_argument("--scale", type=float, default=1.0, help="Factor for the number of trials.")
+    options.add_argument("--scale", type=float, default=1.0, help="Factor of the counts.")
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     output = given.output and given.output.resolve()
@@ -61,7 +71,8 @@ def _page(rows: list[tuple[str, int, int]], failures: list[Trial], seed: int) ->
     table = ["| what is done | trials | failures |", "|---|--:|--:|"]
     table += [f"| {kind} | {tried:,} | {failed} |" for kind, tried, failed in rows]
     table.append(f"| **all** | {sum(row[1] for row in rows):,} | {sum(row[2] for row in rows)} |")
-    where = f"Run on {date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores, seed {seed}.\n"
+    machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
+    where = f"Run on {date.today()}, {machine}, seed {seed}.\n"
     lost = "".join(f"\n* {one.kind}: {one.failure}" for one in failures)
     return HEAD + "\n".join(table) + "\n\n" + where + (f"\n## Failures\n{lost}\n" if lost else "")
 

@@ -10,7 +10,7 @@ class Trial(NamedTuple):
 
     Attributes:
         kind: row of the table that it counts in, e.g. "md, batch: killed and resumed".
-        failure: what went wrong, with all that is needed to repeat it; empty where the promise held.
+        failure: what went wrong, and how to repeat it; empty where the promise held.
     """
 
     kind: str

@@ -26,7 +26,7 @@ def said(caplog) -> list[str]:
 
 def test_without_a_terminal_progress_is_said_in_lines(recipe, parts, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="attncalc.train.callbacks")
-    monkeypatch.setattr(callbacks, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(callbacks, "SHORTEST_BETWEEN_LINES", 0.0)
     train.fit(dataclasses.replace(recipe, epochs=3), *parts[:2], tmp_path / "run")
     lines = said(caplog)
     assert [line[: line.index(",")] for line in lines] == [f"epoch {k} of 3" for k in (1, 2, 3)]
@@ -34,13 +34,25 @@ def test_without_a_terminal_progress_is_said_in_lines(recipe, parts, tmp_path, m
     assert lines[-1].endswith("; 00:00 left")
 
 
-def test_lines_come_a_minute_apart_and_not_beside_a_bar(
-    recipe, parts, tmp_path, monkeypatch, caplog
-):
+def test_short_epochs_are_not_all_said(recipe, parts, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="attncalc.train.callbacks")
-    short = dataclasses.replace(recipe, epochs=2)
-    train.fit(short, *parts[:2], tmp_path / "quick")
-    monkeypatch.setattr(callbacks, "LINE_EVERY", 0.0)
+    train.fit(recipe, *parts[:2], tmp_path / "quick")
+    lines = said(caplog)
+    assert [line[: line.index(",")] for line in lines] == ["epoch 1 of 4", "epoch 4 of 4"]
+
+
+def test_long_epochs_are_said_in_parts(recipe, parts, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="attncalc.train.callbacks")
+    monkeypatch.setattr(callbacks, "LONGEST_BETWEEN_LINES", 0.0)
+    train.fit(dataclasses.replace(recipe, epochs=1), *parts[:2], tmp_path / "long")
+    parts_said = [line.partition(";")[0] for line in said(caplog) if "steps done" in line]
+    assert parts_said == [f"epoch 1 of 1, {k} steps done" for k in range(1, 6)]
+
+
+def test_no_lines_beside_a_bar(recipe, parts, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="attncalc.train.callbacks")
+    monkeypatch.setattr(callbacks, "SHORTEST_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(callbacks, "LONGEST_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    train.fit(short, *parts[:2], tmp_path / "terminal")
+    train.fit(dataclasses.replace(recipe, epochs=2), *parts[:2], tmp_path / "terminal")
     assert not said(caplog)

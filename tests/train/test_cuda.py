@@ -17,10 +17,10 @@ import torch
 from attncalc import AttnCalculator, data, load, train
 from attncalc.kernels.collocation import collocated
 from attncalc.train.batches import samples, to_device
-from attncalc.train.fastest import SHORTEST_COLLOCATED, unequal_sizes
 from attncalc.train.module import TrainingModule, _loss
 from attncalc.train.processes import Processes
 from attncalc.train.reproducible import ordered_sums
+from attncalc.train.select_step import SHORTEST_COLLOCATED, unequal_sizes
 from attncalc.train.start import new_potential
 from attncalc.train.step import compiled, eager_step, trace, traced_step, with_network
 

@@ -298,9 +298,9 @@ def test_ctrl_c_says_how_to_go_on(which, recipe, data_file, tmp_path, monkeypatc
 
 def test_a_gradient_that_is_not_finite_stops_the_run(recipe, parts, tmp_path, monkeypatch):
     def broken_step(*_, **__):
-        return lambda batch: (torch.tensor(1.0), [torch.full((1,), float("nan"))])
+        return lambda batch: (torch.tensor(1.0), [torch.full((1,), float("nan"))]), None
 
-    monkeypatch.setattr(sys.modules[train.fit.__module__], "fastest_step", broken_step)
+    monkeypatch.setattr(sys.modules[train.fit.__module__], "select_step", broken_step)
     with pytest.raises(FloatingPointError, match="gradient is not finite in epoch 1: lower"):
         train.fit(recipe, *parts[:2], tmp_path)
 

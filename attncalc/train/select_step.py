@@ -1,8 +1,8 @@
-"""Which training step a run uses: the fastest one whose gradient is the plain one's."""
+"""Selects the training step: the fastest eager one at once, and a compiled one to switch to."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,34 +18,32 @@ from attncalc.nn.so3krates import So3krates
 from attncalc.nn.so3krates_sphc import So3kratesSphc
 from attncalc.potential import Potential
 from attncalc.train.batches import join
+from attncalc.train.compilation import Compilation, compiled_step
 from attncalc.train.recipe import Recipe
 from attncalc.train.step import (
     Batch,
     Loss,
     Step,
-    compiled,
     eager_step,
     relative_error,
-    trace,
-    traced_step,
     with_network,
 )
 
 log = logging.getLogger(__name__)
 
-# below this many steps, compiling costs more than it saves: one to four minutes; for Equiformer,
-# whose steps are longer, up to nine against the 80 ms that each of its smallest steps gains with
-# AVX-512; with AVX2, where steps take longer, 21 were seen
+# below this many steps a run is over soon after the compiled step is ready: compiling takes one to
+# four minutes of another core; for Equiformer, whose steps are longer, up to nine against the 80 ms
+# that each of its smallest steps gains with AVX-512 (21 with AVX2, where steps take longer)
 STEPS_WORTH_COMPILING, OF_EQUIFORMER = 20_000, 6_000
-# relative error of a fast step's gradient: float32 double backward itself reaches 1e-5
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
-# relative error that is never put down to rounding
-MOST_ROUNDING = 0.05
+# relative error of a fast step's gradient, for labels far from what the network predicts
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+# eV per atom, eV/Å, eV/Å³: distance of these labels
+DISTANCE_OF_LABELS = 1.0
 # Å: collocation holds from here on; shorter distances need the plain radial networks
 SHORTEST_COLLOCATED = 0.6
 
 
-def fastest_step(
+def select_step(
     potential: Potential,
     weights: Loss,
     batches: list[Batch],
@@ -53,42 +51,83 @@ def fastest_step(
     *,
     shortest: float,
     n_steps: int,
-) -> Step:
-    """Make the fast steps that suit the run and return the first that agrees with the plain one.
+) -> tuple[Step, Compilation | None]:
+    """Select the eager step to begin with and, where it pays, the compiled one to switch to.
+
+    Every step but the plain one must give its gradient, or is not used.
 
     Args:
         potential: its parameters are read at every step.
         weights: of the loss.
-        batches: the training structures, one each; the first `recipe.batch_size` are the probe.
+        batches: training structures, one each; the first `recipe.batch_size` are tried.
         recipe: says whether to compile.
         shortest: Å, the shortest distance in the data.
         n_steps: of the whole run.
+
+    Returns:
+        The eager step, and the compilation of the other one, not started yet; None where that
+        does not pay or is not possible.
     """
     plain = eager_step(potential, weights)
     # unequal sizes first: the compiler, too, takes equal ones of its first batch for the same
-    probes = (unequal_sizes(batches), join(batches[: recipe.batch_size]))
+    tried = (unequal_sizes(batches), join(batches[: recipe.batch_size]))
+    examples = [with_distant_labels(batch, weights) for batch in tried]
     fast = with_network(potential, _faster_network(potential.network, shortest))
-    candidates: dict[str, Callable[[], Step]] = {}
+    proved = partial(_proved, plain=plain, examples=examples, dtype=potential.dtype)
+    step: Step | None = None
     if fast.network is not potential.network:
-        candidates["eager"] = lambda: eager_step(fast, weights)
+        step = proved("eager", lambda: eager_step(fast, weights))
+    compilation = None
     is_worth_it = _worth_compiling(fast.network, recipe, n_steps)
     if is_worth_it and _can_be_traced(fast.network, batches, recipe):
-        graph = partial(trace, fast, weights, probes[0])
-        candidates = {"compiled": lambda: traced_step(fast, compiled(graph())), **candidates}
-    for name, make in candidates.items():
-        try:
-            step = make()
-            error = max(relative_error(step, plain, probe) for probe in probes)
-        except RuntimeError as failure:  # a compiler has many ways to fail
-            reason = str(failure).partition("\n")[0]
-            log.warning("%s training step cannot be made: not used (%s)", name, reason)
-            continue
-        log.info("%s training step: gradient within %.1e of double backward", name, error)
-        # only near the end of a training, or where one starts from a good model, is that too much
-        if error < TOLERANCE[potential.dtype] or _only_rounds(step, potential, weights, probes):
-            return step
+        make = partial(proved, "compiled", lambda: compiled_step(fast, weights, examples))
+        compilation = Compilation(make, fast, weights, examples)
+    return step or plain, compilation
+
+
+def _proved(
+    name: str,
+    make: Callable[[], Step],
+    *,
+    plain: Step,
+    examples: Sequence[Batch],
+    dtype: torch.dtype,
+) -> Step | None:
+    """A step whose gradient is the plain one's; None, and a warning, where it is not."""
+    try:
+        step = make()
+        error = max(relative_error(step, plain, example) for example in examples)
+    except RuntimeError as failure:  # a compiler has many ways to fail
+        reason = str(failure).partition("\n")[0]
+        log.warning("%s training step cannot be made: not used (%s)", name, reason)
+        return None
+    if not error < TOLERANCE[dtype]:  # NaN comes here too
         log.warning("%s training step is off by %.1e: not used", name, error)
-    return plain
+        return None
+    log.info("%s training step: gradient within %.1e of double backward", name, error)
+    return step
+
+
+def with_distant_labels(batch: Batch, weights: Loss) -> Batch:
+    """Labels that no network predicts, to compare gradients by.
+
+    Where a network is good, errors of forces are small and their directions, which the gradient of
+    a norm consists of, mostly rounding: two right steps then differ by 1e-3 of the gradient, which
+    itself has become small. With labels that are off by a constant it is 1e-6 at any stage.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def moved(labels: torch.Tensor) -> torch.Tensor:
+        off = torch.randn(labels.shape, generator=random, dtype=labels.dtype)
+        return labels + DISTANCE_OF_LABELS * off.to(labels.device)
+
+    n_atoms = torch.bincount(batch.graph.system_idx, minlength=batch.graph.n_systems)
+    return dataclasses.replace(
+        batch,
+        energy=batch.energy + DISTANCE_OF_LABELS * n_atoms,
+        forces=moved(batch.forces),
+        stress=moved(batch.stress) if weights.stress else batch.stress,
+    )
 
 
 def _faster_network(network: Any, shortest: float) -> nn.Module:
@@ -99,24 +138,6 @@ def _faster_network(network: Any, shortest: float) -> nn.Module:
         return collocated(network, SHORTEST_COLLOCATED)
     log.info("shortest distance %.2f Å: radial networks are evaluated pair by pair", shortest)
     return network
-
-
-def _only_rounds(step: Step, potential: Potential, weights: Loss, probes: Sequence[Batch]) -> bool:
-    """Whether a step is as close to the gradient in float64 as the plain one, within a factor of 2.
-
-    Where errors of forces are small, their directions, which are the gradient of a norm, are
-    mostly rounding, in every step.
-    """
-    if potential.dtype == torch.float64:
-        return False
-    exact = copy.deepcopy(potential)
-    exact.compute_in(torch.float64)
-    definition = eager_step(exact, weights)
-    off, plainly_off = (
-        max(relative_error(one, definition, probe) for probe in probes)
-        for one in (step, eager_step(potential, weights))
-    )
-    return off <= min(2 * plainly_off, MOST_ROUNDING)
 
 
 def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:

@@ -1,0 +1,136 @@
+"""A training step that a second process compiles while the first one trains.
+
+Tracing and compiling a step takes one to twenty minutes. The second process does both and throws
+its result away: what stays is PyTorch's cache of compiled code on the disk, out of which the
+training process makes the same step in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from attncalc.one_line import one_line
+from attncalc.potential import Potential
+from attncalc.train.step import Batch, Loss, Step, compiled, trace, traced_step
+
+# the second process gives way to the training
+NICENESS = 10
+# s between two looks of the second process at whether the first is still there
+SECONDS_BETWEEN_LOOKS = 2.0
+
+
+def compiled_step(potential: Potential, weights: Loss, examples: Sequence[Batch]) -> Step:
+    """Trace and compile a step.
+
+    Args:
+        potential: its parameters are read at every step.
+        weights: of the loss.
+        examples: batches; no two sizes of the first may agree (see `unequal_sizes`).
+
+    Raises:
+        RuntimeError: the compiler fails.
+    """
+    step = traced_step(potential, compiled(trace(potential, weights, examples[0])))
+    for example in examples:
+        step(example)  # compiles
+    return step
+
+
+class Compilation:
+    """The compilation of a training step, in a second process once it is started.
+
+    Args:
+        make: returns the compiled step, or None where it is not fit for use: slow until the second
+            process has filled the cache.
+        potential: whose step it is.
+        weights: of the loss.
+        examples: batches, as in `compiled_step`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Step | None],
+        potential: Potential,
+        weights: Loss,
+        examples: Sequence[Batch],
+    ) -> None:
+        self.make = make
+        self._what = (potential, weights, examples, torch.get_num_threads())
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the second process."""
+        # -P: nothing is imported from the current folder; the child finds what we have found
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the training, which then stops this process
+        )
+        content = pickle.dumps(self._what)
+        threading.Thread(target=_send, args=(self._process, content), daemon=True).start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the second process has ended, with success or not."""
+        return self._process is not None and self._process.poll() is not None
+
+    @property
+    def failure(self) -> str:
+        """Reason why the second process ended without success; empty where it did not."""
+        if self._process is None or not self._process.poll():
+            return ""
+        assert self._process.stdout is not None
+        said = self._process.stdout.read().decode(errors="replace").strip()
+        return said or f"the compiling process ended with status {self._process.returncode}"
+
+    def stop(self) -> None:
+        """End the second process."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _send(process: subprocess.Popen[bytes], content: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        with process.stdin as pipe:
+            pipe.write(content)
+    except OSError:  # the process has ended already
+        return
+
+
+def _fill_cache() -> None:
+    """Compile the step that stands on the standard input, as `Compilation.start` has sent it."""
+    parent = os.getppid()
+    potential, weights, examples, n_threads = pickle.load(sys.stdin.buffer)
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    torch.set_num_threads(n_threads)  # part of what is compiled
+    try:
+        compiled_step(potential, weights, examples)
+    except RuntimeError as error:  # a compiler has many ways to fail
+        print(one_line(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _fill_cache()

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,11 @@ from ase.data import chemical_symbols
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import new_file
-from attncalc.cli.known import is_correction
+from attncalc.cli.known import is_correction, require_known
 from attncalc.cli.options import calculator_options, set_threads
+from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
+from attncalc.fast import lower
 from attncalc.files import write_atomically
 
 if TYPE_CHECKING:
@@ -30,10 +32,14 @@ if TYPE_CHECKING:
 
 @click.command(name="eval")
 @click.argument("model")
-@click.argument("data_file", metavar="DATA")
+@click.argument("data_file", metavar="[DATA]", required=False)
 @calculator_options
 @click.option("--labels", help="Which label set of the file.")
-@click.option("--split", help="Only this split stored in the file, e.g. test_01.")
+@click.option(
+    "--split",
+    help="Only this split stored in the file, e.g. test_01; of a training's folder: training, "
+    "validation or test.",
+)
 @click.option("--energy-unit", help="If the file does not state it.")
 @click.option("--length-unit", help="If the file does not state it.")
 @click.option(
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
     "report is replaced, no other file.",
 )
 @click.option("--no-report", is_flag=True, help="Only the table.")
+@output_options
 @one_line_errors
 def evaluate(
     model, data_file, device, dtype, threads, labels, split, report, no_report, **units
@@ -50,45 +57,93 @@ def evaluate(
     """Errors of a model on labelled structures: per property, and forces per element.
 
     A table here, and a page for the browser with what errors depend on and the worst structures.
+    MODEL may be the folder of a training, which knows its data and how it has split them.
 
     Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
+
+    Example: attncalc eval runs/mine --split test
     """
     from attncalc import data
     from attncalc.data.calibration import calibrations
-    from attncalc.data.errors import predict
+    from attncalc.data.errors import errors, predict
     from attncalc.report import Subject, evaluation, remarks
 
-    target = None if no_report else _report_file(report, model, data_file, labels, split)
-    dataset = data.read(data_file, labels=labels, **units)
-    for what in filter(None, (data.unit_mismatch(dataset), data.stress_mismatch(dataset))):
-        click.echo(f"Warning: {what}", err=True)
     indices = None
-    if split is not None:
-        if split not in dataset.splits:
-            known = ", ".join(dataset.splits) or "none"
-            raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
-        indices = dataset.splits[split]
-        dataset = dataset[indices]
+    if Path(model).is_dir():
+        model, dataset, split = _of_training(Path(model), data_file, labels, split, units)
+        target = None if no_report else _report_file(report, model, dataset.source, labels, split)
+    else:
+        if data_file is None:
+            raise click.UsageError("DATA is needed: a file with labelled structures")
+        target = None if no_report else _report_file(report, model, data_file, labels, split)
+        dataset = data.read(data_file, labels=labels, **units)
+        if split is not None:
+            if split not in dataset.splits:
+                known = ", ".join(dataset.splits) or "none"
+                raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
+            indices = dataset.splits[split]
+            dataset = dataset[indices]
+    for what in filter(None, (data.unit_mismatch(dataset), data.stress_mismatch(dataset))):
+        warn(what)
     set_threads(threads, dataset.structures)
-    potential = AttnCalculator(
+    calculator = AttnCalculator(
         model, device=device, dtype=dtype, threads=threads, correction=is_correction(model)
-    ).potential
+    )
+    potential = calculator.potential
+    require_known(potential, dataset.structures)
+    fast = lower(potential)
     start = time.perf_counter()
     with progress_bar(len(dataset), "structure") as bar:
-        prediction = predict(potential, dataset, progress=bar.update)
+        prediction = predict(fast, dataset, progress=bar.update)
     seconds = time.perf_counter() - start
-    click.echo(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
-    click.echo(_table(_error_rows(prediction, dataset)))
+    say(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
+    say(_table(_error_rows(prediction, dataset)))
     for quantity, worth in calibrations(prediction, dataset).items():  # of a committee
-        click.echo(f"spread of the committee: {quantity} {worth}")
+        say(f"spread of the committee: {quantity} {worth}")
     command, device = shlex.join(["attncalc", *sys.argv[1:]]), str(potential.device)
     subject = Subject(model, split, indices, command, device, seconds)
-    for remark in remarks(potential, prediction, dataset, subject):
-        click.echo(f"Note: {remark}")
+    notes = list(remarks(potential, prediction, dataset, subject))
+    for note in notes:
+        say(f"Note: {note}")
     if target is not None:
         page = evaluation(potential, prediction, dataset, subject)
         write_atomically(target, page.encode(errors="replace"))
-        click.echo(f"wrote {target}")
+        say(f"wrote {target}")
+    report_json(
+        {
+            "model": str(model),
+            "data": dataset.source,
+            "labels": dataset.labels,
+            "split": split,
+            "errors": asdict(errors(prediction, dataset)),
+            "notes": notes,
+            "report": None if target is None else str(target),
+            "seconds": seconds,
+        }
+    )
+
+
+def _of_training(
+    folder: Path,
+    data_file: str | None,
+    labels: str | None,
+    split: str | None,
+    units: dict[str, str | None],
+) -> tuple[str, Dataset, str]:
+    """Model, structures and split of a training's folder."""
+    from attncalc import train
+
+    if labels is not None or any(units.values()):
+        raise ValueError(f"{folder}: labels and units are those of the training: leave them away")
+    recipe, parts = train.read_run(folder, data=data_file)
+    named = {name: part for name, part in parts.items() if part is not None}
+    split = split or ("test" if "test" in named else "validation")
+    if split not in named:
+        raise ValueError(f"{folder}: no split {split!r}; this training has: {', '.join(named)}")
+    model = folder / f"{recipe.name}.safetensors"
+    if not model.is_file():
+        raise FileNotFoundError(f"no such file: {model}; the training has not done an epoch yet")
+    return str(model), named[split], split
 
 
 def _error_rows(prediction: Prediction, dataset: Dataset) -> list[tuple[str, ...]]:
@@ -134,7 +189,7 @@ def _report_file(
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"{path.name}: a report must end in .html")
     if not (path.is_file() and f'content="{GENERATOR}"'.encode() in path.read_bytes()[:1000]):
-        new_file(path)
+        output_file(path)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(
             f"no report can be written to {path.parent.resolve()}: name another place with -o, or "

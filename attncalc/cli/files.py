@@ -52,10 +52,13 @@ def _slice(index: str) -> slice:
     return wanted
 
 
-def new_file(path: str | Path) -> Path:
-    """A path that can be written and is not: asked before the work, not after it."""
+def new_file(path: str | Path, *, overwrite: bool = False) -> Path:
+    """A path that can be written and, unless it may be replaced, is not: asked before the work."""
     path = Path(path)
-    refuse_existing(path)
+    if not overwrite:
+        refuse_existing(path)
+    elif path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} exists and is no file: choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {path.parent}")
     if not os.access(path.parent, os.W_OK):

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from attncalc.cli.output import is_quiet
+
+log = logging.getLogger(__name__)
+
+# s between two lines where there is no terminal
+LINE_EVERY = 60.0
+
+
+class _LogLines(io.TextIOBase):
+    """A file for tqdm that logs what would be drawn."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            log.info("%s", line)
+        return len(text)
+
 
 @contextmanager
 def progress_bar(total: int | None, unit: str) -> Iterator[tqdm]:
-    """A progress bar with rate and time left on a terminal, none in a pipe."""
+    """A bar with rate and time left on a terminal; elsewhere a line a minute with the same.
+
+    With --quiet there is neither.
+    """
+    is_terminal = sys.stderr.isatty()
+    lines = {
+        "file": _LogLines(),
+        "mininterval": LINE_EVERY,
+        "delay": LINE_EVERY,
+        "bar_format": "{n_fmt} of {total_fmt}{unit}s, {rate_fmt}, {remaining} left{postfix}",
+    }
     with tqdm(
         total=total,
         unit=f" {unit}",
-        disable=None,
+        disable=is_quiet(),
         leave=False,
-        dynamic_ncols=True,
         miniters=0,  # steps that take a second each are shown as they come
+        **({"dynamic_ncols": True} if is_terminal else lines),
     ) as bar:
         yield bar

@@ -34,6 +34,7 @@ from attncalc.data.errors import (
     force_statistics_by_element,
     stress_statistics,
 )
+from attncalc.data.fingerprints import LENGTH, count_known
 from attncalc.data.outliers import features_of, outliers
 from attncalc.in_words import cutoffs_in_words, networks_in_words
 from attncalc.model_file import model_name
@@ -246,7 +247,15 @@ def remarks(
             f"The model corrects {potential.corrects}: these errors say something only if the "
             "labels are what that lacks, and nothing if they are whole energies and forces."
         )
-    if info.get("data") == dataset.source:
+    known_structures = str(info.get("structures") or "")
+    if n_known := count_known(dataset, known_structures):
+        few = int(info.get("n_train") or 0) * LENGTH > len(known_structures)
+        kept = f" (its file remembers {len(known_structures) // LENGTH} of them)" if few else ""
+        yield (
+            f"{n_known} of these {len(dataset)} structures are among those that the model was "
+            f"trained on{kept}: errors on them say little about others."
+        )
+    elif info.get("data") == dataset.source and not known_structures:
         if subject.split is None:
             stored = ", ".join(list(dataset.splits)[:6])
             hint = f" Splits stored in it: {stored}." if stored else ""

@@ -1,7 +1,7 @@
 """Training on one's own data: a recipe in, a model file with its card out."""
 
-from attncalc.train.fit import Training, fit, run
+from attncalc.train.fit import Training, fit, read_run, run
 from attncalc.train.processes import connect
 from attncalc.train.recipe import Recipe
 
-__all__ = ["Recipe", "Training", "connect", "fit", "run"]
+__all__ = ["Recipe", "Training", "connect", "fit", "read_run", "run"]

@@ -15,12 +15,15 @@ import numpy as np
 from attncalc import model_file
 from attncalc.data import Dataset
 from attncalc.files import Claim, write_atomically
+from attncalc.one_line import one_line
 from attncalc.system import charge_and_spin
 from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe
 
 # entries beside the recipe's own
 DATA, START = "data_sha256", "start_sha256"
+# of an output folder
+MARK = "recipe.json"
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
     knows no checksums (of before they were kept) is told apart by file names, and gets them. The
     model that a training started from may be gone afterwards, but not be another one.
     """
-    mark = output / "recipe.json"
+    mark = output / MARK
     ours = json.loads(json.dumps(recipe.as_dict()))
     start = _start_checksum(recipe)
     begun = [*output.glob("last.ckpt"), *output.glob("member-*/last.ckpt")]
@@ -84,6 +87,25 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
             )
     more = {DATA: data} | ({START: start} if start else {})
     write_atomically(mark, json.dumps(ours | more, indent=1).encode())
+
+
+def remembered(output: Path) -> tuple[Recipe, dict[str, str]]:
+    """The recipe of an output folder, and SHA-256 of its training and validation set.
+
+    Raises:
+        FileNotFoundError: no training has begun there.
+        ValueError: what it has written is damaged.
+    """
+    mark = output / MARK
+    if not mark.is_file():
+        raise FileNotFoundError(f"{output}: no training has begun in this folder (no {MARK})")
+    try:
+        content = _defaults() | json.loads(mark.read_text())
+        data = dict(content.pop(DATA, None) or {})
+        content.pop(START, None)
+        return Recipe(**content), data
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{mark}: damaged ({one_line(error)})") from None
 
 
 def _start_checksum(recipe: Recipe) -> str | None:

@@ -15,6 +15,7 @@ from ase.data import chemical_symbols
 from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors
+from attncalc.data.fingerprints import fingerprints
 from attncalc.data.streamed import errors_of
 from attncalc.files import write_atomically
 from attncalc.model_file import NETWORKS, header, load, model_name, save
@@ -23,7 +24,7 @@ from attncalc.system import System
 from attncalc.train.batches import samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve
 from attncalc.train.card import card
-from attncalc.train.claim import claimed
+from attncalc.train.claim import checksum, claimed, remembered
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import finished_epochs, train_loop
 from attncalc.train.memory import keep_freed_memory
@@ -90,7 +91,7 @@ def run(
     try:
         with processes.together():
             if processes.is_first:
-                log.info("reading %s", recipe.data)
+                log.info("reading %s", recipe.find(recipe.data).name)
             training, validation, test = read_split(recipe)  # all members are trained on one split
             if member is not None:
                 output, recipe = _member_folder(output, member), recipe.member(member)
@@ -110,11 +111,19 @@ def run(
 
 def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     """Training, validation and test set of a recipe; the test set may be missing."""
+    dataset, parts = _read(recipe)
+    _require_matching_units(recipe, dataset)  # of all of it: more structures are close
+    _say_what_is_not_known(recipe, dataset)
+    if recipe.test_data is not None and parts[2] is not None:
+        _require_matching_units(recipe, parts[2])
+    return parts
+
+
+def _read(recipe: Recipe) -> tuple[Dataset, tuple[Dataset, Dataset, Dataset | None]]:
+    """The data of a recipe, and its parts."""
     units = {"energy_unit": recipe.energy_unit, "length_unit": recipe.length_unit}
     read = data.stream if recipe.stream else data.read
     dataset = read(recipe.find(recipe.data), labels=recipe.labels, **units)
-    _require_matching_units(recipe, dataset)  # before the split: more structures are close
-    _say_what_is_not_known(recipe, dataset)
     test: Dataset | None
     if "sizes" in recipe.split:
         seed = recipe.seed if recipe.split.get("shuffle", True) else None
@@ -126,8 +135,36 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
         training, validation, test = data.official_split(dataset, **named, seed=seed)
     if recipe.test_data is not None:
         test = read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
-        _require_matching_units(recipe, test)
-    return training, validation, test
+    return dataset, (training, validation, test)
+
+
+def read_run(
+    output: str | Path, *, data: str | Path | None = None
+) -> tuple[Recipe, dict[str, Dataset | None]]:
+    """Read the recipe of a training's folder, and its data divided as the training divided them.
+
+    Args:
+        output: the folder.
+        data: data file, where it is no longer where the training found it.
+
+    Returns:
+        The recipe, and the sets "training", "validation" and "test"; the last may be None.
+
+    Raises:
+        FileNotFoundError: no training has begun there, or its data file is gone.
+        ValueError: the data are not those of the training.
+    """
+    recipe, checksums = remembered(Path(output))
+    if data is not None:
+        recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
+    try:
+        _, (training, validation, test) = _read(recipe)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}: name the file that {output} was trained on") from None
+    for role, part in (("training", training), ("validation", validation)):
+        if checksums and checksums.get(role) != checksum(part):
+            raise ValueError(f"{part.source}: not the {role} set that {output} was trained on")
+    return recipe, {"training": training, "validation": validation, "test": test}
 
 
 def fit(
@@ -369,6 +406,7 @@ def _describe(
         "labels": training.labels,
         "level_of_theory": recipe.level_of_theory or training.level_of_theory,
         "n_train": len(training),
+        "structures": fingerprints(training),
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),

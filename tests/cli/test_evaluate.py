@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succ
 from attncalc import AttnCalculator, data, load
 from attncalc.cli import evaluate as module
 from attncalc.data.errors import predict
+from attncalc.fast import lower
 
 
 def table(text: str) -> dict[str, list[float]]:
@@ -95,7 +97,7 @@ def test_eval_leaves_a_report() -> None:
 def force_mae(path: str) -> float:
     """eV/Å, in batches, as `attncalc eval` goes."""
     dataset = data.read(path)
-    predicted = np.concatenate(predict(load(COPPER), dataset).forces)
+    predicted = np.concatenate(predict(lower(load(COPPER)), dataset).forces)
     return float(np.abs(predicted - np.concatenate(dataset.forces)).mean())
 
 
@@ -168,3 +170,87 @@ def test_the_report_names_structures_as_the_file_does() -> None:
     assert worst[0] == "5"
     assert set(worst) == {"4", "5"}
     assert "split test" in page
+
+
+RECIPE = """name: mine
+data: cu.extxyz
+split: {sizes: [8, 2, rest]}
+config: {cutoff: 4.0, num_features: 8, num_heads: 1, degrees: [1], num_layers: 1}
+epochs: 1
+seed: 3
+"""
+
+
+@pytest.fixture
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training on ten of fourteen structures."""
+    write("cu.extxyz", labelled(14))
+    Path("mine.yaml").write_text(RECIPE)
+    assert attncalc("train", "mine.yaml").exit_code == 0
+    return Path("runs/mine")
+
+
+def test_eval_of_a_training_by_its_own_split(trained: Path) -> None:
+    said = succeeds("eval", trained, "--split", "test", "--no-report")
+    assert said.startswith("4 structures of cu.extxyz")
+    assert "trained on" not in said
+    assert succeeds("eval", trained, "--no-report") == said, "the test set, unasked"
+    card = Path("runs/mine/mine.md").read_text()
+    mae, rmse = table(said)["force, meV/Å"]
+    assert re.search(rf"\| force \| {mae:.1f}\d* \| {rmse:.1f}\d* \|", card)
+    seen = succeeds("eval", trained, "--split", "training", "--no-report")
+    assert seen.startswith("8 structures")
+    assert "8 of these 8 structures are among those that the model was trained on" in seen
+    succeeds("eval", trained, "cu.extxyz", "--split", "validation", "--no-report")
+
+
+def test_eval_knows_training_structures_in_other_files(trained: Path) -> None:
+    """Whatever they are called, and with fewer digits."""
+    frames = read("cu.extxyz", ":")
+    for atoms in frames:
+        atoms.positions = atoms.positions.round(7)
+    write("others.extxyz", frames)
+    said = succeeds("eval", "runs/mine/mine.safetensors", "others.extxyz", "--no-report")
+    assert "8 of these 14 structures are among those" in said
+
+
+def test_eval_of_a_training_says_what_is_wrong(trained: Path) -> None:
+    assert fails("eval", trained, "--split", "test_01") == (
+        "Error: runs/mine: no split 'test_01'; this training has: training, validation, test"
+    )
+    assert "labels and units are those of the training" in fails("eval", trained, "--labels", "x")
+    write("other.extxyz", labelled(15)[1:])
+    said = fails("eval", trained, "other.extxyz")
+    assert said == "Error: other.extxyz: not the training set that runs/mine was trained on"
+    Path("cu.extxyz").rename("gone.extxyz")
+    assert "name the file that runs/mine was trained on" in fails("eval", trained)
+    Path("empty").mkdir()
+    assert fails("eval", "empty").startswith("Error: empty: no training has begun in this folder")
+    (trained / "recipe.json").write_text("{}")
+    assert fails("eval", trained).startswith("Error: runs/mine/recipe.json: damaged (")
+
+
+def test_eval_takes_the_compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "lower", lambda potential: asked.append(potential) or potential)
+    write("cu.extxyz", labelled(2))
+    succeeds("eval", COPPER, "cu.extxyz", "--no-report")
+    assert len(asked) == 1
+
+
+def test_eval_as_json_and_quietly() -> None:
+    write("cu.extxyz", labelled(2))
+    result = attncalc("eval", COPPER, "cu.extxyz", "--json")
+    found = json.loads(result.stdout)
+    assert found["errors"]["n_structures"] == 2
+    assert found["report"] == "eval-cu-emt-cu.html"
+    assert "force on Cu" in result.stderr
+    assert succeeds("eval", COPPER, "cu.extxyz", "--quiet") == ""
+
+
+def test_eval_replaces_another_file_only_if_told() -> None:
+    write("cu.extxyz", labelled(2))
+    Path("page.html").write_text("mine")
+    assert "page.html exists" in fails("eval", COPPER, "cu.extxyz", "-o", "page.html")
+    succeeds("eval", COPPER, "cu.extxyz", "-o", "page.html", "--overwrite")
+    assert Path("page.html").read_text()[:4] != "mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import pytest
 from ase.io import write
 from command_line import COPPER, labelled
+
+from attncalc.cli import progress
 
 try:
     import pty
@@ -58,3 +61,23 @@ def on_a_terminal(*arguments: str) -> str:
         os.close(ours)
     assert process.returncode == 0, seen.decode()
     return seen.decode()
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """One a minute, with rate and time left."""
+    caplog.set_level(logging.INFO, logger="attncalc.cli.progress")
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    with progress.progress_bar(3, "structure") as bar:
+        bar.set_postfix_str("largest force 0.5 eV/Å", refresh=False)
+        bar.update(2)
+    lines = [record.getMessage() for record in caplog.records]
+    pattern = r"2 of 3 structures, .*structures?/s, .* left, largest force 0\.5 eV/Å"
+    assert re.fullmatch(pattern, lines[-1]), lines
+    assert len(lines) == 2, "one for the start, none for the end"
+
+
+def test_no_lines_within_the_first_minute(caplog) -> None:
+    caplog.set_level(logging.INFO, logger="attncalc.cli.progress")
+    with progress.progress_bar(3, "structure") as bar:
+        bar.update(2)
+    assert not caplog.records

@@ -1,0 +1,94 @@
+"""What a command says, and where it may write: --quiet, --json, --overwrite."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from attncalc.cli.files import new_file
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_QUIET, _JSON, _OVERWRITE = "attncalc.quiet", "attncalc.json", "attncalc.overwrite"
+
+
+def output_options(command: Command) -> Command:
+    """--quiet, --json, --overwrite."""
+    for option in (
+        click.option(
+            "--overwrite",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember(_OVERWRITE),
+            help="Replace output files that exist.",
+        ),
+        click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember(_JSON),
+            help="Write the results to the standard output as one JSON object, all else to the "
+            "standard error.",
+        ),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember(_QUIET),
+            help="Write errors and warnings only.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _remember(key: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        context.meta[key] = value
+        if key == _QUIET and value:
+            logging.getLogger("attncalc").setLevel(logging.WARNING)
+
+    return remember
+
+
+def _is(key: str) -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(key))
+
+
+def is_quiet() -> bool:
+    """Whether only errors and warnings are written."""
+    return _is(_QUIET)
+
+
+def say(text: str) -> None:
+    """Write a line, unless the command is quiet."""
+    if not is_quiet():
+        click.echo(text, err=_is(_JSON))
+
+
+def warn(text: str) -> None:
+    """Write a warning to the standard error."""
+    click.echo(f"Warning: {text}", err=True)
+
+
+def report_json(numbers: dict[str, Any]) -> None:
+    """Write the results of a command as one JSON object, where that is asked for."""
+    if _is(_JSON):
+        click.echo(json.dumps(numbers, allow_nan=False))
+
+
+def output_file(path: str | Path) -> Path:
+    """A path that can be written: one of a file that exists only with --overwrite.
+
+    Raises:
+        FileExistsError: the file exists.
+        FileNotFoundError, PermissionError: its folder cannot be written to.
+    """
+    return new_file(path, overwrite=_is(_OVERWRITE))

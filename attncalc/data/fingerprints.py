@@ -1,0 +1,44 @@
+"""Fingerprints of training structures, by which a model file knows them again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import numpy as np
+from ase import Atoms
+
+from attncalc.data.dataset import Dataset
+
+# characters of one fingerprint: 48 bits, so that two structures in a billion pairs share one
+LENGTH = 8
+# structures of which a model file keeps fingerprints: 8 kB
+MOST = 1000
+# Å: structures that agree to this are the same, whatever file they come from
+RESOLUTION = 1e-3
+
+
+def fingerprint(atoms: Atoms) -> str:
+    """Elements, positions and cell of a structure as `LENGTH` characters."""
+    digest = hashlib.sha256()
+    digest.update(np.ascontiguousarray(atoms.numbers, dtype="<i8").tobytes())
+    for lengths in (atoms.positions, atoms.cell.array):
+        # + 0: there is one zero
+        digest.update(np.ascontiguousarray(np.rint(lengths / RESOLUTION) + 0.0, "<f8").tobytes())
+    return base64.b64encode(digest.digest())[:LENGTH].decode()
+
+
+def fingerprints(dataset: Dataset) -> str:
+    """Fingerprints of the structures of a data set, of every n-th where there are many.
+
+    Returns:
+        At most `MOST` of them, one behind the other.
+    """
+    stride = -(-len(dataset) // MOST)
+    return "".join(fingerprint(atoms) for atoms in list(dataset.structures)[:: stride or 1])
+
+
+def count_known(dataset: Dataset, known: str) -> int:
+    """Number of structures of a data set whose fingerprints are among those given."""
+    parts = {known[k : k + LENGTH] for k in range(0, len(known), LENGTH)}
+    return sum(fingerprint(atoms) in parts for atoms in dataset.structures) if parts else 0

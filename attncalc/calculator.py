@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from attncalc import checks
 from attncalc.fast import lower
-from attncalc.model_file import load
+from attncalc.model_file import load, model_name
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
     SMALLEST_VOLUME,
@@ -28,7 +30,7 @@ from attncalc.potential import (
     evaluate_many,
     volumes,
 )
-from attncalc.system import System
+from attncalc.system import System, what_is_ignored
 
 # atoms of one batch of `calculate_many`: bounds its memory
 ATOMS_PER_BATCH = 2000
@@ -50,7 +52,7 @@ class AttnCalculator(BaseCalculator):
             may be trained further without changing this calculator. A list of two or more of
             these is a committee: the results are their mean, `spread` says how far they differ.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" ...
-        dtype: "float32" or "float64" for the network; None for the model's own.
+        dtype: "float32" or "float64" for the network, or torch's; None for the model's own.
         skin: Å added to the cutoff for reuse of the neighbour list; None suits device and size, 0
             builds a new list whenever an atom moved.
         threads: that compiled steps on a CPU take for a large structure; small ones are computed
@@ -76,7 +78,7 @@ class AttnCalculator(BaseCalculator):
         model: Model | Sequence[Model],
         *,
         device: str = "auto",
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         skin: float | None = None,
         threads: int | None = None,
         correction: bool = False,
@@ -88,6 +90,7 @@ class AttnCalculator(BaseCalculator):
             raise ValueError(_not_alone(self.potential.corrects))
         if threads is not None:
             self.potential.take_threads(threads)
+        self._names = _names(model)
         self._suits_itself = skin is None
         self.neighbors = VerletList.create(
             cutoff=self.potential.cutoff,
@@ -139,6 +142,8 @@ class AttnCalculator(BaseCalculator):
             return system.moved(atoms)
         system = System.from_ase(atoms)
         check_system(self.potential, system)
+        if ignored := what_is_ignored(atoms):
+            warnings.warn(ignored, stacklevel=2)
         system = system.to(self.potential.device)
         self._seen, self._volume = (now, system), volumes(system).tolist()
         if self._suits_itself and (skin := skin_for(system)) != self.neighbors.skin:
@@ -190,6 +195,37 @@ class AttnCalculator(BaseCalculator):
             changes = [*changes, "charge_and_spin"]
         return changes
 
+    def todict(self) -> dict[str, Any]:
+        """Model, checksum of its file, dtype and device; ASE's databases keep it with a row.
+
+        A `Potential` that was not loaded from a file has no checksum; a committee given as a list
+        has a list of models and of checksums.
+        """
+        members: Any = self.potential.members if len(self._names) > 1 else [self.potential]
+        checksums = [getattr(member, "checksum", "") for member in members]
+        several = len(self._names) > 1
+        return {
+            "model": list(self._names) if several else self._names[0],
+            "sha256": checksums if several else checksums[0],
+            "dtype": str(self.potential.dtype).removeprefix("torch."),
+            "device": str(self.potential.device),
+        }
+
+    def __repr__(self) -> str:
+        known = self.todict()
+        names = ", ".join(self._names)
+        kinds = sorted({type(network).__name__ for network in self.potential.networks})
+        elements = " ".join(chemical_symbols[z] for z in self.potential.species)
+        sums = known["sha256"] if isinstance(known["sha256"], list) else [known["sha256"]]
+        short = ", ".join(one[:12] or "none" for one in sums)
+        return (
+            f"AttnCalculator({names}: {' and '.join(kinds)} for {elements}, {known['dtype']} on "
+            f"{known['device']}, sha256 {short})"
+        )
+
+    def _get_name(self) -> str:
+        return "attncalc"
+
     @property
     def n_rebuilds(self) -> int:
         """How often a neighbour list was built."""
@@ -201,6 +237,13 @@ class AttnCalculator(BaseCalculator):
         return self.neighbors.n_updates
 
 
+def _names(model: Any) -> tuple[str, ...]:
+    """What the models are called."""
+    if isinstance(model, list | tuple):
+        return tuple(name for member in model for name in _names(member))
+    return (model_name(str(model)) if isinstance(model, str | Path) else type(model).__name__,)
+
+
 def _not_alone(corrects: str) -> str:
     if not corrects:
         return "this model is a whole potential: leave correction=True away"
@@ -210,7 +253,7 @@ def _not_alone(corrects: str) -> str:
     )
 
 
-def _potential(model: Any, device: torch.device, dtype: str | None) -> Potential:
+def _potential(model: Any, device: torch.device, dtype: str | torch.dtype | None) -> Potential:
     if isinstance(model, list | tuple):
         return Committee([_potential(member, device, dtype) for member in model])
     if isinstance(model, Potential):

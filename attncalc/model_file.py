@@ -84,7 +84,7 @@ def load(
     model: str | Path,
     *,
     device: str | torch.device = "cpu",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     threads: int = 1,
 ) -> Potential:
     """Read a potential from a model file.
@@ -92,7 +92,7 @@ def load(
     Args:
         model: the name of a shipped model (see `shipped_models`) or the path of a model file.
         device: where its tensors go.
-        dtype: "float32" or "float64" for the network; None for the model's own.
+        dtype: "float32" or "float64" for the network, or torch's; None for the model's own.
         threads: that compiled steps on a CPU take for a large structure.
 
     Returns:
@@ -103,6 +103,8 @@ def load(
         ValueError: the file is not an intact model file of this format, `dtype` is unknown, or
             there are no threads.
     """
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     path = find_model(model)
@@ -117,6 +119,7 @@ def load(
     for member, description in zip(members, descriptions(header), strict=True):
         member.compute_in(DTYPES[dtype or description["dtype"]])
     potential.take_threads(threads)
+    potential.checksum = header["checks"]["sha256"]
     return potential.to(device).requires_grad_(False).eval()
 
 

@@ -76,8 +76,10 @@ class Potential(nn.Module):
 
     Attributes:
         threads: that compiled steps on a CPU take for a large structure.
+        checksum: SHA-256 of the model file that it was loaded from; "" for any other.
     """
 
+    checksum: Any = ""
     network: Any  # an nn.Module with `config` and the rest, for which there is no annotation
     reference_energies: Tensor
     scale: Tensor

@@ -178,6 +178,30 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
     return charge, spin
 
 
+def what_is_ignored(atoms: Atoms) -> str:
+    """Name charges and magnetic moments of atoms that no model reads; "" where there are none.
+
+    Args:
+        atoms: with `info["charge"]` or `info["spin"]` they may hold whatever they like.
+    """
+    wanted = {
+        "charge": ("initial charges", atoms.arrays.get("initial_charges")),
+        "spin": ("initial magnetic moments", atoms.arrays.get("initial_magmoms")),
+    }
+    ignored = {
+        key: name
+        for key, (name, values) in wanted.items()
+        if values is not None and np.any(values) and key not in atoms.info
+    }
+    if not ignored:
+        return ""
+    info = " and ".join(f'atoms.info["{key}"]' for key in ignored)
+    meaning = " and ".join(
+        {"charge": "total charge in e", "spin": "multiplicity 2S+1"}[key] for key in ignored
+    )
+    return f"{' and '.join(ignored.values())} of the atoms are not read: set {info} ({meaning})"
+
+
 def _integer(value: object, key: str, meaning: str, where: str) -> int:
     try:
         number = float(value)  # type: ignore[arg-type]

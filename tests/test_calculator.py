@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import nn
 
 import attncalc.calculator as module
 import attncalc.potential as potential_module
-from attncalc import AttnCalculator, load
+from attncalc import AttnCalculator, load, model_file
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.potential import Potential
@@ -739,3 +740,72 @@ def test_bad_structures_are_refused_before_anything_is_compiled(
     atoms.rattle(0.01)
     atoms.get_forces()
     assert lowered == [calculator.potential]
+
+
+# --------------------------------------------------------------------------- who it is
+
+
+def test_a_calculator_says_which_model_it_is():
+    calc = AttnCalculator("so3krates-ethanol")
+    sha = model_file.checksum("so3krates-ethanol")
+    assert calc.name == "attncalc"
+    assert calc.todict() == {
+        "model": "so3krates-ethanol",
+        "sha256": sha,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    assert repr(calc) == (
+        f"AttnCalculator(so3krates-ethanol: So3krates for H C O, float32 on cpu, sha256 {sha[:12]})"
+    )
+    several = AttnCalculator(["so3krates-ethanol", "equiformer-ethanol"])
+    assert several.todict()["model"] == ["so3krates-ethanol", "equiformer-ethanol"]
+    assert several.todict()["sha256"][0] == sha
+    assert "Equiformer and So3krates" in repr(several)
+    trained = AttnCalculator(load("so3krates-ethanol"))
+    assert trained.todict()["model"] == "Potential"
+    assert trained.todict()["sha256"] == sha
+
+
+def test_a_row_of_a_database_names_model_and_checksum(tmp_path):
+    from ase.db import connect
+
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = AttnCalculator("so3krates-ethanol")
+    energy = atoms.get_potential_energy()
+    with connect(tmp_path / "rows.db") as database:
+        database.write(atoms)
+    row = connect(tmp_path / "rows.db").get(1)
+    assert row.calculator == "attncalc"
+    assert row.calculator_parameters["sha256"] == model_file.checksum("so3krates-ethanol")
+    assert row.energy == energy
+
+
+def test_dtypes_of_torch_are_understood():
+    assert AttnCalculator("so3krates-ethanol", dtype=torch.float64).potential.dtype == torch.float64
+    with pytest.raises(ValueError, match="dtype must be one of float32, float64, got 'float16'"):
+        AttnCalculator("so3krates-ethanol", dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("set_them", "message"),
+    [
+        ("set_initial_charges", r'initial charges .* atoms\.info\["charge"\] \(total charge in e'),
+        ("set_initial_magnetic_moments", r'magnetic moments .* atoms\.info\["spin"\]'),
+    ],
+)
+def test_charges_that_nobody_reads_are_a_warning(set_them, message):
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = AttnCalculator("so3krates-ethanol")
+    getattr(atoms, set_them)([1.0] + 8 * [0.0])
+    with pytest.warns(UserWarning, match=message):
+        atoms.get_potential_energy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.rattle(0.01)
+        atoms.get_potential_energy()  # once is enough
+        atoms.info |= {"charge": 0, "spin": 1}
+        atoms.get_potential_energy()
+        getattr(atoms, set_them)(9 * [0.0])
+        del atoms.info["charge"], atoms.info["spin"]
+        atoms.get_potential_energy()

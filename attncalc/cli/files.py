@@ -66,8 +66,8 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
-def new_structure_file(path: str | Path) -> Path:
-    path = new_file(path)
+def new_structure_file(path: str | Path, *, overwrite: bool = False) -> Path:
+    path = new_file(path, overwrite=overwrite)
     try:
         known = get_ioformat(filetype(str(path), read=False))
     except UnknownFileTypeError:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from ase import Atoms
 
 from attncalc import model_file
+from attncalc.cli.output import warn
 from attncalc.potential import Potential, check_system
-from attncalc.system import System
+from attncalc.system import System, what_is_ignored
 
 
 def is_correction(model: str) -> bool:
@@ -19,7 +20,7 @@ def is_correction(model: str) -> bool:
 def require_known(
     potential: Potential, structures: Sequence[Atoms], *, volume: bool = False
 ) -> None:
-    """The model takes all structures.
+    """The model takes all structures; what it does not read of them is a warning.
 
     Args:
         potential: the model.
@@ -39,3 +40,5 @@ def require_known(
         except ValueError as error:
             where = f"structure {k}: " if len(structures) > 1 else ""
             raise ValueError(f"{where}{error}") from None
+    for ignored in dict.fromkeys(filter(None, map(what_is_ignored, structures))):
+        warn(ignored)

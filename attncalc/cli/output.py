@@ -67,6 +67,11 @@ def is_quiet() -> bool:
     return _is(_QUIET)
 
 
+def overwrites() -> bool:
+    """Whether output files that exist are replaced."""
+    return _is(_OVERWRITE)
+
+
 def say(text: str) -> None:
     """Write a line, unless the command is quiet."""
     if not is_quiet():
@@ -91,4 +96,4 @@ def output_file(path: str | Path) -> Path:
         FileExistsError: the file exists.
         FileNotFoundError, PermissionError: its folder cannot be written to.
     """
-    return new_file(path, overwrite=_is(_OVERWRITE))
+    return new_file(path, overwrite=overwrites())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -20,7 +23,6 @@ from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import EXPECTED, one_line_errors
 from attncalc.cli.files import (
     existing_file,
-    new_file,
     new_structure_file,
     read_structures,
     require_room,
@@ -30,6 +32,7 @@ from attncalc.cli.files import (
 )
 from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
+from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.md import Forces, relax_batch
 from attncalc.md.job import fixed_atoms
@@ -56,6 +59,7 @@ ATOMS_AT_ONCE = 2000
 )
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
 @click.option("-o", "--output", help="Default: NAME.relaxed.xyz beside the input.")
+@output_options
 @one_line_errors
 def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cell, output) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
@@ -70,8 +74,12 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     if steps < 1:
         raise ValueError(f"--steps must be a positive integer, got {steps}")
     source = existing_file(structures)
-    target = new_structure_file(output or source.with_suffix(".relaxed.xyz"))
-    picture = new_file(target.with_suffix(".png"))
+    target = new_structure_file(
+        output or source.with_suffix(".relaxed.xyz"), overwrite=overwrites()
+    )
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target} is the input: name another output with -o")
+    picture = output_file(target.with_suffix(".png"))
     frames = read_structures(structures)
     require_room(target, len(frames))
     set_threads(threads, frames)
@@ -97,7 +105,15 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
         draw()
         raise
     draw()
-    click.echo(f"wrote {target}, {picture}")
+    say(f"wrote {target}, {picture}")
+    report_json(
+        {
+            "model": model,
+            "structures": [course.as_dict(fmax) for course in courses],
+            "output": str(target),
+            "picture": str(picture),
+        }
+    )
     left_over = sum(course.steps[-1][1] > fmax for course in courses)
     if left_over:
         raise click.ClickException(
@@ -133,10 +149,12 @@ class Course:
     Attributes:
         steps: energy [eV] and largest force [eV/Å], the start first.
         frame: the structure after the last of them, with results.
+        spread: eV/Å, of a committee: the largest standard deviation of the force on an atom there.
     """
 
     steps: list[tuple[float, float]] = field(default_factory=list)
     frame: Atoms | None = None
+    spread: float | None = None
 
     def __str__(self) -> str:
         return f"{len(self.steps) - 1} steps, largest force {self.steps[-1][1]:.4f} eV/Å"
@@ -145,10 +163,23 @@ class Course:
         """How it ended."""
         (start, _), (energy, largest) = self.steps[0], self.steps[-1]
         end = "converged" if largest <= fmax else "NOT converged"
+        spread = "" if self.spread is None else f", committee's spread {self.spread:.4f} eV/Å"
         return (
             f"{end} in {len(self.steps) - 1} steps, "
-            f"largest force {largest:.4f} eV/Å, energy {start:.4f} -> {energy:.4f} eV"
+            f"largest force {largest:.4f} eV/Å{spread}, energy {start:.4f} -> {energy:.4f} eV"
         )
+
+    def as_dict(self, fmax: float) -> dict[str, Any]:
+        """How it ended, for programs."""
+        (start, _), (energy, largest) = self.steps[0], self.steps[-1]
+        return {
+            "converged": largest <= fmax,
+            "steps": len(self.steps) - 1,
+            "largest_force_eV_A": largest,
+            "initial_energy_eV": start,
+            "energy_eV": energy,
+            "force_spread_eV_A": self.spread,
+        }
 
 
 def _are_relaxed_together(
@@ -177,7 +208,7 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
             write_structures(asked.target, frames[:last])
             for k, course in enumerate(of_batch, start=first):
                 with bar.external_write_mode():
-                    click.echo(f"structure {k}: {course.report(asked.fmax)}")
+                    say(f"structure {k}: {course.report(asked.fmax)}")
             n_written = last
             if interrupted:
                 break
@@ -226,7 +257,9 @@ def _relax_batch(
     positions = ended.system.split(ended.system.positions.cpu())
     for atoms, now in zip(batch, positions, strict=True):
         atoms.positions = now.numpy()
-    for atoms, found in zip(batch, asked.calculator.calculate_many(batch), strict=True):
+    results = asked.calculator.calculate_many(batch)
+    for atoms, course, found in zip(batch, courses, results, strict=True):
+        course.spread = _largest(found.get("forces_spread"))
         found = {name: value for name, value in found.items() if not name.endswith("_spread")}
         atoms.calc = SinglePointCalculator(atoms, **found)
     return ended.interrupted
@@ -259,7 +292,7 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
                     raise RuntimeError(f"structure {k}: {error}; {saved}") from None
                 raise
             with bar.external_write_mode():
-                click.echo(f"structure {k}: {course.report(asked.fmax)}")
+                say(f"structure {k}: {course.report(asked.fmax)}")
             bar.update(1 if several else 0)
 
 
@@ -272,13 +305,28 @@ def _relax_one(
 
     method = {"fire": FIRE, "lbfgs": LBFGS}[asked.optimizer]
     moved = FrechetCellFilter(atoms) if asked.cell else atoms
-    with method(moved, logfile=None) as dynamics:
+    with _silent_libraries(), method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
             energy, largest = atoms.get_potential_energy(), _fmax(moved)
             course.steps.append((energy, largest))
             course.frame = _with_results(atoms)
+            spread = asked.calculator.spread
+            course.spread = None if spread is None else _largest(spread["forces"])
             progress(dynamics.nsteps, f"largest force {largest:.4f} eV/Å, energy {energy:.4f} eV")
     return _with_results(atoms)
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Without what ASE and SciPy remark about logarithms of matrices, at every step of a cell."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(ase|scipy)\b")
+        yield
+
+
+def _largest(vectors: Any) -> float | None:
+    """Length of the longest of them, [n, 3]."""
+    return None if vectors is None else float(np.linalg.norm(vectors, axis=1).max())
 
 
 def _fmax(optimizable: Any) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from ase.io import read, write
 from ase.optimize import FIRE
-from command_line import COPPER, ETHANOL, attncalc, fails, files, succeeds
+from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
 
 from attncalc import AttnCalculator
 from attncalc.cli import relax as module
@@ -345,3 +347,37 @@ def test_relax_in_no_steps(value: int) -> None:
     """However many structures there are."""
     said = fails("relax", "no.xyz", "--model", ETHANOL, "--steps", value)
     assert said == f"Error: --steps must be a positive integer, got {value}"
+
+
+def test_relax_tells_the_spread_of_a_committee(ethanol_file: str) -> None:
+    """Alone and in a batch."""
+    model = ("--model", "so3krates-ethanol-committee", "--fmax", "0.1")
+    pattern = r"committee's spread 0\.\d{4} eV/Å"
+    assert re.search(pattern, succeeds("relax", ethanol_file, *model, "-o", "one.xyz"))
+    frames = read(ethanol_file, ":") * 2
+    write("two.xyz", frames)
+    said = succeeds("relax", "two.xyz", *model, "-o", "both.xyz")
+    assert len(re.findall(pattern, said)) == 2
+    assert "spread" not in succeeds("relax", ethanol_file, "--model", ETHANOL, "-o", "other.xyz")
+
+
+def test_relax_of_a_cell_without_remarks_of_libraries() -> None:
+    write("cu.extxyz", labelled(1))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        succeeds("relax", "cu.extxyz", "--model", COPPER, "--cell")
+    of_libraries = [w for w in seen if "ase" in w.filename or "scipy" in w.filename]
+    assert not of_libraries
+
+
+def test_relax_as_json_quietly_and_again(ethanol_file: str) -> None:
+    arguments = ("relax", ethanol_file, "--model", ETHANOL, "--fmax", "0.1", "-o", "out.xyz")
+    found = json.loads(attncalc(*arguments, "--json").stdout)
+    (structure,) = found["structures"]
+    assert structure["converged"]
+    assert structure["largest_force_eV_A"] <= 0.1
+    assert structure["energy_eV"] == pytest.approx(read("out.xyz").get_potential_energy(), abs=1e-6)
+    assert "out.xyz exists" in fails(*arguments)
+    assert succeeds(*arguments, "--overwrite", "--quiet") == ""
+    same = ("relax", ethanol_file, "--model", ETHANOL, "-o", ethanol_file, "--overwrite")
+    assert "is the input" in fails(*same)

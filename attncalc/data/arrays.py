@@ -40,12 +40,6 @@ NAMES = (
 )
 
 
-# Arrays of coordinates hardly shrink, those of zeros a thousandfold: what unpacks to more than so
-# many times the file, and to more bytes than every machine has, is a bomb.
-MOST_UNPACKED = 20
-ALWAYS_UNPACKED = 1 << 30
-
-
 class Labels(NamedTuple):
     """One label set of a file.
 
@@ -372,19 +366,6 @@ def integers(array: NDArray, what: str) -> NDArray[np.int64]:
     if wrong.any():
         raise ValueError(f"{what} must hold integers, got {values[wrong].flat[0]:g}")
     return values.astype(np.int64)
-
-
-def require_room(n_bytes: int, file_size: int, what: str) -> None:
-    """Refuse a file whose arrays would fill the memory, before they are unpacked.
-
-    Raises:
-        ValueError: they take too many times its size; `what` begins the message.
-    """
-    if n_bytes > max(ALWAYS_UNPACKED, MOST_UNPACKED * file_size):
-        raise ValueError(
-            f"{what} {n_bytes / 2**30:.1f} GiB, {n_bytes // file_size} times its size: "
-            "no data set does; write it without compression if it is one"
-        )
 
 
 def text(array: NDArray) -> str:

@@ -20,13 +20,13 @@ from attncalc.data.arrays import (
     choose_labels,
     dataset_fields,
     is_split,
-    require_room,
     text,
 )
 from attncalc.data.dataset import Dataset, concatenate
-from attncalc.data.hdf5_heaps import heaps_are_sound
 from attncalc.data.units import factors, named_units, parse_entry, parse_unit
+from attncalc.hdf5_file import LocalFile
 from attncalc.one_line import one_line
+from attncalc.opening import open_regular, require_room
 
 # An array that has not been read, or an attribute.
 Array: TypeAlias = h5py.Dataset | NDArray
@@ -67,7 +67,7 @@ def read_hdf5(
 
     `E_NAME`, `F_NAME` are the label set "NAME", and so are `NAME_energy`, `NAME_forces` and
     `NAME.energy`, `NAME.forces`. Where `NAME_gradient` takes the place of the forces, its sign is
-    changed. Links to other files are not followed.
+    changed. A file that leads to another one, by links or else, is refused.
 
     Args:
         path: the file.
@@ -81,8 +81,8 @@ def read_hdf5(
             with the file's name.
     """
     with reading(path):
-        with open_hdf5(path) as file:
-            parts, splits = _parts(file, path.stat().st_size, energy_unit, length_unit, labels)
+        with LocalFile(path) as file:
+            parts, splits = _parts(file, energy_unit, length_unit, labels)
         _require_equal_labels(parts)
     return _joined(path.name, parts, splits)
 
@@ -95,7 +95,7 @@ def reading(path: Path) -> Iterator[None]:
         OSError: the system refuses to read the file.
         ValueError: the file is damaged, or whatever is wrong with its content.
     """
-    with open(path, "rb"):
+    with open_regular(path):
         pass  # what the system refuses is not damage
     try:
         yield
@@ -108,93 +108,75 @@ def reading(path: Path) -> Iterator[None]:
         ) from None
 
 
-def open_hdf5(path: Path) -> h5py.File:
-    """The file, to be read.
-
-    Raises:
-        ValueError: it is damaged in a way that the library does not find.
-    """
-    with open(path, "rb") as binary:
-        if not heaps_are_sound(binary):
-            raise ValueError("the file is damaged (a heap of texts): fetch or write it again")
-    return h5py.File(path, "r")
-
-
 def _parts(
-    file: h5py.File,
-    file_size: int,
+    file: LocalFile,
     energy_unit: str | None,
     length_unit: str | None,
     labels: str | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray]]:
     """Group name -> what `Dataset` takes, in order; and the splits."""
-    root = arrays_of(file)
+    root = arrays_of(file, "/")
     splits = {name: array for name, array in root.items() if is_split(name, array)}
-    claimed = _claim(splits, 0, file_size)
+    claimed = claim(splits, 0, file.size)
     for_all = {name: root[name] for name in FOR_ALL if name in root}
-    claimed = _claim(for_all, claimed, file_size)
-    for_all = {name: np.asarray(array) for name, array in for_all.items()}
+    claimed = claim(for_all, claimed, file.size)
+    known = {name: read_array(file, array) for name, array in for_all.items()}
     parts: dict[str, dict[str, Any]] = {}
-    for name in group_names(file):
+    for name in file.group_names:
         # one group after the other: a collection may have a hundred thousand
-        arrays = for_all | arrays_of(file[name])
+        arrays = known | arrays_of(file, name)
         if not any(isinstance(arrays.get(key), h5py.Dataset) for key in POSITIONS):
             continue
         with _of_group(name), np.errstate(over="ignore"):  # found when the data set is checked
             chosen = choose_labels({key: array.shape for key, array in arrays.items()}, labels)
             labels = chosen.name  # one set in the whole file
-            units = stored_units(arrays, for_all, chosen)
+            units = stored_units(file, arrays, known, chosen)
             to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
             keys = (*NAMES, chosen.energy, chosen.forces)
             wanted = {key: arrays[key] for key in keys if key in arrays}
-            claimed = _claim(wanted, claimed, file_size)
-            read = {key: np.asarray(array) for key, array in wanted.items()}
+            claimed = claim(wanted, claimed, file.size)
+            read = {key: read_array(file, array) for key, array in wanted.items()}
             parts[name] = dataset_fields(read, to_ase, chosen)
     if not parts:
         raise ValueError(
             f"no positions: a group with one of the arrays {', '.join(POSITIONS)} is needed, "
             f"the file has {', '.join(file) or 'none'}"
         )
-    return parts, {name: np.asarray(array) for name, array in splits.items()}
+    return parts, {name: read_array(file, array) for name, array in splits.items()}
 
 
-def group_names(file: h5py.File) -> list[str]:
-    """Full names of all groups, the root's among them; links to other places are not followed."""
-    names = ["/"]
-
-    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Group):
-            names.append(f"/{name}")
-
-    file.visititems(collect)
-    return sorted(names)
-
-
-def arrays_of(group: h5py.Group) -> dict[str, Array]:
-    """Attributes and arrays by name; the arrays are not read yet."""
-    found: dict[str, Array] = {
-        name: np.asarray(value)
-        for name, value in group.attrs.items()
-        if not isinstance(value, h5py.Empty)
-    }
-    for name in group:
-        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-            continue
-        item = group.get(name)
+def arrays_of(file: LocalFile, group: str) -> dict[str, Array]:
+    """Attributes and arrays of a group by name; the arrays are not read yet."""
+    inner = file[group]
+    found: dict[str, Array] = dict(file.attributes(inner))
+    for name in inner:
+        item = inner.get(name)  # none where a link within the file leads nowhere
         if isinstance(item, h5py.Dataset) and item.shape is not None:
             found[name] = item
     return found
 
 
-def _claim(arrays: Mapping[str, Array], claimed: int, file_size: int) -> int:
-    """What is claimed with these arrays: any size, as what was never written takes no room."""
+def read_array(file: LocalFile, array: Array) -> NDArray:
+    """The numbers or texts of an array or attribute."""
+    return file.values(array) if isinstance(array, h5py.Dataset) else array
+
+
+def claim(arrays: Mapping[str, Array], claimed: int, file_size: int) -> int:
+    """Bytes claimed with these arrays: any number, as what was never written takes no room.
+
+    Raises:
+        ValueError: they are too many for the file.
+    """
     claimed += sum(array.nbytes for array in arrays.values())
     require_room(claimed, file_size, "its arrays would take")
     return claimed
 
 
 def stored_units(
-    arrays: Mapping[str, Array], for_all: Mapping[str, NDArray], labels: Labels
+    file: LocalFile,
+    arrays: Mapping[str, Array],
+    for_all: Mapping[str, NDArray],
+    labels: Labels,
 ) -> dict[str, str]:
     """Quantity -> unit, from attributes of the root, of the group and of the arrays.
 
@@ -215,8 +197,8 @@ def stored_units(
     ):
         for key in keys:
             if isinstance(array := arrays.get(key), h5py.Dataset):
-                found = [array.attrs[name] for name in _UNIT_ATTRIBUTES if name in array.attrs]
-                statements += [(quantity, text(np.asarray(unit))) for unit in found]
+                found = file.attributes(array)
+                statements += [(quantity, text(found[k])) for k in _UNIT_ATTRIBUTES if k in found]
     stored: dict[str, str] = {}
     for quantity, unit in statements:
         known = stored.setdefault(quantity, unit)

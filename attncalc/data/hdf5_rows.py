@@ -27,12 +27,13 @@ from attncalc.data.hdf5 import (
     FOR_ALL,
     Array,
     arrays_of,
-    group_names,
-    open_hdf5,
+    claim,
+    read_array,
     reading,
     stored_units,
 )
 from attncalc.data.units import factors
+from attncalc.hdf5_file import LocalFile
 from attncalc.system import charge_and_spin
 
 # rows of one block of a written file: a structure is read with what shares its blocks
@@ -69,25 +70,26 @@ class Rows:
         self._path, self.source = path, path.name
         self._last: tuple[int, Dataset] | None = None
         with reading(path):
-            file = open_hdf5(path)
-            root = arrays_of(file)
-            self.splits = {k: np.asarray(a) for k, a in root.items() if is_split(k, a)}
-            for_all = {k: np.asarray(root[k]) for k in FOR_ALL if k in root}
+            file = self._file = LocalFile(path)
+            root = arrays_of(file, "/")
+            self.splits = {k: read_array(file, a) for k, a in root.items() if is_split(k, a)}
+            for_all = {k: read_array(file, root[k]) for k in FOR_ALL if k in root}
             arrays = for_all | self._the_group(file)
             shapes = {key: array.shape for key, array in arrays.items()}
             self._labels = choose_labels(shapes, labels)
-            units = stored_units(arrays, for_all, self._labels)
+            units = stored_units(file, arrays, for_all, self._labels)
             self._to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
             wanted = (*NAMES, self._labels.energy, self._labels.forces)
             per_atom = (*NUMBERS, *POSITIONS, self._labels.forces)
             self._per_atom = {k: arrays[k] for k in per_atom if k in arrays}
             rest = [k for k in wanted if k in arrays and k not in {*per_atom, OFFSETS, COUNTS}]
-            self._rest = {k: np.asarray(arrays[k]) for k in rest}
+            claim({k: arrays[k] for k in rest}, 0, file.size)
+            self._rest = {k: read_array(file, arrays[k]) for k in rest}
             self.has_forces = self._labels.forces in arrays
             self.has_stress = "stress" in arrays
             stored = self._rest[self._labels.energy].reshape(-1)
             self.energies: Floats = floats(stored, self._labels.energy) * self._to_ase.energy
-            counts = {k: np.asarray(arrays[k]) for k in (OFFSETS, COUNTS) if k in arrays}
+            counts = {k: read_array(file, arrays[k]) for k in (OFFSETS, COUNTS) if k in arrays}
             n_total = len(next(array for k, array in self._per_atom.items() if k in POSITIONS))
             self._bounds = np.asarray(bounds_of(counts, n_total, len(self.energies)))
             for key, array in self._per_atom.items():
@@ -102,10 +104,10 @@ class Rows:
                 first = int(np.argmin(np.isfinite(self.energies)))
                 raise ValueError(f"the energy of structure {first} is not finite: remove it")
 
-    def _the_group(self, file: h5py.File) -> dict[str, Array]:
+    def _the_group(self, file: LocalFile) -> dict[str, Array]:
         found = []
-        for name in group_names(file):
-            arrays = arrays_of(file[name])
+        for name in file.group_names:
+            arrays = arrays_of(file, name)
             if any(isinstance(arrays.get(key), h5py.Dataset) for key in POSITIONS):
                 found.append(arrays)
         flat = [a for a in found if any(k in a and a[k].ndim == 2 for k in POSITIONS)]
@@ -129,7 +131,9 @@ class Rows:
     def _read(self, k: int) -> Dataset:
         a, b = self._bounds[k : k + 2].tolist()
         with reading(self._path):
-            arrays = {key: array[a:b] for key, array in self._per_atom.items()}
+            arrays = {
+                key: self._file.values(array, slice(a, b)) for key, array in self._per_atom.items()
+            }
             arrays |= {key: self._of_structure(key, k) for key in self._rest}
             arrays[OFFSETS] = np.array([0, b - a])
             with np.errstate(over="ignore"):  # found when the data set is checked

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.data.arrays import choose_labels, dataset_fields, require_room, text
+from attncalc.data.arrays import choose_labels, dataset_fields, text
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import factors, parse_entry
+from attncalc.npz_file import read_arrays
 from attncalc.one_line import one_line
+from attncalc.opening import open_regular
 
 
 def read_npz(
@@ -47,8 +46,10 @@ def read_npz(
             with the file's name.
     """
     try:
-        with open(path, "rb") as file:  # what the system refuses is not damage
-            arrays = _load_arrays(file)
+        with open_regular(path) as file:  # what the system refuses is not damage
+            found = read_arrays(file)
+        # pickled remarks (MD17's "name") are not needed
+        arrays = {name: array for name, array in found.items() if array is not None}
         chosen = choose_labels({name: array.shape for name, array in arrays.items()}, labels)
         to_ase = factors(
             _stored_units(arrays),
@@ -62,67 +63,6 @@ def read_npz(
     except ValueError as error:
         raise ValueError(one_line(f"{path.name}: {error}")) from None
     return Dataset(**fields, source=path.name)
-
-
-def _load_arrays(file: BinaryIO) -> dict[str, NDArray]:
-    """All arrays of an archive that hold numbers or text; nothing is ever unpickled."""
-    beginning = file.read(6)
-    if beginning == b"\x93NUMPY":
-        raise ValueError("this is a single array, not an .npz archive")
-    if beginning and not beginning.startswith(b"PK"):
-        raise ValueError("this is not an .npz archive, or its beginning is damaged")
-    size = file.seek(0, 2)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
-            unpacked = sum(member.file_size for member in members)
-            require_room(unpacked, size, "it would unpack to")
-            names = [member.filename for member in members]
-            if len(set(names)) < len(names):
-                raise ValueError(f"{max(names, key=names.count)!r} is in the archive twice")
-            arrays = {m.filename[: -len(".npy")]: _array(archive, m) for m in members}
-    except ValueError:
-        raise
-    except Exception as error:  # zipfile, zlib, bz2 and lzma raise whatever they stumble over
-        raise ValueError(
-            f"the file is truncated or damaged ({one_line(error)}): fetch or write it again"
-        ) from None
-    return {name: array for name, array in arrays.items() if array is not None}
-
-
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray | None:
-    """One array, or None for a pickled one: such remarks (MD17's "name") are not needed.
-
-    `numpy.load` takes as much memory as the header asks for; here it must be what is there.
-    """
-    with archive.open(member) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            if version not in _ARRAY_HEADERS:  # only records have field names beyond Latin-1
-                return None
-            shape, by_column, dtype = _ARRAY_HEADERS[version](file)
-        except zipfile.BadZipFile:
-            raise
-        except Exception as error:  # numpy evaluates a literal, where anything may go wrong
-            raise ValueError(
-                f"the file is damaged (header of {member.filename}: {one_line(error)}): fetch or "
-                "write it again"
-            ) from None
-        content = file.read()
-    if dtype.hasobject:
-        return None
-    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(content):
-        raise ValueError(
-            f"the file is damaged ({member.filename} holds {len(content)} bytes, its header says "
-            f"{dtype.str} of shape {list(shape)}): fetch or write it again"
-        )
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_column else "C")
-
-
-_ARRAY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 def _stored_units(arrays: Mapping[str, NDArray]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import read_extxyz, read_extxyz_in_parts
 from attncalc.data.hdf5 import read_hdf5
 from attncalc.data.npz import read_npz
+from attncalc.one_line import one_line
 
 _READERS: dict[str, Callable[..., Dataset]] = {
     ".npz": read_npz,
@@ -58,16 +59,17 @@ def read(
             one line that starts with the file's name.
     """
     path = Path(path)
+    name = one_line(path.name)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
-            f"{path.name}: unknown extension {path.suffix!r}: use one of {', '.join(_READERS)}"
+            f"{name}: unknown extension {path.suffix!r}: use one of {', '.join(_READERS)}"
         )
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
         kind = "a folder" if path.is_dir() else "not a regular file"
-        raise OSError(f"{path.name}: {kind}, not a data file")
+        raise OSError(f"{name}: {kind}, not a data file")
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name}: no such file in {path.absolute().parent}")
+        raise FileNotFoundError(f"{name}: no such file in {path.absolute().parent}")
     return reader(path, energy_unit=energy_unit, length_unit=length_unit, labels=labels)
 
 

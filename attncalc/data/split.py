@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attncalc.data.dataset import Dataset
+from attncalc.nn.options import whole_number
 
 
 def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int | None) -> tuple[Dataset, ...]:
@@ -44,6 +45,7 @@ def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int | None) -> 
     counts = [len(dataset) - n_fixed if size == "rest" else int(size) for size in sizes]
     order = np.arange(len(dataset))
     if seed is not None:
+        whole_number("seed", seed, 0)
         order = np.random.default_rng(seed).permutation(order)
     ends = np.cumsum(counts, dtype=int)
     return tuple(dataset[order[end - n : end]] for n, end in zip(counts, ends, strict=True))

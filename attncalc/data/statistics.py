@@ -9,6 +9,7 @@ from scipy.spatial.distance import pdist
 
 from attncalc.data.dataset import Dataset
 from attncalc.neighbors import neighbor_list
+from attncalc.nn.options import cutoff_radius
 from attncalc.system import System
 
 # Structures per neighbour search: enough to hide its overhead, few enough for memory.
@@ -52,9 +53,10 @@ def avg_num_neighbors(dataset: Dataset, cutoff: float) -> float:
     """Mean number of neighbours per atom within `cutoff` [Å], over all atoms of the data set.
 
     Raises:
-        ValueError: the data set is empty.
+        ValueError: the data set is empty, or the cutoff is out of range.
     """
     _require_structures(dataset)
+    cutoff_radius(cutoff)
     n_edges = sum(
         neighbor_list(System.from_ase(dataset.structures[k : k + _BATCH]), cutoff).n_edges
         for k in range(0, len(dataset), _BATCH)

@@ -34,6 +34,7 @@ import numpy as np
 from ase import units
 from numpy.typing import NDArray
 
+from attncalc.hdf5_file import LocalFile
 from attncalc.one_line import one_line
 
 # a chunk is what HDF5 reads and writes at once, and the least that a dataset takes
@@ -277,7 +278,7 @@ def opened(path: str | Path | BinaryIO) -> Iterator[h5py.File]:
     """A file to read."""
     if isinstance(path, str | Path) and not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    with named(path), h5py.File(path, "r") as file:
+    with named(path), LocalFile(path) as file:
         yield file
 
 

@@ -410,12 +410,12 @@ def test_an_array_that_claims_more_than_there_is(parts, tmp_path):
         data.read(tmp_path / "a.h5", energy_unit="eV")
 
 
-def test_links_stay_in_the_file(parts, written, tmp_path):
-    outside = written({"/": parts[0]}, "outside.h5")
+def test_links_within_the_file(parts, written):
     path = written({"H2O": parts[1]})
     with h5py.File(path, "a") as file:
-        file["outside"] = h5py.ExternalLink(outside.name, "/")
-        file["H2O"]["cell"] = h5py.ExternalLink(outside.name, "/R")
+        file["kept"] = file["H2O"]["F"]
+        del file["H2O"]["F"]
+        file["H2O"]["F"] = h5py.SoftLink("/kept")
         file["H2O"]["nothing"] = h5py.SoftLink("/nowhere")
         file["H2O"]["empty"] = h5py.Empty("f8")
         file["H2O"].attrs["remark"] = h5py.Empty("f8")

@@ -1,0 +1,86 @@
+"""A check of HDF5 files that the HDF5 library does not make, and hangs for the want of."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+# How a global heap begins: signature, version 1, three zeros.
+_BEGINNING = b"GCOL\x01\0\0\0"
+# An object of a heap: index (0 is the free rest), number of references, and size without these.
+_OBJECT = struct.Struct("<H6xQ")
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_BLOCK = 1 << 20
+
+
+def largest_text(file: BinaryIO) -> int | None:
+    """Bytes of the largest object of all global heaps, where variable texts are kept.
+
+    None if the objects of one do not fill it: the library looks for the next one for ever, deaf to
+    Ctrl-C.
+    """
+    beginning = _at(file, 0, 64)
+    size = file.seek(0, os.SEEK_END)
+    # what lies beyond the end that the file itself states is nothing to the library
+    end = min(_stated_end(beginning), size) if beginning.startswith(_SIGNATURE) else size
+    largest = 0
+    for start in _beginnings(file, end):
+        found = _largest_of(file, start, end)
+        if found is None:
+            return None
+        largest = max(largest, found)
+    return largest
+
+
+def _stated_end(beginning: bytes) -> int:
+    """The end-of-file address of a superblock with addresses of 8 bytes; 0 if it is none."""
+    version = beginning[8:9]
+    place = {b"\0": 40, b"\1": 44, b"\2": 28, b"\3": 28}.get(version, 0)
+    return int.from_bytes(beginning[place : place + 8], "little") if place else 0
+
+
+def _beginnings(file: BinaryIO, end: int) -> Iterator[int]:
+    """Where heaps begin; read, not mapped: who cuts off a mapped file ends its reader."""
+    at = 0
+    while (at := _next_data(file, at)) < end:
+        block = _at(file, at, min(_BLOCK, end - at))
+        if not block:
+            return
+        place = block.find(_BEGINNING)
+        while place >= 0:
+            yield at + place
+            place = block.find(_BEGINNING, place + len(_BEGINNING))
+        if len(block) < len(_BEGINNING):
+            return
+        at += len(block) - len(_BEGINNING) + 1  # it may stand across two blocks
+
+
+def _next_data(file: BinaryIO, at: int) -> int:
+    """The next place that was ever written: a file of a few bytes may be a terabyte long."""
+    try:
+        return os.lseek(file.fileno(), at, os.SEEK_DATA)
+    except (AttributeError, ValueError):  # another system, or no file of the system
+        return at
+    except OSError:  # nothing more
+        return file.seek(0, os.SEEK_END)
+
+
+def _largest_of(file: BinaryIO, start: int, end_of_file: int) -> int | None:
+    size = int.from_bytes(_at(file, start + 8, 8), "little")
+    at, end, largest = start + 16, start + size, 0
+    if end > end_of_file:
+        return None
+    while end - at >= _OBJECT.size:
+        index, length = _OBJECT.unpack(_at(file, at, _OBJECT.size))
+        if index == 0:  # its size includes these
+            return largest if length == end - at else None
+        largest = max(largest, length)
+        at += _OBJECT.size + -(-length // 8) * 8
+    return largest if at <= end else None
+
+
+def _at(file: BinaryIO, place: int, length: int) -> bytes:
+    file.seek(place)
+    return file.read(length)

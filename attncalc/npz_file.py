@@ -1,0 +1,83 @@
+"""Archives of NumPy arrays, of which every array is compared with its header before it is made."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections import Counter
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attncalc.one_line import one_line
+from attncalc.opening import ALWAYS_UNPACKED, require_room
+
+
+def read_arrays(file: BinaryIO, *, always: int = ALWAYS_UNPACKED) -> dict[str, NDArray | None]:
+    """All arrays of an archive by name, None for pickled ones: nothing is ever unpickled.
+
+    Args:
+        file: the archive.
+        always: bytes that it may unpack to, however small it is.
+
+    Raises:
+        ValueError: it is damaged, or would fill the memory; the message does not name it.
+    """
+    file.seek(0)
+    beginning = file.read(6)
+    if beginning == b"\x93NUMPY":
+        raise ValueError("this is a single array, not an .npz archive")
+    if beginning and not beginning.startswith(b"PK"):
+        raise ValueError("this is not an .npz archive, or its beginning is damaged")
+    size = file.seek(0, 2)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
+            unpacked = sum(member.file_size for member in members)
+            require_room(unpacked, size, "it would unpack to", always=always)
+            names = Counter(member.filename for member in members)
+            if len(names) < len(members):
+                raise ValueError(f"{max(names, key=names.__getitem__)!r} is in the archive twice")
+            return {m.filename[: -len(".npy")]: _array(archive, m) for m in members}
+    except ValueError:
+        raise
+    except Exception as error:  # zipfile, zlib, bz2 and lzma raise whatever they stumble over
+        raise ValueError(
+            f"the file is truncated or damaged ({one_line(error)}): fetch or write it again"
+        ) from None
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray | None:
+    """One array, or None for a pickled one.
+
+    `numpy.load` takes as much memory as the header asks for; here it must be what is there.
+    """
+    with archive.open(member) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            if version not in _ARRAY_HEADERS:  # only records have field names beyond Latin-1
+                return None
+            shape, by_column, dtype = _ARRAY_HEADERS[version](file)
+        except zipfile.BadZipFile:
+            raise
+        except Exception as error:  # numpy evaluates a literal, where anything may go wrong
+            raise ValueError(
+                f"the file is damaged (header of {member.filename}: {one_line(error)}): fetch or "
+                "write it again"
+            ) from None
+        content = file.read()
+    if dtype.hasobject:
+        return None
+    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError(
+            f"the file is damaged ({member.filename} holds {len(content)} bytes, its header says "
+            f"{dtype.str} of shape {list(shape)}): fetch or write it again"
+        )
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_column else "C")
+
+
+_ARRAY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}

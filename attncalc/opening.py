@@ -1,0 +1,89 @@
+"""Files of others, before a reader works on them: what they are, and how much they may become."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+# Arrays of coordinates hardly shrink, those of zeros a thousandfold: what unpacks to more than so
+# many times the file, and to more bytes than every machine has, is a bomb.
+MOST_UNPACKED = 20
+ALWAYS_UNPACKED = 1 << 30
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file, open for reading; of a pipe, a device or a folder nothing is read, or waited for.
+
+    Raises:
+        OSError: it is none of the regular files, or the system refuses to open it.
+    """
+    # without waiting for whoever writes into a pipe
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(number).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise OSError(f"{Path(path).name}: {kind}, nothing is read from it")
+        return os.fdopen(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def read_whole(path: str | Path, most: int) -> bytes:
+    """All of a regular file, in memory: what happens to the file afterwards is of no importance.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it has more; the message does not name it.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        require_size(size, most)
+        return file.read(size)
+
+
+def require_size(size: int, most: int) -> None:
+    """Refuse what is too large to be what it is said to be.
+
+    Raises:
+        ValueError: size > most, in bytes; the message does not name the file.
+    """
+    if size > most:
+        raise ValueError(
+            f"{_room(size)}, more than any such file ({_room(most)}): this is something else"
+        )
+
+
+def _room(size: int) -> str:
+    return next(
+        (f"{size / unit:.3g} {name}" for unit, name in _UNITS if size >= unit), f"{size} bytes"
+    )
+
+
+_UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def require_room(n_bytes: int, file_size: int, what: str, *, always: int = ALWAYS_UNPACKED) -> None:
+    """Refuse a file whose arrays would fill the memory, before they are unpacked.
+
+    Args:
+        n_bytes: that they take.
+        file_size: of the file.
+        what: how the message begins.
+        always: bytes that any file may unpack to.
+
+    Raises:
+        ValueError: they take too many times its size; `what` begins the message.
+    """
+    if n_bytes > max(always, MOST_UNPACKED * file_size):
+        raise ValueError(
+            f"{what} {n_bytes / 2**30:.1f} GiB, {n_bytes // max(file_size, 1)} times its size: "
+            "no data set does; write it without compression if it is one"
+        )

@@ -30,15 +30,16 @@ from attncalc.model_header import (
     DTYPES,
     FORMAT,
     UNITS,
+    StoredModel,
     check_header,
     descriptions,
-    read_intact,
     signature,
 )
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.one_line import one_line
+from attncalc.opening import open_regular
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Committee, Potential
 
@@ -100,34 +101,63 @@ def load(
 
     Raises:
         FileNotFoundError: there is neither a shipped model nor a file of this name.
-        ValueError: the file is not an intact model file of this format, `dtype` is unknown, or
-            there are no threads.
+        ValueError: the file is not an intact model file of this format, `dtype` or `device` is
+            unknown, or there are no threads.
     """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    where = device if isinstance(device, torch.device) else named_device(device)
     path = find_model(model)
     try:
-        header, tensors = read_intact(path)
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
-            potential = _build(header, tensors)
-        _fill(potential, tensors)
+        with open_regular(path) as file:
+            stored = StoredModel(file)
+            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
+                potential = _build(stored.header, stored.shapes)
+            _require_shapes(potential, stored.shapes)  # before a tensor is read
+            _fill(potential, dict(stored.tensors()))
     except ValueError as error:
         raise ValueError(one_line(f"{path.name}: {error}")) from None
     members = potential.members if isinstance(potential, Committee) else [potential]
-    for member, description in zip(members, descriptions(header), strict=True):
+    for member, description in zip(members, descriptions(stored.header), strict=True):
         member.compute_in(DTYPES[dtype or description["dtype"]])
     potential.take_threads(threads)
-    potential.checksum = header["checks"]["sha256"]
-    return potential.to(device).requires_grad_(False).eval()
+    potential.checksum = stored.header["checks"]["sha256"]
+    return potential.to(where).requires_grad_(False).eval()
+
+
+def named_device(name: str) -> torch.device:
+    """The device that PyTorch calls "cpu", "cuda" or "cuda:N"; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name) if isinstance(name, str) else None
+    except (RuntimeError, ValueError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: this PyTorch sees {torch.cuda.device_count()} CUDA "
+            'devices; use device="cpu" or "auto"'
+        )
+    return device
 
 
 def header(model: str | Path) -> dict[str, Any]:
     """The JSON header of a model file, without building the potential; errors as in `load`."""
     path = find_model(model)
     try:
-        return read_intact(path)[0]
+        with open_regular(path) as file:
+            stored = StoredModel(file)
+            for _ in stored.tensors():
+                pass  # the checksum is over all of them
+            return stored.header
     except ValueError as error:
         raise ValueError(one_line(f"{path.name}: {error}")) from None
 
@@ -222,15 +252,18 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Potential:
-    n_stored = sum(tensor.numel() for tensor in tensors.values())
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _build(header: dict[str, Any], shapes: Shapes) -> Potential:
+    n_stored = sum(map(math.prod, shapes.values()))
     training = header["training"]
     for description in descriptions(header):
         n_layers = description["config"].get("num_layers", 1)
-        if isinstance(n_layers, int) and n_layers > len(tensors):  # before they are made
+        if isinstance(n_layers, int) and n_layers > len(shapes):  # before they are made
             raise ValueError(
                 f"the header is damaged: it speaks of {n_layers} layers, "
-                f"the file holds {len(tensors)} tensors"
+                f"the file holds {len(shapes)} tensors"
             )
     if "members" not in header:
         return _build_one(header, n_stored, training)
@@ -293,21 +326,23 @@ def _look_up(table: dict, name: str, config: dict) -> tuple[type[nn.Module], Any
         raise ValueError(f"config of {name!r}: {error}") from None
 
 
-def _fill(potential: Potential, tensors: dict[str, Tensor]) -> None:
+def _require_shapes(potential: Potential, shapes: Shapes) -> None:
     expected = _tensors(potential)
-    if missing := sorted(set(expected) - set(tensors)):
+    if missing := sorted(set(expected) - set(shapes)):
         raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if extra := sorted(set(tensors) - set(expected)):
+    if extra := sorted(set(shapes) - set(expected)):
         raise ValueError(f"tensor {extra[0]!r} is not known ({len(extra)} in all)")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
+    for name, shape in shapes.items():
+        if shape != expected[name].shape:
             raise ValueError(
-                f"tensor {name!r} has shape {list(tensor.shape)}, "
+                f"tensor {name!r} has shape {list(shape)}, "
                 f"the header asks for {list(expected[name].shape)}"
             )
+
+
+def _fill(potential: Potential, state: dict[str, Tensor]) -> None:
     # in float64 first: the stored bits survive whatever dtype each tensor was saved in
     potential.double()
-    state = {name: tensor.double() for name, tensor in tensors.items()}
     if isinstance(potential, Committee):
         for n, member in enumerate(potential.members):
             _take(member, _under(f"members.{n}.", state))

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "Angstrom"}
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_STORED = ("F32", "F64")  # the same in the words of safetensors
+_STORED = {"F32": torch.float32, "F64": torch.float64}  # the same in the words of safetensors
 
 # Bounds on what a file can make the loader do; models are far below them.
-LARGEST_FILE = 1 << 32  # bytes
+LARGEST_FILE = 1 << 29  # bytes
 LARGEST_HEADER = 1 << 22  # bytes
 DEEPEST_HEADER = 32  # lists and dictionaries inside each other
 MOST_PAIR_TERMS = 100
@@ -55,34 +55,88 @@ _OTHER_FILES = {
 }
 
 
-def read_intact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of an intact file.
+class StoredModel:
+    """A model file whose header is read and checked, and whose tensors are not read yet.
+
+    Args:
+        file: open for reading; stays open.
+
+    Attributes:
+        header: the entry "attncalc" of its metadata.
+        shapes: of its tensors, by name.
 
     Raises:
         ValueError: the file is not a model file, or damaged; what is wrong, without its name.
     """
-    _check_beginning(path)
+
+    def __init__(self, file: BinaryIO) -> None:
+        size = _check_beginning(file)
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        self._file, self._start = file, 8 + length
+        described = _described_tensors(file.read(length), size - self._start)
+        metadata = described.pop("__metadata__", {})
+        text = metadata.get("attncalc") if isinstance(metadata, dict) else None
+        if not isinstance(text, str):
+            raise ValueError(
+                "a safetensors file, but not a model of attncalc: weights of other programs are "
+                "read by `attncalc convert`"
+            )
+        self.header = _parse(text)
+        check_header(self.header)
+        for name, stored in described.items():
+            if stored["dtype"] not in _STORED:
+                raise ValueError(f"tensor {name!r} holds numbers that are not finite floats")
+        self._described = described
+        self.shapes = {name: tuple(stored["shape"]) for name, stored in described.items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors, read one after the other; the last is followed by the checksum.
+
+        Raises:
+            ValueError: a number is not finite, or the checksum is another one.
+        """
+        digest = hashlib.sha256(_signed(self.header))
+        for name in sorted(self._described):
+            stored = self._described[name]
+            first, last = stored["data_offsets"]
+            self._file.seek(self._start + first)
+            content = bytearray(self._file.read(last - first))
+            if len(content) < last - first:
+                raise ValueError("the file was cut off while it was read: get it again")
+            kind = _STORED[stored["dtype"]]
+            tensor = (
+                torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
+            )
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"tensor {name!r} holds numbers that are not finite floats")
+            _add(digest, name, tensor)
+            yield name, tensor.reshape(self.shapes[name])
+        if self.header["checks"]["sha256"] != digest.hexdigest():
+            raise ValueError("the checksum does not match, the file is damaged: get it again")
+
+
+def _described_tensors(text: bytes, n_bytes: int) -> dict[str, Any]:
+    """The header of safetensors: its tensors fill the rest of the file, one after the other."""
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("attncalc")
-            names = list(file.keys())
-            odd = [name for name in names if file.get_slice(name).get_dtype() not in _STORED]
-            tensors = {name: file.get_tensor(name) for name in names if not odd}
-    # what the library raises, and what torch does for sizes that are beyond it
-    except (SafetensorError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        described = json.loads(text, object_pairs_hook=_unique)
+        tensors = [entry for name, entry in described.items() if name != "__metadata__"]
+        end = 0
+        for entry in sorted(tensors, key=lambda entry: entry["data_offsets"]):
+            first, last = entry["data_offsets"]
+            shape, kind = entry["shape"], entry["dtype"]
+            if not all(type(n) is int and n >= 0 for n in (first, last, *shape)):
+                raise ValueError("a size is no whole number")
+            each = _STORED[kind].itemsize if kind in _STORED else None
+            if first != end or last < first or (each and math.prod(shape) * each != last - first):
+                raise ValueError("tensors overlap, or leave gaps")
+            end = last
+        if end != n_bytes:
+            raise ValueError(f"its tensors take {end} bytes, it has {n_bytes} for them")
+    # what is no JSON, or has another structure, stumbles somewhere
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a safetensors file, or damaged ({error})") from None
-    if text is None:
-        raise ValueError(
-            "a safetensors file, but not a model of attncalc: weights of other programs are "
-            "read by `attncalc convert`"
-        )
-    header = _parse(text)
-    check_header(header)
-    for name in odd or (name for name in names if not torch.isfinite(tensors[name]).all()):
-        raise ValueError(f"tensor {name!r} holds numbers that are not finite floats")
-    if header["checks"]["sha256"] != signature(header, tensors):
-        raise ValueError("the checksum does not match, the file is damaged: get it again")
-    return header, tensors
+    return described
 
 
 def descriptions(header: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,31 +146,43 @@ def descriptions(header: dict[str, Any]) -> list[dict[str, Any]]:
 
 def signature(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Over all tensors and the header without its own checks."""
+    digest = hashlib.sha256(_signed(header))
+    for name in sorted(tensors):
+        _add(digest, name, tensors[name])
+    return digest.hexdigest()
+
+
+def _signed(header: dict[str, Any]) -> bytes:
     described = {key: value for key, value in header.items() if key != "checks"}
-    return digest_of(json.dumps(described, sort_keys=True), tensors)
+    return json.dumps(described, sort_keys=True).encode()
 
 
 def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Over a text, then names and numbers of tensors, which must be on the host."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().reshape(-1).data)
+        _add(digest, name, tensors[name])
     return digest.hexdigest()
 
 
-def _check_beginning(path: Path) -> None:
-    """What can be told from the first bytes and the size, before a library works on the file."""
-    with open(path, "rb") as file:
-        beginning = file.read(32)
-        size = file.seek(0, os.SEEK_END)
+def _add(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(name.encode())
+    digest.update(tensor.numpy().reshape(-1).data)
+
+
+def _check_beginning(file: BinaryIO) -> int:
+    """The size, and what can be told from the first bytes."""
+    beginning = file.read(32)
+    size = file.seek(0, os.SEEK_END)
     if size > LARGEST_FILE:
-        raise ValueError(f"{size / 2**30:.0f} GiB, more than any model: this is something else")
+        raise ValueError(
+            f"{round(size / 2**30, 1):g} GiB, more than any model: this is something else"
+        )
     length = int.from_bytes(beginning[:8], "little")  # of the safetensors header
     if 2 <= length <= size - 8 and len(beginning) > 8:
         if length > LARGEST_HEADER:
             raise ValueError(f"the header is damaged: it claims {length} bytes")
-        return
+        return size
     what = next((name for magic, name in _OTHER_FILES.items() if beginning.startswith(magic)), "")
     if what:
         raise ValueError(
@@ -149,8 +215,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         # readers differ in which of the two counts
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(k for k in keys if keys.count(k) > 1)!r} stands there twice")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"{next(k for k in counts if counts[k] > 1)!r} stands there twice")
     return content
 
 

@@ -298,10 +298,10 @@ def test_files_larger_than_any_model(path: Path) -> None:
         file.truncate(1 << 40)
     with limits(), pytest.raises(ValueError, match=r"^model.safetensors: 1024 GiB, more than any"):
         load(path)
-    path.write_bytes((1 << 31).to_bytes(8, "little") + content[8:])
+    path.write_bytes((1 << 28).to_bytes(8, "little") + content[8:])
     with open(path, "r+b") as file:
-        file.truncate(1 << 32)
-    with limits(), pytest.raises(ValueError, match="the header is damaged: it claims 2147483648 b"):
+        file.truncate(1 << 29)
+    with limits(), pytest.raises(ValueError, match="the header is damaged: it claims 268435456 by"):
         load(path)
 
 

@@ -14,13 +14,22 @@ from pathlib import Path
 import torch
 from ase.data import chemical_symbols
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as tensors_of
 from torch import Tensor
 
 from attncalc.basis.edge_frames import coupling
-from attncalc.convert.inputs import Options, Tree, fill, read_options, species_of_table
+from attncalc.convert.inputs import (
+    LARGEST_WEIGHTS,
+    Options,
+    Tree,
+    fill,
+    read_options,
+    species_of_table,
+)
 from attncalc.nn.edge_products import PathIndex, TensorPath
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.one_line import one_line
+from attncalc.opening import read_whole
 from attncalc.potential import Potential
 
 # Wigner 3j tensors whose sign changed from e3nn 0.4.4 to 0.5
@@ -78,7 +87,7 @@ def equiformer(
     kept = species_of_table(species, min(len(state["element"]), len(chemical_symbols)))
     state["element"] = state["element"][list(kept)]
     return Potential(
-        fill(Equiformer(ours, len(kept)), state),
+        fill(Equiformer, ours, len(kept), state),
         kept,
         scale=[std / math.sqrt(average_size)] * len(kept),
         reference_energies=[mean / n_atoms if n_atoms else 0.0] * len(kept),
@@ -290,6 +299,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        return load_file(path)
+        return tensors_of(read_whole(path, LARGEST_WEIGHTS))
     except (SafetensorError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path.name}: not a readable .safetensors ({error})") from None
+        remark = one_line(error)
+        raise ValueError(f"{path.name}: not a readable .safetensors ({remark})") from None

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from attncalc.nn.options import positive, whole_number
 from attncalc.one_line import one_line
+from attncalc.opening import read_whole
+
+# bytes; published weights take megabytes, their hyper-parameters less than a page
+LARGEST_WEIGHTS = 1 << 28
+LARGEST_OPTIONS = 1 << 20
 
 
 class Tree:
@@ -39,7 +44,7 @@ class Tree:
                 f"{self.file}: array {name!r} is missing; do the hyper-parameters belong to it?"
             )
         stored = self.left.pop(name)
-        tensor = stored if isinstance(stored, Tensor) else torch.from_numpy(np.asarray(stored))
+        tensor = stored if isinstance(stored, Tensor) else torch.from_numpy(np.array(stored))
         if tensor.is_complex() or tensor.dtype == torch.bool or not torch.isfinite(tensor).all():
             raise ValueError(f"{self.file}: array {name!r} holds something but finite numbers")
         return tensor.double()
@@ -129,7 +134,7 @@ def read_options(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        options = json.loads(path.read_text())
+        options = json.loads(read_whole(path, LARGEST_OPTIONS))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: not JSON ({one_line(error)})") from None
     if not isinstance(options, dict):
@@ -150,13 +155,27 @@ def species_of_table(species: Sequence[int] | None, n_rows: int) -> tuple[int, .
     return tuple(sorted(set(species)))
 
 
-def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """The network in float64 with these parameters.
+def fill(
+    kind: Callable[[Any, int], nn.Module], config: Any, n_species: int, state: Mapping[str, Tensor]
+) -> nn.Module:
+    """A network in float64 with these parameters.
+
+    Args:
+        kind: class of the network.
+        config: its hyper-parameters.
+        n_species: elements that it knows.
+        state: its parameters by name.
 
     Raises:
         ValueError: one has another shape than the hyper-parameters ask for.
     """
-    network.double()
+    n_weights = sum(tensor.numel() for tensor in state.values())
+    if config.n_weights_at_least > n_weights:  # before memory is taken for them
+        raise ValueError(
+            f"the hyper-parameters ask for {config.n_weights_at_least} weights or more, there are "
+            f"{n_weights}: do they belong to each other?"
+        )
+    network = kind(config, n_species).double()
     expected = network.state_dict()
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:

@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncalc.convert.inputs import Options, Tree, fill, read_options, species_of_table
+from attncalc.convert.inputs import (
+    LARGEST_WEIGHTS,
+    Options,
+    Tree,
+    fill,
+    read_options,
+    species_of_table,
+)
 from attncalc.nn.so3krates import (
     CutoffFunction,
     NormPosition,
@@ -27,7 +34,9 @@ from attncalc.nn.so3krates import (
 )
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.nn.so3krates_sphc_config import NonlocalAttention
+from attncalc.npz_file import read_arrays
 from attncalc.one_line import one_line
+from attncalc.opening import open_regular
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 
@@ -326,7 +335,7 @@ def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> P
         state |= {f"layers.{n}.{k}": v for k, v in _sphc_layer(tree, n, config).items()}
     head = "observables_0/MLP_0/layers_"
     state |= _dense(tree, f"{head}0", "head.hidden") | _dense(tree, f"{head}1", "head.energy")
-    return Potential(fill(So3kratesSphc(config, len(species)), state), species)
+    return Potential(fill(So3kratesSphc, config, len(species), state), species)
 
 
 def _sphc_layer(tree: Tree, n: int, config: So3kratesSphcConfig) -> dict[str, Tensor]:
@@ -378,7 +387,7 @@ def _potential(
     scale: Sequence[float] | None,
     shift: Sequence[float] | None,
 ) -> Potential:
-    network = fill(So3krates(config, len(species)), state)
+    network = fill(So3krates, config, len(species), state)
     return Potential(network, species, scale=scale, reference_energies=shift, pair_terms=pair_terms)
 
 
@@ -431,12 +440,16 @@ def _rows(values: Any, species: tuple[int, ...], name: str) -> list[float]:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    if not zipfile.is_zipfile(path):  # of anything else numpy thinks that it may be a pickle
-        raise ValueError(
-            f"{path.name}: not a readable .npz (cut off, or something else): get it again"
-        )
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except Exception as error:  # numpy and zipfile raise whatever they stumble over
-        raise ValueError(f"{path.name}: not a readable .npz ({one_line(error)})") from None
+    with open_regular(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(
+                f"{path.name}: not a readable .npz (cut off, or something else): get it again"
+            )
+        try:
+            found = read_arrays(file, always=LARGEST_WEIGHTS)
+            if pickled := [name for name, array in found.items() if array is None]:
+                raise ValueError(f"array {pickled[0]!r} is a pickle")
+        except ValueError as error:
+            remark = one_line(error)
+            raise ValueError(f"{path.name}: not a readable .npz ({remark})") from None
+    return {name: array for name, array in found.items() if array is not None}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from attncalc.files import write_atomically
+from attncalc.opening import read_whole
 from attncalc.train.batches import Batches
 from attncalc.train.callbacks import (
     AddUp,
@@ -35,6 +38,18 @@ from attncalc.train.module import TrainingModule
 from attncalc.train.order import EpochOrder, Share, Shares, Sizes, validation_shares
 from attncalc.train.recipe import Recipe
 from attncalc.train.step import Batch, Step
+
+# bytes: weights, their moving average and two moments of the largest model, in float64
+LARGEST_CHECKPOINT = 1 << 32
+
+
+def _require_stored(content: io.BytesIO) -> None:
+    """Refuse an archive of which anything is compressed: torch never does it, and bombs do."""
+    if zipfile.is_zipfile(content):
+        with zipfile.ZipFile(content) as archive:
+            if sum(one.file_size for one in archive.infolist()) > len(content.getbuffer()):
+                raise ValueError("it would unpack to more than itself")
+    content.seek(0)
 
 
 class SafeCheckpoints(TorchCheckpointIO):
@@ -54,12 +69,17 @@ def finished_epochs(checkpoint: Path) -> list[dict[str, float]]:
     Raises:
         ValueError: the checkpoint cannot be read.
     """
-    if not checkpoint.exists():
+    if not os.path.lexists(checkpoint):  # a link that leads nowhere is damage
         return []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that torch did not write
-            return torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
+            content = io.BytesIO(read_whole(checkpoint, LARGEST_CHECKPOINT))
+            _require_stored(content)
+            found = torch.load(content, map_location="cpu", weights_only=True)["history"]
+            if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+                raise ValueError("no history")
+            return found
     except Exception as error:  # torch and pickle raise whatever the damage leads to
         raise ValueError(
             f"{checkpoint}: the checkpoint is damaged ({type(error).__name__}); remove it to start "

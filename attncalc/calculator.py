@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from attncalc import checks
 from attncalc.fast import lower
-from attncalc.model_file import load, model_name
+from attncalc.model_file import load, model_name, named_device
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
     SMALLEST_VOLUME,
@@ -46,6 +47,9 @@ class AttnCalculator(BaseCalculator):
 
     Total charge and multiplicity 2S+1 are read from `atoms.info["charge"]` and
     `atoms.info["spin"]` at every call.
+
+    Threads may share a calculator: one call after the other is answered, each for the atoms that
+    it asked about. `results`, `atoms` and `spread` are those of the last call, whoever made it.
 
     Args:
         model: name of a shipped model, path of a model file, or a `Potential`, which is copied: it
@@ -84,7 +88,8 @@ class AttnCalculator(BaseCalculator):
         correction: bool = False,
     ) -> None:
         super().__init__()
-        where = _device(device)
+        self._lock = threading.RLock()
+        where = named_device(device)
         self.potential = _potential(model, where, dtype)
         if correction != bool(self.potential.corrects):
             raise ValueError(_not_alone(self.potential.corrects))
@@ -107,6 +112,41 @@ class AttnCalculator(BaseCalculator):
         with torch.inference_mode(False):  # where the first step may be asked for, and refused
             return lower(self.potential)
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {**vars(self), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock())
+
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """A result for these atoms, calculated if it is not known; called by ASE.
+
+        Args:
+            name: one of `implemented_properties`.
+            atoms: the structure; None is that of the last call.
+            allow_calculation: False gives None where a calculation would be needed.
+
+        Raises:
+            ValueError, PropertyNotImplementedError: as `calculate`.
+        """
+        # from the question whether something has changed to the answer: another thread would
+        # change the structure that the results belong to in between
+        with self._lock:
+            return super().get_property(name, atoms, allow_calculation)
+
+    def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Any:
+        """Several results of one calculation; called by ASE."""
+        with self._lock:
+            return super().calculate_properties(atoms, properties)
+
+    def calculation_required(self, atoms: Atoms, properties: Sequence[str]) -> bool:
+        """Whether `calculate` would be called for these atoms; called by ASE."""
+        with self._lock:
+            return super().calculation_required(atoms, properties)
+
     def calculate(
         self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]
     ) -> None:
@@ -121,18 +161,19 @@ class AttnCalculator(BaseCalculator):
             ValueError: the structure is impossible or not known to the model.
             PropertyNotImplementedError: stress of a structure without three cell vectors.
         """
-        self.spread = None
         del system_changes  # the neighbour list finds out by itself, and exactly
-        if "stress" in properties and atoms.cell.rank < 3:
-            raise PropertyNotImplementedError(
-                "stress needs a volume: this structure does not have three cell vectors"
-            )
-        system = self._system(atoms)
-        self.neighbors, graph = self.neighbors.update(system)
-        (results,) = _results(evaluate(self._fast, graph), system, self._volume)
-        if "energy_spread" in results:  # ASE knows no such properties, and writers trip over them
-            self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
-        self.results = results
+        with self._lock:
+            self.spread = None
+            if "stress" in properties and atoms.cell.rank < 3:
+                raise PropertyNotImplementedError(
+                    "stress needs a volume: this structure does not have three cell vectors"
+                )
+            system = self._system(atoms)
+            self.neighbors, graph = self.neighbors.update(system)
+            (results,) = _results(evaluate(self._fast, graph), system, self._volume)
+            if "energy_spread" in results:  # ASE knows no such properties, its writers trip on them
+                self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
+            self.results = results
 
     def _system(self, atoms: Atoms) -> System:
         """Converted, checked, on the device; what has not changed since the last call is kept."""
@@ -167,8 +208,10 @@ class AttnCalculator(BaseCalculator):
         if isinstance(structures, Atoms):  # type: ignore[unreachable]
             raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
         results: list[dict[str, Any]] = []
-        for system, result in evaluate_many(self._fast, structures, batch_atoms=ATOMS_PER_BATCH):
-            results += _results(result, system, volumes(system).tolist())
+        with self._lock:
+            batches = evaluate_many(self._fast, structures, batch_atoms=ATOMS_PER_BATCH)
+            for system, result in batches:
+                results += _results(result, system, volumes(system).tolist())
         return results
 
     def verify(self, atoms: Atoms | None = None) -> checks.Report:
@@ -182,15 +225,17 @@ class AttnCalculator(BaseCalculator):
         """
         if atoms is not None:  # what is wrong with it is told before anything is compiled
             check_system(self.potential, System.from_ase(atoms))
-        fast = None if self._fast is self.potential else self._fast
-        report = checks.verify(self.potential, atoms, fast=fast)
+        with self._lock:
+            fast = None if self._fast is self.potential else self._fast
+            report = checks.verify(self.potential, atoms, fast=fast)
         print(report)
         report.require()
         return report
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """ASE's list of changes, and `charge_and_spin` if those changed in `atoms.info`."""
-        changes = super().check_state(atoms, tol)
+        with self._lock:
+            changes = super().check_state(atoms, tol)
         if _charge_and_spin(atoms) != self._seen[0].charge_and_spin:
             changes = [*changes, "charge_and_spin"]
         return changes
@@ -265,25 +310,6 @@ def _potential(model: Any, device: torch.device, dtype: str | torch.dtype | None
     raise TypeError(
         f"model must be a name, a path, a Potential, or a list of these, got {type(model).__name__}"
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ValueError(
-            f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}'
-        ) from None
-    if device.type not in SKIN:
-        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}')
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} is not there: this PyTorch sees {torch.cuda.device_count()} CUDA "
-            'devices; use device="cpu" or "auto"'
-        )
-    return device
 
 
 class _Written(NamedTuple):

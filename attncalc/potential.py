@@ -16,6 +16,8 @@ from attncalc.neighbors import fresh_graph
 from attncalc.ops import segment_sum
 from attncalc.system import System
 
+# more than any machine has cores; not those of this one, as a run may be resumed on another
+MOST_THREADS = 1024
 SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
 
 
@@ -156,14 +158,16 @@ class Potential(nn.Module):
         The same number gives the same bits; another number, other rounding.
 
         Raises:
-            ValueError: it is no whole number, or there are none.
+            ValueError: it is no whole number from 1 to MOST_THREADS.
         """
         try:
-            whole = operator.index(threads)
+            whole = 0 if isinstance(threads, bool) else operator.index(threads)
         except TypeError:
             whole = 0
-        if whole < 1:
-            raise ValueError(f"threads must be a whole number, 1 or more, got {threads!r}")
+        if not 1 <= whole <= MOST_THREADS:
+            raise ValueError(
+                f"threads must be a whole number from 1 to {MOST_THREADS}, got {threads!r}"
+            )
         self.threads = whole
 
     def energies(self, graph: Graph) -> Tensor:

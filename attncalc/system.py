@@ -13,6 +13,8 @@ from torch import Tensor
 
 # Å³ per atom of a periodic structure; solid hydrogen at 500 GPa has ten times more
 SMALLEST_ROOM = 0.1
+# Å, of coordinates and cell vectors: 0.1 mm. Beyond it rounding moves atoms by 1e-10 Å
+LARGEST_COORDINATE = 1e6
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,11 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
     _check_positions(atoms, where)
     if not np.isfinite(atoms.cell.array).all():
         raise ValueError(f"{where}the cell is not finite: {atoms.cell.array.tolist()}")
+    if np.abs(atoms.cell.array).max() > LARGEST_COORDINATE:
+        raise ValueError(
+            f"{where}the cell reaches {np.abs(atoms.cell.array).max():.3g} Å, more than "
+            f"{LARGEST_COORDINATE:.0e} Å: are its vectors in Å?"
+        )
     unknown = (atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))
     if unknown.any():
         first = int(np.flatnonzero(unknown)[0])
@@ -259,4 +266,11 @@ def _check_positions(atoms: Atoms, where: str) -> None:
         raise ValueError(
             f"{where}the position of atom {first} ({atoms.symbols[first]}) is not finite: "
             f"{atoms.positions[first].tolist()}"
+        )
+    if (far := np.abs(atoms.positions).max(axis=1) > LARGEST_COORDINATE).any():
+        first = int(np.flatnonzero(far)[0])
+        raise ValueError(
+            f"{where}the position of atom {first} ({atoms.symbols[first]}) is more than "
+            f"{LARGEST_COORDINATE:.0e} Å from the origin: {atoms.positions[first].tolist()}; "
+            "call atoms.wrap(), or move the structure"
         )

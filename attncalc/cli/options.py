@@ -10,6 +10,8 @@ import click
 import torch
 from ase import Atoms
 
+from attncalc.potential import MOST_THREADS
+
 # atoms below which threads of a CPU wait for each other longer than they compute
 SMALL = 1000
 
@@ -21,7 +23,7 @@ def calculator_options(command: Command) -> Command:
     for option in (
         click.option(
             "--threads",
-            type=click.IntRange(min=1),
+            type=click.IntRange(min=1, max=MOST_THREADS),
             help="CPU threads, of PyTorch and of the compiled steps, which take them for large "
             "structures, and 1 by default. PyTorch's default: 1 for structures of less than "
             f"{SMALL} atoms, where more are slower; else, or if OMP_NUM_THREADS is set, its own.",

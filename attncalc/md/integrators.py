@@ -31,10 +31,14 @@ from attncalc.md.moves import kick_drift, kick_drift_shake_drift
 from attncalc.md.noise import LOW_32_BITS, normal_noise
 from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer, runaway
+from attncalc.nn.options import positive, whole_number
 from attncalc.potential import Potential, Result
 from attncalc.system import System
 
 Force = Callable[[System], Result]
+
+# eV of an atom: no potential energy holds it for a step
+LARGEST_KINETIC_ENERGY = 1e6
 
 
 def kick(state: MDState, time: float) -> MDState:
@@ -101,7 +105,7 @@ class Verlet:
     timestep: float
 
     def __post_init__(self) -> None:
-        _positive("timestep", self.timestep)
+        positive("timestep", self.timestep)
 
     def init(
         self,
@@ -153,13 +157,16 @@ class Langevin:
     friction: float
 
     def __post_init__(self) -> None:
-        _positive("timestep", self.timestep)
-        _positive("friction", self.friction)
-        temperatures = np.asarray(self.temperature, dtype=float)  # a tensor, an array, a list ...
+        positive("timestep", self.timestep)
+        positive("friction", self.friction)
+        temperatures = np.asarray(self.temperature)  # a tensor, an array, a list ...
+        if temperatures.dtype.kind not in "iuf" or not temperatures.size:
+            raise ValueError(f"temperature must be a number or numbers, got {self.temperature!r}")
+        temperatures = temperatures.astype(float)
         plain = tuple(temperatures.tolist()) if temperatures.ndim else float(temperatures)
         object.__setattr__(self, "temperature", plain)
         for value in temperatures.ravel():
-            _positive("temperature", float(value))
+            positive("temperature", float(value))
 
     def init(
         self, potential: Potential | Forces, system: System, *, seed: int = 0, **given: Any
@@ -228,8 +235,7 @@ def initial_state(
             nothing can move.
         TypeError: what is no tensor is no array of numbers either.
     """
-    if not 0 <= seed <= LOW_32_BITS:
-        raise ValueError(f"seed must be between 0 and 2^32 - 1, got {seed}")
+    whole_number("seed", seed, 0, LOW_32_BITS)
     system = system.to("cpu")
     n = system.n_systems
     kelvin = _of_systems(temperature, system).expand(n)
@@ -241,14 +247,15 @@ def initial_state(
     if masses is None:
         masses = torch.from_numpy(atomic_masses)[system.atomic_numbers]
     masses = _shaped("masses", masses, (system.n_atoms,)).double()
-    if not (masses > 0).all():
-        raise ValueError("masses must be positive")
+    if not (masses.isfinite() & (masses > 0)).all():
+        raise ValueError("masses must be positive and finite")
     if fixed is not None:
         fixed = _shaped("fixed", fixed, (system.n_atoms,)).bool()
         fixed = fixed if fixed.any() else None
     drawn, n_dof = _drawn(system, kelvin, ensemble, seed, replicas, masses, fixed)
     if momenta is not None:
         drawn = _shaped("momenta", momenta, (system.n_atoms, 3)).double()
+    _check_momenta(drawn, masses)
     force.check(system)
     state = MDState(
         system=system,
@@ -298,6 +305,18 @@ def _drawn(
     return torch.cat(momenta), torch.tensor(n_dof, dtype=torch.float64)
 
 
+def _check_momenta(momenta: Tensor, masses: Tensor) -> None:
+    energies = 0.5 * (momenta * momenta).sum(1) / masses
+    wrong = ~(energies <= LARGEST_KINETIC_ENERGY)  # NaN is not less than anything
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"atom {first} moves with {float(energies[first]):.3g} eV, more than "
+            f"{LARGEST_KINETIC_ENERGY:.0e} eV: are momenta in amu Å / ASE time, is the temperature "
+            "in K?"
+        )
+
+
 def _of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
     """[n_systems] K, or [1] where all have the same.
 
@@ -336,8 +355,3 @@ def _shaped(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Te
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
     return tensor
-
-
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from attncalc.md.forces import Forces, forces_of
+from attncalc.md.velocities import MOST_STEPS
 from attncalc.neighbors import ImpossiblePositions
+from attncalc.nn.options import positive, whole_number
 from attncalc.ops import segment_sum
 from attncalc.potential import Potential, Result
 from attncalc.system import System
@@ -171,10 +173,8 @@ def relax_batch(
             shape, the model does not know a structure, or atoms of one are on top of each other.
         FloatingPointError: a force is not finite; the message names the structure.
     """
-    if not 0 < fmax < float("inf"):  # NaN too
-        raise ValueError(f"fmax must be above 0 eV/Å and finite, got {fmax}")
-    if steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps}")
+    positive("fmax", fmax)
+    whole_number("steps", steps, 1, MOST_STEPS)
     if fixed is not None and fixed.shape != (system.n_atoms,):
         raise ValueError(f"fixed must have shape [{system.n_atoms}], got {list(fixed.shape)}")
     force = forces_of(potential)

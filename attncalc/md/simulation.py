@@ -16,8 +16,10 @@ from attncalc.md.forces import Forces, forces_of
 from attncalc.md.integrators import Integrator
 from attncalc.md.recorded import recorded
 from attncalc.md.state import MDState
+from attncalc.md.velocities import MOST_STEPS
 from attncalc.md.with_ase import ADVICE, finished_before_ctrl_c, no_start
 from attncalc.neighbors import ImpossiblePositions
+from attncalc.nn.options import whole_number
 from attncalc.potential import Potential, Result
 from attncalc.system import System
 
@@ -86,13 +88,12 @@ def run(
     Raises:
         FloatingPointError: the run exploded, and callbacks have seen the last good state; or there
             is something wrong with the first one, and nothing has begun.
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or none.
     """
-    if n_steps < 0:
-        raise ValueError(f"n_steps must not be negative, got {n_steps}")
+    whole_number("n_steps", n_steps, 0, MOST_STEPS)
     for name, value in (("chunk", chunk), *(("every", one.every) for one in callbacks)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if value is not None:
+            whole_number(name, value, 1, MOST_STEPS)
     force = forces_of(potential)
     force.follow(state.system)
     callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))

@@ -27,6 +27,8 @@ LINEAR = 1e-6
 # an integrator that has lost a molecule is far beyond any temperature one would ask for
 RUNAWAY = 10.0  # times the temperature asked for, plus
 RUNAWAY_FLOOR = 3000.0  # K
+# of a run: years of computing; steps are counted in 64 bits, and times in float64
+MOST_STEPS = 10**15
 
 Temperature = TypeVar("Temperature", float, Tensor)
 

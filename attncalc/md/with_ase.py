@@ -25,7 +25,8 @@ from ase.md.verlet import VelocityVerlet
 from attncalc.files import refuse_existing
 from attncalc.md.log import COLUMNS, SPREAD
 from attncalc.md.noise import LOW_32_BITS
-from attncalc.md.velocities import Thermometer, runaway
+from attncalc.md.velocities import MOST_STEPS, Thermometer, runaway
+from attncalc.nn.options import whole_number
 
 ENSEMBLES = ("nve", "nvt", "npt")
 # to whom a run exploded
@@ -66,6 +67,7 @@ class Settings:
         for name in ("n_steps", "every"):
             if not _is_integer(value := getattr(self, name)) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            whole_number(name, value, 1, MOST_STEPS)
         # as much as the noise of our own integrators takes, so that a seed is one for both
         if not _is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
             raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
@@ -81,7 +83,9 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return -math.inf < value < math.inf  # type: ignore[operator]  # as in nn.options
 
 
 def run_with_ase(

@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from attncalc.graph import Edges, edge_vectors
-from attncalc.system import System
+from attncalc.system import LARGEST_COORDINATE, System
 
 MIN_DISTANCE = 1e-3
 """Å: atoms closer than this lie on top of each other, which is always a mistake."""
@@ -30,7 +30,9 @@ def check_search(system: System, cutoff: float) -> None:
     """
     if not (math.isfinite(cutoff) and cutoff > 0):
         raise ValueError(f"cutoff must be a positive number of Å, got {cutoff}")
-    if not (system.positions.isfinite().all() & system.cell.isfinite().all()):
+    # NaN is not less than anything
+    near = (system.positions.abs() <= LARGEST_COORDINATE).all()
+    if not (near & system.cell.isfinite().all()):
         _refuse_not_finite(system)
 
 
@@ -46,6 +48,15 @@ def _refuse_not_finite(system: System) -> None:
             f"the position of {_atom(system, first)}{_structure(system, first)} is not finite: "
             f"{system.positions[first].tolist()}; if this happened during a simulation, it has "
             "exploded: use a smaller timestep or relax the structure first"
+        )
+    far = system.positions.detach().abs().amax(1) > LARGEST_COORDINATE
+    if far.any():
+        first = int(far.nonzero()[0])
+        raise ImpossiblePositions(
+            f"the position of {_atom(system, first)}{_structure(system, first)} is more than "
+            f"{LARGEST_COORDINATE:.0e} Å from the origin: {system.positions[first].tolist()}; if "
+            "this happened during a simulation, it has exploded: use a smaller timestep or relax "
+            "the structure first"
         )
     k = int((~system.cell.detach().isfinite().flatten(1).all(1)).nonzero()[0])
     where = f" of structure {k}" if system.n_systems > 1 else ""

@@ -32,6 +32,9 @@ SKIN_OF_MOLECULES = 2.0
 
 SMALL = 64
 
+LARGEST_SKIN = 100.0
+"""Å; pairs grow with the cube, and a larger one is a mistake."""
+
 CAPACITY_STEP = 64
 """Padded arrays are a multiple of this long."""
 
@@ -144,11 +147,13 @@ class VerletList:
         if not (math.isfinite(cutoff) and cutoff > 0):
             raise ValueError(f"cutoff must be a positive number of Å, got {cutoff}")
         try:
-            fits = math.isfinite(skin) and skin >= 0
-        except TypeError:  # no number
+            fits = not isinstance(skin, bool) and math.isfinite(skin) and skin >= 0
+        except (TypeError, OverflowError):  # no number, or beyond all
             fits = False
         if not fits:
             raise ValueError(f"skin must be a number of Å >= 0, got {skin!r}")
+        if skin > LARGEST_SKIN:
+            raise ValueError(f"skin must be at most {LARGEST_SKIN:.0f} Å, got {skin!r}")
         if capacity is not None and capacity < 1:
             raise ValueError(f"capacity must be a number of edges >= 1, got {capacity}")
         if len(species) == 0:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from attncalc.nn.edge_products import TensorPath
-from attncalc.nn.options import one_of, positive, whole_number
+from attncalc.nn.options import cutoff_radius, one_of, positive, whole_number
 
 SHORTEST_CUTOFF = 0.01  # Å
 HIGHEST_DEGREE = 6  # far above what is used; coupling tensors of higher ones take minutes
@@ -55,7 +55,7 @@ class EquiformerConfig:
         if not isinstance(self.channels, list | tuple):  # JSON and YAML know lists
             raise ValueError(f"channels must be a list, got {self.channels!r}")
         object.__setattr__(self, "channels", tuple(self.channels))
-        positive("cutoff", self.cutoff)
+        cutoff_radius(self.cutoff)
         positive("avg_num_neighbors", self.avg_num_neighbors)
         if self.cutoff < SHORTEST_CUTOFF:  # the radial basis cannot tell it from zero
             raise ValueError(f"cutoff must be at least {SHORTEST_CUTOFF}, got {self.cutoff}")

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+LARGEST_CUTOFF = 100.0  # Å
+
 
 def positive(name: str, value: Any) -> None:
     """Refuse anything but a finite number above zero.
@@ -26,8 +28,19 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def whole_number(name: str, value: Any, least: int) -> None:
-    """Refuse anything but an integer of `least` or more.
+def cutoff_radius(value: Any) -> None:
+    """Refuse what is no range of interactions; pairs grow with its cube.
+
+    Raises:
+        ValueError: it is no number above zero, or more than LARGEST_CUTOFF.
+    """
+    positive("cutoff", value)
+    if value > LARGEST_CUTOFF:
+        raise ValueError(f"cutoff must be at most {LARGEST_CUTOFF:g} Å, got {value:g}")
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Refuse anything but an integer of `least` or more, and of `most` or less.
 
     Raises:
         ValueError: it is something else.
@@ -36,6 +49,8 @@ def whole_number(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if most is not None and int(value) > most:
+        raise ValueError(f"{name} must be at most {most}, got {float(value):.6g}")
 
 
 def one_of(name: str, value: Any, allowed: Collection[str]) -> None:

@@ -48,6 +48,7 @@ from attncalc.nn.layers import (
     with_species,
 )
 from attncalc.nn.options import (
+    cutoff_radius,
     degrees_of_width,
     one_of,
     positive,
@@ -120,7 +121,7 @@ class So3kratesConfig:
             ):
                 raise ValueError(f"{name} must be a list, got {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        positive("cutoff", self.cutoff)
+        cutoff_radius(self.cutoff)
         positive("avg_num_neighbors", self.avg_num_neighbors)
         if self.ev_init_divisor is not None:
             positive("ev_init_divisor", self.ev_init_divisor)

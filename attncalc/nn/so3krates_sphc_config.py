@@ -9,6 +9,7 @@ from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.radial import RADIAL_BASES
 from attncalc.graph import ALL_PAIRS
 from attncalc.nn.options import (
+    cutoff_radius,
     degrees_of_width,
     one_of,
     positive,
@@ -78,7 +79,8 @@ class So3kratesSphcConfig:
         if not isinstance(self.degrees, list | tuple):  # JSON and YAML know lists
             raise ValueError(f"degrees must be a list, got {self.degrees!r}")
         object.__setattr__(self, "degrees", tuple(self.degrees))
-        for name in ("cutoff", "nonlocal_cutoff", "sphc_cutoff"):
+        cutoff_radius(self.cutoff)
+        for name in ("nonlocal_cutoff", "sphc_cutoff"):
             positive(name, getattr(self, name))
         for name, least in (
             *(("num_features", 1), ("num_heads", 1), ("num_layers", 1), ("num_basis", 2)),

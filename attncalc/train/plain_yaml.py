@@ -10,12 +10,16 @@ from attncalc.one_line import one_line
 
 # A recipe is a page of text; PyYAML takes seconds for more than this.
 LARGEST = 1 << 16  # bytes
+_PLAIN_NUMBER = re.compile(
+    r"^[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Keys and values of a YAML file.
 
-    1e-3 is a number here, while YAML 1.1 takes it for text. Refused are a key that stands twice,
+    1e-3 is a number here, while YAML 1.1 takes it for text; 1:30 and 017, which it takes for 90 and
+    15, are none. Refused are a key that stands twice,
     whose first value YAML forgets silently; anchors and aliases, by which a few lines become
     gigabytes; and all tags beyond plain YAML.
 
@@ -77,6 +81,18 @@ def _loader() -> type:
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
+        def construct_number(self, node: yaml.ScalarNode) -> int | float:
+            if not _PLAIN_NUMBER.match(node.value):  # YAML 1.1: 1:30 is 90, 017 is 15
+                raise yaml.MarkedYAMLError(
+                    problem=f"{node.value!r} is an unusual number: write it with digits, a point "
+                    "and an exponent, or in quotes if it is text",
+                    problem_mark=node.start_mark,
+                )
+            whole = node.tag.endswith(":int")
+            return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),

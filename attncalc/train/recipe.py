@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attncalc.model_file import NETWORKS, find_model
-from attncalc.model_header import DTYPES
+from attncalc.model_header import DTYPES, LARGEST_FILE
 from attncalc.one_line import one_line
 from attncalc.train.plain_yaml import read_yaml
 
@@ -21,6 +21,8 @@ _OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "correct
 
 
 LARGEST_NOISE = 0.5  # Å
+MOST_MEMBERS = 1000  # of a committee
+LONGEST_NAME = 200  # bytes; systems allow 255, and files of a run have endings
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,18 @@ class Recipe:
                 "recipe: with start_from all members of a committee would start at the same "
                 "weights, and agree more than they are right: committee must be 1"
             )
-        if self.seed >= 2**63:
-            raise ValueError(f"recipe: seed must be below 2^63, got {self.seed}")
+        for name in (*sizes[:-1], "warmup_steps", "seed"):
+            if getattr(self, name) >= 2**63:
+                raise ValueError(f"recipe: {name} must be below 2^63, got {getattr(self, name)}")
+        if self.committee > MOST_MEMBERS:
+            raise ValueError(
+                f"recipe: committee must be at most {MOST_MEMBERS}, got {self.committee}"
+            )
         for name in ("name", "data", "level_of_theory", *_OPTIONAL_TEXTS):
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and name in _OPTIONAL_TEXTS):
                 raise ValueError(f"recipe: {name} must be text, got {value!r}")
-        if not self.name or Path(self.name).name != self.name:
+        if not usable_as_file_name(self.name):
             raise ValueError(f"recipe: name must be usable as a file name, got {self.name!r}")
         for name, allowed in (
             ("network", tuple(NETWORKS)),
@@ -258,7 +265,12 @@ class Recipe:
         if "cutoff" not in self.config:
             raise ValueError("recipe: config needs a cutoff [Å]")
         try:
-            self.network_config(lambda: 1.0)
+            config = self.network_config(lambda: 1.0)
+            if 4 * config.n_weights_at_least > LARGEST_FILE:
+                raise ValueError(
+                    f"it has {config.n_weights_at_least:.3g} weights or more, a model file holds "
+                    f"{LARGEST_FILE // 4:.3g}"
+                )
         except (TypeError, ValueError) as error:
             raise ValueError(f"config of {self.network}: {error}") from None
 
@@ -343,6 +355,12 @@ class Recipe:
                 return place
         folders = " nor in ".join(str(place.parent) for place in places)
         raise FileNotFoundError(f"data file {Path(file).name} is not in {folders}")
+
+
+def usable_as_file_name(name: str) -> bool:
+    """Whether files of any system can be called so, and a terminal can show it."""
+    short = 0 < len(name.encode(errors="replace")) <= LONGEST_NAME
+    return short and name.isprintable() and name not in (".", "..") and not set(name) & {*"/\\"}
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -31,7 +32,7 @@ from damage import claim_to_unpack_to
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from attncalc import AttnCalculator, data, load, train
+from attncalc import AttnCalculator, System, data, load, md, train
 from attncalc.cli import main
 from attncalc.model_header import signature
 
@@ -231,6 +232,37 @@ def zip_bomb() -> object:
     return data.read("mine.npz", energy_unit="eV")
 
 
+def linked_hdf5() -> object:
+    with h5py.File("mine.h5", "w") as file:
+        file["R"] = h5py.ExternalLink("/etc/passwd", "/R")
+    return data.read("mine.h5")
+
+
+def virtual_hdf5() -> object:
+    layout = h5py.VirtualLayout((2, 3), "f8")
+    layout[:] = h5py.VirtualSource("other.h5", "R", (2, 3))
+    with h5py.File("mine.h5", "w") as file:
+        file.create_virtual_dataset("R", layout)
+    return data.read("mine.h5")
+
+
+def nested_hdf5() -> object:
+    with h5py.File("mine.h5", "w") as file:
+        file.create_group("/".join("g" * 102))
+    return data.read("mine.h5")
+
+
+def pipe_for_data() -> object:
+    os.mkfifo("mine.h5")
+    return data.read("mine.h5")
+
+
+def momenta_of_another_unit() -> object:
+    integrator = md.Verlet(0.5 * units.fs)
+    system = System.from_ase(copper())
+    return integrator.init(load(COPPER), system, momenta=np.full((4, 3), 1e8))
+
+
 def attncalc(*arguments: str) -> object:
     """The command line; what it says on stderr is raised."""
     result = CliRunner().invoke(main, arguments)
@@ -291,6 +323,13 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
             "a cell of another unit than the positions",
             lambda: energy_of(Atoms("Cu4", copper().positions, cell=[0.36] * 3, pbc=True)),
         ),
+        BadInput(
+            "an atom that has gone far away", lambda: energy_of(copper_at(1, [1e10, 0.0, 0.0]))
+        ),
+        BadInput(
+            "a cell of a kilometre", lambda: energy_of(Atoms("Cu", cell=[1e13] * 3, pbc=True))
+        ),
+        BadInput("momenta of another unit", momenta_of_another_unit),
         BadInput("half a charge", lambda: energy_of(copper(info={"charge": 0.5}))),
         BadInput(
             "a charge, and a model without charges", lambda: energy_of(copper(info={"charge": 1}))
@@ -316,6 +355,8 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
         BadInput("a device of another name", lambda: AttnCalculator(COPPER, device="gpu")),
         BadInput("an unknown precision", lambda: AttnCalculator(COPPER, dtype="float16")),
         BadInput("a negative skin", lambda: AttnCalculator(COPPER, skin=-0.5)),
+        BadInput("a skin of another unit", lambda: AttnCalculator(COPPER, skin=1e9)),
+        BadInput("more threads than any machine has", lambda: load(COPPER, threads=10**6)),
         BadInput("something else than a model", lambda: AttnCalculator(42)),
     ],
     "Model files": [
@@ -387,6 +428,20 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
             "YAML that would run Python",
             lambda: recipe(RECIPE + "labels: !!python/object/apply:os.getcwd []\n"),
         ),
+        BadInput(
+            "a number of minutes", lambda: recipe(RECIPE.replace("epochs: 1", "epochs: 1:30"))
+        ),
+        BadInput(
+            "a name that is a folder", lambda: recipe(RECIPE.replace("name: mine", "name: .."))
+        ),
+        BadInput(
+            "a name with a line break",
+            lambda: recipe(RECIPE.replace("name: mine", r'name: "mi\nne"')),
+        ),
+        BadInput(
+            "a network larger than any file",
+            lambda: recipe(RECIPE.replace("num_features: 8", "num_features: 32000000")),
+        ),
         BadInput("a list", lambda: recipe("- epochs\n- seed\n")),
         BadInput(
             "a start from a network of another size",
@@ -450,6 +505,10 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
             "an HDF5 file that is none",
             lambda: (Path("mine.h5").write_text("text"), data.read("mine.h5")),
         ),
+        BadInput("an HDF5 file with a link to another file", linked_hdf5),
+        BadInput("an HDF5 file with a virtual dataset", virtual_hdf5),
+        BadInput("an HDF5 file of nested groups", nested_hdf5),
+        BadInput("a pipe", pipe_for_data),
         BadInput(
             "a database that is none",
             lambda: (Path("mine.db").write_text("text"), data.read("mine.db")),

@@ -12,7 +12,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class StoredModel:
         ValueError: the file is not a model file, or damaged; what is wrong, without its name.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BufferedReader) -> None:
         size = _check_beginning(file)
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
@@ -101,14 +102,15 @@ class StoredModel:
             stored = self._described[name]
             first, last = stored["data_offsets"]
             self._file.seek(self._start + first)
-            content = bytearray(self._file.read(last - first))
-            if len(content) < last - first:
+            content = bytearray(last - first)
+            if self._file.readinto(content) < last - first:
                 raise ValueError("the file was cut off while it was read: get it again")
             kind = _STORED[stored["dtype"]]
             tensor = (
                 torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
             )
-            if not torch.isfinite(tensor).all():
+            # in parts: each takes memory of its own
+            if not all(torch.isfinite(part).all() for part in tensor.split(1 << 20)):
                 raise ValueError(f"tensor {name!r} holds numbers that are not finite floats")
             _add(digest, name, tensor)
             yield name, tensor.reshape(self.shapes[name])
@@ -170,7 +172,7 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(tensor.numpy().reshape(-1).data)
 
 
-def _check_beginning(file: BinaryIO) -> int:
+def _check_beginning(file: BufferedReader) -> int:
     """The size, and what can be told from the first bytes."""
     beginning = file.read(32)
     size = file.seek(0, os.SEEK_END)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 # Arrays of coordinates hardly shrink, those of zeros a thousandfold: what unpacks to more than so
 # many times the file, and to more bytes than every machine has, is a bomb.
@@ -13,7 +13,7 @@ MOST_UNPACKED = 20
 ALWAYS_UNPACKED = 1 << 30
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """A file, open for reading; of a pipe, a device or a folder nothing is read, or waited for.
 
     Raises:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from attncalc import model_file
 from attncalc.model_file import header, load, save, shipped_models
-from attncalc.model_header import signature
+from attncalc.model_header import StoredModel, signature
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
@@ -743,3 +743,42 @@ def test_every_tensor_of_an_equiformer_is_checked(equiformer_path: Path) -> None
             rewrite(equiformer_path, change)
             with pytest.raises(ValueError, match=r"^model\.safetensors: .*tensor"):
                 load(equiformer_path)
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(path: Path) -> None:
+    """Mapped, it would end the process by a signal."""
+    with open(path, "rb") as file:
+        stored = StoredModel(file)
+        os.truncate(path, path.stat().st_size - 1000)
+        with pytest.raises(ValueError, match="the file was cut off while it was read"):
+            list(stored.tensors())
+
+
+@pytest.mark.parametrize("read", [load, header])
+def test_the_network_is_compared_before_a_tensor_is_read(path: Path, read: Callable) -> None:
+    """A file that takes no room on the disk, and 400 MB in memory."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    described = json.loads(content[8 : 8 + length])
+    last = max(described, key=lambda k: described[k].get("data_offsets", [0, 0])[1])
+    first, end = described[last]["data_offsets"]
+    n = 100_000_000
+    described[last] |= {"dtype": "F32", "shape": [n], "data_offsets": [first, first + 4 * n]}
+    text = json.dumps(described).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :][:end])
+    os.truncate(path, 8 + len(text) + first + 4 * n)
+    megabytes = 300 if read is load else 600  # a header is asked for with its checksum
+    with limits(megabytes=megabytes), pytest.raises(ValueError, match=r"^model.safetensors: "):
+        read(path)
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:99", -1, None])
+def test_devices_that_are_none(path: Path, device: object) -> None:
+    with pytest.raises(ValueError, match="device"):
+        load(path, device=device)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**30, True, 1.5, "2", None])
+def test_numbers_of_threads_that_are_none(path: Path, threads: object) -> None:
+    with pytest.raises(ValueError, match="threads must be a whole number from 1 to 1024, got "):
+        load(path, threads=threads)

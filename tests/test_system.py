@@ -220,3 +220,13 @@ def test_moved_takes_positions_and_nothing_else():
     assert moved.charge is system.charge
     atoms.positions += 1.0  # in place: neither of the two may follow
     assert moved.positions[0, 0] == system.positions[0, 0] + 0.5
+
+
+@pytest.mark.parametrize("far", [1e10, -1e300])
+def test_coordinates_beyond_reason(far):
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions[1, 2] = far
+    with pytest.raises(ValueError, match=r"the position of atom 1 \(Cu\) is more than 1e\+06 Å"):
+        System.from_ase(atoms)
+    with pytest.raises(ValueError, match=r"the cell reaches 1e\+10 Å, more than 1e\+06 Å"):
+        System.from_ase(Atoms("Cu", cell=[1e10] * 3, pbc=True))

@@ -21,6 +21,8 @@ from attncalc import AttnCalculator, System, load, md
 from attncalc.md import simulation
 from attncalc.potential import Result
 
+COPPER_MODEL = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
+
 FS = units.fs
 COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
 LANGEVIN = md.Langevin(timestep=0.5 * FS, temperature=300, friction=0.01 / FS)
@@ -509,3 +511,27 @@ def test_a_state_has_the_forces_of_its_positions(forces: md.Forces) -> None:
     state = md.run(LANGEVIN, forces, start(forces), 13)
     expected: Tensor = forces(state.system).forces
     assert torch.equal(state.forces, expected)
+
+
+@pytest.mark.parametrize("n_steps", [float("nan"), 1.5, True, None, 10**30, "1"])
+def test_numbers_of_steps_that_are_none(n_steps: object) -> None:
+    force = md.Forces(load(COPPER_MODEL))
+    integrator = md.Verlet(0.5 * units.fs)
+    state = integrator.init(force, System.from_ase(bulk("Cu", cubic=True)), temperature=10.0)
+    with pytest.raises(ValueError, match="n_steps must be "):
+        md.run(integrator, force, state, n_steps)
+
+
+@pytest.mark.parametrize("momentum", [float("nan"), float("inf"), 1e8, 1e300])
+def test_momenta_beyond_reason(momentum: float) -> None:
+    momenta = np.zeros((4, 3))
+    momenta[2] = momentum
+    system = System.from_ase(bulk("Cu", cubic=True))
+    with pytest.raises(ValueError, match=r"atom 2 moves with \S+ eV, more than 1e\+06 eV"):
+        md.Verlet(0.5 * units.fs).init(load(COPPER_MODEL), system, momenta=momenta)
+
+
+@pytest.mark.parametrize("temperature", [(), "300", True, [True], ["1"]])
+def test_temperatures_that_are_none(temperature: object) -> None:
+    with pytest.raises(ValueError, match="temperature must be a number or numbers"):
+        md.Langevin(0.5 * units.fs, temperature, 0.01 / units.fs)

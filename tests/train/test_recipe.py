@@ -266,3 +266,45 @@ def test_data_are_looked_for_beside_the_recipe_then_here(tmp_path, monkeypatch):
 def test_a_recipe_is_checked_when_it_is_changed(recipe):
     with pytest.raises(ValueError, match="batch_size must be positive"):
         dataclasses.replace(recipe, batch_size=0)
+
+
+@pytest.mark.parametrize("number", ["1:30", "017", "0x1F", "1_000", "0b11", "-1:30.5"])
+def test_numbers_that_people_read_otherwise(tmp_path, number):
+    path = write(tmp_path, LEAST + f"epochs: {number}\n")
+    with pytest.raises(ValueError, match=rf"^a.yaml: .*line 5: '{number}' is an unusual number"):
+        Recipe.from_yaml(path)
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", r'"a\\b"', r'"a\nb"', r'"\e[2J"', "a" * 201])
+def test_names_that_no_file_should_have(tmp_path, name):
+    path = write(tmp_path, LEAST.replace("name: a", f"name: {name}"))
+    with pytest.raises(ValueError, match=r"^a.yaml: name must be usable as a file name") as error:
+        Recipe.from_yaml(path)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("epochs: 1" + "0" * 30, "epochs must be below 2"),
+        ("batch_size: 1" + "0" * 30, "batch_size must be below 2"),
+        ("committee: 5000", "committee must be at most 1000, got 5000"),
+    ],
+)
+def test_numbers_beyond_reason(tmp_path, more, message):
+    with pytest.raises(ValueError, match=f"^a.yaml: {message}"):
+        Recipe.from_yaml(write(tmp_path, LEAST + more + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("cutoff: 1e9", "cutoff must be at most 100 Å, got 1e"),
+        ("cutoff: 4.0, num_layers: 1000000000", "weights or more, a model file holds"),
+        ("cutoff: 4.0, num_features: 1000000000", "weights or more, a model file holds"),
+    ],
+)
+def test_networks_beyond_reason(tmp_path, config, message):
+    path = write(tmp_path, LEAST.replace("cutoff: 4.0", config))
+    with pytest.raises(ValueError, match=f"config of so3krates: .*{message}"):
+        Recipe.from_yaml(path)

@@ -63,7 +63,8 @@ def require_size(size: int, most: int) -> None:
 
 def _room(size: int) -> str:
     return next(
-        (f"{size / unit:.3g} {name}" for unit, name in _UNITS if size >= unit), f"{size} bytes"
+        (f"{round(size / unit, 1):g} {name}" for unit, name in _UNITS if size >= unit),
+        f"{size} bytes",
     )
 
 

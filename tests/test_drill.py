@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize(("part", "few"), [("hostile_files", 140), ("links", 5), ("threads", 2)])
+@pytest.mark.parametrize(("part", "few"), [("hostile_files", 98), ("links", 5), ("threads", 2)])
 def test_a_few_trials(part: str, few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = list(import_module(f"drill.{part}").trials(few, seed=1))

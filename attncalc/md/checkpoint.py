@@ -23,9 +23,11 @@ from attncalc.files import refuse_existing, write_atomically
 from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.state import MDState
 from attncalc.model_header import digest_of
+from attncalc.opening import read_whole
 from attncalc.system import System
 
 FORMAT = 1
+LARGEST = 1 << 31  # bytes; those of ten million atoms
 KEY = "attncalc_md"
 INTEGRATORS: dict[str, type[Integrator]] = {"verlet": Verlet, "langevin": Langevin}
 _SYSTEM = {field.name for field in fields(System)}
@@ -147,8 +149,8 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    content = path.read_bytes()
     try:
+        content = read_whole(path, LARGEST)
         tensors = tensors_of(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from ase import units
 from ase.build import bulk
 from contract import ethanol
+from damage import limits
 from states import assert_equal
 
 from attncalc import System, load, md
@@ -96,3 +98,12 @@ def test_damage_is_named(written: Path) -> None:
 def test_a_model_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a checkpoint of a run"):
         md.load_checkpoint(COPPER)
+
+
+def test_a_file_without_end(tmp_path: Path) -> None:
+    """Sparse: it takes no room on the disk, and must take none in memory."""
+    path = tmp_path / "run.ckpt"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with limits(), pytest.raises(ValueError, match=r"run.ckpt: .*1024 GiB, more than any such"):
+        md.load_checkpoint(path)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
+import re
+import shutil
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
 if sys.platform != "win32":
     import fcntl
+
+# s without a change, after which the unfinished file of another computer is abandoned
+ABANDONED_AFTER = 3600.0
+# bytes
+COPIED_AT_ONCE = 1 << 20
+# of unfinished files, beside the number of the process
+_HOST = re.sub(r"[^\w-]", "-", platform.node()) or "here"
 
 
 def refuse_existing(*paths: Path) -> None:
@@ -22,18 +36,212 @@ def refuse_existing(*paths: Path) -> None:
             raise FileExistsError(f"{path} exists: choose another name, nothing is overwritten")
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that it is either the old one or the complete new one, never half."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+class NoSpaceLeft(OSError):
+    """A full disk, a used-up quota or a limit on the size of files; the message names the file.
+
+    Args:
+        path: the file that could not be written.
+        number: `errno` of the refusal.
+        advice: what to do, behind the message.
+    """
+
+    def __init__(self, path: str | Path, number: int, advice: str = "free some and try again"):
+        super().__init__(number, os.strerror(number), str(path))
+        self.path, self.number, self.advice = path, number, advice
+
+    def __str__(self) -> str:
+        return f"no space left on the disk for {self.path}{FULL[self.number]}: {self.advice}"
+
+
+# refusals of a system to write more, and what the message adds
+FULL = {
+    errno.ENOSPC: "",
+    errno.EDQUOT: " (the quota is used up)",
+    errno.EFBIG: " (the largest size of a file is reached, see ulimit -f)",
+}
+
+
+@contextmanager
+def naming_full_disk(path: str | Path) -> Iterator[None]:
+    """Turn the refusal to write more, of whatever file, into `NoSpaceLeft` for this one."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
+    except NoSpaceLeft:
+        raise
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise NoSpaceLeft(path, error.errno) from None
+
+
+@contextmanager
+def replacing(path: str | Path, *, in_folder: bool = False) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place, complete and on disk, at the end.
+
+    After an error nothing is left of it. What a killed process left of an earlier one is removed.
+
+    Args:
+        path: the file to be made or replaced.
+        in_folder: give the new file the same name, in a hidden folder.
+
+    Raises:
+        NoSpaceLeft: the disk is full.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.part")
+    _remove_abandoned(path)
+    _remove(part)  # of another process that had this number
+    try:
+        with naming_full_disk(path):
+            if in_folder:
+                part.mkdir()
+            new = part / path.name if in_folder else part
+            yield new
+            to_disk(new)
+            os.replace(new, path)
+            folder_to_disk(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(part)
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file so that it is either the old one or the complete new one, never half.
+
+    Raises:
+        NoSpaceLeft: the disk is full; the old file is still there.
+    """
+    with replacing(path) as new:
+        new.write_bytes(content)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove unfinished versions of a file whose processes have ended."""
+    if sys.platform == "win32":  # there a process cannot be asked whether it lives
+        return
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(?:([\w-]+)\.)?(\d+)\.part")
+    with os.scandir(path.parent) as entries:
+        found = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
+    for entry, match in found:
+        # nobody knows from here which processes of another computer live
+        abandoned = (
+            not _lives(int(match[2])) if match[1] == _HOST else _age(entry) > ABANDONED_AFTER
+        )
+        if abandoned:
+            _remove(Path(entry.path))
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+def _age(entry: os.DirEntry[str]) -> float:
+    """Seconds since the last change; none of what has gone meanwhile."""
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file is on its disk."""
+    number = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def folder_to_disk(folder: Path) -> None:
+    """Wait until the names in a folder are on its disk; Windows cannot, and needs not."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+class Appended:
+    """A file that grows by whole pieces: one that does not fit leaves no part of itself.
+
+    Args:
+        path: the file; it is made where there is none.
+        size: bytes of it that stay; None keeps all.
+
+    Attributes:
+        number: file descriptor; -1 after closing.
+
+    Raises:
+        NoSpaceLeft: the disk is full.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self.path = path
+        with naming_full_disk(path):
+            self.number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self.size = os.fstat(self.number).st_size if size is None else size
+        os.ftruncate(self.number, self.size)
+
+    def append(self, piece: bytes) -> None:
+        """Write a piece behind the others, all of it or nothing.
+
+        Raises:
+            NoSpaceLeft: the disk is full.
+        """
+        left = memoryview(piece)
+        os.lseek(self.number, self.size, os.SEEK_SET)
+        try:
+            with naming_full_disk(self.path):
+                while left:
+                    left = left[os.write(self.number, left) :]
+        except BaseException:
+            os.ftruncate(self.number, self.size)
+            raise
+        self.size += len(piece)
+
+    def to_disk(self) -> None:
+        """Wait until all pieces are on the disk.
+
+        Raises:
+            NoSpaceLeft: the disk is full.
+        """
+        with naming_full_disk(self.path):
+            os.fsync(self.number)
+
+    def restore(self) -> None:
+        """Write the file anew where somebody has removed it.
+
+        Raises:
+            NoSpaceLeft: the disk is full.
+        """
+        if self.path.exists():
+            return
+        with replacing(self.path) as new, open(new, "wb") as copy:
+            os.lseek(self.number, 0, os.SEEK_SET)
+            while piece := os.read(self.number, COPIED_AT_ONCE):
+                copy.write(piece)
+        self.close()
+        self.number = os.open(self.path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+
+    def close(self) -> None:
+        """Close; once is enough, more do no harm."""
+        if self.number >= 0:
+            os.close(self.number)
+            self.number = -1
 
 
 class Claim:
@@ -60,7 +268,8 @@ class Claim:
         if sys.platform == "win32":
             return
         while self._number < 0:
-            number = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+            with naming_full_disk(path):
+                number = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 _lock_or_refuse(number, path)
                 if _is_still(number, self._lock):
@@ -68,8 +277,9 @@ class Claim:
             finally:
                 if self._number < 0:
                     os.close(number)
-        os.ftruncate(self._number, 0)
-        os.write(self._number, str(os.getpid()).encode())
+        with suppress(OSError):  # on a full disk, whoever is refused is told of no process
+            os.ftruncate(self._number, 0)
+            os.write(self._number, str(os.getpid()).encode())
 
     def release(self) -> None:
         """Others may have it now; once is enough, more do no harm."""
@@ -94,13 +304,25 @@ def _is_still(number: int, path: Path) -> bool:
 
 
 def _lock_or_refuse(number: int, path: str | Path) -> None:
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock(number):
         process = os.read(number, 20).decode() or "unknown"
         raise BlockingIOError(
             f"{path}: another run is still writing it (process {process}): wait for its end, or "
             "stop it"
-        ) from None
+        )
+
+
+def lock(number: int) -> bool:
+    """Lock an open file until it is closed; whether nobody else had locked it.
+
+    Windows and file systems without locks keep nobody apart.
+    """
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:  # a file system without locks
-        return
+        return True
+    return True

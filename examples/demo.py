@@ -13,7 +13,7 @@ from ase.optimize import LBFGS
 from tqdm import tqdm
 
 from attncalc import AttnCalculator
-from attncalc.md import Settings, run_with_ase
+from attncalc.md import Settings, read_log, run_with_ase
 from attncalc.plots import md_summary
 
 arguments = argparse.ArgumentParser(description=__doc__)
@@ -40,7 +40,8 @@ atoms.write(folder / "ethanol-relaxed.xyz")
 settings = Settings(ensemble="nvt", temperature=300, timestep=0.5, n_steps=6000, every=10)
 start = time.perf_counter()
 with tqdm(total=settings.n_steps, unit="step", disable=None) as bar:
-    rows = run_with_ase(atoms, settings, trajectory, progress=lambda n, status: bar.update(n))
+    run_with_ase(atoms, settings, trajectory, progress=lambda n, status: bar.update(n))
+rows = read_log(trajectory.with_suffix(".csv"))
 print(f"3 ps of Langevin dynamics at 300 K in {time.perf_counter() - start:.0f} s")
 blocks = np.reshape([row["temperature_K"] for row in rows[-400:]], (10, 40)).mean(1)  # 0.2 ps each
 error = blocks.std(ddof=1) / len(blocks) ** 0.5

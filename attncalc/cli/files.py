@@ -14,7 +14,7 @@ from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat, string2index
 from matplotlib.figure import Figure
 
-from attncalc.files import refuse_existing, write_atomically
+from attncalc.files import refuse_existing, replacing, write_atomically
 from attncalc.md.h5md_reader import read_h5md
 from attncalc.one_line import one_line
 
@@ -117,11 +117,8 @@ def require_writable(path: Path, frames: list[Atoms]) -> None:
 
 def write_structures(path: Path, frames: list[Atoms]) -> None:
     """All at once or not at all."""
-    with tempfile.TemporaryDirectory(prefix=".part.", dir=path.parent) as folder:
-        # of the same name, by which ASE picks the format
-        temporary = Path(folder) / path.name
-        write(temporary, frames)
-        temporary.replace(path)
+    with replacing(path, in_folder=True) as new:  # by the name ASE picks the format
+        write(new, frames)
 
 
 def save_picture(figure: Figure, path: Path) -> None:

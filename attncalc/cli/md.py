@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,14 +19,16 @@ from attncalc.cli.files import existing_file, new_file, read_structures, save_pi
 from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.progress import progress_bar
-from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, run_with_ase
+from attncalc.files import NoSpaceLeft
+from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, read_log, run_with_ase
 from attncalc.md.job import read_restart, resume_structure, run_structure
-from attncalc.md.with_ase import finished_before_ctrl_c
+from attncalc.md.log_file import LogSummary, count_rows
+from attncalc.signals import finished_before_ctrl_c
 
 # what only one ensemble listens to
 ENSEMBLE_OF = {"friction": "nvt", "pressure": "npt"}
-# frames of a trajectory that a picture is drawn from
-MOST_FRAMES = 400
+# frames of a trajectory, and lines of a log, that a picture is drawn from
+MOST_FRAMES, MOST_ROWS = 400, 10_000
 
 
 @click.command()
@@ -101,14 +102,15 @@ def md(
     if engine == "attncalc" and by_ase:
         raise ValueError("npt runs with ASE's integrators only: leave --engine away")
     source = existing_file(structure)
-    target = new_file(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
+    target = Path(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
+    _new_file(target, target)
     endings = (".xyz", ".extxyz", ".traj") if by_ase else (".h5md", ".xyz", ".extxyz", ".traj")
     if target.suffix not in endings:
         listed = f"{', '.join(endings[:-1])} or {endings[-1]}"
         kind = f"trajectory of {settings.ensemble}, by ASE," if by_ase else "trajectory"
         raise ValueError(f"{target.name}: a {kind} must end in {listed}")
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
-        new_file(target.with_suffix(ending))
+        _new_file(target.with_suffix(ending), target)
     (atoms,) = read_structures(structure, index="-1")
     set_threads(threads, [atoms])
     calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
@@ -122,7 +124,7 @@ def md(
         atoms.calc = calculator
         atoms.get_potential_energy()  # loops are compiled before a bar counts the time
         with _running(settings, target, picture) as progress:
-            rows = run_with_ase(atoms, settings, target, progress=progress)
+            summary = run_with_ase(atoms, settings, target, progress=progress)
         n_lists = calculator.n_rebuilds
     else:
         force = Forces(calculator.potential)
@@ -135,9 +137,9 @@ def md(
             "n_dof": picture.n_dof,
         }
         with _running(settings, target, picture) as progress:
-            rows = run_structure(atoms, force, settings, target, info=info, progress=progress).rows
+            summary = run_structure(atoms, force, settings, target, info=info, progress=progress)
         n_lists = force.neighbors.n_rebuilds
-    _report(target, rows, f"{n_lists} neighbour lists in {settings.n_steps} steps")
+    _report(target, summary, f"{n_lists} neighbour lists in {settings.n_steps} steps")
 
 
 def _resume(
@@ -173,9 +175,19 @@ def _resume(
     picture = _Picture(target, settings, info["title"], info["n_dof"])
     force = Forces(calculator.potential)
     with _running(settings, target, picture, done=done) as progress:
-        rows = resume_structure(restart, force, settings, target, progress=progress).rows
+        summary = resume_structure(restart, force, settings, target, progress=progress)
     n_lists, n_steps = force.neighbors.n_rebuilds, settings.n_steps - done
-    _report(target, rows, f"{n_lists} neighbour lists in {n_steps} steps")
+    _report(target, summary, f"{n_lists} neighbour lists in {n_steps} steps")
+
+
+def _new_file(path: Path, target: Path) -> None:
+    """Refuse what exists; where it belongs to a run that can go on, say so."""
+    try:
+        new_file(path)
+    except FileExistsError as error:
+        if target.suffix == ".h5md" and target.with_suffix(".ckpt").exists():
+            raise FileExistsError(f"{error} (or go on with --resume {target})") from None
+        raise
 
 
 def _typed(context: click.Context, name: str) -> bool:
@@ -209,10 +221,10 @@ class _Picture:
 
     def draw(self) -> None:
         """Some of the frames, the last of them the very last."""
-        with open(self.target.with_suffix(".csv"), newline="") as file:
-            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        stride = -(-len(rows) // MOST_FRAMES)
-        frames = read_structures(str(self.target), index=f"{(len(rows) - 1) % stride}::{stride}")
+        log = self.target.with_suffix(".csv")
+        rows, n_frames = read_log(log, at_most=MOST_ROWS), count_rows(log)
+        stride = -(-n_frames // MOST_FRAMES)
+        frames = read_structures(str(self.target), index=f"{(n_frames - 1) % stride}::{stride}")
         figure = plots.md_summary(
             rows,
             frames,
@@ -247,7 +259,10 @@ def _running(
                 if target.exists():  # a picture of what there is shows what went wrong
                     picture.draw()
             raise
-    picture.draw()
+    try:
+        picture.draw()
+    except NoSpaceLeft as full:
+        raise NoSpaceLeft(full.path, full.number, "the run is complete without it") from None
 
 
 @contextmanager
@@ -267,12 +282,11 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(target: Path, rows: list[dict[str, float]], lists: str) -> None:
+def _report(target: Path, summary: LogSummary, lists: str) -> None:
     """What a finished run says."""
     wrote = ", ".join(str(target.with_suffix(ending)) for ending in (".csv", ".png"))
-    click.echo(f"wrote {target} ({len(rows)} frames), {wrote}; {lists}")
-    if spreads := [row for row in rows if SPREAD in row]:
-        widest = max(spreads, key=lambda row: row[SPREAD])
+    click.echo(f"wrote {target} ({summary.n_rows} frames), {wrote}; {lists}")
+    if (widest := summary.widest) is not None:
         click.echo(
             f"largest spread of the committee on a force: {widest[SPREAD]:.3f} eV/Å, at "
             f"{widest['time_fs']:.1f} fs"

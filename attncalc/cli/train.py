@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from attncalc.cli.errors import one_line_errors
+from attncalc.files import NoSpaceLeft
 
 
 @click.command()
@@ -37,7 +38,11 @@ def train(recipe, data, output, member) -> None:
     speaks = training.connect().is_first  # of several processes, one
     if not speaks:
         logging.getLogger("attncalc").setLevel(logging.ERROR)
-    done = training.run(plan, folder, data=data, command=command, member=member)
+    try:
+        done = training.run(plan, folder, data=data, command=command, member=member)
+    except NoSpaceLeft as full:
+        advice = "free some, then the same command goes on"
+        raise NoSpaceLeft(full.path, full.number, advice) from None
     if not speaks:
         return
     click.echo(done.model.with_suffix(".md").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -33,7 +32,9 @@ from attncalc.data.hdf5 import (
     stored_units,
 )
 from attncalc.data.units import factors
+from attncalc.files import replacing
 from attncalc.hdf5_file import LocalFile
+from attncalc.hdf5_writing import WritableFile, new_hdf5
 from attncalc.system import charge_and_spin
 
 # rows of one block of a written file: a structure is read with what shares its blocks
@@ -164,18 +165,11 @@ def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
     Raises:
         ValueError: there is no structure, or parts have different kinds of labels.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with h5py.File(temporary, "w") as file:
-            n = _write(file, parts)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return n
+    with replacing(path) as new, new_hdf5(new) as (file, raw):
+        return _write(file, raw, parts)
 
 
-def _write(file: h5py.File, parts: Iterable[Dataset]) -> int:
+def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     splits: dict[str, list[Integers]] = {}
     electrons: list[tuple[int, int]] = []
     said: set[str] = set()  # "charge", "spin" where a structure has it
@@ -186,6 +180,8 @@ def _write(file: h5py.File, parts: Iterable[Dataset]) -> int:
         if len(kinds) > 1:
             raise ValueError(f"{part.source}: not all structures have the same labels")
         _append(file, part)
+        if raw.problem is not None:
+            raise raw.problem
         for name, indices in part.splits.items():
             splits.setdefault(name, []).append(n + indices)
         for atoms in part.structures:

@@ -6,11 +6,12 @@ from attncalc.md.h5md_reader import read_h5md
 from attncalc.md.h5md_writer import H5MDWriter
 from attncalc.md.integrators import Langevin, Verlet
 from attncalc.md.log import Log
+from attncalc.md.log_file import SPREAD, LogSummary, read_log
 from attncalc.md.relaxation import Relaxed, relax_batch
 from attncalc.md.simulation import run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer
-from attncalc.md.with_ase import ENSEMBLES, SPREAD, Settings, run_with_ase
+from attncalc.md.with_ase import ENSEMBLES, Settings, run_with_ase
 
 __all__ = [
     "ENSEMBLES",
@@ -20,6 +21,7 @@ __all__ = [
     "H5MDWriter",
     "Langevin",
     "Log",
+    "LogSummary",
     "MDState",
     "Relaxed",
     "Restart",
@@ -28,6 +30,7 @@ __all__ = [
     "Verlet",
     "load_checkpoint",
     "read_h5md",
+    "read_log",
     "relax_batch",
     "run",
     "run_with_ase",

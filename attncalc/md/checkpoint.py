@@ -21,10 +21,12 @@ from torch import Tensor
 
 from attncalc.files import refuse_existing, write_atomically
 from attncalc.md.integrators import Integrator, Langevin, Verlet
+from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
 from attncalc.model_header import digest_of
+from attncalc.one_line import one_line
 from attncalc.opening import read_whole
-from attncalc.system import System
+from attncalc.system import System, charge_and_spin, check_structure
 
 FORMAT = 1
 LARGEST = 1 << 31  # bytes; those of ten million atoms
@@ -33,6 +35,35 @@ INTEGRATORS: dict[str, type[Integrator]] = {"verlet": Verlet, "langevin": Langev
 _SYSTEM = {field.name for field in fields(System)}
 _STATE = {field.name for field in fields(MDState)} - {"system", "step", "seed"}
 _OPTIONAL = {"fixed", "spread", "limit"}
+# noise has so many bits for it
+LARGEST_STEP = 2**63 - 1
+_FLOATS, _WHOLE, _FLAGS = (torch.float64, torch.float32), (torch.int64,), (torch.bool,)
+# of a state: name, kinds, shape, least value
+TENSORS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[str | int, ...], float | None], ...] = (
+    ("system.positions", _FLOATS[:1], ("atoms", 3), None),
+    ("system.atomic_numbers", _WHOLE, ("atoms",), 1),
+    ("system.cell", _FLOATS[:1], ("systems", 3, 3), None),
+    ("system.pbc", _FLAGS, ("systems", 3), None),
+    ("system.system_idx", _WHOLE, ("atoms",), 0),
+    ("system.charge", _FLOATS[:1], ("systems",), None),
+    ("system.spin", _WHOLE, ("systems",), 1),
+    ("momenta", _FLOATS[:1], ("atoms", 3), None),
+    ("masses", _FLOATS[:1], ("atoms",), 1e-12),
+    ("fixed", _FLAGS, ("atoms",), None),
+    ("energy", _FLOATS, ("systems",), None),
+    ("forces", _FLOATS, ("atoms", 3), None),
+    ("n_dof", _FLOATS[:1], ("systems",), 1),
+    ("heat", _FLOATS[:1], ("systems",), None),
+    ("replicas", _WHOLE, ("systems",), 0),
+    ("atom_in_system", _WHOLE, ("atoms",), 0),
+    ("spread", _FLOATS, ("systems",), 0),
+    ("limit", _FLOATS[:1], ("systems",), 1e-12),
+)
+# what readers raise at content that nobody has written
+UNREADABLE = (
+    *(SafetensorError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
+    *(RuntimeError, RecursionError),
+)
 
 
 class Restart(NamedTuple):
@@ -53,7 +84,7 @@ class Checkpoint:
     """Saves the state of a run every so many steps, and at its end; each replaces the last.
 
     The file is complete at any moment. Trajectories and logs of the same run are brought up to
-    date first, so a run that is resumed finds in them at least what it needs.
+    date first, on their disk, so a run that is resumed finds in them at least what it needs.
 
     Args:
         path: new file.
@@ -74,6 +105,7 @@ class Checkpoint:
         self.info = dict(info or {})
         self._integrator: Integrator | None = None
         self._saved_at = -math.inf
+        self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite.
@@ -83,6 +115,7 @@ class Checkpoint:
         """
         refuse_existing(self.path)
         self.resume(state, integrator)
+        self._is_new = True
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
         """Go on with a file that is there."""
@@ -106,6 +139,11 @@ class Checkpoint:
 
     def end(self) -> None:
         """Nothing is left to do."""
+
+    def forget(self) -> None:
+        """Remove the file of a run that could not begin, after its end."""
+        if self._is_new:
+            self.path.unlink(missing_ok=True)
 
 
 def save_checkpoint(
@@ -157,35 +195,91 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         if metadata["sha256"] != _checksum(metadata[KEY], tensors):
             raise ValueError("its checksum does not match")
         return _restart(json.loads(metadata[KEY]), tensors, torch.device(device))
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a checkpoint of a run, or damaged ({error})") from None
+    except UNREADABLE as error:
+        raise ValueError(
+            one_line(f"{path}: not a checkpoint of a run, or damaged ({error})")
+        ) from None
 
 
 def _restart(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Restart:
     if header["format"] != FORMAT:
-        raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
+        raise ValueError(f"format {header['format']!r}, this version reads {FORMAT}")
     expected = {f"system.{name}" for name in _SYSTEM} | _STATE
     if not expected - _OPTIONAL <= set(tensors) <= expected:
         raise ValueError(f"other tensors than expected: {sorted(set(tensors) ^ expected)}")
+    if not isinstance(header["info"], dict):
+        raise ValueError("info is no dictionary")
+    _check_numbers(tensors)
     system = System(**{name: tensors[f"system.{name}"] for name in _SYSTEM})
     state = MDState(
         system=system,
-        step=int(header["step"]),
-        seed=int(header["seed"]),
+        step=_integer("step", header["step"], LARGEST_STEP),
+        seed=_integer("seed", header["seed"], LOW_32_BITS),
         **{name: tensors.get(name) for name in _STATE},  # type: ignore[arg-type]
     )
-    n_atoms, n_systems = system.atomic_numbers.shape[0], system.cell.shape[0]
-    for name in ("momenta", "forces", "system.positions"):
-        if tensors[name].shape != (n_atoms, 3) or not tensors[name].isfinite().all():
-            raise ValueError(f"{name} must be [{n_atoms}, 3] finite numbers")
-    for name in ("masses", "system.system_idx", "atom_in_system"):
-        if tensors[name].shape != (n_atoms,):
-            raise ValueError(f"{name} must be [{n_atoms}]")
-    for name in ("energy", "n_dof", "heat", "replicas", "limit"):
-        if name in tensors and tensors[name].shape != (n_systems,):
-            raise ValueError(f"{name} must be [{n_systems}]")
-    options = dict(header["integrator"])
+    _check_atoms(state)
+    integrator = _integrator(header["integrator"], system.n_systems)
+    return Restart(integrator, state.to(device), header["info"])
+
+
+def _check_numbers(tensors: dict[str, Tensor]) -> None:
+    """Kinds, shapes and signs of all tensors."""
+    n_atoms, n_systems = len(tensors["system.positions"]), len(tensors["system.cell"])
+    if n_atoms == 0 or n_systems == 0:
+        raise ValueError("it holds no atoms")
+    for name, kinds, shape, least in TENSORS:
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
+        wanted = [{"atoms": n_atoms, "systems": n_systems}.get(str(n), n) for n in shape]
+        if tensor.dtype not in kinds or list(tensor.shape) != wanted:
+            raise ValueError(
+                f"{name} must be {wanted} of {kinds[0]}, is {list(tensor.shape)} of {tensor.dtype}"
+            )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+        if least is not None and bool((tensor < least).any()):
+            raise ValueError(f"{name} holds {tensor.min().item():g}, the least is {least:g}")
+    if bool((tensors["replicas"] > LOW_32_BITS).any()):
+        raise ValueError("replicas are beyond 2^32 - 1")
+
+
+def _check_atoms(state: MDState) -> None:
+    """What only all tensors together can tell."""
+    system = state.system
+    idx = system.system_idx
+    counts = torch.bincount(idx.clamp(max=system.n_systems), minlength=system.n_systems)
+    if len(counts) > system.n_systems or not bool((counts > 0).all()) or (idx.diff() < 0).any():
+        raise ValueError("atoms do not stand in the order of their systems")
+    if not torch.equal(state.atom_in_system, system.atom_in_system):
+        raise ValueError("atom_in_system does not count the atoms of every system")
+    for k, atoms in enumerate(system.to_ase()):
+        where = f"system {k}: " if system.n_systems > 1 else ""
+        check_structure(atoms, where)
+        charge_and_spin(atoms, where)
+    if bool((system.charge != system.charge.round()).any()):
+        raise ValueError("charge holds numbers that are not whole")
+    if state.fixed is not None and bool(state.momenta[state.fixed].any()):
+        raise ValueError("fixed atoms move")
+
+
+def _integrator(header: dict[str, Any], n_systems: int) -> Integrator:
+    options = dict(header)
     kind = INTEGRATORS[options.pop("name")]
-    if isinstance(options.get("temperature"), list):
-        options["temperature"] = tuple(options["temperature"])
-    return Restart(kind(**options), state.to(device), header["info"])
+    if set(options) != {field.name for field in fields(kind)}:
+        raise ValueError(f"other options of the integrator than expected: {sorted(options)}")
+    several = options.get("temperature")
+    if isinstance(several, list):
+        if len(several) != n_systems:
+            raise ValueError(f"{len(several)} temperatures for {n_systems} systems")
+        options["temperature"] = tuple(several)
+    for value in [*(several if isinstance(several, list) else []), *options.values()]:
+        if not isinstance(value, int | float | tuple) or isinstance(value, bool):
+            raise ValueError(f"options of the integrator must be numbers, got {value!r}")
+    return kind(**options)
+
+
+def _integer(name: str, value: object, largest: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
+        raise ValueError(f"{name} must be an integer from 0 to {largest}, got {value!r}")
+    return value

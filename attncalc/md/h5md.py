@@ -149,27 +149,26 @@ def _columns(of_systems: Sequence[StoredSystem], frames: Sequence[Frame]) -> Ite
         yield from (column[:, k] for column in (edges, *observables))
 
 
-def create(path: Path, of_systems: Sequence[StoredSystem], like: Frame, author: str) -> None:
-    """A trajectory without frames."""
-    with h5py.File(path, "w") as file:
-        file.create_group("h5md").attrs["version"] = np.array([1, 1])
-        file.create_group("h5md/author").attrs["name"] = author
-        creator = file.create_group("h5md/creator")
-        creator.attrs["name"], creator.attrs["version"] = CREATOR, _version()
-        first = of_systems[0].paths[0]
-        _grow(file.create_group(first), "step", np.int64(0))
-        _grow(file[first], "time", np.float64(0)).attrs["unit"] = "fs"
-        _, _, *columns = _columns(of_systems, [like])
-        elements = [element for atoms in of_systems for element in atoms.paths]
-        for element, column in zip(elements, columns, strict=True):
-            group = file.require_group(element)
-            if element != first:
-                group["step"], group["time"] = file[first]["step"], file[first]["time"]
-            dataset = _grow(group, "value", column[0])
-            if unit := UNITS.get(element.rpartition("/")[2]):
-                dataset.attrs["unit"] = unit
-        for atoms in of_systems:
-            _describe(file, atoms, like)
+def create(file: h5py.File, of_systems: Sequence[StoredSystem], like: Frame, author: str) -> None:
+    """Make an empty file a trajectory without frames."""
+    file.create_group("h5md").attrs["version"] = np.array([1, 1])
+    file.create_group("h5md/author").attrs["name"] = author
+    creator = file.create_group("h5md/creator")
+    creator.attrs["name"], creator.attrs["version"] = CREATOR, _version()
+    first = of_systems[0].paths[0]
+    _grow(file.create_group(first), "step", np.int64(0))
+    _grow(file[first], "time", np.float64(0)).attrs["unit"] = "fs"
+    _, _, *columns = _columns(of_systems, [like])
+    elements = [element for atoms in of_systems for element in atoms.paths]
+    for element, column in zip(elements, columns, strict=True):
+        group = file.require_group(element)
+        if element != first:
+            group["step"], group["time"] = file[first]["step"], file[first]["time"]
+        dataset = _grow(group, "value", column[0])
+        if unit := UNITS.get(element.rpartition("/")[2]):
+            dataset.attrs["unit"] = unit
+    for atoms in of_systems:
+        _describe(file, atoms, like)
 
 
 def _describe(file: h5py.File, atoms: StoredSystem, like: Frame) -> None:
@@ -265,12 +264,12 @@ def check_same(found: Sequence[StoredSystem], expected: Sequence[StoredSystem]) 
             raise ValueError(f"{ours.particles} has other {what} than the run")
 
 
-def clock(file: h5py.File, of_systems: Sequence[StoredSystem]) -> tuple[NDArray, NDArray]:
-    """Steps and times [fs] of these systems, which all have as many frames."""
+def clock(file: h5py.File, of_systems: Sequence[StoredSystem]) -> tuple[h5py.Dataset, h5py.Dataset]:
+    """Steps and times [fs] of these systems, which all have as many frames; still in the file."""
     steps, times, *values = growing(file, of_systems)
     if {len(steps)} != {len(one) for one in (times, *values)} or not len(steps):
         raise ValueError("its elements have different numbers of frames, or none: it is damaged")
-    return steps[:], times[:]
+    return steps, times
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from attncalc.md.h5md import (
     name_of,
     opened,
 )
-from attncalc.md.log import SPREAD
+from attncalc.md.log_file import SPREAD
 
 # the reader's helping
 BLOCK_BYTES = 1 << 23
@@ -85,8 +85,9 @@ def iread_h5md(
         for first in range(0, len(chosen), at_once):
             some = chosen[first : first + at_once]
             columns = [_rows(file[f"{path}/value"], some) for path in atoms.paths]
-            for n, *values in zip(some, *columns, strict=True):
-                yield _to_ase(atoms, int(steps[n]), float(times[n]), *values)
+            of_time = (_rows(steps, some), _rows(times, some))
+            for step, time, *values in zip(*of_time, *columns, strict=True):
+                yield _to_ase(atoms, int(step), float(time), *values)
 
 
 def _rows(dataset: h5py.Dataset, rows: range) -> NDArray:

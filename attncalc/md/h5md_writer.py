@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +18,8 @@ from ase import units
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.files import Claim, refuse_existing
+from attncalc.files import Claim, folder_to_disk, lock, naming_full_disk, refuse_existing
+from attncalc.hdf5_writing import writing_hdf5
 from attncalc.md.h5md import (
     FORCE,
     VELOCITY,
@@ -35,6 +38,8 @@ from attncalc.md.h5md import (
 from attncalc.md.integrators import Integrator
 from attncalc.md.state import MDState
 
+log = logging.getLogger(__name__)
+
 # frames go to disk when so much has gathered, or after so long
 BUFFER_BYTES = 64 << 20
 BUFFER_SECONDS = 10.0
@@ -51,7 +56,8 @@ class H5MDWriter:
     HDF5 cannot append so safely. So there are two files: a hidden twin beside the visible one gets
     the new frames, is closed, and then takes its place; the old one is the next twin. A running
     trajectory therefore takes twice its size on disk, until the run ends. What a killed run leaves
-    (.NAME.twin, .NAME.lock) is removed when the run is resumed.
+    (.NAME.twin, .NAME.lock) is removed when the run is resumed. A visible file that somebody
+    removes while the run goes on is there again, with all frames, when the next ones are written.
 
     As long as a run goes on no other one can begin or resume this file, in whatever process.
 
@@ -81,6 +87,7 @@ class H5MDWriter:
         self._bytes_waiting = 0
         self._flush_after = 0.0  # on the clock of time.monotonic
         self._claim: Claim | None = None
+        self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite; the file comes with its first frame.
@@ -93,18 +100,24 @@ class H5MDWriter:
         refuse_existing(self.path)
         self._claim = Claim(self.path)
         self._start(state, integrator, step_on_disk=-1)
+        self._is_new = True
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
         """Go on behind this state; frames beyond it are cut off.
 
         So is a last one that is no multiple of `every`: a run that was not stopped has none there.
+        A run that was stopped before its first frame, with a checkpoint of step 0, has no file yet.
 
         Raises:
             BlockingIOError: another run is writing it.
+            NoSpaceLeft: the disk is full.
             FileNotFoundError: the file does not exist.
             ValueError: it is no trajectory of these atoms and this timestep, has them elsewhere,
                 begins after this state or ends before it, or is damaged.
         """
+        if state.step == 0 and not self.path.exists():
+            self.begin(state, integrator)
+            return
         claim = Claim(self.path)
         try:
             last, n_kept, n_frames = self._last_frame(state, integrator)
@@ -113,6 +126,7 @@ class H5MDWriter:
             raise
         self._claim = claim
         self._start(state, integrator, step_on_disk=last)
+        self._keep_twin()
         if n_kept < n_frames:
             self._cut(n_kept)
 
@@ -122,7 +136,7 @@ class H5MDWriter:
         with opened(self.path) as file:
             check_same(described(file), atoms)
             steps, times = clock(file, atoms)
-            n_kept = int(np.searchsorted(steps, state.step, side="right"))
+            n_kept = bisect_right(steps, state.step)
             if n_kept and steps[n_kept - 1] == state.step:
                 there = np.concatenate(
                     [file[f"{one.particles}/position/value"][n_kept - 1] for one in atoms]
@@ -178,21 +192,24 @@ class H5MDWriter:
 
         Raises:
             FileExistsError: another program has made the file since the run began.
+            FileNotFoundError: somebody has removed the file and its twin.
+            NoSpaceLeft: the disk is full; the file is as it was.
         """
         began = time.monotonic()
+        self._restore()
         if not self._frames or self._frames[-1].step <= self._step_on_disk:
             return
-        with self._whole_twin():
+        with self._changed_twin() as file:
             if self._step_on_disk < 0:
-                create(self._twin, self._atoms, self._frames[0], self.author)
-            with self._open_twin() as file:
-                append(file, self._atoms, self._frames)
+                create(file, self._atoms, self._frames[0], self.author)
+            append(file, self._atoms, self._frames)
         if self._step_on_disk < 0:
             self._appear()
         else:
             self._take_place()
         self._frames = [frame for frame in self._frames if frame.step > self._step_on_disk]
         self._step_on_disk, self._bytes_waiting = self._frames[-1].step, 0
+        self._keep_twin()
         now = time.monotonic()
         self._flush_after = now + max(BUFFER_SECONDS, (now - began) / LARGEST_SHARE)
 
@@ -203,10 +220,16 @@ class H5MDWriter:
         try:
             self.flush()
         finally:
-            self._remove_hidden()
+            if self._step_on_disk < 0 or self.path.exists():  # else the twin is all there is
+                self._remove_hidden()
             self._atoms, self._frames = [], []
             if self._claim is not None:
                 self._claim.release()
+
+    def forget(self) -> None:
+        """Remove the file of a run that could not begin, after its end."""
+        if self._is_new and self._step_on_disk >= 0:
+            self.path.unlink(missing_ok=True)
 
     def _start(self, state: MDState, integrator: Integrator, *, step_on_disk: int) -> None:
         self._atoms, self._timestep = _atoms_of(state), integrator.timestep / units.fs
@@ -215,32 +238,70 @@ class H5MDWriter:
         self._remove_hidden()
 
     def _cut(self, n_frames: int) -> None:
-        with self._whole_twin(), self._open_twin() as file:
+        with self._changed_twin() as file:
             for dataset in growing(file, self._atoms):
                 dataset.resize(n_frames, axis=0)
         self._take_place()
         self._twin.unlink(missing_ok=True)  # it still has what was cut off
+        self._keep_twin()
 
     @contextmanager
-    def _whole_twin(self) -> Iterator[None]:
-        """What is done to the twin is on disk afterwards, or there is no twin."""
+    def _changed_twin(self) -> Iterator[h5py.File]:
+        """The twin, open to be changed; on disk afterwards, or there is no twin."""
+        number = -1
         try:
-            with named(self.path):
-                yield
-            _to_disk(self._twin, os.O_RDWR)
+            with naming_full_disk(self.path), named(self.path):
+                number = self._open_twin()
+                mode = "w" if self._step_on_disk < 0 else "r+"
+                with writing_hdf5(number, mode) as (file, _):
+                    yield file
         except BaseException:
             self._twin.unlink(missing_ok=True)
             raise
+        finally:
+            if number >= 0:
+                os.close(number)
 
-    def _open_twin(self) -> h5py.File:
-        # opening fails where there is no twin yet, and where somebody still reads the file that
-        # was the visible one: HDF5 has locked it, and to that reader it must not change
+    def _open_twin(self) -> int:
+        """A new one where there is none: its file descriptor."""
+        if self._step_on_disk >= 0:
+            self._keep_twin()
+        number = os.open(self._twin, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        if lock(number):
+            return number
+        # somebody still reads what was the visible file, and HDF5 has locked it: to that reader it
+        # must not change
+        os.close(number)
+        self._twin.unlink()
+        self._keep_twin()
+        return os.open(self._twin, os.O_RDWR | getattr(os, "O_BINARY", 0))
+
+    def _keep_twin(self) -> None:
+        """Make the twin, where there is none, a copy of the visible file."""
+        if self._twin.exists():
+            return
         try:
-            return h5py.File(self._twin, "r+")
-        except OSError:
-            self._twin.unlink(missing_ok=True)
-            shutil.copyfile(self.path, self._twin)
-            return h5py.File(self._twin, "r+")
+            with naming_full_disk(self.path):
+                shutil.copyfile(self.path, self._spare)
+        except BaseException:
+            self._spare.unlink(missing_ok=True)
+            raise
+        os.replace(self._spare, self._twin)
+
+    def _restore(self) -> None:
+        """The twin becomes the visible file, where somebody has removed that."""
+        if self._step_on_disk < 0 or self.path.exists():
+            return
+        try:
+            os.rename(self._twin, self.path)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.path} was removed while the run went on, and {self._twin.name} too: its "
+                "frames are lost"
+            ) from None
+        log.warning("%s was removed while the run goes on: it is there again", self.path)
+        if self._frames:  # what the twin may lack is written once more
+            self._step_on_disk = max(0, self._frames[0].step - 1)
 
     def _appear(self) -> None:
         """The twin becomes the visible file, which there was not."""
@@ -251,7 +312,7 @@ class H5MDWriter:
         except OSError:  # a file system without links
             os.rename(self._twin, self.path)
         self._twin.unlink(missing_ok=True)
-        _folder_to_disk(self.path.parent)
+        folder_to_disk(self.path.parent)
 
     def _take_place(self) -> None:
         """The twin becomes the visible file, and what was visible the twin."""
@@ -261,7 +322,7 @@ class H5MDWriter:
         os.replace(self._twin, self.path)
         if self._spare.exists():
             os.replace(self._spare, self._twin)
-        _folder_to_disk(self.path.parent)
+        folder_to_disk(self.path.parent)
 
     def _remove_hidden(self) -> None:
         self._twin.unlink(missing_ok=True)
@@ -319,17 +380,3 @@ def _numbers(tensor: Tensor) -> NDArray:
     """A copy on the host, floating-point numbers as float64."""
     array = tensor.detach().cpu().numpy()
     return array.astype(np.float64 if array.dtype.kind == "f" else array.dtype)
-
-
-def _to_disk(path: Path, how: int) -> None:
-    number = os.open(path, how)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _folder_to_disk(folder: Path) -> None:
-    """So that a power cut cannot undo a renaming; Windows cannot, and needs not."""
-    if os.name == "posix":
-        _to_disk(folder, os.O_RDONLY)

@@ -18,20 +18,27 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
 
-from attncalc.files import Claim, refuse_existing
+from attncalc.files import Claim, NoSpaceLeft, refuse_existing
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.forces import Forces
 from attncalc.md.h5md_writer import H5MDWriter
 from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.log import Log
+from attncalc.md.log_file import LogSummary
 from attncalc.md.simulation import Callback, run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
-from attncalc.md.with_ase import Frames, Settings, no_start
+from attncalc.md.with_ase import Frames, Settings, is_integer, no_start
+from attncalc.model_header import DTYPES
+from attncalc.one_line import one_line
 from attncalc.system import System
 
 # a checkpoint brings all files up to date, so not too often
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
+# that a checkpoint may ask for: no computer has more, and PyTorch ends the process beyond some
+MOST_THREADS = 4096
+
+RESUMED_FROM = "a run is resumed from its .h5md and .ckpt"
 
 Progress = Callable[[int, str], None]
 
@@ -44,7 +51,7 @@ def run_structure(
     *,
     info: Mapping[str, Any],
     progress: Progress | None = None,
-) -> Log:
+) -> LogSummary:
     """Start a run from a structure.
 
     Velocities (momenta) of the structure are kept; otherwise they are drawn. Atoms that
@@ -59,10 +66,11 @@ def run_structure(
         progress: called with the number of steps since the last call, and a status line.
 
     Returns:
-        The log.
+        Number of frames, the last line of the log, and the one with the largest spread.
 
     Raises:
         FileExistsError: a file exists.
+        NoSpaceLeft: the disk is full; says how to go on. A run that could not begin leaves nothing.
         ValueError: the ensemble is another one, or a constraint.
         FloatingPointError: the run exploded; the last sane frame is the last of the trajectory. Or
             the first state is no sane one, and nothing is written.
@@ -86,7 +94,7 @@ def run_structure(
         if trajectory.suffix == ".h5md"
         else FrameWriter(trajectory, atoms, every=settings.every)
     )
-    callbacks = [writer, log := Log(trajectory.with_suffix(".csv"), every=settings.every)]
+    callbacks = [writer, log := _log(trajectory, settings)]
     if trajectory.suffix == ".h5md":
         remembered = {**info, "settings": asdict(settings)}
         callbacks.append(_checkpoint(trajectory, settings, remembered))
@@ -95,11 +103,13 @@ def run_structure(
     if hottest > runaway(settings.temperature):  # `run` takes what the file has for what is wanted
         raise no_start(f"the temperature reached {hottest:.0f} K")
     _run(integrator, force, state, settings, callbacks, log, trajectory, progress, resumed=False)
-    return log
+    return log.summary
 
 
 def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
     """The checkpoint beside a trajectory, and the settings of its run.
+
+    A trajectory may be missing where the run was stopped before its first frame.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
@@ -109,16 +119,43 @@ def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
     if trajectory.suffix != ".h5md":
         raise ValueError(f"{trajectory.name}: only a run that writes .h5md can be resumed")
     file = trajectory.with_suffix(".ckpt")
-    for path in (trajectory, file, trajectory.with_suffix(".csv")):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no such file: {path}; a run is resumed from its .h5md, .ckpt and .csv"
-            )
+    missing = [path for path in (trajectory, file) if not path.is_file()]
+    if file in missing:
+        raise FileNotFoundError(f"no such file: {missing[0]}; {RESUMED_FROM}")
     with Claim(trajectory):  # refused here already, before a model is loaded
         restart = load_checkpoint(file)
+    if missing and restart.state.step > 0:
+        raise FileNotFoundError(f"no such file: {trajectory}; {RESUMED_FROM}")
     if "settings" not in restart.info:
         raise ValueError(f"{file}: a checkpoint of a run that `attncalc md` did not start")
-    return restart, Settings(**restart.info["settings"])
+    try:
+        return restart, _checked(restart)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(one_line(f"{file}: not as `attncalc md` writes it ({error})")) from None
+
+
+def _checked(restart: Restart) -> Settings:
+    """The settings of a checkpoint, and all else that going on reads in it, as it must be.
+
+    Raises:
+        TypeError, ValueError: something is missing, of another kind or out of range.
+    """
+    settings, info = Settings(**restart.info["settings"]), restart.info
+    n_dof, threads, dtype = info.get("n_dof"), info.get("threads"), info.get("dtype")
+    for name in ("model", "checksum", "title"):
+        if not isinstance(info.get(name), str):
+            raise ValueError(f"{name} must be a text, got {info.get(name)!r}")
+    if not is_integer(n_dof) or n_dof < 1:
+        raise ValueError(f"n_dof must be a positive integer, got {n_dof!r}")
+    if threads is not None and (not is_integer(threads) or not 1 <= threads <= MOST_THREADS):
+        raise ValueError(f"threads must be an integer from 1 to {MOST_THREADS}, got {threads!r}")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if restart.state.system.n_systems != 1:
+        raise ValueError(f"it holds {restart.state.system.n_systems} systems, not one")
+    if restart.integrator != _integrator(settings):
+        raise ValueError("its settings are not those of its integrator")
+    return settings
 
 
 def resume_structure(
@@ -128,10 +165,11 @@ def resume_structure(
     trajectory: Path,
     *,
     progress: Progress | None = None,
-) -> Log:
+) -> LogSummary:
     """Go on with a run, as if it had not been interrupted, up to `settings.n_steps`.
 
-    Frames and lines beyond the checkpoint are made again.
+    Frames and lines beyond the checkpoint are made again; so are lines that the log has lost, from
+    the trajectory.
 
     Args:
         restart: from `read_restart`.
@@ -141,14 +179,14 @@ def resume_structure(
         progress: see `run_structure`.
 
     Returns:
-        The log, from the beginning of the run.
+        As `run_structure`, from the beginning of the run.
 
     Raises:
         FileNotFoundError, ValueError: the files do not belong together.
-        FloatingPointError, KeyboardInterrupt: see `run_structure`.
+        FloatingPointError, KeyboardInterrupt, NoSpaceLeft: see `run_structure`.
     """
     integrator, state, info = restart
-    log = Log(trajectory.with_suffix(".csv"), every=settings.every)
+    log = _log(trajectory, settings)
     remembered = {**info, "settings": asdict(settings)}
     callbacks: list[Callback] = [
         H5MDWriter(trajectory, every=settings.every),
@@ -157,7 +195,7 @@ def resume_structure(
     ]
     state = state.to(force.device)
     _run(integrator, force, state, settings, callbacks, log, trajectory, progress, resumed=True)
-    return log
+    return log.summary
 
 
 def _run(
@@ -185,15 +223,26 @@ def _run(
             raise
         told = f"{what}; the last sane frame is in {trajectory.name}{advice}"
         raise FloatingPointError(told) from None
+    except NoSpaceLeft as full:
+        raise NoSpaceLeft(trajectory, full.number, _advice(trajectory, log.summary)) from None
     except KeyboardInterrupt:
-        if not log.rows:
+        if (last := log.summary.last) is None:
             raise
-        done = round(log.rows[-1]["time_fs"] / settings.timestep)
+        done = round(last["time_fs"] / settings.timestep)
         raise KeyboardInterrupt(
             f"{done} of {settings.n_steps} steps are done; {trajectory.name} holds them to "
-            f"{log.rows[-1]['time_fs']:.1f} fs"
+            f"{last['time_fs']:.1f} fs"
             + (f"; go on with --resume {trajectory}" if trajectory.suffix == ".h5md" else "")
         ) from None
+
+
+def _advice(trajectory: Path, summary: LogSummary) -> str:
+    """What to do after the disk was full."""
+    if trajectory.suffix == ".h5md" and trajectory.with_suffix(".ckpt").exists():
+        return f"free some, then go on with --resume {trajectory}"
+    if trajectory.exists() and summary.last is not None:
+        return f"it holds {summary.n_rows} whole frames, to {summary.last['time_fs']:.1f} fs"
+    return "nothing is left of the run, free some and start it again"
 
 
 def _integrator(settings: Settings) -> Integrator:
@@ -203,6 +252,14 @@ def _integrator(settings: Settings) -> Integrator:
     if settings.ensemble == "nvt":
         return Langevin(timestep, settings.temperature, settings.friction / units.fs)
     raise ValueError(f"ensemble {settings.ensemble!r} runs through ASE only")
+
+
+def _log(trajectory: Path, settings: Settings) -> Log:
+    return Log(
+        trajectory.with_suffix(".csv"),
+        every=settings.every,
+        trajectory=trajectory if trajectory.suffix == ".h5md" else None,
+    )
 
 
 def _checkpoint(trajectory: Path, settings: Settings, info: Mapping[str, Any]) -> Checkpoint:
@@ -244,7 +301,7 @@ class FrameWriter:
 
     def __init__(self, path: Path, atoms: Atoms, *, every: int) -> None:
         self.every, self._frames, self._atoms = every, Frames(path), atoms.copy()
-        self._last = -1
+        self._last, self._is_new = -1, False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite.
@@ -254,6 +311,7 @@ class FrameWriter:
         """
         del state, integrator
         refuse_existing(self._frames.path)
+        self._is_new = True
         self._frames.__enter__()
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
@@ -269,22 +327,25 @@ class FrameWriter:
         """Write a frame, unless it is the last one written."""
         if state.step == self._last:
             return
-        self._last = state.step
         frame = self._atoms.copy()
         frame.positions = state.system.positions.cpu().numpy()
         frame.set_momenta(state.momenta.cpu().numpy(), apply_constraint=False)
         energy, forces = float(state.energy), state.forces.cpu().numpy()
         frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
         self._frames.write(frame)
+        self._last = state.step
 
     def flush(self) -> None:
         """Every frame is flushed when it is written."""
 
     def end(self) -> None:
         """Close."""
-        if self._frames.file is not None:
-            self._frames.file.close()
-            self._frames.file = None
+        self._frames.__exit__()
+
+    def forget(self) -> None:
+        """Remove the file of a run that could not begin, after its end."""
+        if self._is_new:
+            self._frames.path.unlink(missing_ok=True)
 
 
 class _Progress:
@@ -301,7 +362,8 @@ class _Progress:
         self.begin(state, integrator)
 
     def __call__(self, state: MDState) -> None:
-        last = self._log.rows[-1]
+        last = self._log.summary.last
+        assert last is not None  # the log stands before it
         self._tell(
             state.step - self._told,
             f"T {last['temperature_K']:.0f} K, E {last['total_eV']:.4f} eV",

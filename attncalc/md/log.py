@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import logging
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import torch
 from ase import units
 
-from attncalc.files import Claim, refuse_existing, write_atomically
+from attncalc.files import Appended, Claim, folder_to_disk, refuse_existing
 from attncalc.md.integrators import Integrator
+from attncalc.md.log_again import lines_again, volume
+from attncalc.md.log_file import (
+    COLUMNS,
+    CONSERVED,
+    SPREAD,
+    Intact,
+    LogSummary,
+    columns_of,
+    intact_part,
+    line,
+)
 from attncalc.md.state import MDState
 
-# of every run, in front
-COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
-CONSERVED = "conserved_eV"
-# of a committee: the largest standard deviation over its members of the force on an atom
-SPREAD = "force_spread_eV_A"
+__all__ = ["COLUMNS", "CONSERVED", "SPREAD", "Log"]
+
+log = logging.getLogger(__name__)
 
 
 class Log:
     """Time, temperature, energies and the conserved quantity of every system, as CSV.
 
-    A batch has a column `system` in front, and a line for each.
+    A batch has a column `system` in front, and a line for each. Lines are written, not kept; a
+    checkpoint of the same run waits until they are on disk.
 
     Args:
         path: new file.
         every: steps.
+        trajectory: H5MD trajectory of the same run, written as often or more often: where a run
+            that goes on finds its log missing, cut off or damaged, lines are made again from it.
 
     Attributes:
-        rows: what has been written.
+        summary: number of lines, the last one, and the one with the largest spread.
     """
 
-    def __init__(self, path: str | Path, *, every: int = 10) -> None:
+    def __init__(
+        self, path: str | Path, *, every: int = 10, trajectory: str | Path | None = None
+    ) -> None:
         self.path, self.every = Path(path), every
-        self.rows: list[dict[str, float]] = []
-        self._file: IO[str] | None = None
+        self.trajectory = None if trajectory is None else Path(trajectory)
+        self.summary = LogSummary()
+        self._file: Appended | None = None
+        self._columns: tuple[str, ...] = ()
         self._timestep = 0.0
         self._claim: Claim | None = None
+        self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite, and start.
@@ -48,102 +65,141 @@ class Log:
             FileExistsError: the file exists.
             FileNotFoundError: its folder does not.
             BlockingIOError: another run is writing it.
+            NoSpaceLeft: the disk is full.
         """
         refuse_existing(self.path)
         self._claim = Claim(self.path)
-        self._open(state, integrator)
+        self._is_new = True
+        self._open(state, integrator, Intact())
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
         """Go on behind this state; lines beyond it, and one that was cut off, are dropped.
 
         Raises:
             BlockingIOError: another run is writing it.
-            FileNotFoundError: there is no such file.
-            ValueError: it is not the log of this run up to this state; it stays as it is.
+            FileNotFoundError: there is no such file, and no trajectory to make it from.
+            NoSpaceLeft: the disk is full.
+            ValueError: it is not the log of this run up to this state, and cannot be made again; it
+                stays as it is.
         """
         claim = Claim(self.path)
         try:
-            self.rows = self._rows_before(state, integrator)
+            kept = self._kept(state, integrator)
+            again: Iterable[list[tuple[float, ...]]] = ()
+            if kept.step < state.step - state.step % self.every:
+                again = self._made_again(state, integrator, kept)
+            self._open(state, integrator, kept)
+            for lines in again:
+                self._write(lines)
+            self.flush()
         except BaseException:
+            self._close()
             claim.release()
             raise
         self._claim = claim
-        self._open(state, integrator)
 
-    def _rows_before(self, state: MDState, integrator: Integrator) -> list[dict[str, float]]:
-        """Those of the file that stay."""
-        now = state.step
-        kept: list[dict[str, float]] = []
-        with open(self.path, newline="") as file:
-            header, *lines = list(csv.reader(file)) or [[]]
-        columns = self._columns(state)
-        if header != list(columns):
-            raise ValueError(f"{self.path}: not the log of this run (its columns are others)")
-        for number, line in enumerate(lines, start=2):
-            try:
-                row = {
-                    name: int(value) if name == "system" else float(value)
-                    for name, value in zip(columns, line, strict=True)
-                }
-            except ValueError:
-                if number == len(lines) + 1:  # a killed run cuts off the last one
-                    break
-                raise ValueError(f"{self.path}: line {number} is damaged") from None
-            step = round(row["time_fs"] * units.fs / integrator.timestep)
-            # what is no multiple was written only because the run was stopped there
-            if step <= now and (step % self.every == 0 or not kept):
-                kept.append(row)
-        expected = now - now % self.every
-        reached = round(kept[-1]["time_fs"] * units.fs / integrator.timestep) if kept else -1
-        if reached < expected:
-            raise ValueError(f"{self.path}: ends before step {expected}, where the run goes on")
-        return kept
+    def _kept(self, state: MDState, integrator: Integrator) -> Intact:
+        """What stays of the file; nothing of one that is not there, if it can be made again."""
+        n_systems = state.system.n_systems
+        try:
+            with open(self.path, "rb") as file:
+                return intact_part(
+                    file,
+                    columns_of(n_systems, state.spread is not None),
+                    n_systems,
+                    now=state.step,
+                    every=self.every,
+                    timestep=integrator.timestep / units.fs,
+                )
+        except FileNotFoundError:
+            if self.trajectory is None and state.step > 0:
+                raise FileNotFoundError(f"no such file: {self.path}") from None
+            return Intact(damage="there is no such file")
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
-    @staticmethod
-    def _columns(state: MDState) -> tuple[str, ...]:
-        system = ("system",) if state.system.n_systems > 1 else ()
-        spread = () if state.spread is None else (SPREAD,)
-        return (*system, *COLUMNS, CONSERVED, *spread)
+    def _made_again(
+        self, state: MDState, integrator: Integrator, kept: Intact
+    ) -> Iterable[list[tuple[float, ...]]]:
+        """Lines from the trajectory, which is known to hold them."""
+        expected = state.step - state.step % self.every
+        if state.step == 0:  # the run was stopped before its first line, which is about to come
+            return ()
+        what = kept.damage or f"ends before step {expected}, where the run goes on"
+        if self.trajectory is None:
+            raise ValueError(f"{self.path}: {what}")
+        lines = lines_again(
+            self.trajectory,
+            behind=kept.step,
+            until=state.step,
+            every=self.every,
+            timestep=integrator.timestep,
+            device=state.system.cell.device,
+        )
+        try:
+            first = next(lines)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {what}; {error}") from None
+        log.warning(
+            "%s: %s: lines up to step %d are made again from %s",
+            *(self.path, what, expected, self.trajectory.name),
+        )
+        return chain([first], lines)
 
-    def _open(self, state: MDState, integrator: Integrator) -> None:
-        self._timestep = integrator.timestep
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, self._columns(state))
-        table.writeheader()
-        table.writerows(self.rows)
-        write_atomically(self.path, text.getvalue().encode())
-        self._file = open(self.path, "a", newline="")  # noqa: SIM115 (open until `end`)
+    def _open(self, state: MDState, integrator: Integrator, kept: Intact) -> None:
+        self._timestep, self.summary = integrator.timestep, kept.summary
+        self._columns = columns_of(state.system.n_systems, state.spread is not None)
+        self._file = Appended(self.path, kept.size)
+        if kept.size == 0:
+            self._file.append(line(self._columns))
+            folder_to_disk(self.path.resolve().parent)
 
     def __call__(self, state: MDState) -> None:
-        """Write a state, unless it is the last one written."""
-        time = _time(state, self._timestep)
-        if self._file is None or (self.rows and self.rows[-1]["time_fs"] == time):
+        """Write a state, unless it is the last one written.
+
+        Raises:
+            NoSpaceLeft: the disk is full; nothing of the state is written.
+        """
+        time = state.step * self._timestep / units.fs
+        last = self.summary.last
+        if self._file is None or (last is not None and last["time_fs"] == time):
             return
-        volume = torch.linalg.det(state.system.cell).abs()
-        volume = torch.where(volume > 0, volume, torch.nan)
         kinetic, conserved = state.kinetic_energy, state.conserved
-        numbers = (state.temperature, state.energy, kinetic, state.energy + kinetic, volume)
+        numbers = (state.temperature, state.energy, kinetic, state.energy + kinetic)
         spread = () if state.spread is None else (state.spread,)
-        lines = torch.stack([*numbers, conserved, *spread], dim=1).tolist()
-        columns, several = self._columns(state), len(lines) > 1
-        rows = [(k, time, *line) if several else (time, *line) for k, line in enumerate(lines)]
-        new = [dict(zip(columns, row, strict=True)) for row in rows]
-        csv.DictWriter(self._file, list(new[0])).writerows(new)
-        self._file.flush()
-        self.rows += new
+        columns = [*numbers, volume(state.system.cell), conserved, *spread]
+        rows = torch.stack(columns, dim=1).tolist()
+        several = len(rows) > 1
+        self._write([(k, time, *row) if several else (time, *row) for k, row in enumerate(rows)])
+
+    def _write(self, lines: list[tuple[float, ...]]) -> None:
+        """Lines of one step, all or none."""
+        assert self._file is not None
+        self._file.append(b"".join(map(line, lines)))
+        for values in lines:
+            self.summary.add(dict(zip(self._columns, values, strict=True)))
 
     def flush(self) -> None:
-        """Every line is flushed when it is written."""
+        """Every line so far is on disk afterwards; a file that somebody removed is there again."""
+        if self._file is not None:
+            self._file.restore()
+            self._file.to_disk()
 
     def end(self) -> None:
         """Close."""
+        try:
+            self.flush()
+        finally:
+            self._close()
+            if self._claim is not None:
+                self._claim.release()
+
+    def forget(self) -> None:
+        """Remove the file of a run that could not begin, after its end."""
+        if self._is_new:
+            self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._claim is not None:
-            self._claim.release()
-
-
-def _time(state: MDState, timestep: float) -> float:
-    """fs."""
-    return state.step * timestep / units.fs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from ase import units
@@ -17,10 +17,11 @@ from attncalc.md.integrators import Integrator
 from attncalc.md.recorded import recorded
 from attncalc.md.state import MDState
 from attncalc.md.velocities import MOST_STEPS
-from attncalc.md.with_ase import ADVICE, finished_before_ctrl_c, no_start
+from attncalc.md.with_ase import ADVICE, no_start
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.nn.options import whole_number
 from attncalc.potential import Potential, Result
+from attncalc.signals import finished_before_ctrl_c
 from attncalc.system import System
 
 # steps between two looks at the device, by device: a look costs a wait on a GPU and little on a CPU
@@ -55,6 +56,14 @@ class Callback(Protocol):
         """After the last step, and after an error."""
 
 
+@runtime_checkable
+class Forgets(Protocol):
+    """A callback that can undo its beginning."""
+
+    def forget(self) -> None:
+        """Remove the files that it made for a run that could not begin, after `end`."""
+
+
 def run(
     integrator: Integrator,
     potential: Potential | Forces,
@@ -78,6 +87,8 @@ def run(
         state: from `integrator.init`, a checkpoint, or an earlier run.
         n_steps: how many.
         callbacks: called in this order, checkpoints after all others, whose files are then as far.
+            Only the first state is saved before all else: from then on the run can be resumed. What
+            fails before all have seen it leaves no files.
         resumed: the state comes from a checkpoint: callbacks go on with their files, and what is
             too hot is what was too hot before.
         chunk: steps; None chooses by the device.
@@ -88,6 +99,7 @@ def run(
     Raises:
         FloatingPointError: the run exploded, and callbacks have seen the last good state; or there
             is something wrong with the first one, and nothing has begun.
+        NoSpaceLeft: the disk is full; files are as they were after the last step they have.
         ValueError: a number is out of range, or none.
     """
     whole_number("n_steps", n_steps, 0, MOST_STEPS)
@@ -111,9 +123,14 @@ def run(
         for callback in callbacks:
             begun.append(callback)
             (callback.resume if resumed else callback.begin)(state, integrator)
-        if not resumed:
-            _call(callbacks, state, at_all_costs=True)
-        seen = state.step
+        with finished_before_ctrl_c():
+            if not resumed:
+                n_others = sum(not isinstance(one, Checkpoint) for one in callbacks)
+                checkpoints_first = [*callbacks[n_others:], *callbacks[:n_others]]
+                _call(checkpoints_first, state, at_all_costs=True)
+            elif state.step == 0:  # stopped after the checkpoint, perhaps before all else
+                _call(callbacks, state, at_all_costs=True)
+            seen = state.step
         while state.step < last:
             to_go = min(_steps_to_next(callbacks, state.step, last), longest)
             state, what = _advance(integrator, force, state, to_go, limit)
@@ -127,19 +144,22 @@ def run(
         with finished_before_ctrl_c():  # a second one must not lose what is done
             if seen >= 0:
                 _call(callbacks, state, at_all_costs=True)
-            _end(begun)
+            _end(begun, and_forget=seen < 0 and not resumed)
         raise
     finally:
         with finished_before_ctrl_c():
-            _end(begun)
+            _end(begun, and_forget=seen < 0 and not resumed)
     return state
 
 
-def _end(begun: list[Callback]) -> None:
+def _end(begun: list[Callback], *, and_forget: bool) -> None:
     """End all of them, whatever goes wrong with one."""
     with ExitStack() as ends:
         while begun:
-            ends.callback(begun.pop().end)
+            callback = begun.pop()
+            if and_forget and isinstance(callback, Forgets):
+                ends.callback(callback.forget)
+            ends.callback(callback.end)
 
 
 def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) -> bool:

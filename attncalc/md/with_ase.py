@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import signal
-import threading
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from ase import Atoms, units
@@ -22,13 +21,17 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
-from attncalc.files import refuse_existing
-from attncalc.md.log import COLUMNS, SPREAD
+from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_existing
+from attncalc.hdf5_writing import WritableFile
+from attncalc.md.log_file import COLUMNS, SPREAD, LogSummary, line
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.velocities import MOST_STEPS, Thermometer, runaway
 from attncalc.nn.options import whole_number
+from attncalc.signals import finished_before_ctrl_c
 
 ENSEMBLES = ("nve", "nvt", "npt")
+# where a .traj file has the number of its frames and the place of their list, and where that ends
+ULM_COUNT, ULM_POSITIONS = 32, 48
 # to whom a run exploded
 ADVICE = "Relax the structure first, take a shorter timestep, or a model that knows such structures"
 
@@ -65,11 +68,11 @@ class Settings:
         if self.ensemble not in ENSEMBLES:
             raise ValueError(f"ensemble must be {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
         for name in ("n_steps", "every"):
-            if not _is_integer(value := getattr(self, name)) or value < 1:
+            if not is_integer(value := getattr(self, name)) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
             whole_number(name, value, 1, MOST_STEPS)
         # as much as the noise of our own integrators takes, so that a seed is one for both
-        if not _is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
+        if not is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
             raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
         for name in ("timestep", "temperature", "friction"):
             if not _is_finite(value := getattr(self, name)) or value <= 0:
@@ -78,7 +81,8 @@ class Settings:
             raise ValueError(f"pressure must be a finite number, got {self.pressure!r}")
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, and no truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -94,7 +98,7 @@ def run_with_ase(
     trajectory: str | Path,
     *,
     progress: Callable[[int, str], None] | None = None,
-) -> list[dict[str, float]]:
+) -> LogSummary:
     """Move atoms, in place, and write what happened as it happens.
 
     Velocities already present are kept; otherwise they are drawn, of exactly the temperature asked
@@ -113,10 +117,13 @@ def run_with_ase(
             is as old as the last frame.
 
     Returns:
-        The rows of the log.
+        Number of frames, the last line of the log, and the one with the largest spread; all lines
+        are read by `read_log`.
 
     Raises:
         FileExistsError: the trajectory or its log exists.
+        NoSpaceLeft: the disk is full. Trajectory and log hold the same whole frames; if none, they
+            are removed.
         FloatingPointError: the run exploded, which is looked for after every step; the last sane
             frame is the last of the trajectory. Or the first state is no sane one, and nothing is
             written.
@@ -130,45 +137,65 @@ def run_with_ase(
     if not atoms.get_momenta().any():
         thermometer.draw(atoms, settings.temperature, rng)
     dynamics = _integrator(atoms, settings, rng)
-    rows: list[dict[str, float]] = []
+    summary = LogSummary()
     with (
-        removed_if_empty(rows, (trajectory, log_file)),
+        removed_if_empty(summary, (trajectory, log_file)),
+        _advising(trajectory, summary),
         Frames(trajectory) as frames,
-        open(log_file, "w", newline="") as file,
+        closing(Appended(log_file)) as file,
     ):
 
         def observe() -> None:
             time = dynamics.get_time() / units.fs
             if what := _insane(atoms, settings, thermometer.n_dof):
-                raise _exploded(time, what, trajectory) if rows else no_start(what)
+                raise _exploded(time, what, trajectory) if summary.n_rows else no_start(what)
             beyond = dynamics.nsteps % settings.every
             if not beyond or dynamics.nsteps == settings.n_steps:
                 row = _observe(atoms, thermometer, time)
                 with finished_before_ctrl_c():
+                    before = frames.mark()
                     frames.write(atoms)
-                    log = csv.DictWriter(file, list(row))
-                    if not rows:
-                        log.writeheader()
-                    log.writerow(row)
-                    file.flush()
-                    rows.append(row)
-            if progress is not None:
-                status = f"T {rows[-1]['temperature_K']:.0f} K, E {rows[-1]['total_eV']:.4f} eV"
+                    header = b"" if summary.n_rows else line(list(row))
+                    try:
+                        file.append(header + line(list(row.values())))
+                    except NoSpaceLeft:
+                        frames.cut(before)
+                        raise
+                    summary.add(row)
+            if progress is not None and (last := summary.last) is not None:
+                status = f"T {last['temperature_K']:.0f} K, E {last['total_eV']:.4f} eV"
                 progress(1 if dynamics.nsteps else 0, status)
 
         dynamics.attach(observe, interval=1)
         try:
             dynamics.run(settings.n_steps)
         except ValueError as error:  # from the calculator, which knows nothing of the run
-            if not rows:
+            if not summary.n_rows:
                 raise
             raise _exploded(dynamics.get_time() / units.fs, str(error), trajectory) from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{dynamics.nsteps} of {settings.n_steps} steps are done; {trajectory.name} holds "
-                f"{len(rows)} whole frames" + (f", to {rows[-1]['time_fs']:.1f} fs" if rows else "")
+                + _frames_in(summary)
             ) from None
-    return rows
+    return summary
+
+
+def _frames_in(summary: LogSummary) -> str:
+    end = "" if summary.last is None else f", to {summary.last['time_fs']:.1f} fs"
+    return f"{summary.n_rows} whole frames{end}"
+
+
+@contextmanager
+def _advising(trajectory: Path, summary: LogSummary) -> Iterator[None]:
+    """After the disk was full, say what is there and what to do."""
+    try:
+        yield
+    except NoSpaceLeft as full:
+        advice = "nothing is left of the run, free some and start it again"
+        if summary.n_rows:
+            advice = f"it holds {_frames_in(summary)}"
+        raise NoSpaceLeft(trajectory, full.number, advice) from None
 
 
 def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> MolecularDynamics:
@@ -235,55 +262,70 @@ def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:
 
 
 @contextmanager
-def removed_if_empty(rows: Sequence[object], paths: Sequence[Path]) -> Iterator[None]:
+def removed_if_empty(summary: LogSummary, paths: Sequence[Path]) -> Iterator[None]:
     """What stopped before its first frame leaves nothing, and the next try finds the names free."""
     try:
         yield
     finally:
-        if not rows:
+        if not summary.n_rows:
             for path in paths:
                 path.unlink(missing_ok=True)
 
 
-@contextmanager
-def finished_before_ctrl_c() -> Iterator[None]:
-    """Ctrl-C waits until the block is done, so that no frame is cut off within a number."""
-    # Python delivers signals to its main thread, and None is a handler that C code put there
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is None:
-        yield
-        return
-    waiting: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *what: waiting.append(what))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if waiting and callable(before):
-            before(*waiting[0])
-
-
 class Frames:
-    """Writes frames to an open file; picks the format by the name's ending."""
+    """Writes frames to a file, whole ones only; picks the format by the name's ending."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file: Any = None
+        self._file: Appended | None = None
+        self._raw: WritableFile | None = None
+        self._trajectory: Any = None
         if path.suffix not in (".xyz", ".extxyz", ".traj"):
             raise ValueError(f"{path.name}: a trajectory must end in .xyz, .extxyz or .traj")
 
     def __enter__(self) -> Frames:
-        self.file = (
-            Trajectory(self.path, "w") if self.path.suffix == ".traj" else open(self.path, "w")
-        )
+        self._file = Appended(self.path)
+        if self.path.suffix == ".traj":
+            self._raw = WritableFile(self._file.number)
+            self._trajectory = Trajectory(self._raw, "w")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def write(self, atoms: Atoms) -> None:
-        if self.path.suffix == ".traj":
-            self.file.write(atoms)
+        """Write one more frame, all of it or nothing.
+
+        Raises:
+            NoSpaceLeft: the disk is full.
+        """
+        assert self._file is not None
+        if self._raw is None:
+            text = StringIO()
+            write_extxyz(text, [atoms])
+            self._file.append(text.getvalue().encode())
             return
-        write_extxyz(self.file, [atoms])
-        self.file.flush()
+        before = self.mark()
+        self._trajectory.write(atoms)
+        if self._raw.problem is not None:
+            self.cut(before)
+            with naming_full_disk(self.path):
+                raise self._raw.problem
+
+    def mark(self) -> tuple[int, bytes]:
+        """How long the file is, and what changes at its beginning with every frame."""
+        assert self._file is not None
+        number = self._file.number
+        os.lseek(number, ULM_COUNT, os.SEEK_SET)
+        count = b"" if self._raw is None else os.read(number, ULM_POSITIONS - ULM_COUNT)
+        return os.fstat(number).st_size, count
+
+    def cut(self, mark: tuple[int, bytes]) -> None:
+        """Remove all that came behind a mark; nothing can be written afterwards."""
+        assert self._file is not None
+        size, count = mark
+        os.lseek(self._file.number, ULM_COUNT, os.SEEK_SET)
+        os.write(self._file.number, count)
+        os.ftruncate(self._file.number, size)

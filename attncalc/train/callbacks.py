@@ -183,11 +183,16 @@ class BestModel(L.Callback):
             save(without_denoising(training.potential), self.model)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        history, text = _ours(module).history, io.StringIO()
-        writer = csv.DictWriter(text, list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
-        write_atomically(self.table, text.getvalue().encode())
+        write_table(_ours(module).history, self.table)
+
+
+def write_table(history: list[dict[str, float]], path: Path) -> None:
+    """Write the numbers of all epochs as CSV, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(path, text.getvalue().encode())
 
 
 class LearningCurve(L.Callback):

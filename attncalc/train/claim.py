@@ -69,7 +69,7 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
     begun = [*output.glob("last.ckpt"), *output.glob("member-*/last.ckpt")]
     if mark.exists() and begun:
         # a key that an older version did not write has its default
-        theirs = _defaults() | json.loads(mark.read_text())
+        theirs = _defaults() | _read(mark)
         their_data, their_start = theirs.pop(DATA, None), theirs.pop(START, None)
         start = start or their_start
         _refuse_other_recipe(output, ours, theirs, names_count=their_data is None)
@@ -100,12 +100,27 @@ def remembered(output: Path) -> tuple[Recipe, dict[str, str]]:
     if not mark.is_file():
         raise FileNotFoundError(f"{output}: no training has begun in this folder (no {MARK})")
     try:
-        content = _defaults() | json.loads(mark.read_text())
+        content = _defaults() | _read(mark)
         data = dict(content.pop(DATA, None) or {})
         content.pop(START, None)
         return Recipe(**content), data
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{mark}: damaged ({one_line(error)})") from None
+        remark = one_line(error).removeprefix(f"{mark}: ")
+        raise ValueError(f"{mark}: damaged ({remark})") from None
+
+
+def _read(mark: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(mark.read_bytes())
+    except ValueError as error:
+        content, what = None, one_line(error)
+    else:
+        what = "no dictionary"
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{mark}: damaged ({what}); remove it to go on with the recipe as it is now"
+        )
+    return content
 
 
 def _start_checksum(recipe: Recipe) -> str | None:

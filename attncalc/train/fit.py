@@ -22,7 +22,7 @@ from attncalc.model_file import NETWORKS, header, load, model_name, save
 from attncalc.potential import Committee, Potential, check_system
 from attncalc.system import System
 from attncalc.train.batches import samples, sizes_of, to_device
-from attncalc.train.callbacks import LearningCurve
+from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
 from attncalc.train.claim import checksum, claimed, remembered
 from attncalc.train.denoising import denoising_step, margin, with_denoising
@@ -210,6 +210,7 @@ def _fit(
     if len(history) >= recipe.epochs:
         if processes.is_first:
             log.info("%s has done its %d epochs: nothing left to train", output, len(history))
+            write_table(history, output / "metrics.csv")
             LearningCurve(output / "learning_curve.png", recipe.name).draw(history)
         return Training(load(model), model, history)
     with processes.together():

@@ -114,7 +114,7 @@ def test_md_of_another_process_is_left_alone(copper_file: str) -> None:
     command = [sys.executable, "-c", code, *common, "--steps", "1000000"]
     process = subprocess.Popen(command)
     try:
-        wait_until(Path("run.ckpt").exists, process)
+        wait_until(Path("run.h5md").exists, process)  # the checkpoint is there before it
         log = Path("run.csv").stat().st_ino
         there = f"run.h5md: another run is still writing it (process {process.pid}): wait for "
         there += "its end, or stop it"
@@ -158,7 +158,7 @@ def test_md_resume_bad_input(copper_file: str) -> None:
         (("--resume", "run.xyz"), "run.xyz: only a run that writes .h5md can be resumed"),
         (
             ("--resume", "no.h5md"),
-            "no such file: no.h5md; a run is resumed from its .h5md, .ckpt and .csv",
+            "no such file: no.h5md; a run is resumed from its .h5md and .ckpt",
         ),
         ((copper_file, "--model", COPPER, "--resume", "run.h5md"), others),
     ):

@@ -64,7 +64,7 @@ def test_a_log_that_another_run_writes_is_refused_and_stays(
     ("damage", "message"),
     [
         (lambda text: text.replace("time_fs", "time"), "not the log of this run"),
-        (lambda text: "", "not the log of this run"),
+        (lambda text: "", "line 1 is damaged"),
         (lambda text: text.replace("\r\n2.5,", "\r\nx,"), "line 3 is damaged"),
         (lambda text: "\r\n".join(text.splitlines()[:2]) + "\r\n", "ends before step 10"),
     ],

@@ -1,0 +1,161 @@
+"""HDF5 files on disks that may be full.
+
+HDF5 can neither go on nor close its file after a write that fails: it prints an error for every
+open object, tries again at the end of the process, and may crash there. So it writes through a
+`WritableFile`, which never fails, and the error is raised when HDF5 has closed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+
+from attncalc.signals import finished_before_ctrl_c
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+PAGE = 1 << 16
+
+
+class WritableFile(io.RawIOBase):
+    """A file to HDF5: reads and writes bytes at a position.
+
+    After the first write that fails, all that is written stays in memory, where HDF5 finds it until
+    it has closed.
+
+    Args:
+        number: file descriptor, open for reading and writing.
+
+    Attributes:
+        problem: why something could not be written.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number, self._position = number, 0
+        self._end = os.fstat(number).st_size
+        self._pages: dict[int, bytearray] = {}  # number of the page: its content
+        self.problem: OSError | None = None
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, and return it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill a buffer from the position on, and return how many bytes there were."""
+        view = memoryview(buffer).cast("B")
+        n = max(0, min(len(view), self._end - self._position))
+        if self._pages:
+            for page, start, stop, at in self._parts(n):
+                view[at : at + stop - start] = self._page(page)[start:stop]
+        else:
+            view[:n] = self._on_disk(self._position, n)
+        self._position += n
+        return n
+
+    def write(self, content: Buffer, /) -> int:
+        """Write from the position on, and return how many bytes."""
+        view = memoryview(content).cast("B")
+        if self.problem is None:
+            try:
+                os.lseek(self._number, self._position, os.SEEK_SET)
+                done = 0
+                while done < len(view):
+                    done += os.write(self._number, view[done:])
+            except OSError as error:
+                self.problem = error
+        if self.problem is not None:
+            for page, start, stop, at in self._parts(len(view)):
+                self._page(page)[start:stop] = view[at : at + stop - start]
+        self._position += len(view)
+        self._end = max(self._end, self._position)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Make the file so many bytes long, or end it at the position."""
+        size = self._position if size is None else size
+        if self.problem is None:
+            try:
+                os.ftruncate(self._number, size)
+            except OSError as error:
+                self.problem = error
+        self._end = size
+        return size
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def _parts(self, n: int) -> Iterator[tuple[int, int, int, int]]:
+        """The next n bytes by pages: number, start and stop within the page, and how far on."""
+        done = 0
+        while done < n:
+            page, start = divmod(self._position + done, PAGE)
+            stop = min(PAGE, start + n - done)
+            yield page, start, stop, done
+            done += stop - start
+
+    def _page(self, page: int) -> bytearray:
+        if page not in self._pages:
+            self._pages[page] = bytearray(self._on_disk(page * PAGE, PAGE))
+        return self._pages[page]
+
+    def _on_disk(self, position: int, n: int) -> bytes:
+        """Bytes of the file, zeros where it has none."""
+        os.lseek(self._number, position, os.SEEK_SET)
+        pieces, left = [], n
+        while left and (piece := os.read(self._number, left)):
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces).ljust(n, b"\0")
+
+
+@contextmanager
+def writing_hdf5(number: int, mode: str) -> Iterator[tuple[h5py.File, WritableFile]]:
+    """An HDF5 file to change, closed and on disk at the end.
+
+    Args:
+        number: file descriptor, open for reading and writing, which stays open.
+        mode: "w" or "r+".
+
+    Yields:
+        The file, and what its `problem` can be asked of.
+
+    Raises:
+        OSError: something could not be written; the file is not usable.
+    """
+    raw = WritableFile(number)
+    try:
+        with finished_before_ctrl_c(), h5py.File(raw, mode) as file:
+            yield file, raw
+    finally:
+        if raw.problem is not None:
+            raise raw.problem
+    os.fsync(number)
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, WritableFile]]:
+    """A new HDF5 file, see `writing_hdf5`.
+
+    Raises:
+        OSError: something could not be written.
+    """
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with writing_hdf5(number, "w") as file:
+            yield file
+    finally:
+        os.close(number)

@@ -1,0 +1,168 @@
+"""What stands in the log of a run, a CSV file, and reading it without holding all of it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+# of every run, in front
+COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
+CONSERVED = "conserved_eV"
+# of a committee: the largest standard deviation over its members of the force on an atom
+SPREAD = "force_spread_eV_A"
+# bytes; what is longer is no line of a log
+LONGEST_LINE = 1000
+# bytes that are read at once where lines are counted
+BLOCK_BYTES = 1 << 20
+
+Row = dict[str, float]
+
+
+@dataclass
+class LogSummary:
+    """What is reported of a log at the end of a run, without its lines.
+
+    Attributes:
+        n_rows: number of lines below the header.
+        last: the last line, by column; None while there is none.
+        widest: the line with the largest spread of a committee, if any.
+    """
+
+    n_rows: int = 0
+    last: Row | None = None
+    widest: Row | None = None
+
+    def add(self, row: Row) -> None:
+        """Count one more line."""
+        self.n_rows, self.last = self.n_rows + 1, row
+        if SPREAD in row and (self.widest is None or row[SPREAD] > self.widest[SPREAD]):
+            self.widest = row
+
+
+def columns_of(n_systems: int, has_spread: bool) -> tuple[str, ...]:
+    """Columns of a run by our own integrators."""
+    system = ("system",) if n_systems > 1 else ()
+    return (*system, *COLUMNS, CONSERVED, *((SPREAD,) if has_spread else ()))
+
+
+def line(values: Sequence[object]) -> bytes:
+    """A line of numbers, or of the names of columns, as the module csv writes it."""
+    return (",".join(map(str, values)) + "\r\n").encode()
+
+
+@dataclass
+class Intact:
+    """The beginning of a log that can stay.
+
+    Attributes:
+        size: bytes of it, with the header; 0 where that is lost.
+        step: of its last line; -1 without any.
+        summary: of these lines.
+        damage: what is wrong behind it; empty where the file just ends, or was cut off in a line.
+    """
+
+    size: int = 0
+    step: int = -1
+    summary: LogSummary = field(default_factory=LogSummary)
+    damage: str = ""
+
+
+def intact_part(
+    file: BinaryIO, columns: Sequence[str], n_systems: int, *, now: int, every: int, timestep: float
+) -> Intact:
+    """Find what a run that goes on at a step keeps of its log, line by line.
+
+    Lines beyond the step are left out, and so is a last one that is no multiple of `every`: it was
+    written only because the run was stopped there.
+
+    Args:
+        file: the log, open at its beginning.
+        columns: of the run.
+        n_systems: of the run.
+        now: step where it goes on.
+        every: steps between lines.
+        timestep: fs.
+
+    Raises:
+        ValueError: the columns are others.
+    """
+    header = line(columns)
+    found = file.read(len(header))
+    if found != header:
+        # a power cut leaves zeros where a file has grown and its content was not on disk yet
+        if not header.startswith(found.rstrip(b"\0")):
+            raise ValueError("not the log of this run (its columns are others)")
+        return Intact(damage="line 1 is damaged")
+    kept = Intact(size=len(header))
+    waiting: list[Row] = []  # stopped there, unless another line follows
+    end, number, step = kept.size, 2, -1
+    while first := file.readline(LONGEST_LINE):
+        lines = [first, *(file.readline(LONGEST_LINE) for _ in range(n_systems - 1))]
+        try:
+            rows = [_row(text, columns, k) for k, text in enumerate(lines)]
+        except ValueError:
+            if lines[-1].endswith(b"\n") or file.read(1):  # else a killed run has cut it off
+                kept.damage = f"line {number} is damaged"
+            break
+        before, step = step, round(rows[0]["time_fs"] / timestep)
+        if step <= before or any(row["time_fs"] != rows[0]["time_fs"] for row in rows):
+            kept.damage = f"line {number} is damaged"
+            break
+        if step > now:
+            break
+        number, end = number + n_systems, end + sum(map(len, lines))
+        waiting += rows
+        if step % every == 0 or before < 0:
+            for row in waiting:
+                kept.summary.add(row)
+            kept.size, kept.step = end, step
+            waiting = []
+    return kept
+
+
+def _row(text: bytes, columns: Sequence[str], system: int) -> Row:
+    if not text.endswith(b"\r\n"):
+        raise ValueError("no end of the line")
+    row = {
+        name: int(value) if name == "system" else float(value)
+        for name, value in zip(columns, text[:-2].split(b","), strict=True)
+    }
+    if row.get("system", system) != system or row["time_fs"] != row["time_fs"]:
+        raise ValueError("not the next line")
+    return row
+
+
+def count_rows(path: str | Path) -> int:
+    """Number of lines of a log below its header."""
+    with open(path, "rb") as file:
+        blocks: Iterator[bytes] = iter(lambda: file.read(BLOCK_BYTES), b"")
+        return max(sum(block.count(b"\n") for block in blocks) - 1, 0)
+
+
+def read_log(path: str | Path, *, at_most: int | None = None) -> list[Row]:
+    """Lines of a log, or some of them at equal distances, the very last always among them.
+
+    Args:
+        path: file, by `Log` or `run_with_ase`.
+        at_most: so many lines; None reads all.
+
+    Returns:
+        A dictionary for every line, by column.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no line of numbers.
+    """
+    n_rows = 0 if at_most is None else count_rows(path)
+    stride = 1 if at_most is None else max(1, -(-n_rows // at_most))
+    with open(path, newline="") as file:
+        header = file.readline().strip().split(",")
+        chosen = csv.reader(islice(file, max(n_rows - 1, 0) % stride, None, stride))
+        try:
+            return [dict(zip(header, map(float, row), strict=True)) for row in chosen]
+        except ValueError as error:
+            raise ValueError(f"{path}: a line is damaged ({error})") from None

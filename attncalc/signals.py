@@ -1,0 +1,36 @@
+"""Ctrl-C, and a request to end, that wait until something is done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def finished_before_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C, and SIGTERM where Python handles it, wait until the block is done.
+
+    No frame is cut off within a number, and no error reaches HDF5 from a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    handlers = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        # others end the process, or C code has put them there
+        if callable(handler := signal.getsignal(number))
+    }
+    waiting: list[Any] = []
+    for number in handlers:
+        signal.signal(number, lambda *what: waiting.append(what))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if waiting:
+            handlers[waiting[0][0]](*waiting[0])

@@ -7,9 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from attncalc.files import Claim, refuse_existing
+from attncalc import files
+from attncalc.files import (
+    Appended,
+    Claim,
+    NoSpaceLeft,
+    refuse_existing,
+    replacing,
+    write_atomically,
+)
+from attncalc.hdf5_file import new_hdf5
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # claims a file, says so, and waits to be killed
@@ -134,3 +144,80 @@ def test_where_there_are_no_locks_everybody_may(tmp_path: Path, monkeypatch) -> 
     with Claim(tmp_path / "a"), Claim(tmp_path / "a"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------- full disks
+
+
+@pytest.fixture
+def small_files():
+    """Files may not grow beyond 5000 bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, b"old")
+    with pytest.raises(NoSpaceLeft) as full:
+        write_atomically(path, bytes(6000))
+    assert str(full.value) == (
+        f"no space left on the disk for {path} (the largest size of a file is reached, see ulimit "
+        "-f): free some and try again"
+    )
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("small_files")
+def test_pieces_are_written_as_wholes(tmp_path: Path) -> None:
+    file = Appended(tmp_path / "a")
+    file.append(bytes(3000))
+    with pytest.raises(NoSpaceLeft, match="no space left on the disk for"):
+        file.append(bytes(3000))
+    file.append(b"x" * 2000)
+    file.close()
+    assert (tmp_path / "a").read_bytes() == bytes(3000) + b"x" * 2000
+
+
+@pytest.mark.usefixtures("small_files")
+def test_hdf5_survives_a_full_disk(tmp_path: Path) -> None:
+    """It closes its file, and the refusal is told once."""
+    values = np.arange(2000.0)
+
+    def write() -> None:
+        with new_hdf5(tmp_path / "a.h5") as (file, _):
+            file["values"] = values
+            assert (file["values"][:] == values).all(), "in memory"
+
+    with pytest.raises(OSError, match="File too large"):
+        write()
+
+
+def test_unfinished_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = files._HOST
+    gone = [f".a.{here}.{ended.pid}.part", f".a.elsewhere.{ended.pid}.part", f".a.{ended.pid}.part"]
+    kept = [f".b.{here}.{ended.pid}.part", f".a.{here}.{os.getppid()}.part", ".a.elsewhere.1.part"]
+    for name in (*gone, *kept):
+        (tmp_path / name).write_bytes(b"half")
+    for name in gone[1:]:
+        os.utime(tmp_path / name, (0, 0))
+    write_atomically(tmp_path / "a", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *kept}
+
+
+def test_an_unfinished_folder_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f".a.xyz.{files._HOST}.{ended.pid}.part").mkdir()
+    (tmp_path / f".a.xyz.{files._HOST}.{ended.pid}.part" / "a.xyz").write_bytes(b"half")
+    with replacing(tmp_path / "a.xyz", in_folder=True) as new:
+        assert new.name == "a.xyz"
+        new.write_bytes(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.xyz"]

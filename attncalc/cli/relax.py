@@ -34,6 +34,7 @@ from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
+from attncalc.files import NoSpaceLeft
 from attncalc.md import Forces, relax_batch
 from attncalc.md.job import fixed_atoms
 from attncalc.potential import batches
@@ -104,7 +105,11 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     except KeyboardInterrupt:
         draw()
         raise
-    draw()
+    try:
+        draw()
+    except NoSpaceLeft as full:
+        advice = f"{target} is complete without it"
+        raise NoSpaceLeft(full.path, full.number, advice) from None
     say(f"wrote {target}, {picture}")
     report_json(
         {

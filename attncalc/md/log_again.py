@@ -43,7 +43,7 @@ def lines_again(
     with opened(trajectory) as file:
         systems = described(file)
         steps, _ = clock(file, systems)
-        _check_steps(trajectory, steps, behind, until, every)
+        _check_steps(steps, behind, until, every)
         for first in range(0, len(steps), BLOCK):
             some = slice(first, first + BLOCK)
             wanted = _wanted(steps[some], first, behind, until, every)
@@ -89,9 +89,7 @@ def _wanted(steps: NDArray, first: int, behind: int, until: int, every: int) -> 
     return chosen
 
 
-def _check_steps(
-    trajectory: Path, steps: h5py.Dataset, behind: int, until: int, every: int
-) -> None:
+def _check_steps(steps: h5py.Dataset, behind: int, until: int, every: int) -> None:
     reached = behind
     for first in range(0, len(steps), BLOCK):
         some = steps[first : first + BLOCK]
@@ -101,4 +99,4 @@ def _check_steps(
             reached = step
     if reached < until - until % every:
         lacking = reached - reached % every + every if reached >= 0 else 0
-        raise ValueError(f"{trajectory.name} does not hold step {lacking} either")
+        raise ValueError(f"it does not hold step {lacking} either")

@@ -19,6 +19,7 @@ from command_line import COPPER, ETHANOL, attncalc, fails, files, succeeds, wait
 from attncalc import AttnCalculator
 from attncalc.cli import md as module
 from attncalc.md import Forces, Langevin, load_checkpoint, read_h5md
+from attncalc.md.checkpoint import save_checkpoint
 
 
 def test_md(ethanol_file: str) -> None:
@@ -389,3 +390,83 @@ def test_md_of_a_committee_logs_its_spread(ethanol_file: str) -> None:
     assert f"largest spread of the committee on a force: {max(spreads):.3f} eV/Å, at " in said
     said = succeeds("md", ethanol_file, "--model", ETHANOL, "--steps", 20, "-o", "one.xyz")
     assert "spread" not in said + Path("one.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threads": 10**7}, "threads must be an integer from 1 to 4096, got 10000000"),
+        ({"threads": "4"}, "threads must be an integer"),
+        ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
+        ({"model": 7}, "model must be a text, got 7"),
+        ({"title": None}, "title must be a text, got None"),
+        ({"n_dof": 0}, "n_dof must be a positive integer, got 0"),
+        ({"settings": {}}, "its settings are not those of its integrator"),
+        ({"settings": [1]}, ""),
+        ({"settings": {"n_steps": float("nan")}}, "n_steps must be a positive integer, got nan"),
+        ({"settings": {"n_steps": 1e6}}, "n_steps must be a positive integer, got 1000000.0"),
+        ({"settings": {"every": -3}}, "every must be a positive integer, got -3"),
+        ({"settings": {"seed": -1}}, "seed must be an integer from 0 to 2^32 - 1, got -1"),
+        ({"settings": {"ensemble": "npt"}}, "runs through ASE only"),
+        ({"settings": {"ensemble": ["nve"]}}, "ensemble must be"),
+        ({"settings": {"timestep": "1"}}, "timestep must be positive and finite"),
+        ({"settings": {"wrong": 1}}, "unexpected keyword argument 'wrong'"),
+    ],
+)
+def test_md_resume_from_a_hostile_checkpoint(change: dict, message: str, copper_file: str) -> None:
+    """With a right checksum: one line that names the file."""
+    succeeds("md", copper_file, "--model", COPPER, "--timestep", 1, "--steps", 1, "-o", "run.h5md")
+    integrator, state, info = load_checkpoint("run.ckpt")
+    save_checkpoint(Path("run.ckpt"), integrator, state, info | change)
+    said = fails("md", "--resume", "run.h5md", "--steps", 2)
+    assert said.startswith("Error: run.ckpt: not as `attncalc md` writes it (")
+    assert message in said
+
+
+def test_md_refuses_names_of_a_run_and_says_how_to_go_on(copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--steps", 1, "-o", "run.h5md")
+    succeeds(*common)
+    assert fails(*common) == (
+        "Error: run.h5md exists: choose another name, nothing is overwritten (or go on with "
+        "--resume run.h5md)"
+    )
+
+
+def test_md_that_was_killed_before_its_first_frame_goes_on(copper_file: str) -> None:
+    """The state was saved before all else."""
+    common = ("md", copper_file, "--model", COPPER, "--steps", 6, "--every", 2, "-o")
+    succeeds(*common, "whole.h5md")
+    code = "import os; from attncalc.md import H5MDWriter; from attncalc.cli import main\n"
+    code += "H5MDWriter.__call__ = lambda *_: os.kill(os.getpid(), 9)\nmain()"
+    command = [sys.executable, "-c", code, *map(str, common), "run.h5md"]
+    assert subprocess.run(command).returncode == -9
+    assert files() >= {"run.ckpt", "run.csv"}
+    assert not Path("run.h5md").exists()
+    succeeds("md", "--resume", "run.h5md")
+    assert states("run.h5md") == states("whole.h5md")
+    assert Path("run.csv").read_text() == Path("whole.csv").read_text()
+    assert not [name for name in files() if name.startswith(".")]
+
+
+# with a limit to the size of files, as `ulimit -f` sets it, which no disk is needed for
+LIMITED = """
+import resource, sys
+from attncalc.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+main()
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 58_000, 200_000])
+def test_md_on_a_full_disk(limit: int, copper_file: str) -> None:
+    """One line, nothing left behind, and the same command works with space; no signal."""
+    common = ["md", copper_file, "--model", COPPER, "--steps", "4", "-o", "run.h5md"]
+    command = [sys.executable, "-c", LIMITED, str(limit), *common]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr == (
+        "Error: no space left on the disk for run.h5md (the largest size of a file is reached, see "
+        "ulimit -f): nothing is left of the run, free some and start it again\n"
+    )
+    assert ended.returncode == 1
+    assert files() == {copper_file}
+    succeeds(*common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from pathlib import Path
@@ -12,9 +13,12 @@ from ase import units
 from ase.build import bulk
 from contract import ethanol
 from damage import limits
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
 from states import assert_equal
 
 from attncalc import System, load, md
+from attncalc.md import checkpoint
 
 FS = units.fs
 COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
@@ -29,8 +33,8 @@ def test_a_run_that_was_interrupted_is_the_same_run(tmp_path: Path, fixed) -> No
     first = LANGEVIN.init(potential, batch, seed=4, fixed=fixed)
     whole = md.run(LANGEVIN, potential, first, 60)
     file = tmp_path / "run.ckpt"
-    checkpoint = md.Checkpoint(file, every=20, info={"model": "copper"})
-    md.run(LANGEVIN, potential, first, 37, callbacks=[checkpoint])
+    saved = md.Checkpoint(file, every=20, info={"model": "copper"})
+    md.run(LANGEVIN, potential, first, 37, callbacks=[saved])
     integrator, state, info = md.load_checkpoint(file)
     assert (integrator, state.step, info) == (LANGEVIN, 37, {"model": "copper"})
     assert_equal(md.run(integrator, potential, state, 23, resumed=True), whole)
@@ -107,3 +111,83 @@ def test_a_file_without_end(tmp_path: Path) -> None:
     os.truncate(path, 1 << 40)
     with limits(), pytest.raises(ValueError, match=r"run.ckpt: .*1024 GiB, more than any such"):
         md.load_checkpoint(path)
+
+
+# ------------------------------------------------------------- hostile, with a right checksum
+
+
+def forged(
+    path: Path, *, header: dict | None = None, tensors: dict | None = None, info: dict | None = None
+) -> None:
+    """Change what stands in a checkpoint, and sign it."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    stored = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][checkpoint.KEY])
+    values = tensors_of(content)
+    for name, change in (tensors or {}).items():
+        values[name] = change(values[name])
+    stored |= header or {}
+    if info is not None:
+        stored["info"] |= info
+    text = json.dumps(stored)
+    signed = {checkpoint.KEY: text, "sha256": checkpoint._checksum(text, values)}
+    path.write_bytes(bytes_of(values, signed))
+
+
+def filled(value: float):
+    return lambda tensor: torch.full_like(tensor, value)
+
+
+LANGEVIN_OF_ONE = {"name": "langevin", "timestep": 0.05, "temperature": 300.0, "friction": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"header": {"step": -1}}, "step must be an integer from 0"),
+        ({"header": {"step": 1.5}}, "step must be an integer from 0"),
+        ({"header": {"step": float("nan")}}, "step must be an integer from 0"),
+        ({"header": {"step": 2**70}}, "step must be an integer from 0"),
+        ({"header": {"seed": -1}}, "seed must be an integer from 0 to 4294967295, got -1"),
+        ({"header": {"seed": True}}, "seed must be an integer"),
+        ({"header": {"format": [1]}}, "format"),
+        ({"header": {"info": [1]}}, "info is no dictionary"),
+        ({"header": {"integrator": "langevin"}}, ""),
+        ({"header": {"integrator": {"name": ["x"]}}}, ""),
+        ({"header": {"integrator": LANGEVIN_OF_ONE | {"more": 1}}}, "other options of the integ"),
+        *(
+            ({"header": {"integrator": LANGEVIN_OF_ONE | {name: value}}}, name)
+            for name in ("timestep", "friction", "temperature")
+            for value in (0, -1.0, float("nan"), float("inf"))
+        ),
+        ({"header": {"integrator": LANGEVIN_OF_ONE | {"timestep": "1"}}}, "must be numbers"),
+        ({"header": {"integrator": LANGEVIN_OF_ONE | {"timestep": True}}}, "must be numbers"),
+        ({"header": {"integrator": LANGEVIN_OF_ONE | {"temperature": [1, 2]}}}, "2 temperatures"),
+        ({"header": {"integrator": LANGEVIN_OF_ONE | {"temperature": [None]}}}, ""),
+        ({"tensors": {"replicas": filled(-7)}}, "replicas holds -7, the least is 0"),
+        ({"tensors": {"replicas": filled(2**40)}}, "replicas are beyond"),
+        ({"tensors": {"masses": filled(0)}}, "masses holds 0"),
+        ({"tensors": {"masses": filled(-1)}}, "masses holds -1"),
+        ({"tensors": {"masses": filled(float("nan"))}}, "masses holds numbers that are not finite"),
+        ({"tensors": {"masses": lambda t: t.float()}}, "masses must be"),
+        ({"tensors": {"energy": filled(float("inf"))}}, "energy holds numbers"),
+        ({"tensors": {"limit": filled(float("nan"))}}, "limit holds numbers"),
+        ({"tensors": {"n_dof": filled(0)}}, "n_dof holds 0"),
+        ({"tensors": {"system.system_idx": filled(10**12)}}, "order of their systems"),
+        ({"tensors": {"system.system_idx": filled(-1)}}, "system_idx holds -1"),
+        ({"tensors": {"atom_in_system": filled(10**12)}}, "atom_in_system does not count"),
+        ({"tensors": {"system.atomic_numbers": filled(10**12)}}, "no known element"),
+        ({"tensors": {"system.charge": filled(1e300)}}, "charge"),
+        ({"tensors": {"system.charge": filled(0.5)}}, "charge"),
+        ({"tensors": {"system.spin": filled(99)}}, "spin"),
+        ({"tensors": {"system.pbc": filled(True)}}, "cell vectors"),
+        ({"tensors": {"system.positions": lambda t: t[:0]}}, "no atoms"),
+        ({"tensors": {"system.positions": lambda t: t.half()}}, "positions must be"),
+    ],
+)
+def test_hostile_content_is_named(changes: dict, message: str, written: Path) -> None:
+    forged(written, **changes)
+    with pytest.raises(ValueError, match=r"run\.ckpt: not a checkpoint of a run, or damaged") as e:
+        md.load_checkpoint(written)
+    assert message in str(e.value)
+    assert "\n" not in str(e.value)

@@ -889,3 +889,42 @@ def test_the_entry_point_of_setup_cfg_exists():
     description = getattr(importlib.import_module(module), thing)
     assert isinstance(description, formats.ExternalIOFormat)
     assert hasattr(importlib.import_module(description.module), f"read_{name}")
+
+
+# ------------------------------------------------------------------------------- lost and found
+
+
+@pytest.mark.parametrize("flushes", [1, 2, 3])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_file_that_is_removed_during_the_run_is_there_again(
+    flushes: int, resumed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """With all its frames, whenever it is removed, and also where nothing new comes."""
+    path = tmp_path / "run.h5md"
+    if resumed:
+        write(path, n_frames=1)
+    writer = H5MDWriter(path, every=10)
+    (writer.resume if resumed else writer.begin)(state_at(0), HALF_FS)
+    for n in range(flushes):
+        writer(state_at(10 * n))
+        writer.flush()
+    path.unlink()
+    writer(state_at(10 * flushes))
+    writer.flush()
+    assert_holds(path, range(0, 10 * flushes + 10, 10))
+    path.unlink()
+    writer.end()
+    assert_holds(path, range(0, 10 * flushes + 10, 10))
+    assert "run.h5md was removed while the run goes on: it is there again" in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["run.h5md"]
+
+
+def test_a_file_that_is_removed_with_its_twin_is_lost(tmp_path: Path):
+    writer = H5MDWriter(tmp_path / "run.h5md", every=10)
+    writer.begin(state_at(0), HALF_FS)
+    writer(state_at(0))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    writer(state_at(10))
+    with pytest.raises(FileNotFoundError, match=r"run\.h5md was removed while the run went on"):
+        writer.end()

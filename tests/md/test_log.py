@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import torch
 from ase import units
+from ase.build import bulk
 from contract import ethanol
 
 from attncalc import System, load, md
 from attncalc.files import Claim
+from attncalc.md.h5md_writer import H5MDWriter
 
 LANGEVIN = md.Langevin(0.5 * units.fs, 300.0, 0.01 / units.fs)
 
@@ -80,3 +84,115 @@ def test_a_damaged_log_is_refused_and_stays(
     with pytest.raises(ValueError, match=message):
         md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)], resumed=True)
     assert path.read_bytes() == broken.encode()
+
+
+# ------------------------------------------------------------------------------ lost lines
+
+
+COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
+
+
+def both(path: Path, forces: md.Forces, n: int, structures: list, state: md.MDState | None = None):
+    """A run with trajectory and log; goes on where a state is given."""
+    first = LANGEVIN.init(forces, System.from_ase(structures)) if state is None else state
+    log = md.Log(path.with_suffix(".csv"), every=5, trajectory=path)
+    files = [H5MDWriter(path, every=5), log]
+    return md.run(LANGEVIN, forces, first, n, callbacks=files, resumed=state is not None)
+
+
+@pytest.mark.parametrize("n_systems", [1, 2])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: None,
+        lambda content: b"",
+        lambda content: content[:40],
+        lambda content: content[: len(content) // 2],
+        lambda content: content[: len(content) // 2].ljust(len(content), b"\0"),
+        lambda content: bytes(len(content)),
+        lambda content: content + bytes(5000),
+    ],
+    ids=["missing", "empty", "in the header", "cut", "zeros", "all zeros", "longer"],
+)
+def test_lost_lines_are_made_again_from_the_trajectory(
+    damage, n_systems: int, tmp_path: Path
+) -> None:
+    """To the last byte, of a periodic and, in a batch, a larger cell."""
+    forces = md.Forces(load(COPPER))
+    cells = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1)][:n_systems]
+    both(tmp_path / "whole.h5md", forces, 40, cells)
+    path = tmp_path / "part.h5md"
+    state = both(path, forces, 23, cells)
+    log = path.with_suffix(".csv")
+    content = damage(log.read_bytes())
+    if content is None:
+        log.unlink()
+    else:
+        log.write_bytes(content)
+    both(path, forces, 17, cells, state)
+    assert log.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_lines_that_the_trajectory_lacks_are_named(tmp_path: Path, forces: md.Forces) -> None:
+    path = tmp_path / "a.h5md"
+    state = both(path, forces, 20, [ethanol()])
+    log = path.with_suffix(".csv")
+    content = log.read_bytes()[:300]
+    log.write_bytes(content)
+    finer = md.Log(log, every=2, trajectory=path)
+    message = r"a\.csv: ends before step 20, .*; a\.h5md: it does not hold step \d+ either"
+    with pytest.raises(ValueError, match=message):
+        md.run(LANGEVIN, forces, state, 2, callbacks=[finer], resumed=True)
+    assert log.read_bytes() == content
+
+
+def test_a_log_that_is_removed_during_the_run_is_there_at_its_end(
+    tmp_path: Path, forces: md.Forces
+) -> None:
+    path = tmp_path / "a.csv"
+    log = md.Log(path, every=5)
+    state = LANGEVIN.init(forces, System.from_ase(ethanol()))
+    log.begin(state, LANGEVIN)
+    log(state)
+    content = path.read_bytes()
+    path.unlink()
+    log.end()
+    assert path.read_bytes() == content
+
+
+# ---------------------------------------------------------------------------------- memory
+
+
+class Fake:
+    """What a log reads of a state, of a system that never changes."""
+
+    system = System.from_ase(ethanol())
+    spread = None
+    energy = kinetic_energy = conserved = temperature = torch.tensor([1.0 / 3], dtype=torch.float64)
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+
+def test_a_long_log_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    """Neither written, nor resumed, nor read for a picture."""
+    path, n = tmp_path / "a.csv", 50_000
+    tracemalloc.start()
+    try:
+        log = md.Log(path, every=1)
+        log.begin(Fake(0), LANGEVIN)
+        for step in range(n):
+            log(Fake(step))
+        log.end()
+        assert log.summary.n_rows == n
+        again = md.Log(path, every=1)
+        again.resume(Fake(n // 2), LANGEVIN)
+        again.end()
+        assert again.summary.n_rows == n // 2 + 1
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak < 4e6, "bytes; a list of the lines takes 25 million"
+    finally:
+        tracemalloc.stop()
+    rows = md.read_log(path, at_most=100)
+    assert 50 <= len(rows) <= 100
+    assert rows[-1]["time_fs"] == again.summary.last["time_fs"] == 12_500.0

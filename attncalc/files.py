@@ -89,7 +89,7 @@ def replacing(path: str | Path, *, in_folder: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.part")
-    _remove_abandoned(path)
+    remove_abandoned(path)
     _remove(part)  # of another process that had this number
     try:
         with naming_full_disk(path):
@@ -114,7 +114,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         new.write_bytes(content)
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
     """Remove unfinished versions of a file whose processes have ended."""
     if sys.platform == "win32":  # there a process cannot be asked whether it lives
         return

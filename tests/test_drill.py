@@ -10,8 +10,8 @@ import pytest
 # part: trials
 FEW = {
     "kills": 2,
-    "disk_full": 4,
-    "power_cuts": 4,
+    "disk_full": 3,
+    "power_cuts": 3,
     "hostile_files": 98,
     "links": 5,
     "threads": 2,

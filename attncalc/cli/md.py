@@ -21,7 +21,7 @@ from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.progress import progress_bar
 from attncalc.files import NoSpaceLeft
 from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, read_log, run_with_ase
-from attncalc.md.job import read_restart, resume_structure, run_structure
+from attncalc.md.job import mend_files, read_restart, resume_structure, run_structure
 from attncalc.md.log_file import LogSummary, count_rows
 from attncalc.signals import finished_before_ctrl_c
 
@@ -159,6 +159,7 @@ def _resume(
     if "steps" in given:
         settings = replace(settings, n_steps=steps)
     if done >= settings.n_steps:
+        mend_files(restart, settings, target)
         click.echo(f"{target}: {done} steps are done; --steps N goes on to N")
         if not target.with_suffix(".png").exists():  # killed between the last step and the picture
             _Picture(target, settings, info["title"], info["n_dof"]).draw()

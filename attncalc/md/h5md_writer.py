@@ -78,8 +78,7 @@ class H5MDWriter:
             raise ValueError(f"every must be a positive integer, got {every!r}")
         # a link to another disk stays one when the file behind it is replaced
         self.path, self.every, self.author = Path(path).resolve(), every, author
-        self._twin = self.path.with_name(f".{self.path.name}.twin")
-        self._spare = self.path.with_name(f".{self.path.name}.spare")
+        self._twin, self._spare = hidden_files(self.path)
         self._atoms: list[StoredSystem] = []  # of a run that is going on
         self._timestep = 0.0  # fs
         self._frames: list[Frame] = []  # all that the twin lacks: old ones on disk, new ones not
@@ -325,8 +324,13 @@ class H5MDWriter:
         folder_to_disk(self.path.parent)
 
     def _remove_hidden(self) -> None:
-        self._twin.unlink(missing_ok=True)
-        self._spare.unlink(missing_ok=True)
+        for path in hidden_files(self.path):
+            path.unlink(missing_ok=True)
+
+
+def hidden_files(path: Path) -> tuple[Path, Path]:
+    """The twin of a trajectory, and the file that is a twin for a moment."""
+    return path.with_name(f".{path.name}.twin"), path.with_name(f".{path.name}.spare")
 
 
 def _atoms_of(state: MDState) -> list[StoredSystem]:

@@ -18,10 +18,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
 
-from attncalc.files import Claim, NoSpaceLeft, refuse_existing
+from attncalc.files import Claim, NoSpaceLeft, refuse_existing, remove_abandoned
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.forces import Forces
-from attncalc.md.h5md_writer import H5MDWriter
+from attncalc.md.h5md_writer import H5MDWriter, hidden_files
 from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.log import Log
 from attncalc.md.log_file import LogSummary
@@ -196,6 +196,27 @@ def resume_structure(
     state = state.to(force.device)
     _run(integrator, force, state, settings, callbacks, log, trajectory, progress, resumed=True)
     return log.summary
+
+
+def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
+    """Make lines again that the log of a finished run has lost, and remove what a kill has left.
+
+    Raises:
+        FileNotFoundError, ValueError: the files do not belong together.
+        NoSpaceLeft: the disk is full.
+    """
+    path = trajectory.resolve()
+    with Claim(path):
+        for left in hidden_files(path):
+            left.unlink(missing_ok=True)
+    remove_abandoned(trajectory.with_suffix(".ckpt"))
+    remove_abandoned(trajectory.with_suffix(".png"))
+    log = _log(trajectory, settings)
+    log.resume(restart.state, restart.integrator)
+    try:
+        log(restart.state)  # the last line, whether or not it is a multiple of `every`
+    finally:
+        log.end()
 
 
 def _run(

@@ -27,9 +27,11 @@ def trials(count: int, seed: int) -> Iterator[Trial]:
     write_inputs()
     with Forked() as commands:
         states = _run_states(commands)
-        epochs = _training_states(commands)
+        epochs: list[Path] = []
         for number in range(count):
             of_training = number % 4 == 3
+            if of_training and not epochs:
+                epochs = _training_states(commands)
             folder = Path("trials") / str(number)
             shutil.copytree(chance.choice(epochs if of_training else states), folder)
             one = _training if of_training else _run
@@ -84,7 +86,6 @@ def _run(commands: Forked, folder: Path, chance: random.Random, number: int) -> 
     what = ("log", "old checkpoint", "unfinished files", "first checkpoint only", "synced")[
         number % 5
     ]
-    resumed = commands.run
     if what == "log":
         name = chance.choice(list(DAMAGES))
         _damage(path.with_suffix(".csv"), name, chance)
@@ -107,7 +108,7 @@ def _run(commands: Forked, folder: Path, chance: random.Random, number: int) -> 
         )
     else:
         return "run: a synced file damaged", _synced(commands, folder, whole, chance)
-    ended = resumed("md", "--resume", path, "--steps", N_STEPS)
+    ended = commands.run("md", "--resume", path, "--steps", N_STEPS)
     if ended.status != 0:
         return f"run: {what}", f"does not go on: {ended.error.strip()}"
     return f"run: {what}", difference(path, whole) or hidden(folder)
@@ -159,7 +160,6 @@ def _not_one_line(ended: Ended, name: str) -> str:
 
 def _training_states(commands: Forked) -> list[Path]:
     """Folders of a training after some epochs, the last of them complete."""
-    recipe = Path("so3krates.yaml").read_text()
     whole = Path("epochs") / "whole"
     done = commands.run("train", "so3krates.yaml", "-o", whole)
     assert done.status == 0, done.error
@@ -171,7 +171,6 @@ def _training_states(commands: Forked) -> list[Path]:
         )
         if (folder / "last.ckpt").exists():
             folders.append(folder)
-    assert recipe
     return [*folders, whole]
 
 

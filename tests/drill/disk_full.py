@@ -24,9 +24,10 @@ from drill.kills import weights
 from drill.trial import Trial
 
 MD = ("md", "copper.extxyz", "--model", COPPER, "--steps", 40, "--every", 2, "-o")
+LARGE = ("md", "large.extxyz", "--model", COPPER, "--steps", 60, "--every", 1, "-o")
 # command without its output, and the output
 COMMANDS = {
-    "md .h5md": (MD, "run.h5md"),
+    "md .h5md": (LARGE, "run.h5md"),
     "md .xyz": (MD, "run.xyz"),
     "md .traj": (MD, "run.traj"),
     "md by ASE, .xyz": ((*MD[:-1], "--engine", "ase", "-o"), "run.xyz"),
@@ -62,9 +63,10 @@ def trials(count: int, seed: int) -> Iterator[Trial]:
                     return
                 peaks[name] = sum(file.stat().st_size for file in theirs.rglob("*"))
             with disk(number) as (folder, resize):
-                # many of the small files, some of the large ones
-                size = int(peaks[name] * chance.uniform(0.0, 1.0) ** 2)
-                in_memory = resize(max(size, 1 << 12))
+                # a running .h5md takes twice its size
+                share = chance.uniform(0.0, 2.2 if name == "md .h5md" else 1.0)
+                in_memory = resize(max(int(peaks[name] * share), 1 << 12))
+                size = int(peaks[name] * min(share, share / 2.2 + 0.2))
                 limit = {} if in_memory else {"limit": size}
                 ended = commands.run(*command, folder / output, **limit)
                 resize(64 << 20)

@@ -43,6 +43,8 @@ def write_inputs() -> None:
     fixed = copper.copy()
     fixed.set_constraint(FixAtoms([0]))
     write("fixed.extxyz", fixed)
+    # some frames of it fill a chunk, so that its trajectory grows on the way
+    write("large.extxyz", copper.repeat((3, 3, 3)))
     write("silicon.extxyz", bulk("Si", cubic=True))
     write("ethanol.extxyz", molecule("CH3CH2OH"))
     write("batch.extxyz", [copper, copper.repeat((2, 1, 1)), copper])

@@ -10,6 +10,7 @@ import torch
 from ase.build import molecule
 from ase.io import read
 from ase.optimize import LBFGS
+from ase.units import fs
 from tqdm import tqdm
 
 from attncalc import AttnCalculator
@@ -37,7 +38,7 @@ fmax = (atoms.get_forces() ** 2).sum(axis=1).max() ** 0.5
 print(f"relaxed: energy {atoms.get_potential_energy():.4f} eV, largest force {fmax:.4f} eV/Å")
 atoms.write(folder / "ethanol-relaxed.xyz")
 
-settings = Settings(ensemble="nvt", temperature=300, timestep=0.5, n_steps=6000, every=10)
+settings = Settings(ensemble="nvt", temperature=300, timestep=0.5 * fs, n_steps=6000, every=10)
 start = time.perf_counter()
 with tqdm(total=settings.n_steps, unit="step", disable=None) as bar:
     run_with_ase(atoms, settings, trajectory, progress=lambda n, status: bar.update(n))

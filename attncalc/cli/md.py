@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
-from ase import Atoms
+from ase import Atoms, units
 
 from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import existing_file, new_file, read_structures, save_picture
+from attncalc.cli.files import existing_file, read_structures, save_picture
 from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
+from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
-from attncalc.files import NoSpaceLeft
+from attncalc.files import Claim, NoSpaceLeft
 from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, read_log, run_with_ase
-from attncalc.md.job import mend_files, read_restart, resume_structure, run_structure
+from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import LogSummary, count_rows
 from attncalc.signals import finished_before_ctrl_c
 
@@ -55,6 +56,11 @@ MOST_FRAMES, MOST_ROWS = 400, 10_000
     "--seed", default=0, show_default=True, help="Of initial velocities and random forces."
 )
 @click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    help="Run every structure of the file, so many times each, in one batch: .h5md only.",
+)
+@click.option(
     "--engine",
     type=click.Choice(["attncalc", "ase"]),
     help="Whose integrators. Default: attncalc's; npt is ASE's.",
@@ -69,12 +75,13 @@ MOST_FRAMES, MOST_ROWS = 400, 10_000
     metavar="RUN.h5md",
     help="Go on with a run that was stopped, up to its number of steps, or to --steps.",
 )
+@output_options
 @click.pass_context
 @one_line_errors
 def md(
-    context, structure, model, device, dtype, threads, resume, engine, output, **options
+    context, structure, model, device, dtype, threads, resume, replicas, engine, output, **options
 ) -> None:
-    """Molecular dynamics of one structure, the last of a file.
+    """Molecular dynamics of one structure, the last of a file, or of all with --replicas.
 
     Writes the trajectory, a log (.csv), a picture (.png) and, beside an .h5md, a checkpoint (.ckpt)
     of the same name. Velocities (momenta) in the file are kept; otherwise they are drawn at
@@ -91,7 +98,9 @@ def md(
         return
     if structure is None or model is None:
         raise click.UsageError("a STRUCTURE and a --model are needed (or --resume RUN.h5md)")
-    settings = Settings(n_steps=options.pop("steps"), **options)
+    timestep, friction = options.pop("timestep") * units.fs, options.pop("friction") / units.fs
+    n_steps = options.pop("steps")
+    settings = Settings(n_steps=n_steps, timestep=timestep, friction=friction, **options)
     for name, ensemble in ENSEMBLE_OF.items():
         if _typed(context, name) and ensemble != settings.ensemble:
             raise ValueError(
@@ -101,6 +110,8 @@ def md(
     by_ase = engine == "ase" or settings.ensemble == "npt"
     if engine == "attncalc" and by_ase:
         raise ValueError("npt runs with ASE's integrators only: leave --engine away")
+    if by_ase and replicas is not None:
+        raise ValueError("--replicas are run by attncalc's integrators: leave --engine ase away")
     source = existing_file(structure)
     target = Path(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
     _new_file(target, target)
@@ -111,15 +122,22 @@ def md(
         raise ValueError(f"{target.name}: a {kind} must end in {listed}")
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
-    (atoms,) = read_structures(structure, index="-1")
-    set_threads(threads, [atoms])
+    found = read_structures(structure, index="-1" if replicas is None else ":")
+    structures = [atoms for atoms in found for _ in range(replicas or 1)]
+    atoms = structures[0]
+    set_threads(threads, structures)
     calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
-    require_known(calculator.potential, [atoms])
+    require_known(calculator.potential, found)
     if atoms.get_momenta().any():
         temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
-        click.echo(f"velocities of the file are kept (T = {temperature:.0f} K)")
+        say(f"velocities of the file are kept (T = {temperature:.0f} K)")
     what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
-    picture = _Picture(target, settings, ", ".join(what), _degrees_of_freedom(atoms, settings))
+    batch = f" (system 0 of {len(structures)})" if len(structures) > 1 else ""
+    title = ", ".join(what) + batch
+    n_dof = _degrees_of_freedom(atoms, settings)
+    picture = _Picture(target, settings, title, n_dof, len(structures))
+    if overwrites():
+        _remove_outputs(target)
     if by_ase:
         atoms.calc = calculator
         atoms.get_potential_energy()  # loops are compiled before a bar counts the time
@@ -137,9 +155,18 @@ def md(
             "n_dof": picture.n_dof,
         }
         with _running(settings, target, picture) as progress:
-            summary = run_structure(atoms, force, settings, target, info=info, progress=progress)
+            summary = run_structures(
+                structures, force, settings, target, info=info, progress=progress
+            )
         n_lists = force.neighbors.n_rebuilds
-    _report(target, summary, f"{n_lists} neighbour lists in {settings.n_steps} steps")
+    _report(picture, summary, f"{n_lists} neighbour lists in {settings.n_steps} steps")
+
+
+def _remove_outputs(target: Path) -> None:
+    """Remove what an earlier run of this name has left, unless it still goes on."""
+    with Claim(target):
+        for ending in (target.suffix, ".csv", ".ckpt", ".png"):
+            target.with_suffix(ending).unlink(missing_ok=True)
 
 
 def _resume(
@@ -151,40 +178,42 @@ def _resume(
     steps: int,
 ) -> None:
     """Go on with a run by its checkpoint."""
-    if others := sorted(set(given) - {"resume", "device", "threads", "steps"}):
+    allowed = {"resume", "device", "threads", "steps", "quiet", "json"}
+    if others := sorted(set(given) - allowed):
         listed = ", ".join(f"--{name}" if name != "structure" else "STRUCTURE" for name in others)
         raise ValueError(f"--resume takes everything from the run itself: leave {listed} away")
     restart, settings = read_restart(target)
     info, done = restart.info, restart.state.step
     if "steps" in given:
         settings = replace(settings, n_steps=steps)
+    n_systems = restart.state.system.n_systems
+    picture = _Picture(target, settings, info["title"], info["n_dof"], n_systems)
     if done >= settings.n_steps:
         mend_files(restart, settings, target)
-        click.echo(f"{target}: {done} steps are done; --steps N goes on to N")
+        say(f"{target}: {done} steps are done; --steps N goes on to N")
         if not target.with_suffix(".png").exists():  # killed between the last step and the picture
-            _Picture(target, settings, info["title"], info["n_dof"]).draw()
+            picture.draw()
         return
-    (atoms,) = restart.state.system.to_ase()
+    structures = restart.state.system.to_ase()
     threads = info.get("threads") if threads is None else threads  # other numbers, other bits
-    set_threads(threads, [atoms])
+    set_threads(threads, structures)
     if model_file.checksum(info["model"]) != info["checksum"]:
         raise ValueError(
             f"{info['model']}: not the model that the run began with: a trajectory has one model"
         )
     calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"], threads=threads)
-    click.echo(f"{target}: going on at step {done} of {settings.n_steps}")
-    picture = _Picture(target, settings, info["title"], info["n_dof"])
+    say(f"{target}: going on at step {done} of {settings.n_steps}")
     force = Forces(calculator.potential)
     with _running(settings, target, picture, done=done) as progress:
-        summary = resume_structure(restart, force, settings, target, progress=progress)
+        summary = resume_structures(restart, force, settings, target, progress=progress)
     n_lists, n_steps = force.neighbors.n_rebuilds, settings.n_steps - done
-    _report(target, summary, f"{n_lists} neighbour lists in {n_steps} steps")
+    _report(picture, summary, f"{n_lists} neighbour lists in {n_steps} steps")
 
 
 def _new_file(path: Path, target: Path) -> None:
     """Refuse what exists; where it belongs to a run that can go on, say so."""
     try:
-        new_file(path)
+        output_file(path)
     except FileExistsError as error:
         if target.suffix == ".h5md" and target.with_suffix(".ckpt").exists():
             raise FileExistsError(f"{error} (or go on with --resume {target})") from None
@@ -213,17 +242,20 @@ class _Picture:
         settings: of the run.
         title: of the picture.
         n_dof: degrees of freedom that temperature counts.
+        n_systems: of the batch, the first of which is drawn.
     """
 
     target: Path
     settings: Settings
     title: str
     n_dof: int
+    n_systems: int = 1
 
     def draw(self) -> None:
         """Some of the frames, the last of them the very last."""
         log = self.target.with_suffix(".csv")
-        rows, n_frames = read_log(log, at_most=MOST_ROWS), count_rows(log)
+        rows = read_log(log, at_most=MOST_ROWS, n_systems=self.n_systems)
+        n_frames = count_rows(log) // self.n_systems
         stride = -(-n_frames // MOST_FRAMES)
         frames = read_structures(str(self.target), index=f"{(n_frames - 1) % stride}::{stride}")
         figure = plots.md_summary(
@@ -248,7 +280,7 @@ def _running(
 
         def progress(steps: int, status: str) -> None:
             rate = bar.format_dict["rate"] or 0.0
-            ns_per_day = rate * settings.timestep * 86400 * 1e-6
+            ns_per_day = rate * settings.timestep / units.fs * 86400 * 1e-6
             bar.set_postfix_str(f"{ns_per_day:.2f} ns/day, {status}", refresh=False)
             bar.update(steps)
 
@@ -283,12 +315,31 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(target: Path, summary: LogSummary, lists: str) -> None:
+def _report(picture: _Picture, summary: LogSummary, lists: str) -> None:
     """What a finished run says."""
-    wrote = ", ".join(str(target.with_suffix(ending)) for ending in (".csv", ".png"))
-    click.echo(f"wrote {target} ({summary.n_rows} frames), {wrote}; {lists}")
+    target, n_frames = picture.target, summary.n_rows // picture.n_systems
+    others = [str(target.with_suffix(ending)) for ending in (".csv", ".png")]
+    of_each = f" of {picture.n_systems} systems" if picture.n_systems > 1 else ""
+    say(f"wrote {target} ({n_frames} frames{of_each}), {', '.join(others)}; {lists}")
     if (widest := summary.widest) is not None:
-        click.echo(
+        say(
             f"largest spread of the committee on a force: {widest[SPREAD]:.3f} eV/Å, at "
             f"{widest['time_fs']:.1f} fs"
         )
+    report_json(
+        {
+            "trajectory": str(target),
+            "log": others[0],
+            "picture": others[1],
+            "steps": picture.settings.n_steps,
+            "frames": n_frames,
+            "systems": picture.n_systems,
+            "last": _plain(summary.last),
+            "largest_spread": _plain(widest),
+        }
+    )
+
+
+def _plain(row: dict[str, float] | None) -> dict[str, float | None] | None:
+    """A line of the log for JSON, which knows no NaN."""
+    return None if row is None else {k: v if v == v else None for k, v in row.items()}

@@ -30,6 +30,7 @@ from attncalc.md.forces import Forces, forces_of
 from attncalc.md.moves import kick_drift, kick_drift_shake_drift
 from attncalc.md.noise import LOW_32_BITS, normal_noise
 from attncalc.md.state import MDState
+from attncalc.md.time_unit import check_timestep
 from attncalc.md.velocities import Thermometer, runaway
 from attncalc.nn.options import positive, whole_number
 from attncalc.potential import Potential, Result
@@ -99,13 +100,13 @@ class Verlet:
         timestep: ASE time units (0.5 * ase.units.fs).
 
     Raises:
-        ValueError: the timestep is not positive and finite.
+        ValueError: the timestep is not positive and finite, or not in ASE's unit.
     """
 
     timestep: float
 
     def __post_init__(self) -> None:
-        positive("timestep", self.timestep)
+        check_timestep(self.timestep)
 
     def init(
         self,
@@ -149,7 +150,7 @@ class Langevin:
         friction: 1 / ASE time (0.01 / ase.units.fs).
 
     Raises:
-        ValueError: a number is not positive and finite.
+        ValueError: a number is not positive and finite, or the timestep not in ASE's unit.
     """
 
     timestep: float
@@ -157,7 +158,7 @@ class Langevin:
     friction: float
 
     def __post_init__(self) -> None:
-        positive("timestep", self.timestep)
+        check_timestep(self.timestep)
         positive("friction", self.friction)
         temperatures = np.asarray(self.temperature)  # a tensor, an array, a list ...
         if temperatures.dtype.kind not in "iuf" or not temperatures.size:
@@ -307,7 +308,7 @@ def _drawn(
 
 def _check_momenta(momenta: Tensor, masses: Tensor) -> None:
     energies = 0.5 * (momenta * momenta).sum(1) / masses
-    wrong = ~(energies <= LARGEST_KINETIC_ENERGY)  # NaN is not less than anything
+    wrong = energies > LARGEST_KINETIC_ENERGY  # what is not finite is found by `run`
     if wrong.any():
         first = int(wrong.nonzero()[0])
         raise ValueError(

@@ -1,4 +1,4 @@
-"""One structure, one run, and the files that lie beside each other: what `attncalc md` does.
+"""One run, of one structure or a batch, and the files beside each other: what `attncalc md` does.
 
 run.h5md    trajectory (or run.xyz, run.traj: these cannot be resumed)
 run.csv     log
@@ -7,11 +7,11 @@ run.ckpt    checkpoint, beside an .h5md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -43,8 +43,8 @@ RESUMED_FROM = "a run is resumed from its .h5md and .ckpt"
 Progress = Callable[[int, str], None]
 
 
-def run_structure(
-    atoms: Atoms,
+def run_structures(
+    structures: Sequence[Atoms],
     force: Forces,
     settings: Settings,
     trajectory: Path,
@@ -52,16 +52,16 @@ def run_structure(
     info: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> LogSummary:
-    """Start a run from a structure.
+    """Start a run of one structure, or of several in a batch.
 
-    Velocities (momenta) of the structure are kept; otherwise they are drawn. Atoms that
+    Velocities (momenta) of the structures are kept; otherwise they are drawn. Atoms that
     `ase.constraints.FixAtoms` holds stay.
 
     Args:
-        atoms: the structure.
+        structures: of the batch; each has random numbers of its own.
         force: of the model.
         settings: "nve" or "nvt".
-        trajectory: new file, .h5md, .xyz, .extxyz or .traj.
+        trajectory: new file, .h5md, or of one structure .xyz, .extxyz or .traj.
         info: remembered in the checkpoint, with the settings.
         progress: called with the number of steps since the last call, and a status line.
 
@@ -71,32 +71,34 @@ def run_structure(
     Raises:
         FileExistsError: a file exists.
         NoSpaceLeft: the disk is full; says how to go on. A run that could not begin leaves nothing.
-        ValueError: the ensemble is another one, or a constraint.
+        ValueError: the ensemble is another one, or a constraint; only some of the structures have
+            velocities; or the file can hold but one.
         FloatingPointError: the run exploded; the last sane frame is the last of the trajectory. Or
             the first state is no sane one, and nothing is written.
         KeyboardInterrupt: Ctrl-C; says what is done.
     """
     endings = (trajectory.suffix, ".csv", ".ckpt")
     refuse_existing(*(trajectory.with_suffix(ending) for ending in endings))
+    if len(structures) > 1 and trajectory.suffix != ".h5md":
+        raise ValueError(f"{trajectory.name}: several structures need a trajectory in .h5md")
     integrator = _integrator(settings)
-    momenta = torch.from_numpy(atoms.get_momenta())
-    system = System.from_ase(atoms)
+    system = System.from_ase(structures)
     options: dict[str, Any] = {
         "seed": settings.seed,
-        "momenta": momenta if momenta.any() else None,
-        "masses": torch.from_numpy(atoms.get_masses()),
-        "fixed": fixed_atoms(atoms),
+        "momenta": _momenta(structures),
+        "masses": torch.from_numpy(np.concatenate([one.get_masses() for one in structures])),
+        "fixed": _fixed(structures),
     }
     if isinstance(integrator, Verlet):
         options["temperature"] = settings.temperature
     writer: Callback = (
         H5MDWriter(trajectory, every=settings.every)
         if trajectory.suffix == ".h5md"
-        else FrameWriter(trajectory, atoms, every=settings.every)
+        else FrameWriter(trajectory, structures[0], every=settings.every)
     )
     callbacks = [writer, log := _log(trajectory, settings)]
     if trajectory.suffix == ".h5md":
-        remembered = {**info, "settings": asdict(settings)}
+        remembered = {**info, "settings": settings.stored()}
         callbacks.append(_checkpoint(trajectory, settings, remembered))
     state = integrator.init(force, system, **options)
     hottest = float(state.temperature.max())
@@ -140,7 +142,7 @@ def _checked(restart: Restart) -> Settings:
     Raises:
         TypeError, ValueError: something is missing, of another kind or out of range.
     """
-    settings, info = Settings(**restart.info["settings"]), restart.info
+    settings, info = Settings.from_stored(restart.info["settings"]), restart.info
     n_dof, threads, dtype = info.get("n_dof"), info.get("threads"), info.get("dtype")
     for name in ("model", "checksum", "title"):
         if not isinstance(info.get(name), str):
@@ -151,14 +153,12 @@ def _checked(restart: Restart) -> Settings:
         raise ValueError(f"threads must be an integer from 1 to {MOST_THREADS}, got {threads!r}")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if restart.state.system.n_systems != 1:
-        raise ValueError(f"it holds {restart.state.system.n_systems} systems, not one")
     if restart.integrator != _integrator(settings):
         raise ValueError("its settings are not those of its integrator")
     return settings
 
 
-def resume_structure(
+def resume_structures(
     restart: Restart,
     force: Forces,
     settings: Settings,
@@ -176,18 +176,18 @@ def resume_structure(
         force: of the same model.
         settings: of the run; `n_steps` may have grown.
         trajectory: of the run.
-        progress: see `run_structure`.
+        progress: see `run_structures`.
 
     Returns:
-        As `run_structure`, from the beginning of the run.
+        As `run_structures`, from the beginning of the run.
 
     Raises:
         FileNotFoundError, ValueError: the files do not belong together.
-        FloatingPointError, KeyboardInterrupt, NoSpaceLeft: see `run_structure`.
+        FloatingPointError, KeyboardInterrupt, NoSpaceLeft: see `run_structures`.
     """
     integrator, state, info = restart
     log = _log(trajectory, settings)
-    remembered = {**info, "settings": asdict(settings)}
+    remembered = {**info, "settings": settings.stored()}
     callbacks: list[Callback] = [
         H5MDWriter(trajectory, every=settings.every),
         log,
@@ -232,7 +232,7 @@ def _run(
     resumed: bool,
 ) -> None:
     if progress is not None:
-        callbacks = [*callbacks, _Progress(progress, log, every=settings.every)]
+        callbacks = [*callbacks, _Progress(progress, every=settings.every)]
     try:
         n_steps = max(settings.n_steps - state.step, 0)
         run(integrator, force, state, n_steps, callbacks=callbacks, resumed=resumed)
@@ -249,7 +249,7 @@ def _run(
     except KeyboardInterrupt:
         if (last := log.summary.last) is None:
             raise
-        done = round(last["time_fs"] / settings.timestep)
+        done = round(last["time_fs"] * units.fs / settings.timestep)
         raise KeyboardInterrupt(
             f"{done} of {settings.n_steps} steps are done; {trajectory.name} holds them to "
             f"{last['time_fs']:.1f} fs"
@@ -267,11 +267,10 @@ def _advice(trajectory: Path, summary: LogSummary) -> str:
 
 
 def _integrator(settings: Settings) -> Integrator:
-    timestep = settings.timestep * units.fs
     if settings.ensemble == "nve":
-        return Verlet(timestep)
+        return Verlet(settings.timestep)
     if settings.ensemble == "nvt":
-        return Langevin(timestep, settings.temperature, settings.friction / units.fs)
+        return Langevin(settings.timestep, settings.temperature, settings.friction)
     raise ValueError(f"ensemble {settings.ensemble!r} runs through ASE only")
 
 
@@ -289,6 +288,29 @@ def _checkpoint(trajectory: Path, settings: Settings, info: Mapping[str, Any]) -
         every=settings.every,
         seconds=SECONDS_BETWEEN_CHECKPOINTS,
         info=info,
+    )
+
+
+def _momenta(structures: Sequence[Atoms]) -> Tensor | None:
+    """[n_atoms, 3] of all structures; None where none has any."""
+    momenta = [atoms.get_momenta() for atoms in structures]
+    have = [bool(values.any()) for values in momenta]
+    if any(have) and not all(have):
+        raise ValueError(
+            f"structure {have.index(False)} has no velocities and others have: give them to all "
+            "or none"
+        )
+    return torch.from_numpy(np.concatenate(momenta)) if all(have) else None
+
+
+def _fixed(structures: Sequence[Atoms]) -> Tensor | None:
+    """[n_atoms], bool, of all structures; None where no atom is."""
+    masks = [fixed_atoms(atoms) for atoms in structures]
+    if all(mask is None for mask in masks):
+        return None
+    free = [torch.zeros(len(atoms), dtype=torch.bool) for atoms in structures]
+    return torch.cat(
+        [none if mask is None else mask for mask, none in zip(masks, free, strict=True)]
     )
 
 
@@ -372,8 +394,8 @@ class FrameWriter:
 class _Progress:
     """Tells how far a run is."""
 
-    def __init__(self, tell: Progress, log: Log, *, every: int) -> None:
-        self.every, self._tell, self._log, self._told = every, tell, log, 0
+    def __init__(self, tell: Progress, *, every: int) -> None:
+        self.every, self._tell, self._told = every, tell, 0
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         del integrator
@@ -383,12 +405,10 @@ class _Progress:
         self.begin(state, integrator)
 
     def __call__(self, state: MDState) -> None:
-        last = self._log.summary.last
-        assert last is not None  # the log stands before it
-        self._tell(
-            state.step - self._told,
-            f"T {last['temperature_K']:.0f} K, E {last['total_eV']:.4f} eV",
-        )
+        kelvin = float(state.temperature.mean())
+        total = float((state.energy + state.kinetic_energy).mean())
+        spread = "" if state.spread is None else f", spread {float(state.spread.max()):.3f} eV/Å"
+        self._tell(state.step - self._told, f"T {kelvin:.0f} K, E {total:.4f} eV{spread}")
         self._told = state.step
 
     def flush(self) -> None:

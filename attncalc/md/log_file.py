@@ -143,12 +143,16 @@ def count_rows(path: str | Path) -> int:
         return max(sum(block.count(b"\n") for block in blocks) - 1, 0)
 
 
-def read_log(path: str | Path, *, at_most: int | None = None) -> list[Row]:
+def read_log(
+    path: str | Path, *, at_most: int | None = None, system: int = 0, n_systems: int = 1
+) -> list[Row]:
     """Lines of a log, or some of them at equal distances, the very last always among them.
 
     Args:
         path: file, by `Log` or `run_with_ase`.
         at_most: so many lines; None reads all.
+        system: which one of a batch.
+        n_systems: of the batch; 1 reads the lines of all.
 
     Returns:
         A dictionary for every line, by column.
@@ -157,11 +161,12 @@ def read_log(path: str | Path, *, at_most: int | None = None) -> list[Row]:
         FileNotFoundError: there is no such file.
         ValueError: a line is no line of numbers.
     """
-    n_rows = 0 if at_most is None else count_rows(path)
-    stride = 1 if at_most is None else max(1, -(-n_rows // at_most))
+    n_times = 0 if at_most is None else count_rows(path) // n_systems
+    stride = 1 if at_most is None else max(1, -(-n_times // at_most))
+    first = max(n_times - 1, 0) % stride * n_systems + system
     with open(path, newline="") as file:
         header = file.readline().strip().split(",")
-        chosen = csv.reader(islice(file, max(n_rows - 1, 0) % stride, None, stride))
+        chosen = csv.reader(islice(file, first, None, stride * n_systems))
         try:
             return [dict(zip(header, map(float, row), strict=True)) for row in chosen]
         except ValueError as error:

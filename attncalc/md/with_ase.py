@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,6 +25,7 @@ from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_exist
 from attncalc.hdf5_writing import WritableFile
 from attncalc.md.log_file import COLUMNS, SPREAD, LogSummary, line
 from attncalc.md.noise import LOW_32_BITS
+from attncalc.md.time_unit import check_timestep
 from attncalc.md.velocities import MOST_STEPS, Thermometer, runaway
 from attncalc.nn.options import whole_number
 from attncalc.signals import finished_before_ctrl_c
@@ -44,9 +45,9 @@ class Settings:
         ensemble: "nve" (velocity Verlet), "nvt" (Langevin, BAOAB) or "npt" (isotropic
             Martyna-Tobias-Klein barostat).
         n_steps: of the integrator.
-        timestep: fs.
+        timestep: ASE time units (0.5 * ase.units.fs).
         temperature: K; in "nve" that of the initial velocities, unless the atoms have some.
-        friction: 1/fs, of Langevin dynamics.
+        friction: 1 / ASE time (0.01 / ase.units.fs), of Langevin dynamics.
         pressure: GPa, of "npt".
         every: steps between frames of the trajectory and rows of the log.
         seed: of initial velocities and random forces; 0 .. 2^32 - 1.
@@ -57,12 +58,31 @@ class Settings:
 
     ensemble: str = "nvt"
     n_steps: int = 1000
-    timestep: float = 0.5
+    timestep: float = 0.5 * units.fs
     temperature: float = 300.0
-    friction: float = 0.01
+    friction: float = 0.01 / units.fs
     pressure: float = 0.0
     every: int = 10
     seed: int = 0
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Settings:
+        """The settings that `stored` has made, or version 0.1, which counted time in fs.
+
+        Raises:
+            TypeError, ValueError: they are not such settings.
+        """
+        options = dict(stored)
+        if options.pop("time", "fs") == "fs":
+            if isinstance(options.get("timestep"), int | float):
+                options["timestep"] = options["timestep"] * units.fs
+            if isinstance(options.get("friction"), int | float):
+                options["friction"] = options["friction"] / units.fs
+        return cls(**options)
+
+    def stored(self) -> dict[str, Any]:
+        """All of them, for a JSON file."""
+        return {**asdict(self), "time": "ASE"}
 
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES:
@@ -74,7 +94,8 @@ class Settings:
         # as much as the noise of our own integrators takes, so that a seed is one for both
         if not is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
             raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
-        for name in ("timestep", "temperature", "friction"):
+        check_timestep(self.timestep)
+        for name in ("temperature", "friction"):
             if not _is_finite(value := getattr(self, name)) or value <= 0:
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
         if not _is_finite(self.pressure):
@@ -199,7 +220,7 @@ def _advising(trajectory: Path, summary: LogSummary) -> Iterator[None]:
 
 
 def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> MolecularDynamics:
-    timestep = settings.timestep * units.fs
+    timestep = settings.timestep
     if settings.ensemble == "nve":
         return VelocityVerlet(atoms, timestep)
     if settings.ensemble == "nvt":
@@ -207,7 +228,7 @@ def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> M
             atoms,
             timestep,
             temperature_K=settings.temperature,
-            T_tau=units.fs / settings.friction,
+            T_tau=1 / settings.friction,
             rng=rng,
         )
     if atoms.cell.rank < 3 or not atoms.pbc.all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, attncalc, fails, files, succeeds, wait_until
 
 from attncalc import AttnCalculator
 from attncalc.cli import md as module
+from attncalc.files import Claim
 from attncalc.md import Forces, Langevin, load_checkpoint, read_h5md
 from attncalc.md.checkpoint import save_checkpoint
 
@@ -407,7 +410,7 @@ HOSTILE = (
     ({"settings": {"seed": -1}}, "seed must be an integer from 0 to 2^32 - 1, got -1"),
     ({"settings": {"ensemble": "npt"}}, "runs through ASE only"),
     ({"settings": {"ensemble": ["nve"]}}, "ensemble must be"),
-    ({"settings": {"timestep": "1"}}, "timestep must be positive and finite"),
+    ({"settings": {"timestep": "1"}}, "timestep must be a number, got '1'"),
     ({"settings": {"wrong": 1}}, "unexpected keyword argument 'wrong'"),
 )
 
@@ -488,3 +491,37 @@ def test_md_that_is_done_gets_its_log_and_picture_back(steps: int, copper_file: 
         assert done.exit_code == 0, done.output
         assert Path("run.csv").read_bytes() == log
         assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
+
+
+def test_md_of_replicas_is_one_batch(copper_file: str) -> None:
+    """Every structure of the file, so many times; each replica goes its own way."""
+    frames = [*read(copper_file, ":"), bulk("Cu", cubic=True)]
+    write("two.xyz", frames)
+    run = ("md", "two.xyz", "--model", COPPER, "--replicas", 3, "--every", 5)
+    said = succeeds(*run, "--steps", 20, "-o", "run.h5md")
+    assert "5 frames of 6 systems" in said
+    ends = [read_h5md("run.h5md", -1, system=k)[0] for k in range(6)]
+    assert [len(atoms) for atoms in ends] == 3 * [len(frames[0])] + 3 * [4]
+    assert len({atoms.positions.tobytes() for atoms in ends}) == 6
+    assert Path("run.png").stat().st_size > 10_000
+    succeeds(*run, "--steps", 10, "-o", "part.h5md")
+    succeeds("md", "--resume", "part.h5md", "--steps", 20)
+    for k in range(6):
+        assert np.array_equal(read_h5md("part.h5md", -1, system=k)[0].positions, ends[k].positions)
+    assert Path("part.csv").read_bytes() == Path("run.csv").read_bytes()
+    said = fails(*run, "-o", "other.xyz")
+    assert "other.xyz: several structures need a trajectory in .h5md" in said
+    assert "--replicas are run by attncalc's integrators" in fails(*run, "--engine", "ase")
+
+
+def test_md_as_json_quietly_and_over_an_older_run(copper_file: str) -> None:
+    run = ("md", copper_file, "--model", COPPER, "--steps", 10, "--every", 5, "-o", "run.h5md")
+    found = json.loads(attncalc(*run, "--json").stdout)
+    assert found["frames"] == 3
+    assert found["last"]["time_fs"] == pytest.approx(5.0)
+    assert "run.h5md exists" in fails(*run)
+    assert succeeds(*run, "--overwrite", "--quiet") == ""
+    assert found["frames"] == len(read_h5md("run.h5md"))
+    with Claim(Path("run.h5md")):
+        assert "another run is still writing it" in fails(*run, "--overwrite")
+    assert Path("run.ckpt").exists()

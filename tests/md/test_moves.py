@@ -59,6 +59,6 @@ def test_what_is_below_the_limit_with_all_motion_is_so_without() -> None:
     crystal = bulk("Cu", cubic=True)
     momenta = torch.tensor([3.0, 0.0, 1.0]) + torch.randn(4, 3, generator=torch.manual_seed(0))
     potential = load(__file__.replace("md/test_moves.py", "models/cu-emt.safetensors"))
-    verlet = md.Verlet(1.0)
+    verlet = md.Verlet(FS)
     state = verlet.init(potential, System.from_ase(crystal), momenta=momenta)
     assert state.temperature_of_all_motion > 1.2 * state.temperature

@@ -86,7 +86,7 @@ def log_of(trajectory: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", ["run.xyz", "run.extxyz", "run.traj"])
 def test_what_lies_on_disk(name: str, tmp_path: Path, calculator: AttnCalculator) -> None:
     atoms = water(calculator)
-    settings = Settings("nve", n_steps=25, every=10, timestep=0.5)
+    settings = Settings("nve", n_steps=25, every=10, timestep=0.5 * units.fs)
     rows = run_and_read(atoms, settings, tmp_path / name)
     frames = read(tmp_path / name, ":")
     assert len(frames) == len(rows) == 4  # steps 0, 10, 20 and the last
@@ -235,7 +235,7 @@ def test_initial_velocities(tmp_path: Path, calculator: AttnCalculator) -> None:
     """Drawn without net momentum and, for a molecule, without rotation; kept if there are some."""
     atoms = molecule("C6H6")
     atoms.calc = calculator
-    settings = Settings("nve", n_steps=1, every=1, timestep=1e-6)
+    settings = Settings("nve", n_steps=1, every=1, timestep=1e-6 * units.fs)
     run_with_ase(atoms, settings, tmp_path / "a.xyz")
     assert np.abs(atoms.get_momenta().sum(axis=0)).max() < 1e-8
     assert np.abs(atoms.get_angular_momentum()).max() < 1e-8
@@ -269,7 +269,7 @@ def test_nve_of_water_starts_warm(tmp_path: Path, calculator: AttnCalculator) ->
 def test_every_ensemble_runs(ensemble: str, tmp_path: Path, copper: AttnCalculator) -> None:
     atoms = crystal(copper)
     start = atoms.positions.copy()
-    settings = Settings(ensemble, n_steps=20, every=5, timestep=2.0, pressure=1.0)
+    settings = Settings(ensemble, n_steps=20, every=5, timestep=2.0 * units.fs, pressure=1.0)
     rows = run_and_read(atoms, settings, tmp_path / "a.xyz")
     assert len(rows) == 5
     assert np.abs(atoms.positions - start).max() > 0.01
@@ -288,7 +288,9 @@ def test_npt_is_ase_s_barostat_in_gpa(
     start.set_momenta(momenta - momenta.mean(axis=0))
     atoms, expected = start.copy(), start.copy()
     atoms.calc = expected.calc = copper
-    settings = Settings("npt", n_steps=30, timestep=2.0, temperature=400, pressure=pressure)
+    settings = Settings(
+        "npt", n_steps=30, timestep=2.0 * units.fs, temperature=400, pressure=pressure
+    )
     run_with_ase(atoms, settings, tmp_path / "a.xyz")
     IsotropicMTKNPT(
         expected,
@@ -321,7 +323,9 @@ def test_langevin_s_friction_is_per_femtosecond(tmp_path: Path, copper: AttnCalc
     atoms.calc = copper
     thermal = np.sqrt(atoms.get_masses()[0] * units.kB * 300)
     atoms.set_momenta(np.tile([5 * thermal, 0, 0], (400, 1)))
-    settings = Settings("nvt", n_steps=100, every=100, timestep=0.5, friction=0.02)
+    settings = Settings(
+        "nvt", n_steps=100, every=100, timestep=0.5 * units.fs, friction=0.02 / units.fs
+    )
     run_with_ase(atoms, settings, tmp_path / "a.xyz")
     decayed = 5 * np.exp(-0.02 * 50)
     # four standard errors of a mean over 400 atoms
@@ -339,8 +343,9 @@ def test_langevin_s_friction_is_per_femtosecond(tmp_path: Path, copper: AttnCalc
         ({"seed": -1}, r"seed must be an integer from 0 to 2\^32 - 1, got -1"),
         ({"seed": 0.5}, r"seed must be an integer from 0 to 2\^32 - 1, got 0.5"),
         ({"seed": 2**32}, r"seed must be an integer from 0 to 2\^32 - 1, got 4294967296"),
-        ({"timestep": -0.5}, "timestep must be positive and finite, got -0.5"),
-        ({"timestep": "1"}, "timestep must be positive and finite, got '1'"),
+        ({"timestep": -0.5}, "timestep must be positive, got -0.5"),
+        ({"timestep": "1"}, "timestep must be a number, got '1'"),
+        ({"timestep": 0.5}, r"timestep 0.5 is 5.09 fs: times are in ASE's unit, write 0.5 \* ase"),
         ({"temperature": float("nan")}, "temperature must be positive and finite, got nan"),
         ({"temperature": float("inf")}, "temperature must be positive and finite, got inf"),
         ({"friction": 0.0}, "friction must be positive and finite, got 0.0"),
@@ -354,7 +359,7 @@ def test_impossible_settings(options: dict, message: str) -> None:
 
 
 def test_settings_take_numpy_s_numbers() -> None:
-    Settings(n_steps=np.int64(5), seed=np.uint32(2**32 - 1), timestep=np.float32(0.5), pressure=-1)
+    Settings(n_steps=np.int64(5), seed=np.uint32(2**32 - 1), timestep=np.float32(0.05), pressure=-1)
 
 
 # ----------------------------------------------------------------------------------- explosions
@@ -367,7 +372,7 @@ def test_a_timestep_that_is_far_too_long(
     """A thermostat would cool the debris between two frames: the guard looks at every step."""
     atoms = molecule("CH3CH2OH")
     atoms.calc = ethanol
-    settings = Settings(ensemble, n_steps=1000, timestep=20.0, every=50)
+    settings = Settings(ensemble, n_steps=1000, timestep=20.0 * units.fs, every=50)
     with pytest.raises(FloatingPointError, match=r"stopped at \d+\.0 fs: ") as error:
         run_with_ase(atoms, settings, tmp_path / "a.xyz")
     assert "the last sane frame is in a.xyz. Relax the structure first" in str(error.value)
@@ -403,3 +408,10 @@ def test_a_structure_that_is_impossible_from_the_start(tmp_path: Path, copper) -
     atoms = water(copper)
     with pytest.raises(ValueError, match="not trained on"):
         run_with_ase(atoms, Settings(n_steps=5), tmp_path / "a.xyz")
+
+
+def test_settings_of_version_0_1_counted_in_fs() -> None:
+    now = Settings("nvt", timestep=0.5 * units.fs, friction=0.02 / units.fs)
+    assert Settings.from_stored(now.stored()) == now
+    then = {"ensemble": "nvt", "timestep": 0.5, "friction": 0.02}
+    assert Settings.from_stored(then) == now

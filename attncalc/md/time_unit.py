@@ -1,0 +1,36 @@
+"""The unit of time of `attncalc.md`: ASE's, in which 1 fs is 0.0982."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from ase import units
+
+# what is no fs: so short a number that is as long as a timestep can be is one of another unit
+ROUND, DIGITS = 0.1, 3
+# fs: longer than any vibration takes
+LONGEST = 100.0
+
+
+def check_timestep(timestep: float) -> None:
+    """Refuse what cannot be a timestep in ASE's unit of time, and name the unit.
+
+    A product with `ase.units.fs` has no three decimals, and numbers such as 0.5 were meant in fs.
+
+    Raises:
+        ValueError: it is not positive and finite, or in another unit.
+    """
+    if isinstance(timestep, bool) or not isinstance(timestep, int | float | np.floating):
+        raise ValueError(f"timestep must be a number, got {timestep!r}")
+    if not math.isfinite(timestep):
+        raise ValueError(f"timestep must be finite, got {timestep}")
+    if timestep <= 0:
+        raise ValueError(f"timestep must be positive, got {timestep}")
+    in_fs = float(timestep) / units.fs
+    is_round = timestep >= ROUND and round(float(timestep), DIGITS) == float(timestep)
+    if is_round or in_fs > LONGEST:
+        raise ValueError(
+            f"timestep {timestep:g} is {in_fs:.3g} fs: times are in ASE's unit, write "
+            f"{timestep:g} * ase.units.fs for {timestep:g} fs"
+        )

@@ -21,7 +21,14 @@ COMMANDS = {
         "evaluate",
         "Errors of a model on labelled structures: per property, and forces per element.",
     ),
-    "md": ("md", "Molecular dynamics of one structure, the last of a file."),
+    "export": (
+        "export",
+        "Write the frames of an H5MD trajectory as extended XYZ, ASE's .traj or PDB.",
+    ),
+    "md": (
+        "md",
+        "Molecular dynamics of one structure, the last of a file, or of all with --replicas.",
+    ),
     "models": ("models", "List the models that come with attncalc: elements, data, errors."),
     "relax": ("relax", "Relax every structure of a file until no force exceeds --fmax."),
     "train": ("train", "Train a model by a recipe; a stopped run goes on where it was."),

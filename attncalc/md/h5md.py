@@ -16,8 +16,10 @@ atoms, which have one frame for all. What each holds, and its attribute `unit`:
 | observables: temperature                                 | one             | K                   |
 | fixed (bool; only where atoms are)                       | [n]             |                     |
 | observables: force_spread (only of a committee)          | one             | eV Angstrom-1       |
+| observables/dt: time between frames, of all systems      | one             | ps                  |
 
-These are units that MDAnalysis knows: it refuses forces in eV/Å.
+These are units that MDAnalysis knows: it refuses forces in eV/Å. It takes the time between frames
+from an observable called dt, in ps, and else for 1 ps. Files before version 0.2 have no dt.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ UNITS = {
 }
 OBSERVABLES = ("potential_energy", "kinetic_energy", "conserved", "temperature")
 FORCE_SPREAD = "force_spread"
+INTERVAL = "observables/dt"
 VECTORS = ("position", "velocity", "force")
 CREATOR = "attncalc"
 # of what all frames of a system share, in messages
@@ -77,6 +80,7 @@ class Frame(NamedTuple):
 
     step: int
     time: float  # fs
+    interval: float  # ps, to the next frame
     vectors: list[NDArray]  # [n_atoms, 3] each, as VECTORS
     edges: NDArray  # [n_systems, 3, 3]
     observables: list[NDArray]  # [n_systems] each, as OBSERVABLES, and FORCE_SPREAD if there is one
@@ -134,10 +138,14 @@ def system_names(n_systems: int) -> list[str]:
     return [f"system_{k:04d}" for k in range(n_systems)]
 
 
-def _columns(of_systems: Sequence[StoredSystem], frames: Sequence[Frame]) -> Iterator[NDArray]:
+def _columns(
+    of_systems: Sequence[StoredSystem], frames: Sequence[Frame], *, has_interval: bool
+) -> Iterator[NDArray]:
     """What frames add to the datasets of `growing`, [n_frames, ...] each."""
     yield np.array([frame.step for frame in frames])
     yield np.array([frame.time for frame in frames])
+    if has_interval:
+        yield np.array([frame.interval for frame in frames])
     vectors = [np.stack(arrays) for arrays in zip(*(f.vectors for f in frames), strict=True)]
     edges = np.stack([frame.edges for frame in frames])
     observables = [np.stack(a) for a in zip(*(f.observables for f in frames), strict=True)]
@@ -158,7 +166,10 @@ def create(file: h5py.File, of_systems: Sequence[StoredSystem], like: Frame, aut
     first = of_systems[0].paths[0]
     _grow(file.create_group(first), "step", np.int64(0))
     _grow(file[first], "time", np.float64(0)).attrs["unit"] = "fs"
-    _, _, *columns = _columns(of_systems, [like])
+    interval = file.create_group(INTERVAL)
+    interval["step"], interval["time"] = file[first]["step"], file[first]["time"]
+    _grow(interval, "value", np.float64(0)).attrs["unit"] = "ps"
+    _, _, *columns = _columns(of_systems, [like], has_interval=False)
     elements = [element for atoms in of_systems for element in atoms.paths]
     for element, column in zip(elements, columns, strict=True):
         group = file.require_group(element)
@@ -209,7 +220,7 @@ def append(file: h5py.File, of_systems: Sequence[StoredSystem], frames: Sequence
     frames = [frame for frame in frames if frame.step > last]
     if not frames:  # Ctrl-C came between writing and renaming
         return
-    columns = _columns(of_systems, frames)
+    columns = _columns(of_systems, frames, has_interval=INTERVAL in file)
     for dataset, column in zip(growing(file, of_systems), columns, strict=True):
         dataset.resize(n + len(frames), axis=0)
         dataset[n:] = column
@@ -219,6 +230,8 @@ def growing(file: h5py.File, of_systems: Sequence[StoredSystem]) -> Iterator[h5p
     """Steps, times, then all that has one value a frame."""
     first = file[of_systems[0].paths[0]]
     yield from (first["step"], first["time"])
+    if INTERVAL in file:
+        yield file[INTERVAL]["value"]
     for atoms in of_systems:
         yield from (file[f"{element}/value"] for element in atoms.paths)
 

@@ -70,9 +70,7 @@ def iread_h5md(
     with opened(path) as file:
         of_systems = described(file)
         if not 0 <= system < len(of_systems):
-            raise IndexError(
-                f"{name_of(path)} holds {len(of_systems)} systems, not number {system}"
-            )
+            raise _no_such_system(path, of_systems, system)
         atoms = of_systems[system]
         steps, times = clock(file, [atoms])
         try:
@@ -88,6 +86,29 @@ def iread_h5md(
             of_time = (_rows(steps, some), _rows(times, some))
             for step, time, *values in zip(*of_time, *columns, strict=True):
                 yield _to_ase(atoms, int(step), float(time), *values)
+
+
+def count_h5md(path: str | Path | BinaryIO, system: int = 0) -> int:
+    """Number of frames of a trajectory.
+
+    Args:
+        path: file, by name or open for binary reading.
+        system: which one of a batch.
+
+    Raises:
+        FileNotFoundError, IndexError, ValueError: as `read_h5md`.
+    """
+    with opened(path) as file:
+        of_systems = described(file)
+        if not 0 <= system < len(of_systems):
+            raise _no_such_system(path, of_systems, system)
+        return len(clock(file, [of_systems[system]])[0])
+
+
+def _no_such_system(
+    path: str | Path | BinaryIO, of_systems: list[StoredSystem], system: int
+) -> IndexError:
+    return IndexError(f"{name_of(path)} holds {len(of_systems)} systems, not number {system}")
 
 
 def _rows(dataset: h5py.Dataset, rows: range) -> NDArray:

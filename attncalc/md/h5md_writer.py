@@ -176,7 +176,7 @@ class H5MDWriter:
         newest = self._frames[-1].step if self._frames else self._step_on_disk
         if state.step == newest:
             return
-        frame = _frame(state, self._timestep)
+        frame = _frame(state, self._timestep, self.every)
         self._frames.append(frame)
         self._bytes_waiting += frame.nbytes
         if (
@@ -362,8 +362,8 @@ def _atoms_of(state: MDState) -> list[StoredSystem]:
     ]
 
 
-def _frame(state: MDState, timestep: float) -> Frame:
-    """A state; `timestep` in fs."""
+def _frame(state: MDState, timestep: float, every: int) -> Frame:
+    """A state, one of `every` so many; `timestep` in fs."""
     vectors = [
         _numbers(state.system.positions),
         _numbers(state.velocities) / VELOCITY,
@@ -374,6 +374,7 @@ def _frame(state: MDState, timestep: float) -> Frame:
     return Frame(
         step=state.step,
         time=state.step * timestep,
+        interval=1e-3 * every * timestep,
         vectors=vectors,
         edges=_numbers(state.system.cell),
         observables=[_numbers(value) for value in observables],

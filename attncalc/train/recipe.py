@@ -25,6 +25,15 @@ MOST_MEMBERS = 1000  # of a committee
 LONGEST_NAME = 200  # bytes; systems allow 255, and files of a run have endings
 
 
+# of what every recipe must say
+EXAMPLES = {
+    "name": "mine",
+    "data": "mydata.extxyz",
+    "split": "{sizes: [900, 50, rest]}",
+    "config": "{cutoff: 5.0}",
+}
+
+
 @dataclass(frozen=True)
 class Denoising:
     """How a training displaces atoms (DeNS, TMLR 2024).
@@ -306,7 +315,9 @@ class Recipe:
             _check_keys("recipe", content, [f.name for f in known])
             needed = [f.name for f in known if f.default is dataclasses.MISSING]
             if missing := [name for name in needed if name not in content]:
-                raise ValueError(f"missing {', '.join(map(repr, missing))}")
+                lines = ", ".join(f"`{name}: {EXAMPLES[name]}`" for name in missing)
+                names = ", ".join(map(repr, missing))
+                raise ValueError(f"missing {names}: write for instance {lines}")
             return cls(**content, folder=str(path.parent))
         except ValueError as error:
             remark = str(error).removeprefix("recipe: ")

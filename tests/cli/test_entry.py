@@ -20,6 +20,7 @@ COMMANDS = [
     ["md"],
     ["train"],
     ["eval"],
+    ["export"],
     ["verify"],
     ["models"],
     ["convert", "so3krates"],

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,6 +329,11 @@ def test_temperature_and_energy_are_those_ase_finds(tmp_path: Path):
 def test_mdanalysis(tmp_path: Path):
     mda = pytest.importorskip("MDAnalysis")
     path = write(tmp_path / "run.h5md", SALT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Reader has no dt information")
+        trajectory = mda.Universe.empty(2, trajectory=False).load_new(str(path)).trajectory
+        assert trajectory.dt == pytest.approx(0.005)  # ps
+        assert trajectory.totaltime == pytest.approx(0.020)
     universe = mda.Universe.empty(2, trajectory=False).load_new(str(path))
     assert len(universe.trajectory) == 5
     now, state = universe.trajectory[3], state_at(30, SALT)
@@ -336,6 +342,23 @@ def test_mdanalysis(tmp_path: Path):
     velocities = state.velocities * units.fs * 1000  # Å/ps
     np.testing.assert_allclose(now.velocities, velocities, rtol=1e-5)
     np.testing.assert_allclose(now.forces * units.kJ / units.mol, state.forces, rtol=1e-5)
+
+
+def test_time_between_frames(tmp_path: Path):
+    """Of a batch too; a file of before, which has none, goes on without."""
+    path = write(tmp_path / "two.h5md", ETHANOL, SALT)
+    with h5py.File(path, "r+") as file:
+        interval = file["observables/dt"]
+        np.testing.assert_allclose(interval["value"], 5 * [0.005])
+        assert interval["value"].attrs["unit"] == "ps"
+        del file["observables/dt"]
+    writer = H5MDWriter(path, every=10)
+    writer.resume(state_at(40, ETHANOL, SALT), HALF_FS)
+    writer(state_at(50, ETHANOL, SALT))
+    writer.end()
+    assert len(read_h5md(path, system=1)) == 6
+    with h5py.File(path, "r") as file:
+        assert "dt" not in file["observables"]
 
 
 # ------------------------------------------------------------------------------------- reading

@@ -232,9 +232,13 @@ def test_damaged_recipes(tmp_path):
 
 
 def test_a_missing_key_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"^a.yaml: missing 'config'$"):
+    with pytest.raises(
+        ValueError, match=r"^a.yaml: missing 'config': write .*`config: {cutoff: 5.0}`$"
+    ):
         Recipe.from_yaml(write(tmp_path, "name: a\ndata: a.npz\nsplit: {sizes: [1, 1]}\n"))
-    with pytest.raises(ValueError, match=r"^a.yaml: missing 'data', 'split', 'config'$"):
+    with pytest.raises(
+        ValueError, match=r"^a.yaml: missing 'data', 'split', 'config': write .*mydata"
+    ):
         Recipe.from_yaml(write(tmp_path, "name: a\n"))
 
 

@@ -1,0 +1,96 @@
+"""`attncalc export`: an H5MD trajectory as a file that other programs read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from io import StringIO
+from pathlib import Path
+
+import click
+from ase import Atoms
+from ase.io import write
+from ase.io.extxyz import write_extxyz
+from ase.io.trajectory import Trajectory
+
+from attncalc.cli.errors import one_line_errors
+from attncalc.cli.files import existing_file
+from attncalc.cli.output import output_file, output_options, report_json, say
+from attncalc.cli.progress import progress_bar
+from attncalc.files import replacing
+from attncalc.md.h5md_reader import count_h5md, iread_h5md
+
+
+@click.command()
+@click.argument("trajectory", metavar="RUN.h5md")
+@click.option("-o", "--output", required=True, help="New file: .xyz, .extxyz, .traj or .pdb.")
+@click.option(
+    "--system", type=click.IntRange(min=0), default=0, show_default=True, help="Of a batch."
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Take every n-th frame.",
+)
+@output_options
+@one_line_errors
+def export(trajectory, output, system, every) -> None:
+    """Write the frames of an H5MD trajectory as extended XYZ, ASE's .traj or PDB.
+
+    Extended XYZ and .traj keep cell, momenta, energy and forces; PDB keeps positions and the first
+    cell. Frames are read one after the other, however many there are.
+
+    Example: attncalc export run.h5md -o run.pdb --every 10
+    """
+    source, target = existing_file(trajectory), output_file(output)
+    writer = WRITERS.get(target.suffix)
+    if writer is None:
+        raise ValueError(f"{target.name}: the file must end in {', '.join(WRITERS)}")
+    try:
+        n_frames = -(-count_h5md(source, system) // every)
+    except IndexError as error:
+        raise ValueError(error) from None
+    with replacing(target) as new, progress_bar(n_frames, "frame") as bar:
+
+        def frames() -> Iterable[Atoms]:
+            for frame in iread_h5md(source, slice(None, None, every), system):
+                yield frame
+                bar.update(1)
+
+        writer(new, frames())
+    say(f"wrote {target} ({n_frames} frames)")
+    report_json({"output": str(target), "frames": n_frames, "system": system})
+
+
+def _write_xyz(path: Path, frames: Iterable[Atoms]) -> None:
+    with open(path, "w") as file:
+        for frame in frames:
+            write_extxyz(file, [frame])
+
+
+def _write_traj(path: Path, frames: Iterable[Atoms]) -> None:
+    with Trajectory(path, "w") as file:
+        for frame in frames:
+            file.write(frame)
+
+
+def _write_pdb(path: Path, frames: Iterable[Atoms]) -> None:
+    """A model for every frame; ASE writes all at once, or each as the first."""
+    with open(path, "w") as file:
+        for k, frame in enumerate(frames, start=1):
+            text = StringIO()
+            write(text, [frame], format="proteindatabank")
+            for line in text.getvalue().splitlines(keepends=True):
+                if line.startswith("MODEL"):
+                    file.write(f"MODEL     {k}\n")
+                elif k == 1 or not line.startswith("CRYST1"):
+                    file.write(line)
+
+
+WRITERS: dict[str, Callable[[Path, Iterable[Atoms]], None]] = {
+    ".xyz": _write_xyz,
+    ".extxyz": _write_xyz,
+    ".traj": _write_traj,
+    ".pdb": _write_pdb,
+}

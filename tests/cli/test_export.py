@@ -1,0 +1,72 @@
+"""attncalc export: the frames of a trajectory in other formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read, write
+from command_line import COPPER, attncalc, fails, files, labelled, succeeds
+
+from attncalc.md import read_h5md
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """Five frames of two systems."""
+    write("cu.extxyz", labelled(1))
+    succeeds(
+        *("md", "cu.extxyz", "--model", COPPER, "--replicas", 2, "--steps", 20, "--every", 5),
+        *("-o", "run.h5md", "--quiet"),
+    )
+    return "run.h5md"
+
+
+@pytest.mark.parametrize("name", ["out.xyz", "out.extxyz", "out.traj"])
+def test_export_keeps_what_ase_knows(name: str, run: str) -> None:
+    assert succeeds("export", run, "-o", name, "--system", 1) == f"wrote {name} (5 frames)\n"
+    expected = read_h5md(run, system=1)
+    for ours, theirs in zip(read(name, ":"), expected, strict=True):
+        np.testing.assert_allclose(ours.positions, theirs.positions, atol=1e-7)
+        np.testing.assert_allclose(ours.get_momenta(), theirs.get_momenta(), atol=1e-7)
+        np.testing.assert_allclose(ours.get_forces(), theirs.get_forces(), atol=1e-7)
+        assert ours.get_potential_energy() == pytest.approx(theirs.get_potential_energy())
+        assert np.allclose(ours.cell, theirs.cell)
+
+
+def test_export_as_pdb(run: str) -> None:
+    succeeds("export", run, "-o", "out.pdb", "--every", 2)
+    frames = read("out.pdb", ":")
+    assert len(frames) == 3
+    for ours, theirs in zip(frames, read_h5md(run)[::2], strict=True):
+        np.testing.assert_allclose(ours.positions, theirs.positions, atol=1e-3)
+    text = Path("out.pdb").read_text()
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("MODEL")] == list(
+        "123"
+    )
+    assert text.count("CRYST1") == 1
+
+
+def test_export_says_what_is_wrong(run: str) -> None:
+    before = files()
+    assert fails("export", run, "-o", "out.doc") == (
+        "Error: out.doc: the file must end in .xyz, .extxyz, .traj, .pdb"
+    )
+    assert fails("export", run, "-o", "out.xyz", "--system", 2) == (
+        "Error: run.h5md holds 2 systems, not number 2"
+    )
+    assert "run.csv: not a trajectory that attncalc wrote" in fails(
+        "export", "run.csv", "-o", "a.xyz"
+    )
+    assert "no such file: no.h5md" in fails("export", "no.h5md", "-o", "out.xyz")
+    assert "exists" in fails("export", run, "-o", "cu.extxyz")
+    assert files() == before
+
+
+def test_export_as_json_and_again(run: str) -> None:
+    arguments = ("export", run, "-o", "out.xyz", "--every", 4)
+    found = json.loads(attncalc(*arguments, "--json").stdout)
+    assert found == {"output": "out.xyz", "frames": 2, "system": 0}
+    assert succeeds(*arguments, "--overwrite", "--quiet") == ""

@@ -108,7 +108,7 @@ $(BIN)/python:
 
 $(CORE): $(INPUTS) | $(BIN)/python
 	@echo "attncalc: installing into $(VENV); the first time this downloads PyTorch and takes some minutes"
-	@$(PIP) --editable '.[fast]' || { echo "attncalc: pip could not install the package; its reason stands above" >&2; exit 1; }
+	@$(PIP) --editable . || { echo "attncalc: pip could not install the package; its reason stands above" >&2; exit 1; }
 	@touch $@
 
 $(TEST): $(INPUTS) | $(BIN)/python

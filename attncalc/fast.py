@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from attncalc.compiled import has_numba, has_triton
-from attncalc.graph import AtomOutputs, Graph
-from attncalc.kernels.folded_attention import folded
+from attncalc.graph import Graph
 from attncalc.kernels.frozen_equiformer import frozen
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.neighbors import fresh_graph
@@ -49,26 +48,8 @@ _ENGINES: dict[str, dict[type, str]] = {
     },
     "cuda": {
         So3krates: "attncalc.kernels.so3krates_gpu.engine",
-        Equiformer: "attncalc.kernels.equiformer_gpu.engine",
     },
 }
-
-
-class CloseAtomsTakePlain(nn.Module):
-    """A lowered network, and the plain one for structures with atoms closer than it covers."""
-
-    def __init__(self, fast: nn.Module, plain: nn.Module, shortest: float) -> None:
-        super().__init__()
-        self.fast, self.plain, self.shortest = fast, plain, shortest
-        self.config = plain.config
-        self.reads_charge, self.reads_spin = plain.reads_charge, plain.reads_spin
-
-    def forward(self, graph: Graph) -> AtomOutputs:
-        """As the plain network."""
-        lengths = torch.linalg.vector_norm(graph.vectors.detach(), dim=1)
-        if graph.n_edges and lengths.amin().item() < self.shortest:
-            return self.plain(graph)
-        return self.fast(graph)
 
 
 class CompiledStep:
@@ -185,7 +166,7 @@ def _with_engine_for(potential: Potential, device: str) -> Potential | None:
     if name is None:
         return None
     if device == "cpu" and not has_numba():
-        _say_once('numba is not installed, steps take longer: pip install "attncalc[fast]"')
+        _say_once("numba does not run here, steps take longer: pip install --upgrade numba")
         return None
     if device == "cuda" and not has_triton():
         _say_once("triton is not installed, steps take longer: pip install triton")
@@ -208,7 +189,7 @@ def _with_engine_for(potential: Potential, device: str) -> Potential | None:
 
 def _with_fast_network(potential: Potential) -> Potential | None:
     """The network's parts replaced by faster ones, differentiated by autograd as ever."""
-    network = _lower_network(potential.network, potential.device)
+    network = _lower_network(potential.network)
     if network is None:
         return None
     terms = potential.pair_terms
@@ -217,12 +198,8 @@ def _with_fast_network(potential: Potential) -> Potential | None:
     return with_modules(potential, network=network, pair_terms=terms).requires_grad_(False)
 
 
-def _lower_network(network: nn.Module, device: torch.device) -> nn.Module | None:
-    if isinstance(network, Equiformer):
-        return frozen(network)
-    if device.type != "cpu" or not isinstance(network, So3krates):
-        return None
-    return CloseAtomsTakePlain(folded(network, SHORTEST), network, SHORTEST)
+def _lower_network(network: nn.Module) -> nn.Module | None:
+    return frozen(network) if isinstance(network, Equiformer) else None
 
 
 @functools.cache

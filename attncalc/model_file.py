@@ -26,6 +26,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from attncalc.files import write_atomically
+from attncalc.files.reading import open_regular
 from attncalc.model_header import (
     DTYPES,
     FORMAT,
@@ -39,7 +40,6 @@ from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.one_line import one_line
-from attncalc.opening import open_regular
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Committee, Potential
 

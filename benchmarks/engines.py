@@ -162,14 +162,6 @@ def attncalc(
     return {"edges": int(graph.edge_mask.sum()), "peak_MiB": peak, **times}
 
 
-def without_numba(atoms: Atoms, device: str, budget: float) -> dict:
-    """`attncalc` where the optional numba is not installed."""
-    if sys.modules.get("numba") is not None:
-        raise RuntimeError("numba is imported already: this needs a process of its own")
-    sys.modules["numba"] = None  # type: ignore[assignment]  # importing it fails from now on
-    return attncalc(atoms, device, budget)
-
-
 def so3lr_of_torch(device: str) -> Any:
     """The calculator of SO3LR as so3krates-torch ships it, long-range terms off."""
     import so3krates_torch
@@ -355,7 +347,6 @@ equiformer_ours = partial(attncalc, potential=partial(equiformer, "l2"))
 # name -> what measures it, and its hyper-parameters in words
 ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
     "attncalc": (attncalc, SO3LR),
-    "attncalc-without-numba": (without_numba, f"{SO3LR}, in PyTorch"),
     "attncalc-equiformer": (equiformer_ours, "our smooth Equiformer, 6 blocks, lmax 2, 5 Å"),
     "attncalc-equiformer-l2": (equiformer_l2, "the published function, lmax 2, 3.5 M parameters"),
     "attncalc-equiformer-l3": (equiformer_l3, "the published function, lmax 3, 5.5 M parameters"),

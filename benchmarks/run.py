@@ -47,7 +47,6 @@ PEERS_OF_OURS = {
 ENGINES = (
     *(
         "attncalc",
-        "attncalc-without-numba",
         "attncalc-equiformer",
         "attncalc-equiformer-l2",
         "attncalc-equiformer-l3",

@@ -237,12 +237,6 @@ def test_arguments_that_make_no_sense(load, monkeypatch, capsys, arguments, mess
     assert message in capsys.readouterr().err
 
 
-def test_numba_cannot_be_hidden_once_it_is_imported(load, monkeypatch):
-    monkeypatch.setitem(sys.modules, "numba", object())
-    with pytest.raises(RuntimeError, match="needs a process of its own"):
-        load("engines").without_numba(None, "cpu", 1.0)
-
-
 def test_silicon_from_a_crystal_whose_constants_are_known(load):
     """A made-up crystal with cubic elasticity: what comes out is what was put in."""
     silicon = load("silicon")

@@ -16,7 +16,12 @@ PACKAGE = REPOSITORY / "attncalc"
 # a room is a file or a folder directly in attncalc/; what a room may import: rooms of lower
 # floors, and itself
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"system", "ops", "probe", "compiled", "files", "names", "one_line", "recompute"}),
+    frozenset(
+        {
+            *("system", "ops", "probe", "compiled", "files", "names", "one_line", "recompute"),
+            "signals",
+        }
+    ),
     frozenset({"neighbors", "graph", "basis"}),
     frozenset({"nn", "physics", "kernels"}),
     frozenset({"potential"}),
@@ -31,11 +36,15 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # steps inside one floor, each from the first room to the second and never back:
 #   floor 0   system ──► ops
+#             files ──► one_line, signals   what is wrong with a file is said in one line
 #   floor 1   neighbors ──► graph        a neighbour list is made into a Graph
 #   floor 4   model_file ──► model_header   bytes and JSON are checked, then something is built
 #   floor 7   cli ──► report             `attncalc eval` writes the report
 STEPS = frozenset(
-    {("system", "ops"), ("neighbors", "graph"), ("model_file", "model_header"), ("cli", "report")}
+    {
+        *(("system", "ops"), ("files", "one_line"), ("files", "signals")),
+        *(("neighbors", "graph"), ("model_file", "model_header"), ("cli", "report")),
+    }
 )
 
 # these hand the public names on and hold nothing themselves

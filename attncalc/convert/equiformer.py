@@ -26,10 +26,10 @@ from attncalc.convert.inputs import (
     read_options,
     species_of_table,
 )
+from attncalc.files.reading import read_whole
 from attncalc.nn.edge_products import PathIndex, TensorPath
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.one_line import one_line
-from attncalc.opening import read_whole
 from attncalc.potential import Potential
 
 # Wigner 3j tensors whose sign changed from e3nn 0.4.4 to 0.5

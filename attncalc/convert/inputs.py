@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attncalc.files.reading import read_whole
 from attncalc.nn.options import positive, whole_number
 from attncalc.one_line import one_line
-from attncalc.opening import read_whole
 
 # bytes; published weights take megabytes, their hyper-parameters less than a page
 LARGEST_WEIGHTS = 1 << 28

@@ -25,6 +25,8 @@ from attncalc.convert.inputs import (
     read_options,
     species_of_table,
 )
+from attncalc.files.npz import read_arrays
+from attncalc.files.reading import open_regular
 from attncalc.nn.so3krates import (
     CutoffFunction,
     NormPosition,
@@ -34,9 +36,7 @@ from attncalc.nn.so3krates import (
 )
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.nn.so3krates_sphc_config import NonlocalAttention
-from attncalc.npz_file import read_arrays
 from attncalc.one_line import one_line
-from attncalc.opening import open_regular
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 

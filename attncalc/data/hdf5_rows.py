@@ -33,8 +33,8 @@ from attncalc.data.hdf5 import (
 )
 from attncalc.data.units import factors
 from attncalc.files import replacing
-from attncalc.hdf5_file import LocalFile
-from attncalc.hdf5_writing import WritableFile, new_hdf5
+from attncalc.files.hdf5_reading import LocalFile
+from attncalc.files.hdf5_writing import WritableFile, new_hdf5
 from attncalc.system import charge_and_spin
 
 # rows of one block of a written file: a structure is read with what shares its blocks

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from attncalc.data.arrays import choose_labels, dataset_fields, text
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import factors, parse_entry
-from attncalc.npz_file import read_arrays
+from attncalc.files.npz import read_arrays
+from attncalc.files.reading import open_regular
 from attncalc.one_line import one_line
-from attncalc.opening import open_regular
 
 
 def read_npz(

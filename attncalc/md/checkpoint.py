@@ -20,12 +20,12 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from attncalc.files import refuse_existing, write_atomically
+from attncalc.files.reading import read_whole
 from attncalc.md.integrators import Integrator, Langevin, Verlet
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
 from attncalc.model_header import digest_of
 from attncalc.one_line import one_line
-from attncalc.opening import read_whole
 from attncalc.system import System, charge_and_spin, check_structure
 
 FORMAT = 1

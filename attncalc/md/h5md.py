@@ -36,7 +36,7 @@ import numpy as np
 from ase import units
 from numpy.typing import NDArray
 
-from attncalc.hdf5_file import LocalFile
+from attncalc.files.hdf5_reading import LocalFile
 from attncalc.one_line import one_line
 
 # a chunk is what HDF5 reads and writes at once, and the least that a dataset takes

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.files import Claim, folder_to_disk, lock, naming_full_disk, refuse_existing
-from attncalc.hdf5_writing import writing_hdf5
+from attncalc.files.hdf5_writing import writing_hdf5
 from attncalc.md.h5md import (
     FORCE,
     VELOCITY,

@@ -22,7 +22,7 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
 from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_existing
-from attncalc.hdf5_writing import WritableFile
+from attncalc.files.hdf5_writing import WritableFile
 from attncalc.md.log_file import COLUMNS, SPREAD, LogSummary, line
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.time_unit import check_timestep

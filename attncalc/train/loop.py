@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from attncalc.files import write_atomically
-from attncalc.opening import read_whole
+from attncalc.files.reading import read_whole
 from attncalc.train.batches import Batches
 from attncalc.train.callbacks import (
     AddUp,

@@ -17,9 +17,9 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5t, h5z
 from numpy.typing import NDArray
 
-from attncalc.hdf5_heaps import largest_text
+from attncalc.files.hdf5_heaps import largest_text
+from attncalc.files.reading import open_regular, require_room
 from attncalc.one_line import one_line
-from attncalc.opening import open_regular, require_room
 
 # groups within groups: the files of this field have 3, and the library takes minutes for thousands
 DEEPEST = 100

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attncalc import files
 from attncalc.files import (
     Appended,
     Claim,
@@ -19,9 +18,10 @@ from attncalc.files import (
     replacing,
     write_atomically,
 )
-from attncalc.hdf5_file import new_hdf5
+from attncalc.files import writing as files
+from attncalc.files.hdf5_writing import new_hdf5
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 # claims a file, says so, and waits to be killed
 CLAIM_AND_WAIT = """
 import sys, time

@@ -10,7 +10,7 @@ import pytest
 from damage import limits
 
 from attncalc import data, md
-from attncalc.hdf5_file import DEEPEST, LocalFile
+from attncalc.files.hdf5_reading import DEEPEST, LocalFile
 
 SECRET = "a secret of another file"
 

@@ -10,8 +10,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from attncalc.files.reading import ALWAYS_UNPACKED, require_room
 from attncalc.one_line import one_line
-from attncalc.opening import ALWAYS_UNPACKED, require_room
 
 
 def read_arrays(file: BinaryIO, *, always: int = ALWAYS_UNPACKED) -> dict[str, NDArray | None]:

@@ -1,1 +1,0 @@
-"""Equiformer on a GPU: energy, forces, strain in Triton kernels with the gradient written out."""

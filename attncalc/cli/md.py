@@ -61,8 +61,8 @@ MOST_FRAMES, MOST_ROWS = 400, 10_000
     help="Run every structure of the file, so many times each, in one batch: .h5md only.",
 )
 @click.option(
-    "--engine",
-    type=click.Choice(["attncalc", "ase"]),
+    "--integrator",
+    type=click.Choice(["native", "ase"]),
     help="Whose integrators. Default: attncalc's; npt is ASE's.",
 )
 @click.option(
@@ -79,7 +79,17 @@ MOST_FRAMES, MOST_ROWS = 400, 10_000
 @click.pass_context
 @one_line_errors
 def md(
-    context, structure, model, device, dtype, threads, resume, replicas, engine, output, **options
+    context,
+    structure,
+    model,
+    device,
+    dtype,
+    threads,
+    resume,
+    replicas,
+    integrator,
+    output,
+    **options,
 ) -> None:
     """Molecular dynamics of one structure, the last of a file, or of all with --replicas.
 
@@ -107,11 +117,13 @@ def md(
                 f"--{name} belongs to {ensemble}, and this run is {settings.ensemble}: leave it "
                 f"away, or take --ensemble {ensemble}"
             )
-    by_ase = engine == "ase" or settings.ensemble == "npt"
-    if engine == "attncalc" and by_ase:
-        raise ValueError("npt runs with ASE's integrators only: leave --engine away")
+    by_ase = integrator == "ase" or settings.ensemble == "npt"
+    if integrator == "native" and by_ase:
+        raise ValueError("npt runs with ASE's integrators only: leave --integrator away")
     if by_ase and replicas is not None:
-        raise ValueError("--replicas are run by attncalc's integrators: leave --engine ase away")
+        raise ValueError(
+            "--replicas are run by attncalc's integrators: leave --integrator ase away"
+        )
     source = existing_file(structure)
     target = Path(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
     _new_file(target, target)

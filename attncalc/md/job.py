@@ -326,7 +326,7 @@ def fixed_atoms(atoms: Atoms) -> Tensor | None:
     for constraint in atoms.constraints:
         if not isinstance(constraint, FixAtoms):
             kind = type(constraint).__name__
-            raise ValueError(f"the constraint {kind} is ASE's only: take --engine ase")
+            raise ValueError(f"the constraint {kind} is ASE's only: take --integrator ase")
         fixed[torch.from_numpy(constraint.get_indices()).long()] = True
     return fixed
 

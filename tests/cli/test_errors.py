@@ -20,7 +20,7 @@ from attncalc import model_file
         (("relax", "", "--model", ETHANOL), "^Error: no such file: ''$"),
         (("relax", ".", "--model", ETHANOL), r"^Error: no such file: \.$"),
         (("md", "", "--model", ETHANOL), "^Error: no such file: ''$"),
-        (("md", "..", "--model", ETHANOL, "--engine", "ase"), r"^Error: no such file: \.\.$"),
+        (("md", "..", "--model", ETHANOL, "--integrator", "ase"), r"^Error: no such file: \.\.$"),
         (("relax", "bad.xyz", "--model", ETHANOL), "bad.xyz: not a structure file that ASE"),
         (("relax", "empty.xyz", "--model", ETHANOL), "empty.xyz: not a structure file that ASE"),
         (("relax", "ethanol.xyz", "--model", "ethnol"), "shipped: .*so3krates-ethanol"),

@@ -49,7 +49,7 @@ def test_md_of_a_crystal(ensemble: str, copper_file: str) -> None:
 @pytest.mark.parametrize("ensemble", ["nve", "nvt"])
 def test_md_by_ase(ensemble: str, copper_file: str) -> None:
     common = ("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--steps", 4)
-    succeeds(*common, "--engine", "ase", "-o", "ase.traj")
+    succeeds(*common, "--integrator", "ase", "-o", "ase.traj")
     succeeds(*common, "-o", "ours.traj")
     ours, theirs = read("ours.traj", -1), read("ase.traj", -1)
     same = np.allclose(ours.positions, theirs.positions, atol=1e-6)
@@ -194,7 +194,7 @@ def test_md_holds_fixed_atoms(copper_file: str) -> None:
     atoms.set_constraint(FixBondLength(0, 1))
     write("bond.traj", atoms)
     said = fails("md", "bond.traj", "--model", COPPER, "--steps", 5)
-    assert said == "Error: the constraint FixBondLengths is ASE's only: take --engine ase"
+    assert said == "Error: the constraint FixBondLengths is ASE's only: take --integrator ase"
 
 
 def test_md_seeds(copper_file: str) -> None:
@@ -230,8 +230,10 @@ def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
     ],
 )
 def test_md_settings(option: str, value: str, message: str, copper_file: str) -> None:
-    for engine in ("attncalc", "ase"):
-        said = fails("md", copper_file, "--model", "unread", "--engine", engine, option, value)
+    for integrator in ("native", "ase"):
+        said = fails(
+            "md", copper_file, "--model", "unread", "--integrator", integrator, option, value
+        )
         assert said == f"Error: {message}"
     assert files() == {copper_file}
 
@@ -274,26 +276,26 @@ def test_md_that_explodes(ethanol_file: str) -> None:
     assert Path("a.png").read_bytes().startswith(b"\x89PNG"), "of what there is"
 
 
-@pytest.mark.parametrize("engine", ["attncalc", "ase"])
-def test_md_from_velocities_that_are_none(engine: str, copper_file: str) -> None:
+@pytest.mark.parametrize("integrator", ["native", "ase"])
+def test_md_from_velocities_that_are_none(integrator: str, copper_file: str) -> None:
     """No frame was written, so the message names none."""
     atoms = read(copper_file)
     momenta = np.ones((4, 3))
     momenta[1, 2] = np.nan
     atoms.set_momenta(momenta)
     write("hot.traj", atoms)
-    said = fails("md", "hot.traj", "--model", COPPER, "--engine", engine)
+    said = fails("md", "hot.traj", "--model", COPPER, "--integrator", integrator)
     assert said.startswith("Error: the first state is no state to start from: energy")
     assert said.endswith("or leave them away")
     assert files() == {copper_file, "hot.traj"}
 
 
-@pytest.mark.parametrize("engine", ["attncalc", "ase"])
-def test_md_from_velocities_in_wrong_units(copper_file: str, engine: str) -> None:
+@pytest.mark.parametrize("integrator", ["native", "ase"])
+def test_md_from_velocities_in_wrong_units(copper_file: str, integrator: str) -> None:
     atoms = read(copper_file)
     atoms.set_momenta(np.random.default_rng(1).normal(size=(4, 3)) * 1e3)
     write("hot.traj", atoms)
-    said = fails("md", "hot.traj", "--model", COPPER, "--engine", engine)
+    said = fails("md", "hot.traj", "--model", COPPER, "--integrator", integrator)
     assert said.startswith("Error: the first state is no state to start from: the temperature")
     assert files() == {copper_file, "hot.traj"}
 
@@ -331,7 +333,7 @@ def test_md_by_ase_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyP
         calculate(self, *arguments)
 
     monkeypatch.setattr(AttnCalculator, "calculate", interrupted)
-    common = ("md", copper_file, "--model", COPPER, "--engine", "ase", "--every", 3)
+    common = ("md", copper_file, "--model", COPPER, "--integrator", "ase", "--every", 3)
     result = attncalc(*common, "-o", "run.xyz")
     assert result.exit_code == 130
     found = re.fullmatch(
@@ -511,7 +513,7 @@ def test_md_of_replicas_is_one_batch(copper_file: str) -> None:
     assert Path("part.csv").read_bytes() == Path("run.csv").read_bytes()
     said = fails(*run, "-o", "other.xyz")
     assert "other.xyz: several structures need a trajectory in .h5md" in said
-    assert "--replicas are run by attncalc's integrators" in fails(*run, "--engine", "ase")
+    assert "--replicas are run by attncalc's integrators" in fails(*run, "--integrator", "ase")
 
 
 def test_md_as_json_quietly_and_over_an_older_run(copper_file: str) -> None:

@@ -30,8 +30,8 @@ COMMANDS = {
     "md .h5md": (LARGE, "run.h5md"),
     "md .xyz": (MD, "run.xyz"),
     "md .traj": (MD, "run.traj"),
-    "md by ASE, .xyz": ((*MD[:-1], "--engine", "ase", "-o"), "run.xyz"),
-    "md by ASE, .traj": ((*MD[:-1], "--engine", "ase", "-o"), "run.traj"),
+    "md by ASE, .xyz": ((*MD[:-1], "--integrator", "ase", "-o"), "run.xyz"),
+    "md by ASE, .traj": ((*MD[:-1], "--integrator", "ase", "-o"), "run.traj"),
     "relax": (
         ("relax", "batch.extxyz", "--model", COPPER, "--steps", 3, "--fmax", 5, "-o"),
         "r.xyz",

@@ -513,7 +513,7 @@ def test_md_of_replicas_is_one_batch(copper_file: str) -> None:
     assert Path("part.csv").read_bytes() == Path("run.csv").read_bytes()
     said = fails(*run, "-o", "other.xyz")
     assert "other.xyz: several structures need a trajectory in .h5md" in said
-    assert "--replicas are run by attncalc's integrators" in fails(*run, "--integrator", "ase")
+    assert "--replicas take attncalc's integrators" in fails(*run, "--integrator", "ase")
 
 
 def test_md_as_json_quietly_and_over_an_older_run(copper_file: str) -> None:

@@ -96,6 +96,7 @@ class AttnCalculator(BaseCalculator):
         if threads is not None:
             self.potential.take_threads(threads)
         self._names = _names(model)
+        self._has_warned = False
         self._suits_itself = skin is None
         self.neighbors = VerletList.create(
             cutoff=self.potential.cutoff,
@@ -177,14 +178,15 @@ class AttnCalculator(BaseCalculator):
 
     def _system(self, atoms: Atoms) -> System:
         """Converted, checked, on the device; what has not changed since the last call is kept."""
+        if not self._has_warned and (ignored := what_is_ignored(atoms)):
+            self._has_warned = True
+            warnings.warn(ignored, stacklevel=2)
         now = _Written.of(atoms)
         then, system = self._seen
         if system is not None and now == then:
             return system.moved(atoms)
         system = System.from_ase(atoms)
         check_system(self.potential, system)
-        if ignored := what_is_ignored(atoms):
-            warnings.warn(ignored, stacklevel=2)
         system = system.to(self.potential.device)
         self._seen, self._volume = (now, system), volumes(system).tolist()
         if self._suits_itself and (skin := skin_for(system)) != self.neighbors.skin:

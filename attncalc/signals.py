@@ -10,13 +10,17 @@ from typing import Any
 
 
 @contextmanager
-def finished_before_ctrl_c() -> Iterator[None]:
+def finished_before_ctrl_c() -> Iterator[list[Any]]:
     """Let Ctrl-C, and SIGTERM where Python handles it, wait until the block is done.
 
     No frame is cut off within a number, and no error reaches HDF5 from a signal.
+
+    Yields:
+        What waits: empty until a signal has come.
     """
+    waiting: list[Any] = []
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield
+        yield waiting
         return
     handlers = {
         number: handler
@@ -24,11 +28,10 @@ def finished_before_ctrl_c() -> Iterator[None]:
         # others end the process, or C code has put them there
         if callable(handler := signal.getsignal(number))
     }
-    waiting: list[Any] = []
     for number in handlers:
         signal.signal(number, lambda *what: waiting.append(what))
     try:
-        yield
+        yield waiting
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ import attncalc.calculator as module
 import attncalc.potential as potential_module
 from attncalc import AttnCalculator, load, model_file
 from attncalc.graph import AtomOutputs, Graph
+from attncalc.model_file import named_device
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
-from attncalc.potential import Potential
+from attncalc.potential import Potential, Result
 
 ETHANOL = "so3krates-ethanol"
 COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
@@ -565,7 +567,7 @@ def test_threads_of_an_argument_and_of_a_potential() -> None:
     assert other.threads == 1
     assert AttnCalculator(COPPER, threads=np.int64(2)).potential.threads == 2
     for wrong in (0, -1, 1.5, "2"):
-        said = rf"^threads must be a whole number, 1 or more, got {wrong!r}$"
+        said = rf"^threads must be a whole number from 1 to 1024, got {wrong!r}$"
         with pytest.raises(ValueError, match=said):
             AttnCalculator(COPPER, threads=wrong)
 
@@ -583,7 +585,7 @@ def test_options_are_named() -> None:
 def test_auto_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for there, expected in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert module._device("auto").type == expected
+        assert named_device("auto").type == expected
     assert AttnCalculator(random_potential(), device="cpu").potential.device.type == "cpu"
 
 
@@ -670,17 +672,12 @@ class Crooked(nn.Module):
         return AtomOutputs(energies + 1e-5 * height)
 
 
-class OffByThousandth(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, graph: Graph) -> AtomOutputs:
-        return AtomOutputs(1.001 * self.network(graph).energies)
+def off_by_a_thousandth(result: Result) -> Result:
+    return replace(result, energies=1.001 * result.energies, forces=1.001 * result.forces)
 
 
-def test_verify_prints_a_table(capsys: pytest.CaptureFixture, ethanol64: AttnCalculator) -> None:
-    report = ethanol64.verify(ethanol())
+def test_verify_prints_a_table(capsys: pytest.CaptureFixture) -> None:
+    report = AttnCalculator(ETHANOL).verify(ethanol())
     assert report.passed
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "physics checks on C2H6O, 9 atoms"
@@ -707,9 +704,10 @@ def test_verify_raises_for_a_broken_model(capsys: pytest.CaptureFixture) -> None
 
 
 def test_verify_raises_for_a_broken_fast_path() -> None:
-    calculator = neutral()
-    assert calculator._fast is not calculator.potential
-    calculator._fast.network.fast = OffByThousandth(calculator._fast.network.fast)
+    calculator = AttnCalculator(ETHANOL)
+    engine = calculator._fast.engine
+    assert engine is not None
+    calculator._fast.engine = lambda graph: off_by_a_thousandth(engine(graph))
     with pytest.raises(RuntimeError, match=r"fails 1 checks: fast path = plain path"):
         calculator.verify(ethanol())
 

@@ -22,7 +22,7 @@ def compilation(module: str) -> SimpleNamespace:
 
 @pytest.fixture
 def announcer(monkeypatch, caplog):
-    monkeypatch.setattr(compiled, "SILENT", 0.05)
+    monkeypatch.setattr(compiled, "SILENT", 0.3)
     caplog.set_level(logging.WARNING, logger="attncalc.compiled")
     return compiled._listener(Base)
 
@@ -32,21 +32,21 @@ def test_what_takes_long_is_announced_once(announcer, caplog):
     announcer.on_start(ours)
     announcer.on_start(ours)  # called by the first
     announcer.on_end(ours)
-    time.sleep(0.3)
+    time.sleep(0.9)
     announcer.on_end(ours)
     announcer.on_start(ours)
-    time.sleep(0.3)
+    time.sleep(0.9)
     announcer.on_end(ours)
     (record,) = caplog.records
     assert record.getMessage().startswith("compiling loops for this machine: one to two minutes")
 
 
-@pytest.mark.parametrize(("module", "seconds"), [("attncalc.loops", 0.0), ("users.loops", 0.3)])
+@pytest.mark.parametrize(("module", "seconds"), [("attncalc.loops", 0.0), ("users.loops", 0.9)])
 def test_short_ones_and_those_of_others_are_not(announcer, caplog, module, seconds):
     announcer.on_start(compilation(module))
     time.sleep(seconds)
     announcer.on_end(compilation(module))
-    time.sleep(0.3)
+    time.sleep(0.9)
     assert not caplog.records
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -23,7 +24,10 @@ def one_line_errors(command: Command) -> Command:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            with warnings.catch_warnings():
+                # what the calculator warns of, the command says itself
+                warnings.filterwarnings("ignore", module=r"attncalc\.calculator")
+                return command(*args, **kwargs)
         except BrokenPipeError:  # `attncalc models | head`: click knows how to end quietly
             raise
         except EXPECTED as error:

@@ -51,16 +51,19 @@ def export(trajectory, output, system, every) -> None:
         n_frames = -(-count_h5md(source, system) // every)
     except IndexError as error:
         raise ValueError(error) from None
+    n_written = 0  # of a run that goes on there may be more than there were
     with replacing(target) as new, progress_bar(n_frames, "frame") as bar:
 
         def frames() -> Iterable[Atoms]:
+            nonlocal n_written
             for frame in iread_h5md(source, slice(None, None, every), system):
                 yield frame
+                n_written += 1
                 bar.update(1)
 
         writer(new, frames())
-    say(f"wrote {target} ({n_frames} frames)")
-    report_json({"output": str(target), "frames": n_frames, "system": system})
+    say(f"wrote {target} ({n_written} frames)")
+    report_json({"output": str(target), "frames": n_written, "system": system})
 
 
 def _write_xyz(path: Path, frames: Iterable[Atoms]) -> None:

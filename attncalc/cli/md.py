@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+import numpy as np
 from ase import Atoms, units
 
 from attncalc import model_file, plots
@@ -121,9 +123,7 @@ def md(
     if integrator == "native" and by_ase:
         raise ValueError("npt runs with ASE's integrators only: leave --integrator away")
     if by_ase and replicas is not None:
-        raise ValueError(
-            "--replicas are run by attncalc's integrators: leave --integrator ase away"
-        )
+        raise ValueError("--replicas take attncalc's integrators: leave --integrator ase away")
     source = existing_file(structure)
     target = Path(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
     _new_file(target, target)
@@ -135,6 +135,10 @@ def md(
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
     found = read_structures(structure, index="-1" if replicas is None else ":")
+    if (replicas or 1) > 1 and any(one.get_momenta().any() for one in found):
+        say("velocities of the file are not kept: every replica draws its own")
+        for one in found:
+            one.set_momenta(np.zeros((len(one), 3)), apply_constraint=False)
     structures = [atoms for atoms in found for _ in range(replicas or 1)]
     atoms = structures[0]
     set_threads(threads, structures)
@@ -148,12 +152,11 @@ def md(
     title = ", ".join(what) + batch
     n_dof = _degrees_of_freedom(atoms, settings)
     picture = _Picture(target, settings, title, n_dof, len(structures))
-    if overwrites():
-        _remove_outputs(target)
+    older = _older_aside(target, source) if overwrites() else nullcontext()
     if by_ase:
         atoms.calc = calculator
         atoms.get_potential_energy()  # loops are compiled before a bar counts the time
-        with _running(settings, target, picture) as progress:
+        with older, _running(settings, target, picture) as progress:
             summary = run_with_ase(atoms, settings, target, progress=progress)
         n_lists = calculator.n_rebuilds
     else:
@@ -166,7 +169,7 @@ def md(
             "title": picture.title,
             "n_dof": picture.n_dof,
         }
-        with _running(settings, target, picture) as progress:
+        with older, _running(settings, target, picture) as progress:
             summary = run_structures(
                 structures, force, settings, target, info=info, progress=progress
             )
@@ -174,11 +177,38 @@ def md(
     _report(picture, summary, f"{n_lists} neighbour lists in {settings.n_steps} steps")
 
 
-def _remove_outputs(target: Path) -> None:
-    """Remove what an earlier run of this name has left, unless it still goes on."""
-    with Claim(target):
-        for ending in (target.suffix, ".csv", ".ckpt", ".png"):
-            target.with_suffix(ending).unlink(missing_ok=True)
+@contextmanager
+def _older_aside(target: Path, source: Path) -> Iterator[None]:
+    """Move the files of an earlier run of this name aside, and back if there is no new one.
+
+    Raises:
+        BlockingIOError: the earlier run still goes on.
+        ValueError: one of them is the input, or the log and checkpoint belong to another run.
+    """
+    for ending in (".h5md", ".xyz", ".extxyz", ".traj"):
+        other = target.with_suffix(ending)
+        if other.exists() and other.samefile(source) and other == target:
+            raise ValueError(f"{target} is the input: name another output with -o")
+        if other.exists() and other != target and not other.samefile(source):
+            raise ValueError(
+                f"{other} has log and picture of the same name: name another output with -o"
+            )
+    endings = (target.suffix, ".csv", ".ckpt", ".png")
+    moved: list[tuple[Path, Path]] = []
+    with Claim(target), Claim(target.with_suffix(".csv")):
+        for path in (target.with_suffix(ending) for ending in endings):
+            if path.exists():
+                moved.append((path, path.with_name(f".{path.name}.older")))
+                path.replace(moved[-1][1])
+    try:
+        yield
+    finally:
+        has_begun = target.exists()
+        for path, older in moved:
+            if has_begun:
+                older.unlink(missing_ok=True)
+            else:
+                older.replace(path)
 
 
 def _resume(
@@ -205,6 +235,7 @@ def _resume(
         say(f"{target}: {done} steps are done; --steps N goes on to N")
         if not target.with_suffix(".png").exists():  # killed between the last step and the picture
             picture.draw()
+        report_json({"trajectory": str(target), "steps": done})
         return
     structures = restart.state.system.to_ase()
     threads = info.get("threads") if threads is None else threads  # other numbers, other bits
@@ -290,8 +321,12 @@ def _running(
         bar.update(done)
         bar.initial = done  # the rate counts what is done now
 
+        began, n_done = time.monotonic(), 0
+
         def progress(steps: int, status: str) -> None:
-            rate = bar.format_dict["rate"] or 0.0
+            nonlocal n_done
+            n_done += steps
+            rate = n_done / max(time.monotonic() - began, 1e-9)
             ns_per_day = rate * settings.timestep / units.fs * 86400 * 1e-6
             bar.set_postfix_str(f"{ns_per_day:.2f} ns/day, {status}", refresh=False)
             bar.update(steps)

@@ -12,6 +12,9 @@ import click
 
 from attncalc.cli.files import new_file
 
+# where an output exists
+ADVICE = "choose another name, or take --overwrite"
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _QUIET, _JSON, _OVERWRITE = "attncalc.quiet", "attncalc.json", "attncalc.overwrite"
@@ -96,4 +99,7 @@ def output_file(path: str | Path) -> Path:
         FileExistsError: the file exists.
         FileNotFoundError, PermissionError: its folder cannot be written to.
     """
-    return new_file(path, overwrite=overwrites())
+    try:
+        return new_file(path, overwrite=overwrites())
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists: {ADVICE}") from None

@@ -32,7 +32,7 @@ from attncalc.cli.files import (
 )
 from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
-from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
+from attncalc.cli.output import output_file, output_options, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.files import NoSpaceLeft
 from attncalc.md import Forces, relax_batch
@@ -75,9 +75,8 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     if steps < 1:
         raise ValueError(f"--steps must be a positive integer, got {steps}")
     source = existing_file(structures)
-    target = new_structure_file(
-        output or source.with_suffix(".relaxed.xyz"), overwrite=overwrites()
-    )
+    target = output_file(output or source.with_suffix(".relaxed.xyz"))
+    new_structure_file(target, overwrite=True)
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the input: name another output with -o")
     picture = output_file(target.with_suffix(".png"))

@@ -41,7 +41,7 @@ def train(recipe, data, output, member) -> None:
     try:
         done = training.run(plan, folder, data=data, command=command, member=member)
     except NoSpaceLeft as full:
-        advice = "free some, then the same command goes on"
+        advice = "free some space, then the same command goes on"
         raise NoSpaceLeft(full.path, full.number, advice) from None
     if not speaks:
         return

@@ -10,11 +10,12 @@ from ase import Atoms
 
 from attncalc.data.dataset import Dataset
 
-# characters of one fingerprint: 48 bits, so that two structures in a billion pairs share one
+# characters of one fingerprint: 48 bits; a billion pairs share one with odds of 1 to 280,000
 LENGTH = 8
 # structures of which a model file keeps fingerprints: 8 kB
 MOST = 1000
-# Å: structures that agree to this are the same, whatever file they come from
+# Å: coordinates are rounded to this, so that files with fewer digits are known again, but for one
+# coordinate in some thousands that lies on a border
 RESOLUTION = 1e-3
 
 
@@ -35,7 +36,7 @@ def fingerprints(dataset: Dataset) -> str:
         At most `MOST` of them, one behind the other.
     """
     stride = -(-len(dataset) // MOST)
-    return "".join(fingerprint(atoms) for atoms in list(dataset.structures)[:: stride or 1])
+    return "".join(fingerprint(atoms) for atoms in dataset.structures[:: stride or 1])
 
 
 def count_known(dataset: Dataset, known: str) -> int:

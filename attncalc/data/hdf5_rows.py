@@ -182,6 +182,8 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         _append(file, part)
         if raw.problem is not None:
             raise raw.problem
+        if raw.waiting:  # long work is not finished first
+            raise KeyboardInterrupt
         for name, indices in part.splits.items():
             splits.setdefault(name, []).append(n + indices)
         for atoms in part.structures:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 
@@ -35,7 +35,10 @@ class WritableFile(io.RawIOBase):
 
     Attributes:
         problem: why something could not be written.
+        waiting: signals that have come since the file was opened, see `finished_before_ctrl_c`.
     """
+
+    waiting: Sequence[Any] = ()
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -138,7 +141,7 @@ def writing_hdf5(number: int, mode: str) -> Iterator[tuple[h5py.File, WritableFi
     """
     raw = WritableFile(number)
     try:
-        with finished_before_ctrl_c(), h5py.File(raw, mode) as file:
+        with finished_before_ctrl_c() as raw.waiting, h5py.File(raw, mode) as file:
             yield file, raw
     finally:
         if raw.problem is not None:

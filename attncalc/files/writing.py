@@ -45,7 +45,9 @@ class NoSpaceLeft(OSError):
         advice: what to do, behind the message.
     """
 
-    def __init__(self, path: str | Path, number: int, advice: str = "free some and try again"):
+    def __init__(
+        self, path: str | Path, number: int, advice: str = "free some space and try again"
+    ):
         super().__init__(number, os.strerror(number), str(path))
         self.path, self.number, self.advice = path, number, advice
 
@@ -171,6 +173,9 @@ def folder_to_disk(folder: Path) -> None:
         number = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(number)
+        except OSError as error:  # a file system that cannot, as some over a network
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(number)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from ase import units
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from attncalc.files import refuse_existing, write_atomically
 from attncalc.files.reading import read_whole
-from attncalc.md.integrators import Integrator, Langevin, Verlet
+from attncalc.md.integrators import Integrator, Langevin, Verlet, positive
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
 from attncalc.model_header import digest_of
@@ -276,7 +277,13 @@ def _integrator(header: dict[str, Any], n_systems: int) -> Integrator:
     for value in [*(several if isinstance(several, list) else []), *options.values()]:
         if not isinstance(value, int | float | tuple) or isinstance(value, bool):
             raise ValueError(f"options of the integrator must be numbers, got {value!r}")
-    return kind(**options)
+    # a stored number has no unit to mistake, however round it is
+    times = {name: options[name] for name in ("timestep", "friction") if name in options}
+    integrator = kind(**(options | dict.fromkeys(times, units.fs)))
+    for name, value in times.items():
+        positive(name, value)
+        object.__setattr__(integrator, name, value)
+    return integrator
 
 
 def _integer(name: str, value: object, largest: int) -> int:

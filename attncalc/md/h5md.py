@@ -241,8 +241,9 @@ def described(file: h5py.File) -> list[StoredSystem]:
     creator = file["h5md/creator"].attrs["name"]
     if creator != CREATOR:
         raise ValueError(f"an H5MD file by {creator}; only those by {CREATOR} are read")
-    names = sorted(file["particles"])
-    if not names or (names != ["atoms"] and names != system_names(len(names))):
+    groups = set(file["particles"])
+    names = ["atoms"] if groups == {"atoms"} else system_names(len(groups))
+    if not groups or groups != set(names):
         raise ValueError("the groups of particles are not those of a trajectory, it is damaged")
     found = [_described(file, f"particles/{name}") for name in names]
     for atoms in found:

@@ -30,7 +30,7 @@ from attncalc.md.forces import Forces, forces_of
 from attncalc.md.moves import kick_drift, kick_drift_shake_drift
 from attncalc.md.noise import LOW_32_BITS, normal_noise
 from attncalc.md.state import MDState
-from attncalc.md.time_unit import check_timestep
+from attncalc.md.time_unit import check_friction, check_timestep
 from attncalc.md.velocities import Thermometer, runaway
 from attncalc.nn.options import positive, whole_number
 from attncalc.potential import Potential, Result
@@ -159,7 +159,7 @@ class Langevin:
 
     def __post_init__(self) -> None:
         check_timestep(self.timestep)
-        positive("friction", self.friction)
+        check_friction(self.friction)
         temperatures = np.asarray(self.temperature)  # a tensor, an array, a list ...
         if temperatures.dtype.kind not in "iuf" or not temperatures.size:
             raise ValueError(f"temperature must be a number or numbers, got {self.temperature!r}")

@@ -31,12 +31,11 @@ from attncalc.md.velocities import runaway
 from attncalc.md.with_ase import Frames, Settings, is_integer, no_start
 from attncalc.model_header import DTYPES
 from attncalc.one_line import one_line
+from attncalc.potential import MOST_THREADS
 from attncalc.system import System
 
 # a checkpoint brings all files up to date, so not too often
-SECONDS_BETWEEN_CHECKPOINTS = 20.0
-# that a checkpoint may ask for: no computer has more, and PyTorch ends the process beyond some
-MOST_THREADS = 4096
+SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 RESUMED_FROM = "a run is resumed from its .h5md and .ckpt"
 
@@ -260,10 +259,10 @@ def _run(
 def _advice(trajectory: Path, summary: LogSummary) -> str:
     """What to do after the disk was full."""
     if trajectory.suffix == ".h5md" and trajectory.with_suffix(".ckpt").exists():
-        return f"free some, then go on with --resume {trajectory}"
+        return f"free some space, then go on with --resume {trajectory}"
     if trajectory.exists() and summary.last is not None:
         return f"it holds {summary.n_rows} whole frames, to {summary.last['time_fs']:.1f} fs"
-    return "nothing is left of the run, free some and start it again"
+    return "nothing is left of the run, free some space and start it again"
 
 
 def _integrator(settings: Settings) -> Integrator:

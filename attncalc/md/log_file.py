@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -131,7 +132,7 @@ def _row(text: bytes, columns: Sequence[str], system: int) -> Row:
         name: int(value) if name == "system" else float(value)
         for name, value in zip(columns, text[:-2].split(b","), strict=True)
     }
-    if row.get("system", system) != system or row["time_fs"] != row["time_fs"]:
+    if row.get("system", system) != system or not math.isfinite(row["time_fs"]):
         raise ValueError("not the next line")
     return row
 

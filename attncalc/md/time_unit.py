@@ -9,8 +9,8 @@ from ase import units
 
 # what is no fs: so short a number that is as long as a timestep can be is one of another unit
 ROUND, DIGITS = 0.1, 3
-# fs: longer than any vibration takes
-LONGEST = 100.0
+# fs: much longer than any vibration takes
+LONGEST = 1000.0
 
 
 def check_timestep(timestep: float) -> None:
@@ -33,4 +33,23 @@ def check_timestep(timestep: float) -> None:
         raise ValueError(
             f"timestep {timestep:g} is {in_fs:.3g} fs: times are in ASE's unit, write "
             f"{timestep:g} * ase.units.fs for {timestep:g} fs"
+        )
+
+
+def check_friction(friction: float) -> None:
+    """Refuse what was meant in 1/fs, and name the unit: a quotient by `ase.units.fs` is not round.
+
+    Raises:
+        ValueError: it is not positive and finite, or in another unit.
+    """
+    if isinstance(friction, bool) or not isinstance(friction, int | float | np.floating):
+        raise ValueError(f"friction must be a number, got {friction!r}")
+    if not math.isfinite(friction):
+        raise ValueError(f"friction must be finite, got {friction}")
+    if friction <= 0:
+        raise ValueError(f"friction must be positive, got {friction}")
+    if round(float(friction), DIGITS) == float(friction):
+        raise ValueError(
+            f"friction {friction:g} is {float(friction) * units.fs:.3g} per fs: times are in ASE's "
+            f"unit, write {friction:g} / ase.units.fs for {friction:g} per fs"
         )

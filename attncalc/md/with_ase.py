@@ -25,7 +25,7 @@ from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_exist
 from attncalc.files.hdf5_writing import WritableFile
 from attncalc.md.log_file import COLUMNS, SPREAD, LogSummary, line
 from attncalc.md.noise import LOW_32_BITS
-from attncalc.md.time_unit import check_timestep
+from attncalc.md.time_unit import check_friction, check_timestep
 from attncalc.md.velocities import MOST_STEPS, Thermometer, runaway
 from attncalc.nn.options import whole_number
 from attncalc.signals import finished_before_ctrl_c
@@ -95,9 +95,9 @@ class Settings:
         if not is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
             raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
         check_timestep(self.timestep)
-        for name in ("temperature", "friction"):
-            if not _is_finite(value := getattr(self, name)) or value <= 0:
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        check_friction(self.friction)
+        if not _is_finite(self.temperature) or self.temperature <= 0:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature!r}")
         if not _is_finite(self.pressure):
             raise ValueError(f"pressure must be a finite number, got {self.pressure!r}")
 
@@ -213,7 +213,7 @@ def _advising(trajectory: Path, summary: LogSummary) -> Iterator[None]:
     try:
         yield
     except NoSpaceLeft as full:
-        advice = "nothing is left of the run, free some and start it again"
+        advice = "nothing is left of the run, free some space and start it again"
         if summary.n_rows:
             advice = f"it holds {_frames_in(summary)}"
         raise NoSpaceLeft(trajectory, full.number, advice) from None

@@ -88,8 +88,8 @@ class UseStep(L.Callback):
     """Hands over the step, and the compiled one at the first epoch for which it is ready.
 
     Steps are handed over once the module has been copied for averaging: a step has no copy. A run
-    that is resumed after the change waits for the compiled step before it goes on, so that it ends
-    with the same bits as if it had not been stopped.
+    that is resumed after the change waits for the compiled step before it goes on: from the change
+    on it rounds as if it had not been stopped. When the change comes depends on the machine.
 
     Args:
         step: to begin with.
@@ -147,7 +147,10 @@ class UseStep(L.Callback):
             step = self.compilation.make()
         self.compilation = None
         if step is not None:
-            module.step, module.step_is_compiled = step, True
+            module.step = step
+        elif module.step_is_compiled:
+            log.warning("this run was compiled before: from here on it rounds in another way")
+        module.step_is_compiled = step is not None
 
 
 class AddUp(L.Callback):

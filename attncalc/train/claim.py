@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe
 
 # entries beside the recipe's own
-DATA, START = "data_sha256", "start_sha256"
+DATA, START, FILE = "data_sha256", "start_sha256", "data_file"
 # of an output folder
 MARK = "recipe.json"
 
@@ -71,6 +71,7 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
         # a key that an older version did not write has its default
         theirs = _defaults() | _read(mark)
         their_data, their_start = theirs.pop(DATA, None), theirs.pop(START, None)
+        theirs.pop(FILE, None)
         start = start or their_start
         _refuse_other_recipe(output, ours, theirs, names_count=their_data is None)
         changed = [role for role in data if their_data and their_data[role] != data[role]]
@@ -86,6 +87,8 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
                 "now: choose another output folder, or remove this one to start again"
             )
     more = {DATA: data} | ({START: start} if start else {})
+    with suppress(FileNotFoundError):  # `fit` is given data, not a file
+        more |= {FILE: str(recipe.find(recipe.data))}
     write_atomically(mark, json.dumps(ours | more, indent=1).encode())
 
 
@@ -103,6 +106,9 @@ def remembered(output: Path) -> tuple[Recipe, dict[str, str]]:
         content = _defaults() | _read(mark)
         data = dict(content.pop(DATA, None) or {})
         content.pop(START, None)
+        file = content.pop(FILE, None)
+        if isinstance(file, str) and Path(file).is_file():
+            content["data"] = file
         return Recipe(**content), data
     except (TypeError, ValueError) as error:
         remark = one_line(error).removeprefix(f"{mark}: ")

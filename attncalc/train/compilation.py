@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -69,9 +70,10 @@ class Compilation:
     def start(self) -> None:
         """Start the second process."""
         # -P: nothing is imported from the current folder; the child finds what we have found
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        places = [place or os.getcwd() for place in sys.path]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
+            [sys.executable, "-P", "-m", __name__, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -98,7 +100,7 @@ class Compilation:
     def stop(self) -> None:
         """End the second process."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # the compilers that it runs, too
             self._process.wait()
 
 
@@ -113,22 +115,25 @@ def _send(process: subprocess.Popen[bytes], content: bytes) -> None:
 
 def _fill_cache() -> None:
     """Compile the step that stands on the standard input, as `Compilation.start` has sent it."""
-    parent = os.getppid()
-    potential, weights, examples, n_threads = pickle.load(sys.stdin.buffer)
+    parent = int(sys.argv[1])
 
     def end_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        os._exit(1)
+        os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
-    torch.set_num_threads(n_threads)  # part of what is compiled
+    os.nice(NICENESS)
+    # nobody reads what compilers have to say; the reason of a failure has a pipe of its own
+    reason = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     try:
+        potential, weights, examples, n_threads = pickle.load(sys.stdin.buffer)
+        torch.set_num_threads(n_threads)  # part of what is compiled
         compiled_step(potential, weights, examples)
-    except RuntimeError as error:  # a compiler has many ways to fail
-        print(one_line(error))
+    except Exception as error:  # a compiler has many ways to fail
+        reason.write(one_line(error))
+        reason.close()
         sys.exit(1)
 
 

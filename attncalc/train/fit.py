@@ -24,7 +24,7 @@ from attncalc.system import System
 from attncalc.train.batches import samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
-from attncalc.train.claim import checksum, claimed, remembered
+from attncalc.train.claim import MARK, checksum, claimed, remembered
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import finished_epochs, train_loop
 from attncalc.train.memory import keep_freed_memory
@@ -37,6 +37,9 @@ from attncalc.train.select_step import select_step
 from attncalc.train.start import check_start, elements_of, new_potential
 
 log = logging.getLogger(__name__)
+
+# begins the name of the folder of a committee's member
+MEMBER = "member-"
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,15 @@ def read_run(
         FileNotFoundError: no training has begun there, or its data file is gone.
         ValueError: the data are not those of the training.
     """
-    recipe, checksums = remembered(Path(output))
+    output = Path(output)
+    recipe, checksums = remembered(output)
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
+    divided = dataclasses.replace(recipe, stream=False)
+    if _is_member(output):  # all members are trained on one split, that of the first seed
+        divided = dataclasses.replace(divided, seed=remembered(output.resolve().parent)[0].seed)
     try:
-        _, (training, validation, test) = _read(recipe)
+        _, (training, validation, test) = _read(divided)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}: name the file that {output} was trained on") from None
     for role, part in (("training", training), ("validation", validation)):
@@ -173,7 +180,8 @@ def fit(
     """Train on data sets; each of several processes (torchrun, srun) has all of them.
 
     A run that was stopped, however hard, goes on after its last complete epoch when the same
-    recipe is started again with the same `output`, and ends with the same bits as an
+    recipe is started again with the same `output`, and, without a compiled step or with
+    `compile: always`, ends with the same bits as an
     uninterrupted one on the same machine.
 
     Args:
@@ -246,6 +254,8 @@ def _fit(
                     n_steps=module.n_steps,
                 )
             )
+        if not processes.all(compilation is not None):  # a machine without a compiler, say
+            compilation = None
         trained, validated = (batches, sizes), (checked, sizes_of(checked))
         train_loop(module, step, compilation, trained, validated, recipe, output)
     processes.from_first(model.exists)  # the others have nothing to read before it is written
@@ -278,8 +288,13 @@ def _fit_committee(
     return Training(load(model), model, history)
 
 
+def _is_member(output: Path) -> bool:
+    """Whether a folder is that of a member of a committee whose folder is above it."""
+    return output.resolve().name.startswith(MEMBER) and (output.resolve().parent / MARK).is_file()
+
+
 def _member_folder(output: Path, k: int) -> Path:
-    return output / f"member-{k}"
+    return output / f"{MEMBER}{k}"
 
 
 def _left_behind(recipe: Recipe, output: Path) -> tuple[Path, Path, bool]:

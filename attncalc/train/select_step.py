@@ -97,7 +97,7 @@ def _proved(
     try:
         step = make()
         error = max(relative_error(step, plain, example) for example in examples)
-    except RuntimeError as failure:  # a compiler has many ways to fail
+    except (RuntimeError, OSError) as failure:  # a compiler has many ways to fail
         reason = str(failure).partition("\n")[0]
         log.warning("%s training step cannot be made: not used (%s)", name, reason)
         return None

@@ -90,7 +90,7 @@ def test_eval_leaves_a_report() -> None:
     assert succeeds("eval", COPPER, "cu.extxyz", "-o", "mine.html").endswith("wrote mine.html\n")
     Path("other.html").write_text("precious")
     said = fails("eval", COPPER, "cu.extxyz", "--report", "other.html")
-    assert said == "Error: other.html exists: choose another name, nothing is overwritten"
+    assert said == "Error: other.html exists: choose another name, or take --overwrite"
     assert Path("other.html").read_text() == "precious"
 
 
@@ -254,3 +254,19 @@ def test_eval_replaces_another_file_only_if_told() -> None:
     assert "page.html exists" in fails("eval", COPPER, "cu.extxyz", "-o", "page.html")
     succeeds("eval", COPPER, "cu.extxyz", "-o", "page.html", "--overwrite")
     assert Path("page.html").read_text()[:4] != "mine"
+
+
+def test_eval_of_trainings_of_all_kinds(tmp_path: Path) -> None:
+    """A streamed one, a committee and its members, and a recipe in another folder than its run."""
+    Path("recipes").mkdir()
+    write("recipes/cu.extxyz", labelled(14))
+    Path("recipes/mine.yaml").write_text(RECIPE + "committee: 2\n")
+    assert attncalc("train", "recipes/mine.yaml").exit_code == 0
+    for folder in ("runs/mine", "runs/mine/member-1", "runs/mine/member-2"):
+        said = succeeds("eval", folder, "--split", "training", "--no-report")
+        assert said.startswith("8 structures of cu.extxyz")
+    succeeds("convert", "data", "recipes/cu.extxyz", "-o", "all.h5")
+    streamed = RECIPE.replace("cu.extxyz", "all.h5").replace("mine", "other") + "stream: true\n"
+    Path("other.yaml").write_text(streamed)
+    assert attncalc("train", "other.yaml").exit_code == 0
+    assert succeeds("eval", "runs/other", "--no-report").startswith("4 structures of all.h5")

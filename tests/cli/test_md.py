@@ -262,7 +262,7 @@ def test_md_refuses_options_of_another_ensemble(
 def test_md_overwrites_nothing(name: str, copper_file: str) -> None:
     Path(name).write_text("precious")
     said = fails("md", copper_file, "--model", COPPER, "--steps", 1, "-o", "run.xyz")
-    assert said == f"Error: {name} exists: choose another name, nothing is overwritten"
+    assert said == f"Error: {name} exists: choose another name, or take --overwrite"
     assert Path(name).read_text() == "precious"
     assert files() == {copper_file, name}
 
@@ -398,7 +398,7 @@ def test_md_of_a_committee_logs_its_spread(ethanol_file: str) -> None:
 
 
 HOSTILE = (
-    ({"threads": 10**7}, "threads must be an integer from 1 to 4096, got 10000000"),
+    ({"threads": 10**7}, "threads must be an integer from 1 to 1024, got 10000000"),
     ({"threads": "4"}, "threads must be an integer"),
     ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
     ({"model": 7}, "model must be a text, got 7"),
@@ -432,7 +432,7 @@ def test_md_refuses_names_of_a_run_and_says_how_to_go_on(copper_file: str) -> No
     common = ("md", copper_file, "--model", COPPER, "--steps", 1, "-o", "run.h5md")
     succeeds(*common)
     assert fails(*common) == (
-        "Error: run.h5md exists: choose another name, nothing is overwritten (or go on with "
+        "Error: run.h5md exists: choose another name, or take --overwrite (or go on with "
         "--resume run.h5md)"
     )
 
@@ -470,7 +470,7 @@ def test_md_on_a_full_disk(limit: int, copper_file: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.stderr == (
         "Error: no space left on the disk for run.h5md (the largest size of a file is reached, see "
-        "ulimit -f): nothing is left of the run, free some and start it again\n"
+        "ulimit -f): nothing is left of the run, free some space and start it again\n"
     )
     assert ended.returncode == 1
     assert files() == {copper_file}
@@ -527,3 +527,33 @@ def test_md_as_json_quietly_and_over_an_older_run(copper_file: str) -> None:
     with Claim(Path("run.h5md")):
         assert "another run is still writing it" in fails(*run, "--overwrite")
     assert Path("run.ckpt").exists()
+
+
+def test_md_overwrites_nothing_but_its_own_outputs(copper_file: str) -> None:
+    """Neither the input nor another run, and the older run stays if the new one cannot begin."""
+    run = ("--model", COPPER, "--steps", 4, "--every", 2, "--quiet")
+    succeeds("md", copper_file, *run, "-o", "run.h5md")
+    before = {name: Path(name).read_bytes() for name in files()}
+    assert fails("md", copper_file, *run, "-o", "run.xyz", "--overwrite") == (
+        "Error: run.h5md has log and picture of the same name: name another output with -o"
+    )
+    write("in.xyz", read(copper_file))
+    assert "in.xyz is the input" in fails("md", "in.xyz", *run, "-o", "in.xyz", "--overwrite")
+    hot = read(copper_file)
+    hot.set_momenta(np.full((len(hot), 3), 100.0))
+    write("hot.traj", hot)
+    fails("md", "hot.traj", *run, "-o", "run.h5md", "--overwrite")
+    Path("hot.traj").unlink()
+    Path("in.xyz").unlink()
+    assert {name: Path(name).read_bytes() for name in files()} == before
+
+
+def test_replicas_draw_velocities_of_their_own(copper_file: str) -> None:
+    atoms = read(copper_file)
+    atoms.set_momenta(np.random.default_rng(0).normal(size=(len(atoms), 3)))
+    write("moving.traj", atoms)
+    run = ("md", "moving.traj", "--model", COPPER, "--ensemble", "nve", "--steps", 4)
+    said = succeeds(*run, "--replicas", 3, "-o", "run.h5md")
+    assert "velocities of the file are not kept: every replica draws its own" in said
+    ends = [read_h5md("run.h5md", -1, system=k)[0].positions.tobytes() for k in range(3)]
+    assert len(set(ends)) == 3

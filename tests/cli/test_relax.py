@@ -290,7 +290,7 @@ def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
     Path("there.xyz").write_text("precious")
     common = ("relax", ethanol_file, "--model", ETHANOL, "-o")
     assert fails(*common, "there.xyz") == (
-        "Error: there.xyz exists: choose another name, nothing is overwritten"
+        "Error: there.xyz exists: choose another name, or take --overwrite"
     )
     assert Path("there.xyz").read_text() == "precious"
     assert fails(*common, "no/out.xyz") == "Error: no such folder: no"

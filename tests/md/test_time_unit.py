@@ -5,7 +5,8 @@ import pytest
 from ase.units import fs
 
 from attncalc import md
-from attncalc.md.time_unit import check_timestep
+from attncalc.md import checkpoint
+from attncalc.md.time_unit import check_friction, check_timestep
 
 
 @pytest.mark.parametrize("in_fs", [0.01, 0.1, 0.25, 0.5, 1, 1.5, 2, 5, 10, 20])
@@ -30,3 +31,18 @@ def test_all_integrators_ask(kind):
 def test_no_timesteps(value):
     with pytest.raises(ValueError, match="timestep must be"):
         check_timestep(value)
+
+
+@pytest.mark.parametrize("value", [0.01, 0.02, 1, 0.001])
+def test_frictions_that_were_meant_per_fs(value):
+    check_friction(value / fs)
+    with pytest.raises(ValueError, match=rf"write {value:g} / ase.units.fs for {value:g} per fs"):
+        check_friction(value)
+
+
+def test_stored_integrators_have_no_unit_to_mistake(tmp_path):
+    """Such as were legal before."""
+    emt = md.Verlet(fs)
+    object.__setattr__(emt, "timestep", 0.1)
+    header = {"name": "verlet", "timestep": 0.1}
+    assert checkpoint._integrator(header, 1) == emt

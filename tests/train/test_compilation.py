@@ -143,23 +143,42 @@ def test_a_second_process_fills_the_cache(recipe, dataset, tmp_path, monkeypatch
         assert relative_error(step, plain, with_distant_labels(batch, weights)) < 1e-4
 
 
-def test_the_second_process_ends_with_the_first(tmp_path):
-    """Also after kill -9."""
-    script = """
-import os, sys, time
+@pytest.mark.parametrize("end", ["made.stop()", "os.kill(os.getpid(), 9)"])
+def test_the_second_process_ends_with_the_first(end: str, tmp_path):
+    """Also after kill -9, and with the compilers that it runs."""
+    script = f"""
+import os, pathlib, time
 from attncalc.train import compilation
-compilation.pickle.dumps = lambda what: b""  # the child waits for more
+compilation.SECONDS_BETWEEN_LOOKS = 0.1
+
+class Compiles:  # when it is read: starts another program, and waits for it
+    def __reduce__(self):
+        return os.system, ("sleep 600 & echo $! > {tmp_path}/pid; wait",)
+
+compilation.pickle.dumps = lambda what, dumps=compilation.pickle.dumps: dumps(Compiles())
 made = compilation.Compilation(None, None, None, [])
 made.start()
 print(made._process.pid, flush=True)
-os.kill(os.getpid(), 9)
+while not pathlib.Path("{tmp_path}/pid").exists():
+    time.sleep(0.05)
+time.sleep(0.2)
+{end}
 """
     first = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    second = int(first.stdout)
-    deadline = time.monotonic() + 120
-    while _is_alive(second):
+    second, compiler = int(first.stdout), int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 60
+    while _is_alive(second) or _is_alive(compiler):
         assert time.monotonic() < deadline, "it goes on without its parent"
         time.sleep(0.1)
+
+
+def test_why_the_second_process_failed_is_known(monkeypatch):
+    monkeypatch.setattr(compilation.pickle, "dumps", lambda what: b"no pickle")
+    made = Compilation(None, None, None, [])
+    made.start()
+    made._process.wait()
+    assert made.is_done
+    assert "invalid load key" in made.failure
 
 
 def _is_alive(pid: int) -> bool:

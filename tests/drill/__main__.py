@@ -21,12 +21,12 @@ from drill.trial import Trial
 
 # part: trials of the full drill
 PARTS = {
-    "kills": 100,
-    "disk_full": 20,
-    "power_cuts": 60,
-    "hostile_files": 10_000,
     "links": 20,
     "threads": 20,
+    "hostile_files": 10_000,
+    "disk_full": 24,
+    "power_cuts": 60,
+    "kills": 110,
 }
 
 HEAD = """# Drill
@@ -47,30 +47,34 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     output = given.output and given.output.resolve()
-    rows, failures = [], []
+    tried: Counter[str] = Counter()
+    failures: list[Trial] = []
     for part in given.parts:
         count = max(1, round(PARTS[part] * given.scale))
         print(f"{part}: {count} trials", flush=True)
-        began, tried, failed = time.monotonic(), Counter(), Counter()
-        with tempfile.TemporaryDirectory() as folder, chdir(folder):
-            for trial in import_module(f"drill.{part}").trials(count, given.seed):
-                tried[trial.kind] += 1
-                failed[trial.kind] += bool(trial.failure)
-                if trial.failure:
-                    failures.append(trial)
-                    print(f"FAILED {trial.kind}: {trial.failure}", flush=True)
-        rows += [(kind, tried[kind], failed[kind]) for kind in tried]
-        print(f"{part}: {sum(tried.values())} done in {time.monotonic() - began:.0f} s", flush=True)
+        began, before = time.monotonic(), tried.total()
+        try:
+            with tempfile.TemporaryDirectory() as folder, chdir(folder):
+                for trial in import_module(f"drill.{part}").trials(count, given.seed):
+                    tried[trial.kind] += 1
+                    if trial.failure:
+                        failures.append(trial)
+                        print(f"FAILED {trial.kind}: {trial.failure}", flush=True)
+        finally:  # also after Ctrl-C: what has been done is told
+            if output:
+                output.write_text(_page(tried, failures, given.seed))
+        seconds = time.monotonic() - began
+        print(f"{part}: {tried.total() - before} done in {seconds:.0f} s", flush=True)
     if output:
-        output.write_text(_page(rows, failures, given.seed))
         print(f"wrote {output.name}")
     return int(bool(failures))
 
 
-def _page(rows: list[tuple[str, int, int]], failures: list[Trial], seed: int) -> str:
+def _page(tried: Counter[str], failures: list[Trial], seed: int) -> str:
+    failed = Counter(trial.kind for trial in failures)
     table = ["| what is done | trials | failures |", "|---|--:|--:|"]
-    table += [f"| {kind} | {tried:,} | {failed} |" for kind, tried, failed in rows]
-    table.append(f"| **all** | {sum(row[1] for row in rows):,} | {sum(row[2] for row in rows)} |")
+    table += [f"| {kind} | {n:,} | {failed[kind]} |" for kind, n in tried.items()]
+    table.append(f"| **all** | {tried.total():,} | {len(failures)} |")
     machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
     where = f"Run on {date.today()}, {machine}, seed {seed}.\n"
     lost = "".join(f"\n* {one.kind}: {one.failure}" for one in failures)

@@ -190,12 +190,14 @@ class BestModel(L.Callback):
 
 
 def write_table(history: list[dict[str, float]], path: Path) -> None:
-    """Write the numbers of all epochs as CSV, atomically."""
+    """Write the numbers of all epochs as CSV, atomically, unless they stand there already."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(history[0]))
     writer.writeheader()
     writer.writerows(history)
-    write_atomically(path, text.getvalue().encode())
+    content = text.getvalue().encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
 
 
 class LearningCurve(L.Callback):

@@ -235,9 +235,9 @@ class LearningCurve(L.Callback):
 class Progress(L.Callback):
     """One bar over all epochs with rate and time left; where there is no terminal, log lines."""
 
-    step: Step | None = None  # whose rate is measured
-
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.step, self.first_step = _ours(module).step, trainer.global_step
+        self.started = time.monotonic()
         self.bar = tqdm(
             total=trainer.max_epochs, initial=trainer.current_epoch, unit="epoch", disable=None
         )
@@ -245,7 +245,7 @@ class Progress(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         step = _ours(module).step
-        if step is not self.step:  # the rate counts from here
+        if step is not self.step:  # the rate is that of the new step
             self.step, self.first_step = step, trainer.global_step
             self.started = time.monotonic()
 

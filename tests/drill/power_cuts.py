@@ -115,7 +115,7 @@ def _run(commands: Forked, folder: Path, chance: random.Random, number: int) -> 
 
 
 def _dead_owner() -> str:
-    from attncalc import files
+    from attncalc.files import writing as files
 
     return f"{files._HOST}.4194304"  # beyond the largest number of a process
 

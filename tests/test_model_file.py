@@ -599,7 +599,9 @@ def test_saving_replaces_the_old_file_or_leaves_it(
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, step, full_disk)
-            with pytest.raises(OSError, match=r"no space left on the disk for .*model\.safetensors"):
+            with pytest.raises(
+                OSError, match=r"no space left on the disk for .*model\.safetensors"
+            ):
                 save(small_potential(torch.float64), path)
         assert path.read_bytes() == old
         assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]

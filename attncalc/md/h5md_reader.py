@@ -68,10 +68,7 @@ def iread_h5md(
         FileNotFoundError, IndexError, ValueError: as `read_h5md`.
     """
     with opened(path) as file:
-        of_systems = described(file)
-        if not 0 <= system < len(of_systems):
-            raise _no_such_system(path, of_systems, system)
-        atoms = of_systems[system]
+        atoms = _one_system(file, path, system)
         steps, times = clock(file, [atoms])
         try:
             chosen = range(len(steps))[index]
@@ -99,16 +96,14 @@ def count_h5md(path: str | Path | BinaryIO, system: int = 0) -> int:
         FileNotFoundError, IndexError, ValueError: as `read_h5md`.
     """
     with opened(path) as file:
-        of_systems = described(file)
-        if not 0 <= system < len(of_systems):
-            raise _no_such_system(path, of_systems, system)
-        return len(clock(file, [of_systems[system]])[0])
+        return len(clock(file, [_one_system(file, path, system)])[0])
 
 
-def _no_such_system(
-    path: str | Path | BinaryIO, of_systems: list[StoredSystem], system: int
-) -> IndexError:
-    return IndexError(f"{name_of(path)} holds {len(of_systems)} systems, not number {system}")
+def _one_system(file: h5py.File, path: str | Path | BinaryIO, system: int) -> StoredSystem:
+    of_systems = described(file)
+    if not 0 <= system < len(of_systems):
+        raise IndexError(f"{name_of(path)} holds {len(of_systems)} systems, not number {system}")
+    return of_systems[system]
 
 
 def _rows(dataset: h5py.Dataset, rows: range) -> NDArray:

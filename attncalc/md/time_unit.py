@@ -21,12 +21,7 @@ def check_timestep(timestep: float) -> None:
     Raises:
         ValueError: it is not positive and finite, or in another unit.
     """
-    if isinstance(timestep, bool) or not isinstance(timestep, int | float | np.floating):
-        raise ValueError(f"timestep must be a number, got {timestep!r}")
-    if not math.isfinite(timestep):
-        raise ValueError(f"timestep must be finite, got {timestep}")
-    if timestep <= 0:
-        raise ValueError(f"timestep must be positive, got {timestep}")
+    _check_positive("timestep", timestep)
     in_fs = float(timestep) / units.fs
     is_round = timestep >= ROUND and round(float(timestep), DIGITS) == float(timestep)
     if is_round or in_fs > LONGEST:
@@ -42,14 +37,18 @@ def check_friction(friction: float) -> None:
     Raises:
         ValueError: it is not positive and finite, or in another unit.
     """
-    if isinstance(friction, bool) or not isinstance(friction, int | float | np.floating):
-        raise ValueError(f"friction must be a number, got {friction!r}")
-    if not math.isfinite(friction):
-        raise ValueError(f"friction must be finite, got {friction}")
-    if friction <= 0:
-        raise ValueError(f"friction must be positive, got {friction}")
+    _check_positive("friction", friction)
     if round(float(friction), DIGITS) == float(friction):
         raise ValueError(
             f"friction {friction:g} is {float(friction) * units.fs:.3g} per fs: times are in ASE's "
             f"unit, write {friction:g} / ase.units.fs for {friction:g} per fs"
         )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")

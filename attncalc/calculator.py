@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +16,13 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from attncalc import checks
-from attncalc.fast import lower
+from attncalc.evaluator import Evaluator
 from attncalc.model_file import load, model_name, named_device
-from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
     SMALLEST_VOLUME,
     Committee,
     Potential,
     Result,
-    check_system,
-    evaluate,
-    evaluate_many,
     volumes,
 )
 from attncalc.system import System, what_is_ignored
@@ -71,6 +65,7 @@ class AttnCalculator(BaseCalculator):
         TypeError: `model` is none of these.
 
     Attributes:
+        evaluator: what `calculate` asks: potential, neighbour lists.
         spread: how far the members of a committee were apart in the last calculation, one standard
             deviation: {"energy": eV, "forces": [n_atoms, 3] eV/Å}; None for a single model.
     """
@@ -89,29 +84,20 @@ class AttnCalculator(BaseCalculator):
     ) -> None:
         super().__init__()
         self._lock = threading.RLock()
-        where = named_device(device)
-        self.potential = _potential(model, where, dtype)
-        if correction != bool(self.potential.corrects):
-            raise ValueError(_not_alone(self.potential.corrects))
+        potential = _potential(model, named_device(device), dtype)
         if threads is not None:
-            self.potential.take_threads(threads)
+            potential.take_threads(threads)
+        self.evaluator = Evaluator(potential, skin=skin, is_correction=correction)
         self._names = _names(model)
         self._has_warned = False
-        self._suits_itself = skin is None
-        self.neighbors = VerletList.create(
-            cutoff=self.potential.cutoff,
-            skin=SKIN[where.type] if skin is None else skin,
-            species=self.potential.species,
-        )
         self.spread: dict[str, Any] | None = None
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
         self._volume: list[float] = []  # of what was seen
 
-    @functools.cached_property
-    def _fast(self) -> Potential:
-        """Made when it is first needed: what is wrong with a structure is told before."""
-        with torch.inference_mode(False):  # where the first step may be asked for, and refused
-            return lower(self.potential)
+    @property
+    def potential(self) -> Potential:
+        """What runs, compiled when it is first needed; `evaluator.plain` is as it was loaded."""
+        return self.evaluator.potential
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -170,8 +156,7 @@ class AttnCalculator(BaseCalculator):
                     "stress needs a volume: this structure does not have three cell vectors"
                 )
             system = self._system(atoms)
-            self.neighbors, graph = self.neighbors.update(system)
-            (results,) = _results(evaluate(self._fast, graph), system, self._volume)
+            (results,) = _results(self.evaluator(system), system, self._volume)
             if "energy_spread" in results:  # ASE knows no such properties, its writers trip on them
                 self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
             self.results = results
@@ -186,11 +171,10 @@ class AttnCalculator(BaseCalculator):
         if system is not None and now == then:
             return system.moved(atoms)
         system = System.from_ase(atoms)
-        check_system(self.potential, system)
-        system = system.to(self.potential.device)
+        self.evaluator.check(system)
+        system = system.to(self.evaluator.device)
         self._seen, self._volume = (now, system), volumes(system).tolist()
-        if self._suits_itself and (skin := skin_for(system)) != self.neighbors.skin:
-            self.neighbors = replace(self.neighbors, skin=skin, listed=None)
+        self.evaluator.suit(system)
         return system
 
     def calculate_many(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
@@ -211,8 +195,7 @@ class AttnCalculator(BaseCalculator):
             raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
         results: list[dict[str, Any]] = []
         with self._lock:
-            batches = evaluate_many(self._fast, structures, batch_atoms=ATOMS_PER_BATCH)
-            for system, result in batches:
+            for system, result in self.evaluator.many(structures, batch_atoms=ATOMS_PER_BATCH):
                 results += _results(result, system, volumes(system).tolist())
         return results
 
@@ -226,10 +209,9 @@ class AttnCalculator(BaseCalculator):
             RuntimeError: a check failed; the table says which.
         """
         if atoms is not None:  # what is wrong with it is told before anything is compiled
-            check_system(self.potential, System.from_ase(atoms))
+            self.evaluator.check(System.from_ase(atoms))
         with self._lock:
-            fast = None if self._fast is self.potential else self._fast
-            report = checks.verify(self.potential, atoms, fast=fast)
+            report = checks.verify(self.evaluator.plain, atoms, fast=self.potential)
         print(report)
         report.require()
         return report
@@ -248,21 +230,22 @@ class AttnCalculator(BaseCalculator):
         A `Potential` that was not loaded from a file has no checksum; a committee given as a list
         has a list of models and of checksums.
         """
-        members: Any = self.potential.members if len(self._names) > 1 else [self.potential]
+        plain = self.evaluator.plain
+        members: Any = plain.members if len(self._names) > 1 else [plain]
         checksums = [getattr(member, "checksum", "") for member in members]
         several = len(self._names) > 1
         return {
             "model": list(self._names) if several else self._names[0],
             "sha256": checksums if several else checksums[0],
-            "dtype": str(self.potential.dtype).removeprefix("torch."),
-            "device": str(self.potential.device),
+            "dtype": str(plain.dtype).removeprefix("torch."),
+            "device": str(plain.device),
         }
 
     def __repr__(self) -> str:
         known = self.todict()
         names = ", ".join(self._names)
-        kinds = sorted({type(network).__name__ for network in self.potential.networks})
-        elements = " ".join(chemical_symbols[z] for z in self.potential.species)
+        kinds = sorted({type(network).__name__ for network in self.evaluator.plain.networks})
+        elements = " ".join(chemical_symbols[z] for z in self.evaluator.plain.species)
         sums = known["sha256"] if isinstance(known["sha256"], list) else [known["sha256"]]
         short = ", ".join(one[:12] or "none" for one in sums)
         return (
@@ -276,12 +259,12 @@ class AttnCalculator(BaseCalculator):
     @property
     def n_rebuilds(self) -> int:
         """How often a neighbour list was built."""
-        return self.neighbors.n_rebuilds
+        return self.evaluator.neighbors.n_rebuilds
 
     @property
     def n_updates(self) -> int:
         """How often a neighbour list was asked for, rebuilt or not."""
-        return self.neighbors.n_updates
+        return self.evaluator.neighbors.n_updates
 
 
 def _names(model: Any) -> tuple[str, ...]:
@@ -291,22 +274,13 @@ def _names(model: Any) -> tuple[str, ...]:
     return (model_name(str(model)) if isinstance(model, str | Path) else type(model).__name__,)
 
 
-def _not_alone(corrects: str) -> str:
-    if not corrects:
-        return "this model is a whole potential: leave correction=True away"
-    return (
-        f"this model corrects {corrects}, and is nothing without: add that, and say "
-        "AttnCalculator(..., correction=True)"
-    )
-
-
 def _potential(model: Any, device: torch.device, dtype: str | torch.dtype | None) -> Potential:
     if isinstance(model, list | tuple):
         return Committee([_potential(member, device, dtype) for member in model])
     if isinstance(model, Potential):
         if dtype is not None:
             raise ValueError("dtype belongs to load(...) when a Potential is given")
-        return copy.deepcopy(model).to(device).requires_grad_(False).eval()
+        return copy.deepcopy(model).to(device)
     if isinstance(model, str | Path):
         return load(model, device=device, dtype=dtype)
     raise TypeError(

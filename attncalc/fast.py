@@ -10,25 +10,29 @@ import copy
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
-from numpy.typing import NDArray
 from torch import nn
 
 from attncalc.compiled import has_numba, has_triton
-from attncalc.graph import Graph
 from attncalc.kernels.frozen_equiformer import frozen
 from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.neighbors import fresh_graph
 from attncalc.nn.equiformer import Equiformer
+from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates
 from attncalc.ops import with_modules
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLRepulsion
-from attncalc.potential import ROUNDING, Committee, Potential, Result, deviation, evaluate
+from attncalc.potential import (
+    ROUNDING,
+    Committee,
+    Potential,
+    deviation,
+    evaluate,
+    fresh_graphs,
+)
 from attncalc.probe import pairs, probes
 from attncalc.system import System
 
@@ -52,54 +56,6 @@ _ENGINES: dict[str, dict[type, str]] = {
 }
 
 
-class CompiledStep:
-    """A `Result` from one call of an engine, or None where that has no tables for it.
-
-    Args:
-        engine: `Graph` to energies per atom, forces and strain gradient, or to None.
-    """
-
-    def __init__(self, engine: Callable[[Graph], Sequence[NDArray[np.float64]] | None]) -> None:
-        self.engine = engine
-
-    def __call__(self, graph: Graph) -> Result | None:
-        found = self.engine(graph)
-        if found is None:
-            return None
-        energies, *others = found
-        # adds in the order of the atoms, as `segment_sum` does in several times as long
-        energy = np.bincount(graph.system_idx.numpy(), energies, minlength=graph.n_systems)
-        total, of_atoms, forces, strain_gradient = map(
-            torch.from_numpy, (energy, energies, *others)
-        )
-        return Result(total, of_atoms, forces, strain_gradient)
-
-
-class DeviceStep:
-    """A `Result` from the kernels of a GPU, or None where they have no tables for it.
-
-    Args:
-        engine: `Graph` to energies [n_systems] and per atom, forces and strain gradient, without
-            waiting for the device; an energy is NaN where there are no tables.
-    """
-
-    def __init__(self, engine: Callable[[Graph], Any]) -> None:
-        self.engine = engine
-
-    def __call__(self, graph: Graph) -> Result | None:
-        result = self.submit(graph)
-        return None if bool(result.energy.isnan().any()) else result
-
-    def submit(self, graph: Graph) -> Result:
-        """Without reading anything back, as a CUDA graph demands: look at the energies later.
-
-        The energy of a system is NaN if two of its atoms are closer than SHORTEST, or a position
-        is not a number, or there is no room for so many edges; a call of the step itself says
-        what to do then.
-        """
-        return Result(**self.engine(graph)._asdict())
-
-
 def lower(potential: Potential) -> Potential:
     """A potential with the same numbers and faster, or `potential` itself.
 
@@ -107,10 +63,9 @@ def lower(potential: Potential) -> Potential:
         potential: loaded for inference; its weights must not change any more, and no longer
             require gradients afterwards, since both share them.
     """
-    if isinstance(potential, Committee):
-        members = list(potential.members)
-        lowered = [lower(member) for member in members]
-        return potential if lowered == members else Committee(lowered)
+    if len(potential.members) > 1:
+        lowered = [lower(member) for member in potential.members]
+        return potential if lowered == potential.members else Committee(lowered)
     for make in (_with_engine, _with_fast_network):
         try:
             fast = make(potential)
@@ -130,14 +85,13 @@ def lower(potential: Potential) -> Potential:
 
 
 def _in_threads(fast: Potential, potential: Potential) -> Potential:
-    """In as many as `potential` asks for, where `fast` has an engine that can."""
-    engine: Any = getattr(fast.engine, "engine", None)
+    """Return it with an engine for as many threads as `potential` asks for, where that works."""
+    engine: Any = getattr(fast.network, "engine", None)
     if potential.threads == 1 or not hasattr(engine, "shared_by"):
         return fast
-    shared = with_modules(fast)
     try:
         # all that is tried is small: it is shared out however little there is to do
-        shared.engine = CompiledStep(engine.shared_by(potential.threads, fewest=1))
+        shared = _with_network(fast, engine.shared_by(potential.threads, fewest=1))
         error = disagreement(shared, fast)
     except Exception as reason:
         log.warning("threads do not work here (%s): one is taken", reason)
@@ -145,8 +99,11 @@ def _in_threads(fast: Potential, potential: Potential) -> Potential:
     if not error <= ROUNDING[potential.dtype]:  # NaN comes here too
         log.warning("in %d threads results are off by %.1e: one is taken", potential.threads, error)
         return fast
-    shared.engine = CompiledStep(engine.shared_by(potential.threads))
-    return shared
+    return _with_network(fast, engine.shared_by(potential.threads))
+
+
+def _with_network(fast: Potential, engine: Any) -> Potential:
+    return with_modules(fast, network=CompiledNetwork(fast.network.network, engine))
 
 
 def _in_float64(potential: Potential) -> Potential:
@@ -172,26 +129,19 @@ def _with_engine_for(potential: Potential, device: str) -> Potential | None:
         _say_once("triton is not installed, steps take longer: pip install triton")
         return None
     module = importlib.import_module(name)  # needs the package
-    terms = list(potential.pair_terms)
-    repulsion = next((term for term in terms if _has_slopes(term)), None)
-    if not module.can_run(potential.network) or len(terms) > (repulsion is not None):
+    if not module.can_run(potential.network):
         return None
-    arguments = (potential.network, potential.scale, potential.reference_energies, SHORTEST)
-    fast = with_modules(potential).requires_grad_(False)
-    if device == "cpu":
-        frozen_repulsion = None if repulsion is None else _lower_term(repulsion)
-        fast.engine = CompiledStep(module.Engine(*arguments, frozen_repulsion))
-    else:
-        constants = (COULOMB_CONSTANT, SWITCH_OFF)
-        fast.engine = DeviceStep(module.Engine(*arguments, repulsion, constants))
-    return fast
+    network = CompiledNetwork(potential.network, module.Engine(potential.network, SHORTEST))
+    return _with_lowered_terms(potential, network)
 
 
 def _with_fast_network(potential: Potential) -> Potential | None:
     """The network's parts replaced by faster ones, differentiated by autograd as ever."""
     network = _lower_network(potential.network)
-    if network is None:
-        return None
+    return None if network is None else _with_lowered_terms(potential, network)
+
+
+def _with_lowered_terms(potential: Potential, network: nn.Module) -> Potential:
     terms = potential.pair_terms
     if potential.device.type == "cpu":
         terms = nn.ModuleList(_lower_term(term) for term in terms)
@@ -224,8 +174,8 @@ def disagreement(fast: Potential, plain: Potential) -> float:
     found: list[float] = []
     for atoms in _tried(plain.species, plain.cutoff, plain.device.type):
         system = System.from_ase(atoms).to(plain.device)
-        graph = fresh_graph(system, cutoff=plain.cutoff, species=plain.species)
-        found.append(deviation(evaluate(fast, graph), evaluate(plain, graph)))
+        graphs = fresh_graphs(plain, system)
+        found.append(deviation(evaluate(fast, graphs), evaluate(plain, graphs)))
     return float(np.max(found))  # NaN if any is, unlike Python's max
 
 

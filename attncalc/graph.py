@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -148,9 +149,64 @@ class AtomOutputs:
 
     Attributes:
         energies: [n_atoms], in the network's dtype, before scale and reference energies.
+        charges: [n_atoms] e, partial charges, which add up to the total charge of a system; None:
+            the network does not predict them.
     """
 
     energies: Tensor
+    charges: Tensor | None = None
+
+
+class Linearized(NamedTuple):
+    """Outputs of a network for one graph, and the gradient of what is made of them.
+
+    Attributes:
+        outputs: values, detached.
+        pull: dE / d outputs (of the fields that are there, float64) -> dE / d vectors
+            [n_edges, 3], float64; to be called once at most.
+    """
+
+    outputs: AtomOutputs
+    pull: Callable[[AtomOutputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """What one evaluation sees of its systems.
+
+    Attributes:
+        short: within the cutoff of the network.
+        long: within that of pair terms of longer range, where there are any.
+        hop_counts: atoms within 0, 1, ... edges of those whose energies count, which come first;
+            None: all atoms count. The others are ghosts, atoms of a neighbouring domain: they have
+            forces, but their energies are not summed up.
+    """
+
+    short: Graph
+    long: Graph | None = None
+    hop_counts: tuple[int, ...] | None = None
+
+    @property
+    def n_counted(self) -> int | None:
+        """Number of atoms whose energies count; None: all."""
+        return None if self.hop_counts is None else self.hop_counts[0]
+
+    def of_range(self, long_range: float | None) -> Graph:
+        """Graph of a pair term.
+
+        Args:
+            long_range: cutoff of the term in Å; None: that of the network.
+
+        Raises:
+            ValueError: there is no graph of longer range.
+        """
+        if long_range is None:
+            return self.short
+        if self.long is None:
+            raise ValueError(
+                f"a pair term reaches {long_range:g} Å: pass Graphs(short, long), not one graph"
+            )
+        return self.long
 
 
 def edge_vectors(system: System, edges: Edges, *, has_images: bool | None = None) -> Tensor:
@@ -205,6 +261,13 @@ def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
             f"it knows: {known}; what others know: attncalc models"
         )
     return rows
+
+
+def with_total_charge(charges: Tensor, graph: Graph) -> Tensor:
+    """[n_atoms] e: partial charges shifted alike within a system, to add up to its charge."""
+    sizes = sum_over_system(torch.ones_like(charges), graph)
+    excess = sum_over_system(charges, graph) - graph.charge.to(charges.dtype)
+    return charges - (excess / sizes)[graph.system_idx]
 
 
 def sum_over_system(values: Tensor, graph: Graph) -> Tensor:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from attncalc.graph import ALL_PAIRS, Graph, species_of
+from attncalc.compiled import has_numba
+from attncalc.graph import ALL_PAIRS, AtomOutputs, Graph, Graphs, species_of
 from attncalc.neighbors import fresh_graph
+from attncalc.nn.network import OUTPUTS, linearize
 from attncalc.ops import segment_sum
 from attncalc.system import System
 
@@ -68,12 +71,12 @@ class Potential(nn.Module):
     E_i = scale[species] * network_i + reference_energies[species] + pair terms.
 
     Args:
-        network: maps a `Graph` to `AtomOutputs`; has `config.reach`, `reads_charge` and
-            `reads_spin`.
+        network: an `attncalc.nn.network.Network`.
         species: atomic number of every row of the network's species table.
         reference_energies: eV per species; zeros if not given.
         scale: eV per unit of the network's energies, per species; ones if not given.
-        pair_terms: closed-form terms `(graph, outputs) -> [n_atoms]` eV.
+        pair_terms: closed-form terms `(graph, outputs) -> [n_atoms]` eV, see
+            `attncalc.physics.pair_term.PairTerm`.
         training: what is worth knowing about the training (data, level of theory, errors ...).
 
     Attributes:
@@ -104,53 +107,65 @@ class Potential(nn.Module):
         self.register_buffer("scale", _per_species(scale, 1.0, n))
         self.pair_terms = nn.ModuleList(pair_terms)
         self.training_info = dict(training or {})
-        # what computes a whole `Result` faster where it can, and returns None where it cannot
-        self.engine: Callable[[Graph], Result | None] | None = None
         self.threads = 1
+
+    @property
+    def members(self) -> list[Any]:
+        """Potentials whose mean it is; of most, itself alone."""
+        members: Any = self._modules.get("members")
+        return [self] if members is None else list(members)
 
     @property
     def cutoff(self) -> float:
         """Interaction range of one layer, Å."""
-        return self.network.config.reach
+        return self.members[0].network.config.reach
+
+    @property
+    def long_range(self) -> float | None:
+        """Interaction range of its longest pair term, Å, where that exceeds the network's."""
+        ranges = [_long_range(term) for one in self.members for term in one.pair_terms]
+        return max((length for length in ranges if length is not None), default=None)
 
     @property
     def device(self) -> torch.device:
         """Where its tensors are."""
-        return self.reference_energies.device
+        return self.members[0].reference_energies.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the network computes in; sums and pair terms are float64."""
-        return next(self.network.parameters()).dtype
+        """The least precise dtype that a network computes in; sums and pair terms are float64."""
+        dtypes = {next(network.parameters()).dtype for network in self.networks}
+        return torch.float32 if torch.float32 in dtypes else dtypes.pop()
 
     @property
     def networks(self) -> list[Any]:
-        """Its network; of a committee, those of all members."""
-        return [self.network]
+        """Networks of all members."""
+        return [member.network for member in self.members]
 
     @property
     def n_parameters(self) -> int:
-        """Of its network; of a committee, of one of its networks."""
+        """Number of parameters of the first member's network."""
         return sum(p.numel() for p in self.networks[0].parameters())
 
     @property
     def corrects(self) -> str:
         """The method whose energies its own are to be added to; "" if they stand for themselves."""
-        return str(self.training_info.get("corrects") or "")
+        return str(self.members[0].training_info.get("corrects") or "")
 
     @property
     def reads_charge(self) -> bool:
-        """Whether the energy depends on the total charge."""
-        return self.network.reads_charge
+        """Return True if the energy depends on the total charge, for all members."""
+        return all(network.reads_charge for network in self.networks)
 
     @property
     def reads_spin(self) -> bool:
-        """Whether the energy depends on the multiplicity."""
-        return self.network.reads_spin
+        """Return True if the energy depends on the multiplicity, for all members."""
+        return all(network.reads_spin for network in self.networks)
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Change the dtype of the network, in place."""
-        self.network.to(dtype)
+        """Change the dtype of the networks, in place."""
+        for network in self.networks:
+            network.to(dtype)
 
     def take_threads(self, threads: int) -> None:
         """Let compiled steps on a CPU take so many threads for a large structure.
@@ -168,15 +183,16 @@ class Potential(nn.Module):
             raise ValueError(
                 f"threads must be a whole number from 1 to {MOST_THREADS}, got {threads!r}"
             )
-        self.threads = whole
+        for one in (self, *self.members):
+            one.threads = whole
 
-    def energies(self, graph: Graph) -> Tensor:
-        """Energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""
-        outputs = self.network(graph)
-        energies = self.in_ev(outputs.energies, graph)
-        for term in self.pair_terms:
-            energies = energies + term(graph, outputs)
-        return energies
+    def energies(self, graph: Graph | Graphs) -> Tensor:
+        """Energies per atom [n_atoms] eV, float64, differentiable by the vectors of the graph.
+
+        Of a committee, their mean.
+        """
+        graphs = graph if isinstance(graph, Graphs) else Graphs(graph)
+        return torch.stack([_energies(member, graphs) for member in self.members]).mean(0)
 
     def in_ev(self, energies: Tensor, graph: Graph) -> Tensor:
         """Energies [n_atoms] as the network gives them -> eV, float64, without pair terms."""
@@ -200,14 +216,12 @@ class Committee(Potential):
             correct, or one stands twice.
     """
 
-    members: Any  # an nn.ModuleList of potentials, which no annotation can say
-
     def __init__(
         self, members: Sequence[Potential], *, training: Mapping[str, Any] | None = None
     ) -> None:
         nn.Module.__init__(self)  # a committee has no network of its own
         # the members of a committee count like others: all have the same weight in the mean
-        members = [one for member in members for one in getattr(member, "members", [member])]
+        members = [one for member in members for one in member.members]
         if len(members) < 2:
             raise ValueError(f"a committee needs two members or more, got {len(members)}")
         for name, what in (("species", ""), ("cutoff", ""), ("corrects", "method to correct")):
@@ -222,105 +236,168 @@ class Committee(Potential):
                 raise ValueError(
                     "the same model stands twice in a committee: its spread would mean nothing"
                 )
-        self.members = nn.ModuleList(members)
+        self._modules["members"] = nn.ModuleList(members)  # the property of this name reads it
         self.species, self.threads = members[0].species, members[0].threads
         self.training_info = dict(training or {})
 
-    @property
-    def cutoff(self) -> float:
-        """Interaction range of one layer, Å."""
-        return self.members[0].cutoff
 
-    @property
-    def corrects(self) -> str:
-        """The method whose energies its own are to be added to; "" if they stand for themselves."""
-        return self.members[0].corrects
-
-    @property
-    def device(self) -> torch.device:
-        """Where its tensors are."""
-        return self.members[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The least precise dtype that a member computes in."""
-        dtypes = {member.dtype for member in self.members}
-        return torch.float32 if torch.float32 in dtypes else torch.float64
-
-    @property
-    def networks(self) -> list[Any]:
-        """The networks of all members."""
-        return [network for member in self.members for network in member.networks]
-
-    @property
-    def reads_charge(self) -> bool:
-        """Whether the energy depends on the total charge."""
-        return all(member.reads_charge for member in self.members)
-
-    @property
-    def reads_spin(self) -> bool:
-        """Whether the energy depends on the multiplicity."""
-        return all(member.reads_spin for member in self.members)
-
-    def compute_in(self, dtype: torch.dtype) -> None:
-        """Change the dtype of the members' networks, in place."""
-        for member in self.members:
-            member.compute_in(dtype)
-
-    def take_threads(self, threads: int) -> None:
-        """Let compiled steps of the members take so many threads, one member after the other."""
-        for member in self.members:
-            member.take_threads(threads)
-        self.threads = self.members[0].threads
-
-    def energies(self, graph: Graph) -> Tensor:
-        """Mean energies per atom [n_atoms] eV, float64, differentiable by `graph.vectors`."""
-        return torch.stack([member.energies(graph) for member in self.members]).mean(0)
+def _long_range(term: Any) -> float | None:
+    return getattr(term, "long_range", None)
 
 
-def evaluate(potential: Potential, graph: Graph) -> Result:
+def _energies(member: Any, graphs: Graphs) -> Tensor:
+    outputs = member.network(graphs.short)
+    energies = member.in_ev(outputs.energies, graphs.short)
+    for term in member.pair_terms:
+        energies = energies + term(graphs.of_range(_long_range(term)), outputs)
+    return energies
+
+
+def evaluate(potential: Potential, graph: Graph | Graphs) -> Result:
     """Energy, forces and strain derivative from one gradient by the edge vectors.
 
     A committee takes one gradient per member, and its result has the spread.
 
-    With g_e = dE / d vector_e of the edge from receiver i to sender j: F_i += g_e, F_j -= g_e, and
-    dE / d strain = sum_e vector_e (x) g_e, since a strain maps every vector r to r (1 + strain).
+    Args:
+        potential: as loaded, or as `attncalc.fast.lower` has made it.
+        graph: of the structures; `Graphs` where pair terms reach further than the network.
 
     Raises:
         RuntimeError: called under `torch.inference_mode()`.
+        ValueError: a pair term needs a graph of longer range.
     """
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "torch.inference_mode() forbids gradients, and forces are one: use torch.no_grad()"
-        )
-    if isinstance(potential, Committee):
-        return _mean([evaluate(member, graph) for member in potential.members])
-    if potential.engine is not None and (result := potential.engine(graph)) is not None:
-        return result
-    vectors = graph.vectors.detach().requires_grad_(True)
-    with torch.enable_grad():  # engines may call under no_grad
-        energies = potential.energies(graph.with_vectors(vectors))
-        (gradient,) = torch.autograd.grad(energies.sum(), vectors, materialize_grads=True)
-    energies = energies.detach()
-    forces, strain_gradient = _assemble(graph, vectors.detach(), gradient)
-    return Result(
-        energy=segment_sum(energies, graph.system_idx, graph.n_systems),
-        energies=energies,
-        forces=forces,
-        strain_gradient=strain_gradient,
-    )
+    return _evaluate(potential, graph, waits=True)
 
 
-def evaluate_without_waiting(potential: Potential, graph: Graph) -> Result:
+def evaluate_without_waiting(potential: Potential, graph: Graph | Graphs) -> Result:
     """As `evaluate`, but an engine of a GPU is not asked whether it could: nothing is read back.
 
     Where it could not (two atoms of a system are closer than its tables reach), energy and forces
     of this system are NaN: look at the energies before anything is made of them.
     """
-    if isinstance(potential, Committee):
-        return _mean([evaluate_without_waiting(member, graph) for member in potential.members])
-    submit = getattr(potential.engine, "submit", None)
-    return evaluate(potential, graph) if submit is None else submit(graph)
+    return _evaluate(potential, graph, waits=False)
+
+
+def _evaluate(potential: Potential, graph: Graph | Graphs, *, waits: bool) -> Result:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "torch.inference_mode() forbids gradients, and forces are one: use torch.no_grad()"
+        )
+    graphs = graph if isinstance(graph, Graphs) else Graphs(graph)
+    members = potential.members
+    results = [assemble(graphs, edge_gradients(one, graphs, waits=waits)) for one in members]
+    return results[0] if len(results) == 1 else _mean(results)
+
+
+class EdgeGradients(NamedTuple):
+    """Energies of a potential, and the gradient of those that count by all edge vectors.
+
+    Attributes:
+        energies: [n_atoms] eV; zero for ghosts.
+        short: [n_edges, 3] eV/Å, of the network's graph.
+        long: [n_edges, 3] eV/Å, of the graph of longer range; None where there is none.
+    """
+
+    energies: Tensor
+    short: Tensor
+    long: Tensor | None
+
+
+def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> EdgeGradients:
+    """Energies and their gradient by edge vectors: scale, reference energies, pair terms, ghosts.
+
+    Args:
+        member: a single potential, no committee.
+        graphs: of the structures.
+        waits: see `attncalc.nn.network.linearize`.
+    """
+    graph, n_counted = graphs.short, graphs.n_counted
+    outputs, pull = linearize(member.network, graph, waits=waits)
+    factor = member.scale.index_select(0, graph.species)
+    energies = torch.addcmul(
+        member.reference_energies.index_select(0, graph.species),
+        factor,
+        outputs.energies.to(factor.dtype),
+    )
+    d_outputs: dict[str, Tensor] = {"energies": factor}
+    for name in OUTPUTS[1:]:
+        if getattr(outputs, name) is not None:
+            d_outputs[name] = torch.zeros_like(energies)
+    gradients: dict[bool, Tensor | None] = {False: None, True: None}
+    for term in member.pair_terms:
+        is_long = _long_range(term) is not None
+        of_term, by_vectors, by_outputs = _linearize_term(term, outputs, graphs)
+        energies = energies + of_term
+        before = gradients[is_long]
+        gradients[is_long] = by_vectors if before is None else before + by_vectors
+        for name, value in by_outputs.items():
+            d_outputs[name] = d_outputs[name] + value
+    if n_counted is not None:
+        energies[n_counted:] = 0
+        d_outputs["energies"][n_counted:] = 0
+    short = pull(AtomOutputs(**d_outputs))
+    if (of_terms := gradients[False]) is not None:
+        short = short + of_terms
+    return EdgeGradients(energies, short, gradients[True])
+
+
+def _linearize_term(
+    term: Any, outputs: AtomOutputs, graphs: Graphs
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Energies [n_atoms] of a pair term, and the gradients of their sum by vectors and outputs."""
+    graph = graphs.of_range(_long_range(term))
+    if graphs.n_counted is None and hasattr(term, "linearize"):  # in closed form
+        return *term.linearize(graph), {}
+    vectors = graph.vectors.detach().requires_grad_(True)
+    given = {
+        name: value.detach().double().requires_grad_(True)
+        for name in OUTPUTS
+        if (value := getattr(outputs, name)) is not None
+    }
+    with torch.enable_grad():
+        energies = term(graph.with_vectors(vectors), AtomOutputs(**given))
+        total = energies[: graphs.n_counted].sum()
+        if not total.requires_grad:  # a constant
+            return energies, torch.zeros_like(vectors), {}
+        by_vectors, *by_outputs = torch.autograd.grad(
+            total, [vectors, *given.values()], materialize_grads=True, allow_unused=True
+        )
+    return energies.detach(), by_vectors, dict(zip(given, by_outputs, strict=True))
+
+
+def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
+    """Sums of energies, forces and strain gradients.
+
+    With g_e = dE / d vector_e of the edge from receiver i to sender j: F_i += g_e, F_j -= g_e, and
+    dE / d strain = sum_e vector_e (x) g_e, since a strain maps every vector r to r (1 + strain).
+    """
+    graph, energies = graphs.short, gradients.energies
+    energy = segment_sum(energies, graph.system_idx, graph.n_systems)
+    forces = energies.new_zeros(graph.n_atoms, 3)
+    strain_gradient = energies.new_zeros(graph.n_systems, 3, 3)
+    for edges, gradient in ((graph, gradients.short), (graphs.long, gradients.long)):
+        if edges is None or gradient is None:
+            continue
+        if energies.device.type == "cpu" and has_numba():
+            arrays, g = edges.arrays, gradient.numpy()
+            assemble_loop()(
+                *(arrays.vectors, arrays.receivers, arrays.senders, g, arrays.system_idx),
+                *(forces.numpy(), strain_gradient.numpy()),
+            )
+        else:
+            # on a GPU `index_put` sorts before it adds, `index_add` adds in any order
+            atoms = torch.cat([edges.receivers, edges.senders])
+            forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
+            strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
+    return Result(energy, energies, forces, strain_gradient)
+
+
+@functools.cache
+def assemble_loop() -> Callable[..., None]:
+    """The compiled loop of `assemble` on the CPU."""
+    from attncalc.kernels.assemble_loop import assemble
+
+    return assemble
 
 
 def _same_weights(one: Potential, other: Potential) -> bool:
@@ -406,8 +483,20 @@ def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[
     system = System.from_ase(structures)
     check_system(potential, system)
     system = system.to(potential.device)
-    graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
-    return system, evaluate(potential, graph)
+    return system, evaluate(potential, fresh_graphs(potential, system))
+
+
+def fresh_graphs(potential: Potential, system: System) -> Graphs:
+    """Graphs of a system for a potential, from new neighbour lists.
+
+    Raises:
+        ValueError: as `attncalc.neighbors.fresh_graph`.
+    """
+    species, long_range = potential.species, potential.long_range
+    short = fresh_graph(system, cutoff=potential.cutoff, species=species)
+    if long_range is None:
+        return Graphs(short)
+    return Graphs(short, fresh_graph(system, cutoff=long_range, species=species))
 
 
 def volumes(system: System) -> Tensor:
@@ -463,15 +552,14 @@ def forces_from_edges(gradient: Tensor, receivers: Tensor, senders: Tensor, n_at
     return forces.index_add(0, senders, -gradient)
 
 
-def _assemble(graph: Graph, vectors: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    forces = forces_from_edges(gradient, graph.receivers, graph.senders, graph.n_atoms)
+def _strain_gradient(graph: Graph, gradient: Tensor) -> Tensor:
     if graph.n_systems == 1:
-        strain_gradient = (vectors.T @ gradient).unsqueeze(0)
+        strain_gradient = (graph.vectors.T @ gradient).unsqueeze(0)
     else:
-        outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+        outer = graph.vectors.unsqueeze(2) * gradient.unsqueeze(1)
         strain_gradient = segment_sum(outer, graph.system_idx[graph.receivers], graph.n_systems)
     # rotational invariance makes it symmetric; averaging removes what rounding leaves
-    return forces, (strain_gradient + strain_gradient.transpose(1, 2)) / 2
+    return (strain_gradient + strain_gradient.transpose(1, 2)) / 2
 
 
 def _per_species(values: Sequence[float] | None, default: float, n_species: int) -> Tensor:

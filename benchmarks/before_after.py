@@ -59,7 +59,7 @@ print(memory() - before)
 
 
 def command(checkout: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """A Python of this environment on the package of a checkout."""
+    """A Python of this environment on the package of a checkout, to be run in that folder."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     return [sys.executable, *arguments], environment
 
@@ -77,6 +77,7 @@ def training(checkout: Path, data: Path) -> dict[str, float]:
             process = subprocess.Popen(
                 [*arguments, "--data", str(data), "-o", str(output)],
                 env=environment,
+                cwd=checkout,
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
@@ -102,7 +103,9 @@ def evaluation(checkout: Path, data: Path) -> dict[str, float]:
         arguments, environment = command(checkout, "-m", "attncalc", "eval", MODEL, str(data))
         more = ["--labels", "md17", "--split", "test_01", "-o", str(page)]
         began = time.monotonic()
-        subprocess.run([*arguments, *more], env=environment, check=True, capture_output=True)
+        subprocess.run(
+            [*arguments, *more], env=environment, cwd=checkout, check=True, capture_output=True
+        )
         whole = time.monotonic() - began
         predicted = re.search(r"on cpu, ([\d.]+) s", page.read_text())
     assert predicted is not None
@@ -114,7 +117,9 @@ def logging(checkout: Path, rows: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         log = str(Path(folder) / "run.csv")
         arguments, environment = command(checkout, "-c", LOGGED, str(rows), str(WARM), log)
-        done = subprocess.run(arguments, env=environment, check=True, capture_output=True)
+        done = subprocess.run(
+            arguments, env=environment, cwd=checkout, check=True, capture_output=True
+        )
     return {f"memory of {rows:,} logged rows, MiB": int(done.stdout) / 2**20}
 
 

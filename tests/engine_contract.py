@@ -27,10 +27,12 @@ from contract import ELEMENTS, build_graph, ethanol, slab, triclinic
 from torch import nn
 
 from attncalc import AttnCalculator, load
-from attncalc.fast import SHORTEST, CompiledStep, lower
-from attncalc.graph import Graph
+from attncalc.fast import SHORTEST, lower
+from attncalc.graph import AtomOutputs, Graph, Graphs
 from attncalc.kernels.simd import crew
 from attncalc.neighbors import fresh_graph
+from attncalc.nn.network import CompiledNetwork
+from attncalc.ops import with_modules
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential, Result, evaluate
 from attncalc.system import System
@@ -59,17 +61,31 @@ def exact(plain: Potential) -> Potential:
 
 def by_engine(plain: Potential, graph: Graph) -> Result:
     """What the engine says, and an error where it says nothing."""
-    fast = lower(plain)
-    assert fast.engine is not None
-    result = fast.engine(graph)
+    result = WithEngine(lower(plain))(graph)
     assert result is not None
     return result
 
 
-def in_threads(plain: Potential, threads: int) -> CompiledStep:
+class WithEngine:
+    """A potential with an engine, which is asked without the plain network behind it."""
+
+    def __init__(self, fast: Potential) -> None:
+        self.potential = fast
+        self.engine = fast.network.engine
+
+    def __call__(self, graph: Graph) -> Result | None:
+        """By the engine; None where that has no tables."""
+        if self.engine.linearize(graph) is None:
+            return None
+        return evaluate(self.potential, graph)
+
+
+def in_threads(plain: Potential, threads: int) -> WithEngine:
     """The engine in so many threads, however little there is to do."""
-    engine = lower(plain).engine.engine
-    return CompiledStep(engine.shared_by(threads, fewest=1))
+    fast = lower(plain)
+    engine = fast.network.engine.shared_by(threads, fewest=1)
+    network = CompiledNetwork(fast.network.network, engine)
+    return WithEngine(with_modules(fast, network=network))
 
 
 def check_structure(
@@ -111,20 +127,20 @@ class EngineContract:
     def test_float64_runs_another_way(self, plain: Potential) -> None:
         double = exact(plain)
         assert not self.module.can_run(double.network)
-        assert lower(double).engine is None
+        assert not hasattr(lower(double).network, "engine")
 
     @pytest.mark.parametrize("masked", ["masked", "not masked"])
     def test_pairs_beyond_the_cutoff_count_nothing(self, plain: Potential, masked: str) -> None:
         system = System.from_ase(triclinic())
         near = fresh_graph(system, cutoff=4.0, species=plain.species)
         far = fresh_graph(system, cutoff=5.5, species=plain.species)
-        fast = lower(plain)
+        fast = WithEngine(lower(plain))
         beyond = torch.linalg.vector_norm(far.vectors, dim=1) >= 4.0
         assert beyond.any()
         if masked == "masked":  # then their vectors may be anything
             vectors = torch.where(beyond.unsqueeze(1), torch.nan, far.vectors)
             far = replace(far, vectors=vectors, edge_mask=~beyond)
-        self.assert_same(fast.engine(far), fast.engine(near), 1e-6)
+        self.assert_same(fast(far), fast(near), 1e-6)
 
     def test_energy_and_forces_end_smoothly_at_the_cutoff(self) -> None:
         plain = self.make(num_layers=1)
@@ -143,17 +159,17 @@ class EngineContract:
         close = ethanol()
         close.positions[-1] = close.positions[0] + [0, 0, 0.99 * SHORTEST]
         graph = build_graph(plain, System.from_ase([ethanol(), close]))
-        assert fast.engine(graph) is None
+        assert fast.network.engine.linearize(graph) is None
         assert torch.equal(evaluate(fast, graph).forces, evaluate(plain, graph).forces)
 
     def test_positions_that_are_not_numbers_give_such_results(self, every_kind: Potential) -> None:
         fast = lower(every_kind)
         graph = build_graph(every_kind, System.from_ase(ethanol()))
-        expected = fast.engine(graph)
+        expected = evaluate(fast, graph)
         broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
         assert evaluate(fast, broken).forces.isnan().any()
         # and nothing of it stays in the working space
-        assert torch.equal(fast.engine(graph).forces, expected.forces)
+        assert torch.equal(evaluate(fast, graph).forces, expected.forces)
 
     def test_results_do_not_depend_on_what_was_computed_before(self, every_kind: Potential) -> None:
         fast = lower(every_kind)
@@ -161,9 +177,9 @@ class EngineContract:
             build_graph(every_kind, System.from_ase(atoms))
             for atoms in (ethanol(), triclinic() * (2, 2, 1), Atoms("O"), [ethanol(), slab()])
         ]
-        first = [lower(every_kind).engine(graph) for graph in graphs]
+        first = [by_engine(every_kind, graph) for graph in graphs]
         for k in (0, 1, 0, 2, 3, 1, 2, 0):
-            again = fast.engine(graphs[k])
+            again = evaluate(fast, graphs[k])
             for name in ("energies", "forces", "strain_gradient"):
                 assert torch.equal(getattr(again, name), getattr(first[k], name)), name
 
@@ -173,12 +189,12 @@ class EngineContract:
             build_graph(plain, System.from_ase(atoms * (2, 2, 2)))
             for atoms in (triclinic(), bulk("C", a=3.6))
         ]
-        expected = [fast.engine(graph).forces for graph in graphs]
+        expected = [evaluate(fast, graph).forces for graph in graphs]
         wrong = []
 
         def work(k: int) -> None:
             for _ in range(20):
-                if not torch.equal(fast.engine(graphs[k]).forces, expected[k]):
+                if not torch.equal(evaluate(fast, graphs[k]).forces, expected[k]):
                     wrong.append(k)
 
         threads = [threading.Thread(target=work, args=(k % 2,)) for k in range(4)]
@@ -226,11 +242,12 @@ class EngineContract:
     def test_small_structures_stay_in_one_thread(self, plain: Potential) -> None:
         plain.take_threads(4)
         fast = lower(plain)
-        assert fast.engine.engine.threads == 4
+        engine = fast.network.engine
+        assert engine.threads == 4
+        engine._free.clear()
         graph = build_graph(plain, System.from_ase(Atoms("CO", [[0, 0, 0], [0.6, 0, 0.8]])))
-        alone = fast.engine.engine.shared_by(1)(graph)
-        assert np.array_equal(fast.engine.engine(graph).forces, alone.forces)
-        assert list(fast.engine.engine._free) == [1]
+        assert engine.linearize(graph) is not None
+        assert list(engine._free) == [1]
 
     def test_in_several_threads_close_atoms_and_nonsense(self, plain: Potential) -> None:
         shared = in_threads(plain, 2)
@@ -260,11 +277,40 @@ class EngineContract:
         shared = in_threads(plain, 2)
         graph = build_graph(plain, System.from_ase(triclinic()))
         expected = shared(graph).forces
-        (before,) = shared.engine._free[2]
+        *_, before = shared.engine._free[2]
         monkeypatch.setattr(crew.os, "getpid", lambda: -1)
         assert torch.equal(shared(graph).forces, expected)
-        (after,) = shared.engine._free[2]
-        assert after.team[0] is not before.team[0]
+        *_, after = shared.engine._free[2]
+        assert after.threads is not before.threads
+
+    def test_workspaces_go_back(self, every_kind: Potential) -> None:
+        """When the gradient has been pulled, and when nobody can pull it any more."""
+        engine = lower(every_kind).network.engine
+        system = System.from_ase(ethanol())
+        graph = build_graph(every_kind, system)
+        ones = AtomOutputs(energies=torch.ones(graph.n_atoms, dtype=torch.float64))
+        alone = engine.linearize(graph).pull(ones)
+        engine._free.clear()
+        first, second = engine.linearize(graph), engine.linearize(graph)
+        assert not engine._free.get(1)
+        assert torch.equal(second.pull(ones), alone)  # two in flight do not disturb each other
+        assert torch.equal(first.pull(ones), alone)
+        with pytest.raises(RuntimeError, match="taken already"):
+            first.pull(ones)
+        assert len(engine._free[1]) == 2
+        for _ in range(5):
+            assert engine.linearize(graph).outputs.energies.isfinite().all()
+        assert len(engine._free[1]) == 2
+
+    def test_energies_that_do_not_count(self, every_kind: Potential) -> None:
+        """Ghosts of a domain: no energy of their own, but forces; as the plain network."""
+        graph = build_graph(every_kind, System.from_ase(triclinic() * (2, 1, 1)))
+        graphs = Graphs(graph, hop_counts=(3, graph.n_atoms))
+        found, expected = (evaluate(one, graphs) for one in (lower(every_kind), exact(every_kind)))
+        assert not found.energies[3:].any()
+        assert found.energy == found.energies.sum()
+        assert expected.forces[3:].any()
+        self.assert_same(found, expected)
 
     def test_a_copy_works_too(self, plain: Potential) -> None:
         graph = build_graph(plain, System.from_ase(ethanol()))
@@ -277,12 +323,12 @@ class EngineContract:
         calculator = AttnCalculator(self.model)
         forces = calculator.get_forces(ethanol())
         twin = pickle.loads(pickle.dumps(calculator))
-        assert twin._fast.engine is not None
+        assert hasattr(twin.potential.network, "engine")
         assert np.array_equal(twin.get_forces(ethanol()), forces)
 
     def test_the_network_stays_as_it_is(self, plain: Potential) -> None:
         before = copy.deepcopy(plain.state_dict())
-        self.module.Engine(plain.network, plain.scale, plain.reference_energies, SHORTEST)
+        self.module.Engine(plain.network, SHORTEST)
         assert plain.dtype == torch.float32
         assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
 
@@ -290,9 +336,9 @@ class EngineContract:
         """The shipped model from rest to 1,000 K: forces of every tenth step."""
         atoms = ethanol()
         calculator = AttnCalculator(self.model)
-        assert calculator._fast.engine is not None
         definition = load(self.model, dtype="float64")
         atoms.calc = calculator
+        assert hasattr(calculator.potential.network, "engine")
         dynamics = Langevin(
             atoms,
             0.5 * units.fs,

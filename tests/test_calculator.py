@@ -6,7 +6,6 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,14 @@ from ase.md.verlet import VelocityVerlet
 from contract import ELEMENTS, assert_close, ethanol, randomise, result_of, slab, triclinic
 from torch import nn
 
-import attncalc.calculator as module
+import attncalc.evaluator as module
 import attncalc.potential as potential_module
 from attncalc import AttnCalculator, load, model_file
-from attncalc.graph import AtomOutputs, Graph
+from attncalc.graph import AtomOutputs, Graph, Linearized
 from attncalc.model_file import named_device
+from attncalc.nn.network import Engine
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
-from attncalc.potential import Potential, Result
+from attncalc.potential import Potential
 
 ETHANOL = "so3krates-ethanol"
 COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
@@ -392,8 +392,8 @@ def test_skin_suits_the_structure_unless_given() -> None:
     calculator = neutral()
     for atoms, expected in ((ethanol(), 2.0), (triclinic(), 0.5), (ethanol(), 2.0)):
         calculator.calculate(atoms, ["energy"], [])
-        assert calculator.neighbors.skin == expected
-    assert AttnCalculator(random_potential(), skin=0).neighbors.skin == 0.0
+        assert calculator.evaluator.neighbors.skin == expected
+    assert AttnCalculator(random_potential(), skin=0).evaluator.neighbors.skin == 0.0
 
 
 # ------------------------------------------------------------------------------ many structures
@@ -409,7 +409,7 @@ def many() -> list[Atoms]:
 def test_many_are_singles(
     largest: int, monkeypatch: pytest.MonkeyPatch, n_evaluations: Callable[[], int]
 ) -> None:
-    monkeypatch.setattr(module, "ATOMS_PER_BATCH", largest)
+    monkeypatch.setattr("attncalc.calculator.ATOMS_PER_BATCH", largest)
     results = electrons().calculate_many(many())
     assert n_evaluations() == {1: 7, 13: 3, 2000: 1}[largest]
     for atoms, result in zip(many(), results, strict=True):
@@ -439,7 +439,7 @@ def test_many_of_none_and_of_one() -> None:
 
 
 def test_an_error_names_the_structure_of_the_whole_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ATOMS_PER_BATCH", 20)
+    monkeypatch.setattr("attncalc.calculator.ATOMS_PER_BATCH", 20)
     many = [ethanol() for _ in range(7)]
     many[5].positions[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"^structure 5: the position of atom 3"):
@@ -672,8 +672,18 @@ class Crooked(nn.Module):
         return AtomOutputs(energies + 1e-5 * height)
 
 
-def off_by_a_thousandth(result: Result) -> Result:
-    return replace(result, energies=1.001 * result.energies, forces=1.001 * result.forces)
+class OffByAThousandth:
+    """An engine whose gradients are too large."""
+
+    defers = False
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def linearize(self, graph: Graph) -> Linearized:
+        found = self.engine.linearize(graph)
+        assert found is not None
+        return Linearized(found.outputs, lambda d_outputs: 1.001 * found.pull(d_outputs))
 
 
 def test_verify_prints_a_table(capsys: pytest.CaptureFixture) -> None:
@@ -705,9 +715,8 @@ def test_verify_raises_for_a_broken_model(capsys: pytest.CaptureFixture) -> None
 
 def test_verify_raises_for_a_broken_fast_path() -> None:
     calculator = AttnCalculator(ETHANOL)
-    engine = calculator._fast.engine
-    assert engine is not None
-    calculator._fast.engine = lambda graph: off_by_a_thousandth(engine(graph))
+    engine = calculator.potential.network.engine
+    calculator.potential.network.engine = OffByAThousandth(engine)
     with pytest.raises(RuntimeError, match=r"fails 1 checks: fast path = plain path"):
         calculator.verify(ethanol())
 
@@ -724,7 +733,7 @@ def test_bad_structures_are_refused_before_anything_is_compiled(
 ) -> None:
     lowered = []
     monkeypatch.setattr(
-        "attncalc.calculator.lower", lambda potential: lowered.append(potential) or potential
+        "attncalc.evaluator.lower", lambda potential: lowered.append(potential) or potential
     )
     calculator = neutral()
     copper = Atoms("Cu", calculator=calculator)
@@ -737,7 +746,7 @@ def test_bad_structures_are_refused_before_anything_is_compiled(
     atoms.get_forces()
     atoms.rattle(0.01)
     atoms.get_forces()
-    assert lowered == [calculator.potential]
+    assert lowered == [calculator.evaluator.plain]
 
 
 # --------------------------------------------------------------------------- who it is

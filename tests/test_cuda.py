@@ -38,7 +38,7 @@ from attncalc.neighbors import (
 )
 from attncalc.neighbors.nvalchemi_list import has_nvalchemi
 from attncalc.neighbors.padded import _kernels as kernels_of_lists
-from attncalc.potential import ROUNDING, Potential, evaluate
+from attncalc.potential import ROUNDING, Potential, evaluate, evaluate_without_waiting
 from attncalc.system import System
 
 ETHANOL = "so3krates-ethanol"
@@ -59,8 +59,8 @@ def calculator(device: str, model: str | Path = ETHANOL, dtype: str = "float64")
     """One that goes CUDA's way on either device."""
     calc = AttnCalculator(model, device=device, dtype=dtype, skin=SKIN["cuda"])
     if device == "cpu":
-        calc._fast = calc.potential
-        calc.neighbors = replace(calc.neighbors, capacity=64)
+        calc.evaluator.potential = calc.evaluator.plain
+        calc.evaluator.neighbors = replace(calc.evaluator.neighbors, capacity=64)
     return calc
 
 
@@ -451,24 +451,24 @@ def test_memory_does_not_grow(device: str) -> None:
 def test_the_kernels_of_so3krates_run_and_can_be_captured() -> None:
     """A replayed CUDA graph gives for other positions what a call gives, to the bit."""
     calc = AttnCalculator(ETHANOL, device="cuda", dtype="float32", skin=SKIN["cuda"])
-    engine = calc._fast.engine
-    assert engine is not None
+    potential = calc.potential
+    assert potential.network.engine.defers
     atoms, moved = ethanol(), ethanol()
     moved.rattle(0.05, seed=1)
-    verlet = VerletList.create(cutoff=calc._fast.cutoff, skin=1.0, species=calc._fast.species)
+    verlet = VerletList.create(cutoff=potential.cutoff, skin=1.0, species=potential.species)
     verlet, graph = verlet.update(System.from_ase(atoms).to("cuda"))
     verlet, other = verlet.update(System.from_ase(moved).to("cuda"))
     assert verlet.n_rebuilds == 1
-    expected = engine(other)
+    expected = evaluate(potential, other)
     static = replace(graph, vectors=graph.vectors.clone(), edge_mask=graph.edge_mask.clone())
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        engine.submit(static)
+        evaluate_without_waiting(potential, static)
     torch.cuda.current_stream().wait_stream(side)
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
-        result = engine.submit(static)
+        result = evaluate_without_waiting(potential, static)
     static.vectors.copy_(other.vectors)
     static.edge_mask.copy_(other.edge_mask)
     captured.replay()

@@ -57,8 +57,8 @@ def test_shipped_models_are_lowered(model: str | Path, dtype: str, tolerance: fl
     if dtype == "float64" or model == COPPER:  # whose widths do not fill the vectors
         assert fast is plain
         return
-    assert fast.engine is not None
-    assert fast.network is plain.network
+    assert fast.network.engine is not None
+    assert fast.network.network is plain.network
     assert fast.species == plain.species
     assert (fast.cutoff, fast.dtype, fast.device) == (plain.cutoff, plain.dtype, plain.device)
     assert 0 < disagreement(fast, plain) <= tolerance
@@ -177,8 +177,7 @@ def test_threads_that_do_not_work_leave_one(
     plain = load("so3krates-ethanol", threads=2)
     with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
         fast = lower(plain)
-    assert fast.engine is not None
-    assert fast.engine.engine.threads == 1
+    assert fast.network.engine.threads == 1
     assert "threads do not work here (can't start new thread): one is taken" in caplog.text
 
 

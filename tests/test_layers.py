@@ -26,7 +26,10 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"nn", "physics", "kernels"}),
     frozenset({"potential"}),
     frozenset(
-        {"model_file", "model_header", "fast", "checks", "data", "plots", "convert", "in_words"}
+        {
+            *("model_file", "model_header", "fast", "evaluator", "checks", "data", "plots"),
+            *("convert", "in_words"),
+        }
     ),
     frozenset({"calculator", "md", "train"}),
     frozenset({"plugins"}),
@@ -39,11 +42,13 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #             files ──► one_line, signals   what is wrong with a file is said in one line
 #   floor 1   neighbors ──► graph        a neighbour list is made into a Graph
 #   floor 4   model_file ──► model_header   bytes and JSON are checked, then something is built
+#             evaluator ──► fast         what runs is compiled when it is first needed
 #   floor 7   cli ──► report             `attncalc eval` writes the report
 STEPS = frozenset(
     {
         *(("system", "ops"), ("files", "one_line"), ("files", "signals")),
         *(("neighbors", "graph"), ("model_file", "model_header"), ("cli", "report")),
+        ("evaluator", "fast"),
     }
 )
 

@@ -143,7 +143,7 @@ def md(
     atoms = structures[0]
     set_threads(threads, structures)
     calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
-    require_known(calculator.potential, found)
+    require_known(calculator.evaluator.plain, found)
     if atoms.get_momenta().any():
         temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
         say(f"velocities of the file are kept (T = {temperature:.0f} K)")
@@ -160,7 +160,7 @@ def md(
             summary = run_with_ase(atoms, settings, target, progress=progress)
         n_lists = calculator.n_rebuilds
     else:
-        force = Forces(calculator.potential)
+        force = Forces(calculator.evaluator.plain)
         info = {
             "model": _absolute(model),
             "checksum": model_file.checksum(model),
@@ -246,7 +246,7 @@ def _resume(
         )
     calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"], threads=threads)
     say(f"{target}: going on at step {done} of {settings.n_steps}")
-    force = Forces(calculator.potential)
+    force = Forces(calculator.evaluator.plain)
     with _running(settings, target, picture, done=done) as progress:
         summary = resume_structures(restart, force, settings, target, progress=progress)
     n_lists, n_steps = force.neighbors.n_rebuilds, settings.n_steps - done

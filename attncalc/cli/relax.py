@@ -84,9 +84,9 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     require_room(target, len(frames))
     set_threads(threads, frames)
     calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
-    require_known(calculator.potential, frames, volume=cell)
+    require_known(calculator.evaluator.plain, frames, volume=cell)
     require_writable(target, frames)
-    together = _are_relaxed_together(frames, optimizer, cell, calculator.potential.device)
+    together = _are_relaxed_together(frames, optimizer, cell, calculator.evaluator.device)
     relax_all = _relax_together if together else _relax_in_turn
     title = f"{source.name}, {model_file.model_name(model)}"
     if len(frames) == 1:
@@ -201,7 +201,7 @@ def _are_relaxed_together(
 
 def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
     """Replaces frames by relaxed ones, in batches, and fills the courses."""
-    force = Forces(asked.calculator.potential)
+    force = Forces(asked.calculator.evaluator.plain)
     n_written, interrupted = 0, False
     with progress_bar(len(frames), "structure") as bar:
         for first, last in batches(frames, ATOMS_AT_ONCE):

@@ -55,26 +55,22 @@ class FrozenZBL(nn.Module):
         )
 
     def energies_and_slopes(self, graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Per atom [n_atoms] eV, and of half of every pair's energy dE/dd / d [n_pairs] eV/Å²."""
-        energies = np.zeros(graph.n_atoms)
-        return energies, self.add(*graph.arrays[:6], energies)
-
-    def add(
-        self,
-        vectors: NDArray[np.float64],
-        receivers: NDArray[np.int64],
-        senders: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        pairs: NDArray[np.int64],
-        species: NDArray[np.int64],
-        energies: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Add to energies per atom; the slopes are as in `energies_and_slopes`."""
-        slopes = np.zeros(len(pairs))
+        """Energies per atom [n_atoms] eV, and dE/dd / d of half of a pair's [n_pairs] eV/Å²."""
+        arrays = graph.arrays
+        energies, slopes = np.zeros(graph.n_atoms), np.zeros(len(arrays.pairs))
         loop: Callable[..., None] = _loop() if has_numba() else repel
-        edges = (vectors, receivers, senders, mask, pairs)
-        loop(*edges, species, *self.arguments, energies, slopes)
-        return slopes
+        loop(*arrays[:6], *self.arguments, energies, slopes)
+        return energies, slopes
+
+    def linearize(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Energies per atom [n_atoms] eV, and the gradient of their sum by vectors [n_edges, 3]."""
+        energies, slopes = self.energies_and_slopes(graph)
+        vectors, pairs = graph.arrays.vectors, graph.arrays.pairs
+        (close,) = slopes.nonzero()  # masked pairs may have any vector
+        edges = pairs[close]
+        gradient = np.zeros_like(vectors)
+        gradient[edges] = 2 * slopes[close, None] * vectors[edges]
+        return torch.from_numpy(energies), torch.from_numpy(gradient)
 
     def forward(self, graph: Graph, outputs: Any) -> Tensor:
         """[n_atoms] eV, float64."""

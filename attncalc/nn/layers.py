@@ -9,12 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu, softplus
 
-from attncalc.graph import Graph, sum_over_system
+from attncalc.graph import Graph, sum_over_system, with_total_charge
 
 LAYER_NORM_EPSILON = 1e-6
 
 # parameters of an `Embedding` with one row per species
-_SPECIES_TABLES = ("embedding.element", "embedding.charge.query", "embedding.spin.query")
+_SPECIES_TABLES = (
+    "embedding.element",
+    "embedding.charge.query",
+    "embedding.spin.query",
+    "charge_head.of_species",
+)
 
 
 def with_species(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
@@ -79,6 +84,23 @@ class EnergyHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[n_atoms, F] -> [n_atoms]."""
         return self.energy(self.activation(self.hidden(features))).squeeze(1)
+
+
+class ChargeHead(nn.Module):
+    """Features to partial charges, which add up to the total charge (SO3LR, JACS 147, 33723, 2025).
+
+    A head like that of the energy, plus a charge per species; what is missing to the total charge
+    of a system is shared equally by its atoms.
+    """
+
+    def __init__(self, width: int, hidden: int | None, activation: str, n_species: int) -> None:
+        super().__init__()
+        self.head = EnergyHead(width, hidden, activation)
+        self.of_species = nn.Parameter(torch.zeros(n_species))
+
+    def forward(self, features: Tensor, graph: Graph) -> Tensor:
+        """[n_atoms, F] -> [n_atoms] e."""
+        return with_total_charge(self.head(features) + self.of_species[graph.species], graph)
 
 
 class TwinMLP(nn.Module):

@@ -37,6 +37,7 @@ from attncalc.basis.so3 import SphericalHarmonics, contract_orders, parity, repe
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.layers import (
     ACTIVATIONS,
+    ChargeHead,
     Dense,
     Embedding,
     EnergyHead,
@@ -92,6 +93,7 @@ class So3kratesConfig:
         embed_charge, embed_spin: add an embedding of total charge, of unpaired electrons.
         head_features: hidden width of the energy head; None for a linear head.
         head_activation: of the head's hidden layer: "silu" or "identity".
+        predict_charges: whether a second head predicts partial charges, for pair terms.
     """
 
     cutoff: float
@@ -113,6 +115,7 @@ class So3kratesConfig:
     embed_spin: bool = False
     head_features: int | None = 128
     head_activation: Literal["silu", "identity"] = "silu"
+    predict_charges: bool = False
 
     def __post_init__(self) -> None:
         for name in ("degrees", "layer_norms"):
@@ -131,7 +134,7 @@ class So3kratesConfig:
             *(() if self.head_features is None else (("head_features", 1),)),
         ):
             whole_number(name, getattr(self, name), least)
-        for name in ("embed_charge", "embed_spin"):
+        for name in ("embed_charge", "embed_spin", "predict_charges"):
             true_or_false(name, getattr(self, name))
         widths = self.num_features, self.num_heads
         degrees_of_width(self.degrees, *widths, least=0, most=HIGHEST_DEGREE)
@@ -243,12 +246,17 @@ class So3krates(ModuleWithConstants):
         self.register_constant("parity", parity(config.degrees))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.head = EnergyHead(config.num_features, config.head_features, config.head_activation)
+        self.charge_head = (
+            ChargeHead(config.num_features, config.head_features, config.head_activation, n_species)
+            if config.predict_charges
+            else None
+        )
         self.to(torch.float32)
 
     @property
     def reads_charge(self) -> bool:
         """Whether the energy depends on the total charge."""
-        return self.config.embed_charge
+        return self.config.embed_charge or self.config.predict_charges
 
     @property
     def reads_spin(self) -> bool:
@@ -262,13 +270,14 @@ class So3krates(ModuleWithConstants):
         return other
 
     def forward(self, graph: Graph) -> AtomOutputs:
-        """Energies per atom [n_atoms], before scale and reference energies."""
+        """Energies per atom [n_atoms], before scale and reference energies; charges, if any."""
         geometry = self.geometry(graph)
         features = self.embedding(graph)
         ev = self.initial_ev(geometry, graph.n_atoms)
         for layer in self.layers:
             features, ev = layer(features, ev, geometry)
-        return AtomOutputs(energies=self.head(features))
+        charges = None if self.charge_head is None else self.charge_head(features, graph)
+        return AtomOutputs(energies=self.head(features), charges=charges)
 
     def geometry(self, graph: Graph) -> PairGeometry:
         """Everything that depends on edge vectors alone, once for all layers."""

@@ -20,6 +20,7 @@ from attncalc.kernels.simd.row_loops import (
     fill_rows,
     head_of_silu,
     silu,
+    times_factors,
     times_silu_slope,
 )
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, store, times
@@ -150,33 +151,44 @@ def feed_forward_gradient(n, layout, w, b, wide, d_x, d_gated, d_wide, d_normal)
 
 
 @inner_loop
-def energies_and_gradient(n, layout, w, b, species, scale, normal, inverse, room, energies):
-    """The last block's feed-forward network and the head, of scalars alone, and the reverse.
+def read_out(n, layout, w, b, normal, inverse, room, energies):
+    """The last block's feed-forward network and the head, of scalars alone.
 
     Args:
         b: number of the last block.
-        scale: [n_species] float64.
         normal, inverse: [n, ..], [n, n_degrees], working space.
-        energies: [n] float64, scale times energy is added.
-        room: its x is read; its d_x becomes the gradient of the sum of energies by it.
+        room: its x is read; the reverse pass needs what is left in the others.
+        energies: [n] float64, added to.
     """
     stays_whole()
     first, then = w.first[b, 0], w.then[b, 0]
     wide, act, channels = room.d_wide, room.gated, layout.channels[0]
-    n_wide = first[3]
     layer_norm(n, room.x, channels, normal, inverse, 0)
     fill_rows(n, wide, matrix(w.flat, w.first_bias[b]))
     add_product(n, normal, 0, matrix(w.flat, first), wide, 0)
-    silu(n, wide, n_wide, act)
+    silu(n, wide, first[3], act)
     fill_rows(n, room.sum, matrix(w.flat, w.then_bias[b]))
     add_product(n, room.x, 0, matrix(w.flat, w.shortcut[0]), room.sum, 0)
     add_product(n, act, 0, matrix(w.flat, then), room.sum, 0)
-    n_head = room.sum.shape[1]
-    layer_norm(n, room.sum, n_head, room.normal, room.inverse, 0)
+    layer_norm(n, room.sum, room.sum.shape[1], room.normal, room.inverse, 0)
     fill_rows(n, room.hidden, matrix(w.flat, w.hidden_bias[0]))
     add_product(n, room.normal, 0, matrix(w.flat, w.hidden[0]), room.hidden, 0)
-    head_of_silu(n, room.hidden, matrix(w.flat, w.energy[0]), species, scale, energies)
-    d_sum, d_wide = room.sum, wide
+    head_of_silu(n, room.hidden, matrix(w.flat, w.energy[0]), energies)
+
+
+@inner_loop
+def read_out_gradient(n, layout, w, b, normal, inverse, room, d_energies):
+    """Reverse of `read_out`: d_x of the room becomes the gradient by its x.
+
+    Args:
+        b .. room: as they were left.
+        d_energies: [n] float64.
+    """
+    stays_whole()
+    first, then = w.first[b, 0], w.then[b, 0]
+    d_wide, act, channels = room.d_wide, room.gated, layout.channels[0]
+    n_wide, d_sum, n_head = first[3], room.sum, room.sum.shape[1]
+    times_factors(n, room.hidden, d_energies)
     clear(n, d_sum, n_head)
     add_product(n, room.hidden, 0, transposed(w.flat, w.hidden[0]), d_sum, 0)
     layer_norm_gradient(n, d_sum, n_head, room.normal, room.inverse, 0)

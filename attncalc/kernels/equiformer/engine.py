@@ -1,20 +1,18 @@
 """Calls the compiled loops for an Equiformer.
 
-Equals `attncalc.nn.equiformer.Equiformer` with scale, reference energies and nuclear repulsion, in
-float32, for weights that no longer change. Nothing is tabulated: the arithmetic is the same, in
-another order.
+Equals `attncalc.nn.equiformer.Equiformer` in float32, for weights that no longer change. Nothing is
+tabulated: the arithmetic is the same, in another order.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from attncalc.graph import Graph, GraphArrays
 from attncalc.kernels.equiformer.atom_loops import AtomRoom
@@ -25,10 +23,11 @@ from attncalc.kernels.equiformer.step_loop import (
     Kept,
     KeptOfEdges,
     Numbers,
-    energy_and_forces,
+    forward,
+    reverse,
 )
-from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.kernels.simd.engine import CompiledEngine, Found
+from attncalc.kernels.simd.engine import CompiledEngine
+from attncalc.kernels.simd.held import Held, hold
 from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.simd.shares import Share
 from attncalc.kernels.simd.team import Team
@@ -38,20 +37,6 @@ from attncalc.kernels.simd.team import Team
 CHUNK = 128
 # bytes: where all blocks together would keep more, edges are computed again for the gradient
 LARGEST_KEPT = 1 << 29
-
-
-class Space(NamedTuple):
-    """Working space, and whether it has room for the results of all edges.
-
-    Attributes:
-        keeps: this.
-        common: of all atoms.
-        own: of each thread.
-    """
-
-    keeps: bool
-    common: tuple[Kept, AtomRoom, AtomRows]
-    own: list[tuple[Edges, KeptOfEdges, Room]]
 
 
 def can_run(network: Any) -> bool:
@@ -67,14 +52,12 @@ def can_run(network: Any) -> bool:
     )
 
 
-class Engine(CompiledEngine[Space]):
-    """Energy and forces of an Equiformer potential.
+class Engine(CompiledEngine[Held]):
+    """An Equiformer as compiled loops.
 
     Args:
         network: of which `can_run` is true; stays as it is.
-        scale, reference_energies: [n_species] eV.
-        shortest: Å; for structures with closer atoms a call returns None.
-        repulsion: a pair term.
+        shortest: Å; structures with closer atoms are not covered.
     """
 
     by_pairs: ClassVar = False
@@ -83,21 +66,16 @@ class Engine(CompiledEngine[Space]):
     def __init__(
         self,
         network: Any,
-        scale: Tensor,
-        reference_energies: Tensor,
         shortest: float,
-        repulsion: FrozenZBL | None = None,
     ) -> None:
-        super().__init__(repulsion)
+        super().__init__()
         self.config = network.config
         exact = copy.deepcopy(network).to(torch.float64)
         self.layout = layout_of(exact)
         with torch.no_grad():
             self.plan = plan_of(exact, self.layout)
             self.weights = weights_of(exact, self.plan)
-            bias = exact.energy.scalar_bias.item()
-            self.scale = scale.numpy()
-            self.reference = (reference_energies + scale * bias).numpy()
+            self.bias = float(exact.energy.scalar_bias.item())
         self.radial = Radial(
             float(network.config.cutoff),
             float(shortest),
@@ -115,32 +93,30 @@ class Engine(CompiledEngine[Space]):
     def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> None:
         """All is in the arrays."""
 
-    def _run(
+    def _forward(
         self,
         team: Team | None,
         share: Share,
-        pair_slopes: NDArray[np.float64],
         inputs: None,
-        room: Space,
-        found: Found,
+        workspace: Held,
+        outputs: NDArray[np.float64],
     ) -> int:
-        return energy_and_forces(
-            team,
-            *share.arrays,
-            pair_slopes,
-            Numbers(KINDS[self.config.attention], CHUNK, room.keeps),
-            self.radial,
-            self.layout,
-            self.plan,
-            self.weights,
-            self.scale,
-            self.reference,
-            *room.common,
-            *room.own[0 if team is None else team.rank],
-            *found,
-        )
+        arrays = share.arrays
+        return forward(team, workspace, *arrays[:4], arrays.species, outputs[0])
 
-    def _room(self, size: int, most: int, *sizes: int) -> Space:
+    def _reverse(
+        self,
+        team: Team | None,
+        share: Share,
+        n: int,
+        inputs: None,
+        workspace: Held,
+        d_outputs: NDArray[np.float64],
+        d_vectors: NDArray[np.float64],
+    ) -> None:
+        reverse(team, workspace, len(share.arrays.species), n, d_outputs[0], d_vectors)
+
+    def _workspaces(self, size: int, most: int, *sizes: int) -> list[Held]:
         n, n_edges, chunk = sizes
         rows = n + size * most
         c, w, plan = self.config, self.weights, self.plan
@@ -178,6 +154,7 @@ class Engine(CompiledEngine[Space]):
                 first=whole(n + 1),
                 i=whole(n_edges),
                 j=whole(n_edges),
+                which=whole(n_edges),
                 to=None if size == 1 else whole(n_edges),
                 vectors=doubles(n_edges, 3),
                 lengths=doubles(n_edges),
@@ -247,4 +224,6 @@ class Engine(CompiledEngine[Space]):
             inverse=floats(n, 1),
         )
         d_rows = AtomRows(floats(rows, width), floats(n, width), floats(n, queries))
-        return Space(keeps, (kept, atoms, d_rows), [own() for _ in range(size)])
+        numbers = Numbers(KINDS[c.attention], CHUNK, keeps)
+        network = numbers, self.radial, self.layout, self.plan, self.weights, self.bias
+        return [hold((*network, kept, atoms, d_rows, *own())) for _ in range(size)]

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 from attncalc.kernels.equiformer.layout import Doubles, Floats, Whole
 from attncalc.kernels.equiformer.places import matrix
-from attncalc.kernels.simd.force_loop import add_force
 from attncalc.kernels.simd.loops import ZERO, inner_loop, stays_whole
 from attncalc.kernels.simd.products import add_product
-from attncalc.kernels.simd.team import forget_ghosts, row_for, row_of_sender
+from attncalc.kernels.simd.team import forget_ghosts, row_for
 
 
 class Edges(NamedTuple):
@@ -16,7 +15,7 @@ class Edges(NamedTuple):
 
     Attributes:
         first: [n_atoms + 1], the first edge of every receiver.
-        i, j: [n_edges], receivers, senders.
+        i, j, which: [n_edges], receivers, senders, number among the graph's.
         to: [n_edges], rows to add to for j; None in a serial call: they are j.
         vectors: [n_edges, 3] Å. lengths: [n_edges] Å.
         envelope, envelope_slope: [n_edges], c and dc/dd.
@@ -30,6 +29,7 @@ class Edges(NamedTuple):
     first: Whole
     i: Whole
     j: Whole
+    which: Whole
     to: Whole | None
     vectors: Doubles
     lengths: Doubles
@@ -75,16 +75,16 @@ def collect(team, n_atoms, vectors, receivers, senders, mask, radial, edges):
             continue
         i, x, y, z = receivers[e], vectors[e, 0], vectors[e, 1], vectors[e, 2]
         d = math.sqrt(x * x + y * y + z * z)
-        if team is not None:  # pair terms may reach further than the network
-            edges.to[n] = row_for(team, senders[e])
         if radial.smooth and d >= cutoff:
             continue
+        if team is not None:
+            edges.to[n] = row_for(team, senders[e])
         if d < radial.shortest:
             return -1
         while atom <= i:
             edges.first[atom] = n
             atom += 1
-        edges.i[n], edges.j[n], edges.lengths[n] = i, senders[e], d
+        edges.i[n], edges.j[n], edges.which[n], edges.lengths[n] = i, senders[e], e, d
         edges.vectors[n, 0], edges.vectors[n, 1], edges.vectors[n, 2] = x, y, z
         edges.envelope[n], edges.envelope_slope[n] = 1.0, 0.0
         if radial.smooth:  # 1 - 6 s^5 + 15 s^4 - 10 s^3
@@ -160,8 +160,8 @@ def frames_of(first, last, layout, w, edges, outer, raised):
 
 
 @inner_loop
-def forces_of_edges(n, edges, frame, system_idx, forces, strain_gradient):
-    """Add forces and strain gradient of the gradients that the edges have gathered.
+def gradient_by_vectors(n, edges, frame, d_vectors):
+    """Add what the edges have gathered to the gradient by their vectors.
 
     Args:
         frame: column of D_1.
@@ -175,28 +175,11 @@ def forces_of_edges(n, edges, frame, system_idx, forces, strain_gradient):
         # in the frame of the edge: across by turning it, along by its length
         to_x, to_z = edges.d_turn[e, 0] / d, edges.d_turn[e, 1] / d
         x, y, z = edges.vectors[e, 0], edges.vectors[e, 1], edges.vectors[e, 2]
-        gx = along * x / d + to_z * edges.frames[e, frame + 3] + to_x * edges.frames[e, frame + 6]
-        gy = along * y / d + to_z * edges.frames[e, frame + 4] + to_x * edges.frames[e, frame + 7]
-        gz = along * z / d + to_z * edges.frames[e, frame + 5] + to_x * edges.frames[e, frame + 8]
-        i, to = edges.i[e], row_of_sender(edges.to, e, edges.j[e])
-        add_force(i, to, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
-
-
-@inner_loop
-def forces_of_pair_terms(
-    team, vectors, receivers, senders, pairs, slopes, system_idx, forces, strain_gradient
-):
-    """Add those of closed-form terms.
-
-    Args:
-        slopes: [n_pairs or 0]: dE/dd / d of half of a pair's energy.
-    """
-    stays_whole()
-    for p in range(len(slopes)):
-        factor = 2 * slopes[p]
-        if factor != 0:  # masked pairs may have any vector
-            e = pairs[p]
-            x, y, z = vectors[e, 0], vectors[e, 1], vectors[e, 2]
-            gx, gy, gz = factor * x, factor * y, factor * z
-            i, to = receivers[e], row_for(team, senders[e])
-            add_force(i, to, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
+        fx, fy, fz = frame + 3, frame + 4, frame + 5
+        gx = along * x / d + to_z * edges.frames[e, fx] + to_x * edges.frames[e, fx + 3]
+        gy = along * y / d + to_z * edges.frames[e, fy] + to_x * edges.frames[e, fy + 3]
+        gz = along * z / d + to_z * edges.frames[e, fz] + to_x * edges.frames[e, fz + 3]
+        k = edges.which[e]
+        d_vectors[k, 0] += gx
+        d_vectors[k, 1] += gy
+        d_vectors[k, 2] += gz

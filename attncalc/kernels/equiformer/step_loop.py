@@ -1,4 +1,4 @@
-"""Energy, forces and strain gradient in one call: the order of things."""
+"""Forward and reverse pass of Equiformer: the order of things."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,11 +6,12 @@ from typing import NamedTuple
 from attncalc.kernels.equiformer.atom_loops import (
     AtomRoom,
     add_bias,
-    energies_and_gradient,
     feed_forward,
     feed_forward_gradient,
     normalise,
     normalise_gradient,
+    read_out,
+    read_out_gradient,
 )
 from attncalc.kernels.equiformer.degree_loops import add_by_degree, add_by_degree_gradient
 from attncalc.kernels.equiformer.edge_loops import (
@@ -22,9 +23,8 @@ from attncalc.kernels.equiformer.edge_loops import (
 )
 from attncalc.kernels.equiformer.geometry_loops import (
     collect,
-    forces_of_edges,
-    forces_of_pair_terms,
     frames_of,
+    gradient_by_vectors,
 )
 from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats
 from attncalc.kernels.equiformer.message_loops import (
@@ -44,12 +44,10 @@ from attncalc.kernels.simd.keeping import kept_step
 from attncalc.kernels.simd.loops import ZERO, inner_loop, single, stays_whole
 from attncalc.kernels.simd.row_loops import clear, fill_rows
 from attncalc.kernels.simd.team import (
-    add_forces,
     add_ghosts,
     agreed,
     atoms_of,
     clear_ghosts,
-    forces_for,
     meet,
 )
 from attncalc.kernels.simd.vectors import LANES, fill, load, store, times
@@ -300,49 +298,20 @@ def _attention_gradient(
     normalise_gradient(n, layout, n_degrees, d_normal, normal, inverse, mine.d_x)
 
 
-def _step(
-    team,
-    vectors,
-    receivers,
-    senders,
-    mask,
-    pairs,
-    species,
-    system_idx,
-    pair_slopes,
-    numbers,
-    radial,
-    layout,
-    plan,
-    w,
-    scale,
-    reference,
-    kept,
-    atoms,
-    d_rows,
-    edges,
-    of_edges,
-    room,
-    energies,
-    forces,
-    strain_gradient,
-):
-    """Adds energies, forces and strain gradient; returns the number of edges, -1: too close.
+def _forward(team, held, vectors, receivers, senders, mask, species, energies):
+    """Adds energies; returns the number of edges, -1: too close.
 
     A thread updates the atoms that receive its edges. Of other atoms it reads rows of `kept`, after
-    a meeting, and gives the gradient by these rows to ghosts, see `attncalc.kernels.simd.team`.
+    a meeting.
 
     Args:
         team: None, or that of this thread.
-        vectors .. system_idx: of the graph, with this thread's edges and pairs.
-        pair_slopes: of pair terms, see `forces_of_pair_terms`.
-        numbers .. reference: the network; scale and reference energies [n_species] eV.
-        kept .. d_rows: filled by all threads.
-        edges .. room: filled.
-        energies: [n_atoms] eV.
-        forces: [n_atoms, 3] eV/Å.
-        strain_gradient: [n_systems, 3, 3] eV.
+        held: of `Held`: the network from numbers to bias; kept .. d_rows, filled by all threads;
+            edges .. room of this thread.
+        vectors .. species: of the graph, with this thread's edges.
+        energies: [n_atoms].
     """
+    numbers, radial, layout, plan, w, bias, kept, atoms, _, edges, of_edges, room = held.parts
     n_degrees = len(layout.channels)
     n_edges = collect(team, len(species), vectors, receivers, senders, mask, radial, edges)
     n_edges = agreed(team, n_edges)
@@ -363,11 +332,32 @@ def _step(
             feed_forward(n, layout, w, b, normal, wide, mine.gated, mine.x)
     b = n_blocks - 1
     normal, inverse = kept.normal[b, 1][first:end], kept.inverse[b, 1][first:end]
-    energies_and_gradient(
-        n, layout, w, b, species[first:end], scale, normal, inverse, mine, energies[first:end]
-    )
-    for i in range(first, end):
-        energies[i] += reference[species[i]]
+    own_energies = energies[first:end]
+    read_out(n, layout, w, b, normal, inverse, mine, own_energies)
+    for i in range(n):
+        own_energies[i] += bias
+    return n_edges
+
+
+def _reverse(team, held, n_atoms, n_edges, d_energies, d_vectors):
+    """Adds the gradient by the vectors of this thread's edges.
+
+    The gradient by rows of other atoms goes to ghosts, see `attncalc.kernels.simd.team`.
+
+    Args:
+        team .. held: as in the forward pass, which has left all in the working space.
+        n_edges: what that has returned.
+        d_energies: [n_atoms].
+        d_vectors: [n_edges of the graph, 3].
+    """
+    numbers, _, layout, plan, w, _, kept, atoms, d_rows, edges, of_edges, room = held.parts
+    n_degrees = len(layout.channels)
+    first, end = atoms_of(team, n_atoms)
+    n, mine = end - first, _own_rows(atoms, first, end)
+    n_blocks = w.sources.shape[0]
+    b = n_blocks - 1
+    normal, inverse = kept.normal[b, 1][first:end], kept.inverse[b, 1][first:end]
+    read_out_gradient(n, layout, w, b, normal, inverse, mine, d_energies[first:end])
     for b in range(n_blocks - 1, -1, -1):
         last = 1 if b == n_blocks - 1 else 0
         if not last:
@@ -395,14 +385,9 @@ def _step(
             d_rows,
         )
     _embed_gradient(n_edges, layout, w, numbers, edges, room, atoms.d_x)
-    to_forces, to_strain = forces_for(team, forces, strain_gradient)
-    forces_of_edges(n_edges, edges, layout.frame[1], system_idx, to_forces, to_strain)
-    forces_of_pair_terms(
-        team, vectors, receivers, senders, pairs, pair_slopes, system_idx, to_forces, to_strain
-    )
-    meet(team)
-    add_forces(team, forces, strain_gradient)
+    gradient_by_vectors(n_edges, edges, layout.frame[1], d_vectors)
     return n_edges
 
 
-energy_and_forces = kept_step(_step, Path(__file__).parent)
+forward = kept_step(_forward, Path(__file__).parent)
+reverse = kept_step(_reverse, Path(__file__).parent)

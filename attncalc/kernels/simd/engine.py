@@ -1,98 +1,87 @@
-"""What the compiled engines have in common: results, working space, threads."""
+"""What the compiled engines have in common: outputs and their gradient, workspaces, threads."""
 
 from __future__ import annotations
 
 import copy
 import math
 import operator
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from attncalc.graph import Graph, GraphArrays
-from attncalc.kernels.frozen_zbl import FrozenZBL
+from attncalc.graph import AtomOutputs, Graph, GraphArrays, Linearized
 from attncalc.kernels.simd.crew import MORE_GHOSTS, Crew, give_way
 from attncalc.kernels.simd.shares import Share, shares_of
 from attncalc.kernels.simd.team import Team
 
-# room grows by this factor, so that a few more atoms or edges do not make it anew each time
+# a workspace grows by this factor, so that a few more atoms or edges do not make it anew each time
 HEADROOM = 1.1
-_NO_SLOPES = np.zeros(0)
-Room = TypeVar("Room")
+Workspace = TypeVar("Workspace")
 
 
-class Found(NamedTuple):
-    """Energies per atom [n_atoms] eV, forces [n_atoms, 3], strain gradient [n_systems, 3, 3]."""
+class Ghosts(NamedTuple):
+    """Ghost atoms of all threads, see `attncalc.kernels.simd.team.Team`."""
 
-    energies: NDArray[np.float64]
-    forces: NDArray[np.float64]
-    strain_gradient: NDArray[np.float64]
-
-
-class GhostRoom(NamedTuple):
-    """Working space of a team, see `attncalc.kernels.simd.team.Team`; `row_of` for all threads."""
-
-    ghosts: NDArray[np.int64]
+    atoms: NDArray[np.int64]
+    counts: NDArray[np.int64]
     row_of: NDArray[np.int64]
-    forces: NDArray[np.float64]
 
 
-class Taken(NamedTuple, Generic[Room]):
-    """What one call at a time has.
+class Lease(NamedTuple, Generic[Workspace]):
+    """Memory and threads that one evaluation at a time has.
 
     Attributes:
         sizes: what there is room for: ghosts of a thread, then what the engine needs.
-        room: working space.
-        team: where there is more than one thread, those, and their ghosts'.
+        workspaces: one of each thread.
+        threads: None where there is only the caller's.
+        ghosts: of all threads.
     """
 
     sizes: tuple[int, ...]
-    room: Room
-    team: tuple[Crew, GhostRoom] | None
+    workspaces: Sequence[Workspace]
+    threads: Crew | None
+    ghosts: Ghosts
 
     def suits(self, needs: tuple[int, ...]) -> bool:
-        """Whether there is room for so much, and the threads are in this process."""
+        """Return True if there is room for so much, and the threads are in this process."""
         fits = not any(map(operator.lt, self.sizes, needs))
-        return fits and (self.team is None or self.team[0].is_here)
+        return fits and (self.threads is None or self.threads.is_here)
 
 
-class CompiledEngine(ABC, Generic[Room]):
-    """Energy, forces and strain gradient of a network and of a pair term, by compiled loops.
+class CompiledEngine(ABC, Generic[Workspace]):
+    """A network as compiled loops: its outputs, and their gradient by the edge vectors.
 
     Equal numbers of threads give equal bits; different ones differ by rounding.
 
-    Args:
-        repulsion: the pair term.
-
     Attributes:
+        output_names: fields of `AtomOutputs` that it fills, in the order of its arrays.
         by_pairs: whether it is pairs that make work, or edges.
         fewest: of those, for a thread to be worth its while.
-        threads: how many share a call, at most.
+        threads: how many share an evaluation, at most.
     """
 
     by_pairs: ClassVar[bool]
+    defers: ClassVar = False
     fewest: int
+    output_names: tuple[str, ...] = ("energies",)
 
-    def __init__(self, repulsion: FrozenZBL | None) -> None:
-        self.repulsion, self.threads = repulsion, 1
-        self._free: dict[int, list[Taken[Room]]] = {}  # by number of threads
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self.threads = 1
+        self._free: dict[int, list[Lease[Workspace]]] = {}  # by number of threads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_free": {}, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        return {**vars(self), "_free": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # its arrays do not change, and working space is handed to one call at a time
+        return self  # its arrays do not change, and a workspace is lent to one evaluation at a time
 
     def shared_by(self, threads: int, *, fewest: int | None = None) -> Self:
-        """The same engine for so many threads.
+        """Return the same engine for so many threads.
 
         Args:
             threads: at most.
@@ -104,109 +93,61 @@ class CompiledEngine(ABC, Generic[Room]):
             twin.fewest = fewest
         return twin
 
-    def __call__(self, graph: Graph) -> Found | None:
-        """Results for a graph on the CPU, or None if two atoms are too close."""
-        n_atoms, arrays = graph.n_atoms, graph.arrays
-        strain_gradient = np.zeros((graph.n_systems, 3, 3))
-        found = Found(np.zeros(n_atoms), np.zeros((n_atoms, 3)), strain_gradient)
+    def linearize(self, graph: Graph) -> Linearized | None:
+        """Outputs of a graph on the CPU and their gradient; None if two atoms are too close.
+
+        The workspace goes back when the gradient has been pulled, or nobody can pull it any more.
+        """
+        arrays = graph.arrays
         work = len(arrays.pairs if self.by_pairs else arrays.receivers)
-        size = min(self.threads, work // self.fewest)
-        if size < 2:
-            n = self._alone(graph, arrays, found)
-        else:
-            n = self._together(graph, arrays, size, found)
-        return None if n < 0 else found
-
-    def _alone(self, graph: Graph, arrays: GraphArrays, found: Found) -> int:
-        slopes = self._repel(arrays, found.energies)
-        everything = Share((0, graph.n_atoms), (0, graph.n_atoms), arrays)
-        taken = self._take(1, (0, *self._needs([everything])))
-        n = self._run(
-            None, everything, slopes, self._inputs(graph, arrays, graph.n_atoms), taken.room, found
+        size = max(1, min(self.threads, work // self.fewest))
+        evaluation = _Evaluation(self, graph, arrays, size)
+        if not evaluation.forward():
+            return None
+        values = map(torch.from_numpy, evaluation.outputs)
+        return Linearized(
+            AtomOutputs(**dict(zip(self.output_names, values, strict=True))), evaluation.pull
         )
-        self._give_back(1, taken)
-        return n
 
-    def _together(self, graph: Graph, arrays: GraphArrays, size: int, found: Found) -> int:
-        shares = shares_of(arrays, size, by_pairs=self.by_pairs)
-        needs = self._needs(shares)
-        n, most = MORE_GHOSTS, 0
-        while n == MORE_GHOSTS:
-            taken = self._take(size, (most, *needs))
-            n, most = self._by_team(graph, shares, taken, found)
-            self._give_back(size, taken)
-        return n
+    def lease(self, size: int, needs: tuple[int, ...]) -> Lease[Workspace]:
+        """Memory that no other evaluation has, with room for so much.
 
-    def _by_team(
-        self, graph: Graph, shares: Sequence[Share], taken: Taken[Room], found: Found
-    ) -> tuple[int, int]:
-        """What all threads return, and the most ghosts that one has."""
-        assert taken.team is not None
-        crew, ghosts = taken.team
-        size, n_atoms = crew.size, graph.n_atoms
-        inputs = self._inputs(graph, shares[0].arrays, n_atoms + ghosts.ghosts.size)
-        said, n_ghosts = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        repelled = np.zeros((size, n_atoms))
-        strain_gradients = np.zeros((size, *found.strain_gradient.shape))
-
-        def work(rank: int, arrivals: NDArray[np.int64]) -> int:
-            share, due = shares[rank], np.zeros(1, np.int64)
-            row_of = ghosts.row_of[rank, :n_atoms]
-            team = Team(
-                *(rank, size, *share.atoms, *share.owned, arrivals, due, give_way(), said),
-                *(ghosts.ghosts, n_ghosts, row_of, ghosts.forces, strain_gradients),
-            )
-            slopes = self._repel(share.arrays, repelled[rank])
-            return self._run(team, share, slopes, inputs, taken.room, found)
-
-        n = crew.run(work)[0]
-        if n >= 0:
-            for energies in repelled:
-                found.energies[:] += energies
-        return n, int(n_ghosts.max())
-
-    def _repel(self, arrays: GraphArrays, energies: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Adds the pair term's energies; its slopes of the pairs."""
-        if self.repulsion is None:
-            return _NO_SLOPES
-        return self.repulsion.add(*arrays[:6], energies)
-
-    def _take(self, size: int, needs: tuple[int, ...]) -> Taken[Room]:
-        """What no other call has, with room for so much."""
-        with self._lock:
-            free = self._free.get(size)
-            taken = free.pop() if free else None
-        if taken is None or not taken.suits(needs):
-            taken = None  # gives its memory back before there is another
+        Args:
+            size: number of threads.
+            needs: ghosts of a thread, then as `_needs`.
+        """
+        try:
+            lease = self._free[size].pop()
+        except (KeyError, IndexError):
+            lease = None
+        if lease is None or not lease.suits(needs):
+            lease = None  # gives its memory back before there is another
             sizes = tuple(math.ceil(n * HEADROOM) for n in needs)
             most, n_atoms = sizes[:2]
-            team = None
-            if size > 1:
-                rows = n_atoms + size * most
-                room = GhostRoom(
-                    np.zeros((size, most), np.int64),
-                    np.zeros((size, n_atoms), np.int64),
-                    np.zeros((rows, 3)),
-                )
-                team = Crew(size), room
-            taken = Taken(sizes, self._room(size, *sizes), team)
-        return taken
+            ghosts = Ghosts(
+                np.zeros((size, most), np.int64),
+                np.zeros(size, np.int64),
+                np.zeros((size, n_atoms if size > 1 else 0), np.int64),
+            )
+            threads = Crew(size) if size > 1 else None
+            lease = Lease(sizes, self._workspaces(size, *sizes), threads, ghosts)
+        return lease
 
-    def _give_back(self, size: int, taken: Taken[Room]) -> None:
-        with self._lock:
-            self._free.setdefault(size, []).append(taken)
+    def give_back(self, size: int, lease: Lease[Workspace]) -> None:
+        """Let the next evaluation by so many threads have it."""
+        self._free.setdefault(size, []).append(lease)
 
     @abstractmethod
     def _needs(self, shares: Sequence[Share]) -> tuple[int, ...]:
-        """For how many atoms, and then for how many edges and the like, a call needs room."""
+        """For how many atoms, and then for how many edges and the like, there must be room."""
 
     @abstractmethod
-    def _room(self, size: int, most: int, *sizes: int) -> Room:
-        """New working space for `size` threads of at most so many ghosts."""
+    def _workspaces(self, size: int, most: int, *sizes: int) -> Sequence[Workspace]:
+        """Return new workspaces for `size` threads of at most so many ghosts."""
 
     @abstractmethod
     def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Any:
-        """What there is of the graph for all threads.
+        """Return what there is of the graph for all threads.
 
         Args:
             graph: of atoms.
@@ -215,13 +156,129 @@ class CompiledEngine(ABC, Generic[Room]):
         """
 
     @abstractmethod
-    def _run(
+    def _forward(
         self,
         team: Team | None,
         share: Share,
-        pair_slopes: NDArray[np.float64],
         inputs: Any,
-        room: Room,
-        found: Found,
+        workspace: Workspace,
+        outputs: NDArray[np.float64],
     ) -> int:
-        """Add to what was found, in one thread; negative if two atoms are too close."""
+        """Add to outputs [n_outputs, n_atoms] in one thread.
+
+        Returns:
+            The number of pairs (or edges) that count; negative if two atoms are too close.
+        """
+
+    @abstractmethod
+    def _reverse(
+        self,
+        team: Team | None,
+        share: Share,
+        n: int,
+        inputs: Any,
+        workspace: Workspace,
+        d_outputs: NDArray[np.float64],
+        d_vectors: NDArray[np.float64],
+    ) -> None:
+        """Add to dE / d vectors of the share's edges what follows from dE / d outputs.
+
+        Args:
+            team .. workspace: as in the forward pass.
+            n: what that returned.
+            d_outputs: [n_outputs, n_atoms].
+            d_vectors: [n_edges of the share, 3].
+        """
+
+
+class _Evaluation:
+    """One forward pass, and the reverse pass that may follow."""
+
+    __slots__ = ("counts", "engine", "inputs", "lease", "n_edges", "outputs", "shares", "size")
+
+    def __init__(
+        self, engine: CompiledEngine[Any], graph: Graph, arrays: GraphArrays, size: int
+    ) -> None:
+        self.engine, self.size = engine, size
+        self.lease: Lease[Any] | None = None
+        n_atoms, self.n_edges = graph.n_atoms, len(arrays.receivers)
+        if size == 1:
+            self.shares = [Share((0, n_atoms), (0, n_atoms), 0, arrays)]
+        else:
+            self.shares = shares_of(arrays, size, by_pairs=engine.by_pairs)
+        self.inputs: Any = graph  # of which inputs are made when there is room
+        self.counts: list[int] = []
+
+    def forward(self) -> bool:
+        """Return False if two atoms are too close."""
+        engine, size = self.engine, self.size
+        graph, arrays = self.inputs, self.shares[0].arrays
+        needs, most = engine._needs(self.shares), 0
+        while True:
+            self.lease = lease = engine.lease(size, (most, *needs))
+            n_rows = graph.n_atoms + lease.ghosts.atoms.size
+            self.inputs = engine._inputs(graph, arrays, n_rows)
+            self.outputs = np.zeros((len(engine.output_names), graph.n_atoms))
+            lease.ghosts.counts[:] = 0
+            self.counts = self._run(self._forward)
+            if self.counts[0] >= 0:
+                return True
+            most = int(lease.ghosts.counts.max())
+            self.close()
+            if self.counts[0] != MORE_GHOSTS:
+                return False
+
+    def pull(self, d_outputs: AtomOutputs) -> Tensor:
+        """dE / d outputs -> dE / d vectors [n_edges, 3], once.
+
+        Raises:
+            RuntimeError: it has been pulled already.
+        """
+        if self.lease is None:
+            raise RuntimeError("the gradient of this evaluation has been taken already")
+        given = [getattr(d_outputs, name).numpy() for name in self.engine.output_names]
+        self.outputs = np.stack(given) if len(given) > 1 else given[0][None]
+        d_vectors = np.zeros((self.n_edges, 3))
+        self._run(lambda rank, team: self._reverse(rank, team, d_vectors))
+        self.close()
+        return torch.from_numpy(d_vectors)
+
+    def close(self) -> None:
+        """Give the workspace back."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            self.engine.give_back(self.size, lease)
+
+    __del__ = close
+
+    def _forward(self, rank: int, team: Team | None) -> int:
+        assert self.lease is not None
+        share, workspace = self.shares[rank], self.lease.workspaces[rank]
+        return self.engine._forward(team, share, self.inputs, workspace, self.outputs)
+
+    def _reverse(self, rank: int, team: Team | None, d_vectors: NDArray[np.float64]) -> int:
+        assert self.lease is not None
+        share, workspace = self.shares[rank], self.lease.workspaces[rank]
+        mine = d_vectors[share.first_edge : share.first_edge + len(share.arrays.receivers)]
+        n = self.counts[rank]
+        self.engine._reverse(team, share, n, self.inputs, workspace, self.outputs, mine)
+        return n
+
+    def _run(self, work: Callable[[int, Team | None], int]) -> list[int]:
+        """What `work(rank, team)` returns in every thread."""
+        lease, size = self.lease, self.size
+        assert lease is not None
+        if lease.threads is None:
+            return [work(0, None)]
+        atoms, counts, row_of = lease.ghosts
+        n_atoms, found = len(self.shares[0].arrays.species), np.zeros(size, np.int64)
+
+        def one(rank: int, arrivals: NDArray[np.int64]) -> int:
+            share, due = self.shares[rank], np.zeros(1, np.int64)
+            team = Team(
+                *(rank, size, *share.atoms, *share.owned, arrivals, due, give_way(), found),
+                *(atoms, counts, row_of[rank, :n_atoms]),
+            )
+            return work(rank, team)
+
+        return lease.threads.run(one)

@@ -106,21 +106,30 @@ def times_silu_slope(n, x, width, given):
 
 
 @inner_loop
-def head_of_silu(n, hidden, last, species, scale, energies):
-    """The end of an energy head: adds scale silu(hidden) last; the gradient replaces `hidden`.
+def head_of_silu(n, hidden, last, out):
+    """Last layer of a head: adds silu(hidden) last; its gradient replaces `hidden`.
 
     Args:
         hidden: [n, width].
         last: [1, width].
-        scale: [n_species] float64.
-        energies: [n] float64.
+        out: [n] float64.
     """
     stays_whole()
     for i in range(n):
-        gathered, factor = fill(ZERO), fill(single(scale[species[i]]))
+        gathered = fill(ZERO)
         for k in range(0, hidden.shape[1], LANES):
             v, weight = load(hidden, i, k), load(last, 0, k)
             s = sigmoid(v)
             gathered = fma(times(v, s), weight, gathered)
-            store(hidden, i, k, times(times(silu_slope(v, s), weight), factor))
-        energies[i] += scale[species[i]] * total(gathered)
+            store(hidden, i, k, times(silu_slope(v, s), weight))
+        out[i] += total(gathered)
+
+
+@inner_loop
+def times_factors(n, x, factors):
+    """Multiply the rows of x by `factors` [n] float64."""
+    stays_whole()
+    for i in range(n):
+        factor = fill(single(factors[i]))
+        for k in range(0, x.shape[1], LANES):
+            store(x, i, k, times(load(x, i, k), factor))

@@ -15,11 +15,13 @@ class Share(NamedTuple):
     Attributes:
         atoms: first, and behind the last, of its loops over atoms.
         owned: first, and behind the last, receiver of its edges.
+        first_edge: number of its first edge in the graph.
         arrays: all atoms, and the edges and pairs of those receivers.
     """
 
     atoms: tuple[int, int]
     owned: tuple[int, int]
+    first_edge: int
     arrays: GraphArrays
 
 
@@ -54,5 +56,5 @@ def shares_of(arrays: GraphArrays, size: int, *, by_pairs: bool) -> list[Share]:
         )
         mine = owned[k], owned[k + 1]
         evenly = n_atoms * k // size, n_atoms * (k + 1) // size
-        shares.append(Share(evenly if by_pairs else mine, mine, part))
+        shares.append(Share(evenly if by_pairs else mine, mine, edge.start, part))
     return shares

@@ -40,8 +40,6 @@ class Team(NamedTuple):
         ghosts: [size, most], int64: atoms that the ghost rows stand for.
         n_ghosts: [size], int64: how many ghosts each has.
         row_of: [n_atoms], int64, its own: the row of each ghost, -1 for other atoms.
-        forces: [n_atoms + size most, 3], float64.
-        strain_gradients: [size, n_systems, 3, 3], float64, zeros.
     """
 
     rank: int
@@ -57,8 +55,6 @@ class Team(NamedTuple):
     ghosts: NDArray[np.int64]
     n_ghosts: NDArray[np.int64]
     row_of: NDArray[np.int64]
-    forces: NDArray[np.float64]
-    strain_gradients: NDArray[np.float64]
 
 
 def _pointer(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -225,42 +221,3 @@ def _add_ghosts(team, x):
             if team.first <= atom < team.end:
                 for k in range(0, x.shape[1], LANES):
                     add_to(x, atom, k, load(x, row + g, k))
-
-
-@inner_loop
-def forces_for(team, forces, strain_gradient):
-    """Where this thread adds forces and strain gradient."""
-    if team is None:
-        return forces, strain_gradient
-    team.forces[team.owned_first : team.owned_end] = 0.0
-    first = team.row_of.shape[0] + team.rank * team.ghosts.shape[1]
-    team.forces[first : first + team.n_ghosts[team.rank]] = 0.0
-    return team.forces, team.strain_gradients[team.rank]
-
-
-@inner_loop
-def add_forces(team, forces, strain_gradient):
-    """What all threads have added goes to the results."""
-    if team is not None:
-        _add_forces(team, forces, strain_gradient)
-
-
-@inner_loop
-def _add_forces(team, forces, strain_gradient):
-    stays_whole()
-    for i in range(team.first, team.end):
-        for c in range(3):
-            forces[i, c] += team.forces[i, c]
-    for t in range(team.size):
-        row = team.row_of.shape[0] + t * team.ghosts.shape[1]
-        for g in range(team.n_ghosts[t]):
-            atom = team.ghosts[t, g]
-            if team.first <= atom < team.end:
-                for c in range(3):
-                    forces[atom, c] += team.forces[row + g, c]
-    if team.rank == 0:
-        for t in range(team.size):
-            for s in range(strain_gradient.shape[0]):
-                for a in range(3):
-                    for b in range(3):
-                        strain_gradient[s, a, b] += team.strain_gradients[t, s, a, b]

@@ -13,6 +13,7 @@ from attncalc.kernels.simd.row_loops import (
     normalise_row,
     normalise_row_gradient,
     silu,
+    times_factors,
     times_silu_slope,
 )
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, store, times
@@ -170,15 +171,27 @@ def exchange_gradient(n, l, w, kept, degrees, d_x, d_ev, wide, out):
 
 
 @inner_loop
-def energies_and_gradient(n, w, species, scale, x, hidden, energies, d_x):
-    """Energy head: adds scale times energy to `energies` [n]; d_x: gradient of their sum.
+def read_out(n, w, x, hidden, outputs):
+    """Heads: adds what each says of the atoms to `outputs` [n_outputs, n].
 
     Args:
-        scale: [n_species] float64.
-        hidden: [n, head features], working space.
+        hidden: [n_outputs, n, head features]; becomes the gradient of an output by these.
     """
-    fill_rows(n, hidden, w.head_bias)
-    add_product(n, x, 0, w.head, hidden, 0)
-    head_of_silu(n, hidden, w.last, species, scale, energies)
+    for k in range(w.head.shape[0]):
+        fill_rows(n, hidden[k], w.head_bias[k])
+        add_product(n, x, 0, w.head[k], hidden[k], 0)
+        head_of_silu(n, hidden[k], w.last[k], outputs[k])
+
+
+@inner_loop
+def read_out_gradient(n, w, hidden, d_outputs, d_x):
+    """Reverse of `read_out`; d_x is filled.
+
+    Args:
+        hidden: as it was left.
+        d_outputs: [n_outputs, n].
+    """
     clear(n, d_x, d_x.shape[1])
-    add_product(n, hidden, 0, w.head_transposed, d_x, 0)
+    for k in range(w.head.shape[0]):
+        times_factors(n, hidden[k], d_outputs[k])
+        add_product(n, hidden[k], 0, w.head_transposed[k], d_x, 0)

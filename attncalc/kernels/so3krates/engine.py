@@ -1,8 +1,8 @@
 """Packs a So3krates for the compiled loops, and calls them.
 
-Equals `attncalc.nn.so3krates.So3krates` with scale, reference energies and nuclear repulsion, in
-float32, for weights that no longer change. Radial filters and cutoff function become cubics on
-intervals of equal length between `shortest` and the cutoff; everything else is the same arithmetic.
+Equals `attncalc.nn.so3krates.So3krates` in float32, for weights that no longer change. Radial
+filters and cutoff function become cubics on intervals of equal length between `shortest` and the
+cutoff; everything else is the same arithmetic.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from torch.nn.functional import pad
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.so3 import parity
-from attncalc.graph import Graph, GraphArrays
-from attncalc.kernels.frozen_zbl import FrozenZBL
-from attncalc.kernels.simd.engine import CompiledEngine, Found
+from attncalc.graph import (
+    AtomOutputs,
+    Graph,
+    GraphArrays,
+    Linearized,
+    sum_over_system,
+    with_total_charge,
+)
+from attncalc.kernels.simd.engine import CompiledEngine
+from attncalc.kernels.simd.held import Held, hold
 from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.simd.shares import Share
 from attncalc.kernels.simd.team import Team
@@ -35,7 +42,8 @@ from attncalc.kernels.so3krates.step_loop import (
     Numbers,
     Space,
     Weights,
-    energy_and_forces,
+    forward,
+    reverse,
 )
 from attncalc.kernels.so3krates.tables import (
     Grid,
@@ -48,13 +56,6 @@ from attncalc.kernels.so3krates.tables import (
 
 # elements of a structure up to which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
-
-
-class Room(NamedTuple):
-    """Working space; `own` has one entry for each thread."""
-
-    common: Common
-    own: list[tuple[Pairs, Space]]
 
 
 class WrittenAtoms(NamedTuple):
@@ -99,14 +100,12 @@ def can_run(network: Any) -> bool:
     )
 
 
-class Engine(CompiledEngine[Room]):
-    """Energy and forces of a So3krates potential.
+class Engine(CompiledEngine[Held]):
+    """A So3krates as compiled loops.
 
     Args:
         network: of which `can_run` is true; stays as it is.
-        scale, reference_energies: [n_species] eV.
-        shortest: Å; for structures with closer atoms a call returns None.
-        repulsion: a pair term.
+        shortest: Å; structures with closer atoms are not covered.
     """
 
     by_pairs: ClassVar = True
@@ -115,12 +114,9 @@ class Engine(CompiledEngine[Room]):
     def __init__(
         self,
         network: Any,
-        scale: Tensor,
-        reference_energies: Tensor,
         shortest: float,
-        repulsion: FrozenZBL | None = None,
     ) -> None:
-        super().__init__(repulsion)
+        super().__init__()
         config = network.config
         self.embedding = network.embedding
         self._last: tuple[WrittenAtoms, NDArray[np.float32], Kinds] | None = None
@@ -134,14 +130,36 @@ class Engine(CompiledEngine[Room]):
         with torch.no_grad():
             functions = [filters_of(exact, l) for l in range(config.num_layers)]
             grid = Grid.fine_enough(functions, float(shortest), float(config.cutoff))
-            bias = exact.head.energy.bias.item()
-            self.constants = _constants(
-                config, grid, scale.numpy(), (reference_energies + scale * bias).numpy()
-            )
+            bias = exact.head.energy.bias.expand(len(network.embedding.element))
+            biases = [bias]
+            if exact.charge_head is not None:
+                self.output_names = ("energies", "charges")
+                biases.append(exact.charge_head.head.energy.bias + exact.charge_head.of_species)
+            self.constants = _constants(config, grid, torch.stack(biases).numpy())
             self.weights = _weights(exact, grid)
             self._first_layer = FirstLayer.of(exact, grid)
         self.shape = _shape(config)
         self.width, self.n_layers = config.num_features, config.num_layers
+
+    def linearize(self, graph: Graph) -> Linearized | None:
+        """As other engines; partial charges add up to the total charge."""
+        found = super().linearize(graph)
+        if found is None or found.outputs.charges is None:
+            return found
+        pull, n_atoms = found.pull, graph.n_atoms
+
+        def pull_through_shift(d_outputs: AtomOutputs) -> Tensor:
+            d_charges = d_outputs.charges
+            assert d_charges is not None
+            shifts = sum_over_system(d_charges, graph) / sum_over_system(
+                torch.ones(n_atoms, dtype=d_charges.dtype), graph
+            )
+            d_charges = d_charges - shifts[graph.system_idx]
+            return pull(AtomOutputs(energies=d_outputs.energies, charges=d_charges))
+
+        charges = with_total_charge(found.outputs.charges, graph)
+        outputs = AtomOutputs(energies=found.outputs.energies, charges=charges)
+        return Linearized(outputs, pull_through_shift)
 
     def _needs(self, shares: Sequence[Share]) -> tuple[int, ...]:
         n_atoms = len(shares[0].arrays.species)
@@ -158,37 +176,44 @@ class Engine(CompiledEngine[Room]):
         gathered = np.empty((n_rows, LANES * len(kinds.values)), np.float32)
         return Inputs(features, kinds, gathered)
 
-    def _run(
+    def _forward(
         self,
         team: Team | None,
         share: Share,
-        pair_slopes: NDArray[np.float64],
         inputs: Inputs,
-        room: Room,
-        found: Found,
+        workspace: Held,
+        outputs: NDArray[np.float64],
     ) -> int:
-        return energy_and_forces(
+        return forward(
             team,
-            self.shape,
-            *share.arrays,
-            pair_slopes,
+            workspace,
+            *share.arrays[:6],
             inputs.features,
-            self.numbers,
-            self.constants,
-            self.weights,
             inputs.kinds,
             inputs.gathered,
-            room.common,
-            *room.own[0 if team is None else team.rank],
-            *found,
+            outputs,
         )
 
-    def _room(self, size: int, most: int, *sizes: int) -> Room:
+    def _reverse(
+        self,
+        team: Team | None,
+        share: Share,
+        n: int,
+        inputs: Inputs,
+        workspace: Held,
+        d_outputs: NDArray[np.float64],
+        d_vectors: NDArray[np.float64],
+    ) -> None:
+        n_atoms = len(share.arrays.species)
+        kinds, gathered = inputs.kinds, inputs.gathered
+        reverse(team, workspace, n_atoms, n, kinds, gathered, d_outputs, d_vectors)
+
+    def _workspaces(self, size: int, most: int, *sizes: int) -> list[Held]:
         n, n_own, p = sizes
         rows = n + size * most
         width, n_layers = self.width, self.n_layers
         n_degrees, orders = len(self.shape.degrees), LANES * len(self.shape.orders)
-        exchanged, head = self.weights.exchange.shape[1], self.weights.head.shape[1]
+        exchanged, (n_outputs, _, head) = self.weights.exchange.shape[1], self.weights.head.shape
 
         def floats(*shape: int) -> NDArray[np.float32]:
             return np.zeros(shape, np.float32)  # zeros: what fills up to 16 must stay zero
@@ -221,7 +246,7 @@ class Engine(CompiledEngine[Room]):
                 gain=floats(n_layers, n_own, n_degrees),
                 wide=floats(n_own, exchanged),
                 wide_too=floats(n_own, exchanged),
-                of_head=floats(n_own, head),
+                of_head=floats(n_outputs, n_own, head),
                 other=floats(n_own, width),
                 third=floats(n_own, width),
             )
@@ -235,7 +260,8 @@ class Engine(CompiledEngine[Room]):
             d_projected=floats(rows, 5 * width),
             d_ev=floats(rows, orders),
         )
-        return Room(common, [own() for _ in range(size)])
+        network = self.shape, self.numbers, self.constants, self.weights
+        return [hold((*network, common, *own())) for _ in range(size)]
 
 
 # what the first layer is told where features are not those of a kind
@@ -324,9 +350,7 @@ def _shape(config: Any) -> Shape:
     )
 
 
-def _constants(
-    config: Any, grid: Grid, scale: NDArray[np.float64], reference: NDArray[np.float64]
-) -> Constants:
+def _constants(config: Any, grid: Grid, bias: NDArray[np.float64]) -> Constants:
     degrees = config.degrees
     n_orders = sum(2 * l + 1 for l in degrees)
     masks = np.zeros((len(degrees), filled_up(n_orders)), np.float32)
@@ -343,8 +367,7 @@ def _constants(
         masks=masks,
         mirrored=masks * signs[:, None],
         parity=parity(degrees).numpy().astype(np.float32),
-        scale=scale,
-        reference=reference,
+        bias=bias,
     )
 
 
@@ -366,7 +389,10 @@ def _weights(network: Any, grid: Grid) -> Weights:
     geometry = [a.geometry_projection for a in attentions]
     refinements = [layer.mlp_after_attention for layer in network.layers]
     mlps = [torch.stack([r.first.weight, r.second.weight]) for r in refinements]
-    head = network.head.hidden.weight
+    heads = [network.head]
+    if network.charge_head is not None:
+        heads.append(network.charge_head.head)
+    hidden = [head.hidden.weight for head in heads]
     return Weights(
         table=_packed(tables),
         first=_packed(firsts),
@@ -386,10 +412,10 @@ def _weights(network: Any, grid: Grid) -> Weights:
         exchange=_packed([weight for weight, _ in exchanges]),
         exchange_transposed=_packed([weight for weight, _ in exchanges], transposed=True),
         exchange_bias=_packed([bias for _, bias in exchanges]),
-        head=_packed([head])[0],
-        head_transposed=_packed([head], transposed=True)[0],
-        head_bias=_packed([network.head.hidden.bias.unsqueeze(0)])[0],
-        last=_packed([network.head.energy.weight.T])[0],
+        head=_packed(hidden),
+        head_transposed=_packed(hidden, transposed=True),
+        head_bias=_packed([head.hidden.bias.unsqueeze(0) for head in heads]),
+        last=_packed([head.energy.weight.T for head in heads]),
     )
 
 

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from attncalc.kernels.simd.force_loop import add_force
 from attncalc.kernels.simd.loops import ZERO, inner_loop
 from attncalc.kernels.simd.team import forget_ghosts, row_for, row_of_sender
 
@@ -97,7 +96,7 @@ def collect(
         envelope_table: [n_intervals, 4]: cubic of C(d) in each of the intervals of equal length
             between `shortest` and `cutoff`.
         collected: `Pairs`, filled.
-        which, lengths, directions: filled: index in `pairs`, length and direction.
+        which, lengths, directions: filled: edge, length and direction.
     """
     n_intervals = envelope_table.shape[0]
     per_length = n_intervals / (cutoff - shortest)
@@ -116,7 +115,7 @@ def collect(
             continue
         if not d >= shortest:  # NaN too
             return -1
-        collected.i[n], collected.j[n], which[n] = receivers[e], senders[e], p
+        collected.i[n], collected.j[n], which[n] = receivers[e], senders[e], e
         if team is not None:
             collected.to[n] = row_for(team, senders[e])
         lengths[n] = d
@@ -136,26 +135,18 @@ def collect(
 
 
 @inner_loop
-def forces_of_pairs(
+def gradient_by_vectors(
     n,
-    pairs,
     which,
-    pair_slopes,
-    system_idx,
     lengths,
     directions,
     degrees,
     norms,
     d_lengths,
     d_spherical,
-    forces,
-    strain_gradient,
+    d_vectors,
 ):
-    """Gradients by length and harmonics of every pair -> forces, dE / d strain (both added to).
-
-    Args:
-        pair_slopes: [n_pairs of the graph, or 0]: dE/dd / d of half of a pair's further energy.
-    """
+    """Gradients by length and harmonics of every pair, into those by the vectors of its edge."""
     highest = norms.shape[0] - 1
     legendre = np.zeros((highest + 2, highest + 2))
     cosines, sines = np.empty(highest + 1), np.empty(highest + 1)
@@ -164,14 +155,11 @@ def forces_of_pairs(
         x, y, z = directions[p, 0], directions[p, 1], directions[p, 2]
         harmonics(x, y, z, degrees, norms, legendre, cosines, sines, spherical, 0)
         gx, gy, gz = harmonics_gradient(degrees, norms, legendre, cosines, sines, d_spherical, p)
-        d, along = lengths[p], d_lengths[p]
-        if len(pair_slopes):
-            along += 2 * d * pair_slopes[which[p]]
-        radial = along - (gx * x + gy * y + gz * z) / d
-        gx, gy, gz = gx / d + radial * x, gy / d + radial * y, gz / d + radial * z
-        i, to = pairs.i[p], row_of_sender(pairs.to, p, pairs.j[p])
-        x, y, z = d * x, d * y, d * z
-        add_force(i, to, x, y, z, gx, gy, gz, system_idx, forces, strain_gradient)
+        d, e = lengths[p], which[p]
+        radial = d_lengths[p] - (gx * x + gy * y + gz * z) / d
+        d_vectors[e, 0] += gx / d + radial * x
+        d_vectors[e, 1] += gy / d + radial * y
+        d_vectors[e, 2] += gz / d + radial * z
 
 
 @inner_loop

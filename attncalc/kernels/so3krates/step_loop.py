@@ -1,4 +1,4 @@
-"""Energy, forces and strain gradient in one call: the order of things."""
+"""Forward and reverse pass of So3krates: the order of things."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,21 +10,20 @@ from attncalc.kernels.simd.keeping import kept_step
 from attncalc.kernels.simd.loops import inner_loop, single
 from attncalc.kernels.simd.row_loops import clear
 from attncalc.kernels.simd.team import (
-    add_forces,
     add_ghosts,
     agreed,
     atoms_of,
     clear_ghosts,
-    forces_for,
     meet,
 )
 from attncalc.kernels.simd.vectors import LANES
 from attncalc.kernels.so3krates.atom_loops import (
-    energies_and_gradient,
     exchange,
     exchange_gradient,
     project,
     project_gradient,
+    read_out,
+    read_out_gradient,
     refine,
     refine_gradient,
 )
@@ -36,7 +35,7 @@ from attncalc.kernels.so3krates.first_layer_loops import (
 )
 from attncalc.kernels.so3krates.geometry_loops import (
     collect,
-    forces_of_pairs,
+    gradient_by_vectors,
     start_ev,
     start_ev_gradient,
 )
@@ -61,7 +60,7 @@ class Weights(NamedTuple):
         norm: [.., 4, 1, F], scale and bias after attention, scale and bias after exchange.
         mlp, mlp_bias: [.., 2, F, F], [.., 2, 1, F].
         exchange, exchange_bias: [.., E, E], [.., 1, E], E = F + n_degrees filled up to 16.
-        head, head_bias, last: [F, G], [1, G], [1, G] of the energy head, not by layer.
+        head, head_bias, last: [n_outputs, ...]: [.., F, G], [.., 1, G], [.., 1, G] of the heads.
         *_transposed: last two axes exchanged.
     """
 
@@ -96,7 +95,7 @@ class Constants(NamedTuple):
         norms: [l_max + 1, l_max + 1], of the harmonics.
         masks, mirrored: see `Orders`.
         parity: [sum of 2l+1].
-        scale, reference: [n_species] eV: scale, and reference energy + scale * bias of the head.
+        bias: [n_outputs, n_species], of the heads.
     """
 
     envelope: Doubles
@@ -105,8 +104,7 @@ class Constants(NamedTuple):
     masks: Floats
     mirrored: Floats
     parity: Floats
-    scale: Doubles
-    reference: Doubles
+    bias: Doubles
 
 
 class Numbers(NamedTuple):
@@ -135,7 +133,7 @@ class Space(NamedTuple):
     """Working space of one thread; kept between calls, since fresh memory costs page faults.
 
     Attributes:
-        lengths, directions, which: of its pairs, see `collect`.
+        lengths, directions, which: length, direction and edge of its pairs, see `collect`.
         d_spherical, d_lengths: gradients, of its pairs.
         normed, hidden, normal, inverse, ev, gain: what the reverse pass needs of every layer, of
             the atoms in its loops over atoms.
@@ -192,47 +190,36 @@ def _copy(n, x, out):
             out[i, k] = x[i, k]
 
 
-def _step(
+def _forward(
     team,
-    shape,
+    held,
     vectors,
     receivers,
     senders,
     mask,
     edge_of_pair,
     species,
-    system_idx,
-    pair_slopes,
     features,
-    numbers,
-    constants,
-    w,
     kinds,
     gathered,
-    common,
-    pairs,
-    own,
-    energies,
-    forces,
-    strain_gradient,
+    outputs,
 ):
-    """Adds energies, forces and strain gradient; returns the number of pairs, -1: too close.
+    """Adds the outputs; returns the number of pairs, -1: too close.
 
     Between two meetings, a thread either goes through its pairs, reads rows of all atoms and adds
     to rows that are its own or its ghosts'; or it goes through its atoms, and touches no others.
 
     Args:
         team: None, or that of this thread.
-        vectors .. system_idx: of the graph, with this thread's edges and pairs.
-        pair_slopes: of pair terms, see `forces_of_pairs`.
+        held: of `Held`: shape, numbers, constants, weights, `Common`, and this thread's `Pairs` and
+            `Space`.
+        vectors .. species: of the graph, with this thread's edges and pairs.
         features: [n_atoms, F] of the bare atoms.
-        numbers, constants, w, kinds: the network.
-        gathered: [rows, 16 n_kinds], working space that all threads have in common, as `common`.
-        pairs, own: filled.
-        energies: [n_atoms] eV.
-        forces: [n_atoms, 3] eV/Å.
-        strain_gradient: [n_systems, 3, 3] eV.
+        kinds: of the atoms.
+        gathered: [rows, 16 n_kinds], working space that all threads have in common.
+        outputs: [n_outputs, n_atoms].
     """
+    shape, numbers, constants, w, common, pairs, own = held.parts
     n_pairs = collect(
         team,
         vectors,
@@ -255,11 +242,10 @@ def _step(
         return n_pairs
     orders = Orders(constants.masks, constants.mirrored)
     n_layers, n_kinds = w.table.shape[0], kinds.values.shape[0]
-    per_length = single(constants.envelope.shape[0] / (numbers.cutoff - numbers.shortest))
     start = single(numbers.start)
     first, end = atoms_of(team, len(species))
     n = end - first
-    x, d_x, d_ev = common.x[first:end], common.d_x[first:end], common.d_ev[first:end]
+    x = common.x[first:end]
     own_gathered = gathered[first:end]
     _copy(n, features[first:end], x)
     clear(n, common.ev_before[0][first:end], common.ev_before.shape[2])
@@ -316,10 +302,35 @@ def _step(
         add_ghosts(team, received)
         refine(n, l, w, own, x, own.other)
         exchange(n, l, w, own, constants.degrees, x, after, own.wide, own.wide_too)
-    mine = energies[first:end]
-    energies_and_gradient(n, w, species[first:end], constants.scale, x, own.of_head, mine, d_x)
-    for i in range(first, end):
-        energies[i] += constants.reference[species[i]]
+    mine = outputs[:, first:end]
+    read_out(n, w, x, own.of_head, mine)
+    for k in range(mine.shape[0]):
+        for i in range(n):
+            mine[k, i] += constants.bias[k, species[first + i]]
+    return n_pairs
+
+
+def _reverse(team, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors):
+    """Adds the gradient by the vectors of this thread's edges.
+
+    Args:
+        team .. held: as in the forward pass, which has left all in the working space.
+        n_pairs: what that has returned.
+        kinds .. gathered: as in the forward pass.
+        d_outputs: [n_outputs, n_atoms].
+        d_vectors: [n_edges, 3].
+    """
+    shape, numbers, constants, w, common, pairs, own = held.parts
+    orders = Orders(constants.masks, constants.mirrored)
+    n_layers, n_kinds = w.table.shape[0], kinds.values.shape[0]
+    per_length = single(constants.envelope.shape[0] / (numbers.cutoff - numbers.shortest))
+    start = single(numbers.start)
+    first, end = atoms_of(team, n_atoms)
+    n = end - first
+    d_x, d_ev = common.d_x[first:end], common.d_ev[first:end]
+    own_gathered = gathered[first:end]
+    by_kind = n_kinds > 0
+    read_out_gradient(n, w, own.of_head, d_outputs[:, first:end], d_x)
     clear(n_pairs, own.d_spherical, own.d_spherical.shape[1])
     own.d_lengths[:n_pairs] = 0
     clear(n, d_ev, d_ev.shape[1])
@@ -378,25 +389,19 @@ def _step(
         start_ev_gradient(
             n_pairs, pairs, constants.parity, start, common.d_ev, own.d_spherical, own.d_lengths
         )
-    to_forces, to_strain = forces_for(team, forces, strain_gradient)
-    forces_of_pairs(
+    gradient_by_vectors(
         n_pairs,
-        pairs,
         own.which,
-        pair_slopes,
-        system_idx,
         own.lengths,
         own.directions,
         constants.degrees,
         constants.norms,
         own.d_lengths,
         own.d_spherical,
-        to_forces,
-        to_strain,
+        d_vectors,
     )
-    meet(team)
-    add_forces(team, forces, strain_gradient)
     return n_pairs
 
 
-energy_and_forces = kept_step(_step, Path(__file__).parent)
+forward = kept_step(_forward, Path(__file__).parent)
+reverse = kept_step(_reverse, Path(__file__).parent)

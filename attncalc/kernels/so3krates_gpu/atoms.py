@@ -269,9 +269,7 @@ def turn(
     head_bias,
     head_transposed,
     last,
-    scale,
-    reference,
-    species,
+    head_end,
     energies,
     d_features,
     d_ev,
@@ -283,7 +281,7 @@ def turn(
     MP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """From the last layer's messages to the energy, and back to them.
+    """From the last layer's messages to the energy, and the gradient of their sum back to them.
 
     The last Euclidean variables count only by their squares: their gain is left out.
 
@@ -291,8 +289,8 @@ def turn(
         features, ev: with messages.
         norm .. of_squares: weights of the last layer.
         head .. last: [F, G], [G], [G, F], [G], of the energy head.
-        scale, reference: [n_species], eV, float64.
-        energies: [n_atoms] eV, float64, stored.
+        head_end: [1], bias of the energy head, float64.
+        energies: [n_atoms], float64, stored.
         d_features, d_ev: gradients by `features` and `ev`, stored.
     """
     atoms = tl.program_id(0) * T + tl.arange(0, T)
@@ -309,13 +307,11 @@ def turn(
 
     z = tl.zeros([T, G], tl.float32) + row_of(head_bias, 0, G)
     z = add_product(z, x, head, T, F, G, SIZE, PRECISION)
-    kinds = tl.load(species + atoms, mask=valid, other=0)
-    factor = tl.load(scale + kinds)
     last_row = row_of(last, 0, G)
-    energy = factor * tl.sum(silu(z) * last_row, 1).to(tl.float64) + tl.load(reference + kinds)
+    energy = tl.sum(silu(z) * last_row, 1).to(tl.float64) + tl.load(head_end)
     tl.store(energies + atoms, energy, mask=valid)
 
-    d_z = silu_slope(z) * last_row * factor.to(tl.float32)[:, None]
+    d_z = silu_slope(z) * last_row
     d_x = add_product(tl.zeros([T, F], tl.float32), d_z, head_transposed, T, G, F, SIZE, PRECISION)
     d_x = layer_norm_gradient(d_x * row_of(norm, 2, F), normal_after, inverse_after, F)
     d_squares = matvec_transposed(d_x, load_matrix(of_squares, L, F))

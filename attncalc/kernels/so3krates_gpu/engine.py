@@ -1,8 +1,8 @@
-"""Launches the kernels in their order: energy, forces and strain gradient of a So3krates.
+"""Launches the kernels in their order: energies of a So3krates, and their gradient.
 
-Equals `attncalc.nn.so3krates.So3krates` with scale, reference energies and nuclear repulsion, in
-float32, for weights that no longer change. Radial filters and cutoff function become cubics on
-intervals of equal length between `shortest` and the cutoff; everything else is the same arithmetic.
+Equals `attncalc.nn.so3krates.So3krates` in float32, for weights that no longer change. Radial
+filters and cutoff function become cubics on intervals of equal length between `shortest` and the
+cutoff; everything else is the same arithmetic.
 
 All shapes follow from those of the graph, nothing waits for the device, no kernel adds to what
 another program writes: a call can be captured into a CUDA graph, and results are equal to the bit
@@ -12,17 +12,16 @@ from call to call; but where charge or spin is embedded, PyTorch sums over a sys
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from attncalc.graph import Graph
-from attncalc.kernels.gpu.found import Found
+from attncalc.graph import AtomOutputs, Graph, Linearized
 from attncalc.kernels.so3krates.tables import Grid, filters_of, has_usual_options
 from attncalc.kernels.so3krates_gpu.atoms import project, turn, update, update_gradient
 from attncalc.kernels.so3krates_gpu.first_layer import first_messages, first_messages_gradient
-from attncalc.kernels.so3krates_gpu.geometry import find_edges, forces_of_atoms, sums_of_systems
+from attncalc.kernels.so3krates_gpu.geometry import find_edges, gradient_by_vectors
 from attncalc.kernels.so3krates_gpu.launching import Room, launch, row_pointers
 from attncalc.kernels.so3krates_gpu.messages import (
     messages,
@@ -34,7 +33,6 @@ from attncalc.kernels.so3krates_gpu.weights import (
     LayerWeights,
     first_layer,
     padded_orders,
-    repulsion_constants,
     shared_constants,
 )
 
@@ -44,8 +42,6 @@ MOST_KINDS = 10
 BLOCK, EDGES = 16, 128
 # atoms of a program; fewer where there are few, so that more of the GPU takes part
 ATOMS, FEW_ATOMS, FEW = 16, 4, 2048
-# atoms that `sums_of_systems` takes at once
-SUMMED = 256
 
 
 def can_run(network: Any) -> bool:
@@ -53,6 +49,7 @@ def can_run(network: Any) -> bool:
     c = network.config
     return (
         has_usual_options(network)
+        and not c.predict_charges
         and max(c.degrees) <= 7
         and all(map(_is_power_of_two, (c.num_features, c.num_heads, len(c.degrees))))
         and _is_power_of_two(c.head_features)
@@ -66,39 +63,34 @@ def _is_power_of_two(n: int) -> bool:
 
 
 class Engine:
-    """Energy and forces of a So3krates potential on a GPU.
+    """A So3krates as kernels of a GPU.
 
     Args:
         network: of which `can_run` is true; stays as it is.
-        scale, reference_energies: [n_species] eV.
-        shortest: Å; see `Found` for structures with closer atoms.
-        repulsion: a `ZBLRepulsion` with the physnet cutoff function, or None.
-        of_repulsion: Coulomb's constant in eV Å, and where the repulsion has ended in Å.
+        shortest: Å; energies of a system with closer atoms are NaN, as where a position is no
+            number or there is not enough memory for so many edges.
     """
+
+    defers: ClassVar = True
 
     def __init__(
         self,
         network: Any,
-        scale: Tensor,
-        reference_energies: Tensor,
         shortest: float,
-        repulsion: Any = None,
-        of_repulsion: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        config, device = network.config, scale.device
+        element = network.embedding.element
+        config, device, n_species = network.config, element.device, len(element)
         exact = copy.deepcopy(network).cpu().to(torch.float64)
         reads_electrons = config.embed_charge or config.embed_spin
         self.starts = config.ev_init_divisor is not None
-        self.by_kind = not (reads_electrons or self.starts or len(scale) > MOST_KINDS)
+        self.by_kind = not (reads_electrons or self.starts or n_species > MOST_KINDS)
         with torch.no_grad():
             functions = [filters_of(exact, l) for l in range(config.num_layers)]
             grid = Grid.fine_enough(functions, float(shortest), float(config.cutoff))
-            constants = shared_constants(exact, grid, scale.cpu(), reference_energies.cpu())
+            constants = shared_constants(exact, grid)
             if self.by_kind:
                 names = ("coefficients", "elements", "values")
                 constants |= dict(zip(names, first_layer(exact, grid), strict=True))
-            if repulsion is not None:
-                constants |= repulsion_constants(repulsion, *of_repulsion)
             layers = [LayerWeights.of(exact, l, grid) for l in range(config.num_layers)]
         self.embedding = network.embedding
         self.layers = [layer.to(device) for layer in layers]
@@ -115,8 +107,7 @@ class Engine:
             "G": config.head_features,
             "B": BLOCK,
             "PRECISION": "tf32x3" if has_cores else "ieee",
-            "REPELS": repulsion is not None,
-            "n_species": len(scale),
+            "n_species": n_species,
             "zero_row": grid.n_intervals,
         }
 
@@ -124,14 +115,15 @@ class Engine:
         return self  # its tensors do not change
 
     @torch.no_grad()
-    def __call__(self, graph: Graph) -> Found:
-        """Results for a graph on the engine's device."""
+    def linearize(self, graph: Graph) -> Linearized:
+        """Energies of a graph on the engine's device, and their gradient; nothing is waited for."""
+        evaluation = _Evaluation(self, graph)
         with torch.cuda.device_of(graph.vectors):
-            return _Evaluation(self, graph).found()
+            return Linearized(AtomOutputs(energies=evaluation.forward()), evaluation.pull)
 
 
 class _Evaluation:
-    """One call: what the kernels pass on to each other."""
+    """One forward pass and its reverse: what the kernels pass on to each other."""
 
     def __init__(self, engine: Engine, graph: Graph) -> None:
         self.engine, self.graph, self.new = engine, graph, Room(graph.vectors.device)
@@ -156,9 +148,9 @@ class _Evaluation:
         self.received: list[Tensor] = []
         self.kept: list[dict[str, Tensor]] = []
 
-    def found(self) -> Found:
-        """All kernels in their order."""
-        n, n_edges, new = self.n, self.graph.n_edges, self.new
+    def forward(self) -> Tensor:
+        """Energies [n_atoms]; the last layer's gradient of their sum is kept."""
+        n, new = self.n, self.new
         self.known |= self.edges()
         features = self.bare_features()
         for l in range(self.last + 1):
@@ -166,9 +158,10 @@ class _Evaluation:
             if l < self.last:
                 features = self.update(l, features)
         energies = new.double(n)
-        d_features, d_received = new.single(n, self.width), new.single(n, self.engine.orders)
-        self.known["d_lengths"] = new.single(n_edges, 2)
-        self.known["d_spherical"] = new.single(n_edges, self.engine.orders)
+        self.d_features, self.d_received = (
+            new.single(n, self.width),
+            new.single(n, self.engine.orders),
+        )
         launch(
             turn,
             self.by_tile,
@@ -177,12 +170,35 @@ class _Evaluation:
             features=features,
             ev=self.received[self.last],
             energies=energies,
-            d_features=d_features,
-            d_ev=d_received,
+            d_features=self.d_features,
+            d_ev=self.d_received,
         )
-        for l in range(self.last, -1, -1):
-            d_features, d_received = self.attend_gradient(l, d_features, d_received)
-        return self.assemble(energies)
+        return energies
+
+    @torch.no_grad()
+    def pull(self, d_outputs: AtomOutputs) -> Tensor:
+        """dE / d outputs -> dE / d vectors [n_edges, 3]."""
+        graph, new, n_edges = self.graph, self.new, self.graph.n_edges
+        with torch.cuda.device_of(graph.vectors):
+            # the head looks at single atoms: its gradient is that of the sum, row by row
+            factor = d_outputs.energies.to(torch.float32).unsqueeze(1)
+            d_features, d_received = self.d_features * factor, self.d_received * factor
+            self.known["d_lengths"] = new.single(n_edges, 2)
+            self.known["d_spherical"] = new.single(n_edges, self.engine.orders)
+            for l in range(self.last, -1, -1):
+                d_features, d_received = self.attend_gradient(l, d_features, d_received)
+            d_vectors = new.double(n_edges, 3)
+            if n_edges:
+                launch(
+                    gradient_by_vectors,
+                    (-(-n_edges // EDGES),),
+                    self.known,
+                    mask=graph.edge_mask,
+                    d_vectors=d_vectors,
+                    n_edges=n_edges,
+                    B=EDGES,
+                )
+        return d_vectors
 
     def edges(self) -> dict[str, Tensor]:
         """The edges that count, moved together, and where those of an atom begin."""
@@ -211,6 +227,7 @@ class _Evaluation:
                 n_edges=n_edges,
                 B=EDGES,
             )
+        found["slots"] = counts
         found["rows"] = counts.index_select(0, row_pointers(graph.receivers, self.n))
         found["vectors"], found["senders"] = found["found_vectors"], found["found_senders"]
         return found
@@ -330,34 +347,3 @@ class _Evaluation:
             d_ev=d_received,
         )
         return below, d_received
-
-    def assemble(self, energies: Tensor) -> Found:
-        """From the gradients of pairs to forces and sums; adds the repulsion to the energies."""
-        n_systems, new = self.graph.n_systems, self.new
-        unused = {"repulsion_numbers": energies, "repulsion_table": energies}
-        found = Found(
-            energy=new.double(n_systems),
-            energies=energies,
-            forces=new.double(self.n, 3),
-            strain_gradient=new.double(n_systems, 3, 3),
-        )
-        of_atoms = {"energies": energies, "strain_gradients": new.double(self.n, 6)}
-        launch(
-            forces_of_atoms,
-            self.by_atom,
-            of_atoms,
-            self.known,
-            unused,
-            forces=found.forces,
-            B=32,
-        )
-        launch(
-            sums_of_systems,
-            (n_systems,),
-            of_atoms,
-            rows=row_pointers(self.graph.system_idx, n_systems),
-            energy=found.energy,
-            strain_gradient=found.strain_gradient,
-            B=SUMMED,
-        )
-        return found

@@ -1,4 +1,4 @@
-"""Edges that count, their spherical harmonics, and the way back to forces and strain gradient."""
+"""Edges that count, their spherical harmonics, and the way back to gradients by their vectors."""
 
 import triton
 import triton.language as tl
@@ -148,153 +148,47 @@ def harmonics_gradient(
     return gx, gy, gz
 
 
-@triton.jit
-def repulsion(d, a, b, numbers, table, n_species):
-    """Half of the energy of a pair at d [B], float64, and its derivative; 0 from the end on.
-
-    Args:
-        a, b: species.
-        numbers: [10]: cutoff, switch-off, four exponents, four weights.
-        table: [2, n_species]: charges, inverse lengths; see `attncalc.physics.zbl`.
-    """
-    cutoff, stop = tl.load(numbers), tl.load(numbers + 1)
-    inside = (d < cutoff) & (d < stop)
-    d = tl.where(inside, d, 0.5 * tl.minimum(cutoff, stop))
-    inverse_length = tl.load(table + n_species + a) + tl.load(table + n_species + b)
-    screening, d_screening = d * 0, d * 0
-    for m in tl.static_range(4):
-        rate = tl.load(numbers + 2 + m) * inverse_length
-        term = tl.load(numbers + 6 + m) * tl.exp(-rate * d)
-        screening += term
-        d_screening -= rate * term
-    s = d / cutoff
-    rest = 1 - s
-    envelope = rest * rest * rest * (1 + s * (3 + 6 * s))
-    d_envelope = -30 * s * s * rest * rest / cutoff
-    t = d / stop
-    switch = 1 / (1 + tl.exp(1 / (1 - t) - 1 / t))
-    d_switch = -switch * (1 - switch) * (1 / (t * t) + 1 / ((1 - t) * (1 - t))) / stop
-    half = tl.load(table + a) * tl.load(table + b) / (2 * d)
-    energy = half * envelope * switch * screening
-    slope = half * (
-        d_envelope * switch * screening
-        + envelope * d_switch * screening
-        + envelope * switch * d_screening
-    )
-    return tl.where(inside, energy, 0.0), tl.where(inside, slope - energy / d, 0.0)
-
-
-@triton.jit
-def forces_of_atoms(
-    rows,
-    vectors,
-    senders,
-    species,
+@triton.jit(do_not_specialize=["n_edges"])
+def gradient_by_vectors(
+    found_vectors,
     norms,
     d_lengths,
     d_spherical,
-    repulsion_numbers,
-    repulsion_table,
-    n_species,
-    energies,
-    forces,
-    strain_gradients,
+    mask,
+    slots,
+    d_vectors,
+    n_edges,
     LMAX: tl.constexpr,
     MP: tl.constexpr,
     B: tl.constexpr,
-    REPELS: tl.constexpr,
 ):
-    """Gradients by length and harmonics of every pair -> forces, and dE / d strain by atoms.
+    """Gradients by length and harmonics of every pair -> half of that by the vector of each edge.
 
-    An atom's edges carry the gradients of its pairs, each of which stands under both atoms: the
-    force is their sum, the strain gradient takes half of each.
-
-    Args:
-        energies: [n_atoms], float64; REPELS adds the repulsion to them.
-        forces: [n_atoms, 3], float64, stored.
-        strain_gradients: [n_atoms, 6], float64, stored: xx, yy, zz, xy, xz, yz.
-    """
-    a = tl.program_id(0)
-    begin, end = tl.load(rows + a), tl.load(rows + a + 1)
-    fx, fy, fz = tl.zeros([B], tl.float64), tl.zeros([B], tl.float64), tl.zeros([B], tl.float64)
-    sxx, syy, szz = tl.zeros([B], tl.float64), tl.zeros([B], tl.float64), tl.zeros([B], tl.float64)
-    sxy, sxz, syz = tl.zeros([B], tl.float64), tl.zeros([B], tl.float64), tl.zeros([B], tl.float64)
-    repelled = tl.zeros([B], tl.float64)
-    kind = tl.load(species + a)
-    for block in range(begin, end, B):
-        e = block + tl.arange(0, B)
-        valid = e < end
-        wide = e.to(tl.int64)
-        x = tl.load(vectors + 3 * wide, mask=valid, other=1.0)
-        y = tl.load(vectors + 3 * wide + 1, mask=valid, other=0.0)
-        z = tl.load(vectors + 3 * wide + 2, mask=valid, other=0.0)
-        d = tl.sqrt(x * x + y * y + z * z)
-        ux, uy, uz = x / d, y / d, z / d
-        given = d_spherical + MP * wide
-        gx, gy, gz = harmonics_gradient(
-            ux.to(tl.float32), uy.to(tl.float32), uz.to(tl.float32), given, valid, norms, LMAX, B
-        )
-        gx, gy, gz = gx.to(tl.float64), gy.to(tl.float64), gz.to(tl.float64)
-        along = tl.load(d_lengths + 2 * e, mask=valid, other=0.0)
-        along += tl.load(d_lengths + 2 * e + 1, mask=valid, other=0.0)
-        along = along.to(tl.float64)
-        if REPELS:
-            b = tl.load(senders + e, mask=valid, other=0)
-            kind_b = tl.load(species + b, mask=valid, other=0)
-            energy, slope = repulsion(
-                d, kind, kind_b, repulsion_numbers, repulsion_table, n_species
-            )
-            repelled += tl.where(valid, energy, 0.0)
-            along += 2 * slope
-        radial = along - (gx * ux + gy * uy + gz * uz) / d
-        gx = tl.where(valid, gx / d + radial * ux, 0.0)
-        gy = tl.where(valid, gy / d + radial * uy, 0.0)
-        gz = tl.where(valid, gz / d + radial * uz, 0.0)
-        fx, fy, fz = fx + gx, fy + gy, fz + gz
-        sxx, syy, szz = sxx + x * gx / 2, syy + y * gy / 2, szz + z * gz / 2
-        sxy += (x * gy + y * gx) / 4
-        sxz += (x * gz + z * gx) / 4
-        syz += (y * gz + z * gy) / 4
-    wide = a.to(tl.int64)
-    tl.store(forces + 3 * wide, tl.sum(fx, 0))
-    tl.store(forces + 3 * wide + 1, tl.sum(fy, 0))
-    tl.store(forces + 3 * wide + 2, tl.sum(fz, 0))
-    out = strain_gradients + 6 * wide
-    tl.store(out, tl.sum(sxx, 0))
-    tl.store(out + 1, tl.sum(syy, 0))
-    tl.store(out + 2, tl.sum(szz, 0))
-    tl.store(out + 3, tl.sum(sxy, 0))
-    tl.store(out + 4, tl.sum(sxz, 0))
-    tl.store(out + 5, tl.sum(syz, 0))
-    if REPELS:
-        tl.store(energies + a, tl.load(energies + a) + tl.sum(repelled, 0))
-
-
-@triton.jit
-def sums_of_systems(rows, energies, strain_gradients, energy, strain_gradient, B: tl.constexpr):
-    """Sums over the atoms of each system, in a fixed order.
+    Edges carry the gradients of their pairs, each of which stands under both of its edges.
 
     Args:
-        rows: [n_systems + 1], where a system's atoms begin.
-        energies, strain_gradients: of atoms, see `forces_of_atoms`.
-        energy, strain_gradient: [n_systems], [n_systems, 3, 3], float64, stored.
+        mask, slots: of the graph's edges, see `find_edges`.
+        d_vectors: [n_edges, 3], float64, stored; zero for edges that do not count.
     """
-    s = tl.program_id(0)
-    column = tl.arange(0, 8)
-    total = tl.zeros([B], tl.float64)
-    totals = tl.zeros([B, 8], tl.float64)
-    begin, end = tl.load(rows + s), tl.load(rows + s + 1)
-    for block in range(begin, end, B):
-        a = block + tl.arange(0, B)
-        valid = a < end
-        total += tl.load(energies + a, mask=valid, other=0.0)
-        at = strain_gradients + 6 * a.to(tl.int64)[:, None] + column[None, :]
-        totals += tl.load(at, mask=valid[:, None] & (column < 6)[None, :], other=0.0)
-    tl.store(energy + s, tl.sum(total, 0))
-    six = tl.sum(totals, 0)
-    # xx, yy, zz, xy, xz, yz stand at 0, 4, 8, 1, 2, 5 of the rows, the last three at 3, 6, 7 too
-    upper = tl.where(column < 3, 4 * column, tl.where(column < 5, column - 2, 5))
-    lower = tl.where(column < 3, 4 * column, tl.where(column < 5, 3 * column - 6, 7))
-    out = strain_gradient + 9 * s
-    tl.store(out + upper, six, mask=column < 6)
-    tl.store(out + lower, six, mask=column < 6)
+    edge = tl.program_id(0) * B + tl.arange(0, B)
+    inside = edge < n_edges
+    valid = inside & (tl.load(mask + edge, mask=inside, other=0) != 0)
+    e = tl.load(slots + edge, mask=valid, other=0)
+    wide = e.to(tl.int64)
+    x = tl.load(found_vectors + 3 * wide, mask=valid, other=1.0)
+    y = tl.load(found_vectors + 3 * wide + 1, mask=valid, other=0.0)
+    z = tl.load(found_vectors + 3 * wide + 2, mask=valid, other=0.0)
+    d = tl.sqrt(x * x + y * y + z * z)
+    ux, uy, uz = x / d, y / d, z / d
+    given = d_spherical + MP * wide
+    gx, gy, gz = harmonics_gradient(
+        ux.to(tl.float32), uy.to(tl.float32), uz.to(tl.float32), given, valid, norms, LMAX, B
+    )
+    gx, gy, gz = gx.to(tl.float64), gy.to(tl.float64), gz.to(tl.float64)
+    along = tl.load(d_lengths + 2 * e, mask=valid, other=0.0)
+    along += tl.load(d_lengths + 2 * e + 1, mask=valid, other=0.0)
+    radial = along.to(tl.float64) - (gx * ux + gy * uy + gz * uz) / d
+    out = d_vectors + 3 * edge.to(tl.int64)
+    tl.store(out, tl.where(valid, (gx / d + radial * ux) / 2, 0.0), mask=inside)
+    tl.store(out + 1, tl.where(valid, (gy / d + radial * uy) / 2, 0.0), mask=inside)
+    tl.store(out + 2, tl.where(valid, (gz / d + radial * uz) / 2, 0.0), mask=inside)

@@ -12,7 +12,6 @@ from torch.nn.functional import pad
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.so3 import parity
-from attncalc.kernels.frozen_zbl import numbers_of
 from attncalc.kernels.so3krates.tables import (
     Grid,
     cubics,
@@ -155,15 +154,12 @@ def first_layer(network: Any, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     return single(coefficients), single(elements), single(values)
 
 
-def shared_constants(
-    network: Any, grid: Grid, scale: Tensor, reference_energies: Tensor
-) -> dict[str, Tensor]:
+def shared_constants(network: Any, grid: Grid) -> dict[str, Tensor]:
     """All that does not belong to one layer, by the names that the kernels know it by.
 
     Args:
         network: a So3krates in float64.
         grid: of the tables.
-        scale, reference_energies: [n_species] eV.
     """
     config = network.config
     highest = max(config.degrees)
@@ -179,8 +175,7 @@ def shared_constants(
         "parity": single(pad(parities, (0, padded_orders(highest) - len(parities)))),
         "per_length": torch.tensor([per_length], dtype=torch.float32),
         "start": torch.tensor([1 / (config.ev_init_divisor or 1)], dtype=torch.float32),
-        "scale": scale,
-        "reference": reference_energies + scale * network.head.energy.bias,
+        "head_end": network.head.energy.bias.detach().double(),
         "head": single(head.weight),
         "head_transposed": single(head.weight.T),
         "head_bias": single(head.bias),
@@ -200,13 +195,3 @@ def of_degree(degrees: Sequence[int]) -> Tensor:
     for d, l in enumerate(degrees):
         matrix[d, l * l - 1 : (l + 1) ** 2 - 1] = 1
     return matrix
-
-
-def repulsion_constants(term: Any, coulomb_constant: float, switch_off: float) -> dict[str, Tensor]:
-    """Of a `ZBLRepulsion` for `geometry.repulsion`, float64."""
-    charges, inverse_lengths, exponents, shares = numbers_of(term, coulomb_constant)
-    limits = charges.new_tensor([float(term.config.cutoff), switch_off])
-    return {
-        "repulsion_numbers": torch.cat([limits, exponents, shares]),
-        "repulsion_table": torch.stack([charges, inverse_lengths]),
-    }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,17 +22,17 @@ from triton.runtime import interpreter
 from attncalc import fast as lowering
 from attncalc.basis.cutoff import physnet
 from attncalc.basis.so3 import SphericalHarmonics
-from attncalc.fast import SHORTEST, DeviceStep
+from attncalc.fast import SHORTEST
 from attncalc.graph import Graph
 from attncalc.kernels.so3krates.tables import Grid, harmonic_norms
 from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu import weights
-from attncalc.kernels.so3krates_gpu.engine import Engine, can_run
-from attncalc.kernels.so3krates_gpu.geometry import find_edges, sums_of_systems
+from attncalc.kernels.so3krates_gpu.engine import Engine
+from attncalc.kernels.so3krates_gpu.geometry import find_edges
 from attncalc.kernels.so3krates_gpu.launching import launch
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
-from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion
-from attncalc.potential import Potential, Result, evaluate
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+from attncalc.potential import Potential, Result, evaluate, evaluate_without_waiting
 from attncalc.system import System
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -95,11 +94,27 @@ def exact(plain: Potential) -> Potential:
     return twin
 
 
-def step(plain: Potential) -> DeviceStep:
-    assert can_run(plain.network)
-    repulsion = next(iter(plain.pair_terms), None)
-    arguments = (plain.network, plain.scale, plain.reference_energies, SHORTEST, repulsion)
-    return DeviceStep(Engine(*arguments, (COULOMB_CONSTANT, SWITCH_OFF)))
+class Step:
+    """A potential with the engine of a GPU."""
+
+    def __init__(self, plain: Potential) -> None:
+        fast = lowering._with_engine_for(plain, "cuda")
+        assert fast is not None
+        self.potential = fast
+        self.engine = fast.network.engine
+        assert isinstance(self.engine, Engine)
+
+    def submit(self, graph: Graph) -> Result:
+        return evaluate_without_waiting(self.potential, graph)
+
+    def __call__(self, graph: Graph) -> Result | None:
+        """By the engine; None where it has no tables."""
+        result = self.submit(graph)
+        return None if result.energy.isnan().any() else result
+
+
+def step(plain: Potential) -> Step:
+    return Step(plain)
 
 
 def assert_same(actual: Result | None, expected: Result, tolerance: float = TOLERANCE) -> None:
@@ -277,8 +292,7 @@ def test_close_atoms_take_the_plain_path_and_leave_other_systems_alone(n_layers:
     assert submitted.energy.isnan().tolist() == [True, False]
     alone = ours(build_graph(plain, System.from_ase(on_the_axis())))
     assert (submitted.forces[2:] - alone.forces).abs().amax() <= 2e-6 * alone.forces.abs().amax()
-    fast = copy.copy(plain)
-    fast.engine = ours
+    fast = ours.potential
     assert torch.equal(evaluate(fast, graph).forces, evaluate(plain, graph).forces)
 
 
@@ -287,8 +301,7 @@ def test_positions_that_are_not_numbers_give_such_results() -> None:
     graph = build_graph(plain, System.from_ase(on_the_axis()))
     broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
     assert step(plain)(broken) is None
-    fast = copy.copy(plain)
-    fast.engine = step(plain)
+    fast = step(plain).potential
     assert evaluate(fast, broken).forces.isnan().any()
 
 
@@ -297,12 +310,12 @@ def test_chosen_for_a_gpu(repels: bool) -> None:
     plain = potential(num_layers=1, repels=repels)
     graph = build_graph(plain, System.from_ase(on_the_axis()))
     fast = lowering._with_engine_for(plain, "cuda")
-    assert isinstance(fast.engine, DeviceStep)
+    assert isinstance(fast.network.engine, Engine)
     assert_same(evaluate(fast, graph), evaluate(exact(plain), graph))
     cosine = ZBLRepulsion(ZBLConfig(cutoff=2.0, cutoff_function="cosine"), ELEMENTS)
-    for terms in ([cosine], [cosine, *plain.pair_terms]):
+    for terms in ([cosine], [cosine, *plain.pair_terms]):  # any terms, by autograd
         other = Potential(plain.network, ELEMENTS, pair_terms=terms)
-        assert lowering._with_engine_for(other, "cuda") is None
+        assert_same(step(other)(graph), evaluate(exact(other), graph))
 
 
 def test_the_network_stays_as_it_is() -> None:
@@ -365,26 +378,3 @@ def test_harmonics_and_cutoff_function_of_edges(highest: int) -> None:
     assert (found["envelope_slopes"][:count] - slope)[long].abs().amax() < 1e-5
     places = found["knots"][:count] + found["places"][:count]
     assert (places * 3.8 / 512 + 0.2 - lengths)[long].abs().amax() < 1e-6
-
-
-def test_sums_over_systems() -> None:
-    torch.manual_seed(0)
-    energies = torch.randn(700, dtype=torch.float64)
-    of_atoms = torch.randn(700, 6, dtype=torch.float64)
-    rows = torch.tensor([0, 3, 3, 600, 700])
-    energy, strain = torch.empty(4).double(), torch.empty(4, 3, 3).double()
-    launch(
-        sums_of_systems,
-        (4,),
-        rows=rows,
-        energies=energies,
-        strain_gradients=of_atoms,
-        energy=energy,
-        strain_gradient=strain,
-        B=64,
-    )
-    places = torch.tensor([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
-    for s, (begin, end) in enumerate(pairwise(rows)):
-        assert torch.allclose(energy[s], energies[begin:end].sum(), rtol=0, atol=1e-12)
-        expected = of_atoms[begin:end].sum(0)[places]
-        assert torch.allclose(strain[s], expected, rtol=0, atol=1e-12)

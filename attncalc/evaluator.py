@@ -1,0 +1,162 @@
+"""`Evaluator`: a potential made fast, with neighbour lists that are kept; what all doors ask."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from attncalc.fast import lower
+from attncalc.graph import Graphs
+from attncalc.neighbors import SKIN, VerletList, skin_for
+from attncalc.potential import (
+    Potential,
+    Result,
+    check_system,
+    evaluate,
+    evaluate_many,
+    evaluate_without_waiting,
+)
+from attncalc.system import System
+
+
+class Evaluator:
+    """Energy, forces and strain gradient of structures that move, or of many different ones.
+
+    The potential is compiled when it is first needed, and compared with itself as it was; lists of
+    neighbours are kept between calls for as long as they are exact.
+
+    Args:
+        potential: stays as it is; what is used is a copy.
+        skin: Å added to the cutoff of the neighbour lists; None suits device and size, 0 makes new
+            lists whenever an atom moved.
+        is_correction: True for a potential that corrects another method, whose results somebody
+            adds; refused otherwise.
+
+    Raises:
+        ValueError: the skin is no number of Å, or `is_correction` does not suit the potential.
+
+    Attributes:
+        plain: the potential as it was given.
+        neighbors: list of the network's range.
+        far_neighbors: list of the range of pair terms, where that is longer; else None.
+        looks_at_every_step: True where asking if a list holds costs nothing worth saving.
+        recorder: records whole steps of dynamics, where that is of use; None: nowhere.
+        recorded: the steps recorded last.
+    """
+
+    def __init__(
+        self, potential: Potential, *, skin: float | None = None, is_correction: bool = False
+    ) -> None:
+        if is_correction != bool(potential.corrects):
+            raise ValueError(_not_alone(potential.corrects))
+        self.plain = copy.deepcopy(potential).requires_grad_(False).eval()
+        self.device = potential.device
+        self._chooses_skin = skin is None
+        self.looks_at_every_step = self.device.type == "cpu"
+        self.recorder: Any = None
+        self.recorded: Any = None
+        skin = SKIN[self.device.type] if skin is None else skin
+        options: Any = {"skin": skin, "species": potential.species}
+        self.neighbors = VerletList.create(cutoff=potential.cutoff, **options)
+        self.far_neighbors: VerletList | None = None
+        if potential.long_range is not None:
+            self.far_neighbors = VerletList.create(cutoff=potential.long_range, **options)
+
+    @functools.cached_property
+    def potential(self) -> Potential:
+        """What runs: the potential with compiled networks, where there is an engine for them."""
+        with torch.inference_mode(False):  # where the first step may be asked for, and refused
+            return lower(self.plain)
+
+    def __call__(self, system: System) -> Result:
+        """Results at these positions; lists are made anew where they have to be.
+
+        Raises:
+            ValueError: as `VerletList.update`.
+        """
+        return evaluate(self.potential, self._graphs(system))
+
+    def many(
+        self, structures: Sequence[Atoms], *, batch_atoms: int
+    ) -> Iterator[tuple[System, Result]]:
+        """Results of structures of any kind, see `attncalc.potential.evaluate_many`."""
+        return evaluate_many(self.potential, structures, batch_atoms=batch_atoms)
+
+    def check(self, system: System) -> None:
+        """Refuse what the model does not know.
+
+        Raises:
+            ValueError: as `attncalc.potential.check_system`.
+        """
+        check_system(self.plain, system)
+
+    @property
+    def lists(self) -> list[VerletList]:
+        """All neighbour lists."""
+        return [self.neighbors, *([] if self.far_neighbors is None else [self.far_neighbors])]
+
+    def follow(self, system: System) -> None:
+        """Before the first step of a run: lists for these positions, where steps need some."""
+        if self._skin(system) != self.neighbors.skin:
+            self.renew(system)
+        elif not self.looks_at_every_step:
+            self._graphs(system)
+
+    def renew(self, system: System) -> None:
+        """Make lists for these positions, whether the old ones hold or not."""
+        skin = self._skin(system)
+        new = [replace(one, skin=skin, listed=None).update(system)[0] for one in self.lists]
+        self._keep(new)
+
+    def suit(self, system: System) -> None:
+        """Choose the skin for a structure that is not the last one."""
+        if (skin := self._skin(system)) != self.neighbors.skin:
+            self._keep([replace(one, skin=skin, listed=None) for one in self.lists])
+
+    def without_check(self, system: System) -> tuple[Result, Tensor]:
+        """Results by the lists as they are, and whether one may miss a pair: [], bool.
+
+        Nothing waits for the device. Results of a list that may miss a pair must be thrown away.
+        Energies may be NaN on a GPU, see `evaluate_without_waiting`: these must be, too.
+        """
+        stale = torch.stack([torch.as_tensor(one.needs_rebuild(system)) for one in self.lists])
+        far = None if self.far_neighbors is None else self.far_neighbors.graph(system)
+        graphs = Graphs(self.neighbors.graph(system), far)
+        return evaluate_without_waiting(self.potential, graphs), stale.any()
+
+    def _graphs(self, system: System) -> Graphs:
+        neighbors, graph = self.neighbors.update(system)
+        if self.far_neighbors is None:
+            self._keep([neighbors])
+            return Graphs(graph)
+        far, far_graph = self.far_neighbors.update(system)
+        self._keep([neighbors, far])
+        return Graphs(graph, far_graph)
+
+    def _keep(self, lists: list[VerletList]) -> None:
+        """Where the lists before were, if they fit there and what is recorded reads them there."""
+        if self.recorder is not None:
+            pairs = zip(lists, self.lists, strict=True)
+            lists = [new.in_the_arrays_of(old) for new, old in pairs]
+        self.neighbors = lists[0]
+        if self.far_neighbors is not None:
+            self.far_neighbors = lists[1]
+
+    def _skin(self, system: System) -> float:
+        return skin_for(system) if self._chooses_skin else self.neighbors.skin
+
+
+def _not_alone(corrects: str) -> str:
+    if not corrects:
+        return "this model is a whole potential: leave correction=True away"
+    return (
+        f"this model corrects {corrects}: alone it moves no atoms. Add that, and say "
+        "correction=True"
+    )

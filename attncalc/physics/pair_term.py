@@ -1,0 +1,24 @@
+"""What the rest of the package asks of a pair term."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from attncalc.graph import AtomOutputs, Graph
+
+
+class PairTerm(Protocol):
+    """An energy in closed form beside the network's: repulsion, electrostatics, dispersion.
+
+    It must vanish smoothly at its cutoff, and a masked edge must contribute exactly nothing. Where
+    the CPU needs more speed than autograd gives, `linearize(graph)` may return energies and the
+    gradient of their sum by the vectors; such a term must not read outputs.
+
+    A term that needs a graph of its own has an attribute `long_range`, its cutoff in Å.
+    """
+
+    def __call__(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
+        """Energies [n_atoms] eV, float64, differentiable by vectors and outputs."""
+        ...

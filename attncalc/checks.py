@@ -30,7 +30,7 @@ from attncalc.potential import (
     evaluate,
     fresh_graphs,
 )
-from attncalc.probe import random_cluster
+from attncalc.sample_structures import random_cluster
 from attncalc.system import System
 
 # central differences of fourth order: offsets in steps, weights; the plain two-point formula is off

@@ -33,7 +33,7 @@ from attncalc.potential import (
     evaluate,
     fresh_graphs,
 )
-from attncalc.probe import pairs, probes
+from attncalc.sample_structures import pairs, sample_structures
 from attncalc.system import System
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def disagreement(fast: Potential, plain: Potential) -> float:
 
 def _tried(species: tuple[int, ...], cutoff: float, device: str) -> list[list[Atoms]]:
     """Batches of structures that a fast path must get right on such a device."""
-    single = probes(species)
+    single = sample_structures(species)
     # pairs apart, so that the forces of the closest do not hide what is wrong with the others, and
     # because a single pair closer than SHORTEST has its whole batch take the plain path
     limits = ((CLOSE, SHORTEST), (COVERED, BONDED), (BONDED, cutoff + 0.1))

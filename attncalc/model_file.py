@@ -39,9 +39,9 @@ from attncalc.model_header import (
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
-from attncalc.one_line import one_line
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Committee, Potential
+from attncalc.text import one_line
 
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "so3krates": (So3krates, So3kratesConfig),

@@ -20,7 +20,7 @@ from tables import table, write
 from attncalc import Committee, load
 from attncalc.data import read
 from attncalc.data.errors import errors, predict
-from attncalc.in_words import cutoffs_in_words, networks_in_words
+from attncalc.describe import describe_cutoffs, describe_networks
 from attncalc.model_file import model_name, save
 
 
@@ -100,8 +100,8 @@ def card(name: str, committee: Committee, found: dict) -> str:
     seeds = ", ".join(seeds_of(member) for member in info["members"].values())
     minutes = f"{info['wall_time_s'] / 60:.0f} min"
     facts = [
-        ["network", networks_in_words(committee)],
-        ["cutoff", cutoffs_in_words(committee)],
+        ["network", describe_networks(committee)],
+        ["cutoff", describe_cutoffs(committee)],
         ["data", f"{info['data']} (labels: {info['labels']})"],
         ["level of theory", info["level_of_theory"]],
         ["structures", f"{info['n_train']} training, {info['n_validation']} validation, "

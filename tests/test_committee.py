@@ -7,8 +7,8 @@ from ase.build import bulk, molecule
 from ase.units import fs
 
 from attncalc import AttnCalculator, Committee, Potential, evaluate, load, md, save
+from attncalc.describe import describe_cutoffs, describe_names, describe_networks
 from attncalc.fast import disagreement, lower
-from attncalc.in_words import cutoffs_in_words, names_in_words, networks_in_words
 from attncalc.model_file import header
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
@@ -214,13 +214,13 @@ def test_a_mixed_committee_moves_atoms_and_conserves_energy(mixed):
     assert 0 < state.spread.item() < 1
 
 
-def test_what_a_mixed_committee_is_in_words(mixed, committee):
-    assert networks_in_words(mixed) == (
+def test_description_of_a_mixed_committee(mixed, committee):
+    assert describe_networks(mixed) == (
         "mean of 2 x So3krates, 382,461 parameters and 1 x Equiformer, 485,553 parameters"
     )
-    assert networks_in_words(committee).startswith("mean of 3 x So3krates, ")
-    assert networks_in_words(mixed.members[0]) == "So3krates, 382,461 parameters"
-    assert cutoffs_in_words(mixed) == "5 Å"
-    assert names_in_words(["a", "b", "a"]) == "a x 2 + b x 1"
-    assert names_in_words(["a", "a"]) == "a x 2"
-    assert names_in_words(["a"]) == "a"
+    assert describe_networks(committee).startswith("mean of 3 x So3krates, ")
+    assert describe_networks(mixed.members[0]) == "So3krates, 382,461 parameters"
+    assert describe_cutoffs(mixed) == "5 Å"
+    assert describe_names(["a", "b", "a"]) == "a x 2 + b x 1"
+    assert describe_names(["a", "a"]) == "a x 2"
+    assert describe_names(["a"]) == "a"

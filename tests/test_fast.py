@@ -20,7 +20,7 @@ from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
 from attncalc.potential import ROUNDING, Potential, deviation, evaluate
-from attncalc.probe import pairs, probes
+from attncalc.sample_structures import pairs, sample_structures
 from attncalc.system import System
 
 COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
@@ -122,7 +122,7 @@ def test_disagreement_is_the_worst_of_all_probes() -> None:
     ends = ((0.4, 0.5), (0.51, 1.0), (1.0, 4.1))
     each = [
         deviation(*both(off, plain, atoms))  # energies, forces and strain: a quarter more
-        for atoms in [*probes(plain.species), *(pairs(ELEMENTS, *of) for of in ends)]
+        for atoms in [*sample_structures(plain.species), *(pairs(ELEMENTS, *of) for of in ends)]
     ]
     assert disagreement(off, plain) == max(each) >= 0.25 * (1 - 1e-9)
     assert disagreement(plain, plain) == 0.0

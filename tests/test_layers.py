@@ -18,8 +18,8 @@ PACKAGE = REPOSITORY / "attncalc"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {
-            *("system", "ops", "probe", "compiled", "files", "names", "one_line", "recompute"),
-            "signals",
+            *("system", "ops", "sample_structures", "compiled", "files", "names"),
+            *("recompute", "signals", "text"),
         }
     ),
     frozenset({"neighbors", "graph", "basis"}),
@@ -28,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("model_file", "model_header", "fast", "evaluator", "checks", "data", "plots"),
-            *("convert", "in_words"),
+            *("convert", "describe"),
         }
     ),
     frozenset({"calculator", "md", "train"}),
@@ -39,14 +39,14 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # steps inside one floor, each from the first room to the second and never back:
 #   floor 0   system ──► ops
-#             files ──► one_line, signals   what is wrong with a file is said in one line
+#             files ──► text, signals   what is wrong with a file is said in one line
 #   floor 1   neighbors ──► graph        a neighbour list is made into a Graph
 #   floor 4   model_file ──► model_header   bytes and JSON are checked, then something is built
 #             evaluator ──► fast         what runs is compiled when it is first needed
 #   floor 7   cli ──► report             `attncalc eval` writes the report
 STEPS = frozenset(
     {
-        *(("system", "ops"), ("files", "one_line"), ("files", "signals")),
+        *(("system", "ops"), ("files", "text"), ("files", "signals")),
         *(("neighbors", "graph"), ("model_file", "model_header"), ("cli", "report")),
         ("evaluator", "fast"),
     }

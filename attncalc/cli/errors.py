@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 # what a user can run into; anything else is a bug
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from attncalc.files import refuse_existing, replacing, write_atomically
 from attncalc.md.h5md_reader import read_h5md
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 
 def existing_file(path: str) -> Path:

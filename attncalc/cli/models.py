@@ -7,7 +7,7 @@ from ase.data import chemical_symbols
 
 from attncalc import model_file
 from attncalc.cli.errors import one_line_errors
-from attncalc.in_words import names_in_words
+from attncalc.describe import describe_names
 from attncalc.model_header import descriptions
 
 
@@ -27,7 +27,7 @@ def models() -> None:
         header = model_file.header(path)
         info, described = header["training"], descriptions(header)
         elements = " ".join(chemical_symbols[z] for z in described[0]["species"])
-        network = names_in_words(member["network"] for member in described)
+        network = describe_names(member["network"] for member in described)
         test = info.get("test_errors") or {}
         mae = f"{1e3 * test['force_mae']:.1f} meV/Å" if test.get("force_mae") else "-"
         origin = f"{info.get('data', '-')}, {info.get('level_of_theory') or '-'}"

@@ -29,8 +29,8 @@ from attncalc.convert.inputs import (
 from attncalc.files.reading import read_whole
 from attncalc.nn.edge_products import PathIndex, TensorPath
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
-from attncalc.one_line import one_line
 from attncalc.potential import Potential
+from attncalc.text import one_line
 
 # Wigner 3j tensors whose sign changed from e3nn 0.4.4 to 0.5
 TURNED = {(1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 3, 3), (3, 1, 3), (3, 3, 1)}

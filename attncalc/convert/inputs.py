@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attncalc.files.reading import read_whole
 from attncalc.nn.options import positive, whole_number
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 # bytes; published weights take megabytes, their hyper-parameters less than a page
 LARGEST_WEIGHTS = 1 << 28

@@ -36,9 +36,9 @@ from attncalc.nn.so3krates import (
 )
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.nn.so3krates_sphc_config import NonlocalAttention
-from attncalc.one_line import one_line
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
+from attncalc.text import one_line
 
 
 def so3krates(

@@ -6,9 +6,9 @@ from attncalc.data.hdf5_rows import write_hdf5
 from attncalc.data.readers import read, read_parts
 from attncalc.data.split import official_split, split
 from attncalc.data.statistics import avg_num_neighbors, reference_energies, shortest_distance
-from attncalc.data.strain_work import stress_mismatch
 from attncalc.data.streamed import StreamedDataset, errors_of, sample, stream
-from attncalc.data.work import WorkRatio, unit_mismatch, work_ratio
+from attncalc.data.stress_checks import stress_mismatch
+from attncalc.data.unit_checks import WorkRatio, unit_mismatch, work_ratio
 
 __all__ = [
     "Dataset",

@@ -14,7 +14,7 @@ from ase.db.row import AtomsRow
 
 from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import from_ase
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 _LABELS = ("energy", "forces", "stress")
 

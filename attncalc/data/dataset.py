@@ -10,8 +10,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from attncalc.one_line import one_line
 from attncalc.system import charge_and_spin, check_structure
+from attncalc.text import one_line
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

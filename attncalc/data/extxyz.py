@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import Factors, factors, parse_entry
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 # How many numbers a label may have; Dataset checks those of the forces.
 _SIZES = {"energy": (1,), "stress": (6, 9)}

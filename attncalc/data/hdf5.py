@@ -26,7 +26,7 @@ from attncalc.data.dataset import Dataset, concatenate
 from attncalc.data.units import factors, named_units, parse_entry, parse_unit
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.reading import open_regular, require_room
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 # An array that has not been read, or an attribute.
 Array: TypeAlias = h5py.Dataset | NDArray

@@ -13,7 +13,7 @@ from attncalc.data.dataset import Dataset
 from attncalc.data.units import factors, parse_entry
 from attncalc.files.npz import read_arrays
 from attncalc.files.reading import open_regular
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 
 def read_npz(

@@ -11,7 +11,7 @@ from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import read_extxyz, read_extxyz_in_parts
 from attncalc.data.hdf5 import read_hdf5
 from attncalc.data.npz import read_npz
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 _READERS: dict[str, Callable[..., Dataset]] = {
     ".npz": read_npz,

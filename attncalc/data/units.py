@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ase import units
 
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 # Written name -> size of the unit in eV.
 ENERGY_UNITS: dict[str, float] = {

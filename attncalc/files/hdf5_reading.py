@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from attncalc.files.hdf5_heaps import largest_text
 from attncalc.files.reading import open_regular, require_room
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 # groups within groups: the files of this field have 3, and the library takes minutes for thousands
 DEEPEST = 100

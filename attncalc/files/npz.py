@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attncalc.files.reading import ALWAYS_UNPACKED, require_room
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 
 def read_arrays(file: BinaryIO, *, always: int = ALWAYS_UNPACKED) -> dict[str, NDArray | None]:

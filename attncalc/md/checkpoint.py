@@ -26,8 +26,8 @@ from attncalc.md.integrators import Integrator, Langevin, Verlet, positive
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
 from attncalc.model_header import digest_of
-from attncalc.one_line import one_line
 from attncalc.system import System, charge_and_spin, check_structure
+from attncalc.text import one_line
 
 FORMAT = 1
 LARGEST = 1 << 31  # bytes; those of ten million atoms

@@ -37,7 +37,7 @@ from ase import units
 from numpy.typing import NDArray
 
 from attncalc.files.hdf5_reading import LocalFile
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 # a chunk is what HDF5 reads and writes at once, and the least that a dataset takes
 CHUNK_BYTES = 1 << 16

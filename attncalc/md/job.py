@@ -30,9 +30,9 @@ from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
 from attncalc.md.with_ase import Frames, Settings, is_integer, no_start
 from attncalc.model_header import DTYPES
-from attncalc.one_line import one_line
 from attncalc.potential import MOST_THREADS
 from attncalc.system import System
+from attncalc.text import one_line
 
 # a checkpoint brings all files up to date, so not too often
 SECONDS_BETWEEN_CHECKPOINTS = 5.0

@@ -36,7 +36,7 @@ from attncalc.data.errors import (
 )
 from attncalc.data.fingerprints import LENGTH, count_known
 from attncalc.data.outliers import features_of, outliers
-from attncalc.in_words import cutoffs_in_words, networks_in_words
+from attncalc.describe import describe_cutoffs, describe_networks
 from attncalc.model_file import model_name
 from attncalc.potential import Potential
 from attncalc.report.pictures import calibration_pictures, elements_of, gallery, pictures
@@ -311,8 +311,8 @@ def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]
     info = potential.training_info
     told = [
         ("model", subject.model),
-        ("network", networks_in_words(potential)),
-        ("cutoff", cutoffs_in_words(potential)),
+        ("network", describe_networks(potential)),
+        ("cutoff", describe_cutoffs(potential)),
         ("elements", " ".join(chemical_symbols[z] for z in potential.species)),
         ("trained on", _data_of(info)),
         ("level of theory", str(info.get("level_of_theory") or "not stated")),

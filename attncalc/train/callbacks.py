@@ -18,7 +18,7 @@ from tqdm import tqdm
 from attncalc import plots
 from attncalc.files import write_atomically
 from attncalc.model_file import save
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 from attncalc.train.compilation import Compilation
 from attncalc.train.denoising import without_denoising
 from attncalc.train.module import TrainingModule

@@ -6,7 +6,7 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from attncalc.in_words import beyond_cutoff
+from attncalc.describe import describe_nonlocal
 from attncalc.potential import Potential
 from attncalc.train.recipe import Recipe
 
@@ -30,7 +30,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         "|---|---|",
         f"| network | {one_of}{recipe.network}, {potential.n_parameters:,} parameters, "
         f"{config.num_layers} layers, cutoff {config.cutoff} Å, "
-        f"{config.cutoff_function} cutoff function{beyond_cutoff(config)} |",
+        f"{config.cutoff_function} cutoff function{describe_nonlocal(config)} |",
         *(f"| **fault** | {fault} |" for fault in config.faults),
         f"| elements | {elements} |",
         f"| data | {info['data']} (labels: {info['labels']}) |",

@@ -15,8 +15,8 @@ import numpy as np
 from attncalc import model_file
 from attncalc.data import Dataset
 from attncalc.files import Claim, write_atomically
-from attncalc.one_line import one_line
 from attncalc.system import charge_and_spin
+from attncalc.text import one_line
 from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe
 

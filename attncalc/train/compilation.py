@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from attncalc.one_line import one_line
 from attncalc.potential import Potential
+from attncalc.text import one_line
 from attncalc.train.step import Batch, Loss, Step, compiled, trace, traced_step
 
 # the second process gives way to the training

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 # A recipe is a page of text; PyYAML takes seconds for more than this.
 LARGEST = 1 << 16  # bytes

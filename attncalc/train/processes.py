@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 from attncalc.train.recipe import Recipe
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from attncalc.model_file import NETWORKS, find_model
 from attncalc.model_header import DTYPES, LARGEST_FILE
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
 
 # None means that nothing is said about them.

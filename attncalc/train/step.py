@@ -20,7 +20,7 @@ from torch.func import functional_call
 from attncalc.graph import Graph
 from attncalc.ops import segment_sum, with_modules
 from attncalc.potential import Potential, forces_from_edges
-from attncalc.train.simpler_trace import DECOMPOSITIONS, simplify
+from attncalc.train.fx_passes import DECOMPOSITIONS, simplify
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def test_what_the_loops_do_not_know_runs_another_way(options: dict) -> None:
 
 
 def test_the_proof_does_not_count_the_plain_rounding() -> None:
-    """The published network of published size: plain float32 is off by 1e-4 on the probes."""
+    """The published network of published size: plain float32 is off by 1e-4 on the samples."""
     torch.manual_seed(0)
     network = Equiformer(EquiformerConfig(5.0, 15.58, **PUBLISHED), 8)
     plain = Potential(network, (1, 6, 7, 8, 9, 15, 16, 17)).requires_grad_(False)

@@ -10,7 +10,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
 from attncalc import data
-from attncalc.data.work import MOST_UNEXPLAINED
+from attncalc.data.unit_checks import MOST_UNEXPLAINED
 
 KCAL, KJ = units.kcal / units.mol, units.kJ / units.mol
 HARTREE, RYDBERG, BOHR = units.Hartree, units.Rydberg, units.Bohr

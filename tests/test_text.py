@@ -1,6 +1,6 @@
 """Messages about files of others: one line, short, and nothing that steers a terminal."""
 
-from attncalc.one_line import one_line
+from attncalc.text import one_line
 
 
 def test_what_is_fine_stays():

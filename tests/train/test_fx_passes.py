@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from attncalc.train.simpler_trace import DECOMPOSITIONS, TINY, simplify, tiny_products
+from attncalc.train.fx_passes import DECOMPOSITIONS, TINY, simplify, tiny_products
 
 aten = torch.ops.aten
 PADDED = (aten.slice_backward.default, aten.select_backward.default)

@@ -11,7 +11,7 @@ N_PAIRS = 64
 DIRECTION = np.array([0.48, 0.6, -0.64])  # of length 1
 
 
-def probes(species: tuple[int, ...]) -> list[Atoms]:
+def sample_structures(species: tuple[int, ...]) -> list[Atoms]:
     """Clusters, a crystal of few atoms that see their own images, and two atoms very close."""
     crystal = random_cluster(species, seed=2)[:2]
     crystal.numbers[:] = crystal.numbers[0]  # an even number of electrons

@@ -1,4 +1,4 @@
-"""Messages about files that others wrote, fit for one line of a terminal."""
+"""Text of foreign messages, made fit for one line of a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is, in words for cards, reports and lists."""
+"""Descriptions of a model for cards, reports and lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attncalc.graph import ALL_PAIRS
 from attncalc.potential import Potential
 
 
-def networks_in_words(potential: Potential) -> str:
+def describe_networks(potential: Potential) -> str:
     """Names and sizes of its networks; those of a committee that are alike are counted."""
     networks = potential.networks
     if len(networks) == 1:
@@ -23,7 +23,7 @@ def _named(network: Any) -> str:
     return f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters"
 
 
-def names_in_words(names: Iterable[str]) -> str:
+def describe_names(names: Iterable[str]) -> str:
     """Of the networks that a model file holds: "a", or of a committee "a x 2 + b x 1"."""
     (first, n), *others = Counter(names).items()
     if n == 1 and not others:
@@ -31,13 +31,13 @@ def names_in_words(names: Iterable[str]) -> str:
     return " + ".join(f"{name} x {n}" for name, n in [(first, n), *others])
 
 
-def cutoffs_in_words(potential: Potential) -> str:
+def describe_cutoffs(potential: Potential) -> str:
     """How far its networks look; once where they agree."""
     configs = [network.config for network in potential.networks]
-    return "; ".join(dict.fromkeys(f"{c.cutoff:g} Å{beyond_cutoff(c)}" for c in configs))
+    return "; ".join(dict.fromkeys(f"{c.cutoff:g} Å{describe_nonlocal(c)}" for c in configs))
 
 
-def beyond_cutoff(config: Any) -> str:
+def describe_nonlocal(config: Any) -> str:
     """How far a layer looks beyond its cutoff, in words that follow it; nothing if it does not."""
     if config.reach == config.cutoff:
         return ""

@@ -9,7 +9,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from attncalc import data
-from attncalc.data.strain_work import SHEARS
+from attncalc.data.stress_checks import SHEARS
 
 PLACES = {"yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
 

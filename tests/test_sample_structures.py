@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from attncalc.probe import CLOSEST, N_ATOMS, random_cluster
+from attncalc.sample_structures import CLOSEST, N_ATOMS, random_cluster
 from attncalc.system import System, charge_and_spin
 
 SETS = [(1,), (6,), (7,), (29,), (1, 6, 7, 8), (7, 9), (3, 11, 19), (1, 8), tuple(range(1, 100))]

@@ -22,7 +22,7 @@ from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
-from attncalc.files import Claim, NoSpaceLeft
+from attncalc.files import FileLock, NoSpaceLeft
 from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, read_log, run_with_ase
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import LogSummary, count_rows
@@ -195,7 +195,7 @@ def _older_aside(target: Path, source: Path) -> Iterator[None]:
             )
     endings = (target.suffix, ".csv", ".ckpt", ".png")
     moved: list[tuple[Path, Path]] = []
-    with Claim(target), Claim(target.with_suffix(".csv")):
+    with FileLock(target), FileLock(target.with_suffix(".csv")):
         for path in (target.with_suffix(ending) for ending in endings):
             if path.exists():
                 moved.append((path, path.with_name(f".{path.name}.older")))

@@ -117,9 +117,9 @@ def _parts(
     """Group name -> what `Dataset` takes, in order; and the splits."""
     root = arrays_of(file, "/")
     splits = {name: array for name, array in root.items() if is_split(name, array)}
-    claimed = claim(splits, 0, file.size)
+    declared = add_declared_bytes(splits, 0, file.size)
     for_all = {name: root[name] for name in FOR_ALL if name in root}
-    claimed = claim(for_all, claimed, file.size)
+    declared = add_declared_bytes(for_all, declared, file.size)
     known = {name: read_array(file, array) for name, array in for_all.items()}
     parts: dict[str, dict[str, Any]] = {}
     for name in file.group_names:
@@ -134,7 +134,7 @@ def _parts(
             to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
             keys = (*NAMES, chosen.energy, chosen.forces)
             wanted = {key: arrays[key] for key in keys if key in arrays}
-            claimed = claim(wanted, claimed, file.size)
+            declared = add_declared_bytes(wanted, declared, file.size)
             read = {key: read_array(file, array) for key, array in wanted.items()}
             parts[name] = dataset_fields(read, to_ase, chosen)
     if not parts:
@@ -161,15 +161,15 @@ def read_array(file: LocalFile, array: Array) -> NDArray:
     return file.values(array) if isinstance(array, h5py.Dataset) else array
 
 
-def claim(arrays: Mapping[str, Array], claimed: int, file_size: int) -> int:
-    """Bytes claimed with these arrays: any number, as what was never written takes no room.
+def add_declared_bytes(arrays: Mapping[str, Array], declared: int, file_size: int) -> int:
+    """Return the bytes declared so far; a sparse file declares any number, so they are limited.
 
     Raises:
         ValueError: they are too many for the file.
     """
-    claimed += sum(array.nbytes for array in arrays.values())
-    require_room(claimed, file_size, "its arrays would take")
-    return claimed
+    declared += sum(array.nbytes for array in arrays.values())
+    require_room(declared, file_size, "its arrays would take")
+    return declared
 
 
 def stored_units(

@@ -25,8 +25,8 @@ from attncalc.data.dataset import Dataset, Floats, Integers
 from attncalc.data.hdf5 import (
     FOR_ALL,
     Array,
+    add_declared_bytes,
     arrays_of,
-    claim,
     read_array,
     reading,
     stored_units,
@@ -84,7 +84,7 @@ class Rows:
             per_atom = (*NUMBERS, *POSITIONS, self._labels.forces)
             self._per_atom = {k: arrays[k] for k in per_atom if k in arrays}
             rest = [k for k in wanted if k in arrays and k not in {*per_atom, OFFSETS, COUNTS}]
-            claim({k: arrays[k] for k in rest}, 0, file.size)
+            add_declared_bytes({k: arrays[k] for k in rest}, 0, file.size)
             self._rest = {k: read_array(file, arrays[k]) for k in rest}
             self.has_forces = self._labels.forces in arrays
             self.has_stress = "stress" in arrays

@@ -1,11 +1,10 @@
 """Files: written whole or not at all, read without leading anywhere else."""
 
+from attncalc.files.file_lock import FileLock, lock
 from attncalc.files.writing import (
     Appended,
-    Claim,
     NoSpaceLeft,
     folder_to_disk,
-    lock,
     naming_full_disk,
     refuse_existing,
     remove_abandoned,

@@ -1,4 +1,4 @@
-"""Files that a program writes: never half of one, over nothing, and nobody else meanwhile."""
+"""Writing of files: whole or not at all, and over nothing that exists."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
-
-if sys.platform != "win32":
-    import fcntl
 
 # s without a change, after which the unfinished file of another computer is abandoned
 ABANDONED_AFTER = 3600.0
@@ -247,87 +243,3 @@ class Appended:
         if self.number >= 0:
             os.close(self.number)
             self.number = -1
-
-
-class Claim:
-    """The right to write a file or into a folder, which one at a time has: until it is released.
-
-    It is a lock on a hidden file, .NAME.lock beside a file and .lock in a folder, that the
-    operating system gives up with the process, kill -9 included: what such a process leaves stands
-    in nobody's way. Windows and file systems without locks keep nobody apart.
-
-    Args:
-        path: the file, which need not exist, or the folder, which must.
-
-    Raises:
-        BlockingIOError: somebody else has it, in this process or another.
-        FileNotFoundError: there is no such folder.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        real = Path(path).resolve()  # through another link it is the same file
-        if not real.parent.is_dir():
-            raise FileNotFoundError(f"no such folder: {real.parent}")
-        self._lock = real / ".lock" if real.is_dir() else real.with_name(f".{real.name}.lock")
-        self._number = -1
-        if sys.platform == "win32":
-            return
-        while self._number < 0:
-            with naming_full_disk(path):
-                number = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                _lock_or_refuse(number, path)
-                if _is_still(number, self._lock):
-                    self._number = number
-            finally:
-                if self._number < 0:
-                    os.close(number)
-        with suppress(OSError):  # on a full disk, whoever is refused is told of no process
-            os.ftruncate(self._number, 0)
-            os.write(self._number, str(os.getpid()).encode())
-
-    def release(self) -> None:
-        """Others may have it now; once is enough, more do no harm."""
-        if self._number >= 0:
-            self._lock.unlink(missing_ok=True)
-            os.close(self._number)
-            self._number = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def _is_still(number: int, path: Path) -> bool:
-    """Whether an open file has its name yet: who had it may have removed it meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(number), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _lock_or_refuse(number: int, path: str | Path) -> None:
-    if not lock(number):
-        process = os.read(number, 20).decode() or "unknown"
-        raise BlockingIOError(
-            f"{path}: another run is still writing it (process {process}): wait for its end, or "
-            "stop it"
-        )
-
-
-def lock(number: int) -> bool:
-    """Lock an open file until it is closed; whether nobody else had locked it.
-
-    Windows and file systems without locks keep nobody apart.
-    """
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

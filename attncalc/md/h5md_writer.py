@@ -18,7 +18,7 @@ from ase import units
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.files import Claim, folder_to_disk, lock, naming_full_disk, refuse_existing
+from attncalc.files import FileLock, folder_to_disk, lock, naming_full_disk, refuse_existing
 from attncalc.files.hdf5_writing import writing_hdf5
 from attncalc.md.h5md import (
     FORCE,
@@ -85,7 +85,7 @@ class H5MDWriter:
         self._step_on_disk = -1
         self._bytes_waiting = 0
         self._flush_after = 0.0  # on the clock of time.monotonic
-        self._claim: Claim | None = None
+        self._claim: FileLock | None = None
         self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
@@ -97,7 +97,7 @@ class H5MDWriter:
             BlockingIOError: another run is going to make it.
         """
         refuse_existing(self.path)
-        self._claim = Claim(self.path)
+        self._claim = FileLock(self.path)
         self._start(state, integrator, step_on_disk=-1)
         self._is_new = True
 
@@ -117,7 +117,7 @@ class H5MDWriter:
         if state.step == 0 and not self.path.exists():
             self.begin(state, integrator)
             return
-        claim = Claim(self.path)
+        claim = FileLock(self.path)
         try:
             last, n_kept, n_frames = self._last_frame(state, integrator)
         except BaseException:

@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
 
-from attncalc.files import Claim, NoSpaceLeft, refuse_existing, remove_abandoned
+from attncalc.files import FileLock, NoSpaceLeft, refuse_existing, remove_abandoned
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.forces import Forces
 from attncalc.md.h5md_writer import H5MDWriter, hidden_files
@@ -123,7 +123,7 @@ def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
     missing = [path for path in (trajectory, file) if not path.is_file()]
     if file in missing:
         raise FileNotFoundError(f"no such file: {missing[0]}; {RESUMED_FROM}")
-    with Claim(trajectory):  # refused here already, before a model is loaded
+    with FileLock(trajectory):  # refused here already, before a model is loaded
         restart = load_checkpoint(file)
     if missing and restart.state.step > 0:
         raise FileNotFoundError(f"no such file: {trajectory}; {RESUMED_FROM}")
@@ -205,7 +205,7 @@ def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
         NoSpaceLeft: the disk is full.
     """
     path = trajectory.resolve()
-    with Claim(path):
+    with FileLock(path):
         for left in hidden_files(path):
             left.unlink(missing_ok=True)
     remove_abandoned(trajectory.with_suffix(".ckpt"))

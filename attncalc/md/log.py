@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from ase import units
 
-from attncalc.files import Appended, Claim, folder_to_disk, refuse_existing
+from attncalc.files import Appended, FileLock, folder_to_disk, refuse_existing
 from attncalc.md.integrators import Integrator
 from attncalc.md.log_again import lines_again, volume
 from attncalc.md.log_file import (
@@ -55,7 +55,7 @@ class Log:
         self._file: Appended | None = None
         self._columns: tuple[str, ...] = ()
         self._timestep = 0.0
-        self._claim: Claim | None = None
+        self._claim: FileLock | None = None
         self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
@@ -68,7 +68,7 @@ class Log:
             NoSpaceLeft: the disk is full.
         """
         refuse_existing(self.path)
-        self._claim = Claim(self.path)
+        self._claim = FileLock(self.path)
         self._is_new = True
         self._open(state, integrator, Intact())
 
@@ -82,7 +82,7 @@ class Log:
             ValueError: it is not the log of this run up to this state, and cannot be made again; it
                 stays as it is.
         """
-        claim = Claim(self.path)
+        claim = FileLock(self.path)
         try:
             kept = self._kept(state, integrator)
             again: Iterable[list[tuple[float, ...]]] = ()

@@ -24,7 +24,6 @@ from attncalc.system import System
 from attncalc.train.batches import samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
-from attncalc.train.claim import MARK, checksum, claimed, remembered
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import finished_epochs, train_loop
 from attncalc.train.memory import keep_freed_memory
@@ -33,6 +32,7 @@ from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
 from attncalc.train.recipe import Recipe
 from attncalc.train.reproducible import ordered_sums
+from attncalc.train.run_folder import MARK, checksum, locked_folder, remembered
 from attncalc.train.select_step import select_step
 from attncalc.train.start import check_start, elements_of, new_potential
 
@@ -99,7 +99,7 @@ def run(
             if member is not None:
                 output, recipe = _member_folder(output, member), recipe.member(member)
             _check(recipe, processes, output, training, validation, test)
-        with claimed(output, recipe, training, validation, processes):
+        with locked_folder(output, recipe, training, validation, processes):
             done = _fit(recipe, training, validation, output, processes)
             if not processes.is_first:
                 return done
@@ -202,7 +202,7 @@ def fit(
     with processes.together():
         _check(recipe, processes, output, training, validation)
         _require_matching_units(recipe, training)
-    with claimed(output, recipe, training, validation, processes):
+    with locked_folder(output, recipe, training, validation, processes):
         return _fit(recipe, training, validation, output, processes)
 
 
@@ -210,7 +210,7 @@ def fit(
 def _fit(
     recipe: Recipe, training: Dataset, validation: Dataset, output: Path, processes: Processes
 ) -> Training:
-    """On data that are checked, in a folder that is claimed."""
+    """On data that are checked, in a folder that is locked."""
     if recipe.committee > 1:
         return _fit_committee(recipe, training, validation, output, processes)
     model = output / f"{recipe.name}.safetensors"
@@ -277,7 +277,7 @@ def _fit_committee(
     for k in range(1, recipe.committee + 1):
         log.info("member %d of %d", k, recipe.committee)
         member, folder = recipe.member(k), _member_folder(output, k)
-        with claimed(folder, member, training, validation, processes):
+        with locked_folder(folder, member, training, validation, processes):
             done = _fit(member, training, validation, folder, processes)
         members.append(done.potential)
         history += [row | {"wall_time_s": wall_time + row["wall_time_s"]} for row in done.history]

@@ -20,7 +20,7 @@ from command_line import COPPER, ETHANOL, attncalc, fails, files, succeeds, wait
 
 from attncalc import AttnCalculator
 from attncalc.cli import md as module
-from attncalc.files import Claim
+from attncalc.files import FileLock
 from attncalc.md import Forces, Langevin, load_checkpoint, read_h5md
 from attncalc.md.checkpoint import save_checkpoint
 
@@ -524,7 +524,7 @@ def test_md_as_json_quietly_and_over_an_older_run(copper_file: str) -> None:
     assert "run.h5md exists" in fails(*run)
     assert succeeds(*run, "--overwrite", "--quiet") == ""
     assert found["frames"] == len(read_h5md("run.h5md"))
-    with Claim(Path("run.h5md")):
+    with FileLock(Path("run.h5md")):
         assert "another run is still writing it" in fails(*run, "--overwrite")
     assert Path("run.ckpt").exists()
 

@@ -13,7 +13,7 @@ from ase.build import bulk
 from contract import ethanol
 
 from attncalc import System, load, md
-from attncalc.files import Claim
+from attncalc.files import FileLock
 from attncalc.md.h5md_writer import H5MDWriter
 
 LANGEVIN = md.Langevin(0.5 * units.fs, 300.0, 0.01 / units.fs)
@@ -57,7 +57,10 @@ def test_a_log_that_another_run_writes_is_refused_and_stays(
     path = tmp_path / "a.csv"
     state = run(path, forces, 13)
     content = path.read_bytes()
-    with Claim(path), pytest.raises(BlockingIOError, match=r"a\.csv: another run is still writing"):
+    with (
+        FileLock(path),
+        pytest.raises(BlockingIOError, match=r"a\.csv: another run is still writing"),
+    ):
         md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)], resumed=True)
     assert path.read_bytes() == content
     md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)], resumed=True)

@@ -11,7 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc import Committee, load, train
 from attncalc.data.errors import predict
-from attncalc.files import Claim
+from attncalc.files import FileLock
 from attncalc.train.fit import read_split
 
 
@@ -76,7 +76,7 @@ def test_members_may_be_trained_one_by_one(finished, two, data_file, tmp_path):
     """By several processes at once, but each by one of them."""
     command, first = "attncalc train two.yaml", tmp_path / "member-1"
     first.mkdir()
-    with Claim(first):  # as the process has it that trains the first
+    with FileLock(first):  # as the process has it that trains the first
         done = train.run(two, tmp_path, data=data_file, command=command, member=2)
         assert done.model == tmp_path / "member-2" / "tiny-2.safetensors"
         for member in (1, None):

@@ -1,4 +1,4 @@
-"""Whose run a folder holds: one at a time, of one recipe, on data known by their numbers."""
+"""Output folder of a training: locked against other runs, tied to one recipe and its data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from attncalc import model_file
 from attncalc.data import Dataset
-from attncalc.files import Claim, write_atomically
+from attncalc.files import FileLock, write_atomically
 from attncalc.system import charge_and_spin
 from attncalc.text import one_line
 from attncalc.train.processes import Processes
@@ -27,24 +27,24 @@ MARK = "recipe.json"
 
 
 @contextmanager
-def claimed(
+def locked_folder(
     output: Path, recipe: Recipe, training: Dataset, validation: Dataset, processes: Processes
 ) -> Iterator[None]:
-    """An output folder, made if need be, that no other training writes into meanwhile.
+    """Lock the output folder against other trainings, and make it if it does not exist.
 
-    The first of several processes claims it for all.
+    The first of several processes locks it for all.
 
     Raises:
         BlockingIOError: another training does.
         ValueError: the folder holds a run of another recipe, on other data, or from another start,
             or the processes have not the same data.
     """
-    with ExitStack() as claim:
+    with ExitStack() as stack:
         with processes.together():
             data = {"training": checksum(training), "validation": checksum(validation)}
             if processes.is_first:
                 output.mkdir(parents=True, exist_ok=True)
-                claim.enter_context(Claim(output))
+                stack.enter_context(FileLock(output))
                 _remember(output, recipe, data, training.source)
         of_first = processes.from_first(lambda: data)
         with processes.together():

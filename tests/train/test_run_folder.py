@@ -10,8 +10,8 @@ import pytest
 from ase import Atoms
 
 from attncalc import data, train
-from attncalc.train.claim import checksum
 from attncalc.train.module import TrainingModule
+from attncalc.train.run_folder import checksum
 
 
 @pytest.fixture(scope="module")

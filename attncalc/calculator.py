@@ -169,7 +169,7 @@ class AttnCalculator(BaseCalculator):
         now = _Written.of(atoms)
         then, system = self._seen
         if system is not None and now == then:
-            return system.moved(atoms)
+            return system.with_positions_of(atoms)
         system = System.from_ase(atoms)
         self.evaluator.check(system)
         system = system.to(self.evaluator.device)

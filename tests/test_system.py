@@ -215,7 +215,7 @@ def test_moved_takes_positions_and_nothing_else():
     system = System.from_ase(atoms)
     atoms.positions += 0.5
     atoms.info["charge"] = 0
-    moved = system.moved(atoms)
+    moved = system.with_positions_of(atoms)
     np.testing.assert_array_equal(moved.positions.numpy(), atoms.positions)
     assert moved.charge is system.charge
     atoms.positions += 1.0  # in place: neither of the two may follow

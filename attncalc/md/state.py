@@ -127,7 +127,7 @@ class MDState:
 
     def at(self, positions: Tensor) -> MDState:
         """The state with other positions [n_atoms, 3] Å."""
-        return self.having(system=self.system.at(positions))
+        return self.having(system=self.system.with_positions(positions))
 
     def to(self, device: torch.device | str) -> MDState:
         """The same state on another device."""

@@ -56,8 +56,8 @@ class AttnCalculator(BaseCalculator):
         threads: that compiled steps on a CPU take for a large structure; small ones are computed
             in one, where more would be slower. The same number gives the same bits. None: 1, or
             what a given `Potential` has.
-        correction: True for a model that corrects another method, whose results somebody adds:
-            ASE's `LinearCombinationCalculator`, for instance. It is refused otherwise.
+        delta: True for a delta model, whose results are to be added to those of its baseline, for
+            instance by ASE's `LinearCombinationCalculator`. It is refused otherwise.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -80,14 +80,14 @@ class AttnCalculator(BaseCalculator):
         dtype: str | torch.dtype | None = None,
         skin: float | None = None,
         threads: int | None = None,
-        correction: bool = False,
+        delta: bool = False,
     ) -> None:
         super().__init__()
         self._lock = threading.RLock()
         potential = _potential(model, named_device(device), dtype)
         if threads is not None:
             potential.take_threads(threads)
-        self.evaluator = Evaluator(potential, skin=skin, is_correction=correction)
+        self.evaluator = Evaluator(potential, skin=skin, delta=delta)
         self._names = _names(model)
         self._has_warned = False
         self.spread: dict[str, Any] | None = None

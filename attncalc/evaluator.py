@@ -36,11 +36,11 @@ class Evaluator:
         potential: stays as it is; what is used is a copy.
         skin: Å added to the cutoff of the neighbour lists; None suits device and size, 0 makes new
             lists whenever an atom moved.
-        is_correction: True for a potential that corrects another method, whose results somebody
-            adds; refused otherwise.
+        delta: True for a delta model, to whose results somebody adds those of its baseline; refused
+            otherwise.
 
     Raises:
-        ValueError: the skin is no number of Å, or `is_correction` does not suit the potential.
+        ValueError: the skin is no number of Å, or `delta` does not suit the potential.
 
     Attributes:
         plain: the potential as it was given.
@@ -52,10 +52,10 @@ class Evaluator:
     """
 
     def __init__(
-        self, potential: Potential, *, skin: float | None = None, is_correction: bool = False
+        self, potential: Potential, *, skin: float | None = None, delta: bool = False
     ) -> None:
-        if is_correction != bool(potential.corrects):
-            raise ValueError(_not_alone(potential.corrects))
+        if delta != bool(potential.baseline):
+            raise ValueError(_wrong_delta(potential.baseline))
         self.plain = copy.deepcopy(potential).requires_grad_(False).eval()
         self.device = potential.device
         self._chooses_skin = skin is None
@@ -153,10 +153,10 @@ class Evaluator:
         return skin_for(system) if self._chooses_skin else self.neighbors.skin
 
 
-def _not_alone(corrects: str) -> str:
-    if not corrects:
-        return "this model is a whole potential: leave correction=True away"
+def _wrong_delta(baseline: str) -> str:
+    if not baseline:
+        return "this model is a whole potential, not a delta model: remove delta=True"
     return (
-        f"this model corrects {corrects}: alone it moves no atoms. Add that, and say "
-        "correction=True"
+        f"this is a delta model for the baseline {baseline}: add the baseline's results, and pass "
+        "delta=True"
     )

@@ -71,8 +71,8 @@ def save(potential: Potential, path: str | Path) -> None:
         # JSON has no NaN; an error that was not finite must not make the weights unreadable
         "training": _without_nan(potential.training_info),
     }
-    if potential.corrects:  # which a committee knows from its members
-        header["training"]["corrects"] = potential.corrects
+    if potential.baseline:  # which a committee knows from its members
+        header["training"]["baseline"] = potential.baseline
     # as it will be read: JSON turns keys into strings and tuples into lists
     header = json.loads(json.dumps(header, allow_nan=False))
     header["checks"] = {"sha256": signature(header, tensors)}
@@ -268,7 +268,7 @@ def _build(header: dict[str, Any], shapes: Shapes) -> Potential:
     if "members" not in header:
         return _build_one(header, n_stored, training)
     members = []
-    of_each = {"corrects": training["corrects"]} if "corrects" in training else {}
+    of_each = {"baseline": training["baseline"]} if "baseline" in training else {}
     for description in header["members"]:
         members.append(_build_one(description, n_stored, of_each))
         n_stored -= sum(tensor.numel() for tensor in members[-1].parameters())

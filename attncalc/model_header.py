@@ -41,6 +41,9 @@ DESCRIPTION: dict[str, type] = {
     "dtype": str,
 }
 
+# Entries of "training" that files of earlier versions call otherwise: old name -> name.
+RENAMED_IN_TRAINING = {"corrects": "baseline"}
+
 # What people call .safetensors by mistake, by its first bytes.
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write",
@@ -63,7 +66,7 @@ class StoredModel:
         file: open for reading; stays open.
 
     Attributes:
-        header: the entry "attncalc" of its metadata.
+        header: the entry "attncalc" of its metadata, old names replaced by the present ones.
         shapes: of its tensors, by name.
 
     Raises:
@@ -85,6 +88,11 @@ class StoredModel:
             )
         self.header = _parse(text)
         check_header(self.header)
+        self._signed = _signed(self.header)  # the checksum is over the names in the file
+        self.header["training"] = {
+            RENAMED_IN_TRAINING.get(key, key): value
+            for key, value in self.header["training"].items()
+        }
         for name, stored in described.items():
             if stored["dtype"] not in _STORED:
                 raise ValueError(f"tensor {name!r} holds numbers that are not finite floats")
@@ -97,7 +105,7 @@ class StoredModel:
         Raises:
             ValueError: a number is not finite, or the checksum is another one.
         """
-        digest = hashlib.sha256(_signed(self.header))
+        digest = hashlib.sha256(self._signed)
         for name in sorted(self._described):
             stored = self._described[name]
             first, last = stored["data_offsets"]

@@ -148,9 +148,9 @@ class Potential(nn.Module):
         return sum(p.numel() for p in self.networks[0].parameters())
 
     @property
-    def corrects(self) -> str:
-        """The method whose energies its own are to be added to; "" if they stand for themselves."""
-        return str(self.members[0].training_info.get("corrects") or "")
+    def baseline(self) -> str:
+        """Method to which a delta model's results are to be added; "" for a whole potential."""
+        return str(self.members[0].training_info.get("baseline") or "")
 
     @property
     def reads_charge(self) -> bool:
@@ -212,8 +212,8 @@ class Committee(Potential):
         training: as for `Potential`.
 
     Raises:
-        ValueError: there are fewer than two members, they differ in species, cutoff or what they
-            correct, or one stands twice.
+        ValueError: there are fewer than two members, they differ in species, cutoff or baseline,
+            or one stands twice.
     """
 
     def __init__(
@@ -224,11 +224,11 @@ class Committee(Potential):
         members = [one for member in members for one in member.members]
         if len(members) < 2:
             raise ValueError(f"a committee needs two members or more, got {len(members)}")
-        for name, what in (("species", ""), ("cutoff", ""), ("corrects", "method to correct")):
+        for name in ("species", "cutoff", "baseline"):
             values = sorted({getattr(member, name) for member in members})
             if len(values) > 1:
                 raise ValueError(
-                    f"members of a committee must have the same {what or name}, "
+                    f"members of a committee must have the same {name}, "
                     f"got {', '.join(str(value) or 'none' for value in values)}"
                 )
         for k, member in enumerate(members):

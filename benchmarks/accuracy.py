@@ -117,7 +117,7 @@ def row_of(model: str | Path, name: str, data: str, command: str) -> dict:
         "data": data,
         "model": name,
         "starts_from": (info.get("start_from") or {}).get("name", ""),
-        "corrects": info.get("corrects", ""),
+        "baseline": info.get("baseline", ""),
         "n_train": info["n_train"],
         "n_test": info["n_test"],
         "epochs": info["epochs"],
@@ -182,8 +182,8 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         model = row["model"]
         if row["starts_from"]:
             model += f" (after {row['starts_from']})"
-        if row["corrects"]:
-            model = f"{row['corrects']}, and {model}"
+        if row["baseline"]:
+            model = f"{row['baseline']}, and {model}"
         stress = row["stress_mae_meV_A3"]
         others = ["" if row["data"] in seen else cell(m, row["data"], labels) for m in MODELS]
         seen.add(row["data"])

@@ -110,8 +110,8 @@ def card(name: str, committee: Committee, found: dict) -> str:
         ["training", f"{minutes} wall time of all together, seeds {seeds}"],
         ["command", f"`{info['command']}`"],
     ]  # fmt: skip
-    if committee.corrects:
-        facts.insert(0, ["**corrects**", f"{committee.corrects}: to be added to it"])
+    if committee.baseline:
+        facts.insert(0, ["**baseline**", f"{committee.baseline} (delta model: add both)"])
     of_all = found["all"]
     errors_of_all = [
         ["energy", f"{1e3 * of_all.energy_mae:.2f}", f"{1e3 * of_all.energy_rmse:.2f}", "meV"],

@@ -42,8 +42,8 @@ from attncalc.potential import ROUNDING, Potential, evaluate, evaluate_without_w
 from attncalc.system import System
 
 ETHANOL = "so3krates-ethanol"
-# corrections move no atoms
-POTENTIALS = [name for name in shipped_models() if "corrects" not in header(name)["training"]]
+# delta models move no atoms
+POTENTIALS = [name for name in shipped_models() if "baseline" not in header(name)["training"]]
 # largest difference over the largest force; energies in eV, forces in eV/Å, stress in eV/Å³
 TOLERANCE = {"float64": 1e-9, "float32": ROUNDING[torch.float32]}
 

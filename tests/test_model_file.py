@@ -378,6 +378,15 @@ def test_rewriting_alone_does_no_harm(path: Path) -> None:
     assert_same_bits(load(path), expected)
 
 
+def test_a_file_of_an_earlier_version_names_its_baseline(path: Path) -> None:
+    rewrite(path, lambda header, _: header["training"].update(corrects="EMT"))
+    assert load(path).baseline == "EMT"
+    assert load(path).training_info["baseline"] == "EMT"
+    assert "corrects" not in header(path)["training"]
+    save(load(path), path)
+    assert load(path).baseline == "EMT"
+
+
 def test_checksum_covers_header_and_tensors(path: Path) -> None:
     original = path.read_bytes()
 

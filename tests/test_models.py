@@ -60,7 +60,7 @@ def test_card_and_header_agree(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_physics_of_every_model(name):
-    AttnCalculator(name, correction=bool(load(name).corrects)).verify()
+    AttnCalculator(name, delta=bool(load(name).baseline)).verify()
 
 
 def test_accuracy_on_the_committed_test_set():
@@ -107,7 +107,7 @@ def test_accuracy_of_the_correction_beside_tight_binding(shared):
         for method in ("GFN1-xTB", "GFN2-xTB")
     ]
     calculator = LinearCombinationCalculator(
-        [*tight_binding, AttnCalculator(name, correction=True)], [0.5, 0.5, 1.0]
+        [*tight_binding, AttnCalculator(name, delta=True)], [0.5, 0.5, 1.0]
     )
     energies, forces = [], []
     for atoms in test.structures:

@@ -18,7 +18,7 @@ from ase.data import chemical_symbols
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.known import is_correction, require_known
+from attncalc.cli.known import is_delta, require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
@@ -86,7 +86,7 @@ def evaluate(
         warn(what)
     set_threads(threads, dataset.structures)
     calculator = AttnCalculator(
-        model, device=device, dtype=dtype, threads=threads, correction=is_correction(model)
+        model, device=device, dtype=dtype, threads=threads, delta=is_delta(model)
     )
     potential = calculator.evaluator.plain
     require_known(potential, dataset.structures)

@@ -12,9 +12,9 @@ from attncalc.potential import Potential, check_system
 from attncalc.system import System, what_is_ignored
 
 
-def is_correction(model: str) -> bool:
-    """Whether a model corrects another method: it can be looked at alone, but moves no atoms."""
-    return bool(model_file.header(model)["training"].get("corrects"))
+def is_delta(model: str) -> bool:
+    """Return True for a delta model, which can be evaluated alone but moves no atoms."""
+    return bool(model_file.header(model)["training"].get("baseline"))
 
 
 def require_known(

@@ -31,6 +31,6 @@ def models() -> None:
         test = info.get("test_errors") or {}
         mae = f"{1e3 * test['force_mae']:.1f} meV/Å" if test.get("force_mae") else "-"
         origin = f"{info.get('data', '-')}, {info.get('level_of_theory') or '-'}"
-        if info.get("corrects"):
-            origin += f"; only beside what it corrects, {info['corrects']}"
+        if info.get("baseline"):
+            origin += f"; delta model, baseline: {info['baseline']}"
         click.echo(f"{name:{width}}{network:14} {elements:12}{mae:>12}  {origin}")

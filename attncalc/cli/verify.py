@@ -7,7 +7,7 @@ import click
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import read_structures
-from attncalc.cli.known import is_correction
+from attncalc.cli.known import is_delta
 from attncalc.cli.options import calculator_options, set_threads
 
 
@@ -24,5 +24,5 @@ def verify(model, structure, device, dtype, threads) -> None:
     atoms = None if structure is None else read_structures(structure, index="-1")[0]
     set_threads(threads, [] if atoms is None else [atoms])
     AttnCalculator(
-        model, device=device, dtype=dtype, threads=threads, correction=is_correction(model)
+        model, device=device, dtype=dtype, threads=threads, delta=is_delta(model)
     ).verify(atoms)

@@ -30,7 +30,7 @@ class Forces:
         skin: Å added to the cutoff of the neighbour list; None suits device and size.
 
     Raises:
-        ValueError: the potential corrects another method.
+        ValueError: the potential is a delta model.
 
     Attributes:
         neighbors: the list; a step that needs another one makes it.
@@ -40,8 +40,11 @@ class Forces:
     """
 
     def __init__(self, potential: Potential, *, skin: float | None = None) -> None:
-        if potential.corrects:
-            raise ValueError(f"this model corrects {potential.corrects}: alone it moves no atoms")
+        if potential.baseline:
+            raise ValueError(
+                f"this is a delta model for the baseline {potential.baseline}: it cannot move "
+                "atoms without the baseline's forces"
+            )
         self.potential = copy.deepcopy(potential).requires_grad_(False).eval()
         self._fast = lower(self.potential)
         self._suits_itself = skin is None

@@ -242,10 +242,11 @@ def remarks(
 ) -> Iterator[str]:
     """What a reader should know before the numbers."""
     info = potential.training_info
-    if potential.corrects:
+    if potential.baseline:
         yield (
-            f"The model corrects {potential.corrects}: these errors say something only if the "
-            "labels are what that lacks, and nothing if they are whole energies and forces."
+            f"This is a delta model for the baseline {potential.baseline}: these errors are "
+            "meaningful only if the labels are differences from the baseline, not total energies "
+            "and forces."
         )
     known_structures = str(info.get("structures") or "")
     if n_known := count_known(dataset, known_structures):
@@ -317,8 +318,8 @@ def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]
         ("trained on", _data_of(info)),
         ("level of theory", str(info.get("level_of_theory") or "not stated")),
     ]
-    if potential.corrects:
-        told.append(("corrects", f"{potential.corrects}: its data are what that lacks"))
+    if potential.baseline:
+        told.append(("baseline", f"{potential.baseline} (delta model: labels are differences)"))
     if known := _own_force_mae(info):
         told.append(("its own test set", f"force MAE {three_digits(1e3 * known)} meV/Å"))
     return told

@@ -36,8 +36,8 @@ def card(recipe: Recipe, potential: Potential) -> str:
         f"| data | {info['data']} (labels: {info['labels']}) |",
         f"| level of theory | {info['level_of_theory'] or 'not stated by the data'} |",
         *(
-            [f"| **corrects** | {potential.corrects}: to be added to it |"]
-            if potential.corrects
+            [f"| **baseline** | {potential.baseline} (delta model: add both) |"]
+            if potential.baseline
             else []
         ),
         f"| structures | {info['n_train']} training, {info['n_validation']} validation, "

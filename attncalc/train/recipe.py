@@ -17,8 +17,11 @@ from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
 
 # None means that nothing is said about them.
-_OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "corrects", "start_from")
+_OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
 
+
+# Keys of earlier versions, which are still read: old name -> name.
+RENAMED = {"corrects": "baseline"}
 
 LARGEST_NOISE = 0.5  # Å
 MOST_MEMBERS = 1000  # of a committee
@@ -90,8 +93,8 @@ class Recipe:
             fits into memory: an HDF5 file as `attncalc convert data` writes it.
         labels, energy_unit, length_unit: as in `data.read`.
         level_of_theory: for the card; what the file says if empty.
-        corrects: the cheaper method from which the labels are counted, if they are what it lacks:
-            the model is to be added to it, and refuses to move atoms alone.
+        baseline: the cheaper method to which a delta model is to be added, if the labels are
+            differences from it; such a model refuses to move atoms alone.
         start_from: a model whose weights the training starts from instead of random ones (another
             level of theory, another molecule): a file, looked for as `data`, or the name of a
             shipped model. Its hyper-parameters must be those of the recipe; elements that the
@@ -138,7 +141,7 @@ class Recipe:
     energy_unit: str | None = None
     length_unit: str | None = None
     level_of_theory: str = ""
-    corrects: str | None = None
+    baseline: str | None = None
     start_from: str | None = None
     epochs: int = 1000
     batch_size: int = 5
@@ -312,6 +315,7 @@ class Recipe:
         content = read_yaml(path)
         known = [f for f in dataclasses.fields(cls) if f.name != "folder"]
         try:
+            content = with_current_names(content)
             _check_keys("recipe", content, [f.name for f in known])
             needed = [f.name for f in known if f.default is dataclasses.MISSING]
             if missing := [name for name in needed if name not in content]:
@@ -366,6 +370,18 @@ class Recipe:
                 return place
         folders = " nor in ".join(str(place.parent) for place in places)
         raise FileNotFoundError(f"data file {Path(file).name} is not in {folders}")
+
+
+def with_current_names(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's keys and values with keys of earlier versions renamed.
+
+    Raises:
+        ValueError: a key stands there by its old and its present name.
+    """
+    for old, new in RENAMED.items():
+        if old in content and new in content:
+            raise ValueError(f"{old!r} is the old name of {new!r}: give only one of them")
+    return {RENAMED.get(key, key): value for key, value in content.items()}
 
 
 def usable_as_file_name(name: str) -> bool:

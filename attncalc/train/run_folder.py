@@ -18,7 +18,7 @@ from attncalc.files import FileLock, write_atomically
 from attncalc.system import charge_and_spin
 from attncalc.text import one_line
 from attncalc.train.processes import Processes
-from attncalc.train.recipe import Recipe
+from attncalc.train.recipe import Recipe, with_current_names
 
 # entries beside the recipe's own
 DATA, START, FILE = "data_sha256", "start_sha256", "data_file"
@@ -126,7 +126,7 @@ def _read(mark: Path) -> dict[str, Any]:
         raise ValueError(
             f"{mark}: damaged ({what}); remove it to go on with the recipe as it is now"
         )
-    return content
+    return with_current_names(content)
 
 
 def _start_checksum(recipe: Recipe) -> str | None:

@@ -33,8 +33,8 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
     else:
         potential = _taken_over(_starting_model(recipe, training), training)
     potential.compute_in(DTYPES[recipe.dtype])
-    if recipe.corrects:  # told by every file that is written on the way
-        potential.training_info["corrects"] = recipe.corrects
+    if recipe.baseline:  # stated by every file that is written on the way
+        potential.training_info["baseline"] = recipe.baseline
     return _on_the_labels(potential, training)
 
 

@@ -331,8 +331,8 @@ def test_run_writes_a_card_and_tests_again_when_finished(
     assert again.history == done.history
     assert (output / "tiny.md").read_text() == card
     assert (output / "learning_curve.png").exists()
-    assert "correct" not in card
-    assert not load(done.model).corrects
+    assert "baseline" not in card
+    assert not load(done.model).baseline
 
 
 @pytest.mark.parametrize(
@@ -579,16 +579,16 @@ def test_units_that_do_not_match_stop_a_training(recipe, dataset, tmp_path):
         _require_matching_units(dataclasses.replace(recipe, **{weight: 0.0}), wrong)
 
 
-def test_a_model_that_corrects_another_method_says_so_from_the_first_epoch(
+def test_a_delta_model_names_its_baseline_from_the_first_epoch(
     recipe, data_file, tmp_path, monkeypatch
 ):
-    recipe = dataclasses.replace(recipe, corrects="pair potentials", epochs=1)
+    recipe = dataclasses.replace(recipe, baseline="pair potentials", epochs=1)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[train.fit.__module__], "_describe", None)
         with pytest.raises(TypeError):  # stopped before anything is described
             train.run(recipe, tmp_path / "run", data=data_file, command="attncalc train tiny.yaml")
-    assert load(tmp_path / "run" / "tiny.safetensors").corrects == "pair potentials"
+    assert load(tmp_path / "run" / "tiny.safetensors").baseline == "pair potentials"
     done = train.run(recipe, tmp_path / "run", data=data_file, command="attncalc train tiny.yaml")
-    assert load(done.model).corrects == "pair potentials"
+    assert load(done.model).baseline == "pair potentials"
     card = done.model.with_suffix(".md").read_text()
-    assert "| **corrects** | pair potentials: to be added to it |" in card
+    assert "| **baseline** | pair potentials (delta model: add both) |" in card

@@ -77,6 +77,13 @@ def test_the_least_recipe(tmp_path):
     assert "folder" not in recipe.as_dict()
 
 
+def test_keys_of_earlier_versions(tmp_path):
+    recipe = Recipe.from_yaml(write(tmp_path, f"{LEAST}corrects: EMT\n"))
+    assert recipe.baseline == recipe.as_dict()["baseline"] == "EMT"
+    with pytest.raises(ValueError, match="'corrects' is the old name of 'baseline': give only one"):
+        Recipe.from_yaml(write(tmp_path, f"{LEAST}corrects: EMT\nbaseline: EMT\n"))
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "1E-3", "+1e-3", ".1e-2", "0.001"])
 def test_a_number_with_an_exponent_is_a_number(tmp_path, text):
     recipe = Recipe.from_yaml(write(tmp_path, f"{LEAST}learning_rate: {text}\n"))
@@ -135,7 +142,7 @@ def test_text_that_resembles_a_number_stays_text(tmp_path):
         ("energy_unit: [eV]", "energy_unit must be text, got ['eV']"),
         ("test_data: !!binary YQ==", "test_data must be text, got b'a'"),
         ("level_of_theory: null", "level_of_theory must be text, got None"),
-        ("corrects: 5", "corrects must be text, got 5"),
+        ("baseline: 5", "baseline must be text, got 5"),
         ("split: {train: 5}", "train of split must be the name of a split in the file, got 5"),
         ("split: {n_validation: all}", "n_validation of split must be a whole number and not neg"),
         ("split: {n_validation: -1}", "n_validation of split must be a whole number and not negat"),

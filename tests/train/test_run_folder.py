@@ -11,7 +11,7 @@ from ase import Atoms
 
 from attncalc import data, train
 from attncalc.train.module import TrainingModule
-from attncalc.train.run_folder import checksum
+from attncalc.train.run_folder import checksum, remembered
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,15 @@ def test_an_unfinished_run_does_not_go_on_with_other_data(recipe, parts, tmp_pat
 def test_data_that_have_moved_are_the_same(finished, folder, once, parts, name):
     moved = dataclasses.replace(once, data=name)
     assert train.fit(moved, *parts[:2], folder).history == finished[0].history
+
+
+def test_a_folder_of_an_earlier_version_goes_on(finished, folder, once, parts):
+    mark = folder / "recipe.json"
+    content = json.loads(mark.read_text())
+    content["corrects"] = content.pop("baseline")
+    mark.write_text(json.dumps(content))
+    assert train.fit(once, *parts[:2], folder).history == finished[0].history
+    assert remembered(folder)[0].baseline is None
 
 
 def test_a_folder_without_checksums_is_accepted_and_gets_them(finished, folder, once, parts):

@@ -68,7 +68,7 @@ AS_RUN = Differences(3e-3, 3e-3, 1e-4, 2e-3, True, ", as run")
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table: what should be zero, how far it is, what is allowed."""
+    """Row of the table: what should be zero, its deviation, and the tolerance."""
 
     name: str
     deviation: float
@@ -82,7 +82,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of one model on one structure."""
+    """Results of all checks of one model on one structure."""
 
     structure: str
     checks: tuple[Check, ...]

@@ -1,4 +1,4 @@
-"""Whether compiled loops can run: Numba's (the optional extra "fast") and Triton's."""
+"""Availability of compiled loops: Numba's (the optional extra "fast") and Triton's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SILENT = 4.0
 
 @functools.cache
 def has_numba() -> bool:
-    """Whether compiled loops can run."""
+    """Return True if compiled loops can run."""
     try:
         import numba  # noqa: F401
     except Exception:  # a numba that does not suit numpy raises whatever it stumbles over
@@ -29,7 +29,7 @@ def has_numba() -> bool:
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether kernels for a GPU can be written; PyTorch for CUDA brings it along."""
+    """Return True if Triton kernels can be compiled; PyTorch for CUDA comes with Triton."""
     try:
         import triton  # noqa: F401
     except Exception:
@@ -38,7 +38,7 @@ def has_triton() -> bool:
 
 
 def gpu_kernels(module: str, trial: Callable[[Any], None]) -> Any | None:
-    """A module of Triton kernels; None where Triton is not there, or fails to compile them.
+    """Return a module of Triton kernels; None without Triton, or if it fails to compile them.
 
     Args:
         module: its full name.
@@ -58,7 +58,7 @@ def gpu_kernels(module: str, trial: Callable[[Any], None]) -> Any | None:
 def compiled_loop(
     *, fastmath: bool | set[str] = False, kept: bool = True
 ) -> Callable[[Loop], Loop]:
-    """Decorates a loop that Numba compiles at its first call and keeps in a file from then on.
+    """Decorate a loop that Numba compiles at its first call and keeps in a file from then on.
 
     Args:
         fastmath: which liberties the compiler may take with floating-point numbers.
@@ -74,7 +74,7 @@ def compiled_loop(
 
 @functools.cache
 def cacheable() -> bool:
-    """False where neither the package's folder nor the user's cache folder can be written."""
+    """Return False if neither the package's folder nor the user's cache folder can be written."""
     import numba
 
     try:
@@ -86,7 +86,7 @@ def cacheable() -> bool:
 
 @functools.cache
 def announce_compilation() -> None:
-    """From now on, say so when this process compiles loops of ours for longer than SILENT.
+    """Print a message from now on when this process compiles loops for longer than SILENT.
 
     Code that is found in the cache on the disk is not compiled.
     """

@@ -11,7 +11,7 @@ from attncalc.potential import Potential
 
 
 def describe_networks(potential: Potential) -> str:
-    """Names and sizes of its networks; those of a committee that are alike are counted."""
+    """Return names and sizes of the networks; equal members of a committee are counted."""
     networks = potential.networks
     if len(networks) == 1:
         return _named(networks[0])
@@ -24,7 +24,7 @@ def _named(network: Any) -> str:
 
 
 def describe_names(names: Iterable[str]) -> str:
-    """Of the networks that a model file holds: "a", or of a committee "a x 2 + b x 1"."""
+    """Return the names of the networks of a model file: "a", or of a committee "a x 2 + b x 1"."""
     (first, n), *others = Counter(names).items()
     if n == 1 and not others:
         return first
@@ -32,13 +32,13 @@ def describe_names(names: Iterable[str]) -> str:
 
 
 def describe_cutoffs(potential: Potential) -> str:
-    """How far its networks look; once where they agree."""
+    """Return the cutoffs of the networks, once where they agree."""
     configs = [network.config for network in potential.networks]
     return "; ".join(dict.fromkeys(f"{c.cutoff:g} Å{describe_nonlocal(c)}" for c in configs))
 
 
 def describe_nonlocal(config: Any) -> str:
-    """How far a layer looks beyond its cutoff, in words that follow it; nothing if it does not."""
+    """Return a description of non-local attention, to follow the cutoff; empty without it."""
     if config.reach == config.cutoff:
         return ""
     far = "over all pairs" if config.reach >= ALL_PAIRS else f"up to {config.reach:g} Å"

@@ -1,4 +1,4 @@
-"""`Graph`: what a network sees. The sign of an edge vector is fixed here and nowhere else."""
+"""`Graph`: the input of a network. The sign of an edge vector is fixed here and nowhere else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Edges:
 
 
 class GraphArrays(NamedTuple):
-    """Of a `Graph` on the CPU, by their names there; compiled loops take them in this order."""
+    """Arrays of a `Graph` on the CPU, in the order in which compiled loops take them."""
 
     vectors: NDArray[np.float64]
     receivers: NDArray[np.int64]
@@ -52,7 +52,7 @@ class GraphArrays(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """Edge vectors and what the atoms are; positions and cells are no longer in it.
+    """Edge vectors and species of the atoms; positions and cells are no longer in it.
 
     Attributes:
         vectors: [n_edges, 3] Å, float64, from receiver (centre i) to sender (neighbour j).
@@ -92,17 +92,17 @@ class Graph:
 
     @property
     def arrays(self) -> GraphArrays:
-        """Without copies; of a graph on the CPU."""
+        """Arrays of a graph on the CPU, without copies."""
         names = GraphArrays._fields
         return GraphArrays(*(getattr(self, name).detach().numpy() for name in names))
 
     def with_vectors(self, vectors: Tensor) -> Graph:
-        """The same graph with other edge vectors (to differentiate by them)."""
+        """Return the same graph with other edge vectors (to differentiate by them)."""
         return replace(self, vectors=vectors)
 
 
 class GraphOfArrays(Graph):
-    """A graph on the CPU that is made of arrays; a tensor is made of one when it is asked for.
+    """Graph on the CPU made of arrays; a tensor is made of one when it is asked for.
 
     Compiled loops make such graphs and others take them, mostly without anybody who reads the
     tensors. Copies and what is read from a pickle are a plain `Graph`.
@@ -118,7 +118,7 @@ class GraphOfArrays(Graph):
         charge: Tensor,
         spin: Tensor,
     ) -> GraphOfArrays:
-        """Tensors that are there already are given beside the arrays."""
+        """Make a graph of arrays; tensors that exist already are given beside them."""
         graph = object.__new__(cls)
         graph.__dict__.update(
             _arrays=arrays, species=species, system_idx=system_idx, charge=charge, spin=spin
@@ -127,7 +127,7 @@ class GraphOfArrays(Graph):
 
     @property
     def arrays(self) -> GraphArrays:
-        """Those it is made of; of one that was made of tensors, as by `replace`, theirs."""
+        """Arrays that it is made of; after `replace` with tensors, theirs."""
         arrays: GraphArrays | None = self.__dict__.get("_arrays")
         return super().arrays if arrays is None else arrays
 
@@ -145,7 +145,7 @@ class GraphOfArrays(Graph):
 
 @dataclass(frozen=True)
 class AtomOutputs:
-    """What a network predicts per atom.
+    """Predictions of a network per atom.
 
     Attributes:
         energies: [n_atoms], in the network's dtype, before scale and reference energies.
@@ -210,7 +210,7 @@ class Graphs:
 
 
 def edge_vectors(system: System, edges: Edges, *, has_images: bool | None = None) -> Tensor:
-    """[n_edges, 3] Å: positions[senders] - positions[receivers] + cell_shifts @ cell.
+    """Return [n_edges, 3] Å: positions[senders] - positions[receivers] + cell_shifts @ cell.
 
     The vector of pair (i, j) points from the centre i to the neighbour j, as ASE's D.
 
@@ -233,7 +233,7 @@ def edge_vectors(system: System, edges: Edges, *, has_images: bool | None = None
 
 
 def one_per_pair(edges: Edges) -> Tensor:
-    """[n_edges], bool: True for exactly one of the two edges of every pair.
+    """Return [n_edges], bool: True for exactly one of the two edges of every pair.
 
     Pair (i, j, S) comes back as (j, i, -S): keep i < j, and for an atom with its own image the
     shift whose first non-zero component is positive.
@@ -245,7 +245,7 @@ def one_per_pair(edges: Edges) -> Tensor:
 
 
 def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
-    """[n_atoms], int64: rows of a table that holds the elements `species` in this order.
+    """Return [n_atoms], int64: rows of a table that holds the elements `species` in this order.
 
     Raises:
         ValueError: an element is not in the table.
@@ -271,7 +271,7 @@ def with_total_charge(charges: Tensor, graph: Graph) -> Tensor:
 
 
 def sum_over_system(values: Tensor, graph: Graph) -> Tensor:
-    """[n_systems, ...]: sums of [n_atoms, ...] over each system.
+    """Return [n_systems, ...]: sums of [n_atoms, ...] over each system.
 
     Every sum over a whole structure inside a network goes through this function, so that an
     engine which spreads one structure over several processes has one place to complete it.

@@ -1,4 +1,4 @@
-"""Model files: one .safetensors, a JSON header, no code in it; and where the shipped ones are.
+"""Model files: one .safetensors with a JSON header and no code; and the shipped ones.
 
 The header (the file's metadata entry "attncalc") holds
 
@@ -128,7 +128,7 @@ def load(
 
 
 def named_device(name: str) -> torch.device:
-    """The device that PyTorch calls "cpu", "cuda" or "cuda:N"; "auto" is CUDA where there is one.
+    """Return the device "cpu", "cuda" or "cuda:N"; "auto" is CUDA where there is one.
 
     Raises:
         ValueError: there is no such device.
@@ -150,7 +150,7 @@ def named_device(name: str) -> torch.device:
 
 
 def header(model: str | Path) -> dict[str, Any]:
-    """The JSON header of a model file, without building the potential; errors as in `load`."""
+    """Return the JSON header of a model file, without its potential; errors as in `load`."""
     path = find_model(model)
     try:
         with open_regular(path) as file:
@@ -163,12 +163,12 @@ def header(model: str | Path) -> dict[str, Any]:
 
 
 def checksum(model: str | Path) -> str:
-    """By which one model is told from another, whatever its name; errors as in `load`."""
+    """Return the checksum that identifies a model, whatever its name; errors as in `load`."""
     return header(model)["checks"]["sha256"]
 
 
 def find_model(model: str | Path) -> Path:
-    """The file of a shipped name or path.
+    """Return the file of a shipped name or path.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -190,19 +190,19 @@ def find_model(model: str | Path) -> Path:
 
 
 def model_name(model: str) -> str:
-    """Of a shipped name or a path, without folders and ending."""
+    """Return the name of a model without folders and ending, from a shipped name or a path."""
     name = model.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return name.removesuffix(".safetensors") or model
 
 
 def shipped_models() -> dict[str, Path]:
-    """Name -> file of every model that comes with the package."""
+    """Return name -> file of every model that comes with the package."""
     folder = shipped_models_directory()
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def shipped_models_directory() -> Path:
-    """`attncalc/models` of an installed wheel, `models/` beside the package in a checkout."""
+    """Return the folder models/ inside an installed wheel, beside the package in a checkout."""
     package = Path(__file__).resolve().parent
     inside = package / "models"
     return inside if inside.is_dir() else package.parent / "models"

@@ -1,4 +1,4 @@
-"""What stands in a model file before anything is built from it: bytes, JSON and tensors, checked.
+"""Reader of a model file's bytes, JSON and tensors, checked before anything is built from them.
 
 The header is the file's metadata entry "attncalc"; `attncalc.model_file` says what is in it.
 """
@@ -60,7 +60,7 @@ _OTHER_FILES = {
 
 
 class StoredModel:
-    """A model file whose header is read and checked, and whose tensors are not read yet.
+    """Model file whose header is read and checked, and whose tensors are not read yet.
 
     Args:
         file: open for reading; stays open.
@@ -100,7 +100,7 @@ class StoredModel:
         self.shapes = {name: tuple(stored["shape"]) for name, stored in described.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors, read one after the other; the last is followed by the checksum.
+        """Yield names and tensors, read one after the other; the last is followed by the checksum.
 
         Raises:
             ValueError: a number is not finite, or the checksum is another one.
@@ -150,12 +150,12 @@ def _described_tensors(text: bytes, n_bytes: int) -> dict[str, Any]:
 
 
 def descriptions(header: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a header says of each member of a committee, or of the one potential it describes."""
+    """Return the description of each member of a committee, or of the only potential."""
     return header.get("members", [header])
 
 
 def signature(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Over all tensors and the header without its own checks."""
+    """Return SHA-256 over all tensors and the header without its own checks."""
     digest = hashlib.sha256(_signed(header))
     for name in sorted(tensors):
         _add(digest, name, tensors[name])
@@ -168,7 +168,7 @@ def _signed(header: dict[str, Any]) -> bytes:
 
 
 def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Over a text, then names and numbers of tensors, which must be on the host."""
+    """Return SHA-256 over a text, then names and numbers of tensors, which must be on the host."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         _add(digest, name, tensors[name])
@@ -240,7 +240,7 @@ def _nesting(value: Any) -> int:
 
 
 def check_header(header: Any) -> None:
-    """Whether a potential can be built by it is not asked here: the tables of networks do that.
+    """Refuse a damaged header; the networks that it names are checked elsewhere.
 
     Raises:
         ValueError: an entry is missing, unknown, or of another kind.

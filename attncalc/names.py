@@ -1,4 +1,4 @@
-"""What chemists call things."""
+"""Names of bonds as chemists write them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from ase.data import chemical_symbols
 
 
 def pair_name(a: int, b: int) -> str:
-    """Of a bond between two atomic numbers: C-H and C-O, but O-H."""
+    """Return the name of a bond between two atomic numbers: C-H and C-O, but O-H."""
     a, b = sorted((int(a), int(b)), key=lambda z: (z != 6, -z))
     return f"{chemical_symbols[a]}-{chemical_symbols[b]}"

@@ -28,7 +28,7 @@ def segment_sum(values: Tensor, index: Tensor, n_segments: int) -> Tensor:
 
 
 def safe_norm(vectors: Tensor) -> Tensor:
-    """Length along the last dimension whose gradient at the zero vector is 0 instead of NaN.
+    """Return the length along the last dimension; its gradient at the zero vector is 0, not NaN.
 
     Args:
         vectors: [..., 3] or any last dimension.
@@ -43,7 +43,7 @@ def safe_norm(vectors: Tensor) -> Tensor:
 
 
 class ModuleWithConstants(nn.Module):
-    """A module whose constants survive changes of dtype.
+    """Module whose constants survive changes of dtype.
 
     A buffer that goes to float32 and back to float64 keeps float32's rounding. Constants
     registered here are kept in float64 beside the buffer and cast from there each time.
@@ -67,7 +67,7 @@ class ModuleWithConstants(nn.Module):
 
 
 def with_modules(module: Module, **replaced: nn.Module) -> Module:
-    """The same module with some sub-modules replaced; it shares everything else, `module` stays."""
+    """Return the same module with some sub-modules replaced; everything else is shared."""
     twin = copy.copy(module)
     twin._modules = {**module._modules, **replaced}
     return twin

@@ -1,4 +1,4 @@
-"""A sum over the edges of each atom in bounded memory: chunk by chunk, and computed again.
+"""Sum over the edges of each atom in bounded memory: chunk by chunk, and computed again.
 
 Autograd keeps what every edge has gone through until the gradient is taken, tens of kilobytes each.
 `sum_in_chunks` keeps only its inputs: the backward pass computes one chunk again, differentiates
@@ -23,7 +23,7 @@ OnChunk = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Tensor, 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Whole receivers, from `first` to before `last`, with all their edges."""
+    """Chunk of whole receivers, from `first` to before `last`, with all their edges."""
 
     first: int
     last: int
@@ -56,7 +56,7 @@ def sum_in_chunks(
     edge_data: Sequence[Tensor],
     weights: Sequence[Tensor],
 ) -> Tensor:
-    """What `on_edges` gives for all edges at once, [n_atoms, ...], twice differentiable.
+    """Return `on_edges` of all edges, [n_atoms, ...], chunk by chunk and twice differentiable.
 
     All inputs that require gradients get them in one backward pass, asked for or not: autograd
     does not say which. So a training step computes the gradient by the weights twice.
@@ -84,7 +84,7 @@ class _Plan:
     n_edge_data: int
 
     def part(self, k: int, chunk: Chunk, tensor: Tensor) -> Tensor:
-        """What of the k-th tensor (sources, targets, edge data, weights) belongs to a chunk."""
+        """Return the part of the k-th tensor (sources, targets, edge data, weights) in a chunk."""
         edges = slice(chunk.first_edge, chunk.last_edge)
         if k == 0:
             return tensor.index_select(0, self.senders[edges])
@@ -95,12 +95,12 @@ class _Plan:
     def leaves(
         self, chunk: Chunk, tensors: Sequence[Tensor], wanted: Sequence[bool]
     ) -> list[Tensor]:
-        """The parts of a chunk, those that are wanted to be differentiated by."""
+        """Return the parts of a chunk, those that are differentiated by."""
         parts = (self.part(k, chunk, t).detach() for k, t in enumerate(tensors))
         return [part.requires_grad_(w) for part, w in zip(parts, wanted, strict=True)]
 
     def run(self, chunk: Chunk, inputs: Sequence[Tensor]) -> Tensor:
-        """The rows of the result that belong to a chunk."""
+        """Return the rows of the result that belong to a chunk."""
         sent, targets, *others = inputs
         part = slice(chunk.first_edge, chunk.last_edge)
         of_edges, weights = others[: self.n_edge_data], others[self.n_edge_data :]
@@ -110,7 +110,7 @@ class _Plan:
     def add(
         self, chunk: Chunk, totals: Sequence[Tensor | None], parts: Sequence[Tensor | None]
     ) -> None:
-        """Add what belongs to the inputs of a chunk to what belongs to all of them."""
+        """Add the gradients of a chunk to those of the whole."""
         edges = slice(chunk.first_edge, chunk.last_edge)
         for k, (total, part) in enumerate(zip(totals, parts, strict=True)):
             if total is None or part is None:

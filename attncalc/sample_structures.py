@@ -1,4 +1,4 @@
-"""Structures to try a model on when the user gives none."""
+"""Sample structures to try a model on when the user gives none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIRECTION = np.array([0.48, 0.6, -0.64])  # of length 1
 
 
 def sample_structures(species: tuple[int, ...]) -> list[Atoms]:
-    """Clusters, a crystal of few atoms that see their own images, and two atoms very close."""
+    """Return two clusters, a crystal of two atoms that see their images, and two close atoms."""
     crystal = random_cluster(species, seed=2)[:2]
     crystal.numbers[:] = crystal.numbers[0]  # an even number of electrons
     crystal.set_cell([[3.1, 0.0, 0.0], [0.4, 2.9, 0.0], [0.2, -0.3, 3.3]])
@@ -23,7 +23,7 @@ def sample_structures(species: tuple[int, ...]) -> list[Atoms]:
 
 
 def pairs(species: tuple[int, ...], shortest: float, longest: float) -> list[Atoms]:
-    """Molecules of two equal atoms at many distances."""
+    """Return molecules of two equal atoms at many distances."""
     return [
         Atoms([species[k % len(species)]] * 2, positions=[[0, 0, 0], length * DIRECTION])
         for k, length in enumerate(np.linspace(shortest, longest, N_PAIRS))
@@ -31,7 +31,7 @@ def pairs(species: tuple[int, ...], shortest: float, longest: float) -> list[Ato
 
 
 def random_cluster(species: tuple[int, ...], seed: int = 0) -> Atoms:
-    """Twelve atoms of the given elements at random, none closer than 1.1 Å, even electrons."""
+    """Return at most twelve atoms at random, none closer than 1.1 Å, with even electrons."""
     rng = np.random.default_rng(seed)
     positions = np.zeros((1, 3))
     while len(positions) < N_ATOMS:

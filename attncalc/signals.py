@@ -1,4 +1,4 @@
-"""Ctrl-C, and a request to end, that wait until something is done."""
+"""Delay of Ctrl-C and SIGTERM until something is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def finished_before_ctrl_c() -> Iterator[list[Any]]:
-    """Let Ctrl-C, and SIGTERM where Python handles it, wait until the block is done.
+    """Delay Ctrl-C, and SIGTERM where Python handles it, until the block is done.
 
     No frame is cut off within a number, and no error reaches HDF5 from a signal.
 

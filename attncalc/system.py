@@ -1,4 +1,4 @@
-"""`System`: what a simulation gives us, one structure or many, and the one place of validation."""
+"""`System`: one structure or many as tensors, and the one place of validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_COORDINATE = 1e6
 
 @dataclass(frozen=True)
 class System:
-    """One structure or a batch of different ones, as flat tensors.
+    """Structure, or batch of different structures, as flat tensors.
 
     Attributes:
         positions: [n_atoms, 3] Å, float64.
@@ -41,32 +41,32 @@ class System:
 
     @property
     def n_atoms(self) -> int:
-        """Atoms of all structures together."""
+        """Number of atoms of all structures together."""
         return self.positions.shape[0]
 
     @property
     def n_systems(self) -> int:
-        """Structures in the batch."""
+        """Number of structures in the batch."""
         return self.cell.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of the tensors."""
         return self.positions.device
 
     @property
     def first_atoms(self) -> Tensor:
-        """[n_systems], int64: the atom with which each structure begins."""
+        """Number of the first atom of each structure, [n_systems], int64."""
         sizes = torch.bincount(self.system_idx, minlength=self.n_systems)
         return torch.cumsum(sizes, 0) - sizes
 
     @property
     def atom_in_system(self) -> Tensor:
-        """[n_atoms], int64: 0, 1, ... in every structure."""
+        """Number of each atom within its structure, [n_atoms], int64: 0, 1, ..."""
         return torch.arange(self.n_atoms, device=self.device) - self.first_atoms[self.system_idx]
 
     def to(self, device: torch.device | str) -> System:
-        """The same system on another device, or itself if it is there."""
+        """Return the same system on another device, or itself if it is there."""
         if self.device == torch.device(device):
             return self
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
@@ -126,13 +126,13 @@ class System:
         return system
 
     def split(self, values: Tensor) -> Sequence[Tensor]:
-        """Values of atoms [n_atoms, ...] as one tensor per structure."""
+        """Split values of atoms [n_atoms, ...] into one tensor per structure."""
         if self.n_systems == 1:
             return [values]
         return torch.split(values, torch.bincount(self.system_idx).tolist())
 
     def to_ase(self) -> list[Atoms]:
-        """One `ase.Atoms` per system, with charge and spin in `info`."""
+        """Return one `ase.Atoms` per system, with charge and spin in `info`."""
         structures = []
         for k in range(self.n_systems):
             mine = self.system_idx == k
@@ -149,7 +149,7 @@ class System:
 
 
 def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
-    """Total charge [e] and multiplicity 2S+1 of a structure, from `atoms.info`.
+    """Return the total charge [e] and multiplicity 2S+1 of a structure, from `atoms.info`.
 
     Raises:
         ValueError: the charge is not an integer, or no state of the structure's number of
@@ -217,7 +217,7 @@ def _integer(value: object, key: str, meaning: str, where: str) -> int:
 
 
 def check_structure(atoms: Atoms, where: str = "") -> None:
-    """All that `System.from_ase` asks of a structure, except charge and spin.
+    """Check a structure as `System.from_ase` does, except charge and spin.
 
     Args:
         atoms: the structure.

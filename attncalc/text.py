@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def one_line(message: object, *, longest: int = 400) -> str:
-    """Text, or what an exception says, without line breaks and control characters.
+    """Return a text, or the message of an exception, without line breaks and control characters.
 
     A foreign parser puts what it stumbled over into its message: that may be megabytes, or steer
     the terminal.

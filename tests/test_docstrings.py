@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,6 +19,17 @@ ROOMS = (attncalc, data, md, train)
 # up to so many parameters a sentence does
 FEW = 2
 REFUSALS = ("ValueError", "TypeError")
+
+PACKAGE = Path(attncalc.__file__).parent
+# folders and modules in which a docstring begins with its noun or verb, so that it reads alone
+READS_ALONE = (
+    *("basis", "cli", "convert", "data", "files", "neighbors", "nn", "physics", "plots", "report"),
+    *("train", "checks.py", "compiled.py", "describe.py", "graph.py", "model_file.py"),
+    *("model_header.py", "names.py", "ops.py", "recompute.py", "sample_structures.py"),
+    *("signals.py", "system.py", "text.py"),
+)
+# beginnings of half a sentence, the rest of which is the name
+HALF = ("As", "How", "Of", "What", "Whether")
 
 
 def public_things(room: ModuleType) -> Iterator[tuple[str, object]]:
@@ -99,6 +111,32 @@ THINGS = {name: thing for room in ROOMS for name, thing in public_things(room)}
 @pytest.mark.parametrize("name", THINGS)
 def test_docstring_tells_parameters_and_refusals(name):
     assert complaints(THINGS[name]) == []
+
+
+def docstrings(source: str) -> Iterator[tuple[str, str]]:
+    """Names and docstrings of a module and of all classes and functions in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield getattr(node, "name", "the module"), ast.get_docstring(node) or ""
+
+
+def half_sentences(source: str) -> list[str]:
+    """Names whose docstrings cannot be read alone."""
+    return [name for name, doc in docstrings(source) if re.match(rf"({'|'.join(HALF)})\b", doc)]
+
+
+@pytest.mark.parametrize("name", READS_ALONE)
+def test_docstrings_can_be_read_alone(name):
+    files = sorted((PACKAGE / name).rglob("*.py")) or [PACKAGE / name]
+    found = {file.name: half_sentences(file.read_text(encoding="utf-8")) for file in files}
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize("first", HALF)
+def test_half_a_sentence_is_noticed(first):
+    assert half_sentences(f'"""{first} it is."""') == ["the module"]
+    assert half_sentences(f'def f():\n    """{first} it is."""') == ["f"]
+    assert half_sentences(f'"""{first}ten."""\ndef f():\n    """Return it."""') == []
 
 
 def silent(a):

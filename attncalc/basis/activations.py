@@ -1,4 +1,4 @@
-"""e3nn's normalisers of activations: <f(z)^2>^(-1/2) over a fixed sample of normal numbers z."""
+"""Normalisers of activations as in e3nn: <f(z)^2>^(-1/2) over a fixed sample of normal z."""
 
 SILU_NORM = 1.6791767923989418
 SIGMOID_NORM = 1.8467055342154763

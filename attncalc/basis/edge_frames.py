@@ -49,12 +49,12 @@ class EdgeFrames(ModuleWithConstants):
 
 
 def order_by_m(degree: int) -> list[int]:
-    """Where the components m = 0, 1, -1, 2, -2, ... stand among m = -l ... l."""
+    """Return the positions of the components m = 0, 1, -1, 2, -2, ... among m = -l ... l."""
     return [degree] + [degree + sign * m for m in range(1, degree + 1) for sign in (1, -1)]
 
 
 def coupling(a: int, b: int, c: int) -> Tensor:
-    """Real Wigner 3j tensor [2a+1, 2b+1, 2c+1] of e3nn >= 0.5, float64, sum of squares 1."""
+    """Return e3nn's real Wigner 3j tensor [2a+1, 2b+1, 2c+1], float64, sum of squares 1."""
     from e3nn import o3  # imported here: it takes a second and only construction needs it
 
     return o3.wigner_3j(a, b, c, dtype=torch.float64)
@@ -62,7 +62,7 @@ def coupling(a: int, b: int, c: int) -> Tensor:
 
 @functools.cache
 def kappa(a: int, b: int, c: int, m: int) -> float:
-    """What couples component m of degree a and the harmonics of degree b to component m of c.
+    """Return the coupling of component m of degree a and harmonics of degree b to component m of c.
 
     In the edge frame, sqrt(2c+1) sum_ij C_ijk x_i Y_j is, for a+b+c even, kappa x_m at m as at -m;
     for a+b+c odd, kappa x_(-m) at m and -kappa x_m at -m, so nothing at m = 0.

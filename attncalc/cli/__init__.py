@@ -1,4 +1,4 @@
-"""The command `attncalc`: what a user types instead of a script."""
+"""Command line program `attncalc`."""
 
 from attncalc.cli.entry import main
 

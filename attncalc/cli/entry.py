@@ -1,4 +1,4 @@
-"""Where `attncalc` begins: the list of its commands, each in a module of this folder.
+"""Entry point of `attncalc`: the list of its commands, each in a module of this folder.
 
 A module is imported when its command is called or asked for its help: `attncalc --help` waits for
 no torch.
@@ -40,17 +40,17 @@ COMMANDS = {
 
 
 class LateGroup(click.Group):
-    """A group that knows of its commands no more than `COMMANDS` until one is asked for."""
+    """Group that imports a command only when it is asked for."""
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """The command, from its module."""
+        """Return the command, from its module."""
         if name not in COMMANDS:
             return None
         module, _ = COMMANDS[name]
         return getattr(import_module(f"attncalc.cli.{module}"), module)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """By their first sentences, without importing them."""
+        """List the commands by their first sentences, without importing them."""
         click.Group(commands=self.commands).format_commands(context, formatter)
 
 

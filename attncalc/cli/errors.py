@@ -1,4 +1,4 @@
-"""What goes wrong, as a user of the command line sees it."""
+"""Error messages of the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def one_line_errors(command: Command) -> Command:
-    """What goes wrong becomes one line and exit status 1; a bug keeps its traceback."""
+    """Turn errors into one line and exit status 1; a bug keeps its traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ from attncalc.text import one_line
 
 
 def existing_file(path: str) -> Path:
-    """A file that is there: asked before outputs are named after it."""
+    """Option type for a file that exists: checked before outputs are named after it."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path or repr(path)}")
     return Path(path)
@@ -53,7 +53,7 @@ def _slice(index: str) -> slice:
 
 
 def new_file(path: str | Path, *, overwrite: bool = False) -> Path:
-    """A path that can be written and, unless it may be replaced, is not: asked before the work."""
+    """Option type for an output path that is writable and, unless replaced, does not exist."""
     path = Path(path)
     if not overwrite:
         refuse_existing(path)
@@ -92,7 +92,7 @@ def require_room(path: Path, n_structures: int) -> None:
 
 
 def require_writable(path: Path, frames: list[Atoms]) -> None:
-    """ASE can write these structures there, with results: asked before the work, not after it."""
+    """Refuse structures that ASE cannot write here with results; called before the work."""
     trial = []
     for atoms in frames:
         n = len(atoms)
@@ -116,13 +116,13 @@ def require_writable(path: Path, frames: list[Atoms]) -> None:
 
 
 def write_structures(path: Path, frames: list[Atoms]) -> None:
-    """All at once or not at all."""
+    """Write structures to a file, all at once or not at all."""
     with replacing(path, in_folder=True) as new:  # by the name ASE picks the format
         write(new, frames)
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Atomically, in the format of the file's ending."""
+    """Save a picture atomically, in the format of the file's ending."""
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.removeprefix("."))
     write_atomically(path, content.getvalue())

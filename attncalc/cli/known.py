@@ -1,4 +1,4 @@
-"""Whether a model knows structures: asked before the work, not after half of it."""
+"""Check that a model knows structures, made before the work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_delta(model: str) -> bool:
 def require_known(
     potential: Potential, structures: Sequence[Atoms], *, volume: bool = False
 ) -> None:
-    """The model takes all structures; what it does not read of them is a warning.
+    """Refuse structures that the model does not know; warn of properties that it ignores.
 
     Args:
         potential: the model.

@@ -295,7 +295,7 @@ class _Picture:
     n_systems: int = 1
 
     def draw(self) -> None:
-        """Some of the frames, the last of them the very last."""
+        """Draw some of the frames, the last of them the very last."""
         log = self.target.with_suffix(".csv")
         rows = read_log(log, at_most=MOST_ROWS, n_systems=self.n_systems)
         n_frames = count_rows(log) // self.n_systems
@@ -347,7 +347,7 @@ def _running(
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """What a batch queue sends at the end of the time saves the run as Ctrl-C does."""
+    """Handle SIGTERM, sent by a batch queue at its time limit, as Ctrl-C: the run is saved."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -363,7 +363,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def _report(picture: _Picture, summary: LogSummary, lists: str) -> None:
-    """What a finished run says."""
+    """Print the summary of a finished run."""
     target, n_frames = picture.target, summary.n_rows // picture.n_systems
     others = [str(target.with_suffix(ending)) for ending in (".csv", ".png")]
     of_each = f" of {picture.n_systems} systems" if picture.n_systems > 1 else ""

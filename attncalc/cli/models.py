@@ -1,4 +1,4 @@
-"""`attncalc models`: what comes with the package."""
+"""`attncalc models`: list of the models that come with the package."""
 
 from __future__ import annotations
 

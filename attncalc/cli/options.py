@@ -1,4 +1,4 @@
-"""Options that several commands take, and what --threads does."""
+"""Options that several commands share, and the effect of --threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def calculator_options(command: Command) -> Command:
-    """--device, --dtype, --threads."""
+    """Add the options --device, --dtype and --threads."""
     for option in (
         click.option(
             "--threads",

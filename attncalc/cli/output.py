@@ -1,4 +1,4 @@
-"""What a command says, and where it may write: --quiet, --json, --overwrite."""
+"""Output of a command and files that it may write: --quiet, --json, --overwrite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUIET, _JSON, _OVERWRITE = "attncalc.quiet", "attncalc.json", "attncalc.overwri
 
 
 def output_options(command: Command) -> Command:
-    """--quiet, --json, --overwrite."""
+    """Add the options --quiet, --json and --overwrite."""
     for option in (
         click.option(
             "--overwrite",
@@ -66,12 +66,12 @@ def _is(key: str) -> bool:
 
 
 def is_quiet() -> bool:
-    """Whether only errors and warnings are written."""
+    """Return True if only errors and warnings are written."""
     return _is(_QUIET)
 
 
 def overwrites() -> bool:
-    """Whether output files that exist are replaced."""
+    """Return True if output files that exist are replaced."""
     return _is(_OVERWRITE)
 
 
@@ -93,7 +93,7 @@ def report_json(numbers: dict[str, Any]) -> None:
 
 
 def output_file(path: str | Path) -> Path:
-    """A path that can be written: one of a file that exists only with --overwrite.
+    """Return a path that can be written: an existing file only with --overwrite.
 
     Raises:
         FileExistsError: the file exists.

@@ -1,4 +1,4 @@
-"""The progress bar of the commands."""
+"""Progress bar of the commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _LogLines(io.TextIOBase):
 
 @contextmanager
 def progress_bar(total: int | None, unit: str) -> Iterator[tqdm]:
-    """A bar with rate and time left on a terminal; elsewhere a line a minute with the same.
+    """Show a bar with rate and time left on a terminal; elsewhere print them once a minute.
 
     With --quiet there is neither.
     """

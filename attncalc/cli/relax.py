@@ -94,7 +94,7 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     courses: list[Course] = []
 
     def draw() -> None:
-        """Of what there is."""
+        """Draw the relaxations that there are."""
         if steps_of_all := [course.steps for course in courses if course.steps]:
             save_picture(plots.relax_summary(steps_of_all, fmax=fmax, title=title), picture)
 
@@ -127,7 +127,7 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
 
 @dataclass(frozen=True)
 class Relaxation:
-    """What `attncalc relax` was asked for.
+    """Settings of `attncalc relax`.
 
     Attributes:
         calculator: of the model.
@@ -148,7 +148,7 @@ class Relaxation:
 
 @dataclass
 class Course:
-    """How one relaxation goes.
+    """Course of one relaxation.
 
     Attributes:
         steps: energy [eV] and largest force [eV/Å], the start first.
@@ -164,7 +164,7 @@ class Course:
         return f"{len(self.steps) - 1} steps, largest force {self.steps[-1][1]:.4f} eV/Å"
 
     def report(self, fmax: float) -> str:
-        """How it ended."""
+        """Return a sentence about the end of the relaxation."""
         (start, _), (energy, largest) = self.steps[0], self.steps[-1]
         end = "converged" if largest <= fmax else "NOT converged"
         spread = "" if self.spread is None else f", committee's spread {self.spread:.4f} eV/Å"
@@ -174,7 +174,7 @@ class Course:
         )
 
     def as_dict(self, fmax: float) -> dict[str, Any]:
-        """How it ended, for programs."""
+        """Return the end of the relaxation as a dictionary, for programs."""
         (start, _), (energy, largest) = self.steps[0], self.steps[-1]
         return {
             "converged": largest <= fmax,
@@ -189,7 +189,7 @@ class Course:
 def _are_relaxed_together(
     frames: list[Atoms], optimizer: str | None, cell: bool, device: torch.device
 ) -> bool:
-    """Whether structures are relaxed in one batch: several, cells kept, nothing held but atoms."""
+    """Return True if structures are relaxed in one batch: several, cells kept, only atoms fixed."""
     if len(frames) == 1 or cell or optimizer == "lbfgs":
         return False
     constraints = [constraint for atoms in frames for constraint in atoms.constraints]
@@ -345,7 +345,7 @@ def _with_results(atoms: Atoms) -> Atoms:
 
 
 def _saved(n_written: int, n_structures: int, path: Path, unfinished: Course | None = None) -> str:
-    """How much of the work is in the file."""
+    """Return how much of the work is in the file."""
     there = unfinished is not None and unfinished.frame is not None
     if n_structures == 1:
         return f"the structure after {unfinished} is written to {path}" if there else ""

@@ -1,4 +1,4 @@
-"""`attncalc verify`: the physics of a model."""
+"""`attncalc verify`: check of the physics of a model."""
 
 from __future__ import annotations
 

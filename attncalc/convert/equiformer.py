@@ -202,7 +202,7 @@ def _messages(
     n_rows: list[int],
     signs: Tensor,
 ) -> dict[str, Tensor]:
-    """What differs between the three attentions."""
+    """Return the parameters in which the three attentions differ."""
     channels, inner = list(config.channels), f"{mine}messages."
     n_attention = config.num_heads * config.attention_features
     if config.attention == "dot":

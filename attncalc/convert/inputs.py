@@ -1,4 +1,4 @@
-"""What importers read: parameters and hyper-parameters, every one of which must be asked for."""
+"""Inputs of importers: parameters and hyper-parameters, every one of which must be used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST_OPTIONS = 1 << 20
 
 
 class Tree:
-    """The parameter arrays by name; remembers which were used, so that none is dropped silently.
+    """Parameter arrays by name; remembers which were used, so that none is dropped silently.
 
     Args:
         file: for messages.
@@ -34,7 +34,7 @@ class Tree:
         self.left = {name.removeprefix("params/"): array for name, array in arrays.items()}
 
     def take(self, name: str) -> Tensor:
-        """A parameter, float64.
+        """Return a parameter, float64.
 
         Raises:
             ValueError: there is none of this name left, or it holds anything but finite numbers.
@@ -50,7 +50,7 @@ class Tree:
         return tensor.double()
 
     def finish(self) -> None:
-        """Refuse what nobody asked for.
+        """Refuse parameters that were not used.
 
         Raises:
             ValueError: there is something left.
@@ -63,7 +63,7 @@ class Tree:
 
 
 class Options:
-    """The hyper-parameters by name; an option that nobody asked for is an error.
+    """Hyper-parameters by name; an option that is not used is an error.
 
     Args:
         file: for messages.
@@ -74,26 +74,26 @@ class Options:
         self.file, self.left = file, dict(options)
 
     def value(self, name: str, *default: Any) -> Any:
-        """Any value; ValueError if it is missing and has no default."""
+        """Return any value; ValueError if it is missing and has no default."""
         if name not in self.left and not default:
             raise ValueError(f"{self.file}: hyper-parameter {name!r} is missing")
         return self.left.pop(name, *default)
 
     def integer(self, name: str) -> int:
-        """A whole number of 1 or more."""
+        """Return a whole number of 1 or more."""
         value = self.value(name)
         self._check(whole_number, name, value, 1)
         return int(value)
 
     def number(self, name: str) -> float:
-        """A finite number."""
+        """Return a finite number."""
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
             raise ValueError(f"{self.file}: {name} must be a finite number, got {value!r}")
         return float(value)
 
     def positive(self, name: str) -> float:
-        """A finite number above zero."""
+        """Return a finite number above zero."""
         value = self.value(name)
         self._check(positive, name, value)
         return float(value)
@@ -105,7 +105,7 @@ class Options:
             raise ValueError(f"{self.file}: {error}") from None
 
     def take(self, name: str, allowed: tuple, meaning: Mapping[str, str] | None = None) -> Any:
-        """One of some allowed values, or what that means; ValueError if it is another."""
+        """Return one of some allowed values, or its translation; ValueError for any other."""
         value = self.value(name)
         if value not in allowed:
             raise ValueError(
@@ -115,7 +115,7 @@ class Options:
         return value if meaning is None else meaning[value]
 
     def finish(self) -> None:
-        """Refuse what nobody asked for, by a ValueError."""
+        """Raise ValueError for options that were not used."""
         if self.left:
             raise ValueError(f"{self.file}: unknown hyper-parameters {sorted(self.left)}")
 
@@ -125,7 +125,7 @@ def _finite(value: float) -> bool:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Hyper-parameters from a JSON file.
+    """Read hyper-parameters from a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -143,7 +143,7 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def species_of_table(species: Sequence[int] | None, n_rows: int) -> tuple[int, ...]:
-    """Elements to keep of an embedding table whose rows are atomic numbers; all if not given.
+    """Return the elements to keep of an embedding table with one row per atomic number.
 
     Raises:
         ValueError: the table has no row for one of them.
@@ -158,7 +158,7 @@ def species_of_table(species: Sequence[int] | None, n_rows: int) -> tuple[int, .
 def fill(
     kind: Callable[[Any, int], nn.Module], config: Any, n_species: int, state: Mapping[str, Tensor]
 ) -> nn.Module:
-    """A network in float64 with these parameters.
+    """Fill a network with these parameters, in float64.
 
     Args:
         kind: class of the network.

@@ -41,7 +41,7 @@ NAMES = (
 
 
 class Labels(NamedTuple):
-    """One label set of a file.
+    """Label set of a file.
 
     Attributes:
         name: what the user calls it.
@@ -55,7 +55,7 @@ class Labels(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """Forces are the negative gradient."""
+        """Sign of the forces among the labels: forces are the negative gradient."""
         own = self.forces == f"F_{self.name}"  # of a set that may be called "gradient" itself
         return -1 if self.forces.endswith(GRADIENTS) and not own else 1
 
@@ -131,7 +131,7 @@ def _one_each(n: int, positions: tuple[int, ...]) -> set[tuple[int, ...]]:
 def dataset_fields(
     arrays: Mapping[str, NDArray], to_ase: Factors, labels: Labels
 ) -> dict[str, Any]:
-    """What `Dataset` takes, from named arrays.
+    """Return the arguments of `Dataset`, made from named arrays.
 
     Three layouts of the atoms are understood: positions [n, N, 3] of n structures with N atoms
     each, the smaller ones padded with atomic number 0; positions [n_total, 3] of all structures one
@@ -224,7 +224,7 @@ def _atoms_of_each(
 
 
 def bounds_of(arrays: Mapping[str, NDArray], n_total: int, n_energies: int) -> list[int]:
-    """Where each structure begins, and where the last one ends, among the atoms of all.
+    """Return the bounds of each structure among the atoms of all: the first atoms, and the end.
 
     Raises:
         ValueError: `offsets` or `n_atoms` are missing or do not fit the number of atoms.
@@ -315,7 +315,7 @@ def _isolated_energies(arrays: Mapping[str, NDArray], to_ase: Factors) -> dict[i
 
 
 def is_split(key: str, array: NDArray) -> bool:
-    """Whether an array lists the structures of a split: "train", "test_01", "val" …"""
+    """Return True if an array lists the structures of a split: "train", "test_01", "val" …"""
     return bool(_SPLIT.match(key)) and array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
 
 
@@ -345,7 +345,7 @@ def _expand(array: NDArray, shape: tuple[int, ...], what: str) -> NDArray:
 
 
 def floats(array: NDArray, what: str) -> NDArray[np.float64]:
-    """The same numbers in double precision.
+    """Return the same numbers in double precision.
 
     Raises:
         ValueError: it holds something else; `what` says in which array.
@@ -356,7 +356,7 @@ def floats(array: NDArray, what: str) -> NDArray[np.float64]:
 
 
 def integers(array: NDArray, what: str) -> NDArray[np.int64]:
-    """Whole numbers of whatever type, as integers.
+    """Return whole numbers of any type as integers.
 
     Raises:
         ValueError: one of them is none; `what` says in which array.
@@ -369,6 +369,6 @@ def integers(array: NDArray, what: str) -> NDArray[np.int64]:
 
 
 def text(array: NDArray) -> str:
-    """What an array of one text says."""
+    """Return the text of an array that holds one."""
     value = array.reshape(-1)[0] if array.size == 1 else array
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,4 +1,4 @@
-"""Whether the spread of a committee tells its errors: bins, calibration, a factor that mends it."""
+"""Calibration of a committee's spread against its errors: bins, measures, scaling factor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ N_RESAMPLED = 500
 
 @dataclass(frozen=True)
 class SpreadBin:
-    """Errors where the members of a committee differ by so much.
+    """Errors of one bin of spreads.
 
     Attributes:
         low, high: of the spread; `low` belongs to the bin, `high` to the next one.
@@ -65,7 +65,7 @@ class Samples:
     n_components: int
 
     def bins(self, quantiles: Sequence[float]) -> list[SpreadBin]:
-        """Between quantiles of the spread."""
+        """Return bins between quantiles of the spread."""
         return [
             SpreadBin(low, high, int(mine.sum()), _rms(self.spread[mine]), _rms(self.error[mine]))
             for low, high, mine in between_quantiles(self.spread, quantiles)
@@ -83,7 +83,7 @@ class Samples:
 
 
 def force_samples(prediction: Prediction, dataset: Dataset) -> Samples | None:
-    """Of every atom the root mean square over the components of its force, eV/Å.
+    """Return the root mean square over the components of the force on every atom, eV/Å.
 
     None without reference forces, and for a single network.
     """
@@ -99,7 +99,7 @@ def force_samples(prediction: Prediction, dataset: Dataset) -> Samples | None:
 
 
 def energy_samples(prediction: Prediction, dataset: Dataset) -> Samples | None:
-    """Of every structure, eV per atom; errors as `energy_errors`. None for a single network."""
+    """Return spreads and errors per structure [eV per atom], or None for a single network."""
     if prediction.energies_spread is None:
         return None
     n_atoms = np.array([len(structure) for structure in dataset.structures])
@@ -113,7 +113,7 @@ def energy_samples(prediction: Prediction, dataset: Dataset) -> Samples | None:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the spread of one quantity is worth.
+    """Quality of the spread of one quantity as an estimate of its error.
 
     Attributes:
         n: spreads that were compared with errors.
@@ -152,7 +152,7 @@ class Calibration:
 
     @classmethod
     def of(cls, samples: Samples) -> Calibration:
-        """Of at least one spread."""
+        """Return the calibration of at least one spread."""
         n = len(samples.spread)
         n_bins = int(np.clip(n // FEWEST_IN_BIN, 1, MOST_BINS))
         bins = tuple(samples.bins(np.linspace(0, 1, n_bins + 1).tolist()))
@@ -182,13 +182,13 @@ def precision_of_spread(n_members: int, n_components: int) -> float:
 def spread_bins(
     prediction: Prediction, dataset: Dataset, quantiles: Sequence[float] = QUANTILES
 ) -> list[SpreadBin]:
-    """Of the forces on atoms, eV/Å; empty without reference forces, and for a single network."""
+    """Return the spread bins of the forces on atoms, eV/Å; empty without spreads or labels."""
     samples = force_samples(prediction, dataset)
     return [] if samples is None else samples.bins(quantiles)
 
 
 def calibrations(prediction: Prediction, dataset: Dataset) -> dict[str, Calibration]:
-    """ "force" [eV/Å] and "energy per atom" [eV], where there are spreads and labels."""
+    """Return the calibrations "force" [eV/Å] and "energy per atom" [eV], as far as data allow."""
     found = {
         "force": force_samples(prediction, dataset),
         "energy per atom": energy_samples(prediction, dataset),

@@ -1,4 +1,4 @@
-"""How close atoms come to their nearest neighbours."""
+"""Distances of atoms to their nearest neighbours."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ BONDED, CONTACT = 1.35, 1.8
 
 
 def reach_of(dataset: Dataset) -> float:
-    """Å: twice as far as the largest two atoms touch."""
+    """Return twice the distance [Å] at which the largest two atoms touch."""
     present = np.unique(np.concatenate([structure.numbers for structure in dataset.structures]))
     return float(2 * CONTACT * covalent_radii[present].max())
 
 
 def neighbors_of(dataset: Dataset) -> Iterator[tuple[Integers, Integers, Floats]]:
-    """Of each structure in turn: atoms i and j [n_edges], both ways, and their distances [n_edges].
+    """Yield, for each structure, atoms i and j [n_edges], both ways, and their distances [n_edges].
 
     Pairs up to `reach_of(dataset)`, images of periodic structures too.
     """
@@ -45,12 +45,12 @@ def neighbors_of(dataset: Dataset) -> Iterator[tuple[Integers, Integers, Floats]
 
 
 def touching(numbers: Integers, i: Integers, j: Integers) -> Floats:
-    """Å: sums of covalent radii of pairs of atoms."""
+    """Return the sums of covalent radii [Å] of pairs of atoms."""
     return covalent_radii[numbers[i]] + covalent_radii[numbers[j]]
 
 
 def closest_contacts(dataset: Dataset) -> Floats:
-    """[n_atoms of all structures]: of each atom the smallest distance over covalent radii.
+    """Return [n_atoms of all structures]: the smallest distance of each atom over covalent radii.
 
     About 1 for a bond at rest, less for one that is compressed, whatever the elements; no more than
     `2 * CONTACT`, which stands for an atom with nothing around it.

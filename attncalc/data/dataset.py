@@ -89,7 +89,7 @@ class Dataset:
         )
 
     def chosen(self, index: int | slice | Sequence[int] | NDArray) -> Integers:
-        """The numbers of the structures that an index means, as in `dataset[index]`."""
+        """Return the numbers of the structures that an index means, as in `dataset[index]`."""
         if isinstance(index, (int, np.integer)):
             index = [index]
         if not isinstance(index, slice) and len(index) == 0:

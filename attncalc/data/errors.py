@@ -1,4 +1,4 @@
-"""How far a model is from labels: predictions for a data set, and errors in eV, eV/Å, eV/Å³."""
+"""Errors of a model: predictions for a data set, and errors in eV, eV/Å, eV/Å³."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def predict(
     batch_atoms: int = 512,
     progress: Callable[[int], None] | None = None,
 ) -> Prediction:
-    """Energies, forces and, where the data have it, stress of every structure.
+    """Predict energies, forces and, where the data have it, stress of every structure.
 
     Args:
         potential: the model.
@@ -151,7 +151,7 @@ class Statistics:
 
     @classmethod
     def of(cls, error: Floats, labels: Floats) -> Statistics:
-        """Of errors and labels of the same, any shape; at least one number."""
+        """Return the statistics of errors and labels of one shape; at least one number."""
         size = np.abs(error)
         return cls(
             n=error.size,
@@ -166,7 +166,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class ForceBin:
-    """Errors of the forces on atoms of which some number is between two bounds.
+    """Errors of the forces on atoms in one bin of some number.
 
     Attributes:
         low, high: of this number; `low` belongs to the bin, `high` to the next one.
@@ -186,7 +186,7 @@ class ForceBin:
 
 
 def energy_statistics(prediction: Prediction, dataset: Dataset) -> dict[str, Statistics]:
-    """Errors of energies, three ways.
+    """Return the errors of energies, three ways.
 
     Returns:
         "per structure" [eV], "per atom" [eV], and "shifted" [eV per atom]: after a constant per
@@ -206,7 +206,7 @@ def energy_statistics(prediction: Prediction, dataset: Dataset) -> dict[str, Sta
 
 
 def energy_errors(prediction: Prediction, dataset: Dataset) -> tuple[Floats, bool]:
-    """Errors that can be compared with each other, [n] eV per atom, and whether they are shifted.
+    """Return comparable errors, [n] eV per atom, and True if they are shifted.
 
     A constant per element is taken off where that at least halves the MAE: then model and labels
     count energies from different zeros, and all structures would seem equally wrong. It takes two
@@ -224,13 +224,13 @@ def energy_errors(prediction: Prediction, dataset: Dataset) -> tuple[Floats, boo
 
 
 def explained_by_composition(dataset: Dataset, values: Floats) -> Floats:
-    """[n]: the sums of one constant per element that come closest to `values` [n]."""
+    """Return [n]: the sums of one constant per element that come closest to `values` [n]."""
     constants = per_element(dataset, values)
     return np.array([sum(constants[z] for z in s.numbers.tolist()) for s in dataset.structures])
 
 
 def force_errors(prediction: Prediction, dataset: Dataset) -> Floats:
-    """[n_atoms of all structures, 3] eV/Å: prediction less label.
+    """Return [n_atoms of all structures, 3] eV/Å: prediction less label.
 
     Raises:
         ValueError: the data set has no forces.
@@ -239,12 +239,12 @@ def force_errors(prediction: Prediction, dataset: Dataset) -> Floats:
 
 
 def force_statistics(prediction: Prediction, dataset: Dataset) -> Statistics:
-    """Over all components, eV/Å."""
+    """Return the statistics over all force components, eV/Å."""
     return Statistics.of(force_errors(prediction, dataset), _labelled_forces(dataset))
 
 
 def force_statistics_by_element(prediction: Prediction, dataset: Dataset) -> dict[int, Statistics]:
-    """Atomic number -> errors of force components [eV/Å]; empty without reference forces."""
+    """Return atomic number -> errors of force components [eV/Å]; empty without reference forces."""
     if dataset.forces is None:
         return {}
     numbers = np.concatenate([structure.numbers for structure in dataset.structures])
@@ -261,7 +261,7 @@ def force_bins(
     *,
     by: Floats | None = None,
 ) -> list[ForceBin]:
-    """Errors of forces by the size of the reference force, in bins between its quantiles.
+    """Return force errors by the size of the reference force, in bins between its quantiles.
 
     Equal bounds, as where many forces vanish by symmetry, make one bin; empty without reference
     forces.
@@ -296,7 +296,7 @@ def force_bins(
 def between_quantiles(
     values: Floats, quantiles: Sequence[float]
 ) -> Iterator[tuple[float, float, NDArray[np.bool_]]]:
-    """Bounds of each bin and which values are in it; equal bounds make one bin."""
+    """Yield the bounds of each bin and the values in it; equal bounds make one bin."""
     bounds = np.unique(np.quantile(values, quantiles))
     # of equal bounds one is left: all values are the same, and in one bin
     which = np.digitize(values, bounds[1:-1]) if len(bounds) > 1 else np.zeros(len(values), int)
@@ -305,7 +305,7 @@ def between_quantiles(
 
 
 def stress_statistics(prediction: Prediction, dataset: Dataset) -> Statistics | None:
-    """Over all nine components, eV/Å³; None without reference stress."""
+    """Return the statistics over all nine components, eV/Å³; None without reference stress."""
     if dataset.stress is None or prediction.stress is None:
         return None
     return Statistics.of(prediction.stress - dataset.stress, dataset.stress)
@@ -332,5 +332,5 @@ def _median_angle(a: Floats, b: Floats) -> float:
 
 
 def ratio_of(a: float, b: float) -> float:
-    """a / b; NaN where b is not positive."""
+    """Return a / b; NaN where b is not positive."""
     return float(a / b) if b > 0 else float("nan")

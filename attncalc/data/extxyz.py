@@ -65,7 +65,7 @@ def read_extxyz_in_parts(
     length_unit: str | None = None,
     labels: str | None = None,
 ) -> Iterator[Dataset]:
-    """As `read_extxyz`, n structures at a time.
+    """Read an extended XYZ file as `read_extxyz` does, n structures at a time.
 
     Raises:
         ValueError: as `read_extxyz`, when the part is reached.
@@ -94,7 +94,7 @@ def read_extxyz_in_parts(
 
 
 def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
-    """The structures of an (extended) XYZ file, labelled or not, as ASE understands them.
+    """Read the structures of an (extended) XYZ file, labelled or not, as ASE understands them.
 
     They are delimited here. ASE's own search for frames ends silently at an empty line, passes over
     superfluous columns, and reads on for ever where the number of atoms is absurd.
@@ -158,7 +158,7 @@ def _n_atoms(line: str, where: str) -> int:
 
 
 def _check_columns(rows: Sequence[str], properties: object) -> None:
-    """As many as `Properties` says; a plain XYZ file may have more than the usual four."""
+    """Refuse rows whose number of columns is not that of `Properties`."""
     counts = ["1", "3"] if properties is None else str(properties).split(":")[2::3]
     if not counts or not all(count.isdecimal() for count in counts):
         raise ValueError(f"Properties={properties!r} is not understood")

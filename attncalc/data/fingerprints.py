@@ -1,4 +1,4 @@
-"""Fingerprints of training structures, by which a model file knows them again."""
+"""Fingerprints of training structures, by which a model file recognises them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESOLUTION = 1e-3
 
 
 def fingerprint(atoms: Atoms) -> str:
-    """Elements, positions and cell of a structure as `LENGTH` characters."""
+    """Return elements, positions and cell of a structure as `LENGTH` characters."""
     digest = hashlib.sha256()
     digest.update(np.ascontiguousarray(atoms.numbers, dtype="<i8").tobytes())
     for lengths in (atoms.positions, atoms.cell.array):
@@ -30,7 +30,7 @@ def fingerprint(atoms: Atoms) -> str:
 
 
 def fingerprints(dataset: Dataset) -> str:
-    """Fingerprints of the structures of a data set, of every n-th where there are many.
+    """Return the fingerprints of the structures of a data set, of every n-th where there are many.
 
     Returns:
         At most `MOST` of them, one behind the other.
@@ -40,6 +40,6 @@ def fingerprints(dataset: Dataset) -> str:
 
 
 def count_known(dataset: Dataset, known: str) -> int:
-    """Number of structures of a data set whose fingerprints are among those given."""
+    """Return the number of structures of a data set whose fingerprints are among those given."""
     parts = {known[k : k + LENGTH] for k in range(0, len(known), LENGTH)}
     return sum(fingerprint(atoms) in parts for atoms in dataset.structures) if parts else 0

@@ -89,7 +89,7 @@ def read_hdf5(
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What goes wrong inside becomes one line that starts with the file's name.
+    """Turn any error inside into one line that starts with the file's name.
 
     Raises:
         OSError: the system refuses to read the file.
@@ -146,7 +146,7 @@ def _parts(
 
 
 def arrays_of(file: LocalFile, group: str) -> dict[str, Array]:
-    """Attributes and arrays of a group by name; the arrays are not read yet."""
+    """Return the attributes and arrays of a group by name; the arrays are not read yet."""
     inner = file[group]
     found: dict[str, Array] = dict(file.attributes(inner))
     for name in inner:
@@ -157,7 +157,7 @@ def arrays_of(file: LocalFile, group: str) -> dict[str, Array]:
 
 
 def read_array(file: LocalFile, array: Array) -> NDArray:
-    """The numbers or texts of an array or attribute."""
+    """Return the numbers or texts of an array or attribute."""
     return file.values(array) if isinstance(array, h5py.Dataset) else array
 
 
@@ -178,7 +178,7 @@ def stored_units(
     for_all: Mapping[str, NDArray],
     labels: Labels,
 ) -> dict[str, str]:
-    """Quantity -> unit, from attributes of the root, of the group and of the arrays.
+    """Return quantity -> unit, from attributes of the root, of the group and of the arrays.
 
     Raises:
         ValueError: two of them disagree.

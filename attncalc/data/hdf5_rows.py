@@ -42,7 +42,7 @@ BLOCK = 1024
 
 
 class Rows:
-    """Reads one structure of a file at a time; what is per structure, not per atom, is in memory.
+    """Reader of one structure of a file at a time; data per structure, not per atom, are in memory.
 
     Args:
         path: the file, which stays open.

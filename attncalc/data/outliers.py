@@ -1,4 +1,4 @@
-"""The structures that a model gets most wrong, and what is unusual about them."""
+"""Structures that a model gets most wrong, and what is unusual about them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_REMARKS = 3
 
 @dataclass(frozen=True)
 class Outlier:
-    """One structure and its errors.
+    """Structure with large errors.
 
     Attributes:
         index: of the structure in the data set.
@@ -44,7 +44,7 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Feature:
-    """A number of every structure, and how to say that it is extreme.
+    """Feature of every structure, and the words for its extremes.
 
     Attributes:
         values: [n]; those that are not finite are never unusual.
@@ -67,7 +67,7 @@ def outliers(
     n: int = 10,
     features: Sequence[Feature] | None = None,
 ) -> list[Outlier]:
-    """The structures with the largest errors, worst first.
+    """Return the structures with the largest errors, worst first.
 
     Args:
         prediction: for this data set.
@@ -120,7 +120,7 @@ def _errors_on_atoms(prediction: Prediction, dataset: Dataset) -> list[Floats]:
 
 
 def _remarks(features: Sequence[Feature], k: int) -> list[str]:
-    """What is extreme about structure k, the most extreme first."""
+    """Return remarks on the extremes of structure k, the most extreme first."""
     found = []
     for feature in features:
         values = feature.values[np.isfinite(feature.values)]
@@ -144,7 +144,7 @@ def _ordinal(n: int) -> str:
 
 
 def features_of(dataset: Dataset) -> list[Feature]:
-    """Numbers of every structure by which one may be unusual: energy, forces, distances ..."""
+    """Return features by which a structure may be unusual: energy, forces, distances ..."""
     structures = dataset.structures
     n_atoms = np.array([len(structure) for structure in structures])
     energy = dataset.energies - explained_by_composition(dataset, dataset.energies)
@@ -208,7 +208,7 @@ def _distances(dataset: Dataset) -> list[Feature]:
 def _extremes(
     numbers: Integers, i: Integers, j: Integers, lengths: Floats, reach: float
 ) -> Iterator[tuple[str, float, str]]:
-    """What is extreme within one structure: name, value to compare with others, and in words."""
+    """Yield the extremes within one structure: name, value to compare, and description."""
     bonded = lengths < BONDED * touching(numbers, i, j)
     z, y = np.minimum(numbers[i], numbers[j]), np.maximum(numbers[i], numbers[j])
     for a, b in np.unique(np.stack([z, y], axis=1), axis=0):

@@ -81,7 +81,7 @@ def read_parts(
     length_unit: str | None = None,
     labels: str | None = None,
 ) -> Iterator[Dataset]:
-    """As `read`, but of extended XYZ n structures at a time; other formats come as one part.
+    """Read a file as `read` does, in parts of n structures; only extended XYZ is divided.
 
     Args:
         path: the file.

@@ -59,7 +59,7 @@ def official_split(
     test: str = "test_01",
     seed: int | None = None,
 ) -> tuple[Dataset, Dataset, Dataset]:
-    """Training, validation and test set by the splits that the source defines.
+    """Return training, validation and test set by the splits that the source defines.
 
     The validation set is the last `n_validation` structures of the split `train`, as is usual
     for rMD17 (950 + 50). Where structures stand in order of their kind, as surfaces after

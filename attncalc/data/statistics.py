@@ -1,4 +1,4 @@
-"""Numbers that a model takes from its training data: reference energies, density, distances."""
+"""Statistics of training data that a model needs: reference energies, density, distances."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BATCH = 64
 
 
 def reference_energies(dataset: Dataset) -> dict[int, float]:
-    """Energy of each element by least squares: E ≈ Σ over atoms of the element's energy.
+    """Return the energy of each element by least squares: E ≈ Σ over atoms of the element's energy.
 
     Where compositions do not tell the elements apart, as for a single molecule, infinitely many
     answers fit equally well; this is then the one of smallest norm, whose sum over any structure
@@ -35,7 +35,7 @@ def reference_energies(dataset: Dataset) -> dict[int, float]:
 
 
 def per_element(dataset: Dataset, values: NDArray[np.float64]) -> dict[int, float]:
-    """One number per element, by least squares: values [n] ≈ Σ over the atoms of each structure.
+    """Return one number per element by least squares: values [n] ≈ Σ over atoms of a structure.
 
     The answer of smallest norm where there are several; see `reference_energies`.
     """
@@ -50,7 +50,7 @@ def per_element(dataset: Dataset, values: NDArray[np.float64]) -> dict[int, floa
 
 
 def avg_num_neighbors(dataset: Dataset, cutoff: float) -> float:
-    """Mean number of neighbours per atom within `cutoff` [Å], over all atoms of the data set.
+    """Return the mean number of neighbours per atom within `cutoff` [Å].
 
     Raises:
         ValueError: the data set is empty, or the cutoff is out of range.
@@ -65,7 +65,7 @@ def avg_num_neighbors(dataset: Dataset, cutoff: float) -> float:
 
 
 def shortest_distance(dataset: Dataset) -> float:
-    """Smallest distance between two atoms [Å], periodic images included; inf without any pair.
+    """Return the smallest distance [Å] between two atoms, with periodic images; inf without pairs.
 
     A model knows nothing about pairs much closer than this.
     """

@@ -39,7 +39,7 @@ class _Column(Sequence[Any]):
 
 @dataclass(frozen=True, eq=False)
 class StreamedDataset(Dataset):
-    """A `Dataset` whose structures, forces and stresses are read whenever they are asked for.
+    """`Dataset` whose structures, forces and stresses are read whenever they are asked for.
 
     Energies are in memory. What is wrong with a structure is found when it is read.
 
@@ -57,7 +57,7 @@ class StreamedDataset(Dataset):
         """Nothing is read yet."""
 
     def __getitem__(self, index: int | slice | Sequence[int] | NDArray) -> StreamedDataset:
-        """As of a `Dataset`; nothing is read."""
+        """Select structures as of a `Dataset`; nothing is read."""
         chosen = self.chosen(index)
         return replace(
             self,
@@ -67,7 +67,7 @@ class StreamedDataset(Dataset):
         )
 
     def in_memory(self) -> Dataset:
-        """All of it, read and checked."""
+        """Return the whole data set, read and checked."""
         return Dataset(
             structures=tuple(self.structures),
             energies=self.energies,
@@ -141,7 +141,7 @@ def _only(values: Any) -> Any:
 
 
 def sample(dataset: Dataset) -> Dataset:
-    """A data set in memory as it is; of one that is not, about 2,000 structures.
+    """Return a data set in memory as it is; of a streamed one, about 2,000 structures.
 
     They are taken in runs of 100, spread over the file: frames of a trajectory are close to their
     neighbours, which is what a check of units looks for.
@@ -156,7 +156,7 @@ def sample(dataset: Dataset) -> Dataset:
 
 
 def errors_of(potential: Potential, dataset: Dataset) -> Errors:
-    """Errors of a model on a data set; one that is not in memory is read in parts."""
+    """Return the errors of a model on a data set; a streamed one is read in parts."""
     if not isinstance(dataset, StreamedDataset):
         return errors(predict(potential, dataset), dataset)
     found, n_atoms = [], []

@@ -1,4 +1,4 @@
-"""Stresses against the energies of strained cells: wrong sign, unit or order of components.
+"""Check of stresses against energies of strained cells: sign, unit, order of components.
 
 Between two close structures a and b of the same atoms in different cells, with the strain e that
 leads from one cell to the other,
@@ -38,7 +38,7 @@ SHEARS = ("yz", "xz", "xy")
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the stored numbers may be instead of a stress in eV/Å³ with ASE's sign.
+    """Alternative meaning of the stored numbers instead of a stress in eV/Å³ with ASE's sign.
 
     Attributes:
         factor: that makes them one.
@@ -54,7 +54,7 @@ class _Reading:
 
 
 def stress_mismatch(dataset: Dataset) -> str | None:
-    """Tell whether stresses contradict the energies of strained cells.
+    """Describe how stresses contradict the energies of strained cells.
 
     Returns:
         One line that names the likely mending; None where they fit, where there is no stress, and
@@ -90,7 +90,7 @@ def _told(dataset: Dataset, difference: Floats, work: Floats, volume: Floats) ->
 
 
 def _readings() -> Iterator[_Reading]:
-    """Wrong order first, then wrong units; each with both signs."""
+    """Yield the alternative readings: wrong order first, then wrong units; each with both signs."""
     pressure = "they have the sign of a pressure, multiply them by -1"
     for order in permutations(range(3)):
         swapped = ""
@@ -120,7 +120,7 @@ def _groups(dataset: Dataset) -> list[NDArray[np.int64]]:
 
 
 def _pairs(dataset: Dataset, group: NDArray[np.int64]) -> Iterator[tuple[float, Floats, float]]:
-    """Of close structures in different cells: energy difference, work, volume.
+    """Yield energy difference, work and volume of close structures in different cells.
 
     The energy difference [eV] is what the work of the forces leaves. Work [4, 3] eV: row 0 is that
     of the diagonal, row 1 + s, column t that of shear strain s with shear stress t.

@@ -1,4 +1,4 @@
-"""Energies against the work of the forces: labels whose units do not belong together.
+"""Check of energies against the work of the forces, which differ if their units do not match.
 
 Between two close structures a and b of the same atoms
 
@@ -39,7 +39,7 @@ _MOST_REASONS = 3
 
 @dataclass(frozen=True)
 class WorkRatio:
-    """Energy differences of close structures over the work of the forces between them.
+    """Ratio of energy differences of close structures to the work of the forces between them.
 
     Attributes:
         ratio: the energy differences are this many times the work; 1 if the units agree.
@@ -55,7 +55,7 @@ class WorkRatio:
 
     @property
     def decides(self) -> bool:
-        """Whether the data are such that the ratio means anything."""
+        """True if the data are such that the ratio means anything."""
         return self.unexplained <= MOST_UNEXPLAINED
 
 
@@ -74,7 +74,7 @@ def work_ratio(dataset: Dataset) -> WorkRatio | None:
 
 
 def _ratios(dataset: Dataset) -> list[WorkRatio]:
-    """One for each window of pairs."""
+    """Return one ratio for each window of pairs."""
     if dataset.forces is None:
         return []
     columns = [_pairs(dataset, group) for group in _groups(dataset)]
@@ -94,7 +94,7 @@ def _ratios(dataset: Dataset) -> list[WorkRatio]:
 
 
 def unit_mismatch(dataset: Dataset) -> str | None:
-    """Tell whether energies and forces were read in units that do not belong together.
+    """Describe a mismatch of the units in which energies and forces were read.
 
     Returns:
         One line that names the ratio and the likely mending; None where the units fit, and where
@@ -146,7 +146,7 @@ def _pairs(dataset: Dataset, group: NDArray[np.int64]) -> Floats:
 
 
 def _close(coordinates: Floats) -> NDArray[np.int64]:
-    """[n_pairs, 2]: neighbours in order, and the nearest of each among as many as time allows."""
+    """Return [n_pairs, 2]: neighbours in order, and the nearest of as many as time allows."""
     n, n_coordinates = coordinates.shape
     following = np.stack([np.arange(n - 1), np.arange(1, n)], axis=1)
     n_searched = min(n, max(2, int(math.sqrt(_SEARCH / n_coordinates))))
@@ -165,7 +165,7 @@ def _close(coordinates: Floats) -> NDArray[np.int64]:
 
 
 def _windows(n: int) -> Iterator[slice]:
-    """The closest pairs, more and more of them, and then those that are farther and farther."""
+    """Yield windows of the closest pairs, more and more of them, and then of farther ones."""
     size = FEWEST_PAIRS
     while size <= min(n, 400):
         yield slice(0, size)
@@ -191,7 +191,7 @@ def _of(displacement: Floats, work: Floats, difference: Floats) -> WorkRatio:
 
 @dataclass(frozen=True)
 class _Reason:
-    """What would explain a ratio: `unlikely` counts against it, in units of its logarithm."""
+    """Explanation of a ratio; `unlikely` counts against it, in units of its logarithm."""
 
     ratio: float
     text: str
@@ -199,7 +199,7 @@ class _Reason:
 
 
 def _name(found: WorkRatio, dataset: Dataset) -> str | None:
-    """The likeliest reasons of a ratio, and their mending; None if none is near."""
+    """Return the likeliest reasons of a ratio, and remedies; None if none is near."""
     reasons = [*_REASONS]
     sizes = {len(atoms) for atoms in dataset.structures}
     if len(sizes) == 1:
@@ -221,7 +221,7 @@ def _name(found: WorkRatio, dataset: Dataset) -> str | None:
 
 
 def _stated(energy: str, forces: str) -> str:
-    """What the user should look for, and how a file says it."""
+    """Return a question about the units, and how a file states them."""
     return (
         f"energies in {energy} beside forces in {forces}? Then say "
         f'units = "E: {energy}; F: {forces}" in the file'
@@ -229,7 +229,7 @@ def _stated(energy: str, forces: str) -> str:
 
 
 def _reasons() -> Iterator[_Reason]:
-    """Ratio = unit of forces · positions over unit of energies, where they were taken for equal."""
+    """Yield ratios: unit of forces · positions over unit of energies, taken for equal."""
     bohr, nm = LENGTH_UNITS["Bohr"], LENGTH_UNITS["nm"]
     usual = ("eV", "kcal/mol", "kJ/mol", "Hartree")
     for energy in (*usual, "Rydberg", "meV"):

@@ -65,7 +65,7 @@ _QUANTITY_NAMES = {
 
 @dataclass(frozen=True)
 class Factors:
-    """What the numbers of a file are multiplied by to be in ASE's units.
+    """Factors by which the numbers of a file are multiplied to be in ASE's units.
 
     Attributes:
         energy: to eV.
@@ -152,7 +152,7 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
 def named_units(
     stored: Mapping[str, str], *, energy_name: str = "E", forces_name: str = "F"
 ) -> dict[str, str]:
-    """Quantity ("energy", "length", "forces", "stress") -> the name under which its unit is stored.
+    """Return quantity ("energy", "length", "forces", "stress") -> name of its stored unit.
 
     Args:
         stored: name → unit string, from `parse_entry`.

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read without leading anywhere else."""
+"""Files: written whole or not at all, read without following links to others."""
 
 from attncalc.files.file_lock import FileLock, lock
 from attncalc.files.writing import (

@@ -1,4 +1,4 @@
-"""A check of HDF5 files that the HDF5 library does not make, and hangs for the want of."""
+"""Check of HDF5 files that the HDF5 library does not make, and hangs without."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK = 1 << 20
 
 
 def largest_text(file: BinaryIO) -> int | None:
-    """Bytes of the largest object of all global heaps, where variable texts are kept.
+    """Return the bytes of the largest object of all global heaps, where variable texts are kept.
 
     None if the objects of one do not fill it: the library looks for the next one for ever, deaf to
     Ctrl-C.

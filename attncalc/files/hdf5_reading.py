@@ -1,4 +1,4 @@
-"""HDF5 files of others, opened such that reading them reads this file and nothing else.
+"""Reading of foreign HDF5 files, such that no other file is read.
 
 HDF5 has five ways from one file into others: external links, links of user-defined kinds, virtual
 datasets, external storage, and filters, which are loaded as machine code. A file that has one of
@@ -35,7 +35,7 @@ _HARD, _SOFT = h5l.TYPE_HARD, h5l.TYPE_SOFT
 
 
 class LocalFile(h5py.File):
-    """An HDF5 file, to be read, that leads to no other one.
+    """HDF5 file, open for reading, that leads to no other one.
 
     Args:
         source: the file, by name or open for binary reading.
@@ -67,7 +67,7 @@ class LocalFile(h5py.File):
             raise
 
     def values(self, array: h5py.Dataset, rows: slice = slice(None)) -> NDArray:
-        """Rows of an array; texts part by part, as each may be as long as the longest.
+        """Return rows of an array; texts part by part, as each may be as long as the longest.
 
         Args:
             array: of this file.
@@ -93,7 +93,7 @@ class LocalFile(h5py.File):
         return np.concatenate(found)
 
     def attributes(self, item: h5py.Group | h5py.Dataset) -> dict[str, NDArray]:
-        """Numbers and texts that are attributes of a group or an array, by name."""
+        """Return the numbers and texts that are attributes of a group or an array, by name."""
         plain = (
             name for name in item.attrs if item.attrs.get_id(name).get_type().get_class() in _PLAIN
         )

@@ -1,4 +1,4 @@
-"""HDF5 files on disks that may be full.
+"""Writing of HDF5 files on disks that may be full.
 
 HDF5 can neither go on nor close its file after a write that fails: it prints an error for every
 open object, tries again at the end of the process, and may crash there. So it writes through a
@@ -25,7 +25,7 @@ PAGE = 1 << 16
 
 
 class WritableFile(io.RawIOBase):
-    """A file to HDF5: reads and writes bytes at a position.
+    """File object for HDF5: reads and writes bytes at a position.
 
     After the first write that fails, all that is written stays in memory, where HDF5 finds it until
     it has closed.
@@ -99,7 +99,7 @@ class WritableFile(io.RawIOBase):
         return size
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no bytes are buffered."""
 
     def _parts(self, n: int) -> Iterator[tuple[int, int, int, int]]:
         """The next n bytes by pages: number, start and stop within the page, and how far on."""
@@ -127,7 +127,7 @@ class WritableFile(io.RawIOBase):
 
 @contextmanager
 def writing_hdf5(number: int, mode: str) -> Iterator[tuple[h5py.File, WritableFile]]:
-    """An HDF5 file to change, closed and on disk at the end.
+    """Open an HDF5 file to change; it is closed and on disk at the end.
 
     Args:
         number: file descriptor, open for reading and writing, which stays open.
@@ -151,7 +151,7 @@ def writing_hdf5(number: int, mode: str) -> Iterator[tuple[h5py.File, WritableFi
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, WritableFile]]:
-    """A new HDF5 file, see `writing_hdf5`.
+    """Make a new HDF5 file, see `writing_hdf5`.
 
     Raises:
         OSError: something could not be written.

@@ -1,4 +1,4 @@
-"""Archives of NumPy arrays, of which every array is compared with its header before it is made."""
+"""Reader of NumPy archives that compares every array with its header before it is made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attncalc.text import one_line
 
 
 def read_arrays(file: BinaryIO, *, always: int = ALWAYS_UNPACKED) -> dict[str, NDArray | None]:
-    """All arrays of an archive by name, None for pickled ones: nothing is ever unpickled.
+    """Read all arrays of an archive by name, None for pickled ones: nothing is ever unpickled.
 
     Args:
         file: the archive.

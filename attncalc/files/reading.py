@@ -1,4 +1,4 @@
-"""Files of others, before a reader works on them: what they are, and how much they may become."""
+"""Checks of foreign files before a reader works on them: kind and size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALWAYS_UNPACKED = 1 << 30
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """A file, open for reading; of a pipe, a device or a folder nothing is read, or waited for.
+    """Open a regular file for reading; pipes, devices and folders are refused, not waited for.
 
     Raises:
         OSError: it is none of the regular files, or the system refuses to open it.
@@ -33,7 +33,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def read_whole(path: str | Path, most: int) -> bytes:
-    """All of a regular file, in memory: what happens to the file afterwards is of no importance.
+    """Read all of a regular file into memory, safe against later changes of the file.
 
     Args:
         path: the file.
@@ -50,7 +50,7 @@ def read_whole(path: str | Path, most: int) -> bytes:
 
 
 def require_size(size: int, most: int) -> None:
-    """Refuse what is too large to be what it is said to be.
+    """Refuse a file that is too large for its format.
 
     Raises:
         ValueError: size > most, in bytes; the message does not name the file.

@@ -22,7 +22,7 @@ _HOST = re.sub(r"[^\w-]", "-", platform.node()) or "here"
 
 
 def refuse_existing(*paths: Path) -> None:
-    """What is there stays as it is.
+    """Refuse to overwrite files.
 
     Raises:
         FileExistsError: one of them exists; the message names it.
@@ -33,7 +33,7 @@ def refuse_existing(*paths: Path) -> None:
 
 
 class NoSpaceLeft(OSError):
-    """A full disk, a used-up quota or a limit on the size of files; the message names the file.
+    """Error of a full disk, quota or limit on file sizes; the message names the file.
 
     Args:
         path: the file that could not be written.
@@ -74,7 +74,7 @@ def naming_full_disk(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path, *, in_folder: bool = False) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place, complete and on disk, at the end.
+    """Yield a file to write beside `path`, which takes its place, complete and on disk, at the end.
 
     After an error nothing is left of it. What a killed process left of an earlier one is removed.
 
@@ -177,7 +177,7 @@ def folder_to_disk(folder: Path) -> None:
 
 
 class Appended:
-    """A file that grows by whole pieces: one that does not fit leaves no part of itself.
+    """File that grows by whole pieces: one that does not fit leaves no part of itself.
 
     Args:
         path: the file; it is made where there is none.
@@ -239,7 +239,7 @@ class Appended:
         self.number = os.open(self.path, os.O_RDWR | getattr(os, "O_BINARY", 0))
 
     def close(self) -> None:
-        """Close; once is enough, more do no harm."""
+        """Close the file; further calls do nothing."""
         if self.number >= 0:
             os.close(self.number)
             self.number = -1

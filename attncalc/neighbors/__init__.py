@@ -1,4 +1,4 @@
-"""Neighbour lists: who is within the cutoff of whom, and when that has to be asked again."""
+"""Neighbour lists: pairs of atoms within the cutoff, and their reuse along a trajectory."""
 
 from attncalc.neighbors.by_device import neighbor_list
 from attncalc.neighbors.matscipy_list import matscipy_list

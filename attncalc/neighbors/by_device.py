@@ -1,4 +1,4 @@
-"""The neighbour list that suits a device."""
+"""Choice of the neighbour list that suits a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attncalc.system import System
 
 
 def neighbor_list(system: System, cutoff: float) -> Edges:
-    """All pairs closer than the cutoff, by the backend that suits the system's device.
+    """Return all pairs closer than the cutoff, by the backend that suits the system's device.
 
     matscipy on the CPU; on CUDA nvalchemi-toolkit-ops where installed, else plain torch.
 

@@ -1,4 +1,4 @@
-"""A padded list on a GPU: edge vectors, mask and the question whether it holds, a kernel each.
+"""Kernels of a padded neighbour list on a GPU: edge vectors, mask, and the check that it holds.
 
 `attncalc.neighbors.verlet` is the definition, whose tensor operations are some thirty launches.
 Numbers that must be exact come as tensors, for Triton hands Python's on in single precision.
@@ -109,7 +109,7 @@ def _stale(
 def edges(
     system: System, edges: Edges, lifts: Tensor, *, has_images: bool, cutoff: float
 ) -> tuple[Tensor, Tensor]:
-    """Vectors [n_edges, 3] Å with what lifts padding added, and the mask [n_edges], bool."""
+    """Return vectors [n_edges, 3] Å, of padding beyond the cutoff, and the mask [n_edges], bool."""
     device = system.device
     vectors = torch.empty(edges.n_edges, 3, dtype=torch.float64, device=device)
     edge_mask = torch.empty(edges.n_edges, dtype=torch.int8, device=device)
@@ -141,7 +141,7 @@ def stale(
     cutoff: float,
     skin: float,
 ) -> Tensor:
-    """[], bool: whether a list for `reference` may miss an edge of `system`."""
+    """Return [], bool: True if a list for `reference` may miss an edge of `system`."""
     found = torch.zeros((), dtype=torch.int8, device=system.device)
     with torch.cuda.device_of(found):
         _stale[(triton.cdiv(system.n_atoms, ATOMS_PER_BLOCK),)](

@@ -21,7 +21,7 @@ Atoms beyond the box count into its outermost bins: slower there, but right."""
 
 
 def matscipy_list(system: System, cutoff: float) -> Edges:
-    """All pairs closer than the cutoff, with all periodic images, in both directions.
+    """Return all pairs closer than the cutoff, with all periodic images, in both directions.
 
     Args:
         system: one structure or a batch; another device than the CPU costs two copies.

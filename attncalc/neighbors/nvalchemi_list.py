@@ -12,12 +12,12 @@ from attncalc.system import System
 
 
 def has_nvalchemi() -> bool:
-    """Whether nvalchemi-toolkit-ops is installed; does not import it."""
+    """Return True if nvalchemi-toolkit-ops is installed, without importing it."""
     return importlib.util.find_spec("nvalchemiops") is not None
 
 
 def nvalchemi_list(system: System, cutoff: float) -> Edges:
-    """All pairs closer than the cutoff, with all periodic images, in both directions.
+    """Return all pairs closer than the cutoff, with all periodic images, in both directions.
 
     The first call in a process compiles kernels (seconds) and keeps them in the user's cache.
 

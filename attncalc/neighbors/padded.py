@@ -1,4 +1,4 @@
-"""Which kernels a padded list has on a GPU, if any."""
+"""Choice of the kernels of a padded list on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attncalc.system import System
 
 
 def padded_kernels(system: System) -> Any | None:
-    """`attncalc.neighbors.gpu_padded` where it runs and nobody differentiates by the vectors."""
+    """Return `neighbors.gpu_padded` where it runs and nobody differentiates by the vectors."""
     if system.device.type != "cuda" or system.positions.requires_grad or system.cell.requires_grad:
         return None
     return _kernels(system.device)

@@ -1,4 +1,4 @@
-"""The common step of a simulation: atoms moved a little, and the list still holds.
+"""Reuse of a neighbour list in the common step: atoms moved a little, and the list still holds.
 
 `VerletList.update` is the definition; this is the same in one compiled pass for the case that
 counts, one structure on the CPU whose cell, elements and boundary conditions stayed. It answers
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class LoopInputs(NamedTuple):
-    """Of a list: what the loop reads, and what the graphs made of it have in common.
+    """Data of a neighbour list that the loop reads and that the graphs made of it share.
 
     Attributes:
         reference: [n_atoms, 3] Å, positions that the list was built for.
@@ -52,7 +52,7 @@ def reused_edges(
     cutoff: float,
     skin: float,
 ) -> GraphArrays | None:
-    """The graph of `system` from a list built for `reference`, or None where this cannot tell.
+    """Return the graph of `system` from a list built for `reference`, or None if that is unknown.
 
     Args:
         system: any.

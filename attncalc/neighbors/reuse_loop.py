@@ -1,4 +1,4 @@
-"""The compiled loops of `attncalc.neighbors.reuse`."""
+"""Compiled loops of `attncalc.neighbors.reuse`."""
 
 import math
 
@@ -9,7 +9,7 @@ from attncalc.compiled import compiled_loop
 
 @compiled_loop()
 def _moved_further(positions, reference, limit):
-    """Whether any atom is further than `limit` from its reference; True for NaN."""
+    """Return True if any atom is further than `limit` from its reference; True for NaN."""
     for i in range(positions.shape[0]):
         x = positions[i, 0] - reference[i, 0]
         y = positions[i, 1] - reference[i, 1]
@@ -21,7 +21,7 @@ def _moved_further(positions, reference, limit):
 
 @compiled_loop()
 def near_edges(positions, reference, limit, rows, shifts, cells, has_images, cutoff, closest):
-    """Edges shorter than `cutoff`, in order, if the list holds.
+    """Find the edges shorter than `cutoff`, in order, if the list holds.
 
     Returns:
         holds: False if an atom moved further than `limit` or two are closer than `closest`; then

@@ -1,4 +1,4 @@
-"""What every neighbour list does before and after its search, so that all of them agree.
+"""Common steps of all neighbour lists before and after the search, so that all agree.
 
 A backend only proposes candidates, a little beyond the cutoff. Which of them are edges, in which
 order, is decided here, from the same edge vectors that the network will see.
@@ -23,7 +23,7 @@ SEARCH_MARGIN = 1e-6
 
 
 def check_search(system: System, cutoff: float) -> None:
-    """Refuse what no neighbour list can be built for.
+    """Refuse systems for which no neighbour list can be built.
 
     Raises:
         ValueError: `cutoff` is not a positive number, or a position or cell is not finite.
@@ -37,7 +37,7 @@ def check_search(system: System, cutoff: float) -> None:
 
 
 class ImpossiblePositions(ValueError):
-    """Atoms are nowhere, or on top of each other: in dynamics, what an explosion ends with."""
+    """Error of atoms at no finite position or on top of each other, as after an explosion."""
 
 
 def _refuse_not_finite(system: System) -> None:
@@ -64,7 +64,7 @@ def _refuse_not_finite(system: System) -> None:
 
 
 def complete_cell(system: System) -> Tensor:
-    """[n_systems, 3, 3] Å: the cell with its open directions replaced by unit normals.
+    """Return the cell [n_systems, 3, 3] Å with its open directions replaced by unit normals.
 
     The normals are orthogonal to every periodic cell vector and to each other; the given vectors
     of open directions, often zero, are ignored.
@@ -79,7 +79,7 @@ def complete_cell(system: System) -> Tensor:
 
 
 def bounding_cell(system: System, *, max_extent: float = math.inf) -> tuple[Tensor, Tensor]:
-    """A cell that holds the atoms along the open directions.
+    """Return a cell that holds the atoms along the open directions.
 
     Args:
         system: the structures.
@@ -106,7 +106,7 @@ def bounding_cell(system: System, *, max_extent: float = math.inf) -> tuple[Tens
 def select_edges(
     system: System, receivers: Tensor, senders: Tensor, cell_shifts: Tensor, cutoff: float
 ) -> Edges:
-    """The candidates that are closer than the cutoff, by receiver, then sender, then shift.
+    """Select the candidates closer than the cutoff, sorted by receiver, then sender, then shift.
 
     Args:
         system: the structures.

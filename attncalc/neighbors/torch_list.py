@@ -15,7 +15,7 @@ CANDIDATES_AT_ONCE = 2_000_000
 
 @torch.no_grad()
 def torch_list(system: System, cutoff: float) -> Edges:
-    """All pairs closer than the cutoff, with all periodic images, in both directions.
+    """Return all pairs closer than the cutoff, with all periodic images, in both directions.
 
     Meant for up to about 10,000 atoms; every structure of a batch is searched at once.
 

@@ -44,7 +44,7 @@ CAPACITY_HEADROOM = 1.25
 
 @dataclass(frozen=True)
 class Padding:
-    """What fills the arrays of the padded form.
+    """Padding of the arrays of the padded form.
 
     Attributes:
         vectors: [n_edges, 3] Å: added to the edge vectors; lifts padding edges beyond the cutoff
@@ -83,7 +83,7 @@ class SkinEdges:
 
     @cached_property
     def loop_inputs(self) -> LoopInputs:
-        """Of a compact list on the CPU."""
+        """Inputs of the compiled loop, from a compact list on the CPU."""
         reference, shifts = self.reference, self.edges.cell_shifts
         tensors = (reference.positions, self.rows, shifts, reference.cell)
         of_atoms = (self.species, reference.system_idx)
@@ -92,7 +92,7 @@ class SkinEdges:
 
 @dataclass(frozen=True)
 class VerletList:
-    """A neighbour list that knows when it has to be built anew.
+    """Neighbour list that knows when it has to be built anew.
 
     Use it as `verlet = VerletList.create(cutoff=4.5, skin=0.5, species=(1, 6, 8))`, then at every
     step `verlet, graph = verlet.update(system)`.
@@ -132,7 +132,7 @@ class VerletList:
     def create(
         cls, *, cutoff: float, skin: float, species: tuple[int, ...], capacity: int | None = None
     ) -> VerletList:
-        """An empty list; its first `update` builds.
+        """Return an empty list; its first `update` builds.
 
         Args:
             cutoff: Å.
@@ -163,7 +163,7 @@ class VerletList:
         return cls(float(cutoff), float(skin), tuple(species), capacity)
 
     def update(self, system: System) -> tuple[VerletList, Graph]:
-        """The list to continue with, and the graph of `system`.
+        """Return the list to continue with, and the graph of `system`.
 
         Graph vectors are differentiable by positions and cell. One pair of bools is read back
         from the device. Charge and spin of the graph are those of `system`.
@@ -191,13 +191,13 @@ class VerletList:
         return verlet, verlet.graph(system)
 
     def _after_another_update(self) -> VerletList:
-        """As `dataclasses.replace` would make it, at a fifth of its time: every step makes one."""
+        """Return the list after another update: a faster `dataclasses.replace`."""
         other = object.__new__(VerletList)
         other.__dict__.update(self.__dict__, n_updates=self.n_updates + 1)
         return other
 
     def in_the_arrays_of(self, other: VerletList) -> VerletList:
-        """This list, written over that of `other` where it fits; else as it is.
+        """Return this list, written over that of `other` where it fits; else as it is.
 
         What was recorded with the arrays of `other` then reads this list. Only for padded lists,
         whose arrays keep their length.
@@ -212,7 +212,7 @@ class VerletList:
         return replace(self, listed=theirs)
 
     def needs_rebuild(self, system: System) -> Tensor:
-        """[], bool, on the system's device: whether the list may miss an edge of `system`.
+        """Return [], bool, on the system's device: True if the list may miss an edge of `system`.
 
         Other elements at the same places need no new list. In padded form nothing waits.
         """
@@ -248,7 +248,7 @@ class VerletList:
         )
 
     def graph(self, system: System) -> Graph:
-        """The graph of `system` from the list as it is, without asking whether it still holds.
+        """Return the graph of `system` from the list as it is, without asking if it still holds.
 
         Elements are those of the last update.
 
@@ -301,7 +301,7 @@ class VerletList:
 
 
 def skin_for(system: System) -> float:
-    """Å: the skin that suits device and structures."""
+    """Return the skin [Å] that suits device and structures."""
     small = system.n_atoms <= SMALL * system.n_systems and not system.pbc.any()
     if system.device.type == "cpu" and small:
         return SKIN_OF_MOLECULES
@@ -309,7 +309,7 @@ def skin_for(system: System) -> float:
 
 
 def fresh_graph(system: System, *, cutoff: float, species: tuple[int, ...]) -> Graph:
-    """The graph of a system that is looked at once: a list without skin, built and forgotten.
+    """Return the graph of a system that is evaluated once: a list without skin, not kept.
 
     Raises:
         ValueError: as `VerletList.update`.
@@ -326,7 +326,7 @@ def _differs_in_shape(system: System, reference: System) -> bool:
 
 
 def _differ(now: Tensor, then: Tensor) -> Tensor | bool:
-    """Whether any element differs, without waiting for the device."""
+    """Return True if any element differs, without waiting for the device."""
     if now.device.type == "cpu":
         return not torch.equal(now, then)  # a fifth of the cost of the other line
     return _differ_on_device(now, then)
@@ -344,7 +344,7 @@ def _arrays_of(listed: SkinEdges) -> list[Tensor]:
 
 
 def _same_form(one: SkinEdges, other: SkinEdges) -> bool:
-    """Whether both are padded, of equal shapes, and take the same way through this file."""
+    """Return True if both are padded, of equal shapes, and take the same way through this file."""
     if one.padding is None or other.padding is None:
         return False
     return (one.is_periodic, one.has_images) == (other.is_periodic, other.has_images) and all(

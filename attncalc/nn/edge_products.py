@@ -25,7 +25,7 @@ TensorPath = tuple[int, int, int]
 
 
 class PathIndex:
-    """Where the numbers of a path stand among the weights, and among the rows of its W_c.
+    """Positions of the numbers of a path among the weights, and among the rows of its W_c.
 
     Args:
         channels: of the input, per degree.
@@ -44,25 +44,25 @@ class PathIndex:
             self.n_rows[c] += channels[a]
 
     def weights(self, paths: Iterable[TensorPath]) -> Tensor:
-        """Indices of the weights of these paths, one path after the other."""
+        """Return the indices of the weights of these paths, one path after the other."""
         return self.ranges(self.first_weight, paths)
 
     def rows(self, paths: Iterable[TensorPath]) -> Tensor:
-        """Indices of the rows of W_c."""
+        """Return the indices of the rows of W_c."""
         return self.ranges(self.first_row, paths)
 
     def ranges(self, first: Mapping[TensorPath, int], paths: Iterable[TensorPath]) -> Tensor:
-        """As many numbers as a path has channels, from `first` of the path on."""
+        """Return as many consecutive numbers as each path has channels, starting at `first`."""
         ranges = [torch.arange(first[p], first[p] + self.channels[p[0]]) for p in paths]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *ranges])
 
     def per_channel(self, values: Iterable[tuple[TensorPath, float]]) -> list[float]:
-        """One value per path, repeated for its channels."""
+        """Repeat one value per path for its channels."""
         return [value for path, value in values for _ in range(self.channels[path[0]])]
 
 
 class ScaledRows(ModuleWithConstants):
-    """Takes rows of a matrix, each times a constant.
+    """Module that takes rows of a matrix, each times a constant.
 
     Args:
         index: which rows.
@@ -154,16 +154,16 @@ class WeightedProduct(nn.Module):
 
     @property
     def n_folded(self) -> int:
-        """How many tensors `folded` returns."""
+        """Number of tensors that `folded` returns."""
         return 2 + len(self.outputs)
 
     @property
     def numbers_per_edge(self) -> int:
-        """Weights and products."""
+        """Number of weights and products per edge."""
         return len(self.alive) + self.n_products
 
     def folded(self, last: Tensor, offset: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Weights as `forward` takes them.
+        """Return the weights as `forward` takes them.
 
         Args:
             last, offset: [hidden, n_weights], [n_weights]: w = hidden last + offset.
@@ -210,7 +210,7 @@ def _group(path: TensorPath) -> tuple[int, int, int]:
 
 
 def _reaches(path: TensorPath, c: int, m: int) -> bool:
-    """Whether a path has something for component m of degree c."""
+    """Return True if a path contributes to component m of degree c."""
     odd = sum(path) % 2
     return path[2] == c and m <= path[0] and (m > 0 or not odd)
 
@@ -264,7 +264,7 @@ class FixedProduct(nn.Module):
         self.has_odd = any(sum(path) % 2 for path in paths)
 
     def folded(self, weights: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """One matrix per |m|, as `forward` takes them.
+        """Return one matrix per |m|, as `forward` takes them.
 
         Args:
             weights: [n_weights].

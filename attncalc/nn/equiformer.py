@@ -126,7 +126,7 @@ class LastBlock(nn.Module):
 
 
 class EdgeDegreeEmbedding(nn.Module):
-    """How many neighbours, how far and in which directions: the first features of degree > 0.
+    """Embedding of the neighbours' number, distances and directions: features of degree > 0.
 
     A product of the harmonics with constant scalars, the same for every element.
 
@@ -178,7 +178,7 @@ class EdgeDegreeEmbedding(nn.Module):
 
 
 class Equiformer(nn.Module):
-    """The network: a graph of edge vectors to one energy per atom.
+    """Equiformer network: a graph of edge vectors to one energy per atom.
 
     Args:
         config: hyper-parameters.
@@ -205,14 +205,14 @@ class Equiformer(nn.Module):
         self.to(torch.float32)
 
     def for_species(self, rows: Sequence[int]) -> Equiformer:
-        """A copy whose species table has these rows of the present one, in this order."""
+        """Return a copy whose species table has these rows of the present one, in this order."""
         other = Equiformer(self.config, len(rows)).to(self.element.dtype)
         state = self.state_dict()
         other.load_state_dict(state | {"element": state["element"][list(rows)]})
         return other
 
     def forward(self, graph: Graph) -> AtomOutputs:
-        """Energies per atom [n_atoms], before scale and reference energies."""
+        """Return the energies per atom [n_atoms], before scale and reference energies."""
         geometry = self.geometry(graph)
         features = self.embedding(graph, geometry)
         for block in self.blocks:
@@ -226,7 +226,7 @@ class Equiformer(nn.Module):
         return energies.flatten()
 
     def geometry(self, graph: Graph) -> Geometry:
-        """Everything that depends on edge vectors alone, once for all blocks."""
+        """Return everything that depends on edge vectors alone, once for all blocks."""
         cutoff, mask = self.config.cutoff, graph.edge_mask
         vectors = graph.vectors.to(self.element.dtype)
         # a masked vector may be anything: one without direction or out of range would give NaN
@@ -245,14 +245,14 @@ class Equiformer(nn.Module):
         return Geometry(edges, graph.senders, self.chunks(graph))
 
     def chunks(self, graph: Graph) -> list[Chunk]:
-        """None where all edges fit into memory at once."""
+        """Return the chunks of edges; None where all edges fit into memory at once."""
         if not self.needs_chunks(graph.n_edges):
             return []
         most_edges = LARGEST_CHUNK * self._gpu_factor // self.bytes_per_edge
         return chunks_of(graph.receivers, graph.n_atoms, max(1, most_edges))
 
     def needs_chunks(self, n_edges: int) -> bool:
-        """Whether so many edges are too many at once."""
+        """Return True if so many edges are too many at once."""
         kept = self.bytes_per_edge * self.config.num_layers * n_edges
         return kept > LARGEST_KEPT * self._gpu_factor
 
@@ -262,13 +262,13 @@ class Equiformer(nn.Module):
 
     @property
     def bytes_per_edge(self) -> int:
-        """About what autograd keeps of an edge in one block."""
+        """Approximate bytes that autograd keeps of an edge in one block."""
         blocks: list[Any] = [*self.blocks, self.last_block]
         widest = max(block.attention.numbers_per_edge for block in blocks)
         return widest * self.element.element_size()
 
     def embedding(self, graph: Graph, geometry: Geometry) -> Features:
-        """Features of the elements and of the edges around each atom."""
+        """Return the features of the elements and of the edges around each atom."""
         nothing = geometry.edges.radial.new_zeros(graph.n_atoms, 0)
         summed = geometry.sum_over_edges(
             self.edge_degree.on_edges, nothing, nothing, self.edge_degree()

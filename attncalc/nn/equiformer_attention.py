@@ -53,7 +53,7 @@ class Attention(nn.Module):
         self.numbers_per_edge = self.messages.product.numbers_per_edge + 7 * width
 
     def forward(self, features: Features, geometry: Geometry) -> Features:
-        """What the features of the used degrees gain."""
+        """Return the update of the features of the used degrees."""
         sources, targets = flat(self.merge_source(features)), flat(self.merge_target(features))
         if self.query is not None:
             query = zip(self.query(features), self.query_scales, strict=True)
@@ -64,7 +64,7 @@ class Attention(nn.Module):
     def on_edges(
         self, sent: Tensor, targets: Tensor, edges: EdgeData, weights: Sequence[Tensor]
     ) -> Tensor:
-        """What arrives at each receiver, flat.
+        """Return the sum of the messages at each receiver, flat.
 
         Args:
             sent: [n_edges, width], flat.

@@ -82,12 +82,12 @@ class EquiformerConfig:
 
     @property
     def highest_degree(self) -> int:
-        """lmax."""
+        """Highest degree, lmax."""
         return len(self.channels) - 1
 
     @property
     def n_weights_at_least(self) -> int:
-        """What a network of this size cannot do without: more than a file holds is refused."""
+        """Least number of weights of a network of this size; a file with fewer is refused."""
         squares, scalars = sum(width * width for width in self.channels), self.channels[0]
         of_atoms = 2 * squares + (1 + self.feed_forward_factor) * scalars * scalars
         radial = self.radial_features * (self.num_basis + self.radial_features)
@@ -97,17 +97,17 @@ class EquiformerConfig:
 
     @property
     def reach(self) -> float:
-        """Å: how far one layer looks."""
+        """Cutoff of the neighbour list that one layer needs, Å."""
         return self.cutoff
 
     @property
     def receptive_field(self) -> float:
-        """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
+        """Distance beyond which other atoms do not change the energy of an atom, Å."""
         return (self.num_layers + 1) * self.cutoff  # the embedding looks at the neighbours too
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with the network's physics, in words for the model's card."""
+        """Defects of the network's physics, in sentences for the model's card."""
         found = []
         if self.cutoff_function == "none":
             found.append("energy and forces jump where an atom crosses the cutoff")

@@ -1,4 +1,4 @@
-"""What Equiformer's blocks know of the edges, and sums over them, at once or in chunks."""
+"""Edge geometry of Equiformer's blocks, and sums over edges, at once or in chunks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Geometry:
     def sum_over_edges(
         self, on_edges: OnEdges, sources: Tensor, targets: Tensor, weights: Sequence[Tensor]
     ) -> Tensor:
-        """What arrives at each atom.
+        """Return the sum over the edges of each atom.
 
         Args:
             on_edges: the computation.

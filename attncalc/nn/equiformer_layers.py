@@ -40,7 +40,7 @@ class IrrepsLinear(nn.Module):
         return self.bias
 
     def forward(self, features: Features) -> Features:
-        """As many degrees as both the features and the map have."""
+        """Apply the map to the degrees that both the features and the map have."""
         return [
             linear(x, w.T, self.bias if degree == 0 else None)
             for degree, (x, w) in enumerate(zip(features, self.weights, strict=False))

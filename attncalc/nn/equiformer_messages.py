@@ -19,7 +19,7 @@ from attncalc.nn.equiformer_radial import N_HIDDEN, RadialNetwork, radial_hidden
 
 
 class Messages(nn.Module):
-    """What an edge does to a message: its logits and its values.
+    """Logits and values of the message of an edge.
 
     Called, it gives the weights that `on_edges` takes, folded as far as they do not depend on the
     edge; the gradient goes through to the parameters. Every kind begins with a product whose

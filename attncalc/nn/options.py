@@ -1,4 +1,4 @@
-"""What hyper-parameters may be; each check names the one that is wrong."""
+"""Checks of hyper-parameters; each message names the one that is wrong."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class So3kratesConfig:
 
     @property
     def attention_norms(self) -> tuple[float, float]:
-        """What divides the attention coefficients of features and of geometry."""
+        """Divisors of the attention coefficients of features and of geometry."""
         if self.attention_norm == "avg_num_neighbors":
             return self.avg_num_neighbors, self.avg_num_neighbors
         width, heads, n_degrees = self.num_features, self.num_heads, len(self.degrees)
@@ -158,25 +158,25 @@ class So3kratesConfig:
 
     @property
     def n_weights_at_least(self) -> int:
-        """What a network of this size cannot do without: more than a file holds is refused."""
+        """Least number of weights of a network of this size; a file with fewer is refused."""
         width, hidden = self.num_features, self.head_features or 1
         return self.num_layers * width * (3 * width + 2 * self.num_basis) + width * hidden
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with the network's physics, in words for the model's card."""
+        """Defects of the network's physics, in sentences for the model's card."""
         if self.cutoff_function == "cosine":
             return ["forces have a kink where an atom crosses the cutoff"]
         return []
 
     @property
     def reach(self) -> float:
-        """Å: how far one layer looks."""
+        """Cutoff of the neighbour list that one layer needs, Å."""
         return self.cutoff
 
     @property
     def receptive_field(self) -> float:
-        """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
+        """Distance beyond which other atoms do not change the energy of an atom, Å."""
         starts_from_neighbours = self.ev_init_divisor is not None
         return (self.num_layers + starts_from_neighbours) * self.cutoff
 
@@ -197,7 +197,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class PairGeometry:
-    """What the layers need of the geometry, for P pairs.
+    """Geometry of P pairs, as the layers need it.
 
     Attributes:
         directions: the pairs as listed, and reversed.
@@ -255,22 +255,22 @@ class So3krates(ModuleWithConstants):
 
     @property
     def reads_charge(self) -> bool:
-        """Whether the energy depends on the total charge."""
+        """True if the energy depends on the total charge."""
         return self.config.embed_charge or self.config.predict_charges
 
     @property
     def reads_spin(self) -> bool:
-        """Whether the energy depends on the multiplicity."""
+        """True if the energy depends on the multiplicity."""
         return self.config.embed_spin
 
     def for_species(self, rows: Sequence[int]) -> So3krates:
-        """A copy whose species table has these rows of the present one, in this order."""
+        """Return a copy whose species table has these rows of the present one, in this order."""
         other = So3krates(self.config, len(rows)).to(self.parity.dtype)
         other.load_state_dict(with_species(self.state_dict(), rows))
         return other
 
     def forward(self, graph: Graph) -> AtomOutputs:
-        """Energies per atom [n_atoms], before scale and reference energies; charges, if any."""
+        """Return energies [n_atoms] before scale and reference energies, and charges, if any."""
         geometry = self.geometry(graph)
         features = self.embedding(graph)
         ev = self.initial_ev(geometry, graph.n_atoms)
@@ -280,7 +280,7 @@ class So3krates(ModuleWithConstants):
         return AtomOutputs(energies=self.head(features), charges=charges)
 
     def geometry(self, graph: Graph) -> PairGeometry:
-        """Everything that depends on edge vectors alone, once for all layers."""
+        """Return everything that depends on edge vectors alone, once for all layers."""
         config = self.config
         mask = graph.edge_mask[graph.pairs]
         vectors = graph.vectors[graph.pairs].to(self.parity.dtype)

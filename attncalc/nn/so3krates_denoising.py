@@ -27,7 +27,7 @@ from attncalc.ops import ModuleWithConstants, safe_norm
 
 
 class ForceEmbedding(ModuleWithConstants):
-    """What an atom starts with beyond its element, where its force is told.
+    """Embedding of the force on an atom, added to that of its element.
 
     Args:
         width: of the features.
@@ -133,7 +133,7 @@ class DenoisingSo3krates(So3krates):
 
 
 class DenoisingSo3kratesSphc(So3kratesSphc):
-    """As `DenoisingSo3krates`, of the form with spherical harmonic coordinates.
+    """`DenoisingSo3krates` of the form with spherical harmonic coordinates.
 
     Args:
         config: hyper-parameters.
@@ -150,7 +150,7 @@ class DenoisingSo3kratesSphc(So3kratesSphc):
         self.to(torch.float32)
 
     def denoise(self, graph: Graph, forces: Tensor) -> tuple[Tensor, Tensor]:
-        """As `DenoisingSo3krates.denoise`."""
+        """Return the same as `DenoisingSo3krates.denoise`."""
         geometry = self.geometry(graph)
         told_features, told_ev = self.force_embedding(forces, self.harmonics)
         features = self.embedding(graph) + told_features

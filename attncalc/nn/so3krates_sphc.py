@@ -75,22 +75,22 @@ class So3kratesSphc(ModuleWithConstants):
 
     @property
     def reads_charge(self) -> bool:
-        """Whether the energy depends on the total charge."""
+        """True if the energy depends on the total charge."""
         return self.config.embed_charge
 
     @property
     def reads_spin(self) -> bool:
-        """Whether the energy depends on the multiplicity."""
+        """True if the energy depends on the multiplicity."""
         return self.config.embed_spin
 
     def for_species(self, rows: Sequence[int]) -> So3kratesSphc:
-        """A copy whose species table has these rows of the present one, in this order."""
+        """Return a copy whose species table has these rows of the present one, in this order."""
         other = So3kratesSphc(self.config, len(rows)).to(self.parity.dtype)
         other.load_state_dict(with_species(self.state_dict(), rows))
         return other
 
     def forward(self, graph: Graph) -> AtomOutputs:
-        """Energies per atom [n_atoms], before scale and reference energies."""
+        """Return the energies per atom [n_atoms], before scale and reference energies."""
         geometry = self.geometry(graph)
         features = self.embedding(graph)
         ev = self.initial_ev(geometry, graph.n_atoms)

@@ -116,19 +116,19 @@ class So3kratesSphcConfig:
 
     @property
     def reach(self) -> float:
-        """Å: how far one layer looks; `ALL_PAIRS` where it looks at all pairs of a molecule."""
+        """Cutoff of the neighbour list that one layer needs, Å; `ALL_PAIRS` for all pairs."""
         if self.nonlocal_attention == "none":
             return self.cutoff
         return self.nonlocal_cutoff if self.nonlocal_attention == "window" else ALL_PAIRS
 
     @property
     def receptive_field(self) -> float:
-        """Å: an atom's energy depends on atoms up to this far away, and on nothing beyond."""
+        """Distance beyond which other atoms do not change the energy of an atom, Å."""
         return self.num_layers * self.reach + self.cutoff  # chi starts from the neighbours
 
     @property
     def n_weights_at_least(self) -> int:
-        """What a network of this size cannot do without: more than a file holds is refused."""
+        """Least number of weights of a network of this size; a file with fewer is refused."""
         width = self.num_features
         n_degrees = len(self.degrees)
         filters = 2 * self.radial_features * (self.num_basis + width)
@@ -138,7 +138,7 @@ class So3kratesSphcConfig:
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with the network's physics, in words for the model's card."""
+        """Defects of the network's physics, in sentences for the model's card."""
         found = []
         if self.cutoff_function == "cosine":
             found.append("forces have a kink where an atom crosses the cutoff")

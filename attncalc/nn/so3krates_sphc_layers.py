@@ -28,7 +28,7 @@ from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the layers need of the geometry; P pairs within the cutoff, each in two directions.
+    """Geometry as the layers need it; P pairs within the cutoff, each in two directions.
 
     Attributes:
         receivers, senders: [2 P], first all pairs as listed, then all reversed.
@@ -319,7 +319,7 @@ class Interaction(ModuleWithConstants):
 
 
 def neighbourhood(config: So3kratesSphcConfig) -> Neighbourhood | None:
-    """Of the non-local attention, if there is any."""
+    """Return the weighting of the non-local attention; None without it."""
     if config.nonlocal_attention == "window":
         return SmoothWindow(config.sphc_cutoff, config.nonlocal_cutoff)
     if config.nonlocal_attention == "none":

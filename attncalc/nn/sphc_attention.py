@@ -36,7 +36,7 @@ KEPT_AT_ONCE = 1 << 27
 
 
 class Neighbourhood(Protocol):
-    """How much a pair of atoms takes part in the non-local attention.
+    """Weighting of pairs of atoms in the non-local attention.
 
     The share of a pair is `share(w, total of the w of its receiver, atoms in its system)`.
     """
@@ -128,7 +128,7 @@ class FarEdges:
         return self.receivers.shape[0]
 
     def only(self, which: Tensor) -> FarEdges:
-        """Those with these numbers, ascending."""
+        """Select the pairs with these numbers, ascending."""
         return FarEdges(
             self.receivers[which], self.senders[which], self.vectors[which], self.n_receivers
         )
@@ -141,7 +141,7 @@ class FarEdges:
         weights: Sequence[Tensor],
         bytes_per_edge: int,
     ) -> Tensor:
-        """What `on_edges` gives each receiver, at once or in chunks of bounded memory.
+        """Return the sum of `on_edges` at each receiver, at once or in chunks of bounded memory.
 
         Args:
             on_edges: the computation.

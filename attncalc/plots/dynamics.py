@@ -1,4 +1,4 @@
-"""Summary of a molecular dynamics run: does it stay sane, at its temperature, in its structure?"""
+"""Summary picture of a molecular dynamics run: energies, temperature, structure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def md_summary(
     target: float | None = None,
     n_dof: int | None = None,
 ) -> Figure:
-    """Last frame, energies, temperature, and bond lengths or radial distribution functions.
+    """Draw last frame, energies, temperature, and bond lengths or radial distribution functions.
 
     Bond lengths of a molecule, g(r) of a structure that is periodic in all directions. "npt" adds
     the volume, "nve" the change of the total energy with its drift.
@@ -189,7 +189,7 @@ def _drift(axes: Axes, time: Floats, total: Floats, n_atoms: int) -> None:
 
 
 def bond_lengths(frames: Sequence[Atoms]) -> dict[str, Floats]:
-    """Lengths [Å] over all frames of the bonds of the first frame, by pair of elements.
+    """Return lengths [Å] over all frames of the bonds of the first frame, by pair of elements.
 
     A bond is a pair closer than 1.2 times the sum of its covalent radii, minimum image.
     """
@@ -207,7 +207,7 @@ def bond_lengths(frames: Sequence[Atoms]) -> dict[str, Floats]:
 def radial_distribution(
     frames: Sequence[Atoms], *, r_max: float | None = None, n_bins: int = 160
 ) -> dict[str, tuple[Floats, Floats]]:
-    """g(r) of every pair of elements, over some frames of the second half.
+    """Return g(r) of every pair of elements, over some frames of the second half.
 
     The density of the second element at distance r from the first, over its mean density; periodic
     images are counted, so it is right at any r.

@@ -48,7 +48,7 @@ def parity(
     unit: str,
     error_unit: tuple[float, str] | None = None,
 ) -> Figure:
-    """Prediction against label, with the line on which both agree.
+    """Draw prediction against label, with the line on which both agree.
 
     Args:
         predicted: [...] in `unit`.
@@ -78,7 +78,7 @@ def parity(
 
 
 def error_histogram(errors: ArrayLike, *, quantity: str, unit: str) -> Figure:
-    """How often each error occurs, beside the normal distribution of the same width.
+    """Draw a histogram of the errors, beside the normal distribution of the same width.
 
     Args:
         errors: [...] in `unit`, with sign.
@@ -114,7 +114,7 @@ def error_histogram(errors: ArrayLike, *, quantity: str, unit: str) -> Figure:
 
 
 def share_below(errors: Mapping[str, ArrayLike], *, quantity: str, unit: str) -> Figure:
-    """Which share of the absolute errors is below each value: a curve for each name.
+    """Draw the share of the absolute errors below each value: a curve for each name.
 
     Args:
         errors: name -> [...] in `unit`.
@@ -159,7 +159,7 @@ def _against(
 
 
 def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit: str) -> Figure:
-    """Size of the error against the size of the label, both logarithmic, with error quantiles.
+    """Draw size of the error against size of the label, both logarithmic, with error quantiles.
 
     Args:
         size: [n] in `unit`, not negative.
@@ -193,7 +193,7 @@ def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit
 
 
 def error_along(value: ArrayLike, error: ArrayLike, *, label: str, quantity: str) -> Figure:
-    """Size of the error, logarithmic, against some number, with error quantiles.
+    """Draw size of the error, logarithmic, against some number, with error quantiles.
 
     Args:
         value: [n].
@@ -229,7 +229,7 @@ def calibration(
     quantity: str,
     unit: str,
 ) -> Figure:
-    """Errors of a committee against its spread, both logarithmic, with the calibration curve.
+    """Draw errors of a committee against its spread, both logarithmic, with the calibration curve.
 
     Args:
         spread: [n] in `unit`, not negative.
@@ -272,7 +272,7 @@ def calibration(
 
 
 def along_the_file(index: ArrayLike, errors: ArrayLike, *, quantity: str, unit: str) -> Figure:
-    """Errors in the order of the file, where parts from different sources show.
+    """Draw errors in the order of the file, where parts from different sources show.
 
     Args:
         index: [n] of the structures in the file.
@@ -299,7 +299,7 @@ def along_the_file(index: ArrayLike, errors: ArrayLike, *, quantity: str, unit: 
 def force_error_gallery(
     structures: Sequence[Atoms], errors: Sequence[Floats], names: Sequence[str]
 ) -> Figure:
-    """Structures, atoms coloured by the error of the force on them.
+    """Draw structures with atoms coloured by the error of the force on them.
 
     Args:
         structures: at least one.

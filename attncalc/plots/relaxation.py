@@ -17,7 +17,7 @@ _CONVERGED = ("NOT converged", "converged")
 
 
 def relax_summary(courses: Sequence[ArrayLike], *, fmax: float, title: str = "") -> Figure:
-    """Energy above the last one (left) and largest force with its goal (right), of every structure.
+    """Draw energy above the last one (left) and largest force with its goal (right).
 
     Structures that reached the goal end in a dot, others in a cross.
 

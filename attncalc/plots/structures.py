@@ -1,4 +1,4 @@
-"""A structure as balls and sticks."""
+"""Drawing of a structure as balls and sticks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw_structure(
     colors: Sequence[tuple[float, float, float]] | None = None,
     symbols: bool = False,
 ) -> None:
-    """Balls and sticks, the nearest in front, with the cell where there is one.
+    """Draw balls and sticks, the nearest in front, with the cell where there is one.
 
     A molecule shows its broadest side; a periodic structure is wrapped into its cell.
 
@@ -75,7 +75,7 @@ def draw_structure(
 
 
 def bonds(atoms: Atoms) -> NDArray[np.int64]:
-    """[n_bonds, 2], i < j: pairs closer than 1.2 times their covalent radii, nearest images."""
+    """Return [n_bonds, 2], i < j: nearest images within 1.2 times the sum of covalent radii."""
     radii = covalent_radii[atoms.numbers]
     distances = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
     return np.argwhere(np.triu(distances < BONDED * (radii[:, None] + radii), k=1))

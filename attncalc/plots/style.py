@@ -1,4 +1,4 @@
-"""What all pictures share: colours, the look of axes, curves over noise."""
+"""Common style of all pictures: colours, the look of axes, curves over noise."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, GREY)
 
 
 def tidy(axes: Axes) -> None:
-    """A faint grid behind the data, and no lines around them that carry no numbers."""
+    """Draw a faint grid behind the data, and remove the lines around them."""
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def headline(figure: Figure, text: str) -> None:
-    """The title of the whole picture, letter by letter: names are no formulas.
+    """Set the title of the whole picture, letter by letter: names are no formulas.
 
     Neither a dollar sign nor what is no character, as file names may hold, makes drawing fail.
     """
@@ -35,7 +35,7 @@ def headline(figure: Figure, text: str) -> None:
 
 
 def legend_above(axes: Axes, *, columns: int = 2) -> None:
-    """The legend outside of the axes, where it hides nothing; none if nothing has a label."""
+    """Put the legend outside of the axes, where it hides nothing; none if nothing has a label."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -51,7 +51,7 @@ def legend_above(axes: Axes, *, columns: int = 2) -> None:
 
 
 def logarithmic(axis: Axis, low: float, high: float) -> None:
-    """Plain numbers as ticks, as many as fit between the ends of the axis."""
+    """Put plain numbers at the ticks, as many as fit between the ends of the axis."""
     narrow = high < 300 * low
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -59,7 +59,7 @@ def logarithmic(axis: Axis, low: float, high: float) -> None:
 
 
 def faint_to_full(color: str) -> LinearSegmentedColormap:
-    """Densities as opacity of one colour: readable on a light and on a dark page."""
+    """Return a colour map of densities as opacity, readable on light and dark pages."""
     red, green, blue = to_rgb(color)
     return LinearSegmentedColormap.from_list(
         color, [(red, green, blue, 0.22), (red, green, blue, 1.0)]
@@ -67,7 +67,7 @@ def faint_to_full(color: str) -> LinearSegmentedColormap:
 
 
 def running_mean(values: ArrayLike, width: int) -> NDArray[np.float64]:
-    """[n]: the mean over `width` neighbours, over fewer at the ends."""
+    """Return [n]: the mean over `width` neighbours, over fewer at the ends."""
     values = np.asarray(values, dtype=float)
     half = max(width, 1) // 2
     total = np.concatenate([[0.0], np.cumsum(values)])

@@ -1,4 +1,4 @@
-"""The learning curve."""
+"""Learning curve of a training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def learning_curve(
     wall_time: float,
     title: str = "",
 ) -> Figure:
-    """Losses (left) and errors on the validation set (right) of a training run.
+    """Draw losses (left) and errors on the validation set (right) of a training run.
 
     The circle is the epoch with the lowest validation loss, whose model is kept.
 

@@ -1,4 +1,4 @@
-"""The report of `attncalc eval`: all errors of a model on labelled structures, on one page."""
+"""Report of `attncalc eval`: all errors of a model on labelled structures, on one page."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ GPA = 1 / units.GPa
 
 @dataclass(frozen=True)
 class Subject:
-    """What was evaluated on what, and how.
+    """Subject of an evaluation: model, data and run.
 
     Attributes:
         model: name or path, as the user gave it.
@@ -76,7 +76,7 @@ class Subject:
 def evaluation(
     potential: Potential, prediction: Prediction, dataset: Dataset, subject: Subject
 ) -> str:
-    """The whole page, HTML.
+    """Return the whole page, HTML.
 
     Args:
         potential: the model, for what it says about itself.
@@ -126,7 +126,7 @@ def evaluation(
 def number(
     value: float | None, scale: float = 1.0, *, signed: bool = False, beside: float = 0.0
 ) -> Markup:
-    """A number to be read, with all its digits in the markup; a dash where there is none.
+    """Return a number as HTML, with all its digits in the markup; a dash where there is none.
 
     Args:
         value: before scaling.
@@ -156,18 +156,18 @@ def number(
 
 
 def percent(value: float) -> Markup:
-    """A ratio."""
+    """Return a ratio in percent, as HTML."""
     return Markup("–") if not math.isfinite(value) else Markup(f"{three_digits(100 * value)} %")
 
 
 def three_digits(value: float) -> str:
-    """Within a sentence."""
+    """Return a number with three digits, for a sentence."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of properties, in the unit it names."""
+    """Row of the table of properties, in the unit it names."""
 
     quantity: str
     unit: str
@@ -176,7 +176,7 @@ class Row:
 
 
 def property_rows(prediction: Prediction, dataset: Dataset) -> Iterator[Row]:
-    """Errors per property, those of the energy in three ways."""
+    """Yield the errors per property, those of the energy in three ways."""
     energy = energy_statistics(prediction, dataset)
     yield Row("energy", "meV", 1e3, energy["per structure"])
     yield Row("energy per atom", "meV", 1e3, energy["per atom"])
@@ -190,7 +190,7 @@ def property_rows(prediction: Prediction, dataset: Dataset) -> Iterator[Row]:
 
 
 def binned(prediction: Prediction, dataset: Dataset) -> list[tuple[str, str, str, list[ForceBin]]]:
-    """(id of a table, caption, what it goes by, bins); empty without reference forces."""
+    """Return (id of a table, caption, quantity of the bins, bins); empty without labels."""
     if dataset.forces is None:
         return []
     contacts = closest_contacts(dataset)
@@ -212,7 +212,7 @@ def binned(prediction: Prediction, dataset: Dataset) -> list[tuple[str, str, str
 
 
 def compositions(prediction: Prediction, dataset: Dataset) -> list[tuple]:
-    """(formula, structures, energy per atom, force or None), the most frequent first.
+    """Return (formula, structures, energy per atom, force or None), the most frequent first.
 
     Empty if all structures are of one composition.
     """
@@ -240,7 +240,7 @@ def compositions(prediction: Prediction, dataset: Dataset) -> list[tuple]:
 def remarks(
     potential: Potential, prediction: Prediction, dataset: Dataset, subject: Subject
 ) -> Iterator[str]:
-    """What a reader should know before the numbers."""
+    """Yield remarks that a reader should know before the numbers."""
     info = potential.training_info
     if potential.baseline:
         yield (
@@ -308,7 +308,7 @@ def remarks(
 
 
 def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]:
-    """What the model file says."""
+    """Return facts of the model file."""
     info = potential.training_info
     told = [
         ("model", subject.model),
@@ -326,7 +326,7 @@ def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]
 
 
 def about_run(dataset: Dataset, potential: Potential, subject: Subject) -> list[tuple[str, str]]:
-    """Where the numbers come from."""
+    """Return facts of the run: data, software, device."""
     told = [
         ("data", dataset.source),
         ("labels", dataset.labels),

@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that stands inside a page and takes the page's colours."""
+"""Conversion of a matplotlib figure to SVG inside a page, in the page's colours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def inline_svg(figure: Figure, *, name: str, description: str) -> Markup:
-    """One `<svg>` element.
+    """Return one `<svg>` element.
 
     Black becomes the colour of the text around it, and blue the page's `--blue`, so that the
     picture can be read on dark pages; text stays text. No address is left in it: an SVG within

@@ -1,4 +1,4 @@
-"""The pictures of the report: a model beside its labels."""
+"""Pictures of the report: a model beside its labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GPA = 1 / units.GPa
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG and what stands below it; a wide one has a row for itself."""
+    """SVG and its caption; a wide one has a row for itself."""
 
     svg: Markup
     caption: str
@@ -42,7 +42,7 @@ class Picture:
 def pictures(
     prediction: Prediction, dataset: Dataset, indices: NDArray[np.int64]
 ) -> Iterator[Picture]:
-    """Parity, distributions, and what errors depend on."""
+    """Yield the pictures: parity, distributions, and errors against other quantities."""
     n_atoms = np.array([len(structure) for structure in dataset.structures])
     error, is_shifted = energy_errors(prediction, dataset)
     error = 1e3 * error
@@ -104,7 +104,7 @@ def pictures(
 
 
 def calibration_pictures(prediction: Prediction, dataset: Dataset) -> Iterator[Picture]:
-    """Of a committee: errors against spreads, of forces and of energies; else none."""
+    """Yield pictures of a committee's errors against its spreads, of forces and energies."""
     found = {
         "force": (force_samples(prediction, dataset), "meV/Å", "an atom"),
         "energy per atom": (energy_samples(prediction, dataset), "meV", "a structure"),
@@ -135,7 +135,7 @@ def calibration_pictures(prediction: Prediction, dataset: Dataset) -> Iterator[P
 def gallery(
     prediction: Prediction, dataset: Dataset, indices: NDArray[np.int64], worst: Sequence[Outlier]
 ) -> Picture | None:
-    """The structures with the worst forces that can be drawn, or None."""
+    """Draw the structures with the worst forces that can be drawn; None if there are none."""
     drawn = [o for o in worst if len(dataset.structures[o.index]) <= MOST_DRAWN_ATOMS][:N_DRAWN]
     if not drawn or dataset.forces is None:
         return None

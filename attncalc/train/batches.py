@@ -22,7 +22,7 @@ from attncalc.train.step import Batch
 
 
 class Samples(Sequence[Batch]):
-    """One batch per structure, made whenever it is asked for.
+    """Sequence of one batch per structure, made whenever it is asked for.
 
     Args:
         dataset: with forces.
@@ -57,7 +57,7 @@ class Samples(Sequence[Batch]):
 def samples(
     dataset: Dataset, cutoff: float, species: tuple[int, ...], *, margin: float = 0.0
 ) -> Sequence[Batch]:
-    """`Samples` of a data set; if that is in memory, so are they: training data do not move.
+    """Return `Samples` of a data set; those of a data set in memory are kept in memory too.
 
     Raises:
         ValueError: an element is not in `species`.
@@ -67,7 +67,7 @@ def samples(
 
 
 def join(parts: Sequence[Batch]) -> Batch:
-    """Several batches as one: atoms and systems are renumbered, nothing else changes."""
+    """Join several batches into one: atoms and systems are renumbered, nothing else changes."""
     graphs = [part.graph for part in parts]
     first_atom = _starts([graph.n_atoms for graph in graphs])
     first_edge = _starts([graph.n_edges for graph in graphs])
@@ -95,7 +95,7 @@ def join(parts: Sequence[Batch]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on another device."""
+    """Return the same batch on another device."""
     names = [field.name for field in fields(Graph)]
     graph = replace(batch.graph, **{k: getattr(batch.graph, k).to(device) for k in names})
     labels = {k: v.to(device) for k, v in vars(batch).items() if k != "graph"}
@@ -103,7 +103,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class Batches(Indexed[Callable[[], Batch | None]]):
-    """What makes the batch of a `Share`, when it is called: None of an empty one.
+    """Function that makes the batch of a `Share`; it returns None for an empty share.
 
     It is called within the step, where an error is one of all processes.
     """
@@ -123,7 +123,7 @@ class Batches(Indexed[Callable[[], Batch | None]]):
 
 
 def sizes_of(samples: Sequence[Batch]) -> Sizes:
-    """Of batches of one structure each."""
+    """Return the numbers of atoms and edges of batches of one structure each."""
     n = np.array([(sample.graph.n_atoms, sample.graph.n_edges) for sample in samples])
     return Sizes(n_atoms=n[:, 0], n_edges=n[:, 1])
 

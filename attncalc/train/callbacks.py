@@ -1,4 +1,4 @@
-"""What watches a training run: averaging of weights, best model, table, picture, progress bar."""
+"""Callbacks of a training: averaging of weights, best model, table, picture, progress bar."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class MovingAverage(WeightAveraging):
 
 
 class UseStep(L.Callback):
-    """Hands over the step, and the compiled one at the first epoch for which it is ready.
+    """Give the step to the module, and the compiled one at the first epoch for which it is ready.
 
     Steps are handed over once the module has been copied for averaging: a step has no copy. A run
     that is resumed after the change waits for the compiled step before it goes on: from the change
@@ -154,21 +154,21 @@ class UseStep(L.Callback):
 
 
 class AddUp(L.Callback):
-    """Adds up what the processes found in validation, before anything is made of it."""
+    """Add up the validation results of all processes before they are used."""
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         _ours(module).add_up()
 
 
 class StopTogether(L.Callback):
-    """Takes the signals that end a training from Lightning, which would end this process only."""
+    """Take the signals that end a training from Lightning, which would end this process only."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         _ours(module).processes.listen()
 
 
 class BestModel(L.Callback):
-    """Saves the model with the lowest validation loss, and the table of all epochs.
+    """Save the model with the lowest validation loss, and the table of all epochs.
 
     Must stand before the averaging of weights in the list of callbacks: while it looks, the
     module holds the averaged weights.
@@ -201,7 +201,7 @@ def write_table(history: list[dict[str, float]], path: Path) -> None:
 
 
 class LearningCurve(L.Callback):
-    """Draws the learning curve now and then, and at the end."""
+    """Draw the learning curve now and then, and at the end."""
 
     def __init__(self, picture: Path, title: str) -> None:
         self.picture, self.title = picture, title
@@ -233,7 +233,7 @@ class LearningCurve(L.Callback):
 
 
 class Progress(L.Callback):
-    """One bar over all epochs with rate and time left; where there is no terminal, log lines."""
+    """Progress bar over all epochs with rate and time left; without a terminal, log lines."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.step, self.first_step = _ours(module).step, trainer.global_step

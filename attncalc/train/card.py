@@ -1,4 +1,4 @@
-"""The card of a trained model: what it is, what it was trained on, how wrong it is."""
+"""Model card: architecture, training data and errors of a trained model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attncalc.train.recipe import Recipe
 
 
 def card(recipe: Recipe, potential: Potential) -> str:
-    """Markdown for people, made from the model file's own header."""
+    """Return the card in Markdown, made from the model file's own header."""
     info = potential.training_info
     config = potential.networks[0].config
     one_of = f"mean of {recipe.committee} x " if recipe.committee > 1 else ""
@@ -54,7 +54,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
 
 
 def _units_of_the_file(recipe: Recipe) -> str:
-    """What the recipe says they are: an error there looks like a good model."""
+    """Return the units that the recipe states: an error there looks like a good model."""
     said = [
         f"{what} in {unit}"
         for what, unit in (("energies", recipe.energy_unit), ("lengths", recipe.length_unit))
@@ -74,7 +74,7 @@ def _start(info: dict[str, Any]) -> str:
 
 
 def error_table(test_errors: dict[str, float | None]) -> list[str]:
-    """Rows of a Markdown table of MAE and RMSE, in meV, meV/Å and meV/Å³."""
+    """Return the rows of a Markdown table of MAE and RMSE, in meV, meV/Å and meV/Å³."""
     lines = ["| quantity | MAE | RMSE | unit |", "|---|--:|--:|---|"]
     for name, unit in (("energy", "meV"), ("force", "meV/Å"), ("stress", "meV/Å³")):
         mae, rmse = test_errors[f"{name}_mae"], test_errors[f"{name}_rmse"]

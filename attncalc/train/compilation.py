@@ -46,7 +46,7 @@ def compiled_step(potential: Potential, weights: Loss, examples: Sequence[Batch]
 
 
 class Compilation:
-    """The compilation of a training step, in a second process once it is started.
+    """Compilation of a training step, in a second process once it is started.
 
     Args:
         make: returns the compiled step, or None where it is not fit for use: slow until the second
@@ -85,12 +85,12 @@ class Compilation:
 
     @property
     def is_done(self) -> bool:
-        """Whether the second process has ended, with success or not."""
+        """True if the second process has ended, with success or not."""
         return self._process is not None and self._process.poll() is not None
 
     @property
     def failure(self) -> str:
-        """Reason why the second process ended without success; empty where it did not."""
+        """Reason for a failure of the second process; empty where there is none."""
         if self._process is None or not self._process.poll():
             return ""
         assert self._process.stdout is not None

@@ -39,7 +39,7 @@ NOISE_STREAM = 1
 
 @dataclass(frozen=True, kw_only=True)
 class DisplacedBatch(Batch):
-    """A batch some of whose atoms have been moved; its labels are those of before.
+    """Batch with some atoms displaced; its labels are those of before.
 
     Attributes:
         displacements: [n_atoms, 3], in standard deviations of the noise; zero for atoms in place.
@@ -51,14 +51,14 @@ class DisplacedBatch(Batch):
 
 
 def with_denoising(potential: Potential) -> Potential:
-    """The same potential around a random network that can denoise."""
+    """Return the same potential around a random network that can denoise."""
     network = potential.network
     denoising = DENOISING[type(network)](network.config, len(potential.species))
     return with_modules(potential, network=denoising.to(potential.dtype))
 
 
 def without_denoising(potential: Potential) -> Potential:
-    """What is left for inference; any other potential is handed back."""
+    """Return the potential for inference, without denoising; any other is returned unchanged."""
     network: Any = potential.network
     if type(network) not in DENOISING.values():
         return potential
@@ -68,7 +68,7 @@ def without_denoising(potential: Potential) -> Potential:
 def displaced(
     batch: Batch, options: Denoising, cutoff: float, *, seed: int, step: int, left: float
 ) -> DisplacedBatch:
-    """Move some atoms; the same ones each time that a step is done.
+    """Displace some atoms; the same ones each time that a step is done.
 
     Args:
         batch: its list of neighbours reaches `margin(options)` further than the cutoff.
@@ -97,12 +97,12 @@ def displaced(
 
 
 def margin(options: Denoising) -> float:
-    """Å beyond the cutoff that a list of neighbours must reach."""
+    """Return the distance beyond the cutoff [Å] that a neighbour list must cover."""
     return MARGIN * options.noise
 
 
 def denoising_step(potential: Potential, weights: Loss) -> Step:
-    """Loss of a `DisplacedBatch` and its gradient, by double backward.
+    """Return the loss of a `DisplacedBatch` and its gradient, by double backward.
 
     Args:
         potential: from `with_denoising`.

@@ -44,7 +44,7 @@ MEMBER = "member-"
 
 @dataclass(frozen=True)
 class Training:
-    """What a run leaves behind.
+    """Result of a training run.
 
     Attributes:
         potential: the model with the lowest validation loss; of a committee, all of them.
@@ -263,7 +263,7 @@ def _fit(
 
 
 def _begun(recipe: Recipe, output: Path) -> tuple[bool, list[dict[str, float]]]:
-    """Whether a run goes on, and its history."""
+    """Return True if a run is continued, and its history."""
     for unfinished in output.glob(".*.part"):  # what a killed run was just writing
         unfinished.unlink()
     _, checkpoint, goes_on = _left_behind(recipe, output)
@@ -289,7 +289,7 @@ def _fit_committee(
 
 
 def _is_member(output: Path) -> bool:
-    """Whether a folder is that of a member of a committee whose folder is above it."""
+    """Return True if a folder is that of a member of a committee, whose folder is above it."""
     return output.resolve().name.startswith(MEMBER) and (output.resolve().parent / MARK).is_file()
 
 

@@ -1,4 +1,4 @@
-"""Rewrites a traced training step into one that the compiler makes faster code of.
+"""Passes over the FX graph of a training step that let the compiler make faster code of it.
 
 What autograd leaves in a trace is right, but two of its habits cost a compiled step a tenth of its
 time and more: gradients of parts, each padded with zeros to the size of the whole and added up,
@@ -147,7 +147,7 @@ def _is_sum(node: Any) -> bool:
 
 
 def _terms(total: Any) -> Iterator[Any]:
-    """What is added up in a tree of sums that nobody else reads."""
+    """Yield the terms of a tree of sums that nobody else reads."""
     for term in total.args:
         if _is_sum(term) and len(term.users) == 1:
             yield from _terms(term)
@@ -176,7 +176,7 @@ def _place(term: Any) -> tuple[int, tuple[int | None, ...], int, int] | None:
 
 
 def _changes(part: Any) -> bool:
-    """Whether something may write into it between where it is padded and where it is added."""
+    """Return True if something may write into it between its padding and its addition."""
     schemas = (getattr(user.target, "_schema", None) for user in part.users)
     return any(schema is not None and schema.is_mutable for schema in schemas)
 

@@ -53,7 +53,7 @@ def _require_stored(content: io.BytesIO) -> None:
 
 
 class SafeCheckpoints(TorchCheckpointIO):
-    """Checkpoints are written beside the old one and put in its place when they are on the disk."""
+    """Checkpoint writer that puts a new file in the place of the old one when it is on the disk."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -64,7 +64,7 @@ class SafeCheckpoints(TorchCheckpointIO):
 
 
 def finished_epochs(checkpoint: Path) -> list[dict[str, float]]:
-    """The history of a run as far as it has got; empty without a checkpoint.
+    """Return the history of a run as far as it has got; empty without a checkpoint.
 
     Raises:
         ValueError: the checkpoint cannot be read.

@@ -1,4 +1,4 @@
-"""How the C library hands out memory during a training."""
+"""Settings of the C library's memory allocation during a training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NEVER, _AT_ONCE = 2_000_000_000, 256 * 1024**2
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed memory for its next step instead of returning it to the system.
+    """Keep freed memory in this process for its next step instead of returning it to the system.
 
     A training step allocates and frees the same large tensors again and again. By default glibc
     gets each from the system and gives it back, and every page is cleared anew.

@@ -21,7 +21,7 @@ from attncalc.train.step import PENALTIES, Batch, Loss, Step, loss, trainable
 
 
 class TrainingModule(L.LightningModule):
-    """Takes optimizer steps along gradients of a given `Step`; validates with the plain network.
+    """Module that follows the gradients of a `Step` and validates the plain network.
 
     Args:
         potential: what is trained, in place.
@@ -124,7 +124,7 @@ class TrainingModule(L.LightningModule):
             self.sums[name] += float(term)
 
     def add_up(self) -> None:
-        """Errors of the validation set and losses of the epoch, over all processes."""
+        """Add up validation errors and losses of the epoch over all processes."""
         mean = torch.stack(self.train_losses).mean()
         self.train_losses.clear()
         added = torch.tensor([mean, *self.sums.values()], dtype=torch.float64)

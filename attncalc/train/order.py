@@ -1,4 +1,4 @@
-"""Which structures make a step: by number or by edges, in an order that seed and epoch decide."""
+"""Order of the structures and their division into steps, by number or by edges."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRIED = 50
 
 @dataclass(frozen=True)
 class Share:
-    """The structures of one step that one process takes.
+    """Structures of one step that one process takes.
 
     Attributes:
         structures: their indices; there may be none.
@@ -36,14 +36,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Atoms and edges [n] of all structures of a set."""
+    """Numbers of atoms and edges [n] of all structures of a set."""
 
     n_atoms: Integers
     n_edges: Integers
 
 
 class EpochOrder(Sampler[int]):
-    """The order of the structures, a pure function of seed and epoch.
+    """Order of the structures, a pure function of seed and epoch.
 
     An epoch that is run again after an interruption is the same epoch.
     """
@@ -64,7 +64,7 @@ class EpochOrder(Sampler[int]):
 
 
 class Shares(Sampler[Share]):
-    """What one of several processes takes of every step of an epoch.
+    """Shares that one of several processes takes of every step of an epoch.
 
     It has no length: with `batch_edges`, the number of steps differs a little between epochs.
 
@@ -101,7 +101,7 @@ class Shares(Sampler[Share]):
 
 
 def steps(order: Integers, n_edges: Integers, recipe: Recipe) -> list[Integers]:
-    """The structures of an epoch, divided into steps in order.
+    """Return the structures of an epoch, divided into steps in order.
 
     Args:
         order: [n] indices of structures.
@@ -127,7 +127,7 @@ def steps(order: Integers, n_edges: Integers, recipe: Recipe) -> list[Integers]:
 
 
 def validation_shares(sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1) -> list[Share]:
-    """What a process checks after each epoch: every n-th batch; as many for all, the last empty."""
+    """Return the batches that a process validates: every n-th, as many for all, the last empty."""
     all_of_them, most = np.arange(len(sizes.n_edges)), VALIDATION_BATCH
     if recipe.batch_edges is None:
         batches = np.split(all_of_them, range(most, len(all_of_them), most))
@@ -138,7 +138,7 @@ def validation_shares(sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1) -
 
 
 def n_steps(sizes: Sizes, recipe: Recipe) -> int:
-    """Steps of a whole run: the schedule of the learning rate spans them."""
+    """Return the number of steps of a whole run, which the schedule of the learning rate spans."""
     n = len(sizes.n_edges)
     if recipe.batch_edges is None:
         return recipe.epochs * -(-n // recipe.batch_size)
@@ -150,14 +150,14 @@ def n_steps(sizes: Sizes, recipe: Recipe) -> int:
 
 
 def typical(sizes: Sizes, recipe: Recipe) -> list[int]:
-    """Structures that a step is tried on: the first ones, then the largest."""
+    """Return structures that a step is tried on: the first ones, then the largest."""
     n = len(sizes.n_edges)
     largest = np.argsort(-sizes.n_edges, kind="stable")[: recipe.batch_size]
     return [*range(min(n, max(TRIED, recipe.batch_size))), *largest.tolist()]
 
 
 def parts(n_edges: Sequence[int] | Integers, n: int) -> Integers:
-    """Which of n processes takes each structure of a step, so that all have about as many edges.
+    """Divide the structures of a step among n processes such that all have about as many edges.
 
     The largest first, each to the process that has least so far; the first of equals.
     """

@@ -1,4 +1,4 @@
-"""YAML as a recipe needs it: keys and values, and nothing that could surprise or explode."""
+"""Reader of plain YAML: keys and values, without tags, anchors and repeated keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLAIN_NUMBER = re.compile(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML file.
+    """Read the keys and values of a YAML file.
 
     1e-3 is a number here, while YAML 1.1 takes it for text; 1:30 and 017, which it takes for 90 and
     15, are none. Refused are a key that stands twice,

@@ -1,4 +1,4 @@
-"""Several processes that train one model: what they add up, and how they end together.
+"""Several processes that train one model: sums over all of them, and a common end.
 
 Each has the whole model and takes a share of every batch; what an optimizer gets is the sum of
 their gradients, one flat tensor per step. PyTorch's `DistributedDataParallel` does so within
@@ -49,7 +49,7 @@ class Processes:
 
     @property
     def device(self) -> torch.device:
-        """Where this process trains: a CUDA device of its own if there are any, else the CPU."""
+        """Device of this process: a CUDA device of its own if there are any, else the CPU."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
         if self.n == 1:
@@ -57,7 +57,7 @@ class Processes:
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def check(self, recipe: Recipe) -> None:
-        """Whether so many can train by a recipe.
+        """Refuse a recipe that so many processes cannot train by.
 
         Raises:
             ValueError: they cannot.
@@ -74,7 +74,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """An error of one process inside is the end of all; they wait for each other at its end.
+        """End all processes on an error of one inside; they wait for each other at its end.
 
         Raises:
             SystemExit: another process has an error, and says so.
@@ -90,7 +90,7 @@ class Processes:
             self._end_if_any(error)
 
     def from_first(self, function: Callable[[], T]) -> T:
-        """What a function returns in the first process, which alone calls it."""
+        """Return the result of a function that the first process alone calls."""
         box: list[Any] = [None]
         with self.together():
             if self.is_first:
@@ -101,11 +101,11 @@ class Processes:
         return box[0]
 
     def error_of_all(self, error: BaseException) -> BaseException:
-        """What each process raises of an error that all have, so that it is said once."""
+        """Return the error of this process for one that all have: only the first shows it."""
         return error if self.is_first else SystemExit(0)
 
     def all(self, here: bool) -> bool:
-        """Whether something holds in all processes.
+        """Return True if something holds in all processes.
 
         Args:
             here: whether it holds in this one.
@@ -115,13 +115,13 @@ class Processes:
         return missing.item() == 0
 
     def add(self, values: Tensor) -> None:
-        """Sum over all processes, in place; the same bits in each."""
+        """Add up a tensor over all processes, in place; all get the same bits."""
         if self.n > 1:
             with _connection():
                 dist.all_reduce(values)
 
     def copy_first(self, values: Sequence[Tensor]) -> None:
-        """What the first process has, in place: machines may round in different ways."""
+        """Copy the first process's values to all, in place, as machines may round differently."""
         if self.n > 1:
             with _connection(), torch.no_grad():
                 for value in values:
@@ -130,7 +130,7 @@ class Processes:
     def sum_of_gradients(
         self, share: Callable[[], tuple[Tensor, list[Tensor]] | None], like: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Loss of this process's share of a batch, and the gradient of the whole batch.
+        """Return the loss of this process's share of a batch, and the gradient of the whole batch.
 
         Args:
             share: loss and gradient of the share, which may be empty: None.
@@ -165,7 +165,7 @@ class Processes:
         return value, [part.view_as(p) for part, p in zip(parts, like, strict=True)]
 
     def listen(self) -> None:
-        """From now on Ctrl-C and SIGTERM are heard at the next step, by all processes at once."""
+        """Handle Ctrl-C and SIGTERM from now on at the next step, in all processes at once."""
 
         def hear(*_: object) -> None:
             self.asked_to_stop = True
@@ -187,7 +187,7 @@ class Processes:
 
 
 def connect() -> Processes:
-    """The processes that torchrun or SLURM's srun has started for this training.
+    """Connect to the processes that torchrun or SLURM's srun has started for this training.
 
     A process group that the caller has made is used as it is; one made here lasts as long as the
     process. Without a launcher, there is one process.

@@ -39,7 +39,7 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Denoising:
-    """How a training displaces atoms (DeNS, TMLR 2024).
+    """Displacements of atoms in a training (DeNS, TMLR 2024).
 
     Noise and probabilities are the published ones for MD17. The published weight, 5, stands beside
     80 for forces that are divided by the standard deviation of the energies, some 0.2 eV: beside 1
@@ -75,7 +75,7 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run. In YAML, every field is one key; hyper-parameters are below `config`.
+    """Definition of a training run. In YAML every field is one key; `config` holds keys below it.
 
     Attributes:
         name: of the model and of its files.
@@ -258,7 +258,7 @@ class Recipe:
             )
 
     def network_config(self, avg_num_neighbors: Callable[[], float]) -> Any:
-        """Hyper-parameters of the network.
+        """Return the hyper-parameters of the network.
 
         Args:
             avg_num_neighbors: measures it on the data, for networks that know it and recipes that
@@ -328,7 +328,7 @@ class Recipe:
             raise ValueError(one_line(f"{path.name}: {remark}")) from None
 
     def member(self, k: int) -> Recipe:
-        """The recipe of one member of the committee, counted from 1.
+        """Return the recipe of one member of the committee, counted from 1.
 
         Raises:
             ValueError: there is no such member.
@@ -341,13 +341,13 @@ class Recipe:
         return dataclasses.replace(self, name=name, seed=seed, committee=1)
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe without the folder that it was read from."""
+        """Return the recipe without the folder that it was read from."""
         content = dataclasses.asdict(self)
         del content["folder"]
         return content
 
     def find_start(self) -> Path:
-        """The model file that `start_from` names.
+        """Return the model file that `start_from` names.
 
         Raises:
             FileNotFoundError: there is none.
@@ -359,7 +359,7 @@ class Recipe:
         return find_model(beside if beside.is_file() else self.start_from)
 
     def find(self, file: str) -> Path:
-        """A data file named by the recipe: beside it, else from the working directory.
+        """Return the path of a data file: beside the recipe, else from the working directory.
 
         Raises:
             FileNotFoundError: it is in neither place.
@@ -385,13 +385,13 @@ def with_current_names(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def usable_as_file_name(name: str) -> bool:
-    """Whether files of any system can be called so, and a terminal can show it."""
+    """Return True if files of any system can have this name and a terminal can show it."""
     short = 0 < len(name.encode(errors="replace")) <= LONGEST_NAME
     return short and name.isprintable() and name not in (".", "..") and not set(name) & {*"/\\"}
 
 
 def _is(value: Any, kind: type) -> bool:
-    """Whether it is a number of this kind; true and false are none, whatever Python says."""
+    """Return True for a number of this kind; true and false do not count, unlike in Python."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

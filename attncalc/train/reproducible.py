@@ -1,4 +1,4 @@
-"""Trainings on CUDA that shall round the same way every time; none has run there yet."""
+"""Reproducible rounding of trainings on CUDA; not yet run on a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def ordered_sums(device: torch.device) -> Iterator[None]:
-    """On CUDA, everything inside shall add what arrives at an atom in a fixed order.
+    """Add up what arrives at an atom in a fixed order, for everything inside that runs on CUDA.
 
     By default CUDA adds in the order in which its threads happen to arrive, in `index_add` and in
     the gradient of a gather, so that hardly two runs end with the same bits. PyTorch offers

@@ -93,7 +93,7 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
 
 
 def remembered(output: Path) -> tuple[Recipe, dict[str, str]]:
-    """The recipe of an output folder, and SHA-256 of its training and validation set.
+    """Return the recipe of an output folder, and SHA-256 of its training and validation set.
 
     Raises:
         FileNotFoundError: no training has begun there.
@@ -130,7 +130,7 @@ def _read(mark: Path) -> dict[str, Any]:
 
 
 def _start_checksum(recipe: Recipe) -> str | None:
-    """Of the model that a training starts from; None without one, and if it is not there."""
+    """Return the checksum of the model that a training starts from, if there is one."""
     if recipe.start_from is None:
         return None
     try:
@@ -146,7 +146,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def checksum(dataset: Dataset) -> str:
-    """SHA-256 of everything that a training sees: structures and labels, not names."""
+    """Return SHA-256 of everything that a training sees: structures and labels, not names."""
     digest = hashlib.sha256()
 
     def add(values: Any, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""Selects the training step: the fastest eager one at once, and a compiled one to switch to."""
+"""Selection of the training step: an eager one at once, and a compiled one to switch to."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _proved(
 
 
 def with_distant_labels(batch: Batch, weights: Loss) -> Batch:
-    """Labels that no network predicts, to compare gradients by.
+    """Return the batch with labels that no network predicts, for comparisons of gradients.
 
     Where a network is good, errors of forces are small and their directions, which the gradient of
     a norm consists of, mostly rounding: two right steps then differ by 1e-3 of the gradient, which
@@ -141,7 +141,7 @@ def _faster_network(network: Any, shortest: float) -> nn.Module:
 
 
 def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
-    """Whether a trace of one batch holds for all."""
+    """Return True if a trace of one batch holds for all."""
     if isinstance(network, So3kratesSphc):
         # which pairs are far is decided by numbers, which a trace does not see
         return network.config.nonlocal_attention == "none"
@@ -152,7 +152,7 @@ def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
 
 
 def unequal_sizes(batches: list[Batch]) -> Batch:
-    """A batch in which no two sizes (systems, atoms, edges, pairs, ...) agree.
+    """Return a batch in which no two sizes (systems, atoms, edges, pairs, ...) agree.
 
     The trace would take equal sizes for the same size.
     """

@@ -1,4 +1,4 @@
-"""Where the weights of a training start: at random numbers, or at those of another model."""
+"""Initial weights of a training: random numbers, or those of another model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ATOMS_AT_ONCE = 512
 
 
 def new_potential(recipe: Recipe, training: Dataset) -> Potential:
-    """The potential before the first step, with reference energies of the training data.
+    """Return the potential before the first step, with reference energies of the training data.
 
     Raises:
         FileNotFoundError, ValueError: as `check_start`.
@@ -51,7 +51,7 @@ def check_start(recipe: Recipe, training: Dataset) -> None:
 
 
 def elements_of(dataset: Dataset) -> list[int]:
-    """Atomic numbers, in ascending order."""
+    """Return the atomic numbers of a data set, in ascending order."""
     return sorted({z for atoms in dataset.structures for z in atoms.numbers.tolist()})
 
 
@@ -78,7 +78,7 @@ def _taken_over(model: Potential, training: Dataset) -> Potential:
 
 
 def _on_the_labels(potential: Potential, training: Dataset) -> Potential:
-    """Its reference energies corrected to where the labels are.
+    """Shift the reference energies to where the labels are.
 
     The correction is fitted to what the potential leaves of the labels, so that the weights need
     not learn it: an untrained network gives some energy or other, and another level of theory

@@ -1,4 +1,4 @@
-"""One training step: the loss of a batch and its gradient by the parameters.
+"""Training step: the loss of a batch and its gradient by the parameters.
 
 The plain way is double backward: differentiate energies by the edge vectors with a graph, form
 the loss of energies and forces, differentiate that by the parameters. The traced way records
@@ -25,7 +25,7 @@ from attncalc.train.fx_passes import DECOMPOSITIONS, simplify
 
 @dataclass(frozen=True)
 class Batch:
-    """Graphs of several structures with their labels.
+    """Batch of several structures: their graph and their labels.
 
     Attributes:
         graph: all structures in one graph.
@@ -85,7 +85,7 @@ Prediction = tuple[Tensor, Tensor, Tensor]
 
 
 def predict(potential: Potential, graph: Graph, volume: Tensor) -> Prediction:
-    """Energy [n_systems], forces [n_atoms, 3], stress [n_systems, 3, 3], all differentiable."""
+    """Return energy [n_systems], forces [n_atoms, 3], stress [n_systems, 3, 3]; differentiable."""
     vectors = graph.vectors.detach().requires_grad_(True)
     with torch.enable_grad():
         energies = potential.energies(graph.with_vectors(vectors))
@@ -93,7 +93,7 @@ def predict(potential: Potential, graph: Graph, volume: Tensor) -> Prediction:
 
 
 def differentiated(energies: Tensor, vectors: Tensor, graph: Graph, volume: Tensor) -> Prediction:
-    """As `predict`, from energies per atom [n_atoms] that depend on the edge vectors."""
+    """Return the same as `predict` from energies per atom that depend on the edge vectors."""
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
         forces = forces_from_edges(gradient, graph.receivers, graph.senders, graph.n_atoms)
@@ -104,7 +104,7 @@ def differentiated(energies: Tensor, vectors: Tensor, graph: Graph, volume: Tens
 
 
 def loss(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
-    """Weighted sum of penalties, a scalar; of all shares of a step, the sum is that of the step."""
+    """Return the weighted sum of penalties; the shares of a step add up to that of the step."""
     energy, forces, stress = prediction
     ones = torch.ones_like(batch.forces[:, 0])
     n_atoms = segment_sum(ones, batch.graph.system_idx, batch.graph.n_systems)
@@ -119,7 +119,7 @@ def loss(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
 
 
 def eager_step(potential: Potential, weights: Loss) -> Step:
-    """The definition: loss and its gradient by `trainable(potential)`, by double backward."""
+    """Return the loss and its gradient by the trainable parameters, by double backward."""
 
     def value(batch: Batch) -> Tensor:
         return loss(predict(potential, batch.graph, batch.volume), batch, weights)
@@ -128,7 +128,7 @@ def eager_step(potential: Potential, weights: Loss) -> Step:
 
 
 def gradient_step(potential: Potential, loss_of: Callable[[Any], Tensor]) -> Step:
-    """A loss and its gradient by `trainable(potential)`.
+    """Return a loss and its gradient by `trainable(potential)`.
 
     Args:
         potential: its parameters are read at every call.
@@ -148,7 +148,7 @@ def gradient_step(potential: Potential, loss_of: Callable[[Any], Tensor]) -> Ste
 
 
 def trace(potential: Potential, weights: Loss, example: Batch) -> torch.fx.GraphModule:
-    """The operations of `eager_step` as one flat graph without autograd, sizes left open.
+    """Trace the operations of `eager_step` into one flat graph without autograd, sizes left open.
 
     Its arguments are all of `trainable(potential)`, then all of `flatten(batch)`; its results are
     those of a `Step`, in one tuple.
@@ -186,12 +186,12 @@ def trace(potential: Potential, weights: Loss, example: Batch) -> torch.fx.Graph
 
 
 def compiled(graph: torch.fx.GraphModule) -> Callable[..., tuple[Tensor, ...]]:
-    """The graph of `trace` as fast code for batches of any size; the first call compiles."""
+    """Compile the graph of `trace` for batches of any size, at the first call."""
     return torch.compile(graph, fullgraph=True, dynamic=True)
 
 
 def traced_step(potential: Potential, graph: Callable[..., tuple[Tensor, ...]]) -> Step:
-    """A graph of `trace` as a `Step`.
+    """Return a graph of `trace` as a `Step`.
 
     Args:
         potential: its parameters are read at every call, so an optimizer may change them in place.
@@ -208,25 +208,25 @@ def traced_step(potential: Potential, graph: Callable[..., tuple[Tensor, ...]]) 
 
 
 def trainable(potential: Potential) -> dict[str, Tensor]:
-    """Name -> parameter of everything that is trained."""
+    """Return name -> parameter of everything that is trained."""
     return {name: p for name, p in potential.named_parameters() if p.requires_grad}
 
 
 def relative_error(step: Step, definition: Step, batch: Batch) -> float:
-    """Distance of two parameter gradients of one batch, relative to the second's norm."""
+    """Return the distance of two steps' gradients of one batch, relative to the second's norm."""
     ours = torch.cat([g.flatten().double() for g in step(batch)[1]])
     theirs = torch.cat([g.flatten().double() for g in definition(batch)[1]])
     return float((ours - theirs).norm() / theirs.norm())
 
 
 def flatten(batch: Batch) -> tuple[Tensor, ...]:
-    """All tensors of a batch in a fixed order: the graph's first, then the labels."""
+    """Return all tensors of a batch in a fixed order: the graph's first, then the labels."""
     graph = tuple(getattr(batch.graph, f.name) for f in fields(Graph))
     return (*graph, batch.energy, batch.forces, batch.stress, batch.volume, batch.shares)
 
 
 def unflatten(tensors: tuple[Tensor, ...]) -> Batch:
-    """The inverse of `flatten`."""
+    """Invert `flatten`."""
     n = len(fields(Graph))
     return Batch(Graph(*tensors[:n]), *tensors[n:])
 
@@ -242,5 +242,5 @@ class _FlatLoss(torch.nn.Module):
 
 
 def with_network(potential: Potential, network: torch.nn.Module) -> Potential:
-    """The same potential around another network; everything else is shared."""
+    """Return the same potential around another network; everything else is shared."""
     return with_modules(potential, network=network)

@@ -143,7 +143,7 @@ def named_device(name: str) -> torch.device:
         raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {name!r} is not there: this PyTorch sees {torch.cuda.device_count()} CUDA "
+            f"device {name!r} does not exist: PyTorch finds {torch.cuda.device_count()} CUDA "
             'devices; use device="cpu" or "auto"'
         )
     return device
@@ -312,7 +312,7 @@ def _is_pair_term(entry: Any) -> bool:
 
 def _look_up(table: dict, name: str, config: dict) -> tuple[type[nn.Module], Any]:
     if name not in table:
-        raise ValueError(f"{name!r} is not known here; known: {', '.join(table)}")
+        raise ValueError(f"{name!r} is not known; known: {', '.join(table)}")
     kind, config_kind = table[name]
     fields = dataclasses.fields(config_kind)
     unknown = [key for key in config if key not in [f.name for f in fields]]

@@ -112,7 +112,7 @@ class StoredModel:
             self._file.seek(self._start + first)
             content = bytearray(last - first)
             if self._file.readinto(content) < last - first:
-                raise ValueError("the file was cut off while it was read: get it again")
+                raise ValueError("the file was cut off while it was read: download it again")
             kind = _STORED[stored["dtype"]]
             tensor = (
                 torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
@@ -123,7 +123,7 @@ class StoredModel:
             _add(digest, name, tensor)
             yield name, tensor.reshape(self.shapes[name])
         if self.header["checks"]["sha256"] != digest.hexdigest():
-            raise ValueError("the checksum does not match, the file is damaged: get it again")
+            raise ValueError("the checksum does not match, the file is damaged: download it again")
 
 
 def _described_tensors(text: bytes, n_bytes: int) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _check_beginning(file: BufferedReader) -> int:
     size = file.seek(0, os.SEEK_END)
     if size > LARGEST_FILE:
         raise ValueError(
-            f"{round(size / 2**30, 1):g} GiB, more than any model: this is something else"
+            f"{round(size / 2**30, 1):g} GiB, larger than any model file: is this a model file?"
         )
     length = int.from_bytes(beginning[:8], "little")  # of the safetensors header
     if 2 <= length <= size - 8 and len(beginning) > 8:
@@ -201,7 +201,7 @@ def _check_beginning(file: BufferedReader) -> int:
     raise ValueError(
         "not a safetensors file, or damaged (empty)"
         if not size
-        else "not a safetensors file, or damaged (cut off, or something else): get it again"
+        else "not a safetensors file, or damaged (cut off, or something else): download it again"
     )
 
 
@@ -211,7 +211,7 @@ def _parse(text: str) -> Any:
         header = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
         depth = _nesting(header)
     except json.JSONDecodeError:
-        raise ValueError("the header is damaged: it is not JSON") from None
+        raise ValueError("the header is damaged: it is not valid JSON") from None
     except ValueError as error:  # from the two hooks, or an integer of thousands of digits
         raise ValueError(f"the header is damaged: {error}") from None
     except RecursionError:
@@ -226,7 +226,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         # readers differ in which of the two counts
         counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"{next(k for k in counts if counts[k] > 1)!r} stands there twice")
+        raise ValueError(f"{next(k for k in counts if counts[k] > 1)!r} appears twice")
     return content
 
 
@@ -286,10 +286,10 @@ def _check_description(description: dict[str, Any]) -> None:
     if not species or not all(type(z) is int and 0 < z < 119 for z in species):
         raise ValueError("species are not atomic numbers")
     if len(set(species)) < len(species):
-        raise ValueError("an element stands twice in species")
+        raise ValueError("species contains an element twice")
     for key in ("reference_energies", "scale"):
         if not all(map(_is_finite, description[key])):
-            raise ValueError(f"{key} holds something that is not a finite number")
+            raise ValueError(f"{key} contains a value that is not a finite number")
     if len(description["pair_terms"]) > MOST_PAIR_TERMS:
         raise ValueError(f"more than {MOST_PAIR_TERMS} pair_terms")
 

@@ -133,7 +133,7 @@ def _gradients(
     *,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """By the leaves that are wanted; None for the others and for those that do not matter."""
+    """Return the gradients by the leaves that need them; None for the others."""
     by = [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
     if not by or not result.requires_grad:
         return [None] * len(leaves)

@@ -236,8 +236,8 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
         raise ValueError(f"{where}the cell is not finite: {atoms.cell.array.tolist()}")
     if np.abs(atoms.cell.array).max() > LARGEST_COORDINATE:
         raise ValueError(
-            f"{where}the cell reaches {np.abs(atoms.cell.array).max():.3g} Å, more than "
-            f"{LARGEST_COORDINATE:.0e} Å: are its vectors in Å?"
+            f"{where}a cell vector has a component of {np.abs(atoms.cell.array).max():.3g} Å, more "
+            f"than {LARGEST_COORDINATE:.0e} Å; are the cell vectors in Å?"
         )
     unknown = (atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))
     if unknown.any():
@@ -254,8 +254,8 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
     if len(periodic) == 3 and abs(np.linalg.det(periodic)) < SMALLEST_ROOM * len(atoms):
         # the neighbours within a cutoff would be without number
         raise ValueError(
-            f"{where}the cell has {abs(np.linalg.det(periodic)) / len(atoms):.2g} Å³ per atom, "
-            "which no matter has: are its vectors in Å?"
+            f"{where}cell volume is {abs(np.linalg.det(periodic)) / len(atoms):.2g} Å³ per atom; "
+            "are the cell vectors in Å?"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is said about bad input: the list behind docs/bad_input.md, which is made from it.
+"""Error messages for bad input: the list behind docs/bad_input.md, which is made from it.
 
 python tests/test_bad_input.py      # writes the page anew
 """
@@ -558,16 +558,15 @@ def message_of(case: BadInput) -> str:
 
 def page(messages: Iterator[str]) -> str:
     lines = [
-        "# Bad input, and what is said about it",
+        "# Error messages for bad input",
         "",
-        "One line that says what is wrong and how to mend it; the command line shows the same line "
-        "and ends with status 1. An option that does not exist, or is missing, is told as usual: "
-        "with the usage, and status 2.",
-        "A file is named first. Nothing in a file is ever executed, and none is taken for what it "
-        "is not.",
+        "A message is one line: what is wrong and how to correct it. The command line shows the "
+        "same line and exits with status 1; an unknown or missing option gives the usage and "
+        "status 2.",
+        "Messages about a file begin with its name. Nothing in a file is ever executed.",
         "",
-        "This page is written by `python tests/test_bad_input.py`, which does all of this and "
-        "notes what it is told.",
+        "This page is written by `python tests/test_bad_input.py`, which tries every input below "
+        "and records the message.",
     ]
     for section, cases in BAD_INPUTS.items():
         lines += ["", f"## {section}", "", "| input | message |", "|---|---|"]

@@ -488,7 +488,10 @@ def periodic_without_cell() -> Atoms:
 
 
 IMPOSSIBLE = {
-    "unknown element": (molecule("CH3Cl"), "this model was not trained on Cl; it knows: H C O"),
+    "unknown element": (
+        molecule("CH3Cl"),
+        "this model was not trained on Cl; its elements are: H C O",
+    ),
     "NaN": (not_finite(), r"the position of atom 3 \(H\) is not finite: \[.*nan.*\]"),
     "impossible spin": (
         with_info(spin=2),
@@ -522,8 +525,12 @@ def test_impossible_structures(case: str, ethanol64: AttnCalculator) -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        ({"device": "cuda"}, ValueError, "device 'cuda' is not there: .* sees 0 CUDA devices; use"),
-        ({"device": "cuda:1"}, ValueError, "device 'cuda:1' is not there"),
+        (
+            {"device": "cuda"},
+            ValueError,
+            "device 'cuda' does not exist: .* finds 0 CUDA devices; use",
+        ),
+        ({"device": "cuda:1"}, ValueError, "device 'cuda:1' does not exist"),
         ({"device": "banana"}, ValueError, "device must be \"auto\", .* got 'banana'"),
         ({"device": "mps"}, ValueError, "device must be \"auto\", .* got 'mps'"),
         ({"device": None}, ValueError, 'device must be "auto", .* got None'),

@@ -193,7 +193,7 @@ def test_messages_about_devices() -> None:
     n = torch.cuda.device_count()
     assert AttnCalculator(ETHANOL).potential.device.type == "cuda"
     assert AttnCalculator(ETHANOL, device=f"cuda:{n - 1}").potential.device.index == n - 1
-    with pytest.raises(ValueError, match=f"device 'cuda:{n}' is not there: this PyTorch sees {n} "):
+    with pytest.raises(ValueError, match=f"device 'cuda:{n}' does not exist: PyTorch finds {n} "):
         AttnCalculator(ETHANOL, device=f"cuda:{n}")
 
 

@@ -29,7 +29,7 @@ READS_ALONE = (
     *("signals.py", "system.py", "text.py"),
 )
 # beginnings of half a sentence, the rest of which is the name
-HALF = ("As", "How", "Of", "What", "Whether")
+HALF = ("As", "By", "From", "How", "Of", "On", "What", "Where", "Whether", "Which", "Without")
 
 
 def public_things(room: ModuleType) -> Iterator[tuple[str, object]]:

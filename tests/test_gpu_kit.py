@@ -88,7 +88,7 @@ def test_dry_run(tmp_path: Path) -> None:
         (output / name / "metrics.csv").read_text() for name in ("begun/run", "begun/went-on")
     )
     assert begun.splitlines()[:2] == went_on.splitlines()[:2]
-    assert "goes on from there (begun/went-on)" in training["said"][-1]
+    assert "continues from there (begun/went-on)" in training["said"][-1]
     for name in ("begun/run", "begun/went-on"):
         assert {path.name for path in (output / name).iterdir()} == {
             *("dry-run.safetensors", "last.ckpt", "metrics.csv", "recipe.json")
@@ -131,7 +131,7 @@ def test_a_training_goes_on_in_a_copy(gpu, given, monkeypatch) -> None:
         assert (output / "run" / "last.ckpt").read_bytes() == b"checkpoint"
         with open(output / "run" / "metrics.csv", "a") as table:
             table.write("2,5.0\n")
-        return gpu.Ended("stopped", 99.0, [], [f"goes on from there ({output}/run)"])
+        return gpu.Ended("stopped", 99.0, [], [f"continues from there ({output}/run)"])
 
     monkeypatch.setattr(gpu, "train", train)
     monkeypatch.setattr(sys, "argv", given.arguments())
@@ -139,7 +139,7 @@ def test_a_training_goes_on_in_a_copy(gpu, given, monkeypatch) -> None:
     assert json.loads((output / "gpu.json").read_text())["stages"]["training"] == {
         **{"state": "done", "seconds": 99.0, "why": "stopped after 99 s, as planned"},
         **{"epochs_before": 1, "epochs_after": 2, "s_per_epoch": 3.0},
-        "said": ["goes on from there (run)"],
+        "said": ["continues from there (run)"],
     }
     assert (run / "metrics.csv").read_text().count("\n") == 2, "the original stays"
 

@@ -113,7 +113,8 @@ def test_species_that_are_not_in_the_table_are_named():
     with pytest.raises(ValueError) as error:
         species_of(torch.tensor([26, 1, 7, 26]), (1, 6, 8))
     assert str(error.value) == (
-        "this model was not trained on N Fe; it knows: H C O; what others know: attncalc models"
+        "this model was not trained on N Fe; its elements are: H C O; "
+        "list other models by: attncalc models"
     )
 
 

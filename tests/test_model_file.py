@@ -266,9 +266,9 @@ def test_truncated_anywhere(path_in_memory: Path) -> None:
         (b"\x89PNG\r\n\x1a\n" + bytes(100), " but a picture; only"),
         (b'{"format": 1}' + bytes(100), " but JSON; only"),
         (b"version https://git-lfs.github.com/spec/v1\n", " but a pointer of Git LFS: fetch the "),
-        (b"# text\n" * 9, ", or damaged (cut off, or something else): get it again"),
+        (b"# text\n" * 9, ", or damaged (cut off, or something else): download it again"),
         (b"", ", or damaged (empty)"),
-        (bytes(100), ", or damaged (cut off, or something else): get it again"),
+        (bytes(100), ", or damaged (cut off, or something else): download it again"),
     ],
     ids=["zip", "pickle", "HDF5", "picture", "JSON", "Git LFS", "text", "empty", "zeros"],
 )
@@ -296,7 +296,10 @@ def test_files_larger_than_any_model(path: Path) -> None:
     content = path.read_bytes()
     with open(path, "r+b") as file:
         file.truncate(1 << 40)
-    with limits(), pytest.raises(ValueError, match=r"^model.safetensors: 1024 GiB, more than any"):
+    with (
+        limits(),
+        pytest.raises(ValueError, match=r"^model.safetensors: 1024 GiB, larger than any"),
+    ):
         load(path)
     path.write_bytes((1 << 28).to_bytes(8, "little") + content[8:])
     with open(path, "r+b") as file:
@@ -417,7 +420,7 @@ HEADER_ERRORS = {
     "unknown key": (lambda h, t: h.update(run="rm"), r"unknown header entries \['run'\]"),
     "missing key": (lambda h, t: h.pop("species"), "'species' is missing or not a list"),
     "wrong type": (lambda h, t: h.update(scale={}), "'scale' is missing or not a list"),
-    "unknown network": (lambda h, t: h.update(network="os"), "'os' is not known here; known: so3"),
+    "unknown network": (lambda h, t: h.update(network="os"), "'os' is not known; known: so3"),
     "unknown option": (
         lambda h, t: h["config"].update(colour=1),
         "config of 'so3krates': 'colour' is unknown; a newer attncalc may have written it",
@@ -450,7 +453,10 @@ HEADER_ERRORS = {
     "other units": (lambda h, t: h["units"].update(energy="kcal/mol"), "units .* are not"),
     "unknown dtype": (lambda h, t: h.update(dtype="int8"), "unknown dtype 'int8'"),
     "no element": (lambda h, t: h.update(species=[1, 6, 119]), "species are not atomic numbers"),
-    "element twice": (lambda h, t: h.update(species=[1, 6, 6]), "element stands twice in species"),
+    "element twice": (
+        lambda h, t: h.update(species=[1, 6, 6]),
+        "species contains an element twice",
+    ),
     "no elements": (lambda h, t: h.update(species=[]), "species are not atomic numbers"),
     "elements as floats": (lambda h, t: h.update(species=[1.0, 6, 8]), "not atomic numbers"),
     "wrong number of scales": (lambda h, t: h["scale"].pop(), "header is damaged: one value per"),
@@ -468,7 +474,7 @@ HEADER_ERRORS = {
     "elements as truth values": (lambda h, t: h.update(species=[True, 6, 8]), "not atomic numbers"),
     "scale beyond floats": (
         lambda h, t: h["scale"].__setitem__(0, 10**400),
-        "scale holds something that is not a finite number",
+        "scale contains a value that is not a finite number",
     ),
     "cutoff beyond floats": (
         lambda h, t: h["config"].update(cutoff=10**400),
@@ -536,12 +542,12 @@ def test_refused_with_the_name_of_the_file(path: Path, case: str) -> None:
         ("[" * 2_000_000, "nested deeper than 32 levels"),
         ('{"a":' * 500_000, "nested deeper than 32 levels"),
         ('{"a":' * 500 + "1" + "}" * 500, "nested deeper than 32 levels"),
-        ('{"format": 1, "format": 1}', "'format' stands there twice"),
-        ('{"training": {"a": 1, "b": 2, "a": 3}}', "'a' stands there twice"),
+        ('{"format": 1, "format": 1}', "'format' appears twice"),
+        ('{"training": {"a": 1, "b": 2, "a": 3}}', "'a' appears twice"),
         ('{"format": NaN}', "NaN is not a finite number"),
         ('{"training": [-Infinity]}', "-Infinity is not a finite number"),
         ('{"format": ' + "9" * 5000 + "}", "the header is damaged: Exceeds the limit"),
-        ('{"format": 1', "it is not JSON"),
+        ('{"format": 1', "it is not valid JSON"),
         ("[" + "[]," * 1_000_000 + "1]", "format None is not known"),
         ('{"format": "' + "x" * 3_000_000 + '"}', "format 'xxx"),
     ],
@@ -564,7 +570,7 @@ def test_a_number_that_is_json_but_beyond_floats(path: Path) -> None:
     unsigned["checks"]["sha256"] = signature(unsigned, tensors)
     text = json.dumps(unsigned).replace("Infinity", "1e999")
     save_file(tensors, path, metadata={"attncalc": text})
-    with pytest.raises(ValueError, match=r"^model.safetensors: scale holds something that is not"):
+    with pytest.raises(ValueError, match=r"^model.safetensors: scale contains a value that is not"):
         load(path)
 
 
@@ -583,7 +589,7 @@ def test_a_header_that_is_none(path: Path) -> None:
     cases = [
         (None, "a safetensors file, but not a model of attncalc"),
         ({"other": "1"}, "a safetensors file, but not a model of attncalc"),
-        ({"attncalc": "{"}, "the header is damaged: it is not JSON"),
+        ({"attncalc": "{"}, "the header is damaged: it is not valid JSON"),
         ({"attncalc": "[1]"}, "format None is not known"),
         ({"attncalc": "{}"}, "format None is not known"),
     ]

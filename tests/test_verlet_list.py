@@ -338,7 +338,9 @@ def test_unknown_element_is_refused(when):
     system = System.from_ase(molecule("CO"))
     if when == "later":
         verlet, _ = verlet.update(system)
-    with pytest.raises(ValueError, match="this model was not trained on N; it knows: H C O Cu"):
+    with pytest.raises(
+        ValueError, match="this model was not trained on N; its elements are: H C O Cu"
+    ):
         verlet.update(replace(system, atomic_numbers=torch.tensor([7, 6])))
 
 

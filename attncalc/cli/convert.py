@@ -26,12 +26,12 @@ def convert() -> None:
 
 @convert.command(name="so3krates")
 @click.argument("params")
-@click.option("--config", required=True, help="Hyper-parameters, JSON.")
-@click.option("--elements", help="Keep only these, e.g. H,C,N,O. Default: every row of the table.")
+@click.option("--config", required=True, help="JSON file of hyper-parameters.")
+@click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the table.")
 @click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
 @one_line_errors
 def convert_so3krates(params, config, elements, output) -> None:
-    """Published So3krates parameters (mlff main or v1.0) to a model file.
+    """Convert published So3krates parameters (mlff main or v1.0) to a model file.
 
     Example: attncalc convert so3krates params.npz --config hyper.json -o model.safetensors
     """
@@ -43,15 +43,15 @@ def convert_so3krates(params, config, elements, output) -> None:
 
 @convert.command(name="equiformer")
 @click.argument("weights")
-@click.option("--config", required=True, help="Hyper-parameters, JSON.")
-@click.option("--std", default=1.0, show_default=True, help="eV per unit of its energies.")
-@click.option("--mean", default=0.0, show_default=True, help="eV, total energy that was left out.")
-@click.option("--n-atoms", type=int, help="Atoms of the molecule that MEAN belongs to.")
-@click.option("--elements", help="Keep only these, e.g. H,C,N,O. Default: every row of the table.")
+@click.option("--config", required=True, help="JSON file of hyper-parameters.")
+@click.option("--std", default=1.0, show_default=True, help="Energy unit of the network, eV.")
+@click.option("--mean", default=0.0, show_default=True, help="Mean energy to add per molecule, eV.")
+@click.option("--n-atoms", type=int, help="Number of atoms of that molecule.")
+@click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the table.")
 @click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
 @one_line_errors
 def convert_equiformer(weights, config, std, mean, n_atoms, elements, output) -> None:
-    """Published Equiformer weights (MD17) to a model file.
+    """Convert published Equiformer weights (MD17) to a model file.
 
     Example: attncalc convert equiformer weights.safetensors --config c.json -o m.safetensors
     """
@@ -65,13 +65,13 @@ def convert_equiformer(weights, config, std, mean, n_atoms, elements, output) ->
 
 @convert.command(name="data")
 @click.argument("files", nargs=-1, required=True)
-@click.option("--energy-unit", help="Of the labels, where the files do not say.")
-@click.option("--length-unit", help="Likewise. Default: Angstrom.")
-@click.option("--labels", help="Which label set of the files.")
+@click.option("--energy-unit", help="Unit of the energies, if the files do not state it.")
+@click.option("--length-unit", help="Unit of lengths, if not stated. Default: Angstrom.")
+@click.option("--labels", help="Label set of the files to use.")
 @click.option("-o", "--output", required=True, help="HDF5 file to write, .h5.")
 @one_line_errors
 def convert_data(files, energy_unit, length_unit, labels, output) -> None:
-    """Labelled structures to one HDF5 file, in eV and Å, that trainings can stream.
+    """Convert labelled structures to one HDF5 file, in eV and Å, that trainings can stream.
 
     Extended XYZ may be larger than the memory; files of other formats are read one at a time.
 

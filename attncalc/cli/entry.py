@@ -19,7 +19,7 @@ COMMANDS = {
     ),
     "eval": (
         "evaluate",
-        "Errors of a model on labelled structures: per property, and forces per element.",
+        "Evaluate the errors of a model on labelled structures, per property and element.",
     ),
     "export": (
         "export",
@@ -27,11 +27,11 @@ COMMANDS = {
     ),
     "md": (
         "md",
-        "Molecular dynamics of one structure, the last of a file, or of all with --replicas.",
+        "Run molecular dynamics of the last structure of a file, or of all with --replicas.",
     ),
     "models": ("models", "List the models that come with attncalc: elements, data, errors."),
     "relax": ("relax", "Relax every structure of a file until no force exceeds --fmax."),
-    "train": ("train", "Train a model by a recipe; a stopped run goes on where it was."),
+    "train": ("train", "Train a model by a recipe; a stopped run continues where it was."),
     "verify": (
         "verify",
         "Check the physics of a model: forces, stress, symmetries, batching, neighbour lists.",

@@ -33,30 +33,30 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("data_file", metavar="[DATA]", required=False)
 @calculator_options
-@click.option("--labels", help="Which label set of the file.")
+@click.option("--labels", help="Label set of the file to use.")
 @click.option(
     "--split",
-    help="Only this split stored in the file, e.g. test_01; of a training's folder: training, "
-    "validation or test.",
+    help="Split of the file to use, e.g. test_01; for a training's folder: training, validation "
+    "or test.",
 )
-@click.option("--energy-unit", help="If the file does not state it.")
-@click.option("--length-unit", help="If the file does not state it.")
+@click.option("--energy-unit", help="Unit of energies, if the file does not state it.")
+@click.option("--length-unit", help="Unit of lengths, if the file does not state it.")
 @click.option(
     "-o",
     "--report",
-    help="The page with tables and pictures, .html. Default: eval-MODEL-DATA.html here. An older "
-    "report is replaced, no other file.",
+    help="HTML page to write. Default: eval-MODEL-DATA.html in the current folder. An older report "
+    "is replaced, any other file is not.",
 )
-@click.option("--no-report", is_flag=True, help="Only the table.")
+@click.option("--no-report", is_flag=True, help="Print the table only.")
 @output_options
 @one_line_errors
 def evaluate(
     model, data_file, device, dtype, threads, labels, split, report, no_report, **units
 ) -> None:
-    """Errors of a model on labelled structures: per property, and forces per element.
+    """Evaluate the errors of a model on labelled structures, per property and element.
 
-    A table here, and a page for the browser with what errors depend on and the worst structures.
-    MODEL may be the folder of a training, which knows its data and how it has split them.
+    Prints a table and writes an HTML page with pictures and the worst structures.
+    MODEL may be the output folder of a training, whose data and split are then used.
 
     Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
 
@@ -133,7 +133,9 @@ def _of_training(
     from attncalc import train
 
     if labels is not None or any(units.values()):
-        raise ValueError(f"{folder}: labels and units are those of the training: leave them away")
+        raise ValueError(
+            f"{folder}: labels and units are those of the training: remove these options"
+        )
     recipe, parts = train.read_run(folder, data=data_file)
     named = {name: part for name, part in parts.items() if part is not None}
     split = split or ("test" if "test" in named else "validation")
@@ -179,7 +181,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 def _report_file(
     report: str | None, model: str, data_file: str, labels: str | None, split: str | None
 ) -> Path:
-    """Where the report goes: checked before the work. An older report may be replaced."""
+    """Return the path of the report, checked before the work. An older report may be replaced."""
     from attncalc.report import GENERATOR
 
     names = ["eval", model_file.model_name(model), Path(data_file).stem, labels or "", split or ""]
@@ -191,7 +193,7 @@ def _report_file(
         output_file(path)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(
-            f"no report can be written to {path.parent.resolve()}: name another place with -o, or "
-            "take --no-report"
+            f"cannot write a report to {path.parent.resolve()}: choose another place with -o, "
+            "or use --no-report"
         )
     return path

@@ -22,16 +22,16 @@ from attncalc.md.h5md_reader import count_h5md, iread_h5md
 
 @click.command()
 @click.argument("trajectory", metavar="RUN.h5md")
-@click.option("-o", "--output", required=True, help="New file: .xyz, .extxyz, .traj or .pdb.")
+@click.option("-o", "--output", required=True, help="File to write: .xyz, .extxyz, .traj or .pdb.")
 @click.option(
-    "--system", type=click.IntRange(min=0), default=0, show_default=True, help="Of a batch."
+    "--system", type=click.IntRange(min=0), default=0, show_default=True, help="System of a batch."
 )
 @click.option(
     "--every",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Take every n-th frame.",
+    help="Export every n-th frame.",
 )
 @output_options
 @one_line_errors

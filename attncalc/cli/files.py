@@ -42,7 +42,9 @@ def read_structures(path: str, index: str = ":") -> list[Atoms]:
         remark = one_line(error)
         raise ValueError(f"{path}: not a structure file that ASE can read ({remark})") from None
     if not frames:
-        raise ValueError(f"{path}: not a structure file that ASE can read (no structure in it)")
+        raise ValueError(
+            f"{path}: not a structure file that ASE can read (it contains no structures)"
+        )
     return frames
 
 
@@ -58,11 +60,11 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Path:
     if not overwrite:
         refuse_existing(path)
     elif path.exists() and not path.is_file():
-        raise FileExistsError(f"{path} exists and is no file: choose another name")
+        raise FileExistsError(f"{path} exists and is not a file: choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"nothing can be written to {path.parent.resolve()}")
+        raise PermissionError(f"cannot write to {path.parent.resolve()}")
     return path
 
 
@@ -73,11 +75,13 @@ def new_structure_file(path: str | Path, *, overwrite: bool = False) -> Path:
     except UnknownFileTypeError:
         known = None
     if known is None or not known.can_write:
-        raise ValueError(f"{path.name}: ASE writes no structure file with this ending; take .xyz")
+        raise ValueError(
+            f"{path.name}: ASE cannot write structures to files of this type; use .xyz"
+        )
     # ASE takes POSCAR.png for a POSCAR, and the picture of the same name would replace it
     if not known.can_read or path.suffix.lower() == ".png":
         raise ValueError(
-            f"{path.name}: no structure can be read from a file with this ending; take .xyz or "
+            f"{path.name}: structures cannot be read back from a file of this type; use .xyz or "
             ".extxyz"
         )
     return path
@@ -86,8 +90,7 @@ def new_structure_file(path: str | Path, *, overwrite: bool = False) -> Path:
 def require_room(path: Path, n_structures: int) -> None:
     if n_structures > 1 and get_ioformat(filetype(str(path), read=False)).single:
         raise ValueError(
-            f"{path.name}: a file of this format holds one structure, and there are "
-            f"{n_structures}; take .xyz"
+            f"{path.name}: a file of this format holds one structure, got {n_structures}; use .xyz"
         )
 
 
@@ -111,7 +114,7 @@ def require_writable(path: Path, frames: list[Atoms]) -> None:
         what = "this structure" if len(frames) == 1 else "these structures"
         raise ValueError(
             f"{path.name}: ASE cannot write {what} as {path.suffix or path.name} "
-            f"({one_line(error)}); take .xyz"
+            f"({one_line(error)}); use .xyz"
         ) from None
 
 

@@ -36,46 +36,47 @@ MOST_FRAMES, MOST_ROWS = 400, 10_000
 
 @click.command()
 @click.argument("structure", required=False)
-@click.option("--model", help="Shipped name or path of a model file.")
+@click.option("--model", help="Name of a shipped model, or path of a model file.")
 @calculator_options
 @click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nvt", show_default=True)
 @click.option(
     "--temperature",
     default=300.0,
     show_default=True,
-    help="K, of the thermostat (nvt, npt), and of the initial velocities unless the file has some.",
+    help="Temperature of thermostat (nvt, npt) and initial velocities unless the file has some, K.",
 )
-@click.option("--steps", default=10_000, show_default=True, help="Steps of the integrator.")
-@click.option("--timestep", default=0.5, show_default=True, help="fs")
+@click.option("--steps", default=10_000, show_default=True, help="Number of timesteps.")
+@click.option("--timestep", default=0.5, show_default=True, help="Timestep, fs.")
+@click.option("--friction", default=0.01, show_default=True, help="Langevin friction (nvt), 1/fs.")
+@click.option("--pressure", default=0.0, show_default=True, help="Pressure (npt), GPa.")
 @click.option(
-    "--friction", default=0.01, show_default=True, help="1/fs, of Langevin dynamics (nvt)."
+    "--every",
+    default=10,
+    show_default=True,
+    help="Steps between frames; the last step is always written.",
 )
-@click.option("--pressure", default=0.0, show_default=True, help="GPa (npt).")
 @click.option(
-    "--every", default=10, show_default=True, help="Steps between frames; the last is always one."
-)
-@click.option(
-    "--seed", default=0, show_default=True, help="Of initial velocities and random forces."
+    "--seed", default=0, show_default=True, help="Seed of initial velocities and random forces."
 )
 @click.option(
     "--replicas",
     type=click.IntRange(min=1),
-    help="Run every structure of the file, so many times each, in one batch: .h5md only.",
+    help="Run this many copies of every structure of the file in one batch (.h5md only).",
 )
 @click.option(
     "--integrator",
     type=click.Choice(["native", "ase"]),
-    help="Whose integrators. Default: attncalc's; npt is ASE's.",
+    help="Integrators to use. Default: those of attncalc; npt: those of ASE.",
 )
 @click.option(
     "-o",
     "--output",
-    help="Trajectory, .h5md, .xyz or .traj. Default: NAME.md.h5md; of ASE's, NAME.md.xyz",
+    help="Trajectory: .h5md, .xyz or .traj. Default: NAME.md.h5md (ASE: NAME.md.xyz).",
 )
 @click.option(
     "--resume",
     metavar="RUN.h5md",
-    help="Go on with a run that was stopped, up to its number of steps, or to --steps.",
+    help="Continue a stopped run up to its number of steps, or to --steps.",
 )
 @output_options
 @click.pass_context
@@ -93,7 +94,7 @@ def md(
     output,
     **options,
 ) -> None:
-    """Molecular dynamics of one structure, the last of a file, or of all with --replicas.
+    """Run molecular dynamics of the last structure of a file, or of all with --replicas.
 
     Writes the trajectory, a log (.csv), a picture (.png) and, beside an .h5md, a checkpoint (.ckpt)
     of the same name. Velocities (momenta) in the file are kept; otherwise they are drawn at
@@ -102,7 +103,7 @@ def md(
 
     Example: attncalc md relaxed.xyz --model so3krates-ethanol --temperature 300 -o run.h5md
 
-    A run that was stopped, by whatever, goes on bit for bit: attncalc md --resume run.h5md
+    A stopped run continues with bitwise identical results: attncalc md --resume run.h5md
     """
     if resume is not None:
         given = [p for p, v in context.params.items() if _typed(context, p) and v is not None]
@@ -116,14 +117,14 @@ def md(
     for name, ensemble in ENSEMBLE_OF.items():
         if _typed(context, name) and ensemble != settings.ensemble:
             raise ValueError(
-                f"--{name} belongs to {ensemble}, and this run is {settings.ensemble}: leave it "
-                f"away, or take --ensemble {ensemble}"
+                f"--{name} applies to {ensemble} only, and this run is {settings.ensemble}: remove "
+                f"it, or use --ensemble {ensemble}"
             )
     by_ase = integrator == "ase" or settings.ensemble == "npt"
     if integrator == "native" and by_ase:
-        raise ValueError("npt runs with ASE's integrators only: leave --integrator away")
+        raise ValueError("npt uses ASE's integrators only: remove --integrator")
     if by_ase and replicas is not None:
-        raise ValueError("--replicas take attncalc's integrators: leave --integrator ase away")
+        raise ValueError("--replicas needs attncalc's integrators: remove --integrator ase")
     source = existing_file(structure)
     target = Path(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
     _new_file(target, target)
@@ -136,7 +137,7 @@ def md(
         _new_file(target.with_suffix(ending), target)
     found = read_structures(structure, index="-1" if replicas is None else ":")
     if (replicas or 1) > 1 and any(one.get_momenta().any() for one in found):
-        say("velocities of the file are not kept: every replica draws its own")
+        say("ignoring the velocities of the file: every replica draws its own")
         for one in found:
             one.set_momenta(np.zeros((len(one), 3)), apply_constraint=False)
     structures = [atoms for atoms in found for _ in range(replicas or 1)]
@@ -146,7 +147,7 @@ def md(
     require_known(calculator.evaluator.plain, found)
     if atoms.get_momenta().any():
         temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
-        say(f"velocities of the file are kept (T = {temperature:.0f} K)")
+        say(f"using the velocities of the file (T = {temperature:.0f} K)")
     what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
     batch = f" (system 0 of {len(structures)})" if len(structures) > 1 else ""
     title = ", ".join(what) + batch
@@ -223,7 +224,7 @@ def _resume(
     allowed = {"resume", "device", "threads", "steps", "quiet", "json"}
     if others := sorted(set(given) - allowed):
         listed = ", ".join(f"--{name}" if name != "structure" else "STRUCTURE" for name in others)
-        raise ValueError(f"--resume takes everything from the run itself: leave {listed} away")
+        raise ValueError(f"--resume uses the settings of the run: remove {listed}")
     restart, settings = read_restart(target)
     info, done = restart.info, restart.state.step
     if "steps" in given:
@@ -232,7 +233,7 @@ def _resume(
     picture = _Picture(target, settings, info["title"], info["n_dof"], n_systems)
     if done >= settings.n_steps:
         mend_files(restart, settings, target)
-        say(f"{target}: {done} steps are done; --steps N goes on to N")
+        say(f"{target}: {done} steps are done; continue to step N with --steps N")
         if not target.with_suffix(".png").exists():  # killed between the last step and the picture
             picture.draw()
         report_json({"trajectory": str(target), "steps": done})
@@ -245,7 +246,7 @@ def _resume(
             f"{info['model']}: not the model that the run began with: a trajectory has one model"
         )
     calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"], threads=threads)
-    say(f"{target}: going on at step {done} of {settings.n_steps}")
+    say(f"{target}: continuing at step {done} of {settings.n_steps}")
     force = Forces(calculator.evaluator.plain)
     with _running(settings, target, picture, done=done) as progress:
         summary = resume_structures(restart, force, settings, target, progress=progress)
@@ -259,7 +260,7 @@ def _new_file(path: Path, target: Path) -> None:
         output_file(path)
     except FileExistsError as error:
         if target.suffix == ".h5md" and target.with_suffix(".ckpt").exists():
-            raise FileExistsError(f"{error} (or go on with --resume {target})") from None
+            raise FileExistsError(f"{error} (or continue with --resume {target})") from None
         raise
 
 
@@ -342,7 +343,7 @@ def _running(
     try:
         picture.draw()
     except NoSpaceLeft as full:
-        raise NoSpaceLeft(full.path, full.number, "the run is complete without it") from None
+        raise NoSpaceLeft(full.path, full.number, "the run itself is complete") from None
 
 
 @contextmanager

@@ -24,14 +24,18 @@ def calculator_options(command: Command) -> Command:
         click.option(
             "--threads",
             type=click.IntRange(min=1, max=MOST_THREADS),
-            help="CPU threads, of PyTorch and of the compiled steps, which take them for large "
-            "structures, and 1 by default. PyTorch's default: 1 for structures of less than "
-            f"{SMALL} atoms, where more are slower; else, or if OMP_NUM_THREADS is set, its own.",
+            help="CPU threads. Results are bitwise reproducible for a fixed number of threads. "
+            f"Default: 1 for compiled steps; for PyTorch 1 below {SMALL} atoms, where more are "
+            "slower, else (or if OMP_NUM_THREADS is set) its own number.",
         ),
         click.option(
-            "--dtype", type=click.Choice(["float32", "float64"]), help="Default: the model's."
+            "--dtype",
+            type=click.Choice(["float32", "float64"]),
+            help="Precision of the network. Default: that of the model.",
         ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1"),
+        click.option(
+            "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1."
+        ),
     ):
         command = option(command)
     return command

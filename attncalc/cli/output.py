@@ -13,7 +13,7 @@ import click
 from attncalc.cli.files import new_file
 
 # where an output exists
-ADVICE = "choose another name, or take --overwrite"
+ADVICE = "choose another name, or use --overwrite"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -35,8 +35,7 @@ def output_options(command: Command) -> Command:
             is_flag=True,
             expose_value=False,
             callback=_remember(_JSON),
-            help="Write the results to the standard output as one JSON object, all else to the "
-            "standard error.",
+            help="Write results as one JSON object to standard output, messages to standard error.",
         ),
         click.option(
             "-q",

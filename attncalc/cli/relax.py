@@ -48,25 +48,32 @@ ATOMS_AT_ONCE = 2000
 
 @click.command()
 @click.argument("structures")
-@click.option("--model", required=True, help="Shipped name or path of a model file.")
+@click.option("--model", required=True, help="Name of a shipped model, or path of a model file.")
 @calculator_options
-@click.option("--fmax", default=0.01, show_default=True, help="Largest force left, eV/Å.")
-@click.option("--steps", default=1000, show_default=True, help="Most steps per structure.")
+@click.option(
+    "--fmax",
+    default=0.01,
+    show_default=True,
+    help="Force below which a relaxation has converged, eV/Å.",
+)
+@click.option(
+    "--steps", default=1000, show_default=True, help="Maximum number of steps per structure."
+)
 @click.option(
     "--optimizer",
     type=click.Choice(["fire", "lbfgs"]),
-    help=f"Default: lbfgs, one structure after the other; for several of at most {SMALL_MOLECULE} "
-    "atoms, or on a GPU, fire: all at once.",
+    help=f"Default: fire in one batch for several structures of at most {SMALL_MOLECULE} atoms, or "
+    "on a GPU; else lbfgs, one structure after the other.",
 )
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
-@click.option("-o", "--output", help="Default: NAME.relaxed.xyz beside the input.")
+@click.option("-o", "--output", help="File to write. Default: NAME.relaxed.xyz beside the input.")
 @output_options
 @one_line_errors
 def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cell, output) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
 
-    Ctrl-C writes structures as they are. A picture (.png) of the same name shows energy and largest
-    force of every step.
+    Ctrl-C writes the structures reached so far. A picture (.png) of the same name shows energy and
+    largest force of every step.
 
     Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
     """
@@ -121,7 +128,7 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     left_over = sum(course.steps[-1][1] > fmax for course in courses)
     if left_over:
         raise click.ClickException(
-            f"{left_over} of {len(frames)} structures did not converge: take more --steps"
+            f"{left_over} of {len(frames)} structures did not converge: increase --steps"
         )
 
 
@@ -322,7 +329,7 @@ def _relax_one(
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
-    """Without what ASE and SciPy remark about logarithms of matrices, at every step of a cell."""
+    """Silence ASE's and SciPy's warnings about logarithms of matrices at every cell step."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(ase|scipy)\b")
         yield

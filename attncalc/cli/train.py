@@ -15,8 +15,8 @@ from attncalc.files import NoSpaceLeft
 
 @click.command()
 @click.argument("recipe")
-@click.option("--data", help="Data file, instead of the one that the recipe names.")
-@click.option("-o", "--output", help="Folder. Default: runs/NAME of the recipe.")
+@click.option("--data", help="Data file to use instead of that of the recipe.")
+@click.option("-o", "--output", help="Output folder. Default: runs/NAME of the recipe.")
 @click.option(
     "--member",
     type=int,
@@ -24,7 +24,7 @@ from attncalc.files import NoSpaceLeft
 )
 @one_line_errors
 def train(recipe, data, output, member) -> None:
-    """Train a model by a recipe; a stopped run goes on where it was.
+    """Train a model by a recipe; a stopped run continues where it was.
 
     Example: attncalc train models/so3krates-ethanol.yaml --data rmd17_ethanol.npz
     """
@@ -41,7 +41,7 @@ def train(recipe, data, output, member) -> None:
     try:
         done = training.run(plan, folder, data=data, command=command, member=member)
     except NoSpaceLeft as full:
-        advice = "free some space, then the same command goes on"
+        advice = "free some space, then the same command continues"
         raise NoSpaceLeft(full.path, full.number, advice) from None
     if not speaks:
         return

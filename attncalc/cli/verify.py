@@ -13,7 +13,7 @@ from attncalc.cli.options import calculator_options, set_threads
 
 @click.command()
 @click.argument("model")
-@click.option("--structure", help="File with the structure to check on. Default: a random cluster.")
+@click.option("--structure", help="File with a structure to test. Default: a random cluster.")
 @calculator_options
 @one_line_errors
 def verify(model, structure, device, dtype, threads) -> None:

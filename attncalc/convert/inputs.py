@@ -46,7 +46,7 @@ class Tree:
         stored = self.left.pop(name)
         tensor = stored if isinstance(stored, Tensor) else torch.from_numpy(np.array(stored))
         if tensor.is_complex() or tensor.dtype == torch.bool or not torch.isfinite(tensor).all():
-            raise ValueError(f"{self.file}: array {name!r} holds something but finite numbers")
+            raise ValueError(f"{self.file}: array {name!r} contains numbers that are not finite")
         return tensor.double()
 
     def finish(self) -> None:
@@ -173,7 +173,7 @@ def fill(
     if config.n_weights_at_least > n_weights:  # before memory is taken for them
         raise ValueError(
             f"the hyper-parameters ask for {config.n_weights_at_least} weights or more, there are "
-            f"{n_weights}: do they belong to each other?"
+            f"{n_weights}: do they match?"
         )
     network = kind(config, n_species).double()
     expected = network.state_dict()

@@ -443,7 +443,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with open_regular(path) as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(
-                f"{path.name}: not a readable .npz (cut off, or something else): get it again"
+                f"{path.name}: not a readable .npz (cut off, or something else): download it again"
             )
         try:
             found = read_arrays(file, always=LARGEST_WEIGHTS)

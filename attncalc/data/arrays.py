@@ -155,7 +155,7 @@ def dataset_fields(
     numbers, rows = _atoms_of_each(arrays, positions, arrays[labels.energy].size)
     n = len(rows)
     if n == 0:
-        raise ValueError("there is no structure in it")
+        raise ValueError("it contains no structures")
     energies = arrays[labels.energy]
     if energies.shape in _one_each(n, positions.shape):
         energies = energies.reshape(n)

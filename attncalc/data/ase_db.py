@@ -59,7 +59,7 @@ def read_ase_db(
     except Exception as error:  # SQLite's errors, and whatever ASE's decoders stumble over
         raise ValueError(
             f"{path.name}: the file is truncated, damaged or no ASE database "
-            f"({one_line(error)}): fetch or write it again"
+            f"({one_line(error)}): download or write it again"
         ) from None
     return from_ase(
         frames,

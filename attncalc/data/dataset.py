@@ -161,7 +161,7 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     """
     parts = list(datasets)
     if not parts:
-        raise ValueError("nothing to join: pass at least one Dataset")
+        raise ValueError("no data sets given: pass at least one Dataset")
     for name in ("forces", "stress"):
         having = [p.source for p in parts if getattr(p, name) is not None]
         missing = [p.source for p in parts if getattr(p, name) is None]
@@ -173,7 +173,7 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     levels = {p.level_of_theory for p in parts} - {""}
     if len(levels) > 1:
         raise ValueError(
-            f"different levels of theory cannot be joined: {', '.join(sorted(levels))}"
+            f"data sets of different levels of theory cannot be joined: {', '.join(sorted(levels))}"
         )
     isolated: dict[int, float] = {}
     for part in parts:
@@ -214,6 +214,6 @@ def check_split(name: str, indices: NDArray, n: int) -> None:
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f'split "{name}" must be a list of integers')
     if len(indices) and not (indices.min() >= 0 and indices.max() < n):
-        raise ValueError(f'split "{name}" points outside the {n} structures')
+        raise ValueError(f'split "{name}" lists structures beyond the {n} of the data set')
     if len(np.unique(indices)) != len(indices):
-        raise ValueError(f'split "{name}" names a structure twice')
+        raise ValueError(f'split "{name}" lists a structure twice')

@@ -46,7 +46,7 @@ def read_extxyz(
     except ValueError as error:
         raise ValueError(
             f"{path.name}: the file is truncated or not extended XYZ ({error}): "
-            "fetch or write it again"
+            "download or write it again"
         ) from None
     return from_ase(
         frames,
@@ -119,7 +119,7 @@ def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
 
 
 def _delimited(file: TextIO) -> Iterator[tuple[str, str, list[str]]]:
-    """(which structure, its comment line, the rows of its atoms), one by one."""
+    """Yield (name of the structure, its comment line, the rows of its atoms), one by one."""
     k = 0
     while first := file.readline(100):
         where = f"structure {k}"
@@ -204,7 +204,7 @@ def from_ase(
     frames = list(frames)
     try:
         if not frames:
-            raise ValueError("there is no structure in it")
+            raise ValueError("it contains no structures")
         prefix = _choose_labels(frames[0], labels)
         to_ase = _factors(frames, energy_unit, length_unit)
         energies, forces, stress = (
@@ -239,12 +239,12 @@ def _require_last_newline(path: Path) -> None:
         if file.read() not in (b"\n", b"\r", b""):
             raise ValueError(
                 f"{path.name}: the file is truncated or not extended XYZ (no end of line at its "
-                "end): fetch or write it again, or end its last line if nothing is missing"
+                "end): download or write it again, or end its last line if nothing is missing"
             )
 
 
 def _factors(frames: Sequence[Atoms], energy_unit: str | None, length_unit: str | None) -> Factors:
-    """By the units of the first frame; later ones may repeat them."""
+    """Return the factors for the units of the first frame; later ones may repeat them."""
     found: dict[str, Factors] = {}
     for k, atoms in enumerate(frames):
         entry = atoms.info.get("units", {} if k == 0 else None)
@@ -293,7 +293,7 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
         if value is None:
             raise ValueError(
                 f"structure {k} has no {prefix + name} but structure {have} has: "
-                "put structures with different labels into files of their own"
+                "put structures with different labels into separate files"
             )
         if np.asarray(value).dtype.kind not in "iuf":
             raise ValueError(

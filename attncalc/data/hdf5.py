@@ -104,7 +104,7 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:  # the HDF5 library says what it stumbled over in its own ways
         raise ValueError(
             f"{path.name}: the file is truncated, damaged or not HDF5 ({one_line(error)}): "
-            "fetch or write it again"
+            "download or write it again"
         ) from None
 
 
@@ -203,7 +203,9 @@ def stored_units(
     for quantity, unit in statements:
         known = stored.setdefault(quantity, unit)
         if not math.isclose(parse_unit(known)[0], parse_unit(unit)[0], rel_tol=1e-9):
-            raise ValueError(f"{quantity} is stored in two units, {known!r} and {unit!r}: mend one")
+            raise ValueError(
+                f"{quantity} is stored in two units, {known!r} and {unit!r}: correct one of them"
+            )
     return stored
 
 
@@ -214,7 +216,7 @@ def _require_equal_labels(parts: Mapping[str, Mapping[str, Any]]) -> None:
         if having and missing:
             raise ValueError(
                 f"{missing} has no {label} but {having} has: "
-                "put structures with different labels into files of their own"
+                "put structures with different labels into separate files"
             )
 
 

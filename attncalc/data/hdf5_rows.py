@@ -193,7 +193,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         isolated |= part.isolated_energies or {}
         n += len(part)
     if n == 0:
-        raise ValueError("there is no structure to be written")
+        raise ValueError("no structures given to write")
     for k, name in enumerate(("charge", "spin")):
         if name in said:
             file[name] = np.array(electrons)[:, k]

@@ -54,7 +54,7 @@ class StreamedDataset(Dataset):
     indices: Integers = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        """Nothing is read yet."""
+        """Skip the checks of `Dataset`: structures are not read yet."""
 
     def __getitem__(self, index: int | slice | Sequence[int] | NDArray) -> StreamedDataset:
         """Select structures as of a `Dataset`; nothing is read."""

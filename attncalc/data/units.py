@@ -134,7 +134,7 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(entry, Mapping):
         return {str(name): str(unit) for name, unit in entry.items()}
     if len(str(entry)) > LONGEST_ENTRY:
-        raise ValueError(f"units entry of {len(str(entry))} characters: that is none")
+        raise ValueError(f"the units entry has {len(str(entry))} characters, which is too long")
     plain = re.sub(r"\([^()]*\)", "", str(entry))
     stored: dict[str, str] = {}
     for piece in plain.split(";"):

@@ -42,7 +42,7 @@ def _stated_end(beginning: bytes) -> int:
 
 
 def _beginnings(file: BinaryIO, end: int) -> Iterator[int]:
-    """Where heaps begin; read, not mapped: who cuts off a mapped file ends its reader."""
+    """Yield where heaps begin. Nothing is mapped: truncating a mapped file ends its reader."""
     at = 0
     while (at := _next_data(file, at)) < end:
         block = _at(file, at, min(_BLOCK, end - at))

@@ -104,7 +104,7 @@ class LocalFile(h5py.File):
 def _measured(file: BinaryIO) -> tuple[int, int]:
     longest = largest_text(file)
     if longest is None:
-        raise ValueError("the file is damaged (a heap of texts): fetch or write it again")
+        raise ValueError("the file is damaged (a heap of texts): download or write it again")
     return file.seek(0, 2), longest
 
 
@@ -131,7 +131,9 @@ def _walk(root: h5g.GroupID, file_size: int, largest_text: int) -> Iterator[str]
             if kind == _SOFT:
                 continue
             if kind != _HARD:
-                raise ValueError(f"{one_line(path)} leads to another file: copy it into this one")
+                raise ValueError(
+                    f"{one_line(path)} links to another file: copy its content into this file"
+                )
             item = h5o.open(group, link)
             _require_small_attributes(item, largest_text, one_line(path))
             if isinstance(item, h5d.DatasetID):
@@ -141,7 +143,7 @@ def _walk(root: h5g.GroupID, file_size: int, largest_text: int) -> Iterator[str]
                 if depth >= DEEPEST:
                     raise ValueError(
                         f"groups are nested more than {DEEPEST} deep, at "
-                        f"{one_line(path, longest=80)}: no data set's are"
+                        f"{one_line(path, longest=80)}: no data set is"
                     )
                 inner.append((path, depth + 1, item))
         waiting += reversed(inner)
@@ -166,7 +168,7 @@ def _require_own(array: h5d.DatasetID, path: str) -> int:
     created = array.get_create_plist()
     layout = created.get_layout()
     if layout == h5d.VIRTUAL or created.get_external_count():
-        raise ValueError(f"{path} is kept in another file: copy its numbers into this one")
+        raise ValueError(f"{path} is stored in another file: copy its numbers into this file")
     for k in range(created.get_nfilters()):
         number = created.get_filter(k)[0]
         if number not in FILTERS:

@@ -44,7 +44,7 @@ def read_arrays(file: BinaryIO, *, always: int = ALWAYS_UNPACKED) -> dict[str, N
         raise
     except Exception as error:  # zipfile, zlib, bz2 and lzma raise whatever they stumble over
         raise ValueError(
-            f"the file is truncated or damaged ({one_line(error)}): fetch or write it again"
+            f"the file is truncated or damaged ({one_line(error)}): download or write it again"
         ) from None
 
 
@@ -72,7 +72,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray | None:
     if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(content):
         raise ValueError(
             f"the file is damaged ({member.filename} holds {len(content)} bytes, its header says "
-            f"{dtype.str} of shape {list(shape)}): fetch or write it again"
+            f"{dtype.str} of shape {list(shape)}): download or write it again"
         )
     return np.frombuffer(content, dtype).reshape(shape, order="F" if by_column else "C")
 

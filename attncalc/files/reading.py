@@ -57,7 +57,7 @@ def require_size(size: int, most: int) -> None:
     """
     if size > most:
         raise ValueError(
-            f"{_room(size)}, more than any such file ({_room(most)}): this is something else"
+            f"{_room(size)} is more than any such file has ({_room(most)}): is it another one?"
         )
 
 
@@ -86,5 +86,5 @@ def require_room(n_bytes: int, file_size: int, what: str, *, always: int = ALWAY
     if n_bytes > max(always, MOST_UNPACKED * file_size):
         raise ValueError(
             f"{what} {n_bytes / 2**30:.1f} GiB, {n_bytes // max(file_size, 1)} times its size: "
-            "no data set does; write it without compression if it is one"
+            "this is not plausible for a data set; if it is one, write it without compression"
         )

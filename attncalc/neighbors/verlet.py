@@ -337,7 +337,7 @@ def _differ_on_device(now: Tensor, then: Tensor) -> Tensor:
 
 
 def _arrays_of(listed: SkinEdges) -> list[Tensor]:
-    """All of its tensors but views of others."""
+    """Return all tensors of the list except views of others."""
     padding = () if listed.padding is None else vars(listed.padding).values()
     own = (listed.inverse_cell, listed.rows, listed.edges.cell_shifts, listed.species)
     return [*vars(listed.reference).values(), *own, *padding]
@@ -354,7 +354,7 @@ def _same_form(one: SkinEdges, other: SkinEdges) -> bool:
 
 
 def _read_back(rebuild: Tensor, rename: Tensor | bool) -> tuple[bool, bool]:
-    """Both answers as Python's, with a single wait for the device."""
+    """Read both answers into Python, with a single wait for the device."""
     if isinstance(rename, bool):
         return bool(rebuild), rename
     both = torch.stack((rebuild, rename)).tolist()

@@ -160,7 +160,7 @@ class DenoisingEquiformer(Equiformer):
         return plain.requires_grad_(False)
 
     def _weights_to_scalars(self) -> Tensor:
-        """Which weights of a tensor product belong to paths to scalars."""
+        """Return the indices of the weights of a tensor product that belong to paths to scalars."""
         n = len(self.config.channels)
         paths = self.config.tensor_paths(n, n)
         places = PathIndex(self.config.channels, paths)

@@ -31,11 +31,11 @@ class EdgeData:
     frames: Sequence[Tensor]
 
     def turned_in(self, features: Features) -> Features:
-        """From the laboratory's frame into the edges'."""
+        """Turn features from the laboratory's frame into the edges'."""
         return [features[0], *map(torch.bmm, self.frames, features[1:])]
 
     def turned_out(self, features: Features) -> Features:
-        """From the edges' frames into the laboratory's, as many degrees as are given."""
+        """Turn features from the edges' frames into the laboratory's, up to the degrees given."""
         back = zip(self.frames, features[1:], strict=False)
         return [features[0], *(torch.bmm(frame.mT, x) for frame, x in back)]
 

@@ -42,7 +42,7 @@ class RadialNetwork(nn.Module):
 
     @property
     def hidden_weights(self) -> tuple[Tensor, ...]:
-        """All but the last layer's, as `radial_hidden` takes them."""
+        """All weights but the last layer's, as `radial_hidden` takes them."""
         return tuple(
             getattr(self, f"{name}{part}")
             for name in ("first", "second")

@@ -108,13 +108,11 @@ class UseStep(L.Callback):
         if self.compilation is None:
             return
         if self.waits or ours.step_is_compiled:
-            log.info("compiling the training step: one to twenty minutes, less the second time")
+            log.info("compiling the training step (one to twenty minutes, less the second time)")
             self._switch(ours)
         elif ours.processes.local_rank == 0:  # all processes of a machine share one cache
             self.compilation.start()
-            log.info(
-                "training begins with an eager step; the compiled one is made in the background"
-            )
+            log.info("training begins with an uncompiled step and compiles one in the background")
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         ours = _ours(module)
@@ -123,12 +121,13 @@ class UseStep(L.Callback):
         if ours.processes.all(self.compilation.is_done or ours.processes.local_rank > 0):
             failed = self.compilation.failure
             if ours.processes.all(not failed):
-                log.info("changing to the compiled training step, which may take a minute")
+                log.info("switching to the compiled training step (may take a minute)")
                 self._switch(ours)
             else:
                 if failed:
                     log.warning(
-                        "compiled training step cannot be made: not used (%s)", one_line(failed)
+                        "compiled training step cannot be made and is not used (%s)",
+                        one_line(failed),
                     )
                 self.compilation = None
 
@@ -149,7 +148,7 @@ class UseStep(L.Callback):
         if step is not None:
             module.step = step
         elif module.step_is_compiled:
-            log.warning("this run was compiled before: from here on it rounds in another way")
+            log.warning("compiled steps until here, none from now on: results differ by rounding")
         module.step_is_compiled = step is not None
 
 

@@ -108,7 +108,7 @@ def run(
     except KeyboardInterrupt as stop:
         if stop.args:
             raise
-        raise KeyboardInterrupt(f"the same command goes on from there ({output})") from None
+        raise KeyboardInterrupt(f"the same command continues from there ({output})") from None
     return done
 
 
@@ -210,7 +210,7 @@ def fit(
 def _fit(
     recipe: Recipe, training: Dataset, validation: Dataset, output: Path, processes: Processes
 ) -> Training:
-    """On data that are checked, in a folder that is locked."""
+    """Train on checked data in a locked folder."""
     if recipe.committee > 1:
         return _fit_committee(recipe, training, validation, output, processes)
     model = output / f"{recipe.name}.safetensors"
@@ -329,7 +329,7 @@ def _check(
         if unseen := set(elements_of(dataset)) - known:
             names = " ".join(chemical_symbols[z] for z in sorted(unseen))
             raise ValueError(
-                f"{where} has elements that the training set has not ({names}): no model can "
+                f"{where} has elements that the training set lacks ({names}): no model can "
                 "learn them from it; split the data in another way"
             )
         _check_system(recipe, dataset, role)
@@ -373,7 +373,7 @@ def _say_what_is_trained(
 
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
-    """Where only one of the two is trained on, the other may be anything."""
+    """Refuse labels whose units do not match, as far as the training uses both."""
     dataset = data.sample(dataset)
     if recipe.energy_weight and recipe.force_weight and (what := data.unit_mismatch(dataset)):
         raise ValueError(f"{what} (or train on one of them: energy_weight: 0 or force_weight: 0)")
@@ -390,7 +390,7 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
         )
     if dataset.stress is not None and not recipe.stress_weight:
         log.info(
-            "%s: there are stresses, but the recipe's stress_weight is 0: they are not learnt",
+            "%s has stresses, but the recipe's stress_weight is 0: no training on stresses",
             dataset.source,
         )
 

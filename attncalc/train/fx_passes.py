@@ -88,7 +88,7 @@ def _shorten(graph: Graph, total: Node) -> None:
 
 
 def _join_padded(graph: Graph, terms: list[Any]) -> list[Any]:
-    """Where padded parts in a sum fill a range without a gap: put them side by side.
+    """Join padded parts of a sum that fill a range without a gap.
 
     zeros with a at 0..2, plus zeros with b at 2..5, is a beside b.
     """
@@ -113,7 +113,7 @@ def _join_padded(graph: Graph, terms: list[Any]) -> list[Any]:
 
 
 def _join_scattered(graph: Graph, terms: list[Any]) -> list[Any]:
-    """Where rows are added into zeros several times and the results added up: add them at once."""
+    """Join rows that are added into zeros several times into one addition."""
     groups: dict[Any, list[Any]] = defaultdict(list)
     for term in terms:
         if (found := _scattered(term)) is not None:
@@ -131,7 +131,7 @@ def _join_scattered(graph: Graph, terms: list[Any]) -> list[Any]:
 
 
 def _scattered(term: Any) -> tuple[int, tuple[int, ...]] | None:
-    """(dimension, shape) of rows that were added into zeros; None of anything else."""
+    """Return (dimension, shape) of rows that were added into zeros; None of anything else."""
     if getattr(term, "target", None) is not aten.index_add.default or len(term.args) != 4:
         return None
     zeros, dim, _, rows = term.args
@@ -156,7 +156,7 @@ def _terms(total: Any) -> Iterator[Any]:
 
 
 def _place(term: Any) -> tuple[int, tuple[int | None, ...], int, int] | None:
-    """(dimension, shape, start, end) of a part that is padded; None of anything else.
+    """Return (dimension, shape, start, end) of a padded part; None of anything else.
 
     Sizes that are no numbers, since they are left open, are None in the shape.
     """

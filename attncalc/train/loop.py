@@ -48,7 +48,7 @@ def _require_stored(content: io.BytesIO) -> None:
     if zipfile.is_zipfile(content):
         with zipfile.ZipFile(content) as archive:
             if sum(one.file_size for one in archive.infolist()) > len(content.getbuffer()):
-                raise ValueError("it would unpack to more than itself")
+                raise ValueError("it would unpack to more than its size")
     content.seek(0)
 
 
@@ -182,7 +182,7 @@ def _interruptible(module: TrainingModule, recipe: Recipe, output: Path) -> Iter
         ):
             raise
         interrupt = KeyboardInterrupt(
-            f"{len(module.history)} of {recipe.epochs} epochs are done; the same command goes on "
+            f"{len(module.history)} of {recipe.epochs} epochs are done; the same command continues "
             f"from there ({output})"
         )
         raise module.processes.error_of_all(interrupt) from None
@@ -198,7 +198,7 @@ def _interruptible(module: TrainingModule, recipe: Recipe, output: Path) -> Iter
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without advertisements, tips and warnings about choices that are made on purpose."""
+    """Silence Lightning's advertisements, tips and warnings about choices made on purpose."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -120,7 +120,7 @@ def steps(order: Integers, n_edges: Integers, recipe: Recipe) -> list[Integers]:
         if fit == ends[-1]:
             raise ValueError(
                 f"recipe: a structure has {n_edges.max():,} edges within the cutoff, more than "
-                f"batch_edges, {recipe.batch_edges:,}: raise it"
+                f"batch_edges, {recipe.batch_edges:,}: increase it"
             )
         ends.append(fit)
     return np.split(order, ends[1:-1])

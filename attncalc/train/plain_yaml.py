@@ -76,7 +76,7 @@ def _loader() -> type:
             for key in keys:
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark
+                        problem=f"{key.value!r} appears twice", problem_mark=key.start_mark
                     )
                 seen.add(key.value)
             return super().construct_mapping(node, deep)

@@ -25,8 +25,8 @@ from attncalc.train.recipe import Recipe
 T = TypeVar("T")
 
 LOST = (
-    "another process of this training has ended before its time, killed or by an error of its own: "
-    "the same command goes on after the last complete epoch"
+    "another process of this training was killed or ended with an error: "
+    "the same command continues after the last complete epoch"
 )
 
 

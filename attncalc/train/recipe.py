@@ -191,8 +191,8 @@ class Recipe:
             raise ValueError(f"recipe: ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.start_from is not None and self.committee > 1:
             raise ValueError(
-                "recipe: with start_from all members of a committee would start at the same "
-                "weights, and agree more than they are right: committee must be 1"
+                "recipe: committee must be 1 with start_from: members that start at the same "
+                "weights are no independent estimates"
             )
         for name in (*sizes[:-1], "warmup_steps", "seed"):
             if getattr(self, name) >= 2**63:

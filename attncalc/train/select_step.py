@@ -99,10 +99,10 @@ def _proved(
         error = max(relative_error(step, plain, example) for example in examples)
     except (RuntimeError, OSError) as failure:  # a compiler has many ways to fail
         reason = str(failure).partition("\n")[0]
-        log.warning("%s training step cannot be made: not used (%s)", name, reason)
+        log.warning("%s training step cannot be made and is not used (%s)", name, reason)
         return None
     if not error < TOLERANCE[dtype]:  # NaN comes here too
-        log.warning("%s training step is off by %.1e: not used", name, error)
+        log.warning("%s training step deviates by %.1e and is not used", name, error)
         return None
     log.info("%s training step: gradient within %.1e of double backward", name, error)
     return step

@@ -99,7 +99,7 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
     if isinstance(model, Committee):
         raise ValueError(f"{name} is a committee: start from one of its members")
     if len(model.pair_terms):
-        raise ValueError(f"{name} has pair terms, which a training cannot take over")
+        raise ValueError(f"{name} has pair terms, which cannot be trained further")
     if not isinstance(model.network, NETWORKS[recipe.network][0]):
         raise ValueError(
             f"{name} is a network of another kind ({type(model.network).__name__}) than the "

@@ -26,8 +26,8 @@ from attncalc import model_file
         (("relax", "ethanol.xyz", "--model", "ethnol"), "shipped: .*so3krates-ethanol"),
         (("verify", "ethnol"), "no model file and no shipped model 'ethnol'; shipped: "),
         (("eval", ETHANOL, "no.xyz"), "no.xyz"),
-        (("relax", "ethanol.xyz", "--model", COPPER), "not trained on H C O; it knows: Cu"),
-        (("md", "ethanol.xyz", "--model", COPPER), "not trained on H C O; it knows: Cu"),
+        (("relax", "ethanol.xyz", "--model", COPPER), "not trained on H C O; its elements are: Cu"),
+        (("md", "ethanol.xyz", "--model", COPPER), "not trained on H C O; its elements are: Cu"),
         (
             ("md", "ethanol.xyz", "--model", ETHANOL, "--timestep", "-1"),
             "timestep must be positive",
@@ -46,7 +46,7 @@ from attncalc import model_file
             '"npt" needs a structure that is periodic',
         ),
         (("relax", "ethanol.xyz", "--model", ETHANOL, "--device", "banana"), "device must be"),
-        (("verify", ETHANOL, "--device", "cuda:77"), "device 'cuda:77' is not there"),
+        (("verify", ETHANOL, "--device", "cuda:77"), "device 'cuda:77' does not exist"),
     ],
     ids=lambda value: " ".join(Path(v).name for v in value) if isinstance(value, tuple) else "",
 )

@@ -90,7 +90,7 @@ def test_eval_leaves_a_report() -> None:
     assert succeeds("eval", COPPER, "cu.extxyz", "-o", "mine.html").endswith("wrote mine.html\n")
     Path("other.html").write_text("precious")
     said = fails("eval", COPPER, "cu.extxyz", "--report", "other.html")
-    assert said == "Error: other.html exists: choose another name, or take --overwrite"
+    assert said == "Error: other.html exists: choose another name, or use --overwrite"
     assert Path("other.html").read_text() == "precious"
 
 

@@ -75,11 +75,11 @@ def test_md_that_goes_on_is_the_run_that_was_not_stopped(ensemble: str, copper_f
     succeeds(*common, "--steps", 25, "-o", "part.h5md")
     assert states("part.h5md")[-1][0] == 25
     said = succeeds("md", "--resume", "part.h5md", "--steps", 60)
-    assert said.startswith("part.h5md: going on at step 25 of 60\nwrote part.h5md (7 frames), ")
+    assert said.startswith("part.h5md: continuing at step 25 of 60\nwrote part.h5md (7 frames), ")
     assert states("part.h5md") == states("whole.h5md")
     assert Path("part.csv").read_text() == Path("whole.csv").read_text()
     said = succeeds("md", "--resume", "part.h5md")
-    assert said == "part.h5md: 60 steps are done; --steps N goes on to N\n"
+    assert said == "part.h5md: 60 steps are done; continue to step N with --steps N\n"
 
 
 def saved_steps() -> int:
@@ -157,7 +157,7 @@ def test_md_that_is_told_to_end(copper_file: str) -> None:
 
 def test_md_resume_bad_input(copper_file: str) -> None:
     succeeds("md", copper_file, "--model", COPPER, "--steps", 2, "-o", "run.h5md")
-    others = "--resume takes everything from the run itself: leave --model, STRUCTURE away"
+    others = "--resume uses the settings of the run: remove --model, STRUCTURE"
     for arguments, message in (
         (("--resume", "run.xyz"), "run.xyz: only a run that writes .h5md can be resumed"),
         (
@@ -210,13 +210,13 @@ def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
     assert "velocities" not in succeeds("md", copper_file, *common, "-o", "a.xyz")
     last = read("a.xyz", -1)
     said = succeeds("md", "a.xyz", *common, "--temperature", 5, "-o", "b.xyz")
-    found = re.match(r"velocities of the file are kept \(T = (\d+) K\)\n", said)
+    found = re.match(r"using the velocities of the file \(T = (\d+) K\)\n", said)
     with open("b.csv", newline="") as file:
         first = next(csv.DictReader(file))
     assert float(found[1]) == pytest.approx(float(first["temperature_K"]), abs=0.5)
     assert float(found[1]) > 50
     assert np.allclose(read("b.xyz", 0).get_momenta(), last.get_momenta(), atol=1e-6)
-    for shown in ("(momenta) in the file are kept", "unless the file has some"):
+    for shown in ("(momenta) in the file are kept", "velocities unless the file has some"):
         assert shown in " ".join(attncalc("md", "--help").output.split())
 
 
@@ -252,7 +252,7 @@ def test_md_refuses_options_of_another_ensemble(
 ) -> None:
     said = fails("md", copper_file, "--model", COPPER, "--ensemble", ensemble, option, value)
     assert said == (
-        f"Error: {option} belongs to {owner}, and this run is {ensemble}: leave it away, or take "
+        f"Error: {option} applies to {owner} only, and this run is {ensemble}: remove it, or use "
         f"--ensemble {owner}"
     )
     assert files() == {copper_file}
@@ -262,7 +262,7 @@ def test_md_refuses_options_of_another_ensemble(
 def test_md_overwrites_nothing(name: str, copper_file: str) -> None:
     Path(name).write_text("precious")
     said = fails("md", copper_file, "--model", COPPER, "--steps", 1, "-o", "run.xyz")
-    assert said == f"Error: {name} exists: choose another name, or take --overwrite"
+    assert said == f"Error: {name} exists: choose another name, or use --overwrite"
     assert Path(name).read_text() == "precious"
     assert files() == {copper_file, name}
 
@@ -432,7 +432,7 @@ def test_md_refuses_names_of_a_run_and_says_how_to_go_on(copper_file: str) -> No
     common = ("md", copper_file, "--model", COPPER, "--steps", 1, "-o", "run.h5md")
     succeeds(*common)
     assert fails(*common) == (
-        "Error: run.h5md exists: choose another name, or take --overwrite (or go on with "
+        "Error: run.h5md exists: choose another name, or use --overwrite (or continue with "
         "--resume run.h5md)"
     )
 
@@ -513,7 +513,7 @@ def test_md_of_replicas_is_one_batch(copper_file: str) -> None:
     assert Path("part.csv").read_bytes() == Path("run.csv").read_bytes()
     said = fails(*run, "-o", "other.xyz")
     assert "other.xyz: several structures need a trajectory in .h5md" in said
-    assert "--replicas take attncalc's integrators" in fails(*run, "--integrator", "ase")
+    assert "--replicas needs attncalc's integrators" in fails(*run, "--integrator", "ase")
 
 
 def test_md_as_json_quietly_and_over_an_older_run(copper_file: str) -> None:
@@ -554,6 +554,6 @@ def test_replicas_draw_velocities_of_their_own(copper_file: str) -> None:
     write("moving.traj", atoms)
     run = ("md", "moving.traj", "--model", COPPER, "--ensemble", "nve", "--steps", 4)
     said = succeeds(*run, "--replicas", 3, "-o", "run.h5md")
-    assert "velocities of the file are not kept: every replica draws its own" in said
+    assert "ignoring the velocities of the file: every replica draws its own" in said
     ends = [read_h5md("run.h5md", -1, system=k)[0].positions.tobytes() for k in range(3)]
     assert len(set(ends)) == 3

@@ -83,7 +83,7 @@ def test_relax_that_needs_more_steps(ethanol_file: str) -> None:
     result = attncalc("relax", ethanol_file, "--model", ETHANOL, "--steps", 2, "-o", "out.xyz")
     assert result.exit_code == 1
     assert "structure 0: NOT converged in 2 steps" in result.stdout
-    assert result.stderr == "Error: 1 of 1 structures did not converge: take more --steps\n"
+    assert result.stderr == "Error: 1 of 1 structures did not converge: increase --steps\n"
     assert len(read("out.xyz")) == 9
 
 
@@ -110,7 +110,10 @@ def two(**second) -> list[Atoms]:
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (two(atoms=molecule("SiH4")), "structure 1: this model was not trained on Si; it knows: "),
+        (
+            two(atoms=molecule("SiH4")),
+            "structure 1: this model was not trained on Si; its elements are: ",
+        ),
         (two(charge=1, spin=2), "structure 1: total charge +1 e: this model knows neutral"),
         (two(spin=3), "structure 1: multiplicity 3: this model knows only the lowest"),
         (two(spin=2), 'structure 1: atoms.info["spin"] = 2 is impossible for 26 electrons'),
@@ -134,9 +137,7 @@ def test_relax_asks_whether_the_format_takes_several(monkeypatch: pytest.MonkeyP
     write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
     monkeypatch.setattr(module, "AttnCalculator", None)
     said = fails("relax", "two.extxyz", "--model", COPPER, "-o", "POSCAR")
-    assert said == (
-        "Error: POSCAR: a file of this format holds one structure, and there are 2; take .xyz"
-    )
+    assert said == ("Error: POSCAR: a file of this format holds one structure, got 2; use .xyz")
 
 
 @pytest.mark.parametrize("name", ["POSCAR", "coord", "out.cif", "out.traj"])
@@ -281,7 +282,7 @@ def test_relax_of_several_names_a_structure_among_all(monkeypatch: pytest.Monkey
 def test_relax_of_several_that_does_not_converge() -> None:
     write("many.extxyz", many())
     said = fails("relax", "many.extxyz", "--model", COPPER, "--steps", 2)
-    assert said == "Error: 2 of 3 structures did not converge: take more --steps"
+    assert said == "Error: 2 of 3 structures did not converge: increase --steps"
 
 
 def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
@@ -290,15 +291,15 @@ def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
     Path("there.xyz").write_text("precious")
     common = ("relax", ethanol_file, "--model", ETHANOL, "-o")
     assert fails(*common, "there.xyz") == (
-        "Error: there.xyz exists: choose another name, or take --overwrite"
+        "Error: there.xyz exists: choose another name, or use --overwrite"
     )
     assert Path("there.xyz").read_text() == "precious"
     assert fails(*common, "no/out.xyz") == "Error: no such folder: no"
-    assert "out.foo: ASE writes no structure file with this ending" in fails(*common, "out.foo")
-    assert "out: ASE writes no structure file with this ending" in fails(*common, "out")
+    assert "out.foo: ASE cannot write structures to files of this type" in fails(*common, "out.foo")
+    assert "out: ASE cannot write structures to files of this type" in fails(*common, "out")
     for name in ("out.png", "out.eps", "out.pov", "POSCAR.png"):  # .png is where the picture goes
         assert fails(*common, name) == (
-            f"Error: {name}: no structure can be read from a file with this ending; take .xyz or "
+            f"Error: {name}: structures cannot be read back from a file of this type; use .xyz or "
             ".extxyz"
         )
 
@@ -319,7 +320,7 @@ def test_relax_tries_the_format_first(
     said = fails("relax", ethanol_file, "--model", ETHANOL, "-o", name)
     ending = Path(name).suffix
     assert said.startswith(f"Error: {name}: ASE cannot write this structure as {ending} ({why}")
-    assert said.endswith("); take .xyz")
+    assert said.endswith("); use .xyz")
     assert files() == {ethanol_file}
 
 

@@ -163,7 +163,7 @@ def test_weights_that_are_no_numbers(shared: Path, tmp_path: Path, value: float)
     def spoil(tensors: Tensors) -> None:
         tensors[name][3] = value
 
-    with pytest.raises(ValueError, match=rf"array '{name}' holds something but finite numbers"):
+    with pytest.raises(ValueError, match=rf"array '{name}' contains numbers that are not finite"):
         equiformer(*changed(shared, tmp_path, "linear", spoil))
 
 

@@ -190,7 +190,7 @@ def test_wrong_rows_are_refused_in_one_line(written, change, message):
 def test_rows_without_labels_and_no_rows(written):
     with pytest.raises(ValueError, match=r"^rows.db: structure 0 has no energy"):
         data.read(written(bare([molecule("H2")])))
-    with pytest.raises(ValueError, match=r"^rows.db: there is no structure in it$"):
+    with pytest.raises(ValueError, match=r"^rows.db: it contains no structures$"):
         data.read(written([], {"units": "eV"}))
 
 
@@ -210,7 +210,9 @@ def test_an_sqlite_file_without_structures_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"plain text\n", b"SQLite format 3\0" + bytes(100)])
 def test_other_files_called_db(tmp_path, content):
     (tmp_path / "a.db").write_bytes(content)
-    message = r"^a.db: the file is truncated, damaged or no ASE database \(.*\): fetch or write it"
+    message = (
+        r"^a.db: the file is truncated, damaged or no ASE database \(.*\): download or write it"
+    )
     with pytest.raises(ValueError, match=message) as error:
         data.read(tmp_path / "a.db")
     assert "\n" not in str(error.value)

@@ -296,7 +296,7 @@ def test_an_array_that_is_there_twice(tmp_path: Path) -> None:
         ({"charge": np.array(99)}, "structure 0: charge +99 removes more electrons"),
         ({"charge": np.array(-99)}, "structure 0: charge -99 adds more electrons than the atoms"),
         ({"cell": np.full((3, 3), np.nan)}, "structure 0: the cell is not finite"),
-        ({"cell": np.eye(3) * 1e-3}, "structure 0: the cell has 3.3e-10 Å³ per atom"),
+        ({"cell": np.eye(3) * 1e-3}, "structure 0: cell volume is 3.3e-10 Å³ per atom"),
         ({"cell": np.diag([1, 1, 0]), "pbc": np.ones(3)}, "structure 0: pbc is [True, True, True"),
         ({"pbc": np.array(["yes", "no", "no"])}, "pbc must be true or false, got an array of <U3"),
         (
@@ -306,7 +306,7 @@ def test_an_array_that_is_there_twice(tmp_path: Path) -> None:
         ({"e0_z": np.array([1, 0])}, "the energy of the isolated atom 0 is not that of an element"),
         ({"e0": np.array(["a", "b"])}, "e0 must be numbers, got an array of <U1"),
         ({"R": np.zeros((0, 3, 3)), "E": np.zeros(0), "F": np.zeros((0, 3, 3))}, "no structure"),
-        ({"units": np.array("E: " + "e" * 10**5)}, "units entry of 100003 characters"),
+        ({"units": np.array("E: " + "e" * 10**5)}, "units entry has 100003 characters"),
         ({"units": np.array("E: eV; F: eV/A^99999999")}, "unknown unit 'eV/A^99999999'"),
         ({"units": np.array("E: eV/nm^-5")}, "unknown unit"),
         ({"theory": np.array(b"\xff")}, "'utf-8' codec can't decode"),
@@ -362,7 +362,7 @@ ATOMS = "O 0 0 0\nH 0 0 1\nH 0 1 0\n"
         ),
         ('3\nenergy=1 Lattice="1 2 3"\n' + ATOMS, "structure 0: "),
         ('3\nenergy=1 stress="1 2 3 4 5"\n' + ATOMS, "special 3x3 matrix"),
-        ("\n", "there is no structure in it"),
+        ("\n", "it contains no structures"),
     ],
 )
 def test_texts_that_are_no_extended_xyz(tmp_path: Path, text: str, message: str) -> None:

@@ -102,7 +102,10 @@ def test_joining(mixed):
     [
         ({"forces": None}, "mixed.extxyz has forces but b.npz has not"),
         ({"stress": None}, "mixed.extxyz has stress but b.npz has not"),
-        ({"level_of_theory": "HF"}, "different levels of theory cannot be joined: HF, PBE"),
+        (
+            {"level_of_theory": "HF"},
+            "data sets of different levels of theory cannot be joined: HF, PBE",
+        ),
         ({"isolated_energies": {1: -13.0}}, "b.npz gives another energy of the isolated atom 1"),
     ],
 )
@@ -112,7 +115,7 @@ def test_what_does_not_fit_is_not_joined(mixed, change, message):
 
 
 def test_joining_nothing():
-    with pytest.raises(ValueError, match="nothing to join"):
+    with pytest.raises(ValueError, match="no data sets given"):
         data.concatenate([])
 
 
@@ -142,9 +145,9 @@ def _with_calculator() -> Atoms:
         ({"stress": np.zeros((3, 6))}, r"stress must have shape \[3, 3, 3\], got \[3, 6\]"),
         ({"stress": np.full((3, 3, 3), np.nan)}, "the stress of structure 0 is not finite"),
         ({"splits": {"a": [0.5]}}, 'split "a" must be a list of integers'),
-        ({"splits": {"a": [3]}}, 'split "a" points outside the 3 structures'),
-        ({"splits": {"a": [-1]}}, 'split "a" points outside the 3 structures'),
-        ({"splits": {"a": [1, 1]}}, 'split "a" names a structure twice'),
+        ({"splits": {"a": [3]}}, 'split "a" lists structures beyond the 3 of the data set'),
+        ({"splits": {"a": [-1]}}, 'split "a" lists structures beyond the 3 of the data set'),
+        ({"splits": {"a": [1, 1]}}, 'split "a" lists a structure twice'),
     ],
 )
 def test_wrong_content_is_refused_with_the_source(mixed, change, message):

@@ -186,7 +186,7 @@ def test_splits_and_groups(written):
             lambda frames: frames[1].calc.results.update(energy="low"),
             "energy of structure 1 is not a number: 'low'",
         ),
-        (lambda frames: frames.clear(), "there is no structure in it"),
+        (lambda frames: frames.clear(), "it contains no structures"),
         (
             lambda frames: [setattr(atoms, "calc", None) for atoms in frames],
             "structure 0 has no energy",

@@ -289,7 +289,9 @@ def test_what_holds_for_all_groups(parts, written):
     assert found.isolated_energies == pytest.approx({1: -1, 7: -2, 8: -3})
     assert {k: v.tolist() for k, v in found.splits.items()} == {"train_01": [4, 0], "test_01": [1]}
     assert found.structures[0].get_chemical_formula() == "H2O"  # groups in alphabetical order
-    with pytest.raises(ValueError, match=r'^molecules.h5: split "test" points outside the 2 struc'):
+    with pytest.raises(
+        ValueError, match=r'^molecules.h5: split "test" lists structures beyond the 2 of'
+    ):
         data.read(written({"/": parts[1] | {"test": [2]}}), energy_unit="eV")
 
 
@@ -299,7 +301,7 @@ def test_what_holds_for_all_groups(parts, written):
         ({"z": [8, 1]}, r"atomic numbers must have shape \[3\] or \[2, 3\], got \[2\]"),
         ({"z": [8, 1, 119]}, "structure 0"),
         ({"R": np.zeros((2, 9))}, r"positions must have shape \[n, n_atoms, 3\], got \[2, 9\]"),
-        ({"R": np.zeros((0, 3, 3))}, "there is no structure in it"),
+        ({"R": np.zeros((0, 3, 3))}, "it contains no structures"),
         ({"E": np.zeros(4)}, r"energies must have shape \[2\], one per structure, got \[4\]"),
         ({"F": np.zeros((2, 2, 3))}, r"F must have the shape of the positions, \[2, 3, 3\]"),
         ({"F": [b"a"]}, r"F must have the shape of the positions"),
@@ -353,7 +355,10 @@ def test_wrong_rows_are_refused(parts, written, change, message):
     [
         ({"F": None}, "/NH3 has no forces but /H2O has: put structures with different labels into"),
         ({"stress": np.zeros((3, 3, 3))}, "/H2O has no stress but /NH3 has"),
-        ({"@theory": "HF"}, "different levels of theory cannot be joined: HF, PBE"),
+        (
+            {"@theory": "HF"},
+            "data sets of different levels of theory cannot be joined: HF, PBE",
+        ),
         ({"e0_z": [1], "e0": [-9.0]}, "/NH3 gives another energy of the isolated atom 1"),
     ],
 )
@@ -374,7 +379,9 @@ def test_files_without_structures(written):
 @pytest.mark.parametrize("content", [b"", b"plain text\n", b"\x89HDF\r\n\x1a\n" + bytes(100)])
 def test_other_files_called_h5(tmp_path, content):
     (tmp_path / "a.h5").write_bytes(content)
-    message = r"^a.h5: the file is truncated, damaged or not HDF5 \(.*\): fetch or write it again$"
+    message = (
+        r"^a.h5: the file is truncated, damaged or not HDF5 \(.*\): download or write it again$"
+    )
     with pytest.raises(ValueError, match=message) as error:
         data.read(tmp_path / "a.h5", energy_unit="eV")
     assert "\n" not in str(error.value)

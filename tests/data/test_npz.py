@@ -249,7 +249,10 @@ def test_the_energy_unit_is_asked_for(arrays, written):
         ({"stress": np.zeros((5, 6))}, r"stress must have shape \[5, 3, 3\], got \[5, 6\]"),
         ({"charge": np.array(0.5)}, "charge must hold integers, got 0.5"),
         ({"spin": np.array(2)}, r'structure 0: atoms.info\["spin"\] = 2 is impossible'),
-        ({"train_01": np.array([5])}, 'split "train_01" points outside the 5 structures'),
+        (
+            {"train_01": np.array([5])},
+            'split "train_01" lists structures beyond the 5 of the data set',
+        ),
         ({"e0_z": np.array([1, 8]), "e0": np.zeros(3)}, "e0 must have one energy per entry"),
         ({"R": np.array(1.0)}, "positions must be an array, got 1.0"),
         ({"units": "E: eV/atom"}, "unknown unit 'eV/atom'"),

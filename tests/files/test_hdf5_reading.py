@@ -73,13 +73,16 @@ def a_filter_from_elsewhere(file: h5py.File) -> None:
 
 
 LEADING_AWAY = [
-    (external_link, "/level_of_theory leads to another file: copy it into this one"),
-    (soft_link_over_an_external_one, "/away leads to another file: copy it into this one"),
-    (external_link_in_a_group_of_a_soft_link, "/a/b/c leads to another file"),
-    (virtual_dataset, "/R is kept in another file: copy its numbers into this one"),
-    (virtual_dataset_below, "/remarks/of/R is kept in another file"),
-    (external_storage, "/R is kept in another file"),
-    (text_in_external_storage, "/level_of_theory is kept in another file"),
+    (external_link, "/level_of_theory links to another file: copy its content into this file"),
+    (
+        soft_link_over_an_external_one,
+        "/away links to another file: copy its content into this file",
+    ),
+    (external_link_in_a_group_of_a_soft_link, "/a/b/c links to another file"),
+    (virtual_dataset, "/R is stored in another file: copy its numbers into this file"),
+    (virtual_dataset_below, "/remarks/of/R is stored in another file"),
+    (external_storage, "/R is stored in another file"),
+    (text_in_external_storage, "/level_of_theory is stored in another file"),
     (a_filter_from_elsewhere, "/R is compressed by filter 32999, code that is not part of HDF5"),
 ]
 

@@ -81,7 +81,7 @@ def test_the_run_changes_at_the_first_epoch_for_which_it_is_ready(epochs_of, cap
     assert made.started
     assert taken == 2 * 5, "epochs 3 and 4 of four, of five steps each"
     assert len(done.history) == 4
-    assert "changing to the compiled training step" in caplog.text
+    assert "switching to the compiled training step" in caplog.text
 
 
 def test_always_waits_for_it(epochs_of):
@@ -95,7 +95,7 @@ def test_a_failure_is_said_and_training_goes_on(epochs_of, caplog):
     taken, done = epochs_of(Fake(None, asked=0, failure="g++: killed"))
     assert taken == 0
     assert len(done.history) == 4
-    assert "compiled training step cannot be made: not used (g++: killed)" in caplog.text
+    assert "compiled training step cannot be made and is not used (g++: killed)" in caplog.text
 
 
 def test_it_is_stopped_with_the_training(epochs_of, monkeypatch):

@@ -160,11 +160,11 @@ def test_what_is_not_checked_and_not_learnt_is_said(recipe, dataset, tmp_path, c
     with caplog.at_level(logging.INFO):
         read_split(plain)
     assert "cells.extxyz: no structures are close enough to check energies" in caplog.text
-    assert "there are stresses, but the recipe's stress_weight is 0" in caplog.text
+    assert "has stresses, but the recipe's stress_weight is 0" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
         read_split(dataclasses.replace(plain, stress_weight=1.0))
-    assert "there are stresses" not in caplog.text
+    assert "has stresses" not in caplog.text
 
 
 def test_global_random_numbers_stay_as_they_are(recipe, parts, tmp_path):
@@ -287,7 +287,7 @@ def test_ctrl_c_says_how_to_go_on(which, recipe, data_file, tmp_path, monkeypatc
         with pytest.raises(KeyboardInterrupt) as caught:
             train.run(recipe, output, data=data_file)
     assert str(caught.value) == (
-        f"1 of 4 epochs are done; the same command goes on from there ({output})"
+        f"1 of 4 epochs are done; the same command continues from there ({output})"
     )
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (output / "tiny.md").exists()

@@ -309,8 +309,8 @@ def test_a_run_whose_process_was_killed_goes_on_by_the_same_command(said, folder
     kind, message = said[0]["killed"]
     assert kind == "ConnectionError"
     assert message == (
-        "another process of this training has ended before its time, killed or by an error of its "
-        "own: the same command goes on after the last complete epoch"
+        "another process of this training was killed or ended with an error: "
+        "the same command continues after the last complete epoch"
     )
     assert len(checkpoint(folder / "killed")["history"]) == 2
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]

@@ -180,8 +180,8 @@ def test_a_wrong_step_is_rejected(recipe, potential, batches, monkeypatch, caplo
         assert other.make() is None
     assert chosen is plain
     assert [r.getMessage() for r in caplog.records] == [
-        "eager training step is off by 1.0e-02: not used",
-        "compiled training step is off by 1.0e-02: not used",
+        "eager training step deviates by 1.0e-02 and is not used",
+        "compiled training step deviates by 1.0e-02 and is not used",
     ]
 
 
@@ -218,7 +218,7 @@ def test_a_compiler_that_fails_is_not_the_end(recipe, potential, batches, monkey
     always = dataclasses.replace(recipe, compile="always")
     _, other = selected(potential, WEIGHTS, batches, always, shortest=2.0, n_steps=10)
     assert other.make() is None
-    assert "compiled training step cannot be made: not used (g++: internal" in caplog.text
+    assert "compiled training step cannot be made and is not used (g++: internal" in caplog.text
 
 
 def test_no_compiler_no_compiling(recipe, potential, batches, monkeypatch, caplog):

@@ -39,7 +39,9 @@ def describe_cutoffs(potential: Potential) -> str:
 
 def describe_nonlocal(config: Any) -> str:
     """Return a description of non-local attention, to follow the cutoff; empty without it."""
-    if config.reach == config.cutoff:
+    if config.graph_cutoff == config.cutoff:
         return ""
-    far = "over all pairs" if config.reach >= ALL_PAIRS else f"up to {config.reach:g} Å"
+    far = (
+        "over all pairs" if config.graph_cutoff >= ALL_PAIRS else f"up to {config.graph_cutoff:g} Å"
+    )
     return f", non-local attention {far}"

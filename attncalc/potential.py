@@ -118,7 +118,7 @@ class Potential(nn.Module):
     @property
     def cutoff(self) -> float:
         """Interaction range of one layer, Å."""
-        return self.members[0].network.config.reach
+        return self.members[0].network.config.graph_cutoff
 
     @property
     def long_range(self) -> float | None:

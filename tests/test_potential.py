@@ -31,7 +31,7 @@ SPECIES = (1, 6, 7, 8, 29)
 @dataclass(frozen=True)
 class SpringsConfig:
     cutoff: float = 3.0
-    reach: float = 3.0
+    graph_cutoff: float = 3.0
 
 
 class Springs(nn.Module):

@@ -96,8 +96,8 @@ class EquiformerConfig:
         return self.num_layers * per_layer + self.head_features * self.head_features
 
     @property
-    def reach(self) -> float:
-        """Cutoff of the neighbour list that one layer needs, Å."""
+    def graph_cutoff(self) -> float:
+        """Cutoff of the graph that the network reads, Å: here `cutoff`."""
         return self.cutoff
 
     @property

@@ -19,14 +19,14 @@ class NetworkConfig(Protocol):
     """Hyper-parameters, a frozen dataclass of plain values.
 
     Attributes:
-        reach: interaction range of one layer, Å.
+        graph_cutoff: interaction range of one layer, Å.
         receptive_field: distance up to which an atom can change the energy of another, Å.
         n_weights_at_least: number of weights that a file of such a network has at the least.
         faults: what is wrong with these settings for moving atoms, a sentence each.
     """
 
     @property
-    def reach(self) -> float: ...
+    def graph_cutoff(self) -> float: ...
     @property
     def receptive_field(self) -> float: ...
     @property

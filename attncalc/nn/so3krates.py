@@ -170,8 +170,8 @@ class So3kratesConfig:
         return []
 
     @property
-    def reach(self) -> float:
-        """Cutoff of the neighbour list that one layer needs, Å."""
+    def graph_cutoff(self) -> float:
+        """Cutoff of the graph that the network reads, Å: here `cutoff`."""
         return self.cutoff
 
     @property

@@ -115,8 +115,11 @@ class So3kratesSphcConfig:
             )
 
     @property
-    def reach(self) -> float:
-        """Cutoff of the neighbour list that one layer needs, Å; `ALL_PAIRS` for all pairs."""
+    def graph_cutoff(self) -> float:
+        """Cutoff of the graph that the network reads, Å; `ALL_PAIRS` for all pairs of atoms.
+
+        With non-local attention it exceeds `cutoff`, where the local attention ends.
+        """
         if self.nonlocal_attention == "none":
             return self.cutoff
         return self.nonlocal_cutoff if self.nonlocal_attention == "window" else ALL_PAIRS
@@ -124,7 +127,7 @@ class So3kratesSphcConfig:
     @property
     def receptive_field(self) -> float:
         """Distance beyond which other atoms do not change the energy of an atom, Å."""
-        return self.num_layers * self.reach + self.cutoff  # chi starts from the neighbours
+        return self.num_layers * self.graph_cutoff + self.cutoff  # chi starts from the neighbours
 
     @property
     def n_weights_at_least(self) -> int:

@@ -34,7 +34,7 @@ class Samples(Sequence[Batch]):
     def __init__(
         self, dataset: Dataset, cutoff: float, species: tuple[int, ...], *, margin: float = 0.0
     ) -> None:
-        self.dataset, self.reach, self.species = dataset, cutoff + margin, species
+        self.dataset, self.cutoff, self.species = dataset, cutoff + margin, species
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -42,7 +42,7 @@ class Samples(Sequence[Batch]):
     def __getitem__(self, k: Any) -> Any:
         dataset = self.dataset
         system = System.from_ase(dataset.structures[k])
-        graph = fresh_graph(system, cutoff=self.reach, species=self.species)
+        graph = fresh_graph(system, cutoff=self.cutoff, species=self.species)
         volume = volumes(system)
         stress = np.zeros((3, 3)) if dataset.stress is None else dataset.stress[k]
         return Batch(

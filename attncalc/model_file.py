@@ -9,8 +9,10 @@ The header (the file's metadata entry "attncalc") holds
 or, for a committee, "members": [{...}, ...] with the entries from "network" to "dtype" of every
 member (tensors are then called "members.0.network..." and so on),
 
-so that the file rebuilds its potential by itself. Loading reads numbers and JSON: it can execute
-nothing. The table of network names below is the only one.
+so that the file rebuilds its potential by itself. A member may also be {"name": "other", "sha256":
+checksum}: the model in other.safetensors, beside the file or shipped, with all its members if it
+is a committee. Loading reads numbers and JSON: it can execute nothing. The table of network names
+below is the only one.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,15 @@ from torch import Tensor, nn
 from attncalc.files import write_atomically
 from attncalc.files.reading import open_regular
 from attncalc.model_header import (
+    DESCRIPTION,
     DTYPES,
     FORMAT,
+    MOST_MEMBERS,
     UNITS,
     StoredModel,
     check_header,
     descriptions,
+    is_reference,
     signature,
 )
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
@@ -51,19 +58,26 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
 PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {"zbl": (ZBLRepulsion, ZBLConfig)}
 
 
-def save(potential: Potential, path: str | Path) -> None:
+def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()) -> None:
     """Write a potential to one file, atomically: a reader never sees half of it.
 
     Tensors are stored in the dtype they have, so that loading gives the same bits back.
 
+    Args:
+        potential: a single one or a committee.
+        path: the file.
+        refer_to: names of models beside the file, or shipped. A committee's members that are among
+            them are not written, but named with their checksum: the file is read where they are.
+
     Raises:
         ValueError: a reference energy, scale or hyper-parameter is not finite.
+        FileNotFoundError: there is no model of a name in `refer_to`.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(potential).items()}
     if isinstance(potential, Committee):
-        description = {"members": [_description(member) for member in potential.members]}
+        tensors, members = _written_members(potential, Path(path).parent, refer_to)
+        description: dict[str, Any] = {"members": members}
     else:
-        description = _description(potential)
+        tensors, description = _tensors(potential), _description(potential)
     header = {
         "format": FORMAT,
         **description,
@@ -101,29 +115,16 @@ def load(
 
     Raises:
         FileNotFoundError: there is neither a shipped model nor a file of this name.
-        ValueError: the file is not an intact model file of this format, `dtype` or `device` is
-            unknown, or there are no threads.
+        ValueError: the file is not an intact model file of this format, a member that it refers to
+            is missing or another one, `dtype` or `device` is unknown, or there are no threads.
     """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     where = device if isinstance(device, torch.device) else named_device(device)
-    path = find_model(model)
-    try:
-        with open_regular(path) as file:
-            stored = StoredModel(file)
-            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
-                potential = _build(stored.header, stored.shapes)
-            _require_shapes(potential, stored.shapes)  # before a tensor is read
-            _fill(potential, dict(stored.tensors()))
-    except ValueError as error:
-        raise ValueError(one_line(f"{path.name}: {error}")) from None
-    members = potential.members if isinstance(potential, Committee) else [potential]
-    for member, description in zip(members, descriptions(stored.header), strict=True):
-        member.compute_in(DTYPES[dtype or description["dtype"]])
+    potential = _read(find_model(model), set(), dtype)
     potential.take_threads(threads)
-    potential.checksum = stored.header["checks"]["sha256"]
     return potential.to(where).requires_grad_(False).eval()
 
 
@@ -150,16 +151,11 @@ def named_device(name: str) -> torch.device:
 
 
 def header(model: str | Path) -> dict[str, Any]:
-    """Return the JSON header of a model file, without its potential; errors as in `load`."""
-    path = find_model(model)
-    try:
-        with open_regular(path) as file:
-            stored = StoredModel(file)
-            for _ in stored.tensors():
-                pass  # the checksum is over all of them
-            return stored.header
-    except ValueError as error:
-        raise ValueError(one_line(f"{path.name}: {error}")) from None
+    """Return the JSON header of a model file, without its potential; errors as in `load`.
+
+    Members that it refers to are described in it as if they were in the file.
+    """
+    return _header(find_model(model), set())
 
 
 def checksum(model: str | Path) -> str:
@@ -208,17 +204,44 @@ def shipped_models_directory() -> Path:
     return inside if inside.is_dir() else package.parent / "models"
 
 
+def _written_members(
+    committee: Committee, folder: Path, refer_to: Sequence[str]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Tensors and entries of the header; a model that holds several members in a row goes first."""
+    known = []
+    for name in refer_to:
+        model = _read(_files_of(name, folder)[0], set())
+        known.append(([_content(one) for one in model.members], name, model.checksum))
+    known.sort(key=lambda entry: -len(entry[0]))
+    contents = [_content(member) for member in committee.members]
+    tensors: dict[str, Tensor] = {}
+    entries: list[dict[str, Any]] = []
+    n = 0
+    while n < len(contents):
+        for inside, name, sha256 in known:
+            if contents[n : n + len(inside)] == inside:
+                entries.append({"name": name, "sha256": sha256})
+                n += len(inside)
+                break
+        else:
+            own = _tensors(committee.members[n])
+            tensors |= {f"members.{len(entries)}.{key}": tensor for key, tensor in own.items()}
+            entries.append(_description(committee.members[n]))
+            n += 1
+    return tensors, entries
+
+
+def _content(potential: Potential) -> tuple[str, str]:
+    """Equal for potentials that compute the same."""
+    return signature(_description(potential), _tensors(potential)), potential.baseline
+
+
 def _tensors(potential: Potential) -> dict[str, Tensor]:
-    if isinstance(potential, Committee):
-        return {
-            f"members.{n}.{name}": tensor
-            for n, member in enumerate(potential.members)
-            for name, tensor in _tensors(member).items()
-        }
+    """Of a single potential, on the host."""
     named = {f"network.{k}": v for k, v in potential.network.state_dict().items()}
     for n, term in enumerate(potential.pair_terms):
         named |= {f"pair_terms.{n}.{k}": v for k, v in term.state_dict().items()}
-    return named
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
 def _description(potential: Potential) -> dict[str, Any]:
@@ -253,26 +276,131 @@ def _without_nan(value: Any) -> Any:
 
 
 Shapes = dict[str, tuple[int, ...]]
+# what a file holds itself: by the beginning of the names of its tensors, a potential and its dtype
+Own = dict[str, tuple[Potential, str]]
 
 
-def _build(header: dict[str, Any], shapes: Shapes) -> Potential:
+def _read(path: Path, read: set[str], dtype: str | None = None) -> Potential:
+    """A potential, with the members that it refers to.
+
+    Args:
+        path: of the file.
+        read: checksums of the files that were read on the way; it gets another one.
+        dtype: of the network; None for its own.
+    """
+    try:
+        with open_regular(path) as file:
+            stored = StoredModel(file)
+            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
+                own = _build(stored.header, stored.shapes)
+            _require_shapes(own, stored.shapes)  # before a tensor is read
+            _fill(own, dict(stored.tensors()), dtype)
+        header = stored.header
+        _count(header, read)
+        if "members" in header:
+            members = [
+                _read(_member_file(entry, path.parent), read, dtype)
+                if is_reference(entry)
+                else own[f"members.{n}."][0]
+                for n, entry in enumerate(header["members"])
+            ]
+            potential: Potential = Committee(members, training=header["training"])
+        else:
+            potential, _ = own[""]
+    except ValueError as error:
+        raise ValueError(one_line(f"{path.name}: {error}")) from None
+    potential.checksum = header["checks"]["sha256"]
+    return potential
+
+
+def _header(path: Path, read: set[str]) -> dict[str, Any]:
+    try:
+        with open_regular(path) as file:
+            stored = StoredModel(file)
+            for _ in stored.tensors():
+                pass  # the checksum is over all of them
+        _count(stored.header, read)
+        if "members" not in stored.header:
+            return stored.header
+        members: list[dict[str, Any]] = []
+        for entry in stored.header["members"]:
+            if is_reference(entry):
+                found = _header(_member_file(entry, path.parent), read)
+                members += [{key: one[key] for key in DESCRIPTION} for one in descriptions(found)]
+            else:
+                members.append(entry)
+        return {**stored.header, "members": members}
+    except ValueError as error:
+        raise ValueError(one_line(f"{path.name}: {error}")) from None
+
+
+def _count(header: dict[str, Any], read: set[str]) -> None:
+    """Files may refer to each other, but not in circles, and not without end."""
+    if header["checks"]["sha256"] in read:
+        raise ValueError("the same model stands twice in a committee")
+    read.add(header["checks"]["sha256"])
+    if len(read) > MOST_MEMBERS:
+        raise ValueError(f"a committee of more than {MOST_MEMBERS} files")
+
+
+def _files_of(name: str, folder: Path) -> list[Path]:
+    """Where a model of this name may be: in the folder, with no link out of it, or shipped."""
+    beside, shipped = folder / f"{name}.safetensors", shipped_models()
+    stays = os.path.dirname(os.path.realpath(beside)) == os.path.realpath(folder)
+    files = [beside] if stays and beside.is_file() else []
+    files += [shipped[name]] if name in shipped else []
+    if not files:
+        raise FileNotFoundError(
+            f"member {name!r} is missing: {name}.safetensors must lie beside the committee"
+        )
+    return files
+
+
+def _member_file(reference: dict[str, Any], folder: Path) -> Path:
+    """The file that is referred to, found by its name and recognised by its checksum."""
+    name, sha256 = reference["name"], reference["sha256"]
+    try:
+        files = _files_of(name, folder)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
+    for path in files:
+        try:
+            with open_regular(path) as file:
+                if StoredModel(file).header["checks"]["sha256"] == sha256:
+                    return path
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
+    raise ValueError(
+        f"member {name!r} is another model than it was: {name}.safetensors has not the checksum "
+        f"{sha256[:12]}...; get the file that came with the committee"
+    )
+
+
+def _build(header: dict[str, Any], shapes: Shapes) -> Own:
     n_stored = sum(map(math.prod, shapes.values()))
     training = header["training"]
-    for description in descriptions(header):
+    if "members" not in header:
+        described = {"": header}
+    else:
+        described = {
+            f"members.{n}.": entry
+            for n, entry in enumerate(header["members"])
+            if not is_reference(entry)
+        }
+        training = {"baseline": training["baseline"]} if "baseline" in training else {}
+    for description in described.values():
         n_layers = description["config"].get("num_layers", 1)
         if isinstance(n_layers, int) and n_layers > len(shapes):  # before they are made
             raise ValueError(
                 f"the header is damaged: it speaks of {n_layers} layers, "
                 f"the file holds {len(shapes)} tensors"
             )
-    if "members" not in header:
-        return _build_one(header, n_stored, training)
-    members = []
-    of_each = {"baseline": training["baseline"]} if "baseline" in training else {}
-    for description in header["members"]:
-        members.append(_build_one(description, n_stored, of_each))
-        n_stored -= sum(tensor.numel() for tensor in members[-1].parameters())
-    return Committee(members, training=training)
+    own: Own = {}
+    for prefix, description in described.items():
+        potential = _build_one(description, n_stored, training)
+        n_stored -= sum(tensor.numel() for tensor in potential.parameters())
+        own[prefix] = potential, description["dtype"]
+    return own
 
 
 def _build_one(description: dict[str, Any], n_stored: int, training: dict[str, Any]) -> Potential:
@@ -326,8 +454,12 @@ def _look_up(table: dict, name: str, config: dict) -> tuple[type[nn.Module], Any
         raise ValueError(f"config of {name!r}: {error}") from None
 
 
-def _require_shapes(potential: Potential, shapes: Shapes) -> None:
-    expected = _tensors(potential)
+def _require_shapes(own: Own, shapes: Shapes) -> None:
+    expected = {
+        f"{prefix}{name}": tensor
+        for prefix, (potential, _) in own.items()
+        for name, tensor in _tensors(potential).items()
+    }
     if missing := sorted(set(expected) - set(shapes)):
         raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
     if extra := sorted(set(shapes) - set(expected)):
@@ -340,20 +472,15 @@ def _require_shapes(potential: Potential, shapes: Shapes) -> None:
             )
 
 
-def _fill(potential: Potential, state: dict[str, Tensor]) -> None:
-    # in float64 first: the stored bits survive whatever dtype each tensor was saved in
-    potential.double()
-    if isinstance(potential, Committee):
-        for n, member in enumerate(potential.members):
-            _take(member, _under(f"members.{n}.", state))
-    else:
-        _take(potential, state)
-
-
-def _take(potential: Potential, state: dict[str, Tensor]) -> None:
-    potential.network.load_state_dict(_under("network.", state))
-    for n, term in enumerate(potential.pair_terms):
-        term.load_state_dict(_under(f"pair_terms.{n}.", state))
+def _fill(own: Own, state: dict[str, Tensor], dtype: str | None) -> None:
+    for prefix, (potential, own_dtype) in own.items():
+        # in float64 first: the stored bits survive whatever dtype each tensor was saved in
+        potential.double()
+        mine = _under(prefix, state)
+        potential.network.load_state_dict(_under("network.", mine))
+        for n, term in enumerate(potential.pair_terms):
+            term.load_state_dict(_under(f"pair_terms.{n}.", mine))
+        potential.compute_in(DTYPES[dtype or own_dtype])
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

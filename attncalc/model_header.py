@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ LARGEST_FILE = 1 << 29  # bytes
 LARGEST_HEADER = 1 << 22  # bytes
 DEEPEST_HEADER = 32  # lists and dictionaries inside each other
 MOST_PAIR_TERMS = 100
+MOST_MEMBERS = 100  # of a committee, those that it refers to with theirs
+LONGEST_NAME = 200  # of a member, bytes
 
 # What a header says of a potential, or of each member of a committee.
 DESCRIPTION: dict[str, type] = {
@@ -43,6 +46,8 @@ DESCRIPTION: dict[str, type] = {
 
 # Entries of "training" that files of earlier versions call otherwise: old name -> name.
 RENAMED_IN_TRAINING = {"corrects": "baseline"}
+# What it says instead of a member that has a file of its own.
+REFERENCE: dict[str, type] = {"name": str, "sha256": str}
 
 # What people call .safetensors by mistake, by its first bytes.
 _OTHER_FILES = {
@@ -154,6 +159,11 @@ def descriptions(header: dict[str, Any]) -> list[dict[str, Any]]:
     return header.get("members", [header])
 
 
+def is_reference(member: dict[str, Any]) -> bool:
+    """Whether an entry of a committee names another file, and describes nothing in its own."""
+    return "sha256" in member
+
+
 def signature(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Return SHA-256 over all tensors and the header without its own checks."""
     digest = hashlib.sha256(_signed(header))
@@ -256,14 +266,19 @@ def check_header(header: Any) -> None:
         _check_entries(header, {**needed, "members": list})
         if len(header["members"]) < 2:
             raise ValueError("a committee has two members or more")
+        if len(header["members"]) > MOST_MEMBERS:
+            raise ValueError(f"a committee has {MOST_MEMBERS} members or fewer")
         for member in header["members"]:
             if not isinstance(member, dict):
                 raise ValueError("damaged entry in members")
-            _check_entries(member, DESCRIPTION)
+            _check_entries(member, REFERENCE if is_reference(member) else DESCRIPTION)
     else:
         _check_entries(header, {**needed, **DESCRIPTION})
     for description in descriptions(header):
-        _check_description(description)
+        if is_reference(description):
+            _check_reference(description)
+        else:
+            _check_description(description)
     if header["units"] != UNITS:
         raise ValueError(f"units {header['units']} are not {UNITS}")
     if list(header["checks"]) != ["sha256"]:
@@ -292,6 +307,16 @@ def _check_description(description: dict[str, Any]) -> None:
             raise ValueError(f"{key} contains a value that is not a finite number")
     if len(description["pair_terms"]) > MOST_PAIR_TERMS:
         raise ValueError(f"more than {MOST_PAIR_TERMS} pair_terms")
+
+
+def _check_reference(reference: dict[str, Any]) -> None:
+    """Its name is a file's in a known folder, and leads to no other."""
+    name = reference["name"]
+    plain = name.isprintable() and not any(character in name for character in "/\\:")
+    if not plain or name.startswith(".") or not 0 < len(name.encode()) <= LONGEST_NAME:
+        raise ValueError(f"a member is called {name!r}, which is no name of a file")
+    if not re.fullmatch("[0-9a-f]{64}", reference["sha256"]):
+        raise ValueError(f"the checksum of member {name!r} is none")
 
 
 def _is_finite(value: Any) -> bool:

@@ -5,7 +5,14 @@
         -o committee.safetensors --data rmd17_aspirin.npz --labels md17 --split test_01
 
 A recipe with `committee: 3` trains and joins members by itself; this is for members that do not
-come from one recipe, such as those that start from different models.
+come from one recipe, such as those that start from different models. With --refer, members that
+are shipped are not copied into the file, which names them with their checksums instead. So is a
+committee written again that is there already, without a test, and its card stays as it is:
+
+    python benchmarks/join_models.py so3krates-ethanol-committee --refer \
+        -o models/so3krates-ethanol-committee.safetensors
+
+Its checksum changes: write it before a committee that refers to it.
 """
 
 from __future__ import annotations
@@ -21,18 +28,26 @@ from attncalc import Committee, load
 from attncalc.data import read
 from attncalc.data.errors import errors, predict
 from attncalc.describe import describe_cutoffs, describe_networks
-from attncalc.model_file import model_name, save
+from attncalc.model_file import model_name, save, shipped_models
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("models", nargs="+", help="names or files")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--labels")
-    parser.add_argument("--split", required=True, help="the test set's name in the file")
+    parser.add_argument("--split", help="the test set's name in the file")
+    parser.add_argument("--refer", action="store_true", help="name shipped members, not copy them")
     options = parser.parse_args()
     members = [load(name) for name in options.models]
+    output = options.output
+    named = [name for name in shipped_models() if name != output.stem] if options.refer else []
+    if len(members) == 1:
+        save(members[0], output, refer_to=named)
+        return
+    if options.data is None or options.split is None:
+        parser.error("several models are tested: give --data and --split")
     names = [model_name(name) for name in options.models]
     committee = Committee(members)
     dataset = read(options.data, labels=options.labels)
@@ -60,9 +75,9 @@ def main() -> None:
         },
         "command": f"python benchmarks/join_models.py {' '.join(told)}",
     }
-    save(committee, options.output)
-    write(options.output.with_suffix(".md"), card(options.output.stem, committee, found))
-    print(options.output.with_suffix(".md").read_text())
+    save(committee, output, refer_to=named)
+    write(output.with_suffix(".md"), card(output.stem, committee, found))
+    print(output.with_suffix(".md").read_text())
 
 
 def origin(members: list[dict]) -> dict:

@@ -32,7 +32,7 @@ from damage import claim_to_unpack_to
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from attncalc import AttnCalculator, System, data, load, md, train
+from attncalc import AttnCalculator, Committee, System, data, load, md, save, train
 from attncalc.cli import main
 from attncalc.model_header import signature
 
@@ -123,6 +123,19 @@ def torch_checkpoint() -> object:
 def other_safetensors() -> object:
     save_file({"weight": torch.ones(3)}, "other.safetensors")
     return load("other.safetensors")
+
+
+def copper_committee(changed: Callable[[Path], object]) -> Path:
+    """Of two files, of which the second is changed afterwards."""
+    for name, shift in (("one", 1e-3), ("two", 2e-3)):
+        copper_model(lambda h, t, by=shift: t[first_tensor(t)].add_(by)).rename(
+            f"{name}.safetensors"
+        )
+    names = ["one", "two"]
+    members = [load(f"{name}.safetensors") for name in names]
+    save(Committee(members), "committee.safetensors", refer_to=names)
+    changed(Path("two.safetensors"))
+    return Path("committee.safetensors")
 
 
 def first_tensor(tensors: dict) -> str:
@@ -401,6 +414,11 @@ BAD_INPUTS: dict[str, list[BadInput]] = {
         BadInput(
             "a tensor too many",
             lambda: load(copper_model(lambda h, t: t.update(extra=torch.ones(1)))),
+        ),
+        BadInput("a member of a committee gone", lambda: load(copper_committee(os.remove))),
+        BadInput(
+            "a member of a committee replaced",
+            lambda: load(copper_committee(lambda two: copper_model().rename(two))),
         ),
         BadInput("a folder", lambda: (os.mkdir("models"), load("models"))),
     ],

@@ -13,10 +13,9 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
-from attncalc.data import Dataset, read
+from attncalc.data import Dataset
 from attncalc.model_file import shipped_models
 from attncalc.train import Recipe
-from attncalc.train.start import check_start
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = Path(__file__).parent / "data" / "xtb_small_molecules_test.extxyz"
@@ -27,7 +26,7 @@ def load(monkeypatch):
     """Import a script of benchmarks/ under its plain name."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield importlib.import_module
-    for name in ("accuracy", "published", "fine_tuning", "nvt", "tables", "mend_silicon"):
+    for name in ("accuracy", "published", "nvt", "tables", "mend_silicon"):
         sys.modules.pop(name, None)
 
 
@@ -154,43 +153,6 @@ def test_silicon_is_mended_once(load, tmp_path):
     np.testing.assert_allclose(ase.io.read(file).get_stress(), swapped, atol=1e-7)
     (tmp_path / "mlearn_Si.extxyz").unlink()
     assert accuracy.data_file(silicon, tmp_path, tmp_path) == file
-
-
-def test_fine_tuning_trains_both_ways_once(load, monkeypatch, tmp_path):
-    tuning = load("fine_tuning")
-    name = "so3krates-xtb-small-molecules"
-    monkeypatch.setattr(tuning, "FRAMES", (6,))
-    monkeypatch.setattr(tuning, "N_VALIDATION", 2)
-    monkeypatch.setattr(tuning, "N_TEST", 4)
-    task = tuning.Task("twelve molecules", SMALL.name, None, name)
-    monkeypatch.setitem(tuning.TASKS, "small", task)
-
-    def rows() -> list[dict]:
-        return tuning.rows_of("small", task, tmp_path / "runs", SMALL.parent, 3)
-
-    first = rows()
-    assert [(row["start"], row["frames"], row["steps"]) for row in first] == [
-        (name, 0, 0),
-        (name, 6, 4),
-        ("", 6, 4),
-    ]
-    # a good model of these very labels beside three steps from nowhere
-    assert max(row["force_meV_A"] for row in first[:2]) < 0.2 * first[2]["force_meV_A"]
-    monkeypatch.setattr(tuning.train, "fit", None)
-    assert rows() == first
-    text = tuning.markdown({"small": first}, 3, "a machine")
-    assert f"| {name} | 0 | 0 |  |" in text
-    assert "| random | 6 | 4 | 0." in text
-    tuning.picture({"small": first}).savefig(tmp_path / "a.png")
-
-
-def test_starts_suit_their_tasks(load, shared):
-    tuning = load("fine_tuning")
-    for name, task in tuning.TASKS.items():
-        dataset = read(shared / "data" / task.file, labels=task.labels)
-        training, validation, test = tuning.parts_of(dataset)
-        assert (len(training), len(validation), len(test)) == (950, 50, 1000)
-        check_start(tuning.recipe_of(name, task, 50, 100, from_model=True), training[:50])
 
 
 def test_lengths_and_angles(load):

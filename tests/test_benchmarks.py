@@ -1,9 +1,9 @@
 """The benchmark scripts themselves: their arithmetic, their tables, and one real measurement."""
 
-import dataclasses
 import importlib
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +13,6 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.io import write as write_extxyz
-from ase.units import GPa
 
 PEER = "so3krates-torch=PYTHON or mace-torch=PYTHON or nequip=PYTHON"
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -30,16 +28,19 @@ def load(monkeypatch):
         "engines",
         "structures",
         "tables",
-        "make_peptide",
-        "silicon",
         "mend_silicon",
-        "learning_curve",
-        "recipe_variants",
-        "distillation",
         "train",
         "training_steps",
     ):
         sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "study", sorted((BENCHMARKS / "studies").glob("*.py")), ids=lambda x: x.stem
+)
+def test_studies_find_what_they_import(study, load, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    runpy.run_path(str(study))
 
 
 def row(atoms: int, network: list[float], **more) -> dict:
@@ -61,16 +62,6 @@ def test_structures_are_what_their_names_say(load):
         mass = box.get_masses().sum() * 1.66053907e-24  # g
         assert mass / (box.get_volume() * 1e-24) == pytest.approx(0.997, abs=0.003)
         assert box.pbc.all()
-
-
-def test_the_peptide_is_built_with_its_bonds(load):
-    from ase.neighborlist import natural_cutoffs, neighbor_list
-
-    atoms = load("make_peptide").ac_ala3_nhme()
-    bonds = np.bincount(neighbor_list("i", atoms, natural_cutoffs(atoms, 1.15)))
-    valence = {"H": {1}, "O": {1}, "N": {3}, "C": {3, 4}}
-    assert all(n in valence[s] for s, n in zip(atoms.symbols, bonds, strict=True))
-    assert bonds.sum() == 2 * 41  # a chain without rings
 
 
 def test_growth_is_the_exponent_with_what_rounds_leave_open(load):
@@ -237,28 +228,6 @@ def test_arguments_that_make_no_sense(load, monkeypatch, capsys, arguments, mess
     assert message in capsys.readouterr().err
 
 
-def test_silicon_from_a_crystal_whose_constants_are_known(load):
-    """A made-up crystal with cubic elasticity: what comes out is what was put in."""
-    silicon = load("silicon")
-    c = np.diag([160.0] * 3 + [80.0] * 3)
-    c[:3, :3] += 60.0 * (1 - np.eye(3))
-    frames = []
-    for i, j in [(0, 0), (1, 1), (1, 2), (0, 2), (0, 1)]:
-        for size in (-0.04, -0.02, 0.0, 0.02, 0.04):
-            atoms = bulk("Si", cubic=True)
-            change = np.eye(3)
-            change[i, j] += size
-            atoms.set_cell(atoms.cell.array @ change, scale_atoms=True)
-            strain = (change + change.T) / 2 - np.eye(3)
-            voigt = strain[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * [1, 1, 1, 2, 2, 2]
-            atoms.info["stress"] = c @ voigt * GPa
-            frames.append(atoms)
-    found = silicon.elastic(frames, lambda atoms: atoms.info["stress"])
-    assert found == pytest.approx(
-        {"C11": 160, "C12": 60, "B": 280 / 3, "C44 (atoms clamped)": 80}, rel=1e-6
-    )
-
-
 def test_swapped_shears_are_found_and_mended(load):
     mend = load("mend_silicon")
     stress = np.arange(6.0)
@@ -283,92 +252,6 @@ def test_a_worker_that_fails_is_told_in_one_line(load):
     assert list(failed) == ["failed"]
     assert "mace" in failed["failed"]
     assert "\n" not in failed["failed"]
-
-
-def test_the_exponent_of_a_learning_curve(load):
-    exponent = load("learning_curve").exponent
-    b, a, error = exponent([100, 200, 400], [5 * n**-0.7 for n in (100, 200, 400)])
-    assert (b, a, error) == pytest.approx((0.7, 5, 0), abs=1e-12)
-    b, _, error = exponent([100, 1000], [10, 1])
-    assert b == pytest.approx(1)
-    assert np.isnan(error)
-    assert np.isnan(exponent([100], [10])).all()
-    # as often outside of its standard error as a t distribution of 2 degrees of freedom says
-    rng = np.random.default_rng(0)
-    frames = np.array([100, 200, 400, 950])
-    found = [exponent(frames, frames**-0.5 * np.exp(0.1 * rng.normal(size=4))) for _ in range(2000)]
-    assert np.mean([abs(b - 0.5) > e for b, _, e in found]) == pytest.approx(0.423, abs=0.03)
-
-
-def test_a_learning_curve_goes_on_where_it_stopped(load, tmp_path, monkeypatch, capsys):
-    script = load("learning_curve")
-    atoms = []
-    for k in range(14):
-        atoms.append(bulk("Cu", cubic=True))
-        atoms[-1].rattle(0.1, seed=k)
-        atoms[-1].calc = EMT()
-        atoms[-1].get_forces()
-    write_extxyz(tmp_path / "cu.extxyz", atoms)
-    (tmp_path / "tiny.yaml").write_text(
-        "name: tiny\ndata: cu.extxyz\nsplit: {sizes: [8, 2, 4]}\nepochs: 2\nbatch_size: 2\n"
-        "compile: never\nconfig: {cutoff: 4.0, num_features: 8, num_heads: 2, degrees: [1], "
-        "num_layers: 1, num_basis: 4}\n"
-    )
-    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
-
-    def run(*frames: int) -> list[dict]:
-        numbers = map(str, frames)
-        command = ["learning_curve", str(tmp_path / "tiny.yaml"), "--frames", *numbers, *folders]
-        monkeypatch.setattr(sys, "argv", command)
-        script.main()
-        return json.loads((tmp_path / "learning_curve.json").read_text())["rows"]
-
-    first = run(4)
-    assert [(row["frames"], row["epochs"]) for row in first] == [(4, 4)]  # 8 steps, as on all
-    done = (tmp_path / "runs" / "tiny-4" / "metrics.csv").stat().st_mtime_ns
-    rows = run(8, 4)
-    assert [(row["frames"], row["epochs"]) for row in rows] == [(4, 4), (8, 2)]
-    assert rows[0] == first[0]
-    assert (tmp_path / "runs" / "tiny-4" / "metrics.csv").stat().st_mtime_ns == done
-    assert all(row["force"] > 0 for row in rows)
-    assert "| tiny | 8 | 2 | 0.00 |" in capsys.readouterr().out
-    assert "<svg" in (tmp_path / "learning_curve.svg").read_text()
-    with pytest.raises(SystemExit, match="--frames 9, there are 8 to train on"):
-        run(9)
-
-
-def test_variants_of_a_recipe_are_trained_and_judged(load, tmp_path, monkeypatch):
-    script = load("recipe_variants")
-    rmd17(tmp_path, n=50)
-    monkeypatch.setattr(script, "SPLIT", {"train": "train_01", "n_validation": 20})
-    recipe = script.Recipe.from_yaml(script.RECIPE)
-    for name in script.VARIANTS:  # a key that is misspelt is told here, not after an hour
-        one = script.variant(recipe, name)
-        assert name == "as it is" or dataclasses.replace(one, name=recipe.name) != recipe
-    (tmp_path / "quick.yaml").write_text(script.RECIPE.read_text().replace("labels: md17\n", ""))
-    monkeypatch.setattr(script, "RECIPE", tmp_path / "quick.yaml")
-    command = ["recipe_variants", str(tmp_path / "rmd17_ethanol.npz"), "--epochs", "1"]
-    command += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--only"]
-
-    def run(*names: str) -> list[dict]:
-        monkeypatch.setattr(sys, "argv", [*command, *names])
-        script.main()
-        return json.loads((tmp_path / "out" / "recipe_variants.json").read_text())["rows"]
-
-    (first,) = run("2 layers")
-    (folder,) = (tmp_path / "runs").iterdir()
-    done = (folder / "metrics.csv").stat().st_mtime_ns
-    rows = run("as it is", "2 layers")
-    assert rows[1] == first
-    assert (folder / "metrics.csv").stat().st_mtime_ns == done
-    assert [row["variant"] for row in rows] == ["as it is", "2 layers"]
-    assert rows[1]["parameters"] < rows[0]["parameters"]
-    assert all(row["force"] > 0 for row in rows)
-    command[command.index("--epochs") + 1] = "2"  # beside what stands there
-    assert [(row["variant"], row["epochs"]) for row in run("2 layers")] == [
-        *(("as it is", 1), ("2 layers", 1), ("2 layers", 2)),
-    ]
-    assert "| 2 layers | 2 | " in (tmp_path / "out" / "recipe_variants.md").read_text()
 
 
 def rmd17(folder, n: int) -> None:
@@ -435,56 +318,6 @@ def test_data_that_are_not_there(load, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         load("train").parsed()
     assert f"there is no rmd17_aspirin.npz in {tmp_path}" in capsys.readouterr().err
-
-
-def test_lessons_are_corrected_tight_binding_and_the_known_frames(load, tmp_path, monkeypatch):
-    pytest.importorskip("tblite.ase", reason="needs tblite: pip install attncalc[xtb]")
-    from attncalc import load as load_model
-    from attncalc.data import read
-    from attncalc.data.errors import predict
-
-    script = load("distillation")
-    monkeypatch.setattr(script, "N_VALIDATION", 2)
-    rng = np.random.default_rng(0)
-    water = np.array([[0, 0, 0.12], [0, 0.76, -0.48], [0, -0.76, -0.48]])
-    known = {"R": water + 0.03 * rng.normal(size=(10, 3, 3)), "z": np.array([8, 1, 1])}
-    labels = {"E_md17": rng.normal(size=10), "F_md17": rng.normal(size=(10, 3, 3))}
-    own = {"E": np.zeros(10), "F": np.zeros((10, 3, 3))}  # those of rMD17, which are not used
-    splits = {"train_01": np.array([9, 1, 3, 5, 7, 0]), "test_01": np.array([2, 4, 6, 8])}
-    np.savez(tmp_path / "water.npz", **known, **own, **labels, **splits, units="eV, eV/angstrom")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["distillation.py", *map(str, words)])
-        script.main()
-
-    model = "so3krates-xtb-small-molecules"
-    run("residual", tmp_path / "water.npz", "-o", tmp_path / "left.npz")
-    run(
-        *("sample", tmp_path / "water.npz", "--model", model, "-n", 6, "--replicas", 3),
-        *("--ps", 1e-3 * script.TIMESTEP * script.EVERY, "-o", tmp_path / "sample.npz"),
-    )
-    run(
-        *("lessons", tmp_path / "water.npz", "--sample", tmp_path / "sample.npz"),
-        *("--teachers", model, "--repeat", 2, "-o", tmp_path / "lessons.npz"),
-    )
-    left, sample, lessons = (
-        dict(np.load(tmp_path / f"{name}.npz")) for name in ("left", "sample", "lessons")
-    )
-    tight_binding = script.TightBinding(known["z"])
-    cheap = [np.array(values) for values in zip(*map(tight_binding, left["R"]), strict=True)]
-    order = np.concatenate([splits["train_01"], splits["test_01"]])
-    np.testing.assert_allclose(left["F"] + cheap[1], labels["F_md17"][order], atol=1e-6)
-    np.testing.assert_allclose(left["E"] + cheap[0], labels["E_md17"][order], atol=1e-6)
-
-    correction = predict(load_model(model), read(tmp_path / "sample.npz"))
-    np.testing.assert_allclose(lessons["F"][:6] - sample["F"], correction.forces, atol=1e-6)
-    np.testing.assert_allclose(lessons["E"][:6] - sample["E"], correction.energies, atol=1e-6)
-    assert len({frame.tobytes() for frame in sample["R"]}) == 6  # two runs of three replicas
-    expected = [*[9, 1, 3, 5] * 2, *[7, 0], *splits["test_01"]]
-    np.testing.assert_array_equal(lessons["R"][6:], known["R"][expected])
-    np.testing.assert_array_equal(lessons["F"][6:], labels["F_md17"][expected])
-    np.testing.assert_array_equal(lessons["train_01"], np.arange(16))  # validation last
-    np.testing.assert_array_equal(lessons["test_01"], np.arange(16, 20))
 
 
 def test_joined_models_tell_what_each_was_trained_on(load, tmp_path, monkeypatch):

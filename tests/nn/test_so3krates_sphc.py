@@ -475,7 +475,7 @@ def effect_of_turning(potential: Potential, n_carbons: int) -> float:
 
 @pytest.mark.parametrize("num_layers", [2, 6])
 def test_a_linear_chain_longer_than_three_cutoffs(num_layers: int) -> None:
-    """What `benchmarks/nonlocal.md` rests on.
+    """What `benchmarks/studies/nonlocal.md` rests on.
 
     Messages along a straight line carry no direction across it, so local networks relate the
     directions of two ends only by a pair of atoms that see one each: three cutoffs, however many

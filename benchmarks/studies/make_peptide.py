@@ -1,6 +1,6 @@
 """Build Ac-Ala3-NHMe (42 atoms), extended, and relax it at GFN2-xTB: benchmarks/peptide.xyz.
 
-    python benchmarks/make_peptide.py
+    python benchmarks/studies/make_peptide.py
 
 Needs tblite. Bond lengths and angles are textbook values, every dihedral is staggered or planar;
 the relaxation does the rest.
@@ -85,7 +85,7 @@ if __name__ == "__main__":
     atoms.calc = None
     atoms.positions -= atoms.get_center_of_mass()
     write(
-        Path(__file__).with_name("peptide.xyz"),
+        Path(__file__).parents[1] / "peptide.xyz",
         atoms,
         format="xyz",
         comment="Ac-Ala3-NHMe, GFN2-xTB minimum (tblite, fmax 0.02 eV/A), make_peptide.py",

@@ -1,6 +1,6 @@
 """What non-local attention costs on this machine: time and memory against the number of atoms.
 
-    python benchmarks/nonlocal_cost.py
+    python benchmarks/studies/nonlocal_cost.py
 
 Droplets of water of 24 to 2,160 atoms, energy + forces, one thread, float32, random weights of the
 default size (132 features, 3 layers, local cutoff 5 Å): without non-local attention, with ours
@@ -20,9 +20,10 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import in_a_process, machine_name, peak_mib, table, write
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE / "results"
 DROPLETS = {24: (2, 2, 2), 81: (3, 3, 3), 192: (4, 4, 4), 375: (5, 5, 5)}
 DROPLETS |= {648: (6, 6, 6), 1029: (7, 7, 7), 1536: (8, 8, 8), 2160: (8, 9, 10)}

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Does non-local attention learn what a local network does not? Writes nonlocal.md.
 
-    python benchmarks/nonlocal_data.py        # first: the data, 5 minutes
-    python benchmarks/nonlocal.py             # trains four networks, half an hour, and compares
+    python benchmarks/studies/nonlocal_data.py        # first: the data, 5 minutes
+    python benchmarks/studies/nonlocal.py             # trains four networks, half an hour, and compares
 
 The recipes `recipes/nonlocal-*.yaml` come in pairs that differ in `nonlocal_attention` only: the
 same weights, data, epochs, seed. A training that is finished is not repeated.
@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import machine_name, table, write
 
 from attncalc import load
@@ -26,8 +27,8 @@ from attncalc.data.errors import predict
 from attncalc.plots.style import BLUE, GREY, ORANGE, tidy
 from attncalc.train import Recipe
 
-HERE = Path(__file__).resolve().parent
-PAGE, PICTURE = HERE / "nonlocal.md", HERE / "results" / "nonlocal.png"
+HERE = Path(__file__).resolve().parents[1]
+PAGE, PICTURE = HERE / "studies" / "nonlocal.md", HERE / "results" / "nonlocal.png"
 # network -> its name in recipes, its name for people
 KINDS = {"local": "local", "window": "non-local"}
 COLOURS = {"local": ORANGE, "window": BLUE}
@@ -176,7 +177,7 @@ def page(of_cumulenes: list[dict], of_polyynes: list[dict], runs: list[dict]) ->
             "",
             *(f"* {run['name']}: {run['settings']}" for run in runs),
             "",
-            "    python benchmarks/nonlocal_data.py && python benchmarks/nonlocal.py",
+            "    python benchmarks/studies/nonlocal_data.py && python benchmarks/studies/nonlocal.py",
             "",
             "## Cumulenes: the angle between the ends",
             "",
@@ -195,7 +196,7 @@ def page(of_cumulenes: list[dict], of_polyynes: list[dict], runs: list[dict]) ->
             "",
             *table(head, rows),
             "",
-            "![scans of the angle](results/nonlocal.png)",
+            "![scans of the angle](../results/nonlocal.png)",
             "",
             "## Polyyne: a proton at the other end",
             "",
@@ -212,7 +213,7 @@ def page(of_cumulenes: list[dict], of_polyynes: list[dict], runs: list[dict]) ->
             *table(["training", "parameters", "epochs", "wall time / min"], costs),
             "",
             f"{machine_name()}, one thread each, beside other work: times are no benchmark. Data "
-            "made by `benchmarks/nonlocal_data.py`, seed 0.",
+            "made by `benchmarks/studies/nonlocal_data.py`, seed 0.",
             "",
         ]
     )

@@ -1,6 +1,6 @@
 """Silicon: lattice constant, bulk modulus and elastic constants of a model beside its own data.
 
-    python benchmarks/silicon.py runs/mlearn_Si_mended.extxyz [--model so3krates-silicon]
+    python benchmarks/studies/silicon.py runs/mlearn_Si_mended.extxyz [--model so3krates-silicon]
 
 The data (after mend_silicon.py) hold a cubic cell strained by known amounts, with DFT energies and
 stresses. C11 and C12 are taken from central differences of the stress between the two smallest
@@ -31,7 +31,7 @@ from ase.optimize import LBFGS
 from attncalc import AttnCalculator
 from attncalc.model_file import model_name
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 GPA = units.GPa
 Stress = Callable[[Atoms], np.ndarray]
 
@@ -149,7 +149,7 @@ def main() -> None:
     lines.append(f"| optical phonon at Γ, THz | | {phonon:.2f} | |")
     how = f"64 atoms, {arguments.ps:g} ps, mean {temperature:.0f} K"
     lines.append(f"| drift, meV/atom/ps | | {drift:.4f} | {how} |")
-    text = "\n".join([f"{name}, float64 (`python benchmarks/silicon.py`)", "", *lines])
+    text = "\n".join([f"{name}, float64 (`python benchmarks/studies/silicon.py`)", "", *lines])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(text + "\n")

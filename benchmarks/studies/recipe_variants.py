@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """What the settings of a recipe are worth: one short training for each that is changed.
 
-    python benchmarks/recipe_variants.py ../shared/data/rmd17_ethanol.npz
-    python benchmarks/recipe_variants.py rmd17_ethanol.npz --epochs 100 --only "128 features"
+    python benchmarks/studies/recipe_variants.py ../shared/data/rmd17_ethanol.npz
+    python benchmarks/studies/recipe_variants.py rmd17_ethanol.npz --epochs 100 --only "128 features"
 
 Starts from recipes/quick/so3krates-ethanol-quick.yaml, on the first 700 frames of train_01, and
 judges by the other 300, at the best epoch; test_01 is not looked at, so that it can still judge
@@ -16,16 +16,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import machine_name, table, write
 
 from attncalc.train import Recipe, fit
 from attncalc.train.fit import read_split
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 RECIPE = HERE / "recipes" / "quick" / "so3krates-ethanol-quick.yaml"
 SPLIT = {"train": "train_01", "n_validation": 300}
 # of the training script of So3krates' authors, see recipes/so3krates-ethanol-published.yaml
@@ -100,7 +102,7 @@ def markdown(rows: list[dict], machine: str) -> str:
         "",
         *table(head, cells),
         "",
-        "`python benchmarks/recipe_variants.py rmd17_ethanol.npz --epochs N` goes on from there.",
+        "`python benchmarks/studies/recipe_variants.py rmd17_ethanol.npz --epochs N` goes on from there.",
     ]
     return "\n".join([*lines, ""])
 

@@ -1,7 +1,7 @@
 """So3krates with SPHCs on MD17: with and without non-local attention, and beside MACE.
 
     make peers                                          # once: MACE in its own environment
-    python benchmarks/sphc_ablation.py ../shared/data   # the folder of rmd17_*.npz; two hours
+    python benchmarks/studies/sphc_ablation.py ../shared/data   # the folder of rmd17_*.npz; two hours
 
 Trains `recipes/sphc-MOLECULE-KIND.yaml` (what is finished is not repeated), and by its own command
 a MACE of mace-torch's default size on the same 950 frames in batches of the same size, for as many
@@ -24,9 +24,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import machine_name, table, write
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE / "results"
 MOLECULES = ("ethanol", "aspirin")
 KINDS = {"local": "without", "window": "with"}

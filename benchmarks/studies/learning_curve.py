@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Error against the number of training structures: the learning curves of some recipes.
 
-    python benchmarks/learning_curve.py models/so3krates-ethanol.yaml --data rmd17_ethanol.npz
-    python benchmarks/learning_curve.py a.yaml b.yaml --data d.npz --frames 100 950 --epochs 200
+    python benchmarks/studies/learning_curve.py models/so3krates-ethanol.yaml --data rmd17_ethanol.npz
+    python benchmarks/studies/learning_curve.py a.yaml b.yaml --data d.npz --frames 100 950 --epochs 200
 
 Each recipe is trained on the first n structures of its training set in an order drawn once, so that
 larger sets hold the smaller ones, with its own validation and test set. All trainings of a recipe
@@ -17,11 +17,13 @@ import argparse
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import machine_name, table, write
 
 from attncalc.data.errors import errors, predict
@@ -29,7 +31,7 @@ from attncalc.plots.style import SERIES, legend_above, logarithmic, tidy
 from attncalc.train import Recipe, fit
 from attncalc.train.fit import read_split
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 FRAMES = (100, 200, 400, 950)
 QUANTITIES = {"energy": "meV", "force": "meV/Å"}
 

@@ -1,6 +1,6 @@
 """Equiformer on this machine: times and memory, of calls and of a training step.
 
-    python benchmarks/equiformer.py ../shared/data/structures/*.xyz
+    python benchmarks/studies/equiformer.py ../shared/data/structures/*.xyz
 
 Energy + forces per call of the published function (lmax 2 and 3, float32, one thread) for every
 structure file, in processor time: by the compiled step, and by PyTorch, which runs on all devices
@@ -15,13 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import statistics
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import in_a_process, machine_name, peak_mib, table, write
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE / "results"
 # boxes of water of 192, 1,536 and 5,184 atoms, in molecules along an edge
 WATER = {"water-192": 4, "water-1536": 8, "water-5184": 12}

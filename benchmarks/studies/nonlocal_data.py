@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Data for effects across long molecules, at GFN2-xTB (needs tblite and ase).
 
-    python benchmarks/nonlocal_data.py        # about 5 minutes; writes runs/nonlocal/*.extxyz
+    python benchmarks/studies/nonlocal_data.py        # about 5 minutes; writes runs/nonlocal/*.extxyz
 
 **Cumulenes** C_nH4: chains of carbon with a CH2 group at each end. Their energy depends on the
 angle between the two groups, however long the chain. Training frames have a random angle and all
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     parser.add_argument("-o", "--output", type=Path, default=here / "runs" / "nonlocal")
     parser.add_argument("--n-train", type=int, default=400, help="frames per molecule")
     parser.add_argument("--n-test", type=int, default=100, help="frames per molecule")

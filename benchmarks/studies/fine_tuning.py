@@ -1,7 +1,7 @@
 """What a start from another model saves: errors after few structures, beside a random start.
 
-    python benchmarks/fine_tuning.py ../shared/data                 # an hour on one core
-    python benchmarks/fine_tuning.py ../shared/data --steps 200 --runs /tmp/runs --output /tmp
+    python benchmarks/studies/fine_tuning.py ../shared/data                 # an hour on one core
+    python benchmarks/studies/fine_tuning.py ../shared/data --steps 200 --runs /tmp/runs --output /tmp
 
 Another level of theory and another molecule: every model is trained on 50, 200 and 950 structures
 twice, from a shipped model's weights and from random ones, with the same network, batches and
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import machine_name, table, write
 
 from attncalc import data as data_
@@ -30,7 +31,7 @@ from attncalc.model_file import header
 from attncalc.plots.style import BLUE, GREY, ORANGE, logarithmic, tidy
 from attncalc.train.start import new_potential
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 FRAMES = (50, 200, 950)
 N_VALIDATION, N_TEST = 50, 1000
 BATCH = 5

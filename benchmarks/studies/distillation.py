@@ -4,16 +4,16 @@
 Few frames of density functional theory do not say how a molecule moves everywhere; GFN1-xTB and
 GFN2-xTB say it everywhere, and are wrong by a smooth function. So (MD17's labels, split 01):
 
-    1  python benchmarks/distillation.py residual ../shared/data/rmd17_ethanol.npz \
+    1  python benchmarks/studies/distillation.py residual ../shared/data/rmd17_ethanol.npz \
            -o runs/ethanol-residual.npz
        what the labels of the 1,000 + 1,000 frames have beyond the mean of the two methods
     2  attncalc train benchmarks/recipes/equiformer-ethanol-residual.yaml
        a network learns that from the 950 training frames: the teacher's correction
-    3  python benchmarks/distillation.py sample ../shared/data/rmd17_ethanol.npz \
+    3  python benchmarks/studies/distillation.py sample ../shared/data/rmd17_ethanol.npz \
            --model so3krates-ethanol -n 24000 -o runs/ethanol-sample.npz
        many structures, from dynamics of a model that starts at training frames, and what the two
        methods say of them
-    4  python benchmarks/distillation.py lessons ../shared/data/rmd17_ethanol.npz \
+    4  python benchmarks/studies/distillation.py lessons ../shared/data/rmd17_ethanol.npz \
            --sample runs/ethanol-sample.npz --teachers CORRECTION ... -o runs/ethanol-lessons.npz
        the same with the corrections added, and the 950 frames themselves, several times
     5  attncalc train models/equiformer-ethanol-distilled.yaml

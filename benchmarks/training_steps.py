@@ -47,12 +47,10 @@ def attncalc(
 
     from attncalc.data import Dataset, shortest_distance
     from attncalc.train.batches import join, samples
-    from attncalc.train.memory import keep_freed_memory
     from attncalc.train.recipe import Recipe
     from attncalc.train.select_step import select_step
     from attncalc.train.step import Loss, mean_square, trainable
 
-    keep_freed_memory()
     model = potential().requires_grad_(True)
     dataset = Dataset(
         structures=frames,

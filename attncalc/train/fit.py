@@ -26,7 +26,6 @@ from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import finished_epochs, train_loop
-from attncalc.train.memory import keep_freed_memory
 from attncalc.train.module import TrainingModule
 from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
@@ -89,7 +88,6 @@ def run(
     command = _without_folders(command)
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
-    keep_freed_memory()
     processes = connect()
     try:
         with processes.together():

@@ -73,7 +73,7 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
         ValueError: a reference energy, scale or hyper-parameter is not finite.
         FileNotFoundError: there is no model of a name in `refer_to`.
     """
-    if isinstance(potential, Committee):
+    if len(potential.members) > 1:
         tensors, members = _written_members(potential, Path(path).parent, refer_to)
         description: dict[str, Any] = {"members": members}
     else:
@@ -205,7 +205,7 @@ def shipped_models_directory() -> Path:
 
 
 def _written_members(
-    committee: Committee, folder: Path, refer_to: Sequence[str]
+    committee: Potential, folder: Path, refer_to: Sequence[str]
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Tensors and entries of the header; a model that holds several members in a row goes first."""
     known = []

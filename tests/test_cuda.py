@@ -25,8 +25,8 @@ from contract import ELEMENTS, assert_close, ethanol, rotation, transformed, tri
 
 from attncalc import AttnCalculator, load, md
 from attncalc.graph import Edges, one_per_pair
-from attncalc.md.moves import _kernels as kernels_of_moves
-from attncalc.md.replay import Again
+from attncalc.md.cuda_graph import Again
+from attncalc.md.fused_steps import _kernels as kernels_of_steps
 from attncalc.model_file import header, save, shipped_models
 from attncalc.neighbors import (
     SKIN,
@@ -379,7 +379,7 @@ def test_steps_of_shipped_models_are_recorded(model: str) -> None:
 @pytest.mark.gpu
 def test_compiled_kernels_run_on_the_device() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    assert kernels_of_moves(device) is not None
+    assert kernels_of_steps(device) is not None
     assert kernels_of_lists(device) is not None
 
 

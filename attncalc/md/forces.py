@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attncalc.fast import lower
-from attncalc.md.replay import CudaGraph, Recorder
+from attncalc.md.cuda_graph import CudaGraph, Recorder
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
     Potential,

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.forces import Forces, forces_of
-from attncalc.md.moves import kick_drift, kick_drift_shake_drift
+from attncalc.md.fused_steps import kick_drift, kick_drift_shake_drift
 from attncalc.md.noise import LOW_32_BITS, normal_noise
 from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_friction, check_timestep

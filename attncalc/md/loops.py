@@ -1,4 +1,4 @@
-"""The compiled loops of `attncalc.md.noise` and `attncalc.md.moves`: their numbers, to rounding."""
+"""Compiled loops of `attncalc.md.noise` and `attncalc.md.fused_steps`, equal to rounding."""
 
 import math
 

@@ -12,9 +12,9 @@ from ase import units
 from torch import Tensor
 
 from attncalc.md.checkpoint import Checkpoint
+from attncalc.md.cuda_graph import recorded_steps
 from attncalc.md.forces import Forces, forces_of
 from attncalc.md.integrators import Integrator
-from attncalc.md.recorded import recorded
 from attncalc.md.state import MDState
 from attncalc.md.velocities import MOST_STEPS
 from attncalc.md.with_ase import ADVICE, no_start
@@ -208,7 +208,7 @@ def _steps(integrator: Integrator, force: Forces, state: MDState, n: int) -> MDS
         for _ in range(n):
             state = integrator.step(state, force)
         return state
-    if (replayed := recorded(integrator, force, state)) is not None:
+    if (replayed := recorded_steps(integrator, force, state)) is not None:
         return replayed.advance(state, n)
     stale: list[Tensor] = []
 

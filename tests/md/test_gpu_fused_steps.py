@@ -13,11 +13,11 @@ IN_THE_INTERPRETER = """
 import math
 import torch
 from ase import units
-from attncalc.md import gpu_moves, integrators, moves, noise
+from attncalc.md import gpu_fused_steps, integrators, fused_steps, noise
 from attncalc.md.state import MDState
 from attncalc.system import System
 
-for module in (moves, noise):
+for module in (fused_steps, noise):
     module.has_numba = lambda: False
 torch.manual_seed(0)
 sizes = torch.tensor([150, 7, 60])  # the first block lies within one system, the second in three
@@ -40,11 +40,11 @@ for fixed in (None, torch.rand(n) < 0.2):
             bath = None if kelvin is None else torch.tensor(kelvin, dtype=torch.float64)
             if bath is None:
                 expected = integrators.drift(integrators.kick(start, time / 2), time)
-                found = gpu_moves.moved(start, time, 1.0, 0.0, None)
+                found = gpu_fused_steps.moved(start, time, 1.0, 0.0, None)
             else:
                 expected = integrators.shake(half, time, bath, friction)
                 expected = integrators.drift(expected, time / 2)
-                found = gpu_moves.moved(start, time, kept, renewed, bath)
+                found = gpu_fused_steps.moved(start, time, kept, renewed, bath)
             for a, b in (
                 (found.system.positions, expected.system.positions),
                 (found.momenta, expected.momenta),
@@ -57,16 +57,16 @@ print(compared)
 """
 
 KERNELS = """
-from attncalc.md import gpu_moves
+from attncalc.md import gpu_fused_steps
 
-kernel = gpu_moves._kick_drift_shake_drift
+kernel = gpu_fused_steps._kick_drift_shake_drift
 whole = {"system_idx", "atom_in_system", "replicas", "step"}
 types = {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
 types |= {"fixed": "*i8", "seed": "i64", "n_atoms": "i32", "temperature_stride": "i32"}
 for fixed in (True, False):
     for shakes in (True, False):
         compile(
-            kernel, types, HAS_FIXED=fixed, SHAKES=shakes, BLOCK=gpu_moves.ATOMS_PER_BLOCK
+            kernel, types, HAS_FIXED=fixed, SHAKES=shakes, BLOCK=gpu_fused_steps.ATOMS_PER_BLOCK
         )
 """
 

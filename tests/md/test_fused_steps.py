@@ -9,7 +9,7 @@ from ase.build import bulk
 from contract import assert_close, ethanol
 
 from attncalc import System, load, md
-from attncalc.md import moves
+from attncalc.md import fused_steps
 
 FS = units.fs
 TEMPERATURES = {"one": 300.0, "of each": (300.0, 900.0)}
@@ -45,7 +45,7 @@ def test_one_pass_is_the_verbs(
 
     seen: list[torch.Tensor] = []
     fast = of_kind.step(first, force)
-    monkeypatch.setattr(moves, "has_numba", lambda: False)
+    monkeypatch.setattr(fused_steps, "has_numba", lambda: False)
     plain = of_kind.step(first, force)
     assert fast.step == plain.step == 2**40 + 4
     assert not torch.equal(seen[0], first.system.positions)
@@ -58,7 +58,7 @@ def test_one_pass_is_the_verbs(
 def test_what_is_below_the_limit_with_all_motion_is_so_without() -> None:
     crystal = bulk("Cu", cubic=True)
     momenta = torch.tensor([3.0, 0.0, 1.0]) + torch.randn(4, 3, generator=torch.manual_seed(0))
-    potential = load(__file__.replace("md/test_moves.py", "models/cu-emt.safetensors"))
+    potential = load(__file__.replace("md/test_fused_steps.py", "models/cu-emt.safetensors"))
     verlet = md.Verlet(FS)
     state = verlet.init(potential, System.from_ase(crystal), momenta=momenta)
     assert state.temperature_of_all_motion > 1.2 * state.temperature

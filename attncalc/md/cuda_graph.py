@@ -9,18 +9,20 @@ Between chunks states are what they always are: they are copied in and out.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from attncalc.md.forces import Forces
-from attncalc.md.integrators import Integrator
-from attncalc.md.replay import Recorder
 from attncalc.md.state import MDState
 from attncalc.potential import ROUNDING, Result
 from attncalc.system import System
+
+if TYPE_CHECKING:
+    from attncalc.md.forces import Forces
+    from attncalc.md.integrators import Integrator
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,56 @@ CHANGING = ("momenta", "energy", "forces", "heat", "spread")
 PROBED = 2
 # Å, eV: what positions and heat per atom may be off by there, which hardly depend on new forces
 SAME = 1e-6
+# before it is recorded a function has run so often, for libraries make their plans meanwhile
+WARM_UPS = 3
+
+Function = Callable[[], None]
+# makes of a function that only writes into fixed tensors another one that does the same
+Recorder = Callable[[Function], Function]
+
+
+class CudaGraph:
+    """A function whose kernels are recorded once; a call launches all of them at once.
+
+    What the function reads and writes stays where it is. It must not wait for the device, nor copy
+    anything to or from it.
+
+    Args:
+        function: runs a few times before it is recorded.
+    """
+
+    def __init__(self, function: Function) -> None:
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                function()
+        current.wait_stream(side)
+        self._function = function  # its tensors must live as long as the graph
+        self._graph = torch.cuda.CUDAGraph()
+        # PyTorch's own stream for this is on the device that something was first recorded on; and
+        # where recording fails, PyTorch leaves its stream the current one
+        with torch.cuda.stream(current), torch.cuda.graph(self._graph, stream=side):
+            function()
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
+class Again:
+    """Calls the function: what a `CudaGraph` does, anywhere, slowly.
+
+    Args:
+        function: runs as often beforehand as for a `CudaGraph`.
+    """
+
+    def __init__(self, function: Function) -> None:
+        for _ in range(WARM_UPS):
+            function()
+        self._function = function
+
+    def __call__(self) -> None:
+        self._function()
 
 
 class _Buffers:
@@ -134,7 +186,7 @@ class Recorded:
             self._replay()
 
 
-def recorded(integrator: Integrator, force: Forces, state: MDState) -> Recorded | None:
+def recorded_steps(integrator: Integrator, force: Forces, state: MDState) -> Recorded | None:
     """Recorded steps for such a state; None where nothing is recorded.
 
     They are compared with the same steps not recorded. Where recording fails, or they are others,

@@ -1,4 +1,4 @@
-"""`attncalc.md.moves` on a GPU: one Triton kernel for all that a step does before the forces.
+"""`attncalc.md.fused_steps` on a GPU: one Triton kernel for all that a step does before the forces.
 
 Noise by the tensor operations of `attncalc.md.noise` alone takes two hundred launches. Numbers that
 must be exact come as tensors, for Triton hands Python's on in single precision.

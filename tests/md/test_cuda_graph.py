@@ -6,6 +6,7 @@ import functools
 import gc
 import logging
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncalc import System, load, md
 from attncalc.graph import Graph
+from attncalc.md import cuda_graph, fused_steps, noise
 from attncalc.md import forces as forces_module
-from attncalc.md import moves, noise, recorded
-from attncalc.md.replay import Again, Function
+from attncalc.md.cuda_graph import WARM_UPS, Again, CudaGraph, Function
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.potential import Potential, Result, evaluate
@@ -41,7 +42,7 @@ WAITS = (
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing compiled for the CPU, which would round differently."""
-    for module in (noise, moves):
+    for module in (noise, fused_steps):
         monkeypatch.setattr(module, "has_numba", lambda: False)
     monkeypatch.setattr(forces_module, "lower", lambda potential: potential)
 
@@ -372,7 +373,7 @@ def test_a_recording_that_fails_or_is_wrong_takes_no_run_away(
     with caplog.at_level(logging.WARNING):
         last = md.run(HOT, forces, first, 20, chunk=5)
     assert_equal(last, md.run(HOT, plain, first, 20, chunk=5))
-    assert [r.message for r in caplog.records if r.name == recorded.__name__] == [
+    assert [r.message for r in caplog.records if r.name == cuda_graph.__name__] == [
         caplog.messages[0]
     ]
     assert "steps are not recorded here" in caplog.messages[0]
@@ -404,3 +405,50 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
     md.run(VERLET, forces, first, 4)
     assert forces.recorder is None
     assert forces.recorded is None
+
+
+# ------------------------------------------------------------------------------------ CUDA itself
+
+
+def test_a_cuda_graph_warms_up_on_another_stream_then_captures_then_replays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            events.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    @contextmanager
+    def on(what: Stream | Graph, stream: Stream | None = None):
+        name = what.name if isinstance(what, Stream) else f"capture on {stream.name}"
+        events.append(f"begin {name}")
+        yield
+        events.append(f"end {name}")
+
+    main = Stream("main")
+    for name, value in {
+        "Stream": Stream,
+        "current_stream": lambda: main,
+        "stream": on,
+        "graph": on,
+        "CUDAGraph": Graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    replayed = CudaGraph(lambda: events.append("step"))
+    assert events == [
+        *("side waits for main", "begin side", *["step"] * WARM_UPS, "end side"),
+        *("main waits for side", "begin main", "begin capture on side", "step"),
+        *("end capture on side", "end main"),
+    ]
+    events.clear()
+    replayed()
+    replayed()
+    assert events == ["replay", "replay"]

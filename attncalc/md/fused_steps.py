@@ -1,4 +1,4 @@
-"""What a step does before the forces, in one pass over the atoms.
+"""The part of a step before the forces, in one pass over the atoms.
 
 The verbs of `attncalc.md.integrators` are the definition; these are the same numbers, to rounding,
 where compiled loops can run: Numba's on the CPU, Triton's on a GPU. They answer None elsewhere.
@@ -102,7 +102,7 @@ def _kernels(device: torch.device) -> Any | None:
         kernels.moved(one, 1.0, 0.5, 0.5, one.masses)
         kernels.moved(one, 1.0, 1.0, 0.0, None)
 
-    return gpu_kernels("attncalc.md.gpu_moves", trial)
+    return gpu_kernels("attncalc.md.gpu_fused_steps", trial)
 
 
 def _one_atom(device: torch.device) -> MDState:

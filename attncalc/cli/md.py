@@ -24,12 +24,19 @@ from attncalc.cli.output import output_file, output_options, overwrites, report_
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock, NoSpaceLeft
 from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, read_log, run_with_ase
+from attncalc.md.integrators import integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import LogSummary, count_rows
+from attncalc.md.settings import THERMOSTATS
 from attncalc.signals import finished_before_ctrl_c
 
 # what only one ensemble listens to
-ENSEMBLE_OF = {"friction": "nvt", "pressure": "npt"}
+ENSEMBLE_OF = {
+    **dict.fromkeys(("friction", "thermostat"), "nvt"),
+    **dict.fromkeys(("pressure", "barostat", "cell_relaxation", "compressibility"), "npt"),
+}
+# what ASE's integrators do not listen to
+NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressibility")
 # frames of a trajectory, and lines of a log, that a picture is drawn from
 MOST_FRAMES, MOST_ROWS = 400, 10_000
 
@@ -47,8 +54,40 @@ MOST_FRAMES, MOST_ROWS = 400, 10_000
 )
 @click.option("--steps", default=10_000, show_default=True, help="Number of timesteps.")
 @click.option("--timestep", default=0.5, show_default=True, help="Timestep, fs.")
+@click.option(
+    "--thermostat",
+    type=click.Choice(THERMOSTATS),
+    default="langevin",
+    show_default=True,
+    help="Friction and random forces, or velocity rescaling, which disturbs motion less (nvt).",
+)
 @click.option("--friction", default=0.01, show_default=True, help="Langevin friction (nvt), 1/fs.")
+@click.option(
+    "--relaxation",
+    default=100.0,
+    show_default=True,
+    help="Relaxation time of velocity rescaling (bussi, npt), fs.",
+)
 @click.option("--pressure", default=0.0, show_default=True, help="Pressure (npt), GPa.")
+@click.option(
+    "--barostat",
+    type=click.Choice(["isotropic", "anisotropic"]),
+    default="isotropic",
+    show_default=True,
+    help="Change the volume alone, or all lengths and angles of the cell (npt).",
+)
+@click.option(
+    "--cell-relaxation",
+    default=1000.0,
+    show_default=True,
+    help="Relaxation time of the cell (npt), fs.",
+)
+@click.option(
+    "--compressibility",
+    default=0.1,
+    show_default=True,
+    help="Rough compressibility (npt), 1/GPa; scales --cell-relaxation: water 0.45, metals 0.01.",
+)
 @click.option(
     "--every",
     default=10,
@@ -66,7 +105,7 @@ MOST_FRAMES, MOST_ROWS = 400, 10_000
 @click.option(
     "--integrator",
     type=click.Choice(["native", "ase"]),
-    help="Integrators to use. Default: those of attncalc; npt: those of ASE.",
+    help="Integrators to use. Default: those of attncalc.",
 )
 @click.option(
     "-o",
@@ -111,18 +150,14 @@ def md(
         return
     if structure is None or model is None:
         raise click.UsageError("a STRUCTURE and a --model are needed (or --resume RUN.h5md)")
-    timestep, friction = options.pop("timestep") * units.fs, options.pop("friction") / units.fs
-    n_steps = options.pop("steps")
-    settings = Settings(n_steps=n_steps, timestep=timestep, friction=friction, **options)
-    for name, ensemble in ENSEMBLE_OF.items():
-        if _typed(context, name) and ensemble != settings.ensemble:
-            raise ValueError(
-                f"--{name} applies to {ensemble} only, and this run is {settings.ensemble}: remove "
-                f"it, or use --ensemble {ensemble}"
-            )
-    by_ase = integrator == "ase" or settings.ensemble == "npt"
-    if integrator == "native" and by_ase:
-        raise ValueError("npt uses ASE's integrators only: remove --integrator")
+    for name in ("timestep", "relaxation", "cell_relaxation"):
+        options[name] *= units.fs
+    options["friction"] /= units.fs
+    options["n_steps"] = options.pop("steps")
+    options["isotropic"] = options.pop("barostat") == "isotropic"
+    settings = Settings(**options)
+    by_ase = integrator == "ase"
+    _refuse_unread(context, settings, by_ase=by_ase)
     if by_ase and replicas is not None:
         raise ValueError("--replicas needs attncalc's integrators: remove --integrator ase")
     source = existing_file(structure)
@@ -146,12 +181,12 @@ def md(
     calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
     require_known(calculator.evaluator.plain, found)
     if atoms.get_momenta().any():
-        temperature = Thermometer.for_run(atoms, settings.ensemble).temperature(atoms)
+        temperature = _thermometer(atoms, settings).temperature(atoms)
         say(f"using the velocities of the file (T = {temperature:.0f} K)")
     what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
     batch = f" (system 0 of {len(structures)})" if len(structures) > 1 else ""
     title = ", ".join(what) + batch
-    n_dof = _degrees_of_freedom(atoms, settings)
+    n_dof = _thermometer(atoms, settings).n_dof
     picture = _Picture(target, settings, title, n_dof, len(structures))
     older = _older_aside(target, source) if overwrites() else nullcontext()
     if by_ase:
@@ -268,8 +303,32 @@ def _typed(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def _degrees_of_freedom(atoms: Atoms, settings: Settings) -> int:
-    return Thermometer.for_run(atoms, settings.ensemble).n_dof
+def _refuse_unread(context: click.Context, settings: Settings, *, by_ase: bool) -> None:
+    """Refuse options that were typed and that this run would not read."""
+    for name, ensemble in ENSEMBLE_OF.items():
+        if _typed(context, name) and ensemble != settings.ensemble:
+            raise ValueError(
+                f"--{name.replace('_', '-')} applies to {ensemble} only, and this run is "
+                f"{settings.ensemble}: remove it, or use --ensemble {ensemble}"
+            )
+    for name in NATIVE:
+        if by_ase and _typed(context, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} applies to attncalc's integrators only: remove it, or "
+                "remove --integrator ase"
+            )
+    rescales = settings.ensemble == "npt" or (settings.ensemble, settings.thermostat) == (
+        "nvt",
+        "bussi",
+    )
+    if _typed(context, "relaxation") and not rescales:
+        raise ValueError("--relaxation belongs to npt and to --thermostat bussi: leave it away")
+    if _typed(context, "friction") and settings.thermostat != "langevin":
+        raise ValueError("--friction belongs to --thermostat langevin: leave it away")
+
+
+def _thermometer(atoms: Atoms, settings: Settings) -> Thermometer:
+    return Thermometer.for_run(atoms, integrator_of(settings).thermometer)
 
 
 def _absolute(model: str) -> str:

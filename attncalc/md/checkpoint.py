@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,43 +22,30 @@ from torch import Tensor
 
 from attncalc.files import refuse_existing, write_atomically
 from attncalc.files.reading import read_whole
-from attncalc.md.integrators import Integrator, Langevin, Verlet, positive
+from attncalc.md.integrator import Integrator
+from attncalc.md.integrators import INTEGRATORS
 from attncalc.md.noise import LOW_32_BITS
-from attncalc.md.state import MDState
+from attncalc.md.state import FLAGS, FLOATS, WHOLE, MDState, Stored
 from attncalc.model_header import digest_of
+from attncalc.nn.options import positive
 from attncalc.system import System, charge_and_spin, check_structure
 from attncalc.text import one_line
 
 FORMAT = 1
 LARGEST = 1 << 31  # bytes; those of ten million atoms
 KEY = "attncalc_md"
-INTEGRATORS: dict[str, type[Integrator]] = {"verlet": Verlet, "langevin": Langevin}
 _SYSTEM = {field.name for field in fields(System)}
-_STATE = {field.name for field in fields(MDState)} - {"system", "step", "seed"}
-_OPTIONAL = {"fixed", "spread", "limit"}
 # noise has so many bits for it
 LARGEST_STEP = 2**63 - 1
-_FLOATS, _WHOLE, _FLAGS = (torch.float64, torch.float32), (torch.int64,), (torch.bool,)
-# of a state: name, kinds, shape, least value
-TENSORS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[str | int, ...], float | None], ...] = (
-    ("system.positions", _FLOATS[:1], ("atoms", 3), None),
-    ("system.atomic_numbers", _WHOLE, ("atoms",), 1),
-    ("system.cell", _FLOATS[:1], ("systems", 3, 3), None),
-    ("system.pbc", _FLAGS, ("systems", 3), None),
-    ("system.system_idx", _WHOLE, ("atoms",), 0),
-    ("system.charge", _FLOATS[:1], ("systems",), None),
-    ("system.spin", _WHOLE, ("systems",), 1),
-    ("momenta", _FLOATS[:1], ("atoms", 3), None),
-    ("masses", _FLOATS[:1], ("atoms",), 1e-12),
-    ("fixed", _FLAGS, ("atoms",), None),
-    ("energy", _FLOATS, ("systems",), None),
-    ("forces", _FLOATS, ("atoms", 3), None),
-    ("n_dof", _FLOATS[:1], ("systems",), 1),
-    ("heat", _FLOATS[:1], ("systems",), None),
-    ("replicas", _WHOLE, ("systems",), 0),
-    ("atom_in_system", _WHOLE, ("atoms",), 0),
-    ("spread", _FLOATS, ("systems",), 0),
-    ("limit", _FLOATS[:1], ("systems",), 1e-12),
+# of any state; `MDState.stored` says the others
+TENSORS = (
+    Stored("system.positions", FLOATS[:1], ("atoms", 3)),
+    Stored("system.atomic_numbers", WHOLE, ("atoms",), 1),
+    Stored("system.cell", FLOATS[:1], ("systems", 3, 3)),
+    Stored("system.pbc", FLAGS, ("systems", 3)),
+    Stored("system.system_idx", WHOLE, ("atoms",), 0),
+    Stored("system.charge", FLOATS[:1], ("systems",)),
+    Stored("system.spin", WHOLE, ("systems",), 1),
 )
 # what readers raise at content that nobody has written
 UNREADABLE = (
@@ -154,14 +141,14 @@ def save_checkpoint(
     (name,) = (name for name, kind in INTEGRATORS.items() if type(integrator) is kind)
     header = {
         "format": FORMAT,
-        "integrator": {"name": name, **asdict(integrator)},
+        "integrator": {"name": name, **vars(integrator)},
         "step": state.step,
         "seed": state.seed,
         "info": dict(info),
     }
     tensors = {
         **{f"system.{name}": value for name, value in vars(state.system).items()},
-        **{name: getattr(state, name) for name in _STATE},
+        **{one.name: getattr(state, one.name) for one in state.stored},
     }
     on_host = {
         name: value.detach().cpu().contiguous()
@@ -205,30 +192,33 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
 def _restart(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Restart:
     if header["format"] != FORMAT:
         raise ValueError(f"format {header['format']!r}, this version reads {FORMAT}")
-    expected = {f"system.{name}" for name in _SYSTEM} | _STATE
-    if not expected - _OPTIONAL <= set(tensors) <= expected:
-        raise ValueError(f"other tensors than expected: {sorted(set(tensors) ^ expected)}")
     if not isinstance(header["info"], dict):
         raise ValueError("info is no dictionary")
-    _check_numbers(tensors)
+    integrator = _integrator(header["integrator"])
+    kind = integrator.state_type
+    stored = (*TENSORS, *kind.stored)
+    expected = {one.name for one in stored}
+    if not expected - {one.name for one in stored if one.optional} <= set(tensors) <= expected:
+        raise ValueError(f"other tensors than expected: {sorted(set(tensors) ^ expected)}")
+    _check_numbers(tensors, stored)
     system = System(**{name: tensors[f"system.{name}"] for name in _SYSTEM})
-    state = MDState(
-        system=system,
-        step=_integer("step", header["step"], LARGEST_STEP),
-        seed=_integer("seed", header["seed"], LOW_32_BITS),
-        **{name: tensors.get(name) for name in _STATE},  # type: ignore[arg-type]
-    )
+    of_state: dict[str, Any] = {one.name: tensors.get(one.name) for one in kind.stored}
+    step = _integer("step", header["step"], LARGEST_STEP)
+    seed = _integer("seed", header["seed"], LOW_32_BITS)
+    state = kind(system=system, step=step, seed=seed, **of_state)
     _check_atoms(state)
-    integrator = _integrator(header["integrator"], system.n_systems)
+    several = getattr(integrator, "temperature", None)
+    if isinstance(several, tuple) and len(several) != system.n_systems:
+        raise ValueError(f"{len(several)} temperatures for {system.n_systems} systems")
     return Restart(integrator, state.to(device), header["info"])
 
 
-def _check_numbers(tensors: dict[str, Tensor]) -> None:
-    """Kinds, shapes and signs of all tensors."""
+def _check_numbers(tensors: dict[str, Tensor], stored: Sequence[Stored]) -> None:
+    """Check kinds, shapes and signs of all tensors."""
     n_atoms, n_systems = len(tensors["system.positions"]), len(tensors["system.cell"])
     if n_atoms == 0 or n_systems == 0:
         raise ValueError("it holds no atoms")
-    for name, kinds, shape, least in TENSORS:
+    for name, kinds, shape, least, _ in stored:
         if name not in tensors:
             continue
         tensor = tensors[name]
@@ -246,7 +236,7 @@ def _check_numbers(tensors: dict[str, Tensor]) -> None:
 
 
 def _check_atoms(state: MDState) -> None:
-    """What only all tensors together can tell."""
+    """Check what only all tensors together can tell."""
     system = state.system
     idx = system.system_idx
     counts = torch.bincount(idx.clamp(max=system.n_systems), minlength=system.n_systems)
@@ -264,21 +254,20 @@ def _check_atoms(state: MDState) -> None:
         raise ValueError("fixed atoms move")
 
 
-def _integrator(header: dict[str, Any], n_systems: int) -> Integrator:
+def _integrator(header: dict[str, Any]) -> Integrator:
     options = dict(header)
-    kind = INTEGRATORS[options.pop("name")]
-    if set(options) != {field.name for field in fields(kind)}:
+    kind: Any = INTEGRATORS[options.pop("name")]
+    flags = {field.name: field.type == "bool" for field in fields(kind)}
+    if set(options) != set(flags):
         raise ValueError(f"other options of the integrator than expected: {sorted(options)}")
-    several = options.get("temperature")
-    if isinstance(several, list):
-        if len(several) != n_systems:
-            raise ValueError(f"{len(several)} temperatures for {n_systems} systems")
+    if isinstance(several := options.get("temperature"), list):
         options["temperature"] = tuple(several)
-    for value in [*(several if isinstance(several, list) else []), *options.values()]:
-        if not isinstance(value, int | float | tuple) or isinstance(value, bool):
-            raise ValueError(f"options of the integrator must be numbers, got {value!r}")
+    for name, value in options.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if not isinstance(one, int | float) or isinstance(one, bool) != flags[name]:
+                raise ValueError(f"options of the integrator must be numbers, got {one!r}")
     # a stored number has no unit to mistake, however round it is
-    times = {name: options[name] for name in ("timestep", "friction") if name in options}
+    times = {name: options[name] for name in kind.times}
     integrator = kind(**(options | dict.fromkeys(times, units.fs)))
     for name, value in times.items():
         positive(name, value)

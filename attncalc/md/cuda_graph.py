@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,16 +21,14 @@ from attncalc.potential import ROUNDING, Result
 from attncalc.system import System
 
 if TYPE_CHECKING:
-    from attncalc.md.forces import Forces
-    from attncalc.md.integrators import Integrator
+    from attncalc.md.force import Force
+    from attncalc.md.integrator import Integrator
 
 log = logging.getLogger(__name__)
 
-# what a step changes, beside positions and its number
-CHANGING = ("momenta", "energy", "forces", "heat", "spread")
 # steps that are compared with the same ones not recorded
 PROBED = 2
-# Å, eV: what positions and heat per atom may be off by there, which hardly depend on new forces
+# Å, eV: error allowed there in positions, cells and heat per atom, which new forces hardly change
 SAME = 1e-6
 # before it is recorded a function has run so often, for libraries make their plans meanwhile
 WARM_UPS = 3
@@ -91,11 +89,12 @@ class _Buffers:
     back at once.
     """
 
-    def __init__(self, integrator: Integrator, force: Forces, first: MDState) -> None:
+    def __init__(self, integrator: Integrator, force: Force, first: MDState) -> None:
         self.integrator, self.force = integrator, force
         self.number = torch.zeros((), dtype=torch.int64, device=force.device)
         self.state = _copied(first).having(step=self.number)
         self.stale = torch.zeros((), dtype=torch.bool, device=force.device)
+        self.changing: list[str] = []  # names of what a step makes anew, once there was one
         self.take_in(first)
 
     def step(self) -> None:
@@ -107,8 +106,10 @@ class _Buffers:
             stale.append(may_miss)
             return result
 
-        old, new = self.state, self.integrator.step(self.state, force)
-        torch._foreach_copy_(_changing(old), _changing(new))  # one kernel for all
+        old, new = _named(self.state), _named(self.integrator.step(self.state, force))
+        self.changing = [name for name in old if new[name] is not old[name]]
+        into, from_ = ([named[name] for name in self.changing] for named in (old, new))
+        torch._foreach_copy_(into, from_)  # one kernel for all
         self.number.add_(1)
         self.stale.logical_or_(stale[0])
 
@@ -120,9 +121,11 @@ class _Buffers:
 
     def taken_out(self, first: MDState, n: int) -> MDState:
         """The state in the buffers, n steps after `first`, in tensors of its own."""
-        changed = {name: getattr(self.state, name) for name in CHANGING}
-        copies = {k: None if v is None else v.clone() for k, v in changed.items()}
-        return first.at(self.state.system.positions.clone()).having(**copies, step=first.step + n)
+        copies = {name: _named(self.state)[name].clone() for name in self.changing}
+        prefix = "system."
+        of_system = {k.removeprefix(prefix): copies.pop(k) for k in list(copies) if prefix in k}
+        system = replace(first.system, **of_system)
+        return first.having(system=system, **copies, step=first.step + n)
 
 
 class Recorded:
@@ -136,14 +139,14 @@ class Recorded:
     """
 
     def __init__(
-        self, integrator: Integrator, force: Forces, first: MDState, recorder: Recorder
+        self, integrator: Integrator, force: Force, first: MDState, recorder: Recorder
     ) -> None:
         self.integrator, self._force = integrator, force
         self._listed = force.neighbors.listed
         self._buffers = _Buffers(integrator, force, first)
         self._replay = recorder(self._buffers.step)
 
-    def fits(self, integrator: Integrator, force: Forces, state: MDState) -> bool:
+    def fits(self, integrator: Integrator, force: Force, state: MDState) -> bool:
         """Whether this is the step of such states, by the list that `force` has now."""
         mine = self._buffers.state
         return (
@@ -176,6 +179,7 @@ class Recorded:
             (ours.forces - plain.forces).abs().amax() / scale / rounding,
             ((ours.energy - plain.energy) / n_atoms).abs().amax() / scale / rounding,
             (ours.system.positions - plain.system.positions).abs().amax() / SAME,
+            (ours.system.cell - plain.system.cell).abs().amax() / SAME,
             ((ours.heat - plain.heat) / n_atoms).abs().amax() / SAME,
         ]
         return float(torch.stack(off).amax())  # NaN if any is
@@ -186,7 +190,7 @@ class Recorded:
             self._replay()
 
 
-def recorded_steps(integrator: Integrator, force: Forces, state: MDState) -> Recorded | None:
+def recorded_steps(integrator: Integrator, force: Force, state: MDState) -> Recorded | None:
     """Recorded steps for such a state; None where nothing is recorded.
 
     They are compared with the same steps not recorded. Where recording fails, or they are others,
@@ -210,16 +214,15 @@ def recorded_steps(integrator: Integrator, force: Forces, state: MDState) -> Rec
     return force.recorded
 
 
-def _changing(state: MDState) -> list[Tensor]:
-    values = [getattr(state, name) for name in CHANGING]
-    return [state.system.positions, *(value for value in values if value is not None)]
+def _named(state: MDState) -> dict[str, Tensor]:
+    """All tensors of a state but the number of its step, by name."""
+    own = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
+    own.pop("step", None)
+    return own | {f"system.{name}": value for name, value in vars(state.system).items()}
 
 
 def _tensors(state: MDState) -> list[Tensor]:
-    """All that are in it but the number of its step."""
-    values = [getattr(state, field.name) for field in fields(state) if field.name != "step"]
-    own = [value for value in values if isinstance(value, Tensor)]
-    return [*own, *vars(state.system).values()]
+    return list(_named(state).values())
 
 
 def _copied(state: MDState) -> MDState:

@@ -16,6 +16,7 @@ atoms, which have one frame for all. What each holds, and its attribute `unit`:
 | observables: temperature                                 | one             | K                   |
 | fixed (bool; only where atoms are)                       | [n]             |                     |
 | observables: force_spread (only of a committee)          | one             | eV Angstrom-1       |
+| observables: pressure (only of npt)                      | one             | GPa                 |
 | observables/dt: time between frames, of all systems      | one             | ps                  |
 
 These are units that MDAnalysis knows: it refuses forces in eV/Å. It takes the time between frames
@@ -56,10 +57,8 @@ UNITS = {
     "kinetic_energy": "eV",
     "conserved": "eV",
     "temperature": "K",
-    "force_spread": "eV Angstrom-1",
 }
 OBSERVABLES = ("potential_energy", "kinetic_energy", "conserved", "temperature")
-FORCE_SPREAD = "force_spread"
 INTERVAL = "observables/dt"
 VECTORS = ("position", "velocity", "force")
 CREATOR = "attncalc"
@@ -71,7 +70,7 @@ NAMES = {
     "charge": "charge",
     "spin": "spin",
     "fixed": "fixed atoms",
-    "has_spread": "observables",
+    "others": "observables",
 }
 
 
@@ -83,7 +82,7 @@ class Frame(NamedTuple):
     interval: float  # ps, to the next frame
     vectors: list[NDArray]  # [n_atoms, 3] each, as VECTORS
     edges: NDArray  # [n_systems, 3, 3]
-    observables: list[NDArray]  # [n_systems] each, as OBSERVABLES, and FORCE_SPREAD if there is one
+    observables: list[NDArray]  # [n_systems] each, as OBSERVABLES, then as `others`
 
     @property
     def nbytes(self) -> int:
@@ -103,7 +102,7 @@ class StoredSystem:
         charge: e.
         spin: multiplicity.
         fixed: [n], bool: atoms that stay where they are.
-        has_spread: whether there is one, of a committee.
+        others: names and units of further observables, sorted.
     """
 
     particles: str
@@ -114,7 +113,7 @@ class StoredSystem:
     charge: float
     spin: int
     fixed: NDArray
-    has_spread: bool
+    others: tuple[tuple[str, str], ...]
 
     @property
     def paths(self) -> list[str]:
@@ -122,7 +121,7 @@ class StoredSystem:
         return [
             *(f"{self.particles}/{name}" for name in (*VECTORS, "species", "box/edges")),
             *(f"{self.observables}/{name}" for name in OBSERVABLES),
-            *([f"{self.observables}/{FORCE_SPREAD}"] if self.has_spread else []),
+            *(f"{self.observables}/{name}" for name, _ in self.others),
         ]
 
     def difference(self, other: StoredSystem) -> str:
@@ -171,12 +170,13 @@ def create(file: h5py.File, of_systems: Sequence[StoredSystem], like: Frame, aut
     _grow(interval, "value", np.float64(0)).attrs["unit"] = "ps"
     _, _, *columns = _columns(of_systems, [like], has_interval=False)
     elements = [element for atoms in of_systems for element in atoms.paths]
+    all_units = UNITS | {name: unit for atoms in of_systems for name, unit in atoms.others}
     for element, column in zip(elements, columns, strict=True):
         group = file.require_group(element)
         if element != first:
             group["step"], group["time"] = file[first]["step"], file[first]["time"]
         dataset = _grow(group, "value", column[0])
-        if unit := UNITS.get(element.rpartition("/")[2]):
+        if unit := all_units.get(element.rpartition("/")[2]):
             dataset.attrs["unit"] = unit
     for atoms in of_systems:
         _describe(file, atoms, like)
@@ -265,8 +265,17 @@ def _described(file: h5py.File, particles: str) -> StoredSystem:
         charge=float(group.attrs["total_charge"]),
         spin=int(group.attrs["spin_multiplicity"]),
         fixed=group["fixed/value"][0] if "fixed" in group else np.zeros(len(numbers), dtype=bool),
-        has_spread=FORCE_SPREAD in file[observables],
+        others=_others(file[observables]),
     )
+
+
+def _others(observables: h5py.Group) -> tuple[tuple[str, str], ...]:
+    """Names and units of what not every run has, sorted."""
+    known = {*OBSERVABLES, INTERVAL.rpartition("/")[2]}
+    found = (name for name in sorted(observables) if name not in known)
+    values = ((name, observables[name].get("value")) for name in found)
+    # those of a batch stand in groups of their own, without a value
+    return tuple((name, str(one.attrs.get("unit", ""))) for name, one in values if one is not None)
 
 
 def check_same(found: Sequence[StoredSystem], expected: Sequence[StoredSystem]) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from attncalc.md.h5md import (
     CHUNK_FRAMES,
     FORCE,
+    OBSERVABLES,
     VELOCITY,
     StoredSystem,
     clock,
@@ -22,6 +23,7 @@ from attncalc.md.h5md import (
     name_of,
     opened,
 )
+from attncalc.md.integrator import FORCE_SPREAD
 from attncalc.md.log_file import SPREAD
 
 # the reader's helping
@@ -36,7 +38,7 @@ def read_h5md(
     They have positions, cell, periodic directions, masses, momenta, energy and forces, all in ASE's
     units, the constraint `FixAtoms` where atoms are fixed (whose forces are those of the model:
     `get_forces(apply_constraint=False)`), and in `info` what the run says of them: "step",
-    "time_fs", "charge", "spin" and, of a committee, "force_spread_eV_A" as in the log.
+    "time_fs", "charge", "spin" and, where the log has them, "force_spread_eV_A" and "pressure_GPa".
 
     Args:
         path: file, by name or open for binary reading.
@@ -123,7 +125,7 @@ def _to_ase(
     _: NDArray,
     edges: NDArray,
     potential_energy: float,
-    *others: float,
+    *numbers: float,
 ) -> Atoms:
     """A frame; values in the order of `StoredSystem.paths`."""
     structure = Atoms(
@@ -137,8 +139,10 @@ def _to_ase(
     )
     if atoms.fixed.any():
         structure.set_constraint(FixAtoms(mask=atoms.fixed))
-    if atoms.has_spread:
-        structure.info[SPREAD] = float(others[-1])
+    others = numbers[len(OBSERVABLES) - 1 :]
+    for (name, unit), value in zip(atoms.others, others, strict=True):
+        head = SPREAD if name == FORCE_SPREAD.name else f"{name}_{unit}"
+        structure.info[head] = float(value)
     structure.calc = SinglePointCalculator(
         structure, energy=float(potential_energy), forces=force * FORCE
     )

@@ -35,7 +35,7 @@ from attncalc.md.h5md import (
     opened,
     system_names,
 )
-from attncalc.md.integrators import Integrator
+from attncalc.md.integrator import Column, Integrator, own_columns
 from attncalc.md.state import MDState
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class H5MDWriter:
         self.path, self.every, self.author = Path(path).resolve(), every, author
         self._twin, self._spare = hidden_files(self.path)
         self._atoms: list[StoredSystem] = []  # of a run that is going on
+        self._others: list[Column] = []
         self._timestep = 0.0  # fs
         self._frames: list[Frame] = []  # all that the twin lacks: old ones on disk, new ones not
         self._step_on_disk = -1
@@ -131,7 +132,8 @@ class H5MDWriter:
 
     def _last_frame(self, state: MDState, integrator: Integrator) -> tuple[int, int, int]:
         """Step of the last frame that stays, how many stay, and how many there are."""
-        atoms, timestep = _atoms_of(state), integrator.timestep / units.fs
+        others = _others(integrator, state)
+        atoms, timestep = _atoms_of(state, others), integrator.timestep / units.fs
         with opened(self.path) as file:
             check_same(described(file), atoms)
             steps, times = clock(file, atoms)
@@ -176,7 +178,7 @@ class H5MDWriter:
         newest = self._frames[-1].step if self._frames else self._step_on_disk
         if state.step == newest:
             return
-        frame = _frame(state, self._timestep, self.every)
+        frame = _frame(state, self._others, self._timestep, self.every)
         self._frames.append(frame)
         self._bytes_waiting += frame.nbytes
         if (
@@ -231,7 +233,8 @@ class H5MDWriter:
             self.path.unlink(missing_ok=True)
 
     def _start(self, state: MDState, integrator: Integrator, *, step_on_disk: int) -> None:
-        self._atoms, self._timestep = _atoms_of(state), integrator.timestep / units.fs
+        self._others, self._timestep = _others(integrator, state), integrator.timestep / units.fs
+        self._atoms = _atoms_of(state, self._others)
         self._frames, self._step_on_disk, self._bytes_waiting = [], step_on_disk, 0
         self._flush_after = time.monotonic() + BUFFER_SECONDS
         self._remove_hidden()
@@ -333,7 +336,12 @@ def hidden_files(path: Path) -> tuple[Path, Path]:
     return path.with_name(f".{path.name}.twin"), path.with_name(f".{path.name}.spare")
 
 
-def _atoms_of(state: MDState) -> list[StoredSystem]:
+def _others(integrator: Integrator, state: MDState) -> list[Column]:
+    """Observables that not every run has, by name."""
+    return sorted(own_columns(integrator, state), key=lambda one: one.name)
+
+
+def _atoms_of(state: MDState, others: list[Column]) -> list[StoredSystem]:
     system = state.system
     fixed = torch.zeros_like(state.masses, dtype=torch.bool) if state.fixed is None else state.fixed
     names = ["atoms"] if system.n_systems == 1 else system_names(system.n_systems)
@@ -348,7 +356,7 @@ def _atoms_of(state: MDState) -> list[StoredSystem]:
             charge=float(system.charge[k]),
             spin=int(system.spin[k]),
             fixed=_numbers(still),
-            has_spread=state.spread is not None,
+            others=tuple((one.name, one.unit) for one in others),
         )
         for k, (name, numbers, masses, still) in enumerate(
             zip(
@@ -362,15 +370,15 @@ def _atoms_of(state: MDState) -> list[StoredSystem]:
     ]
 
 
-def _frame(state: MDState, timestep: float, every: int) -> Frame:
+def _frame(state: MDState, others: list[Column], timestep: float, every: int) -> Frame:
     """A state, one of `every` so many; `timestep` in fs."""
     vectors = [
         _numbers(state.system.positions),
         _numbers(state.velocities) / VELOCITY,
         _numbers(state.forces) / FORCE,
     ]
-    spread = [] if state.spread is None else [state.spread]
-    observables = [state.energy, state.kinetic_energy, state.conserved, state.temperature, *spread]
+    observables = [state.energy, state.kinetic_energy, state.conserved, state.temperature]
+    observables += [one.of(state) for one in others]
     return Frame(
         step=state.step,
         time=state.step * timestep,

@@ -20,15 +20,17 @@ from torch import Tensor
 
 from attncalc.files import FileLock, NoSpaceLeft, refuse_existing, remove_abandoned
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
-from attncalc.md.forces import Forces
+from attncalc.md.force import Force
 from attncalc.md.h5md_writer import H5MDWriter, hidden_files
-from attncalc.md.integrators import Integrator, Langevin, Verlet
+from attncalc.md.integrator import Integrator
+from attncalc.md.integrators import integrator_of
 from attncalc.md.log import Log
 from attncalc.md.log_file import LogSummary
+from attncalc.md.settings import Settings, is_integer
 from attncalc.md.simulation import Callback, run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
-from attncalc.md.with_ase import Frames, Settings, is_integer, no_start
+from attncalc.md.with_ase import Frames, no_start
 from attncalc.model_header import DTYPES
 from attncalc.potential import MOST_THREADS
 from attncalc.system import System
@@ -44,7 +46,7 @@ Progress = Callable[[int, str], None]
 
 def run_structures(
     structures: Sequence[Atoms],
-    force: Forces,
+    force: Force,
     settings: Settings,
     trajectory: Path,
     *,
@@ -59,7 +61,7 @@ def run_structures(
     Args:
         structures: of the batch; each has random numbers of its own.
         force: of the model.
-        settings: "nve" or "nvt".
+        settings: of the run.
         trajectory: new file, .h5md, or of one structure .xyz, .extxyz or .traj.
         info: remembered in the checkpoint, with the settings.
         progress: called with the number of steps since the last call, and a status line.
@@ -70,8 +72,8 @@ def run_structures(
     Raises:
         FileExistsError: a file exists.
         NoSpaceLeft: the disk is full; says how to go on. A run that could not begin leaves nothing.
-        ValueError: the ensemble is another one, or a constraint; only some of the structures have
-            velocities; or the file can hold but one.
+        ValueError: a constraint is not `FixAtoms`; only some of the structures have velocities; the
+            file can hold but one; or, in "npt", one is not periodic in all directions.
         FloatingPointError: the run exploded; the last sane frame is the last of the trajectory. Or
             the first state is no sane one, and nothing is written.
         KeyboardInterrupt: Ctrl-C; says what is done.
@@ -80,7 +82,7 @@ def run_structures(
     refuse_existing(*(trajectory.with_suffix(ending) for ending in endings))
     if len(structures) > 1 and trajectory.suffix != ".h5md":
         raise ValueError(f"{trajectory.name}: several structures need a trajectory in .h5md")
-    integrator = _integrator(settings)
+    integrator = integrator_of(settings)
     system = System.from_ase(structures)
     options: dict[str, Any] = {
         "seed": settings.seed,
@@ -88,7 +90,7 @@ def run_structures(
         "masses": torch.from_numpy(np.concatenate([one.get_masses() for one in structures])),
         "fixed": _fixed(structures),
     }
-    if isinstance(integrator, Verlet):
+    if integrator.ensemble == "nve":
         options["temperature"] = settings.temperature
     writer: Callback = (
         H5MDWriter(trajectory, every=settings.every)
@@ -152,14 +154,14 @@ def _checked(restart: Restart) -> Settings:
         raise ValueError(f"threads must be an integer from 1 to {MOST_THREADS}, got {threads!r}")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if restart.integrator != _integrator(settings):
+    if restart.integrator != integrator_of(settings):
         raise ValueError("its settings are not those of its integrator")
     return settings
 
 
 def resume_structures(
     restart: Restart,
-    force: Forces,
+    force: Force,
     settings: Settings,
     trajectory: Path,
     *,
@@ -220,7 +222,7 @@ def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
 
 def _run(
     integrator: Integrator,
-    force: Forces,
+    force: Force,
     state: MDState,
     settings: Settings,
     callbacks: list[Callback],
@@ -263,14 +265,6 @@ def _advice(trajectory: Path, summary: LogSummary) -> str:
     if trajectory.exists() and summary.last is not None:
         return f"it holds {summary.n_rows} whole frames, to {summary.last['time_fs']:.1f} fs"
     return "nothing is left of the run, free some space and start it again"
-
-
-def _integrator(settings: Settings) -> Integrator:
-    if settings.ensemble == "nve":
-        return Verlet(settings.timestep)
-    if settings.ensemble == "nvt":
-        return Langevin(settings.timestep, settings.temperature, settings.friction)
-    raise ValueError(f"ensemble {settings.ensemble!r} runs through ASE only")
 
 
 def _log(trajectory: Path, settings: Settings) -> Log:
@@ -337,7 +331,7 @@ class FrameWriter:
 
     Args:
         path: new file.
-        atoms: what frames are copies of, but for positions, momenta and results.
+        atoms: what frames are copies of, but for positions, cell, momenta and results.
         every: steps.
     """
 
@@ -370,6 +364,7 @@ class FrameWriter:
         if state.step == self._last:
             return
         frame = self._atoms.copy()
+        frame.cell = state.system.cell[0].cpu().numpy()
         frame.positions = state.system.positions.cpu().numpy()
         frame.set_momenta(state.momenta.cpu().numpy(), apply_constraint=False)
         energy, forces = float(state.energy), state.forces.cpu().numpy()

@@ -11,7 +11,7 @@ import torch
 from ase import units
 
 from attncalc.files import Appended, FileLock, folder_to_disk, refuse_existing
-from attncalc.md.integrators import Integrator
+from attncalc.md.integrator import Column, Integrator, own_columns
 from attncalc.md.log_again import lines_again, volume
 from attncalc.md.log_file import (
     COLUMNS,
@@ -54,6 +54,7 @@ class Log:
         self.summary = LogSummary()
         self._file: Appended | None = None
         self._columns: tuple[str, ...] = ()
+        self._own: tuple[Column, ...] = ()
         self._timestep = 0.0
         self._claim: FileLock | None = None
         self._is_new = False
@@ -105,7 +106,7 @@ class Log:
             with open(self.path, "rb") as file:
                 return intact_part(
                     file,
-                    columns_of(n_systems, state.spread is not None),
+                    columns_of(n_systems, _heads(own_columns(integrator, state))),
                     n_systems,
                     now=state.step,
                     every=self.every,
@@ -134,6 +135,7 @@ class Log:
             until=state.step,
             every=self.every,
             timestep=integrator.timestep,
+            own=[one.name for one in own_columns(integrator, state)],
             device=state.system.cell.device,
         )
         try:
@@ -148,7 +150,8 @@ class Log:
 
     def _open(self, state: MDState, integrator: Integrator, kept: Intact) -> None:
         self._timestep, self.summary = integrator.timestep, kept.summary
-        self._columns = columns_of(state.system.n_systems, state.spread is not None)
+        self._own = own_columns(integrator, state)
+        self._columns = columns_of(state.system.n_systems, _heads(self._own))
         self._file = Appended(self.path, kept.size)
         if kept.size == 0:
             self._file.append(line(self._columns))
@@ -166,8 +169,8 @@ class Log:
             return
         kinetic, conserved = state.kinetic_energy, state.conserved
         numbers = (state.temperature, state.energy, kinetic, state.energy + kinetic)
-        spread = () if state.spread is None else (state.spread,)
-        columns = [*numbers, volume(state.system.cell), conserved, *spread]
+        own = (one.of(state) for one in self._own)
+        columns = [*numbers, volume(state.system.cell), conserved, *own]
         rows = torch.stack(columns, dim=1).tolist()
         several = len(rows) > 1
         self._write([(k, time, *row) if several else (time, *row) for k, row in enumerate(rows)])
@@ -203,3 +206,7 @@ class Log:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _heads(columns: Iterable[Column]) -> list[str]:
+    return [one.in_log for one in columns]

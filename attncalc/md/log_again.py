@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -24,6 +24,7 @@ def lines_again(
     until: int,
     every: int,
     timestep: float,
+    own: Sequence[str],
     device: torch.device,
 ) -> Iterator[list[tuple[float, ...]]]:
     """Yield the lines of one step after the other, with the numbers that the run has written.
@@ -34,6 +35,7 @@ def lines_again(
         until: the step where the run goes on.
         every: steps between lines.
         timestep: ASE time units.
+        own: observables of the run that stand in its last columns.
         device: of the run, where volumes are computed.
 
     Raises:
@@ -50,10 +52,7 @@ def lines_again(
             if not wanted.any():
                 continue
             values = [
-                [
-                    file[f"{one.observables}/{name}/value"][some]
-                    for name in (*OBSERVABLES, *(["force_spread"] if one.has_spread else []))
-                ]
+                [file[f"{one.observables}/{name}/value"][some] for name in (*OBSERVABLES, *own)]
                 for one in systems
             ]
             cells = np.stack(
@@ -66,12 +65,12 @@ def lines_again(
                 time = int(steps[first + n]) * timestep / units.fs
                 lines = []
                 for k, of_system in enumerate(values):
-                    potential, kinetic, conserved, kelvin, *spread = (
+                    potential, kinetic, conserved, kelvin, *others = (
                         float(value[n]) for value in of_system
                     )
                     numbers = (kelvin, potential, kinetic, potential + kinetic, volumes[k])
                     system = (k,) if len(systems) > 1 else ()
-                    lines.append((*system, time, *numbers, conserved, *spread))
+                    lines.append((*system, time, *numbers, conserved, *others))
                 yield lines
 
 

@@ -44,10 +44,10 @@ class LogSummary:
             self.widest = row
 
 
-def columns_of(n_systems: int, has_spread: bool) -> tuple[str, ...]:
-    """Columns of a run by our own integrators."""
+def columns_of(n_systems: int, own: Sequence[str]) -> tuple[str, ...]:
+    """Columns of a run by our own integrators; its own ones are the last."""
     system = ("system",) if n_systems > 1 else ()
-    return (*system, *COLUMNS, CONSERVED, *((SPREAD,) if has_spread else ()))
+    return (*system, *COLUMNS, CONSERVED, *own)
 
 
 def line(values: Sequence[object]) -> bytes:

@@ -15,10 +15,10 @@ PER_WORD = 2.0**-32
 
 
 @compiled_loop()
-def _normal(seed, step, replica, atom):
+def _normal(seed, step, purpose, replica, atom):
     """Three normal numbers of an atom."""
     a, b = unsigned(atom), unsigned(step) & LOW
-    c, d = unsigned(step) >> SHIFT, unsigned(0)
+    c, d = unsigned(step) >> SHIFT, unsigned(purpose)
     k, l = unsigned(seed), unsigned(replica)
     for _ in range(ROUNDS):
         ab, cd = a * MULTIPLY_A, c * MULTIPLY_C
@@ -32,10 +32,10 @@ def _normal(seed, step, replica, atom):
 
 
 @compiled_loop()
-def fill_normal(seed, step, replicas, system_idx, atom_in_system, noise):
+def fill_normal(seed, step, purpose, replicas, system_idx, atom_in_system, noise):
     """noise[i] = three normal numbers of the atom."""
     for i in range(system_idx.shape[0]):
-        x, y, z = _normal(seed, step, replicas[system_idx[i]], atom_in_system[i])
+        x, y, z = _normal(seed, step, purpose, replicas[system_idx[i]], atom_in_system[i])
         noise[i, 0], noise[i, 1], noise[i, 2] = x, y, z
 
 
@@ -90,7 +90,7 @@ def kick_drift_shake_drift(
             continue
         kelvin = temperature[k if temperature.shape[0] > 1 else 0]
         width = math.sqrt(masses[i] * (renewed * kelvin))
-        noise = _normal(seed, step, replicas[k], atom_in_system[i])
+        noise = _normal(seed, step, 0, replicas[k], atom_in_system[i])
         twice = 0.0
         for c in range(3):
             before = momenta[i, c] + half * forces[i, c]

@@ -26,10 +26,18 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 PER_WORD = 2.0**-32
+# purposes; that of random forces is 0
+RESCALING, CELL = 1, 2
 
 
 def normal_noise(
-    seed: int, step: int | Tensor, replicas: Tensor, system_idx: Tensor, atom_in_system: Tensor
+    seed: int,
+    step: int | Tensor,
+    replicas: Tensor,
+    system_idx: Tensor,
+    atom_in_system: Tensor,
+    *,
+    purpose: int = 0,
 ) -> Tensor:
     """[n_atoms, 3], float64: independent normal numbers of mean 0 and variance 1.
 
@@ -39,19 +47,20 @@ def normal_noise(
         replicas: [n_systems], int64, 0 .. 2^32 - 1.
         system_idx: [n_atoms], int64.
         atom_in_system: [n_atoms], int64: counted from 0 in every system.
+        purpose: other numbers for another use within the same step.
     """
     if system_idx.device.type == "cpu" and isinstance(step, int) and has_numba():
         noise = np.empty((len(system_idx), 3))
         arrays = (replicas, system_idx, atom_in_system)
-        _loop()(seed, step, *(tensor.numpy() for tensor in arrays), noise)
+        _loop()(seed, step, purpose, *(tensor.numpy() for tensor in arrays), noise)
         return torch.from_numpy(noise)
     key = (torch.full_like(system_idx, seed), replicas[system_idx])
     if isinstance(step, Tensor):
         steps = step.expand_as(system_idx)
     else:
         steps = torch.full_like(system_idx, step)
-    zeros = torch.zeros_like(system_idx)
-    words = philox((atom_in_system, steps & LOW_32_BITS, steps >> 32, zeros), key)
+    purposes = torch.full_like(system_idx, purpose)
+    words = philox((atom_in_system, steps & LOW_32_BITS, steps >> 32, purposes), key)
     # never 0, whose logarithm is infinite
     first, second, third, fourth = ((word.double() + 0.5) * PER_WORD for word in words)
     radius, other = (torch.sqrt(-2 * torch.log(u)) for u in (first, third))

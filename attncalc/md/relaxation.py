@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attncalc.md.forces import Forces, forces_of
+from attncalc.md.force import Force, Function, force_of
 from attncalc.md.velocities import MOST_STEPS
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.nn.options import positive, whole_number
@@ -145,7 +145,7 @@ def _part(system: System, systems: Tensor, atoms: Tensor) -> System:
 
 
 def relax_batch(
-    potential: Potential | Forces,
+    potential: Potential | Force | Function,
     system: System,
     *,
     fmax: float = 0.01,
@@ -159,7 +159,7 @@ def relax_batch(
     A structure that is done rests, and leaves the batch with others: it costs no more.
 
     Args:
-        potential: the model, or its `Forces`.
+        potential: the model, its `Forces`, or any function `System -> Result`.
         system: the structures.
         fmax: eV/Å, largest force left on an atom that may move.
         steps: most steps.
@@ -177,7 +177,7 @@ def relax_batch(
     whole_number("steps", steps, 1, MOST_STEPS)
     if fixed is not None and fixed.shape != (system.n_atoms,):
         raise ValueError(f"fixed must have shape [{system.n_atoms}], got {list(fixed.shape)}")
-    force = forces_of(potential)
+    force = force_of(potential, system.device)
     force.check(system)
     system = system.to(force.device)
     held = torch.zeros(system.n_atoms, dtype=torch.bool) if fixed is None else fixed.bool()
@@ -215,7 +215,7 @@ def relax_batch(
     return ended.relaxed(interrupted=False)
 
 
-def _name_impossible(force: Forces, fire: _Fire, first: int) -> None:
+def _name_impossible(force: Force, fire: _Fire, first: int) -> None:
     """Ask structures one by one; of which one positions are impossible, by its number of all."""
     for k, number in enumerate(fire.numbers.tolist()):
         one = torch.arange(fire.system.n_systems, device=fire.system.device) == k

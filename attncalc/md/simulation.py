@@ -13,8 +13,8 @@ from torch import Tensor
 
 from attncalc.md.checkpoint import Checkpoint
 from attncalc.md.cuda_graph import recorded_steps
-from attncalc.md.forces import Forces, forces_of
-from attncalc.md.integrators import Integrator
+from attncalc.md.force import Force, Function, force_of
+from attncalc.md.integrator import Integrator
 from attncalc.md.state import MDState
 from attncalc.md.velocities import MOST_STEPS
 from attncalc.md.with_ase import ADVICE, no_start
@@ -66,7 +66,7 @@ class Forgets(Protocol):
 
 def run(
     integrator: Integrator,
-    potential: Potential | Forces,
+    potential: Potential | Force | Function,
     state: MDState,
     n_steps: int,
     *,
@@ -82,8 +82,9 @@ def run(
     forces and the conserved quantity are looked at.
 
     Args:
-        integrator: `Verlet` or `Langevin`.
-        potential: the model, or its `Forces` (which several runs may share, one after the other).
+        integrator: one of `attncalc.md.integrators`.
+        potential: the model, its `Forces` (which several runs may share, one after the other), or
+            any function `System -> Result`.
         state: from `integrator.init`, a checkpoint, or an earlier run.
         n_steps: how many.
         callbacks: called in this order, checkpoints after all others, whose files are then as far.
@@ -106,7 +107,7 @@ def run(
     for name, value in (("chunk", chunk), *(("every", one.every) for one in callbacks)):
         if value is not None:
             whole_number(name, value, 1, MOST_STEPS)
-    force = forces_of(potential)
+    force = force_of(potential, state.system.device)
     force.follow(state.system)
     callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))
     limit = state.limit if resumed else None
@@ -183,7 +184,7 @@ def _steps_to_next(callbacks: Sequence[Callback], step: int, last: int) -> int:
 
 
 def _advance(
-    integrator: Integrator, force: Forces, first: MDState, n: int, limit: Tensor
+    integrator: Integrator, force: Force, first: MDState, n: int, limit: Tensor
 ) -> tuple[MDState, str]:
     """The state n steps later and nothing, or the last good state and what was wrong after it."""
     try:
@@ -202,7 +203,7 @@ def _advance(
     return (half, what) if what else _advance(integrator, force, half, n - n // 2, limit)
 
 
-def _steps(integrator: Integrator, force: Forces, state: MDState, n: int) -> MDState | None:
+def _steps(integrator: Integrator, force: Force, state: MDState, n: int) -> MDState | None:
     """The state n steps later, or None where a neighbour list did not hold on the way."""
     if force.looks_at_every_step or n == 1:
         for _ in range(n):

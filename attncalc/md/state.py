@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from ase import units
 from torch import Tensor
 
-from attncalc.md.velocities import LINEAR
 from attncalc.ops import segment_sum
+from attncalc.potential import Result
 from attncalc.system import System
+
+FLOATS, WHOLE, FLAGS = (torch.float64, torch.float32), (torch.int64,), (torch.bool,)
+
+
+class Stored(NamedTuple):
+    """A tensor of a checkpoint.
+
+    Attributes:
+        name: its name there.
+        kinds: dtypes that it may have.
+        shape: numbers, "atoms" or "systems".
+        least: smallest value, if there is one.
+        optional: whether it may be missing.
+    """
+
+    name: str
+    kinds: tuple[torch.dtype, ...]
+    shape: tuple[str | int, ...]
+    least: float | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,7 +48,7 @@ class MDState:
         energy: [n_systems] eV, potential energy at these positions.
         forces: [n_atoms, 3] eV/Å.
         n_dof: [n_systems], float64: degrees of freedom that temperature counts.
-        heat: [n_systems] eV: what a thermostat has put in so far.
+        heat: [n_systems] eV: energy that a thermostat or barostat has put in so far.
         replicas: [n_systems], int64: names the noise of each system, whatever batch it is in.
         atom_in_system: [n_atoms], int64: counted from 0 in every system.
         spread: [n_systems] eV/Å: of a committee, the largest standard deviation over its members of
@@ -36,7 +56,22 @@ class MDState:
         step: how many steps are done; while steps are recorded a tensor [], int64, on the device.
         seed: of the noise.
         limit: [n_systems] K: beyond this a run has lost its molecules; None before it begins.
+        stored: its tensors in a checkpoint.
     """
+
+    stored: ClassVar[tuple[Stored, ...]] = (
+        Stored("momenta", FLOATS[:1], ("atoms", 3)),
+        Stored("masses", FLOATS[:1], ("atoms",), 1e-12),
+        Stored("fixed", FLAGS, ("atoms",), optional=True),
+        Stored("energy", FLOATS, ("systems",)),
+        Stored("forces", FLOATS, ("atoms", 3)),
+        Stored("n_dof", FLOATS[:1], ("systems",), 1),
+        Stored("heat", FLOATS[:1], ("systems",)),
+        Stored("replicas", WHOLE, ("systems",), 0),
+        Stored("atom_in_system", WHOLE, ("atoms",), 0),
+        Stored("spread", FLOATS, ("systems",), 0, optional=True),
+        Stored("limit", FLOATS[:1], ("systems",), 1e-12, optional=True),
+    )
 
     system: System
     momenta: Tensor
@@ -75,7 +110,10 @@ class MDState:
 
         Where drift and rotation of the whole are conserved, they are no heat.
         """
-        return self._kelvin(self.kinetic_energy - self._energy_of_the_whole())
+        if not bool((self.left_out > 0).any()):
+            return self.temperature_of_all_motion
+        thermal = self.momenta - self.momenta_of_the_whole()
+        return self._kelvin(0.5 * self.per_system((thermal * thermal).sum(1) / self.masses))
 
     @property
     def temperature_of_all_motion(self) -> Tensor:
@@ -85,51 +123,84 @@ class MDState:
     def _kelvin(self, energy: Tensor) -> Tensor:
         return 2 * energy / (self.n_dof * units.kB)
 
-    def _energy_of_the_whole(self) -> Tensor:
-        """[n_systems] eV: of drift and rotation, where `n_dof` leaves them out."""
-        idx = self.system.system_idx
+    @property
+    def left_out(self) -> Tensor:
+        """[n_systems]: motion that `n_dof` leaves out: 0, 3 for drift, 5 or 6 with rotation."""
         mobile = torch.ones_like(self.masses)
         if self.fixed is not None:
             mobile = mobile.masked_fill(self.fixed, 0.0)
-        # 0, 3 for drift, 5 or 6 for both
-        left_out = (3 * self.per_system(mobile) - self.n_dof).round()
-        if not bool((left_out > 0).any()):
-            return torch.zeros_like(self.energy)
-        mass, momentum = self.per_system(self.masses), self.per_system(self.momenta)
-        drift = 0.5 * (momentum * momentum).sum(1) / mass
-        weights = self.masses.unsqueeze(1)
-        centre = self.per_system(weights * self.system.positions) / mass.unsqueeze(1)
+        return (3 * self.per_system(mobile) - self.n_dof).round()
+
+    def momenta_of_the_whole(self) -> Tensor:
+        """[n_atoms, 3]: momenta of drift and rotation, where `n_dof` leaves them out.
+
+        Nothing waits for the device while steps are recorded.
+        """
+        left_out, recorded = self.left_out.unsqueeze(1), isinstance(self.step, Tensor)
+        if not recorded and not bool((left_out > 0).any()):
+            return torch.zeros_like(self.momenta)
+        idx = self.system.system_idx
+        mass = self.per_system(self.masses).unsqueeze(1)
+        drift = (left_out > 0) * self.per_system(self.momenta) / mass
+        velocity = drift[idx]
+        if recorded or bool((left_out > 3).any()):
+            velocity = velocity + self._turning(left_out, mass)
+        return self.masses.unsqueeze(1) * velocity
+
+    def _turning(self, left_out: Tensor, mass: Tensor) -> Tensor:
+        """[n_atoms, 3]: velocities of rotation; of masses and what is left out, [n_systems, 1]."""
+        idx, weights = self.system.system_idx, self.masses.unsqueeze(1)
+        centre = self.per_system(weights * self.system.positions) / mass
         arms = self.system.positions - centre[idx]
         spin = self.per_system(torch.linalg.cross(arms, self.momenta))  # [n_systems, 3]
         outer = self.per_system(weights.unsqueeze(2) * arms.unsqueeze(2) * arms.unsqueeze(1))
-        trace = outer.diagonal(dim1=1, dim2=2).sum(1)
-        inertia = trace[:, None, None] * torch.eye(3).to(outer) - outer
-        # a linear molecule has no inertia about its axis, and does not turn about it
-        inverse = torch.linalg.pinv(inertia, rtol=LINEAR, hermitian=True)
-        turning = 0.5 * (spin * (inverse @ spin.unsqueeze(2)).squeeze(2)).sum(1)
-        drift = torch.where(left_out > 0, drift, 0.0)
-        return drift + torch.where(left_out > 3, turning, 0.0)
+        eye = torch.eye(3, dtype=outer.dtype, device=outer.device)
+        trace = outer.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * eye
+        # a linear molecule does not turn about its axis, and equally about all others
+        kind = left_out.unsqueeze(2)
+        inertia = torch.where(kind == 6, trace - outer, torch.where(kind == 5, trace, eye))
+        a, b, c = inertia.unbind(1)
+        adjugate = torch.stack(
+            [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=1
+        )
+        determinant = (a * adjugate[:, 0]).sum(1, keepdim=True)
+        turning = (adjugate @ spin.unsqueeze(2)).squeeze(2) / determinant  # symmetric
+        return torch.linalg.cross(((left_out > 3) * turning)[idx], arms)
 
     @property
     def conserved(self) -> Tensor:
         """[n_systems] eV: kinetic and potential energy less heat; only the timestep moves it."""
         return self.kinetic_energy + self.energy - self.heat
 
-    def having(self, **changes: Any) -> MDState:
+    @classmethod
+    def kept_of(cls, result: Result, system: System) -> dict[str, Tensor | None]:
+        """Fields of a state that come with the forces."""
+        spread = None
+        if result.spread is not None:
+            of_atoms = torch.linalg.vector_norm(result.spread.forces, dim=1)
+            spread = torch.zeros_like(result.energy)
+            spread = spread.scatter_reduce(0, system.system_idx, of_atoms, "amax")
+        return {"energy": result.energy, "forces": result.forces, "spread": spread}
+
+    def with_forces(self, result: Result) -> Self:
+        """The state with energy and forces at its positions."""
+        return self.having(**self.kept_of(result, self.system))
+
+    def having(self, **changes: Any) -> Self:
         """The state with other values, as `dataclasses.replace` would make it.
 
         A step makes eight, and a state has so many fields that `replace` took a tenth of the step
         of a small molecule.
         """
-        other = object.__new__(MDState)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
 
-    def at(self, positions: Tensor) -> MDState:
+    def at(self, positions: Tensor) -> Self:
         """The state with other positions [n_atoms, 3] Å."""
         return self.having(system=self.system.with_positions(positions))
 
-    def to(self, device: torch.device | str) -> MDState:
+    def to(self, device: torch.device | str) -> Self:
         """The same state on another device."""
         moved: dict[str, Any] = {
             name: value.to(device)

@@ -45,6 +45,20 @@ def check_friction(friction: float) -> None:
         )
 
 
+def check_relaxation(name: str, time: float) -> None:
+    """Refuse what was meant in fs, as of a timestep; it may be longer than one.
+
+    Raises:
+        ValueError: it is not positive and finite, or in another unit.
+    """
+    _check_positive(name, time)
+    if round(float(time), DIGITS) == float(time):
+        raise ValueError(
+            f"{name} {time:g} is {float(time) / units.fs:.3g} fs: times are in ASE's unit, write "
+            f"{time:g} * ase.units.fs for {time:g} fs"
+        )
+
+
 def _check_positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
         raise ValueError(f"{name} must be a number, got {value!r}")

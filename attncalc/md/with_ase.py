@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
 from io import StringIO
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -24,93 +21,14 @@ from ase.md.verlet import VelocityVerlet
 from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_existing
 from attncalc.files.hdf5_writing import WritableFile
 from attncalc.md.log_file import COLUMNS, SPREAD, LogSummary, line
-from attncalc.md.noise import LOW_32_BITS
-from attncalc.md.time_unit import check_friction, check_timestep
-from attncalc.md.velocities import MOST_STEPS, Thermometer, runaway
-from attncalc.nn.options import whole_number
+from attncalc.md.settings import Settings
+from attncalc.md.velocities import Thermometer, runaway
 from attncalc.signals import finished_before_ctrl_c
 
-ENSEMBLES = ("nve", "nvt", "npt")
 # where a .traj file has the number of its frames and the place of their list, and where that ends
 ULM_COUNT, ULM_POSITIONS = 32, 48
 # to whom a run exploded
 ADVICE = "Relax the structure first, take a shorter timestep, or a model that knows such structures"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What defines a run.
-
-    Attributes:
-        ensemble: "nve" (velocity Verlet), "nvt" (Langevin, BAOAB) or "npt" (isotropic
-            Martyna-Tobias-Klein barostat).
-        n_steps: of the integrator.
-        timestep: ASE time units (0.5 * ase.units.fs).
-        temperature: K; in "nve" that of the initial velocities, unless the atoms have some.
-        friction: 1 / ASE time (0.01 / ase.units.fs), of Langevin dynamics.
-        pressure: GPa, of "npt".
-        every: steps between frames of the trajectory and rows of the log.
-        seed: of initial velocities and random forces; 0 .. 2^32 - 1.
-
-    Raises:
-        ValueError: a setting is impossible; the message names it.
-    """
-
-    ensemble: str = "nvt"
-    n_steps: int = 1000
-    timestep: float = 0.5 * units.fs
-    temperature: float = 300.0
-    friction: float = 0.01 / units.fs
-    pressure: float = 0.0
-    every: int = 10
-    seed: int = 0
-
-    @classmethod
-    def from_stored(cls, stored: Mapping[str, Any]) -> Settings:
-        """The settings that `stored` has made, or version 0.1, which counted time in fs.
-
-        Raises:
-            TypeError, ValueError: they are not such settings.
-        """
-        options = dict(stored)
-        if options.pop("time", "fs") == "fs":
-            if isinstance(options.get("timestep"), int | float):
-                options["timestep"] = options["timestep"] * units.fs
-            if isinstance(options.get("friction"), int | float):
-                options["friction"] = options["friction"] / units.fs
-        return cls(**options)
-
-    def stored(self) -> dict[str, Any]:
-        """All of them, for a JSON file."""
-        return {**asdict(self), "time": "ASE"}
-
-    def __post_init__(self) -> None:
-        if self.ensemble not in ENSEMBLES:
-            raise ValueError(f"ensemble must be {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
-        for name in ("n_steps", "every"):
-            if not is_integer(value := getattr(self, name)) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-            whole_number(name, value, 1, MOST_STEPS)
-        # as much as the noise of our own integrators takes, so that a seed is one for both
-        if not is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
-            raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
-        check_timestep(self.timestep)
-        check_friction(self.friction)
-        if not _is_finite(self.temperature) or self.temperature <= 0:
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature!r}")
-        if not _is_finite(self.pressure):
-            raise ValueError(f"pressure must be a finite number, got {self.pressure!r}")
-
-
-def is_integer(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number, and no truth value."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_finite(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    return -math.inf < value < math.inf  # type: ignore[operator]  # as in nn.options
 
 
 def run_with_ase(

@@ -39,11 +39,66 @@ def test_md(ethanol_file: str) -> None:
     assert Path("run.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("integrator", ["native", "ase"])
 @pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
-def test_md_of_a_crystal(ensemble: str, copper_file: str) -> None:
-    succeeds(*("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--steps", 4))
-    trajectory = {"copper.md.xyz"} if ensemble == "npt" else {"copper.md.h5md", "copper.md.ckpt"}
+def test_md_of_a_crystal(ensemble: str, integrator: str, copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--steps", 4)
+    succeeds(*common, "--integrator", integrator)
+    trajectory = {"copper.md.xyz"} if integrator == "ase" else {"copper.md.h5md", "copper.md.ckpt"}
     assert files() == {copper_file, "copper.md.csv", "copper.md.png"} | trajectory
+
+
+ANISOTROPIC = ("npt", "--barostat", "anisotropic", "--pressure", 5, "--cell-relaxation", 300)
+
+
+def test_md_at_constant_pressure_writes_its_cells(copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--ensemble", *ANISOTROPIC, "--steps", 20)
+    succeeds(*common, "-o", "run.xyz")
+    succeeds(*common, "-o", "run2.h5md")
+    with open("run.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert Path("run.csv").read_text() == Path("run2.csv").read_text()
+    frames = read("run.xyz", ":")
+    assert len(frames) == len(rows) == 3
+    for frame, other, row in zip(frames, read_h5md("run2.h5md"), rows, strict=True):
+        assert frame.get_volume() == pytest.approx(float(row["volume_A3"]), rel=1e-6)
+        assert np.allclose(frame.cell, other.cell, atol=1e-6)
+        assert float(row["pressure_GPa"]) == other.info["pressure_GPa"]
+    assert frames[0].get_volume() != frames[-1].get_volume()
+    lengths = frames[-1].cell.lengths()
+    assert np.ptp(lengths) > 1e-4, "the shape changes too"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nve", "--thermostat", "bussi"), "--thermostat belongs to nvt, and this run is nve"),
+        (("nvt", "--cell-relaxation", 50), "--cell-relaxation belongs to npt, and this run is nvt"),
+        (("nvt", "--relaxation", 50), "--relaxation belongs to npt and to --thermostat bussi"),
+        (
+            ("nvt", "--thermostat", "bussi", "--friction", 1),
+            "--friction belongs to --thermostat langevin: leave it away",
+        ),
+        (
+            ("npt", "--barostat", "anisotropic", "--integrator", "ase"),
+            "--barostat belongs to attncalc's integrators: leave it away, or leave --integrator",
+        ),
+        (("npt", "--compressibility", 0), "compressibility must be positive, got 0"),
+        (("npt", "--cell-relaxation", -1), "cell_relaxation must be positive"),
+    ],
+)
+def test_md_refuses_options_that_it_would_not_read(
+    arguments: tuple, message: str, copper_file: str
+) -> None:
+    said = fails("md", copper_file, "--model", "unread", "--ensemble", *arguments)
+    assert said.startswith(f"Error: {message}")
+    assert files() == {copper_file}
+
+
+def test_md_of_a_molecule_has_no_pressure(ethanol_file: str) -> None:
+    said = fails("md", ethanol_file, "--model", ETHANOL, "--ensemble", "npt")
+    assert said == 'Error: ensemble "npt" needs a structure that is periodic in all directions'
+    assert files() == {ethanol_file}
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt"])
@@ -68,9 +123,13 @@ def states(trajectory: str) -> list[tuple[int, bytes, bytes, float]]:
     ]
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
-def test_md_that_goes_on_is_the_run_that_was_not_stopped(ensemble: str, copper_file: str) -> None:
-    common = ("md", copper_file, "--model", COPPER, "--ensemble", ensemble, "--every", 10)
+@pytest.mark.parametrize(
+    "ensemble",
+    [("nve",), ("nvt",), ("nvt", "--thermostat", "bussi"), ("npt",), ANISOTROPIC],
+    ids=["nve", "langevin", "bussi", "isotropic", "anisotropic"],
+)
+def test_md_that_goes_on_is_the_run_that_was_not_stopped(ensemble: tuple, copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--every", 10, "--ensemble", *ensemble)
     succeeds(*common, "--steps", 60, "-o", "whole.h5md")
     succeeds(*common, "--steps", 25, "-o", "part.h5md")
     assert states("part.h5md")[-1][0] == 25
@@ -410,7 +469,7 @@ HOSTILE = (
     ({"settings": {"n_steps": 1e6}}, "n_steps must be a positive integer, got 1000000.0"),
     ({"settings": {"every": -3}}, "every must be a positive integer, got -3"),
     ({"settings": {"seed": -1}}, "seed must be an integer from 0 to 2^32 - 1, got -1"),
-    ({"settings": {"ensemble": "npt"}}, "runs through ASE only"),
+    ({"settings": {"ensemble": "npt"}}, "its settings are not those of its integrator"),
     ({"settings": {"ensemble": ["nve"]}}, "ensemble must be"),
     ({"settings": {"timestep": "1"}}, "timestep must be a number, got '1'"),
     ({"settings": {"wrong": 1}}, "unexpected keyword argument 'wrong'"),

@@ -15,6 +15,7 @@ import torch
 from ase import Atoms, units
 from ase.build import bulk
 from contract import ELEMENTS, ethanol
+from states import assert_equal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncalc import System, load, md
@@ -30,6 +31,16 @@ FS = units.fs
 LANGEVIN = md.Langevin(0.5 * FS, (300.0, 2500.0), 0.02 / FS)
 HOT = replace(LANGEVIN, temperature=2500.0)
 VERLET = md.Verlet(0.5 * FS)
+BUSSI = md.Bussi(0.5 * FS, 2500.0, 10 * FS)
+NPT = md.CellRescaling(
+    timestep=2 * FS,
+    temperature=2500.0,
+    pressure=0.0,
+    relaxation=50 * FS,
+    cell_relaxation=50 * FS,
+    compressibility=0.1 / units.GPa,
+    isotropic=False,
+)
 COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
 
 # what has a host wait for a device, or makes a tensor there of Python's numbers (lift_fresh)
@@ -95,16 +106,6 @@ def pair(shift: float = 6.0) -> Atoms:
     return ethanol() + other
 
 
-def assert_equal(one: md.MDState, other: md.MDState) -> None:
-    """To the last bit."""
-    assert (one.step, one.seed) == (other.step, other.seed)
-    for name in ("momenta", "energy", "forces", "heat"):
-        assert torch.equal(getattr(one, name), getattr(other, name)), name
-    assert torch.equal(one.system.positions, other.system.positions)
-    assert (one.spread is None) == (other.spread is None)
-    assert one.spread is None or torch.equal(one.spread, other.spread)
-
-
 def both(name: str, integrator, atoms, n: int, *, skin: float = 1.0, chunk: int = 20, **options):
     """The last state of a run that is recorded, and of one that is not; the recorder and forces."""
     states, counting = [], Counting()
@@ -143,6 +144,20 @@ def test_committees_and_crystals(periodic: bool) -> None:
     assert_equal(ours, plain)
     assert counting.n_replayed >= 6
     assert (ours.spread is None) == periodic
+
+
+@pytest.mark.parametrize("integrator", [BUSSI, NPT], ids=["bussi", "cell_rescaling"])
+def test_thermostats_and_cells_that_change(integrator) -> None:
+    """Cells and lists of a crystal, drift and rotation of a molecule: nobody waits."""
+    atoms = bulk("Cu", cubic=True) * (2, 2, 2) if integrator is NPT else ethanol()
+    name = "copper" if integrator is NPT else "small"
+    plain, ours, counting, forces = both(name, integrator, atoms, 12, chunk=4, skin=0.3)
+    assert_equal(ours, plain)
+    assert counting.n_replayed >= 12
+    forces.recorder, forces.recorded = Watched(), None
+    first = integrator.init(forces, System.from_ase([atoms, atoms]))
+    md.run(integrator, forces, first, 3, chunk=3)
+    assert isinstance(forces.recorder, Watched), "a wait, see the log"
 
 
 def test_a_longer_list_is_recorded_anew() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,34 +34,26 @@ def forces() -> md.Forces:
     return md.Forces(load("so3krates-ethanol"))
 
 
-def start(forces: md.Forces, *structures: Atoms, integrator=LANGEVIN, **options) -> md.MDState:
+def start(
+    forces: md.Forces | Callable[[System], Result],
+    *structures: Atoms,
+    integrator=LANGEVIN,
+    **options,
+) -> md.MDState:
     system = System.from_ase(list(structures) or [ethanol()])
     return integrator.init(forces, system, **options)
 
 
-class Harmonic(md.Forces):
-    """Atoms on springs of one strength at the origin; no model, no list.
+def springs(strength: float) -> Callable[[System], Result]:
+    """Atoms on springs at the origin, of so many eV/Å²."""
 
-    Args:
-        strength: eV/Å².
-    """
+    def force(system: System) -> Result:
+        x, n = system.positions, system.n_systems
+        energies = 0.5 * strength * (x * x).sum(1)
+        energy = torch.zeros(n, dtype=torch.float64).index_add_(0, system.system_idx, energies)
+        return Result(energy, energies, -strength * x, torch.zeros(n, 3, 3))
 
-    def __init__(self, strength: float) -> None:
-        self.strength, self.device = strength, torch.device("cpu")
-        self.looks_at_every_step = True
-
-    def __call__(self, system: System) -> Result:
-        x = system.positions
-        energies = 0.5 * self.strength * (x * x).sum(1)
-        energy = torch.zeros(system.n_systems, dtype=torch.float64)
-        energy.index_add_(0, system.system_idx, energies)
-        return Result(energy, energies, -self.strength * x, torch.zeros(1, 3, 3))
-
-    def check(self, system: System) -> None:
-        pass
-
-    def follow(self, system: System) -> None:
-        pass
+    return force
 
 
 # ------------------------------------------------------------------------------------- physics
@@ -80,7 +72,7 @@ def test_verlet_is_ases(forces: md.Forces) -> None:
 def test_energy_fluctuates_as_the_square_of_the_timestep() -> None:
     spread = []
     timesteps = (0.25, 0.5, 1.0)
-    force = Harmonic(5.0)
+    force = springs(5.0)
     for timestep in timesteps:
         verlet = md.Verlet(timestep * FS)
         state = start(force, integrator=verlet, temperature=300.0)
@@ -97,7 +89,7 @@ def test_langevin_samples_the_temperature_asked_for_in_momenta_and_positions() -
     """Each system its own; BAOAB is exact for positions in a harmonic well."""
     temperatures, n_atoms = (100.0, 800.0), 400
     langevin = md.Langevin(2 * FS, temperatures, 0.05 / FS)
-    force = Harmonic(2.0)
+    force = springs(2.0)
     atoms = Atoms("H" * n_atoms, positions=np.zeros((n_atoms, 3)))
     atoms.set_masses([12.0] * n_atoms)
     masses = torch.full((2 * n_atoms,), 12.0)
@@ -140,7 +132,7 @@ def test_fixed_atoms_stay(forces: md.Forces) -> None:
 
 
 def test_initial_velocities() -> None:
-    force = Harmonic(1.0)
+    force = springs(1.0)
     molecule, crystal = ethanol(), bulk("Cu", cubic=True)
     state = start(force, molecule, crystal, integrator=VERLET, temperature=[200.0, 500.0])
     assert state.n_dof.tolist() == [3 * 9 - 6, 3 * 4 - 3]
@@ -168,7 +160,7 @@ def test_drift_and_rotation_are_no_heat(periodic: bool) -> None:
         frame.set_momenta(rng.normal(loc=[3.0, 0.0, 1.0], size=(len(frame), 3)))
     momenta = torch.from_numpy(np.concatenate([frame.get_momenta() for frame in frames]))
     for integrator, ensemble in ((VERLET, "nve"), (LANGEVIN, "nvt")):
-        state = start(Harmonic(1.0), *frames, integrator=integrator, momenta=momenta)
+        state = start(springs(1.0), *frames, integrator=integrator, momenta=momenta)
         expected = [md.Thermometer.for_run(f, ensemble).temperature(f) for f in frames]
         np.testing.assert_allclose(state.temperature, expected, rtol=1e-10)
 
@@ -263,7 +255,7 @@ def calls(recorder: Recorder) -> list[int]:
 
 
 def test_callbacks_are_called_when_it_is_their_turn() -> None:
-    force = Harmonic(1.0)
+    force = springs(1.0)
     one, other = Recorder(3), Recorder(5)
     state = md.run(VERLET, force, start(force, integrator=VERLET), 11, callbacks=[one, other])
     assert calls(one) == [0, 3, 6, 9, 11]
@@ -281,7 +273,7 @@ def test_callbacks_end_after_an_error() -> None:
         def __call__(self, state: md.MDState) -> None:
             raise OSError("disk full")
 
-    force = Harmonic(1.0)
+    force = springs(1.0)
     first, broken = Recorder(1), Broken(1)
     with pytest.raises(OSError, match="disk full"):
         md.run(VERLET, force, start(force), 5, callbacks=[first, broken])
@@ -293,7 +285,7 @@ def test_every_callback_ends_whatever_happens_to_one() -> None:
         def end(self) -> None:
             raise OSError("disk full")
 
-    force = Harmonic(1.0)
+    force = springs(1.0)
     first, last = Recorder(1), Recorder(1)
     with pytest.raises(OSError, match="disk full"):
         md.run(VERLET, force, start(force), 2, callbacks=[first, Broken(1), last])
@@ -327,7 +319,7 @@ def test_ctrl_c_twice_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return step(self, state, force)
 
     monkeypatch.setattr(md.Verlet, "step", interrupted)
-    force = Harmonic(1.0)
+    force = springs(1.0)
     slow, other = Slow(100), Recorder(100)
     with pytest.raises(KeyboardInterrupt):
         md.run(VERLET, force, start(force), 9, callbacks=[slow, other], chunk=1)
@@ -336,7 +328,7 @@ def test_ctrl_c_twice_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_first_state_is_looked_at() -> None:
-    force, recorder = Harmonic(1.0), Recorder(1)
+    force, recorder = springs(1.0), Recorder(1)
     first = start(force)
     broken = first.having(forces=torch.full_like(first.forces, torch.nan))
     with pytest.raises(FloatingPointError, match="the first state is no state to start from: en"):
@@ -344,19 +336,36 @@ def test_the_first_state_is_looked_at() -> None:
     assert not recorder.events
 
 
-def test_a_mistake_in_a_program_is_no_explosion(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self, system):
+def test_a_mistake_in_a_program_is_no_explosion() -> None:
+    def wrong(system: System) -> Result:
         raise ValueError("shapes do not fit")
 
-    force = Harmonic(1.0)
-    first = start(force)
-    monkeypatch.setattr(Harmonic, "__call__", wrong)
     with pytest.raises(ValueError, match="shapes do not fit"):
-        md.run(VERLET, force, first, 3)
+        md.run(VERLET, wrong, start(springs(1.0)), 3)
+
+
+def test_what_is_no_force() -> None:
+    first = start(springs(1.0))
+    with pytest.raises(TypeError, match=r"or a function System -> Result, got str"):
+        md.run(VERLET, "so3krates-ethanol", first, 3)
+    with pytest.raises(TypeError, match=r"must return an attncalc\.potential\.Result, got float"):
+        md.run(VERLET, lambda system: 0.0, first, 3)
+
+
+def test_a_function_of_a_model_is_as_good_as_its_forces(forces: md.Forces) -> None:
+    """A bias on top of a model, here of nothing."""
+
+    def biased(system: System) -> Result:
+        result = forces(system)
+        return replace(result, forces=result.forces + 0.0)
+
+    first = start(forces)
+    assert_equal(start(biased), first)
+    assert_equal(md.run(LANGEVIN, biased, first, 20), md.run(LANGEVIN, forces, first, 20))
 
 
 def test_temperatures_of_any_kind() -> None:
-    force = Harmonic(1.0)
+    force = springs(1.0)
     for given in (np.float64(300), torch.tensor(300.0), [300.0], np.array([300.0])):
         langevin = md.Langevin(0.5 * FS, given, 0.01 / FS)
         np.testing.assert_allclose(start(force, integrator=langevin).temperature, [300])
@@ -372,7 +381,7 @@ def test_arrays_are_as_good_as_tensors(integrator) -> None:
         "fixed": torch.arange(9) == 2,
         "replicas": torch.tensor([5]),
     }
-    force = Harmonic(1.0)
+    force = springs(1.0)
     expected = start(force, integrator=integrator, **tensors)
     arrays = {name: tensor.numpy().copy() for name, tensor in tensors.items()}
     first = start(force, integrator=integrator, **arrays)
@@ -387,7 +396,7 @@ def test_momenta_that_are_no_numbers(given: object) -> None:
     kind = type(given).__name__
     said = f"^momenta must be a tensor or an array of numbers, got {kind}$"
     with pytest.raises(TypeError, match=said):
-        start(Harmonic(1.0), momenta=given)
+        start(springs(1.0), momenta=given)
 
 
 @pytest.mark.parametrize("chunk", [1, 16])
@@ -421,7 +430,7 @@ def test_a_molecule_that_is_gone_and_cold_is_noticed(forces: md.Forces, timestep
 
 
 def test_energy_that_leaps_is_noticed() -> None:
-    force = Harmonic(1.0)
+    force = springs(1.0)
     state = start(force, integrator=VERLET)
     limit = VERLET.highest_temperature(state)
     most = float(units.kB * limit * state.n_dof.sqrt())
@@ -433,7 +442,7 @@ def test_energy_that_leaps_is_noticed() -> None:
 @pytest.mark.parametrize("integrator", [VERLET, LANGEVIN], ids=["nve", "nvt"])
 def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path) -> None:
     """Atoms that a centre repels are hotter at every step, and hot where they were interrupted."""
-    force, file = Harmonic(-0.05), tmp_path / "run.ckpt"
+    force, file = springs(-0.05), tmp_path / "run.ckpt"
 
     def stop(state: md.MDState, **options) -> str:
         with pytest.raises(FloatingPointError) as stopped:
@@ -464,33 +473,31 @@ def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path)
         (lambda: md.Langevin(FS, (300.0, np.nan), 1 / FS), "temperature must be positive"),
         (lambda: md.Langevin(FS, 300.0, np.inf), "friction must be finite, got inf"),
         (
-            lambda: start(Harmonic(1.0), integrator=VERLET, temperature=-5.0),
+            lambda: start(springs(1.0), integrator=VERLET, temperature=-5.0),
             "temperature must be finite and not negative, got -5.0",
         ),
         (
-            lambda: md.run(VERLET, Harmonic(1.0), start(Harmonic(1.0)), 1, chunk=0),
+            lambda: md.run(VERLET, springs(1.0), start(springs(1.0)), 1, chunk=0),
             "chunk must be at least 1, got 0",
         ),
         (
-            lambda: md.run(
-                VERLET, Harmonic(1.0), start(Harmonic(1.0)), 1, callbacks=[Recorder(-3)]
-            ),
+            lambda: md.run(VERLET, springs(1.0), start(springs(1.0)), 1, callbacks=[Recorder(-3)]),
             "every must be at least 1, got -3",
         ),
-        (lambda: start(Harmonic(1.0), seed=-1), "seed must be at least 0, got -1"),
+        (lambda: start(springs(1.0), seed=-1), "seed must be at least 0, got -1"),
         (
-            lambda: start(Harmonic(1.0), integrator=md.Langevin(FS, (1.0, 2.0), 1 / FS)),
+            lambda: start(springs(1.0), integrator=md.Langevin(FS, (1.0, 2.0), 1 / FS)),
             "one number or one for each of the 1 systems, got 2",
         ),
         (
-            lambda: start(Harmonic(1.0), momenta=torch.zeros(8, 3)),
+            lambda: start(springs(1.0), momenta=torch.zeros(8, 3)),
             r"momenta must have shape \[9, 3\], got \[8, 3\]",
         ),
-        (lambda: start(Harmonic(1.0), masses=torch.zeros(9)), "masses must be positive"),
-        (lambda: start(Harmonic(1.0), fixed=torch.ones(9)), "nothing can move"),
-        (lambda: start(Harmonic(1.0), replicas=torch.tensor([-1])), "replicas must be 1 numbers"),
+        (lambda: start(springs(1.0), masses=torch.zeros(9)), "masses must be positive"),
+        (lambda: start(springs(1.0), fixed=torch.ones(9)), "nothing can move"),
+        (lambda: start(springs(1.0), replicas=torch.tensor([-1])), "replicas must be 1 numbers"),
         (
-            lambda: md.run(VERLET, Harmonic(1.0), start(Harmonic(1.0)), -1),
+            lambda: md.run(VERLET, springs(1.0), start(springs(1.0)), -1),
             "n_steps must be at least 0, got -1",
         ),
     ],

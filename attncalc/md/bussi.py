@@ -1,0 +1,92 @@
+"""`Bussi`: constant temperature by stochastic velocity rescaling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from attncalc.md.force import Force, Function
+from attncalc.md.fused_steps import kick_drift
+from attncalc.md.integrator import Column, of_systems, plain_temperatures
+from attncalc.md.settings import Settings
+from attncalc.md.start import initial_state
+from attncalc.md.state import MDState
+from attncalc.md.time_unit import check_relaxation, check_timestep
+from attncalc.md.velocities import runaway
+from attncalc.md.verbs import drift, kick, rescale
+from attncalc.potential import Potential
+from attncalc.system import System
+
+
+@dataclass(frozen=True)
+class Bussi:
+    """Constant temperature: velocity Verlet and velocity rescaling, B A B R.
+
+    Bussi, Donadio & Parrinello, J. Chem. Phys. 126, 014101 (2007). It disturbs the dynamics less
+    than friction does. Drift and, of a molecule, rotation of the whole are conserved, as in "nve".
+
+    Attributes:
+        timestep: ASE time units (0.5 * ase.units.fs).
+        temperature: K, one number, or one for each system.
+        relaxation: ASE time units (100 * ase.units.fs), in which the kinetic energy forgets.
+
+    Raises:
+        ValueError: a number is not positive and finite, or a time not in ASE's unit.
+    """
+
+    ensemble: ClassVar[str] = "nvt"
+    thermometer: ClassVar[str] = "nve"
+    times: ClassVar[tuple[str, ...]] = ("timestep", "relaxation")
+    state_type: ClassVar[type[MDState]] = MDState
+    columns: ClassVar[tuple[Column, ...]] = ()
+
+    timestep: float
+    temperature: float | tuple[float, ...]
+    relaxation: float
+
+    def __post_init__(self) -> None:
+        check_timestep(self.timestep)
+        check_relaxation("relaxation", self.relaxation)
+        object.__setattr__(self, "temperature", plain_temperatures(self.temperature))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Bussi:
+        """Make one for `attncalc md`."""
+        return cls(settings.timestep, settings.temperature, settings.relaxation)
+
+    def init(
+        self,
+        potential: Potential | Force | Function,
+        system: System,
+        *,
+        seed: int = 0,
+        **given: Any,
+    ) -> MDState:
+        """The state to start from, at this temperature; see `initial_state`.
+
+        Args:
+            potential: the model, or a function `System -> Result`.
+            system: the structures.
+            seed: of initial velocities and of the thermostat.
+            given: momenta, masses, fixed, replicas.
+        """
+        kelvin = self.temperature
+        return initial_state(
+            MDState, potential, system, kelvin, self.thermometer, seed=seed, **given
+        )
+
+    def step(self, state: MDState, force: Function) -> MDState:
+        """The state one timestep later."""
+        h, kelvin = self.timestep, of_systems(self.temperature, state.system)
+        state = kick_drift(state, h) or drift(kick(state, h / 2), h)
+        state = kick(state.with_forces(force(state.system)), h / 2)
+        state = rescale(state, h, kelvin, self.relaxation)
+        return state.having(step=state.step + 1)
+
+    def highest_temperature(self, first: MDState) -> Tensor:
+        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        kelvin = of_systems(self.temperature, first.system)
+        return runaway(torch.maximum(first.temperature, kelvin))

@@ -1,0 +1,262 @@
+"""`CellRescaling`: constant temperature and pressure.
+
+Stochastic cell rescaling, isotropic (Bernetti & Bussi, J. Chem. Phys. 153, 114107, 2020) or of all
+lengths and angles (Del Tatto, Raiteri, Bernetti & Bussi, Appl. Sci. 12, 1139, 2022), with velocity
+rescaling as the thermostat. In a time h the cell is strained by
+
+    M = β h / (3 τ) (P - P₀) + sqrt(2 kB T β h / (3 τ V)) R        cell -> cell exp(M)
+
+with P the tensor of the pressure and R the symmetric part of a matrix of normal numbers; its trace
+alone where the cell keeps its shape. Exponentials take in the Itô terms of the papers. The
+stationary distribution is exp(-(U + P₀ V) / kB T) in the positions of *all* atoms and in the cell:
+
+* A centre of mass whose momentum is conserved is no particle less of the ideal gas; the missing
+  degrees of freedom press with kB T each.
+* Fixed atoms keep their places relative to the cell, and press by their forces only.
+
+| papers            | here                                      |
+|-------------------|-------------------------------------------|
+| P₀, β_T, τ_p      | `pressure`, `compressibility`, `cell_relaxation` |
+| V P_int           | `CellState.tension`                       |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from ase import units
+from torch import Tensor
+
+from attncalc.md.force import Force, Function
+from attncalc.md.integrator import Column, of_systems, plain_temperatures
+from attncalc.md.noise import CELL, normal_noise
+from attncalc.md.settings import Settings
+from attncalc.md.start import initial_state
+from attncalc.md.state import FLOATS, MDState, Stored
+from attncalc.md.time_unit import check_relaxation, check_timestep
+from attncalc.md.velocities import runaway
+from attncalc.md.verbs import drift, kick, rescale
+from attncalc.nn.options import positive
+from attncalc.potential import Potential, Result
+from attncalc.system import System
+
+# of the series of exp: a strain of 0.1 in a step, far too much, is exact to rounding
+TERMS = 8
+
+
+@dataclass(frozen=True)
+class CellState(MDState):
+    """Atoms in motion in a cell that moves too.
+
+    Attributes:
+        strain_gradient: [n_systems, 3, 3] eV: dE / d strain at these positions.
+    """
+
+    strain_gradient: Tensor = field(kw_only=True)
+
+    stored: ClassVar[tuple[Stored, ...]] = (
+        *MDState.stored,
+        Stored("strain_gradient", FLOATS, ("systems", 3, 3)),
+    )
+
+    @classmethod
+    def kept_of(cls, result: Result, system: System) -> dict[str, Tensor | None]:
+        """Fields of a state that come with the forces."""
+        return super().kept_of(result, system) | {"strain_gradient": result.strain_gradient}
+
+    @property
+    def volume(self) -> Tensor:
+        """[n_systems] Å³."""
+        a, b, c = self.system.cell.unbind(1)
+        return (torch.linalg.cross(a, b) * c).sum(1).abs()
+
+    def tension(self) -> Tensor:
+        """[n_systems, 3, 3] eV: volume times pressure, of motion and forces."""
+        thermal = self.momenta - self.momenta_of_the_whole()
+        velocities = thermal / self.masses.unsqueeze(1)
+        kinetic = self.per_system(thermal.unsqueeze(2) * velocities.unsqueeze(1))
+        return kinetic - self.strain_gradient
+
+    @property
+    def pressure(self) -> Tensor:
+        """[n_systems] eV/Å³, with that of the degrees of freedom that `n_dof` leaves out."""
+        missing = self.left_out * units.kB * self.temperature
+        return (_trace(self.tension()) + missing) / (3 * self.volume)
+
+
+@dataclass(frozen=True)
+class CellRescaling:
+    """Constant temperature and pressure: R' and B A B of velocity Verlet and R of `Bussi`.
+
+    R' strains cell, positions and momenta between the first B and A, where forces are known; see
+    `attncalc.md.cell_rescaling`. The orientation of the cell stays what it is.
+
+    Attributes:
+        timestep: ASE time units (0.5 * ase.units.fs).
+        temperature: K, one number, or one for each system.
+        pressure: eV/Å³ (5 * ase.units.GPa).
+        relaxation: ASE time units (100 * ase.units.fs), in which the kinetic energy forgets.
+        cell_relaxation: ASE time units (1000 * ase.units.fs), in which the volume forgets, if
+            `compressibility` is that of the material.
+        compressibility: Å³/eV (0.1 / ase.units.GPa), roughly: it only scales `cell_relaxation`.
+        isotropic: whether the cell keeps its shape.
+
+    Raises:
+        ValueError: a number is not finite, or but for the pressure not positive, or a time not in
+            ASE's unit.
+    """
+
+    ensemble: ClassVar[str] = "npt"
+    thermometer: ClassVar[str] = "npt"
+    times: ClassVar[tuple[str, ...]] = ("timestep", "relaxation", "cell_relaxation")
+    state_type: ClassVar[type[MDState]] = CellState
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("pressure_GPa", "pressure", "GPa", lambda state: state.pressure / units.GPa),
+    )
+
+    timestep: float
+    temperature: float | tuple[float, ...]
+    pressure: float
+    relaxation: float
+    cell_relaxation: float
+    compressibility: float
+    isotropic: bool = True
+
+    def __post_init__(self) -> None:
+        check_timestep(self.timestep)
+        check_relaxation("relaxation", self.relaxation)
+        check_relaxation("cell_relaxation", self.cell_relaxation)
+        positive("compressibility", self.compressibility)
+        if not math.isfinite(self.pressure):
+            raise ValueError(f"pressure must be a finite number, got {self.pressure!r}")
+        object.__setattr__(self, "temperature", plain_temperatures(self.temperature))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> CellRescaling:
+        """Make one for `attncalc md`."""
+        return cls(
+            timestep=settings.timestep,
+            temperature=settings.temperature,
+            pressure=settings.pressure * units.GPa,
+            relaxation=settings.relaxation,
+            cell_relaxation=settings.cell_relaxation,
+            compressibility=settings.compressibility / units.GPa,
+            isotropic=settings.isotropic,
+        )
+
+    def init(
+        self,
+        potential: Potential | Force | Function,
+        system: System,
+        *,
+        seed: int = 0,
+        **given: Any,
+    ) -> CellState:
+        """The state to start from, at this temperature; see `initial_state`.
+
+        Args:
+            potential: the model, or a function `System -> Result`.
+            system: the structures.
+            seed: of initial velocities, of the thermostat and of the barostat.
+            given: momenta, masses, fixed, replicas.
+
+        Raises:
+            ValueError: a structure is not periodic in all directions.
+        """
+        if not bool(system.pbc.all()):
+            raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
+        kelvin = self.temperature
+        return initial_state(
+            CellState, potential, system, kelvin, self.thermometer, seed=seed, **given
+        )
+
+    def step(self, state: CellState, force: Function) -> CellState:
+        """The state one timestep later."""
+        h, kelvin = self.timestep, of_systems(self.temperature, state.system)
+        tension = state.tension()
+        strain = self._strain(state, tension, kelvin)
+        state, turned = deform(kick(state, h / 2), strain, turns_back=not self.isotropic)
+        state = drift(state, h)
+        state = kick(state.with_forces(force(state.system)), h / 2)
+        # work of the barostat by the trapezoidal rule, both ends being known
+        work = -0.5 * ((tension * strain).sum((1, 2)) + (state.tension() * turned).sum((1, 2)))
+        state = rescale(state.having(heat=state.heat + work), h, kelvin, self.relaxation)
+        return state.having(step=state.step + 1)
+
+    def highest_temperature(self, first: MDState) -> Tensor:
+        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        kelvin = of_systems(self.temperature, first.system)
+        return runaway(torch.maximum(first.temperature, kelvin))
+
+    def _strain(self, state: CellState, tension: Tensor, temperature: Tensor) -> Tensor:
+        """[n_systems, 3, 3]: M; of tension [n_systems, 3, 3] and temperature [n_systems] or [1]."""
+        volume, thermal = state.volume, units.kB * temperature
+        eye = torch.eye(3, dtype=tension.dtype, device=tension.device)
+        mobility = self.timestep * self.compressibility / (3 * self.cell_relaxation)  # Å³/eV
+        missing = state.left_out / 3 * thermal  # eV
+        excess = (tension + missing[:, None, None] * eye) / volume[:, None, None]
+        noise = _noise_of_cells(state)
+        width = torch.sqrt(2 * mobility * thermal / volume)[:, None, None]
+        strain = mobility * (excess - self.pressure * eye) + width * noise
+        return _trace(strain)[:, None, None] / 3 * eye if self.isotropic else strain
+
+
+def deform(state: CellState, strain: Tensor, *, turns_back: bool) -> tuple[CellState, Tensor]:
+    """R': positions and cell follow a strain, thermal momenta its inverse.
+
+    Args:
+        state: before.
+        strain: [n_systems, 3, 3], symmetric.
+        turns_back: turn all of it so that the first vector of the cell keeps its direction, and the
+            first two keep their plane.
+
+    Returns:
+        The state, and the strain as it is after turning.
+    """
+    system, idx = state.system, state.system.system_idx
+    forwards, backwards = _exp(strain), _exp(-strain)
+    if turns_back:
+        turn = _frame(system.cell @ forwards).mT @ _frame(system.cell)
+        forwards, backwards, strain = forwards @ turn, backwards @ turn, turn.mT @ strain @ turn
+    whole = state.momenta_of_the_whole()
+    thermal = state.momenta - whole
+    positions = (system.positions.unsqueeze(1) @ forwards[idx]).squeeze(1)
+    momenta = whole + (thermal.unsqueeze(1) @ backwards[idx]).squeeze(1)
+    system = replace(system, positions=positions, cell=system.cell @ forwards)
+    return state.having(system=system, momenta=momenta), strain
+
+
+def _noise_of_cells(state: CellState) -> Tensor:
+    """[n_systems, 3, 3]: symmetric part of normal numbers."""
+    n, device = state.system.n_systems, state.momenta.device
+    row = torch.arange(3 * n, device=device)
+    noise = normal_noise(state.seed, state.step, state.replicas, row // 3, row % 3, purpose=CELL)
+    matrices = noise.reshape(n, 3, 3)
+    return 0.5 * (matrices + matrices.mT)
+
+
+def _exp(matrices: Tensor) -> Tensor:
+    """Exponentials of [n, 3, 3]; unlike `torch.matrix_exp` this waits for no device."""
+    eye = torch.eye(3, dtype=matrices.dtype, device=matrices.device)
+    result = eye.expand_as(matrices)
+    for k in range(TERMS, 0, -1):
+        result = eye + matrices @ result / k
+    return result
+
+
+def _frame(cell: Tensor) -> Tensor:
+    """[n_systems, 3, 3]: axes, one along the first vector, one across the plane of two."""
+    first = _unit(cell[:, 0])
+    across = _unit(torch.linalg.cross(cell[:, 0], cell[:, 1]))
+    return torch.stack([first, torch.linalg.cross(across, first), across], dim=1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)

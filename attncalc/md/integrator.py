@@ -1,0 +1,119 @@
+"""`Integrator`: a way to move atoms, one file each; `attncalc.md.integrators` lists them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attncalc.md.force import Force, Function
+from attncalc.md.log_file import SPREAD
+from attncalc.md.settings import Settings
+from attncalc.md.state import MDState
+from attncalc.nn.options import positive
+from attncalc.potential import Potential
+from attncalc.system import System
+
+
+class Column(NamedTuple):
+    """A number of every system that a run logs beside temperature and energies.
+
+    Attributes:
+        in_log: head of the column in the log, with the unit.
+        name: of the observable in a trajectory.
+        unit: as it is written there.
+        of: maps a state to [n_systems].
+    """
+
+    in_log: str
+    name: str
+    unit: str
+    of: Callable[[Any], Tensor]
+
+
+# of a committee
+FORCE_SPREAD = Column(SPREAD, "force_spread", "eV Angstrom-1", lambda state: state.spread)
+
+
+class Integrator(Protocol):
+    """Frozen numbers, and a step from a state to the next.
+
+    Attributes:
+        timestep: ASE time units.
+        ensemble: "nve", "nvt" or "npt".
+        thermometer: the ensemble whose degrees of freedom it moves, see `Thermometer.for_run`.
+        times: names of the numbers that have the unit of a time, or of 1 / time.
+        state_type: its state; that says what of it a checkpoint holds.
+        columns: of the log, beside those that every run has.
+    """
+
+    ensemble: ClassVar[str]
+    thermometer: ClassVar[str]
+    times: ClassVar[tuple[str, ...]]
+    state_type: ClassVar[type[MDState]]
+    columns: ClassVar[tuple[Column, ...]]
+
+    @property
+    def timestep(self) -> float:
+        """ASE time units."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Integrator:
+        """Make one for `attncalc md`."""
+
+    def init(
+        self, potential: Potential | Force | Function, system: System, **given: Any
+    ) -> MDState:
+        """Make the state to start from."""
+
+    def step(self, state: Any, force: Function) -> MDState:
+        """Make the state one timestep later."""
+
+    def highest_temperature(self, first: MDState) -> Tensor:
+        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+
+
+def own_columns(integrator: Integrator, state: MDState) -> tuple[Column, ...]:
+    """Columns of a run that not every run has."""
+    return (*integrator.columns, *(() if state.spread is None else (FORCE_SPREAD,)))
+
+
+def plain_temperatures(given: Any) -> float | tuple[float, ...]:
+    """One number or several, of whatever kind, as Python's.
+
+    Raises:
+        ValueError: it is no number, or one is not positive and finite.
+    """
+    temperatures = np.asarray(given)  # a tensor, an array, a list ...
+    if temperatures.dtype.kind not in "iuf" or not temperatures.size:
+        raise ValueError(f"temperature must be a number or numbers, got {given!r}")
+    temperatures = temperatures.astype(float)
+    for value in temperatures.ravel():
+        positive("temperature", float(value))
+    return tuple(temperatures.tolist()) if temperatures.ndim else float(temperatures)
+
+
+def of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
+    """[n_systems] K, or [1] where all have the same.
+
+    Raises:
+        ValueError: there are several, but not one for each system.
+    """
+    if not isinstance(temperature, Sequence | np.ndarray | Tensor):
+        return kept_tensor((float(temperature),), system.device)
+    if len(temperature) != system.n_systems:
+        raise ValueError(
+            f"temperature must be one number or one for each of the {system.n_systems} systems, "
+            f"got {len(temperature)}"
+        )
+    return kept_tensor(tuple(map(float, temperature)), system.device)
+
+
+@functools.cache
+def kept_tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Float64, kept for good and not to be changed: recorded steps read it where it is."""
+    return torch.tensor(numbers, dtype=torch.float64, device=device)

@@ -1,0 +1,90 @@
+"""`Langevin`: constant temperature by friction and random forces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from attncalc.md.force import Force, Function
+from attncalc.md.fused_steps import kick_drift_shake_drift
+from attncalc.md.integrator import Column, of_systems, plain_temperatures
+from attncalc.md.settings import Settings
+from attncalc.md.start import initial_state
+from attncalc.md.state import MDState
+from attncalc.md.time_unit import check_friction, check_timestep
+from attncalc.md.velocities import runaway
+from attncalc.md.verbs import drift, kick, shake
+from attncalc.potential import Potential
+from attncalc.system import System
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Constant temperature: Langevin dynamics, B A O A B (Leimkuhler & Matthews, AMRX 2013, 34).
+
+    Attributes:
+        timestep: ASE time units (0.5 * ase.units.fs).
+        temperature: K, one number, or one for each system.
+        friction: 1 / ASE time (0.01 / ase.units.fs).
+
+    Raises:
+        ValueError: a number is not positive and finite, or the timestep not in ASE's unit.
+    """
+
+    ensemble: ClassVar[str] = "nvt"
+    thermometer: ClassVar[str] = "nvt"
+    times: ClassVar[tuple[str, ...]] = ("timestep", "friction")
+    state_type: ClassVar[type[MDState]] = MDState
+    columns: ClassVar[tuple[Column, ...]] = ()
+
+    timestep: float
+    temperature: float | tuple[float, ...]
+    friction: float
+
+    def __post_init__(self) -> None:
+        check_timestep(self.timestep)
+        check_friction(self.friction)
+        object.__setattr__(self, "temperature", plain_temperatures(self.temperature))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Langevin:
+        """Make one for `attncalc md`."""
+        return cls(settings.timestep, settings.temperature, settings.friction)
+
+    def init(
+        self,
+        potential: Potential | Force | Function,
+        system: System,
+        *,
+        seed: int = 0,
+        **given: Any,
+    ) -> MDState:
+        """The state to start from, at this temperature; see `initial_state`.
+
+        Args:
+            potential: the model, or a function `System -> Result`.
+            system: the structures.
+            seed: of initial velocities and random forces.
+            given: momenta, masses, fixed, replicas.
+        """
+        kelvin = self.temperature
+        return initial_state(MDState, potential, system, kelvin, "nvt", seed=seed, **given)
+
+    def step(self, state: MDState, force: Function) -> MDState:
+        """The state one timestep later."""
+        h = self.timestep
+        bath = (of_systems(self.temperature, state.system), self.friction)
+        moved = kick_drift_shake_drift(state, h, *bath)
+        if moved is None:
+            moved = drift(kick(state, h / 2), h / 2)
+            moved = drift(shake(moved, h, *bath), h / 2)
+        state = kick(moved.with_forces(force(moved.system)), h / 2)
+        return state.having(step=state.step + 1)
+
+    def highest_temperature(self, first: MDState) -> Tensor:
+        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        kelvin = of_systems(self.temperature, first.system)
+        return runaway(torch.maximum(first.temperature, kelvin))

@@ -1,0 +1,115 @@
+"""`Settings`: the numbers that define a run of `attncalc md`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
+from ase import units
+
+from attncalc.md.noise import LOW_32_BITS
+from attncalc.md.time_unit import check_friction, check_relaxation, check_timestep
+from attncalc.md.velocities import MOST_STEPS
+from attncalc.nn.options import whole_number
+
+ENSEMBLES = ("nve", "nvt", "npt")
+THERMOSTATS = ("langevin", "bussi")  # names of integrators of "nvt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What defines a run.
+
+    Attributes:
+        ensemble: "nve" (velocity Verlet), "nvt" (Langevin, BAOAB, or Bussi's velocity rescaling) or
+            "npt" (stochastic cell rescaling; of ASE's, Martyna-Tobias-Klein).
+        n_steps: of the integrator.
+        timestep: ASE time units (0.5 * ase.units.fs).
+        temperature: K; in "nve" that of the initial velocities, unless the atoms have some.
+        friction: 1 / ASE time (0.01 / ase.units.fs), of Langevin dynamics.
+        pressure: GPa, of "npt".
+        every: steps between frames of the trajectory and rows of the log.
+        seed: of initial velocities and random forces; 0 .. 2^32 - 1.
+        thermostat: "langevin" or "bussi", of "nvt".
+        relaxation: ASE time units (100 * ase.units.fs), of velocity rescaling ("bussi", "npt").
+        cell_relaxation: ASE time units (1000 * ase.units.fs), of the cell in "npt".
+        compressibility: 1/GPa, roughly that of the material; scales `cell_relaxation`.
+        isotropic: whether the cell keeps its shape in "npt".
+
+    Raises:
+        ValueError: a setting is impossible; the message names it.
+    """
+
+    ensemble: str = "nvt"
+    n_steps: int = 1000
+    timestep: float = 0.5 * units.fs
+    temperature: float = 300.0
+    friction: float = 0.01 / units.fs
+    pressure: float = 0.0
+    every: int = 10
+    seed: int = 0
+    thermostat: str = "langevin"
+    relaxation: float = 100 * units.fs
+    cell_relaxation: float = 1000 * units.fs
+    compressibility: float = 0.1
+    isotropic: bool = True
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Settings:
+        """The settings that `stored` has made, or version 0.1, which counted time in fs.
+
+        Raises:
+            TypeError, ValueError: they are not such settings.
+        """
+        options = dict(stored)
+        if options.pop("time", "fs") == "fs":
+            if isinstance(options.get("timestep"), int | float):
+                options["timestep"] = options["timestep"] * units.fs
+            if isinstance(options.get("friction"), int | float):
+                options["friction"] = options["friction"] / units.fs
+        return cls(**options)
+
+    def stored(self) -> dict[str, Any]:
+        """All of them, for a JSON file."""
+        return {**asdict(self), "time": "ASE"}
+
+    def __post_init__(self) -> None:
+        if self.ensemble not in ENSEMBLES:
+            raise ValueError(f"ensemble must be {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
+        for name in ("n_steps", "every"):
+            if not is_integer(value := getattr(self, name)) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            whole_number(name, value, 1, MOST_STEPS)
+        # as much as the noise of our own integrators takes, so that a seed is one for both
+        if not is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
+            raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
+        check_timestep(self.timestep)
+        check_friction(self.friction)
+        if not _is_finite(self.temperature) or self.temperature <= 0:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature!r}")
+        if not _is_finite(self.pressure):
+            raise ValueError(f"pressure must be a finite number, got {self.pressure!r}")
+        if self.thermostat not in THERMOSTATS:
+            raise ValueError(
+                f"thermostat must be {' or '.join(THERMOSTATS)}, got {self.thermostat!r}"
+            )
+        check_relaxation("relaxation", self.relaxation)
+        check_relaxation("cell_relaxation", self.cell_relaxation)
+        if not _is_finite(self.compressibility) or self.compressibility <= 0:
+            raise ValueError(f"compressibility must be positive, got {self.compressibility!r}")
+        if not isinstance(self.isotropic, bool):
+            raise ValueError(f"isotropic must be true or false, got {self.isotropic!r}")
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return -math.inf < value < math.inf  # type: ignore[operator]  # as in nn.options

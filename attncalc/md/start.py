@@ -1,0 +1,160 @@
+"""`initial_state`: velocities and forces of a batch that is about to move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from ase.constraints import FixAtoms
+from ase.data import atomic_masses
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from attncalc.md.force import Force, Function, force_of
+from attncalc.md.integrator import of_systems
+from attncalc.md.noise import LOW_32_BITS
+from attncalc.md.state import MDState
+from attncalc.md.velocities import Thermometer
+from attncalc.nn.options import whole_number
+from attncalc.potential import Potential
+from attncalc.system import System
+
+State = TypeVar("State", bound=MDState)
+
+# eV of an atom: no potential energy holds it for a step
+LARGEST_KINETIC_ENERGY = 1e6
+
+
+def initial_state(
+    kind: type[State],
+    given: Potential | Force | Function,
+    system: System,
+    temperature: float | Sequence[float],
+    ensemble: str,
+    *,
+    seed: int = 0,
+    momenta: Tensor | ArrayLike | None = None,
+    masses: Tensor | ArrayLike | None = None,
+    fixed: Tensor | ArrayLike | None = None,
+    replicas: Tensor | ArrayLike | None = None,
+) -> State:
+    """Draw velocities and compute the forces of a batch that is about to move.
+
+    Args:
+        kind: of state.
+        given: the model, its force, or a function; where that is, the state will be.
+        system: the structures.
+        temperature: K, of velocities drawn: one number, or one for each system.
+        ensemble: "nve", "nvt" or "npt": which motion counts as heat, see `attncalc.md.velocities`.
+        seed: of velocities drawn, and of the noise; 0 .. 2^32 - 1.
+        momenta: [n_atoms, 3] amu Å / ASE time; drawn if not given, of exactly this temperature.
+        masses: [n_atoms] amu; the elements' if not given.
+        fixed: [n_atoms], bool: atoms that stay where they are.
+        replicas: [n_systems], int64, not negative: names of the systems' noise; 0, 1, ... if not
+            given.
+
+    Raises:
+        ValueError: the structures are not known to the model, a tensor has the wrong shape, or
+            nothing can move.
+        TypeError: what is no tensor is no array of numbers either.
+    """
+    whole_number("seed", seed, 0, LOW_32_BITS)
+    force = force_of(given, system.device)
+    system = system.to("cpu")
+    n = system.n_systems
+    kelvin = of_systems(temperature, system).expand(n)
+    if not (kelvin.isfinite() & (kelvin >= 0)).all():
+        raise ValueError(f"temperature must be finite and not negative, got {temperature!r}")
+    replicas = torch.arange(n) if replicas is None else _tensor("replicas", replicas).long()
+    if replicas.shape != (n,) or (replicas < 0).any() or (replicas > LOW_32_BITS).any():
+        raise ValueError(f"replicas must be {n} numbers between 0 and 2^32 - 1")
+    if masses is None:
+        masses = torch.from_numpy(atomic_masses)[system.atomic_numbers]
+    masses = _shaped("masses", masses, (system.n_atoms,)).double()
+    if not (masses.isfinite() & (masses > 0)).all():
+        raise ValueError("masses must be positive and finite")
+    if fixed is not None:
+        fixed = _shaped("fixed", fixed, (system.n_atoms,)).bool()
+        fixed = fixed if fixed.any() else None
+    drawn, n_dof = _drawn(system, kelvin, ensemble, seed, replicas, masses, fixed)
+    if momenta is not None:
+        drawn = _shaped("momenta", momenta, (system.n_atoms, 3)).double()
+    _check_momenta(drawn, masses)
+    drawn = drawn if fixed is None else drawn.masked_fill(fixed.unsqueeze(1), 0.0)
+    force.check(system)
+    tensors: dict[str, Tensor | None] = {
+        "momenta": drawn,
+        "masses": masses,
+        "fixed": fixed,
+        "n_dof": n_dof,
+        "heat": torch.zeros(n, dtype=torch.float64),
+        "replicas": replicas,
+        "atom_in_system": system.atom_in_system,
+    }
+    there: dict[str, Any] = {
+        name: None if value is None else value.to(force.device) for name, value in tensors.items()
+    }
+    system = system.to(force.device)
+    there |= kind.kept_of(force(system), system)
+    return kind(system=system, step=0, seed=seed, **there)
+
+
+def _drawn(
+    system: System,
+    kelvin: Tensor,
+    ensemble: str,
+    seed: int,
+    replicas: Tensor,
+    masses: Tensor,
+    fixed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Momenta [n_atoms, 3] at exactly these temperatures, degrees of freedom [n_systems].
+
+    Those of a system depend on seed and replica, and on nothing else in the batch.
+    """
+    held = torch.zeros(system.n_atoms, dtype=torch.bool) if fixed is None else fixed
+    parts = zip(system.to_ase(), system.split(masses), system.split(held), strict=True)
+    momenta, n_dof = [], []
+    for k, (atoms, weights, still) in enumerate(parts):
+        atoms.set_masses(weights.numpy())
+        if still.any():
+            atoms.set_constraint(FixAtoms(mask=still.numpy()))
+        thermometer = Thermometer.for_run(atoms, ensemble)
+        if kelvin[k] > 0:  # else they start from rest
+            rng = np.random.default_rng([seed, int(replicas[k])])
+            thermometer.draw(atoms, float(kelvin[k]), rng)
+        momenta.append(torch.from_numpy(atoms.get_momenta()))
+        n_dof.append(float(thermometer.n_dof))
+    return torch.cat(momenta), torch.tensor(n_dof, dtype=torch.float64)
+
+
+def _check_momenta(momenta: Tensor, masses: Tensor) -> None:
+    energies = 0.5 * (momenta * momenta).sum(1) / masses
+    wrong = energies > LARGEST_KINETIC_ENERGY  # what is not finite is found by `run`
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"atom {first} moves with {float(energies[first]):.3g} eV, more than "
+            f"{LARGEST_KINETIC_ENERGY:.0e} eV: are momenta in amu Å / ASE time, is the temperature "
+            "in K?"
+        )
+
+
+def _tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """On the CPU; of an array or list, a copy, which nobody else can change."""
+    if isinstance(values, Tensor):
+        return values.cpu()
+    try:
+        return torch.from_numpy(np.array(values, order="C"))
+    except (TypeError, ValueError):
+        kind = type(values).__name__
+        raise TypeError(f"{name} must be a tensor or an array of numbers, got {kind}") from None
+
+
+def _shaped(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Tensor:
+    tensor = _tensor(name, values)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    return tensor

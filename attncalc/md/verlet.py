@@ -1,0 +1,80 @@
+"""`Verlet`: constant energy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from attncalc.md.force import Force, Function
+from attncalc.md.fused_steps import kick_drift
+from attncalc.md.integrator import Column
+from attncalc.md.settings import Settings
+from attncalc.md.start import initial_state
+from attncalc.md.state import MDState
+from attncalc.md.time_unit import check_timestep
+from attncalc.md.velocities import runaway
+from attncalc.md.verbs import drift, kick
+from attncalc.potential import Potential
+from attncalc.system import System
+
+
+@dataclass(frozen=True)
+class Verlet:
+    """Constant energy: velocity Verlet, B A B.
+
+    Attributes:
+        timestep: ASE time units (0.5 * ase.units.fs).
+
+    Raises:
+        ValueError: the timestep is not positive and finite, or not in ASE's unit.
+    """
+
+    ensemble: ClassVar[str] = "nve"
+    thermometer: ClassVar[str] = "nve"
+    times: ClassVar[tuple[str, ...]] = ("timestep",)
+    state_type: ClassVar[type[MDState]] = MDState
+    columns: ClassVar[tuple[Column, ...]] = ()
+
+    timestep: float
+
+    def __post_init__(self) -> None:
+        check_timestep(self.timestep)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Verlet:
+        """Make one for `attncalc md`."""
+        return cls(settings.timestep)
+
+    def init(
+        self,
+        potential: Potential | Force | Function,
+        system: System,
+        *,
+        temperature: float | Sequence[float] = 300.0,
+        seed: int = 0,
+        **given: Any,
+    ) -> MDState:
+        """The state to start from; see `initial_state`, which takes what else is `given`.
+
+        Args:
+            potential: the model, or a function `System -> Result`.
+            system: the structures.
+            temperature: K, of the initial velocities: one number, or one for each system.
+            seed: of the initial velocities.
+            given: momenta, masses, fixed, replicas.
+        """
+        return initial_state(MDState, potential, system, temperature, "nve", seed=seed, **given)
+
+    def step(self, state: MDState, force: Function) -> MDState:
+        """The state one timestep later."""
+        h = self.timestep
+        state = kick_drift(state, h) or drift(kick(state, h / 2), h)
+        state = kick(state.with_forces(force(state.system)), h / 2)
+        return state.having(step=state.step + 1)
+
+    def highest_temperature(self, first: MDState) -> Tensor:
+        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        return runaway(first.temperature)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attncalc.md.force import Force, Function
-from attncalc.md.fused_steps import kick_drift
+from attncalc.md.fused_steps import kick_drift, rescale_at_once
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.settings import Settings
 from attncalc.md.start import initial_state
@@ -80,10 +80,11 @@ class Bussi:
 
     def step(self, state: MDState, force: Function) -> MDState:
         """The state one timestep later."""
-        h, kelvin = self.timestep, of_systems(self.temperature, state.system)
+        h = self.timestep
+        bath = (of_systems(self.temperature, state.system), self.relaxation)
         state = kick_drift(state, h) or drift(kick(state, h / 2), h)
         state = kick(state.with_forces(force(state.system)), h / 2)
-        state = rescale(state, h, kelvin, self.relaxation)
+        state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
         return state.having(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:

@@ -31,6 +31,7 @@ from ase import units
 from torch import Tensor
 
 from attncalc.md.force import Force, Function
+from attncalc.md.fused_steps import rescale_at_once
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
@@ -183,7 +184,8 @@ class CellRescaling:
         state = kick(state.with_forces(force(state.system)), h / 2)
         # work of the barostat by the trapezoidal rule, both ends being known
         work = -0.5 * ((tension * strain).sum((1, 2)) + (state.tension() * turned).sum((1, 2)))
-        state = rescale(state.having(heat=state.heat + work), h, kelvin, self.relaxation)
+        state, bath = state.having(heat=state.heat + work), (kelvin, self.relaxation)
+        state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
         return state.having(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:

@@ -1,6 +1,6 @@
-"""The part of a step before the forces, in one pass over the atoms.
+"""Several verbs in one pass over the atoms: all before the forces, and velocity rescaling.
 
-The verbs of `attncalc.md.integrators` are the definition; these are the same numbers, to rounding,
+The verbs of `attncalc.md.verbs` are the definition; these are the same numbers, to rounding,
 where compiled loops can run: Numba's on the CPU, Triton's on a GPU. They answer None elsewhere.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from ase import units
 from torch import Tensor
 
 from attncalc.compiled import gpu_kernels, has_numba
+from attncalc.md.noise import RESCALING
 from attncalc.md.state import MDState
 from attncalc.system import System
+
+State = TypeVar("State", bound=MDState)
 
 _NONE = np.zeros(0, bool)
 
@@ -62,6 +65,41 @@ def kick_drift_shake_drift(
     return state.at(torch.from_numpy(positions)).having(
         momenta=torch.from_numpy(momenta), heat=torch.from_numpy(heat)
     )
+
+
+def rescale_at_once(
+    state: State, time: float, temperature: Tensor, relaxation: float
+) -> State | None:
+    """R, on the CPU only.
+
+    Args:
+        state: before.
+        time: ASE time units.
+        temperature: [n_systems] or [1] K.
+        relaxation: ASE time units.
+    """
+    if not _on_the_cpu(state):
+        return None
+    kept = math.exp(-time / relaxation)
+    positions, momenta, _, masses, fixed = _arrays(state)
+    momenta, heat = _loops().rescale(
+        positions,
+        momenta,
+        masses,
+        fixed,
+        state.n_dof.numpy(),
+        temperature.numpy(),
+        kept,
+        0.5 * units.kB * (1 - kept),
+        state.seed,
+        state.step,
+        RESCALING,
+        state.replicas.numpy(),
+        state.system.system_idx.numpy(),
+        state.atom_in_system.numpy(),
+        state.heat.numpy(),
+    )
+    return state.having(momenta=torch.from_numpy(momenta), heat=torch.from_numpy(heat))
 
 
 def _on_the_cpu(state: MDState) -> bool:

@@ -100,3 +100,111 @@ def kick_drift_shake_drift(
             twice += (after - before) * (after + before)
         new_heat[k] += 0.5 * twice / masses[i]
     return new_positions, new_momenta, new_heat
+
+
+@compiled_loop()
+def _turning(left_out, spin, inertia):
+    """Angular velocity, of spin and of the sums m x², m y², m z², m y z, m z x, m x y."""
+    xx, yy, zz, yz, zx, xy = inertia
+    if left_out < 6:  # linear: it does not turn about its axis, and equally about all others
+        trace = xx + yy + zz
+        return spin[0] / trace, spin[1] / trace, spin[2] / trace
+    a, b, c, d, e, f = yy + zz, zz + xx, xx + yy, -yz, -zx, -xy
+    bc, ca, ab = b * c - d * d, c * a - e * e, a * b - f * f
+    de, ef, fd = d * e - c * f, e * f - a * d, f * d - b * e
+    determinant = a * bc + f * de + e * fd
+    return (
+        (bc * spin[0] + de * spin[1] + fd * spin[2]) / determinant,
+        (de * spin[0] + ca * spin[1] + ef * spin[2]) / determinant,
+        (fd * spin[0] + ef * spin[1] + ab * spin[2]) / determinant,
+    )
+
+
+@compiled_loop()
+def rescale(
+    positions,
+    momenta,
+    masses,
+    fixed,
+    n_dof,
+    temperature,
+    kept,
+    share,
+    seed,
+    step,
+    purpose,
+    replicas,
+    system_idx,
+    atom_in_system,
+    heat,
+):
+    """Momenta and heat after R.
+
+    `share` is kB (1 - kept) / 2; `temperature` has one number, or one for each system; `fixed` is
+    empty where no atom is.
+    """
+    n_atoms, n = positions.shape[0], n_dof.shape[0]
+    mass, left_out = np.zeros(n), -n_dof
+    centre, drift, spin, turn = np.zeros((4, n, 3))
+    inertia = np.zeros((n, 6))
+    for i in range(n_atoms):
+        k = system_idx[i]
+        mass[k] += masses[i]
+        if fixed.shape[0] == 0 or not fixed[i]:
+            left_out[k] += 3
+        for c in range(3):
+            centre[k, c] += masses[i] * positions[i, c]
+            drift[k, c] += momenta[i, c]
+    for k in range(n):
+        left_out[k] = math.floor(left_out[k] + 0.5)
+        for c in range(3):
+            centre[k, c] /= mass[k]
+            drift[k, c] = drift[k, c] / mass[k] if left_out[k] > 0 else 0.0
+    for i in range(n_atoms):
+        k = system_idx[i]
+        if left_out[k] > 3:
+            x, y, z = positions[i] - centre[k]
+            px, py, pz = momenta[i]
+            spin[k, 0] += y * pz - z * py
+            spin[k, 1] += z * px - x * pz
+            spin[k, 2] += x * py - y * px
+            inertia[k, 0] += masses[i] * x * x
+            inertia[k, 1] += masses[i] * y * y
+            inertia[k, 2] += masses[i] * z * z
+            inertia[k, 3] += masses[i] * y * z
+            inertia[k, 4] += masses[i] * z * x
+            inertia[k, 5] += masses[i] * x * y
+    for k in range(n):
+        if left_out[k] > 3:
+            turn[k, 0], turn[k, 1], turn[k, 2] = _turning(left_out[k], spin[k], inertia[k])
+    whole = np.empty_like(momenta)
+    kinetic, first, others = np.zeros((3, n))
+    for i in range(n_atoms):
+        k = system_idx[i]
+        x, y, z = positions[i] - centre[k]
+        whole[i, 0] = masses[i] * (drift[k, 0] + turn[k, 1] * z - turn[k, 2] * y)
+        whole[i, 1] = masses[i] * (drift[k, 1] + turn[k, 2] * x - turn[k, 0] * z)
+        whole[i, 2] = masses[i] * (drift[k, 2] + turn[k, 0] * y - turn[k, 1] * x)
+        noise = _normal(seed, step, purpose, replicas[k], atom_in_system[i])
+        for c in range(3):
+            thermal = momenta[i, c] - whole[i, c]
+            kinetic[k] += 0.5 * thermal * thermal / masses[i]
+            number = 3 * atom_in_system[i] + c
+            if number == 0:
+                first[k] = noise[c]
+            elif number < n_dof[k]:
+                others[k] += noise[c] * noise[c]
+    factor, new_heat = np.ones(n), heat.copy()
+    for k in range(n):
+        each = share * temperature[k if temperature.shape[0] > 1 else 0]
+        root = math.sqrt(kept * kinetic[k]) + math.sqrt(each) * first[k]
+        new = root * root + each * others[k]
+        if kinetic[k] > 0:
+            factor[k] = math.copysign(math.sqrt(new / kinetic[k]), root)
+            new_heat[k] += new - kinetic[k]
+    new_momenta = np.empty_like(momenta)
+    for i in range(n_atoms):
+        for c in range(3):
+            thermal = momenta[i, c] - whole[i, c]
+            new_momenta[i, c] = whole[i, c] + factor[system_idx[i]] * thermal
+    return new_momenta, new_heat

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ase import units
+from ase import Atoms, units
 from ase.build import bulk
 from contract import assert_close, ethanol
+from toys import zeros_of
 
 from attncalc import System, load, md
-from attncalc.md import fused_steps
+from attncalc.md import fused_steps, verbs
+from attncalc.md.integrator import of_systems
 
 FS = units.fs
 TEMPERATURES = {"one": 300.0, "of each": (300.0, 900.0)}
@@ -53,6 +55,33 @@ def test_one_pass_is_the_verbs(
     assert_close(fast.momenta, plain.momenta, 1e-13)
     assert_close(fast.heat, plain.heat, 1e-14)
     assert fast.heat.any() == (integrator in TEMPERATURES)
+
+
+@pytest.mark.parametrize("kelvin", TEMPERATURES.values(), ids=TEMPERATURES)
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("atoms", ["molecules", "linear", "crystals", "single atoms"])
+def test_rescaling_in_one_pass_is_the_verb(kelvin, fixed: bool, atoms: str) -> None:
+    pytest.importorskip("numba")
+    water = Atoms("OH2", [[0, 0, 0], [0.9, 0.1, 0], [-0.2, 0.9, 0.1]])
+    carbon = Atoms("CO2", [[0, 0, 0], [0.4, 0.5, 0.9], [-0.4, -0.5, -0.9]])
+    of_kind = {
+        "molecules": [ethanol(), water],
+        "linear": [carbon, ethanol()],
+        "crystals": [bulk("Cu", cubic=True), bulk("Si", cubic=True)],
+        "single atoms": [Atoms("Ar"), carbon],
+    }
+    system = System.from_ase(of_kind[atoms])
+    bussi = md.Bussi(0.5 * FS, kelvin, 20 * FS)
+    noise = torch.randn(system.n_atoms, 3, generator=torch.manual_seed(1)).double()
+    held = torch.arange(system.n_atoms) % 4 == 1 if fixed else None
+    options = {"momenta": noise + 1.0, "fixed": held, "replicas": torch.tensor([7, 2**32 - 1])}
+    first = bussi.init(zeros_of, system, seed=2**32 - 1, **options).having(step=2**40 + 3)
+    bath = (of_systems(bussi.temperature, system), bussi.relaxation)
+    fast = fused_steps.rescale_at_once(first, 2.0, *bath)
+    plain = verbs.rescale(first, 2.0, *bath)
+    assert not torch.equal(plain.momenta, first.momenta)
+    assert_close(fast.momenta, plain.momenta, 1e-11)
+    assert_close(fast.heat, plain.heat, 1e-11)
 
 
 def test_what_is_below_the_limit_with_all_motion_is_so_without() -> None:

@@ -55,7 +55,7 @@ UNREADABLE = (
 
 
 class Restart(NamedTuple):
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
         integrator: of the run.
@@ -112,7 +112,7 @@ class Checkpoint:
 
     @property
     def waits(self) -> bool:
-        """Whether the last one is not old enough yet."""
+        """True while the last one is not old enough."""
         return time.monotonic() - self._saved_at < self.seconds
 
     def __call__(self, state: MDState) -> None:

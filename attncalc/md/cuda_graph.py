@@ -83,7 +83,7 @@ class Again:
 
 
 class _Buffers:
-    """Where a state stays while steps are recorded, and the step from there to there.
+    """Fixed tensors of a state while steps are recorded, and the step from there to there.
 
     They know nothing of what is recorded, which knows them: whoever lets that go has its memory
     back at once.
@@ -147,7 +147,7 @@ class Recorded:
         self._replay = recorder(self._buffers.step)
 
     def fits(self, integrator: Integrator, force: Force, state: MDState) -> bool:
-        """Whether this is the step of such states, by the list that `force` has now."""
+        """Say if this is the step of such states, by the list that `force` has now."""
         mine = self._buffers.state
         return (
             self.integrator == integrator
@@ -166,7 +166,7 @@ class Recorded:
         return None if bool(self._buffers.stale) else self._buffers.taken_out(state, n)
 
     def deviation(self, state: MDState) -> float:
-        """How far recorded steps are from others, in what they may be off by."""
+        """Largest difference of recorded steps from others, as a multiple of what is allowed."""
         plain = state
         for _ in range(PROBED):
             plain = self.integrator.step(plain, lambda system: self._force.without_check(system)[0])
@@ -215,7 +215,7 @@ def recorded_steps(integrator: Integrator, force: Force, state: MDState) -> Reco
 
 
 def _named(state: MDState) -> dict[str, Tensor]:
-    """All tensors of a state but the number of its step, by name."""
+    """Name all tensors of a state but the number of its step."""
     own = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
     own.pop("step", None)
     return own | {f"system.{name}": value for name, value in vars(state.system).items()}

@@ -1,4 +1,4 @@
-"""What stands where in an H5MD trajectory: shared by its writer and its reader.
+"""Layout of an H5MD trajectory: shared by its writer and its reader.
 
 The format is H5MD 1.1 (https://nongnu.org/h5md). One system is `/particles/atoms`; a batch is
 `/particles/system_0000` and so on, with observables under the same names. Every element is a group
@@ -86,13 +86,13 @@ class Frame(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Of memory."""
+        """Bytes of memory."""
         return sum(array.nbytes for array in (*self.vectors, self.edges, *self.observables))
 
 
 @dataclass(frozen=True)
 class StoredSystem:
-    """What all frames of one system share.
+    """Description of a system that all its frames share.
 
     Attributes:
         particles, observables: its groups in the file.
@@ -117,7 +117,7 @@ class StoredSystem:
 
     @property
     def paths(self) -> list[str]:
-        """Of the elements that grow with every frame; the first has `step` and `time`."""
+        """Paths of the elements that grow with every frame; the first has `step` and `time`."""
         return [
             *(f"{self.particles}/{name}" for name in (*VECTORS, "species", "box/edges")),
             *(f"{self.observables}/{name}" for name in OBSERVABLES),
@@ -125,7 +125,7 @@ class StoredSystem:
         ]
 
     def difference(self, other: StoredSystem) -> str:
-        """In which respect the other one is something else, if any."""
+        """Name the first respect in which the other one differs; "" if none."""
         for what, name in NAMES.items():
             if not np.array_equal(getattr(self, what), getattr(other, what)):
                 return name
@@ -133,14 +133,14 @@ class StoredSystem:
 
 
 def system_names(n_systems: int) -> list[str]:
-    """Of the groups of a batch."""
+    """Names of the groups of a batch."""
     return [f"system_{k:04d}" for k in range(n_systems)]
 
 
 def _columns(
     of_systems: Sequence[StoredSystem], frames: Sequence[Frame], *, has_interval: bool
 ) -> Iterator[NDArray]:
-    """What frames add to the datasets of `growing`, [n_frames, ...] each."""
+    """Values that frames add to the datasets of `growing`, [n_frames, ...] each."""
     yield np.array([frame.step for frame in frames])
     yield np.array([frame.time for frame in frames])
     if has_interval:
@@ -237,7 +237,7 @@ def growing(file: h5py.File, of_systems: Sequence[StoredSystem]) -> Iterator[h5p
 
 
 def described(file: h5py.File) -> list[StoredSystem]:
-    """All systems of a trajectory."""
+    """Read the description of all systems of a trajectory."""
     creator = file["h5md/creator"].attrs["name"]
     if creator != CREATOR:
         raise ValueError(f"an H5MD file by {creator}; only those by {CREATOR} are read")
@@ -322,7 +322,7 @@ def named(path: str | Path | BinaryIO) -> Iterator[None]:
 
 
 def name_of(path: str | Path | BinaryIO) -> str:
-    """By which messages call a file."""
+    """Name of a file in messages."""
     return str(path) if isinstance(path, str | Path) else str(getattr(path, "name", "H5MD file"))
 
 

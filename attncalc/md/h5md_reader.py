@@ -59,7 +59,7 @@ def read_h5md(
 def iread_h5md(
     path: str | Path | BinaryIO, index: int | slice = slice(None), system: int = 0
 ) -> Iterator[Atoms]:
-    """As `read_h5md`, one frame after the other, for trajectories larger than memory.
+    """Yield one frame after the other, for trajectories larger than memory; see `read_h5md`.
 
     Args:
         path: file, by name or open for binary reading.
@@ -109,7 +109,7 @@ def _one_system(file: h5py.File, path: str | Path | BinaryIO, system: int) -> St
 
 
 def _rows(dataset: h5py.Dataset, rows: range) -> NDArray:
-    """In their order, which HDF5 knows only upwards."""
+    """Read rows in their order, which HDF5 knows only upwards."""
     upwards = rows if rows.step > 0 else rows[::-1]
     values = dataset[upwards.start : upwards.stop : upwards.step]
     return values if rows.step > 0 else values[::-1]

@@ -259,7 +259,7 @@ def _run(
 
 
 def _advice(trajectory: Path, summary: LogSummary) -> str:
-    """What to do after the disk was full."""
+    """Advise what to do after the disk was full."""
     if trajectory.suffix == ".h5md" and trajectory.with_suffix(".ckpt").exists():
         return f"free some space, then go on with --resume {trajectory}"
     if trajectory.exists() and summary.last is not None:

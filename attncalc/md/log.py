@@ -100,7 +100,7 @@ class Log:
         self._claim = claim
 
     def _kept(self, state: MDState, integrator: Integrator) -> Intact:
-        """What stays of the file; nothing of one that is not there, if it can be made again."""
+        """Find what stays of the file: nothing where it is missing and can be made again."""
         n_systems = state.system.n_systems
         try:
             with open(self.path, "rb") as file:

@@ -81,7 +81,7 @@ def volume(cell: torch.Tensor) -> torch.Tensor:
 
 
 def _wanted(steps: NDArray, first: int, behind: int, until: int, every: int) -> NDArray:
-    """Which frames of a block, the first of which has this number, have a line that is lost."""
+    """Mark frames whose line is lost, in a block that begins with frame `first`."""
     chosen = (steps > behind) & (steps <= until) & (steps % every == 0)
     if first == 0 and behind < 0:
         chosen[0] = True

@@ -1,4 +1,4 @@
-"""What stands in the log of a run, a CSV file, and reading it without holding all of it."""
+"""Columns of the log of a run, a CSV file, and reading it without holding all of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Row = dict[str, float]
 
 @dataclass
 class LogSummary:
-    """What is reported of a log at the end of a run, without its lines.
+    """Summary of a log for the end of a run, without its lines.
 
     Attributes:
         n_rows: number of lines below the header.

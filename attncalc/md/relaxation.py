@@ -32,7 +32,7 @@ IDLE = 0.3
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Where the structures of a batch ended.
+    """End of a relaxation of a batch.
 
     Attributes:
         system: all of them, in their order.
@@ -118,7 +118,7 @@ class _Fire:
         )
 
     def without(self, gone: Tensor) -> _Fire:
-        """Those that are not gone; gone [n_systems]."""
+        """Keep those that are not gone; gone [n_systems]."""
         stay, atoms = ~gone, ~gone[self.system.system_idx]
         return _Fire(
             system=_part(self.system, stay, atoms),
@@ -239,7 +239,7 @@ class _Ended:
         self._steps = torch.zeros(n_systems, dtype=torch.int64, device=device)
 
     def note(self, fire: _Fire, result: Result, largest: Tensor, step: int) -> None:
-        """What is true of the structures that are still in the batch."""
+        """Note results of the structures that are still in the batch."""
         self.noted = True
         numbers, idx = fire.numbers, fire.system.system_idx
         atoms = self._first[numbers[idx]] + fire.system.atom_in_system

@@ -21,7 +21,7 @@ THERMOSTATS = ("langevin", "bussi")  # names of integrators of "nvt"
 
 @dataclass(frozen=True)
 class Settings:
-    """What defines a run.
+    """Numbers that define a run.
 
     Attributes:
         ensemble: "nve" (velocity Verlet), "nvt" (Langevin, BAOAB, or Bussi's velocity rescaling) or
@@ -73,7 +73,7 @@ class Settings:
         return cls(**options)
 
     def stored(self) -> dict[str, Any]:
-        """All of them, for a JSON file."""
+        """Return all of them, for a JSON file."""
         return {**asdict(self), "time": "ASE"}
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class Settings:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number, and no truth value."""
+    """Say if it is a whole number, and no truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

@@ -31,7 +31,7 @@ EXPLODING_FORCE = 1e3
 
 
 class Callback(Protocol):
-    """What happens every so many steps: writing, mostly.
+    """Action every so many steps: writing, mostly.
 
     Attributes:
         every: steps; it is called with every state whose number of steps is a multiple of it, and
@@ -41,19 +41,19 @@ class Callback(Protocol):
     every: int
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
-        """Before the first step of a new run."""
+        """Prepare for the first step of a new run."""
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Instead of `begin`, where a run goes on: forget what lies beyond this state."""
+        """Prepare to go on, instead of `begin`: forget what lies beyond this state."""
 
     def __call__(self, state: MDState) -> None:
-        """At a state."""
+        """Take a state."""
 
     def flush(self) -> None:
-        """Everything so far is safe afterwards."""
+        """Make everything so far safe."""
 
     def end(self) -> None:
-        """After the last step, and after an error."""
+        """Finish after the last step, and after an error."""
 
 
 @runtime_checkable
@@ -224,7 +224,7 @@ def _steps(integrator: Integrator, force: Force, state: MDState, n: int) -> MDSt
 
 
 def _insane(state: MDState, limit: Tensor, before: MDState) -> str:
-    """What is wrong with a state, if anything.
+    """Name what is wrong with a state; "" if nothing is.
 
     Args:
         state: to be looked at.

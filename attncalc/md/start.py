@@ -143,7 +143,7 @@ def _check_momenta(momenta: Tensor, masses: Tensor) -> None:
 
 
 def _tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
-    """On the CPU; of an array or list, a copy, which nobody else can change."""
+    """Make a tensor on the CPU; of an array or list a copy, which nobody else can change."""
     if isinstance(values, Tensor):
         return values.cpu()
     try:

@@ -54,7 +54,7 @@ class Thermometer:
 
     @classmethod
     def for_run(cls, atoms: Atoms, ensemble: str) -> Thermometer:
-        """What a run of these atoms in "nve", "nvt" or "npt" has to measure.
+        """Make the one that a run of these atoms in "nve", "nvt" or "npt" needs.
 
         Raises:
             ValueError: constraints hold all atoms.

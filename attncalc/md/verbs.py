@@ -1,4 +1,4 @@
-"""What integrators are spelled with: each verb makes a new state.
+"""Verbs that integrators are spelled with: each makes a new state.
 
 | letter | what it does in a time h                                             | here    |
 |--------|----------------------------------------------------------------------|---------|

@@ -127,7 +127,7 @@ def _frames_in(summary: LogSummary) -> str:
 
 @contextmanager
 def _advising(trajectory: Path, summary: LogSummary) -> Iterator[None]:
-    """After the disk was full, say what is there and what to do."""
+    """Say what is there and what to do, where the disk was full."""
     try:
         yield
     except NoSpaceLeft as full:
@@ -176,7 +176,7 @@ def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, f
 
 
 def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:
-    """What is wrong with the state of the run, if anything; cheap, for every step."""
+    """Name what is wrong with the state of the run; cheap, for every step."""
     kinetic = atoms.get_kinetic_energy()
     if not np.isfinite(kinetic + atoms.get_potential_energy()):
         return "energy or velocities are no longer finite"
@@ -187,7 +187,7 @@ def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:
 
 
 def no_start(what: str) -> FloatingPointError:
-    """Of a first state, before anything is written."""
+    """Error for a first state, before anything is written."""
     return FloatingPointError(
         f"the first state is no state to start from: {what}: relax the structure, and mend its "
         "velocities (momenta) or leave them away"
@@ -202,7 +202,7 @@ def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:
 
 @contextmanager
 def removed_if_empty(summary: LogSummary, paths: Sequence[Path]) -> Iterator[None]:
-    """What stopped before its first frame leaves nothing, and the next try finds the names free."""
+    """Remove files of a run that stopped before its first frame: their names are free again."""
     try:
         yield
     finally:
@@ -254,7 +254,7 @@ class Frames:
                 raise self._raw.problem
 
     def mark(self) -> tuple[int, bytes]:
-        """How long the file is, and what changes at its beginning with every frame."""
+        """Return the length of the file, and what changes at its beginning with every frame."""
         assert self._file is not None
         number = self._file.number
         os.lseek(number, ULM_COUNT, os.SEEK_SET)

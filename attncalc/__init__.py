@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attncalc.calculator import AttnCalculator
+    from attncalc.evaluator import Evaluator
     from attncalc.model_file import load, save
     from attncalc.potential import Committee, Potential, Result, evaluate
     from attncalc.system import System
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttnCalculator",
     "Committee",
+    "Evaluator",
     "Potential",
     "Result",
     "System",
@@ -32,6 +34,7 @@ _HOME = {
     "AttnCalculator": "calculator",
     **dict.fromkeys(("load", "save"), "model_file"),
     **dict.fromkeys(("Committee", "Potential", "Result", "evaluate"), "potential"),
+    "Evaluator": "evaluator",
     "System": "system",
 }
 

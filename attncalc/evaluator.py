@@ -23,6 +23,7 @@ from attncalc.potential import (
     evaluate_many,
     evaluate_without_waiting,
 )
+from attncalc.recording import CudaGraph, Recorder
 from attncalc.system import System
 
 
@@ -46,6 +47,7 @@ class Evaluator:
         plain: the potential as it was given.
         neighbors: list of the network's range.
         far_neighbors: list of the range of pair terms, where that is longer; else None.
+        device, dtype: of the potential.
         looks_at_every_step: True where asking if a list holds costs nothing worth saving.
         recorder: records whole steps of dynamics, where that is of use; None: nowhere.
         recorded: the steps recorded last.
@@ -57,10 +59,10 @@ class Evaluator:
         if delta != bool(potential.baseline):
             raise ValueError(_wrong_delta(potential.baseline))
         self.plain = copy.deepcopy(potential).requires_grad_(False).eval()
-        self.device = potential.device
+        self.device, self.dtype = potential.device, potential.dtype
         self._chooses_skin = skin is None
         self.looks_at_every_step = self.device.type == "cpu"
-        self.recorder: Any = None
+        self.recorder: Recorder | None = None if self.looks_at_every_step else CudaGraph
         self.recorded: Any = None
         skin = SKIN[self.device.type] if skin is None else skin
         options: Any = {"skin": skin, "species": potential.species}

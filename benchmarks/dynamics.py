@@ -58,11 +58,11 @@ def of_model(model: str) -> dict:
     from ase import units
     from ase.md.langevinbaoab import LangevinBAOAB
 
-    from attncalc import AttnCalculator, System, evaluate, load, md
+    from attncalc import AttnCalculator, Evaluator, System, evaluate, load, md
 
     n = STEPS
     atoms = structure(MODELS[model])
-    force = md.Forces(load(model))
+    force = Evaluator(load(model))
     langevin = md.Langevin(TIMESTEP * units.fs, 300.0, 0.01 / units.fs)
     now = [md.run(langevin, force, langevin.init(force, System.from_ase(atoms)), 200)]
     atoms.positions = now[0].system.positions.numpy()
@@ -80,7 +80,7 @@ def of_model(model: str) -> dict:
 
     def alone() -> None:
         for _ in range(n):
-            evaluate(force._fast, graph)
+            evaluate(force.potential, graph)
 
     def calculate() -> None:
         for _ in range(n):
@@ -103,9 +103,9 @@ def of_batch(model: str, n: int) -> dict:
     """A step of n replicas."""
     from ase import units
 
-    from attncalc import System, load, md
+    from attncalc import Evaluator, System, load, md
 
-    force = md.Forces(load(model))
+    force = Evaluator(load(model))
     langevin = md.Langevin(TIMESTEP * units.fs, 300.0, 0.01 / units.fs)
     batch = System.from_ase([structure(MODELS[model])] * n)
     now = [md.run(langevin, force, langevin.init(force, batch), 50)]

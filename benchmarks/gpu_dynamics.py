@@ -122,11 +122,11 @@ def of_system(potential: Any, atoms: Any, replicas: int, device: str, seconds: f
     import torch
     from ase.units import fs
 
-    from attncalc import System, md
+    from attncalc import Evaluator, System, md
     from attncalc.neighbors import fresh_graph
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    force = md.Forces(potential)
+    force = Evaluator(potential)
     langevin = md.Langevin(0.5 * fs, 300.0, 0.01 / fs)
     system = System.from_ase([atoms] * replicas)
     masses = torch.full((system.n_atoms,), HEAVY, dtype=torch.float64)

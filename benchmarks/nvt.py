@@ -33,6 +33,7 @@ from tables import machine_name, table, write
 
 from attncalc import System, load, md
 from attncalc.data import Dataset, read
+from attncalc.evaluator import Evaluator
 from attncalc.names import pair_name
 from attncalc.plots.structures import bonds
 from attncalc.plots.style import ORANGE, SERIES, legend_above, running_mean, tidy
@@ -74,7 +75,7 @@ def run_until(first: Atoms, model: str, folder: Path, n_steps: int) -> None:
     trajectory, saved = folder / "run.h5md", folder / "run.ckpt"
     writer = md.H5MDWriter(trajectory, every=EVERY)
     files = [writer, md.Checkpoint(saved, every=1000 * EVERY, seconds=20, info={"model": model})]
-    force = md.Forces(load(model))
+    force = Evaluator(load(model))
     if saved.exists():
         langevin, state, info = md.load_checkpoint(saved)
         if info["model"] != model:

@@ -24,8 +24,8 @@ from ase.optimize import LBFGS
 from contract import ELEMENTS, assert_close, ethanol, rotation, transformed, triclinic
 
 from attncalc import AttnCalculator, load, md
+from attncalc.evaluator import Evaluator
 from attncalc.graph import Edges, one_per_pair
-from attncalc.md.cuda_graph import Again
 from attncalc.md.fused_steps import _kernels as kernels_of_steps
 from attncalc.model_file import header, save, shipped_models
 from attncalc.neighbors import (
@@ -39,6 +39,7 @@ from attncalc.neighbors import (
 from attncalc.neighbors.nvalchemi_list import has_nvalchemi
 from attncalc.neighbors.padded import _kernels as kernels_of_lists
 from attncalc.potential import ROUNDING, Potential, evaluate, evaluate_without_waiting
+from attncalc.recording import Again
 from attncalc.system import System
 
 ETHANOL = "so3krates-ethanol"
@@ -332,11 +333,11 @@ def test_dynamics_keep_the_energy_as_on_the_cpu(device: str) -> None:
     assert 1e-4 < np.ptp(theirs) < 0.1
 
 
-def forces_on(device: str) -> md.Forces:
+def forces_on(device: str) -> Evaluator:
     """As on a GPU on either device: recorded steps, by lists that nobody asks within a chunk."""
-    forces = md.Forces(load(ETHANOL, device=device, dtype="float64"), skin=SKIN["cuda"])
+    forces = Evaluator(load(ETHANOL, device=device, dtype="float64"), skin=SKIN["cuda"])
     if device == "cpu":
-        forces._fast = forces.potential
+        forces.potential = forces.plain
         forces.neighbors = replace(forces.neighbors, capacity=64)
         forces.looks_at_every_step = False
         forces.recorder = Again
@@ -351,7 +352,7 @@ def test_whole_steps_on_the_device(device: str, integrator: str) -> None:
         moves = md.Verlet(0.5 * units.fs)
     batch = System.from_ase([ethanol(), ethanol()])
     options = {"seed": 3, "fixed": torch.arange(18) == 4}
-    here = md.Forces(load(ETHANOL, dtype="float64"))
+    here = Evaluator(load(ETHANOL, dtype="float64"))
     expected = md.run(moves, here, moves.init(here, batch, **options), 60)
     there = forces_on(device)
     first = moves.init(there, batch, **options)
@@ -367,7 +368,7 @@ def test_whole_steps_on_the_device(device: str, integrator: str) -> None:
 @pytest.mark.parametrize("model", POTENTIALS)
 def test_steps_of_shipped_models_are_recorded(model: str) -> None:
     """In their own precision; recorded steps are compared with others before they are used."""
-    forces = md.Forces(load(model, device="cuda"))
+    forces = Evaluator(load(model, device="cuda"))
     atoms = ethanol() if set(ethanol().numbers) <= set(forces.potential.species) else bulk("Si")
     langevin = md.Langevin(0.5 * units.fs, 300.0, 0.02 / units.fs)
     first = langevin.init(forces, System.from_ase([atoms] * 2))
@@ -406,7 +407,7 @@ def test_a_batch_is_relaxed(device: str) -> None:
         atoms.rattle(0.02 * (k + 1), seed=k)
     relaxed = md.relax_batch(forces_on(device), System.from_ase(frames))
     assert relaxed.largest_force.amax() <= 0.01
-    expected = md.relax_batch(md.Forces(load(ETHANOL, dtype="float64")), System.from_ase(frames))
+    expected = md.relax_batch(Evaluator(load(ETHANOL, dtype="float64")), System.from_ase(frames))
     assert torch.equal(relaxed.steps.cpu(), expected.steps)
     assert_close(relaxed.energy.cpu(), expected.energy, 1e-9)
 

@@ -12,7 +12,8 @@ from ase.calculators.mixing import LinearCombinationCalculator
 from ase.io import write
 from command_line import COPPER, attncalc, fails
 
-from attncalc import AttnCalculator, Committee, Potential, load, md, save
+from attncalc import AttnCalculator, Committee, Potential, load, save
+from attncalc.evaluator import Evaluator
 
 
 def delta_model(method: str = "EMT", weight: float = 1.0) -> Potential:
@@ -39,7 +40,7 @@ def test_alone_it_is_refused(model: Path, tmp_path: Path) -> None:
     ):
         AttnCalculator(model)
     with pytest.raises(ValueError, match="baseline EMT: it cannot move atoms without the baseline"):
-        md.Forces(load(model))
+        Evaluator(load(model))
     with pytest.raises(ValueError, match="a whole potential, not a delta model: remove delta=True"):
         AttnCalculator(COPPER, delta=True)
     copper = tmp_path / "cu.extxyz"
@@ -87,7 +88,7 @@ def test_committees_of_delta_models(tmp_path: Path) -> None:
     both = load(tmp_path / "both.safetensors")
     assert both.baseline == both.members[1].baseline == "EMT"
     with pytest.raises(ValueError, match="baseline EMT"):
-        md.Forces(both.members[0])
+        Evaluator(both.members[0])
     AttnCalculator([both, delta_model(weight=0.25)], delta=True)
     for other, got in ((load(COPPER), "none, EMT"), (delta_model("PBE"), "EMT, PBE")):
         with pytest.raises(ValueError, match=f"the same baseline, got {got}"):

@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("system", "ops", "sample_structures", "compiled", "files", "names"),
-            *("recompute", "signals", "text"),
+            *("recompute", *("signals", "recording"), "text"),
         }
     ),
     frozenset({"neighbors", "graph", "basis"}),

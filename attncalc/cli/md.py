@@ -23,7 +23,7 @@ from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock, NoSpaceLeft
-from attncalc.md import ENSEMBLES, SPREAD, Forces, Settings, Thermometer, read_log, run_with_ase
+from attncalc.md import ENSEMBLES, SPREAD, Settings, Thermometer, read_log, run_with_ase
 from attncalc.md.integrators import integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import LogSummary, count_rows
@@ -196,7 +196,7 @@ def md(
             summary = run_with_ase(atoms, settings, target, progress=progress)
         n_lists = calculator.n_rebuilds
     else:
-        force = Forces(calculator.evaluator.plain)
+        force = calculator.evaluator
         info = {
             "model": _absolute(model),
             "checksum": model_file.checksum(model),
@@ -282,7 +282,7 @@ def _resume(
         )
     calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"], threads=threads)
     say(f"{target}: continuing at step {done} of {settings.n_steps}")
-    force = Forces(calculator.evaluator.plain)
+    force = calculator.evaluator
     with _running(settings, target, picture, done=done) as progress:
         summary = resume_structures(restart, force, settings, target, progress=progress)
     n_lists, n_steps = force.neighbors.n_rebuilds, settings.n_steps - done

@@ -34,8 +34,9 @@ from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, report_json, say
 from attncalc.cli.progress import progress_bar
+from attncalc.evaluator import Evaluator
 from attncalc.files import NoSpaceLeft
-from attncalc.md import Forces, relax_batch
+from attncalc.md import relax_batch
 from attncalc.md.job import fixed_atoms
 from attncalc.potential import batches
 from attncalc.system import System
@@ -208,7 +209,7 @@ def _are_relaxed_together(
 
 def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
     """Replaces frames by relaxed ones, in batches, and fills the courses."""
-    force = Forces(asked.calculator.evaluator.plain)
+    force = asked.calculator.evaluator
     n_written, interrupted = 0, False
     with progress_bar(len(frames), "structure") as bar:
         for first, last in batches(frames, ATOMS_AT_ONCE):
@@ -233,7 +234,7 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
 
 def _relax_batch(
     asked: Relaxation,
-    force: Forces,
+    force: Evaluator,
     batch: list[Atoms],
     courses: list[Course],
     bar: tqdm,

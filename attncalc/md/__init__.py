@@ -3,7 +3,6 @@
 from attncalc.md.bussi import Bussi
 from attncalc.md.cell_rescaling import CellRescaling
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
-from attncalc.md.forces import Forces
 from attncalc.md.h5md_reader import read_h5md
 from attncalc.md.h5md_writer import H5MDWriter
 from attncalc.md.langevin import Langevin
@@ -23,7 +22,6 @@ __all__ = [
     "Bussi",
     "CellRescaling",
     "Checkpoint",
-    "Forces",
     "H5MDWriter",
     "Langevin",
     "Log",

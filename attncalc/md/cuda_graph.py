@@ -9,7 +9,6 @@ Between chunks states are what they always are: they are copied in and out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from attncalc.md.state import MDState
 from attncalc.potential import ROUNDING, Result
+from attncalc.recording import Recorder
 from attncalc.system import System
 
 if TYPE_CHECKING:
@@ -30,56 +30,6 @@ log = logging.getLogger(__name__)
 PROBED = 2
 # Å, eV: error allowed there in positions, cells and heat per atom, which new forces hardly change
 SAME = 1e-6
-# before it is recorded a function has run so often, for libraries make their plans meanwhile
-WARM_UPS = 3
-
-Function = Callable[[], None]
-# makes of a function that only writes into fixed tensors another one that does the same
-Recorder = Callable[[Function], Function]
-
-
-class CudaGraph:
-    """A function whose kernels are recorded once; a call launches all of them at once.
-
-    What the function reads and writes stays where it is. It must not wait for the device, nor copy
-    anything to or from it.
-
-    Args:
-        function: runs a few times before it is recorded.
-    """
-
-    def __init__(self, function: Function) -> None:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                function()
-        current.wait_stream(side)
-        self._function = function  # its tensors must live as long as the graph
-        self._graph = torch.cuda.CUDAGraph()
-        # PyTorch's own stream for this is on the device that something was first recorded on; and
-        # where recording fails, PyTorch leaves its stream the current one
-        with torch.cuda.stream(current), torch.cuda.graph(self._graph, stream=side):
-            function()
-
-    def __call__(self) -> None:
-        self._graph.replay()
-
-
-class Again:
-    """Calls the function: what a `CudaGraph` does, anywhere, slowly.
-
-    Args:
-        function: runs as often beforehand as for a `CudaGraph`.
-    """
-
-    def __init__(self, function: Function) -> None:
-        for _ in range(WARM_UPS):
-            function()
-        self._function = function
-
-    def __call__(self) -> None:
-        self._function()
 
 
 class _Buffers:
@@ -142,7 +92,7 @@ class Recorded:
         self, integrator: Integrator, force: Force, first: MDState, recorder: Recorder
     ) -> None:
         self.integrator, self._force = integrator, force
-        self._listed = force.neighbors.listed
+        self._listed = [one.listed for one in force.lists]
         self._buffers = _Buffers(integrator, force, first)
         self._replay = recorder(self._buffers.step)
 
@@ -151,7 +101,7 @@ class Recorded:
         mine = self._buffers.state
         return (
             self.integrator == integrator
-            and self._listed is force.neighbors.listed
+            and all(a is b.listed for a, b in zip(self._listed, force.lists, strict=True))
             and mine.seed == state.seed
             and [(t.shape, t.dtype, t.device) for t in _tensors(mine)]
             == [(t.shape, t.dtype, t.device) for t in _tensors(state)]
@@ -172,7 +122,7 @@ class Recorded:
             plain = self.integrator.step(plain, lambda system: self._force.without_check(system)[0])
         self._replayed(state, PROBED)
         ours = self._buffers.taken_out(state, PROBED)
-        rounding = ROUNDING[self._force.potential.dtype]
+        rounding = ROUNDING[self._force.dtype]
         scale = plain.forces.abs().amax().clamp(min=1.0)
         n_atoms = plain.per_system(torch.ones_like(plain.masses))
         off = [

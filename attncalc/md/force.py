@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from attncalc.md.forces import Forces
+from attncalc.evaluator import Evaluator
 from attncalc.potential import Potential, Result
 from attncalc.system import System
 
@@ -25,7 +25,8 @@ class Force(Protocol):
         recorder: records whole steps; None: nothing is recorded.
         recorded: the steps recorded last.
         neighbors: its list; None: it keeps none.
-        potential: the model; None: there is none.
+        lists: all lists that it keeps.
+        dtype: of its least precise part.
     """
 
     device: torch.device
@@ -33,7 +34,10 @@ class Force(Protocol):
     recorder: Any
     recorded: Any
     neighbors: Any
-    potential: Any
+    dtype: torch.dtype
+
+    @property
+    def lists(self) -> Sequence[Any]: ...
 
     def __call__(self, system: System) -> Result:
         """Energy, forces and strain gradient."""
@@ -61,7 +65,8 @@ class ForceOfFunction:
 
     looks_at_every_step = True
     neighbors: Any = None
-    potential: Any = None
+    dtype = torch.float64
+    lists: Sequence[Any] = ()
 
     def __init__(self, function: Function, device: torch.device) -> None:
         self._function, self.device = function, device
@@ -106,7 +111,7 @@ def force_of(given: Any, device: torch.device) -> Force:
         ValueError: the potential corrects another method.
     """
     if isinstance(given, Potential):
-        return Forces(given)
+        return Evaluator(given)
     if isinstance(given, Force):
         return given
     if not callable(given):

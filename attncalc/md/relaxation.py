@@ -159,7 +159,7 @@ def relax_batch(
     A structure that is done rests, and leaves the batch with others: it costs no more.
 
     Args:
-        potential: the model, its `Forces`, or any function `System -> Result`.
+        potential: the model, its `Evaluator`, or any function `System -> Result`.
         system: the structures.
         fmax: eV/Å, largest force left on an atom that may move.
         steps: most steps.

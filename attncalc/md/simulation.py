@@ -83,8 +83,8 @@ def run(
 
     Args:
         integrator: one of `attncalc.md.integrators`.
-        potential: the model, its `Forces` (which several runs may share, one after the other), or
-            any function `System -> Result`.
+        potential: the model, its `Evaluator` (which several runs may share, one after the other),
+            or any function `System -> Result`.
         state: from `integrator.init`, a checkpoint, or an earlier run.
         n_steps: how many.
         callbacks: called in this order, checkpoints after all others, whose files are then as far.

@@ -42,6 +42,7 @@ from tblite.ase import TBLite
 from tqdm import tqdm
 
 from attncalc import System, load, md
+from attncalc.evaluator import Evaluator
 from attncalc.data import Dataset, read
 from attncalc.data.errors import predict
 
@@ -86,7 +87,7 @@ def moved(
     replicas start at other frames; a run in which one explodes ends there.
     """
     langevin = md.Langevin(TIMESTEP * units.fs, kelvin, FRICTION / units.fs)
-    force = md.Forces(load(model))
+    force = Evaluator(load(model))
     for k in count():
         rng = np.random.default_rng([seed, k])
         starts = [frames[i] for i in rng.choice(len(frames), len(kelvin), replace=False).tolist()]

@@ -20,8 +20,9 @@ from command_line import COPPER, ETHANOL, attncalc, fails, files, succeeds, wait
 
 from attncalc import AttnCalculator
 from attncalc.cli import md as module
+from attncalc.evaluator import Evaluator
 from attncalc.files import FileLock
-from attncalc.md import Forces, Langevin, load_checkpoint, read_h5md
+from attncalc.md import Langevin, load_checkpoint, read_h5md
 from attncalc.md.checkpoint import save_checkpoint
 
 
@@ -412,7 +413,7 @@ def test_md_that_is_stopped_at_once(
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Forces, "__call__", interrupted)
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
     result = attncalc("md", copper_file, "--model", COPPER, "-o", name)
     assert result.exit_code == 130
     assert files() == {copper_file}, "the next try finds the names free"

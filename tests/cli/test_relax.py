@@ -18,7 +18,7 @@ from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succ
 
 from attncalc import AttnCalculator
 from attncalc.cli import relax as module
-from attncalc.md import Forces
+from attncalc.evaluator import Evaluator
 
 
 @pytest.mark.parametrize("optimizer", ["fire", "lbfgs"])
@@ -251,7 +251,7 @@ def test_relax_of_several_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_relax_of_several_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     write("many.extxyz", many())
-    evaluate, calls = Forces.__call__, []
+    evaluate, calls = Evaluator.__call__, []
 
     def interrupted(self, system):
         calls.append(system)
@@ -259,7 +259,7 @@ def test_relax_of_several_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> No
             raise KeyboardInterrupt
         return evaluate(self, system)
 
-    monkeypatch.setattr(Forces, "__call__", interrupted)
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
     result = attncalc("relax", "many.extxyz", "--model", COPPER, "-o", "out.xyz")
     assert result.exit_code == 130
     assert result.stderr == (

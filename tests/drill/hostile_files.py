@@ -19,6 +19,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from attncalc import convert, data, load, md
 from attncalc.data import Dataset
+from attncalc.evaluator import Evaluator
 from attncalc.md.checkpoint import save_checkpoint
 from attncalc.train import Recipe
 from attncalc.train.loop import finished_epochs
@@ -141,7 +142,7 @@ def write_rows(path: Path) -> None:
 
 
 def _run(trajectory: Path, checkpoint: Path | None = None) -> None:
-    force = md.Forces(load(COPPER))
+    force = Evaluator(load(COPPER))
     from attncalc import System
 
     integrator = md.Verlet(0.05)

@@ -16,6 +16,7 @@ from states import assert_equal
 from toys import assert_mean, gas, zeros_of
 
 from attncalc import System, load, md
+from attncalc.evaluator import Evaluator
 from attncalc.md.cell_rescaling import CellState, deform
 from attncalc.md.checkpoint import save_checkpoint
 from attncalc.potential import Result
@@ -186,7 +187,7 @@ def test_lengths_and_angles_on_springs() -> None:
 @pytest.mark.parametrize("isotropic", [True, False])
 def test_the_conserved_quantity_moves_by_the_timestep_only(isotropic: bool) -> None:
     """Of real forces, whose stress must be theirs: it drifts in proportion to the timestep."""
-    force = md.Forces(load(COPPER))
+    force = Evaluator(load(COPPER))
     crystal = bulk("Cu", cubic=True)
     off = []
     for timestep in (2.0, 4.0):
@@ -237,7 +238,7 @@ def test_deforming_keeps_orientation_and_fractional_coordinates() -> None:
 
 @pytest.mark.parametrize("isotropic", [True, False])
 def test_batching_does_not_matter(isotropic: bool) -> None:
-    force = md.Forces(load(COPPER, dtype="float64"))
+    force = Evaluator(load(COPPER, dtype="float64"))
     crystals = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1)]
     integrator = replace(CRYSTAL, isotropic=isotropic)
     together = md.run(integrator, force, integrator.init(force, System.from_ase(crystals)), 20)
@@ -250,7 +251,7 @@ def test_batching_does_not_matter(isotropic: bool) -> None:
 
 @pytest.mark.parametrize("isotropic", [True, False])
 def test_a_run_goes_on_bit_for_bit_and_so_do_its_files(isotropic: bool, tmp_path: Path) -> None:
-    force, crystals = md.Forces(load(COPPER)), [bulk("Cu", cubic=True)] * 2
+    force, crystals = Evaluator(load(COPPER)), [bulk("Cu", cubic=True)] * 2
     integrator = replace(CRYSTAL, isotropic=isotropic)
     first = integrator.init(force, System.from_ase(crystals), seed=3)
 

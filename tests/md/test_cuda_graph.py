@@ -19,13 +19,15 @@ from states import assert_equal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncalc import System, load, md
-from attncalc.graph import Graph
+from attncalc.evaluator import Evaluator
+from attncalc.graph import AtomOutputs, Graph, Linearized
 from attncalc.md import cuda_graph, fused_steps, noise
-from attncalc.md import forces as forces_module
-from attncalc.md.cuda_graph import WARM_UPS, Again, CudaGraph, Function
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
+from attncalc.nn.network import CompiledNetwork, by_autograd
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
-from attncalc.potential import Potential, Result, evaluate
+from attncalc.ops import with_modules
+from attncalc.potential import Potential
+from attncalc.recording import WARM_UPS, Again, CudaGraph, Function
 
 FS = units.fs
 LANGEVIN = md.Langevin(0.5 * FS, (300.0, 2500.0), 0.02 / FS)
@@ -55,7 +57,7 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing compiled for the CPU, which would round differently."""
     for module in (noise, fused_steps):
         monkeypatch.setattr(module, "has_numba", lambda: False)
-    monkeypatch.setattr(forces_module, "lower", lambda potential: potential)
+    monkeypatch.setattr("attncalc.evaluator.lower", lambda potential: potential)
 
 
 @functools.cache
@@ -74,9 +76,9 @@ def potential_of(name: str) -> Potential:
     return Potential(Equiformer(config, len(ELEMENTS)), ELEMENTS)
 
 
-def forces_of(name: str, *, skin: float = 1.0) -> md.Forces:
+def forces_of(name: str, *, skin: float = 1.0) -> Evaluator:
     """On the CPU as on a GPU: lists of fixed length that nobody asks within a chunk."""
-    forces = md.Forces(potential_of(name), skin=skin)
+    forces = Evaluator(potential_of(name), skin=skin)
     forces.neighbors = replace(forces.neighbors, capacity=64)
     forces.looks_at_every_step = False
     return forces
@@ -177,26 +179,24 @@ def test_a_longer_list_is_recorded_anew() -> None:
 
 
 class Tables:
-    """An engine that has none for atoms closer than this, and says so by NaN where it is not asked.
+    """An engine that has none for atoms closer than this, and says so by NaN.
 
     Args:
         plain: does all the work.
         shortest: Å.
     """
 
+    defers = True
+
     def __init__(self, plain: Potential, shortest: float) -> None:
         self.plain, self.shortest = plain, shortest
-        self.n_refused = 0
+        self.n_calls = self.n_refused = 0
 
-    def submit(self, graph: Graph) -> Result:
-        result = evaluate(self.plain, graph)
+    def linearize(self, graph: Graph) -> Linearized:
+        outputs, pull = by_autograd(self.plain.network, graph)
         close = torch.linalg.vector_norm(graph.vectors, dim=1).amin() < self.shortest
-        return replace(result, energy=torch.where(close, torch.nan, result.energy))
-
-    def __call__(self, graph: Graph) -> Result | None:
-        result = self.submit(graph)
-        self.n_refused += bool(result.energy.isnan().any())
-        return None if result.energy.isnan().any() else result
+        self.n_calls, self.n_refused = self.n_calls + 1, self.n_refused + int(close)
+        return Linearized(AtomOutputs(torch.where(close, torch.nan, outputs.energies)), pull)
 
 
 def test_a_chunk_that_an_engine_has_no_tables_for_is_done_again_step_by_step() -> None:
@@ -204,11 +204,13 @@ def test_a_chunk_that_an_engine_has_no_tables_for_is_done_again_step_by_step() -
     for tables in (None, Tables(potential_of("small"), 0.96)):  # for some of the steps
         forces = forces_of("small")
         forces.recorder = Again
-        forces._fast.engine = tables
+        if tables is not None:
+            network = CompiledNetwork(forces.potential.network, tables)
+            forces.potential = with_modules(forces.potential, network=network)
         first = HOT.init(forces, System.from_ase(ethanol()), seed=5)
         states.append(md.run(HOT, forces, first, 40, chunk=10))
     assert_equal(*states)
-    assert 0 < tables.n_refused < 30
+    assert 0 < tables.n_refused < tables.n_calls / 2
 
 
 def test_what_is_recorded_serves_other_runs_of_the_same_form() -> None:
@@ -415,7 +417,7 @@ def test_rounding_adds_up_over_the_atoms(per_atom: float, accepted: bool) -> Non
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:
-    forces = md.Forces(potential_of("small"))
+    forces = Evaluator(potential_of("small"))
     first = VERLET.init(forces, System.from_ase(ethanol()))
     md.run(VERLET, forces, first, 4)
     assert forces.recorder is None

@@ -10,6 +10,7 @@ from contract import assert_close, ethanol
 from toys import zeros_of
 
 from attncalc import System, load, md
+from attncalc.evaluator import Evaluator
 from attncalc.md import fused_steps, verbs
 from attncalc.md.integrator import of_systems
 
@@ -18,11 +19,11 @@ TEMPERATURES = {"one": 300.0, "of each": (300.0, 900.0)}
 
 
 @pytest.fixture(scope="module")
-def forces() -> md.Forces:
-    return md.Forces(load("so3krates-xtb-small-molecules"))
+def forces() -> Evaluator:
+    return Evaluator(load("so3krates-xtb-small-molecules"))
 
 
-def moving(integrator: md.Verlet | md.Langevin, forces: md.Forces, *, fixed: bool) -> md.MDState:
+def moving(integrator: md.Verlet | md.Langevin, forces: Evaluator, *, fixed: bool) -> md.MDState:
     """A batch of two in motion, at a step that does not fit into 32 bits."""
     atoms = [ethanol(), ethanol()[:5]]
     held = torch.arange(14) % 4 == 1 if fixed else None
@@ -33,7 +34,7 @@ def moving(integrator: md.Verlet | md.Langevin, forces: md.Forces, *, fixed: boo
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("integrator", ["verlet", *TEMPERATURES])
 def test_one_pass_is_the_verbs(
-    forces: md.Forces, integrator: str, fixed: bool, monkeypatch: pytest.MonkeyPatch
+    forces: Evaluator, integrator: str, fixed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numba")
     of_kind = md.Verlet(0.5 * FS)

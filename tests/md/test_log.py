@@ -13,6 +13,7 @@ from ase.build import bulk
 from contract import ethanol
 
 from attncalc import System, load, md
+from attncalc.evaluator import Evaluator
 from attncalc.files import FileLock
 from attncalc.md.h5md_writer import H5MDWriter
 
@@ -20,16 +21,16 @@ LANGEVIN = md.Langevin(0.5 * units.fs, 300.0, 0.01 / units.fs)
 
 
 @pytest.fixture(scope="module")
-def forces() -> md.Forces:
-    return md.Forces(load("so3krates-ethanol"))
+def forces() -> Evaluator:
+    return Evaluator(load("so3krates-ethanol"))
 
 
-def run(path: Path, forces: md.Forces, n: int, n_systems: int = 1) -> md.MDState:
+def run(path: Path, forces: Evaluator, n: int, n_systems: int = 1) -> md.MDState:
     first = LANGEVIN.init(forces, System.from_ase([ethanol()] * n_systems))
     return md.run(LANGEVIN, forces, first, n, callbacks=[md.Log(path, every=5)])
 
 
-def test_lines(tmp_path: Path, forces: md.Forces) -> None:
+def test_lines(tmp_path: Path, forces: Evaluator) -> None:
     last = run(tmp_path / "a.csv", forces, 12)
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -41,7 +42,7 @@ def test_lines(tmp_path: Path, forces: md.Forces) -> None:
 
 
 @pytest.mark.parametrize("n_systems", [1, 2])
-def test_a_run_that_goes_on(n_systems: int, tmp_path: Path, forces: md.Forces) -> None:
+def test_a_run_that_goes_on(n_systems: int, tmp_path: Path, forces: Evaluator) -> None:
     run(tmp_path / "whole.csv", forces, 30, n_systems)
     path = tmp_path / "part.csv"
     state = run(path, forces, 13, n_systems)
@@ -52,7 +53,7 @@ def test_a_run_that_goes_on(n_systems: int, tmp_path: Path, forces: md.Forces) -
 
 
 def test_a_log_that_another_run_writes_is_refused_and_stays(
-    tmp_path: Path, forces: md.Forces
+    tmp_path: Path, forces: Evaluator
 ) -> None:
     path = tmp_path / "a.csv"
     state = run(path, forces, 13)
@@ -78,7 +79,7 @@ def test_a_log_that_another_run_writes_is_refused_and_stays(
     ids=["columns", "empty", "a line", "too short"],
 )
 def test_a_damaged_log_is_refused_and_stays(
-    damage, message: str, tmp_path: Path, forces: md.Forces
+    damage, message: str, tmp_path: Path, forces: Evaluator
 ) -> None:
     path = tmp_path / "a.csv"
     state = run(path, forces, 13)
@@ -95,7 +96,7 @@ def test_a_damaged_log_is_refused_and_stays(
 COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
 
 
-def both(path: Path, forces: md.Forces, n: int, structures: list, state: md.MDState | None = None):
+def both(path: Path, forces: Evaluator, n: int, structures: list, state: md.MDState | None = None):
     """A run with trajectory and log; goes on where a state is given."""
     first = LANGEVIN.init(forces, System.from_ase(structures)) if state is None else state
     log = md.Log(path.with_suffix(".csv"), every=5, trajectory=path)
@@ -121,7 +122,7 @@ def test_lost_lines_are_made_again_from_the_trajectory(
     damage, n_systems: int, tmp_path: Path
 ) -> None:
     """To the last byte, of a periodic and, in a batch, a larger cell."""
-    forces = md.Forces(load(COPPER))
+    forces = Evaluator(load(COPPER))
     cells = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1)][:n_systems]
     both(tmp_path / "whole.h5md", forces, 40, cells)
     path = tmp_path / "part.h5md"
@@ -136,7 +137,7 @@ def test_lost_lines_are_made_again_from_the_trajectory(
     assert log.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_lines_that_the_trajectory_lacks_are_named(tmp_path: Path, forces: md.Forces) -> None:
+def test_lines_that_the_trajectory_lacks_are_named(tmp_path: Path, forces: Evaluator) -> None:
     path = tmp_path / "a.h5md"
     state = both(path, forces, 20, [ethanol()])
     log = path.with_suffix(".csv")
@@ -150,7 +151,7 @@ def test_lines_that_the_trajectory_lacks_are_named(tmp_path: Path, forces: md.Fo
 
 
 def test_a_log_that_is_removed_during_the_run_is_there_at_its_end(
-    tmp_path: Path, forces: md.Forces
+    tmp_path: Path, forces: Evaluator
 ) -> None:
     path = tmp_path / "a.csv"
     log = md.Log(path, every=5)

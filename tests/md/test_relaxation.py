@@ -9,12 +9,13 @@ from ase.optimize import FIRE
 from contract import ethanol
 
 from attncalc import AttnCalculator, System, load, md
+from attncalc.evaluator import Evaluator
 from attncalc.md import relaxation
 
 
 @pytest.fixture(scope="module")
-def forces() -> md.Forces:
-    return md.Forces(load("so3krates-ethanol"))
+def forces() -> Evaluator:
+    return Evaluator(load("so3krates-ethanol"))
 
 
 def rattled() -> list[Atoms]:
@@ -24,7 +25,7 @@ def rattled() -> list[Atoms]:
     return frames
 
 
-def test_every_structure_goes_the_way_of_ases_fire(forces: md.Forces) -> None:
+def test_every_structure_goes_the_way_of_ases_fire(forces: Evaluator) -> None:
     relaxed = md.relax_batch(forces, System.from_ase(rattled()), fmax=0.02)
     assert relaxed.largest_force.amax() <= 0.02
     assert not relaxed.interrupted
@@ -41,7 +42,7 @@ def test_every_structure_goes_the_way_of_ases_fire(forces: md.Forces) -> None:
     assert (relaxed.energy - fresh.energy).abs().amax() < 1e-5
 
 
-def test_fixed_atoms_stay(forces: md.Forces) -> None:
+def test_fixed_atoms_stay(forces: Evaluator) -> None:
     system = System.from_ase(rattled()[:2])
     fixed = torch.zeros(18, dtype=torch.bool)
     fixed[[0, 4, 11]] = True
@@ -53,7 +54,7 @@ def test_fixed_atoms_stay(forces: md.Forces) -> None:
     assert lengths[fixed].amax() > 0.01
 
 
-def test_steps_end(forces: md.Forces) -> None:
+def test_steps_end(forces: Evaluator) -> None:
     relaxed = md.relax_batch(forces, System.from_ase(rattled()), steps=3)
     assert relaxed.steps.tolist() == [3] * 6
     assert relaxed.largest_force.amax() > 0.01
@@ -69,27 +70,27 @@ def test_steps_end(forces: md.Forces) -> None:
         ({"fixed": torch.ones(3)}, r"fixed must have shape \[9\], got \[3\]"),
     ],
 )
-def test_bad_input(options: dict, message: str, forces: md.Forces) -> None:
+def test_bad_input(options: dict, message: str, forces: Evaluator) -> None:
     with pytest.raises(ValueError, match=message):
         md.relax_batch(forces, System.from_ase(ethanol()), **options)
 
 
-def test_a_force_that_is_not_finite_is_named(forces: md.Forces, monkeypatch) -> None:
-    evaluate = md.Forces.__call__
+def test_a_force_that_is_not_finite_is_named(forces: Evaluator, monkeypatch) -> None:
+    evaluate = Evaluator.__call__
 
     def broken(self, system):
         result = evaluate(self, system)
         result.forces[12] = torch.nan
         return result
 
-    monkeypatch.setattr(md.Forces, "__call__", broken)
+    monkeypatch.setattr(Evaluator, "__call__", broken)
     with pytest.raises(FloatingPointError, match="structure 1: a force is not finite"):
         md.relax_batch(forces, System.from_ase(rattled()))
     with pytest.raises(FloatingPointError, match="structure 8: a force is not finite"):
         md.relax_batch(forces, System.from_ase(rattled()), first=7)
 
 
-def test_atoms_on_top_of_each_other_are_named(forces: md.Forces, monkeypatch) -> None:
+def test_atoms_on_top_of_each_other_are_named(forces: Evaluator, monkeypatch) -> None:
     """By the number of the structure among all, also when others have left the batch."""
     frames = rattled()
     frames[4].positions[3] = frames[4].positions[1]

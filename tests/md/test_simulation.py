@@ -18,6 +18,7 @@ from states import assert_equal
 from torch import Tensor
 
 from attncalc import AttnCalculator, System, load, md
+from attncalc.evaluator import Evaluator
 from attncalc.md import simulation
 from attncalc.potential import Result
 
@@ -30,12 +31,12 @@ VERLET = md.Verlet(timestep=0.5 * FS)
 
 
 @pytest.fixture(scope="module")
-def forces() -> md.Forces:
-    return md.Forces(load("so3krates-ethanol"))
+def forces() -> Evaluator:
+    return Evaluator(load("so3krates-ethanol"))
 
 
 def start(
-    forces: md.Forces | Callable[[System], Result],
+    forces: Evaluator | Callable[[System], Result],
     *structures: Atoms,
     integrator=LANGEVIN,
     **options,
@@ -59,7 +60,7 @@ def springs(strength: float) -> Callable[[System], Result]:
 # ------------------------------------------------------------------------------------- physics
 
 
-def test_verlet_is_ases(forces: md.Forces) -> None:
+def test_verlet_is_ases(forces: Evaluator) -> None:
     atoms = ethanol()
     first = start(forces, atoms, integrator=VERLET, temperature=300.0, seed=3)
     last = md.run(VERLET, forces, first, 100)
@@ -106,7 +107,7 @@ def test_langevin_samples_the_temperature_asked_for_in_momenta_and_positions() -
         np.testing.assert_allclose(np.mean(measured, axis=0), temperatures, rtol=tolerance)
 
 
-def test_conserved_quantity_of_langevin_dynamics(forces: md.Forces) -> None:
+def test_conserved_quantity_of_langevin_dynamics(forces: Evaluator) -> None:
     """Energy less heat moves only by the error of the timestep, while energy itself wanders."""
     first = start(forces, seed=1)
     energies, conserved = [], []
@@ -119,7 +120,7 @@ def test_conserved_quantity_of_langevin_dynamics(forces: md.Forces) -> None:
     assert np.ptp(conserved) < 0.05 * np.ptp(energies)
 
 
-def test_fixed_atoms_stay(forces: md.Forces) -> None:
+def test_fixed_atoms_stay(forces: Evaluator) -> None:
     fixed = torch.tensor([True, True, *[False] * 7])
     for integrator in (VERLET, LANGEVIN):
         first = start(forces, integrator=integrator, fixed=fixed)
@@ -165,7 +166,7 @@ def test_drift_and_rotation_are_no_heat(periodic: bool) -> None:
         np.testing.assert_allclose(state.temperature, expected, rtol=1e-10)
 
 
-def test_chunks_do_not_matter(forces: md.Forces) -> None:
+def test_chunks_do_not_matter(forces: Evaluator) -> None:
     first = start(forces)
     whole = md.run(LANGEVIN, forces, first, 60, chunk=60)
     assert_equal(md.run(LANGEVIN, forces, first, 60, chunk=1), whole)
@@ -175,7 +176,7 @@ def test_chunks_do_not_matter(forces: md.Forces) -> None:
     assert first.step == 0
 
 
-def test_batching_does_not_matter(forces: md.Forces) -> None:
+def test_batching_does_not_matter(forces: Evaluator) -> None:
     warm = ethanol()
     warm.positions *= 1.02
     together = start(forces, ethanol(), warm)
@@ -188,7 +189,7 @@ def test_batching_does_not_matter(forces: md.Forces) -> None:
 
 
 @pytest.fixture
-def blind(forces: md.Forces) -> Iterator[md.Forces]:
+def blind(forces: Evaluator) -> Iterator[Evaluator]:
     """As on a GPU: within a chunk nobody asks whether the list still holds."""
     forces.looks_at_every_step = False
     yield forces
@@ -196,7 +197,7 @@ def blind(forces: md.Forces) -> Iterator[md.Forces]:
 
 
 def test_a_chunk_in_which_an_atom_moved_too_far_is_done_again(
-    blind: md.Forces, monkeypatch: pytest.MonkeyPatch
+    blind: Evaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hot = replace(LANGEVIN, temperature=2000)
     first = start(blind, integrator=hot, seed=2)
@@ -215,8 +216,8 @@ def test_a_chunk_in_which_an_atom_moved_too_far_is_done_again(
     assert_equal(md.run(hot, blind, first, 200), last)
 
 
-def test_a_crystal_with_images_likewise(blind: md.Forces) -> None:
-    copper = md.Forces(load(COPPER), skin=0.1)
+def test_a_crystal_with_images_likewise(blind: Evaluator) -> None:
+    copper = Evaluator(load(COPPER), skin=0.1)
     crystal = bulk("Cu", cubic=True) * (2, 2, 2)
     hot = replace(LANGEVIN, temperature=1500, timestep=2 * FS)
     first = start(copper, crystal, integrator=hot)
@@ -352,7 +353,7 @@ def test_what_is_no_force() -> None:
         md.run(VERLET, lambda system: 0.0, first, 3)
 
 
-def test_a_function_of_a_model_is_as_good_as_its_forces(forces: md.Forces) -> None:
+def test_a_function_of_a_model_is_as_good_as_its_forces(forces: Evaluator) -> None:
     """A bias on top of a model, here of nothing."""
 
     def biased(system: System) -> Result:
@@ -400,7 +401,7 @@ def test_momenta_that_are_no_numbers(given: object) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 16])
-def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int) -> None:
+def test_an_explosion_stops_at_the_last_sane_state(forces: Evaluator, chunk: int) -> None:
     wild = md.Verlet(timestep=8 * FS)
     first = start(forces, integrator=wild, temperature=3000.0)
     seen: list[md.MDState] = []
@@ -421,7 +422,7 @@ def test_an_explosion_stops_at_the_last_sane_state(forces: md.Forces, chunk: int
 
 
 @pytest.mark.parametrize("timestep", [20, 40, 100])
-def test_a_molecule_that_is_gone_and_cold_is_noticed(forces: md.Forces, timestep: float) -> None:
+def test_a_molecule_that_is_gone_and_cold_is_noticed(forces: Evaluator, timestep: float) -> None:
     """Atoms that left each other within a step feel nothing more, and the bath cools them."""
     wild = md.Langevin(timestep * FS, temperature=300, friction=0.01 / FS)
     first = start(forces, integrator=wild)
@@ -507,14 +508,14 @@ def test_bad_input(make, message: str) -> None:
         make()
 
 
-def test_what_the_model_does_not_know_is_refused(forces: md.Forces) -> None:
+def test_what_the_model_does_not_know_is_refused(forces: Evaluator) -> None:
     ion = ethanol()
     ion.info["charge"] = 1
     with pytest.raises(ValueError, match="total charge"):
         start(forces, ion)
 
 
-def test_a_state_has_the_forces_of_its_positions(forces: md.Forces) -> None:
+def test_a_state_has_the_forces_of_its_positions(forces: Evaluator) -> None:
     state = md.run(LANGEVIN, forces, start(forces), 13)
     expected: Tensor = forces(state.system).forces
     assert torch.equal(state.forces, expected)
@@ -522,7 +523,7 @@ def test_a_state_has_the_forces_of_its_positions(forces: md.Forces) -> None:
 
 @pytest.mark.parametrize("n_steps", [float("nan"), 1.5, True, None, 10**30, "1"])
 def test_numbers_of_steps_that_are_none(n_steps: object) -> None:
-    force = md.Forces(load(COPPER_MODEL))
+    force = Evaluator(load(COPPER_MODEL))
     integrator = md.Verlet(0.5 * units.fs)
     state = integrator.init(force, System.from_ase(bulk("Cu", cubic=True)), temperature=10.0)
     with pytest.raises(ValueError, match="n_steps must be "):

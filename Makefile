@@ -6,21 +6,27 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 
 VENV   := .venv
 PEERS  := .venv-peers
+# the lowest versions have an environment of their own; what depends on them most is tested: files, readers, networks
+LOWEST       ?= .ci/lowest.txt
+LOWEST_VENV  := .venv-lowest
+LOWEST_TESTS ?= tests/basis tests/files tests/test_system.py tests/test_graph.py tests/test_ops.py tests/test_committee_file.py \
+                tests/data/test_extxyz.py tests/data/test_hdf5.py tests/data/test_npz.py tests/train/test_recipe.py tests/nn/test_so3krates.py
 WHEELS := .wheels
 BIN    := $(VENV)/bin
 # stamps: newer than setup.cfg means up to date
 CORE   := $(VENV)/.installed-core
 TEST   := $(VENV)/.installed-test
+OLDEST := $(LOWEST_VENV)/.installed
 INPUTS := setup.cfg setup.py $(CONSTRAINTS)
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test drill lint format types wheel bench peers gpu-wheels clean
+.PHONY: help install demo test test-lowest drill lint format types wheel bench peers gpu-wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
-	  printf '  make %-10s %s\n' "$$name" "$$text"; done
+	  printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 install: $(CORE) ## the package in .venv, editable, with what it needs to run
 	@echo "attncalc is installed: try $(BIN)/attncalc --help"
@@ -30,6 +36,9 @@ demo: $(CORE) ## a short look at what attncalc does, pictures in demo/
 
 test: $(TEST) ## all tests (PYTEST_ARGS="-k so3krates" picks some)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-lowest: $(OLDEST) ## a selection of tests with the lowest versions that setup.cfg allows (LOWEST=.ci/lowest.txt)
+	@$(LOWEST_VENV)/bin/python -m pytest -m "not slow" $(LOWEST_TESTS)
 
 drill: $(TEST) ## kills, full disks, power cuts, hostile files, links, threads (an hour), the table in docs/drill.md
 	@PYTHONPATH=tests $(BIN)/python -m drill -o docs/drill.md
@@ -92,7 +101,7 @@ gpu-wheels: | $(BIN)/python ## what benchmarks/gpu.py needs on a machine without
 	  echo "$(WHEELS): $$(ls $(WHEELS) | wc -l) wheels, $$((size / 1000000)) MB"
 
 clean: ## remove what the targets made, .venv included
-	rm -rf $(VENV) $(PEERS) $(WHEELS) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(LOWEST_VENV) $(WHEELS) build dist demo *.egg-info .coverage* .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -115,3 +124,11 @@ $(TEST): $(INPUTS) | $(BIN)/python
 	@echo "attncalc: installing into $(VENV) with the test tools; the first time this downloads PyTorch and takes some minutes"
 	@$(PIP) --editable '.[test]' || { echo "attncalc: pip could not install the package; its reason stands above" >&2; exit 1; }
 	@touch $(CORE) $@
+
+$(OLDEST): $(INPUTS) $(LOWEST)
+	@echo "attncalc: installing the lowest versions into $(LOWEST_VENV)"
+	@$(PYTHON) -m venv $(LOWEST_VENV)
+	@$(LOWEST_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --constraint $(LOWEST) \
+	  --editable '.[train]' hypothesis pytest || { \
+	  echo "attncalc: pip could not install the lowest versions; its reason stands above" >&2; exit 1; }
+	@touch $@

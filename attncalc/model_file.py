@@ -438,7 +438,9 @@ def _is_pair_term(entry: Any) -> bool:
     )
 
 
-def _look_up(table: dict, name: str, config: dict) -> tuple[type[nn.Module], Any]:
+def _look_up(
+    table: dict[str, tuple[type[nn.Module], type]], name: str, config: dict[str, Any]
+) -> tuple[type[nn.Module], Any]:
     if name not in table:
         raise ValueError(f"{name!r} is not known; known: {', '.join(table)}")
     kind, config_kind = table[name]

@@ -65,7 +65,7 @@ def test_wheel_holds_every_file_of_the_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {
         file.relative_to(REPOSITORY).as_posix()
-        for pattern in ("*.py", "*.html")
+        for pattern in ("*.py", "*.html", "py.typed")
         for file in (REPOSITORY / "attncalc").rglob(pattern)
     }
     assert sorted(sources - names) == [], "a folder without __init__.py is not a package"

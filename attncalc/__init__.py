@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attncalc.potential import Committee, Potential, Result, evaluate
     from attncalc.system import System
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AttnCalculator",

@@ -136,7 +136,10 @@ class Evaluator:
     def _graphs(self, system: System) -> Graphs:
         neighbors, graph = self.neighbors.update(system)
         if self.far_neighbors is None:
-            self._keep([neighbors])
+            if self.recorder is None:
+                self.neighbors = neighbors
+            else:
+                self._keep([neighbors])
             return Graphs(graph)
         far, far_graph = self.far_neighbors.update(system)
         self._keep([neighbors, far])

@@ -157,6 +157,10 @@ class AtomOutputs:
     charges: Tensor | None = None
 
 
+OUTPUTS = tuple(field.name for field in fields(AtomOutputs))
+"""Names of all outputs that a network may have."""
+
+
 class Linearized(NamedTuple):
     """Outputs of a network for one graph, and the gradient of what is made of them.
 

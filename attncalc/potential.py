@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor, nn
 
 from attncalc.compiled import has_numba
-from attncalc.graph import ALL_PAIRS, AtomOutputs, Graph, Graphs, species_of
+from attncalc.graph import ALL_PAIRS, OUTPUTS, AtomOutputs, Graph, Graphs, species_of
 from attncalc.neighbors import fresh_graph
-from attncalc.nn.network import OUTPUTS, linearize
+from attncalc.nn.network import linearize
 from attncalc.ops import segment_sum
 from attncalc.system import System
 
@@ -313,12 +314,12 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
     """
     graph, n_counted = graphs.short, graphs.n_counted
     outputs, pull = linearize(member.network, graph, waits=waits)
-    factor = member.scale.index_select(0, graph.species)
-    energies = torch.addcmul(
-        member.reference_energies.index_select(0, graph.species),
-        factor,
-        outputs.energies.to(factor.dtype),
-    )
+    scale, reference, species = member.scale, member.reference_energies, graph.species
+    factor = scale.index_select(0, species)
+    of_network = outputs.energies.to(factor.dtype)
+    energies = torch.addcmul(reference.index_select(0, species), factor, of_network)
+    if n_counted is None and len(member.pair_terms) == 0 and outputs.charges is None:
+        return EdgeGradients(energies, pull(AtomOutputs(factor)), None)
     d_outputs: dict[str, Tensor] = {"energies": factor}
     for name in OUTPUTS[1:]:
         if getattr(outputs, name) is not None:
@@ -372,24 +373,33 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
     dE / d strain = sum_e vector_e (x) g_e, since a strain maps every vector r to r (1 + strain).
     """
     graph, energies = graphs.short, gradients.energies
+    parts = [(graph, gradients.short)]
+    if graphs.long is not None and gradients.long is not None:
+        parts.append((graphs.long, gradients.long))
+    if energies.device.type == "cpu" and has_numba():
+        return _assemble_by_loop(graph, energies, parts)
     energy = segment_sum(energies, graph.system_idx, graph.n_systems)
     forces = energies.new_zeros(graph.n_atoms, 3)
     strain_gradient = energies.new_zeros(graph.n_systems, 3, 3)
-    for edges, gradient in ((graph, gradients.short), (graphs.long, gradients.long)):
-        if edges is None or gradient is None:
-            continue
-        if energies.device.type == "cpu" and has_numba():
-            arrays, g = edges.arrays, gradient.numpy()
-            assemble_loop()(
-                *(arrays.vectors, arrays.receivers, arrays.senders, g, arrays.system_idx),
-                *(forces.numpy(), strain_gradient.numpy()),
-            )
-        else:
-            # on a GPU `index_put` sorts before it adds, `index_add` adds in any order
-            atoms = torch.cat([edges.receivers, edges.senders])
-            forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
-            strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
+    for edges, gradient in parts:
+        # on a GPU `index_put` sorts before it adds, `index_add` adds in any order
+        atoms = torch.cat([edges.receivers, edges.senders])
+        forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
+        strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
     return Result(energy, energies, forces, strain_gradient)
+
+
+def _assemble_by_loop(graph: Graph, energies: Tensor, parts: list[tuple[Graph, Tensor]]) -> Result:
+    n_systems = graph.n_systems
+    forces, strain_gradient = np.zeros((graph.n_atoms, 3)), np.zeros((n_systems, 3, 3))
+    system_idx, loop = graph.arrays.system_idx, assemble_loop()
+    for edges, gradient in parts:
+        vectors, receivers, senders, *_ = edges.arrays
+        loop(vectors, receivers, senders, gradient.numpy(), system_idx, forces, strain_gradient)
+    # adds in the order of the atoms, as `segment_sum` does in several times as long
+    energy = np.bincount(system_idx, energies.numpy(), minlength=n_systems)
+    total, of_atoms, strain = map(torch.from_numpy, (energy, forces, strain_gradient))
+    return Result(total, energies, of_atoms, strain)
 
 
 @functools.cache

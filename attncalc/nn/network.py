@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from attncalc.graph import AtomOutputs, Graph, Linearized
-
-OUTPUTS = tuple(field.name for field in fields(AtomOutputs))
-"""Names of all outputs that a network may have."""
+from attncalc.graph import OUTPUTS, AtomOutputs, Graph, Linearized
 
 
 class NetworkConfig(Protocol):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.graph import AtomOutputs, Graph, GraphArrays, Linearized
+from attncalc.graph import OUTPUTS, AtomOutputs, Graph, GraphArrays, Linearized
 from attncalc.kernels.simd.crew import MORE_GHOSTS, Crew, give_way
 from attncalc.kernels.simd.shares import Share, shares_of
 from attncalc.kernels.simd.team import Team
@@ -59,7 +59,7 @@ class CompiledEngine(ABC, Generic[Workspace]):
     Equal numbers of threads give equal bits; different ones differ by rounding.
 
     Attributes:
-        output_names: fields of `AtomOutputs` that it fills, in the order of its arrays.
+        n_outputs: number of fields of `AtomOutputs` that it fills, the first ones.
         by_pairs: whether it is pairs that make work, or edges.
         fewest: of those, for a thread to be worth its while.
         threads: how many share an evaluation, at most.
@@ -68,7 +68,7 @@ class CompiledEngine(ABC, Generic[Workspace]):
     by_pairs: ClassVar[bool]
     defers: ClassVar = False
     fewest: int
-    output_names: tuple[str, ...] = ("energies",)
+    n_outputs: int = 1
 
     def __init__(self) -> None:
         self.threads = 1
@@ -104,10 +104,8 @@ class CompiledEngine(ABC, Generic[Workspace]):
         evaluation = _Evaluation(self, graph, arrays, size)
         if not evaluation.forward():
             return None
-        values = map(torch.from_numpy, evaluation.outputs)
-        return Linearized(
-            AtomOutputs(**dict(zip(self.output_names, values, strict=True))), evaluation.pull
-        )
+        outputs = AtomOutputs(*map(torch.from_numpy, evaluation.outputs))
+        return Linearized(outputs, evaluation.pull)
 
     def lease(self, size: int, needs: tuple[int, ...]) -> Lease[Workspace]:
         """Memory that no other evaluation has, with room for so much.
@@ -218,8 +216,9 @@ class _Evaluation:
             self.lease = lease = engine.lease(size, (most, *needs))
             n_rows = graph.n_atoms + lease.ghosts.atoms.size
             self.inputs = engine._inputs(graph, arrays, n_rows)
-            self.outputs = np.zeros((len(engine.output_names), graph.n_atoms))
-            lease.ghosts.counts[:] = 0
+            self.outputs = np.zeros((engine.n_outputs, graph.n_atoms))
+            if size > 1:
+                lease.ghosts.counts[:] = 0
             self.counts = self._run(self._forward)
             if self.counts[0] >= 0:
                 return True
@@ -236,8 +235,11 @@ class _Evaluation:
         """
         if self.lease is None:
             raise RuntimeError("the gradient of this evaluation has been taken already")
-        given = [getattr(d_outputs, name).numpy() for name in self.engine.output_names]
-        self.outputs = np.stack(given) if len(given) > 1 else given[0][None]
+        if self.engine.n_outputs == 1:
+            self.outputs = d_outputs.energies.numpy()[None]
+        else:
+            names = OUTPUTS[: self.engine.n_outputs]
+            self.outputs = np.stack([getattr(d_outputs, name).numpy() for name in names])
         d_vectors = np.zeros((self.n_edges, 3))
         self._run(lambda rank, team: self._reverse(rank, team, d_vectors))
         self.close()

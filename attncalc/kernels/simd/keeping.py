@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from pathlib import Path
+from typing import Any
 
 from numba.extending import register_jitable
 
 from attncalc.compiled import Loop, compiled_loop
 from attncalc.kernels.simd.loops import FASTMATH
+
+# `sources` is in the closure of the function, and so in the key under which Numba keeps it
+ENTRY = """
+def make(step, sources):
+    def entry({names}):
+        return step({names}) if len(sources) > 0 else -1
+    return entry
+"""
 
 
 def kept_step(step: Loop, folder: Path) -> Loop:
@@ -23,11 +33,16 @@ def kept_step(step: Loop, folder: Path) -> Loop:
     """
     sources = hash_of_sources(folder, Path(__file__).parent)
     register_jitable(fastmath=FASTMATH, error_model="numpy")(step)
-
-    def entry(*arguments):
-        return step(*arguments) if len(sources) > 0 else -1
-
-    entry.__qualname__ = folder.name  # a part of the file's name: two steps do not share one
+    # named parameters: of a tuple of all arguments Numba would find out the type at every call
+    names = ", ".join(inspect.signature(step).parameters)
+    code = ENTRY.format(names=names)
+    # Numba keeps machine code beside the file that a function comes from
+    scope: dict[str, Any] = {}
+    exec(compile(code, __file__, "exec"), scope)
+    entry = scope["make"](step, sources)
+    entry.__module__ = __name__
+    # a part of the file's name: two steps do not share one
+    entry.__qualname__ = f"{folder.name}{step.__name__}"
     return compiled_loop(fastmath=FASTMATH)(entry)
 
 

@@ -133,7 +133,7 @@ class Engine(CompiledEngine[Held]):
             bias = exact.head.energy.bias.expand(len(network.embedding.element))
             biases = [bias]
             if exact.charge_head is not None:
-                self.output_names = ("energies", "charges")
+                self.n_outputs = 2
                 biases.append(exact.charge_head.head.energy.bias + exact.charge_head.of_species)
             self.constants = _constants(config, grid, torch.stack(biases).numpy())
             self.weights = _weights(exact, grid)

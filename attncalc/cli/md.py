@@ -24,10 +24,9 @@ from attncalc.cli.output import output_file, output_options, overwrites, report_
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock, NoSpaceLeft
 from attncalc.md import ENSEMBLES, SPREAD, Settings, Thermometer, read_log, run_with_ase
-from attncalc.md.integrators import integrator_of
+from attncalc.md.integrators import THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import LogSummary, count_rows
-from attncalc.md.settings import THERMOSTATS
 from attncalc.signals import finished_before_ctrl_c
 
 # what only one ensemble listens to
@@ -317,10 +316,7 @@ def _refuse_unread(context: click.Context, settings: Settings, *, by_ase: bool) 
                 f"--{name.replace('_', '-')} applies to attncalc's integrators only: remove it, or "
                 "remove --integrator ase"
             )
-    rescales = settings.ensemble == "npt" or (settings.ensemble, settings.thermostat) == (
-        "nvt",
-        "bussi",
-    )
+    rescales = settings.ensemble == "npt" or settings.thermostat == "bussi"
     if _typed(context, "relaxation") and not rescales:
         raise ValueError("--relaxation belongs to npt and to --thermostat bussi: leave it away")
     if _typed(context, "friction") and settings.thermostat != "langevin":

@@ -18,8 +18,18 @@ INTEGRATORS: dict[str, type[Integrator]] = {
 }
 
 
+# those of "nvt", the default first
+THERMOSTATS = tuple(name for name, kind in INTEGRATORS.items() if kind.ensemble == "nvt")
+
+
 def integrator_of(settings: Settings) -> Integrator:
-    """Make the integrator of a run by `attncalc md`."""
-    of_ensemble = {n: kind for n, kind in INTEGRATORS.items() if kind.ensemble == settings.ensemble}
-    kind = of_ensemble.get(settings.thermostat) or next(iter(of_ensemble.values()))
-    return kind.from_settings(settings)
+    """Make the integrator of a run by `attncalc md`.
+
+    Raises:
+        ValueError: there is no such thermostat.
+    """
+    found = {name: kind for name, kind in INTEGRATORS.items() if kind.ensemble == settings.ensemble}
+    name = settings.thermostat if settings.ensemble == "nvt" else next(iter(found))
+    if name not in found:
+        raise ValueError(f"thermostat must be {' or '.join(found)}, got {name!r}")
+    return found[name].from_settings(settings)

@@ -219,7 +219,7 @@ def deform(state: CellState, strain: Tensor, *, turns_back: bool) -> tuple[CellS
         The state, and the strain as it is after turning.
     """
     system, idx = state.system, state.system.system_idx
-    forwards, backwards = _exp(strain), _exp(-strain)
+    forwards, backwards = _exp(torch.stack([strain, -strain]))
     if turns_back:
         turn = _frame(system.cell @ forwards).mT @ _frame(system.cell)
         forwards, backwards, strain = forwards @ turn, backwards @ turn, turn.mT @ strain @ turn
@@ -241,7 +241,7 @@ def _noise_of_cells(state: CellState) -> Tensor:
 
 
 def _exp(matrices: Tensor) -> Tensor:
-    """Exponentials of [n, 3, 3]; unlike `torch.matrix_exp` this waits for no device."""
+    """Exponentials of [..., 3, 3]; unlike `torch.matrix_exp` this waits for no device."""
     eye = torch.eye(3, dtype=matrices.dtype, device=matrices.device)
     result = eye.expand_as(matrices)
     for k in range(TERMS, 0, -1):

@@ -29,7 +29,7 @@ from torch import nn
 from attncalc import AttnCalculator, load
 from attncalc.fast import SHORTEST, lower
 from attncalc.graph import AtomOutputs, Graph, Graphs
-from attncalc.kernels.simd import crew
+from attncalc.kernels.simd import threads
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import CompiledNetwork
 from attncalc.ops import with_modules
@@ -278,7 +278,7 @@ class EngineContract:
         graph = build_graph(plain, System.from_ase(triclinic()))
         expected = shared(graph).forces
         *_, before = shared.engine._free[2]
-        monkeypatch.setattr(crew.os, "getpid", lambda: -1)
+        monkeypatch.setattr(threads.os, "getpid", lambda: -1)
         assert torch.equal(shared(graph).forces, expected)
         *_, after = shared.engine._free[2]
         assert after.threads is not before.threads

@@ -167,13 +167,13 @@ def test_a_compiler_that_fails_leaves_the_plain_path(
 def test_threads_that_do_not_work_leave_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    crew = pytest.importorskip("attncalc.kernels.simd.crew")
+    threads = pytest.importorskip("attncalc.kernels.simd.threads")
     pytest.importorskip("numba")
 
     def no_threads(self: object, work: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(crew.Crew, "run", no_threads)
+    monkeypatch.setattr(threads.Threads, "run", no_threads)
     plain = load("so3krates-ethanol", threads=2)
     with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
         fast = lower(plain)

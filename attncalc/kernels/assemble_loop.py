@@ -1,4 +1,4 @@
-"""From gradients by edge vectors to forces and strain gradient, as a compiled loop."""
+"""Forces and strain gradient from gradients by edge vectors, as a compiled loop."""
 
 from attncalc.compiled import compiled_loop
 

@@ -33,7 +33,7 @@ class Frozen(nn.Module):
         return tuple(self.get_buffer(f"weights_{k}") for k in range(self.n_tensors))
 
     def on_edges(self, *arguments: Any) -> Any:
-        """As the module's."""
+        """Return the outputs of the network on these edges."""
         return self.module.on_edges(*arguments)
 
 

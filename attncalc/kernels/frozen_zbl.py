@@ -113,7 +113,7 @@ def repel(
     energies: NDArray[np.float64],
     slopes: NDArray[np.float64],
 ) -> None:
-    """As `attncalc.kernels.zbl_loop.repel`, for all close pairs together."""
+    """Do what `attncalc.kernels.zbl_loop.repel` does, for all close pairs together."""
     near = vectors[pairs]
     lengths = np.sqrt((near * near).sum(1))
     (close,) = np.nonzero((lengths < min(switch_off, cutoff)) & mask[pairs])

@@ -1,4 +1,4 @@
-"""What single atoms do: norms, feed-forward networks, the last block's scalars, the energy."""
+"""Steps of single atoms: norms, feed-forward networks, the last block's scalars, the energy."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from attncalc.kernels.simd.row_loops import (
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, store, times
 
 
-class AtomRoom(NamedTuple):
+class AtomWorkspace(NamedTuple):
     """Working space for n atoms.
 
     Attributes:
@@ -151,53 +151,53 @@ def feed_forward_gradient(n, layout, w, b, wide, d_x, d_gated, d_wide, d_normal)
 
 
 @inner_loop
-def read_out(n, layout, w, b, normal, inverse, room, energies):
+def read_out(n, layout, w, b, normal, inverse, workspace, energies):
     """The last block's feed-forward network and the head, of scalars alone.
 
     Args:
         b: number of the last block.
         normal, inverse: [n, ..], [n, n_degrees], working space.
-        room: its x is read; the reverse pass needs what is left in the others.
+        workspace: its x is read; the reverse pass needs what is left in the others.
         energies: [n] float64, added to.
     """
     stays_whole()
     first, then = w.first[b, 0], w.then[b, 0]
-    wide, act, channels = room.d_wide, room.gated, layout.channels[0]
-    layer_norm(n, room.x, channels, normal, inverse, 0)
+    wide, act, channels = workspace.d_wide, workspace.gated, layout.channels[0]
+    layer_norm(n, workspace.x, channels, normal, inverse, 0)
     fill_rows(n, wide, matrix(w.flat, w.first_bias[b]))
     add_product(n, normal, 0, matrix(w.flat, first), wide, 0)
     silu(n, wide, first[3], act)
-    fill_rows(n, room.sum, matrix(w.flat, w.then_bias[b]))
-    add_product(n, room.x, 0, matrix(w.flat, w.shortcut[0]), room.sum, 0)
-    add_product(n, act, 0, matrix(w.flat, then), room.sum, 0)
-    layer_norm(n, room.sum, room.sum.shape[1], room.normal, room.inverse, 0)
-    fill_rows(n, room.hidden, matrix(w.flat, w.hidden_bias[0]))
-    add_product(n, room.normal, 0, matrix(w.flat, w.hidden[0]), room.hidden, 0)
-    head_of_silu(n, room.hidden, matrix(w.flat, w.energy[0]), energies)
+    fill_rows(n, workspace.sum, matrix(w.flat, w.then_bias[b]))
+    add_product(n, workspace.x, 0, matrix(w.flat, w.shortcut[0]), workspace.sum, 0)
+    add_product(n, act, 0, matrix(w.flat, then), workspace.sum, 0)
+    layer_norm(n, workspace.sum, workspace.sum.shape[1], workspace.normal, workspace.inverse, 0)
+    fill_rows(n, workspace.hidden, matrix(w.flat, w.hidden_bias[0]))
+    add_product(n, workspace.normal, 0, matrix(w.flat, w.hidden[0]), workspace.hidden, 0)
+    head_of_silu(n, workspace.hidden, matrix(w.flat, w.energy[0]), energies)
 
 
 @inner_loop
-def read_out_gradient(n, layout, w, b, normal, inverse, room, d_energies):
-    """Reverse of `read_out`: d_x of the room becomes the gradient by its x.
+def read_out_gradient(n, layout, w, b, normal, inverse, workspace, d_energies):
+    """Reverse of `read_out`: d_x of the workspace becomes the gradient by its x.
 
     Args:
-        b .. room: as they were left.
+        b .. workspace: as they were left.
         d_energies: [n] float64.
     """
     stays_whole()
     first, then = w.first[b, 0], w.then[b, 0]
-    d_wide, act, channels = room.d_wide, room.gated, layout.channels[0]
-    n_wide, d_sum, n_head = first[3], room.sum, room.sum.shape[1]
-    times_factors(n, room.hidden, d_energies)
+    d_wide, act, channels = workspace.d_wide, workspace.gated, layout.channels[0]
+    n_wide, d_sum, n_head = first[3], workspace.sum, workspace.sum.shape[1]
+    times_factors(n, workspace.hidden, d_energies)
     clear(n, d_sum, n_head)
-    add_product(n, room.hidden, 0, transposed(w.flat, w.hidden[0]), d_sum, 0)
-    layer_norm_gradient(n, d_sum, n_head, room.normal, room.inverse, 0)
+    add_product(n, workspace.hidden, 0, transposed(w.flat, w.hidden[0]), d_sum, 0)
+    layer_norm_gradient(n, d_sum, n_head, workspace.normal, workspace.inverse, 0)
     clear(n, act, n_wide)
     add_product(n, d_sum, 0, transposed(w.flat, then), act, 0)
     times_silu_slope(n, d_wide, n_wide, act)
-    clear(n, room.spare, channels)
-    add_product(n, act, 0, transposed(w.flat, first), room.spare, 0)
-    layer_norm_gradient(n, room.spare, channels, normal, inverse, 0)
-    clear(n, room.d_x, room.d_x.shape[1])
-    add_rows(n, room.spare, channels, room.d_x)
-    add_product(n, d_sum, 0, transposed(w.flat, w.shortcut[0]), room.d_x, 0)
+    clear(n, workspace.spare, channels)
+    add_product(n, act, 0, transposed(w.flat, first), workspace.spare, 0)
+    layer_norm_gradient(n, workspace.spare, channels, normal, inverse, 0)
+    clear(n, workspace.d_x, workspace.d_x.shape[1])
+    add_rows(n, workspace.spare, channels, workspace.d_x)
+    add_product(n, d_sum, 0, transposed(w.flat, w.shortcut[0]), workspace.d_x, 0)

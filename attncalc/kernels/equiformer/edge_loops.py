@@ -1,4 +1,4 @@
-"""What single edges do: turning features into their frames and back, the radial networks, products.
+"""Steps of single edges: rotations into their frames and back, radial networks, products.
 
 Rows are edges of one chunk, numbered from 0.
 """
@@ -65,31 +65,31 @@ def turning(layout, n_degrees, given, i, x, row):
 
 
 @inner_loop
-def radial_hidden(n, w, b, basis, room):
-    """Both hidden layers of radial network b; the second one's result is room.radial[1]."""
+def radial_hidden(n, w, b, basis, workspace):
+    """Both hidden layers of radial network b; the second one's result is workspace.radial[1]."""
     stays_whole()
     x = basis
     for layer in range(2):
         rows, places = w.radial_rows[b], (w.radial_first, w.radial_second)
         bias, scale = matrix(w.flat, rows[3 * layer]), matrix(w.flat, rows[3 * layer + 1])
-        normal, inverse = room.radial_normal[layer], room.radial_inverse
+        normal, inverse = workspace.radial_normal[layer], workspace.radial_inverse
         fill_rows(n, normal, bias)
         add_product(n, x, 0, matrix(w.flat, places[layer][b]), normal, 0)
         layer_norm(n, normal, normal.shape[1], normal, inverse, layer)
-        x = room.radial[layer]
+        x = workspace.radial[layer]
         scale_and_silu(n, normal, scale, matrix(w.flat, rows[3 * layer + 2]), x)
 
 
 @inner_loop
-def radial_hidden_gradient(n, w, b, given, spare, room, d_basis):
+def radial_hidden_gradient(n, w, b, given, spare, workspace, d_basis):
     """Reverse of `radial_hidden`: adds to d_basis; `given` [n, hidden] is replaced."""
     stays_whole()
     rows = w.radial_rows[b]
     for layer in range(1, -1, -1):
         scale, bias = matrix(w.flat, rows[3 * layer + 1]), matrix(w.flat, rows[3 * layer + 2])
-        normal = room.radial_normal[layer]
+        normal = workspace.radial_normal[layer]
         scale_and_silu_gradient(n, normal, scale, bias, given)
-        layer_norm_gradient(n, given, given.shape[1], normal, room.radial_inverse, layer)
+        layer_norm_gradient(n, given, given.shape[1], normal, workspace.radial_inverse, layer)
         if layer == 1:
             clear(n, spare, spare.shape[1])
             add_product(n, given, 0, transposed(w.flat, w.radial_second[b]), spare, 0)
@@ -98,22 +98,22 @@ def radial_hidden_gradient(n, w, b, given, spare, room, d_basis):
 
 
 @inner_loop
-def radial_weights(n, w, b, basis, room, out):
+def radial_weights(n, w, b, basis, workspace, out):
     """out = what radial network b gives for the edges."""
     stays_whole()
-    radial_hidden(n, w, b, basis, room)
+    radial_hidden(n, w, b, basis, workspace)
     fill_rows(n, out, matrix(w.flat, w.radial_offset[b]))
-    add_product(n, room.radial[1], 0, matrix(w.flat, w.radial_last[b]), out, 0)
+    add_product(n, workspace.radial[1], 0, matrix(w.flat, w.radial_last[b]), out, 0)
 
 
 @inner_loop
-def radial_weights_gradient(n, w, b, given, room, d_basis):
+def radial_weights_gradient(n, w, b, given, workspace, d_basis):
     """Reverse of `radial_weights`, after it: adds to d_basis."""
     stays_whole()
-    d_hidden, spare = room.d_radial[0], room.d_radial[1]
+    d_hidden, spare = workspace.d_radial[0], workspace.d_radial[1]
     clear(n, d_hidden, d_hidden.shape[1])
     add_product(n, given, 0, transposed(w.flat, w.radial_last[b]), d_hidden, 0)
-    radial_hidden_gradient(n, w, b, d_hidden, spare, room, d_basis)
+    radial_hidden_gradient(n, w, b, d_hidden, spare, workspace, d_basis)
 
 
 @inner_loop

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from attncalc.graph import Graph, GraphArrays
-from attncalc.kernels.equiformer.atom_loops import AtomRoom
+from attncalc.kernels.equiformer.atom_loops import AtomWorkspace
 from attncalc.kernels.equiformer.geometry_loops import Edges, Radial
-from attncalc.kernels.equiformer.message_loops import AtomRows, Room
+from attncalc.kernels.equiformer.message_loops import AtomRows, EdgeWorkspace
 from attncalc.kernels.equiformer.packing import KINDS, layout_of, plan_of, weights_of
 from attncalc.kernels.equiformer.step_loop import (
     Kept,
@@ -26,11 +26,11 @@ from attncalc.kernels.equiformer.step_loop import (
     forward,
     reverse,
 )
+from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.engine import CompiledEngine
 from attncalc.kernels.simd.held import Held, hold
 from attncalc.kernels.simd.lanes import LANES, filled_up
-from attncalc.kernels.simd.shares import Share
-from attncalc.kernels.simd.team import Team
+from attncalc.kernels.simd.partition import Part
 
 # edges that are worked through at once: few enough for what they need to stay in the cache, many
 # enough for the weights to be read from there more than once
@@ -40,7 +40,7 @@ LARGEST_KEPT = 1 << 29
 
 
 def can_run(network: Any) -> bool:
-    """Whether the loops know this network: its widths must fill the vectors."""
+    """Return True if the loops support this network: its widths must fill the vectors."""
     c = network.config
     widths = [*c.channels, c.radial_features, c.head_features]
     if c.attention != "dot":
@@ -84,9 +84,9 @@ class Engine(CompiledEngine[Held]):
             exact.basis.widths.numpy(),
         )
 
-    def _needs(self, shares: Sequence[Share]) -> tuple[int, ...]:
-        n_atoms = len(shares[0].arrays.species)
-        receivers = [share.arrays.receivers for share in shares]
+    def _needs(self, parts: Sequence[Part]) -> tuple[int, ...]:
+        n_atoms = len(parts[0].arrays.species)
+        receivers = [part.arrays.receivers for part in parts]
         most = max(int(np.bincount(some, minlength=1).max()) for some in receivers)
         return n_atoms, max(map(len, receivers)), max(CHUNK, most)
 
@@ -95,26 +95,26 @@ class Engine(CompiledEngine[Held]):
 
     def _forward(
         self,
-        team: Team | None,
-        share: Share,
+        barrier: Barrier | None,
+        part: Part,
         inputs: None,
         workspace: Held,
         outputs: NDArray[np.float64],
     ) -> int:
-        arrays = share.arrays
-        return forward(team, workspace, *arrays[:4], arrays.species, outputs[0])
+        arrays = part.arrays
+        return forward(barrier, workspace, *arrays[:4], arrays.species, outputs[0])
 
     def _reverse(
         self,
-        team: Team | None,
-        share: Share,
+        barrier: Barrier | None,
+        part: Part,
         n: int,
         inputs: None,
         workspace: Held,
         d_outputs: NDArray[np.float64],
         d_vectors: NDArray[np.float64],
     ) -> None:
-        reverse(team, workspace, len(share.arrays.species), n, d_outputs[0], d_vectors)
+        reverse(barrier, workspace, len(part.arrays.species), n, d_outputs[0], d_vectors)
 
     def _workspaces(self, size: int, most: int, *sizes: int) -> list[Held]:
         n, n_edges, chunk = sizes
@@ -149,7 +149,7 @@ class Engine(CompiledEngine[Held]):
         def whole(size: int) -> NDArray[np.int64]:
             return np.zeros(size, np.int64)
 
-        def own() -> tuple[Edges, KeptOfEdges, Room]:
+        def own() -> tuple[Edges, KeptOfEdges, EdgeWorkspace]:
             edges = Edges(
                 first=whole(n + 1),
                 i=whole(n_edges),
@@ -173,7 +173,7 @@ class Engine(CompiledEngine[Held]):
                 results=floats(*n_kept, n_results),
                 values=floats(*n_kept, values),
             )
-            room = Room(
+            workspace = EdgeWorkspace(
                 outer=floats(chunk, outer),
                 raised=floats(chunk, raised),
                 radial=floats(2, chunk, hidden),
@@ -201,7 +201,7 @@ class Engine(CompiledEngine[Held]):
                 row=floats(1, width),
                 other_row=floats(1, width),
             )
-            return edges, of_edges, room
+            return edges, of_edges, workspace
 
         kept = Kept(
             normal=floats(n_blocks, 2, n, width),
@@ -211,7 +211,7 @@ class Engine(CompiledEngine[Held]):
             queries=floats(n_blocks, n, queries),
             wide=floats(n_blocks, n, wide),
         )
-        atoms = AtomRoom(
+        atoms = AtomWorkspace(
             x=floats(n, width),
             d_x=floats(n, width),
             received=floats(n, width),

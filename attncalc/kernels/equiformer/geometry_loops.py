@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from attncalc.kernels.equiformer.layout import Doubles, Floats, Whole
 from attncalc.kernels.equiformer.places import matrix
+from attncalc.kernels.simd.barrier import forget_ghosts, row_for
 from attncalc.kernels.simd.loops import ZERO, inner_loop, stays_whole
 from attncalc.kernels.simd.products import add_product
-from attncalc.kernels.simd.team import forget_ghosts, row_for
 
 
 class Edges(NamedTuple):
@@ -44,7 +44,7 @@ class Edges(NamedTuple):
 
 
 class Radial(NamedTuple):
-    """How edges depend on their length.
+    """Tables and numbers for functions of the edge length.
 
     Attributes:
         cutoff: Å.
@@ -61,14 +61,14 @@ class Radial(NamedTuple):
 
 
 @inner_loop
-def collect(team, n_atoms, vectors, receivers, senders, mask, radial, edges):
+def collect(barrier, n_atoms, vectors, receivers, senders, mask, radial, edges):
     """Keep the edges that count; returns their number, or -1 if one is too short.
 
     Args:
-        team: None, or of the threads that have other edges.
+        barrier: None, or of the threads that have other edges.
     """
     stays_whole()
-    forget_ghosts(team)
+    forget_ghosts(barrier)
     n, atom, cutoff = 0, 0, radial.cutoff
     for e in range(len(receivers)):
         if not mask[e]:
@@ -77,8 +77,8 @@ def collect(team, n_atoms, vectors, receivers, senders, mask, radial, edges):
         d = math.sqrt(x * x + y * y + z * z)
         if radial.smooth and d >= cutoff:
             continue
-        if team is not None:
-            edges.to[n] = row_for(team, senders[e])
+        if barrier is not None:
+            edges.to[n] = row_for(barrier, senders[e])
         if d < radial.shortest:
             return -1
         while atom <= i:
@@ -104,7 +104,7 @@ def collect(team, n_atoms, vectors, receivers, senders, mask, radial, edges):
 
 @inner_loop
 def radial_basis(d, radial, basis, slope, row):
-    """As `attncalc.basis.radial.ExpNormalBasis`, with its derivative."""
+    """Compute `attncalc.basis.radial.ExpNormalBasis` and its derivative."""
     fade, fade_slope = 0.0, 0.0
     if not d >= radial.cutoff:  # NaN too
         angle = math.pi * d / radial.cutoff

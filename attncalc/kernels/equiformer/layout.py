@@ -1,4 +1,4 @@
-"""Where numbers stand in the rows that the loops work on, and where matrices stand in memory.
+"""Places of numbers in the rows that the loops work on, and of matrices in memory.
 
 A row of an atom holds features in the laboratory's frame: degree, component, channel. A row of an
 edge holds them in the edge's frame: |m|, sign of m (+ first), degree, channel, so that what a
@@ -75,7 +75,7 @@ class ProductPlan(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the network has learned: one array, and places in it.
+    """Weights of the network: one array, and places in it.
 
     Norms have no scale or bias: they are part of the linear maps that follow. Of biases the place
     is that of a matrix with one row, filled up with zeros where degrees without bias follow. With

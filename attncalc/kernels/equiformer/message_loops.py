@@ -17,6 +17,7 @@ from attncalc.kernels.equiformer.edge_loops import (
 )
 from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats
 from attncalc.kernels.equiformer.places import matrix, transposed
+from attncalc.kernels.simd.barrier import row_of_sender
 from attncalc.kernels.simd.loops import (
     ONE,
     ZERO,
@@ -29,14 +30,13 @@ from attncalc.kernels.simd.loops import (
 )
 from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import clear, fill_rows
-from attncalc.kernels.simd.team import row_of_sender
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, plus, store, times
 
 LEAST, MORE = single(0.2), single(0.8)  # slopes of the leaky ReLU: on the left, and what is added
 SMALLEST_SUM = 1e-16
 
 
-class Room(NamedTuple):
+class EdgeWorkspace(NamedTuple):
     """Working space for the edges of one chunk; n edges.
 
     Attributes:
@@ -85,7 +85,7 @@ class Room(NamedTuple):
 
 
 class AtomRows(NamedTuple):
-    """What edges of one block read of atoms, or the gradient by it: [n_atoms, width] each."""
+    """Rows of atoms that edges of a block read, or the gradient by them: [n_atoms, width] each."""
 
     sources: Floats
     targets: Floats
@@ -93,27 +93,27 @@ class AtomRows(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Of all edges in one block, [n_edges, heads]: p and p / c, which no small c makes zero."""
+    """Shares of edges in one block, [n_edges, heads]: p and p / c, which no small c makes zero."""
 
     shares: Doubles
     raised: Doubles
 
 
 @inner_loop
-def prepare(kind, first, n, layout, w, b, edges, atoms, room):
+def prepare(kind, first, n, layout, w, b, edges, atoms, workspace):
     """Features, queries and weights of the edges from `first` on."""
     stays_whole()
     n_degrees = len(layout.channels)
     for row in range(n):
         e = first + row
         i, j = edges.i[e], edges.j[e]
-        for k in range(0, room.row.shape[1], LANES):
-            store(room.row, 0, k, plus(load(atoms.sources, j, k), load(atoms.targets, i, k)))
-        turn_in(layout, n_degrees, edges.frames, e, room.row, 0, room.features, row)
+        for k in range(0, workspace.row.shape[1], LANES):
+            store(workspace.row, 0, k, plus(load(atoms.sources, j, k), load(atoms.targets, i, k)))
+        turn_in(layout, n_degrees, edges.frames, e, workspace.row, 0, workspace.features, row)
         if kind == DOT:
-            turn_in(layout, n_degrees, edges.frames, e, atoms.queries, i, room.queries, row)
+            turn_in(layout, n_degrees, edges.frames, e, atoms.queries, i, workspace.queries, row)
     basis = edges.basis[first : first + n]
-    radial_weights(n, w, b + 1, basis, room, room.weights)
+    radial_weights(n, w, b + 1, basis, workspace, workspace.weights)
 
 
 @inner_loop
@@ -309,132 +309,146 @@ def times_attention(layout, n_degrees, x, i, attention, row, out):
 
 
 @inner_loop
-def through(kind, n, layout, plan, last, w, b, room, results, values):
-    """From features and weights to results, logits and (where they are not results) values."""
+def through(kind, n, layout, plan, last, w, b, workspace, results, values):
+    """Compute results, logits and (where they are not results) values of features and weights."""
     stays_whole()
-    multiply(n, plan, last, w, b, room.features, room.weights, room.product, results)
-    width, n_used = room.features.shape[1], plan.n_used[last]
+    multiply(n, plan, last, w, b, workspace.features, workspace.weights, workspace.product, results)
+    width, n_used = workspace.features.shape[1], plan.n_used[last]
     if kind == DOT:
         heads = transposed(w.flat, w.heads[0])
-        per_degree = room.per_degree
-        dot_logits(n, layout, results, width, room.queries, heads, per_degree, room.logits)
+        per_degree = workspace.per_degree
+        dot_logits(
+            n, layout, results, width, workspace.queries, heads, per_degree, workspace.logits
+        )
         return
     alpha = matrix(w.flat, w.alpha[b])
-    leaky_logits(n, results, results.shape[1] - alpha.shape[0], alpha, room.leaky, room.logits)
+    leaky_logits(
+        n, results, results.shape[1] - alpha.shape[0], alpha, workspace.leaky, workspace.logits
+    )
     if kind == NONLINEAR:
-        gate(n, layout, n_used, results, room.gated)
+        gate(n, layout, n_used, results, workspace.gated)
         bias = matrix(w.flat, w.value_bias[b])
         fill_rows(n, values, bias)
-        multiply_by_m(n, layout, n_used, w.flat, w.second[b], room.gated, values)
+        multiply_by_m(n, layout, n_used, w.flat, w.second[b], workspace.gated, values)
 
 
 @inner_loop
-def send(first, n, layout, n_used, w, edges, shares, values, room, received):
+def send(first, n, layout, n_used, w, edges, shares, values, workspace, received):
     """Add the values times attention to the receivers."""
     stays_whole()
-    attention = room.per_degree
-    per_channel(n, first, edges, shares, matrix(w.flat, w.heads[0]), room.attention, attention)
+    attention = workspace.per_degree
+    per_channel(n, first, edges, shares, matrix(w.flat, w.heads[0]), workspace.attention, attention)
     for row in range(n):
         e = first + row
-        times_attention(layout, n_used, values, row, attention, row, room.row)
-        add_turned_out(layout, n_used, edges.frames, e, room.row, 0, received, edges.i[e])
+        times_attention(layout, n_used, values, row, attention, row, workspace.row)
+        add_turned_out(layout, n_used, edges.frames, e, workspace.row, 0, received, edges.i[e])
 
 
 @inner_loop
-def send_gradient(first, n, layout, n_used, w, edges, shares, values, d_received, room, d_values):
-    """Reverse of `send`: fills d_values and the gradient by attention, in room.attention."""
+def send_gradient(
+    first, n, layout, n_used, w, edges, shares, values, d_received, workspace, d_values
+):
+    """Reverse of `send`: fills d_values and the gradient by attention, in workspace.attention."""
     stays_whole()
-    attention, by_attention = room.per_degree, room.other_per_degree
+    attention, by_attention = workspace.per_degree, workspace.other_per_degree
     heads = w.heads[0]
-    per_channel(n, first, edges, shares, matrix(w.flat, heads), room.attention, attention)
+    per_channel(n, first, edges, shares, matrix(w.flat, heads), workspace.attention, attention)
     clear(n, by_attention, by_attention.shape[1])
     for row in range(n):
         e = first + row
         i = edges.i[e]
-        turn_in(layout, n_used, edges.frames, e, d_received, i, room.row, 0)
-        times_attention(layout, n_used, values, row, attention, row, room.other_row)
-        to_x, to_z = turning(layout, n_used, room.row, 0, room.other_row, 0)
+        turn_in(layout, n_used, edges.frames, e, d_received, i, workspace.row, 0)
+        times_attention(layout, n_used, values, row, attention, row, workspace.other_row)
+        to_x, to_z = turning(layout, n_used, workspace.row, 0, workspace.other_row, 0)
         edges.d_turn[e, 0] -= to_x
         edges.d_turn[e, 1] -= to_z
-        times_attention(layout, n_used, room.row, 0, attention, row, room.other_row)
+        times_attention(layout, n_used, workspace.row, 0, attention, row, workspace.other_row)
         for l in range(n_used):
             for k in range(0, layout.channels[l], LANES):
                 both = fill(ZERO)
                 for q in range(2 * l + 1):
                     at = layout.edge[l, q] + k
-                    both = fma(load(room.row, 0, at), load(values, row, at), both)
-                    store(d_values, row, at, load(room.other_row, 0, at))
+                    both = fma(load(workspace.row, 0, at), load(values, row, at), both)
+                    store(d_values, row, at, load(workspace.other_row, 0, at))
                 store(by_attention, row, layout.by_degree[l] + k, both)
-    clear(n, room.attention, LANES)
-    add_product(n, by_attention, 0, transposed(w.flat, heads), room.attention, 0)
+    clear(n, workspace.attention, LANES)
+    add_product(n, by_attention, 0, transposed(w.flat, heads), workspace.attention, 0)
 
 
 @inner_loop
-def through_gradient(kind, n, layout, plan, last, w, b, room, results):
-    """Reverse of `through`: from room.d_values and the gradient by logits, in room.attention."""
+def through_gradient(kind, n, layout, plan, last, w, b, workspace, results):
+    """Reverse of `through`: from d_values and the gradient by logits, in workspace.attention."""
     stays_whole()
-    n_used, d_results = plan.n_used[last], room.d_results
+    n_used, d_results = plan.n_used[last], workspace.d_results
     if kind == DOT:
         heads = matrix(w.flat, w.heads[0])
         dot_logits_gradient(
             n,
             layout,
             results,
-            room.features.shape[1],
-            room.queries,
+            workspace.features.shape[1],
+            workspace.queries,
             heads,
-            room.attention,
-            room.per_degree,
+            workspace.attention,
+            workspace.per_degree,
             d_results,
-            room.d_queries,
+            workspace.d_queries,
         )
     else:
         alpha = transposed(w.flat, w.alpha[b])
         column = results.shape[1] - alpha.shape[1]
-        leaky_logits_gradient(n, results, column, alpha, room.attention, room.leaky, d_results)
+        leaky_logits_gradient(
+            n, results, column, alpha, workspace.attention, workspace.leaky, d_results
+        )
     if kind == NONLINEAR:
-        clear(n, room.d_gated, room.d_gated.shape[1])
+        clear(n, workspace.d_gated, workspace.d_gated.shape[1])
         places = w.second[b]
-        multiply_by_m_gradient(n, layout, n_used, w.flat, places, room.d_values, room.d_gated)
-        gate_gradient(n, layout, n_used, results, room.d_gated, d_results)
+        multiply_by_m_gradient(
+            n, layout, n_used, w.flat, places, workspace.d_values, workspace.d_gated
+        )
+        gate_gradient(n, layout, n_used, results, workspace.d_gated, d_results)
     multiply_gradient(
         n,
         plan,
         last,
         w,
         b,
-        room.features,
-        room.weights,
+        workspace.features,
+        workspace.weights,
         d_results,
-        room.product,
-        room.d_features,
-        room.d_weights,
+        workspace.product,
+        workspace.d_features,
+        workspace.d_weights,
     )
 
 
 @inner_loop
-def prepare_gradient(kind, first, n, layout, w, b, edges, room, d_atoms):
+def prepare_gradient(kind, first, n, layout, w, b, edges, workspace, d_atoms):
     """Reverse of `prepare`, after it: adds to d_atoms and to the gradients of edges."""
     stays_whole()
     n_degrees = len(layout.channels)
     for row in range(n):
         e = first + row
         i, to = edges.i[e], row_of_sender(edges.to, e, edges.j[e])
-        to_x, to_z = turning(layout, n_degrees, room.d_features, row, room.features, row)
+        to_x, to_z = turning(layout, n_degrees, workspace.d_features, row, workspace.features, row)
         edges.d_turn[e, 0] += to_x
         edges.d_turn[e, 1] += to_z
-        clear(1, room.row, room.row.shape[1])
-        add_turned_out(layout, n_degrees, edges.frames, e, room.d_features, row, room.row, 0)
-        for k in range(0, room.row.shape[1], LANES):
-            g = load(room.row, 0, k)
+        clear(1, workspace.row, workspace.row.shape[1])
+        add_turned_out(
+            layout, n_degrees, edges.frames, e, workspace.d_features, row, workspace.row, 0
+        )
+        for k in range(0, workspace.row.shape[1], LANES):
+            g = load(workspace.row, 0, k)
             add_to(d_atoms.sources, to, k, g)
             add_to(d_atoms.targets, i, k, g)
         if kind == DOT:
-            to_x, to_z = turning(layout, n_degrees, room.d_queries, row, room.queries, row)
+            to_x, to_z = turning(
+                layout, n_degrees, workspace.d_queries, row, workspace.queries, row
+            )
             edges.d_turn[e, 0] += to_x
             edges.d_turn[e, 1] += to_z
             add_turned_out(
-                layout, n_degrees, edges.frames, e, room.d_queries, row, d_atoms.queries, i
+                layout, n_degrees, edges.frames, e, workspace.d_queries, row, d_atoms.queries, i
             )
     d_basis = edges.d_basis[first : first + n]
-    radial_weights_gradient(n, w, b + 1, room.d_weights, room, d_basis)
+    radial_weights_gradient(n, w, b + 1, workspace.d_weights, workspace, d_basis)

@@ -23,7 +23,7 @@ Place = tuple[int, int, int, int]
 
 
 def layout_of(network: Any, dtype: type = np.float32) -> Layout:
-    """Of an Equiformer in float64; couplings are of the given type."""
+    """Return the layout of an Equiformer in float64; couplings are of the given type."""
     channels = network.config.channels
     n, factor = len(channels), network.config.feed_forward_factor
     atom = _running([(2 * l + 1) * c for l, c in enumerate(channels)])
@@ -54,14 +54,14 @@ def layout_of(network: Any, dtype: type = np.float32) -> Layout:
 
 
 def _running(sizes: Sequence[int]) -> np.ndarray:
-    """Where each begins if they stand one after another."""
+    """Return where each begins if they stand one after another."""
     return np.cumsum([0, *sizes[:-1]])
 
 
 def _couplings(
     network: Any, edge: np.ndarray, dtype: type
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of all degrees, see `Layout`."""
+    """Return the couplings of all degrees, see `Layout`."""
     channels = network.config.channels
 
     def frames(across: Tensor) -> list[Tensor]:
@@ -136,7 +136,7 @@ class _Memory:
         self.length = 0
 
     def place(self, matrix: Tensor) -> Place:
-        """Of a matrix, or of a bias as one row."""
+        """Return the place of a matrix, or of a bias as one row."""
         array = matrix.reshape(-1, matrix.shape[-1]).numpy()
         start, size = self.length, array.size
         self.parts += [array.ravel(), array.T.ravel()]
@@ -144,7 +144,7 @@ class _Memory:
         return (start, start + size, *array.shape)
 
     def places(self, matrices: Sequence[Tensor], n: int) -> list[Place]:
-        """Of several, as many as `n` with those that are not there."""
+        """Return the places of several, as many as `n` with those that are not there."""
         return [self.place(m) for m in matrices] + [NOT_THERE] * (n - len(matrices))
 
     def flat(self, dtype: type) -> np.ndarray:
@@ -153,7 +153,7 @@ class _Memory:
 
 
 def weights_of(network: Any, plan: ProductPlan, dtype: type = np.float32) -> Weights:
-    """Of an Equiformer in float64; all numbers are of the given type."""
+    """Return the weights of an Equiformer in float64; all numbers are of the given type."""
     config, memory = network.config, _Memory()
     n, blocks = len(config.channels), [*network.blocks, network.last_block]
     per_block = [_block(config, memory, block, plan, number) for number, block in enumerate(blocks)]
@@ -188,12 +188,12 @@ def weights_of(network: Any, plan: ProductPlan, dtype: type = np.float32) -> Wei
 
 
 def _wider(matrix: Tensor, columns: int) -> Tensor:
-    """With zeros on the right."""
+    """Add zeros on the right."""
     return torch.nn.functional.pad(matrix, (0, columns - matrix.shape[-1]))
 
 
 def _radial(memory: _Memory, weights: Sequence[Tensor]) -> dict[str, Any]:
-    """Of a radial network and the map behind it; its basis is filled up to a multiple of 16."""
+    """Pack a radial network and the map behind it; its basis is filled up to a multiple of 16."""
     first, second = weights[0], weights[4]
     more = filled_up(len(first)) - len(first)
     return {

@@ -13,7 +13,7 @@ def matrix(flat, place):
 
 @inner_loop
 def transposed(flat, place):
-    """The same, transposed."""
+    """Return the same matrix, transposed."""
     stays_whole()
     start, rows, columns = place[1], place[2], place[3]
     return flat[start : start + rows * columns].reshape((columns, rows))

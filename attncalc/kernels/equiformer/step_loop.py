@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attncalc.kernels.equiformer.atom_loops import (
-    AtomRoom,
+    AtomWorkspace,
     add_bias,
     feed_forward,
     feed_forward_gradient,
@@ -40,21 +40,21 @@ from attncalc.kernels.equiformer.message_loops import (
     through_gradient,
 )
 from attncalc.kernels.equiformer.places import matrix
-from attncalc.kernels.simd.keeping import kept_step
-from attncalc.kernels.simd.loops import ZERO, inner_loop, single, stays_whole
-from attncalc.kernels.simd.row_loops import clear, fill_rows
-from attncalc.kernels.simd.team import (
+from attncalc.kernels.simd.barrier import (
     add_ghosts,
     agreed,
     atoms_of,
     clear_ghosts,
-    meet,
+    wait_for_all,
 )
+from attncalc.kernels.simd.caching import cached_step
+from attncalc.kernels.simd.loops import ZERO, inner_loop, single, stays_whole
+from attncalc.kernels.simd.row_loops import clear, fill_rows
 from attncalc.kernels.simd.vectors import LANES, fill, load, store, times
 
 
 class Kept(NamedTuple):
-    """What the forward pass leaves for the reverse of all atoms, [n_blocks, ...].
+    """Results of the forward pass for the reverse pass of all atoms, [n_blocks, ...].
 
     Attributes:
         normal: [.., 2, n_atoms, width], what went into attention and feed-forward network.
@@ -72,7 +72,7 @@ class Kept(NamedTuple):
 
 
 class KeptOfEdges(NamedTuple):
-    """The same of the edges of one thread, [n_blocks, ...].
+    """Results of the forward pass on the edges of one thread, [n_blocks, ...].
 
     Attributes:
         shares, raised: [.., n_edges, heads], see `Shares`.
@@ -87,7 +87,7 @@ class KeptOfEdges(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """How to go about it.
+    """Settings of the step.
 
     Attributes:
         kind: of messages.
@@ -116,8 +116,8 @@ def _atom_rows(kept, b):
 
 @inner_loop
 def _own_rows(atoms, first, end):
-    """Of `AtomRoom`."""
-    return AtomRoom(
+    """Return the rows of `AtomWorkspace` from `first` to before `end`."""
+    return AtomWorkspace(
         atoms.x[first:end],
         atoms.d_x[first:end],
         atoms.received[first:end],
@@ -145,7 +145,7 @@ def _results(numbers, of_edges, b, first, n):
 
 
 @inner_loop
-def _embed(first_atom, end, n_edges, layout, w, species, numbers, edges, room, x):
+def _embed(first_atom, end, n_edges, layout, w, species, numbers, edges, workspace, x):
     """Fill x of some atoms: elements, and what neighbours are around."""
     stays_whole()
     for i in range(first_atom, end):
@@ -154,16 +154,16 @@ def _embed(first_atom, end, n_edges, layout, w, species, numbers, edges, room, x
         for k in range(0, layout.channels[0], LANES):
             store(x, i, k, load(w.elements, species[i], k))
     n_degrees, first = len(layout.channels), 0
-    clear(1, room.row, room.row.shape[1])
+    clear(1, workspace.row, workspace.row.shape[1])
     while first < n_edges:
         m = min(numbers.chunk, n_edges - first)
-        frames_of(first, first + m, layout, w, edges, room.outer, room.raised)
-        amounts = room.per_degree
-        radial_weights(m, w, 0, edges.basis[first : first + m], room, amounts)
+        frames_of(first, first + m, layout, w, edges, workspace.outer, workspace.raised)
+        amounts = workspace.per_degree
+        radial_weights(m, w, 0, edges.basis[first : first + m], workspace, amounts)
         for row in range(m):
             e = first + row
-            _spread(layout, amounts, row, single(edges.envelope[e]), room.row)
-            add_turned_out(layout, n_degrees, edges.frames, e, room.row, 0, x, edges.i[e])
+            _spread(layout, amounts, row, single(edges.envelope[e]), workspace.row)
+            add_turned_out(layout, n_degrees, edges.frames, e, workspace.row, 0, x, edges.i[e])
         first += m
 
 
@@ -178,38 +178,38 @@ def _spread(layout, amounts, row, envelope, out):
 
 
 @inner_loop
-def _embed_gradient(n_edges, layout, w, numbers, edges, room, d_x):
+def _embed_gradient(n_edges, layout, w, numbers, edges, workspace, d_x):
     """Reverse of `_embed`."""
     stays_whole()
     n_degrees, first = len(layout.channels), 0
-    clear(1, room.other_row, room.other_row.shape[1])
+    clear(1, workspace.other_row, workspace.other_row.shape[1])
     while first < n_edges:
         m = min(numbers.chunk, n_edges - first)
-        amounts, d_amounts = room.per_degree, room.other_per_degree
+        amounts, d_amounts = workspace.per_degree, workspace.other_per_degree
         d_basis = edges.d_basis[first : first + m]
-        radial_weights(m, w, 0, edges.basis[first : first + m], room, amounts)
+        radial_weights(m, w, 0, edges.basis[first : first + m], workspace, amounts)
         for row in range(m):
             e = first + row
             c = single(edges.envelope[e])
-            turn_in(layout, n_degrees, edges.frames, e, d_x, edges.i[e], room.row, 0)
-            _spread(layout, amounts, row, c, room.other_row)
-            to_x, to_z = turning(layout, n_degrees, room.row, 0, room.other_row, 0)
+            turn_in(layout, n_degrees, edges.frames, e, d_x, edges.i[e], workspace.row, 0)
+            _spread(layout, amounts, row, c, workspace.other_row)
+            to_x, to_z = turning(layout, n_degrees, workspace.row, 0, workspace.other_row, 0)
             edges.d_turn[e, 0] -= to_x
             edges.d_turn[e, 1] -= to_z
             along = ZERO
             for l in range(n_degrees):
                 for k in range(layout.channels[l]):
-                    at, g = layout.by_degree[l] + k, room.row[0, layout.edge[l, 0] + k]
+                    at, g = layout.by_degree[l] + k, workspace.row[0, layout.edge[l, 0] + k]
                     along += g * amounts[row, at]
                     d_amounts[row, at] = g * c
             edges.d_envelope[e] += along
-        radial_weights_gradient(m, w, 0, d_amounts, room, d_basis)
+        radial_weights_gradient(m, w, 0, d_amounts, workspace, d_basis)
         first += m
 
 
 @inner_loop
 def _attention(
-    team, first, end, layout, plan, last, w, b, numbers, edges, kept, of_edges, room, atoms
+    barrier, first, end, layout, plan, last, w, b, numbers, edges, kept, of_edges, workspace, atoms
 ):
     """Adds to x of the atoms from `first` to before `end` what attention brings."""
     stays_whole()
@@ -231,18 +231,18 @@ def _attention(
         fill_rows(n, queries, matrix(w.flat, w.query_bias[b]))
         add_by_degree(n, w.flat, w.queries[b], normal, layout.atom, queries, layout.atom)
     clear(n, mine.received, mine.received.shape[1])
-    meet(team)
+    wait_for_all(barrier)
     shares, atom = _shares(of_edges, b), first
     while atom < end:
         behind = _end_of_chunk(atom, end, edges, numbers.chunk)
         edge = edges.first[atom]
         m = edges.first[behind] - edge
         results, values = _results(numbers, of_edges, b, edge, m)
-        prepare(kind, edge, m, layout, w, b, edges, rows, room)
-        through(kind, m, layout, plan, last, w, b, room, results, values)
-        attend(atom, behind, edge, edges, room.logits, shares)
+        prepare(kind, edge, m, layout, w, b, edges, rows, workspace)
+        through(kind, m, layout, plan, last, w, b, workspace, results, values)
+        attend(atom, behind, edge, edges, workspace.logits, shares)
         sent = values if kind == NONLINEAR else results
-        send(edge, m, layout, n_used, w, edges, shares, sent, room, atoms.received)
+        send(edge, m, layout, n_used, w, edges, shares, sent, workspace, atoms.received)
         atom = behind
     add_bias(n, matrix(w.flat, w.projection_bias[b]), mine.x)
     add_by_degree(n, w.flat, w.projection[b], mine.received, layout.atom, mine.x, layout.atom)
@@ -250,7 +250,21 @@ def _attention(
 
 @inner_loop
 def _attention_gradient(
-    team, first, end, layout, plan, last, w, b, numbers, edges, kept, of_edges, room, atoms, d_rows
+    barrier,
+    first,
+    end,
+    layout,
+    plan,
+    last,
+    w,
+    b,
+    numbers,
+    edges,
+    kept,
+    of_edges,
+    workspace,
+    atoms,
+    d_rows,
 ):
     """Reverse of `_attention`: adds to atoms.d_x and to the gradients of edges."""
     stays_whole()
@@ -267,27 +281,29 @@ def _attention_gradient(
     clear(n, d_sources, d_sources.shape[1])
     clear(n, d_targets, d_targets.shape[1])
     clear(n, d_queries, d_queries.shape[1])
-    meet(team)
-    clear_ghosts(team, d_rows.sources)
+    wait_for_all(barrier)
+    clear_ghosts(barrier, d_rows.sources)
     d_received, shares, atom = atoms.received, _shares(of_edges, b), first
     while atom < end:
         behind = _end_of_chunk(atom, end, edges, numbers.chunk)
         edge = edges.first[atom]
         m = edges.first[behind] - edge
         results, values = _results(numbers, of_edges, b, edge, m)
-        prepare(kind, edge, m, layout, w, b, edges, rows, room)
+        prepare(kind, edge, m, layout, w, b, edges, rows, workspace)
         if not numbers.keeps:
-            through(kind, m, layout, plan, last, w, b, room, results, values)
-        sent, d_sent = results, room.d_results
+            through(kind, m, layout, plan, last, w, b, workspace, results, values)
+        sent, d_sent = results, workspace.d_results
         if kind == NONLINEAR:
-            sent, d_sent = values, room.d_values
-        send_gradient(edge, m, layout, n_used, w, edges, shares, sent, d_received, room, d_sent)
-        attend_gradient(atom, behind, edge, edges, shares, room.attention, room.attention)
-        through_gradient(kind, m, layout, plan, last, w, b, room, results)
-        prepare_gradient(kind, edge, m, layout, w, b, edges, room, d_rows)
+            sent, d_sent = values, workspace.d_values
+        send_gradient(
+            edge, m, layout, n_used, w, edges, shares, sent, d_received, workspace, d_sent
+        )
+        attend_gradient(atom, behind, edge, edges, shares, workspace.attention, workspace.attention)
+        through_gradient(kind, m, layout, plan, last, w, b, workspace, results)
+        prepare_gradient(kind, edge, m, layout, w, b, edges, workspace, d_rows)
         atom = behind
-    meet(team)
-    add_ghosts(team, d_rows.sources)
+    wait_for_all(barrier)
+    add_ghosts(barrier, d_rows.sources)
     d_normal = mine.spare
     clear(n, d_normal, d_normal.shape[1])
     add_by_degree_gradient(n, flat, w.sources[b], d_sources, atom_layout, d_normal, atom_layout)
@@ -298,33 +314,46 @@ def _attention_gradient(
     normalise_gradient(n, layout, n_degrees, d_normal, normal, inverse, mine.d_x)
 
 
-def _forward(team, held, vectors, receivers, senders, mask, species, energies):
+def _forward(barrier, held, vectors, receivers, senders, mask, species, energies):
     """Adds energies; returns the number of edges, -1: too close.
 
     A thread updates the atoms that receive its edges. Of other atoms it reads rows of `kept`, after
-    a meeting.
+    a barrier.
 
     Args:
-        team: None, or that of this thread.
+        barrier: None, or that of this thread.
         held: of `Held`: the network from numbers to bias; kept .. d_rows, filled by all threads;
-            edges .. room of this thread.
+            edges .. workspace of this thread.
         vectors .. species: of the graph, with this thread's edges.
         energies: [n_atoms].
     """
-    numbers, radial, layout, plan, w, bias, kept, atoms, _, edges, of_edges, room = held.parts
+    numbers, radial, layout, plan, w, bias, kept, atoms, _, edges, of_edges, workspace = held.parts
     n_degrees = len(layout.channels)
-    n_edges = collect(team, len(species), vectors, receivers, senders, mask, radial, edges)
-    n_edges = agreed(team, n_edges)
+    n_edges = collect(barrier, len(species), vectors, receivers, senders, mask, radial, edges)
+    n_edges = agreed(barrier, n_edges)
     if n_edges < 0:
         return n_edges
-    first, end = atoms_of(team, len(species))
+    first, end = atoms_of(barrier, len(species))
     n, mine = end - first, _own_rows(atoms, first, end)
     n_blocks = w.sources.shape[0]
-    _embed(first, end, n_edges, layout, w, species, numbers, edges, room, atoms.x)
+    _embed(first, end, n_edges, layout, w, species, numbers, edges, workspace, atoms.x)
     for b in range(n_blocks):
         last = 1 if b == n_blocks - 1 else 0
         _attention(
-            team, first, end, layout, plan, last, w, b, numbers, edges, kept, of_edges, room, atoms
+            barrier,
+            first,
+            end,
+            layout,
+            plan,
+            last,
+            w,
+            b,
+            numbers,
+            edges,
+            kept,
+            of_edges,
+            workspace,
+            atoms,
         )
         if not last:
             normal, wide = kept.normal[b, 1][first:end], kept.wide[b][first:end]
@@ -339,20 +368,20 @@ def _forward(team, held, vectors, receivers, senders, mask, species, energies):
     return n_edges
 
 
-def _reverse(team, held, n_atoms, n_edges, d_energies, d_vectors):
+def _reverse(barrier, held, n_atoms, n_edges, d_energies, d_vectors):
     """Adds the gradient by the vectors of this thread's edges.
 
-    The gradient by rows of other atoms goes to ghosts, see `attncalc.kernels.simd.team`.
+    The gradient by rows of other atoms goes to ghosts, see `attncalc.kernels.simd.barrier`.
 
     Args:
-        team .. held: as in the forward pass, which has left all in the working space.
+        barrier .. held: as in the forward pass, which has left all in the working space.
         n_edges: what that has returned.
         d_energies: [n_atoms].
         d_vectors: [n_edges of the graph, 3].
     """
-    numbers, _, layout, plan, w, _, kept, atoms, d_rows, edges, of_edges, room = held.parts
+    numbers, _, layout, plan, w, _, kept, atoms, d_rows, edges, of_edges, workspace = held.parts
     n_degrees = len(layout.channels)
-    first, end = atoms_of(team, n_atoms)
+    first, end = atoms_of(barrier, n_atoms)
     n, mine = end - first, _own_rows(atoms, first, end)
     n_blocks = w.sources.shape[0]
     b = n_blocks - 1
@@ -368,7 +397,7 @@ def _reverse(team, held, n_atoms, n_edges, d_energies, d_vectors):
             )
             normalise_gradient(n, layout, n_degrees, d_normal, normal, inverse, mine.d_x)
         _attention_gradient(
-            team,
+            barrier,
             first,
             end,
             layout,
@@ -380,14 +409,14 @@ def _reverse(team, held, n_atoms, n_edges, d_energies, d_vectors):
             edges,
             kept,
             of_edges,
-            room,
+            workspace,
             atoms,
             d_rows,
         )
-    _embed_gradient(n_edges, layout, w, numbers, edges, room, atoms.d_x)
+    _embed_gradient(n_edges, layout, w, numbers, edges, workspace, atoms.d_x)
     gradient_by_vectors(n_edges, edges, layout.frame[1], d_vectors)
     return n_edges
 
 
-forward = kept_step(_forward, Path(__file__).parent)
-reverse = kept_step(_reverse, Path(__file__).parent)
+forward = cached_step(_forward, Path(__file__).parent)
+reverse = cached_step(_reverse, Path(__file__).parent)

@@ -1,1 +1,1 @@
-"""What the engines for GPUs share."""
+"""Code that the engines for GPUs share."""

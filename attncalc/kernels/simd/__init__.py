@@ -1,1 +1,1 @@
-"""What the compiled engines share: explicit SIMD vectors, loops over rows, working space."""
+"""Code that the compiled engines share: explicit SIMD vectors, loops over rows, working space."""

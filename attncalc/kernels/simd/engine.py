@@ -1,4 +1,4 @@
-"""What the compiled engines have in common: outputs and their gradient, workspaces, threads."""
+"""Base of the compiled engines: outputs and their gradient, workspaces, threads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.graph import OUTPUTS, AtomOutputs, Graph, GraphArrays, Linearized
-from attncalc.kernels.simd.crew import MORE_GHOSTS, Crew, give_way
-from attncalc.kernels.simd.shares import Share, shares_of
-from attncalc.kernels.simd.team import Team
+from attncalc.kernels.simd.barrier import Barrier
+from attncalc.kernels.simd.partition import Part, partition
+from attncalc.kernels.simd.threads import MORE_GHOSTS, Threads, give_way
 
 # a workspace grows by this factor, so that a few more atoms or edges do not make it anew each time
 HEADROOM = 1.1
@@ -25,7 +25,7 @@ Workspace = TypeVar("Workspace")
 
 
 class Ghosts(NamedTuple):
-    """Ghost atoms of all threads, see `attncalc.kernels.simd.team.Team`."""
+    """Ghost atoms of all threads, see `attncalc.kernels.simd.barrier.Barrier`."""
 
     atoms: NDArray[np.int64]
     counts: NDArray[np.int64]
@@ -44,7 +44,7 @@ class Lease(NamedTuple, Generic[Workspace]):
 
     sizes: tuple[int, ...]
     workspaces: Sequence[Workspace]
-    threads: Crew | None
+    threads: Threads | None
     ghosts: Ghosts
 
     def suits(self, needs: tuple[int, ...]) -> bool:
@@ -127,7 +127,7 @@ class CompiledEngine(ABC, Generic[Workspace]):
                 np.zeros(size, np.int64),
                 np.zeros((size, n_atoms if size > 1 else 0), np.int64),
             )
-            threads = Crew(size) if size > 1 else None
+            threads = Threads(size) if size > 1 else None
             lease = Lease(sizes, self._workspaces(size, *sizes), threads, ghosts)
         return lease
 
@@ -136,8 +136,8 @@ class CompiledEngine(ABC, Generic[Workspace]):
         self._free.setdefault(size, []).append(lease)
 
     @abstractmethod
-    def _needs(self, shares: Sequence[Share]) -> tuple[int, ...]:
-        """For how many atoms, and then for how many edges and the like, there must be room."""
+    def _needs(self, parts: Sequence[Part]) -> tuple[int, ...]:
+        """Return for how many atoms, then for how many edges and the like, there must be room."""
 
     @abstractmethod
     def _workspaces(self, size: int, most: int, *sizes: int) -> Sequence[Workspace]:
@@ -149,15 +149,15 @@ class CompiledEngine(ABC, Generic[Workspace]):
 
         Args:
             graph: of atoms.
-            arrays: its own, or those of a share, which has all atoms.
+            arrays: its own, or those of a part, which has all atoms.
             n_rows: atoms, and all ghosts that there may be.
         """
 
     @abstractmethod
     def _forward(
         self,
-        team: Team | None,
-        share: Share,
+        barrier: Barrier | None,
+        part: Part,
         inputs: Any,
         workspace: Workspace,
         outputs: NDArray[np.float64],
@@ -171,28 +171,28 @@ class CompiledEngine(ABC, Generic[Workspace]):
     @abstractmethod
     def _reverse(
         self,
-        team: Team | None,
-        share: Share,
+        barrier: Barrier | None,
+        part: Part,
         n: int,
         inputs: Any,
         workspace: Workspace,
         d_outputs: NDArray[np.float64],
         d_vectors: NDArray[np.float64],
     ) -> None:
-        """Add to dE / d vectors of the share's edges what follows from dE / d outputs.
+        """Add to dE / d vectors of the part's edges what follows from dE / d outputs.
 
         Args:
-            team .. workspace: as in the forward pass.
+            barrier .. workspace: as in the forward pass.
             n: what that returned.
             d_outputs: [n_outputs, n_atoms].
-            d_vectors: [n_edges of the share, 3].
+            d_vectors: [n_edges of the part, 3].
         """
 
 
 class _Evaluation:
     """One forward pass, and the reverse pass that may follow."""
 
-    __slots__ = ("counts", "engine", "inputs", "lease", "n_edges", "outputs", "shares", "size")
+    __slots__ = ("counts", "engine", "inputs", "lease", "n_edges", "outputs", "parts", "size")
 
     def __init__(
         self, engine: CompiledEngine[Any], graph: Graph, arrays: GraphArrays, size: int
@@ -201,17 +201,17 @@ class _Evaluation:
         self.lease: Lease[Any] | None = None
         n_atoms, self.n_edges = graph.n_atoms, len(arrays.receivers)
         if size == 1:
-            self.shares = [Share((0, n_atoms), (0, n_atoms), 0, arrays)]
+            self.parts = [Part((0, n_atoms), (0, n_atoms), 0, arrays)]
         else:
-            self.shares = shares_of(arrays, size, by_pairs=engine.by_pairs)
+            self.parts = partition(arrays, size, by_pairs=engine.by_pairs)
         self.inputs: Any = graph  # of which inputs are made when there is room
         self.counts: list[int] = []
 
     def forward(self) -> bool:
         """Return False if two atoms are too close."""
         engine, size = self.engine, self.size
-        graph, arrays = self.inputs, self.shares[0].arrays
-        needs, most = engine._needs(self.shares), 0
+        graph, arrays = self.inputs, self.parts[0].arrays
+        needs, most = engine._needs(self.parts), 0
         while True:
             self.lease = lease = engine.lease(size, (most, *needs))
             n_rows = graph.n_atoms + lease.ghosts.atoms.size
@@ -241,7 +241,7 @@ class _Evaluation:
             names = OUTPUTS[: self.engine.n_outputs]
             self.outputs = np.stack([getattr(d_outputs, name).numpy() for name in names])
         d_vectors = np.zeros((self.n_edges, 3))
-        self._run(lambda rank, team: self._reverse(rank, team, d_vectors))
+        self._run(lambda rank, barrier: self._reverse(rank, barrier, d_vectors))
         self.close()
         return torch.from_numpy(d_vectors)
 
@@ -253,34 +253,34 @@ class _Evaluation:
 
     __del__ = close
 
-    def _forward(self, rank: int, team: Team | None) -> int:
+    def _forward(self, rank: int, barrier: Barrier | None) -> int:
         assert self.lease is not None
-        share, workspace = self.shares[rank], self.lease.workspaces[rank]
-        return self.engine._forward(team, share, self.inputs, workspace, self.outputs)
+        part, workspace = self.parts[rank], self.lease.workspaces[rank]
+        return self.engine._forward(barrier, part, self.inputs, workspace, self.outputs)
 
-    def _reverse(self, rank: int, team: Team | None, d_vectors: NDArray[np.float64]) -> int:
+    def _reverse(self, rank: int, barrier: Barrier | None, d_vectors: NDArray[np.float64]) -> int:
         assert self.lease is not None
-        share, workspace = self.shares[rank], self.lease.workspaces[rank]
-        mine = d_vectors[share.first_edge : share.first_edge + len(share.arrays.receivers)]
+        part, workspace = self.parts[rank], self.lease.workspaces[rank]
+        mine = d_vectors[part.first_edge : part.first_edge + len(part.arrays.receivers)]
         n = self.counts[rank]
-        self.engine._reverse(team, share, n, self.inputs, workspace, self.outputs, mine)
+        self.engine._reverse(barrier, part, n, self.inputs, workspace, self.outputs, mine)
         return n
 
-    def _run(self, work: Callable[[int, Team | None], int]) -> list[int]:
-        """What `work(rank, team)` returns in every thread."""
+    def _run(self, work: Callable[[int, Barrier | None], int]) -> list[int]:
+        """Return what `work(rank, barrier)` gives in every thread."""
         lease, size = self.lease, self.size
         assert lease is not None
         if lease.threads is None:
             return [work(0, None)]
         atoms, counts, row_of = lease.ghosts
-        n_atoms, found = len(self.shares[0].arrays.species), np.zeros(size, np.int64)
+        n_atoms, found = len(self.parts[0].arrays.species), np.zeros(size, np.int64)
 
         def one(rank: int, arrivals: NDArray[np.int64]) -> int:
-            share, due = self.shares[rank], np.zeros(1, np.int64)
-            team = Team(
-                *(rank, size, *share.atoms, *share.owned, arrivals, due, give_way(), found),
+            part, due = self.parts[rank], np.zeros(1, np.int64)
+            barrier = Barrier(
+                *(rank, size, *part.atoms, *part.owned, arrivals, due, give_way(), found),
                 *(atoms, counts, row_of[rank, :n_atoms]),
             )
-            return work(rank, team)
+            return work(rank, barrier)
 
         return lease.threads.run(one)

@@ -1,4 +1,4 @@
-"""How many numbers a vector has; in a file of its own that needs no numba."""
+"""Number of elements of a vector; in a file of its own that needs no numba."""
 
 LANES = 16
 

@@ -1,4 +1,4 @@
-"""What all loops of the engines share: compiler settings, the sigmoid, cubics."""
+"""Code that all loops of the engines share: compiler settings, the sigmoid, cubics."""
 
 from collections.abc import Callable
 from typing import Any

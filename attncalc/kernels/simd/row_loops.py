@@ -1,4 +1,4 @@
-"""What is done to rows of numbers, whatever they stand for: norms, biases, sums, activations."""
+"""Operations on rows of numbers, whatever they stand for: norms, biases, sums, activations."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What So3krates does with single atoms: norms, refinement, exchange, energy; and the reverse.
+"""Steps of So3krates for single atoms: norms, refinement, exchange, energy; and the reverse.
 
 Rows are atoms. All widths are multiples of 16; what a width is short of is filled with zeros.
 """

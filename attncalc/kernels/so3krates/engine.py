@@ -29,11 +29,11 @@ from attncalc.graph import (
     sum_over_system,
     with_total_charge,
 )
+from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.engine import CompiledEngine
 from attncalc.kernels.simd.held import Held, hold
 from attncalc.kernels.simd.lanes import LANES, filled_up
-from attncalc.kernels.simd.shares import Share
-from attncalc.kernels.simd.team import Team
+from attncalc.kernels.simd.partition import Part
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
 from attncalc.kernels.so3krates.step_loop import (
     Common,
@@ -59,7 +59,7 @@ MOST_KINDS = 10
 
 
 class WrittenAtoms(NamedTuple):
-    """What a graph says of its atoms, as written: can be compared, and does not change."""
+    """Atoms of a graph as plain values: can be compared, and do not change."""
 
     species: bytes
     system_idx: bytes
@@ -73,7 +73,7 @@ class WrittenAtoms(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What there is of a graph for all threads.
+    """Inputs of a graph that all threads read.
 
     Attributes:
         features: [n_atoms, F] of the bare atoms.
@@ -87,7 +87,7 @@ class Inputs(NamedTuple):
 
 
 def can_run(network: Any) -> bool:
-    """Whether the loops know this network: its options, and widths that fill the vectors."""
+    """Return True if the loops support this network: its options, and widths that fill vectors."""
     c = network.config
     return has_usual_options(network) and all(
         width % LANES == 0
@@ -142,7 +142,7 @@ class Engine(CompiledEngine[Held]):
         self.width, self.n_layers = config.num_features, config.num_layers
 
     def linearize(self, graph: Graph) -> Linearized | None:
-        """As other engines; partial charges add up to the total charge."""
+        """Evaluate as other engines do; partial charges add up to the total charge."""
         found = super().linearize(graph)
         if found is None or found.outputs.charges is None:
             return found
@@ -161,10 +161,10 @@ class Engine(CompiledEngine[Held]):
         outputs = AtomOutputs(energies=found.outputs.energies, charges=charges)
         return Linearized(outputs, pull_through_shift)
 
-    def _needs(self, shares: Sequence[Share]) -> tuple[int, ...]:
-        n_atoms = len(shares[0].arrays.species)
-        most_pairs = max([len(share.arrays.pairs) for share in shares])
-        return n_atoms, -(-n_atoms // len(shares)), most_pairs
+    def _needs(self, parts: Sequence[Part]) -> tuple[int, ...]:
+        n_atoms = len(parts[0].arrays.species)
+        most_pairs = max([len(part.arrays.pairs) for part in parts])
+        return n_atoms, -(-n_atoms // len(parts)), most_pairs
 
     def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Inputs:
         atoms = WrittenAtoms.of(graph, arrays)
@@ -178,16 +178,16 @@ class Engine(CompiledEngine[Held]):
 
     def _forward(
         self,
-        team: Team | None,
-        share: Share,
+        barrier: Barrier | None,
+        part: Part,
         inputs: Inputs,
         workspace: Held,
         outputs: NDArray[np.float64],
     ) -> int:
         return forward(
-            team,
+            barrier,
             workspace,
-            *share.arrays[:6],
+            *part.arrays[:6],
             inputs.features,
             inputs.kinds,
             inputs.gathered,
@@ -196,17 +196,17 @@ class Engine(CompiledEngine[Held]):
 
     def _reverse(
         self,
-        team: Team | None,
-        share: Share,
+        barrier: Barrier | None,
+        part: Part,
         n: int,
         inputs: Inputs,
         workspace: Held,
         d_outputs: NDArray[np.float64],
         d_vectors: NDArray[np.float64],
     ) -> None:
-        n_atoms = len(share.arrays.species)
+        n_atoms = len(part.arrays.species)
         kinds, gathered = inputs.kinds, inputs.gathered
-        reverse(team, workspace, n_atoms, n, kinds, gathered, d_outputs, d_vectors)
+        reverse(barrier, workspace, n_atoms, n, kinds, gathered, d_outputs, d_vectors)
 
     def _workspaces(self, size: int, most: int, *sizes: int) -> list[Held]:
         n, n_own, p = sizes
@@ -290,7 +290,7 @@ class FirstLayer:
 
     @classmethod
     def of(cls, network: Any, grid: Grid) -> FirstLayer | None:
-        """Of a So3krates in float64; None where the first layer sees neighbours already."""
+        """Make it of a So3krates in float64; None where the first layer already sees neighbours."""
         config = network.config
         if (
             config.ev_init_divisor is not None
@@ -306,7 +306,7 @@ class FirstLayer:
         )
 
     def kinds(self, graph: Graph) -> Kinds:
-        """For the elements of a graph."""
+        """Return the kinds for the elements of a graph."""
         if self._reads_electrons and (graph.charge.any() or (graph.spin != 1).any()):
             return _ANY_KIND
         present, of_atoms = np.unique(graph.species.numpy(), return_inverse=True)
@@ -372,7 +372,7 @@ def _constants(config: Any, grid: Grid, bias: NDArray[np.float64]) -> Constants:
 
 
 def _weights(network: Any, grid: Grid) -> Weights:
-    """Of a So3krates in float64."""
+    """Return the weights of a So3krates in float64."""
     config = network.config
     attentions = [layer.attention for layer in network.layers]
     divide = norms_of_attention(config)

@@ -9,6 +9,7 @@ Lanes of a row of coefficients: H of the features, then one a degree.
 
 import numpy as np
 
+from attncalc.kernels.simd.barrier import row_of_sender
 from attncalc.kernels.simd.loops import (
     THREE,
     TWO,
@@ -19,7 +20,6 @@ from attncalc.kernels.simd.loops import (
     inner_loop,
     single,
 )
-from attncalc.kernels.simd.team import row_of_sender
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, plus, store, times, total
 from attncalc.kernels.so3krates.pair_loops import (
     gather,
@@ -30,7 +30,7 @@ from attncalc.kernels.so3krates.pair_loops import (
 
 @inner_loop
 def first_coefficients(shape, n_pairs, pairs, orders, kinds, table, n_kinds, gathered, received):
-    """Of all pairs: adds to `gathered` and, as `messages`, to `received`.
+    """Go through all pairs: add to `gathered` and, as `messages`, to `received`.
 
     Args:
         kinds: [n_atoms], int64.

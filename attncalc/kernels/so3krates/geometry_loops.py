@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from attncalc.kernels.simd.barrier import forget_ghosts, row_for, row_of_sender
 from attncalc.kernels.simd.loops import ZERO, inner_loop
-from attncalc.kernels.simd.team import forget_ghosts, row_for, row_of_sender
 
 
 @inner_loop
@@ -73,7 +73,7 @@ def harmonics_gradient(degrees, norms, legendre, cosines, sines, given, row):
 
 @inner_loop
 def collect(
-    team,
+    barrier,
     vectors,
     receivers,
     senders,
@@ -92,7 +92,7 @@ def collect(
     """Keep the pairs within the cutoff; returns their number, or -1 if one is too short.
 
     Args:
-        team: None, or of the threads that have other pairs.
+        barrier: None, or of the threads that have other pairs.
         envelope_table: [n_intervals, 4]: cubic of C(d) in each of the intervals of equal length
             between `shortest` and `cutoff`.
         collected: `Pairs`, filled.
@@ -103,7 +103,7 @@ def collect(
     highest = norms.shape[0] - 1
     legendre = np.zeros((highest + 2, highest + 2))
     cosines, sines = np.empty(highest + 1), np.empty(highest + 1)
-    forget_ghosts(team)
+    forget_ghosts(barrier)
     n = 0
     for p in range(pairs.shape[0]):
         e = pairs[p]
@@ -116,8 +116,8 @@ def collect(
         if not d >= shortest:  # NaN too
             return -1
         collected.i[n], collected.j[n], which[n] = receivers[e], senders[e], e
-        if team is not None:
-            collected.to[n] = row_for(team, senders[e])
+        if barrier is not None:
+            collected.to[n] = row_for(barrier, senders[e])
         lengths[n] = d
         x, y, z = x / d, y / d, z / d
         directions[n, 0], directions[n, 1], directions[n, 2] = x, y, z

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from attncalc.kernels.simd.barrier import row_of_sender
 from attncalc.kernels.simd.loops import (
     THREE,
     TWO,
@@ -28,7 +29,6 @@ from attncalc.kernels.simd.loops import (
 )
 from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import clear
-from attncalc.kernels.simd.team import row_of_sender
 from attncalc.kernels.simd.vectors import (
     LANES,
     fill,
@@ -44,7 +44,7 @@ BLOCK = 72  # pairs: two filters of 128 and their gradients stay in the second c
 
 
 class Pairs(NamedTuple):
-    """What is known of every pair (i, j); the first `n` entries of each array count.
+    """Values of every pair (i, j); the first `n` entries of each array count.
 
     Attributes:
         i, j: int64.
@@ -81,7 +81,7 @@ class Filters(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """Which components belong to which degree.
+    """Degrees to which components belong.
 
     Attributes:
         masks: [n_degrees, M], 1 at the orders of a degree.

@@ -6,16 +6,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.kernels.simd.keeping import kept_step
-from attncalc.kernels.simd.loops import inner_loop, single
-from attncalc.kernels.simd.row_loops import clear
-from attncalc.kernels.simd.team import (
+from attncalc.kernels.simd.barrier import (
     add_ghosts,
     agreed,
     atoms_of,
     clear_ghosts,
-    meet,
+    wait_for_all,
 )
+from attncalc.kernels.simd.caching import cached_step
+from attncalc.kernels.simd.loops import inner_loop, single
+from attncalc.kernels.simd.row_loops import clear
 from attncalc.kernels.simd.vectors import LANES
 from attncalc.kernels.so3krates.atom_loops import (
     exchange,
@@ -51,7 +51,7 @@ Doubles = NDArray[np.float64]
 
 
 class Weights(NamedTuple):
-    """What the network has learned, [n_layers, ...] where nothing else is said.
+    """Weights of the network, [n_layers, ...] where nothing else is said.
 
     Attributes:
         table, first, first_bias, second, second_transposed: of the filters, see `Filters`.
@@ -87,7 +87,7 @@ class Weights(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What does not come from training.
+    """Constants that do not come from training.
 
     Attributes:
         envelope: [n_intervals, 4], cubics of C(d).
@@ -116,7 +116,7 @@ class Numbers(NamedTuple):
 
 
 class Kinds(NamedTuple):
-    """Of which kind atoms are, and the tables of the first layer; see `first_layer_loops`.
+    """Kinds of the atoms, and the tables of the first layer; see `first_layer_loops`.
 
     Attributes:
         of_atoms: [n_atoms].
@@ -166,7 +166,7 @@ class Common(NamedTuple):
         ev_before: [n_layers + 1, rows, M], Euclidean variables that each layer sees.
         d_x: [n, F].
         x, d_projected, d_ev: [rows, ..]; rows are those of atoms, then those of ghosts, see
-            `attncalc.kernels.simd.team`.
+            `attncalc.kernels.simd.barrier`.
     """
 
     projected: Floats
@@ -191,7 +191,7 @@ def _copy(n, x, out):
 
 
 def _forward(
-    team,
+    barrier,
     held,
     vectors,
     receivers,
@@ -206,11 +206,11 @@ def _forward(
 ):
     """Adds the outputs; returns the number of pairs, -1: too close.
 
-    Between two meetings, a thread either goes through its pairs, reads rows of all atoms and adds
+    Between two barriers, a thread either goes through its pairs, reads rows of all atoms and adds
     to rows that are its own or its ghosts'; or it goes through its atoms, and touches no others.
 
     Args:
-        team: None, or that of this thread.
+        barrier: None, or that of this thread.
         held: of `Held`: shape, numbers, constants, weights, `Common`, and this thread's `Pairs` and
             `Space`.
         vectors .. species: of the graph, with this thread's edges and pairs.
@@ -221,7 +221,7 @@ def _forward(
     """
     shape, numbers, constants, w, common, pairs, own = held.parts
     n_pairs = collect(
-        team,
+        barrier,
         vectors,
         receivers,
         senders,
@@ -237,24 +237,24 @@ def _forward(
         own.lengths,
         own.directions,
     )
-    n_pairs = agreed(team, n_pairs)
+    n_pairs = agreed(barrier, n_pairs)
     if n_pairs < 0:
         return n_pairs
     orders = Orders(constants.masks, constants.mirrored)
     n_layers, n_kinds = w.table.shape[0], kinds.values.shape[0]
     start = single(numbers.start)
-    first, end = atoms_of(team, len(species))
+    first, end = atoms_of(barrier, len(species))
     n = end - first
     x = common.x[first:end]
     own_gathered = gathered[first:end]
     _copy(n, features[first:end], x)
     clear(n, common.ev_before[0][first:end], common.ev_before.shape[2])
     if start != 0:
-        meet(team)
-        clear_ghosts(team, common.ev_before[0])
+        wait_for_all(barrier)
+        clear_ghosts(barrier, common.ev_before[0])
         start_ev(n_pairs, pairs, constants.parity, start, common.ev_before[0])
-        meet(team)
-        add_ghosts(team, common.ev_before[0])
+        wait_for_all(barrier)
+        add_ghosts(barrier, common.ev_before[0])
     by_kind = n_kinds > 0
     for l in range(n_layers):
         rests = l == 0 and start == 0
@@ -263,9 +263,9 @@ def _forward(
         _copy(n, before[first:end], after)
         if l == 0 and by_kind:
             clear(n, own_gathered, n_kinds * LANES)
-            meet(team)
-            clear_ghosts(team, gathered)
-            clear_ghosts(team, received)
+            wait_for_all(barrier)
+            clear_ghosts(barrier, gathered)
+            clear_ghosts(barrier, received)
             first_coefficients(
                 shape,
                 n_pairs,
@@ -277,14 +277,14 @@ def _forward(
                 gathered,
                 received,
             )
-            meet(team)
-            add_ghosts(team, gathered)
+            wait_for_all(barrier)
+            add_ghosts(barrier, gathered)
             first_features(shape, kinds.values, own_gathered, x)
         else:
             project(n, x, w.features[l], w.geometry[l], common.projected[l][first:end])
-            meet(team)
-            clear_ghosts(team, common.x)
-            clear_ghosts(team, received)
+            wait_for_all(barrier)
+            clear_ghosts(barrier, common.x)
+            clear_ghosts(barrier, received)
             messages(
                 shape,
                 n_pairs,
@@ -297,9 +297,9 @@ def _forward(
                 common.x,
                 received,
             )
-            meet(team)
-            add_ghosts(team, common.x)
-        add_ghosts(team, received)
+            wait_for_all(barrier)
+            add_ghosts(barrier, common.x)
+        add_ghosts(barrier, received)
         refine(n, l, w, own, x, own.other)
         exchange(n, l, w, own, constants.degrees, x, after, own.wide, own.wide_too)
     mine = outputs[:, first:end]
@@ -310,11 +310,11 @@ def _forward(
     return n_pairs
 
 
-def _reverse(team, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors):
+def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors):
     """Adds the gradient by the vectors of this thread's edges.
 
     Args:
-        team .. held: as in the forward pass, which has left all in the working space.
+        barrier .. held: as in the forward pass, which has left all in the working space.
         n_pairs: what that has returned.
         kinds .. gathered: as in the forward pass.
         d_outputs: [n_outputs, n_atoms].
@@ -325,7 +325,7 @@ def _reverse(team, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors
     n_layers, n_kinds = w.table.shape[0], kinds.values.shape[0]
     per_length = single(constants.envelope.shape[0] / (numbers.cutoff - numbers.shortest))
     start = single(numbers.start)
-    first, end = atoms_of(team, n_atoms)
+    first, end = atoms_of(barrier, n_atoms)
     n = end - first
     d_x, d_ev = common.d_x[first:end], common.d_ev[first:end]
     own_gathered = gathered[first:end]
@@ -342,7 +342,7 @@ def _reverse(team, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors
         _copy(n, d_ev, received[first:end])
         if l == 0 and by_kind:
             first_features_gradient(shape, kinds.values, d_x, own_gathered)
-            meet(team)
+            wait_for_all(barrier)
             first_coefficients_gradient(
                 shape,
                 n_pairs,
@@ -360,9 +360,9 @@ def _reverse(team, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors
             continue
         d_projected = common.d_projected[first:end]
         clear(n, d_projected, d_projected.shape[1])
-        meet(team)
-        clear_ghosts(team, common.d_projected)
-        clear_ghosts(team, common.d_ev)
+        wait_for_all(barrier)
+        clear_ghosts(barrier, common.d_projected)
+        clear_ghosts(barrier, common.d_ev)
         messages_gradient(
             shape,
             n_pairs,
@@ -380,12 +380,12 @@ def _reverse(team, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors
             own.d_spherical,
             own.d_lengths,
         )
-        meet(team)
-        add_ghosts(team, common.d_projected)
-        add_ghosts(team, common.d_ev)
+        wait_for_all(barrier)
+        add_ghosts(barrier, common.d_projected)
+        add_ghosts(barrier, common.d_ev)
         project_gradient(n, d_projected, w.features_transposed[l], w.geometry_transposed[l], d_x)
     if start != 0:
-        meet(team)
+        wait_for_all(barrier)
         start_ev_gradient(
             n_pairs, pairs, constants.parity, start, common.d_ev, own.d_spherical, own.d_lengths
         )
@@ -403,5 +403,5 @@ def _reverse(team, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors
     return n_pairs
 
 
-forward = kept_step(_forward, Path(__file__).parent)
-reverse = kept_step(_reverse, Path(__file__).parent)
+forward = cached_step(_forward, Path(__file__).parent)
+reverse = cached_step(_reverse, Path(__file__).parent)

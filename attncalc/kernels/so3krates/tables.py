@@ -18,7 +18,7 @@ TABLE_ERROR = 2e-7  # relative to the largest value
 
 
 def has_usual_options(network: Any) -> bool:
-    """Whether a network is float32 and of the kind that the engines have written out."""
+    """Return True if a network is float32 and of the kind that the engines have written out."""
     c = network.config
     return (
         network.parity.dtype == torch.float32
@@ -42,14 +42,14 @@ class Grid(NamedTuple):
     def fine_enough(
         cls, functions: Sequence[Callable[[Tensor], Tensor]], shortest: float, cutoff: float
     ) -> Grid:
-        """With as many intervals as these functions of the distance need."""
+        """Make a grid with as many intervals as these functions of the distance need."""
         grid = cls(shortest, cutoff, FEWEST_INTERVALS)
         while grid.n_intervals < MOST_INTERVALS and any(map(grid.is_too_coarse, functions)):
             grid = cls(shortest, cutoff, 2 * grid.n_intervals)
         return grid
 
     def is_too_coarse(self, f: Callable[[Tensor], Tensor]) -> bool:
-        """Whether cubics are off in the middle of an interval."""
+        """Return True if cubics are off in the middle of an interval."""
         length = (self.cutoff - self.shortest) / self.n_intervals
         middles = self.shortest + length * (torch.arange(self.n_intervals).double() + 0.5)
         powers = 0.5 ** torch.arange(4, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What So3krates does with single atoms: norms, refinement, exchange, energy; and the reverse.
+"""Steps of So3krates for single atoms: norms, refinement, exchange, energy; and the reverse.
 
 A program has a tile of T atoms; what it makes stays in its registers from messages to messages:
 
@@ -281,7 +281,7 @@ def turn(
     MP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """From the last layer's messages to the energy, and the gradient of their sum back to them.
+    """Compute the energy from the last layer's messages, and the gradient of its sum by them.
 
     The last Euclidean variables count only by their squares: their gain is left out.
 

@@ -22,7 +22,7 @@ from attncalc.kernels.so3krates.tables import Grid, filters_of, has_usual_option
 from attncalc.kernels.so3krates_gpu.atoms import project, turn, update, update_gradient
 from attncalc.kernels.so3krates_gpu.first_layer import first_messages, first_messages_gradient
 from attncalc.kernels.so3krates_gpu.geometry import find_edges, gradient_by_vectors
-from attncalc.kernels.so3krates_gpu.launching import Room, launch, row_pointers
+from attncalc.kernels.so3krates_gpu.launching import Workspace, launch, row_pointers
 from attncalc.kernels.so3krates_gpu.messages import (
     messages,
     messages_gradient,
@@ -45,7 +45,7 @@ ATOMS, FEW_ATOMS, FEW = 16, 4, 2048
 
 
 def can_run(network: Any) -> bool:
-    """Whether the kernels know this network: its options, and widths that are powers of two."""
+    """Return True if the kernels support this network: its options, widths that are powers of 2."""
     c = network.config
     return (
         has_usual_options(network)
@@ -126,7 +126,7 @@ class _Evaluation:
     """One forward pass and its reverse: what the kernels pass on to each other."""
 
     def __init__(self, engine: Engine, graph: Graph) -> None:
-        self.engine, self.graph, self.new = engine, graph, Room(graph.vectors.device)
+        self.engine, self.graph, self.workspace = engine, graph, Workspace(graph.vectors.device)
         self.layers, self.last = engine.layers, len(engine.layers) - 1
         self.n, self.width = graph.n_atoms, engine.shape["F"]
         tile = FEW_ATOMS if self.n <= FEW else ATOMS
@@ -150,17 +150,17 @@ class _Evaluation:
 
     def forward(self) -> Tensor:
         """Energies [n_atoms]; the last layer's gradient of their sum is kept."""
-        n, new = self.n, self.new
+        n, workspace = self.n, self.workspace
         self.known |= self.edges()
         features = self.bare_features()
         for l in range(self.last + 1):
             self.attend(l, features)
             if l < self.last:
                 features = self.update(l, features)
-        energies = new.double(n)
+        energies = workspace.double(n)
         self.d_features, self.d_received = (
-            new.single(n, self.width),
-            new.single(n, self.engine.orders),
+            workspace.single(n, self.width),
+            workspace.single(n, self.engine.orders),
         )
         launch(
             turn,
@@ -178,16 +178,16 @@ class _Evaluation:
     @torch.no_grad()
     def pull(self, d_outputs: AtomOutputs) -> Tensor:
         """dE / d outputs -> dE / d vectors [n_edges, 3]."""
-        graph, new, n_edges = self.graph, self.new, self.graph.n_edges
+        graph, workspace, n_edges = self.graph, self.workspace, self.graph.n_edges
         with torch.cuda.device_of(graph.vectors):
             # the head looks at single atoms: its gradient is that of the sum, row by row
             factor = d_outputs.energies.to(torch.float32).unsqueeze(1)
             d_features, d_received = self.d_features * factor, self.d_received * factor
-            self.known["d_lengths"] = new.single(n_edges, 2)
-            self.known["d_spherical"] = new.single(n_edges, self.engine.orders)
+            self.known["d_lengths"] = workspace.single(n_edges, 2)
+            self.known["d_spherical"] = workspace.single(n_edges, self.engine.orders)
             for l in range(self.last, -1, -1):
                 d_features, d_received = self.attend_gradient(l, d_features, d_received)
-            d_vectors = new.double(n_edges, 3)
+            d_vectors = workspace.double(n_edges, 3)
             if n_edges:
                 launch(
                     gradient_by_vectors,
@@ -202,17 +202,17 @@ class _Evaluation:
 
     def edges(self) -> dict[str, Tensor]:
         """The edges that count, moved together, and where those of an atom begin."""
-        graph, new, n_edges = self.graph, self.new, self.graph.n_edges
-        counts = torch.zeros(n_edges + 1, dtype=torch.int32, device=new.device)
+        graph, workspace, n_edges = self.graph, self.workspace, self.graph.n_edges
+        counts = torch.zeros(n_edges + 1, dtype=torch.int32, device=workspace.device)
         torch.cumsum(graph.edge_mask, 0, dtype=torch.int32, out=counts[1:])
         found = {
-            "found_vectors": new.double(n_edges, 3),
-            "found_senders": new.whole(n_edges),
-            "knots": new.whole(n_edges),
-            "places": new.single(n_edges),
-            "envelopes": new.single(n_edges),
-            "envelope_slopes": new.single(n_edges),
-            "spherical": new.single(n_edges, self.engine.orders),
+            "found_vectors": workspace.double(n_edges, 3),
+            "found_senders": workspace.whole(n_edges),
+            "knots": workspace.whole(n_edges),
+            "places": workspace.single(n_edges),
+            "envelopes": workspace.single(n_edges),
+            "envelope_slopes": workspace.single(n_edges),
+            "spherical": workspace.single(n_edges, self.engine.orders),
         }
         if n_edges:
             launch(
@@ -234,13 +234,13 @@ class _Evaluation:
 
     def bare_features(self) -> Tensor:
         """[n_atoms, F]; where the first layer goes by elements, it fills them."""
-        features = self.new.single(self.n, self.width)
+        features = self.workspace.single(self.n, self.width)
         if self.engine.by_kind:
             unused = features
             self.projected, self.ev = [unused], [unused]
             return features
         features.copy_(self.engine.embedding(self.graph))
-        projected = self.new.single(self.n, 5 * self.width)
+        projected = self.workspace.single(self.n, 5 * self.width)
         projection = self.layers[0].projection
         launch(
             project,
@@ -250,7 +250,7 @@ class _Evaluation:
             projected=projected,
             projection=projection,
         )
-        ev = self.new.single(self.n, self.engine.orders)
+        ev = self.workspace.single(self.n, self.engine.orders)
         if self.engine.starts:
             launch(start_ev, self.by_atom, self.known, ev=ev)
         self.projected, self.ev = [projected], [ev]
@@ -258,7 +258,7 @@ class _Evaluation:
 
     def attend(self, l: int, features: Tensor) -> None:
         """Messages of layer l, added to the features."""
-        received = self.new.single(self.n, self.engine.orders)
+        received = self.workspace.single(self.n, self.engine.orders)
         self.received.append(received)
         if l == 0 and self.engine.by_kind:
             launch(first_messages, self.by_atom, self.known, features=features, ev_after=received)
@@ -276,18 +276,18 @@ class _Evaluation:
         )
 
     def update(self, l: int, features: Tensor) -> Tensor:
-        """From the messages of layer l to the queries, keys and values of the next."""
-        n, width, new = self.n, self.width, self.new
-        after = new.single(n, width)
-        self.ev.append(new.single(n, self.engine.orders))
-        self.projected.append(new.single(n, 5 * width))
+        """Compute queries, keys and values of the next layer from the messages of layer l."""
+        n, width, workspace = self.n, self.width, self.workspace
+        after = workspace.single(n, width)
+        self.ev.append(workspace.single(n, self.engine.orders))
+        self.projected.append(workspace.single(n, 5 * width))
         self.kept.append(
             {
-                "normal_before": new.single(n, width),
-                "normal_after": new.single(n, width),
-                "hidden_layers": new.single(n, width),
-                "inverses": new.single(n, 2),
-                "gains": new.single(n, self.engine.shape["L"]),
+                "normal_before": workspace.single(n, width),
+                "normal_after": workspace.single(n, width),
+                "hidden_layers": workspace.single(n, width),
+                "inverses": workspace.single(n, 2),
+                "gains": workspace.single(n, self.engine.shape["L"]),
             }
         )
         launch(
@@ -309,12 +309,12 @@ class _Evaluation:
         self, l: int, d_features: Tensor, d_received: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Reverse of `attend` and of the `update` before it: the same gradients one layer down."""
-        n, width, new, engine = self.n, self.width, self.new, self.engine
+        n, width, workspace, engine = self.n, self.width, self.workspace, self.engine
         given = {"d_features": d_features, "d_received": d_received, "ADDS": l < self.last}
         if l == 0 and engine.by_kind:
             launch(first_messages_gradient, self.by_atom, self.known, given)
             return d_features, d_received
-        d_ev, d_projected = new.single(n, 2, engine.orders), new.single(n, 5 * width)
+        d_ev, d_projected = workspace.single(n, 2, engine.orders), workspace.single(n, 5 * width)
         launch(
             messages_gradient,
             (n, 2),
@@ -331,7 +331,7 @@ class _Evaluation:
             if engine.starts:
                 launch(start_ev_gradient, self.by_atom, self.known, d_ev=d_ev)
             return d_features, d_received
-        below, d_received = new.single(n, width), new.single(n, engine.orders)
+        below, d_received = workspace.single(n, width), workspace.single(n, engine.orders)
         launch(
             update_gradient,
             self.by_tile,

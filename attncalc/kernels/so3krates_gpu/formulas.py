@@ -1,4 +1,4 @@
-"""What the kernels of the engine share: products of tiles, norms, sums over heads and orders.
+"""Functions that the engine's kernels share: products of tiles, norms, sums over heads and orders.
 
 Letters of shapes: T atoms of a tile, B edges of a block, F features, H heads or parts of equal
 width, L degrees, M orders of all degrees (MP: filled up to a power of two). `of_degree` [L, MP] is

@@ -1,4 +1,4 @@
-"""How the engine starts its kernels: arguments by name, new tensors, compiler's settings."""
+"""Launching of the engine's kernels: arguments by name, new tensors, compiler's settings."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *known: dict[str, Any], **more: A
 
 
 def options_of(kernel: Any) -> dict[str, Any]:
-    """What the compiler is told."""
+    """Return the options for the compiler."""
     n_warps, n_stages = SETTINGS[kernel.fn.__name__]
     return {"num_warps": n_warps, "num_stages": n_stages, "enable_fp_fusion": True}
 
 
 def arguments_of(kernel: Any, *sources: dict[str, Any]) -> dict[str, Any]:
-    """What a kernel asks for by the names of its parameters, from the first that has it."""
+    """Return what a kernel asks for by the names of its parameters, from the first that has it."""
     return {
         name: next(source[name] for source in sources if name in source)
         for name in _parameters(kernel)
@@ -57,7 +57,7 @@ def _parameters(kernel: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(kernel.fn).parameters)
 
 
-class Room:
+class Workspace:
     """New tensors on a device, not filled."""
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What a So3krates has learned, packed for the kernels: float32, row after row."""
+"""Weights of a So3krates, packed for the kernels: float32, row after row."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class LayerWeights:
     gain_bias: Tensor
 
     def to(self, device: torch.device) -> LayerWeights:
-        """The same on a device."""
+        """Return the same on a device."""
         return LayerWeights(**{name: value.to(device) for name, value in vars(self).items()})
 
     @classmethod
     def of(cls, network: Any, l: int, grid: Grid) -> LayerWeights:
-        """Of layer l of a So3krates in float64."""
+        """Return those of layer l of a So3krates in float64."""
         layer, width = network.layers[l], network.config.num_features
         attention, exchange = layer.attention, layer.exchange.linear
         degrees = torch.tensor(network.config.degrees, dtype=torch.float64)
@@ -135,7 +135,7 @@ def envelope_table(config: Any, grid: Grid) -> Tensor:
 
 
 def first_layer(network: Any, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a So3krates in float64, for elements alone; see `first_messages`.
+    """Return that of a So3krates in float64, for elements alone; see `first_messages`.
 
     Returns:
         coefficients [n_species, n_species, n_intervals + 1, 4, H + L], ordered by receiver's
@@ -184,7 +184,7 @@ def shared_constants(network: Any, grid: Grid) -> dict[str, Tensor]:
 
 
 def padded_orders(highest: int) -> int:
-    """Room for the orders of all l from 1 to `highest`, also of those that are not used."""
+    """Space for the orders of all l from 1 to `highest`, also of those that are not used."""
     n_orders = (highest + 1) ** 2 - 1
     return max(16, 1 << (n_orders - 1).bit_length())
 

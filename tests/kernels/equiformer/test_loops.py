@@ -232,13 +232,13 @@ def test_radial_basis(packed: SimpleNamespace, length: float) -> None:
 
 
 def test_radial_networks(packed: SimpleNamespace) -> None:
-    room = SimpleNamespace(
+    workspace = SimpleNamespace(
         radial=zeros(2, N, 32),
         radial_normal=zeros(2, N, 32),
         radial_inverse=zeros(N, 2),
         d_radial=zeros(2, N, 32),
     )
-    room = _room(room)
+    workspace = _workspace(workspace)
     weights = packed.network.blocks[0].attention.messages()
     last, offset = weights[N_HIDDEN : N_HIDDEN + 2]
     basis = zeros(N, 16)
@@ -249,17 +249,17 @@ def test_radial_networks(packed: SimpleNamespace) -> None:
         [basis[:, :10]],
         given,
     )
-    edge_loops.radial_weights(N, packed.weights, 1, basis, room, out)
+    edge_loops.radial_weights(N, packed.weights, 1, basis, workspace, out)
     assert_same(out, result)
-    edge_loops.radial_weights_gradient(N, packed.weights, 1, given, room, d_basis)
+    edge_loops.radial_weights_gradient(N, packed.weights, 1, given, workspace, d_basis)
     assert_same(d_basis[:, :10], expected)
 
 
-def _room(given: SimpleNamespace) -> message_loops.Room:
-    fields = message_loops.Room._fields
+def _workspace(given: SimpleNamespace) -> message_loops.EdgeWorkspace:
+    fields = message_loops.EdgeWorkspace._fields
     threes = ("radial", "radial_normal", "d_radial")
     absent = {name: zeros(0, 0, 0) if name in threes else zeros(0, 0) for name in fields}
-    return message_loops.Room(**{**absent, **vars(given)})
+    return message_loops.EdgeWorkspace(**{**absent, **vars(given)})
 
 
 @pytest.mark.parametrize("last", [0, 1])
@@ -290,12 +290,12 @@ def test_weighted_product(packed: SimpleNamespace, last: int) -> None:
     read = (plain(exact(x), exact(w)) != 0).any(0).numpy()  # the last block leaves some out
     given *= read
     result, expected = gradients(plain, [x, w], given)
-    room, out = zeros(N, packed.plan.units[:, :, 2].max()), zeros(N, n_results)
+    workspace, out = zeros(N, packed.plan.units[:, :, 2].max()), zeros(N, n_results)
     d_x, d_w = zeros(N, WIDTH), zeros(N, len(product.alive))
-    edge_loops.multiply(N, packed.plan, last, packed.weights, last, x, w, room, out)
+    edge_loops.multiply(N, packed.plan, last, packed.weights, last, x, w, workspace, out)
     assert_same(out, result)
     edge_loops.multiply_gradient(
-        N, packed.plan, last, packed.weights, last, x, w, given, room, d_x, d_w
+        N, packed.plan, last, packed.weights, last, x, w, given, workspace, d_x, d_w
     )
     assert_same(d_x, expected[0])
     assert_same(d_w, expected[1])
@@ -363,12 +363,12 @@ def test_logits_by_scalar_products(packed: SimpleNamespace) -> None:
     start, _, rows, columns = packed.weights.heads[0]
     heads = packed.weights.flat[start : start + rows * columns].reshape(rows, columns)
     across = np.ascontiguousarray(heads.T)
-    logits, room = zeros(N, 16), zeros(N, columns)
+    logits, workspace = zeros(N, 16), zeros(N, columns)
     d_keys, d_queries = zeros(N, 16 + WIDTH), zeros(N, WIDTH)
-    message_loops.dot_logits(N, packed.layout, keys, 16, queries, across, room, logits)
+    message_loops.dot_logits(N, packed.layout, keys, 16, queries, across, workspace, logits)
     assert_same(logits[:, :2], result)
     message_loops.dot_logits_gradient(
-        N, packed.layout, keys, 16, queries, heads, given, room, d_keys, d_queries
+        N, packed.layout, keys, 16, queries, heads, given, workspace, d_keys, d_queries
     )
     assert_same(d_keys, expected[0])
     assert_same(d_queries, expected[1])
@@ -428,13 +428,13 @@ def test_head(packed: SimpleNamespace) -> None:
     x, species = random(N, WIDTH), np.arange(N) % 4
     scale = np.array([1.0, 2.0, 0.5, 3.0])
     rows = {"sum", "normal", "hidden"}
-    room = atom_loops.AtomRoom(
+    workspace = atom_loops.AtomWorkspace(
         **{
             name: zeros(N, 32) if name in rows else zeros(N, 600)
-            for name in atom_loops.AtomRoom._fields
+            for name in atom_loops.AtomWorkspace._fields
         }
     )
-    room = room._replace(x=x, d_x=zeros(N, WIDTH))
+    workspace = workspace._replace(x=x, d_x=zeros(N, WIDTH))
 
     def plain(x: Tensor) -> Tensor:
         scalars = x[:, None, : CHANNELS[0]]
@@ -443,19 +443,11 @@ def test_head(packed: SimpleNamespace) -> None:
         (hidden,) = network.norm([shortcut + block.feed_forward.scalars(normed)])
         return network.head(hidden) - network.energy.scalar_bias
 
-    result, (expected,) = gradients(plain, [x], scale[species])
-    energies = np.zeros(N)
-    atom_loops.energies_and_gradient(
-        N,
-        packed.layout,
-        packed.weights,
-        1,
-        species,
-        scale,
-        zeros(N, WIDTH),
-        zeros(N, 3),
-        room,
-        energies,
-    )
-    assert_same(energies, result * torch.tensor(scale[species]))
-    assert_same(room.d_x, expected)
+    d_energies = scale[species]
+    result, (expected,) = gradients(plain, [x], d_energies)
+    energies, normal, inverse = np.zeros(N), zeros(N, WIDTH), zeros(N, 3)
+    given = N, packed.layout, packed.weights, 1, normal, inverse, workspace
+    atom_loops.read_out(*given, energies)
+    atom_loops.read_out_gradient(*given, d_energies)
+    assert_same(energies, result)
+    assert_same(workspace.d_x, expected)

@@ -1,4 +1,4 @@
-"""Keeps the machine code of a whole step in a file."""
+"""Cache of a whole step's machine code in a file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def make(step, sources):
 """
 
 
-def kept_step(step: Loop, folder: Path) -> Loop:
-    """`step`, compiled, and kept for as long as the sources of all loops stay as they are.
+def cached_step(step: Loop, folder: Path) -> Loop:
+    """Return `step` compiled, cached for as long as the sources of all loops stay as they are.
 
     Numba looks only at the file that it compiles; what a function has in its closure is part of the
-    key under which it is kept.
+    key under which it is cached.
 
     Args:
         step: a function of a module, not compiled; returns a whole number.
@@ -47,6 +47,6 @@ def kept_step(step: Loop, folder: Path) -> Loop:
 
 
 def hash_of_sources(*folders: Path) -> str:
-    """Of all Python files in these folders."""
+    """Return the SHA-256 of all Python files in these folders."""
     files = sorted(file for folder in folders for file in folder.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,4 +1,4 @@
-"""The Python side of `attncalc.kernels.simd.team`: threads, and what each of them works on."""
+"""Threads of one call: the Python side of `attncalc.kernels.simd.barrier`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import numpy as np
 from numpy.typing import NDArray
 
-# arrivals that no meeting has: one of the threads will never come
+# more arrivals than any barrier has: one of the threads will never come
 ABANDONED = 1 << 60
 # what a call returns that found more ghosts than there are rows for
 MORE_GHOSTS = -2
 
 
-class Crew:
+class Threads:
     """Threads for one call at a time: the one that calls, and helpers that sleep in between.
 
     Args:
@@ -35,12 +35,12 @@ class Crew:
         return self._process == os.getpid()
 
     def run(self, work: Callable[[int, NDArray[np.int64]], int]) -> list[int]:
-        """What `work(rank, arrivals)` returns in every thread, all at the same time.
+        """Return what `work(rank, arrivals)` gives in every thread, all at the same time.
 
         Where one of them fails, or Ctrl-C comes before all have begun, nobody waits for it.
 
         Args:
-            work: given `arrivals` [1], zero, it ends after its first meeting if that is ABANDONED.
+            work: given `arrivals` [1], zero, it ends after its first barrier if that is ABANDONED.
         """
         arrivals = np.zeros(1, np.int64)
 

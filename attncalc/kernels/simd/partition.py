@@ -1,4 +1,4 @@
-"""How threads share out what the loops see of a graph."""
+"""Partition of a graph among the threads of one call."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from attncalc.graph import GraphArrays
 
 
-class Share(NamedTuple):
-    """What one thread does.
+class Part(NamedTuple):
+    """Part of a graph that one thread works on.
 
     Attributes:
         atoms: first, and behind the last, of its loops over atoms.
@@ -25,14 +25,14 @@ class Share(NamedTuple):
     arrays: GraphArrays
 
 
-def shares_of(arrays: GraphArrays, size: int, *, by_pairs: bool) -> list[Share]:
-    """For `size` threads: about as many pairs (or edges) each, all those of a receiver together.
+def partition(arrays: GraphArrays, size: int, *, by_pairs: bool) -> list[Part]:
+    """Split for `size` threads: about as many pairs (or edges) each, a receiver's all together.
 
     Args:
         arrays: with at least `size` pairs (or edges).
         size: how many threads.
         by_pairs: whether it is pairs or edges that make work. Pairs stand with the first of their
-            atoms, which says little about atoms: loops over these are shared out by themselves.
+            atoms, which says little about atoms: loops over these are split by themselves.
     """
     receivers, pairs, n_atoms = arrays.receivers, arrays.pairs, len(arrays.species)
     cuts = np.arange(1, size) * (len(pairs) if by_pairs else len(receivers)) // size
@@ -42,10 +42,10 @@ def shares_of(arrays: GraphArrays, size: int, *, by_pairs: bool) -> list[Share]:
     owned = [0, *owners.tolist(), n_atoms]
     edges = [0, *edge_cuts.tolist(), len(receivers)]
     of_pairs = [0, *pair_cuts.tolist(), len(pairs)]
-    shares = []
+    parts = []
     for k in range(size):
         edge = slice(edges[k], edges[k + 1])
-        part = GraphArrays(
+        own = GraphArrays(
             arrays.vectors[edge],
             receivers[edge],
             arrays.senders[edge],
@@ -56,5 +56,5 @@ def shares_of(arrays: GraphArrays, size: int, *, by_pairs: bool) -> list[Share]:
         )
         mine = owned[k], owned[k + 1]
         evenly = n_atoms * k // size, n_atoms * (k + 1) // size
-        shares.append(Share(evenly if by_pairs else mine, mine, edge.start, part))
-    return shares
+        parts.append(Part(evenly if by_pairs else mine, mine, edge.start, own))
+    return parts

@@ -24,11 +24,12 @@ from attncalc.kernels.equiformer.step_loop import (
     KeptOfEdges,
     Numbers,
     forward,
+    hold,
     reverse,
 )
 from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.engine import CompiledEngine
-from attncalc.kernels.simd.held import Held, hold
+from attncalc.kernels.simd.held import Held
 from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.simd.partition import Part
 

@@ -48,6 +48,7 @@ from attncalc.kernels.simd.barrier import (
     wait_for_all,
 )
 from attncalc.kernels.simd.caching import cached_step
+from attncalc.kernels.simd.held import hold as _hold
 from attncalc.kernels.simd.loops import ZERO, inner_loop, single, stays_whole
 from attncalc.kernels.simd.row_loops import clear, fill_rows
 from attncalc.kernels.simd.vectors import LANES, fill, load, store, times
@@ -418,5 +419,6 @@ def _reverse(barrier, held, n_atoms, n_edges, d_energies, d_vectors):
     return n_edges
 
 
+hold = cached_step(_hold, Path(__file__).parent)
 forward = cached_step(_forward, Path(__file__).parent)
 reverse = cached_step(_reverse, Path(__file__).parent)

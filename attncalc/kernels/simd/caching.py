@@ -12,37 +12,34 @@ from numba.extending import register_jitable
 from attncalc.compiled import Loop, compiled_loop
 from attncalc.kernels.simd.loops import FASTMATH
 
-# `sources` is in the closure of the function, and so in the key under which Numba keeps it
 ENTRY = """
-def make(step, sources):
+def make(step):
     def entry({names}):
-        return step({names}) if len(sources) > 0 else -1
+        return step({names})
     return entry
 """
 
 
 def cached_step(step: Loop, folder: Path) -> Loop:
-    """Return `step` compiled, cached for as long as the sources of all loops stay as they are.
+    """`step`, compiled, and kept for as long as the sources of all loops stay as they are.
 
-    Numba looks only at the file that it compiles; what a function has in its closure is part of the
-    key under which it is cached.
+    Numba looks only at the file that it compiles, and reads the types of all that it has kept under
+    one name, also of classes that are gone: the name has a hash of all sources.
 
     Args:
-        step: a function of a module, not compiled; returns a whole number.
+        step: a function of a module, not compiled.
         folder: its sources, beside those of this folder.
     """
-    sources = hash_of_sources(folder, Path(__file__).parent)
     register_jitable(fastmath=FASTMATH, error_model="numpy")(step)
     # named parameters: of a tuple of all arguments Numba would find out the type at every call
     names = ", ".join(inspect.signature(step).parameters)
-    code = ENTRY.format(names=names)
-    # Numba keeps machine code beside the file that a function comes from
     scope: dict[str, Any] = {}
-    exec(compile(code, __file__, "exec"), scope)
-    entry = scope["make"](step, sources)
+    # Numba keeps machine code beside the file that a function comes from
+    exec(compile(ENTRY.format(names=names), __file__, "exec"), scope)
+    entry = scope["make"](step)
+    sources = hash_of_sources(folder, Path(__file__).parent)
     entry.__module__ = __name__
-    # a part of the file's name: two steps do not share one
-    entry.__qualname__ = f"{folder.name}{step.__name__}"
+    entry.__qualname__ = f"{folder.name}{step.__name__}-{sources[:16]}"
     return compiled_loop(fastmath=FASTMATH)(entry)
 
 

@@ -8,8 +8,6 @@ from typing import Any
 from numba.core import types
 from numba.experimental import structref
 
-from attncalc.compiled import compiled_loop
-
 
 @structref.register
 class HeldType(types.StructRef):
@@ -28,7 +26,6 @@ structref.define_constructor(Held, HeldType, ["parts"])
 structref.define_boxing(HeldType, Held)
 
 
-@compiled_loop()
 def hold(parts):
-    """Return a `Held` of a tuple."""
+    """Return a `Held` of a tuple; engines compile and keep it with their steps."""
     return Held(parts)

@@ -31,7 +31,7 @@ from attncalc.graph import (
 )
 from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.engine import CompiledEngine
-from attncalc.kernels.simd.held import Held, hold
+from attncalc.kernels.simd.held import Held
 from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.simd.partition import Part
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
@@ -43,6 +43,7 @@ from attncalc.kernels.so3krates.step_loop import (
     Space,
     Weights,
     forward,
+    hold,
     reverse,
 )
 from attncalc.kernels.so3krates.tables import (

@@ -14,6 +14,7 @@ from attncalc.kernels.simd.barrier import (
     wait_for_all,
 )
 from attncalc.kernels.simd.caching import cached_step
+from attncalc.kernels.simd.held import hold as _hold
 from attncalc.kernels.simd.loops import inner_loop, single
 from attncalc.kernels.simd.row_loops import clear
 from attncalc.kernels.simd.vectors import LANES
@@ -403,5 +404,6 @@ def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vect
     return n_pairs
 
 
+hold = cached_step(_hold, Path(__file__).parent)
 forward = cached_step(_forward, Path(__file__).parent)
 reverse = cached_step(_reverse, Path(__file__).parent)

@@ -86,7 +86,7 @@ class AttnCalculator(BaseCalculator):
         self._lock = threading.RLock()
         potential = _potential(model, named_device(device), dtype)
         if threads is not None:
-            potential.take_threads(threads)
+            potential.set_num_threads(threads)
         self.evaluator = Evaluator(potential, skin=skin, delta=delta)
         self._names = _names(model)
         self._has_warned = False
@@ -96,7 +96,7 @@ class AttnCalculator(BaseCalculator):
 
     @property
     def potential(self) -> Potential:
-        """What runs, compiled when it is first needed; `evaluator.plain` is as it was loaded."""
+        """Potential that runs, compiled at its first use; `evaluator.plain` is as it was loaded."""
         return self.evaluator.potential
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class AttnCalculator(BaseCalculator):
             return super().calculate_properties(atoms, properties)
 
     def calculation_required(self, atoms: Atoms, properties: Sequence[str]) -> bool:
-        """Whether `calculate` would be called for these atoms; called by ASE."""
+        """Return True if `calculate` would be called for these atoms; called by ASE."""
         with self._lock:
             return super().calculation_required(atoms, properties)
 
@@ -258,17 +258,17 @@ class AttnCalculator(BaseCalculator):
 
     @property
     def n_rebuilds(self) -> int:
-        """How often a neighbour list was built."""
+        """Number of times a neighbour list was built."""
         return self.evaluator.neighbors.n_rebuilds
 
     @property
     def n_updates(self) -> int:
-        """How often a neighbour list was asked for, rebuilt or not."""
+        """Number of times a neighbour list was asked for, rebuilt or not."""
         return self.evaluator.neighbors.n_updates
 
 
 def _names(model: Any) -> tuple[str, ...]:
-    """What the models are called."""
+    """Return the names of the models."""
     if isinstance(model, list | tuple):
         return tuple(name for member in model for name in _names(member))
     return (model_name(str(model)) if isinstance(model, str | Path) else type(model).__name__,)

@@ -44,7 +44,7 @@ MOST_SPECIES = 12  # elements whose pairs are moved through the cutoff
 
 
 class Differences(NamedTuple):
-    """How derivatives are compared with differences.
+    """Settings of the comparison of derivatives with differences.
 
     Attributes:
         step: Å, or strain.
@@ -125,7 +125,7 @@ def verify(
     structure = random_cluster(potential.species) if atoms is None else atoms.copy()
     check_system(potential, System.from_ase(structure))
     exact = copy.deepcopy(potential)
-    exact.compute_in(torch.float64)
+    exact.set_dtype(torch.float64)
     rng = np.random.default_rng(0)
     running = potential if fast is None else fast
     rows = [

@@ -73,7 +73,7 @@ class Evaluator:
 
     @functools.cached_property
     def potential(self) -> Potential:
-        """What runs: the potential with compiled networks, where there is an engine for them."""
+        """Potential that runs: that given, with compiled networks where there is an engine."""
         with torch.inference_mode(False):  # where the first step may be asked for, and refused
             return lower(self.plain)
 
@@ -105,7 +105,7 @@ class Evaluator:
         return [self.neighbors, *([] if self.far_neighbors is None else [self.far_neighbors])]
 
     def follow(self, system: System) -> None:
-        """Before the first step of a run: lists for these positions, where steps need some."""
+        """Make lists for these positions before the first step of a run, where steps need some."""
         if self._skin(system) != self.neighbors.skin:
             self.renew(system)
         elif not self.looks_at_every_step:
@@ -146,7 +146,7 @@ class Evaluator:
         return Graphs(graph, far_graph)
 
     def _keep(self, lists: list[VerletList]) -> None:
-        """Where the lists before were, if they fit there and what is recorded reads them there."""
+        """Keep lists, in the old ones' arrays if they fit and what is recorded reads these."""
         if self.recorder is not None:
             pairs = zip(lists, self.lists, strict=True)
             lists = [new.in_the_arrays_of(old) for new, old in pairs]

@@ -109,7 +109,7 @@ def _with_network(fast: Potential, engine: Any) -> Potential:
 def _in_float64(potential: Potential) -> Potential:
     """A copy whose network computes in float64."""
     exact = copy.deepcopy(potential)
-    exact.compute_in(torch.float64)
+    exact.set_dtype(torch.float64)
     return exact
 
 
@@ -158,7 +158,7 @@ def _say_once(message: str) -> None:
 
 
 def _has_slopes(term: nn.Module) -> bool:
-    """Whether engines know a pair term, with value and slope written out."""
+    """Return True if engines support a pair term, with value and slope written out."""
     return isinstance(term, ZBLRepulsion) and term.config.cutoff_function == "physnet"
 
 

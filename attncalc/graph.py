@@ -176,7 +176,7 @@ class Linearized(NamedTuple):
 
 @dataclass(frozen=True)
 class Graphs:
-    """What one evaluation sees of its systems.
+    """Graphs that one evaluation reads of its systems.
 
     Attributes:
         short: within the cutoff of the network.

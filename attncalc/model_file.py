@@ -124,7 +124,7 @@ def load(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     where = device if isinstance(device, torch.device) else named_device(device)
     potential = _read(find_model(model), set(), dtype)
-    potential.take_threads(threads)
+    potential.set_num_threads(threads)
     return potential.to(where).requires_grad_(False).eval()
 
 
@@ -237,7 +237,7 @@ def _content(potential: Potential) -> tuple[str, str]:
 
 
 def _tensors(potential: Potential) -> dict[str, Tensor]:
-    """Of a single potential, on the host."""
+    """Return the tensors of a single potential, on the host."""
     named = {f"network.{k}": v for k, v in potential.network.state_dict().items()}
     for n, term in enumerate(potential.pair_terms):
         named |= {f"pair_terms.{n}.{k}": v for k, v in term.state_dict().items()}
@@ -337,14 +337,14 @@ def _header(path: Path, read: set[str]) -> dict[str, Any]:
 def _count(header: dict[str, Any], read: set[str]) -> None:
     """Files may refer to each other, but not in circles, and not without end."""
     if header["checks"]["sha256"] in read:
-        raise ValueError("the same model stands twice in a committee")
+        raise ValueError("the same model is twice in a committee")
     read.add(header["checks"]["sha256"])
     if len(read) > MOST_MEMBERS:
         raise ValueError(f"a committee of more than {MOST_MEMBERS} files")
 
 
 def _files_of(name: str, folder: Path) -> list[Path]:
-    """Where a model of this name may be: in the folder, with no link out of it, or shipped."""
+    """List where such a model may be: in the folder, with no link out of it, or shipped."""
     beside, shipped = folder / f"{name}.safetensors", shipped_models()
     stays = os.path.dirname(os.path.realpath(beside)) == os.path.realpath(folder)
     files = [beside] if stays and beside.is_file() else []
@@ -482,7 +482,7 @@ def _fill(own: Own, state: dict[str, Tensor], dtype: str | None) -> None:
         potential.network.load_state_dict(_under("network.", mine))
         for n, term in enumerate(potential.pair_terms):
             term.load_state_dict(_under(f"pair_terms.{n}.", mine))
-        potential.compute_in(DTYPES[dtype or own_dtype])
+        potential.set_dtype(DTYPES[dtype or own_dtype])
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

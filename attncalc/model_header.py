@@ -160,7 +160,7 @@ def descriptions(header: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def is_reference(member: dict[str, Any]) -> bool:
-    """Whether an entry of a committee names another file, and describes nothing in its own."""
+    """Return True if a committee's entry names another file and describes nothing in its own."""
     return "sha256" in member
 
 

@@ -81,7 +81,7 @@ class Potential(nn.Module):
         training: what is worth knowing about the training (data, level of theory, errors ...).
 
     Attributes:
-        threads: that compiled steps on a CPU take for a large structure.
+        threads: that compiled steps on a CPU use for a large structure.
         checksum: SHA-256 of the model file that it was loaded from; "" for any other.
     """
 
@@ -129,7 +129,7 @@ class Potential(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of its tensors."""
         return self.members[0].reference_energies.device
 
     @property
@@ -163,13 +163,13 @@ class Potential(nn.Module):
         """Return True if the energy depends on the multiplicity, for all members."""
         return all(network.reads_spin for network in self.networks)
 
-    def compute_in(self, dtype: torch.dtype) -> None:
+    def set_dtype(self, dtype: torch.dtype) -> None:
         """Change the dtype of the networks, in place."""
         for network in self.networks:
             network.to(dtype)
 
-    def take_threads(self, threads: int) -> None:
-        """Let compiled steps on a CPU take so many threads for a large structure.
+    def set_num_threads(self, threads: int) -> None:
+        """Let compiled steps on a CPU use so many threads for a large structure.
 
         The same number gives the same bits; another number, other rounding.
 
@@ -195,7 +195,7 @@ class Potential(nn.Module):
         graphs = graph if isinstance(graph, Graphs) else Graphs(graph)
         return torch.stack([_energies(member, graphs) for member in self.members]).mean(0)
 
-    def in_ev(self, energies: Tensor, graph: Graph) -> Tensor:
+    def to_eV(self, energies: Tensor, graph: Graph) -> Tensor:
         """Energies [n_atoms] as the network gives them -> eV, float64, without pair terms."""
         scaled = self.scale[graph.species] * energies.to(self.scale.dtype)
         return scaled + self.reference_energies[graph.species]
@@ -235,7 +235,7 @@ class Committee(Potential):
         for k, member in enumerate(members):
             if any(_same_weights(member, other) for other in members[:k]):
                 raise ValueError(
-                    "the same model stands twice in a committee: its spread would mean nothing"
+                    "the same model is twice in a committee: its spread would mean nothing"
                 )
         self._modules["members"] = nn.ModuleList(members)  # the property of this name reads it
         self.species, self.threads = members[0].species, members[0].threads
@@ -248,7 +248,7 @@ def _long_range(term: Any) -> float | None:
 
 def _energies(member: Any, graphs: Graphs) -> Tensor:
     outputs = member.network(graphs.short)
-    energies = member.in_ev(outputs.energies, graphs.short)
+    energies = member.to_eV(outputs.energies, graphs.short)
     for term in member.pair_terms:
         energies = energies + term(graphs.of_range(_long_range(term)), outputs)
     return energies
@@ -271,7 +271,7 @@ def evaluate(potential: Potential, graph: Graph | Graphs) -> Result:
 
 
 def evaluate_without_waiting(potential: Potential, graph: Graph | Graphs) -> Result:
-    """As `evaluate`, but an engine of a GPU is not asked whether it could: nothing is read back.
+    """Evaluate without asking an engine of a GPU whether it could: nothing is read back.
 
     Where it could not (two atoms of a system are closer than its tables reach), energy and forces
     of this system are NaN: look at the energies before anything is made of them.
@@ -282,7 +282,7 @@ def evaluate_without_waiting(potential: Potential, graph: Graph | Graphs) -> Res
 def _evaluate(potential: Potential, graph: Graph | Graphs, *, waits: bool) -> Result:
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "torch.inference_mode() forbids gradients, and forces are one: use torch.no_grad()"
+            "torch.inference_mode() forbids gradients, which forces need: use torch.no_grad()"
         )
     graphs = graph if isinstance(graph, Graphs) else Graphs(graph)
     members = potential.members
@@ -541,18 +541,18 @@ def check_system(potential: Potential, system: System) -> None:
     species_of(system.atomic_numbers, potential.species)
     if potential.cutoff >= ALL_PAIRS and system.pbc.any():
         raise ValueError(
-            "this model looks at all pairs of atoms of a molecule, and a periodic structure has no "
-            "end of them: set atoms.pbc = False or use a model of finite range"
+            "this model sums over all pairs of atoms, and a periodic structure has infinitely "
+            "many: set atoms.pbc = False or use a model of finite range"
         )
     if not potential.reads_charge and (charged := system.charge[system.charge != 0]).numel():
         raise ValueError(
-            f"total charge {int(charged[0]):+d} e: this model knows neutral structures only; "
+            f"total charge {int(charged[0]):+d} e: this model supports neutral structures only; "
             'remove atoms.info["charge"] or use a model with charge input'
         )
     if not potential.reads_spin and (system.spin > 2).any():
         raise ValueError(
-            f"multiplicity {int(system.spin.max())}: this model knows only the lowest spin state; "
-            'remove atoms.info["spin"] or use a model with spin input'
+            f"multiplicity {int(system.spin.max())}: this model supports only the lowest spin "
+            'state; remove atoms.info["spin"] or use a model with spin input'
         )
 
 

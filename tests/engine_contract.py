@@ -55,7 +55,7 @@ def potential_of(network: nn.Module, *, repels: bool) -> Potential:
 def exact(plain: Potential) -> Potential:
     """A copy in float64."""
     twin = copy.deepcopy(plain)
-    twin.compute_in(torch.float64)
+    twin.set_dtype(torch.float64)
     return twin
 
 
@@ -240,7 +240,7 @@ class EngineContract:
                 assert torch.equal(getattr(result, name), getattr(first[k], name)), name
 
     def test_small_structures_stay_in_one_thread(self, plain: Potential) -> None:
-        plain.take_threads(4)
+        plain.set_num_threads(4)
         fast = lower(plain)
         engine = fast.network.engine
         assert engine.threads == 4

@@ -500,7 +500,7 @@ IMPOSSIBLE = {
     "spin of a model without": (with_info(spin=3), "multiplicity 3: .* only the lowest spin"),
     "charge of a neutral model": (
         with_info(charge=-1),
-        "total charge -1 e: this model knows neutral structures only; remove ",
+        "total charge -1 e: this model supports neutral structures only; remove ",
     ),
     "charge 0.5": (with_info(charge=0.5), r'atoms\.info\["charge"\] must be an integer .* got 0.5'),
     "charges per atom": (

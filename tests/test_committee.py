@@ -113,7 +113,7 @@ def test_committee_passes_the_physics_checks(committee):
         (lambda: [member(0)], "a committee needs two members or more, got 1"),
         (lambda: [member(0), member(1, cutoff=5.0)], "must have the same cutoff, got 4.0, 5.0"),
         (lambda: [member(0), member(1, species=(1, 8))], "must have the same species, got "),
-        (lambda: [member(0), member(1), member(0)], "the same model stands twice in a committee"),
+        (lambda: [member(0), member(1), member(0)], "the same model is twice in a committee"),
     ],
     ids=["one", "cutoff", "species", "twice"],
 )
@@ -144,7 +144,7 @@ def test_a_committee_among_the_members_is_taken_apart(committee):
 def test_threads_are_those_of_the_members():
     pair = Committee([member(1), member(2)])
     assert pair.threads == 1
-    pair.take_threads(3)
+    pair.set_num_threads(3)
     assert pair.threads == 3 == pair.members[1].threads
 
 
@@ -154,7 +154,7 @@ def test_charge_counts_only_where_every_member_reads_it():
     reads, reads_too, ignores = member(0, charge=True), member(1, charge=True), member(2)
     for potentials in ([reads, ignores], [ignores, reads]):
         charged.calc = AttnCalculator(potentials, device="cpu")
-        with pytest.raises(ValueError, match="knows neutral structures only"):
+        with pytest.raises(ValueError, match="supports neutral structures only"):
             charged.get_potential_energy()
     charged.calc = AttnCalculator([reads, reads_too], device="cpu")
     energy = charged.get_potential_energy()

@@ -211,7 +211,7 @@ def test_files_that_refer_without_end(folder, read):
         entry["sha256"] = checksum_of_header(folder / f"{entry['name']}.safetensors")
         content["members"] = [entry, entry]
         write_header(folder / f"{level}.safetensors", content)
-    with pytest.raises(ValueError, match="the same model stands twice in a committee"):
+    with pytest.raises(ValueError, match="the same model is twice in a committee"):
         read(folder / "19.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a network, and its outputs with their gradient."""
+"""Protocol of a network, and its outputs with their gradient."""
 
 from __future__ import annotations
 

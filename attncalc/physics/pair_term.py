@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a pair term."""
+"""Protocol of a pair term."""
 
 from __future__ import annotations
 

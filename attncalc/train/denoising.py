@@ -115,7 +115,7 @@ def denoising_step(potential: Potential, weights: Loss) -> Step:
         vectors = graph.vectors.detach().requires_grad_(True)
         told = torch.where(in_place.unsqueeze(1), 0.0, batch.forces)
         outputs, found = network.denoise(graph.with_vectors(vectors), told)
-        energies = potential.in_ev(outputs, graph)
+        energies = potential.to_eV(outputs, graph)
         energy, forces, stress = differentiated(energies, vectors, graph, batch.volume)
         # displaced atoms have no label: what is predicted for them counts as right
         forces = torch.where(in_place.unsqueeze(1), forces, batch.forces)

@@ -32,7 +32,7 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
         potential = _random(recipe, training)
     else:
         potential = _taken_over(_starting_model(recipe, training), training)
-    potential.compute_in(DTYPES[recipe.dtype])
+    potential.set_dtype(DTYPES[recipe.dtype])
     if recipe.baseline:  # stated by every file that is written on the way
         potential.training_info["baseline"] = recipe.baseline
     return _on_the_labels(potential, training)

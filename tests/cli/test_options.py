@@ -54,8 +54,10 @@ def test_threads_reach_the_model_and_a_run_keeps_them(monkeypatch: pytest.Monkey
     write("cu.extxyz", bulk("Cu", a=3.6, cubic=True))
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     taken: list[int] = []
-    take = Potential.take_threads
-    monkeypatch.setattr(Potential, "take_threads", lambda self, n: (taken.append(n), take(self, n)))
+    take = Potential.set_num_threads
+    monkeypatch.setattr(
+        Potential, "set_num_threads", lambda self, n: (taken.append(n), take(self, n))
+    )
     run = ("md", "cu.extxyz", "--model", COPPER, "--temperature", 10, "-o", "run.h5md")
     succeeds(*run, "--steps", 2, "--threads", 2)
     assert taken[-1] == 2

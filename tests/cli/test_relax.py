@@ -114,8 +114,8 @@ def two(**second) -> list[Atoms]:
             two(atoms=molecule("SiH4")),
             "structure 1: this model was not trained on Si; its elements are: ",
         ),
-        (two(charge=1, spin=2), "structure 1: total charge +1 e: this model knows neutral"),
-        (two(spin=3), "structure 1: multiplicity 3: this model knows only the lowest"),
+        (two(charge=1, spin=2), "structure 1: total charge +1 e: this model supports neutral"),
+        (two(spin=3), "structure 1: multiplicity 3: this model supports only the lowest"),
         (two(spin=2), 'structure 1: atoms.info["spin"] = 2 is impossible for 26 electrons'),
     ],
 )

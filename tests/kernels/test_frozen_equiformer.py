@@ -37,7 +37,7 @@ def potential(attention: str, paths: str) -> Potential:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_bits(attention: str, paths: str, dtype: torch.dtype) -> None:
     plain = potential(attention, paths)
-    plain.compute_in(dtype)
+    plain.set_dtype(dtype)
     fast = with_modules(plain, network=frozen(plain.network))
     for atoms in (ethanol(), triclinic(), slab()):
         graph = build_graph(plain, System.from_ase(atoms), skin=1.0, capacity=32)

@@ -182,7 +182,7 @@ class TestPublished:
         if potential.cutoff < ALL_PAIRS:
             check_system(potential, system)
         else:
-            with pytest.raises(ValueError, match="all pairs of atoms of a molecule"):
+            with pytest.raises(ValueError, match="sums over all pairs of atoms"):
                 check_system(potential, system)
 
 

@@ -65,7 +65,7 @@ def potential(dtype: torch.dtype = torch.float32, *, repels: bool = False) -> Po
     if repels:
         terms.append(ZBLRepulsion(ZBLConfig(cutoff=4.0), ELEMENTS))
     made = Potential(network, ELEMENTS, scale=[1.0, 2.0, 0.5, 3.0], pair_terms=terms)
-    made.compute_in(dtype)
+    made.set_dtype(dtype)
     return made.requires_grad_(False).eval()
 
 
@@ -87,9 +87,9 @@ STRUCTURES = {
 @pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
 def test_by_the_engine_as_by_the_plain_network(structure, threads: int) -> None:
     plain = potential(repels=True)
-    plain.take_threads(threads)
+    plain.set_num_threads(threads)
     fast, exact = lower(plain), copy.deepcopy(plain)
-    exact.compute_in(torch.float64)
+    exact.set_dtype(torch.float64)
     assert isinstance(fast.network, CompiledNetwork)
     assert disagreement(fast, plain) < 1e-4
     graphs = fresh_graphs(plain, System.from_ase(structure()))

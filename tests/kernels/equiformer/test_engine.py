@@ -141,7 +141,7 @@ def test_the_published_code(shared: Path, attention: str, molecule: str) -> None
     """Its own energies and forces, float64, with its own weights."""
     base = shared / "reference" / "equiformer" / f"{attention}_l2"
     plain = equiformer(f"{base}.weights.safetensors", f"{base}.config.json")
-    plain.compute_in(torch.float32)
+    plain.set_dtype(torch.float32)
     reference = load_file(f"{base}.{molecule}.safetensors")
     atoms = Atoms(reference["atomic_numbers"], positions=reference["positions"])
     graph = build_graph(plain, System.from_ase(atoms))

@@ -90,7 +90,7 @@ def potential(seed: int = 0, *, repels: bool = False, **options) -> Potential:
 
 def exact(plain: Potential) -> Potential:
     twin = copy.deepcopy(plain)
-    twin.compute_in(torch.float64)
+    twin.set_dtype(torch.float64)
     return twin
 
 

@@ -136,7 +136,7 @@ def test_what_the_kernels_do_not_know(options: dict) -> None:
 def test_float64_is_not_for_the_kernels() -> None:
     plain = potential()
     assert can_run(plain.network)
-    plain.compute_in(torch.float64)
+    plain.set_dtype(torch.float64)
     assert not can_run(plain.network)
 
 

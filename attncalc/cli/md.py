@@ -318,9 +318,9 @@ def _refuse_unread(context: click.Context, settings: Settings, *, by_ase: bool) 
             )
     rescales = settings.ensemble == "npt" or settings.thermostat == "bussi"
     if _typed(context, "relaxation") and not rescales:
-        raise ValueError("--relaxation belongs to npt and to --thermostat bussi: leave it away")
+        raise ValueError("--relaxation applies to npt and --thermostat bussi only: remove it")
     if _typed(context, "friction") and settings.thermostat != "langevin":
-        raise ValueError("--friction belongs to --thermostat langevin: leave it away")
+        raise ValueError("--friction applies to --thermostat langevin only: remove it")
 
 
 def _thermometer(atoms: Atoms, settings: Settings) -> Thermometer:

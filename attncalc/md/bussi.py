@@ -85,7 +85,7 @@ class Bussi:
         state = kick_drift(state, h) or drift(kick(state, h / 2), h)
         state = kick(state.with_forces(force(state.system)), h / 2)
         state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
-        return state.having(step=state.step + 1)
+        return state.replace(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""

@@ -184,9 +184,9 @@ class CellRescaling:
         state = kick(state.with_forces(force(state.system)), h / 2)
         # work of the barostat by the trapezoidal rule, both ends being known
         work = -0.5 * ((tension * strain).sum((1, 2)) + (state.tension() * turned).sum((1, 2)))
-        state, bath = state.having(heat=state.heat + work), (kelvin, self.relaxation)
+        state, bath = state.replace(heat=state.heat + work), (kelvin, self.relaxation)
         state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
-        return state.having(step=state.step + 1)
+        return state.replace(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
@@ -228,7 +228,7 @@ def deform(state: CellState, strain: Tensor, *, turns_back: bool) -> tuple[CellS
     positions = (system.positions.unsqueeze(1) @ forwards[idx]).squeeze(1)
     momenta = whole + (thermal.unsqueeze(1) @ backwards[idx]).squeeze(1)
     system = replace(system, positions=positions, cell=system.cell @ forwards)
-    return state.having(system=system, momenta=momenta), strain
+    return state.replace(system=system, momenta=momenta), strain
 
 
 def _noise_of_cells(state: CellState) -> Tensor:

@@ -42,7 +42,7 @@ class _Buffers:
     def __init__(self, integrator: Integrator, force: Force, first: MDState) -> None:
         self.integrator, self.force = integrator, force
         self.number = torch.zeros((), dtype=torch.int64, device=force.device)
-        self.state = _copied(first).having(step=self.number)
+        self.state = _copied(first).replace(step=self.number)
         self.stale = torch.zeros((), dtype=torch.bool, device=force.device)
         self.changing: list[str] = []  # names of what a step makes anew, once there was one
         self.take_in(first)
@@ -75,7 +75,7 @@ class _Buffers:
         prefix = "system."
         of_system = {k.removeprefix(prefix): copies.pop(k) for k in list(copies) if prefix in k}
         system = replace(first.system, **of_system)
-        return first.having(system=system, **copies, step=first.step + n)
+        return first.replace(system=system, **copies, step=first.step + n)
 
 
 class Recorded:
@@ -181,4 +181,4 @@ def _copied(state: MDState) -> MDState:
     arrays: dict[str, Any] = vars(state.system)
     system = System(**{name: tensor.clone() for name, tensor in arrays.items()})
     own = {name: part.clone() for name, part in parts.items() if isinstance(part, Tensor)}
-    return state.having(system=system, **own)
+    return state.replace(system=system, **own)

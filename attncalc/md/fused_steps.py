@@ -30,7 +30,9 @@ def kick_drift(state: MDState, time: float) -> MDState | None:
     """B for half of the time, A for all of it."""
     if _on_the_cpu(state):
         positions, momenta = _loops().kick_drift(*_arrays(state), time)
-        return state.at(torch.from_numpy(positions)).having(momenta=torch.from_numpy(momenta))
+        return state.with_positions(torch.from_numpy(positions)).replace(
+            momenta=torch.from_numpy(momenta)
+        )
     return _on_a_gpu(state, time, 1.0, 0.0, None)
 
 
@@ -62,7 +64,7 @@ def kick_drift_shake_drift(
         state.atom_in_system.numpy(),
         state.heat.numpy(),
     )
-    return state.at(torch.from_numpy(positions)).having(
+    return state.with_positions(torch.from_numpy(positions)).replace(
         momenta=torch.from_numpy(momenta), heat=torch.from_numpy(heat)
     )
 
@@ -99,7 +101,7 @@ def rescale_at_once(
         state.atom_in_system.numpy(),
         state.heat.numpy(),
     )
-    return state.having(momenta=torch.from_numpy(momenta), heat=torch.from_numpy(heat))
+    return state.replace(momenta=torch.from_numpy(momenta), heat=torch.from_numpy(heat))
 
 
 def _on_the_cpu(state: MDState) -> bool:

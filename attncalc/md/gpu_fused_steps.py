@@ -180,7 +180,7 @@ def moved(
             SHAKES=shakes,
             BLOCK=ATOMS_PER_BLOCK,
         )
-    return state.at(positions).having(momenta=momenta, heat=heat)
+    return state.with_positions(positions).replace(momenta=momenta, heat=heat)
 
 
 @functools.cache

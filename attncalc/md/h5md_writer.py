@@ -143,27 +143,26 @@ class H5MDWriter:
                     [file[f"{one.particles}/position/value"][n_kept - 1] for one in atoms]
                 )
                 if not np.array_equal(there, state.system.positions.cpu().numpy()):
-                    raise ValueError(
-                        "its atoms are elsewhere: this is the trajectory of another run"
-                    )
+                    raise ValueError("its positions differ: this is the trajectory of another run")
             # a frame that was written only because the run was stopped there
             if n_kept > 1 and steps[n_kept - 1] % self.every:
                 n_kept -= 1
             if n_kept == 0:
                 raise ValueError(
-                    f"it begins with step {steps[0]}, the run goes on from step {state.step}: "
+                    f"it begins with step {steps[0]}, the run continues from step {state.step}: "
                     "this is the trajectory of another run"
                 )
             expected = state.step - state.step % self.every
             if steps[n_kept - 1] < expected:
                 raise ValueError(
-                    f"it ends with step {steps[n_kept - 1]}, the run goes on from step {state.step}"
+                    f"it ends with step {steps[n_kept - 1]}, "
+                    f"the run continues from step {state.step}"
                 )
             last, last_time = int(steps[n_kept - 1]), float(times[n_kept - 1])
             if not np.isclose(last_time, last * timestep, rtol=1e-9, atol=0):
                 raise ValueError(
-                    f"it was written with a timestep of {last_time / last:g} fs, the run goes on "
-                    f"with {timestep:g} fs"
+                    f"it was written with a timestep of {last_time / last:g} fs, the run "
+                    f"continues with {timestep:g} fs"
                 )
         return last, n_kept, len(steps)
 
@@ -298,10 +297,10 @@ class H5MDWriter:
             os.rename(self._twin, self.path)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{self.path} was removed while the run went on, and {self._twin.name} too: its "
+                f"{self.path} was removed during the run, and {self._twin.name} too: its "
                 "frames are lost"
             ) from None
-        log.warning("%s was removed while the run goes on: it is there again", self.path)
+        log.warning("%s was removed during the run: it is written again", self.path)
         if self._frames:  # what the twin may lack is written once more
             self._step_on_disk = max(0, self._frames[0].step - 1)
 

@@ -71,7 +71,8 @@ def run_structures(
 
     Raises:
         FileExistsError: a file exists.
-        NoSpaceLeft: the disk is full; says how to go on. A run that could not begin leaves nothing.
+        NoSpaceLeft: the disk is full; says how to continue. A run that could not begin leaves no
+            files.
         ValueError: a constraint is not `FixAtoms`; only some of the structures have velocities; the
             file can hold but one; or, in "npt", one is not periodic in all directions.
         FloatingPointError: the run exploded; the last sane frame is the last of the trajectory. Or
@@ -116,7 +117,7 @@ def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        BlockingIOError: the run still goes on.
+        BlockingIOError: the run is still running.
         ValueError: the checkpoint is damaged, or belongs to no run of this kind.
     """
     if trajectory.suffix != ".h5md":
@@ -254,17 +255,17 @@ def _run(
         raise KeyboardInterrupt(
             f"{done} of {settings.n_steps} steps are done; {trajectory.name} holds them to "
             f"{last['time_fs']:.1f} fs"
-            + (f"; go on with --resume {trajectory}" if trajectory.suffix == ".h5md" else "")
+            + (f"; continue with --resume {trajectory}" if trajectory.suffix == ".h5md" else "")
         ) from None
 
 
 def _advice(trajectory: Path, summary: LogSummary) -> str:
     """Advise what to do after the disk was full."""
     if trajectory.suffix == ".h5md" and trajectory.with_suffix(".ckpt").exists():
-        return f"free some space, then go on with --resume {trajectory}"
+        return f"free some space, then continue with --resume {trajectory}"
     if trajectory.exists() and summary.last is not None:
         return f"it holds {summary.n_rows} whole frames, to {summary.last['time_fs']:.1f} fs"
-    return "nothing is left of the run, free some space and start it again"
+    return "nothing of the run was kept: free some space and start it again"
 
 
 def _log(trajectory: Path, settings: Settings) -> Log:
@@ -290,8 +291,8 @@ def _momenta(structures: Sequence[Atoms]) -> Tensor | None:
     have = [bool(values.any()) for values in momenta]
     if any(have) and not all(have):
         raise ValueError(
-            f"structure {have.index(False)} has no velocities and others have: give them to all "
-            "or none"
+            f"structure {have.index(False)} has no velocities but others have: set them for all "
+            "or for none"
         )
     return torch.from_numpy(np.concatenate(momenta)) if all(have) else None
 
@@ -319,7 +320,7 @@ def fixed_atoms(atoms: Atoms) -> Tensor | None:
     for constraint in atoms.constraints:
         if not isinstance(constraint, FixAtoms):
             kind = type(constraint).__name__
-            raise ValueError(f"the constraint {kind} is ASE's only: take --integrator ase")
+            raise ValueError(f"the constraint {kind} needs ASE's integrators: use --integrator ase")
         fixed[torch.from_numpy(constraint.get_indices()).long()] = True
     return fixed
 

@@ -82,7 +82,7 @@ class Langevin:
             moved = drift(kick(state, h / 2), h / 2)
             moved = drift(shake(moved, h, *bath), h / 2)
         state = kick(moved.with_forces(force(moved.system)), h / 2)
-        return state.having(step=state.step + 1)
+        return state.replace(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""

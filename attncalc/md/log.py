@@ -126,7 +126,7 @@ class Log:
         expected = state.step - state.step % self.every
         if state.step == 0:  # the run was stopped before its first line, which is about to come
             return ()
-        what = kept.damage or f"ends before step {expected}, where the run goes on"
+        what = kept.damage or f"ends before step {expected}, where the run continues"
         if self.trajectory is None:
             raise ValueError(f"{self.path}: {what}")
         lines = lines_again(
@@ -143,7 +143,7 @@ class Log:
         except ValueError as error:
             raise ValueError(f"{self.path}: {what}; {error}") from None
         log.warning(
-            "%s: %s: lines up to step %d are made again from %s",
+            "%s: %s: lines up to step %d are written again from %s",
             *(self.path, what, expected, self.trajectory.name),
         )
         return chain([first], lines)

@@ -113,7 +113,7 @@ def run(
     limit = state.limit if resumed else None
     if limit is None:  # a run begins
         limit = integrator.highest_temperature(state)
-    state = state.having(limit=limit)
+    state = state.replace(limit=limit)
     if what := _insane(state, limit, state):
         raise no_start(what)
     last = state.step + n_steps

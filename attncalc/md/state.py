@@ -184,21 +184,21 @@ class MDState:
 
     def with_forces(self, result: Result) -> Self:
         """The state with energy and forces at its positions."""
-        return self.having(**self.kept_of(result, self.system))
+        return self.replace(**self.kept_of(result, self.system))
 
-    def having(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> Self:
         """The state with other values, as `dataclasses.replace` would make it.
 
-        A step makes eight, and a state has so many fields that `replace` took a tenth of the step
-        of a small molecule.
+        A step makes eight, and a state has so many fields that `dataclasses.replace` took a tenth
+        of the step of a small molecule.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
 
-    def at(self, positions: Tensor) -> Self:
+    def with_positions(self, positions: Tensor) -> Self:
         """The state with other positions [n_atoms, 3] Å."""
-        return self.having(system=self.system.with_positions(positions))
+        return self.replace(system=self.system.with_positions(positions))
 
     def to(self, device: torch.device | str) -> Self:
         """The same state on another device."""

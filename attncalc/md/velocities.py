@@ -61,7 +61,7 @@ class Thermometer:
         """
         n_dof = atoms.get_number_of_degrees_of_freedom()
         if n_dof < 1:
-            raise ValueError("nothing can move: constraints hold all atoms of the structure")
+            raise ValueError("no atom can move: constraints fix all atoms of the structure")
         if ensemble == "nvt" or len(atoms) == 1 or atoms.constraints:
             return cls(n_dof, drifts=False, turns=False)
         if ensemble == "npt" or atoms.pbc.any():

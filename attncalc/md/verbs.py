@@ -26,7 +26,7 @@ State = TypeVar("State", bound=MDState)
 def kick(state: State, time: float) -> State:
     """B: momenta change by forces; those of fixed atoms stay zero."""
     momenta = torch.add(state.momenta, state.forces, alpha=time)
-    return state.having(momenta=held(state, momenta))
+    return state.replace(momenta=held(state, momenta))
 
 
 def drift(state: State, time: float) -> State:
@@ -34,7 +34,7 @@ def drift(state: State, time: float) -> State:
     positions = torch.addcdiv(
         state.system.positions, state.momenta, state.masses.unsqueeze(1), value=time
     )
-    return state.at(positions)
+    return state.with_positions(positions)
 
 
 def shake(state: State, time: float, temperature: Tensor, friction: float) -> State:
@@ -56,7 +56,7 @@ def shake(state: State, time: float, temperature: Tensor, friction: float) -> St
     momenta = held(state, torch.addcmul(kept * state.momenta, width, noise))
     # (p'² - p²) / 2 m
     twice = ((momenta - state.momenta) * (momenta + state.momenta)).sum(1) / state.masses
-    return state.having(momenta=momenta, heat=state.heat + 0.5 * state.per_system(twice))
+    return state.replace(momenta=momenta, heat=state.heat + 0.5 * state.per_system(twice))
 
 
 def rescale(state: State, time: float, temperature: Tensor, relaxation: float) -> State:
@@ -95,7 +95,7 @@ def rescale(state: State, time: float, temperature: Tensor, relaxation: float) -
     new = root * root + share * others
     # atoms at rest stay so: there is no direction to go
     factor = torch.sqrt(new / kinetic.clamp(min=1e-300)) * torch.where(root < 0, -1.0, 1.0)
-    return state.having(
+    return state.replace(
         momenta=whole + factor[idx].unsqueeze(1) * thermal,
         heat=state.heat + (new - kinetic) * (kinetic > 0),
     )

@@ -73,7 +73,7 @@ class Verlet:
         h = self.timestep
         state = kick_drift(state, h) or drift(kick(state, h / 2), h)
         state = kick(state.with_forces(force(state.system)), h / 2)
-        return state.having(step=state.step + 1)
+        return state.replace(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""

@@ -28,7 +28,7 @@ from attncalc.signals import finished_before_ctrl_c
 # where a .traj file has the number of its frames and the place of their list, and where that ends
 ULM_COUNT, ULM_POSITIONS = 32, 48
 # to whom a run exploded
-ADVICE = "Relax the structure first, take a shorter timestep, or a model that knows such structures"
+ADVICE = "Relax the structure first, use a shorter timestep, or a model trained on such structures"
 
 
 def run_with_ase(
@@ -131,7 +131,7 @@ def _advising(trajectory: Path, summary: LogSummary) -> Iterator[None]:
     try:
         yield
     except NoSpaceLeft as full:
-        advice = "nothing is left of the run, free some space and start it again"
+        advice = "nothing of the run was kept: free some space and start it again"
         if summary.n_rows:
             advice = f"it holds {_frames_in(summary)}"
         raise NoSpaceLeft(trajectory, full.number, advice) from None
@@ -189,8 +189,8 @@ def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:
 def no_start(what: str) -> FloatingPointError:
     """Error for a first state, before anything is written."""
     return FloatingPointError(
-        f"the first state is no state to start from: {what}: relax the structure, and mend its "
-        "velocities (momenta) or leave them away"
+        f"the run cannot start from this state: {what}. Relax the structure first, and correct or "
+        "remove its velocities (momenta)"
     )
 
 

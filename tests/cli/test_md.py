@@ -73,16 +73,19 @@ def test_md_at_constant_pressure_writes_its_cells(copper_file: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nve", "--thermostat", "bussi"), "--thermostat belongs to nvt, and this run is nve"),
-        (("nvt", "--cell-relaxation", 50), "--cell-relaxation belongs to npt, and this run is nvt"),
-        (("nvt", "--relaxation", 50), "--relaxation belongs to npt and to --thermostat bussi"),
+        (("nve", "--thermostat", "bussi"), "--thermostat applies to nvt only, and this run is nve"),
+        (
+            ("nvt", "--cell-relaxation", 50),
+            "--cell-relaxation applies to npt only, and this run is nvt",
+        ),
+        (("nvt", "--relaxation", 50), "--relaxation applies to npt and --thermostat bussi only"),
         (
             ("nvt", "--thermostat", "bussi", "--friction", 1),
-            "--friction belongs to --thermostat langevin: leave it away",
+            "--friction applies to --thermostat langevin only: remove it",
         ),
         (
             ("npt", "--barostat", "anisotropic", "--integrator", "ase"),
-            "--barostat belongs to attncalc's integrators: leave it away, or leave --integrator",
+            "--barostat applies to attncalc's integrators only: remove it, or remove --integrator",
         ),
         (("npt", "--compressibility", 0), "compressibility must be positive, got 0"),
         (("npt", "--cell-relaxation", -1), "cell_relaxation must be positive"),
@@ -208,7 +211,7 @@ def test_md_that_is_told_to_end(copper_file: str) -> None:
         process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on with --resume run.h5md" in said
+    assert "continue with --resume run.h5md" in said
     state = load_checkpoint("run.ckpt").state
     assert state.step > 0
     assert states("run.h5md")[-1][0] == state.step
@@ -254,7 +257,9 @@ def test_md_holds_fixed_atoms(copper_file: str) -> None:
     atoms.set_constraint(FixBondLength(0, 1))
     write("bond.traj", atoms)
     said = fails("md", "bond.traj", "--model", COPPER, "--steps", 5)
-    assert said == "Error: the constraint FixBondLengths is ASE's only: take --integrator ase"
+    assert (
+        said == "Error: the constraint FixBondLengths needs ASE's integrators: use --integrator ase"
+    )
 
 
 def test_md_seeds(copper_file: str) -> None:
@@ -345,8 +350,8 @@ def test_md_from_velocities_that_are_none(integrator: str, copper_file: str) -> 
     atoms.set_momenta(momenta)
     write("hot.traj", atoms)
     said = fails("md", "hot.traj", "--model", COPPER, "--integrator", integrator)
-    assert said.startswith("Error: the first state is no state to start from: energy")
-    assert said.endswith("or leave them away")
+    assert said.startswith("Error: the run cannot start from this state: energy")
+    assert said.endswith("or remove its velocities (momenta)")
     assert files() == {copper_file, "hot.traj"}
 
 
@@ -356,7 +361,7 @@ def test_md_from_velocities_in_wrong_units(copper_file: str, integrator: str) ->
     atoms.set_momenta(np.random.default_rng(1).normal(size=(4, 3)) * 1e3)
     write("hot.traj", atoms)
     said = fails("md", "hot.traj", "--model", COPPER, "--integrator", integrator)
-    assert said.startswith("Error: the first state is no state to start from: the temperature")
+    assert said.startswith("Error: the run cannot start from this state: the temperature")
     assert files() == {copper_file, "hot.traj"}
 
 
@@ -374,7 +379,7 @@ def test_md_that_is_stopped(copper_file: str, monkeypatch: pytest.MonkeyPatch) -
     result = attncalc("md", copper_file, "--model", COPPER, "--every", 3, "-o", "run.h5md")
     assert result.exit_code == 130
     assert result.stderr == (
-        "stopped: 6 of 10000 steps are done; run.h5md holds them to 3.0 fs; go on with "
+        "stopped: 6 of 10000 steps are done; run.h5md holds them to 3.0 fs; continue with "
         "--resume run.h5md\n"
     )
     assert [frame.info["step"] for frame in read_h5md("run.h5md")] == [0, 3, 6]
@@ -530,7 +535,7 @@ def test_md_on_a_full_disk(limit: int, copper_file: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.stderr == (
         "Error: no space left on the disk for run.h5md (the largest size of a file is reached, see "
-        "ulimit -f): nothing is left of the run, free some space and start it again\n"
+        "ulimit -f): nothing of the run was kept: free some space and start it again\n"
     )
     assert ended.returncode == 1
     assert files() == {copper_file}

@@ -171,7 +171,9 @@ def test_a_longer_list_is_recorded_anew() -> None:
         first = md.run(VERLET, forces, first, 6, chunk=3)
         small = forces.neighbors.capacity
         near = torch.tensor([[0.0, 0.0, 0.0]] * 9 + [[7.5, 0.0, 0.0]] * 9)
-        last = md.run(VERLET, forces, first.at(first.system.positions - near), 6, chunk=3)
+        last = md.run(
+            VERLET, forces, first.with_positions(first.system.positions - near), 6, chunk=3
+        )
         assert forces.neighbors.capacity > small
         states.append(last)
     assert_equal(*states)

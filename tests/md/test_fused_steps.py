@@ -28,7 +28,7 @@ def moving(integrator: md.Verlet | md.Langevin, forces: Evaluator, *, fixed: boo
     atoms = [ethanol(), ethanol()[:5]]
     held = torch.arange(14) % 4 == 1 if fixed else None
     options = {"seed": 2**32 - 1, "fixed": held, "replicas": torch.tensor([7, 2**32 - 1])}
-    return integrator.init(forces, System.from_ase(atoms), **options).having(step=2**40 + 3)
+    return integrator.init(forces, System.from_ase(atoms), **options).replace(step=2**40 + 3)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -76,7 +76,7 @@ def test_rescaling_in_one_pass_is_the_verb(kelvin, fixed: bool, atoms: str) -> N
     noise = torch.randn(system.n_atoms, 3, generator=torch.manual_seed(1)).double()
     held = torch.arange(system.n_atoms) % 4 == 1 if fixed else None
     options = {"momenta": noise + 1.0, "fixed": held, "replicas": torch.tensor([7, 2**32 - 1])}
-    first = bussi.init(zeros_of, system, seed=2**32 - 1, **options).having(step=2**40 + 3)
+    first = bussi.init(zeros_of, system, seed=2**32 - 1, **options).replace(step=2**40 + 3)
     bath = (of_systems(bussi.temperature, system), bussi.relaxation)
     fast = fused_steps.rescale_at_once(first, 2.0, *bath)
     plain = verbs.rescale(first, 2.0, *bath)

@@ -32,9 +32,9 @@ kept = math.exp(-friction * time)
 renewed = units.kB * (1 - kept * kept)
 for fixed in (None, torch.rand(n) < 0.2):
     for step in (0, 2**40 + 3, torch.tensor(2**33 + 5)):
-        start = state.having(fixed=fixed, step=step, seed=2**32 - 1 if step else 1)
+        start = state.replace(fixed=fixed, step=step, seed=2**32 - 1 if step else 1)
         if fixed is not None:
-            start = start.having(momenta=start.momenta * ~fixed.unsqueeze(1))
+            start = start.replace(momenta=start.momenta * ~fixed.unsqueeze(1))
         half = verbs.drift(verbs.kick(start, time / 2), time / 2)
         for kelvin in ([300.0, 9000.0, 10.0], [300.0], None):
             bath = None if kelvin is None else torch.tensor(kelvin, dtype=torch.float64)

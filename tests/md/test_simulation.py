@@ -331,8 +331,8 @@ def test_ctrl_c_twice_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_state_is_looked_at() -> None:
     force, recorder = springs(1.0), Recorder(1)
     first = start(force)
-    broken = first.having(forces=torch.full_like(first.forces, torch.nan))
-    with pytest.raises(FloatingPointError, match="the first state is no state to start from: en"):
+    broken = first.replace(forces=torch.full_like(first.forces, torch.nan))
+    with pytest.raises(FloatingPointError, match="the run cannot start from this state: en"):
         md.run(VERLET, force, broken, 3, callbacks=[recorder])
     assert not recorder.events
 
@@ -436,7 +436,7 @@ def test_energy_that_leaps_is_noticed() -> None:
     limit = VERLET.highest_temperature(state)
     most = float(units.kB * limit * state.n_dof.sqrt())
     for leap, noticed in ((0.9 * most, False), (1.1 * most, True), (-1.1 * most, True)):
-        found = simulation._insane(state.having(energy=state.energy + leap), limit, state)
+        found = simulation._insane(state.replace(energy=state.energy + leap), limit, state)
         assert found == (f"energy is not conserved, it changed by {leap:+.1f} eV" * noticed)
 
 
@@ -495,7 +495,7 @@ def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path)
             r"momenta must have shape \[9, 3\], got \[8, 3\]",
         ),
         (lambda: start(springs(1.0), masses=torch.zeros(9)), "masses must be positive"),
-        (lambda: start(springs(1.0), fixed=torch.ones(9)), "nothing can move"),
+        (lambda: start(springs(1.0), fixed=torch.ones(9)), "no atom can move"),
         (lambda: start(springs(1.0), replicas=torch.tensor([-1])), "replicas must be 1 numbers"),
         (
             lambda: md.run(VERLET, springs(1.0), start(springs(1.0)), -1),

@@ -96,5 +96,5 @@ def test_constraints_are_counted_as_ase_does() -> None:
         assert atoms.get_temperature() == pytest.approx(300.0)
         assert not atoms.get_momenta()[0].any()
     atoms.set_constraint(FixAtoms([0, 1, 2]))
-    with pytest.raises(ValueError, match="nothing can move: constraints hold all atoms"):
+    with pytest.raises(ValueError, match="no atom can move: constraints fix all atoms"):
         Thermometer.for_run(atoms, "nvt")

@@ -314,10 +314,7 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
     """
     graph, n_counted = graphs.short, graphs.n_counted
     outputs, pull = linearize(member.network, graph, waits=waits)
-    scale, reference, species = member.scale, member.reference_energies, graph.species
-    factor = scale.index_select(0, species)
-    of_network = outputs.energies.to(factor.dtype)
-    energies = torch.addcmul(reference.index_select(0, species), factor, of_network)
+    factor, energies = _scaled(member, outputs.energies, graph)
     if n_counted is None and len(member.pair_terms) == 0 and outputs.charges is None:
         return EdgeGradients(energies, pull(AtomOutputs(factor)), None)
     d_outputs: dict[str, Tensor] = {"energies": factor}
@@ -340,6 +337,19 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
     if (of_terms := gradients[False]) is not None:
         short = short + of_terms
     return EdgeGradients(energies, short, gradients[True])
+
+
+def _scaled(member: Potential, energies: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
+    """Scale of every atom, and energies in eV, both [n_atoms] and float64."""
+    scale, reference = member.scale, member.reference_energies
+    if scale.device.type == "cpu":  # by NumPy, in a third of the time where atoms are few
+        species = graph.arrays.species
+        factors = scale.numpy()[species]
+        scaled = factors * energies.numpy() + reference.numpy()[species]
+        return torch.from_numpy(factors), torch.from_numpy(scaled)
+    factor = scale.index_select(0, graph.species)
+    of_species = reference.index_select(0, graph.species)
+    return factor, torch.addcmul(of_species, factor, energies.to(factor.dtype))
 
 
 def _linearize_term(

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from attncalc.model_file import NETWORKS, find_model
+from attncalc.model_file import NETWORKS, PAIR_TERMS, find_model
 from attncalc.model_header import DTYPES, LARGEST_FILE
 from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
@@ -88,6 +88,8 @@ class Recipe:
             trajectory need; a size may be "rest".
         config: hyper-parameters of the network; avg_num_neighbors is measured if not given.
         network: a name of the table in `attncalc.model_file`.
+        pair_terms: names of closed-form terms beside the network (table in `attncalc.model_file`),
+            whose parameters are trained too; their cutoff is the network's.
         test_data: separate test file; then `split` needs no test set.
         stream: structures stay in the data file and are read when they are needed, for more than
             fits into memory: an HDF5 file as `attncalc convert data` writes it.
@@ -159,6 +161,7 @@ class Recipe:
     compile: Literal["auto", "always", "never"] = "auto"
     seed: int = 0
     committee: int = 1
+    pair_terms: Sequence[str] = ()
     denoising: Any = None  # a mapping, or a `Denoising`, which it is afterwards
     dtype: str = "float32"
     folder: str = field(default=".", repr=False)
@@ -221,6 +224,7 @@ class Recipe:
                 )
         self._check_split()
         self._check_config()
+        self._check_pair_terms()
         self._check_denoising()
 
     def _check_split(self) -> None:
@@ -285,6 +289,35 @@ class Recipe:
                 )
         except (TypeError, ValueError) as error:
             raise ValueError(f"config of {self.network}: {error}") from None
+
+    def _check_pair_terms(self) -> None:
+        names = self.pair_terms
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise ValueError(f"recipe: pair_terms must be a list of names, got {names!r}")
+        for name in names:
+            if name not in PAIR_TERMS:
+                known = ", ".join(PAIR_TERMS)
+                raise ValueError(f"recipe: pair_terms must be of {known}, got {name!r}")
+        if len(set(names)) < len(names):
+            raise ValueError("recipe: pair_terms has a name twice")
+        object.__setattr__(self, "pair_terms", tuple(names))
+
+    def pair_term_modules(self, elements: Sequence[int]) -> list[Any]:
+        """Return the pair terms for these elements, as they are before training.
+
+        Raises:
+            ValueError: a term reaches further than the network, and a training has one graph.
+        """
+        terms = []
+        for name in self.pair_terms:
+            kind, config = PAIR_TERMS[name]
+            terms.append(kind(config(cutoff=float(self.config["cutoff"])), tuple(elements)))
+            if getattr(terms[-1], "long_range", None) is not None:
+                raise ValueError(
+                    f"recipe: {name} of pair_terms reaches further than the network, and a "
+                    "training has neighbours within the network's cutoff only"
+                )
+        return terms
 
     def _check_denoising(self) -> None:
         if self.denoising is None:

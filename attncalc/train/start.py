@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.statistics import per_element
-from attncalc.model_file import NETWORKS, load, model_name
+from attncalc.model_file import NETWORKS, PAIR_TERMS, load, model_name
 from attncalc.model_header import DTYPES
 from attncalc.potential import Committee, Potential, evaluate_many
 from attncalc.train.denoising import with_denoising
@@ -43,7 +43,7 @@ def check_start(recipe: Recipe, training: Dataset) -> None:
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: it is a committee, has pair terms or other hyper-parameters, or does not know
+        ValueError: it is a committee, has other pair terms or hyper-parameters, or does not know
             an element of the data.
     """
     if recipe.start_from is not None:
@@ -61,7 +61,8 @@ def _random(recipe: Recipe, training: Dataset) -> Potential:
     config = recipe.network_config(lambda: data.avg_num_neighbors(training, cutoff))
     elements = elements_of(training)
     torch.manual_seed(recipe.seed)
-    potential = Potential(network(config, len(elements)), elements)
+    terms = recipe.pair_term_modules(elements)
+    potential = Potential(network(config, len(elements)), elements, pair_terms=terms)
     return with_denoising(potential) if recipe.denoising else potential
 
 
@@ -69,9 +70,13 @@ def _taken_over(model: Potential, training: Dataset) -> Potential:
     """The network, reference energies and scale of a model, for the elements of the data."""
     elements = elements_of(training)
     rows = [model.species.index(z) for z in elements]
+    terms = [type(term)(term.config, tuple(elements)) for term in model.pair_terms]
+    for ours, theirs in zip(terms, model.pair_terms, strict=True):
+        ours.load_state_dict(theirs.state_dict())
     return Potential(
         model.network.for_species(rows),
         elements,
+        pair_terms=terms,
         scale=model.scale[rows].tolist(),
         reference_energies=model.reference_energies[rows].tolist(),
     )
@@ -98,8 +103,10 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
     model, name = load(path), f"start_from: {model_name(str(path))}"
     if isinstance(model, Committee):
         raise ValueError(f"{name} is a committee: start from one of its members")
-    if len(model.pair_terms):
-        raise ValueError(f"{name} has pair terms, which cannot be trained further")
+    theirs_too = [type(term) for term in model.pair_terms]
+    if theirs_too != [PAIR_TERMS[term][0] for term in recipe.pair_terms]:
+        found = ", ".join(kind.__name__ for kind in theirs_too) or "no pair terms"
+        raise ValueError(f"{name} has {found}, the recipe's pair_terms are {recipe.pair_terms}")
     if not isinstance(model.network, NETWORKS[recipe.network][0]):
         raise ValueError(
             f"{name} is a network of another kind ({type(model.network).__name__}) than the "

@@ -210,7 +210,7 @@ def test_what_cannot_be_started_from(recipe, before, parts, tmp_path):
     gold = Potential(model.network, [28, 79])
     assert refusal(gold) == ("start_from: start does not know an element of cells.extxyz (Cu)")
     zbl = ZBLRepulsion(ZBLConfig(3.4), (28, 29))
-    assert "pair terms" in refusal(Potential(model.network, [28, 29], pair_terms=[zbl]))
+    assert "has ZBLRepulsion" in refusal(Potential(model.network, [28, 29], pair_terms=[zbl]))
     second = train.fit(dataclasses.replace(recipe, seed=9), *parts[:2], tmp_path / "second")
     assert "one of its members" in refusal(Committee([model, second.potential]))
 

@@ -39,7 +39,7 @@ def test_alone_it_is_refused(model: Path, tmp_path: Path) -> None:
         ValueError, match="for the baseline EMT: add the baseline's results, and pa"
     ):
         AttnCalculator(model)
-    with pytest.raises(ValueError, match="baseline EMT: it cannot move atoms without the baseline"):
+    with pytest.raises(ValueError, match="for the baseline EMT: add the baseline's results"):
         Evaluator(load(model))
     with pytest.raises(ValueError, match="a whole potential, not a delta model: remove delta=True"):
         AttnCalculator(COPPER, delta=True)

@@ -109,7 +109,7 @@ def test_a_file_without_end(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     path.touch()
     os.truncate(path, 1 << 40)
-    with limits(), pytest.raises(ValueError, match=r"run.ckpt: .*1024 GiB, more than any such"):
+    with limits(), pytest.raises(ValueError, match=r"run.ckpt: .*1024 GiB is more than any such"):
         md.load_checkpoint(path)
 
 

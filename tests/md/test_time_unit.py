@@ -45,4 +45,4 @@ def test_stored_integrators_have_no_unit_to_mistake(tmp_path):
     emt = md.Verlet(fs)
     object.__setattr__(emt, "timestep", 0.1)
     header = {"name": "verlet", "timestep": 0.1}
-    assert checkpoint._integrator(header, 1) == emt
+    assert checkpoint._integrator(header) == emt

@@ -100,7 +100,7 @@ def test_shipped_models(device: str, model: str, dtype: str, structure: str) -> 
     theirs = AttnCalculator(model, device="cpu", dtype=dtype)
     for calc in (ours, theirs):
         calc.calculate(atoms, ["energy", "forces"], [])
-    assert ours.neighbors.listed.padding is not None
+    assert ours.evaluator.neighbors.listed.padding is not None
     assert ("stress" in ours.results) == (structure == "crystal")
     assert_same_results(ours.results, theirs.results, TOLERANCE[dtype])
     assert (ours.spread is None) == (theirs.spread is None) == ("committee" not in model)

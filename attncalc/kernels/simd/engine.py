@@ -14,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.graph import OUTPUTS, AtomOutputs, Graph, GraphArrays, Linearized
+from attncalc.graph import (
+    OUTPUTS,
+    AtomOutputs,
+    Graph,
+    GraphArrays,
+    Linearized,
+    sum_over_system,
+    with_total_charge,
+)
 from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.partition import Part, partition
 from attncalc.kernels.simd.threads import MORE_GHOSTS, Threads, give_way
@@ -105,7 +113,8 @@ class CompiledEngine(ABC, Generic[Workspace]):
         if not evaluation.forward():
             return None
         outputs = AtomOutputs(*map(torch.from_numpy, evaluation.outputs))
-        return Linearized(outputs, evaluation.pull)
+        found = Linearized(outputs, evaluation.pull)
+        return found if self.n_outputs == 1 else _with_total_charge(found, graph)
 
     def lease(self, size: int, needs: tuple[int, ...]) -> Lease[Workspace]:
         """Memory that no other evaluation has, with room for so much.
@@ -219,7 +228,11 @@ class _Evaluation:
             self.outputs = np.zeros((engine.n_outputs, graph.n_atoms))
             if size > 1:
                 lease.ghosts.counts[:] = 0
-            self.counts = self._run(self._forward)
+            if size == 1:  # the shortest way, where atoms are few
+                part, workspace = self.parts[0], lease.workspaces[0]
+                self.counts = [engine._forward(None, part, self.inputs, workspace, self.outputs)]
+            else:
+                self.counts = self._run(self._forward)
             if self.counts[0] >= 0:
                 return True
             most = int(lease.ghosts.counts.max())
@@ -233,15 +246,20 @@ class _Evaluation:
         Raises:
             RuntimeError: it has been pulled already.
         """
-        if self.lease is None:
+        engine, lease = self.engine, self.lease
+        if lease is None:
             raise RuntimeError("the gradient of this evaluation has been taken already")
-        if self.engine.n_outputs == 1:
-            self.outputs = d_outputs.energies.numpy()[None]
+        if engine.n_outputs == 1:
+            given = d_outputs.energies.numpy()[None]
         else:
-            names = OUTPUTS[: self.engine.n_outputs]
-            self.outputs = np.stack([getattr(d_outputs, name).numpy() for name in names])
+            names = OUTPUTS[: engine.n_outputs]
+            given = np.stack([getattr(d_outputs, name).numpy() for name in names])
         d_vectors = np.zeros((self.n_edges, 3))
-        self._run(lambda rank, barrier: self._reverse(rank, barrier, d_vectors))
+        if self.size == 1:
+            part, n, workspace = self.parts[0], self.counts[0], lease.workspaces[0]
+            engine._reverse(None, part, n, self.inputs, workspace, given, d_vectors)
+        else:
+            self._run(lambda rank, barrier: self._reverse(rank, barrier, given, d_vectors))
         self.close()
         return torch.from_numpy(d_vectors)
 
@@ -258,20 +276,25 @@ class _Evaluation:
         part, workspace = self.parts[rank], self.lease.workspaces[rank]
         return self.engine._forward(barrier, part, self.inputs, workspace, self.outputs)
 
-    def _reverse(self, rank: int, barrier: Barrier | None, d_vectors: NDArray[np.float64]) -> int:
+    def _reverse(
+        self,
+        rank: int,
+        barrier: Barrier | None,
+        d_outputs: NDArray[np.float64],
+        d_vectors: NDArray[np.float64],
+    ) -> int:
         assert self.lease is not None
         part, workspace = self.parts[rank], self.lease.workspaces[rank]
         mine = d_vectors[part.first_edge : part.first_edge + len(part.arrays.receivers)]
         n = self.counts[rank]
-        self.engine._reverse(barrier, part, n, self.inputs, workspace, self.outputs, mine)
+        self.engine._reverse(barrier, part, n, self.inputs, workspace, d_outputs, mine)
         return n
 
     def _run(self, work: Callable[[int, Barrier | None], int]) -> list[int]:
         """Return what `work(rank, barrier)` gives in every thread."""
         lease, size = self.lease, self.size
         assert lease is not None
-        if lease.threads is None:
-            return [work(0, None)]
+        assert lease.threads is not None
         atoms, counts, row_of = lease.ghosts
         n_atoms, found = len(self.parts[0].arrays.species), np.zeros(size, np.int64)
 
@@ -284,3 +307,20 @@ class _Evaluation:
             return work(rank, barrier)
 
         return lease.threads.run(one)
+
+
+def _with_total_charge(found: Linearized, graph: Graph) -> Linearized:
+    """Return the same with partial charges that add up to the total charge of their system."""
+    outputs, pull = found
+    assert outputs.charges is not None
+
+    def pull_through_shift(d_outputs: AtomOutputs) -> Tensor:
+        d_charges = d_outputs.charges
+        assert d_charges is not None
+        sizes = sum_over_system(torch.ones_like(d_charges), graph)
+        shifts = sum_over_system(d_charges, graph) / sizes
+        d_charges = d_charges - shifts[graph.system_idx]
+        return pull(AtomOutputs(energies=d_outputs.energies, charges=d_charges))
+
+    charges = with_total_charge(outputs.charges, graph)
+    return Linearized(AtomOutputs(outputs.energies, charges), pull_through_shift)

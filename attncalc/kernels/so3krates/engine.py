@@ -22,12 +22,8 @@ from torch.nn.functional import pad
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.so3 import parity
 from attncalc.graph import (
-    AtomOutputs,
     Graph,
     GraphArrays,
-    Linearized,
-    sum_over_system,
-    with_total_charge,
 )
 from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.engine import CompiledEngine
@@ -141,26 +137,6 @@ class Engine(CompiledEngine[Held]):
             self._first_layer = FirstLayer.of(exact, grid)
         self.shape = _shape(config)
         self.width, self.n_layers = config.num_features, config.num_layers
-
-    def linearize(self, graph: Graph) -> Linearized | None:
-        """Evaluate as other engines do; partial charges add up to the total charge."""
-        found = super().linearize(graph)
-        if found is None or found.outputs.charges is None:
-            return found
-        pull, n_atoms = found.pull, graph.n_atoms
-
-        def pull_through_shift(d_outputs: AtomOutputs) -> Tensor:
-            d_charges = d_outputs.charges
-            assert d_charges is not None
-            shifts = sum_over_system(d_charges, graph) / sum_over_system(
-                torch.ones(n_atoms, dtype=d_charges.dtype), graph
-            )
-            d_charges = d_charges - shifts[graph.system_idx]
-            return pull(AtomOutputs(energies=d_outputs.energies, charges=d_charges))
-
-        charges = with_total_charge(found.outputs.charges, graph)
-        outputs = AtomOutputs(energies=found.outputs.energies, charges=charges)
-        return Linearized(outputs, pull_through_shift)
 
     def _needs(self, parts: Sequence[Part]) -> tuple[int, ...]:
         n_atoms = len(parts[0].arrays.species)

@@ -339,10 +339,15 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
     return EdgeGradients(energies, short, gradients[True])
 
 
+def _on_host(tensor: Tensor) -> bool:
+    """Return True where compiled loops can take it; PyTorch's operations do on other devices."""
+    return tensor.device.type == "cpu" and has_numba()
+
+
 def _scaled(member: Potential, energies: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
     """Scale of every atom, and energies in eV, both [n_atoms] and float64."""
     scale, reference = member.scale, member.reference_energies
-    if scale.device.type == "cpu":  # by NumPy, in a third of the time where atoms are few
+    if _on_host(scale):  # by NumPy, in a third of the time where atoms are few
         species = graph.arrays.species
         factors = scale.numpy()[species]
         scaled = factors * energies.numpy() + reference.numpy()[species]
@@ -386,7 +391,7 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
     parts = [(graph, gradients.short)]
     if graphs.long is not None and gradients.long is not None:
         parts.append((graphs.long, gradients.long))
-    if energies.device.type == "cpu" and has_numba():
+    if _on_host(energies):
         return _assemble_by_loop(graph, energies, parts)
     energy = segment_sum(energies, graph.system_idx, graph.n_systems)
     forces = energies.new_zeros(graph.n_atoms, 3)

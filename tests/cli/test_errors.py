@@ -37,8 +37,8 @@ from attncalc import model_file
             "a.h5: a trajectory must end in .h5md, .xyz, .extxyz or .traj",
         ),
         (
-            ("md", "ethanol.xyz", "--model", ETHANOL, "--ensemble", "npt", "-o", "a.h5md"),
-            "a.h5md: a trajectory of npt, by ASE, must end in .xyz, .extxyz or .traj",
+            ("md", "ethanol.xyz", "--model", ETHANOL, "--integrator", "ase", "-o", "a.h5md"),
+            "a.h5md: a trajectory of nvt, by ASE, must end in .xyz, .extxyz or .traj",
         ),
         (("md", "ethanol.xyz", "--model", ETHANOL, "-o", "no/a.xyz"), "no such folder: no"),
         (

@@ -232,7 +232,8 @@ def test_eval_of_a_training_says_what_is_wrong(trained: Path) -> None:
 
 def test_eval_takes_the_compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(module, "lower", lambda potential: asked.append(potential) or potential)
+    taken = "attncalc.evaluator.lower"
+    monkeypatch.setattr(taken, lambda potential: asked.append(potential) or potential)
     write("cu.extxyz", labelled(2))
     succeeds("eval", COPPER, "cu.extxyz", "--no-report")
     assert len(asked) == 1

@@ -57,6 +57,7 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing compiled for the CPU, which would round differently."""
     for module in (noise, fused_steps):
         monkeypatch.setattr(module, "has_numba", lambda: False)
+    monkeypatch.setattr("attncalc.potential._on_host", lambda tensor: False)
     monkeypatch.setattr("attncalc.evaluator.lower", lambda potential: potential)
 
 

@@ -67,7 +67,7 @@ class Leapfrog:
         result, path = force(state.system), state.path
         moved = drift(kick(state.with_forces(result), self.timestep), self.timestep)
         way = torch.linalg.vector_norm(moved.system.positions - state.system.positions, dim=1)
-        return moved.having(path=path + state.per_system(way), step=state.step + 1)
+        return moved.replace(path=path + state.per_system(way), step=state.step + 1)
 
     def highest_temperature(self, first: md.MDState) -> Tensor:
         return 1e4 * torch.ones_like(first.energy)

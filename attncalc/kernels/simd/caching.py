@@ -39,7 +39,7 @@ def cached_step(step: Loop, folder: Path) -> Loop:
     entry = scope["make"](step)
     sources = hash_of_sources(folder, Path(__file__).parent)
     entry.__module__ = __name__
-    entry.__qualname__ = f"{folder.name}{step.__name__}-{sources[:16]}"
+    entry.__qualname__ = f"{folder.name}_{step.__name__.strip('_')}-{sources[:16]}"
     return compiled_loop(fastmath=FASTMATH)(entry)
 
 

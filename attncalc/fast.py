@@ -114,7 +114,7 @@ def _in_float64(potential: Potential) -> Potential:
 
 
 def _with_engine(potential: Potential) -> Potential | None:
-    """Everything in one call of an engine, where there is one for such a potential."""
+    """Return a potential whose network has an engine, where there is one for it."""
     return _with_engine_for(potential, potential.device.type)
 
 

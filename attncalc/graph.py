@@ -267,11 +267,11 @@ def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
     return rows
 
 
-def with_total_charge(charges: Tensor, graph: Graph) -> Tensor:
-    """[n_atoms] e: partial charges shifted alike within a system, to add up to its charge."""
-    sizes = sum_over_system(torch.ones_like(charges), graph)
-    excess = sum_over_system(charges, graph) - graph.charge.to(charges.dtype)
-    return charges - (excess / sizes)[graph.system_idx]
+def with_totals(values: Tensor, totals: Tensor, graph: Graph) -> Tensor:
+    """[n_atoms]: values shifted alike within a system, to add up to its total [n_systems]."""
+    sizes = sum_over_system(torch.ones_like(values), graph)
+    excess = sum_over_system(values, graph) - totals.to(values.dtype)
+    return values - (excess / sizes)[graph.system_idx]
 
 
 def sum_over_system(values: Tensor, graph: Graph) -> Tensor:

@@ -18,6 +18,7 @@ from attncalc.graph import ALL_PAIRS, OUTPUTS, AtomOutputs, Graph, Graphs, speci
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import linearize
 from attncalc.ops import segment_sum
+from attncalc.physics.pair_term import long_range_of
 from attncalc.system import System
 
 # more than any machine has cores; not those of this one, as a run may be resumed on another
@@ -124,7 +125,7 @@ class Potential(nn.Module):
     @property
     def long_range(self) -> float | None:
         """Interaction range of its longest pair term, Å, where that exceeds the network's."""
-        ranges = [_long_range(term) for one in self.members for term in one.pair_terms]
+        ranges = [long_range_of(term) for one in self.members for term in one.pair_terms]
         return max((length for length in ranges if length is not None), default=None)
 
     @property
@@ -242,15 +243,11 @@ class Committee(Potential):
         self.training_info = dict(training or {})
 
 
-def _long_range(term: Any) -> float | None:
-    return getattr(term, "long_range", None)
-
-
 def _energies(member: Any, graphs: Graphs) -> Tensor:
     outputs = member.network(graphs.short)
     energies = member.to_eV(outputs.energies, graphs.short)
     for term in member.pair_terms:
-        energies = energies + term(graphs.of_range(_long_range(term)), outputs)
+        energies = energies + term(graphs.of_range(long_range_of(term)), outputs)
     return energies
 
 
@@ -323,7 +320,7 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
             d_outputs[name] = torch.zeros_like(energies)
     gradients: dict[bool, Tensor | None] = {False: None, True: None}
     for term in member.pair_terms:
-        is_long = _long_range(term) is not None
+        is_long = long_range_of(term) is not None
         of_term, by_vectors, by_outputs = _linearize_term(term, outputs, graphs)
         energies = energies + of_term
         before = gradients[is_long]
@@ -361,7 +358,7 @@ def _linearize_term(
     term: Any, outputs: AtomOutputs, graphs: Graphs
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Energies [n_atoms] of a pair term, and the gradients of their sum by vectors and outputs."""
-    graph = graphs.of_range(_long_range(term))
+    graph = graphs.of_range(long_range_of(term))
     if graphs.n_counted is None and hasattr(term, "linearize"):  # in closed form
         return *term.linearize(graph), {}
     vectors = graph.vectors.detach().requires_grad_(True)

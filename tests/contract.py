@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
 from attncalc.model_file import NETWORKS, load, save
 from attncalc.neighbors import VerletList, neighbor_list
-from attncalc.potential import Potential, Result, evaluate, stress
+from attncalc.potential import Potential, Result, evaluate, fresh_graphs, stress
 from attncalc.system import System
 
 ELEMENTS = (1, 6, 7, 8)
@@ -116,6 +116,32 @@ def strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
 
 
 # --------------------------------------------------------------------------------- structures
+
+
+def assert_derivatives(potential: Potential, atoms: Atoms) -> None:
+    """Some forces and strain gradients are central differences of the energy, in float64."""
+    system, step = System.from_ase(atoms), 1e-4
+    result = evaluate(potential, fresh_graphs(potential, system))
+    positions, cell = system.positions, system.cell
+
+    def energy(positions: Tensor, cell: Tensor) -> float:
+        moved = replace(system, positions=positions, cell=cell)
+        return float(evaluate(potential, fresh_graphs(potential, moved)).energy)
+
+    for atom, axis in ((0, 0), (1, 2), (2, 1)):
+        shift = torch.zeros_like(positions)
+        shift[atom, axis] = step
+        rise = energy(positions + shift, cell) - energy(positions - shift, cell)
+        expected = -float(result.forces[atom, axis])
+        assert rise / (2 * step) == pytest.approx(expected, abs=2e-6)
+    for a, b in ((0, 0), (0, 1), (2, 2)):
+        strain = torch.zeros(3, 3, dtype=torch.float64)
+        strain[a, b] += step / 2
+        strain[b, a] += step / 2
+        ends = [torch.eye(3, dtype=torch.float64) + sign * strain for sign in (1, -1)]
+        above, below = (energy(positions @ end, cell @ end) for end in ends)
+        expected = float(result.strain_gradient[0, a, b])
+        assert (above - below) / (2 * step) == pytest.approx(expected, abs=2e-5)
 
 
 def ethanol() -> Atoms:

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,13 +18,13 @@ from ase.io import read as read_with_ase
 from contract import (
     ELEMENTS,
     NetworkContract,
+    assert_derivatives,
     assert_same_result,
     ethanol,
     random_potential,
     slab,
     triclinic,
 )
-from torch import Tensor
 
 from attncalc import AttnCalculator, Evaluator, Potential, System, data, evaluate, load, md, save
 from attncalc import fast as lowering
@@ -159,27 +158,9 @@ def test_format_and_network_are_trained_together(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("structure", [ethanol, triclinic])
 def test_forces_and_stress_of_the_pair_term_are_differences(structure):
-    plain, system = potential(disperses=True), System.from_ase(structure())
+    plain = potential(disperses=True)
     assert plain.long_range == 7.0
-    result = evaluate(plain, fresh_graphs(plain, system))
-
-    def energy(positions: Tensor, cell: Tensor) -> float:
-        moved = replace(system, positions=positions, cell=cell)
-        return float(evaluate(plain, fresh_graphs(plain, moved)).energy)
-
-    step, positions, cell = 1e-4, system.positions, system.cell
-    for atom, axis in ((0, 0), (1, 2), (2, 1)):
-        shift = torch.zeros_like(positions)
-        shift[atom, axis] = step
-        slope = (energy(positions + shift, cell) - energy(positions - shift, cell)) / (2 * step)
-        assert slope == pytest.approx(-float(result.forces[atom, axis]), abs=2e-6)
-    strain = torch.zeros(3, 3, dtype=torch.float64)
-    strain[0, 1] = strain[1, 0] = step / 2
-    ends = [torch.eye(3, dtype=torch.float64) + sign * strain for sign in (1, -1)]
-    above, below = (energy(positions @ end, cell @ end) for end in ends)
-    assert (above - below) / (2 * step) == pytest.approx(
-        float(result.strain_gradient[0, 0, 1]), abs=2e-5
-    )
+    assert_derivatives(plain, structure())
 
 
 def test_a_model_file_keeps_network_and_pair_term(tmp_path):

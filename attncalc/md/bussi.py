@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from attncalc.md.force import Force, Function
+from attncalc.md.force import Function
 from attncalc.md.fused_steps import kick_drift, rescale_at_once
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.settings import Settings
-from attncalc.md.start import initial_state
+from attncalc.md.start import AtTemperature
 from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_relaxation, check_timestep
-from attncalc.md.velocities import runaway
 from attncalc.md.verbs import drift, kick, rescale
-from attncalc.potential import Potential
-from attncalc.system import System
 
 
 @dataclass(frozen=True)
-class Bussi:
+class Bussi(AtTemperature):
     """Constant temperature: velocity Verlet and velocity rescaling, B A B R.
 
     Bussi, Donadio & Parrinello, J. Chem. Phys. 126, 014101 (2007). It disturbs the dynamics less
@@ -57,27 +51,6 @@ class Bussi:
         """Make one for `attncalc md`."""
         return cls(settings.timestep, settings.temperature, settings.relaxation)
 
-    def init(
-        self,
-        potential: Potential | Force | Function,
-        system: System,
-        *,
-        seed: int = 0,
-        **given: Any,
-    ) -> MDState:
-        """The state to start from, at this temperature; see `initial_state`.
-
-        Args:
-            potential: the model, or a function `System -> Result`.
-            system: the structures.
-            seed: of initial velocities and of the thermostat.
-            given: momenta, masses, fixed, replicas.
-        """
-        kelvin = self.temperature
-        return initial_state(
-            MDState, potential, system, kelvin, self.thermometer, seed=seed, **given
-        )
-
     def step(self, state: MDState, force: Function) -> MDState:
         """The state one timestep later."""
         h = self.timestep
@@ -86,8 +59,3 @@ class Bussi:
         state = kick(state.with_forces(force(state.system)), h / 2)
         state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
         return state.replace(step=state.step + 1)
-
-    def highest_temperature(self, first: MDState) -> Tensor:
-        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
-        kelvin = of_systems(self.temperature, first.system)
-        return runaway(torch.maximum(first.temperature, kelvin))

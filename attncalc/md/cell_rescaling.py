@@ -35,13 +35,12 @@ from attncalc.md.fused_steps import rescale_at_once
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
-from attncalc.md.start import initial_state
+from attncalc.md.start import AtTemperature
 from attncalc.md.state import FLOATS, MDState, Stored
 from attncalc.md.time_unit import check_relaxation, check_timestep
-from attncalc.md.velocities import runaway
 from attncalc.md.verbs import drift, kick, rescale
 from attncalc.nn.options import positive
-from attncalc.potential import Potential, Result
+from attncalc.potential import Potential, Result, volumes
 from attncalc.system import System
 
 # of the series of exp: a strain of 0.1 in a step, far too much, is exact to rounding
@@ -71,8 +70,7 @@ class CellState(MDState):
     @property
     def volume(self) -> Tensor:
         """[n_systems] Å³."""
-        a, b, c = self.system.cell.unbind(1)
-        return (torch.linalg.cross(a, b) * c).sum(1).abs()
+        return volumes(self.system)
 
     def tension(self) -> Tensor:
         """[n_systems, 3, 3] eV: volume times pressure, of motion and forces."""
@@ -89,7 +87,7 @@ class CellState(MDState):
 
 
 @dataclass(frozen=True)
-class CellRescaling:
+class CellRescaling(AtTemperature):
     """Constant temperature and pressure: R' and B A B of velocity Verlet and R of `Bussi`.
 
     R' strains cell, positions and momenta between the first B and A, where forces are known; see
@@ -149,30 +147,16 @@ class CellRescaling:
         )
 
     def init(
-        self,
-        potential: Potential | Force | Function,
-        system: System,
-        *,
-        seed: int = 0,
-        **given: Any,
+        self, potential: Potential | Force | Function, system: System, **given: Any
     ) -> CellState:
-        """The state to start from, at this temperature; see `initial_state`.
-
-        Args:
-            potential: the model, or a function `System -> Result`.
-            system: the structures.
-            seed: of initial velocities, of the thermostat and of the barostat.
-            given: momenta, masses, fixed, replicas.
+        """Make the state to start from, at this temperature; see `AtTemperature.init`.
 
         Raises:
             ValueError: a structure is not periodic in all directions.
         """
         if not bool(system.pbc.all()):
             raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
-        kelvin = self.temperature
-        return initial_state(
-            CellState, potential, system, kelvin, self.thermometer, seed=seed, **given
-        )
+        return super().init(potential, system, **given)
 
     def step(self, state: CellState, force: Function) -> CellState:
         """The state one timestep later."""
@@ -187,11 +171,6 @@ class CellRescaling:
         state, bath = state.replace(heat=state.heat + work), (kelvin, self.relaxation)
         state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
         return state.replace(step=state.step + 1)
-
-    def highest_temperature(self, first: MDState) -> Tensor:
-        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
-        kelvin = of_systems(self.temperature, first.system)
-        return runaway(torch.maximum(first.temperature, kelvin))
 
     def _strain(self, state: CellState, tension: Tensor, temperature: Tensor) -> Tensor:
         """[n_systems, 3, 3]: M; of tension [n_systems, 3, 3] and temperature [n_systems] or [1]."""

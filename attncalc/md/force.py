@@ -108,7 +108,7 @@ def force_of(given: Any, device: torch.device) -> Force:
 
     Raises:
         TypeError: it is none of them.
-        ValueError: the potential corrects another method.
+        ValueError: the potential is a delta model.
     """
     if isinstance(given, Potential):
         return Evaluator(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from attncalc.md.force import Force, Function, force_of
 from attncalc.md.integrator import of_systems
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
-from attncalc.md.velocities import Thermometer
+from attncalc.md.velocities import Thermometer, runaway
 from attncalc.nn.options import whole_number
 from attncalc.potential import Potential
 from attncalc.system import System
@@ -99,6 +99,38 @@ def initial_state(
     system = system.to(force.device)
     there |= kind.kept_of(force(system), system)
     return kind(system=system, step=0, seed=seed, **there)
+
+
+class AtTemperature:
+    """First state, and limit, of integrators that hold a temperature."""
+
+    temperature: float | tuple[float, ...]
+    thermometer: ClassVar[str]
+    state_type: ClassVar[type[MDState]]
+
+    def init(
+        self,
+        potential: Potential | Force | Function,
+        system: System,
+        *,
+        seed: int = 0,
+        **given: Any,
+    ) -> Any:
+        """Make the state to start from, of `state_type`, at this temperature.
+
+        Args:
+            potential: the model, or a function `System -> Result`.
+            system: the structures.
+            seed: of initial velocities and of all random numbers of the run.
+            given: momenta, masses, fixed, replicas; see `initial_state`.
+        """
+        kind, kelvin = self.state_type, self.temperature
+        return initial_state(kind, potential, system, kelvin, self.thermometer, seed=seed, **given)
+
+    def highest_temperature(self, first: MDState) -> Tensor:
+        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        kelvin = of_systems(self.temperature, first.system)
+        return runaway(torch.maximum(first.temperature, kelvin))
 
 
 def _drawn(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu, softplus
 
-from attncalc.graph import Graph, sum_over_system, with_total_charge
+from attncalc.graph import Graph, sum_over_system, with_totals
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -100,7 +100,8 @@ class ChargeHead(nn.Module):
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
         """[n_atoms, F] -> [n_atoms] e."""
-        return with_total_charge(self.head(features) + self.of_species[graph.species], graph)
+        charges = self.head(features) + self.of_species[graph.species]
+        return with_totals(charges, graph.charge, graph)
 
 
 class TwinMLP(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -22,3 +22,8 @@ class PairTerm(Protocol):
     def __call__(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
         """Energies [n_atoms] eV, float64, differentiable by vectors and outputs."""
         ...
+
+
+def long_range_of(term: Any) -> float | None:
+    """Cutoff of a pair term with a graph of its own, Å; None for others."""
+    return getattr(term, "long_range", None)

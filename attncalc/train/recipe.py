@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from attncalc.model_file import NETWORKS, PAIR_TERMS, find_model
 from attncalc.model_header import DTYPES, LARGEST_FILE
+from attncalc.physics.pair_term import long_range_of
 from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
 
@@ -312,7 +313,7 @@ class Recipe:
         for name in self.pair_terms:
             kind, config = PAIR_TERMS[name]
             terms.append(kind(config(cutoff=float(self.config["cutoff"])), tuple(elements)))
-            if getattr(terms[-1], "long_range", None) is not None:
+            if long_range_of(terms[-1]) is not None:
                 raise ValueError(
                     f"recipe: {name} of pair_terms reaches further than the network, and a "
                     "training has neighbours within the network's cutoff only"

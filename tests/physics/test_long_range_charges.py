@@ -14,7 +14,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.units import fs
-from contract import ELEMENTS, ethanol, randomise, triclinic
+from contract import ELEMENTS, assert_derivatives, ethanol, randomise, triclinic
 from torch import Tensor, nn
 
 from attncalc import AttnCalculator, Potential, System, evaluate, md
@@ -117,29 +117,7 @@ def test_charges_add_up_to_the_total_charge() -> None:
 @pytest.mark.parametrize("structure", [charged, triclinic])
 def test_forces_and_stress_are_differences(structure) -> None:
     """In float64; with charges held fixed they would not be."""
-    exact, system = potential(torch.float64), System.from_ase(structure())
-    result = evaluate(exact, fresh_graphs(exact, system))
-
-    def energy(positions: Tensor, cell: Tensor) -> float:
-        moved = replace(system, positions=positions, cell=cell)
-        return float(evaluate(exact, fresh_graphs(exact, moved)).energy)
-
-    step, positions, cell = 1e-4, system.positions, system.cell
-    for atom, axis in ((0, 0), (1, 2), (2, 1)):
-        shift = torch.zeros_like(positions)
-        shift[atom, axis] = step
-        slope = (energy(positions + shift, cell) - energy(positions - shift, cell)) / (2 * step)
-        assert slope == pytest.approx(-float(result.forces[atom, axis]), abs=2e-6)
-    for a, b in ((0, 0), (0, 1), (2, 2)):
-        strain = torch.zeros(3, 3, dtype=torch.float64)
-        strain[a, b] += step / 2
-        strain[b, a] += step / 2
-        energies = []
-        for sign in (1, -1):
-            f = torch.eye(3, dtype=torch.float64) + sign * strain
-            energies.append(energy(positions @ f, cell @ f))
-        slope = (energies[0] - energies[1]) / (2 * step)
-        assert slope == pytest.approx(float(result.strain_gradient[0, a, b]), abs=2e-5)
+    assert_derivatives(potential(torch.float64), structure())
 
 
 def test_a_graph_that_is_too_short_is_refused() -> None:

@@ -20,8 +20,7 @@ from attncalc.graph import (
     Graph,
     GraphArrays,
     Linearized,
-    sum_over_system,
-    with_total_charge,
+    with_totals,
 )
 from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.partition import Part, partition
@@ -317,10 +316,9 @@ def _with_total_charge(found: Linearized, graph: Graph) -> Linearized:
     def pull_through_shift(d_outputs: AtomOutputs) -> Tensor:
         d_charges = d_outputs.charges
         assert d_charges is not None
-        sizes = sum_over_system(torch.ones_like(d_charges), graph)
-        shifts = sum_over_system(d_charges, graph) / sizes
-        d_charges = d_charges - shifts[graph.system_idx]
+        # the shift is its own transpose but for the totals, which no vector changes
+        d_charges = with_totals(d_charges, torch.zeros_like(graph.charge), graph)
         return pull(AtomOutputs(energies=d_outputs.energies, charges=d_charges))
 
-    charges = with_total_charge(outputs.charges, graph)
+    charges = with_totals(outputs.charges, graph.charge, graph)
     return Linearized(AtomOutputs(outputs.energies, charges), pull_through_shift)

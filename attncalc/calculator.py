@@ -314,23 +314,23 @@ def _results(result: Result, system: System, volume: list[float]) -> list[dict[s
         system: the structures.
         volume: Å³ of each.
     """
-    energy, strain_gradient = result.energy.tolist(), result.strain_gradient.cpu()
-    energies, forces = system.split(result.energies.cpu()), system.split(result.forces.cpu())
+    energy, energies, forces, strain_gradient = result.arrays
+    of_energies, of_forces = system.split(energies), system.split(forces)
     results: list[dict[str, Any]] = []
-    for k in range(system.n_systems):
+    for k in range(len(volume)):
+        total = float(energy[k])
         entry = {
-            "energy": energy[k],
-            "free_energy": energy[k],
-            "energies": energies[k].numpy(),
-            "forces": forces[k].numpy(),
+            "energy": total,
+            "free_energy": total,
+            "energies": of_energies[k],
+            "forces": of_forces[k],
         }
         if volume[k] > SMALLEST_VOLUME:
-            stress = strain_gradient[k].numpy() / volume[k]
-            entry["stress"] = full_3x3_to_voigt_6_stress(stress)
+            entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
         results.append(entry)
     if result.spread is not None:
         of_energy = result.spread.energy.tolist()
-        of_forces = system.split(result.spread.forces.cpu())
-        for entry, energy_spread, forces_spread in zip(results, of_energy, of_forces, strict=True):
+        spreads = system.split(result.spread.forces.cpu())
+        for entry, energy_spread, forces_spread in zip(results, of_energy, spreads, strict=True):
             entry |= {"energy_spread": energy_spread, "forces_spread": forces_spread.numpy()}
     return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -101,43 +101,44 @@ class Graph:
         return replace(self, vectors=vectors)
 
 
-class GraphOfArrays(Graph):
-    """Graph on the CPU made of arrays; a tensor is made of one when it is asked for.
+class OfArrays:
+    """Mixin for a dataclass of tensors that is made of arrays on the CPU.
 
-    Compiled loops make such graphs and others take them, mostly without anybody who reads the
-    tensors. Copies and what is read from a pickle are a plain `Graph`.
+    A tensor is made of an array when it is asked for: compiled loops hand arrays on to each other,
+    mostly without anybody who reads the tensors, and each tensor costs as much as a small loop.
     """
 
+    _arrays: Any = None
+
     @classmethod
-    def of(
-        cls,
-        arrays: GraphArrays,
-        *,
-        species: Tensor,
-        system_idx: Tensor,
-        charge: Tensor,
-        spin: Tensor,
-    ) -> GraphOfArrays:
-        """Make a graph of arrays; tensors that exist already are given beside them."""
-        graph = object.__new__(cls)
-        graph.__dict__.update(
-            _arrays=arrays, species=species, system_idx=system_idx, charge=charge, spin=spin
-        )
-        return graph
+    def of(cls, arrays: Any, **others: Any) -> Self:
+        """Make one of a named tuple of arrays, and of tensors that exist already."""
+        one = object.__new__(cls)
+        one.__dict__.update(others, _arrays=arrays)
+        return one
 
     @property
-    def arrays(self) -> GraphArrays:
-        """Arrays that it is made of; after `replace` with tensors, theirs."""
-        arrays: GraphArrays | None = self.__dict__.get("_arrays")
-        return super().arrays if arrays is None else arrays
+    def arrays(self) -> Any:
+        """Arrays that it is made of."""
+        return self._arrays
 
     def __getattr__(self, name: str) -> Tensor:
-        arrays = self.__dict__.get("_arrays")
-        if arrays is None or name not in GraphArrays._fields:
+        arrays = self._arrays
+        if arrays is None or name not in arrays._fields:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         tensor = torch.from_numpy(getattr(arrays, name))
         self.__dict__[name] = tensor
         return tensor
+
+
+class GraphOfArrays(OfArrays, Graph):
+    """Graph made of `GraphArrays`; copies and what is read from a pickle are a plain `Graph`."""
+
+    @property
+    def arrays(self) -> GraphArrays:
+        """Arrays that it is made of; after `replace` with tensors, theirs."""
+        arrays: GraphArrays | None = self._arrays
+        return super(OfArrays, self).arrays if arrays is None else arrays
 
     def __reduce__(self) -> tuple[type[Graph], tuple[Tensor, ...]]:
         return Graph, tuple(getattr(self, field.name) for field in fields(Graph))
@@ -156,6 +157,21 @@ class AtomOutputs:
     energies: Tensor
     charges: Tensor | None = None
 
+    @property
+    def arrays(self) -> EnergyArray | None:
+        """Energies as an array, where they were made as such and are all there is."""
+        return None
+
+
+class EnergyArray(NamedTuple):
+    """Energies of atoms on the CPU, [n_atoms]."""
+
+    energies: NDArray[np.float64]
+
+
+class OutputsOfArray(OfArrays, AtomOutputs):
+    """Outputs made of an `EnergyArray`."""
+
 
 OUTPUTS = tuple(field.name for field in fields(AtomOutputs))
 """Names of all outputs that a network may have."""
@@ -167,11 +183,12 @@ class Linearized(NamedTuple):
     Attributes:
         outputs: values, detached.
         pull: dE / d outputs (of the fields that are there, float64) -> dE / d vectors
-            [n_edges, 3], float64; to be called once at most.
+            [n_edges, 3], float64, as an array if the outputs are made of one; to be called once at
+            most.
     """
 
     outputs: AtomOutputs
-    pull: Callable[[AtomOutputs], Tensor]
+    pull: Callable[[AtomOutputs], Any]
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Å³ per atom of a periodic structure; solid hydrogen at 500 GPa has ten times more
 SMALLEST_ROOM = 0.1
 # Å, of coordinates and cell vectors: 0.1 mm. Beyond it rounding moves atoms by 1e-10 Å
 LARGEST_COORDINATE = 1e6
+
+
+Values = TypeVar("Values", Tensor, NDArray[Any])
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,12 @@ class System:
         system.__dict__.update(self.__dict__, positions=positions)
         return system
 
-    def split(self, values: Tensor) -> Sequence[Tensor]:
-        """Split values of atoms [n_atoms, ...] into one tensor per structure."""
+    def split(self, values: Values) -> Sequence[Values]:
+        """Split values of atoms [n_atoms, ...], a tensor or an array, into one per structure."""
         if self.n_systems == 1:
             return [values]
-        return torch.split(values, torch.bincount(self.system_idx).tolist())
+        ends: list[int] = torch.bincount(self.system_idx).cumsum(0).tolist()
+        return [values[begin:end] for begin, end in itertools.pairwise([0, *ends])]
 
     def to_ase(self) -> list[Atoms]:
         """Return one `ase.Atoms` per system, with charge and spin in `info`."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attncalc.compiled import has_numba
 from attncalc.graph import GraphArrays
@@ -43,10 +44,45 @@ class LoopInputs(NamedTuple):
     system_idx: NDArray[np.int64]
 
 
+class Seen:
+    """Cell, boundary conditions and elements that were found equal to those of a list.
+
+    The same tensors are mostly handed over again and again. To compare them by value takes longer
+    than the loop does where atoms are few; a tensor that was changed in place has another version.
+    """
+
+    __slots__ = ("_tensors", "_versions")
+
+    def __init__(self) -> None:
+        self._tensors: tuple[Tensor, ...] = ()
+        self._versions: tuple[int, ...] = ()
+
+    def equal(self, system: System, reference: System) -> bool:
+        """Return True if `system` has cell, boundary conditions and elements of `reference`."""
+        now = (system.cell, system.pbc, system.atomic_numbers)
+        if any(map(Tensor.is_inference, now)):  # these have no version
+            return _equal(now, reference)
+        versions = tuple([tensor._version for tensor in now])
+        if len(self._tensors) == 3 and versions == self._versions:
+            a, b, c = self._tensors
+            if a is now[0] and b is now[1] and c is now[2]:
+                return True
+        if not _equal(now, reference):
+            return False
+        self._tensors, self._versions = now, versions
+        return True
+
+
+def _equal(now: tuple[Tensor, Tensor, Tensor], reference: System) -> bool:
+    then = (reference.cell, reference.pbc, reference.atomic_numbers)
+    return all(map(torch.equal, now, then))
+
+
 def reused_edges(
     system: System,
     reference: System,
     inputs: LoopInputs,
+    seen: Seen,
     *,
     has_images: bool,
     cutoff: float,
@@ -58,6 +94,7 @@ def reused_edges(
         system: any.
         reference: what the list was built for, with a skin, on the CPU.
         inputs: of the list.
+        seen: what was equal to the list's; is written.
         has_images: whether any cell shift is not zero.
         cutoff, skin: Å.
     """
@@ -68,9 +105,7 @@ def reused_edges(
         or positions.requires_grad
         or system.cell.requires_grad
         or (loop := _loop()) is None
-        or not torch.equal(system.cell, reference.cell)
-        or not torch.equal(system.pbc, reference.pbc)
-        or not torch.equal(system.atomic_numbers, reference.atomic_numbers)
+        or not seen.equal(system, reference)
     ):
         return None
     holds, *of_edges = loop(

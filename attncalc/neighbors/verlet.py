@@ -19,7 +19,7 @@ from attncalc.graph import (
 )
 from attncalc.neighbors.by_device import neighbor_list
 from attncalc.neighbors.padded import padded_kernels
-from attncalc.neighbors.reuse import LoopInputs, reused_edges
+from attncalc.neighbors.reuse import LoopInputs, Seen, reused_edges
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
 from attncalc.system import System
 
@@ -88,6 +88,11 @@ class SkinEdges:
         tensors = (reference.positions, self.rows, shifts, reference.cell)
         of_atoms = (self.species, reference.system_idx)
         return LoopInputs(*(tensor.numpy() for tensor in (*tensors, *of_atoms)))
+
+    @cached_property
+    def seen(self) -> Seen:
+        """Memory of the compiled loop."""
+        return Seen()
 
 
 @dataclass(frozen=True)
@@ -270,6 +275,7 @@ class VerletList:
             system,
             listed.reference,
             listed.loop_inputs,
+            listed.seen,
             has_images=listed.has_images,
             cutoff=self.cutoff,
             skin=self.skin,

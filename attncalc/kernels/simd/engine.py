@@ -17,9 +17,11 @@ from torch import Tensor
 from attncalc.graph import (
     OUTPUTS,
     AtomOutputs,
+    EnergyArray,
     Graph,
     GraphArrays,
     Linearized,
+    OutputsOfArray,
     with_totals,
 )
 from attncalc.kernels.simd.barrier import Barrier
@@ -111,9 +113,11 @@ class CompiledEngine(ABC, Generic[Workspace]):
         evaluation = _Evaluation(self, graph, arrays, size)
         if not evaluation.forward():
             return None
+        if self.n_outputs == 1:
+            energies = EnergyArray(evaluation.outputs[0])
+            return Linearized(OutputsOfArray.of(energies), evaluation.pull)
         outputs = AtomOutputs(*map(torch.from_numpy, evaluation.outputs))
-        found = Linearized(outputs, evaluation.pull)
-        return found if self.n_outputs == 1 else _with_total_charge(found, graph)
+        return _with_total_charge(Linearized(outputs, evaluation.pull), graph)
 
     def lease(self, size: int, needs: tuple[int, ...]) -> Lease[Workspace]:
         """Memory that no other evaluation has, with room for so much.
@@ -239,8 +243,8 @@ class _Evaluation:
             if self.counts[0] != MORE_GHOSTS:
                 return False
 
-    def pull(self, d_outputs: AtomOutputs) -> Tensor:
-        """dE / d outputs -> dE / d vectors [n_edges, 3], once.
+    def pull(self, d_outputs: AtomOutputs) -> Any:
+        """dE / d outputs -> dE / d vectors [n_edges, 3], once; of an array, an array.
 
         Raises:
             RuntimeError: it has been pulled already.
@@ -248,7 +252,10 @@ class _Evaluation:
         engine, lease = self.engine, self.lease
         if lease is None:
             raise RuntimeError("the gradient of this evaluation has been taken already")
-        if engine.n_outputs == 1:
+        arrays = d_outputs.arrays
+        if arrays is not None:
+            given = arrays.energies[None]
+        elif engine.n_outputs == 1:
             given = d_outputs.energies.numpy()[None]
         else:
             names = OUTPUTS[: engine.n_outputs]
@@ -260,7 +267,7 @@ class _Evaluation:
         else:
             self._run(lambda rank, barrier: self._reverse(rank, barrier, given, d_vectors))
         self.close()
-        return torch.from_numpy(d_vectors)
+        return torch.from_numpy(d_vectors) if arrays is None else d_vectors
 
     def close(self) -> None:
         """Give the workspace back."""

@@ -56,17 +56,23 @@ MOST_KINDS = 10
 
 
 class WrittenAtoms(NamedTuple):
-    """Atoms of a graph as plain values: can be compared, and do not change."""
+    """Atoms of a graph as plain values: can be compared, and do not change.
+
+    Charge and spin are empty where the network does not read them.
+    """
 
     species: bytes
     system_idx: bytes
-    charge: bytes
-    spin: bytes
+    charge: bytes = b""
+    spin: bytes = b""
 
     @classmethod
-    def of(cls, graph: Graph, arrays: GraphArrays) -> WrittenAtoms:
-        per_system = (tensor.detach().numpy() for tensor in (graph.charge, graph.spin))
-        return cls(*(a.tobytes() for a in (arrays.species, arrays.system_idx, *per_system)))
+    def of(cls, graph: Graph, arrays: GraphArrays, *, reads_electrons: bool) -> WrittenAtoms:
+        species, system_idx = arrays.species.tobytes(), arrays.system_idx.tobytes()
+        if not reads_electrons:
+            return cls(species, system_idx)
+        per_system = (tensor.detach().numpy().tobytes() for tensor in (graph.charge, graph.spin))
+        return cls(species, system_idx, *per_system)
 
 
 class Inputs(NamedTuple):
@@ -116,6 +122,7 @@ class Engine(CompiledEngine[Held]):
         super().__init__()
         config = network.config
         self.embedding = network.embedding
+        self.embeds_electrons = config.embed_charge or config.embed_spin
         self._last: tuple[WrittenAtoms, NDArray[np.float32], Kinds] | None = None
         exact = copy.deepcopy(network).to(torch.float64)
         starts = config.ev_init_divisor
@@ -144,7 +151,7 @@ class Engine(CompiledEngine[Held]):
         return n_atoms, -(-n_atoms // len(parts)), most_pairs
 
     def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Inputs:
-        atoms = WrittenAtoms.of(graph, arrays)
+        atoms = WrittenAtoms.of(graph, arrays, reads_electrons=self.embeds_electrons)
         last = self._last  # one read: another thread may replace it meanwhile
         if last is None or last[0] != atoms:  # in a simulation atoms stay the same
             kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)

@@ -85,7 +85,7 @@ def run_until(first: Atoms, model: str, folder: Path, n_steps: int) -> None:
         langevin = md.Langevin(TIMESTEP * units.fs, TEMPERATURE, FRICTION / units.fs)
         state = langevin.init(force, System.from_ase(first), seed=0)
     if (left := n_steps - state.step) > 0:
-        md.run(langevin, force, state, left, callbacks=files, resumed=saved.exists())
+        md.run(langevin, force, state, left, callbacks=files)
 
 
 def read_run(folder: Path) -> Trajectory:

@@ -395,7 +395,7 @@ def test_a_run_goes_on_from_a_checkpoint(device: str, tmp_path: Path) -> None:
     ]
     md.run(langevin, forces, first, 20, callbacks=callbacks)
     integrator, state, _ = md.load_checkpoint(tmp_path / "a.ckpt", device=device)
-    last = md.run(integrator, forces, state, 20, callbacks=callbacks, resumed=True)
+    last = md.run(integrator, forces, state, 20, callbacks=callbacks)
     whole = md.run(langevin, forces, first, 40)
     assert_close(last.system.positions.cpu(), whole.system.positions.cpu(), 1e-6)
     assert len(md.read_h5md(tmp_path / "a.h5md", system=2)) == 5

@@ -191,9 +191,7 @@ def test_a_run_is_logged_interrupted_and_goes_on(tmp_path):
     restart = md.load_checkpoint(parts / "run.checkpoint")
     assert restart.integrator == damped
     assert restart.state.step == 20
-    resumed = md.run(
-        *(restart.integrator, model, restart.state, 20), callbacks=callbacks(parts), resumed=True
-    )
+    resumed = md.run(restart.integrator, model, restart.state, 20, callbacks=callbacks(parts))
     assert torch.equal(resumed.system.positions, end.system.positions)
     assert torch.equal(resumed.heat, end.heat)
     assert (whole / "run.csv").read_text() == (parts / "run.csv").read_text()

@@ -1,6 +1,7 @@
 """Molecular dynamics: whole steps where the model is, or through ASE's integrators."""
 
 from attncalc.md.bussi import Bussi
+from attncalc.md.callback import Callback
 from attncalc.md.cell_rescaling import CellRescaling
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.h5md_reader import read_h5md
@@ -20,6 +21,7 @@ __all__ = [
     "ENSEMBLES",
     "SPREAD",
     "Bussi",
+    "Callback",
     "CellRescaling",
     "Checkpoint",
     "H5MDWriter",

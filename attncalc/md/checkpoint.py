@@ -22,6 +22,7 @@ from torch import Tensor
 
 from attncalc.files import refuse_existing, write_atomically
 from attncalc.files.reading import read_whole
+from attncalc.md.callback import Callback
 from attncalc.md.integrator import Integrator
 from attncalc.md.integrators import INTEGRATORS
 from attncalc.md.noise import LOW_32_BITS
@@ -59,7 +60,8 @@ class Restart(NamedTuple):
 
     Attributes:
         integrator: of the run.
-        state: to go on from.
+        state: `md.run` goes on from it, with the files of its run; from `state.as_first()` it
+            begins a new one.
         info: what was given to the `Checkpoint`.
     """
 
@@ -68,7 +70,7 @@ class Restart(NamedTuple):
     info: dict[str, Any]
 
 
-class Checkpoint:
+class Checkpoint(Callback):
     """Saves the state of a run every so many steps, and at its end; each replaces the last.
 
     The file is complete at any moment. Trajectories and logs of the same run are brought up to
@@ -121,12 +123,6 @@ class Checkpoint:
             raise ValueError("a Checkpoint belongs to a run: give it to md.run as a callback")
         save_checkpoint(self.path, self._integrator, state, self.info)
         self._saved_at = time.monotonic()
-
-    def flush(self) -> None:
-        """Nothing waits."""
-
-    def end(self) -> None:
-        """Nothing is left to do."""
 
     def forget(self) -> None:
         """Remove the file of a run that could not begin, after its end."""
@@ -210,6 +206,8 @@ def _restart(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.d
     several = getattr(integrator, "temperature", None)
     if isinstance(several, tuple) and len(several) != system.n_systems:
         raise ValueError(f"{len(several)} temperatures for {system.n_systems} systems")
+    if state.limit is None:  # version 0.1 did not save it
+        state = state.replace(limit=integrator.highest_temperature(state))
     return Restart(integrator, state.to(device), header["info"])
 
 

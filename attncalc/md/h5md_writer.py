@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attncalc.files import FileLock, folder_to_disk, lock, naming_full_disk, refuse_existing
 from attncalc.files.hdf5_writing import writing_hdf5
+from attncalc.md.callback import Callback
 from attncalc.md.h5md import (
     FORCE,
     VELOCITY,
@@ -47,7 +48,7 @@ BUFFER_SECONDS = 10.0
 LARGEST_SHARE = 0.05
 
 
-class H5MDWriter:
+class H5MDWriter(Callback):
     """Writes an H5MD trajectory, whole at any moment: a callback of `md.run`.
 
     Also after kill -9, a full disk or a power cut, and while the run goes on, the file is a closed

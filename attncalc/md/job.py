@@ -19,6 +19,7 @@ from ase.constraints import FixAtoms
 from torch import Tensor
 
 from attncalc.files import FileLock, NoSpaceLeft, refuse_existing, remove_abandoned
+from attncalc.md.callback import Callback
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.force import Force
 from attncalc.md.h5md_writer import H5MDWriter, hidden_files
@@ -27,7 +28,7 @@ from attncalc.md.integrators import integrator_of
 from attncalc.md.log import Log
 from attncalc.md.log_file import LogSummary
 from attncalc.md.settings import Settings, is_integer
-from attncalc.md.simulation import Callback, run
+from attncalc.md.simulation import run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
 from attncalc.md.with_ase import Frames, no_start
@@ -106,7 +107,7 @@ def run_structures(
     hottest = float(state.temperature.max())
     if hottest > runaway(settings.temperature):  # `run` takes what the file has for what is wanted
         raise no_start(f"the temperature reached {hottest:.0f} K")
-    _run(integrator, force, state, settings, callbacks, log, trajectory, progress, resumed=False)
+    _run(integrator, force, state, settings, callbacks, log, trajectory, progress)
     return log.summary
 
 
@@ -196,7 +197,7 @@ def resume_structures(
         _checkpoint(trajectory, settings, remembered),
     ]
     state = state.to(force.device)
-    _run(integrator, force, state, settings, callbacks, log, trajectory, progress, resumed=True)
+    _run(integrator, force, state, settings, callbacks, log, trajectory, progress)
     return log.summary
 
 
@@ -230,14 +231,12 @@ def _run(
     log: Log,
     trajectory: Path,
     progress: Progress | None,
-    *,
-    resumed: bool,
 ) -> None:
     if progress is not None:
         callbacks = [*callbacks, _Progress(progress, every=settings.every)]
     try:
         n_steps = max(settings.n_steps - state.step, 0)
-        run(integrator, force, state, n_steps, callbacks=callbacks, resumed=resumed)
+        run(integrator, force, state, n_steps, callbacks=callbacks)
     except FloatingPointError as error:
         what, sane, advice = str(error).partition(
             "; what was written ends with the last sane state"
@@ -325,7 +324,7 @@ def fixed_atoms(atoms: Atoms) -> Tensor | None:
     return fixed
 
 
-class FrameWriter:
+class FrameWriter(Callback):
     """Frames of a single structure by ASE, extended XYZ or .traj: a callback of `md.run`.
 
     Such a file cannot be resumed.
@@ -351,15 +350,6 @@ class FrameWriter:
         self._is_new = True
         self._frames.__enter__()
 
-    def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Not possible.
-
-        Raises:
-            ValueError: always.
-        """
-        del state, integrator
-        raise ValueError(f"{self._frames.path.name}: only an .h5md trajectory can be resumed")
-
     def __call__(self, state: MDState) -> None:
         """Write a frame, unless it is the last one written."""
         if state.step == self._last:
@@ -373,9 +363,6 @@ class FrameWriter:
         self._frames.write(frame)
         self._last = state.step
 
-    def flush(self) -> None:
-        """Every frame is flushed when it is written."""
-
     def end(self) -> None:
         """Close."""
         self._frames.__exit__()
@@ -386,7 +373,7 @@ class FrameWriter:
             self._frames.path.unlink(missing_ok=True)
 
 
-class _Progress:
+class _Progress(Callback):
     """Tells how far a run is."""
 
     def __init__(self, tell: Progress, *, every: int) -> None:
@@ -405,9 +392,3 @@ class _Progress:
         spread = "" if state.spread is None else f", spread {float(state.spread.max()):.3f} eV/Å"
         self._tell(state.step - self._told, f"T {kelvin:.0f} K, E {total:.4f} eV{spread}")
         self._told = state.step
-
-    def flush(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass

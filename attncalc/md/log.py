@@ -11,6 +11,7 @@ import torch
 from ase import units
 
 from attncalc.files import Appended, FileLock, folder_to_disk, refuse_existing
+from attncalc.md.callback import Callback
 from attncalc.md.integrator import Column, Integrator, own_columns
 from attncalc.md.log_again import lines_again, volume
 from attncalc.md.log_file import (
@@ -30,7 +31,7 @@ __all__ = ["COLUMNS", "CONSERVED", "SPREAD", "Log"]
 log = logging.getLogger(__name__)
 
 
-class Log:
+class Log(Callback):
     """Time, temperature, energies and the conserved quantity of every system, as CSV.
 
     A batch has a column `system` in front, and a line for each. Lines are written, not kept; a

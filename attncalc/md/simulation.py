@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Protocol, runtime_checkable
 
 import torch
 from ase import units
 from torch import Tensor
 
+from attncalc.md.callback import Callback
 from attncalc.md.checkpoint import Checkpoint
 from attncalc.md.cuda_graph import recorded_steps
 from attncalc.md.force import Force, Function, force_of
@@ -30,40 +30,6 @@ CHUNK = {"cpu": 20, "cuda": 50}
 EXPLODING_FORCE = 1e3
 
 
-class Callback(Protocol):
-    """Action every so many steps: writing, mostly.
-
-    Attributes:
-        every: steps; it is called with every state whose number of steps is a multiple of it, and
-            with the first and the last one.
-    """
-
-    every: int
-
-    def begin(self, state: MDState, integrator: Integrator) -> None:
-        """Prepare for the first step of a new run."""
-
-    def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Prepare to go on, instead of `begin`: forget what lies beyond this state."""
-
-    def __call__(self, state: MDState) -> None:
-        """Take a state."""
-
-    def flush(self) -> None:
-        """Make everything so far safe."""
-
-    def end(self) -> None:
-        """Finish after the last step, and after an error."""
-
-
-@runtime_checkable
-class Forgets(Protocol):
-    """A callback that can undo its beginning."""
-
-    def forget(self) -> None:
-        """Remove the files that it made for a run that could not begin, after `end`."""
-
-
 def run(
     integrator: Integrator,
     potential: Potential | Force | Function,
@@ -71,7 +37,6 @@ def run(
     n_steps: int,
     *,
     callbacks: Sequence[Callback] = (),
-    resumed: bool = False,
     chunk: int | None = None,
 ) -> MDState:
     """Take `n_steps` steps from `state`.
@@ -85,13 +50,12 @@ def run(
         integrator: one of `attncalc.md.integrators`.
         potential: the model, its `Evaluator` (which several runs may share, one after the other),
             or any function `System -> Result`.
-        state: from `integrator.init`, a checkpoint, or an earlier run.
+        state: from `integrator.init` or an earlier run; or from a checkpoint: then callbacks go on
+            with the files of its run, and what is too hot is what was too hot before.
         n_steps: how many.
         callbacks: called in this order, checkpoints after all others, whose files are then as far.
             Only the first state is saved before all else: from then on the run can be resumed. What
             fails before all have seen it leaves no files.
-        resumed: the state comes from a checkpoint: callbacks go on with their files, and what is
-            too hot is what was too hot before.
         chunk: steps; None chooses by the device.
 
     Returns:
@@ -110,9 +74,8 @@ def run(
     force = force_of(potential, state.system.device)
     force.follow(state.system)
     callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))
-    limit = state.limit if resumed else None
-    if limit is None:  # a run begins
-        limit = integrator.highest_temperature(state)
+    resumed = state.limit is not None
+    limit = integrator.highest_temperature(state) if state.limit is None else state.limit
     state = state.replace(limit=limit)
     if what := _insane(state, limit, state):
         raise no_start(what)
@@ -150,7 +113,7 @@ def run(
     finally:
         with finished_before_ctrl_c():
             _end(begun, and_forget=seen < 0 and not resumed)
-    return state
+    return state.as_first()
 
 
 def _end(begun: list[Callback], *, and_forget: bool) -> None:
@@ -158,7 +121,7 @@ def _end(begun: list[Callback], *, and_forget: bool) -> None:
     with ExitStack() as ends:
         while begun:
             callback = begun.pop()
-            if and_forget and isinstance(callback, Forgets):
+            if and_forget:
                 ends.callback(callback.forget)
             ends.callback(callback.end)
 

@@ -55,7 +55,8 @@ class MDState:
             the force on an atom; None for a single model.
         step: how many steps are done; while steps are recorded a tensor [], int64, on the device.
         seed: of the noise.
-        limit: [n_systems] K: beyond this a run has lost its molecules; None before it begins.
+        limit: [n_systems] K: beyond this its run has lost its molecules; None before a run begins
+            and after it has ended.
         stored: its tensors in a checkpoint.
     """
 
@@ -195,6 +196,10 @@ class MDState:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
+
+    def as_first(self) -> Self:
+        """The state as that of no run, which `md.run` begins from; one of a checkpoint goes on."""
+        return self.replace(limit=None)
 
     def with_positions(self, positions: Tensor) -> Self:
         """The state with other positions [n_atoms, 3] Å."""

@@ -96,7 +96,7 @@ def batch(structures: str, model: str, steps: str, name: str) -> None:
     if path.with_suffix(".ckpt").exists():
         integrator, state, _ = md.load_checkpoint(path.with_suffix(".ckpt"))
         todo = n_steps - state.step
-        md.run(integrator, potential, state, todo, callbacks=files, resumed=True)
+        md.run(integrator, potential, state, todo, callbacks=files)
         return
     langevin = md.Langevin(0.5 * units.fs, 300.0, 0.01 / units.fs)
     state = langevin.init(potential, System.from_ase(read(structures, ":")), seed=3)

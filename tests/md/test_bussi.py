@@ -132,7 +132,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     md.run(BUSSI, molecules, first, 13, callbacks=[md.Checkpoint(file)])
     integrator, state, _ = md.load_checkpoint(file)
     assert integrator == BUSSI
-    assert_equal(md.run(integrator, molecules, state, 17, resumed=True), whole)
+    assert_equal(md.run(integrator, molecules, state, 17), whole)
 
 
 def test_atoms_at_rest_have_no_direction_to_go() -> None:

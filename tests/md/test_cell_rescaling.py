@@ -269,7 +269,7 @@ def test_a_run_goes_on_bit_for_bit_and_so_do_its_files(isotropic: bool, tmp_path
     assert found == integrator
     assert isinstance(state, CellState)
     (tmp_path / "part.csv").unlink()  # and is made again from the trajectory
-    last = md.run(found, force, state, 23, callbacks=files("part"), resumed=True)
+    last = md.run(found, force, state, 23, callbacks=files("part"))
     assert_equal(last, whole)
     assert (tmp_path / "part.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     with open(tmp_path / "whole.csv", newline="") as file:

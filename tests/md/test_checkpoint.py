@@ -37,7 +37,7 @@ def test_a_run_that_was_interrupted_is_the_same_run(tmp_path: Path, fixed) -> No
     md.run(LANGEVIN, potential, first, 37, callbacks=[saved])
     integrator, state, info = md.load_checkpoint(file)
     assert (integrator, state.step, info) == (LANGEVIN, 37, {"model": "copper"})
-    assert_equal(md.run(integrator, potential, state, 23, resumed=True), whole)
+    assert_equal(md.run(integrator, potential, state, 23), whole)
     assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
 
 
@@ -49,7 +49,7 @@ def test_verlet_too(tmp_path: Path) -> None:
     integrator, state, _ = md.load_checkpoint(tmp_path / "c")
     assert integrator == verlet
     whole = md.run(verlet, potential, first, 12)
-    assert_equal(md.run(verlet, potential, state, 7, resumed=True), whole)
+    assert_equal(md.run(verlet, potential, state, 7), whole)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_nothing_is_overwritten(written: Path) -> None:
     potential = load("so3krates-ethanol")
     integrator, state, _ = md.load_checkpoint(written)
     with pytest.raises(FileExistsError, match=r"run\.ckpt exists"):
-        md.run(integrator, potential, state, 1, callbacks=[md.Checkpoint(written)])
+        md.run(integrator, potential, state.as_first(), 1, callbacks=[md.Checkpoint(written)])
     assert written.read_bytes() == content
 
 

@@ -88,7 +88,7 @@ def test_an_integrator_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     md.run(leapfrog, zeros_of, first, 8, callbacks=files())
     integrator, state, _ = md.load_checkpoint(tmp_path / "a.ckpt")
     assert integrator == leapfrog
-    last = md.run(integrator, zeros_of, state, 12, callbacks=files(), resumed=True)
+    last = md.run(integrator, zeros_of, state, 12, callbacks=files())
     assert_equal(last, whole)
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -26,8 +26,10 @@ def forces() -> Evaluator:
 
 
 def run(path: Path, forces: Evaluator, n: int, n_systems: int = 1) -> md.MDState:
+    """The last state, which goes on as that of a checkpoint does."""
     first = LANGEVIN.init(forces, System.from_ase([ethanol()] * n_systems))
-    return md.run(LANGEVIN, forces, first, n, callbacks=[md.Log(path, every=5)])
+    last = md.run(LANGEVIN, forces, first, n, callbacks=[md.Log(path, every=5)])
+    return last.replace(limit=LANGEVIN.highest_temperature(first))
 
 
 def test_lines(tmp_path: Path, forces: Evaluator) -> None:
@@ -48,7 +50,7 @@ def test_a_run_that_goes_on(n_systems: int, tmp_path: Path, forces: Evaluator) -
     state = run(path, forces, 13, n_systems)
     with open(path, "a") as file:
         file.write("1.0,2")  # of a run that was killed
-    md.run(LANGEVIN, forces, state, 17, callbacks=[md.Log(path, every=5)], resumed=True)
+    md.run(LANGEVIN, forces, state, 17, callbacks=[md.Log(path, every=5)])
     assert path.read_text() == (tmp_path / "whole.csv").read_text()
 
 
@@ -62,9 +64,9 @@ def test_a_log_that_another_run_writes_is_refused_and_stays(
         FileLock(path),
         pytest.raises(BlockingIOError, match=r"a\.csv: another run is still writing"),
     ):
-        md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)], resumed=True)
+        md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)])
     assert path.read_bytes() == content
-    md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)], resumed=True)
+    md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)])
     assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
 
 
@@ -86,7 +88,7 @@ def test_a_damaged_log_is_refused_and_stays(
     broken = damage(path.read_bytes().decode())
     path.write_bytes(broken.encode())
     with pytest.raises(ValueError, match=message):
-        md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)], resumed=True)
+        md.run(LANGEVIN, forces, state, 5, callbacks=[md.Log(path, every=5)])
     assert path.read_bytes() == broken.encode()
 
 
@@ -101,7 +103,8 @@ def both(path: Path, forces: Evaluator, n: int, structures: list, state: md.MDSt
     first = LANGEVIN.init(forces, System.from_ase(structures)) if state is None else state
     log = md.Log(path.with_suffix(".csv"), every=5, trajectory=path)
     files = [H5MDWriter(path, every=5), log]
-    return md.run(LANGEVIN, forces, first, n, callbacks=files, resumed=state is not None)
+    last = md.run(LANGEVIN, forces, first, n, callbacks=files)
+    return last.replace(limit=LANGEVIN.highest_temperature(first))
 
 
 @pytest.mark.parametrize("n_systems", [1, 2])
@@ -146,7 +149,7 @@ def test_lines_that_the_trajectory_lacks_are_named(tmp_path: Path, forces: Evalu
     finer = md.Log(log, every=2, trajectory=path)
     message = r"a\.csv: ends before step 20, .*; .*a\.h5md: it does not hold step \d+ either"
     with pytest.raises(ValueError, match=message):
-        md.run(LANGEVIN, forces, state, 2, callbacks=[finer], resumed=True)
+        md.run(LANGEVIN, forces, state, 2, callbacks=[finer])
     assert log.read_bytes() == content
 
 

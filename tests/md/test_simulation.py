@@ -172,7 +172,7 @@ def test_chunks_do_not_matter(forces: Evaluator) -> None:
     assert_equal(md.run(LANGEVIN, forces, first, 60, chunk=1), whole)
     assert_equal(md.run(LANGEVIN, forces, first, 60, chunk=7), whole)
     part = md.run(LANGEVIN, forces, first, 25)
-    assert_equal(md.run(LANGEVIN, forces, part, 35, resumed=True), whole)
+    assert_equal(md.run(LANGEVIN, forces, part, 35), whole)
     assert first.step == 0
 
 
@@ -229,7 +229,7 @@ def test_a_crystal_with_images_likewise(blind: Evaluator) -> None:
 # --------------------------------------------------------------------------------------- callbacks
 
 
-class Recorder:
+class Recorder(md.Callback):
     """A callback that remembers what it was told."""
 
     def __init__(self, every: int) -> None:
@@ -264,7 +264,11 @@ def test_callbacks_are_called_when_it_is_their_turn() -> None:
     assert one.events[0] == ("begin", 0)
     assert one.events[-1] == ("end", -1)
     again = Recorder(4)
-    md.run(VERLET, force, state, 5, callbacks=[again], resumed=True)
+    md.run(VERLET, force, state, 5, callbacks=[again])
+    assert again.events[:2] == [("begin", 11), ("call", 11)]
+    again = Recorder(4)
+    of_a_run = state.replace(limit=torch.tensor([1e4]))  # as in a checkpoint
+    md.run(VERLET, force, of_a_run, 5, callbacks=[again])
     assert again.events[0] == ("resume", 11)
     assert calls(again) == [12, 16]
 
@@ -455,12 +459,12 @@ def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path)
     assert "the temperature reached" in undisturbed
     md.run(integrator, force, first, 30, callbacks=[md.Checkpoint(file, every=10)])
     state = md.load_checkpoint(file).state
-    assert stop(state) != undisturbed  # it begins anew, and is hot from the start
+    assert stop(state.as_first()) != undisturbed  # it begins anew, and is hot from the start
     again = md.Checkpoint(file, every=10)
-    assert stop(state, callbacks=[again], resumed=True) == undisturbed
+    assert stop(state, callbacks=[again]) == undisturbed
     last = md.load_checkpoint(file).state
     assert last.step > 30
-    assert stop(last, resumed=True) == undisturbed
+    assert stop(last) == undisturbed
 
 
 # ------------------------------------------------------------------------------------ bad input

@@ -23,9 +23,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# torch, ase and attncalc are imported where they are used: gpu.py, which imports this, comes before
-# the wheels are unpacked
-
 HEAVY = 1e6  # amu
 CHUNK = 50  # steps that are profiled
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")

@@ -7,6 +7,7 @@ no torch.
 from __future__ import annotations
 
 import logging
+import sys
 from importlib import import_module
 
 import click
@@ -39,8 +40,22 @@ COMMANDS = {
 }
 
 
+LOADING = "loading PyTorch ..."
+# commands that compute: importing PyTorch for them takes many seconds on a slow disk
+IMPORT_TORCH = ("eval", "md", "relax", "verify")
+
+
 class LateGroup(click.Group):
     """Group that imports a command only when it is asked for."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments name; before a slow import say what takes time."""
+        silent = {"-q", "--quiet", "-h", "--help"} & set(args) or context.resilient_parsing
+        if args[0] in IMPORT_TORCH and "torch" not in sys.modules and not silent:
+            click.echo(LOADING, err=True)
+        return super().resolve_command(context, args)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return the command, from its module."""

@@ -530,7 +530,7 @@ main()
 @pytest.mark.parametrize("limit", [0, 58_000])
 def test_md_on_a_full_disk(limit: int, copper_file: str) -> None:
     """One line, nothing left behind, and the same command works with space; no signal."""
-    common = ["md", copper_file, "--model", COPPER, "--steps", "4", "-o", "run.h5md"]
+    common = ["md", copper_file, "--model", COPPER, "--steps", "4", "-o", "run.h5md", "--quiet"]
     command = [sys.executable, "-c", LIMITED, str(limit), *common]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.stderr == (

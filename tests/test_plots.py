@@ -152,6 +152,21 @@ def test_md_summary(n):
     assert drawn(figure).std() > 10
 
 
+def test_md_summary_of_a_batch():
+    """The mean of all systems, and how far they are from each other."""
+    hotter = [row | {"temperature_K": row["temperature_K"] + 40} for row in md_rows(3)]
+    rows = [
+        row | {"system": k}
+        for pair in zip(md_rows(3), hotter, strict=True)
+        for k, row in enumerate(pair)
+    ]
+    axes = panels(plots.md_summary(rows, [molecule("H2O")] * 6, target=300.0))
+    assert axes["heat"].lines[0].get_ydata() == pytest.approx([310, 320, 330])
+    band = axes["heat"].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((290, 350))
+    assert axes["energy"].lines[1].get_ydata() == pytest.approx(0.1 * np.arange(3), abs=1e-9)
+
+
 def test_md_summary_without_a_bond():
     frames = [Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 9.0]])] * 2
     figure = plots.md_summary(md_rows(2), frames)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +23,19 @@ from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock, NoSpaceLeft
-from attncalc.md import ENSEMBLES, SPREAD, Settings, Thermometer, read_log, run_with_ase
+from attncalc.md import (
+    ENSEMBLES,
+    SPREAD,
+    Settings,
+    Thermometer,
+    read_h5md,
+    read_log,
+    run_with_ase,
+)
 from attncalc.md.integrators import THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import LogSummary, count_rows
+from attncalc.md.time_unit import SHORTEST, in_longer_unit
 from attncalc.signals import finished_before_ctrl_c
 
 # what only one ensemble listens to
@@ -36,8 +45,9 @@ ENSEMBLE_OF = {
 }
 # what ASE's integrators do not listen to
 NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressibility")
-# frames of a trajectory, and lines of a log, that a picture is drawn from
-MOST_FRAMES, MOST_ROWS = 400, 10_000
+# frames of a trajectory, lines of a log, and systems of a batch with their frames, that a picture
+# is drawn from
+MOST_FRAMES, MOST_ROWS, MOST_SYSTEMS = 400, 10_000, 20
 
 
 @click.command()
@@ -149,6 +159,12 @@ def md(
         return
     if structure is None or model is None:
         raise click.UsageError("a STRUCTURE and a --model are needed (or --resume RUN.h5md)")
+    if 0 < (timestep := options["timestep"]) < SHORTEST:
+        meant, in_fs = in_longer_unit(timestep)
+        raise ValueError(
+            f"--timestep is in fs, and {timestep:g} fs is too short for a run: for {meant} write "
+            f"--timestep {in_fs:g}"
+        )
     for name in ("timestep", "relaxation", "cell_relaxation"):
         options[name] *= units.fs
     options["friction"] /= units.fs
@@ -183,10 +199,8 @@ def md(
         temperature = _thermometer(atoms, settings).temperature(atoms)
         say(f"using the velocities of the file (T = {temperature:.0f} K)")
     what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
-    batch = f" (system 0 of {len(structures)})" if len(structures) > 1 else ""
-    title = ", ".join(what) + batch
     n_dof = _thermometer(atoms, settings).n_dof
-    picture = _Picture(target, settings, title, n_dof, len(structures))
+    picture = _Picture(target, settings, ", ".join(what), n_dof, structures)
     older = _older_aside(target, source) if overwrites() else nullcontext()
     if by_ase:
         atoms.calc = calculator
@@ -263,8 +277,8 @@ def _resume(
     info, done = restart.info, restart.state.step
     if "steps" in given:
         settings = replace(settings, n_steps=steps)
-    n_systems = restart.state.system.n_systems
-    picture = _Picture(target, settings, info["title"], info["n_dof"], n_systems)
+    structures = restart.state.system.to_ase()
+    picture = _Picture(target, settings, info["title"], info["n_dof"], structures)
     if done >= settings.n_steps:
         mend_files(restart, settings, target)
         say(f"{target}: {done} steps are done; continue to step N with --steps N")
@@ -272,7 +286,6 @@ def _resume(
             picture.draw()
         report_json({"trajectory": str(target), "steps": done})
         return
-    structures = restart.state.system.to_ase()
     threads = info.get("threads") if threads is None else threads  # other numbers, other bits
     set_threads(threads, structures)
     if model_file.checksum(info["model"]) != info["checksum"]:
@@ -341,26 +354,39 @@ class _Picture:
         settings: of the run.
         title: of the picture.
         n_dof: degrees of freedom that temperature counts.
-        n_systems: of the batch, the first of which is drawn.
+        structures: of the batch; those of the same atoms as the first are drawn.
     """
 
     target: Path
     settings: Settings
     title: str
     n_dof: int
-    n_systems: int = 1
+    structures: Sequence[Atoms]
+
+    @property
+    def n_systems(self) -> int:
+        """Structures of the batch."""
+        return len(self.structures)
 
     def draw(self) -> None:
-        """Draw some of the frames, the last of them the very last."""
-        log = self.target.with_suffix(".csv")
-        rows = read_log(log, at_most=MOST_ROWS, n_systems=self.n_systems)
+        """Draw some of the frames, the last of them the very last of the first structure."""
+        log, first = self.target.with_suffix(".csv"), self.structures[0].numbers
+        alike = [k for k, one in enumerate(self.structures) if np.array_equal(one.numbers, first)]
+        rows = read_log(log, at_most=max(2, MOST_ROWS // len(alike)), n_systems=self.n_systems)
+        some = alike[:: -(-len(alike) // MOST_SYSTEMS)]
         n_frames = count_rows(log) // self.n_systems
-        stride = -(-n_frames // MOST_FRAMES)
-        frames = read_structures(str(self.target), index=f"{(n_frames - 1) % stride}::{stride}")
+        stride = -(-n_frames * len(some) // MOST_FRAMES)
+        chosen = slice((n_frames - 1) % stride, None, stride)
+        if self.n_systems == 1:
+            frames = read_structures(str(self.target), index=f"{chosen.start}::{stride}")
+        else:
+            of_systems = [read_h5md(self.target, chosen, k) for k in reversed(some)]
+            frames = [frame for at_once in zip(*of_systems, strict=True) for frame in at_once]
+        of_all = "" if len(alike) == self.n_systems else f" of {self.n_systems}"
         figure = plots.md_summary(
-            rows,
+            [row for row in rows if int(row.get("system", 0)) in alike],
             frames,
-            title=self.title,
+            title=self.title + (f" ({len(alike)}{of_all} systems)" if self.n_systems > 1 else ""),
             ensemble=self.settings.ensemble,
             target=None if self.settings.ensemble == "nve" else self.settings.temperature,
             n_dof=self.n_dof,

@@ -6,7 +6,6 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -144,16 +143,13 @@ def count_rows(path: str | Path) -> int:
         return max(sum(block.count(b"\n") for block in blocks) - 1, 0)
 
 
-def read_log(
-    path: str | Path, *, at_most: int | None = None, system: int = 0, n_systems: int = 1
-) -> list[Row]:
-    """Lines of a log, or some of them at equal distances, the very last always among them.
+def read_log(path: str | Path, *, at_most: int | None = None, n_systems: int = 1) -> list[Row]:
+    """Lines of a log, or those of some times at equal distances, the very last always among them.
 
     Args:
         path: file, by `Log` or `run_with_ase`.
-        at_most: so many lines; None reads all.
-        system: which one of a batch.
-        n_systems: of the batch; 1 reads the lines of all.
+        at_most: so many times; None reads all.
+        n_systems: of a batch: there are so many lines for each time.
 
     Returns:
         A dictionary for every line, by column.
@@ -164,11 +160,11 @@ def read_log(
     """
     n_times = 0 if at_most is None else count_rows(path) // n_systems
     stride = 1 if at_most is None else max(1, -(-n_times // at_most))
-    first = max(n_times - 1, 0) % stride * n_systems + system
+    first = max(n_times - 1, 0) % stride
     with open(path, newline="") as file:
         header = file.readline().strip().split(",")
-        chosen = csv.reader(islice(file, first, None, stride * n_systems))
+        chosen = (line for k, line in enumerate(file) if k // n_systems % stride == first)
         try:
-            return [dict(zip(header, map(float, row), strict=True)) for row in chosen]
+            return [dict(zip(header, map(float, row), strict=True)) for row in csv.reader(chosen)]
         except ValueError as error:
             raise ValueError(f"{path}: a line is damaged ({error})") from None

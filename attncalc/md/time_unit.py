@@ -9,8 +9,10 @@ from ase import units
 
 # what is no fs: so short a number that is as long as a timestep can be is one of another unit
 ROUND, DIGITS = 0.1, 3
-# fs: much longer than any vibration takes
-LONGEST = 1000.0
+# fs: much longer than any vibration takes, and much shorter than any run takes
+LONGEST, SHORTEST = 1000.0, 0.005
+# numbers below which timesteps in ps, and in s, lie
+LONGEST_PS, LONGEST_S = 0.01, 1e-9
 
 
 def check_timestep(timestep: float) -> None:
@@ -29,6 +31,20 @@ def check_timestep(timestep: float) -> None:
             f"timestep {timestep:g} is {in_fs:.3g} fs: times are in ASE's unit, write "
             f"{timestep:g} * ase.units.fs for {timestep:g} fs"
         )
+    # a number of ps or s: bare, or times `ase.units.fs`
+    is_bare = timestep < LONGEST_PS and float(f"{timestep:.{DIGITS}g}") == float(timestep)
+    if is_bare or in_fs < SHORTEST:
+        meant, its_fs = in_longer_unit(float(timestep) if is_bare else in_fs)
+        raise ValueError(
+            f"timestep {timestep:g} is {in_fs:.3g} fs, too short for a run: times are in ASE's "
+            f"unit, write {its_fs:g} * ase.units.fs for {meant}"
+        )
+
+
+def in_longer_unit(number: float) -> tuple[str, float]:
+    """Name the time that a number far too small for one in fs means in ps or s, and its fs."""
+    unit, in_fs = ("s", 1e15 * number) if number < LONGEST_S else ("ps", 1e3 * number)
+    return f"{number:g} {unit}", in_fs
 
 
 def check_friction(friction: float) -> None:

@@ -50,19 +50,24 @@ def md_summary(
     """Draw last frame, energies, temperature, and bond lengths or radial distribution functions.
 
     Bond lengths of a molecule, g(r) of a structure that is periodic in all directions. "npt" adds
-    the volume, "nve" the change of the total energy with its drift.
+    the volume, "nve" the change of the total energy with its drift. Of a batch of systems of the
+    same atoms their mean is drawn, with a band of one standard deviation.
 
     Args:
-        rows: the log: time_fs, temperature_K, potential_eV, total_eV, volume_A3 of every frame.
-        frames: the trajectory, or some frames of it, in order.
+        rows: the log: time_fs, temperature_K, potential_eV, total_eV, volume_A3 of every frame, and
+            of a batch its `system`.
+        frames: the trajectory, or some frames of it, in order; of a batch those of several systems.
         title: above the picture.
         ensemble: "nve", "nvt" or "npt".
         target: K, of the thermostat; None where there is none.
         n_dof: degrees of freedom of the run; with `target`, the fluctuations of the canonical
             ensemble are drawn beside those measured.
     """
-    column = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    time = column["time_fs"] / 1000
+    n_systems = len({row.get("system", 0) for row in rows})
+    column = {  # [n_systems, n_times]
+        name: np.array([row[name] for row in rows]).reshape(-1, n_systems).T for name in rows[0]
+    }
+    time = column["time_fs"][0] / 1000
     extra = {"npt": "volume", "nve": "drift"}.get(ensemble)
     figure = Figure(figsize=(14.0 if extra else 11.5, 7.6), dpi=110, layout="constrained")
     above, below = ["frame", "energy"], ["structure", "heat"]
@@ -89,24 +94,35 @@ def md_summary(
 
 
 def _energy(axes: Axes, time: Floats, column: Mapping[str, Floats]) -> None:
-    zero = column["potential_eV"].min()
-    axes.plot(time, column["total_eV"] - zero, color=GREY, linewidth=0.9, label="total")
-    axes.plot(time, column["potential_eV"] - zero, color=BLUE, linewidth=0.9, label="potential")
+    zero = column["potential_eV"].min(axis=1, keepdims=True)
+    _course(axes, time, column["total_eV"] - zero, color=GREY, label="total")
+    _course(axes, time, column["potential_eV"] - zero, color=BLUE, label="potential")
     axes.set_ylabel("energy above the lowest potential, eV")
     axes.set_ylim(bottom=0)
     legend_above(axes, columns=4)
+
+
+def _course(
+    axes: Axes, time: Floats, values: Floats, *, color: str, label: str = "", **more: Any
+) -> None:
+    """Draw values [n_systems, n_times]: their mean, and of several systems their spread."""
+    mean, spread = values.mean(axis=0), values.std(axis=0)
+    axes.plot(time, mean, color=color, **{"linewidth": 0.9, "label": label, **more})
+    if len(values) > 1:
+        axes.fill_between(time, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
 
 
 def _temperature(
     axes: Axes, time: Floats, temperature: Floats, *, target: float | None, n_dof: int | None
 ) -> None:
     """The course, a running mean, and at the right edge how often each temperature occurs."""
-    half = len(temperature) // 2
-    mean = temperature[half:].mean()
-    axes.plot(time, temperature, color=ORANGE, linewidth=0.7, alpha=0.45)
+    half = len(time) // 2
+    later = temperature[:, half:].ravel()
+    mean = later.mean()
+    _course(axes, time, temperature, color=ORANGE, linewidth=0.7, alpha=0.45)
     axes.plot(
         time,
-        running_mean(temperature, max(1, len(temperature) // 20)),
+        running_mean(temperature.mean(axis=0), max(1, len(time) // 20)),
         color=ORANGE,
         linewidth=1.8,
         label=f"running mean (second half {mean:.0f} K)",
@@ -128,10 +144,8 @@ def _temperature(
     if half < 10:
         return
     side = axes.inset_axes((1.01, 0, 0.11, 1), sharey=axes)
-    bins = int(np.clip(np.sqrt(half), 8, 40))
-    side.hist(
-        temperature[half:], bins, density=True, orientation="horizontal", color=ORANGE, alpha=0.45
-    )
+    bins = int(np.clip(np.sqrt(len(later)), 8, 40))
+    side.hist(later, bins, density=True, orientation="horizontal", color=ORANGE, alpha=0.45)
     if target is not None and n_dof is not None:
         at = np.linspace(max(low, 1e-3), high, 200)
         # kinetic energy in units of kT is gamma distributed with n_dof / 2
@@ -168,8 +182,8 @@ def _structure(axes: Axes, frames: Sequence[Atoms]) -> None:
 
 
 def _volume(axes: Axes, time: Floats, volume: Floats) -> None:
-    axes.plot(time, volume, color=GREEN, linewidth=0.9)
-    mean = volume[len(volume) // 2 :].mean()
+    _course(axes, time, volume, color=GREEN)
+    mean = volume[:, len(time) // 2 :].mean()
     label = f"mean of the second half {mean:.4g} Å³"
     axes.axhline(mean, color="black", linewidth=1, linestyle="--", label=label)
     axes.set_ylabel("volume per atom, Å³")
@@ -178,10 +192,10 @@ def _volume(axes: Axes, time: Floats, volume: Floats) -> None:
 
 
 def _drift(axes: Axes, time: Floats, total: Floats, n_atoms: int) -> None:
-    change = 1000 * (total - total[0]) / n_atoms
-    axes.plot(time, change, color=GREY, linewidth=0.9)
+    change = 1000 * (total - total[:, :1]) / n_atoms
+    _course(axes, time, change, color=GREY)
     if len(time) > 2:
-        slope, start = np.polyfit(time, change, 1)
+        slope, start = np.polyfit(time, change.mean(axis=0), 1)
         label = f"drift {slope:+.2g} meV/atom/ps"
         axes.plot(time, start + slope * time, color="black", lw=1, linestyle="--", label=label)
         legend_above(axes, columns=4)

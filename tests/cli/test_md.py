@@ -292,6 +292,11 @@ def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
         ("--seed", "-1", "seed must be an integer from 0 to 2^32 - 1, got -1"),
         ("--seed", "4294967296", "seed must be an integer from 0 to 2^32 - 1, got 4294967296"),
         ("--steps", "0", "n_steps must be a positive integer, got 0"),
+        (
+            *("--timestep", "0.0005"),
+            "--timestep is in fs, and 0.0005 fs is too short for a run: for 0.0005 ps write "
+            "--timestep 0.5",
+        ),
     ],
 )
 def test_md_settings(option: str, value: str, message: str, copper_file: str) -> None:
@@ -424,15 +429,21 @@ def test_md_that_is_stopped_at_once(
     assert files() == {copper_file}, "the next try finds the names free"
 
 
-def test_md_draws_some_frames_of_a_long_run(copper_file: str, monkeypatch) -> None:
-    drawn: list = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What pictures of runs are drawn from."""
+    found: list = []
     draw = module.plots.md_summary
 
     def seen(rows, frames, **options):
-        drawn.append((rows, frames, options))
+        found.append((rows, frames, options))
         return draw(rows, frames, **options)
 
     monkeypatch.setattr(module.plots, "md_summary", seen)
+    return found
+
+
+def test_md_draws_some_frames_of_a_long_run(copper_file: str, drawn: list, monkeypatch) -> None:
     monkeypatch.setattr(module, "MOST_FRAMES", 4)
     common = ("md", copper_file, "--model", COPPER, "--steps", 9, "--every", 1)
     succeeds(*common, "--temperature", 200, "-o", "run.xyz")
@@ -560,7 +571,7 @@ def test_md_that_is_done_gets_its_log_and_picture_back(steps: int, copper_file: 
         assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
 
 
-def test_md_of_replicas_is_one_batch(copper_file: str) -> None:
+def test_md_of_replicas_is_one_batch(copper_file: str, drawn: list) -> None:
     """Every structure of the file, so many times; each replica goes its own way."""
     frames = [*read(copper_file, ":"), bulk("Cu", cubic=True)]
     write("two.xyz", frames)
@@ -571,6 +582,11 @@ def test_md_of_replicas_is_one_batch(copper_file: str) -> None:
     assert [len(atoms) for atoms in ends] == 3 * [len(frames[0])] + 3 * [4]
     assert len({atoms.positions.tobytes() for atoms in ends}) == 6
     assert Path("run.png").stat().st_size > 10_000
+    ((rows, shown, options),) = drawn
+    assert [row["system"] for row in rows] == 5 * list(range(6)), "all replicas"
+    assert len(shown) == 5 * 6
+    assert np.array_equal(shown[-1].positions, ends[0].positions)
+    assert options["title"] == "Cu4, cu-emt, NVT (6 systems)"
     succeeds(*run, "--steps", 10, "-o", "part.h5md")
     succeeds("md", "--resume", "part.h5md", "--steps", 20)
     for k in range(6):

@@ -21,6 +21,14 @@ def test_what_was_meant_in_fs_is_refused_with_the_unit(value):
         check_timestep(value)
 
 
+@pytest.mark.parametrize("value", [0.0001, 0.0005, 0.001, 0.002, 5e-16, 1e-15])
+def test_what_was_meant_in_ps_or_s_is_refused_with_the_unit(value):
+    unit, in_fs = ("s", value * 1e15) if value < 1e-9 else ("ps", value * 1e3)
+    for given in (value, value * fs):
+        with pytest.raises(ValueError, match=rf"write {in_fs:g} \* ase.units.fs for .* {unit}$"):
+            check_timestep(given)
+
+
 @pytest.mark.parametrize("kind", [md.Verlet, lambda h: md.Langevin(h, 300, 0.01 / fs), md.Settings])
 def test_all_integrators_ask(kind):
     with pytest.raises(ValueError, match="times are in ASE's unit"):

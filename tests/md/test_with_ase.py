@@ -235,14 +235,14 @@ def test_initial_velocities(tmp_path: Path, calculator: AttnCalculator) -> None:
     """Drawn without net momentum and, for a molecule, without rotation; kept if there are some."""
     atoms = molecule("C6H6")
     atoms.calc = calculator
-    settings = Settings("nve", n_steps=1, every=1, timestep=1e-6 * units.fs)
+    settings = Settings("nve", n_steps=1, every=1, timestep=0.01 * units.fs)
     run_with_ase(atoms, settings, tmp_path / "a.xyz")
     assert np.abs(atoms.get_momenta().sum(axis=0)).max() < 1e-8
     assert np.abs(atoms.get_angular_momentum()).max() < 1e-8
     given = atoms.get_momenta()
     assert given.any()
     run_with_ase(atoms, settings, tmp_path / "b.xyz")
-    assert np.abs(atoms.get_momenta() - given).max() < 1e-6
+    assert np.abs(atoms.get_momenta() - given).max() < 1e-2 * np.abs(given).max()
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)

@@ -152,10 +152,13 @@ class AtomOutputs:
         energies: [n_atoms], in the network's dtype, before scale and reference energies.
         charges: [n_atoms] e, partial charges, which add up to the total charge of a system; None:
             the network does not predict them.
+        hirshfeld_ratios: [n_atoms], volume of an atom in its surroundings over that of the free
+            atom (Hirshfeld, 1977), not negative; None likewise.
     """
 
     energies: Tensor
     charges: Tensor | None = None
+    hirshfeld_ratios: Tensor | None = None
 
     @property
     def arrays(self) -> EnergyArray | None:
@@ -198,6 +201,8 @@ class Graphs:
     Attributes:
         short: within the cutoff of the network.
         long: within that of pair terms of longer range, where there are any.
+        all_pairs: True: `long` holds all pairs of structures none of which is periodic; pair terms
+            take their form for that, where they have one.
         hop_counts: atoms within 0, 1, ... edges of those whose energies count, which come first;
             None: all atoms count. The others are ghosts, atoms of a neighbouring domain: they have
             forces, but their energies are not summed up.
@@ -206,6 +211,7 @@ class Graphs:
     short: Graph
     long: Graph | None = None
     hop_counts: tuple[int, ...] | None = None
+    all_pairs: bool = False
 
     @property
     def n_counted(self) -> int | None:

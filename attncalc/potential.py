@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from attncalc.graph import (
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import linearize
 from attncalc.ops import segment_sum
-from attncalc.physics.pair_term import long_range_of
+from attncalc.physics.pair_term import long_range_of, of_all_pairs
 from attncalc.system import System
 
 # more than any machine has cores; not those of this one, as a run may be resumed on another
@@ -69,6 +70,8 @@ class Result:
         strain_gradient: [n_systems, 3, 3] eV: dE / d strain, symmetric; divided by the volume it is
             the stress.
         spread: how far the members of a committee are apart; None for a single potential.
+        charges: [n_atoms] e; None where the network does not predict them, or not all members do.
+        hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
     """
 
     energy: Tensor
@@ -76,6 +79,8 @@ class Result:
     forces: Tensor
     strain_gradient: Tensor
     spread: Spread | None = None
+    charges: Tensor | None = None
+    hirshfeld_ratios: Tensor | None = None
 
     @property
     def arrays(self) -> ResultArrays:
@@ -159,6 +164,60 @@ class Potential(nn.Module):
         return max((length for length in ranges if length is not None), default=None)
 
     @property
+    def counts_all_pairs(self) -> bool:
+        """Return True if a pair term has another form for molecules, of all pairs."""
+        terms = [term for one in self.members for term in one.pair_terms]
+        return any(of_all_pairs(term) is not None for term in terms)
+
+    def long_range_for(self, system: System) -> float | None:
+        """Interaction range of its longest pair term in these structures, Å, as `long_range`.
+
+        Raises:
+            ValueError: it is another in molecules than in periodic structures, and both are there.
+        """
+        if not self.counts_all_pairs:
+            return self.long_range
+        periodic = system.pbc.any(1)
+        if not periodic.any():
+            return ALL_PAIRS
+        if not periodic.all():
+            raise ValueError(
+                "molecules and periodic structures in one batch: this model counts all pairs of "
+                f"the former, and those within {self.long_range:g} Å of the latter; evaluate them "
+                "apart, or give a long_range_cutoff"
+            )
+        return self.long_range
+
+    def terms_for(self, graphs: Graphs) -> list[Any]:
+        """Pair terms in their form for these structures."""
+        terms = list(self.pair_terms)
+        if not graphs.all_pairs:
+            return terms
+        return [term if (other := of_all_pairs(term)) is None else other for term in terms]
+
+    def set_long_range_cutoff(self, cutoff: float) -> None:
+        """Let pair terms of longer range end there in all structures, in place.
+
+        Energies of different cutoffs must not be compared.
+
+        Args:
+            cutoff: Å; `math.inf` counts all pairs, of molecules only.
+
+        Raises:
+            ValueError: no pair term takes another cutoff, or this is none.
+        """
+        if isinstance(cutoff, bool) or not isinstance(cutoff, int | float) or not cutoff > 0:
+            raise ValueError(f"long_range_cutoff must be a positive number of Å, got {cutoff!r}")
+        end = None if cutoff == math.inf else float(cutoff)
+        found = False
+        for member in self.members:
+            for n, term in enumerate(member.pair_terms):
+                if hasattr(term, "with_cutoff"):
+                    member.pair_terms[n], found = term.with_cutoff(end), True
+        if not found:
+            raise ValueError("long_range_cutoff: this model has no pair term of longer range")
+
+    @property
     def device(self) -> torch.device:
         """Device of its tensors."""
         return self.members[0].reference_energies.device
@@ -193,6 +252,11 @@ class Potential(nn.Module):
     def reads_spin(self) -> bool:
         """Return True if the energy depends on the multiplicity, for all members."""
         return all(network.reads_spin for network in self.networks)
+
+    @property
+    def predicts_charges(self) -> bool:
+        """Return True if the network predicts partial charges, for all members."""
+        return all(getattr(network.config, "predict_charges", False) for network in self.networks)
 
     def set_dtype(self, dtype: torch.dtype) -> None:
         """Change the dtype of the networks, in place."""
@@ -276,7 +340,7 @@ class Committee(Potential):
 def _energies(member: Any, graphs: Graphs) -> Tensor:
     outputs = member.network(graphs.short)
     energies = member.to_eV(outputs.energies, graphs.short)
-    for term in member.pair_terms:
+    for term in member.terms_for(graphs):
         energies = energies + term(graphs.of_range(long_range_of(term)), outputs)
     return energies
 
@@ -317,6 +381,12 @@ def _evaluate(potential: Potential, graph: Graph | Graphs, *, waits: bool) -> Re
     return results[0] if len(results) == 1 else _mean(results)
 
 
+def _others(outputs: AtomOutputs) -> dict[str, Any]:
+    """Outputs beside the energies, by name, in float64."""
+    named = {name: getattr(outputs, name) for name in OUTPUTS[1:]}
+    return {name: value.double() for name, value in named.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class EdgeGradients:
     """Energies of a potential, and the gradient of those that count by all edge vectors.
@@ -325,15 +395,17 @@ class EdgeGradients:
         energies: [n_atoms] eV; zero for ghosts.
         short: [n_edges, 3] eV/Å, of the network's graph.
         long: [n_edges, 3] eV/Å, of the graph of longer range; None where there is none.
+        others: outputs of the network beside energies, by name, float64.
     """
 
     energies: Tensor
     short: Tensor
     long: Tensor | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def arrays(self) -> EdgeArrays | None:
-        """The same as arrays, where it was made as such and has no long range."""
+        """The same as arrays, where it was made as such and nothing else is there."""
         return None
 
 
@@ -362,14 +434,12 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
     if is_alone and outputs.arrays is not None:
         factors, scaled = _scaled_arrays(member, outputs.arrays.energies, graph)
         d_vectors = pull(OutputsOfArray.of(EnergyArray(factors)))
-        return EdgeGradientsOfArrays.of(EdgeArrays(scaled, d_vectors))
+        return EdgeGradientsOfArrays.of(EdgeArrays(scaled, d_vectors), long=None, others={})
     factor, energies = _scaled(member, outputs.energies, graph)
-    d_outputs: dict[str, Tensor] = {"energies": factor}
-    for name in OUTPUTS[1:]:
-        if getattr(outputs, name) is not None:
-            d_outputs[name] = torch.zeros_like(energies)
+    others = _others(outputs)
+    d_outputs = {"energies": factor} | {name: torch.zeros_like(energies) for name in others}
     gradients: dict[bool, Tensor | None] = {False: None, True: None}
-    for term in member.pair_terms:
+    for term in member.terms_for(graphs):
         is_long = long_range_of(term) is not None
         of_term, by_vectors, by_outputs = _linearize_term(term, outputs, graphs)
         energies = energies + of_term
@@ -383,7 +453,7 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
     short = pull(AtomOutputs(**d_outputs))
     if (of_terms := gradients[False]) is not None:
         short = short + of_terms
-    return EdgeGradients(energies, short, gradients[True])
+    return EdgeGradients(energies, short, gradients[True], others)
 
 
 class _ScaleArrays:
@@ -457,13 +527,13 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
     """
     graph, arrays = graphs.short, gradients.arrays
     if arrays is not None:
-        return _assemble_by_loop(graph, arrays.energies, [(graph, arrays.short)])
+        return _assemble_by_loop(graph, arrays.energies, [(graph, arrays.short)], {})
     energies, parts = gradients.energies, [(graph, gradients.short)]
     if graphs.long is not None and gradients.long is not None:
         parts.append((graphs.long, gradients.long))
     if energies.device.type == "cpu" and has_numba():
         of_edges = [(edges, gradient.numpy()) for edges, gradient in parts]
-        return _assemble_by_loop(graph, energies.numpy(), of_edges)
+        return _assemble_by_loop(graph, energies.numpy(), of_edges, gradients.others)
     energy = segment_sum(energies, graph.system_idx, graph.n_systems)
     forces = energies.new_zeros(graph.n_atoms, 3)
     strain_gradient = energies.new_zeros(graph.n_systems, 3, 3)
@@ -472,13 +542,14 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
         atoms = torch.cat([edges.receivers, edges.senders])
         forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
         strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
-    return Result(energy, energies, forces, strain_gradient)
+    return Result(energy, energies, forces, strain_gradient, **gradients.others)
 
 
 def _assemble_by_loop(
     graph: Graph,
     energies: NDArray[np.float64],
     parts: Sequence[tuple[Graph, NDArray[np.float64]]],
+    others: Mapping[str, Any],
 ) -> Result:
     n_systems, system_idx, loop = graph.n_systems, graph.arrays.system_idx, assemble_loop()
     forces, strain_gradient = np.zeros((len(energies), 3)), np.zeros((n_systems, 3, 3))
@@ -487,7 +558,7 @@ def _assemble_by_loop(
         loop(vectors, receivers, senders, gradient, system_idx, forces, strain_gradient)
     # adds in the order of the atoms, as `segment_sum` does in several times as long
     energy = np.bincount(system_idx, energies, minlength=n_systems)
-    return ResultOfArrays.of(ResultArrays(energy, energies, forces, strain_gradient))
+    return ResultOfArrays.of(ResultArrays(energy, energies, forces, strain_gradient), **others)
 
 
 @functools.cache
@@ -518,6 +589,11 @@ def _mean(results: list[Result]) -> Result:
         forces=forces,
         strain_gradient=all_of("strain_gradient").mean(0),
         spread=Spread(energy=energy_spread, forces=forces_spread),
+        **{
+            name: all_of(name).mean(0)
+            for name in OUTPUTS[1:]
+            if all(getattr(result, name) is not None for result in results)
+        },
     )
 
 
@@ -548,7 +624,7 @@ def evaluate_many(
     Raises:
         ValueError: a structure is impossible or not known to the model; the message names it.
     """
-    for first, last in batches(structures, batch_atoms):
+    for first, last in batches(structures, batch_atoms, apart=potential.counts_all_pairs):
         try:
             yield _evaluate_fresh(potential, structures[first:last])
         except ValueError:
@@ -560,16 +636,20 @@ def evaluate_many(
             raise
 
 
-def batches(structures: Sequence[Atoms], batch_atoms: int) -> Iterator[tuple[int, int]]:
+def batches(
+    structures: Sequence[Atoms], batch_atoms: int, *, apart: bool = False
+) -> Iterator[tuple[int, int]]:
     """First structure of a batch and the one behind its last, for all batches in order.
 
     Args:
         structures: all of them.
         batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
+        apart: molecules and periodic structures never share one.
     """
     first, n_atoms = 0, 0
     for k, atoms in enumerate(structures):
-        if k > first and n_atoms + len(atoms) > batch_atoms:
+        differs = apart and k > first and atoms.pbc.any() != structures[k - 1].pbc.any()
+        if k > first and (differs or n_atoms + len(atoms) > batch_atoms):
             yield first, k
             first, n_atoms = k, 0
         n_atoms += len(atoms)
@@ -588,13 +668,14 @@ def fresh_graphs(potential: Potential, system: System) -> Graphs:
     """Graphs of a system for a potential, from new neighbour lists.
 
     Raises:
-        ValueError: as `attncalc.neighbors.fresh_graph`.
+        ValueError: as `attncalc.neighbors.fresh_graph` and `Potential.long_range_for`.
     """
-    species, long_range = potential.species, potential.long_range
+    species, long_range = potential.species, potential.long_range_for(system)
     short = fresh_graph(system, cutoff=potential.cutoff, species=species)
     if long_range is None:
         return Graphs(short)
-    return Graphs(short, fresh_graph(system, cutoff=long_range, species=species))
+    far = fresh_graph(system, cutoff=long_range, species=species)
+    return Graphs(short, far, all_pairs=long_range == ALL_PAIRS)
 
 
 def volumes(system: System) -> Tensor:
@@ -623,14 +704,18 @@ def check_system(potential: Potential, system: System) -> None:
 
     Raises:
         ValueError: an element is unknown; a structure is charged, or not in its lowest spin state,
-            and the network has no input for that; or it is periodic, and the network looks at all
-            pairs of atoms.
+            and the network has no input for that; or it is periodic, and the model looks at all
+            pairs of atoms; or as `Potential.long_range_for`.
     """
     species_of(system.atomic_numbers, potential.species)
-    if potential.cutoff >= ALL_PAIRS and system.pbc.any():
+    longest = max(potential.cutoff, potential.long_range_for(system) or 0)
+    if longest >= ALL_PAIRS and system.pbc.any():
+        remedy = (
+            "use a model of finite range" if potential.long_range is None else "long_range_cutoff"
+        )
         raise ValueError(
             "this model sums over all pairs of atoms, and a periodic structure has infinitely "
-            "many: set atoms.pbc = False or use a model of finite range"
+            f"many: set atoms.pbc = False or {remedy}"
         )
     if not potential.reads_charge and (charged := system.charge[system.charge != 0]).numel():
         raise ValueError(

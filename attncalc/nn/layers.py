@@ -19,6 +19,8 @@ _SPECIES_TABLES = (
     "embedding.charge.query",
     "embedding.spin.query",
     "charge_head.of_species",
+    "hirshfeld_head.of_species",
+    "hirshfeld_head.directions",
 )
 
 
@@ -102,6 +104,27 @@ class ChargeHead(nn.Module):
         """[n_atoms, F] -> [n_atoms] e."""
         charges = self.head(features) + self.of_species[graph.species]
         return with_totals(charges, graph.charge, graph)
+
+
+class HirshfeldHead(nn.Module):
+    """Features to Hirshfeld volume ratios (SO3LR, JACS 147, 33723, 2025).
+
+    h_i = | v[Z] + p[Z] . (W1 s(W0 x + b0) + b1) / sqrt(n) |, s = SiLU, with n = F / 2 hidden
+    features, a number v and a direction p per species.
+    """
+
+    def __init__(self, width: int, n_species: int) -> None:
+        super().__init__()
+        size = width // 2
+        self.hidden, self.projected = Dense(width, size), Dense(size, size)
+        self.of_species = nn.Parameter(torch.ones(n_species))
+        self.directions = nn.Parameter(torch.randn(n_species, size) / math.sqrt(size))
+
+    def forward(self, features: Tensor, graph: Graph) -> Tensor:
+        """[n_atoms, F] -> [n_atoms]."""
+        projected = self.projected(silu(self.hidden(features)))
+        along = (projected * self.directions[graph.species]).sum(1) / math.sqrt(projected.shape[1])
+        return (self.of_species[graph.species] + along).abs()
 
 
 class TwinMLP(nn.Module):

@@ -41,6 +41,7 @@ from attncalc.nn.layers import (
     Dense,
     Embedding,
     EnergyHead,
+    HirshfeldHead,
     LayerNorm,
     ProjectedMLP,
     ResidualMLP,
@@ -94,6 +95,7 @@ class So3kratesConfig:
         head_features: hidden width of the energy head; None for a linear head.
         head_activation: of the head's hidden layer: "silu" or "identity".
         predict_charges: whether a second head predicts partial charges, for pair terms.
+        predict_hirshfeld_ratios: whether another one predicts Hirshfeld volume ratios, likewise.
     """
 
     cutoff: float
@@ -116,6 +118,7 @@ class So3kratesConfig:
     head_features: int | None = 128
     head_activation: Literal["silu", "identity"] = "silu"
     predict_charges: bool = False
+    predict_hirshfeld_ratios: bool = False
 
     def __post_init__(self) -> None:
         for name in ("degrees", "layer_norms"):
@@ -134,7 +137,8 @@ class So3kratesConfig:
             *(() if self.head_features is None else (("head_features", 1),)),
         ):
             whole_number(name, getattr(self, name), least)
-        for name in ("embed_charge", "embed_spin", "predict_charges"):
+        flags = ("embed_charge", "embed_spin", "predict_charges", "predict_hirshfeld_ratios")
+        for name in flags:
             true_or_false(name, getattr(self, name))
         widths = self.num_features, self.num_heads
         degrees_of_width(self.degrees, *widths, least=0, most=HIGHEST_DEGREE)
@@ -251,6 +255,11 @@ class So3krates(ModuleWithConstants):
             if config.predict_charges
             else None
         )
+        self.hirshfeld_head = (
+            HirshfeldHead(config.num_features, n_species)
+            if config.predict_hirshfeld_ratios
+            else None
+        )
         self.to(torch.float32)
 
     @property
@@ -270,14 +279,15 @@ class So3krates(ModuleWithConstants):
         return other
 
     def forward(self, graph: Graph) -> AtomOutputs:
-        """Return energies [n_atoms] before scale and reference energies, and charges, if any."""
+        """Return energies [n_atoms] before scale and reference energies; other outputs, if any."""
         geometry = self.geometry(graph)
         features = self.embedding(graph)
         ev = self.initial_ev(geometry, graph.n_atoms)
         for layer in self.layers:
             features, ev = layer(features, ev, geometry)
-        charges = None if self.charge_head is None else self.charge_head(features, graph)
-        return AtomOutputs(energies=self.head(features), charges=charges)
+        heads = self.charge_head, self.hirshfeld_head
+        charges, ratios = (None if head is None else head(features, graph) for head in heads)
+        return AtomOutputs(self.head(features), charges, ratios)
 
     def geometry(self, graph: Graph) -> PairGeometry:
         """Return everything that depends on edge vectors alone, once for all layers."""

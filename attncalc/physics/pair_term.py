@@ -16,12 +16,19 @@ class PairTerm(Protocol):
     the CPU needs more speed than autograd gives, `linearize(graph)` may return energies and the
     gradient of their sum by the vectors; such a term must not read outputs.
 
-    A term that needs a graph of its own has an attribute `long_range`, its cutoff in Å.
+    A term that needs a graph of its own has an attribute `long_range`, its cutoff in Å. If it is to
+    count all pairs of structures that are not periodic, `of_all_pairs` is its form for these, a
+    term too; `with_cutoff(cutoff)` gives it another cutoff in Å (None: none) for all structures.
     """
 
     def __call__(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
         """Energies [n_atoms] eV, float64, differentiable by vectors and outputs."""
         ...
+
+
+def of_all_pairs(term: Any) -> Any:
+    """Form of a pair term for structures without periodic directions; None: it has only one."""
+    return getattr(term, "of_all_pairs", None)
 
 
 def long_range_of(term: Any) -> float | None:

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.graph import (
-    OUTPUTS,
     AtomOutputs,
     EnergyArray,
     Graph,
     GraphArrays,
     Linearized,
     OutputsOfArray,
-    with_totals,
 )
+from attncalc.kernels.simd.atom_outputs import constrained
 from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.partition import Part, partition
 from attncalc.kernels.simd.threads import MORE_GHOSTS, Threads, give_way
@@ -68,7 +67,7 @@ class CompiledEngine(ABC, Generic[Workspace]):
     Equal numbers of threads give equal bits; different ones differ by rounding.
 
     Attributes:
-        n_outputs: number of fields of `AtomOutputs` that it fills, the first ones.
+        names: fields of `AtomOutputs` that it fills.
         by_pairs: whether it is pairs that make work, or edges.
         fewest: of those, for a thread to be worth its while.
         threads: how many share an evaluation, at most.
@@ -77,7 +76,7 @@ class CompiledEngine(ABC, Generic[Workspace]):
     by_pairs: ClassVar[bool]
     defers: ClassVar = False
     fewest: int
-    n_outputs: int = 1
+    names: tuple[str, ...] = ("energies",)
 
     def __init__(self) -> None:
         self.threads = 1
@@ -113,11 +112,12 @@ class CompiledEngine(ABC, Generic[Workspace]):
         evaluation = _Evaluation(self, graph, arrays, size)
         if not evaluation.forward():
             return None
-        if self.n_outputs == 1:
+        if len(self.names) == 1:
             energies = EnergyArray(evaluation.outputs[0])
             return Linearized(OutputsOfArray.of(energies), evaluation.pull)
-        outputs = AtomOutputs(*map(torch.from_numpy, evaluation.outputs))
-        return _with_total_charge(Linearized(outputs, evaluation.pull), graph)
+        values = map(torch.from_numpy, evaluation.outputs)
+        outputs = AtomOutputs(**dict(zip(self.names, values, strict=True)))
+        return constrained(Linearized(outputs, evaluation.pull), graph)
 
     def lease(self, size: int, needs: tuple[int, ...]) -> Lease[Workspace]:
         """Memory that no other evaluation has, with room for so much.
@@ -228,7 +228,7 @@ class _Evaluation:
             self.lease = lease = engine.lease(size, (most, *needs))
             n_rows = graph.n_atoms + lease.ghosts.atoms.size
             self.inputs = engine._inputs(graph, arrays, n_rows)
-            self.outputs = np.zeros((engine.n_outputs, graph.n_atoms))
+            self.outputs = np.zeros((len(engine.names), graph.n_atoms))
             if size > 1:
                 lease.ghosts.counts[:] = 0
             if size == 1:  # the shortest way, where atoms are few
@@ -255,11 +255,10 @@ class _Evaluation:
         arrays = d_outputs.arrays
         if arrays is not None:
             given = arrays.energies[None]
-        elif engine.n_outputs == 1:
+        elif len(engine.names) == 1:
             given = d_outputs.energies.numpy()[None]
         else:
-            names = OUTPUTS[: engine.n_outputs]
-            given = np.stack([getattr(d_outputs, name).numpy() for name in names])
+            given = np.stack([getattr(d_outputs, name).numpy() for name in engine.names])
         d_vectors = np.zeros((self.n_edges, 3))
         if self.size == 1:
             part, n, workspace = self.parts[0], self.counts[0], lease.workspaces[0]
@@ -313,19 +312,3 @@ class _Evaluation:
             return work(rank, barrier)
 
         return lease.threads.run(one)
-
-
-def _with_total_charge(found: Linearized, graph: Graph) -> Linearized:
-    """Return the same with partial charges that add up to the total charge of their system."""
-    outputs, pull = found
-    assert outputs.charges is not None
-
-    def pull_through_shift(d_outputs: AtomOutputs) -> Tensor:
-        d_charges = d_outputs.charges
-        assert d_charges is not None
-        # the shift is its own transpose but for the totals, which no vector changes
-        d_charges = with_totals(d_charges, torch.zeros_like(graph.charge), graph)
-        return pull(AtomOutputs(energies=d_outputs.energies, charges=d_charges))
-
-    charges = with_totals(outputs.charges, graph.charge, graph)
-    return Linearized(AtomOutputs(outputs.energies, charges), pull_through_shift)

@@ -3,20 +3,28 @@
 Rows are atoms. All widths are multiples of 16; what a width is short of is filled with zeros.
 """
 
-from attncalc.kernels.simd.loops import ONE, TWO, ZERO, inner_loop, single
+from attncalc.kernels.simd.loops import (
+    ONE,
+    TWO,
+    ZERO,
+    inner_loop,
+    sigmoid,
+    silu_slope,
+    single,
+    stays_whole,
+)
 from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import (
     add_rows,
     clear,
     fill_rows,
-    head_of_silu,
     normalise_row,
     normalise_row_gradient,
     silu,
     times_factors,
     times_silu_slope,
 )
-from attncalc.kernels.simd.vectors import LANES, fill, fma, load, store, times
+from attncalc.kernels.simd.vectors import LANES, fill, fma, load, store, times, total
 
 LAYER_NORM_EPSILON = single(1e-6)
 
@@ -171,16 +179,31 @@ def exchange_gradient(n, l, w, kept, degrees, d_x, d_ev, wide, out):
 
 
 @inner_loop
-def read_out(n, w, x, hidden, outputs):
+def _last_layer(n, hidden, last, species, out):
+    """Adds silu(hidden) last[species] to out [n]; its gradient replaces `hidden` [n, width]."""
+    stays_whole()
+    for i in range(n):
+        gathered = fill(ZERO)
+        for k in range(0, hidden.shape[1], LANES):
+            v, weight = load(hidden, i, k), load(last, species[i], k)
+            s = sigmoid(v)
+            gathered = fma(times(v, s), weight, gathered)
+            store(hidden, i, k, times(silu_slope(v, s), weight))
+        out[i] += total(gathered)
+
+
+@inner_loop
+def read_out(n, w, x, species, hidden, outputs):
     """Heads: adds what each says of the atoms to `outputs` [n_outputs, n].
 
     Args:
+        species: [n], rows of the last layers.
         hidden: [n_outputs, n, head features]; becomes the gradient of an output by these.
     """
     for k in range(w.head.shape[0]):
         fill_rows(n, hidden[k], w.head_bias[k])
         add_product(n, x, 0, w.head[k], hidden[k], 0)
-        head_of_silu(n, hidden[k], w.last[k], outputs[k])
+        _last_layer(n, hidden[k], w.last[k], species, outputs[k])
 
 
 @inner_loop

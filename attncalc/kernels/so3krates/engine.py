@@ -30,6 +30,7 @@ from attncalc.kernels.simd.engine import CompiledEngine
 from attncalc.kernels.simd.held import Held
 from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.simd.partition import Part
+from attncalc.kernels.so3krates.heads import Head, heads_of
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
 from attncalc.kernels.so3krates.step_loop import (
     Common,
@@ -134,13 +135,11 @@ class Engine(CompiledEngine[Held]):
         with torch.no_grad():
             functions = [filters_of(exact, l) for l in range(config.num_layers)]
             grid = Grid.fine_enough(functions, float(shortest), float(config.cutoff))
-            bias = exact.head.energy.bias.expand(len(network.embedding.element))
-            biases = [bias]
-            if exact.charge_head is not None:
-                self.n_outputs = 2
-                biases.append(exact.charge_head.head.energy.bias + exact.charge_head.of_species)
-            self.constants = _constants(config, grid, torch.stack(biases).numpy())
-            self.weights = _weights(exact, grid)
+            heads = heads_of(exact)
+            self.names = tuple(heads)
+            bias = torch.stack([head.bias for head in heads.values()])
+            self.constants = _constants(config, grid, bias.numpy())
+            self.weights = _weights(exact, list(heads.values()), grid)
             self._first_layer = FirstLayer.of(exact, grid)
         self.shape = _shape(config)
         self.width, self.n_layers = config.num_features, config.num_layers
@@ -355,7 +354,7 @@ def _constants(config: Any, grid: Grid, bias: NDArray[np.float64]) -> Constants:
     )
 
 
-def _weights(network: Any, grid: Grid) -> Weights:
+def _weights(network: Any, heads: Sequence[Head], grid: Grid) -> Weights:
     """Return the weights of a So3krates in float64."""
     config = network.config
     attentions = [layer.attention for layer in network.layers]
@@ -373,10 +372,7 @@ def _weights(network: Any, grid: Grid) -> Weights:
     geometry = [a.geometry_projection for a in attentions]
     refinements = [layer.mlp_after_attention for layer in network.layers]
     mlps = [torch.stack([r.first.weight, r.second.weight]) for r in refinements]
-    heads = [network.head]
-    if network.charge_head is not None:
-        heads.append(network.charge_head.head)
-    hidden = [head.hidden.weight for head in heads]
+    hidden = [head.weight for head in heads]
     return Weights(
         table=_packed(tables),
         first=_packed(firsts),
@@ -398,8 +394,8 @@ def _weights(network: Any, grid: Grid) -> Weights:
         exchange_bias=_packed([bias for _, bias in exchanges]),
         head=_packed(hidden),
         head_transposed=_packed(hidden, transposed=True),
-        head_bias=_packed([head.hidden.bias.unsqueeze(0) for head in heads]),
-        last=_packed([head.energy.weight.T for head in heads]),
+        head_bias=_packed([head.hidden_bias.unsqueeze(0) for head in heads]),
+        last=_packed([head.last for head in heads]),
     )
 
 

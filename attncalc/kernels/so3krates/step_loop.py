@@ -61,7 +61,8 @@ class Weights(NamedTuple):
         norm: [.., 4, 1, F], scale and bias after attention, scale and bias after exchange.
         mlp, mlp_bias: [.., 2, F, F], [.., 2, 1, F].
         exchange, exchange_bias: [.., E, E], [.., 1, E], E = F + n_degrees filled up to 16.
-        head, head_bias, last: [n_outputs, ...]: [.., F, G], [.., 1, G], [.., 1, G] of the heads.
+        head, head_bias, last: [n_outputs, ...]: [.., F, G], [.., 1, G], [.., n_species, G] of the
+            heads.
         *_transposed: last two axes exchanged.
     """
 
@@ -304,7 +305,7 @@ def _forward(
         refine(n, l, w, own, x, own.other)
         exchange(n, l, w, own, constants.degrees, x, after, own.wide, own.wide_too)
     mine = outputs[:, first:end]
-    read_out(n, w, x, own.of_head, mine)
+    read_out(n, w, x, species[first:end], own.of_head, mine)
     for k in range(mine.shape[0]):
         for i in range(n):
             mine[k, i] += constants.bias[k, species[first + i]]

@@ -49,7 +49,7 @@ def can_run(network: Any) -> bool:
     c = network.config
     return (
         has_usual_options(network)
-        and not c.predict_charges
+        and not (c.predict_charges or c.predict_hirshfeld_ratios)
         and max(c.degrees) <= 7
         and all(map(_is_power_of_two, (c.num_features, c.num_heads, len(c.degrees))))
         and _is_power_of_two(c.head_features)

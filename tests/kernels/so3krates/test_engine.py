@@ -20,8 +20,10 @@ from engine_contract import (
 )
 
 from attncalc.fast import SHORTEST, lower
+from attncalc.graph import OUTPUTS, AtomOutputs
 from attncalc.kernels.so3krates import engine
 from attncalc.kernels.so3krates.engine import can_run
+from attncalc.nn.network import by_autograd
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.potential import Potential, Result, evaluate
 from attncalc.system import System
@@ -40,6 +42,13 @@ OPTIONS = {
     "one layer": {"num_layers": 1},
     "wide head": {"head_features": 48},
     "electrons": {"embed_charge": True, "embed_spin": True},
+    "charges": {"predict_charges": True},
+    "ratios": {"predict_hirshfeld_ratios": True},
+    "charges, ratios, wide head": {
+        "predict_charges": True,
+        "predict_hirshfeld_ratios": True,
+        "head_features": 48,
+    },
 }
 
 
@@ -179,3 +188,35 @@ def test_pairs_at_all_distances(length: float) -> None:
     atoms = Atoms("CO", positions=[[0, 0, 0], [0.6 * length, 0, 0.8 * length]])
     graph = build_graph(plain, System.from_ase(atoms))
     assert_same(by_engine(plain, graph), evaluate(exact(plain), graph))
+
+
+def test_charges_and_ratios_are_those_of_the_plain_network() -> None:
+    """And so is what a gradient by them pulls back."""
+    plain = potential(predict_charges=True, predict_hirshfeld_ratios=True)
+    graph = build_graph(plain, System.from_ase([ion(), triclinic(), Atoms("O")]))
+    generator = torch.Generator().manual_seed(0)
+    given = AtomOutputs(*torch.randn(3, graph.n_atoms, generator=generator, dtype=torch.float64))
+    found = lower(plain).network.engine.linearize(graph)
+    expected = by_autograd(exact(plain).network, graph)
+    for name in OUTPUTS:
+        ours, theirs = getattr(found.outputs, name), getattr(expected.outputs, name)
+        torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+    ours, theirs = found.pull(given), expected.pull(given)
+    assert (ours - theirs).abs().amax() <= TOLERANCE * theirs.abs().amax()
+
+
+def test_ratios_have_no_sign() -> None:
+    """Where what is inside of the absolute value is negative, the gradient turns round with it."""
+    plain = potential(predict_hirshfeld_ratios=True)
+    with torch.no_grad():
+        plain.network.hirshfeld_head.of_species -= 1.0
+    graph = build_graph(plain, System.from_ase(ethanol()))
+    given = AtomOutputs(
+        energies=torch.zeros(graph.n_atoms, dtype=torch.float64),
+        hirshfeld_ratios=torch.ones(graph.n_atoms, dtype=torch.float64),
+    )
+    found = lower(plain).network.engine.linearize(graph)
+    expected = by_autograd(exact(plain).network, graph)
+    assert found.outputs.hirshfeld_ratios.min() >= 0
+    ours, theirs = found.pull(given), expected.pull(given)
+    assert (ours - theirs).abs().amax() <= TOLERANCE * theirs.abs().amax()

@@ -17,6 +17,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from attncalc import checks
 from attncalc.evaluator import Evaluator
+from attncalc.graph import ALL_PAIRS
 from attncalc.model_file import load, model_name, named_device
 from attncalc.potential import (
     SMALLEST_VOLUME,
@@ -37,7 +38,10 @@ class AttnCalculator(BaseCalculator):
     """A trained attention network as an ASE calculator.
 
     Results: `energy` = `free_energy` [eV], `energies` [n_atoms] eV, `forces` [n_atoms, 3] eV/Å and,
-    for structures with three cell vectors, `stress` [6] eV/Å³ in Voigt order.
+    for structures with three cell vectors, `stress` [6] eV/Å³ in Voigt order. Where the network
+    predicts partial charges, also `charges` [n_atoms] e and, for structures without periodic
+    directions, `dipole` [3] e Å: of charges at their positions, so it depends on the origin for
+    ions.
 
     Total charge and multiplicity 2S+1 are read from `atoms.info["charge"]` and
     `atoms.info["spin"]` at every call.
@@ -56,6 +60,9 @@ class AttnCalculator(BaseCalculator):
         threads: that compiled steps on a CPU take for a large structure; small ones are computed
             in one, where more would be slower. The same number gives the same bits. None: 1, or
             what a given `Potential` has.
+        long_range_cutoff: Å, where pair terms of longer range than the network end; `math.inf`
+            counts all pairs, of molecules only. None: as the model has it. Energies of different
+            cutoffs must not be compared.
         delta: True for a delta model, whose results are to be added to those of its baseline, for
             instance by ASE's `LinearCombinationCalculator`. It is refused otherwise.
 
@@ -68,6 +75,8 @@ class AttnCalculator(BaseCalculator):
         evaluator: what `calculate` asks: potential, neighbour lists.
         spread: how far the members of a committee were apart in the last calculation, one standard
             deviation: {"energy": eV, "forces": [n_atoms, 3] eV/Å}; None for a single model.
+        hirshfeld_ratios: [n_atoms], volumes of the atoms over those of free atoms in the last
+            calculation; None where the network does not predict them.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
@@ -80,6 +89,7 @@ class AttnCalculator(BaseCalculator):
         dtype: str | torch.dtype | None = None,
         skin: float | None = None,
         threads: int | None = None,
+        long_range_cutoff: float | None = None,
         delta: bool = False,
     ) -> None:
         super().__init__()
@@ -87,10 +97,15 @@ class AttnCalculator(BaseCalculator):
         potential = _potential(model, named_device(device), dtype)
         if threads is not None:
             potential.set_num_threads(threads)
+        if long_range_cutoff is not None:
+            potential.set_long_range_cutoff(long_range_cutoff)
+        if potential.predicts_charges:
+            self.implemented_properties = [*self.implemented_properties, "charges", "dipole"]
         self.evaluator = Evaluator(potential, skin=skin, delta=delta)
         self._names = _names(model)
         self._has_warned = False
         self.spread: dict[str, Any] | None = None
+        self.hirshfeld_ratios: Any = None
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
         self._volume: list[float] = []  # of what was seen
 
@@ -146,11 +161,17 @@ class AttnCalculator(BaseCalculator):
 
         Raises:
             ValueError: the structure is impossible or not known to the model.
-            PropertyNotImplementedError: stress of a structure without three cell vectors.
+            PropertyNotImplementedError: stress of a structure without three cell vectors, or dipole
+                of one with periodic directions.
         """
         del system_changes  # the neighbour list finds out by itself, and exactly
         with self._lock:
-            self.spread = None
+            self.spread = self.hirshfeld_ratios = None
+            if "dipole" in properties and atoms.pbc.any():
+                raise PropertyNotImplementedError(
+                    "the dipole of a periodic structure depends on the choice of its images: it is "
+                    "given for molecules only"
+                )
             if "stress" in properties and atoms.cell.rank < 3:
                 raise PropertyNotImplementedError(
                     "stress needs a volume: this structure does not have three cell vectors"
@@ -159,6 +180,7 @@ class AttnCalculator(BaseCalculator):
             (results,) = _results(self.evaluator(system), system, self._volume)
             if "energy_spread" in results:  # ASE knows no such properties, its writers trip on them
                 self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
+            self.hirshfeld_ratios = results.pop("hirshfeld_ratios", None)
             self.results = results
 
     def _system(self, atoms: Atoms) -> System:
@@ -185,7 +207,8 @@ class AttnCalculator(BaseCalculator):
 
         Returns:
             One dictionary per structure with what `calculate` puts into `results`; `stress` only
-            where there is a volume; `energy_spread` and `forces_spread` for a committee.
+            where there is a volume, `dipole` only without periodic directions; `energy_spread` and
+            `forces_spread` for a committee, `hirshfeld_ratios` where the network predicts them.
 
         Raises:
             TypeError: `structures` is a single structure.
@@ -239,6 +262,7 @@ class AttnCalculator(BaseCalculator):
             "sha256": checksums if several else checksums[0],
             "dtype": str(plain.dtype).removeprefix("torch."),
             "device": str(plain.device),
+            **({} if plain.long_range is None else {"long_range_cutoff": _described_range(plain)}),
         }
 
     def __repr__(self) -> str:
@@ -265,6 +289,13 @@ class AttnCalculator(BaseCalculator):
     def n_updates(self) -> int:
         """Number of times a neighbour list was asked for, rebuilt or not."""
         return self.evaluator.neighbors.n_updates
+
+
+def _described_range(potential: Potential) -> str:
+    """Cutoff of the pair terms of longer range, in words."""
+    far = potential.long_range or 0.0
+    periodic = "all pairs" if far >= ALL_PAIRS else f"{far:g} Å"
+    return f"{periodic}, all pairs of molecules" if potential.counts_all_pairs else periodic
 
 
 def _names(model: Any) -> tuple[str, ...]:
@@ -316,6 +347,12 @@ def _results(result: Result, system: System, volume: list[float]) -> list[dict[s
     """
     energy, energies, forces, strain_gradient = result.arrays
     of_energies, of_forces = system.split(energies), system.split(forces)
+    others = {
+        name: system.split(values.cpu().numpy())
+        for name in ("charges", "hirshfeld_ratios")
+        if (values := getattr(result, name)) is not None
+    }
+    positions = system.split(system.positions.cpu().numpy()) if others else ()
     results: list[dict[str, Any]] = []
     for k in range(len(volume)):
         total = float(energy[k])
@@ -327,6 +364,9 @@ def _results(result: Result, system: System, volume: list[float]) -> list[dict[s
         }
         if volume[k] > SMALLEST_VOLUME:
             entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
+        entry |= {name: values[k] for name, values in others.items()}
+        if "charges" in entry and not system.pbc[k].any():
+            entry["dipole"] = entry["charges"] @ positions[k]
         results.append(entry)
     if result.spread is not None:
         of_energy = result.spread.energy.tolist()

@@ -19,7 +19,7 @@ from ase import Atoms
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from attncalc.graph import Graphs
+from attncalc.graph import ALL_PAIRS, Graphs
 from attncalc.neighbors import VerletList
 from attncalc.potential import (
     ROUNDING,
@@ -245,7 +245,8 @@ def _batch_is_single(potential: Potential, atoms: Atoms, rng: np.random.Generato
 def _skin_changes_nothing(potential: Potential, atoms: Atoms, rng: np.random.Generator) -> Check:
     """A list built before a small move, and padded to a capacity, against a fresh one."""
     system = _system(potential, atoms)
-    ranges = [potential.cutoff, *([] if potential.long_range is None else [potential.long_range])]
+    reach = potential.long_range_for(system)
+    ranges = [potential.cutoff, *([] if reach is None else [reach])]
     lists = [
         VerletList.create(cutoff=cutoff, skin=0.6, species=potential.species, capacity=64)
         for cutoff in ranges
@@ -253,7 +254,9 @@ def _skin_changes_nothing(potential: Potential, atoms: Atoms, rng: np.random.Gen
     lists = [verlet.update(system)[0] for verlet in lists]
     shift = torch.from_numpy(rng.uniform(-0.1, 0.1, atoms.positions.shape)).to(system.device)
     moved = replace(system, positions=system.positions + shift)
-    graphs = Graphs(*[verlet.update(moved)[1] for verlet in lists])  # type: ignore[arg-type]
+    updated = [verlet.update(moved)[1] for verlet in lists]
+    long = None if reach is None else updated[1]
+    graphs = Graphs(updated[0], long, all_pairs=reach == ALL_PAIRS)
     deviation = _largest(evaluate(potential, graphs).forces - _evaluate(potential, moved).forces)
     return Check("reused, padded neighbour list = fresh list", deviation, 1e-9, "eV/Å")
 
@@ -263,7 +266,8 @@ def _smooth_at_cutoff(potential: Potential) -> Check:
 
     At the end of its range the outer one is far outside: there it must be as two lonely atoms.
     """
-    ends = {(potential.cutoff, 1.0)}
+    # what reaches further ends elsewhere
+    ends = {(potential.cutoff, 1.0 if potential.long_range is None else JUST_INSIDE)}
     for network in potential.networks:
         if network.config.cutoff < potential.cutoff:
             ends.add((network.config.cutoff, JUST_INSIDE))

@@ -13,7 +13,7 @@ from ase import Atoms
 from torch import Tensor
 
 from attncalc.fast import lower
-from attncalc.graph import Graphs
+from attncalc.graph import ALL_PAIRS, Graph, Graphs
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
     Potential,
@@ -46,7 +46,8 @@ class Evaluator:
     Attributes:
         plain: the potential as it was given.
         neighbors: list of the network's range.
-        far_neighbors: list of the range of pair terms, where that is longer; else None.
+        far_neighbors: list of the range of pair terms, where that is longer; else None. Where terms
+            count all pairs of molecules, its range is that of the last structure.
         device, dtype: of the potential.
         looks_at_every_step: True where asking if a list holds costs nothing worth saving.
         recorder: records whole steps of dynamics, where that is of use; None: nowhere.
@@ -61,6 +62,7 @@ class Evaluator:
         self.plain = copy.deepcopy(potential).requires_grad_(False).eval()
         self.device, self.dtype = potential.device, potential.dtype
         self._chooses_skin = skin is None
+        self._chooses_range = potential.counts_all_pairs
         self.looks_at_every_step = self.device.type == "cpu"
         self.recorder: Recorder | None = None if self.looks_at_every_step else CudaGraph
         self.recorded: Any = None
@@ -114,8 +116,10 @@ class Evaluator:
     def renew(self, system: System) -> None:
         """Make lists for these positions, whether the old ones hold or not."""
         skin = self._skin(system)
-        new = [replace(one, skin=skin, listed=None).update(system)[0] for one in self.lists]
-        self._keep(new)
+        lists = [self.neighbors]
+        if self.far_neighbors is not None:
+            lists.append(self._far_list(system))
+        self._keep([replace(one, skin=skin, listed=None).update(system)[0] for one in lists])
 
     def suit(self, system: System) -> None:
         """Choose the skin for a structure that is not the last one."""
@@ -130,7 +134,7 @@ class Evaluator:
         """
         stale = torch.stack([torch.as_tensor(one.needs_rebuild(system)) for one in self.lists])
         far = None if self.far_neighbors is None else self.far_neighbors.graph(system)
-        graphs = Graphs(self.neighbors.graph(system), far)
+        graphs = self._with(self.neighbors.graph(system), far)
         return evaluate_without_waiting(self.potential, graphs), stale.any()
 
     def _graphs(self, system: System) -> Graphs:
@@ -141,9 +145,21 @@ class Evaluator:
             else:
                 self._keep([neighbors])
             return Graphs(graph)
-        far, far_graph = self.far_neighbors.update(system)
+        far, far_graph = self._far_list(system).update(system)
         self._keep([neighbors, far])
-        return Graphs(graph, far_graph)
+        return self._with(graph, far_graph)
+
+    def _with(self, graph: Graph, far: Graph | None) -> Graphs:
+        reach = None if self.far_neighbors is None else self.far_neighbors.cutoff
+        return Graphs(graph, far, all_pairs=reach == ALL_PAIRS)
+
+    def _far_list(self, system: System) -> VerletList:
+        """Return the list of longer range, an empty one where the range is another."""
+        assert self.far_neighbors is not None
+        reach = self.plain.long_range_for(system) if self._chooses_range else None
+        if reach is None or reach == self.far_neighbors.cutoff:
+            return self.far_neighbors
+        return replace(self.far_neighbors, cutoff=reach, listed=None)
 
     def _keep(self, lists: list[VerletList]) -> None:
         """Keep lists, in the old ones' arrays if they fit and what is recorded reads these."""

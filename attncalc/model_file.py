@@ -46,6 +46,8 @@ from attncalc.model_header import (
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
+from attncalc.physics.dispersion import Dispersion, DispersionConfig
+from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Committee, Potential
 from attncalc.text import one_line
@@ -55,7 +57,11 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "so3krates-sphc": (So3kratesSphc, So3kratesSphcConfig),
     "equiformer": (Equiformer, EquiformerConfig),
 }
-PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {"zbl": (ZBLRepulsion, ZBLConfig)}
+PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {
+    "zbl": (ZBLRepulsion, ZBLConfig),
+    "electrostatics": (DampedElectrostatics, ElectrostaticsConfig),
+    "dispersion": (Dispersion, DispersionConfig),
+}
 
 
 def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()) -> None:
@@ -101,6 +107,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     threads: int = 1,
+    long_range_cutoff: float | None = None,
 ) -> Potential:
     """Read a potential from a model file.
 
@@ -109,6 +116,7 @@ def load(
         device: where its tensors go.
         dtype: "float32" or "float64" for the network, or torch's; None for the model's own.
         threads: that compiled steps on a CPU take for a large structure.
+        long_range_cutoff: Å, see `Potential.set_long_range_cutoff`; None: the model's own.
 
     Returns:
         A potential whose parameters do not require gradients.
@@ -116,7 +124,8 @@ def load(
     Raises:
         FileNotFoundError: there is neither a shipped model nor a file of this name.
         ValueError: the file is not an intact model file of this format, a member that it refers to
-            is missing or another one, `dtype` or `device` is unknown, or there are no threads.
+            is missing or another one, `dtype` or `device` is unknown, there are no threads, or
+            no terms of longer range for such a cutoff.
     """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
@@ -125,6 +134,8 @@ def load(
     where = device if isinstance(device, torch.device) else named_device(device)
     potential = _read(find_model(model), set(), dtype)
     potential.set_num_threads(threads)
+    if long_range_cutoff is not None:
+        potential.set_long_range_cutoff(long_range_cutoff)
     return potential.to(where).requires_grad_(False).eval()
 
 

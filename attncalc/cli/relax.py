@@ -212,7 +212,8 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
     force = asked.calculator.evaluator
     n_written, interrupted = 0, False
     with progress_bar(len(frames), "structure") as bar:
-        for first, last in batches(frames, ATOMS_AT_ONCE):
+        apart = force.plain.counts_all_pairs
+        for first, last in batches(frames, ATOMS_AT_ONCE, apart=apart):
             batch = frames[first:last]
             of_batch = [Course() for _ in batch]
             courses += of_batch

@@ -1,0 +1,104 @@
+"""Dispersion energy from predicted Hirshfeld volume ratios (SO3LR)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attncalc.graph import AtomOutputs, Graph
+from attncalc.physics.free_atoms import free_atoms
+from attncalc.physics.long_range import (
+    LongRangeConfig,
+    LongRangeTerm,
+    Pairs,
+    positive,
+    required,
+)
+from attncalc.physics.zbl import switch_off
+
+# CODATA 2014
+BOHR = 0.5291772105638411  # Å
+HARTREE = 27.211386024367243  # eV
+FINE_STRUCTURE = 0.007297352566206496
+# R_v = RADIUS alpha^(1/7): van der Waals radius from polarizability (Fedorov et al., 2018), bohr
+RADIUS = FINE_STRUCTURE ** (-4 / 21)
+# width of a quantum Drude oscillator as a polynomial in R_v, from the constant term on
+WIDTH = (-0.00433008, 0.24428889, 0.04125273, -0.00078893)
+# damping radius over alpha^(1/7) at a damping of 1, bohr
+DAMPING_RADIUS = 2 * 2.54
+
+
+@dataclass(frozen=True)
+class DispersionConfig(LongRangeConfig):
+    """Range and damping.
+
+    Attributes:
+        cutoff, all_pairs_in_molecules: see `LongRangeConfig`.
+        switch_width: Å before the cutoff, along which the energy is switched off.
+        damping: factor of the radius below which the energy levels off.
+    """
+
+    switch_width: float = 2.0
+    damping: float = 1.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("switch_width", self.switch_width)
+        positive("damping", self.damping)
+
+
+class Dispersion(LongRangeTerm):
+    """E_ij = -(C6 / (r^6 + rho^6) + C8 / (r^8 + rho^8) + C10 / (r^10 + rho^10)) g(r), per pair.
+
+    Polarizabilities and C6 of free atoms are scaled by the network's Hirshfeld volume ratios h:
+    alpha_i = h_i alpha0_i, C6_ij = h_i h_j C6_ij of the free atoms, by the rule of Tkatchenko and
+    Scheffler (2009) for two elements. C8 = 5 C6 / gamma and C10 = 245 C6 / (8 gamma^2) are those of
+    quantum Drude oscillators, 1 / gamma = 2 s(R_v)^2; R_v and rho follow from the mean
+    polarizability of the two atoms. g switches off before the cutoff. As in SO3LR (JACS 147, 33723,
+    2025).
+
+    Args:
+        config: range and damping.
+        species: elements of the potential.
+
+    Raises:
+        ValueError: there are no numbers of the free atom for an element.
+    """
+
+    config: DispersionConfig
+    polarizabilities: Tensor
+    c6: Tensor
+
+    def __init__(self, config: DispersionConfig, species: Sequence[int]) -> None:
+        super().__init__(config)
+        alpha, c6 = free_atoms(species)
+        weights = alpha.unsqueeze(1) ** 2 * c6
+        c6_of_pairs = 2 * c6.unsqueeze(1) * c6 * alpha.unsqueeze(1) * alpha / (weights + weights.T)
+        self.register_buffer("polarizabilities", alpha, persistent=False)
+        self.register_buffer("c6", c6_of_pairs, persistent=False)
+
+    def forward(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
+        """[n_atoms] eV, float64.
+
+        Raises:
+            ValueError: the network predicts no Hirshfeld ratios.
+        """
+        ratios = required(outputs, "hirshfeld_ratios", "predict_hirshfeld_ratios")
+        i, j, lengths, _ = pairs = Pairs.of(graph, self.config.cutoff)
+        alpha = self.polarizabilities[graph.species] * ratios
+        root = ((alpha[i] + alpha[j]) / 2) ** (1 / 7)
+        radius = RADIUS * root
+        width = WIDTH[0] + radius * (WIDTH[1] + radius * (WIDTH[2] + radius * WIDTH[3]))
+        per_gamma = 2 * width**2
+        rho = self.config.damping * DAMPING_RADIUS * root
+        c6 = ratios[i] * ratios[j] * self.c6[graph.species[i], graph.species[j]]
+        c8, c10 = 5 * c6 * per_gamma, 245 / 8 * c6 * per_gamma**2
+        r = lengths / BOHR
+        energies = -HARTREE * (
+            c6 / (r**6 + rho**6) + c8 / (r**8 + rho**8) + c10 / (r**10 + rho**10)
+        )
+        if (end := self.config.cutoff) is not None:
+            energies = energies * switch_off(lengths, end - self.config.switch_width, end)
+        return pairs.halved(energies, graph.n_atoms)

@@ -1,0 +1,86 @@
+"""Electrostatic energy of predicted partial charges, damped at short range (SO3LR)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attncalc.graph import AtomOutputs, Graph
+from attncalc.physics.long_range import (
+    LongRangeConfig,
+    LongRangeTerm,
+    Pairs,
+    positive,
+    required,
+)
+from attncalc.physics.zbl import COULOMB_CONSTANT, switch_off
+
+
+@dataclass(frozen=True)
+class ElectrostaticsConfig(LongRangeConfig):
+    """Range and damping.
+
+    Attributes:
+        cutoff, all_pairs_in_molecules: see `LongRangeConfig`.
+        damping_length: Å, sigma of the error function.
+        switch_start: where the force begins to be shifted, as a part of the cutoff.
+    """
+
+    damping_length: float = 4.0
+    switch_start: float = 0.45
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("damping_length", self.damping_length)
+        positive("switch_start", self.switch_start)
+        if self.switch_start >= 1:
+            raise ValueError(f"switch_start must be below 1, got {self.switch_start}")
+
+
+class DampedElectrostatics(LongRangeTerm):
+    """E_ij = k_e q_i q_j V(r) with V(r) = erf(r / sigma) / r, per pair.
+
+    With a cutoff L, E_ij = k_e q_i q_j (V(r) - V(L) - (1 - f(r)) V'(L) (r - L)): f falls from 1 at
+    0.45 L to 0 at L, where energy and force vanish; the slope of the force jumps there. Charges are
+    the network's. There is no sum over periodic images beyond the cutoff, and no energy of a charge
+    with itself. As in SO3LR (JACS 147, 33723, 2025).
+
+    Args:
+        config: range and damping.
+        species: elements of the potential, which this term does not need.
+    """
+
+    config: ElectrostaticsConfig
+
+    def __init__(self, config: ElectrostaticsConfig, species: Sequence[int]) -> None:
+        super().__init__(config)
+        del species
+
+    def forward(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
+        """[n_atoms] eV, float64.
+
+        Raises:
+            ValueError: the network predicts no charges.
+        """
+        charges = required(outputs, "charges", "predict_charges")
+        pairs = Pairs.of(graph, self.config.cutoff)
+        products = charges[pairs.i] * charges[pairs.j]
+        return pairs.halved(
+            COULOMB_CONSTANT * products * self.interaction(pairs.lengths), graph.n_atoms
+        )
+
+    def interaction(self, lengths: Tensor) -> Tensor:
+        """Energy [P] 1/Å over k_e q_i q_j of pairs at lengths [P] Å below the cutoff."""
+        sigma, end = self.config.damping_length, self.config.cutoff
+        damped = torch.erf(lengths / sigma) / lengths
+        if end is None:
+            return damped
+        at_end = math.erf(end / sigma) / end
+        gauss = 2 / (math.sqrt(math.pi) * sigma) * math.exp(-((end / sigma) ** 2))
+        slope_at_end = (gauss - at_end) / end
+        fade = 1 - switch_off(lengths, self.config.switch_start * end, end)
+        return damped - at_end - fade * slope_at_end * (lengths - end)

@@ -1,0 +1,127 @@
+"""Base of pair terms over a long graph: their cutoff, which may be chosen at run time."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from attncalc.graph import ALL_PAIRS, AtomOutputs, Graph
+from attncalc.ops import safe_norm, segment_sum
+
+
+def positive(name: str, value: Any) -> None:
+    """Refuse anything but a finite number above zero.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+
+@dataclass(frozen=True)
+class LongRangeConfig:
+    """Range of a term.
+
+    Attributes:
+        cutoff: Å, where the term ends smoothly; None: it does not end, and all pairs count.
+        all_pairs_in_molecules: structures without periodic directions have all their pairs
+            counted, as if `cutoff` were None.
+    """
+
+    cutoff: float | None
+    all_pairs_in_molecules: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cutoff is not None:
+            positive("cutoff", self.cutoff)
+            if self.cutoff > ALL_PAIRS:
+                raise ValueError(f"cutoff must be at most {ALL_PAIRS:g} Å, got {self.cutoff:g}")
+        flag: Any = self.all_pairs_in_molecules
+        if not isinstance(flag, bool):
+            raise ValueError(f"all_pairs_in_molecules must be true or false, got {flag!r}")
+
+
+class LongRangeTerm(nn.Module):
+    """Pair term with a graph of its own.
+
+    Args:
+        config: a `LongRangeConfig`.
+    """
+
+    config: Any
+
+    def __init__(self, config: LongRangeConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def long_range(self) -> float:
+        """Range of its graph, Å."""
+        return ALL_PAIRS if self.config.cutoff is None else self.config.cutoff
+
+    @property
+    def of_all_pairs(self) -> Self | None:
+        """Its form for molecules, where that is another one; parameters are shared."""
+        if not self.config.all_pairs_in_molecules or self.config.cutoff is None:
+            return None
+        return self.with_cutoff(None)
+
+    def with_cutoff(self, cutoff: float | None) -> Self:
+        """Return the same term with another cutoff [Å] for all structures; None: no cutoff."""
+        twin = copy.copy(self)
+        twin.config = replace(self.config, cutoff=cutoff, all_pairs_in_molecules=False)
+        return twin
+
+
+class Pairs(NamedTuple):
+    """Pairs of a graph, each once.
+
+    Attributes:
+        i, j: [P], the two atoms.
+        lengths: [P] Å; 1 where the pair does not count.
+        counts: [P], bool: False beyond the cutoff and for padding.
+    """
+
+    i: Tensor
+    j: Tensor
+    lengths: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, graph: Graph, cutoff: float | None) -> Pairs:
+        """Pairs of a graph nearer than the cutoff [Å]; None: all."""
+        i, j = graph.receivers[graph.pairs], graph.senders[graph.pairs]
+        vectors, counts = graph.vectors[graph.pairs], graph.edge_mask[graph.pairs]
+        if cutoff is not None:
+            counts = counts & ((vectors.detach() ** 2).sum(1) < cutoff**2)
+        # a vector that does not count may be anything: one without length would give NaN
+        return cls(i, j, safe_norm(torch.where(counts.unsqueeze(1), vectors, 3**-0.5)), counts)
+
+    def halved(self, energies: Tensor, n_atoms: int) -> Tensor:
+        """Energies [P] of pairs -> [n_atoms], half of it for each atom."""
+        half = energies * self.counts / 2
+        return segment_sum(torch.cat([half, half]), torch.cat([self.i, self.j]), n_atoms)
+
+
+def required(outputs: AtomOutputs, name: str, option: str) -> Tensor:
+    """Return an output of the network in float64.
+
+    Args:
+        outputs: of the network.
+        name: of the output.
+        option: of the network's config, that makes it predict this.
+
+    Raises:
+        ValueError: the network does not predict it.
+    """
+    value: Tensor | None = getattr(outputs, name)
+    if value is None:
+        raise ValueError(f"a pair term reads {name}: the network needs {option}=True")
+    return value.double()

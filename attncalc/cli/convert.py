@@ -41,6 +41,37 @@ def convert_so3krates(params, config, elements, output) -> None:
     _save_converted(so3krates(params, config, species=_atomic_numbers(elements)), target)
 
 
+@convert.command(name="so3lr")
+@click.argument("params")
+@click.option("--config", required=True, help="Its hyperparameters.json.")
+@click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all that were trained.")
+@click.option(
+    "--long-range-cutoff",
+    type=float,
+    help="Å for all structures; inf: all pairs, of molecules only. Default: 12 Å for periodic "
+    "structures, all pairs of molecules.",
+)
+@click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
+@one_line_errors
+def convert_so3lr(params, config, elements, long_range_cutoff, output) -> None:
+    """Convert the published SO3LR, params.pkl or an .npz of it, to a model file.
+
+    Nothing in the pickle is run: whatever is no array of numbers is refused.
+
+    Example: attncalc convert so3lr params.pkl --config hyperparameters.json -o so3lr.safetensors
+    """
+    from attncalc.convert import so3lr
+
+    target = new_file(output)
+    potential = so3lr(params, config, species=_atomic_numbers(elements))
+    if long_range_cutoff is not None:
+        potential.set_long_range_cutoff(long_range_cutoff)
+        potential.training_info["long_range_cutoff"] = f"{long_range_cutoff:g} Å"
+    _save_converted(potential, target)
+    for name in ("comparable", "long_range_cutoff", "citation", "licence_of_the_weights"):
+        click.echo(f"{name.replace('_', ' ')}: {potential.training_info[name]}")
+
+
 @convert.command(name="equiformer")
 @click.argument("weights")
 @click.option("--config", required=True, help="JSON file of hyper-parameters.")

@@ -2,5 +2,6 @@
 
 from attncalc.convert.equiformer import equiformer
 from attncalc.convert.so3krates import so3krates
+from attncalc.convert.so3lr import so3lr
 
-__all__ = ["equiformer", "so3krates"]
+__all__ = ["equiformer", "so3krates", "so3lr"]

@@ -49,6 +49,13 @@ class Tree:
             raise ValueError(f"{self.file}: array {name!r} contains numbers that are not finite")
         return tensor.double()
 
+    def look(self, name: str) -> Tensor:
+        """Return a parameter as `take` does, and leave it."""
+        stored = self.left.get(name)
+        found = self.take(name)
+        self.left[name] = stored
+        return found
+
     def finish(self) -> None:
         """Refuse parameters that were not used.
 

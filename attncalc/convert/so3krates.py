@@ -60,7 +60,7 @@ def so3krates(
         ValueError: a file cannot be read, an array is missing, left over or of a wrong shape, or
             an option is not supported.
     """
-    arrays, options = _read_arrays(Path(params)), read_options(Path(config))
+    arrays, options = read_npz(Path(params)), read_options(Path(config))
     form = options.pop("form", None)
     if form not in FORMS:
         raise ValueError(
@@ -112,7 +112,7 @@ def _from_dense(tree: Tree, options: Options, species: Sequence[int] | None) -> 
     for n in range(config.num_layers):
         state |= {f"layers.{n}.{k}": v for k, v in _dense_layer(tree, n, config).items()}
     head = "observables_0/MLP_0/layers_"
-    state |= _dense(tree, f"{head}0", "head.hidden") | _dense(tree, f"{head}1", "head.energy")
+    state |= dense(tree, f"{head}0", "head.hidden") | dense(tree, f"{head}1", "head.energy")
     terms = [_zbl(tree, "observables_0/ZBLRepulsion_0/", config, species)] if zbl else []
     return _potential(
         config,
@@ -172,7 +172,12 @@ def _dense_filters(tree: Tree, blocks: Sequence[str]) -> dict[str, Tensor]:
 # --------------------------------------------------------------------------------- sparse code
 
 
-def _from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) -> Potential:
+def from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) -> Potential:
+    """Make a potential of parameters and options of the v1.0 code, which are taken out of both.
+
+    Raises:
+        ValueError: as `so3krates`; other arrays may be left over.
+    """
     cutoff_functions: dict[str, CutoffFunction] = {
         "phys": "physnet",
         "exponential": "exponential",
@@ -235,8 +240,8 @@ def _from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) ->
     for n in range(config.num_layers):
         state |= {f"layers.{n}.{k}": v for k, v in _sparse_layer(tree, n, config).items()}
     if config.head_features is not None:
-        state |= _dense(tree, "observables_0/energy_dense_regression", "head.hidden")
-    state |= _dense(tree, "observables_0/energy_dense_final", "head.energy")
+        state |= dense(tree, "observables_0/energy_dense_regression", "head.hidden")
+    state |= dense(tree, "observables_0/energy_dense_final", "head.energy")
     scale = tree.take("observables_0/atomic_scales") if scaled else None
     shift = tree.take("observables_0/energy_offset") if shifted else None
     return _potential(
@@ -264,7 +269,7 @@ def _sparse_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tens
     geometry = [tree.take(f"{base}{name}").transpose(1, 2) for name in ("Wq2", "Wk2")]
     state["attention.feature_projection"] = torch.cat(feature, dim=2)
     state["attention.geometry_projection"] = torch.cat(geometry, dim=2)
-    state |= _dense(tree, f"layers_{n}/exchange_block/mlp_layer_2", "exchange.linear")
+    state |= dense(tree, f"layers_{n}/exchange_block/mlp_layer_2", "exchange.linear")
     for k, place in enumerate(("attention", "exchange"), start=1):
         if f"after_{place}" in config.layer_norms:
             name = f"layers_{n}/layer_normalization_{k}/"
@@ -272,8 +277,8 @@ def _sparse_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tens
             state[f"norm_after_{place}.bias"] = tree.take(name + "bias")
         if getattr(config, f"mlp_after_{place}") == "residual":
             name, mine = f"layers_{n}/res_mlp_{k}_layer_", f"mlp_after_{place}."
-            state |= _dense(tree, f"{name}1", f"{mine}first")
-            state |= _dense(tree, f"{name}2", f"{mine}second")
+            state |= dense(tree, f"{name}1", f"{mine}first")
+            state |= dense(tree, f"{name}2", f"{mine}second")
     return state
 
 
@@ -334,7 +339,7 @@ def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> P
     for n in range(config.num_layers):
         state |= {f"layers.{n}.{k}": v for k, v in _sphc_layer(tree, n, config).items()}
     head = "observables_0/MLP_0/layers_"
-    state |= _dense(tree, f"{head}0", "head.hidden") | _dense(tree, f"{head}1", "head.energy")
+    state |= dense(tree, f"{head}0", "head.hidden") | dense(tree, f"{head}1", "head.energy")
     return Potential(fill(So3kratesSphc, config, len(species), state), species)
 
 
@@ -356,8 +361,8 @@ def _sphc_layer(tree: Tree, n: int, config: So3kratesSphcConfig) -> dict[str, Te
         if {l, p, q} <= set(config.degrees):
             mixing[tuple(config.degrees.index(degree) for degree in (l, p, q))] *= -1
     state["interaction.mixing"] = mixing
-    state |= _dense(tree, interaction + "MLP_0/layers_0", "interaction.linear")
-    state |= _dense(tree, interaction + "MLP_1/layers_0", "interaction.from_products")
+    state |= dense(tree, interaction + "MLP_0/layers_0", "interaction.linear")
+    state |= dense(tree, interaction + "MLP_1/layers_0", "interaction.from_products")
     for k, place in enumerate(("attention", "interaction")):
         if config.feature_norm == "layer":
             for part in ("scale", "bias"):
@@ -372,7 +377,7 @@ def _sphc_layer(tree: Tree, n: int, config: So3kratesSphcConfig) -> dict[str, Te
 # blocks (l, p, q), p < q, of the published Clebsch-Gordan tensor that are minus e3nn's wigner_3j
 OPPOSITE_COUPLINGS = ((2, 1, 2), (2, 2, 3), (3, 1, 3))
 
-FORMS = {"euclidean": _from_dense, "euclidean_sparse": _from_sparse, "sphc": _from_sphc}
+FORMS = {"euclidean": _from_dense, "euclidean_sparse": from_sparse, "sphc": _from_sphc}
 
 
 # -------------------------------------------------------------------------------------- shared
@@ -423,7 +428,8 @@ def _twin(
     }
 
 
-def _dense(tree: Tree, theirs: str, ours: str) -> dict[str, Tensor]:
+def dense(tree: Tree, theirs: str, ours: str) -> dict[str, Tensor]:
+    """Weight and bias of a Dense under our names."""
     return {
         f"{ours}.weight": tree.take(f"{theirs}/kernel"),
         f"{ours}.bias": tree.take(f"{theirs}/bias"),
@@ -437,7 +443,13 @@ def _rows(values: Any, species: tuple[int, ...], name: str) -> list[float]:
     return [values[z] for z in species]
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds a pickle.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     with open_regular(path) as file:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attncalc.calculator import AttnCalculator
     from attncalc.evaluator import Evaluator
     from attncalc.model_file import load, save
-    from attncalc.potential import Committee, Potential, Result, evaluate
+    from attncalc.potential import Committee, Potential, Result, evaluate, evaluate_many
     from attncalc.system import System
 
 __version__ = "0.2.0"
@@ -26,6 +26,7 @@ __all__ = [
     "Result",
     "System",
     "evaluate",
+    "evaluate_many",
     "load",
     "save",
 ]
@@ -33,7 +34,7 @@ __all__ = [
 _HOME = {
     "AttnCalculator": "calculator",
     **dict.fromkeys(("load", "save"), "model_file"),
-    **dict.fromkeys(("Committee", "Potential", "Result", "evaluate"), "potential"),
+    **dict.fromkeys(("Committee", "Potential", "Result", "evaluate", "evaluate_many"), "potential"),
     "Evaluator": "evaluator",
     "System": "system",
 }

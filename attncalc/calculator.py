@@ -7,18 +7,22 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import NDArray
 
 from attncalc import checks
 from attncalc.evaluator import Evaluator
 from attncalc.graph import ALL_PAIRS
+from attncalc.hessian import hessian, hessian_by_differences
 from attncalc.model_file import load, model_name, named_device
+from attncalc.nn.options import one_of, positive
 from attncalc.potential import (
     SMALLEST_VOLUME,
     Committee,
@@ -28,9 +32,6 @@ from attncalc.potential import (
 )
 from attncalc.system import System, what_is_ignored
 
-# atoms of one batch of `calculate_many`: bounds its memory
-ATOMS_PER_BATCH = 2000
-
 Model = str | Path | Potential
 
 
@@ -38,10 +39,10 @@ class AttnCalculator(BaseCalculator):
     """A trained attention network as an ASE calculator.
 
     Results: `energy` = `free_energy` [eV], `energies` [n_atoms] eV, `forces` [n_atoms, 3] eV/Å and,
-    for structures with three cell vectors, `stress` [6] eV/Å³ in Voigt order. Where the network
-    predicts partial charges, also `charges` [n_atoms] e and, for structures without periodic
-    directions, `dipole` [3] e Å: of charges at their positions, so it depends on the origin for
-    ions.
+    for structures with three cell vectors, `stress` [6] eV/Å³ in Voigt order; when asked for, also
+    `stresses` [n_atoms, 6] eV/Å³, whose sum it is. Where the network predicts partial charges,
+    `charges` [n_atoms] e and, for structures without periodic directions, `dipole` [3] e Å: of
+    charges at their positions, so it depends on the origin for ions.
 
     Total charge and multiplicity 2S+1 are read from `atoms.info["charge"]` and
     `atoms.info["spin"]` at every call.
@@ -79,7 +80,7 @@ class AttnCalculator(BaseCalculator):
             calculation; None where the network does not predict them.
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -150,29 +151,32 @@ class AttnCalculator(BaseCalculator):
             return super().calculation_required(atoms, properties)
 
     def calculate(
-        self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] | None = None,
     ) -> None:
         """Fill `self.results`; called by ASE when something has changed.
 
         Args:
-            atoms: the structure.
-            properties: what is asked for; everything there is comes with it.
-            system_changes: not used.
+            atoms: the structure; None is that of the last call.
+            properties: what is asked for; all but `stresses` comes in any case.
+            system_changes: given by ASE, which then keeps a copy of the structure itself.
 
         Raises:
             ValueError: the structure is impossible or not known to the model.
             PropertyNotImplementedError: stress of a structure without three cell vectors, or dipole
                 of one with periodic directions.
         """
-        del system_changes  # the neighbour list finds out by itself, and exactly
         with self._lock:
+            atoms = self._last(atoms)
             self.spread = self.hirshfeld_ratios = None
             if "dipole" in properties and atoms.pbc.any():
                 raise PropertyNotImplementedError(
                     "the dipole of a periodic structure depends on the choice of its images: it is "
                     "given for molecules only"
                 )
-            if "stress" in properties and atoms.cell.rank < 3:
+            if atoms.cell.rank < 3 and ("stress" in properties or "stresses" in properties):
                 raise PropertyNotImplementedError(
                     "stress needs a volume: this structure does not have three cell vectors"
                 )
@@ -181,7 +185,44 @@ class AttnCalculator(BaseCalculator):
             if "energy_spread" in results:  # ASE knows no such properties, its writers trip on them
                 self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
             self.hirshfeld_ratios = results.pop("hirshfeld_ratios", None)
+            if "stresses" in properties:
+                stresses = self.evaluator.stresses(system).cpu().numpy()
+                results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
             self.results = results
+            if system_changes is None:  # results belong to these atoms, and ASE has not kept them
+                self.atoms = atoms.copy()
+
+    def get_hessian(
+        self,
+        atoms: Atoms | None = None,
+        *,
+        method: Literal["autograd", "differences"] = "autograd",
+        displacement: float = 0.01,
+    ) -> NDArray[np.float64]:
+        """Hessian [3 n_atoms, 3 n_atoms] eV/Å², d²E / dx_ia dx_jb, without constraints.
+
+        Args:
+            atoms: the structure; None is that of the last call.
+            method: "autograd" is exact to rounding (`attncalc.hessian.hessian`); "differences" of
+                forces is faster for large structures (`hessian_by_differences`).
+            displacement: Å, of the atoms for differences.
+
+        Raises:
+            ValueError: the structure is impossible or not known to the model, or `method` unknown.
+        """
+        one_of("method", method, ("autograd", "differences"))
+        positive("displacement", displacement)
+        with self._lock:
+            atoms = self._last(atoms)
+            self.evaluator.check(System.from_ase(atoms))
+            if method == "autograd":
+                return hessian(self.evaluator.plain, atoms)
+            return hessian_by_differences(self.potential, atoms, displacement)
+
+    def _last(self, atoms: Atoms | None) -> Atoms:
+        if atoms is None and (atoms := self.atoms) is None:
+            raise ValueError("there is no structure of a last call: give one")
+        return atoms
 
     def _system(self, atoms: Atoms) -> System:
         """Converted, checked, on the device; what has not changed since the last call is kept."""
@@ -218,7 +259,7 @@ class AttnCalculator(BaseCalculator):
             raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
         results: list[dict[str, Any]] = []
         with self._lock:
-            for system, result in self.evaluator.many(structures, batch_atoms=ATOMS_PER_BATCH):
+            for system, result in self.evaluator.many(structures):
                 results += _results(result, system, volumes(system).tolist())
         return results
 

@@ -18,10 +18,13 @@ from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.potential import (
     Potential,
     Result,
+    atom_virials,
     check_system,
+    edge_gradients,
     evaluate,
     evaluate_many,
     evaluate_without_waiting,
+    volumes,
 )
 from attncalc.recording import CudaGraph, Recorder
 from attncalc.system import System
@@ -87,11 +90,19 @@ class Evaluator:
         """
         return evaluate(self.potential, self._graphs(system))
 
-    def many(
-        self, structures: Sequence[Atoms], *, batch_atoms: int
-    ) -> Iterator[tuple[System, Result]]:
+    def many(self, structures: Sequence[Atoms]) -> Iterator[tuple[System, Result]]:
         """Results of structures of any kind, see `attncalc.potential.evaluate_many`."""
-        return evaluate_many(self.potential, structures, batch_atoms=batch_atoms)
+        return evaluate_many(self.potential, structures)
+
+    def stresses(self, system: System) -> Tensor:
+        """[n_atoms, 3, 3] eV/Å³: the stress divided among atoms, see `atom_virials`; members' mean.
+
+        Raises:
+            ValueError: as `VerletList.update`.
+        """
+        graphs, members = self._graphs(system), self.potential.members
+        virials = [atom_virials(graphs, edge_gradients(member, graphs)) for member in members]
+        return torch.stack(virials).mean(0) / volumes(system)[system.system_idx][:, None, None]
 
     def check(self, system: System) -> None:
         """Refuse what the model does not know.

@@ -77,6 +77,7 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
 
     Raises:
         ValueError: a reference energy, scale or hyper-parameter is not finite.
+        TypeError: network or pair term is not in the table of model files, or compiled.
         FileNotFoundError: there is no model of a name in `refer_to`.
     """
     if len(potential.members) > 1:
@@ -104,18 +105,18 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
 def load(
     model: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     long_range_cutoff: float | None = None,
 ) -> Potential:
     """Read a potential from a model file.
 
     Args:
         model: the name of a shipped model (see `shipped_models`) or the path of a model file.
-        device: where its tensors go.
+        device: where its tensors go; "auto" is CUDA where there is one.
         dtype: "float32" or "float64" for the network, or torch's; None for the model's own.
-        threads: that compiled steps on a CPU take for a large structure.
+        threads: that compiled steps on a CPU take for a large structure; None: 1.
         long_range_cutoff: Å, see `Potential.set_long_range_cutoff`; None: the model's own.
 
     Returns:
@@ -133,7 +134,8 @@ def load(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     where = device if isinstance(device, torch.device) else named_device(device)
     potential = _read(find_model(model), set(), dtype)
-    potential.set_num_threads(threads)
+    if threads is not None:
+        potential.set_num_threads(threads)
     if long_range_cutoff is not None:
         potential.set_long_range_cutoff(long_range_cutoff)
     return potential.to(where).requires_grad_(False).eval()
@@ -275,7 +277,10 @@ def _name_of(module: nn.Module, table: dict[str, tuple[type[nn.Module], type]]) 
     for name, (kind, _) in table.items():
         if type(module) is kind:
             return name
-    raise TypeError(f"{type(module).__name__} has no name in the table of model files")
+    raise TypeError(
+        f"{type(module).__name__} has no name in the table of model files; of a compiled "
+        "potential, save the one that it was made of, as calculator.evaluator.plain"
+    )
 
 
 def _without_nan(value: Any) -> Any:

@@ -35,6 +35,8 @@ from attncalc.system import System
 
 # more than any machine has cores; not those of this one, as a run may be resumed on another
 MOST_THREADS = 1024
+# atoms of a batch of `evaluate_many`: bounds its memory
+ATOMS_PER_BATCH = 2000
 SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
 
 
@@ -67,8 +69,7 @@ class Result:
         energy: [n_systems] eV.
         energies: [n_atoms] eV, per atom; they add up to `energy`.
         forces: [n_atoms, 3] eV/Å.
-        strain_gradient: [n_systems, 3, 3] eV: dE / d strain, symmetric; divided by the volume it is
-            the stress.
+        strain_gradient: [n_systems, 3, 3] eV: dE / d strain, symmetric; see `stress`.
         spread: how far the members of a committee are apart; None for a single potential.
         charges: [n_atoms] e; None where the network does not predict them, or not all members do.
         hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
@@ -81,6 +82,23 @@ class Result:
     spread: Spread | None = None
     charges: Tensor | None = None
     hirshfeld_ratios: Tensor | None = None
+
+    def stress(self, system: System) -> Tensor:
+        """[n_systems, 3, 3] eV/Å³: (1/V) dE / d strain, ASE's sign.
+
+        Args:
+            system: the structures that were evaluated.
+
+        Raises:
+            ValueError: a structure has no volume.
+        """
+        volume = volumes(system)
+        if (volume < SMALLEST_VOLUME).any():
+            first = int((volume < SMALLEST_VOLUME).nonzero()[0])
+            raise ValueError(
+                f"structure {first} has no volume, so stress is not defined: set three cell vectors"
+            )
+        return self.strain_gradient / volume[:, None, None]
 
     @property
     def arrays(self) -> ResultArrays:
@@ -545,6 +563,28 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
     return Result(energy, energies, forces, strain_gradient, **gradients.others)
 
 
+def atom_virials(graphs: Graphs, gradients: EdgeGradients) -> Tensor:
+    """[n_atoms, 3, 3] eV: the strain gradient divided among atoms, whose sum it is.
+
+    Each edge gives half of vector (x) gradient, symmetrized, to each of its two atoms. The division
+    is one of many: only sums over many atoms have a meaning that does not depend on it. In
+    particular it does not give the heat flux of a network with several layers, which needs the
+    derivatives of each atom's energy (Langer, Knoop, Carbogno, Scheffler & Rupp, Phys. Rev. B 108,
+    L100302, 2023).
+    """
+    n_atoms = graphs.short.n_atoms
+    virials = gradients.energies.new_zeros(n_atoms, 3, 3)
+    parts = [(graphs.short, gradients.short)]
+    if graphs.long is not None and gradients.long is not None:
+        parts.append((graphs.long, gradients.long))
+    for edges, gradient in parts:
+        outer = edges.vectors.unsqueeze(2) * gradient.unsqueeze(1) / 4
+        outer = outer + outer.transpose(1, 2)
+        virials = virials + segment_sum(outer, edges.receivers, n_atoms)
+        virials = virials + segment_sum(outer, edges.senders, n_atoms)
+    return virials
+
+
 def _assemble_by_loop(
     graph: Graph,
     energies: NDArray[np.float64],
@@ -612,7 +652,7 @@ def deviation(ours: Result, theirs: Result) -> float:
 
 
 def evaluate_many(
-    potential: Potential, structures: Sequence[Atoms], *, batch_atoms: int
+    potential: Potential, structures: Sequence[Atoms], *, batch_atoms: int = ATOMS_PER_BATCH
 ) -> Iterator[tuple[System, Result]]:
     """Evaluate structures of any kind in batches, in order.
 
@@ -682,21 +722,6 @@ def volumes(system: System) -> Tensor:
     """[n_systems] Å³; zero where there are not three cell vectors."""
     a, b, c = system.cell.unbind(1)
     return (torch.linalg.cross(a, b) * c).sum(1).abs()
-
-
-def stress(result: Result, system: System) -> Tensor:
-    """[n_systems, 3, 3] eV/Å³: (1/V) dE / d strain, ASE's sign.
-
-    Raises:
-        ValueError: a structure has no volume.
-    """
-    volume = volumes(system)
-    if (volume < SMALLEST_VOLUME).any():
-        first = int((volume < SMALLEST_VOLUME).nonzero()[0])
-        raise ValueError(
-            f"structure {first} has no volume, so stress is not defined: set three cell vectors"
-        )
-    return result.strain_gradient / volume[:, None, None]
 
 
 def check_system(potential: Potential, system: System) -> None:

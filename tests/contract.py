@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
 from attncalc.model_file import NETWORKS, load, save
 from attncalc.neighbors import VerletList, neighbor_list
-from attncalc.potential import Potential, Result, evaluate, fresh_graphs, stress
+from attncalc.potential import Potential, Result, evaluate, fresh_graphs
 from attncalc.system import System
 
 ELEMENTS = (1, 6, 7, 8)
@@ -290,7 +290,7 @@ class NetworkContract:
         result = result_of(potential, atoms)
         assert_close(result.strain_gradient[0], expected, 1e-6, "strain gradient")
         if atoms.cell.rank == 3:
-            actual = stress(result, System.from_ase(atoms))[0].numpy()
+            actual = result.stress(System.from_ase(atoms))[0].numpy()
             assert np.abs(actual - expected / atoms.get_volume()).max() <= 1e-7
 
     def test_second_derivation_by_positions_and_strain(self, potential: Potential) -> None:

@@ -195,7 +195,7 @@ def test_stress_of_a_structure_without_volume(ethanol64: AttnCalculator) -> None
     assert boxed.get_stress().any()
 
 
-@pytest.mark.parametrize("name", ["dipole", "stresses", "charges", "magmoms"])
+@pytest.mark.parametrize("name", ["dipole", "charges", "magmoms"])
 def test_properties_that_nobody_promised(name: str, ethanol64: AttnCalculator) -> None:
     assert name not in ethanol64.implemented_properties
     with pytest.raises(PropertyNotImplementedError, match=name):
@@ -206,6 +206,39 @@ def test_every_implemented_property_is_there(copper64: AttnCalculator) -> None:
     atoms = copper_crystal()
     for name in copper64.implemented_properties:
         assert np.isfinite(copper64.get_property(name, atoms)).all()
+
+
+def test_stresses_of_atoms_add_up_to_the_stress() -> None:
+    """Of one structure and of a committee; symmetric atoms have equal shares."""
+    atoms = triclinic()
+    models = [random_potential(), random_potential()]
+    randomise(models[1].network, 1)
+    for model in (models[0], models):
+        atoms.calc = AttnCalculator(model)
+        stresses = atoms.get_stresses()
+        assert stresses.shape == (len(atoms), 6)
+        assert_close(stresses.sum(0), atoms.get_stress(), 1e-6)
+    diamond = bulk("C", cubic=True)
+    diamond.calc = AttnCalculator(models[0])
+    assert_close(diamond.get_stresses(), np.tile(diamond.get_stress() / 8, (8, 1)), 1e-6)
+    molecule_alone = ethanol()
+    molecule_alone.calc = diamond.calc
+    with pytest.raises(PropertyNotImplementedError, match="stress needs a volume"):
+        molecule_alone.get_stresses()
+
+
+def test_calculate_called_by_hand(ethanol64: AttnCalculator) -> None:
+    """Its results belong to the structure it was called for, also when ASE asks next."""
+    one, other = ethanol(), ethanol()
+    other.rattle(0.1, seed=1)
+    expected = [float(result_of(ethanol64.potential, atoms).energy) for atoms in (one, other)]
+    one.calc = ethanol64
+    assert one.get_potential_energy() == expected[0]
+    ethanol64.calculate(other)
+    assert ethanol64.results["energy"] == expected[1]
+    assert one.get_potential_energy() == expected[0]
+    ethanol64.calculate()  # once more for the last one
+    assert ethanol64.results["energy"] == expected[0]
 
 
 def test_partly_periodic_structures() -> None:
@@ -409,7 +442,7 @@ def many() -> list[Atoms]:
 def test_many_are_singles(
     largest: int, monkeypatch: pytest.MonkeyPatch, n_evaluations: Callable[[], int]
 ) -> None:
-    monkeypatch.setattr("attncalc.calculator.ATOMS_PER_BATCH", largest)
+    monkeypatch.setitem(potential_module.evaluate_many.__kwdefaults__, "batch_atoms", largest)
     results = electrons().calculate_many(many())
     assert n_evaluations() == {1: 7, 13: 3, 2000: 1}[largest]
     for atoms, result in zip(many(), results, strict=True):
@@ -439,7 +472,7 @@ def test_many_of_none_and_of_one() -> None:
 
 
 def test_an_error_names_the_structure_of_the_whole_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attncalc.calculator.ATOMS_PER_BATCH", 20)
+    monkeypatch.setitem(potential_module.evaluate_many.__kwdefaults__, "batch_atoms", 20)
     many = [ethanol() for _ in range(7)]
     many[5].positions[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"^structure 5: the position of atom 3"):

@@ -79,8 +79,8 @@ def tables() -> Iterator[None]:
 def potential(*, disperses: bool = False) -> Potential:
     terms = []
     if disperses:
-        config = SHOWN.DispersionConfig(strength=20.0, radius=2.0, cutoff=7.0)
-        terms = [SHOWN.Dispersion(config, ELEMENTS)]
+        config = SHOWN.AttractionConfig(strength=20.0, radius=2.0, cutoff=7.0)
+        terms = [SHOWN.Attraction(config, ELEMENTS)]
     network = random_potential(CONFIG).network
     scale = [1.0, 2.0, 0.5, 3.0]
     return Potential(network, ELEMENTS, scale=scale, pair_terms=terms).requires_grad_(False).eval()
@@ -98,7 +98,7 @@ def test_the_page_names_lines_that_are_there():
     for name, place in named:
         source = (REPOSITORY / "attncalc" / place).read_text(encoding="utf-8")
         assert re.search(rf"^{name}(: .+)? = ", source, flags=re.MULTILINE), f"{name} in {place}"
-    assert [list(added) for added in ADDED] == [["density"], ["dispersion"], ["damped"]]
+    assert [list(added) for added in ADDED] == [["density"], ["attraction"], ["damped"]]
 
 
 class TestNetwork(NetworkContract):

@@ -28,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("model_file", "model_header", "fast", "evaluator", "checks", "data", "plots"),
-            *("convert", "describe"),
+            *("convert", "describe", "hessian"),
         }
     ),
     frozenset({"calculator", "md", "train"}),

@@ -13,9 +13,11 @@ from ase.optimize import LBFGS
 
 from attncalc import AttnCalculator, Committee, data, load
 from attncalc.data.errors import errors, predict
+from attncalc.fast import lower
 from attncalc.model_file import header, shipped_models
 
 SHIPPED = sorted(shipped_models())
+VERIFIED: set[bytes] = set()
 TEST_SET = Path(__file__).parent / "data" / "xtb_small_molecules_test.extxyz"
 
 
@@ -60,14 +62,23 @@ def test_card_and_header_agree(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_physics_of_every_model(name):
-    AttnCalculator(name, delta=bool(load(name).baseline)).verify()
+    """Each network once, those of committees one by one."""
+    for member in load(name).members:
+        weights = b"".join(one.numpy().tobytes() for one in member.state_dict().values())
+        if weights not in VERIFIED:
+            VERIFIED.add(weights)
+            AttnCalculator(member, delta=bool(member.baseline)).verify()
+
+
+def test_physics_of_a_committee():
+    AttnCalculator("so3krates-ethanol-committee").verify()
 
 
 def test_accuracy_on_the_committed_test_set():
     """The card's numbers, measured from this repository alone; float32 rounding is 1e-5 of them."""
     name = "so3krates-xtb-small-molecules"
     dataset = data.read(TEST_SET)
-    found = errors(predict(load(name), dataset), dataset)
+    found = errors(predict(lower(load(name)), dataset), dataset)
     assert found.n_structures == 120
     assert 1e3 * found.force_mae == pytest.approx(on_card(name, "force"), abs=0.02)
     assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
@@ -91,7 +102,7 @@ def test_accuracy_on_the_committed_test_set():
 def test_accuracy_on_md17(shared, name, molecule_name):
     dataset = data.read(shared / "data" / f"rmd17_{molecule_name}.npz", labels="md17")
     test = data.official_split(dataset, "train_01", test="test_01")[2]
-    found = errors(predict(load(name), test), test)
+    found = errors(predict(lower(load(name)), test), test)
     assert 1e3 * found.force_mae == pytest.approx(on_card(name, "force"), abs=0.02)
     assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
 
@@ -125,7 +136,7 @@ def test_accuracy_of_silicon(shared):
     """Energies and forces of the file as it is; its stresses are those that had to be mended."""
     dataset = data.read(shared / "data" / "mlearn_Si.extxyz")
     test = dataset[dataset.splits["test"]]
-    found = errors(predict(load("so3krates-silicon"), test), test)
+    found = errors(predict(lower(load("so3krates-silicon")), test), test)
     assert 1e3 * found.force_mae == pytest.approx(on_card("so3krates-silicon", "force"), abs=0.02)
     assert 1e3 * found.energy_mae == pytest.approx(on_card("so3krates-silicon", "energy"), abs=0.1)
 

@@ -21,7 +21,6 @@ from attncalc.potential import (
     evaluate,
     evaluate_many,
     forces_from_edges,
-    stress,
 )
 from attncalc.system import System
 
@@ -102,7 +101,7 @@ def test_sign_and_size_of_the_stress() -> None:
     d, k = 3.6 / np.sqrt(2), potential.network.stiffness[4].item()
     assert 3.0 > d > 2.5
     diagonal = 12 * -k * (3.0 - d) * d / 3 / crystal.get_volume()
-    assert_close(stress(result, system), [np.eye(3) * diagonal], 1e-14)
+    assert_close(result.stress(system), [np.eye(3) * diagonal], 1e-14)
     assert diagonal < 0, "springs that push outwards: negative in ASE's sign"
 
 
@@ -237,14 +236,14 @@ def test_stress_divides_by_each_volume() -> None:
     left_handed = Atoms("H", cell=[[0, 2, 0], [2, 0, 0], [0, 0, 2]], pbc=True)
     system = System.from_ase([left_handed, slab()])
     expected = [np.full((3, 3), 1 / 8), np.full((3, 3), 1 / slab().get_volume())]
-    assert_close(stress(some_result(2), system), expected, 1e-14)
+    assert_close(some_result(2).stress(system), expected, 1e-14)
 
 
 @pytest.mark.parametrize("cell", [None, [3.0, 0, 0], [3.0, 3.0, 0]])
 def test_stress_without_volume_is_refused(cell: list[float] | None) -> None:
     flat = Atoms("H", cell=cell)
     with pytest.raises(ValueError, match="structure 1 has no volume, so stress is not defined"):
-        stress(some_result(2), System.from_ase([triclinic(), flat]))
+        some_result(2).stress(System.from_ase([triclinic(), flat]))
 
 
 def test_inference_mode_says_what_to_use_instead() -> None:

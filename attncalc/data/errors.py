@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from attncalc.data.dataset import Dataset
 from attncalc.data.statistics import per_element
 from attncalc.potential import Potential, evaluate_many
-from attncalc.potential import stress as stress_of
 
 Floats = NDArray[np.float64]
 
@@ -92,7 +91,7 @@ def predict(
             forces_spread += [p.numpy() for p in system.split(result.spread.forces.cpu())]
             energies_spread.append(result.spread.energy.cpu().numpy())
         if dataset.stress is not None:
-            stresses.append(stress_of(result, system).cpu().numpy())
+            stresses.append(result.stress(system).cpu().numpy())
         if progress is not None:
             progress(system.n_systems)
     return Prediction(

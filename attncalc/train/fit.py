@@ -221,7 +221,11 @@ def _fit(
         return Training(load(model), model, history)
     with processes.together():
         # what it started from may be gone: all but the last weights stands in its own best model
-        potential = load(model).requires_grad_(True) if goes_on else new_potential(recipe, training)
+        potential = (
+            load(model, device="cpu").requires_grad_(True)
+            if goes_on
+            else new_potential(recipe, training)
+        )
         if goes_on and recipe.denoising:  # its model has no denoising head, its checkpoint has
             potential = with_denoising(potential)
         potential = potential.to(processes.device)

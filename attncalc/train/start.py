@@ -100,7 +100,7 @@ def _on_the_labels(potential: Potential, training: Dataset) -> Potential:
 
 def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
     path = recipe.find_start()
-    model, name = load(path), f"start_from: {model_name(str(path))}"
+    model, name = load(path, device="cpu"), f"start_from: {model_name(str(path))}"
     if isinstance(model, Committee):
         raise ValueError(f"{name} is a committee: start from one of its members")
     theirs_too = [type(term) for term in model.pair_terms]

@@ -26,7 +26,7 @@ from attncalc.convert import so3lr
 from attncalc.convert.pickled_arrays import read_pickled_arrays
 from attncalc.graph import AtomOutputs
 from attncalc.model_file import save
-from attncalc.potential import Potential, evaluate, fresh_graphs, stress
+from attncalc.potential import Potential, evaluate, fresh_graphs
 from attncalc.system import System
 
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
@@ -89,7 +89,7 @@ def test_published_numbers(published: Path, model: Path, name: str, key: str) ->
         ours = term(graph, outputs).detach()
         assert_close(ours, stored[f"{key}atomic_{theirs}"], 1e-11, theirs)
     if f"{key}stress" in stored:
-        assert_close(stress(result, system)[0], stored[f"{key}stress"], 1e-12, "stress")
+        assert_close(result.stress(system)[0], stored[f"{key}stress"], 1e-12, "stress")
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

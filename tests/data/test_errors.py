@@ -25,7 +25,6 @@ from attncalc.data.errors import (
 )
 from attncalc.neighbors import VerletList
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
-from attncalc.potential import stress as stress_of
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_predict_is_one_evaluation_each(potential, dataset, batch_atoms):
         result = evaluate(potential, verlet.update(system)[1])
         assert prediction.energies[k] == pytest.approx(result.energy.item(), rel=1e-12)
         assert np.allclose(prediction.forces[k], result.forces, rtol=0, atol=1e-12)
-        assert np.allclose(prediction.stress[k], stress_of(result, system)[0], rtol=0, atol=1e-12)
+        assert np.allclose(prediction.stress[k], result.stress(system)[0], rtol=0, atol=1e-12)
 
 
 def test_batches_are_as_large_as_asked(potential, dataset):

@@ -30,8 +30,8 @@ from attncalc.system import System
 
 OPTIONS = {
     "default": {},
-    "eight heads": {"num_heads": 8, "num_features": 128},
-    "one degree": {"degrees": (2,)},
+    # numbers of heads and degrees are compiled in: these three, and those of shipped models
+    "eight heads, one degree": {"num_heads": 8, "num_features": 128, "degrees": (2,)},
     "three heads": {"num_heads": 3, "num_features": 192, "degrees": (1, 3)},
     "many orders": {"degrees": (1, 5)},
     "square root of width": {"attention_norm": "sqrt_head_width"},

@@ -22,8 +22,8 @@ N_HIDDEN = 8
 Place = tuple[int, int, int, int]
 
 
-def layout_of(network: Any, dtype: type = np.float32) -> Layout:
-    """Return the layout of an Equiformer in float64; couplings are of the given type."""
+def layout_of(network: Any) -> Layout:
+    """Return the layout of an Equiformer in float64."""
     channels = network.config.channels
     n, factor = len(channels), network.config.feed_forward_factor
     atom = _running([(2 * l + 1) * c for l, c in enumerate(channels)])
@@ -37,7 +37,7 @@ def layout_of(network: Any, dtype: type = np.float32) -> Layout:
                 column += channels[l]
     hidden = [factor * c for c in channels]
     wide = _running([sum(hidden)] + [(2 * l + 1) * hidden[l] for l in range(1, n)])
-    couplings, values, ends = _couplings(network, edge, dtype)
+    couplings, values, ends = _couplings(network, edge)
     return Layout(
         channels=np.array(channels),
         atom=atom,
@@ -58,9 +58,7 @@ def _running(sizes: Sequence[int]) -> np.ndarray:
     return np.cumsum([0, *sizes[:-1]])
 
 
-def _couplings(
-    network: Any, edge: np.ndarray, dtype: type
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _couplings(network: Any, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the couplings of all degrees, see `Layout`."""
     channels = network.config.channels
 
@@ -80,7 +78,7 @@ def _couplings(
                     rows.append((edge[l, q], edge[l, other], channels[l]))
                     values.append(turn[q, other].tolist())
         ends.append(len(rows))
-    return np.array(rows, np.int64), np.array(values, dtype), np.array(ends, np.int64)
+    return np.array(rows, np.int64), np.array(values, np.float32), np.array(ends, np.int64)
 
 
 def plan_of(network: Any, layout: Layout) -> ProductPlan:
@@ -147,13 +145,13 @@ class _Memory:
         """Return the places of several, as many as `n` with those that are not there."""
         return [self.place(m) for m in matrices] + [NOT_THERE] * (n - len(matrices))
 
-    def flat(self, dtype: type) -> np.ndarray:
+    def flat(self) -> np.ndarray:
         """All of them."""
-        return np.concatenate(self.parts).astype(dtype)
+        return np.concatenate(self.parts).astype(np.float32)
 
 
-def weights_of(network: Any, plan: ProductPlan, dtype: type = np.float32) -> Weights:
-    """Return the weights of an Equiformer in float64; all numbers are of the given type."""
+def weights_of(network: Any, plan: ProductPlan) -> Weights:
+    """Return the weights of an Equiformer in float64."""
     config, memory = network.config, _Memory()
     n, blocks = len(config.channels), [*network.blocks, network.last_block]
     per_block = [_block(config, memory, block, plan, number) for number, block in enumerate(blocks)]
@@ -182,8 +180,8 @@ def weights_of(network: Any, plan: ProductPlan, dtype: type = np.float32) -> Wei
         hidden_bias=np.array([memory.place(norm.bias @ hidden + network.hidden.scalar_bias)]),
         energy=np.array([memory.place(SILU_NORM * network.energy.weights[0].T)]),
         heads=np.array([memory.place(heads)]),
-        elements=(network.element + network.element_bias).numpy().astype(dtype),
-        flat=memory.flat(dtype),
+        elements=(network.element + network.element_bias).numpy().astype(np.float32),
+        flat=memory.flat(),
     )
 
 

@@ -116,6 +116,12 @@ def _atom_rows(kept, b):
 
 
 @inner_loop
+def _is_last(w, b):
+    """Return 1 for the last block, else 0."""
+    return 1 if b == w.sources.shape[0] - 1 else 0
+
+
+@inner_loop
 def _own_rows(atoms, first, end):
     """Return the rows of `AtomWorkspace` from `first` to before `end`."""
     return AtomWorkspace(
@@ -209,11 +215,11 @@ def _embed_gradient(n_edges, layout, w, numbers, edges, workspace, d_x):
 
 
 @inner_loop
-def _attention(
-    barrier, first, end, layout, plan, last, w, b, numbers, edges, kept, of_edges, workspace, atoms
-):
-    """Adds to x of the atoms from `first` to before `end` what attention brings."""
+def _attention(barrier, parts, first, end, b):
+    """Adds to x of the atoms from `first` to before `end` what the attention of block b brings."""
     stays_whole()
+    numbers, _, layout, plan, w, _, kept, atoms, _, edges, of_edges, workspace = parts
+    last = _is_last(w, b)
     kind, n_used, n = numbers.kind, plan.n_used[last], end - first
     n_degrees = len(layout.channels)
     mine, rows = _own_rows(atoms, first, end), _atom_rows(kept, b)
@@ -250,25 +256,11 @@ def _attention(
 
 
 @inner_loop
-def _attention_gradient(
-    barrier,
-    first,
-    end,
-    layout,
-    plan,
-    last,
-    w,
-    b,
-    numbers,
-    edges,
-    kept,
-    of_edges,
-    workspace,
-    atoms,
-    d_rows,
-):
+def _attention_gradient(barrier, parts, first, end, b):
     """Reverse of `_attention`: adds to atoms.d_x and to the gradients of edges."""
     stays_whole()
+    numbers, _, layout, plan, w, _, kept, atoms, d_rows, edges, of_edges, workspace = parts
+    last = _is_last(w, b)
     kind, n_used, n = numbers.kind, plan.n_used[last], end - first
     n_degrees = len(layout.channels)
     mine, rows = _own_rows(atoms, first, end), _atom_rows(kept, b)
@@ -328,7 +320,7 @@ def _forward(barrier, held, vectors, receivers, senders, mask, species, energies
         vectors .. species: of the graph, with this thread's edges.
         energies: [n_atoms].
     """
-    numbers, radial, layout, plan, w, bias, kept, atoms, _, edges, of_edges, workspace = held.parts
+    numbers, radial, layout, _, w, bias, kept, atoms, _, edges, _, workspace = held.parts
     n_degrees = len(layout.channels)
     n_edges = collect(barrier, len(species), vectors, receivers, senders, mask, radial, edges)
     n_edges = agreed(barrier, n_edges)
@@ -339,24 +331,8 @@ def _forward(barrier, held, vectors, receivers, senders, mask, species, energies
     n_blocks = w.sources.shape[0]
     _embed(first, end, n_edges, layout, w, species, numbers, edges, workspace, atoms.x)
     for b in range(n_blocks):
-        last = 1 if b == n_blocks - 1 else 0
-        _attention(
-            barrier,
-            first,
-            end,
-            layout,
-            plan,
-            last,
-            w,
-            b,
-            numbers,
-            edges,
-            kept,
-            of_edges,
-            workspace,
-            atoms,
-        )
-        if not last:
+        _attention(barrier, held.parts, first, end, b)
+        if not _is_last(w, b):
             normal, wide = kept.normal[b, 1][first:end], kept.wide[b][first:end]
             normalise(n, layout, n_degrees, mine.x, normal, kept.inverse[b, 1][first:end])
             feed_forward(n, layout, w, b, normal, wide, mine.gated, mine.x)
@@ -380,7 +356,7 @@ def _reverse(barrier, held, n_atoms, n_edges, d_energies, d_vectors):
         d_energies: [n_atoms].
         d_vectors: [n_edges of the graph, 3].
     """
-    numbers, _, layout, plan, w, _, kept, atoms, d_rows, edges, of_edges, workspace = held.parts
+    numbers, _, layout, _, w, _, kept, atoms, _, edges, _, workspace = held.parts
     n_degrees = len(layout.channels)
     first, end = atoms_of(barrier, n_atoms)
     n, mine = end - first, _own_rows(atoms, first, end)
@@ -389,31 +365,14 @@ def _reverse(barrier, held, n_atoms, n_edges, d_energies, d_vectors):
     normal, inverse = kept.normal[b, 1][first:end], kept.inverse[b, 1][first:end]
     read_out_gradient(n, layout, w, b, normal, inverse, mine, d_energies[first:end])
     for b in range(n_blocks - 1, -1, -1):
-        last = 1 if b == n_blocks - 1 else 0
-        if not last:
+        if not _is_last(w, b):
             normal, inverse = kept.normal[b, 1][first:end], kept.inverse[b, 1][first:end]
             wide, d_normal = kept.wide[b][first:end], mine.spare
             feed_forward_gradient(
                 n, layout, w, b, wide, mine.d_x, mine.gated, mine.d_wide, d_normal
             )
             normalise_gradient(n, layout, n_degrees, d_normal, normal, inverse, mine.d_x)
-        _attention_gradient(
-            barrier,
-            first,
-            end,
-            layout,
-            plan,
-            last,
-            w,
-            b,
-            numbers,
-            edges,
-            kept,
-            of_edges,
-            workspace,
-            atoms,
-            d_rows,
-        )
+        _attention_gradient(barrier, held.parts, first, end, b)
     _embed_gradient(n_edges, layout, w, numbers, edges, workspace, atoms.d_x)
     gradient_by_vectors(n_edges, edges, layout.frame[1], d_vectors)
     return n_edges

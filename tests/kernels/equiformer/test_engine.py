@@ -127,11 +127,10 @@ def test_every_option(options: dict, function: dict, attention: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
-@pytest.mark.parametrize("repels", [False, True], ids=["bare", "with repulsion"])
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
-def test_every_structure(structure, repels: bool, function: dict, attention: str) -> None:
-    plain = potential(repels=repels, **function, attention=attention)
+def test_every_structure(structure, function: str, attention: str) -> None:
+    plain = potential(repels=function == "ours", **FUNCTIONS[function], attention=attention)
     check_structure(plain, structure(), assert_same)
 
 

@@ -1,5 +1,0 @@
-"""`python -m attncalc.cli`."""
-
-from attncalc.cli import main
-
-main()

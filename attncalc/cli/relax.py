@@ -253,17 +253,12 @@ def _relax_batch(
         bar.set_postfix_str(f"largest force {max(columns[2]):.4f} eV/Å", refresh=False)
         bar.update(first + done - bar.n)
 
-    held = [fixed_atoms(atoms) for atoms in batch]
-    parts = [
-        torch.zeros(len(atoms), dtype=torch.bool) if mask is None else mask
-        for atoms, mask in zip(batch, held, strict=True)
-    ]
     ended = relax_batch(
         force,
         System.from_ase(batch, first=first),
         fmax=asked.fmax,
         steps=asked.steps,
-        fixed=torch.cat(parts),
+        fixed=fixed_atoms(batch),
         first=first,
         observe=observe,
     )

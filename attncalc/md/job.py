@@ -90,7 +90,7 @@ def run_structures(
         "seed": settings.seed,
         "momenta": _momenta(structures),
         "masses": torch.from_numpy(np.concatenate([one.get_masses() for one in structures])),
-        "fixed": _fixed(structures),
+        "fixed": fixed_atoms(structures),
     }
     if integrator.ensemble == "nve":
         options["temperature"] = settings.temperature
@@ -99,16 +99,11 @@ def run_structures(
         if trajectory.suffix == ".h5md"
         else FrameWriter(trajectory, structures[0], every=settings.every)
     )
-    callbacks = [writer, log := _log(trajectory, settings)]
-    if trajectory.suffix == ".h5md":
-        remembered = {**info, "settings": settings.stored()}
-        callbacks.append(_checkpoint(trajectory, settings, remembered))
     state = integrator.init(force, system, **options)
     hottest = float(state.temperature.max())
     if hottest > runaway(settings.temperature):  # `run` takes what the file has for what is wanted
         raise no_start(f"the temperature reached {hottest:.0f} K")
-    _run(integrator, force, state, settings, callbacks, log, trajectory, progress)
-    return log.summary
+    return _run(integrator, force, state, settings, writer, trajectory, info, progress)
 
 
 def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
@@ -189,16 +184,9 @@ def resume_structures(
         FloatingPointError, KeyboardInterrupt, NoSpaceLeft: see `run_structures`.
     """
     integrator, state, info = restart
-    log = _log(trajectory, settings)
-    remembered = {**info, "settings": settings.stored()}
-    callbacks: list[Callback] = [
-        H5MDWriter(trajectory, every=settings.every),
-        log,
-        _checkpoint(trajectory, settings, remembered),
-    ]
     state = state.to(force.device)
-    _run(integrator, force, state, settings, callbacks, log, trajectory, progress)
-    return log.summary
+    writer = H5MDWriter(trajectory, every=settings.every)
+    return _run(integrator, force, state, settings, writer, trajectory, info, progress)
 
 
 def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
@@ -227,13 +215,24 @@ def _run(
     force: Force,
     state: MDState,
     settings: Settings,
-    callbacks: list[Callback],
-    log: Log,
+    writer: Callback,
     trajectory: Path,
+    info: Mapping[str, Any],
     progress: Progress | None,
-) -> None:
+) -> LogSummary:
+    """Take the steps that are left, and write log and checkpoint beside the trajectory."""
+    log = _log(trajectory, settings)
+    callbacks = [writer, log]
+    if trajectory.suffix == ".h5md":
+        checkpoint = Checkpoint(
+            trajectory.with_suffix(".ckpt"),
+            every=settings.every,
+            seconds=SECONDS_BETWEEN_CHECKPOINTS,
+            info={**info, "settings": settings.stored()},
+        )
+        callbacks.append(checkpoint)
     if progress is not None:
-        callbacks = [*callbacks, _Progress(progress, every=settings.every)]
+        callbacks.append(_Progress(progress, every=settings.every))
     try:
         n_steps = max(settings.n_steps - state.step, 0)
         run(integrator, force, state, n_steps, callbacks=callbacks)
@@ -256,6 +255,7 @@ def _run(
             f"{last['time_fs']:.1f} fs"
             + (f"; continue with --resume {trajectory}" if trajectory.suffix == ".h5md" else "")
         ) from None
+    return log.summary
 
 
 def _advice(trajectory: Path, summary: LogSummary) -> str:
@@ -275,15 +275,6 @@ def _log(trajectory: Path, settings: Settings) -> Log:
     )
 
 
-def _checkpoint(trajectory: Path, settings: Settings, info: Mapping[str, Any]) -> Checkpoint:
-    return Checkpoint(
-        trajectory.with_suffix(".ckpt"),
-        every=settings.every,
-        seconds=SECONDS_BETWEEN_CHECKPOINTS,
-        info=info,
-    )
-
-
 def _momenta(structures: Sequence[Atoms]) -> Tensor | None:
     """[n_atoms, 3] of all structures; None where none has any."""
     momenta = [atoms.get_momenta() for atoms in structures]
@@ -296,32 +287,24 @@ def _momenta(structures: Sequence[Atoms]) -> Tensor | None:
     return torch.from_numpy(np.concatenate(momenta)) if all(have) else None
 
 
-def _fixed(structures: Sequence[Atoms]) -> Tensor | None:
-    """[n_atoms], bool, of all structures; None where no atom is."""
-    masks = [fixed_atoms(atoms) for atoms in structures]
-    if all(mask is None for mask in masks):
-        return None
-    free = [torch.zeros(len(atoms), dtype=torch.bool) for atoms in structures]
-    return torch.cat(
-        [none if mask is None else mask for mask, none in zip(masks, free, strict=True)]
-    )
-
-
-def fixed_atoms(atoms: Atoms) -> Tensor | None:
-    """[n_atoms], bool.
+def fixed_atoms(structures: Sequence[Atoms]) -> Tensor:
+    """[n_atoms], bool, of all structures: atoms that `ase.constraints.FixAtoms` holds.
 
     Raises:
         ValueError: there are constraints of other kinds.
     """
-    if not atoms.constraints:
-        return None
-    fixed = torch.zeros(len(atoms), dtype=torch.bool)
-    for constraint in atoms.constraints:
-        if not isinstance(constraint, FixAtoms):
-            kind = type(constraint).__name__
-            raise ValueError(f"the constraint {kind} needs ASE's integrators: use --integrator ase")
-        fixed[torch.from_numpy(constraint.get_indices()).long()] = True
-    return fixed
+    masks = []
+    for atoms in structures:
+        fixed = torch.zeros(len(atoms), dtype=torch.bool)
+        for constraint in atoms.constraints:
+            if not isinstance(constraint, FixAtoms):
+                kind = type(constraint).__name__
+                raise ValueError(
+                    f"the constraint {kind} needs ASE's integrators: use --integrator ase"
+                )
+            fixed[torch.from_numpy(constraint.get_indices()).long()] = True
+        masks.append(fixed)
+    return torch.cat(masks)
 
 
 class FrameWriter(Callback):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 from ase import units
+
+from attncalc.nn.options import positive
 
 # what is no fs: so short a number that is as long as a timestep can be is one of another unit
 ROUND, DIGITS = 0.1, 3
@@ -23,7 +22,7 @@ def check_timestep(timestep: float) -> None:
     Raises:
         ValueError: it is not positive and finite, or in another unit.
     """
-    _check_positive("timestep", timestep)
+    positive("timestep", timestep)
     in_fs = float(timestep) / units.fs
     is_round = timestep >= ROUND and round(float(timestep), DIGITS) == float(timestep)
     if is_round or in_fs > LONGEST:
@@ -53,7 +52,7 @@ def check_friction(friction: float) -> None:
     Raises:
         ValueError: it is not positive and finite, or in another unit.
     """
-    _check_positive("friction", friction)
+    positive("friction", friction)
     if round(float(friction), DIGITS) == float(friction):
         raise ValueError(
             f"friction {friction:g} is {float(friction) * units.fs:.3g} per fs: times are in ASE's "
@@ -67,18 +66,9 @@ def check_relaxation(name: str, time: float) -> None:
     Raises:
         ValueError: it is not positive and finite, or in another unit.
     """
-    _check_positive(name, time)
+    positive(name, time)
     if round(float(time), DIGITS) == float(time):
         raise ValueError(
             f"{name} {time:g} is {float(time) / units.fs:.3g} fs: times are in ASE's unit, write "
             f"{time:g} * ase.units.fs for {time:g} fs"
         )
-
-
-def _check_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    if value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")

@@ -96,7 +96,7 @@ def train(path: Path, data: Path, runs: Path) -> bool:
     """Run a recipe, or go on with it; whether it is finished."""
     recipe = Recipe.from_yaml(path)
     file = data_file(recipe, data, runs)
-    command = [sys.executable, "-m", "attncalc.cli", "train", str(path), "--data", str(file)]
+    command = [sys.executable, "-m", "attncalc", "train", str(path), "--data", str(file)]
     environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
     # where separate test files are found
     options = {"cwd": data, "env": environment, "stdout": subprocess.DEVNULL}

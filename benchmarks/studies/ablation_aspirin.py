@@ -45,7 +45,7 @@ def train_until(recipe: Path, data: Path, folder: Path, n_epochs: int) -> None:
     """Let a training go on, and stop it by Ctrl-C when it has done so many epochs."""
     if len(history(folder)) >= n_epochs:
         return
-    command = [sys.executable, "-m", "attncalc.cli", "train", str(recipe), "--data", str(data)]
+    command = [sys.executable, "-m", "attncalc", "train", str(recipe), "--data", str(data)]
     running = subprocess.Popen(
         [*command, "-o", str(folder)],
         cwd=HERE.parent,

@@ -45,7 +45,7 @@ def trained(name: str, folder: Path) -> Path:
             sys.exit(f"{run}: trained by another recipe than {recipe.name}; move it away")
     else:
         data = folder / "nonlocal" / f"{name.partition('-')[0]}_train.extxyz"
-        command = [sys.executable, "-m", "attncalc.cli", "train", str(recipe), "--data", str(data)]
+        command = [sys.executable, "-m", "attncalc", "train", str(recipe), "--data", str(data)]
         alone = os.environ | {"OMP_NUM_THREADS": "1"}  # small networks only wait for a second one
         subprocess.run([*command, "-o", str(run)], check=True, env=alone)
     return model

@@ -69,7 +69,7 @@ def ours(molecule: str, kind: str, data: Path, runs: Path) -> dict:
     run, file = runs / name, data / f"rmd17_{molecule}.npz"
     if not (run / f"{name}.md").exists():
         recipe = str(HERE / "recipes" / f"{name}.yaml")
-        command = [sys.executable, "-m", "attncalc.cli", "train", recipe, "--data", str(file)]
+        command = [sys.executable, "-m", "attncalc", "train", recipe, "--data", str(file)]
         alone = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([*command, "-o", str(run)], check=True, env=alone)
     potential = load(run / f"{name}.safetensors")

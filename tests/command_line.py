@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from ase import Atoms
@@ -44,7 +47,40 @@ def files() -> set[str]:
     return {path.name for path in Path.cwd().iterdir()}
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+class Forked:
+    """A command in a process of its own, a fork of this one: nothing is imported again.
+
+    Args:
+        arguments: of the command.
+        changed: called there first.
+    """
+
+    def __init__(self, *arguments: object, changed: Callable[[], object] = lambda: None) -> None:
+        self._said, theirs = os.pipe()
+
+        def run() -> None:
+            with open(theirs, "w", buffering=1) as said, redirect_stderr(said):
+                changed()
+                main([str(argument) for argument in arguments])
+
+        self._process = multiprocessing.get_context("fork").Process(target=run)
+        self._process.start()
+        os.close(theirs)
+        self.pid, self.kill = self._process.pid, self._process.kill
+        self.terminate = self._process.terminate
+
+    def poll(self) -> int | None:
+        """Exit status; None while it goes on."""
+        return self._process.exitcode
+
+    def ended(self) -> tuple[int, str]:
+        """Exit status, and what it said on stderr; waits for the end."""
+        self._process.join()
+        with open(self._said) as said:
+            return self._process.exitcode, said.read()
+
+
+def wait_until(condition: Callable[[], bool], process: Forked | subprocess.Popen) -> None:
     """Of a process that goes on, however slow the machine."""
     deadline = time.monotonic() + 300
     while not condition():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import resource
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -16,13 +17,13 @@ import pytest
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
-from command_line import COPPER, ETHANOL, attncalc, fails, files, succeeds, wait_until
+from command_line import COPPER, ETHANOL, Forked, attncalc, fails, files, succeeds, wait_until
 
 from attncalc import AttnCalculator
 from attncalc.cli import md as module
 from attncalc.evaluator import Evaluator
 from attncalc.files import FileLock
-from attncalc.md import Langevin, load_checkpoint, read_h5md
+from attncalc.md import H5MDWriter, Langevin, h5md_writer, job, load_checkpoint, read_h5md
 from attncalc.md.checkpoint import save_checkpoint
 
 
@@ -149,23 +150,24 @@ def saved_steps() -> int:
     return load_checkpoint("run.ckpt").state.step if Path("run.ckpt").exists() else -1
 
 
-def test_md_that_is_killed_goes_on_bit_for_bit(copper_file: str) -> None:
+def test_md_that_is_killed_goes_on_bit_for_bit(
+    copper_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """kill -9, three times, whenever it comes."""
     common = ("md", copper_file, "--model", COPPER, "--every", 5, "--steps")
-    code = "import sys; from attncalc.md import job; job.SECONDS_BETWEEN_CHECKPOINTS = 0.1\n"
-    code += "from attncalc.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, common), "1000000", "-o", "run.h5md"]
+    monkeypatch.setattr(job, "SECONDS_BETWEEN_CHECKPOINTS", 0.1)
+    command = (*common, 1_000_000, "-o", "run.h5md")
     reached = -1
     for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = Forked(*command)
         try:
             wait_until(lambda before=reached: saved_steps() > before, process)
             time.sleep(0.3)
         finally:
             process.kill()
-            process.wait()
+            process.ended()
         reached = saved_steps()
-        command = [sys.executable, "-c", code, "md", "--resume", "run.h5md"]
+        command = ("md", "--resume", "run.h5md")
     succeeds("md", "--resume", "run.h5md", "--steps", reached + 50)
     succeeds(*common, reached + 50, "-o", "whole.h5md")
     assert states("run.h5md") == states("whole.h5md")
@@ -173,13 +175,14 @@ def test_md_that_is_killed_goes_on_bit_for_bit(copper_file: str) -> None:
     assert not [name for name in files() if name.startswith(".")]
 
 
-def test_md_of_another_process_is_left_alone(copper_file: str) -> None:
+def test_md_of_another_process_is_left_alone(
+    copper_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither resumed nor, where somebody removed its files, begun anew, until it is gone."""
-    code = "from attncalc.md import h5md_writer, job; from attncalc.cli import main\n"
-    code += "h5md_writer.BUFFER_SECONDS = job.SECONDS_BETWEEN_CHECKPOINTS = 1e3; main()"
+    monkeypatch.setattr(h5md_writer, "BUFFER_SECONDS", 1e3)
+    monkeypatch.setattr(job, "SECONDS_BETWEEN_CHECKPOINTS", 1e3)
     common = ("md", copper_file, "--model", COPPER, "-o", "run.h5md")
-    command = [sys.executable, "-c", code, *common, "--steps", "1000000"]
-    process = subprocess.Popen(command)
+    process = Forked(*common, "--steps", 1_000_000)
     try:
         wait_until(Path("run.h5md").exists, process)  # the checkpoint is there before it
         log = Path("run.csv").stat().st_ino
@@ -194,23 +197,22 @@ def test_md_of_another_process_is_left_alone(copper_file: str) -> None:
         assert not [name for name in files() if name.startswith("run.")]
     finally:
         process.kill()
-        process.wait()
+        process.ended()
     succeeds(*common, "--steps", 20)
     assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
 
 
 def test_md_that_is_told_to_end(copper_file: str) -> None:
     """SIGTERM, as of a batch queue: everything is saved."""
-    command = [sys.executable, "-m", "attncalc.cli", "md", copper_file, "--model", COPPER]
-    command += ["--steps", "1000000", "--every", "10", "-o", "run.h5md"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    common = ("md", copper_file, "--model", COPPER, "--steps", 1_000_000, "--every", 10)
+    process = Forked(*common, "-o", "run.h5md")
     log = Path("run.csv")
     try:
         wait_until(lambda: log.exists() and log.stat().st_size > 5000, process)
     finally:
         process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    status, said = process.ended()
+    assert status == 130
     assert "continue with --resume run.h5md" in said
     state = load_checkpoint("run.ckpt").state
     assert state.step > 0
@@ -513,14 +515,17 @@ def test_md_refuses_names_of_a_run_and_says_how_to_go_on(copper_file: str) -> No
     )
 
 
-def test_md_that_was_killed_before_its_first_frame_goes_on(copper_file: str) -> None:
+def test_md_that_was_killed_before_its_first_frame_goes_on(
+    copper_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The state was saved before all else."""
     common = ("md", copper_file, "--model", COPPER, "--steps", 6, "--every", 2, "-o")
     succeeds(*common, "whole.h5md")
-    code = "import os; from attncalc.md import H5MDWriter; from attncalc.cli import main\n"
-    code += "H5MDWriter.__call__ = lambda *_: os.kill(os.getpid(), 9)\nmain()"
-    command = [sys.executable, "-c", code, *map(str, common), "run.h5md"]
-    assert subprocess.run(command).returncode == -9
+    with monkeypatch.context() as patch:
+        patch.setattr(H5MDWriter, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        process = Forked(*common, "run.h5md")
+    status, _ = process.ended()
+    assert status == -signal.SIGKILL
     assert files() >= {"run.ckpt", "run.csv"}
     assert not Path("run.h5md").exists()
     succeeds("md", "--resume", "run.h5md")
@@ -529,26 +534,20 @@ def test_md_that_was_killed_before_its_first_frame_goes_on(copper_file: str) -> 
     assert not [name for name in files() if name.startswith(".")]
 
 
-# with a limit to the size of files, as `ulimit -f` sets it, which no disk is needed for
-LIMITED = """
-import resource, sys
-from attncalc.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
-main()
-"""
-
-
 @pytest.mark.parametrize("limit", [0, 58_000])
 def test_md_on_a_full_disk(limit: int, copper_file: str) -> None:
-    """One line, nothing left behind, and the same command works with space; no signal."""
-    common = ["md", copper_file, "--model", COPPER, "--steps", "4", "-o", "run.h5md", "--quiet"]
-    command = [sys.executable, "-c", LIMITED, str(limit), *common]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.stderr == (
+    """One line, nothing left behind, and the same command works with space; no signal.
+
+    A limit to the size of files, as `ulimit -f` sets it, needs no disk.
+    """
+    common = ("md", copper_file, "--model", COPPER, "--steps", 4, "-o", "run.h5md")
+    limits = (limit, limit)
+    process = Forked(*common, changed=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+    assert process.ended() == (
+        1,
         "Error: no space left on the disk for run.h5md (the largest size of a file is reached, see "
-        "ulimit -f): nothing of the run was kept: free some space and start it again\n"
+        "ulimit -f): nothing of the run was kept: free some space and start it again\n",
     )
-    assert ended.returncode == 1
     assert files() == {copper_file}
     succeeds(*common)
 

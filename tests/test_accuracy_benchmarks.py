@@ -30,15 +30,6 @@ def load(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_published_numbers_say_what_they_are(load):
-    cell = load("published").cell
-    assert cell("Equiformer", "ethanol", "MD17") == "2.2 / 2.9"
-    assert cell("MACE", "ethanol", "MD17") == "0.4 / 2.1 (rMD17)"
-    assert cell("MACE", "benzene", "rMD17") == "0.4 / 0.3"
-    assert cell("NequIP", "acac", "") == "0.81 / 5.9 (RMSE)"
-    assert cell("So3krates", "ethanol", "MD17") == "-"
-
-
 def test_every_data_set_has_a_quick_recipe(load):
     accuracy = load("accuracy")
     recipes = [accuracy.recipe_of(name) for name in accuracy.DATA]
@@ -53,25 +44,6 @@ def finished(runs: Path, name: str) -> None:
     (runs / name).mkdir()
     shutil.copy(model, runs / name / f"{name}.safetensors")
     shutil.copy(model.with_suffix(".md"), runs / name / f"{name}.md")
-
-
-def test_the_table_has_what_is_there(load, tmp_path):
-    accuracy = load("accuracy")
-    (tmp_path / "so3krates-uracil-quick").mkdir()
-    (tmp_path / "so3krates-uracil-quick" / "metrics.csv").write_text("epoch\n1\n2\n")
-    finished(tmp_path, "so3krates-mlearn-mo-quick")
-    rows, unfinished = accuracy.rows_so_far(tmp_path)
-    assert [row["data"] for row in rows].count("mlearn-mo") == 1
-    assert {row["model"] for row in rows if row["data"] == "ethanol"} == {
-        name for name, data in accuracy.SHIPPED.items() if data == "ethanol"
-    }
-    n_epochs = Recipe.from_yaml(accuracy.recipe_of("uracil")).epochs
-    assert f"uracil (2 of {n_epochs} epochs)" in unfinished
-    text = accuracy.markdown(rows, unfinished)
-    (line,) = [line for line in text.splitlines() if line.startswith("| molybdenum")]
-    assert "| 200 | 250 | 29 | 225.3 | 404.8 | 92.2 | 155.7 | 0.85 |" in line
-    assert "--data mlearn_Mo.extxyz`" in text
-    json.dumps(rows)
 
 
 def test_a_training_that_fails_does_not_stop_the_others(load, monkeypatch, tmp_path):
@@ -96,45 +68,6 @@ def test_a_training_that_fails_does_not_stop_the_others(load, monkeypatch, tmp_p
     assert seen == [again, "so3krates-uracil-quick", again], "what is finished is not repeated"
     assert "| uracil | MD17 | So3krates, quick |" in (tmp_path / "accuracy.md").read_text()
     assert json.loads((tmp_path / "results" / "accuracy.json").read_text())["rows"]
-
-
-class Started:
-    """A process that is not one: what it was told, and how it ends."""
-
-    def __init__(self, ends: int | type[BaseException]) -> None:
-        self.ends, self.terminated = ends, False
-
-    def __call__(self, command, **more):
-        self.command, self.more = command, more
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def wait(self) -> int:
-        if isinstance(self.ends, int):
-            return self.ends
-        raise self.ends
-
-    def terminate(self) -> None:
-        self.terminated = True
-
-
-def test_the_command_of_a_training(load, monkeypatch, tmp_path):
-    accuracy, acac = load("accuracy"), load("accuracy").recipe_of("acac")
-    for ends, finished_ in ((0, True), (1, False)):
-        monkeypatch.setattr(accuracy.subprocess, "Popen", started := Started(ends))
-        assert accuracy.train(acac, tmp_path, tmp_path / "runs") is finished_
-        assert started.more["cwd"] == tmp_path  # where the test file is
-        assert str(tmp_path / "acac_train_300K.npz") in started.command
-        assert started.command[-1] == str(tmp_path / "runs" / "so3krates-acac-quick")
-    monkeypatch.setattr(accuracy.subprocess, "Popen", started := Started(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        accuracy.train(acac, tmp_path, tmp_path / "runs")
-    assert started.terminated, "no training goes on alone"
 
 
 def test_silicon_is_mended_once(load, tmp_path):

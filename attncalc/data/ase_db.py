@@ -13,19 +13,14 @@ from ase import Atoms
 from ase.db.row import AtomsRow
 
 from attncalc.data.dataset import Dataset
-from attncalc.data.extxyz import from_ase
+from attncalc.data.extxyz import labelled
+from attncalc.data.units import ReadOptions
 from attncalc.text import one_line
 
 _LABELS = ("energy", "forces", "stress")
 
 
-def read_ase_db(
-    path: Path,
-    *,
-    energy_unit: str | None = None,
-    length_unit: str | None = None,
-    labels: str | None = None,
-) -> Dataset:
+def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
     """Read an ASE database (`ase.db.connect`), rows in the order of their numbers.
 
     Energy, forces and stress are a row's calculated results, else its `data`. `data` and key-value
@@ -40,9 +35,7 @@ def read_ase_db(
 
     Args:
         path: the file, which is not changed.
-        energy_unit: see `attncalc.data.read`.
-        length_unit: see `attncalc.data.read`.
-        labels: name of a label set; None is the plain set, or the only one.
+        options: units and label set.
 
     Raises:
         OSError: the system refuses to read the file.
@@ -61,13 +54,7 @@ def read_ase_db(
             f"{path.name}: the file is truncated, damaged or no ASE database "
             f"({one_line(error)}): download or write it again"
         ) from None
-    return from_ase(
-        frames,
-        energy_unit=energy_unit,
-        length_unit=length_unit,
-        labels=labels,
-        source=path.name,
-    )
+    return labelled(frames, options, path.name)
 
 
 def _require_table(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
-from attncalc.data.units import Factors, factors, parse_entry
+from attncalc.data.units import Factors, ReadOptions, factors, parse_entry
 from attncalc.text import one_line
 
 # How many numbers a label may have; Dataset checks those of the forces.
@@ -27,45 +28,18 @@ LONGEST_COMMENT = 1 << 20
 MOST_ATOMS = 10**8
 
 
-def read_extxyz(
-    path: Path,
-    *,
-    energy_unit: str | None = None,
-    length_unit: str | None = None,
-    labels: str | None = None,
-) -> Dataset:
+def read_extxyz(path: Path, options: ReadOptions) -> Dataset:
     """Read an extended XYZ file; see `from_ase` for what is understood.
 
     Raises:
         ValueError: the file is damaged, or a frame has no label, or the like; one line that starts
             with the file's name.
     """
-    _require_last_newline(path)
-    try:
-        frames = read_frames(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{path.name}: the file is truncated or not extended XYZ ({error}): "
-            "download or write it again"
-        ) from None
-    return from_ase(
-        frames,
-        energy_unit=energy_unit,
-        length_unit=length_unit,
-        labels=labels,
-        source=path.name,
-    )
+    return next(read_extxyz_in_parts(path, None, options))
 
 
-def read_extxyz_in_parts(
-    path: Path,
-    n: int,
-    *,
-    energy_unit: str | None = None,
-    length_unit: str | None = None,
-    labels: str | None = None,
-) -> Iterator[Dataset]:
-    """Read an extended XYZ file as `read_extxyz` does, n structures at a time.
+def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Iterator[Dataset]:
+    """Read an extended XYZ file as `read_extxyz` does, n structures at a time; None for all.
 
     Raises:
         ValueError: as `read_extxyz`, when the part is reached.
@@ -78,18 +52,19 @@ def read_extxyz_in_parts(
             try:
                 part = [_parsed(*frame) for frame in islice(frames, n)]
             except ValueError as error:
-                raise ValueError(one_line(f"{path.name}: {error}")) from None
-            if not part:
+                raise ValueError(
+                    f"{path.name}: the file is truncated or not extended XYZ ({one_line(error)}): "
+                    "download or write it again"
+                ) from None
+            if first > 0 and not part:
                 return
-            if first == 0:
-                units = part[0].info.get("units")
-            elif units is not None:  # what the first frame states holds for all
+            if units is not None:  # what the first frame states holds for all
                 part[0].info.setdefault("units", units)
-            given = {"energy_unit": energy_unit, "length_unit": length_unit}
             where = path.name if first == 0 else f"{path.name}, counted from structure {first}"
-            dataset = from_ase(part, **given, labels=labels, source=where)
-            labels = dataset.labels
+            dataset = labelled(part, options, where)
             yield dataset
+            if first == 0:
+                units, options = part[0].info.get("units"), replace(options, labels=dataset.labels)
             first += len(part)
 
 
@@ -201,12 +176,16 @@ def from_ase(
         ValueError: there is no frame, a frame lacks a label that the first one has, or a number,
             shape or unit is wrong; one line that starts with `source`.
     """
-    frames = list(frames)
+    return labelled(list(frames), ReadOptions(energy_unit, length_unit, labels), source)
+
+
+def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
+    """Return the data set of labelled frames; see `from_ase`, errors included."""
     try:
         if not frames:
             raise ValueError("it contains no structures")
-        prefix = _choose_labels(frames[0], labels)
-        to_ase = _factors(frames, energy_unit, length_unit)
+        prefix = _choose_labels(frames[0], options.labels)
+        to_ase = _factors(frames, options)
         energies, forces, stress = (
             _column(frames, prefix, name) for name in ("energy", "forces", "stress")
         )
@@ -243,19 +222,14 @@ def _require_last_newline(path: Path) -> None:
             )
 
 
-def _factors(frames: Sequence[Atoms], energy_unit: str | None, length_unit: str | None) -> Factors:
+def _factors(frames: Sequence[Atoms], options: ReadOptions) -> Factors:
     """Return the factors for the units of the first frame; later ones may repeat them."""
     found: dict[str, Factors] = {}
     for k, atoms in enumerate(frames):
         entry = atoms.info.get("units", {} if k == 0 else None)
         if entry is None or repr(entry) in found:
             continue
-        found[repr(entry)] = factors(
-            parse_entry(entry),
-            energy_unit=energy_unit,
-            length_unit=length_unit,
-            default_energy_unit="eV",
-        )
+        found[repr(entry)] = factors(parse_entry(entry), options, default_energy_unit="eV")
         if len(set(found.values())) > 1:
             raise ValueError(f"structure {k} states other units than structure 0: convert one")
     return next(iter(found.values()))

@@ -23,7 +23,7 @@ from attncalc.data.arrays import (
     text,
 )
 from attncalc.data.dataset import Dataset, concatenate
-from attncalc.data.units import factors, named_units, parse_entry, parse_unit
+from attncalc.data.units import ReadOptions, factors, named_units, parse_entry, parse_unit
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.reading import open_regular, require_room
 from attncalc.text import one_line
@@ -36,13 +36,7 @@ _UNIT_ATTRIBUTES = ("units", "unit")
 FOR_ALL = ("units", "level_of_theory", "theory", "e0", "e0_z")
 
 
-def read_hdf5(
-    path: Path,
-    *,
-    energy_unit: str | None = None,
-    length_unit: str | None = None,
-    labels: str | None = None,
-) -> Dataset:
+def read_hdf5(path: Path, options: ReadOptions) -> Dataset:
     """Read an HDF5 file.
 
     Every group with positions, the root included, holds structures; groups are read in alphabetical
@@ -69,12 +63,6 @@ def read_hdf5(
     `NAME.energy`, `NAME.forces`. Where `NAME_gradient` takes the place of the forces, its sign is
     changed. A file that leads to another one, by links or else, is refused.
 
-    Args:
-        path: the file.
-        energy_unit: see `attncalc.data.read`.
-        length_unit: see `attncalc.data.read`.
-        labels: name of a label set; None is the plain set, or the only one.
-
     Raises:
         OSError: the system refuses to read the file.
         ValueError: the file is damaged, or one of its arrays or units is; one line that starts
@@ -82,7 +70,7 @@ def read_hdf5(
     """
     with reading(path):
         with LocalFile(path) as file:
-            parts, splits = _parts(file, energy_unit, length_unit, labels)
+            parts, splits = _parts(file, options)
         _require_equal_labels(parts)
     return _joined(path.name, parts, splits)
 
@@ -109,10 +97,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _parts(
-    file: LocalFile,
-    energy_unit: str | None,
-    length_unit: str | None,
-    labels: str | None,
+    file: LocalFile, options: ReadOptions
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray]]:
     """Group name -> what `Dataset` takes, in order; and the splits."""
     root = arrays_of(file, "/")
@@ -128,10 +113,10 @@ def _parts(
         if not any(isinstance(arrays.get(key), h5py.Dataset) for key in POSITIONS):
             continue
         with _of_group(name), np.errstate(over="ignore"):  # found when the data set is checked
-            chosen = choose_labels({key: array.shape for key, array in arrays.items()}, labels)
-            labels = chosen.name  # one set in the whole file
-            units = stored_units(file, arrays, known, chosen)
-            to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
+            shapes = {key: array.shape for key, array in arrays.items()}
+            chosen = choose_labels(shapes, options.labels)
+            options = dataclasses.replace(options, labels=chosen.name)  # one set in the whole file
+            to_ase = factors(stored_units(file, arrays, known, chosen), options)
             keys = (*NAMES, chosen.energy, chosen.forces)
             wanted = {key: arrays[key] for key in keys if key in arrays}
             declared = add_declared_bytes(wanted, declared, file.size)

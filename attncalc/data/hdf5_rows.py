@@ -31,7 +31,7 @@ from attncalc.data.hdf5 import (
     reading,
     stored_units,
 )
-from attncalc.data.units import factors
+from attncalc.data.units import ReadOptions, factors
 from attncalc.files import replacing
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.hdf5_writing import WritableFile, new_hdf5
@@ -46,7 +46,7 @@ class Rows:
 
     Args:
         path: the file, which stays open.
-        energy_unit, length_unit, labels: as in `attncalc.data.read`.
+        options: units and label set.
 
     Attributes:
         source: the file's name.
@@ -60,14 +60,7 @@ class Rows:
             that starts with the file's name.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        energy_unit: str | None = None,
-        length_unit: str | None = None,
-        labels: str | None = None,
-    ) -> None:
+    def __init__(self, path: Path, options: ReadOptions) -> None:
         self._path, self.source = path, path.name
         self._last: tuple[int, Dataset] | None = None
         with reading(path):
@@ -77,9 +70,8 @@ class Rows:
             for_all = {k: read_array(file, root[k]) for k in FOR_ALL if k in root}
             arrays = for_all | self._the_group(file)
             shapes = {key: array.shape for key, array in arrays.items()}
-            self._labels = choose_labels(shapes, labels)
-            units = stored_units(file, arrays, for_all, self._labels)
-            self._to_ase = factors(units, energy_unit=energy_unit, length_unit=length_unit)
+            self._labels = choose_labels(shapes, options.labels)
+            self._to_ase = factors(stored_units(file, arrays, for_all, self._labels), options)
             wanted = (*NAMES, self._labels.energy, self._labels.forces)
             per_atom = (*NUMBERS, *POSITIONS, self._labels.forces)
             self._per_atom = {k: arrays[k] for k in per_atom if k in arrays}

@@ -10,19 +10,13 @@ from numpy.typing import NDArray
 
 from attncalc.data.arrays import choose_labels, dataset_fields, text
 from attncalc.data.dataset import Dataset
-from attncalc.data.units import factors, parse_entry
+from attncalc.data.units import ReadOptions, factors, parse_entry
 from attncalc.files.npz import read_arrays
 from attncalc.files.reading import open_regular
 from attncalc.text import one_line
 
 
-def read_npz(
-    path: Path,
-    *,
-    energy_unit: str | None = None,
-    length_unit: str | None = None,
-    labels: str | None = None,
-) -> Dataset:
+def read_npz(path: Path, options: ReadOptions) -> Dataset:
     """Read an `.npz` file of one composition, or of several padded with atomic number 0.
 
     Understood are (n structures of up to N atoms): `z` (N,) or (n, N), `R` (n, N, 3), `E` (n,) or
@@ -35,12 +29,6 @@ def read_npz(
     A pair `E_NAME`, `F_NAME` is the label set "NAME". The default set is called "rmd17" where a set
     "md17" lies beside it, and "default" otherwise. Nothing pickled is ever loaded.
 
-    Args:
-        path: the file.
-        energy_unit: see `attncalc.data.read`.
-        length_unit: see `attncalc.data.read`.
-        labels: name of a label set; None is the default set.
-
     Raises:
         ValueError: the file is damaged, or one of its arrays or units is; one line that starts
             with the file's name.
@@ -50,14 +38,10 @@ def read_npz(
             found = read_arrays(file)
         # pickled remarks (MD17's "name") are not needed
         arrays = {name: array for name, array in found.items() if array is not None}
-        chosen = choose_labels({name: array.shape for name, array in arrays.items()}, labels)
-        to_ase = factors(
-            _stored_units(arrays),
-            energy_unit=energy_unit,
-            length_unit=length_unit,
-            energy_name=chosen.energy,
-            forces_name=chosen.forces,
-        )
+        shapes = {name: array.shape for name, array in arrays.items()}
+        chosen = choose_labels(shapes, options.labels)
+        names = {"energy_name": chosen.energy, "forces_name": chosen.forces}
+        to_ase = factors(_stored_units(arrays), options, **names)
         with np.errstate(over="ignore"):  # found and named when the data set is checked
             fields = dataset_fields(arrays, to_ase, chosen)
     except ValueError as error:

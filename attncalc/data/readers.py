@@ -11,9 +11,10 @@ from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import read_extxyz, read_extxyz_in_parts
 from attncalc.data.hdf5 import read_hdf5
 from attncalc.data.npz import read_npz
+from attncalc.data.units import ReadOptions
 from attncalc.text import one_line
 
-_READERS: dict[str, Callable[..., Dataset]] = {
+_READERS: dict[str, Callable[[Path, ReadOptions], Dataset]] = {
     ".npz": read_npz,
     ".extxyz": read_extxyz,
     ".xyz": read_extxyz,
@@ -70,7 +71,7 @@ def read(
         raise OSError(f"{name}: {kind}, not a data file")
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no such file in {path.absolute().parent}")
-    return reader(path, energy_unit=energy_unit, length_unit=length_unit, labels=labels)
+    return reader(path, ReadOptions(energy_unit, length_unit, labels))
 
 
 def read_parts(
@@ -92,8 +93,7 @@ def read_parts(
         FileNotFoundError, OSError, ValueError: as `read`, of a part when it is reached.
     """
     path = Path(path)
-    given = {"energy_unit": energy_unit, "length_unit": length_unit, "labels": labels}
     if path.suffix.lower() in (".xyz", ".extxyz") and path.is_file():
-        yield from read_extxyz_in_parts(path, n, **given)
+        yield from read_extxyz_in_parts(path, n, ReadOptions(energy_unit, length_unit, labels))
     else:
-        yield read(path, **given)
+        yield read(path, energy_unit=energy_unit, length_unit=length_unit, labels=labels)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from attncalc.data.dataset import Dataset, Integers, check_split
 from attncalc.data.errors import Errors, errors, predict
 from attncalc.data.hdf5_rows import Rows
+from attncalc.data.units import ReadOptions
 from attncalc.potential import Potential
 
 # structures of which units are checked: in runs of neighbours, which are often close to each other
@@ -107,7 +108,7 @@ def stream(
             f"{path.name}: only HDF5 can be left in the file: "
             f"`attncalc convert data {path.name} -o NEW.h5` makes it"
         )
-    rows = Rows(path, energy_unit=energy_unit, length_unit=length_unit, labels=labels)
+    rows = Rows(path, ReadOptions(energy_unit, length_unit, labels))
     first = rows(0)
     for name, indices in rows.splits.items():
         check_split(name, indices, len(rows.energies))

@@ -64,6 +64,20 @@ _QUANTITY_NAMES = {
 
 
 @dataclass(frozen=True)
+class ReadOptions:
+    """What the user says of a file; None says nothing.
+
+    Attributes:
+        energy_unit, length_unit: of its numbers.
+        labels: name of the label set that is read.
+    """
+
+    energy_unit: str | None = None
+    length_unit: str | None = None
+    labels: str | None = None
+
+
+@dataclass(frozen=True)
 class Factors:
     """Factors by which the numbers of a file are multiplied to be in ASE's units.
 
@@ -180,9 +194,8 @@ def named_units(
 
 def factors(
     stored: Mapping[str, str],
+    options: ReadOptions,
     *,
-    energy_unit: str | None = None,
-    length_unit: str | None = None,
     default_energy_unit: str | None = None,
     energy_name: str = "E",
     forces_name: str = "F",
@@ -194,8 +207,7 @@ def factors(
 
     Args:
         stored: name → unit string, from `parse_entry`.
-        energy_unit: what the user says about energies.
-        length_unit: what the user says about lengths.
+        options: units that the user states.
         default_energy_unit: the format's convention; None where it has none.
         energy_name: the file's name of the energies that are read.
         forces_name: the file's name of the forces that are read.
@@ -210,7 +222,7 @@ def factors(
             stored, energy_name=energy_name, forces_name=forces_name
         ).items()
     }
-    for quantity, given in (("energy", energy_unit), ("length", length_unit)):
+    for quantity, given in (("energy", options.energy_unit), ("length", options.length_unit)):
         if given is None:
             continue
         size = _size_of(quantity, given, f"{quantity}_unit")

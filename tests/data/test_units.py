@@ -3,7 +3,7 @@
 import pytest
 from ase import units
 
-from attncalc.data.units import factors, parse_entry, parse_unit
+from attncalc.data.units import ReadOptions, factors, parse_entry, parse_unit
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_stored_entries(entry, expected):
 
 
 def test_forces_and_stress_follow_energy_and_length():
-    found = factors({}, energy_unit="Hartree", length_unit="Bohr")
+    found = factors({}, ReadOptions("Hartree", "Bohr"))
     assert found.energy == units.Hartree
     assert found.length == units.Bohr
     assert found.forces == pytest.approx(units.Hartree / units.Bohr)
@@ -92,21 +92,21 @@ def test_forces_and_stress_follow_energy_and_length():
 
 
 def test_bare_stored_units_are_used():
-    found = factors(parse_entry("Ha, Ha/Bohr, Bohr, GPa"))
+    found = factors(parse_entry("Ha, Ha/Bohr, Bohr, GPa"), ReadOptions())
     assert (found.energy, found.length) == (units.Hartree, units.Bohr)
     assert found.forces == pytest.approx(units.Hartree / units.Bohr)
     assert found.stress == pytest.approx(units.GPa)
 
 
 def test_stored_units_win_and_may_be_repeated():
-    found = factors({"E": "kcal/mol", "F": "eV/Ang"}, energy_unit="kcal/mol", length_unit="Å")
+    found = factors({"E": "kcal/mol", "F": "eV/Ang"}, ReadOptions("kcal/mol", "Å"))
     assert found.energy == pytest.approx(units.kcal / units.mol)
     assert found.forces == 1.0
 
 
 def test_units_of_the_chosen_label_set():
     stored = {"E": "eV", "E_old": "meV", "F_old": "meV/Angstrom"}
-    found = factors(stored, energy_name="E_old", forces_name="F_old")
+    found = factors(stored, ReadOptions(), energy_name="E_old", forces_name="F_old")
     assert (found.energy, found.forces) == (1e-3, 1e-3)
 
 
@@ -132,4 +132,4 @@ def test_units_of_the_chosen_label_set():
 )
 def test_what_is_wrong_is_said(stored, arguments, message):
     with pytest.raises(ValueError, match=message):
-        factors(stored, **arguments)
+        factors(stored, ReadOptions(**arguments))

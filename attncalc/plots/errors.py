@@ -144,20 +144,6 @@ def share_below(errors: Mapping[str, ArrayLike], *, quantity: str, unit: str) ->
     return figure
 
 
-def _against(
-    label: str, of_error: str, x: Floats, y: Floats, there: NDArray[np.bool_]
-) -> tuple[Figure, Axes]:
-    """Axes for errors y against x; the points are drawn where too few are there for a cloud."""
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(label)
-    axes.set_ylabel(of_error)
-    tidy(axes)
-    if there.sum() < FEWEST_POINTS:
-        axes.plot(x, y, "o", color=BLUE, markersize=3)
-    return figure, axes
-
-
 def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit: str) -> Figure:
     """Draw size of the error against size of the label, both logarithmic, with error quantiles.
 
@@ -167,27 +153,12 @@ def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit
         quantity: what it is, for the axes.
         unit: for the axes.
     """
-    x, y = np.ravel(size), np.ravel(error)
-    # what vanishes by symmetry has no place on a logarithmic axis
-    there = (x > 0) & (y > 0)
-    figure, axes = _against(
-        f"label: {quantity}, {unit}", f"error of {quantity}, {unit}", x, y, there
-    )
-    if there.sum() < FEWEST_POINTS:
-        return figure
-    x, y = x[there], y[there]
-    low_x, low_y = np.quantile(x, 0.001), np.quantile(y, 0.001)
-    x, y = np.maximum(x, low_x), np.maximum(y, low_y)
-    extent = (low_x / 1.1, x.max() * 1.1, low_y / 1.2, y.max() * 1.3)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    _cloud(axes, x, y, extent=extent, scales=("log", "log"))
-    logarithmic(axes.xaxis, *extent[:2])
-    logarithmic(axes.yaxis, *extent[2:])
-    _quantile_curves(axes, x, y)
-    axes.plot(extent[:2], extent[:2], color=GREY, linewidth=1, linestyle=":", label="error = label")
-    axes.set_xlim(extent[:2])
-    axes.set_ylim(extent[2:])
+    names = f"label: {quantity}, {unit}", f"error of {quantity}, {unit}"
+    figure, axes, x, y = _against(size, error, *names)
+    if len(x):
+        _quantile_curves(axes, x, y)
+        ends = axes.get_xlim()
+        axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=":", label="error = label")
     legend_above(axes, columns=3)
     return figure
 
@@ -201,21 +172,9 @@ def error_along(value: ArrayLike, error: ArrayLike, *, label: str, quantity: str
         label: of the number, for the axis, with its unit.
         quantity: what the error is of, with its unit.
     """
-    x, y = np.ravel(value), np.ravel(error)
-    there = y > 0
-    figure, axes = _against(label, f"error of {quantity}", x, y, there)
-    if there.sum() < FEWEST_POINTS:
-        return figure
-    x, y = x[there], y[there]
-    y = np.maximum(y, low := np.quantile(y, 0.001))
-    room = 0.02 * np.ptp(x) or 0.5
-    extent = (x.min() - room, x.max() + room, low / 1.2, y.max() * 1.3)
-    axes.set_yscale("log")
-    _cloud(axes, x, y, extent=extent, scales=("linear", "log"))
-    logarithmic(axes.yaxis, *extent[2:])
-    _quantile_curves(axes, x, y)
-    axes.set_xlim(extent[:2])
-    axes.set_ylim(extent[2:])
+    figure, axes, x, y = _against(value, error, label, f"error of {quantity}", x_scale="linear")
+    if len(x):
+        _quantile_curves(axes, x, y)
     legend_above(axes, columns=2)
     return figure
 
@@ -240,23 +199,11 @@ def calibration(
         quantity: what it is, for the axes.
         unit: for the axes.
     """
-    x, y = np.ravel(spread), np.ravel(error)
-    there = (x > 0) & (y > 0)
-    figure, axes = _against(
-        f"spread of {quantity}, {unit}", f"error of {quantity}, {unit}", x, y, there
-    )
-    if there.sum() < FEWEST_POINTS:
+    names = f"spread of {quantity}, {unit}", f"error of {quantity}, {unit}"
+    figure, axes, x, _ = _against(spread, error, *names, rare=0.005)
+    if not len(x):
         return figure
-    x, y = x[there], y[there]
-    low_y = max(np.quantile(y, 0.005), 1e-3 * y.max())  # tiny errors are hits, not knowledge
-    y = np.maximum(y, low_y)
-    extent = (x.min() / 1.1, x.max() * 1.1, low_y / 1.2, y.max() * 1.3)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    _cloud(axes, x, y, extent=extent, scales=("log", "log"))
-    logarithmic(axes.xaxis, *extent[:2])
-    logarithmic(axes.yaxis, *extent[2:])
-    ends = np.array(extent[:2])
+    ends = np.array(axes.get_xlim())
     axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=":", label="error = spread")
     if factor > 0:  # not NaN either
         label = f"error = {factor:.2f} x spread"
@@ -265,10 +212,52 @@ def calibration(
     axes.errorbar(
         at, rmse, uncertain, color=ORANGE, linewidth=1.6, marker="o", markersize=4, label="RMSE"
     )
-    axes.set_xlim(extent[:2])
-    axes.set_ylim(extent[2:])
     legend_above(axes, columns=3)
     return figure
+
+
+def _against(
+    values: ArrayLike,
+    errors: ArrayLike,
+    x_label: str,
+    y_label: str,
+    *,
+    x_scale: Scale = "log",
+    rare: float = 0.001,
+) -> tuple[Figure, Axes, Floats, Floats]:
+    """Draw errors, logarithmic, against values, and return what is drawn of both.
+
+    Zeros have no place on a logarithmic axis, and a share `rare` of the smallest numbers is put at
+    its edge. With hardly anything left the two are drawn as they are, and nothing is returned.
+    """
+    x, y = np.ravel(values), np.ravel(errors)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    tidy(axes)
+    there = (y > 0) & ((x > 0) | (x_scale == "linear"))
+    if there.sum() < FEWEST_POINTS:
+        axes.plot(x, y, "o", color=BLUE, markersize=3)
+        return figure, axes, x[:0], y[:0]
+    x, y = x[there], y[there]
+    y = np.maximum(y, np.quantile(y, rare))
+    ends_y = y.min() / 1.2, y.max() * 1.3
+    if x_scale == "log":
+        x = np.maximum(x, np.quantile(x, rare))
+        ends_x = x.min() / 1.1, x.max() * 1.1
+    else:
+        room = 0.02 * np.ptp(x) or 0.5
+        ends_x = x.min() - room, x.max() + room
+    axes.set_xscale(x_scale)
+    axes.set_yscale("log")
+    _cloud(axes, x, y, extent=(*ends_x, *ends_y), scales=(x_scale, "log"))
+    if x_scale == "log":
+        logarithmic(axes.xaxis, *ends_x)
+    logarithmic(axes.yaxis, *ends_y)
+    axes.set_xlim(ends_x)
+    axes.set_ylim(ends_y)
+    return figure, axes, x, y
 
 
 def along_the_file(index: ArrayLike, errors: ArrayLike, *, quantity: str, unit: str) -> Figure:

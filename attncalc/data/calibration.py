@@ -11,7 +11,6 @@ from scipy.stats import spearmanr
 
 from attncalc.data.dataset import Dataset
 from attncalc.data.errors import (
-    QUANTILES,
     Floats,
     Prediction,
     between_quantiles,
@@ -64,23 +63,6 @@ class Samples:
     structure: NDArray[np.int64]
     n_components: int
 
-    def bins(self, quantiles: Sequence[float]) -> list[SpreadBin]:
-        """Return bins between quantiles of the spread."""
-        return [
-            SpreadBin(low, high, int(mine.sum()), _rms(self.spread[mine]), _rms(self.error[mine]))
-            for low, high, mine in between_quantiles(self.spread, quantiles)
-        ]
-
-    @property
-    def correlation(self) -> float:
-        """Spearman's rank correlation of spread and size of the error; NaN if nothing differs.
-
-        1 if those sorted by spread are sorted by error, 0 if the spread knows nothing of it.
-        """
-        if not (np.ptp(self.spread) > 0 and np.ptp(self.error) > 0):
-            return float("nan")
-        return float(spearmanr(self.spread, self.error).statistic)
-
 
 def force_samples(prediction: Prediction, dataset: Dataset) -> Samples | None:
     """Return the root mean square over the components of the force on every atom, eV/Å.
@@ -129,7 +111,8 @@ class Calibration:
             Ortmaier, MIDL 2020), whose expectation for three members is infinite.
         interval: of the factor, 95 %, from resampled structures; NaN for a single structure.
         ence_scaled: what is left of the ENCE if the spread is multiplied by the factor.
-        correlation: Spearman's, of spread and size of the error.
+        correlation: Spearman's, of spread and size of the error: 1 if those sorted by spread are
+            sorted by error, 0 if the spread knows nothing of it; NaN if nothing differs.
     """
 
     n: int
@@ -153,21 +136,25 @@ class Calibration:
     @classmethod
     def of(cls, samples: Samples) -> Calibration:
         """Return the calibration of at least one spread."""
-        n = len(samples.spread)
-        n_bins = int(np.clip(n // FEWEST_IN_BIN, 1, MOST_BINS))
-        bins = tuple(samples.bins(np.linspace(0, 1, n_bins + 1).tolist()))
-        factor = ratio_of(_rms(samples.error), _rms(samples.spread))
+        spread, error = samples.spread, samples.error
+        n_bins = int(np.clip(len(spread) // FEWEST_IN_BIN, 1, MOST_BINS))
+        bins = tuple(
+            SpreadBin(low, high, int(mine.sum()), _rms(spread[mine]), _rms(error[mine]))
+            for low, high, mine in between_quantiles(spread, np.linspace(0, 1, n_bins + 1))
+        )
+        factor = ratio_of(_rms(error), _rms(spread))
+        differ = np.ptp(spread) > 0 and np.ptp(error) > 0
         # of m normal numbers the root mean square is off by 1 / sqrt(pi m) of itself on average
         numbers = np.array([b.n for b in bins]) * samples.n_components
         return cls(
-            n=n,
+            n=len(spread),
             bins=bins,
             ence=_ence(bins, 1.0),
             ence_by_chance=float((1 / np.sqrt(np.pi * numbers)).mean()),
             factor=factor,
             interval=_interval(samples),
             ence_scaled=_ence(bins, factor),
-            correlation=samples.correlation,
+            correlation=float(spearmanr(spread, error).statistic) if differ else float("nan"),
         )
 
 
@@ -177,14 +164,6 @@ def precision_of_spread(n_members: int, n_components: int) -> float:
     Of a root mean square over n (n_members - 1) squares of normal numbers, to first order.
     """
     return float(1 / np.sqrt(2 * n_components * (n_members - 1)))
-
-
-def spread_bins(
-    prediction: Prediction, dataset: Dataset, quantiles: Sequence[float] = QUANTILES
-) -> list[SpreadBin]:
-    """Return the spread bins of the forces on atoms, eV/Å; empty without spreads or labels."""
-    samples = force_samples(prediction, dataset)
-    return [] if samples is None else samples.bins(quantiles)
 
 
 def calibrations(prediction: Prediction, dataset: Dataset) -> dict[str, Calibration]:

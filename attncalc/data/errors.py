@@ -293,7 +293,7 @@ def force_bins(
 
 
 def between_quantiles(
-    values: Floats, quantiles: Sequence[float]
+    values: Floats, quantiles: Sequence[float] | Floats
 ) -> Iterator[tuple[float, float, NDArray[np.bool_]]]:
     """Yield the bounds of each bin and the values in it; equal bounds make one bin."""
     bounds = np.unique(np.quantile(values, quantiles))

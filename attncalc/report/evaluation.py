@@ -20,7 +20,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from attncalc.data import Dataset
-from attncalc.data.calibration import calibrations, precision_of_spread, spread_bins
+from attncalc.data.calibration import calibrations, precision_of_spread
 from attncalc.data.contacts import closest_contacts
 from attncalc.data.errors import (
     BOTH_ENDS,
@@ -106,7 +106,6 @@ def evaluation(
             for z, statistics in force_statistics_by_element(prediction, dataset).items()
         ],
         force_bins=binned(prediction, dataset),
-        by_spread=spread_bins(prediction, dataset),
         calibrations=calibrations(prediction, dataset),
         calibration_pictures=list(calibration_pictures(prediction, dataset)),
         n_members=len(potential.networks),

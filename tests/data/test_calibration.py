@@ -14,7 +14,6 @@ from attncalc.data.calibration import (
     energy_samples,
     force_samples,
     precision_of_spread,
-    spread_bins,
 )
 from attncalc.data.errors import Prediction
 
@@ -51,6 +50,7 @@ def test_errors_as_wide_as_their_spreads() -> None:
         assert [b.n for b in worth.bins] == [n // 10] * 10
         spreads = [b.spread for b in worth.bins]
         assert spreads == sorted(spreads)
+        assert [b.ratio for b in worth.bins] == pytest.approx([1] * 10, abs=0.15)
         assert worth.factor == pytest.approx(1, abs=0.05)
         low, high = worth.interval
         assert low < worth.factor < high < low + 0.1
@@ -135,7 +135,7 @@ def test_nothing_without_forces_or_a_committee() -> None:
     dataset, prediction = drawn(2)
     alone = dataclasses.replace(prediction, forces_spread=None, energies_spread=None)
     assert calibrations(alone, dataset) == {}
-    assert spread_bins(alone, dataset) == []
+
     no_forces = dataclasses.replace(dataset, forces=None)
     assert list(calibrations(prediction, no_forces)) == ["energy per atom"]
     assert force_samples(prediction, no_forces) is None
@@ -149,15 +149,3 @@ def test_precision_of_a_spread_by_drawing() -> None:
         drawn = rng.normal(size=(20000, n_members, n_components))
         spread = np.sqrt(drawn.var(axis=1, ddof=1).mean(axis=1))
         assert precision_of_spread(n_members, n_components) == pytest.approx(spread.std(), rel=0.06)
-
-
-def test_spread_bins_of_a_calibrated_committee() -> None:
-    """Ratio 1 in every bin, as many atoms as the quantiles say."""
-    dataset, prediction = drawn(2000)
-    bins = spread_bins(prediction, dataset, (0, 0.5, 1))
-    assert [b.n for b in bins] == [4000, 4000]
-    assert bins[0].spread < bins[1].spread
-    assert bins[0].low == pytest.approx(min(s.min() for s in prediction.forces_spread))
-    for b in bins:
-        assert b.ratio == pytest.approx(1.0, abs=0.03)
-        assert b.rmse == pytest.approx(b.spread, rel=0.03)

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from attncalc import Committee, Potential, System, data, evaluate
-from attncalc.data.calibration import calibrations, spread_bins
+from attncalc.data.calibration import calibrations
 from attncalc.data.errors import (
     Prediction,
     Statistics,
@@ -248,7 +248,6 @@ def test_the_spread_of_a_prediction_is_that_of_its_members(potential, labelled):
     np.testing.assert_allclose(found.energies_spread, by_hand, atol=1e-12)
     assert alone[0].energies_spread is None
     assert calibrations(alone[0], labelled) == {}
-    assert spread_bins(alone[0], labelled) == []
 
 
 def test_tables_without_labels(labelled, prediction):

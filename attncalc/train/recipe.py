@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,10 +16,6 @@ from attncalc.model_header import DTYPES, LARGEST_FILE
 from attncalc.physics.pair_term import long_range_of
 from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
-
-# None means that nothing is said about them.
-_OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
-
 
 # Keys of earlier versions, which are still read: old name -> name.
 RENAMED = {"corrects": "baseline"}
@@ -68,10 +64,10 @@ class Denoising:
                 raise ValueError(f"recipe: {name} of denoising must be positive, got {value!r}")
             if name in ("structures", "atoms") and value > 1:
                 raise ValueError(f"recipe: {name} of denoising is a probability, got {value}")
-            if name == "noise" and value > LARGEST_NOISE:  # lists of neighbours reach ten times it
-                raise ValueError(
-                    f"recipe: noise of denoising must be at most {LARGEST_NOISE} Å, got {value}"
-                )
+        if self.noise > LARGEST_NOISE:  # lists of neighbours reach ten times it
+            raise ValueError(
+                f"recipe: noise of denoising must be at most {LARGEST_NOISE} Å, got {self.noise}"
+            )
 
 
 @dataclass(frozen=True)
@@ -168,61 +164,22 @@ class Recipe:
     folder: str = field(default=".", repr=False)
 
     def __post_init__(self) -> None:
-        edges = () if self.batch_edges is None else ("batch_edges",)
-        for name in ("epochs", "batch_size", *edges, "warmup_steps", "seed", "committee"):
-            if not _is(getattr(self, name), Integral):
+        for names, rule, holds in RULES:
+            for name in names:
+                value = getattr(self, name)
+                if not (value is None and name in OPTIONAL) and not holds(value):
+                    raise ValueError(f"recipe: {name} must {rule}, got {value!r}")
+        for name, allowed in ONE_OF.items():
+            if getattr(self, name) not in tuple(allowed):
                 raise ValueError(
-                    f"recipe: {name} must be a whole number, got {getattr(self, name)!r}"
+                    f"recipe: {name} must be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, name)!r}"
                 )
-        for name in (
-            *("learning_rate", "final_learning_rate", "ema_decay", "clip_norm"),
-            *("energy_weight", "force_weight", "stress_weight"),
-        ):
-            if not _is(getattr(self, name), Real):
-                raise ValueError(f"recipe: {name} must be a number, got {getattr(self, name)!r}")
-            if not _is_finite(getattr(self, name)):
-                raise ValueError(f"recipe: {name} must be finite, got {getattr(self, name)}")
-        sizes = ("epochs", "batch_size", *edges, "committee")
-        for name in (*sizes, "learning_rate", "final_learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"recipe: {name} must be positive, got {getattr(self, name)}")
-        for name in ("energy_weight", "force_weight", "stress_weight", "warmup_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"recipe: {name} must not be negative, got {getattr(self, name)}")
-        if not isinstance(self.stream, bool):
-            raise ValueError(f"recipe: stream must be true or false, got {self.stream!r}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"recipe: ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.start_from is not None and self.committee > 1:
             raise ValueError(
                 "recipe: committee must be 1 with start_from: members that start at the same "
                 "weights are no independent estimates"
             )
-        for name in (*sizes[:-1], "warmup_steps", "seed"):
-            if getattr(self, name) >= 2**63:
-                raise ValueError(f"recipe: {name} must be below 2^63, got {getattr(self, name)}")
-        if self.committee > MOST_MEMBERS:
-            raise ValueError(
-                f"recipe: committee must be at most {MOST_MEMBERS}, got {self.committee}"
-            )
-        for name in ("name", "data", "level_of_theory", *_OPTIONAL_TEXTS):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name in _OPTIONAL_TEXTS):
-                raise ValueError(f"recipe: {name} must be text, got {value!r}")
-        if not usable_as_file_name(self.name):
-            raise ValueError(f"recipe: name must be usable as a file name, got {self.name!r}")
-        for name, allowed in (
-            ("network", tuple(NETWORKS)),
-            ("schedule", ("exponential", "cosine")),
-            ("penalty", ("norm", "square")),
-            ("compile", ("auto", "always", "never")),
-            ("dtype", tuple(DTYPES)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"recipe: {name} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
         self._check_split()
         self._check_config()
         self._check_pair_terms()
@@ -230,37 +187,17 @@ class Recipe:
 
     def _check_split(self) -> None:
         _check_keys("split", self.split, ("train", "n_validation", "test", "shuffle", "sizes"))
-        if "sizes" not in self.split:
-            self._check_named_split()
-            return
-        sizes, others = self.split["sizes"], {*self.split} - {"sizes", "shuffle"}
-        if others or not isinstance(sizes, Sequence) or len(sizes) not in (2, 3):
+        sizes, others = self.split.get("sizes"), {*self.split} - {"sizes", "shuffle"}
+        if "sizes" in self.split and (
+            others or not isinstance(sizes, Sequence) or len(sizes) not in (2, 3)
+        ):
             raise ValueError(
                 "recipe: split must be {sizes: [n_train, n_validation, n_test]} (the last may be "
                 f"left out), or the names of splits in the file; got {dict(self.split)}"
             )
-        self._check_shuffle()
-
-    def _check_named_split(self) -> None:
-        for name in ("train", "test"):
-            if name in self.split and not isinstance(self.split[name], str):
-                raise ValueError(
-                    f"recipe: {name} of split must be the name of a split in the file, "
-                    f"got {self.split[name]!r}"
-                )
-        n_validation = self.split.get("n_validation", 0)
-        if not _is(n_validation, Integral) or n_validation < 0:
-            raise ValueError(
-                "recipe: n_validation of split must be a whole number and not negative, "
-                f"got {n_validation!r}"
-            )
-        self._check_shuffle()
-
-    def _check_shuffle(self) -> None:
-        if not isinstance(self.split.get("shuffle", False), bool):
-            raise ValueError(
-                f"recipe: shuffle of split must be true or false, got {self.split['shuffle']!r}"
-            )
+        for name, rule, holds in SPLIT_RULES:
+            if name in self.split and not holds(self.split[name]):
+                raise ValueError(f"recipe: {name} of split must {rule}, got {self.split[name]!r}")
 
     def network_config(self, avg_num_neighbors: Callable[[], float]) -> Any:
         """Return the hyper-parameters of the network.
@@ -444,3 +381,50 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"unknown key {key!r} in {where}{hint}")
+
+
+# None means that nothing is said about them.
+OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
+OPTIONAL = (*OPTIONAL_TEXTS, "batch_edges")
+_SIZES = ("epochs", "batch_size", "batch_edges")
+_COUNTS = (*_SIZES, "warmup_steps", "seed")
+_RATES = ("learning_rate", "final_learning_rate", "clip_norm")
+_WEIGHTS = ("energy_weight", "force_weight", "stress_weight")
+_NUMBERS = (*_RATES, *_WEIGHTS, "ema_decay")
+
+# keys of a recipe, what their values must do, and whether one does
+RULES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+    ((*_COUNTS, "committee"), "be a whole number", lambda value: _is(value, Integral)),
+    (_NUMBERS, "be a number", lambda value: _is(value, Real)),
+    (_NUMBERS, "be finite", _is_finite),
+    ((*_SIZES, *_RATES, "committee"), "be positive", lambda value: value > 0),
+    ((*_WEIGHTS, "warmup_steps", "seed"), "not be negative", lambda value: value >= 0),
+    (("stream",), "be true or false", lambda value: isinstance(value, bool)),
+    (("ema_decay",), "lie in [0, 1)", lambda value: 0 <= value < 1),
+    (_COUNTS, "be below 2^63", lambda value: value < 2**63),
+    (("committee",), f"be at most {MOST_MEMBERS}", lambda value: value <= MOST_MEMBERS),
+    (
+        ("name", "data", "level_of_theory", *OPTIONAL_TEXTS),
+        "be text",
+        lambda value: isinstance(value, str),
+    ),
+    (("name",), "be usable as a file name", usable_as_file_name),
+)
+ONE_OF: dict[str, Collection[str]] = {
+    "network": NETWORKS,
+    "schedule": ("exponential", "cosine"),
+    "penalty": ("norm", "square"),
+    "compile": ("auto", "always", "never"),
+    "dtype": DTYPES,
+}
+# the same of the keys of a split
+SPLIT_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("train", "be the name of a split in the file", lambda value: isinstance(value, str)),
+    ("test", "be the name of a split in the file", lambda value: isinstance(value, str)),
+    (
+        "n_validation",
+        "be a whole number and not negative",
+        lambda value: _is(value, Integral) and value >= 0,
+    ),
+    ("shuffle", "be true or false", lambda value: isinstance(value, bool)),
+)

@@ -159,13 +159,6 @@ class AddUp(L.Callback):
         _ours(module).add_up()
 
 
-class StopTogether(L.Callback):
-    """Take the signals that end a training from Lightning, which would end this process only."""
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        _ours(module).processes.listen()
-
-
 class BestModel(L.Callback):
     """Save the model with the lowest validation loss, and the table of all epochs.
 

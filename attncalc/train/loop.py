@@ -30,12 +30,11 @@ from attncalc.train.callbacks import (
     LearningCurve,
     MovingAverage,
     Progress,
-    StopTogether,
     UseStep,
 )
 from attncalc.train.compilation import Compilation
 from attncalc.train.module import TrainingModule
-from attncalc.train.order import EpochOrder, Share, Shares, Sizes, validation_shares
+from attncalc.train.order import Share, Shares, Sizes, validation_shares
 from attncalc.train.recipe import Recipe
 from attncalc.train.step import Batch, Step
 
@@ -114,7 +113,6 @@ def train_loop(
     callbacks: list[L.Callback] = [
         UseStep(step, compilation, waits=recipe.compile == "always"),
         MovingAverage(recipe.ema_decay),
-        StopTogether(),
     ]
     if processes.is_first:
         best = BestModel(output / f"{recipe.name}.safetensors", output / "metrics.csv")
@@ -131,11 +129,10 @@ def train_loop(
                 enable_version_counter=False,
             ),
         ]
-    order = EpochOrder(len(training[0]), recipe.seed)
-    shares = Shares(order, training[1], recipe, processes.rank, processes.n)
+    shares = Shares(training[1], recipe, processes.rank, processes.n)
     checked = validation_shares(validation[1], recipe, processes.rank, processes.n)
     # Lightning asks for the first step before it says which epoch that is in
-    order.set_epoch(processes.from_first(lambda: len(finished_epochs(checkpoint))))
+    shares.set_epoch(processes.from_first(lambda: len(finished_epochs(checkpoint))))
     goes_on = processes.from_first(checkpoint.exists)
     device = processes.device
     with _quiet_lightning(), _interruptible(module, recipe, output):

@@ -100,6 +100,9 @@ class TrainingModule(L.LightningModule):
         left, cutoff = 1 - step / self.n_steps, self.potential.cutoff
         return displaced(batch, options, cutoff, seed=self.recipe.seed, step=step, left=left)
 
+    def on_train_start(self) -> None:
+        self.processes.listen()  # to signals, which Lightning would let end this process only
+
     def on_validation_epoch_start(self) -> None:
         names = ("energy", "per_atom", "force", "loss", "n", "components")
         self.sums = dict.fromkeys(names, 0.0)

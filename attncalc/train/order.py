@@ -42,25 +42,9 @@ class Sizes:
     n_edges: Integers
 
 
-class EpochOrder(Sampler[int]):
-    """Order of the structures, a pure function of seed and epoch.
-
-    An epoch that is run again after an interruption is the same epoch.
-    """
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        # a generator: the epoch is read when the first structure is asked for
-        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist()
+def epoch_order(n: int, seed: int, epoch: int) -> Integers:
+    """Return the order of n structures in an epoch, which is the same if it is run again."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 class Shares(Sampler[Share]):
@@ -69,23 +53,22 @@ class Shares(Sampler[Share]):
     It has no length: with `batch_edges`, the number of steps differs a little between epochs.
 
     Args:
-        order: of the structures.
         sizes: of the structures.
         recipe: its `batch_size` and `batch_edges` are those of all processes together.
         rank, n: of this process, and how many there are.
     """
 
-    def __init__(
-        self, order: EpochOrder, sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1
-    ) -> None:
-        self.order, self.sizes, self.recipe, self.rank, self.n = order, sizes, recipe, rank, n
+    def __init__(self, sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1) -> None:
+        self.sizes, self.recipe, self.rank, self.n, self.epoch = sizes, recipe, rank, n, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
-        self.order.set_epoch(epoch)
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[Share]:
-        for step in steps(np.array(list(self.order)), self.sizes.n_edges, self.recipe):
+        # a generator: the epoch is read when the first step is asked for
+        order = epoch_order(len(self.sizes.n_edges), self.recipe.seed, self.epoch)
+        for step in steps(order, self.sizes.n_edges, self.recipe):
             yield self._share(step)
 
     def _share(self, step: Integers) -> Share:
@@ -142,11 +125,8 @@ def n_steps(sizes: Sizes, recipe: Recipe) -> int:
     n = len(sizes.n_edges)
     if recipe.batch_edges is None:
         return recipe.epochs * -(-n // recipe.batch_size)
-    order, total = EpochOrder(n, recipe.seed), 0
-    for epoch in range(recipe.epochs):
-        order.set_epoch(epoch)
-        total += len(steps(np.array(list(order)), sizes.n_edges, recipe))
-    return total
+    orders = (epoch_order(n, recipe.seed, epoch) for epoch in range(recipe.epochs))
+    return sum(len(steps(order, sizes.n_edges, recipe)) for order in orders)
 
 
 def typical(sizes: Sizes, recipe: Recipe) -> list[int]:

@@ -23,7 +23,6 @@ from attncalc.data.errors import errors, predict
 from attncalc.train.batches import join, samples
 from attncalc.train.fit import _require_matching_units, read_split
 from attncalc.train.module import TrainingModule
-from attncalc.train.order import EpochOrder
 from attncalc.train.start import new_potential
 from attncalc.train.step import PENALTIES, Loss, loss
 from attncalc.train.step import predict as predict_for_loss
@@ -171,18 +170,6 @@ def test_global_random_numbers_stay_as_they_are(recipe, parts, tmp_path):
     before = torch.get_rng_state()
     train.fit(dataclasses.replace(recipe, epochs=1), *parts[:2], tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_order_is_a_function_of_seed_and_epoch():
-    orders = {}
-    for seed in (0, 1):
-        for epoch in (0, 1):
-            order = EpochOrder(20, seed)
-            order.set_epoch(epoch)
-            orders[seed, epoch] = tuple(order)
-            assert tuple(order) == orders[seed, epoch]
-            assert sorted(order) == list(range(20))
-    assert len(set(orders.values())) == 4
 
 
 # a training that ends itself without warning, as by kill -9 or a power cut

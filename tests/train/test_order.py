@@ -10,9 +10,9 @@ from attncalc.train.loop import finished_epochs
 from attncalc.train.module import TrainingModule
 from attncalc.train.order import (
     VALIDATION_BATCH,
-    EpochOrder,
     Shares,
     Sizes,
+    epoch_order,
     n_steps,
     parts,
     steps,
@@ -29,7 +29,7 @@ def by_edges(recipe) -> train.Recipe:
 
 
 def epoch(recipe: train.Recipe, k: int, rank: int = 0, n: int = 1) -> list:
-    shares = Shares(EpochOrder(len(EDGES), recipe.seed), SIZES, recipe, rank, n)
+    shares = Shares(SIZES, recipe, rank, n)
     shares.set_epoch(k)
     return list(shares)
 
@@ -42,9 +42,7 @@ def test_steps_by_edges(by_edges):
         assert EDGES[step].sum() <= 2500
         if following:
             assert EDGES[step].sum() + EDGES[following[0]] > 2500
-    order = EpochOrder(200, by_edges.seed)
-    order.set_epoch(3)
-    assert [k for step in found for k in step] == list(order)
+    assert [k for step in found for k in step] == epoch_order(200, by_edges.seed, 3).tolist()
 
 
 def test_steps_are_a_function_of_seed_and_epoch(by_edges):

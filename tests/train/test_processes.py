@@ -17,7 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc import data, load, train
 from attncalc.train.batches import Batches, join, samples, sizes_of
-from attncalc.train.order import EpochOrder, Shares
+from attncalc.train.order import Shares
 from attncalc.train.processes import Processes, _launched
 from attncalc.train.start import new_potential
 from attncalc.train.step import PENALTIES, Loss, eager_step, trace, traced_step
@@ -54,13 +54,9 @@ def test_gradients_of_shares_add_up_to_that_of_the_step(in_float64, parts, penal
     recipe = dataclasses.replace(in_float64, batch_size=5, penalty=penalty)
     weights = Loss(1.0, 0.7, 10.0, PENALTIES[penalty])
     step = eager_step(potential, weights)
-    of_processes = [
-        Shares(EpochOrder(14, 0), sizes_of(of_each), recipe, rank, n) for rank in range(n)
-    ]
+    of_processes = [Shares(sizes_of(of_each), recipe, rank, n) for rank in range(n)]
     batches = Batches(of_each)
-    for whole, *shares in zip(
-        Shares(EpochOrder(14, 0), sizes_of(of_each), recipe), *of_processes, strict=True
-    ):
+    for whole, *shares in zip(Shares(sizes_of(of_each), recipe), *of_processes, strict=True):
         taken = [k for share in shares for k in share.structures]
         assert sorted(taken) == sorted(whole.structures)
         value, gradient = step(join([of_each[k] for k in whole.structures]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,21 +106,15 @@ def _from_dense(tree: Tree, options: Options, species: Sequence[int] | None) -> 
     options.value("chi_init_divisor", None)
     options.finish()
 
-    embedding = tree.take("feature_embeddings_0/Embed_0/embedding")
-    species = species_of_table(species, len(embedding))
-    state = {"embedding.element": embedding[list(species)]}
-    for n in range(config.num_layers):
-        state |= {f"layers.{n}.{k}": v for k, v in _dense_layer(tree, n, config).items()}
-    head = "observables_0/MLP_0/layers_"
-    state |= dense(tree, f"{head}0", "head.hidden") | dense(tree, f"{head}1", "head.energy")
+    species, state = _embedding(tree, species)
+    state |= _layers(tree, config, _dense_layer) | _old_head(tree)
     terms = [_zbl(tree, "observables_0/ZBLRepulsion_0/", config, species)] if zbl else []
-    return _potential(
-        config,
+    return Potential(
+        fill(So3krates, config, len(species), state),
         species,
-        state,
-        terms,
-        scale=None if scale is None else _rows(scale, species, "per_atom_scale"),
-        shift=None if shift is None else _rows(shift, species, "per_atom_shift"),
+        scale=_rows(scale, species, "per_atom_scale"),
+        reference_energies=_rows(shift, species, "per_atom_shift"),
+        pair_terms=terms,
     )
 
 
@@ -159,13 +153,8 @@ def _dense_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tenso
 def _dense_filters(tree: Tree, blocks: Sequence[str]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for k, mlp in enumerate(("radial_mlp", "spherical_mlp")):
-        parts = [f"{block}filter_fn/VmapMLP_{k}/layers_" for block in blocks]
-        first, first_bias, second, second_bias = (
-            [tree.take(f"{part}{layer}/{kind}")[0] for part in parts]
-            for layer in (0, 1)
-            for kind in ("kernel", "bias")
-        )
-        state |= _twin(f"attention.{mlp}", first, first_bias, second, second_bias)
+        layers = [[f"{block}filter_fn/VmapMLP_{k}/layers_{n}" for block in blocks] for n in (0, 1)]
+        state |= _filters(f"attention.{mlp}", lambda name: tree.take(name)[0], *layers)
     return state
 
 
@@ -225,32 +214,28 @@ def from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) -> 
         options.value(name, None)
     options.finish()
 
-    embedding = tree.take("feature_embeddings_0/Embed_0/embedding")
-    species = species_of_table(species, len(embedding))
-    rows = list(species)
-    state = {"embedding.element": embedding[rows]}
+    species, state = _embedding(tree, species)
     used = [name for name in ("charge", "spin") if getattr(config, f"embed_{name}")]
     for k, name in enumerate(used, start=1):
         base, mine = f"feature_embeddings_{k}/ChargeSpinEmbedSparse_0/", f"embedding.{name}."
-        state[mine + "query"] = tree.take(base + "Embed_0/embedding")[rows]
+        state[mine + "query"] = tree.take(base + "Embed_0/embedding")[list(species)]
         state[mine + "key"] = tree.take(base + "Embed_1/embedding")
         state[mine + "value"] = tree.take(base + "Embed_2/embedding")
         state[mine + "refine.first.weight"] = tree.take(base + "Residual_0/layers_0/kernel")
         state[mine + "refine.second.weight"] = tree.take(base + "Residual_0/layers_1/kernel")
-    for n in range(config.num_layers):
-        state |= {f"layers.{n}.{k}": v for k, v in _sparse_layer(tree, n, config).items()}
+    state |= _layers(tree, config, _sparse_layer)
     if config.head_features is not None:
         state |= dense(tree, "observables_0/energy_dense_regression", "head.hidden")
     state |= dense(tree, "observables_0/energy_dense_final", "head.energy")
     scale = tree.take("observables_0/atomic_scales") if scaled else None
     shift = tree.take("observables_0/energy_offset") if shifted else None
-    return _potential(
-        config,
+    terms = [_zbl(tree, "observables_0/zbl_repulsion/", config, species)] if zbl else []
+    return Potential(
+        fill(So3krates, config, len(species), state),
         species,
-        state,
-        [_zbl(tree, "observables_0/zbl_repulsion/", config, species)] if zbl else [],
-        scale=None if scale is None else _rows(scale, species, "atomic_scales"),
-        shift=None if shift is None else _rows(shift, species, "energy_offset"),
+        scale=_rows(scale, species, "atomic_scales"),
+        reference_energies=_rows(shift, species, "energy_offset"),
+        pair_terms=terms,
     )
 
 
@@ -258,12 +243,8 @@ def _sparse_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tens
     base = f"layers_{n}/attention_block/"
     state: dict[str, Tensor] = {}
     for kind in ("radial", "spherical"):
-        first, first_bias, second, second_bias = (
-            [tree.take(f"{base}{kind}_filter{k}_layer_{layer}/{part}") for k in (1, 2)]
-            for layer in (1, 2)
-            for part in ("kernel", "bias")
-        )
-        state |= _twin(f"attention.{kind}_mlp", first, first_bias, second, second_bias)
+        layers = [[f"{base}{kind}_filter{k}_layer_{n}" for k in (1, 2)] for n in (1, 2)]
+        state |= _filters(f"attention.{kind}_mlp", tree.take, *layers)
     # einsum arrays [head, out, in], transposed against the dense code
     feature = [tree.take(f"{base}{name}").transpose(1, 2) for name in ("Wq1", "Wk1", "Wv1")]
     geometry = [tree.take(f"{base}{name}").transpose(1, 2) for name in ("Wq2", "Wk2")]
@@ -333,13 +314,8 @@ def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> P
     )
     options.finish()
 
-    embedding = tree.take("feature_embeddings_0/Embed_0/embedding")
-    species = species_of_table(species, len(embedding))
-    state = {"embedding.element": embedding[list(species)]}
-    for n in range(config.num_layers):
-        state |= {f"layers.{n}.{k}": v for k, v in _sphc_layer(tree, n, config).items()}
-    head = "observables_0/MLP_0/layers_"
-    state |= dense(tree, f"{head}0", "head.hidden") | dense(tree, f"{head}1", "head.energy")
+    species, state = _embedding(tree, species)
+    state |= _layers(tree, config, _sphc_layer) | _old_head(tree)
     return Potential(fill(So3kratesSphc, config, len(species), state), species)
 
 
@@ -383,17 +359,27 @@ FORMS = {"euclidean": _from_dense, "euclidean_sparse": from_sparse, "sphc": _fro
 # -------------------------------------------------------------------------------------- shared
 
 
-def _potential(
-    config: So3kratesConfig,
-    species: tuple[int, ...],
-    state: dict[str, Tensor],
-    pair_terms: list[ZBLRepulsion],
-    *,
-    scale: Sequence[float] | None,
-    shift: Sequence[float] | None,
-) -> Potential:
-    network = fill(So3krates, config, len(species), state)
-    return Potential(network, species, scale=scale, reference_energies=shift, pair_terms=pair_terms)
+def _embedding(
+    tree: Tree, species: Sequence[int] | None
+) -> tuple[tuple[int, ...], dict[str, Tensor]]:
+    """Return the elements to keep, and their rows of the table of elements."""
+    table = tree.take("feature_embeddings_0/Embed_0/embedding")
+    kept = species_of_table(species, len(table))
+    return kept, {"embedding.element": table[list(kept)]}
+
+
+def _layers(tree: Tree, config: Any, layer: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"layers.{n}.{name}": tensor
+        for n in range(config.num_layers)
+        for name, tensor in layer(tree, n, config).items()
+    }
+
+
+def _old_head(tree: Tree) -> dict[str, Tensor]:
+    """Return the head of the dense code and v0.1."""
+    head = "observables_0/MLP_0/layers_"
+    return dense(tree, f"{head}0", "head.hidden") | dense(tree, f"{head}1", "head.energy")
 
 
 def _zbl(tree: Tree, base: str, config: So3kratesConfig, species: tuple[int, ...]) -> ZBLRepulsion:
@@ -413,18 +399,15 @@ def _zbl(tree: Tree, base: str, config: So3kratesConfig, species: tuple[int, ...
     return term
 
 
-def _twin(
-    name: str,
-    first: list[Tensor],
-    first_bias: list[Tensor],
-    second: list[Tensor],
-    second_bias: list[Tensor],
+def _filters(
+    name: str, take: Callable[[str], Tensor], first: Sequence[str], second: Sequence[str]
 ) -> dict[str, Tensor]:
+    """Return the filters of features and of geometry, two networks of two layers, as one."""
     return {
-        f"{name}.first": torch.cat(first, dim=1),
-        f"{name}.first_bias": torch.cat(first_bias),
-        f"{name}.second": torch.stack(second),
-        f"{name}.second_bias": torch.stack(second_bias).unsqueeze(1),
+        f"{name}.first": torch.cat([take(f"{layer}/kernel") for layer in first], dim=1),
+        f"{name}.first_bias": torch.cat([take(f"{layer}/bias") for layer in first]),
+        f"{name}.second": torch.stack([take(f"{layer}/kernel") for layer in second]),
+        f"{name}.second_bias": torch.stack([take(f"{layer}/bias") for layer in second])[:, None],
     }
 
 
@@ -436,7 +419,9 @@ def dense(tree: Tree, theirs: str, ours: str) -> dict[str, Tensor]:
     }
 
 
-def _rows(values: Any, species: tuple[int, ...], name: str) -> list[float]:
+def _rows(values: Any, species: tuple[int, ...], name: str) -> list[float] | None:
+    if values is None:
+        return None
     values = [float(value) for value in values]
     if len(values) <= max(species):
         raise ValueError(f"{name} has {len(values)} entries, none for element {max(species)}")

@@ -95,7 +95,7 @@ def run(
                 log.info("reading %s", recipe.find(recipe.data).name)
             training, validation, test = read_split(recipe)  # all members are trained on one split
             if member is not None:
-                output, recipe = _member_folder(output, member), recipe.member(member)
+                output, recipe = output / f"{MEMBER}{member}", recipe.member(member)
             _check(recipe, processes, output, training, validation, test)
         with locked_folder(output, recipe, training, validation, processes):
             done = _fit(recipe, training, validation, output, processes)
@@ -160,8 +160,10 @@ def read_run(
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
     divided = dataclasses.replace(recipe, stream=False)
-    if _is_member(output):  # all members are trained on one split, that of the first seed
-        divided = dataclasses.replace(divided, seed=remembered(output.resolve().parent)[0].seed)
+    above = output.resolve().parent  # the committee's folder, if this is a member's
+    if output.resolve().name.startswith(MEMBER) and (above / MARK).is_file():
+        # all members are trained on one split, that of the first seed
+        divided = dataclasses.replace(divided, seed=remembered(above)[0].seed)
     try:
         _, (training, validation, test) = _read(divided)
     except FileNotFoundError as error:
@@ -244,18 +246,17 @@ def _fit(
     processes.copy_first(list(potential.state_dict().values()))
     with ordered_sums(processes.device):
         with processes.together():
-            step, compilation = (
-                (denoising_step(potential, module.weights), None)
-                if recipe.denoising
-                else select_step(
-                    potential,
-                    module.weights,
-                    [to_device(batches[k], processes.device) for k in typical(sizes, recipe)],
-                    recipe,
-                    shortest=data.shortest_distance(training),
+            compilation = None
+            if recipe.denoising:
+                step = denoising_step(potential, module.weights)
+            else:
+                tried = [to_device(batches[k], processes.device) for k in typical(sizes, recipe)]
+                shortest = data.shortest_distance(training)
+                step, compilation = select_step(
+                    *(potential, module.weights, tried, recipe),
+                    shortest=shortest,
                     n_steps=module.n_steps,
                 )
-            )
         if not processes.all(compilation is not None):  # a machine without a compiler, say
             compilation = None
         trained, validated = (batches, sizes), (checked, sizes_of(checked))
@@ -268,8 +269,7 @@ def _begun(recipe: Recipe, output: Path) -> tuple[bool, list[dict[str, float]]]:
     """Return True if a run is continued, and its history."""
     for unfinished in output.glob(".*.part"):  # what a killed run was just writing
         unfinished.unlink()
-    _, checkpoint, goes_on = _left_behind(recipe, output)
-    return goes_on, finished_epochs(checkpoint)
+    return _goes_on(recipe, output), finished_epochs(output / "last.ckpt")
 
 
 def _fit_committee(
@@ -278,7 +278,7 @@ def _fit_committee(
     members, history, wall_time = [], [], 0.0
     for k in range(1, recipe.committee + 1):
         log.info("member %d of %d", k, recipe.committee)
-        member, folder = recipe.member(k), _member_folder(output, k)
+        member, folder = recipe.member(k), output / f"{MEMBER}{k}"
         with locked_folder(folder, member, training, validation, processes):
             done = _fit(member, training, validation, folder, processes)
         members.append(done.potential)
@@ -290,19 +290,9 @@ def _fit_committee(
     return Training(load(model), model, history)
 
 
-def _is_member(output: Path) -> bool:
-    """Return True if a folder is that of a member of a committee, whose folder is above it."""
-    return output.resolve().name.startswith(MEMBER) and (output.resolve().parent / MARK).is_file()
-
-
-def _member_folder(output: Path, k: int) -> Path:
-    return output / f"{MEMBER}{k}"
-
-
-def _left_behind(recipe: Recipe, output: Path) -> tuple[Path, Path, bool]:
-    """Model file, checkpoint, and whether both are there, to go on from."""
-    model, checkpoint = output / f"{recipe.name}.safetensors", output / "last.ckpt"
-    return model, checkpoint, model.exists() and checkpoint.exists()
+def _goes_on(recipe: Recipe, output: Path) -> bool:
+    """Return True if there are model and checkpoint to go on from."""
+    return (output / f"{recipe.name}.safetensors").exists() and (output / "last.ckpt").exists()
 
 
 def _check(
@@ -335,8 +325,7 @@ def _check(
                 "learn them from it; split the data in another way"
             )
         _check_system(recipe, dataset, role)
-    *_, goes_on = _left_behind(recipe, output)
-    if not goes_on:
+    if not _goes_on(recipe, output):
         check_start(recipe, training)
 
 

@@ -241,17 +241,12 @@ def torch_bomb(path: Path, target: Path) -> Callable[[], None]:
 def test_truncated_anywhere(path_in_memory: Path) -> None:
     path = path_in_memory
     content = path.read_bytes()
-    for length in range(len(content)):
-        path.write_bytes(content[:length])
+    for changed in (*(content[:length] for length in range(0, len(content), 7)), content + b"\0"):
+        path.write_bytes(changed)
         with pytest.raises(
             ValueError, match=r"^model\.safetensors: not a safetensors file, or dam"
         ):
             load(path)
-    path.write_bytes(content + b"\0")
-    with pytest.raises(
-        ValueError, match=r"^model\.safetensors: not a safetensors file, or damaged"
-    ):
-        load(path)
 
 
 @pytest.mark.parametrize(
@@ -328,14 +323,14 @@ def test_a_file_that_may_not_be_read(path: Path) -> None:
         load(path)
 
 
-def test_ten_thousand_damaged_files(path_in_memory: Path) -> None:
+def test_damaged_files(path_in_memory: Path) -> None:
     """Either an error that names the file, or no difference at all (e.g. 1e-5 for 1E-5)."""
     path = path_in_memory
     content, expected = path.read_bytes(), load(path)
     end_of_header = 8 + int.from_bytes(content[:8], "little")
     n_unharmed = 0
     with limits(seconds=120):
-        for damage in damaged(content, 10_000, seed=0, part=slice(end_of_header)):
+        for damage in damaged(content, 2_000, seed=0, part=slice(end_of_header)):
             path.write_bytes(damage)
             try:
                 loaded = load(path)

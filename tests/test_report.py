@@ -16,7 +16,7 @@ from attncalc.data.contacts import closest_contacts
 from attncalc.data.errors import Prediction
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.report import Subject, evaluation
-from attncalc.report.evaluation import model_name, number, percent
+from attncalc.report.evaluation import about_model, model_name, number, percent, remarks
 from attncalc.report.inline_svg import inline_svg
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -98,6 +98,13 @@ def molecules(n: int, **labels) -> tuple[data.Dataset, Prediction]:
     return dataset, Prediction(dataset.energies + 0.1 * rng.normal(size=n), ours, None)
 
 
+@pytest.fixture(scope="module")
+def thirty(potential) -> tuple[data.Dataset, Prediction, str, Page]:
+    """Thirty molecules, and the page about them."""
+    dataset, prediction = molecules(30)
+    return dataset, prediction, *report(potential, dataset, prediction)
+
+
 def report(potential, dataset, prediction, **subject) -> tuple[str, Page]:
     page = evaluation(potential, prediction, dataset, Subject(subject.pop("model", "m"), **subject))
     return page, Page(page)
@@ -113,9 +120,8 @@ def row(page: Page, label: str) -> list[float]:
 # --------------------------------------------------------------------------------------- numbers
 
 
-def test_numbers_are_those_of_numpy(potential):
-    dataset, prediction = molecules(30)
-    _, page = report(potential, dataset, prediction)
+def test_numbers_are_those_of_numpy(thirty):
+    dataset, prediction, _, page = thirty
     error = 1e3 * (np.concatenate(prediction.forces) - np.concatenate(dataset.forces))
     labels = 1e3 * np.concatenate(dataset.forces)
     expected = [
@@ -137,9 +143,8 @@ def test_numbers_are_those_of_numpy(potential):
         assert np.isclose(page.values, exact, rtol=1e-12).any(), "with all digits in the markup"
 
 
-def test_elements_sizes_and_compositions(potential):
-    dataset, prediction = molecules(30)
-    _, page = report(potential, dataset, prediction)
+def test_elements_sizes_and_compositions(thirty):
+    dataset, prediction, _, page = thirty
     numbers = np.concatenate([s.numbers for s in dataset.structures])
     error = 1e3 * (np.concatenate(prediction.forces) - np.concatenate(dataset.forces))
     for symbol, z in (("H", 1), ("C", 6), ("O", 8)):
@@ -160,9 +165,9 @@ def test_elements_sizes_and_compositions(potential):
     assert row(page, "CH2O")[:2] == pytest.approx([10, np.abs(energy).mean()], abs=0.06)
 
 
-def test_spread_of_a_committee(potential):
-    dataset, prediction = molecules(30)
-    assert "committee" not in report(potential, dataset, prediction)[1].text
+def test_spread_of_a_committee(potential, thirty):
+    dataset, prediction, _, without = thirty
+    assert "committee" not in without.text
     halves = tuple(np.full(f.shape, 0.05) for f in prediction.forces)  # of errors of 0.1
     halves[0][:] = 0.04
     of_energy = np.linspace(0.05, 0.2, 30)
@@ -224,9 +229,8 @@ def test_stress_in_both_units(potential):
 # ------------------------------------------------------------------------------------- the page
 
 
-def test_it_stands_alone(potential):
-    dataset, prediction = molecules(30)
-    text, page = report(potential, dataset, prediction)
+def test_it_stands_alone(thirty):
+    *_, text, page = thirty
     assert page.count("script") == page.count("link") == page.count("iframe") == 0
     for tag, attributes in page.tags:
         for name, value in attributes.items():
@@ -240,9 +244,8 @@ def test_it_stands_alone(potential):
     assert text.startswith("<!DOCTYPE html>")
 
 
-def test_pictures_exist_and_have_names_of_their_own(potential):
-    dataset, prediction = molecules(30)
-    _, page = report(potential, dataset, prediction)
+def test_pictures_exist_and_have_names_of_their_own(thirty):
+    *_, page = thirty
     pictures = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert len(pictures) == 9
     assert all(p["role"] == "img" and len(p["aria-label"]) > 10 for p in pictures)
@@ -285,10 +288,10 @@ def test_a_header_may_hold_anything(potential):
         "n_train": {},
     }
     try:
-        _, page = report(potential, dataset, prediction)
+        list(remarks(potential, prediction, dataset, Subject("m")))
+        assert ("level of theory", "[1]") in about_model(potential, Subject("m"))
     finally:
         potential.training_info = {}
-    assert "[1]" in page.text
 
 
 def test_where_it_comes_from(potential):
@@ -371,12 +374,11 @@ def test_remarks(potential, info, split, expected):
     dataset, prediction = molecules(12, level_of_theory="GFN2-xTB")
     potential.training_info = info
     try:
-        _, page = report(potential, dataset, prediction, split=split)
+        said = list(remarks(potential, prediction, dataset, Subject("m", split)))
     finally:
         potential.training_info = {}
-    lists = page.count("ul")
-    assert lists == (1 if expected else 0)
-    assert expected in page.text
+    assert len(said) == (1 if expected else 0)
+    assert expected in "".join(said)
 
 
 def test_another_zero_of_energy_is_said_and_taken_off(potential):
@@ -384,6 +386,7 @@ def test_another_zero_of_energy_is_said_and_taken_off(potential):
     prediction = dataclasses.replace(prediction, energies=prediction.energies + 5000.0)
     _, page = report(potential, dataset, prediction)
     assert "Energies are off by a constant per element" in page.text
+    assert page.count("ul") == 1
     shifted = row(page, "energy per atom, less a constant per element")[0]
     assert shifted < 50 < row(page, "energy per atom")[0]
     assert row(page, "CH2O")[1] < 100
@@ -392,8 +395,8 @@ def test_another_zero_of_energy_is_said_and_taken_off(potential):
 def test_few_wild_atoms_are_said(potential):
     dataset, prediction = molecules(30)
     prediction.forces[3][0] += 10.0
-    _, page = report(potential, dataset, prediction)
-    assert "a few atoms are far off" in page.text
+    (said,) = remarks(potential, prediction, dataset, Subject("m"))
+    assert "a few atoms are far off" in said
 
 
 # --------------------------------------------------------------------------------------- details

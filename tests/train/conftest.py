@@ -1,9 +1,12 @@
 """A tiny training: shaken Cu-Ni cells with the energies, forces and stress of ASE's EMT."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from trainings import write
 
 from attncalc import data, train
 
@@ -53,3 +56,15 @@ def recipe() -> train.Recipe:
         stress_weight=10.0,
         compile="never",
     )
+
+
+@pytest.fixture(scope="session")
+def data_file(dataset, tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("data") / "cells.extxyz", dataset)
+
+
+@pytest.fixture(scope="session")
+def finished(recipe, parts, tmp_path_factory) -> tuple[train.Training, Path]:
+    """An uninterrupted training and its folder, which nobody changes."""
+    output = tmp_path_factory.mktemp("finished")
+    return train.fit(recipe, *parts[:2], output), output

@@ -3,11 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-import ase.io
 import numpy as np
 import pytest
 import torch
-from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc import Committee, load, train
 from attncalc.data.errors import predict
@@ -22,30 +20,13 @@ def two(recipe) -> train.Recipe:
 
 
 @pytest.fixture(scope="module")
-def data_file(dataset, tmp_path_factory) -> Path:
-    frames = []
-    for k, structure in enumerate(dataset.structures):
-        atoms = structure.copy()
-        atoms.calc = SinglePointCalculator(
-            atoms,
-            energy=dataset.energies[k],
-            forces=dataset.forces[k],
-            stress=dataset.stress[k],
-        )
-        frames.append(atoms)
-    path = tmp_path_factory.mktemp("data") / "cells.extxyz"
-    ase.io.write(path, frames, format="extxyz")
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(two, data_file, tmp_path_factory) -> tuple[train.Training, Path]:
+def trained(two, data_file, tmp_path_factory) -> tuple[train.Training, Path]:
     output = tmp_path_factory.mktemp("committee")
     return train.run(two, output, data=data_file, command="attncalc train two.yaml"), output
 
 
-def test_members_are_the_recipe_with_other_seeds(finished, two, data_file):
-    done, output = finished
+def test_members_are_the_recipe_with_other_seeds(trained, two, data_file):
+    done, output = trained
     assert isinstance(done.potential, Committee)
     training, validation, _ = read_split(dataclasses.replace(two, data=str(data_file)))
     for k, member in enumerate(done.potential.members):
@@ -59,8 +40,8 @@ def test_members_are_the_recipe_with_other_seeds(finished, two, data_file):
     assert np.all(np.diff([row["wall_time_s"] for row in done.history]) > 0)
 
 
-def test_the_file_is_their_mean_and_the_card_says_so(finished, parts):
-    output = finished[1]
+def test_the_file_is_their_mean_and_the_card_says_so(trained, parts):
+    output = trained[1]
     model = load(output / "tiny.safetensors")
     members = [load(output / f"member-{k}" / f"tiny-{k}.safetensors") for k in (1, 2)]
     mean = np.mean([predict(member, parts[2]).energies for member in members], axis=0)
@@ -72,7 +53,7 @@ def test_the_file_is_their_mean_and_the_card_says_so(finished, parts):
     assert model.training_info["committee"] == 2
 
 
-def test_members_may_be_trained_one_by_one(finished, two, data_file, tmp_path):
+def test_members_may_be_trained_one_by_one(trained, two, data_file, tmp_path):
     """By several processes at once, but each by one of them."""
     command, first = "attncalc train two.yaml", tmp_path / "member-1"
     first.mkdir()
@@ -85,7 +66,7 @@ def test_members_may_be_trained_one_by_one(finished, two, data_file, tmp_path):
     done = train.run(two, tmp_path, data=data_file, command=command, member=1)
     assert done.model == first / "tiny-1.safetensors"
     together = train.run(two, tmp_path, data=data_file, command=command)
-    for name, tensor in finished[0].potential.state_dict().items():
+    for name, tensor in trained[0].potential.state_dict().items():
         assert torch.equal(together.potential.state_dict()[name], tensor), name
 
 
@@ -96,10 +77,10 @@ def test_a_member_that_is_not_there(two, data_file, tmp_path, k):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_that_of_one_kind_of_run(finished, two, recipe, data_file, tmp_path):
+def test_a_folder_is_that_of_one_kind_of_run(trained, two, recipe, data_file, tmp_path):
     alone = dataclasses.replace(two, committee=1)
     with pytest.raises(ValueError, match=r"another recipe \(different: committee\)"):
-        train.run(alone, finished[1], data=data_file)
+        train.run(alone, trained[1], data=data_file)
     train.run(alone, tmp_path, data=data_file)
     with pytest.raises(ValueError, match=r"another recipe \(different: committee\)"):
         train.run(two, tmp_path, data=data_file)

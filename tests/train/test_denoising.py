@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from ase.build import molecule
 from contract import ELEMENTS, assert_close, build_graph, randomise, rotation, transformed
+from trainings import stopped_at
 
 from attncalc.data import Dataset
 from attncalc.model_file import load
@@ -30,7 +29,6 @@ from attncalc.train.denoising import (
     with_denoising,
     without_denoising,
 )
-from attncalc.train.module import TrainingModule
 from attncalc.train.recipe import Denoising
 from attncalc.train.step import Loss, eager_step, trainable
 
@@ -329,21 +327,6 @@ RECIPE = {
     "denoising": {"structures": 0.9, "atoms": 0.5},
     "compile": "never",
 }
-
-
-@contextmanager
-def stopped_at(step: int) -> Iterator[None]:
-    """Ctrl-C before this step of a training."""
-    usual = TrainingModule.training_step
-
-    def interrupted(module: TrainingModule, load: Callable, k: int) -> None:
-        if module.global_step == step:
-            raise KeyboardInterrupt
-        usual(module, load, k)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", interrupted)
-        yield
 
 
 def test_a_run_saves_the_plain_network_and_goes_on_exactly(tmp_path) -> None:

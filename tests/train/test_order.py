@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from trainings import stopped_at
 
 from attncalc import train
 from attncalc.train.loop import finished_epochs
-from attncalc.train.module import TrainingModule
 from attncalc.train.order import (
     VALIDATION_BATCH,
     Shares,
@@ -99,7 +99,7 @@ def test_all_processes_validate_as_often(recipe, by_edges, n):
             assert max(map(len, checked)) <= VALIDATION_BATCH
 
 
-def test_a_training_by_edges(recipe, parts, tmp_path, monkeypatch):
+def test_a_training_by_edges(recipe, parts, tmp_path):
     """Steps are counted and the learning rate ends where it should, also after a stop."""
     plan = dataclasses.replace(recipe, batch_edges=350)
     whole = train.fit(plan, *parts[:2], tmp_path / "whole")
@@ -108,17 +108,9 @@ def test_a_training_by_edges(recipe, parts, tmp_path, monkeypatch):
     last = whole.history[-1]["learning_rate"]
     assert last == pytest.approx(recipe.final_learning_rate, rel=1e-6)
 
-    step = TrainingModule.training_step
-
-    def stopped(module, load, k):
-        if module.current_epoch == 2 and k == 1:
-            raise RuntimeError("power cut")
-        step(module, load, k)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", stopped)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train.fit(plan, *parts[:2], tmp_path / "stopped")
+    third = int(whole.history[1]["step"])  # begins the third epoch
+    with stopped_at(third + 1), pytest.raises(KeyboardInterrupt):
+        train.fit(plan, *parts[:2], tmp_path / "stopped")
     assert len(finished_epochs(tmp_path / "stopped" / "last.ckpt")) == 2
     train.fit(plan, *parts[:2], tmp_path / "stopped")
     models = [(tmp_path / name / "tiny.safetensors").read_bytes() for name in ("whole", "stopped")]

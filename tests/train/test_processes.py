@@ -9,13 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ase.io
 import pytest
 import torch
 import yaml
-from ase.calculators.singlepoint import SinglePointCalculator
+from trainings import assert_same_bits, write
 
-from attncalc import data, load, train
+from attncalc import data, train
 from attncalc.train.batches import Batches, join, samples, sizes_of
 from attncalc.train.order import Shares
 from attncalc.train.processes import Processes, _launched
@@ -196,14 +195,8 @@ attempt("killed", at=13, what=in_the_second(lambda: os.kill(os.getpid(), signal.
 @pytest.fixture(scope="module")
 def folder(in_float64, dataset, tmp_path_factory) -> Path:
     """A recipe and its data."""
-    folder, frames = tmp_path_factory.mktemp("job"), []
-    for k, structure in enumerate(dataset.structures):
-        atoms = structure.copy()
-        labels = {"energy": dataset.energies[k], "stress": dataset.stress[k]}
-        atoms.calc = SinglePointCalculator(atoms, forces=dataset.forces[k], **labels)
-        frames.append(atoms)
-    ase.io.write(folder / "cells.extxyz", frames, format="extxyz")
-    data.write_hdf5([data.read(folder / "cells.extxyz")], folder / "cells.h5")
+    folder = tmp_path_factory.mktemp("job")
+    data.write_hdf5([data.read(write(folder / "cells.extxyz", dataset))], folder / "cells.h5")
     content = {name: value for name, value in in_float64.as_dict().items() if value is not None}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     (folder / "job.py").write_text(JOB)
@@ -236,10 +229,6 @@ def alone(folder) -> train.Training:
     """The same training by one process."""
     recipe = train.Recipe.from_yaml(folder / "tiny.yaml")
     return train.run(recipe, folder / "alone", command="attncalc train tiny.yaml")
-
-
-def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != "wall_time_s"} for row in history]
 
 
 def checkpoint(folder: Path) -> dict:
@@ -316,12 +305,3 @@ def test_a_run_whose_process_was_killed_goes_on_by_the_same_command(said, folder
     assert process.returncode == 0, errors
     assert output.count("# tiny") == output.count("wrote killed/tiny.safetensors") == 1
     assert_same_bits(folder / "killed", folder / "whole")
-
-
-def assert_same_bits(ours: Path, theirs: Path) -> None:
-    mine, whole = checkpoint(ours), checkpoint(theirs)
-    assert without_time(mine["history"]) == without_time(whole["history"])
-    for part in ("state_dict", "current_model_state", "averaging_state"):
-        assert all(torch.equal(mine[part][name], whole[part][name]) for name in whole[part])
-    models = [load(folder / "tiny.safetensors").state_dict() for folder in (ours, theirs)]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])

@@ -8,21 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from trainings import stopped_at
 
 from attncalc import data, train
-from attncalc.train.module import TrainingModule
 from attncalc.train.run_folder import checksum, remembered
-
-
-@pytest.fixture(scope="module")
-def finished(recipe, parts, tmp_path_factory) -> tuple[train.Training, Path]:
-    output = tmp_path_factory.mktemp("finished")
-    return train.fit(dataclasses.replace(recipe, epochs=1), *parts[:2], output), output
-
-
-@pytest.fixture
-def once(recipe) -> train.Recipe:
-    return dataclasses.replace(recipe, epochs=1)
 
 
 @pytest.fixture
@@ -37,19 +26,19 @@ def with_other_energy(dataset: data.Dataset) -> data.Dataset:
     return dataclasses.replace(dataset, energies=energies)
 
 
-def test_another_recipe_does_not_continue_the_run(finished, once, parts):
-    other = dataclasses.replace(once, epochs=5, seed=3)
+def test_another_recipe_does_not_continue_the_run(finished, recipe, parts):
+    other = dataclasses.replace(recipe, epochs=5, seed=3)
     with pytest.raises(ValueError, match=r"another recipe \(different: epochs, seed\): choose"):
         train.fit(other, *parts[:2], finished[1])
 
 
 @pytest.mark.parametrize("role", ["training", "validation"])
-def test_a_finished_run_on_other_data_is_not_handed_back(finished, once, parts, role):
+def test_a_finished_run_on_other_data_is_not_handed_back(finished, recipe, parts, role):
     chosen = {"training": parts[0], "validation": parts[1]}
     chosen[role] = with_other_energy(chosen[role])
     before = (finished[1] / "recipe.json").read_bytes()
     with pytest.raises(ValueError) as caught:
-        train.fit(once, **chosen, output=finished[1])
+        train.fit(recipe, **chosen, output=finished[1])
     assert str(caught.value) == (
         f"{finished[1]} holds a run on other data (different: {role} set; now from cells.extxyz): "
         "choose another output folder, or remove this one to start again"
@@ -57,39 +46,30 @@ def test_a_finished_run_on_other_data_is_not_handed_back(finished, once, parts, 
     assert (finished[1] / "recipe.json").read_bytes() == before
 
 
-def test_an_unfinished_run_does_not_go_on_with_other_data(recipe, parts, tmp_path, monkeypatch):
-    step = TrainingModule.training_step
-
-    def stopped(module, batch, k):
-        if module.current_epoch == 1:
-            raise RuntimeError("power cut")
-        step(module, batch, k)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", stopped)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train.fit(recipe, *parts[:2], tmp_path)
+def test_an_unfinished_run_does_not_go_on_with_other_data(recipe, parts, tmp_path):
+    with stopped_at(5), pytest.raises(KeyboardInterrupt):
+        train.fit(recipe, *parts[:2], tmp_path)
     with pytest.raises(ValueError, match=r"other data \(different: training and validation set;"):
         train.fit(recipe, *map(with_other_energy, parts[:2]), tmp_path)
     assert len(train.fit(recipe, *parts[:2], tmp_path).history) == 4
 
 
 @pytest.mark.parametrize("name", ["/elsewhere/cells.extxyz", "renamed.npz"])
-def test_data_that_have_moved_are_the_same(finished, folder, once, parts, name):
-    moved = dataclasses.replace(once, data=name)
+def test_data_that_have_moved_are_the_same(finished, folder, recipe, parts, name):
+    moved = dataclasses.replace(recipe, data=name)
     assert train.fit(moved, *parts[:2], folder).history == finished[0].history
 
 
-def test_a_folder_of_an_earlier_version_goes_on(finished, folder, once, parts):
+def test_a_folder_of_an_earlier_version_goes_on(finished, folder, recipe, parts):
     mark = folder / "recipe.json"
     content = json.loads(mark.read_text())
     content["corrects"] = content.pop("baseline")
     mark.write_text(json.dumps(content))
-    assert train.fit(once, *parts[:2], folder).history == finished[0].history
+    assert train.fit(recipe, *parts[:2], folder).history == finished[0].history
     assert remembered(folder)[0].baseline is None
 
 
-def test_a_folder_without_checksums_is_accepted_and_gets_them(finished, folder, once, parts):
+def test_a_folder_without_checksums_is_accepted_and_gets_them(finished, folder, recipe, parts):
     mark = folder / "recipe.json"
     complete = json.loads(mark.read_text())
     assert complete.pop("data_sha256") == {
@@ -97,13 +77,13 @@ def test_a_folder_without_checksums_is_accepted_and_gets_them(finished, folder, 
         "validation": checksum(parts[1]),
     }
     mark.write_text(json.dumps(complete))
-    renamed = dataclasses.replace(once, data="b.npz")
+    renamed = dataclasses.replace(recipe, data="b.npz")
     with pytest.raises(ValueError, match=r"another recipe \(different: data\)"):
         train.fit(renamed, *parts[:2], folder)
-    moved = dataclasses.replace(once, data="/elsewhere/cells.extxyz")
+    moved = dataclasses.replace(recipe, data="/elsewhere/cells.extxyz")
     assert train.fit(moved, *parts[:2], folder).history == finished[0].history
     with pytest.raises(ValueError, match="holds a run on other data"):
-        train.fit(once, with_other_energy(parts[0]), parts[1], folder)
+        train.fit(recipe, with_other_energy(parts[0]), parts[1], folder)
 
 
 def test_a_checksum_sees_every_number_and_no_name():

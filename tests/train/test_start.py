@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from trainings import stopped_at
 
 from attncalc import Committee, data, load, save, train
 from attncalc.data.errors import errors, predict
@@ -16,11 +15,10 @@ from attncalc.potential import Potential
 from attncalc.train.start import new_potential
 
 
-@pytest.fixture(scope="module")
-def before(recipe, parts, tmp_path_factory):
+@pytest.fixture
+def before(finished) -> train.Training:
     """A trained model and its file."""
-    output = tmp_path_factory.mktemp("before")
-    return train.fit(recipe, *parts[:2], output)
+    return finished[0]
 
 
 @pytest.fixture
@@ -93,32 +91,14 @@ def test_it_is_trained_on_and_remembered(going_on, recipe, before, parts, tmp_pa
         train.fit(without, *parts[:2], tmp_path / "on")
 
 
-def stop_after(n: int, monkeypatch) -> None:
-    """Ctrl-C when so many epochs are done and saved."""
-    from attncalc.train.callbacks import Progress
-
-    def stop(self, trainer, module) -> None:
-        if trainer.current_epoch == n:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Progress, "on_train_epoch_start", stop)
-
-
-def test_a_stopped_run_goes_on_without_what_it_started_from(
-    recipe, before, parts, tmp_path, monkeypatch
-):
+def test_a_stopped_run_goes_on_without_what_it_started_from(recipe, before, parts, tmp_path):
     start = tmp_path / "start.safetensors"
     save(before.potential, start)
     on = dataclasses.replace(recipe, start_from=str(start), name="on", epochs=3)
     whole = train.fit(on, *parts[:2], tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_after(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            train.fit(on, *parts[:2], tmp_path / "stopped")
-    second = train.fit(
-        dataclasses.replace(recipe, seed=9, epochs=1), *parts[:2], tmp_path / "second"
-    )
-    save(second.potential, start)
+    with stopped_at(10), pytest.raises(KeyboardInterrupt):  # in the third epoch
+        train.fit(on, *parts[:2], tmp_path / "stopped")
+    save(new_potential(dataclasses.replace(recipe, seed=9), parts[0]), start)
     with pytest.raises(ValueError, match="started from another model than"):
         train.fit(on, *parts[:2], tmp_path / "stopped")
     start.unlink()
@@ -135,40 +115,26 @@ def test_members_of_a_committee_do_not_start_alike(going_on):
         dataclasses.replace(going_on, committee=2)
 
 
-def test_the_card_says_where_it_started(going_on, dataset, tmp_path):
-    path = tmp_path / "cells.extxyz"
-    write(path, labelled(dataset), format="extxyz")
-    train.run(dataclasses.replace(going_on, epochs=1), tmp_path / "on", data=path)
+def test_the_card_says_where_it_started(going_on, data_file, tmp_path):
+    train.run(dataclasses.replace(going_on, epochs=1), tmp_path / "on", data=data_file)
     assert "| starts from | tiny |" in (tmp_path / "on" / "on.md").read_text()
     info = load(tmp_path / "on" / "on.safetensors").training_info
     assert info["start_from"] == {"name": "tiny", "data": "", "labels": ""}
 
 
-def test_a_start_on_the_same_file_is_told(going_on, before, dataset, tmp_path):
+def test_a_start_on_the_same_file_is_told(going_on, before, dataset, data_file, tmp_path):
     from attncalc.report import Subject
     from attncalc.report.evaluation import remarks
 
-    before.potential.training_info["data"] = "cells.extxyz"
-    save(before.potential, tmp_path / "seen.safetensors")
-    path = tmp_path / "cells.extxyz"
-    write(path, labelled(dataset), format="extxyz")
+    seen = load(before.model)
+    seen.training_info["data"] = "cells.extxyz"
+    save(seen, tmp_path / "seen.safetensors")
     again = dataclasses.replace(going_on, start_from=str(tmp_path / "seen.safetensors"), epochs=1)
-    done = train.run(again, tmp_path / "on", data=path)
+    done = train.run(again, tmp_path / "on", data=data_file)
     card = (tmp_path / "on" / "on.md").read_text()
     assert "seen, trained on cells.extxyz: **the same file" in card
     said = remarks(done.potential, predict(done.potential, dataset), dataset, Subject("on"))
     assert any("The training started from seen" in remark for remark in said)
-
-
-def labelled(dataset: data.Dataset) -> list:
-    frames = []
-    for k, structure in enumerate(dataset.structures):
-        atoms = structure.copy()
-        atoms.calc = SinglePointCalculator(
-            atoms, energy=dataset.energies[k], forces=dataset.forces[k], stress=dataset.stress[k]
-        )
-        frames.append(atoms)
-    return frames
 
 
 def test_electron_embeddings_follow_their_elements():
@@ -211,8 +177,8 @@ def test_what_cannot_be_started_from(recipe, before, parts, tmp_path):
     assert refusal(gold) == ("start_from: start does not know an element of cells.extxyz (Cu)")
     zbl = ZBLRepulsion(ZBLConfig(3.4), (28, 29))
     assert "has ZBLRepulsion" in refusal(Potential(model.network, [28, 29], pair_terms=[zbl]))
-    second = train.fit(dataclasses.replace(recipe, seed=9), *parts[:2], tmp_path / "second")
-    assert "one of its members" in refusal(Committee([model, second.potential]))
+    second = new_potential(dataclasses.replace(recipe, seed=9), parts[0])
+    assert "one of its members" in refusal(Committee([model, second]))
 
 
 def test_a_start_that_is_not_there(recipe, parts, tmp_path):

@@ -193,6 +193,7 @@ def test_truncated_anywhere(path: Path) -> None:
 def test_other_files(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert is_refused(path)
+    assert path.read_bytes() == content
 
 
 def test_what_is_no_regular_file(path: Path) -> None:

@@ -199,29 +199,6 @@ def test_wrong_labels_are_refused(crystals, change, message):
         data.from_ase(crystals, source="emt")
 
 
-@pytest.mark.parametrize("missing", [1, 5, 10, 60, 100, 300, 1000])
-def test_truncated_files_are_recognised(written, missing):
-    frames = []
-    for _ in range(2):
-        atoms = molecule("CH3CH2OH")
-        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.ones((9, 3)))
-        frames.append(atoms)
-    path = written(frames)
-    content = path.read_bytes()
-    path.write_bytes(content[:-missing])
-    with pytest.raises(ValueError, match=r"^frames.extxyz: the file is truncated or not") as error:
-        data.read(path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", ["", "hello\n", "2\n\nH 0 0 0\nH 0 0 x\n", "2\n\nH\nH\n"])
-def test_other_files_called_extxyz(tmp_path, content):
-    (tmp_path / "a.extxyz").write_text(content)
-    with pytest.raises(ValueError, match=r"^a.extxyz: ") as error:
-        data.read(tmp_path / "a.extxyz")
-    assert "\n" not in str(error.value)
-
-
 def test_plain_xyz_has_no_energy(tmp_path):
     molecule("H2O").write(tmp_path / "a.xyz", format="xyz")
     with pytest.raises(ValueError, match=r"^a.xyz: structure 0 has no energy"):

@@ -9,7 +9,7 @@ from damage import damaged, limits
 
 from attncalc.model_file import NETWORKS
 from attncalc.train import Recipe
-from attncalc.train.fit import read_split
+from attncalc.train.fit import _read
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 RECIPES = MODELS.parent / "benchmarks" / "recipes"
@@ -49,7 +49,7 @@ def test_data_labels_and_splits_of_the_shipped_recipes(shared):
             continue
         told = (recipe.test_data, recipe.labels, recipe.level_of_theory, recipe.split, recipe.seed)
         if recipe.data not in seen:
-            parts = read_split(recipe)
+            _, parts = _read(recipe)  # whether units match is asked by tests of the data
             assert tuple(len(part) for part in parts) == SIZES[kinds[0]]
             assert all(part.forces is not None for part in parts)
             seen[recipe.data] = (parts[0].stress is not None, told)
@@ -111,38 +111,37 @@ def test_text_that_resembles_a_number_stays_text(tmp_path):
         ("config: {cutoff: 4, num_features: 7}", "num_features must be divisible by num_heads"),
         ("split: {sizes: [1, 1, 1, 1]}", "split must be {sizes: [n_train, n_validation, n_test]}"),
         ("split: {sizes: [1, 1], test: a}", "split must be {sizes: "),
-        ("split: {sizes: 3}", "split must be {sizes: "),
         ("epochs: 0", "epochs must be positive, got 0"),
         ("epochs: 1.5", "epochs must be a whole number, got 1.5"),
-        ("epochs: true", "epochs must be a whole number, got True"),
-        ("batch_size: 2.5", "batch_size must be a whole number, got 2.5"),
         ("batch_size: two", "batch_size must be a whole number, got 'two'"),
         ("learning_rate: fast", "learning_rate must be a number, got 'fast'"),
-        ("learning_rate: true", "learning_rate must be a number, got True"),
         ("learning_rate: .inf", "learning_rate must be finite, got inf"),
-        ("force_weight: .nan", "force_weight must be finite, got nan"),
-        ("learning_rate: 0", "learning_rate must be positive, got 0"),
         ("clip_norm: -1", "clip_norm must be positive, got -1"),
         ("energy_weight: -1", "energy_weight must not be negative, got -1"),
-        ("seed: -1", "seed must not be negative, got -1"),
         ("ema_decay: 1", r"ema_decay must lie in [0, 1), got 1"),
         ("network: mace", "network must be one of so3krates"),
         ("schedule: linear", "schedule must be one of exponential, cosine, got 'linear'"),
-        ("compile: maybe", "compile must be one of auto, always, never, got 'maybe'"),
         ("dtype: float16", "dtype must be one of float32, float64, got 'float16'"),
         ("name: 5", "name must be text, got 5"),
-        ("data: 5", "data must be text, got 5"),
         ("name: a/b", "name must be usable as a file name, got 'a/b'"),
+        ("name: ..", "name must be usable as a file name, got '..'"),
+        (r'name: "a\\b"', "name must be usable as a file name"),
+        (r'name: "a\nb"', "name must be usable as a file name"),
+        (r'name: "\e[2J"', "name must be usable as a file name"),
+        (f"name: {'a' * 201}", "name must be usable as a file name"),
+        (f"epochs: 1{'0' * 30}", "epochs must be below 2^63, got 1"),
+        ("committee: 5000", "committee must be at most 1000, got 5000"),
+        ("config: {cutoff: 1e9}", "config of so3krates: cutoff must be at most 100 Å, got 1e"),
+        ("config: {cutoff: 4, num_layers: 1000000000}", "weights or more, a model file holds"),
+        ("config: {cutoff: 4, num_features: 1000000000}", "weights or more, a model file holds"),
         (f"learning_rate: 1{'0' * 400}", "learning_rate must be finite, got 1000"),
         (f"config: {{cutoff: 1{'0' * 400}}}", "config of so3krates: cutoff must be finite, got 10"),
         (f"seed: {2**63}", f"seed must be below 2^63, got {2**63}"),
         ("seed: 2024-11-20", "seed must be a whole number, got datetime.date(2024, 11, 20)"),
         ("name: yes", "name must be text, got True"),
-        ("labels: 5", "labels must be text, got 5"),
         ("energy_unit: [eV]", "energy_unit must be text, got ['eV']"),
         ("test_data: !!binary YQ==", "test_data must be text, got b'a'"),
         ("level_of_theory: null", "level_of_theory must be text, got None"),
-        ("baseline: 5", "baseline must be text, got 5"),
         ("split: {train: 5}", "train of split must be the name of a split in the file, got 5"),
         ("split: {n_validation: all}", "n_validation of split must be a whole number and not neg"),
         ("split: {n_validation: -1}", "n_validation of split must be a whole number and not negat"),
@@ -281,39 +280,4 @@ def test_a_recipe_is_checked_when_it_is_changed(recipe):
 def test_numbers_that_people_read_otherwise(tmp_path, number):
     path = write(tmp_path, LEAST + f"epochs: {number}\n")
     with pytest.raises(ValueError, match=rf"^a.yaml: .*line 5: '{number}' is an unusual number"):
-        Recipe.from_yaml(path)
-
-
-@pytest.mark.parametrize("name", [".", "..", "a/b", r'"a\\b"', r'"a\nb"', r'"\e[2J"', "a" * 201])
-def test_names_that_no_file_should_have(tmp_path, name):
-    path = write(tmp_path, LEAST.replace("name: a", f"name: {name}"))
-    with pytest.raises(ValueError, match=r"^a.yaml: name must be usable as a file name") as error:
-        Recipe.from_yaml(path)
-    assert str(error.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ("epochs: 1" + "0" * 30, "epochs must be below 2"),
-        ("batch_size: 1" + "0" * 30, "batch_size must be below 2"),
-        ("committee: 5000", "committee must be at most 1000, got 5000"),
-    ],
-)
-def test_numbers_beyond_reason(tmp_path, more, message):
-    with pytest.raises(ValueError, match=f"^a.yaml: {message}"):
-        Recipe.from_yaml(write(tmp_path, LEAST + more + "\n"))
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ("cutoff: 1e9", "cutoff must be at most 100 Å, got 1e"),
-        ("cutoff: 4.0, num_layers: 1000000000", "weights or more, a model file holds"),
-        ("cutoff: 4.0, num_features: 1000000000", "weights or more, a model file holds"),
-    ],
-)
-def test_networks_beyond_reason(tmp_path, config, message):
-    path = write(tmp_path, LEAST.replace("cutoff: 4.0", config))
-    with pytest.raises(ValueError, match=f"config of so3krates: .*{message}"):
         Recipe.from_yaml(path)

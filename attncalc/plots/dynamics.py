@@ -238,12 +238,9 @@ def radial_distribution(
     stride = -(-len(later) * len(later[0]) // MOST_COUNTED)
     counted = later[::stride]
     if r_max is None:
-        heights = [
-            f.get_volume() / np.linalg.norm(np.cross(b, c))
-            for f in counted
-            for b, c in _faces(f.cell.array)
-        ]
-        r_max = float(np.clip(min(heights) / 2, SHORTEST, LONGEST))
+        # the height over a face is one over the length of its reciprocal vector
+        longest = max(np.linalg.norm(f.cell.reciprocal(), axis=1).max() for f in counted)
+        r_max = float(np.clip(0.5 / longest, SHORTEST, LONGEST))
     numbers = counted[0].numbers
     elements = np.unique(numbers)
     edges = np.linspace(0, r_max, n_bins + 1)
@@ -260,8 +257,3 @@ def radial_distribution(
                 sums[name] = sums.get(name, 0) + g
     middles = (edges[1:] + edges[:-1]) / 2
     return {name: (middles, total / len(counted)) for name, total in sorted(sums.items())}
-
-
-def _faces(cell: Floats) -> list[tuple[Floats, Floats]]:
-    a, b, c = cell
-    return [(b, c), (c, a), (a, b)]

@@ -113,10 +113,11 @@ def run(
 def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     """Training, validation and test set of a recipe; the test set may be missing."""
     dataset, parts = _read(recipe)
-    _require_matching_units(recipe, dataset)  # of all of it: more structures are close
-    _say_what_is_not_known(recipe, dataset)
+    sample = data.sample(dataset)  # of all of it: more structures are close
+    _require_matching_units(recipe, sample)
+    _say_what_is_not_known(recipe, sample)
     if recipe.test_data is not None and parts[2] is not None:
-        _require_matching_units(recipe, parts[2])
+        _require_matching_units(recipe, data.sample(parts[2]))
     return parts
 
 
@@ -201,7 +202,7 @@ def fit(
     processes = connect()
     with processes.together():
         _check(recipe, processes, output, training, validation)
-        _require_matching_units(recipe, training)
+        _require_matching_units(recipe, data.sample(training))
     with locked_folder(output, recipe, training, validation, processes):
         return _fit(recipe, training, validation, output, processes)
 
@@ -365,7 +366,6 @@ def _say_what_is_trained(
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse labels whose units do not match, as far as the training uses both."""
-    dataset = data.sample(dataset)
     if recipe.energy_weight and recipe.force_weight and (what := data.unit_mismatch(dataset)):
         raise ValueError(f"{what} (or train on one of them: energy_weight: 0 or force_weight: 0)")
     if recipe.stress_weight and (what := data.stress_mismatch(dataset)):
@@ -373,7 +373,7 @@ def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
-    found = data.work_ratio(data.sample(dataset))
+    found = data.work_ratio(dataset)
     if dataset.forces is not None and (found is None or not found.decides):
         log.info(
             "%s: no structures are close enough to check energies and forces against each other",

@@ -110,7 +110,7 @@ class StoredModel:
         Raises:
             ValueError: a number is not finite, or the checksum is another one.
         """
-        digest = hashlib.sha256(self._signed)
+        digest = hashlib.sha256(self._signed.encode())
         for name in sorted(self._described):
             stored = self._described[name]
             first, last = stored["data_offsets"]
@@ -166,15 +166,12 @@ def is_reference(member: dict[str, Any]) -> bool:
 
 def signature(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Return SHA-256 over all tensors and the header without its own checks."""
-    digest = hashlib.sha256(_signed(header))
-    for name in sorted(tensors):
-        _add(digest, name, tensors[name])
-    return digest.hexdigest()
+    return digest_of(_signed(header), tensors)
 
 
-def _signed(header: dict[str, Any]) -> bytes:
+def _signed(header: dict[str, Any]) -> str:
     described = {key: value for key, value in header.items() if key != "checks"}
-    return json.dumps(described, sort_keys=True).encode()
+    return json.dumps(described, sort_keys=True)
 
 
 def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -165,22 +165,13 @@ def errors_of(potential: Potential, dataset: Dataset) -> Errors:
         part = dataset[k : k + PART].in_memory()
         found.append(errors(predict(potential, part), part))
         n_atoms.append(sum(map(len, part.structures)))
-    n_structures = [one.n_structures for one in found]
-
-    def mean(name: str, weights: list[int]) -> float | None:
+    means: dict[str, Any] = {"n_structures": len(dataset)}
+    for name in vars(found[0]).keys() - means.keys():
         values = [getattr(one, name) for one in found]
-        if values[0] is None:
-            return None
+        weights = n_atoms if name.startswith("force") else [one.n_structures for one in found]
         power = 2 if name.endswith("rmse") else 1
-        return float(np.average(np.power(values, power), weights=weights) ** (1 / power))
-
-    per_structure = (
-        "energy_mae",
-        "energy_rmse",
-        "energy_per_atom_mae",
-        "stress_mae",
-        "stress_rmse",
-    )
-    means: dict[str, Any] = {name: mean(name, n_structures) for name in per_structure}
-    means |= {name: mean(name, n_atoms) for name in ("force_mae", "force_rmse")}
-    return Errors(**means, n_structures=len(dataset))
+        means[name] = None
+        if values[0] is not None:
+            mean = np.average(np.power(values, power), weights=weights)
+            means[name] = float(mean ** (1 / power))
+    return Errors(**means)

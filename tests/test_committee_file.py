@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ase.build import molecule
+from contract import ethanol, result_of
 from safetensors.torch import load_file
 
-from attncalc import AttnCalculator, Committee, Potential, load, model_file, save
+from attncalc import Committee, Potential, load, model_file, save
 from attncalc.model_file import checksum, header, shipped_models
 from attncalc.model_header import StoredModel, signature
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
@@ -54,21 +54,12 @@ def stored_header(path: Path) -> dict:
         return StoredModel(file).header
 
 
-def results(model: str | Path) -> dict:
-    atoms = molecule("CH3CH2OH")
-    atoms.rattle(0.02, seed=0)
-    atoms.calc = AttnCalculator(model, device="cpu")
-    atoms.get_forces()
-    spread = {f"spread of {name}": value for name, value in atoms.calc.spread.items()}
-    return {**atoms.calc.results, **spread}
-
-
 def assert_same_results(one: str | Path, other: str | Path) -> None:
-    ours, theirs = results(one), results(other)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        same = torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[name]))
-        assert same, name
+    ours, theirs = (result_of(load(model), ethanol()) for model in (one, other))
+    for name in ("energy", "energies", "forces", "strain_gradient"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert torch.equal(ours.spread.energy, theirs.spread.energy)
+    assert torch.equal(ours.spread.forces, theirs.spread.forces)
 
 
 def test_weights_stand_in_one_file(folder):

@@ -74,7 +74,8 @@ class Evaluator:
         self.neighbors = VerletList.create(cutoff=potential.cutoff, **options)
         self.far_neighbors: VerletList | None = None
         if potential.long_range is not None:
-            self.far_neighbors = VerletList.create(cutoff=potential.long_range, **options)
+            reach = potential.long_range
+            self.far_neighbors = VerletList.create(cutoff=reach, by_pairs=True, **options)
 
     @functools.cached_property
     def potential(self) -> Potential:

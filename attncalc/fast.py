@@ -10,6 +10,7 @@ import copy
 import functools
 import importlib
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,15 @@ from torch import nn
 
 from attncalc.compiled import has_numba, has_triton
 from attncalc.kernels.frozen_equiformer import frozen
+from attncalc.kernels.frozen_long_range import Constants, FrozenLongRange
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates
 from attncalc.ops import with_modules
+from attncalc.physics import dispersion
+from attncalc.physics.dispersion import Dispersion
+from attncalc.physics.electrostatics import DampedElectrostatics
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLRepulsion
 from attncalc.potential import (
     ROUNDING,
@@ -144,7 +149,7 @@ def _with_fast_network(potential: Potential) -> Potential | None:
 def _with_lowered_terms(potential: Potential, network: nn.Module) -> Potential:
     terms = potential.pair_terms
     if potential.device.type == "cpu":
-        terms = nn.ModuleList(_lower_term(term) for term in terms)
+        terms = nn.ModuleList(_lower_terms(terms))
     return with_modules(potential, network=network, pair_terms=terms).requires_grad_(False)
 
 
@@ -163,10 +168,43 @@ def _has_slopes(term: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _lower_term(term: nn.Module) -> nn.Module:
-    if _has_slopes(term):
-        return FrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF)
-    return term
+def _lower_terms(given: Iterable[Any]) -> list[nn.Module]:
+    """Pair terms with loops of their own where there are some; those of one range share one."""
+    terms = list(given)
+    lowered: list[nn.Module] = []
+    while terms:
+        term = terms.pop(0)
+        if _has_slopes(term):
+            lowered.append(FrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF))
+        elif type(term) in _LONG_RANGE and has_numba():
+            partner = next((other for other in terms if _share_a_loop(term, other)), None)
+            if partner is not None:
+                terms.remove(partner)
+            of_kind = {type(one): one for one in (term, partner)}
+            electric, dispersive = (of_kind.get(kind) for kind in _LONG_RANGE)
+            lowered.append(FrozenLongRange(electric, dispersive, _CONSTANTS))
+        else:
+            lowered.append(term)
+    return lowered
+
+
+_LONG_RANGE = (DampedElectrostatics, Dispersion)
+_CONSTANTS = Constants(
+    coulomb=COULOMB_CONSTANT,
+    hartree=dispersion.HARTREE,
+    bohr=dispersion.BOHR,
+    radius=dispersion.RADIUS,
+    width=dispersion.WIDTH,
+    damping_radius=dispersion.DAMPING_RADIUS,
+)
+
+
+def _share_a_loop(one: Any, other: Any) -> bool:
+    """Return True for electrostatics and dispersion of one range."""
+    if type(other) not in _LONG_RANGE or type(other) is type(one):
+        return False
+    ranges = [(term.config.cutoff, term.config.all_pairs_in_molecules) for term in (one, other)]
+    return ranges[0] == ranges[1]
 
 
 def disagreement(fast: Potential, plain: Potential) -> float:

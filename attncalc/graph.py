@@ -194,6 +194,32 @@ class Linearized(NamedTuple):
     pull: Callable[[AtomOutputs], Any]
 
 
+class SummedGradient(NamedTuple):
+    """Gradient by edge vectors that is summed up already, where nobody asks for that of an edge.
+
+    Attributes:
+        forces: [n_atoms, 3] eV/Å.
+        strain_gradient: [n_systems, 3, 3] eV.
+    """
+
+    forces: Tensor
+    strain_gradient: Tensor
+
+
+class LinearizedTerm(NamedTuple):
+    """Energies of a pair term for one graph, and the gradients of their sum.
+
+    Attributes:
+        energies: [n_atoms] eV, float64.
+        by_vectors: [n_edges, 3] eV/Å, or already summed up.
+        by_outputs: [n_atoms] for each output that the term reads, by name.
+    """
+
+    energies: Tensor
+    by_vectors: Tensor | SummedGradient
+    by_outputs: dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Graphs:
     """Graphs that one evaluation reads of its systems.

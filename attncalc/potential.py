@@ -23,8 +23,10 @@ from attncalc.graph import (
     EnergyArray,
     Graph,
     Graphs,
+    LinearizedTerm,
     OfArrays,
     OutputsOfArray,
+    SummedGradient,
     species_of,
 )
 from attncalc.neighbors import fresh_graph
@@ -395,7 +397,8 @@ def _evaluate(potential: Potential, graph: Graph | Graphs, *, waits: bool) -> Re
         )
     graphs = graph if isinstance(graph, Graphs) else Graphs(graph)
     members = potential.members
-    results = [assemble(graphs, edge_gradients(one, graphs, waits=waits)) for one in members]
+    each = (edge_gradients(one, graphs, waits=waits, sums=True) for one in members)
+    results = [assemble(graphs, gradients) for gradients in each]
     return results[0] if len(results) == 1 else _mean(results)
 
 
@@ -414,12 +417,14 @@ class EdgeGradients:
         short: [n_edges, 3] eV/Å, of the network's graph.
         long: [n_edges, 3] eV/Å, of the graph of longer range; None where there is none.
         others: outputs of the network beside energies, by name, float64.
+        summed: what pair terms have summed up themselves.
     """
 
     energies: Tensor
     short: Tensor
     long: Tensor | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
+    summed: tuple[SummedGradient, ...] = ()
 
     @property
     def arrays(self) -> EdgeArrays | None:
@@ -438,13 +443,16 @@ class EdgeGradientsOfArrays(OfArrays, EdgeGradients):
     """Edge gradients made of `EdgeArrays`."""
 
 
-def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> EdgeGradients:
+def edge_gradients(
+    member: Potential, graphs: Graphs, *, waits: bool = True, sums: bool = False
+) -> EdgeGradients:
     """Energies and their gradient by edge vectors: scale, reference energies, pair terms, ghosts.
 
     Args:
         member: a single potential, no committee.
         graphs: of the structures.
         waits: see `attncalc.nn.network.linearize`.
+        sums: True where a pair term may sum up its gradient itself, which then is in `summed`.
     """
     graph, n_counted = graphs.short, graphs.n_counted
     outputs, pull = linearize(member.network, graph, waits=waits)
@@ -452,17 +460,23 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
     if is_alone and outputs.arrays is not None:
         factors, scaled = _scaled_arrays(member, outputs.arrays.energies, graph)
         d_vectors = pull(OutputsOfArray.of(EnergyArray(factors)))
-        return EdgeGradientsOfArrays.of(EdgeArrays(scaled, d_vectors), long=None, others={})
+        return EdgeGradientsOfArrays.of(
+            EdgeArrays(scaled, d_vectors), long=None, others={}, summed=()
+        )
     factor, energies = _scaled(member, outputs.energies, graph)
     others = _others(outputs)
     d_outputs = {"energies": factor} | {name: torch.zeros_like(energies) for name in others}
     gradients: dict[bool, Tensor | None] = {False: None, True: None}
+    summed: list[SummedGradient] = []
     for term in member.terms_for(graphs):
         is_long = long_range_of(term) is not None
-        of_term, by_vectors, by_outputs = _linearize_term(term, outputs, graphs)
+        of_term, by_vectors, by_outputs = _linearize_term(term, outputs, graphs, sums=sums)
         energies = energies + of_term
-        before = gradients[is_long]
-        gradients[is_long] = by_vectors if before is None else before + by_vectors
+        if isinstance(by_vectors, SummedGradient):
+            summed.append(by_vectors)
+        else:
+            before = gradients[is_long]
+            gradients[is_long] = by_vectors if before is None else before + by_vectors
         for name, value in by_outputs.items():
             d_outputs[name] = d_outputs[name] + value
     if n_counted is not None:
@@ -471,7 +485,7 @@ def edge_gradients(member: Potential, graphs: Graphs, *, waits: bool = True) -> 
     short = pull(AtomOutputs(**d_outputs))
     if (of_terms := gradients[False]) is not None:
         short = short + of_terms
-    return EdgeGradients(energies, short, gradients[True], others)
+    return EdgeGradients(energies, short, gradients[True], others, tuple(summed))
 
 
 class _ScaleArrays:
@@ -514,12 +528,14 @@ def _scaled(member: Potential, energies: Tensor, graph: Graph) -> tuple[Tensor, 
 
 
 def _linearize_term(
-    term: Any, outputs: AtomOutputs, graphs: Graphs
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    term: Any, outputs: AtomOutputs, graphs: Graphs, *, sums: bool
+) -> LinearizedTerm:
     """Energies [n_atoms] of a pair term, and the gradients of their sum by vectors and outputs."""
     graph = graphs.of_range(long_range_of(term))
     if graphs.n_counted is None and hasattr(term, "linearize"):  # in closed form
-        return *term.linearize(graph), {}
+        found: LinearizedTerm = term.linearize(graph, outputs)
+        if sums or not isinstance(found.by_vectors, SummedGradient):
+            return found
     vectors = graph.vectors.detach().requires_grad_(True)
     given = {
         name: value.detach().double().requires_grad_(True)
@@ -530,11 +546,12 @@ def _linearize_term(
         energies = term(graph.with_vectors(vectors), AtomOutputs(**given))
         total = energies[: graphs.n_counted].sum()
         if not total.requires_grad:  # a constant
-            return energies, torch.zeros_like(vectors), {}
+            return LinearizedTerm(energies, torch.zeros_like(vectors), {})
         by_vectors, *by_outputs = torch.autograd.grad(
             total, [vectors, *given.values()], materialize_grads=True, allow_unused=True
         )
-    return energies.detach(), by_vectors, dict(zip(given, by_outputs, strict=True))
+    by_name = dict(zip(given, by_outputs, strict=True))
+    return LinearizedTerm(energies.detach(), by_vectors, by_name)
 
 
 def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
@@ -545,13 +562,13 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
     """
     graph, arrays = graphs.short, gradients.arrays
     if arrays is not None:
-        return _assemble_by_loop(graph, arrays.energies, [(graph, arrays.short)], {})
+        return _assemble_by_loop(graph, arrays.energies, [(graph, arrays.short)], gradients)
     energies, parts = gradients.energies, [(graph, gradients.short)]
     if graphs.long is not None and gradients.long is not None:
         parts.append((graphs.long, gradients.long))
     if energies.device.type == "cpu" and has_numba():
         of_edges = [(edges, gradient.numpy()) for edges, gradient in parts]
-        return _assemble_by_loop(graph, energies.numpy(), of_edges, gradients.others)
+        return _assemble_by_loop(graph, energies.numpy(), of_edges, gradients)
     energy = segment_sum(energies, graph.system_idx, graph.n_systems)
     forces = energies.new_zeros(graph.n_atoms, 3)
     strain_gradient = energies.new_zeros(graph.n_systems, 3, 3)
@@ -560,6 +577,8 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
         atoms = torch.cat([edges.receivers, edges.senders])
         forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
         strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
+    for more in gradients.summed:
+        forces, strain_gradient = forces + more.forces, strain_gradient + more.strain_gradient
     return Result(energy, energies, forces, strain_gradient, **gradients.others)
 
 
@@ -589,16 +608,20 @@ def _assemble_by_loop(
     graph: Graph,
     energies: NDArray[np.float64],
     parts: Sequence[tuple[Graph, NDArray[np.float64]]],
-    others: Mapping[str, Any],
+    gradients: EdgeGradients,
 ) -> Result:
     n_systems, system_idx, loop = graph.n_systems, graph.arrays.system_idx, assemble_loop()
     forces, strain_gradient = np.zeros((len(energies), 3)), np.zeros((n_systems, 3, 3))
     for edges, gradient in parts:
         vectors, receivers, senders, *_ = edges.arrays
         loop(vectors, receivers, senders, gradient, system_idx, forces, strain_gradient)
+    for more in gradients.summed:
+        forces += more.forces.numpy()
+        strain_gradient += more.strain_gradient.numpy()
     # adds in the order of the atoms, as `segment_sum` does in several times as long
     energy = np.bincount(system_idx, energies, minlength=n_systems)
-    return ResultOfArrays.of(ResultArrays(energy, energies, forces, strain_gradient), **others)
+    arrays = ResultArrays(energy, energies, forces, strain_gradient)
+    return ResultOfArrays.of(arrays, **gradients.others)
 
 
 @functools.cache
@@ -714,7 +737,7 @@ def fresh_graphs(potential: Potential, system: System) -> Graphs:
     short = fresh_graph(system, cutoff=potential.cutoff, species=species)
     if long_range is None:
         return Graphs(short)
-    far = fresh_graph(system, cutoff=long_range, species=species)
+    far = fresh_graph(system, cutoff=long_range, species=species, by_pairs=True)
     return Graphs(short, far, all_pairs=long_range == ALL_PAIRS)
 
 

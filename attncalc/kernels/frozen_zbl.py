@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from attncalc.compiled import has_numba
-from attncalc.graph import Graph
+from attncalc.graph import Graph, LinearizedTerm
 
 
 def numbers_of(term: Any, coulomb_constant: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,15 +62,16 @@ class FrozenZBL(nn.Module):
         loop(*arrays[:6], *self.arguments, energies, slopes)
         return energies, slopes
 
-    def linearize(self, graph: Graph) -> tuple[Tensor, Tensor]:
+    def linearize(self, graph: Graph, outputs: Any) -> LinearizedTerm:
         """Energies per atom [n_atoms] eV, and the gradient of their sum by vectors [n_edges, 3]."""
+        del outputs
         energies, slopes = self.energies_and_slopes(graph)
         vectors, pairs = graph.arrays.vectors, graph.arrays.pairs
         (close,) = slopes.nonzero()  # masked pairs may have any vector
         edges = pairs[close]
         gradient = np.zeros_like(vectors)
         gradient[edges] = 2 * slopes[close, None] * vectors[edges]
-        return torch.from_numpy(energies), torch.from_numpy(gradient)
+        return LinearizedTerm(torch.from_numpy(energies), torch.from_numpy(gradient), {})
 
     def forward(self, graph: Graph, outputs: Any) -> Tensor:
         """[n_atoms] eV, float64."""

@@ -8,7 +8,7 @@ from attncalc.compiled import compiled_loop
 
 
 @compiled_loop()
-def _moved_further(positions, reference, limit):
+def moved_further(positions, reference, limit):
     """Return True if any atom is further than `limit` from its reference; True for NaN."""
     for i in range(positions.shape[0]):
         x = positions[i, 0] - reference[i, 0]
@@ -34,7 +34,7 @@ def near_edges(positions, reference, limit, rows, shifts, cells, has_images, cut
     pairs = np.empty(n_edges, np.int64)
     n, n_pairs = 0, 0
     cell = cells[0]
-    holds = not _moved_further(positions, reference, limit)
+    holds = not moved_further(positions, reference, limit)
     if holds:
         for e in range(n_edges):
             i, j = rows[0, e], rows[1, e]

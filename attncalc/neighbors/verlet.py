@@ -18,6 +18,7 @@ from attncalc.graph import (
     species_of,
 )
 from attncalc.neighbors.by_device import neighbor_list
+from attncalc.neighbors.half_list import GraphOfList, HalfList, ListedPairs, pairs_hold
 from attncalc.neighbors.padded import padded_kernels
 from attncalc.neighbors.reuse import LoopInputs, Seen, reused_edges
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
@@ -94,6 +95,11 @@ class SkinEdges:
         """Memory of the compiled loop."""
         return Seen()
 
+    @cached_property
+    def pairs(self) -> ListedPairs:
+        """Pairs of a compact list on the CPU, each once."""
+        return ListedPairs.of(self.rows, self.edges.cell_shifts)
+
 
 @dataclass(frozen=True)
 class VerletList:
@@ -123,6 +129,9 @@ class VerletList:
         n_updates: how often `update` was called.
         n_rebuilds: how often that built a new list.
         listed: the list itself; None before the first update.
+        by_pairs: True where graphs are for loops over pairs (`GraphOfList`): on a CPU their edges
+            are made only when somebody asks for them, and that two atoms lie on top of each other
+            is noticed only then.
     """
 
     cutoff: float
@@ -132,10 +141,17 @@ class VerletList:
     n_updates: int = 0
     n_rebuilds: int = 0
     listed: SkinEdges | None = field(default=None, repr=False)
+    by_pairs: bool = False
 
     @classmethod
     def create(
-        cls, *, cutoff: float, skin: float, species: tuple[int, ...], capacity: int | None = None
+        cls,
+        *,
+        cutoff: float,
+        skin: float,
+        species: tuple[int, ...],
+        capacity: int | None = None,
+        by_pairs: bool = False,
     ) -> VerletList:
         """Return an empty list; its first `update` builds.
 
@@ -145,6 +161,7 @@ class VerletList:
             species: atomic numbers of the potential's species table, in its order.
             capacity: number of edges that the padded form starts with; None chooses the form by
                 the device of the system.
+            by_pairs: see there.
 
         Raises:
             ValueError: cutoff, skin or capacity is out of range, or there is no species.
@@ -165,7 +182,7 @@ class VerletList:
             raise ValueError("species must name at least one atomic number")
         if capacity is not None:
             capacity = _round_up(capacity)
-        return cls(float(cutoff), float(skin), tuple(species), capacity)
+        return cls(float(cutoff), float(skin), tuple(species), capacity, by_pairs=by_pairs)
 
     def update(self, system: System) -> tuple[VerletList, Graph]:
         """Return the list to continue with, and the graph of `system`.
@@ -265,12 +282,17 @@ class VerletList:
         if listed is None:
             raise ValueError("this VerletList has not seen a system yet: call update(system) first")
         if listed.padding is None:
+            if self.by_pairs and _is_plain(system):
+                return _graph_of_list(system, listed, self.cutoff)
             return _compact_graph(system, listed, self.cutoff)
         return _padded_graph(system, listed, listed.padding, self.cutoff)
 
     def _reused_graph(self, system: System, listed: SkinEdges) -> Graph | None:
         if listed.padding is not None or listed.reference.device.type != "cpu":
             return None
+        if self.by_pairs:
+            holds = pairs_hold(system, listed.reference, skin=self.skin)
+            return _graph_of_list(system, listed, self.cutoff) if holds else None
         arrays = reused_edges(
             system,
             listed.reference,
@@ -314,13 +336,16 @@ def skin_for(system: System) -> float:
     return SKIN[system.device.type]
 
 
-def fresh_graph(system: System, *, cutoff: float, species: tuple[int, ...]) -> Graph:
+def fresh_graph(
+    system: System, *, cutoff: float, species: tuple[int, ...], by_pairs: bool = False
+) -> Graph:
     """Return the graph of a system that is evaluated once: a list without skin, not kept.
 
     Raises:
         ValueError: as `VerletList.update`.
     """
-    return VerletList.create(cutoff=cutoff, skin=0.0, species=species).update(system)[1]
+    verlet = VerletList.create(cutoff=cutoff, skin=0.0, species=species, by_pairs=by_pairs)
+    return verlet.update(system)[1]
 
 
 def _differs_in_shape(system: System, reference: System) -> bool:
@@ -433,6 +458,24 @@ def _pad(edges: Edges, capacity: int, last_atom: int) -> Edges:
         torch.cat((edges.receivers, loops)),
         torch.cat((edges.senders, loops)),
         torch.cat((edges.cell_shifts, edges.cell_shifts.new_zeros(n_padding, 3))),
+    )
+
+
+def _is_plain(system: System) -> bool:
+    """Return True where nobody differentiates by positions or cells, on the CPU."""
+    tensors = (system.positions, system.cell)
+    return system.device.type == "cpu" and not any(one.requires_grad for one in tensors)
+
+
+def _graph_of_list(system: System, listed: SkinEdges, cutoff: float) -> Graph:
+    tensors = system.positions, system.cell, listed.species, system.system_idx
+    positions, cells, species, system_idx = (tensor.numpy() for tensor in tensors)
+    receivers, senders, codes, shifts = listed.pairs
+    return GraphOfList.of_list(
+        HalfList(positions, cells, receivers, senders, codes, shifts, species, system_idx),
+        system,
+        listed.species,
+        lambda: _compact_graph(system, listed, cutoff).arrays,
     )
 
 

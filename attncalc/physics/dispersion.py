@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph
@@ -99,6 +100,11 @@ class Dispersion(LongRangeTerm):
         energies = -HARTREE * (
             c6 / (r**6 + rho**6) + c8 / (r**8 + rho**8) + c10 / (r**10 + rho**10)
         )
-        if (end := self.config.cutoff) is not None:
-            energies = energies * switch_off(lengths, end - self.config.switch_width, end)
-        return pairs.halved(energies, graph.n_atoms)
+        return pairs.halved(energies * self.switch(lengths), graph.n_atoms)
+
+    def switch(self, lengths: Tensor) -> Tensor:
+        """[P] of lengths [P] Å: 1, falling to 0 before the cutoff."""
+        end = self.config.cutoff
+        if end is None:
+            return torch.ones_like(lengths)
+        return switch_off(lengths, end - self.config.switch_width, end)

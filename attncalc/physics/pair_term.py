@@ -13,8 +13,8 @@ class PairTerm(Protocol):
     """An energy in closed form beside the network's: repulsion, electrostatics, dispersion.
 
     It must vanish smoothly at its cutoff, and a masked edge must contribute exactly nothing. Where
-    the CPU needs more speed than autograd gives, `linearize(graph)` may return energies and the
-    gradient of their sum by the vectors; such a term must not read outputs.
+    the CPU needs more speed than autograd gives, `linearize(graph, outputs)` may return a
+    `LinearizedTerm`: energies, and the gradients of their sum by vectors and outputs.
 
     A term that needs a graph of its own has an attribute `long_range`, its cutoff in Å. If it is to
     count all pairs of structures that are not periodic, `of_all_pairs` is its form for these, a

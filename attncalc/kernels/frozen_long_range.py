@@ -1,0 +1,155 @@
+"""Electrostatics and dispersion with fixed parameters, in one compiled loop over all pairs.
+
+`FrozenLongRange` equals the sum of an `attncalc.physics.electrostatics.DampedElectrostatics` and an
+`attncalc.physics.dispersion.Dispersion` of the same range, or one of the two: energies, forces,
+strain and the gradients by charges and Hirshfeld ratios come from one sweep.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from attncalc.graph import AtomOutputs, Graph, LinearizedTerm, SummedGradient
+from attncalc.kernels.so3krates.tables import Grid, cubics
+
+INTERVAL = 0.0025  # Å; the slope of cubics is off by 1e-9 of that of the interaction and less
+MOST_INTERVALS = 1 << 17
+# Å over the damping length, where the error function is 1 to all digits of float64
+POINTS = 6.0
+
+
+class Constants(NamedTuple):
+    """Constants of the two terms, which stand with their definitions.
+
+    Attributes:
+        coulomb: eV Å.
+        hartree, bohr: eV, Å.
+        radius: bohr, van der Waals radius over the seventh root of the polarizability.
+        width: of the oscillator, coefficients in powers of that radius.
+        damping_radius: bohr.
+    """
+
+    coulomb: float
+    hartree: float
+    bohr: float
+    radius: float
+    width: tuple[float, ...]
+    damping_radius: float
+
+
+class FrozenLongRange(nn.Module):
+    """Takes the place of both terms, or one, on the CPU.
+
+    Args:
+        electrostatics: a `DampedElectrostatics`, or None.
+        dispersion: a `Dispersion`, or None; of the same range.
+        constants: of both.
+
+    Attributes:
+        terms: what it takes the place of, for gradients that it does not give.
+        of_all_pairs: its form for molecules, where that is another.
+        long_range: Å.
+    """
+
+    def __init__(self, electrostatics: Any, dispersion: Any, constants: Constants) -> None:
+        super().__init__()
+        given = electrostatics, dispersion
+        both = [term for term in given if term is not None]
+        self.terms = nn.ModuleList(both)
+        self.long_range = both[0].long_range
+        electric, dispersive = (None if term is None else term.of_all_pairs for term in given)
+        self.of_all_pairs: FrozenLongRange | None = None
+        if electric is not None or dispersive is not None:
+            self.of_all_pairs = FrozenLongRange(electric, dispersive, constants)
+        self.reads_charges, self.reads_ratios = electrostatics is not None, dispersion is not None
+        end = both[0].config.cutoff
+        reach = POINTS * electrostatics.config.damping_length if electrostatics is not None else 1.0
+        self.arguments = (
+            *_of_atoms(dispersion, constants.hartree),
+            _table(electrostatics, dispersion, reach if end is None else end),
+            _numbers(dispersion, constants, end, reach),
+        )
+
+    def linearize(self, graph: Graph, outputs: AtomOutputs) -> LinearizedTerm:
+        """Energies, forces and strain, and the gradients by charges and ratios."""
+        from attncalc.kernels import long_range_loop
+
+        ones = np.ones(graph.n_atoms)
+        charges = _array(outputs.charges) if self.reads_charges else 0 * ones
+        ratios = _array(outputs.hirshfeld_ratios) if self.reads_ratios else ones
+        pairs = getattr(graph, "half_list", None)
+        if pairs is not None:
+            found = long_range_loop.of_list(*pairs, charges, ratios, *self.arguments)
+        else:
+            found = long_range_loop.of_graph(
+                *graph.arrays, graph.n_systems, charges, ratios, *self.arguments
+            )
+        energies, of_atoms, d_ratios, strain = found
+        by_outputs = {}
+        if self.reads_charges:
+            by_outputs["charges"] = torch.from_numpy(of_atoms[:, 3])
+        if self.reads_ratios:
+            by_outputs["hirshfeld_ratios"] = torch.from_numpy(d_ratios)
+        summed = SummedGradient(torch.from_numpy(of_atoms[:, :3]), torch.from_numpy(strain))
+        return LinearizedTerm(torch.from_numpy(energies), summed, by_outputs)
+
+    def forward(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
+        """[n_atoms] eV, float64, as the terms themselves give it."""
+        return sum(term(graph, outputs) for term in self.terms)
+
+
+def _array(output: Tensor | None) -> NDArray[np.float64]:
+    assert output is not None
+    return np.ascontiguousarray(output.detach().double().numpy())
+
+
+def _of_atoms(dispersion: Any, hartree: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Polarizabilities [n_species] and C6 [n_species, n_species] eV bohr^6; none: no dispersion."""
+    if dispersion is None:
+        return np.ones(_MOST_SPECIES), np.zeros((_MOST_SPECIES, _MOST_SPECIES))
+    return dispersion.polarizabilities.numpy(), hartree * dispersion.c6.numpy()
+
+
+_MOST_SPECIES = 119
+
+
+def _table(electrostatics: Any, dispersion: Any, end: float) -> NDArray[np.float64]:
+    """[n_intervals, 8] from 0 to the end [Å]: cubics of both functions of the length."""
+
+    def interaction(lengths: Tensor) -> Tensor:
+        if electrostatics is None:
+            return torch.zeros_like(lengths)
+        return electrostatics.interaction(lengths.clamp(min=1e-6))  # it is even: level at zero
+
+    def switch(lengths: Tensor) -> Tensor:
+        return torch.ones_like(lengths) if dispersion is None else dispersion.switch(lengths)
+
+    grid = Grid(0.0, end, min(MOST_INTERVALS, math.ceil(end / INTERVAL)))
+    both = [cubics(function, grid) for function in (interaction, switch)]
+    return np.ascontiguousarray(torch.cat(both, dim=1).numpy())
+
+
+def _numbers(
+    dispersion: Any, constants: Constants, end: float | None, reach: float
+) -> NDArray[np.float64]:
+    """Numbers that the loop reads beside tables, [10], as `long_range_loop.of_list` lists them."""
+    damping = 1.0 if dispersion is None else dispersion.config.damping
+    until = reach if end is None else end
+    n_intervals = min(MOST_INTERVALS, math.ceil(until / INTERVAL))
+    return np.array(
+        [
+            1 / constants.bohr**2,
+            1 / (damping * constants.damping_radius) ** 2,
+            *(w * constants.radius**k for k, w in enumerate(constants.width)),
+            constants.coulomb,
+            n_intervals / until,
+            reach if end is None else math.inf,
+            math.inf if end is None else end**2,
+        ]
+    )

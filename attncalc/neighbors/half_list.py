@@ -1,0 +1,147 @@
+"""Pairs of a list, each once, for loops that make vectors themselves; edges only when asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attncalc.compiled import has_numba
+from attncalc.graph import GraphArrays, GraphOfArrays
+from attncalc.system import System
+
+
+class HalfList(NamedTuple):
+    """Pairs of some positions, and what a loop makes vectors of.
+
+    The vector of pair p is positions[senders] - positions[receivers] + shifts[codes] @ cells.
+
+    Attributes:
+        positions: [n_atoms, 3] Å.
+        cells: [n_systems, 3, 3] Å.
+        receivers, senders: [P], int32.
+        codes: [P], int32: rows of shifts.
+        shifts: [n_codes, 3].
+        species, system_idx: [n_atoms].
+    """
+
+    positions: NDArray[np.float64]
+    cells: NDArray[np.float64]
+    receivers: NDArray[np.int32]
+    senders: NDArray[np.int32]
+    codes: NDArray[np.int32]
+    shifts: NDArray[np.float64]
+    species: NDArray[np.int64]
+    system_idx: NDArray[np.int64]
+
+
+class ListedPairs(NamedTuple):
+    """Pairs of a list, see `HalfList`; they stay as long as it does."""
+
+    receivers: NDArray[np.int32]
+    senders: NDArray[np.int32]
+    codes: NDArray[np.int32]
+    shifts: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rows: Tensor, cell_shifts: Tensor) -> ListedPairs:
+        """Take those of all edges that stand for their pair.
+
+        Args:
+            rows: [3, n_edges]: receivers, senders, 1 where the edge stands for its pair.
+            cell_shifts: [n_edges, 3].
+        """
+        (standing,) = rows[2].numpy().nonzero()
+        receivers, senders = (row.numpy()[standing].astype(np.int32) for row in rows[:2])
+        triples = cell_shifts.numpy()[standing]
+        if not triples.any():
+            return cls(receivers, senders, np.zeros(len(standing), np.int32), np.zeros((1, 3)))
+        low, high = triples.min(0), triples.max(0)
+        sizes = high - low + 1
+        codes = np.ravel_multi_index(tuple((triples - low).T), tuple(sizes))
+        used, codes = np.unique(codes, return_inverse=True)
+        shifts = np.stack(np.unravel_index(used, tuple(sizes)), axis=1) + low
+        return cls(receivers, senders, codes.astype(np.int32), shifts.astype(np.float64))
+
+
+class GraphOfList(GraphOfArrays):
+    """Graph on the CPU whose edges are made when somebody asks for them.
+
+    Attributes:
+        half_list: its pairs; None for copies with other vectors.
+    """
+
+    half_list: HalfList | None = None
+
+    @classmethod
+    def of_list(
+        cls, half_list: HalfList, system: System, species: Tensor, edges: Callable[[], GraphArrays]
+    ) -> GraphOfList:
+        """Make a graph.
+
+        Args:
+            half_list: pairs, some of which may be beyond the cutoff.
+            system: the structures.
+            species: [n_atoms].
+            edges: makes the arrays of all edges within the cutoff.
+        """
+        graph = object.__new__(cls)
+        graph.__dict__.update(
+            half_list=half_list,
+            _edges=edges,
+            species=species,
+            system_idx=system.system_idx,
+            charge=system.charge,
+            spin=system.spin,
+        )
+        return graph
+
+    @property
+    def arrays(self) -> GraphArrays:
+        """Arrays of all edges; made at the first question."""
+        edges: Callable[[], GraphArrays] | None = self.__dict__.pop("_edges", None)
+        if edges is not None:
+            self.__dict__["_arrays"] = edges()
+        return super().arrays
+
+    def __getattr__(self, name: str) -> Tensor:
+        if "_edges" in self.__dict__ and name in GraphArrays._fields:
+            _ = self.arrays
+        return super().__getattr__(name)
+
+
+def pairs_hold(system: System, reference: System, *, skin: float) -> bool | None:
+    """Return True if no atom has moved further than half of the skin; None: nobody has looked.
+
+    Args:
+        system: any.
+        reference: one structure, of which the list was made, on the CPU.
+        skin: Å.
+    """
+    if (
+        system.device.type != "cpu"
+        or system.n_systems > 1
+        or system.positions.shape != reference.positions.shape
+        or system.positions.requires_grad
+        or system.cell.requires_grad
+        or (loop := _loop()) is None
+        or not torch.equal(system.cell, reference.cell)
+        or not torch.equal(system.pbc, reference.pbc)
+        or not torch.equal(system.atomic_numbers, reference.atomic_numbers)
+    ):
+        return None
+    return not loop(system.positions.numpy(), reference.positions.numpy(), skin / 2)
+
+
+@functools.cache
+def _loop() -> Callable[..., bool] | None:
+    if not has_numba():
+        return None
+    from attncalc.neighbors.reuse_loop import moved_further
+
+    return moved_further

@@ -1,0 +1,211 @@
+"""The loop over all pairs equals both terms in PyTorch: energies, forces, strain, gradients."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from contract import ELEMENTS, ethanol, slab, triclinic
+from torch import nn
+
+pytest.importorskip("numba")
+
+from attncalc.fast import _lower_terms
+from attncalc.graph import AtomOutputs, Graph
+from attncalc.kernels import long_range_loop
+from attncalc.kernels.frozen_long_range import FrozenLongRange
+from attncalc.kernels.frozen_zbl import FrozenZBL
+from attncalc.neighbors import VerletList
+from attncalc.physics.dispersion import Dispersion, DispersionConfig
+from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+from attncalc.potential import forces_from_edges
+from attncalc.system import System
+
+CUTOFF = 7.0
+# of cubics: eV, eV/Å and so on, relative to the largest where that exceeds 1
+TOLERANCE = 1e-8
+
+TERMS: dict[str, Callable[[float | None], list[nn.Module]]] = {
+    "both": lambda end: [
+        DampedElectrostatics(ElectrostaticsConfig(end), ELEMENTS),
+        Dispersion(DispersionConfig(end), ELEMENTS),
+    ],
+    "electrostatics": lambda end: [
+        DampedElectrostatics(ElectrostaticsConfig(end, damping_length=2.0), ELEMENTS)
+    ],
+    "dispersion": lambda end: [Dispersion(DispersionConfig(end, damping=0.9), ELEMENTS)],
+}
+
+
+def water() -> Atoms:
+    """More pairs than there are in a chunk, of several images."""
+    generator = np.random.default_rng(0)
+    atoms = bulk("C", a=3.4, cubic=True) * (2, 1, 1)
+    atoms.numbers[:] = generator.choice(ELEMENTS, len(atoms))
+    atoms.numbers[0] = 6 + atoms.numbers[1:].sum() % 2
+    atoms.rattle(0.1, seed=0)
+    return atoms
+
+
+STRUCTURES = {
+    "molecule": ethanol,
+    "own images": triclinic,
+    "slab": slab,
+    "many": water,
+    "far": lambda: Atoms("CO", [[0, 0, 0], [0, 30.0, 40.0]]),
+    "alone": lambda: Atoms("O"),
+    "batch": lambda: [ethanol(), triclinic(), Atoms("O"), water()],
+}
+
+
+def outputs_for(n: int) -> AtomOutputs:
+    generator = torch.Generator().manual_seed(0)
+    charges, ratios = torch.randn(2, n, generator=generator, dtype=torch.float64)
+    return AtomOutputs(torch.zeros(n), 0.4 * charges, 0.9 + 0.1 * ratios)
+
+
+def by_autograd(terms: list[nn.Module], graph: Graph, outputs: AtomOutputs) -> list[torch.Tensor]:
+    """Energies, forces, strain gradient, gradients by charges and ratios."""
+    vectors = graph.vectors.detach().clone().requires_grad_()
+    charges, ratios = (
+        one.detach().clone().requires_grad_() for one in (outputs.charges, outputs.hirshfeld_ratios)
+    )
+    given = AtomOutputs(outputs.energies, charges, ratios)
+    energies = sum(term(graph.with_vectors(vectors), given) for term in terms)
+    gradient, *others = torch.autograd.grad(
+        energies.sum(), [vectors, charges, ratios], materialize_grads=True, allow_unused=True
+    )
+    forces = forces_from_edges(gradient, graph.receivers, graph.senders, graph.n_atoms)
+    strain = torch.zeros(graph.n_systems, 3, 3, dtype=torch.float64)
+    outer = graph.vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    strain.index_add_(0, graph.system_idx[graph.receivers], outer)
+    return [energies.detach(), forces, (strain + strain.transpose(1, 2)) / 2, *others]
+
+
+def by_loop(term: FrozenLongRange, graph: Graph, outputs: AtomOutputs) -> list[torch.Tensor]:
+    energies, summed, by_outputs = term.linearize(graph, outputs)
+    zero = torch.zeros(graph.n_atoms, dtype=torch.float64)
+    names = ("charges", "hirshfeld_ratios")
+    return [energies, *summed, *(by_outputs.get(name, zero) for name in names)]
+
+
+def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found.shape == expected.shape
+        scale = expected.abs().amax().clamp(min=1.0) if expected.numel() else 1.0
+        assert (found - expected).abs().amax() <= TOLERANCE * scale
+
+
+def graphs_of(atoms: Atoms | list[Atoms], cutoff: float) -> tuple[Graph, Graph]:
+    """By pairs, and by edges; the former with pairs in the skin."""
+    system = System.from_ase(atoms)
+    options = {"cutoff": cutoff, "skin": 0.5, "species": ELEMENTS}
+    return tuple(
+        VerletList.create(**options, by_pairs=by_pairs).update(system)[1]
+        for by_pairs in (True, False)
+    )
+
+
+@pytest.mark.parametrize("kind", TERMS)
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_equals_the_terms(structure: Callable, kind: str) -> None:
+    atoms = structure()
+    periodic = isinstance(atoms, list) or atoms.pbc.any()
+    for end in (CUTOFF, 13.0) if periodic else (CUTOFF, 1000.0, None):
+        terms = TERMS[kind](end)
+        (term,) = _lower_terms(list(terms))
+        assert isinstance(term, FrozenLongRange)
+        assert term.long_range == terms[0].long_range
+        by_pairs, by_edges = graphs_of(atoms, 1e4 if end is None else end)
+        outputs = outputs_for(by_edges.n_atoms)
+        expected = by_autograd(terms, by_edges, outputs)
+        assert_equal(by_loop(term, by_pairs, outputs), expected)
+        assert_equal(by_loop(term, by_edges, outputs), expected)
+        assert torch.equal(term(by_edges, outputs), expected[0])
+        assert_equal(by_autograd([term], by_pairs, outputs), expected)  # its edges are made then
+
+
+def test_chunks_are_full_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_pairs, _ = graphs_of(water(), CUTOFF)
+    n_pairs = len(by_pairs.half_list.receivers)
+    assert n_pairs > 2 * long_range_loop.CHUNK
+    assert n_pairs % long_range_loop.CHUNK
+
+
+def test_masked_edges_count_nothing() -> None:
+    terms = TERMS["both"](CUTOFF)
+    (term,) = _lower_terms(list(terms))
+    _, near = graphs_of(water(), CUTOFF)
+    _, far = graphs_of(water(), CUTOFF + 2)
+    beyond = torch.linalg.vector_norm(far.vectors, dim=1) >= CUTOFF
+    vectors = torch.where(beyond.unsqueeze(1), torch.nan, far.vectors)
+    masked = Graph(
+        **{**{name: getattr(far, name) for name in Graph.__dataclass_fields__}, "vectors": vectors}
+    )
+    masked = replace(masked, edge_mask=~beyond)
+    outputs = outputs_for(near.n_atoms)
+    assert_equal(by_loop(term, masked, outputs), by_autograd(terms, near, outputs))
+
+
+def test_atoms_without_volume() -> None:
+    """As near zero as a network comes; roots of zero have no slope."""
+    terms = TERMS["both"](CUTOFF)
+    (term,) = _lower_terms(list(terms))
+    by_pairs, _ = graphs_of(ethanol(), CUTOFF)
+    outputs = replace(outputs_for(9), hirshfeld_ratios=torch.zeros(9, dtype=torch.float64))
+    assert all(found.isfinite().all() for found in by_loop(term, by_pairs, outputs))
+
+
+def test_which_terms_share_a_loop() -> None:
+    electric, dispersive = TERMS["both"](CUTOFF)
+    other = Dispersion(DispersionConfig(9.0), ELEMENTS)
+    repulsion = ZBLRepulsion(ZBLConfig(4.0), ELEMENTS).requires_grad_(False)
+    foreign = nn.Identity()
+    for order in itertools.permutations([electric, dispersive, repulsion, foreign]):
+        kinds = [type(term) for term in _lower_terms(list(order))]
+        assert sorted(kinds, key=str) == sorted([FrozenLongRange, FrozenZBL, nn.Identity], key=str)
+    apart = _lower_terms([electric, other])
+    assert [term.long_range for term in apart] == [CUTOFF, 9.0]
+    by_kind = [
+        DampedElectrostatics(ElectrostaticsConfig(CUTOFF, True), ELEMENTS),
+        Dispersion(DispersionConfig(CUTOFF, True), ELEMENTS),
+    ]
+    (together,) = _lower_terms(by_kind)
+    assert together.of_all_pairs.long_range == 1e4
+    assert together.of_all_pairs.of_all_pairs is None
+    assert len(_lower_terms([electric, by_kind[1]])) == 2
+    assert copy.deepcopy(together).long_range == CUTOFF
+
+
+def test_a_list_that_is_kept_and_one_that_is_new() -> None:
+    """Atoms that move through the skin; what is not asked for edges does not make them."""
+    terms = TERMS["both"](CUTOFF)
+    (term,) = _lower_terms(terms)
+    system = System.from_ase(water())
+    verlet = VerletList.create(cutoff=CUTOFF, skin=0.5, species=ELEMENTS, by_pairs=True)
+    outputs = outputs_for(system.n_atoms)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        move = 0.08 * torch.randn(system.positions.shape, generator=generator, dtype=torch.float64)
+        system = system.with_positions(system.positions + move)
+        verlet, graph = verlet.update(system)
+        assert graph.half_list is not None
+        fresh = VerletList.create(cutoff=CUTOFF, skin=0.0, species=ELEMENTS).update(system)[1]
+        ours = by_loop(term, graph, outputs)
+        assert "_arrays" not in vars(graph)
+        assert_equal(ours, by_autograd(terms, fresh, outputs))
+        assert torch.equal(graph.receivers, fresh.receivers)
+        assert torch.equal(graph.with_vectors(fresh.vectors).vectors, fresh.vectors)
+        assert graph.with_vectors(fresh.vectors).half_list is None
+    assert 1 < verlet.n_rebuilds <= verlet.n_updates == 5
+    twin = pickle.loads(pickle.dumps(graph))
+    assert torch.equal(twin.senders, fresh.senders)

@@ -65,7 +65,7 @@ _QUANTITY_NAMES = {
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the user says of a file; None says nothing.
+    """Options of a reader: what the user says of a file, None says nothing.
 
     Attributes:
         energy_unit, length_unit: of its numbers.

@@ -170,7 +170,7 @@ def read_run(
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}: name the file that {output} was trained on") from None
     for role, part in (("training", training), ("validation", validation)):
-        if checksums and checksums.get(role) != checksum(part):
+        if checksums.get(role) != checksum(part):
             raise ValueError(f"{part.source}: not the {role} set that {output} was trained on")
     return recipe, {"training": training, "validation": validation, "test": test}
 

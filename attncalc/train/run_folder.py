@@ -59,9 +59,8 @@ def locked_folder(
 def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -> None:
     """Recipe and data of an output folder; refuse to continue another run.
 
-    Files may be moved and renamed between two calls, their content is what counts. A folder that
-    knows no checksums (of before they were kept) is told apart by file names, and gets them. The
-    model that a training started from may be gone afterwards, but not be another one.
+    Files may be moved and renamed between two calls, their content is what counts. The model that a
+    training started from may be gone afterwards, but not be another one.
     """
     mark = output / MARK
     ours = json.loads(json.dumps(recipe.as_dict()))
@@ -70,11 +69,11 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
     if mark.exists() and begun:
         # a key that an older version did not write has its default
         theirs = _defaults() | _read(mark)
-        their_data, their_start = theirs.pop(DATA, None), theirs.pop(START, None)
+        their_data, their_start = theirs.pop(DATA, None) or {}, theirs.pop(START, None)
         theirs.pop(FILE, None)
         start = start or their_start
-        _refuse_other_recipe(output, ours, theirs, names_count=their_data is None)
-        changed = [role for role in data if their_data and their_data[role] != data[role]]
+        _refuse_other_recipe(output, ours, theirs)
+        changed = [role for role in data if their_data.get(role) != data[role]]
         if changed:
             raise ValueError(
                 f"{output} holds a run on other data (different: {' and '.join(changed)} set; now "
@@ -166,18 +165,13 @@ def checksum(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _refuse_other_recipe(
-    output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], *, names_count: bool
-) -> None:
+def _refuse_other_recipe(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     def identity(content: Mapping[str, Any], key: str) -> object:
-        value = content.get(key)
-        if key in ("data", "test_data"):  # files may have moved
-            return Path(value).name if value and names_count else None
-        if key == "stream":  # the same numbers, wherever they wait
+        if key in ("data", "test_data", "stream"):  # the same numbers, wherever they wait
             return None
         if key == "start_from":  # a file or a shipped name: its checksum tells more
-            return bool(value)
-        return value
+            return bool(content.get(key))
+        return content.get(key)
 
     changed = sorted(k for k in {*ours, *theirs} if identity(ours, k) != identity(theirs, k))
     if changed:

@@ -69,23 +69,6 @@ def test_a_folder_of_an_earlier_version_goes_on(finished, folder, recipe, parts)
     assert remembered(folder)[0].baseline is None
 
 
-def test_a_folder_without_checksums_is_accepted_and_gets_them(finished, folder, recipe, parts):
-    mark = folder / "recipe.json"
-    complete = json.loads(mark.read_text())
-    assert complete.pop("data_sha256") == {
-        "training": checksum(parts[0]),
-        "validation": checksum(parts[1]),
-    }
-    mark.write_text(json.dumps(complete))
-    renamed = dataclasses.replace(recipe, data="b.npz")
-    with pytest.raises(ValueError, match=r"another recipe \(different: data\)"):
-        train.fit(renamed, *parts[:2], folder)
-    moved = dataclasses.replace(recipe, data="/elsewhere/cells.extxyz")
-    assert train.fit(moved, *parts[:2], folder).history == finished[0].history
-    with pytest.raises(ValueError, match="holds a run on other data"):
-        train.fit(recipe, with_other_energy(parts[0]), parts[1], folder)
-
-
 def test_a_checksum_sees_every_number_and_no_name():
     def dataset(*, stress=0.1, forces=0.1, energy=1.0, with_stress=True, source="a", **changes):
         options = {"numbers": [1, 8], "positions": [[0, 0, 0], [0, 0, 1]], "cell": [9, 9, 9]}

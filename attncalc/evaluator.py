@@ -15,6 +15,7 @@ from torch import Tensor
 from attncalc.fast import lower
 from attncalc.graph import ALL_PAIRS, Graph, Graphs
 from attncalc.neighbors import SKIN, VerletList, skin_for
+from attncalc.neighbors.verlet import LARGEST_SKIN
 from attncalc.potential import (
     Potential,
     Result,
@@ -28,6 +29,9 @@ from attncalc.potential import (
 )
 from attncalc.recording import CudaGraph, Recorder
 from attncalc.system import System
+
+FAR_SKIN = 3.0
+"""Skin of the list of longer range over that of the network's, on a CPU."""
 
 
 class Evaluator:
@@ -75,6 +79,7 @@ class Evaluator:
         self.far_neighbors: VerletList | None = None
         if potential.long_range is not None:
             reach = potential.long_range
+            options["skin"] = self._far_skin(skin)
             self.far_neighbors = VerletList.create(cutoff=reach, by_pairs=True, **options)
 
     @functools.cached_property
@@ -131,12 +136,22 @@ class Evaluator:
         lists = [self.neighbors]
         if self.far_neighbors is not None:
             lists.append(self._far_list(system))
-        self._keep([replace(one, skin=skin, listed=None).update(system)[0] for one in lists])
+        lists = self._with_skin(skin, lists)
+        self._keep([one.update(system)[0] for one in lists])
 
     def suit(self, system: System) -> None:
         """Choose the skin for a structure that is not the last one."""
         if (skin := self._skin(system)) != self.neighbors.skin:
-            self._keep([replace(one, skin=skin, listed=None) for one in self.lists])
+            self._keep(self._with_skin(skin, self.lists))
+
+    def _with_skin(self, skin: float, lists: Sequence[VerletList]) -> list[VerletList]:
+        """Empty lists: that of the network with this skin, that of longer range with its own."""
+        skins = (skin, self._far_skin(skin))
+        return [replace(one, skin=its, listed=None) for one, its in zip(lists, skins, strict=False)]
+
+    def _far_skin(self, skin: float) -> float:
+        """Å: loops over pairs drop those in the skin at little cost; a long list takes its time."""
+        return min(FAR_SKIN * skin, LARGEST_SKIN) if self.looks_at_every_step else skin
 
     def without_check(self, system: System) -> tuple[Result, Tensor]:
         """Results by the lists as they are, and whether one may miss a pair: [], bool.

@@ -188,7 +188,7 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
 
 
 def what_is_ignored(atoms: Atoms) -> str:
-    """Name charges and magnetic moments of atoms that no model reads; "" where there are none.
+    """Name charges, magnetic moments and entries that no model reads; "" where there are none.
 
     Args:
         atoms: with `info["charge"]` or `info["spin"]` they may hold whatever they like.
@@ -203,6 +203,8 @@ def what_is_ignored(atoms: Atoms) -> str:
         if values is not None and np.any(values) and key not in atoms.info
     }
     if not ignored:
+        if "multiplicity" in atoms.info and "spin" not in atoms.info:  # other programs' name for it
+            return 'atoms.info["multiplicity"] is not read: set atoms.info["spin"] (2S+1)'
         return ""
     info = " and ".join(f'atoms.info["{key}"]' for key in ignored)
     meaning = " and ".join(

@@ -834,6 +834,15 @@ def test_dtypes_of_torch_are_understood():
         AttnCalculator("so3krates-ethanol", dtype=torch.float16)
 
 
+def test_a_multiplicity_under_another_name_is_a_warning() -> None:
+    atoms = molecule("CH3CH2OH")
+    atoms.info["multiplicity"] = 3
+    atoms.calc = AttnCalculator("so3krates-ethanol")
+    message = r'atoms\.info\["multiplicity"\] is not read: set atoms\.info\["spin"\]'
+    with pytest.warns(UserWarning, match=message):
+        atoms.get_potential_energy()
+
+
 @pytest.mark.parametrize(
     ("set_them", "message"),
     [

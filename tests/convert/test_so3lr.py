@@ -18,10 +18,11 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.units import fs
 from command_line import fails, succeeds
 from contract import assert_close
 
-from attncalc import AttnCalculator, load
+from attncalc import AttnCalculator, Evaluator, load, md
 from attncalc.convert import so3lr
 from attncalc.convert.pickled_arrays import read_pickled_arrays
 from attncalc.graph import AtomOutputs
@@ -113,6 +114,22 @@ def test_as_users_run_it(published: Path, model: Path, name: str) -> None:
         assert_close(atoms.get_stress(), voigt, 1e-6, "stress")
     else:
         assert_close(atoms.get_dipole_moment(), stored[f"{key}dipole"], 1e-5, "dipole")
+
+
+def test_dynamics_by_the_compiled_loops_conserve_the_energy(published: Path, model: Path) -> None:
+    """Acetate and water without a cutoff, as users run them: float32, lists that are kept."""
+    atoms, _ = structure(published, "acetate_water")
+    fluctuations = []
+    for timestep in (0.5, 0.25):
+        verlet, potential = md.Verlet(timestep * fs), Evaluator(load(model))
+        state = verlet.init(potential, System.from_ase(atoms), temperature=300.0, seed=0)
+        energies = []
+        for _ in range(round(25 / timestep)):
+            state = md.run(verlet, potential, state, 1)
+            energies.append(float(state.conserved))
+        fluctuations.append(np.std(energies))
+    assert fluctuations[0] < 2e-3  # eV, of some 0.4 eV of kinetic energy
+    assert fluctuations[0] / fluctuations[1] == pytest.approx(4, rel=0.3)
 
 
 def test_an_npz_is_the_same(published: Path, potential: Potential) -> None:

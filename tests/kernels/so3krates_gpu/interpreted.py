@@ -318,6 +318,19 @@ def test_chosen_for_a_gpu(repels: bool) -> None:
         assert_same(step(other)(graph), evaluate(exact(other), graph))
 
 
+@pytest.mark.parametrize("option", ["predict_charges", "predict_hirshfeld_ratios"])
+def test_outputs_beside_energies_run_another_way(option: str) -> None:
+    """By autograd, with everything that the network predicts."""
+    plain = potential(num_layers=1, **{option: True})
+    assert not module.can_run(plain.network)
+    assert lowering._with_engine_for(plain, "cuda") is None
+    graph = build_graph(plain, System.from_ase(on_the_axis()))
+    found = evaluate_without_waiting(lowering.lower(plain), graph)
+    name = option.removeprefix("predict_")
+    expected = getattr(plain.network(graph), name).double()
+    torch.testing.assert_close(getattr(found, name), expected, atol=1e-5, rtol=0)
+
+
 def test_the_network_stays_as_it_is() -> None:
     plain = potential()
     before = copy.deepcopy(plain.state_dict())

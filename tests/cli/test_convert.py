@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ase.build import molecule
+from ase.io import write
 from command_line import fails, files, succeeds
 
 from attncalc import AttnCalculator, data, load
@@ -48,13 +49,14 @@ def test_convert_equiformer(shared: Path) -> None:
     atoms = molecule("CH3CH2OH")
     atoms.calc = AttnCalculator("out.safetensors")
     assert abs(atoms.get_potential_energy() + 4208.5) < 5
-    failed = fails("verify", "out.safetensors")
+    write("chiral.xyz", molecule("H2O2"))
+    failed = fails("verify", "out.safetensors", "--structure", "chiral.xyz")
     assert "reflection: energy unchanged" in failed
     assert "pair vanishes at the cutoff" in failed
     assert fails(*arguments[:-4], "--mean", 1.0, "-o", "other.safetensors") == (
         "Error: a mean energy needs n_atoms, the number of atoms of the molecule"
     )
-    assert files() == {"out.safetensors"}
+    assert files() == {"out.safetensors", "chiral.xyz"}
 
 
 def test_convert_a_network_of_all_pairs(shared: Path) -> None:

@@ -6,14 +6,13 @@ import contextlib
 import logging
 import os
 import re
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 from ase.io import write
 from command_line import COPPER, labelled
 
-from attncalc.cli import progress
+from attncalc.cli import main, progress
 
 try:
     import pty
@@ -44,22 +43,30 @@ def test_progress_on_a_terminal(arguments: tuple[str, ...], shown: str) -> None:
 
 
 def on_a_terminal(*arguments: str) -> str:
-    """What a program shows that believes to write to a terminal of 120 columns."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 120))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "attncalc", *arguments]
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    ) as process:
-        os.close(theirs)
-        seen = b""
-        # the terminal's end is an error on Linux
-        with contextlib.suppress(OSError):
-            while part := os.read(ours, 65536):
-                seen += part
-        os.close(ours)
-    assert process.returncode == 0, seen.decode()
+    """What a program, forked, shows that believes to write to a terminal of 120 columns."""
+    process, terminal = pty.fork()
+    if process == 0:
+        status: object = 1
+        try:
+            with (
+                open(1, "w", closefd=False) as shown,
+                redirect_stdout(shown),
+                redirect_stderr(shown),
+            ):
+                main(arguments)
+        except SystemExit as ended:
+            status = ended.code or 0
+        finally:
+            os._exit(int(status))
+    termios.tcsetwinsize(terminal, (24, 120))
+    seen = b""
+    # the terminal's end is an error on Linux
+    with contextlib.suppress(OSError):
+        while part := os.read(terminal, 65536):
+            seen += part
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert status == 0, seen.decode()
     return seen.decode()
 
 

@@ -187,8 +187,8 @@ class VerletList:
     def update(self, system: System) -> tuple[VerletList, Graph]:
         """Return the list to continue with, and the graph of `system`.
 
-        Graph vectors are differentiable by positions and cell. One pair of bools is read back
-        from the device. Charge and spin of the graph are those of `system`.
+        Graph vectors are differentiable by positions and cell. One bool is read back from the
+        device. Charge and spin of the graph are those of `system`.
 
         Raises:
             ValueError: an element is not in `species`, a position is not finite, or two atoms lie
@@ -199,17 +199,15 @@ class VerletList:
         listed = self.listed
         if listed is not None and (graph := self._reused_graph(system, listed)) is not None:
             return verlet, graph
-        if listed is None or _differs_in_shape(system, listed.reference):
-            verlet = verlet._rebuild(system)
-        else:
-            rebuild, rename = _read_back(
-                self.needs_rebuild(system),
-                _differ(system.atomic_numbers, listed.reference.atomic_numbers),
+        if (
+            listed is None
+            or _differs_in_shape(system, listed.reference)
+            or bool(
+                self.needs_rebuild(system)
+                | _differ(system.atomic_numbers, listed.reference.atomic_numbers)
             )
-            if rebuild:
-                verlet = verlet._rebuild(system)
-            elif rename:
-                verlet = verlet._rename(system, listed)
+        ):
+            verlet = verlet._rebuild(system)
         return verlet, verlet.graph(system)
 
     def _after_another_update(self) -> VerletList:
@@ -236,7 +234,7 @@ class VerletList:
     def needs_rebuild(self, system: System) -> Tensor:
         """Return [], bool, on the system's device: True if the list may miss an edge of `system`.
 
-        Other elements at the same places need no new list. In padded form nothing waits.
+        Elements are not looked at: in a run they stay. In padded form nothing waits.
         """
         listed = self.listed
         if listed is None or _differs_in_shape(system, listed.reference):
@@ -321,12 +319,6 @@ class VerletList:
         listed = _list_edges(system, edges, species, capacity, 2 * (self.cutoff + self.skin))
         return replace(self, capacity=capacity, n_rebuilds=self.n_rebuilds + 1, listed=listed)
 
-    def _rename(self, system: System, listed: SkinEdges) -> VerletList:
-        numbers = system.atomic_numbers.clone()
-        reference = replace(listed.reference, atomic_numbers=numbers)
-        species = species_of(numbers, self.species)
-        return replace(self, listed=replace(listed, reference=reference, species=species))
-
 
 def skin_for(system: System) -> float:
     """Return the skin [Å] that suits device and structures."""
@@ -382,14 +374,6 @@ def _same_form(one: SkinEdges, other: SkinEdges) -> bool:
         ours.shape == theirs.shape and ours.device == theirs.device
         for ours, theirs in zip(_arrays_of(one), _arrays_of(other), strict=True)
     )
-
-
-def _read_back(rebuild: Tensor, rename: Tensor | bool) -> tuple[bool, bool]:
-    """Read both answers into Python, with a single wait for the device."""
-    if isinstance(rename, bool):
-        return bool(rebuild), rename
-    both = torch.stack((rebuild, rename)).tolist()
-    return both[0], both[1]
 
 
 def _per_atom_product(positions: Tensor, matrices: Tensor, system_idx: Tensor) -> Tensor:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 from ase import Atoms, units
 
-from attncalc import model_file, plots
+from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import existing_file, read_structures, save_picture
+from attncalc.cli.files import existing_file, read_structures
 from attncalc.cli.known import require_known
+from attncalc.cli.md_picture import Picture
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
@@ -28,13 +29,11 @@ from attncalc.md import (
     SPREAD,
     Settings,
     Thermometer,
-    read_h5md,
-    read_log,
     run_with_ase,
 )
 from attncalc.md.integrators import THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
-from attncalc.md.log_file import LogSummary, count_rows
+from attncalc.md.log_file import LogSummary
 from attncalc.md.time_unit import SHORTEST, in_longer_unit
 from attncalc.signals import finished_before_ctrl_c
 
@@ -45,9 +44,6 @@ ENSEMBLE_OF = {
 }
 # what ASE's integrators do not listen to
 NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressibility")
-# frames of a trajectory, lines of a log, and systems of a batch with their frames, that a picture
-# is drawn from
-MOST_FRAMES, MOST_ROWS, MOST_SYSTEMS = 400, 10_000, 20
 
 
 @click.command()
@@ -200,12 +196,12 @@ def md(
         say(f"using the velocities of the file (T = {temperature:.0f} K)")
     what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof
-    picture = _Picture(target, settings, ", ".join(what), n_dof, structures)
+    picture = Picture(target, settings, ", ".join(what), n_dof, structures)
     older = _older_aside(target, source) if overwrites() else nullcontext()
     if by_ase:
         atoms.calc = calculator
         atoms.get_potential_energy()  # loops are compiled before a bar counts the time
-        with older, _running(settings, target, picture) as progress:
+        with older, _running(picture) as progress:
             summary = run_with_ase(atoms, settings, target, progress=progress)
         n_lists = calculator.n_rebuilds
     else:
@@ -218,7 +214,7 @@ def md(
             "title": picture.title,
             "n_dof": picture.n_dof,
         }
-        with older, _running(settings, target, picture) as progress:
+        with older, _running(picture) as progress:
             summary = run_structures(
                 structures, force, settings, target, info=info, progress=progress
             )
@@ -278,7 +274,7 @@ def _resume(
     if "steps" in given:
         settings = replace(settings, n_steps=steps)
     structures = restart.state.system.to_ase()
-    picture = _Picture(target, settings, info["title"], info["n_dof"], structures)
+    picture = Picture(target, settings, info["title"], info["n_dof"], structures)
     if done >= settings.n_steps:
         mend_files(restart, settings, target)
         say(f"{target}: {done} steps are done; continue to step N with --steps N")
@@ -295,7 +291,7 @@ def _resume(
     calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"], threads=threads)
     say(f"{target}: continuing at step {done} of {settings.n_steps}")
     force = calculator.evaluator
-    with _running(settings, target, picture, done=done) as progress:
+    with _running(picture, done=done) as progress:
         summary = resume_structures(restart, force, settings, target, progress=progress)
     n_lists, n_steps = force.neighbors.n_rebuilds, settings.n_steps - done
     _report(picture, summary, f"{n_lists} neighbour lists in {n_steps} steps")
@@ -345,60 +341,10 @@ def _absolute(model: str) -> str:
     return model if model in model_file.shipped_models() else str(Path(model).resolve())
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """The summary of a run, drawn from its log and some of its frames.
-
-    Attributes:
-        target: the trajectory.
-        settings: of the run.
-        title: of the picture.
-        n_dof: degrees of freedom that temperature counts.
-        structures: of the batch; those of the same atoms as the first are drawn.
-    """
-
-    target: Path
-    settings: Settings
-    title: str
-    n_dof: int
-    structures: Sequence[Atoms]
-
-    @property
-    def n_systems(self) -> int:
-        """Structures of the batch."""
-        return len(self.structures)
-
-    def draw(self) -> None:
-        """Draw some of the frames, the last of them the very last of the first structure."""
-        log, first = self.target.with_suffix(".csv"), self.structures[0].numbers
-        alike = [k for k, one in enumerate(self.structures) if np.array_equal(one.numbers, first)]
-        rows = read_log(log, at_most=max(2, MOST_ROWS // len(alike)), n_systems=self.n_systems)
-        some = alike[:: -(-len(alike) // MOST_SYSTEMS)]
-        n_frames = count_rows(log) // self.n_systems
-        stride = -(-n_frames * len(some) // MOST_FRAMES)
-        chosen = slice((n_frames - 1) % stride, None, stride)
-        if self.n_systems == 1:
-            frames = read_structures(str(self.target), index=f"{chosen.start}::{stride}")
-        else:
-            of_systems = [read_h5md(self.target, chosen, k) for k in reversed(some)]
-            frames = [frame for at_once in zip(*of_systems, strict=True) for frame in at_once]
-        of_all = "" if len(alike) == self.n_systems else f" of {self.n_systems}"
-        figure = plots.md_summary(
-            [row for row in rows if int(row.get("system", 0)) in alike],
-            frames,
-            title=self.title + (f" ({len(alike)}{of_all} systems)" if self.n_systems > 1 else ""),
-            ensemble=self.settings.ensemble,
-            target=None if self.settings.ensemble == "nve" else self.settings.temperature,
-            n_dof=self.n_dof,
-        )
-        save_picture(figure, self.target.with_suffix(".png"))
-
-
 @contextmanager
-def _running(
-    settings: Settings, target: Path, picture: _Picture, *, done: int = 0
-) -> Iterator[Callable[[int, str], None]]:
+def _running(picture: Picture, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
     """A bar while a run goes on, and a picture of what there is, whatever ends it."""
+    settings = picture.settings
     with progress_bar(settings.n_steps, "step") as bar:
         bar.update(done)
         bar.initial = done  # the rate counts what is done now
@@ -418,7 +364,7 @@ def _running(
                 yield progress
         except (FloatingPointError, KeyboardInterrupt):
             with finished_before_ctrl_c():
-                if target.exists():  # a picture of what there is shows what went wrong
+                if picture.target.exists():  # a picture of what there is shows what went wrong
                     picture.draw()
             raise
     try:
@@ -444,7 +390,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(picture: _Picture, summary: LogSummary, lists: str) -> None:
+def _report(picture: Picture, summary: LogSummary, lists: str) -> None:
     """Print the summary of a finished run."""
     target, n_frames = picture.target, summary.n_rows // picture.n_systems
     others = [str(target.with_suffix(ending)) for ending in (".csv", ".png")]

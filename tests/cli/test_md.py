@@ -20,7 +20,7 @@ from ase.io import read, write
 from command_line import COPPER, ETHANOL, Forked, attncalc, fails, files, succeeds, wait_until
 
 from attncalc import AttnCalculator
-from attncalc.cli import md as module
+from attncalc.cli import md_picture
 from attncalc.evaluator import Evaluator
 from attncalc.files import FileLock
 from attncalc.md import H5MDWriter, Langevin, h5md_writer, job, load_checkpoint, read_h5md
@@ -435,18 +435,18 @@ def test_md_that_is_stopped_at_once(
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
     """What pictures of runs are drawn from."""
     found: list = []
-    draw = module.plots.md_summary
+    draw = md_picture.plots.md_summary
 
     def seen(rows, frames, **options):
         found.append((rows, frames, options))
         return draw(rows, frames, **options)
 
-    monkeypatch.setattr(module.plots, "md_summary", seen)
+    monkeypatch.setattr(md_picture.plots, "md_summary", seen)
     return found
 
 
 def test_md_draws_some_frames_of_a_long_run(copper_file: str, drawn: list, monkeypatch) -> None:
-    monkeypatch.setattr(module, "MOST_FRAMES", 4)
+    monkeypatch.setattr(md_picture, "MOST_FRAMES", 4)
     common = ("md", copper_file, "--model", COPPER, "--steps", 9, "--every", 1)
     succeeds(*common, "--temperature", 200, "-o", "run.xyz")
     ((rows, frames, options),) = drawn

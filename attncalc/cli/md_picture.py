@@ -1,0 +1,70 @@
+"""The picture that `attncalc md` leaves of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from attncalc import plots
+from attncalc.cli.files import read_structures, save_picture
+from attncalc.md import Settings, read_h5md, read_log
+from attncalc.md.log_file import count_rows
+
+# what a picture is drawn from: frames, lines of the log (but so many times at least), and systems
+# of a batch with their frames
+MOST_FRAMES, MOST_ROWS, FEWEST_TIMES, MOST_SYSTEMS = 400, 10_000, 200, 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The summary of a run, drawn from its log and some of its frames.
+
+    Attributes:
+        target: the trajectory.
+        settings: of the run.
+        title: of the picture.
+        n_dof: degrees of freedom that temperature counts.
+        structures: of the batch; those of the same atoms as the first are drawn.
+    """
+
+    target: Path
+    settings: Settings
+    title: str
+    n_dof: int
+    structures: Sequence[Atoms]
+
+    @property
+    def n_systems(self) -> int:
+        """Structures of the batch."""
+        return len(self.structures)
+
+    def draw(self) -> None:
+        """Draw some of the frames, the last of them the very last of the first structure."""
+        log, first = self.target.with_suffix(".csv"), self.structures[0].numbers
+        alike = [k for k, one in enumerate(self.structures) if np.array_equal(one.numbers, first)]
+        rows = read_log(
+            log, at_most=max(FEWEST_TIMES, MOST_ROWS // len(alike)), n_systems=self.n_systems
+        )
+        some = alike[:: -(-len(alike) // MOST_SYSTEMS)]
+        n_frames = count_rows(log) // self.n_systems
+        stride = -(-n_frames * len(some) // MOST_FRAMES)
+        chosen = slice((n_frames - 1) % stride, None, stride)
+        if self.n_systems == 1:
+            frames = read_structures(str(self.target), index=f"{chosen.start}::{stride}")
+        else:
+            of_systems = [read_h5md(self.target, chosen, k) for k in reversed(some)]
+            frames = [frame for at_once in zip(*of_systems, strict=True) for frame in at_once]
+        of_all = "" if len(alike) == self.n_systems else f" of {self.n_systems}"
+        figure = plots.md_summary(
+            [row for row in rows if int(row.get("system", 0)) in alike],
+            frames,
+            title=self.title + (f" ({len(alike)}{of_all} systems)" if self.n_systems > 1 else ""),
+            ensemble=self.settings.ensemble,
+            target=None if self.settings.ensemble == "nve" else self.settings.temperature,
+            n_dof=self.n_dof,
+        )
+        save_picture(figure, self.target.with_suffix(".png"))

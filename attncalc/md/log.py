@@ -15,9 +15,6 @@ from attncalc.md.callback import Callback
 from attncalc.md.integrator import Column, Integrator, own_columns
 from attncalc.md.log_again import lines_again, volume
 from attncalc.md.log_file import (
-    COLUMNS,
-    CONSERVED,
-    SPREAD,
     Intact,
     LogSummary,
     columns_of,
@@ -25,8 +22,6 @@ from attncalc.md.log_file import (
     line,
 )
 from attncalc.md.state import MDState
-
-__all__ = ["COLUMNS", "CONSERVED", "SPREAD", "Log"]
 
 log = logging.getLogger(__name__)
 

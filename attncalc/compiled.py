@@ -95,6 +95,15 @@ def announce_compilation() -> None:
     event.register("numba:compile", _listener(event.Listener))
 
 
+@functools.cache
+def say_that_loops_are_compiled() -> None:
+    """Print once how long the compilation takes."""
+    log.warning(
+        "compiling loops for this machine: one to two minutes, for Equiformer up to five; the next "
+        "start finds them on the disk"
+    )
+
+
 def _listener(base: Any) -> Any:
     """Numba's listener to the beginning and end of a compilation; they may be nested."""
 
@@ -115,10 +124,7 @@ def _listener(base: Any) -> Any:
 
         def say(self) -> None:
             if self.depth:
-                log.warning(
-                    "compiling loops for this machine: one to two minutes, for Equiformer up to "
-                    "five; the next start finds them on the disk"
-                )
+                say_that_loops_are_compiled()
             else:  # it was short; the next one may not be
                 self.timer = None
 

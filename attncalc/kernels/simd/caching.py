@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
+import logging
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from numba.extending import register_jitable
 
-from attncalc.compiled import Loop, compiled_loop
+from attncalc.compiled import Loop, cacheable, compiled_loop, say_that_loops_are_compiled
 from attncalc.kernels.simd.loops import FASTMATH
 
+log = logging.getLogger(__name__)
+
+# of a process that compiles; what it reads comes from its parent
+CHILD = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from attncalc.kernels.simd.caching import compile_here
+compile_here(*pickle.load(sys.stdin.buffer))
+"""
 ENTRY = """
 def make(step):
     def entry({names}):
@@ -40,7 +54,53 @@ def cached_step(step: Loop, folder: Path) -> Loop:
     sources = hash_of_sources(folder, Path(__file__).parent)
     entry.__module__ = __name__
     entry.__qualname__ = f"{folder.name}_{step.__name__.strip('_')}-{sources[:16]}"
-    return compiled_loop(fastmath=FASTMATH)(entry)
+    loop = compiled_loop(fastmath=FASTMATH)(entry)
+    if cacheable():
+        module = f"{__name__.rpartition('.simd.')[0]}.{folder.name}.step_loop"
+        _compile_elsewhere(loop, module, step.__name__.strip("_"))
+    return loop
+
+
+def _compile_elsewhere(loop: Any, module: str, name: str) -> None:
+    """Let another process compile it, and this one read the result.
+
+    In the process that compiles, calls within a step find the functions of this step as they were
+    compiled alone; in code from the disk, those that were optimized with it. These differ by
+    rounding, and a run that is resumed must go on bit for bit.
+
+    Args:
+        loop: Numba's dispatcher.
+        module, name: where another process finds it.
+    """
+    compile_or_load = loop.compile
+
+    def compile_elsewhere(signature: Any) -> Any:
+        if not _is_kept(loop, signature):
+            say_that_loops_are_compiled()
+            order = pickle.dumps(sys.path) + pickle.dumps((module, name, signature))
+            command = [sys.executable, "-c", CHILD]
+            ended = subprocess.run(command, input=order, capture_output=True, check=False)
+            if ended.returncode != 0:
+                log.debug("%s.%s: %s", module, name, ended.stderr.decode(errors="replace"))
+        return compile_or_load(signature)
+
+    loop.compile = compile_elsewhere
+
+
+def compile_here(module: str, name: str, signature: Any) -> None:
+    """Compile a step for types of arguments, and keep it."""
+    loop = getattr(importlib.import_module(module), name)
+    type(loop).compile(loop, signature)
+
+
+def _is_kept(loop: Any, signature: Any) -> bool:
+    """Return True if Numba will find it on the disk, or has it already, or that is not known."""
+    cache = loop._cache
+    try:  # no public function of Numba tells
+        key = cache._index_key(signature, loop.targetctx.codegen())
+        return signature in loop.overloads or key in cache._cache_file._load_index()
+    except AttributeError:
+        return True
 
 
 def hash_of_sources(*folders: Path) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ase.build import molecule
 
 pytest.importorskip("numba")
 
+from attncalc import AttnCalculator
+from attncalc.compiled import cacheable
 from attncalc.kernels import simd
 from attncalc.kernels.equiformer import step_loop as equiformer
 from attncalc.kernels.simd.caching import hash_of_sources
@@ -41,3 +44,14 @@ def test_a_step_is_cached_by_its_own_sources_and_the_shared_ones(module, name: s
 def test_steps_are_cached_in_files_of_their_own() -> None:
     steps = [getattr(one, name) for one in (equiformer, so3krates) for name in NAMES]
     assert len({step.py_func.__qualname__ for step in steps}) == len(steps)
+
+
+@pytest.mark.skipif(not cacheable(), reason="there is no folder to keep machine code in")
+def test_no_process_runs_what_it_compiled_itself() -> None:
+    """That would differ by rounding from what others read: a resumed run would be another one."""
+    atoms = molecule("CH3CH2OH")
+    AttnCalculator("so3krates-ethanol", device="cpu").calculate(atoms)
+    for name in NAMES:
+        stats = getattr(so3krates, name).stats
+        assert stats.cache_hits
+        assert not stats.cache_misses

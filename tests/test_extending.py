@@ -145,9 +145,9 @@ def test_format_and_network_are_trained_together(tmp_path, monkeypatch):
         batch_size=5,
         learning_rate=0.02,
     )
-    training, validation, _ = data.split(dataset, [60, 20, "rest"], seed=0)
-    result = train.fit(recipe, training, validation, tmp_path / "run")
+    result = train.run(recipe, tmp_path / "run")
     trained = load(result.model)
+    assert "| network | density, " in result.model.with_suffix(".md").read_text()
     assert type(trained.network) is SHOWN.Density
     losses = [epoch["validation_loss"] for epoch in result.history]
     assert losses[-1] < losses[0]

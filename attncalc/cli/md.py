@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -31,7 +32,7 @@ from attncalc.md import (
     Thermometer,
     run_with_ase,
 )
-from attncalc.md.integrators import THERMOSTATS, integrator_of
+from attncalc.md.integrators import INTEGRATORS, THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import LogSummary
 from attncalc.md.time_unit import SHORTEST, in_longer_unit
@@ -325,11 +326,15 @@ def _refuse_unread(context: click.Context, settings: Settings, *, by_ase: bool) 
                 f"--{name.replace('_', '-')} applies to attncalc's integrators only: remove it, or "
                 "remove --integrator ase"
             )
-    rescales = settings.ensemble == "npt" or settings.thermostat == "bussi"
-    if _typed(context, "relaxation") and not rescales:
-        raise ValueError("--relaxation applies to npt and --thermostat bussi only: remove it")
-    if _typed(context, "friction") and settings.thermostat != "langevin":
-        raise ValueError("--friction applies to --thermostat langevin only: remove it")
+    where = f"--ensemble {settings.ensemble}"
+    kind: Any = INTEGRATORS[settings.thermostat]
+    numbers = {"relaxation"} if settings.ensemble == "npt" else set()
+    if settings.ensemble == "nvt":
+        where = f"--thermostat {settings.thermostat}"
+        numbers = {number.name for number in fields(kind)}
+    for name in ("relaxation", "friction"):
+        if _typed(context, name) and name not in numbers:
+            raise ValueError(f"--{name} does not apply to {where}: remove it")
 
 
 def _thermometer(atoms: Atoms, settings: Settings) -> Thermometer:

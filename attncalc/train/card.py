@@ -29,8 +29,8 @@ def card(recipe: Recipe, potential: Potential) -> str:
         "| | |",
         "|---|---|",
         f"| network | {one_of}{recipe.network}, {potential.n_parameters:,} parameters, "
-        f"{config.num_layers} layers, cutoff {config.cutoff} Å, "
-        f"{config.cutoff_function} cutoff function{describe_nonlocal(config)} |",
+        f"{_layers(config)}cutoff {config.cutoff} Å{_cutoff_function(config)}"
+        f"{describe_nonlocal(config)} |",
         *(f"| **fault** | {fault} |" for fault in config.faults),
         f"| elements | {elements} |",
         f"| data | {info['data']} (labels: {info['labels']}) |",
@@ -81,3 +81,14 @@ def error_table(test_errors: dict[str, float | None]) -> list[str]:
         if mae is not None and rmse is not None:
             lines.append(f"| {name} | {1e3 * mae:.2f} | {1e3 * rmse:.2f} | {unit} |")
     return lines
+
+
+def _layers(config: Any) -> str:
+    """Return the number of layers, where the network has such."""
+    return f"{config.num_layers} layers, " if hasattr(config, "num_layers") else ""
+
+
+def _cutoff_function(config: Any) -> str:
+    return (
+        f", {config.cutoff_function} cutoff function" if hasattr(config, "cutoff_function") else ""
+    )

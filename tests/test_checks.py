@@ -10,13 +10,14 @@ import pytest
 import torch
 from ase import Atoms
 from contract import ELEMENTS, ethanol, randomise, slab, triclinic
+from networks import tiny_so3krates
 from torch import nn
 
 from attncalc import load
 from attncalc.checks import Check, Report, verify
 from attncalc.convert import so3krates
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 from attncalc.ops import safe_norm, segment_sum
 from attncalc.potential import Potential
 
@@ -24,17 +25,7 @@ COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
 
 
 def random_potential(**options) -> Potential:
-    config = So3kratesConfig(
-        cutoff=3.5,
-        avg_num_neighbors=8.0,
-        num_features=16,
-        num_heads=2,
-        degrees=(1, 2),
-        num_layers=2,
-        num_basis=8,
-        head_features=8,
-        **options,
-    )
+    config = tiny_so3krates(3.5, num_features=16, num_layers=2, **options)
     torch.manual_seed(0)
     network = So3krates(config, len(ELEMENTS)).double()
     randomise(network)

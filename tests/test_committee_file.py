@@ -9,28 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from contract import ethanol, result_of
+from networks import tiny_so3krates
 from safetensors.torch import load_file
 
 from attncalc import Committee, Potential, load, model_file, save
 from attncalc.model_file import checksum, header, shipped_models
 from attncalc.model_header import StoredModel, signature
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
-
-CONFIG = So3kratesConfig(
-    4.0,
-    avg_num_neighbors=8.0,
-    num_features=8,
-    num_heads=2,
-    degrees=(1, 2),
-    num_layers=1,
-    num_basis=4,
-    head_features=8,
-)
+from attncalc.nn.so3krates import So3krates
 
 
 def member(seed: int) -> Potential:
     torch.manual_seed(seed)
-    network = So3krates(CONFIG, 3).double()
+    network = So3krates(tiny_so3krates(4.0), 3).double()
     return Potential(network, (1, 6, 8), reference_energies=[-1.0, -2.0, -float(seed)])
 
 

@@ -18,6 +18,7 @@ import torch
 from ase import Atoms
 from contract import ethanol, randomise, result_of
 from damage import damaged, limits, not_root
+from networks import tiny_so3krates
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,22 +27,13 @@ from attncalc import model_file
 from attncalc.model_file import header, load, save, shipped_models
 from attncalc.model_header import StoredModel, signature
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 
 ELEMENTS = (1, 6, 8)
-CONFIG = So3kratesConfig(
-    cutoff=4.0,
-    avg_num_neighbors=7.3,
-    num_features=8,
-    num_heads=2,
-    degrees=(1, 2),
-    num_layers=1,
-    num_basis=4,
-    head_features=4,
-)
+CONFIG = tiny_so3krates(4.0, avg_num_neighbors=7.3, num_basis=4, head_features=4)
 TRAINING = {"data": "rMD17 ethanol", "errors": {"force": 3.1}, "elements": {17: 1, 6: 2, 1: 3}}
 
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 from matplotlib.figure import Figure
+from networks import tiny_so3krates
 
 from attncalc import Potential, data
 from attncalc.data.contacts import closest_contacts
 from attncalc.data.errors import Prediction
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 from attncalc.report import Subject, evaluation
 from attncalc.report.evaluation import about_model, model_name, number, percent, remarks
 from attncalc.report.inline_svg import inline_svg
@@ -66,17 +67,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     torch.manual_seed(0)
-    config = So3kratesConfig(
-        cutoff=4.0,
-        avg_num_neighbors=12.0,
-        num_features=8,
-        num_heads=2,
-        degrees=(1, 2),
-        num_layers=1,
-        num_basis=6,
-        head_features=None,
-    )
-    return Potential(So3krates(config, 3), (1, 6, 8)).requires_grad_(False)
+    return Potential(So3krates(tiny_so3krates(4.0), 3), (1, 6, 8)).requires_grad_(False)
 
 
 def molecules(n: int, **labels) -> tuple[data.Dataset, Prediction]:

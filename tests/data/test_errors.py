@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from networks import tiny_so3krates
 
 from attncalc import Committee, Potential, System, data, evaluate
 from attncalc.data.calibration import calibrations
@@ -24,23 +25,13 @@ from attncalc.data.errors import (
     stress_statistics,
 )
 from attncalc.neighbors import VerletList
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 
 
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     torch.manual_seed(0)
-    config = So3kratesConfig(
-        cutoff=3.5,
-        avg_num_neighbors=12.0,
-        num_features=8,
-        num_heads=2,
-        degrees=(1, 2),
-        num_layers=1,
-        num_basis=6,
-        head_features=None,
-    )
-    network = So3krates(config, 2).double()
+    network = So3krates(tiny_so3krates(3.5), 2).double()
     return Potential(network, (28, 29)).requires_grad_(False)
 
 

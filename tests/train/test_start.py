@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from networks import tiny_so3krates
 from trainings import stopped_at
 
 from attncalc import Committee, data, load, save, train
 from attncalc.data.errors import errors, predict
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 from attncalc.train.start import new_potential
@@ -138,17 +139,7 @@ def test_a_start_on_the_same_file_is_told(going_on, before, dataset, data_file, 
 
 
 def test_electron_embeddings_follow_their_elements():
-    config = So3kratesConfig(
-        cutoff=3.0,
-        avg_num_neighbors=5.0,
-        num_features=8,
-        num_heads=2,
-        degrees=(1, 2),
-        num_layers=1,
-        num_basis=6,
-        embed_charge=True,
-        embed_spin=True,
-    )
+    config = tiny_so3krates(3.0, embed_charge=True, embed_spin=True)
     network = So3krates(config, 3).double()
     chosen = network.for_species([2, 0])
     for name, tensor in chosen.state_dict().items():

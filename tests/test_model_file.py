@@ -535,7 +535,7 @@ def test_refused_with_the_name_of_the_file(path: Path, case: str) -> None:
         ('{"training": [-Infinity]}', "-Infinity is not a finite number"),
         ('{"format": ' + "9" * 5000 + "}", "the header is damaged: Exceeds the limit"),
         ('{"format": 1', "it is not valid JSON"),
-        ("[" + "[]," * 1_000_000 + "1]", "format None is not known"),
+        ("[" + "[]," * 300_000 + "1]", "format None is not known"),
         ('{"format": "' + "x" * 3_000_000 + '"}', "format 'xxx"),
     ],
     ids=lambda text: text[:20],

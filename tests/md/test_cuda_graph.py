@@ -18,6 +18,7 @@ from contract import ELEMENTS, ethanol
 from states import assert_equal
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import attncalc.potential as potential_module
 from attncalc import System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.graph import AtomOutputs, Graph, Linearized
@@ -55,9 +56,8 @@ WAITS = (
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing compiled for the CPU, which would round differently."""
-    for module in (noise, fused_steps):
+    for module in (noise, fused_steps, potential_module):
         monkeypatch.setattr(module, "has_numba", lambda: False)
-    monkeypatch.setattr("attncalc.potential._on_host", lambda tensor: False)
     monkeypatch.setattr("attncalc.evaluator.lower", lambda potential: potential)
 
 

@@ -23,6 +23,8 @@ def compilation(module: str) -> SimpleNamespace:
 @pytest.fixture
 def announcer(monkeypatch, caplog):
     monkeypatch.setattr(compiled, "SILENT", 0.3)
+    # a test before this one may have compiled for long, and it is said once in a process
+    compiled.say_that_loops_are_compiled.cache_clear()
     caplog.set_level(logging.WARNING, logger="attncalc.compiled")
     return compiled._listener(Base)
 

@@ -29,6 +29,13 @@ _SPINS = ("spin", "multiplicity")
 _SMILES = "smiles"
 # "[NH3+:4]", "[O-]", "[Ca+2]": within brackets, before the number of the atom
 _FORMAL_CHARGE = re.compile(r"([+-]\d+|\++|-+)(?::\d+)?\]")
+# partial charges of atoms, Hirshfeld volume ratios, dipole moments; "charges" with one number per
+# structure are total charges, see above
+NAMES_OF_ATOMS = {
+    "charges": ("atomic_charges", "partial_charges", "mbis_charges", "charge_mbis", "charges"),
+    "hirshfeld_ratios": ("hirshfeld_ratios", "hirsh_ratios"),
+}
+_DIPOLES = ("dipoles", "dipole")
 _THEORIES = ("level_of_theory", "theory")
 # The original MD17 labels, which rMD17's own files keep beside the recomputed ones.
 _OLD_LABELS = ("old_energies", "old_forces")
@@ -36,6 +43,7 @@ _SPLIT = re.compile(r"^(train|training|test|val|valid|validation)(_\w+)?$")
 # Everything that `dataset_fields` looks for, except labels and splits.
 NAMES = (
     *(*NUMBERS, *POSITIONS, *_CHARGES, *_SPINS, *_THEORIES, OFFSETS, COUNTS),
+    *(*NAMES_OF_ATOMS["charges"], *NAMES_OF_ATOMS["hirshfeld_ratios"], *_DIPOLES),
     *(_SMILES, "cell", "pbc", "stress", "e0", "e0_z"),
 )
 
@@ -92,7 +100,7 @@ def _label_sets(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Labels]:
     for key, shape in shapes.items():
         name, partners = _set_of(key)
         # One energy per structure: sGDML stores "E_min", "E_max" … beside them.
-        if name and shape in _one_each(_n_structures(positions, shapes), positions):
+        if name and shape in _one_each(n_structures(positions, shapes), positions):
             forces = next((p for p in partners if p in shapes), partners[0])
             sets[name] = Labels(name, key, forces)
     if _OLD_LABELS[0] in shapes:
@@ -115,7 +123,8 @@ def _set_of(key: str) -> tuple[str, tuple[str, ...]]:
     return match[1], tuple(f"{match[1]}{match[2]}{name}" for name in (*FORCES[1:], *GRADIENTS))
 
 
-def _n_structures(positions: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
+def n_structures(positions: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the number of structures, from the shapes of the positions and of all arrays."""
     if len(positions) != 2:
         return positions[0] if positions else 1
     if len(shapes.get(OFFSETS, ())) == 1:
@@ -198,10 +207,39 @@ def dataset_fields(
         stress = floats(arrays["stress"], "stress") * to_ase.stress
         alone = positions.ndim == 2 and n == 1 and stress.shape == (3, 3)
         fields["stress"] = stress[None] if alone else stress
+    shapes = {key: array.shape for key, array in arrays.items()}
+    for label in NAMES_OF_ATOMS:
+        name = name_of_atoms(label, shapes, positions.shape, n)
+        if name is not None:
+            values = floats(arrays[name], name).reshape(positions.shape[:-1])
+            fields[label] = [values[row] for row in rows]
+    name = next((name for name in _DIPOLES if name in arrays), None)
+    if name is not None and arrays[name].size == 3 * n:
+        fields["dipoles"] = floats(arrays[name], name).reshape(n, 3) * to_ase.length
     theory = next((name for name in _THEORIES if name in arrays), None)
     if theory is not None:
         fields["level_of_theory"] = text(arrays[theory])
     return fields
+
+
+def name_of_atoms(
+    label: str, shapes: Mapping[str, tuple[int, ...]], positions: tuple[int, ...], n: int
+) -> str | None:
+    """Return the key of a label with one number per atom; None where there is none.
+
+    Args:
+        label: "charges" or "hirshfeld_ratios".
+        shapes: of all arrays.
+        positions: their shape.
+        n: number of structures.
+    """
+    of_atoms = positions[:-1]
+    for name in NAMES_OF_ATOMS[label]:
+        shape = shapes.get(name)
+        is_total = name in _CHARGES and shape in {(n,), (n, 1)}
+        if shape in (of_atoms, (*of_atoms, 1)) and not is_total:
+            return name
+    return None
 
 
 def _atoms_of_each(

@@ -17,7 +17,7 @@ from attncalc.data.extxyz import labelled
 from attncalc.data.units import ReadOptions
 from attncalc.text import one_line
 
-_LABELS = ("energy", "forces", "stress")
+_LABELS = ("energy", "forces", "stress", "charges", "dipole")
 
 
 def read_ase_db(path: Path, options: ReadOptions) -> Dataset:

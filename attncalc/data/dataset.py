@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -16,6 +17,13 @@ from attncalc.text import one_line
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+# labels of atoms besides forces, [n_atoms] of each structure
+OF_ATOMS = ("charges", "hirshfeld_ratios")
+# labels of structures besides the energy, and their shape
+OF_STRUCTURES = {"stress": (3, 3), "dipoles": (3,)}
+# labels that a data set has for all of its structures, or for none
+OPTIONAL = ("forces", *OF_ATOMS, *OF_STRUCTURES)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -27,6 +35,9 @@ class Dataset:
         energies: [n] eV: total energies, on whatever scale the source has.
         forces: one [n_atoms, 3] eV/Å array per structure, or None.
         stress: [n, 3, 3] eV/Å³, (1/V) dE/dε as in ASE, or None.
+        charges: one [n_atoms] e array of partial charges per structure, or None.
+        hirshfeld_ratios: one [n_atoms] array of Hirshfeld volume ratios per structure, or None.
+        dipoles: [n, 3] e Å, at the origin of the positions, or None.
         splits: name → [k] indices: the splits that the source defines.
         source: the file's name, without directories.
         level_of_theory: as the source states it, "" where it does not.
@@ -48,16 +59,21 @@ class Dataset:
     level_of_theory: str = ""
     labels: str = "default"
     isolated_energies: Mapping[int, float] | None = None
+    charges: tuple[Floats, ...] | None = None
+    hirshfeld_ratios: tuple[Floats, ...] | None = None
+    dipoles: Floats | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # a frozen dataclass sets its own fields this way only
         try:
             put(self, "structures", tuple(self.structures))
             put(self, "energies", np.asarray(self.energies, dtype=np.float64))
-            if self.forces is not None:
-                put(self, "forces", tuple(np.asarray(f, dtype=np.float64) for f in self.forces))
-            if self.stress is not None:
-                put(self, "stress", np.asarray(self.stress, dtype=np.float64))
+            for name in ("forces", *OF_ATOMS):
+                if (arrays := getattr(self, name)) is not None:
+                    put(self, name, tuple(np.asarray(a, dtype=np.float64) for a in arrays))
+            for name in OF_STRUCTURES:
+                if (array := getattr(self, name)) is not None:
+                    put(self, name, np.asarray(array, dtype=np.float64))
             put(self, "splits", {name: np.asarray(k) for name, k in self.splits.items()})
             self._check()
         except (ValueError, TypeError) as error:  # numpy's, for what is no array of numbers
@@ -77,11 +93,17 @@ class Dataset:
             IndexError: an index is out of range or is not an integer.
         """
         chosen = self.chosen(index)
+        labels: dict[str, Any] = {}
+        for name in ("forces", *OF_ATOMS):
+            if (arrays := getattr(self, name)) is not None:
+                labels[name] = tuple(arrays[k] for k in chosen)
+        for name in OF_STRUCTURES:
+            if (array := getattr(self, name)) is not None:
+                labels[name] = array[chosen]
         return Dataset(
             structures=tuple(self.structures[k] for k in chosen),
             energies=self.energies[chosen],
-            forces=None if self.forces is None else tuple(self.forces[k] for k in chosen),
-            stress=None if self.stress is None else self.stress[chosen],
+            **labels,
             source=self.source,
             level_of_theory=self.level_of_theory,
             labels=self.labels,
@@ -121,24 +143,15 @@ class Dataset:
         for k, atoms in enumerate(self.structures):
             check_structure(atoms, f"structure {k}: ")
             charge_and_spin(atoms, f"structure {k}: ")
-        if self.forces is not None:
-            if len(self.forces) != n:
-                raise ValueError(
-                    f"forces must have {n} arrays, one per structure, got {len(self.forces)}"
-                )
-            for k, (forces, atoms) in enumerate(zip(self.forces, self.structures, strict=True)):
-                if forces.shape != (len(atoms), 3):
-                    raise ValueError(
-                        f"forces of structure {k} must have shape [{len(atoms)}, 3], "
-                        f"got {list(forces.shape)}"
-                    )
-            _require_finite("force", self.forces)
-        if self.stress is not None:
-            if self.stress.shape != (n, 3, 3):
-                raise ValueError(
-                    f"stress must have shape [{n}, 3, 3], got {list(self.stress.shape)}"
-                )
-            _require_finite("stress", self.stress)
+        for name, singular in (("forces", "force"), *((name, name) for name in OF_ATOMS)):
+            if (arrays := getattr(self, name)) is not None:
+                self._check_of_atoms(name, singular, arrays)
+        for name, shape in OF_STRUCTURES.items():
+            if (array := getattr(self, name)) is None:
+                continue
+            if array.shape != (n, *shape):
+                raise ValueError(f"{name} must have shape {[n, *shape]}, got {list(array.shape)}")
+            _require_finite(name, array)
         for name, indices in self.splits.items():
             check_split(name, indices, n)
         for number, energy in (self.isolated_energies or {}).items():
@@ -148,6 +161,18 @@ class Dataset:
                     f"got {energy}"
                 )
 
+    def _check_of_atoms(self, name: str, singular: str, arrays: Sequence[Floats]) -> None:
+        n, columns = len(self), (3,) if name == "forces" else ()
+        if len(arrays) != n:
+            raise ValueError(f"{name} must have {n} arrays, one per structure, got {len(arrays)}")
+        for k, (array, atoms) in enumerate(zip(arrays, self.structures, strict=True)):
+            if array.shape != (len(atoms), *columns):
+                raise ValueError(
+                    f"{name} of structure {k} must have shape {[len(atoms), *columns]}, "
+                    f"got {list(array.shape)}"
+                )
+        _require_finite(singular, arrays)
+
 
 def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     """Join data sets in order, without their `splits`.
@@ -156,13 +181,13 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     from one zero of energy.
 
     Raises:
-        ValueError: nothing to join, only some parts have forces or stress, the levels of theory
-            that are stated differ, or the energies of an isolated atom differ.
+        ValueError: nothing to join, only some parts have forces, stress, charges or the like, the
+            levels of theory that are stated differ, or the energies of an isolated atom differ.
     """
     parts = list(datasets)
     if not parts:
         raise ValueError("no data sets given: pass at least one Dataset")
-    for name in ("forces", "stress"):
+    for name in OPTIONAL:
         having = [p.source for p in parts if getattr(p, name) is not None]
         missing = [p.source for p in parts if getattr(p, name) is None]
         if having and missing:
@@ -183,11 +208,17 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
                     f"{part.source} gives another energy of the isolated atom {number} "
                     f"({energy} eV) than the parts before it ({isolated[number]} eV)"
                 )
+    labels: dict[str, Any] = {}
+    for name in ("forces", *OF_ATOMS):
+        if getattr(parts[0], name) is not None:
+            labels[name] = tuple(array for part in parts for array in getattr(part, name))
+    for name in OF_STRUCTURES:
+        if getattr(parts[0], name) is not None:
+            labels[name] = np.concatenate([getattr(part, name) for part in parts])
     return Dataset(
         structures=tuple(atoms for p in parts for atoms in p.structures),
         energies=np.concatenate([p.energies for p in parts]),
-        forces=None if parts[0].forces is None else tuple(f for p in parts for f in p.forces or ()),
-        stress=None if parts[0].stress is None else np.concatenate([p.stress for p in parts]),
+        **labels,
         source=" + ".join(dict.fromkeys(p.source for p in parts)),
         level_of_theory="".join(levels),
         labels=" + ".join(dict.fromkeys(p.labels for p in parts)),

@@ -16,12 +16,15 @@ from ase.io.extxyz import key_val_str_to_dict, read_xyz
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
+from attncalc.data.arrays import NAMES_OF_ATOMS
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import Factors, ReadOptions, factors, parse_entry
 from attncalc.text import one_line
 
 # How many numbers a label may have; Dataset checks those of the forces.
 _SIZES = {"energy": (1,), "stress": (6, 9)}
+# Further labels, which are read where all frames have them, and what they are called.
+_FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
 _SPLIT_KEYS = ("split", "group", "config_type")
 # Characters of a comment line, which ASE reads one by one.
 LONGEST_COMMENT = 1 << 20
@@ -157,7 +160,9 @@ def from_ase(
     Energy, forces and stress are the results of each frame's calculator (ASE's reader puts an
     extended XYZ file's `energy`, `forces` and `stress` there), else `info["energy"]`,
     `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix makes
-    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF". Charge and
+    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF". Partial charges
+    ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read likewise where all
+    frames have them. Charge and
     multiplicity are `info["charge"]` and `info["spin"]` (or `info["multiplicity"]`), the latter
     left open where absent. The values of `info["split"]`, `info["group"]` and
     `info["config_type"]` become `splits`, in the order of the frames.
@@ -197,6 +202,10 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
                 fields["forces"] = [f * to_ase.forces for f in forces]
             if stress is not None:
                 fields["stress"] = np.stack([_full(s) for s in stress]) * to_ase.stress
+        for name in _FURTHER:
+            if (values := _further(frames, prefix, name)) is not None:
+                unit = to_ase.length if name == "dipoles" else 1.0
+                fields[name] = [value * unit for value in values]
         fields["splits"] = _splits(frames)
     except ValueError as error:
         raise ValueError(one_line(f"{source}: {error}")) from None
@@ -279,6 +288,20 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
                 f"{' or '.join(map(str, _SIZES[name]))} numbers, got {np.size(value)}"
             )
     return [np.asarray(value, dtype=np.float64) for value in values]
+
+
+def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:
+    """A label that nobody needs, of all frames; None where one has it not, or not as numbers."""
+    for key in _FURTHER[name]:
+        for full in dict.fromkeys((prefix + key, key)):
+            values = [np.asarray(_label(atoms, full)) for atoms in frames]
+            shapes = [(3,) if name == "dipoles" else (len(atoms),) for atoms in frames]
+            fits = (
+                v.shape == s and v.dtype.kind in "iuf" for v, s in zip(values, shapes, strict=True)
+            )
+            if all(fits):
+                return [value.astype(np.float64) for value in values]
+    return None
 
 
 def _structure(atoms: Atoms, to_ase: Factors) -> Atoms:

@@ -22,7 +22,7 @@ from attncalc.data.arrays import (
     is_split,
     text,
 )
-from attncalc.data.dataset import Dataset, concatenate
+from attncalc.data.dataset import OPTIONAL, Dataset, concatenate
 from attncalc.data.units import ReadOptions, factors, named_units, parse_entry, parse_unit
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.reading import open_regular, require_room
@@ -194,8 +194,12 @@ def stored_units(
     return stored
 
 
-def _require_equal_labels(parts: Mapping[str, Mapping[str, Any]]) -> None:
-    for label in ("forces", "stress"):
+def _require_equal_labels(parts: Mapping[str, dict[str, Any]]) -> None:
+    """Refuse parts of which only some have forces or stress; drop what else only some have."""
+    for label in OPTIONAL:
+        if label not in ("forces", "stress") and not all(label in part for part in parts.values()):
+            for part in parts.values():
+                part.pop(label, None)
         having = next((name for name, fields in parts.items() if label in fields), None)
         missing = next((name for name, fields in parts.items() if label not in fields), None)
         if having and missing:

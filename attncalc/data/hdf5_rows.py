@@ -20,8 +20,10 @@ from attncalc.data.arrays import (
     dataset_fields,
     floats,
     is_split,
+    n_structures,
+    name_of_atoms,
 )
-from attncalc.data.dataset import Dataset, Floats, Integers
+from attncalc.data.dataset import OF_ATOMS, OF_STRUCTURES, OPTIONAL, Dataset, Floats, Integers
 from attncalc.data.hdf5 import (
     FOR_ALL,
     Array,
@@ -52,7 +54,7 @@ class Rows:
         source: the file's name.
         energies: [n] eV.
         splits: name -> indices.
-        has_forces, has_stress: which labels there are.
+        labels: names of those that a `Dataset` may have, which there are.
 
     Raises:
         OSError: the system refuses to read the file.
@@ -73,13 +75,19 @@ class Rows:
             self._labels = choose_labels(shapes, options.labels)
             self._to_ase = factors(stored_units(file, arrays, for_all, self._labels), options)
             wanted = (*NAMES, self._labels.energy, self._labels.forces)
-            per_atom = (*NUMBERS, *POSITIONS, self._labels.forces)
+            positions = next(shapes[key] for key in POSITIONS if key in shapes)
+            n = n_structures(positions, shapes)
+            of_atoms = {label: name_of_atoms(label, shapes, positions, n) for label in OF_ATOMS}
+            per_atom = (*NUMBERS, *POSITIONS, self._labels.forces, *filter(None, of_atoms.values()))
             self._per_atom = {k: arrays[k] for k in per_atom if k in arrays}
             rest = [k for k in wanted if k in arrays and k not in {*per_atom, OFFSETS, COUNTS}]
             add_declared_bytes({k: arrays[k] for k in rest}, 0, file.size)
             self._rest = {k: read_array(file, arrays[k]) for k in rest}
-            self.has_forces = self._labels.forces in arrays
-            self.has_stress = "stress" in arrays
+            having = {label for label, key in of_atoms.items() if key is not None}
+            having |= {"forces"} if self._labels.forces in arrays else set()
+            having |= {"stress"} if "stress" in arrays else set()
+            having |= {"dipoles"} if {"dipole", "dipoles"} & arrays.keys() else set()
+            self.labels = tuple(label for label in OPTIONAL if label in having)
             stored = self._rest[self._labels.energy].reshape(-1)
             self.energies: Floats = floats(stored, self._labels.energy) * self._to_ase.energy
             counts = {k: read_array(file, arrays[k]) for k in (OFFSETS, COUNTS) if k in arrays}
@@ -136,7 +144,9 @@ class Rows:
     def _of_structure(self, key: str, k: int) -> NDArray:
         array, n = self._rest[key], len(self.energies)
         # one cell or periodicity for all structures has an axis less
-        shared = array.ndim < {"cell": 3, "pbc": 2, "stress": 3}.get(key, 1)
+        shared = array.ndim < {"cell": 3, "pbc": 2, "stress": 3, "dipoles": 2, "dipole": 2}.get(
+            key, 1
+        )
         is_table = key in ("e0", "e0_z")
         return array if shared or is_table or array.shape[0] != n else array[k : k + 1]
 
@@ -168,7 +178,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     levels, kinds, n = set(), set(), 0
     isolated: dict[int, float] = {}
     for part in parts:
-        kinds.add((part.forces is not None, part.stress is not None))
+        kinds.add(tuple(getattr(part, label) is not None for label in OPTIONAL))
         if len(kinds) > 1:
             raise ValueError(f"{part.source}: not all structures have the same labels")
         _append(file, part)
@@ -213,8 +223,12 @@ def _append(file: h5py.File, part: Dataset) -> None:
     }
     if part.forces is not None:
         columns["F"] = np.concatenate(part.forces)
-    if part.stress is not None:
-        columns["stress"] = part.stress
+    for label, name in (("charges", "atomic_charges"), ("hirshfeld_ratios", "hirshfeld_ratios")):
+        if (arrays := getattr(part, label)) is not None:
+            columns[name] = np.concatenate(arrays)
+    for label in OF_STRUCTURES:
+        if (array := getattr(part, label)) is not None:
+            columns[label] = array
     if OFFSETS not in file:
         for name, values in (columns | {OFFSETS: np.zeros(1, np.int64)}).items():
             shape = values.shape[1:]

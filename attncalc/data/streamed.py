@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.data.dataset import Dataset, Integers, check_split
+from attncalc.data.dataset import OF_STRUCTURES, OPTIONAL, Dataset, Integers, check_split
 from attncalc.data.errors import Errors, errors, predict
 from attncalc.data.hdf5_rows import Rows
 from attncalc.data.units import ReadOptions
@@ -45,7 +46,8 @@ class StreamedDataset(Dataset):
     Energies are in memory. What is wrong with a structure is found when it is read.
 
     Attributes:
-        structures, forces, stress: as of a `Dataset`, by index; nothing is kept.
+        structures, forces, stress, charges, hirshfeld_ratios, dipoles: as of a `Dataset`, by index;
+            nothing is kept.
         energies, splits, source, level_of_theory, labels, isolated_energies: as of a `Dataset`.
         rows: reads one structure of the file.
         indices: [n] which ones, in order.
@@ -69,11 +71,15 @@ class StreamedDataset(Dataset):
 
     def in_memory(self) -> Dataset:
         """Return the whole data set, read and checked."""
+        labels: dict[str, Any] = {
+            label: np.stack(values) if label in OF_STRUCTURES else tuple(values)
+            for label in OPTIONAL
+            if (values := getattr(self, label)) is not None
+        }
         return Dataset(
             structures=tuple(self.structures),
             energies=self.energies,
-            forces=None if self.forces is None else tuple(self.forces),
-            stress=None if self.stress is None else np.stack(list(self.stress)),
+            **labels,
             splits=self.splits,
             source=self.source,
             level_of_theory=self.level_of_theory,
@@ -127,18 +133,16 @@ def stream(
 def _columns(rows: Rows, indices: Integers) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "structures": _Column(lambda k: rows(k).structures[0], indices),
-        "forces": None,
-        "stress": None,
+        **dict.fromkeys(OPTIONAL),
     }
-    if rows.has_forces:
-        columns["forces"] = _Column(lambda k: _only(rows(k).forces), indices)
-    if rows.has_stress:
-        columns["stress"] = _Column(lambda k: _only(rows(k).stress), indices)
+    for label in rows.labels:
+        read = partial(_label, rows, label)
+        columns[label] = _Column(read, indices)
     return columns | {"rows": rows, "indices": indices}
 
 
-def _only(values: Any) -> Any:
-    return values[0]
+def _label(rows: Rows, label: str, k: int) -> Any:
+    return getattr(rows(k), label)[0]
 
 
 def sample(dataset: Dataset) -> Dataset:

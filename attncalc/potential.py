@@ -308,7 +308,22 @@ class Potential(nn.Module):
         Of a committee, their mean.
         """
         graphs = graph if isinstance(graph, Graphs) else Graphs(graph)
-        return torch.stack([_energies(member, graphs) for member in self.members]).mean(0)
+        return torch.stack([member.predict(graphs)[0] for member in self.members]).mean(0)
+
+    def predict(self, graphs: Graphs) -> tuple[Tensor, AtomOutputs]:
+        """Energies per atom [n_atoms] eV as `energies`, and the outputs of the network.
+
+        Args:
+            graphs: with vectors to differentiate by.
+
+        Raises:
+            AttributeError: it is a committee, which has several networks.
+        """
+        outputs = self.network(graphs.short)
+        energies = self.to_eV(outputs.energies, graphs.short)
+        for term in self.terms_for(graphs):
+            energies = energies + term(graphs.of_range(long_range_of(term)), outputs)
+        return energies, outputs
 
     def to_eV(self, energies: Tensor, graph: Graph) -> Tensor:
         """Energies [n_atoms] as the network gives them -> eV, float64, without pair terms."""
@@ -355,14 +370,6 @@ class Committee(Potential):
         self._modules["members"] = nn.ModuleList(members)  # the property of this name reads it
         self.species, self.threads = members[0].species, members[0].threads
         self.training_info = dict(training or {})
-
-
-def _energies(member: Any, graphs: Graphs) -> Tensor:
-    outputs = member.network(graphs.short)
-    energies = member.to_eV(outputs.energies, graphs.short)
-    for term in member.terms_for(graphs):
-        energies = energies + term(graphs.of_range(long_range_of(term)), outputs)
-    return energies
 
 
 def evaluate(potential: Potential, graph: Graph | Graphs) -> Result:

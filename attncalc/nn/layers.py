@@ -124,7 +124,9 @@ class HirshfeldHead(nn.Module):
         """[n_atoms, F] -> [n_atoms]."""
         projected = self.projected(silu(self.hidden(features)))
         along = (projected * self.directions[graph.species]).sum(1) / math.sqrt(projected.shape[1])
-        return (self.of_species[graph.species] + along).abs()
+        ratios = self.of_species[graph.species] + along
+        # |x|; differentiated twice, `abs` would fix the number of atoms in a traced training step
+        return ratios * ratios.detach().sign()
 
 
 class TwinMLP(nn.Module):

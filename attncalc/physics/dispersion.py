@@ -88,13 +88,17 @@ class Dispersion(LongRangeTerm):
         """
         ratios = required(outputs, "hirshfeld_ratios", "predict_hirshfeld_ratios")
         i, j, lengths, _ = pairs = Pairs.of(graph, self.config.cutoff)
-        alpha = self.polarizabilities[graph.species] * ratios
-        root = ((alpha[i] + alpha[j]) / 2) ** (1 / 7)
+        alpha = self.polarizabilities.index_select(0, graph.species) * ratios
+        alpha_i, alpha_j = alpha.index_select(0, i), alpha.index_select(0, j)
+        root = ((alpha_i + alpha_j) / 2) ** (1 / 7)
         radius = RADIUS * root
         width = WIDTH[0] + radius * (WIDTH[1] + radius * (WIDTH[2] + radius * WIDTH[3]))
         per_gamma = 2 * width**2
         rho = self.config.damping * DAMPING_RADIUS * root
-        c6 = ratios[i] * ratios[j] * self.c6[graph.species[i], graph.species[j]]
+        # by `index_select`: indices in brackets would fix the number of atoms in a traced step
+        rows, columns = graph.species.index_select(0, i), graph.species.index_select(0, j)
+        free = self.c6.flatten().index_select(0, rows * len(self.c6) + columns)
+        c6 = ratios.index_select(0, i) * ratios.index_select(0, j) * free
         c8, c10 = 5 * c6 * per_gamma, 245 / 8 * c6 * per_gamma**2
         r = lengths / BOHR
         energies = -HARTREE * (

@@ -68,7 +68,7 @@ class DampedElectrostatics(LongRangeTerm):
         """
         charges = required(outputs, "charges", "predict_charges")
         pairs = Pairs.of(graph, self.config.cutoff)
-        products = charges[pairs.i] * charges[pairs.j]
+        products = charges.index_select(0, pairs.i) * charges.index_select(0, pairs.j)
         return pairs.halved(
             COULOMB_CONSTANT * products * self.interaction(pairs.lengths), graph.n_atoms
         )

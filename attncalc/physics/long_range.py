@@ -97,12 +97,14 @@ class Pairs(NamedTuple):
     @classmethod
     def of(cls, graph: Graph, cutoff: float | None) -> Pairs:
         """Pairs of a graph nearer than the cutoff [Å]; None: all."""
-        i, j = graph.receivers[graph.pairs], graph.senders[graph.pairs]
-        vectors, counts = graph.vectors[graph.pairs], graph.edge_mask[graph.pairs]
+        receivers, senders, vectors, counts = (
+            values.index_select(0, graph.pairs)
+            for values in (graph.receivers, graph.senders, graph.vectors, graph.edge_mask)
+        )
         if cutoff is not None:
             counts = counts & ((vectors.detach() ** 2).sum(1) < cutoff**2)
         # a vector that does not count may be anything: one without length would give NaN
-        return cls(i, j, safe_norm(torch.where(counts.unsqueeze(1), vectors, 3**-0.5)), counts)
+        return cls(receivers, senders, safe_norm(torch.where(counts.unsqueeze(1), vectors, 3**-0.5)), counts)
 
     def halved(self, energies: Tensor, n_atoms: int) -> Tensor:
         """Energies [P] of pairs -> [n_atoms], half of it for each atom."""

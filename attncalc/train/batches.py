@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,24 @@ from torch import Tensor
 from torch.utils.data import Dataset as Indexed
 
 from attncalc.data import Dataset, StreamedDataset
-from attncalc.graph import Graph
+from attncalc.graph import ALL_PAIRS, Graph
 from attncalc.neighbors import fresh_graph
 from attncalc.potential import volumes
 from attncalc.system import System
 from attncalc.train.order import Share, Sizes
-from attncalc.train.step import Batch
+from attncalc.train.step import Batch, flatten, unflatten
+
+# tensors of a batch, besides its graphs, that are joined
+LABELS = (
+    "energy",
+    "forces",
+    "stress",
+    "volume",
+    "charges",
+    "hirshfeld_ratios",
+    "dipoles",
+    "positions",
+)
 
 
 class Samples(Sequence[Batch]):
@@ -29,12 +41,23 @@ class Samples(Sequence[Batch]):
         cutoff: Å, of the network.
         species: of the potential.
         margin: Å beyond the cutoff, for atoms that will be displaced; pairs there are not masked.
+        long_range: range of pair terms in a structure, `Potential.long_range_for`.
+        labels: names of further labels that are trained on: "charges", "hirshfeld_ratios",
+            "dipoles".
     """
 
     def __init__(
-        self, dataset: Dataset, cutoff: float, species: tuple[int, ...], *, margin: float = 0.0
+        self,
+        dataset: Dataset,
+        cutoff: float,
+        species: tuple[int, ...],
+        *,
+        margin: float = 0.0,
+        long_range: Callable[[System], float | None] = lambda _: None,
+        labels: Collection[str] = (),
     ) -> None:
         self.dataset, self.cutoff, self.species = dataset, cutoff + margin, species
+        self.long_range, self.labels = long_range, tuple(labels)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -45,30 +68,58 @@ class Samples(Sequence[Batch]):
         graph = fresh_graph(system, cutoff=self.cutoff, species=self.species)
         volume = volumes(system)
         stress = np.zeros((3, 3)) if dataset.stress is None else dataset.stress[k]
+        more: dict[str, Any] = {}
+        if (far := self.long_range(system)) is not None:
+            more["long"] = fresh_graph(system, cutoff=far, species=self.species)
+            more["all_pairs"] = far == ALL_PAIRS
+        for label in self.labels:
+            value = torch.as_tensor(getattr(dataset, label)[k], dtype=torch.float64)
+            more[label] = value.unsqueeze(0) if label == "dipoles" else value
+        if "dipoles" in self.labels:
+            more["positions"] = system.positions
         return Batch(
             graph=graph,
             energy=torch.tensor([dataset.energies[k]], dtype=torch.float64),
             forces=torch.as_tensor((dataset.forces or ())[k], dtype=torch.float64),
             stress=torch.as_tensor(stress, dtype=torch.float64).unsqueeze(0),
             volume=torch.where(volume > 0, volume, 1.0),
+            **more,
         )
 
 
 def samples(
-    dataset: Dataset, cutoff: float, species: tuple[int, ...], *, margin: float = 0.0
+    dataset: Dataset, cutoff: float, species: tuple[int, ...], **options: Any
 ) -> Sequence[Batch]:
     """Return `Samples` of a data set; those of a data set in memory are kept in memory too.
+
+    Args:
+        dataset, cutoff, species, options: see there.
 
     Raises:
         ValueError: an element is not in `species`.
     """
-    made = Samples(dataset, cutoff, species, margin=margin)
+    made = Samples(dataset, cutoff, species, **options)
     return made if isinstance(dataset, StreamedDataset) else list(made)
 
 
 def join(parts: Sequence[Batch]) -> Batch:
     """Join several batches into one: atoms and systems are renumbered, nothing else changes."""
-    graphs = [part.graph for part in parts]
+    first = parts[0]
+    far = [part.long for part in parts if part.long is not None]
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in LABELS
+        if getattr(first, name) is not None
+    }
+    return Batch(
+        graph=_joined_graphs([part.graph for part in parts]),
+        long=_joined_graphs(far) if far else None,
+        all_pairs=first.all_pairs,
+        **joined,
+    )
+
+
+def _joined_graphs(graphs: Sequence[Graph]) -> Graph:
     first_atom = _starts([graph.n_atoms for graph in graphs])
     first_edge = _starts([graph.n_edges for graph in graphs])
     first_system = _starts([graph.n_systems for graph in graphs])
@@ -79,7 +130,7 @@ def join(parts: Sequence[Batch]) -> Batch:
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(graph, name) for graph in graphs])
 
-    graph = Graph(
+    return Graph(
         vectors=joined("vectors"),
         receivers=shifted("receivers", first_atom),
         senders=shifted("senders", first_atom),
@@ -90,16 +141,12 @@ def join(parts: Sequence[Batch]) -> Batch:
         charge=joined("charge"),
         spin=joined("spin"),
     )
-    labels = ("energy", "forces", "stress", "volume")
-    return Batch(graph, *(torch.cat([getattr(part, name) for part in parts]) for name in labels))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the same batch on another device."""
-    names = [field.name for field in fields(Graph)]
-    graph = replace(batch.graph, **{k: getattr(batch.graph, k).to(device) for k in names})
-    labels = {k: v.to(device) for k, v in vars(batch).items() if k != "graph"}
-    return Batch(graph=graph, **labels)
+    moved = [tensor.to(device) for tensor in flatten(batch)]
+    return unflatten(moved, batch)
 
 
 class Batches(Indexed[Callable[[], Batch | None]]):

@@ -23,7 +23,7 @@ from attncalc.nn.so3krates_sphc import So3kratesSphc
 from attncalc.ops import with_modules
 from attncalc.potential import Potential
 from attncalc.train.recipe import Denoising
-from attncalc.train.step import Batch, Loss, Step, differentiated, gradient_step, loss
+from attncalc.train.step import Batch, Loss, Prediction, Step, differentiated, gradient_step, loss
 
 # list margin in standard deviations of the noise: two atoms drift apart by 7 in one of 10^11 cases
 MARGIN = 10.0
@@ -114,12 +114,13 @@ def denoising_step(potential: Potential, weights: Loss) -> Step:
         graph, in_place = batch.graph, ~batch.displacements.any(1)
         vectors = graph.vectors.detach().requires_grad_(True)
         told = torch.where(in_place.unsqueeze(1), 0.0, batch.forces)
-        outputs, found = network.denoise(graph.with_vectors(vectors), told)
+        graph = graph.with_vectors(vectors)
+        outputs, found = network.denoise(graph, told)
         energies = potential.to_eV(outputs, graph)
-        energy, forces, stress = differentiated(energies, vectors, graph, batch.volume)
+        energy, forces, stress, *_ = differentiated(energies, [graph], batch.volume)
         # displaced atoms have no label: what is predicted for them counts as right
         forces = torch.where(in_place.unsqueeze(1), forces, batch.forces)
-        total = loss((energy, forces, stress), batch, weights)
+        total = loss(Prediction(energy, forces, stress), batch, weights)
         if in_place.all():
             return total
         errors = (found - batch.displacements.to(found.dtype))[~in_place]

@@ -6,8 +6,10 @@ import dataclasses
 import logging
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from ase.data import chemical_symbols
@@ -19,6 +21,7 @@ from attncalc.data.fingerprints import fingerprints
 from attncalc.data.streamed import errors_of
 from attncalc.files import write_atomically
 from attncalc.model_file import NETWORKS, header, load, model_name, save
+from attncalc.physics.pair_term import of_all_pairs
 from attncalc.potential import Committee, Potential, check_system
 from attncalc.system import System
 from attncalc.train.batches import samples, sizes_of, to_device
@@ -26,7 +29,7 @@ from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import finished_epochs, train_loop
-from attncalc.train.module import TrainingModule
+from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
 from attncalc.train.recipe import Recipe
@@ -91,6 +94,7 @@ def run(
     processes = connect()
     try:
         with processes.together():
+            recipe = recipe.with_start()
             if processes.is_first:
                 log.info("reading %s", recipe.find(recipe.data).name)
             training, validation, test = read_split(recipe)  # all members are trained on one split
@@ -201,6 +205,7 @@ def fit(
     output = Path(output if output is not None else Path("runs") / recipe.name)
     processes = connect()
     with processes.together():
+        recipe = recipe.with_start()
         _check(recipe, processes, output, training, validation)
         _require_matching_units(recipe, data.sample(training))
     with locked_folder(output, recipe, training, validation, processes):
@@ -235,7 +240,12 @@ def _fit(
         if processes.is_first:
             _say_what_is_trained(potential, recipe, processes, output)
         reach = margin(recipe.denoising) if recipe.denoising else 0.0
-        batches = samples(training, potential.cutoff, potential.species, margin=reach)
+        weights = loss_of(recipe)
+        options: dict[str, Any] = {
+            "long_range": potential.long_range_for,
+            "labels": weights.of_outputs,
+        }
+        batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         sizes = sizes_of(batches)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
         if processes.is_first:
@@ -243,7 +253,7 @@ def _fit(
                 "%d epochs, %d steps in all, %d epochs are done",
                 *(recipe.epochs, module.n_steps, len(history)),
             )
-        checked = samples(validation, potential.cutoff, potential.species)
+        checked = samples(validation, potential.cutoff, potential.species, **options)
     processes.copy_first(list(potential.state_dict().values()))
     with ordered_sums(processes.device):
         with processes.together():
@@ -319,6 +329,10 @@ def _check(
             raise ValueError(f"{where} has no forces: training needs energies and forces")
         if role != "test" and recipe.stress_weight and dataset.stress is None:
             raise ValueError(f"{where} has no stress, but the recipe's stress_weight is not zero")
+        for label in loss_of(recipe).of_outputs if role != "test" else ():
+            if getattr(dataset, label) is None:
+                key = f"{label.removesuffix('s')}_weight"
+                raise ValueError(f"{where} has no {label}, but the recipe's {key} is not zero")
         if unseen := set(elements_of(dataset)) - known:
             names = " ".join(chemical_symbols[z] for z in sorted(unseen))
             raise ValueError(
@@ -326,8 +340,21 @@ def _check(
                 "learn them from it; split the data in another way"
             )
         _check_system(recipe, dataset, role)
+    _check_periodicity(recipe, (training, validation))
     if not _goes_on(recipe, output):
         check_start(recipe, training)
+
+
+def _check_periodicity(recipe: Recipe, parts: Sequence[Dataset]) -> None:
+    """Refuse molecules beside periodic structures where pair terms have another range in each."""
+    terms = recipe.pair_term_modules(elements_of(parts[0]))
+    if recipe.long_range_cutoff is not None or not any(of_all_pairs(term) for term in terms):
+        return
+    if len({bool(atoms.pbc.any()) for part in parts for atoms in part.structures}) > 1:
+        raise ValueError(
+            f"{parts[0].source} has molecules and periodic structures, for which pair terms of "
+            "longer range end at different distances: give the recipe a long_range_cutoff [Å]"
+        )
 
 
 def _say_what_there_is(training: Dataset, validation: Dataset, test: Dataset | None) -> None:

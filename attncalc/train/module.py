@@ -17,7 +17,23 @@ from attncalc.train.batches import to_device
 from attncalc.train.denoising import displaced
 from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe
-from attncalc.train.step import PENALTIES, Batch, Loss, Step, loss, trainable
+from attncalc.train.step import (
+    PENALTIES,
+    Batch,
+    Loss,
+    Prediction,
+    Step,
+    loss,
+    output_errors,
+    trainable,
+)
+
+# label -> column of the table of epochs: mean absolute errors, averaged over batches
+COLUMNS = {
+    "charges": "charge_mae_e",
+    "hirshfeld_ratios": "hirshfeld_ratio_mae",
+    "dipoles": "dipole_mae_eA",
+}
 
 
 class TrainingModule(L.LightningModule):
@@ -44,7 +60,7 @@ class TrainingModule(L.LightningModule):
         self.automatic_optimization = False  # the step brings its own gradients
         self.potential, self.recipe, self.n_steps = potential, recipe, n_steps
         self.processes = processes or Processes()
-        self.weights = _loss(recipe)
+        self.weights = loss_of(recipe)
         self.history: list[dict[str, float]] = []
         self.train_losses: list[torch.Tensor] = []
         self.sums: dict[str, float] = {}
@@ -105,16 +121,22 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         names = ("energy", "per_atom", "force", "loss", "n", "components")
-        self.sums = dict.fromkeys(names, 0.0)
+        self.sums = dict.fromkeys((*names, *self.weights.of_outputs), 0.0)
 
     def validation_step(self, load: Callable[[], Batch | None], batch_idx: int) -> None:
         if (batch := load()) is None:
             return
         batch = self._here(batch)
-        result = evaluate(self.potential, batch.graph)
-        stress = result.strain_gradient / batch.volume[:, None, None]
+        result = evaluate(self.potential, batch.graphs)
+        found = Prediction(
+            result.energy,
+            result.forces,
+            result.strain_gradient / batch.volume[:, None, None],
+            result.charges,
+            result.hirshfeld_ratios,
+        )
         energy_errors = (result.energy - batch.energy).abs()
-        value = loss((result.energy, result.forces, stress), batch, self.weights)
+        value = loss(found, batch, self.weights)
         n_systems = len(energy_errors)
         for name, term in (
             ("energy", energy_errors.sum()),
@@ -125,6 +147,10 @@ class TrainingModule(L.LightningModule):
             ("components", batch.forces.numel()),
         ):
             self.sums[name] += float(term)
+        for label in self.weights.of_outputs:
+            # sums over structures of their means, so that one number divides them all
+            errors = output_errors(found, batch, label).abs().mean()
+            self.sums[label] += float(errors) * n_systems
 
     def add_up(self) -> None:
         """Add up validation errors and losses of the epoch over all processes."""
@@ -148,6 +174,7 @@ class TrainingModule(L.LightningModule):
                 "energy_mae_meV": 1e3 * s["energy"] / s["n"],
                 "energy_mae_meV_per_atom": 1e3 * s["per_atom"] / s["n"],
                 "force_mae_meV_per_A": 1e3 * s["force"] / s["components"],
+                **{COLUMNS[label]: s[label] / s["n"] for label in self.weights.of_outputs},
                 "wall_time_s": self.wall_time,
             }
         )
@@ -167,10 +194,14 @@ class TrainingModule(L.LightningModule):
         self.started = time.monotonic()
 
 
-def _loss(recipe: Recipe) -> Loss:
+def loss_of(recipe: Recipe) -> Loss:
+    """Return the weights of a recipe."""
     return Loss(
         recipe.energy_weight,
         recipe.force_weight,
         recipe.stress_weight,
         PENALTIES[recipe.penalty],
+        recipe.charge_weight,
+        recipe.hirshfeld_ratio_weight,
+        recipe.dipole_weight,
     )

@@ -11,9 +11,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from attncalc.model_file import NETWORKS, PAIR_TERMS, find_model
+from attncalc.model_file import NETWORKS, PAIR_TERMS, find_model, header, model_name
 from attncalc.model_header import DTYPES, LARGEST_FILE
-from attncalc.physics.pair_term import long_range_of
+from attncalc.physics.long_range import LongRangeConfig
 from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
 
@@ -21,6 +21,7 @@ from attncalc.train.plain_yaml import read_yaml
 RENAMED = {"corrects": "baseline"}
 
 LARGEST_NOISE = 0.5  # Å
+LONG_RANGE = 12.0  # Å, where pair terms end in periodic structures if nothing is said
 MOST_MEMBERS = 1000  # of a committee
 LONGEST_NAME = 200  # bytes; systems allow 255, and files of a run have endings
 
@@ -83,10 +84,16 @@ class Recipe:
             {sizes: [n_train, n_validation, n_test]} drawn at random with `seed`, or with
             `shuffle: false` one behind the other as they stand in the file, as frames of one
             trajectory need; a size may be "rest".
-        config: hyper-parameters of the network; avg_num_neighbors is measured if not given.
+        config: hyper-parameters of the network; avg_num_neighbors is measured if not given. With
+            `start_from` it may be left out: network, hyper-parameters and pair terms are the
+            model's.
         network: a name of the table in `attncalc.model_file`.
         pair_terms: names of closed-form terms beside the network (table in `attncalc.model_file`),
-            whose parameters are trained too; their cutoff is the network's.
+            whose parameters are trained too. Electrostatics and dispersion let the network predict
+            charges and Hirshfeld ratios: by losses where the data have them, else as helps the
+            energies.
+        long_range_cutoff: Å, where terms of longer range end in all structures. None: 12 Å in
+            structures with a periodic direction, nowhere in molecules; no training has both.
         test_data: separate test file; then `split` needs no test set.
         stream: structures stay in the data file and are read when they are needed, for more than
             fits into memory: an HDF5 file as `attncalc convert data` writes it.
@@ -113,6 +120,8 @@ class Recipe:
         clip_norm: largest norm of the gradient.
         energy_weight, force_weight, stress_weight: of the errors of the energy per atom [eV], the
             forces [eV/Å] and the stress [eV/Å³].
+        charge_weight, hirshfeld_ratio_weight, dipole_weight: of the errors of partial charges [e],
+            Hirshfeld volume ratios and dipole moments [e Å]; the latter are those of the charges.
         penalty: "norm", the mean length of an error vector, or "square", the mean square.
         compile: the training step. "auto" does if the run is long enough to pay for it, in the
             background, while the first epochs are done with an eager step; "always" compiles before
@@ -132,7 +141,7 @@ class Recipe:
     name: str
     data: str
     split: Mapping[str, Any]
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
     network: str = "so3krates"
     test_data: str | None = None
     stream: bool = False
@@ -154,11 +163,15 @@ class Recipe:
     energy_weight: float = 1.0
     force_weight: float = 1.0
     stress_weight: float = 0.0
+    charge_weight: float = 0.0
+    hirshfeld_ratio_weight: float = 0.0
+    dipole_weight: float = 0.0
     penalty: Literal["norm", "square"] = "norm"
     compile: Literal["auto", "always", "never"] = "auto"
     seed: int = 0
     committee: int = 1
     pair_terms: Sequence[str] = ()
+    long_range_cutoff: float | None = None
     denoising: Any = None  # a mapping, or a `Denoising`, which it is afterwards
     dtype: str = "float32"
     folder: str = field(default=".", repr=False)
@@ -181,8 +194,8 @@ class Recipe:
                 "weights are no independent estimates"
             )
         self._check_split()
-        self._check_config()
         self._check_pair_terms()
+        self._check_config()
         self._check_denoising()
 
     def _check_split(self) -> None:
@@ -207,15 +220,35 @@ class Recipe:
                 do not say.
         """
         kind, config = NETWORKS[self.network][1], dict(self.config)
+        known = {field.name for field in dataclasses.fields(kind)}
         name = "avg_num_neighbors"
-        if name not in config and name in {field.name for field in dataclasses.fields(kind)}:
+        if name not in config and name in known:
             config[name] = avg_num_neighbors()
+        for option, reason in self._outputs_needed().items():
+            if option not in known:
+                raise ValueError(f"{reason} needs an output that only So3krates has: {option}")
+            if config.setdefault(option, True) is not True:
+                raise ValueError(f"{option} must be true: {reason} needs it")
         return kind(**config)
+
+    def _outputs_needed(self) -> dict[str, str]:
+        """Option of the network -> key or pair term that needs it."""
+        needed = {}
+        for option, reasons in (
+            ("predict_charges", ("electrostatics", "charge_weight", "dipole_weight")),
+            ("predict_hirshfeld_ratios", ("dispersion", "hirshfeld_ratio_weight")),
+        ):
+            for reason in reasons:
+                if reason in self.pair_terms or getattr(self, reason, False):
+                    needed[option] = reason
+        return needed
 
     def _check_config(self) -> None:
         kind = NETWORKS[self.network][1]
         known = [f.name for f in dataclasses.fields(kind)]
         _check_keys("config", self.config, known)
+        if self.start_from is not None and not self.config:
+            return  # the model's, see `with_start`
         if "cutoff" not in self.config:
             raise ValueError("recipe: config needs a cutoff [Å]")
         try:
@@ -244,17 +277,17 @@ class Recipe:
         """Return the pair terms for these elements, as they are before training.
 
         Raises:
-            ValueError: a term reaches further than the network, and a training has one graph.
+            ValueError: a term lacks the numbers of an element.
         """
         terms = []
         for name in self.pair_terms:
             kind, config = PAIR_TERMS[name]
-            terms.append(kind(config(cutoff=float(self.config["cutoff"])), tuple(elements)))
-            if long_range_of(terms[-1]) is not None:
-                raise ValueError(
-                    f"recipe: {name} of pair_terms reaches further than the network, and a "
-                    "training has neighbours within the network's cutoff only"
-                )
+            options: dict[str, Any] = {"cutoff": float(self.config["cutoff"])}
+            if issubclass(config, LongRangeConfig):
+                options = {"cutoff": LONG_RANGE, "all_pairs_in_molecules": True}
+                if self.long_range_cutoff is not None:
+                    options = {"cutoff": self.long_range_cutoff}
+            terms.append(kind(config(**options), tuple(elements)))
         return terms
 
     def _check_denoising(self) -> None:
@@ -270,6 +303,7 @@ class Recipe:
             (self.start_from is not None, "needs weights that no model has: without start_from"),
             (self.compile == "always", "is not compiled: compile must be auto or never"),
             (self.stress_weight > 0, "knows no stress of displaced atoms: stress_weight must be 0"),
+            (bool(self._outputs_needed()), "knows no charges or Hirshfeld ratios"),
         ):
             if wrong:
                 raise ValueError(f"recipe: denoising {why}")
@@ -288,7 +322,8 @@ class Recipe:
         try:
             content = with_current_names(content)
             _check_keys("recipe", content, [f.name for f in known])
-            needed = [f.name for f in known if f.default is dataclasses.MISSING]
+            needed = [f.name for f in known if f.default is f.default_factory]  # neither is given
+            needed += [] if "start_from" in content else ["config"]
             if missing := [name for name in needed if name not in content]:
                 lines = ", ".join(f"`{name}: {EXAMPLES[name]}`" for name in missing)
                 names = ", ".join(map(repr, missing))
@@ -316,6 +351,28 @@ class Recipe:
         content = dataclasses.asdict(self)
         del content["folder"]
         return content
+
+    def with_start(self) -> Recipe:
+        """Return the recipe with what it leaves to the model that it starts from.
+
+        Raises:
+            FileNotFoundError: there is no such model.
+            ValueError: the model is a committee, or damaged.
+        """
+        if self.start_from is None or self.config:
+            return self
+        found = header(self.find_start())
+        if "members" in found:
+            name = f"start_from: {model_name(self.start_from)}"
+            raise ValueError(f"{name} is a committee: start from one of its members")
+        terms = tuple(term["name"] for term in found["pair_terms"])
+        if self.pair_terms and self.pair_terms != terms:
+            raise ValueError(
+                f"recipe: pair_terms must be those of the model it starts from, {list(terms)}, or "
+                f"be left out; got {list(self.pair_terms)}"
+            )
+        kind = found["network"]
+        return dataclasses.replace(self, network=kind, config=found["config"], pair_terms=terms)
 
     def find_start(self) -> Path:
         """Return the model file that `start_from` names.
@@ -385,11 +442,12 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
 
 # None means that nothing is said about them.
 OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
-OPTIONAL = (*OPTIONAL_TEXTS, "batch_edges")
+OPTIONAL = (*OPTIONAL_TEXTS, "batch_edges", "long_range_cutoff")
 _SIZES = ("epochs", "batch_size", "batch_edges")
 _COUNTS = (*_SIZES, "warmup_steps", "seed")
-_RATES = ("learning_rate", "final_learning_rate", "clip_norm")
-_WEIGHTS = ("energy_weight", "force_weight", "stress_weight")
+_RATES = ("learning_rate", "final_learning_rate", "clip_norm", "long_range_cutoff")
+_OF_OUTPUTS = ("charge_weight", "hirshfeld_ratio_weight", "dipole_weight")
+_WEIGHTS = ("energy_weight", "force_weight", "stress_weight", *_OF_OUTPUTS)
 _NUMBERS = (*_RATES, *_WEIGHTS, "ema_decay")
 
 # keys of a recipe, what their values must do, and whether one does

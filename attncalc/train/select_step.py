@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from attncalc.graph import Graph
 from attncalc.kernels.collocation import collocated
 from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.so3krates import So3krates
@@ -122,11 +123,13 @@ def with_distant_labels(batch: Batch, weights: Loss) -> Batch:
         return labels + DISTANCE_OF_LABELS * off.to(labels.device)
 
     n_atoms = torch.bincount(batch.graph.system_idx, minlength=batch.graph.n_systems)
+    more: dict[str, Any] = {label: moved(getattr(batch, label)) for label in weights.of_outputs}
     return dataclasses.replace(
         batch,
         energy=batch.energy + DISTANCE_OF_LABELS * n_atoms,
         forces=moved(batch.forces),
         stress=moved(batch.stress) if weights.stress else batch.stress,
+        **more,
     )
 
 
@@ -154,16 +157,38 @@ def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
 def unequal_sizes(batches: list[Batch]) -> Batch:
     """Return a batch in which no two sizes (systems, atoms, edges, pairs, ...) agree.
 
-    The trace would take equal sizes for the same size.
+    The trace would take equal sizes for the same size. A long graph gets masked edges until its
+    sizes are its own: those of small molecules have no pair beyond the short cutoff.
     """
     for n in range(7, max(8, len(batches))):
         example = join([batches[k % len(batches)] for k in range(n)])
         graph = example.graph
         n_pairs = len(graph.pairs)
-        sizes = (graph.n_systems, graph.n_atoms, graph.n_edges, n_pairs)
-        if len(set(sizes)) == 4 and 2 * n_pairs == graph.n_edges:
-            return example
-    return join([batches[k % len(batches)] for k in range(7)])
+        sizes = {graph.n_systems, graph.n_atoms, graph.n_edges, n_pairs}
+        if len(sizes) == 4 and 2 * n_pairs == graph.n_edges:
+            break
+    else:
+        example = join([batches[k % len(batches)] for k in range(7)])
+        graph = example.graph
+        sizes = {graph.n_systems, graph.n_atoms, graph.n_edges, len(graph.pairs)}
+    far = example.long
+    while far is not None and sizes & {far.n_edges, len(far.pairs), 2 * len(far.pairs)}:
+        far = _with_masked_pair(far)
+    return dataclasses.replace(example, long=far)
+
+
+def _with_masked_pair(graph: Graph) -> Graph:
+    """A graph with one pair more, which counts nothing."""
+    last = graph.receivers[-1:]
+    none = torch.zeros(2, dtype=torch.bool, device=last.device)
+    return dataclasses.replace(
+        graph,
+        vectors=torch.cat([graph.vectors, graph.vectors.new_ones(2, 3)]),
+        receivers=torch.cat([graph.receivers, last, last]),
+        senders=torch.cat([graph.senders, last, last]),
+        edge_mask=torch.cat([graph.edge_mask, none]),
+        pairs=torch.cat([graph.pairs, graph.pairs.new_full((1,), graph.n_edges)]),
+    )
 
 
 def _worth_compiling(network: Any, recipe: Recipe, n_steps: int) -> bool:

@@ -32,6 +32,8 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
         potential = _random(recipe, training)
     else:
         potential = _taken_over(_starting_model(recipe, training), training)
+        if recipe.long_range_cutoff is not None:
+            potential.set_long_range_cutoff(recipe.long_range_cutoff)
     potential.set_dtype(DTYPES[recipe.dtype])
     if recipe.baseline:  # stated by every file that is written on the way
         potential.training_info["baseline"] = recipe.baseline

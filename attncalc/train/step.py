@@ -9,17 +9,17 @@ silently wrong: the trace keeps `detach` nodes on saved results.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from attncalc.graph import Graph
+from attncalc.graph import Graph, Graphs
 from attncalc.ops import segment_sum, with_modules
-from attncalc.potential import Potential, forces_from_edges
+from attncalc.potential import Potential
 from attncalc.train.fx_passes import DECOMPOSITIONS, simplify
 
 
@@ -35,6 +35,12 @@ class Batch:
         volume: [n_systems] Å³; ones where there is none.
         shares: [2]: which part of the structures and of the atoms of a step these are; the others
             are in other processes.
+        long: the graph of pair terms of longer range, where there are any.
+        all_pairs: see `attncalc.graph.Graphs`.
+        charges: [n_atoms] e, where they are trained on.
+        hirshfeld_ratios: [n_atoms], likewise.
+        dipoles: [n_systems, 3] e Å, likewise.
+        positions: [n_atoms, 3] Å, where dipoles are.
     """
 
     graph: Graph
@@ -43,6 +49,17 @@ class Batch:
     stress: Tensor
     volume: Tensor
     shares: Tensor = field(default_factory=lambda: torch.ones(2, dtype=torch.float64))
+    long: Graph | None = None
+    all_pairs: bool = False
+    charges: Tensor | None = None
+    hirshfeld_ratios: Tensor | None = None
+    dipoles: Tensor | None = None
+    positions: Tensor | None = None
+
+    @property
+    def graphs(self) -> Graphs:
+        """Its graphs, short and long."""
+        return Graphs(self.graph, self.long, all_pairs=self.all_pairs)
 
 
 def mean_square(errors: Tensor) -> Tensor:
@@ -58,54 +75,128 @@ def mean_norm(errors: Tensor) -> Tensor:
     return ((errors**2).sum(1) + ROUNDED**2).sqrt().mean()
 
 
-ROUNDED = 1e-4  # eV, eV/Å, eV/Å³: far below any error that training reaches
+ROUNDED = 1e-4  # eV, eV/Å, eV/Å³, e: far below any error that training reaches
 
 PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {"square": mean_square, "norm": mean_norm}
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Weights of the errors of energy per atom [eV], force [eV/Å], stress [eV/Å³].
+    """Weights of the errors of energy per atom [eV], force [eV/Å], stress [eV/Å³], outputs.
 
     Attributes:
         energy, force, stress: the weights.
         penalty: errors [n, k] (k = 1, 3, 9) -> a number.
+        charge: of the errors of partial charges [e].
+        hirshfeld_ratio: of those of Hirshfeld volume ratios.
+        dipole: of those of dipole moments [e Å].
     """
 
     energy: float
     force: float
     stress: float
     penalty: Callable[[Tensor], Tensor] = mean_norm
+    charge: float = 0.0
+    hirshfeld_ratio: float = 0.0
+    dipole: float = 0.0
+
+    @property
+    def of_outputs(self) -> dict[str, float]:
+        """Label of a data set -> weight, of those beside energies, forces and stress that count."""
+        weights = {
+            "charges": self.charge,
+            "hirshfeld_ratios": self.hirshfeld_ratio,
+            "dipoles": self.dipole,
+        }
+        return {label: weight for label, weight in weights.items() if weight}
 
 
 Step = Callable[[Batch], tuple[Tensor, list[Tensor]]]
 
 
-Prediction = tuple[Tensor, Tensor, Tensor]
+class Prediction(NamedTuple):
+    """What a loss compares with labels; differentiable.
+
+    Attributes:
+        energy: [n_systems] eV.
+        forces: [n_atoms, 3] eV/Å.
+        stress: [n_systems, 3, 3] eV/Å³.
+        charges: [n_atoms] e; None where the network does not predict them.
+        hirshfeld_ratios: [n_atoms], likewise.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    charges: Tensor | None = None
+    hirshfeld_ratios: Tensor | None = None
 
 
-def predict(potential: Potential, graph: Graph, volume: Tensor) -> Prediction:
-    """Return energy [n_systems], forces [n_atoms, 3], stress [n_systems, 3, 3]; differentiable."""
-    vectors = graph.vectors.detach().requires_grad_(True)
+def predict(potential: Potential, graphs: Graphs, volume: Tensor) -> Prediction:
+    """Return the prediction for a batch.
+
+    Args:
+        potential: a single one, no committee.
+        graphs: of the batch.
+        volume: [n_systems] Å³.
+    """
+    graphs = replace(
+        graphs,
+        short=_to_differentiate(graphs.short),
+        long=None if graphs.long is None else _to_differentiate(graphs.long),
+    )
     with torch.enable_grad():
-        energies = potential.energies(graph.with_vectors(vectors))
-        return differentiated(energies, vectors, graph, volume)
+        energies, outputs = potential.predict(graphs)
+        parts = [graph for graph in (graphs.short, graphs.long) if graph is not None]
+        prediction = differentiated(energies, parts, volume)
+        return prediction._replace(
+            charges=outputs.charges, hirshfeld_ratios=outputs.hirshfeld_ratios
+        )
 
 
-def differentiated(energies: Tensor, vectors: Tensor, graph: Graph, volume: Tensor) -> Prediction:
-    """Return the same as `predict` from energies per atom that depend on the edge vectors."""
+def _to_differentiate(graph: Graph) -> Graph:
+    return graph.with_vectors(graph.vectors.detach().requires_grad_(True))
+
+
+def differentiated(energies: Tensor, graphs: Sequence[Graph], volume: Tensor) -> Prediction:
+    """Return energy, forces and stress from energies per atom that depend on edge vectors.
+
+    Args:
+        energies: [n_atoms] eV.
+        graphs: whose vectors the energies are differentiated by.
+        volume: [n_systems] Å³.
+    """
+    first = graphs[0]
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
-        forces = forces_from_edges(gradient, graph.receivers, graph.senders, graph.n_atoms)
-        outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)
-        strain = segment_sum(outer, graph.system_idx[graph.receivers], graph.n_systems)
-        energy = segment_sum(energies, graph.system_idx, graph.n_systems)
-    return energy, forces, strain / volume[:, None, None]
+        gradients = torch.autograd.grad(
+            energies.sum(), [graph.vectors for graph in graphs], create_graph=True
+        )
+        forces = energies.new_zeros(first.n_atoms, 3)
+        strain = energies.new_zeros(first.n_systems, 3, 3)
+        for graph, gradient in zip(graphs, gradients, strict=True):
+            forces = forces.index_add(0, graph.receivers, gradient)
+            forces = forces.index_add(0, graph.senders, -gradient)
+            outer = graph.vectors.unsqueeze(2) * gradient.unsqueeze(1)
+            strain = strain + segment_sum(outer, graph.system_idx[graph.receivers], graph.n_systems)
+        energy = segment_sum(energies, first.system_idx, first.n_systems)
+    return Prediction(energy, forces, strain / volume[:, None, None])
+
+
+def dipoles(charges: Tensor, batch: Batch) -> Tensor:
+    """[n_systems, 3] e Å: of partial charges [n_atoms] at the positions of a batch.
+
+    Raises:
+        ValueError: the batch has no positions.
+    """
+    if batch.positions is None:
+        raise ValueError("dipoles need a batch with positions")
+    moments = charges.double().unsqueeze(1) * batch.positions
+    return segment_sum(moments, batch.graph.system_idx, batch.graph.n_systems)
 
 
 def loss(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
     """Return the weighted sum of penalties; the shares of a step add up to that of the step."""
-    energy, forces, stress = prediction
+    energy, forces, stress, *_ = prediction
     ones = torch.ones_like(batch.forces[:, 0])
     n_atoms = segment_sum(ones, batch.graph.system_idx, batch.graph.n_systems)
     per_atom = ((energy - batch.energy) / n_atoms).unsqueeze(1)
@@ -115,14 +206,32 @@ def loss(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
     if weights.stress:
         errors = (stress - batch.stress).flatten(1)
         total = total + of_systems * weights.stress * weights.penalty(errors)
+    for label, weight in weights.of_outputs.items():
+        share = of_systems if label == "dipoles" else of_atoms
+        total = total + share * weight * weights.penalty(output_errors(prediction, batch, label))
     return total
+
+
+def output_errors(prediction: Prediction, batch: Batch, label: str) -> Tensor:
+    """Errors [n, k] of charges, Hirshfeld ratios (k = 1) or dipoles (k = 3).
+
+    Raises:
+        ValueError: label or prediction is missing.
+    """
+    found = prediction.charges if label == "dipoles" else getattr(prediction, label)
+    wanted = getattr(batch, label)
+    if found is None or wanted is None:
+        raise ValueError(f"a loss on {label} needs labels and a network that predicts them")
+    if label == "dipoles":
+        return dipoles(found, batch) - wanted
+    return (found - wanted).unsqueeze(1)
 
 
 def eager_step(potential: Potential, weights: Loss) -> Step:
     """Return the loss and its gradient by the trainable parameters, by double backward."""
 
     def value(batch: Batch) -> Tensor:
-        return loss(predict(potential, batch.graph, batch.volume), batch, weights)
+        return loss(predict(potential, batch.graphs, batch.volume), batch, weights)
 
     return gradient_step(potential, value)
 
@@ -162,7 +271,7 @@ def trace(potential: Potential, weights: Loss, example: Batch) -> torch.fx.Graph
 
     named = trainable(potential)
     names, parameters = list(named), list(named.values())
-    plain = _FlatLoss(potential, weights)
+    plain = _FlatLoss(potential, weights, example)
 
     def flat(*arguments: Tensor) -> tuple[Tensor, ...]:
         values = [p.detach().requires_grad_(True) for p in arguments[: len(names)]]
@@ -220,25 +329,41 @@ def relative_error(step: Step, definition: Step, batch: Batch) -> float:
 
 
 def flatten(batch: Batch) -> tuple[Tensor, ...]:
-    """Return all tensors of a batch in a fixed order: the graph's first, then the labels."""
-    graph = tuple(getattr(batch.graph, f.name) for f in fields(Graph))
-    return (*graph, batch.energy, batch.forces, batch.stress, batch.volume, batch.shares)
+    """Return all tensors of a batch in a fixed order."""
+    found: list[Tensor] = []
+    for name in _PARTS:
+        value = getattr(batch, name)
+        if isinstance(value, Graph):
+            found += [getattr(value, f.name) for f in fields(Graph)]
+        elif value is not None:
+            found.append(value)
+    return tuple(found)
 
 
-def unflatten(tensors: tuple[Tensor, ...]) -> Batch:
-    """Invert `flatten`."""
-    n = len(fields(Graph))
-    return Batch(Graph(*tensors[:n]), *tensors[n:])
+def unflatten(tensors: Sequence[Tensor], like: Batch) -> Batch:
+    """Invert `flatten`, for a batch with the same parts as another one."""
+    left = iter(tensors)
+    parts: dict[str, Any] = {}
+    for name in _PARTS:
+        value = getattr(like, name)
+        if isinstance(value, Graph):
+            parts[name] = Graph(*(next(left) for _ in fields(Graph)))
+        elif value is not None:
+            parts[name] = next(left)
+    return Batch(**parts, all_pairs=like.all_pairs)
+
+
+_PARTS = tuple(f.name for f in fields(Batch) if f.name != "all_pairs")
 
 
 class _FlatLoss(torch.nn.Module):
-    def __init__(self, potential: Potential, weights: Loss) -> None:
+    def __init__(self, potential: Potential, weights: Loss, like: Batch) -> None:
         super().__init__()
-        self.potential, self.weights = potential, weights
+        self.potential, self.weights, self.like = potential, weights, like
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        batch = unflatten(tensors)
-        return loss(predict(self.potential, batch.graph, batch.volume), batch, self.weights)
+        batch = unflatten(tensors, self.like)
+        return loss(predict(self.potential, batch.graphs, batch.volume), batch, self.weights)
 
 
 def with_network(potential: Potential, network: torch.nn.Module) -> Potential:

@@ -61,7 +61,7 @@ def test_an_unknown_element_is_refused(dataset):
 
 def test_flatten_and_back(dataset):
     (batch,) = samples(dataset[:1], 3.4, SPECIES)
-    again = unflatten(flatten(batch))
+    again = unflatten(flatten(batch), batch)
     for ours, theirs in zip(flatten(again), flatten(batch), strict=True):
         assert ours is theirs
     moved = to_device(batch, torch.device("cpu"))

@@ -16,6 +16,7 @@ from attncalc.fast import lower
 from attncalc.graph import ALL_PAIRS, Graph, Graphs
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.neighbors.verlet import LARGEST_SKIN
+from attncalc.physics.pair_term import reads_system
 from attncalc.potential import (
     Potential,
     Result,
@@ -71,7 +72,10 @@ class Evaluator:
         self._chooses_skin = skin is None
         self._chooses_range = potential.counts_all_pairs
         self.looks_at_every_step = self.device.type == "cpu"
-        self.recorder: Recorder | None = None if self.looks_at_every_step else CudaGraph
+        terms = [term for member in potential.members for term in member.pair_terms]
+        # a term that reads structures reads numbers back, which no recording can
+        plain = self.looks_at_every_step or any(reads_system(term) for term in terms)
+        self.recorder: Recorder | None = None if plain else CudaGraph
         self.recorded: Any = None
         skin = SKIN[self.device.type] if skin is None else skin
         options: Any = {"skin": skin, "species": potential.species}
@@ -161,7 +165,7 @@ class Evaluator:
         """
         stale = torch.stack([torch.as_tensor(one.needs_rebuild(system)) for one in self.lists])
         far = None if self.far_neighbors is None else self.far_neighbors.graph(system)
-        graphs = self._with(self.neighbors.graph(system), far)
+        graphs = self._with(system, self.neighbors.graph(system), far)
         return evaluate_without_waiting(self.potential, graphs), stale.any()
 
     def _graphs(self, system: System) -> Graphs:
@@ -171,14 +175,14 @@ class Evaluator:
                 self.neighbors = neighbors
             else:
                 self._keep([neighbors])
-            return Graphs(graph)
+            return Graphs(graph, system=system)
         far, far_graph = self._far_list(system).update(system)
         self._keep([neighbors, far])
-        return self._with(graph, far_graph)
+        return self._with(system, graph, far_graph)
 
-    def _with(self, graph: Graph, far: Graph | None) -> Graphs:
+    def _with(self, system: System, graph: Graph, far: Graph | None) -> Graphs:
         reach = None if self.far_neighbors is None else self.far_neighbors.cutoff
-        return Graphs(graph, far, all_pairs=reach == ALL_PAIRS)
+        return Graphs(graph, far, all_pairs=reach == ALL_PAIRS, system=system)
 
     def _far_list(self, system: System) -> VerletList:
         """Return the list of longer range, an empty one where the range is another."""

@@ -232,12 +232,15 @@ class Graphs:
         hop_counts: atoms within 0, 1, ... edges of those whose energies count, which come first;
             None: all atoms count. The others are ghosts, atoms of a neighbouring domain: they have
             forces, but their energies are not summed up.
+        system: the structures, for pair terms that read positions and cells; None where the caller
+            has only graphs.
     """
 
     short: Graph
     long: Graph | None = None
     hop_counts: tuple[int, ...] | None = None
     all_pairs: bool = False
+    system: System | None = None
 
     @property
     def n_counted(self) -> int | None:

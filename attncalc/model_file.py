@@ -48,6 +48,7 @@ from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
+from attncalc.physics.ewald import Ewald, EwaldConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Committee, Potential
 from attncalc.text import one_line
@@ -61,6 +62,7 @@ PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {
     "zbl": (ZBLRepulsion, ZBLConfig),
     "electrostatics": (DampedElectrostatics, ElectrostaticsConfig),
     "dispersion": (Dispersion, DispersionConfig),
+    "ewald": (Ewald, EwaldConfig),
 }
 
 

@@ -32,7 +32,13 @@ from attncalc.graph import (
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import linearize
 from attncalc.ops import segment_sum
-from attncalc.physics.pair_term import long_range_of, of_all_pairs
+from attncalc.physics.pair_term import (
+    energies_of,
+    long_range_of,
+    of_all_pairs,
+    reads_system,
+    strained,
+)
 from attncalc.system import System
 
 # more than any machine has cores; not those of this one, as a run may be resumed on another
@@ -322,7 +328,7 @@ class Potential(nn.Module):
         outputs = self.network(graphs.short)
         energies = self.to_eV(outputs.energies, graphs.short)
         for term in self.terms_for(graphs):
-            energies = energies + term(graphs.of_range(long_range_of(term)), outputs)
+            energies = energies + energies_of(term, graphs, outputs)
         return energies, outputs
 
     def to_eV(self, energies: Tensor, graph: Graph) -> Tensor:
@@ -538,6 +544,8 @@ def _linearize_term(
     term: Any, outputs: AtomOutputs, graphs: Graphs, *, sums: bool
 ) -> LinearizedTerm:
     """Energies [n_atoms] of a pair term, and the gradients of their sum by vectors and outputs."""
+    if reads_system(term):
+        return _linearize_by_strain(term, outputs, graphs, sums=sums)
     graph = graphs.of_range(long_range_of(term))
     if graphs.n_counted is None and hasattr(term, "linearize"):  # in closed form
         found: LinearizedTerm = term.linearize(graph, outputs)
@@ -559,6 +567,30 @@ def _linearize_term(
         )
     by_name = dict(zip(given, by_outputs, strict=True))
     return LinearizedTerm(energies.detach(), by_vectors, by_name)
+
+
+def _linearize_by_strain(
+    term: Any, outputs: AtomOutputs, graphs: Graphs, *, sums: bool
+) -> LinearizedTerm:
+    """The same of a term that reads positions and cells."""
+    if graphs.n_counted is not None or not sums:
+        raise ValueError(
+            f"{type(term).__name__} sums over the whole structure: neither a part of it with "
+            "ghost atoms nor the stress of each atom can be evaluated"
+        )
+    given = {k: value.detach().requires_grad_(True) for k, value in _others(outputs).items()}
+    with torch.enable_grad():
+        graphs, positions, strain = strained(graphs)
+        energies = energies_of(term, graphs, AtomOutputs(outputs.energies, **given))
+        gradient, by_strain, *by_outputs = torch.autograd.grad(
+            energies.sum(),
+            [positions, strain, *given.values()],
+            materialize_grads=True,
+            allow_unused=True,
+        )
+    symmetric = (by_strain + by_strain.transpose(1, 2)) / 2
+    by_name = dict(zip(given, by_outputs, strict=True))
+    return LinearizedTerm(energies.detach(), SummedGradient(-gradient, symmetric), by_name)
 
 
 def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
@@ -743,9 +775,9 @@ def fresh_graphs(potential: Potential, system: System) -> Graphs:
     species, long_range = potential.species, potential.long_range_for(system)
     short = fresh_graph(system, cutoff=potential.cutoff, species=species)
     if long_range is None:
-        return Graphs(short)
+        return Graphs(short, system=system)
     far = fresh_graph(system, cutoff=long_range, species=species, by_pairs=True)
-    return Graphs(short, far, all_pairs=long_range == ALL_PAIRS)
+    return Graphs(short, far, all_pairs=long_range == ALL_PAIRS, system=system)
 
 
 def volumes(system: System) -> Tensor:

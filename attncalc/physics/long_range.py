@@ -104,7 +104,12 @@ class Pairs(NamedTuple):
         if cutoff is not None:
             counts = counts & ((vectors.detach() ** 2).sum(1) < cutoff**2)
         # a vector that does not count may be anything: one without length would give NaN
-        return cls(receivers, senders, safe_norm(torch.where(counts.unsqueeze(1), vectors, 3**-0.5)), counts)
+        return cls(
+            receivers,
+            senders,
+            safe_norm(torch.where(counts.unsqueeze(1), vectors, 3**-0.5)),
+            counts,
+        )
 
     def halved(self, energies: Tensor, n_atoms: int) -> Tensor:
         """Energies [P] of pairs -> [n_atoms], half of it for each atom."""

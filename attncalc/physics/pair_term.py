@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from attncalc.graph import AtomOutputs, Graph
+from attncalc.graph import AtomOutputs, Graph, Graphs
 
 
 class PairTerm(Protocol):
@@ -19,6 +21,10 @@ class PairTerm(Protocol):
     A term that needs a graph of its own has an attribute `long_range`, its cutoff in Å. If it is to
     count all pairs of structures that are not periodic, `of_all_pairs` is its form for these, a
     term too; `with_cutoff(cutoff)` gives it another cutoff in Å (None: none) for all structures.
+
+    A term that sums over a whole structure has `reads_system = True`: it is called with the
+    structures, a `System`, as a third argument, and differentiated by positions and strain instead
+    of edge vectors.
     """
 
     def __call__(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
@@ -34,3 +40,44 @@ def of_all_pairs(term: Any) -> Any:
 def long_range_of(term: Any) -> float | None:
     """Cutoff of a pair term with a graph of its own, Å; None for others."""
     return getattr(term, "long_range", None)
+
+
+def reads_system(term: Any) -> bool:
+    """Return True if a pair term reads positions and cells instead of a graph."""
+    return bool(getattr(term, "reads_system", False))
+
+
+def energies_of(term: Any, graphs: Graphs, outputs: AtomOutputs) -> Tensor:
+    """Energies [n_atoms] eV of a pair term, by the graph or the structures that it reads.
+
+    Raises:
+        ValueError: it reads structures, and there are only graphs.
+    """
+    if not reads_system(term):
+        energies: Tensor = term(graphs.of_range(long_range_of(term)), outputs)
+        return energies
+    if graphs.system is None:
+        raise ValueError(
+            f"{type(term).__name__} reads positions and cells: pass Graphs(..., system=system)"
+        )
+    energies = term(graphs.short, outputs, graphs.system)
+    return energies
+
+
+def strained(graphs: Graphs) -> tuple[Graphs, Tensor, Tensor]:
+    """Return graphs with the structures to differentiate by, positions, and a strain of zero.
+
+    Positions and cells depend on the strain [n_systems, 3, 3] as r (1 + strain); edge vectors stay
+    as they are.
+
+    Raises:
+        ValueError: there are only graphs.
+    """
+    system = graphs.system
+    if system is None:
+        raise ValueError("a pair term reads positions and cells: pass Graphs(..., system=system)")
+    positions = system.positions.detach().requires_grad_(True)
+    strain = torch.zeros_like(system.cell).requires_grad_(True)
+    of_atoms = (positions.unsqueeze(1) @ strain[system.system_idx]).squeeze(1)
+    moved = replace(system, positions=positions + of_atoms, cell=system.cell + system.cell @ strain)
+    return replace(graphs, system=moved), positions, strain

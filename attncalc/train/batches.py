@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,16 +21,7 @@ from attncalc.train.order import Share, Sizes
 from attncalc.train.step import Batch, flatten, unflatten
 
 # tensors of a batch, besides its graphs, that are joined
-LABELS = (
-    "energy",
-    "forces",
-    "stress",
-    "volume",
-    "charges",
-    "hirshfeld_ratios",
-    "dipoles",
-    "positions",
-)
+LABELS = ("energy", "forces", "stress", "volume", "charges", "hirshfeld_ratios", "dipoles")
 
 
 class Samples(Sequence[Batch]):
@@ -44,6 +35,7 @@ class Samples(Sequence[Batch]):
         long_range: range of pair terms in a structure, `Potential.long_range_for`.
         labels: names of further labels that are trained on: "charges", "hirshfeld_ratios",
             "dipoles".
+        keeps_system: whether batches have their structures; with dipoles they always have.
     """
 
     def __init__(
@@ -55,9 +47,11 @@ class Samples(Sequence[Batch]):
         margin: float = 0.0,
         long_range: Callable[[System], float | None] = lambda _: None,
         labels: Collection[str] = (),
+        keeps_system: bool = False,
     ) -> None:
         self.dataset, self.cutoff, self.species = dataset, cutoff + margin, species
         self.long_range, self.labels = long_range, tuple(labels)
+        self.keeps_system = keeps_system or "dipoles" in labels
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -75,8 +69,8 @@ class Samples(Sequence[Batch]):
         for label in self.labels:
             value = torch.as_tensor(getattr(dataset, label)[k], dtype=torch.float64)
             more[label] = value.unsqueeze(0) if label == "dipoles" else value
-        if "dipoles" in self.labels:
-            more["positions"] = system.positions
+        if self.keeps_system:
+            more["system"] = system
         return Batch(
             graph=graph,
             energy=torch.tensor([dataset.energies[k]], dtype=torch.float64),
@@ -115,8 +109,20 @@ def join(parts: Sequence[Batch]) -> Batch:
         graph=_joined_graphs([part.graph for part in parts]),
         long=_joined_graphs(far) if far else None,
         all_pairs=first.all_pairs,
+        system=None if first.system is None else _joined_systems(parts),
         **joined,
     )
+
+
+def _joined_systems(parts: Sequence[Batch]) -> System:
+    systems = [part.system for part in parts if part.system is not None]
+    first = _starts([system.n_systems for system in systems])
+    joined = {
+        field.name: torch.cat([getattr(system, field.name) for system in systems])
+        for field in fields(System)
+    }
+    numbers = [system.system_idx + n for system, n in zip(systems, first, strict=True)]
+    return System(**joined | {"system_idx": torch.cat(numbers)})
 
 
 def _joined_graphs(graphs: Sequence[Graph]) -> Graph:

@@ -21,7 +21,7 @@ from attncalc.data.fingerprints import fingerprints
 from attncalc.data.streamed import errors_of
 from attncalc.files import write_atomically
 from attncalc.model_file import NETWORKS, header, load, model_name, save
-from attncalc.physics.pair_term import of_all_pairs
+from attncalc.physics.pair_term import of_all_pairs, reads_system
 from attncalc.potential import Committee, Potential, check_system
 from attncalc.system import System
 from attncalc.train.batches import samples, sizes_of, to_device
@@ -244,6 +244,7 @@ def _fit(
         options: dict[str, Any] = {
             "long_range": potential.long_range_for,
             "labels": weights.of_outputs,
+            "keeps_system": any(reads_system(term) for term in potential.pair_terms),
         }
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         sizes = sizes_of(batches)

@@ -218,6 +218,9 @@ class Recipe:
         Args:
             avg_num_neighbors: measures it on the data, for networks that know it and recipes that
                 do not say.
+
+        Raises:
+            ValueError: a pair term or a weight needs an output that the network has not.
         """
         kind, config = NETWORKS[self.network][1], dict(self.config)
         known = {field.name for field in dataclasses.fields(kind)}
@@ -235,7 +238,7 @@ class Recipe:
         """Option of the network -> key or pair term that needs it."""
         needed = {}
         for option, reasons in (
-            ("predict_charges", ("electrostatics", "charge_weight", "dipole_weight")),
+            ("predict_charges", ("electrostatics", "ewald", "charge_weight", "dipole_weight")),
             ("predict_hirshfeld_ratios", ("dispersion", "hirshfeld_ratio_weight")),
         ):
             for reason in reasons:
@@ -271,6 +274,11 @@ class Recipe:
                 raise ValueError(f"recipe: pair_terms must be of {known}, got {name!r}")
         if len(set(names)) < len(names):
             raise ValueError("recipe: pair_terms has a name twice")
+        if {"electrostatics", "ewald"} <= set(names):
+            raise ValueError(
+                "recipe: electrostatics and ewald of pair_terms are the same energy, within a "
+                "cutoff and of all images: take one of them"
+            )
         object.__setattr__(self, "pair_terms", tuple(names))
 
     def pair_term_modules(self, elements: Sequence[int]) -> list[Any]:
@@ -282,11 +290,13 @@ class Recipe:
         terms = []
         for name in self.pair_terms:
             kind, config = PAIR_TERMS[name]
-            options: dict[str, Any] = {"cutoff": float(self.config["cutoff"])}
+            options: dict[str, Any] = {}
             if issubclass(config, LongRangeConfig):
                 options = {"cutoff": LONG_RANGE, "all_pairs_in_molecules": True}
                 if self.long_range_cutoff is not None:
                     options = {"cutoff": self.long_range_cutoff}
+            elif "cutoff" in {field.name for field in dataclasses.fields(config)}:
+                options = {"cutoff": float(self.config["cutoff"])}
             terms.append(kind(config(**options), tuple(elements)))
         return terms
 

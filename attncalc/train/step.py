@@ -19,7 +19,9 @@ from torch.func import functional_call
 
 from attncalc.graph import Graph, Graphs
 from attncalc.ops import segment_sum, with_modules
+from attncalc.physics.pair_term import reads_system, strained
 from attncalc.potential import Potential
+from attncalc.system import System
 from attncalc.train.fx_passes import DECOMPOSITIONS, simplify
 
 
@@ -40,7 +42,7 @@ class Batch:
         charges: [n_atoms] e, where they are trained on.
         hirshfeld_ratios: [n_atoms], likewise.
         dipoles: [n_systems, 3] e Å, likewise.
-        positions: [n_atoms, 3] Å, where dipoles are.
+        system: the structures, where dipoles are or a pair term reads them.
     """
 
     graph: Graph
@@ -54,12 +56,12 @@ class Batch:
     charges: Tensor | None = None
     hirshfeld_ratios: Tensor | None = None
     dipoles: Tensor | None = None
-    positions: Tensor | None = None
+    system: System | None = None
 
     @property
     def graphs(self) -> Graphs:
         """Its graphs, short and long."""
-        return Graphs(self.graph, self.long, all_pairs=self.all_pairs)
+        return Graphs(self.graph, self.long, all_pairs=self.all_pairs, system=self.system)
 
 
 def mean_square(errors: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ Step = Callable[[Batch], tuple[Tensor, list[Tensor]]]
 
 
 class Prediction(NamedTuple):
-    """What a loss compares with labels; differentiable.
+    """Prediction that a loss compares with labels; differentiable.
 
     Attributes:
         energy: [n_systems] eV.
@@ -146,12 +148,20 @@ def predict(potential: Potential, graphs: Graphs, volume: Tensor) -> Prediction:
         long=None if graphs.long is None else _to_differentiate(graphs.long),
     )
     with torch.enable_grad():
+        leaves: list[Tensor] = []
+        if any(reads_system(term) for term in potential.pair_terms):
+            graphs, *leaves = strained(graphs)
         energies, outputs = potential.predict(graphs)
         parts = [graph for graph in (graphs.short, graphs.long) if graph is not None]
-        prediction = differentiated(energies, parts, volume)
-        return prediction._replace(
-            charges=outputs.charges, hirshfeld_ratios=outputs.hirshfeld_ratios
-        )
+        found = differentiated(energies, parts, volume)
+        if leaves:
+            gradient, strain = torch.autograd.grad(energies.sum(), leaves, create_graph=True)
+            strain = (strain + strain.transpose(1, 2)) / 2
+            found = found._replace(
+                forces=found.forces - gradient,
+                stress=found.stress + strain / volume[:, None, None],
+            )
+        return found._replace(charges=outputs.charges, hirshfeld_ratios=outputs.hirshfeld_ratios)
 
 
 def _to_differentiate(graph: Graph) -> Graph:
@@ -186,11 +196,11 @@ def dipoles(charges: Tensor, batch: Batch) -> Tensor:
     """[n_systems, 3] e Å: of partial charges [n_atoms] at the positions of a batch.
 
     Raises:
-        ValueError: the batch has no positions.
+        ValueError: the batch has no structures.
     """
-    if batch.positions is None:
-        raise ValueError("dipoles need a batch with positions")
-    moments = charges.double().unsqueeze(1) * batch.positions
+    if batch.system is None:
+        raise ValueError("dipoles need a batch with its structures")
+    moments = charges.double().unsqueeze(1) * batch.system.positions
     return segment_sum(moments, batch.graph.system_idx, batch.graph.n_systems)
 
 
@@ -333,8 +343,8 @@ def flatten(batch: Batch) -> tuple[Tensor, ...]:
     found: list[Tensor] = []
     for name in _PARTS:
         value = getattr(batch, name)
-        if isinstance(value, Graph):
-            found += [getattr(value, f.name) for f in fields(Graph)]
+        if isinstance(value, Graph | System):
+            found += [getattr(value, f.name) for f in fields(value)]
         elif value is not None:
             found.append(value)
     return tuple(found)
@@ -346,8 +356,9 @@ def unflatten(tensors: Sequence[Tensor], like: Batch) -> Batch:
     parts: dict[str, Any] = {}
     for name in _PARTS:
         value = getattr(like, name)
-        if isinstance(value, Graph):
-            parts[name] = Graph(*(next(left) for _ in fields(Graph)))
+        if isinstance(value, Graph | System):
+            kind = Graph if isinstance(value, Graph) else System
+            parts[name] = kind(*(next(left) for _ in fields(kind)))
         elif value is not None:
             parts[name] = next(left)
     return Batch(**parts, all_pairs=like.all_pairs)

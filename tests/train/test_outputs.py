@@ -145,7 +145,7 @@ def test_predictions_are_those_of_the_model(recipe, parts, done) -> None:
     atoms.calc = calc
     np.testing.assert_allclose(atoms.get_forces(), results[0].forces.numpy(), atol=1e-4)
     assert isinstance(calc.potential.network, CompiledNetwork)
-    dipole = batch.positions[: len(atoms)].T @ results[0].charges
+    dipole = batch.system.positions[: len(atoms)].T @ results[0].charges
     np.testing.assert_allclose(atoms.get_dipole_moment(), dipole.numpy(), atol=1e-4)
 
 
@@ -297,3 +297,50 @@ def test_saved_models_keep_everything(done, tmp_path) -> None:
     again = load(tmp_path / "again.safetensors")
     assert again.counts_all_pairs
     assert again.predicts_charges
+
+
+def test_training_with_an_ewald_sum(recipe, tmp_path) -> None:
+    """Of crystals and molecules together, on energies, forces and stress."""
+    frames = []
+    for seed in range(12):
+        atoms = molecule("H2O")
+        atoms.rattle(0.05, seed=seed)
+        if seed % 3:
+            atoms.set_cell([[3.2, 0, 0], [0.3, 3.1, 0], [0.1, 0.2, 3.3]])
+            atoms.pbc = True
+        frames.append(atoms)
+    ewald = dataclasses.replace(
+        recipe,
+        pair_terms=["ewald"],
+        config=CONFIG | {"embed_charge": False},
+        epochs=2,
+        stress_weight=1.0,
+        **dict.fromkeys(OUTPUTS, 0.0),
+        compile="always",
+    )
+    random = np.random.default_rng(0)
+    labelled = data.Dataset(
+        frames,
+        np.zeros(12),
+        [random.normal(size=(3, 3)) for _ in frames],
+        stress=np.stack([np.eye(3) * 0.01 * k for k in range(12)]),
+    )
+    ended = train.fit(ewald, labelled[:9], labelled[9:], tmp_path)
+    model = load(ended.model)
+    model.set_dtype(torch.float64)
+    options = {"long_range": model.long_range_for, "keeps_system": True}
+    batch = join(samples(labelled, model.cutoff, model.species, **options))
+    found = predict(model, batch.graphs, batch.volume)
+    systems, results = zip(*evaluate_many(model, frames, batch_atoms=1), strict=True)
+    forces = torch.cat([result.forces for result in results])
+    assert torch.allclose(found.forces.detach(), forces, atol=1e-9)
+    for k, (system, result) in enumerate(zip(systems, results, strict=True)):
+        if system.pbc.all():
+            assert torch.allclose(found.stress[k].detach(), result.stress(system)[0], atol=1e-9)
+    again = unflatten(flatten(batch), batch)
+    assert torch.equal(again.system.cell, batch.system.cell)
+
+
+def test_electrostatics_are_there_once(recipe) -> None:
+    with pytest.raises(ValueError, match="electrostatics and ewald of pair_terms are the same"):
+        dataclasses.replace(recipe, pair_terms=["electrostatics", "ewald"])

@@ -31,7 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             *("convert", "describe", "hessian"),
         }
     ),
-    frozenset({"calculator", "md", "train"}),
+    frozenset({"calculator", "md", "train", "sampling"}),
     frozenset({"plugins"}),
     frozenset({"cli", "report"}),
 )

@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "models": ("models", "List the models that come with attncalc: elements, data, errors."),
     "relax": ("relax", "Relax every structure of a file until no force exceeds --fmax."),
+    "sample": ("sample", "Sample molecules of H C N O F P S Cl and label their structures."),
     "train": ("train", "Train a model by a recipe; a stopped run continues where it was."),
     "verify": (
         "verify",
@@ -42,7 +43,7 @@ COMMANDS = {
 
 LOADING = "loading PyTorch ..."
 # commands that compute: importing PyTorch for them takes many seconds on a slow disk
-IMPORT_TORCH = ("eval", "md", "relax", "verify")
+IMPORT_TORCH = ("eval", "md", "relax", "sample", "verify")
 
 
 class LateGroup(click.Group):

@@ -1,0 +1,131 @@
+"""`attncalc sample`: labelled structures of many molecules, to train a general model on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from attncalc.cli.errors import one_line_errors
+from attncalc.cli.files import new_file
+from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
+from attncalc.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from attncalc.sampling.run import Summary
+    from attncalc.sampling.stored import Contents
+
+
+@click.command()
+@click.option("-o", "--output", required=True, help="HDF5 file to write, .h5.")
+@click.option("--molecules", type=click.IntRange(min=1), required=True, help="Molecules to draw.")
+@click.option(
+    "--oracle",
+    required=True,
+    help="What labels the structures: gfn2 (tblite), a name or file of a model, or "
+    "MODULE:CALLABLE, which returns an ASE calculator.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0),
+    default=float("inf"),
+    help="Stop after this time, and write what is there. Default: no limit.",
+)
+@click.option(
+    "--relax-steps",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="Steps of relaxation by the oracle, from the minimum of a classical force field.",
+)
+@output_options
+@one_line_errors
+def sample(output, molecules, oracle, workers, seed, minutes, relax_steps) -> None:
+    """Sample molecules of H C N O F P S Cl and label their structures.
+
+    One molecule in twenty is held out: its structures go to NAME-test.h5. The same command goes on
+    after any stop; a larger --molecules extends the data; --minutes 0 writes what is there.
+
+    Example: attncalc sample -o data.h5 --molecules 20000 --oracle gfn2 --workers 2
+    """
+    try:
+        from attncalc.sampling import run
+    except ImportError as error:
+        if "rdkit" not in str(error):
+            raise
+        raise ImportError('sampling needs rdkit: pip install "attncalc[sample]"') from None
+    target = Path(output)
+    if run.chunk_folder(target).exists():  # of a run that goes on
+        target = new_file(target, overwrite=True)
+    else:
+        target = output_file(target)
+    if target.suffix not in (".h5", ".hdf5"):
+        raise ValueError(f"--output must end in .h5 or .hdf5, got {output}")
+    settings = run.Settings(oracle, seed, relax_steps)
+    with progress_bar(molecules, "molecule") as bar:
+
+        def show(n_molecules: int, n_frames: int) -> None:
+            bar.set_postfix_str(f"{n_frames} structures", refresh=False)
+            bar.update(n_molecules - bar.n)
+
+        done = run.sample(
+            settings,
+            target,
+            molecules,
+            workers=workers,
+            minutes=minutes,
+            overwrite=overwrites(),
+            progress=show,
+        )
+    _report(done, target, run.test_file(target))
+
+
+def _report(done: Summary, train_file: Path, test_file: Path) -> None:
+    for path, contents in ((train_file, done.train), (test_file, done.test)):
+        if contents.frames:
+            say(f"wrote {path}: {_of(contents)}")
+        else:
+            say(f"no structures for {path.name} yet")
+    rate = f", {60 * done.new_frames / done.seconds:.0f} per minute" if done.new_frames else ""
+    say(
+        f"{done.n_molecules} molecules, {done.n_labels} labels; "
+        f"{done.new_frames} new structures{rate}"
+    )
+    for reason, n in done.refused.most_common():
+        say(f"refused: {n} {reason}")
+    report_json(
+        {
+            "molecules": done.n_molecules,
+            "labels": done.n_labels,
+            "refused": dict(done.refused),
+            "new_structures": done.new_frames,
+            "seconds": done.seconds,
+            "files": {
+                str(path): {**vars(contents), "rms_force": contents.rms_force}
+                for path, contents in ((train_file, done.train), (test_file, done.test))
+                if contents.frames
+            },
+        }
+    )
+
+
+def _of(contents: Contents) -> str:
+    """Statistics of a file, in several lines."""
+    lists: dict[str, list[tuple[object, int]]] = {
+        "kinds": [*contents.kinds.most_common()],
+        "atoms": [*contents.elements.most_common()],
+        "charges": [*sorted(contents.charges.items())],
+    }
+    lines = [
+        f"{contents.frames} structures of {contents.molecules} molecules and clusters, forces rms "
+        f"{contents.rms_force:.2f} eV/Å"
+    ]
+    lines += [
+        f"  {name}: {', '.join(f'{k} {n}' for k, n in items)}" for name, items in lists.items()
+    ]
+    return "\n".join(lines)

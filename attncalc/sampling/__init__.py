@@ -1,0 +1,1 @@
+"""Sampling: molecules made of fragments, their structures, and oracles that label them."""

@@ -1,0 +1,230 @@
+"""A chunk: the labelled frames of a few molecules and of their clusters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase import Atoms
+
+from attncalc.sampling import fragments
+from attncalc.sampling.clusters import Part, random_cluster
+from attncalc.sampling.conformers import Conformer, embedded, langevin
+from attncalc.sampling.geometry import (
+    Floats,
+    Integers,
+    displaced,
+    jittered,
+    overlaps,
+    proton_transferred,
+    stretched,
+    too_close,
+    torsions,
+    turned,
+)
+from attncalc.sampling.molecules import Molecule
+from attncalc.sampling.oracles import Labels, Oracle
+from attncalc.sampling.relaxation import relaxations, rounded
+
+KINDS = ("relaxed", "hot", "displaced", "stretched", "turned", "scan", "transferred", "cluster")
+# eV/Å; a larger force is dropped
+LARGEST_FORCE = 25.0
+# K, of hot frames, log-uniform
+COLDEST, HOTTEST = 200.0, 1400.0
+# hot frames of a molecule, and fs between two of them
+N_HOT, HOT_STRIDE = 2, 60
+# one molecule in so many has a full scan of a torsion, of so many frames
+SCANNED_OF, SCAN_FRAMES = 8, 12
+# frames of clusters for each of a single molecule: a fifth of all
+CLUSTERS_PER_FRAME = 0.25
+# small molecules and ions that clusters of a chunk take their solvents and counter-ions from
+N_SOLVENTS, N_IONS = 5, 4
+
+
+@dataclass
+class Chunk:
+    """Labelled frames, and what was refused.
+
+    Attributes:
+        frames: kind, name of the molecule or cluster, structure, labels.
+        refused: number of frames, or of molecules, by reason.
+        n_labels: calls of the oracle.
+    """
+
+    frames: list[tuple[str, str, Atoms, Labels]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    n_labels: int = 0
+
+    def add(self, kind: str, name: str, atoms: Atoms, labels: Labels) -> None:
+        """Keep a frame whose labels are sane."""
+        if not all(np.isfinite(array).all() for array in labels.arrays.values()):
+            self.refused["labels not finite"] += 1
+        elif np.linalg.norm(labels.forces, axis=1).max() > LARGEST_FORCE:
+            self.refused[f"force above {LARGEST_FORCE:g} eV/Å"] += 1
+        elif too_close(atoms.numbers, atoms.positions):  # after a relaxation
+            self.refused["atoms too close"] += 1
+        else:
+            self.frames.append((kind, name, atoms, labels))
+
+
+def make_chunk(
+    oracle: Oracle, rng: np.random.Generator, molecules: Sequence[Molecule], relax_steps: int
+) -> Chunk:
+    """Sample and label the frames of some molecules, which depend on the arguments alone.
+
+    Args:
+        oracle: the teacher.
+        rng: source of all choices.
+        molecules: of this chunk.
+        relax_steps: steps of relaxation by the oracle.
+    """
+    chunk = Chunk()
+    built = list(_built(chunk, rng, molecules))
+    solvents = list(_built(chunk, rng, _solvents(rng)))
+    firsts = [conformers[0] for conformers in (*built, *solvents)]
+    paths = _relaxed(chunk, oracle, [(_atoms(c), c.name) for c in firsts], "relaxed", relax_steps)
+    parts = [
+        Part(c.name, c.numbers, path[-1][0].positions, c.charge)
+        for c, path in zip(firsts, paths, strict=True)
+        if path
+    ]
+    waiting: list[tuple[str, str, Atoms]] = []
+    for k, (conformers, path) in enumerate(zip(built, paths, strict=False)):
+        if path:
+            frames = _distorted(rng, conformers, path[-1][0].positions, scan=k % SCANNED_OF == 0)
+            waiting += [
+                (kind, conformers[0].name, rounded(path[-1][0], positions))
+                for kind, positions in frames
+            ]
+    n_clusters = CLUSTERS_PER_FRAME * (len(chunk.frames) + len(waiting))
+    n_drawn = sum(bool(path) for path in paths[: len(built)])
+    if n_drawn:
+        loose, relaxing = _clusters(rng, parts[:n_drawn], parts[n_drawn:], round(n_clusters))
+        waiting += [("cluster", name, atoms) for atoms, name in loose]
+        _relaxed(chunk, oracle, relaxing, "cluster", relax_steps)
+    _label(chunk, oracle, waiting)
+    return chunk
+
+
+def _solvents(rng: np.random.Generator) -> list[Molecule]:
+    lists = ((fragments.SOLVENTS, N_SOLVENTS), *((ions, N_IONS // 2) for ions in _ION_LISTS))
+    return [
+        Molecule("solvent", str(smiles))
+        for choices, n in lists
+        for smiles in rng.choice(choices, n, replace=False)
+    ]
+
+
+_ION_LISTS = (fragments.CATIONS, fragments.ANIONS)
+
+
+def _built(
+    chunk: Chunk, rng: np.random.Generator, molecules: Iterable[Molecule]
+) -> Iterable[list[Conformer]]:
+    """Two conformers of each molecule; of an enol the lowest of several, whose proton is shared."""
+    for molecule in molecules:
+        is_enol = molecule.family == "enol"
+        found = embedded(rng, molecule.smiles, 6 if is_enol else 2, lowest=is_enol)
+        if found:
+            yield found
+        else:
+            chunk.refused["no conformer"] += 1
+
+
+def _atoms(conformer: Conformer) -> Atoms:
+    return _with_charge(conformer.numbers, conformer.positions, conformer.charge)
+
+
+def _with_charge(numbers: Integers, positions: Floats, charge: int) -> Atoms:
+    return Atoms(numbers=numbers, positions=positions, info={"charge": charge, "spin": 1})
+
+
+def _relaxed(
+    chunk: Chunk, oracle: Oracle, starts: Sequence[tuple[Atoms, str]], kind: str, n_steps: int
+) -> list[list[tuple[Atoms, Labels]]]:
+    """Relax structures of these names, keep the first and last of each, and return the paths."""
+    sane = [not too_close(atoms.numbers, atoms.positions) for atoms, _ in starts]
+    chunk.refused["atoms too close"] += sane.count(False)
+    done = iter(
+        relaxations(oracle, [a for (a, _), s in zip(starts, sane, strict=True) if s], n_steps)
+    )
+    paths = []
+    for (_, name), is_sane in zip(starts, sane, strict=True):
+        path, problem = next(done) if is_sane else ([], "")
+        chunk.n_labels += len(path)
+        chunk.refused[problem] += bool(problem)
+        for atoms, labels in [*path[:1], *path[1:][-1:]]:
+            chunk.add(kind, name, atoms, labels)
+        paths.append(path)
+    return paths
+
+
+def _distorted(
+    rng: np.random.Generator, conformers: Sequence[Conformer], rest: Floats, *, scan: bool
+) -> Iterable[tuple[str, Floats]]:
+    """Frames of a molecule by kind, from its relaxed positions and from its last conformer."""
+    first, last = conformers[0], conformers[-1]
+    mol, numbers = first.mol, first.numbers
+    if len(numbers) == 1:
+        return
+    hindered, turning = torsions(mol)
+    temperature = np.exp(rng.uniform(np.log(COLDEST), np.log(HOTTEST)))
+    hot = langevin(rng, last, temperature, N_HOT, HOT_STRIDE)
+    for positions in hot or [displaced(rng, mol, rest) for _ in range(N_HOT)]:
+        yield ("hot" if hot else "displaced"), positions
+    yield "displaced", displaced(rng, mol, rest)
+    yield "stretched", stretched(rng, mol, rest)
+    if len(numbers) < 9:
+        yield "displaced", displaced(rng, mol, rest)
+        yield "stretched", stretched(rng, mol, rest)
+    shifted = proton_transferred(rng, numbers, rest)
+    if shifted is not None:
+        yield "transferred", shifted
+    choices = hindered or turning
+    if choices and scan:
+        bond = choices[rng.integers(len(choices))]
+        angles = 2 * np.pi / SCAN_FRAMES * (np.arange(SCAN_FRAMES) + rng.random())
+        frames = [("scan", turned(mol, rest, bond, angle)) for angle in angles]
+    elif turning:
+        bonds = [turning[k] for k in rng.permutation(len(turning))[: rng.integers(1, 4)]]
+        positions = rest
+        for bond in bonds:
+            positions = turned(mol, positions, bond, rng.uniform(-np.pi, np.pi))
+        frames = [("turned", positions)]
+    else:
+        return
+    for kind, positions in frames:
+        if not overlaps(mol, numbers, positions):
+            yield kind, jittered(rng, positions, 0.02)
+
+
+def _clusters(
+    rng: np.random.Generator, molecules: Sequence[Part], solvents: Sequence[Part], n_frames: int
+) -> tuple[list[tuple[Atoms, str]], list[tuple[Atoms, str]]]:
+    """Clusters to be labelled as they are, and others to be relaxed, which make two frames each."""
+    loose: list[tuple[Atoms, str]] = []
+    relaxing: list[tuple[Atoms, str]] = []
+    while len(loose) + 2 * len(relaxing) < n_frames:
+        cluster = random_cluster(rng, molecules, solvents or molecules)
+        if cluster is not None:
+            atoms = _with_charge(cluster.numbers, cluster.positions, cluster.charge)
+            if rng.random() < 0.3:
+                shifted = proton_transferred(rng, cluster.numbers, cluster.positions)
+                atoms.positions = cluster.positions if shifted is None else shifted
+            (relaxing if rng.random() < 0.35 else loose).append((atoms, cluster.name))
+    return loose, relaxing
+
+
+def _label(chunk: Chunk, oracle: Oracle, frames: Sequence[tuple[str, str, Atoms]]) -> None:
+    sane = [frame for frame in frames if not too_close(frame[2].numbers, frame[2].positions)]
+    chunk.refused["atoms too close"] += len(frames) - len(sane)
+    sane = [(kind, name, rounded(atoms, atoms.positions)) for kind, name, atoms in sane]
+    chunk.n_labels += len(sane)
+    found = oracle.label([atoms for _, _, atoms in sane])
+    for (kind, name, atoms), labels in zip(sane, found, strict=True):
+        if isinstance(labels, str):
+            chunk.refused[labels] += 1
+        else:
+            chunk.add(kind, name, atoms, labels)

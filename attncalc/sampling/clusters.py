@@ -1,0 +1,130 @@
+"""Clusters of molecules: pairs and triples, molecules in water, salts, water alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import vdw_radii
+
+from attncalc.sampling.geometry import Floats, Integers, distances, jittered, random_rotation
+
+# atoms of a cluster, at most
+MOST_ATOMS = 48
+# Å, of the closest contact in clusters whose partners are apart
+NEAREST, FARTHEST = 2.0, 8.0
+# closest contact of others, of the sum of van der Waals radii; 0.66 is that of a hydrogen bond
+TOUCHING = 0.66, 1.05
+# Å, rest geometry of water: O, H, H
+_WATER = np.array([[0.0, 0.0, 0.0], [0.757, 0.586, 0.0], [-0.757, 0.586, 0.0]])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Molecule of a cluster.
+
+    Attributes:
+        name: canonical SMILES.
+        numbers: [n_atoms].
+        positions: [n_atoms, 3] Å.
+        charge: e.
+    """
+
+    name: str
+    numbers: Integers
+    positions: Floats
+    charge: int
+
+
+def water(rng: np.random.Generator) -> Part:
+    """Return a water molecule, a little distorted."""
+    return Part("O", np.array([8, 1, 1]), jittered(rng, _WATER, 0.03), 0)
+
+
+def random_cluster(
+    rng: np.random.Generator, molecules: Sequence[Part], solvents: Sequence[Part]
+) -> Part | None:
+    """Return a cluster; None where its parts have too many atoms or too much charge together.
+
+    A quarter is water, of 2 to 8 molecules, some of them with an ion; a quarter molecules with 1
+    to 3 of water; the rest pairs and triples, salts among them where a part is an ion.
+
+    Args:
+        rng: source of all choices.
+        molecules: that were drawn.
+        solvents: small molecules and ions.
+    """
+
+    def one(parts: Sequence[Part]) -> Part:
+        part = parts[int(rng.integers(len(parts)))]
+        return Part(part.name, part.numbers, jittered(rng, part.positions, 0.03), part.charge)
+
+    ions = [part for part in solvents if part.charge]
+    choice = rng.random()
+    if choice < 0.25:
+        chosen = [water(rng) for _ in range(rng.integers(2, 9))]
+        if rng.random() < 0.2 and ions:
+            chosen[0] = one(ions)
+    elif choice < 0.5:
+        chosen = [one(molecules), *(water(rng) for _ in range(rng.integers(1, 4)))]
+    else:
+        chosen = [one(molecules), one(molecules if rng.random() < 0.5 else solvents)]
+        opposite = [ion for ion in ions if ion.charge == -chosen[0].charge]
+        if chosen[0].charge and opposite and rng.random() < 0.6:
+            chosen[1] = one(opposite)
+        if rng.random() < 0.15:
+            chosen.append(one(solvents))
+    n_atoms, charge = sum(len(p.numbers) for p in chosen), sum(p.charge for p in chosen)
+    return packed(rng, chosen) if n_atoms <= MOST_ATOMS and abs(charge) <= 1 else None
+
+
+def packed(rng: np.random.Generator, parts: Sequence[Part]) -> Part:
+    """Put molecules together, one after the other, each from a random side.
+
+    The closest contact is, for each, 0.66 to 1.05 of the sum of van der Waals radii, or in one case
+    of three a distance of 2 to 8 Å. Of several attempts one with a contact of a hydrogen atom to N,
+    O or F is taken first.
+    """
+    numbers, positions = parts[0].numbers, parts[0].positions
+    for part in parts[1:]:
+        apart = rng.random() < 1 / 3
+        wanted = rng.uniform(NEAREST, FARTHEST) if apart else rng.uniform(*TOUCHING)
+        radii = vdw_radii[numbers][:, None] + vdw_radii[part.numbers]
+        unit = np.ones_like(radii) if apart else radii
+        best, best_score = None, -1.0
+        for _ in range(5 if rng.random() < 0.6 else 1):
+            placed = _placed(rng, positions, part.positions, unit, wanted)
+            gaps = distances(positions, placed) / radii
+            i, j = np.unravel_index(gaps.argmin(), gaps.shape)
+            pair = {int(numbers[i]), int(part.numbers[j])}
+            score = float(1 in pair and bool(pair & {7, 8, 9})) + 0.1 * rng.random()
+            if score > best_score:
+                best, best_score = placed, score
+        assert best is not None
+        numbers, positions = np.concatenate([numbers, part.numbers]), np.vstack([positions, best])
+    name = ".".join(sorted(part.name for part in parts))
+    return Part(name, numbers, positions, sum(part.charge for part in parts))
+
+
+def _placed(
+    rng: np.random.Generator, positions: Floats, others: Floats, unit: Floats, wanted: float
+) -> Floats:
+    """Positions of others, turned at random and shifted until the closest distance is as wanted.
+
+    Args:
+        rng: source of all choices.
+        positions: [n_atoms, 3] Å.
+        others: [n_others, 3] Å.
+        unit: [n_atoms, n_others] Å: what distances are measured in.
+        wanted: closest distance.
+    """
+    turned = (others - others.mean(0)) @ random_rotation(rng).T + positions.mean(0)
+    direction = rng.normal(size=3)
+    direction /= np.linalg.norm(direction)
+    inside, outside = 0.0, 60.0
+    for _ in range(24):  # bisection, to 4e-6 Å
+        middle = 0.5 * (inside + outside)
+        closest = (distances(positions, turned + middle * direction) / unit).min()
+        inside, outside = (middle, outside) if closest < wanted else (inside, middle)
+    return turned + outside * direction

@@ -1,0 +1,183 @@
+"""Distortions of a molecule that need no energies: bonds, torsions, displacements, protons.
+
+Positions are [n_atoms, 3] Å throughout; every function returns new ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ase.data import covalent_radii, vdw_radii
+from numpy.typing import NDArray
+from rdkit import Chem
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+# bond by the numbers of its atoms
+Bond = tuple[int, int]
+
+# Å; closer atoms are dropped
+SHORTEST_CONTACT = 0.6
+# of the sum of covalent radii; closer atoms have forces that are dropped anyway
+SMALLEST_RATIO = 0.55
+# of the sum of van der Waals radii, for atoms that four bonds or more part
+SMALLEST_NONBONDED = 0.5
+# Å, of an accepting atom from the proton that moves towards it
+LONGEST_HYDROGEN_BOND = 2.3
+ACCEPTORS = (7, 8)
+
+# bonds that amides, esters, biaryls, conjugated chains and the like turn about, hindered
+_HINDERED = (
+    *("[CX3;$(C=[O,S,N])]-!@[N,O,S]", "a-!@a", "a-!@[CX3;$(C=*)]", "[CX3;$(C=*)]-!@[CX3;$(C=*)]"),
+    *("a-!@[N,O,S]", "[S,P;$(*=O)]-!@[N,O]", "[SX2]-!@[SX2]", "[OX2]-!@[OX2]", "[NX3]-!@[NX3]"),
+)
+
+
+def too_close(numbers: Integers, positions: Floats) -> bool:
+    """Return True if two atoms are closer than `SHORTEST_CONTACT` or than bonds can be."""
+    lengths = distances(positions, positions) + np.diag(np.full(len(numbers), np.inf))
+    radii = covalent_radii[numbers]
+    least = np.maximum(SHORTEST_CONTACT, SMALLEST_RATIO * (radii[:, None] + radii))
+    return bool((lengths < least).any())
+
+
+def distances(positions: Floats, others: Floats) -> Floats:
+    """Return the distances of two sets of atoms, [n_atoms, n_others] Å."""
+    return np.linalg.norm(positions[:, None] - others[None], axis=-1)
+
+
+def random_rotation(rng: np.random.Generator) -> Floats:
+    """Return a rotation matrix [3, 3], uniformly distributed (by a random quaternion)."""
+    w, x, y, z = (q := rng.normal(size=4)) / np.linalg.norm(q)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def beyond(mol: Chem.Mol, bond: Bond) -> list[int]:
+    """Return the atoms that move with the second atom of a bond; of a ring that atom alone."""
+    i, j = bond
+    if mol.GetBondBetweenAtoms(i, j).IsInRing():
+        return [j]
+    found, waiting = {j}, [j]
+    while waiting:
+        for neighbor in mol.GetAtomWithIdx(waiting.pop()).GetNeighbors():
+            k = neighbor.GetIdx()
+            if k != i and k not in found:
+                found.add(k)
+                waiting.append(k)
+    return sorted(found)
+
+
+def torsions(mol: Chem.Mol) -> tuple[list[Bond], list[Bond]]:
+    """Return the bonds that may be turned: hindered ones (amides, biaryls ...), and all.
+
+    Bonds in rings, of end atoms, double and triple ones are not among them.
+    """
+    turning = [
+        (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())
+        for bond in mol.GetBonds()
+        if not bond.IsInRing()
+        and bond.GetBondTypeAsDouble() < 2
+        and min(bond.GetBeginAtom().GetDegree(), bond.GetEndAtom().GetDegree()) > 1
+    ]
+    patterns = map(Chem.MolFromSmarts, _HINDERED)
+    matches = {frozenset(match) for p in patterns for match in mol.GetSubstructMatches(p)}
+    return [bond for bond in turning if frozenset(bond) in matches], turning
+
+
+def turned(mol: Chem.Mol, positions: Floats, bond: Bond, angle: float) -> Floats:
+    """Turn one side of a bond by an angle [rad]."""
+    i, j = bond
+    side = beyond(mol, bond)
+    axis = (positions[j] - positions[i]) / np.linalg.norm(positions[j] - positions[i])
+    arms = positions[side] - positions[j]
+    new = positions.copy()
+    # Rodrigues' formula
+    new[side] = (
+        positions[j]
+        + arms * np.cos(angle)
+        + np.cross(axis, arms) * np.sin(angle)
+        + np.outer(arms @ axis, axis) * (1 - np.cos(angle))
+    )
+    return new
+
+
+def overlaps(mol: Chem.Mol, numbers: Integers, positions: Floats) -> bool:
+    """Return True if atoms that four bonds or more part are within half their van der Waals radii.
+
+    Such is what turning about a bond may lead to.
+    """
+    apart = Chem.GetDistanceMatrix(mol) > 3
+    radii = vdw_radii[numbers]
+    least = SMALLEST_NONBONDED * (radii[:, None] + radii)
+    return bool((apart & (distances(positions, positions) < least)).any())
+
+
+def stretched(rng: np.random.Generator, mol: Chem.Mol, positions: Floats) -> Floats:
+    """Stretch or compress one bond or two, by a factor of 0.8 to 1.6."""
+    new = positions.copy()
+    for _ in range(rng.integers(1, 3)):
+        bond = mol.GetBondWithIdx(int(rng.integers(mol.GetNumBonds())))
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        if rng.random() < 0.5:
+            i, j = j, i
+        factor = rng.uniform(0.8, 1.15) if rng.random() < 0.5 else rng.uniform(1.0, 1.6)
+        new[beyond(mol, (i, j))] += (new[j] - new[i]) * (factor - 1)
+    return jittered(rng, new, 0.02)
+
+
+def jittered(rng: np.random.Generator, positions: Floats, width: float) -> Floats:
+    """Displace every atom at random, by a normal distribution of this width [Å]."""
+    return positions + rng.normal(0, width, positions.shape)
+
+
+def displaced(rng: np.random.Generator, mol: Chem.Mol, positions: Floats) -> Floats:
+    """Displace atoms at random: each for itself, or along random modes that move neighbours alike.
+
+    One of these in three is a homogeneous strain besides.
+    """
+    width = rng.uniform(0.02, 0.09)
+    displacements = rng.normal(0, width, positions.shape)
+    if rng.random() < 0.5:
+        # the mean over an atom and its neighbours, twice: a mode of long wave length
+        mean = Chem.GetAdjacencyMatrix(mol) + np.eye(len(positions))
+        mean /= mean.sum(1, keepdims=True)
+        modes = mean @ mean @ rng.normal(0, 3 * width, positions.shape)
+        displacements = 0.5 * displacements + modes
+    if rng.random() < 0.3:
+        strain = rng.normal(0, 0.04, (3, 3))
+        return positions @ (np.eye(3) + strain) + 0.3 * displacements
+    return positions + displacements
+
+
+def proton_transferred(
+    rng: np.random.Generator, numbers: Integers, positions: Floats
+) -> Floats | None:
+    """Move a proton of a hydrogen bond part of the way to its acceptor; None where there is none.
+
+    Donors and acceptors are N and O. The donor's distance becomes 0.95 Å at least and the
+    acceptor's likewise, as far as there is room.
+    """
+    hydrogens = np.flatnonzero(numbers == 1)
+    heavy = np.flatnonzero(np.isin(numbers, ACCEPTORS))
+    if not len(hydrogens) or len(heavy) < 2:
+        return None
+    lengths = distances(positions[hydrogens], positions[heavy])
+    order = np.argsort(lengths, axis=1)
+    rows = np.arange(len(hydrogens))
+    near, next_near = lengths[rows, order[:, 0]], lengths[rows, order[:, 1]]
+    bonded = np.flatnonzero((near < 1.3) & (next_near < LONGEST_HYDROGEN_BOND))
+    if not len(bonded):
+        return None
+    h = int(rng.choice(bonded))
+    donor, acceptor = positions[heavy[order[h, 0]]], positions[heavy[order[h, 1]]]
+    span = np.linalg.norm(acceptor - donor)
+    nearest = min(0.5, float(0.95 / span))
+    part = rng.uniform(nearest, 1 - nearest)
+    new = positions.copy()
+    new[hydrogens[h]] = donor + part * (acceptor - donor)
+    return jittered(rng, new, 0.03)

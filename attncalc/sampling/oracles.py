@@ -1,0 +1,235 @@
+"""Oracles: whatever labels structures, by one name on the command line.
+
+A model file, GFN2-xTB, or any ASE calculator that `module:callable` returns.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms, units
+
+from attncalc.sampling.geometry import Floats
+from attncalc.text import one_line
+
+GFN2 = "gfn2"
+# iterations of the charges of GFN2 until they must have converged
+SCC_ITERATIONS = 150
+# electrons in fractional orbitals at 300 K, above which a molecule is no closed shell
+MOST_FRACTIONAL = 0.05
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of one structure.
+
+    Attributes:
+        energy: eV.
+        forces: [n_atoms, 3] eV/Å.
+        charges: [n_atoms] e; None where the oracle has none.
+        hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
+        dipole: [3] e Å, at the structure's coordinates; None likewise.
+    """
+
+    energy: float
+    forces: Floats
+    charges: Floats | None = None
+    hirshfeld_ratios: Floats | None = None
+    dipole: Floats | None = None
+
+    @property
+    def arrays(self) -> dict[str, Floats]:
+        """Labels that there are, by name, the energy among them."""
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
+
+
+class Oracle(Protocol):
+    """Teacher: structures in, labels out.
+
+    Attributes:
+        teacher: name and version, or name and checksum.
+        level_of_theory: of its labels.
+    """
+
+    teacher: str
+    level_of_theory: str
+
+    def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
+        """Return the labels of each structure, or the reason why it has none.
+
+        Total charge and multiplicity are in `info["charge"]` and `info["spin"]`.
+        """
+
+
+def load_oracle(name: str) -> Oracle:
+    """Return the oracle of a name.
+
+    Args:
+        name: "gfn2", name or path of a model, or "module:callable" of an ASE calculator; modules
+            are looked for in the working directory, too.
+
+    Raises:
+        ImportError: a package or the module is missing.
+        OSError, ValueError: there is no such model, or it is damaged.
+        TypeError: the callable does not return a calculator.
+    """
+    if name == GFN2:
+        return GFN2Oracle()
+    module, colon, attribute = name.partition(":")
+    if colon and not Path(name).exists() and module.replace(".", "").isidentifier():
+        return CalculatorOracle(module, attribute)
+    return ModelOracle(name)
+
+
+class GFN2Oracle:
+    """GFN2-xTB (Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 15, 1652, 2019) by tblite.
+
+    Raises:
+        ImportError: tblite is not installed.
+    """
+
+    level_of_theory = "GFN2-xTB"
+
+    def __init__(self) -> None:
+        try:
+            from tblite.interface import Calculator
+        except ImportError:
+            raise ImportError('--oracle gfn2 needs tblite: pip install "attncalc[xtb]"') from None
+        from importlib.metadata import version
+
+        self._calculator = Calculator
+        self.teacher = f"GFN2-xTB, tblite {version('tblite')}"
+
+    def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
+        """Return labels, or reasons: charges not converged, or electrons in fractional orbitals."""
+        return [self._label(atoms) for atoms in structures]
+
+    def _label(self, atoms: Atoms) -> Labels | str:
+        try:
+            calculator = self._calculator(
+                "GFN2-xTB",
+                atoms.numbers,
+                atoms.positions / units.Bohr,
+                charge=atoms.info["charge"],
+                uhf=atoms.info["spin"] - 1,
+            )
+            calculator.set("verbosity", 0)
+            calculator.set("max-iter", SCC_ITERATIONS)
+            result = calculator.singlepoint()
+        except Exception as error:  # tblite's own kinds, for charges and for matrices
+            is_usual = "converge" in str(error).lower()
+            return "SCC not converged" if is_usual else one_line(error, longest=60)
+        # for both spins, or one row with two electrons per orbital
+        occupations = np.atleast_2d(result.get("orbital-occupations"))
+        full = 2.0 / len(occupations)
+        if np.minimum(occupations, full - occupations).sum() > MOST_FRACTIONAL:
+            return "electrons in fractional orbitals"
+        return Labels(
+            energy=float(result.get("energy")) * units.Hartree,
+            forces=-np.asarray(result.get("gradient")) * (units.Hartree / units.Bohr),
+            charges=np.asarray(result.get("charges")),
+            dipole=np.asarray(result.get("dipole")) * units.Bohr,
+        )
+
+
+class ModelOracle:
+    """Model of ours, whose structures share batches.
+
+    Args:
+        name: of a shipped model, or path of a model file.
+
+    Raises:
+        OSError, ValueError: as `attncalc.load`.
+    """
+
+    def __init__(self, name: str) -> None:
+        # late: torch takes seconds, and the other oracles do without
+        from attncalc.evaluator import Evaluator
+        from attncalc.model_file import load, model_name
+
+        potential = load(name)
+        self._evaluator = Evaluator(potential)
+        self.teacher = f"{model_name(name)}, SHA-256 {potential.checksum}"
+        self.level_of_theory = str(potential.training_info.get("level_of_theory") or "unknown")
+
+    def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
+        """Return labels, or what the model refuses: an element, a charge that it cannot know."""
+        from attncalc.system import System
+
+        # what a model knows is a matter of elements and electrons: frames of a molecule are alike
+        keys = [(atoms.numbers.tobytes(), *atoms.info.values()) for atoms in structures]
+        refused: dict[Any, str] = {}
+        for key, atoms in dict(zip(keys, structures, strict=True)).items():
+            try:
+                self._evaluator.check(System.from_ase(atoms))
+            except ValueError as error:
+                refused[key] = one_line(str(error).removeprefix("structure 0: "), longest=100)
+        known = [atoms for key, atoms in zip(keys, structures, strict=True) if key not in refused]
+        found = iter(self._labels(known))
+        return [refused[key] if key in refused else next(found) for key in keys]
+
+    def _labels(self, structures: Sequence[Atoms]) -> list[Labels]:
+        found: list[Labels] = []
+        for system, result in self._evaluator.many(structures):
+            bounds = system.first_atoms[1:].cpu().numpy()
+            forces = np.split(result.forces.cpu().numpy(), bounds)
+            charges = _split(result.charges, bounds)
+            ratios = _split(result.hirshfeld_ratios, bounds)
+            for k, energy in enumerate(result.energy.tolist()):
+                q = None if charges is None else charges[k]
+                dipole = None if q is None else q @ structures[len(found)].positions
+                of_ratios = None if ratios is None else ratios[k]
+                found.append(Labels(energy, forces[k], q, of_ratios, dipole))
+        return found
+
+
+def _split(values: Any, bounds: Any) -> list[Floats] | None:
+    return None if values is None else np.split(values.cpu().numpy().astype(np.float64), bounds)
+
+
+class CalculatorOracle:
+    """Any ASE calculator, which a callable without arguments makes.
+
+    Args:
+        module: its dotted name.
+        attribute: name of the callable within.
+
+    Raises:
+        ImportError: the module is not found, or has no such name.
+        TypeError: what is returned is no calculator.
+    """
+
+    def __init__(self, module: str, attribute: str) -> None:
+        sys.path.insert(0, os.getcwd())
+        try:
+            self._calculator = getattr(importlib.import_module(module), attribute)()
+        except AttributeError as error:
+            raise ImportError(f"--oracle {module}:{attribute}: {error}") from None
+        finally:
+            sys.path.remove(os.getcwd())
+        if not hasattr(self._calculator, "calculate"):
+            raise TypeError(f"--oracle {module}:{attribute} must return an ASE calculator")
+        self.teacher = self.level_of_theory = f"{module}:{attribute}"
+
+    def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
+        """Return labels, or what kind of error the calculator raised."""
+        return [self._label(atoms.copy()) for atoms in structures]
+
+    def _label(self, atoms: Atoms) -> Labels | str:
+        atoms.calc = self._calculator
+        try:
+            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        except Exception as error:  # of whatever program
+            return f"{type(error).__name__}: {one_line(error, longest=60)}"
+        results = self._calculator.results
+        return Labels(
+            float(energy), np.array(forces), results.get("charges"), None, results.get("dipole")
+        )

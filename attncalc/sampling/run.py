@@ -1,0 +1,252 @@
+"""A run: chunk after chunk by worker processes, resumed wherever it was stopped."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TooLate
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from attncalc.files import FileLock, write_atomically
+from attncalc.sampling.chunk import make_chunk
+from attncalc.sampling.molecules import Molecule, draw
+from attncalc.sampling.oracles import Oracle, load_oracle
+from attncalc.sampling.stored import Contents, chunk_bytes, read_chunk, write_frames
+
+# of the files in a folder of chunks
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that the data are a function of, with the number of molecules.
+
+    Attributes:
+        oracle: see `attncalc.sampling.oracles.load_oracle`.
+        seed: of all choices.
+        relax_steps: steps of relaxation by the oracle.
+        chunk_molecules: molecules of a chunk, which is made whole or not at all.
+    """
+
+    oracle: str
+    seed: int = 0
+    relax_steps: int = 8
+    chunk_molecules: int = 50
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Result of a run, together with what it found done.
+
+    Attributes:
+        n_molecules: that were drawn.
+        n_labels: labels that the oracle was asked for.
+        refused: number of frames, or of molecules, by reason.
+        train, test: contents of the two files.
+        new_frames: made by this run.
+        seconds: of this run.
+    """
+
+    n_molecules: int
+    n_labels: int
+    refused: Counter[str]
+    train: Contents
+    test: Contents
+    new_frames: int
+    seconds: float
+
+
+def test_file(output: Path) -> Path:
+    """Return the file beside `output` for held-out molecules."""
+    return output.with_name(f"{output.stem}-test{output.suffix}")
+
+
+def chunk_folder(output: Path) -> Path:
+    """Return the folder beside `output` for chunks."""
+    return output.with_name(f"{output.name}.chunks")
+
+
+def sample(
+    settings: Settings,
+    output: Path,
+    n_molecules: int,
+    *,
+    workers: int = 1,
+    minutes: float = np.inf,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda n_molecules, n_frames: None,
+) -> Summary:
+    """Sample molecules, label their frames, and write training and test data.
+
+    Chunks are kept in a folder beside the output: the same call goes on where it was stopped, by
+    whatever, and a larger number of molecules extends the data. What is written is a function of
+    the settings and the number of molecules alone.
+
+    Args:
+        settings: what is sampled, and who labels it.
+        output: HDF5 file; that of the held-out molecules is named after it.
+        n_molecules: to draw.
+        workers: processes.
+        minutes: after which the run stops; what is done is written.
+        overwrite: begin anew and replace the output.
+        progress: called with the numbers of molecules and frames done.
+
+    Raises:
+        BlockingIOError: another run writes there.
+        FileExistsError: there is an output without its chunks.
+        ImportError, OSError, TypeError, ValueError: as `load_oracle`; or chunks are damaged, or of
+            other settings.
+    """
+    start = time.monotonic()
+    folder = chunk_folder(output)
+    with FileLock(output):
+        if overwrite and folder.exists():
+            shutil.rmtree(folder)
+        taken = [path for path in (output, test_file(output)) if path.exists()]
+        if taken and not overwrite and not folder.exists():
+            raise FileExistsError(f"{taken[0]} exists: choose another name, or use --overwrite")
+        oracle = load_oracle(settings.oracle)
+        _require_same(folder, settings, oracle)
+        sizes = [
+            min(settings.chunk_molecules, n_molecules - first)
+            for first in range(0, n_molecules, settings.chunk_molecules)
+        ]
+        done, seen, n_old = _existing(folder, sizes)
+        n_frames = n_old
+        for k, content in _new_chunks(
+            settings, sizes, len(done), seen, workers, start + 60 * minutes
+        ):
+            path = folder / f"{k:06d}.npz"
+            write_atomically(path, content)
+            done.append(path)
+            n_frames += len(read_chunk(path).get("kind", ()))
+            progress(sum(sizes[: len(done)]), n_frames)
+        elapsed = time.monotonic() - start
+        n_done = sum(sizes[: len(done)])
+        attributes = {
+            "level_of_theory": oracle.level_of_theory,
+            "teacher": oracle.teacher,
+            "sampling": f"attncalc sample, seed {settings.seed}, {n_done} molecules",
+        }
+        train = write_frames(done, output, held_out=False, attributes=attributes)
+        test = write_frames(done, test_file(output), held_out=True, attributes=attributes)
+    about = [json.loads(str(read_chunk(path)["about"])) for path in done]
+    refused = sum((Counter(one["refused"]) for one in about), Counter[str]())
+    n_labels = sum(one["n_labels"] for one in about)
+    return Summary(n_done, n_labels, refused, train, test, n_frames - n_old, elapsed)
+
+
+def _require_same(folder: Path, settings: Settings, oracle: Oracle) -> None:
+    """Make the folder of chunks, or refuse one that was made with other settings."""
+    mine = {
+        "format": FORMAT,
+        "teacher": oracle.teacher,
+        **{key: value for key, value in vars(settings).items() if key != "oracle"},
+    }
+    file = folder / "settings.json"
+    if not file.exists():
+        folder.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps(mine, indent=1).encode())
+    theirs = json.loads(file.read_text())
+    for key in mine.keys() | theirs.keys():
+        if mine.get(key) != theirs.get(key):
+            raise ValueError(
+                f"{folder} was begun with {key} {theirs.get(key)}, not {mine.get(key)}: choose "
+                "another output, or use --overwrite"
+            )
+
+
+def _existing(folder: Path, sizes: list[int]) -> tuple[list[Path], set[str], int]:
+    """Chunks that are there, in order, the molecules in them, and the number of frames."""
+    done: list[Path] = []
+    seen: set[str] = set()
+    n_frames = 0
+    for k, size in enumerate(sizes):
+        path = folder / f"{k:06d}.npz"
+        if not path.exists():
+            break
+        arrays = read_chunk(path)
+        if len(arrays["drawn"]) != size:  # the last one of a shorter run
+            break
+        done.append(path)
+        seen |= set(arrays["drawn"].tolist())
+        n_frames += len(arrays.get("kind", ()))
+    return done, seen, n_frames
+
+
+def _new_chunks(
+    settings: Settings, sizes: list[int], first: int, seen: set[str], workers: int, deadline: float
+) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the chunks from the first on, in order, until the deadline."""
+    if first == len(sizes) or time.monotonic() > deadline:
+        return
+    waiting: deque[Future[bytes]] = deque()
+    coming = first
+    with _processes(min(workers, len(sizes) - first)) as pool:
+        for k in range(first, len(sizes)):
+            while coming < len(sizes) and len(waiting) < 2 * workers:
+                # in order, and by one process: no molecule comes twice
+                rng = np.random.default_rng([settings.seed, coming, 0])
+                number = coming * settings.chunk_molecules
+                drawn = [draw(rng, number + i, seen) for i in range(sizes[coming])]
+                waiting.append(pool.submit(_work, settings, coming, drawn))
+                coming += 1
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                content = waiting.popleft().result(left if np.isfinite(left) else None)
+            except TooLate:
+                return
+            yield k, content
+
+
+@contextmanager
+def _processes(n: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, which end with the block at once, and with this process however it ends."""
+    context = multiprocessing.get_context("spawn")
+    theirs, mine = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(n, mp_context=context, initializer=_begin, initargs=(theirs,))
+    try:
+        yield pool
+    finally:
+        mine.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(alive: Connection) -> None:
+    """Prepare a worker process: one thread, no Ctrl-C of its own, and an end with its parent."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch and tblite are imported
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        try:
+            alive.recv()  # nothing is ever sent
+        except EOFError:
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def _oracle(name: str) -> Oracle:
+    return load_oracle(name)
+
+
+def _work(settings: Settings, number: int, molecules: list[Molecule]) -> bytes:
+    """Content of a chunk."""
+    rng = np.random.default_rng([settings.seed, number, 1])
+    chunk = make_chunk(_oracle(settings.oracle), rng, molecules, settings.relax_steps)
+    return chunk_bytes(chunk, [molecule.name for molecule in molecules])

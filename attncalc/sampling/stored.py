@@ -1,0 +1,201 @@
+"""Chunks on the disk, and the HDF5 files that all of them are written to."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from attncalc.files import replacing
+from attncalc.files.hdf5_writing import new_hdf5
+from attncalc.sampling.chunk import KINDS, Chunk
+from attncalc.sampling.molecules import is_held_out
+
+Arrays = Mapping[str, NDArray[Any]]
+# rows per block of the HDF5 file
+_BLOCK = 1024
+# names in the file, as `attncalc.data` reads them, of what a chunk holds per atom and per frame
+_PER_ATOM = {
+    "numbers": "z",
+    "positions": "R",
+    "forces": "F",
+    "charges": "charges",
+    "hirshfeld_ratios": "hirshfeld_ratios",
+}
+_PER_FRAME = {
+    **{"energy": "E", "charge": "charge", "spin": "spin", "dipole": "dipole"},
+    **{"kind": "kind", "molecule": "molecule"},
+}
+_UNITS = "E: eV; F: eV/Angstrom; R: Angstrom"
+
+
+def chunk_bytes(chunk: Chunk, drawn: Sequence[str]) -> bytes:
+    """Return a chunk as the content of an `.npz` file.
+
+    Args:
+        chunk: the frames.
+        drawn: names of its molecules, refused ones too.
+    """
+    columns: dict[str, list[Any]] = {}
+    for kind, name, atoms, labels in chunk.frames:
+        for key, value in labels.arrays.items():
+            columns.setdefault(key, []).append(value)
+        columns.setdefault("kind", []).append(np.uint8(KINDS.index(kind)))
+        columns.setdefault("name", []).append(name)
+        columns.setdefault("n_atoms", []).append(len(atoms))
+        columns.setdefault("numbers", []).append(atoms.numbers.astype(np.uint8))
+        columns.setdefault("positions", []).append(atoms.positions.astype(np.float32))
+        for key in ("charge", "spin"):
+            columns.setdefault(key, []).append(np.int8(atoms.info[key]))
+    arrays = {
+        key: np.concatenate(values) if key in _PER_ATOM else np.array(values)
+        for key, values in columns.items()
+    }
+    arrays |= {
+        key: arrays[key].astype(np.float32)
+        for key in ("forces", "charges", "hirshfeld_ratios", "dipole")
+        if key in arrays
+    }
+    about = {"refused": {k: n for k, n in chunk.refused.items() if n}, "n_labels": chunk.n_labels}
+    content = io.BytesIO()
+    arrays |= {"drawn": np.array(drawn), "about": np.array(json.dumps(about))}
+    np.savez(content, allow_pickle=False, **arrays)
+    return content.getvalue()
+
+
+def read_chunk(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a chunk.
+
+    Raises:
+        ValueError: the file is damaged; the message says what to do.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # whatever zip and numpy stumble over
+        raise ValueError(f"{path}: damaged ({error}): remove it and those behind it") from None
+
+
+@dataclass
+class Contents:
+    """Statistics of a file.
+
+    Attributes:
+        frames, molecules: numbers of these; clusters count as molecules of their own.
+        kinds, charges: number of frames by kind, and by total charge in e.
+        elements: number of atoms by symbol.
+        squared_force: sum of squares of all force components, (eV/Å)².
+    """
+
+    frames: int = 0
+    molecules: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    charges: Counter[int] = field(default_factory=Counter)
+    elements: Counter[str] = field(default_factory=Counter)
+    squared_force: float = 0.0
+
+    @property
+    def rms_force(self) -> float:
+        """Root mean square of all force components, eV/Å."""
+        return float(np.sqrt(self.squared_force / max(1, 3 * self.elements.total())))
+
+    def add(self, arrays: Arrays) -> None:
+        """Count the frames of a chunk."""
+        self.frames += len(arrays["kind"])
+        self.kinds.update(KINDS[k] for k in arrays["kind"])
+        self.charges.update(arrays["charge"].tolist())
+        numbers, counts = np.unique(arrays["numbers"], return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            self.elements[chemical_symbols[number]] += count
+        self.squared_force += float(np.square(arrays["forces"], dtype=np.float64).sum())
+
+
+def write_frames(
+    chunks: Iterable[Path], path: Path, *, held_out: bool, attributes: Mapping[str, str]
+) -> Contents:
+    """Write the frames of chunks to one HDF5 file, all structures in a row, as `data.stream` reads.
+
+    Beside what `attncalc.data.write_hdf5` writes there are, where the oracle gives them, `charges`
+    [n_total] e, `hirshfeld_ratios` [n_total] and `dipole` [n, 3] e Å; and `kind` [n], an index of
+    the attribute `kinds`, and `molecule` [n], an index of the texts `molecule_smiles`.
+
+    Args:
+        chunks: their files, in order.
+        path: of the new file; an existing one is replaced. Without frames there will be none.
+        held_out: write the frames of held-out molecules, or else of all others.
+        attributes: of the file.
+
+    Raises:
+        ValueError: a chunk is damaged.
+    """
+    contents, names = Contents(), dict[str, int]()
+    parts = _parts(chunks, held_out, names)
+    first = next(parts, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return contents
+    with replacing(path) as new, new_hdf5(new) as (file, raw):
+        for arrays in itertools.chain((first,), parts):
+            _append(file, arrays)
+            contents.add(arrays)
+            if raw.problem is not None:
+                raise raw.problem
+            if raw.waiting:  # long work is not finished first
+                raise KeyboardInterrupt
+        contents.molecules = len(names)
+        # texts of fixed length: others lie in heaps, which may be damaged
+        file["molecule_smiles"] = np.array([name.encode() for name in names])
+        texts = {"units": _UNITS, "kinds": " ".join(KINDS), **attributes}
+        for key, text in texts.items():
+            file.attrs[key] = np.bytes_(text.encode())
+    return contents
+
+
+def _parts(chunks: Iterable[Path], held_out: bool, names: dict[str, int]) -> Iterator[Arrays]:
+    """Arrays of the wanted frames of each chunk; new names are added to those known."""
+    for path in chunks:
+        arrays = read_chunk(path)
+        if "name" not in arrays:
+            continue
+        wanted_names = {name for name in set(arrays["name"]) if is_held_out(name) == held_out}
+        wanted = np.array([name in wanted_names for name in arrays["name"]])
+        if not wanted.any():
+            continue
+        atoms = np.repeat(wanted, arrays["n_atoms"])
+        part = {key: arrays[key][atoms] for key in _PER_ATOM if key in arrays}
+        part |= {key: arrays[key][wanted] for key in _PER_FRAME if key in arrays}
+        part["n_atoms"] = arrays["n_atoms"][wanted]
+        part["molecule"] = np.array(
+            [names.setdefault(str(name), len(names)) for name in arrays["name"][wanted]]
+        )
+        yield part
+
+
+def _append(file: h5py.File, arrays: Arrays) -> None:
+    columns = {new: arrays[old] for old, new in (_PER_ATOM | _PER_FRAME).items() if old in arrays}
+    if "offsets" not in file:
+        for name, values in (columns | {"offsets": np.zeros(1, np.int64)}).items():
+            shape = values.shape[1:]
+            file.create_dataset(
+                name,
+                (0, *shape),
+                values.dtype,
+                maxshape=(None, *shape),
+                chunks=(_BLOCK, *shape),
+            )
+        file["offsets"].resize(1, axis=0)
+    columns["offsets"] = file["offsets"][-1] + np.cumsum(arrays["n_atoms"])
+    for name, values in columns.items():
+        array = file[name]
+        array.resize(len(array) + len(values), axis=0)
+        array[-len(values) :] = values

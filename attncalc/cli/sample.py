@@ -69,7 +69,9 @@ def sample(output, molecules, oracle, workers, seed, minutes, relax_steps) -> No
     settings = run.Settings(oracle, seed, relax_steps)
     with progress_bar(molecules, "molecule") as bar:
 
-        def show(n_molecules: int, n_frames: int) -> None:
+        def show(n_before: int, n_molecules: int, n_frames: int) -> None:
+            if n_molecules == n_before:  # of an earlier run: they took no time of this one
+                bar.initial = bar.n = bar.last_print_n = n_before
             bar.set_postfix_str(f"{n_frames} structures", refresh=False)
             bar.update(n_molecules - bar.n)
 
@@ -82,11 +84,11 @@ def sample(output, molecules, oracle, workers, seed, minutes, relax_steps) -> No
             overwrite=overwrites(),
             progress=show,
         )
-    _report(done, target, run.test_file(target))
+    _report(done, target, run.held_out_file(target))
 
 
-def _report(done: Summary, train_file: Path, test_file: Path) -> None:
-    for path, contents in ((train_file, done.train), (test_file, done.test)):
+def _report(done: Summary, train_file: Path, held_out_file: Path) -> None:
+    for path, contents in ((train_file, done.train), (held_out_file, done.test)):
         if contents.frames:
             say(f"wrote {path}: {_of(contents)}")
         else:
@@ -107,7 +109,7 @@ def _report(done: Summary, train_file: Path, test_file: Path) -> None:
             "seconds": done.seconds,
             "files": {
                 str(path): {**vars(contents), "rms_force": contents.rms_force}
-                for path, contents in ((train_file, done.train), (test_file, done.test))
+                for path, contents in ((train_file, done.train), (held_out_file, done.test))
                 if contents.frames
             },
         }

@@ -19,8 +19,8 @@ from attncalc.sampling.geometry import (
     jittered,
     overlaps,
     proton_transferred,
+    refusal,
     stretched,
-    too_close,
     torsions,
     turned,
 )
@@ -63,8 +63,8 @@ class Chunk:
             self.refused["labels not finite"] += 1
         elif np.linalg.norm(labels.forces, axis=1).max() > LARGEST_FORCE:
             self.refused[f"force above {LARGEST_FORCE:g} eV/Å"] += 1
-        elif too_close(atoms.numbers, atoms.positions):  # after a relaxation
-            self.refused["atoms too close"] += 1
+        elif reason := refusal(atoms.numbers, atoms.positions):  # after a relaxation
+            self.refused[reason] += 1
         else:
             self.frames.append((kind, name, atoms, labels))
 
@@ -145,16 +145,15 @@ def _relaxed(
     chunk: Chunk, oracle: Oracle, starts: Sequence[tuple[Atoms, str]], kind: str, n_steps: int
 ) -> list[list[tuple[Atoms, Labels]]]:
     """Relax structures of these names, keep the first and last of each, and return the paths."""
-    sane = [not too_close(atoms.numbers, atoms.positions) for atoms, _ in starts]
-    chunk.refused["atoms too close"] += sane.count(False)
-    done = iter(
-        relaxations(oracle, [a for (a, _), s in zip(starts, sane, strict=True) if s], n_steps)
-    )
+    reasons = [refusal(atoms.numbers, atoms.positions) for atoms, _ in starts]
+    sane = [atoms for (atoms, _), reason in zip(starts, reasons, strict=True) if not reason]
+    done = iter(relaxations(oracle, sane, n_steps))
     paths = []
-    for (_, name), is_sane in zip(starts, sane, strict=True):
-        path, problem = next(done) if is_sane else ([], "")
+    for (_, name), reason in zip(starts, reasons, strict=True):
+        path, problem = ([], reason) if reason else next(done)
         chunk.n_labels += len(path)
-        chunk.refused[problem] += bool(problem)
+        if problem:
+            chunk.refused[problem] += 1
         for atoms, labels in [*path[:1], *path[1:][-1:]]:
             chunk.add(kind, name, atoms, labels)
         paths.append(path)
@@ -218,9 +217,12 @@ def _clusters(
 
 
 def _label(chunk: Chunk, oracle: Oracle, frames: Sequence[tuple[str, str, Atoms]]) -> None:
-    sane = [frame for frame in frames if not too_close(frame[2].numbers, frame[2].positions)]
-    chunk.refused["atoms too close"] += len(frames) - len(sane)
-    sane = [(kind, name, rounded(atoms, atoms.positions)) for kind, name, atoms in sane]
+    sane = []
+    for kind, name, atoms in frames:
+        if reason := refusal(atoms.numbers, atoms.positions):
+            chunk.refused[reason] += 1
+        else:
+            sane.append((kind, name, rounded(atoms, atoms.positions)))
     chunk.n_labels += len(sane)
     found = oracle.label([atoms for _, _, atoms in sane])
     for (kind, name, atoms), labels in zip(sane, found, strict=True):

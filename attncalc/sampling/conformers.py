@@ -64,10 +64,11 @@ def embedded(
     parameters: Any = rdDistGeom.ETKDGv3()
     parameters.randomSeed = int(rng.integers(1 << 30))
     parameters.maxIterations = 10  # some cages never fold
-    found = list(rdDistGeom.EmbedMultipleConfs(mol, n, parameters))
-    if not found:
-        parameters.useRandomCoords = True
+    with rdBase.BlockLogs():  # of guesses of hybridization, which serve
         found = list(rdDistGeom.EmbedMultipleConfs(mol, n, parameters))
+        if not found:
+            parameters.useRandomCoords = True
+            found = list(rdDistGeom.EmbedMultipleConfs(mol, n, parameters))
     energies = []
     for conformer in found:
         field = force_field(mol, conformer)
@@ -88,7 +89,7 @@ def force_field(mol: Chem.Mol, conformer: int) -> Any:
     """Return RDKit's force field of a molecule, ready to use; None where it has none."""
     if mol.GetNumAtoms() < 2:
         return None
-    with rdBase.BlockLogs():  # of guesses of hybridization, which serve
+    with rdBase.BlockLogs():  # as above
         return _force_field(mol, conformer)
 
 
@@ -134,13 +135,14 @@ def langevin(
     positions, frames = start.positions, []
     velocities = rng.normal(size=positions.shape) * thermal
     pull = accelerations(positions)
-    for step in range(1, n * stride + 1):
-        velocities = velocities + 0.5 * TIMESTEP * pull
-        positions = positions + 0.5 * TIMESTEP * velocities
-        velocities = kept * velocities + noise * rng.normal(size=positions.shape)
-        positions = positions + 0.5 * TIMESTEP * velocities
-        pull = accelerations(positions)
-        velocities = velocities + 0.5 * TIMESTEP * pull
-        if step % stride == 0:
-            frames.append(positions)
+    with np.errstate(over="ignore", invalid="ignore"):  # what flies apart is dropped by its user
+        for step in range(1, n * stride + 1):
+            velocities = velocities + 0.5 * TIMESTEP * pull
+            positions = positions + 0.5 * TIMESTEP * velocities
+            velocities = kept * velocities + noise * rng.normal(size=positions.shape)
+            positions = positions + 0.5 * TIMESTEP * velocities
+            pull = accelerations(positions)
+            velocities = velocities + 0.5 * TIMESTEP * pull
+            if step % stride == 0:
+                frames.append(positions)
     return frames

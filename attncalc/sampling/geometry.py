@@ -19,6 +19,8 @@ Bond = tuple[int, int]
 SHORTEST_CONTACT = 0.6
 # of the sum of covalent radii; closer atoms have forces that are dropped anyway
 SMALLEST_RATIO = 0.55
+# Å; atoms of a cluster are nearer
+FARTHEST_NEIGHBOR = 9.0
 # of the sum of van der Waals radii, for atoms that four bonds or more part
 SMALLEST_NONBONDED = 0.5
 # Å, of an accepting atom from the proton that moves towards it
@@ -32,12 +34,22 @@ _HINDERED = (
 )
 
 
-def too_close(numbers: Integers, positions: Floats) -> bool:
-    """Return True if two atoms are closer than `SHORTEST_CONTACT` or than bonds can be."""
+def refusal(numbers: Integers, positions: Floats) -> str:
+    """Return why a structure is not worth a label, "" where it is.
+
+    Two atoms are closer than `SHORTEST_CONTACT` or than bonds can be, or an atom is farther than
+    `FARTHEST_NEIGHBOR` from all others: dynamics of a stiff molecule may end so.
+    """
+    if not np.isfinite(positions).all():
+        return "positions not finite"
+    if len(numbers) == 1:
+        return ""
     lengths = distances(positions, positions) + np.diag(np.full(len(numbers), np.inf))
     radii = covalent_radii[numbers]
     least = np.maximum(SHORTEST_CONTACT, SMALLEST_RATIO * (radii[:, None] + radii))
-    return bool((lengths < least).any())
+    if (lengths < least).any():
+        return "atoms too close"
+    return "atoms torn away" if (lengths.min(1) > FARTHEST_NEIGHBOR).any() else ""
 
 
 def distances(positions: Floats, others: Floats) -> Floats:

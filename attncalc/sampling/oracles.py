@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -171,10 +172,19 @@ class ModelOracle:
             try:
                 self._evaluator.check(System.from_ase(atoms))
             except ValueError as error:
-                refused[key] = one_line(str(error).removeprefix("structure 0: "), longest=100)
+                refused[key] = _reason(error)
         known = [atoms for key, atoms in zip(keys, structures, strict=True) if key not in refused]
-        found = iter(self._labels(known))
+        try:
+            found: Iterator[Labels | str] = iter(self._labels(known))
+        except ValueError:  # of one structure, whose like nobody has thought of
+            found = iter([self._label(atoms) for atoms in known])
         return [refused[key] if key in refused else next(found) for key in keys]
+
+    def _label(self, atoms: Atoms) -> Labels | str:
+        try:
+            return self._labels([atoms])[0]
+        except ValueError as error:
+            return _reason(error)
 
     def _labels(self, structures: Sequence[Atoms]) -> list[Labels]:
         found: list[Labels] = []
@@ -189,6 +199,11 @@ class ModelOracle:
                 of_ratios = None if ratios is None else ratios[k]
                 found.append(Labels(energy, forces[k], q, of_ratios, dipole))
         return found
+
+
+def _reason(error: ValueError) -> str:
+    """Beginning of a message, without numbers and advice: reasons are counted."""
+    return one_line(re.split(r"[:;] ", str(error).removeprefix("structure 0: "))[0])
 
 
 def _split(values: Any, bounds: Any) -> list[Floats] | None:

@@ -70,7 +70,7 @@ class Summary:
     seconds: float
 
 
-def test_file(output: Path) -> Path:
+def held_out_file(output: Path) -> Path:
     """Return the file beside `output` for held-out molecules."""
     return output.with_name(f"{output.stem}-test{output.suffix}")
 
@@ -88,7 +88,7 @@ def sample(
     workers: int = 1,
     minutes: float = np.inf,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda n_molecules, n_frames: None,
+    progress: Callable[[int, int, int], None] = lambda *numbers: None,
 ) -> Summary:
     """Sample molecules, label their frames, and write training and test data.
 
@@ -103,7 +103,8 @@ def sample(
         workers: processes.
         minutes: after which the run stops; what is done is written.
         overwrite: begin anew and replace the output.
-        progress: called with the numbers of molecules and frames done.
+        progress: called at the start and after every chunk with the number of molecules that an
+            earlier run has done, and the numbers of molecules and of frames done by now.
 
     Raises:
         BlockingIOError: another run writes there.
@@ -116,7 +117,7 @@ def sample(
     with FileLock(output):
         if overwrite and folder.exists():
             shutil.rmtree(folder)
-        taken = [path for path in (output, test_file(output)) if path.exists()]
+        taken = [path for path in (output, held_out_file(output)) if path.exists()]
         if taken and not overwrite and not folder.exists():
             raise FileExistsError(f"{taken[0]} exists: choose another name, or use --overwrite")
         oracle = load_oracle(settings.oracle)
@@ -125,29 +126,37 @@ def sample(
             min(settings.chunk_molecules, n_molecules - first)
             for first in range(0, n_molecules, settings.chunk_molecules)
         ]
-        done, seen, n_old = _existing(folder, sizes)
-        n_frames = n_old
+        done = _existing(folder, sizes)
+        n_before = n_frames_before = 0
+        seen: set[str] = set()
+        for path in done:
+            arrays = read_chunk(path)
+            seen |= set(arrays["drawn"].tolist())
+            n_before += len(arrays["drawn"])
+            n_frames_before += len(arrays.get("kind", ()))
+        n_done, n_frames = n_before, n_frames_before
+        progress(n_before, n_done, n_frames)
         for k, content in _new_chunks(
             settings, sizes, len(done), seen, workers, start + 60 * minutes
         ):
             path = folder / f"{k:06d}.npz"
             write_atomically(path, content)
             done.append(path)
+            n_done += sizes[k]
             n_frames += len(read_chunk(path).get("kind", ()))
-            progress(sum(sizes[: len(done)]), n_frames)
+            progress(n_before, n_done, n_frames)
         elapsed = time.monotonic() - start
-        n_done = sum(sizes[: len(done)])
         attributes = {
             "level_of_theory": oracle.level_of_theory,
             "teacher": oracle.teacher,
             "sampling": f"attncalc sample, seed {settings.seed}, {n_done} molecules",
         }
         train = write_frames(done, output, held_out=False, attributes=attributes)
-        test = write_frames(done, test_file(output), held_out=True, attributes=attributes)
+        test = write_frames(done, held_out_file(output), held_out=True, attributes=attributes)
     about = [json.loads(str(read_chunk(path)["about"])) for path in done]
     refused = sum((Counter(one["refused"]) for one in about), Counter[str]())
     n_labels = sum(one["n_labels"] for one in about)
-    return Summary(n_done, n_labels, refused, train, test, n_frames - n_old, elapsed)
+    return Summary(n_done, n_labels, refused, train, test, n_frames - n_frames_before, elapsed)
 
 
 def _require_same(folder: Path, settings: Settings, oracle: Oracle) -> None:
@@ -170,22 +179,16 @@ def _require_same(folder: Path, settings: Settings, oracle: Oracle) -> None:
             )
 
 
-def _existing(folder: Path, sizes: list[int]) -> tuple[list[Path], set[str], int]:
-    """Chunks that are there, in order, the molecules in them, and the number of frames."""
+def _existing(folder: Path, sizes: list[int]) -> list[Path]:
+    """Chunks that are there, in order, with as many molecules as asked for or more."""
     done: list[Path] = []
-    seen: set[str] = set()
-    n_frames = 0
     for k, size in enumerate(sizes):
         path = folder / f"{k:06d}.npz"
-        if not path.exists():
-            break
-        arrays = read_chunk(path)
-        if len(arrays["drawn"]) != size:  # the last one of a shorter run
+        # the last chunk of a shorter run has fewer, and is made anew
+        if not path.exists() or len(read_chunk(path)["drawn"]) < size:
             break
         done.append(path)
-        seen |= set(arrays["drawn"].tolist())
-        n_frames += len(arrays.get("kind", ()))
-    return done, seen, n_frames
+    return done
 
 
 def _new_chunks(

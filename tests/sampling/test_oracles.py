@@ -1,0 +1,161 @@
+"""Oracles: labels are those of the teacher, and what it refuses has a reason."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import molecule
+from teachers import spheres, tiny_model
+
+from attncalc import AttnCalculator
+from attncalc.sampling.oracles import Labels, load_oracle
+from attncalc.sampling.relaxation import CONVERGED, relaxations
+
+
+def structures() -> list[Atoms]:
+    found = [molecule(name) for name in ("CH3CH2OH", "H2O", "C6H6")]
+    found += [Atoms("OH", [[0, 0, 0], [0, 0, 0.97]]), Atoms("NH4", _ammonium())]
+    for atoms, charge in zip(found, (0, 0, 0, -1, 1), strict=True):
+        atoms.info.update(charge=charge, spin=1)
+        atoms.rattle(0.03, seed=1)
+    return found
+
+
+def _ammonium() -> np.ndarray:
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * 0.59
+    return np.vstack([np.zeros(3), corners])
+
+
+def test_a_model_labels_as_its_calculator_does(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "tiny.safetensors")
+    oracle, calculator = load_oracle(str(path)), AttnCalculator(path)
+    for atoms, labels in zip(structures(), oracle.label(structures()), strict=True):
+        atoms.calc = calculator
+        assert labels.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+        np.testing.assert_allclose(labels.forces, atoms.get_forces(), atol=1e-5)
+        np.testing.assert_allclose(labels.charges, atoms.get_charges(), atol=1e-6)
+        np.testing.assert_allclose(labels.dipole, atoms.get_dipole_moment(), atol=1e-5)
+        ratios = calculator.hirshfeld_ratios
+        np.testing.assert_allclose(labels.hirshfeld_ratios, ratios, atol=1e-6)
+        assert labels.charges.sum() == pytest.approx(atoms.info["charge"], abs=1e-5)
+    assert oracle.teacher.startswith("tiny, SHA-256 ")
+
+
+def test_a_model_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    oracle = load_oracle(str(tiny_model(tmp_path / "tiny.safetensors", species=(1, 8))))
+    found = oracle.label(structures())
+    assert [isinstance(labels, str) for labels in found] == [True, False, True, False, True]
+    assert found[0] == "this model was not trained on C"
+
+
+def test_a_structure_beyond_all_is_refused_alone(tmp_path: Path) -> None:
+    oracle = load_oracle(str(tiny_model(tmp_path / "tiny.safetensors")))
+    found = structures()
+    found[1].positions[0, 0] = 1e8
+    labels = oracle.label(found)
+    assert [isinstance(one, str) for one in labels] == [False, True, False, False, False]
+    assert labels[1].endswith("from the origin")
+
+
+def test_gfn2_labels_as_tblite_does() -> None:
+    tblite = pytest.importorskip("tblite.ase", reason="needs tblite: pip install attncalc[xtb]")
+    for atoms, labels in zip(structures(), load_oracle("gfn2").label(structures()), strict=True):
+        atoms.set_initial_charges([atoms.info["charge"], *[0] * (len(atoms) - 1)])
+        atoms.calc = tblite.TBLite(method="GFN2-xTB", verbosity=0)
+        assert labels.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+        np.testing.assert_allclose(labels.forces, atoms.get_forces(), atol=1e-5)
+        np.testing.assert_allclose(labels.charges, atoms.get_charges(), atol=1e-5)
+        np.testing.assert_allclose(labels.dipole, atoms.get_dipole_moment(), atol=1e-5)
+
+
+def test_gfn2_refuses_with_a_reason() -> None:
+    pytest.importorskip("tblite.interface", reason="needs tblite: pip install attncalc[xtb]")
+    torn = Atoms("N2", [[0, 0, 0], [0, 0, 4.0]], info={"charge": 0, "spin": 1})
+    assert load_oracle("gfn2").label([torn]) == ["electrons in fractional orbitals"]
+
+
+def test_any_calculator() -> None:
+    oracle = load_oracle("teachers:spheres")
+    atoms = structures()[0]
+    (labels,) = oracle.label([atoms])
+    atoms.calc = spheres()
+    assert labels.energy == pytest.approx(atoms.get_potential_energy())
+    np.testing.assert_allclose(labels.forces, atoms.get_forces())
+    assert labels.charges is None
+    assert oracle.teacher == "teachers:spheres"
+
+
+def test_modules_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside_the_data.py").write_text("from teachers import spheres as mine\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert load_oracle("beside_the_data:mine").level_of_theory == "beside_the_data:mine"
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("teachers:none", ImportError, "teachers:none"),
+        ("no_such_module:calculator", ImportError, "no_such_module"),
+        ("teachers:no_calculator", TypeError, "must return an ASE calculator"),
+        ("no_such_model", FileNotFoundError, "no_such_model"),
+    ],
+)
+def test_what_is_no_oracle(name: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        load_oracle(name)
+
+
+def test_relaxations_go_downhill_to_rest() -> None:
+    pair = Atoms("H2", [[0, 0, 0], [0, 0, 1.3]], info={"charge": 0, "spin": 1})
+    for path, problem in relaxations(load_oracle("teachers:spheres"), [pair, structures()[0]], 60):
+        assert problem == ""
+        assert path[-1][1].energy < path[0][1].energy
+        assert len(path) <= 61
+        # labels are those of what single precision holds
+        for atoms, labels in path[:2]:
+            assert (atoms.positions == atoms.positions.astype(np.float32)).all()
+            again = atoms.copy()
+            again.calc = spheres()
+            assert labels.energy == pytest.approx(again.get_potential_energy(), abs=1e-12)
+        if len(atoms) == 2:
+            assert np.abs(path[-1][1].forces).max() < CONVERGED
+            assert path[-1][0].get_distance(0, 1) == pytest.approx(2 ** (1 / 6) * 0.9, abs=0.02)
+
+
+class Refusing:
+    """Labels one structure, and no other."""
+
+    teacher = level_of_theory = "none"
+
+    def __init__(self) -> None:
+        self.n_left = 1
+
+    def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
+        self.n_left -= 1
+        one = Labels(0.0, np.ones((len(structures[0]), 3)))
+        return [one if self.n_left >= 0 else "out of order" for _ in structures]
+
+
+def test_a_relaxation_ends_where_the_teacher_refuses() -> None:
+    ((path, problem),) = relaxations(Refusing(), structures()[:1], 5)
+    assert (len(path), problem) == (1, "out of order")
+
+
+def test_units_of_gfn2() -> None:
+    pytest.importorskip("tblite.interface", reason="needs tblite: pip install attncalc[xtb]")
+    atoms = structures()[1]
+    (labels,) = load_oracle("gfn2").label([atoms])
+    assert labels.energy / units.Hartree == pytest.approx(-5.07, abs=0.02)
+    moved = [atoms.copy(), atoms.copy()]
+    for sign, copy in zip((1, -1), moved, strict=True):
+        copy.positions[1, 0] += sign * 1e-3
+    ends = load_oracle("gfn2").label(moved)
+    slope = (ends[0].energy - ends[1].energy) / 2e-3
+    assert -slope == pytest.approx(labels.forces[1, 0], abs=1e-3)

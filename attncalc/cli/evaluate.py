@@ -51,7 +51,17 @@ if TYPE_CHECKING:
 @output_options
 @one_line_errors
 def evaluate(
-    model, data_file, device, dtype, threads, labels, split, report, no_report, **units
+    model,
+    data_file,
+    device,
+    dtype,
+    threads,
+    long_range_cutoff,
+    labels,
+    split,
+    report,
+    no_report,
+    **units,
 ) -> None:
     """Evaluate the errors of a model on labelled structures, per property and element.
 
@@ -86,7 +96,12 @@ def evaluate(
         warn(what)
     set_threads(threads, dataset.structures)
     calculator = AttnCalculator(
-        model, device=device, dtype=dtype, threads=threads, delta=is_delta(model)
+        model,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        long_range_cutoff=long_range_cutoff,
+        delta=is_delta(model),
     )
     potential = calculator.evaluator.plain
     require_known(potential, dataset.structures)

@@ -133,6 +133,7 @@ def md(
     device,
     dtype,
     threads,
+    long_range_cutoff,
     resume,
     replicas,
     integrator,
@@ -190,7 +191,9 @@ def md(
     structures = [atoms for atoms in found for _ in range(replicas or 1)]
     atoms = structures[0]
     set_threads(threads, structures)
-    calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
+    calculator = AttnCalculator(
+        model, device=device, dtype=dtype, threads=threads, long_range_cutoff=long_range_cutoff
+    )
     require_known(calculator.evaluator.plain, found)
     if atoms.get_momenta().any():
         temperature = _thermometer(atoms, settings).temperature(atoms)
@@ -212,6 +215,7 @@ def md(
             "checksum": model_file.checksum(model),
             "dtype": dtype,
             "threads": threads,
+            "long_range_cutoff": long_range_cutoff,
             "title": picture.title,
             "n_dof": picture.n_dof,
         }
@@ -268,7 +272,7 @@ def _resume(
     """Go on with a run by its checkpoint."""
     allowed = {"resume", "device", "threads", "steps", "quiet", "json"}
     if others := sorted(set(given) - allowed):
-        listed = ", ".join(f"--{name}" if name != "structure" else "STRUCTURE" for name in others)
+        listed = ", ".join(map(_as_typed, others))
         raise ValueError(f"--resume uses the settings of the run: remove {listed}")
     restart, settings = read_restart(target)
     info, done = restart.info, restart.state.step
@@ -289,7 +293,13 @@ def _resume(
         raise ValueError(
             f"{info['model']}: not the model that the run began with: a trajectory has one model"
         )
-    calculator = AttnCalculator(info["model"], device=device, dtype=info["dtype"], threads=threads)
+    calculator = AttnCalculator(
+        info["model"],
+        device=device,
+        dtype=info["dtype"],
+        threads=threads,
+        long_range_cutoff=info.get("long_range_cutoff"),
+    )
     say(f"{target}: continuing at step {done} of {settings.n_steps}")
     force = calculator.evaluator
     with _running(picture, done=done) as progress:
@@ -310,6 +320,11 @@ def _new_file(path: Path, target: Path) -> None:
 
 def _typed(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _as_typed(name: str) -> str:
+    """Name of a parameter as it is typed."""
+    return "STRUCTURE" if name == "structure" else f"--{name.replace('_', '-')}"
 
 
 def _refuse_unread(context: click.Context, settings: Settings, *, by_ase: bool) -> None:

@@ -19,8 +19,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def calculator_options(command: Command) -> Command:
-    """Add the options --device, --dtype and --threads."""
+    """Add the options --device, --dtype, --threads and --long-range-cutoff."""
     for option in (
+        click.option(
+            "--long-range-cutoff",
+            type=float,
+            metavar="ANGSTROM|inf",
+            help="End of the pair terms of longer range than the network, Å; inf counts all pairs, "
+            "of molecules only. Default: that of the model.",
+        ),
         click.option(
             "--threads",
             type=click.IntRange(min=1, max=MOST_THREADS),

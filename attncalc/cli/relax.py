@@ -70,7 +70,19 @@ ATOMS_AT_ONCE = 2000
 @click.option("-o", "--output", help="File to write. Default: NAME.relaxed.xyz beside the input.")
 @output_options
 @one_line_errors
-def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cell, output) -> None:
+def relax(
+    structures,
+    model,
+    device,
+    dtype,
+    threads,
+    long_range_cutoff,
+    fmax,
+    steps,
+    optimizer,
+    cell,
+    output,
+) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
 
     Ctrl-C writes the structures reached so far. A picture (.png) of the same name shows energy and
@@ -91,7 +103,9 @@ def relax(structures, model, device, dtype, threads, fmax, steps, optimizer, cel
     frames = read_structures(structures)
     require_room(target, len(frames))
     set_threads(threads, frames)
-    calculator = AttnCalculator(model, device=device, dtype=dtype, threads=threads)
+    calculator = AttnCalculator(
+        model, device=device, dtype=dtype, threads=threads, long_range_cutoff=long_range_cutoff
+    )
     require_known(calculator.evaluator.plain, frames, volume=cell)
     require_writable(target, frames)
     together = _are_relaxed_together(frames, optimizer, cell, calculator.evaluator.device)

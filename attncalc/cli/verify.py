@@ -16,13 +16,19 @@ from attncalc.cli.options import calculator_options, set_threads
 @click.option("--structure", help="File with a structure to test. Default: a random cluster.")
 @calculator_options
 @one_line_errors
-def verify(model, structure, device, dtype, threads) -> None:
+def verify(model, structure, device, dtype, threads, long_range_cutoff) -> None:
     """Check the physics of a model: forces, stress, symmetries, batching, neighbour lists.
 
     Example: attncalc verify so3krates-ethanol --structure ethanol.xyz
     """
     atoms = None if structure is None else read_structures(structure, index="-1")[0]
     set_threads(threads, [] if atoms is None else [atoms])
-    AttnCalculator(
-        model, device=device, dtype=dtype, threads=threads, delta=is_delta(model)
-    ).verify(atoms)
+    calculator = AttnCalculator(
+        model,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        long_range_cutoff=long_range_cutoff,
+        delta=is_delta(model),
+    )
+    calculator.verify(atoms)

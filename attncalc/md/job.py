@@ -142,6 +142,7 @@ def _checked(restart: Restart) -> Settings:
     """
     settings, info = Settings.from_stored(restart.info["settings"]), restart.info
     n_dof, threads, dtype = info.get("n_dof"), info.get("threads"), info.get("dtype")
+    cutoff = info.get("long_range_cutoff")
     for name in ("model", "checksum", "title"):
         if not isinstance(info.get(name), str):
             raise ValueError(f"{name} must be a text, got {info.get(name)!r}")
@@ -151,6 +152,8 @@ def _checked(restart: Restart) -> Settings:
         raise ValueError(f"threads must be an integer from 1 to {MOST_THREADS}, got {threads!r}")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if cutoff is not None and (not isinstance(cutoff, float) or not cutoff > 0):
+        raise ValueError(f"long_range_cutoff must be a positive number of Å, got {cutoff!r}")
     if restart.integrator != integrator_of(settings):
         raise ValueError("its settings are not those of its integrator")
     return settings

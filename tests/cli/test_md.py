@@ -482,6 +482,8 @@ HOSTILE = (
     ({"threads": 10**7}, "threads must be an integer from 1 to 1024, got 10000000"),
     ({"threads": "4"}, "threads must be an integer"),
     ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
+    ({"long_range_cutoff": -1.0}, "long_range_cutoff must be a positive number of Å, got -1.0"),
+    ({"long_range_cutoff": "12"}, "long_range_cutoff must be a positive number of Å, got '12'"),
     ({"model": 7}, "model must be a text, got 7"),
     ({"title": None}, "title must be a text, got None"),
     ({"n_dof": 0}, "n_dof must be a positive integer, got 0"),

@@ -1,14 +1,21 @@
-"""--threads: of PyTorch and of the model."""
+"""--threads, of PyTorch and of the model; --long-range-cutoff."""
 
 from __future__ import annotations
 
+import math
+import re
+
+import numpy as np
 import pytest
 import torch
-from ase.build import bulk
-from ase.io import write
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
 from command_line import COPPER, attncalc, fails, labelled, succeeds
 
-from attncalc.potential import Potential
+from attncalc import load
+from attncalc.md import read_h5md
+from attncalc.potential import Potential, evaluate_many
 
 
 @pytest.mark.parametrize(
@@ -64,3 +71,52 @@ def test_threads_reach_the_model_and_a_run_keeps_them(monkeypatch: pytest.Monkey
     for threads, expected in (((), 2), (("--threads", 3), 3)):
         succeeds("md", "--resume", "run.h5md", "--steps", 2 + expected, *threads)
         assert taken[-1] == expected
+
+
+def test_long_range_cutoff(ethanol_file: str, charged_model: str) -> None:
+    """The energies are those of `load(long_range_cutoff=)`, and a run keeps its choice."""
+    (start,) = read(ethanol_file, ":")
+    wanted = {}
+    for cutoff in (2.5, math.inf):
+        ((_, result),) = evaluate_many(load(charged_model, long_range_cutoff=cutoff), [start])
+        wanted[cutoff] = float(result.energy)
+    assert wanted[2.5] != pytest.approx(wanted[math.inf], abs=1e-4)
+    short = ("--long-range-cutoff", 2.5)
+    run = ("md", ethanol_file, "--model", charged_model, "--every", 1, "--temperature", 50)
+    for name, cutoff in (("default", ()), ("inf", ("--long-range-cutoff", "inf")), ("2.5", short)):
+        succeeds(*run, "--steps", 1, "-o", f"{name}.h5md", *cutoff)
+        energy = read_h5md(f"{name}.h5md")[0].get_potential_energy()
+        assert energy == pytest.approx(wanted[2.5 if name == "2.5" else math.inf], abs=1e-6)
+    succeeds(*run, "--steps", 3, "-o", "whole.h5md", *short)
+    succeeds("md", "--resume", "2.5.h5md", "--steps", 3)
+    parts, whole = read_h5md("2.5.h5md"), read_h5md("whole.h5md")
+    assert [one.get_potential_energy() for one in parts] == [
+        one.get_potential_energy() for one in whole
+    ]
+    other = ("md", "--resume", "2.5.h5md", "--steps", 5, "--long-range-cutoff", 3)
+    assert fails(*other) == (
+        "Error: --resume uses the settings of the run: remove --long-range-cutoff"
+    )
+
+    succeeds("relax", ethanol_file, "--model", charged_model, "--fmax", 100, *short)
+    assert read("ethanol.relaxed.xyz").get_potential_energy() == pytest.approx(wanted[2.5])
+    start.calc = SinglePointCalculator(start, energy=wanted[2.5], forces=np.zeros((9, 3)))
+    write("labelled.extxyz", start)
+    said = succeeds("eval", charged_model, "labelled.extxyz", "--no-report", *short)
+    (error,) = re.findall(r"energy, meV +(\S+)", said)
+    assert float(error) < 0.01
+    succeeds("verify", charged_model, "--structure", ethanol_file, *short)
+
+
+def test_long_range_cutoff_that_is_none(charged_model: str) -> None:
+    atoms = molecule("H2O", vacuum=4.0, pbc=True)
+    write("periodic.extxyz", atoms)
+    run = ("md", "periodic.extxyz", "--model", charged_model, "--long-range-cutoff")
+    for wrong in (0, -1, "nan"):
+        assert "long_range_cutoff must be a positive number of Å, got" in fails(*run, wrong)
+    assert "all pairs" in fails(*run, "inf")
+    assert attncalc(*run, "far").exit_code == 2
+    without = ("verify", COPPER, "--long-range-cutoff", 5)
+    assert (
+        fails(*without) == "Error: long_range_cutoff: this model has no pair term of longer range"
+    )

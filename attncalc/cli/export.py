@@ -38,8 +38,9 @@ from attncalc.md.h5md_reader import count_h5md, iread_h5md
 def export(trajectory, output, system, every) -> None:
     """Write the frames of an H5MD trajectory as extended XYZ, ASE's .traj or PDB.
 
-    Extended XYZ and .traj keep cell, momenta, energy and forces; PDB keeps positions and the first
-    cell. Frames are read one after the other, however many there are.
+    Extended XYZ and .traj keep cell, momenta, energy, forces and, where the run has written them,
+    charges and dipole; PDB keeps positions and the first cell. Frames are read one after the other,
+    however many there are.
 
     Example: attncalc export run.h5md -o run.pdb --every 10
     """

@@ -21,7 +21,7 @@ from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import existing_file, read_structures
 from attncalc.cli.known import require_known
 from attncalc.cli.md_picture import Picture
-from attncalc.cli.options import calculator_options, set_threads
+from attncalc.cli.options import calculator_options, names_in, set_threads
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock, NoSpaceLeft
@@ -36,6 +36,7 @@ from attncalc.md.integrators import INTEGRATORS, THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import LogSummary
 from attncalc.md.time_unit import SHORTEST, in_longer_unit
+from attncalc.md.written import require_results
 from attncalc.signals import finished_before_ctrl_c
 
 # what only one ensemble listens to
@@ -99,6 +100,14 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     default=10,
     show_default=True,
     help="Steps between frames; the last step is always written.",
+)
+@click.option(
+    "--write",
+    metavar="charges,dipole",
+    default="",
+    callback=names_in,
+    help="Further results in the trajectory, of models that predict charges: partial charges (e), "
+    "and of molecules their dipole moment (e Å).",
 )
 @click.option(
     "--seed", default=0, show_default=True, help="Seed of initial velocities and random forces."
@@ -194,7 +203,10 @@ def md(
     calculator = AttnCalculator(
         model, device=device, dtype=dtype, threads=threads, long_range_cutoff=long_range_cutoff
     )
-    require_known(calculator.evaluator.plain, found)
+    plain = calculator.evaluator.plain
+    require_known(plain, found)
+    periodic = any(one.pbc.any() for one in found)
+    require_results(settings.write, predicts_charges=plain.predicts_charges, periodic=periodic)
     if atoms.get_momenta().any():
         temperature = _thermometer(atoms, settings).temperature(atoms)
         say(f"using the velocities of the file (T = {temperature:.0f} K)")

@@ -48,6 +48,14 @@ def calculator_options(command: Command) -> Command:
     return command
 
 
+def names_in(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    """Names of an option that takes several, separated by commas; its callback."""
+    names = tuple(name.strip() for name in value.split(",")) if value else ()
+    if not all(names):
+        raise click.BadParameter(f"a name is empty in {value!r}", param=parameter)
+    return names
+
+
 def set_threads(threads: int | None, structures: Sequence[Atoms]) -> None:
     if threads is not None:
         torch.set_num_threads(threads)

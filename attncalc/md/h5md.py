@@ -17,6 +17,8 @@ atoms, which have one frame for all. What each holds, and its attribute `unit`:
 | fixed (bool; only where atoms are)                       | [n]             |                     |
 | observables: force_spread (only of a committee)          | one             | eV Angstrom-1       |
 | observables: pressure (only of npt)                      | one             | GPa                 |
+| charge (partial charges; only on request)                | [n]             | e                   |
+| observables: dipole (only on request)                    | [3]             | e Angstrom          |
 | observables/dt: time between frames, of all systems      | one             | ps                  |
 
 These are units that MDAnalysis knows: it refuses forces in eV/Å. It takes the time between frames
@@ -53,6 +55,7 @@ UNITS = {
     "edges": "Angstrom",
     "velocity": "Angstrom fs-1",
     "force": "kJ mol-1 Angstrom-1",
+    "charge": "e",
     "potential_energy": "eV",
     "kinetic_energy": "eV",
     "conserved": "eV",
@@ -60,6 +63,7 @@ UNITS = {
 }
 OBSERVABLES = ("potential_energy", "kinetic_energy", "conserved", "temperature")
 INTERVAL = "observables/dt"
+DIPOLE, DIPOLE_UNIT = "dipole", "e Angstrom"
 VECTORS = ("position", "velocity", "force")
 CREATOR = "attncalc"
 # of what all frames of a system share, in messages
@@ -71,6 +75,7 @@ NAMES = {
     "spin": "spin",
     "fixed": "fixed atoms",
     "others": "observables",
+    "has_charges": "partial charges",
 }
 
 
@@ -82,12 +87,15 @@ class Frame(NamedTuple):
     interval: float  # ps, to the next frame
     vectors: list[NDArray]  # [n_atoms, 3] each, as VECTORS
     edges: NDArray  # [n_systems, 3, 3]
-    observables: list[NDArray]  # [n_systems] each, as OBSERVABLES, then as `others`
+    observables: list[NDArray]  # [n_systems, ...] each, as OBSERVABLES, then as `others`
+    charges: NDArray | None = None  # [n_atoms] e
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return sum(array.nbytes for array in (*self.vectors, self.edges, *self.observables))
+        charges = [] if self.charges is None else [self.charges]
+        arrays = (*self.vectors, self.edges, *self.observables, *charges)
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -99,10 +107,11 @@ class StoredSystem:
         numbers: [n].
         masses: [n] amu.
         pbc: [3], bool.
-        charge: e.
+        charge: e, in all.
         spin: multiplicity.
         fixed: [n], bool: atoms that stay where they are.
         others: names and units of further observables, sorted.
+        has_charges: whether its frames have partial charges.
     """
 
     particles: str
@@ -114,6 +123,7 @@ class StoredSystem:
     spin: int
     fixed: NDArray
     others: tuple[tuple[str, str], ...]
+    has_charges: bool = False
 
     @property
     def paths(self) -> list[str]:
@@ -122,6 +132,7 @@ class StoredSystem:
             *(f"{self.particles}/{name}" for name in (*VECTORS, "species", "box/edges")),
             *(f"{self.observables}/{name}" for name in OBSERVABLES),
             *(f"{self.observables}/{name}" for name, _ in self.others),
+            *([f"{self.particles}/charge"] if self.has_charges else []),
         ]
 
     def difference(self, other: StoredSystem) -> str:
@@ -148,12 +159,15 @@ def _columns(
     vectors = [np.stack(arrays) for arrays in zip(*(f.vectors for f in frames), strict=True)]
     edges = np.stack([frame.edges for frame in frames])
     observables = [np.stack(a) for a in zip(*(f.observables for f in frames), strict=True)]
+    charges = [frame.charges for frame in frames if frame.charges is not None]
     first = 0
     for k, atoms in enumerate(of_systems):
         mine = slice(first, first := first + len(atoms.numbers))
         yield from (column[:, mine] for column in vectors)
         yield np.tile(atoms.numbers.astype(np.int8), (len(frames), 1))
         yield from (column[:, k] for column in (edges, *observables))
+        if atoms.has_charges:
+            yield np.stack([one[mine] for one in charges])
 
 
 def create(file: h5py.File, of_systems: Sequence[StoredSystem], like: Frame, author: str) -> None:
@@ -249,7 +263,18 @@ def described(file: h5py.File) -> list[StoredSystem]:
     for atoms in found:
         if atoms.fixed.shape != atoms.numbers.shape:
             raise ValueError(f"{atoms.particles}/fixed has not one value an atom, it is damaged")
+        if atoms.has_charges:
+            _check_shape(file, f"{atoms.particles}/charge", atoms.numbers.shape)
+        if any(name == DIPOLE for name, _ in atoms.others):
+            _check_shape(file, f"{atoms.observables}/{DIPOLE}", (3,))
     return found
+
+
+def _check_shape(file: h5py.File, element: str, shape: tuple[int, ...]) -> None:
+    if (found := file[f"{element}/value"].shape[1:]) != shape:
+        raise ValueError(
+            f"a frame of {element} has the shape {list(found)} and not {list(shape)}, it is damaged"
+        )
 
 
 def _described(file: h5py.File, particles: str) -> StoredSystem:
@@ -266,6 +291,7 @@ def _described(file: h5py.File, particles: str) -> StoredSystem:
         spin=int(group.attrs["spin_multiplicity"]),
         fixed=group["fixed/value"][0] if "fixed" in group else np.zeros(len(numbers), dtype=bool),
         others=_others(file[observables]),
+        has_charges="charge" in group,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 from ase import Atoms
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from attncalc.md.h5md import (
     CHUNK_FRAMES,
+    DIPOLE,
     FORCE,
     OBSERVABLES,
     VELOCITY,
@@ -39,6 +40,8 @@ def read_h5md(
     units, the constraint `FixAtoms` where atoms are fixed (whose forces are those of the model:
     `get_forces(apply_constraint=False)`), and in `info` what the run says of them: "step",
     "time_fs", "charge", "spin" and, where the log has them, "force_spread_eV_A" and "pressure_GPa".
+    Charges (e) and dipole (e Å) are results as energy and forces are, where the run has written
+    them.
 
     Args:
         path: file, by name or open for binary reading.
@@ -125,7 +128,7 @@ def _to_ase(
     _: NDArray,
     edges: NDArray,
     potential_energy: float,
-    *numbers: float,
+    *numbers: Any,
 ) -> Atoms:
     """A frame; values in the order of `StoredSystem.paths`."""
     structure = Atoms(
@@ -139,11 +142,15 @@ def _to_ase(
     )
     if atoms.fixed.any():
         structure.set_constraint(FixAtoms(mask=atoms.fixed))
-    others = numbers[len(OBSERVABLES) - 1 :]
+    others = list(numbers[len(OBSERVABLES) - 1 :])
+    results = {"energy": float(potential_energy), "forces": force * FORCE}
+    if atoms.has_charges:
+        results["charges"] = others.pop()
     for (name, unit), value in zip(atoms.others, others, strict=True):
+        if name == DIPOLE:
+            results["dipole"] = value
+            continue
         head = SPREAD if name == FORCE_SPREAD.name else f"{name}_{unit}"
         structure.info[head] = float(value)
-    structure.calc = SinglePointCalculator(
-        structure, energy=float(potential_energy), forces=force * FORCE
-    )
+    structure.calc = SinglePointCalculator(structure, **results)
     return structure

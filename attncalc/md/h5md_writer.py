@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from attncalc.files import FileLock, folder_to_disk, lock, naming_full_disk, ref
 from attncalc.files.hdf5_writing import writing_hdf5
 from attncalc.md.callback import Callback
 from attncalc.md.h5md import (
+    DIPOLE,
+    DIPOLE_UNIT,
     FORCE,
     VELOCITY,
     Frame,
@@ -38,6 +40,7 @@ from attncalc.md.h5md import (
 )
 from attncalc.md.integrator import Column, Integrator, own_columns
 from attncalc.md.state import MDState
+from attncalc.md.written import checked_names, require_of_state
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ BUFFER_BYTES = 64 << 20
 BUFFER_SECONDS = 10.0
 # of a run's time that writing may cost: with a thousand systems, or on a slow disk, it waits longer
 LARGEST_SHARE = 0.05
+# no column of the log: it has three components
+DIPOLE_MOMENT = Column("", DIPOLE, DIPOLE_UNIT, lambda state: state.dipole)
 
 
 class H5MDWriter(Callback):
@@ -69,16 +74,25 @@ class H5MDWriter(Callback):
         path: new file; its name should end in .h5md, by which MDAnalysis and ASE know it.
         every: steps between frames.
         author: name of who runs it, which the format asks for.
+        write: further results, "charges" and "dipole"; the model must predict charges.
 
     Raises:
-        ValueError: `every` is not positive.
+        ValueError: `every` is not positive, or `write` has an unknown name.
     """
 
-    def __init__(self, path: str | Path, *, every: int = 100, author: str = "unknown") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        every: int = 100,
+        author: str = "unknown",
+        write: Sequence[str] = (),
+    ) -> None:
         if every < 1:
             raise ValueError(f"every must be a positive integer, got {every!r}")
         # a link to another disk stays one when the file behind it is replaced
         self.path, self.every, self.author = Path(path).resolve(), every, author
+        self.write = checked_names(write)
         self._twin, self._spare = hidden_files(self.path)
         self._atoms: list[StoredSystem] = []  # of a run that is going on
         self._others: list[Column] = []
@@ -97,7 +111,9 @@ class H5MDWriter(Callback):
             FileExistsError: the file exists.
             FileNotFoundError: its folder does not.
             BlockingIOError: another run is going to make it.
+            ValueError: the model does not give what shall be written.
         """
+        require_of_state(self.write, state)
         refuse_existing(self.path)
         self._claim = FileLock(self.path)
         self._start(state, integrator, step_on_disk=-1)
@@ -133,8 +149,8 @@ class H5MDWriter(Callback):
 
     def _last_frame(self, state: MDState, integrator: Integrator) -> tuple[int, int, int]:
         """Step of the last frame that stays, how many stay, and how many there are."""
-        others = _others(integrator, state)
-        atoms, timestep = _atoms_of(state, others), integrator.timestep / units.fs
+        require_of_state(self.write, state)
+        atoms, timestep = self._atoms_of(state, integrator), integrator.timestep / units.fs
         with opened(self.path) as file:
             check_same(described(file), atoms)
             steps, times = clock(file, atoms)
@@ -179,6 +195,9 @@ class H5MDWriter(Callback):
         if state.step == newest:
             return
         frame = _frame(state, self._others, self._timestep, self.every)
+        if "charges" in self.write:
+            assert state.charges is not None
+            frame = frame._replace(charges=_numbers(state.charges))
         self._frames.append(frame)
         self._bytes_waiting += frame.nbytes
         if (
@@ -233,11 +252,21 @@ class H5MDWriter(Callback):
             self.path.unlink(missing_ok=True)
 
     def _start(self, state: MDState, integrator: Integrator, *, step_on_disk: int) -> None:
-        self._others, self._timestep = _others(integrator, state), integrator.timestep / units.fs
-        self._atoms = _atoms_of(state, self._others)
+        self._others = self._further(integrator, state)
+        self._timestep = integrator.timestep / units.fs
+        self._atoms = self._atoms_of(state, integrator)
         self._frames, self._step_on_disk, self._bytes_waiting = [], step_on_disk, 0
         self._flush_after = time.monotonic() + BUFFER_SECONDS
         self._remove_hidden()
+
+    def _further(self, integrator: Integrator, state: MDState) -> list[Column]:
+        """Observables that not every run has, by name."""
+        asked = [DIPOLE_MOMENT] if DIPOLE in self.write else []
+        return sorted([*own_columns(integrator, state), *asked], key=lambda one: one.name)
+
+    def _atoms_of(self, state: MDState, integrator: Integrator) -> list[StoredSystem]:
+        others = self._further(integrator, state)
+        return _atoms_of(state, others, has_charges="charges" in self.write)
 
     def _cut(self, n_frames: int) -> None:
         with self._changed_twin() as file:
@@ -336,12 +365,7 @@ def hidden_files(path: Path) -> tuple[Path, Path]:
     return path.with_name(f".{path.name}.twin"), path.with_name(f".{path.name}.spare")
 
 
-def _others(integrator: Integrator, state: MDState) -> list[Column]:
-    """Observables that not every run has, by name."""
-    return sorted(own_columns(integrator, state), key=lambda one: one.name)
-
-
-def _atoms_of(state: MDState, others: list[Column]) -> list[StoredSystem]:
+def _atoms_of(state: MDState, others: list[Column], *, has_charges: bool) -> list[StoredSystem]:
     system = state.system
     fixed = torch.zeros_like(state.masses, dtype=torch.bool) if state.fixed is None else state.fixed
     names = ["atoms"] if system.n_systems == 1 else system_names(system.n_systems)
@@ -357,6 +381,7 @@ def _atoms_of(state: MDState, others: list[Column]) -> list[StoredSystem]:
             spin=int(system.spin[k]),
             fixed=_numbers(still),
             others=tuple((one.name, one.unit) for one in others),
+            has_charges=has_charges,
         )
         for k, (name, numbers, masses, still) in enumerate(
             zip(

@@ -32,6 +32,7 @@ from attncalc.md.simulation import run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
 from attncalc.md.with_ase import Frames, no_start
+from attncalc.md.written import require_of_state, results_of
 from attncalc.model_header import DTYPES
 from attncalc.potential import MOST_THREADS
 from attncalc.system import System
@@ -95,9 +96,9 @@ def run_structures(
     if integrator.ensemble == "nve":
         options["temperature"] = settings.temperature
     writer: Callback = (
-        H5MDWriter(trajectory, every=settings.every)
+        H5MDWriter(trajectory, every=settings.every, write=settings.write)
         if trajectory.suffix == ".h5md"
-        else FrameWriter(trajectory, structures[0], every=settings.every)
+        else FrameWriter(trajectory, structures[0], every=settings.every, write=settings.write)
     )
     state = integrator.init(force, system, **options)
     hottest = float(state.temperature.max())
@@ -188,7 +189,7 @@ def resume_structures(
     """
     integrator, state, info = restart
     state = state.to(force.device)
-    writer = H5MDWriter(trajectory, every=settings.every)
+    writer = H5MDWriter(trajectory, every=settings.every, write=settings.write)
     return _run(integrator, force, state, settings, writer, trajectory, info, progress)
 
 
@@ -319,10 +320,12 @@ class FrameWriter(Callback):
         path: new file.
         atoms: what frames are copies of, but for positions, cell, momenta and results.
         every: steps.
+        write: further results, see `attncalc.md.written`.
     """
 
-    def __init__(self, path: Path, atoms: Atoms, *, every: int) -> None:
+    def __init__(self, path: Path, atoms: Atoms, *, every: int, write: Sequence[str] = ()) -> None:
         self.every, self._frames, self._atoms = every, Frames(path), atoms.copy()
+        self.write = tuple(write)
         self._last, self._is_new = -1, False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
@@ -330,8 +333,10 @@ class FrameWriter(Callback):
 
         Raises:
             FileExistsError: the file exists.
+            ValueError: the model does not give what shall be written.
         """
-        del state, integrator
+        del integrator
+        require_of_state(self.write, state)
         refuse_existing(self._frames.path)
         self._is_new = True
         self._frames.__enter__()
@@ -345,7 +350,8 @@ class FrameWriter(Callback):
         frame.positions = state.system.positions.cpu().numpy()
         frame.set_momenta(state.momenta.cpu().numpy(), apply_constraint=False)
         energy, forces = float(state.energy), state.forces.cpu().numpy()
-        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+        others = results_of(state, self.write)
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces, **others)
         self._frames.write(frame)
         self._last = state.step
 

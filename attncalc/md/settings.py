@@ -13,6 +13,7 @@ from ase import units
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.time_unit import check_friction, check_relaxation, check_timestep
 from attncalc.md.velocities import MOST_STEPS
+from attncalc.md.written import checked_names
 from attncalc.nn.options import whole_number
 
 ENSEMBLES = ("nve", "nvt", "npt")
@@ -37,6 +38,7 @@ class Settings:
         cell_relaxation: ASE time units (1000 * ase.units.fs), of the cell in "npt".
         compressibility: 1/GPa, roughly that of the material; scales `cell_relaxation`.
         isotropic: whether the cell keeps its shape in "npt".
+        write: further results in the trajectory, "charges" and "dipole": see `attncalc.md.written`.
 
     Raises:
         ValueError: a setting is impossible; the message names it.
@@ -55,6 +57,7 @@ class Settings:
     cell_relaxation: float = 1000 * units.fs
     compressibility: float = 0.1
     isotropic: bool = True
+    write: tuple[str, ...] = ()
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> Settings:
@@ -99,6 +102,7 @@ class Settings:
             raise ValueError(f"compressibility must be positive, got {self.compressibility!r}")
         if not isinstance(self.isotropic, bool):
             raise ValueError(f"isotropic must be true or false, got {self.isotropic!r}")
+        object.__setattr__(self, "write", checked_names(self.write))
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -57,6 +57,7 @@ class MDState:
         seed: of the noise.
         limit: [n_systems] K: beyond this its run has lost its molecules; None before a run begins
             and after it has ended.
+        charges: [n_atoms] e, at these positions; None where the model does not predict them.
         stored: its tensors in a checkpoint.
     """
 
@@ -72,6 +73,7 @@ class MDState:
         Stored("atom_in_system", WHOLE, ("atoms",), 0),
         Stored("spread", FLOATS, ("systems",), 0, optional=True),
         Stored("limit", FLOATS[:1], ("systems",), 1e-12, optional=True),
+        Stored("charges", FLOATS, ("atoms",), optional=True),
     )
 
     system: System
@@ -88,6 +90,7 @@ class MDState:
     step: int
     seed: int
     limit: Tensor | None = None
+    charges: Tensor | None = None
 
     @property
     def velocities(self) -> Tensor:
@@ -173,6 +176,17 @@ class MDState:
         """[n_systems] eV: kinetic and potential energy less heat; only the timestep moves it."""
         return self.kinetic_energy + self.energy - self.heat
 
+    @property
+    def dipole(self) -> Tensor:
+        """[n_systems, 3] e Å: charges at their positions; of ions it depends on the origin.
+
+        Raises:
+            ValueError: the model does not predict charges.
+        """
+        if self.charges is None:
+            raise ValueError("this model predicts no partial charges, and so no dipole")
+        return self.per_system(self.charges.double().unsqueeze(1) * self.system.positions)
+
     @classmethod
     def kept_of(cls, result: Result, system: System) -> dict[str, Tensor | None]:
         """Fields of a state that come with the forces."""
@@ -181,7 +195,12 @@ class MDState:
             of_atoms = torch.linalg.vector_norm(result.spread.forces, dim=1)
             spread = torch.zeros_like(result.energy)
             spread = spread.scatter_reduce(0, system.system_idx, of_atoms, "amax")
-        return {"energy": result.energy, "forces": result.forces, "spread": spread}
+        return {
+            "energy": result.energy,
+            "forces": result.forces,
+            "spread": spread,
+            "charges": result.charges,
+        }
 
     def with_forces(self, result: Result) -> Self:
         """The state with energy and forces at its positions."""

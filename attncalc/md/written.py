@@ -1,0 +1,76 @@
+"""Results that a trajectory holds on request: partial charges and dipole moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attncalc.md.state import MDState
+
+RESULTS = ("charges", "dipole")
+
+
+def checked_names(names: object) -> tuple[str, ...]:
+    """Names of results, in the order of `RESULTS`.
+
+    Args:
+        names: a list or tuple of names.
+
+    Raises:
+        ValueError: it is none, or holds something else.
+    """
+    if not isinstance(names, list | tuple) or not all(name in RESULTS for name in names):
+        given = ", ".join(map(str, names)) if isinstance(names, list | tuple) else repr(names)
+        raise ValueError(f"write takes the names {' and '.join(RESULTS)}, got {given}")
+    return tuple(name for name in RESULTS if name in names)
+
+
+def require_results(names: Sequence[str], *, predicts_charges: bool, periodic: bool) -> None:
+    """Refuse results that a model does not give for its structures.
+
+    Args:
+        names: of `RESULTS`.
+        predicts_charges: whether the model predicts partial charges.
+        periodic: whether a structure has periodic directions.
+
+    Raises:
+        ValueError: there will be no charges, or no dipole that means something.
+    """
+    if names and not predicts_charges:
+        raise ValueError(
+            f"cannot write {' and '.join(names)}: this model predicts no partial charges"
+        )
+    if "dipole" in names and periodic:
+        raise ValueError(
+            "cannot write dipole: that of a periodic structure depends on the choice of its "
+            "images, and is given for molecules only"
+        )
+
+
+def require_of_state(names: Sequence[str], state: MDState) -> None:
+    """Refuse results that the model of a run does not give for its structures.
+
+    Args:
+        names: of `RESULTS`.
+        state: of the run.
+
+    Raises:
+        ValueError: as `require_results`.
+    """
+    periodic = bool(state.system.pbc.any())
+    require_results(names, predicts_charges=state.charges is not None, periodic=periodic)
+
+
+def results_of(state: MDState, names: Sequence[str]) -> dict[str, Any]:
+    """Results of a single structure as ASE has them: charges [n_atoms] e, dipole [3] e Å.
+
+    Args:
+        state: of one structure, with charges.
+        names: of `RESULTS`.
+    """
+    found: dict[str, Any] = {}
+    if "charges" in names and state.charges is not None:
+        found["charges"] = state.charges.double().cpu().numpy()
+    if "dipole" in names:
+        found["dipole"] = state.dipole[0].cpu().numpy()
+    return found

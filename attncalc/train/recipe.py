@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -295,7 +296,7 @@ class Recipe:
                 options = {"cutoff": LONG_RANGE, "all_pairs_in_molecules": True}
                 if self.long_range_cutoff is not None:
                     options = {"cutoff": self.long_range_cutoff}
-            elif "cutoff" in {field.name for field in dataclasses.fields(config)}:
+            elif "cutoff" in inspect.signature(config).parameters:
                 options = {"cutoff": float(self.config["cutoff"])}
             terms.append(kind(config(**options), tuple(elements)))
         return terms

@@ -392,3 +392,25 @@ def test_any_name_can_be_a_title(name):
         plots.md_summary(md_rows(2), [molecule("H2O")] * 2, title=name),
     ):
         assert drawn(figure).std() > 1
+
+
+# ---------------------------------------------------------------------------------------- spectra
+
+
+@pytest.mark.parametrize("has_infrared", [False, True])
+def test_spectrum_summary(has_infrared):
+    wavenumbers = np.linspace(0, 5000, 501)
+    line = np.exp(-(((wavenumbers - 1000) / 20) ** 2))
+    infrared = 40 * line if has_infrared else None
+    peaks = [[(1000.4, 1.0)], [(1000.4, 40.0)]]
+    figure = plots.spectrum_summary(
+        wavenumbers, line, infrared, highest=4000, peaks=peaks, title="a run"
+    )
+    assert len(figure.axes) == 1 + has_infrared
+    for axes in figure.axes:
+        assert axes.get_xlim() == (0, 4000)
+        assert axes.lines[0].get_xdata().max() == 4000
+        assert [text.get_text() for text in axes.texts] == ["1000"]
+        assert axes.get_ylim()[1] > axes.lines[0].get_ydata().max(), "room for the numbers"
+    assert figure.get_suptitle() == "a run"
+    figure.savefig(io.BytesIO(), format="png")

@@ -33,6 +33,10 @@ COMMANDS = {
     "models": ("models", "List the models that come with attncalc: elements, data, errors."),
     "relax": ("relax", "Relax every structure of a file until no force exceeds --fmax."),
     "sample": ("sample", "Sample molecules of H C N O F P S Cl and label their structures."),
+    "spectrum": (
+        "spectrum",
+        "Draw vibrational density of states and infrared spectrum of an H5MD trajectory.",
+    ),
     "train": ("train", "Train a model by a recipe; a stopped run continues where it was."),
     "verify": (
         "verify",

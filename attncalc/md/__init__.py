@@ -12,6 +12,7 @@ from attncalc.md.log_file import SPREAD, LogSummary, read_log
 from attncalc.md.relaxation import Relaxed, relax_batch
 from attncalc.md.settings import ENSEMBLES, Settings
 from attncalc.md.simulation import run
+from attncalc.md.spectrum import Spectrum, spectrum_of
 from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer
 from attncalc.md.verlet import Verlet
@@ -32,6 +33,7 @@ __all__ = [
     "Relaxed",
     "Restart",
     "Settings",
+    "Spectrum",
     "Thermometer",
     "Verlet",
     "load_checkpoint",
@@ -40,4 +42,5 @@ __all__ = [
     "relax_batch",
     "run",
     "run_with_ase",
+    "spectrum_of",
 ]

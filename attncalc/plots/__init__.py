@@ -15,6 +15,7 @@ from attncalc.plots.errors import (
     share_below,
 )
 from attncalc.plots.relaxation import relax_summary
+from attncalc.plots.spectrum import spectrum_summary
 from attncalc.plots.structures import draw_structure
 from attncalc.plots.training import learning_curve
 
@@ -33,4 +34,5 @@ __all__ = [
     "radial_distribution",
     "relax_summary",
     "share_below",
+    "spectrum_summary",
 ]

@@ -23,6 +23,7 @@ COMMANDS = [
     ["train"],
     ["eval"],
     ["export"],
+    ["spectrum"],
     ["verify"],
     ["models"],
     ["convert", "so3krates"],

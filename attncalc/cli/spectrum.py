@@ -1,0 +1,101 @@
+"""`attncalc spectrum`: vibrations of a trajectory."""
+
+from __future__ import annotations
+
+import click
+
+from attncalc import plots
+from attncalc.cli.errors import one_line_errors
+from attncalc.cli.files import existing_file, save_picture
+from attncalc.cli.output import output_file, output_options, report_json, say
+from attncalc.files import write_atomically
+from attncalc.md.spectrum import csv_of, spectrum_of
+
+
+@click.command()
+@click.argument("trajectory", metavar="RUN.h5md")
+@click.option(
+    "-o", "--output", help="Picture to write, .png, .pdf or .svg. Default: RUN.spectrum.png."
+)
+@click.option("--csv", "table", help="File for the numbers, .csv.")
+@click.option(
+    "--resolution",
+    default=10.0,
+    show_default=True,
+    help="Full width at half maximum of a sharp line, 1/cm.",
+)
+@click.option(
+    "--highest",
+    type=float,
+    help="Fastest motion expected, 1/cm. Default: 4500 with hydrogen, 2500 without.",
+)
+@click.option(
+    "--system", type=click.IntRange(min=0), help="System of a batch. Default: the mean of all."
+)
+@output_options
+@one_line_errors
+def spectrum(trajectory, output, table, resolution, highest, system) -> None:
+    """Draw vibrational density of states and infrared spectrum of an H5MD trajectory.
+
+    The density of states comes from velocities, the infrared spectrum from dipoles, where the run
+    has written them (attncalc md --write dipole). Replicas are averaged.
+
+    Example: attncalc spectrum run.h5md -o spectrum.png --csv spectrum.csv
+    """
+    source = existing_file(trajectory)
+    target = output_file(output or source.with_suffix(".spectrum.png"))
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"{target.name}: a picture must end in .png, .pdf or .svg")
+    numbers = None if table is None else output_file(table)
+    if numbers is not None and numbers.suffix != ".csv":
+        raise ValueError(f"{numbers.name}: the numbers' file must end in .csv")
+    try:
+        found = spectrum_of(source, resolution=resolution, highest=highest, system=system)
+    except IndexError as error:
+        raise ValueError(error) from None
+    systems = f" of {found.n_systems} systems" if found.n_systems > 1 else ""
+    say(
+        f"{found.n_frames} frames{systems}, {found.spacing:g} fs apart, {found.temperature:.0f} K; "
+        f"resolution {found.resolution:.3g} 1/cm (Hann window, correlation depth "
+        f"{found.depth / 1000:.3g} ps), up to {found.highest:g} 1/cm"
+    )
+    n_dof, peaks = found.integral(found.vdos), [found.peaks(found.vdos)]
+    say(f"density of states, {n_dof:.4g} degrees of freedom; {_listed(peaks[0])}")
+    if found.infrared is None:
+        say("no infrared spectrum: the trajectory has no dipoles (attncalc md --write dipole)")
+    else:
+        peaks.append(found.peaks(found.infrared))
+        total = found.integral(found.infrared)
+        say(f"infrared, harmonic quantum correction, {total:.4g} km/mol; {_listed(peaks[1])}")
+    figure = plots.spectrum_summary(
+        found.wavenumbers,
+        found.vdos,
+        found.infrared,
+        highest=found.highest,
+        peaks=peaks,
+        title=f"{source.name}, {found.temperature:.0f} K, resolution {found.resolution:.3g} 1/cm",
+    )
+    save_picture(figure, target)
+    if numbers is not None:
+        write_atomically(numbers, csv_of(found).encode())
+    say(f"wrote {target}" + ("" if numbers is None else f", {numbers}"))
+    report_json(
+        {
+            "picture": str(target),
+            "csv": None if numbers is None else str(numbers),
+            "frames": found.n_frames,
+            "systems": found.n_systems,
+            "resolution": found.resolution,
+            "highest": found.highest,
+            "degrees_of_freedom": n_dof,
+            "vdos_peaks": [wavenumber for wavenumber, _ in peaks[0]],
+            "infrared_peaks": [wavenumber for wavenumber, _ in peaks[1]] if peaks[1:] else None,
+        }
+    )
+
+
+def _listed(peaks: list[tuple[float, float]]) -> str:
+    """Name the strongest peaks, by wavenumber."""
+    if not peaks:
+        return "no peak"
+    return "strongest peaks " + ", ".join(f"{peak:.0f}" for peak, _ in sorted(peaks)) + " 1/cm"

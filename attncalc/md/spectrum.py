@@ -31,7 +31,6 @@ import numpy as np
 from ase import units
 from numpy.typing import NDArray
 from scipy import constants, fft
-from scipy.signal import find_peaks
 
 from attncalc.md.h5md import DIPOLE, VELOCITY, StoredSystem, clock, described, opened
 
@@ -97,6 +96,8 @@ class Spectrum:
             values: one of the spectra.
             most: so many at most.
         """
+        from scipy.signal import find_peaks  # slow to import, and `attncalc.md` is for more
+
         shown = np.where(self.wavenumbers <= self.highest, values, 0.0)
         lowest = int(np.searchsorted(self.wavenumbers, self.resolution))
         largest = shown[lowest:].max(initial=0.0)

@@ -68,8 +68,9 @@ def potential_of(name: str) -> Potential:
     if not name.startswith(("small", "equiformer")):
         return load(name, dtype="float64")
     torch.manual_seed(0)
-    if name == "small":
-        config = So3kratesConfig(4.0, 10.0, num_features=16, num_layers=1, num_basis=8)
+    if name.startswith("small"):
+        options = {"num_features": 16, "num_layers": 1, "num_basis": 8}
+        config = So3kratesConfig(4.0, 10.0, **options, predict_charges=name == "small-charges")
         return Potential(So3krates(config, len(ELEMENTS)), ELEMENTS).to(torch.float64)
     attention = name.removeprefix("equiformer-")
     options = {"channels": (16, 8, 8), "num_layers": 1, "head_features": 16}
@@ -147,6 +148,13 @@ def test_committees_and_crystals(periodic: bool) -> None:
     assert_equal(ours, plain)
     assert counting.n_replayed >= 6
     assert (ours.spread is None) == periodic
+
+
+def test_charges_are_those_of_the_last_positions() -> None:
+    plain, ours, counting, forces = both("small-charges", HOT, ethanol(), 6, chunk=3)
+    assert_equal(ours, plain)
+    assert counting.n_replayed >= 6
+    assert torch.equal(ours.charges, forces(ours.system).charges)
 
 
 @pytest.mark.parametrize("integrator", [BUSSI, NPT], ids=["bussi", "cell_rescaling"])

@@ -39,8 +39,8 @@ N_HOT, HOT_STRIDE = 2, 60
 SCANNED_OF, SCAN_FRAMES = 8, 12
 # frames of clusters for each of a single molecule: a fifth of all
 CLUSTERS_PER_FRAME = 0.25
-# small molecules and ions that clusters of a chunk take their solvents and counter-ions from
-N_SOLVENTS, N_IONS = 5, 4
+# small molecules, cations and anions that clusters of a chunk take solvents and counter-ions from
+N_SOLVENTS, N_IONS = 5, 2
 
 
 @dataclass
@@ -109,15 +109,12 @@ def make_chunk(
 
 
 def _solvents(rng: np.random.Generator) -> list[Molecule]:
-    lists = ((fragments.SOLVENTS, N_SOLVENTS), *((ions, N_IONS // 2) for ions in _ION_LISTS))
+    numbers = {fragments.SOLVENTS: N_SOLVENTS, fragments.CATIONS: N_IONS, fragments.ANIONS: N_IONS}
     return [
         Molecule("solvent", str(smiles))
-        for choices, n in lists
+        for choices, n in numbers.items()
         for smiles in rng.choice(choices, n, replace=False)
     ]
-
-
-_ION_LISTS = (fragments.CATIONS, fragments.ANIONS)
 
 
 def _built(

@@ -108,14 +108,11 @@ def acceptable(mol: Chem.Mol | str | None) -> Chem.Mol | None:
     if mol is None or mol.GetNumAtoms() == 0 or mol.GetNumHeavyAtoms() > MOST_HEAVY:
         return None
     atoms = list(mol.GetAtoms())
-    return (
-        mol
-        if all(atom.GetSymbol() in fragments.ELEMENTS for atom in atoms)
-        and not any(atom.GetNumRadicalElectrons() for atom in atoms)
-        and abs(Chem.GetFormalCharge(mol)) <= 1
-        and len(Chem.GetMolFrags(mol)) == 1
-        else None
-    )
+    is_known = all(atom.GetSymbol() in fragments.ELEMENTS for atom in atoms)
+    is_closed = not any(atom.GetNumRadicalElectrons() for atom in atoms)
+    is_one = len(Chem.GetMolFrags(mol)) == 1
+    fits = is_known and is_closed and is_one and abs(Chem.GetFormalCharge(mol)) <= 1
+    return mol if fits else None
 
 
 @cache

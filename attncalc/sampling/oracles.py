@@ -223,13 +223,14 @@ class CalculatorOracle:
     """
 
     def __init__(self, module: str, attribute: str) -> None:
-        sys.path.insert(0, os.getcwd())
+        folder = os.getcwd()  # a command installed by pip does not look for modules here
+        sys.path.insert(0, folder)
         try:
             self._calculator = getattr(importlib.import_module(module), attribute)()
         except AttributeError as error:
             raise ImportError(f"--oracle {module}:{attribute}: {error}") from None
         finally:
-            sys.path.remove(os.getcwd())
+            sys.path.remove(folder)
         if not hasattr(self._calculator, "calculate"):
             raise TypeError(f"--oracle {module}:{attribute} must return an ASE calculator")
         self.teacher = self.level_of_theory = f"{module}:{attribute}"
@@ -244,7 +245,10 @@ class CalculatorOracle:
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
         except Exception as error:  # of whatever program
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
-        results = self._calculator.results
-        return Labels(
-            float(energy), np.array(forces), results.get("charges"), None, results.get("dipole")
-        )
+        # copies: a calculator may write its next results into the same arrays
+        others = {
+            name: np.array(value, dtype=np.float64)
+            for name in ("charges", "dipole")
+            if (value := self._calculator.results.get(name)) is not None
+        }
+        return Labels(float(energy), np.array(forces), **others)

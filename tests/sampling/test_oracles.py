@@ -87,6 +87,9 @@ def test_any_calculator() -> None:
     assert labels.energy == pytest.approx(atoms.get_potential_energy())
     np.testing.assert_allclose(labels.forces, atoms.get_forces())
     assert labels.charges is None
+    first = labels.forces.copy()
+    oracle.label(structures()[:3])
+    np.testing.assert_array_equal(labels.forces, first)
     assert oracle.teacher == "teachers:spheres"
 
 

@@ -246,6 +246,8 @@ def _fit(
             "labels": weights.of_outputs,
             "keeps_system": any(reads_system(term) for term in potential.pair_terms),
         }
+        if processes.is_first:
+            log.info("making neighbour lists of %d structures", len(training))
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         sizes = sizes_of(batches)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)

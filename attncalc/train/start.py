@@ -20,6 +20,8 @@ from attncalc.train.recipe import Recipe
 
 # of structures that are evaluated together
 ATOMS_AT_ONCE = 512
+# structures that the first reference energies are fitted to: a plain network takes ms for each
+MOST_EVALUATED = 2000
 
 
 def new_potential(recipe: Recipe, training: Dataset) -> Potential:
@@ -92,12 +94,26 @@ def _on_the_labels(potential: Potential, training: Dataset) -> Potential:
     counts energies from another zero. What the labels do not tell apart, as the elements of a
     single molecule, stays as it was.
     """
-    results = evaluate_many(potential, training.structures, batch_atoms=ATOMS_AT_ONCE)
+    some = _some_of_all_elements(training)
+    results = evaluate_many(potential, some.structures, batch_atoms=ATOMS_AT_ONCE)
     energies = np.concatenate([result.energy.cpu().numpy() for _, result in results])
-    shift = per_element(training, training.energies - energies)
+    shift = per_element(some, some.energies - energies)
     by_species = [shift[z] for z in potential.species]
     potential.reference_energies += torch.tensor(by_species, dtype=torch.float64)
     return potential
+
+
+def _some_of_all_elements(training: Dataset) -> Dataset:
+    """Structures spread over a large data set, with all of its elements; all of a small one."""
+    if len(training) <= MOST_EVALUATED:
+        return training
+    chosen = np.linspace(0, len(training) - 1, MOST_EVALUATED).astype(int).tolist()
+    found = {z for k in chosen for z in training.structures[k].numbers.tolist()}
+    for k, atoms in enumerate(training.structures):
+        if not found.issuperset(numbers := set(atoms.numbers.tolist())):
+            chosen.append(k)
+            found |= numbers
+    return training[chosen]
 
 
 def _starting_model(recipe: Recipe, training: Dataset) -> Potential:

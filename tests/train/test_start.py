@@ -13,6 +13,7 @@ from attncalc.data.errors import errors, predict
 from attncalc.nn.so3krates import So3krates
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
+from attncalc.train import start
 from attncalc.train.start import new_potential
 
 
@@ -186,3 +187,14 @@ def test_a_start_is_looked_for_beside_the_recipe(recipe, before, tmp_path, monke
     assert beside.find_start() == before.model
     shipped = dataclasses.replace(recipe, start_from="so3krates-ethanol")
     assert shipped.find_start().name == "so3krates-ethanol.safetensors"
+
+
+def test_reference_energies_of_a_large_set_are_fitted_to_some_of_it(recipe, parts, monkeypatch):
+    """With every element, also one that a few structures have."""
+    training = parts[0]
+    whole = new_potential(recipe, training).reference_energies
+    monkeypatch.setattr(start, "MOST_EVALUATED", 5)
+    some = start._some_of_all_elements(training)
+    assert len(some) < len(training)
+    assert start.elements_of(some) == start.elements_of(training)
+    assert torch.allclose(new_potential(recipe, training).reference_energies, whole, atol=0.5)

@@ -154,11 +154,15 @@ class AtomOutputs:
             the network does not predict them.
         hirshfeld_ratios: [n_atoms], volume of an atom in its surroundings over that of the free
             atom (Hirshfeld, 1977), not negative; None likewise.
+        features: [n_atoms, F], in the network's dtype: what the energy is read from, invariant
+            under rotation, for `attncalc.novelty`; None where they are not known, as those of
+            some engines. Nothing is differentiated by them.
     """
 
     energies: Tensor
     charges: Tensor | None = None
     hirshfeld_ratios: Tensor | None = None
+    features: Tensor | None = None
 
     @property
     def arrays(self) -> EnergyArray | None:
@@ -176,8 +180,8 @@ class OutputsOfArray(OfArrays, AtomOutputs):
     """Outputs made of an `EnergyArray`."""
 
 
-OUTPUTS = tuple(field.name for field in fields(AtomOutputs))
-"""Names of all outputs that a network may have."""
+OUTPUTS = tuple(field.name for field in fields(AtomOutputs) if field.name != "features")
+"""Names of all predictions that a network may have."""
 
 
 class Linearized(NamedTuple):

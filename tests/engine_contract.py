@@ -283,6 +283,20 @@ class EngineContract:
         *_, after = shared.engine._free[2]
         assert after.threads is not before.threads
 
+    def test_features_are_those_of_the_network(self, every_kind: Potential) -> None:
+        """What energies are read from; the next evaluation leaves them as they are."""
+        graph, other = (
+            build_graph(every_kind, System.from_ase(atoms)) for atoms in (triclinic(), ethanol())
+        )
+        expected = exact(every_kind).network(graph).features
+        size = expected.abs().amax()
+        for n in (1, 2):
+            engine = in_threads(every_kind, n).engine
+            features = engine.linearize(graph).outputs.features
+            engine.linearize(other)
+            assert features.dtype == torch.float32
+            assert (features - expected).abs().amax() <= TOLERANCE * size
+
     def test_workspaces_go_back(self, every_kind: Potential) -> None:
         """When the gradient has been pulled, and when nobody can pull it any more."""
         engine = lower(every_kind).network.engine

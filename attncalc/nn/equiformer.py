@@ -218,7 +218,7 @@ class Equiformer(nn.Module):
         for block in self.blocks:
             features = block(features, geometry)
         (scalars,) = self.norm([self.last_block(features, geometry)])
-        return AtomOutputs(energies=self.head(scalars))
+        return AtomOutputs(energies=self.head(scalars), features=scalars.squeeze(1))
 
     def head(self, scalars: Tensor) -> Tensor:
         """[n_atoms, 1, head_features] -> energies [n_atoms]."""

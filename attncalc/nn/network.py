@@ -145,4 +145,7 @@ def by_autograd(network: Any, graph: Graph) -> Linearized:
         (gradient,) = torch.autograd.grad(roots, vectors, seeds, materialize_grads=True)
         return gradient
 
-    return Linearized(AtomOutputs(**{name: value.detach() for name, value in found.items()}), pull)
+    values = {name: value.detach() for name, value in found.items()}
+    if outputs.features is not None:
+        values["features"] = outputs.features.detach()
+    return Linearized(AtomOutputs(**values), pull)

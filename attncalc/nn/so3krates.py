@@ -287,7 +287,7 @@ class So3krates(ModuleWithConstants):
             features, ev = layer(features, ev, geometry)
         heads = self.charge_head, self.hirshfeld_head
         charges, ratios = (None if head is None else head(features, graph) for head in heads)
-        return AtomOutputs(self.head(features), charges, ratios)
+        return AtomOutputs(self.head(features), charges, ratios, features)
 
     def geometry(self, graph: Graph) -> PairGeometry:
         """Return everything that depends on edge vectors alone, once for all layers."""

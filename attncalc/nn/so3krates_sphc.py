@@ -96,7 +96,7 @@ class So3kratesSphc(ModuleWithConstants):
         ev = self.initial_ev(geometry, graph.n_atoms)
         for layer in self.layers:
             features, ev = layer(features, ev, geometry, self.harmonics, self.coupling)
-        return AtomOutputs(energies=self.head(features))
+        return AtomOutputs(energies=self.head(features), features=features)
 
     def geometry(self, graph: Graph) -> Geometry:
         """Lengths, directions and functions of them for the edges of a graph."""

@@ -28,7 +28,7 @@ from attncalc.kernels.equiformer.step_loop import (
     reverse,
 )
 from attncalc.kernels.simd.barrier import Barrier
-from attncalc.kernels.simd.engine import CompiledEngine
+from attncalc.kernels.simd.engine import CompiledEngine, Workspaces
 from attncalc.kernels.simd.held import Held
 from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.simd.partition import Part
@@ -77,6 +77,9 @@ class Engine(CompiledEngine[Held]):
             self.plan = plan_of(exact, self.layout)
             self.weights = weights_of(exact, self.plan)
             self.bias = float(exact.energy.scalar_bias.item())
+            # of the last norm: the loops have them in the weights behind it
+            scale, bias = exact.norm.scales[0], exact.norm.bias
+            self.last_norm = tuple(one.numpy().astype(np.float32) for one in (scale, bias))
         self.radial = Radial(
             float(network.config.cutoff),
             float(shortest),
@@ -90,6 +93,10 @@ class Engine(CompiledEngine[Held]):
         receivers = [part.arrays.receivers for part in parts]
         most = max(int(np.bincount(some, minlength=1).max()) for some in receivers)
         return n_atoms, max(map(len, receivers)), max(CHUNK, most)
+
+    def _features(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        scale, bias = self.last_norm
+        return rows * scale + bias
 
     def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> None:
         """All is in the arrays."""
@@ -117,7 +124,7 @@ class Engine(CompiledEngine[Held]):
     ) -> None:
         reverse(barrier, workspace, len(part.arrays.species), n, d_outputs[0], d_vectors)
 
-    def _workspaces(self, size: int, most: int, *sizes: int) -> list[Held]:
+    def _workspaces(self, size: int, most: int, *sizes: int) -> Workspaces[Held]:
         n, n_edges, chunk = sizes
         rows = n + size * most
         c, w, plan = self.config, self.weights, self.plan
@@ -227,4 +234,5 @@ class Engine(CompiledEngine[Held]):
         d_rows = AtomRows(floats(rows, width), floats(n, width), floats(n, queries))
         numbers = Numbers(KINDS[c.attention], CHUNK, keeps)
         network = numbers, self.radial, self.layout, self.plan, self.weights, self.bias
-        return [hold((*network, kept, atoms, d_rows, *own())) for _ in range(size)]
+        each = (hold((*network, kept, atoms, d_rows, *own())) for _ in range(size))
+        return Workspaces(each, atoms.normal)

@@ -6,7 +6,7 @@ import copy
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -31,6 +31,19 @@ HEADROOM = 1.1
 Workspace = TypeVar("Workspace")
 
 
+class Workspaces(list[Workspace]):
+    """Working space of every thread of one evaluation.
+
+    Args:
+        each: one of each thread.
+        features: [rows, F], what the energies are read from: the first rows are those of the atoms.
+    """
+
+    def __init__(self, each: Iterable[Workspace], features: NDArray[np.float32]) -> None:
+        super().__init__(each)
+        self.features = features
+
+
 class Ghosts(NamedTuple):
     """Ghost atoms of all threads, see `attncalc.kernels.simd.barrier.Barrier`."""
 
@@ -50,7 +63,7 @@ class Lease(NamedTuple, Generic[Workspace]):
     """
 
     sizes: tuple[int, ...]
-    workspaces: Sequence[Workspace]
+    workspaces: Workspaces[Workspace]
     threads: Threads | None
     ghosts: Ghosts
 
@@ -111,11 +124,12 @@ class CompiledEngine(ABC, Generic[Workspace]):
         evaluation = _Evaluation(self, graph, arrays, size)
         if not evaluation.forward():
             return None
+        features = evaluation.features
         if len(self.names) == 1:
             energies = EnergyArray(evaluation.outputs[0])
-            return Linearized(OutputsOfArray.of(energies), evaluation.pull)
+            return Linearized(OutputsOfArray.of(energies, features=features), evaluation.pull)
         values = map(torch.from_numpy, evaluation.outputs)
-        outputs = AtomOutputs(**dict(zip(self.names, values, strict=True)))
+        outputs = AtomOutputs(**dict(zip(self.names, values, strict=True)), features=features)
         return constrained(Linearized(outputs, evaluation.pull), graph)
 
     def lease(self, size: int, needs: tuple[int, ...]) -> Lease[Workspace]:
@@ -151,8 +165,16 @@ class CompiledEngine(ABC, Generic[Workspace]):
         """Return for how many atoms, then for how many edges and the like, there must be room."""
 
     @abstractmethod
-    def _workspaces(self, size: int, most: int, *sizes: int) -> Sequence[Workspace]:
+    def _workspaces(self, size: int, most: int, *sizes: int) -> Workspaces[Workspace]:
         """Return new workspaces for `size` threads of at most so many ghosts."""
+
+    def _features(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return features as the network has them, in memory of their own.
+
+        Args:
+            rows: [n_atoms, F] of the working space, which the next evaluation overwrites.
+        """
+        return rows.copy()
 
     @abstractmethod
     def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Any:
@@ -241,6 +263,13 @@ class _Evaluation:
             self.close()
             if self.counts[0] != MORE_GHOSTS:
                 return False
+
+    @property
+    def features(self) -> torch.Tensor:
+        """[n_atoms, F] after the forward pass."""
+        assert self.lease is not None
+        rows = self.lease.workspaces.features[: self.outputs.shape[1]]
+        return torch.from_numpy(self.engine._features(rows))
 
     def pull(self, d_outputs: AtomOutputs) -> Any:
         """dE / d outputs -> dE / d vectors [n_edges, 3], once; of an array, an array.

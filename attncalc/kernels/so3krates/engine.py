@@ -26,7 +26,7 @@ from attncalc.graph import (
     GraphArrays,
 )
 from attncalc.kernels.simd.barrier import Barrier
-from attncalc.kernels.simd.engine import CompiledEngine
+from attncalc.kernels.simd.engine import CompiledEngine, Workspaces
 from attncalc.kernels.simd.held import Held
 from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.simd.partition import Part
@@ -191,7 +191,7 @@ class Engine(CompiledEngine[Held]):
         kinds, gathered = inputs.kinds, inputs.gathered
         reverse(barrier, workspace, n_atoms, n, kinds, gathered, d_outputs, d_vectors)
 
-    def _workspaces(self, size: int, most: int, *sizes: int) -> list[Held]:
+    def _workspaces(self, size: int, most: int, *sizes: int) -> Workspaces[Held]:
         n, n_own, p = sizes
         rows = n + size * most
         width, n_layers = self.width, self.n_layers
@@ -244,7 +244,8 @@ class Engine(CompiledEngine[Held]):
             d_ev=floats(rows, orders),
         )
         network = self.shape, self.numbers, self.constants, self.weights
-        return [hold((*network, common, *own())) for _ in range(size)]
+        each = (hold((*network, common, *own())) for _ in range(size))
+        return Workspaces(each, common.x)
 
 
 # what the first layer is told where features are not those of a kind

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.fast import lower
@@ -65,6 +67,7 @@ class Evaluator:
     def __init__(
         self, potential: Potential, *, skin: float | None = None, delta: bool = False
     ) -> None:
+        self._last: tuple[System, Result] | None = None
         if delta != bool(potential.baseline):
             raise ValueError(_wrong_delta(potential.baseline))
         self.plain = copy.deepcopy(potential).requires_grad_(False).eval()
@@ -98,7 +101,26 @@ class Evaluator:
         Raises:
             ValueError: as `VerletList.update`.
         """
-        return evaluate(self.potential, self._graphs(system))
+        result = evaluate(self.potential, self._graphs(system))
+        self._last = system, result
+        return result
+
+    def novelty(self, system: System) -> NDArray[np.float64] | None:
+        """Novelty of every atom, [n_atoms], see `Result.novelty`.
+
+        Of the system that was evaluated last it costs next to nothing; any other is evaluated.
+
+        Raises:
+            ValueError: as `VerletList.update`.
+        """
+        if not self.plain.knows_its_training:
+            return None
+        last = self._last
+        result = last[1] if last is not None and last[0] is system else self(system)
+        return result.novelty
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}
 
     def many(self, structures: Sequence[Atoms]) -> Iterator[tuple[System, Result]]:
         """Results of structures of any kind, see `attncalc.potential.evaluate_many`."""

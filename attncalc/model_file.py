@@ -11,8 +11,10 @@ member (tensors are then called "members.0.network..." and so on),
 
 so that the file rebuilds its potential by itself. A member may also be {"name": "other", "sha256":
 checksum}: the model in other.safetensors, beside the file or shipped, with all its members if it
-is a committee. Loading reads numbers and JSON: it can execute nothing. The table of network names
-below is the only one.
+is a committee. Where an entry "novelty" stands beside "dtype", the file holds the environments of
+the training (tensors "novelty.mean" and the like, see `attncalc.novelty.Environments`).
+Loading reads numbers and JSON: it can execute nothing. The table of network names below is the
+only one.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -36,6 +39,7 @@ from attncalc.model_header import (
     DTYPES,
     FORMAT,
     MOST_MEMBERS,
+    NOVELTY,
     UNITS,
     StoredModel,
     check_header,
@@ -46,6 +50,7 @@ from attncalc.model_header import (
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
+from attncalc.novelty import Environments
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
@@ -64,6 +69,9 @@ PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {
     "dispersion": (Dispersion, DispersionConfig),
     "ewald": (Ewald, EwaldConfig),
 }
+
+
+NOVELTY_TENSORS = ("mean", "whiten", "closest")
 
 
 def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()) -> None:
@@ -256,11 +264,14 @@ def _tensors(potential: Potential) -> dict[str, Tensor]:
     named = {f"network.{k}": v for k, v in potential.network.state_dict().items()}
     for n, term in enumerate(potential.pair_terms):
         named |= {f"pair_terms.{n}.{k}": v for k, v in term.state_dict().items()}
+    if (known := potential.environments) is not None:
+        for name in NOVELTY_TENSORS:
+            named[f"{NOVELTY}.{name}"] = torch.from_numpy(getattr(known, name))
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
 def _description(potential: Potential) -> dict[str, Any]:
-    return {
+    described = {
         "network": _name_of(potential.network, NETWORKS),
         "config": dataclasses.asdict(potential.network.config),
         "pair_terms": [_described_term(term) for term in potential.pair_terms],
@@ -269,6 +280,14 @@ def _description(potential: Potential) -> dict[str, Any]:
         "scale": potential.scale.tolist(),
         "dtype": str(potential.dtype).removeprefix("torch."),
     }
+    if (known := potential.environments) is not None:
+        described[NOVELTY] = {
+            "n_structures": known.n_structures,
+            "n_atoms": list(known.n_atoms),
+            "n_features": known.whiten.shape[1],
+            "n_components": known.whiten.shape[2],
+        }
+    return described
 
 
 def _described_term(term: Any) -> dict[str, Any]:
@@ -344,7 +363,10 @@ def _header(path: Path, read: set[str]) -> dict[str, Any]:
         for entry in stored.header["members"]:
             if is_reference(entry):
                 found = _header(_member_file(entry, path.parent), read)
-                members += [{key: one[key] for key in DESCRIPTION} for one in descriptions(found)]
+                keys = (*DESCRIPTION, NOVELTY)
+                members += [
+                    {key: one[key] for key in keys if key in one} for one in descriptions(found)
+                ]
             else:
                 members.append(entry)
         return {**stored.header, "members": members}
@@ -435,7 +457,7 @@ def _build_one(description: dict[str, Any], n_stored: int, training: dict[str, A
         kind, term_config = _look_up(PAIR_TERMS, term["name"], term["config"])
         pair_terms.append(kind(term_config, tuple(species)))
     try:
-        return Potential(
+        potential = Potential(
             network(config, len(species)),
             species,
             reference_energies=description["reference_energies"],
@@ -445,6 +467,21 @@ def _build_one(description: dict[str, Any], n_stored: int, training: dict[str, A
         )
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"the header is damaged: {error}") from None
+    if NOVELTY in description:
+        potential.environments = _empty_environments(description[NOVELTY], len(species))
+    return potential
+
+
+def _empty_environments(described: dict[str, Any], n: int) -> Environments:
+    """Make environments of these shapes; `_fill` gives them numbers."""
+    width, n_components = described["n_features"], described["n_components"]
+    return Environments(
+        mean=np.zeros((n, width), np.float32),
+        whiten=np.zeros((n, width, n_components), np.float32),
+        closest=np.zeros((n, n)),
+        n_atoms=tuple(described["n_atoms"]),
+        n_structures=described["n_structures"],
+    )
 
 
 def _is_pair_term(entry: Any) -> bool:
@@ -501,6 +538,12 @@ def _fill(own: Own, state: dict[str, Tensor], dtype: str | None) -> None:
         for n, term in enumerate(potential.pair_terms):
             term.load_state_dict(_under(f"pair_terms.{n}.", mine))
         potential.set_dtype(DTYPES[dtype or own_dtype])
+        if (empty := potential.environments) is not None:
+            read: dict[str, Any] = {
+                name: mine[f"{NOVELTY}.{name}"].numpy().astype(getattr(empty, name).dtype)
+                for name in NOVELTY_TENSORS
+            }
+            potential.environments = dataclasses.replace(empty, **read)
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,6 +44,18 @@ DESCRIPTION: dict[str, type] = {
     "dtype": str,
 }
 
+# What it may say beside: of the environments that the potential was trained on, see
+# `attncalc.novelty.Environments`.
+NOVELTY = "novelty"
+NOVELTY_ENTRIES: dict[str, type] = {
+    "n_structures": int,
+    "n_atoms": list,
+    "n_features": int,
+    "n_components": int,
+}
+# numbers of its tensors: memory is taken for them before they are read
+MOST_NOVELTY = 1 << 22
+
 # Entries of "training" that files of earlier versions call otherwise: old name -> name.
 RENAMED_IN_TRAINING = {"corrects": "baseline"}
 # What it says instead of a member that has a file of its own.
@@ -268,9 +280,12 @@ def check_header(header: Any) -> None:
         for member in header["members"]:
             if not isinstance(member, dict):
                 raise ValueError("damaged entry in members")
-            _check_entries(member, REFERENCE if is_reference(member) else DESCRIPTION)
+            if is_reference(member):
+                _check_entries(member, REFERENCE)
+            else:
+                _check_entries(member, _described(member))
     else:
-        _check_entries(header, {**needed, **DESCRIPTION})
+        _check_entries(header, {**needed, **_described(header)})
     for description in descriptions(header):
         if is_reference(description):
             _check_reference(description)
@@ -280,6 +295,11 @@ def check_header(header: Any) -> None:
         raise ValueError(f"units {header['units']} are not {UNITS}")
     if list(header["checks"]) != ["sha256"]:
         raise ValueError("the checksum is missing, or something stands beside it")
+
+
+def _described(description: dict[str, Any]) -> dict[str, type]:
+    """Entries of a description: environments are not known of every potential."""
+    return {**DESCRIPTION, NOVELTY: dict} if NOVELTY in description else DESCRIPTION
 
 
 def _check_entries(header: dict[str, Any], needed: dict[str, type]) -> None:
@@ -304,6 +324,19 @@ def _check_description(description: dict[str, Any]) -> None:
             raise ValueError(f"{key} contains a value that is not a finite number")
     if len(description["pair_terms"]) > MOST_PAIR_TERMS:
         raise ValueError(f"more than {MOST_PAIR_TERMS} pair_terms")
+    if NOVELTY in description:
+        _check_novelty(description[NOVELTY], len(species))
+
+
+def _check_novelty(novelty: dict[str, Any], n_species: int) -> None:
+    _check_entries(novelty, NOVELTY_ENTRIES)
+    numbers = [novelty["n_structures"], novelty["n_features"], novelty["n_components"]]
+    n_atoms = novelty["n_atoms"]
+    if len(n_atoms) != n_species or not all(type(n) is int and n >= 0 for n in numbers + n_atoms):
+        raise ValueError("novelty: a number of atoms or structures is none")
+    width, n_components = numbers[1:]
+    if n_components > width or n_species * width * max(n_components, 1) > MOST_NOVELTY:
+        raise ValueError(f"novelty: {n_components} components of {width} features are too many")
 
 
 def _check_reference(reference: dict[str, Any]) -> None:

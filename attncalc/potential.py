@@ -31,6 +31,7 @@ from attncalc.graph import (
 )
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import linearize
+from attncalc.novelty import Environments, Surroundings
 from attncalc.ops import segment_sum
 from attncalc.physics.pair_term import (
     energies_of,
@@ -81,6 +82,8 @@ class Result:
         spread: how far the members of a committee are apart; None for a single potential.
         charges: [n_atoms] e; None where the network does not predict them, or not all members do.
         hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
+        surroundings: what `novelty` is computed from; None where the model does not know on what
+            environments it was trained.
     """
 
     energy: Tensor
@@ -90,6 +93,17 @@ class Result:
     spread: Spread | None = None
     charges: Tensor | None = None
     hirshfeld_ratios: Tensor | None = None
+    surroundings: Surroundings | None = None
+
+    @functools.cached_property
+    def novelty(self) -> NDArray[np.float64] | None:
+        """[n_atoms], no unit: how far each atom is outside the environments of the training.
+
+        1 is the edge of what training held, see `attncalc.novelty.Environments`. It is computed
+        when it is first asked for. Of a committee it is that of the first member which knows its
+        training; None where none does.
+        """
+        return None if self.surroundings is None else self.surroundings.novelty()
 
     def stress(self, system: System) -> Tensor:
         """[n_systems, 3, 3] eV/Å³: (1/V) dE / d strain, ASE's sign.
@@ -145,9 +159,12 @@ class Potential(nn.Module):
     Attributes:
         threads: that compiled steps on a CPU use for a large structure.
         checksum: SHA-256 of the model file that it was loaded from; "" for any other.
+        environments: that it was trained on; None where they are not known, see
+            `attncalc.calibrate`.
     """
 
     checksum: Any = ""
+    environments: Environments | None = None
     network: Any  # an nn.Module with `config` and the rest, for which there is no annotation
     reference_energies: Tensor
     scale: Tensor
@@ -177,6 +194,11 @@ class Potential(nn.Module):
         """Potentials whose mean it is; of most, itself alone."""
         members: Any = self._modules.get("members")
         return [self] if members is None else list(members)
+
+    @property
+    def knows_its_training(self) -> bool:
+        """Return True if its results have a novelty."""
+        return any(member.environments is not None for member in self.members)
 
     @property
     def cutoff(self) -> float:
@@ -431,6 +453,7 @@ class EdgeGradients:
         long: [n_edges, 3] eV/Å, of the graph of longer range; None where there is none.
         others: outputs of the network beside energies, by name, float64.
         summed: what pair terms have summed up themselves.
+        surroundings: see `Result`.
     """
 
     energies: Tensor
@@ -438,6 +461,7 @@ class EdgeGradients:
     long: Tensor | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
     summed: tuple[SummedGradient, ...] = ()
+    surroundings: Surroundings | None = None
 
     @property
     def arrays(self) -> EdgeArrays | None:
@@ -469,12 +493,17 @@ def edge_gradients(
     """
     graph, n_counted = graphs.short, graphs.n_counted
     outputs, pull = linearize(member.network, graph, waits=waits)
+    surroundings = _surroundings(member, outputs, graph)
     is_alone = n_counted is None and len(member.pair_terms) == 0
     if is_alone and outputs.arrays is not None:
         factors, scaled = _scaled_arrays(member, outputs.arrays.energies, graph)
         d_vectors = pull(OutputsOfArray.of(EnergyArray(factors)))
         return EdgeGradientsOfArrays.of(
-            EdgeArrays(scaled, d_vectors), long=None, others={}, summed=()
+            EdgeArrays(scaled, d_vectors),
+            long=None,
+            others={},
+            summed=(),
+            surroundings=surroundings,
         )
     factor, energies = _scaled(member, outputs.energies, graph)
     others = _others(outputs)
@@ -498,7 +527,16 @@ def edge_gradients(
     short = pull(AtomOutputs(**d_outputs))
     if (of_terms := gradients[False]) is not None:
         short = short + of_terms
-    return EdgeGradients(energies, short, gradients[True], others, tuple(summed))
+    return EdgeGradients(energies, short, gradients[True], others, tuple(summed), surroundings)
+
+
+def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> Surroundings | None:
+    environments = member.environments
+    if environments is None:
+        return None
+    network = member._modules["network"]  # attributes of a module are found late
+    plain = getattr(network, "network", network) if outputs.features is None else None
+    return Surroundings(environments, outputs.features, graph, plain)
 
 
 class _ScaleArrays:
@@ -618,7 +656,11 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
         strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
     for more in gradients.summed:
         forces, strain_gradient = forces + more.forces, strain_gradient + more.strain_gradient
-    return Result(energy, energies, forces, strain_gradient, **gradients.others)
+    return Result(
+        *(energy, energies, forces, strain_gradient),
+        **gradients.others,
+        surroundings=gradients.surroundings,
+    )
 
 
 def atom_virials(graphs: Graphs, gradients: EdgeGradients) -> Tensor:
@@ -660,7 +702,7 @@ def _assemble_by_loop(
     # adds in the order of the atoms, as `segment_sum` does in several times as long
     energy = np.bincount(system_idx, energies, minlength=n_systems)
     arrays = ResultArrays(energy, energies, forces, strain_gradient)
-    return ResultOfArrays.of(arrays, **gradients.others)
+    return ResultOfArrays.of(arrays, **gradients.others, surroundings=gradients.surroundings)
 
 
 @functools.cache
@@ -691,6 +733,7 @@ def _mean(results: list[Result]) -> Result:
         forces=forces,
         strain_gradient=all_of("strain_gradient").mean(0),
         spread=Spread(energy=energy_spread, forces=forces_spread),
+        surroundings=next((one.surroundings for one in results if one.surroundings), None),
         **{
             name: all_of(name).mean(0)
             for name in OUTPUTS[1:]

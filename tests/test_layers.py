@@ -23,12 +23,12 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"neighbors", "graph", "basis"}),
-    frozenset({"nn", "physics", "kernels"}),
+    frozenset({"nn", "physics", "kernels", "novelty"}),
     frozenset({"potential"}),
     frozenset(
         {
             *("model_file", "model_header", "fast", "evaluator", "checks", "data", "plots"),
-            *("convert", "describe", "hessian"),
+            *("convert", "describe", "hessian", "calibrate"),
         }
     ),
     frozenset({"calculator", "md", "train", "sampling"}),

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
@@ -24,13 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attncalc import model_file
+from attncalc.calibrate import calibrate
 from attncalc.model_file import header, load, save, shipped_models
 from attncalc.model_header import StoredModel, signature
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import Potential
+from attncalc.potential import Committee, Potential
 
 ELEMENTS = (1, 6, 8)
 CONFIG = tiny_so3krates(4.0, avg_num_neighbors=7.3, num_basis=4, head_features=4)
@@ -94,6 +96,37 @@ def test_round_trip_is_bit_equal(dtype: torch.dtype, zbl: bool, tmp_path: Path) 
         assert torch.equal(ours[name], tensor), name
         assert ours[name].dtype == tensor.dtype, name
     assert_same_bits(loaded, original)
+
+
+def test_environments_of_the_training_come_back(tmp_path: Path) -> None:
+    """With the same bits of forces; in another dtype too; of a committee, each member's."""
+    bare, told = small_potential(), small_potential()
+    calibrate(told, [ethanol()] * 3)
+    save(told, tmp_path / "model.safetensors")
+    for dtype in ("float32", "float64"):
+        found = load(tmp_path / "model.safetensors", dtype=dtype).environments
+        assert found is not None
+        for name in ("mean", "whiten", "closest"):
+            ours, theirs = getattr(found, name), getattr(told.environments, name)
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs), name
+        assert found.n_atoms == (18, 6, 3)
+    assert_same_bits(load(tmp_path / "model.safetensors"), bare)
+    assert header(tmp_path / "model.safetensors")["novelty"]["n_structures"] == 3
+
+
+def test_a_committee_takes_over_environments_of_its_members(tmp_path: Path) -> None:
+    one, other = small_potential(), small_potential()
+    other.scale += 1
+    calibrate(other, [ethanol()])
+    save(one, tmp_path / "one.safetensors")
+    save(other, tmp_path / "other.safetensors")
+    pair = Committee([load(tmp_path / f"{name}.safetensors") for name in ("one", "other")])
+    save(pair, tmp_path / "pair.safetensors", refer_to=["other"])
+    found = load(tmp_path / "pair.safetensors")
+    assert [member.environments is not None for member in found.members] == [False, True]
+    described = header(tmp_path / "pair.safetensors")["members"]
+    assert ["novelty" in member for member in described] == [False, True]
 
 
 def test_saving_again_gives_the_same_file(path: Path, tmp_path: Path) -> None:
@@ -375,6 +408,39 @@ def test_a_file_of_an_earlier_version_names_its_baseline(path: Path) -> None:
     assert "corrects" not in header(path)["training"]
     save(load(path), path)
     assert load(path).baseline == "EMT"
+
+
+NOVELTY_ERRORS = {
+    "no environments": (lambda h, t: h.pop("novelty"), r"tensor 'novelty\.closest' is not known"),
+    "no tensor": (lambda h, t: t.pop("novelty.mean"), r"tensor 'novelty\.mean' is missing"),
+    "missing key": (lambda h, t: h["novelty"].pop("n_atoms"), "'n_atoms' is missing or not a list"),
+    "unknown key": (lambda h, t: h["novelty"].update(k=1), r"unknown header entries \['k'\]"),
+    "other shape": (
+        lambda h, t: h["novelty"].update(n_components=2),
+        r"tensor 'novelty\.whiten' has shape .* the header asks for \[3, 8, 2\]",
+    ),
+    "more than memory": (
+        lambda h, t: h["novelty"].update(n_features=10**9, n_components=10**9),
+        "novelty: 1000000000 components of 1000000000 features are too many",
+    ),
+    "a negative number": (lambda h, t: h["novelty"].update(n_structures=-1), "novelty: a number"),
+    "elements": (lambda h, t: h["novelty"]["n_atoms"].pop(), "novelty: a number"),
+    "not finite": (
+        lambda h, t: t["novelty.closest"].fill_(math.inf),
+        "holds numbers that are not finite floats",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", list(NOVELTY_ERRORS))
+def test_damaged_environments_are_refused(tmp_path: Path, damage: str) -> None:
+    path, (change, what) = tmp_path / "model.safetensors", NOVELTY_ERRORS[damage]
+    potential = small_potential()
+    calibrate(potential, [ethanol()])
+    save(potential, path)
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=rf"^model\.safetensors: .*{what}"):
+        load(path)
 
 
 def test_checksum_covers_header_and_tensors(path: Path) -> None:

@@ -1,0 +1,98 @@
+"""`calibrate`: lets a potential know on which atomic environments it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from attncalc.graph import Graph
+from attncalc.novelty import Environments, Sample, fit
+from attncalc.potential import Potential, batches, check_system, fresh_graphs
+from attncalc.system import System
+
+# of a data set, that are looked at: bounds the time, which is that of a fraction of an epoch
+MOST_STRUCTURES, MOST_ATOMS = 3000, 30_000
+# atoms of one batch: bounds the memory
+ATOMS_AT_ONCE = 500
+
+
+def calibrate(potential: Potential, structures: Sequence[Atoms]) -> None:
+    """Let a potential know its training, in place: its results have a novelty from now on.
+
+    Of a committee, all members are told.
+
+    Args:
+        potential: as loaded, not compiled.
+        structures: that it was trained and validated on, not tested; without labels. Of more than
+            `MOST_STRUCTURES`, or more than `MOST_ATOMS` atoms, some at equal distances are taken.
+
+    Raises:
+        ValueError: there are none, or the model does not know an element or charge.
+    """
+    chosen = some_of(structures)
+    for member in potential.members:
+        member.environments = environments_of(member, chosen)
+
+
+def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environments:
+    """Describe the environments of all atoms in some structures, as a network sees them.
+
+    Args:
+        member: a single potential, not compiled; its network is run without gradients.
+        structures: one or more.
+
+    Raises:
+        ValueError: as `calibrate`.
+    """
+    n_species = len(member.species)
+    closest = np.full((n_species, n_species), member.cutoff)
+    species, numbers, features = [], [], []
+    for first, last in batches(structures, ATOMS_AT_ONCE, apart=member.counts_all_pairs):
+        system = System.from_ase(structures[first:last], first=first)
+        check_system(member, system)
+        graph = fresh_graphs(member, system.to(member.device)).short
+        species.append(graph.species.cpu().numpy())
+        numbers.append(first + graph.system_idx.cpu().numpy())
+        features.append(_features(member.network, graph))
+        _note_distances(graph, closest)
+    if not species:
+        raise ValueError("at least one structure is needed to learn what a model knows")
+    return fit(
+        Sample(np.concatenate(species), np.concatenate(numbers), np.concatenate(features), closest)
+    )
+
+
+@torch.no_grad()
+def _features(network: Any, graph: Graph) -> np.ndarray:
+    """[n_atoms, F], float32; F = 0 where the network gives none."""
+    features = network(graph).features
+    if features is None:
+        return np.zeros((graph.n_atoms, 0), np.float32)
+    return features.to(torch.float32).cpu().numpy()
+
+
+def _note_distances(graph: Graph, closest: np.ndarray) -> None:
+    """Lower `closest` [n_species, n_species] to the shortest edges of a graph."""
+    near = graph.edge_mask.cpu().numpy()
+    species = graph.species.cpu().numpy()
+    i, j = (species[atoms.cpu().numpy()[near]] for atoms in (graph.receivers, graph.senders))
+    lengths = torch.linalg.vector_norm(graph.vectors, dim=1).cpu().numpy()[near]
+    np.minimum.at(closest, (i, j), lengths)
+
+
+def some_of(structures: Sequence[Atoms]) -> list[Atoms]:
+    """Choose as many structures as `calibrate` looks at, at equal distances; only they are read."""
+    chosen = _evenly(structures, min(len(structures), MOST_STRUCTURES))
+    n_atoms = sum(map(len, chosen))
+    if n_atoms > MOST_ATOMS:
+        chosen = _evenly(chosen, max(1, len(chosen) * MOST_ATOMS // n_atoms))
+    return chosen
+
+
+def _evenly(structures: Sequence[Atoms], n: int) -> list[Atoms]:
+    numbers = np.linspace(0, len(structures) - 1, n).round().astype(int) if n else ()
+    return [structures[int(k)] for k in numbers]

@@ -1,0 +1,51 @@
+"""Sentences about atoms that are outside what a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+# the novelty at which an atom is outside
+OUTSIDE = 1.0
+
+
+class Outsider(NamedTuple):
+    """Atom of the largest novelty, where that is outside.
+
+    Attributes:
+        atom: its number, from 0 on.
+        symbol: of its element.
+        novelty: above 1.
+    """
+
+    atom: int
+    symbol: str
+    novelty: float
+
+    def __str__(self) -> str:
+        return (
+            f"outside the training data: atom {self.atom} ({self.symbol}) has novelty "
+            f"{self.novelty:.3g}, 1 is the edge; energy and forces may be wrong"
+        )
+
+
+def outsider(
+    novelty: NDArray[np.float64] | None, atomic_numbers: Sequence[int] | NDArray[np.int64]
+) -> Outsider | None:
+    """Find the atom that is furthest outside; None where all are inside, or nothing is known.
+
+    Args:
+        novelty: [n_atoms] of one structure.
+        atomic_numbers: [n_atoms].
+    """
+    if novelty is None or not len(novelty):
+        return None
+    atom = int(novelty.argmax())
+    value = float(novelty[atom])
+    if not value > OUTSIDE:
+        return None
+    return Outsider(atom, chemical_symbols[int(atomic_numbers[atom])], value)

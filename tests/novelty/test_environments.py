@@ -1,0 +1,243 @@
+"""Novelty of atoms: inside what a model was trained on, outside, and the same on every path."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from contract import ethanol, triclinic
+from taught import ELEMENTS, NETWORKS, OF_ROUNDING, frames, taught, untaught
+
+from attncalc import AttnCalculator, Evaluator
+from attncalc.calibrate import MOST_ATOMS, MOST_STRUCTURES, calibrate, some_of
+from attncalc.fast import lower
+from attncalc.nn.so3krates import So3krates
+from attncalc.novelty import Sample, environments, fit
+from attncalc.novelty.environments import MARGIN, NEVER_SEEN
+from attncalc.potential import Committee, Potential, Result, evaluate, fresh_graphs
+from attncalc.system import System
+
+
+def result_of(potential: Potential, atoms: Atoms | list[Atoms]) -> Result:
+    return evaluate(potential, fresh_graphs(potential, System.from_ase(atoms)))
+
+
+def novelty_of(potential: Potential, atoms: Atoms | list[Atoms]) -> np.ndarray:
+    novelty = result_of(potential, atoms).novelty
+    assert novelty is not None
+    return novelty
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    return taught()
+
+
+@pytest.mark.parametrize("kind", list(NETWORKS))
+def test_what_is_like_the_training_is_inside(kind: str) -> None:
+    novelty = novelty_of(taught(kind), frames(100, seed=1))
+    assert novelty.shape == (900,)
+    largest = novelty.reshape(100, 9).max(axis=1)
+    assert np.mean(largest > 1) <= 0.02
+    assert np.median(largest) > 0.3  # the edge is not far away
+
+
+@pytest.mark.parametrize("kind", list(NETWORKS))
+def test_what_is_unlike_the_training_is_outside(kind: str) -> None:
+    potential = taught(kind)
+    for name in ("C6H6", "CO2", "H2O", "CH4"):
+        assert novelty_of(potential, molecule(name)).max() > 1, name
+    broken = ethanol()
+    broken.positions[0] += (0, 0, 2.0)
+    assert novelty_of(potential, broken)[0] > 1
+    alone = Atoms("H")
+    assert novelty_of(potential, alone)[0] > 1
+
+
+def test_a_pair_closer_than_any_in_training(potential: Potential) -> None:
+    """Novelty falls to 1 where the pair is a margin closer than the closest."""
+    known = potential.environments
+    assert known is not None
+    apart = known.closest[0, 1]
+    assert 0.8 < apart < 1.2
+    blind = copy.deepcopy(potential)
+    object.__setattr__(blind.environments, "whiten", np.zeros_like(known.whiten))
+    for closer, expected in ((0.0, 0.0), (0.5, 0.5), (2.0, 2.0)):
+        pair = Atoms("CH", positions=[(0, 0, 0), (0, 0, apart - closer * MARGIN)])
+        assert novelty_of(blind, pair) == pytest.approx([expected] * 2, abs=1e-6)
+
+
+def test_a_pair_of_elements_that_training_did_not_hold(potential: Potential) -> None:
+    """Two oxygen atoms: there is one in ethanol."""
+    known = potential.environments
+    assert known is not None
+    assert known.closest[2, 2] == potential.cutoff
+    two = Atoms("OO", positions=[(0, 0, 0), (0, 0, 3.5)])
+    assert novelty_of(potential, two).min() >= 0.999 * (4.0 - 3.5) / MARGIN
+
+
+def test_an_element_that_training_did_not_hold() -> None:
+    potential = untaught()
+    calibrate(potential, [molecule("CH4")])
+    assert novelty_of(potential, ethanol())[2] >= NEVER_SEEN
+    assert (novelty_of(potential, molecule("CH4")) <= 1).all()
+
+
+@pytest.mark.parametrize("atoms", [ethanol(), triclinic()], ids=["molecule", "crystal"])
+def test_numpy_gives_what_the_loop_gives(
+    potential: Potential, atoms: Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atoms.numbers[:] = np.resize([6, 1, 8], len(atoms))
+    compiled = novelty_of(potential, [atoms, *frames(3)])
+    monkeypatch.setattr(environments, "_loop", lambda: environments._look)
+    assert novelty_of(potential, [atoms, *frames(3)]) == pytest.approx(compiled, rel=1e-4)
+
+
+def test_a_model_that_was_not_told(tmp_path) -> None:
+    potential = untaught()
+    assert not potential.knows_its_training
+    assert result_of(potential, ethanol()).novelty is None
+    evaluator = Evaluator(potential)
+    assert evaluator.novelty(System.from_ase(ethanol())) is None
+
+
+def test_a_committee_has_that_of_the_first_member_that_knows(potential: Potential) -> None:
+    pair = Committee([untaught(seed=1), potential])
+    assert pair.knows_its_training
+    assert np.array_equal(novelty_of(pair, ethanol()), novelty_of(potential, ethanol()))
+
+
+def test_without_features_distances_count() -> None:
+    """A network from elsewhere need not give any."""
+
+    class Silent(So3krates):
+        def forward(self, graph):
+            outputs = super().forward(graph)
+            return type(outputs)(outputs.energies)
+
+    torch.manual_seed(0)
+    potential = Potential(Silent(NETWORKS["so3krates"][1], 3), ELEMENTS).requires_grad_(False)
+    calibrate(potential, frames(20))
+    assert potential.environments is not None
+    assert not potential.environments.reads_features
+    assert (novelty_of(potential, frames(20)) == 0).all()
+    close = ethanol()
+    close.set_distance(0, 1, 0.9)
+    assert novelty_of(potential, close).max() > 1
+
+
+def test_an_evaluator_keeps_the_last_and_computes_others(potential: Potential) -> None:
+    evaluator = Evaluator(potential)
+    one, other = (System.from_ase(atoms) for atoms in frames(2, seed=3))
+    result = evaluator(one)
+    assert evaluator.novelty(one) is result.novelty
+    expected = novelty_of(potential, frames(2, seed=3)[1])
+    assert evaluator.novelty(other) == pytest.approx(expected, abs=OF_ROUNDING)
+    again = pickle.loads(pickle.dumps(evaluator))
+    assert again.novelty(one) == pytest.approx(result.novelty, abs=OF_ROUNDING)
+
+
+def test_an_engine_that_gives_no_features_has_those_of_the_network(potential: Potential) -> None:
+    """As those of a GPU."""
+    fast = lower(potential)
+    result = result_of(fast, ethanol())
+    assert result.surroundings is not None
+    plain = getattr(fast.network, "network", fast.network)
+    blind = result.surroundings._replace(features=None, network=plain)
+    assert blind.novelty() == pytest.approx(result.novelty, abs=OF_ROUNDING)
+
+
+def test_nothing_is_computed_before_somebody_asks(
+    potential: Potential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    loop = environments._loop()
+    counted = lambda: lambda *arguments: (calls.append(1), loop(*arguments))  # noqa: E731
+    monkeypatch.setattr(environments, "_loop", counted)
+    calculator = Evaluator(potential)
+    result = calculator(System.from_ase(ethanol()))
+    assert not calls
+    assert result.novelty is result.novelty
+    assert len(calls) == 1
+
+
+def test_forces_stay_the_same_bits(potential: Potential) -> None:
+    ours, theirs = result_of(potential, ethanol()), result_of(untaught(), ethanol())
+    assert torch.equal(ours.forces, theirs.forces)
+    assert torch.equal(ours.energy, theirs.energy)
+    atoms = ethanol()
+    forces = [
+        AttnCalculator(one, device="cpu").get_property("forces", atoms)
+        for one in (potential, untaught())
+    ]
+    assert np.array_equal(*forces)
+
+
+# ------------------------------------------------------------------------------------- the fit
+
+
+def drawn(n_structures: int, seed: int, width: int = 40) -> Sample:
+    """Ten atoms of two elements in each structure, normally distributed in six directions."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(0).normal(size=(6, width))
+    species = np.tile([0, 1], 5 * n_structures)
+    features = rng.normal(size=(10 * n_structures, 6)) @ mixing + 7 * species[:, None]
+    return Sample(
+        species.astype(np.int64),
+        np.repeat(np.arange(n_structures), 10),
+        features.astype(np.float32),
+        np.full((3, 3), 5.0),
+    )
+
+
+def test_the_edge_is_where_one_structure_in_a_thousand_is() -> None:
+    known = fit(drawn(1000, seed=0))
+    assert known.n_atoms == (5000, 5000, 0)
+    assert known.n_structures == 1000
+    others = drawn(1000, seed=1)
+    for s in (0, 1):
+        off = others.features[others.species == s] - known.mean[s]
+        largest = np.linalg.norm(off @ known.whiten[s], axis=1).reshape(1000, 5).max(axis=1)
+        assert np.mean(largest > 1) <= 0.003
+        assert np.mean(largest > 0.6) > 0.003
+
+
+def test_few_structures_do() -> None:
+    known = fit(drawn(1, seed=0))
+    assert np.isfinite(known.whiten).all()
+    one = Sample(
+        np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones((1, 4), np.float32), np.eye(1)
+    )
+    assert np.isfinite(fit(one).whiten).all()
+
+
+def test_many_elements_take_fewer_components() -> None:
+    sample = drawn(20, seed=0, width=128)
+    several = Sample(sample.species, sample.structure, sample.features, np.full((20, 20), 5.0))
+    known = fit(several)
+    assert known.mean.nbytes + known.whiten.nbytes + known.closest.nbytes <= 100_000
+    assert known.whiten.shape[2] < fit(sample).whiten.shape[2] == 32
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="at least one structure"):
+        calibrate(untaught(), [])
+    with pytest.raises(ValueError, match="not trained on N"):
+        calibrate(untaught(), [molecule("NH3")])
+    sample = drawn(2, seed=0)
+    sample.features[0, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        fit(sample)
+
+
+def test_large_data_sets_are_looked_at_in_part() -> None:
+    small = [Atoms("H")] * (2 * MOST_STRUCTURES)
+    assert len(some_of(small)) == MOST_STRUCTURES
+    large = [Atoms("H100", positions=np.zeros((100, 3)))] * 1000
+    assert sum(map(len, some_of(large))) == MOST_ATOMS
+    assert some_of([]) == []

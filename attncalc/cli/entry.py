@@ -14,6 +14,10 @@ import click
 
 # name: the module, which holds a function of the same name, and the first sentence of its docstring
 COMMANDS = {
+    "calibrate": (
+        "calibrate",
+        "Write a model with the environments of its training, so that it knows its limits.",
+    ),
     "convert": (
         "convert",
         "Convert published weights to a model file, or data to a file that trainings can stream.",
@@ -47,7 +51,7 @@ COMMANDS = {
 
 LOADING = "loading PyTorch ..."
 # commands that compute: importing PyTorch for them takes many seconds on a slow disk
-IMPORT_TORCH = ("eval", "md", "relax", "sample", "verify")
+IMPORT_TORCH = ("calibrate", "eval", "md", "relax", "sample", "verify")
 
 
 class LateGroup(click.Group):

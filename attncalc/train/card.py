@@ -44,6 +44,11 @@ def card(recipe: Recipe, potential: Potential) -> str:
         f"{info['n_test']} test |",
         f"| units | eV, Å{_units_of_the_file(recipe)} |",
         f"| training | {info['epochs']} epochs, {time} wall time{of_all}, {seeds} |",
+        *(
+            ["| knows its limits | yes: says how far atoms are outside its training data |"]
+            if potential.knows_its_training
+            else []
+        ),
         *(["| beside energies and forces | denoising (DeNS) |"] if recipe.denoising else []),
         *([f"| starts from | {_start(info)} |"] if info["start_from"] else []),
         f"| command | `{info['command']}` |",

@@ -15,6 +15,7 @@ import torch
 from ase.data import chemical_symbols
 
 from attncalc import data
+from attncalc.calibrate import calibrate, some_of
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors
 from attncalc.data.fingerprints import fingerprints
@@ -226,6 +227,7 @@ def _fit(
             log.info("%s has done its %d epochs: nothing left to train", output, len(history))
             write_table(history, output / "metrics.csv")
             LearningCurve(output / "learning_curve.png", recipe.name).draw(history)
+            _calibrate(model, training, validation)  # it may have been stopped before that
         return Training(load(model), model, history)
     with processes.together():
         # what it started from may be gone: all but the last weights stands in its own best model
@@ -236,6 +238,7 @@ def _fit(
         )
         if goes_on and recipe.denoising:  # its model has no denoising head, its checkpoint has
             potential = with_denoising(potential)
+        potential.environments = None  # those of other weights mean nothing
         potential = potential.to(processes.device)
         if processes.is_first:
             _say_what_is_trained(potential, recipe, processes, output)
@@ -275,8 +278,19 @@ def _fit(
             compilation = None
         trained, validated = (batches, sizes), (checked, sizes_of(checked))
         train_loop(module, step, compilation, trained, validated, recipe, output)
-    processes.from_first(model.exists)  # the others have nothing to read before it is written
+    # the others have nothing to read before it is written
+    processes.from_first(lambda: _calibrate(model, training, validation))
     return Training(load(model), model, module.history)
+
+
+def _calibrate(model: Path, training: Dataset, validation: Dataset) -> None:
+    """Let a trained model know its data, in its file."""
+    potential = load(model)
+    if potential.knows_its_training:
+        return
+    known = [*some_of(training.structures), *some_of(validation.structures)]
+    calibrate(potential, known)
+    save(potential, model)
 
 
 def _begun(recipe: Recipe, output: Path) -> tuple[bool, list[dict[str, float]]]:

@@ -26,6 +26,7 @@ COMMANDS = [
     ["spectrum"],
     ["verify"],
     ["models"],
+    ["calibrate"],
     ["convert", "so3krates"],
 ]
 

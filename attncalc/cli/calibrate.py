@@ -1,0 +1,97 @@
+"""`attncalc calibrate`: lets a model know on which atomic environments it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from attncalc import model_file
+from attncalc.calibrate import calibrate as calibrate_potential
+from attncalc.calibrate import some_of
+from attncalc.cli.errors import one_line_errors
+from attncalc.cli.output import output_file, output_options, report_json, say
+
+
+@click.command()
+@click.argument("model")
+@click.argument("data_file", metavar="[DATA]", required=False)
+@click.option("--labels", help="Label set of the file; any has the same structures, mostly.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    help="Split of the file to use, e.g. train_01; may be repeated. Default: all structures.",
+)
+@click.option("--length-unit", help="Unit of lengths, if the file does not state it.")
+@click.option("-o", "--output", required=True, help="Model file to write (.safetensors).")
+@output_options
+@one_line_errors
+def calibrate(model, data_file, labels, splits, length_unit, output) -> None:
+    """Write a model with the environments of its training, so that it knows its limits.
+
+    DATA are the structures that the model was trained and validated on: what is like them will be
+    inside, all else outside. MODEL may be the output folder of a training, whose data are then
+    used. Trainings do this themselves; weights stay as they are.
+
+    Example: attncalc calibrate old.safetensors ethanol.npz --split train_01 -o new.safetensors
+    """
+    target = output_file(output)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"{target.name}: a model file must end in .safetensors")
+    if Path(model).is_dir():
+        if labels is not None or splits or length_unit is not None:
+            raise ValueError(f"{model}: its data are those of the training: remove these options")
+        path, structures = _of_training(Path(model), data_file)
+    else:
+        if data_file is None:
+            raise click.UsageError("DATA is needed: a file with the structures of the training")
+        path, structures = model, _of_file(data_file, labels, splits, length_unit)
+    potential = model_file.load(path, device="cpu")
+    calibrate_potential(potential, structures)
+    model_file.save(potential, target)
+    known = potential.members[0].environments
+    assert known is not None
+    counts = {chemical_symbols[z]: known.n_atoms[s] for s, z in enumerate(potential.species)}
+    atoms = ", ".join(f"{n} {symbol}" for symbol, n in counts.items())
+    say(f"{known.n_structures} of {len(structures)} structures were looked at: {atoms}")
+    if unseen := [symbol for symbol, n in counts.items() if not n]:
+        say(f"no structure has {' '.join(unseen)}: these elements will always be outside")
+    say(f"wrote {target}")
+    report_json(
+        {
+            "model": str(target),
+            "structures": known.n_structures,
+            "features": known.mean.shape[1],
+            "components": known.whiten.shape[2],
+        }
+    )
+
+
+def _of_file(
+    data_file: str, labels: str | None, splits: Sequence[str], length_unit: str | None
+) -> Sequence[Atoms]:
+    from attncalc import data
+
+    dataset = data.read(data_file, labels=labels, length_unit=length_unit)
+    if unknown := [name for name in splits if name not in dataset.splits]:
+        known = ", ".join(dataset.splits) or "none"
+        raise ValueError(f"{dataset.source}: no split {unknown[0]!r}; stored splits: {known}")
+    if not splits:
+        return dataset.structures
+    return [dataset.structures[k] for name in splits for k in dataset.splits[name]]
+
+
+def _of_training(folder: Path, data_file: str | None) -> tuple[Path, Sequence[Atoms]]:
+    from attncalc import train
+
+    recipe, parts = train.read_run(folder, data=data_file)
+    structures: list[Atoms] = []
+    for name in ("training", "validation"):
+        part = parts[name]
+        assert part is not None
+        structures += some_of(part.structures)
+    return folder / f"{recipe.name}.safetensors", structures

@@ -23,6 +23,7 @@ from attncalc.graph import ALL_PAIRS
 from attncalc.hessian import hessian, hessian_by_differences
 from attncalc.model_file import load, model_name, named_device
 from attncalc.nn.options import one_of, positive
+from attncalc.novelty import OUTSIDE, outsider
 from attncalc.potential import (
     SMALLEST_VOLUME,
     Committee,
@@ -33,6 +34,9 @@ from attncalc.potential import (
 from attncalc.system import System, what_is_ignored
 
 Model = str | Path | Potential
+
+# calculations between two looks at novelty, where features are not at hand
+LOOK_EVERY = 20
 
 
 class AttnCalculator(BaseCalculator):
@@ -47,8 +51,13 @@ class AttnCalculator(BaseCalculator):
     Total charge and multiplicity 2S+1 are read from `atoms.info["charge"]` and
     `atoms.info["spin"]` at every call.
 
+    Where the model file says on what environments it was trained, `novelty` [n_atoms] says how far
+    each atom is outside of them: 1 is the edge. The calculator warns when the first atom of a
+    structure is, and for the same elements in the same order not again.
+
     Threads may share a calculator: one call after the other is answered, each for the atoms that
-    it asked about. `results`, `atoms` and `spread` are those of the last call, whoever made it.
+    it asked about. `results`, `atoms`, `spread` and `novelty` are those of the last call, whoever
+    made it.
 
     Args:
         model: name of a shipped model, path of a model file, or a `Potential`, which is copied: it
@@ -107,6 +116,9 @@ class AttnCalculator(BaseCalculator):
         self._has_warned = False
         self.spread: dict[str, Any] | None = None
         self.hirshfeld_ratios: Any = None
+        self._last_result: Result | None = None
+        self._unlooked = 0  # calculations that are still not looked at, where looking takes long
+        self._outside = b""  # elements of the structure that was warned of last
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
         self._volume: list[float] = []  # of what was seen
 
@@ -117,10 +129,19 @@ class AttnCalculator(BaseCalculator):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {**vars(self), "_lock": None}
+            return {**vars(self), "_lock": None, "_last_result": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.RLock())
+
+    @property
+    def novelty(self) -> NDArray[np.float64] | None:
+        """[n_atoms], no unit: how far each atom was outside the training in the last calculation.
+
+        1 is the edge, see `attncalc.novelty.Environments`; None where the model does not know its
+        training.
+        """
+        return None if self._last_result is None else self._last_result.novelty
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -170,7 +191,7 @@ class AttnCalculator(BaseCalculator):
         """
         with self._lock:
             atoms = self._last(atoms)
-            self.spread = self.hirshfeld_ratios = None
+            self.spread = self.hirshfeld_ratios = self._last_result = None
             if "dipole" in properties and atoms.pbc.any():
                 raise PropertyNotImplementedError(
                     "the dipole of a periodic structure depends on the choice of its images: it is "
@@ -181,7 +202,10 @@ class AttnCalculator(BaseCalculator):
                     "stress needs a volume: this structure does not have three cell vectors"
                 )
             system = self._system(atoms)
-            (results,) = _results(self.evaluator(system), system, self._volume)
+            result = self.evaluator(system)
+            (results,) = _results(result, system, self._volume)
+            self._last_result = result
+            self._warn_outside(result, atoms)
             if "energy_spread" in results:  # ASE knows no such properties, its writers trip on them
                 self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
             self.hirshfeld_ratios = results.pop("hirshfeld_ratios", None)
@@ -219,6 +243,20 @@ class AttnCalculator(BaseCalculator):
                 return hessian(self.evaluator.plain, atoms)
             return hessian_by_differences(self.potential, atoms, displacement)
 
+    def _warn_outside(self, result: Result, atoms: Atoms) -> None:
+        elements, surroundings = atoms.numbers.tobytes(), result.surroundings
+        if surroundings is None or elements == self._outside:
+            return
+        if surroundings.features is None:  # of a GPU's kernels: the plain network is asked
+            self._unlooked -= 1
+            if self._unlooked >= 0:
+                return
+            self._unlooked = LOOK_EVERY - 1
+        novelty = result.novelty
+        if novelty is not None and (novelty > OUTSIDE).any():
+            self._outside = elements
+            warnings.warn(str(outsider(novelty, atoms.numbers)), stacklevel=2)
+
     def _last(self, atoms: Atoms | None) -> Atoms:
         if atoms is None and (atoms := self.atoms) is None:
             raise ValueError("there is no structure of a last call: give one")
@@ -249,7 +287,8 @@ class AttnCalculator(BaseCalculator):
         Returns:
             One dictionary per structure with what `calculate` puts into `results`; `stress` only
             where there is a volume, `dipole` only without periodic directions; `energy_spread` and
-            `forces_spread` for a committee, `hirshfeld_ratios` where the network predicts them.
+            `forces_spread` for a committee, `hirshfeld_ratios` where the network predicts them,
+            `novelty` where the model knows its training.
 
         Raises:
             TypeError: `structures` is a single structure.
@@ -260,7 +299,11 @@ class AttnCalculator(BaseCalculator):
         results: list[dict[str, Any]] = []
         with self._lock:
             for system, result in self.evaluator.many(structures):
-                results += _results(result, system, volumes(system).tolist())
+                of_batch = _results(result, system, volumes(system).tolist())
+                if (novelty := result.novelty) is not None:
+                    for entry, values in zip(of_batch, system.split(novelty), strict=True):
+                        entry["novelty"] = values
+                results += of_batch
         return results
 
     def verify(self, atoms: Atoms | None = None) -> checks.Report:

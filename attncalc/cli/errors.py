@@ -15,6 +15,16 @@ from attncalc.text import one_line
 # what a user can run into; anything else is a bug
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
 
+# exit status of a command whose result is outside what the model was trained on
+OUTSIDE_STATUS = 2
+
+
+class OutsideTraining(click.ClickException):
+    """Result that is outside what the model was trained on: everything is written, status 2."""
+
+    exit_code = OUTSIDE_STATUS
+
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 

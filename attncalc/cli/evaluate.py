@@ -74,7 +74,7 @@ def evaluate(
     """
     from attncalc import data
     from attncalc.data.calibration import calibrations
-    from attncalc.data.errors import errors, predict
+    from attncalc.data.errors import errors, inside_and_outside, predict
     from attncalc.report import Subject, evaluation, remarks
 
     indices = None
@@ -112,6 +112,8 @@ def evaluate(
     seconds = time.perf_counter() - start
     say(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
     say(_table(_error_rows(prediction, dataset)))
+    limits = inside_and_outside(prediction, dataset)
+    say(str(limits or "this model does not know its training data: see attncalc calibrate"))
     for quantity, worth in calibrations(prediction, dataset).items():  # of a committee
         say(f"spread of the committee: {quantity} {worth}")
     command, device = shlex.join(["attncalc", *sys.argv[1:]]), str(potential.device)
@@ -130,6 +132,7 @@ def evaluate(
             "labels": dataset.labels,
             "split": split,
             "errors": asdict(errors(prediction, dataset)),
+            "novelty": None if limits is None else asdict(limits),
             "notes": notes,
             "report": None if target is None else str(target),
             "seconds": seconds,

@@ -17,11 +17,11 @@ from ase import Atoms, units
 
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
-from attncalc.cli.errors import one_line_errors
+from attncalc.cli.errors import OutsideTraining, one_line_errors
 from attncalc.cli.files import existing_file, read_structures
 from attncalc.cli.known import require_known
 from attncalc.cli.md_picture import Picture
-from attncalc.cli.options import calculator_options, names_in, set_threads
+from attncalc.cli.options import calculator_options, names_in, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock, NoSpaceLeft
@@ -34,9 +34,10 @@ from attncalc.md import (
 )
 from attncalc.md.integrators import INTEGRATORS, THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
-from attncalc.md.log_file import LogSummary
+from attncalc.md.log_file import NOVELTY, LogSummary
 from attncalc.md.time_unit import SHORTEST, in_longer_unit
 from attncalc.md.written import require_results
+from attncalc.novelty import OUTSIDE
 from attncalc.signals import finished_before_ctrl_c
 
 # what only one ensemble listens to
@@ -122,6 +123,7 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     type=click.Choice(["native", "ase"]),
     help="Integrators to use. Default: those of attncalc.",
 )
+@stop_option
 @click.option(
     "-o",
     "--output",
@@ -146,6 +148,7 @@ def md(
     resume,
     replicas,
     integrator,
+    stop_when_unknown,
     output,
     **options,
 ) -> None:
@@ -159,10 +162,14 @@ def md(
     Example: attncalc md relaxed.xyz --model so3krates-ethanol --temperature 300 -o run.h5md
 
     A stopped run continues with bitwise identical results: attncalc md --resume run.h5md
+
+    Exit status: 0; 1 for an error; 2 where a frame is outside what the model was trained on
+    (novelty above 1), whose energy and forces may be wrong.
     """
     if resume is not None:
         given = [p for p, v in context.params.items() if _typed(context, p) and v is not None]
-        _resume(Path(resume), given, device, dtype, threads, options["steps"])
+        stop = stop_when_unknown
+        _resume(Path(resume), given, device, dtype, threads, options["steps"], stop=stop)
         return
     if structure is None or model is None:
         raise click.UsageError("a STRUCTURE and a --model are needed (or --resume RUN.h5md)")
@@ -212,13 +219,15 @@ def md(
         say(f"using the velocities of the file (T = {temperature:.0f} K)")
     what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof
-    picture = Picture(target, settings, ", ".join(what), n_dof, structures)
+    picture, stop = Picture(target, settings, ", ".join(what), n_dof, structures), stop_when_unknown
     older = _older_aside(target, source) if overwrites() else nullcontext()
     if by_ase:
         atoms.calc = calculator
         atoms.get_potential_energy()  # loops are compiled before a bar counts the time
         with older, _running(picture) as progress:
-            summary = run_with_ase(atoms, settings, target, progress=progress)
+            summary = run_with_ase(
+                *(atoms, settings, target), progress=progress, tell=picture.warn, stop=stop
+            )
         n_lists = calculator.n_rebuilds
     else:
         force = calculator.evaluator
@@ -233,7 +242,11 @@ def md(
         }
         with older, _running(picture) as progress:
             summary = run_structures(
-                structures, force, settings, target, info=info, progress=progress
+                *(structures, force, settings, target),
+                info=info,
+                progress=progress,
+                tell=picture.warn,
+                stop=stop,
             )
         n_lists = force.neighbors.n_rebuilds
     _report(picture, summary, f"{n_lists} neighbour lists in {settings.n_steps} steps")
@@ -280,9 +293,11 @@ def _resume(
     dtype: str | None,
     threads: int | None,
     steps: int,
+    *,
+    stop: bool,
 ) -> None:
     """Go on with a run by its checkpoint."""
-    allowed = {"resume", "device", "threads", "steps", "quiet", "json"}
+    allowed = {"resume", "device", "threads", "steps", "quiet", "json", "stop_when_unknown"}
     if others := sorted(set(given) - allowed):
         listed = ", ".join(map(_as_typed, others))
         raise ValueError(f"--resume uses the settings of the run: remove {listed}")
@@ -315,7 +330,9 @@ def _resume(
     say(f"{target}: continuing at step {done} of {settings.n_steps}")
     force = calculator.evaluator
     with _running(picture, done=done) as progress:
-        summary = resume_structures(restart, force, settings, target, progress=progress)
+        summary = resume_structures(
+            *(restart, force, settings, target), progress=progress, tell=picture.warn, stop=stop
+        )
     n_lists, n_steps = force.neighbors.n_rebuilds, settings.n_steps - done
     _report(picture, summary, f"{n_lists} neighbour lists in {n_steps} steps")
 
@@ -433,18 +450,31 @@ def _report(picture: Picture, summary: LogSummary, lists: str) -> None:
             f"largest spread of the committee on a force: {widest[SPREAD]:.3f} eV/Å, at "
             f"{widest['time_fs']:.1f} fs"
         )
+    furthest = summary.furthest
     report_json(
         {
             "trajectory": str(target),
             "log": others[0],
             "picture": others[1],
-            "steps": picture.settings.n_steps,
+            "steps": _steps_done(summary, picture.settings),
             "frames": n_frames,
             "systems": picture.n_systems,
             "last": _plain(summary.last),
             "largest_spread": _plain(widest),
+            "largest_novelty": _plain(furthest),
         }
     )
+    if furthest is not None and furthest[NOVELTY] > OUTSIDE:
+        raise OutsideTraining(
+            f"the run left the training data of the model: novelty {furthest[NOVELTY]:.3g} at "
+            f"{furthest['time_fs']:.1f} fs, 1 is the edge; do not trust what follows"
+        )
+
+
+def _steps_done(summary: LogSummary, settings: Settings) -> int:
+    """Return the number of steps that a run has taken, which --stop-when-unknown may have ended."""
+    assert summary.last is not None
+    return round(summary.last["time_fs"] * units.fs / settings.timestep)
 
 
 def _plain(row: dict[str, float] | None) -> dict[str, float | None] | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from tqdm import tqdm
 
 from attncalc import plots
 from attncalc.cli.files import read_structures, save_picture
+from attncalc.cli.output import warn
 from attncalc.md import Settings, read_h5md, read_log
-from attncalc.md.log_file import count_rows
+from attncalc.md.log_file import NOVELTY, count_rows
+from attncalc.novelty import OUTSIDE
 
 # what a picture is drawn from: frames, lines of the log (but so many times at least), and systems
 # of a batch with their frames
@@ -29,6 +32,7 @@ class Picture:
         title: of the picture.
         n_dof: degrees of freedom that temperature counts.
         structures: of the batch; those of the same atoms as the first are drawn.
+        warnings: of atoms outside what the model was trained on, which the title then says.
     """
 
     target: Path
@@ -36,11 +40,18 @@ class Picture:
     title: str
     n_dof: int
     structures: Sequence[Atoms]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def n_systems(self) -> int:
         """Structures of the batch."""
         return len(self.structures)
+
+    def warn(self, text: str) -> None:
+        """Write a warning beside the progress bar, and remember it for the title."""
+        self.warnings.append(text)
+        with tqdm.external_write_mode():
+            warn(text)
 
     def draw(self) -> None:
         """Draw some of the frames, the last of them the very last of the first structure."""
@@ -59,10 +70,14 @@ class Picture:
             of_systems = [read_h5md(self.target, chosen, k) for k in reversed(some)]
             frames = [frame for at_once in zip(*of_systems, strict=True) for frame in at_once]
         of_all = "" if len(alike) == self.n_systems else f" of {self.n_systems}"
+        title = self.title + (f" ({len(alike)}{of_all} systems)" if self.n_systems > 1 else "")
+        # a run that goes on was warned before, too
+        if self.warnings or any(row.get(NOVELTY, 0.0) > OUTSIDE for row in rows):
+            title += ": outside the training data"
         figure = plots.md_summary(
             [row for row in rows if int(row.get("system", 0)) in alike],
             frames,
-            title=self.title + (f" ({len(alike)}{of_all} systems)" if self.n_systems > 1 else ""),
+            title=title,
             ensemble=self.settings.ensemble,
             target=None if self.settings.ensemble == "nve" else self.settings.temperature,
             n_dof=self.n_dof,

@@ -56,6 +56,16 @@ def names_in(_: click.Context, parameter: click.Parameter, value: str) -> tuple[
     return names
 
 
+def stop_option(command: Command) -> Command:
+    """Add the option --stop-when-unknown."""
+    return click.option(
+        "--stop-when-unknown",
+        is_flag=True,
+        help="Stop at the first step where an atom is outside what the model was trained on; "
+        "everything to there is written.",
+    )(command)
+
+
 def set_threads(threads: int | None, structures: Sequence[Atoms]) -> None:
     if threads is not None:
         torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ import click
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
-from attncalc.cli.errors import EXPECTED, one_line_errors
+from attncalc.cli.errors import EXPECTED, OutsideTraining, one_line_errors
 from attncalc.cli.files import (
     existing_file,
     new_structure_file,
@@ -31,13 +32,14 @@ from attncalc.cli.files import (
     write_structures,
 )
 from attncalc.cli.known import require_known
-from attncalc.cli.options import calculator_options, set_threads
-from attncalc.cli.output import output_file, output_options, report_json, say
+from attncalc.cli.options import calculator_options, set_threads, stop_option
+from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.evaluator import Evaluator
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
 from attncalc.md.job import fixed_atoms
+from attncalc.novelty import OUTSIDE, outsider
 from attncalc.potential import batches
 from attncalc.system import System
 
@@ -67,6 +69,7 @@ ATOMS_AT_ONCE = 2000
     "on a GPU; else lbfgs, one structure after the other.",
 )
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
+@stop_option
 @click.option("-o", "--output", help="File to write. Default: NAME.relaxed.xyz beside the input.")
 @output_options
 @one_line_errors
@@ -81,12 +84,16 @@ def relax(
     steps,
     optimizer,
     cell,
+    stop_when_unknown,
     output,
 ) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
 
     Ctrl-C writes the structures reached so far. A picture (.png) of the same name shows energy and
     largest force of every step.
+
+    Exit status: 0; 1 where a structure did not converge, or for an error; 2 where one ends outside
+    what the model was trained on (novelty above 1), whose energy and forces may be wrong.
 
     Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
     """
@@ -118,9 +125,12 @@ def relax(
     def draw() -> None:
         """Draw the relaxations that there are."""
         if steps_of_all := [course.steps for course in courses if course.steps]:
-            save_picture(plots.relax_summary(steps_of_all, fmax=fmax, title=title), picture)
+            outside = [course.outside for course in courses if course.steps]
+            figure = plots.relax_summary(steps_of_all, fmax=fmax, title=title, outside=outside)
+            save_picture(figure, picture)
 
-    asked = Relaxation(calculator, fmax, steps, optimizer or "lbfgs", cell, target)
+    settings = fmax, steps, optimizer or "lbfgs", cell, stop_when_unknown
+    asked = Relaxation(calculator, *settings, target)
     try:
         relax_all(asked, frames, courses)
     except KeyboardInterrupt:
@@ -140,11 +150,15 @@ def relax(
             "picture": str(picture),
         }
     )
-    left_over = sum(course.steps[-1][1] > fmax for course in courses)
-    if left_over:
-        raise click.ClickException(
-            f"{left_over} of {len(frames)} structures did not converge: increase --steps"
+    left_over = sum(course.steps[-1][1] > fmax and not course.stopped for course in courses)
+    unfinished = f"{left_over} of {len(frames)} structures did not converge: increase --steps"
+    if n_outside := sum(course.outside for course in courses):
+        raise OutsideTraining(
+            f"{n_outside} of {len(frames)} structures end outside the training data of {model}: "
+            "do not trust them" + (f"; {unfinished}" if left_over else "")
         )
+    if left_over:
+        raise click.ClickException(unfinished)
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,7 @@ class Relaxation:
         steps: most steps per structure.
         optimizer: "fire" or "lbfgs".
         cell: whether cells relax too.
+        stop: whether a structure stops where it is outside what the model was trained on.
         target: the output.
     """
 
@@ -165,6 +180,7 @@ class Relaxation:
     steps: int
     optimizer: str
     cell: bool
+    stop: bool
     target: Path
 
 
@@ -176,11 +192,39 @@ class Course:
         steps: energy [eV] and largest force [eV/Å], the start first.
         frame: the structure after the last of them, with results.
         spread: eV/Å, of a committee: the largest standard deviation of the force on an atom there.
+        novelty: largest of the atoms there; None where the model does not know its training.
+        warned: whether somebody was told of an atom outside on the way.
+        stopped: whether it was stopped there for that.
     """
 
     steps: list[tuple[float, float]] = field(default_factory=list)
     frame: Atoms | None = None
     spread: float | None = None
+    novelty: float | None = None
+    warned: bool = False
+    stopped: bool = False
+
+    @property
+    def outside(self) -> bool:
+        """Return True if it ends outside what the model was trained on."""
+        return self.novelty is not None and self.novelty > OUTSIDE
+
+    def look(self, number: int, novelty: Any, atomic_numbers: Any, *, stop: bool) -> str:
+        """Note the novelty of the atoms [n_atoms], or None; return a warning if it is the first.
+
+        Args:
+            number: of the structure.
+            novelty: after as many steps as are noted.
+            atomic_numbers: [n_atoms].
+            stop: whether it ends there if an atom is outside.
+        """
+        self.novelty = None if novelty is None else float(novelty.max())
+        found = outsider(novelty, atomic_numbers)
+        if found is None:
+            return ""
+        self.stopped = stop
+        first, self.warned = not self.warned, True
+        return f"structure {number}, step {len(self.steps) - 1}: {found}" if first else ""
 
     def __str__(self) -> str:
         return f"{len(self.steps) - 1} steps, largest force {self.steps[-1][1]:.4f} eV/Å"
@@ -189,6 +233,8 @@ class Course:
         """Return a sentence about the end of the relaxation."""
         (start, _), (energy, largest) = self.steps[0], self.steps[-1]
         end = "converged" if largest <= fmax else "NOT converged"
+        if self.outside:
+            end = f"OUTSIDE the training data (novelty {self.novelty:.3g}), {end}"
         spread = "" if self.spread is None else f", committee's spread {self.spread:.4f} eV/Å"
         return (
             f"{end} in {len(self.steps) - 1} steps, "
@@ -205,6 +251,7 @@ class Course:
             "initial_energy_eV": start,
             "energy_eV": energy,
             "force_spread_eV_A": self.spread,
+            "novelty": self.novelty,
         }
 
 
@@ -257,15 +304,29 @@ def _relax_batch(
 ) -> bool:
     """Relax structures in place, with results; whether Ctrl-C ended it."""
 
+    def rests(course: Course) -> bool:
+        return course.steps[-1][1] <= asked.fmax or course.stopped
+
     def observe(numbers: Tensor, energy: Tensor, largest: Tensor) -> None:
         columns = numbers.tolist(), energy.tolist(), largest.tolist()
         for k, of_energy, of_force in zip(*columns, strict=True):
             steps = courses[k].steps
-            if not steps or steps[-1][1] > asked.fmax:  # one that rests does not go on
+            if not steps or not rests(courses[k]):  # one that rests does not go on
                 steps.append((of_energy, of_force))
-        done = sum(course.steps[-1][1] <= asked.fmax for course in courses)
+        done = sum(map(rests, courses))
         bar.set_postfix_str(f"largest force {max(columns[2]):.4f} eV/Å", refresh=False)
         bar.update(first + done - bar.n)
+
+    def look(numbers: Tensor, system: System) -> Tensor | None:
+        if (novelty := force.novelty(system)) is None:
+            return None
+        of_systems = system.split(novelty), system.split(system.atomic_numbers.cpu().numpy())
+        for k, *of_atoms in zip(numbers.tolist(), *of_systems, strict=True):
+            warning = courses[k].look(first + k, *of_atoms, stop=asked.stop)
+            if warning:
+                with bar.external_write_mode():
+                    warn(warning)
+        return torch.tensor([courses[k].stopped for k in numbers.tolist()])
 
     ended = relax_batch(
         force,
@@ -275,6 +336,7 @@ def _relax_batch(
         fixed=fixed_atoms(batch),
         first=first,
         observe=observe,
+        look=look,
     )
     positions = ended.system.split(ended.system.positions.cpu())
     for atoms, now in zip(batch, positions, strict=True):
@@ -282,7 +344,10 @@ def _relax_batch(
     results = asked.calculator.calculate_many(batch)
     for atoms, course, found in zip(batch, courses, results, strict=True):
         course.spread = _largest(found.get("forces_spread"))
-        found = {name: value for name, value in found.items() if not name.endswith("_spread")}
+        novelty = found.get("novelty")
+        course.novelty = None if novelty is None else float(novelty.max())
+        known_to_ase = [name for name in found if name in all_properties]
+        found = {name: found[name] for name in known_to_ase}
         atoms.calc = SinglePointCalculator(atoms, **found)
     return ended.interrupted
 
@@ -293,6 +358,10 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
     total, unit = (len(frames), "structure") if several else (asked.steps, "step")
     with progress_bar(total, unit) as bar:
 
+        def tell(warning: str) -> None:
+            with bar.external_write_mode():
+                warn(warning)
+
         def progress(step: int, status: str) -> None:
             bar.set_postfix_str(f"step {step}, {status}" if several else status, refresh=False)
             bar.update(0 if several else step - bar.n)
@@ -301,7 +370,7 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
             atoms.calc = asked.calculator
             courses.append(course := Course())
             try:
-                frames[k] = _relax_one(atoms, asked, course, progress)
+                frames[k] = _relax_one(k, atoms, asked, course, progress, tell)
                 write_structures(asked.target, frames[: k + 1])
             except KeyboardInterrupt:
                 if course.frame is not None:
@@ -319,7 +388,12 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
 
 
 def _relax_one(
-    atoms: Atoms, asked: Relaxation, course: Course, progress: Callable[[int, str], None]
+    number: int,
+    atoms: Atoms,
+    asked: Relaxation,
+    course: Course,
+    progress: Callable[[int, str], None],
+    tell: Callable[[str], None],
 ) -> Atoms:
     """The structure with results; fills the course as the atoms move."""
     from ase.filters import FrechetCellFilter
@@ -334,7 +408,12 @@ def _relax_one(
             course.frame = _with_results(atoms)
             spread = asked.calculator.spread
             course.spread = None if spread is None else _largest(spread["forces"])
+            novelty = asked.calculator.novelty
+            if warning := course.look(number, novelty, atoms.numbers, stop=asked.stop):
+                tell(warning)
             progress(dynamics.nsteps, f"largest force {largest:.4f} eV/Å, energy {energy:.4f} eV")
+            if course.stopped:
+                break
     return _with_results(atoms)
 
 

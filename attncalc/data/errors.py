@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
 from attncalc.data.statistics import per_element
+from attncalc.novelty import OUTSIDE
 from attncalc.potential import Potential, evaluate_many
 
 Floats = NDArray[np.float64]
@@ -30,6 +31,8 @@ class Prediction:
         stress: [n, 3, 3] eV/Å³ if the data set has stress, else None.
         forces_spread: of a committee, the standard deviation over its members, like `forces`.
         energies_spread: likewise, like `energies`.
+        novelty: [n], largest of the atoms of each structure, see `attncalc.novelty.Environments`;
+            None where the model does not know its training.
     """
 
     energies: Floats
@@ -37,6 +40,7 @@ class Prediction:
     stress: Floats | None
     forces_spread: tuple[Floats, ...] | None = None
     energies_spread: Floats | None = None
+    novelty: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,15 @@ def predict(
     if len(dataset) == 0:
         raise ValueError(f"{dataset.source}: the data set is empty")
     energies, forces, stresses = [], [], []
-    forces_spread, energies_spread = [], []
+    forces_spread, energies_spread, novelty = [], [], []
     for system, result in evaluate_many(potential, dataset.structures, batch_atoms=batch_atoms):
         energies.append(result.energy.cpu().numpy())
         forces += [part.numpy() for part in system.split(result.forces.cpu())]
         if result.spread is not None:
             forces_spread += [p.numpy() for p in system.split(result.spread.forces.cpu())]
             energies_spread.append(result.spread.energy.cpu().numpy())
+        if result.novelty is not None:
+            novelty += [float(of_atoms.max()) for of_atoms in system.split(result.novelty)]
         if dataset.stress is not None:
             stresses.append(result.stress(system).cpu().numpy())
         if progress is not None:
@@ -100,6 +106,56 @@ def predict(
         stress=np.concatenate(stresses) if stresses else None,
         forces_spread=tuple(forces_spread) if forces_spread else None,
         energies_spread=np.concatenate(energies_spread) if energies_spread else None,
+        novelty=np.array(novelty) if novelty else None,
+    )
+
+
+@dataclass(frozen=True)
+class InsideAndOutside:
+    """Errors of structures inside and outside what a model was trained on.
+
+    Attributes:
+        n_inside, n_outside: structures without and with an atom of novelty above 1.
+        inside, outside: eV/Å, mean absolute errors of their force components, or, where the data
+            have no forces, eV of their energies per atom; None where there is no such structure.
+        of_forces: whether they are those of forces.
+    """
+
+    n_inside: int
+    n_outside: int
+    inside: float | None
+    outside: float | None
+    of_forces: bool
+
+    def __str__(self) -> str:
+        n, unit = self.n_inside + self.n_outside, "meV/Å" if self.of_forces else "meV/atom"
+        said = f"{self.n_outside} of {n} structures are outside the training data"
+        means = (("inside", self.inside), ("outside", self.outside))
+        told = [f"{1e3 * mean:.3f} {unit} {where}" for where, mean in means if mean is not None]
+        return f"{said}; {'force' if self.of_forces else 'energy'} MAE {', '.join(told)}"
+
+
+def inside_and_outside(prediction: Prediction, dataset: Dataset) -> InsideAndOutside | None:
+    """Compare errors inside and outside the training; None where the model does not know it."""
+    if prediction.novelty is None:
+        return None
+    outside = prediction.novelty > OUTSIDE
+    if dataset.forces is not None:
+        pairs = zip(prediction.forces, dataset.forces, strict=True)
+        off = [np.abs(ours - theirs) for ours, theirs in pairs]
+    else:
+        off = [np.abs(one) for one in energy_errors(prediction, dataset)[0][:, None]]
+
+    def mean(chosen: NDArray[np.bool_]) -> float | None:
+        of_these = [off[k] for k in np.flatnonzero(chosen)]
+        return float(np.concatenate(of_these).mean()) if of_these else None
+
+    return InsideAndOutside(
+        n_inside=int((~outside).sum()),
+        n_outside=int(outside.sum()),
+        inside=mean(~outside),
+        outside=mean(outside),
+        of_forces=dataset.forces is not None,
     )
 
 

@@ -12,9 +12,12 @@ class Callback:
     Attributes:
         every: steps; it is called with every state whose number of steps is a multiple of it, and
             with the first and the last one.
+        stops: True where the run is to end with the state that it has just been called with, which
+            all callbacks then see.
     """
 
     every: int
+    stops: bool = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Prepare for the first step of a new run."""

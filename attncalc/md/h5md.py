@@ -19,6 +19,7 @@ atoms, which have one frame for all. What each holds, and its attribute `unit`:
 | observables: pressure (only of npt)                      | one             | GPa                 |
 | charge (partial charges; only on request)                | [n]             | e                   |
 | observables: dipole (only on request)                    | [3]             | e Angstrom          |
+| observables: novelty (the largest; only where known)     | one             |                     |
 | observables/dt: time between frames, of all systems      | one             | ps                  |
 
 These are units that MDAnalysis knows: it refuses forces in eV/Å. It takes the time between frames

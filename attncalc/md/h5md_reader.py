@@ -39,9 +39,9 @@ def read_h5md(
     They have positions, cell, periodic directions, masses, momenta, energy and forces, all in ASE's
     units, the constraint `FixAtoms` where atoms are fixed (whose forces are those of the model:
     `get_forces(apply_constraint=False)`), and in `info` what the run says of them: "step",
-    "time_fs", "charge", "spin" and, where the log has them, "force_spread_eV_A" and "pressure_GPa".
-    Charges (e) and dipole (e Å) are results as energy and forces are, where the run has written
-    them.
+    "time_fs", "charge", "spin" and, where the log has them, "force_spread_eV_A", "pressure_GPa" and
+    "novelty". Charges (e) and dipole (e Å) are results as energy and forces are, where the run has
+    written them.
 
     Args:
         path: file, by name or open for binary reading.
@@ -150,7 +150,7 @@ def _to_ase(
         if name == DIPOLE:
             results["dipole"] = value
             continue
-        head = SPREAD if name == FORCE_SPREAD.name else f"{name}_{unit}"
+        head = SPREAD if name == FORCE_SPREAD.name else f"{name}_{unit}".rstrip("_")
         structure.info[head] = float(value)
     structure.calc = SinglePointCalculator(structure, **results)
     return structure

@@ -75,6 +75,7 @@ class H5MDWriter(Callback):
         every: steps between frames.
         author: name of who runs it, which the format asks for.
         write: further results, "charges" and "dipole"; the model must predict charges.
+        also: further observables.
 
     Raises:
         ValueError: `every` is not positive, or `write` has an unknown name.
@@ -87,12 +88,14 @@ class H5MDWriter(Callback):
         every: int = 100,
         author: str = "unknown",
         write: Sequence[str] = (),
+        also: Sequence[Column] = (),
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be a positive integer, got {every!r}")
         # a link to another disk stays one when the file behind it is replaced
         self.path, self.every, self.author = Path(path).resolve(), every, author
         self.write = checked_names(write)
+        self._also = tuple(also)
         self._twin, self._spare = hidden_files(self.path)
         self._atoms: list[StoredSystem] = []  # of a run that is going on
         self._others: list[Column] = []
@@ -262,7 +265,8 @@ class H5MDWriter(Callback):
     def _further(self, integrator: Integrator, state: MDState) -> list[Column]:
         """Observables that not every run has, by name."""
         asked = [DIPOLE_MOMENT] if DIPOLE in self.write else []
-        return sorted([*own_columns(integrator, state), *asked], key=lambda one: one.name)
+        columns = [*own_columns(integrator, state), *asked, *self._also]
+        return sorted(columns, key=lambda one: one.name)
 
     def _atoms_of(self, state: MDState, integrator: Integrator) -> list[StoredSystem]:
         others = self._further(integrator, state)

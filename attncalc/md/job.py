@@ -22,15 +22,17 @@ from attncalc.files import FileLock, NoSpaceLeft, refuse_existing, remove_abando
 from attncalc.md.callback import Callback
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.force import Force
+from attncalc.md.h5md import described, opened
 from attncalc.md.h5md_writer import H5MDWriter, hidden_files
-from attncalc.md.integrator import Integrator
+from attncalc.md.integrator import Column, Integrator
 from attncalc.md.integrators import integrator_of
 from attncalc.md.log import Log
-from attncalc.md.log_file import LogSummary
+from attncalc.md.log_file import NOVELTY, LogSummary
 from attncalc.md.settings import Settings, is_integer
 from attncalc.md.simulation import run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
+from attncalc.md.watch import EVERY, Watch, novelty_columns
 from attncalc.md.with_ase import Frames, no_start
 from attncalc.md.written import require_of_state, results_of
 from attncalc.model_header import DTYPES
@@ -44,6 +46,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 5.0
 RESUMED_FROM = "a run is resumed from its .h5md and .ckpt"
 
 Progress = Callable[[int, str], None]
+Tell = Callable[[str], None]
 
 
 def run_structures(
@@ -54,6 +57,8 @@ def run_structures(
     *,
     info: Mapping[str, Any],
     progress: Progress | None = None,
+    tell: Tell | None = None,
+    stop: bool = False,
 ) -> LogSummary:
     """Start a run of one structure, or of several in a batch.
 
@@ -67,9 +72,11 @@ def run_structures(
         trajectory: new file, .h5md, or of one structure .xyz, .extxyz or .traj.
         info: remembered in the checkpoint, with the settings.
         progress: called with the number of steps since the last call, and a status line.
+        tell: called with a sentence when an atom is outside the training data for the first time.
+        stop: True: the run ends at the first such step, which is written.
 
     Returns:
-        Number of frames, the last line of the log, and the one with the largest spread.
+        Number of frames, the last line of the log, and those with the largest spread and novelty.
 
     Raises:
         FileExistsError: a file exists.
@@ -96,7 +103,9 @@ def run_structures(
     if integrator.ensemble == "nve":
         options["temperature"] = settings.temperature
     writer: Callback = (
-        H5MDWriter(trajectory, every=settings.every, write=settings.write)
+        H5MDWriter(
+            trajectory, every=settings.every, write=settings.write, also=novelty_columns(force)
+        )
         if trajectory.suffix == ".h5md"
         else FrameWriter(trajectory, structures[0], every=settings.every, write=settings.write)
     )
@@ -104,7 +113,8 @@ def run_structures(
     hottest = float(state.temperature.max())
     if hottest > runaway(settings.temperature):  # `run` takes what the file has for what is wanted
         raise no_start(f"the temperature reached {hottest:.0f} K")
-    return _run(integrator, force, state, settings, writer, trajectory, info, progress)
+    watch = _watch(force, settings, tell, stop=stop)
+    return _run(integrator, force, state, settings, writer, trajectory, info, progress, watch)
 
 
 def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
@@ -167,6 +177,8 @@ def resume_structures(
     trajectory: Path,
     *,
     progress: Progress | None = None,
+    tell: Tell | None = None,
+    stop: bool = False,
 ) -> LogSummary:
     """Go on with a run, as if it had not been interrupted, up to `settings.n_steps`.
 
@@ -178,7 +190,7 @@ def resume_structures(
         force: of the same model.
         settings: of the run; `n_steps` may have grown.
         trajectory: of the run.
-        progress: see `run_structures`.
+        progress, tell, stop: see `run_structures`.
 
     Returns:
         As `run_structures`, from the beginning of the run.
@@ -189,8 +201,10 @@ def resume_structures(
     """
     integrator, state, info = restart
     state = state.to(force.device)
-    writer = H5MDWriter(trajectory, every=settings.every, write=settings.write)
-    return _run(integrator, force, state, settings, writer, trajectory, info, progress)
+    also = novelty_columns(force)
+    writer = H5MDWriter(trajectory, every=settings.every, write=settings.write, also=also)
+    watch = _watch(force, settings, tell, stop=stop)
+    return _run(integrator, force, state, settings, writer, trajectory, info, progress, watch)
 
 
 def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
@@ -206,7 +220,8 @@ def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
             left.unlink(missing_ok=True)
     remove_abandoned(trajectory.with_suffix(".ckpt"))
     remove_abandoned(trajectory.with_suffix(".png"))
-    log = _log(trajectory, settings)
+    also = _columns_there(trajectory)
+    log = _log(trajectory, settings, also)
     log.resume(restart.state, restart.integrator)
     try:
         log(restart.state)  # the last line, whether or not it is a multiple of `every`
@@ -223,10 +238,11 @@ def _run(
     trajectory: Path,
     info: Mapping[str, Any],
     progress: Progress | None,
+    watch: Watch,
 ) -> LogSummary:
     """Take the steps that are left, and write log and checkpoint beside the trajectory."""
-    log = _log(trajectory, settings)
-    callbacks = [writer, log]
+    log = _log(trajectory, settings, novelty_columns(force))
+    callbacks = [watch, writer, log]
     if trajectory.suffix == ".h5md":
         checkpoint = Checkpoint(
             trajectory.with_suffix(".ckpt"),
@@ -271,10 +287,28 @@ def _advice(trajectory: Path, summary: LogSummary) -> str:
     return "nothing of the run was kept: free some space and start it again"
 
 
-def _log(trajectory: Path, settings: Settings) -> Log:
+def _watch(force: Force, settings: Settings, tell: Tell | None, *, stop: bool) -> Watch:
+    every = 1 if stop else min(EVERY, settings.every)
+    return Watch(force, tell or (lambda sentence: None), every=every, stop=stop)
+
+
+def _columns_there(trajectory: Path) -> tuple[Column, ...]:
+    """Columns of a finished run whose model is not asked again, with numbers of its last frame."""
+    if not trajectory.exists():
+        return ()
+    with opened(trajectory) as file:
+        places = [f"{one.observables}/{NOVELTY}/value" for one in described(file)]
+        if places[0] not in file:
+            return ()
+        last = torch.tensor([float(file[place][-1]) for place in places])
+    return (Column(NOVELTY, NOVELTY, "", lambda state: last.to(state.energy)),)
+
+
+def _log(trajectory: Path, settings: Settings, also: Sequence[Column]) -> Log:
     return Log(
         trajectory.with_suffix(".csv"),
         every=settings.every,
+        also=also,
         trajectory=trajectory if trajectory.suffix == ".h5md" else None,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -35,17 +35,23 @@ class Log(Callback):
     Args:
         path: new file.
         every: steps.
+        also: further columns.
         trajectory: H5MD trajectory of the same run, written as often or more often: where a run
             that goes on finds its log missing, cut off or damaged, lines are made again from it.
 
     Attributes:
-        summary: number of lines, the last one, and the one with the largest spread.
+        summary: number of lines, the last one, and those with the largest spread and novelty.
     """
 
     def __init__(
-        self, path: str | Path, *, every: int = 10, trajectory: str | Path | None = None
+        self,
+        path: str | Path,
+        *,
+        every: int = 10,
+        also: Sequence[Column] = (),
+        trajectory: str | Path | None = None,
     ) -> None:
-        self.path, self.every = Path(path), every
+        self.path, self.every, self._also = Path(path), every, tuple(also)
         self.trajectory = None if trajectory is None else Path(trajectory)
         self.summary = LogSummary()
         self._file: Appended | None = None
@@ -102,7 +108,7 @@ class Log(Callback):
             with open(self.path, "rb") as file:
                 return intact_part(
                     file,
-                    columns_of(n_systems, _heads(own_columns(integrator, state))),
+                    columns_of(n_systems, _heads(self._own_columns(integrator, state))),
                     n_systems,
                     now=state.step,
                     every=self.every,
@@ -114,6 +120,9 @@ class Log(Callback):
             return Intact(damage="there is no such file")
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
+
+    def _own_columns(self, integrator: Integrator, state: MDState) -> tuple[Column, ...]:
+        return (*own_columns(integrator, state), *self._also)
 
     def _made_again(
         self, state: MDState, integrator: Integrator, kept: Intact
@@ -131,7 +140,7 @@ class Log(Callback):
             until=state.step,
             every=self.every,
             timestep=integrator.timestep,
-            own=[one.name for one in own_columns(integrator, state)],
+            own=[one.name for one in self._own_columns(integrator, state)],
             device=state.system.cell.device,
         )
         try:
@@ -146,7 +155,7 @@ class Log(Callback):
 
     def _open(self, state: MDState, integrator: Integrator, kept: Intact) -> None:
         self._timestep, self.summary = integrator.timestep, kept.summary
-        self._own = own_columns(integrator, state)
+        self._own = self._own_columns(integrator, state)
         self._columns = columns_of(state.system.n_systems, _heads(self._own))
         self._file = Appended(self.path, kept.size)
         if kept.size == 0:

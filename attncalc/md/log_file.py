@@ -14,6 +14,8 @@ COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV",
 CONSERVED = "conserved_eV"
 # of a committee: the largest standard deviation over its members of the force on an atom
 SPREAD = "force_spread_eV_A"
+# of a model that knows its training: the largest of the atoms
+NOVELTY = "novelty"
 # bytes; what is longer is no line of a log
 LONGEST_LINE = 1000
 # bytes that are read at once where lines are counted
@@ -30,17 +32,21 @@ class LogSummary:
         n_rows: number of lines below the header.
         last: the last line, by column; None while there is none.
         widest: the line with the largest spread of a committee, if any.
+        furthest: the line with the largest novelty, if any.
     """
 
     n_rows: int = 0
     last: Row | None = None
     widest: Row | None = None
+    furthest: Row | None = None
 
     def add(self, row: Row) -> None:
         """Count one more line."""
         self.n_rows, self.last = self.n_rows + 1, row
         if SPREAD in row and (self.widest is None or row[SPREAD] > self.widest[SPREAD]):
             self.widest = row
+        if NOVELTY in row and (self.furthest is None or row[NOVELTY] > self.furthest[NOVELTY]):
+            self.furthest = row
 
 
 def columns_of(n_systems: int, own: Sequence[str]) -> tuple[str, ...]:

@@ -153,6 +153,7 @@ def relax_batch(
     fixed: Tensor | None = None,
     first: int = 0,
     observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    look: Callable[[Tensor, System], Tensor | None] | None = None,
 ) -> Relaxed:
     """Relax the structures of a batch, cells kept, until no force exceeds `fmax`.
 
@@ -167,6 +168,8 @@ def relax_batch(
         first: number of the first structure, for messages, where they are part of a longer list.
         observe: called before the first and after every step with the numbers of the structures
             still in the batch, their energies [eV] and largest forces [eV/Å].
+        look: called after each `observe` with the same numbers and the structures; returns
+            [n_systems], bool, of those that rest from now on, or None.
 
     Raises:
         ValueError: `fmax` or `steps` is not positive or `fmax` not finite, `fixed` has the wrong
@@ -196,6 +199,8 @@ def relax_batch(
             if observe is not None:
                 observe(fire.numbers, result.energy, largest)
             rests = largest <= fmax
+            if look is not None and (stopped := look(fire.numbers, fire.system)) is not None:
+                rests = rests | stopped.to(rests.device)
             if step == steps or bool(rests.all()):
                 break
             if int(rests.sum()) > IDLE * fire.system.n_systems:

@@ -59,7 +59,7 @@ def run(
         chunk: steps; None chooses by the device.
 
     Returns:
-        The last state.
+        The last state: `n_steps` later, unless a callback stops the run (`Callback.stops`).
 
     Raises:
         FloatingPointError: the run exploded, and callbacks have seen the last good state; or there
@@ -95,7 +95,7 @@ def run(
             elif state.step == 0:  # stopped after the checkpoint, perhaps before all else
                 _call(callbacks, state, at_all_costs=True)
             seen = state.step
-        while state.step < last:
+        while state.step < last and not any(one.stops for one in callbacks):
             to_go = min(_steps_to_next(callbacks, state.step, last), longest)
             state, what = _advance(integrator, force, state, to_go, limit)
             if what:
@@ -104,6 +104,8 @@ def run(
                 raise FloatingPointError(_exploded(state, integrator, what))
             if _call(callbacks, state, at_all_costs=state.step == last):
                 seen = state.step
+                if any(one.stops for one in callbacks):
+                    _call(callbacks, state, at_all_costs=True)
     except KeyboardInterrupt:
         with finished_before_ctrl_c():  # a second one must not lose what is done
             if seen >= 0:

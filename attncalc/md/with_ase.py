@@ -20,9 +20,11 @@ from ase.md.verlet import VelocityVerlet
 
 from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_existing
 from attncalc.files.hdf5_writing import WritableFile
-from attncalc.md.log_file import COLUMNS, SPREAD, LogSummary, line
+from attncalc.md.log_file import COLUMNS, NOVELTY, SPREAD, LogSummary, line
 from attncalc.md.settings import Settings
 from attncalc.md.velocities import Thermometer, runaway
+from attncalc.md.watch import EVERY, sentence
+from attncalc.novelty import outsider
 from attncalc.signals import finished_before_ctrl_c
 
 # where a .traj file has the number of its frames and the place of their list, and where that ends
@@ -37,6 +39,8 @@ def run_with_ase(
     trajectory: str | Path,
     *,
     progress: Callable[[int, str], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+    stop: bool = False,
 ) -> LogSummary:
     """Move atoms, in place, and write what happened as it happens.
 
@@ -54,10 +58,13 @@ def run_with_ase(
         trajectory: new file, extended XYZ (.xyz, .extxyz) or ASE (.traj).
         progress: called after every step with 1, before the first with 0, and a status line that
             is as old as the last frame.
+        tell: called with a sentence when an atom is outside what the model was trained on for the
+            first time, which is looked for as `attncalc.md.watch.Watch` does.
+        stop: True: the run ends at the first such step, which is written.
 
     Returns:
-        Number of frames, the last line of the log, and the one with the largest spread; all lines
-        are read by `read_log`.
+        Number of frames, the last line of the log, and those with the largest spread and novelty;
+        all lines are read by `read_log`.
 
     Raises:
         FileExistsError: the trajectory or its log exists.
@@ -76,7 +83,8 @@ def run_with_ase(
     if not atoms.get_momenta().any():
         thermometer.draw(atoms, settings.temperature, rng)
     dynamics = _integrator(atoms, settings, rng)
-    summary = LogSummary()
+    summary, told = LogSummary(), False
+    look_every = 1 if stop else min(EVERY, settings.every)
     with (
         removed_if_empty(summary, (trajectory, log_file)),
         _advising(trajectory, summary),
@@ -85,11 +93,17 @@ def run_with_ase(
     ):
 
         def observe() -> None:
+            nonlocal told
             time = dynamics.get_time() / units.fs
             if what := _insane(atoms, settings, thermometer.n_dof):
                 raise _exploded(time, what, trajectory) if summary.n_rows else no_start(what)
-            beyond = dynamics.nsteps % settings.every
-            if not beyond or dynamics.nsteps == settings.n_steps:
+            ends = dynamics.nsteps == settings.n_steps
+            if not told and (ends or not dynamics.nsteps % look_every):
+                found = outsider(getattr(atoms.calc, "novelty", None), atoms.numbers)
+                told, ends = found is not None, ends or (stop and found is not None)
+                if found is not None and tell is not None:
+                    tell(sentence(dynamics.nsteps, settings.timestep, found))
+            if ends or not dynamics.nsteps % settings.every:
                 row = _observe(atoms, thermometer, time)
                 with finished_before_ctrl_c():
                     before = frames.mark()
@@ -107,7 +121,9 @@ def run_with_ase(
 
         dynamics.attach(observe, interval=1)
         try:
-            dynamics.run(settings.n_steps)
+            for _ in dynamics.irun(settings.n_steps):
+                if told and stop:
+                    break
         except ValueError as error:  # from the calculator, which knows nothing of the run
             if not summary.n_rows:
                 raise
@@ -172,6 +188,9 @@ def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, f
     spread = getattr(atoms.calc, "spread", None)
     if spread is not None:
         row[SPREAD] = float(np.linalg.norm(spread["forces"], axis=1).max())
+    novelty = getattr(atoms.calc, "novelty", None)
+    if novelty is not None:
+        row[NOVELTY] = float(novelty.max())
     return row
 
 

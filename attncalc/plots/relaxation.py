@@ -14,9 +14,16 @@ from attncalc.plots.style import BLUE, SERIES, headline, legend_above, logarithm
 # more curves cannot be told apart: one colour for all, fainter the more there are
 FEW = 5
 _CONVERGED = ("NOT converged", "converged")
+_OUTSIDE = "outside the training data"
 
 
-def relax_summary(courses: Sequence[ArrayLike], *, fmax: float, title: str = "") -> Figure:
+def relax_summary(
+    courses: Sequence[ArrayLike],
+    *,
+    fmax: float,
+    title: str = "",
+    outside: Sequence[bool] | None = None,
+) -> Figure:
     """Draw energy above the last one (left) and largest force with its goal (right).
 
     Structures that reached the goal end in a dot, others in a cross.
@@ -26,6 +33,8 @@ def relax_summary(courses: Sequence[ArrayLike], *, fmax: float, title: str = "")
             start first.
         fmax: eV/Å, the goal.
         title: above the picture.
+        outside: which structures end outside what the model was trained on; then the title says
+            this, not that they converged. None: none.
     """
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
     energy, force = figure.subplots(1, 2)
@@ -65,5 +74,7 @@ def relax_summary(courses: Sequence[ArrayLike], *, fmax: float, title: str = "")
         tidy(axes)
         legend_above(axes, columns=2)
     told = f"{n_converged} of {n} converged" if n > 1 else _CONVERGED[n_converged]
+    if n_outside := sum(outside or ()):
+        told = _OUTSIDE if n == 1 else f"{n_outside} of {n} {_OUTSIDE}; {told}"
     headline(figure, f"{title}: {told}" if title else told)
     return figure

@@ -69,7 +69,7 @@ def test_relax_draws_every_course(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.plots, "relax_summary", seen)
     said = succeeds("relax", "two.extxyz", "--model", COPPER, "--fmax", 0.02)
     ((courses, options),) = drawn
-    assert options == {"fmax": 0.02, "title": "two.extxyz, cu-emt"}
+    assert options == {"fmax": 0.02, "title": "two.extxyz, cu-emt", "outside": [False, False]}
     for k, (course, atoms) in enumerate(zip(courses, read("two.relaxed.xyz", ":"), strict=True)):
         assert f"structure {k}: converged in {len(course) - 1} steps" in said
         energy, largest = course[-1]

@@ -1,0 +1,89 @@
+"""`Watch`: looks on the way whether atoms leave what the model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ase import units
+from torch import Tensor
+
+from attncalc.md.callback import Callback
+from attncalc.md.force import Force
+from attncalc.md.integrator import Column, Integrator
+from attncalc.md.log_file import NOVELTY
+from attncalc.md.state import MDState
+from attncalc.novelty import Outsider, outsider
+
+# steps between two looks, at most
+EVERY = 20
+
+
+def novelty_columns(force: Force) -> tuple[Column, ...]:
+    """Column of the largest novelty of every system; none where the model knows no training."""
+    model: Any = getattr(force, "plain", None)
+    if model is None or not model.knows_its_training:
+        return ()
+    knowing: Any = force  # an `Evaluator`
+
+    def largest(state: MDState) -> Tensor:
+        novelty = torch.from_numpy(knowing.novelty(state.system)).to(state.energy.device)
+        idx = state.system.system_idx
+        return torch.zeros_like(state.energy).scatter_reduce(0, idx, novelty, "amax")
+
+    return (Column(NOVELTY, NOVELTY, "", largest),)
+
+
+class Watch(Callback):
+    """Tells when an atom is outside the training data for the first time: a callback of `md.run`.
+
+    Args:
+        force: an `Evaluator` of a model; of any other force it sees nothing.
+        tell: called once, with a sentence.
+        every: steps between two looks.
+        stop: True: the run ends there, and this state is written.
+    """
+
+    def __init__(
+        self, force: Force, tell: Callable[[str], None], *, every: int = EVERY, stop: bool = False
+    ) -> None:
+        self.every = every
+        self._knowing: Any = force if novelty_columns(force) else None
+        self._tell, self._stop, self._told, self._timestep = tell, stop, False, 0.0
+
+    def begin(self, state: MDState, integrator: Integrator) -> None:
+        """Learn the timestep."""
+        del state
+        self._timestep = integrator.timestep
+
+    def resume(self, state: MDState, integrator: Integrator) -> None:
+        """Learn the timestep."""
+        self.begin(state, integrator)
+
+    def __call__(self, state: MDState) -> None:
+        """Look at a state, unless everything is told."""
+        if self._knowing is None or self._told:
+            return
+        novelty, system = self._knowing.novelty(state.system), state.system
+        found = outsider(novelty, system.atomic_numbers.cpu().numpy())
+        if found is None:
+            return
+        self._told, self.stops = True, self._stop
+        where = ""
+        if system.n_systems > 1:
+            where = f"system {int(system.system_idx[found.atom])}: "
+            number = int(state.atom_in_system[found.atom])
+            found = found._replace(atom=number)
+        self._tell(where + sentence(state.step, self._timestep, found))
+
+
+def sentence(step: int, timestep: float, found: Outsider) -> str:
+    """Say when an atom was outside for the first time.
+
+    Args:
+        step: number of it.
+        timestep: ASE time units.
+        found: the atom.
+    """
+    return f"step {step} ({step * timestep / units.fs:.1f} fs): {found}"

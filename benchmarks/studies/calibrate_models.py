@@ -1,0 +1,132 @@
+"""Shipped models that know their limits: calibrated on the structures of their training.
+
+    python benchmarks/studies/calibrate_models.py ../shared/data runs
+
+Weights stay as they are, and so does all else in the files but checksums: committees, which name
+their members with these, are written again. The first folder holds the files of molecules that
+models were trained on, the second those that this project has made: the frames at GFN2-xTB, whose
+commands stand in the recipes. The beginnings of those trajectories do (fewer frames by --n-train):
+no more than 3000 structures are looked at. The distilled models were also trained on structures
+from dynamics which are not kept; they are calibrated on the labelled frames alone, so that what
+only those structures held counts as outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ase import Atoms
+
+from attncalc import data, load
+from attncalc.calibrate import calibrate
+from attncalc.model_file import save, shipped_models
+from attncalc.model_header import StoredModel, digest_of, is_reference
+from attncalc.potential import Committee, Potential
+
+CARD = "| knows its limits | {} |"
+YES = "yes: says how far atoms are outside its training data"
+
+
+@dataclass(frozen=True)
+class Known:
+    """Structures of a training.
+
+    Attributes:
+        file: in one of the two folders.
+        split: of it; None is all.
+        labels: any: they are not used.
+        remark: for the card.
+    """
+
+    file: str
+    split: str | None = None
+    labels: str | None = None
+    remark: str = ""
+
+
+ETHANOL = Known("rmd17_ethanol.npz", "train_01", "md17")
+ASPIRIN = Known("rmd17_aspirin.npz", "train_01", "md17")
+LABELLED = ", of which the labelled frames are looked at, not those from dynamics"
+TRAINED_ON = {
+    "so3krates-ethanol": ETHANOL,
+    "so3krates-ethanol-committee": ETHANOL,
+    "equiformer-ethanol": ETHANOL,
+    "equiformer-ethanol-distilled": Known(*("rmd17_ethanol.npz", "train_01", "md17"), LABELLED),
+    "equiformer-ethanol-xtb": Known("xtb_ethanol_train.extxyz"),
+    "ethanol-committee": ETHANOL,
+    "so3krates-aspirin": ASPIRIN,
+    "so3krates-aspirin-committee": ASPIRIN,
+    "so3krates-aspirin-distilled": Known(*("rmd17_aspirin.npz", "train_01", "md17"), LABELLED),
+    "so3krates-aspirin-xtb": Known("xtb_aspirin_train.extxyz"),
+    "equiformer-aspirin-correction": ASPIRIN,
+    "equiformer-aspirin-distilled": Known(*("rmd17_aspirin.npz", "train_01", "md17"), LABELLED),
+    "aspirin-committee": Known(*("rmd17_aspirin.npz", "train_01", "md17"), LABELLED),
+    "so3krates-silicon": Known("mlearn_Si.extxyz", "training"),
+    "so3krates-xtb-small-molecules": Known("xtb_small_molecules_train.extxyz"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="with the data")
+    parser.add_argument("--only", nargs="+", choices=list(TRAINED_ON), help="these single models")
+    options = parser.parse_args()
+    # all of them first: what a committee names by its checksum is about to change
+    before = {name: load(path, device="cpu") for name, path in shipped_models().items()}
+    refers_to = {name: references(path) for name, path in shipped_models().items()}
+    by_size = sorted(before, key=lambda name: len(before[name].members))
+    for name in by_size:
+        is_single = len(before[name].members) == 1
+        if is_single and options.only and name not in options.only:
+            continue
+        tell(name, before[name], refers_to[name], options.folders)
+
+
+def references(path: Path) -> list[str]:
+    """Names of the models that a committee's file names."""
+    with path.open("rb") as file:
+        entries = StoredModel(file).header.get("members", [])
+    return [entry["name"] for entry in entries if is_reference(entry)]
+
+
+def tell(name: str, before: Potential, refers_to: list[str], folders: list[Path]) -> None:
+    """Write one model again, with the environments of its training."""
+    path, known = shipped_models()[name], TRAINED_ON[name]
+    told = {content(one): one for other in refers_to for one in load(other, device="cpu").members}
+    members = [told.get(content(one), one) for one in before.members]
+    structures = read(known, folders)
+    for member in members:
+        if member not in told.values():
+            member.environments = None
+            calibrate(member, structures)
+    info = before.training_info
+    potential = members[0] if len(members) == 1 else Committee(members, training=info)
+    save(potential, path, refer_to=refers_to)
+    after = load(path, device="cpu")
+    assert [content(one) for one in after.members] == [content(one) for one in before.members]
+    card = path.with_suffix(".md")
+    text = re.sub(r"^\| knows its limits .*\n", "", card.read_text(), flags=re.MULTILINE)
+    line = CARD.format(YES + known.remark)
+    card.write_text(re.sub(r"^(\| structures .*\n)", rf"\1{line}\n", text, flags=re.MULTILINE))
+    print(f"{name}: {after.members[0].environments.n_structures} structures", flush=True)
+
+
+def content(potential: Potential) -> str:
+    """Equal for potentials of the same weights, whatever they know of their training."""
+    return digest_of("", {name: one.contiguous() for name, one in potential.state_dict().items()})
+
+
+def read(known: Known, folders: list[Path]) -> list[Atoms]:
+    """Structures of a training, without labels."""
+    file = next(folder / known.file for folder in folders if (folder / known.file).is_file())
+    dataset = data.read(file, labels=known.labels)
+    if known.split is None:
+        return list(dataset.structures)
+    return [dataset.structures[k] for k in dataset.splits[known.split]]
+
+
+if __name__ == "__main__":
+    main()

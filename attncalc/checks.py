@@ -256,7 +256,7 @@ def _skin_changes_nothing(potential: Potential, atoms: Atoms, rng: np.random.Gen
     moved = replace(system, positions=system.positions + shift)
     updated = [verlet.update(moved)[1] for verlet in lists]
     long = None if reach is None else updated[1]
-    graphs = Graphs(updated[0], long, all_pairs=reach == ALL_PAIRS, system=system)
+    graphs = Graphs(updated[0], long, all_pairs=reach == ALL_PAIRS, system=moved)
     deviation = _largest(evaluate(potential, graphs).forces - _evaluate(potential, moved).forces)
     return Check("reused, padded neighbour list = fresh list", deviation, 1e-9, "eV/Å")
 

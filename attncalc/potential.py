@@ -847,6 +847,13 @@ def check_system(potential: Potential, system: System) -> None:
             "this model sums over all pairs of atoms, and a periodic structure has infinitely "
             f"many: set atoms.pbc = False or {remedy}"
         )
+    terms = [term for member in potential.members for term in member.pair_terms]
+    partly = system.pbc.any(1) & ~system.pbc.all(1)
+    if partly.any() and any(reads_system(term) for term in terms):
+        raise ValueError(
+            "the Ewald sum of this model is for three periodic directions or none: set "
+            "atoms.pbc = True with vacuum in the cell, or atoms.pbc = False"
+        )
     if not potential.reads_charge and (charged := system.charge[system.charge != 0]).numel():
         raise ValueError(
             f"total charge {int(charged[0]):+d} e: this model supports neutral structures only; "

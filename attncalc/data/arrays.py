@@ -213,9 +213,8 @@ def dataset_fields(
         if name is not None:
             values = floats(arrays[name], name).reshape(positions.shape[:-1])
             fields[label] = [values[row] for row in rows]
-    name = next((name for name in _DIPOLES if name in arrays), None)
-    if name is not None and arrays[name].size == 3 * n:
-        fields["dipoles"] = floats(arrays[name], name).reshape(n, 3) * to_ase.length
+    if (name := name_of_dipoles(shapes, n)) is not None:
+        fields["dipoles"] = floats(arrays[name], name).reshape(n, 3) * to_ase.dipole
     theory = next((name for name in _THEORIES if name in arrays), None)
     if theory is not None:
         fields["level_of_theory"] = text(arrays[theory])
@@ -240,6 +239,12 @@ def name_of_atoms(
         if shape in (of_atoms, (*of_atoms, 1)) and not is_total:
             return name
     return None
+
+
+def name_of_dipoles(shapes: Mapping[str, tuple[int, ...]], n: int) -> str | None:
+    """Return the key of dipole vectors of n structures; None where there is none."""
+    fits = {(n, 3), (3,)} if n == 1 else {(n, 3)}
+    return next((name for name in _DIPOLES if shapes.get(name) in fits), None)
 
 
 def _atoms_of_each(
@@ -306,9 +311,10 @@ def _elements(arrays: Mapping[str, NDArray], name: str) -> NDArray[np.int64]:
 def _charge_and_spin(arrays: Mapping[str, NDArray], n: int) -> list[dict[str, int]]:
     infos: list[dict[str, int]] = [{} for _ in range(n)]
     for key, names in (("charge", _CHARGES), ("spin", _SPINS)):
-        name = next((name for name in names if name in arrays), None)
         # Some sets keep charges of the atoms, (n, N), under the same name: these are not total.
-        if name is None or arrays[name].shape not in {(), (1,), (n,), (n, 1)}:
+        one_each = {(), (1,), (n,), (n, 1)}
+        name = next((k for k in names if k in arrays and arrays[k].shape in one_each), None)
+        if name is None:
             continue
         values = np.broadcast_to(integers(arrays[name], name).reshape(-1), (n,))
         for info, value in zip(infos, values, strict=True):

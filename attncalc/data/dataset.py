@@ -178,16 +178,16 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     """Join data sets in order, without their `splits`.
 
     Energies stand side by side as they are, so the parts must be of one level of theory and count
-    from one zero of energy.
+    from one zero of energy. Charges, Hirshfeld ratios and dipoles stay where all parts have them.
 
     Raises:
-        ValueError: nothing to join, only some parts have forces, stress, charges or the like, the
-            levels of theory that are stated differ, or the energies of an isolated atom differ.
+        ValueError: nothing to join, only some parts have forces or stress, the levels of theory
+            that are stated differ, or the energies of an isolated atom differ.
     """
     parts = list(datasets)
     if not parts:
         raise ValueError("no data sets given: pass at least one Dataset")
-    for name in OPTIONAL:
+    for name in ("forces", "stress"):
         having = [p.source for p in parts if getattr(p, name) is not None]
         missing = [p.source for p in parts if getattr(p, name) is None]
         if having and missing:
@@ -210,10 +210,10 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
                 )
     labels: dict[str, Any] = {}
     for name in ("forces", *OF_ATOMS):
-        if getattr(parts[0], name) is not None:
+        if all(getattr(part, name) is not None for part in parts):
             labels[name] = tuple(array for part in parts for array in getattr(part, name))
     for name in OF_STRUCTURES:
-        if getattr(parts[0], name) is not None:
+        if all(getattr(part, name) is not None for part in parts):
             labels[name] = np.concatenate([getattr(part, name) for part in parts])
     return Dataset(
         structures=tuple(atoms for p in parts for atoms in p.structures),

@@ -204,7 +204,7 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
                 fields["stress"] = np.stack([_full(s) for s in stress]) * to_ase.stress
         for name in _FURTHER:
             if (values := _further(frames, prefix, name)) is not None:
-                unit = to_ase.length if name == "dipoles" else 1.0
+                unit = to_ase.dipole if name == "dipoles" else 1.0
                 fields[name] = [value * unit for value in values]
         fields["splits"] = _splits(frames)
     except ValueError as error:
@@ -291,16 +291,19 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
 
 
 def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:
-    """A label that nobody needs, of all frames; None where one has it not, or not as numbers."""
-    for key in _FURTHER[name]:
-        for full in dict.fromkeys((prefix + key, key)):
-            values = [np.asarray(_label(atoms, full)) for atoms in frames]
-            shapes = [(3,) if name == "dipoles" else (len(atoms),) for atoms in frames]
-            fits = (
-                v.shape == s and v.dtype.kind in "iuf" for v, s in zip(values, shapes, strict=True)
-            )
-            if all(fits):
-                return [value.astype(np.float64) for value in values]
+    """A label that nobody needs, of all frames; None where one has it not, or not as numbers.
+
+    Names without the prefix of the label set count where they cannot be those of the plain set.
+    """
+    prefixes = [prefix]
+    if prefix and all(_label(atoms, "energy") is None for atoms in frames):
+        prefixes.append("")
+    for full in (one + key for one in prefixes for key in _FURTHER[name]):
+        values = [np.asarray(_label(atoms, full)) for atoms in frames]
+        shapes = [(3,) if name == "dipoles" else (len(atoms),) for atoms in frames]
+        pairs = zip(values, shapes, strict=True)
+        if all(value.shape == shape and value.dtype.kind in "iuf" for value, shape in pairs):
+            return [value.astype(np.float64) for value in values]
     return None
 
 

@@ -23,7 +23,7 @@ from attncalc.data.arrays import (
     text,
 )
 from attncalc.data.dataset import OPTIONAL, Dataset, concatenate
-from attncalc.data.units import ReadOptions, factors, named_units, parse_entry, parse_unit
+from attncalc.data.units import ReadOptions, factors, named_units, parse_entry, size_of
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.reading import open_regular, require_room
 from attncalc.text import one_line
@@ -179,6 +179,7 @@ def stored_units(
         ("forces", (labels.forces,)),
         ("length", (*POSITIONS, "cell")),
         ("stress", ("stress",)),
+        ("dipole", ("dipole", "dipoles")),
     ):
         for key in keys:
             if isinstance(array := arrays.get(key), h5py.Dataset):
@@ -187,7 +188,8 @@ def stored_units(
     stored: dict[str, str] = {}
     for quantity, unit in statements:
         known = stored.setdefault(quantity, unit)
-        if not math.isclose(parse_unit(known)[0], parse_unit(unit)[0], rel_tol=1e-9):
+        sizes = [size_of(quantity, one, f"unit of {quantity}") for one in (known, unit)]
+        if not math.isclose(*sizes, rel_tol=1e-9):
             raise ValueError(
                 f"{quantity} is stored in two units, {known!r} and {unit!r}: correct one of them"
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +24,7 @@ from attncalc.data.arrays import (
     is_split,
     n_structures,
     name_of_atoms,
+    name_of_dipoles,
 )
 from attncalc.data.dataset import OF_ATOMS, OF_STRUCTURES, OPTIONAL, Dataset, Floats, Integers
 from attncalc.data.hdf5 import (
@@ -41,6 +44,12 @@ from attncalc.system import charge_and_spin
 
 # rows of one block of a written file: a structure is read with what shares its blocks
 BLOCK = 1024
+# labels beside energies, forces and stress, and their names in a written file
+FURTHER = {
+    "charges": "atomic_charges",
+    "hirshfeld_ratios": "hirshfeld_ratios",
+    "dipoles": "dipoles",
+}
 
 
 class Rows:
@@ -80,13 +89,18 @@ class Rows:
             of_atoms = {label: name_of_atoms(label, shapes, positions, n) for label in OF_ATOMS}
             per_atom = (*NUMBERS, *POSITIONS, self._labels.forces, *filter(None, of_atoms.values()))
             self._per_atom = {k: arrays[k] for k in per_atom if k in arrays}
-            rest = [k for k in wanted if k in arrays and k not in {*per_atom, OFFSETS, COUNTS}]
+            if "charges" in self._per_atom:  # of one atom it would be read as a total charge
+                self._per_atom["atomic_charges"] = self._per_atom.pop("charges")
+            ignored = {*per_atom, OFFSETS, COUNTS}
+            if len(shapes.get("charges", ())) and shapes["charges"][0] == positions[0] != n:
+                ignored.add("charges")  # of atoms, beside another name of them
+            rest = [k for k in wanted if k in arrays and k not in ignored]
             add_declared_bytes({k: arrays[k] for k in rest}, 0, file.size)
             self._rest = {k: read_array(file, arrays[k]) for k in rest}
             having = {label for label, key in of_atoms.items() if key is not None}
             having |= {"forces"} if self._labels.forces in arrays else set()
             having |= {"stress"} if "stress" in arrays else set()
-            having |= {"dipoles"} if {"dipole", "dipoles"} & arrays.keys() else set()
+            having |= {"dipoles"} if name_of_dipoles(shapes, n) is not None else set()
             self.labels = tuple(label for label in OPTIONAL if label in having)
             stored = self._rest[self._labels.energy].reshape(-1)
             self.energies: Floats = floats(stored, self._labels.energy) * self._to_ase.energy
@@ -164,8 +178,10 @@ def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
     Returns:
         The number of structures.
 
+    Charges, Hirshfeld ratios and dipoles are written where all structures have them.
+
     Raises:
-        ValueError: there is no structure, or parts have different kinds of labels.
+        ValueError: there is no structure, or only some have forces or stress.
     """
     with replacing(path) as new, new_hdf5(new) as (file, raw):
         return _write(file, raw, parts)
@@ -176,11 +192,18 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     electrons: list[tuple[int, int]] = []
     said: set[str] = set()  # "charge", "spin" where a structure has it
     levels, kinds, n = set(), set(), 0
+    left_out: set[str] = set()  # labels that a part has not: the file has them for all, or for none
     isolated: dict[int, float] = {}
     for part in parts:
-        kinds.add(tuple(getattr(part, label) is not None for label in OPTIONAL))
+        kinds.add((part.forces is not None, part.stress is not None))
         if len(kinds) > 1:
             raise ValueError(f"{part.source}: not all structures have the same labels")
+        for label in FURTHER.keys() - left_out:
+            if getattr(part, label) is None:
+                left_out.add(label)
+                file.pop(FURTHER[label], None)
+        nothing: dict[str, Any] = dict.fromkeys(left_out)
+        part = replace(part, **nothing)
         _append(file, part)
         if raw.problem is not None:
             raise raw.problem
@@ -203,7 +226,9 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         if is_split(name, np.concatenate(chosen)):  # others are not understood in this format
             file[name] = np.concatenate(chosen)
     # texts of fixed length: others lie in heaps, which may be damaged
-    file.attrs["units"] = np.bytes_("E: eV; F: eV/Angstrom; R: Angstrom; stress: eV/Angstrom^3")
+    file.attrs["units"] = np.bytes_(
+        "E: eV; F: eV/Angstrom; R: Angstrom; stress: eV/Angstrom^3; dipoles: e Angstrom"
+    )
     if len(levels) == 1 and (level := levels.pop()):
         file.attrs["level_of_theory"] = np.bytes_(level.encode())
     if isolated:
@@ -223,12 +248,11 @@ def _append(file: h5py.File, part: Dataset) -> None:
     }
     if part.forces is not None:
         columns["F"] = np.concatenate(part.forces)
-    for label, name in (("charges", "atomic_charges"), ("hirshfeld_ratios", "hirshfeld_ratios")):
-        if (arrays := getattr(part, label)) is not None:
-            columns[name] = np.concatenate(arrays)
-    for label in OF_STRUCTURES:
-        if (array := getattr(part, label)) is not None:
-            columns[label] = array
+    if part.stress is not None:
+        columns["stress"] = part.stress
+    for label, name in FURTHER.items():
+        if (values := getattr(part, label)) is not None:
+            columns[name] = values if label in OF_STRUCTURES else np.concatenate(values)
     if OFFSETS not in file:
         for name, values in (columns | {OFFSETS: np.zeros(1, np.int64)}).items():
             shape = values.shape[1:]

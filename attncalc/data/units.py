@@ -60,6 +60,7 @@ _QUANTITY_NAMES = {
     "length": ("R", "length", "positions", "coords", "pos", "cell"),
     "forces": ("F", "forces", "force"),
     "stress": ("stress",),
+    "dipole": ("dipole", "dipoles"),
 }
 
 
@@ -86,12 +87,14 @@ class Factors:
         length: to Å.
         forces: to eV/Å.
         stress: to eV/Å³.
+        dipole: to e Å.
     """
 
     energy: float
     length: float
     forces: float
     stress: float
+    dipole: float
 
 
 def parse_unit(text: str) -> tuple[float, tuple[int, int]]:
@@ -166,7 +169,7 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
 def named_units(
     stored: Mapping[str, str], *, energy_name: str = "E", forces_name: str = "F"
 ) -> dict[str, str]:
-    """Return quantity ("energy", "length", "forces", "stress") -> name of its stored unit.
+    """Return quantity ("energy", "length", "forces", "stress", "dipole") -> name of its unit.
 
     Args:
         stored: name → unit string, from `parse_entry`.
@@ -183,7 +186,7 @@ def named_units(
         known = [own] if own in stored else [name for name in names if name in stored]
         for name in known:
             first = found.setdefault(quantity, name)
-            sizes = [_size_of(quantity, stored[n], f'stored units of "{n}"') for n in (first, name)]
+            sizes = [size_of(quantity, stored[n], f'stored units of "{n}"') for n in (first, name)]
             if not math.isclose(*sizes, rel_tol=1e-9):
                 raise ValueError(
                     f"{first} is stored in {stored[first]} but {name} in {stored[name]}: "
@@ -202,8 +205,8 @@ def factors(
 ) -> Factors:
     """Decide the units of a file from what it stores and what the user says.
 
-    A stored unit wins. Lengths are in Å where nothing is said; forces and stress follow as
-    energy/length and energy/length³ unless the file states theirs.
+    A stored unit wins. Lengths are in Å where nothing is said; forces, stress and dipoles follow as
+    energy/length, energy/length³ and e length unless the file states theirs.
 
     Args:
         stored: name → unit string, from `parse_entry`.
@@ -217,7 +220,7 @@ def factors(
             or nobody states the energy unit.
     """
     sizes = {
-        quantity: _size_of(quantity, stored[name], f'stored units of "{name}"')
+        quantity: size_of(quantity, stored[name], f'stored units of "{name}"')
         for quantity, name in named_units(
             stored, energy_name=energy_name, forces_name=forces_name
         ).items()
@@ -225,7 +228,7 @@ def factors(
     for quantity, given in (("energy", options.energy_unit), ("length", options.length_unit)):
         if given is None:
             continue
-        size = _size_of(quantity, given, f"{quantity}_unit")
+        size = size_of(quantity, given, f"{quantity}_unit")
         if not math.isclose(sizes.setdefault(quantity, size), size, rel_tol=1e-9):
             raise ValueError(
                 f"{quantity}_unit={given!r} contradicts the units stored in the file "
@@ -245,6 +248,7 @@ def factors(
         length=length,
         forces=sizes.get("forces", energy / length),
         stress=sizes.get("stress", energy / length**3),
+        dipole=sizes.get("dipole", length),
     )
 
 
@@ -255,7 +259,33 @@ def _size_and_dimension(name: str) -> tuple[float, tuple[int, int]]:
     raise KeyError(name)
 
 
-def _size_of(quantity: str, text: str, where: str) -> float:
+def _dipole_size(text: str, where: str) -> float:
+    """Size in e Å of "Debye", "e Angstrom", "e*Bohr", "a.u." or the like."""
+    plain = re.sub(r"[\s*·.]+", "", text[:LONGEST_UNIT]).lower()
+    if plain in ("d", "debye"):
+        return float(units.Debye)
+    name = "Bohr" if plain == "au" else _NAMES.get(plain.removeprefix("e"), "")
+    if name not in LENGTH_UNITS:
+        raise ValueError(
+            f"{where} = {one_line(text, longest=40)!r} is not a unit of dipoles: use Debye, "
+            "e Angstrom or e Bohr"
+        )
+    return LENGTH_UNITS[name]
+
+
+def size_of(quantity: str, text: str, where: str) -> float:
+    """Return the size of a unit in ASE's units.
+
+    Args:
+        quantity: "energy", "length", "forces", "stress" or "dipole".
+        text: the unit.
+        where: begins the message.
+
+    Raises:
+        ValueError: it is none, or one of something else.
+    """
+    if quantity == "dipole":
+        return _dipole_size(text, where)
     try:
         size, dimension = parse_unit(text)
     except ValueError as error:

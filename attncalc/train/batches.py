@@ -176,7 +176,10 @@ class Batches(Indexed[Callable[[], Batch | None]]):
 
 
 def sizes_of(samples: Sequence[Batch]) -> Sizes:
-    """Return the numbers of atoms and edges of batches of one structure each."""
+    """Return the numbers of atoms and edges of batches of one structure each.
+
+    Edges of longer range cost a fraction of the network's, by which steps are made.
+    """
     n = np.array([(sample.graph.n_atoms, sample.graph.n_edges) for sample in samples])
     return Sizes(n_atoms=n[:, 0], n_edges=n[:, 1])
 

@@ -22,6 +22,8 @@ def card(recipe: Recipe, potential: Potential) -> str:
         seeds = f"seeds {info['seed']} to {info['seed'] + recipe.committee - 1}"
     wall_time = info["wall_time_s"]
     time = f"{wall_time / 60:.0f} min" if wall_time >= 120 else f"{wall_time:.0f} s"
+    more = ["denoising (DeNS)"] if recipe.denoising else []
+    more += [label.replace("_", " ").replace("hirsh", "Hirsh") for label in recipe.output_labels]
     elements = " ".join(chemical_symbols[z] for z in potential.species)
     lines = [
         f"# {recipe.name}",
@@ -49,7 +51,8 @@ def card(recipe: Recipe, potential: Potential) -> str:
             if potential.knows_its_training
             else []
         ),
-        *(["| beside energies and forces | denoising (DeNS) |"] if recipe.denoising else []),
+        *([f"| pair terms | {', '.join(recipe.pair_terms)} |"] if recipe.pair_terms else []),
+        *([f"| beside energies and forces | {', '.join(more)} |"] if more else []),
         *([f"| starts from | {_start(info)} |"] if info["start_from"] else []),
         f"| command | `{info['command']}` |",
     ]

@@ -33,7 +33,7 @@ from attncalc.train.loop import finished_epochs, train_loop
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
-from attncalc.train.recipe import Recipe
+from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
 from attncalc.train.reproducible import ordered_sums
 from attncalc.train.run_folder import MARK, checksum, locked_folder, remembered
 from attncalc.train.select_step import select_step
@@ -95,7 +95,7 @@ def run(
     processes = connect()
     try:
         with processes.together():
-            recipe = recipe.with_start()
+            recipe = _with_start(recipe, output)
             if processes.is_first:
                 log.info("reading %s", recipe.find(recipe.data).name)
             training, validation, test = read_split(recipe)  # all members are trained on one split
@@ -113,6 +113,19 @@ def run(
             raise
         raise KeyboardInterrupt(f"the same command continues from there ({output})") from None
     return done
+
+
+def _with_start(recipe: Recipe, output: Path) -> Recipe:
+    """The recipe with what it leaves to the model that it starts from, which may be gone by now."""
+    try:
+        return recipe.with_start()
+    except FileNotFoundError:
+        if not (output / MARK).is_file():
+            raise
+        begun, _ = remembered(output)
+        return dataclasses.replace(
+            recipe, network=begun.network, config=begun.config, pair_terms=begun.pair_terms
+        )
 
 
 def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
@@ -175,7 +188,7 @@ def read_run(
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}: name the file that {output} was trained on") from None
     for role, part in (("training", training), ("validation", validation)):
-        if checksums.get(role) != checksum(part):
+        if checksums.get(role) != checksum(part, recipe.output_labels):
             raise ValueError(f"{part.source}: not the {role} set that {output} was trained on")
     return recipe, {"training": training, "validation": validation, "test": test}
 
@@ -206,7 +219,7 @@ def fit(
     output = Path(output if output is not None else Path("runs") / recipe.name)
     processes = connect()
     with processes.together():
-        recipe = recipe.with_start()
+        recipe = _with_start(recipe, output)
         _check(recipe, processes, output, training, validation)
         _require_matching_units(recipe, data.sample(training))
     with locked_folder(output, recipe, training, validation, processes):
@@ -346,10 +359,15 @@ def _check(
             raise ValueError(f"{where} has no forces: training needs energies and forces")
         if role != "test" and recipe.stress_weight and dataset.stress is None:
             raise ValueError(f"{where} has no stress, but the recipe's stress_weight is not zero")
-        for label in loss_of(recipe).of_outputs if role != "test" else ():
+        for label in recipe.output_labels if role != "test" else ():
             if getattr(dataset, label) is None:
-                key = f"{label.removesuffix('s')}_weight"
+                key = OUTPUT_WEIGHTS[label]
                 raise ValueError(f"{where} has no {label}, but the recipe's {key} is not zero")
+            if label == "dipoles" and any(atoms.pbc.any() for atoms in dataset.structures):
+                raise ValueError(
+                    f"{where} has periodic structures, whose dipole depends on which images are "
+                    "taken: set dipole_weight: 0"
+                )
         if unseen := set(elements_of(dataset)) - known:
             names = " ".join(chemical_symbols[z] for z in sorted(unseen))
             raise ValueError(
@@ -433,7 +451,9 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
 @torch.random.fork_rng(devices=[])  # the weights are of no interest here
 def _check_system(recipe: Recipe, dataset: Dataset, role: str) -> None:
     network, elements = NETWORKS[recipe.network][0], elements_of(dataset)
-    potential = Potential(network(recipe.network_config(lambda: 1.0), len(elements)), elements)
+    terms = recipe.pair_term_modules(elements)
+    config = recipe.network_config(lambda: 1.0)
+    potential = Potential(network(config, len(elements)), elements, pair_terms=terms)
     for k, atoms in enumerate(dataset.structures):
         try:
             check_system(potential, System.from_ase(atoms))

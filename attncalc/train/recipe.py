@@ -22,6 +22,12 @@ from attncalc.train.plain_yaml import read_yaml
 RENAMED = {"corrects": "baseline"}
 
 LARGEST_NOISE = 0.5  # Å
+# label of a data set -> key of the weight of its errors
+OUTPUT_WEIGHTS = {
+    "charges": "charge_weight",
+    "hirshfeld_ratios": "hirshfeld_ratio_weight",
+    "dipoles": "dipole_weight",
+}
 LONG_RANGE = 12.0  # Å, where pair terms end in periodic structures if nothing is said
 MOST_MEMBERS = 1000  # of a committee
 LONGEST_NAME = 200  # bytes; systems allow 255, and files of a run have endings
@@ -235,6 +241,11 @@ class Recipe:
                 raise ValueError(f"{option} must be true: {reason} needs it")
         return kind(**config)
 
+    @property
+    def output_labels(self) -> tuple[str, ...]:
+        """Labels beside energies, forces and stress that are trained on."""
+        return tuple(label for label, weight in OUTPUT_WEIGHTS.items() if getattr(self, weight))
+
     def _outputs_needed(self) -> dict[str, str]:
         """Option of the network -> key or pair term that needs it."""
         needed = {}
@@ -280,6 +291,10 @@ class Recipe:
                 "recipe: electrostatics and ewald of pair_terms are the same energy, within a "
                 "cutoff and of all images: take one of them"
             )
+        ends = any(issubclass(PAIR_TERMS[name][1], LongRangeConfig) for name in names)
+        theirs = self.start_from is not None and not self.config  # of the model, see `with_start`
+        if self.long_range_cutoff is not None and not ends and not theirs:
+            raise ValueError("recipe: long_range_cutoff: no term of pair_terms has a longer range")
         object.__setattr__(self, "pair_terms", tuple(names))
 
     def pair_term_modules(self, elements: Sequence[int]) -> list[Any]:
@@ -315,6 +330,7 @@ class Recipe:
             (self.compile == "always", "is not compiled: compile must be auto or never"),
             (self.stress_weight > 0, "knows no stress of displaced atoms: stress_weight must be 0"),
             (bool(self._outputs_needed()), "knows no charges or Hirshfeld ratios"),
+            (bool(self.pair_terms), "knows no pair terms: pair_terms must be empty"),
         ):
             if wrong:
                 raise ValueError(f"recipe: denoising {why}")
@@ -383,6 +399,8 @@ class Recipe:
                 f"be left out; got {list(self.pair_terms)}"
             )
         kind = found["network"]
+        if self.network not in (kind, Recipe.network):
+            raise ValueError(f"recipe: the model it starts from is a {kind}, not a {self.network}")
         return dataclasses.replace(self, network=kind, config=found["config"], pair_terms=terms)
 
     def find_start(self) -> Path:
@@ -457,8 +475,7 @@ OPTIONAL = (*OPTIONAL_TEXTS, "batch_edges", "long_range_cutoff")
 _SIZES = ("epochs", "batch_size", "batch_edges")
 _COUNTS = (*_SIZES, "warmup_steps", "seed")
 _RATES = ("learning_rate", "final_learning_rate", "clip_norm", "long_range_cutoff")
-_OF_OUTPUTS = ("charge_weight", "hirshfeld_ratio_weight", "dipole_weight")
-_WEIGHTS = ("energy_weight", "force_weight", "stress_weight", *_OF_OUTPUTS)
+_WEIGHTS = ("energy_weight", "force_weight", "stress_weight", *OUTPUT_WEIGHTS.values())
 _NUMBERS = (*_RATES, *_WEIGHTS, "ema_decay")
 
 # keys of a recipe, what their values must do, and whether one does

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -41,7 +41,9 @@ def locked_folder(
     """
     with ExitStack() as stack:
         with processes.together():
-            data = {"training": checksum(training), "validation": checksum(validation)}
+            parts = {"training": training, "validation": validation}
+            labels = recipe.output_labels
+            data = {role: checksum(part, labels) for role, part in parts.items()}
             if processes.is_first:
                 output.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(output))
@@ -144,8 +146,13 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def checksum(dataset: Dataset) -> str:
-    """Return SHA-256 of everything that a training sees: structures and labels, not names."""
+def checksum(dataset: Dataset, labels: Collection[str] = ()) -> str:
+    """Return SHA-256 of everything that a training sees: structures and labels, not names.
+
+    Args:
+        dataset: one of its sets.
+        labels: those beside energies, forces and stress that it is trained on.
+    """
     digest = hashlib.sha256()
 
     def add(values: Any, kind: str) -> None:
@@ -162,6 +169,10 @@ def checksum(dataset: Dataset) -> str:
             add(dataset.forces[k], "<f8")
         if dataset.stress is not None:
             add(dataset.stress[k], "<f8")
+        for label in sorted(labels):
+            if (values := getattr(dataset, label)) is not None:
+                digest.update(label.encode())
+                add(values[k], "<f8")
     return digest.hexdigest()
 
 

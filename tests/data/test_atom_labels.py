@@ -117,3 +117,72 @@ def test_wrong_shapes_and_numbers() -> None:
     ratios = [ratio * np.nan for ratio in read.hirshfeld_ratios]
     with pytest.raises(ValueError, match="hirshfeld_ratios of structure 0 is not finite"):
         dataclasses.replace(read, hirshfeld_ratios=ratios)
+
+
+def test_labels_of_another_set_are_not_taken() -> None:
+    """Of the set REF: its charges before plain ones, and no dipole of the plain set."""
+    found = frames("REF_charges")
+    for atoms in found:
+        atoms.info["REF_energy"] = 1.0
+        atoms.arrays["mbis_charges"] = np.full(len(atoms), 9.0)
+    read = data.from_ase(found, labels="REF")
+    np.testing.assert_array_equal(read.charges[0], found[0].arrays["REF_charges"])
+    assert read.dipoles is None
+    for atoms in found:
+        del atoms.info["energy"]
+    assert data.from_ase(found, labels="REF").dipoles is not None
+
+
+@pytest.mark.parametrize(
+    ("unit", "size"), [("Debye", 0.2081943), ("e*Bohr", 0.529177), ("a.u.", 0.529177), ("e Å", 1.0)]
+)
+def test_dipoles_in_the_unit_that_the_file_states(tmp_path, unit: str, size: float) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["R"], file["z"] = FRAMES[0].positions[None], FRAMES[0].numbers
+        file["E"], file["dipole"] = np.zeros(1), np.ones((1, 3))
+        file["dipole"].attrs["units"] = unit
+    read = data.read(path, energy_unit="eV")
+    np.testing.assert_allclose(read.dipoles, size, atol=1e-6)
+    with h5py.File(path, "a") as file:
+        file["dipole"].attrs["units"] = "eV"
+    with pytest.raises(ValueError, match="'eV' is not a unit of dipoles: use Debye"):
+        data.read(path, energy_unit="eV")
+
+
+def test_a_total_charge_beside_those_of_atoms(tmp_path) -> None:
+    arrays = {"R": np.stack([FRAMES[0].positions] * 2), "z": FRAMES[0].numbers, "E": np.zeros(2)}
+    of_atoms = np.full((2, 3), -1 / 3)
+    np.savez(tmp_path / "a.npz", **arrays, charges=of_atoms, total_charge=np.array([-1, -1]))
+    read = data.read(tmp_path / "a.npz", energy_unit="eV")
+    assert [atoms.info["charge"] for atoms in read.structures] == [-1, -1]
+    assert read.charges is not None
+
+
+def test_a_single_atom_in_a_stream(tmp_path) -> None:
+    """Its partial charge is not taken for a total charge, whatever the array is called."""
+    structures = [Atoms("F"), FRAMES[0]]
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["z"] = np.concatenate([atoms.numbers for atoms in structures])
+        file["R"] = np.concatenate([atoms.positions for atoms in structures])
+        file["E"], file["offsets"], file["charge"] = np.zeros(2), [0, 1, 4], [-1, 0]
+        file["charges"] = [-1.0, -0.6, 0.3, 0.3]
+        file["dipole"] = np.ones(2)  # a length, no vector
+    whole, streamed = data.read(path, energy_unit="eV"), stream(path, energy_unit="eV")
+    for read in (whole, streamed.in_memory()):
+        np.testing.assert_array_equal(np.concatenate(read.charges), [-1.0, -0.6, 0.3, 0.3])
+        assert [atoms.info["charge"] for atoms in read.structures] == [-1, 0]
+        assert read.dipoles is None
+
+
+def test_files_of_different_labels_are_joined_without_them(tmp_path) -> None:
+    with_them, without = data.from_ase(frames()), data.from_ase(frames(count=0))
+    joined = with_them + without
+    assert joined.charges is None
+    assert joined.dipoles is not None
+    for parts in ([with_them, without], [without, with_them]):
+        path = tmp_path / "a.h5"
+        path.unlink(missing_ok=True)
+        assert write_hdf5(parts, path) == 6
+        same(data.read(path), parts[0] + parts[1])

@@ -11,6 +11,7 @@ from ase.build import molecule
 from ase.spacegroup import crystal
 
 from attncalc import AttnCalculator, Potential, System, load, save
+from attncalc.checks import verify
 from attncalc.fast import lower
 from attncalc.graph import AtomOutputs, Graphs
 from attncalc.nn.network import CompiledNetwork
@@ -225,3 +226,9 @@ def test_it_is_the_damped_sum_of_so3lr_without_a_cutoff(potential) -> None:
 def test_bad_damping() -> None:
     with pytest.raises(ValueError, match="damping_length must be positive"):
         EwaldConfig(0.0)
+
+
+def test_verify_passes_with_charges_that_matter(potential) -> None:
+    """All checks, the reused neighbour list among them, whose structure has moved."""
+    strong = Potential(potential.network, WATER, pair_terms=[Ewald(EwaldConfig(1.0), WATER)])
+    assert verify(strong, box(3)).passed

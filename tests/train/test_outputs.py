@@ -1,6 +1,7 @@
 """Training of charges, Hirshfeld ratios and dipoles, and of pair terms of longer range."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from attncalc.physics.electrostatics import DampedElectrostatics, Electrostatics
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.train.batches import join, samples
 from attncalc.train.module import loss_of
+from attncalc.train.run_folder import checksum
 from attncalc.train.select_step import unequal_sizes, with_distant_labels
 from attncalc.train.start import new_potential
 from attncalc.train.step import (
@@ -273,6 +275,7 @@ def _stop_after(epochs: int):
         ({"long_range_cutoff": -1.0}, "long_range_cutoff must be positive"),
         ({"dipole_weight": -1.0}, "dipole_weight must not be negative"),
         ({"denoising": {}}, "denoising knows no charges"),
+        ({"pair_terms": [], "long_range_cutoff": 9.0}, "no term of pair_terms has a longer range"),
     ],
 )
 def test_impossible_recipes(recipe, changes, message: str) -> None:
@@ -288,8 +291,9 @@ def test_data_that_do_not_suit(recipe, parts, tmp_path) -> None:
     frames[0].set_cell(np.eye(3) * 15)
     frames[0].pbc = True
     mixed = dataclasses.replace(parts[0], structures=frames)
+    without = dataclasses.replace(recipe, dipole_weight=0.0)
     with pytest.raises(ValueError, match="molecules and periodic structures"):
-        train.fit(recipe, mixed, parts[1], tmp_path)
+        train.fit(without, mixed, parts[1], tmp_path)
 
 
 def test_saved_models_keep_everything(done, tmp_path) -> None:
@@ -344,3 +348,55 @@ def test_training_with_an_ewald_sum(recipe, tmp_path) -> None:
 def test_electrostatics_are_there_once(recipe) -> None:
     with pytest.raises(ValueError, match="electrostatics and ewald of pair_terms are the same"):
         dataclasses.replace(recipe, pair_terms=["electrostatics", "ewald"])
+
+
+def test_denoising_refuses_pair_terms(recipe) -> None:
+    zero = dict.fromkeys(OUTPUTS, 0.0)
+    with pytest.raises(ValueError, match="denoising knows no pair terms"):
+        dataclasses.replace(recipe, pair_terms=["zbl"], denoising={}, **zero)
+
+
+def test_the_folder_knows_what_the_training_sees(recipe, parts) -> None:
+    """Other charges are other data for a training on charges, and for no other."""
+    other = dataclasses.replace(parts[0], charges=[-q for q in parts[0].charges])
+    labels = recipe.output_labels
+    assert checksum(other, labels) != checksum(parts[0], labels)
+    assert checksum(other) == checksum(parts[0])
+
+
+def test_a_run_goes_on_when_its_start_is_gone(done, parts, tmp_path) -> None:
+    start = tmp_path / "start.safetensors"
+    shutil.copy(done.model, start)
+    fine = train.Recipe(
+        name="fine", data="x", split={"sizes": [18, 6]}, start_from=str(start), epochs=1
+    )
+    train.fit(fine, *parts, tmp_path / "run")
+    start.unlink()
+    assert len(train.fit(fine, *parts, tmp_path / "run").history) == 1
+    with pytest.raises(FileNotFoundError):
+        train.fit(fine, *parts, tmp_path / "other")
+
+
+def test_a_start_of_another_network(done) -> None:
+    fine = train.Recipe(
+        name="fine",
+        data="x",
+        split={"sizes": [1, 1]},
+        start_from=str(done.model),
+        network="equiformer",
+    )
+    with pytest.raises(ValueError, match="starts from is a so3krates, not a equiformer"):
+        fine.with_start()
+
+
+def test_dipoles_of_crystals_and_slabs_with_an_ewald_sum(recipe, parts, tmp_path) -> None:
+    frames = [atoms.copy() for atoms in parts[0].structures]
+    for atoms in frames:
+        atoms.set_cell(np.eye(3) * 15)
+        atoms.pbc = (True, True, False)
+    slabs = dataclasses.replace(parts[0], structures=frames)
+    with pytest.raises(ValueError, match="periodic structures, whose dipole depends"):
+        train.fit(recipe, slabs, slabs, tmp_path)
+    ewald = dataclasses.replace(recipe, pair_terms=["ewald"], dipole_weight=0.0)
+    with pytest.raises(ValueError, match="structure 0 of the validation set: the Ewald sum"):
+        train.fit(ewald, parts[0], slabs, tmp_path)

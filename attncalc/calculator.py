@@ -23,7 +23,7 @@ from attncalc.graph import ALL_PAIRS
 from attncalc.hessian import hessian, hessian_by_differences
 from attncalc.model_file import load, model_name, named_device
 from attncalc.nn.options import one_of, positive
-from attncalc.novelty import OUTSIDE, outsider
+from attncalc.novelty import OUTSIDE, Outsider, outsider
 from attncalc.potential import (
     SMALLEST_VOLUME,
     Committee,
@@ -287,8 +287,9 @@ class AttnCalculator(BaseCalculator):
         Returns:
             One dictionary per structure with what `calculate` puts into `results`; `stress` only
             where there is a volume, `dipole` only without periodic directions; `energy_spread` and
-            `forces_spread` for a committee, `hirshfeld_ratios` where the network predicts them,
-            `novelty` where the model knows its training.
+            `forces_spread` for a committee, `hirshfeld_ratios` where the network predicts them.
+            Novelty, which ASE's `SinglePointCalculator` would not take, is in `evaluator.many`; a
+            warning says how many structures are outside the training, and the first of them.
 
         Raises:
             TypeError: `structures` is a single structure.
@@ -297,13 +298,17 @@ class AttnCalculator(BaseCalculator):
         if isinstance(structures, Atoms):  # type: ignore[unreachable]
             raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
         results: list[dict[str, Any]] = []
+        found: list[Outsider | None] = []
         with self._lock:
             for system, result in self.evaluator.many(structures):
-                of_batch = _results(result, system, volumes(system).tolist())
                 if (novelty := result.novelty) is not None:
-                    for entry, values in zip(of_batch, system.split(novelty), strict=True):
-                        entry["novelty"] = values
-                results += of_batch
+                    numbers = system.split(system.atomic_numbers.cpu().numpy())
+                    found += map(outsider, system.split(novelty), numbers)
+                results += _results(result, system, volumes(system).tolist())
+        if any(found):
+            first, n = next(k for k, one in enumerate(found) if one), sum(map(bool, found))
+            said = f"{n} of {len(found)} structures, the first is {first}: {found[first]}"
+            warnings.warn(said, stacklevel=1)  # commands know it as the calculator's
         return results
 
     def verify(self, atoms: Atoms | None = None) -> checks.Report:

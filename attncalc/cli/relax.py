@@ -13,7 +13,6 @@ import click
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
@@ -344,10 +343,7 @@ def _relax_batch(
     results = asked.calculator.calculate_many(batch)
     for atoms, course, found in zip(batch, courses, results, strict=True):
         course.spread = _largest(found.get("forces_spread"))
-        novelty = found.get("novelty")
-        course.novelty = None if novelty is None else float(novelty.max())
-        known_to_ase = [name for name in found if name in all_properties]
-        found = {name: found[name] for name in known_to_ase}
+        found = {name: value for name, value in found.items() if not name.endswith("_spread")}
         atoms.calc = SinglePointCalculator(atoms, **found)
     return ended.interrupted
 

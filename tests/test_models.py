@@ -15,6 +15,8 @@ from attncalc import AttnCalculator, Committee, data, load
 from attncalc.data.errors import errors, predict
 from attncalc.fast import lower
 from attncalc.model_file import header, shipped_models
+from attncalc.potential import evaluate, fresh_graphs
+from attncalc.system import System
 
 SHIPPED = sorted(shipped_models())
 VERIFIED: set[bytes] = set()
@@ -198,3 +200,20 @@ def test_ethanol_relaxes_to_its_minimum():
     # experiment (microwave, gas phase): C-C 1.51, C-O 1.43, O-H 0.97 Å
     bonds = [atoms.get_distance(*pair) for pair in ((0, 1), (1, 2), (2, 3))]
     assert sorted(round(b, 1) for b in bonds) == sorted([1.5, 1.4, 1.0])
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "so3krates-aspirin-xtb"])
+def test_models_know_their_limits(name):
+    """Also that of a committee, whose members do; of so3krates-aspirin-xtb no frames are kept."""
+    assert all(member.environments is not None for member in load(name).members)
+
+
+@pytest.mark.parametrize("name", ["so3krates-ethanol", "equiformer-ethanol", "ethanol-committee"])
+def test_ethanol_is_inside_and_benzene_outside(name):
+    potential = load(name, device="cpu")
+    of_kinds = {
+        formula: evaluate(potential, fresh_graphs(potential, System.from_ase(molecule(formula))))
+        for formula in ("CH3CH2OH", "C6H6")
+    }
+    assert of_kinds["CH3CH2OH"].novelty.max() < 1
+    assert of_kinds["C6H6"].novelty.min() > 2

@@ -29,7 +29,7 @@ _PER_ATOM = {
     "numbers": "z",
     "positions": "R",
     "forces": "F",
-    "charges": "charges",
+    "charges": "atomic_charges",
     "hirshfeld_ratios": "hirshfeld_ratios",
 }
 _PER_FRAME = {
@@ -125,9 +125,10 @@ def write_frames(
 ) -> Contents:
     """Write the frames of chunks to one HDF5 file, all structures in a row, as `data.stream` reads.
 
-    Beside what `attncalc.data.write_hdf5` writes there are, where the oracle gives them, `charges`
-    [n_total] e, `hirshfeld_ratios` [n_total] and `dipole` [n, 3] e Å; and `kind` [n], an index of
-    the attribute `kinds`, and `molecule` [n], an index of the texts `molecule_smiles`.
+    Beside what `attncalc.data.write_hdf5` writes there are, where the oracle gives them,
+    `atomic_charges` [n_total] e, `hirshfeld_ratios` [n_total] and `dipole` [n, 3] e Å; and `kind`
+    [n], an index of the attribute `kinds`, and `molecule` [n], an index of the texts
+    `molecule_smiles`.
 
     Args:
         chunks: their files, in order.

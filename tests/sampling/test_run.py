@@ -171,7 +171,7 @@ def test_a_model_as_teacher_and_a_training_on_its_labels(tmp_path: Path) -> None
     calculator = AttnCalculator(model)
     with h5py.File(tmp_path / "data.h5") as file:
         bounds, dipoles = file["offsets"][:], file["dipole"][:]
-        charges, ratios = (file[name][:] for name in ("charges", "hirshfeld_ratios"))
+        charges, ratios = (file[name][:] for name in ("atomic_charges", "hirshfeld_ratios"))
     for k, (_, _, atoms, energy, forces) in enumerate(frames(tmp_path / "data.h5")):
         if k % 9:
             continue
@@ -219,6 +219,21 @@ def test_a_chunk_without_frames(tmp_path: Path) -> None:
     contents = write_frames([tmp_path / "0.npz"], tmp_path / "x.h5", held_out=False, attributes={})
     assert contents.frames == 0
     assert not (tmp_path / "x.h5").exists()
+
+
+def test_partial_charges_of_single_atoms_are_no_total_charges(tmp_path: Path) -> None:
+    chunk = Chunk()
+    for symbol, charge in (("F", -1), ("Na", 1), ("Ne", 0)):
+        atoms = Atoms(symbol, info={"charge": charge, "spin": 1})
+        labels = Labels(0.0, np.zeros((1, 3)), charges=np.array([charge + 0.25]))
+        chunk.add("hot", f"[{symbol}]", atoms, labels)
+    (tmp_path / "0.npz").write_bytes(chunk_bytes(chunk, ["F"]))
+    path = tmp_path / "x.h5"
+    write_frames([tmp_path / "0.npz"], path, held_out=False, attributes={})
+    for dataset in (data.read(path), data.stream(path)):
+        assert [atoms.info["charge"] for atoms in dataset.structures] == [-1, 1, 0]
+        partial = np.concatenate([dataset.charges[k] for k in range(3)])
+        np.testing.assert_array_equal(partial, [-0.75, 1.25, 0.25])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     "--oracle",
     required=True,
     help="What labels the structures: gfn2 (tblite), a name or file of a model, or "
-    "MODULE:CALLABLE, which returns an ASE calculator.",
+    "MODULE:CALLABLE, which returns an ASE calculator for its arguments charge and multiplicity; "
+    "of one without charge, ions are refused.",
 )
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."

@@ -6,10 +6,11 @@ A model file, GFN2-xTB, or any ASE calculator that `module:callable` returns.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ GFN2 = "gfn2"
 SCC_ITERATIONS = 150
 # electrons in fractional orbitals at 300 K, above which a molecule is no closed shell
 MOST_FRACTIONAL = 0.05
+# electrons of a structure as calculators take them that are told nothing
+_UNTOLD = {"charge": 0, "multiplicity": 1}
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,12 @@ class Oracle(Protocol):
     Attributes:
         teacher: name and version, or name and checksum.
         level_of_theory: of its labels.
+        caution: what users should know before a long run, one sentence, or "".
     """
 
     teacher: str
     level_of_theory: str
+    caution: str
 
     def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
         """Return the labels of each structure, or the reason why it has none.
@@ -74,13 +79,13 @@ def load_oracle(name: str) -> Oracle:
     """Return the oracle of a name.
 
     Args:
-        name: "gfn2", name or path of a model, or "module:callable" of an ASE calculator; modules
-            are looked for in the working directory, too.
+        name: "gfn2", name or path of a model, or "module:callable", see `CalculatorOracle`;
+            modules are looked for in the working directory, too.
 
     Raises:
         ImportError: a package or the module is missing.
         OSError, ValueError: there is no such model, or it is damaged.
-        TypeError: the callable does not return a calculator.
+        TypeError: there is no callable, it needs other arguments, or it returns no calculator.
     """
     if name == GFN2:
         return GFN2Oracle()
@@ -98,6 +103,7 @@ class GFN2Oracle:
     """
 
     level_of_theory = "GFN2-xTB"
+    caution = ""
 
     def __init__(self) -> None:
         try:
@@ -150,6 +156,8 @@ class ModelOracle:
     Raises:
         OSError, ValueError: as `attncalc.load`.
     """
+
+    caution = ""
 
     def __init__(self, name: str) -> None:
         # late: torch takes seconds, and the other oracles do without
@@ -211,7 +219,12 @@ def _split(values: Any, bounds: Any) -> list[Floats] | None:
 
 
 class CalculatorOracle:
-    """Any ASE calculator, which a callable without arguments makes.
+    """Any ASE calculator, which a callable makes for a total charge and a multiplicity.
+
+    ASE has no one place where calculators look for the total charge, and most do not read
+    `atoms.info`: so the callable is asked for one calculator per charge and multiplicity, by those
+    of its parameters that are called `charge` and `multiplicity`. Where it does not have them,
+    structures other than neutral closed shells are refused.
 
     Args:
         module: its dotted name.
@@ -219,29 +232,42 @@ class CalculatorOracle:
 
     Raises:
         ImportError: the module is not found, or has no such name.
-        TypeError: what is returned is no calculator.
+        TypeError: this is not callable, needs other arguments, or returns no calculator.
     """
 
     def __init__(self, module: str, attribute: str) -> None:
+        name = f"{module}:{attribute}"
+        self._calculators: dict[tuple[int, ...], Any] = {}
         folder = os.getcwd()  # a command installed by pip does not look for modules here
         sys.path.insert(0, folder)
         try:
-            self._calculator = getattr(importlib.import_module(module), attribute)()
+            self._make: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+            self._told = _told(self._make)
+            neutral = self._calculator(_UNTOLD)
         except AttributeError as error:
-            raise ImportError(f"--oracle {module}:{attribute}: {error}") from None
+            raise ImportError(f"--oracle {name}: {error}") from None
         finally:
             sys.path.remove(folder)
-        if not hasattr(self._calculator, "calculate"):
-            raise TypeError(f"--oracle {module}:{attribute} must return an ASE calculator")
-        self.teacher = self.level_of_theory = f"{module}:{attribute}"
+        if not hasattr(neutral, "calculate"):
+            raise TypeError(f"--oracle {name} must return an ASE calculator")
+        self.teacher = self.level_of_theory = name
+        self.caution = (
+            ""
+            if "charge" in self._told
+            else f"{name} has no parameter `charge`: charged structures will be refused"
+        )
 
     def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
-        """Return labels, or what kind of error the calculator raised."""
+        """Return labels, or what the calculator is not told, or what kind of error it raised."""
         return [self._label(atoms.copy()) for atoms in structures]
 
     def _label(self, atoms: Atoms) -> Labels | str:
-        atoms.calc = self._calculator
+        electrons = {"charge": atoms.info["charge"], "multiplicity": atoms.info["spin"]}
+        for name, value in electrons.items():
+            if value != _UNTOLD[name] and name not in self._told:
+                return f"{name} not told to the calculator"
         try:
+            atoms.calc = self._calculator(electrons)
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
         except Exception as error:  # of whatever program
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
@@ -249,6 +275,21 @@ class CalculatorOracle:
         others = {
             name: np.array(value, dtype=np.float64)
             for name in ("charges", "dipole")
-            if (value := self._calculator.results.get(name)) is not None
+            if (value := atoms.calc.results.get(name)) is not None
         }
         return Labels(float(energy), np.array(forces), **others)
+
+    def _calculator(self, electrons: Mapping[str, int]) -> Any:
+        """Calculator for a charge and a multiplicity, made when it is first needed."""
+        told = {name: electrons[name] for name in self._told}
+        key = tuple(told.values())
+        if key not in self._calculators:
+            self._calculators[key] = self._make(**told)
+        return self._calculators[key]
+
+
+def _told(make: Callable[..., Any]) -> tuple[str, ...]:
+    """Parameters charge and multiplicity, if a callable has them; `**kwargs` promise nothing."""
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(make).parameters
+    return tuple(k for k in _UNTOLD if k in parameters and parameters[k].kind in by_name)

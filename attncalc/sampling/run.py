@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -26,6 +27,8 @@ from attncalc.sampling.chunk import make_chunk
 from attncalc.sampling.molecules import Molecule, draw
 from attncalc.sampling.oracles import Oracle, load_oracle
 from attncalc.sampling.stored import Contents, chunk_bytes, read_chunk, write_frames
+
+log = logging.getLogger(__name__)
 
 # of the files in a folder of chunks
 FORMAT = 1
@@ -122,6 +125,8 @@ def sample(
             raise FileExistsError(f"{taken[0]} exists: choose another name, or use --overwrite")
         oracle = load_oracle(settings.oracle)
         _require_same(folder, settings, oracle)
+        if oracle.caution:
+            log.warning("%s", oracle.caution)
         sizes = [
             min(settings.chunk_molecules, n_molecules - first)
             for first in range(0, n_molecules, settings.chunk_molecules)

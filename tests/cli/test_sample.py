@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_it_writes_data_and_says_what_was_refused() -> None:
     assert "choose another output, or use --overwrite" in fails(
         *SAMPLE, "--molecules", 4, "--seed", 9
     )
+
+
+def test_refused_ions_are_announced() -> None:
+    result = attncalc(*SAMPLE, "--molecules", 2, "--oracle", "teachers:deaf")
+    assert result.stderr.splitlines() == [
+        "teachers:deaf has no parameter `charge`: charged structures will be refused"
+    ]
+    refused = r"^refused: \d+ charge not told to the calculator$"
+    assert re.search(refused, result.stdout, re.MULTILINE)
+    assert {atoms.info["charge"] for atoms in data.read("data.h5").structures} == {0}
+    assert "without charge, ions are refused" in " ".join(succeeds("sample", "--help").split())
 
 
 def test_nothing_in_no_time() -> None:

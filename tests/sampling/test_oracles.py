@@ -93,6 +93,50 @@ def test_any_calculator() -> None:
     assert oracle.teacher == "teachers:spheres"
 
 
+def test_a_calculator_is_told_charge_and_multiplicity() -> None:
+    oracle = load_oracle("teachers:electrons")
+    frames = structures()
+    frames[0].info["spin"] = 3
+    assert [labels.energy for labels in oracle.label(frames)] == [30, 10, 10, 9, 11]
+    # one place and two charges: nothing is left of the other
+    frames[3].info["charge"] = 1
+    assert [labels.energy for labels in oracle.label(frames)] == [30, 10, 10, 11, 11]
+    frames[3].info["charge"] = 2
+    assert oracle.label(frames[3:4]) == ["NotImplementedError: no charge above 1"]
+    assert oracle.caution == ""
+
+
+@pytest.mark.parametrize("name", ["teachers:deaf", "teachers:electrons_by_keywords"])
+def test_ions_are_refused_where_nobody_tells_their_charge(name: str) -> None:
+    oracle = load_oracle(name)
+    found = oracle.label(structures())
+    assert [one for one in found if isinstance(one, str)] == found[3:]
+    assert found[3:] == ["charge not told to the calculator"] * 2
+    assert oracle.caution == f"{name} has no parameter `charge`: charged structures will be refused"
+    triplet = structures()[0]
+    triplet.info["spin"] = 3
+    told = load_oracle("teachers:spheres").label([triplet, structures()[3]])
+    assert told[0] == "multiplicity not told to the calculator"
+    assert isinstance(told[1], Labels)
+
+
+def test_ions_of_a_calculator_of_tblite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tblite.ase", reason="needs tblite: pip install attncalc[xtb]")
+    (tmp_path / "of_tblite.py").write_text(
+        "from tblite.ase import TBLite\n"
+        "def mine(charge, multiplicity):\n"
+        "    electrons = dict(charge=charge, multiplicity=multiplicity)\n"
+        "    return TBLite(method='GFN2-xTB', verbosity=0, **electrons)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    ours, theirs = (load_oracle(name) for name in ("of_tblite:mine", "gfn2"))
+    pairs = zip(ours.label(structures()), theirs.label(structures()), strict=True)
+    for k, (mine, gfn2) in enumerate(pairs):
+        assert mine.energy == pytest.approx(gfn2.energy, abs=1e-6)
+        np.testing.assert_allclose(mine.forces, gfn2.forces, atol=1e-5)
+        assert mine.charges.sum() == pytest.approx(structures()[k].info["charge"], abs=1e-6)
+
+
 def test_modules_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "beside_the_data.py").write_text("from teachers import spheres as mine\n")
     monkeypatch.chdir(tmp_path)
@@ -107,6 +151,8 @@ def test_modules_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.Mo
         ("teachers:none", ImportError, "teachers:none"),
         ("no_such_module:calculator", ImportError, "no_such_module"),
         ("teachers:no_calculator", TypeError, "must return an ASE calculator"),
+        ("teachers:tiny_model", TypeError, "path"),
+        ("teachers:SPECIES", TypeError, "not a callable"),
         ("no_such_model", FileNotFoundError, "no_such_model"),
     ],
 )
@@ -136,6 +182,7 @@ class Refusing:
     """Labels one structure, and no other."""
 
     teacher = level_of_theory = "none"
+    caution = ""
 
     def __init__(self) -> None:
         self.n_left = 1

@@ -27,6 +27,19 @@ def deaf() -> LennardJones:
     return spheres()
 
 
+class _HalfCharged(LennardJones):
+    """Partial charges for an odd number of atoms only."""
+
+    def calculate(self, *arguments, **named) -> None:
+        super().calculate(*arguments, **named)
+        if len(self.atoms) % 2:
+            self.results["charges"] = np.zeros(len(self.atoms))
+
+
+def half_charged(charge: int) -> LennardJones:
+    return _HalfCharged(**spheres().parameters)
+
+
 class _Electrons(Calculator):
     """E = charge + 10 multiplicity, without forces: what it was told."""
 

@@ -94,6 +94,8 @@ def _report(done: Summary, train_file: Path, held_out_file: Path) -> None:
             say(f"wrote {path}: {_of(contents)}")
         else:
             say(f"no structures for {path.name} yet")
+    if done.train.left_out:
+        say(f"left out: {', '.join(done.train.left_out)}, which only some structures have")
     rate = f", {60 * done.new_frames / done.seconds:.0f} per minute" if done.new_frames else ""
     say(
         f"{done.n_molecules} molecules, {done.n_labels} labels; "

@@ -36,11 +36,16 @@ _PER_FRAME = {
     **{"energy": "E", "charge": "charge", "spin": "spin", "dipole": "dipole"},
     **{"kind": "kind", "molecule": "molecule"},
 }
+# keys of labels that an oracle need not give, to some structures or to any
+_OPTIONAL = ("charges", "hirshfeld_ratios", "dipole")
 _UNITS = "E: eV; F: eV/Angstrom; R: Angstrom"
 
 
 def chunk_bytes(chunk: Chunk, drawn: Sequence[str]) -> bytes:
     """Return a chunk as the content of an `.npz` file.
+
+    Charges, Hirshfeld ratios and dipoles are kept if all frames have them; otherwise their names
+    are kept.
 
     Args:
         chunk: the frames.
@@ -57,16 +62,21 @@ def chunk_bytes(chunk: Chunk, drawn: Sequence[str]) -> bytes:
         columns.setdefault("positions", []).append(atoms.positions.astype(np.float32))
         for key in ("charge", "spin"):
             columns.setdefault(key, []).append(np.int8(atoms.info[key]))
+    incomplete = [k for k in _OPTIONAL if 0 < len(columns.get(k, ())) < len(chunk.frames)]
+    for key in incomplete:
+        del columns[key]
     arrays = {
         key: np.concatenate(values) if key in _PER_ATOM else np.array(values)
         for key, values in columns.items()
     }
     arrays |= {
-        key: arrays[key].astype(np.float32)
-        for key in ("forces", "charges", "hirshfeld_ratios", "dipole")
-        if key in arrays
+        key: arrays[key].astype(np.float32) for key in ("forces", *_OPTIONAL) if key in arrays
     }
-    about = {"refused": {k: n for k, n in chunk.refused.items() if n}, "n_labels": chunk.n_labels}
+    about = {
+        "refused": {k: n for k, n in chunk.refused.items() if n},
+        "n_labels": chunk.n_labels,
+        "incomplete": incomplete,
+    }
     content = io.BytesIO()
     arrays |= {"drawn": np.array(drawn), "about": np.array(json.dumps(about))}
     np.savez(content, allow_pickle=False, **arrays)
@@ -95,6 +105,7 @@ class Contents:
         kinds, charges: number of frames by kind, and by total charge in e.
         elements: number of atoms by symbol.
         squared_force: sum of squares of all force components, (eV/Å)².
+        left_out: names of labels that only some frames of all chunks have: they are not written.
     """
 
     frames: int = 0
@@ -103,6 +114,7 @@ class Contents:
     charges: Counter[int] = field(default_factory=Counter)
     elements: Counter[str] = field(default_factory=Counter)
     squared_force: float = 0.0
+    left_out: tuple[str, ...] = ()
 
     @property
     def rms_force(self) -> float:
@@ -121,14 +133,14 @@ class Contents:
 
 
 def write_frames(
-    chunks: Iterable[Path], path: Path, *, held_out: bool, attributes: Mapping[str, str]
+    chunks: Sequence[Path], path: Path, *, held_out: bool, attributes: Mapping[str, str]
 ) -> Contents:
     """Write the frames of chunks to one HDF5 file, all structures in a row, as `data.stream` reads.
 
-    Beside what `attncalc.data.write_hdf5` writes there are, where the oracle gives them,
-    `atomic_charges` [n_total] e, `hirshfeld_ratios` [n_total] and `dipole` [n, 3] e Å; and `kind`
-    [n], an index of the attribute `kinds`, and `molecule` [n], an index of the texts
-    `molecule_smiles`.
+    Beside what `attncalc.data.write_hdf5` writes there are, where the oracle gives them to all
+    frames of all chunks, `atomic_charges` [n_total] e, `hirshfeld_ratios` [n_total] and `dipole`
+    [n, 3] e Å; and `kind` [n], an index of the attribute `kinds`, and `molecule` [n], an index of
+    the texts `molecule_smiles`.
 
     Args:
         chunks: their files, in order.
@@ -139,8 +151,11 @@ def write_frames(
     Raises:
         ValueError: a chunk is damaged.
     """
-    contents, names = Contents(), dict[str, int]()
-    parts = _parts(chunks, held_out, names)
+    left_out = _incomplete(chunks)
+    columns = _PER_ATOM | _PER_FRAME
+    contents = Contents(left_out=tuple(columns[key] for key in left_out))
+    names: dict[str, int] = {}
+    parts = _parts(chunks, held_out, left_out, names)
     first = next(parts, None)
     if first is None:
         path.unlink(missing_ok=True)
@@ -162,7 +177,25 @@ def write_frames(
     return contents
 
 
-def _parts(chunks: Iterable[Path], held_out: bool, names: dict[str, int]) -> Iterator[Arrays]:
+def _incomplete(chunks: Iterable[Path]) -> list[str]:
+    """Keys of the labels that some frames of the chunks have and others lack."""
+    some, missing = set[str](), set[str]()
+    for path in chunks:
+        arrays = read_chunk(path)
+        if "name" not in arrays:
+            continue
+        some |= {*arrays, *json.loads(str(arrays["about"])).get("incomplete", ())}
+        for key in _OPTIONAL:
+            rows = arrays["numbers" if key in _PER_ATOM else "kind"]
+            # chunks of earlier runs may have too short columns of them
+            if len(arrays.get(key, ())) != len(rows):
+                missing.add(key)
+    return [key for key in _OPTIONAL if key in some & missing]
+
+
+def _parts(
+    chunks: Iterable[Path], held_out: bool, left_out: Sequence[str], names: dict[str, int]
+) -> Iterator[Arrays]:
     """Arrays of the wanted frames of each chunk; new names are added to those known."""
     for path in chunks:
         arrays = read_chunk(path)
@@ -173,8 +206,9 @@ def _parts(chunks: Iterable[Path], held_out: bool, names: dict[str, int]) -> Ite
         if not wanted.any():
             continue
         atoms = np.repeat(wanted, arrays["n_atoms"])
-        part = {key: arrays[key][atoms] for key in _PER_ATOM if key in arrays}
-        part |= {key: arrays[key][wanted] for key in _PER_FRAME if key in arrays}
+        there = [key for key in arrays if key not in left_out]
+        part = {key: arrays[key][atoms] for key in _PER_ATOM if key in there}
+        part |= {key: arrays[key][wanted] for key in _PER_FRAME if key in there}
         part["n_atoms"] = arrays["n_atoms"][wanted]
         part["molecule"] = np.array(
             [names.setdefault(str(name), len(names)) for name in arrays["name"][wanted]]

@@ -45,6 +45,12 @@ def test_refused_ions_are_announced() -> None:
     assert "without charge, ions are refused" in " ".join(succeeds("sample", "--help").split())
 
 
+def test_labels_of_some_structures_are_left_out() -> None:
+    said = succeeds(*SAMPLE, "--molecules", 2, "--oracle", "teachers:half_charged")
+    assert "left out: atomic_charges, which only some structures have" in said.splitlines()
+    assert data.read("data.h5").charges is None
+
+
 def test_nothing_in_no_time() -> None:
     said = succeeds(*SAMPLE, "--molecules", 100, "--minutes", 0)
     assert said.splitlines() == [

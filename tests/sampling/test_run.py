@@ -236,6 +236,60 @@ def test_partial_charges_of_single_atoms_are_no_total_charges(tmp_path: Path) ->
         np.testing.assert_array_equal(partial, [-0.75, 1.25, 0.25])
 
 
+CHARGES = {"charges": np.array([0.1, -0.1])}
+DIPOLE = {"dipole": np.array([0.0, 0.0, -0.3])}
+
+
+def chunk_file(path: Path, *labels: dict) -> Path:
+    """A chunk of hydrogen molecules that have these optional labels."""
+    chunk = Chunk()
+    for changes in labels:
+        chunk.add("hot", "[H][H]", *labelled(np.zeros((2, 3)), **changes))
+    path.write_bytes(chunk_bytes(chunk, ["[H][H]"]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("chunks", "left_out", "written"),
+    [
+        ([[CHARGES, {}], [CHARGES, CHARGES]], ("atomic_charges",), set()),
+        ([[CHARGES | DIPOLE], [DIPOLE]], ("atomic_charges",), {"dipole"}),
+        ([[DIPOLE], [CHARGES | DIPOLE], []], ("atomic_charges",), {"dipole"}),
+        ([[CHARGES, DIPOLE]], ("atomic_charges", "dipole"), set()),
+        ([[DIPOLE, CHARGES], [{}]], ("atomic_charges", "dipole"), set()),
+        ([[CHARGES | DIPOLE], [], [CHARGES | DIPOLE]], (), {"atomic_charges", "dipole"}),
+        ([[{}], [{}]], (), set()),
+    ],
+)
+def test_only_labels_of_all_frames_are_written(
+    tmp_path: Path, chunks: list[list[dict]], left_out: tuple[str, ...], written: set[str]
+) -> None:
+    files = [chunk_file(tmp_path / f"{k}.npz", *labels) for k, labels in enumerate(chunks)]
+    path = tmp_path / "x.h5"
+    contents = write_frames(files, path, held_out=False, attributes={})
+    assert contents.frames == sum(map(len, chunks))
+    assert contents.left_out == left_out
+    with h5py.File(path) as file:
+        assert file.keys() & {"atomic_charges", "hirshfeld_ratios", "dipole"} == written
+        assert all(len(file[name]) == len(file["R" if name[0] == "a" else "E"]) for name in written)
+    assert len(data.read(path)) == contents.frames
+    # both files of a run have the same labels
+    assert write_frames(files, path, held_out=True, attributes={}).left_out == left_out
+
+
+def test_chunks_with_too_few_labels_go_on(tmp_path: Path) -> None:
+    old = chunk_file(tmp_path / "0.npz", {}, {})
+    with np.load(old) as file:
+        arrays = dict(file)
+    about = json.loads(str(arrays["about"]))
+    about.pop("incomplete", None)
+    np.savez(old, **(arrays | CHARGES | {"about": np.array(json.dumps(about))}))
+    path = tmp_path / "x.h5"
+    contents = write_frames([old], path, held_out=False, attributes={})
+    assert (contents.frames, contents.left_out) == (2, ("atomic_charges",))
+    assert data.read(path).charges is None
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"seed": 2}, "begun with seed 1, not 2"), ({"relax_steps": 3}, "steps 2")],

@@ -85,7 +85,7 @@ def load_oracle(name: str) -> Oracle:
     Raises:
         ImportError: a package or the module is missing.
         OSError, ValueError: there is no such model, or it is damaged.
-        TypeError: there is no callable, it needs other arguments, or it returns no calculator.
+        ValueError: there is no callable, it needs other arguments, or it returns no calculator.
     """
     if name == GFN2:
         return GFN2Oracle()
@@ -232,7 +232,7 @@ class CalculatorOracle:
 
     Raises:
         ImportError: the module is not found, or has no such name.
-        TypeError: this is not callable, needs other arguments, or returns no calculator.
+        ValueError: this is not callable, needs other arguments, or returns no calculator.
     """
 
     def __init__(self, module: str, attribute: str) -> None:
@@ -246,10 +246,12 @@ class CalculatorOracle:
             neutral = self._calculator(_UNTOLD)
         except AttributeError as error:
             raise ImportError(f"--oracle {name}: {error}") from None
+        except TypeError as error:  # no callable, or one that needs other arguments
+            raise ValueError(f"--oracle {name}: {error}") from None
         finally:
             sys.path.remove(folder)
         if not hasattr(neutral, "calculate"):
-            raise TypeError(f"--oracle {name} must return an ASE calculator")
+            raise ValueError(f"--oracle {name} must return an ASE calculator")
         self.teacher = self.level_of_theory = name
         self.caution = (
             ""

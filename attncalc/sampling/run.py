@@ -112,7 +112,7 @@ def sample(
     Raises:
         BlockingIOError: another run writes there.
         FileExistsError: there is an output without its chunks.
-        ImportError, OSError, TypeError, ValueError: as `load_oracle`; or chunks are damaged, or of
+        ImportError, OSError, ValueError: as `load_oracle`; or chunks are damaged, or of
             other settings.
     """
     start = time.monotonic()

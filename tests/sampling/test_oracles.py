@@ -150,9 +150,9 @@ def test_modules_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("teachers:none", ImportError, "teachers:none"),
         ("no_such_module:calculator", ImportError, "no_such_module"),
-        ("teachers:no_calculator", TypeError, "must return an ASE calculator"),
-        ("teachers:tiny_model", TypeError, "path"),
-        ("teachers:SPECIES", TypeError, "not a callable"),
+        ("teachers:no_calculator", ValueError, "must return an ASE calculator"),
+        ("teachers:tiny_model", ValueError, "path"),
+        ("teachers:SPECIES", ValueError, "not a callable"),
         ("no_such_model", FileNotFoundError, "no_such_model"),
     ],
 )

@@ -49,7 +49,7 @@ def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environme
         ValueError: as `calibrate`.
     """
     n_species = len(member.species)
-    closest = np.full((n_species, n_species), member.cutoff)
+    closest = np.full((n_species, n_species), float(member.cutoff))
     species, numbers, features = [], [], []
     for first, last in batches(structures, ATOMS_AT_ONCE, apart=member.counts_all_pairs):
         system = System.from_ase(structures[first:last], first=first)

@@ -70,7 +70,7 @@ def test_the_best_model_has_the_validation_loss_of_its_epoch(finished, recipe, p
         recipe.energy_weight, recipe.force_weight, recipe.stress_weight, PENALTIES[recipe.penalty]
     )
     with torch.enable_grad():
-        value = loss(predict_for_loss(potential, batch.graph, batch.volume), batch, weights)
+        value = loss(predict_for_loss(potential, batch.graphs, batch.volume), batch, weights)
     assert value.item() == pytest.approx(best["validation_loss"], rel=1e-5)
     found = errors(predict(potential, parts[1]), parts[1])
     assert 1e3 * found.energy_mae == pytest.approx(best["energy_mae_meV"], rel=1e-5)

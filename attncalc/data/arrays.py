@@ -41,11 +41,12 @@ _THEORIES = ("level_of_theory", "theory")
 _OLD_LABELS = ("old_energies", "old_forces")
 _SPLIT = re.compile(r"^(train|training|test|val|valid|validation)(_\w+)?$")
 # Everything that `dataset_fields` looks for, except labels and splits.
-NAMES = (
+_ALL = (
     *(*NUMBERS, *POSITIONS, *_CHARGES, *_SPINS, *_THEORIES, OFFSETS, COUNTS),
     *(*NAMES_OF_ATOMS["charges"], *NAMES_OF_ATOMS["hirshfeld_ratios"], *_DIPOLES),
     *(_SMILES, "cell", "pbc", "stress", "e0", "e0_z"),
 )
+NAMES = tuple(dict.fromkeys(_ALL))  # "charges" may be of either kind, and is one array
 
 
 class Labels(NamedTuple):

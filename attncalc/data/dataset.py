@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,13 +94,11 @@ class Dataset:
             IndexError: an index is out of range or is not an integer.
         """
         chosen = self.chosen(index)
-        labels: dict[str, Any] = {}
-        for name in ("forces", *OF_ATOMS):
-            if (arrays := getattr(self, name)) is not None:
-                labels[name] = tuple(arrays[k] for k in chosen)
-        for name in OF_STRUCTURES:
-            if (array := getattr(self, name)) is not None:
-                labels[name] = array[chosen]
+        labels: dict[str, Any] = {
+            name: values[chosen] if name in OF_STRUCTURES else tuple(values[k] for k in chosen)
+            for name in OPTIONAL
+            if (values := getattr(self, name)) is not None
+        }
         return Dataset(
             structures=tuple(self.structures[k] for k in chosen),
             energies=self.energies[chosen],
@@ -209,12 +208,11 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
                     f"({energy} eV) than the parts before it ({isolated[number]} eV)"
                 )
     labels: dict[str, Any] = {}
-    for name in ("forces", *OF_ATOMS):
-        if all(getattr(part, name) is not None for part in parts):
-            labels[name] = tuple(array for part in parts for array in getattr(part, name))
-    for name in OF_STRUCTURES:
-        if all(getattr(part, name) is not None for part in parts):
-            labels[name] = np.concatenate([getattr(part, name) for part in parts])
+    for name in OPTIONAL:
+        values = [getattr(part, name) for part in parts]
+        if all(value is not None for value in values):
+            joined = np.concatenate if name in OF_STRUCTURES else _chained
+            labels[name] = joined(values)
     return Dataset(
         structures=tuple(atoms for p in parts for atoms in p.structures),
         energies=np.concatenate([p.energies for p in parts]),
@@ -224,6 +222,10 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
         labels=" + ".join(dict.fromkeys(p.labels for p in parts)),
         isolated_energies=isolated or None,
     )
+
+
+def _chained(parts: Sequence[Sequence[Floats]]) -> tuple[Floats, ...]:
+    return tuple(itertools.chain(*parts))
 
 
 def _require_finite(what: str, values: Floats | Sequence[Floats]) -> None:

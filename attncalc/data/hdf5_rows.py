@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from attncalc.data.arrays import (
     COUNTS,
     NAMES,
+    NAMES_OF_ATOMS,
     NUMBERS,
     OFFSETS,
     POSITIONS,
@@ -92,8 +94,9 @@ class Rows:
             if "charges" in self._per_atom:  # of one atom it would be read as a total charge
                 self._per_atom["atomic_charges"] = self._per_atom.pop("charges")
             ignored = {*per_atom, OFFSETS, COUNTS}
-            if len(shapes.get("charges", ())) and shapes["charges"][0] == positions[0] != n:
-                ignored.add("charges")  # of atoms, beside another name of them
+            if positions[0] != n:  # what has one number per atom stands there by another name, too
+                names = itertools.chain(*NAMES_OF_ATOMS.values())
+                ignored |= {key for key in names if shapes.get(key, ())[:1] == positions[:1]}
             rest = [k for k in wanted if k in arrays and k not in ignored]
             add_declared_bytes({k: arrays[k] for k in rest}, 0, file.size)
             self._rest = {k: read_array(file, arrays[k]) for k in rest}

@@ -18,7 +18,6 @@ from attncalc.fast import lower
 from attncalc.graph import ALL_PAIRS, Graph, Graphs
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.neighbors.verlet import LARGEST_SKIN
-from attncalc.physics.pair_term import reads_system
 from attncalc.potential import (
     Potential,
     Result,
@@ -75,9 +74,8 @@ class Evaluator:
         self._chooses_skin = skin is None
         self._chooses_range = potential.counts_all_pairs
         self.looks_at_every_step = self.device.type == "cpu"
-        terms = [term for member in potential.members for term in member.pair_terms]
         # a term that reads structures reads numbers back, which no recording can
-        plain = self.looks_at_every_step or any(reads_system(term) for term in terms)
+        plain = self.looks_at_every_step or potential.reads_system
         self.recorder: Recorder | None = None if plain else CudaGraph
         self.recorded: Any = None
         skin = SKIN[self.device.type] if skin is None else skin

@@ -206,16 +206,25 @@ class Potential(nn.Module):
         return self.members[0].network.config.graph_cutoff
 
     @property
+    def all_pair_terms(self) -> list[Any]:
+        """Pair terms of all members."""
+        return [term for member in self.members for term in member.pair_terms]
+
+    @property
     def long_range(self) -> float | None:
         """Interaction range of its longest pair term, Å, where that exceeds the network's."""
-        ranges = [long_range_of(term) for one in self.members for term in one.pair_terms]
+        ranges = [long_range_of(term) for term in self.all_pair_terms]
         return max((length for length in ranges if length is not None), default=None)
 
     @property
     def counts_all_pairs(self) -> bool:
         """Return True if a pair term has another form for molecules, of all pairs."""
-        terms = [term for one in self.members for term in one.pair_terms]
-        return any(of_all_pairs(term) is not None for term in terms)
+        return any(of_all_pairs(term) is not None for term in self.all_pair_terms)
+
+    @property
+    def reads_system(self) -> bool:
+        """Return True if a pair term reads positions and cells instead of a graph."""
+        return any(reads_system(term) for term in self.all_pair_terms)
 
     def long_range_for(self, system: System) -> float | None:
         """Interaction range of its longest pair term in these structures, Å, as `long_range`.
@@ -847,9 +856,7 @@ def check_system(potential: Potential, system: System) -> None:
             "this model sums over all pairs of atoms, and a periodic structure has infinitely "
             f"many: set atoms.pbc = False or {remedy}"
         )
-    terms = [term for member in potential.members for term in member.pair_terms]
-    partly = system.pbc.any(1) & ~system.pbc.all(1)
-    if partly.any() and any(reads_system(term) for term in terms):
+    if potential.reads_system and (system.pbc.any(1) & ~system.pbc.all(1)).any():
         raise ValueError(
             "the Ewald sum of this model is for three periodic directions or none: set "
             "atoms.pbc = True with vacuum in the cell, or atoms.pbc = False"

@@ -18,10 +18,11 @@ from attncalc.neighbors import fresh_graph
 from attncalc.potential import volumes
 from attncalc.system import System
 from attncalc.train.order import Share, Sizes
+from attncalc.train.recipe import OUTPUT_WEIGHTS
 from attncalc.train.step import Batch, flatten, unflatten
 
 # tensors of a batch, besides its graphs, that are joined
-LABELS = ("energy", "forces", "stress", "volume", "charges", "hirshfeld_ratios", "dipoles")
+LABELS = ("energy", "forces", "stress", "volume", *OUTPUT_WEIGHTS)
 
 
 class Samples(Sequence[Batch]):

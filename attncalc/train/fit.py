@@ -22,7 +22,7 @@ from attncalc.data.fingerprints import fingerprints
 from attncalc.data.streamed import errors_of
 from attncalc.files import write_atomically
 from attncalc.model_file import NETWORKS, header, load, model_name, save
-from attncalc.physics.pair_term import of_all_pairs, reads_system
+from attncalc.physics.pair_term import of_all_pairs
 from attncalc.potential import Committee, Potential, check_system
 from attncalc.system import System
 from attncalc.train.batches import samples, sizes_of, to_device
@@ -30,7 +30,7 @@ from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import finished_epochs, train_loop
-from attncalc.train.module import TrainingModule, loss_of
+from attncalc.train.module import TrainingModule
 from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
 from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
@@ -256,11 +256,10 @@ def _fit(
         if processes.is_first:
             _say_what_is_trained(potential, recipe, processes, output)
         reach = margin(recipe.denoising) if recipe.denoising else 0.0
-        weights = loss_of(recipe)
         options: dict[str, Any] = {
             "long_range": potential.long_range_for,
-            "labels": weights.of_outputs,
-            "keeps_system": any(reads_system(term) for term in potential.pair_terms),
+            "labels": recipe.output_labels,
+            "keeps_system": potential.reads_system,
         }
         if processes.is_first:
             log.info("making neighbour lists of %d structures", len(training))

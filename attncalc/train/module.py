@@ -16,7 +16,7 @@ from attncalc.potential import Potential, evaluate
 from attncalc.train.batches import to_device
 from attncalc.train.denoising import displaced
 from attncalc.train.processes import Processes
-from attncalc.train.recipe import Recipe
+from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
 from attncalc.train.step import (
     PENALTIES,
     Batch,
@@ -201,7 +201,5 @@ def loss_of(recipe: Recipe) -> Loss:
         recipe.force_weight,
         recipe.stress_weight,
         PENALTIES[recipe.penalty],
-        recipe.charge_weight,
-        recipe.hirshfeld_ratio_weight,
-        recipe.dipole_weight,
+        {label: getattr(recipe, OUTPUT_WEIGHTS[label]) for label in recipe.output_labels},
     )

@@ -17,7 +17,6 @@ from attncalc.kernels.collocation import collocated
 from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.so3krates import So3krates
 from attncalc.nn.so3krates_sphc import So3kratesSphc
-from attncalc.physics.pair_term import reads_system
 from attncalc.potential import Potential
 from attncalc.train.batches import join
 from attncalc.train.compilation import Compilation, compiled_step
@@ -82,8 +81,7 @@ def select_step(
     compilation = None
     is_worth_it = _worth_compiling(fast.network, recipe, n_steps)
     # which reciprocal vectors count is decided by numbers, which a trace does not see
-    by_system = any(reads_system(term) for term in potential.pair_terms)
-    if is_worth_it and not by_system and _can_be_traced(fast.network, batches, recipe):
+    if is_worth_it and not potential.reads_system and _can_be_traced(fast.network, batches, recipe):
         make = partial(proved, "compiled", lambda: compiled_step(fast, weights, examples))
         compilation = Compilation(make, fast, weights, examples)
     return step or plain, compilation

@@ -9,7 +9,7 @@ silently wrong: the trace keeps `detach` nodes on saved results.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from torch.func import functional_call
 
 from attncalc.graph import Graph, Graphs
 from attncalc.ops import segment_sum, with_modules
-from attncalc.physics.pair_term import reads_system, strained
-from attncalc.potential import Potential
+from attncalc.physics.pair_term import strained
+from attncalc.potential import Potential, forces_from_edges
 from attncalc.system import System
 from attncalc.train.fx_passes import DECOMPOSITIONS, simplify
 
@@ -89,28 +89,15 @@ class Loss:
     Attributes:
         energy, force, stress: the weights.
         penalty: errors [n, k] (k = 1, 3, 9) -> a number.
-        charge: of the errors of partial charges [e].
-        hirshfeld_ratio: of those of Hirshfeld volume ratios.
-        dipole: of those of dipole moments [e Å].
+        of_outputs: label of a data set -> weight of its errors: charges [e], hirshfeld_ratios,
+            dipoles [e Å]; those that do not count are left out.
     """
 
     energy: float
     force: float
     stress: float
     penalty: Callable[[Tensor], Tensor] = mean_norm
-    charge: float = 0.0
-    hirshfeld_ratio: float = 0.0
-    dipole: float = 0.0
-
-    @property
-    def of_outputs(self) -> dict[str, float]:
-        """Label of a data set -> weight, of those beside energies, forces and stress that count."""
-        weights = {
-            "charges": self.charge,
-            "hirshfeld_ratios": self.hirshfeld_ratio,
-            "dipoles": self.dipole,
-        }
-        return {label: weight for label, weight in weights.items() if weight}
+    of_outputs: Mapping[str, float] = field(default_factory=dict)
 
 
 Step = Callable[[Batch], tuple[Tensor, list[Tensor]]]
@@ -149,18 +136,11 @@ def predict(potential: Potential, graphs: Graphs, volume: Tensor) -> Prediction:
     )
     with torch.enable_grad():
         leaves: list[Tensor] = []
-        if any(reads_system(term) for term in potential.pair_terms):
+        if potential.reads_system:
             graphs, *leaves = strained(graphs)
         energies, outputs = potential.predict(graphs)
         parts = [graph for graph in (graphs.short, graphs.long) if graph is not None]
-        found = differentiated(energies, parts, volume)
-        if leaves:
-            gradient, strain = torch.autograd.grad(energies.sum(), leaves, create_graph=True)
-            strain = (strain + strain.transpose(1, 2)) / 2
-            found = found._replace(
-                forces=found.forces - gradient,
-                stress=found.stress + strain / volume[:, None, None],
-            )
+        found = differentiated(energies, parts, volume, leaves)
         return found._replace(charges=outputs.charges, hirshfeld_ratios=outputs.hirshfeld_ratios)
 
 
@@ -168,26 +148,32 @@ def _to_differentiate(graph: Graph) -> Graph:
     return graph.with_vectors(graph.vectors.detach().requires_grad_(True))
 
 
-def differentiated(energies: Tensor, graphs: Sequence[Graph], volume: Tensor) -> Prediction:
+def differentiated(
+    energies: Tensor, graphs: Sequence[Graph], volume: Tensor, leaves: Sequence[Tensor] = ()
+) -> Prediction:
     """Return energy, forces and stress from energies per atom that depend on edge vectors.
 
     Args:
         energies: [n_atoms] eV.
         graphs: whose vectors the energies are differentiated by.
         volume: [n_systems] Å³.
+        leaves: positions and strain, see `strained`, where the energies depend on them as well.
     """
     first = graphs[0]
     with torch.enable_grad():
-        gradients = torch.autograd.grad(
-            energies.sum(), [graph.vectors for graph in graphs], create_graph=True
-        )
+        by_vectors = [graph.vectors for graph in graphs]
+        gradients = torch.autograd.grad(energies.sum(), [*by_vectors, *leaves], create_graph=True)
         forces = energies.new_zeros(first.n_atoms, 3)
         strain = energies.new_zeros(first.n_systems, 3, 3)
-        for graph, gradient in zip(graphs, gradients, strict=True):
-            forces = forces.index_add(0, graph.receivers, gradient)
-            forces = forces.index_add(0, graph.senders, -gradient)
+        for graph, gradient in zip(graphs, gradients, strict=False):
+            receivers, senders = graph.receivers, graph.senders
+            forces = forces + forces_from_edges(gradient, receivers, senders, graph.n_atoms)
             outer = graph.vectors.unsqueeze(2) * gradient.unsqueeze(1)
-            strain = strain + segment_sum(outer, graph.system_idx[graph.receivers], graph.n_systems)
+            strain = strain + segment_sum(outer, graph.system_idx[receivers], graph.n_systems)
+        if leaves:
+            by_positions, by_strain = gradients[len(graphs) :]
+            forces = forces - by_positions
+            strain = strain + (by_strain + by_strain.transpose(1, 2)) / 2
         energy = segment_sum(energies, first.system_idx, first.n_systems)
     return Prediction(energy, forces, strain / volume[:, None, None])
 

@@ -24,6 +24,9 @@ from attncalc.train.step import Batch, flatten, unflatten
 # tensors of a batch, besides its graphs, that are joined
 LABELS = ("energy", "forces", "stress", "volume", *OUTPUT_WEIGHTS)
 
+# structures whose neighbours are searched at once
+TOGETHER = 256
+
 
 class Samples(Sequence[Batch]):
     """Sequence of one batch per structure, made whenever it is asked for.
@@ -58,28 +61,90 @@ class Samples(Sequence[Batch]):
         return len(self.dataset)
 
     def __getitem__(self, k: Any) -> Any:
-        dataset = self.dataset
-        system = System.from_ase(dataset.structures[k])
-        graph = fresh_graph(system, cutoff=self.cutoff, species=self.species)
+        (only,) = self.together([k])
+        return only
+
+    def together(self, chosen: Sequence[int]) -> list[Batch]:
+        """Return structures whose neighbours are searched at once.
+
+        Args:
+            chosen: their numbers; all of them are periodic, or none is.
+        """
+        structures = [self.dataset.structures[k] for k in chosen]
+        system = System.from_ase(structures)
+        far = self.long_range(system)
+        short = _split(fresh_graph(system, cutoff=self.cutoff, species=self.species))
+        long: Sequence[Graph | None] = [None] * len(chosen)
+        if far is not None:
+            long = _split(fresh_graph(system, cutoff=far, species=self.species))
         volume = volumes(system)
+        volume = torch.where(volume > 0, volume, 1.0)
+        return [
+            Batch(
+                graph=short[n],
+                long=long[n],
+                all_pairs=far == ALL_PAIRS,
+                system=System.from_ase(structures[n]) if self.keeps_system else None,
+                volume=volume[n : n + 1],
+                **self._labels(k),
+            )
+            for n, k in enumerate(chosen)
+        ]
+
+    def _labels(self, k: int) -> dict[str, Tensor]:
+        dataset = self.dataset
         stress = np.zeros((3, 3)) if dataset.stress is None else dataset.stress[k]
-        more: dict[str, Any] = {}
-        if (far := self.long_range(system)) is not None:
-            more["long"] = fresh_graph(system, cutoff=far, species=self.species)
-            more["all_pairs"] = far == ALL_PAIRS
+        found = {
+            "energy": torch.tensor([dataset.energies[k]], dtype=torch.float64),
+            "forces": torch.as_tensor((dataset.forces or ())[k], dtype=torch.float64),
+            "stress": torch.as_tensor(stress, dtype=torch.float64).unsqueeze(0),
+        }
         for label in self.labels:
             value = torch.as_tensor(getattr(dataset, label)[k], dtype=torch.float64)
-            more[label] = value.unsqueeze(0) if label == "dipoles" else value
-        if self.keeps_system:
-            more["system"] = system
-        return Batch(
-            graph=graph,
-            energy=torch.tensor([dataset.energies[k]], dtype=torch.float64),
-            forces=torch.as_tensor((dataset.forces or ())[k], dtype=torch.float64),
-            stress=torch.as_tensor(stress, dtype=torch.float64).unsqueeze(0),
-            volume=torch.where(volume > 0, volume, 1.0),
-            **more,
-        )
+            found[label] = value.unsqueeze(0) if label == "dipoles" else value
+        return found
+
+    def in_memory(self) -> list[Batch]:
+        """Return all of them: a search for 256 structures costs a few times one for a single."""
+        found: dict[int, Batch] = {}
+        for start in range(0, len(self), TOGETHER):
+            periodic: dict[bool, list[int]] = {False: [], True: []}
+            for k in range(start, min(start + TOGETHER, len(self))):
+                periodic[bool(self.dataset.structures[k].pbc.any())].append(k)
+            for chosen in filter(None, periodic.values()):
+                try:
+                    made = self.together(chosen)
+                except ValueError:  # alone, the message is about the structure that is wrong
+                    made = [self[k] for k in chosen]
+                found.update(zip(chosen, made, strict=True))
+        return [found[k] for k in range(len(self))]
+
+
+def _split(graph: Graph) -> list[Graph]:
+    """Graphs of the single structures of a batch."""
+    n = graph.n_systems
+    of_edges = graph.system_idx[graph.receivers]
+    sizes = torch.bincount(graph.system_idx, minlength=n).tolist()
+    n_edges = torch.bincount(of_edges, minlength=n).tolist()
+    n_pairs = torch.bincount(of_edges[graph.pairs], minlength=n).tolist()
+    first_atom, first_edge = _starts(sizes), _starts(n_edges)
+
+    def shifted(values: Tensor, counts: list[int], starts: list[int]) -> list[Tensor]:
+        parts = values.split(counts)
+        return [part - start for part, start in zip(parts, starts, strict=True)]
+
+    parts = {
+        "vectors": graph.vectors.split(n_edges),
+        "receivers": shifted(graph.receivers, n_edges, first_atom),
+        "senders": shifted(graph.senders, n_edges, first_atom),
+        "edge_mask": graph.edge_mask.split(n_edges),
+        "pairs": shifted(graph.pairs, n_pairs, first_edge),
+        "species": graph.species.split(sizes),
+        "system_idx": shifted(graph.system_idx, sizes, list(range(n))),
+        "charge": graph.charge.split(1),
+        "spin": graph.spin.split(1),
+    }
+    return [Graph(**{name: part[k] for name, part in parts.items()}) for k in range(n)]
 
 
 def samples(
@@ -94,7 +159,7 @@ def samples(
         ValueError: an element is not in `species`.
     """
     made = Samples(dataset, cutoff, species, **options)
-    return made if isinstance(dataset, StreamedDataset) else list(made)
+    return made if isinstance(dataset, StreamedDataset) else made.in_memory()
 
 
 def join(parts: Sequence[Batch]) -> Batch:

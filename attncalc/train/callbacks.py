@@ -31,6 +31,8 @@ PICTURE_EVERY = 60.0
 # s between two lines about a running training where there is no terminal for a bar: a line for
 # each epoch, but for shorter ones, and for parts of longer ones
 SHORTEST_BETWEEN_LINES, LONGEST_BETWEEN_LINES = 10.0, 60.0
+# training steps between two looks at whether the compiled step is ready
+STEPS_BETWEEN_LOOKS = 100
 
 
 class MovingAverage(WeightAveraging):
@@ -85,7 +87,7 @@ class MovingAverage(WeightAveraging):
 
 
 class UseStep(L.Callback):
-    """Give the step to the module, and the compiled one at the first epoch for which it is ready.
+    """Give the step to the module, and the compiled one soon after it is ready.
 
     Steps are handed over once the module has been copied for averaging: a step has no copy. A run
     that is resumed after the change waits for the compiled step before it goes on: from the change
@@ -114,9 +116,11 @@ class UseStep(L.Callback):
             self.compilation.start()
             log.info("training begins with an uncompiled step and compiles one in the background")
 
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         ours = _ours(module)
-        if self.compilation is None:
+        if self.compilation is None or batch_idx % STEPS_BETWEEN_LOOKS:
             return
         if ours.processes.all(self.compilation.is_done or ours.processes.local_rank > 0):
             failed = self.compilation.failure

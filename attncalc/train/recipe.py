@@ -131,7 +131,7 @@ class Recipe:
             Hirshfeld volume ratios and dipole moments [e Å]; the latter are those of the charges.
         penalty: "norm", the mean length of an error vector, or "square", the mean square.
         compile: the training step. "auto" does if the run is long enough to pay for it, in the
-            background, while the first epochs are done with an eager step; "always" compiles before
+            background, while the first steps are taken uncompiled; "always" compiles before
             the first epoch, so that two runs round alike; "never".
         seed: of the order of the data, and of initial weights without `start_from`.
         committee: how many networks are trained, one after the other with seeds seed, seed + 1,

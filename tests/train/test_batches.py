@@ -1,12 +1,16 @@
 """Joined samples are the batch that one neighbour search over all structures gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 
+from attncalc.graph import ALL_PAIRS
 from attncalc.neighbors import VerletList
 from attncalc.system import System
-from attncalc.train.batches import join, samples, to_device
+from attncalc.train.batches import Samples, join, samples, to_device
 from attncalc.train.step import flatten, unflatten
 
 SPECIES = (28, 29)
@@ -57,6 +61,33 @@ def test_a_molecule_has_unit_volume(dataset):
 def test_an_unknown_element_is_refused(dataset):
     with pytest.raises(ValueError, match="not trained on Ni"):
         samples(dataset[:1], 3.4, (29,))
+
+
+def test_structures_searched_together_are_those_searched_alone(dataset):
+    mixed = dataset[:6]
+    structures = list(mixed.structures)
+    for k in (2, 5):  # molecules between crystals
+        structures[k] = Atoms(structures[k].numbers, structures[k].positions)
+    mixed = replace(mixed, structures=tuple(structures))
+    alone = Samples(
+        *(mixed, 3.4, SPECIES),
+        long_range=lambda system: 9.0 if system.pbc.any() else ALL_PAIRS,
+        keeps_system=True,
+    )
+    together = alone.in_memory()
+    for k, batch in enumerate(together):
+        for one, other in zip(flatten(batch), flatten(alone[k]), strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+    assert [batch.all_pairs for batch in together] == [False, False, True] * 2
+
+
+def test_atoms_on_top_of_each_other_are_told_of_the_structure_alone(dataset):
+    structures = [atoms.copy() for atoms in dataset.structures[:3]]
+    structures[1].positions[1] = structures[1].positions[0]
+    wrong = replace(dataset[:3], structures=tuple(structures))
+    with pytest.raises(ValueError, match=r"^atom 0 .* and atom 1 .* Å apart: remove"):
+        samples(wrong, 3.4, SPECIES)
 
 
 def test_flatten_and_back(dataset):

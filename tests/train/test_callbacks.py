@@ -10,6 +10,8 @@ import pytest
 from attncalc import train
 from attncalc.train import callbacks
 from attncalc.train.callbacks import UseStep
+from attncalc.train.select_step import select_step
+from attncalc.train.step import Batch, Step
 
 
 def test_a_callback_refuses_a_module_that_is_not_ours():
@@ -56,3 +58,45 @@ def test_no_lines_beside_a_bar(recipe, parts, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train.fit(dataclasses.replace(recipe, epochs=2), *parts[:2], tmp_path / "terminal")
     assert not said(caplog)
+
+
+def test_the_compiled_step_is_taken_within_an_epoch(recipe, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "STEPS_BETWEEN_LOOKS", 2)
+    taken = []
+
+    class ReadyAtTheSecondLook:
+        looks, failure = 0, ""
+
+        def __init__(self, step: Step) -> None:
+            self.step = step
+
+        def start(self) -> None:
+            pass
+
+        def stop(self) -> None:
+            pass
+
+        @property
+        def is_done(self) -> bool:
+            self.looks += 1
+            return self.looks == 2
+
+        def make(self) -> Step:
+            return self.compiled
+
+        def compiled(self, batch: Batch):
+            taken.append("compiled")
+            return self.step(batch)
+
+    def select(*arguments, **options):
+        step, _ = select_step(*arguments, **options)
+
+        def eager(batch: Batch):
+            taken.append("eager")
+            return step(batch)
+
+        return eager, ReadyAtTheSecondLook(step)
+
+    monkeypatch.setattr(sys.modules["attncalc.train.fit"], "select_step", select)
+    train.fit(dataclasses.replace(recipe, epochs=1), *parts[:2], tmp_path / "run")
+    assert taken == ["eager"] * 2 + ["compiled"] * 3

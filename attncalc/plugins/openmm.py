@@ -1,0 +1,146 @@
+"""OpenMM: energy and forces of a model as a force of an `openmm.System`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from numpy.typing import NDArray
+
+from attncalc.evaluator import Evaluator
+from attncalc.model_file import find_model, load, shipped_models
+from attncalc.system import System
+
+try:
+    import openmm
+except ImportError:
+    raise ImportError('needs OpenMM: pip install "attncalc[openmm]"') from None
+
+# eV; lengths are nm, 10 Å
+KJ_PER_MOL = units.kJ / units.mol
+
+
+class Energy:
+    """Energy of a model as OpenMM's `PythonForce` asks for it: called with a `State`.
+
+    It is pickled as the name of its model and the arguments, without weights, so that an XML file
+    with it is small. Reading such a file runs code, as with any force in Python.
+
+    Args:
+        model: name of a shipped model, or path of a model file.
+        numbers: [n_atoms], atomic numbers of its particles.
+        periodic: whether there are images in the box of the state.
+        charge: total charge, e.
+        spin: multiplicity 2S+1; None is the lowest.
+        device: as of `attncalc.load`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        numbers: Sequence[int],
+        periodic: bool,
+        charge: int = 0,
+        spin: int | None = None,
+        device: str = "auto",
+    ) -> None:
+        is_file = Path(model).is_file() or str(model) not in shipped_models()
+        model = str(find_model(model).resolve()) if is_file else str(model)
+        numbers = [int(number) for number in numbers]
+        self._given = (model, numbers, periodic, charge, spin, device)
+        # contexts of one force may be in several threads
+        self._lock = threading.Lock()
+        self._evaluator = Evaluator(load(model, device=device))
+        n = len(numbers)
+        apart = 10.0 * np.arange(n)[:, None] * [1.0, 0.0, 0.0]  # Å; no two atoms in one place
+        atoms = Atoms(numbers, apart, cell=[10.0 * n, 10.0, 10.0], pbc=periodic)
+        system = System.from_ase(_with_state(atoms, charge, spin))
+        self._evaluator.check(system)
+        system = system.to(self._evaluator.device)
+        self._evaluator.suit(system)
+        self._box = np.zeros((3, 3))
+        self._system = replace(system, cell=torch.zeros_like(system.cell))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given
+
+    def __call__(self, state: Any) -> tuple[float, NDArray[np.float64]]:
+        """Return the energy, kJ/mol, and the forces [n_atoms, 3], kJ/mol/nm.
+
+        Raises:
+            ValueError: a position is not finite, or two atoms lie on top of each other.
+        """
+        with self._lock:
+            if self._system.pbc.any():
+                self._set_box(np.array(state.getPeriodicBoxVectors(asNumpy=True)._value))
+            positions = torch.from_numpy(10.0 * state.getPositions(asNumpy=True)._value)
+            result = self._evaluator(self._system.with_positions(positions.to(self._system.device)))
+            energy, _, forces, _ = result.arrays
+        return float(energy[0]) / KJ_PER_MOL, forces * (10.0 / KJ_PER_MOL)
+
+    def _set_box(self, box: NDArray[np.float64]) -> None:
+        """Take over the box vectors [3, 3], nm, in rows; a cell that has not changed stays."""
+        if not np.array_equal(box, self._box):
+            cell = torch.from_numpy(10.0 * box)[None].to(self._system.device)
+            self._box, self._system = box, replace(self._system, cell=cell)
+
+
+def add_force(
+    system: openmm.System,
+    model: str | Path,
+    numbers: Sequence[int],
+    *,
+    particles: Sequence[int] | None = None,
+    periodic: bool = False,
+    charge: int = 0,
+    spin: int | None = None,
+    device: str = "auto",
+) -> openmm.PythonForce:
+    """Add the energy of a model to an OpenMM system, beside what is in it.
+
+    For a molecule that a classical force field describes so far, see
+    `attncalc.plugins.openmm_mixed.replace_molecules`.
+
+    Args:
+        system: is changed.
+        model: name of a shipped model, or path of a model file.
+        numbers: [n_atoms], atomic numbers of the particles.
+        particles: indices of them in the system; None: all of it.
+        periodic: whether to count images in the periodic box.
+        charge: total charge, e.
+        spin: multiplicity 2S+1; None is the lowest.
+        device: as of `attncalc.load`.
+
+    Returns:
+        The force that was added.
+
+    Raises:
+        FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`, or there
+            are more or fewer atomic numbers than particles.
+    """
+    n = system.getNumParticles() if particles is None else len(particles)
+    if len(numbers) != n:
+        raise ValueError(f"numbers must hold one of each of the {n} particles, got {len(numbers)}")
+    force = openmm.PythonForce(Energy(model, numbers, periodic, charge, spin, device))
+    force.setName("attncalc")
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    if particles is not None:
+        force.setParticles([int(particle) for particle in particles])
+    system.addForce(force)
+    return force
+
+
+def _with_state(atoms: Atoms, charge: int, spin: int | None) -> Atoms:
+    atoms.info["charge"] = charge
+    if spin is not None:
+        atoms.info["spin"] = spin
+    return atoms

@@ -1,0 +1,130 @@
+"""OpenMM: molecules by a model among others by a classical force field (ML/MM).
+
+Mechanical embedding: the model knows its molecules alone; charges and Lennard-Jones terms of the
+force field act between them and the rest, as `openmm-ml` does by default.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import openmm
+
+from attncalc.plugins.openmm import add_force
+
+# lists of bonded terms in the XML of a system, with what one of them is called
+TERMS = {"Bonds": "Bond", "Angles": "Angle", "Torsions": "Torsion", "Constraints": "Constraint"}
+# forces without energies between particles, and those whose terms are listed, by class
+UNTOUCHED = (
+    *("CMMotionRemover", "AndersenThermostat", "CustomExternalForce", "PythonForce"),
+    *("MonteCarloBarostat", "MonteCarloAnisotropicBarostat", "MonteCarloFlexibleBarostat"),
+)
+LISTED = (
+    *("HarmonicBondForce", "HarmonicAngleForce", "PeriodicTorsionForce", "RBTorsionForce"),
+    *("CMAPTorsionForce", "CustomBondForce", "CustomAngleForce", "CustomTorsionForce"),
+)
+PAIRWISE = ("NonbondedForce", "CustomNonbondedForce")
+
+
+def replace_molecules(
+    system: openmm.System,
+    model: str | Path,
+    numbers: Sequence[int],
+    particles: Sequence[int],
+    *,
+    charge: int = 0,
+    spin: int | None = None,
+    device: str = "auto",
+) -> openmm.System:
+    """Return a system in which a model gives the energy of some whole molecules.
+
+    All terms of the force field among these particles are gone, their constraints too, so that a
+    time step that suits free bonds is needed. The model counts periodic images where the system
+    does.
+
+    Args:
+        system: of a classical force field; stays as it is.
+        model: name of a shipped model, or path of a model file.
+        numbers: [n_atoms], atomic numbers of the particles, in their order.
+        particles: indices of whole molecules.
+        charge: total charge of them, e.
+        spin: multiplicity 2S+1; None is the lowest.
+        device: as of `attncalc.load`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `attncalc.plugins.openmm.add_force`; or a bond leads out
+            of the particles, there is no such particle, one is a virtual site or carries one, or
+            the system has a force whose part among them is not known.
+    """
+    mine = {int(particle) for particle in particles}
+    if len(mine) != len(particles) or not mine <= set(range(system.getNumParticles())):
+        last = system.getNumParticles() - 1
+        raise ValueError(f"particles must be different numbers from 0 to {last}")
+    _require_known(system, mine)
+    root = ElementTree.fromstring(openmm.XmlSerializer.serialize(system))
+    for terms, term in list(_terms(root)):
+        of_term = {int(value) for key, value in term.items() if _is_particle(term, key)}
+        if of_term <= mine:
+            terms.remove(term)
+        elif of_term & mine and term.tag in ("Bond", "Constraint"):
+            inside, outside = min(of_term & mine), min(of_term - mine)
+            raise ValueError(
+                f"particles {inside} and {outside} are bonded and only {inside} is the model's: "
+                "name whole molecules, there are no link atoms"
+            )
+    mixed = openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
+    for force in mixed.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            for pair in itertools.combinations(sorted(mine), 2):
+                force.addException(*pair, 0.0, 1.0, 0.0, True)
+        elif isinstance(force, openmm.CustomNonbondedForce):
+            known = {frozenset(force.getExclusionParticles(k)) for k in _exclusions(force)}
+            for pair in itertools.combinations(sorted(mine), 2):
+                if frozenset(pair) not in known:
+                    force.addExclusion(*pair)
+    add_force(
+        mixed,
+        model,
+        numbers,
+        particles=particles,
+        periodic=system.usesPeriodicBoundaryConditions(),
+        charge=charge,
+        spin=spin,
+        device=device,
+    )
+    return mixed
+
+
+def _require_known(system: openmm.System, mine: set[int]) -> None:
+    """Refuse forces and virtual sites whose part among the particles cannot be taken out."""
+    for force in system.getForces():
+        kind = type(force).__name__
+        shifted = kind == "NonbondedForce" and force.getNumExceptionParameterOffsets()
+        if shifted or kind not in (*UNTOUCHED, *LISTED, *PAIRWISE):
+            what = f"{kind} with offsets of exceptions" if shifted else kind
+            raise ValueError(f"the part of {what} among the molecules cannot be taken out")
+    for k in filter(system.isVirtualSite, range(system.getNumParticles())):
+        site = system.getVirtualSite(k)
+        if mine & {k, *map(site.getParticle, range(site.getNumParticles()))}:
+            raise ValueError(f"particle {k} is a virtual site of the molecules: a model has none")
+
+
+def _terms(
+    root: ElementTree.Element,
+) -> Iterator[tuple[ElementTree.Element, ElementTree.Element]]:
+    """All bonded terms and constraints, each with the list that holds it."""
+    for name, tag in TERMS.items():
+        for terms in root.iter(name):
+            yield from ((terms, term) for term in terms.findall(tag))
+
+
+def _is_particle(term: ElementTree.Element, key: str) -> bool:
+    """Return True if an attribute of a term names a particle: p1, p2 ..., of CMAP a1 to b4."""
+    return key in ("p1", "p2", "p3", "p4") if term.get("a1") is None else key[0] in "ab"
+
+
+def _exclusions(force: openmm.CustomNonbondedForce) -> range:
+    return range(force.getNumExclusions())

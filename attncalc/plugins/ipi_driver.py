@@ -1,0 +1,100 @@
+"""i-PI: a driver that evaluates all beads of a step in one batch.
+
+Not called `ipi.py`: i-PI imports a driver under the name of its file, which would hide i-PI itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.io import read
+from numpy.typing import NDArray
+
+from attncalc.evaluator import Evaluator
+from attncalc.model_file import load
+from attncalc.system import System
+
+__DRIVER_NAME__, __DRIVER_CLASS__ = "attncalc", "Driver"
+
+# energy, forces [n_atoms, 3], virial [3, 3] and a text, in atomic units
+Found = tuple[float, NDArray[np.float64], NDArray[np.float64], str]
+
+
+class Driver:
+    """Energy, forces and virial, in atomic units, of one structure or of several in a batch.
+
+    Made by i-PI from the element `parameters` of its input, or by `i-pi-py_driver -o`.
+
+    Args:
+        model: name of a shipped model, or path of a model file.
+        template: a structure file that ASE reads: elements, periodic directions, and `charge` and
+            `spin` where it says so; its positions are not used.
+        device: as of `attncalc.load`.
+        verbosity, verbose: given by i-PI; nothing is printed.
+
+    Raises:
+        FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        template: str,
+        device: str = "auto",
+        verbosity: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        found = read(template)
+        self.atoms: Atoms = found if isinstance(found, Atoms) else found[-1]
+        self.evaluator = Evaluator(load(model, device=device))
+        self._system = self._copies(1)
+
+    def __call__(self, cell: Any, pos: Any) -> Any:
+        """Evaluate one structure, or of lists all at once.
+
+        Args:
+            cell: [3, 3] Bohr, whose columns are the cell vectors, or a list of such.
+            pos: [n_atoms, 3] Bohr, or a list of such.
+
+        Returns:
+            Energy, Hartree; forces [n_atoms, 3], Hartree / Bohr; virial [3, 3], -dE / d strain,
+            Hartree; and an empty text. Of lists, a list of these.
+
+        Raises:
+            ValueError: the number of atoms is not the template's, or as `attncalc.Evaluator`.
+        """
+        if isinstance(cell, list | tuple):
+            return self._evaluate(cell, pos)
+        return self._evaluate([cell], [pos])[0]
+
+    def _copies(self, n: int) -> System:
+        """Batch of n structures like the template."""
+        system = System.from_ase([self.atoms] * n)
+        self.evaluator.check(system)
+        system = system.to(self.evaluator.device)
+        self.evaluator.suit(system)
+        return system
+
+    def _evaluate(self, cells: Sequence[Any], positions: Sequence[Any]) -> list[Found]:
+        n, m = len(positions), len(self.atoms)
+        if self._system.n_systems != n:
+            self._system = self._copies(n)
+        now = np.stack([np.asarray(x, dtype=np.float64).reshape(-1, 3) for x in positions])
+        if now.shape[1] != m:
+            raise ValueError(f"the template has {m} atoms, i-PI sends {now.shape[1]}")
+        device = self.evaluator.device
+        system = self._system.with_positions(
+            torch.from_numpy(now.reshape(-1, 3) * units.Bohr).to(device)
+        )
+        if self.atoms.pbc.any():
+            rows = np.stack([np.reshape(h, (3, 3)).T for h in cells]) * units.Bohr
+            system = replace(system, cell=torch.from_numpy(rows).to(device))
+        energy, _, forces, strain_gradient = self.evaluator(system).arrays
+        forces = (forces * (units.Bohr / units.Hartree)).reshape(n, m, 3)
+        virial = -strain_gradient / units.Hartree
+        return [(float(energy[k]) / units.Hartree, forces[k], virial[k], "") for k in range(n)]

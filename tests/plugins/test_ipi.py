@@ -1,0 +1,131 @@
+"""A model inside i-PI: units and signs, and beads in one batch as one by one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.io import write
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from attncalc import AttnCalculator
+from attncalc.plugins.ipi_driver import Driver
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+INPUT = """
+<simulation verbosity="low">
+  <total_steps>{steps}</total_steps>
+  <prng><seed>1</seed></prng>
+  <output prefix="run">
+    <properties stride="1" filename="out">
+      [ step, conserved{{electronvolt}}, temperature{{kelvin}}, potential{{electronvolt}} ]
+    </properties>
+  </output>
+  <ffdirect name="attncalc" pbc="false">
+    <pes>custom</pes>
+    <pes_path>{driver}</pes_path>
+    <parameters>{{model: so3krates-ethanol, template: ethanol.xyz, device: cpu}}</parameters>
+    <batch_size>{batch}</batch_size>
+  </ffdirect>
+  <system>
+    <initialize nbeads="4">
+      <file mode="ase">ethanol.xyz</file>
+      <velocities mode="thermal" units="kelvin">300</velocities>
+    </initialize>
+    <forces><force forcefield="attncalc"/></forces>
+    <ensemble><temperature units="kelvin">300</temperature></ensemble>
+    <motion mode="dynamics">
+      <dynamics mode="nvt">
+        <timestep units="femtosecond">0.5</timestep>
+        <thermostat mode="pile_g"><tau units="femtosecond">100</tau></thermostat>
+      </dynamics>
+    </motion>
+  </system>
+</simulation>
+"""
+
+
+def ethanol() -> Atoms:
+    atoms = molecule("CH3CH2OH")
+    atoms.set_cell([30, 30, 30])
+    atoms.rattle(0.03, seed=0)
+    return atoms
+
+
+def silicon() -> Atoms:
+    """Triclinic, a along x and b in xy: i-PI knows no other cells."""
+    atoms = bulk("Si", cubic=True) * (2, 2, 2)
+    tilt = np.array([[1, 0, 0], [0.1, 1, 0], [0.05, -0.08, 1.0]])
+    atoms.set_cell(atoms.cell.array @ tilt, scale_atoms=True)
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+@pytest.mark.parametrize("atoms", [ethanol(), silicon()], ids=["molecule", "triclinic"])
+def test_the_calculators_numbers_alone_and_in_a_batch(atoms, tmp_path):
+    model = "so3krates-silicon" if atoms.pbc.all() else "so3krates-ethanol"
+    write(tmp_path / "start.xyz", atoms)
+    driver = Driver(model=model, template=str(tmp_path / "start.xyz"), device="cpu")
+    beads = []
+    for k in range(3):
+        bead = atoms.copy()
+        bead.set_cell(atoms.cell * (1 + 0.002 * k), scale_atoms=True)
+        bead.rattle(0.02, seed=k)
+        beads.append(bead)
+    cells = [bead.cell.array.T / units.Bohr for bead in beads]
+    positions = [bead.positions / units.Bohr for bead in beads]
+    together = driver(cells, positions)
+    one_by_one = [driver(cell, x.ravel()) for cell, x in zip(cells, positions, strict=True)]
+    calculator = AttnCalculator(model, device="cpu")
+    for found in (together, one_by_one):
+        for bead, (energy, forces, virial, extra) in zip(beads, found, strict=True):
+            assert extra == ""
+            expected = calculator.get_potential_energy(bead)
+            assert energy * units.Hartree == pytest.approx(expected, abs=1e-9)
+            of_force = units.Hartree / units.Bohr
+            np.testing.assert_allclose(forces * of_force, calculator.get_forces(bead), atol=1e-5)
+            if bead.pbc.all():
+                stress = voigt_6_to_full_3x3_stress(calculator.get_stress(bead))
+                expected = -stress * bead.get_volume()
+                np.testing.assert_allclose(virial * units.Hartree, expected, atol=1e-4)
+
+
+def test_another_number_of_atoms_is_refused(tmp_path):
+    write(tmp_path / "start.xyz", ethanol())
+    driver = Driver(model="so3krates-ethanol", template=str(tmp_path / "start.xyz"), device="cpu")
+    with pytest.raises(ValueError, match="template has 9 atoms, i-PI sends 3"):
+        driver(np.eye(3), np.zeros((3, 3)))
+
+
+def run(folder: Path, batch: int, steps: int = 8) -> np.ndarray:
+    """Properties of a short run of four beads, [1 + steps, 4]."""
+    folder.mkdir()
+    write(folder / "ethanol.xyz", ethanol())
+    driver = REPOSITORY / "attncalc/plugins/ipi_driver.py"
+    (folder / "input.xml").write_text(INPUT.format(driver=driver, batch=batch, steps=steps))
+    script = Path(sys.executable).parent / "i-pi"
+    done = subprocess.run(
+        [sys.executable, script, "input.xml"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return np.loadtxt(folder / "run.out")
+
+
+def test_beads_in_one_batch_move_as_one_by_one(tmp_path):
+    pytest.importorskip("ipi", reason='needs i-PI: pip install "attncalc[ipi]"')
+    together, one_by_one = run(tmp_path / "batch", 4), run(tmp_path / "single", 1)
+    assert together.shape == (9, 4)
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-12)
+    assert np.ptp(together[:, 1]) < 0.05  # eV, conserved

@@ -6,19 +6,26 @@ import hashlib
 import importlib
 import inspect
 import logging
+import os
 import pickle
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from numba.extending import register_jitable
 
 from attncalc.compiled import Loop, cacheable, compiled_loop, say_that_loops_are_compiled
+from attncalc.files.file_lock import lock
 from attncalc.kernels.simd.loops import FASTMATH
 
 log = logging.getLogger(__name__)
 
+# s between two looks of a process that waits for another one's compilation
+SECONDS_BETWEEN_LOOKS = 0.2
 # of a process that compiles; what it reads comes from its parent
 CHILD = """
 import pickle, sys
@@ -68,6 +75,9 @@ def _compile_elsewhere(loop: Any, module: str, name: str) -> None:
     compiled alone; in code from the disk, those that were optimized with it. These differ by
     rounding, and a run that is resumed must go on bit for bit.
 
+    Of several processes that need it at once, one compiles and the others wait. Numba has no lock
+    of its own: two that keep code at once could give one file name to both.
+
     Args:
         loop: Numba's dispatcher.
         module, name: where another process finds it.
@@ -77,14 +87,36 @@ def _compile_elsewhere(loop: Any, module: str, name: str) -> None:
     def compile_elsewhere(signature: Any) -> Any:
         if not _is_kept(loop, signature):
             say_that_loops_are_compiled()
-            order = pickle.dumps(sys.path) + pickle.dumps((module, name, signature))
-            command = [sys.executable, "-c", CHILD]
-            ended = subprocess.run(command, input=order, capture_output=True, check=False)
-            if ended.returncode != 0:
-                log.debug("%s.%s: %s", module, name, ended.stderr.decode(errors="replace"))
+            with _in_turn(Path(loop.stats.cache_path) / f"{loop.py_func.__qualname__}.lock"):
+                if not _is_kept(loop, signature):
+                    _compile_in_child(module, name, signature)
         return compile_or_load(signature)
 
     loop.compile = compile_elsewhere
+
+
+@contextmanager
+def _in_turn(file: Path) -> Iterator[None]:
+    """Wait until no other process, and no other thread, is in such a block with this file."""
+    try:
+        number = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # on a full disk nothing is kept, and everybody compiles
+        yield
+        return
+    try:
+        while not lock(number):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        yield
+    finally:
+        os.close(number)
+
+
+def _compile_in_child(module: str, name: str, signature: Any) -> None:
+    order = pickle.dumps(sys.path) + pickle.dumps((module, name, signature))
+    command = [sys.executable, "-c", CHILD]
+    ended = subprocess.run(command, input=order, capture_output=True, check=False)
+    if ended.returncode != 0:
+        log.debug("%s.%s: %s", module, name, ended.stderr.decode(errors="replace"))
 
 
 def compile_here(module: str, name: str, signature: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ase.build import molecule
@@ -13,6 +16,7 @@ from attncalc import AttnCalculator
 from attncalc.compiled import cacheable
 from attncalc.kernels import simd
 from attncalc.kernels.equiformer import step_loop as equiformer
+from attncalc.kernels.simd import caching
 from attncalc.kernels.simd.caching import hash_of_sources
 from attncalc.kernels.so3krates import step_loop as so3krates
 
@@ -55,3 +59,28 @@ def test_no_process_runs_what_it_compiled_itself() -> None:
         stats = getattr(so3krates, name).stats
         assert stats.cache_hits
         assert not stats.cache_misses
+
+
+def test_of_two_that_need_a_step_at_once_one_compiles(tmp_path: Path, monkeypatch) -> None:
+    """The other waits, and reads."""
+    kept: list[str] = []
+    read: list[list[str]] = []
+
+    def compile_for_long(module: str, name: str, signature: str) -> None:
+        time.sleep(0.5)
+        kept.append(signature)
+
+    monkeypatch.setattr(caching, "_compile_in_child", compile_for_long)
+    monkeypatch.setattr(caching, "_is_kept", lambda loop, signature: signature in kept)
+    step = SimpleNamespace(
+        stats=SimpleNamespace(cache_path=str(tmp_path)),
+        py_func=SimpleNamespace(__qualname__="step"),
+        compile=lambda signature: read.append(list(kept)),
+    )
+    caching._compile_elsewhere(step, "module", "step")
+    both = [threading.Thread(target=step.compile, args=("types",)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert read == [["types"], ["types"]]

@@ -27,7 +27,7 @@ from contract import ELEMENTS, build_graph, ethanol, slab, triclinic
 from torch import nn
 
 from attncalc import AttnCalculator, load
-from attncalc.fast import SHORTEST, lower
+from attncalc.fast import SHORTEST, _with_engine, lower
 from attncalc.graph import AtomOutputs, Graph, Graphs
 from attncalc.kernels.simd import threads
 from attncalc.neighbors import fresh_graph
@@ -59,9 +59,16 @@ def exact(plain: Potential) -> Potential:
     return twin
 
 
+def with_engine(plain: Potential) -> Potential:
+    """As `lower` makes it, without its proof: the tests compare more, and in float64."""
+    fast = _with_engine(plain)
+    assert fast is not None
+    return fast
+
+
 def by_engine(plain: Potential, graph: Graph) -> Result:
     """What the engine says, and an error where it says nothing."""
-    result = WithEngine(lower(plain))(graph)
+    result = WithEngine(with_engine(plain))(graph)
     assert result is not None
     return result
 
@@ -82,7 +89,7 @@ class WithEngine:
 
 def in_threads(plain: Potential, threads: int) -> WithEngine:
     """The engine in so many threads, however little there is to do."""
-    fast = lower(plain)
+    fast = with_engine(plain)
     engine = fast.network.engine.shared_by(threads, fewest=1)
     network = CompiledNetwork(fast.network.network, engine)
     return WithEngine(with_modules(fast, network=network))
@@ -134,7 +141,7 @@ class EngineContract:
         system = System.from_ase(triclinic())
         near = fresh_graph(system, cutoff=4.0, species=plain.species)
         far = fresh_graph(system, cutoff=5.5, species=plain.species)
-        fast = WithEngine(lower(plain))
+        fast = WithEngine(with_engine(plain))
         beyond = torch.linalg.vector_norm(far.vectors, dim=1) >= 4.0
         assert beyond.any()
         if masked == "masked":  # then their vectors may be anything
@@ -144,7 +151,7 @@ class EngineContract:
 
     def test_energy_and_forces_end_smoothly_at_the_cutoff(self) -> None:
         plain = self.make(num_layers=1)
-        fast = lower(plain)
+        fast = with_engine(plain)
         at_cutoff = []
         for length in (4.0 - 1e-4, 4.0 + 1e-4):
             graph = build_graph(plain, System.from_ase(Atoms("CO", [[0, 0, 0], [0, 0, length]])))
@@ -155,7 +162,7 @@ class EngineContract:
         assert not outside.forces.any()
 
     def test_close_atoms_take_the_plain_path(self, plain: Potential) -> None:
-        fast = lower(plain)
+        fast = with_engine(plain)
         close = ethanol()
         close.positions[-1] = close.positions[0] + [0, 0, 0.99 * SHORTEST]
         graph = build_graph(plain, System.from_ase([ethanol(), close]))
@@ -163,7 +170,7 @@ class EngineContract:
         assert torch.equal(evaluate(fast, graph).forces, evaluate(plain, graph).forces)
 
     def test_positions_that_are_not_numbers_give_such_results(self, every_kind: Potential) -> None:
-        fast = lower(every_kind)
+        fast = with_engine(every_kind)
         graph = build_graph(every_kind, System.from_ase(ethanol()))
         expected = evaluate(fast, graph)
         broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
@@ -172,7 +179,7 @@ class EngineContract:
         assert torch.equal(evaluate(fast, graph).forces, expected.forces)
 
     def test_results_do_not_depend_on_what_was_computed_before(self, every_kind: Potential) -> None:
-        fast = lower(every_kind)
+        fast = with_engine(every_kind)
         graphs = [
             build_graph(every_kind, System.from_ase(atoms))
             for atoms in (ethanol(), triclinic() * (2, 2, 1), Atoms("O"), [ethanol(), slab()])
@@ -184,7 +191,7 @@ class EngineContract:
                 assert torch.equal(getattr(again, name), getattr(first[k], name)), name
 
     def test_threads_do_not_share_working_space(self, plain: Potential) -> None:
-        fast = lower(plain)
+        fast = with_engine(plain)
         graphs = [
             build_graph(plain, System.from_ase(atoms * (2, 2, 2)))
             for atoms in (triclinic(), bulk("C", a=3.6))
@@ -299,7 +306,7 @@ class EngineContract:
 
     def test_workspaces_go_back(self, every_kind: Potential) -> None:
         """When the gradient has been pulled, and when nobody can pull it any more."""
-        engine = lower(every_kind).network.engine
+        engine = with_engine(every_kind).network.engine
         system = System.from_ase(ethanol())
         graph = build_graph(every_kind, system)
         ones = AtomOutputs(energies=torch.ones(graph.n_atoms, dtype=torch.float64))
@@ -320,7 +327,9 @@ class EngineContract:
         """Ghosts of a domain: no energy of their own, but forces; as the plain network."""
         graph = build_graph(every_kind, System.from_ase(triclinic() * (2, 1, 1)))
         graphs = Graphs(graph, hop_counts=(3, graph.n_atoms))
-        found, expected = (evaluate(one, graphs) for one in (lower(every_kind), exact(every_kind)))
+        found, expected = (
+            evaluate(one, graphs) for one in (with_engine(every_kind), exact(every_kind))
+        )
         assert not found.energies[3:].any()
         assert found.energy == found.energies.sum()
         assert expected.forces[3:].any()
@@ -328,7 +337,7 @@ class EngineContract:
 
     def test_a_copy_works_too(self, plain: Potential) -> None:
         graph = build_graph(plain, System.from_ase(ethanol()))
-        fast = lower(plain)
+        fast = with_engine(plain)
         twin = copy.deepcopy(fast)
         assert torch.equal(evaluate(twin, graph).forces, evaluate(fast, graph).forces)
 

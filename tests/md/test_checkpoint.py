@@ -52,13 +52,21 @@ def test_verlet_too(tmp_path: Path) -> None:
     assert_equal(md.run(verlet, potential, state, 7), whole)
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Content of a checkpoint after one step."""
     potential = load("so3krates-ethanol")
     langevin = md.Langevin(0.5 * FS, 300.0, 0.01 / FS)
     state = langevin.init(potential, System.from_ase(ethanol()))
-    file = tmp_path / "run.ckpt"
+    file = tmp_path_factory.mktemp("run") / "run.ckpt"
     md.run(langevin, potential, state, 1, callbacks=[md.Checkpoint(file)])
+    return file.read_bytes()
+
+
+@pytest.fixture
+def written(content: bytes, tmp_path: Path) -> Path:
+    file = tmp_path / "run.ckpt"
+    file.write_bytes(content)
     return file
 
 

@@ -28,6 +28,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from parts import added_up, parts_of
 from torch import Tensor, nn
 
 from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
@@ -454,6 +455,19 @@ class NetworkContract:
         expected = result_of(potential, atoms)
         assert_close(owned, expected.energies, ROUNDING, "energies")
         assert_close(forces, expected.forces, ROUNDING, "forces")
+
+    @pytest.mark.parametrize(
+        ("repeat", "counts"), [((2, 2, 2), (2, 2, 2)), ((14, 1, 1), (4, 1, 1))]
+    )
+    def test_parts_with_ghosts_add_up(
+        self, potential: Potential, repeat: tuple[int, ...], counts: tuple[int, int, int]
+    ) -> None:
+        """What several processes make of one structure, see `attncalc.plugins.halo`."""
+        atoms = triclinic() * repeat
+        atoms.rattle(0.05, seed=0)
+        counts = (2, 2, 2) if repeat[1] > 1 else (4, 1, 1)
+        parts = parts_of(potential, atoms, counts)
+        assert_same_result(added_up(potential, atoms, parts), result_of(potential, atoms))
 
     def test_far_molecules_add_up(self, potential: Potential) -> None:
         one, other = ethanol(), on_the_axis()

@@ -195,20 +195,47 @@ class VerletList:
                 on top of each other; the last is noticed at every update in compact form, in
                 padded form only when a list is built.
         """
-        verlet = self._after_another_update()
-        listed = self.listed
-        if listed is not None and (graph := self._reused_graph(system, listed)) is not None:
+        verlet, graph = self._after_another_update(), self.reuse(system)
+        if graph is not None:
             return verlet, graph
-        if (
-            listed is None
-            or _differs_in_shape(system, listed.reference)
-            or bool(
-                self.needs_rebuild(system)
-                | _differ(system.atomic_numbers, listed.reference.atomic_numbers)
-            )
-        ):
-            verlet = verlet._rebuild(system)
+        verlet = verlet.with_edges(system, neighbor_list(system, self.cutoff + self.skin))
         return verlet, verlet.graph(system)
+
+    def reuse(self, system: System) -> Graph | None:
+        """Return the graph of `system` from the list as it is; None where that may miss an edge.
+
+        Raises:
+            ValueError: (compact form) two atoms lie on top of each other.
+        """
+        listed = self.listed
+        if listed is None:
+            return None
+        if (graph := self._reused_graph(system, listed)) is not None:
+            return graph
+        if _differs_in_shape(system, listed.reference) or bool(
+            self.needs_rebuild(system)
+            | _differ(system.atomic_numbers, listed.reference.atomic_numbers)
+        ):
+            return None
+        return self.graph(system)
+
+    def with_edges(self, system: System, edges: Edges) -> VerletList:
+        """Return a new list of these edges.
+
+        Args:
+            system: structures that the edges were found for.
+            edges: all pairs within cutoff + skin that anybody will ask for. Where some are left
+                out, `update` must not build the next list: it takes all.
+
+        Raises:
+            ValueError: an element is not in `species`.
+        """
+        species = species_of(system.atomic_numbers, self.species)
+        capacity = self.capacity
+        if capacity is not None or system.device.type == "cuda":
+            capacity = _grown(capacity or 0, edges.n_edges + 1)
+        listed = _list_edges(system, edges, species, capacity, 2 * (self.cutoff + self.skin))
+        return replace(self, capacity=capacity, n_rebuilds=self.n_rebuilds + 1, listed=listed)
 
     def _after_another_update(self) -> VerletList:
         """Return the list after another update: a faster `dataclasses.replace`."""
@@ -309,15 +336,6 @@ class VerletList:
             charge=system.charge,
             spin=system.spin,
         )
-
-    def _rebuild(self, system: System) -> VerletList:
-        species = species_of(system.atomic_numbers, self.species)
-        edges = neighbor_list(system, self.cutoff + self.skin)
-        capacity = self.capacity
-        if capacity is not None or system.device.type == "cuda":
-            capacity = _grown(capacity or 0, edges.n_edges + 1)
-        listed = _list_edges(system, edges, species, capacity, 2 * (self.cutoff + self.skin))
-        return replace(self, capacity=capacity, n_rebuilds=self.n_rebuilds + 1, listed=listed)
 
 
 def skin_for(system: System) -> float:

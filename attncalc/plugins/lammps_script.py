@@ -1,0 +1,171 @@
+"""Input scripts of LAMMPS in which two lines name a model.
+
+    pair_style attncalc MODEL
+    pair_coeff * * Si O
+
+are an ordinary pair style to whoever writes them; LAMMPS gets one without energy in their place,
+and `attncalc.plugins.lammps.attach`. With `pair_style hybrid/overlay attncalc MODEL lj/cut 10.0`
+the other line is `pair_coeff * * attncalc Si NULL`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from attncalc.model_file import load
+from attncalc.plugins.lammps import AttnFix, attach
+
+EXAMPLE = "pair_style attncalc MODEL and pair_coeff * * with the element of every atom type"
+
+REFUSED = {
+    "clear": "start a new run instead",
+    "run_style": "only run_style verlet calls the model",
+    "pair_style": "a script has one model and one pair_style",
+}
+"""Commands behind the two lines that would leave the model without effect, and what to do."""
+
+SHARED = ("neighbor", "neigh_modify", "comm_modify")
+"""Commands behind the two lines that would make ghosts come late where processes share a box."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """Lines of a script, cut at those that name the model.
+
+    Attributes:
+        before, between, behind: other lines.
+        style: `pair_style` line, without comment.
+        coefficients: `pair_coeff` line of the model, likewise.
+    """
+
+    before: tuple[str, ...]
+    style: str
+    between: tuple[str, ...]
+    coefficients: str
+    behind: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a script.
+
+        Raises:
+            ValueError: a line is missing, or a command behind them does not go with a model.
+            OSError: the file cannot be read.
+        """
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        lines = re.sub(r"&[ \t]*\n", " ", text).splitlines()
+        styles = [k for k, line in enumerate(lines) if "attncalc" in _words(line, "pair_style")]
+        if not styles:
+            raise ValueError(f"{path}: no line names a model, it needs {EXAMPLE}")
+        first = styles[0]
+        is_hybrid = _words(lines[first], "pair_style")[0] != "attncalc"
+        found = [
+            k
+            for k, line in enumerate(lines[first:], start=first)
+            if (words := _words(line, "pair_coeff")) and ("attncalc" in words or not is_hybrid)
+        ]
+        if not found:
+            raise ValueError(f"{path}: pair_coeff is missing, a model needs {EXAMPLE}")
+        second = found[0]
+        script = cls(
+            before=tuple(lines[:first]),
+            style=_without_comment(lines[first]),
+            between=tuple(lines[first + 1 : second]),
+            coefficients=_without_comment(lines[second]),
+            behind=tuple(lines[second + 1 :]),
+        )
+        script._check(path)
+        return script
+
+    def _check(self, path: str | Path) -> None:
+        for line in (*self.between, *self.behind):
+            word = (line.split() or [""])[0]
+            respa = word == "run_style" and "respa" in line
+            if word in REFUSED and (respa or word != "run_style"):
+                raise ValueError(
+                    f"{path}: the command {word} behind the line of the model: {REFUSED[word]}"
+                )
+
+    def refuse_shared(self, path: str | Path) -> None:
+        """Refuse commands that several processes cannot have behind the lines of the model.
+
+        Raises:
+            ValueError: there is one.
+        """
+        for line in self.behind:
+            word = (line.split() or [""])[0]
+            if word in SHARED:
+                raise ValueError(
+                    f"{path}: the command {word} behind the line of the model: several processes "
+                    "need the settings that attncalc makes; remove it"
+                )
+
+
+def _without_comment(line: str) -> str:
+    return line.split("#")[0].strip()
+
+
+def _words(line: str, command: str) -> list[str]:
+    """Arguments of a command; none of another command."""
+    words = _without_comment(line).split()
+    return words[1:] if words[:1] == [command] else []
+
+
+def run(lmp: Any, path: str | Path, script: Script, **options: Any) -> AttnFix:
+    """Run a script.
+
+    Args:
+        lmp: a `lammps.lammps`.
+        path: of the script, for messages.
+        script: as read from there.
+        options: as of `attncalc.plugins.lammps.attach`.
+
+    Raises:
+        ValueError: the lines of the model are wrong, or as `attach`.
+    """
+    comm = lmp.get_mpi_comm()
+    where = options.pop("device", "auto")
+    if comm is not None and comm.size > 1:
+        script.refuse_shared(path)
+        where = "cpu" if where == "auto" else where
+    _run_lines(lmp, script.before)
+    style = _words(lmp.expand(script.style), "pair_style")
+    place = style.index("attncalc")
+    if len(style) == place + 1:
+        raise ValueError(f"{path}: pair_style attncalc needs the name or file of a model")
+    attached = ("charge", "spin")
+    loaded = {name: value for name, value in options.items() if name not in attached}
+    potential = load(style[place + 1], device=where, **loaded)
+    if place == 0 and len(style) > 2:
+        raise ValueError(f"{path}: pair_style attncalc takes one model, got {' '.join(style[1:])}")
+    style[place : place + 2] = ["zero", f"{potential.cutoff:.6f}", "nocoeff"]
+    _run_lines(lmp, [" ".join(["pair_style", *style]), *script.between])
+    elements = _elements(path, _words(lmp.expand(script.coefficients), "pair_coeff"), place > 0)
+    _run_lines(lmp, ["pair_coeff * * zero" if place else "pair_coeff * *"])
+    electrons = {name: options[name] for name in attached if name in options}
+    fix = attach(lmp, potential, elements, **electrons)
+    _run_lines(lmp, script.behind)
+    return fix
+
+
+def _elements(path: str | Path, words: Sequence[str], is_hybrid: bool) -> Sequence[str]:
+    expected = ["*", "*", "attncalc"] if is_hybrid else ["*", "*"]
+    if list(words[: len(expected)]) != expected:
+        raise ValueError(
+            f"{path}: pair_coeff of a model is: pair_coeff {' '.join(expected)} and the element of "
+            "every atom type"
+        )
+    return words[len(expected) :]
+
+
+def _run_lines(lmp: Any, lines: Sequence[str]) -> None:
+    """Run lines from a file, so that labels and `jump SELF` among them work."""
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "in.part"
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lmp.file(str(part))

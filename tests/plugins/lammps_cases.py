@@ -1,0 +1,150 @@
+"""Runs of LAMMPS with models, for test_lammps.py: `mpiexec -n 2 python lammps_cases.py FOLDER`.
+
+Results of all cases go to FOLDER/ranks-N.json; structures and models are there already.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from mpi4py import MPI  # isort: split
+
+import numpy as np
+import torch
+from lammps import lammps
+
+from attncalc.plugins.lammps import attach
+from attncalc.plugins.lammps_script import Script, run
+
+COMM = MPI.COMM_WORLD
+BAR = 1 / 1.6021765e6  # eV/Å³, as LAMMPS has it
+
+START = """units metal
+atom_style atomic
+boundary {boundary}
+atom_modify map array
+read_data {data}
+"""
+PRESSURE = """compute virial all pressure NULL virial
+thermo_style custom step pe etotal c_virial[1] c_virial[2] c_virial[3] &
+  c_virial[4] c_virial[5] c_virial[6]
+"""
+
+
+def started(data: str, boundary: str = "p p p") -> lammps:
+    lmp = lammps(cmdargs=["-screen", "none", "-log", "none"], comm=COMM)
+    lmp.commands_string(START.format(data=data, boundary=boundary))
+    return lmp
+
+
+def results(lmp: lammps) -> dict[str, object]:
+    """Energy, virial [6] eV, forces and velocities in the order of the ids."""
+    pressure = lmp.numpy.extract_compute("virial", 0, 1)
+    found = {
+        "energy": lmp.get_thermo("pe"),
+        "total": lmp.get_thermo("etotal"),
+        "virial": (pressure * lmp.get_thermo("vol") * BAR).tolist(),
+        "forces": np.ctypeslib.as_array(lmp.gather_atoms("f", 1, 3)).tolist(),
+        "positions": np.ctypeslib.as_array(lmp.gather_atoms("x", 1, 3)).tolist(),
+        "fewest": COMM.allreduce(lmp.extract_global("nlocal"), MPI.MIN),
+    }
+    return found
+
+
+def single(name: str, elements: list[str], boundary: str = "p p p", **options) -> dict:
+    """One evaluation."""
+    model = options.pop("model", name)
+    lmp = started(f"{name}.data", boundary)
+    attach(lmp, model, elements, **options)
+    lmp.commands_string(PRESSURE + "run 0")
+    found = results(lmp)
+    lmp.close()
+    return found
+
+
+def moving(commands: str, n: int) -> dict:
+    """Silicon in float32 that moves: energies of steps, and what is left at the end."""
+    lmp = started("silicon.data")
+    fix = attach(lmp, "so3krates-silicon", ["Si"])
+    lmp.commands_string(PRESSURE + "velocity all create 1500 7 loop geom\n" + commands + "\nrun 0")
+    energies = []
+    for _ in range(n):
+        lmp.command("run 10")
+        energies.append(lmp.get_thermo("etotal"))
+    found = results(lmp) | {"energies": energies, "calls": fix.n_calls, "rebuilds": fix.n_rebuilds}
+    lmp.close()
+    return found
+
+
+def restarted() -> dict:
+    lmp = started("silicon.data")
+    attach(lmp, "so3krates-silicon", ["Si"], dtype="float64")
+    moves = "fix nve all nve\n"
+    lmp.commands_string(PRESSURE + "velocity all create 600 7 loop geom\n" + moves + "run 10")
+    before = results(lmp)
+    lmp.command("write_restart middle.restart")  # sorts atoms, but not their forces
+    lmp.command("run 10")
+    end = results(lmp)
+    lmp.close()
+    lmp = lammps(cmdargs=["-screen", "none", "-log", "none"], comm=COMM)
+    lmp.commands_string("units metal\natom_modify map array\nread_restart middle.restart")
+    attach(lmp, "so3krates-silicon", ["Si"], dtype="float64")
+    lmp.commands_string(PRESSURE + moves + "run 0")
+    after = results(lmp)
+    lmp.command("run 10")
+    end_after = results(lmp)
+    lmp.close()
+    return {"before": before, "after": after, "end": end, "end after": end_after}
+
+
+def minimized() -> dict:
+    lmp = started("silicon.data")
+    attach(lmp, "so3krates-silicon", ["Si"])
+    lmp.commands_string(PRESSURE + "min_style fire\nminimize 0 0.01 200 400")
+    found = results(lmp)
+    lmp.close()
+    return found
+
+
+def scripted() -> dict:
+    """A script with variables, a loop, and argon of another pair style."""
+    path = Path("in.mixed")
+    lmp = lammps(cmdargs=["-screen", "none", "-log", "none", "-var", "E", "Si"], comm=COMM)
+    run(lmp, path, Script.read(path), dtype="float64")
+    found = results(lmp)
+    lmp.close()
+    return found
+
+
+CASES = {
+    "silicon": lambda: single("silicon", ["Si"], model="so3krates-silicon", dtype="float64"),
+    "silicon32": lambda: single("silicon", ["Si"], model="so3krates-silicon"),
+    "molecule": lambda: single(
+        "molecule", ["C", "H", "O"], "f f f", model="so3krates-ethanol", dtype="float64"
+    ),
+    "equiformer": lambda: single(
+        "molecule", ["C", "H", "O"], "s s s", model="equiformer-ethanol-distilled", dtype="float64"
+    ),
+    "water": lambda: single("water", ["H", "O"], model="water.safetensors"),
+    "nve": lambda: moving("fix move all nve", 20),
+    "npt": lambda: moving("fix move all npt temp 600 600 0.1 tri 0 0 1.0", 4),
+    "restart": restarted,
+    "minimize": minimized,
+    "script": scripted,
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = {name: case() for name, case in CASES.items()}
+    if COMM.rank == 0:
+        Path(f"ranks-{COMM.size}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    import os
+
+    os.chdir(sys.argv[1])
+    main()

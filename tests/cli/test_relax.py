@@ -121,14 +121,14 @@ def two(**second) -> list[Atoms]:
 )
 def test_relax_checks_all_structures_first(frames, message: str, monkeypatch) -> None:
     write("two.extxyz", frames)
-    monkeypatch.setattr(module, "_relax_one", None)
+    monkeypatch.setattr(module, "relax_one", None)
     assert message in fails("relax", "two.extxyz", "--model", ETHANOL)
     assert files() == {"two.extxyz"}
 
 
 def test_relax_checks_cells_first(monkeypatch: pytest.MonkeyPatch) -> None:
     write("two.extxyz", [bulk("Cu"), Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]])])
-    monkeypatch.setattr(module, "_relax_one", None)
+    monkeypatch.setattr(module, "relax_one", None)
     said = fails("relax", "two.extxyz", "--model", COPPER, "--cell")
     assert said.startswith("Error: structure 1: stress needs a volume")
 
@@ -152,7 +152,7 @@ def test_relax_writes_what_ase_writes(name: str) -> None:
 @pytest.mark.parametrize("problem", [ValueError("it broke"), KeyboardInterrupt()])
 def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
     write("three.extxyz", [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.6, 3.7)])
-    relax_one, calls = module._relax_one, []
+    relax_one, calls = module.relax_one, []
 
     def breaks(*arguments):
         calls.append(arguments)
@@ -160,7 +160,7 @@ def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
             raise problem
         return relax_one(*arguments)
 
-    monkeypatch.setattr(module, "_relax_one", breaks)
+    monkeypatch.setattr(module, "relax_one", breaks)
     common = ("relax", "three.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
     result = attncalc(*common, "-o", "out.xyz")
     saved = "2 of 3 structures are written to out.xyz"
@@ -209,7 +209,7 @@ def test_relax_that_breaks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("it broke")
 
     write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
-    monkeypatch.setattr(module, "_relax_one", breaks)
+    monkeypatch.setattr(module, "relax_one", breaks)
     said = fails("relax", "two.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
     assert said == "Error: structure 0: it broke; 0 of 2 structures are written"
     assert files() == {"two.extxyz"}
@@ -316,7 +316,7 @@ def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
 def test_relax_tries_the_format_first(
     name: str, why: str, ethanol_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_relax_one", None)
+    monkeypatch.setattr(module, "relax_one", None)
     said = fails("relax", ethanol_file, "--model", ETHANOL, "-o", name)
     ending = Path(name).suffix
     assert said.startswith(f"Error: {name}: ASE cannot write this structure as {ending} ({why}")

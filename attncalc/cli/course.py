@@ -1,0 +1,81 @@
+"""Course of a relaxation, for reports and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ase import Atoms
+
+from attncalc.novelty import OUTSIDE, outsider
+
+
+@dataclass
+class Course:
+    """Course of one relaxation.
+
+    Attributes:
+        steps: energy [eV] and largest force [eV/Å], the start first.
+        frame: the structure after the last of them, with results.
+        spread: eV/Å, of a committee: the largest standard deviation of the force on an atom there.
+        novelty: largest of the atoms there; None where the model does not know its training.
+        warned: whether somebody was told of an atom outside on the way.
+        stopped: whether it was stopped there for that.
+    """
+
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    frame: Atoms | None = None
+    spread: float | None = None
+    novelty: float | None = None
+    warned: bool = False
+    stopped: bool = False
+
+    @property
+    def outside(self) -> bool:
+        """Return True if it ends outside what the model was trained on."""
+        return self.novelty is not None and self.novelty > OUTSIDE
+
+    def look(self, number: int, novelty: Any, atomic_numbers: Any, *, stop: bool) -> str:
+        """Note the novelty of the atoms [n_atoms], or None; return a warning if it is the first.
+
+        Args:
+            number: of the structure.
+            novelty: after as many steps as are noted.
+            atomic_numbers: [n_atoms].
+            stop: whether it ends there if an atom is outside.
+        """
+        self.novelty = None if novelty is None else float(novelty.max())
+        found = outsider(novelty, atomic_numbers)
+        if found is None:
+            return ""
+        self.stopped = stop
+        first, self.warned = not self.warned, True
+        return f"structure {number}, step {len(self.steps) - 1}: {found}" if first else ""
+
+    def __str__(self) -> str:
+        return f"{len(self.steps) - 1} steps, largest force {self.steps[-1][1]:.4f} eV/Å"
+
+    def report(self, fmax: float) -> str:
+        """Return a sentence about the end of the relaxation."""
+        (start, _), (energy, largest) = self.steps[0], self.steps[-1]
+        end = "converged" if largest <= fmax else "NOT converged"
+        if self.outside:
+            end = f"OUTSIDE the training data (novelty {self.novelty:.3g}), {end}"
+        spread = "" if self.spread is None else f", committee's spread {self.spread:.4f} eV/Å"
+        return (
+            f"{end} in {len(self.steps) - 1} steps, "
+            f"largest force {largest:.4f} eV/Å{spread}, energy {start:.4f} -> {energy:.4f} eV"
+        )
+
+    def as_dict(self, fmax: float) -> dict[str, Any]:
+        """Return the end of the relaxation as a dictionary, for programs."""
+        (start, _), (energy, largest) = self.steps[0], self.steps[-1]
+        return {
+            "converged": largest <= fmax,
+            "steps": len(self.steps) - 1,
+            "largest_force_eV_A": largest,
+            "initial_energy_eV": start,
+            "energy_eV": energy,
+            "force_spread_eV_A": self.spread,
+            "novelty": self.novelty,
+        }

@@ -1,0 +1,159 @@
+"""Relaxation of one shard of many structures: one that cannot be relaxed ends nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from tqdm import tqdm
+
+from attncalc import model_file
+from attncalc.calculator import AttnCalculator
+from attncalc.cli.course import Course
+from attncalc.cli.errors import EXPECTED
+from attncalc.cli.relax import (
+    ATOMS_AT_ONCE,
+    Relaxation,
+    are_relaxed_together,
+    relax_in_batch,
+    relax_one,
+)
+from attncalc.cli.shards import Outcome, set_threads_of_worker
+from attncalc.data.shards import Frame
+from attncalc.potential import batches
+from attncalc.system import System
+from attncalc.text import one_line
+
+
+@dataclass(frozen=True)
+class RelaxMany:
+    """Relaxations as asked for, see `attncalc relax`.
+
+    Attributes:
+        model: name or path.
+        options: of `AttnCalculator`.
+        threads: of each process.
+        fmax: eV/Å.
+        steps: most steps per structure.
+        optimizer: "fire", "lbfgs" or None.
+        cell: whether cells relax too.
+        stop: whether a structure stops where it is outside what the model was trained on.
+    """
+
+    model: str
+    options: dict[str, Any]
+    threads: int | None
+    fmax: float
+    steps: int
+    optimizer: str | None
+    cell: bool
+    stop: bool
+
+    def identity(self) -> dict[str, Any]:
+        """All that the results depend on, the input aside.
+
+        Raises:
+            FileNotFoundError, ValueError: the model or an option is impossible.
+        """
+        numbers = {"fmax": self.fmax, "steps": self.steps, "optimizer": self.optimizer}
+        options = {name: value for name, value in self.options.items() if name != "device"}
+        kind = {"cell": self.cell, "stop-when-unknown": self.stop}
+        self._calculator()  # what is wrong with it is said here, once
+        return {"model": model_file.checksum(self.model), **options, **numbers, **kind}
+
+    def start(self) -> RelaxShard:
+        """Load the model."""
+        set_threads_of_worker(self.threads)
+        warnings.filterwarnings("ignore", module=r"attncalc\.calculator")  # reports say it
+        return RelaxShard(self, self._calculator())
+
+    def _calculator(self) -> AttnCalculator:
+        return AttnCalculator(self.model, threads=self.threads, **self.options)
+
+
+@dataclass(frozen=True)
+class RelaxShard:
+    """Relaxes the structures of a shard in one batch, or one after the other.
+
+    Attributes:
+        asked: what was asked for.
+        calculator: of the model.
+    """
+
+    asked: RelaxMany
+    calculator: AttnCalculator
+
+    def __call__(self, frames: Sequence[Frame], first: int) -> list[Outcome]:
+        """Return each structure with results and what is to be said of it.
+
+        Args:
+            frames: the structures, as text.
+            first: number of the first.
+        """
+        outcomes: list[Outcome] = [(None, {}) for _ in frames]
+        good: dict[int, Atoms] = {}
+        for k, frame in enumerate(frames):
+            try:
+                good[k] = self._known(frame)
+            except EXPECTED as error:
+                outcomes[k] = None, {"error": one_line(error)}
+        if not good:
+            return outcomes
+        asked, device = self.asked, self.calculator.evaluator.device
+        structures, keys = [*good.values()], [*good]
+        together = are_relaxed_together(structures, asked.optimizer, asked.cell, device)
+        apart = self.calculator.evaluator.plain.counts_all_pairs
+        sizes = batches(structures, ATOMS_AT_ONCE if together else 1, apart=apart)
+        attempts = [keys[begin:end] for begin, end in sizes]
+        while attempts:
+            numbers = attempts.pop(0)
+            batch = [good[k].copy() for k in numbers]
+            try:
+                found = self._relax(batch, together, first + numbers[0])
+            except EXPECTED as error:
+                if len(numbers) > 1:  # one of them: each alone
+                    attempts += [[k] for k in numbers]
+                else:
+                    outcomes[numbers[0]] = None, {"error": one_line(error)}
+                continue
+            for k, (atoms, course) in zip(numbers, found, strict=True):
+                atoms.info["structure"] = first + k
+                outcomes[k] = atoms, self._said(course)
+        return outcomes
+
+    def _known(self, frame: Frame) -> Atoms:
+        atoms = frame.atoms()
+        self.calculator.evaluator.check(System.from_ase(atoms))
+        if self.asked.cell and atoms.cell.rank < 3:
+            raise ValueError("its cell cannot relax: it does not have three cell vectors")
+        return atoms
+
+    def _relax(self, batch: list[Atoms], together: bool, first: int) -> list[tuple[Atoms, Course]]:
+        asked = self.asked
+        chosen = asked.fmax, asked.steps, asked.optimizer or "lbfgs", asked.cell, asked.stop
+        settings = Relaxation(self.calculator, *chosen, Path())
+        courses = [Course() for _ in batch]
+        if together:
+            force = self.calculator.evaluator
+            relax_in_batch(settings, force, batch, courses, tqdm(disable=True), first, _quiet)
+            return list(zip(batch, courses, strict=True))
+        (atoms,), (course,) = batch, courses
+        # no list of an earlier structure, since what was computed before depends on the workers
+        system = System.from_ase(atoms, first=first)
+        self.calculator.evaluator.renew(system.to(self.calculator.evaluator.device))
+        atoms.calc = self.calculator
+        ended = relax_one(first, atoms, settings, course, lambda *_: None, _quiet)
+        return [(ended, course)]
+
+    def _said(self, course: Course) -> dict[str, Any]:
+        said = course.as_dict(self.asked.fmax)
+        unfinished = not said["converged"] and not course.stopped
+        return {**said, "unfinished": unfinished, "outside": course.outside}
+
+
+def _quiet(warning: str) -> None:
+    """Nothing is printed of one among many structures."""

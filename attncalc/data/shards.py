@@ -1,0 +1,123 @@
+"""Extended XYZ files in shards: found by their bytes, read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from ase import Atoms
+
+from attncalc.data.extxyz import LONGEST_COMMENT, delimited, n_atoms_of, parsed
+from attncalc.text import one_line
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where the shards of a file begin.
+
+    Attributes:
+        path: the file.
+        size: structures of a shard; the last may have fewer.
+        n_structures: of the file.
+        starts: byte where each shard begins, and that behind the last.
+        sha256: of the file.
+    """
+
+    path: Path
+    size: int
+    n_structures: int
+    starts: tuple[int, ...]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def structures(self, shard: int) -> range:
+        """Return the numbers of its structures."""
+        return range(self.size * shard, min(self.size * (shard + 1), self.n_structures))
+
+    def read(self, shard: int) -> list[Frame]:
+        """Read the structures of a shard.
+
+        Raises:
+            OSError: the system refuses to read the file.
+            ValueError: it has changed since its shards were found.
+        """
+        begin, end = self.starts[shard : shard + 2]
+        with open(self.path, "rb") as file:
+            file.seek(begin)
+            text = file.read(end - begin).decode()
+        numbers = self.structures(shard)
+        frames = [Frame(*frame) for frame in delimited(StringIO(text), numbers.start)]
+        if len(frames) != len(numbers):
+            raise ValueError(f"{self.path.name}: the file has changed")
+        return frames
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Text of one structure.
+
+    Attributes:
+        name: "structure 7".
+        comment: the second line.
+        rows: a line for each atom.
+    """
+
+    name: str
+    comment: str
+    rows: list[str]
+
+    def atoms(self) -> Atoms:
+        """Return the structure.
+
+        Raises:
+            ValueError: it is not understood; one line that begins with its name.
+        """
+        return parsed(self.name, self.comment, self.rows)
+
+    def with_error(self, reason: str) -> str:
+        """Return the text with `error="reason"` at the end of its comment."""
+        quoted = reason.replace("\\", "/").replace('"', "'")
+        comment = f'{self.comment.rstrip()} error="{quoted}"'.lstrip()
+        rows = "".join(row if row.endswith("\n") else row + "\n" for row in self.rows)
+        return f"{len(self.rows)}\n{comment}\n{rows}"
+
+
+def find_shards(path: Path, size: int) -> Shards:
+    """Find where the shards of an (extended) XYZ file begin; of each structure, count the lines.
+
+    Args:
+        path: the file.
+        size: structures of a shard.
+
+    Raises:
+        OSError: the system refuses to read the file.
+        ValueError: a number of atoms is not where it should be, or atoms are missing at the end.
+    """
+    digest, starts, k, at = hashlib.sha256(), [], 0, 0
+    with open(path, "rb") as file:
+        while first := file.readline(100):
+            where = f"{path.name}: structure {k}"
+            if not first.strip():
+                digest.update(first + (rest := file.read(1000)))
+                if rest.strip():
+                    raise ValueError(f"{path.name}: an empty line where structure {k} should begin")
+                break
+            n_atoms = n_atoms_of(one_line(first.decode(errors="replace")), where)
+            if k % size == 0:
+                starts.append(at)
+            digest.update(first)
+            at += len(first)
+            for row in range(n_atoms + 1):
+                line = file.readline(LONGEST_COMMENT)
+                if not line:
+                    raise ValueError(f"{where} has {max(row - 1, 0)} of its {n_atoms} atoms")
+                digest.update(line)
+                at += len(line)
+            k += 1
+    if not k:
+        raise ValueError(f"{path.name}: the file holds no structures")
+    return Shards(path, size, k, (*starts, at), digest.hexdigest())

@@ -192,34 +192,37 @@ def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
         ) from None
     if lacking := work.lacking(mine):
         status = max((abs(process.exitcode or 0) for process in pool), default=0)
-        why = f"a process ended with status {status}" if status else "other processes work on them"
         raise RuntimeError(
-            f"{len(lacking)} of {len(mine)} shards are not done, {why}: the same command goes on"
+            f"{len(lacking)} of {len(mine)} shards are not done, since all processes ended (status "
+            f"{status}): the same command goes on"
         )
 
 
 def _work(job: Job, work: Work, mine: Sequence[int]) -> None:
-    """Work off all shards that nobody does, in a process of its own."""
+    """Work off shards that nobody is at until all are done, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends us
     parent = multiprocessing.parent_process()
     solve = job.start()
-    for k in work.lacking(mine):
-        if parent is not None and not parent.is_alive():
-            return
-        if not work.lacking([k]):
-            continue
-        try:
-            lock = FileLock(work.file(k, ".json"))
-        except BlockingIOError:
-            continue
-        with lock:
-            if work.lacking([k]):
-                _write(work, k, solve)
+    while left := work.lacking(mine):
+        worked = False
+        for k in left:
+            if parent is not None and not parent.is_alive():
+                return
+            try:
+                lock = FileLock(work.file(k, ".json"))
+            except BlockingIOError:
+                continue
+            with lock:
+                if work.lacking([k]):
+                    _write(work, k, solve)
+                    worked = True
+        if not worked:  # others are at what is left, and may be killed
+            time.sleep(PAUSE)
 
 
 def _write(work: Work, shard: int, solve: Solver) -> None:
-    frames, numbers = work.shards.read(shard), work.shards.structures(shard)
-    outcomes = solve(frames, numbers.start)
+    frames = work.shards.read(shard)
+    outcomes = solve(frames, work.shards.structures(shard).start)
     found = [atoms for atoms, _ in outcomes if atoms is not None]
     with replacing(work.file(shard, ".xyz"), in_folder=True) as new:
         new.touch()
@@ -228,8 +231,8 @@ def _write(work: Work, shard: int, solve: Solver) -> None:
     pairs = zip(frames, outcomes, strict=True)
     failed = [frame.with_error(said["error"]) for frame, (_, said) in pairs if "error" in said]
     write_atomically(work.file(shard, ".failed.xyz"), "".join(failed).encode())
-    said = [numbers for _, numbers in outcomes]
-    write_atomically(work.file(shard, ".json"), json.dumps(said).encode())
+    report = json.dumps([said for _, said in outcomes])
+    write_atomically(work.file(shard, ".json"), report.encode())
 
 
 def _reports(work: Work) -> Iterator[dict[str, Any]]:

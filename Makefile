@@ -1,8 +1,8 @@
 # Everything happens in the environment .venv of this folder. `make` alone lists the targets.
 PYTHON      ?= python3
 CONSTRAINTS ?= .ci/constraints.txt
-# two workers, a test file's own fixtures in one of them; PYTEST_ARGS= runs in one process
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# two workers, a test file's own fixtures in one of them, in the order of tests/conftest.py; PYTEST_ARGS= runs in one process
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 VENV   := .venv
 PEERS  := .venv-peers

@@ -12,6 +12,19 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 NEEDS_SHARED = "needs ../shared (reference data), which is not here"
 
+# Begin with these. The first two make machine code, each of its own engine, that later files read
+# from the disk; those behind them do without, or take long: none must be left for the end.
+FIRST = (
+    "kernels/equiformer/test_engine.py",
+    "kernels/so3krates/test_engine.py",
+    *("nn/test_equiformer.py", "nn/test_so3krates.py", "nn/test_so3krates_sphc.py"),
+    *("test_drill.py", "physics/test_dynamics.py", "md/test_h5md.py", "train/test_step.py"),
+    *("kernels/so3krates_gpu/test_compiles.py", "kernels/so3krates_gpu/test_interpreted.py"),
+    *("train/test_denoising.py", "train/test_fit.py", "train/test_processes.py"),
+    *("test_cuda.py", "test_models.py", "cli/test_md.py", "test_examples.py", "cli/test_train.py"),
+    *("train/test_compilation.py", "test_report.py", "engines/test_ase.py", "test_gpu_kit.py"),
+)
+
 # tests run in several processes: more threads each would only fight for the cores
 torch.set_num_threads(1)
 
@@ -29,6 +42,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(NEEDS_SHARED)
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = REPOSITORY / "tests"
+    places = {folder / name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(FIRST)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -23,7 +23,19 @@ REFUSALS = ("ValueError", "TypeError")
 PACKAGE = Path(attncalc.__file__).parent
 # folders and modules in which a docstring begins with its noun or verb, so that it reads alone
 READS_ALONE = (
-    *("basis", "cli", "convert", "data", "files", "kernels", "md", "neighbors", "nn", "physics"),
+    *(
+        "basis",
+        "cli",
+        "convert",
+        "data",
+        "distill",
+        "files",
+        "kernels",
+        "md",
+        "neighbors",
+        "nn",
+        "physics",
+    ),
     *("calibrate.py", "novelty", "plots", "report", "sampling", "train", "calculator.py"),
     *("checks.py", "compiled.py", "describe.py"),
     *("evaluator.py", "fast.py", "graph.py", "model_file.py", "model_header.py", "names.py"),

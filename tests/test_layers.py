@@ -32,7 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"calculator", "md", "train", "sampling"}),
-    frozenset({"plugins"}),
+    frozenset({"plugins", "distill"}),
     frozenset({"cli", "report"}),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -22,6 +22,10 @@ COMMANDS = {
         "convert",
         "Convert published weights to a model file, or data to a file that trainings can stream.",
     ),
+    "distill": (
+        "distill",
+        "Distill an oracle into a fast potential of the last structure of a file.",
+    ),
     "eval": (
         "evaluate",
         "Evaluate the errors of a model on labelled structures, per property and element.",
@@ -52,7 +56,7 @@ COMMANDS = {
 
 LOADING = "loading PyTorch ..."
 # commands that compute: importing PyTorch for them takes many seconds on a slow disk
-IMPORT_TORCH = ("calibrate", "eval", "lammps", "md", "relax", "sample", "verify")
+IMPORT_TORCH = ("calibrate", "distill", "eval", "lammps", "md", "relax", "sample", "verify")
 
 
 class LateGroup(click.Group):

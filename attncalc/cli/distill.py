@@ -1,0 +1,213 @@
+"""`attncalc distill`: a fast potential of one structure, from the labels of an oracle."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from ase import Atoms
+
+from attncalc.cli.errors import OUTSIDE_STATUS, one_line_errors
+from attncalc.cli.files import read_structures
+from attncalc.cli.options import set_threads
+from attncalc.cli.output import output_options, overwrites, report_json, say
+from attncalc.cli.progress import progress_bar
+from attncalc.files import FileLock
+from attncalc.model_file import find_model, header
+from attncalc.system import System, charge_and_spin
+
+log = logging.getLogger(__name__)
+
+NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
+
+
+@click.command()
+@click.argument("structure")
+@click.option(
+    "--oracle",
+    default="gfn2",
+    show_default=True,
+    help="What labels structures: gfn2 (tblite), a name or file of a model or committee, or "
+    "MODULE:CALLABLE, which returns an ASE calculator.",
+)
+@click.option("-o", "--output", help="Folder to write. Default: NAME-distilled.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="K, of the dynamics that the potential is for; up to 1.5 times it is sampled.",
+)
+@click.option(
+    "--force-mae",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Goal: mean absolute error of the forces on new frames of its own dynamics, meV/Å.",
+)
+@click.option(
+    "--picoseconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Goal: time for which each replica of the dynamics must be stable.",
+)
+@click.option(
+    "--labels",
+    type=click.IntRange(min=60),
+    default=1000,
+    show_default=True,
+    help="Budget: structures that the oracle is asked about, those of the test included.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0),
+    default=float("inf"),
+    help="Budget: no round begins that would end later. Default: no limit.",
+)
+@click.option(
+    "--members",
+    type=click.IntRange(min=1, max=16),
+    default=2,
+    show_default=True,
+    help="Networks of the committee. The best one is written by itself, too.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Steps of each training. Default: by the number of structures.",
+)
+@click.option("--start-from", help="Name or file of a model whose weights trainings start from.")
+@click.option(
+    "--timestep",
+    type=click.FloatRange(min=0, max=5, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="fs, of the dynamics.",
+)
+@click.option("--charge", type=int, help="Total charge, e. Default: that of the file, else 0.")
+@click.option(
+    "--multiplicity",
+    type=click.IntRange(min=1),
+    help="2S+1. Default: that of the file, else the lowest.",
+)
+@click.option("--seed", type=click.IntRange(min=0, max=10**6), default=0, show_default=True)
+@output_options
+@one_line_errors
+def distill(structure, output, charge, multiplicity, **options) -> None:
+    """Distill an oracle into a fast potential of the last structure of a file.
+
+    Samples structures, labels and trains, runs dynamics with the result, labels what they meet, and
+    so on until errors on new frames are below --force-mae and the dynamics are stable. The same
+    command goes on after any stop; with more --labels or another goal, too. Status 2 if the goal is
+    not reached.
+
+    Example: attncalc distill molecule.xyz --temperature 500
+    """
+    try:
+        from attncalc import train as _  # noqa: F401
+        from attncalc.distill import run
+        from attncalc.sampling.oracles import load_oracle
+    except ImportError as error:
+        missing = next((name for name in ("rdkit", "lightning", "yaml") if name in str(error)), "")
+        if not missing:
+            raise
+        raise ImportError(NEEDS.format(missing)) from None
+    atoms = _start(structure, charge, multiplicity)
+    set_threads(None, [atoms])
+    folder = Path(output or f"{Path(structure).stem}-distilled")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} exists and is no folder: choose another --output")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "labels.h5").exists():
+        raise FileExistsError(f"{folder} holds something else: choose another --output")
+    start_from = options["start_from"]
+    if start_from is not None:
+        start_from = str(find_model(start_from).absolute())
+        if "members" in header(start_from):
+            raise ValueError(
+                f"--start-from {options['start_from']} is a committee: start from a member"
+            )
+    oracle = load_oracle(options["oracle"])
+    settings = run.Settings(
+        options["temperature"],
+        members=options["members"],
+        seed=options["seed"],
+        timestep=options["timestep"],
+        steps=options["steps"],
+        start_from=start_from,
+    )
+    goal = run.Goal(
+        1e-3 * options["force_mae"],
+        picoseconds=options["picoseconds"],
+        labels=options["labels"],
+        minutes=options["minutes"],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder):
+        if overwrites():
+            _empty(folder)
+        try:
+            done = run.distill(atoms, oracle, settings, goal, folder, bar=_bar)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the same command continues from there ({folder})") from None
+        _report(done, goal, folder, Path(structure).stem, settings.temperature)
+    if done.faults:
+        sys.exit(OUTSIDE_STATUS)
+
+
+def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atoms:
+    """Return the last structure of a file, with charge and multiplicity that are possible."""
+    read = read_structures(structure, "-1")[-1]
+    atoms = Atoms(read.numbers, read.positions, cell=read.cell, pbc=read.pbc)
+    if len(atoms) < 2:
+        raise ValueError(f"{structure}: two atoms or more are needed, got {len(atoms)}")
+    for name, value, said in (
+        ("charge", charge, read.info.get("charge")),
+        ("spin", multiplicity, read.info.get("spin")),
+    ):
+        if (chosen := said if value is None else value) is not None:
+            atoms.info[name] = chosen
+    System.from_ase(atoms)  # refuses what is impossible
+    atoms.info["charge"], atoms.info["spin"] = charge_and_spin(atoms)
+    return atoms
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an earlier run has written."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name.startswith("round-"):
+            shutil.rmtree(path)
+        elif path.suffix in (".h5", ".json", ".md", ".html", ".safetensors"):
+            path.unlink()
+
+
+@contextmanager
+def _bar(total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    with progress_bar(total, unit) as bar:
+        yield lambda n: bar.update(n) and None
+
+
+def _report(done, goal, folder: Path, name: str, temperature: float) -> None:
+    from attncalc.data.errors import predict
+    from attncalc.distill.report import summary, write_products, write_report
+    from attncalc.files import write_atomically
+    from attncalc.report.evaluation import Subject, evaluation
+
+    command = shlex.join(["attncalc", *(Path(word).name for word in sys.argv[1:])])
+    products = write_products(done, folder, name, command, temperature)
+    text = write_report(done, products, goal, folder / "report.md")
+    best = products[0]
+    dataset = done.store.dataset(done.state.rounds[-1].test)
+    subject = Subject(best.file.name, command=command)
+    page = evaluation(best.potential, predict(best.potential, dataset), dataset, subject)
+    write_atomically(folder / "errors.html", page.encode())
+    say(text)
+    for one in products:
+        say(f"wrote {one.file}")
+    report_json(summary(done, products))

@@ -1,0 +1,204 @@
+"""`LabelStore`: all labels of a distillation, on disk as soon as they cost anything."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from attncalc.data import Dataset
+from attncalc.files import replacing
+from attncalc.files.hdf5_reading import LocalFile
+from attncalc.files.hdf5_writing import new_hdf5
+from attncalc.sampling.oracles import Labels, Oracle
+from attncalc.text import one_line
+
+# structures that the oracle is given at once, and s between two writes
+AT_ONCE, WRITE_EVERY = 16, 10.0
+# eV/Å; no model learns from larger forces
+LARGEST_FORCE = 25.0
+
+
+class LabelStore:
+    """An oracle that remembers: a structure that was labelled before costs nothing.
+
+    So a stage that was killed is done again, and finds its labels. All structures are the same
+    atoms in the same cell. The file has `z`, `R`, `E` and `F`, as `attncalc.data.read` reads them,
+    and the structures that the oracle refused.
+
+    Args:
+        path: HDF5 file, read where it exists.
+        oracle: labels what is new.
+        like: a structure with these atoms, cell, total charge and multiplicity.
+
+    Raises:
+        ValueError: the file is damaged.
+
+    Attributes:
+        teacher, level_of_theory, caution: as the oracle's.
+        structures, labels: that there are, in the order in which they were asked for.
+        refused: reasons of the oracle, by the bytes of the positions.
+        seconds: that the oracle has taken for all of them.
+    """
+
+    def __init__(self, path: Path, oracle: Oracle, like: Atoms) -> None:
+        self.teacher, self.level_of_theory = oracle.teacher, oracle.level_of_theory
+        self.caution = oracle.caution
+        self.structures: list[Atoms] = []
+        self.labels: list[Labels] = []
+        self.refused: dict[bytes, str] = {}
+        self.seconds = 0.0
+        self._path, self._oracle, self._like = path, oracle, like
+        self._rows: dict[bytes, int] = {}
+        self._is_written, self._written_at = True, time.monotonic()
+        if path.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def n_calls(self) -> int:
+        """Number of structures that the oracle was asked about."""
+        return len(self.labels) + len(self.refused)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Reasons of the refused structures, counted."""
+        return Counter(self.refused.values())
+
+    def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
+        """Return labels of structures, or why the oracle refuses one; see `Oracle.label`."""
+        return self.label_and_tell(structures)
+
+    def label_and_tell(
+        self, structures: Sequence[Atoms], tell: Callable[[int], None] = lambda n: None
+    ) -> list[Labels | str]:
+        """Label structures, some at a time.
+
+        Args:
+            structures: of positions in single precision.
+            tell: called with the number of structures that are done since the last call.
+        """
+        at_once = 1
+        first = 0
+        while first < len(structures):
+            part = structures[first : first + at_once]
+            started = time.monotonic()
+            new = [atoms for atoms in part if not self._knows(atoms)]
+            if new:
+                for atoms, found in zip(new, self._oracle.label(new), strict=True):
+                    self._add(atoms, found)
+                self.seconds += time.monotonic() - started
+                if time.monotonic() - self._written_at > WRITE_EVERY:
+                    self.write()
+            # a teacher of many seconds is asked one by one, so that a kill costs one label
+            taken = (time.monotonic() - started) / max(1, len(new))
+            at_once = AT_ONCE if taken * AT_ONCE < WRITE_EVERY else 1
+            first += len(part)
+            tell(len(part))
+        self.write()
+        return [self._found(atoms) for atoms in structures]
+
+    def row(self, atoms: Atoms) -> int | None:
+        """Return the number of a structure among those labelled; None where it was refused."""
+        return self._rows.get(_key(atoms))
+
+    def rows(self, structures: Sequence[Atoms]) -> list[int]:
+        """Return the numbers of those of some structures that have labels, each once."""
+        found = dict.fromkeys(self.row(atoms) for atoms in structures)
+        return [row for row in found if row is not None]
+
+    def sane(self, rows: Sequence[int]) -> list[int]:
+        """Return those of some labelled structures whose forces a model can learn."""
+        return [k for k in rows if np.abs(self.labels[k].forces).max() <= LARGEST_FORCE]
+
+    def dataset(self, rows: Sequence[int]) -> Dataset:
+        """Return some of the labelled structures as a data set."""
+        return Dataset(
+            structures=tuple(self.structures[k].copy() for k in rows),
+            energies=np.array([self.labels[k].energy for k in rows]),
+            forces=tuple(self.labels[k].forces for k in rows),
+            source=self._path.name,
+            level_of_theory=self.level_of_theory,
+        )
+
+    def write(self) -> None:
+        """Write the file, whole or not at all, where there is something new."""
+        if self._is_written:
+            return
+        shape = (-1, len(self._like), 3)
+        refused = b"".join(self.refused)
+        arrays = {
+            "z": self._like.numbers.astype(np.uint8),
+            "R": np.reshape([atoms.positions for atoms in self.structures], shape),
+            "E": np.array([one.energy for one in self.labels], dtype=np.float64),
+            "F": np.reshape([one.forces for one in self.labels], shape),
+            "refused": np.frombuffer(refused, np.float32).reshape(shape),
+        }
+        texts = {
+            "units": "E: eV; F: eV/Angstrom; R: Angstrom",
+            "teacher": self.teacher,
+            "level_of_theory": self.level_of_theory,
+            "reasons": json.dumps(list(self.refused.values())),
+        }
+        with replacing(self._path) as new, new_hdf5(new) as (file, _):
+            for name, array in arrays.items():
+                file[name] = array
+            for name, text in texts.items():
+                file.attrs[name] = np.bytes_(text.encode())
+            file.attrs["seconds"] = self.seconds
+        self._is_written, self._written_at = True, time.monotonic()
+
+    def _read(self) -> None:
+        try:
+            with self._path.open("rb") as raw, LocalFile(raw) as file:
+                positions, energies, forces = (file[name][()] for name in ("R", "E", "F"))
+                refused = file["refused"][()].astype(np.float32)
+                reasons = json.loads(bytes(file.attrs["reasons"]))
+                self.seconds = float(file.attrs["seconds"])
+            for k, energy in enumerate(energies):
+                self._add(self._at(positions[k]), Labels(float(energy), forces[k]))
+            for where, reason in zip(refused, reasons, strict=True):
+                self._add(self._at(where), str(reason))
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self._path}: damaged ({one_line(error)}); remove it to ask the oracle again"
+            ) from None
+        self._is_written = True
+
+    def _at(self, positions: np.ndarray) -> Atoms:
+        atoms = self._like.copy()
+        atoms.positions = positions
+        return atoms
+
+    def _add(self, atoms: Atoms, found: Labels | str) -> None:
+        key = _key(atoms)
+        if not isinstance(found, str) and not (
+            np.isfinite(found.energy) and np.isfinite(found.forces).all()
+        ):
+            found = "labels not finite"
+        if isinstance(found, str):
+            self.refused[key] = found
+        elif key not in self._rows:
+            self._rows[key] = len(self.labels)
+            self.structures.append(atoms.copy())
+            self.labels.append(found)
+        self._is_written = False
+
+    def _knows(self, atoms: Atoms) -> bool:
+        key = _key(atoms)
+        return key in self._rows or key in self.refused
+
+    def _found(self, atoms: Atoms) -> Labels | str:
+        key = _key(atoms)
+        return self.labels[self._rows[key]] if key in self._rows else self.refused[key]
+
+
+def _key(atoms: Atoms) -> bytes:
+    return atoms.positions.astype(np.float32).tobytes()

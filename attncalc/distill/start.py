@@ -1,0 +1,92 @@
+"""First structures of a distillation: a relaxation by the oracle, displacements, turned bonds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase import Atoms
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdDetermineBonds
+
+from attncalc.distill.labels import LabelStore
+from attncalc.distill.shapes import Floats, Shape
+from attncalc.sampling.geometry import overlaps, torsions, turned
+from attncalc.sampling.relaxation import relaxations, rounded
+
+# steps of the relaxation, and structures of it that are trained on
+RELAX_STEPS, FROM_RELAXATION = 40, 8
+# of the temperature asked for, of the displacements
+COLDEST, HOTTEST = 0.2, 1.5
+# turned structures that displacements start from, and trials for each structure wanted
+MOST_TURNED, TRIALS = 20, 20
+
+
+def relaxed(store: LabelStore, structure: Atoms) -> list[Atoms]:
+    """Relax a structure by the oracle, and return where it went, the last one the lowest.
+
+    Raises:
+        ValueError: the oracle refuses the structure; the message has its reason.
+    """
+    ((path, problem),) = relaxations(store, [structure], RELAX_STEPS)
+    if not path:
+        raise ValueError(f"the oracle refuses the structure: {problem}")
+    path.sort(key=lambda step: -step[1].energy)
+    kept = np.unique(np.linspace(0, len(path) - 1, FROM_RELAXATION).astype(int))
+    return [path[k][0] for k in kept]
+
+
+def displaced(rng: np.random.Generator, shape: Shape, temperature: float, n: int) -> list[Atoms]:
+    """Draw structures around a relaxed one and around those with turned bonds.
+
+    Args:
+        rng: source of all choices.
+        shape: the relaxed structure.
+        temperature: K; that of a displacement is 0.2 to 1.5 times it.
+        n: number of structures; fewer where atoms come too close again and again.
+    """
+    starts = [shape.atoms.positions, *_turned(rng, shape)]
+    found: list[Atoms] = []
+    for trial in range(TRIALS * n):
+        if len(found) == n:
+            break
+        # every other one around the minimum
+        start = starts[0 if trial % 2 else int(rng.integers(len(starts)))]
+        kelvin = temperature * rng.uniform(COLDEST, HOTTEST)
+        atoms = rounded(shape.atoms, start + shape.displacements(rng, kelvin))
+        if not shape.fault(atoms.positions):
+            found.append(atoms)
+    return found
+
+
+def _turned(rng: np.random.Generator, shape: Shape) -> Sequence[Floats]:
+    """Positions with single bonds turned at random; none where RDKit finds no bonds."""
+    atoms = shape.atoms
+    if atoms.pbc.any():
+        return []
+    with rdBase.BlockLogs():
+        try:
+            mol = _mol(atoms)
+        except (ValueError, RuntimeError):  # metals, radicals, clusters
+            return []
+    bonds = torsions(mol)[1]
+    found = []
+    for _ in range(MOST_TURNED if bonds else 0):
+        positions = atoms.positions
+        for bond in bonds:
+            positions = turned(mol, positions, bond, rng.uniform(-np.pi, np.pi))
+        if not overlaps(mol, atoms.numbers, positions) and not shape.fault(positions):
+            found.append(positions)
+    return found
+
+
+def _mol(atoms: Atoms) -> Chem.Mol:
+    """RDKit's molecule of a structure, with bond orders."""
+    lines = [
+        f"{s} {x:.6f} {y:.6f} {z:.6f}"
+        for s, (x, y, z) in zip(atoms.get_chemical_symbols(), atoms.positions, strict=True)
+    ]
+    mol = Chem.MolFromXYZBlock("\n".join([str(len(atoms)), "", *lines, ""]))
+    rdDetermineBonds.DetermineBonds(mol, charge=int(atoms.info["charge"]))
+    Chem.GetSymmSSSR(mol)
+    return mol

@@ -1,0 +1,126 @@
+"""Training of the members of a distillation's committee, each in a folder that it resumes from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ase import Atoms
+
+from attncalc.calibrate import calibrate
+from attncalc.data import Dataset
+from attncalc.model_file import load, save
+from attncalc.potential import Committee, Potential
+from attncalc.train import Recipe, fit
+
+# So3krates, small; PhysNet's basis learns much faster from few frames (docs/few_frames.md)
+CONFIG = {
+    "cutoff": 5.0,
+    "num_features": 64,
+    "num_heads": 4,
+    "degrees": (1, 2, 3, 4),
+    "num_layers": 3,
+    "radial_basis": "physnet",
+    "num_basis": 32,
+}
+BATCH_SIZE = 5
+# learning rate from random weights, and from weights that know something
+FROM_RANDOM, FROM_KNOWN = 2e-3, 1e-3
+FINAL_LEARNING_RATE = 1e-5
+# steps of a training: so many for each structure, but no fewer and no more
+STEPS_PER_STRUCTURE, FEWEST_STEPS, MOST_STEPS = 10, 1500, 8000
+# of an epoch, which ends with a validation: structures of a small set come several times
+STEPS_PER_EPOCH = 100
+
+
+def member_file(folder: Path, member: int) -> Path:
+    """Return the model file of a member, counted from 1, in the folder of a training."""
+    name = f"member-{member}"
+    return folder / name / f"{name}.safetensors"
+
+
+def train_committee(
+    folder: Path,
+    training: Dataset,
+    validation: Dataset,
+    starts: Sequence[Path | None],
+    *,
+    seed: int,
+    n_steps: int | None = None,
+) -> Potential:
+    """Train one potential from each start, or go on where that was stopped.
+
+    Args:
+        folder: of the trainings; the committee is written into it last.
+        training, validation: labelled structures of one composition.
+        starts: model file that each member starts from; None for random weights.
+        seed: of the first member; the others have the next ones.
+        n_steps: of each; None chooses by the number of structures.
+
+    Returns:
+        The mean of the members, or the only one; it knows its training.
+
+    Raises:
+        ValueError: as `attncalc.train.fit`.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    model = folder / "model.safetensors"
+    if model.exists():
+        return load(model)
+    members = []
+    steps = n_steps or min(MOST_STEPS, max(FEWEST_STEPS, STEPS_PER_STRUCTURE * len(training)))
+    for k, start in enumerate(starts, start=1):
+        name = f"member-{k}"
+        again = max(1, -(-STEPS_PER_EPOCH * BATCH_SIZE // len(training)))
+        repeated = training[list(range(len(training))) * again]
+        recipe = Recipe(
+            name=name,
+            data=training.source,
+            split={},
+            config={} if start else CONFIG | _electrons(training.structures[0]),
+            start_from=str(start) if start else None,
+            epochs=max(1, round(steps * BATCH_SIZE / len(repeated))),
+            batch_size=BATCH_SIZE,
+            learning_rate=FROM_KNOWN if start else FROM_RANDOM,
+            final_learning_rate=FINAL_LEARNING_RATE,
+            schedule="cosine",
+            warmup_steps=100,
+            ema_decay=0.999,
+            compile="never",  # compiling takes longer than such a training gains by it
+            seed=seed + k - 1,
+        )
+        with _quiet_but_for_progress():
+            members.append(fit(recipe, repeated, validation, folder / name).potential)
+    committee = Committee(members) if len(members) > 1 else members[0]
+    # not by repeated structures, copies of which would be on both sides of the cross-validation
+    calibrate(committee, [*training.structures, *validation.structures])
+    save(committee, model)
+    return load(model)
+
+
+def _electrons(atoms: Atoms) -> dict[str, bool]:
+    """Inputs of the network that a structure needs, which `check_system` asks for."""
+    options = {}
+    if atoms.info["charge"] != 0:
+        options["embed_charge"] = True
+    if atoms.info["spin"] > 2:
+        options["embed_spin"] = True
+    return options
+
+
+@contextmanager
+def _quiet_but_for_progress() -> Iterator[None]:
+    """Let a training log its progress alone: the rest has been said."""
+    all_of_it = logging.getLogger("attncalc.train")
+    progress = logging.getLogger("attncalc.train.callbacks")
+    before = all_of_it.level, progress.level
+    effective = all_of_it.getEffectiveLevel()
+    all_of_it.setLevel(logging.WARNING)
+    progress.setLevel(effective)
+    try:
+        yield
+    finally:
+        all_of_it.setLevel(before[0])
+        progress.setLevel(before[1])

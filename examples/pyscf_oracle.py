@@ -1,0 +1,57 @@
+"""Density functional theory as an oracle: attncalc distill water.xyz --oracle pyscf_oracle:pbe
+
+PySCF has to be installed: pip install pyscf. Any function like this one will do that returns an ASE
+calculator for a total charge and a multiplicity.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ase import units
+from ase.calculators.calculator import Calculator, all_changes
+from pyscf import dft, gto
+
+
+class PySCF(Calculator):
+    """Kohn-Sham energy and forces of a molecule, by density fitting.
+
+    Args:
+        functional, basis: as PySCF calls them.
+        charge: total, e.
+        multiplicity: 2S+1.
+    """
+
+    implemented_properties: ClassVar = ["energy", "forces"]
+
+    def __init__(self, functional: str, basis: str, charge: int, multiplicity: int) -> None:
+        super().__init__()
+        self._functional, self._basis = functional, basis
+        self._electrons = {"charge": charge, "spin": multiplicity - 1}
+        self._density = None  # of the last structure: a good start for the next one
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        """Compute energy [eV] and forces [eV/Å].
+
+        Raises:
+            RuntimeError: the density does not converge.
+        """
+        super().calculate(atoms, properties, system_changes)
+        geometry = list(zip(self.atoms.symbols, self.atoms.positions, strict=True))
+        molecule = gto.M(atom=geometry, basis=self._basis, verbose=0, **self._electrons)
+        method = dft.KS(molecule, xc=self._functional).density_fit()
+        method.grids.level = 3
+        energy = method.kernel(dm0=self._density)
+        if not method.converged:
+            self._density = None
+            raise RuntimeError("the density did not converge")
+        self._density = method.make_rdm1()
+        gradient = method.nuc_grad_method()
+        gradient.grid_response = True  # forces are then derivatives of this very energy
+        forces = -gradient.kernel() * (units.Hartree / units.Bohr)
+        self.results = {"energy": energy * units.Hartree, "forces": forces}
+
+
+def pbe(charge: int, multiplicity: int) -> PySCF:
+    """PBE with the basis def2-SVP."""
+    return PySCF("pbe", "def2-svp", charge, multiplicity)

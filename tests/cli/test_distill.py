@@ -1,0 +1,159 @@
+"""`attncalc distill`: a whole run by EMT, killed anywhere, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+from command_line import Forked, attncalc, fails, wait_until
+
+from attncalc import AttnCalculator, data
+
+pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
+pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[distill]")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EMT = ("--oracle", "ase.calculators.emt:EMT")
+SMALL = ("--steps", 20, "--picoseconds", 0.1, "--timestep", 2)
+
+
+@pytest.fixture
+def cluster() -> str:
+    tetrahedron = [[0, 0, 0], [2.3, 0, 0], [1.15, 2.0, 0], [1.15, 0.67, 1.9]]
+    write("cu4.xyz", Atoms("Cu4", tetrahedron))
+    return "cu4.xyz"
+
+
+def labels(folder: str) -> dict[str, np.ndarray]:
+    with h5py.File(f"{folder}/labels.h5") as file:
+        return {name: file[name][()] for name in ("R", "E", "F")}
+
+
+@pytest.mark.slow
+def test_a_run_to_the_end_of_its_labels(cluster: str) -> None:
+    command = ("distill", cluster, *EMT, *SMALL, "--labels", 100, "--force-mae", 1e-6, "--json")
+    result = attncalc(*command)
+    assert result.exit_code == 2, result.output
+    told, folder = json.loads(result.stdout), Path("cu4-distilled")
+    assert not told["converged"]
+    assert told["why"] == "the 100 labels are used up"
+    assert told["faults"][0].startswith("force MAE ")
+    assert 70 < told["labels"] <= 100
+    assert told["labels"] == len(labels(str(folder))["E"]) + sum(told["refused"].values())
+    assert told["rounds"] > 1
+    sets = {role: data.read(folder / f"{role}.h5") for role in ("train", "validation", "test")}
+    seen = {
+        role: {atoms.positions.astype(np.float32).tobytes() for atoms in one.structures}
+        for role, one in sets.items()
+    }
+    assert not seen["test"] & (seen["train"] | seen["validation"])
+    assert not seen["train"] & seen["validation"]
+    models = {Path(name).stem: numbers for name, numbers in told["models"].items()}
+    assert [*models] == ["cu4", "cu4-fast"]
+    for name, numbers in models.items():
+        calc = AttnCalculator(folder / f"{name}.safetensors")
+        off = []
+        for k, atoms in enumerate(sets["test"].structures):
+            atoms.calc = calc
+            off.append(np.abs(atoms.get_forces() - sets["test"].forces[k]).mean())
+        assert np.mean(off) == pytest.approx(numbers["force_mae"], rel=1e-3)
+        assert calc.novelty is not None
+    report = (folder / "report.md").read_text()
+    assert "**The goal is not reached**" in report
+    assert f"{told['labels']} calls of the oracle" in report
+    assert (folder / "errors.html").stat().st_size > 10_000
+    # nothing is done again; a looser goal needs no label
+    again = json.loads(attncalc(*command).stdout)
+    assert (again["labels"], again["rounds"]) == (told["labels"], told["rounds"])
+    assert "was begun with temperature 300.0, not 400.0" in fails(*command, "--temperature", 400)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_as_if_it_had_not_been(cluster: str) -> None:
+    command = ("distill", cluster, *EMT, *SMALL, "--labels", 80, "--members", 1, "-q")
+    for place in (
+        "labels.h5",
+        "round-1/member-1/last.ckpt",
+        "round-1/model.safetensors",
+        "round-1/dynamics.npz",
+    ):
+        process = Forked(*command, "-o", "killed", "--force-mae", 1e-6)
+        wait_until(Path("killed", place).exists, process)
+        process.kill()
+        process.ended()
+    for folder in ("killed", "whole"):
+        assert attncalc(*command, "-o", folder, "--force-mae", 1e-6).exit_code == 2
+    ours, theirs = labels("killed"), labels("whole")
+    for name, values in theirs.items():
+        np.testing.assert_array_equal(ours[name], values)
+    states = [json.loads(Path(one, "state.json").read_text()) for one in ("killed", "whole")]
+    assert states[0]["known"] == states[1]["known"]
+    assert [one["force_mae"] for one in states[0]["rounds"]] == [
+        one["force_mae"] for one in states[1]["rounds"]
+    ]
+
+
+@pytest.mark.slow
+def test_density_functional_theory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyscf", reason="needs pyscf: pip install pyscf")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from pyscf_oracle import pbe
+
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]], calculator=pbe(0, 1))
+    force = atoms.get_forces()[1, 2]
+    energies = []
+    for length in (0.801, 0.799):
+        atoms.positions[1, 2] = length
+        energies.append(atoms.get_potential_energy())
+    assert force == pytest.approx((energies[1] - energies[0]) / 0.002, abs=1e-4)
+    write("h2.xyz", atoms)
+    command = ("distill", "h2.xyz", "--oracle", "pyscf_oracle:pbe", *SMALL, "--labels", 60)
+    result = attncalc(*command, "--timestep", 0.5, "--members", 1, "--json")
+    assert result.exit_code in (0, 2), result.output
+    told = json.loads(result.stdout)
+    assert told["refused"] == {}
+    assert 30 < told["labels"] <= 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("no.xyz",), "no such file: no.xyz"),
+        (("cu4.xyz", "--oracle", "no:thing"), "No module named 'no'"),
+        (("cu4.xyz", "--oracle", "no.safetensors"), "no.safetensors"),
+        (("cu4.xyz", "--start-from", "so3krates-ethanol-committee"), "is a committee"),
+        (("cu4.xyz", "--multiplicity", "2", *EMT), "multiplicity"),
+        (("cu4.xyz", "-o", "cu4.xyz", *EMT), "cu4.xyz exists and is no folder"),
+        (("cu4.xyz", "-o", ".", *EMT), "holds something else"),
+    ],
+)
+def test_bad_input(cluster: str, arguments: tuple[str, ...], says: str) -> None:
+    assert says in fails("distill", *arguments)
+    assert {path.name for path in Path.cwd().iterdir()} == {cluster}
+
+
+def test_one_atom_is_too_few() -> None:
+    write("atom.xyz", Atoms("Cu"))
+    assert "two atoms or more are needed" in fails("distill", "atom.xyz", *EMT)
+
+
+def test_an_oracle_that_refuses_everything(cluster: str) -> None:
+    line = fails("distill", cluster, "--charge", 1, "-q", *EMT)
+    assert "the oracle refuses the structure: charge not told to the calculator" in line
+
+
+def test_without_lightning_it_says_what_is_missing(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("attncalc.distill")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    for name in [name for name in sys.modules if name.startswith("attncalc.sampling")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert 'pip install "attncalc[distill]"' in fails("distill", cluster, *EMT)

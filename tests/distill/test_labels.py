@@ -1,0 +1,93 @@
+"""Labels are asked for once, are on disk, and damage is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
+
+from attncalc import data
+from attncalc.distill.labels import LabelStore
+from attncalc.sampling.oracles import Labels
+
+PAIR = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.3]], info={"charge": 0, "spin": 1})
+
+
+class Spring:
+    """E = k (d - 2.3)² / 2 with k = 1 eV/Å²; a long one is refused, a short one nobody knows."""
+
+    teacher = level_of_theory = "spring"
+    caution = ""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def label(self, structures) -> list[Labels | str]:
+        self.asked += len(structures)
+        return [self._label(atoms) for atoms in structures]
+
+    def _label(self, atoms: Atoms) -> Labels | str:
+        d = atoms.get_distance(0, 1)
+        if d > 4:
+            return "too long"
+        f = np.array([[0, 0, d - 2.3], [0, 0, 2.3 - d]]) if d > 1 else np.full((2, 3), np.nan)
+        return Labels((d - 2.3) ** 2 / 2, f)
+
+
+def pairs(*lengths: float) -> list[Atoms]:
+    found = []
+    for length in lengths:
+        atoms = PAIR.copy()
+        atoms.positions[1, 2] = np.float32(length)
+        found.append(atoms)
+    return found
+
+
+def test_what_was_labelled_is_not_asked_again(tmp_path: Path) -> None:
+    oracle, file = Spring(), tmp_path / "labels.h5"
+    store = LabelStore(file, oracle, PAIR)
+    told: list[int] = []
+    first = store.label_and_tell(pairs(2.0, 5.0, 2.5, 0.9), told.append)
+    assert sum(told) == oracle.asked == store.n_calls == 4
+    assert first[1] == "too long"
+    assert first[3] == "labels not finite"
+    again = LabelStore(file, oracle, PAIR)
+    second = again.label(pairs(2.5, 5.0, 0.9, 2.0, 3.0))
+    assert oracle.asked == again.n_calls == 5
+    assert second[1] == "too long"
+    assert again.reasons == {"too long": 1, "labels not finite": 1}
+    assert again.rows(pairs(2.5, 5.0, 2.0, 2.5)) == [1, 0]
+    assert second[0].energy == first[2].energy
+    np.testing.assert_array_equal(second[0].forces, first[2].forces)
+    assert again.seconds > store.seconds > 0
+
+
+def test_the_file_is_a_data_set(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "labels.h5", Spring(), PAIR)
+    store.label(pairs(2.0, 2.1, 5.0))
+    found, known = data.read(tmp_path / "labels.h5"), store.dataset([0, 1])
+    np.testing.assert_array_equal(found.energies, known.energies)
+    np.testing.assert_array_equal(found.forces, known.forces)
+    assert found.level_of_theory == "spring"
+
+
+def test_large_forces_are_not_learnt(tmp_path: Path) -> None:
+    class Stiff(Spring):
+        def _label(self, atoms: Atoms) -> Labels:
+            return Labels(0.0, 1000 * super()._label(atoms).forces)
+
+    store = LabelStore(tmp_path / "labels.h5", Stiff(), PAIR)
+    store.label(pairs(2.31, 3.0))
+    assert store.sane([0, 1]) == [0]
+
+
+def test_damage_is_said_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "labels.h5"
+    LabelStore(file, Spring(), PAIR).label(pairs(2.0))
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"labels\.h5: damaged .* remove it to ask the oracle"):
+        LabelStore(file, Spring(), PAIR)

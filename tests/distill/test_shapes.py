@@ -1,0 +1,78 @@
+"""Bonds and their changes, displacements, and the choice of unlike structures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import units
+from ase.build import bulk, molecule
+
+from attncalc.distill.shapes import SOFTEST, Shape, farthest_first, fingerprint
+
+
+@pytest.fixture
+def ethanol() -> Shape:
+    return Shape.of(molecule("CH3CH2OH"))
+
+
+def test_bonds(ethanol: Shape) -> None:
+    assert ethanol.bonds.sum() == 2 * 8
+    assert (ethanol.bonds == ethanol.bonds.T).all()
+    copper = Shape.of(bulk("Cu", cubic=True))
+    assert copper.bonds.sum() == 4 * 3  # of nearest images
+
+
+def test_a_broken_bond_and_a_new_one_are_named(ethanol: Shape) -> None:
+    positions = ethanol.atoms.positions
+    assert ethanol.change(positions) == ""
+    far = positions.copy()
+    h = int(np.flatnonzero(ethanol.bonds[2])[-1])  # of the oxygen
+    far[h] += 1.5 * (far[h] - far[2])
+    assert ethanol.change(far) == f"bond O2-H{h} broke"
+    near = positions.copy()
+    near[h] = positions[0] + 0.7 * (positions[h] - positions[0]) / np.linalg.norm(
+        positions[h] - positions[0]
+    )
+    assert "bond" in ethanol.change(near)
+    assert ethanol.fault(positions) == ""
+    on_top = positions.copy()
+    on_top[h] = positions[2] + [0, 0, 0.3]
+    assert ethanol.fault(on_top) == "atoms too close"
+    assert ethanol.fault(np.full_like(positions, np.nan)) == "positions not finite"
+
+
+def test_displacements_are_thermal_and_stiff_along_bonds(ethanol: Shape) -> None:
+    rng = np.random.default_rng(0)
+    moved = np.array([ethanol.displacements(rng, 300.0) for _ in range(500)])
+    np.testing.assert_allclose(moved.sum(1), 0, atol=1e-6)  # no translation
+    widths = np.sqrt((moved**2).sum((1, 2)).mean())
+    assert widths < np.sqrt(3 * 9 * units.kB * 300 / SOFTEST)
+    bonded = ethanol.atoms.get_all_distances()[ethanol.bonds]
+    lengths = [
+        np.linalg.norm(p[:, None] - p[None], axis=-1)[ethanol.bonds]
+        for p in ethanol.atoms.positions + moved
+    ]
+    # sqrt(kT / k) of the spring of a bond, which others stiffen, is 0.03 Å
+    assert 0.01 < np.std(np.array(lengths) - bonded) < 0.04
+
+
+def test_fingerprints_do_not_know_the_order_or_place_of_atoms() -> None:
+    atoms = molecule("CH3CH2OH")
+    other = atoms[np.random.default_rng(0).permutation(len(atoms))]
+    other.rotate(40, "xyz")
+    other.positions += 3
+    np.testing.assert_allclose(
+        fingerprint(atoms, atoms.positions), fingerprint(other, other.positions), atol=1e-9
+    )
+    moved = atoms.positions.copy()
+    moved[0, 0] += 0.1
+    assert not np.allclose(fingerprint(atoms, moved), fingerprint(atoms, atoms.positions))
+
+
+def test_farthest_first_takes_no_copy() -> None:
+    known = np.array([[0.0]])
+    candidates = np.array([[0.0], [1.0], [1.001], [5.0], [3.0], [0.01]])
+    order = np.arange(6)
+    assert farthest_first(candidates, known, 10, 0.1, order) == [3, 4, 2]
+    assert farthest_first(candidates, known, 2, 0.1, order) == [3, 4]
+    assert farthest_first(candidates[:1], known, 2, 0.1, order[:1]) == []

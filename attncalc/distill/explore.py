@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -50,8 +49,6 @@ class Pool:
         novelty: [m], largest of all atoms.
         temperatures: [r] K.
         ended: [r]: why a replica ended before its time; "" where it did not.
-        seconds: that steps took.
-        n_steps: of all replicas together.
     """
 
     positions: Floats
@@ -61,8 +58,6 @@ class Pool:
     novelty: Floats
     temperatures: Floats
     ended: NDArray[np.str_]
-    seconds: float
-    n_steps: int
 
     def save(self, path: Path) -> None:
         """Write an .npz file, whole or not at all."""
@@ -81,11 +76,9 @@ class Pool:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {f.name: file[f.name] for f in fields(cls)}
+                return cls(**{f.name: file[f.name] for f in fields(cls)})
         except Exception as error:  # whatever zip and numpy stumble over
             raise ValueError(f"{path}: damaged ({one_line(error)}); remove it") from None
-        seconds, n_steps = float(arrays.pop("seconds")), int(arrays.pop("n_steps"))
-        return cls(**arrays, seconds=seconds, n_steps=n_steps)
 
     @property
     def at_target(self) -> NDArray[np.bool_]:
@@ -151,8 +144,7 @@ def explore(
     evaluator = Evaluator(potential)
     n_steps = max(1, round(1000 * picoseconds / timestep))
     every = max(1, round(FRAME_EVERY / timestep))
-    frames, ended, done = [], [], 0
-    started = time.monotonic()
+    frames, ended = [], []
     for k, heat in enumerate(HEATS):
         langevin = Langevin(timestep * units.fs, heat * temperature, FRICTION / units.fs)
         look = _Look(evaluator, shape, every, timestep)
@@ -163,7 +155,6 @@ def explore(
         except FloatingPointError as error:
             look.ended = one_line(error).partition("; ")[0]
         frames += [(k, *frame) for frame in look.frames]
-        done += round(look.frames[-1][1] / timestep) if look.frames else 0
         ended.append(look.ended)
         tell(1)
     replica, positions, times, spread, novelty = zip(*frames, strict=True)
@@ -175,8 +166,6 @@ def explore(
         novelty=np.array(novelty),
         temperatures=temperature * np.array(HEATS),
         ended=np.array(ended, dtype=np.str_),
-        seconds=time.monotonic() - started,
-        n_steps=done,
     )
 
 

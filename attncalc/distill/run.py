@@ -101,7 +101,6 @@ class Round:
         hotter: why the hotter replicas did.
         picoseconds: that each replica was to run.
         train_seconds, md_seconds: that training and dynamics took, as far as one call did them.
-        step_seconds: a step of the committee's dynamics.
         learned: whether its frames are trained on by now.
     """
 
@@ -117,7 +116,6 @@ class Round:
     picoseconds: float
     train_seconds: float
     md_seconds: float
-    step_seconds: float
     learned: bool = False
 
     def faults(self, goal: Goal) -> list[str]:
@@ -327,7 +325,6 @@ class _Run:
             picoseconds=goal.picoseconds,
             train_seconds=trained - started,
             md_seconds=moved - trained,
-            step_seconds=pool.seconds / max(1, pool.n_steps),
         )
         state.rounds.append(done)
         self._save()

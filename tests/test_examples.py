@@ -57,8 +57,8 @@ def largest_force(frame) -> float:
     return float(np.linalg.norm(frame.get_forces(), axis=1).max())
 
 
-def test_there_are_ten():
-    assert [int(script.name[:2]) for script in SCRIPTS] == list(range(1, 11))
+def test_there_are_eleven():
+    assert [int(script.name[:2]) for script in SCRIPTS] == list(range(1, 12))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -206,3 +206,13 @@ def test_cell_relaxation(run, tmp_path):
     # Murnaghan's equation, with B' = 4.2 of silicon
     expected = 1 - (1 + 4.2 * 10 / BULK_MODULUS) ** (-1 / 4.2)
     assert compression == pytest.approx(expected, rel=0.12)
+
+
+def test_metadynamics(run):
+    """Of 6 ps: the hills fill all three minima, and trans and gauche are a barrier apart."""
+    output = run("11_metadynamics")
+    trans, *gauche, first, second, cis = numbers(r": " + " ".join([r"(-?\d+)"] * 6), output)
+    assert min(trans, *gauche) < 15
+    assert max(abs(trans - one) for one in gauche) < 60  # experiment: 5 meV
+    for barrier in (first, second, cis):
+        assert 15 < barrier - min(trans, *gauche) < 160  # experiment: 50 meV

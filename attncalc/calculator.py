@@ -21,7 +21,7 @@ from attncalc import checks
 from attncalc.evaluator import Evaluator
 from attncalc.graph import ALL_PAIRS
 from attncalc.hessian import hessian, hessian_by_differences
-from attncalc.model_file import load, model_name, named_device
+from attncalc.model_file import DEFAULT_MODEL, load, model_name, named_device
 from attncalc.nn.options import one_of, positive
 from attncalc.novelty import OUTSIDE, Outsider, outsider
 from attncalc.potential import (
@@ -62,7 +62,8 @@ class AttnCalculator(BaseCalculator):
     Args:
         model: name of a shipped model, path of a model file, or a `Potential`, which is copied: it
             may be trained further without changing this calculator. A list of two or more of
-            these is a committee: the results are their mean, `spread` says how far they differ.
+            these is a committee: the results are their mean, `spread` says how far they differ. By
+            default the general model of molecules of H, C, N, O, F, P, S and Cl.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" ...
         dtype: "float32" or "float64" for the network, or torch's; None for the model's own.
         skin: Å added to the cutoff for reuse of the neighbour list; None suits device and size, 0
@@ -93,7 +94,7 @@ class AttnCalculator(BaseCalculator):
 
     def __init__(
         self,
-        model: Model | Sequence[Model],
+        model: Model | Sequence[Model] = DEFAULT_MODEL,
         *,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,

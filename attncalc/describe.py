@@ -10,6 +10,12 @@ from attncalc.graph import ALL_PAIRS
 from attncalc.potential import Potential
 
 
+def describe_model(name: str, potential: Potential) -> str:
+    """Return the name of a model, and the level of theory that it was trained on if it says so."""
+    level = str(potential.training_info.get("level_of_theory") or "")
+    return f"{name} ({level})" if level else name
+
+
 def describe_networks(potential: Potential) -> str:
     """Return names and sizes of the networks; equal members of a committee are counted."""
     networks = potential.networks

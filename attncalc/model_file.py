@@ -70,7 +70,8 @@ PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {
     "ewald": (Ewald, EwaldConfig),
 }
 
-
+# of H C N O F P S Cl, for those who name no model
+DEFAULT_MODEL = "so3krates-organic"
 NOVELTY_TENSORS = ("mean", "whiten", "closest")
 
 
@@ -113,7 +114,7 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
 
 
 def load(
-    model: str | Path,
+    model: str | Path = DEFAULT_MODEL,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
@@ -123,7 +124,8 @@ def load(
     """Read a potential from a model file.
 
     Args:
-        model: the name of a shipped model (see `shipped_models`) or the path of a model file.
+        model: the name of a shipped model (see `shipped_models`) or the path of a model file; by
+            default the general model of molecules of H, C, N, O, F, P, S and Cl.
         device: where its tensors go; "auto" is CUDA where there is one.
         dtype: "float32" or "float64" for the network, or torch's; None for the model's own.
         threads: that compiled steps on a CPU take for a large structure; None: 1.

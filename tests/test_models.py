@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.mixing import LinearCombinationCalculator
 from ase.filters import FrechetCellFilter
-from ase.optimize import LBFGS
+from ase.neighborlist import build_neighbor_list
+from ase.optimize import FIRE, LBFGS
 
 from attncalc import AttnCalculator, Committee, Potential, data, load
 from attncalc.data.errors import Prediction, errors, predict
@@ -23,6 +25,7 @@ SHIPPED = sorted(shipped_models())
 VERIFIED: set[bytes] = set()
 # by the weights of a network and the molecule
 PREDICTED: dict[tuple[bytes, str], Prediction] = {}
+TETRAHEDRON = ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))
 TEST_SET = Path(__file__).parent / "data" / "xtb_small_molecules_test.extxyz"
 
 
@@ -48,6 +51,7 @@ def test_all_are_shipped():
         "so3krates-aspirin-xtb",
         "so3krates-ethanol",
         "so3krates-ethanol-committee",
+        "so3krates-organic",
         "so3krates-silicon",
         "so3krates-xtb-small-molecules",
     ]
@@ -236,6 +240,50 @@ def test_ethanol_relaxes_to_its_minimum():
     # experiment (microwave, gas phase): C-C 1.51, C-O 1.43, O-H 0.97 Å
     bonds = [atoms.get_distance(*pair) for pair in ((0, 1), (1, 2), (2, 3))]
     assert sorted(round(b, 1) for b in bonds) == sorted([1.5, 1.4, 1.0])
+
+
+# r_e of experiment (Kuchitsu, Structure of Free Polyatomic Molecules, Springer 1998), Å
+LENGTHS = {
+    "C6H6": {"CC": 1.391, "CH": 1.080},
+    "H2O": {"HO": 0.958},
+    "CH4": {"CH": 1.086},
+    "NH3": {"HN": 1.012},
+    "H2CO": {"CO": 1.203, "CH": 1.101},
+    "HCN": {"CN": 1.153, "CH": 1.065},
+    "CH3Cl": {"CCl": 1.776, "CH": 1.085},
+    "CH3SH": {"CS": 1.814, "HS": 1.335},
+}
+
+
+@pytest.mark.parametrize("formula", LENGTHS)
+def test_the_default_model_knows_small_molecules(formula):
+    atoms = molecule(formula)
+    atoms.calc = AttnCalculator()
+    FIRE(atoms, logfile=None).run(fmax=0.01, steps=300)
+    assert atoms.get_forces() == pytest.approx(0, abs=0.01)
+    assert atoms.calc.novelty.max() < 1
+    bonded = build_neighbor_list(atoms, self_interaction=False, bothways=False)
+    found = {name: [] for name in LENGTHS[formula]}
+    for i in range(len(atoms)):
+        for j in bonded.get_neighbors(i)[0]:
+            if (name := "".join(sorted(atoms.symbols[[i, j]]))) in found:
+                found[name].append(atoms.get_distance(i, j))
+    for name, length in LENGTHS[formula].items():
+        assert found[name] == pytest.approx([length] * len(found[name]), abs=0.02), name
+        assert found[name]
+
+
+def test_the_default_model_knows_ions_and_refuses_metals():
+    ammonium = Atoms("NH4", [(0, 0, 0), *(0.6 * np.array(TETRAHEDRON))])
+    energies = []
+    for charge in (1, 0):
+        ammonium.info["charge"] = charge
+        ammonium.calc = AttnCalculator()
+        energies.append(ammonium.get_potential_energy())
+        assert ammonium.calc.results["charges"].sum() == pytest.approx(charge, abs=1e-5)
+    assert energies[0] != pytest.approx(energies[1], abs=0.1)
+    with pytest.raises(ValueError, match="this model was not trained on Si; its elements are: H C"):
+        AttnCalculator().calculate(molecule("SiH4"))
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "so3krates-aspirin-xtb"])

@@ -21,9 +21,16 @@ from attncalc.cli.errors import OutsideTraining, one_line_errors
 from attncalc.cli.files import existing_file, read_structures
 from attncalc.cli.known import require_known
 from attncalc.cli.md_picture import Picture
-from attncalc.cli.options import calculator_options, names_in, set_threads, stop_option
+from attncalc.cli.options import (
+    calculator_options,
+    model_option,
+    names_in,
+    set_threads,
+    stop_option,
+)
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
+from attncalc.describe import describe_model
 from attncalc.files import FileLock, NoSpaceLeft
 from attncalc.md import (
     ENSEMBLES,
@@ -51,7 +58,7 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
 
 @click.command()
 @click.argument("structure", required=False)
-@click.option("--model", help="Name of a shipped model, or path of a model file.")
+@model_option
 @calculator_options
 @click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nvt", show_default=True)
 @click.option(
@@ -159,7 +166,7 @@ def md(
     --temperature. Temperatures count the degrees of freedom of the run: not the conserved drift
     (nve, npt) and rotation (nve of a molecule).
 
-    Example: attncalc md relaxed.xyz --model so3krates-ethanol --temperature 300 -o run.h5md
+    Example: attncalc md relaxed.xyz --temperature 300 -o run.h5md
 
     A stopped run continues with bitwise identical results: attncalc md --resume run.h5md
 
@@ -171,8 +178,8 @@ def md(
         stop = stop_when_unknown
         _resume(Path(resume), given, device, dtype, threads, options["steps"], stop=stop)
         return
-    if structure is None or model is None:
-        raise click.UsageError("a STRUCTURE and a --model are needed (or --resume RUN.h5md)")
+    if structure is None:
+        raise click.UsageError("a STRUCTURE is needed (or --resume RUN.h5md)")
     if 0 < (timestep := options["timestep"]) < SHORTEST:
         meant, in_fs = in_longer_unit(timestep)
         raise ValueError(
@@ -217,7 +224,9 @@ def md(
     if atoms.get_momenta().any():
         temperature = _thermometer(atoms, settings).temperature(atoms)
         say(f"using the velocities of the file (T = {temperature:.0f} K)")
-    what = (atoms.get_chemical_formula(), model_file.model_name(model), settings.ensemble.upper())
+    named = describe_model(model_file.model_name(model), plain)
+    say(f"model: {named}")
+    what = (atoms.get_chemical_formula(), named, settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof
     picture, stop = Picture(target, settings, ", ".join(what), n_dof, structures), stop_when_unknown
     older = _older_aside(target, source) if overwrites() else nullcontext()

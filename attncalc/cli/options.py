@@ -10,6 +10,7 @@ import click
 import torch
 from ase import Atoms
 
+from attncalc.model_file import DEFAULT_MODEL
 from attncalc.potential import MOST_THREADS
 
 # atoms below which threads of a CPU wait for each other longer than they compute
@@ -46,6 +47,16 @@ def calculator_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def model_option(command: Command) -> Command:
+    """Add the option --model."""
+    return click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="Name of a shipped model, or path of a model file.",
+    )(command)
 
 
 def names_in(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:

@@ -32,10 +32,11 @@ from attncalc.cli.files import (
     write_structures,
 )
 from attncalc.cli.known import require_known
-from attncalc.cli.options import calculator_options, set_threads, stop_option
+from attncalc.cli.options import calculator_options, model_option, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.cli.shards import many_options, work_off
+from attncalc.describe import describe_model
 from attncalc.evaluator import Evaluator
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
@@ -51,7 +52,7 @@ ATOMS_AT_ONCE = 2000
 
 @click.command()
 @click.argument("structures")
-@click.option("--model", required=True, help="Name of a shipped model, or path of a model file.")
+@model_option
 @calculator_options
 @click.option(
     "--fmax",
@@ -101,7 +102,7 @@ def relax(
     Exit status: 0; 1 where a structure did not converge, or for an error; 2 where one ends outside
     what the model was trained on (novelty above 1), whose energy and forces may be wrong.
 
-    Example: attncalc relax ethanol.xyz --model so3krates-ethanol -o relaxed.xyz
+    Example: attncalc relax molecule.xyz -o relaxed.xyz
     """
     if not 0 < fmax < float("inf"):  # NaN too
         raise ValueError(f"--fmax must be above 0 eV/Å and finite, got {fmax:g}")
@@ -131,9 +132,10 @@ def relax(
     device = calculator.evaluator.device
     together = len(frames) > 1 and are_relaxed_together(frames, optimizer, cell, device)
     relax_all = _relax_together if together else _relax_in_turn
-    title = f"{source.name}, {model_file.model_name(model)}"
-    if len(frames) == 1:
-        title = f"{frames[0].get_chemical_formula()}, {model_file.model_name(model)}"
+    named = describe_model(model_file.model_name(model), calculator.evaluator.plain)
+    say(f"model: {named}")
+    of_what = source.name if len(frames) > 1 else frames[0].get_chemical_formula()
+    title = f"{of_what}, {named}"
     courses: list[Course] = []
 
     def draw() -> None:

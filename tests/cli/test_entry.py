@@ -79,7 +79,7 @@ def test_misspelt_options_are_usage_errors() -> None:
     result = attncalc("relax", "a.xyz", "--modle", ETHANOL)
     assert result.exit_code == 2
     assert "--modle" in result.stderr
-    assert attncalc("relax", "a.xyz").exit_code == 2, "--model is required"
+    assert attncalc("relax", "a.xyz", "--model").exit_code == 2, "--model takes a name"
     assert attncalc("relaxx").exit_code == 2
 
 

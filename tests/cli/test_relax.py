@@ -27,8 +27,10 @@ def test_relax(optimizer: str, ethanol_file: str) -> None:
         *("relax", ethanol_file, "--model", ETHANOL, "--optimizer", optimizer, "-o", "out.xyz"),
         *("--fmax", 0.02),
     )
-    assert re.match(r"structure 0: converged in \d+ steps, largest force 0\.0[012]\d+ eV/Å", said)
-    assert said.splitlines()[-1] == "wrote out.xyz, out.png"
+    model, course, *_, last = said.splitlines()
+    assert model == "model: so3krates-ethanol (PBE+vdW-TS (MD17))"
+    assert re.match(r"structure 0: converged in \d+ steps, largest force 0\.0[012]\d+ eV/Å", course)
+    assert last == "wrote out.xyz, out.png"
     relaxed = read("out.xyz")
     assert np.linalg.norm(relaxed.get_forces(), axis=1).max() <= 0.02
     again = AttnCalculator(ETHANOL)
@@ -69,7 +71,11 @@ def test_relax_draws_every_course(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.plots, "relax_summary", seen)
     said = succeeds("relax", "two.extxyz", "--model", COPPER, "--fmax", 0.02)
     ((courses, options),) = drawn
-    assert options == {"fmax": 0.02, "title": "two.extxyz, cu-emt", "outside": [False, False]}
+    assert options == {
+        "fmax": 0.02,
+        "title": "two.extxyz, cu-emt (ASE EMT)",
+        "outside": [False, False],
+    }
     for k, (course, atoms) in enumerate(zip(courses, read("two.relaxed.xyz", ":"), strict=True)):
         assert f"structure {k}: converged in {len(course) - 1} steps" in said
         energy, largest = course[-1]

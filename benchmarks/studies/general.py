@@ -1,0 +1,421 @@
+"""A general model beside the model that it learnt from: errors, minima, scans, dynamics.
+
+    python benchmarks/studies/general.py so3krates-organic so3lr.safetensors ../shared/data \
+        --held-out so3lr-test.h5
+    python benchmarks/studies/general.py ... --parts dynamics --ps 100
+
+Parts: errors (forces and energies on other people's structures, whose own labels are not read, and
+on held-out molecules with the labels they have), minima (relaxed by the teacher, then by the
+model), scans (rigid torsions and dimers), collisions (pairs pressed together), dynamics (Langevin,
+bonds counted). Parts that were not asked for are kept from the last run. Writes MODEL-general.json
+and .md into benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from ase import Atoms, units
+from ase.build import minimize_rotation_and_translation
+from ase.data import chemical_symbols, covalent_radii
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pretrained import SETS, engine, frames_of
+from tables import machine_name, table, write
+
+from attncalc import System, load, md
+from attncalc.evaluator import Evaluator
+from attncalc.sampling.conformers import embedded
+from attncalc.sampling.geometry import turned
+
+HERE = Path(__file__).resolve().parents[1]
+BONDED = 1.35  # times the sum of covalent radii: within that, two atoms of a molecule are bonded
+BROKEN = 1.6  # times it: further apart, a bond is broken
+TEMPERATURES = 300.0, 500.0  # K
+# SMILES, indices of the two atoms about whose bond a part is turned
+TORSIONS = {
+    "butane": ("CCCC", (1, 2)),
+    "biphenyl": ("c1ccccc1-c1ccccc1", (5, 6)),
+    "N-methylacetamide": ("CC(=O)NC", (1, 3)),
+    "glycol": ("OCCO", (1, 2)),
+}
+DIMERS = {"water": "O", "methanol": "CO", "benzene": "c1ccccc1", "formic acid": "OC=O"}
+SEPARATIONS = np.array([2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0])  # Å, see `pair`
+COLLISIONS = (
+    *(("C", "C"), ("O", "O"), ("c1ccccc1", "c1ccccc1"), ("CO", "ClC"), ("N", "FC")),
+    *(("CS", "CP"), ("O", "[Cl-]"), ("C[NH3+]", "CC(=O)[O-]"), ("C=O", "C#N"), ("FF", "ClCl")),
+)
+
+Evaluate = Callable[[Sequence[Atoms]], tuple[NDArray, list[NDArray]]]
+
+
+def main() -> None:
+    """Measure the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("teacher")
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--held-out", type=Path, required=True, help="of `attncalc sample`")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--frames", type=int, default=300, help="of a set, at most")
+    parser.add_argument("--molecules", type=int, default=100, help="of minima and dynamics")
+    parser.add_argument("--ps", type=float, default=20.0, help="of each dynamics")
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    asked = parser.parse_args()
+    stem = f"{Path(asked.model).stem}-general"
+    path = asked.output / f"{stem}.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content |= {"machine": machine_name(), "model": Path(asked.model).stem}
+    content |= {"teacher": Path(asked.teacher).stem}
+    for part in asked.parts:
+        content[part] = PARTS[part](asked)
+        print(part, json.dumps(content[part])[:2000], flush=True)
+        write(path, json.dumps(content, indent=1) + "\n")
+    write(asked.output / f"{stem}.md", report(content))
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def errors(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Errors against the teacher, set by set."""
+    model, teacher = engine(asked.model), engine(asked.teacher)
+    known = set(load(asked.model).species)
+    rows = []
+    for file, split, words in SETS:
+        frames = frames_of(asked.data / file, split, known, asked.frames).structures
+        wanted = teacher(frames)
+        rows.append({"set": words.partition(",")[0]} | errors_of(frames, model(frames), wanted))
+        print(json.dumps(rows[-1]), flush=True)
+    frames, kinds, wanted, smiles = held_out(asked.held_out)
+    found = model(frames)
+    rows.append({"set": "held-out molecules"} | errors_of(frames, found, wanted))
+    rows[-1] |= {"molecules": len(set(smiles))}
+    charges = np.array([atoms.info["charge"] for atoms in frames])
+    groups = {f"held out, {kind}": kinds == kind for kind in np.unique(kinds)}
+    groups |= {f"held out, total charge {q:+d} e": charges == q for q in np.unique(charges)}
+    for words, mask in groups.items():
+        chosen = np.flatnonzero(mask)
+        parts = [frames[k] for k in chosen]
+        of_found = found[0][chosen], [found[1][k] for k in chosen]
+        of_wanted = wanted[0][chosen], [wanted[1][k] for k in chosen]
+        rows.append({"set": words} | errors_of(parts, of_found, of_wanted))
+    return rows
+
+
+def errors_of(
+    frames: Sequence[Atoms],
+    found: tuple[NDArray, list[NDArray]],
+    wanted: tuple[NDArray, list[NDArray]],
+) -> dict[str, Any]:
+    """Mean absolute errors: forces [meV/Å], by element too; energies [meV/atom], never shifted."""
+    off = np.abs(np.concatenate(found[1]) - np.concatenate(wanted[1]))
+    numbers = np.concatenate([atoms.numbers for atoms in frames])
+    per_atom = np.abs(found[0] - wanted[0]) / np.array([len(atoms) for atoms in frames])
+    return {
+        "frames": len(frames),
+        "rms_force": 1e3 * float(np.sqrt((np.concatenate(wanted[1]) ** 2).mean())),
+        "force": 1e3 * float(off.mean()),
+        "force_rmse": 1e3 * float(np.sqrt((off**2).mean())),
+        "energy": 1e3 * float(per_atom.mean()),
+        "elements": {
+            chemical_symbols[z]: 1e3 * float(off[numbers == z].mean()) for z in np.unique(numbers)
+        },
+    }
+
+
+def held_out(path: Path) -> tuple[list[Atoms], NDArray, tuple[NDArray, list[NDArray]], NDArray]:
+    """Structures of a file of `attncalc sample`, their kinds, labels and molecules."""
+    with h5py.File(path) as file:
+        offsets = file["offsets"][:]
+        numbers, positions, forces = file["z"][:], file["R"][:], file["F"][:]
+        charge, energies = file["charge"][:], file["E"][:]
+        kinds = np.array(file.attrs["kinds"].decode().split())[file["kind"][:]]
+        smiles = file["molecule_smiles"][:].astype(str)[file["molecule"][:]]
+    spans = [slice(a, b) for a, b in pairwise(offsets)]
+    frames = [
+        Atoms(numbers[span], positions[span], info={"charge": int(q)})
+        for span, q in zip(spans, charge, strict=True)
+    ]
+    return frames, kinds, (energies, [forces[span] for span in spans]), smiles
+
+
+# --- minima -------------------------------------------------------------------------------------
+
+
+def minima(asked: argparse.Namespace) -> dict[str, Any]:
+    """Minima of the teacher, relaxed again by the model."""
+    starts, smiles = molecules(asked)
+    from_teacher, _ = relaxed(asked.teacher, starts)
+    usable = [k for k in range(len(starts)) if same_bonds(starts[k], from_teacher[k])]
+    from_teacher = [from_teacher[k] for k in usable]
+    ends, energies = relaxed(asked.model, from_teacher)
+    there, _ = engine(asked.model)(from_teacher)
+    rows = []
+    for k, (before, after) in zip(usable, zip(from_teacher, ends, strict=True), strict=True):
+        moved = before.copy()
+        minimize_rotation_and_translation(after, moved)
+        off = float(np.sqrt(((moved.positions - after.positions) ** 2).sum(1).mean()))
+        rows.append({"molecule": smiles[k], "rmsd": off, "bonds": same_bonds(before, after)})
+    for row, drop, atoms in zip(rows, there - energies, ends, strict=True):
+        row["drop"] = 1e3 * float(drop) / len(atoms)
+    good = [row["bonds"] and row["rmsd"] < 0.2 for row in rows]
+    return {
+        "molecules": len(rows),
+        "bonds_kept": int(sum(row["bonds"] for row in rows)),
+        "good": int(sum(good)),
+        "median_rmsd": float(np.median([row["rmsd"] for row in rows])),
+        "worst": sorted(rows, key=lambda row: -row["rmsd"])[:8],
+    }
+
+
+def molecules(asked: argparse.Namespace) -> tuple[list[Atoms], list[str]]:
+    """Held-out single molecules, evenly spaced in the file, one structure of each."""
+    frames, kinds, _, smiles = held_out(asked.held_out)
+    first = {
+        name: k
+        for k, name in reversed(list(enumerate(smiles)))
+        if "." not in name and kinds[k] == "relaxed"
+    }
+    chosen = [first[name] for name in sorted(first)]
+    chosen = [chosen[k] for k in np.linspace(0, len(chosen) - 1, asked.molecules).astype(int)]
+    return [frames[k] for k in chosen], [str(smiles[k]) for k in chosen]
+
+
+def relaxed(model: str, structures: Sequence[Atoms]) -> tuple[list[Atoms], NDArray]:
+    """Structures relaxed to 0.01 eV/Å in one batch, and their energies."""
+    system = System.from_ase(structures)
+    end = md.relax_batch(Evaluator(load(model)), system, fmax=0.01, steps=2000)
+    positions = np.split(
+        end.system.positions.numpy(), np.cumsum([len(atoms) for atoms in structures])[:-1]
+    )
+    found = []
+    for atoms, at in zip(structures, positions, strict=True):
+        found.append(atoms.copy())
+        found[-1].positions = at
+    return found, end.energy.numpy()
+
+
+def bonds(atoms: Atoms, factor: float) -> NDArray:
+    """[n, n] bool: pairs within so many times the sum of their covalent radii."""
+    radii = covalent_radii[atoms.numbers]
+    near = atoms.get_all_distances() < factor * (radii[:, None] + radii)
+    return near & ~np.eye(len(atoms), dtype=bool)
+
+
+def same_bonds(before: Atoms, after: Atoms) -> bool:
+    """Whether no bond of the one is broken in the other, and no new one made."""
+    return not (
+        (bonds(before, BONDED) & ~bonds(after, BROKEN)).any()
+        or (bonds(after, 1.15) & ~bonds(before, BONDED)).any()
+    )
+
+
+# --- scans --------------------------------------------------------------------------------------
+
+
+def scans(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rigid torsions and dimers of the teacher's minima: mean absolute differences, meV."""
+    model, teacher = engine(asked.model), engine(asked.teacher)
+    rows = []
+    for name, (smiles, bond) in TORSIONS.items():
+        conformer = embedded(np.random.default_rng(0), smiles, 8, lowest=True)[0]
+        (start,), _ = relaxed(asked.teacher, [Atoms(conformer.numbers, conformer.positions)])
+        frames = [
+            Atoms(conformer.numbers, turned(conformer.mol, start.positions, bond, angle))
+            for angle in np.linspace(0, 2 * np.pi, 36, endpoint=False)
+        ]
+        rows.append({"scan": f"torsion, {name}"} | scanned(model, teacher, frames, "mean"))
+    for name, smiles in DIMERS.items():
+        one = minimum(asked.teacher, smiles)
+        frames = [pair(one, one, distance) for distance in SEPARATIONS]
+        frames.append(pair(one, one, 60.0))
+        rows.append({"scan": f"dimer, {name}"} | scanned(model, teacher, frames, "last"))
+    return rows
+
+
+def scanned(
+    model: Evaluate, teacher: Evaluate, frames: Sequence[Atoms], zero: str
+) -> dict[str, Any]:
+    """Energies of a scan from its mean, or from its last frame."""
+    curves = []
+    for evaluate in (model, teacher):
+        energies, _ = evaluate(frames)
+        curves.append(1e3 * (energies - (energies.mean() if zero == "mean" else energies[-1])))
+    found, wanted = curves
+    if zero == "last":
+        found, wanted = found[:-1], wanted[:-1]
+    return {
+        "mae": float(np.abs(found - wanted).mean()),
+        "largest": float(np.abs(found - wanted).max()),
+        "range": float(wanted.max() - wanted.min()),
+        "model": found.round(1).tolist(),
+        "teacher": wanted.round(1).tolist(),
+    }
+
+
+def minimum(model: str, smiles: str) -> Atoms:
+    """Molecule at a minimum of a model."""
+    conformer = embedded(np.random.default_rng(0), smiles, 4, lowest=True)[0]
+    start = Atoms(conformer.numbers, conformer.positions, info={"charge": conformer.charge})
+    (end,), _ = relaxed(model, [start])
+    return end
+
+
+def pair(a: Atoms, b: Atoms, distance: float) -> Atoms:
+    """Two molecules whose nearest heavy atoms are so far apart, Å; b is turned by 180° about z.
+
+    They approach along x, from far, along the line through their centres.
+    """
+    first, second = a.copy(), b.copy()
+    second.rotate(180, "z", center="COM")
+    first.positions -= first.get_center_of_mass()
+    second.positions -= second.get_center_of_mass()
+    heavy = [np.flatnonzero(atoms.numbers > 1) for atoms in (first, second)]
+
+    def nearest(shift: float) -> float:
+        moved = second.positions[heavy[1]] + [shift, 0, 0]
+        return float(np.linalg.norm(first.positions[heavy[0], None] - moved, axis=-1).min())
+
+    low, high = 0.0, distance + 40.0
+    for _ in range(60):  # the outermost place: distances grow from somewhere inside on
+        middle = (low + high) / 2
+        low, high = (middle, high) if nearest(middle) < distance else (low, middle)
+    second.positions += [high, 0, 0]
+    both = first + second
+    both.info = {"charge": a.info.get("charge", 0) + b.info.get("charge", 0)}
+    return both
+
+
+# --- collisions ---------------------------------------------------------------------------------
+
+
+def collisions(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Pairs pressed together from 2 Å to 0.3 Å between heavy atoms: does the energy fall below?"""
+    model = engine(asked.model)
+    rows = []
+    for names in COLLISIONS:
+        a, b = (minimum(asked.teacher, name) for name in names)
+        frames = [pair(a, b, distance) for distance in np.arange(2.0, 0.29, -0.05)]
+        energies, _ = model(frames)
+        rises = energies[1:] - energies[0]
+        row = {"pair": " + ".join(names), "lowest": float(rises.min())}
+        rows.append(row | {"highest": float(rises.max()), "last": float(rises[-1])})
+    return rows
+
+
+# --- dynamics -----------------------------------------------------------------------------------
+
+
+def dynamics(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Langevin dynamics of held-out molecules in one batch: are their bonds the same at the end?"""
+    starts, smiles = molecules(asked)
+    starts, _ = relaxed(asked.model, starts)
+    rows = []
+    for temperature in TEMPERATURES:
+        langevin = md.Langevin(0.5 * units.fs, temperature, 0.01 / units.fs)
+        force = Evaluator(load(asked.model))
+        state = langevin.init(force, System.from_ase(starts), seed=0)
+        broken: dict[int, float] = {}
+        blocks = max(1, round(asked.ps))
+        temperatures = []
+        for block in range(blocks):
+            state = md.run(langevin, force, state, round(2000 * asked.ps / blocks))
+            temperatures.append(state.temperature.numpy())
+            ends = state.system.to_ase()
+            for k, (before, after) in enumerate(zip(starts, ends, strict=True)):
+                if k not in broken and not same_bonds(before, after):
+                    broken[k] = asked.ps * (block + 1) / blocks
+            print(
+                f"{temperature} K, block {block + 1} of {blocks}: {len(broken)} broken", flush=True
+            )
+        row = {"temperature": temperature, "ps": asked.ps, "molecules": len(starts)}
+        row |= {"whole": len(starts) - len(broken)}
+        row |= {"mean_temperature": float(np.mean(temperatures))}
+        row |= {"changed": {smiles[k]: at for k, at in broken.items()}}
+        rows.append(row)
+    return rows
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    part.__name__: part for part in (errors, minima, scans, collisions, dynamics)
+}
+
+
+# --- report -------------------------------------------------------------------------------------
+
+
+def report(content: dict[str, Any]) -> str:
+    """Tables in Markdown."""
+    model, teacher = content["model"], content["teacher"]
+    lines = [f"# {model} beside {teacher}", ""]
+    if "errors" in content:
+        lines += [
+            f"Mean absolute differences from {teacher}, which it learnt from: force components, "
+            "meV/Å, and energies, meV/atom, without any shift.",
+            "",
+        ]
+        head = ["structures", "frames", "rms force", "force MAE", "force RMSE", "energy MAE"]
+        rows = [
+            [row["set"], str(row["frames"])]
+            + [f"{row[name]:.0f}" for name in ("rms_force", "force", "force_rmse")]
+            + [f"{row['energy']:.1f}"]
+            for row in content["errors"]
+        ]
+        lines += [*table(head, rows), ""]
+        ours = next(row for row in content["errors"] if "molecules" in row)
+        by_element = ", ".join(f"{name} {x:.0f}" for name, x in ours["elements"].items())
+        lines += [f"Held-out molecules by element, meV/Å: {by_element}.", ""]
+    if "minima" in content:
+        found = content["minima"]
+        worst = ", ".join(f"`{row['molecule']}` {row['rmsd']:.2f}" for row in found["worst"][:5])
+        lines += [
+            f"Minima of {teacher}, relaxed again: {found['good']} of {found['molecules']} keep all "
+            f"bonds and stay within 0.2 Å (root mean square; median {found['median_rmsd']:.3f} Å), "
+            f"{found['bonds_kept']} keep all bonds. Furthest: {worst}.",
+            "",
+        ]
+    if "scans" in content:
+        head = ["scan", "range", "MAE", "largest"]
+        rows = [
+            [row["scan"], *(f"{row[name]:.0f}" for name in ("range", "mae", "largest"))]
+            for row in content["scans"]
+        ]
+        lines += [f"Rigid scans, meV, and differences from {teacher}:", "", *table(head, rows), ""]
+    if "collisions" in content:
+        head = ["pressed together, 2 to 0.3 Å", "lowest", "highest", "at 0.3 Å"]
+        rows = [
+            [row["pair"], *(f"{row[name]:.1f}" for name in ("lowest", "highest", "last"))]
+            for row in content["collisions"]
+        ]
+        told = "Energies of pairs that collide, eV, from that at 2 Å between heavy atoms:"
+        lines += [told, "", *table(head, rows), ""]
+    if "dynamics" in content:
+        for row in content["dynamics"]:
+            changed = ", ".join(f"`{name}`" for name in row["changed"]) or "none"
+            lines.append(
+                f"Langevin dynamics, {row['temperature']:.0f} K, 0.5 fs, {row['ps']:g} ps: "
+                f"{row['whole']} of {row['molecules']} molecules keep their bonds "
+                f"(changed: {changed}); last frames of each picosecond have "
+                f"{row['mean_temperature']:.0f} K."
+            )
+        lines.append("")
+    lines += [
+        f"{content['machine']}. `python benchmarks/studies/general.py {model} {teacher}.safetensors"
+        " ../shared/data --held-out so3lr-test.h5`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

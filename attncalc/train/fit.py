@@ -374,15 +374,20 @@ def _check(
                 "learn them from it; split the data in another way"
             )
         _check_system(recipe, dataset, role)
-    _check_periodicity(recipe, (training, validation))
-    if not _goes_on(recipe, output):
+    if not _goes_on(recipe, output):  # the model that it started from may be gone
         check_start(recipe, training)
+        _check_periodicity(recipe, (training, validation))
 
 
 def _check_periodicity(recipe: Recipe, parts: Sequence[Dataset]) -> None:
     """Refuse molecules beside periodic structures where pair terms have another range in each."""
-    terms = recipe.pair_term_modules(elements_of(parts[0]))
-    if recipe.long_range_cutoff is not None or not any(of_all_pairs(term) for term in terms):
+    if recipe.long_range_cutoff is not None:
+        return
+    if recipe.start_from is None:
+        terms = recipe.pair_term_modules(elements_of(parts[0]))
+    else:  # they may have a cutoff that holds in all structures
+        terms = load(recipe.find_start(), device="cpu").all_pair_terms
+    if not any(of_all_pairs(term) for term in terms):
         return
     if len({bool(atoms.pbc.any()) for part in parts for atoms in part.structures}) > 1:
         raise ValueError(

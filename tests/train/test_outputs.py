@@ -294,6 +294,11 @@ def test_data_that_do_not_suit(recipe, parts, tmp_path) -> None:
     without = dataclasses.replace(recipe, dipole_weight=0.0)
     with pytest.raises(ValueError, match="molecules and periodic structures"):
         train.fit(without, mixed, parts[1], tmp_path)
+    cut = new_potential(without, parts[0])
+    cut.set_long_range_cutoff(6.0)
+    save(cut, tmp_path / "cut.safetensors")
+    started = dataclasses.replace(without, start_from=str(tmp_path / "cut.safetensors"), epochs=1)
+    assert train.fit(started, mixed, parts[1], tmp_path / "run").potential.long_range == 6.0
 
 
 def test_saved_models_keep_everything(done, tmp_path) -> None:

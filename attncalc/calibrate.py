@@ -15,7 +15,7 @@ from attncalc.potential import Potential, batches, check_system, fresh_graphs
 from attncalc.system import System
 
 # of a data set, that are looked at: bounds the time, which is that of a fraction of an epoch
-MOST_STRUCTURES, MOST_ATOMS = 3000, 30_000
+MOST_STRUCTURES, MOST_ATOMS = 10_000, 150_000
 # atoms of one batch: bounds the memory
 ATOMS_AT_ONCE = 500
 

@@ -843,8 +843,9 @@ def check_system(potential: Potential, system: System) -> None:
 
     Raises:
         ValueError: an element is unknown; a structure is charged, or not in its lowest spin state,
-            and the network has no input for that; or it is periodic, and the model looks at all
-            pairs of atoms; or as `Potential.long_range_for`.
+            and the network has no input for that; it is a radical, and the model was trained on
+            closed shells; or it is periodic, and the model looks at all pairs of atoms; or as
+            `Potential.long_range_for`.
     """
     species_of(system.atomic_numbers, potential.species)
     longest = max(potential.cutoff, potential.long_range_for(system) or 0)
@@ -870,6 +871,22 @@ def check_system(potential: Potential, system: System) -> None:
         raise ValueError(
             f"multiplicity {int(system.spin.max())}: this model supports only the lowest spin "
             'state; remove atoms.info["spin"] or use a model with spin input'
+        )
+    if any(member.training_info.get("closed_shells") for member in potential.members):
+        _refuse_radicals(system)
+
+
+def _refuse_radicals(system: System) -> None:
+    """Refuse molecules with an odd number of electrons."""
+    protons = segment_sum(system.atomic_numbers, system.system_idx, system.n_systems)
+    electrons = protons - system.charge.long()
+    odd = (electrons % 2 == 1) & ~system.pbc.any(1)
+    if odd.any():
+        k = int(odd.nonzero()[0])
+        where = f" of structure {k}" if system.n_systems > 1 else ""
+        raise ValueError(
+            f"the number of electrons{where} is odd, {int(electrons[k])}: this model was trained "
+            'on closed shells only; is a hydrogen atom missing, or atoms.info["charge"]?'
         )
 
 

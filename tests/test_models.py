@@ -286,6 +286,16 @@ def test_the_default_model_knows_ions_and_refuses_metals():
         AttnCalculator().calculate(molecule("SiH4"))
 
 
+def test_the_default_model_refuses_radicals():
+    methyl = molecule("CH3")
+    with pytest.raises(
+        ValueError, match="number of electrons is odd, 9: this model was"
+    ):
+        AttnCalculator().calculate(methyl)
+    methyl.info["charge"] = 1
+    AttnCalculator().calculate(methyl)
+
+
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "so3krates-aspirin-xtb"])
 def test_models_know_their_limits(name):
     """Also that of a committee, whose members do; of so3krates-aspirin-xtb no frames are kept."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 
 from attncalc import data
@@ -482,6 +483,7 @@ def _describe(
         "level_of_theory": recipe.level_of_theory or training.level_of_theory,
         "n_train": len(training),
         "structures": fingerprints(training),
+        "closed_shells": all(map(_is_closed_shell, some_of(training.structures))),
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
@@ -495,6 +497,12 @@ def _describe(
     done.potential.training_info.update(info)
     save(done.potential, done.model)
     write_atomically(done.model.with_suffix(".md"), card(recipe, done.potential).encode())
+
+
+def _is_closed_shell(atoms: Atoms) -> bool:
+    """Return True for a molecule with an even number of electrons and, as far as told, no spin."""
+    electrons = atoms.numbers.sum() - round(atoms.info.get("charge", 0))
+    return not atoms.pbc.any() and electrons % 2 == 0 and atoms.info.get("spin", 1) == 1
 
 
 def _start(recipe: Recipe, potential: Potential) -> dict[str, str] | None:

@@ -70,6 +70,14 @@ TASKS = {
         "from twelve other molecules at GFN2-xTB to malonaldehyde at PBE+vdW-TS (MD17)",
         *("rmd17_malonaldehyde.npz", "md17", "so3krates-xtb-small-molecules"),
     ),
+    "ethanol-from-organic": Task(
+        "from the general model (SO3LR) to ethanol at PBE+vdW-TS (MD17)",
+        *("rmd17_ethanol.npz", "md17", "so3krates-organic"),
+    ),
+    "aspirin-from-organic": Task(
+        "from the general model (SO3LR) to aspirin at PBE+vdW-TS (MD17)",
+        *("rmd17_aspirin.npz", "md17", "so3krates-organic"),
+    ),
 }
 
 
@@ -83,7 +91,8 @@ def parts_of(dataset: Dataset) -> tuple[Dataset, Dataset, Dataset]:
 
 def recipe_of(name: str, task: Task, n: int, n_steps: int, *, from_model: bool) -> train.Recipe:
     """A training with the network of the shipped model, from its weights or from random ones."""
-    config = dict(header(task.start)["config"])
+    described = header(task.start)
+    config = dict(described["config"])
     del config["avg_num_neighbors"]  # the model's, or measured
     return train.Recipe(
         name=f"{name}-{n}-{'started' if from_model else 'random'}",
@@ -91,6 +100,7 @@ def recipe_of(name: str, task: Task, n: int, n_steps: int, *, from_model: bool) 
         labels=task.labels,
         split={"sizes": [n, N_VALIDATION, N_TEST]},  # drawn above, for all alike
         config=config,
+        pair_terms=[term["name"] for term in described.get("pair_terms", [])],
         start_from=task.start if from_model else None,
         epochs=-(-n_steps // -(-n // BATCH)),
         batch_size=BATCH,
@@ -122,16 +132,18 @@ def trained(
     return row
 
 
-def rows_of(name: str, task: Task, folder: Path, data: Path, n_steps: int) -> list[dict]:
+def rows_of(
+    name: str, task: Task, folder: Path, data: Path, n_steps: int, sizes: list[int]
+) -> list[dict]:
     """All trainings of a task, and the error of the start itself."""
     dataset = data_.read(data / task.file, labels=task.labels)
     parts = parts_of(dataset)
     rows = []
     for from_model in (True, False):
-        for n in FRAMES:
+        for n in sizes:
             recipe = recipe_of(name, task, n, n_steps, from_model=from_model)
             print(recipe.name, file=sys.stderr, flush=True)
-            if from_model and n == FRAMES[0]:
+            if from_model and n == sizes[0]:
                 before = mae(new_potential(recipe, parts[0][:n]), parts[2])
                 rows.append({"start": task.start, "frames": 0, "epochs": 0, "steps": 0, **before})
             row = trained(recipe, n, parts, folder / recipe.name)
@@ -154,7 +166,8 @@ def picture(content: dict[str, list[dict]]) -> Figure:
         axes.axhline(before, color=GREY, linewidth=1, linestyle="--", label="before training")
         axes.set(xscale="log", yscale="log", xlabel="structures", title=name)
         axes.set_ylim(0.8 * min(shown), 1.25 * max(shown))
-        axes.set_xticks(FRAMES, [str(n) for n in FRAMES])
+        numbers = sorted({row["frames"] for row in rows} - {0})
+        axes.set_xticks(numbers, [str(n) for n in numbers])
         axes.minorticks_off()
         logarithmic(axes.yaxis, 0.8 * min(shown), 1.25 * max(shown))
         tidy(axes)
@@ -163,17 +176,17 @@ def picture(content: dict[str, list[dict]]) -> Figure:
     return figure
 
 
-def markdown(content: dict[str, list[dict]], n_steps: int, machine: str) -> str:
+def markdown(content: dict[str, list[dict]], n_steps: int, machine: str, name: str) -> str:
     """The table people read."""
-    lines = ["# Starting from another model", "", "![Errors](fine_tuning.png)", ""]
+    lines = ["# Starting from another model", "", f"![Errors]({name}.png)", ""]
     lines += [
         f"{machine}. {n_steps:,} steps or the next whole epoch, batches of {BATCH}, Adam from 1e-3 "
         f"to 1e-5, one seed; {N_VALIDATION} structures choose the best epoch, {N_TEST:,} others "
         "are tested. Both starts have the same network and the same budget, which is short: with "
         "more steps a random start comes closer. Minutes count pauses, of a core that was shared.",
     ]
-    for name, rows in content.items():
-        lines += ["", f"## {name}: {TASKS[name].words}", ""]
+    for task, rows in content.items():
+        lines += ["", f"## {task}: {TASKS[task].words}", ""]
         cells = []
         for row in rows:
             told = [f"{row[key]:.1f}" for key in ("energy_meV", "force_meV_A")]
@@ -193,17 +206,23 @@ def main() -> None:
     runs = HERE.parent / "runs" / "fine_tuning"
     parser.add_argument("--runs", type=Path, default=runs, help="folder of the runs")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="of the tables")
+    parser.add_argument("--name", default="fine_tuning", help="of the tables")
+    parser.add_argument("--frames", type=int, nargs="+", default=list(FRAMES))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, list[dict]] = {}
+    table_file = options.output / options.name
     for name in options.tasks:
         folder = options.runs / f"{options.steps}-steps"
-        content[name] = rows_of(name, TASKS[name], folder, options.data, options.steps)
+        content[name] = rows_of(
+            name, TASKS[name], folder, options.data, options.steps, options.frames
+        )
         told = {"machine": machine_name(), "steps": options.steps, "rows": content}
         told["tasks"] = {name: asdict(TASKS[name]) for name in content}
-        write(options.output / "fine_tuning.json", json.dumps(told, indent=1) + "\n")
-        write(options.output / "fine_tuning.md", markdown(content, options.steps, machine_name()))
-        picture(content).savefig(options.output / "fine_tuning.png")
+        write(table_file.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
+        text = markdown(content, options.steps, machine_name(), options.name)
+        write(table_file.with_suffix(".md"), text)
+        picture(content).savefig(table_file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from attncalc.cli.known import require_known
 from attncalc.cli.options import calculator_options, model_option, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
-from attncalc.cli.shards import many_options, work_off
+from attncalc.cli.shards import many_options, output_of_shards, work_off
 from attncalc.describe import describe_model
 from attncalc.evaluator import Evaluator
 from attncalc.files import NoSpaceLeft
@@ -109,11 +109,13 @@ def relax(
     if steps < 1:
         raise ValueError(f"--steps must be a positive integer, got {steps}")
     source = existing_file(structures)
-    target = output_file(output or source.with_suffix(".relaxed.xyz"))
+    target = Path(output or source.with_suffix(".relaxed.xyz"))
+    in_shards = any(many.values())
+    target = output_of_shards(source, target) if in_shards else output_file(target)
     new_structure_file(target, overwrite=True)
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the input: name another output with -o")
-    if any(many.values()):
+    if in_shards:
         from attncalc.cli.relax_many import RelaxMany
 
         options = {"device": device, "dtype": dtype, "long_range_cutoff": long_range_cutoff}

@@ -11,7 +11,7 @@ from typing import Any
 from ase import Atoms
 from tqdm import tqdm
 
-from attncalc import model_file
+from attncalc import __version__, model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.course import Course
 from attncalc.cli.errors import EXPECTED
@@ -54,16 +54,24 @@ class RelaxMany:
     stop: bool
 
     def identity(self) -> dict[str, Any]:
-        """All that the results depend on, the input aside.
+        """All that the results depend on, the input and the machine aside.
 
         Raises:
-            FileNotFoundError, ValueError: the model or an option is impossible.
+            FileNotFoundError, ValueError: the model is none.
         """
         numbers = {"fmax": self.fmax, "steps": self.steps, "optimizer": self.optimizer}
         options = {name: value for name, value in self.options.items() if name != "device"}
         kind = {"cell": self.cell, "stop-when-unknown": self.stop}
-        self._calculator()  # what is wrong with it is said here, once
         return {"model": model_file.checksum(self.model), **options, **numbers, **kind}
+
+    def place(self) -> dict[str, Any]:
+        """Kind of the device, by which the algorithm is chosen, and version of the program.
+
+        Raises:
+            FileNotFoundError, ValueError: the model or an option is impossible.
+        """
+        device = self._calculator().evaluator.device  # what is wrong is said here, once
+        return {"device": device.type, "attncalc": __version__}
 
     def start(self) -> RelaxShard:
         """Load the model."""
@@ -114,7 +122,7 @@ class RelaxShard:
             batch = [good[k].copy() for k in numbers]
             try:
                 found = self._relax(batch, together, first + numbers[0])
-            except EXPECTED as error:
+            except (*EXPECTED, MemoryError) as error:
                 if len(numbers) > 1:  # one of them: each alone
                     attempts += [[k] for k in numbers]
                 else:

@@ -10,11 +10,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import StringIO
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,17 +28,28 @@ import torch
 from ase import Atoms
 from ase.io import write
 
-from attncalc.cli.errors import OutsideTraining
-from attncalc.cli.output import report_json, say
+from attncalc.cli.errors import EXPECTED, OutsideTraining
+from attncalc.cli.output import output_file, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.data.shards import Frame, Shards, find_shards
-from attncalc.files import FileLock, replacing, write_atomically
+from attncalc.files import FileLock, NoSpaceLeft, replacing, write_atomically
+from attncalc.text import one_line
 
 # structures of a shard: what a kill may cost, and what one neighbour list and batch share
 STRUCTURES = 64
 ENDINGS = (".xyz", ".extxyz")
-# s between two looks at what is done
-PAUSE = 0.2
+# shards of one folder
+SHARDS = 1000
+# s between two looks at the processes, and at what other commands have done
+PAUSE, LOOK = 0.2, 5.0
+# s after the end of a process, in which we too are killed where all are
+GRACE = 1.0
+# processes that a shard may kill
+ATTEMPTS = 2
+# file that is there from when the output is begun
+JOINING = "joining"
+# numbers of structures in the report
+COUNTED = ("structures", "failed", "unfinished", "outside")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Outcome = tuple[Atoms | None, dict[str, Any]]
@@ -43,7 +59,10 @@ class Job(Protocol):
     """What is done to structures. It travels to other processes."""
 
     def identity(self) -> dict[str, Any]:
-        """All that the result depends on, the input aside; checked before the work."""
+        """All that the result depends on, the input and the machine aside."""
+
+    def place(self) -> dict[str, Any]:
+        """What it depends on of the machine and the program; all is checked before the work."""
 
     def start(self) -> Solver:
         """Return the function that does it, with the model in memory."""
@@ -56,6 +75,10 @@ class Solver(Protocol):
         """Structures with results, or None; and numbers for the report, "error" if it is None."""
 
 
+class Gone(Exception):
+    """The folder of the shards is no more: another process has put them together."""
+
+
 @dataclass(frozen=True)
 class Work:
     """Shards of a file, and where their results go."""
@@ -66,35 +89,123 @@ class Work:
     @property
     def folder(self) -> Path:
         """Folder of the results of shards."""
-        return self.target.with_name(f"{self.target.name}.parts")
+        return _folder(self.target)
+
+    @property
+    def failed(self) -> Path:
+        """File of the structures that failed."""
+        return _failed(self.target)
 
     def file(self, shard: int, ending: str) -> Path:
-        """Return a file of a shard."""
-        return self.folder / f"{shard:06d}{ending}"
+        """Return a file of a shard, in a folder that many writings can list again and again."""
+        return self.folder / f"{shard // SHARDS:04d}" / f"{shard:06d}{ending}"
+
+    def is_done(self, shard: int) -> bool:
+        """Return True if a shard is done."""
+        return self.file(shard, ".json").exists()
 
     def lacking(self, shards: Sequence[int]) -> list[int]:
-        """Return those of the shards that are not done."""
-        there = set(os.listdir(self.folder))
-        return [k for k in shards if self.file(k, ".json").name not in there]
-
-    def claim(self, identity: dict[str, Any]) -> None:
-        """Make the folder, or see that it is of the same work.
+        """Return those of the shards that are not done.
 
         Raises:
-            ValueError: it is not.
+            Gone: nobody knows.
         """
-        plan = self.folder / "plan.json"
+        there: set[str] = set()
+        for number in {k // SHARDS for k in shards}:
+            with suppress(FileNotFoundError):
+                there.update(os.listdir(self.folder / f"{number:04d}"))
+        left = [k for k in shards if self.file(k, ".json").name not in there]
+        if left and not self.folder.exists():
+            raise Gone
+        return left
+
+    def claim(self, identity: dict[str, Any], *, new: bool) -> bool:
+        """Make the folder, or see that it is of the same work.
+
+        Args:
+            identity: of the work.
+            new: whether the folder may be made.
+
+        Returns:
+            Whether it was made.
+
+        Raises:
+            ValueError: it is of another work, or should be there.
+        """
         found = {"input": self.shards.sha256, "shard": self.shards.size, **identity}
-        self.folder.mkdir(exist_ok=True)
-        if plan.exists():
-            before = json.loads(plan.read_text())
-            if other := [name for name in found if before.get(name) != found[name]]:
-                raise ValueError(
-                    f"{self.folder} holds shards of another {other[0]}: finish that work, remove "
-                    "the folder, or name another output"
-                )
-            return
-        write_atomically(plan, json.dumps(found).encode())
+        made = new and not self.folder.exists() and self._make(found)
+        plan = self.folder / "plan.json"
+        if not self.folder.exists():
+            raise ValueError(f"no folder {self.folder}: work the shards off with --shard first")
+        if not plan.exists():
+            raise ValueError(
+                f"{self.folder} does not say what its shards are of (no plan.json): remove the "
+                "folder, or name another output"
+            )
+        before = json.loads(plan.read_text())
+        if other := [name for name in found if before.get(name) != found[name]]:
+            raise ValueError(
+                f"{self.folder} holds shards of another {other[0]}: finish that work, remove "
+                "the folder, or name another output"
+            )
+        return made
+
+    def _make(self, plan: dict[str, Any]) -> bool:
+        """Make the folder with its plan, unless another process was faster."""
+        folder = self._hidden()
+        folder.mkdir()
+        try:
+            write_atomically(folder / "plan.json", json.dumps(plan).encode())
+            folder.rename(self.folder)  # refused where a folder with a plan is there
+            return True
+        except NoSpaceLeft:
+            raise
+        except OSError:
+            if not self.folder.exists():
+                raise
+            return False
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the folder, under another name: what a kill leaves is no work to go on with."""
+        folder = self._hidden()
+        with suppress(FileNotFoundError):  # without locks, another process may do the same
+            self.folder.rename(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _hidden(self) -> Path:
+        """A new name, as of an unfinished output: whoever writes it next removes what is left."""
+        return self.target.with_name(f".{self.target.name}.{secrets.randbelow(10**9)}.part")
+
+
+def _folder(target: Path) -> Path:
+    return target.with_name(f"{target.name}.parts")
+
+
+def _failed(target: Path) -> Path:
+    return target.with_name(f"{target.stem}.failed{target.suffix}")
+
+
+def output_of_shards(source: Path, target: Path) -> Path:
+    """Return the output, if it and the file of what fails may be written.
+
+    Those that exist may if shards are there whose output was being written when it was killed.
+
+    Raises:
+        ValueError: the second is the input.
+        FileExistsError: one exists, and there is no --overwrite.
+        FileNotFoundError, PermissionError: their folder cannot be written to.
+    """
+    failed = _failed(target)
+    if failed.exists() and failed.samefile(source):
+        raise ValueError(
+            f"{failed}, for structures that fail, is the input: name another output with -o"
+        )
+    if not (_folder(target) / JOINING).exists():
+        output_file(failed)
+        output_file(target)
+    return target
 
 
 def many_options(command: Command) -> Command:
@@ -135,7 +246,7 @@ def work_off(
 
     Raises:
         ValueError, OSError: an option or a file is impossible, or shards lack.
-        RuntimeError: a process ended before its shards were done.
+        RuntimeError: a process met an error, or ended before its shards were done.
         KeyboardInterrupt: with words on how much is done.
         click.ClickException: structures failed, or end outside the training; all is written.
     """
@@ -145,15 +256,36 @@ def work_off(
     if gather and (shard or workers):
         raise ValueError("--gather stands alone: it computes nothing")
     part, n_parts = _part(shard)
+    before = None if (_folder(target) / JOINING).exists() else _stamp(target)
+    identity = job.identity() if gather else {**job.identity(), **job.place()}
     work = Work(find_shards(source, STRUCTURES), target)
-    work.claim(job.identity())
+    made = work.claim(identity, new=not gather)
     mine = range(len(work.shards))[part::n_parts]
-    if not gather:
-        _compute(job, work, mine, workers or 1)
-    if shard:
-        say(f"part {shard}: {len(mine)} of {len(work.shards)} shards are in {work.folder}")
+    try:
+        if made and _stamp(target) not in (None, before):  # written while we looked at the input
+            work.remove()
+            raise Gone
+        if not gather:
+            _compute(job, work, mine, workers or 1)
+        if shard:
+            say(f"part {shard}: {len(mine)} of {len(work.shards)} shards are in {work.folder}")
+            return
+        counts = _gather(work)
+    except Gone:
+        if _stamp(target) in (None, before):
+            raise ValueError(f"{work.folder} was removed: start again") from None
+        _say_done(work)
         return
-    _report(work, target)
+    _report(work, counts)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes where a file is written anew; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _part(shard: str | None) -> tuple[int, int]:
@@ -166,105 +298,251 @@ def _part(shard: str | None) -> tuple[int, int]:
     return int(k) - 1, int(n)
 
 
+class _Worker:
+    """A process that works off shards, as the first process sees it.
+
+    Attributes:
+        process: the process.
+        at: the shard that it is at.
+        error: what it said before it ended.
+    """
+
+    def __init__(self, job: Job, work: Work, mine: Sequence[int]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._said, theirs = context.Pipe(duplex=False)
+        self.at: int | None = None
+        self.error = ""
+        self.process = context.Process(target=_work, args=(job, work, mine, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def listen(self) -> list[int]:
+        """Return the shards that it has done since the last time."""
+        done = []
+        with suppress(EOFError, OSError):
+            while self._said.poll():
+                what, said = self._said.recv()
+                self.at = said if what == "at" else None
+                if what == "done":
+                    done.append(said)
+                elif what == "error":
+                    self.error = said
+        return done
+
+    def has_died(self) -> bool:
+        """Return True if its shard killed it: by a bug, or as too large for the memory.
+
+        Those who end a job send it SIGTERM, which says nothing of the shard.
+        """
+        ended = self.process.exitcode
+        return self.at is not None and ended not in (None, 0, -signal.SIGTERM)
+
+
 def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
-    if not work.lacking(mine):
+    left = set(work.lacking(mine))
+    if not left:
         return
-    context = multiprocessing.get_context("spawn")
-    pool = [
-        context.Process(target=_work, args=(job, work, mine), daemon=True)
-        for _ in range(min(workers, len(mine)))
-    ]
-    n = sum(len(work.shards.structures(k)) for k in mine)
+    pool: list[_Worker] = []
+    n = sum(len(work.shards.structures(k)) for k in left)
+    look = time.monotonic() + LOOK
     try:
-        for process in pool:
-            process.start()
+        pool += [_Worker(job, work, mine) for _ in range(min(workers, len(left)))]
         with progress_bar(n, "structure") as bar:
-            while any(process.is_alive() for process in pool):
+            goes_on = True
+            while goes_on:
                 time.sleep(PAUSE)
-                left = sum(len(work.shards.structures(k)) for k in work.lacking(mine))
-                bar.update(n - left - bar.n)
+                # asked before what they said is read, so that the last words are
+                goes_on = any(worker.process.is_alive() for worker in pool)
+                for k, worker in enumerate(pool):
+                    left.difference_update(worker.listen())
+                    if worker.error:
+                        raise RuntimeError(f"{worker.error}; {_progress(work, mine)}")
+                    if worker.has_died():
+                        time.sleep(GRACE)  # whoever kills all processes comes to us too
+                        _count_attempt(work, worker.at)
+                        pool[k], goes_on = _Worker(job, work, mine), True
+                if time.monotonic() > look:  # what other commands have done
+                    began = time.monotonic()
+                    left = set(work.lacking(sorted(left)))
+                    took = time.monotonic() - began
+                    look = time.monotonic() + max(LOOK, 20 * took)
+                bar.update(n - sum(len(work.shards.structures(k)) for k in left) - bar.n)
     except KeyboardInterrupt:
-        for process in pool:
-            process.terminate()
-        done = len(mine) - len(work.lacking(mine))
-        raise KeyboardInterrupt(
-            f"{done} of {len(mine)} shards are done: the same command goes on"
-        ) from None
+        raise KeyboardInterrupt(_progress(work, mine)) from None
+    finally:
+        for worker in pool:
+            worker.process.terminate()
     if lacking := work.lacking(mine):
-        status = max((abs(process.exitcode or 0) for process in pool), default=0)
+        status = max((abs(worker.process.exitcode or 0) for worker in pool), default=0)
         raise RuntimeError(
             f"{len(lacking)} of {len(mine)} shards are not done, since all processes ended (status "
             f"{status}): the same command goes on"
         )
 
 
-def _work(job: Job, work: Work, mine: Sequence[int]) -> None:
+def _progress(work: Work, mine: Sequence[int]) -> str:
+    done = len(mine) - len(work.lacking(mine))
+    return f"{done} of {len(mine)} shards are done: the same command goes on"
+
+
+def _attempts(work: Work, shard: int) -> int:
+    """Number of processes that a shard has killed."""
+    try:
+        return int(work.file(shard, ".died").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def _count_attempt(work: Work, shard: int | None) -> None:
+    if shard is not None and not work.is_done(shard):
+        number = str(_attempts(work, shard) + 1).encode()
+        write_atomically(work.file(shard, ".died"), number)
+
+
+def _work(job: Job, work: Work, mine: Sequence[int], parent: Connection) -> None:
     """Work off shards that nobody is at until all are done, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends us
-    parent = multiprocessing.parent_process()
+    try:
+        _work_off_shards(job, work, mine, parent)
+    except Gone:
+        pass
+    except (*EXPECTED, MemoryError) as error:
+        if work.folder.exists():
+            with suppress(BrokenPipeError):
+                parent.send(("error", one_line(error)))
+
+
+def _work_off_shards(job: Job, work: Work, mine: Sequence[int], parent: Connection) -> None:
+    process = multiprocessing.parent_process()
     solve = job.start()
-    while left := work.lacking(mine):
+    left = work.lacking(mine)
+    while left:
         worked = False
         for k in left:
-            if parent is not None and not parent.is_alive():
+            if process is not None and not process.is_alive():
                 return
+            if work.is_done(k):
+                continue
+            work.file(k, ".json").parent.mkdir(exist_ok=True)
             try:
                 lock = FileLock(work.file(k, ".json"))
             except BlockingIOError:
                 continue
             with lock:
-                if work.lacking([k]):
-                    _write(work, k, solve)
+                if not work.is_done(k):
+                    parent.send(("at", k))
+                    _write(work, k, _give_up if _attempts(work, k) >= ATTEMPTS else solve)
+                    parent.send(("done", k))
                     worked = True
-        if not worked:  # others are at what is left, and may be killed
+        left = [k for k in left if not work.is_done(k)]
+        if left and not work.folder.exists():
+            raise Gone
+        if left and not worked:  # others are at what is left, and may be killed
             time.sleep(PAUSE)
+
+
+def _give_up(frames: Sequence[Frame], first: int) -> list[Outcome]:
+    last = first + len(frames) - 1
+    error = (
+        f"{ATTEMPTS} processes died at structures {first} to {last}, of which this is one: too "
+        "large for the memory?"
+    )
+    return [(None, {"error": error}) for _ in frames]
 
 
 def _write(work: Work, shard: int, solve: Solver) -> None:
     frames = work.shards.read(shard)
+    relaxed, failed, said_of_all = [], [], []
     outcomes = solve(frames, work.shards.structures(shard).start)
-    found = [atoms for atoms, _ in outcomes if atoms is not None]
-    with replacing(work.file(shard, ".xyz"), in_folder=True) as new:
-        new.touch()
-        if found:
-            write(new, found, format="extxyz")
-    pairs = zip(frames, outcomes, strict=True)
-    failed = [frame.with_error(said["error"]) for frame, (_, said) in pairs if "error" in said]
-    write_atomically(work.file(shard, ".failed.xyz"), "".join(failed).encode())
-    report = json.dumps([said for _, said in outcomes])
-    write_atomically(work.file(shard, ".json"), report.encode())
+    for frame, (atoms, said) in zip(frames, outcomes, strict=True):
+        if atoms is not None:
+            try:
+                relaxed.append(_text(atoms))
+            except Exception as error:  # ASE's writer raises whatever it stumbles over
+                said = {"error": f"{frame.name}: ASE cannot write it ({one_line(error)})"}
+        if "error" in said:
+            failed.append(frame.with_error(said["error"]))
+        said_of_all.append(said)
+    write_atomically(work.file(shard, ".xyz"), "".join(relaxed).encode())
+    write_atomically(work.file(shard, ".failed.xyz"), b"".join(failed))
+    write_atomically(work.file(shard, ".json"), json.dumps(said_of_all).encode())
 
 
-def _reports(work: Work) -> Iterator[dict[str, Any]]:
-    for k in range(len(work.shards)):
-        yield from json.loads(work.file(k, ".json").read_text())
+def _text(atoms: Atoms) -> str:
+    text = StringIO()
+    write(text, atoms, format="extxyz")
+    return text.getvalue()
 
 
-def _report(work: Work, target: Path) -> None:
-    """Put the results of all shards together, tell how many there are, and remove the shards."""
+def _gather(work: Work) -> Counter[str]:
+    """Put the results of all shards together, count them, and remove the shards.
+
+    Raises:
+        Gone: another process has done it.
+        ValueError: shards lack.
+    """
     every = range(len(work.shards))
-    if lacking := work.lacking(every):
-        raise ValueError(
-            f"{len(lacking)} of {len(every)} shards are not done, of structures "
-            f"{work.shards.structures(lacking[0]).start} and following: run --shard for them again"
-        )
-    failed = target.with_name(f"{target.stem}.failed{target.suffix}")
-    counts = {"structures": 0, "failed": 0, "unfinished": 0, "outside": 0}
-    for said in _reports(work):
-        counts["structures"] += 1
-        counts["failed"] += "error" in said
-        counts["unfinished"] += said.get("unfinished", False)
-        counts["outside"] += said.get("outside", False)
-    _join([work.file(k, ".xyz") for k in every], target)
-    if counts["failed"]:
-        _join([work.file(k, ".failed.xyz") for k in every], failed)
-    shutil.rmtree(work.folder)
+    with _waiting_lock(work.target):
+        if lacking := work.lacking(every):
+            raise ValueError(
+                f"{len(lacking)} of {len(every)} shards are not done, of structures "
+                f"{work.shards.structures(lacking[0]).start} and following: run --shard for them "
+                "again"
+            )
+        try:
+            counts = _counts(work)
+            write_atomically(work.folder / JOINING, b"")
+            if counts["failed"]:
+                _join([work.file(k, ".failed.xyz") for k in every], work.failed)
+            elif overwrites():  # that of an earlier run would seem to be of this one
+                work.failed.unlink(missing_ok=True)
+            _join([work.file(k, ".xyz") for k in every], work.target)
+        except FileNotFoundError:  # without locks, another process may do the same
+            if work.folder.exists():
+                raise
+            raise Gone from None
+        work.remove()
+    return counts
+
+
+@contextmanager
+def _waiting_lock(path: Path) -> Iterator[None]:
+    while True:
+        try:
+            lock = FileLock(path)
+            break
+        except BlockingIOError:
+            time.sleep(PAUSE)
+    with lock:
+        yield
+
+
+def _counts(work: Work) -> Counter[str]:
+    """Count structures, and those of which something must be said."""
+    counts: Counter[str] = Counter()
+    for k in range(len(work.shards)):
+        for said in json.loads(work.file(k, ".json").read_text()):
+            counts["structures"] += 1
+            counts["failed"] += "error" in said
+            counts["unfinished"] += said.get("unfinished", False)
+            counts["outside"] += said.get("outside", False)
+    return counts
+
+
+def _report(work: Work, counts: Counter[str]) -> None:
+    """Tell how many structures there are, and end with the status that they deserve."""
     n = counts["structures"]
-    say(f"wrote {target}: {n - counts['failed']} of {n} structures")
-    report_json({**counts, "output": str(target), "failures": str(failed)})
+    say(f"wrote {work.target}: {n - counts['failed']} of {n} structures")
+    report_json(
+        {
+            **{name: counts[name] for name in COUNTED},
+            "output": str(work.target),
+            "failures": str(work.failed) if counts["failed"] else None,
+        }
+    )
     wrong = []
     if counts["failed"]:
-        wrong.append(f"{counts['failed']} of {n} structures failed: see {failed}")
+        wrong.append(f"{counts['failed']} of {n} structures failed: see {work.failed}")
     if counts["unfinished"]:
         wrong.append(f"{counts['unfinished']} of {n} did not converge: increase --steps")
     if counts["outside"]:
@@ -272,6 +550,22 @@ def _report(work: Work, target: Path) -> None:
         raise OutsideTraining("; ".join(wrong))
     if wrong:
         raise click.ClickException("; ".join(wrong))
+
+
+def _say_done(work: Work) -> None:
+    """Tell that another command has put the shards together, which has said how many there are."""
+    failed = work.failed.exists()
+    say(f"{work.target} is complete: another command has written it, and says how many failed")
+    report_json(
+        {
+            **dict.fromkeys(COUNTED),
+            "structures": work.shards.n_structures,
+            "output": str(work.target),
+            "failures": str(work.failed) if failed else None,
+        }
+    )
+    if failed:
+        raise click.ClickException(f"structures failed: see {work.failed}")
 
 
 def _join(parts: Sequence[Path], target: Path) -> None:

@@ -48,7 +48,8 @@ class Shards:
         begin, end = self.starts[shard : shard + 2]
         with open(self.path, "rb") as file:
             file.seek(begin)
-            text = file.read(end - begin).decode()
+            # one damaged structure must not spoil the others
+            text = file.read(end - begin).decode(errors="surrogateescape")
         numbers = self.structures(shard)
         frames = [Frame(*frame) for frame in delimited(StringIO(text), numbers.start)]
         if len(frames) != len(numbers):
@@ -76,14 +77,19 @@ class Frame:
         Raises:
             ValueError: it is not understood; one line that begins with its name.
         """
+        try:
+            "".join([self.comment, *self.rows]).encode()
+        except UnicodeEncodeError as error:
+            byte = ord(error.object[error.start]) & 0xFF
+            raise ValueError(f"{self.name}: not UTF-8 text (byte {byte:#x})") from None
         return parsed(self.name, self.comment, self.rows)
 
-    def with_error(self, reason: str) -> str:
-        """Return the text with `error="reason"` at the end of its comment."""
+    def with_error(self, reason: str) -> bytes:
+        """Return the structure as it is in the file, with `error="reason"` in its comment."""
         quoted = reason.replace("\\", "/").replace('"', "'")
         comment = f'{self.comment.rstrip()} error="{quoted}"'.lstrip()
         rows = "".join(row if row.endswith("\n") else row + "\n" for row in self.rows)
-        return f"{len(self.rows)}\n{comment}\n{rows}"
+        return f"{len(self.rows)}\n{comment}\n{rows}".encode(errors="surrogateescape")
 
 
 def find_shards(path: Path, size: int) -> Shards:

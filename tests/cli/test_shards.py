@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import click
 import numpy as np
 import pytest
 from ase import Atoms
@@ -17,7 +25,10 @@ from ase.io import read, write
 from command_line import COPPER, ETHANOL, attncalc, fails
 
 from attncalc import AttnCalculator
-from attncalc.data.shards import find_shards
+from attncalc.cli import output, shards
+from attncalc.cli.shards import Outcome, Work
+from attncalc.data.shards import Frame, find_shards
+from attncalc.files import NoSpaceLeft
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 N, BAD = 300, {70: "atom 0 (Cu) and atom 1", 131: "Au", 199: "columns"}
@@ -93,14 +104,14 @@ def test_two_workers_killed_and_started_again(reference):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     parts, limit = Path("out.xyz.parts"), time.monotonic() + 240
-    while not list(parts.glob("0*.json")):
+    while not list(parts.glob("*/0*.json")):
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < limit
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert not Path("out.xyz").exists()
-    done = {path: path.stat().st_mtime_ns for path in parts.glob("0*.json")}
+    done = {path: path.stat().st_mtime_ns for path in parts.glob("*/0*.json")}
     time.sleep(0.5)
     result = attncalc(*RELAX, "-o", "out.xyz", "--workers", 2)
     assert result.exit_code == 1
@@ -117,9 +128,9 @@ def test_an_array_of_jobs(reference):
     assert "2 of 5 shards are not done, of structures 64 and following" in line
     line = fails(*RELAX[:-1], "0.04", "-o", "out.xyz", "--gather")
     assert "out.xyz.parts holds shards of another fmax" in line
-    again = {path: path.stat().st_mtime_ns for path in Path("out.xyz.parts").glob("0*")}
+    again = {path: path.stat().st_mtime_ns for path in Path("out.xyz.parts").glob("*/0*")}
     assert attncalc(*RELAX, "-o", "out.xyz", "--shard", "1/2").exit_code == 0
-    assert again == {path: path.stat().st_mtime_ns for path in Path("out.xyz.parts").glob("0*")}
+    assert again == {path: path.stat().st_mtime_ns for path in Path("out.xyz.parts").glob("*/0*")}
     assert attncalc(*RELAX, "-o", "out.xyz", "--shard", "2/2").exit_code == 0
     result = attncalc(*RELAX, "-o", "out.xyz", "--gather")
     assert "3 of 300 structures failed" in result.stderr
@@ -145,9 +156,9 @@ def test_what_cannot_be_is_refused(options, message):
 def test_shards_of_a_file():
     frames = [bulk("Cu", cubic=True) * (1, 1, 1 + k % 3) for k in range(10)]
     write("many.xyz", frames)
-    shards = find_shards(Path("many.xyz"), 4)
-    assert (len(shards), shards.n_structures) == (3, 10)
-    read_back = [frame.atoms() for k in range(3) for frame in shards.read(k)]
+    found = find_shards(Path("many.xyz"), 4)
+    assert (len(found), found.n_structures) == (3, 10)
+    read_back = [frame.atoms() for k in range(3) for frame in found.read(k)]
     assert [len(atoms) for atoms in read_back] == [len(atoms) for atoms in frames]
     text = Path("many.xyz").read_text()
     for damaged, message in (
@@ -159,3 +170,226 @@ def test_shards_of_a_file():
         Path("many.xyz").write_text(damaged)
         with pytest.raises(ValueError, match=message):
             find_shards(Path("many.xyz"), 4)
+
+
+@dataclass(frozen=True)
+class Copying:
+    """Leaves structures as they are.
+
+    Attributes:
+        how: setting of the work, and what goes wrong at structure 5.
+    """
+
+    how: str = ""
+
+    def identity(self) -> dict[str, object]:
+        return {"how": self.how}
+
+    def place(self) -> dict[str, object]:
+        return {"device": "cpu"}
+
+    def start(self) -> Copying:
+        return self
+
+    def __call__(self, frames: Sequence[Frame], first: int) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for k, frame in enumerate(frames, start=first):
+            try:
+                atoms = frame.atoms()
+            except ValueError as error:
+                outcomes.append((None, {"error": str(error)}))
+                continue
+            if k == 5 and self.how == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if k == 5 and self.how == "full":
+                raise NoSpaceLeft("out.xyz", errno.ENOSPC)
+            if k == 5 and self.how == "unwritable":
+                atoms.new_array("phase", np.ones(len(atoms), dtype=complex))
+            outcomes.append((atoms, {}))
+        return outcomes
+
+
+SOURCE, TARGET = Path("few.xyz"), Path("out.xyz")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten structures in shards of four, which this process works off."""
+    write(SOURCE, [Atoms("Cu", [[k, 0, 0]]) for k in range(10)])
+    monkeypatch.setattr(shards, "STRUCTURES", 4)
+    monkeypatch.setattr(shards, "GRACE", 0.0)
+    monkeypatch.setattr(shards, "_compute", in_this_process)
+
+
+@pytest.fixture
+def forked(few, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes work them off, in which nothing is imported again."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(shards.multiprocessing, "get_context", lambda _: fork)
+    monkeypatch.setattr(shards, "_compute", compute)
+
+
+compute = shards._compute
+
+
+def in_this_process(job: Copying, work: Work, mine: Sequence[int], workers: int) -> None:
+    class Silent:
+        def send(self, what: object) -> None: ...
+
+    shards._work_off_shards(job, work, mine, Silent())
+
+
+def work_off(how: str = "", *, shard: str | None = None, gather: bool = False) -> None:
+    shards.output_of_shards(SOURCE, TARGET)
+    workers = None if shard or gather else 1
+    shards.work_off(Copying(how), SOURCE, TARGET, workers=workers, shard=shard, gather=gather)
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def test_killed_while_the_shards_are_removed(few, monkeypatch):
+    def rmtree(folder: Path, **options: bool) -> None:
+        if (folder / "0000").exists():
+            (folder / "plan.json").unlink()
+            raise Killed
+        shutil.rmtree(folder, **options)
+
+    stub = SimpleNamespace(rmtree=rmtree, copyfileobj=shutil.copyfileobj)
+    with monkeypatch.context() as context:
+        context.setattr(shards, "shutil", stub)
+        with pytest.raises(Killed):
+            work_off()
+    assert len(read(TARGET, ":")) == 10
+    assert not Path("out.xyz.parts").exists()
+    TARGET.unlink()
+    work_off("other")  # nothing of the first is in its way
+
+
+def test_killed_while_the_output_is_written(few, monkeypatch):
+    def killed(_: Work) -> None:
+        raise Killed
+
+    with monkeypatch.context() as context:
+        context.setattr(Work, "remove", killed)
+        with pytest.raises(Killed):
+            work_off()
+    TARGET.write_text("half")
+    work_off()  # the same command goes on, though its output is there
+    assert len(read(TARGET, ":")) == 10
+
+
+def test_a_folder_is_made_with_its_plan_once(few):
+    work = Work(find_shards(SOURCE, 4), TARGET)
+    assert work.claim({"how": "one"}, new=True)
+    # another process looked when there was no folder yet
+    assert not work._make({"how": "two"})
+    with pytest.raises(ValueError, match="holds shards of another how"):
+        work.claim({"how": "two"}, new=True)
+    assert {path.name for path in Path().iterdir()} == {"few.xyz", "out.xyz.parts"}
+    (work.folder / "plan.json").unlink()
+    with pytest.raises(ValueError, match=r"no plan\.json"):
+        work.claim({"how": "two"}, new=True)
+
+
+def test_nothing_is_made_where_nothing_was_worked_off(few):
+    with pytest.raises(ValueError, match="work the shards off with --shard first"):
+        work_off(gather=True)
+    assert not Path("out.xyz.parts").exists()
+
+
+def test_a_comment_in_another_encoding(few):
+    lines = SOURCE.read_bytes().splitlines(keepends=True)
+    lines[3 * 5 + 1] = lines[3 * 5 + 1].replace(b"\n", b" name=caf\xe9\n")
+    SOURCE.write_bytes(b"".join(lines))
+    with pytest.raises(click.ClickException, match="1 of 10 structures failed"):
+        work_off()
+    assert len(read(TARGET, ":")) == 9
+    failed = Path("out.failed.xyz").read_bytes()
+    assert b'name=caf\xe9 error="structure 5: not UTF-8 text (byte 0xe9)"\n' in failed
+
+
+def test_what_ase_cannot_write_has_failed(few):
+    with pytest.raises(click.ClickException, match="1 of 10 structures failed"):
+        work_off("unwritable")
+    assert len(read(TARGET, ":")) == 9
+    assert "structure 5: ASE cannot write it" in Path("out.failed.xyz").read_text()
+
+
+def test_an_error_of_a_process_ends_all_with_one_line(forked, capfd):
+    with pytest.raises(RuntimeError, match=r"no space left .*; 1 of 3 shards are done: the same"):
+        work_off("full")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_shard_that_kills_processes_fails(forked):
+    with pytest.raises(click.ClickException, match="4 of 10 structures failed"):
+        work_off("die")
+    assert [atoms.positions[0, 0] for atoms in read(TARGET, ":")] == [0, 1, 2, 3, 8, 9]
+    assert Path("out.failed.xyz").read_text().count("2 processes died at structures 4 to 7") == 4
+
+
+def test_the_file_of_what_fails_is_an_output(few, monkeypatch):
+    failed = Path("out.failed.xyz")
+    failed.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"out\.failed\.xyz exists"):
+        work_off()
+    assert failed.read_text() == "mine"
+    monkeypatch.setattr(shards, "overwrites", lambda: True)
+    monkeypatch.setattr(output, "overwrites", lambda: True)
+    said = []
+    monkeypatch.setattr(shards, "report_json", said.append)
+    work_off()
+    assert not failed.exists(), "it was of an earlier run"
+    assert said[0]["failures"] is None
+    SOURCE.rename(failed)
+    with pytest.raises(ValueError, match=r"out\.failed\.xyz, .* is the input"):
+        shards.output_of_shards(failed, TARGET)
+
+
+def test_the_slower_of_two_equal_commands(few, monkeypatch):
+    said = []
+    monkeypatch.setattr(shards, "say", said.append)
+
+    def slower(job: Copying, work: Work, mine: Sequence[int], workers: int) -> None:
+        monkeypatch.setattr(shards, "_compute", in_this_process)
+        work_off()
+        in_this_process(job, work, mine, workers)
+
+    monkeypatch.setattr(shards, "_compute", slower)
+    work_off()
+    assert said[0] == "wrote out.xyz: 10 of 10 structures"
+    assert said[1].startswith("out.xyz is complete: another command has written it")
+    TARGET.unlink()
+
+    def later(path: Path, size: int) -> object:
+        monkeypatch.setattr(shards, "find_shards", find_shards)
+        work_off()
+        return find_shards(path, size)
+
+    monkeypatch.setattr(shards, "find_shards", later)
+    work_off()
+    assert said[3].startswith("out.xyz is complete: another command has written it")
+    assert {path.name for path in Path().iterdir()} == {"few.xyz", "out.xyz"}
+
+
+def test_a_folder_that_somebody_removed(few, monkeypatch):
+    def removed(job: Copying, work: Work, mine: Sequence[int], workers: int) -> None:
+        shutil.rmtree(work.folder)
+        in_this_process(job, work, mine, workers)
+
+    monkeypatch.setattr(shards, "_compute", removed)
+    with pytest.raises(ValueError, match=r"out\.xyz\.parts was removed: start again"):
+        work_off()
+
+
+def test_the_folder_is_not_listed_for_every_shard(few, monkeypatch):
+    monkeypatch.setattr(shards, "STRUCTURES", 1)
+    monkeypatch.setattr(shards, "SHARDS", 4)
+    listed = []
+    monkeypatch.setattr(shards.os, "listdir", lambda path: listed.append(path) or [])
+    work_off(shard="1/1")
+    assert len(listed) == 3
+    folders = [f"out.xyz.parts/000{k}" for k in range(3)]
+    assert [len([*os.scandir(folder)]) for folder in folders] == [3 * 4, 3 * 4, 3 * 2]

@@ -25,7 +25,7 @@ from attncalc.cli.relax import (
 from attncalc.cli.shards import Outcome, set_threads_of_worker
 from attncalc.data.shards import Frame
 from attncalc.potential import batches
-from attncalc.system import System
+from attncalc.system import System, what_is_ignored
 from attncalc.text import one_line
 
 
@@ -129,8 +129,9 @@ class RelaxShard:
                     outcomes[numbers[0]] = None, {"error": one_line(error)}
                 continue
             for k, (atoms, course) in zip(numbers, found, strict=True):
+                said = {**self._said(course), "ignored": what_is_ignored(good[k])}
                 atoms.info["structure"] = first + k
-                outcomes[k] = atoms, self._said(course)
+                outcomes[k] = atoms, said
         return outcomes
 
     def _known(self, frame: Frame) -> Atoms:

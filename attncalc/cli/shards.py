@@ -29,7 +29,7 @@ from ase import Atoms
 from ase.io import write
 
 from attncalc.cli.errors import EXPECTED, OutsideTraining
-from attncalc.cli.output import output_file, overwrites, report_json, say
+from attncalc.cli.output import output_file, overwrites, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.data.shards import Frame, Shards, find_shards
 from attncalc.files import FileLock, NoSpaceLeft, replacing, write_atomically
@@ -49,7 +49,7 @@ ATTEMPTS = 2
 # file that is there from when the output is begun
 JOINING = "joining"
 # numbers of structures in the report
-COUNTED = ("structures", "failed", "unfinished", "outside")
+COUNTED = ("structures", "failed", "unfinished", "outside", "ignored")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Outcome = tuple[Atoms | None, dict[str, Any]]
@@ -474,7 +474,20 @@ def _text(atoms: Atoms) -> str:
     return text.getvalue()
 
 
-def _gather(work: Work) -> Counter[str]:
+@dataclass
+class _Counts:
+    """Numbers of structures.
+
+    Attributes:
+        of: those of `COUNTED`.
+        warnings: of how many something is not read, by what.
+    """
+
+    of: Counter[str]
+    warnings: Counter[str]
+
+
+def _gather(work: Work) -> _Counts:
     """Put the results of all shards together, count them, and remove the shards.
 
     Raises:
@@ -492,7 +505,7 @@ def _gather(work: Work) -> Counter[str]:
         try:
             counts = _counts(work)
             write_atomically(work.folder / JOINING, b"")
-            if counts["failed"]:
+            if counts.of["failed"]:
                 _join([work.file(k, ".failed.xyz") for k in every], work.failed)
             elif overwrites():  # that of an earlier run would seem to be of this one
                 work.failed.unlink(missing_ok=True)
@@ -517,36 +530,41 @@ def _waiting_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _counts(work: Work) -> Counter[str]:
+def _counts(work: Work) -> _Counts:
     """Count structures, and those of which something must be said."""
-    counts: Counter[str] = Counter()
+    counts = _Counts(Counter(), Counter())
     for k in range(len(work.shards)):
         for said in json.loads(work.file(k, ".json").read_text()):
-            counts["structures"] += 1
-            counts["failed"] += "error" in said
-            counts["unfinished"] += said.get("unfinished", False)
-            counts["outside"] += said.get("outside", False)
+            counts.of["structures"] += 1
+            counts.of["failed"] += "error" in said
+            counts.of["unfinished"] += said.get("unfinished", False)
+            counts.of["outside"] += said.get("outside", False)
+            if ignored := said.get("ignored"):
+                counts.of["ignored"] += 1
+                counts.warnings[ignored] += 1
     return counts
 
 
-def _report(work: Work, counts: Counter[str]) -> None:
+def _report(work: Work, counts: _Counts) -> None:
     """Tell how many structures there are, and end with the status that they deserve."""
-    n = counts["structures"]
-    say(f"wrote {work.target}: {n - counts['failed']} of {n} structures")
+    n = counts.of["structures"]
+    for ignored, times in counts.warnings.items():
+        warn(f"{times} of {n} structures: {ignored}")
+    say(f"wrote {work.target}: {n - counts.of['failed']} of {n} structures")
     report_json(
         {
-            **{name: counts[name] for name in COUNTED},
+            **{name: counts.of[name] for name in COUNTED},
             "output": str(work.target),
-            "failures": str(work.failed) if counts["failed"] else None,
+            "failures": str(work.failed) if counts.of["failed"] else None,
         }
     )
     wrong = []
-    if counts["failed"]:
-        wrong.append(f"{counts['failed']} of {n} structures failed: see {work.failed}")
-    if counts["unfinished"]:
-        wrong.append(f"{counts['unfinished']} of {n} did not converge: increase --steps")
-    if counts["outside"]:
-        wrong.insert(0, f"{counts['outside']} of {n} end outside the training data")
+    if counts.of["failed"]:
+        wrong.append(f"{counts.of['failed']} of {n} structures failed: see {work.failed}")
+    if counts.of["unfinished"]:
+        wrong.append(f"{counts.of['unfinished']} of {n} did not converge: increase --steps")
+    if counts.of["outside"]:
+        wrong.insert(0, f"{counts.of['outside']} of {n} end outside the training data")
         raise OutsideTraining("; ".join(wrong))
     if wrong:
         raise click.ClickException("; ".join(wrong))

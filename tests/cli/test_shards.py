@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +25,9 @@ from ase.io import read, write
 from command_line import COPPER, ETHANOL, attncalc, fails
 
 from attncalc import AttnCalculator
+from attncalc import __version__ as attncalc_version
 from attncalc.cli import output, shards
+from attncalc.cli.relax_many import RelaxMany, RelaxShard
 from attncalc.cli.shards import Outcome, Work
 from attncalc.data.shards import Frame, find_shards
 from attncalc.files import NoSpaceLeft
@@ -393,3 +395,57 @@ def test_the_folder_is_not_listed_for_every_shard(few, monkeypatch):
     assert len(listed) == 3
     folders = [f"out.xyz.parts/000{k}" for k in range(3)]
     assert [len([*os.scandir(folder)]) for folder in folders] == [3 * 4, 3 * 4, 3 * 2]
+
+
+def relax_many(**changed: object) -> RelaxMany:
+    options = {"device": "cpu", "dtype": None, "long_range_cutoff": None}
+    asked = RelaxMany(COPPER, options, 1, 10.0, 5, None, False, False)
+    return replace(asked, **changed)
+
+
+def test_what_is_not_read_is_counted(few, capsys, monkeypatch):
+    frames = [bulk("Cu", a=3.6, cubic=True) for _ in range(6)]
+    for atoms in frames[:5]:
+        atoms.set_initial_magnetic_moments([1.0] * 4)
+    write(SOURCE, frames)
+    reported = []
+    monkeypatch.setattr(shards, "report_json", reported.append)
+    shards.work_off(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)
+    warning = "Warning: 5 of 6 structures: initial magnetic moments of the atoms are not read: set"
+    assert warning in capsys.readouterr().err
+    assert reported[0]["ignored"] == 5
+
+
+def test_shards_of_another_device_or_version_do_not_mix(few, monkeypatch):
+    write(SOURCE, [bulk("Cu", a=3.6, cubic=True) for _ in range(6)])
+    asked = {"workers": None, "gather": False}
+    shards.work_off(relax_many(), SOURCE, TARGET, shard="1/2", **asked)
+    place = relax_many().place()
+    assert place == {"device": "cpu", "attncalc": attncalc_version}
+    for name in place:
+        other = {**place, name: "other"}
+        with monkeypatch.context() as context:
+            context.setattr(RelaxMany, "place", lambda _, other=other: other)
+            with pytest.raises(ValueError, match=f"holds shards of another {name}:"):
+                shards.work_off(relax_many(), SOURCE, TARGET, shard="2/2", **asked)
+    shards.work_off(relax_many(), SOURCE, TARGET, shard="2/2", **asked)
+    # nothing is computed: any machine will do
+    monkeypatch.setattr(RelaxMany, "place", lambda _: other)
+    shards.work_off(relax_many(), SOURCE, TARGET, workers=None, shard=None, gather=True)
+    assert len(read(TARGET, ":")) == 6
+
+
+def test_a_structure_too_large_for_the_memory_has_failed(monkeypatch):
+    write("many.xyz", [bulk("Cu", a=3.6, cubic=True) for _ in range(3)])
+    frames = find_shards(Path("many.xyz"), 4).read(0)
+    relax = RelaxShard._relax
+
+    def hungry(self: RelaxShard, batch: list[Atoms], together: bool, first: int) -> list:
+        if first <= 1 < first + len(batch):
+            raise MemoryError
+        return relax(self, batch, together, first)
+
+    monkeypatch.setattr(RelaxShard, "_relax", hungry)
+    solve = RelaxShard(relax_many(), AttnCalculator(COPPER, device="cpu"))
+    outcomes = solve(frames, 0)
+    assert [said.get("error") for _, said in outcomes] == [None, "MemoryError", None]

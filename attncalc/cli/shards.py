@@ -76,7 +76,7 @@ class Solver(Protocol):
 
 
 class Gone(Exception):
-    """The folder of the shards is no more: another process has put them together."""
+    """There is no folder of shards: another process has put them together, if there was one."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +130,21 @@ class Work:
             Whether it was made.
 
         Raises:
-            ValueError: it is of another work, or should be there.
+            ValueError: it is of another work.
+            Gone: there is none.
         """
         found = {"input": self.shards.sha256, "shard": self.shards.size, **identity}
         made = new and not self.folder.exists() and self._make(found)
         plan = self.folder / "plan.json"
-        if not self.folder.exists():
-            raise ValueError(f"no folder {self.folder}: work the shards off with --shard first")
-        if not plan.exists():
+        try:
+            before = json.loads(plan.read_text())
+        except FileNotFoundError:
+            if not self.folder.exists():
+                raise Gone from None
             raise ValueError(
                 f"{self.folder} does not say what its shards are of (no plan.json): remove the "
                 "folder, or name another output"
-            )
-        before = json.loads(plan.read_text())
+            ) from None
         if other := [name for name in found if before.get(name) != found[name]]:
             raise ValueError(
                 f"{self.folder} holds shards of another {other[0]}: finish that work, remove "
@@ -259,9 +261,9 @@ def work_off(
     before = None if (_folder(target) / JOINING).exists() else _stamp(target)
     identity = job.identity() if gather else {**job.identity(), **job.place()}
     work = Work(find_shards(source, STRUCTURES), target)
-    made = work.claim(identity, new=not gather)
     mine = range(len(work.shards))[part::n_parts]
     try:
+        made = work.claim(identity, new=not gather)
         if made and _stamp(target) not in (None, before):  # written while we looked at the input
             work.remove()
             raise Gone
@@ -273,7 +275,7 @@ def work_off(
         counts = _gather(work)
     except Gone:
         if _stamp(target) in (None, before):
-            raise ValueError(f"{work.folder} was removed: start again") from None
+            raise ValueError(f"no folder {work.folder}: work its shards off first") from None
         _say_done(work)
         return
     _report(work, counts)
@@ -359,8 +361,9 @@ def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
                         raise RuntimeError(f"{worker.error}; {_progress(work, mine)}")
                     if worker.has_died():
                         time.sleep(GRACE)  # whoever kills all processes comes to us too
-                        _count_attempt(work, worker.at)
-                        pool[k], goes_on = _Worker(job, work, mine), True
+                        worker.at, shard = None, worker.at
+                        if _count_attempt(work, shard) <= ATTEMPTS:  # else giving it up kills too
+                            pool[k], goes_on = _Worker(job, work, mine), True
                 if time.monotonic() > look:  # what other commands have done
                     began = time.monotonic()
                     left = set(work.lacking(sorted(left)))
@@ -393,10 +396,13 @@ def _attempts(work: Work, shard: int) -> int:
         return 0
 
 
-def _count_attempt(work: Work, shard: int | None) -> None:
-    if shard is not None and not work.is_done(shard):
-        number = str(_attempts(work, shard) + 1).encode()
-        write_atomically(work.file(shard, ".died"), number)
+def _count_attempt(work: Work, shard: int | None) -> int:
+    """Note that a process died at a shard; returns how many have."""
+    if shard is None or work.is_done(shard):
+        return 0
+    number = _attempts(work, shard) + 1
+    write_atomically(work.file(shard, ".died"), str(number).encode())
+    return number
 
 
 def _work(job: Job, work: Work, mine: Sequence[int], parent: Connection) -> None:

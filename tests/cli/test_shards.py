@@ -30,7 +30,7 @@ from attncalc.cli import output, shards
 from attncalc.cli.relax_many import RelaxMany, RelaxShard
 from attncalc.cli.shards import Outcome, Work
 from attncalc.data.shards import Frame, find_shards
-from attncalc.files import NoSpaceLeft
+from attncalc.files import FileLock, NoSpaceLeft
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 N, BAD = 300, {70: "atom 0 (Cu) and atom 1", 131: "Au", 199: "columns"}
@@ -296,7 +296,7 @@ def test_a_folder_is_made_with_its_plan_once(few):
 
 
 def test_nothing_is_made_where_nothing_was_worked_off(few):
-    with pytest.raises(ValueError, match="work the shards off with --shard first"):
+    with pytest.raises(ValueError, match=r"no folder out\.xyz\.parts: work its shards off first"):
         work_off(gather=True)
     assert not Path("out.xyz.parts").exists()
 
@@ -376,13 +376,26 @@ def test_the_slower_of_two_equal_commands(few, monkeypatch):
     assert {path.name for path in Path().iterdir()} == {"few.xyz", "out.xyz"}
 
 
+def test_only_one_command_puts_shards_together(few, monkeypatch):
+    lock, waited = FileLock(TARGET), []
+
+    def sleep(seconds: float) -> None:
+        waited.append(TARGET.exists())
+        lock.release()
+
+    monkeypatch.setattr(shards.time, "sleep", sleep)
+    work_off()
+    assert waited == [False]
+    assert len(read(TARGET, ":")) == 10
+
+
 def test_a_folder_that_somebody_removed(few, monkeypatch):
     def removed(job: Copying, work: Work, mine: Sequence[int], workers: int) -> None:
         shutil.rmtree(work.folder)
         in_this_process(job, work, mine, workers)
 
     monkeypatch.setattr(shards, "_compute", removed)
-    with pytest.raises(ValueError, match=r"out\.xyz\.parts was removed: start again"):
+    with pytest.raises(ValueError, match=r"no folder out\.xyz\.parts: work its shards"):
         work_off()
 
 

@@ -288,9 +288,7 @@ def test_the_default_model_knows_ions_and_refuses_metals():
 
 def test_the_default_model_refuses_radicals():
     methyl = molecule("CH3")
-    with pytest.raises(
-        ValueError, match="number of electrons is odd, 9: this model was"
-    ):
+    with pytest.raises(ValueError, match="number of electrons is odd, 9: this model was"):
         AttnCalculator().calculate(methyl)
     methyl.info["charge"] = 1
     AttnCalculator().calculate(methyl)

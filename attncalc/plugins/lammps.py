@@ -321,7 +321,7 @@ class _Alone:
     def __init__(self, lmp: Any, evaluator: Evaluator, charge: int, spin: int | None) -> None:
         self.lmp, self.evaluator = lmp, evaluator
         self.charge, self.spin = charge, spin
-        self._ids: Integers = np.zeros(0, np.int64)
+        self._known: tuple[Integers, Integers] | None = None
         self._rows: Integers = np.zeros(0, np.int64)
         self._system: System | None = None
         names = ("IMGMASK", "IMGMAX", "IMGBITS", "IMG2BITS")
@@ -334,23 +334,24 @@ class _Alone:
     def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
         n = images.n_own
         ids, numbers = images.ids[:n], images.numbers[:n]
-        if not np.array_equal(ids, self._ids):
-            self._ids = ids.copy()
+        if not _are_equal((ids, numbers), self._known):
+            self._known = (ids.copy(), numbers.copy())
             ours = np.flatnonzero(numbers)
             self._rows = ours[np.argsort(ids[ours])]
         rows = self._rows
         if len(rows) == 0:
             return Parts(0.0, np.zeros((3, 3)))
-        system = self._system_of(images.positions[rows], numbers[rows], rows, box)
+        flags = self.lmp.numpy.extract_atom("image", nelem=n)[rows]
+        system = self._system_of(images.positions[rows], numbers[rows], flags, box)
         result = self.evaluator(system)
         forces[rows] = result.forces.cpu().numpy()
         return _parts(result)
 
     def _system_of(
-        self, positions: NDArray[np.float64], numbers: Integers, rows: Integers, box: Box
+        self, positions: NDArray[np.float64], numbers: Integers, flags: Integers, box: Box
     ) -> System:
         mask, middle, bits, bits_too = self._flags
-        flags = self.lmp.numpy.extract_atom("image", nelem=len(self._ids))[rows].astype(np.int64)
+        flags = flags.astype(np.int64)
         crossed = np.stack(
             [flags & mask, (flags >> bits) & mask, (flags >> bits_too) & mask], axis=1
         )
@@ -373,6 +374,11 @@ class _Alone:
         return system
 
 
+def _are_equal(found: tuple[Integers, Integers], known: tuple[Integers, Integers] | None) -> bool:
+    """Return True if ids and atomic numbers are known: LAMMPS may change types between steps."""
+    return known is not None and all(map(np.array_equal, found, known))
+
+
 def _parts(result: Result) -> Parts:
     return Parts(float(result.energy), result.strain_gradient[0].cpu().numpy())
 
@@ -381,18 +387,18 @@ class _Shared:
     """Atoms of one process among several, with ghosts as deep as the model sees.
 
     All processes make new lists at once, when one of them has to: when LAMMPS has handed atoms to
-    other processes or sorted them, or an atom has moved too far.
+    other processes or sorted them or changed their types, or an atom has moved too far.
     """
 
     def __init__(self, lmp: Any, comm: Any, evaluator: Evaluator) -> None:
         self.lmp, self.comm, self.evaluator = lmp, comm, evaluator
         self.n_rebuilds = 0
-        self._ids: Integers | None = None
+        self._known: tuple[Integers, Integers] | None = None
         self._domain: Domain | None = None
         self._owners: Any = None
 
     def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
-        holds = np.array([self._ids is not None and np.array_equal(images.ids, self._ids)])
+        holds = np.array([_are_equal((images.ids, images.numbers), self._known)])
         graphs = None
         if holds[0] and self._domain is not None:
             graphs = self._domain.graphs(images.positions, box)
@@ -419,7 +425,7 @@ class _Shared:
                 "neigh_modify must stay at: every 1 delay 0 check yes; ghosts would come too late"
             )
         self.n_rebuilds += 1
-        self._ids = images.ids.copy()
+        self._known = (images.ids.copy(), images.numbers.copy())
         self._check_spin(images)
         potential = self.evaluator.plain
         self._domain = domain = Domain.of(potential, images, box, skin=SKIN)

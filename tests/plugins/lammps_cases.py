@@ -1,6 +1,7 @@
-"""Runs of LAMMPS with models, for test_lammps.py: `mpiexec -n 2 python lammps_cases.py FOLDER`.
+"""Runs of LAMMPS with models, for test_lammps.py.
 
-Results of all cases go to FOLDER/ranks-N.json; structures and models are there already.
+`mpiexec -n 2 python lammps_cases.py FOLDER [CASE]` writes results of all cases or one to
+FOLDER/ranks-N.json or FOLDER/CASE-N.json; structures and models are there already.
 """
 
 from __future__ import annotations
@@ -118,6 +119,22 @@ def scripted() -> dict:
     return found
 
 
+def retyped() -> dict:
+    """Types that change between steps, beside instances that have had them from the start."""
+    changes = "set atom 1 type 1\nset atom 2 type 2\nset atom 7 type 1"
+    found = {}
+    for elements in (["H", "O"], ["H", "NULL"]):
+        energies = []
+        for first in ("run 0", ""):
+            lmp = started("water.data")
+            attach(lmp, "water.safetensors", elements)
+            lmp.commands_string(PRESSURE + f"{first}\n{changes}\nrun 0")
+            energies.append(lmp.get_thermo("pe"))
+            lmp.close()
+        found[" ".join(elements)] = energies
+    return found
+
+
 CASES = {
     "silicon": lambda: single("silicon", ["Si"], model="so3krates-silicon", dtype="float64"),
     "silicon32": lambda: single("silicon", ["Si"], model="so3krates-silicon"),
@@ -136,15 +153,21 @@ CASES = {
 }
 
 
-def main() -> None:
+OTHER_CASES = {"retyped": retyped}
+
+
+def main(name: str | None = None) -> None:
     torch.set_num_threads(1)
-    found = {name: case() for name, case in CASES.items()}
+    if name is None:
+        found = {case: compute() for case, compute in CASES.items()}
+    else:
+        found = OTHER_CASES[name]()
     if COMM.rank == 0:
-        Path(f"ranks-{COMM.size}.json").write_text(json.dumps(found))
+        Path(f"{name or 'ranks'}-{COMM.size}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     import os
 
     os.chdir(sys.argv[1])
-    main()
+    main(*sys.argv[2:])

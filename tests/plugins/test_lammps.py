@@ -238,6 +238,15 @@ class TestRuns:
         assert energies[0] == pytest.approx(energies[1], abs=1e-3)
 
 
+@needs_lammps
+@pytest.mark.parametrize("n", [1, 2])
+def test_types_may_change_between_steps(folder: Path, n: int):
+    done = mpiexec(n, Path(__file__).with_name("lammps_cases.py"), folder, "retyped")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for elements, energies in json.loads((folder / f"retyped-{n}.json").read_text()).items():
+        assert energies[0] == pytest.approx(energies[1], abs=1e-9), elements
+
+
 SMALL = """units {units}
 newton {newton}
 atom_style atomic

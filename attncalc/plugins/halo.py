@@ -238,7 +238,7 @@ class Owners:
         ghosts: [n_ghosts], ids of its ghosts.
 
     Raises:
-        ValueError: no process has an atom of such an id.
+        ValueError: no process has an atom of such an id, or several atoms have the same.
     """
 
     def __init__(self, comm: Any, own: Integers, ghosts: Integers) -> None:
@@ -249,6 +249,9 @@ class Owners:
         asked = comm.alltoall([ghosts[ghosts % size == r] for r in range(size)])
         ids, owners = np.concatenate(told), np.repeat(np.arange(size), [len(t) for t in told])
         order = np.argsort(ids)
+        is_second = np.diff(ids[order]) == 0
+        if is_second.any():
+            raise ValueError(f"several atoms have the id {ids[order][1:][is_second][0]}")
         answers = comm.alltoall([_look_up(ids[order], owners[order], wanted) for wanted in asked])
         owner = np.empty(len(ghosts), np.int64)
         for r in range(size):

@@ -20,7 +20,7 @@ from attncalc.nn.so3krates_sphc import So3kratesSphcConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.plugins.halo import Domain, Images, depth_of, refuse_parts
+from attncalc.plugins.halo import Domain, Images, Owners, depth_of, refuse_parts
 from attncalc.potential import Committee, Potential, evaluate, fresh_graphs
 from attncalc.system import System
 
@@ -206,3 +206,19 @@ def test_what_cannot_be_shared(words: str):
 def test_what_can_be_shared():
     for potential in (two_layers(), random_potential(tiny_so3krates(4.0, predict_charges=True))):
         refuse_parts(potential)
+
+
+class OneProcess:
+    """A communicator with one process."""
+
+    size = 1
+
+    def alltoall(self, values: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        return values
+
+
+def test_two_atoms_with_one_id_are_refused():
+    none = np.zeros(0, np.int64)
+    Owners(OneProcess(), np.array([5, 3, 4]), none)
+    with pytest.raises(ValueError, match="several atoms have the id 3"):
+        Owners(OneProcess(), np.array([5, 3, 4, 3]), none)

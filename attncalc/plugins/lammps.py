@@ -149,6 +149,7 @@ def check_processes(comm: Any) -> None:
 
 def _numbers_of(lmp: Any, elements: Sequence[str], potential: Potential) -> Integers:
     """[n_types + 1]: atomic number of every type; 0 for NULL, and for type 0, which is none."""
+    _refuse_respa(lmp)
     units = lmp.extract_global("units")
     if units != "metal":
         raise ValueError(f"units {units}: models are in eV and Å, write: units metal")
@@ -170,6 +171,12 @@ def _numbers_of(lmp: Any, elements: Sequence[str], potential: Potential) -> Inte
         raise ValueError("all types are NULL: the model has no atoms")
     species_of(torch.tensor([z for z in numbers if z]), potential.species)
     return np.array(numbers)
+
+
+def _refuse_respa(lmp: Any) -> None:
+    """Refuse an integrator that calls a `fix external` before the first step and never again."""
+    if lmp.extract_global("respa_levels") is not None:
+        raise ValueError("run_style respa: only run_style verlet calls the model in every step")
 
 
 def _commands(lmp: Any, potential: Potential, n_processes: int) -> list[str]:
@@ -264,6 +271,7 @@ class AttnFix:
             end_all(self.comm, error, self.lmp)
 
     def _add(self, n_own: int, forces: Any) -> None:
+        _refuse_respa(self.lmp)  # no look at a script finds it in files that this includes
         images, box = self._images(n_own), _box(self.lmp)
         if self.n_calls == 0:
             self._check_masses()
@@ -424,6 +432,8 @@ class _Shared:
             raise ValueError(
                 "neigh_modify must stay at: every 1 delay 0 check yes; ghosts would come too late"
             )
+        if (images.ids <= 0).any():
+            raise ValueError("several processes tell atoms by their ids: remove atom_modify id no")
         self.n_rebuilds += 1
         self._known = (images.ids.copy(), images.numbers.copy())
         self._check_spin(images)

@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from attncalc.model_file import load
-from attncalc.plugins.lammps import AttnFix, attach
+from attncalc.plugins.halo import Integers
+from attncalc.plugins.lammps import FIX, AttnFix, attach
 
 EXAMPLE = "pair_style attncalc MODEL and pair_coeff * * with the element of every atom type"
 
 REFUSED = {
     "clear": "start a new run instead",
-    "run_style": "only run_style verlet calls the model",
+    "run_style": "only run_style verlet calls the model in every step",
     "pair_style": "a script has one model and one pair_style",
 }
 """Commands behind the two lines that would leave the model without effect, and what to do."""
@@ -146,11 +149,19 @@ def run(lmp: Any, path: str | Path, script: Script, **options: Any) -> AttnFix:
     style[place : place + 2] = ["zero", f"{potential.cutoff:.6f}", "nocoeff"]
     _run_lines(lmp, [" ".join(["pair_style", *style]), *script.between])
     elements = _elements(path, _words(lmp.expand(script.coefficients), "pair_coeff"), place > 0)
-    _run_lines(lmp, ["pair_coeff * * zero" if place else "pair_coeff * *"])
     electrons = {name: options[name] for name in attached if name in options}
     fix = attach(lmp, potential, elements, **electrons)
+    _run_lines(lmp, _coefficients(fix.numbers) if place else ["pair_coeff * *"])
     _run_lines(lmp, script.behind)
+    if not lmp.has_id("fix", FIX):
+        raise ValueError(f"{path}: clear or unfix has removed the model: {REFUSED['clear']}")
     return fix
+
+
+def _coefficients(numbers: Integers) -> list[str]:
+    """Lines for pairs of the model's types; those of NULL types may have their own already."""
+    ours = np.flatnonzero(numbers)
+    return [f"pair_coeff {i} {j} zero" for i in ours for j in ours if i <= j]
 
 
 def _elements(path: str | Path, words: Sequence[str], is_hybrid: bool) -> Sequence[str]:

@@ -249,6 +249,7 @@ def test_types_may_change_between_steps(folder: Path, n: int):
 
 SMALL = """units {units}
 newton {newton}
+{first}
 atom_style atomic
 region box block 0 11 0 11 0 11
 create_box 2 box
@@ -267,6 +268,7 @@ USUAL = {
     "style": "pair_style attncalc so3krates-silicon",
     "coefficients": "pair_coeff * * Si NULL",
     "behind": "",
+    "first": "",
 }
 
 
@@ -317,6 +319,8 @@ REFUSED = {
     "takes one model": {"style": "pair_style attncalc so3krates-silicon so3krates-ethanol"},
     "command clear": {"behind": "clear"},
     "run_style verlet": {"behind": "run_style respa 2 2"},
+    "run_style respa: only": {"style": f"run_style respa 2 2\n{USUAL['style']}"},
+    "has removed the model": {"behind": "include in.clear"},
     "one model and one pair_style": {"behind": "pair_style zero 5.0"},
     "no line names a model": {"style": "pair_style zero 5.0"},
     "pair_coeff is missing": {"coefficients": ""},
@@ -325,12 +329,14 @@ REFUSED = {
 
 @needs_lammps
 def test_refusals(folder: Path):
+    (folder / "in.clear").write_text("clear\n")
     paths = []
     for k, changes in enumerate(REFUSED.values()):
         paths.append(folder / f"in.refused{k}")
         paths[-1].write_text(SMALL.format(**USUAL | changes))
     done = subprocess.run(
         [sys.executable, "-c", REFUSALS, *map(str, paths)],
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
@@ -340,6 +346,68 @@ def test_refusals(folder: Path):
     assert len(lines) == len(REFUSED) + 1, done.stdout + done.stderr
     for line, words in zip(lines, [*REFUSED, "mpiexec started 4 processes"], strict=True):
         assert words in line
+
+
+@needs_lammps
+@pytest.mark.parametrize(
+    ("n", "changes", "words"),
+    [
+        (1, {"behind": "include in.respa\nrun 5"}, "only run_style verlet calls the model"),
+        (2, {"first": "atom_modify id no"}, "remove atom_modify id no"),
+    ],
+)
+def test_what_only_a_step_shows(folder: Path, n: int, changes: dict[str, str], words: str):
+    (folder / "in.respa").write_text("run_style respa 2 2\n")
+    script = folder / "in.step"
+    script.write_text(SMALL.format(**USUAL | changes))
+    done = mpiexec(n, "-m", "attncalc", "lammps", script, "-log", "none", cwd=folder)
+    assert done.returncode != 0
+    assert words in done.stderr
+
+
+HYBRID = """units metal
+atom_style atomic
+region box block 0 20 0 20 0 20
+create_box 3 box
+create_atoms 1 single 5 5 5
+create_atoms 1 single 7.3 5 5
+create_atoms 2 single 5 8 5
+create_atoms 3 single 8 8 5
+mass 1 28.085
+mass 2 39.9
+mass 3 28.085
+pair_style {style} attncalc so3krates-silicon lj/cut 9.0
+{lines}
+run 0
+"""
+PAIRS = [
+    *("pair_coeff 2 2 lj/cut 0.01 3.4", "pair_coeff 1 2 lj/cut 0.01 3.0"),
+    *("pair_coeff 2 3 lj/cut 0.02 3.0", "pair_coeff * * attncalc Si NULL Si"),
+]
+
+
+@needs_lammps
+def test_other_styles_keep_their_coefficients(folder: Path):
+    """Lines for pairs that are not the model's may stand before its own, and behind."""
+    cases = (
+        ("hybrid", PAIRS),
+        ("hybrid", [PAIRS[3], *PAIRS[:3]]),
+        ("hybrid/overlay", PAIRS),
+    )
+    for k, (style, lines) in enumerate(cases):
+        text = HYBRID.format(style=style, lines="\n".join(lines))
+        (folder / f"in.hybrid{k}").write_text(text)
+    program = REFUSALS.replace("lmp.close()", "print(lmp.get_thermo('pe')); lmp.close()")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *(f"in.hybrid{k}" for k in range(len(cases)))],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    energies = [float(line) for line in done.stdout.splitlines()[: len(cases)]]
+    assert energies == pytest.approx([energies[0]] * len(cases), abs=1e-9)
 
 
 def test_several_processes_need_our_settings(tmp_path: Path):

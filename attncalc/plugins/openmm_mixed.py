@@ -42,7 +42,8 @@ def replace_molecules(
     """Return a system in which a model gives the energy of some whole molecules.
 
     All terms of the force field among these particles are gone, their constraints too, so that a
-    time step that suits free bonds is needed. The model counts periodic images where the system
+    time step that suits free bonds is needed. Bonds without energy stand in their place, by which
+    OpenMM knows that these are molecules. The model counts periodic images where the system
     does.
 
     Args:
@@ -65,10 +66,15 @@ def replace_molecules(
         raise ValueError(f"particles must be different numbers from 0 to {last}")
     _require_known(system, mine)
     root = ElementTree.fromstring(openmm.XmlSerializer.serialize(system))
+    bonds = openmm.HarmonicBondForce()
+    bonds.setName("bonds of a model's molecules")
     for terms, term in list(_terms(root)):
         of_term = {int(value) for key, value in term.items() if _is_particle(term, key)}
         if of_term <= mine:
             terms.remove(term)
+            if term.tag in ("Bond", "Constraint"):
+                # without energy: OpenMM finds molecules by them, to wrap and to scale them
+                bonds.addBond(*of_term, 0.0, 0.0)
         elif of_term & mine and term.tag in ("Bond", "Constraint"):
             inside, outside = min(of_term & mine), min(of_term - mine)
             raise ValueError(
@@ -85,6 +91,8 @@ def replace_molecules(
             for pair in itertools.combinations(sorted(mine), 2):
                 if frozenset(pair) not in known:
                     force.addExclusion(*pair)
+    if bonds.getNumBonds():
+        mixed.addForce(bonds)
     add_force(
         mixed,
         model,

@@ -238,6 +238,21 @@ def test_a_model_replaces_the_force_field_inside_its_molecules():
     np.testing.assert_allclose(forces, of_pairs, atol=1e-6)
 
 
+def test_a_model_leaves_molecules_whole():
+    """OpenMM wraps and scales molecules that it knows by bonds and constraints."""
+    atoms, system = solvated()
+    inner = list(range(9))
+    for k in range(4, 9):
+        system.addConstraint(k % 3, k, 0.1)
+    model = (MODEL, atoms.numbers[inner], inner)
+    mixed = replace_molecules(system, *model, device="cpu")
+    known = context(mixed, atoms.positions).getMolecules()
+    assert sorted(map(len, known)) == [1] * 20 + [9]
+    assert [sorted(one) for one in known if len(one) > 1] == [inner]
+    again = replace_molecules(mixed, *model, device="cpu")
+    assert context(again, atoms.positions).getMolecules() == known
+
+
 def long_range_correction(coulomb: openmm.NonbondedForce, atoms: Atoms) -> float:
     """kJ/mol, of Lennard-Jones beyond the cutoff; all particles are alike."""
     if not coulomb.getUseDispersionCorrection():

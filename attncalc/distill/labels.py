@@ -28,8 +28,8 @@ class LabelStore:
     """An oracle that remembers: a structure that was labelled before costs nothing.
 
     So a stage that was killed is done again, and finds its labels. All structures are the same
-    atoms in the same cell. The file has `z`, `R`, `E` and `F`, as `attncalc.data.read` reads them,
-    and the structures that the oracle refused.
+    atoms in the same cell. The file has `z`, `R`, `E`, `F`, `cell`, `pbc`, `charge` and `spin`, as
+    `attncalc.data.read` reads them, and the structures that the oracle refused.
 
     Args:
         path: HDF5 file, read where it exists.
@@ -37,7 +37,7 @@ class LabelStore:
         like: a structure with these atoms, cell, total charge and multiplicity.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or has labels of another oracle or other atoms.
 
     Attributes:
         teacher, level_of_theory, caution: as the oracle's.
@@ -135,7 +135,7 @@ class LabelStore:
         shape = (-1, len(self._like), 3)
         refused = b"".join(self.refused)
         arrays = {
-            "z": self._like.numbers.astype(np.uint8),
+            **self._common,
             "R": np.reshape([atoms.positions for atoms in self.structures], shape),
             "E": np.array([one.energy for one in self.labels], dtype=np.float64),
             "F": np.reshape([one.forces for one in self.labels], shape),
@@ -143,8 +143,7 @@ class LabelStore:
         }
         texts = {
             "units": "E: eV; F: eV/Angstrom; R: Angstrom",
-            "teacher": self.teacher,
-            "level_of_theory": self.level_of_theory,
+            **self._source,
             "reasons": json.dumps(list(self.refused.values())),
         }
         with replacing(self._path) as new, new_hdf5(new) as (file, _):
@@ -155,21 +154,46 @@ class LabelStore:
             file.attrs["seconds"] = self.seconds
         self._is_written, self._written_at = True, time.monotonic()
 
+    @property
+    def _common(self) -> dict[str, np.ndarray]:
+        """What all structures share, by the names of `attncalc.data.read`."""
+        return {
+            "z": self._like.numbers.astype(np.uint8),
+            "cell": self._like.cell.array,
+            "pbc": self._like.pbc.astype(np.uint8),
+            **{key: np.array([self._like.info[key]]) for key in ("charge", "spin")},
+        }
+
+    @property
+    def _source(self) -> dict[str, str]:
+        return {"teacher": self.teacher, "level_of_theory": self.level_of_theory}
+
     def _read(self) -> None:
+        mine = self._source | {key: array.tolist() for key, array in self._common.items()}
+        theirs: dict[str, object] = {}
         try:
             with self._path.open("rb") as raw, LocalFile(raw) as file:
+                theirs |= {key: bytes(file.attrs[key]).decode() for key in self._source}
+                theirs |= {key: file[key][()].tolist() for key in self._common}
                 positions, energies, forces = (file[name][()] for name in ("R", "E", "F"))
                 refused = file["refused"][()].astype(np.float32)
                 reasons = json.loads(bytes(file.attrs["reasons"]))
                 self.seconds = float(file.attrs["seconds"])
-            for k, energy in enumerate(energies):
-                self._add(self._at(positions[k]), Labels(float(energy), forces[k]))
-            for where, reason in zip(refused, reasons, strict=True):
-                self._add(self._at(where), str(reason))
+            if theirs == mine:
+                for k, energy in enumerate(energies):
+                    self._add(self._at(positions[k]), Labels(float(energy), forces[k]))
+                for where, reason in zip(refused, reasons, strict=True):
+                    self._add(self._at(where), str(reason))
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{self._path}: damaged ({one_line(error)}); remove it to ask the oracle again"
             ) from None
+        for key, value in mine.items():
+            if theirs[key] != value:
+                raise ValueError(
+                    f"{self._path} holds labels of {key} {theirs[key]}, not {value}: choose "
+                    "another output, or use --overwrite"
+                )
         self._is_written = True
 
     def _at(self, positions: np.ndarray) -> Atoms:

@@ -75,6 +75,43 @@ def test_the_file_is_a_data_set(tmp_path: Path) -> None:
     assert found.level_of_theory == "spring"
 
 
+def test_a_crystal_keeps_its_cell_and_electrons(tmp_path: Path) -> None:
+    like = PAIR.copy()
+    like.cell, like.pbc = [4, 5, 6], [True, True, False]
+    like.info = {"charge": -1, "spin": 2}
+    LabelStore(tmp_path / "labels.h5", Spring(), like).label([like])
+    (found,) = data.read(tmp_path / "labels.h5").structures
+    np.testing.assert_array_equal(found.cell.array, like.cell.array)
+    np.testing.assert_array_equal(found.pbc, like.pbc)
+    assert found.info == like.info
+
+
+def test_labels_of_something_else_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "labels.h5"
+    LabelStore(file, Spring(), PAIR).label(pairs(2.0))
+
+    class Other(Spring):
+        teacher = "another"
+
+    class Level(Spring):
+        level_of_theory = "another"
+
+    changes = {
+        "z": PAIR + PAIR,
+        "cell": Atoms(PAIR, cell=[4, 5, 6]),
+        "pbc": Atoms(PAIR, pbc=True),
+        "charge": Atoms(PAIR, info={"charge": 2, "spin": 1}),
+        "spin": Atoms(PAIR, info={"charge": 0, "spin": 3}),
+    }
+    for name, like in changes.items():
+        like.info = PAIR.info | like.info
+        with pytest.raises(ValueError, match=f"holds labels of {name} .* choose another output"):
+            LabelStore(file, Spring(), like)
+    for oracle, name in ((Other(), "teacher spring, not"), (Level(), "level_of_theory spring")):
+        with pytest.raises(ValueError, match=f"holds labels of {name}"):
+            LabelStore(file, oracle, PAIR)
+
+
 def test_large_forces_are_not_learnt(tmp_path: Path) -> None:
     class Stiff(Spring):
         def _label(self, atoms: Atoms) -> Labels:

@@ -273,15 +273,19 @@ def test_the_default_model_knows_small_molecules(formula):
         assert found[name]
 
 
-def test_the_default_model_knows_ions_and_refuses_metals():
-    ammonium = Atoms("NH4", [(0, 0, 0), *(0.6 * np.array(TETRAHEDRON))])
-    energies = []
-    for charge in (1, 0):
-        ammonium.info["charge"] = charge
-        ammonium.calc = AttnCalculator()
-        energies.append(ammonium.get_potential_energy())
-        assert ammonium.calc.results["charges"].sum() == pytest.approx(charge, abs=1e-5)
-    assert energies[0] != pytest.approx(energies[1], abs=0.1)
+@pytest.mark.parametrize(("formula", "length", "charge"), [("NH4", 1.02, 1), ("OH", 0.96, -1)])
+def test_the_default_model_knows_ions(formula, length, charge):
+    n_hydrogen = len(Atoms(formula)) - 1
+    directions = length / 3**0.5 * np.array(TETRAHEDRON)[:n_hydrogen]
+    ion = Atoms(formula, [(0, 0, 0), *directions], info={"charge": charge})
+    ion.calc = AttnCalculator()
+    FIRE(ion, logfile=None).run(fmax=0.01, steps=300)
+    assert ion.get_distances(0, range(1, len(ion))) == pytest.approx(length, abs=0.03)
+    assert ion.get_charges().sum() == pytest.approx(charge, abs=1e-5)
+    assert ion.calc.novelty.max() < 1
+
+
+def test_the_default_model_refuses_metals():
     with pytest.raises(ValueError, match="this model was not trained on Si; its elements are: H C"):
         AttnCalculator().calculate(molecule("SiH4"))
 

@@ -49,6 +49,7 @@ class Pool:
         novelty: [m], largest of all atoms.
         temperatures: [r] K.
         ended: [r]: why a replica ended before its time; "" where it did not.
+        picoseconds: that each replica was to run.
     """
 
     positions: Floats
@@ -58,6 +59,7 @@ class Pool:
     novelty: Floats
     temperatures: Floats
     ended: NDArray[np.str_]
+    picoseconds: float
 
     def save(self, path: Path) -> None:
         """Write an .npz file, whole or not at all."""
@@ -76,7 +78,8 @@ class Pool:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(**{f.name: file[f.name] for f in fields(cls)})
+                content = {f.name: file[f.name] for f in fields(cls)}
+            return cls(**content | {"picoseconds": float(content["picoseconds"])})
         except Exception as error:  # whatever zip and numpy stumble over
             raise ValueError(f"{path}: damaged ({one_line(error)}); remove it") from None
 
@@ -166,6 +169,7 @@ def explore(
         novelty=np.array(novelty),
         temperatures=temperature * np.array(HEATS),
         ended=np.array(ended, dtype=np.str_),
+        picoseconds=picoseconds,
     )
 
 

@@ -90,7 +90,7 @@ class LabelStore:
         while first < len(structures):
             part = structures[first : first + at_once]
             started = time.monotonic()
-            new = [atoms for atoms in part if not self._knows(atoms)]
+            new = [atoms for atoms in part if not self.knows(atoms)]
             if new:
                 for atoms, found in zip(new, self._oracle.label(new), strict=True):
                     self._add(atoms, found)
@@ -104,6 +104,11 @@ class LabelStore:
             tell(len(part))
         self.write()
         return [self._found(atoms) for atoms in structures]
+
+    def knows(self, atoms: Atoms) -> bool:
+        """Return whether the oracle was asked about a structure."""
+        key = _key(atoms)
+        return key in self._rows or key in self.refused
 
     def row(self, atoms: Atoms) -> int | None:
         """Return the number of a structure among those labelled; None where it was refused."""
@@ -214,10 +219,6 @@ class LabelStore:
             self.structures.append(atoms.copy())
             self.labels.append(found)
         self._is_written = False
-
-    def _knows(self, atoms: Atoms) -> bool:
-        key = _key(atoms)
-        return key in self._rows or key in self.refused
 
     def _found(self, atoms: Atoms) -> Labels | str:
         key = _key(atoms)

@@ -9,11 +9,13 @@ goes on.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,12 @@ from attncalc.files import write_atomically
 from attncalc.novelty import OUTSIDE
 from attncalc.potential import Potential
 from attncalc.sampling.oracles import Oracle
+from attncalc.sampling.relaxation import rounded
+from attncalc.text import one_line
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 # of the labels, that the first structures and each round ask for; and fewest of them
 SHARE, FEWEST = 5, 20
 # frames that errors are measured on, at most, and fewest
@@ -78,7 +82,7 @@ class Goal:
         force_mae: eV/Å, mean absolute error of force components on new frames of the dynamics.
         picoseconds: of each replica of the dynamics, which must be stable for as long.
         labels: structures that the oracle may be asked about.
-        minutes: after which no further round begins.
+        minutes: of one call, after which no further round begins.
     """
 
     force_mae: float
@@ -100,7 +104,8 @@ class Round:
         ended: why replicas ended before their time.
         hotter: why the hotter replicas did.
         picoseconds: that each replica was to run.
-        train_seconds, md_seconds: that training and dynamics took, as far as one call did them.
+        train_seconds, md_seconds: that training and dynamics took, in all calls that were not
+            killed meanwhile.
         learned: whether its frames are trained on by now.
     """
 
@@ -136,14 +141,15 @@ class Round:
 
 @dataclass
 class State:
-    """State of a run between two rounds, in `state.json`.
+    """State of a run between two stages, in `state.json`.
 
     Attributes:
-        settings: of the folder, and the teacher.
+        settings: of the folder, the structure, and the teacher.
         path: numbers of labels on the way of the relaxation, the lowest one last.
         known: numbers of the labels that are trained and validated on.
         rounds: that are done.
         seconds: of all calls so far.
+        spent: s, of the stages of the round that has begun, likewise.
     """
 
     settings: dict[str, Any]
@@ -151,6 +157,7 @@ class State:
     known: list[int] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all."""
@@ -210,8 +217,9 @@ def distill(
         bar: shows the progress of labels and replicas.
 
     Raises:
-        ValueError: the folder was begun with other settings, a file in it is damaged, or the oracle
-            refuses the structure or nearly everything else.
+        ValueError: the folder was begun with other settings or another structure, a file in it is
+            damaged, the labels were used up before the first round, or the oracle refuses the
+            structure or nearly everything else.
         KeyboardInterrupt: Ctrl-C.
     """
     return _Run(structure, oracle, settings, goal, folder, bar).to_its_end()
@@ -233,13 +241,16 @@ class _Run:
         mine = {
             "format": FORMAT,
             "teacher": oracle.teacher,
-            "atoms": structure.get_chemical_formula(mode="reduce"),
+            "atoms": structure.get_chemical_formula(mode="reduce"),  # in their order
+            "cell": structure.cell.array.tolist(),
+            "pbc": structure.pbc.tolist(),
+            "positions": _digest(structure),
             **asdict(settings),
         }
         mine |= {key: structure.info[key] for key in ("charge", "spin")}
         self._state = State.load(self._file) if self._file.exists() else State(mine)
         theirs = self._state.settings
-        for key in mine.keys() | theirs.keys():
+        for key in mine | theirs:
             if mine.get(key) != theirs.get(key):
                 raise ValueError(
                     f"{folder} was begun with {key} {theirs.get(key)}, not {mine.get(key)}: choose "
@@ -247,25 +258,30 @@ class _Run:
                 )
         self._store = LabelStore(folder / "labels.h5", oracle, structure)
         self._started, self._before = time.monotonic(), self._state.seconds
+        self._save()  # before the first label, so that labels never are without it
 
     def to_its_end(self) -> Distilled:
         """Go on with what is there until the goal or the end of the budget."""
         state = self._state
+        self._forget_short_dynamics()
+        if not state.rounds:
+            self._require_labels_for_a_test()
         shape = Shape.of(self._first_structures())
         while True:
             number = len(state.rounds)
-            if not state.rounds or state.rounds[-1].learned:
-                potential = self._round(number, shape)
+            if number:
+                last = state.rounds[-1]
+                faults, why = last.faults(self._goal), ""
+                if faults:
+                    why = self._why_no_further_round(last)
+                if not faults or why:
+                    return Distilled(self._trained(number - 1), state, self._store, faults, why)
+                log.info("not there yet: %s", "; ".join(faults))
+                if not last.learned:
+                    self._learn_from(last, number - 1, shape)
             else:
-                potential = self._trained(number - 1)
-            last = state.rounds[-1]
-            faults, why = last.faults(self._goal), ""
-            if faults:
-                why = self._why_no_further_round(last)
-            if not faults or why:
-                return Distilled(potential, state, self._store, faults, why)
-            log.info("not there yet: %s", "; ".join(faults))
-            self._learn_from(last, len(state.rounds) - 1, shape)
+                self._require_labels_for_a_test()
+            self._round(number, shape)
 
     def _first_structures(self) -> Atoms:
         """The relaxed structure; labels of the first frames, where there are none yet."""
@@ -276,29 +292,29 @@ class _Run:
             self._save()
         lowest = store.structures[state.path[-1]]
         if not state.known:
-            rng = np.random.default_rng([self._settings.seed, 0])
-            wanted = min(self._share, self._n_left - FEWEST_TESTED)
-            frames = displaced(rng, Shape.of(lowest), self._settings.temperature, wanted)
-            self._label(frames, "displaced structures")
+            frames = self._chosen("first", 0, lambda: self._displaced(lowest))
+            frames = self._label(frames, "displaced structures", self._n_left - FEWEST_TESTED)
             self._learn([*(store.structures[k] for k in state.path), *frames])
         return lowest
 
-    def _round(self, number: int, shape: Shape) -> Potential:
-        state, goal, settings = self._state, self._goal, self._settings
+    def _displaced(self, lowest: Atoms) -> list[Atoms]:
+        rng = np.random.default_rng([self._settings.seed, 0])
+        n = max(0, min(self._share, self._n_left - FEWEST_TESTED))
+        return displaced(rng, Shape.of(lowest), self._settings.temperature, n)
+
+    def _round(self, number: int, shape: Shape) -> None:
+        state, settings = self._state, self._settings
         training, validation = self._split()
         log.info(
             "round %d: training %d networks on %d structures",
             *(number + 1, settings.members, len(training)),
         )
-        started = time.monotonic()
-        potential = self._trained(number)
-        trained = time.monotonic()
-        pool = self._explored(number, potential, shape)
-        moved = time.monotonic()
-        rng = np.random.default_rng([settings.seed, number, 1])
-        n_test = min(MOST_TESTED, self._share // 2, goal.labels - self._store.n_calls)
-        frames = fair_sample(pool, shape, n_test, rng)
-        self._label(frames, "frames of the dynamics, to measure errors on")
+        with self._stage("training"):
+            potential = self._trained(number)
+        with self._stage("dynamics"):
+            pool = self._explored(number, potential, shape)
+        frames = self._chosen("test", number, lambda: self._fair_sample(number, pool, shape))
+        frames = self._label(frames, "frames of the dynamics, to measure errors on", self._n_left)
         test = self._store.rows(frames)
         if not test:
             raise ValueError(
@@ -322,11 +338,12 @@ class _Run:
             else 1.0,
             ended=[str(why) for why in pool.ended[cold] if why],
             hotter=[str(why) for why in pool.ended[~cold] if why],
-            picoseconds=goal.picoseconds,
-            train_seconds=trained - started,
-            md_seconds=moved - trained,
+            picoseconds=pool.picoseconds,
+            train_seconds=state.spent.get("training", 0.0),
+            md_seconds=state.spent.get("dynamics", 0.0),
         )
         state.rounds.append(done)
+        state.spent = {}
         self._save()
         log.info(
             "round %d: force MAE %.1f meV/Å on %d new frames of its dynamics at %g K; "
@@ -334,7 +351,11 @@ class _Run:
             *(number + 1, 1e3 * done.force_mae, len(test), settings.temperature),
             *(len(done.ended), int(cold.sum()), self._store.n_calls),
         )
-        return potential
+
+    def _fair_sample(self, number: int, pool: Pool, shape: Shape) -> list[Atoms]:
+        rng = np.random.default_rng([self._settings.seed, number, 1])
+        n = max(0, min(MOST_TESTED, self._share // 2, self._n_left))
+        return fair_sample(pool, shape, n, rng)
 
     def _trained(self, number: int) -> Potential:
         settings = self._settings
@@ -384,24 +405,80 @@ class _Run:
         pool.save(path)
         return pool
 
+    def _forget_short_dynamics(self) -> None:
+        """Remove dynamics that another call has ended earlier than this one asks for."""
+        number = len(self._state.rounds)  # those of rounds that are done have been reported
+        path = self._folder / f"round-{number + 1}" / "dynamics.npz"
+        if path.exists() and Pool.load(path).picoseconds < self._goal.picoseconds:
+            self._choice("test", number).unlink(missing_ok=True)  # its frames
+            path.unlink()
+
     def _learn_from(self, last: Round, number: int, shape: Shape) -> None:
         """Label the most uncertain frames of a round, and train on them and its test frames."""
         pool = Pool.load(self._round_folder(number) / "dynamics.npz")
-        n = min(self._share - len(last.test), self._n_left - FEWEST_TESTED)
         rows = [*self._state.known, *last.test]
         known = [self._store.structures[k] for k in rows]
-        frames = most_uncertain(pool, shape, n, known)
-        self._label(frames, "uncertain frames, to learn from")
+        left = self._n_left - FEWEST_TESTED
+        n = max(0, min(self._share - len(last.test), left))
+        frames = self._chosen("learn", number, lambda: most_uncertain(pool, shape, n, known))
+        frames = self._label(frames, "uncertain frames, to learn from", left)
         last.learned = True
         self._learn([*(self._store.structures[k] for k in last.test), *frames])
 
     def _why_no_further_round(self, last: Round) -> str:
-        if self._n_left < FEWEST_TESTED + FEWEST - len(last.test):
+        number = len(self._state.rounds)
+        missing = 0 if last.learned else FEWEST - len(last.test)
+        if self._choice("learn", number - 1).exists():  # a run that was stopped had enough
+            missing = 0
+        if self._n_testable(number) < FEWEST_TESTED + max(0, missing):
             return f"the {self._goal.labels} labels are used up"
         seconds = last.train_seconds + last.md_seconds + self._share * self._label_seconds
+        seconds = max(0.0, seconds - sum(self._state.spent.values()))
         if time.monotonic() - self._started + seconds > 60 * self._goal.minutes:
             return f"another round does not fit into {self._goal.minutes:g} minutes"
         return ""
+
+    def _require_labels_for_a_test(self) -> None:
+        if self._n_testable(0) < FEWEST_TESTED:
+            raise ValueError(
+                f"{self._store.n_calls} of {self._goal.labels} labels are used already, before the "
+                "first round: allow more"
+            )
+
+    def _n_testable(self, number: int) -> int:
+        """Number of frames that the next test may have: chosen ones may have labels already."""
+        file = self._choice("test", number)
+        if not file.exists():
+            return self._n_left
+        chosen = self._chosen("test", number, list)
+        done = sum(self._store.knows(atoms) for atoms in chosen)
+        # all of a choice that is smaller than the fewest are enough
+        return FEWEST_TESTED if done == len(chosen) else done + self._n_left
+
+    def _choice(self, stage: str, number: int) -> Path:
+        return self._folder / f"round-{number + 1}" / f"{stage}.npy"
+
+    def _chosen(self, stage: str, number: int, choose: Callable[[], list[Atoms]]) -> list[Atoms]:
+        """Frames that a stage labels: how many depends on the labels left, so they are chosen once.
+
+        They are on the disk before the first of them is labelled.
+        """
+        path = self._choice(stage, number)
+        if path.exists():
+            try:
+                found = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+                return [
+                    rounded(self._structure, one)
+                    for one in found.reshape(-1, len(self._structure), 3)
+                ]
+            except (ValueError, EOFError) as error:
+                raise ValueError(f"{path}: damaged ({one_line(error)}); remove it") from None
+        frames = choose()
+        self._round_folder(number)
+        content = io.BytesIO()
+        np.save(content, np.array([atoms.positions for atoms in frames], dtype=np.float32))
+        write_atomically(path, content.getvalue())
+        return frames
 
     def _split(self) -> tuple[Dataset, Dataset]:
         """Training and validation set: every tenth label, in the order in which they came."""
@@ -410,20 +487,44 @@ class _Run:
         training = [row for k, row in enumerate(known) if k % VALIDATION_OF]
         return self._store.dataset(training), self._store.dataset(validation)
 
-    def _label(self, structures: list[Atoms], what: str) -> None:
-        log.info("labels of %d %s", len(structures), what)
-        with self._bar(len(structures), "label") as tell:
-            self._store.label_and_tell(structures, tell)
+    def _label(self, structures: list[Atoms], what: str, n_most: int) -> list[Atoms]:
+        """Label structures, at most so many that have no label; return those that were asked for.
+
+        There are more where they were chosen in a call with a larger budget.
+        """
+        asked: list[Atoms] = []
+        for atoms in structures:
+            if not self._store.knows(atoms):
+                n_most -= 1
+                if n_most < 0:
+                    continue
+            asked.append(atoms)
+        log.info("labels of %d %s", len(asked), what)
+        with self._bar(len(asked), "label") as tell:
+            self._store.label_and_tell(asked, tell)
+        return asked
 
     def _learn(self, structures: list[Atoms]) -> None:
         """Note that these are trained on from now on, as far as they have sane labels."""
         rows = self._store.sane(self._store.rows(structures))
-        new = [row for row in rows if row not in set(self._state.known)]
+        known = set(self._state.known)
+        new = [row for row in rows if row not in known]
         if not self._state.known and len(new) < FEWEST // 2:
             reason = self._store.reasons.most_common(1)
             raise ValueError(f"the oracle labelled only {len(new)} structures: {reason}")
         self._state.known += new
         self._save()
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Add the time of a block to that of a stage, whatever ends it."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = self._state.spent
+            spent[name] = spent.get(name, 0.0) + time.monotonic() - started
+            self._save()
 
     def _save(self) -> None:
         self._state.seconds = self._before + time.monotonic() - self._started
@@ -445,3 +546,8 @@ class _Run:
     @property
     def _label_seconds(self) -> float:
         return self._store.seconds / max(1, self._store.n_calls)
+
+
+def _digest(atoms: Atoms) -> str:
+    """Short checksum of the positions in single precision."""
+    return hashlib.sha256(atoms.positions.astype(np.float32).tobytes()).hexdigest()[:16]

@@ -1,0 +1,273 @@
+"""Rounds and budgets, with stand-ins for all that takes time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
+pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[distill]")
+
+from attncalc.distill import run
+from attncalc.distill.explore import HEATS, Pool
+from attncalc.distill.run import FEWEST_TESTED, Distilled, Goal, Settings, distill
+from attncalc.sampling.oracles import Labels
+
+TRIPLE = Atoms("Cu3", [[0, 0, 0], [0, 0, 2.4], [2.2, 0, 1.1]], info={"charge": 0, "spin": 2})
+SETTINGS = Settings(300.0)
+NEVER, SOON = 0.0, 1.0  # goals of the errors, which are 0.5
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+class Springs:
+    """Harmonic bonds; it is killed after some labels."""
+
+    teacher = level_of_theory = "springs"
+    caution = ""
+
+    def __init__(self, lives: float = np.inf) -> None:
+        self.asked, self.lives = 0, lives
+
+    def label(self, structures) -> list[Labels | str]:
+        return [self._label(atoms) for atoms in structures]
+
+    def _label(self, atoms: Atoms) -> Labels | str:
+        if self.asked == self.lives:
+            raise Killed
+        self.asked += 1
+        between = atoms.positions[:, None] - atoms.positions
+        lengths = np.linalg.norm(between, axis=-1) + np.eye(3)
+        stretch = (lengths - 2.3) * (1 - np.eye(3))
+        forces = -(stretch / lengths)[..., None] * between
+        return Labels(float((stretch**2).sum() / 4), forces.sum(1))
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings and dynamics of no time: frames are drawn at random around the first start."""
+
+    def explore(potential, shape, starts, temperature, *, picoseconds, seed, **_: Any) -> Pool:
+        rng = np.random.default_rng(seed)
+        n_frames = 60
+        m = n_frames * len(HEATS)
+        moved = 0.1 * rng.standard_normal((m, *starts[0].positions.shape))
+        return Pool(
+            positions=starts[0].positions + moved,
+            replica=np.repeat(np.arange(len(HEATS)), n_frames),
+            times=np.tile(1e3 * picoseconds * np.linspace(0, 1, n_frames), len(HEATS)),
+            spread=rng.uniform(size=m),
+            novelty=rng.uniform(0, 0.9, size=m),
+            temperatures=temperature * np.array(HEATS),
+            ended=np.array([""] * len(HEATS)),
+            picoseconds=picoseconds,
+        )
+
+    found = SimpleNamespace(force_mae=0.5, force_rmse=0.5, energy_mae=0.5)
+    monkeypatch.setattr(run, "train_committee", lambda *_, **__: "potential")
+    monkeypatch.setattr(run, "explore", explore)
+    monkeypatch.setattr(run, "predict", lambda potential, data: data)
+    monkeypatch.setattr(run, "errors", lambda predicted, data: found)
+
+
+def go(folder: Path, oracle: Springs, goal: Goal, structure: Atoms = TRIPLE) -> Distilled:
+    folder.mkdir(exist_ok=True)
+    return distill(structure, oracle, SETTINGS, goal, folder)
+
+
+def killed(folder: Path, lives: int, goal: Goal) -> None:
+    with pytest.raises(Killed):
+        go(folder, Springs(lives), goal)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda atoms: atoms.rattle(0.1), "positions"),
+        (lambda atoms: atoms.set_cell([5, 5, 5]), "cell"),
+        (lambda atoms: atoms.set_pbc(True), "pbc"),
+        (lambda atoms: atoms.set_atomic_numbers([29, 29, 28]), "atoms"),
+        (lambda atoms: atoms.info.update(charge=1, spin=1), "charge"),
+    ],
+)
+def test_a_folder_is_of_one_structure(
+    tmp_path: Path, change: Callable[[Atoms], None], says: str
+) -> None:
+    killed(tmp_path, 0, Goal(NEVER))  # before the first label
+    assert not (tmp_path / "labels.h5").exists()
+    other = TRIPLE.copy()
+    change(other)
+    with pytest.raises(ValueError, match=f"was begun with {says} .*: choose another output"):
+        go(tmp_path, Springs(), Goal(NEVER), other)
+    go(tmp_path, Springs(), Goal(NEVER, labels=60))
+
+
+def test_another_oracle_is_refused_after_a_few_labels(tmp_path: Path) -> None:
+    killed(tmp_path, 3, Goal(NEVER))
+    oracle = Springs()
+    oracle.teacher = "another"
+    with pytest.raises(ValueError, match="was begun with teacher springs, not another"):
+        go(tmp_path, oracle, Goal(NEVER))
+    assert oracle.asked == 0
+
+
+def test_longer_dynamics_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_first = go(tmp_path / "whole", Springs(), Goal(SOON, labels=100)).store.n_calls
+    killed(tmp_path / "a", n_first - 5, Goal(SOON, picoseconds=1, labels=100))
+    assert Pool.load(tmp_path / "a/round-1/dynamics.npz").picoseconds == 1
+    done = go(tmp_path / "a", Springs(), Goal(SOON, picoseconds=2, labels=100))
+    assert Pool.load(tmp_path / "a/round-1/dynamics.npz").picoseconds == 2
+    assert done.state.rounds[0].picoseconds == 2
+    # shorter ones are not
+    killed(tmp_path / "b", n_first - 5, Goal(SOON, picoseconds=2, labels=100))
+    monkeypatch.setattr(run, "explore", None)
+    done = go(tmp_path / "b", Springs(), Goal(SOON, picoseconds=1, labels=100))
+    assert done.state.rounds[0].picoseconds == 2
+
+
+@pytest.mark.parametrize(("n_relaxed", "n_refused"), [(1, 0), (41, 0), (20, 5)])
+def test_every_budget_ends_with_products(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_relaxed: int, n_refused: int
+) -> None:
+    class Store:
+        """Numbers for structures; of a hundred some are refused."""
+
+        teacher = level_of_theory = "numbers"
+        seconds = 0.0
+
+        def __init__(self, *_: Any) -> None:
+            self.structures, self.n_calls = range(10**4), 0
+
+        def new(self, n: int) -> list[int]:
+            return list(range(self.n_calls, self.n_calls + n))
+
+        def knows(self, number: int) -> bool:
+            return number < self.n_calls
+
+        def label_and_tell(self, numbers: list[int], tell: Any) -> None:
+            self.n_calls += sum(number >= self.n_calls for number in numbers)
+
+        def rows(self, numbers: list[int]) -> list[int]:
+            return [k for k in numbers if k % 100 >= n_refused]
+
+        def sane(self, rows: list[int]) -> list[int]:
+            return rows
+
+        dataset = rows
+
+    stores: list[Store] = []
+
+    def relaxed(store: Store, structure: Atoms) -> list[int]:
+        stores.append(store)
+        found = store.new(n_relaxed)
+        store.label_and_tell(found, None)
+        return found[-8:]
+
+    pool = SimpleNamespace(
+        temperatures=np.ones(1),
+        at_target=np.ones(1, bool),
+        novelty=np.zeros(1),
+        ended=np.array([""]),
+        picoseconds=10.0,
+    )
+    monkeypatch.setattr(run, "LabelStore", Store)
+    monkeypatch.setattr(run, "relaxed", relaxed)
+    monkeypatch.setattr(run, "displaced", lambda rng, shape, kelvin, n: stores[-1].new(n))
+    monkeypatch.setattr(run, "fair_sample", lambda pool, shape, n, rng: stores[-1].new(n))
+    monkeypatch.setattr(run, "most_uncertain", lambda pool, shape, n, known: stores[-1].new(n))
+    monkeypatch.setattr(run, "Pool", SimpleNamespace(load=lambda path: pool))
+    monkeypatch.setattr(run, "Shape", SimpleNamespace(of=lambda atoms: atoms))
+    monkeypatch.setattr(run.State, "save", lambda state, path: None)
+    monkeypatch.setattr(run._Run, "_explored", lambda *_: pool)
+    monkeypatch.setattr(run._Run, "_chosen", lambda run, stage, number, choose: choose())
+    for labels in range(60, 1501):
+        done = go(tmp_path, Springs(), Goal(NEVER, labels=labels))
+        assert done.why == f"the {labels} labels are used up"
+        assert labels - FEWEST_TESTED - 20 < done.store.n_calls <= labels
+        for one in done.state.rounds:
+            assert len(one.test) >= FEWEST_TESTED - n_refused
+
+
+def test_more_labels_go_on(tmp_path: Path) -> None:
+    rounds = 0
+    for labels in (60, 100, 130, 165):
+        done = go(tmp_path, Springs(), Goal(NEVER, labels=labels))
+        assert done.why == f"the {labels} labels are used up"
+        assert len(done.state.rounds) > rounds
+        assert done.store.n_calls <= labels
+        rounds = len(done.state.rounds)
+
+
+def test_killed_after_every_fourth_label_it_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attncalc.distill.labels.WRITE_EVERY", 0.0)
+    goal = Goal(NEVER, labels=100)
+    whole = go(tmp_path / "whole", Springs(), goal)
+    measured, killed_before = run.errors, set()
+
+    def errors(predicted, data):
+        if len(killed_before) != len(whole.state.rounds) and data.energies[0] not in killed_before:
+            killed_before.add(data.energies[0])  # all test frames have labels, nothing notes it
+            raise Killed
+        return measured(predicted, data)
+
+    monkeypatch.setattr(run, "errors", errors)
+    done, n_kills = None, 0
+    while done is None:
+        try:
+            done = go(tmp_path / "killed", Springs(4), goal)
+        except Killed:
+            n_kills += 1
+    assert n_kills > whole.store.n_calls // 4
+    assert len(killed_before) == len(whole.state.rounds) > 1
+    assert done.store.n_calls == whole.store.n_calls
+    ours, theirs = done.state, whole.state
+    assert (ours.path, ours.known) == (theirs.path, theirs.known)
+    assert [one.test for one in ours.rounds] == [one.test for one in theirs.rounds]
+    assert done.why == whole.why
+
+
+@pytest.mark.parametrize("lives", [130, 180, 230, 280, 330])
+def test_fewer_labels_after_a_kill(tmp_path: Path, lives: int) -> None:
+    """Killed among the first structures, in a test, and in a set to learn from."""
+    killed(tmp_path, lives, Goal(NEVER, labels=600))
+    n_known = len(run.LabelStore(tmp_path / "labels.h5", Springs(), TRIPLE))
+    rounds = json.loads((tmp_path / "state.json").read_text())["rounds"]
+    for labels in (60, n_known + 15):
+        oracle = Springs()
+        if labels == 60 and not rounds:
+            with pytest.raises(ValueError, match=r"of 60 labels are used already, before the"):
+                go(tmp_path, oracle, Goal(NEVER, labels=labels))
+        else:
+            done = go(tmp_path, oracle, Goal(NEVER, labels=labels))
+            assert done.why == f"the {labels} labels are used up"
+        assert oracle.asked <= max(0, labels - n_known)
+
+
+def test_the_time_of_a_stage_is_that_of_all_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train_committee", stopped)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                go(tmp_path, Springs(), Goal(NEVER, labels=100))
+    done = go(tmp_path, Springs(), Goal(NEVER, labels=100, minutes=0.5 / 60))
+    assert done.state.rounds[0].train_seconds > 0.6
+    assert done.why == "another round does not fit into 0.00833333 minutes"
+    assert len(done.state.rounds) == 1

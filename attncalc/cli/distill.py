@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import shutil
 import sys
@@ -16,13 +17,19 @@ from ase import Atoms
 from attncalc.cli.errors import OUTSIDE_STATUS, one_line_errors
 from attncalc.cli.files import read_structures
 from attncalc.cli.options import set_threads
-from attncalc.cli.output import output_options, overwrites, report_json, say
+from attncalc.cli.output import output_options, overwrites, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock
 from attncalc.model_file import find_model, header
-from attncalc.system import System, charge_and_spin
+from attncalc.system import System, charge_and_spin, what_is_ignored
 
 log = logging.getLogger(__name__)
+
+# what a folder holds besides models and rounds
+FILES = (
+    *("state.json", "labels.h5", "train.h5", "validation.h5", "test.h5"),
+    *("report.md", "errors.html"),
+)
 
 NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
 
@@ -124,7 +131,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
     folder = Path(output or f"{Path(structure).stem}-distilled")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} exists and is no folder: choose another --output")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "labels.h5").exists():
+    if folder.is_dir() and not _is_ours(folder):
         raise FileExistsError(f"{folder} holds something else: choose another --output")
     start_from = options["start_from"]
     if start_from is not None:
@@ -133,6 +140,8 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
             raise ValueError(
                 f"--start-from {options['start_from']} is a committee: start from a member"
             )
+    if overwrites():
+        _refuse_inside(folder, structure, options["oracle"], start_from)
     oracle = load_oracle(options["oracle"])
     settings = run.Settings(
         options["temperature"],
@@ -151,7 +160,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder):
         if overwrites():
-            _empty(folder)
+            _empty(folder, Path(structure).stem)
         try:
             done = run.distill(atoms, oracle, settings, goal, folder, bar=_bar)
         except KeyboardInterrupt:
@@ -172,18 +181,42 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
         ("spin", multiplicity, read.info.get("spin")),
     ):
         if (chosen := said if value is None else value) is not None:
-            atoms.info[name] = chosen
+            atoms.info[name] = read.info[name] = chosen
+    if ignored := what_is_ignored(read):
+        warn(f"{ignored}, or use --charge and --multiplicity")
     System.from_ase(atoms)  # refuses what is impossible
     atoms.info["charge"], atoms.info["spin"] = charge_and_spin(atoms)
     return atoms
 
 
-def _empty(folder: Path) -> None:
-    """Remove what an earlier run has written."""
+def _is_ours(folder: Path) -> bool:
+    """Return whether a folder is empty, or a distillation has begun in it."""
+    names = {path.name for path in folder.iterdir()}
+    # a run that was killed at once leaves its lock, or a state that is not complete
+    left = {name for name in names if name != ".lock" and not name.startswith(".state.json.")}
+    return not left or bool({"state.json", "labels.h5"} & names)
+
+
+def _refuse_inside(folder: Path, *inputs: str | None) -> None:
+    """Refuse inputs that --overwrite might remove.
+
+    Raises:
+        ValueError: one lies in the folder.
+    """
+    for name in inputs:
+        path = Path(name or "").resolve()
+        if name and path.is_file() and folder.resolve() in path.parents:
+            raise ValueError(
+                f"{name} lies in {folder}, which --overwrite empties: choose another --output"
+            )
+
+
+def _empty(folder: Path, name: str) -> None:
+    """Remove what an earlier run has written, and nothing else."""
     for path in folder.iterdir():
-        if path.is_dir() and path.name.startswith("round-"):
+        if re.fullmatch(r"round-\d+", path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.suffix in (".h5", ".json", ".md", ".html", ".safetensors"):
+        elif path.name in (*FILES, f"{name}.safetensors", f"{name}-fast.safetensors"):
             path.unlink()
 
 

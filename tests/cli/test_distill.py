@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import write
-from command_line import Forked, attncalc, fails, wait_until
+from command_line import COPPER, Forked, attncalc, fails, wait_until
 
 from attncalc import AttnCalculator, data
 
@@ -20,7 +21,7 @@ pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[d
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 EMT = ("--oracle", "ase.calculators.emt:EMT")
-SMALL = ("--steps", 20, "--picoseconds", 0.1, "--timestep", 2)
+SMALL = ("--steps", 10, "--picoseconds", 0.04, "--timestep", 2)
 
 
 @pytest.fixture
@@ -78,6 +79,8 @@ def test_a_run_to_the_end_of_its_labels(cluster: str) -> None:
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(cluster: str) -> None:
     command = ("distill", cluster, *EMT, *SMALL, "--labels", 80, "--members", 1, "-q")
     for place in (
+        ".lock",  # before the first label
+        "state.json",
         "labels.h5",
         "round-1/member-1/last.ckpt",
         "round-1/model.safetensors",
@@ -113,7 +116,12 @@ def test_density_functional_theory(monkeypatch: pytest.MonkeyPatch) -> None:
         energies.append(atoms.get_potential_energy())
     assert force == pytest.approx((energies[1] - energies[0]) / 0.002, abs=1e-4)
     write("h2.xyz", atoms)
-    command = ("distill", "h2.xyz", "--oracle", "pyscf_oracle:pbe", *SMALL, "--labels", 60)
+    Path("fast.py").write_text(
+        "from pyscf_oracle import PySCF\n\n"
+        "def lda(charge, multiplicity):\n"
+        "    return PySCF('lda,vwn', 'sto-3g', charge, multiplicity)\n"
+    )
+    command = ("distill", "h2.xyz", "--oracle", "fast:lda", *SMALL, "--labels", 60)
     result = attncalc(*command, "--timestep", 0.5, "--members", 1, "--json")
     assert result.exit_code in (0, 2), result.output
     told = json.loads(result.stdout)
@@ -146,6 +154,53 @@ def test_one_atom_is_too_few() -> None:
 def test_an_oracle_that_refuses_everything(cluster: str) -> None:
     line = fails("distill", cluster, "--charge", 1, "-q", *EMT)
     assert "the oracle refuses the structure: charge not told to the calculator" in line
+
+
+@pytest.mark.parametrize("left", [(".lock",), (".lock", ".state.json.host.1.part")])
+def test_a_folder_of_a_run_that_was_killed_at_once_is_taken(
+    cluster: str, left: tuple[str, ...]
+) -> None:
+    Path("cu4-distilled").mkdir()
+    for name in left:
+        Path("cu4-distilled", name).touch()
+    for options in ((), ("--overwrite",)):  # the second finds the state
+        line = fails("distill", cluster, "--charge", 1, "-q", *EMT, *options)
+        assert "the oracle refuses the structure" in line
+
+
+def test_overwriting_keeps_what_is_not_its_own(cluster: str) -> None:
+    folder = Path("cu4-distilled")
+    (folder / "round-1").mkdir(parents=True)
+    (folder / "round-table").mkdir()
+    own = ["state.json", "labels.h5", "test.h5", "report.md", "cu4.safetensors"]
+    others = ["notes.md", "mine.h5", "settings.json", "teacher.safetensors", "round-2"]
+    for name in own + others:
+        (folder / name).write_text("old")
+    fails("distill", cluster, "--charge", 1, "-q", *EMT, "--overwrite")
+    assert {path.name for path in folder.iterdir() if path.is_file()} >= set(others)
+    left = {path.name for path in folder.iterdir()} - set(others)
+    assert left == {"round-table", "state.json", "labels.h5"}
+    assert (folder / "state.json").read_text() != "old"
+
+
+def test_overwriting_refuses_inputs_that_it_would_remove(cluster: str) -> None:
+    folder = Path("cu4-distilled")
+    folder.mkdir()
+    (folder / "state.json").write_text("{}")
+    model = folder / "cu4.safetensors"
+    shutil.copy(COPPER, model)
+    for options in (("--start-from", model, *EMT), ("--oracle", model)):
+        line = fails("distill", cluster, *options, "--overwrite")
+        assert "lies in cu4-distilled, which --overwrite empties" in line
+    assert model.stat().st_size == Path(COPPER).stat().st_size
+
+
+def test_a_multiplicity_that_is_not_read_is_warned_of() -> None:
+    write("o2.xyz", Atoms("O2", [[0, 0, 0], [0, 0, 1.2]], info={"multiplicity": 3}))
+    command = ("distill", "o2.xyz", *EMT, "-q")
+    said = attncalc(*command, "--charge", 1).stderr
+    assert 'Warning: atoms.info["multiplicity"] is not read' in said
+    assert "Warning" not in attncalc(*command, "--charge", 1, "--multiplicity", 2).stderr
 
 
 def test_without_lightning_it_says_what_is_missing(

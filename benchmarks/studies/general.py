@@ -28,7 +28,7 @@ from ase.build import minimize_rotation_and_translation
 from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pretrained import SETS, engine, frames_of
 from tables import machine_name, table, write
 

@@ -20,6 +20,7 @@ COMMANDS = [
     ["relax"],
     ["md"],
     ["lammps"],
+    ["distill"],
     ["sample"],
     ["train"],
     ["eval"],

@@ -32,7 +32,8 @@ from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import Committee, Potential
+from attncalc.potential import Committee, Potential, evaluate, fresh_graphs
+from attncalc.system import System
 
 ELEMENTS = (1, 6, 8)
 CONFIG = tiny_so3krates(4.0, avg_num_neighbors=7.3, num_basis=4, head_features=4)
@@ -218,7 +219,8 @@ def test_every_shipped_model_loads() -> None:
     for name, file in shipped_models().items():
         assert file.parent == folder
         potential = load(name)
-        energy = result_of(potential, Atoms([potential.species[0]])).energy
+        system = System.from_ase(Atoms([potential.species[0]]))
+        energy = evaluate(potential, fresh_graphs(potential, system)).energy
         assert energy.isfinite().all(), name
 
 

@@ -37,9 +37,8 @@ def test_snippets_with_the_shipped_model(tmp_path, monkeypatch, capsys):
         exec(compile(snippet, "README.md", "exec"), namespace)
     atoms = namespace["atoms"]
     assert namespace["dynamics"].get_time() > 0
-    assert [set(r) for r in namespace["results"]] == [
-        {"energy", "free_energy", "energies", "forces"}
-    ] * 2
+    of_molecules = {"energy", "free_energy", "energies", "forces", "charges", "dipole"}
+    assert [set(r) for r in namespace["results"]] == [of_molecules | {"hirshfeld_ratios"}] * 2
     assert "forces = -dE/dr" in capsys.readouterr().out
     assert atoms.calc.n_rebuilds < atoms.calc.n_updates
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from tqdm import tqdm
 
-from attncalc import __version__, model_file
+from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.course import Course
 from attncalc.cli.errors import EXPECTED
@@ -71,7 +72,7 @@ class RelaxMany:
             FileNotFoundError, ValueError: the model or an option is impossible.
         """
         device = self._calculator().evaluator.device  # what is wrong is said here, once
-        return {"device": device.type, "attncalc": __version__}
+        return {"device": device.type, "attncalc": version("attncalc")}
 
     def start(self) -> RelaxShard:
         """Load the model."""

@@ -56,13 +56,13 @@ Outcome = tuple[Atoms | None, dict[str, Any]]
 
 
 class Job(Protocol):
-    """What is done to structures. It travels to other processes."""
+    """Work on structures; it travels to other processes."""
 
     def identity(self) -> dict[str, Any]:
         """All that the result depends on, the input and the machine aside."""
 
     def place(self) -> dict[str, Any]:
-        """What it depends on of the machine and the program; all is checked before the work."""
+        """Return what it depends on of machine and program; checked before the work."""
 
     def start(self) -> Solver:
         """Return the function that does it, with the model in memory."""
@@ -282,7 +282,7 @@ def work_off(
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes where a file is written anew; None where there is none."""
+    """Return numbers that change where a file is written anew; None where there is none."""
     try:
         status = path.stat()
     except FileNotFoundError:

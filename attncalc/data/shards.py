@@ -15,7 +15,7 @@ from attncalc.text import one_line
 
 @dataclass(frozen=True)
 class Shards:
-    """Where the shards of a file begin.
+    """Places in a file where its shards begin.
 
     Attributes:
         path: the file.

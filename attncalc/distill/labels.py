@@ -161,7 +161,7 @@ class LabelStore:
 
     @property
     def _common(self) -> dict[str, np.ndarray]:
-        """What all structures share, by the names of `attncalc.data.read`."""
+        """Return what all structures share, by the names of `attncalc.data.read`."""
         return {
             "z": self._like.numbers.astype(np.uint8),
             "cell": self._like.cell.array,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import mend_silicon
 from published import MODELS, PUBLISHED, cell
-from tables import table, write
+from result_files import table, write
 
 from attncalc.model_file import header
 from attncalc.train import Recipe

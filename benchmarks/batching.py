@@ -21,8 +21,8 @@ import torch
 from ase import Atoms
 from ase.io import read
 from engines import SO3LR, so3lr_sized
+from result_files import machine_name, table, write
 from structures import water_box
-from tables import machine_name, table, write
 
 from attncalc import System, evaluate
 from attncalc.fast import lower

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from result_files import in_a_process, machine_name, table, write
 from run import growth
-from tables import in_a_process, machine_name, table, write
 
 HERE = Path(__file__).resolve().parent
 MODELS = {

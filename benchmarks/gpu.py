@@ -29,7 +29,7 @@ from typing import Any
 
 from gpu_dynamics import table_rows
 from gpu_dynamics import worker as dynamics_worker
-from tables import table, write
+from result_files import table, write
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

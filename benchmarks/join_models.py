@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tables import table, write
+from result_files import table, write
 
 from attncalc import Committee, load
 from attncalc.data import read

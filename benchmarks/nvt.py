@@ -27,9 +27,9 @@ import numpy as np
 from ase import Atoms, units
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from result_files import machine_name, table, write
 from scipy.optimize import brentq
 from scipy.signal import welch
-from tables import machine_name, table, write
 
 from attncalc import System, load, md
 from attncalc.data import Dataset, read

@@ -32,8 +32,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from result_files import machine_name, table, write
 from scipy.stats import t as student_t
-from tables import machine_name, table, write
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers"

@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from result_files import machine_name, table, write
 from run import HERE, PEERS_OF_OURS, Key, python_of, run_worker
-from tables import machine_name, table, write
 
 STRUCTURES = {"ethanol": 10, "aspirin": 8}  # of one step
 N_BATCHES = 8  # different ones

@@ -26,7 +26,7 @@ def load(monkeypatch):
         "run",
         "engines",
         "structures",
-        "tables",
+        "result_files",
         "mend_silicon",
         "train",
         "training_steps",

@@ -26,7 +26,7 @@ def gpu() -> ModuleType:
         patch.syspath_prepend(SCRIPT.parent)
         spec.loader.exec_module(module)
         yield module
-    for name in ("gpu", "gpu_dynamics", "tables"):
+    for name in ("gpu", "gpu_dynamics", "result_files"):
         sys.modules.pop(name, None)
 
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 HERE = Path(__file__).resolve().parents[1]
 PUBLISHED_EPOCHS = 1500

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 from attncalc import data as data_
 from attncalc import load, train

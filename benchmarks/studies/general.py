@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pretrained import SETS, engine, frames_of
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 from attncalc import System, load, md
 from attncalc.evaluator import Evaluator

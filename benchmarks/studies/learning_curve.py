@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 from attncalc.data.errors import errors, predict
 from attncalc.plots.style import SERIES, legend_above, logarithmic, tidy

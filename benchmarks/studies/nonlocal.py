@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 from attncalc import load
 from attncalc.data import read

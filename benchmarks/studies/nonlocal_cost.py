@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import in_a_process, machine_name, peak_mib, table, write
+from result_files import in_a_process, machine_name, peak_mib, table, write
 
 HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE / "results"

@@ -29,7 +29,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 from attncalc import data, load
 from attncalc.fast import lower

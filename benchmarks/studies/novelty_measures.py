@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from novelty import CASES, FAR_OFF, OTHER_LEVEL, OWN, RESULTS, auc, percent, read
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 from attncalc import data, load
 from attncalc.novelty.fit import EDGE, FOLDS, HELD_INSIDE, LEAST_VARIANCE, largest_of

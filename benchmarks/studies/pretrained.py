@@ -25,7 +25,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 from attncalc import data as data_
 from attncalc import evaluate_many, load

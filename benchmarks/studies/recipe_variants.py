@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 from attncalc.train import Recipe, fit
 from attncalc.train.fit import read_split

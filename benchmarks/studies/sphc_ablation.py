@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import machine_name, table, write
+from result_files import machine_name, table, write
 
 HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE / "results"

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,6 @@ from ase.io import read, write
 from command_line import COPPER, ETHANOL, attncalc, fails
 
 from attncalc import AttnCalculator
-from attncalc import __version__ as attncalc_version
 from attncalc.cli import output, shards
 from attncalc.cli.relax_many import RelaxMany, RelaxShard
 from attncalc.cli.shards import Outcome, Work
@@ -434,7 +434,7 @@ def test_shards_of_another_device_or_version_do_not_mix(few, monkeypatch):
     asked = {"workers": None, "gather": False}
     shards.work_off(relax_many(), SOURCE, TARGET, shard="1/2", **asked)
     place = relax_many().place()
-    assert place == {"device": "cpu", "attncalc": attncalc_version}
+    assert place == {"device": "cpu", "attncalc": version("attncalc")}
     for name in place:
         other = {**place, name: "other"}
         with monkeypatch.context() as context:

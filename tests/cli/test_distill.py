@@ -31,12 +31,19 @@ def cluster() -> str:
     return "cu4.xyz"
 
 
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models run without engines: compiling these takes minutes in a new clone."""
+    monkeypatch.setattr("attncalc.evaluator.lower", lambda potential: potential)
+
+
 def labels(folder: str) -> dict[str, np.ndarray]:
     with h5py.File(f"{folder}/labels.h5") as file:
         return {name: file[name][()] for name in ("R", "E", "F")}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain")
 def test_a_run_to_the_end_of_its_labels(cluster: str) -> None:
     command = ("distill", cluster, *EMT, *SMALL, "--labels", 100, "--force-mae", 1e-6, "--json")
     result = attncalc(*command)
@@ -76,6 +83,7 @@ def test_a_run_to_the_end_of_its_labels(cluster: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain")
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(cluster: str) -> None:
     command = ("distill", cluster, *EMT, *SMALL, "--labels", 80, "--members", 1, "-q")
     for place in (
@@ -103,6 +111,7 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(cluster: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain")
 def test_density_functional_theory(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyscf", reason="needs pyscf: pip install pyscf")
     monkeypatch.syspath_prepend(EXAMPLES)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 
+import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
@@ -45,6 +47,17 @@ def fails(*arguments: object) -> str:
 
 def files() -> set[str]:
     return {path.name for path in Path.cwd().iterdir()}
+
+
+def import_again(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """The next import of these packages runs their code; later tests have the modules of before."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(packages):
+            parent, _, child = name.rpartition(".")
+            if parent in sys.modules:  # an import also sets a name there
+                monkeypatch.setattr(sys.modules[parent], child, module, raising=False)
+    for name in [name for name in sys.modules if name.startswith(packages)]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 class Forked:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import write
-from command_line import COPPER, Forked, attncalc, fails, wait_until
+from command_line import COPPER, Forked, attncalc, fails, import_again, wait_until
 
 from attncalc import AttnCalculator, data
 
@@ -215,9 +215,6 @@ def test_a_multiplicity_that_is_not_read_is_warned_of() -> None:
 def test_without_lightning_it_says_what_is_missing(
     cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("attncalc.distill")]:
-        monkeypatch.delitem(sys.modules, name)
+    import_again(monkeypatch, "attncalc.distill", "attncalc.sampling")
     monkeypatch.setitem(sys.modules, "rdkit", None)
-    for name in [name for name in sys.modules if name.startswith("attncalc.sampling")]:
-        monkeypatch.delitem(sys.modules, name)
     assert 'pip install "attncalc[distill]"' in fails("distill", cluster, *EMT)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import builtins
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
-from command_line import attncalc, fails, files, succeeds
+from command_line import attncalc, fails, files, import_again, succeeds
 
 from attncalc import data
 
@@ -92,8 +91,7 @@ def test_without_rdkit_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
             raise ImportError("No module named 'rdkit'")
         return usual(name, *rest)
 
-    for name in [name for name in sys.modules if name.startswith(("rdkit", "attncalc.sampling"))]:
-        monkeypatch.delitem(sys.modules, name)
+    import_again(monkeypatch, "rdkit", "attncalc.sampling")
     monkeypatch.setattr(builtins, "__import__", without_rdkit)
     line = fails(*SAMPLE, "--molecules", 4)
     assert line == 'Error: sampling needs rdkit: pip install "attncalc[sample]"'

@@ -16,6 +16,7 @@ from ase import Atoms
 pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
 pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[distill]")
 
+from attncalc.distill import labels as stored_labels
 from attncalc.distill import run
 from attncalc.distill.explore import HEATS, Pool
 from attncalc.distill.run import FEWEST_TESTED, Distilled, Goal, Settings, distill
@@ -211,7 +212,7 @@ def test_more_labels_go_on(tmp_path: Path) -> None:
 def test_killed_after_every_fourth_label_it_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attncalc.distill.labels.WRITE_EVERY", 0.0)
+    monkeypatch.setattr(stored_labels, "WRITE_EVERY", 0.0)
     goal = Goal(NEVER, labels=100)
     whole = go(tmp_path / "whole", Springs(), goal)
     measured, killed_before = run.errors, set()

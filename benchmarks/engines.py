@@ -163,19 +163,23 @@ def attncalc(
     return {"edges": int(graph.edge_mask.sum()), "peak_MiB": peak, **times}
 
 
-def so3lr_of_torch(device: str) -> Any:
-    """The calculator of SO3LR as so3krates-torch ships it, long-range terms off."""
+def so3lr_of_torch(device: str, long_range_cutoff: float | None = None) -> Any:
+    """The calculator of SO3LR as so3krates-torch ships it; None: long-range terms off."""
     import so3krates_torch
     from so3krates_torch.calculator.so3 import TorchkratesCalculator
 
     weights = Path(so3krates_torch.__file__).parent / "pretrained" / "so3lr" / "so3lr.model"
     calculator = TorchkratesCalculator(
-        model_paths=str(weights), device=device, default_dtype="float32"
+        model_paths=str(weights),
+        device=device,
+        default_dtype="float32",
+        r_max_lr=long_range_cutoff,
+        dispersion_energy_cutoff_lr_damping=2.0,
     )
     model = calculator.models[0]
     for name in ("electrostatic_energy_bool", "dispersion_energy_bool", "use_lr"):
         getattr(model, name)  # an AttributeError is better than long-range terms unnoticed
-        setattr(model, name, False)
+        setattr(model, name, long_range_cutoff is not None)
     return calculator
 
 

@@ -9,8 +9,9 @@ import time
 
 import pytest
 import torch
+from networks import Density, DensityConfig
 
-from attncalc import train
+from attncalc import Potential, train
 from attncalc.kernels.collocation import collocated
 from attncalc.train import callbacks, compilation
 from attncalc.train.batches import join, samples
@@ -127,9 +128,14 @@ def test_a_run_that_had_changed_waits_when_it_is_resumed(epochs_of, monkeypatch)
 @pytest.mark.slow
 @NEEDS_COMPILER
 def test_a_second_process_fills_the_cache(recipe, dataset, tmp_path, monkeypatch):
-    """The real one; its step is the plain one, for batches of other sizes too."""
+    """The real one; its step is the plain one, for batches of other sizes too.
+
+    Of a network that is compiled in seconds; So3krates takes minutes, and every training compares
+    its compiled step with the plain one before it is used.
+    """
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    potential, weights = new_potential(recipe, dataset), Loss(1.0, 2.0, 50.0)
+    potential = Potential(Density(DensityConfig(3.4), 2), (28, 29))
+    weights = Loss(1.0, 2.0, 50.0)
     batches = samples(dataset, potential.cutoff, potential.species)
     always = dataclasses.replace(recipe, compile="always")
     _, made = select_step(potential, weights, batches, always, shortest=2.0, n_steps=10)

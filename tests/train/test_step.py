@@ -118,11 +118,18 @@ def test_the_collocated_step_is_the_plain_step(potential, batches):
     assert relative_error(fast, eager_step(potential, WEIGHTS), join(batches[:3])) < 1e-9
 
 
-def test_the_traced_step_is_the_plain_step(potential, batches):
-    """Recorded on one batch, run on batches of other sizes, after the parameters have moved."""
+@pytest.fixture(scope="module")
+def recorded(recipe, batches) -> tuple[Potential, Potential, torch.fx.GraphModule]:
+    """A potential, the same collocated, and the trace of its step."""
+    potential = new_potential(recipe, torch.float64)
     fast = with_network(potential, collocated(potential.network, 1.5))
-    traced = traced_step(fast, trace(fast, WEIGHTS, unequal_sizes(batches)))
-    plain = eager_step(potential, WEIGHTS)
+    return potential, fast, trace(fast, WEIGHTS, unequal_sizes(batches))
+
+
+def test_the_traced_step_is_the_plain_step(recorded, batches):
+    """Recorded on one batch, run on batches of other sizes, after the parameters have moved."""
+    potential, fast, graph = recorded
+    traced, plain = traced_step(fast, graph), eager_step(potential, WEIGHTS)
     assert relative_error(traced, plain, join(batches[:3])) < 1e-9
     with torch.no_grad():
         torch._foreach_mul_(list(trainable(potential).values()), 1.1)
@@ -131,10 +138,9 @@ def test_the_traced_step_is_the_plain_step(potential, batches):
         assert traced(batch)[0].item() == pytest.approx(plain(batch)[0].item(), rel=1e-9)
 
 
-def test_the_trace_is_of_a_kind_that_the_compiler_takes(potential, batches):
+def test_the_trace_is_of_a_kind_that_the_compiler_takes(recorded, batches):
     """Of one structure as well, whose number the compiler takes for a constant."""
-    fast = with_network(potential, collocated(potential.network, 1.5))
-    graph = trace(fast, WEIGHTS, unequal_sizes(batches))
+    potential, fast, graph = recorded
     taken = torch.compile(graph, fullgraph=True, dynamic=True, backend="eager")
     step, plain = traced_step(fast, taken), eager_step(potential, WEIGHTS)
     for batch in (unequal_sizes(batches), batches[0]):
@@ -172,8 +178,11 @@ def test_a_wrong_step_is_rejected(recipe, potential, batches, monkeypatch, caplo
     steps = iter([plain, spoilt(eager_step)(potential, WEIGHTS)])
     monkeypatch.setattr(select_step, "eager_step", lambda *_: next(steps))
     monkeypatch.setattr(select_step.shutil, "which", lambda name: "/usr/bin/g++")
-    monkeypatch.setattr(compilation, "traced_step", spoilt(traced_step))
+    monkeypatch.setattr(compilation, "trace", lambda *_: None)
     monkeypatch.setattr(compilation, "compiled", lambda graph: graph)
+    monkeypatch.setattr(
+        compilation, "traced_step", lambda potential, graph: spoilt(eager_step)(potential, WEIGHTS)
+    )
     always = dataclasses.replace(recipe, compile="always")
     with caplog.at_level(logging.WARNING):
         chosen, other = selected(potential, WEIGHTS, batches, always, shortest=2.0, n_steps=10)
@@ -246,7 +255,7 @@ def equiformer() -> Potential:
 
 def test_what_is_traced_of_a_network_with_sphcs(batches, monkeypatch):
     """The local one; far pairs are found by their length, which a trace does not know."""
-    config = So3kratesSphcConfig(3.4, num_features=12, num_layers=2, nonlocal_attention="none")
+    config = So3kratesSphcConfig(3.4, num_features=12, num_layers=1, nonlocal_attention="none")
     for name, traces in (("none", True), ("window", False)):
         config = dataclasses.replace(config, nonlocal_attention=name)
         torch.manual_seed(0)

@@ -20,7 +20,8 @@ from attncalc.cli.options import set_threads
 from attncalc.cli.output import output_options, overwrites, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock
-from attncalc.model_file import find_model, header
+from attncalc.model_file import DEFAULT_MODEL, find_model, header, load
+from attncalc.potential import check_system
 from attncalc.system import System, charge_and_spin, what_is_ignored
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,11 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
     type=click.IntRange(min=1),
     help="Steps of each training. Default: by the number of structures.",
 )
-@click.option("--start-from", help="Name or file of a model whose weights trainings start from.")
+@click.option(
+    "--start-from",
+    help="Name or file of a model whose weights trainings start from; none: random weights. "
+    f"Default: {DEFAULT_MODEL} where it knows the structure, else none.",
+)
 @click.option(
     "--timestep",
     type=click.FloatRange(min=0, max=5, min_open=True),
@@ -133,13 +138,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
         raise FileExistsError(f"{folder} exists and is no folder: choose another --output")
     if folder.is_dir() and not _is_ours(folder):
         raise FileExistsError(f"{folder} holds something else: choose another --output")
-    start_from = options["start_from"]
-    if start_from is not None:
-        start_from = str(find_model(start_from).absolute())
-        if "members" in header(start_from):
-            raise ValueError(
-                f"--start-from {options['start_from']} is a committee: start from a member"
-            )
+    start_from = _first_weights(options["start_from"], atoms)
     if overwrites():
         _refuse_inside(folder, structure, options["oracle"], start_from)
     oracle = load_oracle(options["oracle"])
@@ -187,6 +186,22 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
     System.from_ase(atoms)  # refuses what is impossible
     atoms.info["charge"], atoms.info["spin"] = charge_and_spin(atoms)
     return atoms
+
+
+def _first_weights(name: str | None, atoms: Atoms) -> str | None:
+    """Return the file of the model that trainings start from; None for random weights."""
+    if name == "none":
+        return None
+    if name is None:
+        try:
+            check_system(load(DEFAULT_MODEL, device="cpu"), System.from_ase(atoms))
+        except ValueError:  # an element, charge or spin that it does not know
+            return None
+        say(f"trainings start from {DEFAULT_MODEL} (--start-from none: from random weights)")
+    path = find_model(name or DEFAULT_MODEL).absolute()
+    if "members" in header(path):
+        raise ValueError(f"--start-from {name} is a committee: start from a member")
+    return str(path)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -11,10 +11,13 @@ import h5py
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import molecule
 from ase.io import write
 from command_line import COPPER, Forked, attncalc, fails, import_again, wait_until
 
 from attncalc import AttnCalculator, data
+from attncalc.cli.distill import _first_weights
+from attncalc.model_file import DEFAULT_MODEL, shipped_models
 
 pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
 pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[distill]")
@@ -153,6 +156,25 @@ def test_density_functional_theory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_input(cluster: str, arguments: tuple[str, ...], says: str) -> None:
     assert says in fails("distill", *arguments)
     assert {path.name for path in Path.cwd().iterdir()} == {cluster}
+
+
+@pytest.mark.parametrize(
+    ("atoms", "knows"),
+    [
+        (molecule("CH3CH2OH"), True),
+        (Atoms("NH4", molecule("CH4").positions, info={"charge": 1}), True),
+        (molecule("CH3"), False),  # a radical
+        (Atoms("Cu2", [[0, 0, 0], [0, 0, 2.3]]), False),
+    ],
+)
+def test_trainings_start_from_the_default_model_where_it_knows_the_structure(
+    atoms: Atoms, knows: bool
+) -> None:
+    default = str(shipped_models()[DEFAULT_MODEL])
+    assert _first_weights(None, atoms) == (default if knows else None)
+    assert _first_weights("none", atoms) is None
+    ethanol = str(shipped_models()["so3krates-ethanol"])
+    assert _first_weights("so3krates-ethanol", atoms) == ethanol
 
 
 def test_one_atom_is_too_few() -> None:

@@ -1,4 +1,4 @@
-"""Delay of Ctrl-C and SIGTERM until something is done."""
+"""Ctrl-C and SIGTERM: delayed until something is done, and recognised wherever they come."""
 
 from __future__ import annotations
 
@@ -37,3 +37,20 @@ def finished_before_ctrl_c() -> Iterator[list[Any]]:
             signal.signal(number, handler)
         if waiting:
             handlers[waiting[0][0]](*waiting[0])
+
+
+@contextmanager
+def ctrl_c_in_loops() -> Iterator[None]:
+    """Raise KeyboardInterrupt where Ctrl-C came while a compiled loop handed its arrays over.
+
+    Numba does that by a little Python code, and makes a SystemError of what is raised there.
+    """
+    try:
+        yield
+    except SystemError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            cause = cause.__cause__
+        raise

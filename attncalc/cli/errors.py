@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from attncalc.signals import ctrl_c_in_loops
 from attncalc.text import one_line
 
 # what a user can run into; anything else is a bug
@@ -34,7 +35,7 @@ def one_line_errors(command: Command) -> Command:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), ctrl_c_in_loops():
                 # what the calculator warns of, the command says itself
                 warnings.filterwarnings("ignore", module=r"attncalc\.calculator")
                 return command(*args, **kwargs)

@@ -21,7 +21,7 @@ from attncalc.md.with_ase import ADVICE, no_start
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.nn.options import whole_number
 from attncalc.potential import Potential, Result
-from attncalc.signals import finished_before_ctrl_c
+from attncalc.signals import ctrl_c_in_loops, finished_before_ctrl_c
 from attncalc.system import System
 
 # steps between two looks at the device, by device: a look costs a wait on a GPU and little on a CPU
@@ -97,7 +97,8 @@ def run(
             seen = state.step
         while state.step < last and not any(one.stops for one in callbacks):
             to_go = min(_steps_to_next(callbacks, state.step, last), longest)
-            state, what = _advance(integrator, force, state, to_go, limit)
+            with ctrl_c_in_loops():
+                state, what = _advance(integrator, force, state, to_go, limit)
             if what:
                 if seen < state.step:
                     _call(callbacks, state, at_all_costs=True)

@@ -68,6 +68,15 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr == "stopped\n"
 
 
+def test_interrupt_of_a_compiled_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr(model_file, "shipped_models", interrupted)
+    result = attncalc("models")
+    assert (result.exit_code, result.stderr) == (130, "stopped\n")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug() -> None:
         raise KeyError("a bug")

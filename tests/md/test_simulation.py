@@ -330,6 +330,26 @@ def test_ctrl_c_twice_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.events[-2:] == [("call", 4), ("end", -1)]
 
 
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_ctrl_c_while_a_compiled_loop_returns_loses_nothing() -> None:
+    """Numba makes a SystemError of what is raised while arrays are handed over."""
+    force, recorder = springs(1.0), Recorder(100)
+    first, asked = start(force), []
+
+    def interrupted(system: System) -> Result:
+        asked.append(system)
+        if len(asked) == 5:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise SystemError("a function returned a result with an exception set") from error
+        return force(system)
+
+    with pytest.raises(KeyboardInterrupt):
+        md.run(VERLET, interrupted, first, 9, callbacks=[recorder], chunk=1)
+    assert recorder.events[-2:] == [("call", 4), ("end", -1)]
+
+
 def test_the_first_state_is_looked_at() -> None:
     force, recorder = springs(1.0), Recorder(1)
     first = start(force)

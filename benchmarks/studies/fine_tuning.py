@@ -2,6 +2,8 @@
 
     python benchmarks/studies/fine_tuning.py ../shared/data                 # an hour on one core
     python benchmarks/studies/fine_tuning.py ../shared/data --steps 200 --runs /tmp/runs --output /tmp
+    python benchmarks/studies/fine_tuning.py ../shared/data --tasks aspirin-from-so3lr 3bpa-from-so3lr \
+        --frames 50 200 --starts model --name fine_tuning-so3lr    # with so3lr.safetensors here
 
 Another level of theory and another molecule: every model is trained on 50, 200 and 950 structures
 twice, from a shipped model's weights and from random ones, with the same network, batches and
@@ -34,6 +36,7 @@ from attncalc.train.start import new_potential
 HERE = Path(__file__).resolve().parents[1]
 FRAMES = (50, 200, 950)
 N_VALIDATION, N_TEST = 50, 1000
+STARTS = {"both": (True, False), "model": (True,)}  # from the model's weights
 BATCH = 5
 
 
@@ -44,13 +47,15 @@ class Task:
     Attributes:
         words: for the table.
         file, labels: the new data.
-        start: a shipped model.
+        start: a shipped model, or a file.
+        test: file of structures to test on, if not of the first file.
     """
 
     words: str
     file: str
     labels: str | None
     start: str
+    test: str | None = None
 
 
 TASKS = {
@@ -78,11 +83,32 @@ TASKS = {
         "from the general model (SO3LR) to aspirin at PBE+vdW-TS (MD17)",
         *("rmd17_aspirin.npz", "md17", "so3krates-organic"),
     ),
+    "aspirin-from-so3lr": Task(
+        "from SO3LR (PBE0+MBD) to aspirin at PBE+vdW-TS (MD17)",
+        *("rmd17_aspirin.npz", "md17", "so3lr.safetensors"),
+    ),
+    "3bpa-from-so3lr": Task(
+        "from SO3LR (PBE0+MBD) to 3BPA at 300 K, wB97X/6-31G(d)",
+        *("3bpa_train_300K.npz", None, "so3lr.safetensors", "3bpa_test_300K.npz"),
+    ),
+    "3bpa-from-organic": Task(
+        "from the general model (SO3LR) to 3BPA at 300 K, wB97X/6-31G(d)",
+        *("3bpa_train_300K.npz", None, "so3krates-organic", "3bpa_test_300K.npz"),
+    ),
 }
 
 
-def parts_of(dataset: Dataset) -> tuple[Dataset, Dataset, Dataset]:
-    """950 structures to train on, 50 to validate, 1,000 to test: the file's own split, or drawn."""
+def parts_of(task: Task, data: Path) -> tuple[Dataset, Dataset, Dataset]:
+    """950 structures to train on, 50 to validate, 1,000 to test: the file's own split, or drawn.
+
+    Where there is a file to test on, structures to train on are those that the other one has left.
+    """
+    dataset = data_.read(data / task.file, labels=task.labels)
+    if task.test is not None:
+        sizes = [len(dataset) - N_VALIDATION, N_VALIDATION, 0]
+        training, validation, _ = data_.split(dataset, sizes, seed=1)
+        test = data_.read(data / task.test, labels=task.labels)
+        return training, validation, test[list(range(min(N_TEST, len(test))))]
     if "train_01" in dataset.splits:
         return data_.official_split(dataset, n_validation=N_VALIDATION)
     training, validation, test = data_.split(dataset, [FRAMES[-1], N_VALIDATION, N_TEST], seed=1)
@@ -133,13 +159,13 @@ def trained(
 
 
 def rows_of(
-    name: str, task: Task, folder: Path, data: Path, n_steps: int, sizes: list[int]
+    name: str, folder: Path, data: Path, n_steps: int, sizes: list[int], starts: tuple[bool, ...]
 ) -> list[dict]:
     """All trainings of a task, and the error of the start itself."""
-    dataset = data_.read(data / task.file, labels=task.labels)
-    parts = parts_of(dataset)
+    task = TASKS[name]
+    parts = parts_of(task, data)
     rows = []
-    for from_model in (True, False):
+    for from_model in starts:
         for n in sizes:
             recipe = recipe_of(name, task, n, n_steps, from_model=from_model)
             print(recipe.name, file=sys.stderr, flush=True)
@@ -160,6 +186,8 @@ def picture(content: dict[str, list[dict]]) -> Figure:
         labels = {True: (BLUE, f"from {TASKS[name].start}"), False: (ORANGE, "random start")}
         for start, (color, label) in labels.items():
             mine = [row for row in rows if row["frames"] and bool(row["start"]) == start]
+            if not mine:
+                continue
             numbers = [row["frames"] for row in mine]
             axes.plot(numbers, [r["force_meV_A"] for r in mine], "o-", color=color, label=label)
         (before,) = (row["force_meV_A"] for row in rows if row["frames"] == 0)
@@ -208,6 +236,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results", help="of the tables")
     parser.add_argument("--name", default="fine_tuning", help="of the tables")
     parser.add_argument("--frames", type=int, nargs="+", default=list(FRAMES))
+    parser.add_argument("--starts", choices=STARTS, default="both")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, list[dict]] = {}
@@ -215,7 +244,7 @@ def main() -> None:
     for name in options.tasks:
         folder = options.runs / f"{options.steps}-steps"
         content[name] = rows_of(
-            name, TASKS[name], folder, options.data, options.steps, options.frames
+            name, folder, options.data, options.steps, options.frames, STARTS[options.starts]
         )
         told = {"machine": machine_name(), "steps": options.steps, "rows": content}
         told["tasks"] = {name: asdict(TASKS[name]) for name in content}

@@ -272,11 +272,8 @@ class AttnCalculator(BaseCalculator):
         then, system = self._seen
         if system is not None and now == then:
             return system.with_positions_of(atoms)
-        system = System.from_ase(atoms)
-        self.evaluator.check(system)
-        system = system.to(self.evaluator.device)
+        system = self.evaluator.take(System.from_ase(atoms))
         self._seen, self._volume = (now, system), volumes(system).tolist()
-        self.evaluator.suit(system)
         return system
 
     def calculate_many(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:

@@ -142,6 +142,20 @@ class Evaluator:
         """
         check_system(self.plain, system)
 
+    def take(self, system: System) -> System:
+        """Check structures that are not the last ones, and return them on the device.
+
+        Where the skin is chosen by the structure, it suits these from now on.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(system)
+        system = system.to(self.device)
+        if (skin := self._skin(system)) != self.neighbors.skin:
+            self._keep(self._with_skin(skin, self.lists))
+        return system
+
     @property
     def lists(self) -> list[VerletList]:
         """All neighbour lists."""
@@ -162,11 +176,6 @@ class Evaluator:
             lists.append(self._far_list(system))
         lists = self._with_skin(skin, lists)
         self._keep([one.update(system)[0] for one in lists])
-
-    def suit(self, system: System) -> None:
-        """Choose the skin for a structure that is not the last one."""
-        if (skin := self._skin(system)) != self.neighbors.skin:
-            self._keep(self._with_skin(skin, self.lists))
 
     def _with_skin(self, skin: float, lists: Sequence[VerletList]) -> list[VerletList]:
         """Empty lists: that of the network with this skin, that of longer range with its own."""

@@ -74,11 +74,7 @@ class Driver:
 
     def _copies(self, n: int) -> System:
         """Batch of n structures like the template."""
-        system = System.from_ase([self.atoms] * n)
-        self.evaluator.check(system)
-        system = system.to(self.evaluator.device)
-        self.evaluator.suit(system)
-        return system
+        return self.evaluator.take(System.from_ase([self.atoms] * n))
 
     def _evaluate(self, cells: Sequence[Any], positions: Sequence[Any]) -> list[Found]:
         n, m = len(positions), len(self.atoms)

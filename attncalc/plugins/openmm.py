@@ -63,10 +63,7 @@ class Energy:
         n = len(numbers)
         apart = 10.0 * np.arange(n)[:, None] * [1.0, 0.0, 0.0]  # Å; no two atoms in one place
         atoms = Atoms(numbers, apart, cell=[10.0 * n, 10.0, 10.0], pbc=periodic)
-        system = System.from_ase(_with_state(atoms, charge, spin))
-        self._evaluator.check(system)
-        system = system.to(self._evaluator.device)
-        self._evaluator.suit(system)
+        system = self._evaluator.take(System.from_ase(_with_state(atoms, charge, spin)))
         self._box = np.zeros((3, 3))
         self._system = replace(system, cell=torch.zeros_like(system.cell))
 

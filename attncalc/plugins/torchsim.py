@@ -96,8 +96,7 @@ class TorchSimModel(ModelInterface):
         if last is not None and all(_same(getattr(last, n), getattr(system, n)) for n in kept):
             same = {name: getattr(last, name) for name in kept}
             return replace(system, **same, cell=last.cell if _same(last.cell, cell) else cell)
-        self._evaluator.check(System.from_ase(system.to_ase()))
-        self._evaluator.suit(system)
+        self._evaluator.take(System.from_ase(system.to_ase()))  # a copy, which is checked
         self._last = system
         return system
 

@@ -9,13 +9,10 @@ from ase import Atoms, units
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from attncalc.sampling.geometry import Floats, are_too_close
 
-# Å; closer atoms are dropped, and switch off the faster radial networks of a training
-SHORTEST_CONTACT = 0.6
-# of the sum of covalent radii: a bond, a broken one, a contact that was none, and what no
-# structure worth a label has
-BOND, BROKEN, NEW, NEAREST = 1.3, 1.7, 0.95, 0.55
+# of the sum of covalent radii: a bond, a broken one, a contact that was none
+BOND, BROKEN, NEW = 1.3, 1.7, 0.95
 # eV/Å², of springs between atoms that one, two, three bonds part, and of others nearby
 SPRINGS = (25.0, 5.0, 0.5)
 NEARBY, SPRING_NEARBY = 4.0, 0.1
@@ -51,10 +48,8 @@ class Shape:
         """Return why positions [n_atoms, 3] are not worth a label; "" where they are."""
         if not np.isfinite(positions).all():
             return "positions not finite"
-        least = np.maximum(SHORTEST_CONTACT, NEAREST * self.radii)
         lengths = distances(self.atoms, positions)
-        np.fill_diagonal(lengths, np.inf)
-        return "atoms too close" if (lengths < least).any() else ""
+        return "atoms too close" if are_too_close(lengths, self.radii) else ""
 
     def change(self, positions: Floats) -> str:
         """Return how the bonds changed at positions [n_atoms, 3]; "" where they did not."""

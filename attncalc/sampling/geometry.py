@@ -15,7 +15,7 @@ Integers = NDArray[np.int64]
 # bond by the numbers of its atoms
 Bond = tuple[int, int]
 
-# Å; closer atoms are dropped
+# Å; closer atoms are dropped, and switch off the faster radial networks of a training
 SHORTEST_CONTACT = 0.6
 # of the sum of covalent radii; closer atoms have forces that are dropped anyway
 SMALLEST_RATIO = 0.55
@@ -37,19 +37,31 @@ _HINDERED = (
 def refusal(numbers: Integers, positions: Floats) -> str:
     """Return why a structure is not worth a label, "" where it is.
 
-    Two atoms are closer than `SHORTEST_CONTACT` or than bonds can be, or an atom is farther than
-    `FARTHEST_NEIGHBOR` from all others: dynamics of a stiff molecule may end so.
+    Two atoms are too close, or an atom is farther than `FARTHEST_NEIGHBOR` from all others:
+    dynamics of a stiff molecule may end so.
     """
     if not np.isfinite(positions).all():
         return "positions not finite"
     if len(numbers) == 1:
         return ""
-    lengths = distances(positions, positions) + np.diag(np.full(len(numbers), np.inf))
+    lengths = distances(positions, positions)
     radii = covalent_radii[numbers]
-    least = np.maximum(SHORTEST_CONTACT, SMALLEST_RATIO * (radii[:, None] + radii))
-    if (lengths < least).any():
+    if are_too_close(lengths, radii[:, None] + radii):
         return "atoms too close"
+    np.fill_diagonal(lengths, np.inf)
     return "atoms torn away" if (lengths.min(1) > FARTHEST_NEIGHBOR).any() else ""
+
+
+def are_too_close(lengths: Floats, radii: Floats) -> bool:
+    """Return True if two atoms are closer than `SHORTEST_CONTACT` or than bonds can be.
+
+    Args:
+        lengths: [n_atoms, n_atoms] Å, distances.
+        radii: [n_atoms, n_atoms] Å, sums of covalent radii.
+    """
+    close = lengths < np.maximum(SHORTEST_CONTACT, SMALLEST_RATIO * radii)
+    np.fill_diagonal(close, False)
+    return bool(close.any())
 
 
 def distances(positions: Floats, others: Floats) -> Floats:

@@ -7,6 +7,7 @@ import pytest
 from ase import units
 from ase.build import bulk, molecule
 
+pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
 from attncalc.distill.shapes import SOFTEST, Shape, farthest_first, fingerprint
 
 

@@ -15,7 +15,7 @@ from attncalc.data.errors import Errors, errors, predict
 from attncalc.data.fingerprints import fingerprints
 from attncalc.describe import describe_networks
 from attncalc.distill.explore import FRICTION, HEATS
-from attncalc.distill.run import MOST_OUTSIDE, VALIDATION_OF, Distilled, Goal
+from attncalc.distill.run import MOST_OUTSIDE, Distilled, Goal
 from attncalc.evaluator import Evaluator
 from attncalc.files import write_atomically
 from attncalc.md import Langevin, run
@@ -61,12 +61,8 @@ def write_products(
     """
     state, store = done.state, done.store
     last = state.rounds[-1]
-    known = state.known[: last.n_train + last.n_validation]
-    parts = {
-        "train": [row for k, row in enumerate(known) if k % VALIDATION_OF],
-        "validation": [row for k, row in enumerate(known) if k % VALIDATION_OF == 0],
-        "test": last.test,
-    }
+    training, validation = state.split(last.n_train + last.n_validation)
+    parts = {"train": training, "validation": validation, "test": last.test}
     sets = {role: store.dataset(rows) for role, rows in parts.items()}
     for role, dataset in sets.items():
         write_hdf5([dataset], folder / f"{role}.h5")
@@ -79,7 +75,7 @@ def write_products(
         potential.training_info.update(_info(done, sets, found, command))
         file = folder / f"{title}.safetensors"
         save(potential, file)
-        seconds = _step_seconds(potential, store.structures[known[0]], temperature)
+        seconds = _step_seconds(potential, store.structures[state.known[0]], temperature)
         products.append(Product(file, potential, found, seconds))
     return products
 

@@ -159,6 +159,16 @@ class State:
     seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
 
+    def split(self, n: int | None = None) -> tuple[list[int], list[int]]:
+        """Return numbers of labels to train on, and to validate on: every tenth, as they came.
+
+        Args:
+            n: so many of the first labels are divided; None: all.
+        """
+        known = self.known[:n]
+        training = [row for k, row in enumerate(known) if k % VALIDATION_OF]
+        return training, known[::VALIDATION_OF]
+
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all."""
         write_atomically(path, json.dumps(asdict(self), indent=1).encode())
@@ -481,10 +491,8 @@ class _Run:
         return frames
 
     def _split(self) -> tuple[Dataset, Dataset]:
-        """Training and validation set: every tenth label, in the order in which they came."""
-        known = self._state.known
-        validation = [row for k, row in enumerate(known) if k % VALIDATION_OF == 0]
-        training = [row for k, row in enumerate(known) if k % VALIDATION_OF]
+        """Training and validation set."""
+        training, validation = self._state.split()
         return self._store.dataset(training), self._store.dataset(validation)
 
     def _label(self, structures: list[Atoms], what: str, n_most: int) -> list[Atoms]:

@@ -203,6 +203,5 @@ def most_uncertain(pool: Pool, shape: Shape, n: int, known: Sequence[Atoms]) -> 
     if not rows:
         return []
     least = COPY * np.sqrt(theirs.shape[1])
-    order = np.arange(len(rows))
-    chosen = farthest_first(np.array(prints), theirs, n, least, order)
+    chosen = farthest_first(np.array(prints), theirs, n, least)
     return [rounded(shape.atoms, pool.positions[rows[k]]) for k in chosen]

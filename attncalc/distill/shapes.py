@@ -113,23 +113,21 @@ def fingerprint(atoms: Atoms, positions: Floats) -> Floats:
     return inverse[np.lexsort((-inverse, high, low))]
 
 
-def farthest_first(
-    candidates: Floats, known: Floats, n: int, least: float, order: NDArray[np.int64]
-) -> list[int]:
+def farthest_first(candidates: Floats, known: Floats, n: int, least: float) -> list[int]:
     """Choose candidates one after the other, each the farthest from all known and chosen ones.
+
+    The first of two equally far ones is taken.
 
     Args:
         candidates: [m, k] fingerprints.
         known: [l, k], likewise, at least one.
         n: at most so many.
         least: shortest distance from others, so that none is a copy.
-        order: [m] numbers of candidates; the first of two equally far ones is taken.
     """
-    candidates = candidates[order]
     gaps = np.min([np.linalg.norm(candidates - one, axis=1) for one in known], axis=0)
     chosen: list[int] = []
     while len(chosen) < min(n, len(candidates)) and gaps.max() > least:
         best = int(gaps.argmax())
-        chosen.append(int(order[best]))
+        chosen.append(best)
         gaps = np.minimum(gaps, np.linalg.norm(candidates - candidates[best], axis=1))
     return chosen

@@ -73,7 +73,6 @@ def test_fingerprints_do_not_know_the_order_or_place_of_atoms() -> None:
 def test_farthest_first_takes_no_copy() -> None:
     known = np.array([[0.0]])
     candidates = np.array([[0.0], [1.0], [1.001], [5.0], [3.0], [0.01]])
-    order = np.arange(6)
-    assert farthest_first(candidates, known, 10, 0.1, order) == [3, 4, 2]
-    assert farthest_first(candidates, known, 2, 0.1, order) == [3, 4]
-    assert farthest_first(candidates[:1], known, 2, 0.1, order[:1]) == []
+    assert farthest_first(candidates, known, 10, 0.1) == [3, 4, 2]
+    assert farthest_first(candidates, known, 2, 0.1) == [3, 4]
+    assert farthest_first(candidates[:1], known, 2, 0.1) == []

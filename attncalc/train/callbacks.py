@@ -119,9 +119,9 @@ class UseStep(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        ours = _ours(module)
         if self.compilation is None or batch_idx % STEPS_BETWEEN_LOOKS:
             return
+        ours = _ours(module)
         if ours.processes.all(self.compilation.is_done or ours.processes.local_rank > 0):
             failed = self.compilation.failure
             if ours.processes.all(not failed):

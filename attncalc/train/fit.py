@@ -25,7 +25,7 @@ from attncalc.files import write_atomically
 from attncalc.model_file import NETWORKS, header, load, model_name, save
 from attncalc.physics.pair_term import of_all_pairs
 from attncalc.potential import Committee, Potential, check_system
-from attncalc.system import System
+from attncalc.system import System, charge_and_spin
 from attncalc.train.batches import samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
@@ -501,8 +501,8 @@ def _describe(
 
 def _is_closed_shell(atoms: Atoms) -> bool:
     """Return True for a molecule with an even number of electrons and, as far as told, no spin."""
-    electrons = atoms.numbers.sum() - round(atoms.info.get("charge", 0))
-    return not atoms.pbc.any() and electrons % 2 == 0 and atoms.info.get("spin", 1) == 1
+    _, spin = charge_and_spin(atoms)
+    return not atoms.pbc.any() and spin == 1
 
 
 def _start(recipe: Recipe, potential: Potential) -> dict[str, str] | None:

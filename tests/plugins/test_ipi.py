@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import molecule
 from ase.io import write
 from ase.stress import voigt_6_to_full_3x3_stress
+from crystals import silicon
 
 from attncalc import AttnCalculator
 from attncalc.plugins.ipi_driver import Driver
@@ -55,15 +56,6 @@ def ethanol() -> Atoms:
     atoms = molecule("CH3CH2OH")
     atoms.set_cell([30, 30, 30])
     atoms.rattle(0.03, seed=0)
-    return atoms
-
-
-def silicon() -> Atoms:
-    """Triclinic, a along x and b in xy: i-PI knows no other cells."""
-    atoms = bulk("Si", cubic=True) * (2, 2, 2)
-    tilt = np.array([[1, 0, 0], [0.1, 1, 0], [0.05, -0.08, 1.0]])
-    atoms.set_cell(atoms.cell.array @ tilt, scale_atoms=True)
-    atoms.rattle(0.05, seed=1)
     return atoms
 
 

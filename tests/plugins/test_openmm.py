@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import molecule
+from crystals import silicon
 
 from attncalc import AttnCalculator
 
@@ -21,15 +22,6 @@ NM = 10.0  # Å
 def ethanol(seed: int = 0) -> Atoms:
     atoms = molecule("CH3CH2OH")
     atoms.rattle(0.05, seed=seed)
-    return atoms
-
-
-def silicon() -> Atoms:
-    """64 atoms in a triclinic cell that OpenMM takes: a along x, b in xy."""
-    atoms = bulk("Si", cubic=True) * (2, 2, 2)
-    tilt = np.array([[1, 0, 0], [0.1, 1, 0], [0.05, -0.08, 1.0]])
-    atoms.set_cell(atoms.cell.array @ tilt, scale_atoms=True)
-    atoms.rattle(0.05, seed=1)
     return atoms
 
 

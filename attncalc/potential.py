@@ -872,18 +872,27 @@ def check_system(potential: Potential, system: System) -> None:
             f"multiplicity {int(system.spin.max())}: this model supports only the lowest spin "
             'state; remove atoms.info["spin"] or use a model with spin input'
         )
-    if any(member.training_info.get("closed_shells") for member in potential.members):
-        _refuse_radicals(system)
-
-
-def _refuse_radicals(system: System) -> None:
-    """Refuse molecules with an odd number of electrons."""
     protons = segment_sum(system.atomic_numbers, system.system_idx, system.n_systems)
-    electrons = protons - system.charge.long()
-    odd = (electrons % 2 == 1) & ~system.pbc.any(1)
+    refuse_radicals(potential, protons - system.charge.long(), system.pbc)
+
+
+def refuse_radicals(potential: Potential, electrons: Tensor, pbc: Tensor) -> None:
+    """Refuse molecules with an odd number of electrons if the model was trained on closed shells.
+
+    Args:
+        potential: the model.
+        electrons: [n_systems], numbers of them.
+        pbc: [n_systems, 3], bool.
+
+    Raises:
+        ValueError: a molecule is a radical.
+    """
+    if not any(member.training_info.get("closed_shells") for member in potential.members):
+        return
+    odd = (electrons % 2 == 1) & ~pbc.any(1)
     if odd.any():
         k = int(odd.nonzero()[0])
-        where = f" of structure {k}" if system.n_systems > 1 else ""
+        where = f" of structure {k}" if len(electrons) > 1 else ""
         raise ValueError(
             f"the number of electrons{where} is odd, {int(electrons[k])}: this model was trained "
             'on closed shells only; is a hydrogen atom missing, or atoms.info["charge"]?'

@@ -27,7 +27,7 @@ from attncalc.evaluator import Evaluator
 from attncalc.graph import species_of
 from attncalc.model_file import load
 from attncalc.plugins.halo import Box, Domain, Images, Integers, Owners, depth_of, refuse_parts
-from attncalc.potential import Potential, Result, evaluate
+from attncalc.potential import Potential, Result, evaluate, refuse_radicals
 from attncalc.system import System
 from attncalc.text import one_line
 
@@ -435,7 +435,7 @@ class _Shared:
             raise ValueError("several processes tell atoms by their ids: remove atom_modify id no")
         self.n_rebuilds += 1
         self._known = (images.ids.copy(), images.numbers.copy())
-        self._check_spin(images)
+        self._check_electrons(images, box)
         potential = self.evaluator.plain
         self._domain = domain = Domain.of(potential, images, box, skin=SKIN)
         ids = images.ids[:0] if domain is None else images.ids[domain.rows]
@@ -449,10 +449,13 @@ class _Shared:
                 f"ghost atoms are missing: comm_modify cutoff must be {reach:.2f} or more"
             )
 
-    def _check_spin(self, images: Images) -> None:
-        """Refuse an odd number of electrons where a network reads the multiplicity."""
+    def _check_electrons(self, images: Images, box: Box) -> None:
+        """Refuse an odd number of electrons where the model does not know it or reads the spin."""
+        # `attach` has refused total charges
         electrons = self.comm.allreduce(int(images.numbers[: images.n_own].sum()))
-        if electrons % 2 and any(network.reads_spin for network in self.evaluator.plain.networks):
+        potential = self.evaluator.plain
+        refuse_radicals(potential, torch.tensor([electrons]), torch.from_numpy(box.pbc)[None])
+        if electrons % 2 and any(network.reads_spin for network in potential.networks):
             raise ValueError("several processes cannot share an unpaired electron: use one process")
 
 

@@ -22,10 +22,13 @@ from command_line import fails
 from contract import random_potential
 from networks import tiny_so3krates
 
+from attncalc.evaluator import Evaluator
 from attncalc.model_file import load, save
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
+from attncalc.plugins.halo import Box, Images
+from attncalc.plugins.lammps import _Shared
 from attncalc.plugins.lammps_script import Script
-from attncalc.potential import Potential, evaluate, fresh_graphs
+from attncalc.potential import Potential, check_system, evaluate, fresh_graphs
 from attncalc.system import System
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -409,6 +412,34 @@ def test_other_styles_keep_their_coefficients(folder: Path):
     )
     energies = [float(line) for line in done.stdout.splitlines()[: len(cases)]]
     assert energies == pytest.approx([energies[0]] * len(cases), abs=1e-9)
+
+
+class FirstOfTwo:
+    """Communicator of a process beside which another has so many electrons."""
+
+    size, rank = 2, 0
+
+    def __init__(self, electrons: int) -> None:
+        self.electrons = electrons
+
+    def allreduce(self, mine: int) -> int:
+        return mine + self.electrons
+
+
+def test_several_processes_refuse_the_radicals_that_one_does():
+    potential = water_potential()
+    potential.training_info["closed_shells"] = True
+    with pytest.raises(ValueError, match="number of electrons is odd, 9") as alone:
+        check_system(potential, System.from_ase(molecule("OH")))
+    oxygen = Images(np.zeros((1, 3)), np.array([1]), np.array([8]), 1)
+    molecular, periodic = (Box(30 * np.eye(3), np.full(3, pbc)) for pbc in (False, True))
+    radical = _Shared(None, FirstOfTwo(1), Evaluator(potential))
+    with pytest.raises(ValueError, match=re.escape(str(alone.value))):
+        radical._check_electrons(oxygen, molecular)
+    radical._check_electrons(oxygen, periodic)
+    _Shared(None, FirstOfTwo(2), Evaluator(potential))._check_electrons(oxygen, molecular)
+    del potential.training_info["closed_shells"]
+    _Shared(None, FirstOfTwo(1), Evaluator(potential))._check_electrons(oxygen, molecular)
 
 
 def test_several_processes_need_our_settings(tmp_path: Path):

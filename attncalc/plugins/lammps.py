@@ -43,6 +43,9 @@ MARGIN = 0.01
 MASS_ERROR = 1.0
 """amu that a mass may differ from its element's; isotopes of hydrogen may differ more."""
 
+HEARD = 0.3
+"""s that the last words of a process take to whoever reads those of all."""
+
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
 """What a user can run into; anything else is a bug and has its traceback printed."""
 
@@ -473,11 +476,13 @@ def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:
         text = "stopped"
     else:
         text = "".join(traceback.format_exception(error))
-    time.sleep(0.1 * min(comm.rank, 10))  # where all have the same error, one of them says it
+    # where all have the same error, one of them says it
+    time.sleep(2 * HEARD * min(comm.rank, 10))
     if lmp is not None:
         lmp.flush_buffers()
     sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)
     if comm.size == 1:
         os._exit(1)
+    time.sleep(HEARD)  # an end at once would lose the text on its way through `mpiexec`
     comm.Abort(1)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ase import Atoms
 
 from attncalc import model_file
-from attncalc.cli.output import warn
+from attncalc.cli.output import say, warn
+from attncalc.describe import describe_model
 from attncalc.potential import Potential, check_system
 from attncalc.system import System, what_is_ignored
 
@@ -15,6 +16,13 @@ from attncalc.system import System, what_is_ignored
 def is_delta(model: str) -> bool:
     """Return True for a delta model, which can be evaluated alone but moves no atoms."""
     return bool(model_file.header(model)["training"].get("baseline"))
+
+
+def say_model(model: str, potential: Potential) -> str:
+    """Tell which model runs; return its name and level of theory, for titles."""
+    named = describe_model(model_file.model_name(model), potential)
+    say(f"model: {named}")
+    return named
 
 
 def require_known(

@@ -19,7 +19,7 @@ from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import OutsideTraining, one_line_errors
 from attncalc.cli.files import existing_file, read_structures
-from attncalc.cli.known import require_known
+from attncalc.cli.known import require_known, say_model
 from attncalc.cli.md_picture import Picture
 from attncalc.cli.options import (
     calculator_options,
@@ -30,7 +30,6 @@ from attncalc.cli.options import (
 )
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
-from attncalc.describe import describe_model
 from attncalc.files import FileLock, NoSpaceLeft
 from attncalc.md import (
     ENSEMBLES,
@@ -224,8 +223,7 @@ def md(
     if atoms.get_momenta().any():
         temperature = _thermometer(atoms, settings).temperature(atoms)
         say(f"using the velocities of the file (T = {temperature:.0f} K)")
-    named = describe_model(model_file.model_name(model), plain)
-    say(f"model: {named}")
+    named = say_model(model, plain)
     what = (atoms.get_chemical_formula(), named, settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof
     picture, stop = Picture(target, settings, ", ".join(what), n_dof, structures), stop_when_unknown

@@ -18,7 +18,7 @@ from ase.constraints import FixAtoms
 from torch import Tensor
 from tqdm import tqdm
 
-from attncalc import model_file, plots
+from attncalc import plots
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.course import Course
 from attncalc.cli.errors import EXPECTED, OutsideTraining, one_line_errors
@@ -31,12 +31,11 @@ from attncalc.cli.files import (
     save_picture,
     write_structures,
 )
-from attncalc.cli.known import require_known
+from attncalc.cli.known import require_known, say_model
 from attncalc.cli.options import calculator_options, model_option, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.cli.shards import many_options, output_of_shards, work_off
-from attncalc.describe import describe_model
 from attncalc.evaluator import Evaluator
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
@@ -134,8 +133,7 @@ def relax(
     device = calculator.evaluator.device
     together = len(frames) > 1 and are_relaxed_together(frames, optimizer, cell, device)
     relax_all = _relax_together if together else _relax_in_turn
-    named = describe_model(model_file.model_name(model), calculator.evaluator.plain)
-    say(f"model: {named}")
+    named = say_model(model, calculator.evaluator.plain)
     of_what = source.name if len(frames) > 1 else frames[0].get_chemical_formula()
     title = f"{of_what}, {named}"
     courses: list[Course] = []

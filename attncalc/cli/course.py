@@ -35,6 +35,14 @@ class Course:
         """Return True if it ends outside what the model was trained on."""
         return self.novelty is not None and self.novelty > OUTSIDE
 
+    def has_converged(self, fmax: float) -> bool:
+        """Return True if no force exceeds `fmax` [eV/Å] there."""
+        return self.steps[-1][1] <= fmax
+
+    def is_unfinished(self, fmax: float) -> bool:
+        """Return True if more steps would go on with it."""
+        return not self.has_converged(fmax) and not self.stopped
+
     def look(self, number: int, novelty: Any, atomic_numbers: Any, *, stop: bool) -> str:
         """Note the novelty of the atoms [n_atoms], or None; return a warning if it is the first.
 
@@ -57,21 +65,18 @@ class Course:
 
     def report(self, fmax: float) -> str:
         """Return a sentence about the end of the relaxation."""
-        (start, _), (energy, largest) = self.steps[0], self.steps[-1]
-        end = "converged" if largest <= fmax else "NOT converged"
+        (start, _), (energy, _) = self.steps[0], self.steps[-1]
+        end = "converged" if self.has_converged(fmax) else "NOT converged"
         if self.outside:
             end = f"OUTSIDE the training data (novelty {self.novelty:.3g}), {end}"
         spread = "" if self.spread is None else f", committee's spread {self.spread:.4f} eV/Å"
-        return (
-            f"{end} in {len(self.steps) - 1} steps, "
-            f"largest force {largest:.4f} eV/Å{spread}, energy {start:.4f} -> {energy:.4f} eV"
-        )
+        return f"{end} in {self}{spread}, energy {start:.4f} -> {energy:.4f} eV"
 
     def as_dict(self, fmax: float) -> dict[str, Any]:
         """Return the end of the relaxation as a dictionary, for programs."""
         (start, _), (energy, largest) = self.steps[0], self.steps[-1]
         return {
-            "converged": largest <= fmax,
+            "converged": self.has_converged(fmax),
             "steps": len(self.steps) - 1,
             "largest_force_eV_A": largest,
             "initial_energy_eV": start,

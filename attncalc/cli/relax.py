@@ -36,7 +36,6 @@ from attncalc.cli.options import calculator_options, model_option, set_threads, 
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.cli.shards import many_options, output_of_shards, work_off
-from attncalc.evaluator import Evaluator
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
 from attncalc.md.job import fixed_atoms
@@ -166,7 +165,7 @@ def relax(
             "picture": str(picture),
         }
     )
-    left_over = sum(course.steps[-1][1] > fmax and not course.stopped for course in courses)
+    left_over = sum(course.is_unfinished(fmax) for course in courses)
     unfinished = f"{left_over} of {len(frames)} structures did not converge: increase --steps"
     if n_outside := sum(course.outside for course in courses):
         raise OutsideTraining(
@@ -215,15 +214,14 @@ def are_relaxed_together(
 
 def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
     """Replaces frames by relaxed ones, in batches, and fills the courses."""
-    force = asked.calculator.evaluator
     n_written, interrupted = 0, False
     with progress_bar(len(frames), "structure") as bar:
-        apart = force.plain.counts_all_pairs
+        apart = asked.calculator.evaluator.plain.counts_all_pairs
         for first, last in batches(frames, ATOMS_AT_ONCE, apart=apart):
             batch = frames[first:last]
             of_batch = [Course() for _ in batch]
             courses += of_batch
-            interrupted = relax_in_batch(asked, force, batch, of_batch, bar, first)
+            interrupted = relax_in_batch(asked, batch, of_batch, bar, first)
             write_structures(asked.target, frames[:last])
             for k, course in enumerate(of_batch, start=first):
                 with bar.external_write_mode():
@@ -232,7 +230,7 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
             if interrupted:
                 break
     if interrupted:
-        n_done = sum(course.steps[-1][1] <= asked.fmax for course in courses)
+        n_done = sum(course.has_converged(asked.fmax) for course in courses)
         raise KeyboardInterrupt(
             f"{n_done} of {len(frames)} structures are relaxed; {n_written} are written to "
             f"{asked.target} as they are"
@@ -241,7 +239,6 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
 
 def relax_in_batch(
     asked: Relaxation,
-    force: Evaluator,
     batch: list[Atoms],
     courses: list[Course],
     bar: tqdm,
@@ -249,9 +246,10 @@ def relax_in_batch(
     tell: Callable[[str], None] = warn,
 ) -> bool:
     """Relax structures in place, with results; whether Ctrl-C ended it."""
+    force = asked.calculator.evaluator
 
     def rests(course: Course) -> bool:
-        return course.steps[-1][1] <= asked.fmax or course.stopped
+        return not course.is_unfinished(asked.fmax)
 
     def observe(numbers: Tensor, energy: Tensor, largest: Tensor) -> None:
         columns = numbers.tolist(), energy.tolist(), largest.tolist()

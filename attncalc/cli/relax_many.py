@@ -148,8 +148,7 @@ class RelaxShard:
         settings = Relaxation(self.calculator, *chosen, Path())
         courses = [Course() for _ in batch]
         if together:
-            force = self.calculator.evaluator
-            relax_in_batch(settings, force, batch, courses, tqdm(disable=True), first, _quiet)
+            relax_in_batch(settings, batch, courses, tqdm(disable=True), first, _quiet)
             return list(zip(batch, courses, strict=True))
         (atoms,), (course,) = batch, courses
         # no list of an earlier structure, since what was computed before depends on the workers
@@ -160,9 +159,9 @@ class RelaxShard:
         return [(ended, course)]
 
     def _said(self, course: Course) -> dict[str, Any]:
-        said = course.as_dict(self.asked.fmax)
-        unfinished = not said["converged"] and not course.stopped
-        return {**said, "unfinished": unfinished, "outside": course.outside}
+        fmax = self.asked.fmax
+        ended = {"unfinished": course.is_unfinished(fmax), "outside": course.outside}
+        return course.as_dict(fmax) | ended
 
 
 def _quiet(warning: str) -> None:

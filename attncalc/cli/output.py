@@ -20,6 +20,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _QUIET, _JSON, _OVERWRITE = "attncalc.quiet", "attncalc.json", "attncalc.overwrite"
 
 
+def json_option(command: Command) -> Command:
+    """Add the option --json."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember(_JSON),
+        help="Write results as one JSON object to standard output, messages to standard error.",
+    )(command)
+
+
 def output_options(command: Command) -> Command:
     """Add the options --quiet, --json and --overwrite."""
     for option in (
@@ -30,13 +41,7 @@ def output_options(command: Command) -> Command:
             callback=_remember(_OVERWRITE),
             help="Replace output files that exist.",
         ),
-        click.option(
-            "--json",
-            is_flag=True,
-            expose_value=False,
-            callback=_remember(_JSON),
-            help="Write results as one JSON object to standard output, messages to standard error.",
-        ),
+        json_option,
         click.option(
             "-q",
             "--quiet",
@@ -64,6 +69,11 @@ def _is(key: str) -> bool:
     return context is not None and bool(context.meta.get(key))
 
 
+def wants_json() -> bool:
+    """Return True if results go to the standard output as one JSON object."""
+    return _is(_JSON)
+
+
 def is_quiet() -> bool:
     """Return True if only errors and warnings are written."""
     return _is(_QUIET)
@@ -77,7 +87,7 @@ def overwrites() -> bool:
 def say(text: str) -> None:
     """Write a line, unless the command is quiet."""
     if not is_quiet():
-        click.echo(text, err=_is(_JSON))
+        click.echo(text, err=wants_json())
 
 
 def warn(text: str) -> None:
@@ -87,7 +97,7 @@ def warn(text: str) -> None:
 
 def report_json(numbers: dict[str, Any]) -> None:
     """Write the results of a command as one JSON object, where that is asked for."""
-    if _is(_JSON):
+    if wants_json():
         click.echo(json.dumps(numbers, allow_nan=False))
 
 

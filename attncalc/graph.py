@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -66,7 +66,11 @@ class Graph:
         system_idx: [n_atoms], int64, ascending.
         charge: [n_systems] e, float64.
         spin: [n_systems], int64: multiplicity 2S+1.
+        is_part: True where the systems are parts of larger ones: what a network sums over a whole
+            structure is then left to who has all parts, see `Graphs.shared`.
     """
+
+    is_part: ClassVar[bool] = False
 
     vectors: Tensor
     receivers: Tensor
@@ -142,6 +146,17 @@ class GraphOfArrays(OfArrays, Graph):
 
     def __reduce__(self) -> tuple[type[Graph], tuple[Tensor, ...]]:
         return Graph, tuple(getattr(self, field.name) for field in fields(Graph))
+
+
+class GraphOfPart(GraphOfArrays):
+    """Graph of a part of a structure."""
+
+    is_part = True
+
+    @classmethod
+    def from_graph(cls, graph: Graph) -> Self:
+        """Take a graph on the CPU for that of a part."""
+        return cls.of(graph.arrays, charge=graph.charge, spin=graph.spin)
 
 
 @dataclass(frozen=True)
@@ -224,6 +239,22 @@ class LinearizedTerm(NamedTuple):
     by_outputs: dict[str, Tensor]
 
 
+class SharedOutputs(Protocol):
+    """Outputs of the networks of all parts of a structure."""
+
+    def complete(self, outputs: AtomOutputs) -> AtomOutputs:
+        """Return the outputs of a part with what the others know: of ghosts, and of totals."""
+        ...
+
+    def give_back(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return dE / d outputs of the part's own atoms, those of the whole energy; ghosts have 0.
+
+        Args:
+            gradient: of the part's energy, [n_atoms] by name, as `complete` has returned outputs.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Graphs:
     """Graphs that one evaluation reads of its systems.
@@ -236,6 +267,9 @@ class Graphs:
         hop_counts: atoms within 0, 1, ... edges of those whose energies count, which come first;
             None: all atoms count. The others are ghosts, atoms of a neighbouring domain: they have
             forces, but their energies are not summed up.
+        shared: what the parts of a structure tell each other of their networks' outputs. Pairs of
+            longer range are divided then: one with a ghost is in `long` of one part only, and its
+            energy counts at both atoms. None: nothing is shared.
         system: the structures, for pair terms that read positions and cells; None where the caller
             has only graphs.
     """
@@ -244,6 +278,7 @@ class Graphs:
     long: Graph | None = None
     hop_counts: tuple[int, ...] | None = None
     all_pairs: bool = False
+    shared: SharedOutputs | None = None
     system: System | None = None
 
     @property
@@ -324,7 +359,12 @@ def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
 
 
 def with_totals(values: Tensor, totals: Tensor, graph: Graph) -> Tensor:
-    """[n_atoms]: values shifted alike within a system, to add up to its total [n_systems]."""
+    """[n_atoms]: values shifted alike within a system, to add up to its total [n_systems].
+
+    Those of a part of a structure stay as they are.
+    """
+    if graph.is_part:
+        return values
     sizes = sum_over_system(torch.ones_like(values), graph)
     excess = sum_over_system(values, graph) - totals.to(values.dtype)
     return values - (excess / sizes)[graph.system_idx]

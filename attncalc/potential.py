@@ -457,7 +457,7 @@ class EdgeGradients:
     """Energies of a potential, and the gradient of those that count by all edge vectors.
 
     Attributes:
-        energies: [n_atoms] eV; zero for ghosts.
+        energies: [n_atoms] eV; zero for ghosts, but for pairs of longer range that are divided.
         short: [n_edges, 3] eV/Å, of the network's graph.
         long: [n_edges, 3] eV/Å, of the graph of longer range; None where there is none.
         others: outputs of the network beside energies, by name, float64.
@@ -514,15 +514,20 @@ def edge_gradients(
             summed=(),
             surroundings=surroundings,
         )
+    if graphs.shared is not None:
+        outputs = graphs.shared.complete(outputs)
     factor, energies = _scaled(member, outputs.energies, graph)
     others = _others(outputs)
     d_outputs = {"energies": factor} | {name: torch.zeros_like(energies) for name in others}
     gradients: dict[bool, Tensor | None] = {False: None, True: None}
-    summed: list[SummedGradient] = []
+    of_pairs, summed = torch.zeros_like(energies), list[SummedGradient]()
     for term in member.terms_for(graphs):
         is_long = long_range_of(term) is not None
         of_term, by_vectors, by_outputs = _linearize_term(term, outputs, graphs, sums=sums)
-        energies = energies + of_term
+        if is_long and graphs.shared is not None:
+            of_pairs = of_pairs + of_term
+        else:
+            energies = energies + of_term
         if isinstance(by_vectors, SummedGradient):
             summed.append(by_vectors)
         else:
@@ -533,6 +538,9 @@ def edge_gradients(
     if n_counted is not None:
         energies[n_counted:] = 0
         d_outputs["energies"][n_counted:] = 0
+    if graphs.shared is not None:
+        energies = energies + of_pairs
+        d_outputs |= graphs.shared.give_back({name: d_outputs[name] for name in others})
     short = pull(AtomOutputs(**d_outputs))
     if (of_terms := gradients[False]) is not None:
         short = short + of_terms
@@ -594,7 +602,9 @@ def _linearize_term(
     if reads_system(term):
         return _linearize_by_strain(term, outputs, graphs, sums=sums)
     graph = graphs.of_range(long_range_of(term))
-    if graphs.n_counted is None and hasattr(term, "linearize"):  # in closed form
+    is_divided = graphs.shared is not None and long_range_of(term) is not None
+    n_counted = None if is_divided else graphs.n_counted
+    if n_counted is None and hasattr(term, "linearize"):  # in closed form
         found: LinearizedTerm = term.linearize(graph, outputs)
         if sums or not isinstance(found.by_vectors, SummedGradient):
             return found
@@ -606,7 +616,7 @@ def _linearize_term(
     }
     with torch.enable_grad():
         energies = term(graph.with_vectors(vectors), AtomOutputs(**given))
-        total = energies[: graphs.n_counted].sum()
+        total = energies[:n_counted].sum()
         if not total.requires_grad:  # a constant
             return LinearizedTerm(energies, torch.zeros_like(vectors), {})
         by_vectors, *by_outputs = torch.autograd.grad(

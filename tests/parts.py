@@ -1,8 +1,12 @@
-"""A periodic structure cut into boxes and evaluated part by part, without any messages."""
+"""A periodic structure cut into boxes and evaluated part by part, in one process."""
 
 from __future__ import annotations
 
 import itertools
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +14,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from attncalc.plugins.halo import Box, Domain, Images, depth_of
+from attncalc.plugins.halo import Box, Domain, Images, Owners, Shared, reach_of
 from attncalc.potential import Potential, Result, evaluate
 
 
@@ -42,7 +46,7 @@ def parts_of(
     places = atoms.get_scaled_positions()
     cells = np.minimum((places * counts).astype(int), np.array(counts) - 1)
     which = np.ravel_multi_index(tuple(cells.T), counts)
-    reach = depth_of(potential) * potential.cutoff + skin
+    reach = reach_of(potential) + skin
     found = []
     for part in range(int(np.prod(counts))):
         images = images_of(atoms, np.flatnonzero(which == part), reach)
@@ -68,3 +72,88 @@ def added_up(
         forces.index_add_(0, ids, result.forces)
         strain_gradient += result.strain_gradient
     return Result(energies.sum(0, keepdim=True), energies, forces, strain_gradient)
+
+
+class Channel:
+    """What some threads use as processes use MPI: messages, and sums over all."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.barrier = size, threading.Barrier(size, timeout=120)
+        self.told: list[Any] = [None] * size
+        self.mail = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
+
+    def of(self, rank: int) -> Communicator:
+        return Communicator(self, rank)
+
+
+class Communicator:
+    """The part of `mpi4py` that `Owners` and `Shared` use, for one thread."""
+
+    def __init__(self, channel: Channel, rank: int) -> None:
+        self.channel, self.rank, self.size = channel, rank, channel.size
+
+    def _all(self, value: Any) -> list[Any]:
+        self.channel.told[self.rank] = value
+        self.channel.barrier.wait()
+        told = list(self.channel.told)
+        self.channel.barrier.wait()
+        return told
+
+    def allreduce(self, value: float) -> float:
+        return sum(self._all(value))
+
+    def alltoall(self, values: list[Any]) -> list[Any]:
+        return [row[self.rank] for row in self._all(values)]
+
+    def Isend(self, part: NDArray, dest: int) -> Communicator:
+        self.channel.mail[self.rank, dest].put(part.copy())
+        return self
+
+    def Irecv(self, buffer: NDArray, source: int) -> Waiting:
+        return Waiting(buffer, self.channel.mail[source, self.rank])
+
+    def Wait(self) -> None:
+        """Return at once: the message is a copy."""
+
+
+class Waiting:
+    """A message that is to come."""
+
+    def __init__(self, buffer: NDArray, mail: queue.Queue) -> None:
+        self.buffer, self.mail = buffer, mail
+
+    def Wait(self) -> None:
+        """Write it into the buffer."""
+        self.buffer[...] = self.mail.get(timeout=120)
+
+
+def added_up_with_messages(
+    potential: Potential, atoms: Atoms, parts: list[tuple[Images, Domain | None]]
+) -> Result:
+    """Results of all parts, each in a thread, which tell each other of their charges."""
+    channel = Channel(len(parts))
+
+    def of_part(rank: int) -> tuple[NDArray, Result] | None:
+        images, domain = parts[rank]
+        n_own = 0 if domain is None else domain.n_own
+        ids = images.ids[:0] if domain is None else images.ids[domain.rows]
+        shared = Shared(Owners(channel.of(rank), ids[:n_own], ids[n_own:]), len(atoms))
+        if domain is None:
+            for _ in potential.members:
+                shared.without_atoms()
+            return None
+        graphs = domain.graphs(images.positions, box_of(atoms), shared)
+        assert graphs is not None
+        return ids, evaluate(potential, graphs)
+
+    with ThreadPoolExecutor(len(parts)) as threads:
+        found = [one for one in threads.map(of_part, range(len(parts))) if one is not None]
+    forces, energy = torch.zeros(len(atoms), 3).double(), torch.zeros(1).double()
+    strain_gradient = torch.zeros(1, 3, 3).double()
+    energies = torch.zeros(len(atoms)).double()
+    for ids, result in found:
+        energy += result.energy
+        strain_gradient += result.strain_gradient
+        energies.index_add_(0, torch.from_numpy(ids), result.energies)
+        forces.index_add_(0, torch.from_numpy(ids), result.forces)
+    return Result(energy, energies, forces, strain_gradient)

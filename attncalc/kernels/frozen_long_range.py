@@ -57,6 +57,8 @@ class FrozenLongRange(nn.Module):
         long_range: Å.
     """
 
+    sums_over_pairs = True
+
     def __init__(self, electrostatics: Any, dispersion: Any, constants: Constants) -> None:
         super().__init__()
         given = electrostatics, dispersion

@@ -69,6 +69,7 @@ class Dispersion(LongRangeTerm):
     """
 
     config: DispersionConfig
+    sums_over_pairs = True
     polarizabilities: Tensor
     c6: Tensor
 

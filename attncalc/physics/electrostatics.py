@@ -55,6 +55,7 @@ class DampedElectrostatics(LongRangeTerm):
     """
 
     config: ElectrostaticsConfig
+    sums_over_pairs = True
 
     def __init__(self, config: ElectrostaticsConfig, species: Sequence[int]) -> None:
         super().__init__(config)

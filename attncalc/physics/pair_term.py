@@ -22,6 +22,9 @@ class PairTerm(Protocol):
     count all pairs of structures that are not periodic, `of_all_pairs` is its form for these, a
     term too; `with_cutoff(cutoff)` gives it another cutoff in Å (None: none) for all structures.
 
+    One of such terms whose energy is a sum over `graph.pairs`, half of each for either atom, has
+    `sums_over_pairs = True`: several processes may then share a structure, and divide its pairs.
+
     A term that sums over a whole structure has `reads_system = True`: it is called with the
     structures, a `System`, as a third argument, and differentiated by positions and strain instead
     of edge vectors.
@@ -40,6 +43,11 @@ def of_all_pairs(term: Any) -> Any:
 def long_range_of(term: Any) -> float | None:
     """Cutoff of a pair term with a graph of its own, Å; None for others."""
     return getattr(term, "long_range", None)
+
+
+def sums_over_pairs(term: Any) -> bool:
+    """Return True if processes that share a structure may divide the pairs of the term."""
+    return long_range_of(term) is None or bool(getattr(term, "sums_over_pairs", False))
 
 
 def reads_system(term: Any) -> bool:

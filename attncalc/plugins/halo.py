@@ -1,5 +1,7 @@
 """`Domain`: the part of a structure that one process computes; `Owners`: messages about its ghosts.
 
+`Shared` are the outputs of networks that pair terms read, such as charges, of all parts.
+
 A node of its graph is an atom, not an image: of an atom that is near in several periodic images
 there is one ghost, and of the process's own atoms there is none. The graph is the part of the whole
 periodic graph that can change energies of its own atoms, so nothing but `Graphs.hop_counts` tells
@@ -8,6 +10,7 @@ potentials of it, and every network has it.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +19,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from attncalc.graph import ALL_PAIRS, Edges, Graphs
+from attncalc.graph import ALL_PAIRS, AtomOutputs, Edges, GraphOfPart, Graphs
 from attncalc.neighbors import VerletList, neighbor_list
+from attncalc.physics.pair_term import sums_over_pairs
 from attncalc.potential import ROUNDING, Potential, evaluate, fresh_graphs
 from attncalc.sample_structures import sample_structures
 from attncalc.system import System
@@ -66,34 +71,74 @@ def depth_of(potential: Potential) -> int:
     )
 
 
-def refuse_parts(potential: Potential) -> None:
+def reach_of(potential: Potential) -> float:
+    """Distance of the farthest ghosts that a part needs, Å."""
+    return max(depth_of(potential) * potential.cutoff, potential.long_range or 0.0)
+
+
+def refuse_parts(potential: Potential, *, periodic: bool = True) -> None:
     """Refuse potentials that cannot be computed part by part.
 
+    Args:
+        potential: the model.
+        periodic: False: the structure has no periodic direction.
+
     Raises:
-        ValueError: energies of atoms depend on the whole structure, or a pair term reaches further
-            than the network.
+        ValueError: energies of atoms depend on the whole structure, other than by the total of
+            predicted charges.
     """
+    remedy = "use one process"
     if potential.reads_system:
         reason = "sums over all periodic images of the whole structure"
-    elif potential.long_range is not None:
-        reason = "has pair terms of longer range than its network"
-    elif potential.cutoff >= ALL_PAIRS:
+    elif not all(map(sums_over_pairs, potential.all_pair_terms)):
+        reason = "has pair terms of longer range that are no sums over pairs"
+    elif potential.counts_all_pairs and not periodic:
+        reason = "counts all pairs of structures without periodic directions"
+        remedy = f"{remedy}, or give a long-range cutoff"
+    elif max(potential.cutoff, potential.long_range or 0.0) >= ALL_PAIRS:
         reason = "looks at all pairs of atoms"
     elif _sees_the_whole(potential):
         reason = "sums over the whole structure"
     else:
         return
-    raise ValueError(f"this model {reason}, which several processes cannot share: use one process")
+    raise ValueError(f"this model {reason}, which several processes cannot share: {remedy}")
+
+
+def has_shared(potential: Potential) -> bool:
+    """Return True if parts need `Shared`: pair terms divide pairs, or may read outputs."""
+    if potential.long_range is not None:
+        return True
+    system = System.from_ase(sample_structures(potential.species)[0]).to(potential.device)
+    system = replace(system, spin=torch.ones(1, dtype=torch.int64))
+    graph = fresh_graphs(potential, system).short
+    return any(
+        len(member.pair_terms) > 0 and len(_others(member.network(graph))) > 0
+        for member in potential.members
+    )
+
+
+def _others(outputs: AtomOutputs) -> list[Tensor]:
+    given = outputs.charges, outputs.hirshfeld_ratios
+    return [values for values in given if values is not None]
 
 
 def _sees_the_whole(potential: Potential) -> bool:
-    """Return True if energies of a neutral structure change with atoms beyond any range."""
+    """Return True if energies of a neutral structure change with atoms beyond any range.
+
+    Charges are those before they add up to a total, which `Shared` does.
+    """
+    if potential.counts_all_pairs:
+        potential, longest = copy.deepcopy(potential), potential.long_range
+        assert longest is not None
+        potential.set_long_range_cutoff(longest)
     atoms, other = sample_structures(potential.species)[:2]
     other.positions += FAR
     energies = []
     for structure in (atoms, atoms + other):
         system = replace(System.from_ase(structure), spin=torch.ones(1, dtype=torch.int64))
         graphs = fresh_graphs(potential, system.to(potential.device))
+        if graphs.short.vectors.device.type == "cpu":
+            graphs = replace(graphs, short=GraphOfPart.from_graph(graphs.short))
         energies.append(evaluate(potential, graphs).energies[: len(atoms)])
     largest = energies[0].abs().amax().clamp(min=1)
     # NaN is not less than anything
@@ -117,6 +162,8 @@ class Domain:
         hop_counts: as of `attncalc.graph.Graphs`.
         system: nodes as they were when the list was made.
         verlet: the list.
+        far: list of the pairs of longer range that this process computes, which may have ghosts
+            that are no neighbours of neighbours; None where no term reaches so far.
         n_neighbors: [n_nodes], atoms within the cutoff when the list was made.
         is_inner: [n_nodes], bool: has all of its neighbours here, as own atoms and all but the
             outermost ghosts must.
@@ -127,6 +174,7 @@ class Domain:
     hop_counts: tuple[int, ...]
     system: System
     verlet: VerletList
+    far: VerletList | None
     n_neighbors: Integers
     is_inner: NDArray[np.bool_]
 
@@ -136,7 +184,7 @@ class Domain:
 
         Args:
             potential: the model, see `refuse_parts`.
-            images: all within `depth_of(potential)` cutoffs of its own atoms; more do no harm.
+            images: all within `reach_of(potential)` of its own atoms; more do no harm.
             box: of the structure.
             skin: Å added to the cutoff.
 
@@ -150,10 +198,21 @@ class Domain:
         edges = neighbor_list(_system(images, rows, box), cutoff + skin)
         i, j = edges.receivers.numpy(), edges.senders.numpy()
         hops = _hops(i, j, n_own, len(rows), depth)
-        order = np.argsort(hops, kind="stable")[: int((hops <= depth).sum())]
+        needed, reach, long = hops <= depth, potential.long_range, None
+        if reach is not None:
+            long = neighbor_list(_system(images, rows, box), reach + skin)
+            long = _divided(long, images.ids[rows], n_own)
+            needed[long.senders.numpy()] = True
+        order = np.argsort(np.where(needed, hops, depth + 2), kind="stable")[: int(needed.sum())]
         rows, system = rows[order], _system(images, rows[order], box)
-        verlet = VerletList.create(cutoff=cutoff, skin=skin, species=potential.species)
-        verlet = verlet.with_edges(system, _part_of(edges, hops, order, depth))
+        options: Any = {"skin": skin, "species": potential.species}
+        verlet = VerletList.create(cutoff=cutoff, **options)
+        kept = np.minimum(hops[i], hops[j]) < depth
+        verlet = verlet.with_edges(system, _part_of(edges, order, kept))
+        far = None
+        if reach is not None and long is not None:
+            far = VerletList.create(cutoff=reach, by_pairs=True, **options)
+            far = far.with_edges(system, _part_of(long, order))
         near = verlet.graph(system).arrays
         true_hops = _hops(near.receivers, near.senders, n_own, len(rows), depth)
         return cls(
@@ -162,16 +221,20 @@ class Domain:
             hop_counts=tuple(int((hops <= h).sum()) for h in range(depth + 1)),
             system=system,
             verlet=verlet,
+            far=far,
             n_neighbors=np.bincount(near.receivers, minlength=len(rows)),
             is_inner=true_hops < depth,
         )
 
-    def graphs(self, positions: NDArray[np.float64], box: Box) -> Graphs | None:
-        """Return the graphs of other positions; None where the list may miss an edge.
+    def graphs(
+        self, positions: NDArray[np.float64], box: Box, shared: Shared | None = None
+    ) -> Graphs | None:
+        """Return the graphs of other positions; None where a list may miss an edge.
 
         Args:
             positions: [n, 3] Å, of all images, in the order of those that this was made of.
             box: may have changed its shape.
+            shared: what other parts know of the network's outputs, where `has_shared`.
 
         Raises:
             ValueError: two atoms lie on top of each other.
@@ -181,7 +244,11 @@ class Domain:
             cell = torch.from_numpy(box.cell.copy())[None]
             system = replace(system, cell=cell)
         graph = self.verlet.reuse(system)
-        return None if graph is None else Graphs(graph, hop_counts=self.hop_counts)
+        long = None if self.far is None else self.far.reuse(system)
+        if graph is None or (self.far is not None and long is None):
+            return None
+        graph = graph if shared is None else GraphOfPart.from_graph(graph)
+        return Graphs(graph, long, hop_counts=self.hop_counts, shared=shared)
 
 
 def _one_of_each(images: Images) -> tuple[Integers, int]:
@@ -216,15 +283,84 @@ def _hops(receivers: Integers, senders: Integers, n_own: int, n: int, depth: int
     return hops
 
 
-def _part_of(edges: Edges, hops: Integers, order: Integers, depth: int) -> Edges:
-    """Edges of the atoms in `order`, by their new numbers, without those that reach nobody."""
-    new = np.zeros(len(hops), np.int64)
-    new[order] = np.arange(len(order))
+def _part_of(edges: Edges, order: Integers, kept: NDArray[np.bool_] | None = None) -> Edges:
+    """Edges of the atoms in `order`, by their new numbers: those that are kept; None: all."""
     i, j = edges.receivers.numpy(), edges.senders.numpy()
-    kept = np.flatnonzero(np.minimum(hops[i], hops[j]) < depth)
-    kept = kept[np.lexsort((kept, new[j[kept]], new[i[kept]]))]
-    receivers, senders = torch.from_numpy(new[i[kept]]), torch.from_numpy(new[j[kept]])
-    return Edges(receivers, senders, edges.cell_shifts[torch.from_numpy(kept)])
+    new = np.zeros(max(int(order.max(initial=0)), int(j.max(initial=0)), 0) + 1, np.int64)
+    new[order] = np.arange(len(order))
+    rows = np.arange(len(i)) if kept is None else np.flatnonzero(kept)
+    rows = rows[np.lexsort((rows, new[j[rows]], new[i[rows]]))]
+    receivers, senders = torch.from_numpy(new[i[rows]]), torch.from_numpy(new[j[rows]])
+    return Edges(receivers, senders, edges.cell_shifts[torch.from_numpy(rows)])
+
+
+def _divided(edges: Edges, ids: Integers, n_own: int) -> Edges:
+    """Edges of the pairs that this process computes, in both directions.
+
+    Of two atoms of different processes, that of the smaller id has the pair where the sum of the
+    ids is even, else the other one: either has about half of them.
+    """
+    i, j = edges.receivers.numpy(), edges.senders.numpy()
+    has_smaller = (ids[i] < ids[j]) == (i < n_own)  # the own atom of a pair with a ghost
+    is_mixed = (i < n_own) != (j < n_own)
+    mine = (i < n_own) & (j < n_own) | is_mixed & (has_smaller == ((ids[i] + ids[j]) % 2 == 0))
+    rows = torch.from_numpy(np.flatnonzero(mine))
+    return Edges(edges.receivers[rows], edges.senders[rows], edges.cell_shifts[rows])
+
+
+class Shared:
+    """Charges and Hirshfeld ratios of all parts of a structure, for pair terms that read them.
+
+    All processes of the communicator call the methods at the same time, those without atoms, too.
+
+    Args:
+        owners: of the ghosts of this process.
+        n_atoms: of the whole structure, whose total charge is zero.
+    """
+
+    def __init__(self, owners: Owners, n_atoms: int) -> None:
+        self.owners, self.n_atoms = owners, n_atoms
+
+    def complete(self, outputs: AtomOutputs) -> AtomOutputs:
+        """Return outputs whose charges add up to zero, with those of the ghosts as owners say."""
+        values = _columns(outputs.charges, outputs.hirshfeld_ratios, len(outputs.energies))
+        own = self._of_whole(values[: self.owners.n_own])
+        values = np.concatenate([own, self.owners.of_ghosts(own)])
+        charges, ratios = (torch.from_numpy(column) for column in values.T.copy())
+        return replace(
+            outputs,
+            charges=None if outputs.charges is None else charges,
+            hirshfeld_ratios=None if outputs.hirshfeld_ratios is None else ratios,
+        )
+
+    def give_back(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return dE / d outputs of own atoms, to which the processes of their ghosts have added."""
+        given = gradient.get("charges"), gradient.get("hirshfeld_ratios")
+        n = self.owners.n_own + self.owners.n_ghosts
+        values = np.zeros((n, 2))
+        values[: self.owners.n_own] = self._of_whole(self.owners.add_to_owners(_columns(*given, n)))
+        names = ("charges", "hirshfeld_ratios")
+        found = zip(names, values.T.copy(), strict=True)
+        return {name: torch.from_numpy(column) for name, column in found if name in gradient}
+
+    def without_atoms(self) -> None:
+        """Take part in one evaluation of one network for a process that has no atoms."""
+        self.owners.of_ghosts(self._of_whole(np.zeros((0, 2))))
+        self._of_whole(self.owners.add_to_owners(np.zeros((0, 2))))
+
+    def _of_whole(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n_own, 2] with charges shifted so that those of all processes add up to zero."""
+        excess = self.owners.comm.allreduce(float(own[:, 0].sum()))
+        return own - [excess / self.n_atoms, 0.0]
+
+
+def _columns(charges: Tensor | None, ratios: Tensor | None, n: int) -> NDArray[np.float64]:
+    """[n, 2], zeros for what is not there."""
+    columns = np.zeros((n, 2))
+    for k, values in enumerate((charges, ratios)):
+        if values is not None:
+            columns[:, k] = values.detach().double().numpy()
+    return columns
 
 
 class Owners:

@@ -26,7 +26,17 @@ from numpy.typing import NDArray
 from attncalc.evaluator import Evaluator
 from attncalc.graph import species_of
 from attncalc.model_file import load
-from attncalc.plugins.halo import Box, Domain, Images, Integers, Owners, depth_of, refuse_parts
+from attncalc.plugins.halo import (
+    Box,
+    Domain,
+    Images,
+    Integers,
+    Owners,
+    Shared,
+    has_shared,
+    reach_of,
+    refuse_parts,
+)
 from attncalc.potential import Potential, Result, evaluate, refuse_radicals
 from attncalc.system import System
 from attncalc.text import one_line
@@ -99,7 +109,7 @@ def attach(
                 "several processes cannot share a charge or a spin: use one process for a "
                 "structure that is not neutral or not in a singlet state"
             )
-        refuse_parts(model)
+        refuse_parts(model, periodic=bool(_box(lmp).pbc.any()))
     numbers = _numbers_of(lmp, elements, model)
     if lmp.has_id("fix", FIX):
         raise ValueError(f"this LAMMPS instance has a fix {FIX} already: it takes one model")
@@ -188,11 +198,10 @@ def _commands(lmp: Any, potential: Potential, n_processes: int) -> list[str]:
     if lmp.extract_global("pair_style") == "none":  # without one LAMMPS computes no pressure
         commands += zero_style(potential)
     if n_processes > 1:
-        reach = depth_of(potential) * potential.cutoff
         commands += [
             f"neighbor {SKIN} bin",
             "neigh_modify every 1 delay 0 check yes",
-            f"comm_modify cutoff {reach + SKIN + MARGIN:.6f}",
+            f"comm_modify cutoff {reach_of(potential) + SKIN + MARGIN:.6f}",
         ]
     return [
         *commands,
@@ -406,21 +415,26 @@ class _Shared:
         self._known: tuple[Integers, Integers] | None = None
         self._domain: Domain | None = None
         self._owners: Any = None
+        self._has_shared = has_shared(evaluator.plain)
+        self._outputs: Shared | None = None
 
     def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
         holds = np.array([_are_equal((images.ids, images.numbers), self._known)])
         graphs = None
         if holds[0] and self._domain is not None:
-            graphs = self._domain.graphs(images.positions, box)
+            graphs = self._domain.graphs(images.positions, box, self._outputs)
             holds[0] = graphs is not None
         together = np.zeros(1, np.int64)
         self.comm.Allreduce(holds.astype(np.int64), together)
         if together[0] < self.comm.size:
             self._share_out(images, box)
             if self._domain is not None:
-                graphs = self._domain.graphs(images.positions, box)
+                graphs = self._domain.graphs(images.positions, box, self._outputs)
         domain = self._domain
         if domain is None:
+            if self._outputs is not None:
+                for _ in self.evaluator.plain.members:
+                    self._outputs.without_atoms()
             return Parts(0.0, np.zeros((3, 3)))
         assert graphs is not None
         result = evaluate(self.evaluator.potential, graphs)
@@ -444,10 +458,12 @@ class _Shared:
         ids = images.ids[:0] if domain is None else images.ids[domain.rows]
         ids, n_own = ids.astype(np.int64), 0 if domain is None else domain.n_own
         self._owners = Owners(self.comm, ids[:n_own], ids[n_own:])
+        n_atoms = self.comm.allreduce(n_own)
+        self._outputs = Shared(self._owners, n_atoms) if self._has_shared else None
         neighbors = np.zeros(0, np.int64) if domain is None else domain.n_neighbors
         of_owners = self._owners.of_ghosts(neighbors[:n_own])
         if domain is not None and (neighbors[n_own:] != of_owners)[domain.is_inner[n_own:]].any():
-            reach = depth_of(potential) * potential.cutoff + SKIN + MARGIN
+            reach = reach_of(potential) + SKIN + MARGIN
             raise ValueError(
                 f"ghost atoms are missing: comm_modify cutoff must be {reach:.2f} or more"
             )

@@ -145,6 +145,7 @@ CASES = {
         "molecule", ["C", "H", "O"], "s s s", model="equiformer-ethanol-distilled", dtype="float64"
     ),
     "water": lambda: single("water", ["H", "O"], model="water.safetensors"),
+    "charged": lambda: single("water", ["H", "O"], model="charged.safetensors", dtype="float64"),
     "nve": lambda: moving("fix move all nve", 20),
     "npt": lambda: moving("fix move all npt temp 600 600 0.1 tri 0 0 1.0", 4),
     "restart": restarted,

@@ -6,21 +6,29 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from contract import assert_same_result, random_potential
 from networks import tiny_so3krates
 from numpy.typing import NDArray
-from parts import added_up, box_of, images_of, parts_of
+from parts import added_up, added_up_with_messages, box_of, images_of, parts_of
 from torch import nn
 
 from attncalc.fast import lower
 from attncalc.graph import AtomOutputs, Graph, sum_over_system
 from attncalc.model_file import load
 from attncalc.nn.so3krates_sphc import So3kratesSphcConfig
+from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.plugins.halo import Domain, Images, Owners, depth_of, refuse_parts
+from attncalc.plugins.halo import (
+    Domain,
+    Images,
+    Owners,
+    depth_of,
+    has_shared,
+    refuse_parts,
+)
 from attncalc.potential import Committee, Potential, evaluate, fresh_graphs
 from attncalc.system import System
 
@@ -157,6 +165,75 @@ def test_engines_and_committees():
         assert_same_result(added_up(potential, atoms, parts), whole, 1e-5)
 
 
+def charged(seed: int = 0, **options: float) -> Potential:
+    """Charges and ratios of one layer, and terms of 7 Å that read them."""
+    config = tiny_so3krates(
+        3.0, num_layers=1, predict_charges=True, predict_hirshfeld_ratios=True, embed_charge=True
+    )
+    species = (1, 6, 7, 8)
+    terms = [
+        ZBLRepulsion(ZBLConfig(cutoff=2.0), species),
+        DampedElectrostatics(ElectrostaticsConfig(cutoff=7.0, **options), species),
+        Dispersion(DispersionConfig(cutoff=7.0), species),
+    ]
+    network = random_potential(config, seed).network
+    return Potential(network, species, pair_terms=terms).requires_grad_(False)
+
+
+def gas(n: int, seed: int = 0) -> Atoms:
+    """Molecules so far apart that they meet in terms of longer range only."""
+    rng, atoms = np.random.default_rng(seed), Atoms(cell=[7.0 * n, 7.5, 8.0], pbc=True)
+    for k in range(n):
+        water = molecule("H2O")
+        water.rotate(float(rng.uniform(0, 360)), rng.normal(size=3))
+        water.translate([7.0 * k + 3.5, 3.7, 4.0])
+        atoms += water
+    return atoms
+
+
+@pytest.mark.parametrize("make", [lambda: gas(5), lambda: carbon(6)], ids=["gas", "rod"])
+@pytest.mark.parametrize("counts", [(1, 1, 1), (2, 2, 2), (3, 1, 1)])
+def test_charges_and_pairs_of_longer_range_are_shared(make, counts: tuple[int, int, int]):
+    """Twice: as the plain network and terms, and as compiled loops in float64."""
+    potential, atoms = charged(), make()
+    refuse_parts(potential)
+    assert has_shared(potential)
+    system = System.from_ase(atoms)
+    whole = evaluate(potential, fresh_graphs(potential, system))
+    for runs in (potential, lower(potential)):
+        parts = parts_of(runs, atoms, counts)
+        assert_same_result(added_up_with_messages(runs, atoms, parts), whole)
+
+
+def test_every_pair_with_a_ghost_is_in_one_part():
+    potential, atoms = charged(), carbon(6)
+    parts = parts_of(potential, atoms, (3, 1, 1))
+    long = fresh_graphs(potential, System.from_ase(atoms)).long
+    assert long is not None
+    found = []
+    for images, domain in parts:
+        graph = domain.graphs(images.positions, box_of(atoms)).long
+        found.append(len(graph.pairs))
+    assert sum(found) == len(long.pairs)
+    assert max(found) < 1.5 * min(found)
+
+
+def test_committees_share_the_charges_of_every_member():
+    committee, atoms = Committee([charged(0), charged(1)]), gas(4)
+    atoms = atoms[:9]  # a part has no atoms
+    whole = evaluate(committee, fresh_graphs(committee, System.from_ase(atoms)))
+    parts = parts_of(committee, atoms, (4, 1, 1))
+    assert any(domain is None for _, domain in parts)
+    assert_same_result(added_up_with_messages(committee, atoms, parts), whole)
+
+
+def test_pairs_of_molecules_without_a_cutoff_are_refused():
+    potential = charged(all_pairs_in_molecules=True)
+    refuse_parts(potential)
+    with pytest.raises(ValueError, match=r"counts all pairs .* give a long-range cutoff"):
+        refuse_parts(potential, periodic=False)
+
+
 class Averaged(nn.Module):
     """A network from outside, which subtracts a mean over the structure."""
 
@@ -188,9 +265,12 @@ def potentials_of_the_whole() -> dict[str, Potential]:
     )
     species = (1, 6, 7, 8)
     coulomb = DampedElectrostatics(ElectrostaticsConfig(cutoff=9.0), species)
+    coulomb.sums_over_pairs = False
     ewald = Ewald(EwaldConfig(), species)
     return {
-        "pair terms of longer range": Potential(charged, species, pair_terms=[coulomb]),
+        "pair terms of longer range that are no sums": Potential(
+            charged, species, pair_terms=[coulomb]
+        ),
         "all periodic images": Potential(charged, species, pair_terms=[ewald]),
         "all pairs": random_potential(published),
         "sums over the whole structure": Potential(Averaged(two_layers().network), species),

@@ -24,6 +24,8 @@ from networks import tiny_so3krates
 
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load, save
+from attncalc.physics.dispersion import Dispersion, DispersionConfig
+from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.plugins.halo import Box, Images
 from attncalc.plugins.lammps import _Shared
@@ -77,6 +79,19 @@ def water_potential() -> Potential:
     return Potential(network, (1, 6, 7, 8), scale=[2.0] * 4, pair_terms=terms)
 
 
+def charged_potential() -> Potential:
+    """Charges that add up to zero, and terms of 8 Å that read them and the Hirshfeld ratios."""
+    outputs = {"predict_charges": True, "predict_hirshfeld_ratios": True, "embed_charge": True}
+    network = random_potential(tiny_so3krates(3.0, num_layers=2, **outputs)).network
+    species = (1, 6, 7, 8)
+    terms = [
+        ZBLRepulsion(ZBLConfig(cutoff=1.5), species),
+        DampedElectrostatics(ElectrostaticsConfig(8.0, all_pairs_in_molecules=True), species),
+        Dispersion(DispersionConfig(8.0, all_pairs_in_molecules=True), species),
+    ]
+    return Potential(network, species, pair_terms=terms)
+
+
 STRUCTURES = {"silicon": silicon, "molecule": ethanol, "water": water}
 
 MIXED = """units metal
@@ -111,6 +126,7 @@ def folder_of(base: Path) -> Path:
     write_lammps_data(base / "mixed.data", both, masses=True, specorder=["Si", "Ar"])
     (base / "in.mixed").write_text(MIXED)
     save(water_potential(), base / "water.safetensors")
+    save(charged_potential(), base / "charged.safetensors")
     return base
 
 
@@ -181,6 +197,7 @@ class TestEqual:
 
     def test_water(self, found, n: int):
         assert_same(found[n]["water"], water_potential(), water(), 1e-10)
+        assert_same(found[n]["charged"], charged_potential(), water(), 1e-10)
 
     def test_types_of_another_pair_style(self, found, n: int):
         """The energy of argon is that of LAMMPS; forces on it are those of silicon's repulsion."""

@@ -21,7 +21,7 @@ def constrained(found: Linearized, graph: Graph) -> Linearized:
     """
     raw, pull = found
     system_idx, changed = graph.arrays.system_idx, {}
-    if raw.charges is not None:
+    if raw.charges is not None and not graph.is_part:
         charges = _with_totals(raw.charges.numpy(), graph.charge.numpy(), system_idx)
         changed["charges"] = torch.from_numpy(charges)
     if raw.hirshfeld_ratios is not None:
@@ -29,7 +29,7 @@ def constrained(found: Linearized, graph: Graph) -> Linearized:
 
     def pull_through(d_outputs: AtomOutputs) -> Tensor:
         d_raw = {}
-        if (d_charges := d_outputs.charges) is not None:
+        if (d_charges := d_outputs.charges) is not None and not graph.is_part:
             # the shift is its own transpose but for the totals, which no vector changes
             none = np.zeros(graph.n_systems)
             d_raw["charges"] = torch.from_numpy(_with_totals(d_charges.numpy(), none, system_idx))

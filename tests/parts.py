@@ -78,7 +78,7 @@ class Channel:
     """What some threads use as processes use MPI: messages, and sums over all."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.barrier = size, threading.Barrier(size, timeout=120)
+        self.size, self.barrier = size, threading.Barrier(size, timeout=900)
         self.told: list[Any] = [None] * size
         self.mail = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
 
@@ -124,7 +124,7 @@ class Waiting:
 
     def Wait(self) -> None:
         """Write it into the buffer."""
-        self.buffer[...] = self.mail.get(timeout=120)
+        self.buffer[...] = self.mail.get(timeout=900)
 
 
 def added_up_with_messages(

@@ -286,6 +286,15 @@ class Graphs:
         """Number of atoms whose energies count; None: all."""
         return None if self.hop_counts is None else self.hop_counts[0]
 
+    def n_counted_of(self, long_range: float | None) -> int | None:
+        """Number of atoms at which energies of a pair term count; None: all.
+
+        Args:
+            long_range: cutoff of the term in Å; None: that of the network.
+        """
+        is_divided = self.shared is not None and long_range is not None
+        return None if is_divided else self.n_counted
+
     def of_range(self, long_range: float | None) -> Graph:
         """Graph of a pair term.
 

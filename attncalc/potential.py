@@ -201,6 +201,11 @@ class Potential(nn.Module):
         return any(member.environments is not None for member in self.members)
 
     @property
+    def knows_closed_shells_only(self) -> bool:
+        """Return True if a member was trained on molecules with closed shells alone."""
+        return any(member.training_info.get("closed_shells") for member in self.members)
+
+    @property
     def cutoff(self) -> float:
         """Interaction range of one layer, Å."""
         return self.members[0].network.config.graph_cutoff
@@ -517,17 +522,17 @@ def edge_gradients(
     if graphs.shared is not None:
         outputs = graphs.shared.complete(outputs)
     factor, energies = _scaled(member, outputs.energies, graph)
+    if n_counted is not None:
+        energies[n_counted:] = 0
     others = _others(outputs)
     d_outputs = {"energies": factor} | {name: torch.zeros_like(energies) for name in others}
     gradients: dict[bool, Tensor | None] = {False: None, True: None}
-    of_pairs, summed = torch.zeros_like(energies), list[SummedGradient]()
+    summed: list[SummedGradient] = []
     for term in member.terms_for(graphs):
-        is_long = long_range_of(term) is not None
+        long_range = long_range_of(term)
+        is_long, n = long_range is not None, graphs.n_counted_of(long_range)
         of_term, by_vectors, by_outputs = _linearize_term(term, outputs, graphs, sums=sums)
-        if is_long and graphs.shared is not None:
-            of_pairs = of_pairs + of_term
-        else:
-            energies = energies + of_term
+        energies[:n] += of_term[:n]
         if isinstance(by_vectors, SummedGradient):
             summed.append(by_vectors)
         else:
@@ -536,10 +541,8 @@ def edge_gradients(
         for name, value in by_outputs.items():
             d_outputs[name] = d_outputs[name] + value
     if n_counted is not None:
-        energies[n_counted:] = 0
         d_outputs["energies"][n_counted:] = 0
     if graphs.shared is not None:
-        energies = energies + of_pairs
         d_outputs |= graphs.shared.give_back({name: d_outputs[name] for name in others})
     short = pull(AtomOutputs(**d_outputs))
     if (of_terms := gradients[False]) is not None:
@@ -601,9 +604,8 @@ def _linearize_term(
     """Energies [n_atoms] of a pair term, and the gradients of their sum by vectors and outputs."""
     if reads_system(term):
         return _linearize_by_strain(term, outputs, graphs, sums=sums)
-    graph = graphs.of_range(long_range_of(term))
-    is_divided = graphs.shared is not None and long_range_of(term) is not None
-    n_counted = None if is_divided else graphs.n_counted
+    long_range = long_range_of(term)
+    graph, n_counted = graphs.of_range(long_range), graphs.n_counted_of(long_range)
     if n_counted is None and hasattr(term, "linearize"):  # in closed form
         found: LinearizedTerm = term.linearize(graph, outputs)
         if sums or not isinstance(found.by_vectors, SummedGradient):
@@ -882,23 +884,21 @@ def check_system(potential: Potential, system: System) -> None:
             f"multiplicity {int(system.spin.max())}: this model supports only the lowest spin "
             'state; remove atoms.info["spin"] or use a model with spin input'
         )
-    protons = segment_sum(system.atomic_numbers, system.system_idx, system.n_systems)
-    refuse_radicals(potential, protons - system.charge.long(), system.pbc)
+    if potential.knows_closed_shells_only:
+        protons = segment_sum(system.atomic_numbers, system.system_idx, system.n_systems)
+        refuse_radicals(protons - system.charge.long(), system.pbc)
 
 
-def refuse_radicals(potential: Potential, electrons: Tensor, pbc: Tensor) -> None:
-    """Refuse molecules with an odd number of electrons if the model was trained on closed shells.
+def refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
+    """Refuse molecules with an odd number of electrons, for models trained on closed shells.
 
     Args:
-        potential: the model.
         electrons: [n_systems], numbers of them.
         pbc: [n_systems, 3], bool.
 
     Raises:
         ValueError: a molecule is a radical.
     """
-    if not any(member.training_info.get("closed_shells") for member in potential.members):
-        return
     odd = (electrons % 2 == 1) & ~pbc.any(1)
     if odd.any():
         k = int(odd.nonzero()[0])

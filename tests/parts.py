@@ -14,7 +14,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from attncalc.plugins.halo import Box, Domain, Images, Owners, Shared, reach_of
+from attncalc.plugins.halo import Box, Domain, Images, OutputExchange, Owners, reach_of
 from attncalc.potential import Potential, Result, evaluate
 
 
@@ -58,15 +58,21 @@ def added_up(
     potential: Potential, atoms: Atoms, parts: list[tuple[Images, Domain | None]]
 ) -> Result:
     """Results of all parts, as those of the whole: forces of ghosts go to their owners."""
+    found = []
+    for images, domain in parts:
+        if domain is not None:
+            graphs = domain.graphs(images.positions, box_of(atoms))
+            assert graphs is not None
+            found.append((images.ids[domain.rows], evaluate(potential, graphs)))
+    return _sum_of(atoms, found)
+
+
+def _sum_of(atoms: Atoms, found: list[tuple[NDArray, Result]]) -> Result:
+    """Sums of the results of parts, whose nodes are these atoms."""
     energies, forces = torch.zeros(len(atoms)).double(), torch.zeros(len(atoms), 3).double()
     strain_gradient = torch.zeros(1, 3, 3).double()
-    for images, domain in parts:
-        if domain is None:
-            continue
-        graphs = domain.graphs(images.positions, box_of(atoms))
-        assert graphs is not None
-        result = evaluate(potential, graphs)
-        ids = torch.from_numpy(images.ids[domain.rows])
+    for numbers, result in found:
+        ids = torch.from_numpy(numbers)
         assert len(ids.unique()) == len(ids)
         energies.index_add_(0, ids, result.energies)
         forces.index_add_(0, ids, result.forces)
@@ -87,7 +93,7 @@ class Channel:
 
 
 class Communicator:
-    """The part of `mpi4py` that `Owners` and `Shared` use, for one thread."""
+    """The part of `mpi4py` that `Owners` and `OutputExchange` use, for one thread."""
 
     def __init__(self, channel: Channel, rank: int) -> None:
         self.channel, self.rank, self.size = channel, rank, channel.size
@@ -137,23 +143,14 @@ def added_up_with_messages(
         images, domain = parts[rank]
         n_own = 0 if domain is None else domain.n_own
         ids = images.ids[:0] if domain is None else images.ids[domain.rows]
-        shared = Shared(Owners(channel.of(rank), ids[:n_own], ids[n_own:]), len(atoms))
+        shared = OutputExchange(Owners(channel.of(rank), ids[:n_own], ids[n_own:]), len(atoms))
         if domain is None:
-            for _ in potential.members:
-                shared.without_atoms()
+            shared.without_atoms(len(potential.members))
             return None
         graphs = domain.graphs(images.positions, box_of(atoms), shared)
         assert graphs is not None
         return ids, evaluate(potential, graphs)
 
     with ThreadPoolExecutor(len(parts)) as threads:
-        found = [one for one in threads.map(of_part, range(len(parts))) if one is not None]
-    forces, energy = torch.zeros(len(atoms), 3).double(), torch.zeros(1).double()
-    strain_gradient = torch.zeros(1, 3, 3).double()
-    energies = torch.zeros(len(atoms)).double()
-    for ids, result in found:
-        energy += result.energy
-        strain_gradient += result.strain_gradient
-        energies.index_add_(0, torch.from_numpy(ids), result.energies)
-        forces.index_add_(0, torch.from_numpy(ids), result.forces)
-    return Result(energy, energies, forces, strain_gradient)
+        found = threads.map(of_part, range(len(parts)))
+        return _sum_of(atoms, [one for one in found if one is not None])

@@ -1,6 +1,6 @@
 """`Domain`: the part of a structure that one process computes; `Owners`: messages about its ghosts.
 
-`Shared` are the outputs of networks that pair terms read, such as charges, of all parts.
+`OutputExchange`: what parts tell each other of outputs that pair terms read, such as charges.
 
 A node of its graph is an atom, not an image: of an atom that is near in several periodic images
 there is one ghost, and of the process's own atoms there is none. The graph is the part of the whole
@@ -18,13 +18,14 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.graph import ALL_PAIRS, AtomOutputs, Edges, GraphOfPart, Graphs
 from attncalc.neighbors import VerletList, neighbor_list
 from attncalc.physics.pair_term import sums_over_pairs
-from attncalc.potential import ROUNDING, Potential, evaluate, fresh_graphs
+from attncalc.potential import ROUNDING, Potential, edge_gradients, evaluate, fresh_graphs
 from attncalc.sample_structures import sample_structures
 from attncalc.system import System
 
@@ -104,28 +105,27 @@ def refuse_parts(potential: Potential, *, periodic: bool = True) -> None:
     raise ValueError(f"this model {reason}, which several processes cannot share: {remedy}")
 
 
-def has_shared(potential: Potential) -> bool:
-    """Return True if parts need `Shared`: pair terms divide pairs, or may read outputs."""
+def exchanges_outputs(potential: Potential) -> bool:
+    """Return True for an `OutputExchange`: pair terms divide pairs, or may read outputs."""
     if potential.long_range is not None:
         return True
-    system = System.from_ase(sample_structures(potential.species)[0]).to(potential.device)
-    system = replace(system, spin=torch.ones(1, dtype=torch.int64))
-    graph = fresh_graphs(potential, system).short
+    graphs = _graphs_of(potential, sample_structures(potential.species)[0])
     return any(
-        len(member.pair_terms) > 0 and len(_others(member.network(graph))) > 0
+        len(member.pair_terms) > 0 and len(edge_gradients(member, graphs).others) > 0
         for member in potential.members
     )
 
 
-def _others(outputs: AtomOutputs) -> list[Tensor]:
-    given = outputs.charges, outputs.hirshfeld_ratios
-    return [values for values in given if values is not None]
+def _graphs_of(potential: Potential, atoms: Atoms) -> Graphs:
+    """Graphs of a neutral structure in a singlet state."""
+    system = replace(System.from_ase(atoms), spin=torch.ones(1, dtype=torch.int64))
+    return fresh_graphs(potential, system.to(potential.device))
 
 
 def _sees_the_whole(potential: Potential) -> bool:
     """Return True if energies of a neutral structure change with atoms beyond any range.
 
-    Charges are those before they add up to a total, which `Shared` does.
+    Charges are those before they add up to a total, which an `OutputExchange` does.
     """
     if potential.counts_all_pairs:
         potential, longest = copy.deepcopy(potential), potential.long_range
@@ -135,11 +135,9 @@ def _sees_the_whole(potential: Potential) -> bool:
     other.positions += FAR
     energies = []
     for structure in (atoms, atoms + other):
-        system = replace(System.from_ase(structure), spin=torch.ones(1, dtype=torch.int64))
-        graphs = fresh_graphs(potential, system.to(potential.device))
-        if graphs.short.vectors.device.type == "cpu":
-            graphs = replace(graphs, short=GraphOfPart.from_graph(graphs.short))
-        energies.append(evaluate(potential, graphs).energies[: len(atoms)])
+        graphs = _graphs_of(potential, structure)
+        part = replace(graphs, short=GraphOfPart.from_graph(graphs.short))
+        energies.append(evaluate(potential, part).energies[: len(atoms)])
     largest = energies[0].abs().amax().clamp(min=1)
     # NaN is not less than anything
     return not bool((energies[1] - energies[0]).abs().amax() <= ROUNDING[potential.dtype] * largest)
@@ -195,24 +193,24 @@ class Domain:
         rows, n_own = _one_of_each(images)
         if n_own == 0:
             return None
-        edges = neighbor_list(_system(images, rows, box), cutoff + skin)
+        known = _system(images, rows, box)
+        edges = neighbor_list(known, cutoff + skin)
         i, j = edges.receivers.numpy(), edges.senders.numpy()
         hops = _hops(i, j, n_own, len(rows), depth)
         needed, reach, long = hops <= depth, potential.long_range, None
         if reach is not None:
-            long = neighbor_list(_system(images, rows, box), reach + skin)
-            long = _divided(long, images.ids[rows], n_own)
+            long = _divided(neighbor_list(known, reach + skin), images.ids[rows], n_own)
             needed[long.senders.numpy()] = True
         order = np.argsort(np.where(needed, hops, depth + 2), kind="stable")[: int(needed.sum())]
         rows, system = rows[order], _system(images, rows[order], box)
         options: Any = {"skin": skin, "species": potential.species}
         verlet = VerletList.create(cutoff=cutoff, **options)
         kept = np.minimum(hops[i], hops[j]) < depth
-        verlet = verlet.with_edges(system, _part_of(edges, order, kept))
+        verlet = verlet.with_edges(system, _part_of(edges, order, known.n_atoms, kept))
         far = None
         if reach is not None and long is not None:
             far = VerletList.create(cutoff=reach, by_pairs=True, **options)
-            far = far.with_edges(system, _part_of(long, order))
+            far = far.with_edges(system, _part_of(long, order, known.n_atoms))
         near = verlet.graph(system).arrays
         true_hops = _hops(near.receivers, near.senders, n_own, len(rows), depth)
         return cls(
@@ -227,14 +225,14 @@ class Domain:
         )
 
     def graphs(
-        self, positions: NDArray[np.float64], box: Box, shared: Shared | None = None
+        self, positions: NDArray[np.float64], box: Box, shared: OutputExchange | None = None
     ) -> Graphs | None:
         """Return the graphs of other positions; None where a list may miss an edge.
 
         Args:
             positions: [n, 3] Å, of all images, in the order of those that this was made of.
             box: may have changed its shape.
-            shared: what other parts know of the network's outputs, where `has_shared`.
+            shared: what other parts know of the network's outputs, where `exchanges_outputs`.
 
         Raises:
             ValueError: two atoms lie on top of each other.
@@ -283,10 +281,10 @@ def _hops(receivers: Integers, senders: Integers, n_own: int, n: int, depth: int
     return hops
 
 
-def _part_of(edges: Edges, order: Integers, kept: NDArray[np.bool_] | None = None) -> Edges:
-    """Edges of the atoms in `order`, by their new numbers: those that are kept; None: all."""
+def _part_of(edges: Edges, order: Integers, n: int, kept: NDArray[np.bool_] | None = None) -> Edges:
+    """Edges of the atoms in `order`, of n, by their new numbers: those kept; None: all."""
     i, j = edges.receivers.numpy(), edges.senders.numpy()
-    new = np.zeros(max(int(order.max(initial=0)), int(j.max(initial=0)), 0) + 1, np.int64)
+    new = np.zeros(n, np.int64)
     new[order] = np.arange(len(order))
     rows = np.arange(len(i)) if kept is None else np.flatnonzero(kept)
     rows = rows[np.lexsort((rows, new[j[rows]], new[i[rows]]))]
@@ -308,7 +306,7 @@ def _divided(edges: Edges, ids: Integers, n_own: int) -> Edges:
     return Edges(edges.receivers[rows], edges.senders[rows], edges.cell_shifts[rows])
 
 
-class Shared:
+class OutputExchange:
     """Charges and Hirshfeld ratios of all parts of a structure, for pair terms that read them.
 
     All processes of the communicator call the methods at the same time, those without atoms, too.
@@ -343,10 +341,11 @@ class Shared:
         found = zip(names, values.T.copy(), strict=True)
         return {name: torch.from_numpy(column) for name, column in found if name in gradient}
 
-    def without_atoms(self) -> None:
-        """Take part in one evaluation of one network for a process that has no atoms."""
-        self.owners.of_ghosts(self._of_whole(np.zeros((0, 2))))
-        self._of_whole(self.owners.add_to_owners(np.zeros((0, 2))))
+    def without_atoms(self, n: int) -> None:
+        """Take part in evaluations of n networks for a process that has no atoms."""
+        for _ in range(n):
+            self.owners.of_ghosts(self._of_whole(np.zeros((0, 2))))
+            self._of_whole(self.owners.add_to_owners(np.zeros((0, 2))))
 
     def _of_whole(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n_own, 2] with charges shifted so that those of all processes add up to zero."""

@@ -31,9 +31,9 @@ from attncalc.plugins.halo import (
     Domain,
     Images,
     Integers,
+    OutputExchange,
     Owners,
-    Shared,
-    has_shared,
+    exchanges_outputs,
     reach_of,
     refuse_parts,
 )
@@ -415,8 +415,8 @@ class _Shared:
         self._known: tuple[Integers, Integers] | None = None
         self._domain: Domain | None = None
         self._owners: Any = None
-        self._has_shared = has_shared(evaluator.plain)
-        self._outputs: Shared | None = None
+        self._exchanges = exchanges_outputs(evaluator.plain)
+        self._outputs: OutputExchange | None = None
 
     def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
         holds = np.array([_are_equal((images.ids, images.numbers), self._known)])
@@ -433,8 +433,7 @@ class _Shared:
         domain = self._domain
         if domain is None:
             if self._outputs is not None:
-                for _ in self.evaluator.plain.members:
-                    self._outputs.without_atoms()
+                self._outputs.without_atoms(len(self.evaluator.plain.members))
             return Parts(0.0, np.zeros((3, 3)))
         assert graphs is not None
         result = evaluate(self.evaluator.potential, graphs)
@@ -459,7 +458,7 @@ class _Shared:
         ids, n_own = ids.astype(np.int64), 0 if domain is None else domain.n_own
         self._owners = Owners(self.comm, ids[:n_own], ids[n_own:])
         n_atoms = self.comm.allreduce(n_own)
-        self._outputs = Shared(self._owners, n_atoms) if self._has_shared else None
+        self._outputs = OutputExchange(self._owners, n_atoms) if self._exchanges else None
         neighbors = np.zeros(0, np.int64) if domain is None else domain.n_neighbors
         of_owners = self._owners.of_ghosts(neighbors[:n_own])
         if domain is not None and (neighbors[n_own:] != of_owners)[domain.is_inner[n_own:]].any():
@@ -473,7 +472,8 @@ class _Shared:
         # `attach` has refused total charges
         electrons = self.comm.allreduce(int(images.numbers[: images.n_own].sum()))
         potential = self.evaluator.plain
-        refuse_radicals(potential, torch.tensor([electrons]), torch.from_numpy(box.pbc)[None])
+        if potential.knows_closed_shells_only:
+            refuse_radicals(torch.tensor([electrons]), torch.from_numpy(box.pbc)[None])
         if electrons % 2 and any(network.reads_spin for network in potential.networks):
             raise ValueError("several processes cannot share an unpaired electron: use one process")
 

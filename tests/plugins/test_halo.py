@@ -26,7 +26,7 @@ from attncalc.plugins.halo import (
     Images,
     Owners,
     depth_of,
-    has_shared,
+    exchanges_outputs,
     refuse_parts,
 )
 from attncalc.potential import Committee, Potential, evaluate, fresh_graphs
@@ -197,7 +197,7 @@ def test_charges_and_pairs_of_longer_range_are_shared(make, counts: tuple[int, i
     """Twice: as the plain network and terms, and as compiled loops in float64."""
     potential, atoms = charged(), make()
     refuse_parts(potential)
-    assert has_shared(potential)
+    assert exchanges_outputs(potential)
     system = System.from_ase(atoms)
     whole = evaluate(potential, fresh_graphs(potential, system))
     for runs in (potential, lower(potential)):

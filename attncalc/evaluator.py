@@ -30,6 +30,7 @@ from attncalc.potential import (
     volumes,
 )
 from attncalc.recording import CudaGraph, Recorder
+from attncalc.signals import raise_ctrl_c
 from attncalc.system import System
 
 FAR_SKIN = 3.0
@@ -97,9 +98,13 @@ class Evaluator:
         """Results at these positions; lists are made anew where they have to be.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C, also while a compiled loop hands its arrays over.
             ValueError: as `VerletList.update`.
         """
-        result = evaluate(self.potential, self._graphs(system))
+        try:
+            result = evaluate(self.potential, self._graphs(system))
+        except SystemError as error:  # no context manager: this is every step
+            raise_ctrl_c(error)
         self._last = system, result
         return result
 

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 
 @contextmanager
@@ -48,9 +48,14 @@ def ctrl_c_in_loops() -> Iterator[None]:
     try:
         yield
     except SystemError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, KeyboardInterrupt):
-                raise KeyboardInterrupt from None
-            cause = cause.__cause__
-        raise
+        raise_ctrl_c(error)
+
+
+def raise_ctrl_c(error: SystemError) -> NoReturn:
+    """Raise KeyboardInterrupt if that is what the error was made of, else the error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        cause = cause.__cause__
+    raise error

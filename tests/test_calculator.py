@@ -865,3 +865,16 @@ def test_charges_that_nobody_reads_are_a_warning(set_them, message):
         getattr(atoms, set_them)(9 * [0.0])
         del atoms.info["charge"], atoms.info["spin"]
         atoms.get_potential_energy()
+
+
+def test_ctrl_c_while_a_compiled_loop_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba makes a SystemError of it; whoever waits for Ctrl-C, like `relax`, gets that."""
+
+    def interrupted(*_: object) -> None:
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = AttnCalculator("so3krates-ethanol", device="cpu")
+    monkeypatch.setattr("attncalc.evaluator.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atoms.get_forces()

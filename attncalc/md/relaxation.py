@@ -19,7 +19,6 @@ from attncalc.neighbors import ImpossiblePositions
 from attncalc.nn.options import positive, whole_number
 from attncalc.ops import segment_sum
 from attncalc.potential import Potential, Result
-from attncalc.signals import ctrl_c_in_loops
 from attncalc.system import System
 
 FIRST_TIMESTEP, LONGEST_TIMESTEP = 0.1, 1.0  # Å / sqrt(eV), masses are 1
@@ -190,8 +189,7 @@ def relax_batch(
     try:
         force.renew(system)
         for step in range(steps + 1):
-            with ctrl_c_in_loops():
-                result = force(fire.system)
+            result = force(fire.system)
             forces = result.forces.masked_fill(fire.fixed.unsqueeze(1), 0.0)
             largest = _largest(forces, fire.system)
             if not bool(torch.isfinite(largest).all()):

@@ -25,7 +25,7 @@ from attncalc.md.settings import Settings
 from attncalc.md.velocities import Thermometer, runaway
 from attncalc.md.watch import EVERY, sentence
 from attncalc.novelty import outsider
-from attncalc.signals import ctrl_c_in_loops, finished_before_ctrl_c
+from attncalc.signals import finished_before_ctrl_c
 
 # where a .traj file has the number of its frames and the place of their list, and where that ends
 ULM_COUNT, ULM_POSITIONS = 32, 48
@@ -121,10 +121,9 @@ def run_with_ase(
 
         dynamics.attach(observe, interval=1)
         try:
-            with ctrl_c_in_loops():
-                for _ in dynamics.irun(settings.n_steps):
-                    if told and stop:
-                        break
+            for _ in dynamics.irun(settings.n_steps):
+                if told and stop:
+                    break
         except ValueError as error:  # from the calculator, which knows nothing of the run
             if not summary.n_rows:
                 raise

@@ -38,6 +38,7 @@ from attncalc.plugins.halo import (
     refuse_parts,
 )
 from attncalc.potential import Potential, Result, evaluate, refuse_radicals
+from attncalc.signals import ctrl_c_in_loops
 from attncalc.system import System
 from attncalc.text import one_line
 
@@ -436,7 +437,8 @@ class _Shared:
                 self._outputs.without_atoms(len(self.evaluator.plain.members))
             return Parts(0.0, np.zeros((3, 3)))
         assert graphs is not None
-        result = evaluate(self.evaluator.potential, graphs)
+        with ctrl_c_in_loops():
+            result = evaluate(self.evaluator.potential, graphs)
         forces[domain.rows[: domain.n_own]] = self._owners.add_to_owners(result.forces.numpy())
         return _parts(result)
 

@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -54,8 +55,15 @@ SHARED = ("silicon-4096",)
 Steps = Callable[[int], None]
 
 
+def moving_atoms(name: str) -> Atoms:
+    """A structure with velocities."""
+    atoms = SYSTEMS[name][0]()
+    thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
+    return atoms
+
+
 def silicon(n: int) -> Atoms:
-    """A cube of n³ cells at 300 K."""
+    """A cube of n³ cells, no atom at its place."""
     atoms = bulk("Si", cubic=True).repeat(n)
     atoms.rattle(0.05, seed=0)
     return atoms
@@ -98,10 +106,7 @@ def in_openmm(atoms: Atoms, model: str) -> Steps:
     context.setPositions(atoms.positions / 10)
     context.setVelocities(1e3 * units.fs * atoms.get_velocities() / 10)  # nm/ps
 
-    def steps(n: int, context: openmm.Context = context) -> None:  # without it the integrator ends
-        integrator.step(n)
-
-    return steps
+    return lambda n: context.getIntegrator().step(n)
 
 
 def in_torchsim(atoms: Atoms, model: str) -> Steps:
@@ -112,24 +117,20 @@ def in_torchsim(atoms: Atoms, model: str) -> Steps:
 
     door = TorchSimModel(model, device="cpu")
     state = ts.io.atoms_to_state([atoms], door.device, torch.float64)
-    if hasattr(ts, "Integrator"):
+    dt = torch.tensor(TIMESTEP * units.fs, dtype=torch.float64)
+    if hasattr(ts, "Integrator"):  # 0.6
         from torch_sim.integrators import nve_init, nve_step
 
-        dt = torch.tensor(TIMESTEP * units.fs, dtype=torch.float64)
         moving = nve_init(state=state, model=door, kT=units.kB * KELVIN, seed=0)
-        step = nve_step
+        step = partial(nve_step, model=door, dt=dt)
     else:
-        dt = torch.tensor(TIMESTEP * units.fs, dtype=torch.float64)
-        init, step = ts.integrators.nve(model=door, dt=dt, kT=torch.tensor(units.kB * KELVIN))
-        moving = init(state, seed=0)
+        init, of_state = ts.integrators.nve(model=door, dt=dt, kT=torch.tensor(units.kB * KELVIN))
+        moving, step = init(state, seed=0), lambda state: of_state(state, dt)
 
     def steps(n: int) -> None:
         nonlocal moving
         for _ in range(n):
-            if hasattr(ts, "Integrator"):
-                moving = step(state=moving, model=door, dt=dt)
-            else:
-                moving = step(moving, dt)
+            moving = step(state=moving)
 
     return steps
 
@@ -187,9 +188,7 @@ PROGRAMS: dict[str, tuple[Callable[[Atoms, str], Steps], str]] = {
 
 def measure(name: str, programs: list[str], rounds: int, budget: float) -> dict[str, list[float]]:
     """Milliseconds per step, by program, of turns of at least `budget` seconds in all."""
-    make, model, n = SYSTEMS[name]
-    atoms = make()
-    thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
+    atoms, (_, model, n) = moving_atoms(name), SYSTEMS[name]
     ready: dict[str, Steps] = {}
     for program in programs:
         ready[program] = PROGRAMS[program][0](atoms, model)
@@ -209,9 +208,7 @@ LOOP = re.compile(r"Loop time of ([\d.e+-]+) on \d+ procs for (\d+) steps")
 
 def on_processes(name: str, n_processes: int, n_steps: int) -> float:
     """Milliseconds per step of LAMMPS on several processes, by its own clock."""
-    make, model, _ = SYSTEMS[name]
-    atoms = make()
-    thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
+    atoms, (_, model, _) = moving_atoms(name), SYSTEMS[name]
     with tempfile.TemporaryDirectory() as folder:
         write_lammps(Path(folder, "data"), atoms, ["Si"])
         Path(folder, "in").write_text(

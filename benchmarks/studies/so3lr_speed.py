@@ -40,15 +40,18 @@ def ours(model: str, name: str, budget: float) -> dict:
 
     from attncalc import AttnCalculator, System, evaluate, load
     from attncalc.evaluator import Evaluator
+    from attncalc.physics.pair_term import long_range_of
 
     atoms = SYSTEMS[name]()
     system = System.from_ase(atoms)
-    evaluator = AttnCalculator(model, long_range_cutoff=CUTOFF, threads=1).evaluator
+    calculator = AttnCalculator(model, long_range_cutoff=CUTOFF, threads=1)
+    evaluator = calculator.evaluator
     moved = system.with_positions(system.positions + 1e-3)
     evaluator._graphs(moved)
     graphs = evaluator._graphs(system)  # of lists that are there, as in a step
     short = load(model)
-    short.pair_terms = nn.ModuleList(short.pair_terms[:1])  # ZBL
+    near = [term for term in short.pair_terms if long_range_of(term) is None]
+    short.pair_terms = nn.ModuleList(near)
     network = Evaluator(short)
     network._graphs(moved)
     alone = network._graphs(system)
@@ -57,7 +60,6 @@ def ours(model: str, name: str, budget: float) -> dict:
         "without_long_range": lambda: evaluate(network.potential, alone),
     }
     times = timed(budget, calls, "cpu")
-    calculator = AttnCalculator(model, long_range_cutoff=CUTOFF, threads=1)
     times |= timed(budget / 2, {"ase_step": step_of_ase(atoms, calculator)}, "cpu")
     fresh = Evaluator(load(model, long_range_cutoff=CUTOFF), skin=0.0)
 

@@ -432,12 +432,12 @@ def _results(result: Result, system: System, volume: list[float]) -> list[dict[s
         system: the structures.
         volume: Å³ of each.
     """
-    energy, energies, forces, strain_gradient = result.arrays
+    energy, energies, forces, strain_gradient, *_ = arrays = result.arrays
     of_energies, of_forces = system.split(energies), system.split(forces)
     others = {
-        name: system.split(values.cpu().numpy())
+        name: system.split(values)
         for name in ("charges", "hirshfeld_ratios")
-        if (values := getattr(result, name)) is not None
+        if (values := getattr(arrays, name)) is not None
     }
     positions = system.split(system.positions.cpu().numpy()) if others else ()
     results: list[dict[str, Any]] = []

@@ -210,7 +210,10 @@ class Evaluator:
             else:
                 self._keep([neighbors])
             return Graphs(graph, system=system)
-        far, far_graph = self._far_list(system).update(system)
+        far = self.far_neighbors
+        # one that holds was made for the same boundary conditions, and they decide its range
+        if (far_graph := far.reuse(system)) is None:
+            far, far_graph = self._far_list(system).update(system)
         self._keep([neighbors, far])
         return self._with(system, graph, far_graph)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import NoneType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -110,6 +111,7 @@ class OfArrays:
 
     A tensor is made of an array when it is asked for: compiled loops hand arrays on to each other,
     mostly without anybody who reads the tensors, and each tensor costs as much as a small loop.
+    Fields that may be None have a `default_factory`: a default would be found in place of them.
     """
 
     _arrays: Any = None
@@ -126,12 +128,12 @@ class OfArrays:
         """Arrays that it is made of."""
         return self._arrays
 
-    def __getattr__(self, name: str) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
         arrays = self._arrays
         if arrays is None or name not in arrays._fields:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        tensor = torch.from_numpy(getattr(arrays, name))
-        self.__dict__[name] = tensor
+        array = getattr(arrays, name)
+        tensor = self.__dict__[name] = None if array is None else torch.from_numpy(array)
         return tensor
 
 
@@ -175,27 +177,29 @@ class AtomOutputs:
     """
 
     energies: Tensor
-    charges: Tensor | None = None
-    hirshfeld_ratios: Tensor | None = None
+    charges: Tensor | None = field(default_factory=NoneType)
+    hirshfeld_ratios: Tensor | None = field(default_factory=NoneType)
     features: Tensor | None = None
 
     @property
-    def arrays(self) -> EnergyArray | None:
-        """Energies as an array, where they were made as such and are all there is."""
+    def arrays(self) -> OutputArrays | None:
+        """The same as arrays without features, where they were made as such."""
         return None
 
 
-class EnergyArray(NamedTuple):
-    """Energies of atoms on the CPU, [n_atoms]."""
+class OutputArrays(NamedTuple):
+    """Arrays of `AtomOutputs` on the CPU, [n_atoms] each."""
 
     energies: NDArray[np.float64]
+    charges: NDArray[np.float64] | None = None
+    hirshfeld_ratios: NDArray[np.float64] | None = None
 
 
-class OutputsOfArray(OfArrays, AtomOutputs):
-    """Outputs made of an `EnergyArray`."""
+class OutputsOfArrays(OfArrays, AtomOutputs):
+    """Outputs made of `OutputArrays`."""
 
 
-OUTPUTS = tuple(field.name for field in fields(AtomOutputs) if field.name != "features")
+OUTPUTS = OutputArrays._fields
 """Names of all predictions that a network may have."""
 
 
@@ -205,8 +209,8 @@ class Linearized(NamedTuple):
     Attributes:
         outputs: values, detached.
         pull: dE / d outputs (of the fields that are there, float64) -> dE / d vectors
-            [n_edges, 3], float64, as an array if the outputs are made of one; to be called once at
-            most.
+            [n_edges, 3], float64, as an array if its argument is made of arrays; to be called once
+            at most.
     """
 
     outputs: AtomOutputs
@@ -221,12 +225,14 @@ class SummedGradient(NamedTuple):
         strain_gradient: [n_systems, 3, 3] eV.
     """
 
-    forces: Tensor
-    strain_gradient: Tensor
+    forces: Tensor | NDArray[np.float64]
+    strain_gradient: Tensor | NDArray[np.float64]
 
 
 class LinearizedTerm(NamedTuple):
     """Energies of a pair term for one graph, and the gradients of their sum.
+
+    Tensors, or arrays of a term that runs on the CPU.
 
     Attributes:
         energies: [n_atoms] eV, float64.
@@ -234,9 +240,9 @@ class LinearizedTerm(NamedTuple):
         by_outputs: [n_atoms] for each output that the term reads, by name.
     """
 
-    energies: Tensor
-    by_vectors: Tensor | SummedGradient
-    by_outputs: dict[str, Tensor]
+    energies: Tensor | NDArray[np.float64]
+    by_vectors: Tensor | NDArray[np.float64] | SummedGradient
+    by_outputs: Mapping[str, Tensor | NDArray[np.float64]]
 
 
 class SharedOutputs(Protocol):

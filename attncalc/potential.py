@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +21,12 @@ from attncalc.graph import (
     ALL_PAIRS,
     OUTPUTS,
     AtomOutputs,
-    EnergyArray,
     Graph,
     Graphs,
     LinearizedTerm,
     OfArrays,
-    OutputsOfArray,
+    OutputArrays,
+    OutputsOfArrays,
     SummedGradient,
     species_of,
 )
@@ -91,8 +92,8 @@ class Result:
     forces: Tensor
     strain_gradient: Tensor
     spread: Spread | None = None
-    charges: Tensor | None = None
-    hirshfeld_ratios: Tensor | None = None
+    charges: Tensor | None = field(default_factory=NoneType)
+    hirshfeld_ratios: Tensor | None = field(default_factory=NoneType)
     surroundings: Surroundings | None = None
 
     @functools.cached_property
@@ -125,8 +126,9 @@ class Result:
     @property
     def arrays(self) -> ResultArrays:
         """The same as arrays on the CPU."""
-        names = ResultArrays._fields
-        return ResultArrays(*(getattr(self, name).cpu().numpy() for name in names))
+        values = {name: getattr(self, name) for name in ResultArrays._fields}
+        present = {name: value for name, value in values.items() if value is not None}
+        return ResultArrays(**{name: value.cpu().numpy() for name, value in present.items()})
 
 
 class ResultArrays(NamedTuple):
@@ -136,6 +138,8 @@ class ResultArrays(NamedTuple):
     energies: NDArray[np.float64]
     forces: NDArray[np.float64]
     strain_gradient: NDArray[np.float64]
+    charges: NDArray[np.float64] | None = None
+    hirshfeld_ratios: NDArray[np.float64] | None = None
 
 
 class ResultOfArrays(OfArrays, Result):
@@ -451,15 +455,11 @@ def _evaluate(potential: Potential, graph: Graph | Graphs, *, waits: bool) -> Re
     return results[0] if len(results) == 1 else _mean(results)
 
 
-def _others(outputs: AtomOutputs) -> dict[str, Any]:
-    """Outputs beside the energies, by name, in float64."""
-    named = {name: getattr(outputs, name) for name in OUTPUTS[1:]}
-    return {name: value.double() for name, value in named.items() if value is not None}
-
-
 @dataclass(frozen=True)
 class EdgeGradients:
     """Energies of a potential, and the gradient of those that count by all edge vectors.
+
+    All are tensors, or all are arrays on the CPU.
 
     Attributes:
         energies: [n_atoms] eV; zero for ghosts, but for pairs of longer range that are divided.
@@ -470,34 +470,35 @@ class EdgeGradients:
         surroundings: see `Result`.
     """
 
-    energies: Tensor
-    short: Tensor
-    long: Tensor | None = None
+    energies: Any
+    short: Any
+    long: Any = None
     others: Mapping[str, Any] = field(default_factory=dict)
-    summed: tuple[SummedGradient, ...] = ()
+    summed: Sequence[SummedGradient] = ()
     surroundings: Surroundings | None = None
 
     @property
-    def arrays(self) -> EdgeArrays | None:
-        """The same as arrays, where it was made as such and nothing else is there."""
-        return None
-
-
-class EdgeArrays(NamedTuple):
-    """Arrays of `EdgeGradients` on the CPU."""
-
-    energies: NDArray[np.float64]
-    short: NDArray[np.float64]
-
-
-class EdgeGradientsOfArrays(OfArrays, EdgeGradients):
-    """Edge gradients made of `EdgeArrays`."""
+    def tensors(self) -> EdgeGradients:
+        """The same as tensors."""
+        if isinstance(self.energies, Tensor):
+            return self
+        return EdgeGradients(
+            torch.from_numpy(self.energies),
+            torch.from_numpy(self.short),
+            None if self.long is None else torch.from_numpy(self.long),
+            {name: torch.from_numpy(value) for name, value in self.others.items()},
+            [SummedGradient(*map(torch.from_numpy, one)) for one in self.summed],
+            self.surroundings,
+        )
 
 
 def edge_gradients(
     member: Potential, graphs: Graphs, *, waits: bool = True, sums: bool = False
 ) -> EdgeGradients:
     """Energies and their gradient by edge vectors: scale, reference energies, pair terms, ghosts.
+
+    Of an engine whose outputs are arrays everything is arrays: a tensor costs as much as a loop
+    over the atoms of a small molecule.
 
     Args:
         member: a single potential, no committee.
@@ -508,30 +509,21 @@ def edge_gradients(
     graph, n_counted = graphs.short, graphs.n_counted
     outputs, pull = linearize(member.network, graph, waits=waits)
     surroundings = _surroundings(member, outputs, graph)
-    is_alone = n_counted is None and len(member.pair_terms) == 0
-    if is_alone and outputs.arrays is not None:
-        factors, scaled = _scaled_arrays(member, outputs.arrays.energies, graph)
-        d_vectors = pull(OutputsOfArray.of(EnergyArray(factors)))
-        return EdgeGradientsOfArrays.of(
-            EdgeArrays(scaled, d_vectors),
-            long=None,
-            others={},
-            summed=(),
-            surroundings=surroundings,
-        )
     if graphs.shared is not None:
         outputs = graphs.shared.complete(outputs)
-    factor, energies = _scaled(member, outputs.energies, graph)
+    in_arrays = outputs.arrays is not None
+    factor, energies = (_scaled_arrays if in_arrays else _scaled)(member, outputs, graph)
     if n_counted is not None:
         energies[n_counted:] = 0
     others = _others(outputs)
-    d_outputs = {"energies": factor} | {name: torch.zeros_like(energies) for name in others}
-    gradients: dict[bool, Tensor | None] = {False: None, True: None}
+    d_outputs = {"energies": factor}
+    gradients: dict[bool, Any] = {False: None, True: None}
     summed: list[SummedGradient] = []
     for term in member.terms_for(graphs):
         long_range = long_range_of(term)
         is_long, n = long_range is not None, graphs.n_counted_of(long_range)
-        of_term, by_vectors, by_outputs = _linearize_term(term, outputs, graphs, sums=sums)
+        found = _linearize_term(term, outputs, graphs, sums=sums)
+        of_term, by_vectors, by_outputs = _in_arrays(found) if in_arrays else _in_tensors(found)
         energies[:n] += of_term[:n]
         if isinstance(by_vectors, SummedGradient):
             summed.append(by_vectors)
@@ -539,15 +531,50 @@ def edge_gradients(
             before = gradients[is_long]
             gradients[is_long] = by_vectors if before is None else before + by_vectors
         for name, value in by_outputs.items():
-            d_outputs[name] = d_outputs[name] + value
+            d_outputs[name] = d_outputs[name] + value if name in d_outputs else value
+    for name in others:
+        if name not in d_outputs:  # no term reads it
+            d_outputs[name] = 0 * factor
     if n_counted is not None:
         d_outputs["energies"][n_counted:] = 0
     if graphs.shared is not None:
         d_outputs |= graphs.shared.give_back({name: d_outputs[name] for name in others})
-    short = pull(AtomOutputs(**d_outputs))
+    given = OutputsOfArrays.of(OutputArrays(**d_outputs)) if in_arrays else AtomOutputs(**d_outputs)
+    short = pull(given)
     if (of_terms := gradients[False]) is not None:
         short = short + of_terms
-    return EdgeGradients(energies, short, gradients[True], others, tuple(summed), surroundings)
+    return EdgeGradients(energies, short, gradients[True], others, summed, surroundings)
+
+
+def _others(outputs: AtomOutputs) -> dict[str, Any]:
+    """Outputs beside the energies, by name, in float64: arrays where outputs are made of these."""
+    arrays = outputs.arrays
+    given = outputs if arrays is None else arrays
+    named = {name: getattr(given, name) for name in OUTPUTS[1:]}
+    return {
+        name: value if arrays is not None else value.double()
+        for name, value in named.items()
+        if value is not None
+    }
+
+
+def _in_arrays(found: LinearizedTerm) -> LinearizedTerm:
+    return _each(found, lambda value: value.numpy() if isinstance(value, Tensor) else value)
+
+
+def _in_tensors(found: LinearizedTerm) -> LinearizedTerm:
+    return _each(found, torch.as_tensor)
+
+
+def _each(found: LinearizedTerm, change: Callable[[Any], Any]) -> LinearizedTerm:
+    energies, by_vectors, by_outputs = found
+    return LinearizedTerm(
+        change(energies),
+        SummedGradient(*map(change, by_vectors))
+        if isinstance(by_vectors, SummedGradient)
+        else change(by_vectors),
+        {name: change(value) for name, value in by_outputs.items()},
+    )
 
 
 def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> Surroundings | None:
@@ -582,20 +609,19 @@ class _ScaleArrays:
         return last
 
 
-def _scaled_arrays(
-    member: Potential, energies: NDArray[np.float64], graph: Graph
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scale of every atom, and energies in eV, as `_scaled`: in a third of its time."""
-    species, arrays = graph.arrays.species, _ScaleArrays.of(member)
-    factors = arrays.scale[species]
-    return factors, factors * energies + arrays.reference[species]
+def _scaled_arrays(member: Potential, outputs: AtomOutputs, graph: Graph) -> tuple[Any, Any]:
+    """Scale of every atom, and energies in eV, as `_scaled`: arrays, in a third of its time."""
+    species, arrays, found = graph.arrays.species, _ScaleArrays.of(member), outputs.arrays
+    assert found is not None
+    factor = arrays.scale[species]
+    return factor, factor * found.energies + arrays.reference[species]
 
 
-def _scaled(member: Potential, energies: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
+def _scaled(member: Potential, outputs: AtomOutputs, graph: Graph) -> tuple[Any, Any]:
     """Scale of every atom, and energies in eV, both [n_atoms] and float64."""
     factor = member.scale.index_select(0, graph.species)
     of_species = member.reference_energies.index_select(0, graph.species)
-    return factor, torch.addcmul(of_species, factor, energies.to(factor.dtype))
+    return factor, torch.addcmul(of_species, factor, outputs.energies.to(factor.dtype))
 
 
 def _linearize_term(
@@ -611,11 +637,7 @@ def _linearize_term(
         if sums or not isinstance(found.by_vectors, SummedGradient):
             return found
     vectors = graph.vectors.detach().requires_grad_(True)
-    given = {
-        name: value.detach().double().requires_grad_(True)
-        for name in OUTPUTS
-        if (value := getattr(outputs, name)) is not None
-    }
+    given = _to_differentiate_by(outputs, OUTPUTS)
     with torch.enable_grad():
         energies = term(graph.with_vectors(vectors), AtomOutputs(**given))
         total = energies[:n_counted].sum()
@@ -628,6 +650,14 @@ def _linearize_term(
     return LinearizedTerm(energies.detach(), by_vectors, by_name)
 
 
+def _to_differentiate_by(outputs: AtomOutputs, names: Sequence[str]) -> dict[str, Tensor]:
+    return {
+        name: value.detach().double().requires_grad_(True)
+        for name in names
+        if (value := getattr(outputs, name)) is not None
+    }
+
+
 def _linearize_by_strain(
     term: Any, outputs: AtomOutputs, graphs: Graphs, *, sums: bool
 ) -> LinearizedTerm:
@@ -637,7 +667,7 @@ def _linearize_by_strain(
             f"{type(term).__name__} sums over the whole structure: neither a part of it with "
             "ghost atoms nor the stress of each atom can be evaluated"
         )
-    given = {k: value.detach().requires_grad_(True) for k, value in _others(outputs).items()}
+    given = _to_differentiate_by(outputs, OUTPUTS[1:])
     with torch.enable_grad():
         graphs, positions, strain = strained(graphs)
         energies = energies_of(term, graphs, AtomOutputs(outputs.energies, **given))
@@ -658,12 +688,12 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
     With g_e = dE / d vector_e of the edge from receiver i to sender j: F_i += g_e, F_j -= g_e, and
     dE / d strain = sum_e vector_e (x) g_e, since a strain maps every vector r to r (1 + strain).
     """
-    graph, arrays = graphs.short, gradients.arrays
-    if arrays is not None:
-        return _assemble_by_loop(graph, arrays.energies, [(graph, arrays.short)], gradients)
-    energies, parts = gradients.energies, [(graph, gradients.short)]
+    graph, energies = graphs.short, gradients.energies
+    parts = [(graph, gradients.short)]
     if graphs.long is not None and gradients.long is not None:
         parts.append((graphs.long, gradients.long))
+    if not isinstance(energies, Tensor):
+        return _assemble_by_loop(graph, energies, parts, gradients)
     if energies.device.type == "cpu" and has_numba():
         of_edges = [(edges, gradient.numpy()) for edges, gradient in parts]
         return _assemble_by_loop(graph, energies.numpy(), of_edges, gradients)
@@ -676,7 +706,8 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
         forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
         strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
     for more in gradients.summed:
-        forces, strain_gradient = forces + more.forces, strain_gradient + more.strain_gradient
+        forces = forces + torch.as_tensor(more.forces)
+        strain_gradient = strain_gradient + torch.as_tensor(more.strain_gradient)
     return Result(
         *(energy, energies, forces, strain_gradient),
         **gradients.others,
@@ -693,7 +724,7 @@ def atom_virials(graphs: Graphs, gradients: EdgeGradients) -> Tensor:
     derivatives of each atom's energy (Langer, Knoop, Carbogno, Scheffler & Rupp, Phys. Rev. B 108,
     L100302, 2023).
     """
-    n_atoms = graphs.short.n_atoms
+    n_atoms, gradients = graphs.short.n_atoms, gradients.tensors
     virials = gradients.energies.new_zeros(n_atoms, 3, 3)
     parts = [(graphs.short, gradients.short)]
     if graphs.long is not None and gradients.long is not None:
@@ -718,12 +749,13 @@ def _assemble_by_loop(
         vectors, receivers, senders, *_ = edges.arrays
         loop(vectors, receivers, senders, gradient, system_idx, forces, strain_gradient)
     for more in gradients.summed:
-        forces += more.forces.numpy()
-        strain_gradient += more.strain_gradient.numpy()
+        forces += np.asarray(more.forces)
+        strain_gradient += np.asarray(more.strain_gradient)
     # adds in the order of the atoms, as `segment_sum` does in several times as long
     energy = np.bincount(system_idx, energies, minlength=n_systems)
-    arrays = ResultArrays(energy, energies, forces, strain_gradient)
-    return ResultOfArrays.of(arrays, **gradients.others, surroundings=gradients.surroundings)
+    others = {name: np.asarray(value) for name, value in gradients.others.items()}
+    arrays = ResultArrays(energy, energies, forces, strain_gradient, **others)
+    return ResultOfArrays.of(arrays, surroundings=gradients.surroundings)
 
 
 @functools.cache

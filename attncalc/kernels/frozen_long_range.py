@@ -79,12 +79,12 @@ class FrozenLongRange(nn.Module):
         )
 
     def linearize(self, graph: Graph, outputs: AtomOutputs) -> LinearizedTerm:
-        """Energies, forces and strain, and the gradients by charges and ratios."""
+        """Energies, forces and strain, and the gradients by charges and ratios, as arrays."""
         from attncalc.kernels import long_range_loop
 
-        ones = np.ones(graph.n_atoms)
-        charges = _array(outputs.charges) if self.reads_charges else 0 * ones
-        ratios = _array(outputs.hirshfeld_ratios) if self.reads_ratios else ones
+        n_atoms = graph.n_atoms
+        charges = _array(outputs, "charges") if self.reads_charges else np.zeros(n_atoms)
+        ratios = _array(outputs, "hirshfeld_ratios") if self.reads_ratios else np.ones(n_atoms)
         pairs = getattr(graph, "half_list", None)
         if pairs is not None:
             found = long_range_loop.of_list(*pairs, charges, ratios, *self.arguments)
@@ -95,20 +95,21 @@ class FrozenLongRange(nn.Module):
         energies, of_atoms, d_ratios, strain = found
         by_outputs = {}
         if self.reads_charges:
-            by_outputs["charges"] = torch.from_numpy(of_atoms[:, 3])
+            by_outputs["charges"] = of_atoms[:, 3]
         if self.reads_ratios:
-            by_outputs["hirshfeld_ratios"] = torch.from_numpy(d_ratios)
-        summed = SummedGradient(torch.from_numpy(of_atoms[:, :3]), torch.from_numpy(strain))
-        return LinearizedTerm(torch.from_numpy(energies), summed, by_outputs)
+            by_outputs["hirshfeld_ratios"] = d_ratios
+        return LinearizedTerm(energies, SummedGradient(of_atoms[:, :3], strain), by_outputs)
 
     def forward(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
         """[n_atoms] eV, float64, as the terms themselves give it."""
         return sum(term(graph, outputs) for term in self.terms)
 
 
-def _array(output: Tensor | None) -> NDArray[np.float64]:
-    assert output is not None
-    return np.ascontiguousarray(output.detach().double().numpy())
+def _array(outputs: AtomOutputs, name: str) -> NDArray[np.float64]:
+    if (arrays := outputs.arrays) is not None:
+        array: NDArray[np.float64] = getattr(arrays, name)
+        return array
+    return np.ascontiguousarray(getattr(outputs, name).detach().double().numpy())
 
 
 def _of_atoms(dispersion: Any, hartree: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -54,24 +54,14 @@ class FrozenZBL(nn.Module):
             float(switch_off),
         )
 
-    def energies_and_slopes(self, graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Energies per atom [n_atoms] eV, and dE/dd / d of half of a pair's [n_pairs] eV/Å²."""
-        arrays = graph.arrays
-        energies, slopes = np.zeros(graph.n_atoms), np.zeros(len(arrays.pairs))
-        loop: Callable[..., None] = _loop() if has_numba() else repel
-        loop(*arrays[:6], *self.arguments, energies, slopes)
-        return energies, slopes
-
     def linearize(self, graph: Graph, outputs: Any) -> LinearizedTerm:
         """Energies per atom [n_atoms] eV, and the gradient of their sum by vectors [n_edges, 3]."""
         del outputs
-        energies, slopes = self.energies_and_slopes(graph)
-        vectors, pairs = graph.arrays.vectors, graph.arrays.pairs
-        (close,) = slopes.nonzero()  # masked pairs may have any vector
-        edges = pairs[close]
-        gradient = np.zeros_like(vectors)
-        gradient[edges] = 2 * slopes[close, None] * vectors[edges]
-        return LinearizedTerm(torch.from_numpy(energies), torch.from_numpy(gradient), {})
+        arrays = graph.arrays
+        energies, gradient = np.zeros(len(arrays.species)), np.zeros((len(arrays.receivers), 3))
+        loop: Callable[..., None] = _loop() if has_numba() else repel
+        loop(*arrays[:6], *self.arguments, energies, gradient)
+        return LinearizedTerm(energies, gradient, {})
 
     def forward(self, graph: Graph, outputs: Any) -> Tensor:
         """[n_atoms] eV, float64."""
@@ -82,20 +72,17 @@ class FrozenZBL(nn.Module):
 class _Repel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors, graph, term):
-        energies, slopes = term.energies_and_slopes(graph)
-        near = vectors.detach()[graph.pairs].double()
-        i, j = graph.receivers[graph.pairs], graph.senders[graph.pairs]
-        ctx.save_for_backward(near, i, j, graph.pairs, torch.from_numpy(slopes))
-        ctx.n_edges = graph.n_edges
+        del vectors  # of the graph
+        energies, gradient, _ = term.linearize(graph, None)
+        ctx.save_for_backward(graph.receivers, graph.senders, torch.from_numpy(gradient))
         return torch.from_numpy(energies)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_energies):
-        near, i, j, pairs, slopes = ctx.saved_tensors
-        factor = slopes * (d_energies[i] + d_energies[j])
-        gradient = near.new_zeros(ctx.n_edges, 3)
-        return gradient.index_add_(0, pairs, near * factor.unsqueeze(1)), None, None
+        i, j, gradient = ctx.saved_tensors  # half of a pair's energy is at either atom
+        factor = (d_energies[i] + d_energies[j]) / 2
+        return gradient * factor.unsqueeze(1), None, None
 
 
 def repel(
@@ -112,7 +99,7 @@ def repel(
     cutoff: float,
     switch_off: float,
     energies: NDArray[np.float64],
-    slopes: NDArray[np.float64],
+    gradient: NDArray[np.float64],
 ) -> None:
     """Do what `attncalc.kernels.zbl_loop.repel` does, for all close pairs together."""
     near = vectors[pairs]
@@ -138,7 +125,7 @@ def repel(
     )
     for atoms in (i, j):
         energies += np.bincount(atoms, energy, len(energies))
-    slopes[close] = (slope - energy / d) / d
+    gradient[edges] = (2 * (slope - energy / d) / d)[:, None] * near[close]
 
 
 @functools.cache

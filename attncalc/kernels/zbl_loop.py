@@ -20,11 +20,11 @@ def repel(
     cutoff,
     switch_off,
     energies,
-    slopes,
+    gradient,
 ):
-    """Adds half of a pair's energy to both atoms; slopes: dE/dd / d of half a pair's energy.
+    """Adds half of a pair's energy to both atoms; gradient: of the sum by vectors [n_edges, 3].
 
-    Edges as in a `Graph`; `slopes` has one entry for each of `pairs`, and starts at zero.
+    Edges as in a `Graph`; `gradient` starts at zero, and only edges of `pairs` are written.
     """
     for p in range(pairs.shape[0]):
         e = pairs[p]
@@ -56,4 +56,7 @@ def repel(
         )
         energies[i] += energy
         energies[j] += energy
-        slopes[p] = (slope - energy / d) / d
+        per_length = 2 * (slope - energy / d) / d
+        gradient[e, 0] = per_length * x
+        gradient[e, 1] = per_length * y
+        gradient[e, 2] = per_length * z

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.compiled import has_numba
 from attncalc.graph import GraphArrays, GraphOfArrays
+from attncalc.neighbors.reuse import Seen
 from attncalc.system import System
 
 
@@ -115,12 +115,13 @@ class GraphOfList(GraphOfArrays):
         return super().__getattr__(name)
 
 
-def pairs_hold(system: System, reference: System, *, skin: float) -> bool | None:
+def pairs_hold(system: System, reference: System, seen: Seen, *, skin: float) -> bool | None:
     """Return True if no atom has moved further than half of the skin; None: nobody has looked.
 
     Args:
         system: any.
         reference: one structure, of which the list was made, on the CPU.
+        seen: what was equal to the reference's; is written.
         skin: Å.
     """
     if (
@@ -130,9 +131,7 @@ def pairs_hold(system: System, reference: System, *, skin: float) -> bool | None
         or system.positions.requires_grad
         or system.cell.requires_grad
         or (loop := _loop()) is None
-        or not torch.equal(system.cell, reference.cell)
-        or not torch.equal(system.pbc, reference.pbc)
-        or not torch.equal(system.atomic_numbers, reference.atomic_numbers)
+        or not seen.equal(system, reference)
     ):
         return None
     return not loop(system.positions.numpy(), reference.positions.numpy(), skin / 2)

@@ -316,7 +316,7 @@ class VerletList:
         if listed.padding is not None or listed.reference.device.type != "cpu":
             return None
         if self.by_pairs:
-            holds = pairs_hold(system, listed.reference, skin=self.skin)
+            holds = pairs_hold(system, listed.reference, listed.seen, skin=self.skin)
             return _graph_of_list(system, listed, self.cutoff) if holds else None
         arrays = reused_edges(
             system,

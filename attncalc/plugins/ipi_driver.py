@@ -90,7 +90,7 @@ class Driver:
         if self.atoms.pbc.any():
             rows = np.stack([np.reshape(h, (3, 3)).T for h in cells]) * units.Bohr
             system = replace(system, cell=torch.from_numpy(rows).to(device))
-        energy, _, forces, strain_gradient = self.evaluator(system).arrays
+        energy, _, forces, strain_gradient, *_ = self.evaluator(system).arrays
         forces = (forces * (units.Bohr / units.Hartree)).reshape(n, m, 3)
         virial = -strain_gradient / units.Hartree
         return [(float(energy[k]) / units.Hartree, forces[k], virial[k], "") for k in range(n)]

@@ -81,7 +81,7 @@ class Energy:
                 self._set_box(np.array(state.getPeriodicBoxVectors(asNumpy=True)._value))
             positions = torch.from_numpy(10.0 * state.getPositions(asNumpy=True)._value)
             result = self._evaluator(self._system.with_positions(positions.to(self._system.device)))
-            energy, _, forces, _ = result.arrays
+            energy, _, forces, *_ = result.arrays
         return float(energy[0]) / KJ_PER_MOL, forces * (10.0 / KJ_PER_MOL)
 
     def _set_box(self, box: NDArray[np.float64]) -> None:

@@ -93,9 +93,10 @@ def by_autograd(terms: list[nn.Module], graph: Graph, outputs: AtomOutputs) -> l
 
 def by_loop(term: FrozenLongRange, graph: Graph, outputs: AtomOutputs) -> list[torch.Tensor]:
     energies, summed, by_outputs = term.linearize(graph, outputs)
-    zero = torch.zeros(graph.n_atoms, dtype=torch.float64)
+    zero = np.zeros(graph.n_atoms)
     names = ("charges", "hirshfeld_ratios")
-    return [energies, *summed, *(by_outputs.get(name, zero) for name in names)]
+    found = [energies, *summed, *(by_outputs.get(name, zero) for name in names)]
+    return [torch.as_tensor(one) for one in found]
 
 
 def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:

@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from attncalc.graph import AtomOutputs, Graph, Linearized
+from attncalc.graph import Graph, OutputArrays
 
 
-def constrained(found: Linearized, graph: Graph) -> Linearized:
-    """Charges that add up to those of the systems, ratios without sign, and their gradient.
+def constrained(
+    raw: OutputArrays, graph: Graph
+) -> tuple[OutputArrays, Callable[[OutputArrays], OutputArrays]]:
+    """Charges that add up to those of the systems, ratios without sign, and the transpose of both.
 
     Args:
-        found: of loops, which look at one atom at a time.
+        raw: of loops, which look at one atom at a time.
         graph: on the CPU.
+
+    Returns:
+        The outputs, and the map from dE / d outputs to dE / d raw outputs.
     """
-    raw, pull = found
-    system_idx, changed = graph.arrays.system_idx, {}
-    if raw.charges is not None and not graph.is_part:
-        charges = _with_totals(raw.charges.numpy(), graph.charge.numpy(), system_idx)
-        changed["charges"] = torch.from_numpy(charges)
-    if raw.hirshfeld_ratios is not None:
-        changed["hirshfeld_ratios"] = raw.hirshfeld_ratios.abs()
+    _, charges, ratios = raw
+    system_idx, adds_up = graph.arrays.system_idx, charges is not None and not graph.is_part
+    if adds_up:
+        charges = _with_totals(charges, graph.charge.numpy(), system_idx)
 
-    def pull_through(d_outputs: AtomOutputs) -> Tensor:
-        d_raw = {}
-        if (d_charges := d_outputs.charges) is not None and not graph.is_part:
+    def transpose(d_outputs: OutputArrays) -> OutputArrays:
+        by_energies, by_charges, by_ratios = d_outputs
+        if adds_up:
             # the shift is its own transpose but for the totals, which no vector changes
-            none = np.zeros(graph.n_systems)
-            d_raw["charges"] = torch.from_numpy(_with_totals(d_charges.numpy(), none, system_idx))
-        if (d_ratios := d_outputs.hirshfeld_ratios) is not None:
-            assert raw.hirshfeld_ratios is not None
-            d_raw["hirshfeld_ratios"] = d_ratios * raw.hirshfeld_ratios.sign()
-        return pull(replace(d_outputs, **d_raw))
+            by_charges = _with_totals(by_charges, np.zeros(graph.n_systems), system_idx)
+        if ratios is not None:
+            by_ratios = by_ratios * np.sign(ratios)
+        return OutputArrays(by_energies, by_charges, by_ratios)
 
-    return Linearized(replace(raw, **changed), pull_through)
+    positive = None if ratios is None else np.abs(ratios)
+    return OutputArrays(raw.energies, charges, positive), transpose
 
 
 def _with_totals(
-    values: NDArray[np.float64], totals: NDArray[np.float64], system_idx: NDArray[np.int64]
+    values: NDArray[np.float64] | None,
+    totals: NDArray[np.float64],
+    system_idx: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """Equal to `attncalc.graph.with_totals`, in a fraction of the time where atoms are few."""
+    assert values is not None
     if len(totals) == 1:
         return values - (values.sum() - totals[0]) / len(values)
     n = len(totals)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from attncalc.graph import (
     AtomOutputs,
-    EnergyArray,
     Graph,
     GraphArrays,
     Linearized,
-    OutputsOfArray,
+    OutputArrays,
+    OutputsOfArrays,
 )
 from attncalc.kernels.simd.atom_outputs import constrained
 from attncalc.kernels.simd.barrier import Barrier
@@ -124,13 +124,18 @@ class CompiledEngine(ABC, Generic[Workspace]):
         evaluation = _Evaluation(self, graph, arrays, size)
         if not evaluation.forward():
             return None
-        features = evaluation.features
-        if len(self.names) == 1:
-            energies = EnergyArray(evaluation.outputs[0])
-            return Linearized(OutputsOfArray.of(energies, features=features), evaluation.pull)
-        values = map(torch.from_numpy, evaluation.outputs)
-        outputs = AtomOutputs(**dict(zip(self.names, values, strict=True)), features=features)
-        return constrained(Linearized(outputs, evaluation.pull), graph)
+        rows = dict(zip(self.names, evaluation.outputs, strict=True))
+        raw = OutputArrays(**rows)
+        if len(rows) == 1:
+            outputs = OutputsOfArrays.of(raw, features=evaluation.features)
+            return Linearized(outputs, evaluation.pull)
+        constrained_outputs, transpose = constrained(raw, graph)
+        outputs = OutputsOfArrays.of(constrained_outputs, features=evaluation.features)
+
+        def pull(d_outputs: AtomOutputs) -> Any:
+            return evaluation.pull(d_outputs, transpose)
+
+        return Linearized(outputs, pull)
 
     def lease(self, size: int, needs: tuple[int, ...]) -> Lease[Workspace]:
         """Memory that no other evaluation has, with room for so much.
@@ -271,8 +276,16 @@ class _Evaluation:
         rows = self.lease.workspaces.features[: self.outputs.shape[1]]
         return torch.from_numpy(self.engine._features(rows))
 
-    def pull(self, d_outputs: AtomOutputs) -> Any:
-        """dE / d outputs -> dE / d vectors [n_edges, 3], once; of an array, an array.
+    def pull(
+        self,
+        d_outputs: AtomOutputs,
+        transpose: Callable[[OutputArrays], OutputArrays] = lambda arrays: arrays,
+    ) -> Any:
+        """dE / d outputs -> dE / d vectors [n_edges, 3], once; of arrays, an array.
+
+        Args:
+            d_outputs: of all outputs that there are.
+            transpose: from these to what the loops gave.
 
         Raises:
             RuntimeError: it has been pulled already.
@@ -281,18 +294,20 @@ class _Evaluation:
         if lease is None:
             raise RuntimeError("the gradient of this evaluation has been taken already")
         arrays = d_outputs.arrays
-        if arrays is not None:
-            given = arrays.energies[None]
-        elif len(engine.names) == 1:
-            given = d_outputs.energies.numpy()[None]
-        else:
-            given = np.stack([getattr(d_outputs, name).numpy() for name in engine.names])
+        if (given := arrays) is None:
+            given = OutputArrays(
+                **{name: getattr(d_outputs, name).numpy() for name in engine.names}
+            )
+        rows = transpose(given)
+        d_found = np.empty_like(self.outputs)
+        for row, name in zip(d_found, engine.names, strict=True):
+            row[:] = getattr(rows, name)
         d_vectors = np.zeros((self.n_edges, 3))
         if self.size == 1:
             part, n, workspace = self.parts[0], self.counts[0], lease.workspaces[0]
-            engine._reverse(None, part, n, self.inputs, workspace, given, d_vectors)
+            engine._reverse(None, part, n, self.inputs, workspace, d_found, d_vectors)
         else:
-            self._run(lambda rank, barrier: self._reverse(rank, barrier, given, d_vectors))
+            self._run(lambda rank, barrier: self._reverse(rank, barrier, d_found, d_vectors))
         self.close()
         return torch.from_numpy(d_vectors) if arrays is None else d_vectors
 

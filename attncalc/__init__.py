@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from attncalc.calculator import AttnCalculator
     from attncalc.evaluator import Evaluator
     from attncalc.model_file import load, save
-    from attncalc.potential import Committee, Potential, Result, evaluate, evaluate_many
+    from attncalc.potential import Committee, Potential, evaluate
+    from attncalc.result import Result
+    from attncalc.structures import evaluate_many
     from attncalc.system import System
 
 __version__ = "0.2.0"
@@ -34,7 +36,9 @@ __all__ = [
 _HOME = {
     "AttnCalculator": "calculator",
     **dict.fromkeys(("load", "save"), "model_file"),
-    **dict.fromkeys(("Committee", "Potential", "Result", "evaluate", "evaluate_many"), "potential"),
+    **dict.fromkeys(("Committee", "Potential", "evaluate"), "potential"),
+    "Result": "result",
+    "evaluate_many": "structures",
     "Evaluator": "evaluator",
     "System": "system",
 }

@@ -24,13 +24,8 @@ from attncalc.hessian import hessian, hessian_by_differences
 from attncalc.model_file import DEFAULT_MODEL, load, model_name, named_device
 from attncalc.nn.options import one_of, positive
 from attncalc.novelty import OUTSIDE, Outsider, outsider
-from attncalc.potential import (
-    SMALLEST_VOLUME,
-    Committee,
-    Potential,
-    Result,
-    volumes,
-)
+from attncalc.potential import Committee, Potential
+from attncalc.result import SMALLEST_VOLUME, Result, volumes
 from attncalc.system import System, what_is_ignored
 
 Model = str | Path | Potential
@@ -253,8 +248,8 @@ class AttnCalculator(BaseCalculator):
             if self._unlooked >= 0:
                 return
             self._unlooked = LOOK_EVERY - 1
-        novelty = result.novelty
-        if novelty is not None and (novelty > OUTSIDE).any():
+        novelty = surroundings.novelty()
+        if (novelty > OUTSIDE).any():
             self._outside = elements
             warnings.warn(str(outsider(novelty, atoms.numbers)), stacklevel=2)
 

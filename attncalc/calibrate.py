@@ -11,7 +11,8 @@ from ase import Atoms
 
 from attncalc.graph import Graph
 from attncalc.novelty import Environments, Sample, fit
-from attncalc.potential import Potential, batches, check_system, fresh_graphs
+from attncalc.potential import Potential
+from attncalc.structures import batches, check_system, fresh_graphs
 from attncalc.system import System
 
 # of a data set, that are looked at: bounds the time, which is that of a fraction of an epoch

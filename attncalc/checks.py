@@ -21,16 +21,10 @@ from torch import Tensor
 
 from attncalc.graph import ALL_PAIRS, Graphs
 from attncalc.neighbors import VerletList
-from attncalc.potential import (
-    ROUNDING,
-    Potential,
-    Result,
-    check_system,
-    deviation,
-    evaluate,
-    fresh_graphs,
-)
+from attncalc.potential import Potential, evaluate
+from attncalc.result import ROUNDING, Result, deviation
 from attncalc.sample_structures import random_cluster
+from attncalc.structures import check_system, fresh_graphs
 from attncalc.system import System
 
 # central differences of fourth order: offsets in steps, weights; the plain two-point formula is off

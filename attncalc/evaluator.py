@@ -20,17 +20,15 @@ from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.neighbors.verlet import LARGEST_SKIN
 from attncalc.potential import (
     Potential,
-    Result,
     atom_virials,
-    check_system,
     edge_gradients,
     evaluate,
-    evaluate_many,
     evaluate_without_waiting,
-    volumes,
 )
 from attncalc.recording import CudaGraph, Recorder
+from attncalc.result import Result, volumes
 from attncalc.signals import raise_ctrl_c
+from attncalc.structures import check_system, evaluate_many
 from attncalc.system import System
 
 FAR_SKIN = 3.0
@@ -126,7 +124,7 @@ class Evaluator:
         return {**vars(self), "_last": None}
 
     def many(self, structures: Sequence[Atoms]) -> Iterator[tuple[System, Result]]:
-        """Results of structures of any kind, see `attncalc.potential.evaluate_many`."""
+        """Results of structures of any kind, see `attncalc.structures.evaluate_many`."""
         return evaluate_many(self.potential, structures)
 
     def stresses(self, system: System) -> Tensor:
@@ -143,7 +141,7 @@ class Evaluator:
         """Refuse what the model does not know.
 
         Raises:
-            ValueError: as `attncalc.potential.check_system`.
+            ValueError: as `attncalc.structures.check_system`.
         """
         check_system(self.plain, system)
 

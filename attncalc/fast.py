@@ -30,15 +30,10 @@ from attncalc.physics import dispersion
 from attncalc.physics.dispersion import Dispersion
 from attncalc.physics.electrostatics import DampedElectrostatics
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLRepulsion
-from attncalc.potential import (
-    ROUNDING,
-    Committee,
-    Potential,
-    deviation,
-    evaluate,
-    fresh_graphs,
-)
+from attncalc.potential import Committee, Potential, evaluate
+from attncalc.result import ROUNDING, deviation
 from attncalc.sample_structures import pairs, sample_structures
+from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 log = logging.getLogger(__name__)

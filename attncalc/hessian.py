@@ -9,7 +9,8 @@ import torch
 from ase import Atoms
 from numpy.typing import NDArray
 
-from attncalc.potential import Potential, evaluate_many, fresh_graphs
+from attncalc.potential import Potential
+from attncalc.structures import evaluate_many, fresh_graphs
 from attncalc.system import System
 
 

@@ -1,18 +1,16 @@
-"""`Potential`: a network with everything that turns its numbers into eV, and `evaluate`."""
+"""`Potential`: a network and all that makes eV of its numbers; `evaluate`."""
 
 from __future__ import annotations
 
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,13 +22,10 @@ from attncalc.graph import (
     Graph,
     Graphs,
     LinearizedTerm,
-    OfArrays,
     OutputArrays,
     OutputsOfArrays,
     SummedGradient,
-    species_of,
 )
-from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import linearize
 from attncalc.novelty import Environments, Surroundings
 from attncalc.ops import segment_sum
@@ -41,109 +36,11 @@ from attncalc.physics.pair_term import (
     reads_system,
     strained,
 )
+from attncalc.result import Result, ResultArrays, ResultOfArrays, mean_of
 from attncalc.system import System
 
 # more than any machine has cores; not those of this one, as a run may be resumed on another
 MOST_THREADS = 1024
-# atoms of a batch of `evaluate_many`: bounds its memory
-ATOMS_PER_BATCH = 2000
-SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
-
-
-# what two ways to the same `Result` may differ by, see `deviation`; in float32, rounding alone is
-# 1e-6 to 1e-5
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-8}
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Standard deviation over the members of a committee (of a sample: n - 1).
-
-    Where the members disagree, their mean should not be trusted; where they agree, they may still
-    be wrong together.
-
-    Attributes:
-        energy: [n_systems] eV.
-        forces: [n_atoms, 3] eV/Å.
-    """
-
-    energy: Tensor
-    forces: Tensor
-
-
-@dataclass(frozen=True)
-class Result:
-    """Energy and its derivatives, all float64 and detached.
-
-    Attributes:
-        energy: [n_systems] eV.
-        energies: [n_atoms] eV, per atom; they add up to `energy`.
-        forces: [n_atoms, 3] eV/Å.
-        strain_gradient: [n_systems, 3, 3] eV: dE / d strain, symmetric; see `stress`.
-        spread: how far the members of a committee are apart; None for a single potential.
-        charges: [n_atoms] e; None where the network does not predict them, or not all members do.
-        hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
-        surroundings: what `novelty` is computed from; None where the model does not know on what
-            environments it was trained.
-    """
-
-    energy: Tensor
-    energies: Tensor
-    forces: Tensor
-    strain_gradient: Tensor
-    spread: Spread | None = None
-    charges: Tensor | None = field(default_factory=NoneType)
-    hirshfeld_ratios: Tensor | None = field(default_factory=NoneType)
-    surroundings: Surroundings | None = None
-
-    @functools.cached_property
-    def novelty(self) -> NDArray[np.float64] | None:
-        """[n_atoms], no unit: how far each atom is outside the environments of the training.
-
-        1 is the edge of what training held, see `attncalc.novelty.Environments`. It is computed
-        when it is first asked for. Of a committee it is that of the first member which knows its
-        training; None where none does.
-        """
-        return None if self.surroundings is None else self.surroundings.novelty()
-
-    def stress(self, system: System) -> Tensor:
-        """[n_systems, 3, 3] eV/Å³: (1/V) dE / d strain, ASE's sign.
-
-        Args:
-            system: the structures that were evaluated.
-
-        Raises:
-            ValueError: a structure has no volume.
-        """
-        volume = volumes(system)
-        if (volume < SMALLEST_VOLUME).any():
-            first = int((volume < SMALLEST_VOLUME).nonzero()[0])
-            raise ValueError(
-                f"structure {first} has no volume, so stress is not defined: set three cell vectors"
-            )
-        return self.strain_gradient / volume[:, None, None]
-
-    @property
-    def arrays(self) -> ResultArrays:
-        """The same as arrays on the CPU."""
-        values = {name: getattr(self, name) for name in ResultArrays._fields}
-        present = {name: value for name, value in values.items() if value is not None}
-        return ResultArrays(**{name: value.cpu().numpy() for name, value in present.items()})
-
-
-class ResultArrays(NamedTuple):
-    """Arrays of a `Result` on the CPU."""
-
-    energy: NDArray[Any]  # of float64, which `bincount` does not declare
-    energies: NDArray[np.float64]
-    forces: NDArray[np.float64]
-    strain_gradient: NDArray[np.float64]
-    charges: NDArray[np.float64] | None = None
-    hirshfeld_ratios: NDArray[np.float64] | None = None
-
-
-class ResultOfArrays(OfArrays, Result):
-    """Result made of `ResultArrays`."""
 
 
 class Potential(nn.Module):
@@ -452,7 +349,7 @@ def _evaluate(potential: Potential, graph: Graph | Graphs, *, waits: bool) -> Re
     members = potential.members
     each = (edge_gradients(one, graphs, waits=waits, sums=True) for one in members)
     results = [assemble(graphs, gradients) for gradients in each]
-    return results[0] if len(results) == 1 else _mean(results)
+    return results[0] if len(results) == 1 else mean_of(results)
 
 
 @dataclass(frozen=True)
@@ -772,173 +669,6 @@ def _same_weights(one: Potential, other: Potential) -> bool:
         ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name])
         for name in ours
     )
-
-
-def _mean(results: list[Result]) -> Result:
-    def all_of(name: str) -> Tensor:
-        return torch.stack([getattr(result, name) for result in results])
-
-    energy_spread, energy = torch.std_mean(all_of("energy"), 0)
-    forces_spread, forces = torch.std_mean(all_of("forces"), 0)
-    return Result(
-        energy=energy,
-        energies=all_of("energies").mean(0),
-        forces=forces,
-        strain_gradient=all_of("strain_gradient").mean(0),
-        spread=Spread(energy=energy_spread, forces=forces_spread),
-        surroundings=next((one.surroundings for one in results if one.surroundings), None),
-        **{
-            name: all_of(name).mean(0)
-            for name in OUTPUTS[1:]
-            if all(getattr(result, name) is not None for result in results)
-        },
-    )
-
-
-def deviation(ours: Result, theirs: Result) -> float:
-    """Largest difference of energies per atom, forces and strain gradients of one structure.
-
-    In eV and eV/Å; relative to the largest force component where that exceeds 1 eV/Å. NaN if any
-    number is.
-    """
-    scale = theirs.forces.abs().amax().clamp(min=1.0)
-    differences = [
-        (getattr(ours, name) - getattr(theirs, name)).abs().amax()
-        for name in ("energies", "forces", "strain_gradient")
-    ]
-    return float(torch.stack(differences).amax() / scale)
-
-
-def evaluate_many(
-    potential: Potential, structures: Sequence[Atoms], *, batch_atoms: int = ATOMS_PER_BATCH
-) -> Iterator[tuple[System, Result]]:
-    """Evaluate structures of any kind in batches, in order.
-
-    Args:
-        potential: the model.
-        structures: may differ in size, elements, cell, charge.
-        batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
-
-    Raises:
-        ValueError: a structure is impossible or not known to the model; the message names it.
-    """
-    for first, last in batches(structures, batch_atoms, apart=potential.counts_all_pairs):
-        try:
-            yield _evaluate_fresh(potential, structures[first:last])
-        except ValueError:
-            for k, atoms in enumerate(structures[first:last], start=first):
-                try:
-                    _evaluate_fresh(potential, [atoms])
-                except ValueError as error:
-                    raise ValueError(f"structure {k}: {error}") from None
-            raise
-
-
-def batches(
-    structures: Sequence[Atoms], batch_atoms: int, *, apart: bool = False
-) -> Iterator[tuple[int, int]]:
-    """First structure of a batch and the one behind its last, for all batches in order.
-
-    Args:
-        structures: all of them.
-        batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
-        apart: molecules and periodic structures never share one.
-    """
-    first, n_atoms = 0, 0
-    for k, atoms in enumerate(structures):
-        differs = apart and k > first and atoms.pbc.any() != structures[k - 1].pbc.any()
-        if k > first and (differs or n_atoms + len(atoms) > batch_atoms):
-            yield first, k
-            first, n_atoms = k, 0
-        n_atoms += len(atoms)
-    if len(structures):
-        yield first, len(structures)
-
-
-def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[System, Result]:
-    system = System.from_ase(structures)
-    check_system(potential, system)
-    system = system.to(potential.device)
-    return system, evaluate(potential, fresh_graphs(potential, system))
-
-
-def fresh_graphs(potential: Potential, system: System) -> Graphs:
-    """Graphs of a system for a potential, from new neighbour lists.
-
-    Raises:
-        ValueError: as `attncalc.neighbors.fresh_graph` and `Potential.long_range_for`.
-    """
-    species, long_range = potential.species, potential.long_range_for(system)
-    short = fresh_graph(system, cutoff=potential.cutoff, species=species)
-    if long_range is None:
-        return Graphs(short, system=system)
-    far = fresh_graph(system, cutoff=long_range, species=species, by_pairs=True)
-    return Graphs(short, far, all_pairs=long_range == ALL_PAIRS, system=system)
-
-
-def volumes(system: System) -> Tensor:
-    """[n_systems] Å³; zero where there are not three cell vectors."""
-    a, b, c = system.cell.unbind(1)
-    return (torch.linalg.cross(a, b) * c).sum(1).abs()
-
-
-def check_system(potential: Potential, system: System) -> None:
-    """Refuse elements that the model does not know, and what its network would silently ignore.
-
-    Raises:
-        ValueError: an element is unknown; a structure is charged, or not in its lowest spin state,
-            and the network has no input for that; it is a radical, and the model was trained on
-            closed shells; or it is periodic, and the model looks at all pairs of atoms; or as
-            `Potential.long_range_for`.
-    """
-    species_of(system.atomic_numbers, potential.species)
-    longest = max(potential.cutoff, potential.long_range_for(system) or 0)
-    if longest >= ALL_PAIRS and system.pbc.any():
-        remedy = (
-            "use a model of finite range" if potential.long_range is None else "long_range_cutoff"
-        )
-        raise ValueError(
-            "this model sums over all pairs of atoms, and a periodic structure has infinitely "
-            f"many: set atoms.pbc = False or {remedy}"
-        )
-    if potential.reads_system and (system.pbc.any(1) & ~system.pbc.all(1)).any():
-        raise ValueError(
-            "the Ewald sum of this model is for three periodic directions or none: set "
-            "atoms.pbc = True with vacuum in the cell, or atoms.pbc = False"
-        )
-    if not potential.reads_charge and (charged := system.charge[system.charge != 0]).numel():
-        raise ValueError(
-            f"total charge {int(charged[0]):+d} e: this model supports neutral structures only; "
-            'remove atoms.info["charge"] or use a model with charge input'
-        )
-    if not potential.reads_spin and (system.spin > 2).any():
-        raise ValueError(
-            f"multiplicity {int(system.spin.max())}: this model supports only the lowest spin "
-            'state; remove atoms.info["spin"] or use a model with spin input'
-        )
-    if potential.knows_closed_shells_only:
-        protons = segment_sum(system.atomic_numbers, system.system_idx, system.n_systems)
-        refuse_radicals(protons - system.charge.long(), system.pbc)
-
-
-def refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
-    """Refuse molecules with an odd number of electrons, for models trained on closed shells.
-
-    Args:
-        electrons: [n_systems], numbers of them.
-        pbc: [n_systems, 3], bool.
-
-    Raises:
-        ValueError: a molecule is a radical.
-    """
-    odd = (electrons % 2 == 1) & ~pbc.any(1)
-    if odd.any():
-        k = int(odd.nonzero()[0])
-        where = f" of structure {k}" if len(electrons) > 1 else ""
-        raise ValueError(
-            f"the number of electrons{where} is odd, {int(electrons[k])}: this model was trained "
-            'on closed shells only; is a hydrogen atom missing, or atoms.info["charge"]?'
-        )
 
 
 def forces_from_edges(gradient: Tensor, receivers: Tensor, senders: Tensor, n_atoms: int) -> Tensor:

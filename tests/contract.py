@@ -34,7 +34,9 @@ from torch import Tensor, nn
 from attncalc.graph import Edges, Graph, edge_vectors, one_per_pair, species_of
 from attncalc.model_file import NETWORKS, load, save
 from attncalc.neighbors import VerletList, neighbor_list
-from attncalc.potential import Potential, Result, evaluate, fresh_graphs
+from attncalc.potential import Potential, evaluate
+from attncalc.result import Result
+from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 ELEMENTS = (1, 6, 7, 8)

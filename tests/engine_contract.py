@@ -34,7 +34,8 @@ from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import CompiledNetwork
 from attncalc.ops import with_modules
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import Potential, Result, evaluate
+from attncalc.potential import Potential, evaluate
+from attncalc.result import Result
 from attncalc.system import System
 
 # of float32, relative to the largest force and energy per atom; plain float32 itself is 1e-6..1e-5

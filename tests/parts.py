@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from attncalc.plugins.halo import Box, Domain, Images, OutputExchange, Owners, reach_of
-from attncalc.potential import Potential, Result, evaluate
+from attncalc.potential import Potential, evaluate
+from attncalc.result import Result
 
 
 def images_of(atoms: Atoms, own: NDArray, reach: float) -> Images:

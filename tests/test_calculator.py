@@ -23,7 +23,7 @@ from contract import ELEMENTS, assert_close, ethanol, randomise, result_of, slab
 from torch import nn
 
 import attncalc.evaluator as module
-import attncalc.potential as potential_module
+import attncalc.structures as structures_module
 from attncalc import AttnCalculator, load, model_file
 from attncalc.graph import AtomOutputs, Graph, Linearized
 from attncalc.model_file import named_device
@@ -93,7 +93,7 @@ def n_evaluations(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         return original(potential, graph)
 
     monkeypatch.setattr(module, "evaluate", evaluate)  # one structure
-    monkeypatch.setattr(potential_module, "evaluate", evaluate)  # batches
+    monkeypatch.setattr(structures_module, "evaluate", evaluate)  # batches
 
     def count() -> int:
         n = len(seen)
@@ -442,7 +442,7 @@ def many() -> list[Atoms]:
 def test_many_are_singles(
     largest: int, monkeypatch: pytest.MonkeyPatch, n_evaluations: Callable[[], int]
 ) -> None:
-    monkeypatch.setitem(potential_module.evaluate_many.__kwdefaults__, "batch_atoms", largest)
+    monkeypatch.setitem(structures_module.evaluate_many.__kwdefaults__, "batch_atoms", largest)
     results = electrons().calculate_many(many())
     assert n_evaluations() == {1: 7, 13: 3, 2000: 1}[largest]
     for atoms, result in zip(many(), results, strict=True):
@@ -472,7 +472,7 @@ def test_many_of_none_and_of_one() -> None:
 
 
 def test_an_error_names_the_structure_of_the_whole_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(potential_module.evaluate_many.__kwdefaults__, "batch_atoms", 20)
+    monkeypatch.setitem(structures_module.evaluate_many.__kwdefaults__, "batch_atoms", 20)
     many = [ethanol() for _ in range(7)]
     many[5].positions[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"^structure 5: the position of atom 3"):

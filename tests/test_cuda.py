@@ -4,7 +4,7 @@ Every test runs in two places. "cuda" needs a GPU. "cpu-padded" is the CPU made 
 (no compiled loops, lists of fixed length), so that the tests themselves are run everywhere.
 
 CUDA adds in another order than the CPU, and in another one each time, so float64 agrees to 1e-9 of
-the largest force, never to the bit; float32 to what `attncalc.potential.ROUNDING` allows.
+the largest force, never to the bit; float32 to what `attncalc.result.ROUNDING` allows.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from attncalc.neighbors import (
 )
 from attncalc.neighbors.nvalchemi_list import has_nvalchemi
 from attncalc.neighbors.padded import _kernels as kernels_of_lists
-from attncalc.potential import ROUNDING, Potential, evaluate, evaluate_without_waiting
+from attncalc.potential import Potential, evaluate, evaluate_without_waiting
 from attncalc.recording import Again
+from attncalc.result import ROUNDING
 from attncalc.system import System
 
 ETHANOL = "so3krates-ethanol"

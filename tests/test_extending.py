@@ -37,7 +37,7 @@ from attncalc.model_file import NETWORKS, PAIR_TERMS
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import CompiledNetwork
 from attncalc.ops import with_modules
-from attncalc.potential import fresh_graphs
+from attncalc.structures import fresh_graphs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")

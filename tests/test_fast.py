@@ -19,7 +19,8 @@ from attncalc.fast import SHORTEST, disagreement, lower
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
-from attncalc.potential import ROUNDING, Potential, deviation, evaluate
+from attncalc.potential import Potential, evaluate
+from attncalc.result import ROUNDING, deviation
 from attncalc.sample_structures import pairs, sample_structures
 from attncalc.system import System
 

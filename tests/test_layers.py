@@ -24,7 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"neighbors", "graph", "basis"}),
     frozenset({"nn", "physics", "kernels", "novelty"}),
-    frozenset({"potential"}),
+    frozenset({"potential", "result", "structures"}),
     frozenset(
         {
             *("model_file", "model_header", "fast", "evaluator", "checks", "data", "plots"),
@@ -41,6 +41,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #   floor 0   system ──► ops
 #             files ──► text, signals   what is wrong with a file is said in one line
 #   floor 1   neighbors ──► graph        a neighbour list is made into a Graph
+#   floor 3   structures ──► potential ──► result   numbers, how they are made, and for whom
 #   floor 4   model_file ──► model_header   bytes and JSON are checked, then something is built
 #             evaluator ──► fast         what runs is compiled when it is first needed
 #   floor 7   cli ──► report             `attncalc eval` writes the report
@@ -48,7 +49,8 @@ STEPS = frozenset(
     {
         *(("system", "ops"), ("files", "text"), ("files", "signals")),
         *(("neighbors", "graph"), ("model_file", "model_header"), ("cli", "report")),
-        ("evaluator", "fast"),
+        *(("evaluator", "fast"), ("potential", "result")),
+        *(("structures", "potential"), ("structures", "result")),
     }
 )
 

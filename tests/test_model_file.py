@@ -32,7 +32,8 @@ from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import Committee, Potential, evaluate, fresh_graphs
+from attncalc.potential import Committee, Potential, evaluate
+from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 ELEMENTS = (1, 6, 8)

@@ -18,7 +18,8 @@ from attncalc import AttnCalculator, Committee, Potential, data, load
 from attncalc.data.errors import Prediction, errors, predict
 from attncalc.fast import lower
 from attncalc.model_file import header, shipped_models
-from attncalc.potential import evaluate, fresh_graphs
+from attncalc.potential import evaluate
+from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 SHIPPED = sorted(shipped_models())

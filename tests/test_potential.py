@@ -14,14 +14,9 @@ from torch import Tensor, nn
 
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.ops import safe_norm, segment_sum
-from attncalc.potential import (
-    Potential,
-    Result,
-    check_system,
-    evaluate,
-    evaluate_many,
-    forces_from_edges,
-)
+from attncalc.potential import Potential, evaluate, forces_from_edges
+from attncalc.result import Result
+from attncalc.structures import check_system, evaluate_many
 from attncalc.system import System
 
 SPECIES = (1, 6, 7, 8, 29)

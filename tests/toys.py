@@ -7,7 +7,7 @@ import torch
 from ase import Atoms
 from numpy.typing import NDArray
 
-from attncalc.potential import Result
+from attncalc.result import Result
 from attncalc.system import System
 
 

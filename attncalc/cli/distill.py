@@ -21,7 +21,7 @@ from attncalc.cli.output import output_options, overwrites, report_json, say, wa
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock
 from attncalc.model_file import DEFAULT_MODEL, find_model, header, load
-from attncalc.potential import check_system
+from attncalc.structures import check_system
 from attncalc.system import System, charge_and_spin, what_is_ignored
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from ase import Atoms
 from attncalc import model_file
 from attncalc.cli.output import say, warn
 from attncalc.describe import describe_model
-from attncalc.potential import Potential, check_system
+from attncalc.potential import Potential
+from attncalc.structures import check_system
 from attncalc.system import System, what_is_ignored
 
 

@@ -39,7 +39,7 @@ from attncalc.cli.shards import many_options, output_of_shards, work_off
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
 from attncalc.md.job import fixed_atoms
-from attncalc.potential import batches
+from attncalc.structures import batches
 from attncalc.system import System
 
 # atoms up to which the work around the network is worth sharing among structures

@@ -25,7 +25,7 @@ from attncalc.cli.relax import (
 )
 from attncalc.cli.shards import Outcome, set_threads_of_worker
 from attncalc.data.shards import Frame
-from attncalc.potential import batches
+from attncalc.structures import batches
 from attncalc.system import System, what_is_ignored
 from attncalc.text import one_line
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from attncalc.data.dataset import Dataset
 from attncalc.data.statistics import per_element
 from attncalc.novelty import OUTSIDE
-from attncalc.potential import Potential, evaluate_many
+from attncalc.potential import Potential
+from attncalc.structures import evaluate_many
 
 Floats = NDArray[np.float64]
 

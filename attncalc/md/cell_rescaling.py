@@ -40,7 +40,8 @@ from attncalc.md.state import FLOATS, MDState, Stored
 from attncalc.md.time_unit import check_relaxation, check_timestep
 from attncalc.md.verbs import drift, kick, rescale
 from attncalc.nn.options import positive
-from attncalc.potential import Potential, Result, volumes
+from attncalc.potential import Potential
+from attncalc.result import Result, volumes
 from attncalc.system import System
 
 # of the series of exp: a strain of 0.1 in a step, far too much, is exact to rounding

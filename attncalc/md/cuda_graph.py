@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from attncalc.md.state import MDState
-from attncalc.potential import ROUNDING, Result
 from attncalc.recording import Recorder
+from attncalc.result import ROUNDING, Result
 from attncalc.system import System
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attncalc.evaluator import Evaluator
-from attncalc.potential import Potential, Result
+from attncalc.potential import Potential
+from attncalc.result import Result
 from attncalc.system import System
 
 Function = Callable[[System], Result]
@@ -82,7 +83,7 @@ class ForceOfFunction:
         result: Any = self._function(system)
         if not isinstance(result, Result):
             kind = type(result).__name__
-            raise TypeError(f"the force must return an attncalc.potential.Result, got {kind}")
+            raise TypeError(f"the force must return an attncalc.result.Result, got {kind}")
         return result
 
     def check(self, system: System) -> None:

@@ -18,7 +18,8 @@ from attncalc.md.velocities import MOST_STEPS
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.nn.options import positive, whole_number
 from attncalc.ops import segment_sum
-from attncalc.potential import Potential, Result
+from attncalc.potential import Potential
+from attncalc.result import Result
 from attncalc.system import System
 
 FIRST_TIMESTEP, LONGEST_TIMESTEP = 0.1, 1.0  # Å / sqrt(eV), masses are 1

@@ -20,7 +20,8 @@ from attncalc.md.velocities import MOST_STEPS
 from attncalc.md.with_ase import ADVICE, no_start
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.nn.options import whole_number
-from attncalc.potential import Potential, Result
+from attncalc.potential import Potential
+from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops, finished_before_ctrl_c
 from attncalc.system import System
 

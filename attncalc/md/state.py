@@ -10,7 +10,7 @@ from ase import units
 from torch import Tensor
 
 from attncalc.ops import segment_sum
-from attncalc.potential import Result
+from attncalc.result import Result
 from attncalc.system import System
 
 FLOATS, WHOLE, FLAGS = (torch.float64, torch.float32), (torch.int64,), (torch.bool,)

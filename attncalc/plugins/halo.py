@@ -25,8 +25,10 @@ from torch import Tensor
 from attncalc.graph import ALL_PAIRS, AtomOutputs, Edges, GraphOfPart, Graphs
 from attncalc.neighbors import VerletList, neighbor_list
 from attncalc.physics.pair_term import sums_over_pairs
-from attncalc.potential import ROUNDING, Potential, edge_gradients, evaluate, fresh_graphs
+from attncalc.potential import Potential, edge_gradients, evaluate
+from attncalc.result import ROUNDING
 from attncalc.sample_structures import sample_structures
+from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 Integers = NDArray[np.int64]

@@ -37,8 +37,10 @@ from attncalc.plugins.halo import (
     reach_of,
     refuse_parts,
 )
-from attncalc.potential import Potential, Result, evaluate, refuse_radicals
+from attncalc.potential import Potential, evaluate
+from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops
+from attncalc.structures import refuse_radicals
 from attncalc.system import System
 from attncalc.text import one_line
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load
-from attncalc.potential import SMALLEST_VOLUME, Potential, volumes
+from attncalc.potential import Potential
+from attncalc.result import SMALLEST_VOLUME, volumes
 from attncalc.system import System
 
 try:

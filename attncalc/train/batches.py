@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as Indexed
 from attncalc.data import Dataset, StreamedDataset
 from attncalc.graph import ALL_PAIRS, Graph
 from attncalc.neighbors import fresh_graph
-from attncalc.potential import volumes
+from attncalc.result import volumes
 from attncalc.system import System
 from attncalc.train.order import Share, Sizes
 from attncalc.train.recipe import OUTPUT_WEIGHTS

@@ -24,7 +24,8 @@ from attncalc.data.streamed import errors_of
 from attncalc.files import write_atomically
 from attncalc.model_file import NETWORKS, header, load, model_name, save
 from attncalc.physics.pair_term import of_all_pairs
-from attncalc.potential import Committee, Potential, check_system
+from attncalc.potential import Committee, Potential
+from attncalc.structures import check_system
 from attncalc.system import System, charge_and_spin
 from attncalc.train.batches import samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table

@@ -14,7 +14,8 @@ from attncalc.data import Dataset
 from attncalc.data.statistics import per_element
 from attncalc.model_file import NETWORKS, PAIR_TERMS, load, model_name
 from attncalc.model_header import DTYPES
-from attncalc.potential import Committee, Potential, evaluate_many
+from attncalc.potential import Committee, Potential
+from attncalc.structures import evaluate_many
 from attncalc.train.denoising import with_denoising
 from attncalc.train.recipe import Recipe
 

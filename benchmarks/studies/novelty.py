@@ -34,7 +34,8 @@ from result_files import machine_name, table, write
 from attncalc import data, load
 from attncalc.fast import lower
 from attncalc.novelty import OUTSIDE
-from attncalc.potential import Potential, evaluate_many
+from attncalc.structures import evaluate_many
+from attncalc.potential import Potential
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FAR_OFF, OTHER_LEVEL = 5, 0.5  # times the error on the test set; eV/Å

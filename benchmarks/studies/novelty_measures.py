@@ -27,7 +27,8 @@ from result_files import machine_name, table, write
 
 from attncalc import data, load
 from attncalc.novelty.fit import EDGE, FOLDS, HELD_INSIDE, LEAST_VARIANCE, largest_of
-from attncalc.potential import Potential, evaluate_many
+from attncalc.structures import evaluate_many
+from attncalc.potential import Potential
 
 Floats = NDArray[np.float64]
 Distance = Callable[[Floats], Floats]  # [n, F] -> [n]

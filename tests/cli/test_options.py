@@ -15,7 +15,8 @@ from command_line import COPPER, attncalc, fails, labelled, succeeds
 
 from attncalc import load
 from attncalc.md import read_h5md
-from attncalc.potential import Potential, evaluate_many
+from attncalc.potential import Potential
+from attncalc.structures import evaluate_many
 
 
 @pytest.mark.parametrize(

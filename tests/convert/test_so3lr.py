@@ -27,7 +27,8 @@ from attncalc.convert import so3lr
 from attncalc.convert.pickled_arrays import read_pickled_arrays
 from attncalc.graph import AtomOutputs
 from attncalc.model_file import save
-from attncalc.potential import Potential, evaluate, fresh_graphs
+from attncalc.potential import Potential, evaluate
+from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)

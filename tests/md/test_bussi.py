@@ -13,7 +13,7 @@ from states import assert_equal
 from toys import assert_mean, gas, zeros_of
 
 from attncalc import System, md
-from attncalc.potential import Result
+from attncalc.result import Result
 
 FS = units.fs
 BUSSI = md.Bussi(timestep=1 * FS, temperature=300.0, relaxation=10 * FS)

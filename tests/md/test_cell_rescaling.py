@@ -19,7 +19,7 @@ from attncalc import System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.md.cell_rescaling import CellState, deform
 from attncalc.md.checkpoint import save_checkpoint
-from attncalc.potential import Result
+from attncalc.result import Result
 
 FS = units.fs
 KELVIN = 300.0

@@ -20,7 +20,7 @@ from torch import Tensor
 from attncalc import AttnCalculator, System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.md import simulation
-from attncalc.potential import Result
+from attncalc.result import Result
 
 FS = units.fs
 COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"

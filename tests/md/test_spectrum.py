@@ -14,7 +14,7 @@ from attncalc import md
 from attncalc.md import spectrum as module
 from attncalc.md.h5md_writer import H5MDWriter
 from attncalc.md.spectrum import Spectrum, autocorrelation, csv_of, spectrum_of
-from attncalc.potential import Result
+from attncalc.result import Result
 from attncalc.system import System
 
 SPRING, LENGTH = 60.0, 1.1  # eV/Å², Å

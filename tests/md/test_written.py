@@ -15,7 +15,7 @@ from ase.build import bulk, molecule
 
 from attncalc.md import H5MDWriter, MDState, Settings, Verlet, read_h5md
 from attncalc.md.job import FrameWriter
-from attncalc.potential import Result
+from attncalc.result import Result
 from attncalc.system import System
 
 HALF_FS = Verlet(timestep=0.5 * units.fs)

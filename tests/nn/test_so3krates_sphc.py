@@ -38,7 +38,8 @@ from attncalc.nn import sphc_attention
 from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.nn.so3krates_sphc_layers import Geometry
 from attncalc.nn.sphc_attention import SmoothWindow
-from attncalc.potential import Potential, check_system, evaluate
+from attncalc.potential import Potential, evaluate
+from attncalc.structures import check_system
 from attncalc.system import System
 from attncalc.train.step import Batch, Loss, eager_step, trainable
 

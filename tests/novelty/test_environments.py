@@ -19,7 +19,9 @@ from attncalc.fast import lower
 from attncalc.nn.so3krates import So3krates
 from attncalc.novelty import Sample, environments, fit
 from attncalc.novelty.environments import MARGIN, NEVER_SEEN
-from attncalc.potential import Committee, Potential, Result, evaluate, fresh_graphs
+from attncalc.potential import Committee, Potential, evaluate
+from attncalc.result import Result
+from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 

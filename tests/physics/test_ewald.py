@@ -19,7 +19,8 @@ from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
 from attncalc.physics.zbl import COULOMB_CONSTANT
-from attncalc.potential import evaluate, fresh_graphs
+from attncalc.potential import evaluate
+from attncalc.structures import fresh_graphs
 
 WATER = (1, 8)
 

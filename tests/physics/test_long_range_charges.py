@@ -25,7 +25,7 @@ from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import safe_norm
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import fresh_graphs
+from attncalc.structures import fresh_graphs
 
 COULOMB = 14.399645  # eV Å
 

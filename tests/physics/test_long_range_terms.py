@@ -23,7 +23,7 @@ from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.free_atoms import C6, POLARIZABILITIES, free_atoms
-from attncalc.potential import batches, evaluate_many, fresh_graphs
+from attncalc.structures import batches, evaluate_many, fresh_graphs
 
 CUTOFF = 7.0
 HEADS = {"predict_charges": True, "predict_hirshfeld_ratios": True}

@@ -29,7 +29,8 @@ from attncalc.plugins.halo import (
     exchanges_outputs,
     refuse_parts,
 )
-from attncalc.potential import Committee, Potential, evaluate, fresh_graphs
+from attncalc.potential import Committee, Potential, evaluate
+from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 

@@ -30,7 +30,8 @@ from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.plugins.halo import Box, Images
 from attncalc.plugins.lammps import _Shared
 from attncalc.plugins.lammps_script import Script
-from attncalc.potential import Potential, check_system, evaluate, fresh_graphs
+from attncalc.potential import Potential, evaluate
+from attncalc.structures import check_system, fresh_graphs
 from attncalc.system import System
 
 REPOSITORY = Path(__file__).resolve().parents[2]

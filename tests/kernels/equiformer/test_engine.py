@@ -27,7 +27,8 @@ from attncalc.kernels.equiformer import engine
 from attncalc.kernels.equiformer.engine import can_run
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
-from attncalc.potential import Potential, Result, evaluate
+from attncalc.potential import Potential, evaluate
+from attncalc.result import Result
 from attncalc.system import System
 
 PUBLISHED = {"cutoff_function": "none", "paths": "all"}

@@ -26,7 +26,8 @@ from attncalc.kernels.so3krates import engine
 from attncalc.kernels.so3krates.engine import can_run
 from attncalc.nn.network import by_autograd
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
-from attncalc.potential import Potential, Result, evaluate
+from attncalc.potential import Potential, evaluate
+from attncalc.result import Result
 from attncalc.system import System
 
 OPTIONS = {

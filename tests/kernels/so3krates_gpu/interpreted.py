@@ -32,7 +32,8 @@ from attncalc.kernels.so3krates_gpu.geometry import find_edges
 from attncalc.kernels.so3krates_gpu.launching import launch
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import Potential, Result, evaluate, evaluate_without_waiting
+from attncalc.potential import Potential, evaluate, evaluate_without_waiting
+from attncalc.result import Result
 from attncalc.system import System
 
 assert os.environ.get("TRITON_INTERPRET") == "1"

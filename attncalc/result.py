@@ -1,0 +1,157 @@
+"""`Result`: energy and its derivatives, of one evaluation of one or many structures."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attncalc.graph import OUTPUTS, OfArrays
+from attncalc.novelty import Surroundings
+from attncalc.system import System
+
+SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
+
+# what two ways to the same `Result` may differ by, see `deviation`; in float32, rounding alone is
+# 1e-6 to 1e-5
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-8}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviation over the members of a committee (of a sample: n - 1).
+
+    Where the members disagree, their mean should not be trusted; where they agree, they may still
+    be wrong together.
+
+    Attributes:
+        energy: [n_systems] eV.
+        forces: [n_atoms, 3] eV/Å.
+    """
+
+    energy: Tensor
+    forces: Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """Energy and its derivatives, all float64 and detached.
+
+    Attributes:
+        energy: [n_systems] eV.
+        energies: [n_atoms] eV, per atom; they add up to `energy`.
+        forces: [n_atoms, 3] eV/Å.
+        strain_gradient: [n_systems, 3, 3] eV: dE / d strain, symmetric; see `stress`.
+        spread: how far the members of a committee are apart; None for a single potential.
+        charges: [n_atoms] e; None where the network does not predict them, or not all members do.
+        hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
+        surroundings: what `novelty` is computed from; None where the model does not know on what
+            environments it was trained.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    forces: Tensor
+    strain_gradient: Tensor
+    spread: Spread | None = None
+    charges: Tensor | None = field(default_factory=NoneType)
+    hirshfeld_ratios: Tensor | None = field(default_factory=NoneType)
+    surroundings: Surroundings | None = None
+
+    @functools.cached_property
+    def novelty(self) -> NDArray[np.float64] | None:
+        """[n_atoms], no unit: how far each atom is outside the environments of the training.
+
+        1 is the edge of what training held, see `attncalc.novelty.Environments`. It is computed
+        when it is first asked for. Of a committee it is that of the first member which knows its
+        training; None where none does.
+        """
+        return None if self.surroundings is None else self.surroundings.novelty()
+
+    def stress(self, system: System) -> Tensor:
+        """[n_systems, 3, 3] eV/Å³: (1/V) dE / d strain, ASE's sign.
+
+        Args:
+            system: the structures that were evaluated.
+
+        Raises:
+            ValueError: a structure has no volume.
+        """
+        volume = volumes(system)
+        if (volume < SMALLEST_VOLUME).any():
+            first = int((volume < SMALLEST_VOLUME).nonzero()[0])
+            raise ValueError(
+                f"structure {first} has no volume, so stress is not defined: set three cell vectors"
+            )
+        return self.strain_gradient / volume[:, None, None]
+
+    @property
+    def arrays(self) -> ResultArrays:
+        """The same as arrays on the CPU."""
+        values = {name: getattr(self, name) for name in ResultArrays._fields}
+        present = {name: value for name, value in values.items() if value is not None}
+        return ResultArrays(**{name: value.cpu().numpy() for name, value in present.items()})
+
+
+class ResultArrays(NamedTuple):
+    """Arrays of a `Result` on the CPU."""
+
+    energy: NDArray[Any]  # of float64, which `bincount` does not declare
+    energies: NDArray[np.float64]
+    forces: NDArray[np.float64]
+    strain_gradient: NDArray[np.float64]
+    charges: NDArray[np.float64] | None = None
+    hirshfeld_ratios: NDArray[np.float64] | None = None
+
+
+class ResultOfArrays(OfArrays, Result):
+    """Result made of `ResultArrays`."""
+
+
+def mean_of(results: list[Result]) -> Result:
+    """Return the mean of a committee's members, with their spread."""
+
+    def all_of(name: str) -> Tensor:
+        return torch.stack([getattr(result, name) for result in results])
+
+    energy_spread, energy = torch.std_mean(all_of("energy"), 0)
+    forces_spread, forces = torch.std_mean(all_of("forces"), 0)
+    return Result(
+        energy=energy,
+        energies=all_of("energies").mean(0),
+        forces=forces,
+        strain_gradient=all_of("strain_gradient").mean(0),
+        spread=Spread(energy=energy_spread, forces=forces_spread),
+        surroundings=next((one.surroundings for one in results if one.surroundings), None),
+        **{
+            name: all_of(name).mean(0)
+            for name in OUTPUTS[1:]
+            if all(getattr(result, name) is not None for result in results)
+        },
+    )
+
+
+def deviation(ours: Result, theirs: Result) -> float:
+    """Largest difference of energies per atom, forces and strain gradients of one structure.
+
+    In eV and eV/Å; relative to the largest force component where that exceeds 1 eV/Å. NaN if any
+    number is.
+    """
+    scale = theirs.forces.abs().amax().clamp(min=1.0)
+    differences = [
+        (getattr(ours, name) - getattr(theirs, name)).abs().amax()
+        for name in ("energies", "forces", "strain_gradient")
+    ]
+    return float(torch.stack(differences).amax() / scale)
+
+
+def volumes(system: System) -> Tensor:
+    """[n_systems] Å³; zero where there are not three cell vectors."""
+    a, b, c = system.cell.unbind(1)
+    return (torch.linalg.cross(a, b) * c).sum(1).abs()

@@ -1,0 +1,144 @@
+"""`evaluate_many`: structures that are evaluated once, and what a model refuses of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ase import Atoms
+from torch import Tensor
+
+from attncalc.graph import ALL_PAIRS, Graphs, species_of
+from attncalc.neighbors import fresh_graph
+from attncalc.ops import segment_sum
+from attncalc.potential import Potential, evaluate
+from attncalc.result import Result
+from attncalc.system import System
+
+# atoms of a batch: bounds its memory
+ATOMS_PER_BATCH = 2000
+
+
+def evaluate_many(
+    potential: Potential, structures: Sequence[Atoms], *, batch_atoms: int = ATOMS_PER_BATCH
+) -> Iterator[tuple[System, Result]]:
+    """Evaluate structures of any kind in batches, in order.
+
+    Args:
+        potential: the model.
+        structures: may differ in size, elements, cell, charge.
+        batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
+
+    Raises:
+        ValueError: a structure is impossible or not known to the model; the message names it.
+    """
+    for first, last in batches(structures, batch_atoms, apart=potential.counts_all_pairs):
+        try:
+            yield _evaluate_fresh(potential, structures[first:last])
+        except ValueError:
+            for k, atoms in enumerate(structures[first:last], start=first):
+                try:
+                    _evaluate_fresh(potential, [atoms])
+                except ValueError as error:
+                    raise ValueError(f"structure {k}: {error}") from None
+            raise
+
+
+def batches(
+    structures: Sequence[Atoms], batch_atoms: int, *, apart: bool = False
+) -> Iterator[tuple[int, int]]:
+    """First structure of a batch and the one behind its last, for all batches in order.
+
+    Args:
+        structures: all of them.
+        batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
+        apart: molecules and periodic structures never share one.
+    """
+    first, n_atoms = 0, 0
+    for k, atoms in enumerate(structures):
+        differs = apart and k > first and atoms.pbc.any() != structures[k - 1].pbc.any()
+        if k > first and (differs or n_atoms + len(atoms) > batch_atoms):
+            yield first, k
+            first, n_atoms = k, 0
+        n_atoms += len(atoms)
+    if len(structures):
+        yield first, len(structures)
+
+
+def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[System, Result]:
+    system = System.from_ase(structures)
+    check_system(potential, system)
+    system = system.to(potential.device)
+    return system, evaluate(potential, fresh_graphs(potential, system))
+
+
+def fresh_graphs(potential: Potential, system: System) -> Graphs:
+    """Graphs of a system for a potential, from new neighbour lists.
+
+    Raises:
+        ValueError: as `attncalc.neighbors.fresh_graph` and `Potential.long_range_for`.
+    """
+    species, long_range = potential.species, potential.long_range_for(system)
+    short = fresh_graph(system, cutoff=potential.cutoff, species=species)
+    if long_range is None:
+        return Graphs(short, system=system)
+    far = fresh_graph(system, cutoff=long_range, species=species, by_pairs=True)
+    return Graphs(short, far, all_pairs=long_range == ALL_PAIRS, system=system)
+
+
+def check_system(potential: Potential, system: System) -> None:
+    """Refuse elements that the model does not know, and what its network would silently ignore.
+
+    Raises:
+        ValueError: an element is unknown; a structure is charged, or not in its lowest spin state,
+            and the network has no input for that; it is a radical, and the model was trained on
+            closed shells; or it is periodic, and the model looks at all pairs of atoms; or as
+            `Potential.long_range_for`.
+    """
+    species_of(system.atomic_numbers, potential.species)
+    longest = max(potential.cutoff, potential.long_range_for(system) or 0)
+    if longest >= ALL_PAIRS and system.pbc.any():
+        remedy = (
+            "use a model of finite range" if potential.long_range is None else "long_range_cutoff"
+        )
+        raise ValueError(
+            "this model sums over all pairs of atoms, and a periodic structure has infinitely "
+            f"many: set atoms.pbc = False or {remedy}"
+        )
+    if potential.reads_system and (system.pbc.any(1) & ~system.pbc.all(1)).any():
+        raise ValueError(
+            "the Ewald sum of this model is for three periodic directions or none: set "
+            "atoms.pbc = True with vacuum in the cell, or atoms.pbc = False"
+        )
+    if not potential.reads_charge and (charged := system.charge[system.charge != 0]).numel():
+        raise ValueError(
+            f"total charge {int(charged[0]):+d} e: this model supports neutral structures only; "
+            'remove atoms.info["charge"] or use a model with charge input'
+        )
+    if not potential.reads_spin and (system.spin > 2).any():
+        raise ValueError(
+            f"multiplicity {int(system.spin.max())}: this model supports only the lowest spin "
+            'state; remove atoms.info["spin"] or use a model with spin input'
+        )
+    if potential.knows_closed_shells_only:
+        protons = segment_sum(system.atomic_numbers, system.system_idx, system.n_systems)
+        refuse_radicals(protons - system.charge.long(), system.pbc)
+
+
+def refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
+    """Refuse molecules with an odd number of electrons, for models trained on closed shells.
+
+    Args:
+        electrons: [n_systems], numbers of them.
+        pbc: [n_systems, 3], bool.
+
+    Raises:
+        ValueError: a molecule is a radical.
+    """
+    odd = (electrons % 2 == 1) & ~pbc.any(1)
+    if odd.any():
+        k = int(odd.nonzero()[0])
+        where = f" of structure {k}" if len(electrons) > 1 else ""
+        raise ValueError(
+            f"the number of electrons{where} is odd, {int(electrons[k])}: this model was trained "
+            'on closed shells only; is a hydrogen atom missing, or atoms.info["charge"]?'
+        )

@@ -27,12 +27,12 @@ from attncalc.physics.pair_term import of_all_pairs
 from attncalc.potential import Committee, Potential
 from attncalc.structures import check_system
 from attncalc.system import System, charge_and_spin
-from attncalc.train.batches import samples, sizes_of, to_device
+from attncalc.train.batches import join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import finished_epochs, train_loop
-from attncalc.train.module import TrainingModule
+from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
 from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
@@ -40,6 +40,13 @@ from attncalc.train.reproducible import ordered_sums
 from attncalc.train.run_folder import MARK, checksum, locked_folder, remembered
 from attncalc.train.select_step import select_step
 from attncalc.train.start import check_start, elements_of, new_potential
+from attncalc.train.step import Batch, eager_step
+from attncalc.train.time_budget import (
+    SECONDS_PER_MINUTE,
+    epochs_by_history,
+    epochs_that_fit,
+    seconds_per_step,
+)
 
 log = logging.getLogger(__name__)
 
@@ -237,6 +244,9 @@ def _fit(
         return _fit_committee(recipe, training, validation, output, processes)
     model = output / f"{recipe.name}.safetensors"
     goes_on, history = processes.from_first(lambda: _begun(recipe, output))
+    if recipe.minutes is not None and history:
+        n_epochs = epochs_by_history(recipe.minutes, history)
+        recipe = dataclasses.replace(recipe, epochs=n_epochs)
     if len(history) >= recipe.epochs:
         if processes.is_first:
             log.info("%s has done its %d epochs: nothing left to train", output, len(history))
@@ -267,10 +277,14 @@ def _fit(
             log.info("making neighbour lists of %d structures", len(training))
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         sizes = sizes_of(batches)
+        if recipe.minutes is not None and not history:
+            n_epochs = processes.from_first(lambda: _epochs_by_steps(recipe, potential, batches))
+            recipe = dataclasses.replace(recipe, epochs=n_epochs)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
         if processes.is_first:
             log.info(
-                "%d epochs, %d steps in all, %d epochs are done",
+                "%s%d epochs, %d steps in all, %d epochs are done",
+                "" if recipe.minutes is None else f"{recipe.minutes:g} minutes, so about ",
                 *(recipe.epochs, module.n_steps, len(history)),
             )
         checked = samples(validation, potential.cutoff, potential.species, **options)
@@ -295,6 +309,16 @@ def _fit(
     # the others have nothing to read before it is written
     processes.from_first(lambda: _calibrate(model, training, validation))
     return Training(load(model), model, module.history)
+
+
+def _epochs_by_steps(recipe: Recipe, potential: Potential, batches: Sequence[Batch]) -> int:
+    """Epochs that fit into the recipe's minutes with eager steps, at least one."""
+    assert recipe.minutes is not None
+    sizes, n = sizes_of(batches), len(batches)
+    per_epoch = n_steps(sizes, dataclasses.replace(recipe, epochs=1))
+    batch = to_device(join(batches[: max(1, n // per_epoch)]), potential.device)
+    seconds = per_epoch * seconds_per_step(eager_step(potential, loss_of(recipe)), batch)
+    return max(1, epochs_that_fit(seconds, 0, SECONDS_PER_MINUTE * recipe.minutes))
 
 
 def _calibrate(model: Path, training: Dataset, validation: Dataset) -> None:

@@ -37,6 +37,7 @@ from attncalc.train.module import TrainingModule
 from attncalc.train.order import Share, Shares, Sizes, validation_shares
 from attncalc.train.recipe import Recipe
 from attncalc.train.step import Batch, Step
+from attncalc.train.time_budget import TimeBudget
 
 # bytes: weights, their moving average and two moments of the largest model, in float64
 LARGEST_CHECKPOINT = 1 << 32
@@ -114,6 +115,8 @@ def train_loop(
         UseStep(step, compilation, waits=recipe.compile == "always"),
         MovingAverage(recipe.ema_decay),
     ]
+    if recipe.minutes is not None:
+        callbacks.append(TimeBudget(recipe.minutes))
     if processes.is_first:
         best = BestModel(output / f"{recipe.name}.safetensors", output / "metrics.csv")
         callbacks = [
@@ -135,7 +138,7 @@ def train_loop(
     shares.set_epoch(processes.from_first(lambda: len(finished_epochs(checkpoint))))
     goes_on = processes.from_first(checkpoint.exists)
     device = processes.device
-    with _quiet_lightning(), _interruptible(module, recipe, output):
+    with _quiet_lightning(), _interruptible(module, output):
         trainer = L.Trainer(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
@@ -164,7 +167,7 @@ def _loader(samples: Sequence[Batch], shares: Iterable[Share]) -> DataLoader:
 
 
 @contextmanager
-def _interruptible(module: TrainingModule, recipe: Recipe, output: Path) -> Iterator[None]:
+def _interruptible(module: TrainingModule, output: Path) -> Iterator[None]:
     """Lightning answers Ctrl-C by leaving Python for good, deaf to further ones: undo both.
 
     A batch system's request to end (SIGTERM) it takes for the end of the training: that is no
@@ -179,8 +182,8 @@ def _interruptible(module: TrainingModule, recipe: Recipe, output: Path) -> Iter
         ):
             raise
         interrupt = KeyboardInterrupt(
-            f"{len(module.history)} of {recipe.epochs} epochs are done; the same command continues "
-            f"from there ({output})"
+            f"{len(module.history)} of {module.n_epochs} epochs are done; the same command "
+            f"continues from there ({output})"
         )
         raise module.processes.error_of_all(interrupt) from None
     except ConnectionError:

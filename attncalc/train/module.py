@@ -59,6 +59,7 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False  # the step brings its own gradients
         self.potential, self.recipe, self.n_steps = potential, recipe, n_steps
+        self.n_epochs = recipe.epochs
         self.processes = processes or Processes()
         self.weights = loss_of(recipe)
         self.history: list[dict[str, float]] = []
@@ -81,6 +82,11 @@ class TrainingModule(L.LightningModule):
             factor = lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
         n_warm = min(self.recipe.warmup_steps, self.n_steps // 10)  # or a short run never gets warm
         return factor * min(1.0, (step + 1) / (n_warm + 1))
+
+    def plan(self, n_epochs: int) -> None:
+        """Let the schedule span so many epochs instead of those it was made for."""
+        self.n_steps = round(self.n_steps * n_epochs / self.n_epochs)
+        self.n_epochs = n_epochs
 
     def training_step(self, load: Callable[[], Batch | None], batch_idx: int) -> None:
         def share() -> tuple[torch.Tensor, list[torch.Tensor]] | None:
@@ -113,7 +119,7 @@ class TrainingModule(L.LightningModule):
         options, step = self.recipe.denoising, self.global_step
         if options is None:
             return batch
-        left, cutoff = 1 - step / self.n_steps, self.potential.cutoff
+        left, cutoff = max(0.0, 1 - step / self.n_steps), self.potential.cutoff
         return displaced(batch, options, cutoff, seed=self.recipe.seed, step=step, left=left)
 
     def on_train_start(self) -> None:

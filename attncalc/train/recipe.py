@@ -113,6 +113,10 @@ class Recipe:
             shipped model. Its hyper-parameters must be those of the recipe; elements that the
             training set has not are forgotten.
         epochs: passes over the training set.
+        minutes: instead of `epochs`: a training takes about so long. Steps are timed first, epochs
+            as they come; their number, and with it the schedule, fits the time that is left. The
+            first epoch is always finished. Of a committee all members together. Such a run does
+            not end with the same bits a second time.
         batch_size: structures per step, of all processes together.
         batch_edges: instead of `batch_size`, for structures of unequal sizes: a step has as many
             structures as have so many edges (pairs of an atom and a neighbour) together, and none
@@ -159,6 +163,7 @@ class Recipe:
     baseline: str | None = None
     start_from: str | None = None
     epochs: int = 1000
+    minutes: float | None = None
     batch_size: int = 5
     batch_edges: int | None = None
     learning_rate: float = 1e-3
@@ -349,6 +354,8 @@ class Recipe:
         try:
             content = with_current_names(content)
             _check_keys("recipe", content, [f.name for f in known])
+            if {"epochs", "minutes"} <= set(content):
+                raise ValueError("give epochs or minutes, not both")
             needed = [f.name for f in known if f.default is f.default_factory]  # neither is given
             needed += [] if "start_from" in content else ["config"]
             if missing := [name for name in needed if name not in content]:
@@ -371,7 +378,8 @@ class Recipe:
         if not 1 <= k <= self.committee:
             raise ValueError(f"recipe: there are members 1 to {self.committee}, not {k}")
         name, seed = f"{self.name}-{k}", self.seed + k - 1
-        return dataclasses.replace(self, name=name, seed=seed, committee=1)
+        minutes = None if self.minutes is None else self.minutes / self.committee
+        return dataclasses.replace(self, name=name, seed=seed, committee=1, minutes=minutes)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe without the folder that it was read from."""
@@ -471,10 +479,10 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
 
 # None means that nothing is said about them.
 OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
-OPTIONAL = (*OPTIONAL_TEXTS, "batch_edges", "long_range_cutoff")
+OPTIONAL = (*OPTIONAL_TEXTS, "batch_edges", "long_range_cutoff", "minutes")
 _SIZES = ("epochs", "batch_size", "batch_edges")
 _COUNTS = (*_SIZES, "warmup_steps", "seed")
-_RATES = ("learning_rate", "final_learning_rate", "clip_norm", "long_range_cutoff")
+_RATES = ("learning_rate", "final_learning_rate", "clip_norm", "long_range_cutoff", "minutes")
 _WEIGHTS = ("energy_weight", "force_weight", "stress_weight", *OUTPUT_WEIGHTS.values())
 _NUMBERS = (*_RATES, *_WEIGHTS, "ema_decay")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load
+from attncalc.neighbors.search import complete_cell
 from attncalc.potential import Potential
 from attncalc.result import SMALLEST_VOLUME, volumes
 from attncalc.system import System
@@ -96,10 +97,30 @@ class TorchSimModel(ModelInterface):
         kept = ("atomic_numbers", "pbc", "system_idx", "charge", "spin")
         if last is not None and all(_same(getattr(last, n), getattr(system, n)) for n in kept):
             same = {name: getattr(last, name) for name in kept}
-            return replace(system, **same, cell=last.cell if _same(last.cell, cell) else cell)
+            system = replace(system, **same, cell=last.cell if _same(last.cell, cell) else cell)
+            self._last = system = _continued(system, last)
+            return system
         self._evaluator.take(System.from_ase(system.to_ase()))  # a copy, which is checked
         self._last = system
         return system
+
+
+def _continued(system: System, last: System) -> System:
+    """Return the system with atoms in those images that are nearest to where they were last.
+
+    TorchSim wraps atoms into the cell, and whenever one crosses a boundary a list of neighbours
+    would have to be made anew. Energy, forces and stress are those of any image.
+    """
+    if not system.pbc.any():
+        return system
+    cells = complete_cell(system)
+    moved = system.positions - last.positions
+    of_cells = torch.einsum("nk,nkc->nc", moved, torch.linalg.inv(cells)[system.system_idx])
+    shifts = of_cells.round() * system.pbc[system.system_idx]
+    if not shifts.any():
+        return system
+    wrapped = torch.einsum("nk,nkc->nc", shifts, cells[system.system_idx])
+    return system.with_positions(system.positions - wrapped)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -81,6 +81,24 @@ def test_positions_are_left_alone_and_the_dtype_is_that_asked_for():
     assert not list(TorchSimModel("so3krates-ethanol", device="cpu").parameters())
 
 
+def test_atoms_that_are_wrapped_need_no_new_list():
+    """TorchSim's integrators wrap at every step."""
+    structures = silicons()[:2]
+    for atoms in structures:
+        atoms.wrap()
+    model = TorchSimModel("so3krates-silicon", device="cpu")
+    model(state_of(structures))
+    rng = np.random.default_rng(0)
+    for k in range(6):
+        for atoms in structures:
+            atoms.positions += rng.normal(scale=0.02, size=(len(atoms), 3))
+            atoms.set_cell(atoms.cell.array * (1 + 1e-4 * k), scale_atoms=True)
+            atoms.wrap()
+        assert_calculators(model(state_of(structures)), structures, "so3krates-silicon")
+    assert model._evaluator.neighbors.n_rebuilds == 1
+    assert model._evaluator.neighbors.n_updates == 7
+
+
 def test_what_the_model_does_not_know_is_refused_when_it_comes():
     model = TorchSimModel("so3krates-ethanol", device="cpu")
     model(state_of(ethanols()))

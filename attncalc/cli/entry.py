@@ -34,6 +34,7 @@ COMMANDS = {
         "export",
         "Write the frames of an H5MD trajectory as extended XYZ, ASE's .traj or PDB.",
     ),
+    "label": ("label", "Label every structure of a file with the energy and forces of an oracle."),
     "lammps": ("lammps", "Run a script of LAMMPS in which two lines name a model."),
     "md": (
         "md",
@@ -56,7 +57,9 @@ COMMANDS = {
 
 LOADING = "loading PyTorch ..."
 # commands that compute: importing PyTorch for them takes many seconds on a slow disk
-IMPORT_TORCH = ("calibrate", "distill", "eval", "lammps", "md", "relax", "sample", "verify")
+IMPORT_TORCH = (
+    *("calibrate", "distill", "eval", "label", "lammps", "md", "relax", "sample", "verify"),
+)
 
 
 class LateGroup(click.Group):

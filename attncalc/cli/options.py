@@ -49,6 +49,17 @@ def calculator_options(command: Command) -> Command:
     return command
 
 
+def oracle_option(command: Command) -> Command:
+    """Add the option --oracle, which has to be given."""
+    return click.option(
+        "--oracle",
+        required=True,
+        help="What labels the structures: gfn2 (tblite), a name or file of a model, or "
+        "MODULE:CALLABLE, which returns an ASE calculator for its arguments charge and "
+        "multiplicity; of one without charge, ions are refused.",
+    )(command)
+
+
 def model_option(command: Command) -> Command:
     """Add the option --model."""
     return click.option(

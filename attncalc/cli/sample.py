@@ -9,6 +9,7 @@ import click
 
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import new_file
+from attncalc.cli.options import oracle_option
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
 
@@ -20,13 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("-o", "--output", required=True, help="HDF5 file to write, .h5.")
 @click.option("--molecules", type=click.IntRange(min=1), required=True, help="Molecules to draw.")
-@click.option(
-    "--oracle",
-    required=True,
-    help="What labels the structures: gfn2 (tblite), a name or file of a model, or "
-    "MODULE:CALLABLE, which returns an ASE calculator for its arguments charge and multiplicity; "
-    "of one without charge, ions are refused.",
-)
+@oracle_option
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
 )

@@ -250,7 +250,7 @@ def work_off(
         ValueError, OSError: an option or a file is impossible, or shards lack.
         RuntimeError: a process met an error, or ended before its shards were done.
         KeyboardInterrupt: with words on how much is done.
-        click.ClickException: structures failed, or end outside the training; all is written.
+        click.ClickException: structures failed, or are outside the training; all is written.
     """
     for path in (source, target):
         if path.suffix not in ENDINGS:
@@ -570,7 +570,7 @@ def _report(work: Work, counts: _Counts) -> None:
     if counts.of["unfinished"]:
         wrong.append(f"{counts.of['unfinished']} of {n} did not converge: increase --steps")
     if counts.of["outside"]:
-        wrong.insert(0, f"{counts.of['outside']} of {n} end outside the training data")
+        wrong.insert(0, f"{counts.of['outside']} of {n} are outside the training data")
         raise OutsideTraining("; ".join(wrong))
     if wrong:
         raise click.ClickException("; ".join(wrong))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms, units
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from attncalc.sampling.geometry import Floats
 from attncalc.text import one_line
@@ -40,6 +41,9 @@ class Labels:
         charges: [n_atoms] e; None where the oracle has none.
         hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
         dipole: [3] e Å, at the structure's coordinates; None likewise.
+        stress: [6] eV/Å³, in ASE's sign and order; of periodic structures with a volume; None
+            likewise.
+        is_outside: True of an oracle that knows where it ends, beyond that.
     """
 
     energy: float
@@ -47,11 +51,14 @@ class Labels:
     charges: Floats | None = None
     hirshfeld_ratios: Floats | None = None
     dipole: Floats | None = None
+    stress: Floats | None = None
+    is_outside: bool = False
 
     @property
     def arrays(self) -> dict[str, Floats]:
         """Labels that there are, by name, the energy among them."""
         found = {name: value for name, value in vars(self).items() if value is not None}
+        del found["is_outside"]
         return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
 
 
@@ -120,6 +127,8 @@ class GFN2Oracle:
         return [self._label(atoms) for atoms in structures]
 
     def _label(self, atoms: Atoms) -> Labels | str:
+        if atoms.pbc.any():  # of which tblite would be told nothing
+            return "periodic structure: gfn2 labels molecules"
         try:
             calculator = self._calculator(
                 "GFN2-xTB",
@@ -195,17 +204,26 @@ class ModelOracle:
             return _reason(error)
 
     def _labels(self, structures: Sequence[Atoms]) -> list[Labels]:
+        from attncalc.novelty import OUTSIDE
+
         found: list[Labels] = []
         for system, result in self._evaluator.many(structures):
             bounds = system.first_atoms[1:].cpu().numpy()
             forces = np.split(result.forces.cpu().numpy(), bounds)
             charges = _split(result.charges, bounds)
             ratios = _split(result.hirshfeld_ratios, bounds)
+            novelty = None if result.novelty is None else np.split(result.novelty, bounds)
+            strain_gradient = result.strain_gradient.cpu().numpy()
             for k, energy in enumerate(result.energy.tolist()):
+                atoms = structures[len(found)]
                 q = None if charges is None else charges[k]
-                dipole = None if q is None else q @ structures[len(found)].positions
+                dipole = None if q is None or atoms.pbc.any() else q @ atoms.positions
                 of_ratios = None if ratios is None else ratios[k]
-                found.append(Labels(energy, forces[k], q, of_ratios, dipole))
+                stress = None
+                if atoms.pbc.any() and atoms.cell.rank == 3:
+                    stress = full_3x3_to_voigt_6_stress(strain_gradient[k] / atoms.get_volume())
+                outside = novelty is not None and bool((novelty[k] > OUTSIDE).any())
+                found.append(Labels(energy, forces[k], q, of_ratios, dipole, stress, outside))
         return found
 
 
@@ -274,9 +292,10 @@ class CalculatorOracle:
         except Exception as error:  # of whatever program
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
         # copies: a calculator may write its next results into the same arrays
-        others = {
+        names = ("charges", "stress") if atoms.pbc.any() else ("charges", "dipole")
+        others: dict[str, Any] = {
             name: np.array(value, dtype=np.float64)
-            for name in ("charges", "dipole")
+            for name in names
             if (value := atoms.calc.results.get(name)) is not None
         }
         return Labels(float(energy), np.array(forces), **others)

@@ -22,6 +22,7 @@ COMMANDS = [
     ["lammps"],
     ["distill"],
     ["sample"],
+    ["label"],
     ["train"],
     ["eval"],
     ["export"],

@@ -1,0 +1,138 @@
+"""`attncalc label`: energies, forces and what else an oracle knows, of many structures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from attncalc.cli.errors import EXPECTED, one_line_errors
+from attncalc.cli.files import existing_file, new_structure_file
+from attncalc.cli.options import oracle_option
+from attncalc.cli.output import output_options, say
+from attncalc.cli.shards import (
+    Outcome,
+    many_options,
+    output_of_shards,
+    set_threads_of_worker,
+    work_off,
+)
+from attncalc.data.shards import Frame
+from attncalc.sampling.oracles import Labels, Oracle, load_oracle
+from attncalc.system import charge_and_spin
+from attncalc.text import one_line
+
+
+@click.command()
+@click.argument("structures")
+@oracle_option
+@click.option("-o", "--output", help="File to write. Default: NAME.labelled.xyz beside the input.")
+@many_options
+@output_options
+@one_line_errors
+def label(structures, oracle, output, **many) -> None:
+    """Label every structure of a file with the energy and forces of an oracle.
+
+    Stress, charges, dipole moments and Hirshfeld ratios are written too, where the oracle has them.
+    Total charge and multiplicity are read from charge and spin of a structure. One that cannot be
+    labelled goes to OUTPUT.failed.xyz with the reason; the same command goes on after any
+    interruption. Input and output are extended XYZ, which is never read as a whole.
+
+    Exit status: 0; 1 where a structure has no labels, or for an error; 2 where the oracle is a
+    model and one is outside what it was trained on (novelty above 1).
+
+    Example: attncalc label frames.xyz --oracle gfn2 --workers 8
+    """
+    source = existing_file(structures)
+    target = Path(output or source.with_suffix(".labelled.xyz"))
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target} is the input: name another output with -o")
+    target = output_of_shards(source, target)
+    new_structure_file(target, overwrite=True)
+    work_off(LabelMany(oracle), source, target, **many)
+
+
+@dataclass(frozen=True)
+class LabelMany:
+    """Labels as asked for.
+
+    Attributes:
+        oracle: its name, see `load_oracle`.
+    """
+
+    oracle: str
+
+    def identity(self) -> dict[str, Any]:
+        """All that the results depend on, the input and the machine aside.
+
+        Raises:
+            ImportError, OSError, ValueError: there is no such oracle.
+        """
+        oracle = load_oracle(self.oracle)
+        say(f"oracle: {oracle.teacher} ({oracle.level_of_theory})")
+        if oracle.caution:
+            say(oracle.caution)
+        return {"oracle": oracle.teacher}
+
+    def place(self) -> dict[str, Any]:
+        """Version of the program."""
+        return {"attncalc": version("attncalc")}
+
+    def start(self) -> LabelShard:
+        """Load the oracle."""
+        set_threads_of_worker(None)
+        return LabelShard(load_oracle(self.oracle))
+
+
+@dataclass(frozen=True)
+class LabelShard:
+    """Labels the structures of a shard, which models share in batches.
+
+    Attributes:
+        oracle: that was asked for.
+    """
+
+    oracle: Oracle
+
+    def __call__(self, frames: Sequence[Frame], first: int) -> list[Outcome]:
+        """Return each structure with its labels and what is to be said of it.
+
+        Args:
+            frames: the structures, as text.
+            first: number of the first.
+        """
+        outcomes: list[Outcome] = [(None, {}) for _ in frames]
+        good: dict[int, Atoms] = {}
+        for k, frame in enumerate(frames):
+            try:
+                atoms = frame.atoms()
+                charge, spin = charge_and_spin(atoms)
+                good[k] = atoms.copy()
+                good[k].info = atoms.info | {"charge": charge, "spin": spin}
+            except EXPECTED as error:
+                outcomes[k] = None, {"error": one_line(error)}
+        for (k, atoms), found in zip(good.items(), self._labels([*good.values()]), strict=True):
+            if isinstance(found, str):
+                outcomes[k] = None, {"error": found}
+            else:
+                outcomes[k] = _labelled(atoms, found, first + k), {"outside": found.is_outside}
+        return outcomes
+
+    def _labels(self, structures: list[Atoms]) -> list[Labels | str]:
+        return self.oracle.label(structures) if structures else []
+
+
+def _labelled(atoms: Atoms, labels: Labels, number: int) -> Atoms:
+    """The structure with labels where ASE looks for them."""
+    arrays = labels.arrays
+    if (ratios := arrays.pop("hirshfeld_ratios", None)) is not None:
+        atoms.set_array("hirshfeld_ratios", ratios)
+    atoms.calc = SinglePointCalculator(atoms, **arrays | {"energy": labels.energy})
+    atoms.info["structure"] = number
+    return atoms

@@ -1,0 +1,126 @@
+"""Labels of many structures: those of the oracle, in order, and what has none says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.io import read, write
+from command_line import COPPER, attncalc, fails
+
+from attncalc import AttnCalculator
+
+N, GOLD, OVERLAP = 70, 20, 66
+
+
+def write_crystals() -> None:
+    """Rattled copper, more than one shard of it; one is gold, and of one two atoms coincide."""
+    frames = []
+    for k in range(N):
+        atoms = bulk("Cu", a=3.6, cubic=True)
+        atoms.rattle(0.05, seed=k)
+        if k == GOLD:
+            atoms.numbers[2] = 79
+        if k == OVERLAP:
+            atoms.positions[1] = atoms.positions[0]
+        frames.append(atoms)
+    write("many.xyz", frames)
+
+
+def test_a_models_energies_forces_and_stress() -> None:
+    write_crystals()
+    result = attncalc("label", "many.xyz", "--oracle", COPPER, "--json")
+    assert result.exit_code == 1
+    assert "2 of 70 structures failed: see many.labelled.failed.xyz" in result.stderr
+    assert "oracle: cu-emt, SHA-256 " in result.stderr
+    assert json.loads(result.stdout)["failed"] == 2
+    labelled = read("many.labelled.xyz", ":")
+    assert [a.info["structure"] for a in labelled] == [
+        k for k in range(N) if k not in (GOLD, OVERLAP)
+    ]
+    expected = AttnCalculator(COPPER).calculate_many(read("many.xyz", "5::10"))
+    for k, one in zip(range(5, N, 10), expected, strict=True):
+        (atoms,) = (a for a in labelled if a.info["structure"] == k)
+        assert atoms.get_potential_energy() == pytest.approx(one["energy"], abs=1e-6)
+        np.testing.assert_allclose(atoms.get_forces(), one["forces"], atol=1e-6)
+        np.testing.assert_allclose(atoms.get_stress(), one["stress"], atol=1e-7)
+    text = Path("many.labelled.failed.xyz").read_text()
+    assert "Au" in text
+    assert text.count("error=") == 2
+
+
+def test_parts_give_the_same_file() -> None:
+    write_crystals()
+    attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "whole.xyz")
+    attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "two.xyz", "--workers", 2)
+    for k in (2, 1):
+        attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "parts.xyz", "--shard", f"{k}/2")
+    attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "parts.xyz", "--gather")
+    whole = Path("whole.xyz").read_bytes()
+    assert whole == Path("two.xyz").read_bytes() == Path("parts.xyz").read_bytes()
+
+
+def test_a_calculator_from_a_module() -> None:
+    Path("teacher.py").write_text("from ase.calculators.emt import EMT as make\n")
+    frames = [molecule("CO"), bulk("Cu", cubic=True), molecule("CO")]
+    frames[2].info["charge"] = 1
+    write("few.xyz", frames)
+    result = attncalc("label", "few.xyz", "--oracle", "teacher:make")
+    assert result.exit_code == 1
+    assert "teacher:make has no parameter `charge`: charged structures will be refused" in (
+        result.output
+    )
+    for atoms, given in zip(read("few.labelled.xyz", ":"), frames, strict=False):
+        given.calc = EMT()
+        assert atoms.get_potential_energy() == pytest.approx(given.get_potential_energy())
+        np.testing.assert_allclose(atoms.get_forces(), given.get_forces(), atol=1e-7)
+    assert "stress" in read("few.labelled.xyz", 1).calc.results
+    assert "charge not told to the calculator" in Path("few.labelled.failed.xyz").read_text()
+
+
+def test_charges_dipoles_and_ratios() -> None:
+    atoms = molecule("H2O")
+    write("water.xyz", [atoms])
+    assert attncalc("label", "water.xyz", "--oracle", "so3krates-organic").exit_code == 0
+    (labelled,) = read("water.labelled.xyz", ":")
+    calculator = AttnCalculator()
+    calculator.calculate(atoms)
+    np.testing.assert_allclose(labelled.get_charges(), calculator.results["charges"], atol=1e-6)
+    np.testing.assert_allclose(
+        labelled.get_dipole_moment(), calculator.results["dipole"], atol=1e-6
+    )
+    ratios = labelled.arrays["hirshfeld_ratios"]
+    np.testing.assert_allclose(ratios, calculator.hirshfeld_ratios, atol=1e-6)
+
+
+def test_a_model_says_where_it_ends() -> None:
+    far = molecule("H2O")
+    far.positions[1] *= 0.5  # a bond of 0.52 Å
+    write("water.xyz", [molecule("H2O"), far])
+    result = attncalc("label", "water.xyz", "--oracle", "so3krates-organic")
+    assert result.exit_code == 2
+    assert "1 of 2 are outside the training data" in result.stderr
+    assert len(read("water.labelled.xyz", ":")) == 2
+
+
+def test_tight_binding_is_for_molecules() -> None:
+    pytest.importorskip("tblite.interface", reason="needs tblite: pip install attncalc[xtb]")
+    write("both.xyz", [molecule("H2O"), bulk("Si")])
+    assert attncalc("label", "both.xyz", "--oracle", "gfn2").exit_code == 1
+    assert (
+        "periodic structure: gfn2 labels molecules" in Path("both.labelled.failed.xyz").read_text()
+    )
+    (water,) = read("both.labelled.xyz", ":")
+    assert water.get_dipole_moment()[2] == pytest.approx(-0.44, abs=0.05)
+
+
+def test_what_cannot_be() -> None:
+    write("one.xyz", Atoms("H"))
+    assert "no shipped model" in fails("label", "one.xyz", "--oracle", "nothing")
+    assert "is the input" in fails("label", "one.xyz", "--oracle", COPPER, "-o", "one.xyz")
+    assert "read and write .xyz" in fails("label", "one.xyz", "--oracle", COPPER, "-o", "one.cif")

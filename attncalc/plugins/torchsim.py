@@ -78,7 +78,8 @@ class TorchSimModel(ModelInterface):
 
     def _system(self, state: SimState) -> System:
         """Converted; checked where the structures are others than those of the last call."""
-        positions = state.positions.detach().to(torch.float64)
+        # a copy: states are changed in place, and the next call asks where atoms were
+        positions = state.positions.detach().to(torch.float64, copy=True)
         cell = state.row_vector_cell.detach().to(torch.float64).contiguous()
         last, pbc = self._last, torch.as_tensor(state.pbc, device=self._device)
         numbers, n_systems = state.atomic_numbers.long(), cell.shape[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -120,6 +121,8 @@ class LabelShard:
         for (k, atoms), found in zip(good.items(), self._labels([*good.values()]), strict=True):
             if isinstance(found, str):
                 outcomes[k] = None, {"error": found}
+            elif not all(np.isfinite(values).all() for values in found.arrays.values()):
+                outcomes[k] = None, {"error": "labels are not finite"}
             else:
                 outcomes[k] = _labelled(atoms, found, first + k), {"outside": found.is_outside}
         return outcomes

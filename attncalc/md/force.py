@@ -83,7 +83,7 @@ class ForceOfFunction:
         result: Any = self._function(system)
         if not isinstance(result, Result):
             kind = type(result).__name__
-            raise TypeError(f"the force must return an attncalc.result.Result, got {kind}")
+            raise TypeError(f"the force must return an attncalc.Result, got {kind}")
         return result
 
     def check(self, system: System) -> None:

@@ -115,9 +115,10 @@ def _continued(system: System, last: System) -> System:
     if not system.pbc.any():
         return system
     cells = complete_cell(system)
-    moved = system.positions - last.positions
-    of_cells = torch.einsum("nk,nkc->nc", moved, torch.linalg.inv(cells)[system.system_idx])
-    shifts = of_cells.round() * system.pbc[system.system_idx]
+    moved, inverse = system.positions - last.positions, torch.linalg.inv_ex(cells).inverse
+    of_cells = torch.einsum("nk,nkc->nc", moved, inverse[system.system_idx])
+    # what is impossible, now or the last time, is left for others to refuse
+    shifts = (of_cells.round() * system.pbc[system.system_idx]).nan_to_num(0.0, 0.0, 0.0)
     if not shifts.any():
         return system
     wrapped = torch.einsum("nk,nkc->nc", shifts, cells[system.system_idx])

@@ -11,12 +11,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms, units
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from attncalc.sampling.geometry import Floats
@@ -183,7 +185,10 @@ class ModelOracle:
         from attncalc.system import System
 
         # what a model knows is a matter of elements and electrons: frames of a molecule are alike
-        keys = [(atoms.numbers.tobytes(), *atoms.info.values()) for atoms in structures]
+        keys = [
+            (atoms.numbers.tobytes(), atoms.info["charge"], atoms.info["spin"], *atoms.pbc)
+            for atoms in structures
+        ]
         refused: dict[Any, str] = {}
         for key, atoms in dict(zip(keys, structures, strict=True)).items():
             try:
@@ -289,6 +294,9 @@ class CalculatorOracle:
         try:
             atoms.calc = self._calculator(electrons)
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+            if atoms.pbc.any() and atoms.cell.rank == 3:
+                with suppress(PropertyNotImplementedError):
+                    atoms.get_stress()  # is in the results then
         except Exception as error:  # of whatever program
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
         # copies: a calculator may write its next results into the same arrays

@@ -272,6 +272,7 @@ class Progress(L.Callback):
             "meV/Å"
         )
         self.bar.set_postfix_str(errors, refresh=False)
+        self.bar.total = trainer.max_epochs  # which time may change
         self.bar.update(1)
         now, done = time.monotonic(), int(last["epoch"])
         is_end = done in (self.first + 1, trainer.max_epochs)

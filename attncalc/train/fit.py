@@ -31,7 +31,7 @@ from attncalc.train.batches import join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
 from attncalc.train.denoising import denoising_step, margin, with_denoising
-from attncalc.train.loop import finished_epochs, train_loop
+from attncalc.train.loop import finished_epochs, planned_epochs, train_loop
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
@@ -43,7 +43,6 @@ from attncalc.train.start import check_start, elements_of, new_potential
 from attncalc.train.step import Batch, eager_step
 from attncalc.train.time_budget import (
     SECONDS_PER_MINUTE,
-    epochs_by_history,
     epochs_that_fit,
     seconds_per_step,
 )
@@ -245,8 +244,8 @@ def _fit(
     model = output / f"{recipe.name}.safetensors"
     goes_on, history = processes.from_first(lambda: _begun(recipe, output))
     if recipe.minutes is not None and history:
-        n_epochs = epochs_by_history(recipe.minutes, history)
-        recipe = dataclasses.replace(recipe, epochs=n_epochs)
+        planned = processes.from_first(lambda: planned_epochs(output / "last.ckpt"))
+        recipe = dataclasses.replace(recipe, epochs=planned or len(history))
     if len(history) >= recipe.epochs:
         if processes.is_first:
             log.info("%s has done its %d epochs: nothing left to train", output, len(history))
@@ -278,7 +277,7 @@ def _fit(
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         sizes = sizes_of(batches)
         if recipe.minutes is not None and not history:
-            n_epochs = processes.from_first(lambda: _epochs_by_steps(recipe, potential, batches))
+            n_epochs = _epochs_by_steps(recipe, potential, batches, processes.n)
             recipe = dataclasses.replace(recipe, epochs=n_epochs)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
         if processes.is_first:
@@ -288,6 +287,8 @@ def _fit(
                 *(recipe.epochs, module.n_steps, len(history)),
             )
         checked = samples(validation, potential.cutoff, potential.species, **options)
+    if recipe.minutes is not None:  # clocks of processes differ
+        module.plan(processes.from_first(lambda: module.n_epochs))
     processes.copy_first(list(potential.state_dict().values()))
     with ordered_sums(processes.device):
         with processes.together():
@@ -311,12 +312,15 @@ def _fit(
     return Training(load(model), model, module.history)
 
 
-def _epochs_by_steps(recipe: Recipe, potential: Potential, batches: Sequence[Batch]) -> int:
+def _epochs_by_steps(
+    recipe: Recipe, potential: Potential, batches: Sequence[Batch], n_processes: int
+) -> int:
     """Epochs that fit into the recipe's minutes with eager steps, at least one."""
     assert recipe.minutes is not None
     sizes, n = sizes_of(batches), len(batches)
     per_epoch = n_steps(sizes, dataclasses.replace(recipe, epochs=1))
-    batch = to_device(join(batches[: max(1, n // per_epoch)]), potential.device)
+    share = max(1, n // per_epoch // n_processes)
+    batch = to_device(join([batches[k] for k in range(share)]), potential.device)
     seconds = per_epoch * seconds_per_step(eager_step(potential, loss_of(recipe)), batch)
     return max(1, epochs_that_fit(seconds, 0, SECONDS_PER_MINUTE * recipe.minutes))
 

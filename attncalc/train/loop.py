@@ -69,17 +69,31 @@ def finished_epochs(checkpoint: Path) -> list[dict[str, float]]:
     Raises:
         ValueError: the checkpoint cannot be read.
     """
+    return _so_far(checkpoint)[0]
+
+
+def planned_epochs(checkpoint: Path) -> int | None:
+    """Return how many epochs a run of so many minutes was to have; None where nobody knows.
+
+    Raises:
+        ValueError: the checkpoint cannot be read.
+    """
+    return _so_far(checkpoint)[1]
+
+
+def _so_far(checkpoint: Path) -> tuple[list[dict[str, float]], int | None]:
     if not os.path.lexists(checkpoint):  # a link that leads nowhere is damage
-        return []
+        return [], None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that torch did not write
             content = io.BytesIO(read_whole(checkpoint, LARGEST_CHECKPOINT))
             _require_stored(content)
-            found = torch.load(content, map_location="cpu", weights_only=True)["history"]
+            there = torch.load(content, map_location="cpu", weights_only=True)
+            found, planned = there["history"], there.get("n_epochs")
             if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
                 raise ValueError("no history")
-            return found
+            return found, None if planned is None else int(planned)
     except Exception as error:  # torch and pickle raise whatever the damage leads to
         raise ValueError(
             f"{checkpoint}: the checkpoint is damaged ({type(error).__name__}); remove it to start "
@@ -116,7 +130,7 @@ def train_loop(
         MovingAverage(recipe.ema_decay),
     ]
     if recipe.minutes is not None:
-        callbacks.append(TimeBudget(recipe.minutes))
+        callbacks.insert(0, TimeBudget(recipe.minutes))
     if processes.is_first:
         best = BestModel(output / f"{recipe.name}.safetensors", output / "metrics.csv")
         callbacks = [
@@ -142,7 +156,7 @@ def train_loop(
         trainer = L.Trainer(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
-            max_epochs=recipe.epochs,
+            max_epochs=module.n_epochs,
             callbacks=[AddUp(), *callbacks],
             # each process is one of its own to Lightning, whoever has started it
             plugins=[SafeCheckpoints(), LightningEnvironment()],

@@ -193,6 +193,7 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"], checkpoint["wall_time"] = self.history, self.wall_time
         checkpoint["step_is_compiled"] = self.step_is_compiled
+        checkpoint["n_epochs"] = self.n_epochs
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history, self.wall_before = list(checkpoint["history"]), checkpoint["wall_time"]

@@ -125,6 +125,9 @@ def n_steps(sizes: Sizes, recipe: Recipe) -> int:
     n = len(sizes.n_edges)
     if recipe.batch_edges is None:
         return recipe.epochs * -(-n // recipe.batch_size)
+    if recipe.minutes is not None:  # an estimate, of many epochs
+        one = epoch_order(n, recipe.seed, 0)
+        return recipe.epochs * len(steps(one, sizes.n_edges, recipe))
     orders = (epoch_order(n, recipe.seed, epoch) for epoch in range(recipe.epochs))
     return sum(len(steps(order, sizes.n_edges, recipe)) for order in orders)
 

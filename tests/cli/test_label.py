@@ -83,6 +83,42 @@ def test_a_calculator_from_a_module() -> None:
     assert "charge not told to the calculator" in Path("few.labelled.failed.xyz").read_text()
 
 
+def test_stress_of_a_calculator_that_waits_to_be_asked() -> None:
+    Path("lazy.py").write_text(
+        "from ase.calculators.emt import EMT\n"
+        "class Lazy(EMT):\n"
+        "    def calculate(self, atoms=None, properties=(), system_changes=()):\n"
+        "        super().calculate(atoms, properties, system_changes)\n"
+        "        if 'stress' not in properties:\n"
+        "            del self.results['stress']\n"
+    )
+    write("one.xyz", bulk("Cu", cubic=True))
+    assert attncalc("label", "one.xyz", "--oracle", "lazy:Lazy").exit_code == 0
+    assert len(read("one.labelled.xyz").calc.results["stress"]) == 6
+
+
+def test_labels_that_are_no_numbers() -> None:
+    Path("broken.py").write_text(
+        "from ase.calculators.emt import EMT\n"
+        "class Broken(EMT):\n"
+        "    def calculate(self, *given):\n"
+        "        super().calculate(*given)\n"
+        "        self.results['energy'] = float('nan')\n"
+    )
+    write("one.xyz", bulk("Cu", cubic=True))
+    assert attncalc("label", "one.xyz", "--oracle", "broken:Broken").exit_code == 1
+    assert "labels are not finite" in Path("one.labelled.failed.xyz").read_text()
+
+
+def test_structures_with_more_than_that_in_their_comment() -> None:
+    frames = [bulk("Cu", cubic=True) for _ in range(2)]
+    for k, atoms in enumerate(frames):
+        atoms.info |= {"virial": np.eye(3), "REF_energy": 1.0 * k, "name": f"frame {k}"}
+    write("few.xyz", frames)
+    assert attncalc("label", "few.xyz", "--oracle", COPPER).exit_code == 0
+    assert [atoms.info["name"] for atoms in read("few.labelled.xyz", ":")] == ["frame 0", "frame 1"]
+
+
 def test_charges_dipoles_and_ratios() -> None:
     atoms = molecule("H2O")
     write("water.xyz", [atoms])

@@ -371,7 +371,7 @@ def test_what_is_no_force() -> None:
     first = start(springs(1.0))
     with pytest.raises(TypeError, match=r"or a function System -> Result, got str"):
         md.run(VERLET, "so3krates-ethanol", first, 3)
-    with pytest.raises(TypeError, match=r"must return an attncalc\.potential\.Result, got float"):
+    with pytest.raises(TypeError, match=r"must return an attncalc\.Result, got float"):
         md.run(VERLET, lambda system: 0.0, first, 3)
 
 

@@ -101,6 +101,17 @@ def test_atoms_that_are_wrapped_need_no_new_list():
     assert model._evaluator.neighbors.n_updates == 7
 
 
+def test_an_impossible_state_is_refused_and_forgotten():
+    structures = silicons()[:1]
+    model = TorchSimModel("so3krates-silicon", device="cpu")
+    model(state_of(structures))
+    spoilt = state_of(structures)
+    spoilt.positions[3] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        model(spoilt)
+    assert_calculators(model(state_of(structures)), structures, "so3krates-silicon")
+
+
 def test_what_the_model_does_not_know_is_refused_when_it_comes():
     model = TorchSimModel("so3krates-ethanol", device="cpu")
     model(state_of(ethanols()))

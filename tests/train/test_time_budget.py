@@ -4,13 +4,15 @@ import dataclasses
 import importlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from trainings import stopped_at
 
-from attncalc import train
+from attncalc import data, train
 from attncalc.train import module
 from attncalc.train.module import TrainingModule
-from attncalc.train.time_budget import epochs_by_history, epochs_that_fit
+from attncalc.train.order import Sizes, n_steps
+from attncalc.train.time_budget import epochs_that_fit
 
 STEPS_PER_EPOCH = 5
 
@@ -106,13 +108,36 @@ def test_epochs_that_fit(seconds, done, left, epochs):
     assert epochs_that_fit(seconds, done, left) == epochs
 
 
-def test_an_end_stays_one_when_it_is_read_again():
-    """A half of an epoch is left over at most, and no epoch takes exactly as long as another."""
-    history = [{"wall_time_s": end} for end in (10.0, 20.0, 29.9)]
-    assert epochs_that_fit(10.0, 3, 35.0 - 29.9) == 4
-    assert epochs_that_fit(10.4, 3, 35.0 - 29.9) == 3
-    assert epochs_by_history(35.0 / 60, history) == 3
-    assert epochs_by_history(1.0, history) == 6
+def test_one_slow_epoch_ends_nothing(recipe, parts, tmp_path, clock):
+    """As one in which a step is compiled, and the start of a run that goes on."""
+    usual = TrainingModule.on_validation_epoch_end
+
+    def slow(ours: TrainingModule) -> None:
+        clock.now += {2: 30.0}.get(ours.current_epoch, 0.0)
+        usual(ours)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "on_validation_epoch_end", slow)
+        done = train.fit(of_minutes(recipe, 1.0), *parts[:2], tmp_path)
+    assert [row["wall_time_s"] for row in done.history] == [5, 10, 45, 50, 55, 60]
+    assert done.history[-1]["learning_rate"] == pytest.approx(recipe.final_learning_rate)
+
+
+@pytest.mark.usefixtures("clock")
+def test_structures_that_stay_in_their_file(recipe, dataset, tmp_path):
+    data.write_hdf5([dataset], tmp_path / "cells.h5")
+    streamed = dataclasses.replace(
+        of_minutes(recipe, 0.3), data="cells.h5", stream=True, folder=str(tmp_path)
+    )
+    assert len(train.run(streamed, tmp_path / "run").history) == 4
+
+
+def test_steps_of_about_equal_edges(recipe):
+    """Their number is estimated from the first epoch, not counted in all."""
+    sizes = Sizes(np.full(20, 4), np.arange(40, 60))
+    timed = dataclasses.replace(of_minutes(recipe, 1.0), batch_edges=200, epochs=10**6)
+    one = n_steps(sizes, dataclasses.replace(timed, epochs=1))
+    assert n_steps(sizes, timed) == 10**6 * one
 
 
 def test_one_of_the_two_is_given(tmp_path):

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from attncalc.cli.errors import EXPECTED, one_line_errors
+from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import existing_file, new_structure_file
 from attncalc.cli.options import oracle_option
 from attncalc.cli.output import output_options, say
@@ -22,12 +21,12 @@ from attncalc.cli.shards import (
     many_options,
     output_of_shards,
     set_threads_of_worker,
+    sort_out,
     work_off,
 )
 from attncalc.data.shards import Frame
 from attncalc.sampling.oracles import Labels, Oracle, load_oracle
 from attncalc.system import charge_and_spin
-from attncalc.text import one_line
 
 
 @click.command()
@@ -108,27 +107,24 @@ class LabelShard:
             frames: the structures, as text.
             first: number of the first.
         """
-        outcomes: list[Outcome] = [(None, {}) for _ in frames]
-        good: dict[int, Atoms] = {}
-        for k, frame in enumerate(frames):
-            try:
-                atoms = frame.atoms()
-                charge, spin = charge_and_spin(atoms)
-                good[k] = atoms.copy()
-                good[k].info = atoms.info | {"charge": charge, "spin": spin}
-            except EXPECTED as error:
-                outcomes[k] = None, {"error": one_line(error)}
-        for (k, atoms), found in zip(good.items(), self._labels([*good.values()]), strict=True):
+        outcomes, good = sort_out(frames, _with_electrons)
+        labels = self.oracle.label([*good.values()])
+        for (k, atoms), found in zip(good.items(), labels, strict=True):
             if isinstance(found, str):
                 outcomes[k] = None, {"error": found}
-            elif not all(np.isfinite(values).all() for values in found.arrays.values()):
+            elif not found.are_finite:
                 outcomes[k] = None, {"error": "labels are not finite"}
             else:
                 outcomes[k] = _labelled(atoms, found, first + k), {"outside": found.is_outside}
         return outcomes
 
-    def _labels(self, structures: list[Atoms]) -> list[Labels | str]:
-        return self.oracle.label(structures) if structures else []
+
+def _with_electrons(frame: Frame) -> Atoms:
+    """The structure without what was known of it, its charge and multiplicity said."""
+    atoms = frame.atoms().copy()
+    charge, spin = charge_and_spin(atoms)
+    atoms.info |= {"charge": charge, "spin": spin}
+    return atoms
 
 
 def _labelled(atoms: Atoms, labels: Labels, number: int) -> Atoms:

@@ -23,7 +23,7 @@ from attncalc.cli.relax import (
     relax_in_batch,
     relax_one,
 )
-from attncalc.cli.shards import Outcome, set_threads_of_worker
+from attncalc.cli.shards import Outcome, set_threads_of_worker, sort_out
 from attncalc.data.shards import Frame
 from attncalc.structures import batches
 from attncalc.system import System, what_is_ignored
@@ -103,13 +103,7 @@ class RelaxShard:
             frames: the structures, as text.
             first: number of the first.
         """
-        outcomes: list[Outcome] = [(None, {}) for _ in frames]
-        good: dict[int, Atoms] = {}
-        for k, frame in enumerate(frames):
-            try:
-                good[k] = self._known(frame)
-            except EXPECTED as error:
-                outcomes[k] = None, {"error": one_line(error)}
+        outcomes, good = sort_out(frames, self._known)
         if not good:
             return outcomes
         asked, device = self.asked, self.calculator.evaluator.device

@@ -235,6 +235,25 @@ def many_options(command: Command) -> Command:
     return command
 
 
+def sort_out(
+    frames: Sequence[Frame], take: Callable[[Frame], Atoms]
+) -> tuple[list[Outcome], dict[int, Atoms]]:
+    """Return an outcome of each frame, with what is wrong with it, and structures without fault.
+
+    Args:
+        frames: of a shard.
+        take: makes a structure of a frame, or refuses it.
+    """
+    outcomes: list[Outcome] = [(None, {}) for _ in frames]
+    good: dict[int, Atoms] = {}
+    for k, frame in enumerate(frames):
+        try:
+            good[k] = take(frame)
+        except EXPECTED as error:
+            outcomes[k] = None, {"error": one_line(error)}
+    return outcomes, good
+
+
 def work_off(
     job: Job,
     source: Path,

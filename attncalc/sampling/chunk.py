@@ -59,7 +59,7 @@ class Chunk:
 
     def add(self, kind: str, name: str, atoms: Atoms, labels: Labels) -> None:
         """Keep a frame whose labels are sane."""
-        if not all(np.isfinite(array).all() for array in labels.arrays.values()):
+        if not labels.are_finite:
             self.refused["labels not finite"] += 1
         elif np.linalg.norm(labels.forces, axis=1).max() > LARGEST_FORCE:
             self.refused[f"force above {LARGEST_FORCE:g} eV/Å"] += 1

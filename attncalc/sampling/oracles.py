@@ -63,6 +63,11 @@ class Labels:
         del found["is_outside"]
         return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
 
+    @property
+    def are_finite(self) -> bool:
+        """Return True if all of them are numbers."""
+        return all(np.isfinite(array).all() for array in self.arrays.values())
+
 
 class Oracle(Protocol):
     """Teacher: structures in, labels out.

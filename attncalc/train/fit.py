@@ -31,7 +31,7 @@ from attncalc.train.batches import join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
 from attncalc.train.denoising import denoising_step, margin, with_denoising
-from attncalc.train.loop import finished_epochs, planned_epochs, train_loop
+from attncalc.train.loop import so_far, train_loop
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
@@ -242,9 +242,8 @@ def _fit(
     if recipe.committee > 1:
         return _fit_committee(recipe, training, validation, output, processes)
     model = output / f"{recipe.name}.safetensors"
-    goes_on, history = processes.from_first(lambda: _begun(recipe, output))
+    goes_on, history, planned = processes.from_first(lambda: _begun(recipe, output))
     if recipe.minutes is not None and history:
-        planned = processes.from_first(lambda: planned_epochs(output / "last.ckpt"))
         recipe = dataclasses.replace(recipe, epochs=planned or len(history))
     if len(history) >= recipe.epochs:
         if processes.is_first:
@@ -335,11 +334,11 @@ def _calibrate(model: Path, training: Dataset, validation: Dataset) -> None:
     save(potential, model)
 
 
-def _begun(recipe: Recipe, output: Path) -> tuple[bool, list[dict[str, float]]]:
-    """Return True if a run is continued, and its history."""
+def _begun(recipe: Recipe, output: Path) -> tuple[bool, list[dict[str, float]], int | None]:
+    """Return True if a run is continued, its history, and its number of epochs as planned."""
     for unfinished in output.glob(".*.part"):  # what a killed run was just writing
         unfinished.unlink()
-    return _goes_on(recipe, output), finished_epochs(output / "last.ckpt")
+    return _goes_on(recipe, output), *so_far(output / "last.ckpt")
 
 
 def _fit_committee(

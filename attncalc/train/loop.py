@@ -69,19 +69,15 @@ def finished_epochs(checkpoint: Path) -> list[dict[str, float]]:
     Raises:
         ValueError: the checkpoint cannot be read.
     """
-    return _so_far(checkpoint)[0]
+    return so_far(checkpoint)[0]
 
 
-def planned_epochs(checkpoint: Path) -> int | None:
-    """Return how many epochs a run of so many minutes was to have; None where nobody knows.
+def so_far(checkpoint: Path) -> tuple[list[dict[str, float]], int | None]:
+    """Return the history of a run, and how many epochs it is to have, if the checkpoint says so.
 
     Raises:
         ValueError: the checkpoint cannot be read.
     """
-    return _so_far(checkpoint)[1]
-
-
-def _so_far(checkpoint: Path) -> tuple[list[dict[str, float]], int | None]:
     if not os.path.lexists(checkpoint):  # a link that leads nowhere is damage
         return [], None
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import NoneType
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -51,6 +51,41 @@ class GraphArrays(NamedTuple):
     system_idx: NDArray[np.int64]
 
 
+class LayerExchange(Protocol):
+    """Messages between the domains of a structure, before and behind a layer of a network."""
+
+    def update(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Give rows of ghosts the values that their owners have."""
+        ...
+
+    def give_back(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Add rows of ghosts to those of their owners, and set them to zero."""
+        ...
+
+
+class GhostLayers(NamedTuple):
+    """Ghosts of a graph: atoms behind its own whose outputs nobody reads.
+
+    A network may leave out what does not change outputs of own atoms, and must not otherwise
+    differ. What it sums over a whole structure is left to who has all domains.
+
+    Attributes:
+        counts: atoms within 0, 1, ... edges of the own ones, in this order; the last for all that
+            follow.
+        exchange: None: ghosts are as deep as the network sees. Else `counts` ends at one edge, and
+            before each layer ghosts have to be told what they are: only for engines that do so.
+        composition: number of atoms of each species in the whole structure; None: of this graph.
+    """
+
+    counts: tuple[int, ...]
+    exchange: LayerExchange | None = None
+    composition: tuple[int, ...] | None = None
+
+    def within(self, n_edges: int) -> int:
+        """Return the number of atoms within so many edges of the own ones."""
+        return self.counts[min(n_edges, len(self.counts) - 1)]
+
+
 @dataclass(frozen=True)
 class Graph:
     """Edge vectors and species of the atoms; positions and cells are no longer in it.
@@ -67,11 +102,8 @@ class Graph:
         system_idx: [n_atoms], int64, ascending.
         charge: [n_systems] e, float64.
         spin: [n_systems], int64: multiplicity 2S+1.
-        is_part: True where the systems are parts of larger ones: what a network sums over a whole
-            structure is then left to who has all parts, see `Graphs.shared`.
+        ghosts: of a domain, which is a part of one structure; None: the graph is of whole ones.
     """
-
-    is_part: ClassVar[bool] = False
 
     vectors: Tensor
     receivers: Tensor
@@ -82,6 +114,7 @@ class Graph:
     system_idx: Tensor
     charge: Tensor
     spin: Tensor
+    ghosts: GhostLayers | None = field(default_factory=NoneType)
 
     @property
     def n_atoms(self) -> int:
@@ -104,6 +137,10 @@ class Graph:
     def with_vectors(self, vectors: Tensor) -> Graph:
         """Return the same graph with other edge vectors (to differentiate by them)."""
         return replace(self, vectors=vectors)
+
+    def with_ghosts(self, ghosts: GhostLayers) -> Graph:
+        """Return the same graph as that of a domain."""
+        return replace(self, ghosts=ghosts)
 
 
 class OfArrays:
@@ -140,25 +177,20 @@ class OfArrays:
 class GraphOfArrays(OfArrays, Graph):
     """Graph made of `GraphArrays`; copies and what is read from a pickle are a plain `Graph`."""
 
+    ghosts = None
+
+    def with_ghosts(self, ghosts: GhostLayers) -> Graph:
+        """Return the same graph as that of a domain."""
+        return GraphOfArrays.of(self.arrays, charge=self.charge, spin=self.spin, ghosts=ghosts)
+
     @property
     def arrays(self) -> GraphArrays:
         """Arrays that it is made of; after `replace` with tensors, theirs."""
         arrays: GraphArrays | None = self._arrays
         return super(OfArrays, self).arrays if arrays is None else arrays
 
-    def __reduce__(self) -> tuple[type[Graph], tuple[Tensor, ...]]:
+    def __reduce__(self) -> tuple[type[Graph], tuple[Any, ...]]:
         return Graph, tuple(getattr(self, field.name) for field in fields(Graph))
-
-
-class GraphOfPart(GraphOfArrays):
-    """Graph of a part of a structure."""
-
-    is_part = True
-
-    @classmethod
-    def from_graph(cls, graph: Graph) -> Self:
-        """Take a graph on the CPU for that of a part."""
-        return cls.of(graph.arrays, charge=graph.charge, spin=graph.spin)
 
 
 @dataclass(frozen=True)
@@ -270,9 +302,8 @@ class Graphs:
         long: within that of pair terms of longer range, where there are any.
         all_pairs: True: `long` holds all pairs of structures none of which is periodic; pair terms
             take their form for that, where they have one.
-        hop_counts: atoms within 0, 1, ... edges of those whose energies count, which come first;
-            None: all atoms count. The others are ghosts, atoms of a neighbouring domain: they have
-            forces, but their energies are not summed up.
+        n_counted: atoms whose energies count, which come first; None: all. The others, ghosts of
+            a neighbouring domain, have forces, but their energies are not summed up.
         shared: what the parts of a structure tell each other of their networks' outputs. Pairs of
             longer range are divided then: one with a ghost is in `long` of one part only, and its
             energy counts at both atoms. None: nothing is shared.
@@ -282,15 +313,10 @@ class Graphs:
 
     short: Graph
     long: Graph | None = None
-    hop_counts: tuple[int, ...] | None = None
+    n_counted: int | None = None
     all_pairs: bool = False
     shared: SharedOutputs | None = None
     system: System | None = None
-
-    @property
-    def n_counted(self) -> int | None:
-        """Number of atoms whose energies count; None: all."""
-        return None if self.hop_counts is None else self.hop_counts[0]
 
     def n_counted_of(self, long_range: float | None) -> int | None:
         """Number of atoms at which energies of a pair term count; None: all.
@@ -376,9 +402,9 @@ def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
 def with_totals(values: Tensor, totals: Tensor, graph: Graph) -> Tensor:
     """[n_atoms]: values shifted alike within a system, to add up to its total [n_systems].
 
-    Those of a part of a structure stay as they are.
+    Those of a domain, a part of a structure, stay as they are.
     """
-    if graph.is_part:
+    if graph.ghosts is not None:
         return values
     sizes = sum_over_system(torch.ones_like(values), graph)
     excess = sum_over_system(values, graph) - totals.to(values.dtype)

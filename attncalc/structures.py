@@ -89,10 +89,8 @@ def check_system(potential: Potential, system: System) -> None:
     """Refuse elements that the model does not know, and what its network would silently ignore.
 
     Raises:
-        ValueError: an element is unknown; a structure is charged, or not in its lowest spin state,
-            and the network has no input for that; it is a radical, and the model was trained on
-            closed shells; or it is periodic, and the model looks at all pairs of atoms; or as
-            `Potential.long_range_for`.
+        ValueError: an element is unknown; or a structure is periodic, and the model looks at all
+            pairs of atoms; or as `check_electrons` and `Potential.long_range_for`.
     """
     species_of(system.atomic_numbers, potential.species)
     longest = max(potential.cutoff, potential.long_range_for(system) or 0)
@@ -109,22 +107,41 @@ def check_system(potential: Potential, system: System) -> None:
             "the Ewald sum of this model is for three periodic directions or none: set "
             "atoms.pbc = True with vacuum in the cell, or atoms.pbc = False"
         )
-    if not potential.reads_charge and (charged := system.charge[system.charge != 0]).numel():
+    protons = segment_sum(system.atomic_numbers, system.system_idx, system.n_systems)
+    check_electrons(potential, system.charge, system.spin, protons, system.pbc)
+
+
+def check_electrons(
+    potential: Potential, charge: Tensor, spin: Tensor, protons: Tensor, pbc: Tensor
+) -> None:
+    """Refuse charges and multiplicities that the model would silently ignore, and radicals.
+
+    Args:
+        potential: the model.
+        charge: [n_systems] e, total charges.
+        spin: [n_systems], multiplicities.
+        protons: [n_systems], sums of atomic numbers.
+        pbc: [n_systems, 3], bool.
+
+    Raises:
+        ValueError: a structure is charged, or not in its lowest spin state, and the network has no
+            input for that; or it is a radical, and the model was trained on closed shells.
+    """
+    if not potential.reads_charge and (charged := charge[charge != 0]).numel():
         raise ValueError(
             f"total charge {int(charged[0]):+d} e: this model supports neutral structures only; "
             'remove atoms.info["charge"] or use a model with charge input'
         )
-    if not potential.reads_spin and (system.spin > 2).any():
+    if not potential.reads_spin and (spin > 2).any():
         raise ValueError(
-            f"multiplicity {int(system.spin.max())}: this model supports only the lowest spin "
+            f"multiplicity {int(spin.max())}: this model supports only the lowest spin "
             'state; remove atoms.info["spin"] or use a model with spin input'
         )
     if potential.knows_closed_shells_only:
-        protons = segment_sum(system.atomic_numbers, system.system_idx, system.n_systems)
-        refuse_radicals(protons - system.charge.long(), system.pbc)
+        _refuse_radicals(protons - charge.long(), pbc)
 
 
-def refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
+def _refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
     """Refuse molecules with an odd number of electrons, for models trained on closed shells.
 
     Args:

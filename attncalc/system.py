@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -162,8 +162,13 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
         ValueError: the charge is not an integer, or no state of the structure's number of
             electrons has this multiplicity.
     """
-    charge = _integer(atoms.info.get("charge", 0), "charge", "total charge in e", where)
-    electrons = int(atoms.numbers.sum()) - charge
+    return charge_and_spin_of(int(atoms.numbers.sum()), atoms.info, where)
+
+
+def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -> tuple[int, int]:
+    """Return the same of a structure whose atomic numbers add up to `protons`; errors likewise."""
+    charge = _integer(info.get("charge", 0), "charge", "total charge in e", where)
+    electrons = protons - charge
     if electrons < 0:
         raise ValueError(
             f"{where}charge {charge:+d} removes more electrons than the atoms have "
@@ -175,9 +180,9 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
             f"({electrons + charge})"
         )
     lowest = 1 + electrons % 2
-    if atoms.info.get("spin") is None:
+    if info.get("spin") is None:
         return charge, lowest
-    spin = _integer(atoms.info["spin"], "spin", "multiplicity 2S+1", where)
+    spin = _integer(info["spin"], "spin", "multiplicity 2S+1", where)
     if spin < 1 or spin % 2 != lowest % 2 or spin - 1 > electrons:
         kind = "odd" if lowest == 1 else "even"
         raise ValueError(

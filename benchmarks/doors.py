@@ -4,9 +4,8 @@
     python benchmarks/doors.py --rounds 1 --systems ethanol
 
 One process holds all programs, each with a model and a structure of its own; they take turns of
-some steps, and medians over all turns are quoted: a disturbance hits all. LAMMPS on two processes
-is timed beside LAMMPS on one (`mpiexec`), by its own clock, in turns too; both need a core.
-Programs that are not installed are left out.
+some steps, and medians over all turns are quoted: a disturbance hits all. LAMMPS on several
+processes is timed by `lammps_processes.py`. Programs that are not installed are left out.
 
 Results: benchmarks/results/doors.json and doors.md.
 """
@@ -16,10 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import re
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -51,7 +46,6 @@ SYSTEMS: dict[str, tuple[Callable[[], Atoms], str, int]] = {
     "silicon-512": (lambda: silicon(4), "so3krates-silicon", 10),
     "silicon-4096": (lambda: silicon(8), "so3krates-silicon", 2),
 }
-SHARED = ("silicon-4096",)
 Steps = Callable[[int], None]
 
 
@@ -203,40 +197,11 @@ def measure(name: str, programs: list[str], rounds: int, budget: float) -> dict[
     return times
 
 
-LOOP = re.compile(r"Loop time of ([\d.e+-]+) on \d+ procs for (\d+) steps")
-
-
-def on_processes(name: str, n_processes: int, n_steps: int) -> float:
-    """Milliseconds per step of LAMMPS on several processes, by its own clock."""
-    atoms, (_, model, _) = moving_atoms(name), SYSTEMS[name]
-    with tempfile.TemporaryDirectory() as folder:
-        write_lammps(Path(folder, "data"), atoms, ["Si"])
-        Path(folder, "in").write_text(
-            "units metal\natom_modify map yes\nread_data data\n"
-            f"pair_style attncalc {model}\npair_coeff * * Si\ntimestep {1e-3 * TIMESTEP}\n"
-            f"fix move all nve\nthermo 100000\nrun 3\nrun {n_steps}\n"
-        )
-        command = [sys.executable, "-m", "attncalc", "lammps", "in", "-log", "none"]
-        if n_processes > 1:
-            mpiexec = Path(sys.executable).parent / "mpiexec"
-            command = [str(mpiexec), "-n", str(n_processes), *command]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    seconds, steps = LOOP.findall(done.stdout)[-1]
-    return 1e3 * float(seconds) / int(steps)
-
-
-def markdown(rows: dict[str, dict], shared: dict[str, dict[str, float]], notes: list[str]) -> str:
-    """The tables people read."""
+def markdown(rows: dict[str, dict], notes: list[str]) -> str:
+    """The table people read."""
     programs = list(dict.fromkeys(p for row in rows.values() for p in row["ms"]))
     others = programs[1:]
-    lines = [*notes, "", "## One process, ms per step", ""]
+    lines = [*notes, ""]
     lines += table(
         ["system", "atoms", "model", *programs, *(f"{p} / {programs[0]}" for p in others)],
         [
@@ -246,15 +211,6 @@ def markdown(rows: dict[str, dict], shared: dict[str, dict[str, float]], notes: 
             for name, row in rows.items()
         ],
     )
-    if shared:
-        lines += ["", "## LAMMPS on one and two processes, ms per step", ""]
-        lines += table(
-            ["system", "one", "two", "one / two"],
-            [
-                [name, f"{row['1']:.1f}", f"{row['2']:.1f}", f"{row['1'] / row['2']:.2f}"]
-                for name, row in shared.items()
-            ],
-        )
     return "\n".join([*lines, ""])
 
 
@@ -265,7 +221,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="at least")
     parser.add_argument("--budget", type=float, default=10.0, help="s per program and system")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder")
-    parser.add_argument("--no-processes", action="store_true", help="LAMMPS on one process only")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -282,18 +237,11 @@ def main() -> None:
         rows[name] = {"atoms": len(make()), "model": model, "ms": ms}
         rows[name]["turns"] = len(times[programs[0]])
         print(name, {program: round(value, 3) for program, value in ms.items()}, flush=True)
-    shared: dict[str, dict[str, float]] = {}
-    if "LAMMPS" in programs and not arguments.no_processes:
-        for name in (name for name in SHARED if name in arguments.systems):
-            turns = [(on_processes(name, 1, 20), on_processes(name, 2, 20)) for _ in range(3)]
-            one, two = zip(*turns, strict=True)
-            shared[name] = {"1": median(one), "2": median(two)}
-            print(name, shared[name], flush=True)
     notes = [machine_name(), "", f"{', '.join(versions)}; torch {version('torch')}. 1 thread."]
-    content = {"machine": machine_name(), "versions": versions, "rows": rows, "processes": shared}
+    content = {"machine": machine_name(), "versions": versions, "rows": rows}
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_result(arguments.output / "doors.json", json.dumps(content, indent=1) + "\n")
-    write_result(arguments.output / "doors.md", markdown(rows, shared, notes))
+    write_result(arguments.output / "doors.md", markdown(rows, notes))
     print((arguments.output / "doors.md").read_text())
 
 

@@ -327,7 +327,7 @@ class EngineContract:
     def test_energies_that_do_not_count(self, every_kind: Potential) -> None:
         """Ghosts of a domain: no energy of their own, but forces; as the plain network."""
         graph = build_graph(every_kind, System.from_ase(triclinic() * (2, 1, 1)))
-        graphs = Graphs(graph, hop_counts=(3, graph.n_atoms))
+        graphs = Graphs(graph, n_counted=3)
         found, expected = (
             evaluate(one, graphs) for one in (with_engine(every_kind), exact(every_kind))
         )

@@ -14,9 +14,19 @@ from ase import Atoms
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from attncalc.plugins.halo import Box, Domain, Images, OutputExchange, Owners, reach_of
+from attncalc.plugins.halo import (
+    Box,
+    Domain,
+    Images,
+    OutputExchange,
+    Owners,
+    Whole,
+    exchanges_outputs,
+    reach_of,
+)
 from attncalc.potential import Potential, evaluate
 from attncalc.result import Result
+from attncalc.system import charge_and_spin
 
 
 def images_of(atoms: Atoms, own: NDArray, reach: float) -> Images:
@@ -40,18 +50,31 @@ def box_of(atoms: Atoms) -> Box:
     return Box(atoms.cell.array.copy(), atoms.pbc.copy())
 
 
+def whole_of(potential: Potential, atoms: Atoms) -> Whole:
+    composition = tuple(int((atoms.numbers == z).sum()) for z in potential.species)
+    charge, spin = charge_and_spin(atoms)
+    return Whole(composition, charge, spin)
+
+
 def parts_of(
-    potential: Potential, atoms: Atoms, counts: tuple[int, int, int], *, skin: float = 0.5
+    potential: Potential,
+    atoms: Atoms,
+    counts: tuple[int, int, int],
+    *,
+    skin: float = 0.5,
+    exchanges: bool = False,
 ) -> list[tuple[Images, Domain | None]]:
     """Parts of a structure whose box is cut so often in each direction."""
     places = atoms.get_scaled_positions()
     cells = np.minimum((places * counts).astype(int), np.array(counts) - 1)
     which = np.ravel_multi_index(tuple(cells.T), counts)
-    reach = reach_of(potential) + skin
+    reach = reach_of(potential, exchanges=exchanges) + skin
+    options = {"skin": skin, "exchanges": exchanges}
+    whole = whole_of(potential, atoms)
     found = []
     for part in range(int(np.prod(counts))):
         images = images_of(atoms, np.flatnonzero(which == part), reach)
-        found.append((images, Domain.of(potential, images, box_of(atoms), skin=skin)))
+        found.append((images, Domain.of(potential, images, box_of(atoms), whole, **options)))
     return found
 
 
@@ -135,20 +158,31 @@ class Waiting:
 
 
 def added_up_with_messages(
-    potential: Potential, atoms: Atoms, parts: list[tuple[Images, Domain | None]]
+    potential: Potential,
+    atoms: Atoms,
+    parts: list[tuple[Images, Domain | None]],
+    *,
+    exchanges: bool = False,
 ) -> Result:
-    """Results of all parts, each in a thread, which tell each other of their charges."""
+    """Results of all parts, each in a thread, which tell each other of charges or of layers."""
     channel = Channel(len(parts))
 
     def of_part(rank: int) -> tuple[NDArray, Result] | None:
         images, domain = parts[rank]
         n_own = 0 if domain is None else domain.n_own
         ids = images.ids[:0] if domain is None else images.ids[domain.rows]
-        shared = OutputExchange(Owners(channel.of(rank), ids[:n_own], ids[n_own:]), len(atoms))
+        shared, neighbors = None, None
+        if exchanges_outputs(potential):
+            owners = Owners(channel.of(rank), ids[:n_own], ids[n_own:])
+            shared = OutputExchange(owners, whole_of(potential, atoms))
+        if exchanges:
+            end = 0 if domain is None else domain.hop_counts[1]
+            neighbors = Owners(channel.of(rank), ids[:n_own], ids[n_own:end])
         if domain is None:
-            shared.without_atoms(len(potential.members))
+            if shared is not None:
+                shared.without_atoms(len(potential.members))
             return None
-        graphs = domain.graphs(images.positions, box_of(atoms), shared)
+        graphs = domain.graphs(images.positions, box_of(atoms), shared, neighbors)
         assert graphs is not None
         return ids, evaluate(potential, graphs)
 

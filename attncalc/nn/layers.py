@@ -66,11 +66,17 @@ class ElectronEmbedding(nn.Module):
     def forward(self, electrons: Tensor, graph: Graph) -> Tensor:
         """electrons [n_systems] -> [n_atoms, F]."""
         sign = (electrons < 0).long()[graph.system_idx]
-        query = self.query[graph.species]
-        weight = softplus((query * self.key[sign]).sum(1) / math.sqrt(query.shape[1]))
-        share = electrons.to(weight.dtype) / sum_over_system(weight, graph)
+        weight = self._weight(self.query[graph.species], sign)
+        total = sum_over_system(weight, graph)
+        if graph.ghosts is not None and graph.ghosts.composition is not None:
+            of_species = self._weight(self.query, sign[:1])
+            total = of_species @ of_species.new_tensor(graph.ghosts.composition).unsqueeze(1)
+        share = electrons.to(weight.dtype) / total
         amount = weight * share[graph.system_idx]
         return self.refine(amount.unsqueeze(1) * self.value[sign])
+
+    def _weight(self, query: Tensor, sign: Tensor) -> Tensor:
+        return softplus((query * self.key[sign]).sum(1) / math.sqrt(query.shape[1]))
 
 
 class EnergyHead(nn.Module):

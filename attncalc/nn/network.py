@@ -128,7 +128,16 @@ def linearize(network: Any, graph: Graph, *, waits: bool = True) -> Linearized:
 
 
 def by_autograd(network: Any, graph: Graph) -> Linearized:
-    """Outputs of a network, with PyTorch's gradient."""
+    """Outputs of a network, with PyTorch's gradient.
+
+    Raises:
+        ValueError: ghosts are to be told between layers what they are, which engines do.
+    """
+    if graph.ghosts is not None and graph.ghosts.exchange is not None:
+        raise ValueError(
+            "two atoms are too close to each other for the compiled loops that processes share: "
+            "minimize the structure first, or use one process"
+        )
     vectors = graph.vectors.detach().requires_grad_(True)
     with torch.enable_grad():  # callers may be under no_grad
         outputs = network(graph.with_vectors(vectors))

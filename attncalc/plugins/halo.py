@@ -4,8 +4,9 @@
 
 A node of its graph is an atom, not an image: of an atom that is near in several periodic images
 there is one ghost, and of the process's own atoms there is none. The graph is the part of the whole
-periodic graph that can change energies of its own atoms, so nothing but `Graphs.hop_counts` tells
-potentials of it, and every network has it.
+periodic graph that can change energies of its own atoms, so nothing but `Graphs.n_counted` tells
+potentials of it, and every network has it. Engines that exchange ghosts between their layers
+(`exchanges_layers`) do with the neighbours of own atoms.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.graph import ALL_PAIRS, AtomOutputs, Edges, GraphOfPart, Graphs
+from attncalc.graph import ALL_PAIRS, AtomOutputs, Edges, GhostLayers, Graphs
 from attncalc.neighbors import VerletList, neighbor_list
 from attncalc.physics.pair_term import sums_over_pairs
 from attncalc.potential import Potential, edge_gradients, evaluate
@@ -65,6 +66,25 @@ class Images(NamedTuple):
     n_own: int
 
 
+class Whole(NamedTuple):
+    """What every domain knows of the whole structure.
+
+    Attributes:
+        composition: number of atoms of each species of the potential.
+        charge: e, total.
+        spin: multiplicity 2S+1.
+    """
+
+    composition: tuple[int, ...]
+    charge: int = 0
+    spin: int = 1
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms that are the model's."""
+        return sum(self.composition)
+
+
 def depth_of(potential: Potential) -> int:
     """Number of edges between an atom and the farthest one that can change its energy."""
     return max(
@@ -74,9 +94,21 @@ def depth_of(potential: Potential) -> int:
     )
 
 
-def reach_of(potential: Potential) -> float:
-    """Distance of the farthest ghosts that a part needs, Å."""
-    return max(depth_of(potential) * potential.cutoff, potential.long_range or 0.0)
+def reach_of(potential: Potential, *, exchanges: bool = False) -> float:
+    """Distance of the farthest ghosts that a domain needs, Å.
+
+    Args:
+        potential: the model.
+        exchanges: True: owners of ghosts tell what they are between layers.
+    """
+    depth = 1 if exchanges else depth_of(potential)
+    return max(depth * potential.cutoff, potential.long_range or 0.0)
+
+
+def exchanges_layers(potential: Potential) -> bool:
+    """Return True if ghosts can be exchanged between the layers of all of its networks."""
+    engines = [getattr(member.network, "engine", None) for member in potential.members]
+    return all(getattr(engine, "exchanges", False) for engine in engines)
 
 
 def refuse_parts(potential: Potential, *, periodic: bool = True) -> None:
@@ -118,14 +150,22 @@ def exchanges_outputs(potential: Potential) -> bool:
     )
 
 
-def _graphs_of(potential: Potential, atoms: Atoms) -> Graphs:
-    """Graphs of a neutral structure in a singlet state."""
+def _graphs_of(potential: Potential, atoms: Atoms, whole: Whole | None = None) -> Graphs:
+    """Graphs of a structure, neutral and in a singlet state, or as a part of a whole one."""
     system = replace(System.from_ase(atoms), spin=torch.ones(1, dtype=torch.int64))
-    return fresh_graphs(potential, system.to(potential.device))
+    if whole is not None:
+        system = replace(
+            system, charge=0 * system.charge + whole.charge, spin=0 * system.spin + whole.spin
+        )
+    graphs = fresh_graphs(potential, system.to(potential.device))
+    if whole is None:
+        return graphs
+    ghosts = GhostLayers((len(atoms),), composition=whole.composition)
+    return replace(graphs, short=graphs.short.with_ghosts(ghosts))
 
 
 def _sees_the_whole(potential: Potential) -> bool:
-    """Return True if energies of a neutral structure change with atoms beyond any range.
+    """Return True if energies change with atoms beyond any range, other than by `Whole`.
 
     Charges are those before they add up to a total, which an `OutputExchange` does.
     """
@@ -135,21 +175,24 @@ def _sees_the_whole(potential: Potential) -> bool:
         potential.set_long_range_cutoff(longest)
     atoms, other = sample_structures(potential.species)[:2]
     other.positions += FAR
-    energies = []
-    for structure in (atoms, atoms + other):
-        graphs = _graphs_of(potential, structure)
-        part = replace(graphs, short=GraphOfPart.from_graph(graphs.short))
-        energies.append(evaluate(potential, part).energies[: len(atoms)])
-    largest = energies[0].abs().amax().clamp(min=1)
-    # NaN is not less than anything
-    return not bool((energies[1] - energies[0]).abs().amax() <= ROUNDING[potential.dtype] * largest)
+    numbers = (atoms + other).numbers
+    composition = tuple(int((numbers == z).sum()) for z in potential.species)
+    for charge, spin in ((0, 1), (int(potential.reads_charge), 1 + int(potential.reads_spin))):
+        part, all_of_it = (
+            evaluate(potential, _graphs_of(potential, structure, Whole(composition, charge, spin)))
+            for structure in (atoms, atoms + other)
+        )
+        difference = (all_of_it.energies[: len(atoms)] - part.energies).abs().amax()
+        largest = part.energies.abs().amax().clamp(min=1)
+        # NaN is not less than anything
+        if not bool(difference <= ROUNDING[potential.dtype] * largest):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
 class Domain:
     """Own atoms of a process and its ghosts, ordered by hops, with their neighbour list.
-
-    The structure is neutral and in a singlet state.
 
     **Which ghosts there are.** A hop is an edge of the list, within cutoff + skin. While the list
     holds, every edge within the cutoff is one of these, so all atoms that can be reached by `depth`
@@ -159,14 +202,16 @@ class Domain:
     Attributes:
         rows: [n_nodes], rows of `Images` that the nodes stand for; own atoms first.
         n_own: number of own atoms.
-        hop_counts: as of `attncalc.graph.Graphs`.
+        hop_counts: atoms within 0, 1, ... hops of the own ones.
         system: nodes as they were when the list was made.
         verlet: the list.
         far: list of the pairs of longer range that this process computes, which may have ghosts
             that are no neighbours of neighbours; None where no term reaches so far.
         n_neighbors: [n_nodes], atoms within the cutoff when the list was made.
+        n_owned: [n_nodes], those of them that are own atoms.
         is_inner: [n_nodes], bool: has all of its neighbours here, as own atoms and all but the
             outermost ghosts must.
+        whole: structure of which it is a part.
     """
 
     rows: Integers
@@ -176,26 +221,39 @@ class Domain:
     verlet: VerletList
     far: VerletList | None
     n_neighbors: Integers
+    n_owned: Integers
     is_inner: NDArray[np.bool_]
+    whole: Whole
 
     @classmethod
-    def of(cls, potential: Potential, images: Images, box: Box, *, skin: float) -> Self | None:
+    def of(
+        cls,
+        potential: Potential,
+        images: Images,
+        box: Box,
+        whole: Whole,
+        *,
+        skin: float,
+        exchanges: bool = False,
+    ) -> Self | None:
         """Return the part of a process; None where it has no atom of its own.
 
         Args:
             potential: the model, see `refuse_parts`.
-            images: all within `reach_of(potential)` of its own atoms; more do no harm.
+            images: all within `reach_of` of its own atoms; more do no harm.
             box: of the structure.
+            whole: the structure.
             skin: Å added to the cutoff.
+            exchanges: True: ghosts are those of one hop, and their owners tell what they are.
 
         Raises:
             ValueError: as `VerletList.update`.
         """
-        depth, cutoff = depth_of(potential), potential.cutoff
+        depth, cutoff = 1 if exchanges else depth_of(potential), potential.cutoff
         rows, n_own = _one_of_each(images)
         if n_own == 0:
             return None
-        known = _system(images, rows, box)
+        known = _system(images, rows, box, whole)
         edges = neighbor_list(known, cutoff + skin)
         i, j = edges.receivers.numpy(), edges.senders.numpy()
         hops = _hops(i, j, n_own, len(rows), depth)
@@ -204,7 +262,7 @@ class Domain:
             long = _divided(neighbor_list(known, reach + skin), images.ids[rows], n_own)
             needed[long.senders.numpy()] = True
         order = np.argsort(np.where(needed, hops, depth + 2), kind="stable")[: int(needed.sum())]
-        rows, system = rows[order], _system(images, rows[order], box)
+        rows, system = rows[order], _system(images, rows[order], box, whole)
         options: Any = {"skin": skin, "species": potential.species}
         verlet = VerletList.create(cutoff=cutoff, **options)
         kept = np.minimum(hops[i], hops[j]) < depth
@@ -223,11 +281,17 @@ class Domain:
             verlet=verlet,
             far=far,
             n_neighbors=np.bincount(near.receivers, minlength=len(rows)),
+            n_owned=np.bincount(near.receivers[near.senders < n_own], minlength=len(rows)),
             is_inner=true_hops < depth,
+            whole=whole,
         )
 
     def graphs(
-        self, positions: NDArray[np.float64], box: Box, shared: OutputExchange | None = None
+        self,
+        positions: NDArray[np.float64],
+        box: Box,
+        shared: OutputExchange | None = None,
+        exchange: Owners | None = None,
     ) -> Graphs | None:
         """Return the graphs of other positions; None where a list may miss an edge.
 
@@ -235,6 +299,7 @@ class Domain:
             positions: [n, 3] Å, of all images, in the order of those that this was made of.
             box: may have changed its shape.
             shared: what other parts know of the network's outputs, where `exchanges_outputs`.
+            exchange: of the ghosts of one hop, where there are no others.
 
         Raises:
             ValueError: two atoms lie on top of each other.
@@ -247,8 +312,9 @@ class Domain:
         long = None if self.far is None else self.far.reuse(system)
         if graph is None or (self.far is not None and long is None):
             return None
-        graph = graph if shared is None else GraphOfPart.from_graph(graph)
-        return Graphs(graph, long, hop_counts=self.hop_counts, shared=shared)
+        ghosts = GhostLayers(self.hop_counts, exchange, self.whole.composition)
+        graph = graph.with_ghosts(ghosts)
+        return Graphs(graph, long, n_counted=self.n_own, shared=shared)
 
 
 def _one_of_each(images: Images) -> tuple[Integers, int]:
@@ -261,15 +327,15 @@ def _one_of_each(images: Images) -> tuple[Integers, int]:
     return np.concatenate([own, others[first[is_foreign]]]), len(own)
 
 
-def _system(images: Images, rows: Integers, box: Box) -> System:
+def _system(images: Images, rows: Integers, box: Box, whole: Whole) -> System:
     return System(
         positions=torch.from_numpy(images.positions[rows]),
         atomic_numbers=torch.from_numpy(images.numbers[rows]).long(),
         cell=torch.from_numpy(box.cell.copy())[None],
         pbc=torch.from_numpy(box.pbc.copy())[None],
         system_idx=torch.zeros(len(rows), dtype=torch.int64),
-        charge=torch.zeros(1, dtype=torch.float64),
-        spin=torch.ones(1, dtype=torch.int64),
+        charge=torch.tensor([float(whole.charge)], dtype=torch.float64),
+        spin=torch.tensor([whole.spin]),
     )
 
 
@@ -315,16 +381,16 @@ class OutputExchange:
 
     Args:
         owners: of the ghosts of this process.
-        n_atoms: of the whole structure, whose total charge is zero.
+        whole: the structure.
     """
 
-    def __init__(self, owners: Owners, n_atoms: int) -> None:
-        self.owners, self.n_atoms = owners, n_atoms
+    def __init__(self, owners: Owners, whole: Whole) -> None:
+        self.owners, self.whole = owners, whole
 
     def complete(self, outputs: AtomOutputs) -> AtomOutputs:
-        """Return outputs whose charges add up to zero, with those of the ghosts as owners say."""
+        """Return outputs whose charges add up to the total, with those of ghosts as owners say."""
         values = _columns(outputs.charges, outputs.hirshfeld_ratios, len(outputs.energies))
-        own = self._of_whole(values[: self.owners.n_own])
+        own = self._adding_up(values[: self.owners.n_own], self.whole.charge)
         values = np.concatenate([own, self.owners.of_ghosts(own)])
         charges, ratios = (torch.from_numpy(column) for column in values.T.copy())
         return replace(
@@ -338,21 +404,22 @@ class OutputExchange:
         given = gradient.get("charges"), gradient.get("hirshfeld_ratios")
         n = self.owners.n_own + self.owners.n_ghosts
         values = np.zeros((n, 2))
-        values[: self.owners.n_own] = self._of_whole(self.owners.add_to_owners(_columns(*given, n)))
+        found = self.owners.add_to_owners(_columns(*given, n))
+        values[: self.owners.n_own] = self._adding_up(found, 0)  # no total depends on outputs
         names = ("charges", "hirshfeld_ratios")
-        found = zip(names, values.T.copy(), strict=True)
-        return {name: torch.from_numpy(column) for name, column in found if name in gradient}
+        columns = zip(names, values.T.copy(), strict=True)
+        return {name: torch.from_numpy(column) for name, column in columns if name in gradient}
 
     def without_atoms(self, n: int) -> None:
         """Take part in evaluations of n networks for a process that has no atoms."""
         for _ in range(n):
-            self.owners.of_ghosts(self._of_whole(np.zeros((0, 2))))
-            self._of_whole(self.owners.add_to_owners(np.zeros((0, 2))))
+            self.owners.of_ghosts(self._adding_up(np.zeros((0, 2)), self.whole.charge))
+            self._adding_up(self.owners.add_to_owners(np.zeros((0, 2))), 0)
 
-    def _of_whole(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n_own, 2] with charges shifted so that those of all processes add up to zero."""
-        excess = self.owners.comm.allreduce(float(own[:, 0].sum()))
-        return own - [excess / self.n_atoms, 0.0]
+    def _adding_up(self, own: NDArray[np.float64], total: float) -> NDArray[np.float64]:
+        """[n_own, 2] with the first column shifted, so that it adds up to a total everywhere."""
+        excess = self.owners.comm.allreduce(float(own[:, 0].sum())) - total
+        return own - [excess / self.whole.n_atoms, 0.0]
 
 
 def _columns(charges: Tensor | None, ratios: Tensor | None, n: int) -> NDArray[np.float64]:
@@ -425,8 +492,31 @@ class Owners:
             found[rows] = value
         return found
 
+    def update(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Write into rows of ghosts what their owners have, of several arrays in one message.
+
+        Args:
+            arrays: [>= n_own + n_ghosts, k] each, of one dtype, own atoms first.
+        """
+        widths = np.cumsum([array.shape[1] for array in arrays])[:-1]
+        for rows, values in self._swap(_Columns(arrays), self._own, self._ghosts):
+            for array, part in zip(arrays, np.split(values, widths, axis=1), strict=True):
+                array[self.n_own + rows] = part
+
+    def give_back(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Add rows of ghosts to those of their owners, and clear them; arguments as of `update`."""
+        widths = np.cumsum([array.shape[1] for array in arrays])[:-1]
+        end = self.n_own + self.n_ghosts
+        ghosts = [array[self.n_own : end] for array in arrays]
+        found = self._swap(_Columns(ghosts), self._ghosts, self._own)
+        for rows, values in found:  # an atom has one ghost at most in a process
+            for array, part in zip(arrays, np.split(values, widths, axis=1), strict=True):
+                array[rows] += part
+        for array in ghosts:
+            array[:] = 0
+
     def _swap(
-        self, values: NDArray[Any], sent: Sequence[Integers], received: Sequence[Integers]
+        self, values: Any, sent: Sequence[Integers], received: Sequence[Integers]
     ) -> list[tuple[Integers, NDArray[Any]]]:
         """Send rows of values to every peer; return what comes, with the rows it is for."""
         comm, shape = self.comm, values.shape[1:]
@@ -439,6 +529,17 @@ class Owners:
         for request in waiting:
             request.Wait()
         return [(received[r], b) for r, b in zip(self._peers, buffers, strict=True)]
+
+
+class _Columns:
+    """Arrays of equal dtype side by side; only rows that are asked for are put together."""
+
+    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+        self.arrays, self.dtype = arrays, arrays[0].dtype
+        self.shape = (len(arrays[0]), sum(array.shape[1] for array in arrays))
+
+    def __getitem__(self, rows: Integers) -> NDArray[Any]:
+        return np.concatenate([array[rows] for array in self.arrays], axis=1)
 
 
 def _look_up(keys: Integers, values: Integers, wanted: Integers) -> Integers:

@@ -24,7 +24,7 @@ from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
 from attncalc.evaluator import Evaluator
-from attncalc.graph import species_of
+from attncalc.graph import Graphs, species_of
 from attncalc.model_file import load
 from attncalc.plugins.halo import (
     Box,
@@ -33,6 +33,8 @@ from attncalc.plugins.halo import (
     Integers,
     OutputExchange,
     Owners,
+    Whole,
+    exchanges_layers,
     exchanges_outputs,
     reach_of,
     refuse_parts,
@@ -40,8 +42,8 @@ from attncalc.plugins.halo import (
 from attncalc.potential import Potential, evaluate
 from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops
-from attncalc.structures import refuse_radicals
-from attncalc.system import System
+from attncalc.structures import check_electrons
+from attncalc.system import System, charge_and_spin_of
 from attncalc.text import one_line
 
 FIX = "attncalc"
@@ -74,6 +76,7 @@ def attach(
     dtype: str | None = None,
     threads: int | None = None,
     long_range_cutoff: float | None = None,
+    exchange: bool = True,
 ) -> AttnFix:
     """Add a model's energy, forces and virial to those of a LAMMPS instance.
 
@@ -88,6 +91,8 @@ def attach(
         spin: multiplicity 2S+1; None: the lowest.
         device, dtype, threads, long_range_cutoff: as of `attncalc.load`, where `model` is not yet a
             potential; several processes compute on CPUs.
+        exchange: let processes exchange their ghosts between the layers of networks whose engine
+            does so; False: ghosts as deep as the network sees, the definition.
 
     Returns:
         The fix, which LAMMPS calls.
@@ -107,17 +112,13 @@ def attach(
     if comm.size > 1:
         if model.device.type != "cpu":
             raise ValueError("several processes compute on CPUs: use one process for a GPU")
-        if charge != 0 or spin not in (None, 1):
-            raise ValueError(
-                "several processes cannot share a charge or a spin: use one process for a "
-                "structure that is not neutral or not in a singlet state"
-            )
         refuse_parts(model, periodic=bool(_box(lmp).pbc.any()))
     numbers = _numbers_of(lmp, elements, model)
     if lmp.has_id("fix", FIX):
         raise ValueError(f"this LAMMPS instance has a fix {FIX} already: it takes one model")
-    fix = AttnFix(lmp, comm, model, numbers, charge=charge, spin=spin)
-    lmp.commands_string("\n".join(_commands(lmp, model, comm.size)))
+    fix = AttnFix(lmp, comm, model, numbers, charge=charge, spin=spin, exchange=exchange)
+    reach = reach_of(model, exchanges=fix.exchanges)
+    lmp.commands_string("\n".join(_commands(lmp, model, comm.size, reach)))
     lmp.set_fix_external_callback(FIX, fix)
     return fix
 
@@ -195,8 +196,8 @@ def _refuse_respa(lmp: Any) -> None:
         raise ValueError("run_style respa: only run_style verlet calls the model in every step")
 
 
-def _commands(lmp: Any, potential: Potential, n_processes: int) -> list[str]:
-    """Commands that let LAMMPS call us, with ghosts as deep as the model sees."""
+def _commands(lmp: Any, potential: Potential, n_processes: int, reach: float) -> list[str]:
+    """Commands that let LAMMPS call us, with ghosts within `reach`, Å."""
     commands = []
     if lmp.extract_global("pair_style") == "none":  # without one LAMMPS computes no pressure
         commands += zero_style(potential)
@@ -204,7 +205,7 @@ def _commands(lmp: Any, potential: Potential, n_processes: int) -> list[str]:
         commands += [
             f"neighbor {SKIN} bin",
             "neigh_modify every 1 delay 0 check yes",
-            f"comm_modify cutoff {reach_of(potential) + SKIN + MARGIN:.6f}",
+            f"comm_modify cutoff {reach + SKIN + MARGIN:.6f}",
         ]
     return [
         *commands,
@@ -240,8 +241,10 @@ class AttnFix:
         numbers: [n_types + 1], atomic number of every type, 0 for those of other pair styles.
         charge: total charge, e.
         spin: multiplicity; None: the lowest.
+        exchange: see `attach`.
 
     Attributes:
+        exchanges: whether processes exchange ghosts between layers.
         n_calls: how often LAMMPS has called it.
         n_rebuilds: how often it has made a neighbour list.
     """
@@ -255,14 +258,20 @@ class AttnFix:
         *,
         charge: int = 0,
         spin: int | None = None,
+        exchange: bool = True,
     ) -> None:
         self.lmp, self.comm, self.numbers = lmp, comm, numbers
         self.n_calls = 0
         evaluator = Evaluator(potential)
+        self.exchanges = False
+        if exchange and comm.size > 1:
+            # an engine may be refused in one process, say for want of memory
+            able = comm.allreduce(int(exchanges_layers(evaluator.potential)))
+            self.exchanges = able == comm.size
         self._forces: Any = (
             _Alone(lmp, evaluator, charge, spin)
             if comm.size == 1
-            else _Shared(lmp, comm, evaluator)
+            else _Shared(lmp, comm, evaluator, charge, spin, exchange=self.exchanges)
         )
 
     @property
@@ -406,33 +415,43 @@ def _parts(result: Result) -> Parts:
 
 
 class _Shared:
-    """Atoms of one process among several, with ghosts as deep as the model sees.
+    """Atoms of one process among several, with ghosts.
 
     All processes make new lists at once, when one of them has to: when LAMMPS has handed atoms to
     other processes or sorted them or changed their types, or an atom has moved too far.
     """
 
-    def __init__(self, lmp: Any, comm: Any, evaluator: Evaluator) -> None:
-        self.lmp, self.comm, self.evaluator = lmp, comm, evaluator
+    def __init__(
+        self,
+        lmp: Any,
+        comm: Any,
+        evaluator: Evaluator,
+        charge: int = 0,
+        spin: int | None = None,
+        *,
+        exchange: bool = False,
+    ) -> None:
+        self.lmp, self.comm, self.evaluator, self.exchange = lmp, comm, evaluator, exchange
+        self.charge, self.spin = charge, spin
         self.n_rebuilds = 0
         self._known: tuple[Integers, Integers] | None = None
         self._domain: Domain | None = None
         self._owners: Any = None
         self._exchanges = exchanges_outputs(evaluator.plain)
         self._outputs: OutputExchange | None = None
+        self._neighbors: Owners | None = None  # of ghosts that are exchanged
 
     def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
         holds = np.array([_are_equal((images.ids, images.numbers), self._known)])
         graphs = None
         if holds[0] and self._domain is not None:
-            graphs = self._domain.graphs(images.positions, box, self._outputs)
+            graphs = self._graphs(images, box)
             holds[0] = graphs is not None
         together = np.zeros(1, np.int64)
         self.comm.Allreduce(holds.astype(np.int64), together)
         if together[0] < self.comm.size:
             self._share_out(images, box)
-            if self._domain is not None:
-                graphs = self._domain.graphs(images.positions, box, self._outputs)
+            graphs = self._graphs(images, box)
         domain = self._domain
         if domain is None:
             if self._outputs is not None:
@@ -443,6 +462,11 @@ class _Shared:
             result = evaluate(self.evaluator.potential, graphs)
         forces[domain.rows[: domain.n_own]] = self._owners.add_to_owners(result.forces.numpy())
         return _parts(result)
+
+    def _graphs(self, images: Images, box: Box) -> Graphs | None:
+        if self._domain is None:
+            return None
+        return self._domain.graphs(images.positions, box, self._outputs, self._neighbors)
 
     def _share_out(self, images: Images, box: Box) -> None:
         """Find out anew which atoms are needed here, and where they live."""
@@ -455,31 +479,49 @@ class _Shared:
             raise ValueError("several processes tell atoms by their ids: remove atom_modify id no")
         self.n_rebuilds += 1
         self._known = (images.ids.copy(), images.numbers.copy())
-        self._check_electrons(images, box)
-        potential = self.evaluator.plain
-        self._domain = domain = Domain.of(potential, images, box, skin=SKIN)
+        potential, whole = self.evaluator.plain, self._whole(images, box)
+        domain = Domain.of(potential, images, box, whole, skin=SKIN, exchanges=self.exchange)
+        self._domain = domain
         ids = images.ids[:0] if domain is None else images.ids[domain.rows]
         ids, n_own = ids.astype(np.int64), 0 if domain is None else domain.n_own
         self._owners = Owners(self.comm, ids[:n_own], ids[n_own:])
-        n_atoms = self.comm.allreduce(n_own)
-        self._outputs = OutputExchange(self._owners, n_atoms) if self._exchanges else None
-        neighbors = np.zeros(0, np.int64) if domain is None else domain.n_neighbors
-        of_owners = self._owners.of_ghosts(neighbors[:n_own])
-        if domain is not None and (neighbors[n_own:] != of_owners)[domain.is_inner[n_own:]].any():
-            reach = reach_of(potential) + SKIN + MARGIN
+        if self.exchange:
+            end = 0 if domain is None else domain.hop_counts[1]
+            self._neighbors = Owners(self.comm, ids[:n_own], ids[n_own:end])
+        self._outputs = OutputExchange(self._owners, whole) if self._exchanges else None
+        if not self._has_all_ghosts(domain):
+            reach = reach_of(potential, exchanges=self.exchange) + SKIN + MARGIN
             raise ValueError(
                 f"ghost atoms are missing: comm_modify cutoff must be {reach:.2f} or more"
             )
 
-    def _check_electrons(self, images: Images, box: Box) -> None:
-        """Refuse an odd number of electrons where the model does not know it or reads the spin."""
-        # `attach` has refused total charges
-        electrons = self.comm.allreduce(int(images.numbers[: images.n_own].sum()))
+    def _has_all_ghosts(self, domain: Domain | None) -> bool:
+        """Return False if an atom has neighbours in one process that it has not in another."""
+        if domain is None:
+            none = np.zeros(0, np.int64)
+            self._owners.of_ghosts(none)
+            self._owners.add_to_owners(none)
+            return True
+        n, neighbors = domain.n_own, domain.n_neighbors
+        differ = (neighbors[n:] != self._owners.of_ghosts(neighbors[:n]))[domain.is_inner[n:]]
+        # neighbours of a ghost that are own atoms here are ghosts where it lives
+        owned = domain.n_owned.copy()
+        owned[:n] = 0
+        found = self._owners.add_to_owners(owned)
+        return not differ.any() and np.array_equal(found, neighbors[:n] - domain.n_owned[:n])
+
+    def _whole(self, images: Images, box: Box) -> Whole:
+        """Return what all processes have together, checked as one process checks it."""
         potential = self.evaluator.plain
-        if potential.knows_closed_shells_only:
-            refuse_radicals(torch.tensor([electrons]), torch.from_numpy(box.pbc)[None])
-        if electrons % 2 and any(network.reads_spin for network in potential.networks):
-            raise ValueError("several processes cannot share an unpaired electron: use one process")
+        mine = images.numbers[: images.n_own]
+        counts = self.comm.allreduce(np.bincount(mine, minlength=len(chemical_symbols)))
+        protons = int(counts @ np.arange(len(counts)))
+        given = {"charge": self.charge, "spin": self.spin}
+        charge, spin = (torch.tensor([n]) for n in charge_and_spin_of(protons, given))
+        pbc = torch.from_numpy(box.pbc)[None]
+        check_electrons(potential, charge, spin, torch.tensor([protons]), pbc)
+        composition = tuple(int(counts[z]) for z in potential.species)
+        return Whole(composition, int(charge), int(spin))
 
 
 def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:

@@ -330,7 +330,7 @@ def flatten(batch: Batch) -> tuple[Tensor, ...]:
     for name in _PARTS:
         value = getattr(batch, name)
         if isinstance(value, Graph | System):
-            found += [getattr(value, f.name) for f in fields(value)]
+            found += [getattr(value, name) for name in _names_of(value)]
         elif value is not None:
             found.append(value)
     return tuple(found)
@@ -344,10 +344,16 @@ def unflatten(tensors: Sequence[Tensor], like: Batch) -> Batch:
         value = getattr(like, name)
         if isinstance(value, Graph | System):
             kind = Graph if isinstance(value, Graph) else System
-            parts[name] = kind(*(next(left) for _ in fields(kind)))
+            content: dict[str, Any] = {one: next(left) for one in _names_of(value)}
+            parts[name] = kind(**content)
         elif value is not None:
             parts[name] = next(left)
     return Batch(**parts, all_pairs=like.all_pairs)
+
+
+def _names_of(value: Graph | System) -> list[str]:
+    """Return the names of its tensors; no graph of a training has ghosts."""
+    return [f.name for f in fields(value) if f.name != "ghosts"]
 
 
 _PARTS = tuple(f.name for f in fields(Batch) if f.name != "all_pairs")

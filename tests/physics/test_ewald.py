@@ -210,7 +210,7 @@ def test_a_slab_and_ghosts_are_refused(potential) -> None:
         slab.get_potential_energy()
     graphs = fresh_graphs(potential, System.from_ase(box()))
     with pytest.raises(ValueError, match="Ewald sums over the whole structure"):
-        evaluate(potential, Graphs(graphs.short, hop_counts=(3, 6), system=graphs.system))
+        evaluate(potential, Graphs(graphs.short, n_counted=3, system=graphs.system))
     with pytest.raises(ValueError, match="reads positions and cells"):
         evaluate(potential, Graphs(graphs.short))
 

@@ -217,7 +217,7 @@ def test_energies_of_ghosts_do_not_count() -> None:
     whole = potential(terms())
     graphs = fresh_graphs(whole, System.from_ase(triclinic() * (2, 1, 1)))
     assert graphs.long is not None
-    some = Graphs(graphs.short, graphs.long, hop_counts=(3, 6))
+    some = Graphs(graphs.short, graphs.long, n_counted=3)
     found, all_count = evaluate(whole, some), evaluate(whole, graphs)
     assert_close(found.energies[:3], all_count.energies[:3], 1e-12)
     assert not found.energies[3:].any()

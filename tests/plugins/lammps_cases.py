@@ -65,18 +65,18 @@ def single(name: str, elements: list[str], boundary: str = "p p p", **options) -
     return found
 
 
-def moving(commands: str, n: int) -> dict:
+def moving(commands: str, n: int, **options) -> dict:
     """Silicon in float32 that moves: energies of steps, and what is left at the end."""
     lmp = started("silicon.data")
-    fix = attach(lmp, "so3krates-silicon", ["Si"])
+    fix = attach(lmp, "so3krates-silicon", ["Si"], **options)
     lmp.commands_string(PRESSURE + "velocity all create 1500 7 loop geom\n" + commands + "\nrun 0")
     energies = []
     for _ in range(n):
         lmp.command("run 10")
         energies.append(lmp.get_thermo("etotal"))
-    found = results(lmp) | {"energies": energies, "calls": fix.n_calls, "rebuilds": fix.n_rebuilds}
+    found = results(lmp) | {"energies": energies, "exchanges": fix.exchanges}
     lmp.close()
-    return found
+    return found | {"calls": fix.n_calls, "rebuilds": fix.n_rebuilds}
 
 
 def restarted() -> dict:
@@ -145,8 +145,13 @@ CASES = {
         "molecule", ["C", "H", "O"], "s s s", model="equiformer-ethanol-distilled", dtype="float64"
     ),
     "water": lambda: single("water", ["H", "O"], model="water.safetensors"),
+    "organic": lambda: single("water", ["H", "O"], model="so3krates-organic"),
+    "ion": lambda: single(
+        "water", ["H", "O"], model="so3krates-organic", charge=-1, dtype="float64"
+    ),
     "charged": lambda: single("water", ["H", "O"], model="charged.safetensors", dtype="float64"),
     "nve": lambda: moving("fix move all nve", 20),
+    "nve deep": lambda: moving("fix move all nve", 20, exchange=False),
     "npt": lambda: moving("fix move all npt temp 600 600 0.1 tri 0 0 1.0", 4),
     "restart": restarted,
     "minimize": minimized,

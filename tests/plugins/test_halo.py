@@ -10,7 +10,7 @@ from ase.build import bulk, molecule
 from contract import assert_same_result, random_potential
 from networks import tiny_so3krates
 from numpy.typing import NDArray
-from parts import added_up, added_up_with_messages, box_of, images_of, parts_of
+from parts import added_up, added_up_with_messages, box_of, images_of, parts_of, whole_of
 from torch import nn
 
 from attncalc.fast import lower
@@ -99,8 +99,9 @@ def test_atoms_of_others_are_left_out():
     potential, atoms = two_layers(), carbon(4)
     images = images_of(atoms, np.arange(len(atoms)), 0.0)
     numbers = np.where(images.ids % 5 == 0, 0, images.numbers)
-    domain = Domain.of(potential, images._replace(numbers=numbers), box_of(atoms), skin=0.5)
     ours = atoms[np.arange(len(atoms)) % 5 > 0]
+    images, whole = images._replace(numbers=numbers), whole_of(potential, ours)
+    domain = Domain.of(potential, images, box_of(atoms), whole, skin=0.5)
     assert np.array_equal(domain.system.atomic_numbers.numpy(), ours.numbers)
     result = evaluate(potential, domain.graphs(images.positions, box_of(atoms)))
     whole = evaluate(potential, fresh_graphs(potential, System.from_ase(ours)))
@@ -144,7 +145,8 @@ def test_atoms_that_have_not_all_neighbours_are_known():
     potential, atoms = two_layers(), carbon()
     for reach, complete in ((8.0, True), (5.0, False)):
         images = images_of(atoms, np.arange(32), reach)
-        domain = Domain.of(potential, images, box_of(atoms), skin=0.0)
+        whole = whole_of(potential, atoms)
+        domain = Domain.of(potential, images, box_of(atoms), whole, skin=0.0)
         graph = fresh_graphs(potential, System.from_ase(atoms)).short.arrays
         n_neighbors = np.bincount(graph.receivers)[images.ids[domain.rows]]
         same = (domain.n_neighbors == n_neighbors)[domain.is_inner]
@@ -204,6 +206,23 @@ def test_charges_and_pairs_of_longer_range_are_shared(make, counts: tuple[int, i
     for runs in (potential, lower(potential)):
         parts = parts_of(runs, atoms, counts)
         assert_same_result(added_up_with_messages(runs, atoms, parts), whole)
+
+
+@pytest.mark.parametrize(("charge", "spin"), [(1, 2), (-2, 1), (0, 3)])
+def test_total_charge_and_multiplicity_are_those_of_the_whole(charge: int, spin: int):
+    config = tiny_so3krates(3.0, predict_charges=True, embed_charge=True, embed_spin=True)
+    network = random_potential(config).network
+    term = DampedElectrostatics(ElectrostaticsConfig(cutoff=7.0), (1, 6, 7, 8))
+    potential = Potential(network, (1, 6, 7, 8), pair_terms=[term]).requires_grad_(False)
+    refuse_parts(potential)
+    atoms = gas(4)
+    atoms.info = {"charge": charge, "spin": spin}
+    whole = evaluate(potential, fresh_graphs(potential, System.from_ase(atoms)))
+    neutral = evaluate(potential, fresh_graphs(potential, System.from_ase(gas(4))))
+    assert (whole.energies - neutral.energies).abs().min() > 1e-6  # of every atom
+    for runs in (potential, lower(potential)):
+        found = added_up_with_messages(runs, atoms, parts_of(runs, atoms, (4, 1, 1)))
+        assert_same_result(found, whole)
 
 
 def test_every_pair_with_a_ghost_is_in_one_part():

@@ -21,13 +21,14 @@ from ase.io.lammpsdata import write_lammps_data
 from command_line import fails
 from contract import random_potential
 from networks import tiny_so3krates
+from numpy.typing import NDArray
 
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load, save
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.plugins.halo import Box, Images
+from attncalc.plugins.halo import Box, Images, Whole
 from attncalc.plugins.lammps import _Shared
 from attncalc.plugins.lammps_script import Script
 from attncalc.potential import Potential, evaluate
@@ -200,6 +201,16 @@ class TestEqual:
         assert_same(found[n]["water"], water_potential(), water(), 1e-10)
         assert_same(found[n]["charged"], charged_potential(), water(), 1e-10)
 
+    def test_charges_and_layers_are_exchanged(self, found, n: int):
+        """Three layers, charges, dispersion, in float32."""
+        organic = load("so3krates-organic", device="cpu")
+        assert_same(found[n]["organic"], organic, water(), 2e-4)
+        atoms = water()
+        atoms.info = {"charge": -1, "spin": 2}
+        assert_same(
+            found[n]["ion"], load("so3krates-organic", device="cpu", dtype="float64"), atoms, 1e-10
+        )
+
     def test_types_of_another_pair_style(self, found, n: int):
         """The energy of argon is that of LAMMPS; forces on it are those of silicon's repulsion."""
         potential = load("so3krates-silicon", dtype="float64", device="cpu")
@@ -236,6 +247,13 @@ class TestRuns:
         assert run["rebuilds"] > 3
         assert run["calls"] == 201 + 20  # LAMMPS evaluates again before every `run`
         assert np.ptp(run["energies"]) < 2e-3 * 126
+
+    def test_exchanged_ghosts_are_deep_ones(self, found):
+        assert [found[n]["nve"]["exchanges"] for n in (1, 2)] == [False, True]
+        assert not found[2]["nve deep"]["exchanges"]
+        one, other = (found[2][case] for case in ("nve", "nve deep"))
+        assert one["energies"][0] == pytest.approx(other["energies"][0], abs=1e-4)
+        assert np.abs(np.subtract(one["energies"], other["energies"])).max() < 5e-3
 
     def test_processes_agree_on_trajectories(self, found):
         for case, tolerance in (("nve", 5e-3), ("npt", 5e-3)):
@@ -433,15 +451,15 @@ def test_other_styles_keep_their_coefficients(folder: Path):
 
 
 class FirstOfTwo:
-    """Communicator of a process beside which another has so many electrons."""
+    """Communicator of a process beside which another has so many atoms of hydrogen."""
 
     size, rank = 2, 0
 
-    def __init__(self, electrons: int) -> None:
-        self.electrons = electrons
+    def __init__(self, n_hydrogen: int) -> None:
+        self.n_hydrogen = n_hydrogen
 
-    def allreduce(self, mine: int) -> int:
-        return mine + self.electrons
+    def allreduce(self, mine: NDArray) -> NDArray:
+        return mine + self.n_hydrogen * (np.arange(len(mine)) == 1)
 
 
 def test_several_processes_refuse_the_radicals_that_one_does():
@@ -453,11 +471,16 @@ def test_several_processes_refuse_the_radicals_that_one_does():
     molecular, periodic = (Box(30 * np.eye(3), np.full(3, pbc)) for pbc in (False, True))
     radical = _Shared(None, FirstOfTwo(1), Evaluator(potential))
     with pytest.raises(ValueError, match=re.escape(str(alone.value))):
-        radical._check_electrons(oxygen, molecular)
-    radical._check_electrons(oxygen, periodic)
-    _Shared(None, FirstOfTwo(2), Evaluator(potential))._check_electrons(oxygen, molecular)
+        radical._whole(oxygen, molecular)
+    assert radical._whole(oxygen, periodic) == Whole((1, 0, 0, 1), 0, 2)
+    water = _Shared(None, FirstOfTwo(2), Evaluator(potential))
+    assert water._whole(oxygen, molecular) == Whole((2, 0, 0, 1), 0, 1)
     del potential.training_info["closed_shells"]
-    _Shared(None, FirstOfTwo(1), Evaluator(potential))._check_electrons(oxygen, molecular)
+    _Shared(None, FirstOfTwo(1), Evaluator(potential))._whole(oxygen, molecular)
+    with pytest.raises(ValueError, match=r"multiplicity 2S\+1 must be odd"):
+        _Shared(None, FirstOfTwo(2), Evaluator(potential), 0, 2)._whole(oxygen, molecular)
+    with pytest.raises(ValueError, match=r"total charge \+1 e: this model supports neutral"):
+        _Shared(None, FirstOfTwo(2), Evaluator(potential), 1)._whole(oxygen, molecular)
 
 
 def test_several_processes_need_our_settings(tmp_path: Path):

@@ -205,8 +205,9 @@ def test_gradients_are_compared_on_a_scale_that_stays(recipe, batches):
     )
     fast = eager_step(with_network(single, collocated(single.network, 0.6)), WEIGHTS)
     plain = eager_step(single, WEIGHTS)
-    assert relative_error(fast, plain, known) > select_step.TOLERANCE[torch.float32]
-    assert relative_error(fast, plain, with_distant_labels(known, WEIGHTS)) < 1e-5
+    distant = relative_error(fast, plain, with_distant_labels(known, WEIGHTS))
+    assert distant < 1e-5 < select_step.TOLERANCE[torch.float32]
+    assert relative_error(fast, plain, known) > 10 * distant
 
 
 def test_steps_of_equiformer_are_worth_compiling_sooner(recipe, monkeypatch):

@@ -98,7 +98,9 @@ class Engine(CompiledEngine[Held]):
         scale, bias = self.last_norm
         return rows * scale + bias
 
-    def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> None:
+    def _inputs(
+        self, graph: Graph, arrays: GraphArrays, n_rows: int, workspaces: Workspaces[Held]
+    ) -> None:
         """All is in the arrays."""
 
     def _forward(

@@ -23,7 +23,7 @@ def constrained(
         The outputs, and the map from dE / d outputs to dE / d raw outputs.
     """
     _, charges, ratios = raw
-    system_idx, adds_up = graph.arrays.system_idx, charges is not None and not graph.is_part
+    system_idx, adds_up = graph.arrays.system_idx, charges is not None and graph.ghosts is None
     if adds_up:
         charges = _with_totals(charges, graph.charge.numpy(), system_idx)
 

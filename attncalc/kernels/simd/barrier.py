@@ -94,7 +94,7 @@ def _call_code(typing: Any, address: Any) -> Any:
 
 _arrive: Callable[..., Any] = intrinsic(_arrive_code)
 _arrived: Callable[..., Any] = intrinsic(_arrived_code)
-_call: Callable[..., Any] = intrinsic(_call_code)
+call: Callable[..., Any] = intrinsic(_call_code)
 
 
 @inner_loop
@@ -113,7 +113,7 @@ def _wait(barrier):
     while _arrived(barrier.arrivals) < barrier.due[0]:
         looks += 1
         if looks > PATIENCE and barrier.give_way != 0:
-            _call(barrier.give_way)
+            call(barrier.give_way)
 
 
 @inner_loop

@@ -37,11 +37,14 @@ class Workspaces(list[Workspace]):
     Args:
         each: one of each thread.
         features: [rows, F], what the energies are read from: the first rows are those of the atoms.
+        common: arrays that all threads have in common, where a `LayerExchange` needs them.
     """
 
-    def __init__(self, each: Iterable[Workspace], features: NDArray[np.float32]) -> None:
+    def __init__(
+        self, each: Iterable[Workspace], features: NDArray[np.float32], common: Any = None
+    ) -> None:
         super().__init__(each)
-        self.features = features
+        self.features, self.common = features, common
 
 
 class Ghosts(NamedTuple):
@@ -81,12 +84,14 @@ class CompiledEngine(ABC, Generic[Workspace]):
     Attributes:
         names: fields of `AtomOutputs` that it fills.
         by_pairs: whether it is pairs that make work, or edges.
+        exchanges: whether it knows `GhostLayers.exchange`.
         fewest: of those, for a thread to be worth its while.
         threads: how many share an evaluation, at most.
     """
 
     by_pairs: ClassVar[bool]
     defers: ClassVar = False
+    exchanges: ClassVar = False
     fewest: int
     names: tuple[str, ...] = ("energies",)
 
@@ -182,13 +187,16 @@ class CompiledEngine(ABC, Generic[Workspace]):
         return rows.copy()
 
     @abstractmethod
-    def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Any:
+    def _inputs(
+        self, graph: Graph, arrays: GraphArrays, n_rows: int, workspaces: Workspaces[Workspace]
+    ) -> Any:
         """Return what there is of the graph for all threads.
 
         Args:
             graph: of atoms.
             arrays: its own, or those of a part, which has all atoms.
-            n_rows: atoms, and all ghosts that there may be.
+            n_rows: atoms, and all ghosts that threads may have.
+            workspaces: of all threads.
         """
 
     @abstractmethod
@@ -253,7 +261,7 @@ class _Evaluation:
         while True:
             self.lease = lease = engine.lease(size, (most, *needs))
             n_rows = graph.n_atoms + lease.ghosts.atoms.size
-            self.inputs = engine._inputs(graph, arrays, n_rows)
+            self.inputs = engine._inputs(graph, arrays, n_rows, lease.workspaces)
             self.outputs = np.zeros((len(engine.names), graph.n_atoms))
             if size > 1:
                 lease.ghosts.counts[:] = 0

@@ -29,6 +29,7 @@ from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.engine import CompiledEngine, Workspaces
 from attncalc.kernels.simd.held import Held
 from attncalc.kernels.simd.lanes import LANES, filled_up
+from attncalc.kernels.simd.layer_rows import LayerRows, Messenger
 from attncalc.kernels.simd.partition import Part
 from attncalc.kernels.so3krates.heads import Head, heads_of
 from attncalc.kernels.so3krates.pair_loops import Pairs, Shape
@@ -59,21 +60,23 @@ MOST_KINDS = 10
 class WrittenAtoms(NamedTuple):
     """Atoms of a graph as plain values: can be compared, and do not change.
 
-    Charge and spin are empty where the network does not read them.
+    Charge, spin and composition are empty where the network does not read them.
     """
 
     species: bytes
     system_idx: bytes
     charge: bytes = b""
     spin: bytes = b""
+    composition: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, graph: Graph, arrays: GraphArrays, *, reads_electrons: bool) -> WrittenAtoms:
         species, system_idx = arrays.species.tobytes(), arrays.system_idx.tobytes()
         if not reads_electrons:
             return cls(species, system_idx)
-        per_system = (tensor.detach().numpy().tobytes() for tensor in (graph.charge, graph.spin))
-        return cls(species, system_idx, *per_system)
+        charge, spin = (part.detach().numpy().tobytes() for part in (graph.charge, graph.spin))
+        composition = None if graph.ghosts is None else graph.ghosts.composition
+        return cls(species, system_idx, charge, spin, composition)
 
 
 class Inputs(NamedTuple):
@@ -83,11 +86,15 @@ class Inputs(NamedTuple):
         features: [n_atoms, F] of the bare atoms.
         kinds: of the first layer.
         gathered: [n_rows, 16 n_kinds], working space.
+        rows: of every layer.
+        messenger: by which the loops reach other processes; None: they need not.
     """
 
     features: NDArray[np.float32]
     kinds: Kinds
     gathered: NDArray[np.float32]
+    rows: LayerRows
+    messenger: Messenger | None
 
 
 def can_run(network: Any) -> bool:
@@ -113,6 +120,7 @@ class Engine(CompiledEngine[Held]):
     """
 
     by_pairs: ClassVar = True
+    exchanges: ClassVar = True
     fewest = 1000
 
     def __init__(
@@ -124,7 +132,7 @@ class Engine(CompiledEngine[Held]):
         config = network.config
         self.embedding = network.embedding
         self.embeds_electrons = config.embed_charge or config.embed_spin
-        self._last: tuple[WrittenAtoms, NDArray[np.float32], Kinds] | None = None
+        self._last: tuple[WrittenAtoms, NDArray[np.float32], Kinds, LayerRows] | None = None
         exact = copy.deepcopy(network).to(torch.float64)
         starts = config.ev_init_divisor
         self.numbers = Numbers(
@@ -149,15 +157,36 @@ class Engine(CompiledEngine[Held]):
         most_pairs = max([len(part.arrays.pairs) for part in parts])
         return n_atoms, -(-n_atoms // len(parts)), most_pairs
 
-    def _inputs(self, graph: Graph, arrays: GraphArrays, n_rows: int) -> Inputs:
+    def _inputs(
+        self, graph: Graph, arrays: GraphArrays, n_rows: int, workspaces: Workspaces[Held]
+    ) -> Inputs:
         atoms = WrittenAtoms.of(graph, arrays, reads_electrons=self.embeds_electrons)
         last = self._last  # one read: another thread may replace it meanwhile
         if last is None or last[0] != atoms:  # in a simulation atoms stay the same
             kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
-            self._last = last = (atoms, self.embedding(graph).detach().numpy(), kinds)
-        _, features, kinds = last
+            rows = LayerRows.of(None, graph.n_atoms, self.n_layers)
+            self._last = last = (atoms, self.embedding(graph).detach().numpy(), kinds, rows)
+        _, features, kinds, rows = last
+        messenger = None
+        if graph.ghosts is not None:
+            rows, messenger = self._rows_of(graph, workspaces.common)
         gathered = np.empty((n_rows, LANES * len(kinds.values)), np.float32)
-        return Inputs(features, kinds, gathered)
+        return Inputs(features, kinds, gathered, rows, messenger)
+
+    def _rows_of(self, graph: Graph, common: Common) -> tuple[LayerRows, Messenger | None]:
+        """Rows of a graph with ghosts."""
+        ghosts, messenger = graph.ghosts, None
+        if ghosts is not None and ghosts.exchange is not None:
+            messenger = Messenger(
+                ghosts.exchange,
+                lambda l: (common.x, common.ev_before[l]),
+                lambda l: (common.d_x, common.d_ev),
+            )
+        address = 0 if messenger is None else messenger.address
+        rows = LayerRows.of(ghosts, graph.n_atoms, self.n_layers, address)
+        if messenger is not None:
+            messenger.rows = rows
+        return rows, messenger
 
     def _forward(
         self,
@@ -167,15 +196,19 @@ class Engine(CompiledEngine[Held]):
         workspace: Held,
         outputs: NDArray[np.float64],
     ) -> int:
-        return forward(
+        n = forward(
             barrier,
             workspace,
             *part.arrays[:6],
             inputs.features,
             inputs.kinds,
             inputs.gathered,
+            inputs.rows,
             outputs,
         )
+        if inputs.messenger is not None:
+            inputs.messenger.check()
+        return n
 
     def _reverse(
         self,
@@ -188,8 +221,10 @@ class Engine(CompiledEngine[Held]):
         d_vectors: NDArray[np.float64],
     ) -> None:
         n_atoms = len(part.arrays.species)
-        kinds, gathered = inputs.kinds, inputs.gathered
-        reverse(barrier, workspace, n_atoms, n, kinds, gathered, d_outputs, d_vectors)
+        kinds, gathered, rows = inputs.kinds, inputs.gathered, inputs.rows
+        reverse(barrier, workspace, n_atoms, n, kinds, gathered, rows, d_outputs, d_vectors)
+        if inputs.messenger is not None:
+            inputs.messenger.check()
 
     def _workspaces(self, size: int, most: int, *sizes: int) -> Workspaces[Held]:
         n, n_own, p = sizes
@@ -245,7 +280,7 @@ class Engine(CompiledEngine[Held]):
         )
         network = self.shape, self.numbers, self.constants, self.weights
         each = (hold((*network, common, *own())) for _ in range(size))
-        return Workspaces(each, common.x)
+        return Workspaces(each, common.x, common)
 
 
 # what the first layer is told where features are not those of a kind

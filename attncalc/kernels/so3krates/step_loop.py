@@ -15,6 +15,7 @@ from attncalc.kernels.simd.barrier import (
 )
 from attncalc.kernels.simd.caching import cached_step
 from attncalc.kernels.simd.held import hold as _hold
+from attncalc.kernels.simd.layer_rows import count, exchange_ghosts, pairs_of
 from attncalc.kernels.simd.loops import inner_loop, single
 from attncalc.kernels.simd.row_loops import clear
 from attncalc.kernels.simd.vectors import LANES
@@ -204,6 +205,7 @@ def _forward(
     features,
     kinds,
     gathered,
+    rows,
     outputs,
 ):
     """Adds the outputs; returns the number of pairs, -1: too close.
@@ -219,6 +221,7 @@ def _forward(
         features: [n_atoms, F] of the bare atoms.
         kinds: of the atoms.
         gathered: [rows, 16 n_kinds], working space that all threads have in common.
+        rows: `LayerRows`: atoms of each layer. Others keep what they have, which nobody reads.
         outputs: [n_outputs, n_atoms].
     """
     shape, numbers, constants, w, common, pairs, own = held.parts
@@ -261,16 +264,20 @@ def _forward(
     for l in range(n_layers):
         rests = l == 0 and start == 0
         before, received = common.ev_before[l], common.ev_before[l + 1]
+        if not rests:
+            exchange_ghosts(barrier, rows, l + 1)
+        seen, updated = count(first, end, rows.seen[l]), count(first, end, rows.updated[l])
+        of_layer = pairs_of(n_pairs, pairs.i, rows.updated[l])
         after = received[first:end]
-        _copy(n, before[first:end], after)
+        _copy(seen, before[first:end], after)
         if l == 0 and by_kind:
-            clear(n, own_gathered, n_kinds * LANES)
+            clear(seen, own_gathered, n_kinds * LANES)
             wait_for_all(barrier)
             clear_ghosts(barrier, gathered)
             clear_ghosts(barrier, received)
             first_coefficients(
                 shape,
-                n_pairs,
+                of_layer,
                 pairs,
                 orders,
                 kinds.of_atoms,
@@ -281,15 +288,15 @@ def _forward(
             )
             wait_for_all(barrier)
             add_ghosts(barrier, gathered)
-            first_features(shape, kinds.values, own_gathered, x)
+            first_features(shape, kinds.values, own_gathered[:updated], x[:updated])
         else:
-            project(n, x, w.features[l], w.geometry[l], common.projected[l][first:end])
+            project(seen, x, w.features[l], w.geometry[l], common.projected[l][first:end])
             wait_for_all(barrier)
             clear_ghosts(barrier, common.x)
             clear_ghosts(barrier, received)
             messages(
                 shape,
-                n_pairs,
+                of_layer,
                 pairs,
                 orders,
                 _filters(w, l),
@@ -302,23 +309,23 @@ def _forward(
             wait_for_all(barrier)
             add_ghosts(barrier, common.x)
         add_ghosts(barrier, received)
-        refine(n, l, w, own, x, own.other)
-        exchange(n, l, w, own, constants.degrees, x, after, own.wide, own.wide_too)
-    mine = outputs[:, first:end]
-    read_out(n, w, x, species[first:end], own.of_head, mine)
+        refine(updated, l, w, own, x, own.other)
+        exchange(updated, l, w, own, constants.degrees, x, after, own.wide, own.wide_too)
+    mine, updated = outputs[:, first:end], count(first, end, rows.updated[n_layers - 1])
+    read_out(updated, w, x, species[first:end], own.of_head, mine)
     for k in range(mine.shape[0]):
-        for i in range(n):
+        for i in range(updated):
             mine[k, i] += constants.bias[k, species[first + i]]
     return n_pairs
 
 
-def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vectors):
+def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, rows, d_outputs, d_vectors):
     """Adds the gradient by the vectors of this thread's edges.
 
     Args:
         barrier .. held: as in the forward pass, which has left all in the working space.
         n_pairs: what that has returned.
-        kinds .. gathered: as in the forward pass.
+        kinds .. rows: as in the forward pass.
         d_outputs: [n_outputs, n_atoms].
         d_vectors: [n_edges, 3].
     """
@@ -332,22 +339,27 @@ def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vect
     d_x, d_ev = common.d_x[first:end], common.d_ev[first:end]
     own_gathered = gathered[first:end]
     by_kind = n_kinds > 0
-    read_out_gradient(n, w, own.of_head, d_outputs[:, first:end], d_x)
+    counted = count(first, end, rows.updated[n_layers - 1])
+    read_out_gradient(counted, w, own.of_head, d_outputs[:, first:end], d_x)
+    others = d_x[counted:]
+    clear(n - counted, others, others.shape[1])
     clear(n_pairs, own.d_spherical, own.d_spherical.shape[1])
     own.d_lengths[:n_pairs] = 0
     clear(n, d_ev, d_ev.shape[1])
     for l in range(n_layers - 1, -1, -1):
         rests = l == 0 and start == 0
-        exchange_gradient(n, l, w, own, constants.degrees, d_x, d_ev, own.wide, own.wide_too)
-        refine_gradient(n, l, w, own, d_x, own.other, own.third)
+        seen, updated = count(first, end, rows.seen[l]), count(first, end, rows.updated[l])
+        of_layer = pairs_of(n_pairs, pairs.i, rows.updated[l])
+        exchange_gradient(updated, l, w, own, constants.degrees, d_x, d_ev, own.wide, own.wide_too)
+        refine_gradient(updated, l, w, own, d_x, own.other, own.third)
         received = common.ev_before[l + 1]  # not needed any more: room for a copy
-        _copy(n, d_ev, received[first:end])
+        _copy(seen, d_ev, received[first:end])
         if l == 0 and by_kind:
-            first_features_gradient(shape, kinds.values, d_x, own_gathered)
+            first_features_gradient(shape, kinds.values, d_x[:seen], own_gathered[:seen])
             wait_for_all(barrier)
             first_coefficients_gradient(
                 shape,
-                n_pairs,
+                of_layer,
                 pairs,
                 per_length,
                 orders,
@@ -361,13 +373,13 @@ def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vect
             )
             continue
         d_projected = common.d_projected[first:end]
-        clear(n, d_projected, d_projected.shape[1])
+        clear(seen, d_projected, d_projected.shape[1])
         wait_for_all(barrier)
         clear_ghosts(barrier, common.d_projected)
         clear_ghosts(barrier, common.d_ev)
         messages_gradient(
             shape,
-            n_pairs,
+            of_layer,
             pairs,
             per_length,
             orders,
@@ -385,7 +397,9 @@ def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, d_outputs, d_vect
         wait_for_all(barrier)
         add_ghosts(barrier, common.d_projected)
         add_ghosts(barrier, common.d_ev)
-        project_gradient(n, d_projected, w.features_transposed[l], w.geometry_transposed[l], d_x)
+        project_gradient(seen, d_projected, w.features_transposed[l], w.geometry_transposed[l], d_x)
+        if not rests:
+            exchange_ghosts(barrier, rows, -(l + 1))
     if start != 0:
         wait_for_all(barrier)
         start_ev_gradient(

@@ -1,0 +1,124 @@
+"""`LayerRows`: which atoms a layer sees and updates, and the way from loops to a `LayerExchange`.
+
+Loops take a `LayerRows`; without ghosts every layer sees and updates all atoms. Python's side is
+`Messenger`, a C function that swaps rows of ghosts with other processes.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attncalc.graph import GhostLayers, LayerExchange
+from attncalc.kernels.simd.barrier import call, wait_for_all
+from attncalc.kernels.simd.loops import inner_loop
+
+
+class LayerRows(NamedTuple):
+    """Atoms of every layer, the first ones of a graph.
+
+    Attributes:
+        updated: [n_layers], int64: a layer updates so many atoms.
+        seen: [n_layers], int64: and reads so many.
+        messenger: address of the C function of a `Messenger`; 0: there is none.
+        stage: [1], int64: what it is asked for: l + 1 before layer l, -(l + 1) behind its reverse.
+    """
+
+    updated: NDArray[np.int64]
+    seen: NDArray[np.int64]
+    messenger: int
+    stage: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, ghosts: GhostLayers | None, n_atoms: int, n_layers: int, messenger: int = 0
+    ) -> "LayerRows":
+        """Rows of a graph with such ghosts.
+
+        What the last layer makes of own atoms is read, and of no others. So it needs those within
+        one edge as the layer before it makes them, and so on, unless owners tell what they are.
+        """
+        if ghosts is None:
+            updated = seen = [n_atoms] * n_layers
+        elif ghosts.exchange is not None:
+            updated, seen = [ghosts.within(0)] * n_layers, [ghosts.within(1)] * n_layers
+        else:
+            updated = [ghosts.within(n_layers - 1 - l) for l in range(n_layers)]
+            seen = [ghosts.within(n_layers - l) for l in range(n_layers)]
+        return cls(
+            np.array(updated, np.int64), np.array(seen, np.int64), messenger, np.zeros(1, np.int64)
+        )
+
+
+class Messenger:
+    """C function by which loops ask for rows of ghosts.
+
+    Args:
+        exchange: of the graph.
+        forward: arrays to be updated before layer l.
+        reverse: arrays that are given back behind the reverse of layer l.
+
+    Attributes:
+        error: of the exchange, which loops cannot raise.
+    """
+
+    def __init__(
+        self,
+        exchange: LayerExchange,
+        forward: Callable[[int], Sequence[NDArray[Any]]],
+        reverse: Callable[[int], Sequence[NDArray[Any]]],
+    ) -> None:
+        self.exchange, self.forward, self.reverse = exchange, forward, reverse
+        self.error: BaseException | None = None
+        self.rows: LayerRows | None = None
+        self._function = ctypes.CFUNCTYPE(ctypes.c_int)(self._swap)
+        self.address = ctypes.cast(self._function, ctypes.c_void_p).value or 0
+
+    def _swap(self) -> int:
+        assert self.rows is not None
+        if self.error is None:
+            stage = int(self.rows.stage[0])
+            try:
+                if stage > 0:
+                    self.exchange.update(self.forward(stage - 1))
+                else:
+                    self.exchange.give_back(self.reverse(-stage - 1))
+            except BaseException as error:
+                self.error = error
+        return 0
+
+    def check(self) -> None:
+        """Raise what an exchange has raised."""
+        if self.error is not None:
+            raise self.error
+
+
+@inner_loop
+def count(first, end, n):
+    """Return how many of the rows first .. end are among the first n."""
+    return max(0, min(end, n) - first)
+
+
+@inner_loop
+def pairs_of(n_pairs, receivers, n):
+    """Return how many pairs, which ascend by receiver, have one of the first n."""
+    while n_pairs > 0 and receivers[n_pairs - 1] >= n:
+        n_pairs -= 1
+    return n_pairs
+
+
+@inner_loop
+def exchange_ghosts(barrier, rows, stage):
+    """Let the messenger swap rows of ghosts, in one thread, when all are here."""
+    if rows.messenger != 0:
+        wait_for_all(barrier)
+        if barrier is None:
+            rows.stage[0] = stage
+            call(rows.messenger)
+        else:
+            if barrier.rank == 0:
+                rows.stage[0] = stage
+                call(rows.messenger)
+        wait_for_all(barrier)

@@ -13,6 +13,7 @@ import click
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from torch import Tensor
@@ -288,8 +289,9 @@ def relax_in_batch(
     results = asked.calculator.calculate_many(batch)
     for atoms, course, found in zip(batch, courses, results, strict=True):
         course.spread = _largest(found.get("forces_spread"))
-        found = {name: value for name, value in found.items() if not name.endswith("_spread")}
-        atoms.calc = SinglePointCalculator(atoms, **found)
+        # without spreads and Hirshfeld ratios, which are no properties to ASE
+        known = {name: value for name, value in found.items() if name in all_properties}
+        atoms.calc = SinglePointCalculator(atoms, **known)
     return ended.interrupted
 
 

@@ -285,6 +285,16 @@ def test_relax_of_several_names_a_structure_among_all(monkeypatch: pytest.Monkey
     assert said.startswith("Error: structure 1: atom 2 (Cu) and atom 3 (Cu) are 0.0e+00 Å apart")
 
 
+def test_relax_of_several_by_the_default_model() -> None:
+    """Which predicts charges, and Hirshfeld ratios, that ASE does not know."""
+    write("many.extxyz", [molecule("H2O"), molecule("CH4")])
+    succeeds("relax", "many.extxyz", "-o", "out.xyz")
+    water, methane = read("out.xyz", ":")
+    assert water.get_charges()[0] < -0.1 < 0.1 < water.get_charges()[1]
+    assert water.get_forces().shape == (3, 3)
+    assert np.abs(methane.get_forces()).max() <= 0.01
+
+
 def test_relax_of_several_that_does_not_converge() -> None:
     write("many.extxyz", many())
     said = fails("relax", "many.extxyz", "--model", COPPER, "--steps", 2)

@@ -26,6 +26,11 @@ def existing_file(path: str) -> Path:
     return Path(path)
 
 
+def from_anywhere(name: str) -> str:
+    """Return the absolute path of a file, for processes in other folders; else the name."""
+    return str(Path(name).absolute()) if Path(name).is_file() else name
+
+
 def read_structures(path: str, index: str = ":") -> list[Atoms]:
     existing_file(path)
     try:

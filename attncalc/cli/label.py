@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import existing_file, new_structure_file
+from attncalc.cli.files import existing_file, from_anywhere, new_structure_file
 from attncalc.cli.options import oracle_option
 from attncalc.cli.output import output_options, say
 from attncalc.cli.shards import (
@@ -55,7 +56,7 @@ def label(structures, oracle, output, **many) -> None:
         raise ValueError(f"{target} is the input: name another output with -o")
     target = output_of_shards(source, target)
     new_structure_file(target, overwrite=True)
-    work_off(LabelMany(oracle), source, target, **many)
+    work_off(LabelMany(from_anywhere(oracle), os.getcwd()), source, target, **many)
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ class LabelMany:
 
     Attributes:
         oracle: its name, see `load_oracle`.
+        folder: in which its module is looked for, by other processes too.
     """
 
     oracle: str
+    folder: str
 
     def identity(self) -> dict[str, Any]:
         """All that the results depend on, the input and the machine aside.
@@ -74,7 +77,7 @@ class LabelMany:
         Raises:
             ImportError, OSError, ValueError: there is no such oracle.
         """
-        oracle = load_oracle(self.oracle)
+        oracle = load_oracle(self.oracle, self.folder)
         say(f"oracle: {oracle.teacher} ({oracle.level_of_theory})")
         if oracle.caution:
             say(oracle.caution)
@@ -87,7 +90,7 @@ class LabelMany:
     def start(self) -> LabelShard:
         """Load the oracle."""
         set_threads_of_worker(None)
-        return LabelShard(load_oracle(self.oracle))
+        return LabelShard(load_oracle(self.oracle, self.folder))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +83,14 @@ def is_quiet() -> bool:
 def overwrites() -> bool:
     """Return True if output files that exist are replaced."""
     return _is(_OVERWRITE)
+
+
+@contextmanager
+def silently() -> Iterator[None]:
+    """Say nothing in a block that is part of no command."""
+    with click.Context(click.Command(None)) as context:
+        context.meta[_QUIET] = True
+        yield
 
 
 def say(text: str) -> None:

@@ -25,6 +25,7 @@ from attncalc.cli.course import Course
 from attncalc.cli.errors import EXPECTED, OutsideTraining, one_line_errors
 from attncalc.cli.files import (
     existing_file,
+    from_anywhere,
     new_structure_file,
     read_structures,
     require_room,
@@ -94,9 +95,9 @@ def relax(
     Ctrl-C writes the structures reached so far. A picture (.png) of the same name shows energy and
     largest force of every step.
 
-    With --workers or --shard the file is worked off in pieces, and there is no picture. A structure
-    that cannot be relaxed goes to OUTPUT.failed.xyz with the reason; the same command goes on after
-    any interruption.
+    With --workers, --shard or --scheduler the file is worked off in pieces, and there is no
+    picture. A structure that cannot be relaxed goes to OUTPUT.failed.xyz with the reason; the same
+    command goes on after any interruption.
 
     Exit status: 0; 1 where a structure did not converge, or for an error; 2 where one ends outside
     what the model was trained on (novelty above 1), whose energy and forces may be wrong.
@@ -119,7 +120,8 @@ def relax(
 
         options = {"device": device, "dtype": dtype, "long_range_cutoff": long_range_cutoff}
         chosen = fmax, steps, optimizer, cell, stop_when_unknown
-        work_off(RelaxMany(model, options, threads, *chosen), source, target, **many)
+        job = RelaxMany(from_anywhere(model), options, threads, *chosen)
+        work_off(job, source, target, **many)
         return
     picture = output_file(target.with_suffix(".png"))
     frames = read_structures(structures)

@@ -1,4 +1,4 @@
-"""Many structures, shard by shard: in several processes, in an array of jobs, after any kill.
+"""Many structures, shard by shard: in processes, an array of jobs or a cluster, after any kill.
 
 Each shard of the input gives files in OUTPUT.parts, of which the last, its report, is written when
 the others are there: a shard that has one is done. What a shard gives does not depend on who works
@@ -16,8 +16,9 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -211,8 +212,15 @@ def output_of_shards(source: Path, target: Path) -> Path:
 
 
 def many_options(command: Command) -> Command:
-    """Add the options --workers, --shard and --gather."""
+    """Add the options --workers, --shard, --gather and --scheduler."""
     for option in (
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Work off the shards on the workers of a dask.distributed cluster, which share "
+            "the folder: tcp://HOST:8786, or the scheduler's file (JSON). Each worker thread takes "
+            "--threads threads (1).",
+        ),
         click.option(
             "--gather",
             is_flag=True,
@@ -262,41 +270,56 @@ def work_off(
     workers: int | None,
     shard: str | None,
     gather: bool,
+    scheduler: str | None = None,
 ) -> None:
     """Work off a file, or a part of it, or put the parts together.
 
     Raises:
-        ValueError, OSError: an option or a file is impossible, or shards lack.
+        ValueError, OSError: an option or a file is impossible, shards lack, no scheduler answers.
+        ImportError: dask.distributed is missing.
         RuntimeError: a process met an error, or ended before its shards were done.
         KeyboardInterrupt: with words on how much is done.
         click.ClickException: structures failed, or are outside the training; all is written.
     """
     for path in (source, target):
         if path.suffix not in ENDINGS:
-            raise ValueError(f"{path.name}: --workers and --shard read and write .xyz and .extxyz")
+            raise ValueError(
+                f"{path.name}: --workers, --shard and --scheduler read and write .xyz and .extxyz"
+            )
+    if scheduler is not None and (shard or workers or gather):
+        raise ValueError("--scheduler stands alone: leave out --workers, --shard and --gather")
     if gather and (shard or workers):
         raise ValueError("--gather stands alone: it computes nothing")
     part, n_parts = _part(shard)
     before = None if (_folder(target) / JOINING).exists() else _stamp(target)
-    identity = job.identity() if gather else {**job.identity(), **job.place()}
-    work = Work(find_shards(source, STRUCTURES), target)
-    mine = range(len(work.shards))[part::n_parts]
-    try:
-        made = work.claim(identity, new=not gather)
-        if made and _stamp(target) not in (None, before):  # written while we looked at the input
-            work.remove()
-            raise Gone
-        if not gather:
-            _compute(job, work, mine, workers or 1)
-        if shard:
-            say(f"part {shard}: {len(mine)} of {len(work.shards)} shards are in {work.folder}")
+    with ExitStack() as opened:
+        place: Callable[[], dict[str, Any]] = job.place
+        compute: Callable[[Job, Work, Sequence[int]], None]
+        compute = partial(_compute, workers=workers or 1)
+        if scheduler is not None:
+            from attncalc.cli.cluster import connected
+
+            cluster = opened.enter_context(connected(scheduler))
+            place, compute = partial(cluster.place, job), cluster.compute
+        identity = job.identity() if gather else {**job.identity(), **place()}
+        work = Work(find_shards(source, STRUCTURES), target)
+        mine = range(len(work.shards))[part::n_parts]
+        try:
+            made = work.claim(identity, new=not gather)
+            if made and _stamp(target) not in (None, before):  # written while we looked
+                work.remove()
+                raise Gone
+            if not gather:
+                compute(job, work, mine)
+            if shard:
+                say(f"part {shard}: {len(mine)} of {len(work.shards)} shards are in {work.folder}")
+                return
+            counts = _gather(work)
+        except Gone:
+            if _stamp(target) in (None, before):
+                raise ValueError(f"no folder {work.folder}: work its shards off first") from None
+            _say_done(work)
             return
-        counts = _gather(work)
-    except Gone:
-        if _stamp(target) in (None, before):
-            raise ValueError(f"no folder {work.folder}: work its shards off first") from None
-        _say_done(work)
-        return
     _report(work, counts)
 
 
@@ -377,11 +400,11 @@ def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
                 for k, worker in enumerate(pool):
                     left.difference_update(worker.listen())
                     if worker.error:
-                        raise RuntimeError(f"{worker.error}; {_progress(work, mine)}")
+                        raise RuntimeError(f"{worker.error}; {progress(work, mine)}")
                     if worker.has_died():
                         time.sleep(GRACE)  # whoever kills all processes comes to us too
                         worker.at, shard = None, worker.at
-                        if _count_attempt(work, shard) <= ATTEMPTS:  # else giving it up kills too
+                        if count_attempt(work, shard) <= ATTEMPTS:  # else giving it up kills too
                             pool[k], goes_on = _Worker(job, work, mine), True
                 if time.monotonic() > look:  # what other commands have done
                     began = time.monotonic()
@@ -390,7 +413,7 @@ def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
                     look = time.monotonic() + max(LOOK, 20 * took)
                 bar.update(n - sum(len(work.shards.structures(k)) for k in left) - bar.n)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_progress(work, mine)) from None
+        raise KeyboardInterrupt(progress(work, mine)) from None
     finally:
         for worker in pool:
             worker.process.terminate()
@@ -402,7 +425,8 @@ def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
         )
 
 
-def _progress(work: Work, mine: Sequence[int]) -> str:
+def progress(work: Work, mine: Sequence[int]) -> str:
+    """Return how much is done, for the end of a message."""
     done = len(mine) - len(work.lacking(mine))
     return f"{done} of {len(mine)} shards are done: the same command goes on"
 
@@ -415,7 +439,7 @@ def _attempts(work: Work, shard: int) -> int:
         return 0
 
 
-def _count_attempt(work: Work, shard: int | None) -> int:
+def count_attempt(work: Work, shard: int | None) -> int:
     """Note that a process died at a shard; returns how many have."""
     if shard is None or work.is_done(shard):
         return 0
@@ -448,22 +472,38 @@ def _work_off_shards(job: Job, work: Work, mine: Sequence[int], parent: Connecti
                 return
             if work.is_done(k):
                 continue
-            work.file(k, ".json").parent.mkdir(exist_ok=True)
-            try:
-                lock = FileLock(work.file(k, ".json"))
-            except BlockingIOError:
-                continue
-            with lock:
-                if not work.is_done(k):
-                    parent.send(("at", k))
-                    _write(work, k, _give_up if _attempts(work, k) >= ATTEMPTS else solve)
-                    parent.send(("done", k))
-                    worked = True
+            if work_off_shard(work, k, solve, partial(parent.send, ("at", k))):
+                parent.send(("done", k))
+                worked = True
         left = [k for k in left if not work.is_done(k)]
         if left and not work.folder.exists():
             raise Gone
         if left and not worked:  # others are at what is left, and may be killed
             time.sleep(PAUSE)
+
+
+def work_off_shard(work: Work, shard: int, solve: Solver, begin: Callable[[], None]) -> bool:
+    """Work off a shard, unless it is done; give it up if it has killed too many processes.
+
+    Args:
+        work: of all shards.
+        shard: its number.
+        solve: does the work.
+        begin: called before the work, when nobody else can be at this shard.
+
+    Returns:
+        False if another process is at it.
+    """
+    work.file(shard, ".json").parent.mkdir(exist_ok=True)
+    try:
+        lock = FileLock(work.file(shard, ".json"))
+    except BlockingIOError:
+        return False
+    with lock:
+        if not work.is_done(shard):
+            begin()
+            _write(work, shard, _give_up if _attempts(work, shard) >= ATTEMPTS else solve)
+    return True
 
 
 def _give_up(frames: Sequence[Frame], first: int) -> list[Outcome]:

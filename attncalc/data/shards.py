@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
@@ -23,6 +23,7 @@ class Shards:
         n_structures: of the file.
         starts: byte where each shard begins, and that behind the last.
         sha256: of the file.
+        first: number of the shard that `starts` begins with.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class Shards:
     n_structures: int
     starts: tuple[int, ...]
     sha256: str
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -38,6 +40,11 @@ class Shards:
         """Return the numbers of its structures."""
         return range(self.size * shard, min(self.size * (shard + 1), self.n_structures))
 
+    def alone(self, shard: int) -> Shards:
+        """Return what is needed to read one shard, which is small however long the file is."""
+        at = shard - self.first
+        return replace(self, starts=self.starts[at : at + 2], first=shard)
+
     def read(self, shard: int) -> list[Frame]:
         """Read the structures of a shard.
 
@@ -45,7 +52,7 @@ class Shards:
             OSError: the system refuses to read the file.
             ValueError: it has changed since its shards were found.
         """
-        begin, end = self.starts[shard : shard + 2]
+        begin, end = self.alone(shard).starts
         with open(self.path, "rb") as file:
             file.seek(begin)
             # one damaged structure must not spoil the others

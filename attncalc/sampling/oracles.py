@@ -89,12 +89,13 @@ class Oracle(Protocol):
         """
 
 
-def load_oracle(name: str) -> Oracle:
+def load_oracle(name: str, folder: str | None = None) -> Oracle:
     """Return the oracle of a name.
 
     Args:
         name: "gfn2", name or path of a model, or "module:callable", see `CalculatorOracle`;
             modules are looked for in the working directory, too.
+        folder: in which modules are looked for instead of the working directory.
 
     Raises:
         ImportError: a package or the module is missing.
@@ -105,7 +106,7 @@ def load_oracle(name: str) -> Oracle:
         return GFN2Oracle()
     module, colon, attribute = name.partition(":")
     if colon and not Path(name).exists() and module.replace(".", "").isidentifier():
-        return CalculatorOracle(module, attribute)
+        return CalculatorOracle(module, attribute, folder)
     return ModelOracle(name)
 
 
@@ -257,16 +258,17 @@ class CalculatorOracle:
     Args:
         module: its dotted name.
         attribute: name of the callable within.
+        folder: in which the module is looked for first; None: the working directory.
 
     Raises:
         ImportError: the module is not found, or has no such name.
         ValueError: this is not callable, needs other arguments, or returns no calculator.
     """
 
-    def __init__(self, module: str, attribute: str) -> None:
+    def __init__(self, module: str, attribute: str, folder: str | None = None) -> None:
         name = f"{module}:{attribute}"
         self._calculators: dict[tuple[int, ...], Any] = {}
-        folder = os.getcwd()  # a command installed by pip does not look for modules here
+        folder = folder or os.getcwd()  # a command installed by pip does not look for modules here
         sys.path.insert(0, folder)
         try:
             self._make: Callable[..., Any] = getattr(importlib.import_module(module), attribute)

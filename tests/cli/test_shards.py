@@ -145,7 +145,7 @@ def test_an_array_of_jobs(reference):
         (["--shard", "0/4"], "--shard must be K/N with K from 1 to N, got '0/4'"),
         (["--shard", "5/4"], "--shard must be K/N with K from 1 to N, got '5/4'"),
         (["--gather", "--workers", 2], "--gather stands alone"),
-        (["--workers", 2, "-o", "out.traj"], "out.traj: --workers and --shard read and write .xyz"),
+        (["--workers", 2, "-o", "out.traj"], "out.traj: --workers, --shard and --scheduler read"),
         (["--workers", 2, "--model", "none"], "no model file and no shipped model 'none'"),
     ],
 )

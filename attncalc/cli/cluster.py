@@ -1,0 +1,436 @@
+"""Shards on the workers of a dask.distributed cluster: one task per shard, files in one folder.
+
+A worker calls the function of a shard that the processes of --workers call, and writes its files;
+no structure goes over the network. The scheduler holds a few tasks per thread of the workers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import heapq
+import importlib
+import json
+import logging
+import secrets
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attncalc.cli import shards
+from attncalc.cli.errors import EXPECTED
+from attncalc.cli.output import say, silently
+from attncalc.cli.progress import progress_bar
+from attncalc.cli.shards import ATTEMPTS, LOOK, PAUSE, Gone, Job, Solver, Work
+from attncalc.files import write_atomically
+from attncalc.text import one_line
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+log = logging.getLogger(__name__)
+
+# s until a scheduler must have answered
+ANSWER = 15.0
+# tasks per thread of the workers: one is worked on, and the other is there when it ends
+FEW = 2
+# s until a shard is tried again that another command is at
+BUSY = 1.0
+# s in which a shared file system shows what another machine has written
+VISIBLE = 90.0
+# s without a shard after which a worker forgets a model
+IDLE = 300.0
+
+
+@contextmanager
+def connected(scheduler: str) -> Iterator[Cluster]:
+    """Connect to the scheduler of a cluster; what waits there is cancelled at the end.
+
+    Args:
+        scheduler: its address, or the file in which it has written that.
+
+    Raises:
+        ImportError: dask.distributed is not installed.
+        OSError, ValueError: no scheduler answers, or the file is none of a scheduler.
+    """
+    try:
+        from distributed import Client
+        from distributed.comm import get_address_host_port
+    except ImportError:
+        raise ImportError(
+            '--scheduler needs dask.distributed: pip install "attncalc[cluster]"'
+        ) from None
+
+    class OneTry(Client):
+        def start(self, **options: Any) -> None:
+            try:
+                super().start(**options)
+            except Exception:
+                self.status = "closed"  # else its removal waits for the answer once more
+                raise
+
+    address = _address(scheduler)
+    with _quiet_library():
+        try:
+            get_address_host_port(address)  # of an address that is none, the client never ends
+            client = OneTry(address, timeout=ANSWER, set_as_default=False)
+        except Exception as error:  # a server of another kind may answer anything
+            raise OSError(
+                f"--scheduler {scheduler}: no dask scheduler answers at {address} "
+                f"({one_line(error, longest=150)}): start `dask scheduler`, mend "
+                "the address, or install the scheduler's version of distributed"
+            ) from None
+        with client:
+            yield Cluster(client, scheduler)
+
+
+def _address(scheduler: str) -> str:
+    """Address of a scheduler, from its file perhaps."""
+    path = Path(scheduler)
+    if not path.is_file():
+        if path.suffix == ".json":
+            raise FileNotFoundError(
+                f"no such file: {scheduler}: start `dask scheduler --scheduler-file {scheduler}`"
+            )
+        return scheduler
+    try:
+        address = json.loads(path.read_text())["address"]
+    except (ValueError, KeyError, TypeError):
+        address = None
+    if not isinstance(address, str):
+        raise ValueError(f"{scheduler} is no file of a dask scheduler: it names no address")
+    return address
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Keep the library's own log from the terminal: what is wrong, the command says in one line."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    loggers = [logging.getLogger(name) for name in {"distributed", *names}]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Work of one command, as it travels to a worker with the number of a shard.
+
+    Attributes:
+        job: what to do with structures.
+        run: name of this run of the command.
+        folder: of the command, whose modules are its own.
+    """
+
+    job: Job
+    run: str
+    folder: str
+
+
+@dataclass
+class Cluster:
+    """Workers of a cluster, as the first process sees them.
+
+    Attributes:
+        client: connection to the scheduler.
+        scheduler: as it was named.
+        run: name of this run of the command.
+    """
+
+    client: Client
+    scheduler: str
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def place(self, job: Job) -> dict[str, Any]:
+        """Return what the result depends on of machine and program, as a worker says it.
+
+        Raises:
+            RuntimeError: the worker cannot do the job.
+        """
+        if not self._threads():
+            say(f"no workers at {self.scheduler} yet: waiting for them")
+        future = self._submit(_place, self._task(job))
+        while not future.done():
+            time.sleep(PAUSE)
+            self._check()
+        what, said = _result(future)
+        if what != "done":
+            raise RuntimeError(said)
+        return said
+
+    def compute(self, job: Job, work: Work, mine: Sequence[int]) -> None:
+        """Work off shards; results and deaths of processes are told by the folder.
+
+        Raises:
+            Gone: the folder is not there any more.
+            RuntimeError: a worker met an error, or the scheduler is lost.
+            KeyboardInterrupt: with words on how much is done.
+        """
+        if not (left := set(work.lacking(mine))):
+            return
+        n = sum(len(work.shards.structures(k)) for k in left)
+        try:
+            with progress_bar(n, "structure") as bar:
+                for rest in self._rounds(job, work, left):
+                    bar.update(n - sum(len(work.shards.structures(k)) for k in rest) - bar.n)
+            limit = time.monotonic() + VISIBLE
+            while (lacking := work.lacking(mine)) and time.monotonic() < limit:
+                time.sleep(PAUSE)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(shards.progress(work, mine)) from None
+        except RuntimeError as error:
+            raise RuntimeError(f"{one_line(error)}; {shards.progress(work, mine)}") from None
+        if lacking:
+            raise RuntimeError(
+                f"{len(lacking)} of {len(mine)} shards, which the workers of {self.scheduler} "
+                f"have done, are not in {work.folder}: their machines must share this folder"
+            )
+
+    def _rounds(self, job: Job, work: Work, left: set[int]) -> Iterator[set[int]]:
+        """Work off shards; yields again and again those that are left."""
+        task, far = self._task(job), _from_anywhere(work)
+        waiting = [(0.0, k) for k in sorted(left)]  # a heap: from when on, shard
+        futures: dict[int, Future] = {}
+        killed: Counter[int] = Counter()
+        window, look = FEW, 0.0
+        while left:
+            self._check()
+            now = time.monotonic()
+            if now > look:
+                window = FEW * max(1, self._threads())
+                if look:  # what other commands have done
+                    left.intersection_update(work.lacking(sorted(left)))
+                look = now + max(LOOK, 20 * (time.monotonic() - now))
+            while waiting and waiting[0][0] <= now and len(futures) < window:
+                _, k = heapq.heappop(waiting)
+                if k in left:
+                    only = replace(far, shards=far.shards.alone(k))
+                    futures[k] = self._submit(_work_off_shard, task, only, k)
+            time.sleep(PAUSE / 4)
+            for k, future in [(k, future) for k, future in futures.items() if future.done()]:
+                del futures[k]
+                what, said = _result(future)
+                if what == "done":
+                    left.discard(k)
+                elif what == "error" or (what == "gone" and work.folder.exists()):
+                    raise RuntimeError(said)
+                elif what == "gone":
+                    raise Gone
+                else:
+                    killed[k] += what in ("killed", "again")
+                    if killed[k] > ATTEMPTS:  # else it is given up: something else kills
+                        raise RuntimeError(said)
+                    pause = BUSY if what in ("busy", "lost") else 0.0
+                    heapq.heappush(waiting, (time.monotonic() + pause, k))
+            yield left
+
+    def _task(self, job: Job) -> _Task:
+        return _Task(job, self.run, str(Path.cwd()))
+
+    def _submit(self, function: Any, *arguments: Any) -> Future:
+        key = f"attncalc-{self.run}-{secrets.token_hex(8)}"
+        return self.client.submit(function, *arguments, key=key, pure=False)
+
+    def _threads(self) -> int:
+        """Number of threads of all workers; none where nobody says it."""
+        with suppress(OSError):
+            return sum(self.client.nthreads().values())
+        return 0
+
+    def _check(self) -> None:
+        """Refuse to go on without a scheduler; the client tries to find it again by itself."""
+        if self.client.status in ("closing", "closed"):
+            raise RuntimeError(f"the scheduler at {self.scheduler} is lost")
+
+
+def _from_anywhere(work: Work) -> Work:
+    """The same, for processes in other folders."""
+    source = replace(work.shards, path=work.shards.path.absolute())
+    return Work(source, work.target.absolute())
+
+
+def _result(future: Future) -> tuple[str, Any]:
+    """Outcome of a task that has ended; see `_work_off_shard`, and "killed", "lost"."""
+    from distributed.client import CancelledError
+    from distributed.scheduler import KilledWorker
+
+    if future.cancelled():  # the scheduler has begun anew
+        return "lost", ""
+    try:
+        return future.result(timeout=ANSWER)
+    except KilledWorker as error:
+        return "killed", f"workers died: {one_line(error, longest=200)}"
+    except ImportError as error:
+        return "error", f"a worker cannot import attncalc ({one_line(error)}): install it there"
+    except (
+        OSError,
+        CancelledError,
+    ):  # of the network: files tell what is done
+        return "lost", ""
+
+
+# what follows is called on workers
+
+_starting = threading.Lock()
+# a model for each run and thread, and when it was used last
+_solvers: dict[tuple[str, int], tuple[Solver, float]] = {}
+# notes of the shards that this process is at
+_at: set[Path] = set()
+
+
+def _place(task: _Task) -> tuple[str, Any]:
+    """Place of a worker; "error" and what is wrong."""
+    try:
+        with _starting, _modules_read_anew(task.folder), silently():
+            return "done", task.job.place()
+    except (*EXPECTED, MemoryError) as error:
+        return "error", f"worker {_address_here()}: {one_line(error)}"
+
+
+def _work_off_shard(task: _Task, work: Work, shard: int) -> tuple[str, str]:
+    """Work off a shard on a worker, and count the death of a process that was at it before.
+
+    A process notes which shard it is at. A note of this run, at a shard that nobody has locked, is
+    of a process that has died while the first process lives. Who is told to end removes its notes.
+
+    Returns:
+        "done"; "busy" if another process is at the shard; "again" after a bug, which counts as
+        a death; "gone" if there is no folder; "error"; and words.
+    """
+    note = work.file(shard, ".at")
+
+    def begin() -> None:
+        if _content(note) == task.run:
+            time.sleep(shards.GRACE)  # whoever kills the first process and all workers comes to us
+            shards.count_attempt(work, shard)
+        _at.add(note)
+        write_atomically(note, task.run.encode())
+
+    try:
+        solve = _solver(task, work)
+        is_ours = shards.work_off_shard(work, shard, solve, begin)
+        if is_ours:
+            note.unlink(missing_ok=True)
+        return ("done" if is_ours else "busy"), ""
+    except (Gone, *EXPECTED, MemoryError) as error:
+        if not work.folder.exists():
+            return (
+                "gone",
+                f"worker {_address_here()} does not find {work.folder}: share it",
+            )
+        if note in _at:
+            note.unlink(missing_ok=True)
+        return "error", f"worker {_address_here()}: {one_line(error)}"
+    except Exception as error:
+        if note not in _at:
+            raise
+        log.exception("shard %d", shard)
+        return "again", f"worker {_address_here()}: {type(error).__name__}: {one_line(error)}"
+    finally:
+        _at.discard(note)
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _address_here() -> str:
+    from distributed import get_worker
+
+    return get_worker().address
+
+
+def _solver(task: _Task, work: Work) -> Solver:
+    """Solver of this thread, with the model in memory.
+
+    Raises:
+        Gone, ValueError: the folder is not there, or for work with another model or device.
+    """
+    key = task.run, threading.get_ident()
+    with _starting:
+        if key not in _solvers:
+            _note_an_orderly_end()
+            with _modules_read_anew(task.folder), silently():
+                work.claim({**task.job.identity(), **task.job.place()}, new=False)
+                solver = task.job.start()
+            if not _solvers:
+                _forget_later()
+        else:
+            solver = _solvers[key][0]
+        _solvers[key] = solver, time.monotonic()
+    return solver
+
+
+def _forget_later() -> None:
+    """Start the watch that removes models when their command has ended, in whatever way."""
+    timer = threading.Timer(IDLE, _forget)
+    timer.daemon = True
+    timer.start()
+
+
+def _forget() -> None:
+    with _starting:
+        now = time.monotonic()
+        for key in [key for key, (_, used) in _solvers.items() if now - used > IDLE]:
+            del _solvers[key]
+        if _solvers:
+            _forget_later()
+
+
+@contextmanager
+def _modules_read_anew(folder: str) -> Iterator[None]:
+    """Forget the modules of a folder that are imported meanwhile.
+
+    A worker lives longer than a command: the next one may mean another module of this name.
+    """
+    before = {name.partition(".")[0] for name in sys.modules}
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        new = {name.partition(".")[0] for name in sys.modules} - before
+        files = {name for name in new if _lies_in(sys.modules.get(name), Path(folder))}
+        for name in [name for name in sys.modules if name.partition(".")[0] in files]:
+            del sys.modules[name]
+
+
+def _lies_in(module: Any, folder: Path) -> bool:
+    """Return True for NAME.py and NAME/__init__.py in the folder itself."""
+    file = Path(getattr(module, "__file__", None) or "/")
+    return folder in (file.parent, file.parent.parent if file.stem == "__init__" else None)
+
+
+class _OrderlyEnd:
+    """Hook of a worker that is told to end: its shards did not kill it."""
+
+    def teardown(self, worker: Any) -> None:
+        """Remove the notes of this process."""
+        _remove_notes()
+
+
+def _note_an_orderly_end() -> None:
+    """See to it that a worker that is told to end removes its notes."""
+    from distributed import get_worker
+
+    plugins: dict[str, Any] = get_worker().plugins
+    if "attncalc" not in plugins:
+        plugins["attncalc"] = _OrderlyEnd()
+        atexit.register(_remove_notes)
+
+
+def _remove_notes() -> None:
+    for note in list(_at):
+        note.unlink(missing_ok=True)

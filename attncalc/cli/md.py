@@ -401,10 +401,7 @@ def _absolute(model: str) -> str:
 def _running(picture: Picture, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
     """A bar while a run goes on, and a picture of what there is, whatever ends it."""
     settings = picture.settings
-    with progress_bar(settings.n_steps, "step") as bar:
-        bar.update(done)
-        bar.initial = done  # the rate counts what is done now
-
+    with progress_bar(settings.n_steps, "step", done=done) as bar:
         began, n_done = time.monotonic(), 0
 
         def progress(steps: int, status: str) -> None:

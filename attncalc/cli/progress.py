@@ -28,10 +28,10 @@ class _LogLines(io.TextIOBase):
 
 
 @contextmanager
-def progress_bar(total: int | None, unit: str) -> Iterator[tqdm]:
+def progress_bar(total: int | None, unit: str, *, done: int = 0) -> Iterator[tqdm]:
     """Show a bar with rate and time left on a terminal; elsewhere print them once a minute.
 
-    With --quiet there is neither.
+    With --quiet there is neither. What was `done` before takes no part in the rate.
     """
     is_terminal = sys.stderr.isatty()
     lines = {
@@ -42,6 +42,7 @@ def progress_bar(total: int | None, unit: str) -> Iterator[tqdm]:
     }
     with tqdm(
         total=total,
+        initial=done,
         unit=f" {unit}",
         disable=is_quiet(),
         leave=False,

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -88,3 +89,16 @@ def test_no_lines_within_the_first_minute(caplog) -> None:
     with progress.progress_bar(3, "structure") as bar:
         bar.update(2)
     assert not caplog.records
+
+
+def test_rate_of_a_continued_run(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """What an earlier run did took no time of this one."""
+    caplog.set_level(logging.INFO, logger="attncalc.cli.progress")
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    with progress.progress_bar(2_000_000, "step", done=1_000_000) as bar:
+        time.sleep(0.1)
+        bar.update(1)
+    line = caplog.records[-1].getMessage()
+    rate = re.search(r"([\d.]+) ?step/s", line)
+    assert rate, line
+    assert float(rate[1]) < 10, line

@@ -183,6 +183,16 @@ def header(model: str | Path) -> dict[str, Any]:
     return _header(find_model(model), set())
 
 
+def origin(model: str | Path) -> dict[str, str]:
+    """Return name, data and labels of a model that trainings start from, empty if it is gone."""
+    try:
+        info = header(model)["training"]
+    except FileNotFoundError:
+        info = {}
+    data = {key: str(info.get(key) or "") for key in ("data", "labels")}
+    return {"name": model_name(str(model)), **data}
+
+
 def checksum(model: str | Path) -> str:
     """Return the checksum that identifies a model, whatever its name; errors as in `load`."""
     return header(model)["checks"]["sha256"]

@@ -854,3 +854,10 @@ def test_devices_that_are_none(path: Path, device: object) -> None:
 def test_numbers_of_threads_that_are_none(path: Path, threads: object) -> None:
     with pytest.raises(ValueError, match="threads must be a whole number from 1 to 1024, got "):
         load(path, threads=threads)
+
+
+def test_origin_is_what_a_training_keeps_of_its_start() -> None:
+    info = header("so3krates-organic")["training"]
+    told = {"name": "so3krates-organic", "data": info["data"], "labels": info["labels"]}
+    assert model_file.origin("so3krates-organic") == told
+    assert model_file.origin("gone/a.safetensors") == {"name": "a", "data": "", "labels": ""}

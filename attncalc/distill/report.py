@@ -19,7 +19,7 @@ from attncalc.distill.run import MOST_OUTSIDE, Distilled, Goal
 from attncalc.evaluator import Evaluator
 from attncalc.files import write_atomically
 from attncalc.md import Langevin, run
-from attncalc.model_file import save
+from attncalc.model_file import model_name, origin, save
 from attncalc.potential import Potential
 from attncalc.system import System
 
@@ -101,7 +101,7 @@ def _info(done: Distilled, sets: dict[str, Dataset], found: Errors, command: str
         "n_validation": len(sets["validation"]),
         "n_test": len(sets["test"]),
         "test_errors": asdict(found),
-        "start_from": None,
+        "start_from": origin(start) if (start := done.state.settings["start_from"]) else None,
         "seed": done.state.settings["seed"],
         "committee": len(done.potential.members),
         "command": command,
@@ -207,7 +207,17 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
         *(f"* refused: {n} ({reason})" for reason, n in store.reasons.most_common()),
         f"* {state.seconds / 60:.1f} minutes in all.",
         "",
-        "Settings: " + ", ".join(f"{key} {value}" for key, value in settings.items()) + ".",
+        _settings(settings),
+    )
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    start, steps = settings["start_from"], settings["steps"]
+    weights = f"weights of {model_name(start)}" if start else "random weights"
+    return (
+        f"Settings: seed {settings['seed']}, charge {settings['charge']} e, multiplicity "
+        f"{settings['spin']}, timestep {settings['timestep']:g} fs, first round from {weights}"
+        + (f", {steps} steps of each training." if steps else ".")
     )
 
 

@@ -22,7 +22,7 @@ from attncalc.data.errors import Errors
 from attncalc.data.fingerprints import fingerprints
 from attncalc.data.streamed import errors_of
 from attncalc.files import write_atomically
-from attncalc.model_file import NETWORKS, header, load, model_name, save
+from attncalc.model_file import NETWORKS, load, model_name, origin, save
 from attncalc.physics.pair_term import of_all_pairs
 from attncalc.potential import Committee, Potential
 from attncalc.structures import check_system
@@ -537,13 +537,12 @@ def _start(recipe: Recipe, potential: Potential) -> dict[str, str] | None:
     """Name and data of the model that the training started from, as far as it is still there."""
     if recipe.start_from is None:
         return None
-    before = potential.training_info.get("start_from")  # of an earlier test of the same run
     try:
-        info = header(recipe.find_start())["training"]
-    except FileNotFoundError:
-        info = before or {}
-    told = {key: str(info.get(key) or "") for key in ("data", "labels")}
-    return {"name": model_name(recipe.start_from), **told}
+        told = origin(recipe.find_start())
+    except FileNotFoundError:  # an earlier test of the same run has seen it
+        before = potential.training_info.get("start_from") or {}
+        told = {key: str(before.get(key) or "") for key in ("data", "labels")}
+    return {**told, "name": model_name(recipe.start_from)}
 
 
 def _without_folders(command: str) -> str:

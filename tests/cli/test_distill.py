@@ -78,6 +78,9 @@ def test_a_run_to_the_end_of_its_labels(cluster: str) -> None:
     report = (folder / "report.md").read_text()
     assert "**The goal is not reached**" in report
     assert f"{told['labels']} calls of the oracle" in report
+    assert (
+        "Settings: seed 0, charge 0 e, multiplicity 1, timestep 2 fs, first round from " in report
+    )
     assert (folder / "errors.html").stat().st_size > 10_000
     # nothing is done again; a looser goal needs no label
     again = json.loads(attncalc(*command).stdout)

@@ -16,7 +16,7 @@ PAGE = (REPOSITORY / "docs/doors.md").read_text(encoding="utf-8")
 # (heading, script)
 SCRIPTS = re.findall(r"^#+ ([^\n]+)\n(?:(?!^#+ ).)*?```python\n(.*?)```", PAGE, flags=re.M | re.S)
 NEEDS = {"OpenMM": "openmm", "Molecules among a force field": "openmm"}
-NEEDS |= {"i-PI": "ipi", "TorchSim": "torch_sim"}
+NEEDS |= {"OpenMM-ML": "openmmml", "i-PI": "ipi", "TorchSim": "torch_sim"}
 
 
 def test_every_script_has_a_heading_of_its_own():

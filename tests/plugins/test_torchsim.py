@@ -97,8 +97,8 @@ def test_atoms_that_are_wrapped_need_no_new_list():
         now = state_of(structures)
         state.positions.copy_(now.positions), state.cell.copy_(now.cell)
         assert_calculators(model(state), structures, "so3krates-silicon")
-    assert model._evaluator.neighbors.n_rebuilds == 1
-    assert model._evaluator.neighbors.n_updates == 7
+    assert model._batches.evaluator.neighbors.n_rebuilds == 1
+    assert model._batches.evaluator.neighbors.n_updates == 7
 
 
 def test_an_impossible_state_is_refused_and_forgotten():

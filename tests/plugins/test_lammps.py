@@ -279,6 +279,23 @@ class TestRuns:
 
 @needs_lammps
 @pytest.mark.parametrize("n", [1, 2])
+def test_a_bias_of_colvars_as_docs_show_it(tmp_path: Path, n: int):
+    """LAMMPS' total energy and that of the restraint add up to a constant."""
+    page = (REPOSITORY / "docs/doors.md").read_text(encoding="utf-8")
+    for language, name in (("lammps", "in.bias"), ("colvars", "bias.colvars")):
+        (block,) = re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+        (tmp_path / name).write_text(block)
+    done = mpiexec(n, "-m", "attncalc", "lammps", "in.bias", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"^ +\d+ +(-\S+) +(-\S+) +(\d\S*) *$", done.stdout, flags=re.MULTILINE)
+    _, total, bias = np.array(rows, float).T
+    assert len(bias) == 11
+    assert np.ptp(bias) > 2
+    assert np.ptp(total + bias) < 0.05
+
+
+@needs_lammps
+@pytest.mark.parametrize("n", [1, 2])
 def test_types_may_change_between_steps(folder: Path, n: int):
     done = mpiexec(n, Path(__file__).with_name("lammps_cases.py"), folder, "retyped")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -32,6 +32,18 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
+def quiet_option(command: Command) -> Command:
+    """Add the option --quiet."""
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember(_QUIET),
+        help="Write errors and warnings only.",
+    )(command)
+
+
 def output_options(command: Command) -> Command:
     """Add the options --quiet, --json and --overwrite."""
     for option in (
@@ -43,14 +55,7 @@ def output_options(command: Command) -> Command:
             help="Replace output files that exist.",
         ),
         json_option,
-        click.option(
-            "-q",
-            "--quiet",
-            is_flag=True,
-            expose_value=False,
-            callback=_remember(_QUIET),
-            help="Write errors and warnings only.",
-        ),
+        quiet_option,
     ):
         command = option(command)
     return command

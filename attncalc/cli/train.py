@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from attncalc.cli.errors import one_line_errors
+from attncalc.cli.output import json_option, quiet_option, report_json, say
 from attncalc.files import NoSpaceLeft
 
 
@@ -22,6 +23,8 @@ from attncalc.files import NoSpaceLeft
     type=int,
     help="Train only this member of the recipe's committee, so that several train at once.",
 )
+@json_option
+@quiet_option
 @one_line_errors
 def train(recipe, data, output, member) -> None:
     """Train a model by a recipe; a stopped run continues where it was.
@@ -45,5 +48,15 @@ def train(recipe, data, output, member) -> None:
         raise NoSpaceLeft(full.path, full.number, advice) from None
     if not speaks:
         return
-    click.echo(done.model.with_suffix(".md").read_text())
-    click.echo(f"wrote {done.model}")
+    card, last = done.model.with_suffix(".md"), done.history[-1]
+    say(card.read_text())
+    say(f"wrote {done.model}")
+    report_json(
+        {
+            "model": str(done.model),
+            "card": str(card),
+            "epochs": int(last["epoch"]),
+            "seconds": round(last["wall_time_s"], 1),
+            "test_errors": done.potential.training_info["test_errors"],
+        }
+    )

@@ -235,7 +235,10 @@ class Progress(L.Callback):
         self.step, self.first_step = _ours(module).step, trainer.global_step
         self.started = time.monotonic()
         self.bar = tqdm(
-            total=trainer.max_epochs, initial=trainer.current_epoch, unit="epoch", disable=None
+            total=trainer.max_epochs,
+            initial=trainer.current_epoch,
+            unit="epoch",
+            disable=None if log.isEnabledFor(logging.INFO) else True,  # None: without a terminal
         )
         self.first, self.last_line = trainer.current_epoch, time.monotonic()
 

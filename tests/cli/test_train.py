@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,13 @@ def test_train() -> None:
     assert {"tiny.safetensors", "tiny.md", "metrics.csv"} <= {p.name for p in Path("out").iterdir()}
     assert "# tiny" in result.stdout
     succeeds("eval", "out/tiny.safetensors", "cu.extxyz")
+    again = attncalc("train", "tiny.yaml", "-o", "out", "--json", "--quiet")  # is only tested again
+    assert again.stderr == ""
+    told = json.loads(again.stdout)
+    assert told["model"] == "out/tiny.safetensors"
+    assert told["epochs"] == 2
+    mae = 1e3 * told["test_errors"]["force_mae"]
+    assert f"| force | {mae:.2f} |" in Path(told["card"]).read_text()
 
 
 TRAIN_ONE_EPOCH = """

@@ -120,9 +120,22 @@ def _compile_in_child(module: str, name: str, signature: Any) -> None:
 
 
 def compile_here(module: str, name: str, signature: Any) -> None:
-    """Compile a step for types of arguments, and keep it."""
+    """Compile a step for types of arguments, and keep it; this process does nothing else."""
     loop = getattr(importlib.import_module(module), name)
+    _without_wrappers(loop)
     type(loop).compile(loop, signature)
+
+
+def _without_wrappers(loop: Any) -> None:
+    """Compile no entries from Python and C into the functions that only `loop` calls.
+
+    Numba makes both for each of a step's many functions, and compiles them.
+    """
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("attncalc."):
+            for inner in vars(module).values():
+                if isinstance(inner, type(loop)) and inner is not loop:
+                    inner.targetoptions.update(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def _is_kept(loop: Any, signature: Any) -> bool:

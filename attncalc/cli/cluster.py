@@ -19,13 +19,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attncalc.cli import shards
 from attncalc.cli.errors import EXPECTED
 from attncalc.cli.output import say, silently
-from attncalc.cli.progress import progress_bar
 from attncalc.cli.shards import ATTEMPTS, LOOK, PAUSE, Gone, Job, Solver, Work
 from attncalc.files import write_atomically
 from attncalc.text import one_line
@@ -43,7 +44,7 @@ FEW = 2
 BUSY = 1.0
 # s in which a shared file system shows what another machine has written
 VISIBLE = 90.0
-# s without a shard after which a worker forgets a model
+# s without a shard after which a worker forgets a model, when it takes a shard of another
 IDLE = 300.0
 
 
@@ -176,20 +177,10 @@ class Cluster:
             RuntimeError: a worker met an error, or the scheduler is lost.
             KeyboardInterrupt: with words on how much is done.
         """
-        if not (left := set(work.lacking(mine))):
-            return
-        n = sum(len(work.shards.structures(k)) for k in left)
-        try:
-            with progress_bar(n, "structure") as bar:
-                for rest in self._rounds(job, work, left):
-                    bar.update(n - sum(len(work.shards.structures(k)) for k in rest) - bar.n)
-            limit = time.monotonic() + VISIBLE
-            while (lacking := work.lacking(mine)) and time.monotonic() < limit:
-                time.sleep(PAUSE)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(shards.progress(work, mine)) from None
-        except RuntimeError as error:
-            raise RuntimeError(f"{one_line(error)}; {shards.progress(work, mine)}") from None
+        shards.work_through(work, mine, partial(self._rounds, job, work))
+        limit = time.monotonic() + VISIBLE
+        while (lacking := work.lacking(mine)) and time.monotonic() < limit:
+            time.sleep(PAUSE)
         if lacking:
             raise RuntimeError(
                 f"{len(lacking)} of {len(mine)} shards, which the workers of {self.scheduler} "
@@ -359,35 +350,20 @@ def _solver(task: _Task, work: Work) -> Solver:
     Raises:
         Gone, ValueError: the folder is not there, or for work with another model or device.
     """
-    key = task.run, threading.get_ident()
+    key, now = (task.run, threading.get_ident()), time.monotonic()
     with _starting:
-        if key not in _solvers:
+        for other in [*_solvers]:
+            if other != key and now - _solvers[other][1] > IDLE:
+                del _solvers[other]
+        if key in _solvers:
+            solver = _solvers[key][0]
+        else:
             _note_an_orderly_end()
             with _modules_read_anew(task.folder), silently():
                 work.claim({**task.job.identity(), **task.job.place()}, new=False)
                 solver = task.job.start()
-            if not _solvers:
-                _forget_later()
-        else:
-            solver = _solvers[key][0]
-        _solvers[key] = solver, time.monotonic()
+        _solvers[key] = solver, now
     return solver
-
-
-def _forget_later() -> None:
-    """Start the watch that removes models when their command has ended, in whatever way."""
-    timer = threading.Timer(IDLE, _forget)
-    timer.daemon = True
-    timer.start()
-
-
-def _forget() -> None:
-    with _starting:
-        now = time.monotonic()
-        for key in [key for key, (_, used) in _solvers.items() if now - used > IDLE]:
-            del _solvers[key]
-        if _solvers:
-            _forget_later()
 
 
 @contextmanager
@@ -402,15 +378,11 @@ def _modules_read_anew(folder: str) -> Iterator[None]:
         yield
     finally:
         new = {name.partition(".")[0] for name in sys.modules} - before
-        files = {name for name in new if _lies_in(sys.modules.get(name), Path(folder))}
-        for name in [name for name in sys.modules if name.partition(".")[0] in files]:
+        ours = {
+            name for name in new if (spec := PathFinder.find_spec(name, [folder])) and spec.origin
+        }
+        for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
             del sys.modules[name]
-
-
-def _lies_in(module: Any, folder: Path) -> bool:
-    """Return True for NAME.py and NAME/__init__.py in the folder itself."""
-    file = Path(getattr(module, "__file__", None) or "/")
-    return folder in (file.parent, file.parent.parent if file.stem == "__init__" else None)
 
 
 class _OrderlyEnd:

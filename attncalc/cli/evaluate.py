@@ -8,25 +8,31 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
+from attncalc.cli.files import from_anywhere
 from attncalc.cli.known import is_delta, require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
+from attncalc.cli.shards import Work, many_options, work_off
 from attncalc.files import write_atomically
 
 if TYPE_CHECKING:
     from attncalc.data import Dataset
     from attncalc.data.errors import Prediction
+    from attncalc.potential import Potential
+    from attncalc.report import Subject
 
 
 @click.command(name="eval")
@@ -48,6 +54,7 @@ if TYPE_CHECKING:
     "is replaced, any other file is not.",
 )
 @click.option("--no-report", is_flag=True, help="Print the table only.")
+@many_options
 @output_options
 @one_line_errors
 def evaluate(
@@ -61,63 +68,88 @@ def evaluate(
     split,
     report,
     no_report,
-    **units,
+    energy_unit,
+    length_unit,
+    **many,
 ) -> None:
     """Evaluate the errors of a model on labelled structures, per property and element.
 
     Prints a table and writes an HTML page with pictures and the worst structures.
     MODEL may be the output folder of a training, whose data and split are then used.
 
+    With --workers, --shard or --scheduler the structures are shared out, and what is predicted
+    waits in REPORT.parts. Numbers are those of one process, and the same command goes on after any
+    interruption. Each process reads all of DATA.
+
     Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
 
     Example: attncalc eval runs/mine --split test
     """
     from attncalc import data
-    from attncalc.data.calibration import calibrations
-    from attncalc.data.errors import errors, inside_and_outside, predict
-    from attncalc.report import Subject, evaluation, remarks
+    from attncalc.data.errors import predict
+    from attncalc.report import Subject
 
-    indices = None
-    if Path(model).is_dir():
-        model, dataset, split = _of_training(Path(model), data_file, labels, split, units)
-        target = None if no_report else _report_file(report, model, dataset.source, labels, split)
-    else:
+    in_folder, in_shards = Path(model).is_dir(), any(many.values())
+    units = {"energy_unit": energy_unit, "length_unit": length_unit}
+    of_data = labels, split, units
+    target = None
+    if not in_folder:
         if data_file is None:
             raise click.UsageError("DATA is needed: a file with labelled structures")
-        target = None if no_report else _report_file(report, model, data_file, labels, split)
-        dataset = data.read(data_file, labels=labels, **units)
-        if split is not None:
-            if split not in dataset.splits:
-                known = ", ".join(dataset.splits) or "none"
-                raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
-            indices = dataset.splits[split]
-            dataset = dataset[indices]
+        if in_shards or not no_report:
+            target = _report_file(report, model, data_file, labels, split)
+    asked = os.path.abspath(model) if in_folder else model, data_file and from_anywhere(data_file)
+    model, dataset, split, indices = read_labelled(model, data_file, *of_data)
+    if in_folder and (in_shards or not no_report):
+        target = _report_file(report, model, dataset.source, labels, split)
     for what in filter(None, (data.unit_mismatch(dataset), data.stress_mismatch(dataset))):
         warn(what)
     set_threads(threads, dataset.structures)
-    calculator = AttnCalculator(
-        model,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        long_range_cutoff=long_range_cutoff,
-        delta=is_delta(model),
-    )
+    options = {"device": device, "dtype": dtype, "long_range_cutoff": long_range_cutoff}
+    options["delta"] = is_delta(model)
+    here = options | {"device": "cpu"} if in_shards else options
+    calculator = AttnCalculator(model, threads=threads, **here)
     potential = calculator.evaluator.plain
     require_known(potential, dataset.structures)
+    subject = Subject(model, split, indices, shlex.join(["attncalc", *sys.argv[1:]]))
+    if target is not None and in_shards:
+        from attncalc.cli.eval_many import EvalMany, find_rows, joined
+
+        def join(work: Work) -> None:
+            on = replace(subject, device=work.plan()["device"])
+            _tell(potential, joined(work), dataset, on, None if no_report else target)
+
+        rows = find_rows(dataset, potential)
+        job = EvalMany(from_anywhere(model), options, threads, (*asked, *of_data), rows.sha256)
+        work_off(job, rows, target, join=join, **many)
+        return
     fast = calculator.potential  # compiled before time is taken
     start = time.perf_counter()
     with progress_bar(len(dataset), "structure") as bar:
         prediction = predict(fast, dataset, progress=bar.update)
     seconds = time.perf_counter() - start
+    subject = replace(subject, device=str(potential.device), seconds=seconds)
+    _tell(potential, prediction, dataset, subject, target)
+
+
+def _tell(
+    potential: Potential,
+    prediction: Prediction,
+    dataset: Dataset,
+    subject: Subject,
+    target: Path | None,
+) -> None:
+    """Print the table and write the report."""
+    from attncalc.data.calibration import calibrations
+    from attncalc.data.errors import errors, inside_and_outside
+    from attncalc.report import evaluation, remarks
+
     say(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
     say(_table(_error_rows(prediction, dataset)))
     limits = inside_and_outside(prediction, dataset)
     say(str(limits or "this model does not know its training data: see attncalc calibrate"))
     for quantity, worth in calibrations(prediction, dataset).items():  # of a committee
         say(f"spread of the committee: {quantity} {worth}")
-    command, device = shlex.join(["attncalc", *sys.argv[1:]]), str(potential.device)
-    subject = Subject(model, split, indices, command, device, seconds)
     notes = list(remarks(potential, prediction, dataset, subject))
     for note in notes:
         say(f"Note: {note}")
@@ -127,27 +159,45 @@ def evaluate(
         say(f"wrote {target}")
     report_json(
         {
-            "model": str(model),
+            "model": str(subject.model),
             "data": dataset.source,
             "labels": dataset.labels,
-            "split": split,
+            "split": subject.split,
             "errors": asdict(errors(prediction, dataset)),
             "novelty": None if limits is None else asdict(limits),
             "notes": notes,
             "report": None if target is None else str(target),
-            "seconds": seconds,
+            "seconds": subject.seconds,
         }
     )
 
 
-def _of_training(
-    folder: Path,
+def read_labelled(
+    model: str,
     data_file: str | None,
     labels: str | None,
     split: str | None,
     units: dict[str, str | None],
-) -> tuple[str, Dataset, str]:
-    """Model, structures and split of a training's folder."""
+) -> tuple[str, Dataset, str | None, NDArray[np.int64] | None]:
+    """Read what is evaluated; `model` may be the folder of a training.
+
+    Returns:
+        Model, structures, split, and numbers of the structures in the file; None for all of it.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    from attncalc import data
+
+    folder = Path(model)
+    if data_file is not None and not folder.is_dir():
+        dataset = data.read(data_file, labels=labels, **units)
+        if split is None:
+            return model, dataset, None, None
+        if split not in dataset.splits:
+            known = ", ".join(dataset.splits) or "none"
+            raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
+        return model, dataset[dataset.splits[split]], split, dataset.splits[split]
     from attncalc import train
 
     if labels is not None or any(units.values()):
@@ -159,10 +209,10 @@ def _of_training(
     split = split or ("test" if "test" in named else "validation")
     if split not in named:
         raise ValueError(f"{folder}: no split {split!r}; this training has: {', '.join(named)}")
-    model = folder / f"{recipe.name}.safetensors"
-    if not model.is_file():
-        raise FileNotFoundError(f"no such file: {model}; the training has not done an epoch yet")
-    return str(model), named[split], split
+    weights = folder / f"{recipe.name}.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"no such file: {weights}; the training has not done an epoch yet")
+    return str(weights), named[split], split, None
 
 
 def _error_rows(prediction: Prediction, dataset: Dataset) -> list[tuple[str, ...]]:

@@ -95,9 +95,9 @@ def relax(
     Ctrl-C writes the structures reached so far. A picture (.png) of the same name shows energy and
     largest force of every step.
 
-    With --workers, --shard or --scheduler the file is worked off in pieces, and there is no
-    picture. A structure that cannot be relaxed goes to OUTPUT.failed.xyz with the reason; the same
-    command goes on after any interruption.
+    With --workers, --shard or --scheduler the file, extended XYZ, is worked off in pieces and never
+    read as a whole, and there is no picture. A structure that cannot be relaxed goes to
+    OUTPUT.failed.xyz with the reason; the same command goes on after any interruption.
 
     Exit status: 0; 1 where a structure did not converge, or for an error; 2 where one ends outside
     what the model was trained on (novelty above 1), whose energy and forces may be wrong.

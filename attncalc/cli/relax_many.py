@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from tqdm import tqdm
 
-from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.course import Course
 from attncalc.cli.errors import EXPECTED
+from attncalc.cli.model_job import ModelJob
 from attncalc.cli.relax import (
     ATOMS_AT_ONCE,
     Relaxation,
@@ -23,7 +21,7 @@ from attncalc.cli.relax import (
     relax_in_batch,
     relax_one,
 )
-from attncalc.cli.shards import Outcome, set_threads_of_worker, sort_out
+from attncalc.cli.shards import Outcome, sort_out
 from attncalc.data.shards import Frame
 from attncalc.structures import batches
 from attncalc.system import System, what_is_ignored
@@ -31,13 +29,10 @@ from attncalc.text import one_line
 
 
 @dataclass(frozen=True)
-class RelaxMany:
+class RelaxMany(ModelJob):
     """Relaxations as asked for, see `attncalc relax`.
 
     Attributes:
-        model: name or path.
-        options: of `AttnCalculator`.
-        threads: of each process.
         fmax: eV/Å.
         steps: most steps per structure.
         optimizer: "fire", "lbfgs" or None.
@@ -45,9 +40,6 @@ class RelaxMany:
         stop: whether a structure stops where it is outside what the model was trained on.
     """
 
-    model: str
-    options: dict[str, Any]
-    threads: int | None
     fmax: float
     steps: int
     optimizer: str | None
@@ -61,27 +53,12 @@ class RelaxMany:
             FileNotFoundError, ValueError: the model is none.
         """
         numbers = {"fmax": self.fmax, "steps": self.steps, "optimizer": self.optimizer}
-        options = {name: value for name, value in self.options.items() if name != "device"}
         kind = {"cell": self.cell, "stop-when-unknown": self.stop}
-        return {"model": model_file.checksum(self.model), **options, **numbers, **kind}
-
-    def place(self) -> dict[str, Any]:
-        """Kind of the device, by which the algorithm is chosen, and version of the program.
-
-        Raises:
-            FileNotFoundError, ValueError: the model or an option is impossible.
-        """
-        device = self._calculator().evaluator.device  # what is wrong is said here, once
-        return {"device": device.type, "attncalc": version("attncalc")}
+        return {**super().identity(), **numbers, **kind}
 
     def start(self) -> RelaxShard:
         """Load the model."""
-        set_threads_of_worker(self.threads)
-        warnings.filterwarnings("ignore", module=r"attncalc\.calculator")  # reports say it
-        return RelaxShard(self, self._calculator())
-
-    def _calculator(self) -> AttnCalculator:
-        return AttnCalculator(self.model, threads=self.threads, **self.options)
+        return RelaxShard(self, self.load())
 
 
 @dataclass(frozen=True)

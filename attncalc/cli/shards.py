@@ -54,6 +54,8 @@ COUNTED = ("structures", "failed", "unfinished", "outside", "ignored")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Outcome = tuple[Atoms | None, dict[str, Any]]
+# numbers of structures; of how many something is not read, by what
+_Counts = tuple[Counter[str], Counter[str]]
 
 
 class Job(Protocol):
@@ -97,6 +99,15 @@ class Work:
         """File of the structures that failed."""
         return _failed(self.target)
 
+    def plan(self) -> dict[str, Any]:
+        """Return what the shards are of, see `claim`."""
+        return json.loads((self.folder / "plan.json").read_text())
+
+    def said(self) -> Iterator[dict[str, Any]]:
+        """Yield what was said of each structure, in order."""
+        for k in range(len(self.shards)):
+            yield from json.loads(self.file(k, ".json").read_text())
+
     def file(self, shard: int, ending: str) -> Path:
         """Return a file of a shard, in a folder that many writings can list again and again."""
         return self.folder / f"{shard // SHARDS:04d}" / f"{shard:06d}{ending}"
@@ -136,9 +147,8 @@ class Work:
         """
         found = {"input": self.shards.sha256, "shard": self.shards.size, **identity}
         made = new and not self.folder.exists() and self._make(found)
-        plan = self.folder / "plan.json"
         try:
-            before = json.loads(plan.read_text())
+            before = self.plan()
         except FileNotFoundError:
             if not self.folder.exists():
                 raise Gone from None
@@ -229,14 +239,15 @@ def many_options(command: Command) -> Command:
         click.option(
             "--shard",
             metavar="K/N",
-            help="Work off part K of N, 1 to N, and leave it in OUTPUT.parts: for an array of "
-            "jobs. Parts may run at any time and on any machine that shares the folder.",
+            help="Work off part K of N, 1 to N, and leave it in a folder beside the output, "
+            "*.parts: for an array of jobs. Parts may run at any time and on any machine that "
+            "shares the folder.",
         ),
         click.option(
             "--workers",
             type=click.IntRange(min=1),
             help="Processes; each takes --threads threads (1). Numbers and order are those of "
-            "--workers 1. Input and output are extended XYZ, which is never read as a whole.",
+            "--workers 1.",
         ),
     ):
         command = option(command)
@@ -264,15 +275,23 @@ def sort_out(
 
 def work_off(
     job: Job,
-    source: Path,
+    source: Path | Shards,
     target: Path,
     *,
     workers: int | None,
     shard: str | None,
     gather: bool,
     scheduler: str | None = None,
+    join: Callable[[Work], _Counts | None] | None = None,
 ) -> None:
-    """Work off a file, or a part of it, or put the parts together.
+    """Work off shards, or a part of them, or put the parts together.
+
+    Args:
+        job: what to do with structures.
+        source: a file of extended XYZ, or shards.
+        target: the output; parts stand beside it.
+        workers, shard, gather, scheduler: options of `many_options`.
+        join: puts done shards together; None where structures of extended XYZ come out.
 
     Raises:
         ValueError, OSError: an option or a file is impossible, shards lack, no scheduler answers.
@@ -281,7 +300,7 @@ def work_off(
         KeyboardInterrupt: with words on how much is done.
         click.ClickException: structures failed, or are outside the training; all is written.
     """
-    for path in (source, target):
+    for path in (source, target) if isinstance(source, Path) else ():
         if path.suffix not in ENDINGS:
             raise ValueError(
                 f"{path.name}: --workers, --shard and --scheduler read and write .xyz and .extxyz"
@@ -302,7 +321,8 @@ def work_off(
             cluster = opened.enter_context(connected(scheduler))
             place, compute = partial(cluster.place, job), cluster.compute
         identity = job.identity() if gather else {**job.identity(), **place()}
-        work = Work(find_shards(source, STRUCTURES), target)
+        found = find_shards(source, STRUCTURES) if isinstance(source, Path) else source
+        work = Work(found, target)
         mine = range(len(work.shards))[part::n_parts]
         try:
             made = work.claim(identity, new=not gather)
@@ -314,13 +334,14 @@ def work_off(
             if shard:
                 say(f"part {shard}: {len(mine)} of {len(work.shards)} shards are in {work.folder}")
                 return
-            counts = _gather(work)
+            counts = _gather(work, join or _join_all)
         except Gone:
             if _stamp(target) in (None, before):
                 raise ValueError(f"no folder {work.folder}: work its shards off first") from None
             _say_done(work)
             return
-    _report(work, counts)
+    if counts is not None:
+        _report(target, *counts)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -383,37 +404,9 @@ class _Worker:
 
 
 def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
-    left = set(work.lacking(mine))
-    if not left:
-        return
     pool: list[_Worker] = []
-    n = sum(len(work.shards.structures(k)) for k in left)
-    look = time.monotonic() + LOOK
     try:
-        pool += [_Worker(job, work, mine) for _ in range(min(workers, len(left)))]
-        with progress_bar(n, "structure") as bar:
-            goes_on = True
-            while goes_on:
-                time.sleep(PAUSE)
-                # asked before what they said is read, so that the last words are
-                goes_on = any(worker.process.is_alive() for worker in pool)
-                for k, worker in enumerate(pool):
-                    left.difference_update(worker.listen())
-                    if worker.error:
-                        raise RuntimeError(f"{worker.error}; {progress(work, mine)}")
-                    if worker.has_died():
-                        time.sleep(GRACE)  # whoever kills all processes comes to us too
-                        worker.at, shard = None, worker.at
-                        if count_attempt(work, shard) <= ATTEMPTS:  # else giving it up kills too
-                            pool[k], goes_on = _Worker(job, work, mine), True
-                if time.monotonic() > look:  # what other commands have done
-                    began = time.monotonic()
-                    left = set(work.lacking(sorted(left)))
-                    took = time.monotonic() - began
-                    look = time.monotonic() + max(LOOK, 20 * took)
-                bar.update(n - sum(len(work.shards.structures(k)) for k in left) - bar.n)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(progress(work, mine)) from None
+        work_through(work, mine, partial(_rounds, job, work, mine, pool, workers))
     finally:
         for worker in pool:
             worker.process.terminate()
@@ -425,10 +418,61 @@ def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
         )
 
 
-def progress(work: Work, mine: Sequence[int]) -> str:
-    """Return how much is done, for the end of a message."""
-    done = len(mine) - len(work.lacking(mine))
-    return f"{done} of {len(mine)} shards are done: the same command goes on"
+def _rounds(
+    job: Job, work: Work, mine: Sequence[int], pool: list[_Worker], workers: int, left: set[int]
+) -> Iterator[set[int]]:
+    """Work off shards in processes, which join the pool; yields again and again what is left."""
+    look = time.monotonic() + LOOK
+    pool += [_Worker(job, work, mine) for _ in range(min(workers, len(left)))]
+    goes_on = True
+    while goes_on:
+        time.sleep(PAUSE)
+        # asked before what they said is read, so that the last words are
+        goes_on = any(worker.process.is_alive() for worker in pool)
+        for k, worker in enumerate(pool):
+            left.difference_update(worker.listen())
+            if worker.error:
+                raise RuntimeError(worker.error)
+            if worker.has_died():
+                time.sleep(GRACE)  # whoever kills all processes comes to us too
+                worker.at, shard = None, worker.at
+                if count_attempt(work, shard) <= ATTEMPTS:  # else giving it up kills too
+                    pool[k], goes_on = _Worker(job, work, mine), True
+        if (began := time.monotonic()) > look:  # what other commands have done
+            left.intersection_update(work.lacking(sorted(left)))
+            look = time.monotonic() + max(LOOK, 20 * (time.monotonic() - began))
+        yield left
+
+
+def work_through(
+    work: Work, mine: Sequence[int], rounds: Callable[[set[int]], Iterator[set[int]]]
+) -> None:
+    """Work off those shards that are not done, and show how far that is.
+
+    Args:
+        work: of all shards.
+        mine: shards.
+        rounds: works off shards, and yields again and again those that are left.
+
+    Raises:
+        KeyboardInterrupt, RuntimeError: with words on how much is done.
+    """
+
+    def structures(some: set[int]) -> int:
+        return sum(len(work.shards.structures(k)) for k in some)
+
+    if not (left := set(work.lacking(mine))):
+        return
+    n = structures(left)
+    try:
+        with progress_bar(n, "structure") as bar:
+            for rest in rounds(left):
+                bar.update(n - structures(rest) - bar.n)
+    except (KeyboardInterrupt, RuntimeError) as error:
+        kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RuntimeError
+        done = len(mine) - len(work.lacking(mine))
+        said = f"{done} of {len(mine)} shards are done: the same command goes on"
+        raise kind("; ".join(filter(None, (str(error), said)))) from None
 
 
 def _attempts(work: Work, shard: int) -> int:
@@ -539,21 +583,8 @@ def _text(atoms: Atoms) -> str:
     return text.getvalue()
 
 
-@dataclass
-class _Counts:
-    """Numbers of structures.
-
-    Attributes:
-        of: those of `COUNTED`.
-        warnings: of how many something is not read, by what.
-    """
-
-    of: Counter[str]
-    warnings: Counter[str]
-
-
-def _gather(work: Work) -> _Counts:
-    """Put the results of all shards together, count them, and remove the shards.
+def _gather(work: Work, join: Callable[[Work], _Counts | None]) -> _Counts | None:
+    """Put the results of all shards together, and remove the shards.
 
     Raises:
         Gone: another process has done it.
@@ -568,13 +599,7 @@ def _gather(work: Work) -> _Counts:
                 "again"
             )
         try:
-            counts = _counts(work)
-            write_atomically(work.folder / JOINING, b"")
-            if counts.of["failed"]:
-                _join([work.file(k, ".failed.xyz") for k in every], work.failed)
-            elif overwrites():  # that of an earlier run would seem to be of this one
-                work.failed.unlink(missing_ok=True)
-            _join([work.file(k, ".xyz") for k in every], work.target)
+            counts = join(work)
         except FileNotFoundError:  # without locks, another process may do the same
             if work.folder.exists():
                 raise
@@ -595,41 +620,46 @@ def _waiting_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _counts(work: Work) -> _Counts:
-    """Count structures, and those of which something must be said."""
-    counts = _Counts(Counter(), Counter())
-    for k in range(len(work.shards)):
-        for said in json.loads(work.file(k, ".json").read_text()):
-            counts.of["structures"] += 1
-            counts.of["failed"] += "error" in said
-            counts.of["unfinished"] += said.get("unfinished", False)
-            counts.of["outside"] += said.get("outside", False)
-            if ignored := said.get("ignored"):
-                counts.of["ignored"] += 1
-                counts.warnings[ignored] += 1
-    return counts
+def _join_all(work: Work) -> _Counts:
+    """Join the files of all shards."""
+    every, counts, ignored = range(len(work.shards)), Counter[str](), Counter[str]()
+    for said in work.said():
+        counts["structures"] += 1
+        counts["failed"] += "error" in said
+        counts["unfinished"] += said.get("unfinished", False)
+        counts["outside"] += said.get("outside", False)
+        if what := said.get("ignored"):
+            counts["ignored"] += 1
+            ignored[what] += 1
+    write_atomically(work.folder / JOINING, b"")
+    if counts["failed"]:
+        _join([work.file(k, ".failed.xyz") for k in every], work.failed)
+    elif overwrites():  # that of an earlier run would seem to be of this one
+        work.failed.unlink(missing_ok=True)
+    _join([work.file(k, ".xyz") for k in every], work.target)
+    return counts, ignored
 
 
-def _report(work: Work, counts: _Counts) -> None:
+def _report(target: Path, counts: Counter[str], ignored: Counter[str]) -> None:
     """Tell how many structures there are, and end with the status that they deserve."""
-    n = counts.of["structures"]
-    for ignored, times in counts.warnings.items():
-        warn(f"{times} of {n} structures: {ignored}")
-    say(f"wrote {work.target}: {n - counts.of['failed']} of {n} structures")
+    n, failed = counts["structures"], _failed(target)
+    for what, times in ignored.items():
+        warn(f"{times} of {n} structures: {what}")
+    say(f"wrote {target}: {n - counts['failed']} of {n} structures")
     report_json(
         {
-            **{name: counts.of[name] for name in COUNTED},
-            "output": str(work.target),
-            "failures": str(work.failed) if counts.of["failed"] else None,
+            **{name: counts[name] for name in COUNTED},
+            "output": str(target),
+            "failures": str(failed) if counts["failed"] else None,
         }
     )
     wrong = []
-    if counts.of["failed"]:
-        wrong.append(f"{counts.of['failed']} of {n} structures failed: see {work.failed}")
-    if counts.of["unfinished"]:
-        wrong.append(f"{counts.of['unfinished']} of {n} did not converge: increase --steps")
-    if counts.of["outside"]:
-        wrong.insert(0, f"{counts.of['outside']} of {n} are outside the training data")
+    if counts["failed"]:
+        wrong.append(f"{counts['failed']} of {n} structures failed: see {failed}")
+    if counts["unfinished"]:
+        wrong.append(f"{counts['unfinished']} of {n} did not converge: increase --steps")
+    if counts["outside"]:
+        wrong.insert(0, f"{counts['outside']} of {n} are outside the training data")
         raise OutsideTraining("; ".join(wrong))
     if wrong:
         raise click.ClickException("; ".join(wrong))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from attncalc.potential import Potential
 from attncalc.structures import evaluate_many
 
 Floats = NDArray[np.float64]
+
+# atoms of a batch
+BATCH_ATOMS = 512
 
 # of |F_ref| and the like: finer where forces are large, and models tend to be wrong
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -43,6 +47,23 @@ class Prediction:
     energies_spread: Floats | None = None
     novelty: Floats | None = None
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the values of each structure, which JSON keeps to the last bit."""
+        values = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        n = len(self.energies)
+        return [{name: of_all[k].tolist() for name, of_all in values.items()} for k in range(n)]
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[dict[str, Any]]) -> Prediction:
+        """Return the prediction that has these `rows`, of one structure or more."""
+        columns: dict[str, Any] = {}
+        for row in rows:
+            for name, values in row.items():
+                columns.setdefault(name, []).append(np.array(values))
+        for name, column in columns.items():
+            columns[name] = tuple(column) if name.startswith("forces") else np.array(column)
+        return cls(**{"stress": None, **columns})
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -70,7 +91,7 @@ def predict(
     potential: Potential,
     dataset: Dataset,
     *,
-    batch_atoms: int = 512,
+    batch_atoms: int = BATCH_ATOMS,
     progress: Callable[[int], None] | None = None,
 ) -> Prediction:
     """Predict energies, forces and, where the data have it, stress of every structure.

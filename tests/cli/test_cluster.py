@@ -16,7 +16,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
-from command_line import COPPER, attncalc, fails, wait_until
+from command_line import COPPER, attncalc, fails, labelled, wait_until
 
 from attncalc.cli import cluster, shards
 from attncalc.cli.cluster import Cluster
@@ -135,6 +135,17 @@ def test_relaxations_are_those_of_one_worker(address, monkeypatch):
     assert "2 of 40 structures failed: see out.failed.xyz" in result.stderr
     assert json.loads(result.stdout)["failed"] == 2
     assert outputs() == expected
+
+
+def test_errors_are_those_of_one_process(address):
+    write("cu.extxyz", labelled(3 * SIZE))
+    command = ("eval", COPPER, "cu.extxyz", "--no-report", "--json")
+    expected = json.loads(attncalc(*command).stdout)
+    result = attncalc(*command, "--scheduler", address)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found == expected | {"seconds": None}
+    assert not Path("eval-cu-emt-cu.html.parts").exists()
 
 
 def test_a_shard_that_kills_workers_fails(address, monkeypatch):
@@ -295,7 +306,6 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     monkeypatch.setattr(shards, "GRACE", 0.0)
     monkeypatch.setattr(cluster, "_solvers", {})
     monkeypatch.setattr(cluster, "_note_an_orderly_end", lambda: None)
-    monkeypatch.setattr(cluster, "_forget_later", lambda: None)
     monkeypatch.setattr(cluster, "_address_here", lambda: "here")
     write_for_teacher()
     return Work(find_shards(Path("many.xyz"), SIZE), Path("out.xyz").absolute())
@@ -366,8 +376,10 @@ def test_a_model_is_loaded_once_and_forgotten(work, monkeypatch):
     for k in range(3):
         assert cluster._work_off_shard(task("run"), work, k)[0] == "done"
     assert len(started) == 1
-    cluster._forget()
-    assert len(cluster._solvers) == 1
-    monkeypatch.setattr(cluster, "IDLE", 0.0)
-    cluster._forget()
-    assert not cluster._solvers
+    other = ("another run", 0)
+    cluster._solvers[other] = Copying(), time.monotonic() - cluster.IDLE + 60.0
+    assert cluster._work_off_shard(task("run"), work, 3)[0] == "done"
+    assert other in cluster._solvers
+    cluster._solvers[other] = Copying(), time.monotonic() - cluster.IDLE - 1.0
+    assert cluster._work_off_shard(task("run"), work, 4)[0] == "done"
+    assert [run for run, _ in cluster._solvers] == ["run"]

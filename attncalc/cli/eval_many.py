@@ -1,0 +1,79 @@
+"""Predictions for one shard of a data set, and their place in the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attncalc.cli import shards
+from attncalc.cli.evaluate import read_labelled
+from attncalc.cli.model_job import ModelJob
+from attncalc.cli.shards import Outcome, Solver, Work
+from attncalc.data import Dataset
+from attncalc.data.errors import BATCH_ATOMS, Prediction, predict
+from attncalc.data.shards import Frame, Rows
+from attncalc.potential import Potential
+from attncalc.structures import batches
+from attncalc.train.run_folder import checksum
+
+
+def find_rows(dataset: Dataset, potential: Potential) -> Rows:
+    """Find the shards of a data set: each begins where a batch of `predict` does.
+
+    So what is evaluated together, and all bits of it, are the same without shards.
+    """
+    starts = [0]
+    apart = potential.counts_all_pairs
+    for first, _ in batches(dataset.structures, BATCH_ATOMS, apart=apart):
+        if first >= starts[-1] + shards.STRUCTURES:
+            starts.append(first)
+    n, of_all = len(dataset), checksum(dataset)
+    return Rows(Path(dataset.source), shards.STRUCTURES, n, (*starts, n), of_all)
+
+
+@dataclass(frozen=True)
+class EvalMany(ModelJob):
+    """Predictions for a data set, which every process reads.
+
+    Attributes:
+        asked: arguments of `read_labelled`, from anywhere.
+        sha256: of structures and labels.
+    """
+
+    asked: tuple[Any, ...]
+    sha256: str
+
+    def start(self) -> Solver:
+        """Load the model and the data.
+
+        Raises:
+            OSError, ValueError: the data are not there, or not those of the first process.
+        """
+        dataset = read_labelled(*self.asked)[1]
+        if checksum(dataset) != self.sha256:
+            raise ValueError(f"{dataset.source}: the file has changed, or is another one here")
+        potential = self.load().potential
+
+        def solve(frames: Sequence[Frame], first: int) -> list[Outcome]:
+            mine = dataset[first : first + len(frames)]
+            return [(None, row) for row in predict(potential, mine).rows()]
+
+        return solve
+
+
+def joined(work: Work) -> Prediction:
+    """Return the prediction for the whole data set.
+
+    Raises:
+        RuntimeError: a shard killed the processes that were at it.
+    """
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in work.said():
+            if error := row.get("error"):
+                raise RuntimeError(f"{error} Remove {work.folder} to try again")
+            yield row
+
+    return Prediction.of_rows(rows())

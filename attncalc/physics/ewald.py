@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +17,10 @@ from attncalc.system import System
 
 # terms of the sum are left out where exp(-k² sigma² / 4) is below
 SMALLEST = 1e-11
-# products of atoms and vectors that are in memory at once
-CHUNK = 4_000_000
+# cosines and sines that are in memory at once
+CHUNK = 250_000
+# atoms of a chunk, where there are many vectors
+FEWEST = 32
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Ewald(nn.Module):
     charged cell has a uniform neutralizing background, with which charges interact undamped. With a
     damping length below a fifth of the shortest distance charges are points.
 
-    The work is that of atoms times vectors, thus of the square of the number of atoms.
+    The work is that of atoms times vectors, thus of the square of the number of atoms. It is done
+    as products of matrices: phases of a vector (m_1, m_2, m_3) are products of those of (m_1, m_2)
+    and of m_3, and vectors with m_3 and -m_3 share them. Memory grows as the numbers of
+    atoms and of vectors.
 
     Args:
         config: damping.
@@ -96,30 +100,117 @@ class Ewald(nn.Module):
     def _in_cell(self, charges: Tensor, positions: Tensor, cell: Tensor) -> Tensor:
         """Potential [n] 1/Å at the atoms of a periodic structure."""
         sigma = self.config.damping_length
-        volume = torch.linalg.det(cell).abs()
-        reciprocal = 2 * math.pi * torch.linalg.inv(cell).T
-        lattice = _half_lattice(cell.detach().cpu().numpy(), sigma).to(positions.device)
-        potential = -2 / (math.sqrt(math.pi) * sigma) * charges
-        potential = potential - math.pi * sigma**2 / volume * charges.sum()
-        for part in lattice.split(max(1, CHUNK // len(positions))):
-            k = part @ reciprocal
-            squares = (k**2).sum(1)
-            # both of k and -k
-            weights = 8 * math.pi / volume * torch.exp(-squares * sigma**2 / 4) / squares
-            phases = positions @ k.T
-            cosines, sines = torch.cos(phases), torch.sin(phases)
-            real, imaginary = charges @ cosines, charges @ sines
-            potential = potential + cosines @ (weights * real) + sines @ (weights * imaginary)
-        return potential
+        volume, inverse = torch.linalg.det(cell).abs(), torch.linalg.inv(cell)
+        columns, rows = _lattice(cell.detach(), sigma)
+        # k = 2 pi (m_1, m_2, +-m_3) in the reciprocal lattice
+        of_columns = (2 * math.pi * columns @ inverse.T[:2]).unsqueeze(1)
+        of_rows = 2 * math.pi * rows.unsqueeze(1) * inverse.T[2]
+        above, below = (self._weights(of_columns + k, volume) for k in (of_rows, -of_rows))
+        # (m_1, m_2, -0) and (0, 0, -m_3) are in the sum already
+        again = (rows == 0) | (columns == 0).all(1, keepdim=True)
+        below = torch.where(again, 0.0, below)
+        fractional = positions @ inverse
+        waves: Any = _Waves.apply(charges.unsqueeze(0), fractional, columns, rows)
+        # cos(a +- b) = cos a cos b -+ sin a sin b, sin(a +- b) = sin a cos b +- cos a sin b
+        signs = torch.tensor([[-1.0, 1.0], [1.0, -1.0]]).to(cell)[:, None, :, None]
+        mixed = (above - below).unsqueeze(1) * signs * waves.flip(1, 3)
+        waves = (above + below).unsqueeze(1) * waves + mixed
+        potential = _potentials(waves, fractional, (columns, rows))
+        of_themselves = 2 / (math.sqrt(math.pi) * sigma) * charges
+        return potential[0] - of_themselves - math.pi * sigma**2 / volume * charges.sum()
+
+    def _weights(self, k: Tensor, volume: Tensor) -> Tensor:
+        """Weights [C, M] 1/Å of k and -k, [C, M, 3] 1/Å; zero of those that do not count."""
+        squares = (k**2).sum(2)
+        exponents = squares * self.config.damping_length**2 / 4
+        counts = (squares > 0) & (exponents < -math.log(SMALLEST))
+        squares = torch.where(counts, squares, 1.0)
+        return torch.where(counts, 8 * math.pi / volume * torch.exp(-exponents) / squares, 0.0)
 
 
-def _half_lattice(cell: np.ndarray, sigma: float) -> Tensor:
-    """Integer vectors [K, 3] of the reciprocal lattice that count, one of k and -k, not zero."""
+def _lattice(cell: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Integers (m_1, m_2) [C, 2], one of k and -k, and m_3 [M] from 0 of vectors that may count."""
     longest = 2 * math.sqrt(-math.log(SMALLEST)) / sigma
     # |m_a| = |k . a| / 2 pi at most
-    most = np.floor(longest * np.linalg.norm(cell, axis=1) / (2 * math.pi)).astype(int)
-    ranges = [np.arange(-n, n + 1) for n in most]
-    vectors = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
-    vectors = vectors[len(vectors) // 2 + 1 :]  # the order is that of -k backwards
-    k = vectors @ (2 * math.pi * np.linalg.inv(cell).T)
-    return torch.from_numpy(vectors[(k**2).sum(1) < longest**2].astype(np.float64))
+    most = (longest * torch.linalg.vector_norm(cell, dim=1) / (2 * math.pi)).int().tolist()
+    first, second, rows = (torch.arange(-n, n + 1).to(cell) for n in most)
+    columns = torch.cartesian_prod(first, second)
+    columns = columns[len(columns) // 2 :]  # the order is that of -k backwards
+    # the part of k that m_3 does not change is at a right angle to the third reciprocal vector
+    reciprocal = 2 * math.pi * torch.linalg.inv(cell).T
+    along = reciprocal[2:] / torch.linalg.vector_norm(reciprocal[2])
+    k = columns @ reciprocal[:2]
+    counts = (k**2).sum(1) - (k @ along.T).squeeze(1) ** 2 < longest**2
+    return columns[counts], rows[most[2] :]
+
+
+class _Waves(torch.autograd.Function):
+    """Sums over atoms of charges times products of a cosine or sine of m_1, m_2 and of m_3."""
+
+    @staticmethod
+    def forward(ctx: Any, charges: Tensor, fractional: Tensor, *lattice: Tensor) -> Tensor:
+        """Charges [B, n] at fractional positions [n, 3] -> [B, 2, C, 2, M]."""
+        ctx.save_for_backward(charges, fractional, *lattice)
+        n_columns, n_rows = (len(m) for m in lattice)
+        waves = charges.new_zeros(2 * n_columns, len(charges) * 2 * n_rows)
+        for part, of_columns, of_rows in _chunks(fractional, *lattice):
+            waves += of_columns @ (charges[:, None, part] * of_rows).flatten(0, 1).T
+        return waves.view(2, n_columns, len(charges), 2, n_rows).movedim(2, 0)
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        """Slopes by charges and positions in closed form, differentiable again."""
+        charges, fractional, *lattice = ctx.saved_tensors
+        stacked = torch.cat([slopes, *_gradient(slopes, *lattice)])
+        by_charges, *along = _potentials(stacked, fractional, lattice).chunk(4)
+        return by_charges, torch.stack([(one * charges).sum(0) for one in along], 1), None, None
+
+
+class _Potentials(torch.autograd.Function):
+    """Sums of waves at the atoms, the transpose of `_Waves`."""
+
+    @staticmethod
+    def forward(ctx: Any, waves: Tensor, fractional: Tensor, *lattice: Tensor) -> Tensor:
+        """Amplitudes [B, 2, C, 2, M] at fractional positions [n, 3] -> [B, n]."""
+        ctx.save_for_backward(waves, fractional, *lattice)
+        n_columns, n_rows = (len(m) for m in lattice)
+        flat = waves.permute(0, 3, 4, 1, 2).reshape(-1, 2 * n_columns)
+        parts = []
+        for _, of_columns, of_rows in _chunks(fractional, *lattice):
+            along = (flat @ of_columns).view(len(waves), 2 * n_rows, -1)
+            parts.append((along * of_rows).sum(1))
+        return torch.cat(parts, 1)
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        """Slopes by waves and positions in closed form, differentiable again."""
+        waves, fractional, *lattice = ctx.saved_tensors
+        along = _potentials(torch.cat(_gradient(waves, *lattice)), fractional, lattice).chunk(3)
+        by_waves: Any = _Waves.apply(slopes, fractional, *lattice)
+        return by_waves, torch.stack([(one * slopes).sum(0) for one in along], 1), None, None
+
+
+def _potentials(waves: Tensor, fractional: Tensor, lattice: Sequence[Tensor]) -> Tensor:
+    found: Any = _Potentials.apply(waves, fractional, *lattice)
+    return found
+
+
+def _gradient(waves: Tensor, columns: Tensor, rows: Tensor) -> list[Tensor]:
+    """Waves [B, 2, C, 2, M] whose sums are the slopes of the sums of these along the cell."""
+    # cos(2 pi m x) has the slope -2 pi m sin(2 pi m x), and the sine 2 pi m cos(2 pi m x)
+    of_column = 2 * math.pi * torch.stack([waves[:, 1], -waves[:, 0]], 1)
+    of_row = 2 * math.pi * torch.stack([waves[:, :, :, 1], -waves[:, :, :, 0]], 3)
+    return [*(of_column * m[:, None, None] for m in columns.T), of_row * rows]
+
+
+def _chunks(
+    fractional: Tensor, columns: Tensor, rows: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Runs of atoms with cosines and sines [2 C, n] of m_1 and m_2, and [2 M, n] of m_3."""
+    size = max(FEWEST, CHUNK // (2 * len(columns)))
+    angles = 2 * math.pi * (fractional - fractional.floor()).T
+    for start in range(0, len(fractional), size):
+        part = slice(start, start + size)
+        of_columns, of_rows = columns @ angles[:2, part], rows.unsqueeze(1) * angles[2, part]
+        of_columns, of_rows = (torch.cat([a.cos(), a.sin()]) for a in (of_columns, of_rows))
+        yield part, of_columns, of_rows

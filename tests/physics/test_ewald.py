@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.spacegroup import crystal
+from torch import Tensor
 
 from attncalc import AttnCalculator, Potential, System, load, save
 from attncalc.checks import verify
@@ -18,6 +20,7 @@ from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
+from attncalc.physics.pair_term import strained
 from attncalc.physics.zbl import COULOMB_CONSTANT
 from attncalc.potential import evaluate
 from attncalc.structures import fresh_graphs
@@ -81,6 +84,68 @@ def test_the_difference_of_two_dampings_is_a_short_sum(total: float) -> None:
                 whole += q[i] * q[j] * damped / length / 2
     found = energy(atoms, q, narrow) - energy(atoms, q, wide)
     assert found == pytest.approx(COULOMB_CONSTANT * whole, abs=1e-8)
+
+
+def directly(q: Tensor, positions: Tensor, cell: Tensor, sigma: float) -> Tensor:
+    """The sum as it is defined, over all vectors that count but zero; eV."""
+    volume, reciprocal = torch.linalg.det(cell).abs(), 2 * math.pi * torch.linalg.inv(cell).T
+    m = torch.cartesian_prod(*[torch.arange(-12.0, 13, dtype=torch.float64)] * 3)
+    k = m[(m != 0).any(1)] @ reciprocal
+    squares = (k**2).sum(1)
+    counts = squares * sigma**2 / 4 < -math.log(1e-11)
+    phases, squares = positions @ k[counts].T, squares[counts]
+    waves = (q @ torch.cos(phases)) ** 2 + (q @ torch.sin(phases)) ** 2
+    total = (4 * math.pi / volume * torch.exp(-squares * sigma**2 / 4) / squares * waves).sum()
+    total = total - 2 / (math.sqrt(math.pi) * sigma) * (q**2).sum()
+    return COULOMB_CONSTANT / 2 * (total - math.pi * sigma**2 / volume * q.sum() ** 2)
+
+
+def triclinic_water() -> tuple[Atoms, np.ndarray]:
+    atoms = molecule("H2O")
+    atoms.set_cell([[3.2, 0, 0], [-1.1, 3.1, 0], [0.9, 1.2, 3.3]])
+    atoms.pbc = True
+    atoms *= (4, 3, 3)
+    atoms.rattle(0.1, seed=0)
+    return atoms, np.where(atoms.numbers == 8, -0.8, 0.41)  # charged
+
+
+def rattled_salt() -> tuple[Atoms, np.ndarray]:
+    atoms, _ = lattice(["Na", "Cl"], [(0, 0, 0), (0.5, 0.5, 0.5)], 225, 5.64)
+    atoms *= (2, 2, 1)
+    atoms.rattle(0.1, seed=0)
+    return atoms, np.where(atoms.numbers == 11, 1.0, -1.0)
+
+
+@pytest.mark.parametrize("made", [triclinic_water, rattled_salt])
+@pytest.mark.parametrize("sigma", [2.0, 4.0])
+def test_energy_and_slopes_are_those_of_the_direct_sum(monkeypatch, made, sigma: float) -> None:
+    monkeypatch.setattr("attncalc.physics.ewald.CHUNK", 1)  # several chunks
+    atoms, charges = made()
+    graphs = Graphs(None, system=System.from_ase(atoms))
+    moved, positions, strain = strained(graphs)
+    q = torch.tensor(charges, requires_grad=True)
+    ours = Ewald(EwaldConfig(sigma), (1,))(None, AtomOutputs(q, charges=q), moved.system)
+    theirs = directly(q, moved.system.positions, moved.system.cell[0], sigma)
+    assert ours.sum().item() == pytest.approx(theirs.item(), rel=1e-11)
+    inputs = [positions, strain, q]
+    slopes = [torch.autograd.grad(e, inputs, retain_graph=True) for e in (ours.sum(), theirs)]
+    for one, other in zip(*slopes, strict=True):
+        assert float((one - other).abs().max()) < 1e-10 * float(other.abs().max())
+
+
+def test_second_derivatives_of_energies_per_atom() -> None:
+    atoms, charges = random_cell(3, 0.5)
+    system = System.from_ase(atoms)
+    term = Ewald(EwaldConfig(4.0), (1,))
+
+    def energies(q: Tensor, positions: Tensor, cell: Tensor) -> Tensor:
+        moved = replace(system, positions=positions, cell=cell)
+        return term(None, AtomOutputs(q, charges=q), moved)
+
+    values = (torch.tensor(charges), system.positions.clone(), system.cell.clone())
+    inputs = tuple(value.requires_grad_(True) for value in values)
+    assert torch.autograd.gradcheck(energies, inputs)
+    assert torch.autograd.gradgradcheck(energies, inputs)
 
 
 def test_a_supercell_has_many_times_the_energy() -> None:

@@ -49,8 +49,8 @@ class Ewald(nn.Module):
 
     The work is that of atoms times vectors, thus of the square of the number of atoms. It is done
     as products of matrices: phases of a vector (m_1, m_2, m_3) are products of those of (m_1, m_2)
-    and of m_3, and vectors with m_3 and -m_3 share them. Memory grows as the numbers of
-    atoms and of vectors.
+    and of m_3, and vectors with m_3 and -m_3 share them. Memory grows as the number of atoms
+    and that of vectors.
 
     Args:
         config: damping.

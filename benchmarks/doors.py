@@ -33,6 +33,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from result_files import machine_name, table
 from result_files import write as write_result
+from structures import water_box
 
 from attncalc import AttnCalculator, Evaluator, System, load, md
 
@@ -45,6 +46,7 @@ SYSTEMS: dict[str, tuple[Callable[[], Atoms], str, int]] = {
     "aspirin": (lambda: read(HERE / "aspirin.xyz"), "so3krates-organic", 100),
     "silicon-512": (lambda: silicon(4), "so3krates-silicon", 10),
     "silicon-4096": (lambda: silicon(8), "so3krates-silicon", 2),
+    "water-12288": (lambda: water_box((16, 16, 16)), "so3krates-organic", 1),
 }
 Steps = Callable[[int], None]
 

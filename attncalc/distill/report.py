@@ -169,7 +169,7 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
             f"| {one.file.name} ({describe_networks(one.potential)}) | "
             f"{1e3 * (found.force_mae or 0):.1f} meV/Å | {1e3 * (found.force_rmse or 0):.1f} meV/Å "
             f"| {1e3 * found.energy_mae:.1f} meV | {1e3 * one.step_seconds:.2f} ms "
-            f"| {ratio:,.3g} times as long |"
+            f"| {_rounded(ratio)} times as long |"
         )
     yield from (
         "",
@@ -202,13 +202,18 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
         "",
         "## Cost",
         "",
-        f"* {store.n_calls} calls of the oracle, {store.seconds:.0f} s, {1e3 * per_label:.3g} ms "
-        f"each; of {goal.labels} allowed.",
+        f"* {store.n_calls} calls of the oracle, {store.seconds:.0f} s, "
+        f"{_rounded(1e3 * per_label)} ms each; of {goal.labels} allowed.",
         *(f"* refused: {n} ({reason})" for reason, n in store.reasons.most_common()),
         f"* {state.seconds / 60:.1f} minutes in all.",
         "",
         _settings(settings),
     )
+
+
+def _rounded(value: float) -> str:
+    """Three digits that count, without a power of ten."""
+    return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def _settings(settings: dict[str, Any]) -> str:

@@ -99,8 +99,8 @@ def announce_compilation() -> None:
 def say_that_loops_are_compiled() -> None:
     """Print once how long the compilation takes."""
     log.warning(
-        "compiling loops for this machine: one to two minutes, for Equiformer up to five; the next "
-        "start finds them on the disk"
+        "compiling loops for this machine: half a minute, on busy cores up to two; the next start "
+        "finds them on the disk"
     )
 
 

@@ -40,7 +40,7 @@ def test_what_takes_long_is_announced_once(announcer, caplog):
     time.sleep(0.9)
     announcer.on_end(ours)
     (record,) = caplog.records
-    assert record.getMessage().startswith("compiling loops for this machine: one to two minutes")
+    assert record.getMessage().startswith("compiling loops for this machine: half a minute")
 
 
 @pytest.mark.parametrize(("module", "seconds"), [("attncalc.loops", 0.0), ("users.loops", 0.9)])

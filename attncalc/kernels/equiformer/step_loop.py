@@ -47,7 +47,7 @@ from attncalc.kernels.simd.barrier import (
     clear_ghosts,
     wait_for_all,
 )
-from attncalc.kernels.simd.caching import cached_step
+from attncalc.kernels.simd.caching import cached_step, compile_at_once
 from attncalc.kernels.simd.held import hold as _hold
 from attncalc.kernels.simd.loops import ZERO, inner_loop, single, stays_whole
 from attncalc.kernels.simd.row_loops import clear, fill_rows
@@ -381,3 +381,4 @@ def _reverse(barrier, held, n_atoms, n_edges, d_energies, d_vectors):
 hold = cached_step(_hold, Path(__file__).parent)
 forward = cached_step(_forward, Path(__file__).parent)
 reverse = cached_step(_reverse, Path(__file__).parent)
+compile_at_once(forward, reverse)

@@ -13,7 +13,7 @@ from attncalc.kernels.simd.barrier import (
     clear_ghosts,
     wait_for_all,
 )
-from attncalc.kernels.simd.caching import cached_step
+from attncalc.kernels.simd.caching import cached_step, compile_at_once
 from attncalc.kernels.simd.held import hold as _hold
 from attncalc.kernels.simd.layer_rows import count, exchange_ghosts, pairs_of
 from attncalc.kernels.simd.loops import inner_loop, single
@@ -422,3 +422,4 @@ def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, rows, d_outputs, 
 hold = cached_step(_hold, Path(__file__).parent)
 forward = cached_step(_forward, Path(__file__).parent)
 reverse = cached_step(_reverse, Path(__file__).parent)
+compile_at_once(forward, reverse)

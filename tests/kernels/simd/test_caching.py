@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from attncalc.compiled import cacheable
 from attncalc.kernels import simd
 from attncalc.kernels.equiformer import step_loop as equiformer
 from attncalc.kernels.simd import caching
-from attncalc.kernels.simd.caching import hash_of_sources
+from attncalc.kernels.simd.caching import hash_of_sources, types_of_second
 from attncalc.kernels.so3krates import step_loop as so3krates
 
 NAMES = ["hold", "forward", "reverse"]
@@ -59,6 +61,46 @@ def test_no_process_runs_what_it_compiled_itself() -> None:
         stats = getattr(so3krates, name).stats
         assert stats.cache_hits
         assert not stats.cache_misses
+
+
+@pytest.mark.skipif(not cacheable(), reason="there is no folder to keep machine code in")
+@pytest.mark.parametrize(
+    ("step", "model"), [(so3krates, "so3krates-ethanol"), (equiformer, "equiformer-ethanol")]
+)
+def test_the_reverse_steps_types_are_known_before_it_is_called(step, model: str) -> None:
+    atoms = molecule("CH3CH2OH")
+    AttnCalculator(model, device="cpu").calculate(atoms)
+    forward, reverse = step.forward, step.reverse
+    assert forward.signatures
+    for signature in forward.signatures:
+        assert types_of_second(forward, reverse, signature) in reverse.signatures
+
+
+def test_a_step_is_compiled_as_a_whole() -> None:
+    """And what it calls is not machine code of its own."""
+    program = """if True:
+        import numba
+        from attncalc.kernels.simd import caching
+
+        def inner(x):
+            return [x, 2 * x]
+
+        def outer(x):
+            return sum(again(x)) + again(x)[1]
+
+        again, step = numba.njit(inner), numba.njit(outer)
+        again.targetoptions.update(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+        caching._optimize_as_a_whole("outer")
+        step.compile((numba.int64,))
+
+        def address(loop):
+            (made,) = loop.overloads.values()
+            return made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+
+        assert address(step) != 0
+        assert address(again) == 0
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_of_two_that_need_a_step_at_once_one_compiles(tmp_path: Path, monkeypatch) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from attncalc import checks
 from attncalc.evaluator import Evaluator
 from attncalc.graph import ALL_PAIRS
+from attncalc.heat_flux import Flux, HeatFlux
 from attncalc.hessian import hessian, hessian_by_differences
 from attncalc.model_file import DEFAULT_MODEL, load, model_name, named_device
 from attncalc.nn.options import one_of, positive
@@ -117,6 +118,7 @@ class AttnCalculator(BaseCalculator):
         self._outside = b""  # elements of the structure that was warned of last
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
         self._volume: list[float] = []  # of what was seen
+        self._heat_flux: HeatFlux | None = None
 
     @property
     def potential(self) -> Potential:
@@ -125,7 +127,7 @@ class AttnCalculator(BaseCalculator):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {**vars(self), "_lock": None, "_last_result": None}
+            return {**vars(self), "_lock": None, "_last_result": None, "_heat_flux": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.RLock())
@@ -238,6 +240,25 @@ class AttnCalculator(BaseCalculator):
             if method == "autograd":
                 return hessian(self.evaluator.plain, atoms)
             return hessian_by_differences(self.potential, atoms, displacement)
+
+    def get_heat_flux(self, atoms: Atoms) -> Flux:
+        """Heat flux of moving atoms times the volume, eV Å per ASE's unit of time.
+
+        Periodic images are kept between calls, as for the neighbour list. A call takes four steps
+        of the cell with the images that its atoms see.
+
+        Args:
+            atoms: the structure, with velocities.
+
+        Raises:
+            ValueError: the structure is impossible or not known to the model, or as `HeatFlux`.
+        """
+        with self._lock:
+            system = System.from_ase(atoms)
+            self.evaluator.check(system)
+            if self._heat_flux is None:
+                self._heat_flux = HeatFlux(self.potential)
+            return self._heat_flux(system, atoms.get_velocities(), atoms.get_masses())
 
     def _warn_outside(self, result: Result, atoms: Atoms) -> None:
         elements, surroundings = atoms.numbers.tobytes(), result.surroundings

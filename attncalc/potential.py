@@ -390,7 +390,12 @@ class EdgeGradients:
 
 
 def edge_gradients(
-    member: Potential, graphs: Graphs, *, waits: bool = True, sums: bool = False
+    member: Potential,
+    graphs: Graphs,
+    *,
+    waits: bool = True,
+    sums: bool = False,
+    weights: Tensor | None = None,
 ) -> EdgeGradients:
     """Energies and their gradient by edge vectors: scale, reference energies, pair terms, ghosts.
 
@@ -402,6 +407,8 @@ def edge_gradients(
         graphs: of the structures.
         waits: see `attncalc.nn.network.linearize`.
         sums: True where a pair term may sum up its gradient itself, which then is in `summed`.
+        weights: [n_atoms], float64, of the atoms' energies in the sum whose gradient is taken;
+            None: ones.
     """
     graph, n_counted = graphs.short, graphs.n_counted
     outputs, pull = linearize(member.network, graph, waits=waits)
@@ -413,13 +420,13 @@ def edge_gradients(
     if n_counted is not None:
         energies[n_counted:] = 0
     others = _others(outputs)
-    d_outputs = {"energies": factor}
+    d_outputs = {"energies": factor if weights is None else _times(factor, weights)}
     gradients: dict[bool, Any] = {False: None, True: None}
     summed: list[SummedGradient] = []
     for term in member.terms_for(graphs):
         long_range = long_range_of(term)
         is_long, n = long_range is not None, graphs.n_counted_of(long_range)
-        found = _linearize_term(term, outputs, graphs, sums=sums)
+        found = _linearize_term(term, outputs, graphs, sums=sums, weights=weights)
         of_term, by_vectors, by_outputs = _in_arrays(found) if in_arrays else _in_tensors(found)
         energies[:n] += of_term[:n]
         if isinstance(by_vectors, SummedGradient):
@@ -441,6 +448,10 @@ def edge_gradients(
     if (of_terms := gradients[False]) is not None:
         short = short + of_terms
     return EdgeGradients(energies, short, gradients[True], others, summed, surroundings)
+
+
+def _times(factor: Any, weights: Tensor) -> Any:
+    return factor * (weights if isinstance(factor, Tensor) else weights.numpy())
 
 
 def _others(outputs: AtomOutputs) -> dict[str, Any]:
@@ -522,14 +533,14 @@ def _scaled(member: Potential, outputs: AtomOutputs, graph: Graph) -> tuple[Any,
 
 
 def _linearize_term(
-    term: Any, outputs: AtomOutputs, graphs: Graphs, *, sums: bool
+    term: Any, outputs: AtomOutputs, graphs: Graphs, *, sums: bool, weights: Tensor | None
 ) -> LinearizedTerm:
     """Energies [n_atoms] of a pair term, and the gradients of their sum by vectors and outputs."""
     if reads_system(term):
-        return _linearize_by_strain(term, outputs, graphs, sums=sums)
+        return _linearize_by_strain(term, outputs, graphs, sums=sums and weights is None)
     long_range = long_range_of(term)
     graph, n_counted = graphs.of_range(long_range), graphs.n_counted_of(long_range)
-    if n_counted is None and hasattr(term, "linearize"):  # in closed form
+    if n_counted is None and weights is None and hasattr(term, "linearize"):  # in closed form
         found: LinearizedTerm = term.linearize(graph, outputs)
         if sums or not isinstance(found.by_vectors, SummedGradient):
             return found
@@ -537,7 +548,8 @@ def _linearize_term(
     given = _to_differentiate_by(outputs, OUTPUTS)
     with torch.enable_grad():
         energies = term(graph.with_vectors(vectors), AtomOutputs(**given))
-        total = energies[:n_counted].sum()
+        weighted = energies if weights is None else weights * energies
+        total = weighted[:n_counted].sum()
         if not total.requires_grad:  # a constant
             return LinearizedTerm(energies, torch.zeros_like(vectors), {})
         by_vectors, *by_outputs = torch.autograd.grad(
@@ -617,9 +629,8 @@ def atom_virials(graphs: Graphs, gradients: EdgeGradients) -> Tensor:
 
     Each edge gives half of vector (x) gradient, symmetrized, to each of its two atoms. The division
     is one of many: only sums over many atoms have a meaning that does not depend on it. In
-    particular it does not give the heat flux of a network with several layers, which needs the
-    derivatives of each atom's energy (Langer, Knoop, Carbogno, Scheffler & Rupp, Phys. Rev. B 108,
-    L100302, 2023).
+    particular it does not give the heat flux of a network with several layers, for which there is
+    `attncalc.heat_flux`.
     """
     n_atoms, gradients = graphs.short.n_atoms, gradients.tensors
     virials = gradients.energies.new_zeros(n_atoms, 3, 3)

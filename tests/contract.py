@@ -464,7 +464,7 @@ class NetworkContract:
     def test_parts_with_ghosts_add_up(
         self, potential: Potential, repeat: tuple[int, ...], counts: tuple[int, int, int]
     ) -> None:
-        """What several processes make of one structure, see `attncalc.plugins.halo`."""
+        """What several processes make of one structure, see `attncalc.domain`."""
         atoms = triclinic() * repeat
         atoms.rattle(0.05, seed=0)
         counts = (2, 2, 2) if repeat[1] > 1 else (4, 1, 1)

@@ -14,16 +14,8 @@ from ase import Atoms
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from attncalc.plugins.halo import (
-    Box,
-    Domain,
-    Images,
-    OutputExchange,
-    Owners,
-    Whole,
-    exchanges_outputs,
-    reach_of,
-)
+from attncalc.domain import Box, Domain, Images, Whole, exchanges_outputs, reach_of
+from attncalc.plugins.halo import OutputExchange, Owners
 from attncalc.potential import Potential, evaluate
 from attncalc.result import Result
 from attncalc.system import charge_and_spin

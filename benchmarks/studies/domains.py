@@ -36,7 +36,7 @@ from structures import water_box
 from attncalc import load
 from attncalc.fast import lower
 from attncalc.graph import Graphs
-from attncalc.plugins.halo import Box, Domain, Images, Whole, reach_of
+from attncalc.domain import (Box, Domain, Images, Whole, reach_of)
 from attncalc.potential import Potential, evaluate
 from attncalc.structures import fresh_graphs
 from attncalc.system import System

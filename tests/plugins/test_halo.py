@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from parts import added_up, added_up_with_messages, box_of, images_of, parts_of, whole_of
 from torch import nn
 
+from attncalc.domain import Domain, Images, depth_of, exchanges_outputs, refuse_parts
 from attncalc.fast import lower
 from attncalc.graph import AtomOutputs, Graph, sum_over_system
 from attncalc.model_file import load
@@ -21,14 +22,7 @@ from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.plugins.halo import (
-    Domain,
-    Images,
-    Owners,
-    depth_of,
-    exchanges_outputs,
-    refuse_parts,
-)
+from attncalc.plugins.halo import Owners
 from attncalc.potential import Committee, Potential, evaluate
 from attncalc.structures import fresh_graphs
 from attncalc.system import System

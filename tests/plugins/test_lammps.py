@@ -23,12 +23,12 @@ from contract import random_potential
 from networks import tiny_so3krates
 from numpy.typing import NDArray
 
+from attncalc.domain import Box, Images, Whole
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load, save
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.plugins.halo import Box, Images, Whole
 from attncalc.plugins.lammps import _Shared
 from attncalc.plugins.lammps_script import Script
 from attncalc.potential import Potential, evaluate

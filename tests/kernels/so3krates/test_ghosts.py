@@ -17,13 +17,13 @@ pytest.importorskip("numba")
 
 from engine_contract import potential_of
 
+from attncalc.domain import exchanges_layers, reach_of
 from attncalc.fast import lower
 from attncalc.graph import GhostLayers
 from attncalc.nn.network import CompiledNetwork, linearize
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
-from attncalc.plugins.halo import exchanges_layers, reach_of
 from attncalc.potential import Committee, Potential, evaluate
 from attncalc.structures import fresh_graphs
 from attncalc.system import System

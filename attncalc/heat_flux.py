@@ -1,0 +1,192 @@
+"""Heat flux of moving atoms, for thermal conductivities by the Green-Kubo formula."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ase.geometry import complete_cell
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attncalc.domain import (
+    Box,
+    Domain,
+    Images,
+    Integers,
+    Whole,
+    depth_of,
+    exchanges_outputs,
+    why_not_in_parts,
+)
+from attncalc.graph import species_of
+from attncalc.potential import Potential, edge_gradients
+from attncalc.system import System
+
+SKIN = 0.5
+"""Å of the neighbour list of periodic images."""
+
+
+class Flux(NamedTuple):
+    """Heat flux of a structure times its volume, as in LAMMPS' `compute heat/flux`.
+
+    In eV Å per unit of time of ASE (10.18 fs); divided by the volume it is a flux density.
+
+    Attributes:
+        potential: [3], energy that atoms hand to each other. It alone conducts heat in a solid.
+        convective: [3], energy that atoms carry with them, kinetic energy included. That of an atom
+            counts from the model's reference energy of its element.
+    """
+
+    potential: NDArray[np.float64]
+    convective: NDArray[np.float64]
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """[3], sum of both."""
+        return self.potential + self.convective
+
+
+class HeatFlux:
+    """Heat flux of a potential, with a list of periodic images that lasts for many steps.
+
+    With E_i the energy of atom i, and sums over atoms i of the cell and all atoms j, images
+    included, that these depend on,
+
+        J = sum_i (E_i + m_i v_i² / 2) v_i + sum_ij (r_i - r_j) (dE_i / dr_j . v_j)
+
+    (Langer, Frank & Knoop, J. Chem. Phys. 159, 174105, 2023; for networks of several layers j may
+    be several cutoffs away, so it is no sum over pairs of neighbours.) Four gradients of the cell
+    with its images: of sum_i E_i, and of sum_i x_i E_i for each direction x.
+
+    Args:
+        potential: single or a committee, on a CPU; with engines where there are some.
+
+    Raises:
+        ValueError: energies depend on more than the neighbourhood of each atom, or the potential is
+            on a GPU.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        if potential.device.type != "cpu":
+            raise ValueError('the heat flux is computed on a CPU: load the model with device="cpu"')
+        if potential.long_range is not None:
+            reason: str | None = "has pair terms of longer range than its network"
+        else:
+            reason = why_not_in_parts(potential)
+            if reason is None and exchanges_outputs(potential):
+                reason = "has charges that add up over the whole structure"
+        if reason is not None:
+            raise ValueError(f"this model {reason}: it has no heat flux of atoms' neighbourhoods")
+        self.potential = potential
+        self._unfolded: _Unfolded | None = None
+
+    def __call__(
+        self, system: System, velocities: NDArray[np.float64], masses: NDArray[np.float64]
+    ) -> Flux:
+        """Return the flux of one structure.
+
+        Args:
+            system: the structure.
+            velocities: [n_atoms, 3], in ASE's units.
+            masses: [n_atoms] amu.
+
+        Raises:
+            ValueError: as `VerletList.update`.
+        """
+        last = self._unfolded
+        graphs = None if last is None or not last.is_of(system) else last.graphs(system)
+        if graphs is None:
+            self._unfolded = last = _Unfolded(self.potential, system)
+            graphs = last.graphs(system)
+        assert last is not None
+        assert graphs is not None
+        rows, edges = torch.from_numpy(last.atoms), graphs.short
+        v = torch.as_tensor(velocities, dtype=torch.float64)[rows]
+        # from the middle: differences of large numbers would lose digits
+        r = torch.from_numpy(last.positions(system))[last.domain.rows]
+        r = r - r[: last.domain.n_own].mean(0)
+        v_i, v_j = v[edges.receivers], v[edges.senders]
+        r_i, r_j = r[edges.receivers], r[edges.senders]
+        energies, of_sum = self._gradient(graphs, None)
+        flux = torch.stack([(self._gradient(graphs, x)[1] * (v_j - v_i)).sum() for x in r.T])
+        flux -= r_j.T @ (of_sum * v_j).sum(1) - r_i.T @ (of_sum * v_i).sum(1)
+        n = last.domain.n_own
+        order = last.atoms[:n]
+        kinetic = masses[order] / 2 * (velocities[order] ** 2).sum(1)
+        carried = (energies[:n].numpy() + kinetic) @ velocities[order]
+        return Flux(flux.numpy(), carried)
+
+    def _gradient(self, graphs: Any, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Energies beyond the reference energies, and the gradient by vectors; members' means."""
+        members = self.potential.members
+        each = [edge_gradients(one, graphs, weights=weights).tensors for one in members]
+        species = graphs.short.species
+        pairs = zip(members, each, strict=True)
+        energies = torch.stack([g.energies - one.reference_energies[species] for one, g in pairs])
+        return energies.mean(0), torch.stack([g.short for g in each]).mean(0)
+
+
+class _Unfolded:
+    """Cell with the images that energies of its atoms depend on, each an atom of its own.
+
+    Attributes:
+        atoms: [n_nodes], atom of the cell that each node is an image of; own atoms first.
+        domain: nodes and their neighbour list.
+    """
+
+    def __init__(self, potential: Potential, system: System) -> None:
+        reach = depth_of(potential) * (potential.cutoff + SKIN)
+        self._like = system
+        self._rows, self._shifts = _images(system, reach)
+        numbers = system.atomic_numbers.numpy()
+        species = species_of(system.atomic_numbers, potential.species).numpy()
+        composition = np.bincount(species, minlength=len(potential.species))
+        ids = np.arange(len(self._rows))
+        images = Images(self.positions(system), ids, numbers[self._rows], len(numbers))
+        whole = Whole(tuple(composition.tolist()), int(system.charge), int(system.spin))
+        domain = Domain.of(potential, images, _OPEN, whole, skin=SKIN)
+        assert domain is not None
+        self.domain, self.atoms = domain, self._rows[domain.rows]
+
+    def is_of(self, system: System) -> bool:
+        """Return True if it is a structure of the same atoms and periodic directions."""
+        one, other = self._like, system
+        return torch.equal(one.atomic_numbers, other.atomic_numbers) and all(
+            torch.equal(getattr(one, name), getattr(other, name))
+            for name in ("pbc", "charge", "spin")
+        )
+
+    def positions(self, system: System) -> NDArray[np.float64]:
+        """[n, 3] Å, of all images."""
+        moved = self._shifts @ system.cell[0].numpy()
+        found: NDArray[np.float64] = system.positions.numpy()[self._rows] + moved
+        return found
+
+    def graphs(self, system: System) -> Any:
+        """Return the graphs; None where the list may miss an edge."""
+        return self.domain.graphs(self.positions(system), _OPEN)
+
+
+_OPEN = Box(np.zeros((3, 3)), np.zeros(3, bool))
+
+
+def _images(system: System, reach: float) -> tuple[Integers, Integers]:
+    """Atoms and cell shifts [n, 3] of all images near the cell, those in the cell first."""
+    pbc = system.pbc[0].numpy()
+    inverse = np.linalg.inv(complete_cell(system.cell[0].numpy()))
+    fractional = system.positions.numpy() @ inverse
+    into = np.where(pbc, -np.floor(fractional), 0).astype(np.int64)
+    margin = np.where(pbc, reach * np.linalg.norm(inverse, axis=0), 0)
+    ranges = [range(-n, n + 1) for n in np.ceil(margin).astype(int)]
+    rows, shifts = [np.arange(len(into))], [into]
+    for shift in itertools.product(*ranges):
+        if any(shift):
+            placed = fractional + into + shift
+            near = ((placed >= -margin) & (placed <= 1 + margin)) | ~pbc
+            found = np.flatnonzero(near.all(1))
+            rows.append(found)
+            shifts.append(into[found] + shift)
+    return np.concatenate(rows), np.concatenate(shifts)

@@ -300,15 +300,17 @@ def pair(a: Atoms, b: Atoms, distance: float) -> Atoms:
 
 
 def collisions(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Pairs pressed together from 2 Å to 0.3 Å between heavy atoms: does the energy fall below?"""
-    model = engine(asked.model)
+    """Pairs pressed together from 4 Å to 0.3 Å between heavy atoms: how low does the energy fall?"""
+    model, teacher = engine(asked.model), engine(asked.teacher)
     rows = []
     for names in COLLISIONS:
         a, b = (minimum(asked.teacher, name) for name in names)
-        frames = [pair(a, b, distance) for distance in np.arange(2.0, 0.29, -0.05)]
-        energies, _ = model(frames)
-        rises = energies[1:] - energies[0]
+        distances = np.arange(4.0, 0.29, -0.05)
+        frames = [pair(a, b, distance) for distance in distances]
+        rises, of_teacher = (e - e[0] for e in (model(frames)[0], teacher(frames)[0]))
         row = {"pair": " + ".join(names), "lowest": float(rises.min())}
+        row |= {"at": float(distances[rises.argmin()]), "teacher": float(of_teacher.min())}
+        row |= {"before": float(rises[: rises.argmin() + 1].max())}
         rows.append(row | {"highest": float(rises.max()), "last": float(rises[-1])})
     return rows
 
@@ -392,12 +394,13 @@ def report(content: dict[str, Any]) -> str:
         ]
         lines += [f"Rigid scans, meV, and differences from {teacher}:", "", *table(head, rows), ""]
     if "collisions" in content:
-        head = ["pressed together, 2 to 0.3 Å", "lowest", "highest", "at 0.3 Å"]
+        head = ["pressed together, 4 to 0.3 Å", "lowest", "at, Å", "highest before that"]
+        head += ["lowest of the teacher", "highest", "at 0.3 Å"]
+        names = ("lowest", "at", "before", "teacher", "highest", "last")
         rows = [
-            [row["pair"], *(f"{row[name]:.1f}" for name in ("lowest", "highest", "last"))]
-            for row in content["collisions"]
+            [row["pair"], *(f"{row[name]:.1f}" for name in names)] for row in content["collisions"]
         ]
-        told = "Energies of pairs that collide, eV, from that at 2 Å between heavy atoms:"
+        told = "Energies of pairs that collide, eV, from that at 4 Å between heavy atoms:"
         lines += [told, "", *table(head, rows), ""]
     if "dynamics" in content:
         for row in content["dynamics"]:

@@ -184,7 +184,7 @@ def header(model: str | Path) -> dict[str, Any]:
 
 
 def origin(model: str | Path) -> dict[str, str]:
-    """Return name, data and labels of a model that trainings start from, empty if it is gone."""
+    """Return name, data and labels of a model to start from; of one that is gone, its name."""
     try:
         info = header(model)["training"]
     except FileNotFoundError:

@@ -19,7 +19,11 @@ ATOMS_PER_BATCH = 2000
 
 
 def evaluate_many(
-    potential: Potential, structures: Sequence[Atoms], *, batch_atoms: int = ATOMS_PER_BATCH
+    potential: Potential,
+    structures: Sequence[Atoms],
+    *,
+    batch_atoms: int = ATOMS_PER_BATCH,
+    first_number: int = 0,
 ) -> Iterator[tuple[System, Result]]:
     """Evaluate structures of any kind in batches, in order.
 
@@ -27,6 +31,7 @@ def evaluate_many(
         potential: the model.
         structures: may differ in size, elements, cell, charge.
         batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
+        first_number: number of the first structure in messages.
 
     Raises:
         ValueError: a structure is impossible or not known to the model; the message names it.
@@ -39,7 +44,7 @@ def evaluate_many(
                 try:
                     _evaluate_fresh(potential, [atoms])
                 except ValueError as error:
-                    raise ValueError(f"structure {k}: {error}") from None
+                    raise ValueError(f"structure {first_number + k}: {error}") from None
             raise
 
 

@@ -58,7 +58,11 @@ class EvalMany(ModelJob):
 
         def solve(frames: Sequence[Frame], first: int) -> list[Outcome]:
             mine = dataset[first : first + len(frames)]
-            return [(None, row) for row in predict(potential, mine).rows()]
+            try:
+                found = predict(potential, mine, first_number=first)
+            except ValueError as error:  # of the data: no other attempt would end better
+                return [(None, {"error": str(error)}) for _ in frames]
+            return [(None, row) for row in found.rows()]
 
         return solve
 
@@ -67,13 +71,13 @@ def joined(work: Work) -> Prediction:
     """Return the prediction for the whole data set.
 
     Raises:
-        RuntimeError: a shard killed the processes that were at it.
+        RuntimeError: a structure is impossible, or a shard killed the processes that were at it.
     """
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in work.said():
             if error := row.get("error"):
-                raise RuntimeError(f"{error} Remove {work.folder} to try again")
+                raise RuntimeError(f"{error} (remove {work.folder} to try again)")
             yield row
 
     return Prediction.of_rows(rows())

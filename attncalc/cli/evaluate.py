@@ -97,11 +97,11 @@ def evaluate(
         if data_file is None:
             raise click.UsageError("DATA is needed: a file with labelled structures")
         if in_shards or not no_report:
-            target = _report_file(report, model, data_file, labels, split)
+            target = _report_file(report, model, data_file, labels, split, written=not no_report)
     asked = os.path.abspath(model) if in_folder else model, data_file and from_anywhere(data_file)
     model, dataset, split, indices = read_labelled(model, data_file, *of_data)
     if in_folder and (in_shards or not no_report):
-        target = _report_file(report, model, dataset.source, labels, split)
+        target = _report_file(report, model, dataset.source, labels, split, written=not no_report)
     for what in filter(None, (data.unit_mismatch(dataset), data.stress_mismatch(dataset))):
         warn(what)
     set_threads(threads, dataset.structures)
@@ -247,9 +247,20 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _report_file(
-    report: str | None, model: str, data_file: str, labels: str | None, split: str | None
+    report: str | None,
+    model: str,
+    data_file: str,
+    labels: str | None,
+    split: str | None,
+    *,
+    written: bool = True,
 ) -> Path:
-    """Return the path of the report, checked before the work. An older report may be replaced."""
+    """Return the path of the report, checked before the work. An older report may be replaced.
+
+    Args:
+        report .. split: of the command.
+        written: False: only shards stand beside where it would be.
+    """
     from attncalc.report import GENERATOR
 
     names = ["eval", model_file.model_name(model), Path(data_file).stem, labels or "", split or ""]
@@ -257,6 +268,8 @@ def _report_file(
     path = Path(report or default)
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"{path.name}: a report must end in .html")
+    if not written:
+        return path
     if not (path.is_file() and f'content="{GENERATOR}"'.encode() in path.read_bytes()[:1000]):
         output_file(path)
     if not os.access(path.parent, os.W_OK):

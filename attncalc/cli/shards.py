@@ -296,7 +296,8 @@ def work_off(
     Raises:
         ValueError, OSError: an option or a file is impossible, shards lack, no scheduler answers.
         ImportError: dask.distributed is missing.
-        RuntimeError: a process met an error, or ended before its shards were done.
+        RuntimeError: a process met an error, or ended before its shards were done; with `join`,
+            another command was faster.
         KeyboardInterrupt: with words on how much is done.
         click.ClickException: structures failed, or are outside the training; all is written.
     """
@@ -332,11 +333,19 @@ def work_off(
             if not gather:
                 compute(job, work, mine)
             if shard:
-                say(f"part {shard}: {len(mine)} of {len(work.shards)} shards are in {work.folder}")
+                n = len(work.shards)
+                say(f"part {shard}: {len(mine)} of {n} shards are in {work.folder}")
+                report_json(
+                    {"part": shard, "shards": len(mine), "of": n, "folder": str(work.folder)}
+                )
                 return
             counts = _gather(work, join or _join_all)
         except Gone:
-            if _stamp(target) in (None, before):
+            is_old = _stamp(target) in (None, before)
+            if join is not None and not (gather and is_old):
+                said = f"another command has put the shards of {target} together, and told of them"
+                raise RuntimeError(said) from None
+            if is_old:
                 raise ValueError(f"no folder {work.folder}: work its shards off first") from None
             _say_done(work)
             return

@@ -93,6 +93,7 @@ def predict(
     *,
     batch_atoms: int = BATCH_ATOMS,
     progress: Callable[[int], None] | None = None,
+    first_number: int = 0,
 ) -> Prediction:
     """Predict energies, forces and, where the data have it, stress of every structure.
 
@@ -101,6 +102,7 @@ def predict(
         dataset: the structures; labels are not used.
         batch_atoms: structures are evaluated together up to so many atoms.
         progress: called with the number of structures after each batch.
+        first_number: number of the first structure in messages.
 
     Raises:
         ValueError: the data set is empty, has an element, charge or spin that the model does not
@@ -110,7 +112,10 @@ def predict(
         raise ValueError(f"{dataset.source}: the data set is empty")
     energies, forces, stresses = [], [], []
     forces_spread, energies_spread, novelty = [], [], []
-    for system, result in evaluate_many(potential, dataset.structures, batch_atoms=batch_atoms):
+    found = evaluate_many(
+        potential, dataset.structures, batch_atoms=batch_atoms, first_number=first_number
+    )
+    for system, result in found:
         energies.append(result.energy.cpu().numpy())
         forces += [part.numpy() for part in system.split(result.forces.cpu())]
         if result.spread is not None:

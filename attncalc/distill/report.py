@@ -212,7 +212,7 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
 
 
 def _rounded(value: float) -> str:
-    """Three digits that count, without a power of ten."""
+    """Three digits that count, with commas between thousands."""
     return f"{float(f'{value:.3g}'):,.10g}"
 
 

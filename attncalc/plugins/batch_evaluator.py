@@ -70,7 +70,8 @@ class BatchEvaluator:
         spin = 1 + (electrons - charge.long()) % 2 if spin is None else spin
         system = self._known(
             System(
-                # a copy: batches are changed in place, and the next call asks where atoms were
+                # a copy, as those of `_known`: batches are changed in place, and the next call
+                # asks what there was
                 positions=positions.detach().to(torch.float64, copy=True),
                 atomic_numbers=numbers,
                 cell=cell.detach().to(torch.float64).contiguous(),
@@ -95,11 +96,12 @@ class BatchEvaluator:
         kept = ("atomic_numbers", "pbc", "system_idx", "charge", "spin")
         if last is not None and all(_same(getattr(last, n), getattr(system, n)) for n in kept):
             same = {name: getattr(last, name) for name in kept}
-            if _same(last.cell, system.cell):
-                same["cell"] = last.cell
+            same["cell"] = last.cell if _same(last.cell, system.cell) else system.cell.clone()
             system = _continued(replace(system, **same), last)
         else:
             self.evaluator.take(System.from_ase(system.to_ase()))  # a copy, which is checked
+            own = {name: getattr(system, name).clone() for name in (*kept, "cell")}
+            system = replace(system, **own)
         self._last = system
         return system
 

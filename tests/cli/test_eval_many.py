@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import read, write
 from command_line import COPPER, attncalc, fails, files, labelled, succeeds
 
 from attncalc import data
@@ -100,11 +100,11 @@ def test_killed_and_started_again(here, expected, monkeypatch) -> None:
     write_many()
     asked = []
 
-    def killed(potential: object, dataset: data.Dataset) -> Prediction:
+    def killed(potential: object, dataset: data.Dataset, **options: int) -> Prediction:
         if len(asked) == 1:
             raise Killed
         asked.append(len(dataset))
-        return predict(potential, dataset)
+        return predict(potential, dataset, **options)
 
     with monkeypatch.context() as context:
         context.setattr(eval_many, "predict", killed)
@@ -132,12 +132,55 @@ def test_a_structure_that_the_model_does_not_know_is_refused_before(here) -> Non
     assert files() == {"cu.extxyz"}
 
 
+def test_an_impossible_structure_is_told_by_its_number_in_the_file(here) -> None:
+    write_many()
+    frames = read("cu.extxyz", ":")
+    frames[-1].positions[1] = frames[-1].positions[0]
+    write("cu.extxyz", frames)
+    line = fails(*EVAL)
+    assert line.startswith(f"Error: structure {N - 1}: atom 0 (Cu) and atom 1 (Cu) are ")
+    in_shards = fails(*EVAL, "--workers", 1)
+    assert in_shards == f"{line} (remove {PAGE}.parts to try again)"
+    assert "the same command goes on" not in in_shards
+
+
+@pytest.mark.parametrize("options", [(), ("--no-report",), ("--json",)])
+def test_another_command_was_faster(here, monkeypatch, options: tuple[str, ...]) -> None:
+    """It has told the errors: this one has none to tell."""
+    write("cu.extxyz", labelled(4))
+
+    def gone(work: Work, join: object) -> None:
+        work.remove()
+        raise shards.Gone
+
+    monkeypatch.setattr(shards, "_gather", gone)
+    line = fails(*EVAL, "--workers", 1, *options)
+    said = f"another command has put the shards of {PAGE} together, and told of them"
+    assert line == f"Error: {said}"
+
+
+def test_shards_of_no_report_stand_beside_any_file(here) -> None:
+    write("cu.extxyz", labelled(4))
+    Path(PAGE).write_text("mine")
+    assert f"{PAGE} exists" in fails(*EVAL, "--workers", 1)
+    assert "force, meV" in succeeds(*EVAL, "--workers", 1, "--no-report")
+    assert files() == {"cu.extxyz", PAGE}
+    assert Path(PAGE).read_text() == "mine"
+
+
+def test_json_of_a_part(here) -> None:
+    write("cu.extxyz", labelled(4))
+    result = attncalc(*EVAL, "--shard", "1/2", "--json")
+    expected = {"part": "1/2", "shards": 1, "of": 1, "folder": f"{PAGE}.parts"}
+    assert json.loads(result.stdout) == expected
+
+
 def test_a_shard_that_kills_processes_ends_it(here, monkeypatch) -> None:
     write("cu.extxyz", labelled(4))
     monkeypatch.setattr(shards, "_attempts", lambda *_: shards.ATTEMPTS)
     line = fails(*EVAL, "--workers", 1)
     assert "2 processes died at structures 0 to 3, of which this is one" in line
-    assert f"Remove {PAGE}.parts to try again" in line
+    assert f"(remove {PAGE}.parts to try again)" in line
     assert files() == {"cu.extxyz", f"{PAGE}.parts"}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from attncalc.sampling.clusters import MOST_ATOMS, Part, packed, random_cluster, water
+from attncalc.sampling.clusters import MOST_ATOMS, SLIPPED, Part, packed, random_cluster, water
 from attncalc.sampling.conformers import Conformer, embedded, force_field, langevin
 from attncalc.sampling.geometry import (
     beyond,
@@ -192,6 +192,39 @@ def test_molecules_are_packed_without_overlap(rng: np.random.Generator) -> None:
         molecules = trimer.positions.reshape(3, 3, 3)
         for i, j in ((0, 1), (0, 2), (1, 2)):
             assert 1.4 < distances(molecules[i], molecules[j]).min() < 25
+
+
+def test_some_molecules_are_packed_face_to_face(rng: np.random.Generator) -> None:
+    benzene, n = built("c1ccccc1"), 400
+    part = Part("c1ccccc1", benzene.numbers, benzene.positions, 0)
+    angles, slips = [], []
+    for _ in range(n):
+        one, other = packed(rng, [part, part]).positions.reshape(2, -1, 3)
+        normal, its = (np.linalg.svd(p - p.mean(0))[2][2] for p in (one, other))
+        angles.append(np.degrees(np.arccos(min(1.0, abs(normal @ its)))))
+        between = other.mean(0) - one.mean(0)
+        if angles[-1] < 0.1:
+            along = abs(between @ normal)
+            slips.append(np.sqrt(max(0.0, between @ between - along**2)) / along)
+    # two thirds are in contact, of which STACKED
+    assert 0.05 < np.mean(np.array(angles) < 0.1) < 0.16
+    assert max(slips) < SLIPPED + 1e-6
+    assert min(slips) < 0.1
+
+
+def test_packing_turns_molecules_and_does_not_reflect_them(rng: np.random.Generator) -> None:
+    chiral = built("C[C@H](N)O")
+    part = Part("C[C@H](N)O", chiral.numbers, chiral.positions, 0)
+    heavy = np.flatnonzero(chiral.numbers > 1)
+
+    def volume(positions: np.ndarray) -> float:
+        a, b, c, d = positions[heavy[:4]]
+        return float(np.linalg.det([b - a, c - a, d - a]))
+
+    for _ in range(60):
+        both = packed(rng, [part, part]).positions.reshape(2, -1, 3)
+        for positions in both:
+            assert volume(positions) == pytest.approx(volume(chiral.positions), rel=1e-9)
 
 
 def test_clusters_have_a_charge_and_a_size_that_is_allowed(rng: np.random.Generator) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from ase.geometry import complete_cell
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +20,8 @@ from attncalc.domain import (
     exchanges_outputs,
     why_not_in_parts,
 )
-from attncalc.graph import species_of
+from attncalc.graph import Graphs, species_of
+from attncalc.neighbors.search import complete_cell
 from attncalc.potential import Potential, edge_gradients
 from attncalc.system import System
 
@@ -119,7 +119,7 @@ class HeatFlux:
         carried = (energies[:n].numpy() + kinetic) @ velocities[order]
         return Flux(flux.numpy(), carried)
 
-    def _gradient(self, graphs: Any, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _gradient(self, graphs: Graphs, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Energies beyond the reference energies, and the gradient by vectors; members' means."""
         members = self.potential.members
         each = [edge_gradients(one, graphs, weights=weights).tensors for one in members]
@@ -153,10 +153,9 @@ class _Unfolded:
 
     def is_of(self, system: System) -> bool:
         """Return True if it is a structure of the same atoms and periodic directions."""
-        one, other = self._like, system
-        return torch.equal(one.atomic_numbers, other.atomic_numbers) and all(
-            torch.equal(getattr(one, name), getattr(other, name))
-            for name in ("pbc", "charge", "spin")
+        return all(
+            torch.equal(getattr(self._like, name), getattr(system, name))
+            for name in ("atomic_numbers", "pbc", "charge", "spin")
         )
 
     def positions(self, system: System) -> NDArray[np.float64]:
@@ -165,7 +164,7 @@ class _Unfolded:
         found: NDArray[np.float64] = system.positions.numpy()[self._rows] + moved
         return found
 
-    def graphs(self, system: System) -> Any:
+    def graphs(self, system: System) -> Graphs | None:
         """Return the graphs; None where the list may miss an edge."""
         return self.domain.graphs(self.positions(system), _OPEN)
 
@@ -176,7 +175,7 @@ _OPEN = Box(np.zeros((3, 3)), np.zeros(3, bool))
 def _images(system: System, reach: float) -> tuple[Integers, Integers]:
     """Atoms and cell shifts [n, 3] of all images near the cell, those in the cell first."""
     pbc = system.pbc[0].numpy()
-    inverse = np.linalg.inv(complete_cell(system.cell[0].numpy()))
+    inverse = np.linalg.inv(complete_cell(system)[0].numpy())
     fractional = system.positions.numpy() @ inverse
     into = np.where(pbc, -np.floor(fractional), 0).astype(np.int64)
     margin = np.where(pbc, reach * np.linalg.norm(inverse, axis=0), 0)

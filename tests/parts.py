@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.build import bulk
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -19,6 +20,15 @@ from attncalc.plugins.halo import OutputExchange, Owners
 from attncalc.potential import Potential, evaluate
 from attncalc.result import Result
 from attncalc.system import charge_and_spin
+
+
+def rod(n: int) -> Atoms:
+    """Longer than what any of its parts sees: n cells of carbon, some atoms of other elements."""
+    atoms = bulk("C", a=3.6, cubic=True) * (n, 1, 1)
+    atoms.numbers[::3] = 1
+    atoms.numbers[::7] = 8
+    atoms.rattle(0.1, seed=0)
+    return atoms
 
 
 def images_of(atoms: Atoms, own: NDArray, reach: float) -> Images:

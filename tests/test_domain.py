@@ -10,7 +10,7 @@ from ase.build import bulk, molecule
 from contract import assert_same_result, random_potential
 from networks import tiny_so3krates
 from numpy.typing import NDArray
-from parts import added_up, added_up_with_messages, box_of, images_of, parts_of, whole_of
+from parts import added_up, added_up_with_messages, box_of, images_of, parts_of, rod, whole_of
 from torch import nn
 
 from attncalc.domain import Domain, Images, depth_of, exchanges_outputs, refuse_parts
@@ -27,15 +27,6 @@ from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 
-def carbon(n: int = 16) -> Atoms:
-    """A rod, longer than what any of its quarters sees."""
-    atoms = bulk("C", a=3.6, cubic=True) * (n, 1, 1)
-    atoms.numbers[::3] = 1
-    atoms.numbers[::7] = 8
-    atoms.rattle(0.1, seed=0)
-    return atoms
-
-
 def two_layers(seed: int = 0) -> Potential:
     network = random_potential(tiny_so3krates(4.0, num_layers=2), seed).network
     terms = [ZBLRepulsion(ZBLConfig(cutoff=2.0), (1, 6, 7, 8))]
@@ -50,7 +41,7 @@ def moved(parts: list[tuple[Images, Domain | None]], atoms: Atoms, steps: NDArra
 
 
 def test_a_part_has_what_it_needs_and_no_atom_twice():
-    potential, atoms = two_layers(), carbon()
+    potential, atoms = two_layers(), rod(16)
     parts = parts_of(potential, atoms, (4, 1, 1))
     for images, domain in parts:
         assert len(domain.rows) < len(atoms) < len(images.ids)
@@ -63,14 +54,14 @@ def test_a_part_has_what_it_needs_and_no_atom_twice():
 
 
 def test_one_part_has_no_ghosts():
-    potential, atoms = two_layers(), carbon(2)
+    potential, atoms = two_layers(), rod(2)
     ((images, domain),) = parts_of(potential, atoms, (1, 1, 1))
     assert len(domain.rows) == domain.n_own == len(atoms) < len(images.ids)
     assert domain.is_inner.all()
 
 
 def test_a_part_without_atoms():
-    potential, atoms = two_layers(), carbon(4)
+    potential, atoms = two_layers(), rod(4)
     atoms = atoms[atoms.positions[:, 0] > 3]
     (_, empty), *others = parts_of(potential, atoms, (8, 1, 1))
     assert empty is None
@@ -81,7 +72,7 @@ def test_a_part_without_atoms():
 
 
 def test_open_boundaries():
-    potential, atoms = two_layers(), carbon(4)
+    potential, atoms = two_layers(), rod(4)
     atoms.pbc = False
     whole = evaluate(potential, fresh_graphs(potential, System.from_ase(atoms)))
     parts = parts_of(potential, atoms, (2, 2, 1))
@@ -89,7 +80,7 @@ def test_open_boundaries():
 
 
 def test_atoms_of_others_are_left_out():
-    potential, atoms = two_layers(), carbon(4)
+    potential, atoms = two_layers(), rod(4)
     images = images_of(atoms, np.arange(len(atoms)), 0.0)
     numbers = np.where(images.ids % 5 == 0, 0, images.numbers)
     ours = atoms[np.arange(len(atoms)) % 5 > 0]
@@ -103,7 +94,7 @@ def test_atoms_of_others_are_left_out():
 
 def test_a_list_lasts_as_long_as_no_atom_moves_too_far():
     """Atoms 0.2 Å from where they were; what is nearer by 0.5 Å in sum is in the list."""
-    potential, atoms = two_layers(), carbon()
+    potential, atoms = two_layers(), rod(16)
     parts = parts_of(potential, atoms, (4, 1, 1), skin=0.5)
     steps = np.random.default_rng(0).normal(size=(len(atoms), 3))
     steps *= 0.2 / np.linalg.norm(steps, axis=1, keepdims=True)
@@ -121,7 +112,7 @@ def test_a_list_lasts_as_long_as_no_atom_moves_too_far():
 
 
 def test_a_box_may_change_its_shape():
-    potential, atoms = two_layers(), carbon()
+    potential, atoms = two_layers(), rod(16)
     parts = parts_of(potential, atoms, (4, 1, 1), skin=1.0)
     later = atoms.copy()
     later.set_cell(atoms.cell.array @ (np.eye(3) + 0.01), scale_atoms=True)
@@ -135,7 +126,7 @@ def test_a_box_may_change_its_shape():
 
 
 def test_atoms_that_have_not_all_neighbours_are_known():
-    potential, atoms = two_layers(), carbon()
+    potential, atoms = two_layers(), rod(16)
     for reach, complete in ((8.0, True), (5.0, False)):
         images = images_of(atoms, np.arange(32), reach)
         whole = whole_of(potential, atoms)
@@ -187,7 +178,7 @@ def gas(n: int, seed: int = 0) -> Atoms:
     return atoms
 
 
-@pytest.mark.parametrize("make", [lambda: gas(5), lambda: carbon(6)], ids=["gas", "rod"])
+@pytest.mark.parametrize("make", [lambda: gas(5), lambda: rod(6)], ids=["gas", "rod"])
 @pytest.mark.parametrize("counts", [(1, 1, 1), (2, 2, 2), (3, 1, 1)])
 def test_charges_and_pairs_of_longer_range_are_shared(make, counts: tuple[int, int, int]):
     """Twice: as the plain network and terms, and as compiled loops in float64."""
@@ -219,7 +210,7 @@ def test_total_charge_and_multiplicity_are_those_of_the_whole(charge: int, spin:
 
 
 def test_every_pair_with_a_ghost_is_in_one_part():
-    potential, atoms = charged(), carbon(6)
+    potential, atoms = charged(), rod(6)
     parts = parts_of(potential, atoms, (3, 1, 1))
     long = fresh_graphs(potential, System.from_ase(atoms)).long
     assert long is not None

@@ -342,11 +342,11 @@ def work_off(
             counts = _gather(work, join or _join_all)
         except Gone:
             is_old = _stamp(target) in (None, before)
-            if join is not None and not (gather and is_old):
+            if is_old and (gather or join is None):
+                raise ValueError(f"no folder {work.folder}: work its shards off first") from None
+            if join is not None:
                 said = f"another command has put the shards of {target} together, and told of them"
                 raise RuntimeError(said) from None
-            if is_old:
-                raise ValueError(f"no folder {work.folder}: work its shards off first") from None
             _say_done(work)
             return
     if counts is not None:

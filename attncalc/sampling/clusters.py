@@ -98,8 +98,8 @@ def packed(rng: np.random.Generator, parts: Sequence[Part]) -> Part:
         best, best_score = None, -1.0
         arranged = _stacked if not apart and rng.random() < STACKED else _at_random
         for _ in range(5 if rng.random() < 0.6 else 1):
-            turned, direction = arranged(rng, positions, part.positions)
-            placed = _placed(positions, turned, direction, unit, wanted)
+            turn, direction = arranged(rng, positions, part.positions)
+            placed = _placed(positions, part.positions, turn, direction, unit, wanted)
             gaps = distances(positions, placed) / radii
             i, j = np.unravel_index(gaps.argmin(), gaps.shape)
             pair = {int(numbers[i]), int(part.numbers[j])}
@@ -115,13 +115,13 @@ def packed(rng: np.random.Generator, parts: Sequence[Part]) -> Part:
 def _at_random(
     rng: np.random.Generator, positions: Floats, others: Floats
 ) -> tuple[Floats, Floats]:
-    """Others about the centre of positions, turned at random, and any direction."""
-    turned = (others - others.mean(0)) @ random_rotation(rng).T + positions.mean(0)
-    return turned, rng.normal(size=3)
+    """Any rotation [3, 3] of others, and any direction."""
+    del positions, others
+    return random_rotation(rng).T, rng.normal(size=3)
 
 
 def _stacked(rng: np.random.Generator, positions: Floats, others: Floats) -> tuple[Floats, Floats]:
-    """Others about the centre of positions with planes parallel, and a direction near the normal.
+    """Rotation [3, 3] of others that makes planes parallel, and a direction near their normal.
 
     The plane of a molecule is that of its two longest principal axes.
     """
@@ -129,9 +129,8 @@ def _stacked(rng: np.random.Generator, positions: Floats, others: Floats) -> tup
     angle, side = rng.uniform(0, 2 * np.pi, 2)
     c, s = np.cos(angle), np.sin(angle)
     about_normal = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-    turned = (others - others.mean(0)) @ its.T @ about_normal @ axes + positions.mean(0)
     slip = SLIPPED * rng.random() * np.array([np.cos(side), np.sin(side)])
-    return turned, axes[2] + slip @ axes[:2]
+    return its.T @ about_normal @ axes, axes[2] + slip @ axes[:2]
 
 
 def _principal_axes(positions: Floats) -> Floats:
@@ -141,17 +140,19 @@ def _principal_axes(positions: Floats) -> Floats:
 
 
 def _placed(
-    positions: Floats, turned: Floats, direction: Floats, unit: Floats, wanted: float
+    positions: Floats, others: Floats, turn: Floats, direction: Floats, unit: Floats, wanted: float
 ) -> Floats:
-    """Positions of others, shifted until the closest distance is as wanted.
+    """Positions of others, turned and shifted until the closest distance is as wanted.
 
     Args:
         positions: [n_atoms, 3] Å.
-        turned: [n_others, 3] Å, about the same centre.
+        others: [n_others, 3] Å.
+        turn: [3, 3], rotation of rows about the centre.
         direction: [3], of any length, in which they are shifted.
         unit: [n_atoms, n_others] Å: what distances are measured in.
         wanted: closest distance.
     """
+    turned = (others - others.mean(0)) @ turn + positions.mean(0)
     direction = direction / np.linalg.norm(direction)
     inside, outside = 0.0, 60.0
     for _ in range(24):  # bisection, to 4e-6 Å

@@ -75,7 +75,7 @@ def main() -> None:
     path = asked.output / f"{stem}.json"
     content = json.loads(path.read_text()) if path.exists() else {}
     content |= {"machine": machine_name(), "model": Path(asked.model).stem}
-    content |= {"teacher": Path(asked.teacher).stem}
+    content |= {"teacher": Path(asked.teacher).stem, "held_out": asked.held_out.name}
     for part in asked.parts:
         content[part] = PARTS[part](asked)
         print(part, json.dumps(content[part])[:2000], flush=True)
@@ -414,7 +414,7 @@ def report(content: dict[str, Any]) -> str:
         lines.append("")
     lines += [
         f"{content['machine']}. `python benchmarks/studies/general.py {model} {teacher}.safetensors"
-        " ../shared/data --held-out so3lr-test.h5`",
+        f" ../shared/data --held-out {content['held_out']}`",
         "",
     ]
     return "\n".join(lines)

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
-from ase.build import bulk
 from contract import ELEMENTS, assert_same_result, randomise
-from parts import added_up, added_up_with_messages, box_of, parts_of
+from parts import added_up, added_up_with_messages, box_of, parts_of, rod
 
 pytest.importorskip("numba")
 
@@ -65,20 +63,11 @@ def potential(seed: int = 0, *, threads: int = 1, **options: Any) -> tuple[Poten
     return plain, fast
 
 
-def rod(n: int = 20) -> Atoms:
-    """Longer than what any of its thirds sees."""
-    atoms = bulk("C", a=3.6, cubic=True) * (n, 1, 1)
-    atoms.numbers[::3] = 1
-    atoms.numbers[::7] = 8
-    atoms.rattle(0.1, seed=0)
-    return atoms
-
-
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("kind", ["from tables", "from neighbours"])
 def test_layers_leave_out_what_own_atoms_do_not_need(kind: str, threads: int) -> None:
     plain, fast = potential(threads=threads, **KINDS[kind])
-    atoms = rod()
+    atoms = rod(20)
     whole = evaluate(plain, fresh_graphs(plain, System.from_ase(atoms)))
     parts = parts_of(fast, atoms, (3, 1, 1))
     assert_same_result(added_up(fast, atoms, parts), whole, 1e-4)

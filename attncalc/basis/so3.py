@@ -70,15 +70,45 @@ def _raising(degree: int) -> Tensor:
     The Clebsch-Gordan product to the highest degree is proportional to Y_l; the factor is fixed
     at the pole, where Y_l0 = sqrt((2l+1) / 4 pi).
     """
-    from e3nn import o3  # imported here: it takes a second and only construction needs it
-
-    coupling = o3.wigner_3j(degree - 1, 1, degree, dtype=torch.float64)  # [2l-1, 3, 2l+1]
+    # by formula: to import e3nn would take longer than to load a model
+    bases = [_real_basis(l).conj() for l in (degree - 1, 1)]
+    product = torch.einsum("ai,bj,ijk,ck->abc", *bases, _to_highest(degree), _real_basis(degree))
+    coupling = product.real
 
     def pole(of: int) -> float:
         return math.sqrt((2 * of + 1) / (4 * math.pi))
 
     at_pole = coupling[degree - 1, 1, degree] * pole(degree - 1) * pole(1)
     return (coupling * (pole(degree) / at_pole)).reshape(-1, 2 * degree + 1)
+
+
+def _to_highest(degree: int) -> Tensor:
+    """[2l-1, 3, 2l+1], complex: Clebsch-Gordan coefficients <l-1 m1; 1 m2 | l m>.
+
+    Varshalovich, Moskalev, Khersonskii, Quantum Theory of Angular Momentum (1988), table 8.2.
+    """
+    l, of = degree, torch.zeros(2 * degree - 1, 3, 2 * degree + 1, dtype=torch.complex128)
+    for m in range(-l, l + 1):
+        products = {
+            1: (l + m - 1) * (l + m) / 2,
+            0: (l - m) * (l + m),
+            -1: (l - m - 1) * (l - m) / 2,
+        }
+        for m2, squared in products.items():
+            if abs(m - m2) < l:
+                of[m - m2 + l - 1, m2 + 1, m + l] = math.sqrt(squared / (l * (2 * l - 1)))
+    return of
+
+
+def _real_basis(degree: int) -> Tensor:
+    """[2l+1, 2l+1]: real harmonics from complex ones (Condon-Shortley phase), both by m."""
+    basis = torch.zeros(2 * degree + 1, 2 * degree + 1, dtype=torch.complex128)
+    basis[degree, degree] = 1
+    for m in range(1, degree + 1):  # cosines, then sines
+        both = torch.tensor([[1, (-1) ** m], [1j, -1j * (-1) ** m]], dtype=torch.complex128)
+        orders = torch.tensor([degree - m, degree + m])
+        basis[orders.flip(0)[:, None], orders] = both / math.sqrt(2)
+    return basis
 
 
 def parity(degrees: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 
@@ -62,11 +61,25 @@ def cubics(f: Callable[[Tensor], Tensor], grid: Grid) -> Tensor:
     """[n_intervals, 4, ...]: coefficients of t = 0..1 from values and slopes at both ends."""
     shortest, cutoff, n_intervals = grid
     knots = torch.linspace(shortest, cutoff, n_intervals + 1, dtype=torch.float64)
-    values, slopes = jvp(f, (knots,), (torch.ones_like(knots),))[:2]
+    values, slopes = _values_and_slopes(f, knots)
     slopes = slopes * (cutoff - shortest) / n_intervals
     y0, y1, s0, s1 = values[:-1], values[1:], slopes[:-1], slopes[1:]
     rise = y1 - y0
     return torch.stack([y0, s0, 3 * rise - 2 * s0 - s1, s0 + s1 - 2 * rise], dim=1)
+
+
+def _values_and_slopes(f: Callable[[Tensor], Tensor], d: Tensor) -> tuple[Tensor, Tensor]:
+    """f(d) and df/dd, both [n, ...], where each row depends on its own distance alone."""
+    # the gradient of a gradient by its weights; jvp, and grad with weights, take a second to import
+    with torch.enable_grad():
+        d = d.clone().requires_grad_()
+        values = f(d)
+        if not values.requires_grad:  # the same everywhere
+            return values, torch.zeros_like(values)
+        weights = torch.zeros_like(values, requires_grad=True)
+        (weighted,) = torch.autograd.grad((values * weights).sum(), d, create_graph=True)
+        (slopes,) = torch.autograd.grad(weighted.sum(), weights)
+    return values.detach(), slopes
 
 
 def norms_of_attention(config: Any) -> Tensor:

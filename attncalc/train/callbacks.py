@@ -31,6 +31,8 @@ PICTURE_EVERY = 60.0
 # s between two lines about a running training where there is no terminal for a bar: a line for
 # each epoch, but for shorter ones, and for parts of longer ones
 SHORTEST_BETWEEN_LINES, LONGEST_BETWEEN_LINES = 10.0, 60.0
+# s between two checkpoints in the course of an epoch
+CHECKPOINT_EVERY = 300.0
 # training steps between two looks at whether the compiled step is ready
 STEPS_BETWEEN_LOOKS = 100
 
@@ -194,6 +196,32 @@ def write_table(history: list[dict[str, float]], path: Path) -> None:
     content = text.getvalue().encode()
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, content)
+
+
+class SaveWithinEpochs(L.Callback):
+    """Write the checkpoint in the course of long epochs; at their end another callback does.
+
+    Must stand behind all callbacks that have a state.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint, self.last = checkpoint, time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        is_last: Any = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not is_last and time.monotonic() - self.last >= CHECKPOINT_EVERY:
+            trainer.save_checkpoint(self.checkpoint)
+            self.last = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.last = time.monotonic()
 
 
 class LearningCurve(L.Callback):

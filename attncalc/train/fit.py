@@ -31,7 +31,7 @@ from attncalc.train.batches import join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card
 from attncalc.train.denoising import denoising_step, margin, with_denoising
-from attncalc.train.loop import so_far, train_loop
+from attncalc.train.loop import Done, read_done, train_loop
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import n_steps, typical
 from attncalc.train.processes import Processes, connect
@@ -206,9 +206,9 @@ def fit(
 ) -> Training:
     """Train on data sets; each of several processes (torchrun, srun) has all of them.
 
-    A run that was stopped, however hard, goes on after its last complete epoch when the same
-    recipe is started again with the same `output`, and, without a compiled step or with
-    `compile: always`, ends with the same bits as an
+    A run that was stopped, however hard, goes on from its last checkpoint, written after each
+    epoch and every five minutes, when the same recipe is started again with the same `output`.
+    Without a compiled step, or with `compile: always`, it ends with the same bits as an
     uninterrupted one on the same machine.
 
     Args:
@@ -242,9 +242,10 @@ def _fit(
     if recipe.committee > 1:
         return _fit_committee(recipe, training, validation, output, processes)
     model = output / f"{recipe.name}.safetensors"
-    goes_on, history, planned = processes.from_first(lambda: _begun(recipe, output))
-    if recipe.minutes is not None and history:
-        recipe = dataclasses.replace(recipe, epochs=planned or len(history))
+    goes_on, done = processes.from_first(lambda: _begun(recipe, output))
+    history, planned = done.history, done.n_epochs or len(done.history)
+    if recipe.minutes is not None and planned:
+        recipe = dataclasses.replace(recipe, epochs=planned)
     if len(history) >= recipe.epochs:
         if processes.is_first:
             log.info("%s has done its %d epochs: nothing left to train", output, len(history))
@@ -275,15 +276,16 @@ def _fit(
             log.info("making neighbour lists of %d structures", len(training))
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         sizes = sizes_of(batches)
-        if recipe.minutes is not None and not history:
+        if recipe.minutes is not None and not planned:
             n_epochs = _epochs_by_steps(recipe, potential, batches, processes.n)
             recipe = dataclasses.replace(recipe, epochs=n_epochs)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
         if processes.is_first:
             log.info(
-                "%s%d epochs, %d steps in all, %d epochs are done",
+                "%s%d epochs, %d steps in all, %d epochs%s are done",
                 "" if recipe.minutes is None else f"{recipe.minutes:g} minutes, so about ",
                 *(recipe.epochs, module.n_steps, len(history)),
+                done.and_steps,
             )
         checked = samples(validation, potential.cutoff, potential.species, **options)
     if recipe.minutes is not None:  # clocks of processes differ
@@ -334,11 +336,11 @@ def _calibrate(model: Path, training: Dataset, validation: Dataset) -> None:
     save(potential, model)
 
 
-def _begun(recipe: Recipe, output: Path) -> tuple[bool, list[dict[str, float]], int | None]:
-    """Return True if a run is continued, its history, and its number of epochs as planned."""
+def _begun(recipe: Recipe, output: Path) -> tuple[bool, Done]:
+    """Return True if there is a model of the run to go on from, and what the run has done."""
     for unfinished in output.glob(".*.part"):  # what a killed run was just writing
         unfinished.unlink()
-    return _goes_on(recipe, output), *so_far(output / "last.ckpt")
+    return _goes_on(recipe, output), read_done(output / "last.ckpt")
 
 
 def _fit_committee(

@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from attncalc.train.callbacks import (
     LearningCurve,
     MovingAverage,
     Progress,
+    SaveWithinEpochs,
     UseStep,
 )
 from attncalc.train.compilation import Compilation
@@ -63,23 +65,37 @@ class SafeCheckpoints(TorchCheckpointIO):
         write_atomically(path, content.getvalue())
 
 
-def finished_epochs(checkpoint: Path) -> list[dict[str, float]]:
-    """Return the history of a run as far as it has got; empty without a checkpoint.
+@dataclass(frozen=True)
+class Done:
+    """Epochs and steps that a run has behind it, as its checkpoint says.
 
-    Raises:
-        ValueError: the checkpoint cannot be read.
+    Attributes:
+        history: one row for each epoch.
+        n_steps: of the epoch after these.
+        n_epochs: that the run is to have; None if the checkpoint does not say.
     """
-    return so_far(checkpoint)[0]
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    n_steps: int = 0
+    n_epochs: int | None = None
+
+    @property
+    def and_steps(self) -> str:
+        """Words for a message, such as "and 1,200 steps"; empty after a whole epoch.
+
+        They begin with a space.
+        """
+        return f" and {self.n_steps:,} steps" if self.n_steps else ""
 
 
-def so_far(checkpoint: Path) -> tuple[list[dict[str, float]], int | None]:
-    """Return the history of a run, and how many epochs it is to have, if the checkpoint says so.
+def read_done(checkpoint: Path) -> Done:
+    """Read what a run has done; nothing without a checkpoint.
 
     Raises:
         ValueError: the checkpoint cannot be read.
     """
     if not os.path.lexists(checkpoint):  # a link that leads nowhere is damage
-        return [], None
+        return Done()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that torch did not write
@@ -89,7 +105,11 @@ def so_far(checkpoint: Path) -> tuple[list[dict[str, float]], int | None]:
             found, planned = there["history"], there.get("n_epochs")
             if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
                 raise ValueError("no history")
-            return found, None if planned is None else int(planned)
+            return Done(
+                found,
+                n_steps=len(there.get("train_losses", ())),
+                n_epochs=None if planned is None else int(planned),
+            )
     except Exception as error:  # torch and pickle raise whatever the damage leads to
         raise ValueError(
             f"{checkpoint}: the checkpoint is damaged ({type(error).__name__}); remove it to start "
@@ -106,7 +126,7 @@ def train_loop(
     recipe: Recipe,
     output: Path,
 ) -> None:
-    """Run all epochs that are not in the checkpoint of `output` yet.
+    """Run all steps that are not in the checkpoint of `output` yet.
 
     Args:
         module: knows the processes that take part.
@@ -134,6 +154,7 @@ def train_loop(
             *callbacks,
             LearningCurve(output / "learning_curve.png", recipe.name),
             Progress(),
+            SaveWithinEpochs(checkpoint),  # after all that change something
             ModelCheckpoint(
                 output,
                 filename=checkpoint.stem,
@@ -144,8 +165,10 @@ def train_loop(
         ]
     shares = Shares(training[1], recipe, processes.rank, processes.n)
     checked = validation_shares(validation[1], recipe, processes.rank, processes.n)
+    done = processes.from_first(lambda: read_done(checkpoint))
     # Lightning asks for the first step before it says which epoch that is in
-    shares.set_epoch(processes.from_first(lambda: len(finished_epochs(checkpoint))))
+    shares.set_epoch(len(done.history))
+    shares.leave_out(done.n_steps)
     goes_on = processes.from_first(checkpoint.exists)
     device = processes.device
     with _quiet_lightning(), _interruptible(module, output):
@@ -191,9 +214,10 @@ def _interruptible(module: TrainingModule, output: Path) -> Iterator[None]:
             stop.__context__, KeyboardInterrupt
         ):
             raise
+        done = read_done(output / "last.ckpt")
         interrupt = KeyboardInterrupt(
-            f"{len(module.history)} of {module.n_epochs} epochs are done; the same command "
-            f"continues from there ({output})"
+            f"{len(done.history)} of {module.n_epochs} epochs{done.and_steps} are done; the same "
+            f"command continues from there ({output})"
         )
         raise module.processes.error_of_all(interrupt) from None
     except ConnectionError:

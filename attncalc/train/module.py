@@ -63,7 +63,7 @@ class TrainingModule(L.LightningModule):
         self.processes = processes or Processes()
         self.weights = loss_of(recipe)
         self.history: list[dict[str, float]] = []
-        self.train_losses: list[torch.Tensor] = []
+        self.train_losses: list[float] = []
         self.sums: dict[str, float] = {}
         self.wall_before, self.started = 0.0, time.monotonic()
 
@@ -110,7 +110,7 @@ class TrainingModule(L.LightningModule):
         schedule: Any = self.lr_schedulers()
         optimizer.step()
         schedule.step()
-        self.train_losses.append(value)
+        self.train_losses.append(value.item())
 
     def _here(self, batch: Batch) -> Batch:
         return batch if self.device.type == "cpu" else to_device(batch, self.device)
@@ -159,13 +159,12 @@ class TrainingModule(L.LightningModule):
             self.sums[label] += float(errors) * n_systems
 
     def add_up(self) -> None:
-        """Add up validation errors and losses of the epoch over all processes."""
-        mean = torch.stack(self.train_losses).mean()
+        """Add up the validation errors over all processes, and average the losses of the epoch."""
+        self.train_loss = math.fsum(self.train_losses) / len(self.train_losses)
         self.train_losses.clear()
-        added = torch.tensor([mean, *self.sums.values()], dtype=torch.float64)
+        added = torch.tensor([*self.sums.values()], dtype=torch.float64)
         self.processes.add(added)
-        self.train_loss, *sums = added.tolist()
-        self.sums = dict(zip(self.sums, sums, strict=True))
+        self.sums = dict(zip(self.sums, added.tolist(), strict=True))
 
     def on_validation_epoch_end(self) -> None:
         s = self.sums
@@ -194,10 +193,14 @@ class TrainingModule(L.LightningModule):
         checkpoint["history"], checkpoint["wall_time"] = self.history, self.wall_time
         checkpoint["step_is_compiled"] = self.step_is_compiled
         checkpoint["n_epochs"] = self.n_epochs
+        # of an epoch that is not finished
+        checkpoint["train_losses"] = torch.tensor(self.train_losses, dtype=torch.float64)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history, self.wall_before = list(checkpoint["history"]), checkpoint["wall_time"]
         self.step_is_compiled = bool(checkpoint.get("step_is_compiled", False))
+        losses = checkpoint.get("train_losses")
+        self.train_losses = [] if losses is None else losses.tolist()
         self.started = time.monotonic()
 
 

@@ -60,15 +60,21 @@ class Shares(Sampler[Share]):
 
     def __init__(self, sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1) -> None:
         self.sizes, self.recipe, self.rank, self.n, self.epoch = sizes, recipe, rank, n, 0
+        self.taken: dict[int, int] = {}  # steps by epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
+    def leave_out(self, n_steps: int) -> None:
+        """Begin the present epoch, and no other, behind its first steps."""
+        self.taken = {self.epoch: n_steps}
+
     def __iter__(self) -> Iterator[Share]:
         # a generator: the epoch is read when the first step is asked for
         order = epoch_order(len(self.sizes.n_edges), self.recipe.seed, self.epoch)
-        for step in steps(order, self.sizes.n_edges, self.recipe):
+        taken = self.taken.get(self.epoch, 0)
+        for step in steps(order, self.sizes.n_edges, self.recipe)[taken:]:
             yield self._share(step)
 
     def _share(self, step: Integers) -> Share:

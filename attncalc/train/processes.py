@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 LOST = (
     "another process of this training was killed or ended with an error: "
-    "the same command continues after the last complete epoch"
+    "the same command continues from the last checkpoint"
 )
 
 
@@ -130,7 +130,7 @@ class Processes:
     def sum_of_gradients(
         self, share: Callable[[], tuple[Tensor, list[Tensor]] | None], like: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss of this process's share of a batch, and the gradient of the whole batch.
+        """Return the loss of a batch, and its gradient, of which each process computes a share.
 
         Args:
             share: loss and gradient of the share, which may be empty: None.
@@ -143,13 +143,12 @@ class Processes:
         if self.n == 1 and (alone := share()) is not None:
             return alone
         sizes = [parameter.numel() for parameter in like]
-        # two more numbers: how many processes have failed, and how many were asked to end
-        flat = like[0].new_zeros(sum(sizes) + 2)
-        value, error = flat.new_zeros((), dtype=torch.float64), None
+        # three more numbers: the loss, how many processes have failed, how many were asked to end
+        flat, error = like[0].new_zeros(sum(sizes) + 3), None
         try:
             if (found := share()) is not None:
-                value = found[0]
-                torch.cat([gradient.reshape(-1) for gradient in found[1]], out=flat[:-2])
+                torch.cat([gradient.reshape(-1) for gradient in found[1]], out=flat[:-3])
+                flat[-3] = found[0]
         except Exception as failure:
             error = failure
             flat.zero_()
@@ -161,8 +160,8 @@ class Processes:
             self._end_if_any(error)
         if stopped:
             raise KeyboardInterrupt
-        parts = flat[:-2].split(sizes)
-        return value, [part.view_as(p) for part, p in zip(parts, like, strict=True)]
+        parts = flat[:-3].split(sizes)
+        return flat[-3].double(), [part.view_as(p) for part, p in zip(parts, like, strict=True)]
 
     def listen(self) -> None:
         """Handle Ctrl-C and SIGTERM from now on at the next step, in all processes at once."""

@@ -60,6 +60,12 @@ class TimeBudget(L.Callback):
         assert isinstance(module, TrainingModule)
         self.begin = module.wall_time
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"begin": self.begin, "lengths": self.lengths}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.begin, self.lengths = state["begin"], list(state["lengths"])
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
         now, done = module.wall_time, len(module.history)

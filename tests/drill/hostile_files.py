@@ -22,7 +22,7 @@ from attncalc.data import Dataset
 from attncalc.evaluator import Evaluator
 from attncalc.md.checkpoint import save_checkpoint
 from attncalc.train import Recipe
-from attncalc.train.loop import finished_epochs
+from attncalc.train.loop import read_done
 from drill.trial import Trial
 from drill.workers import attempts, refusal
 
@@ -200,9 +200,9 @@ def of_restart(restart: Any) -> object:
     return [restart.state.step, restart.state.momenta.tolist(), restart.info]
 
 
-def of_history(history: Any) -> object:
-    assert all(isinstance(row, dict) for row in history)
-    return history
+def of_history(done: Any) -> object:
+    assert all(isinstance(row, dict) for row in done.history)
+    return done.history
 
 
 def of_recipe(recipe: Recipe) -> object:
@@ -220,7 +220,7 @@ FORMATS = (
            of_potential, exact=True, head=8000),
     Format("checkpoint of dynamics", "a.ckpt", lambda p: _run(p, p), md.load_checkpoint, of_restart,
            exact=True),
-    Format("checkpoint of a training", "last.ckpt", write_training, finished_epochs, of_history),
+    Format("checkpoint of a training", "last.ckpt", write_training, read_done, of_history),
     Format(".npz data", "a.npz", lambda p: np.savez(p, **arrays()), data.read, of_dataset),
     Format("compressed .npz data", "b.npz", lambda p: np.savez_compressed(p, **arrays()), data.read,
            of_dataset),

@@ -18,7 +18,7 @@ import numpy as np
 from attncalc import AttnCalculator, convert, data, load, md
 from attncalc.model_file import checksum
 from attncalc.train import Recipe
-from attncalc.train.loop import finished_epochs
+from attncalc.train.loop import read_done
 from drill.trial import Trial
 from drill.workers import attempts
 
@@ -97,7 +97,7 @@ DOORS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("a model (checksum)", "m.safetensors", checksum),
     ("a model (calculator)", "m.safetensors", lambda path: AttnCalculator(path, device="cpu")),
     ("a checkpoint of dynamics", "a.ckpt", md.load_checkpoint),
-    ("a checkpoint of a training", "last.ckpt", finished_epochs),
+    ("a checkpoint of a training", "last.ckpt", read_done),
     ("a trajectory", "a.h5md", md.read_h5md),
     ("a recipe", "a.yaml", Recipe.from_yaml),
     ("streamed data", "b.h5", data.stream),
@@ -207,7 +207,7 @@ WAYS: list[Way] = [
     *(Way(f"HDF5, streamed: {kind}", "b.h5", make, data.stream) for kind, make in _HDF5.items()),
     *(Way(f"H5MD: {kind}", "a.h5md", make, md.read_h5md) for kind, make in _HDF5.items()),
     Way("zip with paths for names", "a.npz", zip_with_paths, data.read),
-    Way("pickle for a checkpoint", "last.ckpt", pickled, finished_epochs),
+    Way("pickle for a checkpoint", "last.ckpt", pickled, read_done),
     Way("pickle for a model", "m.safetensors", pickled, load),
     Way("pickled array", "a.npz", pickled_array, lambda path: data.read(path, energy_unit="eV")),
     *(

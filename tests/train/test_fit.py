@@ -20,6 +20,7 @@ from trainings import assert_same_bits, write
 
 from attncalc import data, load, train
 from attncalc.data.errors import errors, predict
+from attncalc.train import callbacks
 from attncalc.train.batches import join, samples
 from attncalc.train.fit import _require_matching_units, _without_folders, read_split
 from attncalc.train.module import TrainingModule
@@ -151,7 +152,7 @@ KILLED = """
 import dataclasses, os, pickle, signal, sys, torch
 torch.set_num_threads(1)
 from attncalc import train
-from attncalc.train import module
+from attncalc.train import callbacks, module
 import attncalc.model_file
 
 recipe, parts, output, moment = pickle.load(open(sys.argv[1], "rb"))
@@ -166,8 +167,12 @@ def kill_at(n, function):
         return function(*arguments, **keywords)
     return counted
 
-if moment == "middle of epoch 3":
-    module.TrainingModule.training_step = kill_at(13, module.TrainingModule.training_step)
+steps = {"middle of epoch 3": 13, "behind step 2 of epoch 3": 13, "behind step 3 of epoch 1": 4}
+if moment in steps:
+    if moment.startswith("behind"):
+        callbacks.CHECKPOINT_EVERY = 0
+    step = kill_at(steps[moment], module.TrainingModule.training_step)
+    module.TrainingModule.training_step = step
 else:
     def is_checkpoint(source, target, replace=os.replace):
         if str(target).endswith("last.ckpt"):
@@ -181,10 +186,16 @@ train.fit(recipe, *parts[:2], output)
 
 
 @pytest.mark.parametrize(
-    ("moment", "epochs_done"), [("middle of epoch 3", 2), ("end of writing checkpoint 2", 1)]
+    ("moment", "epochs_done", "steps_done"),
+    [
+        ("middle of epoch 3", 2, 0),
+        ("end of writing checkpoint 2", 1, 0),
+        ("behind step 2 of epoch 3", 2, 2),
+        ("behind step 3 of epoch 1", 0, 3),
+    ],
 )
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
-    finished, recipe, parts, tmp_path, moment, epochs_done
+    finished, recipe, parts, tmp_path, moment, epochs_done, steps_done
 ):
     output, job = tmp_path / "run", tmp_path / "job.pickle"
     job.write_bytes(pickle.dumps((recipe, parts, output, moment)))
@@ -200,6 +211,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     assert killed.stdout == ""
     checkpoint = torch.load(output / "last.ckpt", weights_only=True)
     assert [row["epoch"] for row in checkpoint["history"]] == list(range(1, epochs_done + 1))
+    assert len(checkpoint["train_losses"]) == steps_done
 
     resumed = train.fit(recipe, *parts[:2], output)
     assert not list(output.glob(".*")), "the half-written file is gone"
@@ -218,9 +230,12 @@ def listens_to_ctrl_c():
 
 
 @pytest.mark.usefixtures("listens_to_ctrl_c")
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_says_how_to_go_on(which, recipe, data_file, tmp_path, monkeypatch):
-    """So does SIGTERM. No model is tested, no card written; the second call goes on."""
+@pytest.mark.parametrize(("which", "n_steps"), [(signal.SIGINT, 2), (signal.SIGTERM, 3)])
+def test_ctrl_c_says_how_to_go_on(which, n_steps, recipe, data_file, tmp_path, monkeypatch):
+    """So does SIGTERM, which lets the step end.
+
+    No model is tested, no card written; the second call goes on.
+    """
     output, steps = tmp_path / "run", []
     step = TrainingModule.training_step
 
@@ -231,12 +246,14 @@ def test_ctrl_c_says_how_to_go_on(which, recipe, data_file, tmp_path, monkeypatc
         step(module, batch, k)
 
     handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY", 0)
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt) as caught:
             train.run(recipe, output, data=data_file)
     assert str(caught.value) == (
-        f"1 of 4 epochs are done; the same command continues from there ({output})"
+        f"1 of 4 epochs and {n_steps} steps are done; the same command continues from there "
+        f"({output})"
     )
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (output / "tiny.md").exists()

@@ -7,7 +7,7 @@ import pytest
 from trainings import stopped_at
 
 from attncalc import train
-from attncalc.train.loop import finished_epochs
+from attncalc.train.loop import read_done
 from attncalc.train.order import (
     VALIDATION_BATCH,
     Shares,
@@ -111,7 +111,7 @@ def test_a_training_by_edges(recipe, parts, tmp_path):
     third = int(whole.history[1]["step"])  # begins the third epoch
     with stopped_at(third + 1), pytest.raises(KeyboardInterrupt):
         train.fit(plan, *parts[:2], tmp_path / "stopped")
-    assert len(finished_epochs(tmp_path / "stopped" / "last.ckpt")) == 2
+    assert len(read_done(tmp_path / "stopped" / "last.ckpt").history) == 2
     train.fit(plan, *parts[:2], tmp_path / "stopped")
     models = [(tmp_path / name / "tiny.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert models[0] == models[1]

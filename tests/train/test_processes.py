@@ -130,6 +130,7 @@ JOB = """
 import dataclasses, json, os, signal, sys, torch
 torch.set_num_threads(1)
 from attncalc import train
+from attncalc.train import callbacks
 from attncalc.train.module import TrainingModule
 
 fitting = sys.modules[train.fit.__module__]
@@ -188,6 +189,7 @@ for which in (signal.SIGINT, signal.SIGTERM):
     attempt(which.name, at=8, what=in_the_second(lambda: signal.raise_signal(which)))
 attempt("SIGINT")
 signal.signal(signal.SIGTERM, lambda *_: None)
+callbacks.CHECKPOINT_EVERY = 0
 attempt("killed", at=13, what=in_the_second(lambda: os.kill(os.getpid(), signal.SIGKILL)))
 """
 
@@ -295,9 +297,10 @@ def test_a_run_whose_process_was_killed_goes_on_by_the_same_command(said, folder
     assert kind == "ConnectionError"
     assert message == (
         "another process of this training was killed or ended with an error: "
-        "the same command continues after the last complete epoch"
+        "the same command continues from the last checkpoint"
     )
-    assert len(checkpoint(folder / "killed")["history"]) == 2
+    written = checkpoint(folder / "killed")
+    assert (len(written["history"]), len(written["train_losses"])) == (2, 2)
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command = [*torchrun, "-m", "attncalc", "train", "tiny.yaml", "-o", "killed"]
     process = launch(command, {}, folder)

@@ -9,7 +9,7 @@ import pytest
 from trainings import stopped_at
 
 from attncalc import data, train
-from attncalc.train import module
+from attncalc.train import callbacks, module
 from attncalc.train.module import TrainingModule
 from attncalc.train.order import Sizes, n_steps
 from attncalc.train.time_budget import epochs_that_fit
@@ -69,6 +69,18 @@ def test_a_compiled_step_changes_the_number(recipe, parts, tmp_path, clock):
         done = train.fit(of_minutes(recipe, 0.5), *parts[:2], tmp_path)
     assert [row["wall_time_s"] for row in done.history] == [5 + 2.5 * k for k in range(11)]
     assert done.history[-1]["learning_rate"] == pytest.approx(recipe.final_learning_rate)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("step", [3, 13])
+def test_it_goes_on_within_an_epoch(recipe, parts, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY", 0)
+    recipe = of_minutes(recipe, 0.5)
+    whole = train.fit(recipe, *parts[:2], tmp_path / "whole")
+    with stopped_at(step), pytest.raises(KeyboardInterrupt):
+        train.fit(recipe, *parts[:2], tmp_path / "stopped")
+    done = train.fit(recipe, *parts[:2], tmp_path / "stopped")
+    assert done.history == whole.history
 
 
 @pytest.mark.usefixtures("clock")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from attncalc.cli import shards
 from attncalc.cli.errors import EXPECTED
 from attncalc.cli.output import say, silently
-from attncalc.cli.shards import ATTEMPTS, LOOK, PAUSE, Gone, Job, Solver, Work
+from attncalc.cli.shards import ATTEMPTS, LOOK, PAUSE, Gone, Job, Solver, Work, bug_in_one_line
 from attncalc.files import write_atomically
 from attncalc.text import one_line
 
@@ -326,7 +326,9 @@ def _work_off_shard(task: _Task, work: Work, shard: int) -> tuple[str, str]:
         if note not in _at:
             raise
         log.exception("shard %d", shard)
-        return "again", f"worker {_address_here()}: {type(error).__name__}: {one_line(error)}"
+        note.unlink(missing_ok=True)
+        shards.count_attempt(work, shard, bug := bug_in_one_line(error))
+        return "again", f"worker {_address_here()}: {bug}"
     finally:
         _at.discard(note)
 

@@ -379,13 +379,14 @@ class _Worker:
         process: the process.
         at: the shard that it is at.
         error: what it said before it ended.
+        bug: the exception that nobody expects, which ended it.
     """
 
     def __init__(self, job: Job, work: Work, mine: Sequence[int]) -> None:
         context = multiprocessing.get_context("spawn")
         self._said, theirs = context.Pipe(duplex=False)
         self.at: int | None = None
-        self.error = ""
+        self.error = self.bug = ""
         self.process = context.Process(target=_work, args=(job, work, mine, theirs), daemon=True)
         self.process.start()
         theirs.close()
@@ -396,6 +397,9 @@ class _Worker:
         with suppress(EOFError, OSError):
             while self._said.poll():
                 what, said = self._said.recv()
+                if what == "bug":
+                    self.bug = said
+                    continue
                 self.at = said if what == "at" else None
                 if what == "done":
                     done.append(said)
@@ -445,7 +449,9 @@ def _rounds(
             if worker.has_died():
                 time.sleep(GRACE)  # whoever kills all processes comes to us too
                 worker.at, shard = None, worker.at
-                if count_attempt(work, shard) <= ATTEMPTS:  # else giving it up kills too
+                if (
+                    count_attempt(work, shard, worker.bug) <= ATTEMPTS
+                ):  # else giving it up kills too
                     pool[k], goes_on = _Worker(job, work, mine), True
         if (began := time.monotonic()) > look:  # what other commands have done
             left.intersection_update(work.lacking(sorted(left)))
@@ -486,18 +492,30 @@ def work_through(
 
 def _attempts(work: Work, shard: int) -> int:
     """Number of processes that a shard has killed."""
+    return _deaths(work, shard)[0]
+
+
+def _deaths(work: Work, shard: int) -> tuple[int, str]:
+    """Number of processes that a shard has killed, and the exception of the last one, if any."""
     try:
-        return int(work.file(shard, ".died").read_text())
+        number, _, bug = work.file(shard, ".died").read_text(encoding="utf-8").partition(" ")
     except FileNotFoundError:
-        return 0
+        return 0, ""
+    return int(number), bug
 
 
-def count_attempt(work: Work, shard: int | None) -> int:
-    """Note that a process died at a shard; returns how many have."""
+def count_attempt(work: Work, shard: int | None, bug: str = "") -> int:
+    """Note that a process died at a shard; returns how many have.
+
+    Args:
+        work: of all shards.
+        shard: its number; None counts nothing.
+        bug: the exception that ended the process, in one line.
+    """
     if shard is None or work.is_done(shard):
         return 0
     number = _attempts(work, shard) + 1
-    write_atomically(work.file(shard, ".died"), str(number).encode())
+    write_atomically(work.file(shard, ".died"), f"{number} {bug}".rstrip().encode())
     return number
 
 
@@ -512,6 +530,15 @@ def _work(job: Job, work: Work, mine: Sequence[int], parent: Connection) -> None
         if work.folder.exists():
             with suppress(BrokenPipeError):
                 parent.send(("error", one_line(error)))
+    except Exception as error:
+        with suppress(BrokenPipeError):
+            parent.send(("bug", bug_in_one_line(error)))
+        raise
+
+
+def bug_in_one_line(error: Exception) -> str:
+    """Kind and words of an exception that nobody expects."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _work_off_shards(job: Job, work: Work, mine: Sequence[int], parent: Connection) -> None:
@@ -555,15 +582,16 @@ def work_off_shard(work: Work, shard: int, solve: Solver, begin: Callable[[], No
     with lock:
         if not work.is_done(shard):
             begin()
-            _write(work, shard, _give_up if _attempts(work, shard) >= ATTEMPTS else solve)
+            number, bug = _deaths(work, shard)
+            _write(work, shard, partial(_give_up, bug) if number >= ATTEMPTS else solve)
     return True
 
 
-def _give_up(frames: Sequence[Frame], first: int) -> list[Outcome]:
+def _give_up(bug: str, frames: Sequence[Frame], first: int) -> list[Outcome]:
     last = first + len(frames) - 1
     error = (
-        f"{ATTEMPTS} processes died at structures {first} to {last}, of which this is one: too "
-        "large for the memory?"
+        f"{ATTEMPTS} processes died at structures {first} to {last}, of which this is one: "
+        f"{bug or 'too large for the memory?'}"
     )
     return [(None, {"error": error}) for _ in frames]
 

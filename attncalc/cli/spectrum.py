@@ -8,6 +8,7 @@ from attncalc import plots
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import existing_file, save_picture
 from attncalc.cli.output import output_file, output_options, report_json, say
+from attncalc.cli.progress import progress_bar
 from attncalc.files import write_atomically
 from attncalc.md.spectrum import csv_of, spectrum_of
 
@@ -49,10 +50,18 @@ def spectrum(trajectory, output, table, resolution, highest, system) -> None:
     numbers = None if table is None else output_file(table)
     if numbers is not None and numbers.suffix != ".csv":
         raise ValueError(f"{numbers.name}: the numbers' file must end in .csv")
-    try:
-        found = spectrum_of(source, resolution=resolution, highest=highest, system=system)
-    except IndexError as error:
-        raise ValueError(error) from None
+    with progress_bar(None, "velocity vector") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            found = spectrum_of(
+                source, resolution=resolution, highest=highest, system=system, progress=show
+            )
+        except IndexError as error:
+            raise ValueError(error) from None
     systems = f" of {found.n_systems} systems" if found.n_systems > 1 else ""
     say(
         f"{found.n_frames} frames{systems}, {found.spacing:g} fs apart, {found.temperature:.0f} K; "

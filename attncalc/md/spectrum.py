@@ -122,6 +122,7 @@ def spectrum_of(
     resolution: float = 10.0,
     highest: float | None = None,
     system: int | None = None,
+    progress: Callable[[int, int], None] = lambda *numbers: None,
 ) -> Spectrum:
     """Vibrational density of states of a trajectory and, where it has dipoles, infrared spectrum.
 
@@ -134,6 +135,8 @@ def spectrum_of(
         highest: 1/cm: the fastest motion that is expected. Faster motion would appear at lower
             frequencies. None is 4500 with hydrogen and 2500 without.
         system: which one of a batch, alone.
+        progress: called again and again with the number of velocities (of an atom in a frame) that
+            are worked on, and of all.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -158,9 +161,16 @@ def spectrum_of(
             raise ValueError("nothing moves, so there is no spectrum")
         has_dipoles = all(DIPOLE in dict(one.others) for one in chosen)
         of_velocities, of_dipoles = np.zeros(n_lags), np.zeros(n_lags)
+        done, total = 0, n_frames * sum(len(one.masses) for one in chosen)
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            progress(done, total)
+
         for one, temperature in zip(chosen, kelvin, strict=True):
             weight = 1 / (units.kB * temperature * len(chosen))
-            of_velocities += weight * _of_velocities(file, one, n_frames, n_lags)
+            of_velocities += weight * _of_velocities(file, one, n_frames, n_lags, count)
             if has_dipoles:
                 of_dipoles += weight * _of_dipole(file, one, n_frames, n_lags, spacing)
     wavenumbers, infrared = _wavenumbers(n_lags, spacing), None
@@ -239,7 +249,13 @@ def _lags(resolution: float, highest: float, spacing: float, n_frames: int) -> i
     return n_lags
 
 
-def _of_velocities(file: h5py.File, one: StoredSystem, n_frames: int, n_lags: int) -> Floats:
+def _of_velocities(
+    file: h5py.File,
+    one: StoredSystem,
+    n_frames: int,
+    n_lags: int,
+    count: Callable[[int], None],
+) -> Floats:
     """C(t) [n_lags] eV of a system."""
     velocities = file[f"{one.particles}/velocity/value"]
     roots = VELOCITY * np.sqrt(one.masses)[:, None]
@@ -249,6 +265,7 @@ def _of_velocities(file: h5py.File, one: StoredSystem, n_frames: int, n_lags: in
         mine = slice(atom, atom + at_once)
 
         def read(first: int, last: int, mine: slice = mine) -> Floats:
+            count(min(last - first, _block(n_lags)) * len(roots[mine]))  # later ones come again
             return (velocities[first:last, mine] * roots[mine]).reshape(last - first, -1)
 
         total += autocorrelation(read, n_frames, n_lags)

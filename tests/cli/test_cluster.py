@@ -340,7 +340,9 @@ def test_a_bug_counts_as_a_death(work):
             "worker here: KeyError: 'a bug'",
         )
     assert cluster._work_off_shard(with_bug, work, 0) == ("done", "")
-    assert "2 processes died" in work.file(0, ".failed.xyz").read_text()
+    failed = work.file(0, ".failed.xyz").read_text()
+    assert "2 processes died at structures 0 to" in failed
+    assert "this is one: KeyError: 'a bug'" in failed
 
 
 def test_who_is_told_to_end_removes_its_notes(work, monkeypatch):

@@ -177,7 +177,7 @@ def test_json_of_a_part(here) -> None:
 
 def test_a_shard_that_kills_processes_ends_it(here, monkeypatch) -> None:
     write("cu.extxyz", labelled(4))
-    monkeypatch.setattr(shards, "_attempts", lambda *_: shards.ATTEMPTS)
+    monkeypatch.setattr(shards, "_deaths", lambda *_: (shards.ATTEMPTS, ""))
     line = fails(*EVAL, "--workers", 1)
     assert "2 processes died at structures 0 to 3, of which this is one" in line
     assert f"(remove {PAGE}.parts to try again)" in line

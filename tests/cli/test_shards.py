@@ -203,6 +203,8 @@ class Copying:
                 continue
             if k == 5 and self.how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if k == 5 and self.how == "bug":
+                raise KeyError("a bug")
             if k == 5 and self.how == "full":
                 raise NoSpaceLeft("out.xyz", errno.ENOSPC)
             if k == 5 and self.how == "unwritable":
@@ -330,6 +332,14 @@ def test_a_shard_that_kills_processes_fails(forked):
         work_off("die")
     assert [atoms.positions[0, 0] for atoms in read(TARGET, ":")] == [0, 1, 2, 3, 8, 9]
     assert Path("out.failed.xyz").read_text().count("2 processes died at structures 4 to 7") == 4
+
+
+def test_what_nobody_expects_is_named(forked, capfd):
+    with pytest.raises(click.ClickException, match="4 of 10 structures failed"):
+        work_off("bug")
+    failed = Path("out.failed.xyz").read_text()
+    assert failed.count("of which this is one: KeyError: 'a bug'") == 4
+    assert capfd.readouterr().err.count("Traceback") == 2  # for whoever mends it
 
 
 def test_the_file_of_what_fails_is_an_output(few, monkeypatch):

@@ -124,7 +124,10 @@ def test_degrees_of_freedom_and_blocks(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.integral(found.vdos) == pytest.approx(3, rel=1e-9), "3 N - 6"
     monkeypatch.setattr(module, "BLOCK_BYTES", 1)  # atom by atom
     monkeypatch.setattr(module, "_block", lambda n_lags: n_lags + 7)
-    again = spectrum_of(path, resolution=80)
+    done = []
+    again = spectrum_of(path, resolution=80, progress=lambda *numbers: done.append(numbers))
+    assert done == sorted(set(done))
+    assert done[-1] == (3 * 1334, 3 * 1334)
     np.testing.assert_allclose(again.vdos, found.vdos, rtol=0, atol=1e-12 * found.vdos.max())
     np.testing.assert_allclose(
         again.infrared, found.infrared, rtol=0, atol=1e-12 * found.infrared.max()

@@ -160,8 +160,9 @@ class Processes:
             self._end_if_any(error)
         if stopped:
             raise KeyboardInterrupt
-        parts = flat[:-3].split(sizes)
-        return flat[-3].double(), [part.view_as(p) for part, p in zip(parts, like, strict=True)]
+        parts = zip(flat[:-3].split(sizes), like, strict=True)
+        # pair terms have parameters in double precision beside a network in single precision
+        return flat[-3].double(), [part.view_as(p).to(p.dtype) for part, p in parts]
 
     def listen(self) -> None:
         """Handle Ctrl-C and SIGTERM from now on at the next step, in all processes at once."""

@@ -176,6 +176,7 @@ def bad_file(*arguments):
 
 attempt("whole")
 attempt("streamed", data="cells.h5", stream=True)
+attempt("both precisions", dtype="float32", pair_terms=("zbl",))
 attempt("failed", at=2, what=in_the_second(fail))
 attempt("not finite", at=2, what=not_finite)
 fitting._check = bad_file
@@ -257,6 +258,23 @@ def test_two_processes_train_what_one_does(said, folder, alone):
 def test_two_processes_read_their_shares_from_a_file(said, folder):
     assert [of_rank["streamed"] for of_rank in said] == ["done", "done"]
     assert_same_bits(folder / "streamed", folder / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_pair_term_in_double_precision(said, folder):
+    """Its parameters stand beside those of a network in single precision."""
+    assert [of_rank["both precisions"] for of_rank in said] == ["done", "done"]
+    recipe = train.Recipe.from_yaml(folder / "tiny.yaml")
+    recipe = dataclasses.replace(recipe, dtype="float32", pair_terms=("zbl",))
+    train.run(recipe, folder / "both alone", command="attncalc train tiny.yaml")
+    two, one = checkpoint(folder / "both precisions"), checkpoint(folder / "both alone")
+    assert two["history"][0]["train_loss"] == pytest.approx(
+        one["history"][0]["train_loss"], rel=1e-5
+    )
+    kinds = {value.dtype for name, value in two["state_dict"].items() if "pair_terms" in name}
+    assert kinds == {torch.float64}
+    for name, theirs in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

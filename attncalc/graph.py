@@ -218,6 +218,12 @@ class AtomOutputs:
         """The same as arrays without features, where they were made as such."""
         return None
 
+    def detached(self) -> AtomOutputs:
+        """Return the same numbers without their history."""
+        names = (*OUTPUTS, "features")
+        found = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return AtomOutputs(**{name: value.detach() for name, value in found.items()})
+
 
 class OutputArrays(NamedTuple):
     """Arrays of `AtomOutputs` on the CPU, [n_atoms] each."""
@@ -233,6 +239,29 @@ class OutputsOfArrays(OfArrays, AtomOutputs):
 
 OUTPUTS = OutputArrays._fields
 """Names of all predictions that a network may have."""
+
+
+def gradients_of(
+    outputs: AtomOutputs, d_outputs: AtomOutputs, leaves: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Return dE / d leaves from dE / d outputs, by PyTorch's gradient.
+
+    Args:
+        outputs: that depend on the leaves, or not: energies of single atoms do on no vector.
+        d_outputs: gradient by each of them.
+        leaves: that require a gradient.
+    """
+    weighted = []
+    with torch.enable_grad():
+        for name in OUTPUTS:
+            value = getattr(outputs, name)
+            if value is not None and value.requires_grad:
+                weighted.append((value * getattr(d_outputs, name).to(value.dtype)).sum())
+        if not weighted:
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        # of a sum: with seeds as an argument torch would import sympy, half a second at the start
+        total = sum(weighted[1:], weighted[0])
+    return torch.autograd.grad(total, leaves, materialize_grads=True)
 
 
 class Linearized(NamedTuple):

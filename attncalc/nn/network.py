@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from attncalc.graph import OUTPUTS, AtomOutputs, Graph, Linearized
+from attncalc.graph import AtomOutputs, Graph, Linearized, gradients_of
 
 
 class NetworkConfig(Protocol):
@@ -141,23 +141,9 @@ def by_autograd(network: Any, graph: Graph) -> Linearized:
     vectors = graph.vectors.detach().requires_grad_(True)
     with torch.enable_grad():  # callers may be under no_grad
         outputs = network(graph.with_vectors(vectors))
-    found = {name: value for name in OUTPUTS if (value := getattr(outputs, name)) is not None}
 
     def pull(d_outputs: AtomOutputs) -> Tensor:
-        roots, seeds = [], []
-        for name, value in found.items():
-            if value.requires_grad:  # energies of single atoms do not depend on any vector
-                roots.append(value)
-                seeds.append(getattr(d_outputs, name).to(value.dtype))
-        if not roots:
-            return torch.zeros_like(vectors)
-        # of a sum: with seeds as an argument torch would import sympy, half a second at the start
-        with torch.enable_grad():
-            weighted = sum((root * seed).sum() for root, seed in zip(roots, seeds, strict=True))
-        (gradient,) = torch.autograd.grad(weighted, vectors, materialize_grads=True)
+        (gradient,) = gradients_of(outputs, d_outputs, [vectors])
         return gradient
 
-    values = {name: value.detach() for name, value in found.items()}
-    if outputs.features is not None:
-        values["features"] = outputs.features.detach()
-    return Linearized(AtomOutputs(**values), pull)
+    return Linearized(outputs.detached(), pull)

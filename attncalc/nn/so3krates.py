@@ -285,6 +285,10 @@ class So3krates(ModuleWithConstants):
         ev = self.initial_ev(geometry, graph.n_atoms)
         for layer in self.layers:
             features, ev = layer(features, ev, geometry)
+        return self.read(features, graph)
+
+    def read(self, features: Tensor, graph: Graph) -> AtomOutputs:
+        """Outputs of the heads, from the features [n_atoms, F] behind the last layer."""
         heads = self.charge_head, self.hirshfeld_head
         charges, ratios = (None if head is None else head(features, graph) for head in heads)
         return AtomOutputs(self.head(features), charges, ratios, features)
@@ -341,9 +345,11 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """features [n_atoms, F], ev [n_atoms, M] (None: zero) -> the same, updated."""
         d_features, d_ev = self.attention(self.norm_before_attention(features), ev, geometry)
-        features = self.norm_after_attention(features + d_features)
-        ev = d_ev if ev is None else ev + d_ev
-        features = self.mlp_after_attention(features)
+        return self.refine(features + d_features, d_ev if ev is None else ev + d_ev)
+
+    def refine(self, features: Tensor, ev: Tensor) -> tuple[Tensor, Tensor]:
+        """All of the layer behind its messages, atom by atom, for the sums with them."""
+        features = self.mlp_after_attention(self.norm_after_attention(features))
         d_features, d_ev = self.exchange(self.norm_before_exchange(features), ev)
         features = self.mlp_after_exchange(features + d_features)
         return self.norm_after_exchange(features), ev + d_ev

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attncalc.graph import AtomOutputs, Graph, Linearized
+from attncalc.graph import AtomOutputs, Graph, Linearized, gradients_of
 from attncalc.kernels.so3krates.tables import Grid, filters_of, has_usual_options
 from attncalc.kernels.so3krates_gpu.atoms import project, turn, update, update_gradient
 from attncalc.kernels.so3krates_gpu.first_layer import first_messages, first_messages_gradient
@@ -49,7 +49,6 @@ def can_run(network: Any) -> bool:
     c = network.config
     return (
         has_usual_options(network)
-        and not (c.predict_charges or c.predict_hirshfeld_ratios)
         and max(c.degrees) <= 7
         and all(map(_is_power_of_two, (c.num_features, c.num_heads, len(c.degrees))))
         and _is_power_of_two(c.head_features)
@@ -93,6 +92,11 @@ class Engine:
                 constants |= dict(zip(names, first_layer(exact, grid), strict=True))
             layers = [LayerWeights.of(exact, l, grid) for l in range(config.num_layers)]
         self.embedding = network.embedding
+        # where there are heads beside that of the energy, all behind the last messages is PyTorch's
+        has_heads = config.predict_charges or config.predict_hirshfeld_ratios
+        self.heads: Any = network if has_heads else None
+        columns = [l * l - 1 + k for l in config.degrees for k in range(2 * l + 1)]
+        self.columns = torch.tensor(columns, device=device)  # of these degrees among all orders
         self.layers = [layer.to(device) for layer in layers]
         self.constants = {name: value.to(device) for name, value in constants.items()}
         self.orders = padded_orders(max(config.degrees))
@@ -116,10 +120,10 @@ class Engine:
 
     @torch.no_grad()
     def linearize(self, graph: Graph) -> Linearized:
-        """Energies of a graph on the engine's device, and their gradient; nothing is waited for."""
+        """Outputs for a graph on the engine's device, and their gradient; nothing is waited for."""
         evaluation = _Evaluation(self, graph)
         with torch.cuda.device_of(graph.vectors):
-            return Linearized(AtomOutputs(energies=evaluation.forward()), evaluation.pull)
+            return Linearized(evaluation.forward(), evaluation.pull)
 
 
 class _Evaluation:
@@ -148,15 +152,19 @@ class _Evaluation:
         self.received: list[Tensor] = []
         self.kept: list[dict[str, Tensor]] = []
 
-    def forward(self) -> Tensor:
-        """Energies [n_atoms]; the last layer's gradient of their sum is kept."""
-        n, workspace = self.n, self.workspace
+    def forward(self) -> AtomOutputs:
+        """Outputs; what the gradient of the last layer needs is kept."""
         self.known |= self.edges()
         features = self.bare_features()
         for l in range(self.last + 1):
             self.attend(l, features)
             if l < self.last:
                 features = self.update(l, features)
+        return self.energies(features) if self.engine.heads is None else self.read(features)
+
+    def energies(self, features: Tensor) -> AtomOutputs:
+        """Energies from the last layer's messages; the gradient of their sum is kept."""
+        n, workspace = self.n, self.workspace
         energies = workspace.double(n)
         self.d_features, self.d_received = (
             workspace.single(n, self.width),
@@ -173,16 +181,35 @@ class _Evaluation:
             d_features=self.d_features,
             d_ev=self.d_received,
         )
-        return energies
+        return AtomOutputs(energies)
+
+    def read(self, features: Tensor) -> AtomOutputs:
+        """Outputs of all heads from the last layer's messages, for PyTorch to differentiate."""
+        network = self.engine.heads
+        received = self.received[self.last].index_select(1, self.engine.columns)
+        self.leaves = [features.requires_grad_(True), received.requires_grad_(True)]
+        with torch.enable_grad():
+            refined, _ = network.layers[-1].refine(*self.leaves)
+            self.outputs = network.read(refined, self.graph)
+        return self.outputs.detached()
+
+    def d_messages(self, d_outputs: AtomOutputs) -> tuple[Tensor, Tensor]:
+        """dE / d outputs -> those by the last layer's features and Euclidean variables."""
+        if self.engine.heads is None:
+            # the head looks at single atoms: its gradient is that of the sum, row by row
+            factor = d_outputs.energies.to(torch.float32).unsqueeze(1)
+            return self.d_features * factor, self.d_received * factor
+        d_features, by_column = gradients_of(self.outputs, d_outputs, self.leaves)
+        d_received = torch.zeros_like(self.received[self.last])
+        d_received.index_copy_(1, self.engine.columns, by_column)
+        return d_features.contiguous(), d_received
 
     @torch.no_grad()
     def pull(self, d_outputs: AtomOutputs) -> Tensor:
         """dE / d outputs -> dE / d vectors [n_edges, 3]."""
         graph, workspace, n_edges = self.graph, self.workspace, self.graph.n_edges
         with torch.cuda.device_of(graph.vectors):
-            # the head looks at single atoms: its gradient is that of the sum, row by row
-            factor = d_outputs.energies.to(torch.float32).unsqueeze(1)
-            d_features, d_received = self.d_features * factor, self.d_received * factor
+            d_features, d_received = self.d_messages(d_outputs)
             self.known["d_lengths"] = workspace.single(n_edges, 2)
             self.known["d_spherical"] = workspace.single(n_edges, self.engine.orders)
             for l in range(self.last, -1, -1):

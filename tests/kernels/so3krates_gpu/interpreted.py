@@ -23,14 +23,17 @@ from attncalc import fast as lowering
 from attncalc.basis.cutoff import physnet
 from attncalc.basis.so3 import SphericalHarmonics
 from attncalc.fast import SHORTEST
-from attncalc.graph import Graph
+from attncalc.graph import Graph, Graphs
 from attncalc.kernels.so3krates.tables import Grid, harmonic_norms
 from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu import weights
 from attncalc.kernels.so3krates_gpu.engine import Engine
 from attncalc.kernels.so3krates_gpu.geometry import find_edges
 from attncalc.kernels.so3krates_gpu.launching import launch
+from attncalc.neighbors import fresh_graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.physics.dispersion import Dispersion, DispersionConfig
+from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential, evaluate, evaluate_without_waiting
 from attncalc.result import Result
@@ -319,17 +322,25 @@ def test_chosen_for_a_gpu(repels: bool) -> None:
         assert_same(step(other)(graph), evaluate(exact(other), graph))
 
 
-@pytest.mark.parametrize("option", ["predict_charges", "predict_hirshfeld_ratios"])
-def test_outputs_beside_energies_run_another_way(option: str) -> None:
-    """By autograd, with everything that the network predicts."""
-    plain = potential(num_layers=1, **{option: True})
-    assert not module.can_run(plain.network)
-    assert lowering._with_engine_for(plain, "cuda") is None
-    graph = build_graph(plain, System.from_ase(on_the_axis()))
-    found = evaluate_without_waiting(lowering.lower(plain), graph)
-    name = option.removeprefix("predict_")
-    expected = getattr(plain.network(graph), name).double()
-    torch.testing.assert_close(getattr(found, name), expected, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_charges_and_hirshfeld_ratios_and_terms_that_read_them(n_layers: int) -> None:
+    heads = {"predict_charges": True, "predict_hirshfeld_ratios": True, "embed_charge": True}
+    plain = potential(num_layers=n_layers, degrees=(1, 3), repels=True, **heads)
+    elements = plain.species
+    plain.pair_terms.append(DampedElectrostatics(ElectrostaticsConfig(cutoff=6.0), elements))
+    plain.pair_terms.append(Dispersion(DispersionConfig(cutoff=6.0), elements))
+    ion, neutral = on_the_axis(), small()
+    ion.info["charge"] = 1
+    system = System.from_ase([ion, neutral])
+    graphs = Graphs(
+        build_graph(plain, system), fresh_graph(system, cutoff=6.0, species=plain.species)
+    )
+    found = evaluate_without_waiting(step(plain).potential, graphs)
+    expected = evaluate(exact(plain), graphs)
+    assert_same(found, expected)
+    for name in ("charges", "hirshfeld_ratios"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
+    assert found.charges[: len(ion)].sum() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_network_stays_as_it_is() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from tqdm import tqdm
 
 from attncalc import data
 from attncalc.calibrate import calibrate, some_of
@@ -33,7 +34,7 @@ from attncalc.train.card import card
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import Done, read_done, train_loop
 from attncalc.train.module import TrainingModule, loss_of
-from attncalc.train.order import n_steps, typical
+from attncalc.train.order import Sizes, n_steps, typical
 from attncalc.train.processes import Processes, connect
 from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
 from attncalc.train.reproducible import ordered_sums
@@ -109,6 +110,7 @@ def run(
             training, validation, test = read_split(recipe)  # all members are trained on one split
             if member is not None:
                 output, recipe = output / f"{MEMBER}{member}", recipe.member(member)
+            recipe = _suited(recipe, training)
             _check(recipe, processes, output, training, validation, test)
         with locked_folder(output, recipe, training, validation, processes):
             done = _fit(recipe, training, validation, output, processes)
@@ -134,6 +136,14 @@ def _with_start(recipe: Recipe, output: Path) -> Recipe:
         return dataclasses.replace(
             recipe, network=begun.network, config=begun.config, pair_terms=begun.pair_terms
         )
+
+
+def _suited(recipe: Recipe, training: Dataset) -> Recipe:
+    """The recipe with epochs and batch size, which it may leave to the data."""
+    if None not in (recipe.epochs, recipe.batch_size):
+        return recipe
+    n_atoms = sum(len(atoms) for atoms in training.structures)
+    return recipe.suited_to(len(training), n_atoms)
 
 
 def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
@@ -227,7 +237,7 @@ def fit(
     output = Path(output if output is not None else Path("runs") / recipe.name)
     processes = connect()
     with processes.together():
-        recipe = _with_start(recipe, output)
+        recipe = _suited(_with_start(recipe, output), training)
         _check(recipe, processes, output, training, validation)
         _require_matching_units(recipe, data.sample(training))
     with locked_folder(output, recipe, training, validation, processes):
@@ -276,17 +286,13 @@ def _fit(
             log.info("making neighbour lists of %d structures", len(training))
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         sizes = sizes_of(batches)
+        seconds = _seconds_per_epoch(recipe, potential, batches, sizes, processes.n)
         if recipe.minutes is not None and not planned:
-            n_epochs = _epochs_by_steps(recipe, potential, batches, processes.n)
+            n_epochs = max(1, epochs_that_fit(seconds, 0, SECONDS_PER_MINUTE * recipe.minutes))
             recipe = dataclasses.replace(recipe, epochs=n_epochs)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
         if processes.is_first:
-            log.info(
-                "%s%d epochs, %d steps in all, %d epochs%s are done",
-                "" if recipe.minutes is None else f"{recipe.minutes:g} minutes, so about ",
-                *(recipe.epochs, module.n_steps, len(history)),
-                done.and_steps,
-            )
+            _say_the_plan(recipe, module.n_steps, seconds, done)
         checked = samples(validation, potential.cutoff, potential.species, **options)
     if recipe.minutes is not None:  # clocks of processes differ
         module.plan(processes.from_first(lambda: module.n_epochs))
@@ -313,17 +319,29 @@ def _fit(
     return Training(load(model), model, module.history)
 
 
-def _epochs_by_steps(
-    recipe: Recipe, potential: Potential, batches: Sequence[Batch], n_processes: int
-) -> int:
-    """Epochs that fit into the recipe's minutes with eager steps, at least one."""
-    assert recipe.minutes is not None
-    sizes, n = sizes_of(batches), len(batches)
+def _say_the_plan(recipe: Recipe, n_steps: int, per_epoch: float, done: Done) -> None:
+    per_step = f"{recipe.batch_size} structures"
+    if recipe.batch_edges is not None:
+        per_step = f"{recipe.batch_edges:,} edges"
+    left = per_epoch * (recipe.epochs - len(done.history))
+    log.info(
+        "%s%d epochs, %d steps of %s in all, %d epochs%s are done; %s by steps as the first ones",
+        "" if recipe.minutes is None else f"{recipe.minutes:g} minutes, so about ",
+        *(recipe.epochs, n_steps, per_step, len(done.history)),
+        done.and_steps,
+        tqdm.format_interval(left),
+    )
+
+
+def _seconds_per_epoch(
+    recipe: Recipe, potential: Potential, batches: Sequence[Batch], sizes: Sizes, n_processes: int
+) -> float:
+    """Length of an epoch of eager steps."""
+    n = len(batches)
     per_epoch = n_steps(sizes, dataclasses.replace(recipe, epochs=1))
     share = max(1, n // per_epoch // n_processes)
     batch = to_device(join([batches[k] for k in range(share)]), potential.device)
-    seconds = per_epoch * seconds_per_step(eager_step(potential, loss_of(recipe)), batch)
-    return max(1, epochs_that_fit(seconds, 0, SECONDS_PER_MINUTE * recipe.minutes))
+    return per_epoch * seconds_per_step(eager_step(potential, loss_of(recipe)), batch)
 
 
 def _calibrate(model: Path, training: Dataset, validation: Dataset) -> None:

@@ -22,6 +22,9 @@ from attncalc.train.plain_yaml import read_yaml
 RENAMED = {"corrects": "baseline"}
 
 LARGEST_NOISE = 0.5  # Å
+# what a training sees where its recipe does not say: atoms in all, and in a step
+ATOMS_IN_ALL, ATOMS_OF_A_STEP = 10_000_000, 100
+FEWEST_EPOCHS, MOST_EPOCHS, LARGEST_BATCH = 10, 2000, 5
 # label of a data set -> key of the weight of its errors
 OUTPUT_WEIGHTS = {
     "charges": "charge_weight",
@@ -112,12 +115,14 @@ class Recipe:
             level of theory, another molecule): a file, looked for as `data`, or the name of a
             shipped model. Its hyper-parameters must be those of the recipe; elements that the
             training set has not are forgotten.
-        epochs: passes over the training set.
+        epochs: passes over the training set. None: as many as see ten million atoms, 10 to 2000 of
+            them, which is about an hour of one core; see `suited_to`.
         minutes: instead of `epochs`: a training takes about so long. Steps are timed first, epochs
             as they come; their number, and with it the schedule, fits the time that is left. The
             first epoch is always finished. Of a committee all members together. Such a run does
             not end with the same bits a second time.
-        batch_size: structures per step, of all processes together.
+        batch_size: structures per step, of all processes together. None: as many as have a hundred
+            atoms, 1 to 5 of them.
         batch_edges: instead of `batch_size`, for structures of unequal sizes: a step has as many
             structures as have so many edges (pairs of an atom and a neighbour) together, and none
             may have more.
@@ -162,9 +167,9 @@ class Recipe:
     level_of_theory: str = ""
     baseline: str | None = None
     start_from: str | None = None
-    epochs: int = 1000
+    epochs: Any = None  # a number once the data are known, as batch_size
     minutes: float | None = None
-    batch_size: int = 5
+    batch_size: Any = None
     batch_edges: int | None = None
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
@@ -367,6 +372,21 @@ class Recipe:
             remark = str(error).removeprefix("recipe: ")
             raise ValueError(one_line(f"{path.name}: {remark}")) from None
 
+    def suited_to(self, n_structures: int, n_atoms: int) -> Recipe:
+        """Return the recipe with the epochs and batch size that suit the data, if it names none.
+
+        Args:
+            n_structures, n_atoms: of the training set, in all.
+        """
+        n_structures, n_atoms = max(1, n_structures), max(1, n_atoms)
+        size, epochs = self.batch_size, self.epochs
+        if size is None:
+            fit = round(ATOMS_OF_A_STEP * n_structures / n_atoms)
+            size = min(max(fit, 1), LARGEST_BATCH)
+        if epochs is None:
+            epochs = min(max(round(ATOMS_IN_ALL / n_atoms), FEWEST_EPOCHS), MOST_EPOCHS)
+        return dataclasses.replace(self, batch_size=size, epochs=epochs)
+
     def member(self, k: int) -> Recipe:
         """Return the recipe of one member of the committee, counted from 1.
 
@@ -479,8 +499,8 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
 
 # None means that nothing is said about them.
 OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
-OPTIONAL = (*OPTIONAL_TEXTS, "batch_edges", "long_range_cutoff", "minutes")
 _SIZES = ("epochs", "batch_size", "batch_edges")
+OPTIONAL = (*OPTIONAL_TEXTS, *_SIZES, "long_range_cutoff", "minutes")
 _COUNTS = (*_SIZES, "warmup_steps", "seed")
 _RATES = ("learning_rate", "final_learning_rate", "clip_norm", "long_range_cutoff", "minutes")
 _WEIGHTS = ("energy_weight", "force_weight", "stress_weight", *OUTPUT_WEIGHTS.values())

@@ -21,6 +21,7 @@ from trainings import assert_same_bits, write
 from attncalc import data, load, train
 from attncalc.data.errors import errors, predict
 from attncalc.train import callbacks
+from attncalc.train import recipe as recipes
 from attncalc.train.batches import join, samples
 from attncalc.train.fit import _require_matching_units, _without_folders, read_split
 from attncalc.train.module import TrainingModule
@@ -46,6 +47,23 @@ def test_what_is_left_behind(finished, recipe):
     assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
     assert (output / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((output / "recipe.json").read_text())["name"] == "tiny"
+
+
+def test_a_recipe_may_leave_epochs_and_batches_to_the_data(
+    recipe, parts, tmp_path, caplog, monkeypatch
+):
+    n_atoms = sum(len(atoms) for atoms in parts[0].structures)
+    monkeypatch.setattr(recipes, "ATOMS_IN_ALL", 3 * n_atoms)
+    monkeypatch.setattr(recipes, "FEWEST_EPOCHS", 1)
+    silent = dataclasses.replace(recipe, epochs=None, batch_size=None)
+    with caplog.at_level(logging.INFO):
+        done = train.fit(silent, *parts[:2], tmp_path / "run")
+    size = min(5, round(100 * len(parts[0]) / n_atoms))
+    assert len(done.history) == 3
+    assert done.history[-1]["step"] == 3 * -(-len(parts[0]) // size)
+    plan = f"3 epochs, {done.history[-1]['step']:.0f} steps of {size} structures in all"
+    assert any(plan in line and "by steps as the first ones" in line for line in caplog.messages)
+    assert train.fit(silent, *parts[:2], tmp_path / "run").history == done.history  # is the same
 
 
 def test_the_model_knows_the_numbers_of_its_data(finished, recipe, parts):

@@ -281,3 +281,14 @@ def test_numbers_that_people_read_otherwise(tmp_path, number):
     path = write(tmp_path, LEAST + f"epochs: {number}\n")
     with pytest.raises(ValueError, match=rf"^a.yaml: .*line 5: '{number}' is an unusual number"):
         Recipe.from_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("structures", "atoms", "epochs", "batch"),
+    [(950, 9, 1170, 5), (950, 21, 501, 5), (200, 54, 926, 2), (20, 100, 2000, 1), (10**6, 22, 10, 5)],
+)
+def test_epochs_and_batches_suit_the_data(structures, atoms, epochs, batch, tmp_path):
+    recipe = Recipe.from_yaml(write(tmp_path, LEAST)).suited_to(structures, structures * atoms)
+    assert (recipe.epochs, recipe.batch_size) == (epochs, batch)
+    given = dataclasses.replace(recipe, epochs=7, batch_size=3).suited_to(structures, 1)
+    assert (given.epochs, given.batch_size) == (7, 3)

@@ -20,9 +20,8 @@ from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.neighbors.verlet import LARGEST_SKIN
 from attncalc.potential import (
     Potential,
-    atom_virials,
-    edge_gradients,
     evaluate,
+    evaluate_with_virials,
     evaluate_without_waiting,
 )
 from attncalc.recording import CudaGraph, Recorder
@@ -127,15 +126,23 @@ class Evaluator:
         """Results of structures of any kind, see `attncalc.structures.evaluate_many`."""
         return evaluate_many(self.potential, structures)
 
-    def stresses(self, system: System) -> Tensor:
-        """[n_atoms, 3, 3] eV/Å³: the stress divided among atoms, see `atom_virials`; members' mean.
+    def with_virials(self, system: System) -> tuple[Result, Tensor]:
+        """Results, and the virials of atoms [n_atoms, 3, 3] eV, see
+        `attncalc.potential.atom_virials`.
 
         Raises:
             ValueError: as `VerletList.update`.
         """
-        graphs, members = self._graphs(system), self.potential.members
-        virials = [atom_virials(graphs, edge_gradients(member, graphs)) for member in members]
-        return torch.stack(virials).mean(0) / volumes(system)[system.system_idx][:, None, None]
+        return evaluate_with_virials(self.potential, self._graphs(system))
+
+    def stresses(self, system: System) -> Tensor:
+        """[n_atoms, 3, 3] eV/Å³: the stress divided among atoms, as `with_virials` does it.
+
+        Raises:
+            ValueError: as `VerletList.update`.
+        """
+        _, virials = self.with_virials(system)
+        return virials / volumes(system)[system.system_idx][:, None, None]
 
     def check(self, system: System) -> None:
         """Refuse what the model does not know.

@@ -331,6 +331,17 @@ def evaluate(potential: Potential, graph: Graph | Graphs) -> Result:
     return _evaluate(potential, graph, waits=True)
 
 
+def evaluate_with_virials(potential: Potential, graphs: Graphs) -> tuple[Result, Tensor]:
+    """Return the result, as `evaluate`, and the virials of atoms, see `atom_virials`.
+
+    Of a committee both are the members' mean.
+    """
+    each = [edge_gradients(one, graphs) for one in potential.members]
+    results = [assemble(graphs, gradients) for gradients in each]
+    virials = torch.stack([atom_virials(graphs, gradients) for gradients in each]).mean(0)
+    return results[0] if len(results) == 1 else mean_of(results), virials
+
+
 def evaluate_without_waiting(potential: Potential, graph: Graph | Graphs) -> Result:
     """Evaluate without asking an engine of a GPU whether it could: nothing is read back.
 

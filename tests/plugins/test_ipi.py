@@ -99,10 +99,16 @@ def run(folder: Path, batch: int, steps: int = 8) -> np.ndarray:
     """Properties of a short run of four beads, [1 + steps, 4]."""
     folder.mkdir()
     write(folder / "ethanol.xyz", ethanol())
+    done = started(folder, batch, steps)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return np.loadtxt(folder / "run.out")
+
+
+def started(folder: Path, batch: int, steps: int) -> subprocess.CompletedProcess[str]:
     driver = REPOSITORY / "attncalc/plugins/ipi_driver.py"
     (folder / "input.xml").write_text(INPUT.format(driver=driver, batch=batch, steps=steps))
     script = Path(sys.executable).parent / "i-pi"
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, script, "input.xml"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
@@ -111,8 +117,6 @@ def run(folder: Path, batch: int, steps: int = 8) -> np.ndarray:
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
-    return np.loadtxt(folder / "run.out")
 
 
 def test_beads_in_one_batch_move_as_one_by_one(tmp_path):
@@ -121,3 +125,15 @@ def test_beads_in_one_batch_move_as_one_by_one(tmp_path):
     assert together.shape == (9, 4)
     np.testing.assert_allclose(together, one_by_one, rtol=1e-12)
     assert np.ptp(together[:, 1]) < 0.05  # eV, conserved
+
+
+def test_an_error_in_a_thread_of_ipi_ends_it(tmp_path):
+    """It would wait for ever."""
+    pytest.importorskip("ipi", reason='needs i-PI: pip install "attncalc[ipi]"')
+    atoms = ethanol()
+    atoms.positions[1] = atoms.positions[0]
+    write(tmp_path / "ethanol.xyz", atoms)
+    done = started(tmp_path, 4, 8)
+    assert done.returncode == 1
+    assert "Error: attncalc: " in done.stderr
+    assert "Traceback" not in done.stderr

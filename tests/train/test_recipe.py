@@ -285,7 +285,13 @@ def test_numbers_that_people_read_otherwise(tmp_path, number):
 
 @pytest.mark.parametrize(
     ("structures", "atoms", "epochs", "batch"),
-    [(950, 9, 1170, 5), (950, 21, 501, 5), (200, 54, 926, 2), (20, 100, 2000, 1), (10**6, 22, 10, 5)],
+    [
+        (950, 9, 1170, 5),
+        (950, 21, 501, 5),
+        (200, 54, 926, 2),
+        (20, 100, 2000, 1),
+        (10**6, 22, 10, 5),
+    ],
 )
 def test_epochs_and_batches_suit_the_data(structures, atoms, epochs, batch, tmp_path):
     recipe = Recipe.from_yaml(write(tmp_path, LEAST)).suited_to(structures, structures * atoms)

@@ -17,6 +17,7 @@ from attncalc.train.batches import to_device
 from attncalc.train.denoising import displaced
 from attncalc.train.processes import Processes
 from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
+from attncalc.train.soap import Soap
 from attncalc.train.step import (
     PENALTIES,
     Batch,
@@ -69,7 +70,11 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         self.trained = list(trainable(self.potential).values())
-        optimizer = torch.optim.Adam(self.trained, lr=self.recipe.learning_rate, fused=True)
+        optimizer: torch.optim.Optimizer
+        if self.recipe.optimizer == "soap":
+            optimizer = Soap(self.trained, lr=self.recipe.learning_rate)
+        else:
+            optimizer = torch.optim.Adam(self.trained, lr=self.recipe.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

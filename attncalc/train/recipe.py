@@ -126,7 +126,8 @@ class Recipe:
         batch_edges: instead of `batch_size`, for structures of unequal sizes: a step has as many
             structures as have so many edges (pairs of an atom and a neighbour) together, and none
             may have more.
-        learning_rate: of Adam at its highest.
+        optimizer: "adam", or "soap" (`attncalc.train.soap`), which gets further with as many steps.
+        learning_rate: of the optimizer at its highest; 3e-3 suits SOAP.
         final_learning_rate: reached at the end, by the schedule.
         schedule: "exponential" (equal factors per step) or "cosine".
         warmup_steps: the learning rate rises linearly for so many steps, but for no more than a
@@ -171,6 +172,7 @@ class Recipe:
     minutes: float | None = None
     batch_size: Any = None
     batch_edges: int | None = None
+    optimizer: Literal["adam", "soap"] = "adam"
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     schedule: Literal["exponential", "cosine"] = "exponential"
@@ -527,6 +529,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
 ONE_OF: dict[str, Collection[str]] = {
     "network": NETWORKS,
     "schedule": ("exponential", "cosine"),
+    "optimizer": ("adam", "soap"),
     "penalty": ("norm", "square"),
     "compile": ("auto", "always", "never"),
     "dtype": DTYPES,

@@ -1,0 +1,141 @@
+"""SOAP: beside a plain version of the algorithm, in turned coordinates, and stopped on the way."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from attncalc import train
+from attncalc.train import callbacks, soap
+from attncalc.train.module import TrainingModule
+from attncalc.train.soap import Soap
+
+SHAPES = [(6, 5), (2, 5, 5), (6, 5), (5,), (3, 9), (), (1, 5)]
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch):
+    monkeypatch.setattr(soap, "STEPS_BETWEEN_BASES", 4)
+
+
+def parameters(seed: int = 0) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    made = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in SHAPES]
+    return [one.requires_grad_(True) for one in made]
+
+
+def plain_soap(start: torch.Tensor, gradients: list[torch.Tensor], lr: float) -> torch.Tensor:
+    """One matrix by the steps of algorithm 3, one after the other."""
+    w, b1, b2 = start.clone(), 0.95, 0.95
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    left, right = (torch.zeros(n, n, dtype=w.dtype) for n in w.shape)
+    q_left = q_right = w
+    for t, g in enumerate(gradients):
+        if t > 0:
+            m = b1 * m + (1 - b1) * g
+            v = b2 * v + (1 - b2) * (q_left.T @ g @ q_right) ** 2
+            turned = (q_left.T @ m @ q_right) / (1 - b1**t)
+            change = turned / ((v / (1 - b2**t)).sqrt() + 1e-8)
+            w = w - lr * q_left @ change @ q_right.T
+        left = b2 * left + (1 - b2) * g @ g.T
+        right = b2 * right + (1 - b2) * g.T @ g
+        if t == 0:
+            q_left, q_right = (torch.linalg.eigh(one)[1] for one in (left, right))
+        elif t % 4 == 0:
+            by_left = torch.diag(q_left.T @ left @ q_left).argsort(descending=True)
+            by_right = torch.diag(q_right.T @ right @ q_right).argsort(descending=True)
+            v = v[by_left][:, by_right]
+            q_left = torch.linalg.qr(left @ q_left[:, by_left])[0]
+            q_right = torch.linalg.qr(right @ q_right[:, by_right])[0]
+    return w
+
+
+def plain_adam(start: torch.Tensor, gradients: list[torch.Tensor], lr: float) -> torch.Tensor:
+    w = start.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([w], lr=lr, betas=(0.95, 0.99))
+    for w.grad in gradients:
+        optimizer.step()
+    return w.detach()
+
+
+def test_it_is_the_published_algorithm_and_adam_for_what_is_no_matrix():
+    ours, start = parameters(), parameters()
+    optimizer, seen = Soap(ours, lr=0.01), [[] for _ in ours]
+    random = torch.Generator().manual_seed(1)
+    for _ in range(13):
+        for parameter, gradients in zip(ours, seen, strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=random, dtype=torch.float64)
+            gradients.append(parameter.grad)
+        optimizer.step()
+    with torch.no_grad():
+        for k, (found, before, gradients) in enumerate(zip(ours, start, seen, strict=True)):
+            if k in (0, 2):
+                expected = plain_soap(before, gradients, 0.01)
+            elif k == 1:
+                both = range(2)
+                parts = [plain_soap(before[n], [g[n] for g in gradients], 0.01) for n in both]
+                expected = torch.stack(parts)
+            elif k == 4:  # three rows: only its columns are turned
+                continue
+            else:
+                expected = plain_adam(before, gradients, 0.01)
+            torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def path(turn: tuple[torch.Tensor, torch.Tensor], kind: type) -> torch.Tensor:
+    """Ten steps by random gradients, in coordinates that are turned on both sides."""
+    left, right = turn
+    random = torch.Generator().manual_seed(2)
+    w = torch.nn.Parameter(left @ parameters()[0].detach() @ right.T)
+    optimizer = kind([w], lr=0.05)
+    for _ in range(10):
+        gradient = torch.randn(w.shape, generator=random, dtype=torch.float64)
+        w.grad = left @ gradient @ right.T
+        optimizer.step()
+    return left.T @ w.detach() @ right
+
+
+def test_turned_coordinates_are_as_good():
+    """That is what distinguishes it from Adam."""
+    random = torch.Generator().manual_seed(3)
+    turned = [
+        torch.linalg.qr(torch.randn(n, n, generator=random, dtype=torch.float64))[0] for n in (6, 5)
+    ]
+    same = torch.eye(6, dtype=torch.float64), torch.eye(5, dtype=torch.float64)
+    torch.testing.assert_close(path(turned, Soap), path(same, Soap), rtol=0, atol=1e-6)
+    assert (path(turned, torch.optim.Adam) - path(same, torch.optim.Adam)).abs().max() > 1e-2
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_bits(recipe, parts, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(recipe, optimizer="soap")
+    whole = train.fit(recipe, *parts[:2], tmp_path / "whole")
+    assert whole.history[-1]["validation_loss"] < whole.history[0]["validation_loss"]
+    calls, step = [], TrainingModule.training_step
+
+    def interrupted(module, batch, k):
+        calls.append(k)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        step(module, batch, k)
+
+    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.fit(recipe, *parts[:2], tmp_path / "stopped")
+    assert train.fit(recipe, *parts[:2], tmp_path / "stopped").history[-1]["epoch"] == 4
+    ours, theirs = (
+        torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("stopped", "whole")
+    )
+    moments = [content["optimizer_states"][0]["state"] for content in (ours, theirs)]
+    for mine, other in zip(*(sorted(one.items()) for one in moments), strict=True):
+        for name, value in other[1].items():
+            found = mine[1][name]
+            assert torch.equal(found, value) if torch.is_tensor(value) else found == value
+    for name in ("state_dict", "averaging_state"):
+        assert all(torch.equal(ours[name][key], value) for key, value in theirs[name].items())
+
+
+def test_recipes_name_it(recipe):
+    with pytest.raises(ValueError, match="optimizer must be one of adam, soap, got 'sgd'"):
+        dataclasses.replace(recipe, optimizer="sgd")

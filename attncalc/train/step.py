@@ -42,6 +42,7 @@ class Batch:
         charges: [n_atoms] e, where they are trained on.
         hirshfeld_ratios: [n_atoms], likewise.
         dipoles: [n_systems, 3] e Å, likewise.
+        features: [n_atoms, K] of a teacher, likewise.
         system: the structures, where dipoles are or a pair term reads them.
     """
 
@@ -56,6 +57,7 @@ class Batch:
     charges: Tensor | None = None
     hirshfeld_ratios: Tensor | None = None
     dipoles: Tensor | None = None
+    features: Tensor | None = None
     system: System | None = None
 
     @property
@@ -112,6 +114,7 @@ class Prediction(NamedTuple):
         stress: [n_systems, 3, 3] eV/Å³.
         charges: [n_atoms] e; None where the network does not predict them.
         hirshfeld_ratios: [n_atoms], likewise.
+        features: [n_atoms, F], likewise.
     """
 
     energy: Tensor
@@ -119,6 +122,7 @@ class Prediction(NamedTuple):
     stress: Tensor
     charges: Tensor | None = None
     hirshfeld_ratios: Tensor | None = None
+    features: Tensor | None = None
 
 
 def predict(potential: Potential, graphs: Graphs, volume: Tensor) -> Prediction:
@@ -141,7 +145,11 @@ def predict(potential: Potential, graphs: Graphs, volume: Tensor) -> Prediction:
         energies, outputs = potential.predict(graphs)
         parts = [graph for graph in (graphs.short, graphs.long) if graph is not None]
         found = differentiated(energies, parts, volume, leaves)
-        return found._replace(charges=outputs.charges, hirshfeld_ratios=outputs.hirshfeld_ratios)
+        return found._replace(
+            charges=outputs.charges,
+            hirshfeld_ratios=outputs.hirshfeld_ratios,
+            features=outputs.features,
+        )
 
 
 def _to_differentiate(graph: Graph) -> Graph:
@@ -220,7 +228,8 @@ def output_errors(prediction: Prediction, batch: Batch, label: str) -> Tensor:
         raise ValueError(f"a loss on {label} needs labels and a network that predicts them")
     if label == "dipoles":
         return dipoles(found, batch) - wanted
-    return (found - wanted).unsqueeze(1)
+    off = found - wanted
+    return off if label == "features" else off.unsqueeze(1)
 
 
 def eager_step(potential: Potential, weights: Loss) -> Step:

@@ -58,6 +58,9 @@ class Task:
     test: str | None = None
 
 
+# learning rate of each optimizer
+RATES = {"adam": 1e-3, "soap": 3e-3}
+
 TASKS = {
     "ethanol-b3lyp": Task(
         "ethanol from PBE+vdW-TS at 500 K to B3LYP and high energies (QM22)",
@@ -115,7 +118,9 @@ def parts_of(task: Task, data: Path) -> tuple[Dataset, Dataset, Dataset]:
     return training, validation, test
 
 
-def recipe_of(name: str, task: Task, n: int, n_steps: int, *, from_model: bool) -> train.Recipe:
+def recipe_of(
+    name: str, task: Task, n: int, n_steps: int, *, from_model: bool, optimizer: str
+) -> train.Recipe:
     """A training with the network of the shipped model, from its weights or from random ones."""
     described = header(task.start)
     config = dict(described["config"])
@@ -130,7 +135,8 @@ def recipe_of(name: str, task: Task, n: int, n_steps: int, *, from_model: bool) 
         start_from=task.start if from_model else None,
         epochs=-(-n_steps // -(-n // BATCH)),
         batch_size=BATCH,
-        learning_rate=1e-3,
+        optimizer=optimizer,
+        learning_rate=RATES[optimizer],
         schedule="cosine",
         compile="never",
         seed=1,
@@ -159,15 +165,16 @@ def trained(
 
 
 def rows_of(
-    name: str, folder: Path, data: Path, n_steps: int, sizes: list[int], starts: tuple[bool, ...]
+    name: str, folder: Path, options: argparse.Namespace, sizes: list[int], starts: tuple[bool, ...]
 ) -> list[dict]:
     """All trainings of a task, and the error of the start itself."""
     task = TASKS[name]
-    parts = parts_of(task, data)
+    parts = parts_of(task, options.data)
+    given = {"n_steps": options.steps, "optimizer": options.optimizer}
     rows = []
     for from_model in starts:
         for n in sizes:
-            recipe = recipe_of(name, task, n, n_steps, from_model=from_model)
+            recipe = recipe_of(name, task, n, from_model=from_model, **given)
             print(recipe.name, file=sys.stderr, flush=True)
             if from_model and n == sizes[0]:
                 before = mae(new_potential(recipe, parts[0][:n]), parts[2])
@@ -204,12 +211,13 @@ def picture(content: dict[str, list[dict]]) -> Figure:
     return figure
 
 
-def markdown(content: dict[str, list[dict]], n_steps: int, machine: str, name: str) -> str:
+def markdown(content: dict[str, list[dict]], options: argparse.Namespace) -> str:
     """The table people read."""
-    lines = ["# Starting from another model", "", f"![Errors]({name}.png)", ""]
+    lines = ["# Starting from another model", "", f"![Errors]({options.name}.png)", ""]
+    rate = RATES[options.optimizer]
     lines += [
-        f"{machine}. {n_steps:,} steps or the next whole epoch, batches of {BATCH}, Adam from 1e-3 "
-        f"to 1e-5, one seed; {N_VALIDATION} structures choose the best epoch, {N_TEST:,} others "
+        f"{machine_name()}. {options.steps:,} steps or the next whole epoch, batches of {BATCH}, "
+        f"{options.optimizer} from {rate:g} to 1e-5, one seed; {N_VALIDATION} structures choose the best epoch, {N_TEST:,} others "
         "are tested. Both starts have the same network and the same budget, which is short: with "
         "more steps a random start comes closer. Minutes count pauses, of a core that was shared.",
     ]
@@ -237,19 +245,19 @@ def main() -> None:
     parser.add_argument("--name", default="fine_tuning", help="of the tables")
     parser.add_argument("--frames", type=int, nargs="+", default=list(FRAMES))
     parser.add_argument("--starts", choices=STARTS, default="both")
+    parser.add_argument("--optimizer", choices=list(RATES), default="adam")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, list[dict]] = {}
     table_file = options.output / options.name
     for name in options.tasks:
-        folder = options.runs / f"{options.steps}-steps"
-        content[name] = rows_of(
-            name, folder, options.data, options.steps, options.frames, STARTS[options.starts]
-        )
+        folder = options.runs / f"{options.steps}-steps-{options.optimizer}"
+        content[name] = rows_of(name, folder, options, options.frames, STARTS[options.starts])
         told = {"machine": machine_name(), "steps": options.steps, "rows": content}
+        told["optimizer"] = options.optimizer
         told["tasks"] = {name: asdict(TASKS[name]) for name in content}
         write(table_file.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
-        text = markdown(content, options.steps, machine_name(), options.name)
+        text = markdown(content, options)
         write(table_file.with_suffix(".md"), text)
         picture(content).savefig(table_file.with_suffix(".png"))
 

@@ -89,6 +89,18 @@ def test_training_and_inference_predict_the_same(potential, batches):
     torch.testing.assert_close(stress, theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_features_may_be_taught(potential, batches):
+    """A row of eight numbers of each atom, all off by 0.5."""
+    batch = join(batches[:2])
+    found = predict(potential, batch.graphs, batch.volume)
+    taught = dataclasses.replace(batch, features=found.features.detach() + 0.5)
+    weights = dataclasses.replace(WEIGHTS, of_outputs={"features": 3.0})
+    more = loss(found, taught, weights) - loss(found, taught, WEIGHTS)
+    assert more.item() == pytest.approx(3 * 8**0.5 * 0.5, rel=1e-6)
+    step, plain = eager_step(potential, weights), eager_step(potential, WEIGHTS)
+    assert relative_error(step, plain, taught) > 1e-3
+
+
 def test_the_gradient_is_the_derivative_of_the_loss(potential, batches):
     """Energy, force and stress terms together, along one direction of all parameters."""
     batch = join(batches[:3])

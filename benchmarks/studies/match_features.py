@@ -1,0 +1,303 @@
+#!/usr/bin/env python
+"""A So3krates that learns from every layer of a teacher of the same widths, not from labels alone.
+
+    python benchmarks/studies/match_features.py models/so3krates-organic.yaml so3lr.safetensors \
+        so3lr3.h5 -o runs/first.safetensors --minutes 8 0
+    python benchmarks/studies/match_features.py ... --start runs/first.safetensors \
+        -o runs/second.safetensors --minutes 0 6 --structures 50000 --hint-weight 0.3
+    python benchmarks/studies/match_features.py ... --start runs/second.safetensors \
+        -o runs/third.safetensors --minutes 0 66 --optimizer soap --rate 3e-3 --edges 3000
+
+A teacher that is a So3krates as well says more than energies and forces: features and Euclidean
+variables of each atom behind each layer, and its energy. The student, of random weights and the
+recipe's config, is led to these first, by gradients of the first order (first number of minutes),
+then to these and to energies, forces, charges and Hirshfeld ratios of the data (second number).
+`attncalc train` gives it its last touch and its card.
+
+Hints from inner layers: Romero et al., FitNets, ICLR 2015.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attncalc import load
+from attncalc.data import read
+from attncalc.graph import AtomOutputs, Graph
+from attncalc.kernels.collocation import collocated
+from attncalc.model_file import NETWORKS, save
+from attncalc.potential import Potential
+from attncalc.train import Recipe
+from attncalc.train.batches import join, samples
+from attncalc.train.compilation import compiled_step
+from attncalc.train.module import loss_of
+from attncalc.train.select_step import unequal_sizes, with_distant_labels
+from attncalc.train.soap import Soap
+from attncalc.train.step import (
+    Batch,
+    Loss,
+    Step,
+    eager_step,
+    relative_error,
+    trainable,
+    with_network,
+)
+
+WARM, DECAY = 300, 0.999  # steps, of the moving average
+SAVED_EVERY, TOLD_EVERY = 120.0, 60.0  # s
+SHORTEST = 0.6  # Å, of `attncalc sample`
+CLIP, LOWEST_RATE = 10.0, 1e-5
+LARGEST_ERROR = 1e-4  # of the compiled step's gradient
+# of hints, each in standard deviations of the teacher's values: the last ones decide
+WEIGHTS = {"energies": 2.0, "features 3": 2.0}
+
+
+class WithHints(nn.Module):
+    """A So3krates whose features are what it computes of each atom on the way, as one row.
+
+    Args:
+        potential: whose network and nuclear repulsion it has.
+        spreads: of each quantity; ones if not given.
+    """
+
+    def __init__(self, potential: Potential, spreads: dict[str, float] | None = None) -> None:
+        super().__init__()
+        self.network = collocated(potential.network, SHORTEST)
+        # in a tuple: the potential has it as a module of its own
+        self.zbl = tuple(term for term in potential.pair_terms if hasattr(term, "inverse_length"))
+        self.register_buffer("scale", potential.scale)
+        self.register_buffer("reference", potential.reference_energies)
+        self.spreads = spreads or {}
+        self.config = potential.network.config
+        self.reads_charge, self.reads_spin = True, False
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        """Outputs of the network, with hints [n_atoms, K] as features."""
+        network = self.network
+        geometry = network.geometry(graph)
+        features, ev = network.embedding(graph), network.initial_ev(geometry, graph.n_atoms)
+        found = {"features 0": features}
+        for n, layer in enumerate(network.layers, 1):
+            features, ev = layer(features, ev, geometry)
+            found |= {f"features {n}": features, f"ev {n}": ev}
+        del found[f"ev {len(network.layers)}"]  # nothing behind them reads them
+        energies = network.head(features)
+        in_eV = self.scale[graph.species] * energies + self.reference[graph.species]
+        found["energies"] = (in_eV + self.zbl[0](graph, AtomOutputs(energies))).float().unsqueeze(1)
+        charges = network.charge_head(features, graph)
+        ratios = network.hirshfeld_head(features, graph)
+        found |= {"charges": charges.unsqueeze(1), "ratios": ratios.unsqueeze(1)}
+        hints = [
+            value * (WEIGHTS.get(name, 1.0) / self.spreads.get(name, 1.0) / math.sqrt(value.shape[1]))
+            for name, value in found.items()
+        ]
+        self.names = {name: value.shape[1] for name, value in found.items()}
+        return AtomOutputs(energies, charges, ratios, torch.cat(hints, 1))
+
+
+def main() -> None:
+    """Train for so many minutes."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("recipe", type=Path, help="whose config, pair terms and weights count")
+    parser.add_argument("teacher")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, nargs=2, default=(30.0, 60.0))
+    parser.add_argument("--edges", type=int, default=4500, help="of a step")
+    parser.add_argument("--optimizer", choices=["adam", "soap"], default="adam")
+    parser.add_argument("--rate", type=float, help="of learning; 2e-3 without forces, else 1e-3")
+    parser.add_argument("--hint-weight", type=float, default=0.1, help="beside forces")
+    parser.add_argument("--structures", type=int, help="of the data, at most")
+    parser.add_argument("--start", help="a student to go on with")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    teacher = load(asked.teacher, device="cpu").requires_grad_(False)
+    recipe = Recipe.from_yaml(asked.recipe)
+    batches = batches_of(asked.data, teacher, recipe, asked.structures)
+    student = (
+        load(asked.start, device="cpu").requires_grad_(True)
+        if asked.start
+        else new_student(recipe, teacher, batches)
+    )
+    Matching(student, teacher, batches, loss_of(recipe), asked).run()
+
+
+def batches_of(path: Path, teacher: Potential, recipe: Recipe, most: int | None) -> list[Batch]:
+    """Structures of a data set with their neighbours and labels, in random order."""
+    dataset = read(path)
+    order = np.random.default_rng(0).permutation(len(dataset))[:most]
+    print(f"{path.name}: {len(order)} of {len(dataset)} structures", flush=True)
+    return list(
+        samples(
+            dataset[order.tolist()],
+            teacher.cutoff,
+            teacher.species,
+            long_range=teacher.long_range_for,
+            labels=recipe.output_labels,
+        )
+    )
+
+
+def new_student(recipe: Recipe, teacher: Potential, batches: list[Batch]) -> Potential:
+    """A potential of random weights whose energies of atoms have the teacher's means."""
+    theirs = teacher.network.config
+    config = recipe.network_config(lambda: theirs.avg_num_neighbors)
+    for name in ("cutoff", "num_features", "degrees", "num_layers"):
+        if getattr(config, name) != getattr(theirs, name):
+            raise SystemExit(f"{name} is another than the teacher's, {getattr(theirs, name)}")
+    graph = join(batches[:2000]).graph
+    of_teacher = WithHints(teacher)
+    with torch.no_grad():
+        row = of_teacher(graph).features[:, -3] / WEIGHTS["energies"]
+    means = [row[graph.species == n].mean().item() for n in range(len(teacher.species))]
+    network = NETWORKS[recipe.network][0](config, len(teacher.species))
+    terms = recipe.pair_term_modules(teacher.species)
+    return Potential(network, teacher.species, pair_terms=terms, reference_energies=means)
+
+
+class Matching:
+    """Training of a student on a teacher's layers."""
+
+    def __init__(
+        self, student: Potential, teacher: Potential, batches: list[Batch], weights: Loss, asked: Any
+    ) -> None:
+        self.student, self.asked, self.batches = student, asked, batches
+        self.n_edges = np.array([batch.graph.n_edges for batch in batches])
+        spreads = self._spreads(teacher)
+        self.of_teacher = WithHints(teacher, spreads)
+        network = WithHints(student, spreads)
+        self.of_student = network
+        self.with_hints = with_network(student, network)
+        hints = {"features": asked.hint_weight}
+        self.weights = replace(weights, of_outputs={**weights.of_outputs, **hints})
+        self.parameters = list(trainable(student).values())
+        self.average = [p.detach().clone() for p in self.parameters]
+        kind: Any = Soap if asked.optimizer == "soap" else torch.optim.Adam
+        self.optimizer = kind(self.parameters, lr=1e-3)
+        self.n, self.order = 0, np.zeros(0, int)
+        self.random = np.random.default_rng(0)
+
+    def _spreads(self, teacher: Potential) -> dict[str, float]:
+        graph = join(self.batches[:1500]).graph
+        found = WithHints(teacher)
+        with torch.no_grad():
+            row = found(graph).features
+        spreads, start = {}, 0
+        for name, n in found.names.items():
+            part = row[:, start : start + n] * (math.sqrt(n) / WEIGHTS.get(name, 1.0))
+            # of all columns together: those of single ones may be next to nothing
+            spreads[name] = part.std(0).square().mean().sqrt().item()
+            start += n
+        return spreads
+
+    def run(self) -> None:
+        """Take the steps of both parts, and write the averaged weights."""
+        first, second = (60 * minutes for minutes in self.asked.minutes)
+        if first:
+            self._part(first, self._hints_only, self.asked.rate or 2e-3)
+            self._fill(self.average)
+        if second:
+            self._part(second, self._forces_too(), self.asked.rate or 1e-3)
+        self._save()
+
+    def _part(self, length: float, step: Callable[[Batch], Any], highest: float) -> None:
+        """Train by one step for so many seconds, by a cosine of the learning rate."""
+        sums: dict[str, float] = {}
+        begin = told = saved = time.monotonic()
+        while (now := time.monotonic()) < begin + length:
+            cosine = (1 + math.cos(math.pi * (now - begin) / length)) / 2
+            for group in self.optimizer.param_groups:
+                rate = LOWEST_RATE + (highest - LOWEST_RATE) * cosine
+                group["lr"] = rate * min(1.0, (self.n + 1) / WARM)
+            errors, gradients = step(self._batch())
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            # one that is not finite would spoil all weights
+            if torch.nn.utils.clip_grad_norm_(self.parameters, CLIP).isfinite():
+                self.optimizer.step()
+                self.n += 1
+                decay = min(DECAY, (1 + self.n) / (10 + self.n))
+                torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+                for name, value in (errors | {"steps": 1.0}).items():
+                    sums[name] = sums.get(name, 0.0) + value
+            if now - told > TOLD_EVERY:
+                words = [f"{name} {value / sums['steps']:.4f}" for name, value in sums.items()]
+                print(f"{now - begin:.0f} s, step {self.n}:", *words[:-1], flush=True)
+                told, sums = now, {}
+            if now - saved > SAVED_EVERY:
+                self._save()
+                saved = now
+
+    def _batch(self) -> Batch:
+        chosen: list[int] = []
+        edges = 0
+        while True:
+            if not len(self.order):
+                self.order = self.random.permutation(len(self.batches))
+            k = int(self.order[0])
+            if chosen and edges + self.n_edges[k] > self.asked.edges:
+                return join([self.batches[k] for k in chosen])
+            chosen.append(k)
+            edges += int(self.n_edges[k])
+            self.order = self.order[1:]
+
+    def _wanted(self, graph: Graph) -> Tensor:
+        with torch.no_grad():
+            return self.of_teacher(graph).features
+
+    def _hints_only(self, batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
+        """Mean length of the errors of each quantity."""
+        off = self.of_student(batch.graph).features - self._wanted(batch.graph)
+        parts = off.split(list(self.of_student.names.values()), 1)
+        errors = [(part.square().sum(1) + 1e-8).sqrt().mean() for part in parts]
+        gradients = torch.autograd.grad(
+            torch.stack(errors).sum(), self.parameters, allow_unused=True, materialize_grads=True
+        )
+        names = self.of_student.names
+        return {n: e.item() for n, e in zip(names, errors, strict=True)}, list(gradients)
+
+    def _forces_too(self) -> Callable[[Batch], Any]:
+        examples = [unequal_sizes(self.batches), join(self.batches[:20])]
+        examples = [replace(one, features=self._wanted(one.graph)) for one in examples]
+        examples = [with_distant_labels(one, self.weights) for one in examples]
+        plain = eager_step(self.with_hints, self.weights)
+        step: Step = compiled_step(self.with_hints, self.weights, examples)
+        error = max(relative_error(step, plain, one) for one in examples)
+        print(f"compiled step: gradient within {error:.1e}", flush=True)
+        if not error < LARGEST_ERROR:
+            raise SystemExit("the compiled step is wrong")
+        # the same parameters, in the order in which the network with hints names them
+        numbers = {id(p): k for k, p in enumerate(trainable(self.with_hints).values())}
+        place = [numbers[id(p)] for p in self.parameters]
+
+        def forces_too(batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
+            value, gradients = step(replace(batch, features=self._wanted(batch.graph)))
+            return {"loss": value.item()}, [gradients[k] for k in place]
+
+        return forces_too
+
+    def _save(self) -> None:
+        kept = [p.detach().clone() for p in self.parameters]
+        self._fill(self.average)
+        save(self.student, self.asked.output)
+        self._fill(kept)
+
+    def _fill(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from command_line import COPPER, ETHANOL, attncalc, fails
 from attncalc import AttnCalculator
 from attncalc.cli import output, shards
 from attncalc.cli.relax_many import RelaxMany, RelaxShard
-from attncalc.cli.shards import Outcome, Work
+from attncalc.cli.shards import Outcome, Work, work_off_shard
 from attncalc.data.shards import Frame, find_shards
 from attncalc.files import FileLock, NoSpaceLeft
 
@@ -172,6 +173,27 @@ def test_shards_of_a_file():
         Path("many.xyz").write_text(damaged)
         with pytest.raises(ValueError, match=message):
             find_shards(Path("many.xyz"), 4)
+
+
+def test_memory_for_100000_structures_is_that_of_a_shard():
+    n = 10**5
+    with open("many.xyz", "w") as file:
+        for _ in range(100):
+            file.write("1\n\nHe 0 0 0\n" * (n // 100))
+    tracemalloc.start()
+    try:
+        found = find_shards(Path("many.xyz"), 64)
+        work = Work(found, Path("out.xyz"))
+        work.folder.mkdir()
+        for k in (0, len(found) // 2, len(found) - 1):
+            work.file(k, ".json").parent.mkdir(exist_ok=True)
+            assert work_off_shard(work, k, Copying(), lambda: None)
+        assert len(work.lacking(range(len(found)))) == len(found) - 3
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.n_structures == n
+    assert peak < 1 << 20  # bytes: where its 1,563 shards begin, and lists of these
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -128,11 +129,10 @@ def add_force(
     n_particles = system.getNumParticles()
     if particles is not None:  # OpenMM would read and write beyond its arrays
         particles = [int(particle) for particle in particles]
-        outside = [k for k in particles if not 0 <= k < n_particles]
-        if outside:
-            raise ValueError(
-                f"particles must be of the system's 0 to {n_particles - 1}, got {outside[0]}"
-            )
+        # OpenMM-ML collects forces in a system that has no particles, for one that has
+        end = n_particles or math.inf
+        if outside := [k for k in particles if not 0 <= k < end]:
+            raise ValueError(f"particles must be of the system's {n_particles}, got {outside[0]}")
         if len(set(particles)) < len(particles):
             raise ValueError("a particle stands twice in particles")
     n = n_particles if particles is None else len(particles)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from trainings import assert_same_bits
 
 from attncalc import train
 from attncalc.train import callbacks, soap
@@ -124,16 +125,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(recipe, parts, tmp_
         with pytest.raises(KeyboardInterrupt):
             train.fit(recipe, *parts[:2], tmp_path / "stopped")
     assert train.fit(recipe, *parts[:2], tmp_path / "stopped").history[-1]["epoch"] == 4
-    ours, theirs = (
-        torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("stopped", "whole")
-    )
-    moments = [content["optimizer_states"][0]["state"] for content in (ours, theirs)]
-    for mine, other in zip(*(sorted(one.items()) for one in moments), strict=True):
-        for name, value in other[1].items():
-            found = mine[1][name]
-            assert torch.equal(found, value) if torch.is_tensor(value) else found == value
-    for name in ("state_dict", "averaging_state"):
-        assert all(torch.equal(ours[name][key], value) for key, value in theirs[name].items())
+    assert_same_bits(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_recipes_name_it(recipe):

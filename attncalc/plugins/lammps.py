@@ -228,22 +228,32 @@ def zero_style(potential: Potential) -> list[str]:
     return [f"pair_style zero {potential.cutoff:.6f} nocoeff", "pair_coeff * *"]
 
 
+class OfAtoms(NamedTuple):
+    """What the own atoms of one process have.
+
+    Attributes:
+        rows: [n], where they stand in LAMMPS' arrays.
+        energies: [n] eV.
+        virials: [n, 3, 3] eV, parts of the strain gradient.
+    """
+
+    rows: Integers
+    energies: NDArray[np.float64]
+    virials: NDArray[np.float64]
+
+
 class Parts(NamedTuple):
     """What one process gives to the sums over all.
 
     Attributes:
         energy: eV, of its own atoms.
         strain_gradient: [3, 3] eV.
-        rows: of own atoms, which the next two are of; None where these are not asked for.
-        energies: [n] eV.
-        virials: [n, 3, 3] eV, parts of the strain gradient.
+        of_atoms: their parts; None where nobody asks for them, or there are no atoms.
     """
 
     energy: float = 0.0
     strain_gradient: NDArray[np.float64] = np.zeros((3, 3))
-    rows: Integers | None = None
-    energies: NDArray[np.float64] | None = None
-    virials: NDArray[np.float64] | None = None
+    of_atoms: OfAtoms | None = None
 
 
 class AttnFix:
@@ -333,9 +343,10 @@ class AttnFix:
         self.lmp.fix_external_set_virial_global(FIX, sums[1:].tolist())
         if self.per_atom:
             energies, virials = np.zeros(n_own), np.zeros((n_own, 6))
-            if found.rows is not None and found.virials is not None:
-                energies[found.rows] = found.energies
-                virials[found.rows] = -found.virials[:, *SIX]
+            if found.of_atoms is not None:
+                rows = found.of_atoms.rows
+                energies[rows] = found.of_atoms.energies
+                virials[rows] = -found.of_atoms.virials[:, *SIX]
             self.lmp.fix_external_set_energy_peratom(FIX, energies.tolist())
             self.lmp.fix_external_set_virial_peratom(FIX, virials.tolist())
 
@@ -408,7 +419,7 @@ class _Alone:
         result, virials = self.evaluator.with_virials(system)
         forces[rows] = result.forces.cpu().numpy()
         energies = result.energies.cpu().numpy()
-        return Parts(*_parts(result)[:2], rows, energies, virials.cpu().numpy())
+        return _parts(result, OfAtoms(rows, energies, virials.cpu().numpy()))
 
     def _system_of(
         self, positions: NDArray[np.float64], numbers: Integers, flags: Integers, box: Box
@@ -444,8 +455,8 @@ def _are_equal(found: tuple[Integers, Integers], known: tuple[Integers, Integers
     return known is not None and all(map(np.array_equal, found, known))
 
 
-def _parts(result: Result) -> Parts:
-    return Parts(float(result.energy), result.strain_gradient[0].cpu().numpy())
+def _parts(result: Result, of_atoms: OfAtoms | None = None) -> Parts:
+    return Parts(float(result.energy), result.strain_gradient[0].cpu().numpy(), of_atoms)
 
 
 class _Shared:
@@ -504,7 +515,7 @@ class _Shared:
         if virials is None:
             return _parts(result)
         energies = add(result.energies.numpy()[:, None])[:, 0]
-        return Parts(*_parts(result)[:2], rows, energies, add(virials.numpy()))
+        return _parts(result, OfAtoms(rows, energies, add(virials.numpy())))
 
     def _graphs(self, images: Images, box: Box) -> Graphs | None:
         if self._domain is None:

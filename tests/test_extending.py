@@ -97,7 +97,8 @@ def test_the_page_names_lines_that_are_there():
     assert {name for name, _ in named} >= {"NETWORKS", "PAIR_TERMS", "_ENGINES", "_READERS"}
     for name, place in named:
         source = (REPOSITORY / "attncalc" / place).read_text(encoding="utf-8")
-        assert re.search(rf"^{name}(: .+)? = ", source, flags=re.MULTILINE), f"{name} in {place}"
+        found = rf"^{name}(: .+)? = |^ *(class|def) {name}\b"
+        assert re.search(found, source, flags=re.MULTILINE), f"{name} in {place}"
     assert [list(added) for added in ADDED] == [["density"], ["attraction"], ["damped"]]
 
 
@@ -134,6 +135,14 @@ def test_format_and_network_are_trained_together(tmp_path, monkeypatch):
     np.testing.assert_array_equal(dataset.forces[3], frames[3].get_forces())
     with pytest.raises(ValueError, match=r"frames\.jsonl: these files are in eV"):
         data.read(path, energy_unit="kcal/mol")
+    for damaged in (
+        '{"z": [1]}\n',
+        "{",
+        '{"z": [1], "r": [[0, 0, 0]], "e": "x", "f": [[0, 0, 0]]}\n',
+    ):
+        (tmp_path / "damaged.jsonl").write_text(damaged)
+        with pytest.raises(ValueError, match=r"^damaged\.jsonl: not such a file"):
+            data.read(tmp_path / "damaged.jsonl")
 
     recipe = train.Recipe(
         name="mine",
@@ -171,6 +180,14 @@ def test_a_model_file_keeps_network_and_pair_term(tmp_path):
     assert torch.equal(evaluate(loaded, graphs).forces, evaluate(plain, graphs).forces)
     without = potential()
     assert not torch.equal(evaluate(without, graphs).forces, evaluate(plain, graphs).forces)
+
+
+def test_a_recipe_refuses_a_pair_term_with_numbers_it_cannot_give():
+    pytest.importorskip("lightning")
+    from attncalc import train
+
+    with pytest.raises(ValueError, match=r"attraction needs strength, radius, for which a recipe"):
+        train.Recipe(name="mine", data="d.h5", split={}, pair_terms=["attraction"])
 
 
 def test_a_run_is_logged_interrupted_and_goes_on(tmp_path):

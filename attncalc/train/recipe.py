@@ -296,6 +296,13 @@ class Recipe:
             if name not in PAIR_TERMS:
                 known = ", ".join(PAIR_TERMS)
                 raise ValueError(f"recipe: pair_terms must be of {known}, got {name!r}")
+            config = inspect.signature(PAIR_TERMS[name][1]).parameters.values()
+            others = [p.name for p in config if p.default is p.empty and p.name != "cutoff"]
+            if others:
+                raise ValueError(
+                    f"recipe: pair_terms: {name} needs {', '.join(others)}, for which a recipe has "
+                    "no keys; give its config defaults"
+                )
         if len(set(names)) < len(names):
             raise ValueError("recipe: pair_terms has a name twice")
         if {"electrostatics", "ewald"} <= set(names):

@@ -26,8 +26,7 @@ CONFIG = {
     "num_basis": 32,
 }
 BATCH_SIZE = 5
-# learning rate from random weights, and from weights that know something
-FROM_RANDOM, FROM_KNOWN = 2e-3, 1e-3
+LEARNING_RATE = 3e-3
 FINAL_LEARNING_RATE = 1e-5
 # steps of a training: so many for each structure, but no fewer and no more
 STEPS_PER_STRUCTURE, FEWEST_STEPS, MOST_STEPS = 10, 1500, 8000
@@ -83,7 +82,8 @@ def train_committee(
             start_from=str(start) if start else None,
             epochs=max(1, round(steps * BATCH_SIZE / len(repeated))),
             batch_size=BATCH_SIZE,
-            learning_rate=FROM_KNOWN if start else FROM_RANDOM,
+            optimizer="soap",
+            learning_rate=LEARNING_RATE,
             final_learning_rate=FINAL_LEARNING_RATE,
             schedule="cosine",
             warmup_steps=100,

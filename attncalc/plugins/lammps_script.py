@@ -90,9 +90,17 @@ class Script:
 
     @property
     def reads_atoms(self) -> bool:
-        """Return True if a `compute` reads energies or virials of atoms."""
-        lines = (*self.before, *self.between, *self.behind)
-        return any(set(_words(line, "compute")[2:3]) & set(PER_ATOM) for line in lines)
+        """Return True if a `compute` reads energies or virials of atoms, or may do so.
+
+        It may stand within another command (`if`, `run ... every`), have a variable as its style,
+        or come from another file.
+        """
+        lines = [_without_comment(line) for line in (*self.before, *self.between, *self.behind)]
+        words = {word for line in lines for word in re.split(r"[\s\"']+", line)}
+        styles = {word for line in lines for word in _words(line, "compute")[2:3]}
+        return not words.isdisjoint((*PER_ATOM, "include", "jump", "python")) or any(
+            "$" in style for style in styles
+        )
 
     def _check(self, path: str | Path) -> None:
         for line in (*self.between, *self.behind):

@@ -110,7 +110,7 @@ def run(
             training, validation, test = read_split(recipe)  # all members are trained on one split
             if member is not None:
                 output, recipe = output / f"{MEMBER}{member}", recipe.member(member)
-            recipe = _suited(recipe, training)
+            recipe = _suited(recipe, training, processes)
             _check(recipe, processes, output, training, validation, test)
         with locked_folder(output, recipe, training, validation, processes):
             done = _fit(recipe, training, validation, output, processes)
@@ -138,12 +138,12 @@ def _with_start(recipe: Recipe, output: Path) -> Recipe:
         )
 
 
-def _suited(recipe: Recipe, training: Dataset) -> Recipe:
+def _suited(recipe: Recipe, training: Dataset, processes: Processes) -> Recipe:
     """The recipe with epochs and batch size, which it may leave to the data."""
     if None not in (recipe.epochs, recipe.batch_size):
         return recipe
     n_atoms = sum(len(atoms) for atoms in training.structures)
-    return recipe.suited_to(len(training), n_atoms)
+    return recipe.suited_to(len(training), n_atoms, n_processes=processes.n)
 
 
 def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
@@ -237,7 +237,7 @@ def fit(
     output = Path(output if output is not None else Path("runs") / recipe.name)
     processes = connect()
     with processes.together():
-        recipe = _suited(_with_start(recipe, output), training)
+        recipe = _suited(_with_start(recipe, output), training, processes)
         _check(recipe, processes, output, training, validation)
         _require_matching_units(recipe, data.sample(training))
     with locked_folder(output, recipe, training, validation, processes):

@@ -381,17 +381,18 @@ class Recipe:
             remark = str(error).removeprefix("recipe: ")
             raise ValueError(one_line(f"{path.name}: {remark}")) from None
 
-    def suited_to(self, n_structures: int, n_atoms: int) -> Recipe:
+    def suited_to(self, n_structures: int, n_atoms: int, *, n_processes: int = 1) -> Recipe:
         """Return the recipe with the epochs and batch size that suit the data, if it names none.
 
         Args:
             n_structures, n_atoms: of the training set, in all.
+            n_processes: that share a batch, each with one structure of it at least.
         """
         n_structures, n_atoms = max(1, n_structures), max(1, n_atoms)
         size, epochs = self.batch_size, self.epochs
         if size is None:
             fit = round(ATOMS_OF_A_STEP * n_structures / n_atoms)
-            size = min(max(fit, 1), LARGEST_BATCH)
+            size = max(min(max(fit, 1), LARGEST_BATCH), n_processes)
         if epochs is None:
             epochs = min(max(round(ATOMS_IN_ALL / n_atoms), FEWEST_EPOCHS), MOST_EPOCHS)
         return dataclasses.replace(self, batch_size=size, epochs=epochs)

@@ -180,6 +180,8 @@ def _refuse_other_recipe(output: Path, ours: Mapping[str, Any], theirs: Mapping[
     def identity(content: Mapping[str, Any], key: str) -> object:
         if key in ("data", "test_data", "stream"):  # the same numbers, wherever they wait
             return None
+        if content.get({"epochs": "minutes", "batch_size": "batch_edges"}.get(key, "")):
+            return None  # the other key decides
         if key == "start_from":  # a file or a shipped name: its checksum tells more
             return bool(content.get(key))
         return content.get(key)

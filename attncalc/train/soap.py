@@ -2,7 +2,8 @@
 
 Vyas, Morwani, Zhao, Shapira, Brandfonbrener, Janson, Kakade, "SOAP: Improving and Stabilizing
 Shampoo using Adam", ICLR 2025 (arXiv 2409.11321), algorithm 3. A parameter of more than two
-dimensions is so many matrices of its last two. Matrices of one shape are worked on together.
+dimensions is so many matrices of its last two. Matrices of one shape and precision are worked on
+together.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ EPSILON = 1e-8
 class Soap(torch.optim.Optimizer):
     """Optimizer of SOAP for matrices, and of Adam for everything else.
 
-    The state of all matrices of one shape, [n, rows, columns], is kept with the first parameter
-    that has some. The first step only makes the bases.
+    The state of all matrices of one shape and precision, [n, rows, columns], is kept with the
+    first parameter that has some. The first step only makes the bases.
 
     Args:
         parameters: of a network; all have a gradient at every step.
@@ -44,10 +45,11 @@ class Soap(torch.optim.Optimizer):
             with torch.enable_grad():
                 value = closure()
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            # pair terms are in float64 beside a network in float32
+            alike: dict[tuple[tuple[int, int], torch.dtype], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
-                by_shape[_shape(parameter)].append(parameter)
-            for shape, parameters in by_shape.items():
+                alike[_shape(parameter), parameter.dtype].append(parameter)
+            for (shape, _), parameters in alike.items():
                 self._change(parameters, shape, group["lr"])
         return value
 

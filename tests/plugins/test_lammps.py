@@ -538,6 +538,23 @@ def test_several_processes_need_our_settings(tmp_path: Path):
             Script.read(script).refuse_shared(script)
 
 
+@pytest.mark.parametrize(
+    ("line", "reads"),
+    [
+        ("compute e all pe/atom", True),
+        ('if "1 == 1" then "compute e all pe/atom"', True),
+        ("compute s all ${style} NULL", True),
+        ("include in.computes", True),
+        ("compute t all temp  # not pe/atom", False),
+        ('print "compute"', False),
+    ],
+)
+def test_a_script_may_read_energies_of_atoms(line, reads, tmp_path):
+    script = tmp_path / "in.script"
+    script.write_text(SMALL.format(**USUAL | {"behind": line}))
+    assert Script.read(script).reads_atoms is reads
+
+
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     script = tmp_path / "in.script"
     script.write_text(SMALL.format(**USUAL))

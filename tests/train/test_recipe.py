@@ -298,3 +298,9 @@ def test_epochs_and_batches_suit_the_data(structures, atoms, epochs, batch, tmp_
     assert (recipe.epochs, recipe.batch_size) == (epochs, batch)
     given = dataclasses.replace(recipe, epochs=7, batch_size=3).suited_to(structures, 1)
     assert (given.epochs, given.batch_size) == (7, 3)
+
+
+def test_several_processes_have_a_structure_each(tmp_path):
+    recipe = Recipe.from_yaml(write(tmp_path, LEAST))
+    assert recipe.suited_to(100, 100 * 54).batch_size == 2
+    assert recipe.suited_to(100, 100 * 54, n_processes=4).batch_size == 4

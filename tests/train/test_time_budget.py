@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,6 +101,19 @@ def test_the_first_epoch_is_finished(recipe, parts, tmp_path):
     done = train.fit(of_minutes(recipe, 0.01), *parts[:2], tmp_path)
     assert [row["epoch"] for row in done.history] == [1]
     assert len(train.fit(of_minutes(recipe, 0.01), *parts[:2], tmp_path).history) == 1
+
+
+@pytest.mark.usefixtures("clock")
+def test_epochs_that_minutes_overrule_are_not_compared(recipe, parts, tmp_path):
+    """Earlier versions wrote others of them."""
+    recipe = of_minutes(recipe, 0.5)
+    with stopped_at(12), pytest.raises(KeyboardInterrupt):
+        train.fit(recipe, *parts[:2], tmp_path)
+    mark = tmp_path / "recipe.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"epochs": 1000}))
+    assert len(train.fit(recipe, *parts[:2], tmp_path).history) == 6
+    with pytest.raises(ValueError, match=r"another recipe \(different: minutes\)"):
+        train.fit(of_minutes(recipe, 0.6), *parts[:2], tmp_path)
 
 
 def test_steps_are_timed_with_a_clock_that_runs(recipe, parts, tmp_path):

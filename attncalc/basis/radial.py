@@ -63,6 +63,14 @@ class BernsteinBasis(ModuleWithConstants):
         return torch.exp(self.log_binomial + self.order * exponent + self.complement * log_rest)
 
 
+def mean_square(basis: nn.Module, cutoff: float) -> float:
+    """Mean of the squared values of a basis over all places within the cutoff, Å."""
+    lengths = torch.linspace(0, cutoff, 1001, dtype=torch.float64)[1:]
+    weights = lengths**2 / (lengths**2).sum()
+    squares = basis(lengths).square().mean(1)
+    return float(weights @ squares)
+
+
 RADIAL_BASES: dict[str, type[nn.Module]] = {"physnet": PhysnetBasis, "bernstein": BernsteinBasis}
 
 

@@ -2,9 +2,9 @@
 
 A radial network is a smooth function of t = exp(-d) alone. Evaluated at n Chebyshev nodes and
 interpolated, its hidden layers are computed for n nodes instead of every pair, and second
-derivatives by the distance never enter it: w(d) = T(d) M w(nodes), T_k = cos(k arccos t'). With
-64 nodes, energies agree to 1e-8 eV and forces to 1e-6 eV/Å with PhysNet's basis, and a digit or two
-better with the Bernstein basis (tests/kernels/test_collocation.py).
+derivatives by the distance never enter it: w(d) = T(d) M w(nodes), T_k = cos(k arccos t').
+Energies agree to 1e-7 eV and forces to 1e-6 eV/Å with PhysNet's basis, and a digit or two better
+with the Bernstein basis (tests/kernels/test_collocation.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from attncalc.ops import ModuleWithConstants, with_modules
 
 RadialNetwork = Callable[[Tensor], Tensor]  # [n, num_basis] -> [2, n, F]
 
-N_NODES = 64
+# nodes at least, and for each function of a basis: Bernstein functions are polynomials in exp(-d),
+# PhysNet's are narrow there
+FEWEST_NODES, NODES_PER_FUNCTION = 64, {"bernstein": 2, "physnet": 3}
 # Å beyond the longest and below the shortest distance that the interpolation covers: the slope of
 # arccos is infinite at its ends
 FAR_MARGIN, NEAR_MARGIN = 0.1, 0.02
@@ -42,9 +44,7 @@ class CollocatedRadial(ModuleWithConstants):
     to_coefficients: Tensor
     basis_at_nodes: Tensor
 
-    def __init__(
-        self, basis: nn.Module, shortest: float, cutoff: float, n_nodes: int = N_NODES
-    ) -> None:
+    def __init__(self, basis: nn.Module, shortest: float, cutoff: float, n_nodes: int) -> None:
         super().__init__()
         low, high = math.exp(-(cutoff + FAR_MARGIN)), math.exp(-(shortest - NEAR_MARGIN))
         self.middle, self.half_width = (low + high) / 2, (high - low) / 2
@@ -92,5 +92,7 @@ def collocated(network: Any, shortest: float) -> nn.Module:
         network: stays as it is.
         shortest: Å; no distance may be shorter.
     """
-    radial = CollocatedRadial(network.radial.basis, shortest, network.config.cutoff)
+    config = network.config
+    n_nodes = max(FEWEST_NODES, NODES_PER_FUNCTION[config.radial_basis] * config.num_basis)
+    radial = CollocatedRadial(network.radial.basis, shortest, config.cutoff, n_nodes)
     return with_modules(network, radial=radial.to(network.parity))

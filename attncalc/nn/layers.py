@@ -12,6 +12,8 @@ from torch.nn.functional import layer_norm, silu, softplus
 from attncalc.graph import Graph, sum_over_system, with_totals
 
 LAYER_NORM_EPSILON = 1e-6
+# mean of silu(x)² for x of a normal distribution of variance one
+SILU_SQUARE = 0.3557
 
 # parameters of an `Embedding` with one row per species
 _SPECIES_TABLES = (
@@ -31,11 +33,21 @@ def with_species(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, 
 
 
 class Embedding(nn.Module):
-    """Features of the bare atoms: element, and total charge and spin where the model knows them."""
+    """Features of the bare atoms: element, and total charge and spin where the model knows them.
 
-    def __init__(self, width: int, n_species: int, *, charge: bool, spin: bool) -> None:
+    Args:
+        width: number of features.
+        n_species: number of elements.
+        charge, spin: whether the model knows them.
+        std: of the elements' features at the beginning.
+    """
+
+    def __init__(
+        self, width: int, n_species: int, *, charge: bool, spin: bool, std: float | None = None
+    ) -> None:
         super().__init__()
-        self.element = nn.Parameter(torch.randn(n_species, width) / math.sqrt(width))
+        std = 1 / math.sqrt(width) if std is None else std
+        self.element = nn.Parameter(std * torch.randn(n_species, width))
         self.charge = ElectronEmbedding(width, n_species) if charge else None
         self.spin = ElectronEmbedding(width, n_species) if spin else None
 
@@ -136,13 +148,20 @@ class HirshfeldHead(nn.Module):
 
 
 class TwinMLP(nn.Module):
-    """Two MLPs (Dense, SiLU, Dense) of the same input, for features and for geometry."""
+    """Two MLPs (Dense, SiLU, Dense) of the same input, for features and for geometry.
 
-    def __init__(self, n_in: int, n_hidden: int, n_out: int) -> None:
+    At the beginning, the variance of hidden and last values is one.
+
+    Args:
+        n_in, n_hidden, n_out: numbers of features.
+        mean_square: of an input.
+    """
+
+    def __init__(self, n_in: int, n_hidden: int, n_out: int, mean_square: float = 1.0) -> None:
         super().__init__()
-        self.first = nn.Parameter(lecun_normal(n_in, 2 * n_hidden))
+        self.first = nn.Parameter(lecun_normal(n_in, 2 * n_hidden) / math.sqrt(mean_square))
         self.first_bias = nn.Parameter(torch.zeros(2 * n_hidden))
-        self.second = nn.Parameter(lecun_normal(2, n_hidden, n_out))
+        self.second = nn.Parameter(lecun_normal(2, n_hidden, n_out) / math.sqrt(SILU_SQUARE))
         self.second_bias = nn.Parameter(torch.zeros(2, 1, n_out))
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
-from attncalc.basis.radial import RADIAL_BASES
+from attncalc.basis.radial import RADIAL_BASES, mean_square
 from attncalc.basis.so3 import SphericalHarmonics, contract_orders, parity, repeat_over_orders
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.layers import (
@@ -240,9 +240,10 @@ class So3krates(ModuleWithConstants):
     def __init__(self, config: So3kratesConfig, n_species: int) -> None:
         super().__init__()
         self.config = config
-        self.embedding = Embedding(
-            config.num_features, n_species, charge=config.embed_charge, spin=config.embed_spin
-        )
+        electrons = {"charge": config.embed_charge, "spin": config.embed_spin}
+        # without layer norms, updates grow as the cube of the features from layer to layer
+        std = 1.0 if config.layer_norms else None
+        self.embedding = Embedding(config.num_features, n_species, **electrons, std=std)
         self.radial = DirectRadial(
             RADIAL_BASES[config.radial_basis](config.num_basis, config.cutoff)
         )
@@ -368,11 +369,18 @@ class EuclideanAttention(ModuleWithConstants):
         super().__init__()
         width, heads, n_degrees = config.num_features, config.num_heads, len(config.degrees)
         head, part = width // heads, width // n_degrees
-        self.radial_mlp = TwinMLP(config.num_basis, width, width)
+        basis = RADIAL_BASES[config.radial_basis](config.num_basis, config.cutoff)
+        square = mean_square(basis, config.cutoff)
+        self.radial_mlp = TwinMLP(config.num_basis, width, width, square)
         self.spherical_mlp = TwinMLP(n_degrees, width // 4, width)
         # [head, in, (query, key, value)] and [degree, in, (query, key)], block-diagonal, no bias
         self.feature_projection = nn.Parameter(lecun_normal(heads, head, 3 * head))
         self.geometry_projection = nn.Parameter(lecun_normal(n_degrees, part, 2 * part))
+        if config.attention_norm == "avg_num_neighbors":
+            # a coefficient is a sum over the features of a head: let its variance be one too
+            with torch.no_grad():
+                self.feature_projection[:, :, : 2 * head] *= head**-0.25
+                self.geometry_projection *= part**-0.25
         self.qk_activation = ACTIVATIONS[config.qk_activation]
         self.attention_norms = config.attention_norms
         self.register_constant("contract", contract_orders(config.degrees))

@@ -18,9 +18,9 @@ from attncalc.potential import Potential, evaluate
 from attncalc.system import System
 
 SHORTEST = 0.6
-# 64 nodes: Bernstein functions are polynomials in exp(-d) and leave only the networks to
+# Bernstein functions are polynomials in exp(-d) and leave only the networks to
 # interpolate; PhysNet's Gaussians are narrow in exp(-d) and cost a digit
-ENERGY = {"bernstein": 1e-9, "physnet": 1e-8}
+ENERGY = {"bernstein": 1e-9, "physnet": 1e-7}
 FORCES = {"bernstein": 1e-7, "physnet": 1e-6}
 
 

@@ -336,7 +336,7 @@ def test_a_so3krates_learns_displacements() -> None:
     """Other ones in each step, so that it cannot know them by heart; 1: it knows nothing."""
     torch.manual_seed(0)
     network = DenoisingSo3krates(So3kratesConfig(**EUCLIDEAN), len(ELEMENTS))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     batch = join(samples(rattled(30, by=0.02), 3.5, ELEMENTS, margin=margin(OPTIONS)))
     errors = []
     for step in range(120):
@@ -349,7 +349,7 @@ def test_a_so3krates_learns_displacements() -> None:
         value.backward()
         optimizer.step()
         errors.append(value.item())
-    assert np.mean(errors[-20:]) < 0.9
+    assert np.mean(errors[-20:]) < 0.85
 
 
 def test_refusals() -> None:

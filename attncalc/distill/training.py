@@ -15,7 +15,7 @@ from attncalc.model_file import load, save
 from attncalc.potential import Committee, Potential
 from attncalc.train import Recipe, fit
 
-# So3krates, small; PhysNet's basis learns much faster from few frames (docs/few_frames.md)
+# So3krates, small
 CONFIG = {
     "cutoff": 5.0,
     "num_features": 64,

@@ -150,18 +150,21 @@ class HirshfeldHead(nn.Module):
 class TwinMLP(nn.Module):
     """Two MLPs (Dense, SiLU, Dense) of the same input, for features and for geometry.
 
-    At the beginning, the variance of hidden and last values is one.
-
     Args:
         n_in, n_hidden, n_out: numbers of features.
-        mean_square: of an input.
+        mean_square: of an input. With it, the variance of hidden and last values begins with one.
     """
 
-    def __init__(self, n_in: int, n_hidden: int, n_out: int, mean_square: float = 1.0) -> None:
+    def __init__(
+        self, n_in: int, n_hidden: int, n_out: int, mean_square: float | None = None
+    ) -> None:
         super().__init__()
-        self.first = nn.Parameter(lecun_normal(n_in, 2 * n_hidden) / math.sqrt(mean_square))
+        first, second = lecun_normal(n_in, 2 * n_hidden), lecun_normal(2, n_hidden, n_out)
+        if mean_square is not None:
+            first, second = first / math.sqrt(mean_square), second / math.sqrt(SILU_SQUARE)
+        self.first = nn.Parameter(first)
         self.first_bias = nn.Parameter(torch.zeros(2 * n_hidden))
-        self.second = nn.Parameter(lecun_normal(2, n_hidden, n_out) / math.sqrt(SILU_SQUARE))
+        self.second = nn.Parameter(second)
         self.second_bias = nn.Parameter(torch.zeros(2, 1, n_out))
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -372,7 +372,7 @@ class EuclideanAttention(ModuleWithConstants):
         basis = RADIAL_BASES[config.radial_basis](config.num_basis, config.cutoff)
         square = mean_square(basis, config.cutoff)
         self.radial_mlp = TwinMLP(config.num_basis, width, width, square)
-        self.spherical_mlp = TwinMLP(n_degrees, width // 4, width)
+        self.spherical_mlp = TwinMLP(n_degrees, width // 4, width, 1.0)
         # [head, in, (query, key, value)] and [degree, in, (query, key)], block-diagonal, no bias
         self.feature_projection = nn.Parameter(lecun_normal(heads, head, 3 * head))
         self.geometry_projection = nn.Parameter(lecun_normal(n_degrees, part, 2 * part))

@@ -7,6 +7,10 @@
         -o runs/second.safetensors --minutes 0 6 --structures 50000 --hint-weight 0.3
     python benchmarks/studies/match_features.py ... --start runs/second.safetensors \
         -o runs/third.safetensors --minutes 0 66 --optimizer soap --rate 3e-3 --edges 3000
+    python benchmarks/studies/match_features.py ... --start runs/third.safetensors \
+        -o runs/more.safetensors --minutes 0 90 --optimizer soap --rate 2e-3 --edges 4500
+    python benchmarks/studies/match_features.py ... --start runs/more.safetensors \
+        -o runs/fourth.safetensors --minutes 0 14 --optimizer soap --rate 6e-4 --edges 4500
 
 A teacher that is a So3krates as well says more than energies and forces: features and Euclidean
 variables of each atom behind each layer, and its energy. The student, of random weights and the

@@ -379,8 +379,8 @@ class EuclideanAttention(ModuleWithConstants):
         if config.attention_norm == "avg_num_neighbors":
             # a coefficient is a sum over the features of a head: let its variance be one too
             with torch.no_grad():
-                self.feature_projection[:, :, : 2 * head] *= head**-0.25
-                self.geometry_projection *= part**-0.25
+                self.feature_projection[:, :, : 2 * head].mul_(head**-0.25)
+                self.geometry_projection.mul_(part**-0.25)
         self.qk_activation = ACTIVATIONS[config.qk_activation]
         self.attention_norms = config.attention_norms
         self.register_constant("contract", contract_orders(config.degrees))

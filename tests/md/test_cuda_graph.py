@@ -212,7 +212,7 @@ class Tables:
 
 def test_a_chunk_that_an_engine_has_no_tables_for_is_done_again_step_by_step() -> None:
     states = []
-    for tables in (None, Tables(potential_of("small"), 0.96)):  # for some of the steps
+    for tables in (None, Tables(potential_of("small"), 0.98)):  # for some of the steps
         forces = forces_of("small")
         forces.recorder = Again
         if tables is not None:

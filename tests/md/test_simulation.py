@@ -424,7 +424,7 @@ def test_momenta_that_are_no_numbers(given: object) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 16])
 def test_an_explosion_stops_at_the_last_sane_state(forces: Evaluator, chunk: int) -> None:
-    wild = md.Verlet(timestep=8 * FS)
+    wild = md.Verlet(timestep=12 * FS)
     first = start(forces, integrator=wild, temperature=3000.0)
     seen: list[md.MDState] = []
 

@@ -96,6 +96,8 @@ class Script:
         or come from another file.
         """
         lines = [_without_comment(line) for line in (*self.before, *self.between, *self.behind)]
+        # a loop within the script leads to nothing that is not here
+        lines = [line.replace("jump SELF", "") for line in lines]
         words = {word for line in lines for word in re.split(r"[\s\"']+", line)}
         styles = {word for line in lines for word in _words(line, "compute")[2:3]}
         return not words.isdisjoint((*PER_ATOM, "include", "jump", "python")) or any(

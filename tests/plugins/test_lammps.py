@@ -545,6 +545,8 @@ def test_several_processes_need_our_settings(tmp_path: Path):
         ('if "1 == 1" then "compute e all pe/atom"', True),
         ("compute s all ${style} NULL", True),
         ("include in.computes", True),
+        ("jump in.computes", True),
+        ("jump SELF again", False),
         ("compute t all temp  # not pe/atom", False),
         ('print "compute"', False),
     ],

@@ -61,7 +61,7 @@ WARM, DECAY = 300, 0.999  # steps, of the moving average
 SAVED_EVERY, TOLD_EVERY = 120.0, 60.0  # s
 SHORTEST = 0.6  # Å, of `attncalc sample`
 CLIP, LOWEST_RATE = 10.0, 1e-5
-LARGEST_ERROR = 1e-4  # of the compiled step's gradient
+LARGEST_ERROR = 1e-3  # of the compiled step's gradient; 3e-4 with random weights
 # of hints, each in standard deviations of the teacher's values: the last ones decide
 WEIGHTS = {"energies": 2.0, "features 3": 2.0}
 
@@ -164,8 +164,11 @@ def new_student(recipe: Recipe, teacher: Potential, batches: list[Batch]) -> Pot
     of_teacher = WithHints(teacher)
     with torch.no_grad():
         row = of_teacher(graph).features[:, -3] / WEIGHTS["energies"]
+        spread = of_teacher.network.embedding(graph).std()
     means = [row[graph.species == n].mean().item() for n in range(len(teacher.species))]
     network = NETWORKS[recipe.network][0](config, len(teacher.species))
+    with torch.no_grad():  # ten times as large ones would take minutes to shrink
+        network.embedding.element.mul_(spread / network.embedding.element.std())
     terms = recipe.pair_term_modules(teacher.species)
     return Potential(network, teacher.species, pair_terms=terms, reference_energies=means)
 

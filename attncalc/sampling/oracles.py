@@ -107,7 +107,10 @@ def load_oracle(name: str, folder: str | None = None) -> Oracle:
     module, colon, attribute = name.partition(":")
     if colon and not Path(name).exists() and module.replace(".", "").isidentifier():
         return CalculatorOracle(module, attribute, folder)
-    return ModelOracle(name)
+    try:
+        return ModelOracle(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; other oracles: {GFN2} and MODULE:CALLABLE") from None
 
 
 class GFN2Oracle:

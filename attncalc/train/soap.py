@@ -27,7 +27,8 @@ class Soap(torch.optim.Optimizer):
     """Optimizer of SOAP for matrices, and of Adam for everything else.
 
     The state of all matrices of one shape and precision, [n, rows, columns], is kept with the
-    first parameter that has some. The first step only makes the bases.
+    first parameter that has some; first and second moments are those of turned gradients, which
+    saves turning the first ones at every step. The first step only makes the bases.
 
     Args:
         parameters: of a network; all have a gradient at every step.
@@ -62,14 +63,15 @@ class Soap(torch.optim.Optimizer):
         begins = not state
         if begins:
             state["n"] = 0
-            state["first"], state["second"] = (torch.zeros_like(gradients) for _ in range(2))
+            state["turned first"], state["second"] = (torch.zeros_like(gradients) for _ in range(2))
         if not (begins and turned):  # no gradient is turned into a basis that is made of it
             state["n"] += 1
             bases = {dim: state[f"basis {dim}"] for dim in turned}
             decay = OF_SECOND if turned else OF_SECOND_OF_OTHERS
-            state["first"].lerp_(gradients, 1 - OF_FIRST)
-            state["second"].lerp_(_to(bases, gradients) ** 2, 1 - decay)
-            first = _to(bases, state["first"]) / (1 - OF_FIRST ** state["n"])
+            in_bases = _to(bases, gradients)
+            state["turned first"].lerp_(in_bases, 1 - OF_FIRST)
+            state["second"].lerp_(in_bases**2, 1 - decay)
+            first = state["turned first"] / (1 - OF_FIRST ** state["n"])
             second = state["second"] / (1 - decay ** state["n"])
             changes = _back(bases, first / (second.sqrt() + EPSILON))
             counts = [parameter.numel() // (shape[0] * shape[1]) for parameter in parameters]
@@ -92,8 +94,11 @@ class Soap(torch.optim.Optimizer):
             along = (basis * (state[moments] @ basis)).sum(1)  # of each vector of the basis
             order = along.argsort(dim=1, descending=True)
             basis = basis.gather(2, order.unsqueeze(1).expand_as(basis))
-            state[name] = torch.linalg.qr(state[moments] @ basis)[0]  # a step of power iteration
-            # numbers go with their vectors
+            new = torch.linalg.qr(state[moments] @ basis)[0]  # a step of power iteration
+            turn = state[name].mT @ new
+            first, state[name] = state["turned first"], new
+            state["turned first"] = turn.mT @ first if dim == 1 else first @ turn
+            # second moments go with their vectors
             index = order.unsqueeze(2 if dim == 1 else 1).expand_as(state["second"])
             state["second"] = state["second"].gather(dim, index)
 

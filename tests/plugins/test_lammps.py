@@ -441,6 +441,7 @@ def test_refusals(folder: Path):
     [
         (1, {"behind": "include in.respa\nrun 5"}, "only run_style verlet calls the model"),
         (2, {"first": "atom_modify id no"}, "remove atom_modify id no"),
+        (1, {"behind": "no_such_command"}, "Error: Unknown command"),
     ],
 )
 def test_what_only_a_step_shows(folder: Path, n: int, changes: dict[str, str], words: str):

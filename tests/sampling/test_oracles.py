@@ -46,6 +46,11 @@ def test_a_model_labels_as_its_calculator_does(tmp_path: Path) -> None:
     assert oracle.teacher.startswith("tiny, SHA-256 ")
 
 
+def test_a_name_of_nothing_says_what_oracles_there_are() -> None:
+    with pytest.raises(FileNotFoundError, match="'gfn3'; .*; other oracles: gfn2 and MODULE:"):
+        load_oracle("gfn3")
+
+
 def test_a_model_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     oracle = load_oracle(str(tiny_model(tmp_path / "tiny.safetensors", species=(1, 8))))
     found = oracle.label(structures())

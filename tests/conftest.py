@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = REPOSITORY / "tests"
     places = {folder / name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(FIRST)))
-    # tracing lines costs a third of the time, and the first case of a test runs through most of them
+    # tracing lines takes a fifth longer, and the first case of a test has most of them
     seen: set[str] = set()
     for item in items:
         name = item.nodeid.partition("[")[0]

@@ -47,7 +47,7 @@ def test_a_model_labels_as_its_calculator_does(tmp_path: Path) -> None:
 
 
 def test_a_name_of_nothing_says_what_oracles_there_are() -> None:
-    with pytest.raises(FileNotFoundError, match="'gfn3'; .*; other oracles: gfn2 and MODULE:"):
+    with pytest.raises(FileNotFoundError, match=r"'gfn3'; .*; other oracles: gfn2 and MODULE:"):
         load_oracle("gfn3")
 
 

@@ -178,7 +178,7 @@ def test_joined_models_tell_what_each_was_trained_on(load, tmp_path, monkeypatch
     data = {"R": frames, "z": ethanol.numbers, **labels, "units": "eV, eV/angstrom"}
     np.savez(tmp_path / "ethanol.npz", **data, test=np.array([3, 1, 0]))
     # a committee that one recipe has trained, from random weights, and a model that had a start
-    members = ["so3krates-ethanol-committee", "equiformer-ethanol"]
+    members = ["so3krates-ethanol-committee", "equiformer-ethanol-distilled"]
     words = [*members, "--data", tmp_path / "ethanol.npz", "--split", "test"]
     output = tmp_path / "joined.safetensors"
     monkeypatch.setattr(sys, "argv", ["join_models.py", *map(str, words), "-o", str(output)])
@@ -188,7 +188,7 @@ def test_joined_models_tell_what_each_was_trained_on(load, tmp_path, monkeypatch
     told = joined.training_info["members"]
     assert [told[name]["start_from"] for name in members] == [
         "random weights",
-        load_model("equiformer-ethanol").training_info["start_from"]["name"],
+        load_model("equiformer-ethanol-distilled").training_info["start_from"]["name"],
     ]
     ethanol.calc = AttnCalculator(output)
     errors = []

@@ -203,10 +203,9 @@ def test_the_committee_of_aspirin_holds_the_shipped_models():
 
 
 def test_the_mixed_committee_holds_the_shipped_models():
-    """Two Equiformers, of which the first is shipped alone, and a shipped committee."""
-    first, _, *others = load("ethanol-committee").members
-    shipped = [load("equiformer-ethanol"), *load("so3krates-ethanol-committee").members]
-    for ours, theirs in zip([first, *others], shipped, strict=True):
+    members = load("ethanol-committee").members
+    names = ("equiformer-ethanol", "equiformer-ethanol-distilled", "so3krates-ethanol")
+    for ours, theirs in zip(members, map(load, names), strict=True):
         for name, tensor in theirs.state_dict().items():
             assert torch.equal(ours.state_dict()[name], tensor), name
 
@@ -313,4 +312,4 @@ def test_ethanol_is_inside_and_benzene_outside(name):
         for formula in ("CH3CH2OH", "C6H6")
     }
     assert of_kinds["CH3CH2OH"].novelty.max() < 1
-    assert of_kinds["C6H6"].novelty.min() > 2
+    assert of_kinds["C6H6"].novelty.min() > 1

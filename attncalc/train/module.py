@@ -71,15 +71,16 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         self.trained = list(trainable(self.potential).values())
         optimizer: torch.optim.Optimizer
+        rate = self.recipe.highest_learning_rate
         if self.recipe.optimizer == "soap":
-            optimizer = Soap(self.trained, lr=self.recipe.learning_rate)
+            optimizer = Soap(self.trained, lr=rate)
         else:
-            optimizer = torch.optim.Adam(self.trained, lr=self.recipe.learning_rate, fused=True)
+            optimizer = torch.optim.Adam(self.trained, lr=rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _factor(self, step: int) -> float:
-        lowest = self.recipe.final_learning_rate / self.recipe.learning_rate
+        lowest = self.recipe.final_learning_rate / self.recipe.highest_learning_rate
         done = min(1.0, step / max(1, self.n_steps))
         if self.recipe.schedule == "exponential":
             factor = lowest**done

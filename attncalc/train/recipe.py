@@ -126,10 +126,10 @@ class Recipe:
         batch_edges: instead of `batch_size`, for structures of unequal sizes: a step has as many
             structures as have so many edges (pairs of an atom and a neighbour) together, and none
             may have more.
-        optimizer: "adam", or "soap" (`attncalc.train.soap`), which gets further with as many steps.
-        learning_rate: of the optimizer at its highest; 3e-3 suits SOAP.
+        optimizer: "soap" (`attncalc.train.soap`), which gets further with as many steps, or "adam".
+        learning_rate: of the optimizer at its highest. None: 3e-3 for SOAP, 1e-3 for Adam.
         final_learning_rate: reached at the end, by the schedule.
-        schedule: "exponential" (equal factors per step) or "cosine".
+        schedule: "cosine" or "exponential" (equal factors per step).
         warmup_steps: the learning rate rises linearly for so many steps, but for no more than a
             tenth of the run.
         ema_decay: of the exponential moving average of the weights, which is what is validated
@@ -172,10 +172,10 @@ class Recipe:
     minutes: float | None = None
     batch_size: Any = None
     batch_edges: int | None = None
-    optimizer: Literal["adam", "soap"] = "adam"
-    learning_rate: float = 1e-3
+    optimizer: Literal["adam", "soap"] = "soap"
+    learning_rate: float | None = None
     final_learning_rate: float = 1e-5
-    schedule: Literal["exponential", "cosine"] = "exponential"
+    schedule: Literal["exponential", "cosine"] = "cosine"
     warmup_steps: int = 200
     ema_decay: float = 0.999
     clip_norm: float = 10.0
@@ -257,6 +257,11 @@ class Recipe:
     def output_labels(self) -> tuple[str, ...]:
         """Labels beside energies, forces and stress that are trained on."""
         return tuple(label for label, weight in OUTPUT_WEIGHTS.items() if getattr(self, weight))
+
+    @property
+    def highest_learning_rate(self) -> float:
+        """Learning rate behind the warmup steps."""
+        return self.learning_rate or LEARNING_RATES[self.optimizer]
 
     def _outputs_needed(self) -> dict[str, str]:
         """Option of the network -> key or pair term that needs it."""
@@ -510,7 +515,7 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
 # None means that nothing is said about them.
 OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
 _SIZES = ("epochs", "batch_size", "batch_edges")
-OPTIONAL = (*OPTIONAL_TEXTS, *_SIZES, "long_range_cutoff", "minutes")
+OPTIONAL = (*OPTIONAL_TEXTS, *_SIZES, "learning_rate", "long_range_cutoff", "minutes")
 _COUNTS = (*_SIZES, "warmup_steps", "seed")
 _RATES = ("learning_rate", "final_learning_rate", "clip_norm", "long_range_cutoff", "minutes")
 _WEIGHTS = ("energy_weight", "force_weight", "stress_weight", *OUTPUT_WEIGHTS.values())
@@ -534,10 +539,11 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     ),
     (("name",), "be usable as a file name", usable_as_file_name),
 )
+LEARNING_RATES = {"adam": 1e-3, "soap": 3e-3}
 ONE_OF: dict[str, Collection[str]] = {
     "network": NETWORKS,
     "schedule": ("exponential", "cosine"),
-    "optimizer": ("adam", "soap"),
+    "optimizer": LEARNING_RATES,
     "penalty": ("norm", "square"),
     "compile": ("auto", "always", "never"),
     "dtype": DTYPES,

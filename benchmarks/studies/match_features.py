@@ -11,6 +11,8 @@
         -o runs/more.safetensors --minutes 0 90 --optimizer soap --rate 2e-3 --edges 4500
     python benchmarks/studies/match_features.py ... --start runs/more.safetensors \
         -o runs/fourth.safetensors --minutes 0 14 --optimizer soap --rate 6e-4 --edges 4500
+    python benchmarks/studies/match_features.py ... --start runs/fourth.safetensors \
+        -o runs/fifth.safetensors --minutes 0 72 --optimizer soap --rate 2e-3 --edges 4500
 
 A teacher that is a So3krates as well says more than energies and forces: features and Euclidean
 variables of each atom behind each layer, and its energy. The student, of random weights and the

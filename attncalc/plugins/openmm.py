@@ -126,8 +126,10 @@ def add_force(
             are symbols or more or fewer atomic numbers than particles, or a particle that is none
             or is there twice.
     """
-    if symbols := [one for one in numbers if isinstance(one, str)]:
-        raise ValueError(f"numbers must be atomic numbers, got {symbols[0]!r}")
+    try:
+        numbers = [int(number) for number in numbers]
+    except ValueError:
+        raise ValueError(f"numbers must be atomic numbers, got {list(numbers)}") from None
     n_particles = system.getNumParticles()
     if particles is not None:  # OpenMM would read and write beyond its arrays
         particles = [int(particle) for particle in particles]

@@ -143,3 +143,10 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(
 def test_recipes_name_it(recipe):
     with pytest.raises(ValueError, match="optimizer must be one of adam, soap, got 'sgd'"):
         dataclasses.replace(recipe, optimizer="sgd")
+
+
+def test_it_is_the_default_and_each_optimizer_has_a_learning_rate_of_its_own():
+    bare = train.Recipe(name="bare", data="x", split={"sizes": [2, 1]}, config={"cutoff": 4.0})
+    assert (bare.optimizer, bare.schedule, bare.highest_learning_rate) == ("soap", "cosine", 3e-3)
+    assert dataclasses.replace(bare, optimizer="adam").highest_learning_rate == 1e-3
+    assert dataclasses.replace(bare, learning_rate=2e-3).highest_learning_rate == 2e-3

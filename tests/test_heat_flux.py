@@ -133,7 +133,6 @@ def test_no_heat_flows_through_a_crystal_that_moves_as_a_whole(calc: AttnCalcula
     assert_close(calc.get_heat_flux(atoms).potential, work, 1e-9)
 
 
-@pytest.mark.parametrize("calc", ["so3krates", "committee"], indirect=True)
 def test_lists_last_while_atoms_move(calc: AttnCalculator) -> None:
     """Images that are kept give what images that are made anew give, the cell's shape included."""
     atoms = crystal()

@@ -26,8 +26,6 @@ CONFIG = {
     "num_basis": 32,
 }
 BATCH_SIZE = 5
-LEARNING_RATE = 3e-3
-FINAL_LEARNING_RATE = 1e-5
 # steps of a training: so many for each structure, but no fewer and no more
 STEPS_PER_STRUCTURE, FEWEST_STEPS, MOST_STEPS = 10, 1500, 8000
 # of an epoch, which ends with a validation: structures of a small set come several times
@@ -82,10 +80,6 @@ def train_committee(
             start_from=str(start) if start else None,
             epochs=max(1, round(steps * BATCH_SIZE / len(repeated))),
             batch_size=BATCH_SIZE,
-            optimizer="soap",
-            learning_rate=LEARNING_RATE,
-            final_learning_rate=FINAL_LEARNING_RATE,
-            schedule="cosine",
             warmup_steps=100,
             ema_decay=0.999,
             compile="never",  # compiling takes longer than such a training gains by it

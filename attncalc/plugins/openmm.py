@@ -56,7 +56,10 @@ class Energy:
     ) -> None:
         is_file = Path(model).is_file() or str(model) not in shipped_models()
         model = str(find_model(model).resolve()) if is_file else str(model)
-        numbers = [int(number) for number in numbers]
+        try:
+            numbers = [int(number) for number in numbers]
+        except ValueError:
+            raise ValueError(f"numbers must be atomic numbers, got {list(numbers)}") from None
         self._given = (model, numbers, periodic, charge, spin, device)
         # contexts of one force may be in several threads
         self._lock = threading.Lock()
@@ -126,10 +129,6 @@ def add_force(
             are symbols or more or fewer atomic numbers than particles, or a particle that is none
             or is there twice.
     """
-    try:
-        numbers = [int(number) for number in numbers]
-    except ValueError:
-        raise ValueError(f"numbers must be atomic numbers, got {list(numbers)}") from None
     n_particles = system.getNumParticles()
     if particles is not None:  # OpenMM would read and write beyond its arrays
         particles = [int(particle) for particle in particles]

@@ -96,7 +96,8 @@ class Soap(torch.optim.Optimizer):
             basis = basis.gather(2, order.unsqueeze(1).expand_as(basis))
             new = torch.linalg.qr(state[moments] @ basis)[0]  # a step of power iteration
             turn = state[name].mT @ new
-            first, state[name] = state["turned first"], new
+            state[name] = new
+            first = state["turned first"]
             state["turned first"] = turn.mT @ first if dim == 1 else first @ turn
             # second moments go with their vectors
             index = order.unsqueeze(2 if dim == 1 else 1).expand_as(state["second"])

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from result_files import machine_name, table, write
 
@@ -31,6 +32,7 @@ from attncalc.data import Dataset
 from attncalc.data.errors import errors, predict
 from attncalc.model_file import header
 from attncalc.plots.style import BLUE, GREY, ORANGE, logarithmic, tidy
+from attncalc.train.recipe import LEARNING_RATES
 from attncalc.train.start import new_potential
 
 HERE = Path(__file__).resolve().parents[1]
@@ -57,9 +59,6 @@ class Task:
     start: str
     test: str | None = None
 
-
-# learning rate of each optimizer
-RATES = {"adam": 1e-3, "soap": 3e-3}
 
 TASKS = {
     "ethanol-b3lyp": Task(
@@ -136,8 +135,6 @@ def recipe_of(
         epochs=-(-n_steps // -(-n // BATCH)),
         batch_size=BATCH,
         optimizer=optimizer,
-        learning_rate=RATES[optimizer],
-        schedule="cosine",
         compile="never",
         seed=1,
     )
@@ -214,7 +211,7 @@ def picture(content: dict[str, list[dict]]) -> Figure:
 def markdown(content: dict[str, list[dict]], options: argparse.Namespace) -> str:
     """The table people read."""
     lines = ["# Starting from another model", "", f"![Errors]({options.name}.png)", ""]
-    rate = RATES[options.optimizer]
+    rate = LEARNING_RATES[options.optimizer]
     lines += [
         f"{machine_name()}. {options.steps:,} steps or the next whole epoch, batches of {BATCH}, "
         f"{options.optimizer} from {rate:g} to 1e-5, one seed; {N_VALIDATION} structures choose the best epoch, {N_TEST:,} others "
@@ -245,7 +242,7 @@ def main() -> None:
     parser.add_argument("--name", default="fine_tuning", help="of the tables")
     parser.add_argument("--frames", type=int, nargs="+", default=list(FRAMES))
     parser.add_argument("--starts", choices=STARTS, default="both")
-    parser.add_argument("--optimizer", choices=list(RATES), default="adam")
+    parser.add_argument("--optimizer", choices=list(LEARNING_RATES), default="adam")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, list[dict]] = {}

@@ -63,7 +63,7 @@ WARM, DECAY = 300, 0.999  # steps, of the moving average
 SAVED_EVERY, TOLD_EVERY = 120.0, 60.0  # s
 SHORTEST = 0.6  # Å, of `attncalc sample`
 CLIP, LOWEST_RATE = 10.0, 1e-5
-LARGEST_ERROR = 1e-3  # of the compiled step's gradient; 3e-4 with random weights
+LARGEST_ERROR = 1e-4  # of the compiled step's gradient
 # of hints, each in standard deviations of the teacher's values: the last ones decide
 WEIGHTS = {"energies": 2.0, "features 3": 2.0}
 

@@ -25,9 +25,16 @@ from attncalc.cli.shards import (
     sort_out,
     work_off,
 )
+from attncalc.data.extxyz import FURTHER
 from attncalc.data.shards import Frame
 from attncalc.sampling.oracles import Labels, Oracle, load_oracle
-from attncalc.system import charge_and_spin
+from attncalc.system import charge_and_spin, what_is_ignored
+
+# what a structure may say of labels that it had before
+OLD = (
+    *("energy", "free_energy", "forces", "stress", "virial", "units", "level_of_theory"),
+    *(name for names in FURTHER.values() for name in names),
+)
 
 
 @click.command()
@@ -41,8 +48,9 @@ def label(structures, oracle, output, **many) -> None:
     """Label every structure of a file with the energy and forces of an oracle.
 
     Stress, charges, dipole moments and Hirshfeld ratios are written too, where the oracle has them.
-    Total charge and multiplicity are read from charge and spin of a structure. One that cannot be
-    labelled goes to OUTPUT.failed.xyz with the reason; the same command goes on after any
+    Total charge and multiplicity are read from charge and spin of a structure, as for a model;
+    labels that it has already are replaced, and atoms that are held have forces too. One that
+    cannot be labelled goes to OUTPUT.failed.xyz with the reason; the same command goes on after any
     interruption. Input and output are extended XYZ, which is never read as a whole.
 
     Exit status: 0; 1 where a structure has no labels, or for an error; 2 where the oracle is a
@@ -84,8 +92,9 @@ class LabelMany:
         return {"oracle": oracle.teacher}
 
     def place(self) -> dict[str, Any]:
-        """Version of the program."""
-        return {"attncalc": version("attncalc")}
+        """Version of the program, and of a model the kind of the device."""
+        device = load_oracle(self.oracle, self.folder).device
+        return {"device": device, "attncalc": version("attncalc")}
 
     def start(self) -> LabelShard:
         """Load the oracle."""
@@ -110,7 +119,14 @@ class LabelShard:
             frames: the structures, as text.
             first: number of the first.
         """
-        outcomes, good = sort_out(frames, _with_electrons)
+        ignored: dict[str, str] = {}
+
+        def take(frame: Frame) -> Atoms:
+            atoms = frame.atoms()
+            ignored[frame.name] = what_is_ignored(atoms)
+            return _ready(atoms)
+
+        outcomes, good = sort_out(frames, take)
         labels = self.oracle.label([*good.values()])
         for (k, atoms), found in zip(good.items(), labels, strict=True):
             if isinstance(found, str):
@@ -118,13 +134,17 @@ class LabelShard:
             elif not found.are_finite:
                 outcomes[k] = None, {"error": "labels are not finite"}
             else:
-                outcomes[k] = _labelled(atoms, found, first + k), {"outside": found.is_outside}
+                said = {"outside": found.is_outside, "ignored": ignored[frames[k].name]}
+                outcomes[k] = _labelled(atoms, found, first + k), said
         return outcomes
 
 
-def _with_electrons(frame: Frame) -> Atoms:
-    """The structure without what was known of it, its charge and multiplicity said."""
-    atoms = frame.atoms().copy()
+def _ready(atoms: Atoms) -> Atoms:
+    """The structure without labels, its charge and multiplicity said."""
+    atoms = atoms.copy()
+    for name in OLD:
+        atoms.info.pop(name, None)
+        atoms.arrays.pop(name, None)
     charge, spin = charge_and_spin(atoms)
     atoms.info |= {"charge": charge, "spin": spin}
     return atoms

@@ -24,7 +24,7 @@ from attncalc.text import one_line
 # How many numbers a label may have; Dataset checks those of the forces.
 _SIZES = {"energy": (1,), "stress": (6, 9)}
 # Further labels, which are read where all frames have them, and what they are called.
-_FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
+FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
 _SPLIT_KEYS = ("split", "group", "config_type")
 # Characters of a comment line, which ASE reads one by one.
 LONGEST_COMMENT = 1 << 20
@@ -110,8 +110,9 @@ def delimited(file: TextIO, start: int = 0) -> Iterator[tuple[str, str, list[str
     while first := file.readline(100):
         where = f"structure {k}"
         if not first.strip():
-            if file.read(1000).strip():
-                raise ValueError(f"an empty line where {where} should begin")
+            while rest := file.read(LONGEST_COMMENT):
+                if rest.strip():
+                    raise ValueError(f"an empty line where {where} should begin")
             return
         n_atoms = n_atoms_of(first, where)
         comment = file.readline(LONGEST_COMMENT)
@@ -135,6 +136,8 @@ def parsed(where: str, comment: str, rows: list[str]) -> Atoms:
         _check_columns(rows, info.get("Properties"))
         text = StringIO("".join([f"{len(rows)}\n", comment, *rows]))
         return next(read_xyz(text, index=0, properties_parser=lambda _: info))
+    except KeyError as error:  # of ASE's table of elements
+        raise ValueError(f"{where}: {one_line(error)} is unknown") from None
     except Exception as error:  # ASE lets the errors of the statement that stumbled escape
         raise ValueError(f"{where}: {one_line(error)}") from None
 
@@ -220,7 +223,7 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
                 fields["forces"] = [f * to_ase.forces for f in forces]
             if stress is not None:
                 fields["stress"] = np.stack([_full(s) for s in stress]) * to_ase.stress
-        for name in _FURTHER:
+        for name in FURTHER:
             if (values := _further(frames, prefix, name)) is not None:
                 unit = to_ase.dipole if name == "dipoles" else 1.0
                 fields[name] = [value * unit for value in values]
@@ -316,7 +319,7 @@ def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] |
     prefixes = [prefix]
     if prefix and all(_label(atoms, "energy") is None for atoms in frames):
         prefixes.append("")
-    for full in (one + key for one in prefixes for key in _FURTHER[name]):
+    for full in (one + key for one in prefixes for key in FURTHER[name]):
         values = [np.asarray(_label(atoms, full)) for atoms in frames]
         shapes = [(3,) if name == "dipoles" else (len(atoms),) for atoms in frames]
         pairs = zip(values, shapes, strict=True)

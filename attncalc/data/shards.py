@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -102,12 +103,19 @@ class Frame:
         except UnicodeEncodeError as error:
             byte = ord(error.object[error.start]) & 0xFF
             raise ValueError(f"{self.name}: not UTF-8 text (byte {byte:#x})") from None
-        return parsed(self.name, self.comment, self.rows)
+        atoms = parsed(self.name, self.comment, self.rows)
+        atoms.info.pop("error", None)  # of an earlier work, which failed
+        return atoms
 
     def with_error(self, reason: str) -> bytes:
-        """Return the structure as it is in the file, with `error="reason"` in its comment."""
-        quoted = reason.replace("\\", "/").replace('"', "'")
-        comment = f'{self.comment.rstrip()} error="{quoted}"'.lstrip()
+        """Return the structure as it is in the file, with `error="reason"` in its comment.
+
+        The reason begins with the structure's name, whose number is the one in the file.
+        """
+        named = reason if reason.startswith(self.name) else f"{self.name}: {reason}"
+        quoted = named.replace("\\", "/").replace('"', "'")
+        before = re.sub(r'\s*\berror="[^"]*"', "", self.comment).rstrip()
+        comment = f'{before} error="{quoted}"'.lstrip()
         rows = "".join(row if row.endswith("\n") else row + "\n" for row in self.rows)
         return f"{len(self.rows)}\n{comment}\n{rows}".encode(errors="surrogateescape")
 
@@ -128,9 +136,13 @@ def find_shards(path: Path, size: int) -> Shards:
         while first := file.readline(100):
             where = f"{path.name}: structure {k}"
             if not first.strip():
-                digest.update(first + (rest := file.read(1000)))
-                if rest.strip():
-                    raise ValueError(f"{path.name}: an empty line where structure {k} should begin")
+                digest.update(first)
+                while rest := file.read(LONGEST_COMMENT):
+                    digest.update(rest)
+                    if rest.strip():
+                        raise ValueError(
+                            f"{path.name}: an empty line where structure {k} should begin"
+                        )
                 break
             n_atoms = n_atoms_of(one_line(first.decode(errors="replace")), where)
             if k % size == 0:

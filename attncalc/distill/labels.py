@@ -40,7 +40,7 @@ class LabelStore:
         ValueError: the file is damaged, or has labels of another oracle or other atoms.
 
     Attributes:
-        teacher, level_of_theory, caution: as the oracle's.
+        teacher, level_of_theory, device, caution: as the oracle's.
         structures, labels: that there are, in the order in which they were asked for.
         refused: reasons of the oracle, by the bytes of the positions.
         seconds: that the oracle has taken for all of them.
@@ -48,6 +48,7 @@ class LabelStore:
 
     def __init__(self, path: Path, oracle: Oracle, like: Atoms) -> None:
         self.teacher, self.level_of_theory = oracle.teacher, oracle.level_of_theory
+        self.device = oracle.device
         self.caution = oracle.caution
         self.structures: list[Atoms] = []
         self.labels: list[Labels] = []

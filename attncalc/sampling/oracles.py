@@ -5,6 +5,7 @@ A model file, GFN2-xTB, or any ASE calculator that `module:callable` returns.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import os
@@ -29,6 +30,8 @@ GFN2 = "gfn2"
 SCC_ITERATIONS = 150
 # electrons in fractional orbitals at 300 K, above which a molecule is no closed shell
 MOST_FRACTIONAL = 0.05
+# what may be wrong with one structure alone: it is unknown, or too large for the memory
+_OF_ONE = (ValueError, RuntimeError, MemoryError)
 # electrons of a structure as calculators take them that are told nothing
 _UNTOLD = {"charge": 0, "multiplicity": 1}
 
@@ -75,11 +78,13 @@ class Oracle(Protocol):
     Attributes:
         teacher: name and version, or name and checksum.
         level_of_theory: of its labels.
+        device: kind of device, "cpu" or "cuda", if it is ours to say; else "".
         caution: what users should know before a long run, one sentence, or "".
     """
 
     teacher: str
     level_of_theory: str
+    device: str
     caution: str
 
     def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
@@ -121,7 +126,7 @@ class GFN2Oracle:
     """
 
     level_of_theory = "GFN2-xTB"
-    caution = ""
+    device = caution = ""
 
     def __init__(self) -> None:
         try:
@@ -186,6 +191,7 @@ class ModelOracle:
 
         potential = load(name)
         self._evaluator = Evaluator(potential)
+        self.device = potential.device.type
         self.teacher = f"{model_name(name)}, SHA-256 {potential.checksum}"
         self.level_of_theory = str(potential.training_info.get("level_of_theory") or "unknown")
 
@@ -207,14 +213,14 @@ class ModelOracle:
         known = [atoms for key, atoms in zip(keys, structures, strict=True) if key not in refused]
         try:
             found: Iterator[Labels | str] = iter(self._labels(known))
-        except ValueError:  # of one structure, whose like nobody has thought of
+        except _OF_ONE:  # and whose like nobody has thought of
             found = iter([self._label(atoms) for atoms in known])
         return [refused[key] if key in refused else next(found) for key in keys]
 
     def _label(self, atoms: Atoms) -> Labels | str:
         try:
             return self._labels([atoms])[0]
-        except ValueError as error:
+        except _OF_ONE as error:
             return _reason(error)
 
     def _labels(self, structures: Sequence[Atoms]) -> list[Labels]:
@@ -241,8 +247,10 @@ class ModelOracle:
         return found
 
 
-def _reason(error: ValueError) -> str:
+def _reason(error: Exception) -> str:
     """Beginning of a message, without numbers and advice: reasons are counted."""
+    if isinstance(error, MemoryError) or "alloc" in str(error):
+        return "not enough memory"
     return one_line(re.split(r"[:;] ", str(error).removeprefix("structure 0: "))[0])
 
 
@@ -252,6 +260,8 @@ def _split(values: Any, bounds: Any) -> list[Floats] | None:
 
 class CalculatorOracle:
     """Any ASE calculator, which a callable makes for a total charge and a multiplicity.
+
+    Constraints of a structure are no part of its labels: forces are those of the calculator.
 
     ASE has no one place where calculators look for the total charge, and most do not read
     `atoms.info`: so the callable is asked for one calculator per charge and multiplicity, by those
@@ -268,13 +278,16 @@ class CalculatorOracle:
         ValueError: this is not callable, needs other arguments, or returns no calculator.
     """
 
+    device = ""
+
     def __init__(self, module: str, attribute: str, folder: str | None = None) -> None:
         name = f"{module}:{attribute}"
         self._calculators: dict[tuple[int, ...], Any] = {}
         folder = folder or os.getcwd()  # a command installed by pip does not look for modules here
         sys.path.insert(0, folder)
         try:
-            self._make: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+            found = importlib.import_module(module)
+            self._make: Callable[..., Any] = getattr(found, attribute)
             self._told = _told(self._make)
             neutral = self._calculator(_UNTOLD)
         except AttributeError as error:
@@ -285,7 +298,11 @@ class CalculatorOracle:
             sys.path.remove(folder)
         if not hasattr(neutral, "calculate"):
             raise ValueError(f"--oracle {name} must return an ASE calculator")
-        self.teacher = self.level_of_theory = name
+        self.level_of_theory = name
+        # who edits the module between two parts of the work asks another oracle
+        source = getattr(found, "__file__", None)
+        digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unknown"
+        self.teacher = f"{name}, SHA-256 of the module {digest}"
         self.caution = (
             ""
             if "charge" in self._told
@@ -302,6 +319,7 @@ class CalculatorOracle:
             if value != _UNTOLD[name] and name not in self._told:
                 return f"{name} not told to the calculator"
         try:
+            atoms.set_constraint()  # or forces of atoms that are held would be zero
             atoms.calc = self._calculator(electrons)
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
             if atoms.pbc.any() and atoms.cell.rank == 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from command_line import COPPER, attncalc, fails
 
@@ -81,6 +83,75 @@ def test_a_calculator_from_a_module() -> None:
         np.testing.assert_allclose(atoms.get_forces(), given.get_forces(), atol=1e-7)
     assert "stress" in read("few.labelled.xyz", 1).calc.results
     assert "charge not told to the calculator" in Path("few.labelled.failed.xyz").read_text()
+
+
+def test_atoms_that_are_held_have_forces_too() -> None:
+    Path("teacher.py").write_text("from ase.calculators.emt import EMT as make\n")
+    free, held = (bulk("Cu", cubic=True) for _ in range(2))
+    for atoms in (free, held):
+        atoms.rattle(0.1, seed=1)
+    held.set_constraint(FixAtoms([0, 1]))
+    for oracle in ("teacher:make", COPPER):
+        write("few.xyz", [free, held], columns=["symbols", "positions", "move_mask"])
+        Path("few.labelled.xyz").unlink(missing_ok=True)
+        assert attncalc("label", "few.xyz", "--oracle", oracle).exit_code == 0
+        one, other = read("few.labelled.xyz", ":")
+        assert len(other.constraints) == 1
+        forces = other.calc.results["forces"]
+        assert np.abs(forces[:2]).min() > 0.01
+        np.testing.assert_allclose(forces, one.calc.results["forces"], atol=1e-6)
+        np.testing.assert_allclose(
+            other.calc.results["stress"], one.calc.results["stress"], atol=1e-8
+        )
+
+
+def test_another_version_of_a_module_is_another_oracle() -> None:
+    write("few.xyz", [bulk("Cu", cubic=True) for _ in range(65)])
+    command = ("label", "few.xyz", "--oracle", "changing:make", "-o", "out.xyz")
+    Path("changing.py").write_text("from ase.calculators.emt import EMT as make\n")
+    assert attncalc(*command, "--shard", "1/2").exit_code == 0
+    Path("changing.py").write_text("from ase.calculators.emt import EMT\nmake = EMT\n")
+    sys.modules.pop("changing")
+    assert "holds shards of another oracle" in fails(*command, "--shard", "2/2")
+
+
+def test_labels_of_before_are_replaced() -> None:
+    """Those that the new oracle has not would seem to be its own."""
+    Path("teacher.py").write_text("from ase.calculators.emt import EMT as make\n")
+    atoms = molecule("CO")
+    write("first.xyz", atoms)
+    assert attncalc("label", "first.xyz", "--oracle", "so3krates-organic").exit_code == 0
+    once = read("first.labelled.xyz")
+    once.info |= {"units": "kcal/mol", "level_of_theory": "PBE", "virial": np.eye(3), "name": "CO"}
+    write("once.xyz", once)
+    assert attncalc("label", "once.xyz", "--oracle", "teacher:make").exit_code == 0
+    twice = read("once.labelled.xyz")
+    assert set(twice.arrays) == {"numbers", "positions"}
+    assert set(twice.info) == {"charge", "spin", "name", "structure"}
+    assert set(twice.calc.results) == {"energy", "forces"}
+
+
+def test_a_multiplicity_that_is_not_read() -> None:
+    atoms = molecule("H2O")
+    atoms.info["multiplicity"] = 3
+    write("water.xyz", atoms)
+    result = attncalc("label", "water.xyz", "--oracle", "so3krates-organic")
+    assert '1 of 1 structures: atoms.info["multiplicity"] is not read' in result.stderr
+
+
+def test_what_failed_may_be_labelled_again() -> None:
+    """By its number it is found in the input, and its reason is forgotten."""
+    Path("teacher.py").write_text("from ase.calculators.emt import EMT as make\n")
+    write_crystals()
+    assert attncalc("label", "many.xyz", "--oracle", COPPER).exit_code == 1
+    failed = Path("many.labelled.failed.xyz")
+    text = failed.read_text()
+    assert f'error="structure {GOLD}: ' in text
+    assert f'error="structure {OVERLAP}: ' in text
+    write("gold.xyz", read(failed, 0), columns=["symbols", "positions"])
+    assert 'error="structure 20: ' in Path("gold.xyz").read_text()
+    assert attncalc("label", "gold.xyz", "--oracle", "teacher:make").exit_code == 0
+    assert "error" not in read("gold.labelled.xyz").info
 
 
 def test_stress_of_a_calculator_that_waits_to_be_asked() -> None:

@@ -21,7 +21,7 @@ class Spring:
     """E = k (d - 2.3)² / 2 with k = 1 eV/Å²; a long one is refused, a short one nobody knows."""
 
     teacher = level_of_theory = "spring"
-    caution = ""
+    device = caution = ""
 
     def __init__(self) -> None:
         self.asked = 0

@@ -35,7 +35,7 @@ class Springs:
     """Harmonic bonds; it is killed after some labels."""
 
     teacher = level_of_theory = "springs"
-    caution = ""
+    device = caution = ""
 
     def __init__(self, lives: float = np.inf) -> None:
         self.asked, self.lives = 0, lives

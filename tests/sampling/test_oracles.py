@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import teachers
 from ase import Atoms, units
 from ase.build import molecule
 from teachers import spheres, tiny_model
 
-from attncalc import AttnCalculator
+from attncalc import AttnCalculator, Evaluator
 from attncalc.sampling.oracles import Labels, load_oracle
 from attncalc.sampling.relaxation import CONVERGED, relaxations
 
@@ -67,6 +69,22 @@ def test_a_structure_beyond_all_is_refused_alone(tmp_path: Path) -> None:
     assert labels[1].endswith("from the origin")
 
 
+def test_a_structure_too_large_for_the_memory_is_refused_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle, many = load_oracle(str(tiny_model(tmp_path / "tiny.safetensors"))), Evaluator.many
+
+    def limited(self: Evaluator, given: Sequence[Atoms]):
+        if any(len(atoms) > 9 for atoms in given):
+            raise MemoryError("std::bad_alloc")
+        return many(self, given)
+
+    monkeypatch.setattr(Evaluator, "many", limited)
+    labels = oracle.label(structures())
+    assert [isinstance(one, str) for one in labels] == [False, False, True, False, False]
+    assert labels[2] == "not enough memory"
+
+
 def test_gfn2_labels_as_tblite_does() -> None:
     tblite = pytest.importorskip("tblite.ase", reason="needs tblite: pip install attncalc[xtb]")
     for atoms, labels in zip(structures(), load_oracle("gfn2").label(structures()), strict=True):
@@ -95,7 +113,9 @@ def test_any_calculator() -> None:
     first = labels.forces.copy()
     oracle.label(structures()[:3])
     np.testing.assert_array_equal(labels.forces, first)
-    assert oracle.teacher == "teachers:spheres"
+    digest = hashlib.sha256(Path(teachers.__file__).read_bytes()).hexdigest()
+    assert oracle.teacher == f"teachers:spheres, SHA-256 of the module {digest}"
+    assert oracle.level_of_theory == "teachers:spheres"
 
 
 def test_a_calculator_is_told_charge_and_multiplicity() -> None:
@@ -187,7 +207,7 @@ class Refusing:
     """Labels one structure, and no other."""
 
     teacher = level_of_theory = "none"
-    caution = ""
+    device = caution = ""
 
     def __init__(self) -> None:
         self.n_left = 1

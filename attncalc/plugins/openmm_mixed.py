@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import openmm
 
+from attncalc.model_file import load
 from attncalc.plugins.openmm import add_force
 
 # lists of bonded terms in the XML of a system, with what one of them is called
@@ -21,12 +22,18 @@ TERMS = {"Bonds": "Bond", "Angles": "Angle", "Torsions": "Torsion", "Constraints
 UNTOUCHED = (
     *("CMMotionRemover", "AndersenThermostat", "CustomExternalForce", "PythonForce"),
     *("MonteCarloBarostat", "MonteCarloAnisotropicBarostat", "MonteCarloFlexibleBarostat"),
+    "MonteCarloMembraneBarostat",
 )
 LISTED = (
     *("HarmonicBondForce", "HarmonicAngleForce", "PeriodicTorsionForce", "RBTorsionForce"),
     *("CMAPTorsionForce", "CustomBondForce", "CustomAngleForce", "CustomTorsionForce"),
 )
 PAIRWISE = ("NonbondedForce", "CustomNonbondedForce")
+# methods of a NonbondedForce that sum over all images
+ALL_IMAGES = (
+    *(openmm.NonbondedForce.Ewald, openmm.NonbondedForce.PME),
+    openmm.NonbondedForce.LJPME,
+)
 
 
 def replace_molecules(
@@ -57,14 +64,16 @@ def replace_molecules(
 
     Raises:
         FileNotFoundError, ValueError: as `attncalc.plugins.openmm.add_force`; or a bond leads out
-            of the particles, there is no such particle, one is a virtual site or carries one, or
-            the system has a force whose part among them is not known.
+            of the particles, there is no such particle, one is a virtual site or carries one, the
+            system has a force whose part among them is not known, or model and force field both
+            sum electrostatics over all images.
     """
     mine = {int(particle) for particle in particles}
     if len(mine) != len(particles) or not mine <= set(range(system.getNumParticles())):
         last = system.getNumParticles() - 1
         raise ValueError(f"particles must be different numbers from 0 to {last}")
     _require_known(system, mine)
+    _refuse_two_sums(system, model)
     root = ElementTree.fromstring(openmm.XmlSerializer.serialize(system))
     bonds = openmm.HarmonicBondForce()
     bonds.setName("bonds of a model's molecules")
@@ -86,6 +95,8 @@ def replace_molecules(
         if isinstance(force, openmm.NonbondedForce):
             for pair in itertools.combinations(sorted(mine), 2):
                 force.addException(*pair, 0.0, 1.0, 0.0, True)
+            # molecules may be in different images of the box, as wrapping leaves them
+            force.setExceptionsUsePeriodicBoundaryConditions(force.usesPeriodicBoundaryConditions())
         elif isinstance(force, openmm.CustomNonbondedForce):
             known = {frozenset(force.getExclusionParticles(k)) for k in _exclusions(force)}
             for pair in itertools.combinations(sorted(mine), 2):
@@ -118,6 +129,20 @@ def _require_known(system: openmm.System, mine: set[int]) -> None:
         site = system.getVirtualSite(k)
         if mine & {k, *map(site.getParticle, range(site.getNumParticles()))}:
             raise ValueError(f"particle {k} is a virtual site of the molecules: a model has none")
+
+
+def _refuse_two_sums(system: openmm.System, model: str | Path) -> None:
+    """Refuse a model that counts images of its molecules which the force field counts, too."""
+    pairs = [force for force in system.getForces() if isinstance(force, openmm.NonbondedForce)]
+    if (
+        any(force.getNonbondedMethod() in ALL_IMAGES for force in pairs)
+        and load(model, device="cpu").reads_system
+    ):
+        raise ValueError(
+            "model and force field both sum electrostatics over all images, and images of the "
+            "molecules would count twice: createMixedSystem of OpenMM-ML takes out those of the "
+            "force field"
+        )
 
 
 def _terms(

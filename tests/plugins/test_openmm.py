@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import molecule
+from contract import random_potential
 from crystals import silicon
+from networks import tiny_so3krates
 
 from attncalc import AttnCalculator
+from attncalc.model_file import save
+from attncalc.physics.ewald import Ewald, EwaldConfig
+from attncalc.potential import Potential
 
 openmm = pytest.importorskip("openmm", reason='needs openmm: pip install "attncalc[openmm]"')
 from attncalc.plugins.openmm import add_force  # noqa: E402
@@ -271,6 +276,50 @@ def test_two_molecules_by_two_models():
         system = replace_molecules(system, MODEL, atoms.numbers[part], part, device="cpu")
         expected += calculator.get_potential_energy(atoms[part])
     assert results(context(system, atoms.positions))[0] == pytest.approx(expected, abs=1e-8)
+
+
+def charged_ethanols(method: int) -> tuple[Atoms, openmm.System]:
+    """Two charged molecules, neighbours across the border of the box, and a third one."""
+    atoms = ethanol() + ethanol(1) + ethanol(2)
+    for k, place in enumerate(([1.0, 12, 12], [21.0, 12, 12], [12.0, 20, 12])):
+        atoms.positions[9 * k : 9 * k + 9] += place - atoms.positions[9 * k : 9 * k + 9].mean(0)
+    atoms.set_cell([24.0] * 3)
+    atoms.pbc = True
+    system = bare_system(atoms)
+    coulomb = openmm.NonbondedForce()
+    for k in range(len(atoms)):
+        coulomb.addParticle((-1.0) ** k * (0.1 + 0.02 * (k % 9)), SIGMA, EPSILON)
+    coulomb.setNonbondedMethod(method)
+    system.addForce(coulomb)
+    return atoms, system
+
+
+@pytest.mark.parametrize("method", ["CutoffPeriodic", "PME"])
+def test_the_models_molecules_may_be_in_different_images(method: str):
+    """What a force field has between two of them is out, wherever OpenMM has wrapped them to."""
+    atoms, system = charged_ethanols(getattr(openmm.NonbondedForce, method))
+    inner = list(range(18))
+    made = context(
+        replace_molecules(system, MODEL, atoms.numbers[inner], inner, device="cpu"), atoms.positions
+    )
+    energy, forces = results(made)
+    atoms.positions[9:18] -= atoms.cell[0]
+    made.setPositions(atoms.positions / NM)
+    shifted = results(made)
+    assert shifted[0] == pytest.approx(energy, abs=1e-8)
+    np.testing.assert_allclose(shifted[1], forces, atol=1e-6)
+
+
+def test_images_are_not_counted_twice(tmp_path):
+    network = random_potential(tiny_so3krates(3.0, predict_charges=True)).network
+    model = tmp_path / "ewald.safetensors"
+    save(Potential(network, (1, 6, 7, 8), pair_terms=[Ewald(EwaldConfig(), (1, 6, 7, 8))]), model)
+    atoms, system = charged_ethanols(openmm.NonbondedForce.PME)
+    inner = list(range(9))
+    with pytest.raises(ValueError, match="images of the molecules would count twice"):
+        replace_molecules(system, model, atoms.numbers[inner], inner, device="cpu")
+    _, system = charged_ethanols(openmm.NonbondedForce.CutoffPeriodic)
+    replace_molecules(system, model, atoms.numbers[inner], inner, device="cpu")
 
 
 def test_a_bond_across_the_border_is_refused():

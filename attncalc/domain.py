@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +23,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from attncalc.graph import ALL_PAIRS, Edges, GhostLayers, Graphs, LayerExchange, SharedOutputs
-from attncalc.neighbors import VerletList, neighbor_list
+from attncalc.neighbors import ImpossiblePositions, VerletList, neighbor_list
 from attncalc.physics.pair_term import sums_over_pairs
 from attncalc.potential import Potential, edge_gradients, evaluate
 from attncalc.result import ROUNDING
@@ -262,7 +265,8 @@ class Domain:
         if n_own == 0:
             return None
         known = _system(images, rows, box, whole)
-        edges = neighbor_list(known, cutoff + skin)
+        with atoms_by_id(images.ids[rows]):
+            edges = neighbor_list(known, cutoff + skin)
         i, j = edges.receivers.numpy(), edges.senders.numpy()
         hops = _hops(i, j, n_own, len(rows), depth)
         needed, reach, long = hops <= depth, potential.long_range, None
@@ -323,6 +327,16 @@ class Domain:
         ghosts = GhostLayers(self.hop_counts, exchange, self.whole.composition)
         graph = graph.with_ghosts(ghosts)
         return Graphs(graph, long, n_counted=self.n_own, shared=shared)
+
+
+@contextmanager
+def atoms_by_id(ids: Integers) -> Iterator[None]:
+    """Let errors name atoms by their ids [n], which users know, instead of by our rows."""
+    try:
+        yield
+    except ImpossiblePositions as error:
+        named = re.sub(r"\batom (\d+)", lambda row: f"atom {ids[int(row[1])]}", str(error))
+        raise ImpossiblePositions(named) from None
 
 
 def _one_of_each(images: Images) -> tuple[Integers, int]:

@@ -29,6 +29,7 @@ from attncalc.domain import (
     Images,
     Integers,
     Whole,
+    atoms_by_id,
     exchanges_layers,
     exchanges_outputs,
     reach_of,
@@ -411,12 +412,13 @@ class _Alone:
         if len(rows) == 0:
             return Parts()
         flags = self.lmp.numpy.extract_atom("image", nelem=n)[rows]
-        system = self._system_of(images.positions[rows], numbers[rows], flags, box)
-        if not self.per_atom:
-            result = self.evaluator(system)
-            forces[rows] = result.forces.cpu().numpy()
-            return _parts(result)
-        result, virials = self.evaluator.with_virials(system)
+        with atoms_by_id(ids[rows]):
+            system = self._system_of(images.positions[rows], numbers[rows], flags, box)
+            if not self.per_atom:
+                result = self.evaluator(system)
+                forces[rows] = result.forces.cpu().numpy()
+                return _parts(result)
+            result, virials = self.evaluator.with_virials(system)
         forces[rows] = result.forces.cpu().numpy()
         energies = result.energies.cpu().numpy()
         return _parts(result, OfAtoms(rows, energies, virials.cpu().numpy()))
@@ -505,7 +507,7 @@ class _Shared:
             return Parts()
         assert graphs is not None
         potential, rows, virials = self.evaluator.potential, domain.rows[: domain.n_own], None
-        with ctrl_c_in_loops():
+        with ctrl_c_in_loops(), atoms_by_id(images.ids[domain.rows]):
             if self.per_atom:
                 result, virials = evaluate_with_virials(potential, graphs)
             else:
@@ -520,7 +522,8 @@ class _Shared:
     def _graphs(self, images: Images, box: Box) -> Graphs | None:
         if self._domain is None:
             return None
-        return self._domain.graphs(images.positions, box, self._outputs, self._neighbors)
+        with atoms_by_id(images.ids[self._domain.rows]):
+            return self._domain.graphs(images.positions, box, self._outputs, self._neighbors)
 
     def _share_out(self, images: Images, box: Box) -> None:
         """Find out anew which atoms are needed here, and where they live."""

@@ -11,6 +11,7 @@ the other line is `pair_coeff * * attncalc Si NULL`.
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,15 @@ REFUSED = {
 
 PER_ATOM = ("pe/atom", "stress/atom", "centroid/stress/atom")
 """Styles of `compute` that add up what atoms have; they may stand in any line of a script."""
+
+OF_PAIRS = ("group/group", "pair", "pair/local", "stress/mop", "stress/mop/profile")
+"""Styles of `compute` that ask the pair style, which has no energy, and not the model."""
+
+WITH_PAIRS = ("pe", "pressure", *PER_ATOM)
+"""Styles of `compute` that do so with the keyword `pair`."""
+
+INSERTING = ("gcmc", "widom")
+"""Styles of `fix` that do so without the keyword `full_energy`."""
 
 SHARED = ("neighbor", "neigh_modify", "comm_modify")
 """Commands behind the two lines that would make ghosts come late where processes share a box."""
@@ -86,6 +96,8 @@ class Script:
             behind=tuple(lines[second + 1 :]),
         )
         script._check(path)
+        if not is_hybrid:  # of a hybrid, other styles may be meant
+            script._refuse_pairs(path)
         return script
 
     @property
@@ -115,6 +127,21 @@ class Script:
             if word in REFUSED and (respa or word != "run_style"):
                 raise ValueError(
                     f"{path}: the command {word} behind the line of the model: {REFUSED[word]}"
+                )
+
+    def _refuse_pairs(self, path: str | Path) -> None:
+        for line in (*self.before, *self.between, *self.behind):
+            compute, fix = (_words(line, command)[2:] for command in ("compute", "fix"))
+            if compute[:1] and (
+                compute[0] in OF_PAIRS or (compute[0] in WITH_PAIRS and "pair" in compute)
+            ):
+                raise ValueError(
+                    f"{path}: compute {' '.join(compute)} asks the pair style and would be 0: the "
+                    "model's energy and virial count with all others, as those of a fix"
+                )
+            if fix[:1] and fix[0] in INSERTING and "full_energy" not in fix:
+                raise ValueError(
+                    f"{path}: fix {fix[0]} would see an ideal gas: add the keyword full_energy"
                 )
 
     def refuse_shared(self, path: str | Path) -> None:
@@ -160,7 +187,7 @@ def run(lmp: Any, path: str | Path, script: Script, **options: Any) -> AttnFix:
         script.refuse_shared(path)
         where = "cpu" if where == "auto" else where
     _run_lines(lmp, script.before)
-    style = _words(lmp.expand(script.style), "pair_style")
+    style = shlex.split(lmp.expand(script.style))[1:]  # a path may have spaces
     place = style.index("attncalc")
     if len(style) == place + 1:
         raise ValueError(f"{path}: pair_style attncalc needs the name or file of a model")

@@ -49,6 +49,7 @@ def results(lmp: lammps) -> dict[str, object]:
         "virial": (pressure * lmp.get_thermo("vol") * BAR).tolist(),
         "forces": np.ctypeslib.as_array(lmp.gather_atoms("f", 1, 3)).tolist(),
         "positions": np.ctypeslib.as_array(lmp.gather_atoms("x", 1, 3)).tolist(),
+        "volume": lmp.get_thermo("vol"),
         "fewest": COMM.allreduce(lmp.extract_global("nlocal"), MPI.MIN),
     }
     return found

@@ -56,6 +56,7 @@ SHIPPED = {
     "so3krates-aspirin": "aspirin",
     "so3krates-aspirin-committee": "aspirin",
     "so3krates-aspirin-distilled": "aspirin",
+    "equiformer-aspirin": "aspirin",
     "equiformer-aspirin-distilled": "aspirin",
     "aspirin-committee": "aspirin",
     "equiformer-aspirin-correction": "aspirin",

@@ -40,6 +40,7 @@ def on_card(name: str, quantity: str) -> float:
 def test_all_are_shipped():
     assert SHIPPED == [
         "aspirin-committee",
+        "equiformer-aspirin",
         "equiformer-aspirin-correction",
         "equiformer-aspirin-distilled",
         "equiformer-ethanol",
@@ -130,6 +131,7 @@ def mean_prediction(potential: Potential, molecule_name: str, test: data.Dataset
         ("so3krates-aspirin-committee", "aspirin"),
         ("equiformer-ethanol", "ethanol"),
         ("equiformer-ethanol-distilled", "ethanol"),
+        ("equiformer-aspirin", "aspirin"),
         ("equiformer-aspirin-distilled", "aspirin"),
         ("so3krates-aspirin-distilled", "aspirin"),
         ("aspirin-committee", "aspirin"),
@@ -196,8 +198,8 @@ def test_the_committee_holds_the_single_model(name):
 
 def test_the_committee_of_aspirin_holds_the_shipped_models():
     members = load("aspirin-committee").members
-    shipped = [load("equiformer-aspirin-distilled"), load("so3krates-aspirin-distilled")]
-    for member, alone in zip(members, shipped, strict=True):
+    names = ("equiformer-aspirin", "equiformer-aspirin-distilled", "so3krates-aspirin-distilled")
+    for member, alone in zip(members, map(load, names), strict=True):
         for name, tensor in alone.state_dict().items():
             assert torch.equal(member.state_dict()[name], tensor), name
 

@@ -17,7 +17,7 @@ PAGE = (REPOSITORY / "docs/doors.md").read_text(encoding="utf-8")
 SCRIPTS = re.findall(r"^#+ ([^\n]+)\n(?:(?!^#+ ).)*?```python\n(.*?)```", PAGE, flags=re.M | re.S)
 NEEDS = {"OpenMM": "openmm", "Molecules among a force field": "openmm"}
 NEEDS |= {"OpenMM-ML": "openmmml", "i-PI": "ipi", "TorchSim": "torch_sim"}
-NEEDS |= {"ALCHEMI Toolkit": "nvalchemi"}
+NEEDS |= {"ALCHEMI Toolkit": "nvalchemi", "Enhanced sampling": "attncalc"}
 
 
 def test_every_script_has_a_heading_of_its_own():

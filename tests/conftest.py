@@ -48,13 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = REPOSITORY / "tests"
     places = {folder / name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(FIRST)))
-    # tracing lines takes a fifth longer, and the first case of a test has most of them
-    seen: set[str] = set()
-    for item in items:
-        name = item.nodeid.partition("[")[0]
-        if name in seen and item.config.pluginmanager.hasplugin("_cov"):
-            item.add_marker(pytest.mark.no_cover)
-        seen.add(name)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -265,7 +265,7 @@ class Domain:
         if n_own == 0:
             return None
         known = _system(images, rows, box, whole)
-        with atoms_by_id(images.ids[rows]):
+        with atoms_by_id(images.ids, rows):
             edges = neighbor_list(known, cutoff + skin)
         i, j = edges.receivers.numpy(), edges.senders.numpy()
         hops = _hops(i, j, n_own, len(rows), depth)
@@ -330,12 +330,12 @@ class Domain:
 
 
 @contextmanager
-def atoms_by_id(ids: Integers) -> Iterator[None]:
-    """Let errors name atoms by their ids [n], which users know, instead of by our rows."""
+def atoms_by_id(ids: Integers, rows: Integers) -> Iterator[None]:
+    """Let errors name atom k by ids[rows[k]], which users know; looked up after an error only."""
     try:
         yield
     except ImpossiblePositions as error:
-        named = re.sub(r"\batom (\d+)", lambda row: f"atom {ids[int(row[1])]}", str(error))
+        named = re.sub(r"\batom (\d+)", lambda k: f"atom {ids[rows[int(k[1])]]}", str(error))
         raise ImpossiblePositions(named) from None
 
 

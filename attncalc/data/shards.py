@@ -114,7 +114,7 @@ class Frame:
         """
         named = reason if reason.startswith(self.name) else f"{self.name}: {reason}"
         quoted = named.replace("\\", "/").replace('"', "'")
-        before = re.sub(r'\s*\berror="[^"]*"', "", self.comment).rstrip()
+        before = re.sub(r'(?<!\S)error="[^"]*"', "", self.comment).rstrip()
         comment = f'{before} error="{quoted}"'.lstrip()
         rows = "".join(row if row.endswith("\n") else row + "\n" for row in self.rows)
         return f"{len(self.rows)}\n{comment}\n{rows}".encode(errors="surrogateescape")

@@ -412,7 +412,7 @@ class _Alone:
         if len(rows) == 0:
             return Parts()
         flags = self.lmp.numpy.extract_atom("image", nelem=n)[rows]
-        with atoms_by_id(ids[rows]):
+        with atoms_by_id(ids, rows):
             system = self._system_of(images.positions[rows], numbers[rows], flags, box)
             if not self.per_atom:
                 result = self.evaluator(system)
@@ -507,7 +507,7 @@ class _Shared:
             return Parts()
         assert graphs is not None
         potential, rows, virials = self.evaluator.potential, domain.rows[: domain.n_own], None
-        with ctrl_c_in_loops(), atoms_by_id(images.ids[domain.rows]):
+        with ctrl_c_in_loops(), atoms_by_id(images.ids, domain.rows):
             if self.per_atom:
                 result, virials = evaluate_with_virials(potential, graphs)
             else:
@@ -522,7 +522,7 @@ class _Shared:
     def _graphs(self, images: Images, box: Box) -> Graphs | None:
         if self._domain is None:
             return None
-        with atoms_by_id(images.ids[self._domain.rows]):
+        with atoms_by_id(images.ids, self._domain.rows):
             return self._domain.graphs(images.positions, box, self._outputs, self._neighbors)
 
     def _share_out(self, images: Images, box: Box) -> None:

@@ -30,10 +30,7 @@ LISTED = (
 )
 PAIRWISE = ("NonbondedForce", "CustomNonbondedForce")
 # methods of a NonbondedForce that sum over all images
-ALL_IMAGES = (
-    *(openmm.NonbondedForce.Ewald, openmm.NonbondedForce.PME),
-    openmm.NonbondedForce.LJPME,
-)
+ALL_IMAGES = tuple(getattr(openmm.NonbondedForce, name) for name in ("Ewald", "PME", "LJPME"))
 
 
 def replace_molecules(

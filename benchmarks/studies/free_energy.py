@@ -1,6 +1,6 @@
 """Free energy of a torsion, unbiased, by umbrella sampling and by metadynamics: they must agree.
 
-    python benchmarks/studies/free_energy.py        # two hours on a shared core, three quarters alone
+    python benchmarks/studies/free_energy.py        # two hours on a core that is shared
 
 Ethanol's C-C-O-H torsion at 300 K, so3krates-ethanol, Langevin dynamics by `attncalc.md.run` with a
 function System -> Result of one's own: the model's energy and forces and those of the bias, many

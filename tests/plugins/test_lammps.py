@@ -440,6 +440,9 @@ def test_refusals(folder: Path):
         assert words in line
 
 
+OVERLAP = {"behind": "set atom 5 x 3 y 3 z 3\nset atom 17 x 3 y 3 z 3\nrun 0"}
+
+
 @needs_lammps
 @pytest.mark.parametrize(
     ("n", "changes", "words"),
@@ -447,6 +450,8 @@ def test_refusals(folder: Path):
         (1, {"behind": "include in.respa\nrun 5"}, "only run_style verlet calls the model"),
         (2, {"first": "atom_modify id no"}, "remove atom_modify id no"),
         (1, {"behind": "no_such_command"}, "Error: Unknown command"),
+        (1, OVERLAP, "atom 5 (Si) and atom 17 (Si)"),  # the ids of LAMMPS
+        (2, OVERLAP, "atom 5 (Si) and atom 17 (Si)"),
     ],
 )
 def test_what_only_a_step_shows(folder: Path, n: int, changes: dict[str, str], words: str):

@@ -35,14 +35,14 @@ class RelaxMany(ModelJob):
     Attributes:
         fmax: eV/Å.
         steps: most steps per structure.
-        optimizer: "fire", "lbfgs" or None.
+        optimizer: "fire" or "lbfgs".
         cell: whether cells relax too.
         stop: whether a structure stops where it is outside what the model was trained on.
     """
 
     fmax: float
     steps: int
-    optimizer: str | None
+    optimizer: str
     cell: bool
     stop: bool
 
@@ -85,7 +85,7 @@ class RelaxShard:
             return outcomes
         asked, device = self.asked, self.calculator.evaluator.device
         structures, keys = [*good.values()], [*good]
-        together = are_relaxed_together(structures, asked.optimizer, asked.cell, device)
+        together = are_relaxed_together(structures, asked.cell, device)
         apart = self.calculator.evaluator.plain.counts_all_pairs
         sizes = batches(structures, ATOMS_AT_ONCE if together else 1, apart=apart)
         attempts = [keys[begin:end] for begin, end in sizes]
@@ -115,7 +115,7 @@ class RelaxShard:
 
     def _relax(self, batch: list[Atoms], together: bool, first: int) -> list[tuple[Atoms, Course]]:
         asked = self.asked
-        chosen = asked.fmax, asked.steps, asked.optimizer or "lbfgs", asked.cell, asked.stop
+        chosen = asked.fmax, asked.steps, asked.optimizer, asked.cell, asked.stop
         settings = Relaxation(self.calculator, *chosen, Path())
         courses = [Course() for _ in batch]
         if together:

@@ -167,7 +167,8 @@ def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
         return relax_one(*arguments)
 
     monkeypatch.setattr(module, "relax_one", breaks)
-    common = ("relax", "three.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
+    monkeypatch.setattr(module, "SMALL_MOLECULE", 0)  # one after the other
+    common = ("relax", "three.extxyz", "--model", COPPER)
     result = attncalc(*common, "-o", "out.xyz")
     saved = "2 of 3 structures are written to out.xyz"
     left = {"three.extxyz", "out.xyz"}
@@ -194,7 +195,8 @@ def test_ctrl_c_keeps_the_structure_at_hand(n: int, monkeypatch) -> None:
         return seen[-1]
 
     monkeypatch.setattr(module, "_fmax", interrupted)
-    common = ("relax", "some.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
+    monkeypatch.setattr(module, "SMALL_MOLECULE", 0)  # one after the other
+    common = ("relax", "some.extxyz", "--model", COPPER)
     result = attncalc(*common, "-o", "out.xyz", "--fmax", 1e-4)
     course = f"after 3 steps, largest force {seen[-1]:.4f} eV/Å"
     if n == 1:
@@ -216,7 +218,8 @@ def test_relax_that_breaks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
     monkeypatch.setattr(module, "relax_one", breaks)
-    said = fails("relax", "two.extxyz", "--model", COPPER, "--optimizer", "lbfgs")
+    monkeypatch.setattr(module, "SMALL_MOLECULE", 0)  # one after the other
+    said = fails("relax", "two.extxyz", "--model", COPPER)
     assert said == "Error: structure 0: it broke; 0 of 2 structures are written"
     assert files() == {"two.extxyz"}
 
@@ -233,7 +236,8 @@ def many() -> list[Atoms]:
 def test_relax_of_several_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each goes the way it goes alone, with ASE's FIRE."""
     write("many.extxyz", many())
-    said = succeeds("relax", "many.extxyz", "--model", COPPER, "-o", "out.xyz")
+    common = ("relax", "many.extxyz", "--model", COPPER, "--optimizer", "fire")
+    said = succeeds(*common, "-o", "out.xyz")
     relaxed, steps = read("out.xyz", ":"), re.findall(r"converged in (\d+) steps", said)
     assert len(steps) == 3
     assert steps[2] == "0"
@@ -249,10 +253,18 @@ def test_relax_of_several_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     written = read("many.extxyz", 1).positions  # eight decimals
     assert np.array_equal(relaxed[1].positions[[0, 2]], written[[0, 2]])
     monkeypatch.setattr(module, "ATOMS_AT_ONCE", 1)
-    assert (
-        succeeds("relax", "many.extxyz", "--model", COPPER, "-o", "b.xyz").split("wrote")[0]
-        == said.split("wrote")[0]
-    )
+    assert succeeds(*common, "-o", "b.xyz").split("wrote")[0] == said.split("wrote")[0]
+
+
+def test_relax_of_several_by_lbfgs() -> None:
+    """To the same minima."""
+    write("many.extxyz", many())
+    common = ("relax", "many.extxyz", "--model", COPPER, "--fmax", 1e-3)
+    succeeds(*common, "-o", "out.xyz")
+    succeeds(*common, "-o", "slower.xyz", "--optimizer", "fire")
+    for one, other in zip(read("out.xyz", ":"), read("slower.xyz", ":"), strict=True):
+        assert np.allclose(one.positions, other.positions, atol=2e-3)
+        assert one.get_potential_energy() == pytest.approx(other.get_potential_energy(), abs=1e-5)
 
 
 def test_relax_of_several_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

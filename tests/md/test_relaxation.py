@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.optimize import FIRE
+from ase.optimize import FIRE, LBFGS
 from contract import ethanol
 
 from attncalc import AttnCalculator, System, load, md
 from attncalc.evaluator import Evaluator
-from attncalc.md import relaxation
+from attncalc.md import optimizers, relaxation
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,7 @@ def rattled() -> list[Atoms]:
 
 
 def test_every_structure_goes_the_way_of_ases_fire(forces: Evaluator) -> None:
-    relaxed = md.relax_batch(forces, System.from_ase(rattled()), fmax=0.02)
+    relaxed = md.relax_batch(forces, System.from_ase(rattled()), fmax=0.02, optimizer="fire")
     assert relaxed.largest_force.amax() <= 0.02
     assert not relaxed.interrupted
     for k, atoms in enumerate(rattled()):
@@ -42,11 +46,65 @@ def test_every_structure_goes_the_way_of_ases_fire(forces: Evaluator) -> None:
     assert (relaxed.energy - fresh.energy).abs().amax() < 1e-5
 
 
-def test_fixed_atoms_stay(forces: Evaluator) -> None:
+def test_every_structure_goes_by_lbfgs_as_it_does_alone(forces: Evaluator) -> None:
+    """To the energies of ASE's L-BFGS, in half the steps of FIRE or less."""
+    relaxed = md.relax_batch(forces, System.from_ase(rattled()))
+    assert relaxed.largest_force.amax() <= 0.01
+    for k, atoms in enumerate(rattled()):
+        alone = md.relax_batch(forces, System.from_ase(atoms))
+        assert abs(int(alone.steps[0] - relaxed.steps[k])) <= 1
+        atoms.calc = AttnCalculator("so3krates-ethanol")
+        with LBFGS(atoms, logfile=None) as lbfgs:
+            lbfgs.run(fmax=0.01)
+        assert float(relaxed.energy[k]) == pytest.approx(atoms.get_potential_energy(), abs=1e-3)
+    by_fire = md.relax_batch(forces, System.from_ase(rattled()), optimizer="fire")
+    assert 2 * relaxed.steps.sum() < by_fire.steps.sum()
+
+
+def test_lbfgs_is_bfgs_with_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equation 7.16 of Nocedal & Wright, written out, in a well with uphill curvature beside it."""
+    monkeypatch.setattr(optimizers.LBFGS, "MEMORY", 4)
+    system = System.from_ase([Atoms("H2"), Atoms("H3"), Atoms("H4")])
+    rng = np.random.default_rng(0)
+    x = [rng.uniform(0.8, 1.5, size=(n, 3)) for n in (2, 3, 4)]  # beyond pi/4 it curves downwards
+    stiffness = [rng.uniform(1, 30, size=one.shape) for one in x]
+    optimizer, history, skipped = optimizers.LBFGS.start(system), [[], [], []], 0
+    for _ in range(12):
+        forces = [-k * np.sin(2 * one) for k, one in zip(stiffness, x, strict=True)]
+        positions = torch.from_numpy(np.concatenate(x))
+        there = replace(system, positions=positions)
+        optimizer, moves = optimizer.step(there, torch.from_numpy(np.concatenate(forces)))
+        for k, move in enumerate(system.split(moves.numpy())):
+            size, scale, used = x[k].size, 1 / 70, []
+            for (x0, f0), (x1, f1) in pairwise([*history[k], (x[k], forces[k])]):
+                s, y = (x1 - x0).ravel(), (f0 - f1).ravel()
+                used.append((s, y) if s @ y > 0 else None)
+            skipped += used[-1:] == [None]
+            inverse = np.eye(size)
+            kept = [pair for pair in used[-4:] if pair]
+            if kept:
+                s, y = kept[-1]
+                scale = (s @ y) / (y @ y)
+            inverse = scale * inverse
+            for s, y in kept:
+                v = np.eye(size) - np.outer(y, s) / (s @ y)
+                inverse = v.T @ inverse @ v + np.outer(s, s) / (s @ y)
+            expected = (inverse @ forces[k].ravel()).reshape(-1, 3)
+            longest = np.linalg.norm(expected, axis=1).max()
+            expected *= min(1, 0.2 / longest)
+            assert np.allclose(move, expected, rtol=1e-8, atol=1e-12)
+            assert (move * forces[k]).sum() > 0
+            history[k].append((x[k], forces[k]))
+            x[k] = x[k] + move
+    assert skipped > 2, "the energy curves downwards somewhere"
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])
+def test_fixed_atoms_stay(forces: Evaluator, optimizer: str) -> None:
     system = System.from_ase(rattled()[:2])
     fixed = torch.zeros(18, dtype=torch.bool)
     fixed[[0, 4, 11]] = True
-    relaxed = md.relax_batch(forces, system, fixed=fixed)
+    relaxed = md.relax_batch(forces, system, fixed=fixed, optimizer=optimizer)
     moved = (relaxed.system.positions != system.positions).any(1)
     assert torch.equal(moved, ~fixed)
     lengths = torch.linalg.vector_norm(relaxed.forces, dim=1)
@@ -67,6 +125,7 @@ def test_steps_end(forces: Evaluator) -> None:
         ({"fmax": float("nan")}, "fmax must be positive, got nan"),
         ({"fmax": float("inf")}, "fmax must be finite, got inf"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"optimizer": "bfgs"}, "optimizer must be one of 'lbfgs', 'fire', got 'bfgs'"),
         ({"fixed": torch.ones(3)}, r"fixed must have shape \[9\], got \[3\]"),
     ],
 )
@@ -100,14 +159,14 @@ def test_atoms_on_top_of_each_other_are_named(forces: Evaluator, monkeypatch) ->
             md.relax_batch(forces, System.from_ase(frames), first=first)
     with pytest.raises(ValueError, match=rf"^{what}: remove"):
         md.relax_batch(forces, System.from_ase(frames[4]))
-    step = relaxation._Fire.step
+    step = relaxation._Moving.step
 
     def collides(self, *arguments):
-        fire = step(self, *arguments)
+        moving = step(self, *arguments)
         if self.system.n_systems < 6:
-            fire.system.positions[-1] = fire.system.positions[-2]
-        return fire
+            moving.system.positions[-1] = moving.system.positions[-2]
+        return moving
 
-    monkeypatch.setattr(relaxation._Fire, "step", collides)
+    monkeypatch.setattr(relaxation._Moving, "step", collides)
     with pytest.raises(ValueError, match=r"^structure 12: atom 7 "):
         md.relax_batch(forces, System.from_ase(rattled()), fmax=0.02, first=7)

@@ -1,6 +1,6 @@
 """2,000 relaxations by `attncalc relax --workers`, killed again and again, beside a run left alone.
 
-    python benchmarks/studies/many_relaxations.py            # with the extra `sample`; half an hour
+    python benchmarks/studies/many_relaxations.py            # with the extra `sample`; 15 minutes
 
 The structures are conformers of molecules that `attncalc sample` draws, from a classical force
 field. All processes are killed with SIGKILL at random times, the same command goes on, and its
@@ -94,7 +94,6 @@ def main() -> None:
         relaxed = list(iread(alone))
         failed = Path(folder, "alone.failed.xyz")
         n_failed = len(list(iread(failed))) if failed.exists() else 0
-    steps = [atoms.info.get("steps", 0) for atoms in relaxed]
     hours = seconds * LARGE / arguments.structures / 3600
     content = {
         "machine": machine_name(),
@@ -102,7 +101,6 @@ def main() -> None:
         "atoms": float(np.mean([len(atoms) for atoms in relaxed])),
         "relaxed": len(relaxed),
         "failed": n_failed,
-        "steps": float(np.mean(steps)),
         "seconds": seconds,
         "kills": kills,
         "seconds with kills": in_all,
@@ -112,12 +110,11 @@ def main() -> None:
     text = (
         f"{machine_name()}\n\n{arguments.structures} molecules of {content['atoms']:.0f} atoms on "
         f"average, {MODEL}, {arguments.workers} workers: {len(relaxed)} relaxed, {n_failed} set "
-        f"aside, in {seconds:.0f} s; {LARGE:,} of them would take {hours:.1f} h. With {kills} kills "
-        f"of all processes {in_all:.0f} s, and {'the same' if same else 'NOT the same'} bytes.\n"
+        f"aside, in {seconds:.0f} s; {LARGE:,} of them would take {hours:.1f} h. With {kills} "
+        f"kills of all processes {in_all:.0f} s, and {'the same' if same else 'NOT the same'} "
+        "bytes.\n"
     )
-    write_result(
-        arguments.output / "many_relaxations.json", json.dumps(content, indent=1) + "\n"
-    )
+    write_result(arguments.output / "many_relaxations.json", json.dumps(content, indent=1) + "\n")
     write_result(arguments.output / "many_relaxations.md", text)
     print(text)
 

@@ -37,15 +37,13 @@ from attncalc.cli.known import require_known, say_model
 from attncalc.cli.options import calculator_options, model_option, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
-from attncalc.cli.shards import many_options, output_of_shards, work_off
+from attncalc.cli.shards import many_options, output_of_shards, refuse_unfinished, work_off
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
 from attncalc.md.job import fixed_atoms
 from attncalc.structures import batches
 from attncalc.system import System
 
-# atoms up to which the work around the network is worth sharing among structures
-SMALL_MOLECULE = 64
 # atoms of one batch of relaxations: bounds its memory
 ATOMS_AT_ONCE = 2000
 
@@ -68,7 +66,7 @@ ATOMS_AT_ONCE = 2000
     type=click.Choice(["lbfgs", "fire"]),
     default="lbfgs",
     show_default=True,
-    help="fire takes two to four times as many steps, and shorter ones.",
+    help="fire takes two to five times as many steps, and moves atoms less in each.",
 )
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
 @stop_option
@@ -93,8 +91,8 @@ def relax(
 ) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
 
-    Several structures of at most 64 atoms each, or on a GPU, are relaxed in one batch, where no
-    cell relaxes and no constraints but fixed atoms are set; others one after the other.
+    Structures are relaxed in batches. Where cells relax too, or other constraints than fixed atoms
+    are set, ASE's optimizers relax one after the other.
     Ctrl-C writes the structures reached so far. A picture (.png) of the same name shows energy and
     largest force of every step.
 
@@ -126,6 +124,7 @@ def relax(
         job = RelaxMany(from_anywhere(model), options, threads, *chosen)
         work_off(job, source, target, **many)
         return
+    refuse_unfinished(target)
     picture = output_file(target.with_suffix(".png"))
     frames = read_structures(structures)
     require_room(target, len(frames))
@@ -135,9 +134,7 @@ def relax(
     )
     require_known(calculator.evaluator.plain, frames, volume=cell)
     require_writable(target, frames)
-    device = calculator.evaluator.device
-    together = len(frames) > 1 and are_relaxed_together(frames, cell, device)
-    relax_all = _relax_together if together else _relax_in_turn
+    relax_all = _relax_together if are_relaxed_together(frames, cell) else _relax_in_turn
     named = say_model(model, calculator.evaluator.plain)
     of_what = source.name if len(frames) > 1 else frames[0].get_chemical_formula()
     title = f"{of_what}, {named}"
@@ -205,24 +202,24 @@ class Relaxation:
     target: Path
 
 
-def are_relaxed_together(frames: list[Atoms], cell: bool, device: torch.device) -> bool:
-    """Return True if several structures are relaxed in one batch: cells kept, only atoms fixed."""
+def are_relaxed_together(frames: list[Atoms], cell: bool) -> bool:
+    """Return True if structures are relaxed in batches: cells kept, only atoms fixed."""
     constraints = [constraint for atoms in frames for constraint in atoms.constraints]
-    if cell or not all(isinstance(constraint, FixAtoms) for constraint in constraints):
-        return False
-    return max(map(len, frames)) <= SMALL_MOLECULE or device.type == "cuda"
+    return not cell and all(isinstance(constraint, FixAtoms) for constraint in constraints)
 
 
 def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
     """Replaces frames by relaxed ones, in batches, and fills the courses."""
     n_written, interrupted = 0, False
-    with progress_bar(len(frames), "structure") as bar:
+    total, unit = (len(frames), "structure") if len(frames) > 1 else (asked.steps, "step")
+    with progress_bar(total, unit) as bar:
         apart = asked.calculator.evaluator.plain.counts_all_pairs
         for first, last in batches(frames, ATOMS_AT_ONCE, apart=apart):
             batch = frames[first:last]
             of_batch = [Course() for _ in batch]
             courses += of_batch
-            interrupted = relax_in_batch(asked, batch, of_batch, bar, first)
+            alone = len(frames) == 1
+            interrupted = relax_in_batch(asked, batch, of_batch, bar, first, alone=alone)
             write_structures(asked.target, frames[:last])
             for k, course in enumerate(of_batch, start=first):
                 with bar.external_write_mode():
@@ -230,6 +227,9 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
             n_written = last
             if interrupted:
                 break
+    if interrupted and len(frames) == 1:
+        courses[0].frame = frames[0]
+        raise KeyboardInterrupt(_saved(0, 1, asked.target, courses[0]))
     if interrupted:
         n_done = sum(course.has_converged(asked.fmax) for course in courses)
         raise KeyboardInterrupt(
@@ -245,8 +245,13 @@ def relax_in_batch(
     bar: tqdm,
     first: int,
     tell: Callable[[str], None] = warn,
+    *,
+    alone: bool = False,
 ) -> bool:
-    """Relax structures in place, with results; whether Ctrl-C ended it."""
+    """Relax structures in place, with results; whether Ctrl-C ended it.
+
+    The bar counts structures, or the steps of one that is `alone`.
+    """
     force = asked.calculator.evaluator
 
     def rests(course: Course) -> bool:
@@ -258,9 +263,9 @@ def relax_in_batch(
             steps = courses[k].steps
             if not steps or not rests(courses[k]):  # one that rests does not go on
                 steps.append((of_energy, of_force))
-        done = sum(map(rests, courses))
+        done = len(courses[0].steps) - 1 if alone else first + sum(map(rests, courses))
         bar.set_postfix_str(f"largest force {max(columns[2]):.4f} eV/Å", refresh=False)
-        bar.update(first + done - bar.n)
+        bar.update(done - bar.n)
 
     def look(numbers: Tensor, system: System) -> Tensor | None:
         if (novelty := force.novelty(system)) is None:

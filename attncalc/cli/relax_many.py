@@ -83,9 +83,9 @@ class RelaxShard:
         outcomes, good = sort_out(frames, self._known)
         if not good:
             return outcomes
-        asked, device = self.asked, self.calculator.evaluator.device
+        asked = self.asked
         structures, keys = [*good.values()], [*good]
-        together = are_relaxed_together(structures, asked.cell, device)
+        together = are_relaxed_together(structures, asked.cell)
         apart = self.calculator.evaluator.plain.counts_all_pairs
         sizes = batches(structures, ATOMS_AT_ONCE if together else 1, apart=apart)
         attempts = [keys[begin:end] for begin, end in sizes]

@@ -1,4 +1,4 @@
-"""Optimizers of many structures at once: each structure goes the way it would go alone.
+"""Optimizers of many structures at once: each goes the way it would go alone, rounding aside.
 
 An optimizer is what is known of the structures beside where they are. It says how far atoms move
 next; `relax_batch` moves them, and leaves out structures that are done.
@@ -19,6 +19,10 @@ from attncalc.system import System
 
 class Optimizer(Protocol):
     """The way down of many structures."""
+
+    @classmethod
+    def start(cls, system: System) -> Self:
+        """Begin where the structures are."""
 
     def step(self, system: System, forces: Tensor) -> tuple[Self, Tensor]:
         """Return what is known after this step, and by how much atoms move, [n_atoms, 3] Å.
@@ -52,7 +56,7 @@ class FIRE:
     downhill: Tensor
 
     FIRST_TIMESTEP, LONGEST_TIMESTEP = 0.1, 1.0
-    LONGEST_MOVE = 0.2  # Å, of all atoms of a structure together, as a root of squares
+    LARGEST_STEP = 0.2  # Å, root of the squares of all atoms of a structure
     PATIENCE = 5  # downhill steps before the timestep grows
     FASTER, SLOWER = 1.1, 0.5
     FIRST_MIXING, LESS_MIXING = 0.1, 0.99
@@ -82,7 +86,7 @@ class FIRE:
         v = torch.where(down[idx, None], turned, 0.0) + timestep[idx, None] * forces
         move = timestep[idx, None] * v
         length = torch.sqrt(dot(move, move)).clamp(min=1e-30)
-        move = move * (self.LONGEST_MOVE / length).clamp(max=1.0)[idx, None]
+        move = move * (self.LARGEST_STEP / length).clamp(max=1.0)[idx, None]
         return FIRE(v, timestep, mixing, torch.where(down, self.downhill + 1, 0)), move
 
     def only(self, structures: Tensor, atoms: Tensor) -> FIRE:
@@ -92,35 +96,29 @@ class FIRE:
 
 
 @dataclass(frozen=True)
-class _Change:
-    """What one step changed.
-
-    Attributes:
-        moved: [n_atoms, 3] Å.
-        steeper: [n_atoms, 3] eV/Å, of the gradient.
-        weight: [n_systems], 1 over the product of the two; 0 where the change is not used.
-    """
-
-    moved: Tensor
-    steeper: Tensor
-    weight: Tensor
-
-
-@dataclass(frozen=True)
 class LBFGS:
     """Quasi-Newton steps from the last changes of the gradient, without a line search.
 
-    The two loops of Nocedal & Wright, Numerical Optimization (2006), algorithm 7.4, with their
-    scale of the first inverse Hessian (equation 7.20). A change along which the energy curves
-    downwards is left out, so that every step goes downhill.
+    The inverse Hessian of BFGS from a few changes, in the compact form of Byrd, Nocedal & Schnabel
+    (Math. Program. 63, 129, 1994, theorem 2.2), on a multiple of the unit matrix that fits the
+    last change (Nocedal & Wright, Numerical Optimization, 2006, equation 7.20). A change along
+    which the energy curves downwards counts as none, so that every move begins downhill; its end
+    may be higher.
 
     Attributes:
-        changes: the last ones, oldest first.
-        last: positions [n_atoms, 3] Å and forces [n_atoms, 3] eV/Å one step ago; () at the start.
+        changes: [n_atoms, n_changes, 2, 3], oldest first: by how much atoms moved [Å] and their
+            gradients changed [eV/Å]; zero where a structure has none.
+        products: [n_systems, n_changes, n_changes] eV, of moves and gradients.
+        squares: [n_systems, n_changes, n_changes] eV²/Å², of gradients and gradients.
+        scale: [n_systems] Å²/eV, of the unit matrix.
+        last: positions [n_atoms, 3] Å and forces [n_atoms, 3] eV/Å one step ago.
     """
 
-    changes: tuple[_Change, ...]
-    last: tuple[Tensor, ...]
+    changes: Tensor
+    products: Tensor
+    squares: Tensor
+    scale: Tensor
+    last: tuple[Tensor, Tensor] | None
 
     MEMORY = 30  # changes
     STIFFNESS = 70.0  # eV/Å², for the first step, as in ASE's
@@ -128,50 +126,79 @@ class LBFGS:
 
     @classmethod
     def start(cls, system: System) -> LBFGS:
-        """Begin with nothing known, whatever the structures."""
-        return cls((), ())
+        """Begin with no change."""
+        n, none = system.n_systems, system.positions.new_zeros((system.n_atoms, 0, 2, 3))
+        square = none.new_zeros((n, 0, 0))
+        return cls(none, square, square, none.new_full((n,), 1 / cls.STIFFNESS), None)
 
     def step(self, system: System, forces: Tensor) -> tuple[LBFGS, Tensor]:
         """One step of L-BFGS, see `Optimizer.step`."""
-        idx, dot = system.system_idx, _products(system)
-        changes = self._changes(system, forces, dot)
-        move, parts = forces, list[Tensor]()
-        for change in reversed(changes):
-            part = change.weight * dot(change.moved, move)
-            move = move - part[idx, None] * change.steeper
-            parts.append(part)
-        scale = torch.full_like(forces[:1, 0], 1 / self.STIFFNESS).expand(system.n_systems)
-        for change in changes:  # of the last that is used
-            curvature = change.weight * dot(change.steeper, change.steeper)
-            scale = torch.where(change.weight > 0, 1 / curvature.clamp(min=1e-30), scale)
-        move = scale[idx, None] * move
-        for change, part in zip(changes, reversed(parts), strict=True):
-            back = change.weight * dot(change.steeper, move)
-            move = move + (part - back)[idx, None] * change.moved
+        now = self._with_last_change(system, forces)
+        idx, scale = system.system_idx, now.scale
+        # with what is none on the diagonal, the triangle can be solved
+        diagonal = now.products.diagonal(dim1=1, dim2=2)
+        triangle = now.products.triu() + torch.diag_embed((diagonal == 0).to(diagonal))
+        along, bent = now._onto(system, forces)
+        part = torch.linalg.solve_triangular(triangle, along.unsqueeze(2), upper=True)
+        inner = diagonal.unsqueeze(2) * part + scale[:, None, None] * (now.squares @ part)
+        inner = inner - (scale[:, None] * bent).unsqueeze(2)
+        back = torch.linalg.solve_triangular(triangle.mT, inner, upper=False)
+        of_changes = torch.cat([back, -scale[:, None, None] * part], 2)[idx]
+        changes, of_changes = now.changes.flatten(1, 2), of_changes.flatten(1).unsqueeze(1)
+        straight = scale[idx, None] * forces
+        move = straight + (of_changes @ changes).squeeze(1)
+        downhill = _products(system)(move, forces) > 0  # or rounding has the better of it
+        move = torch.where(downhill[idx, None], move, straight)
         longest = longest_of(move, system).clamp(min=1e-30)
         move = move * (self.LONGEST_MOVE / longest).clamp(max=1.0)[idx, None]
-        return LBFGS(changes, (system.positions, forces)), move
+        return replace(now, last=(system.positions, forces)), move
 
-    def _changes(self, system: System, forces: Tensor, dot: _Dot) -> tuple[_Change, ...]:
-        if not self.last:
-            return ()
-        positions, before = self.last
+    def _with_last_change(self, system: System, forces: Tensor) -> LBFGS:
+        if self.last is None:
+            return self
+        (positions, before), dot = self.last, _products(system)
         moved, steeper = system.positions - positions, before - forces
         product = dot(moved, steeper)
         used = product > 1e-10 * torch.sqrt(dot(moved, moved) * dot(steeper, steeper))
-        weight = torch.where(used, 1 / torch.where(used, product, 1.0), 0.0)
-        return (*self.changes[-self.MEMORY + 1 :], _Change(moved, steeper, weight))
+        change = torch.where(
+            used[system.system_idx, None, None], torch.stack([moved, steeper], 1), 0
+        )
+        kept = slice(max(0, self.changes.shape[1] + 1 - self.MEMORY), None)
+        new = replace(
+            self,
+            changes=torch.cat([self.changes[:, kept], change.unsqueeze(1)], 1),
+            scale=torch.where(used, product / dot(steeper, steeper).clamp(min=1e-30), self.scale),
+        )
+        column, square = new._onto(system, change[:, 1])
+        products, squares = self.products[:, kept, kept], self.squares[:, kept, kept]
+        return replace(
+            new,
+            # below the diagonal nothing is read
+            products=torch.cat([_pad(products), column.unsqueeze(2)], 2),
+            squares=torch.cat(
+                [torch.cat([squares, square[:, None, :-1]], 1), square.unsqueeze(2)], 2
+            ),
+        )
+
+    def _onto(self, system: System, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of the changes with vectors [n_atoms, 3]: [n_systems, n_changes], twice."""
+        values = self.changes.flatten(1, 2) @ vectors.unsqueeze(2)
+        sums = segment_sum(values.squeeze(2), system.system_idx, system.n_systems)
+        return sums.unflatten(1, (-1, 2)).unbind(2)
 
     def only(self, structures: Tensor, atoms: Tensor) -> LBFGS:
         """Keep some structures, see `Optimizer.only`."""
-        changes = [
-            _Change(change.moved[atoms], change.steeper[atoms], change.weight[structures])
-            for change in self.changes
-        ]
-        return replace(self, changes=(*changes,), last=(*(values[atoms] for values in self.last),))
+        last = self.last and (self.last[0][atoms], self.last[1][atoms])
+        products, squares = self.products[structures], self.squares[structures]
+        return LBFGS(self.changes[atoms], products, squares, self.scale[structures], last)
 
 
-OPTIMIZERS: dict[str, type[FIRE] | type[LBFGS]] = {"lbfgs": LBFGS, "fire": FIRE}
+def _pad(matrices: Tensor) -> Tensor:
+    """One more row, of zeros."""
+    return torch.nn.functional.pad(matrices, (0, 0, 0, 1))
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"lbfgs": LBFGS, "fire": FIRE}
 
 _Dot = Callable[[Tensor, Tensor], Tensor]
 

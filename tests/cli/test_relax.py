@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from ase.io import read, write
-from ase.optimize import FIRE
+from ase.optimize import FIRE, LBFGS
 from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
 
 from attncalc import AttnCalculator
@@ -167,7 +167,7 @@ def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
         return relax_one(*arguments)
 
     monkeypatch.setattr(module, "relax_one", breaks)
-    monkeypatch.setattr(module, "SMALL_MOLECULE", 0)  # one after the other
+    monkeypatch.setattr(module, "are_relaxed_together", lambda *_: False)
     common = ("relax", "three.extxyz", "--model", COPPER)
     result = attncalc(*common, "-o", "out.xyz")
     saved = "2 of 3 structures are written to out.xyz"
@@ -195,7 +195,7 @@ def test_ctrl_c_keeps_the_structure_at_hand(n: int, monkeypatch) -> None:
         return seen[-1]
 
     monkeypatch.setattr(module, "_fmax", interrupted)
-    monkeypatch.setattr(module, "SMALL_MOLECULE", 0)  # one after the other
+    monkeypatch.setattr(module, "are_relaxed_together", lambda *_: False)
     common = ("relax", "some.extxyz", "--model", COPPER)
     result = attncalc(*common, "-o", "out.xyz", "--fmax", 1e-4)
     course = f"after 3 steps, largest force {seen[-1]:.4f} eV/Å"
@@ -218,7 +218,7 @@ def test_relax_that_breaks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     write("two.extxyz", [bulk("Cu"), bulk("Cu", a=3.7)])
     monkeypatch.setattr(module, "relax_one", breaks)
-    monkeypatch.setattr(module, "SMALL_MOLECULE", 0)  # one after the other
+    monkeypatch.setattr(module, "are_relaxed_together", lambda *_: False)
     said = fails("relax", "two.extxyz", "--model", COPPER)
     assert said == "Error: structure 0: it broke; 0 of 2 structures are written"
     assert files() == {"two.extxyz"}
@@ -265,6 +265,42 @@ def test_relax_of_several_by_lbfgs() -> None:
     for one, other in zip(read("out.xyz", ":"), read("slower.xyz", ":"), strict=True):
         assert np.allclose(one.positions, other.positions, atol=2e-3)
         assert one.get_potential_energy() == pytest.approx(other.get_potential_energy(), abs=1e-5)
+
+
+def test_relax_of_one_is_that_among_several() -> None:
+    """With --workers too."""
+    write("many.extxyz", many())
+    write("one.extxyz", many()[:1])
+    succeeds("relax", "many.extxyz", "--model", COPPER, "-o", "several.xyz")
+    said = succeeds("relax", "one.extxyz", "--model", COPPER, "-o", "alone.xyz")
+    succeeds("relax", "one.extxyz", "--model", COPPER, "-o", "worker.xyz", "--workers", 1)
+    alone = read("alone.xyz")
+    assert np.array_equal(read("worker.xyz").positions, alone.positions)
+    assert np.allclose(read("several.xyz", 0).positions, alone.positions, atol=1e-4)
+    with LBFGS(many()[0], logfile=None) as ase:
+        ase.atoms.calc = AttnCalculator(COPPER)
+        ase.run(fmax=0.01)
+    assert np.allclose(ase.atoms.positions, alone.positions, atol=5e-3)
+    assert re.search(r"structure 0: converged in \d+ steps", said)
+
+
+def test_relax_of_one_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("one.extxyz", rattled(1))
+    evaluate, calls = Evaluator.__call__, []
+
+    def interrupted(self, system):
+        calls.append(system)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return evaluate(self, system)
+
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
+    result = attncalc("relax", "one.extxyz", "--model", COPPER, "-o", "out.xyz")
+    assert result.exit_code == 130
+    (course,) = re.findall(r"NOT converged in (2 steps, largest force \S+ eV/Å)", result.stdout)
+    assert result.stderr == f"stopped: the structure after {course} is written to out.xyz\n"
+    assert len(read("out.xyz")) == 4
+    assert files() == {"one.extxyz", "out.xyz", "out.png"}
 
 
 def test_relax_of_several_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from contract import ethanol
 from attncalc import AttnCalculator, System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.md import optimizers, relaxation
+from attncalc.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,35 @@ def test_lbfgs_is_bfgs_with_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
             history[k].append((x[k], forces[k]))
             x[k] = x[k] + move
     assert skipped > 2, "the energy curves downwards somewhere"
+
+
+def springs(system: System) -> Result:
+    """Atoms at springs of every stiffness, each pulling the next of its structure."""
+    x = system.positions
+    stiffness = torch.linspace(1, 40, 3, dtype=x.dtype) * (1 + system.atom_in_system[:, None])
+    follows = system.atom_in_system > 0
+    apart = torch.where(follows[:, None], x - x.roll(1, 0), 0.0)
+    pull = 3 * apart**3
+    energies = (0.5 * stiffness * x**2).sum(1) + (0.75 * apart**4).sum(1)
+    forces = -stiffness * x - pull + pull.roll(-1, 0)
+    energy = torch.zeros(system.n_systems, dtype=x.dtype).index_add(0, system.system_idx, energies)
+    return Result(energy, energies, forces, x.new_zeros((system.n_systems, 3, 3)))
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])
+def test_leaving_the_batch_changes_nothing(optimizer: str, monkeypatch) -> None:
+    rng = np.random.default_rng(1)
+    frames = [Atoms(f"H{n}", positions=rng.normal(size=(n, 3))) for n in (5, 2, 9, 1, 4, 7)]
+    found = []
+    for idle in (0.0, 0.3, 2.0):  # at once, in groups, never
+        monkeypatch.setattr(relaxation, "IDLE", idle)
+        system = System.from_ase(frames)
+        found.append(md.relax_batch(springs, system, fmax=1e-6, optimizer=optimizer))
+    for one in found:
+        assert one.largest_force.amax() <= 1e-6
+        assert torch.equal(one.steps, found[0].steps)
+        assert torch.allclose(one.system.positions, found[0].system.positions, rtol=0, atol=1e-9)
+    assert len(set(found[0].steps.tolist())) > 3
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])

@@ -107,6 +107,13 @@ class Potential(nn.Module):
         return any(member.training_info.get("closed_shells") for member in self.members)
 
     @property
+    def known_charges(self) -> tuple[int, int] | None:
+        """Least and largest total charge, e, that all members were trained on; None: not told."""
+        ranges = [member.training_info.get("total_charges") for member in self.members]
+        known = [(int(least), int(largest)) for least, largest in filter(None, ranges)]
+        return (max(k[0] for k in known), min(k[1] for k in known)) if known else None
+
+    @property
     def cutoff(self) -> float:
         """Interaction range of one layer, Å."""
         return self.members[0].network.config.graph_cutoff

@@ -130,7 +130,8 @@ def check_electrons(
 
     Raises:
         ValueError: a structure is charged, or not in its lowest spin state, and the network has no
-            input for that; or it is a radical, and the model was trained on closed shells.
+            input for that; or its charge is outside of those that the model was trained on; or it
+            is a radical, and the model was trained on closed shells.
     """
     if not potential.reads_charge and (charged := charge[charge != 0]).numel():
         raise ValueError(
@@ -142,8 +143,32 @@ def check_electrons(
             f"multiplicity {int(spin.max())}: this model supports only the lowest spin "
             'state; remove atoms.info["spin"] or use a model with spin input'
         )
+    if potential.reads_charge and (known := potential.known_charges) is not None:
+        _refuse_charges(charge, pbc, *known)
     if potential.knows_closed_shells_only:
         _refuse_radicals(protons - charge.long(), pbc)
+
+
+def _refuse_charges(charge: Tensor, pbc: Tensor, least: int, largest: int) -> None:
+    """Refuse molecules of a total charge that no structure of the training had.
+
+    Cells hold as many ions as they are large.
+
+    Args:
+        charge: [n_systems] e.
+        pbc: [n_systems, 3], bool.
+        least, largest: e, of the training.
+
+    Raises:
+        ValueError: a molecule has another charge.
+    """
+    unknown = ((charge < least) | (charge > largest)) & ~pbc.any(1)
+    if unknown.any():
+        known = " to ".join(f"{k:+d}" if k else "0" for k in sorted({least, largest}))
+        raise ValueError(
+            f"total charge {int(charge[unknown][0]):+d} e: this model was trained on total charges "
+            f"of {known} e only"
+        )
 
 
 def _refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
@@ -162,5 +187,6 @@ def _refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
         where = f" of structure {k}" if len(electrons) > 1 else ""
         raise ValueError(
             f"the number of electrons{where} is odd, {int(electrons[k])}: this model was trained "
-            'on closed shells only; is a hydrogen atom missing, or atoms.info["charge"]?'
+            "on closed shells only; is a hydrogen atom missing, or the total charge "
+            '(atoms.info["charge"])?'
         )

@@ -300,6 +300,17 @@ def test_the_default_model_refuses_radicals():
     AttnCalculator().calculate(methyl)
 
 
+def test_the_default_model_refuses_multiple_charges():
+    """Of molecules: a cell holds as many ions as it is large."""
+    ethanol = molecule("CH3CH2OH")
+    ethanol.info["charge"] = 2
+    with pytest.raises(ValueError, match=r"\+2 e: this model was trained on .* -1 to \+1 e only"):
+        AttnCalculator().calculate(ethanol)
+    ethanol.center(vacuum=4.0)
+    ethanol.pbc = True
+    AttnCalculator().calculate(ethanol)
+
+
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "so3krates-aspirin-xtb"])
 def test_models_know_their_limits(name):
     """Also that of a committee, whose members do; of so3krates-aspirin-xtb no frames are kept."""

@@ -532,6 +532,7 @@ def _describe(
         "n_train": len(training),
         "structures": fingerprints(training),
         "closed_shells": all(map(_is_closed_shell, some_of(training.structures))),
+        "total_charges": _range_of_charges(training),
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
@@ -545,6 +546,12 @@ def _describe(
     done.potential.training_info.update(info)
     save(done.potential, done.model)
     write_atomically(done.model.with_suffix(".md"), card(recipe, done.potential).encode())
+
+
+def _range_of_charges(training: Dataset) -> list[int]:
+    """Least and largest total charge of structures, e."""
+    charges = {charge_and_spin(atoms)[0] for atoms in training.structures}
+    return [min(charges), max(charges)]
 
 
 def _is_closed_shell(atoms: Atoms) -> bool:

@@ -301,6 +301,7 @@ def test_run_writes_a_card_and_tests_again_when_finished(
         assert private.encode() not in done.model.read_bytes()
     info = load(done.model).training_info
     assert (info["n_train"], info["n_validation"], info["n_test"]) == (14, 5, 5)
+    assert (info["total_charges"], info["closed_shells"]) == ([0, 0], False)
     for text in (
         *("# tiny", "| elements | Ni Cu |", "cells.extxyz", "| level of theory | EMT |"),
         *("14 training, 5 validation, 5 test", "`attncalc train tiny.yaml`", "2 epochs"),

@@ -25,7 +25,7 @@ from attncalc.cli.known import is_delta, require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
-from attncalc.cli.shards import Work, many_options, work_off
+from attncalc.cli.shards import Work, many_options, refuse_unfinished, work_off
 from attncalc.files import write_atomically
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def evaluate(
     model, dataset, split, indices = read_labelled(model, data_file, *of_data)
     if in_folder and (in_shards or not no_report):
         target = _report_file(report, model, dataset.source, labels, split, written=not no_report)
+    if target is not None and not in_shards:
+        refuse_unfinished(target)
     for what in filter(None, (data.unit_mismatch(dataset), data.stress_mismatch(dataset))):
         warn(what)
     set_threads(threads, dataset.structures)

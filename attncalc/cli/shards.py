@@ -221,6 +221,19 @@ def output_of_shards(source: Path, target: Path) -> Path:
     return target
 
 
+def refuse_unfinished(target: Path) -> None:
+    """Refuse an output that is being written in shards, where the work is not for these.
+
+    Raises:
+        FileExistsError: the folder of its shards is there.
+    """
+    if (folder := _folder(target)).exists():
+        raise FileExistsError(
+            f"{folder} has what an unfinished run with --workers, --shard or --scheduler did: give "
+            "the same option to go on, remove the folder, or choose another name"
+        )
+
+
 def many_options(command: Command) -> Command:
     """Add the options --workers, --shard, --gather and --scheduler."""
     for option in (

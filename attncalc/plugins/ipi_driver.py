@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load
+from attncalc.plugins.lookout import Lookout
 from attncalc.system import System
 from attncalc.text import one_line
 
@@ -55,7 +56,7 @@ class Driver:
     ) -> None:
         found = read(template)
         self.atoms: Atoms = found if isinstance(found, Atoms) else found[-1]
-        self.evaluator = Evaluator(load(model, device=device))
+        self.evaluator, self._look = Evaluator(load(model, device=device)), Lookout()
         self._system = self._copies(1)
 
     def __call__(self, cell: Any, pos: Any) -> Any:
@@ -100,7 +101,9 @@ class Driver:
         if self.atoms.pbc.any():
             rows = np.stack([np.reshape(h, (3, 3)).T for h in cells]) * units.Bohr
             system = replace(system, cell=torch.from_numpy(rows).to(device))
-        energy, _, forces, strain_gradient, *_ = self.evaluator(system).arrays
+        result = self.evaluator(system)
+        self._look(system, result)
+        energy, _, forces, strain_gradient, *_ = result.arrays
         forces = (forces * (units.Bohr / units.Hartree)).reshape(n, m, 3)
         virial = -strain_gradient / units.Hartree
         return [(float(energy[k]) / units.Hartree, forces[k], virial[k], "") for k in range(n)]

@@ -39,6 +39,7 @@ from attncalc.evaluator import Evaluator
 from attncalc.graph import Graphs, species_of
 from attncalc.model_file import load
 from attncalc.plugins.halo import OutputExchange, Owners
+from attncalc.plugins.lookout import Lookout
 from attncalc.potential import Potential, evaluate, evaluate_with_virials
 from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops
@@ -125,6 +126,7 @@ def attach(
         raise ValueError(f"this LAMMPS instance has a fix {FIX} already: it takes one model")
     options = {"charge": charge, "spin": spin, "exchange": exchange, "per_atom": per_atom}
     fix = AttnFix(lmp, comm, model, numbers, **options)
+    fix.check_masses()
     reach = reach_of(model, exchanges=fix.exchanges)
     lmp.commands_string("\n".join(_commands(lmp, model, comm.size, reach)))
     lmp.set_fix_external_callback(FIX, fix)
@@ -327,7 +329,7 @@ class AttnFix:
         _refuse_respa(self.lmp)  # no look at a script finds it in files that this includes
         images, box = self._images(n_own), _box(self.lmp)
         if self.n_calls == 0:
-            self._check_masses()
+            self.check_masses()
         self.n_calls += 1
         if forces is None:
             forces = np.zeros((0, 3))
@@ -360,14 +362,19 @@ class AttnFix:
         types = read("type", nelem=n)
         return Images(read("x", nelem=n, dim=3), read("id", nelem=n), self.numbers[types], n_own)
 
-    def _check_masses(self) -> None:
-        """Refuse elements that are not those of the masses, which shows a wrong order."""
+    def check_masses(self) -> None:
+        """Refuse elements that are not those of the masses that are set: it shows a wrong order.
+
+        Raises:
+            ValueError: they are not.
+        """
         if self.lmp.extract_setting("rmass_flag"):  # masses are those of atoms
             return
         masses = self.lmp.numpy.extract_atom("mass")
         for kind, z in enumerate(self.numbers):
             isotopes = 2.1 if z == 1 else 0.0
-            if z and not abs(masses[kind] - atomic_masses[z]) <= MASS_ERROR + isotopes:
+            error = abs(masses[kind] - atomic_masses[z])
+            if z and masses[kind] and not error <= MASS_ERROR + isotopes:
                 raise ValueError(
                     f"atom type {kind} has mass {masses[kind]:g}, and {chemical_symbols[z]} has "
                     f"{atomic_masses[z]:g}: elements in pair_coeff stand in the order of the types"
@@ -392,6 +399,7 @@ class _Alone:
         self.lmp, self.evaluator = lmp, evaluator
         self.charge, self.spin, self.per_atom = charge, spin, per_atom
         self._known: tuple[Integers, Integers] | None = None
+        self._look = Lookout()
         self._rows: Integers = np.zeros(0, np.int64)
         self._system: System | None = None
         names = ("IMGMASK", "IMGMAX", "IMGBITS", "IMG2BITS")
@@ -416,9 +424,11 @@ class _Alone:
             system = self._system_of(images.positions[rows], numbers[rows], flags, box)
             if not self.per_atom:
                 result = self.evaluator(system)
+                self._look(system, result, ids[rows])
                 forces[rows] = result.forces.cpu().numpy()
                 return _parts(result)
             result, virials = self.evaluator.with_virials(system)
+            self._look(system, result, ids[rows])
         forces[rows] = result.forces.cpu().numpy()
         energies = result.energies.cpu().numpy()
         return _parts(result, OfAtoms(rows, energies, virials.cpu().numpy()))

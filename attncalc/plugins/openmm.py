@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import find_model, load, shipped_models
+from attncalc.plugins.lookout import Lookout
 from attncalc.system import System
 
 try:
@@ -63,7 +64,7 @@ class Energy:
         self._given = (model, numbers, periodic, charge, spin, device)
         # contexts of one force may be in several threads
         self._lock = threading.Lock()
-        self._evaluator = Evaluator(load(model, device=device))
+        self._evaluator, self._look = Evaluator(load(model, device=device)), Lookout()
         n = len(numbers)
         apart = 10.0 * np.arange(n)[:, None] * [1.0, 0.0, 0.0]  # Å; no two atoms in one place
         atoms = Atoms(numbers, apart, cell=[10.0 * n, 10.0, 10.0], pbc=periodic)
@@ -84,7 +85,9 @@ class Energy:
             if self._system.pbc.any():
                 self._set_box(np.array(state.getPeriodicBoxVectors(asNumpy=True)._value))
             positions = torch.from_numpy(10.0 * state.getPositions(asNumpy=True)._value)
-            result = self._evaluator(self._system.with_positions(positions.to(self._system.device)))
+            system = self._system.with_positions(positions.to(self._system.device))
+            result = self._evaluator(system)
+            self._look(system, result)
             energy, _, forces, *_ = result.arrays
         return float(energy[0]) / KJ_PER_MOL, forces * (10.0 / KJ_PER_MOL)
 
@@ -135,7 +138,8 @@ def add_force(
         # OpenMM-ML collects forces in a system that has no particles, for one that has
         end = n_particles or math.inf
         if outside := [k for k in particles if not 0 <= k < end]:
-            raise ValueError(f"particles must be of the system's {n_particles}, got {outside[0]}")
+            last = n_particles - 1
+            raise ValueError(f"particles must be numbers from 0 to {last}, got {outside[0]}")
         if len(set(particles)) < len(particles):
             raise ValueError("a particle stands twice in particles")
     n = n_particles if particles is None else len(particles)

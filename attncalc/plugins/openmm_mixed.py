@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-import openmm
-
 from attncalc.model_file import load
-from attncalc.plugins.openmm import add_force
+from attncalc.plugins.openmm import add_force, openmm
 
 # lists of bonded terms in the XML of a system, with what one of them is called
 TERMS = {"Bonds": "Bond", "Angles": "Angle", "Torsions": "Torsion", "Constraints": "Constraint"}

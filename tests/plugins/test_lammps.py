@@ -356,20 +356,29 @@ USUAL = {
 
 
 @needs_lammps
+def test_a_word_about_atoms_outside_the_training(folder: Path):
+    script = folder / "in.random"
+    script.write_text(SMALL.format(**USUAL))
+    done = mpiexec(1, "-m", "attncalc", "lammps", script, "-log", "none", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (word,) = re.findall(r"outside the training data: atom (\d+) \(Si\)", done.stderr)
+    assert 1 <= int(word) <= 20
+
+
+@needs_lammps
 def test_the_command_and_an_error_in_a_step(folder: Path):
     """All processes end with one line; LAMMPS does not go on."""
     script = folder / "in.heavy"
-    script.write_text(SMALL.format(**USUAL | {"mass": 15.999}))
+    collides = "create_atoms 1 single 1 1 1\ncreate_atoms 1 single 1 1 1\nrun 0"
+    script.write_text(SMALL.format(**USUAL | {"behind": collides}))
     command = ("-m", "attncalc", "lammps", script, "-log", "none")
     done = mpiexec(2, *command, cwd=folder)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("Error")]
     # of two processes the second may say the same before the first has ended it
-    assert set(said) == {
-        "Error: atom type 1 has mass 15.999, and Si has 28.085: elements in pair_coeff stand in "
-        "the order of the types"
-    }
-    assert "Loop time" not in done.stdout
+    assert len(set(said)) == 1
+    assert "atom 21 and atom 22 are 0.0e+00 Å apart" in said[0].replace(" (Si)", "")
+    assert done.stdout.count("Loop time") == 1
 
 
 REFUSALS = """
@@ -402,6 +411,7 @@ REFUSED = {
     "no shipped model": {"style": "pair_style attncalc so3krates-silikon"},
     "takes one model": {"style": "pair_style attncalc so3krates-silicon so3krates-ethanol"},
     "command clear": {"behind": "clear"},
+    "atom type 1 has mass 15.999, and Si has 28.085": {"mass": 15.999},
     "run_style verlet": {"behind": "run_style respa 2 2"},
     "run_style respa: only": {"style": f"run_style respa 2 2\n{USUAL['style']}"},
     "has removed the model": {"behind": "include in.clear"},

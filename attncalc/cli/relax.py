@@ -264,7 +264,9 @@ def relax_in_batch(
             if not steps or not rests(courses[k]):  # one that rests does not go on
                 steps.append((of_energy, of_force))
         done = len(courses[0].steps) - 1 if alone else first + sum(map(rests, courses))
-        bar.set_postfix_str(f"largest force {max(columns[2]):.4f} eV/Å", refresh=False)
+        reached = f"largest force {max(columns[2]):.4f} eV/Å"
+        reached += f", energy {columns[1][0]:.4f} eV" if alone else ""
+        bar.set_postfix_str(reached, refresh=False)
         bar.update(done - bar.n)
 
     def look(numbers: Tensor, system: System) -> Tensor | None:

@@ -446,7 +446,7 @@ def test_the_folder_is_not_listed_for_every_shard(few, monkeypatch):
 
 def relax_many(**changed: object) -> RelaxMany:
     options = {"device": "cpu", "dtype": None, "long_range_cutoff": None}
-    asked = RelaxMany(COPPER, options, 1, 10.0, 5, None, False, False)
+    asked = RelaxMany(COPPER, options, 1, 10.0, 5, "lbfgs", False, False)
     return replace(asked, **changed)
 
 

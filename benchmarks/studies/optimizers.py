@@ -19,7 +19,8 @@ import torch
 from ase import Atoms
 from ase.optimize import LBFGS
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from many_relaxations import MODEL, structures
 from result_files import machine_name, table
@@ -27,7 +28,7 @@ from result_files import write as write_result
 
 from attncalc import AttnCalculator, System, md
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = HERE.parent / "results"
 FMAX, STEPS = 0.01, 1000  # eV/Å
 
 

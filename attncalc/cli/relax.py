@@ -210,15 +210,14 @@ def are_relaxed_together(frames: list[Atoms], cell: bool) -> bool:
 
 def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
     """Replaces frames by relaxed ones, in batches, and fills the courses."""
-    n_written, interrupted = 0, False
-    total, unit = (len(frames), "structure") if len(frames) > 1 else (asked.steps, "step")
+    n_written, interrupted, alone = 0, False, len(frames) == 1
+    total, unit = (asked.steps, "step") if alone else (len(frames), "structure")
     with progress_bar(total, unit) as bar:
         apart = asked.calculator.evaluator.plain.counts_all_pairs
         for first, last in batches(frames, ATOMS_AT_ONCE, apart=apart):
             batch = frames[first:last]
             of_batch = [Course() for _ in batch]
             courses += of_batch
-            alone = len(frames) == 1
             interrupted = relax_in_batch(asked, batch, of_batch, bar, first, alone=alone)
             write_structures(asked.target, frames[:last])
             for k, course in enumerate(of_batch, start=first):
@@ -227,7 +226,7 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
             n_written = last
             if interrupted:
                 break
-    if interrupted and len(frames) == 1:
+    if interrupted and alone:
         courses[0].frame = frames[0]
         raise KeyboardInterrupt(_saved(0, 1, asked.target, courses[0]))
     if interrupted:

@@ -158,8 +158,8 @@ class LBFGS:
             return self
         (positions, before), dot = self.last, _products(system)
         moved, steeper = system.positions - positions, before - forces
-        product = dot(moved, steeper)
-        used = product > 1e-10 * torch.sqrt(dot(moved, moved) * dot(steeper, steeper))
+        product, squared = dot(moved, steeper), dot(steeper, steeper)
+        used = product > 1e-10 * torch.sqrt(dot(moved, moved) * squared)
         change = torch.where(
             used[system.system_idx, None, None], torch.stack([moved, steeper], 1), 0
         )
@@ -167,7 +167,7 @@ class LBFGS:
         new = replace(
             self,
             changes=torch.cat([self.changes[:, kept], change.unsqueeze(1)], 1),
-            scale=torch.where(used, product / dot(steeper, steeper).clamp(min=1e-30), self.scale),
+            scale=torch.where(used, product / squared.clamp(min=1e-30), self.scale),
         )
         column, square = new._onto(system, change[:, 1])
         products, squares = self.products[:, kept, kept], self.squares[:, kept, kept]

@@ -107,7 +107,8 @@ def relax_batch(
         system: the structures.
         fmax: eV/Å, largest force left on an atom that may move.
         steps: most steps.
-        optimizer: "lbfgs" or "fire", which takes two to four times as many steps, and shorter ones.
+        optimizer: "lbfgs" or "fire", which takes two to five times as many steps, and moves atoms
+            less in each.
         fixed: [n_atoms], bool: atoms that stay where they are.
         first: number of the first structure, for messages, where they are part of a longer list.
         observe: called before the first and after every step with the numbers of the structures

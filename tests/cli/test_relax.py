@@ -284,17 +284,22 @@ def test_relax_of_one_is_that_among_several() -> None:
     assert re.search(r"structure 0: converged in \d+ steps", said)
 
 
-def test_relax_of_one_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    write("one.extxyz", rattled(1))
+def interrupt(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Press Ctrl-C at this evaluation."""
     evaluate, calls = Evaluator.__call__, []
 
     def interrupted(self, system):
         calls.append(system)
-        if len(calls) == 4:
+        if len(calls) == call:
             raise KeyboardInterrupt
         return evaluate(self, system)
 
     monkeypatch.setattr(Evaluator, "__call__", interrupted)
+
+
+def test_relax_of_one_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("one.extxyz", rattled(1))
+    interrupt(monkeypatch, 4)
     result = attncalc("relax", "one.extxyz", "--model", COPPER, "-o", "out.xyz")
     assert result.exit_code == 130
     (course,) = re.findall(r"NOT converged in (2 steps, largest force \S+ eV/Å)", result.stdout)
@@ -305,15 +310,7 @@ def test_relax_of_one_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_relax_of_several_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     write("many.extxyz", many())
-    evaluate, calls = Evaluator.__call__, []
-
-    def interrupted(self, system):
-        calls.append(system)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return evaluate(self, system)
-
-    monkeypatch.setattr(Evaluator, "__call__", interrupted)
+    interrupt(monkeypatch, 6)
     result = attncalc("relax", "many.extxyz", "--model", COPPER, "-o", "out.xyz")
     assert result.exit_code == 130
     assert result.stderr == (

@@ -1,9 +1,10 @@
 """Attention of So3krates over pairs in blocks: messages, and the gradient of all that goes in.
 
 Pair p = (i, j) stands for both directions. In a block of pairs the filters
-w = table(d) + C(d) silu(I(chi_j - chi_i) W1 + b1) W2 are made, used and forgotten; the reverse
-pass makes them again. Cutoff function and norm of the coefficients are folded into tables and W2:
-alpha = sum q_i w k_j is what `attncalc.nn.so3krates.EuclideanAttention` calls by this name.
+w = table(d) + C(d) silu(I(chi_j - chi_i) W1 + b1) W2 are made and used; the reverse pass finds
+them in `Kept`, or makes them again where keeping those of all pairs takes too much memory. Cutoff
+function and norm of the coefficients are folded into tables and W2: alpha = sum q_i w k_j is what
+`attncalc.nn.so3krates.EuclideanAttention` calls by this name.
 
 Rows of `projected` hold, head by head, queries, keys and values of the features, then degree by
 degree queries and keys of the geometry.
@@ -78,6 +79,19 @@ class Filters(NamedTuple):
     first_bias: NDArray[np.float32]
     second: NDArray[np.float32]
     second_transposed: NDArray[np.float32]
+
+
+class Kept(NamedTuple):
+    """Values of every pair that the reverse pass of a layer needs; without rows it remakes them.
+
+    Attributes:
+        filters: [.., 2 F].
+        bare, slope: [.., F / 2], silu(z) and C(d) silu'(z) of the hidden layers.
+    """
+
+    filters: NDArray[np.float32]
+    bare: NDArray[np.float32]
+    slope: NDArray[np.float32]
 
 
 class Orders(NamedTuple):
@@ -187,12 +201,8 @@ def _preactivation(shape, invariants, first, first_bias, k):
 
 
 @inner_loop
-def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, for_reverse):
-    """hidden[q] = C(d) silu(z), z = I W1 + b1.
-
-    Args:
-        for_reverse: None, or two arrays like `hidden`: for silu(z) and C(d) silu'(z).
-    """
+def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, block):
+    """hidden[q] = C(d) silu(z), z = I W1 + b1, and what the reverse pass needs of it."""
     invariants = np.empty((1, len(shape.degrees)), single)
     for q in range(n):
         p = begin + q
@@ -204,20 +214,28 @@ def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, for_reverse):
             s = sigmoid(z)
             zs = times(z, s)
             store(hidden, q, k, times(zs, c))
-            if for_reverse is not None:
-                store(for_reverse[0], q, k, zs)
-                store(for_reverse[1], q, k, times(c, silu_slope(z, s)))
+            store(block.bare, q, k, zs)
+            store(block.slope, q, k, times(c, silu_slope(z, s)))
 
 
 @inner_loop
-def _filters(shape, begin, n, pairs, ev, masks, weights, rests, hidden, for_reverse, filters):
-    """Both filters of a block of pairs; `hidden` and `for_reverse` are those of `_hidden`."""
-    _tabulated(shape, begin, n, pairs, weights.table, filters)
+def _filters(shape, begin, n, pairs, ev, masks, weights, rests, hidden, block):
+    """Fills the `Kept` of a block of pairs; `hidden` is working space."""
+    _tabulated(shape, begin, n, pairs, weights.table, block.filters)
     if not rests:
-        _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, for_reverse)
-        half, width = hidden.shape[1] // 2, filters.shape[1] // 2
-        add_product(n, hidden, 0, weights.second[0], filters, 0)
-        add_product(n, hidden, half, weights.second[1], filters, width)
+        _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, block)
+        half, width = hidden.shape[1] // 2, block.filters.shape[1] // 2
+        add_product(n, hidden, 0, weights.second[0], block.filters, 0)
+        add_product(n, hidden, half, weights.second[1], block.filters, width)
+
+
+@inner_loop
+def _rows(kept, begin, n):
+    return Kept(
+        kept.filters[begin : begin + n],
+        kept.bare[begin : begin + n],
+        kept.slope[begin : begin + n],
+    )
 
 
 @inner_loop
@@ -273,23 +291,37 @@ def _coefficients_gradient(
 
 
 @inner_loop
-def messages(shape, n_pairs, pairs, orders, weights, ev, rests, projected, features, received):
+def _one_block(width, n_hidden):
+    return Kept(
+        np.empty((BLOCK, 2 * width), single),
+        np.empty((BLOCK, n_hidden), single),
+        np.empty((BLOCK, n_hidden), single),
+    )
+
+
+@inner_loop
+def messages(
+    shape, n_pairs, pairs, orders, weights, ev, rests, kept, projected, features, received
+):
     """Adds all messages: to the features [n_atoms, F], to `received` [n_atoms, M].
 
     Args:
         rests: whether all Euclidean variables are zero: what the spherical part gives then is in
             the table.
+        kept: `Kept` of the layer; where it has rows, they are filled.
         projected: [n_atoms, 5 F].
     """
     n_heads, n_degrees, n_hidden = len(shape.heads), len(shape.degrees), LANES * len(shape.hidden)
     head, part = LANES * len(shape.head), LANES * len(shape.part)
     width = n_heads * head
-    filters = np.empty((BLOCK, 2 * width), single)
+    one_block = _one_block(width, n_hidden)
     hidden = np.empty((BLOCK, n_hidden), single)
     beta = np.empty((2, n_degrees), single)
     for begin in range(0, n_pairs, BLOCK):
         n = min(BLOCK, n_pairs - begin)
-        _filters(shape, begin, n, pairs, ev, orders.masks, weights, rests, hidden, None, filters)
+        block = _rows(kept, begin, n) if len(kept.filters) > 0 else one_block
+        _filters(shape, begin, n, pairs, ev, orders.masks, weights, rests, hidden, block)
+        filters = block.filters
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
@@ -324,6 +356,7 @@ def messages_gradient(
     weights,
     ev,
     rests,
+    kept,
     projected,
     d_features,
     d_received,
@@ -341,19 +374,20 @@ def messages_gradient(
     n_heads, n_degrees, n_hidden = len(shape.heads), len(shape.degrees), LANES * len(shape.hidden)
     head, part = LANES * len(shape.head), LANES * len(shape.part)
     width = n_heads * head
-    filters = np.empty((BLOCK, 2 * width), single)
+    one_block = _one_block(width, n_hidden)
     d_filters = np.empty((BLOCK, 2 * width), single)
     hidden = np.empty((BLOCK, n_hidden), single)
-    bare = np.empty((BLOCK, n_hidden), single)
-    slope = np.empty((BLOCK, n_hidden), single)
     d_hidden = np.empty((BLOCK, n_hidden), single)
     d_invariants = np.empty((1, n_degrees), single)
     beta = np.empty((2, n_degrees), single)
     for begin in range(0, n_pairs, BLOCK):
         n = min(BLOCK, n_pairs - begin)
-        _filters(
-            shape, begin, n, pairs, ev, orders.masks, weights, rests, hidden, (bare, slope), filters
-        )
+        block = one_block
+        if len(kept.filters) > 0:
+            block = _rows(kept, begin, n)
+        else:
+            _filters(shape, begin, n, pairs, ev, orders.masks, weights, rests, hidden, block)
+        filters = block.filters
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
@@ -421,8 +455,8 @@ def messages_gradient(
             for v in range(len(shape.hidden)):
                 k = v * LANES
                 given = load(d_hidden, q, k)
-                along = fma(given, load(bare, q, k), along)
-                store(d_hidden, q, k, times(given, load(slope, q, k)))
+                along = fma(given, load(block.bare, q, k), along)
+                store(d_hidden, q, k, times(given, load(block.slope, q, k)))
             d_lengths[p] += total(along) * pairs.envelope_slope[p]
             for l in range(n_degrees):
                 gathered = fill(ZERO)

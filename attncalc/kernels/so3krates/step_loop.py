@@ -43,6 +43,7 @@ from attncalc.kernels.so3krates.geometry_loops import (
 )
 from attncalc.kernels.so3krates.pair_loops import (
     Filters,
+    Kept,
     Orders,
     messages,
     messages_gradient,
@@ -141,6 +142,7 @@ class Space(NamedTuple):
         normed, hidden, normal, inverse, ev, gain: what the reverse pass needs of every layer, of
             the atoms in its loops over atoms.
         wide .. third: of those atoms.
+        filters, bare, slope: [n_layers, ..], see `Kept`.
     """
 
     lengths: Doubles
@@ -159,6 +161,9 @@ class Space(NamedTuple):
     of_head: Floats
     other: Floats
     third: Floats
+    filters: Floats
+    bare: Floats
+    slope: Floats
 
 
 class Common(NamedTuple):
@@ -183,6 +188,11 @@ class Common(NamedTuple):
 @inner_loop
 def _filters(w, l):
     return Filters(w.table[l], w.first[l], w.first_bias[l], w.second[l], w.second_transposed[l])
+
+
+@inner_loop
+def _kept(own, l):
+    return Kept(own.filters[l], own.bare[l], own.slope[l])
 
 
 @inner_loop
@@ -302,6 +312,7 @@ def _forward(
                 _filters(w, l),
                 before,
                 rests,
+                _kept(own, l),
                 common.projected[l],
                 common.x,
                 received,
@@ -386,6 +397,7 @@ def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, rows, d_outputs, 
             _filters(w, l),
             common.ev_before[l],
             rests,
+            _kept(own, l),
             common.projected[l],
             common.d_x,
             received,

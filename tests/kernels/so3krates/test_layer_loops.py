@@ -20,6 +20,8 @@ from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.potential import Potential
 from attncalc.system import System
 
+pytestmark = pytest.mark.no_cover
+
 TOLERANCE = 5e-6  # of float32 and of the tables, relative to the largest
 LAYER = 1
 CONFIG = So3kratesConfig(4.0, 8.0, num_features=64, num_heads=2, degrees=(1, 2), head_features=16)
@@ -101,6 +103,11 @@ def assert_near(actual: NDArray[np.float32], expected: Tensor, what: str) -> Non
     assert not actual[..., width:].any(), f"padding of {what}"
 
 
+def kept(n_pairs: int) -> pair_loops.Kept:
+    """Room for the filters of so many pairs."""
+    return pair_loops.Kept(*(np.zeros((n_pairs, n), np.float32) for n in (128, 32, 32)))
+
+
 def test_messages(bench: Bench) -> None:
     x, ev = bench.x, bench.ev
     expected = bench.layer.attention(x, ev, bench.exact.geometry(bench.graph))
@@ -118,6 +125,7 @@ def test_messages(bench: Bench) -> None:
         bench.filters,
         single(ev),
         False,
+        kept(0),
         projected,
         features,
         received,
@@ -151,6 +159,7 @@ def test_gradient_of_messages(bench: Bench) -> None:
         bench.filters,
         single(bench.ev),
         False,
+        kept(0),
         projected,
         single(bench.d_x),
         single(bench.d_ev),

@@ -43,26 +43,3 @@ CUTOFF_FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "cosine": cosine,
     "exponential": exponential,
 }
-
-
-def _physnet_slope(lengths: Tensor, cutoff: float) -> Tensor:
-    s = lengths / cutoff
-    return torch.where(s < 1, (s * (1 - s)) ** 2 * (-30 / cutoff), 0.0)
-
-
-def _cosine_slope(lengths: Tensor, cutoff: float) -> Tensor:
-    s = lengths / cutoff
-    return torch.where(s < 1, torch.sin(math.pi * s) * (-0.5 * math.pi / cutoff), 0.0)
-
-
-def _exponential_slope(lengths: Tensor, cutoff: float) -> Tensor:
-    s = torch.where(lengths < cutoff, lengths / cutoff, 0.0)
-    return exponential(lengths, cutoff) * (-2 / cutoff) * s / ((1 - s) * (1 + s)) ** 2
-
-
-# dC/dd, for reverse passes that are written out
-CUTOFF_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "physnet": _physnet_slope,
-    "cosine": _cosine_slope,
-    "exponential": _exponential_slope,
-}

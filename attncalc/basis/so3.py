@@ -50,18 +50,6 @@ class SphericalHarmonics(ModuleWithConstants):
             harmonics.append(product.flatten(1) @ self.get_buffer(f"raise_{degree}"))
         return harmonics
 
-    def slopes(self, degree: int) -> Tensor:
-        """[3, 2l-1, 2l+1]: the gradient of Y_l at a unit vector from Y_(l-1) there, for l > 0.
-
-        But for its component along the vector: that is l Y_l, of Y_l continued as a polynomial.
-        """
-        # Y_l = S(u, ..., u) with S symmetric: its derivative along e is l S(u, ..., u, e), and S is
-        # the product with Y_(l-1) for any last argument
-        if degree == 1:
-            return self.first.unsqueeze(1) * math.sqrt(4 * math.pi)
-        raising = self.get_buffer(f"raise_{degree}").unflatten(0, (-1, 3))
-        return degree * torch.einsum("ck,akm->cam", self.first, raising)
-
 
 @functools.cache
 def _raising(degree: int) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -21,7 +22,6 @@ from attncalc.cli.shards import (
     Outcome,
     many_options,
     output_of_shards,
-    set_threads_of_worker,
     sort_out,
     work_off,
 )
@@ -98,7 +98,7 @@ class LabelMany:
 
     def start(self) -> LabelShard:
         """Load the oracle."""
-        set_threads_of_worker(None)
+        torch.set_num_threads(1)  # a worker's share of the CPU
         return LabelShard(load_oracle(self.oracle, self.folder))
 
 

@@ -175,7 +175,7 @@ def md(
     if resume is not None:
         given = [p for p, v in context.params.items() if _typed(context, p) and v is not None]
         stop = stop_when_unknown
-        _resume(Path(resume), given, device, dtype, threads, options["steps"], stop=stop)
+        _resume(Path(resume), given, device, threads, options["steps"], stop=stop)
         return
     if structure is None:
         raise click.UsageError("a STRUCTURE is needed (or --resume RUN.h5md)")
@@ -294,14 +294,7 @@ def _older_aside(target: Path, source: Path) -> Iterator[None]:
 
 
 def _resume(
-    target: Path,
-    given: list[str],
-    device: str,
-    dtype: str | None,
-    threads: int | None,
-    steps: int,
-    *,
-    stop: bool,
+    target: Path, given: list[str], device: str, threads: int | None, steps: int, *, stop: bool
 ) -> None:
     """Go on with a run by its checkpoint."""
     allowed = {"resume", "device", "threads", "steps", "quiet", "json", "stop_when_unknown"}

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
-from attncalc.cli.shards import set_threads_of_worker
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ModelJob:
 
     def load(self) -> AttnCalculator:
         """Load the model in a process of its own."""
-        set_threads_of_worker(self.threads)
+        torch.set_num_threads(self.threads or 1)  # a worker's share of the CPU
         warnings.filterwarnings("ignore", module=r"attncalc\.calculator")  # reports say it
         return self._calculator()
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import click
-import torch
 from ase import Atoms
 from ase.io import write
 
@@ -503,11 +502,6 @@ def work_through(
         raise kind("; ".join(filter(None, (str(error), said)))) from None
 
 
-def _attempts(work: Work, shard: int) -> int:
-    """Number of processes that a shard has killed."""
-    return _deaths(work, shard)[0]
-
-
 def _deaths(work: Work, shard: int) -> tuple[int, str]:
     """Number of processes that a shard has killed, and the exception of the last one, if any."""
     try:
@@ -527,7 +521,7 @@ def count_attempt(work: Work, shard: int | None, bug: str = "") -> int:
     """
     if shard is None or work.is_done(shard):
         return 0
-    number = _attempts(work, shard) + 1
+    number = _deaths(work, shard)[0] + 1
     write_atomically(work.file(shard, ".died"), f"{number} {bug}".rstrip().encode())
     return number
 
@@ -736,8 +730,3 @@ def _join(parts: Sequence[Path], target: Path) -> None:
         for part in parts:
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, joined)
-
-
-def set_threads_of_worker(threads: int | None) -> None:
-    """Let a process take its share of the CPU: one thread, or as many as were asked for."""
-    torch.set_num_threads(threads or 1)

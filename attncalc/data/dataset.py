@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -99,14 +99,9 @@ class Dataset:
             for name in OPTIONAL
             if (values := getattr(self, name)) is not None
         }
-        return Dataset(
-            structures=tuple(self.structures[k] for k in chosen),
-            energies=self.energies[chosen],
-            **labels,
-            source=self.source,
-            level_of_theory=self.level_of_theory,
-            labels=self.labels,
-            isolated_energies=self.isolated_energies,
+        structures = tuple(self.structures[k] for k in chosen)
+        return replace(
+            self, structures=structures, energies=self.energies[chosen], splits={}, **labels
         )
 
     def chosen(self, index: int | slice | Sequence[int] | NDArray) -> Integers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -71,21 +71,11 @@ class StreamedDataset(Dataset):
 
     def in_memory(self) -> Dataset:
         """Return the whole data set, read and checked."""
-        labels: dict[str, Any] = {
-            label: np.stack(values) if label in OF_STRUCTURES else tuple(values)
-            for label in OPTIONAL
-            if (values := getattr(self, label)) is not None
-        }
-        return Dataset(
-            structures=tuple(self.structures),
-            energies=self.energies,
-            **labels,
-            splits=self.splits,
-            source=self.source,
-            level_of_theory=self.level_of_theory,
-            labels=self.labels,
-            isolated_energies=self.isolated_energies,
-        )
+        columns = {field.name: getattr(self, field.name) for field in fields(Dataset)}
+        for name, values in columns.items():
+            if isinstance(values, _Column):
+                columns[name] = np.stack(values) if name in OF_STRUCTURES else tuple(values)
+        return Dataset(**columns)
 
 
 def stream(

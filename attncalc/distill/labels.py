@@ -73,14 +73,10 @@ class LabelStore:
         """Reasons of the refused structures, counted."""
         return Counter(self.refused.values())
 
-    def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
-        """Return labels of structures, or why the oracle refuses one; see `Oracle.label`."""
-        return self.label_and_tell(structures)
-
-    def label_and_tell(
+    def label(
         self, structures: Sequence[Atoms], tell: Callable[[int], None] = lambda n: None
     ) -> list[Labels | str]:
-        """Label structures, some at a time.
+        """Return labels of structures, or why the oracle refuses one; see `Oracle.label`.
 
         Args:
             structures: of positions in single precision.

@@ -509,7 +509,7 @@ class _Run:
             asked.append(atoms)
         log.info("labels of %d %s", len(asked), what)
         with self._bar(len(asked), "label") as tell:
-            self._store.label_and_tell(asked, tell)
+            self._store.label(asked, tell)
         return asked
 
     def _learn(self, structures: list[Atoms]) -> None:

@@ -21,18 +21,9 @@ Atoms beyond the box count into its outermost bins: slower there, but right."""
 
 
 def matscipy_list(system: System, cutoff: float) -> Edges:
-    """Return all pairs closer than the cutoff, with all periodic images, in both directions.
+    """Return all pairs closer than the cutoff [Å], as `attncalc.neighbors.neighbor_list` does.
 
-    Args:
-        system: one structure or a batch; another device than the CPU costs two copies.
-        cutoff: Å.
-
-    Returns:
-        Edges sorted by receiver, sender and cell shift, on the system's device.
-
-    Raises:
-        ValueError: the cutoff is not positive, a position is not finite, or two atoms lie on top
-            of each other.
+    Another device than the CPU costs two copies.
     """
     check_search(system, cutoff)
     reach = cutoff + SEARCH_MARGIN

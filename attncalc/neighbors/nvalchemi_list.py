@@ -17,21 +17,13 @@ def has_nvalchemi() -> bool:
 
 
 def nvalchemi_list(system: System, cutoff: float) -> Edges:
-    """Return all pairs closer than the cutoff, with all periodic images, in both directions.
+    """Return all pairs closer than the cutoff [Å], as `attncalc.neighbors.neighbor_list` does.
 
     The first call in a process compiles kernels (seconds) and keeps them in the user's cache.
 
-    Args:
-        system: one structure or a batch, on any device.
-        cutoff: Å.
-
-    Returns:
-        Edges sorted by receiver, sender and cell shift, on the system's device.
-
     Raises:
         ImportError: nvalchemi-toolkit-ops is not installed.
-        ValueError: the cutoff is not positive, a position is not finite, or two atoms lie on top
-            of each other.
+        ValueError: as of `neighbor_list`.
     """
     try:
         from nvalchemiops.torch.neighbors import NeighborOverflowError, neighbor_list

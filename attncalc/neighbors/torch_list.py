@@ -15,20 +15,9 @@ CANDIDATES_AT_ONCE = 2_000_000
 
 @torch.no_grad()
 def torch_list(system: System, cutoff: float) -> Edges:
-    """Return all pairs closer than the cutoff, with all periodic images, in both directions.
+    """Return all pairs closer than the cutoff [Å], as `attncalc.neighbors.neighbor_list` does.
 
     Meant for up to about 10,000 atoms; every structure of a batch is searched at once.
-
-    Args:
-        system: one structure or a batch, on any device.
-        cutoff: Å.
-
-    Returns:
-        Edges sorted by receiver, sender and cell shift, on the system's device.
-
-    Raises:
-        ValueError: the cutoff is not positive, a position is not finite, or two atoms lie on top
-            of each other.
     """
     check_search(system, cutoff)
     reach = cutoff + SEARCH_MARGIN

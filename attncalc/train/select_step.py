@@ -17,6 +17,7 @@ from attncalc.kernels.collocation import collocated
 from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.so3krates import So3krates
 from attncalc.nn.so3krates_sphc import So3kratesSphc
+from attncalc.ops import with_modules
 from attncalc.potential import Potential
 from attncalc.train.batches import join
 from attncalc.train.compilation import Compilation, compiled_step
@@ -27,7 +28,6 @@ from attncalc.train.step import (
     Step,
     eager_step,
     relative_error,
-    with_network,
 )
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def select_step(
     # unequal sizes first: the compiler, too, takes equal ones of its first batch for the same
     tried = (unequal_sizes(batches), join(batches[: recipe.batch_size]))
     examples = [with_distant_labels(batch, weights) for batch in tried]
-    fast = with_network(potential, _faster_network(potential.network, shortest))
+    fast = with_modules(potential, network=_faster_network(potential.network, shortest))
     proved = partial(_proved, plain=plain, examples=examples, dtype=potential.dtype)
     step: Step | None = None
     if fast.network is not potential.network:

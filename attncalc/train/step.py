@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from attncalc.graph import Graph, Graphs
-from attncalc.ops import segment_sum, with_modules
+from attncalc.ops import segment_sum
 from attncalc.physics.pair_term import strained
 from attncalc.potential import Potential, forces_from_edges
 from attncalc.system import System
@@ -376,8 +376,3 @@ class _FlatLoss(torch.nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         batch = unflatten(tensors, self.like)
         return loss(predict(self.potential, batch.graphs, batch.volume), batch, self.weights)
-
-
-def with_network(potential: Potential, network: torch.nn.Module) -> Potential:
-    """Return the same potential around another network; everything else is shared."""
-    return with_modules(potential, network=network)

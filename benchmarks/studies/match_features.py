@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attncalc.ops import with_modules
 from attncalc import load
 from attncalc.data import read
 from attncalc.graph import AtomOutputs, Graph
@@ -56,7 +57,6 @@ from attncalc.train.step import (
     eager_step,
     relative_error,
     trainable,
-    with_network,
 )
 
 WARM, DECAY = 300, 0.999  # steps, of the moving average
@@ -187,7 +187,7 @@ class Matching:
         self.of_teacher = WithHints(teacher, spreads)
         network = WithHints(student, spreads)
         self.of_student = network
-        self.with_hints = with_network(student, network)
+        self.with_hints = with_modules(student, network=network)
         hints = {"features": asked.hint_weight}
         self.weights = replace(weights, of_outputs={**weights.of_outputs, **hints})
         self.parameters = list(trainable(student).values())

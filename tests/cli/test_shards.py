@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -24,7 +23,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
-from command_line import COPPER, ETHANOL, attncalc, fails
+from command_line import COPPER, ETHANOL, attncalc, fails, fork_workers
 
 from attncalc import AttnCalculator
 from attncalc.cli import output, shards
@@ -122,7 +121,8 @@ def test_two_workers_killed_and_started_again(reference):
     assert outputs() == reference
 
 
-def test_an_array_of_jobs(reference):
+def test_an_array_of_jobs(reference, monkeypatch):
+    fork_workers(monkeypatch)  # `reference` is of processes that import everything anew
     write_many()
     said = attncalc(*RELAX, "-o", "out.xyz", "--shard", "1/2")
     assert said.exit_code == 0, said.output
@@ -252,8 +252,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def forked(few, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other processes work them off, in which nothing is imported again."""
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(shards.multiprocessing, "get_context", lambda _: fork)
+    fork_workers(monkeypatch)
     monkeypatch.setattr(shards, "_compute", compute)
 
 

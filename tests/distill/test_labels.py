@@ -51,7 +51,7 @@ def test_what_was_labelled_is_not_asked_again(tmp_path: Path) -> None:
     oracle, file = Spring(), tmp_path / "labels.h5"
     store = LabelStore(file, oracle, PAIR)
     told: list[int] = []
-    first = store.label_and_tell(pairs(2.0, 5.0, 2.5, 0.9), told.append)
+    first = store.label(pairs(2.0, 5.0, 2.5, 0.9), told.append)
     assert sum(told) == oracle.asked == store.n_calls == 4
     assert first[1] == "too long"
     assert first[3] == "labels not finite"

@@ -13,12 +13,13 @@ from networks import Density, DensityConfig
 
 from attncalc import Potential, train
 from attncalc.kernels.collocation import collocated
+from attncalc.ops import with_modules
 from attncalc.train import callbacks, compilation
 from attncalc.train.batches import join, samples
 from attncalc.train.compilation import Compilation
 from attncalc.train.select_step import select_step, with_distant_labels
 from attncalc.train.start import new_potential
-from attncalc.train.step import Loss, eager_step, relative_error, with_network
+from attncalc.train.step import Loss, eager_step, relative_error
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler (g++)")
 
@@ -127,6 +128,7 @@ def test_a_run_that_had_changed_waits_when_it_is_resumed(epochs_of, monkeypatch)
 
 @pytest.mark.slow
 @NEEDS_COMPILER
+@pytest.mark.no_cover
 def test_a_second_process_fills_the_cache(recipe, dataset, tmp_path, monkeypatch):
     """The real one; its step is the plain one, for batches of other sizes too.
 
@@ -198,7 +200,7 @@ def _is_alive(pid: int) -> bool:
 def test_what_is_sent_can_be_read_again(recipe, parts):
     """A collocated potential, the loss and batches as one pickle."""
     potential = new_potential(recipe, parts[0])
-    fast = with_network(potential, collocated(potential.network, 0.6))
+    fast = with_modules(potential, network=collocated(potential.network, 0.6))
     batch = join(samples(parts[0], potential.cutoff, potential.species)[:3])
     what = (fast, Loss(1.0, 1.0, 0.0), batch)
     theirs, weights, sent = compilation.pickle.loads(compilation.pickle.dumps(what))

@@ -17,13 +17,14 @@ from trainings import assert_same_bits
 
 from attncalc import AttnCalculator, data, load, train
 from attncalc.kernels.collocation import collocated
+from attncalc.ops import with_modules
 from attncalc.train.batches import samples, to_device
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.processes import Processes
 from attncalc.train.reproducible import ordered_sums
 from attncalc.train.select_step import SHORTEST_COLLOCATED, unequal_sizes
 from attncalc.train.start import new_potential
-from attncalc.train.step import compiled, eager_step, trace, traced_step, with_network
+from attncalc.train.step import compiled, eager_step, trace, traced_step
 
 Parts = tuple[data.Dataset, data.Dataset, data.Dataset]
 
@@ -126,7 +127,7 @@ def assert_first_step_is_that_of_the_cpu(device, way, recipe, parts) -> None:
     here = new_potential(exact, parts[0])
     batches = samples(parts[0], here.cutoff, here.species)
     there, batch = copy.deepcopy(here).to(device), unequal_sizes(batches)
-    fast = with_network(there, collocated(there.network, SHORTEST_COLLOCATED))
+    fast = with_modules(there, network=collocated(there.network, SHORTEST_COLLOCATED))
     weights, moved = loss_of(exact), to_device(batch, device)
     value, gradients = eager_step(here, weights)(batch)
     norm = float(torch.cat([g.flatten() for g in gradients]).norm())

@@ -93,6 +93,12 @@ class Forked:
             return self._process.exitcode, said.read()
 
 
+def fork_workers(patch: pytest.MonkeyPatch) -> None:
+    """Let workers be forks of this process: what is imported here is not imported again."""
+    fork = multiprocessing.get_context("fork")
+    patch.setattr(multiprocessing, "get_context", lambda _: fork)
+
+
 def wait_until(condition: Callable[[], bool], process: Forked | subprocess.Popen) -> None:
     """Of a process that goes on, however slow the machine."""
     deadline = time.monotonic() + 300

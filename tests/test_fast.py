@@ -175,7 +175,7 @@ def test_threads_that_do_not_work_leave_one(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threads.Threads, "run", no_threads)
-    plain = load("so3krates-ethanol", threads=2)
+    plain = load("so3krates-silicon", threads=2)
     with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
         fast = lower(plain)
     assert fast.network.engine.threads == 1

@@ -15,7 +15,8 @@ GFN2-xTB say it everywhere, and are wrong by a smooth function. So (MD17's label
        methods say of them
     4  python benchmarks/studies/distillation.py lessons ../shared/data/rmd17_ethanol.npz \
            --sample runs/ethanol-sample.npz --teachers CORRECTION ... -o runs/ethanol-lessons.npz
-       the same with the corrections added, and the 950 frames themselves, several times
+       the same with the corrections added, and the 950 frames themselves, several times;
+       with --models, the mean of these labels and those of models trained on the frames alone
     5  attncalc train models/equiformer-ethanol-distilled.yaml
        a network that needs neither correction nor tight binding any more; it starts from the
        weights of one that was trained on the frames alone
@@ -43,6 +44,7 @@ from tqdm import tqdm
 
 from attncalc import System, load, md
 from attncalc.evaluator import Evaluator
+from attncalc.fast import lower
 from attncalc.data import Dataset, read
 from attncalc.data.errors import predict
 
@@ -155,10 +157,19 @@ def lessons(options: argparse.Namespace) -> None:
     dataset = read(options.data, labels=LABELS)
     known, test = dataset[dataset.splits[TRAIN]], dataset[dataset.splits[TEST]]
     new = read(options.sample)
-    corrections = [predict(load(name), new) for name in options.teachers]
     positions, energies, forces = arrays_of(new)
+    corrections = [predict(lower(load(name)), new) for name in options.teachers]
     energies = energies + np.mean([one.energies for one in corrections], axis=0)
     forces = forces + np.mean([np.array(one.forces) for one in corrections], axis=0)
+    if options.models:
+        models = [predict(lower(load(name)), new) for name in options.models]
+        all_energies = np.array([energies, *(one.energies for one in models)])
+        all_forces = np.array([forces, *(np.array(one.forces) for one in models)])
+        # a network of the frames alone is lost far from them, where tight binding is not
+        agreed = all_forces.std(axis=0).max(axis=(1, 2)) < options.agreement
+        energies[agreed] = all_energies.mean(axis=0)[agreed]
+        forces[agreed] = all_forces.mean(axis=0)[agreed]
+        print(f"the mean of all labels {agreed.sum()} structures, the corrections alone the others")
     # validation last, where the recipe looks for it
     training = arrays_of(known[:-N_VALIDATION])
     ends = [arrays_of(known[-N_VALIDATION:]), arrays_of(test)]
@@ -189,6 +200,14 @@ def main() -> None:
     made[sample].add_argument("--seed", type=int, default=1)
     made[lessons].add_argument("--sample", type=Path, required=True, help="the file of `sample`")
     made[lessons].add_argument("--teachers", nargs="+", required=True, help="of `residual`")
+    made[lessons].add_argument(
+        "--models", nargs="*", default=[],
+        help="that need no tight binding: labels are the mean with theirs",
+    )  # fmt: skip
+    made[lessons].add_argument(
+        "--agreement", type=float, default=0.03,
+        help="eV/Å, largest standard deviation over teachers of a structure's forces for that mean",
+    )  # fmt: skip
     made[lessons].add_argument("--repeat", type=int, default=5, help="of every known frame")
     options = parser.parse_args()
     options.run(options)

@@ -17,6 +17,7 @@ from command_line import COPPER, Forked, attncalc, fails, import_again, wait_unt
 
 from attncalc import AttnCalculator, data
 from attncalc.cli.distill import _first_weights
+from attncalc.distill.training import CONFIG
 from attncalc.model_file import DEFAULT_MODEL, shipped_models
 
 pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
@@ -24,7 +25,7 @@ pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[d
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 EMT = ("--oracle", "ase.calculators.emt:EMT")
-SMALL = ("--steps", 10, "--picoseconds", 0.04, "--timestep", 2)
+SMALL = ("--steps", 30, "--picoseconds", 0.04, "--timestep", 2)
 
 
 @pytest.fixture
@@ -36,8 +37,11 @@ def cluster() -> str:
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models run without engines: compiling these takes minutes in a new clone."""
+    """Small models without engines: compiling these takes minutes in a new clone."""
     monkeypatch.setattr("attncalc.evaluator.lower", lambda potential: potential)
+    monkeypatch.setattr("attncalc.distill.training.STEPS_PER_EPOCH", 10)
+    small = {"num_features": 16, "num_heads": 2, "degrees": (1, 2), "num_layers": 1, "num_basis": 8}
+    monkeypatch.setattr("attncalc.distill.training.CONFIG", CONFIG | small)
 
 
 def labels(folder: str) -> dict[str, np.ndarray]:

@@ -13,11 +13,17 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.io import read, write
-from command_line import COPPER, attncalc, fails
+from command_line import COPPER, attncalc, fails, fork_workers
 
 from attncalc import AttnCalculator
 
 N, GOLD, OVERLAP = 70, 20, 66
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import nothing anew: `test_parts_give_the_same_file` has those of users."""
+    fork_workers(monkeypatch)
 
 
 def write_crystals() -> None:
@@ -34,6 +40,7 @@ def write_crystals() -> None:
     write("many.xyz", frames)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_models_energies_forces_and_stress() -> None:
     write_crystals()
     result = attncalc("label", "many.xyz", "--oracle", COPPER, "--json")
@@ -56,10 +63,11 @@ def test_a_models_energies_forces_and_stress() -> None:
     assert text.count("error=") == 2
 
 
-def test_parts_give_the_same_file() -> None:
+def test_parts_give_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
     write_crystals()
-    attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "whole.xyz")
     attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "two.xyz", "--workers", 2)
+    fork_workers(monkeypatch)
+    attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "whole.xyz")
     for k in (2, 1):
         attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "parts.xyz", "--shard", f"{k}/2")
     attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "parts.xyz", "--gather")
@@ -67,6 +75,7 @@ def test_parts_give_the_same_file() -> None:
     assert whole == Path("two.xyz").read_bytes() == Path("parts.xyz").read_bytes()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_calculator_from_a_module() -> None:
     Path("teacher.py").write_text("from ase.calculators.emt import EMT as make\n")
     frames = [molecule("CO"), bulk("Cu", cubic=True), molecule("CO")]
@@ -85,6 +94,7 @@ def test_a_calculator_from_a_module() -> None:
     assert "charge not told to the calculator" in Path("few.labelled.failed.xyz").read_text()
 
 
+@pytest.mark.usefixtures("forked")
 def test_atoms_that_are_held_have_forces_too() -> None:
     Path("teacher.py").write_text("from ase.calculators.emt import EMT as make\n")
     free, held = (bulk("Cu", cubic=True) for _ in range(2))
@@ -105,6 +115,7 @@ def test_atoms_that_are_held_have_forces_too() -> None:
         )
 
 
+@pytest.mark.usefixtures("forked")
 def test_another_version_of_a_module_is_another_oracle() -> None:
     write("few.xyz", [bulk("Cu", cubic=True) for _ in range(65)])
     command = ("label", "few.xyz", "--oracle", "changing:make", "-o", "out.xyz")
@@ -115,6 +126,7 @@ def test_another_version_of_a_module_is_another_oracle() -> None:
     assert "holds shards of another oracle" in fails(*command, "--shard", "2/2")
 
 
+@pytest.mark.usefixtures("forked")
 def test_labels_of_before_are_replaced() -> None:
     """Those that the new oracle has not would seem to be its own."""
     Path("teacher.py").write_text("from ase.calculators.emt import EMT as make\n")
@@ -131,6 +143,7 @@ def test_labels_of_before_are_replaced() -> None:
     assert set(twice.calc.results) == {"energy", "forces"}
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_multiplicity_that_is_not_read() -> None:
     atoms = molecule("H2O")
     atoms.info["multiplicity"] = 3
@@ -139,6 +152,7 @@ def test_a_multiplicity_that_is_not_read() -> None:
     assert '1 of 1 structures: atoms.info["multiplicity"] is not read' in result.stderr
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_failed_may_be_labelled_again() -> None:
     """By its number it is found in the input, and its reason is forgotten."""
     Path("teacher.py").write_text("from ase.calculators.emt import EMT as make\n")
@@ -154,6 +168,7 @@ def test_what_failed_may_be_labelled_again() -> None:
     assert "error" not in read("gold.labelled.xyz").info
 
 
+@pytest.mark.usefixtures("forked")
 def test_stress_of_a_calculator_that_waits_to_be_asked() -> None:
     Path("lazy.py").write_text(
         "from ase.calculators.emt import EMT\n"
@@ -168,6 +183,7 @@ def test_stress_of_a_calculator_that_waits_to_be_asked() -> None:
     assert len(read("one.labelled.xyz").calc.results["stress"]) == 6
 
 
+@pytest.mark.usefixtures("forked")
 def test_labels_that_are_no_numbers() -> None:
     Path("broken.py").write_text(
         "from ase.calculators.emt import EMT\n"
@@ -181,6 +197,7 @@ def test_labels_that_are_no_numbers() -> None:
     assert "labels are not finite" in Path("one.labelled.failed.xyz").read_text()
 
 
+@pytest.mark.usefixtures("forked")
 def test_structures_with_more_than_that_in_their_comment() -> None:
     frames = [bulk("Cu", cubic=True) for _ in range(2)]
     for k, atoms in enumerate(frames):
@@ -190,6 +207,7 @@ def test_structures_with_more_than_that_in_their_comment() -> None:
     assert [atoms.info["name"] for atoms in read("few.labelled.xyz", ":")] == ["frame 0", "frame 1"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_charges_dipoles_and_ratios() -> None:
     atoms = molecule("H2O")
     write("water.xyz", [atoms])
@@ -205,6 +223,7 @@ def test_charges_dipoles_and_ratios() -> None:
     np.testing.assert_allclose(ratios, calculator.hirshfeld_ratios, atol=1e-6)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_model_says_where_it_ends() -> None:
     far = molecule("H2O")
     far.positions[1] *= 0.5  # a bond of 0.52 Å
@@ -215,6 +234,7 @@ def test_a_model_says_where_it_ends() -> None:
     assert len(read("water.labelled.xyz", ":")) == 2
 
 
+@pytest.mark.usefixtures("forked")
 def test_tight_binding_is_for_molecules() -> None:
     pytest.importorskip("tblite.interface", reason="needs tblite: pip install attncalc[xtb]")
     write("both.xyz", [molecule("H2O"), bulk("Si")])
@@ -226,6 +246,7 @@ def test_tight_binding_is_for_molecules() -> None:
     assert water.get_dipole_moment()[2] == pytest.approx(-0.44, abs=0.05)
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_cannot_be() -> None:
     write("one.xyz", Atoms("H"))
     assert "no shipped model" in fails("label", "one.xyz", "--oracle", "nothing")

@@ -53,8 +53,8 @@ def potential(dtype: torch.dtype = torch.float32, *, repels: bool = False) -> Po
     config = So3kratesConfig(
         *(4.0, 10.0),
         num_features=64,
-        num_heads=2,
-        degrees=(1, 2),
+        num_heads=4,
+        degrees=(1, 2, 3, 4),
         num_layers=2,
         head_features=16,
         predict_charges=True,

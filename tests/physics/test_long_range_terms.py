@@ -41,8 +41,8 @@ def potential(pair_terms: list[nn.Module], **options) -> Potential:
     config = So3kratesConfig(
         *(4.0, 10.0),
         num_features=64,
-        num_heads=2,
-        degrees=(1, 2),
+        num_heads=4,
+        degrees=(1, 2, 3, 4),
         num_layers=2,
         num_basis=8,
         head_features=16,

@@ -42,8 +42,8 @@ def zbl_recipe() -> train.Recipe:
         config={
             "cutoff": 4.0,
             "num_features": 64,
-            "num_heads": 2,
-            "degrees": [1, 2],
+            "num_heads": 4,
+            "degrees": [1, 2, 3, 4],
             "num_layers": 1,
             "num_basis": 8,
             "head_features": 16,
@@ -126,6 +126,7 @@ def test_bad_names(zbl_recipe, names, message: str) -> None:
         dataclasses.replace(zbl_recipe, pair_terms=names)
 
 
+@pytest.mark.no_cover
 def test_traced_steps_have_it_too(zbl_recipe, parts, tmp_path, monkeypatch, caplog) -> None:
     """What the compiler is given has the gradient of the plain step."""
     monkeypatch.setattr(select_step.shutil, "which", lambda name: "/usr/bin/g++")

@@ -65,6 +65,7 @@ def test_gradients_of_shares_add_up_to_that_of_the_step(in_float64, parts, penal
             torch.testing.assert_close(sum(ours), theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.no_cover
 def test_a_traced_step_reads_the_share(in_float64, parts):
     """Sizes of a share are no numbers in the trace."""
     potential = new_potential(in_float64, parts[0])

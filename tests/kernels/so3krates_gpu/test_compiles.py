@@ -30,9 +30,12 @@ from attncalc.ops import with_modules
 from attncalc.potential import Potential, evaluate, evaluate_without_waiting
 from attncalc.system import System
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets in this process"
-)
+pytestmark = [
+    pytest.mark.no_cover,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets in this process"
+    ),
+]
 
 POINTERS = {
     torch.float32: "*fp32",

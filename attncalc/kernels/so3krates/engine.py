@@ -55,7 +55,7 @@ from attncalc.kernels.so3krates.tables import (
 
 # elements of a structure up to which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
-# bytes of filters that the reverse pass finds instead of making them again: 4 to 9 % of the time
+# bytes of filters that the reverse pass finds instead of making them again: 6 to 11 % of the time
 # (benchmarks/results/kept_filters.md); without a limit, large structures would need half as much
 # memory again
 MOST_KEPT = 256_000_000

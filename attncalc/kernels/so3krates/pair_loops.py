@@ -202,7 +202,8 @@ def _preactivation(shape, invariants, first, first_bias, k):
 
 @inner_loop
 def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, block):
-    """hidden[q] = C(d) silu(z), z = I W1 + b1, and what the reverse pass needs of it."""
+    """hidden[q] = C(d) silu(z), z = I W1 + b1, and what the reverse pass needs, if it has rows."""
+    for_reverse = len(block.bare) > 0
     invariants = np.empty((1, len(shape.degrees)), single)
     for q in range(n):
         p = begin + q
@@ -214,8 +215,9 @@ def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, block):
             s = sigmoid(z)
             zs = times(z, s)
             store(hidden, q, k, times(zs, c))
-            store(block.bare, q, k, zs)
-            store(block.slope, q, k, times(c, silu_slope(z, s)))
+            if for_reverse:
+                store(block.bare, q, k, zs)
+                store(block.slope, q, k, times(c, silu_slope(z, s)))
 
 
 @inner_loop
@@ -291,11 +293,11 @@ def _coefficients_gradient(
 
 
 @inner_loop
-def _one_block(width, n_hidden):
+def _one_block(width, n_hidden, n_for_reverse):
     return Kept(
         np.empty((BLOCK, 2 * width), single),
-        np.empty((BLOCK, n_hidden), single),
-        np.empty((BLOCK, n_hidden), single),
+        np.empty((n_for_reverse, n_hidden), single),
+        np.empty((n_for_reverse, n_hidden), single),
     )
 
 
@@ -314,7 +316,7 @@ def messages(
     n_heads, n_degrees, n_hidden = len(shape.heads), len(shape.degrees), LANES * len(shape.hidden)
     head, part = LANES * len(shape.head), LANES * len(shape.part)
     width = n_heads * head
-    one_block = _one_block(width, n_hidden)
+    one_block = _one_block(width, n_hidden, 0)
     hidden = np.empty((BLOCK, n_hidden), single)
     beta = np.empty((2, n_degrees), single)
     for begin in range(0, n_pairs, BLOCK):
@@ -374,7 +376,7 @@ def messages_gradient(
     n_heads, n_degrees, n_hidden = len(shape.heads), len(shape.degrees), LANES * len(shape.hidden)
     head, part = LANES * len(shape.head), LANES * len(shape.part)
     width = n_heads * head
-    one_block = _one_block(width, n_hidden)
+    one_block = _one_block(width, n_hidden, BLOCK)
     d_filters = np.empty((BLOCK, 2 * width), single)
     hidden = np.empty((BLOCK, n_hidden), single)
     d_hidden = np.empty((BLOCK, n_hidden), single)

@@ -492,6 +492,7 @@ class _Shared:
         self.lmp, self.comm, self.evaluator, self.exchange = lmp, comm, evaluator, exchange
         self.charge, self.spin, self.per_atom = charge, spin, per_atom
         self.n_rebuilds = 0
+        self._look = Lookout(comm)
         self._known: tuple[Integers, Integers] | None = None
         self._domain: Domain | None = None
         self._owners: Any = None
@@ -514,6 +515,7 @@ class _Shared:
         if domain is None:
             if self._outputs is not None:
                 self._outputs.without_atoms(len(self.evaluator.plain.members))
+            self._look()
             return Parts()
         assert graphs is not None
         potential, rows, virials = self.evaluator.potential, domain.rows[: domain.n_own], None
@@ -522,6 +524,7 @@ class _Shared:
                 result, virials = evaluate_with_virials(potential, graphs)
             else:
                 result = evaluate(potential, graphs)
+        self._look(domain.system, result, images.ids[rows])
         add = self._owners.add_to_owners
         forces[rows] = add(result.forces.numpy())
         if virials is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,26 +18,43 @@ class Lookout:
     """Warns once where an atom is outside what the model was trained on.
 
     It looks at the first result and at every twentieth after it.
+
+    Args:
+        comm: `mpi4py` communicator of processes that share a structure and call together; the first
+            of them warns of the atom that is furthest outside. None: there is one process.
     """
 
-    def __init__(self) -> None:
-        self._n_calls, self._has_warned = 0, False
+    def __init__(self, comm: Any = None) -> None:
+        self._comm, self._n_calls, self._has_warned = comm, 0, False
 
     def __call__(
-        self, system: System, result: Result, ids: NDArray[np.int64] | None = None
+        self,
+        system: System | None = None,
+        result: Result | None = None,
+        ids: NDArray[np.int64] | None = None,
     ) -> None:
         """Look at a result, where it is time.
 
         Args:
-            system: of which it is.
+            system: of which it is; None: this process has no atoms.
             result: the last one.
-            ids: [n_atoms], by which the program names atoms; None: from 0 on.
+            ids: [n], by which the program names the first n atoms, which are looked at; None: all,
+                from 0 on.
         """
         is_time = self._n_calls % LOOK_EVERY == 0
         self._n_calls += 1
         if self._has_warned or not is_time:
             return
-        if found := outsider(result.novelty, system.atomic_numbers.cpu().numpy()):
+        found = None
+        if system is not None and result is not None and result.novelty is not None:
+            n = None if ids is None else len(ids)
+            found = outsider(result.novelty[:n], system.atomic_numbers[:n].cpu().numpy())
+        if found is not None and ids is not None:
+            found = found._replace(atom=int(ids[found.atom]))
+        if self._comm is not None:
+            of_all = filter(None, self._comm.allgather(found))
+            found = max(of_all, key=lambda one: one.novelty, default=None)
+        if found is not None:
             self._has_warned = True
-            found = found if ids is None else found._replace(atom=int(ids[found.atom]))
-            warnings.warn(str(found), stacklevel=2)
+            if self._comm is None or self._comm.rank == 0:
+                warnings.warn(str(found), stacklevel=2)

@@ -357,12 +357,18 @@ USUAL = {
 
 @needs_lammps
 def test_a_word_about_atoms_outside_the_training(folder: Path):
+    """Several processes say it once, of the same atom; LAMMPS numbers them by processes."""
     script = folder / "in.random"
     script.write_text(SMALL.format(**USUAL))
-    done = mpiexec(1, "-m", "attncalc", "lammps", script, "-log", "none", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (word,) = re.findall(r"outside the training data: atom (\d+) \(Si\)", done.stderr)
-    assert 1 <= int(word) <= 20
+    words = []
+    for n in (1, 2):
+        done = mpiexec(n, "-m", "attncalc", "lammps", script, "-log", "none", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        words += re.findall(r"atom (\d+) \(Si\) has novelty (\S+),", done.stderr)
+    (atom, novelty), (other, novelty_of_two) = words
+    assert novelty == novelty_of_two
+    assert 1 <= int(atom) <= 20
+    assert 1 <= int(other) <= 20
 
 
 @needs_lammps

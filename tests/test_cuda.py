@@ -175,7 +175,7 @@ def test_calculate_many(device: str) -> None:
 
 
 def test_a_potential_may_be_given(device: str) -> None:
-    potential = load(ETHANOL, dtype="float64")
+    potential = load(ETHANOL, dtype="float64", device="cpu")
     calc = AttnCalculator(potential, device=device)
     assert calc.potential.device.type == device
     assert potential.device.type == "cpu"
@@ -191,7 +191,7 @@ def test_save_there_and_load_here_gives_the_same_bits(device: str, tmp_path: Pat
     potential = load(ETHANOL, device=device)
     assert potential.device.type == device
     save(potential, tmp_path / "copy.safetensors")
-    ours, theirs = load(tmp_path / "copy.safetensors"), load(ETHANOL)
+    ours, theirs = (load(one, device="cpu") for one in (tmp_path / "copy.safetensors", ETHANOL))
     assert ours.dtype == theirs.dtype
     expected = theirs.state_dict()
     assert ours.state_dict().keys() == expected.keys()
@@ -224,7 +224,7 @@ def padded_list(system: System, potential) -> VerletList:
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_energies_along_a_path_that_forces_new_lists(device: str, structure: str) -> None:
-    potential = load("so3krates-xtb-small-molecules", dtype="float64")
+    potential = load("so3krates-xtb-small-molecules", dtype="float64", device="cpu")
     there = load("so3krates-xtb-small-molecules", dtype="float64", device=device)
     options = {"cutoff": potential.cutoff, "species": potential.species}
     random = np.random.default_rng(2)
@@ -258,6 +258,16 @@ def test_a_list_is_kept_as_long_as_it_holds(device: str) -> None:
     renamed = replace(renamed, atomic_numbers=renamed.atomic_numbers.flip(0))
     _, graph = verlet.update(renamed)
     assert graph.species.tolist() == verlet.graph(renamed).species.tolist()[::-1]
+
+
+@pytest.mark.gpu
+def test_lists_of_small_molecules_last() -> None:
+    """Where the skin is chosen: a GPU lists all of their pairs."""
+    forces = Evaluator(load(ETHANOL, device="cuda"))
+    langevin = md.Langevin(0.5 * units.fs, 1500.0, 0.02 / units.fs)
+    first = langevin.init(forces, System.from_ase([ethanol()] * 16))
+    md.run(langevin, forces, first, 400)
+    assert forces.neighbors.n_rebuilds == 1
 
 
 def test_capacity_grows_and_never_shrinks(device: str) -> None:
@@ -352,15 +362,30 @@ def forces_on(device: str) -> Evaluator:
     return forces
 
 
-@pytest.mark.parametrize("integrator", ["verlet", "langevin"])
+INTEGRATORS = {
+    "verlet": md.Verlet(0.5 * units.fs),
+    "langevin": md.Langevin(0.5 * units.fs, (300.0, 900.0), 0.02 / units.fs),
+    "bussi": md.Bussi(0.5 * units.fs, 300.0, 20.0 * units.fs),
+    "cell_rescaling": md.CellRescaling(
+        timestep=0.5 * units.fs,
+        temperature=300.0,
+        pressure=0.0,
+        relaxation=20.0 * units.fs,
+        cell_relaxation=100.0 * units.fs,
+        compressibility=0.1 / units.GPa,
+        isotropic=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_whole_steps_on_the_device(device: str, integrator: str) -> None:
     """The same run as on the CPU, noise included, in chunks that nobody looks into."""
-    moves = md.Langevin(0.5 * units.fs, (300.0, 900.0), 0.02 / units.fs)
-    if integrator == "verlet":
-        moves = md.Verlet(0.5 * units.fs)
-    batch = System.from_ase([ethanol(), ethanol()])
-    options = {"seed": 3, "fixed": torch.arange(18) == 4}
-    here = Evaluator(load(ETHANOL, dtype="float64"))
+    moves = INTEGRATORS[integrator]
+    batch = System.from_ase([crystal() if integrator == "cell_rescaling" else ethanol()] * 2)
+    can_fix = integrator in ("verlet", "langevin")
+    options = {"seed": 3} | ({"fixed": torch.arange(18) == 4} if can_fix else {})
+    here = Evaluator(load(ETHANOL, dtype="float64", device="cpu"))
     expected = md.run(moves, here, moves.init(here, batch, **options), 60)
     there = forces_on(device)
     first = moves.init(there, batch, **options)
@@ -368,6 +393,7 @@ def test_whole_steps_on_the_device(device: str, integrator: str) -> None:
     assert there.recorder is not None, "steps were not recorded, see the log"
     assert last.momenta.device.type == last.heat.device.type == device
     assert_close(last.system.positions.cpu(), expected.system.positions, 1e-6)
+    assert_close(last.system.cell.cpu(), expected.system.cell, 1e-6)
     assert_close(last.momenta.cpu(), expected.momenta, 1e-5)
     assert_close(last.conserved.cpu(), expected.conserved, 1e-6)
 
@@ -415,7 +441,8 @@ def test_a_batch_is_relaxed(device: str) -> None:
         atoms.rattle(0.02 * (k + 1), seed=k)
     relaxed = md.relax_batch(forces_on(device), System.from_ase(frames))
     assert relaxed.largest_force.amax() <= 0.01
-    expected = md.relax_batch(Evaluator(load(ETHANOL, dtype="float64")), System.from_ase(frames))
+    here = Evaluator(load(ETHANOL, dtype="float64", device="cpu"))
+    expected = md.relax_batch(here, System.from_ase(frames))
     assert torch.equal(relaxed.steps.cpu(), expected.steps)
     assert_close(relaxed.energy.cpu(), expected.energy, 1e-9)
 

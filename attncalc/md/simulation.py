@@ -27,6 +27,8 @@ from attncalc.system import System
 
 # steps between two looks at the device, by device: a look costs a wait on a GPU and little on a CPU
 CHUNK = {"cpu": 20, "cuda": 50}
+# of so many lists made in time, one is kept until it ends, to learn whether they last longer now
+LISTS_BETWEEN_TRIALS = 10
 # eV/Å: no structure that a model knows has such forces
 EXPLODING_FORCE = 1e3
 
@@ -44,8 +46,9 @@ def run(
 
     Steps are done in chunks. On a GPU nothing within a chunk waits for the device: whether the
     neighbour list held is asked at its end, and a chunk in which an atom moved too far is thrown
-    away and done again in halves, with a new list. After every chunk energies, temperatures,
-    forces and the conserved quantity are looked at.
+    away and done again in halves, with a new list. So that this is rare, a list is made anew after
+    as many steps as the ones before it held. After every chunk energies, temperatures, forces and
+    the conserved quantity are looked at.
 
     Args:
         integrator: one of `attncalc.md.integrators`.
@@ -82,6 +85,7 @@ def run(
         raise no_start(what)
     last = state.step + n_steps
     longest = CHUNK[force.device.type] if chunk is None else chunk
+    lifetime = _ListLifetime()
     begun: list[Callback] = []
     seen = -1  # the step that callbacks have seen last
     try:
@@ -99,7 +103,9 @@ def run(
         while state.step < last and not any(one.stops for one in callbacks):
             to_go = min(_steps_to_next(callbacks, state.step, last), longest)
             with ctrl_c_in_loops():
-                state, what = _advance(integrator, force, state, to_go, limit)
+                if not force.looks_at_every_step:
+                    to_go = lifetime.prepare(force, state.system, to_go)
+                state, what = _advance(integrator, force, state, to_go, limit, lifetime)
             if what:
                 if seen < state.step:
                     _call(callbacks, state, at_all_costs=True)
@@ -150,24 +156,68 @@ def _steps_to_next(callbacks: Sequence[Callback], step: int, last: int) -> int:
     return min([last - step, *(one.every - step % one.every for one in callbacks)])
 
 
+class _ListLifetime:
+    """Number of steps for which a neighbour list holds, learnt from the lists before."""
+
+    def __init__(self) -> None:
+        self.age = 0  # steps that the present list has held
+        self.lasted: int | None = None  # None: none has ended yet
+        self.n_renewed = 0
+
+    def prepare(self, force: Force, system: System, n: int) -> int:
+        """Make a new list if this one may end within n steps; return how many to take at once."""
+        if self.lasted is None:
+            return n
+        n = min(n, self.lasted)
+        if self.age + n > self.lasted:
+            force.renew(system)
+            self.age = 0
+            self.n_renewed += 1
+            if self.n_renewed % LISTS_BETWEEN_TRIALS == 0:
+                self.lasted += n
+        return n
+
+    def held(self, n: int) -> None:
+        """Note that n more steps were right."""
+        self.age += n
+        if self.lasted is not None:
+            self.lasted = max(self.lasted, self.age)
+
+    def ended(self, n: int) -> None:
+        """Note that the list ended within the next n steps."""
+        self.lasted = self.age or max(n // 2, 1)
+        self.age = 0
+
+
 def _advance(
-    integrator: Integrator, force: Force, first: MDState, n: int, limit: Tensor
+    integrator: Integrator,
+    force: Force,
+    first: MDState,
+    n: int,
+    limit: Tensor,
+    lifetime: _ListLifetime,
 ) -> tuple[MDState, str]:
     """The state n steps later and nothing, or the last good state and what was wrong after it."""
     try:
         state = _steps(integrator, force, first, n)
         if state is None:  # an atom moved too far for the list: once more, with a new one
+            lifetime.ended(n)
             force.renew(first.system)
             state = _steps(integrator, force, first, n)
+            if state is None:
+                lifetime.ended(n)
         what = "" if state is None else _insane(state, limit, first)
     except ImpossiblePositions as error:
         state, what = None, str(error)
     if state is not None and not what:
+        lifetime.held(n)
         return state, ""
     if n == 1:
         return first, what
-    half, what = _advance(integrator, force, first, n // 2, limit)
-    return (half, what) if what else _advance(integrator, force, half, n - n // 2, limit)
+    half, what = _advance(integrator, force, first, n // 2, limit, lifetime)
+    if what:
+        return half, what
+    return _advance(integrator, force, half, n - n // 2, limit, lifetime)
 
 
 def _steps(integrator: Integrator, force: Force, state: MDState, n: int) -> MDState | None:

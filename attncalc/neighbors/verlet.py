@@ -36,6 +36,10 @@ SMALL = 64
 LARGEST_SKIN = 100.0
 """Å; pairs grow with the cube, and a larger one is a mistake."""
 
+SMALL_ON_CUDA = 32
+"""Atoms of the largest molecule up to which a GPU lists all pairs: such a list lasts for ever. One
+of a batch of molecules would else end as soon as any of them has turned."""
+
 CAPACITY_STEP = 64
 """Padded arrays are a multiple of this long."""
 
@@ -340,10 +344,13 @@ class VerletList:
 
 def skin_for(system: System) -> float:
     """Return the skin [Å] that suits device and structures."""
-    small = system.n_atoms <= SMALL * system.n_systems and not system.pbc.any()
-    if system.device.type == "cpu" and small:
-        return SKIN_OF_MOLECULES
-    return SKIN[system.device.type]
+    device = system.device.type
+    if not system.pbc.any():
+        if device == "cpu" and system.n_atoms <= SMALL * system.n_systems:
+            return SKIN_OF_MOLECULES
+        if device == "cuda" and int(torch.bincount(system.system_idx).max()) <= SMALL_ON_CUDA:
+            return LARGEST_SKIN
+    return SKIN[device]
 
 
 def fresh_graph(

@@ -189,6 +189,17 @@ def test_a_longer_list_is_recorded_anew() -> None:
     assert recorder.n_recorded == 2
 
 
+def test_few_chunks_are_thrown_away_once_it_is_known_how_long_lists_hold() -> None:
+    """Two hot molecules, whose list ends every few steps."""
+    forces, counting = forces_of("small"), Counting()
+    forces.recorder = counting
+    first, n_steps = HOT.init(forces, System.from_ase([ethanol()] * 2), seed=5), 300
+    md.run(HOT, forces, first, n_steps, chunk=20)
+    assert forces.neighbors.n_rebuilds > 40
+    # 5.3 times as many steps if nobody learns
+    assert n_steps <= counting.n_replayed <= 2 * n_steps
+
+
 class Tables:
     """An engine that has none for atoms closer than this, and says so by NaN.
 

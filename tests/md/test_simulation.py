@@ -439,7 +439,7 @@ def test_an_explosion_stops_at_the_last_sane_state(forces: Evaluator, chunk: int
     last = seen[-1]
     limit = wild.highest_temperature(first)
     assert not simulation._insane(last, limit, last)
-    assert simulation._advance(wild, forces, last, 1, limit)[1]
+    assert simulation._advance(wild, forces, last, 1, limit, simulation._ListLifetime())[1]
     assert keeper.events[-1] == ("end", -1)
 
 

@@ -3,9 +3,9 @@
     python benchmarks/gpu.py                                  # nine minutes at most
     python benchmarks/gpu.py --dry-run                        # all of it on the CPU, small
 
-Stages: machine, tests, speed, kernels, dynamics (whole steps). Every stage is a process of its own
-that is killed when its time is over; gpu.json and gpu.md are written after every stage, with what
-was measured until then.
+Stages: machine, tests, speed, kernels, dynamics (whole steps), settings (threads of So3krates'
+kernels). Every stage is a process of its own that is killed when its time is over; gpu.json and
+gpu.md are written after every stage, with what was measured until then.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,8 +36,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 # s that a stage may take at most
-LIMITS = {"machine": 60.0, "tests": 200.0, "speed": 100.0, "kernels": 60.0, "dynamics": 120.0}
+LIMITS = {"machine": 60.0, "tests": 200.0, "speed": 100.0, "kernels": 60.0, "dynamics": 150.0}
+LIMITS["settings"] = 120.0
+WARPS = (1, 2, 4, 8)  # groups of 32 threads of a program that are tried
 LAST_LINES = 40  # of the tests' output that are kept
+PROCESSES = 8  # that share the tests, where pytest-xdist is there
 
 SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")
 PARTS = ("network", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
@@ -164,6 +168,8 @@ def tests(kit: Kit) -> dict[str, Any]:
         files = sorted(ROOT.glob("tests/**/test_*.py"))
         marked = [path for path in files if "pytest.mark.gpu" in path.read_text()]
         chosen = ["-m", "gpu", *map(str, marked)]
+        if find_spec("xdist"):  # most of a test's time is Python's, and one GPU serves many
+            options += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]
     ended = kit.run("tests", [sys.executable, "-m", "pytest", *options, *chosen])
     entry = ended.entry(said=ended.output[-LAST_LINES:])
     if ended.state == "failed":
@@ -176,7 +182,7 @@ def speed(kit: Kit) -> dict[str, Any]:
     dry = kit.arguments.dry_run
     engines = ["attncalc", "attncalc-equiformer"]
     command = [sys.executable, str(HERE / "run.py"), "--worker", *engines, "--threads", "1"]
-    command += ["--device", "cpu" if dry else "cuda", "--budget", "0.05" if dry else "4"]
+    command += ["--device", "cpu" if dry else "cuda", "--budget", "0.05" if dry else "1.5"]
     ended = kit.run("speed", [*command, "--systems", *(DRY_SYSTEMS if dry else SYSTEMS)])
     return ended.entry(rows=[medians(row) for row in ended.rows()])
 
@@ -190,6 +196,12 @@ def kernels(kit: Kit) -> dict[str, Any]:
 def dynamics(kit: Kit) -> dict[str, Any]:
     """Whole steps of dynamics, beside what limits them."""
     ended = kit.run("dynamics", kit.worker("dynamics"))
+    return ended.entry(rows=ended.rows())
+
+
+def settings(kit: Kit) -> dict[str, Any]:
+    """Time of every kernel of So3krates by the threads of its programs."""
+    ended = kit.run("settings", kit.worker("settings"))
     return ended.entry(rows=ended.rows())
 
 
@@ -239,6 +251,16 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", "## Steps of Langevin dynamics", ""]
         lines += ["What the limits are is said in benchmarks/gpu_dynamics.py.", ""]
         lines += table(*table_rows(rows))
+    if rows := stages.get("settings", {}).get("rows"):
+        lines += ["", "## Threads of So3krates' kernels", ""]
+        lines += ["µs of one launch by groups of 32 threads; * is what is used.", ""]
+        head = ["kernel", "structures", *(f"{n} groups" for n in WARPS)]
+        body = [
+            [row["kernel"], row["system"]]
+            + [_time_of(row, n) + "*" * (n == row["used"]) for n in WARPS]
+            for row in rows
+        ]
+        lines += table(head, body)
     return "\n".join([*lines, ""])
 
 
@@ -252,6 +274,11 @@ def title(report: dict[str, Any]) -> str:
     driver = f", driver {found['driver']}" if found["driver"] else ""
     dry = "; a dry run, its times mean nothing" if report["dry_run"] else ""
     return f"{where}, torch {found['torch']}{cuda}{driver}, Python {found['python']}{dry}"
+
+
+def _time_of(row: dict[str, Any], n_warps: int) -> str:
+    time_us = row["us"].get(str(n_warps))
+    return "" if time_us is None else f"{time_us:.1f}"
 
 
 def _overview(stages: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -325,6 +352,9 @@ def kernels_worker(dry_run: bool) -> None:
                 wait()
         found = launched(profiled.events(), device)
         most = Counter(kernel for kernel, _ in found).most_common(8)
+        times: Counter[str] = Counter()
+        for kernel, us in found:
+            times[kernel] += us
         show(
             system=name,
             kernels=len(found),
@@ -332,7 +362,55 @@ def kernels_worker(dry_run: bool) -> None:
             busy_ms=sum(us for _, us in found) / 1e3,
             launch_us=launch_us,
             most_frequent=[{"kernel": kernel[:120], "n": n} for kernel, n in most],
+            longest=[{"kernel": kernel[:120], "us": us} for kernel, us in times.most_common(12)],
         )
+
+
+def settings_worker(dry_run: bool) -> None:
+    """Launch the kernels of one evaluation again, one by one; on a CPU there are none."""
+    if dry_run:
+        return
+    import torch
+    from engines import so3lr_sized
+    from structures import SYSTEMS as MAKERS
+
+    from attncalc import System, evaluate, load
+    from attncalc.fast import lower
+    from attncalc.kernels.so3krates_gpu import engine, launching
+    from attncalc.neighbors import fresh_graph
+
+    launch, seen = launching.launch, []
+
+    def noted(kernel: Any, grid: tuple[int, ...], *known: dict, **more: Any) -> None:
+        seen.append((kernel, grid, launching.arguments_of(kernel, more, *known)))
+        launch(kernel, grid, *known, **more)
+
+    cases = [("so3krates-ethanol", "ethanol", 64), ("so3lr-sized", "water-1536", 1)]
+    for model, name, replicas in cases:
+        potential = so3lr_sized().to("cuda") if model == "so3lr-sized" else load(model)
+        potential = lower(potential)
+        system = System.from_ase([MAKERS[name]()] * replicas).to("cuda")
+        graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
+        seen.clear()
+        engine.launch = noted
+        evaluate(potential, graph)
+        engine.launch = launch
+        once = {kernel.fn.__name__: (kernel, grid, given) for kernel, grid, given in seen}
+        for kernel, grid, given in once.values():
+            options, times = launching.options_of(kernel), {}
+            for n_warps in WARPS:
+                chosen = options | {"num_warps": n_warps}
+
+                def again(kernel=kernel, grid=grid, given=given, chosen=chosen) -> None:
+                    kernel[grid](**given, **chosen)
+
+                times[n_warps] = 1e3 * timed_ms(again, torch.cuda.synchronize, n=30)
+            show(
+                kernel=kernel.fn.__name__,
+                system=f"{replicas} x {name}",
+                used=options["num_warps"],
+                us=times,
+            )
 
 
 def timed_ms(call: Callable[[], Any], wait: Callable[[], None], n: int) -> float:
@@ -384,11 +462,13 @@ STAGES = {
     "speed": speed,
     "kernels": kernels,
     "dynamics": dynamics,
+    "settings": settings,
 }
 # what this script does itself, in the process that was started for it; of whether it is a dry run
 WORKERS = {
     "machine": lambda _: machine_worker(),
     "kernels": kernels_worker,
+    "settings": settings_worker,
     "dynamics": lambda dry_run: dynamics_worker(dry_run=dry_run),
 }
 

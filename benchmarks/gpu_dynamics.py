@@ -2,8 +2,9 @@
 
 Part of `benchmarks/gpu.py`, which runs it as a process of its own; prints a line of JSON per row.
 
-Networks have random weights, so atoms are made so heavy that they hardly move: neighbour lists hold
-(making them is timed in the stage "speed"). Lower bounds of a step:
+Shipped models move atoms as they are, lists made on the way included. Where a network has random
+weights, atoms are made so heavy that they hardly move: lists hold (making them is timed in the
+stage "speed"). Lower bounds of a step:
 
 | limit      | is                                                                               |
 |------------|----------------------------------------------------------------------------------|
@@ -27,14 +28,18 @@ HEAVY = 1e6  # amu
 CHUNK = 50  # steps that are profiled
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
-# network, structure, replicas in one batch
+# network or shipped model, structure, replicas in one batch
 ROWS = [
+    *(("so3krates-ethanol", "ethanol", n) for n in (1, 64, 1024)),
+    *(("so3krates-aspirin", "aspirin", n) for n in (1,)),
+    *(("equiformer-aspirin", "aspirin", n) for n in (1, 64)),
+    *(("so3krates-organic", "aspirin", n) for n in (1,)),
     *(("so3krates", name, n) for name in ("ethanol", "aspirin") for n in (1, 16, 64, 256, 1024)),
     *(("so3krates", f"water-{n}", 1) for n in (192, 1536, 6144, 24576, 98304)),
     *(("equiformer", "aspirin", n) for n in (1, 16, 64)),
     *(("equiformer", "water-192", 1),),
 ]
-DRY_ROWS = [("so3krates", "ethanol", 1), ("so3krates", "ethanol", 2)]
+DRY_ROWS = [("so3krates-ethanol", "ethanol", 1), ("so3krates", "ethanol", 2)]
 
 
 def structure(name: str) -> Any:
@@ -114,7 +119,9 @@ def seconds_of(call: Callable[[], Any], wait: Callable[[], None], n: int = 10) -
     return (time.perf_counter() - start) / n
 
 
-def of_system(potential: Any, atoms: Any, replicas: int, device: str, seconds: float) -> dict:
+def of_system(
+    potential: Any, atoms: Any, replicas: int, device: str, seconds: float, *, heavy: bool
+) -> dict:
     """A row: one structure, so many times in a batch."""
     import torch
     from ase.units import fs
@@ -126,8 +133,8 @@ def of_system(potential: Any, atoms: Any, replicas: int, device: str, seconds: f
     force = Evaluator(potential)
     langevin = md.Langevin(0.5 * fs, 300.0, 0.01 / fs)
     system = System.from_ase([atoms] * replicas)
-    masses = torch.full((system.n_atoms,), HEAVY, dtype=torch.float64)
-    state = langevin.init(force, system, masses=masses)
+    masses = torch.full((system.n_atoms,), HEAVY, dtype=torch.float64) if heavy else None
+    state = langevin.init(force, system, masses=masses, seed=1)
 
     def advance(n: int) -> None:
         nonlocal state
@@ -167,19 +174,24 @@ def rows(device: str, *, dry_run: bool) -> Iterator[dict]:
     """All rows; one that fails says why, and the others go on."""
     import torch
 
+    from attncalc import load
+    from attncalc.nn.so3krates import So3kratesConfig
+
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     limits = limits_of_device(wait, device)
     made = networks()
     for network, name, replicas in DRY_ROWS if dry_run else ROWS:
         facts = {"network": network, "system": name, "replicas": replicas}
         try:
-            potential = made[network]().to(device)
-            row = of_system(potential, structure(name), replicas, device, 0.1 if dry_run else 2.0)
+            is_random = network in made
+            potential = made[network]().to(device) if is_random else load(network, device=device)
+            seconds = 0.1 if dry_run else 1.0
+            row = of_system(potential, structure(name), replicas, device, seconds, heavy=is_random)
         except Exception as error:
             yield facts | {"failed": f"{type(error).__name__}: {error}"[:200]}
             continue
         bound = {"launches_us": row["kernels_per_step"] * limits["launch_us"]}
-        if network == "so3krates":
+        if isinstance(getattr(potential.network, "config", None), So3kratesConfig):
             fetched, flops = least_work(potential.network.config, row["atoms"], row["edges"])
             bound["traffic_us"] = 1e6 * fetched / limits["bytes_per_s"]
             bound["arithmetic_us"] = 1e6 * flops / limits["flops_per_s"]

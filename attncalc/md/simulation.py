@@ -27,8 +27,8 @@ from attncalc.system import System
 
 # steps between two looks at the device, by device: a look costs a wait on a GPU and little on a CPU
 CHUNK = {"cpu": 20, "cuda": 50}
-# of so many lists made in time, one is kept until it ends, to learn whether they last longer now
-LISTS_BETWEEN_TRIALS = 10
+# one of so many lists is used for longer by this share, to learn whether they last longer now
+LISTS_BETWEEN_TRIALS, LONGER = 10, 1 / 8
 # eV/Å: no structure that a model knows has such forces
 EXPLODING_FORCE = 1e3
 
@@ -47,8 +47,8 @@ def run(
     Steps are done in chunks. On a GPU nothing within a chunk waits for the device: whether the
     neighbour list held is asked at its end, and a chunk in which an atom moved too far is thrown
     away and done again in halves, with a new list. So that this is rare, a list is made anew after
-    as many steps as the ones before it held. After every chunk energies, temperatures, forces and
-    the conserved quantity are looked at.
+    as many steps as those before it held in this run. After every chunk energies, temperatures,
+    forces and the conserved quantity are looked at.
 
     Args:
         integrator: one of `attncalc.md.integrators`.
@@ -103,9 +103,13 @@ def run(
         while state.step < last and not any(one.stops for one in callbacks):
             to_go = min(_steps_to_next(callbacks, state.step, last), longest)
             with ctrl_c_in_loops():
-                if not force.looks_at_every_step:
-                    to_go = lifetime.prepare(force, state.system, to_go)
-                state, what = _advance(integrator, force, state, to_go, limit, lifetime)
+                try:
+                    if not force.looks_at_every_step:
+                        to_go = lifetime.prepare(force, state.system, to_go)
+                except ImpossiblePositions as error:
+                    what = str(error)
+                else:
+                    state, what = _advance(integrator, force, state, to_go, limit, lifetime)
             if what:
                 if seen < state.step:
                     _call(callbacks, state, at_all_costs=True)
@@ -161,32 +165,47 @@ class _ListLifetime:
 
     def __init__(self) -> None:
         self.age = 0  # steps that the present list has held
+        self.is_fresh = False  # it was made for the state to go on from
         self.lasted: int | None = None  # None: none has ended yet
+        self.before_trial: int | None = None  # what was learnt, while more is tried
         self.n_renewed = 0
 
     def prepare(self, force: Force, system: System, n: int) -> int:
-        """Make a new list if this one may end within n steps; return how many to take at once."""
+        """Make a new list if this one may end now; return how many steps to take, n at most.
+
+        Raises:
+            ImpossiblePositions: there is no list of these positions.
+        """
         if self.lasted is None:
             return n
-        n = min(n, self.lasted)
-        if self.age + n > self.lasted:
-            force.renew(system)
-            self.age = 0
+        if self.age >= self.lasted:
+            self.renew(force, system)
+            self.before_trial = None
             self.n_renewed += 1
             if self.n_renewed % LISTS_BETWEEN_TRIALS == 0:
-                self.lasted += n
-        return n
+                self.before_trial = self.lasted
+                self.lasted += max(int(LONGER * self.lasted), 1)
+        return min(n, self.lasted - self.age)
+
+    def renew(self, force: Force, system: System) -> None:
+        """Make a new list."""
+        force.renew(system)
+        self.age, self.is_fresh = 0, True
 
     def held(self, n: int) -> None:
         """Note that n more steps were right."""
         self.age += n
+        self.is_fresh = False
         if self.lasted is not None:
             self.lasted = max(self.lasted, self.age)
 
     def ended(self, n: int) -> None:
         """Note that the list ended within the next n steps."""
-        self.lasted = self.age or max(n // 2, 1)
-        self.age = 0
+        if self.before_trial is not None and self.before_trial > self.age:
+            self.lasted = self.before_trial
+        else:
+            self.lasted = self.age or max(n // 2, 1)
+        self.before_trial = None
 
 
 def _advance(
@@ -200,12 +219,13 @@ def _advance(
     """The state n steps later and nothing, or the last good state and what was wrong after it."""
     try:
         state = _steps(integrator, force, first, n)
-        if state is None:  # an atom moved too far for the list: once more, with a new one
+        if state is None:  # an atom moved too far for the list
             lifetime.ended(n)
-            force.renew(first.system)
-            state = _steps(integrator, force, first, n)
-            if state is None:
-                lifetime.ended(n)
+            if not lifetime.is_fresh:  # once more, with a new one
+                lifetime.renew(force, first.system)
+                state = _steps(integrator, force, first, n)
+                if state is None:
+                    lifetime.ended(n)
         what = "" if state is None else _insane(state, limit, first)
     except ImpossiblePositions as error:
         state, what = None, str(error)

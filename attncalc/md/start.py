@@ -97,6 +97,7 @@ def initial_state(
         name: None if value is None else value.to(force.device) for name, value in tensors.items()
     }
     system = system.to(force.device)
+    force.follow(system)  # a skin that suits it, whatever was evaluated before
     there |= kind.kept_of(force(system), system)
     return kind(system=system, step=0, seed=seed, **there)
 

@@ -37,8 +37,8 @@ LARGEST_SKIN = 100.0
 """Å; pairs grow with the cube, and a larger one is a mistake."""
 
 SMALL_ON_CUDA = 32
-"""Atoms of the largest molecule up to which a GPU lists all pairs: such a list lasts for ever. One
-of a batch of molecules would else end as soon as any of them has turned."""
+"""Atoms of the largest molecule of a batch up to which a GPU lists all pairs: such a list lasts
+until an atom has moved far. It would else end as soon as any of the molecules has turned."""
 
 CAPACITY_STEP = 64
 """Padded arrays are a multiple of this long."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from attncalc import AttnCalculator, System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.md import simulation
+from attncalc.neighbors import ImpossiblePositions
 from attncalc.result import Result
 
 FS = units.fs
@@ -420,6 +421,33 @@ def test_momenta_that_are_no_numbers(given: object) -> None:
     said = f"^momenta must be a tensor or an array of numbers, got {kind}$"
     with pytest.raises(TypeError, match=said):
         start(springs(1.0), momenta=given)
+
+
+def test_lists_suit_the_structure_that_a_run_begins_with() -> None:
+    """Whatever was evaluated before: a skin for molecules would fill the memory for a crystal."""
+    forces = Evaluator(load("so3krates-silicon"))
+    molecule = System.from_ase(Atoms("Si2", [[0.0, 0.0, 0.0], [0.0, 0.0, 2.3]]))
+    LANGEVIN.init(forces, molecule)
+    assert (forces.neighbors.skin, forces.neighbors.n_rebuilds) == (2.0, 1)
+    LANGEVIN.init(forces, System.from_ase(bulk("Si", cubic=True)))
+    assert (forces.neighbors.skin, forces.neighbors.n_rebuilds) == (0.5, 2)
+
+
+def test_a_list_that_cannot_be_made_in_time_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    forces = Evaluator(load("so3krates-ethanol"))
+    forces.looks_at_every_step = False
+    first = start(forces)
+
+    def prepare(self, force, system, n: int) -> int:
+        if self.age == 4:
+            raise ImpossiblePositions("two atoms lie on top of each other")
+        return n
+
+    monkeypatch.setattr(simulation._ListLifetime, "prepare", prepare)
+    recorder = Recorder(1000)
+    with pytest.raises(FloatingPointError, match=r"^stopped at 2\.0 fs: two atoms lie on top of"):
+        md.run(LANGEVIN, forces, first, 100, callbacks=[recorder], chunk=2)
+    assert recorder.events[-2:] == [("call", 4), ("end", -1)]
 
 
 @pytest.mark.parametrize("chunk", [1, 16])

@@ -222,7 +222,8 @@ def _resources(kernel: Any, arguments: dict[str, Any], capability: int) -> tuple
         options=options_of(kernel),
     )
     # the compiler makes matrix products of some sums, and these lose digits
-    assert set(re.findall(r"inputPrecision = (\w+)", compiled.asm["ttir"])) <= {"tf32x3"}
+    products = re.findall(r"tt\.dot .*", compiled.asm["ttir"])
+    assert all("inputPrecision = tf32x3" in product for product in products)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     code = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
     code.write_bytes(compiled.asm["cubin"])

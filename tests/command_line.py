@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from attncalc.cli import main
 
 ETHANOL = "so3krates-ethanol"
+SECONDS_TO_WAIT = 300  # for another process, however slow the machine
 COPPER = str(Path(__file__).parent / "models" / "cu-emt.safetensors")
 
 
@@ -72,6 +73,9 @@ class Forked:
         self._said, theirs = os.pipe()
 
         def run() -> None:
+            # coverage would not be saved, and a signal that comes while it holds its lock leaves
+            # the lock held: the process would wait for it for ever
+            sys.settrace(None)
             with open(theirs, "w", buffering=1) as said, redirect_stderr(said):
                 changed()
                 main([str(argument) for argument in arguments])
@@ -87,10 +91,16 @@ class Forked:
         return self._process.exitcode
 
     def ended(self) -> tuple[int, str]:
-        """Exit status, and what it said on stderr; waits for the end."""
-        self._process.join()
+        """Exit status, and what it said on stderr; waits for the end, but not for ever."""
+        self._process.join(SECONDS_TO_WAIT)
+        in_time = self._process.exitcode is not None
+        if not in_time:
+            self.kill()
+            self._process.join()
         with open(self._said) as said:
-            return self._process.exitcode, said.read()
+            what = said.read()
+        assert in_time, f"it went on for {SECONDS_TO_WAIT} s, and said: {what}"
+        return self._process.exitcode, what
 
 
 def fork_workers(patch: pytest.MonkeyPatch) -> None:
@@ -100,8 +110,8 @@ def fork_workers(patch: pytest.MonkeyPatch) -> None:
 
 
 def wait_until(condition: Callable[[], bool], process: Forked | subprocess.Popen) -> None:
-    """Of a process that goes on, however slow the machine."""
-    deadline = time.monotonic() + 300
+    """Wait for something that a process does."""
+    deadline = time.monotonic() + SECONDS_TO_WAIT
     while not condition():
         assert process.poll() is None, "it has ended"
         assert time.monotonic() < deadline

@@ -53,6 +53,7 @@ SHIPPED = {
     "equiformer-ethanol": "ethanol",
     "equiformer-ethanol-distilled": "ethanol",
     "ethanol-committee": "ethanol",
+    "equiformer-ethanol-correction": "ethanol",
     "so3krates-aspirin": "aspirin",
     "so3krates-aspirin-committee": "aspirin",
     "so3krates-aspirin-distilled": "aspirin",

@@ -44,6 +44,7 @@ def test_all_are_shipped():
         "equiformer-aspirin-correction",
         "equiformer-aspirin-distilled",
         "equiformer-ethanol",
+        "equiformer-ethanol-correction",
         "equiformer-ethanol-distilled",
         "equiformer-ethanol-xtb",
         "ethanol-committee",
@@ -145,14 +146,15 @@ def test_accuracy_on_md17(shared, name, molecule_name):
     assert 1e3 * found.energy_mae == pytest.approx(on_card(name, "energy"), abs=0.02)
 
 
-def test_accuracy_of_the_correction_beside_tight_binding(shared):
+@pytest.mark.parametrize("molecule_name", ["aspirin", "ethanol"])
+def test_accuracy_of_the_correction_beside_tight_binding(shared, molecule_name):
     """As docs/few_frames.md shows it, by ASE's calculators alone: every tenth structure.
 
     Their mean error is within four standard errors of the card's, which is of all.
     """
     tblite = pytest.importorskip("tblite.ase")
-    name = "equiformer-aspirin-correction"
-    dataset = data.read(shared / "data" / "rmd17_aspirin.npz", labels="md17")
+    name = f"equiformer-{molecule_name}-correction"
+    dataset = data.read(shared / "data" / f"rmd17_{molecule_name}.npz", labels="md17")
     test = dataset[dataset.splits["test_01"][::10]]
     tight_binding = [
         tblite.TBLite(method=method, accuracy=0.1, verbosity=0)

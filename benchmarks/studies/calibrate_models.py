@@ -54,6 +54,7 @@ TRAINED_ON = {
     "so3krates-ethanol": ETHANOL,
     "so3krates-ethanol-committee": ETHANOL,
     "equiformer-ethanol": ETHANOL,
+    "equiformer-ethanol-correction": ETHANOL,
     "equiformer-ethanol-distilled": Known(*("rmd17_ethanol.npz", "train_01", "md17"), LABELLED),
     "equiformer-ethanol-xtb": Known("xtb_ethanol_train.extxyz"),
     "ethanol-committee": ETHANOL,

@@ -132,19 +132,20 @@ def _with_engine_for(potential: Potential, device: str) -> Potential | None:
     if not module.can_run(potential.network):
         return None
     network = CompiledNetwork(potential.network, module.Engine(potential.network, SHORTEST))
-    return _with_lowered_terms(potential, network)
+    return _with_lowered_terms(potential, network, device)
 
 
 def _with_fast_network(potential: Potential) -> Potential | None:
     """The network's parts replaced by faster ones, differentiated by autograd as ever."""
     network = _lower_network(potential.network)
-    return None if network is None else _with_lowered_terms(potential, network)
+    if network is None:
+        return None
+    return _with_lowered_terms(potential, network, potential.device.type)
 
 
-def _with_lowered_terms(potential: Potential, network: nn.Module) -> Potential:
-    terms = potential.pair_terms
-    if potential.device.type == "cpu":
-        terms = nn.ModuleList(_lower_terms(terms))
+def _with_lowered_terms(potential: Potential, network: nn.Module, device: str) -> Potential:
+    lower_terms = {"cpu": _lower_terms, "cuda": _lower_terms_on_gpu}.get(device, list)
+    terms = nn.ModuleList(lower_terms(potential.pair_terms))
     return with_modules(potential, network=network, pair_terms=terms).requires_grad_(False)
 
 
@@ -181,6 +182,19 @@ def _lower_terms(given: Iterable[Any]) -> list[nn.Module]:
         else:
             lowered.append(term)
     return lowered
+
+
+def _lower_terms_on_gpu(given: Iterable[Any]) -> list[nn.Module]:
+    """Pair terms with kernels of their own where there are some."""
+    terms = list(given)
+    if not (has_triton() and any(map(_has_slopes, terms))):
+        return terms
+    from attncalc.kernels.gpu.zbl import GPUFrozenZBL  # needs the package
+
+    return [
+        GPUFrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF) if _has_slopes(term) else term
+        for term in terms
+    ]
 
 
 _LONG_RANGE = (DampedElectrostatics, Dispersion)

@@ -446,7 +446,8 @@ def edge_gradients(
         is_long, n = long_range is not None, graphs.n_counted_of(long_range)
         found = _linearize_term(term, outputs, graphs, sums=sums, weights=weights)
         of_term, by_vectors, by_outputs = _in_arrays(found) if in_arrays else _in_tensors(found)
-        energies[:n] += of_term[:n]
+        counted = energies[:n]
+        counted += of_term[:n]  # `energies[:n] +=` would copy them onto themselves after that
         if isinstance(by_vectors, SummedGradient):
             summed.append(by_vectors)
         else:

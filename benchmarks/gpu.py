@@ -376,7 +376,8 @@ def settings_worker(dry_run: bool) -> None:
 
     from attncalc import System, evaluate, load
     from attncalc.fast import lower
-    from attncalc.kernels.so3krates_gpu import engine, launching
+    from attncalc.kernels.gpu import launching, zbl
+    from attncalc.kernels.so3krates_gpu import engine
     from attncalc.neighbors import fresh_graph
 
     launch, seen = launching.launch, []
@@ -392,9 +393,9 @@ def settings_worker(dry_run: bool) -> None:
         system = System.from_ase([MAKERS[name]()] * replicas).to("cuda")
         graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
         seen.clear()
-        engine.launch = noted
+        engine.launch = zbl.launch = noted
         evaluate(potential, graph)
-        engine.launch = launch
+        engine.launch = zbl.launch = launch
         once = {kernel.fn.__name__: (kernel, grid, given) for kernel, grid, given in seen}
         for kernel, grid, given in once.values():
             options, times = launching.options_of(kernel), {}

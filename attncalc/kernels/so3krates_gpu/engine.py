@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph, Linearized, gradients_of
+from attncalc.kernels.gpu.launching import Workspace, counted_edges, launch
 from attncalc.kernels.so3krates.tables import Grid, filters_of, has_usual_options
 from attncalc.kernels.so3krates_gpu.atoms import project, turn, update, update_gradient
 from attncalc.kernels.so3krates_gpu.first_layer import first_messages, first_messages_gradient
 from attncalc.kernels.so3krates_gpu.geometry import find_edges, gradient_by_vectors
-from attncalc.kernels.so3krates_gpu.launching import Workspace, launch, row_pointers
 from attncalc.kernels.so3krates_gpu.messages import (
     messages,
     messages_gradient,
@@ -230,8 +230,7 @@ class _Evaluation:
     def edges(self) -> dict[str, Tensor]:
         """The edges that count, moved together, and where those of an atom begin."""
         graph, workspace, n_edges = self.graph, self.workspace, self.graph.n_edges
-        counts = torch.zeros(n_edges + 1, dtype=torch.int32, device=workspace.device)
-        torch.cumsum(graph.edge_mask, 0, dtype=torch.int32, out=counts[1:])
+        slots, rows = counted_edges(graph)
         found = {
             "found_vectors": workspace.double(n_edges, 3),
             "found_senders": workspace.whole(n_edges),
@@ -250,12 +249,11 @@ class _Evaluation:
                 vectors=graph.vectors.contiguous(),
                 senders=graph.senders,
                 mask=graph.edge_mask,
-                slots=counts,
+                slots=slots,
                 n_edges=n_edges,
                 B=EDGES,
             )
-        found["slots"] = counts
-        found["rows"] = counts.index_select(0, row_pointers(graph.receivers, self.n))
+        found["slots"], found["rows"] = slots, rows
         found["vectors"], found["senders"] = found["found_vectors"], found["found_senders"]
         return found
 

@@ -24,12 +24,12 @@ from attncalc.basis.cutoff import physnet
 from attncalc.basis.so3 import SphericalHarmonics
 from attncalc.fast import SHORTEST
 from attncalc.graph import Graph, Graphs
+from attncalc.kernels.gpu.launching import launch
 from attncalc.kernels.so3krates.tables import Grid, harmonic_norms
 from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu import weights
 from attncalc.kernels.so3krates_gpu.engine import Engine
 from attncalc.kernels.so3krates_gpu.geometry import find_edges
-from attncalc.kernels.so3krates_gpu.launching import launch
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
@@ -321,6 +321,59 @@ def test_chosen_for_a_gpu(repels: bool) -> None:
     for terms in ([cosine], [cosine, *plain.pair_terms]):  # any terms, by autograd
         other = Potential(plain.network, ELEMENTS, pair_terms=terms)
         assert_same(step(other)(graph), evaluate(exact(other), graph))
+
+
+def clash() -> Atoms:
+    """Pairs of all elements at all lengths at which they repel, and at those where that ends."""
+    lengths = np.linspace(0.3, 1.6, 40)
+    z = np.resize(ELEMENTS, 80)
+    positions = np.zeros((80, 3))
+    positions[:, 0] = 10.0 * (np.arange(80) // 2)
+    direction = np.random.default_rng(0).normal(size=(40, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    positions[1::2] += lengths[:, None] * direction
+    return Atoms(numbers=z, positions=positions)
+
+
+@pytest.mark.parametrize("cutoff", [1.2, 4.0])
+@pytest.mark.parametrize("padding", [{}, {"skin": 1.0, "capacity": 1000}])
+def test_repulsion_by_kernels(cutoff: float, padding: dict) -> None:
+    """Energies and gradients of the plain term in float64, whatever the energies weigh."""
+    plain = ZBLRepulsion(ZBLConfig(cutoff=cutoff), ELEMENTS).double().requires_grad_(False)
+    (fast,) = lowering._lower_terms_on_gpu([plain])
+    assert type(fast) is not ZBLRepulsion
+    for atoms in ([clash()], [on_the_axis(), slab(), triclinic()], [Atoms("H")]):
+        graph = build_graph(potential(), System.from_ase(atoms), **padding)
+        weights = torch.linspace(0.5, 2.0, graph.n_atoms, dtype=torch.float64)
+        energies, gradient, _ = fast.linearize(graph, None)
+        found, forces = [], []
+        for term in (plain, fast):
+            leaf = graph.vectors.detach().requires_grad_(True)
+            values = term(graph.with_vectors(leaf), None)
+            total = (weights * values).sum()
+            (by_vectors,) = (
+                torch.autograd.grad(total, leaf)
+                if total.requires_grad
+                else [torch.zeros_like(leaf)]
+            )
+            on_atoms = torch.zeros(graph.n_atoms, 3, dtype=torch.float64)
+            on_atoms.index_add_(0, graph.receivers, by_vectors)
+            on_atoms.index_add_(0, graph.senders, by_vectors, alpha=-1)
+            found.append(values.detach())
+            forces.append(on_atoms)
+        torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(forces[1], forces[0], rtol=1e-12, atol=1e-10)
+        assert torch.equal(energies, found[1])
+        assert not gradient[~graph.edge_mask].any()
+    assert found[1].tolist() == [0.0]  # nothing repels a single atom
+
+
+def test_repulsion_of_positions_that_are_not_numbers() -> None:
+    plain = ZBLRepulsion(ZBLConfig(cutoff=2.0), ELEMENTS).double().requires_grad_(False)
+    (fast,) = lowering._lower_terms_on_gpu([plain])
+    graph = build_graph(potential(), System.from_ase(on_the_axis()))
+    broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
+    assert fast.linearize(broken, None).energies.isnan().all()
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])

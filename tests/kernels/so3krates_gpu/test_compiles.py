@@ -19,14 +19,16 @@ pytest.importorskip("triton", reason="Triton compiles the GPU's kernels: not her
 import triton
 
 from attncalc import load
-from attncalc.fast import SHORTEST
+from attncalc.fast import SHORTEST, _lower_terms_on_gpu
 from attncalc.graph import AtomOutputs, Graph, Linearized
+from attncalc.kernels.gpu import zbl
+from attncalc.kernels.gpu.launching import arguments_of, options_of
 from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu.engine import Engine, can_run
-from attncalc.kernels.so3krates_gpu.launching import arguments_of, options_of
 from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential, evaluate, evaluate_without_waiting
 from attncalc.system import System
 
@@ -47,14 +49,16 @@ POINTERS = {
 # kernels that one evaluation may launch, Triton's and PyTorch's, without the sums at its end, which
 # a loop does here: each costs about 2 µs at least
 MOST_LAUNCHES = 32
+MOST_OF_REPULSION = 11
 
 
-def potential(**options) -> Potential:
+def potential(*, repels: bool = False, **options) -> Potential:
     """Of the shipped models' size."""
     config = So3kratesConfig(cutoff=5.0, avg_num_neighbors=10.0, **options)
     network = So3krates(config, len(ELEMENTS))
     randomise(network)
-    return Potential(network, ELEMENTS).requires_grad_(False)
+    terms = [ZBLRepulsion(ZBLConfig(cutoff=5.0), ELEMENTS)] if repels else []
+    return Potential(network, ELEMENTS, pair_terms=terms).requires_grad_(False)
 
 
 def engine_of(plain: Potential) -> Engine:
@@ -62,7 +66,8 @@ def engine_of(plain: Potential) -> Engine:
 
 
 def with_engine(plain: Potential, engine: Any) -> Potential:
-    return with_modules(plain, network=CompiledNetwork(plain.network, engine))
+    terms = torch.nn.ModuleList(_lower_terms_on_gpu(plain.pair_terms))
+    return with_modules(plain, network=CompiledNetwork(plain.network, engine), pair_terms=terms)
 
 
 def padded_graph(plain: Potential, atoms: Atoms) -> Graph:
@@ -78,7 +83,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]
         assert all(n > 0 for n in grid)
         seen.append((kernel, arguments_of(kernel, more, *known)))
 
-    monkeypatch.setattr(module, "launch", note)
+    for one in (module, zbl):
+        monkeypatch.setattr(one, "launch", note)
     return seen
 
 
@@ -96,23 +102,36 @@ class CountOperations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def launches(plain: Potential, launched: list) -> list[str]:
+    """Kernels of one evaluation, and operations of PyTorch, by name."""
+    fast, graph = with_engine(plain, engine_of(plain)), padded_graph(plain, ethanol())
+    launched.clear()
+    with CountOperations() as operations:
+        evaluate_without_waiting(fast, graph)
+    # nothing that reads a number back
+    assert not {"_local_scalar_dense", "nonzero", "equal", "item"} & set(operations.names)
+    # a cumulative sum is three kernels: of a cast, of blocks, of what they add up to
+    sums = 2 * operations.names.count("cumsum") * ["cumsum"]
+    return [*(kernel.fn.__name__ for kernel, _ in launched), *operations.names, *sums]
+
+
+def test_launches_of_repulsion(launched: list) -> None:
+    plain, repels = (launches(potential(repels=given), launched) for given in (False, True))
+    assert {"repel", "sum_edges"} <= {*repels}
+    assert len(repels) - len(plain) <= MOST_OF_REPULSION, repels
+
+
 def test_launches_of_one_evaluation(launched: list) -> None:
     plain = load("so3krates-ethanol").requires_grad_(False)
     assert can_run(plain.network)
-    engine, graph = engine_of(plain), padded_graph(plain, ethanol())
-    with CountOperations() as operations:
-        evaluate_without_waiting(with_engine(plain, engine), graph)
+    names = launches(plain, launched)
     assert [kernel.fn.__name__ for kernel, _ in launched] == [
         "find_edges",
         *("first_messages", "update", "messages", "update", "messages", "turn"),
         *("messages_gradient", "update_gradient", "messages_gradient", "update_gradient"),
         *("first_messages_gradient", "gradient_by_vectors"),
     ]
-    # nothing that reads a number back
-    assert not {"_local_scalar_dense", "nonzero", "equal", "item"} & set(operations.names)
-    # a cumulative sum is three kernels: of a cast, of blocks, of what they add up to
-    n_launches = len(launched) + len(operations.names) + 2
-    assert n_launches <= MOST_LAUNCHES, operations.names
+    assert len(names) <= MOST_LAUNCHES, names
 
 
 @pytest.mark.parametrize(
@@ -163,6 +182,7 @@ MODELS = {
     "shipped": lambda: load("so3krates-ethanol").requires_grad_(False),
     "electrons": lambda: potential(embed_charge=True, num_layers=1),
     "started variables": lambda: potential(ev_init_divisor=2.0, num_layers=1),
+    "repulsion": lambda: potential(repels=True, num_layers=1),
 }
 
 
@@ -183,7 +203,7 @@ def test_compiles_and_spills_no_register(
     for kernel, arguments in launched:
         constants = {k: v for k, v in arguments.items() if _is_constant(kernel, k)}
         variants[kernel.fn.__name__, str(constants)] = (kernel, arguments)
-    assert len({name for name, _ in variants}) == 12
+    assert len({name for name, _ in variants}) == 14
     if capability == 80:  # the most difficult ones
         variants = {k: v for k, v in variants.items() if "PRECISION" in v[1]}
     if few == "many atoms":  # the others do not depend on it

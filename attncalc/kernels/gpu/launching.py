@@ -1,4 +1,4 @@
-"""Launching of the engine's kernels: arguments by name, new tensors, compiler's settings."""
+"""Launching of kernels: arguments by name, new tensors, compiler's settings, edges that count."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from attncalc.graph import Graph
 
 # of every kernel: groups of 32 threads a program has, and how many slices of a weight are on their
 # way at a time; with these no register is spilled on compute capability 8.0 or 9.0
@@ -19,8 +21,10 @@ SETTINGS = {
     "messages": (8, 1),
     "messages_gradient": (8, 1),
     "project": (8, 3),
+    "repel": (4, 1),
     "start_ev": (4, 1),
     "start_ev_gradient": (4, 1),
+    "sum_edges": (1, 1),
     "turn": (8, 3),
     "update": (8, 3),
     "update_gradient": (8, 3),
@@ -76,6 +80,13 @@ class Workspace:
         return torch.empty(shape, dtype=torch.int32, device=self.device)
 
 
-def row_pointers(index: Tensor, n: int) -> Tensor:
-    """[n + 1]: where each of the values 0 to n begins in an ascending index."""
-    return torch.searchsorted(index, torch.arange(n + 1, device=index.device))
+def counted_edges(graph: Graph) -> tuple[Tensor, Tensor]:
+    """Where edges that count go when they are moved together, and where those of an atom begin.
+
+    Returns:
+        [n_edges + 1] and [n_atoms + 1], int32.
+    """
+    mask, atoms = graph.edge_mask, torch.arange(graph.n_atoms + 1, device=graph.receivers.device)
+    slots = torch.zeros(graph.n_edges + 1, dtype=torch.int32, device=mask.device)
+    torch.cumsum(mask, 0, dtype=torch.int32, out=slots[1:])
+    return slots, slots.index_select(0, torch.searchsorted(graph.receivers, atoms))

@@ -1,0 +1,183 @@
+"""Nuclear repulsion with fixed parameters on a GPU: two kernels, where autograd launches 160."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from attncalc.graph import Graph, LinearizedTerm
+from attncalc.kernels.frozen_zbl import numbers_of
+from attncalc.kernels.gpu.formulas import sigmoid
+from attncalc.kernels.gpu.launching import Workspace, counted_edges, launch
+
+# edges of a program of `repel`, and of a block in the sum over those of an atom
+EDGES, BLOCK = 128, 32
+
+
+@triton.jit(do_not_specialize=["n_edges"])
+def repel(
+    vectors,
+    receivers,
+    senders,
+    mask,
+    species,
+    slots,
+    charges,
+    inverse_lengths,
+    exponents,
+    weights,
+    limits,
+    of_edges,
+    gradient,
+    n_edges,
+    TERMS: tl.constexpr,
+    B: tl.constexpr,
+):
+    """Half of a pair's energy, and its gradient by the edge's vector, for either edge of the pair.
+
+    Args:
+        vectors .. species: of the graph.
+        slots: [n_edges], where an edge goes if it counts.
+        charges, inverse_lengths, exponents, weights: see `numbers_of`; TERMS exponents.
+        limits: [2] Å, float64: cutoff, and where the repulsion has ended.
+        of_edges: [n_edges] eV, float64, stored for edges that count, moved together.
+        gradient: [n_edges, 3] eV/Å, float64, stored; zero where the repulsion is.
+    """
+    e = tl.program_id(0) * B + tl.arange(0, B)
+    inside = e < n_edges
+    counts = inside & (tl.load(mask + e, mask=inside, other=0) != 0)
+    wide = e.to(tl.int64)
+    x = tl.load(vectors + 3 * wide, mask=counts, other=1.0)
+    y = tl.load(vectors + 3 * wide + 1, mask=counts, other=0.0)
+    z = tl.load(vectors + 3 * wide + 2, mask=counts, other=0.0)
+    length = tl.sqrt(x * x + y * y + z * z)
+    cutoff, switch_off = tl.load(limits), tl.load(limits + 1)
+    end = tl.minimum(cutoff, switch_off)
+    # NaN counts as close and stays NaN; of others, any harmless length
+    close = counts & ~(length >= end)
+    d = tl.where(close, length, 0.5 * end)
+    i, j = tl.load(receivers + e, mask=close, other=0), tl.load(senders + e, mask=close, other=0)
+    a, b = tl.load(species + i), tl.load(species + j)
+    inverse_length = tl.load(inverse_lengths + a) + tl.load(inverse_lengths + b)
+    screening, d_screening = tl.zeros([B], tl.float64), tl.zeros([B], tl.float64)
+    for m in tl.static_range(TERMS):
+        rate = tl.load(exponents + m) * inverse_length
+        term = tl.load(weights + m) * tl.exp(-rate * d)
+        screening += term
+        d_screening -= rate * term
+    s = d / cutoff
+    envelope = (1 - s) * (1 - s) * (1 - s) * (1 + s * (3 + 6 * s))
+    d_envelope = -30 * s * s * (1 - s) * (1 - s) / cutoff
+    t = d / switch_off
+    switch = sigmoid(1 / t - 1 / (1 - t))
+    d_switch = -switch * (1 - switch) * (1 / (t * t) + 1 / ((1 - t) * (1 - t))) / switch_off
+    half = tl.load(charges + a) * tl.load(charges + b) / (2 * d)
+    energy = half * envelope * switch * screening
+    slope = half * (
+        (d_envelope * switch + envelope * d_switch) * screening + envelope * switch * d_screening
+    )
+    slot = tl.load(slots + e, mask=counts, other=0)
+    tl.store(of_edges + slot, tl.where(close, energy, 0.0), mask=counts)
+    per_length = tl.where(close, (slope - energy / d) / d, 0.0)
+    tl.store(gradient + 3 * wide, per_length * x, mask=inside)
+    tl.store(gradient + 3 * wide + 1, per_length * y, mask=inside)
+    tl.store(gradient + 3 * wide + 2, per_length * z, mask=inside)
+
+
+@triton.jit
+def sum_edges(rows, of_edges, energies, B: tl.constexpr):
+    """Energy of an atom [n_atoms], stored: the sum over its edges, always in the same order.
+
+    Args:
+        rows: [n_atoms + 1], where the edges of an atom begin in `of_edges`.
+    """
+    i = tl.program_id(0)
+    first, last = tl.load(rows + i), tl.load(rows + i + 1)
+    total = tl.zeros([B], tl.float64)
+    for start in range(first, last, B):
+        e = start + tl.arange(0, B)
+        total += tl.load(of_edges + e, mask=e < last, other=0.0)
+    tl.store(energies + i, tl.sum(total))
+
+
+class GPUFrozenZBL(nn.Module):
+    """Takes the place of a `ZBLRepulsion` whose parameters no longer change, on a GPU.
+
+    Args:
+        term: with the physnet cutoff function; stays as it is.
+        coulomb_constant: eV Å.
+        switch_off: Å, where the repulsion has ended.
+    """
+
+    def __init__(self, term: Any, coulomb_constant: float, switch_off: float) -> None:
+        super().__init__()
+        self.config = term.config
+        names = ("charges", "inverse_lengths", "exponents", "weights")
+        found = numbers_of(term, coulomb_constant)
+        limits = torch.tensor([float(term.config.cutoff), switch_off], dtype=torch.float64)
+        self.numbers: dict[str, Any] = {
+            name: value.detach().double().contiguous()
+            for name, value in zip(names, found, strict=True)
+        }
+        self.numbers |= {"limits": limits.to(found[0].device), "TERMS": len(found[2])}
+
+    @torch.no_grad()
+    def linearize(self, graph: Graph, outputs: Any) -> LinearizedTerm:
+        """Energies per atom [n_atoms] eV, and the gradient of their sum by vectors [n_edges, 3]."""
+        del outputs
+        workspace = Workspace(graph.vectors.device)
+        energies, gradient = workspace.double(graph.n_atoms), workspace.double(graph.n_edges, 3)
+        if graph.n_edges == 0:
+            return LinearizedTerm(energies.zero_(), gradient, {})
+        slots, rows = counted_edges(graph)
+        of_edges = workspace.double(graph.n_edges)
+        with torch.cuda.device_of(graph.vectors):
+            launch(
+                repel,
+                (-(-graph.n_edges // EDGES),),
+                self.numbers,
+                vectors=graph.vectors.contiguous(),
+                receivers=graph.receivers,
+                senders=graph.senders,
+                mask=graph.edge_mask,
+                species=graph.species,
+                slots=slots,
+                of_edges=of_edges,
+                gradient=gradient,
+                n_edges=graph.n_edges,
+                B=EDGES,
+            )
+            launch(
+                sum_edges,
+                (graph.n_atoms,),
+                rows=rows,
+                of_edges=of_edges,
+                energies=energies,
+                B=BLOCK,
+            )
+        return LinearizedTerm(energies, gradient, {})
+
+    def forward(self, graph: Graph, outputs: Any) -> Tensor:
+        """[n_atoms] eV, float64."""
+        del outputs
+        return _Repel.apply(graph.vectors, graph, self)
+
+
+class _Repel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, vectors, graph, term):
+        del vectors  # of the graph
+        energies, gradient, _ = term.linearize(graph, None)
+        ctx.save_for_backward(graph.receivers, gradient)
+        return energies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_energies):
+        receivers, gradient = ctx.saved_tensors  # an edge belongs to one atom, its receiver
+        return gradient * d_energies[receivers].unsqueeze(1), None, None

@@ -144,8 +144,7 @@ def _with_fast_network(potential: Potential) -> Potential | None:
 
 
 def _with_lowered_terms(potential: Potential, network: nn.Module, device: str) -> Potential:
-    lower_terms = {"cpu": _lower_terms, "cuda": _lower_terms_on_gpu}.get(device, list)
-    terms = nn.ModuleList(lower_terms(potential.pair_terms))
+    terms = nn.ModuleList(_lower_terms(potential.pair_terms, device))
     return with_modules(potential, network=network, pair_terms=terms).requires_grad_(False)
 
 
@@ -164,37 +163,37 @@ def _has_slopes(term: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _lower_terms(given: Iterable[Any]) -> list[nn.Module]:
-    """Pair terms with loops of their own where there are some; those of one range share one."""
+def _lower_terms(given: Iterable[Any], device: str) -> list[nn.Module]:
+    """Pair terms in closed form where there is one; those of one range share one."""
+    repulsion, long_range = _closed_forms(device)
     terms = list(given)
     lowered: list[nn.Module] = []
     while terms:
         term = terms.pop(0)
-        if _has_slopes(term):
-            lowered.append(FrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF))
-        elif type(term) in _LONG_RANGE and has_numba():
+        if repulsion is not None and _has_slopes(term):
+            lowered.append(repulsion(term, COULOMB_CONSTANT, SWITCH_OFF))
+        elif long_range is not None and type(term) in _LONG_RANGE:
             partner = next((other for other in terms if _share_a_loop(term, other)), None)
             if partner is not None:
                 terms.remove(partner)
             of_kind = {type(one): one for one in (term, partner)}
             electric, dispersive = (of_kind.get(kind) for kind in _LONG_RANGE)
-            lowered.append(FrozenLongRange(electric, dispersive, _CONSTANTS))
+            lowered.append(long_range(electric, dispersive, _CONSTANTS))
         else:
             lowered.append(term)
     return lowered
 
 
-def _lower_terms_on_gpu(given: Iterable[Any]) -> list[nn.Module]:
-    """Pair terms with kernels of their own where there are some."""
-    terms = list(given)
-    if not (has_triton() and any(map(_has_slopes, terms))):
-        return terms
-    from attncalc.kernels.gpu.zbl import GPUFrozenZBL  # needs the package
+def _closed_forms(device: str) -> tuple[Any, Any]:
+    """Classes for the nuclear repulsion, and for terms of longer range; None: there is none."""
+    if device == "cpu":
+        return FrozenZBL, FrozenLongRange if has_numba() else None
+    if device == "cuda" and has_triton():
+        from attncalc.kernels.gpu.long_range import GPUFrozenLongRange  # need the package
+        from attncalc.kernels.gpu.zbl import GPUFrozenZBL
 
-    return [
-        GPUFrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF) if _has_slopes(term) else term
-        for term in terms
-    ]
+        return GPUFrozenZBL, GPUFrozenLongRange
+    return None, None
 
 
 _LONG_RANGE = (DampedElectrostatics, Dispersion)

@@ -22,6 +22,7 @@ INTERVAL = 0.0025  # Å; the slope of cubics is off by 1e-9 of that of the inter
 MOST_INTERVALS = 1 << 17
 # Å over the damping length, where the error function is 1 to all digits of float64
 POINTS = 6.0
+SMALLEST = 1e-12  # bohr^3: no atom is less polarizable, and roots of zero have no slope
 
 
 class Constants(NamedTuple):
@@ -68,7 +69,7 @@ class FrozenLongRange(nn.Module):
         electric, dispersive = (None if term is None else term.of_all_pairs for term in given)
         self.of_all_pairs: FrozenLongRange | None = None
         if electric is not None or dispersive is not None:
-            self.of_all_pairs = FrozenLongRange(electric, dispersive, constants)
+            self.of_all_pairs = type(self)(electric, dispersive, constants)
         self.reads_charges, self.reads_ratios = electrostatics is not None, dispersion is not None
         end = both[0].config.cutoff
         reach = POINTS * electrostatics.config.damping_length if electrostatics is not None else 1.0
@@ -116,7 +117,7 @@ def _of_atoms(dispersion: Any, hartree: float) -> tuple[NDArray[np.float64], NDA
     """Polarizabilities [n_species] and C6 [n_species, n_species] eV bohr^6; none: no dispersion."""
     if dispersion is None:
         return np.ones(_MOST_SPECIES), np.zeros((_MOST_SPECIES, _MOST_SPECIES))
-    return dispersion.polarizabilities.numpy(), hartree * dispersion.c6.numpy()
+    return dispersion.polarizabilities.cpu().numpy(), hartree * dispersion.c6.cpu().numpy()
 
 
 _MOST_SPECIES = 119
@@ -141,7 +142,7 @@ def _table(electrostatics: Any, dispersion: Any, end: float) -> NDArray[np.float
 def _numbers(
     dispersion: Any, constants: Constants, end: float | None, reach: float
 ) -> NDArray[np.float64]:
-    """Numbers that the loop reads beside tables, [10], as `long_range_loop.of_list` lists them."""
+    """Numbers that the loop reads beside tables, [11], as `long_range_loop.of_list` lists them."""
     damping = 1.0 if dispersion is None else dispersion.config.damping
     until = reach if end is None else end
     n_intervals = min(MOST_INTERVALS, math.ceil(until / INTERVAL))
@@ -154,5 +155,6 @@ def _numbers(
             n_intervals / until,
             reach if end is None else math.inf,
             math.inf if end is None else end**2,
+            SMALLEST,
         ]
     )

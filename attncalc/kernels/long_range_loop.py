@@ -24,17 +24,16 @@ POSITION, CHARGE, OF_ALPHA, RATIO, OF_ROOT, N_GIVEN = 0, 3, 4, 5, 6, 8
 D_CHARGE, D_ALPHA, D_RATIO, OF_ENERGY, N_FOUND = 3, 4, 5, 6, 8
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-SMALLEST = 1e-12  # bohr^3: no atom is less polarizable, and roots of zero have no slope
 
 
 @compiled_loop(fastmath=FASTMATH)
-def _describe(positions, charges, ratios, species, free, given):
+def _describe(positions, charges, ratios, species, free, smallest, given):
     """Fill the rows of atoms."""
     for i in range(species.shape[0]):
         if positions.shape[0]:
             for k in range(3):
                 given[i, k] = positions[i, k]
-        alpha = max(free[species[i]] * ratios[i], SMALLEST)
+        alpha = max(free[species[i]] * ratios[i], smallest)
         given[i, CHARGE] = charges[i]
         given[i, OF_ALPHA] = alpha
         given[i, RATIO] = ratios[i]
@@ -189,9 +188,10 @@ def of_list(
         free: [n_species] bohr^3, polarizabilities of free atoms.
         c6: [n_species, n_species] eV bohr^6, of two free atoms.
         table: [n_intervals, 8], cubics of the interaction of charges and of the switch.
-        numbers: [10]: 1 / bohr^2 in 1/Å^2; square of u / rho, u the seventh root of a
+        numbers: [11]: 1 / bohr^2 in 1/Å^2; square of u / rho, u the seventh root of a
             polarizability; coefficients of the oscillator's width in powers of u; k_e in eV Å; rows
-            of the table per Å; Å beyond which charges are points; Å^2 where the terms end.
+            of the table per Å; Å beyond which charges are points; Å^2 where the terms end; bohr^3,
+            the smallest polarizability of an atom.
 
     Returns:
         energies [n_atoms], found [n_atoms, 8] with forces and dE/d charges, dE/d ratios [n_atoms],
@@ -203,7 +203,7 @@ def of_list(
     strain = np.zeros((cells.shape[0], 3, 3))
     c = np.empty(N_COLUMNS * CHUNK)
     i_of, j_of = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
-    _describe(positions, charges, ratios, species, free, given)
+    _describe(positions, charges, ratios, species, free, numbers[10], given)
     moves = np.zeros((cells.shape[0], shifts.shape[0], 3))
     for s in range(cells.shape[0]):
         for code in range(shifts.shape[0]):
@@ -256,7 +256,7 @@ def of_graph(
     strain = np.zeros((n_systems, 3, 3))
     c = np.empty(N_COLUMNS * CHUNK)
     i_of, j_of = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
-    _describe(vectors[:0], charges, ratios, species, free, given)
+    _describe(vectors[:0], charges, ratios, species, free, numbers[10], given)
     n = 0
     for p in range(pairs.shape[0]):
         e = pairs[p]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
 from contract import ELEMENTS, ethanol, slab, triclinic
+from long_range_terms import CUTOFF, TERMS, assert_equal, by_autograd, many, outputs_for
 from torch import nn
 
 pytest.importorskip("numba")
@@ -27,68 +27,17 @@ from attncalc.neighbors import VerletList
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import forces_from_edges
 from attncalc.system import System
-
-CUTOFF = 7.0
-# of cubics: eV, eV/Å and so on, relative to the largest where that exceeds 1
-TOLERANCE = 1e-8
-
-TERMS: dict[str, Callable[[float | None], list[nn.Module]]] = {
-    "both": lambda end: [
-        DampedElectrostatics(ElectrostaticsConfig(end), ELEMENTS),
-        Dispersion(DispersionConfig(end), ELEMENTS),
-    ],
-    "electrostatics": lambda end: [
-        DampedElectrostatics(ElectrostaticsConfig(end, damping_length=2.0), ELEMENTS)
-    ],
-    "dispersion": lambda end: [Dispersion(DispersionConfig(end, damping=0.9), ELEMENTS)],
-}
-
-
-def water() -> Atoms:
-    """More pairs than there are in a chunk, of several images."""
-    generator = np.random.default_rng(0)
-    atoms = bulk("C", a=3.4, cubic=True) * (2, 1, 1)
-    atoms.numbers[:] = generator.choice(ELEMENTS, len(atoms))
-    atoms.numbers[0] = 6 + atoms.numbers[1:].sum() % 2
-    atoms.rattle(0.1, seed=0)
-    return atoms
-
 
 STRUCTURES = {
     "molecule": ethanol,
     "own images": triclinic,
     "slab": slab,
-    "many": water,
+    "many": many,
     "far": lambda: Atoms("CO", [[0, 0, 0], [0, 30.0, 40.0]]),
     "alone": lambda: Atoms("O"),
-    "batch": lambda: [ethanol(), triclinic(), Atoms("O"), water()],
+    "batch": lambda: [ethanol(), triclinic(), Atoms("O"), many()],
 }
-
-
-def outputs_for(n: int) -> AtomOutputs:
-    generator = torch.Generator().manual_seed(0)
-    charges, ratios = torch.randn(2, n, generator=generator, dtype=torch.float64)
-    return AtomOutputs(torch.zeros(n), 0.4 * charges, 0.9 + 0.1 * ratios)
-
-
-def by_autograd(terms: list[nn.Module], graph: Graph, outputs: AtomOutputs) -> list[torch.Tensor]:
-    """Energies, forces, strain gradient, gradients by charges and ratios."""
-    vectors = graph.vectors.detach().clone().requires_grad_()
-    charges, ratios = (
-        one.detach().clone().requires_grad_() for one in (outputs.charges, outputs.hirshfeld_ratios)
-    )
-    given = AtomOutputs(outputs.energies, charges, ratios)
-    energies = sum(term(graph.with_vectors(vectors), given) for term in terms)
-    gradient, *others = torch.autograd.grad(
-        energies.sum(), [vectors, charges, ratios], materialize_grads=True, allow_unused=True
-    )
-    forces = forces_from_edges(gradient, graph.receivers, graph.senders, graph.n_atoms)
-    strain = torch.zeros(graph.n_systems, 3, 3, dtype=torch.float64)
-    outer = graph.vectors.unsqueeze(2) * gradient.unsqueeze(1)
-    strain.index_add_(0, graph.system_idx[graph.receivers], outer)
-    return [energies.detach(), forces, (strain + strain.transpose(1, 2)) / 2, *others]
 
 
 def by_loop(term: FrozenLongRange, graph: Graph, outputs: AtomOutputs) -> list[torch.Tensor]:
@@ -97,13 +46,6 @@ def by_loop(term: FrozenLongRange, graph: Graph, outputs: AtomOutputs) -> list[t
     names = ("charges", "hirshfeld_ratios")
     found = [energies, *summed, *(by_outputs.get(name, zero) for name in names)]
     return [torch.as_tensor(one) for one in found]
-
-
-def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
-    for found, expected in zip(ours, theirs, strict=True):
-        assert found.shape == expected.shape
-        scale = expected.abs().amax().clamp(min=1.0) if expected.numel() else 1.0
-        assert (found - expected).abs().amax() <= TOLERANCE * scale
 
 
 def graphs_of(atoms: Atoms | list[Atoms], cutoff: float) -> tuple[Graph, Graph]:
@@ -123,7 +65,7 @@ def test_equals_the_terms(structure: Callable, kind: str) -> None:
     periodic = isinstance(atoms, list) or atoms.pbc.any()
     for end in (CUTOFF, 13.0) if periodic else (CUTOFF, 1000.0, None):
         terms = TERMS[kind](end)
-        (term,) = _lower_terms(list(terms))
+        (term,) = _lower_terms(list(terms), "cpu")
         assert isinstance(term, FrozenLongRange)
         assert term.long_range == terms[0].long_range
         by_pairs, by_edges = graphs_of(atoms, 1e4 if end is None else end)
@@ -136,7 +78,7 @@ def test_equals_the_terms(structure: Callable, kind: str) -> None:
 
 
 def test_chunks_are_full_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    by_pairs, _ = graphs_of(water(), CUTOFF)
+    by_pairs, _ = graphs_of(many(), CUTOFF)
     n_pairs = len(by_pairs.half_list.receivers)
     assert n_pairs > 2 * long_range_loop.CHUNK
     assert n_pairs % long_range_loop.CHUNK
@@ -144,9 +86,9 @@ def test_chunks_are_full_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_masked_edges_count_nothing() -> None:
     terms = TERMS["both"](CUTOFF)
-    (term,) = _lower_terms(list(terms))
-    _, near = graphs_of(water(), CUTOFF)
-    _, far = graphs_of(water(), CUTOFF + 2)
+    (term,) = _lower_terms(list(terms), "cpu")
+    _, near = graphs_of(many(), CUTOFF)
+    _, far = graphs_of(many(), CUTOFF + 2)
     beyond = torch.linalg.vector_norm(far.vectors, dim=1) >= CUTOFF
     vectors = torch.where(beyond.unsqueeze(1), torch.nan, far.vectors)
     masked = replace(far, vectors=vectors, edge_mask=~beyond)
@@ -157,7 +99,7 @@ def test_masked_edges_count_nothing() -> None:
 def test_atoms_without_volume() -> None:
     """As near zero as a network comes; roots of zero have no slope."""
     terms = TERMS["both"](CUTOFF)
-    (term,) = _lower_terms(list(terms))
+    (term,) = _lower_terms(list(terms), "cpu")
     by_pairs, _ = graphs_of(ethanol(), CUTOFF)
     outputs = replace(outputs_for(9), hirshfeld_ratios=torch.zeros(9, dtype=torch.float64))
     assert all(found.isfinite().all() for found in by_loop(term, by_pairs, outputs))
@@ -169,26 +111,26 @@ def test_which_terms_share_a_loop() -> None:
     repulsion = ZBLRepulsion(ZBLConfig(4.0), ELEMENTS).requires_grad_(False)
     foreign = nn.Identity()
     for order in itertools.permutations([electric, dispersive, repulsion, foreign]):
-        kinds = [type(term) for term in _lower_terms(list(order))]
+        kinds = [type(term) for term in _lower_terms(list(order), "cpu")]
         assert sorted(kinds, key=str) == sorted([FrozenLongRange, FrozenZBL, nn.Identity], key=str)
-    apart = _lower_terms([electric, other])
+    apart = _lower_terms([electric, other], "cpu")
     assert [term.long_range for term in apart] == [CUTOFF, 9.0]
     by_kind = [
         DampedElectrostatics(ElectrostaticsConfig(CUTOFF, True), ELEMENTS),
         Dispersion(DispersionConfig(CUTOFF, True), ELEMENTS),
     ]
-    (together,) = _lower_terms(by_kind)
+    (together,) = _lower_terms(by_kind, "cpu")
     assert together.of_all_pairs.long_range == 1e4
     assert together.of_all_pairs.of_all_pairs is None
-    assert len(_lower_terms([electric, by_kind[1]])) == 2
+    assert len(_lower_terms([electric, by_kind[1]], "cpu")) == 2
     assert copy.deepcopy(together).long_range == CUTOFF
 
 
 def test_a_list_that_is_kept_and_one_that_is_new() -> None:
     """Atoms that move through the skin; what is not asked for edges does not make them."""
     terms = TERMS["both"](CUTOFF)
-    (term,) = _lower_terms(terms)
-    system = System.from_ase(water())
+    (term,) = _lower_terms(terms, "cpu")
+    system = System.from_ase(many())
     verlet = VerletList.create(cutoff=CUTOFF, skin=0.5, species=ELEMENTS, by_pairs=True)
     outputs = outputs_for(system.n_atoms)
     generator = torch.Generator().manual_seed(0)

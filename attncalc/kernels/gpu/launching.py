@@ -18,6 +18,7 @@ SETTINGS = {
     "first_messages": (4, 1),
     "first_messages_gradient": (4, 1),
     "gradient_by_vectors": (1, 1),
+    "interact": (4, 1),
     "messages": (8, 1),
     "messages_gradient": (8, 1),
     "project": (8, 3),
@@ -90,3 +91,16 @@ def counted_edges(graph: Graph) -> tuple[Tensor, Tensor]:
     slots = torch.zeros(graph.n_edges + 1, dtype=torch.int32, device=mask.device)
     torch.cumsum(mask, 0, dtype=torch.int32, out=slots[1:])
     return slots, slots.index_select(0, torch.searchsorted(graph.receivers, atoms))
+
+
+def row_pointers(graph: Graph) -> Tensor:
+    """Where the edges of each atom begin, [n_atoms + 1] int64, without what ends the list.
+
+    Padding belongs to the last atom: none of it stands before the last number.
+    """
+    n_edges, device = graph.n_edges, graph.receivers.device
+    rows = torch.searchsorted(graph.receivers, torch.arange(graph.n_atoms + 1, device=device))
+    if n_edges == 0:
+        return rows
+    last = (graph.edge_mask * torch.arange(1, n_edges + 1, device=device)).amax()
+    return torch.minimum(rows, last)

@@ -16,6 +16,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from contract import ELEMENTS, build_graph, ethanol, on_the_axis, randomise, slab, triclinic
+from long_range_terms import CUTOFF, TERMS, assert_equal, by_autograd, many, outputs_for
 from triton import language as tl
 from triton.runtime import interpreter
 
@@ -30,7 +31,7 @@ from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu import weights
 from attncalc.kernels.so3krates_gpu.engine import Engine
 from attncalc.kernels.so3krates_gpu.geometry import find_edges
-from attncalc.neighbors import fresh_graph
+from attncalc.neighbors import VerletList, fresh_graph
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
@@ -340,7 +341,7 @@ def clash() -> Atoms:
 def test_repulsion_by_kernels(cutoff: float, padding: dict) -> None:
     """Energies and gradients of the plain term in float64, whatever the energies weigh."""
     plain = ZBLRepulsion(ZBLConfig(cutoff=cutoff), ELEMENTS).double().requires_grad_(False)
-    (fast,) = lowering._lower_terms_on_gpu([plain])
+    (fast,) = lowering._lower_terms([plain], "cuda")
     assert type(fast) is not ZBLRepulsion
     for atoms in ([clash()], [on_the_axis(), slab(), triclinic()], [Atoms("H")]):
         graph = build_graph(potential(), System.from_ase(atoms), **padding)
@@ -370,10 +371,41 @@ def test_repulsion_by_kernels(cutoff: float, padding: dict) -> None:
 
 def test_repulsion_of_positions_that_are_not_numbers() -> None:
     plain = ZBLRepulsion(ZBLConfig(cutoff=2.0), ELEMENTS).double().requires_grad_(False)
-    (fast,) = lowering._lower_terms_on_gpu([plain])
+    (fast,) = lowering._lower_terms([plain], "cuda")
     graph = build_graph(potential(), System.from_ase(on_the_axis()))
     broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
     assert fast.linearize(broken, None).energies.isnan().all()
+
+
+@pytest.mark.parametrize("padding", [{}, {"skin": 1.0, "capacity": 4000}])
+@pytest.mark.parametrize("kind", TERMS)
+def test_pairs_of_longer_range_by_kernels(kind: str, padding: dict) -> None:
+    """Energies, forces, strain and gradients by charges and ratios, by autograd in float64."""
+    padding = {"skin": 0.0, **padding}
+    for atoms, end in (
+        ([ethanol(), triclinic(), Atoms("O"), many()], CUTOFF),
+        ([ethanol()], 1000.0),
+        ([ethanol(), Atoms("CO", [[0, 0, 0], [0, 30.0, 40.0]])], None),
+        ([Atoms("O")], CUTOFF),
+    ):
+        terms = TERMS[kind](end)
+        (fast,) = lowering._lower_terms(terms, "cuda")
+        assert type(fast) not in map(type, terms)
+        options = {"cutoff": 1e4 if end is None else end, "species": ELEMENTS, **padding}
+        _, graph = VerletList.create(**options).update(System.from_ase(atoms))
+        outputs = outputs_for(graph.n_atoms)
+        energies, summed, by_outputs = fast.linearize(graph, outputs)
+        zero = torch.zeros(graph.n_atoms)
+        others = (by_outputs.get(name, zero) for name in ("charges", "hirshfeld_ratios"))
+        assert_equal([energies, *summed, *others], by_autograd(terms, graph, outputs))
+        assert torch.equal(fast(graph, outputs), sum(term(graph, outputs) for term in terms))
+
+
+def test_longer_range_of_positions_that_are_not_numbers() -> None:
+    (fast,) = lowering._lower_terms(TERMS["both"](CUTOFF), "cuda")
+    graph = fresh_graph(System.from_ase(ethanol()), cutoff=CUTOFF, species=ELEMENTS)
+    broken = graph.with_vectors(torch.full_like(graph.vectors, torch.nan))
+    assert fast.linearize(broken, outputs_for(graph.n_atoms)).energies.isnan().all()
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from ase import Atoms
-from contract import ELEMENTS, build_graph, ethanol, randomise
+from contract import ELEMENTS, ethanol, randomise
+from long_range_terms import TERMS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton compiles the GPU's kernels: not here")
@@ -19,12 +20,13 @@ pytest.importorskip("triton", reason="Triton compiles the GPU's kernels: not her
 import triton
 
 from attncalc import load
-from attncalc.fast import SHORTEST, _lower_terms_on_gpu
-from attncalc.graph import AtomOutputs, Graph, Linearized
-from attncalc.kernels.gpu import zbl
+from attncalc.fast import SHORTEST, _lower_terms
+from attncalc.graph import AtomOutputs, Graph, Graphs, Linearized
+from attncalc.kernels.gpu import long_range, zbl
 from attncalc.kernels.gpu.launching import arguments_of, options_of
 from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu.engine import Engine, can_run
+from attncalc.neighbors import VerletList
 from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
@@ -49,15 +51,18 @@ POINTERS = {
 # kernels that one evaluation may launch, Triton's and PyTorch's, without the sums at its end, which
 # a loop does here: each costs about 2 µs at least
 MOST_LAUNCHES = 32
-MOST_OF_REPULSION = 11
+MOST_OF_REPULSION, MOST_OF_LONGER_RANGE = 11, 17
 
 
-def potential(*, repels: bool = False, **options) -> Potential:
-    """Of the shipped models' size."""
+def potential(*, repels: bool = False, reaches: bool = False, **options) -> Potential:
+    """Of the shipped models' size; with nuclear repulsion, electrostatics and dispersion."""
+    if reaches:
+        options |= {"predict_charges": True, "predict_hirshfeld_ratios": True}
     config = So3kratesConfig(cutoff=5.0, avg_num_neighbors=10.0, **options)
     network = So3krates(config, len(ELEMENTS))
     randomise(network)
     terms = [ZBLRepulsion(ZBLConfig(cutoff=5.0), ELEMENTS)] if repels else []
+    terms += TERMS["both"](12.0) if reaches else []
     return Potential(network, ELEMENTS, pair_terms=terms).requires_grad_(False)
 
 
@@ -66,12 +71,21 @@ def engine_of(plain: Potential) -> Engine:
 
 
 def with_engine(plain: Potential, engine: Any) -> Potential:
-    terms = torch.nn.ModuleList(_lower_terms_on_gpu(plain.pair_terms))
+    terms = torch.nn.ModuleList(_lower_terms(plain.pair_terms, "cuda"))
     return with_modules(plain, network=CompiledNetwork(plain.network, engine), pair_terms=terms)
 
 
-def padded_graph(plain: Potential, atoms: Atoms) -> Graph:
-    return build_graph(plain, System.from_ase(atoms), skin=1.0, capacity=128)
+def padded_graph(plain: Potential, atoms: Atoms, cutoff: float | None = None) -> Graph:
+    end = plain.cutoff if cutoff is None else cutoff
+    options = {"cutoff": end, "skin": 1.0, "species": plain.species, "capacity": 128}
+    return VerletList.create(**options).update(System.from_ase(atoms))[1]
+
+
+def padded_graphs(plain: Potential, atoms: Atoms) -> Graphs:
+    long = plain.long_range
+    return Graphs(
+        padded_graph(plain, atoms), None if long is None else padded_graph(plain, atoms, long)
+    )
 
 
 @pytest.fixture
@@ -83,7 +97,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]
         assert all(n > 0 for n in grid)
         seen.append((kernel, arguments_of(kernel, more, *known)))
 
-    for one in (module, zbl):
+    for one in (module, zbl, long_range):
         monkeypatch.setattr(one, "launch", note)
     return seen
 
@@ -104,7 +118,7 @@ class CountOperations(TorchDispatchMode):
 
 def launches(plain: Potential, launched: list) -> list[str]:
     """Kernels of one evaluation, and operations of PyTorch, by name."""
-    fast, graph = with_engine(plain, engine_of(plain)), padded_graph(plain, ethanol())
+    fast, graph = with_engine(plain, engine_of(plain)), padded_graphs(plain, ethanol())
     launched.clear()
     with CountOperations() as operations:
         evaluate_without_waiting(fast, graph)
@@ -119,6 +133,14 @@ def test_launches_of_repulsion(launched: list) -> None:
     plain, repels = (launches(potential(repels=given), launched) for given in (False, True))
     assert {"repel", "sum_edges"} <= {*repels}
     assert len(repels) - len(plain) <= MOST_OF_REPULSION, repels
+
+
+def test_launches_of_longer_range(launched: list) -> None:
+    reaches = potential(reaches=True)
+    alone = with_modules(reaches, pair_terms=torch.nn.ModuleList())
+    alone, reaches = (launches(one, launched) for one in (alone, reaches))
+    assert "interact" in reaches
+    assert len(reaches) - len(alone) <= MOST_OF_LONGER_RANGE, reaches
 
 
 def test_launches_of_one_evaluation(launched: list) -> None:
@@ -183,6 +205,7 @@ MODELS = {
     "electrons": lambda: potential(embed_charge=True, num_layers=1),
     "started variables": lambda: potential(ev_init_divisor=2.0, num_layers=1),
     "repulsion": lambda: potential(repels=True, num_layers=1),
+    "longer range": lambda: potential(reaches=True, num_layers=1),
 }
 
 
@@ -198,12 +221,12 @@ def test_compiles_and_spills_no_register(
         plain = make()
         engine = engine_of(plain)
         engine.shape["PRECISION"] = "tf32x3"  # as on such a device
-        evaluate_without_waiting(with_engine(plain, engine), padded_graph(plain, ethanol()))
+        evaluate_without_waiting(with_engine(plain, engine), padded_graphs(plain, ethanol()))
     variants = {}
     for kernel, arguments in launched:
         constants = {k: v for k, v in arguments.items() if _is_constant(kernel, k)}
         variants[kernel.fn.__name__, str(constants)] = (kernel, arguments)
-    assert len({name for name, _ in variants}) == 14
+    assert len({name for name, _ in variants}) == 15
     if capability == 80:  # the most difficult ones
         variants = {k: v for k, v in variants.items() if "PRECISION" in v[1]}
     if few == "many atoms":  # the others do not depend on it

@@ -26,6 +26,7 @@ from attncalc.kernels.so3krates_gpu.formulas import (
 )
 
 SIZE = tl.constexpr(4096)  # of the weights that are multiplied at a time
+HEAD_SIZE = tl.constexpr(2048)  # fewer where each atom has a row of weights in the registers too
 
 
 @triton.jit
@@ -269,8 +270,10 @@ def turn(
     head_bias,
     head_transposed,
     last,
-    head_end,
-    energies,
+    of_species,
+    species,
+    features_after,
+    output,
     d_features,
     d_ev,
     n_atoms,
@@ -281,16 +284,17 @@ def turn(
     MP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Compute the energy from the last layer's messages, and the gradient of its sum by them.
+    """Compute one output from the last layer's messages, and the gradient of its sum by them.
 
     The last Euclidean variables count only by their squares: their gain is left out.
 
     Args:
         features, ev: with messages.
         norm .. of_squares: weights of the last layer.
-        head .. last: [F, G], [G], [G, F], [G], of the energy head.
-        head_end: [1], bias of the energy head, float64.
-        energies: [n_atoms], float64, stored.
+        head .. of_species: [F, G], [G], [G, F], [n_species, G], [n_species], the latter float64:
+            s(x W + b) . w[species] + c[species], see `attncalc.kernels.so3krates.heads`.
+        features_after: [n_atoms, F], what all heads read, stored.
+        output: [n_atoms], float64, stored.
         d_features, d_ev: gradients by `features` and `ev`, stored.
     """
     atoms = tl.program_id(0) * T + tl.arange(0, T)
@@ -304,15 +308,19 @@ def turn(
     mixed = add_product(mixed, x, mix, T, F, F, SIZE, PRECISION)
     normal_after, inverse_after = layer_norm(mixed, F)
     x = normal_after * row_of(norm, 2, F) + row_of(norm, 3, F)
+    store_rows(features_after, atoms, valid, x, F, F)
 
     z = tl.zeros([T, G], tl.float32) + row_of(head_bias, 0, G)
-    z = add_product(z, x, head, T, F, G, SIZE, PRECISION)
-    last_row = row_of(last, 0, G)
-    energy = tl.sum(silu(z) * last_row, 1).to(tl.float64) + tl.load(head_end)
-    tl.store(energies + atoms, energy, mask=valid)
+    z = add_product(z, x, head, T, F, G, HEAD_SIZE, PRECISION)
+    kinds = tl.load(species + atoms, mask=valid, other=0)
+    last_row = load_rows(last, kinds, valid, G, G)
+    value = tl.sum(silu(z) * last_row, 1).to(tl.float64) + tl.load(of_species + kinds)
+    tl.store(output + atoms, value, mask=valid)
 
     d_z = silu_slope(z) * last_row
-    d_x = add_product(tl.zeros([T, F], tl.float32), d_z, head_transposed, T, G, F, SIZE, PRECISION)
+    d_x = add_product(
+        tl.zeros([T, F], tl.float32), d_z, head_transposed, T, G, F, HEAD_SIZE, PRECISION
+    )
     d_x = layer_norm_gradient(d_x * row_of(norm, 2, F), normal_after, inverse_after, F)
     d_squares = matvec_transposed(d_x, load_matrix(of_squares, L, F))
     store_rows(d_ev, atoms, valid, 2 * matvec(d_squares, of_degree) * chi, MP, MP)

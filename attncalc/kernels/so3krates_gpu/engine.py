@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attncalc.graph import AtomOutputs, Graph, Linearized, gradients_of
+from attncalc.graph import AtomOutputs, Graph, Linearized, with_totals
 from attncalc.kernels.gpu.launching import Workspace, counted_edges, launch
 from attncalc.kernels.so3krates.tables import Grid, filters_of, has_usual_options
 from attncalc.kernels.so3krates_gpu.atoms import project, turn, update, update_gradient
@@ -32,6 +32,7 @@ from attncalc.kernels.so3krates_gpu.messages import (
 from attncalc.kernels.so3krates_gpu.weights import (
     LayerWeights,
     first_layer,
+    heads,
     padded_orders,
     shared_constants,
 )
@@ -92,11 +93,10 @@ class Engine:
                 constants |= dict(zip(names, first_layer(exact, grid), strict=True))
             layers = [LayerWeights.of(exact, l, grid) for l in range(config.num_layers)]
         self.embedding = network.embedding
-        # where there are heads beside that of the energy, all behind the last messages is PyTorch's
-        has_heads = config.predict_charges or config.predict_hirshfeld_ratios
-        self.heads: Any = network if has_heads else None
-        columns = [l * l - 1 + k for l in config.degrees for k in range(2 * l + 1)]
-        self.columns = torch.tensor(columns, device=device)  # of these degrees among all orders
+        self.heads = {
+            name: {key: value.to(device) for key, value in weights.items()}
+            for name, weights in heads(exact).items()
+        }
         self.layers = [layer.to(device) for layer in layers]
         self.constants = {name: value.to(device) for name, value in constants.items()}
         self.orders = padded_orders(max(config.degrees))
@@ -108,7 +108,7 @@ class Engine:
             "L": len(config.degrees),
             "MP": self.orders,
             "LMAX": max(config.degrees),
-            "G": config.head_features,
+            "G": self.heads["energies"]["head"].shape[1],
             "B": BLOCK,
             "PRECISION": "tf32x3" if has_cores else "ieee",
             "n_species": n_species,
@@ -160,49 +160,58 @@ class _Evaluation:
             self.attend(l, features)
             if l < self.last:
                 features = self.update(l, features)
-        return self.energies(features) if self.engine.heads is None else self.read(features)
-
-    def energies(self, features: Tensor) -> AtomOutputs:
-        """Energies from the last layer's messages; the gradient of their sum is kept."""
-        n, workspace = self.n, self.workspace
-        energies = workspace.double(n)
-        self.d_features, self.d_received = (
-            workspace.single(n, self.width),
-            workspace.single(n, self.engine.orders),
-        )
-        launch(
-            turn,
-            self.by_tile,
-            vars(self.layers[self.last]),
-            self.known,
-            features=features,
-            ev=self.received[self.last],
-            energies=energies,
-            d_features=self.d_features,
-            d_ev=self.d_received,
-        )
-        return AtomOutputs(energies)
+        return self.read(features)
 
     def read(self, features: Tensor) -> AtomOutputs:
-        """Outputs of all heads from the last layer's messages, for PyTorch to differentiate."""
-        network = self.engine.heads
-        received = self.received[self.last].index_select(1, self.engine.columns)
-        self.leaves = [features.requires_grad_(True), received.requires_grad_(True)]
-        with torch.enable_grad():
-            refined, _ = network.layers[-1].refine(*self.leaves)
-            self.outputs = network.read(refined, self.graph)
-        return self.outputs.detached()
+        """Outputs of all heads from the last layer's messages; gradients of their sums are kept."""
+        n, workspace, raw = self.n, self.workspace, {}
+        after = workspace.single(n, self.width)
+        self.by_head: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, head in self.engine.heads.items():
+            raw[name] = workspace.double(n)
+            d_features = workspace.single(n, self.width)
+            d_received = workspace.single(n, self.engine.orders)
+            self.by_head[name] = d_features, d_received
+            launch(
+                turn,
+                self.by_tile,
+                vars(self.layers[self.last]),
+                head,
+                self.known,
+                features=features,
+                ev=self.received[self.last],
+                features_after=after,
+                output=raw[name],
+                d_features=d_features,
+                d_ev=d_received,
+            )
+        # kernels look at one atom at a time: charges add up, and ratios are positive, after them
+        if "charges" in raw:
+            raw["charges"] = with_totals(raw["charges"], self.graph.charge, self.graph)
+        if "hirshfeld_ratios" in raw:
+            self.signs = raw["hirshfeld_ratios"].sign()
+            raw["hirshfeld_ratios"] = raw["hirshfeld_ratios"].abs()
+        return AtomOutputs(**raw, features=after)
 
     def d_messages(self, d_outputs: AtomOutputs) -> tuple[Tensor, Tensor]:
         """dE / d outputs -> those by the last layer's features and Euclidean variables."""
-        if self.engine.heads is None:
-            # the head looks at single atoms: its gradient is that of the sum, row by row
-            factor = d_outputs.energies.to(torch.float32).unsqueeze(1)
-            return self.d_features * factor, self.d_received * factor
-        d_features, by_column = gradients_of(self.outputs, d_outputs, self.leaves)
-        d_received = torch.zeros_like(self.received[self.last])
-        d_received.index_copy_(1, self.engine.columns, by_column)
-        return d_features.contiguous(), d_received
+        d_raw = {name: getattr(d_outputs, name) for name in self.by_head}
+        if "charges" in d_raw:
+            # the shift is its own transpose but for the totals, which no vector changes
+            none = torch.zeros_like(self.graph.charge)
+            d_raw["charges"] = with_totals(d_raw["charges"], none, self.graph)
+        if "hirshfeld_ratios" in d_raw:
+            d_raw["hirshfeld_ratios"] = d_raw["hirshfeld_ratios"] * self.signs
+        # a head looks at single atoms: its gradient is that of the sum, row by row
+        factors = [d_raw[name].to(torch.float32).unsqueeze(1) for name in self.by_head]
+        first, *others = factors
+        found = []
+        for of_first, *of_others in zip(*self.by_head.values(), strict=True):
+            total = of_first * first
+            for factor, of_head in zip(others, of_others, strict=True):
+                total.addcmul_(factor, of_head)
+            found.append(total)
+        return found[0], found[1]
 
     @torch.no_grad()
     def pull(self, d_outputs: AtomOutputs) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.so3 import parity
+from attncalc.kernels.so3krates.heads import heads_of
 from attncalc.kernels.so3krates.tables import (
     Grid,
     cubics,
@@ -166,7 +167,6 @@ def shared_constants(network: Any, grid: Grid) -> dict[str, Tensor]:
     per_length = grid.n_intervals / (grid.cutoff - grid.shortest)
     numbers = (grid.shortest, grid.cutoff, grid.n_intervals, per_length)
     parities = parity(tuple(range(1, highest + 1)))
-    head = network.head.hidden
     return {
         "numbers": torch.tensor(numbers, dtype=torch.float64),
         "envelope_table": envelope_table(config, grid),
@@ -175,11 +175,21 @@ def shared_constants(network: Any, grid: Grid) -> dict[str, Tensor]:
         "parity": single(pad(parities, (0, padded_orders(highest) - len(parities)))),
         "per_length": torch.tensor([per_length], dtype=torch.float32),
         "start": torch.tensor([1 / (config.ev_init_divisor or 1)], dtype=torch.float32),
-        "head_end": network.head.energy.bias.detach().double(),
-        "head": single(head.weight),
-        "head_transposed": single(head.weight.T),
-        "head_bias": single(head.bias),
-        "last": single(network.head.energy.weight),
+    }
+
+
+@torch.no_grad()
+def heads(network: Any) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of all heads of a So3krates in float64, by the name of their output."""
+    return {
+        name: {
+            "head": single(head.weight),
+            "head_transposed": single(head.weight.T),
+            "head_bias": single(head.hidden_bias),
+            "last": single(head.last),
+            "of_species": head.bias.detach().double().contiguous(),
+        }
+        for name, head in heads_of(network).items()
     }
 
 

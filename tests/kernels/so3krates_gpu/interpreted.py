@@ -429,6 +429,15 @@ def test_charges_and_hirshfeld_ratios_and_terms_that_read_them(n_layers: int) ->
     assert found.charges[: len(ion)].sum() == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("heads", [{}, {"predict_charges": True, "num_layers": 1}])
+def test_features_are_those_that_the_heads_read(heads: dict) -> None:
+    plain = potential(**heads)
+    graph = build_graph(plain, System.from_ase([on_the_axis(), small()]))
+    features = step(plain).engine.linearize(graph).outputs.features
+    expected = exact(plain).network(graph).features
+    torch.testing.assert_close(features.double(), expected, atol=1e-4, rtol=0)
+
+
 def test_the_network_stays_as_it_is() -> None:
     plain = potential()
     before = copy.deepcopy(plain.state_dict())

@@ -62,11 +62,12 @@ def test_a_training_that_fails_does_not_stop_the_others(load, monkeypatch, tmp_p
     arguments += ["--output", str(tmp_path), "--only", "acac", "uracil"]
     monkeypatch.setattr(sys, "argv", arguments)
     for _ in range(2):
-        with pytest.raises(SystemExit, match="failed: acac"):
+        with pytest.raises(SystemExit, match="failed: so3krates-acac-quick"):
             accuracy.main()
     again = "so3krates-acac-quick"
-    assert seen == [again, "so3krates-uracil-quick", again], "what is finished is not repeated"
-    assert "| uracil | MD17 | So3krates, quick |" in (tmp_path / "accuracy.md").read_text()
+    assert seen == [again, "so3krates-uracil-quick", "equiformer-uracil", again]  # once each
+    for title in ("So3krates, quick", "Equiformer, an hour"):
+        assert f"| uracil | MD17 | {title} |" in (tmp_path / "accuracy.md").read_text()
     assert json.loads((tmp_path / "results" / "accuracy.json").read_text())["rows"]
 
 

@@ -4,9 +4,10 @@
     python benchmarks/accuracy.py ../shared/data --only-table
 
 Trains the recipes of benchmarks/recipes/quick one after the other, some minutes each, and those of
-Equiformer for four molecules, an hour each, in processes of their own. It may be stopped or killed at any moment: the same command goes on with the run that
-was interrupted, and what is finished is not repeated. After every run, accuracy.md (here) and
-results/accuracy.json hold all runs so far, and the shipped models with the errors of their cards.
+Equiformer for four molecules, an hour each, in processes of their own. It may be stopped or killed
+at any moment: the same command goes on with the run that was interrupted, and what is finished is
+not repeated. After every run, accuracy.md (here) and results/accuracy.json hold all runs so far,
+and the shipped models with the errors of their cards.
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
     lines += ["- So3krates: no number that could be read in its papers."]
     lines += [
         "",
-        "Commands (`python benchmarks/accuracy.py DATA` runs those that are not shipped, in the folder DATA):",
+        "Commands (`python benchmarks/accuracy.py DATA` runs those of models that are not shipped):",
         "",
     ]
     lines += [f"- {row['model']}, {DATA[row['data']][0]}: `{row['command']}`" for row in rows]

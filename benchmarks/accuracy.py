@@ -223,7 +223,7 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
     lines += ["- So3krates: no number that could be read in its papers."]
     lines += [
         "",
-        "Commands (`python benchmarks/accuracy.py DATA` runs those of models that are not shipped):",
+        "Commands (`python benchmarks/accuracy.py DATA` trains what is not shipped):",
         "",
     ]
     lines += [f"- {row['model']}, {DATA[row['data']][0]}: `{row['command']}`" for row in rows]

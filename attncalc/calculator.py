@@ -264,7 +264,8 @@ class AttnCalculator(BaseCalculator):
         elements, surroundings = atoms.numbers.tobytes(), result.surroundings
         if surroundings is None or elements == self._outside:
             return
-        if surroundings.features is None:  # of a GPU's kernels: the plain network is asked
+        # on a GPU edges are copied from there, and where there are no features a network is asked
+        if surroundings.features is None or surroundings.graph.vectors.device.type != "cpu":
             self._unlooked -= 1
             if self._unlooked >= 0:
                 return

@@ -138,17 +138,23 @@ def mean_of(results: list[Result]) -> Result:
 
 
 def deviation(ours: Result, theirs: Result) -> float:
-    """Largest difference of energies per atom, forces and strain gradients of one structure.
+    """Largest difference of energies per atom, forces, strain gradients, charges and ratios.
 
-    In eV and eV/Å; relative to the largest force component where that exceeds 1 eV/Å. NaN if any
-    number is.
+    In eV, eV/Å and e; relative to the largest force component where that exceeds 1 eV/Å, but for
+    charges and Hirshfeld ratios. NaN if any number is.
     """
     scale = theirs.forces.abs().amax().clamp(min=1.0)
     differences = [
         (getattr(ours, name) - getattr(theirs, name)).abs().amax()
         for name in ("energies", "forces", "strain_gradient")
     ]
-    return float(torch.stack(differences).amax() / scale)
+    outputs = [
+        (mine - other).abs().amax()
+        for name in ("charges", "hirshfeld_ratios")
+        if (mine := getattr(ours, name)) is not None
+        and (other := getattr(theirs, name)) is not None
+    ]
+    return float(torch.stack([torch.stack(differences).amax() / scale, *outputs]).amax())
 
 
 def volumes(system: System) -> Tensor:

@@ -376,7 +376,7 @@ def settings_worker(dry_run: bool) -> None:
 
     from attncalc import System, evaluate, load
     from attncalc.fast import lower
-    from attncalc.kernels.gpu import launching, zbl
+    from attncalc.kernels.gpu import launching, long_range, zbl
     from attncalc.kernels.so3krates_gpu import engine
     from attncalc.neighbors import fresh_graph
 
@@ -393,9 +393,11 @@ def settings_worker(dry_run: bool) -> None:
         system = System.from_ase([MAKERS[name]()] * replicas).to("cuda")
         graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
         seen.clear()
-        engine.launch = zbl.launch = noted
+        for module in (engine, zbl, long_range):
+            module.launch = noted
         evaluate(potential, graph)
-        engine.launch = zbl.launch = launch
+        for module in (engine, zbl, long_range):
+            module.launch = launch
         once = {kernel.fn.__name__: (kernel, grid, given) for kernel, grid, given in seen}
         for kernel, grid, given in once.values():
             options, times = launching.options_of(kernel), {}

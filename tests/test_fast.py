@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from attncalc import fast as module
 from attncalc import load
 from attncalc.fast import SHORTEST, disagreement, lower
 from attncalc.graph import AtomOutputs, Graph
+from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
+from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential, evaluate
 from attncalc.result import ROUNDING, deviation
 from attncalc.sample_structures import pairs, sample_structures
@@ -66,7 +69,7 @@ def test_shipped_models_are_lowered(model: str | Path, dtype: str, tolerance: fl
 
 
 def test_lowering_leaves_the_potential_alone() -> None:
-    plain = load(COPPER)
+    plain = load("so3krates-ethanol", device="cpu")
     network, state = plain.network, copy.deepcopy(plain.state_dict())
     lower(plain)
     assert plain.network is network
@@ -191,3 +194,32 @@ def test_pairs_at_the_limit_itself(ulps: int) -> None:
     actual, expected = both(lower(plain), plain, pair)
     assert actual.forces.isfinite().all()
     assert deviation(actual, expected) < ROUNDING[torch.float32]
+
+
+def test_a_pair_term_that_fails_leaves_the_engine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(module, "FrozenZBL", no_compiler)
+    plain = load("so3krates-ethanol", device="cpu")
+    term = ZBLRepulsion(ZBLConfig(cutoff=4.0), plain.species).requires_grad_(False)
+    repels = with_modules(plain, pair_terms=nn.ModuleList([term]))
+    with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
+        fast = lower(repels)
+    assert isinstance(fast.network, CompiledNetwork)
+    assert [type(one) for one in fast.pair_terms] == [ZBLRepulsion]
+    (record,) = caplog.records
+    expected = "the fast path does not run here (no C compiler): its pair terms run plainly"
+    assert record.getMessage() == expected
+
+
+def test_charges_and_ratios_count_as_deviations() -> None:
+    """Also where no pair term reads them."""
+    graph = build_graph(random_potential(), System.from_ase(Atoms("CO", [[0, 0, 0], [0, 0, 1.2]])))
+    result = evaluate(random_potential(), graph)
+    for name in ("charges", "hirshfeld_ratios"):
+        one, other = (replace(result, **{name: torch.full((2,), x)}) for x in (0.5, 0.75))
+        assert deviation(one, other) == 0.25
+        assert deviation(one, one) == deviation(one, result) == 0.0

@@ -15,7 +15,7 @@ class PairTerm(Protocol):
     """An energy in closed form beside the network's: repulsion, electrostatics, dispersion.
 
     It must vanish smoothly at its cutoff, and a masked edge must contribute exactly nothing. Where
-    the CPU needs more speed than autograd gives, `linearize(graph, outputs)` may return a
+    more speed is needed than autograd gives, `linearize(graph, outputs)` may return a
     `LinearizedTerm`: energies, and the gradients of their sum by vectors and outputs.
 
     A term that needs a graph of its own has an attribute `long_range`, its cutoff in Å. If it is to

@@ -102,5 +102,5 @@ def row_pointers(graph: Graph) -> Tensor:
     rows = torch.searchsorted(graph.receivers, torch.arange(graph.n_atoms + 1, device=device))
     if n_edges == 0:
         return rows
-    last = (graph.edge_mask * torch.arange(1, n_edges + 1, device=device)).amax()
+    last = (graph.edge_mask * torch.arange(1, n_edges + 1, dtype=torch.int32, device=device)).amax()
     return torch.minimum(rows, last)

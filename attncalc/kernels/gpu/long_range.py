@@ -17,6 +17,7 @@ from attncalc.graph import AtomOutputs, Graph, LinearizedTerm, SummedGradient
 from attncalc.kernels.frozen_long_range import Constants, FrozenLongRange
 from attncalc.kernels.gpu.launching import Workspace, launch, row_pointers
 from attncalc.ops import segment_sum
+from attncalc.physics.long_range import required
 
 # edges of a block in the loop over those of an atom
 BLOCK = 128
@@ -182,8 +183,13 @@ class GPUFrozenLongRange(FrozenLongRange):
         """Energies, forces and strain, and the gradients by charges and ratios."""
         n, device = graph.n_atoms, graph.vectors.device
         known, workspace = self._on(device), Workspace(device)
-        charges = outputs.charges if self.reads_charges else None
-        ratios = outputs.hirshfeld_ratios if self.reads_ratios else None
+        charges, ratios = (
+            required(outputs, name, f"predict_{name}") if reads else None
+            for name, reads in (
+                ("charges", self.reads_charges),
+                ("hirshfeld_ratios", self.reads_ratios),
+            )
+        )
         found = {
             "energies": workspace.double(n),
             "forces": workspace.double(n, 3),
@@ -198,17 +204,22 @@ class GPUFrozenLongRange(FrozenLongRange):
                 known,
                 found,
                 vectors=graph.vectors.contiguous(),
-                senders=graph.senders,
-                mask=graph.edge_mask,
+                senders=graph.senders.contiguous(),
+                mask=graph.edge_mask.contiguous(),
                 rows=row_pointers(graph),
-                species=graph.species,
+                species=graph.species.contiguous(),
                 charges=graph.vectors.new_zeros(n) if charges is None else charges.contiguous(),
                 ratios=graph.vectors.new_ones(n) if ratios is None else ratios.contiguous(),
                 n_species=len(known["c6"]),
                 n_rows=len(known["table"]),
                 B=BLOCK,
             )
-        strain = segment_sum(found["virials"], graph.system_idx, graph.n_systems).view(-1, 3, 3)
+        virials = found["virials"]
+        strain = (  # of one structure in one order, of several in any
+            virials.sum(0)
+            if graph.n_systems == 1
+            else segment_sum(virials, graph.system_idx, graph.n_systems)
+        ).view(-1, 3, 3)
         by_outputs = {}
         if charges is not None:
             by_outputs["charges"] = found["by_charges"]

@@ -83,10 +83,10 @@ def repel(
     )
     slot = tl.load(slots + e, mask=counts, other=0)
     tl.store(of_edges + slot, tl.where(close, energy, 0.0), mask=counts)
-    per_length = tl.where(close, (slope - energy / d) / d, 0.0)
-    tl.store(gradient + 3 * wide, per_length * x, mask=inside)
-    tl.store(gradient + 3 * wide + 1, per_length * y, mask=inside)
-    tl.store(gradient + 3 * wide + 2, per_length * z, mask=inside)
+    per_length = (slope - energy / d) / d
+    tl.store(gradient + 3 * wide, tl.where(close, per_length * x, 0.0), mask=inside)
+    tl.store(gradient + 3 * wide + 1, tl.where(close, per_length * y, 0.0), mask=inside)
+    tl.store(gradient + 3 * wide + 2, tl.where(close, per_length * z, 0.0), mask=inside)
 
 
 @triton.jit
@@ -142,10 +142,10 @@ class GPUFrozenZBL(nn.Module):
                 (-(-graph.n_edges // EDGES),),
                 self.numbers,
                 vectors=graph.vectors.contiguous(),
-                receivers=graph.receivers,
-                senders=graph.senders,
-                mask=graph.edge_mask,
-                species=graph.species,
+                receivers=graph.receivers.contiguous(),
+                senders=graph.senders.contiguous(),
+                mask=graph.edge_mask.contiguous(),
+                species=graph.species.contiguous(),
                 slots=slots,
                 of_edges=of_edges,
                 gradient=gradient,

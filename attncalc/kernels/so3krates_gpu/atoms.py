@@ -6,7 +6,7 @@ A program has a tile of T atoms; what it makes stays in its registers from messa
 |-------------------|-------------------------------|-------------------------------------|
 | `project`         | features                      | queries, keys, values               |
 | `update`          | features with messages        | those of the next layer, projected  |
-| `turn`            | the same of the last layer    | energies, gradients by both         |
+| `turn`            | the same of the last layer    | one output, gradients by both       |
 | `update_gradient` | gradients by the next layer's | gradients by features with messages |
 """
 

@@ -25,7 +25,8 @@ from contract import ELEMENTS, assert_close, ethanol, rotation, transformed, tri
 
 from attncalc import AttnCalculator, load, md
 from attncalc.evaluator import Evaluator
-from attncalc.graph import Edges, one_per_pair
+from attncalc.fast import lower
+from attncalc.graph import AtomOutputs, Edges, Graphs, one_per_pair
 from attncalc.md.fused_steps import _kernels as kernels_of_steps
 from attncalc.model_file import header, save, shipped_models
 from attncalc.neighbors import (
@@ -511,3 +512,38 @@ def test_the_kernels_of_so3krates_run_and_can_be_captured() -> None:
     torch.cuda.synchronize()
     for name in ("energy", "energies", "forces", "strain_gradient"):
         assert torch.equal(getattr(result, name), getattr(expected, name)), name
+
+
+@pytest.mark.gpu
+def test_pair_terms_run_by_kernels_of_their_own() -> None:
+    """Those of a shipped model, in float64, with padding and in the skin, beside autograd."""
+    plain = load("so3krates-organic", device="cuda").requires_grad_(False)
+    fast = lower(plain)
+    assert fast.network.engine.defers
+    names = [type(term).__name__ for term in fast.pair_terms]
+    assert names == ["GPUFrozenZBL", "GPUFrozenLongRange"]
+    systems = System.from_ase([ethanol(), triclinic(), Atoms("O")]).to("cuda")
+    lists = (
+        VerletList.create(cutoff=end, skin=1.0, species=plain.species, capacity=4000)
+        for end in (plain.cutoff, 12.0)
+    )
+    graphs = Graphs(*(one.update(systems)[1] for one in lists))
+    expected, found = evaluate(plain, graphs), evaluate_without_waiting(fast, graphs)
+    for name in ("energies", "forces", "strain_gradient", "charges", "hirshfeld_ratios"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        scale = max(1.0, float(expected.forces.abs().amax()))
+        assert float((ours - theirs).abs().amax()) <= ROUNDING[torch.float32] * scale, name
+    networkless = plain.network(graphs.short)
+    outputs = AtomOutputs(
+        networkless.energies.double(),
+        networkless.charges.double(),
+        networkless.hirshfeld_ratios.double(),
+    )
+    terms = list(plain.pair_terms)
+    (repulsion, _, _), (together, _, _) = (
+        term.linearize(graph, outputs)
+        for term, graph in zip(fast.pair_terms, (graphs.short, graphs.long), strict=True)
+    )
+    torch.testing.assert_close(repulsion, terms[0](graphs.short, outputs), rtol=1e-10, atol=1e-10)
+    both = sum(term(graphs.long, outputs) for term in terms[1:])
+    torch.testing.assert_close(together, both, rtol=1e-7, atol=1e-8)

@@ -82,7 +82,7 @@ class Workspace:
 
 
 def counted_edges(graph: Graph) -> tuple[Tensor, Tensor]:
-    """Where edges that count go when they are moved together, and where those of an atom begin.
+    """Places of edges that count when they are moved together, and beginnings of each atom's.
 
     Returns:
         [n_edges + 1] and [n_atoms + 1], int32.
@@ -94,7 +94,7 @@ def counted_edges(graph: Graph) -> tuple[Tensor, Tensor]:
 
 
 def row_pointers(graph: Graph) -> Tensor:
-    """Where the edges of each atom begin, [n_atoms + 1] int64, without what ends the list.
+    """Beginnings of the edges of each atom, [n_atoms + 1] int64, without what ends the list.
 
     Padding belongs to the last atom: none of it stands before the last number.
     """

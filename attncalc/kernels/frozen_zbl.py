@@ -49,7 +49,7 @@ class FrozenZBL(nn.Module):
         self.config = term.config
         numbers = numbers_of(term, coulomb_constant)
         self.arguments = (
-            *(tensor.numpy() for tensor in numbers),
+            *(tensor.cpu().numpy() for tensor in numbers),
             float(term.config.cutoff),
             float(switch_off),
         )
@@ -74,13 +74,14 @@ class _Repel(torch.autograd.Function):
     def forward(ctx, vectors, graph, term):
         del vectors  # of the graph
         energies, gradient, _ = term.linearize(graph, None)
-        ctx.save_for_backward(graph.receivers, graph.senders, torch.from_numpy(gradient))
-        return torch.from_numpy(energies)
+        ctx.save_for_backward(graph.receivers, graph.senders, torch.as_tensor(gradient))
+        return torch.as_tensor(energies)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_energies):
-        i, j, gradient = ctx.saved_tensors  # half of a pair's energy is at either atom
+        # half of a pair's energy is at either atom, be its gradient at one of its edges or at both
+        i, j, gradient = ctx.saved_tensors
         factor = (d_energies[i] + d_energies[j]) / 2
         return gradient * factor.unsqueeze(1), None, None
 

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from attncalc.graph import Graph, LinearizedTerm
-from attncalc.kernels.frozen_zbl import numbers_of
+from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.kernels.gpu.formulas import sigmoid
 from attncalc.kernels.gpu.launching import Workspace, counted_edges, launch
 
@@ -105,7 +103,7 @@ def sum_edges(rows, of_edges, energies, B: tl.constexpr):
     tl.store(energies + i, tl.sum(total))
 
 
-class GPUFrozenZBL(nn.Module):
+class GPUFrozenZBL(FrozenZBL):
     """Takes the place of a `ZBLRepulsion` whose parameters no longer change, on a GPU.
 
     Args:
@@ -115,16 +113,15 @@ class GPUFrozenZBL(nn.Module):
     """
 
     def __init__(self, term: Any, coulomb_constant: float, switch_off: float) -> None:
-        super().__init__()
-        self.config = term.config
-        names = ("charges", "inverse_lengths", "exponents", "weights")
-        found = numbers_of(term, coulomb_constant)
-        limits = torch.tensor([float(term.config.cutoff), switch_off], dtype=torch.float64)
+        super().__init__(term, coulomb_constant, switch_off)
+        *arrays, cutoff, end = self.arguments
+        names = ("charges", "inverse_lengths", "exponents", "weights", "limits")
+        device = term.exponents.device
         self.numbers: dict[str, Any] = {
-            name: value.detach().double().contiguous()
-            for name, value in zip(names, found, strict=True)
+            name: torch.tensor(array, dtype=torch.float64, device=device)
+            for name, array in zip(names, [*arrays, [cutoff, end]], strict=True)
         }
-        self.numbers |= {"limits": limits.to(found[0].device), "TERMS": len(found[2])}
+        self.numbers["TERMS"] = len(self.numbers["exponents"])
 
     @torch.no_grad()
     def linearize(self, graph: Graph, outputs: Any) -> LinearizedTerm:
@@ -161,23 +158,3 @@ class GPUFrozenZBL(nn.Module):
                 B=BLOCK,
             )
         return LinearizedTerm(energies, gradient, {})
-
-    def forward(self, graph: Graph, outputs: Any) -> Tensor:
-        """[n_atoms] eV, float64."""
-        del outputs
-        return _Repel.apply(graph.vectors, graph, self)
-
-
-class _Repel(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, vectors, graph, term):
-        del vectors  # of the graph
-        energies, gradient, _ = term.linearize(graph, None)
-        ctx.save_for_backward(graph.receivers, gradient)
-        return energies
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_energies):
-        receivers, gradient = ctx.saved_tensors  # an edge belongs to one atom, its receiver
-        return gradient * d_energies[receivers].unsqueeze(1), None, None

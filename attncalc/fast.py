@@ -119,7 +119,7 @@ def _in_float64(potential: Potential) -> Potential:
     return exact
 
 
-def _with_engine(potential: Potential, lowers_terms: bool) -> Potential | None:
+def _with_engine(potential: Potential, lowers_terms: bool = True) -> Potential | None:
     """Return a potential whose network has an engine, where there is one for it."""
     return _with_engine_for(potential, potential.device.type, lowers_terms)
 

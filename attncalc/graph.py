@@ -218,6 +218,20 @@ class AtomOutputs:
         """The same as arrays without features, where they were made as such."""
         return None
 
+    def required(self, name: str) -> Tensor:
+        """Return an output in float64.
+
+        Args:
+            name: of the output.
+
+        Raises:
+            ValueError: the network does not predict it.
+        """
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"a pair term reads {name}: the network needs predict_{name}=True")
+        return value.double()
+
     def detached(self) -> AtomOutputs:
         """Return the same numbers without their history."""
         names = (*OUTPUTS, "features")

@@ -15,7 +15,6 @@ from attncalc.physics.long_range import (
     LongRangeTerm,
     Pairs,
     positive,
-    required,
 )
 from attncalc.physics.zbl import switch_off
 
@@ -87,7 +86,7 @@ class Dispersion(LongRangeTerm):
         Raises:
             ValueError: the network predicts no Hirshfeld ratios.
         """
-        ratios = required(outputs, "hirshfeld_ratios", "predict_hirshfeld_ratios")
+        ratios = outputs.required("hirshfeld_ratios")
         i, j, lengths, _ = pairs = Pairs.of(graph, self.config.cutoff)
         alpha = self.polarizabilities.index_select(0, graph.species) * ratios
         alpha_i, alpha_j = alpha.index_select(0, i), alpha.index_select(0, j)

@@ -15,7 +15,6 @@ from attncalc.physics.long_range import (
     LongRangeTerm,
     Pairs,
     positive,
-    required,
 )
 from attncalc.physics.zbl import COULOMB_CONSTANT, switch_off
 
@@ -67,7 +66,7 @@ class DampedElectrostatics(LongRangeTerm):
         Raises:
             ValueError: the network predicts no charges.
         """
-        charges = required(outputs, "charges", "predict_charges")
+        charges = outputs.required("charges")
         pairs = Pairs.of(graph, self.config.cutoff)
         products = charges.index_select(0, pairs.i) * charges.index_select(0, pairs.j)
         return pairs.halved(

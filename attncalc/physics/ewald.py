@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.physics.long_range import positive, required
+from attncalc.physics.long_range import positive
 from attncalc.physics.zbl import COULOMB_CONSTANT
 from attncalc.system import System
 
@@ -73,7 +73,7 @@ class Ewald(nn.Module):
                 directions only.
         """
         del graph
-        charges = required(outputs, "charges", "predict_charges")
+        charges = outputs.required("charges")
         energies = []
         for n, (q, r) in enumerate(
             zip(system.split(charges), system.split(system.positions), strict=True)

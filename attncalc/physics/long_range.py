@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from attncalc.graph import ALL_PAIRS, AtomOutputs, Graph
+from attncalc.graph import ALL_PAIRS, Graph
 from attncalc.ops import safe_norm, segment_sum
 
 
@@ -115,20 +115,3 @@ class Pairs(NamedTuple):
         """Energies [P] of pairs -> [n_atoms], half of it for each atom."""
         half = energies * self.counts / 2
         return segment_sum(torch.cat([half, half]), torch.cat([self.i, self.j]), n_atoms)
-
-
-def required(outputs: AtomOutputs, name: str, option: str) -> Tensor:
-    """Return an output of the network in float64.
-
-    Args:
-        outputs: of the network.
-        name: of the output.
-        option: of the network's config, that makes it predict this.
-
-    Raises:
-        ValueError: the network does not predict it.
-    """
-    value: Tensor | None = getattr(outputs, name)
-    if value is None:
-        raise ValueError(f"a pair term reads {name}: the network needs {option}=True")
-    return value.double()

@@ -17,7 +17,6 @@ from attncalc.graph import AtomOutputs, Graph, LinearizedTerm, SummedGradient
 from attncalc.kernels.frozen_long_range import Constants, FrozenLongRange
 from attncalc.kernels.gpu.launching import Workspace, launch, row_pointers
 from attncalc.ops import segment_sum
-from attncalc.physics.long_range import required
 
 # edges of a block in the loop over those of an atom
 BLOCK = 128
@@ -184,7 +183,7 @@ class GPUFrozenLongRange(FrozenLongRange):
         n, device = graph.n_atoms, graph.vectors.device
         known, workspace = self._on(device), Workspace(device)
         charges, ratios = (
-            required(outputs, name, f"predict_{name}") if reads else None
+            outputs.required(name) if reads else None
             for name, reads in (
                 ("charges", self.reads_charges),
                 ("hirshfeld_ratios", self.reads_ratios),

@@ -110,7 +110,7 @@ def _array(outputs: AtomOutputs, name: str) -> NDArray[np.float64]:
     if (arrays := outputs.arrays) is not None:
         array: NDArray[np.float64] = getattr(arrays, name)
         return array
-    return np.ascontiguousarray(getattr(outputs, name).detach().double().numpy())
+    return np.ascontiguousarray(outputs.required(name).detach().numpy())
 
 
 def _of_atoms(dispersion: Any, hartree: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.physics.free_atoms import free_atoms
-from attncalc.physics.long_range import (
-    LongRangeConfig,
-    LongRangeTerm,
-    Pairs,
-    positive,
-)
+from attncalc.physics.long_range import LongRangeConfig, LongRangeTerm, Pairs, positive
 from attncalc.physics.zbl import switch_off
 
 # CODATA 2014

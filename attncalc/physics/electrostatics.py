@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.physics.long_range import (
-    LongRangeConfig,
-    LongRangeTerm,
-    Pairs,
-    positive,
-)
+from attncalc.physics.long_range import LongRangeConfig, LongRangeTerm, Pairs, positive
 from attncalc.physics.zbl import COULOMB_CONSTANT, switch_off
 
 

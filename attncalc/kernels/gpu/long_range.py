@@ -182,13 +182,8 @@ class GPUFrozenLongRange(FrozenLongRange):
         """Energies, forces and strain, and the gradients by charges and ratios."""
         n, device = graph.n_atoms, graph.vectors.device
         known, workspace = self._on(device), Workspace(device)
-        charges, ratios = (
-            outputs.required(name) if reads else None
-            for name, reads in (
-                ("charges", self.reads_charges),
-                ("hirshfeld_ratios", self.reads_ratios),
-            )
-        )
+        charges = outputs.required("charges") if self.reads_charges else None
+        ratios = outputs.required("hirshfeld_ratios") if self.reads_ratios else None
         found = {
             "energies": workspace.double(n),
             "forces": workspace.double(n, 3),

@@ -67,26 +67,26 @@ def lower(potential: Potential) -> Potential:
     if len(potential.members) > 1:
         lowered = [lower(member) for member in potential.members]
         return potential if lowered == potential.members else Committee(lowered)
-    # a pair term that fails must not take the network's engine away
-    with_terms = (True, False) if len(potential.pair_terms) else (True,)
-    for make, lowers_terms in itertools.product((_with_engine, _with_fast_network), with_terms):
-        instead = (
-            "its pair terms run" if lowers_terms and len(with_terms) > 1 else "this model runs"
-        )
+    whole = (_unchanged, "this model runs plainly")
+    ways = [whole]
+    if len(potential.pair_terms):  # one that fails must not take the network's engine away
+        ways.insert(0, (_with_lowered_terms, "its pair terms run plainly"))
+    for make, (finish, instead) in itertools.product((_with_engine, _with_fast_network), ways):
         try:
-            fast = make(potential, lowers_terms)
-            if fast is None:
+            made = make(potential)
+            if made is None:
                 continue
+            fast = finish(made)
             error = disagreement(fast, potential)
             if not error <= ROUNDING[potential.dtype]:  # which may be the plain path's rounding
                 error = disagreement(fast, _in_float64(potential))
         except Exception as reason:  # a compiler that fails must not take the model away
-            log.warning("the fast path does not run here (%s): %s plainly", reason, instead)
+            log.warning("the fast path does not run here (%s): %s", reason, instead)
             continue
         if error <= ROUNDING[potential.dtype]:
             return _in_threads(fast, potential)
         # NaN comes here too
-        log.warning("the fast path is off by %.1e and is not used: %s plainly", error, instead)
+        log.warning("the fast path is off by %.1e and is not used: %s", error, instead)
     return potential
 
 
@@ -119,14 +119,12 @@ def _in_float64(potential: Potential) -> Potential:
     return exact
 
 
-def _with_engine(potential: Potential, lowers_terms: bool = True) -> Potential | None:
+def _with_engine(potential: Potential) -> Potential | None:
     """Return a potential whose network has an engine, where there is one for it."""
-    return _with_engine_for(potential, potential.device.type, lowers_terms)
+    return _with_engine_for(potential, potential.device.type)
 
 
-def _with_engine_for(
-    potential: Potential, device: str, lowers_terms: bool = True
-) -> Potential | None:
+def _with_engine_for(potential: Potential, device: str) -> Potential | None:
     name = _ENGINES.get(device, {}).get(type(potential.network))
     if name is None:
         return None
@@ -140,21 +138,25 @@ def _with_engine_for(
     if not module.can_run(potential.network):
         return None
     network = CompiledNetwork(potential.network, module.Engine(potential.network, SHORTEST))
-    return _with_lowered_terms(potential, network, device if lowers_terms else None)
+    return with_modules(potential, network=network).requires_grad_(False)
 
 
-def _with_fast_network(potential: Potential, lowers_terms: bool) -> Potential | None:
+def _with_fast_network(potential: Potential) -> Potential | None:
     """The network's parts replaced by faster ones, differentiated by autograd as ever."""
     network = _lower_network(potential.network)
     if network is None:
         return None
-    device = potential.device.type if lowers_terms else None
-    return _with_lowered_terms(potential, network, device)
+    return with_modules(potential, network=network).requires_grad_(False)
 
 
-def _with_lowered_terms(potential: Potential, network: nn.Module, device: str | None) -> Potential:
-    terms = nn.ModuleList(_lower_terms(potential.pair_terms, device))
-    return with_modules(potential, network=network, pair_terms=terms).requires_grad_(False)
+def _with_lowered_terms(potential: Potential, device: str | None = None) -> Potential:
+    """The same network with faster pair terms, on its own device unless another is named."""
+    terms = _lower_terms(potential.pair_terms, device or potential.device.type)
+    return with_modules(potential, pair_terms=nn.ModuleList(terms)).requires_grad_(False)
+
+
+def _unchanged(potential: Potential) -> Potential:
+    return potential
 
 
 def _lower_network(network: nn.Module) -> nn.Module | None:
@@ -172,7 +174,7 @@ def _has_slopes(term: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _lower_terms(given: Iterable[Any], device: str | None) -> list[nn.Module]:
+def _lower_terms(given: Iterable[Any], device: str) -> list[nn.Module]:
     """Pair terms in closed form where there is one; those of one range share one."""
     repulsion, long_range = _closed_forms(device)
     terms = list(given)
@@ -193,7 +195,7 @@ def _lower_terms(given: Iterable[Any], device: str | None) -> list[nn.Module]:
     return lowered
 
 
-def _closed_forms(device: str | None) -> tuple[Any, Any]:
+def _closed_forms(device: str) -> tuple[Any, Any]:
     """Classes for the nuclear repulsion, and for terms of longer range; None: there is none."""
     if device == "cpu":
         return FrozenZBL, FrozenLongRange if has_numba() else None

@@ -27,7 +27,7 @@ from contract import ELEMENTS, build_graph, ethanol, slab, triclinic
 from torch import nn
 
 from attncalc import AttnCalculator, load
-from attncalc.fast import SHORTEST, _with_engine, lower
+from attncalc.fast import SHORTEST, _with_engine, _with_lowered_terms, lower
 from attncalc.graph import AtomOutputs, Graph, Graphs
 from attncalc.kernels.simd import threads
 from attncalc.neighbors import fresh_graph
@@ -64,7 +64,7 @@ def with_engine(plain: Potential) -> Potential:
     """As `lower` makes it, without its proof: the tests compare more, and in float64."""
     fast = _with_engine(plain)
     assert fast is not None
-    return fast
+    return _with_lowered_terms(fast)
 
 
 def by_engine(plain: Potential, graph: Graph) -> Result:

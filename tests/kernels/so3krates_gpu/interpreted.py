@@ -105,7 +105,7 @@ class Step:
     def __init__(self, plain: Potential) -> None:
         fast = lowering._with_engine_for(plain, "cuda")
         assert fast is not None
-        self.potential = fast
+        self.potential = lowering._with_lowered_terms(fast, "cuda")
         self.engine = fast.network.engine
         assert isinstance(self.engine, Engine)
 
@@ -315,8 +315,9 @@ def test_positions_that_are_not_numbers_give_such_results() -> None:
 def test_chosen_for_a_gpu(repels: bool) -> None:
     plain = potential(num_layers=1, repels=repels)
     graph = build_graph(plain, System.from_ase(on_the_axis()))
-    fast = lowering._with_engine_for(plain, "cuda")
-    assert isinstance(fast.network.engine, Engine)
+    made = lowering._with_engine_for(plain, "cuda")
+    assert isinstance(made.network.engine, Engine)
+    fast = lowering._with_lowered_terms(made, "cuda")
     assert_same(evaluate(fast, graph), evaluate(exact(plain), graph))
     cosine = ZBLRepulsion(ZBLConfig(cutoff=2.0, cutoff_function="cosine"), ELEMENTS)
     for terms in ([cosine], [cosine, *plain.pair_terms]):  # any terms, by autograd

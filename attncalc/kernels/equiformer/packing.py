@@ -12,7 +12,7 @@ from torch import Tensor
 from attncalc.basis.activations import SIGMOID_NORM, SILU_NORM
 from attncalc.basis.edge_frames import order_by_m
 from attncalc.kernels.equiformer.layout import DOT, LINEAR, NONLINEAR, Layout, ProductPlan, Weights
-from attncalc.kernels.simd.lanes import LANES, filled_up
+from attncalc.kernels.simd.lanes import LANES, filled_up, in_blocks
 
 KINDS = {"nonlinear": NONLINEAR, "linear": LINEAR, "dot": DOT}
 NOT_THERE = (0, 0, 0, 0)
@@ -134,10 +134,15 @@ class _Memory:
         self.length = 0
 
     def place(self, matrix: Tensor) -> Place:
-        """Return the place of a matrix, or of a bias as one row."""
+        """Return the place of a matrix, or of a bias as one row.
+
+        Where rows can be multiplied by it, or by the transposed, that has the order for it.
+        """
         array = matrix.reshape(-1, matrix.shape[-1]).numpy()
         start, size = self.length, array.size
-        self.parts += [array.ravel(), array.T.ravel()]
+        for one in (array, array.T):
+            multiplies = one.shape[1] % LANES == 0
+            self.parts.append((in_blocks(one) if multiplies else one).ravel())
         self.length += 2 * size
         return (start, start + size, *array.shape)
 

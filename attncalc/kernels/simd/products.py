@@ -17,7 +17,10 @@ _narrow_12, _narrow_3, _narrow_1 = tile(_TALL, 1), tile(3, 1), tile(1, 1)
 
 @inner_loop
 def add_product(n, x, x_column, w, out, out_column):
-    """out[:n, out_column : + M] += x[:n, x_column : + K] w, with w [K, M], M a multiple of 16."""
+    """out[:n, out_column : + M] += x[:n, x_column : + K] w, with w [K, M], M a multiple of 16.
+
+    The numbers of w have the order of `attncalc.kernels.simd.lanes.in_blocks`.
+    """
     stays_whole()
     n_columns = w.shape[1]
     column = 0

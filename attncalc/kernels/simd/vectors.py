@@ -202,7 +202,8 @@ def tile(rows: int, vectors: int) -> Function:
     Returns:
         f(x, x_column, w, out, out_column, row, column): adds to
         out[row : row + rows, out_column + column : + 16 vectors] the product of
-        x[row : row + rows, x_column : x_column + K] and w[:, column : + 16 vectors].
+        x[row : row + rows, x_column : x_column + K] and w[:, column : + 16 vectors], of which w
+        [K, M] has the order of `attncalc.kernels.simd.lanes.in_blocks`.
     """
 
     @_inline
@@ -223,6 +224,12 @@ def tile(rows: int, vectors: int) -> Function:
 
             inner = context.make_array(w_type)(context, builder, w_)
             n_inner = cgutils.unpack_tuple(builder, inner.shape)[0]
+
+            def block(v: int) -> Any:
+                begin = builder.add(column_, offset(LANES * v))
+                return builder.gep(inner.data, [builder.mul(begin, n_inner)])
+
+            blocks = [block(v) for v in range(vectors)]
             sums = [
                 [cgutils.alloca_once(builder, _LANES) for _ in range(vectors)] for _ in range(rows)
             ]
@@ -230,10 +237,8 @@ def tile(rows: int, vectors: int) -> Function:
                 for v in range(vectors):
                     builder.store(_load(builder, out_pointer(r, v)), sums[r][v])
             with cgutils.for_range(builder, n_inner) as loop:
-                first = _address(context, builder, w_type, w_, loop.index, column_)
-                weights = [
-                    _load(builder, builder.gep(first, [offset(LANES * v)])) for v in range(vectors)
-                ]
+                at_row = builder.mul(loop.index, offset(LANES))
+                weights = [_load(builder, builder.gep(begin, [at_row])) for begin in blocks]
                 for r in range(rows):
                     row_r = builder.add(row_, offset(r))
                     at = builder.add(x_column_, loop.index)

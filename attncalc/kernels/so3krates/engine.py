@@ -28,7 +28,7 @@ from attncalc.graph import (
 from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.engine import CompiledEngine, Workspaces
 from attncalc.kernels.simd.held import Held
-from attncalc.kernels.simd.lanes import LANES, filled_up
+from attncalc.kernels.simd.lanes import LANES, filled_up, in_blocks
 from attncalc.kernels.simd.layer_rows import LayerRows, Messenger
 from attncalc.kernels.simd.partition import Part
 from attncalc.kernels.so3krates.heads import Head, heads_of
@@ -423,32 +423,37 @@ def _weights(network: Any, heads: Sequence[Head], grid: Grid) -> Weights:
         table=_packed(tables),
         first=_packed(firsts),
         first_bias=_packed([a.spherical_mlp.first_bias.unsqueeze(0) for a in attentions]),
-        second=_packed(seconds),
-        second_transposed=_packed(seconds, transposed=True),
-        features=_packed(features),
-        features_transposed=_packed(features, transposed=True),
-        geometry=_packed(geometry),
-        geometry_transposed=_packed(geometry, transposed=True),
+        second=_multiplied(seconds),
+        second_transposed=_multiplied(seconds, transposed=True),
+        features=_multiplied(features),
+        features_transposed=_multiplied(features, transposed=True),
+        geometry=_multiplied(geometry),
+        geometry_transposed=_multiplied(geometry, transposed=True),
         norm=_packed([_norms(layer) for layer in network.layers]),
-        mlp=_packed(mlps),
-        mlp_transposed=_packed(mlps, transposed=True),
+        mlp=_multiplied(mlps),
+        mlp_transposed=_multiplied(mlps, transposed=True),
         mlp_bias=_packed(
             [torch.stack([r.first.bias, r.second.bias])[:, None] for r in refinements]
         ),
-        exchange=_packed([weight for weight, _ in exchanges]),
-        exchange_transposed=_packed([weight for weight, _ in exchanges], transposed=True),
+        exchange=_multiplied([weight for weight, _ in exchanges]),
+        exchange_transposed=_multiplied([weight for weight, _ in exchanges], transposed=True),
         exchange_bias=_packed([bias for _, bias in exchanges]),
-        head=_packed(hidden),
-        head_transposed=_packed(hidden, transposed=True),
+        head=_multiplied(hidden),
+        head_transposed=_multiplied(hidden, transposed=True),
         head_bias=_packed([head.hidden_bias.unsqueeze(0) for head in heads]),
         last=_packed([head.last for head in heads]),
     )
 
 
-def _packed(tensors: Sequence[Tensor], *, transposed: bool = False) -> NDArray[np.float32]:
+def _packed(tensors: Sequence[Tensor]) -> NDArray[np.float32]:
     """One float32 array of equal tensors, in C order."""
-    array = torch.stack(list(tensors)).numpy().astype(np.float32)
-    return np.ascontiguousarray(array.swapaxes(-1, -2) if transposed else array)
+    return torch.stack(list(tensors)).numpy().astype(np.float32)
+
+
+def _multiplied(tensors: Sequence[Tensor], *, transposed: bool = False) -> NDArray[np.float32]:
+    """The same of matrices, or of what these are transposed, in the order of matrix products."""
+    array = _packed(tensors)
+    return in_blocks(array.swapaxes(-1, -2) if transposed else array)
 
 
 def _norms(layer: Any) -> Tensor:

@@ -66,6 +66,9 @@ class Weights(NamedTuple):
         head, head_bias, last: [n_outputs, ...]: [.., F, G], [.., 1, G], [.., n_species, G] of the
             heads.
         *_transposed: last two axes exchanged.
+
+    Matrices that rows are multiplied by (second, features, geometry, mlp, exchange, head, and all
+    transposed ones) have the order of `attncalc.kernels.simd.lanes.in_blocks`.
     """
 
     table: Floats

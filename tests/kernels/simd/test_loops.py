@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 numba = pytest.importorskip("numba")
 
 from attncalc.kernels.simd import vectors as simd  # noqa: E402
+from attncalc.kernels.simd.lanes import in_blocks  # noqa: E402
 from attncalc.kernels.simd.loops import FASTMATH, sigmoid  # noqa: E402
 from attncalc.kernels.simd.products import add_product  # noqa: E402
 
@@ -52,7 +53,7 @@ def test_the_product_is_added(n: int, shape: tuple[int, int]) -> None:
     expected = out.astype(float)
     expected[:n, 4 : 4 + n_columns] += x[:n, 2 : 2 + n_inner].astype(float) @ w.astype(float)
     untouched = out.copy()
-    add_product(n, x, 2, w, out, 4)
+    add_product(n, x, 2, in_blocks(w), out, 4)
     np.testing.assert_allclose(out, expected, atol=4 * n_inner * EPSILON)
     outside = np.ones(out.shape, bool)
     outside[:n, 4 : 4 + n_columns] = False

@@ -51,6 +51,7 @@ DATA = {
 SHIPPED = {
     "so3krates-ethanol": "ethanol",
     "so3krates-ethanol-committee": "ethanol",
+    "so3krates-ethanol-distilled": "ethanol",
     "equiformer-ethanol": "ethanol",
     "equiformer-ethanol-distilled": "ethanol",
     "ethanol-committee": "ethanol",

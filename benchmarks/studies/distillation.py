@@ -21,8 +21,15 @@ GFN2-xTB say it everywhere, and are wrong by a smooth function. So (MD17's label
        a network that needs neither correction nor tight binding any more; it starts from the
        weights of one that was trained on the frames alone
 
+Without tight binding, a slower and more accurate network teaches a faster one, and no labels are
+seen but those of the 950 frames:
+
+    3  python benchmarks/studies/distillation.py sample ../shared/data/rmd17_ethanol.npz \
+           --model so3krates-ethanol --teacher equiformer-ethanol -n 24000 -o runs/ethanol-sample.npz
+    4  the same without --teachers
+
 Correcting a cheaper method is the Δ of Ramakrishnan et al., J. Chem. Theory Comput. 11, 2087
-(2015). Test frames are in none of the steps but in the tests of 2 and 5. Needs tblite.
+(2015). Test frames are in none of the steps but in the tests of 2 and 5. Tight binding needs tblite.
 """
 
 from __future__ import annotations
@@ -39,7 +46,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by tblite when it is impor
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed
-from tblite.ase import TBLite
 from tqdm import tqdm
 
 from attncalc import System, load, md
@@ -59,6 +65,8 @@ class TightBinding:
     """Mean of the methods; the accuracy, 0.1, is ten times tighter than the default."""
 
     def __init__(self, numbers: np.ndarray) -> None:
+        from tblite.ase import TBLite
+
         self.atoms = Atoms(numbers)
         self.calculators = [TBLite(method=name, accuracy=0.1, verbosity=0) for name in METHODS]
 
@@ -72,6 +80,26 @@ class TightBinding:
         energies = [one.get_potential_energy(self.atoms) for one in self.calculators]
         forces = [one.get_forces(self.atoms) for one in self.calculators]
         return float(np.mean(energies)), np.mean(forces, axis=0)
+
+
+class Network:
+    """A model, which knows where it ends."""
+
+    def __init__(self, model: str, numbers: np.ndarray) -> None:
+        self.atoms = Atoms(numbers)
+        self.evaluator = Evaluator(load(model))
+
+    def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
+        """Energy eV and forces [n_atoms, 3] eV/Å at [n_atoms, 3] Å.
+
+        Raises:
+            CalculationFailed: an atom is outside what the model knows.
+        """
+        self.atoms.positions = positions
+        result = self.evaluator(System.from_ase(self.atoms))
+        if result.novelty is not None and result.novelty.max() > 1:
+            raise CalculationFailed("outside")
+        return float(result.energy), result.forces.double().numpy()
 
 
 def arrays_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -137,14 +165,14 @@ def sample(options: argparse.Namespace) -> None:
     training = dataset[dataset.splits[TRAIN]][:-N_VALIDATION].structures
     numbers = training[0].numbers
     kelvin = tuple(np.linspace(*options.temperatures, options.replicas).tolist())
-    tight_binding = TightBinding(numbers)
+    teacher = Network(options.teacher, numbers) if options.teacher else TightBinding(numbers)
     frames: list[tuple[np.ndarray, float, np.ndarray]] = []
     n_rounds = max(1, round(1e3 * options.ps / (TIMESTEP * EVERY)))
     endless = moved(options.model, training, kelvin, n_rounds, options.seed)
     structures = islice(endless, options.n)
     for positions in tqdm(structures, total=options.n, unit="frame"):
         with suppress(CalculationFailed):
-            frames.append((positions, *tight_binding(positions)))
+            frames.append((positions, *teacher(positions)))
     # a harmonic molecule has half of this on average, a broken bond costs more
     energies = np.array([energy for _, energy, _ in frames])
     highest = energies.min() + 3 * len(numbers) * units.kB * max(kelvin)
@@ -159,8 +187,9 @@ def lessons(options: argparse.Namespace) -> None:
     new = read(options.sample)
     positions, energies, forces = arrays_of(new)
     corrections = [predict(lower(load(name)), new) for name in options.teachers]
-    energies = energies + np.mean([one.energies for one in corrections], axis=0)
-    forces = forces + np.mean([np.array(one.forces) for one in corrections], axis=0)
+    if corrections:
+        energies = energies + np.mean([one.energies for one in corrections], axis=0)
+        forces = forces + np.mean([np.array(one.forces) for one in corrections], axis=0)
     if options.models:
         models = [predict(lower(load(name)), new) for name in options.models]
         all_energies = np.array([energies, *(one.energies for one in models)])
@@ -190,6 +219,7 @@ def main() -> None:
         command.add_argument("data", type=Path, help="rmd17_MOLECULE.npz with MD17's labels")
         command.add_argument("-o", "--output", type=Path, required=True, help="an .npz file")
     made[sample].add_argument("--model", required=True, help="that moves the atoms")
+    made[sample].add_argument("--teacher", help="a model that labels, instead of tight binding")
     made[sample].add_argument("-n", type=int, default=16_000, help="structures")
     made[sample].add_argument("--ps", type=float, default=1.0, help="length of a run")
     made[sample].add_argument("--replicas", type=int, default=40)
@@ -199,7 +229,7 @@ def main() -> None:
     )  # fmt: skip
     made[sample].add_argument("--seed", type=int, default=1)
     made[lessons].add_argument("--sample", type=Path, required=True, help="the file of `sample`")
-    made[lessons].add_argument("--teachers", nargs="+", required=True, help="of `residual`")
+    made[lessons].add_argument("--teachers", nargs="*", default=[], help="of `residual`")
     made[lessons].add_argument(
         "--models", nargs="*", default=[],
         help="that need no tight binding: labels are the mean with theirs",

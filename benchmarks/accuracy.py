@@ -187,8 +187,8 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "recipe for data of one's own, with 0.5 million parameters, on molecules that none of its "
         "settings was chosen for.",
         "",
-        "Frames of a *distilled* model: the 950 of the data five times, and others whose labels "
-        "are tight binding, corrected by what the 950 teach about it "
+        "Frames of a *distilled* model: the 950 of the data five times, and others that "
+        "models of the 950 labelled, most of them with tight binding "
         "([docs/few_frames.md](../docs/few_frames.md)). Epochs and minutes are those of the last "
         "training, without those of the model that it comes *after*: cards tell the rest.",
         "",

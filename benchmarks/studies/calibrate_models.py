@@ -53,7 +53,6 @@ LABELLED = ", of which the labelled frames are looked at, not those from dynamic
 TRAINED_ON = {
     "so3krates-ethanol": ETHANOL,
     "so3krates-ethanol-committee": ETHANOL,
-    "so3krates-ethanol-distilled": Known(*("rmd17_ethanol.npz", "train_01", "md17"), LABELLED),
     "equiformer-ethanol": ETHANOL,
     "equiformer-ethanol-correction": ETHANOL,
     "equiformer-ethanol-distilled": Known(*("rmd17_ethanol.npz", "train_01", "md17"), LABELLED),

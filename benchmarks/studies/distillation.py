@@ -25,8 +25,10 @@ Without tight binding, a slower and more accurate network teaches a faster one, 
 seen but those of the 950 frames:
 
     3  python benchmarks/studies/distillation.py sample ../shared/data/rmd17_ethanol.npz \
-           --model so3krates-ethanol --teacher equiformer-ethanol -n 24000 -o runs/ethanol-sample.npz
-    4  the same without --teachers
+           --model so3krates-ethanol --teacher equiformer-ethanol -n 24000 \
+           --temperatures 400 900 --ps 8 --seed 31 -o runs/ethanol-sample-frames.npz
+    4  python benchmarks/studies/distillation.py lessons ../shared/data/rmd17_ethanol.npz \
+           --sample runs/ethanol-sample-frames.npz --labelled -o runs/ethanol-lessons-frames.npz
 
 Correcting a cheaper method is the Δ of Ramakrishnan et al., J. Chem. Theory Comput. 11, 2087
 (2015). Test frames are in none of the steps but in the tests of 2 and 5. Tight binding needs tblite.
@@ -36,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count, islice
@@ -97,9 +100,9 @@ class Network:
         """
         self.atoms.positions = positions
         result = self.evaluator(System.from_ase(self.atoms))
-        if result.novelty is not None and result.novelty.max() > 1:
+        if result.novelty is not None and not result.novelty.max() <= 1:
             raise CalculationFailed("outside")
-        return float(result.energy), result.forces.double().numpy()
+        return float(result.energy), result.forces.numpy()
 
 
 def arrays_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -186,6 +189,8 @@ def lessons(options: argparse.Namespace) -> None:
     known, test = dataset[dataset.splits[TRAIN]], dataset[dataset.splits[TEST]]
     new = read(options.sample)
     positions, energies, forces = arrays_of(new)
+    if options.labelled == bool(options.teachers):
+        sys.exit("give --teachers for labels of tight binding, else --labelled, not both")
     corrections = [predict(lower(load(name)), new) for name in options.teachers]
     if corrections:
         energies = energies + np.mean([one.energies for one in corrections], axis=0)
@@ -230,6 +235,9 @@ def main() -> None:
     made[sample].add_argument("--seed", type=int, default=1)
     made[lessons].add_argument("--sample", type=Path, required=True, help="the file of `sample`")
     made[lessons].add_argument("--teachers", nargs="*", default=[], help="of `residual`")
+    made[lessons].add_argument(
+        "--labelled", action="store_true", help="labels of the sample are those of a model"
+    )
     made[lessons].add_argument(
         "--models", nargs="*", default=[],
         help="that need no tight binding: labels are the mean with theirs",

@@ -5,7 +5,9 @@ edge holds them in the edge's frame: |m|, sign of m (+ first), degree, channel, 
 matrix per |m| acts on stands side by side. Components of a degree are counted q = 0, 1, 2, 3, ...
 for m = 0, 1, -1, 2, ... as in `attncalc.basis.edge_frames`.
 
-All matrices lie one after another in one array, each also transposed. A place is four numbers:
+All matrices lie one after another in one array, each also transposed.
+Both have the order of `attncalc.kernels.simd.lanes.in_blocks` where their columns fill vectors:
+they are for `add_product`, and only single rows are read by their columns. A place is four numbers:
 where the matrix begins, where the transposed begins, rows, columns. A place of no columns stands
 for a matrix that is not there.
 """

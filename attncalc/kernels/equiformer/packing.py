@@ -136,7 +136,7 @@ class _Memory:
     def place(self, matrix: Tensor) -> Place:
         """Return the place of a matrix, or of a bias as one row.
 
-        Where rows can be multiplied by it, or by the transposed, that has the order for it.
+        It and the transposed have the order of `in_blocks` where their columns fill vectors.
         """
         array = matrix.reshape(-1, matrix.shape[-1]).numpy()
         start, size = self.length, array.size

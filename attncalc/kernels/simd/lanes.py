@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,7 @@ def filled_up(n: int) -> int:
     return -(-n // LANES) * LANES
 
 
-def in_blocks(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
+def in_blocks(matrices: NDArray[Any]) -> NDArray[Any]:
     """The same numbers in the order in which `attncalc.kernels.simd.products` reads them.
 
     First all rows of columns 0 to 15, then all rows of columns 16 to 31 ...: memory is read from

@@ -71,7 +71,7 @@ class Filters(NamedTuple):
     Attributes:
         table: [n_intervals, 8 F], cubics of the radial filters, features then geometry.
         first, first_bias: [n_degrees, F / 2], [1, F / 2], hidden layers of both spherical filters.
-        second, second_transposed: [2, F / 4, F], [2, F, F / 4].
+        second, second_transposed: [2, F / 4, F], [2, F, F / 4], in the order of `in_blocks`.
     """
 
     table: NDArray[np.float32]

@@ -67,10 +67,9 @@ def lower(potential: Potential) -> Potential:
     if len(potential.members) > 1:
         lowered = [lower(member) for member in potential.members]
         return potential if lowered == potential.members else Committee(lowered)
-    whole = (_unchanged, "this model runs plainly")
-    ways = [whole]
+    ways = [(_unchanged, "this model runs plainly")]
     if len(potential.pair_terms):  # one that fails must not take the network's engine away
-        ways.insert(0, (_with_lowered_terms, "its pair terms run plainly"))
+        ways = [(_with_lowered_terms, "its pair terms run plainly"), *ways]
     for make, (finish, instead) in itertools.product((_with_engine, _with_fast_network), ways):
         try:
             made = make(potential)
@@ -119,12 +118,9 @@ def _in_float64(potential: Potential) -> Potential:
     return exact
 
 
-def _with_engine(potential: Potential) -> Potential | None:
-    """Return a potential whose network has an engine, where there is one for it."""
-    return _with_engine_for(potential, potential.device.type)
-
-
-def _with_engine_for(potential: Potential, device: str) -> Potential | None:
+def _with_engine(potential: Potential, device: str | None = None) -> Potential | None:
+    """The same with an engine for its device, or the one named; None where there is none."""
+    device = device or potential.device.type
     name = _ENGINES.get(device, {}).get(type(potential.network))
     if name is None:
         return None
@@ -150,7 +146,7 @@ def _with_fast_network(potential: Potential) -> Potential | None:
 
 
 def _with_lowered_terms(potential: Potential, device: str | None = None) -> Potential:
-    """The same network with faster pair terms, on its own device unless another is named."""
+    """The same with faster pair terms for its device, or the one named."""
     terms = _lower_terms(potential.pair_terms, device or potential.device.type)
     return with_modules(potential, pair_terms=nn.ModuleList(terms)).requires_grad_(False)
 

@@ -56,6 +56,7 @@ from attncalc.evaluator import Evaluator
 from attncalc.fast import lower
 from attncalc.data import Dataset, read
 from attncalc.data.errors import predict
+from attncalc.sampling.oracles import load_oracle
 
 METHODS = ("GFN1-xTB", "GFN2-xTB")
 TRAIN, TEST, LABELS = "train_01", "test_01", "md17"
@@ -85,24 +86,24 @@ class TightBinding:
         return float(np.mean(energies)), np.mean(forces, axis=0)
 
 
-class Network:
-    """A model, which knows where it ends."""
+class Teacher:
+    """An oracle of `attncalc sample`, such as a model."""
 
-    def __init__(self, model: str, numbers: np.ndarray) -> None:
-        self.atoms = Atoms(numbers)
-        self.evaluator = Evaluator(load(model))
+    def __init__(self, name: str, numbers: np.ndarray) -> None:
+        self.atoms = Atoms(numbers, info={"charge": 0, "spin": 1})
+        self.oracle = load_oracle(name)
 
     def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
         """Energy eV and forces [n_atoms, 3] eV/Å at [n_atoms, 3] Å.
 
         Raises:
-            CalculationFailed: an atom is outside what the model knows.
+            CalculationFailed: it refuses the structure, or that is outside what it knows.
         """
         self.atoms.positions = positions
-        result = self.evaluator(System.from_ase(self.atoms))
-        if result.novelty is not None and not result.novelty.max() <= 1:
-            raise CalculationFailed("outside")
-        return float(result.energy), result.forces.numpy()
+        (found,) = self.oracle.label([self.atoms])
+        if isinstance(found, str) or found.is_outside or not found.are_finite:
+            raise CalculationFailed(found if isinstance(found, str) else "outside")
+        return found.energy, found.forces
 
 
 def arrays_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -168,7 +169,7 @@ def sample(options: argparse.Namespace) -> None:
     training = dataset[dataset.splits[TRAIN]][:-N_VALIDATION].structures
     numbers = training[0].numbers
     kelvin = tuple(np.linspace(*options.temperatures, options.replicas).tolist())
-    teacher = Network(options.teacher, numbers) if options.teacher else TightBinding(numbers)
+    teacher = Teacher(options.teacher, numbers) if options.teacher else TightBinding(numbers)
     frames: list[tuple[np.ndarray, float, np.ndarray]] = []
     n_rounds = max(1, round(1e3 * options.ps / (TIMESTEP * EVERY)))
     endless = moved(options.model, training, kelvin, n_rounds, options.seed)
@@ -203,7 +204,7 @@ def lessons(options: argparse.Namespace) -> None:
         agreed = all_forces.std(axis=0).max(axis=(1, 2)) < options.agreement
         energies[agreed] = all_energies.mean(axis=0)[agreed]
         forces[agreed] = all_forces.mean(axis=0)[agreed]
-        print(f"the mean of all labels {agreed.sum()} structures, the corrections alone the others")
+        print(f"the mean of all labels {agreed.sum()} structures, the first alone the others")
     # validation last, where the recipe looks for it
     training = arrays_of(known[:-N_VALIDATION])
     ends = [arrays_of(known[-N_VALIDATION:]), arrays_of(test)]
@@ -224,7 +225,7 @@ def main() -> None:
         command.add_argument("data", type=Path, help="rmd17_MOLECULE.npz with MD17's labels")
         command.add_argument("-o", "--output", type=Path, required=True, help="an .npz file")
     made[sample].add_argument("--model", required=True, help="that moves the atoms")
-    made[sample].add_argument("--teacher", help="a model that labels, instead of tight binding")
+    made[sample].add_argument("--teacher", help="an oracle that labels, such as a model")
     made[sample].add_argument("-n", type=int, default=16_000, help="structures")
     made[sample].add_argument("--ps", type=float, default=1.0, help="length of a run")
     made[sample].add_argument("--replicas", type=int, default=40)

@@ -103,7 +103,7 @@ class Step:
     """A potential with the engine of a GPU."""
 
     def __init__(self, plain: Potential) -> None:
-        fast = lowering._with_engine_for(plain, "cuda")
+        fast = lowering._with_engine(plain, "cuda")
         assert fast is not None
         self.potential = lowering._with_lowered_terms(fast, "cuda")
         self.engine = fast.network.engine
@@ -315,7 +315,7 @@ def test_positions_that_are_not_numbers_give_such_results() -> None:
 def test_chosen_for_a_gpu(repels: bool) -> None:
     plain = potential(num_layers=1, repels=repels)
     graph = build_graph(plain, System.from_ase(on_the_axis()))
-    made = lowering._with_engine_for(plain, "cuda")
+    made = lowering._with_engine(plain, "cuda")
     assert isinstance(made.network.engine, Engine)
     fast = lowering._with_lowered_terms(made, "cuda")
     assert_same(evaluate(fast, graph), evaluate(exact(plain), graph))

@@ -23,6 +23,9 @@ POSITION, CHARGE, OF_ALPHA, RATIO, OF_ROOT, N_GIVEN = 0, 3, 4, 5, 6, 8
 # of an atom: force, dE/d charge, dE/d polarizability, dE/d ratio beside it, energy
 D_CHARGE, D_ALPHA, D_RATIO, OF_ENERGY, N_FOUND = 3, 4, 5, 6, 8
 
+# indices of pairs are unsigned: Numba asks of signed ones whether they count from the end
+NO_ATOM = np.uint32(2**32 - 1)
+
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
@@ -49,7 +52,7 @@ def _look_up(n, c, table, per_length, reach):
     for k in range(n):
         d = c[LENGTH + k]
         t = d * per_length
-        row = min(int(t), last)
+        row = np.uint32(min(int(t), last))
         t -= row
         a = table[row]
         value = a[0] + t * (a[1] + t * (a[2] + t * a[3]))
@@ -104,34 +107,59 @@ def _evaluate(n, c, numbers):
 
 @compiled_loop(fastmath=FASTMATH)
 def _sum_up(n, c, i_of, j_of, coulomb, system_idx, given, found, strain):
-    """Add what the pairs of a chunk give to their atoms, and to the strain of their systems."""
-    for k in range(n):
-        i, j = i_of[k], j_of[k]
-        x, y, z, slope = c[X + k], c[Y + k], c[Z + k], c[SLOPE + k]
-        fx, fy, fz = slope * x, slope * y, slope * z
-        found[i, 0] += fx
-        found[i, 1] += fy
-        found[i, 2] += fz
-        found[j, 0] -= fx
-        found[j, 1] -= fy
-        found[j, 2] -= fz
-        shared = coulomb * c[SHARED + k]
-        found[i, D_CHARGE] += shared * given[j, CHARGE]
-        found[j, D_CHARGE] += shared * given[i, CHARGE]
-        found[i, D_ALPHA] += c[BY_ALPHA + k]
-        found[j, D_ALPHA] += c[BY_ALPHA + k]
-        found[i, D_RATIO] += c[BY_RATIOS + k] * given[j, RATIO]
-        found[j, D_RATIO] += c[BY_RATIOS + k] * given[i, RATIO]
-        half = 0.5 * c[ENERGY + k]
-        found[i, OF_ENERGY] += half
-        found[j, OF_ENERGY] += half
+    """Add what the pairs of a chunk give to their atoms, and to the strain of their systems.
+
+    Sums of atom i stay in registers as long as pairs with the same i follow one another.
+    """
+    begin = 0
+    while begin < n:
+        i = i_of[begin]
+        charge, ratio = given[i, CHARGE], given[i, RATIO]
+        gx = gy = gz = by_charge = by_alpha = by_ratio = energy = 0.0
+        xx = yy = zz = xy = xz = yz = 0.0
+        k = begin
+        while k < n and i_of[k] == i:
+            j = j_of[k]
+            x, y, z, slope = c[X + k], c[Y + k], c[Z + k], c[SLOPE + k]
+            fx, fy, fz = slope * x, slope * y, slope * z
+            shared, of_alpha, of_ratios = coulomb * c[SHARED + k], c[BY_ALPHA + k], c[BY_RATIOS + k]
+            half = 0.5 * c[ENERGY + k]
+            gx += fx
+            gy += fy
+            gz += fz
+            by_charge += shared * given[j, CHARGE]
+            by_alpha += of_alpha
+            by_ratio += of_ratios * given[j, RATIO]
+            energy += half
+            found[j, 0] -= fx
+            found[j, 1] -= fy
+            found[j, 2] -= fz
+            found[j, D_CHARGE] += shared * charge
+            found[j, D_ALPHA] += of_alpha
+            found[j, D_RATIO] += of_ratios * ratio
+            found[j, OF_ENERGY] += half
+            xx += x * fx
+            yy += y * fy
+            zz += z * fz
+            xy += x * fy
+            xz += x * fz
+            yz += y * fz
+            k += 1
+        found[i, 0] += gx
+        found[i, 1] += gy
+        found[i, 2] += gz
+        found[i, D_CHARGE] += by_charge
+        found[i, D_ALPHA] += by_alpha
+        found[i, D_RATIO] += by_ratio
+        found[i, OF_ENERGY] += energy
         e = strain[system_idx[i]]
-        e[0, 0] += x * fx
-        e[1, 1] += y * fy
-        e[2, 2] += z * fz
-        e[0, 1] += x * fy
-        e[0, 2] += x * fz
-        e[1, 2] += y * fz
+        e[0, 0] += xx
+        e[1, 1] += yy
+        e[2, 2] += zz
+        e[0, 1] += xy
+        e[0, 2] += xz
+        e[1, 2] += yz
+        begin = k
 
 
 @compiled_loop(fastmath=FASTMATH)
@@ -139,12 +167,13 @@ def _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, fou
     """Everything of the n pairs of a chunk, of which squares and vectors are there."""
     coulomb = numbers[6]
     for k in range(n):
-        a, b = given[i_of[k]], given[j_of[k]]
+        i, j = i_of[k], j_of[k]
+        a, b = given[i], given[j]
         c[PRODUCT + k] = coulomb * a[CHARGE] * b[CHARGE]
         c[ALPHA + k] = 0.5 * (a[OF_ALPHA] + b[OF_ALPHA])
         c[RATIOS + k] = a[RATIO] * b[RATIO]
         c[ROOT + k] = 0.5 * (a[OF_ROOT] + b[OF_ROOT])
-        c[BY_RATIOS + k] = c6[species[i_of[k]], species[j_of[k]]]
+        c[BY_RATIOS + k] = c6[np.uint32(species[i]), np.uint32(species[j])]
     _look_up(n, c, table, numbers[7], numbers[8])
     _evaluate(n, c, numbers)
     _sum_up(n, c, i_of, j_of, coulomb, system_idx, given, found, strain)
@@ -181,8 +210,8 @@ def of_list(
     Args:
         positions: [n_atoms, 3] Å.
         cells: [n_systems, 3, 3] Å.
-        receivers, senders: [P], int32, each pair once.
-        codes: [P], row of `shifts` [n_codes, 3] for each pair.
+        receivers, senders: [P], int32, each pair once; fastest sorted by receiver.
+        codes: [P], int32, row of `shifts` [n_codes, 3] for each pair.
         species, system_idx: [n_atoms].
         charges, ratios: [n_atoms] e, 1.
         free: [n_species] bohr^3, polarizabilities of free atoms.
@@ -202,7 +231,7 @@ def of_list(
     energies, d_ratios = np.empty(n_atoms), np.empty(n_atoms)
     strain = np.zeros((cells.shape[0], 3, 3))
     c = np.empty(N_COLUMNS * CHUNK)
-    i_of, j_of = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
+    i_of, j_of = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32)
     _describe(positions, charges, ratios, species, free, numbers[10], given)
     moves = np.zeros((cells.shape[0], shifts.shape[0], 3))
     for s in range(cells.shape[0]):
@@ -210,23 +239,27 @@ def of_list(
             for a in range(3):
                 for b in range(3):
                     moves[s, code, b] += shifts[code, a] * cells[s, a, b]
-    n, is_one = 0, cells.shape[0] == 1
+    receivers, senders = receivers.view(np.uint32), senders.view(np.uint32)
+    codes = codes.view(np.uint32)
+    n, last, system = 0, NO_ATOM, 0
+    xi = yi = zi = 0.0
     for p in range(receivers.shape[0]):
         i, j = receivers[p], senders[p]
-        move = moves[0 if is_one else system_idx[i], codes[p]]
-        x = given[j, 0] - given[i, 0] + move[0]
-        y = given[j, 1] - given[i, 1] + move[1]
-        z = given[j, 2] - given[i, 2] + move[2]
+        if i != last:
+            last, system = i, system_idx[i]
+            xi, yi, zi = given[i, 0], given[i, 1], given[i, 2]
+        move, b = moves[system, codes[p]], given[j]
+        x = b[0] - xi + move[0]
+        y = b[1] - yi + move[1]
+        z = b[2] - zi + move[2]
         square = x * x + y * y + z * z
-        if square < furthest:
-            c[X + n], c[Y + n], c[Z + n], c[SQUARE + n] = x, y, z, square
-            i_of[n], j_of[n] = i, j
-            n += 1
-            if n == CHUNK:
-                _chunk(
-                    n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain
-                )
-                n = 0
+        # written in any case, kept where it counts: the processor would guess a branch wrong often
+        c[X + n], c[Y + n], c[Z + n], c[SQUARE + n] = x, y, z, square
+        i_of[n], j_of[n] = i, j
+        n += square < furthest
+        if n == CHUNK:
+            _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain)
+            n = 0
     _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain)
     _finish(species, free, found, energies, d_ratios, strain)
     return energies, found, d_ratios, strain
@@ -255,22 +288,19 @@ def of_graph(
     energies, d_ratios = np.empty(n_atoms), np.empty(n_atoms)
     strain = np.zeros((n_systems, 3, 3))
     c = np.empty(N_COLUMNS * CHUNK)
-    i_of, j_of = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
+    i_of, j_of = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32)
     _describe(vectors[:0], charges, ratios, species, free, numbers[10], given)
     n = 0
     for p in range(pairs.shape[0]):
         e = pairs[p]
         x, y, z = vectors[e, 0], vectors[e, 1], vectors[e, 2]
         square = x * x + y * y + z * z
-        if mask[e] and square < furthest:
-            c[X + n], c[Y + n], c[Z + n], c[SQUARE + n] = x, y, z, square
-            i_of[n], j_of[n] = receivers[e], senders[e]
-            n += 1
-            if n == CHUNK:
-                _chunk(
-                    n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain
-                )
-                n = 0
+        c[X + n], c[Y + n], c[Z + n], c[SQUARE + n] = x, y, z, square
+        i_of[n], j_of[n] = receivers[e], senders[e]
+        n += mask[e] and square < furthest
+        if n == CHUNK:
+            _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain)
+            n = 0
     _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain)
     _finish(species, free, found, energies, d_ratios, strain)
     return energies, found, d_ratios, strain

@@ -486,6 +486,8 @@ def _others(outputs: AtomOutputs) -> dict[str, Any]:
 
 
 def _in_arrays(found: LinearizedTerm) -> LinearizedTerm:
+    if not isinstance(found.energies, Tensor):  # of a term that gives arrays throughout
+        return found
     return _each(found, lambda value: value.numpy() if isinstance(value, Tensor) else value)
 
 

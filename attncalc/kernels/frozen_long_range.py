@@ -58,7 +58,7 @@ class FrozenLongRange(nn.Module):
         long_range: Å.
     """
 
-    sums_over_pairs = True
+    sums_over_pairs, reads_system = True, False
 
     def __init__(self, electrostatics: Any, dispersion: Any, constants: Constants) -> None:
         super().__init__()

@@ -44,6 +44,10 @@ class FrozenZBL(nn.Module):
         switch_off: Å, where the repulsion has ended.
     """
 
+    # PyTorch's modules search long for what they lack, and these are asked for at every step
+    long_range = of_all_pairs = None
+    reads_system = False
+
     def __init__(self, term: Any, coulomb_constant: float, switch_off: float) -> None:
         super().__init__()
         self.config = term.config

@@ -1,13 +1,13 @@
 """1 ns at 500 K: does a molecule stay whole, at its temperature, and in the shapes of its data?
 
-    python benchmarks/nvt.py ../shared/data                # ethanol and aspirin; goes on if stopped
-    python benchmarks/nvt.py ../shared/data --ps 5 --molecules ethanol --output /tmp
+    python benchmarks/nvt.py ../shared/data                # all models; goes on if stopped
+    python benchmarks/nvt.py ../shared/data --ps 5 --models so3krates-ethanol --output /tmp
 
 Langevin dynamics by our own loop with a shipped model, from a frame of the data, a frame kept every
 4 fs. Then: every bond of the first frame within a band about its mean length in the data, at all
 frames; the mean temperature, with its error from averages over blocks; histograms of bond lengths
 and angles beside those of the frames of rmd17_MOLECULE.npz; and the velocity density of states.
-Writes nvt.json, nvt.md and nvt-MOLECULE.png into benchmarks/results.
+Writes nvt.json, nvt.md and nvt-MODEL.png into benchmarks/results.
 
 MD17's vibrations are hotter than the 500 K it was made at: by 3N/(3N - 6), as if the thermostat had
 counted drift and rotation of the molecule, which did not move. So frames of ours are weighted by
@@ -39,7 +39,12 @@ from attncalc.plots.structures import bonds
 from attncalc.plots.style import ORANGE, SERIES, legend_above, running_mean, tidy
 
 HERE = Path(__file__).resolve().parent
-MODELS = {"ethanol": "so3krates-ethanol", "aspirin": "so3krates-aspirin"}
+MODELS = {  # and their molecules
+    "so3krates-ethanol": "ethanol",
+    "so3krates-ethanol-distilled": "ethanol",
+    "so3krates-aspirin": "aspirin",
+    "so3krates-aspirin-distilled": "aspirin",
+}
 TEMPERATURE = 500.0  # K, of MD17's trajectories
 TIMESTEP, FRICTION = 0.5, 0.001  # fs; 1/fs: weak, so that lines of the spectrum stay narrow
 EVERY = 8  # steps between frames: 4 fs, which resolves up to 4,170 cm⁻¹
@@ -321,20 +326,20 @@ def markdown(rows: dict[str, dict]) -> str:
     head += ["mean temperature, K", "standard errors off 500 K (4 at most)", "expected shift, K"]
     head += ["machine"]
     cells = []
-    for row in rows.values():
+    for model, row in rows.items():
         off = (row["temperature"] - TEMPERATURE) / row["standard_error"]
         cells.append(
             [
-                *(row["model"], f"{row['ps']:.0f}", f"{row['frames']:,}", str(row["bonds"])),
+                *(model, f"{row['ps']:.0f}", f"{row['frames']:,}", str(row["bonds"])),
                 *(str(row["broken_frames"]), f"{row['shortest']:.3f}, {row['longest']:.3f}"),
                 f"{row['temperature']:.1f} ± {row['standard_error']:.1f}",
                 *(f"{off:+.1f}", f"{row['expected_shift']:.1f}", row["machine"]),
             ]
         )
     lines += [*table(head, cells), "", SHAPES]
-    for molecule, row in rows.items():
+    for model, row in rows.items():
         lines += [
-            *("", f"## {molecule.capitalize()}", "", f"![{molecule}](nvt-{molecule}.png)", ""),
+            *("", f"## {model}", "", f"![{MODELS[model]}](nvt-{model}.png)", ""),
             f"The data's energies are those of {row['data_temperature']:.0f} K (500 K times "
             f"3N/(3N - 6): {row['with_3N']:.0f} K); weighted frames are worth "
             f"{100 * row['effective_share']:.0f} % of ours.",
@@ -368,21 +373,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of rmd17_MOLECULE.npz")
     parser.add_argument("--ps", type=float, default=1000.0, help="length of the runs")
-    parser.add_argument("--molecules", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "nvt", help="folder")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="of the tables")
     options = parser.parse_args()
     results = options.output / "nvt.json"
     rows = json.loads(results.read_text())["rows"] if results.exists() else {}
-    for molecule in options.molecules:
-        dataset = read(options.data / f"rmd17_{molecule}.npz", labels="md17")
+    for model in options.models:
+        dataset = read(options.data / f"rmd17_{MODELS[model]}.npz", labels="md17")
         first = dataset.structures[dataset.splits["test_01"][0]]
-        folder = options.runs / molecule
-        run_until(first, MODELS[molecule], folder, round(1e3 * options.ps / TIMESTEP))
+        folder = options.runs / model
+        run_until(first, model, folder, round(1e3 * options.ps / TIMESTEP))
         row, figure = examined(read_run(folder), first, dataset)
-        rows[molecule] = {"model": MODELS[molecule], "machine": machine_name()} | row
+        rows[model] = {"machine": machine_name()} | row
         rows = {name: rows[name] for name in MODELS if name in rows}
-        figure.savefig(options.output / f"nvt-{molecule}.png")
+        figure.savefig(options.output / f"nvt-{model}.png")
         write(results, json.dumps({"rows": rows}, indent=1) + "\n")
         write(options.output / "nvt.md", markdown(rows))
 

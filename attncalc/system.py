@@ -81,6 +81,9 @@ class System:
     def from_ase(cls, atoms: Atoms | Sequence[Atoms], *, first: int = 0) -> System:
         """Convert one `ase.Atoms` or several into one batch, on the CPU.
 
+        Masses, velocities and constraints are no part of it: integrators of `attncalc.md` take them
+        where they are given the `ase.Atoms` themselves.
+
         Total charge and multiplicity are read from `atoms.info["charge"]` (e, default 0) and
         `atoms.info["spin"]` (2S+1, default the lowest that the number of electrons allows).
 

@@ -4,7 +4,7 @@ import torch
 from ase.build import molecule
 from ase.units import fs, kB
 
-from attncalc import Evaluator, Result, System, load, md
+from attncalc import Evaluator, Result, load, md
 
 KELVIN, FACTOR, HEIGHT, WIDTH = 300, 6, 0.006, 0.35  # K; how much hotter; eV; rad
 model = Evaluator(load("so3krates-ethanol", device="cpu"))
@@ -28,7 +28,7 @@ def biased(system):  # what `md.run` takes: any function System -> Result
 
 
 langevin = md.Langevin(timestep=0.5 * fs, temperature=KELVIN, friction=0.02 / fs)
-state = langevin.init(biased, System.from_ase(molecule("CH3CH2OH")), seed=0)
+state = langevin.init(biased, molecule("CH3CH2OH"), seed=0)
 for _ in range(300):
     state = md.run(langevin, biased, state, 40)
     angle = torsion(state.system.positions)

@@ -40,7 +40,6 @@ from attncalc.cli.progress import progress_bar
 from attncalc.cli.shards import many_options, output_of_shards, refuse_unfinished, work_off
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
-from attncalc.md.job import fixed_atoms
 from attncalc.structures import batches
 from attncalc.system import System
 
@@ -281,11 +280,10 @@ def relax_in_batch(
 
     ended = relax_batch(
         force,
-        System.from_ase(batch, first=first),
+        batch,
         fmax=asked.fmax,
         steps=asked.steps,
         optimizer=asked.optimizer,
-        fixed=fixed_atoms(batch),
         first=first,
         observe=observe,
         look=look,

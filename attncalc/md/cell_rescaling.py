@@ -32,6 +32,7 @@ from torch import Tensor
 
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import rescale_at_once
+from attncalc.md.given import Structures
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
@@ -148,16 +149,17 @@ class CellRescaling(AtTemperature):
         )
 
     def init(
-        self, potential: Potential | Force | Function, system: System, **given: Any
+        self, potential: Potential | Force | Function, structures: Structures, **given: Any
     ) -> CellState:
         """Make the state to start from, at this temperature; see `AtTemperature.init`.
 
         Raises:
             ValueError: a structure is not periodic in all directions.
         """
+        system = structures if isinstance(structures, System) else System.from_ase(structures)
         if not bool(system.pbc.all()):
             raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
-        return super().init(potential, system, **given)
+        return super().init(potential, structures, **given)
 
     def step(self, state: CellState, force: Function) -> CellState:
         """The state one timestep later."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attncalc.md.force import Force, Function
+from attncalc.md.given import Structures
 from attncalc.md.log_file import SPREAD
 from attncalc.md.settings import Settings
 from attncalc.md.state import MDState
@@ -66,7 +67,7 @@ class Integrator(Protocol):
         """Make one for `attncalc md`."""
 
     def init(
-        self, potential: Potential | Force | Function, system: System, **given: Any
+        self, potential: Potential | Force | Function, structures: Structures, **given: Any
     ) -> MDState:
         """Make the state to start from."""
 

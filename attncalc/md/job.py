@@ -11,12 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
-from torch import Tensor
 
 from attncalc.files import FileLock, NoSpaceLeft, refuse_existing, remove_abandoned
 from attncalc.md.callback import Callback
@@ -37,7 +34,6 @@ from attncalc.md.with_ase import Frames, no_start
 from attncalc.md.written import require_of_state, results_of
 from attncalc.model_header import DTYPES
 from attncalc.potential import MOST_THREADS
-from attncalc.system import System
 from attncalc.text import one_line
 
 # a checkpoint brings all files up to date, so not too often
@@ -93,13 +89,7 @@ def run_structures(
     if len(structures) > 1 and trajectory.suffix != ".h5md":
         raise ValueError(f"{trajectory.name}: several structures need a trajectory in .h5md")
     integrator = integrator_of(settings)
-    system = System.from_ase(structures)
-    options: dict[str, Any] = {
-        "seed": settings.seed,
-        "momenta": _momenta(structures),
-        "masses": torch.from_numpy(np.concatenate([one.get_masses() for one in structures])),
-        "fixed": fixed_atoms(structures),
-    }
+    options: dict[str, Any] = {"seed": settings.seed}
     if integrator.ensemble == "nve":
         options["temperature"] = settings.temperature
     writer: Callback = (
@@ -109,7 +99,7 @@ def run_structures(
         if trajectory.suffix == ".h5md"
         else FrameWriter(trajectory, structures[0], every=settings.every, write=settings.write)
     )
-    state = integrator.init(force, system, **options)
+    state = integrator.init(force, structures, **options)
     hottest = float(state.temperature.max())
     if hottest > runaway(settings.temperature):  # `run` takes what the file has for what is wanted
         raise no_start(f"the temperature reached {hottest:.0f} K")
@@ -311,38 +301,6 @@ def _log(trajectory: Path, settings: Settings, also: Sequence[Column]) -> Log:
         also=also,
         trajectory=trajectory if trajectory.suffix == ".h5md" else None,
     )
-
-
-def _momenta(structures: Sequence[Atoms]) -> Tensor | None:
-    """[n_atoms, 3] of all structures; None where none has any."""
-    momenta = [atoms.get_momenta() for atoms in structures]
-    have = [bool(values.any()) for values in momenta]
-    if any(have) and not all(have):
-        raise ValueError(
-            f"structure {have.index(False)} has no velocities but others have: set them for all "
-            "or for none"
-        )
-    return torch.from_numpy(np.concatenate(momenta)) if all(have) else None
-
-
-def fixed_atoms(structures: Sequence[Atoms]) -> Tensor:
-    """[n_atoms], bool, of all structures: atoms that `ase.constraints.FixAtoms` holds.
-
-    Raises:
-        ValueError: there are constraints of other kinds.
-    """
-    masks = []
-    for atoms in structures:
-        fixed = torch.zeros(len(atoms), dtype=torch.bool)
-        for constraint in atoms.constraints:
-            if not isinstance(constraint, FixAtoms):
-                kind = type(constraint).__name__
-                raise ValueError(
-                    f"the constraint {kind} needs ASE's integrators: use --integrator ase"
-                )
-            fixed[torch.from_numpy(constraint.get_indices()).long()] = True
-        masks.append(fixed)
-    return torch.cat(masks)
 
 
 class FrameWriter(Callback):

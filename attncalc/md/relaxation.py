@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
+from attncalc.md.given import Structures, as_list, fixed_atoms
 from attncalc.md.optimizers import OPTIMIZERS, Optimizer, longest_of
 from attncalc.md.velocities import MOST_STEPS
 from attncalc.neighbors import ImpossiblePositions
@@ -88,7 +89,7 @@ def _part(system: System, systems: Tensor, atoms: Tensor) -> System:
 
 def relax_batch(
     potential: Potential | Force | Function,
-    system: System,
+    structures: Structures,
     *,
     fmax: float = 0.01,
     steps: int = 1000,
@@ -104,12 +105,13 @@ def relax_batch(
 
     Args:
         potential: the model, its `Evaluator`, or any function `System -> Result`.
-        system: the structures.
+        structures: of ASE, one or several, or a `System`.
         fmax: eV/Å, largest force left on an atom that may move.
         steps: most steps.
         optimizer: "lbfgs" or "fire", which takes two to five times as many steps, and moves atoms
             less in each.
-        fixed: [n_atoms], bool: atoms that stay where they are.
+        fixed: [n_atoms], bool: atoms that stay where they are; if not given those that `FixAtoms`
+            holds, in structures of ASE.
         first: number of the first structure, for messages, where they are part of a longer list.
         observe: called before the first and after every step with the numbers of the structures
             still in the batch, their energies [eV] and largest forces [eV/Å].
@@ -125,6 +127,12 @@ def relax_batch(
     positive("fmax", fmax)
     whole_number("steps", steps, 1, MOST_STEPS)
     one_of("optimizer", optimizer, OPTIMIZERS)
+    if isinstance(structures, System):
+        system = structures
+    else:
+        many = as_list(structures)
+        system = System.from_ase(many, first=first)
+        fixed = fixed_atoms(many) if fixed is None else fixed
     if fixed is not None and fixed.shape != (system.n_atoms,):
         raise ValueError(f"fixed must have shape [{system.n_atoms}], got {list(fixed.shape)}")
     force = force_of(potential, system.device)

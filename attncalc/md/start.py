@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
+from attncalc.md.given import Structures, said_by
 from attncalc.md.integrator import of_systems
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
@@ -30,7 +31,7 @@ LARGEST_KINETIC_ENERGY = 1e6
 def initial_state(
     kind: type[State],
     given: Potential | Force | Function,
-    system: System,
+    structures: Structures,
     temperature: float | Sequence[float],
     ensemble: str,
     *,
@@ -45,22 +46,30 @@ def initial_state(
     Args:
         kind: of state.
         given: the model, its force, or a function; where that is, the state will be.
-        system: the structures.
+        structures: of ASE, one or several, or a `System`, which has no momenta, masses and fixed
+            atoms.
         temperature: K, of velocities drawn: one number, or one for each system.
         ensemble: "nve", "nvt" or "npt": which motion counts as heat, see `attncalc.md.velocities`.
         seed: of velocities drawn, and of the noise; 0 .. 2^32 - 1.
-        momenta: [n_atoms, 3] amu Å / ASE time; drawn if not given, of exactly this temperature.
-        masses: [n_atoms] amu; the elements' if not given.
-        fixed: [n_atoms], bool: atoms that stay where they are.
+        momenta: [n_atoms, 3] amu Å / ASE time; if not given those of the structures, and if these
+            do not move drawn, of exactly this temperature.
+        masses: [n_atoms] amu; if not given those of the structures, of a `System` the elements'.
+        fixed: [n_atoms], bool: atoms that stay where they are; if not given those that `FixAtoms`
+            holds.
         replicas: [n_systems], int64, not negative: names of the systems' noise; 0, 1, ... if not
             given.
 
     Raises:
-        ValueError: the structures are not known to the model, a tensor has the wrong shape, or
-            nothing can move.
+        ValueError: the structures are not known to the model, have another constraint than
+            `FixAtoms` or only some of them velocities, a tensor has the wrong shape, or nothing can
+            move.
         TypeError: what is no tensor is no array of numbers either.
     """
     whole_number("seed", seed, 0, LOW_32_BITS)
+    system, said = said_by(structures)
+    momenta = said.get("momenta") if momenta is None else momenta
+    masses = said.get("masses") if masses is None else masses
+    fixed = said.get("fixed") if fixed is None else fixed
     force = force_of(given, system.device)
     system = system.to("cpu")
     n = system.n_systems
@@ -112,7 +121,7 @@ class AtTemperature:
     def init(
         self,
         potential: Potential | Force | Function,
-        system: System,
+        structures: Structures,
         *,
         seed: int = 0,
         **given: Any,
@@ -121,12 +130,15 @@ class AtTemperature:
 
         Args:
             potential: the model, or a function `System -> Result`.
-            system: the structures.
+            structures: of ASE, one or several, with their masses, velocities and `FixAtoms`; or a
+                `System`, which has none of these.
             seed: of initial velocities and of all random numbers of the run.
             given: momenta, masses, fixed, replicas; see `initial_state`.
         """
         kind, kelvin = self.state_type, self.temperature
-        return initial_state(kind, potential, system, kelvin, self.thermometer, seed=seed, **given)
+        return initial_state(
+            kind, potential, structures, kelvin, self.thermometer, seed=seed, **given
+        )
 
     def highest_temperature(self, first: MDState) -> Tensor:
         """[n_systems] K: beyond this, a run from `first` has lost its molecules."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import kick_drift
+from attncalc.md.given import Structures
 from attncalc.md.integrator import Column
 from attncalc.md.settings import Settings
 from attncalc.md.start import initial_state
@@ -18,7 +19,6 @@ from attncalc.md.time_unit import check_timestep
 from attncalc.md.velocities import runaway
 from attncalc.md.verbs import drift, kick
 from attncalc.potential import Potential
-from attncalc.system import System
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Verlet:
     def init(
         self,
         potential: Potential | Force | Function,
-        system: System,
+        structures: Structures,
         *,
         temperature: float | Sequence[float] = 300.0,
         seed: int = 0,
@@ -61,12 +61,12 @@ class Verlet:
 
         Args:
             potential: the model, or a function `System -> Result`.
-            system: the structures.
+            structures: as of `AtTemperature.init`.
             temperature: K, of the initial velocities: one number, or one for each system.
             seed: of the initial velocities.
             given: momenta, masses, fixed, replicas.
         """
-        return initial_state(MDState, potential, system, temperature, "nve", seed=seed, **given)
+        return initial_state(MDState, potential, structures, temperature, "nve", seed=seed, **given)
 
     def step(self, state: MDState, force: Function) -> MDState:
         """The state one timestep later."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.constraints import FixAtoms
 from ase.optimize import FIRE, LBFGS
 from contract import ethanol
 
@@ -140,6 +141,12 @@ def test_fixed_atoms_stay(forces: Evaluator, optimizer: str) -> None:
     lengths = torch.linalg.vector_norm(relaxed.forces, dim=1)
     assert lengths[~fixed].amax() <= 0.01
     assert lengths[fixed].amax() > 0.01
+    structures = rattled()[:2]
+    structures[0].set_constraint(FixAtoms([0, 4]))
+    structures[1].set_constraint(FixAtoms([2]))
+    structures[1].set_momenta(np.ones((9, 3)))  # which mean nothing here
+    of_ase = md.relax_batch(forces, structures, optimizer=optimizer)
+    assert torch.equal(of_ase.system.positions, relaxed.system.positions)
 
 
 def test_steps_end(forces: Evaluator) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk
+from ase.constraints import FixAtoms, FixBondLength
 from ase.md.verlet import VelocityVerlet
 from contract import ethanol
 from states import assert_equal
@@ -129,6 +130,56 @@ def test_fixed_atoms_stay(forces: Evaluator) -> None:
         assert torch.equal(moved, ~fixed)
         assert not last.momenta[fixed].any()
         assert last.forces[fixed].any()
+
+
+def heavy_ethanol() -> Atoms:
+    """Deuterated at two atoms, one atom fixed, in motion."""
+    atoms = ethanol()
+    masses = atoms.get_masses()
+    masses[[3, 4]] = 2.014
+    atoms.set_masses(masses)
+    atoms.set_constraint(FixAtoms([0]))
+    atoms.set_momenta(np.random.default_rng(0).normal(size=(9, 3)))
+    return atoms
+
+
+@pytest.mark.parametrize("integrator", [VERLET, LANGEVIN, md.Bussi(0.5 * FS, 300, 100 * FS)])
+def test_structures_of_ase_bring_masses_velocities_and_fixed_atoms(
+    forces: Evaluator, integrator
+) -> None:
+    atoms = heavy_ethanol()
+    first = integrator.init(forces, [atoms, atoms], seed=0)
+    assert torch.equal(first.masses, torch.from_numpy(np.tile(atoms.get_masses(), 2)))
+    assert first.fixed.tolist() == [True, *[False] * 8] * 2
+    assert torch.equal(first.momenta, torch.from_numpy(np.tile(atoms.get_momenta(), (2, 1))))
+    assert not first.momenta[0].any()
+    one = integrator.init(forces, atoms, seed=0)
+    assert torch.equal(one.momenta, first.momenta[:9])
+
+
+def test_arguments_go_before_what_structures_say(forces: Evaluator) -> None:
+    given = {"masses": np.full(9, 3.0), "momenta": np.ones((9, 3)), "fixed": np.zeros(9, bool)}
+    state = LANGEVIN.init(forces, heavy_ethanol(), **given)
+    assert (state.masses == 3).all()
+    assert (state.momenta == 1).all()
+    assert state.fixed is None
+
+
+def test_a_system_says_nothing_of_masses_and_velocities(forces: Evaluator) -> None:
+    atoms = heavy_ethanol()
+    bare, plain = start(forces, atoms, seed=1), LANGEVIN.init(forces, ethanol(), seed=1)
+    for name in ("masses", "momenta"):
+        assert torch.equal(getattr(bare, name), getattr(plain, name)), name
+    assert bare.fixed is None
+
+
+def test_structures_that_cannot_start_together(forces: Evaluator) -> None:
+    with pytest.raises(ValueError, match="structure 1 has no velocities but others have"):
+        LANGEVIN.init(forces, [heavy_ethanol(), ethanol()])
+    held = ethanol()
+    held.set_constraint(FixBondLength(0, 1))
+    with pytest.raises(ValueError, match="the constraint FixBondLengths needs ASE's integrators"):
+        LANGEVIN.init(forces, held)
 
 
 def test_initial_velocities() -> None:

@@ -339,7 +339,7 @@ def markdown(rows: dict[str, dict]) -> str:
     lines += [*table(head, cells), "", SHAPES]
     for model, row in rows.items():
         lines += [
-            *("", f"## {model}", "", f"![{MODELS[model]}](nvt-{model}.png)", ""),
+            *("", f"## {model}", "", f"![{model}](nvt-{model}.png)", ""),
             f"The data's energies are those of {row['data_temperature']:.0f} K (500 K times "
             f"3N/(3N - 6): {row['with_3N']:.0f} K); weighted frames are worth "
             f"{100 * row['effective_share']:.0f} % of ours.",

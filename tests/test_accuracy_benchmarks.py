@@ -181,7 +181,7 @@ def test_a_broken_bond_is_seen(load):
     assert row["data_temperature"] == pytest.approx(500, abs=1e-6)
     assert row["shapes"][0]["name"] == "O-H"
     assert row["shapes"][0]["overlap"] == pytest.approx(1)
-    text = nvt.markdown({"water": {"model": "so3krates-x", "machine": "a machine"} | row})
+    text = nvt.markdown({"so3krates-x": {"machine": "a machine"} | row})
     assert "| so3krates-x | 2 | 400 | 2 | 0 |" in text
     assert figure.axes
     run.positions[7, 1, 1] += 0.5

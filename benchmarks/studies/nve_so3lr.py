@@ -1,4 +1,4 @@
-"""Drift of the total energy at constant energy: SO3LR, float32, compiled loops.
+"""Drift of the total energy at constant energy: SO3LR or another model, float32, compiled loops.
 
     python benchmarks/studies/nve_so3lr.py so3lr.safetensors structure.xyz
 

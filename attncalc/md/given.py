@@ -53,7 +53,8 @@ def fixed_atoms(structures: Sequence[Atoms]) -> Tensor:
             if not isinstance(constraint, FixAtoms):
                 kind = type(constraint).__name__
                 raise ValueError(
-                    f"the constraint {kind} needs ASE's integrators: use --integrator ase"
+                    f"the constraint {kind} needs ASE's integrators or optimizers (of "
+                    "attncalc md: --integrator ase); here only FixAtoms is known"
                 )
             fixed[torch.from_numpy(constraint.get_indices()).long()] = True
         masks.append(fixed)

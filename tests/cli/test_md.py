@@ -264,8 +264,9 @@ def test_md_holds_fixed_atoms(copper_file: str) -> None:
     atoms.set_constraint(FixBondLength(0, 1))
     write("bond.traj", atoms)
     said = fails("md", "bond.traj", "--model", COPPER, "--steps", 5)
-    assert (
-        said == "Error: the constraint FixBondLengths needs ASE's integrators: use --integrator ase"
+    assert said == (
+        "Error: the constraint FixBondLengths needs ASE's integrators or optimizers (of attncalc "
+        "md: --integrator ase); here only FixAtoms is known"
     )
 
 

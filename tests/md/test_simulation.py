@@ -178,7 +178,7 @@ def test_structures_that_cannot_start_together(forces: Evaluator) -> None:
         LANGEVIN.init(forces, [heavy_ethanol(), ethanol()])
     held = ethanol()
     held.set_constraint(FixBondLength(0, 1))
-    with pytest.raises(ValueError, match="the constraint FixBondLengths needs ASE's integrators"):
+    with pytest.raises(ValueError, match="FixBondLengths needs ASE's integrators or optimizers"):
         LANGEVIN.init(forces, held)
 
 

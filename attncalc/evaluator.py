@@ -96,8 +96,14 @@ class Evaluator:
 
         Raises:
             KeyboardInterrupt: Ctrl-C, also while a compiled loop hands its arrays over.
+            TypeError: no `System`.
             ValueError: as `VerletList.update`.
         """
+        if not isinstance(system, System):
+            raise TypeError(
+                f"an Evaluator takes a System, not {type(system).__name__}: System.from_ase(atoms) "
+                "makes one of ASE's structures, and evaluate_many(potential, structures) takes them"
+            )
         try:
             result = evaluate(self.potential, self._graphs(system))
         except SystemError as error:  # no context manager: this is every step

@@ -12,6 +12,7 @@ from ase.build import bulk
 from contract import assert_close, assert_same_result, build_graph, ethanol, slab, triclinic
 from torch import Tensor, nn
 
+from attncalc.evaluator import Evaluator
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.ops import safe_norm, segment_sum
 from attncalc.potential import Potential, evaluate, forces_from_edges
@@ -266,6 +267,11 @@ def test_an_impossible_structure_is_named() -> None:
     structures[3].info["charge"] = 1
     with pytest.raises(ValueError, match=r"^structure 3: total charge \+1 e"):
         list(evaluate_many(springs(), structures, batch_atoms=20))
+
+
+def test_an_evaluator_says_what_it_takes() -> None:
+    with pytest.raises(TypeError, match=r"takes a System, not Atoms: System\.from_ase\(atoms\)"):
+        Evaluator(springs())(ethanol())
 
 
 # ------------------------------------------------------------------------------ charge and spin

@@ -136,6 +136,12 @@ def test_one_in_twenty_is_held_out_whatever_the_seed(drawn: list[Molecule]) -> N
     assert [name for name in ("CCCC", "c1ccccc1", "CCCCC", "CC(C)=O") if is_held_out(name)] == []
 
 
+def test_listed_ions_are_never_held_out() -> None:
+    perchlorate = canonical("O=[Cl](=O)(=O)[O-]")
+    assert not is_held_out(perchlorate)
+    assert not is_held_out(f"O.{perchlorate}")
+
+
 def test_a_cluster_is_held_out_with_any_partner(drawn: list[Molecule]) -> None:
     held = next(m.name for m in drawn if is_held_out(m.name))
     assert is_held_out(f"O.{held}")

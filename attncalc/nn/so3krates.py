@@ -414,8 +414,14 @@ class EuclideanAttention(ModuleWithConstants):
         One direction at a time, and not both in longer tensors: a compiled training step would
         divide by the number of pairs, to find a pair, in its innermost loops.
         """
+        coefficients = self.coefficients(queries, keys, filters, envelope, pairs)
+        return self.collect(*coefficients, values, pairs)
+
+    def collect(
+        self, for_features: Tensor, for_ev: Tensor, values: Tensor, pairs: Direction
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of messages [n_atoms, F] and [n_atoms, M], for given coefficients."""
         n = values.shape[0]
-        for_features, for_ev = self.coefficients(queries, keys, filters, envelope, pairs)
         sent = values[pairs.senders].unflatten(1, (self.heads, -1))
         messages = (for_features.unsqueeze(2) * sent).flatten(1)
         ev_messages = (for_ev @ self.repeat) * pairs.harmonics

@@ -99,11 +99,6 @@ class Evaluator:
             TypeError: no `System`.
             ValueError: as `VerletList.update`.
         """
-        if not isinstance(system, System):
-            raise TypeError(
-                f"an Evaluator takes a System, not {type(system).__name__}: System.from_ase(atoms) "
-                "makes one of ASE's structures, and evaluate_many(potential, structures) takes them"
-            )
         try:
             result = evaluate(self.potential, self._graphs(system))
         except SystemError as error:  # no context manager: this is every step
@@ -154,8 +149,11 @@ class Evaluator:
         """Refuse what the model does not know.
 
         Raises:
+            TypeError: no `System`.
             ValueError: as `attncalc.structures.check_system`.
         """
+        if not isinstance(system, System):
+            raise TypeError(_not_a_system(system))
         check_system(self.plain, system)
 
     def take(self, system: System) -> System:
@@ -214,6 +212,8 @@ class Evaluator:
         return evaluate_without_waiting(self.potential, graphs), stale.any()
 
     def _graphs(self, system: System) -> Graphs:
+        if not isinstance(system, System):
+            raise TypeError(_not_a_system(system))
         neighbors, graph = self.neighbors.update(system)
         if self.far_neighbors is None:
             if self.recorder is None:
@@ -251,6 +251,13 @@ class Evaluator:
 
     def _skin(self, system: System) -> float:
         return skin_for(system) if self._chooses_skin else self.neighbors.skin
+
+
+def _not_a_system(given: object) -> str:
+    return (
+        f"an Evaluator takes a System, not {type(given).__name__}: System.from_ase(atoms) makes "
+        "one of ASE's structures, and evaluate_many(potential, structures) takes them"
+    )
 
 
 def _wrong_delta(baseline: str) -> str:

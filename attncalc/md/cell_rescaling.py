@@ -32,7 +32,7 @@ from torch import Tensor
 
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import rescale_at_once
-from attncalc.md.given import Structures
+from attncalc.md.given import Structures, as_list
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
@@ -156,8 +156,10 @@ class CellRescaling(AtTemperature):
         Raises:
             ValueError: a structure is not periodic in all directions.
         """
-        system = structures if isinstance(structures, System) else System.from_ase(structures)
-        if not bool(system.pbc.all()):
+        if not isinstance(structures, System):
+            structures = as_list(structures)  # an iterator can be read once
+        given_by = [structures] if isinstance(structures, System) else structures
+        if not all(bool(one.pbc.all()) for one in given_by):
             raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
         return super().init(potential, structures, **given)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.system import System
@@ -21,53 +22,113 @@ def as_list(structures: Atoms | Sequence[Atoms]) -> list[Atoms]:
     return [structures] if isinstance(structures, Atoms) else list(structures)
 
 
-def said_by(structures: Structures) -> tuple[System, dict[str, Any]]:
+def said_by(structures: Structures, *, velocities: bool = True) -> tuple[System, dict[str, Any]]:
     """System, and arguments of `initial_state` that ASE's structures have beside it.
+
+    Args:
+        structures: of ASE, one or several, or a `System`.
+        velocities: whether those of the structures count.
 
     Returns:
         The structures; and their momenta, where they have any, masses and fixed atoms. A `System`
         has none of these.
 
     Raises:
-        ValueError: a structure is impossible, a constraint is not `FixAtoms`, or only some of the
-            structures have velocities.
+        ValueError: a structure is impossible, a constraint is not `FixAtoms` or holds an atom that
+            is not there, or only some of the structures have velocities.
     """
     if isinstance(structures, System):
         return structures, {}
     many = as_list(structures)
     system = System.from_ase(many)
     masses = np.concatenate([atoms.get_masses() for atoms in many])
-    return system, {"momenta": _momenta(many), "masses": masses, "fixed": fixed_atoms(many)}
+    fixed = fixed_atoms(many)
+    momenta = _momenta(many, fixed) if velocities else None
+    return system, {"momenta": momenta, "masses": masses, "fixed": fixed}
 
 
-def fixed_atoms(structures: Sequence[Atoms]) -> Tensor:
+def fixed_atoms(structures: Sequence[Atoms], *, first: int = 0) -> Tensor:
     """[n_atoms], bool, of all structures: atoms that `ase.constraints.FixAtoms` holds.
 
+    Args:
+        structures: one after the other.
+        first: number of the first one, for messages, where they are part of a longer list.
+
     Raises:
-        ValueError: there are constraints of other kinds.
+        ValueError: there are constraints of other kinds, or one holds an atom that is not there.
     """
     masks = []
-    for atoms in structures:
+    for k, atoms in enumerate(structures, start=first):
+        where = f"structure {k}: " if len(structures) > 1 or first > 0 else ""
         fixed = torch.zeros(len(atoms), dtype=torch.bool)
         for constraint in atoms.constraints:
             if not isinstance(constraint, FixAtoms):
                 kind = type(constraint).__name__
                 raise ValueError(
-                    f"the constraint {kind} needs ASE's integrators or optimizers (of "
+                    f"{where}the constraint {kind} needs ASE's integrators or optimizers (of "
                     "attncalc md: --integrator ase); here only FixAtoms is known"
                 )
-            fixed[torch.from_numpy(constraint.get_indices()).long()] = True
+            held = constraint.get_indices()
+            absent = held[(held < -len(atoms)) | (held >= len(atoms))]
+            if len(absent):
+                raise ValueError(
+                    f"{where}FixAtoms holds atom {absent[0]}, but there are {len(atoms)} atoms, "
+                    "counted from 0"
+                )
+            fixed[torch.from_numpy(held).long()] = True
         masks.append(fixed)
     return torch.cat(masks)
 
 
-def _momenta(structures: Sequence[Atoms]) -> Tensor | None:
-    """[n_atoms, 3] of all structures; None where none has any."""
-    momenta = [atoms.get_momenta() for atoms in structures]
-    have = [bool(values.any()) for values in momenta]
+def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """Make a tensor on the CPU; of an array or list a copy, which nobody else can change.
+
+    Raises:
+        TypeError: the values are no numbers.
+    """
+    if isinstance(values, Tensor):
+        return values.cpu()
+    try:
+        return torch.from_numpy(np.array(values, order="C"))
+    except (TypeError, ValueError):
+        kind = type(values).__name__
+        raise TypeError(f"{name} must be a tensor or an array of numbers, got {kind}") from None
+
+
+def of_shape(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Tensor:
+    """Make a tensor of this shape on the CPU.
+
+    Raises:
+        TypeError: the values are no numbers.
+        ValueError: they have another shape.
+    """
+    tensor = as_tensor(name, values)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    return tensor
+
+
+def mask_of(fixed: Tensor | ArrayLike, n_atoms: int) -> Tensor:
+    """Check which atoms stay where they are: [n_atoms], bool, on the CPU.
+
+    Raises:
+        TypeError: the values are no numbers.
+        ValueError: they are not True or False, or not one for each atom.
+    """
+    mask = of_shape("fixed", fixed, (n_atoms,))
+    if not ((mask == 0) | (mask == 1)).all():  # numbers of atoms, all of which would be True
+        raise ValueError("fixed must be True or False for each atom, got numbers of atoms?")
+    return mask.bool()
+
+
+def _momenta(structures: Sequence[Atoms], fixed: Tensor) -> Tensor | None:
+    """[n_atoms, 3] of all structures; None where no atom that can move has any."""
+    momenta = [torch.from_numpy(atoms.get_momenta()) for atoms in structures]
+    free = (~fixed).split([len(atoms) for atoms in structures])
+    have = [bool(values[mask].any()) for values, mask in zip(momenta, free, strict=True)]
     if any(have) and not all(have):
         raise ValueError(
             f"structure {have.index(False)} has no velocities but others have: set them for all "
-            "or for none"
+            "or for none, or draw new ones (new_velocities=True)"
         )
-    return torch.from_numpy(np.concatenate(momenta)) if all(have) else None
+    return torch.cat(momenta) if all(have) else None

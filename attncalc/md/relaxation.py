@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
-from attncalc.md.given import Structures, as_list, fixed_atoms
+from attncalc.md.given import Structures, as_list, fixed_atoms, mask_of
 from attncalc.md.optimizers import OPTIMIZERS, Optimizer, longest_of
 from attncalc.md.velocities import MOST_STEPS
 from attncalc.neighbors import ImpossiblePositions
@@ -94,7 +95,7 @@ def relax_batch(
     fmax: float = 0.01,
     steps: int = 1000,
     optimizer: str = "lbfgs",
-    fixed: Tensor | None = None,
+    fixed: Tensor | ArrayLike | None = None,
     first: int = 0,
     observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     look: Callable[[Tensor, System], Tensor | None] | None = None,
@@ -120,8 +121,9 @@ def relax_batch(
 
     Raises:
         ValueError: `fmax` or `steps` is not positive or `fmax` not finite, there is no such
-            optimizer, `fixed` has the wrong shape, the model does not know a structure, or atoms of
-            one are on top of each other.
+            optimizer, `fixed` is not True or False for each atom, a structure has another
+            constraint than `FixAtoms` or is not known to the model, or atoms of one are on top of
+            each other.
         FloatingPointError: a force is not finite; the message names the structure.
     """
     positive("fmax", fmax)
@@ -132,13 +134,13 @@ def relax_batch(
     else:
         many = as_list(structures)
         system = System.from_ase(many, first=first)
-        fixed = fixed_atoms(many) if fixed is None else fixed
-    if fixed is not None and fixed.shape != (system.n_atoms,):
-        raise ValueError(f"fixed must have shape [{system.n_atoms}], got {list(fixed.shape)}")
+        held_by_ase = fixed_atoms(many, first=first)  # refuses other constraints
+        fixed = held_by_ase if fixed is None else fixed
+    held = torch.zeros(system.n_atoms, dtype=torch.bool) if fixed is None else fixed
+    held = mask_of(held, system.n_atoms)
     force = force_of(potential, system.device)
     force.check(system)
     system = system.to(force.device)
-    held = torch.zeros(system.n_atoms, dtype=torch.bool) if fixed is None else fixed.bool()
     numbers = torch.arange(system.n_systems, device=system.device)
     moving = _Moving(system, numbers, held.to(force.device), OPTIMIZERS[optimizer].start(system))
     ended = _Ended(system)

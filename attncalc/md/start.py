@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
-from attncalc.md.given import Structures, said_by
+from attncalc.md.given import Structures, as_tensor, mask_of, of_shape, said_by
 from attncalc.md.integrator import of_systems
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
@@ -40,6 +40,8 @@ def initial_state(
     masses: Tensor | ArrayLike | None = None,
     fixed: Tensor | ArrayLike | None = None,
     replicas: Tensor | ArrayLike | None = None,
+    new_velocities: bool = False,
+    device: torch.device | str | None = None,
 ) -> State:
     """Draw velocities and compute the forces of a batch that is about to move.
 
@@ -58,38 +60,42 @@ def initial_state(
             holds.
         replicas: [n_systems], int64, not negative: names of the systems' noise; 0, 1, ... if not
             given.
+        new_velocities: True draws velocities also for structures that have some.
+        device: where a function runs; if not given that of a `System`, for structures of ASE the
+            CPU. Models are where they are.
 
     Raises:
         ValueError: the structures are not known to the model, have another constraint than
-            `FixAtoms` or only some of them velocities, a tensor has the wrong shape, or nothing can
-            move.
+            `FixAtoms` or only some of them velocities, a tensor has the wrong shape, `fixed` is not
+            True or False, or nothing can move.
         TypeError: what is no tensor is no array of numbers either.
     """
     whole_number("seed", seed, 0, LOW_32_BITS)
-    system, said = said_by(structures)
+    own_velocities = momenta is None and not new_velocities
+    system, said = said_by(structures, velocities=own_velocities)
     momenta = said.get("momenta") if momenta is None else momenta
     masses = said.get("masses") if masses is None else masses
     fixed = said.get("fixed") if fixed is None else fixed
-    force = force_of(given, system.device)
+    force = force_of(given, system.device if device is None else torch.device(device))
     system = system.to("cpu")
     n = system.n_systems
     kelvin = of_systems(temperature, system).expand(n)
     if not (kelvin.isfinite() & (kelvin >= 0)).all():
         raise ValueError(f"temperature must be finite and not negative, got {temperature!r}")
-    replicas = torch.arange(n) if replicas is None else _tensor("replicas", replicas).long()
+    replicas = torch.arange(n) if replicas is None else as_tensor("replicas", replicas).long()
     if replicas.shape != (n,) or (replicas < 0).any() or (replicas > LOW_32_BITS).any():
         raise ValueError(f"replicas must be {n} numbers between 0 and 2^32 - 1")
     if masses is None:
         masses = torch.from_numpy(atomic_masses)[system.atomic_numbers]
-    masses = _shaped("masses", masses, (system.n_atoms,)).double()
+    masses = of_shape("masses", masses, (system.n_atoms,)).double()
     if not (masses.isfinite() & (masses > 0)).all():
         raise ValueError("masses must be positive and finite")
     if fixed is not None:
-        fixed = _shaped("fixed", fixed, (system.n_atoms,)).bool()
+        fixed = mask_of(fixed, system.n_atoms)
         fixed = fixed if fixed.any() else None
     drawn, n_dof = _drawn(system, kelvin, ensemble, seed, replicas, masses, fixed)
     if momenta is not None:
-        drawn = _shaped("momenta", momenta, (system.n_atoms, 3)).double()
+        drawn = of_shape("momenta", momenta, (system.n_atoms, 3)).double()
     _check_momenta(drawn, masses)
     drawn = drawn if fixed is None else drawn.masked_fill(fixed.unsqueeze(1), 0.0)
     force.check(system)
@@ -133,7 +139,7 @@ class AtTemperature:
             structures: of ASE, one or several, with their masses, velocities and `FixAtoms`; or a
                 `System`, which has none of these.
             seed: of initial velocities and of all random numbers of the run.
-            given: momenta, masses, fixed, replicas; see `initial_state`.
+            given: momenta, masses, fixed, replicas, new_velocities, device; see `initial_state`.
         """
         kind, kelvin = self.state_type, self.temperature
         return initial_state(
@@ -166,7 +172,11 @@ def _drawn(
         atoms.set_masses(weights.numpy())
         if still.any():
             atoms.set_constraint(FixAtoms(mask=still.numpy()))
-        thermometer = Thermometer.for_run(atoms, ensemble)
+        try:
+            thermometer = Thermometer.for_run(atoms, ensemble)
+        except ValueError as error:
+            where = f"structure {k}: " if system.n_systems > 1 else ""
+            raise ValueError(f"{where}{error}") from None
         if kelvin[k] > 0:  # else they start from rest
             rng = np.random.default_rng([seed, int(replicas[k])])
             thermometer.draw(atoms, float(kelvin[k]), rng)
@@ -185,21 +195,3 @@ def _check_momenta(momenta: Tensor, masses: Tensor) -> None:
             f"{LARGEST_KINETIC_ENERGY:.0e} eV: are momenta in amu Å / ASE time, is the temperature "
             "in K?"
         )
-
-
-def _tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
-    """Make a tensor on the CPU; of an array or list a copy, which nobody else can change."""
-    if isinstance(values, Tensor):
-        return values.cpu()
-    try:
-        return torch.from_numpy(np.array(values, order="C"))
-    except (TypeError, ValueError):
-        kind = type(values).__name__
-        raise TypeError(f"{name} must be a tensor or an array of numbers, got {kind}") from None
-
-
-def _shaped(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Tensor:
-    tensor = _tensor(name, values)
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-    return tensor

@@ -20,6 +20,9 @@ from attncalc.md.velocities import runaway
 from attncalc.md.verbs import drift, kick
 from attncalc.potential import Potential
 
+# K, of velocities where a structure has none and no temperature is given
+TEMPERATURE = 300.0
+
 
 @dataclass(frozen=True)
 class Verlet:
@@ -53,7 +56,7 @@ class Verlet:
         potential: Potential | Force | Function,
         structures: Structures,
         *,
-        temperature: float | Sequence[float] = 300.0,
+        temperature: float | Sequence[float] | None = None,
         seed: int = 0,
         **given: Any,
     ) -> MDState:
@@ -62,11 +65,14 @@ class Verlet:
         Args:
             potential: the model, or a function `System -> Result`.
             structures: as of `AtTemperature.init`.
-            temperature: K, of the initial velocities: one number, or one for each system.
-            seed: of the initial velocities.
-            given: momenta, masses, fixed, replicas.
+            temperature: K, one number, or one for each system: draws new velocities; if not given,
+                those of the structures count, and where these have none, 300 K are drawn.
+            seed: of velocities that are drawn.
+            given: momenta, masses, fixed, replicas, device; see `initial_state`.
         """
-        return initial_state(MDState, potential, structures, temperature, "nve", seed=seed, **given)
+        given = {"new_velocities": temperature is not None, **given}
+        kelvin = TEMPERATURE if temperature is None else temperature
+        return initial_state(MDState, potential, structures, kelvin, "nve", seed=seed, **given)
 
     def step(self, state: MDState, force: Function) -> MDState:
         """The state one timestep later."""

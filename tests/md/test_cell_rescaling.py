@@ -298,9 +298,18 @@ def test_a_checkpoint_of_another_integrators_state_is_refused(tmp_path: Path) ->
 # ------------------------------------------------------------------------------------ bad input
 
 
+def test_structures_of_ase_bring_velocities_out_of_an_iterator() -> None:
+    atoms = gas(4, cubes(np.full(1, BOX**3)))[0]
+    atoms.set_momenta(np.random.default_rng(0).normal(size=(4, 3)))
+    state = NPT.init(zeros_of, (one for one in (atoms, atoms)))
+    assert torch.equal(state.momenta, torch.from_numpy(np.tile(atoms.get_momenta(), (2, 1))))
+
+
 def test_a_molecule_has_no_volume() -> None:
     with pytest.raises(ValueError, match='"npt" needs a structure that is periodic in all'):
         NPT.init(zeros_of, System.from_ase(Atoms("Ar2", [[0, 0, 0], [0, 0, 3]])))
+    with pytest.raises(ValueError, match='"npt" needs a structure that is periodic in all'):
+        NPT.init(zeros_of, Atoms("Ar2", [[0, 0, 0], [0, 0, 3]]))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixBondLength
 from ase.optimize import FIRE, LBFGS
 from contract import ethanol
 
@@ -147,6 +147,16 @@ def test_fixed_atoms_stay(forces: Evaluator, optimizer: str) -> None:
     structures[1].set_momenta(np.ones((9, 3)))  # which mean nothing here
     of_ase = md.relax_batch(forces, structures, optimizer=optimizer)
     assert torch.equal(of_ase.system.positions, relaxed.system.positions)
+    of_list = md.relax_batch(forces, system, optimizer=optimizer, fixed=fixed.tolist())
+    assert torch.equal(of_list.system.positions, relaxed.system.positions)
+
+
+def test_other_constraints_are_refused_whatever_is_fixed(forces: Evaluator) -> None:
+    structures = rattled()[:2]
+    structures[1].set_constraint(FixBondLength(0, 1))
+    for options in ({}, {"fixed": torch.zeros(18, dtype=torch.bool)}):
+        with pytest.raises(ValueError, match=r"^structure 6: the constraint FixBondLengths"):
+            md.relax_batch(forces, structures, first=5, **options)
 
 
 def test_steps_end(forces: Evaluator) -> None:
@@ -164,6 +174,7 @@ def test_steps_end(forces: Evaluator) -> None:
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"optimizer": "bfgs"}, "optimizer must be one of 'lbfgs', 'fire', got 'bfgs'"),
         ({"fixed": torch.ones(3)}, r"fixed must have shape \[9\], got \[3\]"),
+        ({"fixed": range(9)}, "fixed must be True or False for each atom"),
     ],
 )
 def test_bad_input(options: dict, message: str, forces: Evaluator) -> None:

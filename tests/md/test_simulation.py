@@ -165,6 +165,36 @@ def test_arguments_go_before_what_structures_say(forces: Evaluator) -> None:
     assert state.fixed is None
 
 
+def test_fixed_atoms_of_one_structure_out_of_an_iterator(forces: Evaluator) -> None:
+    held = ethanol()
+    held.set_constraint(FixAtoms([2]))
+    state = LANGEVIN.init(forces, (atoms for atoms in (ethanol(), held)))
+    assert state.fixed.nonzero().flatten().tolist() == [11]
+
+
+def test_velocities_are_drawn_on_request(forces: Evaluator) -> None:
+    frames = [heavy_ethanol()] * 3
+    drawn = VERLET.init(forces, frames, temperature=[100.0, 300.0, 600.0])
+    np.testing.assert_allclose(drawn.temperature, [100, 300, 600], rtol=1e-12)
+    np.testing.assert_allclose(LANGEVIN.init(forces, frames, new_velocities=True).temperature, 300)
+    assert not torch.equal(drawn.momenta[:9], drawn.momenta[9:18])
+    kept = VERLET.init(forces, frames)
+    assert torch.equal(kept.momenta[:9], torch.from_numpy(frames[0].get_momenta()))
+
+
+def test_velocities_of_fixed_atoms_are_none(forces: Evaluator) -> None:
+    pushed = ethanol()
+    pushed.set_momenta(np.eye(9, 3))
+    pushed.set_constraint(FixAtoms([0, 1, 2]))
+    np.testing.assert_allclose(LANGEVIN.init(forces, pushed).temperature, 300)
+
+
+def test_given_velocities_go_before_those_of_some_structures(forces: Evaluator) -> None:
+    frames = [heavy_ethanol(), ethanol()]
+    state = LANGEVIN.init(forces, frames, momenta=np.ones((18, 3)))
+    assert (state.momenta[1:] == 1).all()
+
+
 def test_a_system_says_nothing_of_masses_and_velocities(forces: Evaluator) -> None:
     atoms = heavy_ethanol()
     bare, plain = start(forces, atoms, seed=1), LANGEVIN.init(forces, ethanol(), seed=1)
@@ -176,10 +206,21 @@ def test_a_system_says_nothing_of_masses_and_velocities(forces: Evaluator) -> No
 def test_structures_that_cannot_start_together(forces: Evaluator) -> None:
     with pytest.raises(ValueError, match="structure 1 has no velocities but others have"):
         LANGEVIN.init(forces, [heavy_ethanol(), ethanol()])
-    held = ethanol()
+    held, still, absent = ethanol(), ethanol(), ethanol()
     held.set_constraint(FixBondLength(0, 1))
-    with pytest.raises(ValueError, match="FixBondLengths needs ASE's integrators or optimizers"):
+    still.set_constraint(FixAtoms(range(9)))
+    absent.set_constraint(FixAtoms([20]))
+    with pytest.raises(ValueError, match=r"^the constraint FixBondLengths needs ASE's integrators"):
         LANGEVIN.init(forces, held)
+    for wrong, message in (
+        (held, "the constraint FixBondLengths needs"),
+        (still, "no atom can move"),
+        (absent, "FixAtoms holds atom 20, but there are 9 atoms"),
+    ):
+        with pytest.raises(ValueError, match=f"^structure 1: {message}"):
+            LANGEVIN.init(forces, [ethanol(), wrong])
+    with pytest.raises(ValueError, match="fixed must be True or False for each atom"):
+        LANGEVIN.init(forces, ethanol(), fixed=range(9))
 
 
 def test_initial_velocities() -> None:

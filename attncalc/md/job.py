@@ -91,7 +91,8 @@ def run_structures(
     integrator = integrator_of(settings)
     options: dict[str, Any] = {"seed": settings.seed}
     if integrator.ensemble == "nve":
-        options["temperature"] = settings.temperature
+        # there is always one; velocities of the file go before it
+        options |= {"temperature": settings.temperature, "new_velocities": False}
     writer: Callback = (
         H5MDWriter(
             trajectory, every=settings.every, write=settings.write, also=novelty_columns(force)

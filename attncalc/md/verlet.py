@@ -68,7 +68,7 @@ class Verlet:
             temperature: K, one number, or one for each system: draws new velocities; if not given,
                 those of the structures count, and where these have none, 300 K are drawn.
             seed: of velocities that are drawn.
-            given: momenta, masses, fixed, replicas, device; see `initial_state`.
+            given: momenta, masses, fixed, replicas, new_velocities, device; see `initial_state`.
         """
         given = {"new_velocities": temperature is not None, **given}
         kelvin = TEMPERATURE if temperature is None else temperature

@@ -2,9 +2,11 @@
 """A So3krates that learns from every layer of a teacher of the same widths, not from labels alone.
 
     python benchmarks/studies/match_features.py models/so3krates-organic.yaml so3lr.safetensors \
-        so3lr4.h5 -o runs/first.safetensors --minutes 40 0 --rate 3e-3
+        so3lr4.h5 -o runs/first.safetensors --minutes 28 0 --rate 3e-3 --threads 2
     python benchmarks/studies/match_features.py ... --start runs/first.safetensors \
-        -o runs/second.safetensors --minutes 0 60 --rate 1e-3
+        -o runs/second.safetensors --minutes 0 44 --rate 1.5e-3 --threads 2
+    python benchmarks/studies/match_features.py ... --start runs/second.safetensors \
+        -o runs/third.safetensors --minutes 0 10 --rate 6e-4 --threads 2
 
 A teacher that is a So3krates as well says more than energies and forces. The student, of random
 weights and the recipe's config, first learns each layer alone (first number of minutes): given the

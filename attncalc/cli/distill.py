@@ -41,7 +41,7 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
     "--oracle",
     default="gfn2",
     show_default=True,
-    help="What labels structures: gfn2 (tblite), a name or file of a model or committee, or "
+    help="Method that labels structures: gfn2 (tblite), name or file of a model or committee, or "
     "MODULE:CALLABLE, which returns an ASE calculator.",
 )
 @click.option("-o", "--output", help="Folder to write. Default: NAME-distilled.")
@@ -50,7 +50,7 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
     type=click.FloatRange(min=0, min_open=True),
     default=300.0,
     show_default=True,
-    help="K, of the dynamics that the potential is for; up to 1.5 times it is sampled.",
+    help="Temperature of the intended dynamics, K. Structures are sampled up to 1.5 times it.",
 )
 @click.option(
     "--force-mae",
@@ -71,43 +71,43 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
     type=click.IntRange(min=60),
     default=1000,
     show_default=True,
-    help="Budget: structures that the oracle is asked about, those of the test included.",
+    help="Budget: structures that the oracle labels, including those of the test set.",
 )
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0),
     default=float("inf"),
-    help="Budget: no round begins that would end later. Default: no limit.",
+    help="Budget: wall time. No round starts that would end later. Default: no limit.",
 )
 @click.option(
     "--members",
     type=click.IntRange(min=1, max=16),
     default=2,
     show_default=True,
-    help="Networks of the committee. The best one is written by itself, too.",
+    help="Networks of the committee. The best one is also written as a model of its own.",
 )
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    help="Steps of each training. Default: by the number of structures.",
+    help="Steps of each training. Default: from the number of structures.",
 )
 @click.option(
     "--start-from",
-    help="Name or file of a model whose weights trainings start from; none: random weights. "
-    f"Default: {DEFAULT_MODEL} where it knows the structure, else none.",
+    help="Name or file of a model whose weights the trainings start from; none: random weights. "
+    f"Default: {DEFAULT_MODEL} if it knows the elements and the charge, else none.",
 )
 @click.option(
     "--timestep",
     type=click.FloatRange(min=0, max=5, min_open=True),
     default=0.5,
     show_default=True,
-    help="fs, of the dynamics.",
+    help="Timestep of the dynamics, fs.",
 )
 @click.option("--charge", type=int, help="Total charge, e. Default: that of the file, else 0.")
 @click.option(
     "--multiplicity",
     type=click.IntRange(min=1),
-    help="2S+1. Default: that of the file, else the lowest.",
+    help="Spin multiplicity 2S+1. Default: that of the file, else the lowest.",
 )
 @click.option("--seed", type=click.IntRange(min=0, max=10**6), default=0, show_default=True)
 @output_options
@@ -115,10 +115,10 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
 def distill(structure, output, charge, multiplicity, **options) -> None:
     """Distill an oracle into a fast potential of the last structure of a file.
 
-    Samples structures, labels and trains, runs dynamics with the result, labels what they meet, and
-    so on until errors on new frames are below --force-mae and the dynamics are stable. The same
-    command goes on after any stop; with more --labels or another goal, too. Status 2 if the goal is
-    not reached.
+    Samples and labels structures and trains a committee. Then runs dynamics with it, labels frames
+    of these and trains again, until the force error on new frames is below --force-mae and the
+    dynamics is stable. The same command continues after any interruption, also with more --labels
+    or another goal. Exit status: 0: the goal is reached; 1: an error; 2: the goal is not reached.
 
     Example: attncalc distill molecule.xyz --temperature 500
     """

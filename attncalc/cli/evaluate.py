@@ -74,12 +74,12 @@ def evaluate(
 ) -> None:
     """Evaluate the errors of a model on labelled structures, per property and element.
 
-    Prints a table and writes an HTML page with pictures and the worst structures.
+    Prints a table and writes an HTML report with plots and the worst structures.
     MODEL may be the output folder of a training, whose data and split are then used.
 
-    With --workers, --shard or --scheduler the structures are shared out, and what is predicted
-    waits in REPORT.parts. Numbers are those of one process, and the same command goes on after any
-    interruption. Each process reads all of DATA.
+    With --workers, --shard or --scheduler the structures are divided among processes, and
+    predictions are stored in REPORT.parts until all are done. Results are those of one process, and
+    the same command continues after any interruption. Each process reads all of DATA.
 
     Example: attncalc eval so3krates-ethanol rmd17_ethanol.npz --labels md17 --split test_01
 

@@ -47,14 +47,14 @@ OLD = (
 def label(structures, oracle, output, **many) -> None:
     """Label every structure of a file with the energy and forces of an oracle.
 
-    Stress, charges, dipole moments and Hirshfeld ratios are written too, where the oracle has them.
-    Total charge and multiplicity are read from charge and spin of a structure, as for a model;
-    labels that it has already are replaced, and atoms that are held have forces too. One that
-    cannot be labelled goes to OUTPUT.failed.xyz with the reason; the same command goes on after any
+    Stress, charges, dipole moments and Hirshfeld ratios are written too if the oracle computes
+    them. Total charge and multiplicity are read from charge and spin of each structure. Existing
+    labels are replaced. Fixed atoms are labelled with their forces too. A structure that cannot be
+    labelled goes to OUTPUT.failed.xyz with the reason. The same command continues after any
     interruption. Input and output are extended XYZ, which is never read as a whole.
 
-    Exit status: 0; 1 where a structure has no labels, or for an error; 2 where the oracle is a
-    model and one is outside what it was trained on (novelty above 1).
+    Exit status: 0: all structures are labelled; 1: a structure has no labels, or an error; 2: the
+    oracle is a model and a structure is outside its training data (novelty above 1).
 
     Example: attncalc label frames.xyz --oracle gfn2 --workers 8
     """

@@ -64,7 +64,7 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     "--temperature",
     default=300.0,
     show_default=True,
-    help="Temperature of thermostat (nvt, npt) and initial velocities unless the file has some, K.",
+    help="Temperature of the thermostat (nvt, npt) and of velocities that are drawn, K.",
 )
 @click.option("--steps", default=10_000, show_default=True, help="Number of timesteps.")
 @click.option("--timestep", default=0.5, show_default=True, help="Timestep, fs.")
@@ -73,7 +73,7 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     type=click.Choice(THERMOSTATS),
     default="langevin",
     show_default=True,
-    help="Friction and random forces, or velocity rescaling, which disturbs motion less (nvt).",
+    help="Langevin, or stochastic velocity rescaling, which disturbs the motion less (nvt).",
 )
 @click.option("--friction", default=0.01, show_default=True, help="Langevin friction (nvt), 1/fs.")
 @click.option(
@@ -88,7 +88,7 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     type=click.Choice(["isotropic", "anisotropic"]),
     default="isotropic",
     show_default=True,
-    help="Change the volume alone, or all lengths and angles of the cell (npt).",
+    help="Change only the volume, or all lengths and angles of the cell (npt).",
 )
 @click.option(
     "--cell-relaxation",
@@ -113,8 +113,8 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     metavar="charges,dipole",
     default="",
     callback=names_in,
-    help="Further results in the trajectory, of models that predict charges: partial charges (e), "
-    "and of molecules their dipole moment (e Å).",
+    help="Also write partial charges (e) and, for molecules, the dipole moment (e Å); for models "
+    "that predict charges.",
 )
 @click.option(
     "--seed", default=0, show_default=True, help="Seed of initial velocities and random forces."
@@ -169,8 +169,8 @@ def md(
 
     A stopped run continues with bitwise identical results: attncalc md --resume run.h5md
 
-    Exit status: 0; 1 for an error; 2 where a frame is outside what the model was trained on
-    (novelty above 1), whose energy and forces may be wrong.
+    Exit status: 0: done; 1: an error; 2: a frame is outside the training data of the model
+    (novelty above 1), so its energy and forces may be wrong.
     """
     if resume is not None:
         given = [p for p, v in context.params.items() if _typed(context, p) and v is not None]

@@ -21,7 +21,7 @@ from attncalc.model_header import descriptions
 def models() -> None:
     """List the models that come with attncalc: elements, data, errors.
 
-    Those with known limits say how far atoms are outside what they were trained on.
+    Models with limits warn when atoms are outside their training data.
 
     Example: attncalc models
     """

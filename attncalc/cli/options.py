@@ -26,8 +26,8 @@ def calculator_options(command: Command) -> Command:
             "--long-range-cutoff",
             type=float,
             metavar="ANGSTROM|inf",
-            help="End of the pair terms of longer range than the network, Å; inf counts all pairs, "
-            "of molecules only. Default: that of the model.",
+            help="Cutoff of electrostatics and dispersion, Å; inf: all pairs, for molecules only. "
+            "Default: that of the model.",
         ),
         click.option(
             "--threads",
@@ -54,9 +54,9 @@ def oracle_option(command: Command) -> Command:
     return click.option(
         "--oracle",
         required=True,
-        help="What labels the structures: gfn2 (tblite), a name or file of a model, or "
-        "MODULE:CALLABLE, which returns an ASE calculator for its arguments charge and "
-        "multiplicity; of one without charge, ions are refused.",
+        help="Method that labels the structures: gfn2 (tblite), the name or file of a model, or "
+        "MODULE:CALLABLE, a function that returns an ASE calculator for its arguments charge and "
+        "multiplicity. Without an argument charge, ions are refused.",
     )(command)
 
 
@@ -83,8 +83,8 @@ def stop_option(command: Command) -> Command:
     return click.option(
         "--stop-when-unknown",
         is_flag=True,
-        help="Stop at the first step where an atom is outside what the model was trained on; "
-        "everything to there is written.",
+        help="Stop at the first step where an atom is outside the training data of the model; "
+        "everything up to there is written.",
     )(command)
 
 

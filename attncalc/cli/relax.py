@@ -65,7 +65,7 @@ ATOMS_AT_ONCE = 2000
     type=click.Choice(["lbfgs", "fire"]),
     default="lbfgs",
     show_default=True,
-    help="fire takes two to five times as many steps, and moves atoms less in each.",
+    help="fire needs two to five times as many steps, and moves atoms less in each.",
 )
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
 @stop_option
@@ -90,17 +90,17 @@ def relax(
 ) -> None:
     """Relax every structure of a file until no force exceeds --fmax.
 
-    Structures are relaxed in batches. Where cells relax too, or other constraints than fixed atoms
-    are set, ASE's optimizers relax one after the other.
-    Ctrl-C writes the structures reached so far. A picture (.png) of the same name shows energy and
-    largest force of every step.
+    Structures are relaxed in batches. With --cell, or with other constraints than fixed atoms,
+    ASE's optimizers relax one structure after the other. Ctrl-C writes the structures reached so
+    far. A picture (.png) of the same name shows energy and largest force of every step.
 
-    With --workers, --shard or --scheduler the file, extended XYZ, is worked off in pieces and never
-    read as a whole, and there is no picture. A structure that cannot be relaxed goes to
-    OUTPUT.failed.xyz with the reason; the same command goes on after any interruption.
+    With --workers, --shard or --scheduler the file must be extended XYZ. It is processed in parts
+    and never read as a whole, and no picture is drawn. A structure that cannot be relaxed goes to
+    OUTPUT.failed.xyz with the reason. The same command continues after any interruption.
 
-    Exit status: 0; 1 where a structure did not converge, or for an error; 2 where one ends outside
-    what the model was trained on (novelty above 1), whose energy and forces may be wrong.
+    Exit status: 0: all structures converged; 1: a structure did not converge, or an error; 2: a
+    structure ends outside the training data of the model (novelty above 1), so its energy and
+    forces may be wrong.
 
     Example: attncalc relax molecule.xyz -o relaxed.xyz
     """

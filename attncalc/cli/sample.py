@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("-o", "--output", required=True, help="HDF5 file to write, .h5.")
-@click.option("--molecules", type=click.IntRange(min=1), required=True, help="Molecules to draw.")
+@click.option("--molecules", type=click.IntRange(min=1), required=True, help="Number of molecules.")
 @oracle_option
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of processes.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0),
     default=float("inf"),
-    help="Stop after this time, and write what is there. Default: no limit.",
+    help="Stop after this time and write the structures labelled so far. Default: no limit.",
 )
 @click.option(
     "--relax-steps",
@@ -44,8 +48,9 @@ if TYPE_CHECKING:
 def sample(output, molecules, oracle, workers, seed, minutes, relax_steps) -> None:
     """Sample molecules of H C N O F P S Cl and label their structures.
 
-    One molecule in twenty is held out: its structures go to NAME-test.h5. The same command goes on
-    after any stop; a larger --molecules extends the data; --minutes 0 writes what is there.
+    One molecule in twenty is held out: its structures go to NAME-test.h5. The same command
+    continues after any interruption. A larger --molecules extends the data. --minutes 0 only writes
+    the files.
 
     Example: attncalc sample -o data.h5 --molecules 20000 --oracle gfn2 --workers 2
     """

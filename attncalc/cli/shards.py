@@ -228,8 +228,8 @@ def refuse_unfinished(target: Path) -> None:
     """
     if (folder := _folder(target)).exists():
         raise FileExistsError(
-            f"{folder} has what an unfinished run with --workers, --shard or --scheduler did: give "
-            "the same option to go on, remove the folder, or choose another name"
+            f"{folder} holds an unfinished run with --workers, --shard or --scheduler: give the "
+            "same option to continue it, remove the folder, or choose another name"
         )
 
 
@@ -239,27 +239,27 @@ def many_options(command: Command) -> Command:
         click.option(
             "--scheduler",
             metavar="ADDRESS",
-            help="Work off the shards on the workers of a dask.distributed cluster, which share "
-            "the folder: tcp://HOST:8786, or the scheduler's file (JSON). Each worker thread takes "
-            "--threads threads (1).",
+            help="Process the shards on the workers of a dask.distributed cluster, which share the "
+            "folder of the output: tcp://HOST:8786, or the scheduler's file (JSON). Each worker "
+            "thread uses --threads threads (1).",
         ),
         click.option(
             "--gather",
             is_flag=True,
-            help="Put what the shards of --shard gave together; says which ones lack.",
+            help="Join the results of all --shard parts, or list the parts that are missing.",
         ),
         click.option(
             "--shard",
             metavar="K/N",
-            help="Work off part K of N, 1 to N, and leave it in a folder beside the output, "
-            "*.parts: for an array of jobs. Parts may run at any time and on any machine that "
+            help="Process part K of N (1 to N) and store the result in a folder beside the "
+            "output, *.parts: for job arrays. Parts may run at any time and on any machine that "
             "shares the folder.",
         ),
         click.option(
             "--workers",
             type=click.IntRange(min=1),
-            help="Processes; each takes --threads threads (1). Numbers and order are those of "
-            "--workers 1.",
+            help="Number of processes; each uses --threads threads (1). Results and their order "
+            "are those of --workers 1.",
         ),
     ):
         command = option(command)

@@ -21,7 +21,7 @@ from attncalc.files import NoSpaceLeft
 @click.option(
     "--member",
     type=int,
-    help="Train only this member of the recipe's committee, so that several train at once.",
+    help="Train only this member of the recipe's committee, to train members at the same time.",
 )
 @json_option
 @quiet_option

@@ -132,7 +132,7 @@ def test_an_array_of_jobs(reference, monkeypatch):
     line = fails(*RELAX[:-1], "0.04", "-o", "out.xyz", "--gather")
     assert "out.xyz.parts holds shards of another fmax" in line
     line = fails(*RELAX, "-o", "out.xyz")
-    assert "out.xyz.parts has what an unfinished run with --workers, --shard or" in line
+    assert "out.xyz.parts holds an unfinished run with --workers, --shard or" in line
     again = {path: path.stat().st_mtime_ns for path in Path("out.xyz.parts").glob("*/0*")}
     assert attncalc(*RELAX, "-o", "out.xyz", "--shard", "1/2").exit_code == 0
     assert again == {path: path.stat().st_mtime_ns for path in Path("out.xyz.parts").glob("*/0*")}

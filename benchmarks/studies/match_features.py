@@ -7,6 +7,8 @@
         -o runs/second.safetensors --minutes 0 44 --rate 1.5e-3 --threads 2
     python benchmarks/studies/match_features.py ... --start runs/second.safetensors \
         -o runs/third.safetensors --minutes 0 10 --rate 6e-4 --threads 2
+    python benchmarks/studies/match_features.py ... --start runs/third.safetensors \
+        -o runs/fourth.safetensors --minutes 0 84 --rate 1.2e-3 --threads 2 --by-error
 
 A teacher that is a So3krates as well says more than energies and forces. The student, of random
 weights and the recipe's config, first learns each layer alone (first number of minutes): given the
@@ -15,6 +17,10 @@ of messages and what it passes on; its heads and its nuclear repulsion likewise.
 energies, forces, charges and Hirshfeld ratios of the data as a whole, with features and Euclidean
 variables of each atom behind each layer beside them (second number). `attncalc train` gives it its
 last touch and its card.
+
+With `--by-error` structures are drawn in proportion to the mean error of their forces at the start,
+between half and three times the mean: the loss is a mean over atoms, so it hardly hears of an
+element that is one atom in a hundred, as phosphorus, whose forces it gets most wrong.
 
 Hints from inner layers: Romero et al., FitNets, ICLR 2015; from attention: Zagoruyko & Komodakis,
 ICLR 2017.
@@ -32,10 +38,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attncalc import load
-from attncalc.data import read
+from attncalc.data import Dataset, read
+from attncalc.data.errors import predict
+from attncalc.fast import lower
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.kernels.collocation import collocated
 from attncalc.model_file import NETWORKS, save
@@ -64,6 +73,7 @@ LARGEST_ERROR = 1e-3  # of the compiled step's gradient, a small difference near
 SMALL = 0.01  # standard deviations; errors far below count by their squares
 # of hints, each in standard deviations of the teacher's values: the last ones decide
 WEIGHTS = {"energies": 2.0, "features 3": 2.0}
+SHARES = 0.5, 3.0  # of structures that are drawn by their errors, of the mean
 
 
 class WithHints(nn.Module):
@@ -176,28 +186,42 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--structures", type=int, help="of the data, at most")
     parser.add_argument("--start", help="a student to go on with")
+    parser.add_argument("--by-error", action="store_true", help="draw structures by their errors")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     teacher = load(asked.teacher, device="cpu").requires_grad_(False)
     recipe = Recipe.from_yaml(asked.recipe)
-    batches = batches_of(asked.data, teacher, recipe, asked.structures)
+    dataset = read(asked.data)
+    order = np.random.default_rng(0).permutation(len(dataset))[: asked.structures]
+    dataset = dataset[order.tolist()]
+    print(f"{asked.data.name}: {len(dataset)} structures", flush=True)
+    batches = batches_of(dataset, teacher, recipe)
     student = (
         load(asked.start, device="cpu").requires_grad_(True)
         if asked.start
         else new_student(recipe, teacher, batches)
     )
-    Matching(student, teacher, batches, loss_of(recipe), asked).run()
+    shares = shares_by_error(student, dataset) if asked.by_error else np.ones(len(dataset))
+    Matching(student, teacher, batches, loss_of(recipe), shares, asked).run()
 
 
-def batches_of(path: Path, teacher: Potential, recipe: Recipe, most: int | None) -> list[Batch]:
-    """Structures of a data set with their neighbours and labels, in random order."""
-    dataset = read(path)
-    order = np.random.default_rng(0).permutation(len(dataset))[:most]
-    print(f"{path.name}: {len(order)} of {len(dataset)} structures", flush=True)
+def shares_by_error(student: Potential, dataset: Dataset) -> NDArray[np.float64]:
+    """Mean number of times that each structure is drawn when all are drawn once on average."""
+    found = predict(lower(student), dataset)
+    errors = np.array(
+        [np.abs(f - label).mean() for f, label in zip(found.forces, dataset.forces, strict=True)]
+    )
+    shares = np.clip(errors / errors.mean(), *SHARES)
+    print(f"errors of forces: {1e3 * errors.mean():.1f} meV/Å", flush=True)
+    return shares / shares.mean()
+
+
+def batches_of(dataset: Dataset, teacher: Potential, recipe: Recipe) -> list[Batch]:
+    """Structures of a data set with their neighbours and labels."""
     return list(
         samples(
-            dataset[order.tolist()],
+            dataset,
             teacher.cutoff,
             teacher.species,
             long_range=teacher.long_range_for,
@@ -235,8 +259,10 @@ class Matching:
         teacher: Potential,
         batches: list[Batch],
         weights: Loss,
+        shares: NDArray[np.float64],
         asked: Any,
     ) -> None:
+        self.shares = shares
         self.student, self.asked, self.batches = student, asked, batches
         self.n_edges = np.array([batch.graph.n_edges for batch in batches])
         spreads = self._spreads(teacher)
@@ -315,7 +341,8 @@ class Matching:
         edges = 0
         while True:
             if not len(self.order):
-                self.order = self.random.permutation(len(self.batches))
+                times = np.floor(self.shares + self.random.random(len(self.shares))).astype(int)
+                self.order = self.random.permutation(np.repeat(np.arange(len(times)), times))
             k = int(self.order[0])
             if chosen and edges + self.n_edges[k] > self.asked.edges:
                 return join([self.batches[k] for k in chosen])

@@ -56,7 +56,7 @@ def oracle_option(command: Command) -> Command:
         required=True,
         help="Method that labels the structures: gfn2 (tblite), the name or file of a model, or "
         "MODULE:CALLABLE, a function that returns an ASE calculator for its arguments charge and "
-        "multiplicity. Without an argument charge, ions are refused.",
+        "multiplicity; without charge, ions are refused.",
     )(command)
 
 

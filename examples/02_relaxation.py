@@ -1,6 +1,6 @@
-"""Relax a distorted molecule to F = 0 and keep the path.
+"""Relax a distorted molecule until its forces vanish, and write the path.
 
-Run: python examples/02_relaxation.py; look at the path with: ase gui ethanol-relaxation.traj
+Run: python examples/02_relaxation.py; view the path with: ase gui ethanol-relaxation.traj
 """
 
 import numpy as np

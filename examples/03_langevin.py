@@ -1,6 +1,6 @@
-"""Langevin dynamics of ethanol at 300 K: 1 ps, its mean temperature and mean C-O bond length.
+"""Run 1 ps of Langevin dynamics of ethanol at 300 K; print mean temperature and C-O bond length.
 
-Run: python examples/03_langevin.py; open the trajectory with: ase gui ethanol-300K.traj
+Run: python examples/03_langevin.py; view the trajectory with: ase gui ethanol-300K.traj
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ dynamics = LangevinBAOAB(
 )
 dynamics.run(2000)
 
-frames = read("ethanol-300K.traj", "50:")  # the first quarter is for equilibration
+frames = read("ethanol-300K.traj", "50:")  # without the first quarter: equilibration
 temperatures = [frame.get_temperature() for frame in frames]
 bonds = [frame.get_distance(1, 2) for frame in frames]
 print(f"mean temperature {np.mean(temperatures):.0f} K, fluctuation {np.std(temperatures):.0f} K")

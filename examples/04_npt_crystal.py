@@ -1,6 +1,6 @@
-"""A crystal at 300 K and 5 GPa: 64 atoms of silicon in a box that follows the pressure.
+"""NPT dynamics of a crystal: 64 silicon atoms at 300 K and 5 GPa, in a cell of variable volume.
 
-Run: python examples/04_npt_crystal.py; open the trajectory with: ase gui silicon-npt.traj
+Run: python examples/04_npt_crystal.py; view the trajectory with: ase gui silicon-npt.traj
 """
 
 import numpy as np

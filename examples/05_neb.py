@@ -1,6 +1,6 @@
-"""Barrier of the hydroxyl rotation of ethanol, trans to gauche: a NEB, all images in one batch.
+"""Barrier of the hydroxyl rotation of ethanol, trans to gauche: NEB with all images in one batch.
 
-Run: python examples/05_neb.py; look at the path with: ase gui ethanol-neb.extxyz
+Run: python examples/05_neb.py; view the path with: ase gui ethanol-neb.extxyz
 """
 
 from ase.build import molecule
@@ -13,7 +13,7 @@ from attncalc import AttnCalculator
 
 
 class SharedBatch(Calculator):
-    """Calculator of one image: NEB moves all, then asks one by one, and the first asks for all."""
+    """Calculator of one image. The first image that NEB asks evaluates all images in one batch."""
 
     implemented_properties = AttnCalculator.implemented_properties
 

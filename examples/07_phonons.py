@@ -28,7 +28,7 @@ phonons.produce_force_constants()
 points = {"Γ": [0, 0, 0], "X": [0.5, 0, 0.5], "L": [0.5, 0.5, 0.5]}
 phonons.run_qpoints(list(points.values()))
 for name, frequencies in zip(points, phonons.qpoints.frequencies, strict=True):
-    print(name, " ".join(f"{f:.3f}" for f in frequencies), "THz")  # negative: imaginary
+    print(name, " ".join(f"{f:.3f}" for f in frequencies), "THz")  # negative means imaginary
 phonons.run_mesh([20, 20, 20], is_gamma_center=True)
 phonons.run_thermal_properties(temperatures=[300], cutoff_frequency=1e-3)
 print(f"heat capacity at 300 K {phonons.thermal_properties.heat_capacity[0]:.2f} J/K/mol")

@@ -1,6 +1,6 @@
-"""Evaluate every structure of a file in batches, compare with the labels in it, write the results.
+"""Evaluate all structures of a file in batches, compare with its labels, write the results.
 
-Run: python examples/08_batch_evaluation.py; the command `attncalc eval` does the comparison too
+Run: python examples/08_batch_evaluation.py; the command `attncalc eval` also does the comparison
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from attncalc import AttnCalculator
 
 FILE = Path(__file__).parents[1] / "tests/data/xtb_small_molecules_test.extxyz"  # GFN2-xTB labels
 
-structures = read(FILE, ":")  # may differ in size, elements, cell
+structures = read(FILE, ":")  # sizes, elements and cells may differ
 calculator = AttnCalculator("so3krates-xtb-small-molecules")
 results = calculator.calculate_many(structures)
 
@@ -21,7 +21,7 @@ energy_errors, force_errors = [], []
 for atoms, found in zip(structures, results, strict=True):
     energy_errors.append((found["energy"] - atoms.get_potential_energy()) / len(atoms))
     force_errors.append(np.linalg.norm(found["forces"] - atoms.get_forces(), axis=1).max())
-    atoms.calc = SinglePointCalculator(atoms, **found)  # the model's results now
+    atoms.calc = SinglePointCalculator(atoms, **found)  # results of the model replace the labels
 write("evaluated.extxyz", structures)
 
 worst = int(np.argmax(force_errors))

@@ -1,4 +1,4 @@
-"""Train a model on one's own data, here 80 shaken crystals of aluminium with EMT labels; use it.
+"""Train a model on your own data, here 80 distorted aluminium crystals with EMT labels, and use it.
 
 Run: pip install "attncalc[train]"; python examples/09_training.py
 """
@@ -21,7 +21,7 @@ write("aluminium.extxyz", frames)  # with energies [eV] and forces [eV/Å]
 
 network = {"cutoff": 4.5, "num_features": 16, "degrees": [1, 2], "num_layers": 2, "num_basis": 12}
 network |= {"num_heads": 2, "head_features": 16, "mlp_after_attention": "none"}
-recipe = train.Recipe(  # these keys in a YAML file make one for `attncalc train`
+recipe = train.Recipe(  # `attncalc train` takes the same keys in a YAML file
     name="aluminium",
     data="aluminium.extxyz",
     split={"sizes": [60, 8, 12]},
@@ -33,7 +33,7 @@ recipe = train.Recipe(  # these keys in a YAML file make one for `attncalc train
 )
 done = train.run(recipe)  # runs/aluminium: model, card, metrics.csv, learning curve, checkpoint
 print(f"test: force error {done.potential.training_info['test_errors']['force_mae']:.3f} eV/Å")
-atoms = bulk("Al", a=3.99, cubic=True).repeat(3)  # larger than what was learnt from
+atoms = bulk("Al", a=3.99, cubic=True).repeat(3)  # larger than the training structures
 atoms.rattle(0.1, seed=0)
 forces, expected = (c.get_forces(atoms) for c in (AttnCalculator(done.model), EMT()))
 error, size = (np.abs(f).mean() for f in (forces - expected, expected))

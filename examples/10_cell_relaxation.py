@@ -1,4 +1,4 @@
-"""Relax a crystal with its cell, without pressure and at 10 GPa, down to the wanted stress.
+"""Relax atoms and cell of a crystal at 0 and at 10 GPa, and print the stress that is reached.
 
 Run: python examples/10_cell_relaxation.py
 """

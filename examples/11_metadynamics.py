@@ -6,9 +6,9 @@ from ase.units import fs, kB
 
 from attncalc import Evaluator, Result, load, md
 
-KELVIN, FACTOR, HEIGHT, WIDTH = 300, 6, 0.006, 0.35  # K; how much hotter; eV; rad
+KELVIN, FACTOR, HEIGHT, WIDTH = 300, 6, 0.006, 0.35  # K; bias factor; eV; rad
 model = Evaluator(load("so3krates-ethanol", device="cpu"))
-centers = heights = torch.zeros(0, dtype=torch.float64)  # rad, eV: of the hills so far
+centers = heights = torch.zeros(0, dtype=torch.float64)  # of the hills so far: rad, eV
 
 
 def torsion(x):
@@ -21,7 +21,7 @@ def bias(angle):
     return (heights * torch.exp((torch.cos(angle - centers) - 1) / WIDTH**2)).sum()
 
 
-def biased(system):  # what `md.run` takes: any function System -> Result
+def biased(system):  # `md.run` takes any function System -> Result
     r, x = model(system), system.positions.clone().requires_grad_()
     (slope,) = torch.autograd.grad(more := bias(torsion(x)), x)
     return Result(r.energy + more.detach(), r.energies, r.forces - slope, r.strain_gradient)

@@ -1,4 +1,4 @@
-"""`make demo`: relax ethanol to F = 0, run Langevin dynamics, leave a trajectory and a picture."""
+"""`make demo`: relax ethanol, run Langevin dynamics, write a trajectory and a picture."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ for old in (trajectory, trajectory.with_suffix(".csv")):
     old.unlink(missing_ok=True)
 
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(1)  # nine atoms: more threads would only wait for each other
+    torch.set_num_threads(1)  # more threads do not help with nine atoms
 
 atoms = molecule("CH3CH2OH")
 atoms.calc = AttnCalculator("so3krates-ethanol")

@@ -1,7 +1,7 @@
 """Density functional theory as an oracle: attncalc distill water.xyz --oracle pyscf_oracle:pbe
 
-PySCF has to be installed: pip install pyscf. Any function like this one will do that returns an ASE
-calculator for a total charge and a multiplicity.
+It needs PySCF: pip install pyscf. A function like `pbe`, which takes a total charge and a
+multiplicity and returns an ASE calculator, can serve as an oracle.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pyscf import dft, gto
 
 
 class PySCF(Calculator):
-    """Kohn-Sham energy and forces of a molecule, by density fitting.
+    """Kohn-Sham energy and forces of a molecule, with density fitting.
 
     Args:
-        functional, basis: as PySCF calls them.
-        charge: total, e.
+        functional, basis: their names in PySCF.
+        charge: total charge, e.
         multiplicity: 2S+1.
     """
 
@@ -28,7 +28,7 @@ class PySCF(Calculator):
         super().__init__()
         self._functional, self._basis = functional, basis
         self._electrons = {"charge": charge, "spin": multiplicity - 1}
-        self._density = None  # of the last structure: a good start for the next one
+        self._density = None  # of the last structure: the initial guess for the next one
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
         """Compute energy [eV] and forces [eV/Å].
@@ -47,7 +47,7 @@ class PySCF(Calculator):
             raise RuntimeError("the density did not converge")
         self._density = method.make_rdm1()
         gradient = method.nuc_grad_method()
-        gradient.grid_response = True  # forces are then derivatives of this very energy
+        gradient.grid_response = True  # then forces are the derivatives of this energy
         forces = -gradient.kernel() * (units.Hartree / units.Bohr)
         self.results = {"energy": energy * units.Hartree, "forces": forces}
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md is the house as it stands: rooms, imports, and the path of a call."""
+"""docs/architecture.md agrees with the code: modules, imports, and the path of a call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ase import units
 from ase.build import molecule
-from test_layers import EXEMPT, FLOOR_OF, PACKAGE, REPOSITORY, STEPS
+from test_layers import EXEMPT, LAYER_OF, PACKAGE, REPOSITORY, STEPS
 
 from attncalc import AttnCalculator, Evaluator, System, load, md
 from attncalc.compiled import has_numba
@@ -91,18 +91,18 @@ def of_a_langevin_step() -> Trace:
     return Trace().of(lambda: langevin.step(state, evaluator))
 
 
-def test_the_rooms_are_those_there_are():
+def test_the_modules_are_those_of_the_package():
     rows = re.findall(r"^\| (\d) \| `([\w/.]+)` \| .+ \|$", PAGE, flags=re.MULTILINE)
-    drawn = {room.removesuffix("/").removesuffix(".py"): int(floor) for floor, room in rows}
-    assert drawn == FLOOR_OF
+    drawn = {module.removesuffix("/").removesuffix(".py"): int(layer) for layer, module in rows}
+    assert drawn == LAYER_OF
     assert len(drawn) == len(rows)
-    assert [int(floor) for floor, _ in rows] == sorted(int(floor) for floor, _ in rows)
+    assert [int(layer) for layer, _ in rows] == sorted(int(layer) for layer, _ in rows)
     there = {f"{file.name}" for file in PACKAGE.glob("*.py") if file.stem not in EXEMPT}
     there |= {f"{file.parent.name}/" for file in PACKAGE.glob("*/__init__.py")}
-    assert {room for _, room in rows} == there
+    assert {module for _, module in rows} == there
 
 
-def test_steps_on_a_floor_are_those_that_imports_may_take():
+def test_steps_within_a_layer_are_those_that_imports_may_take():
     drawn = re.findall(r"`(\w+)` → `(\w+)`", PAGE)
     assert set(drawn) == STEPS
     assert len(drawn) == len(STEPS)

@@ -15,7 +15,7 @@ import torch
 import attncalc
 from attncalc import data, md, train
 
-ROOMS = (attncalc, data, md, train)
+PUBLIC_MODULES = (attncalc, data, md, train)
 # up to so many parameters a sentence does
 FEW = 2
 REFUSALS = ("ValueError", "TypeError")
@@ -46,19 +46,19 @@ READS_ALONE = (
 HALF = ("As", "By", "From", "How", "Of", "On", "What", "Where", "Whether", "Which", "Without")
 
 
-def public_things(room: ModuleType) -> Iterator[tuple[str, object]]:
+def public_things(module: ModuleType) -> Iterator[tuple[str, object]]:
     """Functions, classes, and what a class of ours lets one call or read; constants have no doc."""
-    for name in room.__all__:
-        thing = getattr(room, name)
+    for name in module.__all__:
+        thing = getattr(module, name)
         if not callable(thing):
             continue
-        yield f"{room.__name__}.{name}", thing
+        yield f"{module.__name__}.{name}", thing
         for owner in thing.__mro__ if inspect.isclass(thing) else ():
             if owner.__module__.partition(".")[0] != "attncalc":
                 continue
             for key, member in vars(owner).items():
                 if not key.startswith("_") and function_of(member) is not None:
-                    yield f"{room.__name__}.{name}.{key}", member
+                    yield f"{module.__name__}.{name}.{key}", member
 
 
 def function_of(member: object) -> object:
@@ -119,7 +119,7 @@ def refusals(thing: object) -> list[str]:
     return [kind for kind in REFUSALS if kind in raised]
 
 
-THINGS = {name: thing for room in ROOMS for name, thing in public_things(room)}
+THINGS = {name: thing for module in PUBLIC_MODULES for name, thing in public_things(module)}
 
 
 @pytest.mark.parametrize("name", THINGS)

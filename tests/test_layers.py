@@ -1,4 +1,4 @@
-"""The drawing of the house, read from the imports: a file imports from lower floors only."""
+"""Dependencies of the package, read from its imports: a file imports from lower layers only."""
 
 import ast
 import json
@@ -13,9 +13,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "attncalc"
 
-# a room is a file or a folder directly in attncalc/; what a room may import: rooms of lower
-# floors, and itself
-FLOORS: tuple[frozenset[str], ...] = (
+# a module is a file or a folder directly in attncalc/; it may import from itself and from modules
+# of lower layers
+LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("system", "ops", "sample_structures", "compiled", "files", "names"),
@@ -35,17 +35,17 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"plugins", "distill"}),
     frozenset({"cli", "report"}),
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 
-# steps inside one floor, each from the first room to the second and never back:
-#   floor 0   system ──► ops
+# steps inside one layer, each from the first module to the second and never back:
+#   layer 0   system ──► ops
 #             files ──► text, signals   what is wrong with a file is said in one line
-#   floor 1   neighbors ──► graph        a neighbour list is made into a Graph
-#   floor 3   structures ──► potential ──► result   numbers, how they are made, and for whom
-#   floor 4   model_file ──► model_header   bytes and JSON are checked, then something is built
+#   layer 1   neighbors ──► graph        a neighbour list is made into a Graph
+#   layer 3   structures ──► potential ──► result   numbers, how they are made, and for whom
+#   layer 4   model_file ──► model_header   bytes and JSON are checked, then something is built
 #             evaluator ──► fast         what runs is compiled when it is first needed
 #             heat_flux ──► domain       images of a cell are ghosts like any others
-#   floor 7   cli ──► report             `attncalc eval` writes the report
+#   layer 7   cli ──► report             `attncalc eval` writes the report
 STEPS = frozenset(
     {
         *(("system", "ops"), ("files", "text"), ("files", "signals")),
@@ -61,11 +61,11 @@ EXEMPT = frozenset({"__init__", "__main__"})
 ROOT = "attncalc itself"
 
 
-def room_of(file: Path, package: Path) -> str:
+def module_of(file: Path, package: Path) -> str:
     return file.relative_to(package).parts[0].removesuffix(".py")
 
 
-def imported_modules(file: Path, package: Path) -> Iterator[tuple[int, str]]:
+def imported_names(file: Path, package: Path) -> Iterator[tuple[int, str]]:
     """Line and absolute dotted name of every import in a file, those inside functions included."""
     home = [package.name, *file.relative_to(package).parent.parts]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
@@ -74,7 +74,7 @@ def imported_modules(file: Path, package: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = home[: len(home) - node.level + 1] if node.level else []
             module = ".".join([*base, node.module] if node.module else base)
-            # `from attncalc import nn` names a room only in its second half
+            # `from attncalc import nn` names a module only in its second half
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call) and node.args:  # import_module("attncalc.md")
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
@@ -83,43 +83,45 @@ def imported_modules(file: Path, package: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, str(argument.value)
 
 
-def imported_rooms(file: Path, package: Path, rooms: frozenset[str]) -> Iterator[tuple[int, str]]:
-    for line, module in imported_modules(file, package):
-        top, _, rest = module.partition(".")
+def imported_modules(
+    file: Path, package: Path, modules: frozenset[str]
+) -> Iterator[tuple[int, str]]:
+    for line, name in imported_names(file, package):
+        top, _, rest = name.partition(".")
         if top == package.name:
-            room = rest.partition(".")[0]
-            yield line, room if room in rooms else ROOT
+            module = rest.partition(".")[0]
+            yield line, module if module in modules else ROOT
 
 
 def wrong_imports(package: Path) -> list[str]:
-    """One line for every import that the drawing forbids, and for every room it does not know."""
+    """One line for every import that is not allowed, and for every module without a layer."""
     wrong = []
     files = sorted(package.rglob("*.py"))
-    rooms = frozenset(room_of(file, package) for file in files) | FLOOR_OF.keys()
+    modules = frozenset(module_of(file, package) for file in files) | LAYER_OF.keys()
     for file in files:
-        here = room_of(file, package)
+        here = module_of(file, package)
         place = file.relative_to(package.parent).as_posix()
         if here in EXEMPT:
             continue
-        if here not in FLOOR_OF:
-            wrong.append(f"{place}: '{here}' has no floor; give it one in FLOORS")
+        if here not in LAYER_OF:
+            wrong.append(f"{place}: '{here}' has no layer; give it one in LAYERS")
             continue
-        for line, there in imported_rooms(file, package, rooms):
+        for line, there in imported_modules(file, package, modules):
             if there == ROOT:
                 wrong.append(
-                    f"{place}:{line}: imports from attncalc itself, which stands above every floor;"
+                    f"{place}:{line}: imports from attncalc itself, which is above every layer;"
                     " name the file it comes from"
                 )
-            elif there in FLOOR_OF and not is_allowed(here, there):
+            elif there in LAYER_OF and not is_allowed(here, there):
                 wrong.append(
-                    f"{place}:{line}: {here} (floor {FLOOR_OF[here]}) imports "
-                    f"{there} (floor {FLOOR_OF[there]})"
+                    f"{place}:{line}: {here} (layer {LAYER_OF[here]}) imports "
+                    f"{there} (layer {LAYER_OF[there]})"
                 )
     return wrong
 
 
 def is_allowed(here: str, there: str) -> bool:
-    return here == there or FLOOR_OF[there] < FLOOR_OF[here] or (here, there) in STEPS
+    return here == there or LAYER_OF[there] < LAYER_OF[here] or (here, there) in STEPS
 
 
 def test_imports_point_down():
@@ -128,26 +130,26 @@ def test_imports_point_down():
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_step_stays_on_its_floor_and_never_turns_back():
+def test_every_step_stays_in_its_layer_and_never_turns_back():
     for here, there in STEPS:
-        assert FLOOR_OF[here] == FLOOR_OF[there]
+        assert LAYER_OF[here] == LAYER_OF[there]
         assert (there, here) not in STEPS
 
 
 @pytest.mark.parametrize(
     ("place", "source", "complaint"),
     [
-        ("ops.py", "from attncalc.graph import Graph", "ops (floor 0) imports graph (floor 1)"),
-        ("ops.py", "import attncalc.md.run as r", "ops (floor 0) imports md (floor 5)"),
-        ("ops.py", "def f():\n    from .nn import norm", "ops (floor 0) imports nn (floor 2)"),
-        ("nn/norm.py", "from ..potential import Potential", "nn (floor 2) imports potential"),
-        ("nn/norm.py", "from .. import train", "nn (floor 2) imports train (floor 5)"),
-        ("nn/norm.py", "from attncalc import physics", "nn (floor 2) imports physics (floor 2)"),
-        ("graph.py", "from attncalc import neighbors", "graph (floor 1) imports neighbors"),
-        ("fast.py", "importlib.import_module('attncalc.cli')", "fast (floor 4) imports cli"),
+        ("ops.py", "from attncalc.graph import Graph", "ops (layer 0) imports graph (layer 1)"),
+        ("ops.py", "import attncalc.md.run as r", "ops (layer 0) imports md (layer 5)"),
+        ("ops.py", "def f():\n    from .nn import norm", "ops (layer 0) imports nn (layer 2)"),
+        ("nn/norm.py", "from ..potential import Potential", "nn (layer 2) imports potential"),
+        ("nn/norm.py", "from .. import train", "nn (layer 2) imports train (layer 5)"),
+        ("nn/norm.py", "from attncalc import physics", "nn (layer 2) imports physics (layer 2)"),
+        ("graph.py", "from attncalc import neighbors", "graph (layer 1) imports neighbors"),
+        ("fast.py", "importlib.import_module('attncalc.cli')", "fast (layer 4) imports cli"),
         ("cli/md.py", "from attncalc import load", "imports from attncalc itself"),
         ("cli/md.py", "import attncalc", "imports from attncalc itself"),
-        ("utils.py", "x = 1", "'utils' has no floor"),
+        ("utils.py", "x = 1", "'utils' has no layer"),
     ],
 )
 def test_a_wrong_import_is_caught(tmp_path, place, source, complaint):

@@ -1,1 +1,1 @@
-"""Faster evaluation of single pieces; each names the plain function that it must equal."""
+"""Faster versions of parts of a potential; each names the plain version that it must equal."""

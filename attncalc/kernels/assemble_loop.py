@@ -1,13 +1,13 @@
-"""Forces and strain gradient from gradients by edge vectors, as a compiled loop."""
+"""Compiled loop that turns dE / d edge vectors into forces and strain gradient."""
 
 from attncalc.compiled import compiled_loop
 
 
 @compiled_loop()
 def assemble(vectors, receivers, senders, d_vectors, system_idx, forces, strain_gradient):
-    """Add what the edges contribute; see `attncalc.potential.assemble` for shapes and formulas.
+    """Add the contributions of edges; see `attncalc.potential.assemble` for shapes and formulas.
 
-    Edges without a gradient contribute nothing, whatever their vector is.
+    Edges whose gradient is zero contribute nothing, whatever their vector is.
     """
     for e in range(receivers.shape[0]):
         gx, gy, gz = d_vectors[e, 0], d_vectors[e, 1], d_vectors[e, 2]
@@ -22,7 +22,7 @@ def assemble(vectors, receivers, senders, d_vectors, system_idx, forces, strain_
         forces[j, 2] -= gz
         x, y, z = vectors[e, 0], vectors[e, 1], vectors[e, 2]
         strain = strain_gradient[system_idx[i]]
-        # symmetric but for rounding, so one half is enough
+        # the sum is symmetric up to rounding, so one triangle is enough
         strain[0, 0] += x * gx
         strain[1, 1] += y * gy
         strain[2, 2] += z * gz

@@ -1,8 +1,9 @@
 """Radial networks by Chebyshev collocation: equals `attncalc.nn.so3krates.DirectRadial`.
 
-A radial network is a smooth function of t = exp(-d) alone. Evaluated at n Chebyshev nodes and
-interpolated, its hidden layers are computed for n nodes instead of every pair, and second
-derivatives by the distance never enter it: w(d) = T(d) M w(nodes), T_k = cos(k arccos t').
+A radial network is a smooth function of t = exp(-d) alone. It is evaluated at n Chebyshev nodes
+and interpolated: w(d) = T(d) M w(nodes), T_k = cos(k arccos t'). Its hidden layers are then
+computed for n nodes instead of every pair, and second derivatives with respect to the distance
+never pass through them.
 Energies agree to 1e-7 eV and forces to 1e-6 eV/Å with PhysNet's basis, and a digit or two better
 with the Bernstein basis (tests/kernels/test_collocation.py).
 """
@@ -22,11 +23,11 @@ from attncalc.ops import ModuleWithConstants, with_modules
 
 RadialNetwork = Callable[[Tensor], Tensor]  # [n, num_basis] -> [2, n, F]
 
-# nodes at least, and for each function of a basis: Bernstein functions are polynomials in exp(-d),
-# PhysNet's are narrow there
+# smallest number of nodes, and nodes per basis function: Bernstein functions are polynomials in
+# exp(-d), PhysNet's are narrow functions of it
 FEWEST_NODES, NODES_PER_FUNCTION = 64, {"bernstein": 2, "physnet": 3}
-# Å beyond the longest and below the shortest distance that the interpolation covers: the slope of
-# arccos is infinite at its ends
+# Å by which the interpolation reaches beyond the longest and below the shortest distance: the slope
+# of arccos is infinite at the ends of its range
 FAR_MARGIN, NEAR_MARGIN = 0.1, 0.02
 
 
@@ -55,32 +56,32 @@ class CollocatedRadial(ModuleWithConstants):
         to_coefficients[0] /= 2
         self.register_constant("order", order)
         self.register_constant("to_coefficients", to_coefficients)
-        # constants are made on the CPU, wherever the basis is
+        # constants are computed on the CPU, whatever device the basis is on
         exact = copy.deepcopy(basis).to("cpu", torch.float64)
         self.register_constant("basis_at_nodes", exact(nodes))
 
     def forward(self, lengths: Tensor) -> Collocation:
-        """lengths [P] Å -> what evaluates a `TwinMLP` for all pairs, [2, P, F]."""
+        """Return a `Collocation` for lengths [P] Å; called with a `TwinMLP`, it gives [2, P, F]."""
         position = (torch.exp(-lengths) - self.middle) / self.half_width
         polynomials = torch.cos(torch.acos(position).unsqueeze(1) * self.order)  # [P, n_nodes]
         return Collocation(polynomials, self)
 
     def coefficients(self, mlp: RadialNetwork) -> Tensor:
-        """[2, n_nodes, F]: Chebyshev coefficients of a radial network."""
+        """Return the Chebyshev coefficients [2, n_nodes, F] of a radial network."""
         return torch.matmul(self.to_coefficients, mlp(self.basis_at_nodes))
 
 
 @dataclass(frozen=True)
 class Collocation:
-    """Chebyshev polynomials [P, n_nodes] of all pairs; called with a radial network: its values."""
+    """Chebyshev polynomials [P, n_nodes] of all pairs; a call evaluates a radial network."""
 
     polynomials: Tensor
     nodes: CollocatedRadial
 
     def __call__(self, mlp: RadialNetwork) -> Tensor:
         coefficients = self.nodes.coefficients(mlp)
-        # matmul multiplies transposed and copies back; compilers drop the copy, and all who read
-        # the result stride over the pairs
+        # matmul multiplies transposed matrices and copies the result back; compilers drop the
+        # copy, and everything that reads the result then strides over the pairs
         polynomials = self.polynomials.expand(2, -1, -1)
         return torch.bmm(polynomials, coefficients)
 
@@ -89,7 +90,7 @@ def collocated(network: Any, shortest: float) -> nn.Module:
     """A So3krates that shares all parameters with `network` but interpolates its radial networks.
 
     Args:
-        network: stays as it is.
+        network: a So3krates; it is not changed.
         shortest: Å; no distance may be shorter.
     """
     config = network.config

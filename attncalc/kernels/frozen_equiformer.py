@@ -1,6 +1,6 @@
-"""Equiformer for weights that no longer change: what its forward pass folds is folded once.
+"""Equiformer with fixed weights: those that the forward pass folds are folded only once.
 
-`frozen` equals the network it is made of, `attncalc.nn.equiformer.Equiformer`, bit by bit.
+`frozen` gives the same bits as the network it is made from, `attncalc.nn.equiformer.Equiformer`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from attncalc.ops import with_modules
 
 
 class Frozen(nn.Module):
-    """Takes the place of a module that gives folded weights; gives the same tensors each time.
+    """Replacement for a module that returns folded weights: it returns the same tensors each time.
 
     Args:
-        module: called once; stays as it is, and does everything else.
+        module: called once and not changed; it still evaluates `on_edges`.
     """
 
     def __init__(self, module: Any) -> None:
@@ -29,11 +29,11 @@ class Frozen(nn.Module):
             self.register_buffer(f"weights_{k}", tensor, persistent=False)
 
     def forward(self) -> tuple[Tensor, ...]:
-        """The folded weights."""
+        """Return the folded weights."""
         return tuple(self.get_buffer(f"weights_{k}") for k in range(self.n_tensors))
 
     def on_edges(self, *arguments: Any) -> Any:
-        """Return the outputs of the network on these edges."""
+        """Return the result of the replaced module's `on_edges`."""
         return self.module.on_edges(*arguments)
 
 
@@ -42,7 +42,7 @@ def frozen(network: Any) -> nn.Module:
     """An Equiformer for inference that shares all parameters with `network`.
 
     Args:
-        network: its weights must not change any more; stays as it is.
+        network: its weights must not change any more; it is not modified.
     """
 
     def without_folding(block: Any) -> nn.Module:

@@ -1,8 +1,8 @@
 """Electrostatics and dispersion with fixed parameters, in one compiled loop over all pairs.
 
 `FrozenLongRange` equals the sum of an `attncalc.physics.electrostatics.DampedElectrostatics` and an
-`attncalc.physics.dispersion.Dispersion` of the same range, or one of the two: energies, forces,
-strain and the gradients by charges and Hirshfeld ratios come from one sweep.
+`attncalc.physics.dispersion.Dispersion` of the same range, or one of the two. One sweep gives
+energies, forces, strain gradient, and the gradients with respect to charges and Hirshfeld ratios.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from attncalc.graph import AtomOutputs, Graph, LinearizedTerm, SummedGradient
 from attncalc.kernels.so3krates.tables import Grid, cubics
 
-INTERVAL = 0.0025  # Å; the slope of cubics is off by 1e-9 of that of the interaction and less
+INTERVAL = 0.0025  # Å; slopes of the cubics have relative errors of at most 1e-9
 MOST_INTERVALS = 1 << 17
-# Å over the damping length, where the error function is 1 to all digits of float64
+# distance in damping lengths at which the error function is 1 to all digits of float64
 POINTS = 6.0
-SMALLEST = 1e-12  # bohr^3: no atom is less polarizable, and roots of zero have no slope
+SMALLEST = 1e-12  # bohr^3, smallest polarizability of an atom: roots of zero have no slope
 
 
 class Constants(NamedTuple):
-    """Constants of the two terms, which stand with their definitions.
+    """Constants of the two terms; their values are defined with the terms.
 
     Attributes:
-        coulomb: eV Å.
+        coulomb: eV Å, Coulomb constant.
         hartree, bohr: eV, Å.
-        radius: bohr, van der Waals radius over the seventh root of the polarizability.
-        width: of the oscillator, coefficients in powers of that radius.
-        damping_radius: bohr.
+        radius: bohr, van der Waals radius divided by the seventh root of the polarizability.
+        width: coefficients of the oscillator's width as a polynomial in that radius.
+        damping_radius: bohr, damping radius divided by the seventh root of the polarizability.
     """
 
     coulomb: float
@@ -45,16 +45,16 @@ class Constants(NamedTuple):
 
 
 class FrozenLongRange(nn.Module):
-    """Takes the place of both terms, or one, on the CPU.
+    """Replacement for electrostatics, dispersion or both on the CPU, with fixed parameters.
 
     Args:
         electrostatics: a `DampedElectrostatics`, or None.
-        dispersion: a `Dispersion`, or None; of the same range.
-        constants: of both.
+        dispersion: a `Dispersion` of the same range, or None.
+        constants: constants of both terms.
 
     Attributes:
-        terms: what it takes the place of, for gradients that it does not give.
-        of_all_pairs: its form for molecules, where that is another.
+        terms: the replaced terms, for gradients that `linearize` does not give.
+        of_all_pairs: the form for molecules if it is a different one, else None.
         long_range: Å.
     """
 
@@ -80,7 +80,7 @@ class FrozenLongRange(nn.Module):
         )
 
     def linearize(self, graph: Graph, outputs: AtomOutputs) -> LinearizedTerm:
-        """Energies, forces and strain, and the gradients by charges and ratios, as arrays."""
+        """Return energies, forces, strain gradient, dE / d charges and dE / d ratios, as arrays."""
         from attncalc.kernels import long_range_loop
 
         n_atoms = graph.n_atoms
@@ -102,7 +102,7 @@ class FrozenLongRange(nn.Module):
         return LinearizedTerm(energies, SummedGradient(of_atoms[:, :3], strain), by_outputs)
 
     def forward(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
-        """[n_atoms] eV, float64, as the terms themselves give it."""
+        """Return the energies [n_atoms] eV, float64, of the replaced terms."""
         return sum(term(graph, outputs) for term in self.terms)
 
 
@@ -114,7 +114,7 @@ def _array(outputs: AtomOutputs, name: str) -> NDArray[np.float64]:
 
 
 def _of_atoms(dispersion: Any, hartree: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Polarizabilities [n_species] and C6 [n_species, n_species] eV bohr^6; none: no dispersion."""
+    """Polarizabilities [n_species] and C6 [n_species, n_species] eV bohr^6; C6 is 0 for None."""
     if dispersion is None:
         return np.ones(_MOST_SPECIES), np.zeros((_MOST_SPECIES, _MOST_SPECIES))
     return dispersion.polarizabilities.cpu().numpy(), hartree * dispersion.c6.cpu().numpy()
@@ -124,12 +124,12 @@ _MOST_SPECIES = 119
 
 
 def _table(electrostatics: Any, dispersion: Any, end: float) -> NDArray[np.float64]:
-    """[n_intervals, 8] from 0 to the end [Å]: cubics of both functions of the length."""
+    """Cubics [n_intervals, 8] of interaction and switch, for lengths from 0 to `end` [Å]."""
 
     def interaction(lengths: Tensor) -> Tensor:
         if electrostatics is None:
             return torch.zeros_like(lengths)
-        return electrostatics.interaction(lengths.clamp(min=1e-6))  # it is even: level at zero
+        return electrostatics.interaction(lengths.clamp(min=1e-6))  # it is even: slope 0 at 0
 
     def switch(lengths: Tensor) -> Tensor:
         return torch.ones_like(lengths) if dispersion is None else dispersion.switch(lengths)
@@ -142,7 +142,7 @@ def _table(electrostatics: Any, dispersion: Any, end: float) -> NDArray[np.float
 def _numbers(
     dispersion: Any, constants: Constants, end: float | None, reach: float
 ) -> NDArray[np.float64]:
-    """Numbers that the loop reads beside tables, [11], as `long_range_loop.of_list` lists them."""
+    """Numbers [11] that the loop reads besides tables; see `long_range_loop.of_list`."""
     damping = 1.0 if dispersion is None else dispersion.config.damping
     until = reach if end is None else end
     n_intervals = min(MOST_INTERVALS, math.ceil(until / INTERVAL))

@@ -1,7 +1,7 @@
 """Nuclear repulsion with fixed parameters, in one compiled loop where numba is installed.
 
-`FrozenZBL` equals `attncalc.physics.zbl.ZBLRepulsion` with the physnet cutoff function: value and
-slope of a pair are written out, so that autograd sees one operation instead of fifty.
+`FrozenZBL` equals `attncalc.physics.zbl.ZBLRepulsion` with the physnet cutoff function. Value and
+slope of a pair are written out, so autograd sees one operation instead of fifty.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from attncalc.graph import Graph, LinearizedTerm
 
 
 def numbers_of(term: Any, coulomb_constant: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Charges and inverse lengths per species, exponents and weights of the screening.
+    """Return charges and inverse lengths per species, exponents and weights of the screening.
 
-    Charges are in units that make the repulsion of two of them at 1 Å their product in eV.
+    Charges are scaled: the product of two is their bare Coulomb repulsion at 1 Å in eV.
     """
     weights, numbers = softplus(term.coefficients), term.atomic_numbers
     return (
@@ -36,15 +36,15 @@ def numbers_of(term: Any, coulomb_constant: float) -> tuple[Tensor, Tensor, Tens
 
 
 class FrozenZBL(nn.Module):
-    """Takes the place of a `ZBLRepulsion` whose parameters no longer change, on the CPU.
+    """Replacement for a `ZBLRepulsion` with fixed parameters, on the CPU.
 
     Args:
-        term: with the physnet cutoff function; stays as it is.
+        term: a `ZBLRepulsion` with the physnet cutoff function; it is not changed.
         coulomb_constant: eV Å.
-        switch_off: Å, where the repulsion has ended.
+        switch_off: Å, distance from which on the repulsion is zero.
     """
 
-    # PyTorch's modules search long for what they lack, and these are asked for at every step
+    # read at every step; PyTorch's modules are slow to find that an attribute is missing
     long_range = of_all_pairs = None
     reads_system = False
 
@@ -59,7 +59,7 @@ class FrozenZBL(nn.Module):
         )
 
     def linearize(self, graph: Graph, outputs: Any) -> LinearizedTerm:
-        """Energies per atom [n_atoms] eV, and the gradient of their sum by vectors [n_edges, 3]."""
+        """Return energies [n_atoms] eV, and dE / d vectors [n_edges, 3] of their sum."""
         del outputs
         arrays = graph.arrays
         energies, gradient = np.zeros(len(arrays.species)), np.zeros((len(arrays.receivers), 3))
@@ -68,7 +68,7 @@ class FrozenZBL(nn.Module):
         return LinearizedTerm(energies, gradient, {})
 
     def forward(self, graph: Graph, outputs: Any) -> Tensor:
-        """[n_atoms] eV, float64."""
+        """Return the energies [n_atoms] eV, float64."""
         del outputs
         return _Repel.apply(graph.vectors, graph, self)
 
@@ -84,7 +84,7 @@ class _Repel(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_energies):
-        # half of a pair's energy is at either atom, be its gradient at one of its edges or at both
+        # each atom has half of a pair's energy, whether one or both edges carry the gradient
         i, j, gradient = ctx.saved_tensors
         factor = (d_energies[i] + d_energies[j]) / 2
         return gradient * factor.unsqueeze(1), None, None
@@ -106,7 +106,7 @@ def repel(
     energies: NDArray[np.float64],
     gradient: NDArray[np.float64],
 ) -> None:
-    """Do what `attncalc.kernels.zbl_loop.repel` does, for all close pairs together."""
+    """Do what `attncalc.kernels.zbl_loop.repel` does, for all close pairs at once."""
     near = vectors[pairs]
     lengths = np.sqrt((near * near).sum(1))
     (close,) = np.nonzero((lengths < min(switch_off, cutoff)) & mask[pairs])
@@ -135,7 +135,7 @@ def repel(
 
 @functools.cache
 def _loop() -> Callable[..., None]:
-    """Compiled at its first call and kept in a file from then on."""
+    """Return the compiled loop, which is compiled at its first call and then kept in a file."""
     from attncalc.kernels import zbl_loop
 
     return zbl_loop.repel

@@ -1,8 +1,8 @@
 """Compiled loops of `attncalc.kernels.frozen_long_range`.
 
-Pairs are gone through in chunks: a chunk is gathered into columns, every formula is one loop over
-columns, which the compiler makes into vectors, and what a pair adds to its two atoms is scattered.
-Nothing is kept of a pair.
+Pairs are processed in chunks. A chunk is gathered into columns, every formula is one loop over the
+numbers of columns, which the compiler vectorizes, and the results are added to the two atoms of
+each pair. Nothing is stored per pair.
 """
 
 import math
@@ -18,12 +18,13 @@ PRODUCT, ALPHA, RATIOS, ROOT = 4 * CHUNK, 5 * CHUNK, 6 * CHUNK, 7 * CHUNK
 LENGTH, SHARED, FADE, FADE_SLOPE = 8 * CHUNK, 9 * CHUNK, 10 * CHUNK, 11 * CHUNK
 SLOPE, ENERGY, BY_RATIOS, BY_ALPHA = 12 * CHUNK, 13 * CHUNK, 14 * CHUNK, 15 * CHUNK
 N_COLUMNS = 16
-# of an atom: place; charge, polarizability, ratio, seventh root of the polarizability
+# input of an atom: position; charge, polarizability, ratio, seventh root of the polarizability
 POSITION, CHARGE, OF_ALPHA, RATIO, OF_ROOT, N_GIVEN = 0, 3, 4, 5, 6, 8
-# of an atom: force, dE/d charge, dE/d polarizability, dE/d ratio beside it, energy
+# results of an atom: force, dE/d charge, dE/d polarizability, dE/d ratio without the part through
+# the polarizability, energy
 D_CHARGE, D_ALPHA, D_RATIO, OF_ENERGY, N_FOUND = 3, 4, 5, 6, 8
 
-# indices of pairs are unsigned: Numba asks of signed ones whether they count from the end
+# indices of pairs are unsigned: for signed ones Numba checks whether they count from the end
 NO_ATOM = np.uint32(2**32 - 1)
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -31,7 +32,7 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 @compiled_loop(fastmath=FASTMATH)
 def _describe(positions, charges, ratios, species, free, smallest, given):
-    """Fill the rows of atoms."""
+    """Fill `given`, the input of each atom."""
     for i in range(species.shape[0]):
         if positions.shape[0]:
             for k in range(3):
@@ -45,7 +46,7 @@ def _describe(positions, charges, ratios, species, free, smallest, given):
 
 @compiled_loop(fastmath=FASTMATH)
 def _look_up(n, c, table, per_length, reach):
-    """Lengths, the interaction of two charges and its slope, the switch of dispersion likewise."""
+    """Fill the columns of lengths, charge interaction and dispersion switch, and their slopes."""
     last = table.shape[0] - 1
     for k in range(n):
         c[LENGTH + k] = math.sqrt(c[SQUARE + k])
@@ -57,7 +58,7 @@ def _look_up(n, c, table, per_length, reach):
         a = table[row]
         value = a[0] + t * (a[1] + t * (a[2] + t * a[3]))
         slope = (a[1] + t * (2 * a[2] + t * (3 * a[3]))) * per_length
-        if d >= reach:  # beyond, charges are points
+        if d >= reach:  # charges are points there
             value = 1 / d
             slope = -value * value
         c[SHARED + k] = value
@@ -68,15 +69,15 @@ def _look_up(n, c, table, per_length, reach):
 
 @compiled_loop(fastmath=FASTMATH)
 def _evaluate(n, c, numbers):
-    """Energies of pairs and their derivatives, from the columns; see `Dispersion` for formulas.
+    """Compute energies of pairs and their derivatives; see `Dispersion` for the formulas.
 
-    With y = (r / rho)^2, C6 / (r^6 + rho^6) = C6 / rho^6 / (1 + y^3) and so on: no powers are left.
+    With y = (r / rho)^2, C6 / (r^6 + rho^6) = C6 / rho^6 / (1 + y^3) and so on, without `pow`.
     """
     per_square, per_root = numbers[0], numbers[1]
     w0, w1, w2, w3 = numbers[2], numbers[3], numbers[4], numbers[5]
     for k in range(n):
         alpha, u = c[ALPHA + k], c[ROOT + k]
-        for _ in range(2):  # Halley's steps to the seventh root: digits are tripled
+        for _ in range(2):  # Halley steps to the seventh root: each triples the digits
             u3 = u * u * u
             u7 = u3 * u3 * u
             u *= (6 * u7 + 8 * alpha) / (8 * u7 + 6 * alpha)
@@ -107,9 +108,9 @@ def _evaluate(n, c, numbers):
 
 @compiled_loop(fastmath=FASTMATH)
 def _sum_up(n, c, i_of, j_of, coulomb, system_idx, given, found, strain):
-    """Add what the pairs of a chunk give to their atoms, and to the strain of their systems.
+    """Add the results of a chunk's pairs to their atoms, and to the strain of their systems.
 
-    Sums of atom i stay in registers as long as pairs with the same i follow one another.
+    Sums of atom i stay in registers while consecutive pairs have the same i.
     """
     begin = 0
     while begin < n:
@@ -164,7 +165,7 @@ def _sum_up(n, c, i_of, j_of, coulomb, system_idx, given, found, strain):
 
 @compiled_loop(fastmath=FASTMATH)
 def _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain):
-    """Everything of the n pairs of a chunk, of which squares and vectors are there."""
+    """Evaluate and sum up the n pairs of a chunk, whose vectors and squared lengths are given."""
     coulomb = numbers[6]
     for k in range(n):
         i, j = i_of[k], j_of[k]
@@ -210,17 +211,17 @@ def of_list(
     Args:
         positions: [n_atoms, 3] Å.
         cells: [n_systems, 3, 3] Å.
-        receivers, senders: [P], int32, each pair once; fastest sorted by receiver.
+        receivers, senders: [P], int32, each pair once; fastest if sorted by receiver.
         codes: [P], int32, row of `shifts` [n_codes, 3] for each pair.
         species, system_idx: [n_atoms].
-        charges, ratios: [n_atoms] e, 1.
+        charges, ratios: [n_atoms] e, [n_atoms] Hirshfeld volume ratios.
         free: [n_species] bohr^3, polarizabilities of free atoms.
         c6: [n_species, n_species] eV bohr^6, of two free atoms.
         table: [n_intervals, 8], cubics of the interaction of charges and of the switch.
-        numbers: [11]: 1 / bohr^2 in 1/Å^2; square of u / rho, u the seventh root of a
+        numbers: [11]: 1 / bohr^2 in 1/Å^2; square of u / rho, where u is the seventh root of a
             polarizability; coefficients of the oscillator's width in powers of u; k_e in eV Å; rows
-            of the table per Å; Å beyond which charges are points; Å^2 where the terms end; bohr^3,
-            the smallest polarizability of an atom.
+            of the table per Å; length in Å beyond which charges are points; squared length in Å^2
+            where the terms end; smallest polarizability of an atom in bohr^3.
 
     Returns:
         energies [n_atoms], found [n_atoms, 8] with forces and dE/d charges, dE/d ratios [n_atoms],
@@ -253,7 +254,7 @@ def of_list(
         y = b[1] - yi + move[1]
         z = b[2] - zi + move[2]
         square = x * x + y * y + z * z
-        # written in any case, kept where it counts: the processor would guess a branch wrong often
+        # always written, but kept only if it counts: a branch would often be mispredicted
         c[X + n], c[Y + n], c[Z + n], c[SQUARE + n] = x, y, z, square
         i_of[n], j_of[n] = i, j
         n += square < furthest
@@ -282,7 +283,7 @@ def of_graph(
     table,
     numbers,
 ):
-    """Energies and derivatives of the pairs of a graph, as of `of_list`; edges as in a `Graph`."""
+    """Energies and derivatives of the pairs of a `Graph`; the rest is as in `of_list`."""
     n_atoms, furthest = species.shape[0], numbers[9]
     given, found = np.empty((n_atoms, N_GIVEN)), np.zeros((n_atoms, N_FOUND))
     energies, d_ratios = np.empty(n_atoms), np.empty(n_atoms)

@@ -22,9 +22,9 @@ def repel(
     energies,
     gradient,
 ):
-    """Adds half of a pair's energy to both atoms; gradient: of the sum by vectors [n_edges, 3].
+    """Add half of a pair's energy to both atoms, and store dE / d vectors [n_edges, 3].
 
-    Edges as in a `Graph`; `gradient` starts at zero, and only edges of `pairs` are written.
+    Edges are those of a `Graph`. `gradient` must start at zero: only edges of `pairs` are written.
     """
     for p in range(pairs.shape[0]):
         e = pairs[p]

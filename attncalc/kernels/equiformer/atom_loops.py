@@ -1,4 +1,4 @@
-"""Steps of single atoms: norms, feed-forward networks, the last block's scalars, the energy."""
+"""Per-atom steps: norms, feed-forward networks, the last block's scalars, the energy."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class AtomWorkspace(NamedTuple):
 
     Attributes:
         x, d_x: [n, width], features.
-        received: [n, width], what has arrived, or the gradient by it.
+        received: [n, width], messages, or the gradient with respect to them.
         spare: [n, width].
         gated: [n, ..], see `Layout.gated`. d_wide: [n, ..], see `Layout.wide`.
         sum, normal, hidden: [n, head features]. inverse: [n, 1].
@@ -51,7 +51,7 @@ class AtomWorkspace(NamedTuple):
 
 @inner_loop
 def normalise(n, layout, n_degrees, x, out, inverse):
-    """The equivariant layer norm without scales and bias; inverse [n, n_degrees] is kept."""
+    """Apply the equivariant layer norm without scales and bias; inverse [n, n_degrees] is kept."""
     stays_whole()
     layer_norm(n, x, layout.channels[0], out, inverse, 0)
     for l in range(1, n_degrees):
@@ -62,7 +62,7 @@ def normalise(n, layout, n_degrees, x, out, inverse):
 
 @inner_loop
 def normalise_gradient(n, layout, n_degrees, given, normal, inverse, d_x):
-    """Adds the reverse of `normalise` to d_x; `given` is replaced."""
+    """Add the reverse of `normalise` to d_x; `given` is replaced."""
     stays_whole()
     width = layout.channels[0]
     layer_norm_gradient(n, given, width, normal, inverse, 0)
@@ -75,7 +75,7 @@ def normalise_gradient(n, layout, n_degrees, given, normal, inverse, d_x):
 
 @inner_loop
 def gate_atoms(n, layout, wide, gated):
-    """The gate of a feed-forward network."""
+    """Apply the gate of a feed-forward network."""
     stays_whole()
     for i in range(n):
         for l in range(len(layout.channels)):
@@ -89,7 +89,7 @@ def gate_atoms(n, layout, wide, gated):
 
 @inner_loop
 def gate_atoms_gradient(n, layout, wide, given, out):
-    """Reverse of `gate_atoms`: fills `out`, the gradient by `wide`."""
+    """Reverse of `gate_atoms`: fill `out`, the gradient with respect to `wide`."""
     stays_whole()
     one = fill(ONE)
     for i in range(n):
@@ -121,7 +121,7 @@ def _hidden_width(layout, l):
 
 @inner_loop
 def feed_forward(n, layout, w, b, normal, wide, gated, x):
-    """Adds to x; the first layer's result `wide` is kept for the reverse."""
+    """Add the result of a feed-forward network to x; its first layer `wide` is kept."""
     stays_whole()
     fill_rows(n, wide, matrix(w.flat, w.first_bias[b]))
     add_by_degree(n, w.flat, w.first[b], normal, layout.atom, wide, layout.wide)
@@ -141,7 +141,7 @@ def add_bias(n, row, x):
 
 @inner_loop
 def feed_forward_gradient(n, layout, w, b, wide, d_x, d_gated, d_wide, d_normal):
-    """Reverse of `feed_forward` for what was normalised: fills d_normal."""
+    """Reverse of `feed_forward`: fill d_normal, the gradient with respect to `normal`."""
     stays_whole()
     clear(n, d_gated, d_gated.shape[1])
     add_by_degree_gradient(n, w.flat, w.then[b], d_x, layout.atom, d_gated, layout.gated)
@@ -152,12 +152,12 @@ def feed_forward_gradient(n, layout, w, b, wide, d_x, d_gated, d_wide, d_normal)
 
 @inner_loop
 def read_out(n, layout, w, b, normal, inverse, workspace, energies):
-    """The last block's feed-forward network and the head, of scalars alone.
+    """Apply the last block's feed-forward network and the head, both to scalars alone.
 
     Args:
-        b: number of the last block.
+        b: index of the last block.
         normal, inverse: [n, ..], [n, n_degrees], working space.
-        workspace: its x is read; the reverse pass needs what is left in the others.
+        workspace: its x is read; the reverse pass needs the results in its other arrays.
         energies: [n] float64, added to.
     """
     stays_whole()
@@ -178,10 +178,10 @@ def read_out(n, layout, w, b, normal, inverse, workspace, energies):
 
 @inner_loop
 def read_out_gradient(n, layout, w, b, normal, inverse, workspace, d_energies):
-    """Reverse of `read_out`: d_x of the workspace becomes the gradient by its x.
+    """Reverse of `read_out`: fill d_x of the workspace, the gradient with respect to its x.
 
     Args:
-        b .. workspace: as they were left.
+        b .. workspace: as `read_out` left them.
         d_energies: [n] float64.
     """
     stays_whole()

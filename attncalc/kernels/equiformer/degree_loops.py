@@ -1,4 +1,4 @@
-"""Norms and activations of features, and maps by one matrix a degree."""
+"""Norms and activations of features, and linear maps with one matrix per degree."""
 
 import math
 
@@ -21,7 +21,7 @@ NORM_EPSILON = single(1e-5)
 
 @inner_loop
 def layer_norm(n, x, width, out, inverse, column):
-    """Mean 0, deviation 1 in columns before `width`; inverse[:n, column] is 1 / deviation."""
+    """Set mean 0, deviation 1 in columns before `width`; inverse[:n, column] is 1 / deviation."""
     stays_whole()
     for i in range(n):
         inverse[i, column] = normalise_row(x, i, width, NORM_EPSILON, out)
@@ -37,7 +37,7 @@ def layer_norm_gradient(n, given, width, normal, inverse, column):
 
 @inner_loop
 def degree_norm(n, x, first, last, out, inverse, column):
-    """Mean square 1 in columns from `first` to before `last`."""
+    """Set mean square 1 in columns from `first` to before `last`."""
     stays_whole()
     share = ONE / single(last - first)
     for i in range(n):
@@ -103,7 +103,7 @@ def add_by_degree(n, flat, places, x, x_first, out, out_first):
 
 @inner_loop
 def add_by_degree_gradient(n, flat, places, given, given_first, out, out_first):
-    """Reverse of `add_by_degree`: adds given_l W_l^T."""
+    """Reverse of `add_by_degree`: add given_l W_l^T."""
     stays_whole()
     for l in range(places.shape[0]):
         _add_degree(n, l, transposed(flat, places[l]), given, given_first, out, out_first)

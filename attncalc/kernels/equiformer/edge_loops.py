@@ -1,4 +1,4 @@
-"""Steps of single edges: rotations into their frames and back, radial networks, products.
+"""Per-edge steps: rotations into their frames and back, radial networks, products.
 
 Rows are edges of one chunk, numbered from 0.
 """
@@ -18,7 +18,7 @@ from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, store, 
 
 @inner_loop
 def turn_in(layout, n_degrees, frames, e, x, i, out, row):
-    """out[row] = D x[i]: into the frame of edge e."""
+    """out[row] = D x[i]: rotate into the frame of edge e."""
     for k in range(0, layout.channels[0], LANES):
         store(out, row, k, load(x, i, k))
     for l in range(1, n_degrees):
@@ -34,7 +34,7 @@ def turn_in(layout, n_degrees, frames, e, x, i, out, row):
 
 @inner_loop
 def add_turned_out(layout, n_degrees, frames, e, x, row, out, i):
-    """out[i] += D^T x[row]: out of the frame of edge e."""
+    """out[i] += D^T x[row]: rotate out of the frame of edge e."""
     for k in range(0, layout.channels[0], LANES):
         add_to(out, i, k, load(x, row, k))
     for l in range(1, n_degrees):
@@ -51,7 +51,7 @@ def add_turned_out(layout, n_degrees, frames, e, x, row, out, i):
 
 @inner_loop
 def turning(layout, n_degrees, given, i, x, row):
-    """<given[i], G x[row]> for the turns that take the pole to +x and to +z."""
+    """<given[i], G x[row]> for the generators G of rotations that take the pole to +x, to +z."""
     to_x, to_z = fill(ZERO), fill(ZERO)
     for c in range(layout.coupling_ends[n_degrees]):
         a, b = layout.couplings[c, 0], layout.couplings[c, 1]
@@ -66,7 +66,7 @@ def turning(layout, n_degrees, given, i, x, row):
 
 @inner_loop
 def radial_hidden(n, w, b, basis, workspace):
-    """Both hidden layers of radial network b; the second one's result is workspace.radial[1]."""
+    """Compute both hidden layers of radial network b; the result is workspace.radial[1]."""
     stays_whole()
     x = basis
     for layer in range(2):
@@ -82,7 +82,7 @@ def radial_hidden(n, w, b, basis, workspace):
 
 @inner_loop
 def radial_hidden_gradient(n, w, b, given, spare, workspace, d_basis):
-    """Reverse of `radial_hidden`: adds to d_basis; `given` [n, hidden] is replaced."""
+    """Reverse of `radial_hidden`: add to d_basis; `given` [n, hidden] is replaced."""
     stays_whole()
     rows = w.radial_rows[b]
     for layer in range(1, -1, -1):
@@ -99,7 +99,7 @@ def radial_hidden_gradient(n, w, b, given, spare, workspace, d_basis):
 
 @inner_loop
 def radial_weights(n, w, b, basis, workspace, out):
-    """out = what radial network b gives for the edges."""
+    """out = results of radial network b for the edges."""
     stays_whole()
     radial_hidden(n, w, b, basis, workspace)
     fill_rows(n, out, matrix(w.flat, w.radial_offset[b]))
@@ -108,7 +108,7 @@ def radial_weights(n, w, b, basis, workspace, out):
 
 @inner_loop
 def radial_weights_gradient(n, w, b, given, workspace, d_basis):
-    """Reverse of `radial_weights`, after it: adds to d_basis."""
+    """Reverse of `radial_weights`, whose workspace it reads: add to d_basis."""
     stays_whole()
     d_hidden, spare = workspace.d_radial[0], workspace.d_radial[1]
     clear(n, d_hidden, d_hidden.shape[1])
@@ -118,12 +118,12 @@ def radial_weights_gradient(n, w, b, given, workspace, d_basis):
 
 @inner_loop
 def multiply(n, plan, last, w, b, features, weights, product, out):
-    """The weighted product of block b and the maps behind it.
+    """Compute the weighted product of block b and the linear maps behind it.
 
     Args:
         last: 1 in the last block, else 0.
         features: [n, ..], in the edges' frames.
-        weights: [n, ..], of the radial network.
+        weights: [n, ..], results of the radial network.
         product: [n, ..], working space.
         out: [n, ..], see `ProductPlan`.
     """
@@ -148,7 +148,7 @@ def multiply(n, plan, last, w, b, features, weights, product, out):
 def multiply_gradient(
     n, plan, last, w, b, features, weights, given, product, d_features, d_weights
 ):
-    """Reverse of `multiply`: fills d_features and d_weights."""
+    """Reverse of `multiply`: fill d_features and d_weights."""
     stays_whole()
     clear(n, d_features, d_features.shape[1])
     clear(n, d_weights, d_weights.shape[1])

@@ -1,7 +1,7 @@
-"""Calls the compiled loops for an Equiformer.
+"""Engine of Equiformer on a CPU: calls the compiled loops.
 
-Equals `attncalc.nn.equiformer.Equiformer` in float32, for weights that no longer change. Nothing is
-tabulated: the arithmetic is the same, in another order.
+It equals `attncalc.nn.equiformer.Equiformer` in float32, for weights that no longer change. Nothing
+is tabulated: the arithmetic is the same, in another order.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from attncalc.kernels.simd.held import Held
 from attncalc.kernels.simd.lanes import LANES, filled_up
 from attncalc.kernels.simd.partition import Part
 
-# edges that are worked through at once: few enough for what they need to stay in the cache, many
-# enough for the weights to be read from there more than once
+# edges that are processed at once: few enough for their data to stay in the cache, many enough for
+# the weights to be read from there more than once
 CHUNK = 128
-# bytes: where all blocks together would keep more, edges are computed again for the gradient
+# bytes: if all blocks together would keep more, edges are computed again for the gradient
 LARGEST_KEPT = 1 << 29
 
 
@@ -57,7 +57,7 @@ class Engine(CompiledEngine[Held]):
     """An Equiformer as compiled loops.
 
     Args:
-        network: of which `can_run` is true; stays as it is.
+        network: an Equiformer for which `can_run` is true; it is not changed.
         shortest: Å; structures with closer atoms are not covered.
     """
 
@@ -77,7 +77,7 @@ class Engine(CompiledEngine[Held]):
             self.plan = plan_of(exact, self.layout)
             self.weights = weights_of(exact, self.plan)
             self.bias = float(exact.energy.scalar_bias.item())
-            # of the last norm: the loops have them in the weights behind it
+            # those of the last norm, which the loops have in the weights that follow it
             scale, bias = exact.norm.scales[0], exact.norm.bias
             self.last_norm = tuple(one.numpy().astype(np.float32) for one in (scale, bias))
         self.radial = Radial(
@@ -101,7 +101,7 @@ class Engine(CompiledEngine[Held]):
     def _inputs(
         self, graph: Graph, arrays: GraphArrays, n_rows: int, workspaces: Workspaces[Held]
     ) -> None:
-        """All is in the arrays."""
+        """No inputs besides the arrays."""
 
     def _forward(
         self,
@@ -151,7 +151,7 @@ class Engine(CompiledEngine[Held]):
         n_kept = (n_blocks, n_edges) if keeps else (1, chunk)
 
         def floats(*shape: int) -> NDArray[np.float32]:
-            return np.zeros(shape, np.float32)  # zeros: what fills up to 16 must stay zero
+            return np.zeros(shape, np.float32)  # zeros: columns that fill up to 16 must stay zero
 
         def doubles(*shape: int) -> NDArray[np.float64]:
             return np.zeros(shape)

@@ -1,4 +1,4 @@
-"""Edges within the cutoff: frames, radial basis, envelope; and the way back to forces."""
+"""Edges within the cutoff: frames, radial basis, envelope; and the gradient of edge vectors."""
 
 import math
 from typing import NamedTuple
@@ -15,15 +15,15 @@ class Edges(NamedTuple):
 
     Attributes:
         first: [n_atoms + 1], the first edge of every receiver.
-        i, j, which: [n_edges], receivers, senders, number among the graph's.
-        to: [n_edges], rows to add to for j; None in a serial call: they are j.
+        i, j, which: [n_edges], receivers, senders, index in the graph.
+        to: [n_edges], rows that contributions to j are added to; None in a serial call: they are j.
         vectors: [n_edges, 3] Å. lengths: [n_edges] Å.
         envelope, envelope_slope: [n_edges], c and dc/dd.
-        basis, basis_slope: [n_edges, num_basis up to 16], b and db/dd.
+        basis, basis_slope: [n_edges, num_basis filled up to 16], b and db/dd.
         frames: [n_edges, columns of all D_l].
         d_envelope: [n_edges], d_basis [n_edges, ..]: gradients.
-        d_turn: [n_edges, 2]: gradient by a turn of the frame, that is by how far the pole moves to
-            +x and +z of the frame.
+        d_turn: [n_edges, 2]: gradient with respect to a rotation of the frame, given by how far the
+            pole moves to +x and +z of the frame.
     """
 
     first: Whole
@@ -48,7 +48,7 @@ class Radial(NamedTuple):
 
     Attributes:
         cutoff: Å.
-        shortest: Å; closer atoms are refused.
+        shortest: Å; shorter edges are refused.
         smooth: whether edges fade at the cutoff.
         centres, widths: [num_basis].
     """
@@ -62,10 +62,10 @@ class Radial(NamedTuple):
 
 @inner_loop
 def collect(barrier, n_atoms, vectors, receivers, senders, mask, radial, edges):
-    """Keep the edges that count; returns their number, or -1 if one is too short.
+    """Keep the edges that count; return their number, or -1 if one is too short.
 
     Args:
-        barrier: None, or of the threads that have other edges.
+        barrier: None, or that of this thread if others have other edges.
     """
     stays_whole()
     forget_ghosts(barrier)
@@ -123,7 +123,7 @@ def frames_of(first, last, layout, w, edges, outer, raised):
 
     Args:
         outer: [n, (3 (2 lmax - 1))^2], working space.
-        raised: [n, (2 lmax + 1)^2 up to 16], working space.
+        raised: [n, (2 lmax + 1)^2 filled up to 16], working space.
     """
     stays_whole()
     n_degrees, frames = len(layout.channels), edges.frames
@@ -161,7 +161,7 @@ def frames_of(first, last, layout, w, edges, outer, raised):
 
 @inner_loop
 def gradient_by_vectors(n, edges, frame, d_vectors):
-    """Add what the edges have gathered to the gradient by their vectors.
+    """Add dE / d vectors of the edges, from the gradients collected in `edges`.
 
     Args:
         frame: column of D_1.
@@ -172,7 +172,7 @@ def gradient_by_vectors(n, edges, frame, d_vectors):
         along = edges.d_envelope[e] * edges.envelope_slope[e]
         for k in range(edges.basis.shape[1]):
             along += edges.d_basis[e, k] * edges.basis_slope[e, k]
-        # in the frame of the edge: across by turning it, along by its length
+        # in the edge's frame: across the edge from its rotation, along it from its length
         to_x, to_z = edges.d_turn[e, 0] / d, edges.d_turn[e, 1] / d
         x, y, z = edges.vectors[e, 0], edges.vectors[e, 1], edges.vectors[e, 2]
         fx, fy, fz = frame + 3, frame + 4, frame + 5

@@ -1,15 +1,14 @@
-"""Places of numbers in the rows that the loops work on, and of matrices in memory.
+"""Layout of the rows that the loops work on, and places of matrices in memory.
 
-A row of an atom holds features in the laboratory's frame: degree, component, channel. A row of an
-edge holds them in the edge's frame: |m|, sign of m (+ first), degree, channel, so that what a
-matrix per |m| acts on stands side by side. Components of a degree are counted q = 0, 1, 2, 3, ...
-for m = 0, 1, -1, 2, ... as in `attncalc.basis.edge_frames`.
+A row of an atom holds features in the laboratory's frame, ordered by degree, component, channel. A
+row of an edge holds them in the edge's frame, ordered by |m|, sign of m (+ first), degree, channel,
+so that the numbers that a matrix per |m| acts on are contiguous. Components of a degree are
+numbered q = 0, 1, 2, 3, ... for m = 0, 1, -1, 2, ... as in `attncalc.basis.edge_frames`.
 
-All matrices lie one after another in one array, each also transposed.
-Both have the order of `attncalc.kernels.simd.lanes.in_blocks` where their columns fill vectors:
-they are for `add_product`, and only single rows are read by their columns. A place is four numbers:
-where the matrix begins, where the transposed begins, rows, columns. A place of no columns stands
-for a matrix that is not there.
+All matrices are stored one after another in one array, each also transposed. Both have the order of
+`attncalc.kernels.simd.lanes.in_blocks` if their columns fill vectors. They are for `add_product`;
+only matrices of a single row are read column by column. A place is four numbers: start of the
+matrix, start of its transpose, rows, columns. A place without columns stands for a missing matrix.
 """
 
 from typing import NamedTuple
@@ -26,7 +25,7 @@ NONLINEAR, LINEAR, DOT = 0, 1, 2
 
 
 class Layout(NamedTuple):
-    """Columns; the first of several where they belong together.
+    """Columns of rows; of a group of columns, the first one.
 
     Attributes:
         channels: [n_degrees].
@@ -34,13 +33,14 @@ class Layout(NamedTuple):
         edge: [n_degrees, 2 lmax + 1], of component q in rows of edges.
         frame: [n_degrees], of D_l in rows of frames; nothing for l = 0.
         by_degree: [n_degrees], in rows of one number per degree and channel.
-        wide, gated: [n_degrees], as `atom`, in the hidden layer of feed-forward networks before
+        wide, gated: [n_degrees], like `atom`, in the hidden layer of feed-forward networks before
             and after the gate.
-        gates: [n_degrees], of its gates before the gate.
-        couplings: [n_couplings, 3], column, other column, channels: what a turn of the frame mixes.
-        coupling_values: [n_couplings, 2], how much for a turn of the pole to +x, +z; the other way
-            round with opposite sign.
-        coupling_ends: [n_degrees + 1], couplings of the first degrees.
+        gates: [n_degrees], of the gates in the hidden layer before the gate.
+        couplings: [n_couplings, 3], column, other column, channels that a rotation of the frame
+            mixes.
+        coupling_values: [n_couplings, 2], their coefficients for rotations of the pole to +x and to
+            +z; with the two columns exchanged, the sign is opposite.
+        coupling_ends: [n_degrees + 1], number of couplings of the first degrees.
     """
 
     channels: Whole
@@ -57,17 +57,17 @@ class Layout(NamedTuple):
 
 
 class ProductPlan(NamedTuple):
-    """The weighted products of all blocks but the last [0], and of the last [1].
+    """Plan of the weighted products: index 0 for all blocks but the last, 1 for the last.
 
-    A unit is what goes through one matrix: an output degree and a sign and size of m. A segment is
-    a run of channels that an edge's weights are multiplied with.
+    A unit is the input of one matrix: one output degree, with one sign and size of m. A segment is
+    a run of channels that are multiplied by an edge's weights.
 
     Attributes:
         n_units: [2].
-        units: [2, n_units, 5]: first segment, last + 1, numbers, columns of the two results.
+        units: [2, n_units, 5]: first segment, last + 1, width, columns of the two results.
         segments: [2, n_segments, 5]: column of the product, of the weights, of the features,
             channels, whether the sign changes.
-        n_used: [2], degrees of the values.
+        n_used: [2], number of degrees of the values.
     """
 
     n_units: Whole
@@ -79,9 +79,8 @@ class ProductPlan(NamedTuple):
 class Weights(NamedTuple):
     """Weights of the network: one array, and places in it.
 
-    Norms have no scale or bias: they are part of the linear maps that follow. Of biases the place
-    is that of a matrix with one row, filled up with zeros where degrees without bias follow. With
-    B blocks and n degrees:
+    Norms have no scale or bias: these are part of the linear maps that follow. A bias is a matrix
+    with one row, filled up with zeros if degrees without bias follow. With B blocks and n degrees:
 
     Attributes:
         flat: all matrices.

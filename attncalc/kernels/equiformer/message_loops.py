@@ -1,6 +1,7 @@
-"""Messages to the atoms of one chunk, weighted by attention; and the reverse.
+"""Messages to the atoms of one chunk, weighted by attention; and their reverse.
 
-With c the envelope, the share of an edge is p = c exp(l) / sum of c exp(l), and its attention c p.
+With envelope c and logit l, the share of an edge is p = c exp(l) / sum of c exp(l), and its
+attention c p.
 """
 
 import math
@@ -32,7 +33,7 @@ from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import clear, fill_rows
 from attncalc.kernels.simd.vectors import LANES, fill, fma, load, minus, plus, store, times
 
-LEAST, MORE = single(0.2), single(0.8)  # slopes of the leaky ReLU: on the left, and what is added
+LEAST, MORE = single(0.2), single(0.8)  # slope of the leaky ReLU on the left, and its increase
 SMALLEST_SUM = 1e-16
 
 
@@ -41,13 +42,13 @@ class EdgeWorkspace(NamedTuple):
 
     Attributes:
         outer, raised: see `frames_of`.
-        radial, radial_normal, radial_inverse: [2, n, hidden], [2, n, hidden], [n, 2]: of both
+        radial, radial_normal, radial_inverse: [2, n, hidden], [2, n, hidden], [n, 2], for both
             hidden layers of a radial network. d_radial: [2, n, hidden].
         features, d_features: [n, width], in the edges' frames.
         queries, d_queries: [n, width], of dot-product attention.
         weights, d_weights: [n, n_weights], of the weighted product.
         product: [n, widest unit].
-        results, d_results: [n, ..], behind the weighted product.
+        results, d_results: [n, ..], results of `multiply`.
         gated, d_gated: [n, width].
         values, d_values: [n, width].
         per_degree, other_per_degree: [n, channels of all degrees].
@@ -85,7 +86,7 @@ class EdgeWorkspace(NamedTuple):
 
 
 class AtomRows(NamedTuple):
-    """Rows of atoms that edges of a block read, or the gradient by them: [n_atoms, width] each."""
+    """Rows of atoms that edges of a block read, or their gradients: [n_atoms, width] each."""
 
     sources: Floats
     targets: Floats
@@ -93,7 +94,7 @@ class AtomRows(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Shares of edges in one block, [n_edges, heads]: p and p / c, which no small c makes zero."""
+    """Shares of edges in one block, [n_edges, heads]: p, and p / c, which is not 0 for small c."""
 
     shares: Doubles
     raised: Doubles
@@ -101,7 +102,7 @@ class Shares(NamedTuple):
 
 @inner_loop
 def prepare(kind, first, n, layout, w, b, edges, atoms, workspace):
-    """Features, queries and weights of the edges from `first` on."""
+    """Compute features, queries and weights of the edges from `first` on."""
     stays_whole()
     n_degrees = len(layout.channels)
     for row in range(n):
@@ -118,7 +119,7 @@ def prepare(kind, first, n, layout, w, b, edges, atoms, workspace):
 
 @inner_loop
 def gate(n, layout, n_used, results, gated):
-    """gated = results times sigmoids of the gates; those of scalars are the scalars."""
+    """gated = results times sigmoids of the gates; scalars are their own gates."""
     stays_whole()
     n_degrees, width = len(layout.channels), gated.shape[1]
     for row in range(n):
@@ -136,7 +137,7 @@ def gate(n, layout, n_used, results, gated):
 
 @inner_loop
 def gate_gradient(n, layout, n_used, results, given, out):
-    """Reverse of `gate`: fills `out`, the gradient by the results."""
+    """Reverse of `gate`: fill `out`, the gradient with respect to `results`."""
     stays_whole()
     n_degrees, width, one = len(layout.channels), given.shape[1], fill(ONE)
     for row in range(n):
@@ -158,7 +159,7 @@ def gate_gradient(n, layout, n_used, results, given, out):
 
 @inner_loop
 def multiply_by_m(n, layout, n_used, flat, places, x, out):
-    """Add the fixed product: one matrix per |m|, for both signs together or the same for each."""
+    """Add the fixed product: one matrix per |m|, for both signs together or for each of them."""
     stays_whole()
     for m in range(n_used):
         _add_m(n, layout, m, matrix(flat, places[m]), x, out)
@@ -183,7 +184,7 @@ def _add_m(n, layout, m, w, x, out):
 
 @inner_loop
 def leaky_logits(n, results, column, alpha, leaky, logits):
-    """Logits by the MLP attention, whose hidden layer begins at `column` of the results."""
+    """Compute logits of MLP attention, whose hidden layer begins at `column` of the results."""
     stays_whole()
     least, more = fill(LEAST), fill(MORE)
     for row in range(n):
@@ -196,7 +197,7 @@ def leaky_logits(n, results, column, alpha, leaky, logits):
 
 @inner_loop
 def leaky_logits_gradient(n, results, column, alpha_transposed, d_logits, leaky, out):
-    """Reverse of `leaky_logits`: fills `out` from `column` on; `leaky` is working space."""
+    """Reverse of `leaky_logits`: fill `out` from `column` on; `leaky` is working space."""
     stays_whole()
     least, more = fill(LEAST), fill(MORE)
     width = alpha_transposed.shape[1]
@@ -211,7 +212,7 @@ def leaky_logits_gradient(n, results, column, alpha_transposed, d_logits, leaky,
 
 @inner_loop
 def dot_logits(n, layout, results, column, queries, heads, per_degree, logits):
-    """Logits by scalar products of queries and keys, which begin at `column` of the results."""
+    """Compute logits as products of queries and keys, which begin at `column` of the results."""
     stays_whole()
     for row in range(n):
         for l in range(len(layout.channels)):
@@ -229,7 +230,7 @@ def dot_logits(n, layout, results, column, queries, heads, per_degree, logits):
 def dot_logits_gradient(
     n, layout, results, column, queries, heads, d_logits, per_degree, d_results, d_queries
 ):
-    """Reverse of `dot_logits`: fills d_results from `column` on, and d_queries."""
+    """Reverse of `dot_logits`: fill d_results from `column` on, and d_queries."""
     stays_whole()
     clear(n, per_degree, per_degree.shape[1])
     add_product(n, d_logits, 0, heads, per_degree, 0)
@@ -245,13 +246,13 @@ def dot_logits_gradient(
 
 @inner_loop
 def attend(first, last, edge, edges, logits, shares):
-    """Shares of the edges of receivers from `first` to before `last`; `edge` is their first."""
+    """Compute shares of all edges of receivers from `first` to before `last`, from `edge` on."""
     stays_whole()
     for i in range(first, last):
         begin, end = edges.first[i], edges.first[i + 1]
         for h in range(shares.shares.shape[1]):
-            # the largest of l + log c cancels: it keeps exponentials in range, and the sum at 1
-            # or more, also where an edge that fades out has the largest logit by far
+            # the largest l + log c cancels; subtracting it keeps exponentials in range, and the sum
+            # at 1 or more, even if an edge that fades out has by far the largest logit
             largest = -math.inf
             for e in range(begin, end):
                 level = logits[e - edge, h] + math.log(edges.envelope[e])
@@ -269,7 +270,7 @@ def attend(first, last, edge, edges, logits, shares):
 
 @inner_loop
 def attend_gradient(first, last, edge, edges, shares, d_attention, d_logits):
-    """Reverse of `attend`: fills d_logits, which may be d_attention; adds to edges.d_envelope."""
+    """Reverse of `attend`: fill d_logits, which may be d_attention; add to edges.d_envelope."""
     stays_whole()
     for i in range(first, last):
         begin, end = edges.first[i], edges.first[i + 1]
@@ -310,7 +311,7 @@ def times_attention(layout, n_degrees, x, i, attention, row, out):
 
 @inner_loop
 def through(kind, n, layout, plan, last, w, b, workspace, results, values):
-    """Compute results, logits and (where they are not results) values of features and weights."""
+    """Compute results, logits and, if not part of the results, values of the edges."""
     stays_whole()
     multiply(n, plan, last, w, b, workspace.features, workspace.weights, workspace.product, results)
     width, n_used = workspace.features.shape[1], plan.n_used[last]
@@ -348,7 +349,7 @@ def send(first, n, layout, n_used, w, edges, shares, values, workspace, received
 def send_gradient(
     first, n, layout, n_used, w, edges, shares, values, d_received, workspace, d_values
 ):
-    """Reverse of `send`: fills d_values and the gradient by attention, in workspace.attention."""
+    """Reverse of `send`: fill d_values, and workspace.attention with dE / d attention."""
     stays_whole()
     attention, by_attention = workspace.per_degree, workspace.other_per_degree
     heads = w.heads[0]
@@ -377,7 +378,7 @@ def send_gradient(
 
 @inner_loop
 def through_gradient(kind, n, layout, plan, last, w, b, workspace, results):
-    """Reverse of `through`: from d_values and the gradient by logits, in workspace.attention."""
+    """Reverse of `through`, from d_values and dE / d logits, which is in workspace.attention."""
     stays_whole()
     n_used, d_results = plan.n_used[last], workspace.d_results
     if kind == DOT:
@@ -424,7 +425,7 @@ def through_gradient(kind, n, layout, plan, last, w, b, workspace, results):
 
 @inner_loop
 def prepare_gradient(kind, first, n, layout, w, b, edges, workspace, d_atoms):
-    """Reverse of `prepare`, after it: adds to d_atoms and to the gradients of edges."""
+    """Reverse of `prepare`, whose workspace it reads: add to d_atoms and the edges' gradients."""
     stays_whole()
     n_degrees = len(layout.channels)
     for row in range(n):

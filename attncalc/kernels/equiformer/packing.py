@@ -1,4 +1,4 @@
-"""Turns an Equiformer into what the loops read: columns, products, matrices."""
+"""Packing of an Equiformer for the loops: columns, products, matrices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attncalc.kernels.simd.lanes import LANES, filled_up, in_blocks
 
 KINDS = {"nonlinear": NONLINEAR, "linear": LINEAR, "dot": DOT}
 NOT_THERE = (0, 0, 0, 0)
-# tensors of the hidden layers of a radial network, first among the weights of messages
+# number of tensors of a radial network's hidden layers, the first ones of the weights of messages
 N_HIDDEN = 8
 
 Place = tuple[int, int, int, int]
@@ -54,7 +54,7 @@ def layout_of(network: Any) -> Layout:
 
 
 def _running(sizes: Sequence[int]) -> np.ndarray:
-    """Return where each begins if they stand one after another."""
+    """Return the start of each part if parts of these sizes follow one another."""
     return np.cumsum([0, *sizes[:-1]])
 
 
@@ -82,7 +82,7 @@ def _couplings(network: Any, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 
 def plan_of(network: Any, layout: Layout) -> ProductPlan:
-    """The weighted products of the blocks, and of the last."""
+    """Return the plan of the weighted products of all blocks but the last, and of the last."""
     kind, config = KINDS[network.config.attention], network.config
     width = sum((2 * l + 1) * c for l, c in enumerate(config.channels))
     attentions = [block.attention for block in (*network.blocks[:1], network.last_block)]
@@ -127,16 +127,16 @@ def _stacked(tables: Sequence[Sequence[tuple[int, ...]]]) -> np.ndarray:
 
 
 class _Memory:
-    """Collects matrices and says where they will be."""
+    """Collection of matrices that assigns each its place."""
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []
         self.length = 0
 
     def place(self, matrix: Tensor) -> Place:
-        """Return the place of a matrix, or of a bias as one row.
+        """Add a matrix, or a bias as one row, and return its place.
 
-        It and the transposed have the order of `in_blocks` where their columns fill vectors.
+        The matrix and its transpose have the order of `in_blocks` if their columns fill vectors.
         """
         array = matrix.reshape(-1, matrix.shape[-1]).numpy()
         start, size = self.length, array.size
@@ -147,11 +147,11 @@ class _Memory:
         return (start, start + size, *array.shape)
 
     def places(self, matrices: Sequence[Tensor], n: int) -> list[Place]:
-        """Return the places of several, as many as `n` with those that are not there."""
+        """Add several matrices and return n places; those of missing matrices are NOT_THERE."""
         return [self.place(m) for m in matrices] + [NOT_THERE] * (n - len(matrices))
 
     def flat(self) -> np.ndarray:
-        """All of them."""
+        """Return all matrices as one float32 array."""
         return np.concatenate(self.parts).astype(np.float32)
 
 
@@ -211,7 +211,7 @@ def _radial(memory: _Memory, weights: Sequence[Tensor]) -> dict[str, Any]:
 def _block(
     config: Any, memory: _Memory, block: Any, plan: ProductPlan, number: int
 ) -> dict[str, Any]:
-    """Places of everything in a block but its radial network."""
+    """Return the places of all weights of a block except its radial network."""
     attention, n = block.attention, len(config.channels)
     last = int(number == config.num_layers - 1)
     norm, places = block.norm_1, memory.places
@@ -242,7 +242,7 @@ def _block(
 
 
 def _behind_norm(norm: Any, linear: Any) -> tuple[list[Tensor], Tensor]:
-    """Weights and scalar bias of a linear map that does the norm's scales and bias too."""
+    """Weights and scalar bias of a linear map that includes the norm's scales and bias."""
     weights = [
         scale.unsqueeze(1) * w for scale, w in zip(norm.scales, linear.weights, strict=False)
     ]
@@ -251,7 +251,7 @@ def _behind_norm(norm: Any, linear: Any) -> tuple[list[Tensor], Tensor]:
 
 
 def _feed_forward(config: Any, memory: _Memory, block: Any, last: int) -> dict[str, Any]:
-    """The last block's is of scalars alone."""
+    """Pack the feed-forward network of a block; that of the last block acts on scalars alone."""
     network, n = block.feed_forward, 1 if last else len(config.channels)
     first, bias = _behind_norm(block.norm_2, network.first)
     norms = [SILU_NORM] + [SIGMOID_NORM] * (n - 1)

@@ -1,4 +1,4 @@
-"""Forward and reverse pass of Equiformer: the order of things."""
+"""Forward and reverse pass of Equiformer: the order of the steps."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +58,7 @@ class Kept(NamedTuple):
     """Results of the forward pass for the reverse pass of all atoms, [n_blocks, ...].
 
     Attributes:
-        normal: [.., 2, n_atoms, width], what went into attention and feed-forward network.
+        normal: [.., 2, n_atoms, width], inputs of attention and feed-forward network.
         inverse: [.., 2, n_atoms, n_degrees], of the norms.
         sources, targets, queries: [.., n_atoms, width], see `AtomRows`.
         wide: [.., n_atoms, ..], hidden layer of the feed-forward networks.
@@ -77,8 +77,8 @@ class KeptOfEdges(NamedTuple):
 
     Attributes:
         shares, raised: [.., n_edges, heads], see `Shares`.
-        results, values: [.., n_edges, ..], of the edges; where they are too many, [1, chunk, ..]
-            and computed again.
+        results, values: [.., n_edges, ..]; if there are too many edges, [1, chunk, ..] and computed
+            again.
     """
 
     shares: Doubles
@@ -91,8 +91,8 @@ class Numbers(NamedTuple):
     """Settings of the step.
 
     Attributes:
-        kind: of messages.
-        chunk: most edges that are worked through at once, but all of an atom.
+        kind: kind of messages.
+        chunk: largest number of edges processed at once; edges of one atom are never split.
         keeps: whether `KeptOfEdges` has room for the results of all edges.
     """
 
@@ -103,7 +103,7 @@ class Numbers(NamedTuple):
 
 @inner_loop
 def _end_of_chunk(first, end, edges, most):
-    """The atom before which the chunk ends that begins with `first`; `end` at the latest."""
+    """Return the atom behind the last of the chunk that begins with `first`, at most `end`."""
     last = first + 1
     while last < end and edges.first[last + 1] - edges.first[first] <= most:
         last += 1
@@ -145,7 +145,7 @@ def _shares(of_edges, b):
 
 @inner_loop
 def _results(numbers, of_edges, b, first, n):
-    """Room for results and values of the edges, kept or not."""
+    """Return memory for results and values of the edges, kept or not."""
     if numbers.keeps:
         return of_edges.results[b][first : first + n], of_edges.values[b][first : first + n]
     return of_edges.results[0][:n], of_edges.values[0][:n]
@@ -153,7 +153,7 @@ def _results(numbers, of_edges, b, first, n):
 
 @inner_loop
 def _embed(first_atom, end, n_edges, layout, w, species, numbers, edges, workspace, x):
-    """Fill x of some atoms: elements, and what neighbours are around."""
+    """Fill x of some atoms with embeddings of their elements and their neighbours."""
     stays_whole()
     for i in range(first_atom, end):
         for k in range(0, x.shape[1], LANES):
@@ -176,7 +176,7 @@ def _embed(first_atom, end, n_edges, layout, w, species, numbers, edges, workspa
 
 @inner_loop
 def _spread(layout, amounts, row, envelope, out):
-    """Into the components along the edge; others are not touched."""
+    """Store amounts times envelope in the components along the edge; others are not touched."""
     factor = fill(envelope)
     for l in range(len(layout.channels)):
         for k in range(0, layout.channels[l], LANES):
@@ -216,7 +216,7 @@ def _embed_gradient(n_edges, layout, w, numbers, edges, workspace, d_x):
 
 @inner_loop
 def _attention(barrier, parts, first, end, b):
-    """Adds to x of the atoms from `first` to before `end` what the attention of block b brings."""
+    """Add the attention of block b to x of the atoms from `first` to before `end`."""
     stays_whole()
     numbers, _, layout, plan, w, _, kept, atoms, _, edges, of_edges, workspace = parts
     last = _is_last(w, b)
@@ -257,7 +257,7 @@ def _attention(barrier, parts, first, end, b):
 
 @inner_loop
 def _attention_gradient(barrier, parts, first, end, b):
-    """Reverse of `_attention`: adds to atoms.d_x and to the gradients of edges."""
+    """Reverse of `_attention`: add to atoms.d_x and to the gradients of edges."""
     stays_whole()
     numbers, _, layout, plan, w, _, kept, atoms, d_rows, edges, of_edges, workspace = parts
     last = _is_last(w, b)
@@ -308,14 +308,14 @@ def _attention_gradient(barrier, parts, first, end, b):
 
 
 def _forward(barrier, held, vectors, receivers, senders, mask, species, energies):
-    """Adds energies; returns the number of edges, -1: too close.
+    """Add the energies; return the number of edges, or -1 if two atoms are too close.
 
-    A thread updates the atoms that receive its edges. Of other atoms it reads rows of `kept`, after
+    A thread updates the atoms that receive its edges. It reads rows of `kept` of other atoms after
     a barrier.
 
     Args:
         barrier: None, or that of this thread.
-        held: of `Held`: the network from numbers to bias; kept .. d_rows, filled by all threads;
+        held: a `Held` of the network, from numbers to bias; kept .. d_rows, filled by all threads;
             edges .. workspace of this thread.
         vectors .. species: of the graph, with this thread's edges.
         energies: [n_atoms].
@@ -346,13 +346,13 @@ def _forward(barrier, held, vectors, receivers, senders, mask, species, energies
 
 
 def _reverse(barrier, held, n_atoms, n_edges, d_energies, d_vectors):
-    """Adds the gradient by the vectors of this thread's edges.
+    """Add the gradient with respect to the vectors of this thread's edges.
 
-    The gradient by rows of other atoms goes to ghosts, see `attncalc.kernels.simd.barrier`.
+    Gradients with respect to rows of other atoms go to ghosts, see `attncalc.kernels.simd.barrier`.
 
     Args:
-        barrier .. held: as in the forward pass, which has left all in the working space.
-        n_edges: what that has returned.
+        barrier .. held: as in the forward pass, which has left its results in the working space.
+        n_edges: return value of the forward pass.
         d_energies: [n_atoms].
         d_vectors: [n_edges of the graph, 3].
     """

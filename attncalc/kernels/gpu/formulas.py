@@ -1,4 +1,4 @@
-"""Formulas of single numbers, for Triton kernels."""
+"""Scalar functions for Triton kernels."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Launching of kernels: arguments by name, new tensors, compiler's settings, edges that count."""
+"""Launching of kernels: arguments by name, compiler settings, new tensors, edges that count."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from attncalc.graph import Graph
 
-# of every kernel: groups of 32 threads a program has, and how many slices of a weight are on their
-# way at a time; with these no register is spilled on compute capability 8.0 or 9.0
+# of every kernel: number of warps (32 threads) of a program, and of slices of a weight that are
+# loaded at a time; with these no register is spilled on compute capability 8.0 or 9.0
 SETTINGS = {
     "find_edges": (4, 1),
     "first_messages": (4, 1),
@@ -33,24 +33,25 @@ SETTINGS = {
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *known: dict[str, Any], **more: Any) -> None:
-    """Starts a kernel.
+    """Launch a kernel.
 
     Args:
         kernel: a Triton function.
-        grid: how many programs.
-        known, more: its arguments and others by name; `more` comes first, then `known` in order.
+        grid: number of programs.
+        known, more: its arguments by name, and others; `more` has precedence, then `known` in
+            order.
     """
     kernel[grid](**arguments_of(kernel, more, *known), **options_of(kernel))
 
 
 def options_of(kernel: Any) -> dict[str, Any]:
-    """Return the options for the compiler."""
+    """Return the compiler options of a kernel."""
     n_warps, n_stages = SETTINGS[kernel.fn.__name__]
     return {"num_warps": n_warps, "num_stages": n_stages, "enable_fp_fusion": True}
 
 
 def arguments_of(kernel: Any, *sources: dict[str, Any]) -> dict[str, Any]:
-    """Return what a kernel asks for by the names of its parameters, from the first that has it."""
+    """Return the arguments of a kernel by name, each from the first source that has it."""
     return {
         name: next(source[name] for source in sources if name in source)
         for name in _parameters(kernel)
@@ -63,29 +64,29 @@ def _parameters(kernel: Any) -> tuple[str, ...]:
 
 
 class Workspace:
-    """New tensors on a device, not filled."""
+    """Factory of uninitialized tensors on a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def single(self, *shape: int) -> Tensor:
-        """Float32."""
+        """Return a new float32 tensor."""
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def double(self, *shape: int) -> Tensor:
-        """Float64."""
+        """Return a new float64 tensor."""
         return torch.empty(shape, dtype=torch.float64, device=self.device)
 
     def whole(self, *shape: int) -> Tensor:
-        """Int32."""
+        """Return a new int32 tensor."""
         return torch.empty(shape, dtype=torch.int32, device=self.device)
 
 
 def counted_edges(graph: Graph) -> tuple[Tensor, Tensor]:
-    """Places of edges that count when they are moved together, and beginnings of each atom's.
+    """Return positions of the edges that count when moved together, and where each atom's begin.
 
     Returns:
-        [n_edges + 1] and [n_atoms + 1], int32.
+        Positions [n_edges + 1] and beginnings [n_atoms + 1], int32.
     """
     mask, atoms = graph.edge_mask, torch.arange(graph.n_atoms + 1, device=graph.receivers.device)
     slots = torch.zeros(graph.n_edges + 1, dtype=torch.int32, device=mask.device)
@@ -94,9 +95,9 @@ def counted_edges(graph: Graph) -> tuple[Tensor, Tensor]:
 
 
 def row_pointers(graph: Graph) -> Tensor:
-    """Beginnings of the edges of each atom, [n_atoms + 1] int64, without what ends the list.
+    """Return where the edges of each atom begin, [n_atoms + 1] int64, without padding at the end.
 
-    Padding belongs to the last atom: none of it stands before the last number.
+    Padding edges belong to the last atom; the last number excludes them.
     """
     n_edges, device = graph.n_edges, graph.receivers.device
     rows = torch.searchsorted(graph.receivers, torch.arange(graph.n_atoms + 1, device=device))

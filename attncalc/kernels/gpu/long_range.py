@@ -1,4 +1,4 @@
-"""Electrostatics and dispersion with fixed parameters on a GPU: one kernel, where autograd has 290.
+"""Electrostatics and dispersion with fixed parameters on a GPU: one kernel; autograd needs 290.
 
 `GPUFrozenLongRange` equals the sum of an `attncalc.physics.electrostatics.DampedElectrostatics` and
 an `attncalc.physics.dispersion.Dispersion` of the same range, or one of the two.
@@ -18,7 +18,7 @@ from attncalc.kernels.frozen_long_range import Constants, FrozenLongRange
 from attncalc.kernels.gpu.launching import Workspace, launch, row_pointers
 from attncalc.ops import segment_sum
 
-# edges of a block in the loop over those of an atom
+# edges of a block in the loop over the edges of an atom
 BLOCK = 128
 
 
@@ -44,16 +44,16 @@ def interact(
     n_rows,
     B: tl.constexpr,
 ):
-    """Sums over the edges of an atom; formulas as in `attncalc.kernels.long_range_loop`.
+    """Sum over the edges of an atom, with the formulas of `attncalc.kernels.long_range_loop`.
 
     Args:
         vectors .. mask, species: of the graph.
         rows: [n_atoms + 1], where the edges of an atom begin.
         charges, ratios: [n_atoms].
         free, c6, table, numbers: see `long_range_loop.of_list`; `table` has n_rows rows.
-        energies: [n_atoms] eV, stored: half of those of its pairs.
+        energies: [n_atoms] eV, stored: half of the energies of an atom's pairs.
         forces: [n_atoms, 3] eV/Å, stored.
-        virials: [n_atoms, 9] eV, stored: half of vector (x) gradient of its pairs.
+        virials: [n_atoms, 9] eV, stored: half of vector (x) gradient, summed over its pairs.
         by_charges, by_ratios: [n_atoms], stored.
     """
     i = tl.program_id(0)
@@ -97,7 +97,7 @@ def interact(
         c1, c2, c3 = tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
         shared = tl.load(at) + t * (c1 + t * (c2 + t * c3))
         slope = (c1 + t * (2 * c2 + t * (3 * c3))) * per_length
-        is_far = d >= reach  # there, charges are points
+        is_far = d >= reach  # charges are points there
         shared = tl.where(is_far, 1 / d, shared)
         slope = tl.where(is_far, -shared * shared, slope)
         c5, c6th, c7 = tl.load(at + 5), tl.load(at + 6), tl.load(at + 7)
@@ -161,7 +161,7 @@ def interact(
 
 
 class GPUFrozenLongRange(FrozenLongRange):
-    """Takes the place of both terms, or one, on a GPU.
+    """Replacement for electrostatics, dispersion or both on a GPU, with fixed parameters.
 
     Args:
         electrostatics, dispersion, constants: see `FrozenLongRange`.
@@ -179,7 +179,7 @@ class GPUFrozenLongRange(FrozenLongRange):
 
     @torch.no_grad()
     def linearize(self, graph: Graph, outputs: AtomOutputs) -> LinearizedTerm:
-        """Energies, forces and strain, and the gradients by charges and ratios."""
+        """Return energies, forces, strain gradient, dE / d charges and dE / d ratios."""
         n, device = graph.n_atoms, graph.vectors.device
         known, workspace = self._on(device), Workspace(device)
         charges = outputs.required("charges") if self.reads_charges else None
@@ -209,7 +209,7 @@ class GPUFrozenLongRange(FrozenLongRange):
                 B=BLOCK,
             )
         virials = found["virials"]
-        strain = (  # of one structure in one order, of several in any
+        strain = (  # summed in a fixed order for one structure, in any for several
             virials.sum(0)
             if graph.n_systems == 1
             else segment_sum(virials, graph.system_idx, graph.n_systems)

@@ -1,4 +1,4 @@
-"""Nuclear repulsion with fixed parameters on a GPU: two kernels, where autograd launches 160."""
+"""Nuclear repulsion with fixed parameters on a GPU: two kernels; autograd launches 160."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.kernels.gpu.formulas import sigmoid
 from attncalc.kernels.gpu.launching import Workspace, counted_edges, launch
 
-# edges of a program of `repel`, and of a block in the sum over those of an atom
+# edges of a program of `repel`, and of a block in the sum over the edges of an atom
 EDGES, BLOCK = 128, 32
 
 
@@ -36,15 +36,15 @@ def repel(
     TERMS: tl.constexpr,
     B: tl.constexpr,
 ):
-    """Half of a pair's energy, and its gradient by the edge's vector, for either edge of the pair.
+    """Compute half of a pair's energy, and its gradient, dE / d vector, for each edge of the pair.
 
     Args:
         vectors .. species: of the graph.
-        slots: [n_edges], where an edge goes if it counts.
+        slots: [n_edges], position of an edge in `of_edges`, if it counts.
         charges, inverse_lengths, exponents, weights: see `numbers_of`; TERMS exponents.
-        limits: [2] Å, float64: cutoff, and where the repulsion has ended.
-        of_edges: [n_edges] eV, float64, stored for edges that count, moved together.
-        gradient: [n_edges, 3] eV/Å, float64, stored; zero where the repulsion is.
+        limits: [2] Å, float64: cutoff, and distance from which on the repulsion is zero.
+        of_edges: [n_edges] eV, float64, stored without gaps for the edges that count.
+        gradient: [n_edges, 3] eV/Å, float64, stored; zero where the repulsion is zero.
     """
     e = tl.program_id(0) * B + tl.arange(0, B)
     inside = e < n_edges
@@ -56,7 +56,7 @@ def repel(
     length = tl.sqrt(x * x + y * y + z * z)
     cutoff, switch_off = tl.load(limits), tl.load(limits + 1)
     end = tl.minimum(cutoff, switch_off)
-    # NaN counts as close and stays NaN; of others, any harmless length
+    # NaN counts as close and stays NaN; edges that are not close get any harmless length
     close = counts & ~(length >= end)
     d = tl.where(close, length, 0.5 * end)
     i, j = tl.load(receivers + e, mask=close, other=0), tl.load(senders + e, mask=close, other=0)
@@ -89,7 +89,7 @@ def repel(
 
 @triton.jit
 def sum_edges(rows, of_edges, energies, B: tl.constexpr):
-    """Energy of an atom [n_atoms], stored: the sum over its edges, always in the same order.
+    """Store the energy of each atom [n_atoms], the sum over its edges in a fixed order.
 
     Args:
         rows: [n_atoms + 1], where the edges of an atom begin in `of_edges`.
@@ -104,12 +104,12 @@ def sum_edges(rows, of_edges, energies, B: tl.constexpr):
 
 
 class GPUFrozenZBL(FrozenZBL):
-    """Takes the place of a `ZBLRepulsion` whose parameters no longer change, on a GPU.
+    """Replacement for a `ZBLRepulsion` with fixed parameters, on a GPU.
 
     Args:
-        term: with the physnet cutoff function; stays as it is.
+        term: a `ZBLRepulsion` with the physnet cutoff function; it is not changed.
         coulomb_constant: eV Å.
-        switch_off: Å, where the repulsion has ended.
+        switch_off: Å, distance from which on the repulsion is zero.
     """
 
     def __init__(self, term: Any, coulomb_constant: float, switch_off: float) -> None:
@@ -125,7 +125,7 @@ class GPUFrozenZBL(FrozenZBL):
 
     @torch.no_grad()
     def linearize(self, graph: Graph, outputs: Any) -> LinearizedTerm:
-        """Energies per atom [n_atoms] eV, and the gradient of their sum by vectors [n_edges, 3]."""
+        """Return energies [n_atoms] eV, and dE / d vectors [n_edges, 3] of their sum."""
         del outputs
         workspace = Workspace(graph.vectors.device)
         energies, gradient = workspace.double(graph.n_atoms), workspace.double(graph.n_edges, 3)

@@ -1,4 +1,4 @@
-"""Constraints on what loops say of single atoms: charges that add up, ratios that are positive."""
+"""Constraints on the outputs of loops: charges add up to the total, ratios are positive."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from attncalc.graph import Graph, OutputArrays
 def constrained(
     raw: OutputArrays, graph: Graph
 ) -> tuple[OutputArrays, Callable[[OutputArrays], OutputArrays]]:
-    """Charges that add up to those of the systems, ratios without sign, and the transpose of both.
+    """Shift charges to add up to those of their systems, and take absolute values of ratios.
 
     Args:
-        raw: of loops, which look at one atom at a time.
-        graph: on the CPU.
+        raw: outputs of the loops, which treat every atom alone.
+        graph: a graph on the CPU.
 
     Returns:
-        The outputs, and the map from dE / d outputs to dE / d raw outputs.
+        The constrained outputs, and the map from dE / d outputs to dE / d raw outputs.
     """
     _, charges, ratios = raw
     system_idx, adds_up = graph.arrays.system_idx, charges is not None and graph.ghosts is None
@@ -30,7 +30,7 @@ def constrained(
     def transpose(d_outputs: OutputArrays) -> OutputArrays:
         by_energies, by_charges, by_ratios = d_outputs
         if adds_up:
-            # the shift is its own transpose but for the totals, which no vector changes
+            # the shift is its own transpose, except for the totals, which are constants
             by_charges = _with_totals(by_charges, np.zeros(graph.n_systems), system_idx)
         if ratios is not None:
             by_ratios = by_ratios * np.sign(ratios)
@@ -45,7 +45,7 @@ def _with_totals(
     totals: NDArray[np.float64],
     system_idx: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Equal to `attncalc.graph.with_totals`, in a fraction of the time where atoms are few."""
+    """Do what `attncalc.graph.with_totals` does, in a fraction of the time for few atoms."""
     assert values is not None
     if len(totals) == 1:
         return values - (values.sum() - totals[0]) / len(values)

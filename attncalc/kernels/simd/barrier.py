@@ -1,12 +1,13 @@
-"""Barrier of the threads of one call, the rows that each owns, sums in a fixed order.
+"""Barrier between the threads of one call, rows that each thread owns, sums in a fixed order.
 
-Loops take `barrier`, which is None in a serial call: the compiler then leaves all of this out.
+Loops take an argument `barrier`. It is None in a serial call, for which the compiler leaves all of
+this out.
 
-Every thread goes through pairs of its own and adds to rows of atoms in arrays that all share. The
-rows of the atoms it owns are its alone meanwhile. What it has for other atoms, its ghosts, goes to
-ghost rows behind those of the atoms: `most` rows for each thread, all those of thread 0 first.
-After a barrier the ghost rows are added to the atoms', thread by thread, so that equal numbers of
-threads give equal bits.
+Every thread works on its own pairs and adds to rows of atoms in shared arrays. Meanwhile, no other
+thread uses the rows of the atoms that it owns. Its contributions to other atoms, its ghosts, go to
+ghost rows behind those of the atoms: `most` rows for each thread, those of thread 0 first. After a
+barrier the ghost rows are added to the rows of the atoms, thread by thread, so that equal numbers
+of threads give equal bits.
 """
 
 from collections.abc import Callable
@@ -22,24 +23,24 @@ from attncalc.kernels.simd.loops import ZERO, add_to, inner_loop, stays_whole
 from attncalc.kernels.simd.threads import ABANDONED, MORE_GHOSTS
 from attncalc.kernels.simd.vectors import LANES, fill, load, store
 
-# looks at the counter before a thread that waits lets others run: about 10 µs
+# how often a waiting thread reads the counter before it yields to other threads: about 10 µs
 PATIENCE = 10_000
 
 
 class Barrier(NamedTuple):
-    """State of one of `size` threads; what is called its own no other thread has.
+    """State of one of `size` threads, which share all arrays except `due` and `row_of`.
 
     Attributes:
-        rank, size: which it is, of how many.
-        first, end: atoms that it updates in loops over atoms.
-        owned_first, owned_end: receivers of its pairs.
-        arrivals: [1], int64: at all barriers so far.
-        due: [1], int64, its own: arrivals that complete the last barrier it came to.
-        give_way: address of a C function that lets other threads run; 0: there is none.
-        found: [size], int64: what each says at the first barrier.
+        rank, size: number of this thread, number of threads.
+        first, end: range of the atoms that it updates in loops over atoms.
+        owned_first, owned_end: range of the receivers of its pairs.
+        arrivals: [1], int64: number of arrivals at all barriers so far.
+        due: [1], int64: number of arrivals that completes the last barrier this thread reached.
+        give_way: address of a C function that lets other threads run; 0 if there is none.
+        found: [size], int64: number that each thread reports at the first barrier.
         ghosts: [size, most], int64: atoms that the ghost rows stand for.
-        n_ghosts: [size], int64: how many ghosts each has.
-        row_of: [n_atoms], int64, its own: the row of each ghost, -1 for other atoms.
+        n_ghosts: [size], int64: number of ghosts of each thread.
+        row_of: [n_atoms], int64: row of each ghost of this thread, -1 for other atoms.
     """
 
     rank: int
@@ -62,7 +63,7 @@ def _pointer(context: Any, builder: Any, signature: Any, values: Any) -> Any:
 
 
 def _arrive_code(typing: Any, arrivals: Any) -> Any:
-    """arrivals[0] += 1, seen by all; what was written before is seen with it."""
+    """Add 1 to arrivals[0]; threads that see it also see everything written before."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         one = ir.Constant(ir.IntType(64), 1)
@@ -73,7 +74,7 @@ def _arrive_code(typing: Any, arrivals: Any) -> Any:
 
 
 def _arrived_code(typing: Any, arrivals: Any) -> Any:
-    """arrivals[0], as it is now."""
+    """Read the current value of arrivals[0]."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.load_atomic(_pointer(context, builder, signature, values), "acquire", 8)
@@ -99,7 +100,7 @@ call: Callable[..., Any] = intrinsic(_call_code)
 
 @inner_loop
 def wait_for_all(barrier):
-    """Wait until all threads are here; what they have written can be read then."""
+    """Wait until all threads are here; everything they have written can then be read."""
     if barrier is not None:
         _wait(barrier)
 
@@ -118,10 +119,10 @@ def _wait(barrier):
 
 @inner_loop
 def agreed(barrier, n):
-    """Wait at the first barrier; return n, or a negative number, the same for all, to end the call.
+    """Wait at the first barrier; return n, or the same negative number in all threads to end.
 
     Args:
-        n: of this thread; if it is negative for one, the call ends for all.
+        n: number of this thread; if it is negative in one thread, the call ends for all.
     """
     if barrier is not None:
         barrier.found[barrier.rank] = n
@@ -139,7 +140,7 @@ def agreed(barrier, n):
 
 @inner_loop
 def atoms_of(barrier, n_atoms):
-    """First atom, and the one behind the last, of loops over atoms."""
+    """Return the first atom of this thread's loops over atoms, and the one behind the last."""
     if barrier is not None:
         return barrier.first, barrier.end
     return 0, n_atoms
@@ -155,7 +156,7 @@ def forget_ghosts(barrier):
 
 @inner_loop
 def row_for(barrier, j):
-    """The row to which this thread adds for atom j: a ghost's, from the first time on."""
+    """Return the row to which this thread adds for atom j; an atom of others becomes a ghost."""
     if barrier is None:
         return j
     return _row_for(barrier, j)
@@ -178,10 +179,10 @@ def _row_for(barrier, j):
 
 @inner_loop
 def row_of_sender(to, e, j):
-    """Return that row for the sender j of an edge (or pair) e, from where it was kept.
+    """Return the row to which this thread adds for the sender j of an edge (or pair) e.
 
     Args:
-        to: [n_edges], or None in a serial call.
+        to: [n_edges], rows from `row_for`; None in a serial call.
     """
     if to is None:
         return j
@@ -190,7 +191,7 @@ def row_of_sender(to, e, j):
 
 @inner_loop
 def clear_ghosts(barrier, x):
-    """Zeros in this thread's ghost rows of x."""
+    """Set this thread's ghost rows of x to zero."""
     if barrier is not None:
         _clear_ghosts(barrier, x)
 
@@ -206,7 +207,7 @@ def _clear_ghosts(barrier, x):
 
 @inner_loop
 def add_ghosts(barrier, x):
-    """Adds the ghost rows of all threads to this thread's atoms."""
+    """Add the ghost rows of all threads to this thread's atoms."""
     if barrier is not None:
         _add_ghosts(barrier, x)
 

@@ -1,4 +1,4 @@
-"""Cache of a whole step's machine code in a file."""
+"""File cache for the machine code of a whole step: one pass with all functions that it calls."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from attncalc.kernels.simd.loops import FASTMATH
 
 log = logging.getLogger(__name__)
 
-# s between two looks of a process that waits for another one's compilation
+# s between two checks of a process that waits for another one's compilation
 SECONDS_BETWEEN_LOOKS = 0.2
-# of a process that compiles; what it reads comes from its parent
+# code of a process that compiles; it reads what its parent writes
 CHILD = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
@@ -45,17 +45,18 @@ def make(step):
 
 
 def cached_step(step: Loop, folder: Path) -> Loop:
-    """`step`, compiled, and kept for as long as the sources of all loops stay as they are.
+    """Return `step` compiled; its machine code is kept until the source of a loop changes.
 
-    Numba looks only at the file that it compiles, and reads the types of all that it has kept under
-    one name, also of classes that are gone: the name has a hash of all sources.
+    Numba only notices changes of the file that it compiles. It also reads the types of everything
+    that is kept under one name, even if their classes no longer exist. So the name has a hash of
+    all sources.
 
     Args:
         step: a function of a module, not compiled.
-        folder: its sources, beside those of this folder.
+        folder: its sources, in addition to those of this folder.
     """
     register_jitable(fastmath=FASTMATH, error_model="numpy")(step)
-    # named parameters: of a tuple of all arguments Numba would find out the type at every call
+    # named parameters: Numba would determine the type of a tuple of all arguments at every call
     names = ", ".join(inspect.signature(step).parameters)
     scope: dict[str, Any] = {}
     # Numba keeps machine code beside the file that a function comes from
@@ -72,18 +73,18 @@ def cached_step(step: Loop, folder: Path) -> Loop:
 
 
 def _compile_elsewhere(loop: Any, module: str, name: str) -> None:
-    """Let another process compile it, and this one read the result.
+    """Let another process compile a step, and read the result in this one.
 
-    In the process that compiles, calls within a step find the functions of this step as they were
-    compiled alone; in code from the disk, those that were optimized with it. These differ by
-    rounding, and a run that is resumed must go on bit for bit.
+    In the process that compiles, a step calls its functions as they were compiled alone. Code from
+    the disk calls those that were optimized together with the step. The two differ by rounding, and
+    a resumed run must continue bit for bit.
 
-    Of several processes that need it at once, one compiles and the others wait. Numba has no lock
-    of its own: two that keep code at once could give one file name to both.
+    If several processes need a step at once, one compiles and the others wait. Numba has no lock of
+    its own: two processes that store code at once could use the same file name.
 
     Args:
-        loop: Numba's dispatcher.
-        module, name: where another process finds it.
+        loop: Numba's dispatcher of the step.
+        module, name: where another process finds the step.
     """
     compile_or_load = loop.compile
 
@@ -102,14 +103,15 @@ def _compile_elsewhere(loop: Any, module: str, name: str) -> None:
 
 
 def compile_at_once(forward: Any, reverse: Any) -> None:
-    """Let two steps be compiled at the same time, each in a process of its own.
+    """Compile two steps at the same time, each in a process of its own.
 
-    The types of the second one's arguments are taken from the first: arguments of one name have one
-    type, d_x has that of x, others are integers. If that were wrong, it would be compiled twice.
+    The types of the second step's arguments are derived from the first: arguments of equal name
+    have equal types, d_x has that of x, others are integers. If that were wrong, the second step
+    would be compiled twice.
 
     Args:
-        forward: of `cached_step`, called first.
-        reverse: of `cached_step`.
+        forward: result of `cached_step`, called first.
+        reverse: result of `cached_step`.
     """
     if not cacheable():
         return
@@ -125,7 +127,7 @@ def compile_at_once(forward: Any, reverse: Any) -> None:
 
 
 def types_of_second(first: Any, second: Any, signature: Any) -> tuple[Any, ...]:
-    """Return the types of arguments that `second` will have, see `compile_at_once`."""
+    """Return the types that the arguments of `second` will have, see `compile_at_once`."""
     given, wanted = (inspect.signature(step.py_func).parameters for step in (first, second))
     types = dict(zip(given, signature, strict=True))
     return tuple(types.get(name, types.get(name.removeprefix("d_"), int64)) for name in wanted)
@@ -133,10 +135,10 @@ def types_of_second(first: Any, second: Any, signature: Any) -> tuple[Any, ...]:
 
 @contextmanager
 def _in_turn(file: Path) -> Iterator[None]:
-    """Wait until no other process, and no other thread, is in such a block with this file."""
+    """Run a block while no other process or thread runs one with this file."""
     try:
         number = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # on a full disk nothing is kept, and everybody compiles
+    except OSError:  # on a full disk nothing is kept, and every process compiles
         yield
         return
     try:
@@ -156,7 +158,7 @@ def _compile_in_child(module: str, name: str, signature: Any) -> None:
 
 
 def compile_here(module: str, name: str, signature: Any) -> None:
-    """Compile a step for types of arguments, and keep it; this process does nothing else."""
+    """Compile a step for these argument types and keep it; this process does nothing else."""
     loop = getattr(importlib.import_module(module), name)
     _without_wrappers(loop)
     _optimize_as_a_whole(loop.py_func.__qualname__)
@@ -164,9 +166,9 @@ def compile_here(module: str, name: str, signature: Any) -> None:
 
 
 def _without_wrappers(loop: Any) -> None:
-    """Compile no entries from Python and C into the functions that only `loop` calls.
+    """Omit the entry points from Python and C of functions that only `loop` calls.
 
-    Numba makes both for each of a step's many functions, and compiles them.
+    By default, Numba generates and compiles both for each of a step's many functions.
     """
     for module in list(sys.modules.values()):
         if module.__name__.startswith("attncalc."):
@@ -176,10 +178,11 @@ def _without_wrappers(loop: Any) -> None:
 
 
 def _optimize_as_a_whole(outermost: str) -> None:
-    """Optimize the function that is kept with all that it calls, and nothing that these call alone.
+    """Optimize only the function that is kept, together with everything that it calls.
 
-    Numba optimizes and makes machine code of every function together with what it calls, so of the
-    same loops at each level again. Nothing is run here: the outermost function's code is enough.
+    By default, Numba optimizes every function together with everything that it calls and generates
+    its machine code, so it compiles the same loops again at each level. This process runs none of
+    them: the machine code of the outermost function is enough.
 
     Args:
         outermost: name of the function that is kept.
@@ -189,7 +192,8 @@ def _optimize_as_a_whole(outermost: str) -> None:
 
     def optimize_outermost(self: Any) -> None:
         if self.name == outermost:
-            # once, loops are up to 18 % slower than of functions that were optimized before
+            # twice: after one pass, loops are up to 18 % slower than if their functions had been
+            # optimized before
             optimize(self)
             optimize(self)
 
@@ -203,13 +207,13 @@ def _optimize_as_a_whole(outermost: str) -> None:
     library._optimize_final_module = optimize_outermost
     library._finalize_final_module = finalize_outermost
     generator: Any = codegen.JITCPUCodegen
-    generator.set_env = lambda *_: None  # of functions that have no machine code
+    generator.set_env = lambda *_: None  # inner functions have no machine code to set it in
 
 
 def _is_kept(loop: Any, signature: Any) -> bool:
-    """Return True if Numba will find it on the disk, or has it already, or that is not known."""
+    """Return True if Numba has the code in memory or on the disk, or if that is unknown."""
     cache = loop._cache
-    try:  # no public function of Numba tells
+    try:  # Numba has no public function for this
         key = cache._index_key(signature, loop.targetctx.codegen())
         return signature in loop.overloads or key in cache._cache_file._load_index()
     except AttributeError:

@@ -26,7 +26,7 @@ from attncalc.kernels.simd.barrier import Barrier
 from attncalc.kernels.simd.partition import Part, partition
 from attncalc.kernels.simd.threads import MORE_GHOSTS, Threads, give_way
 
-# a workspace grows by this factor, so that a few more atoms or edges do not make it anew each time
+# workspaces are larger than needed by this factor: a few more atoms or edges then need no new one
 HEADROOM = 1.1
 Workspace = TypeVar("Workspace")
 
@@ -35,9 +35,9 @@ class Workspaces(list[Workspace]):
     """Working space of every thread of one evaluation.
 
     Args:
-        each: one of each thread.
-        features: [rows, F], what the energies are read from: the first rows are those of the atoms.
-        common: arrays that all threads have in common, where a `LayerExchange` needs them.
+        each: the workspace of each thread.
+        features: [rows, F], features that the energies are computed from; rows of atoms are first.
+        common: arrays that all threads share, if a `LayerExchange` needs them.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Ghosts(NamedTuple):
 
 
 class Lease(NamedTuple, Generic[Workspace]):
-    """Memory and threads that one evaluation at a time has.
+    """Memory and threads that one evaluation at a time uses.
 
     Attributes:
-        sizes: what there is room for: ghosts of a thread, then what the engine needs.
-        workspaces: one of each thread.
-        threads: None where there is only the caller's.
-        ghosts: of all threads.
+        sizes: how much there is room for: ghosts of a thread, then the sizes of `_needs`.
+        workspaces: those of all threads.
+        threads: None if the caller's is the only one.
+        ghosts: those of all threads.
     """
 
     sizes: tuple[int, ...]
@@ -71,22 +71,22 @@ class Lease(NamedTuple, Generic[Workspace]):
     ghosts: Ghosts
 
     def suits(self, needs: tuple[int, ...]) -> bool:
-        """Return True if there is room for so much, and the threads are in this process."""
+        """Return True if there is room for these sizes, and the threads are in this process."""
         fits = not any(map(operator.lt, self.sizes, needs))
         return fits and (self.threads is None or self.threads.is_here)
 
 
 class CompiledEngine(ABC, Generic[Workspace]):
-    """A network as compiled loops: its outputs, and their gradient by the edge vectors.
+    """A network as compiled loops: its outputs, and their gradient with respect to edge vectors.
 
     Equal numbers of threads give equal bits; different ones differ by rounding.
 
     Attributes:
         names: fields of `AtomOutputs` that it fills.
-        by_pairs: whether it is pairs that make work, or edges.
-        exchanges: whether it knows `GhostLayers.exchange`.
-        fewest: of those, for a thread to be worth its while.
-        threads: how many share an evaluation, at most.
+        by_pairs: whether work is measured by the number of pairs instead of edges.
+        exchanges: whether it supports `GhostLayers.exchange`.
+        fewest: smallest number of pairs (or edges) that a thread is worthwhile for.
+        threads: largest number of threads that share an evaluation.
     """
 
     by_pairs: ClassVar[bool]
@@ -106,11 +106,11 @@ class CompiledEngine(ABC, Generic[Workspace]):
         return self  # its arrays do not change, and a workspace is lent to one evaluation at a time
 
     def shared_by(self, threads: int, *, fewest: int | None = None) -> Self:
-        """Return the same engine for so many threads.
+        """Return the same engine with another number of threads.
 
         Args:
-            threads: at most.
-            fewest: pairs (or edges) for a thread to be worth its while; None: as measured.
+            threads: largest number of threads that share an evaluation.
+            fewest: smallest number of pairs (or edges) of a thread; None: as measured.
         """
         twin = copy.copy(self)
         twin.threads = threads
@@ -119,9 +119,9 @@ class CompiledEngine(ABC, Generic[Workspace]):
         return twin
 
     def linearize(self, graph: Graph) -> Linearized | None:
-        """Outputs of a graph on the CPU and their gradient; None if two atoms are too close.
+        """Return outputs of a graph on the CPU and their gradient; None if two atoms are too close.
 
-        The workspace goes back when the gradient has been pulled, or nobody can pull it any more.
+        The workspace is given back when the gradient has been pulled, or can no longer be pulled.
         """
         arrays = graph.arrays
         work = len(arrays.pairs if self.by_pairs else arrays.receivers)
@@ -143,18 +143,18 @@ class CompiledEngine(ABC, Generic[Workspace]):
         return Linearized(outputs, pull)
 
     def lease(self, size: int, needs: tuple[int, ...]) -> Lease[Workspace]:
-        """Memory that no other evaluation has, with room for so much.
+        """Take memory that no other evaluation uses, with room for these sizes.
 
         Args:
             size: number of threads.
-            needs: ghosts of a thread, then as `_needs`.
+            needs: ghosts of a thread, then the sizes of `_needs`.
         """
         try:
             lease = self._free[size].pop()
         except (KeyError, IndexError):
             lease = None
         if lease is None or not lease.suits(needs):
-            lease = None  # gives its memory back before there is another
+            lease = None  # frees its memory before the new one is allocated
             sizes = tuple(math.ceil(n * HEADROOM) for n in needs)
             most, n_atoms = sizes[:2]
             ghosts = Ghosts(
@@ -167,19 +167,19 @@ class CompiledEngine(ABC, Generic[Workspace]):
         return lease
 
     def give_back(self, size: int, lease: Lease[Workspace]) -> None:
-        """Let the next evaluation by so many threads have it."""
+        """Make a lease available to the next evaluation with this number of threads."""
         self._free.setdefault(size, []).append(lease)
 
     @abstractmethod
     def _needs(self, parts: Sequence[Part]) -> tuple[int, ...]:
-        """Return for how many atoms, then for how many edges and the like, there must be room."""
+        """Return the sizes to make room for: number of atoms, then of edges and the like."""
 
     @abstractmethod
     def _workspaces(self, size: int, most: int, *sizes: int) -> Workspaces[Workspace]:
-        """Return new workspaces for `size` threads of at most so many ghosts."""
+        """Return new workspaces for `size` threads of at most `most` ghosts each."""
 
     def _features(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return features as the network has them, in memory of their own.
+        """Return a copy of the features, as the network defines them.
 
         Args:
             rows: [n_atoms, F] of the working space, which the next evaluation overwrites.
@@ -190,13 +190,13 @@ class CompiledEngine(ABC, Generic[Workspace]):
     def _inputs(
         self, graph: Graph, arrays: GraphArrays, n_rows: int, workspaces: Workspaces[Workspace]
     ) -> Any:
-        """Return what there is of the graph for all threads.
+        """Return the inputs of a graph that all threads share.
 
         Args:
-            graph: of atoms.
-            arrays: its own, or those of a part, which has all atoms.
-            n_rows: atoms, and all ghosts that threads may have.
-            workspaces: of all threads.
+            graph: the whole graph.
+            arrays: its arrays, or those of a part, which has all atoms.
+            n_rows: number of atoms, plus ghost rows of all threads.
+            workspaces: those of all threads.
         """
 
     @abstractmethod
@@ -208,7 +208,7 @@ class CompiledEngine(ABC, Generic[Workspace]):
         workspace: Workspace,
         outputs: NDArray[np.float64],
     ) -> int:
-        """Add to outputs [n_outputs, n_atoms] in one thread.
+        """Add one thread's contribution to outputs [n_outputs, n_atoms].
 
         Returns:
             The number of pairs (or edges) that count; negative if two atoms are too close.
@@ -225,11 +225,11 @@ class CompiledEngine(ABC, Generic[Workspace]):
         d_outputs: NDArray[np.float64],
         d_vectors: NDArray[np.float64],
     ) -> None:
-        """Add to dE / d vectors of the part's edges what follows from dE / d outputs.
+        """Add to dE / d vectors of the part's edges, from dE / d outputs.
 
         Args:
             barrier .. workspace: as in the forward pass.
-            n: what that returned.
+            n: result of the forward pass.
             d_outputs: [n_outputs, n_atoms].
             d_vectors: [n_edges of the part, 3].
         """
@@ -250,11 +250,11 @@ class _Evaluation:
             self.parts = [Part((0, n_atoms), (0, n_atoms), 0, arrays)]
         else:
             self.parts = partition(arrays, size, by_pairs=engine.by_pairs)
-        self.inputs: Any = graph  # of which inputs are made when there is room
+        self.inputs: Any = graph  # replaced by inputs made from it once there is room
         self.counts: list[int] = []
 
     def forward(self) -> bool:
-        """Return False if two atoms are too close."""
+        """Run the forward pass; return False if two atoms are too close."""
         engine, size = self.engine, self.size
         graph, arrays = self.inputs, self.parts[0].arrays
         needs, most = engine._needs(self.parts), 0
@@ -265,7 +265,7 @@ class _Evaluation:
             self.outputs = np.zeros((len(engine.names), graph.n_atoms))
             if size > 1:
                 lease.ghosts.counts[:] = 0
-            if size == 1:  # the shortest way, where atoms are few
+            if size == 1:  # the shortest path, which matters for few atoms
                 part, workspace = self.parts[0], lease.workspaces[0]
                 self.counts = [engine._forward(None, part, self.inputs, workspace, self.outputs)]
             else:
@@ -279,7 +279,7 @@ class _Evaluation:
 
     @property
     def features(self) -> torch.Tensor:
-        """[n_atoms, F] after the forward pass."""
+        """Features [n_atoms, F] after the forward pass."""
         assert self.lease is not None
         rows = self.lease.workspaces.features[: self.outputs.shape[1]]
         return torch.from_numpy(self.engine._features(rows))
@@ -289,14 +289,14 @@ class _Evaluation:
         d_outputs: AtomOutputs,
         transpose: Callable[[OutputArrays], OutputArrays] = lambda arrays: arrays,
     ) -> Any:
-        """dE / d outputs -> dE / d vectors [n_edges, 3], once; of arrays, an array.
+        """dE / d outputs -> dE / d vectors [n_edges, 3], once; arrays give an array.
 
         Args:
-            d_outputs: of all outputs that there are.
-            transpose: from these to what the loops gave.
+            d_outputs: gradient with respect to each output of the network.
+            transpose: map from these to gradients with respect to the outputs of the loops.
 
         Raises:
-            RuntimeError: it has been pulled already.
+            RuntimeError: the gradient has been pulled already.
         """
         engine, lease = self.engine, self.lease
         if lease is None:
@@ -347,7 +347,7 @@ class _Evaluation:
         return n
 
     def _run(self, work: Callable[[int, Barrier | None], int]) -> list[int]:
-        """Return what `work(rank, barrier)` gives in every thread."""
+        """Run `work(rank, barrier)` in every thread and return the results."""
         lease, size = self.lease, self.size
         assert lease is not None
         assert lease.threads is not None

@@ -1,6 +1,7 @@
 """Arguments that stay the same from call to call, as one object for compiled loops.
 
-Numba unpacks every array of an argument at every call, 0.2 µs each; of a `Held` it reads a pointer.
+At every call Numba unpacks every array of an argument, 0.2 µs each. It only reads the pointer of a
+`Held`.
 """
 
 from typing import Any
@@ -27,5 +28,5 @@ structref.define_boxing(HeldType, Held)
 
 
 def hold(parts):
-    """Return a `Held` of a tuple; engines compile and keep it with their steps."""
+    """Return a `Held` of a tuple; engines compile and cache this function like their steps."""
     return Held(parts)

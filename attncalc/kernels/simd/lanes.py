@@ -1,4 +1,4 @@
-"""Number of elements of a vector, and the order of matrices; in a file that needs no numba."""
+"""Vector length and memory order of matrices, in a file that does not need numba."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ LANES = 16
 
 
 def filled_up(n: int) -> int:
-    """The next multiple of 16."""
+    """Return the smallest multiple of 16 that is not below n."""
     return -(-n // LANES) * LANES
 
 
 def in_blocks(matrices: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers in the order in which `attncalc.kernels.simd.products` reads them.
+    """Reorder matrices to the order in which `attncalc.kernels.simd.products` reads them.
 
-    First all rows of columns 0 to 15, then all rows of columns 16 to 31 ...: memory is read from
-    one end to the other, which the processor foresees. In C order with 512 bytes a row, most
-    products of a small molecule waited for the third cache.
+    First come all rows of columns 0 to 15, then all rows of columns 16 to 31, and so on. Memory is
+    then read from one end to the other, which the processor prefetches. In C order with 512 bytes a
+    row, most products of a small molecule waited for the third-level cache.
 
     Args:
         matrices: [.., K, M], M a multiple of 16.

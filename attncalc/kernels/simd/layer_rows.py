@@ -1,7 +1,7 @@
-"""`LayerRows`: which atoms a layer sees and updates, and the way from loops to a `LayerExchange`.
+"""Atoms that each layer reads and updates, and calls of a `LayerExchange` from compiled loops.
 
-Loops take a `LayerRows`; without ghosts every layer sees and updates all atoms. Python's side is
-`Messenger`, a C function that swaps rows of ghosts with other processes.
+Loops take a `LayerRows`. Without ghosts every layer reads and updates all atoms. On the Python side
+is `Messenger`, a C function that exchanges rows of ghosts with other processes.
 """
 
 import ctypes
@@ -17,13 +17,13 @@ from attncalc.kernels.simd.loops import inner_loop
 
 
 class LayerRows(NamedTuple):
-    """Atoms of every layer, the first ones of a graph.
+    """Number of atoms that each layer updates and reads, always the first ones of a graph.
 
     Attributes:
-        updated: [n_layers], int64: a layer updates so many atoms.
-        seen: [n_layers], int64: and reads so many.
-        messenger: address of the C function of a `Messenger`; 0: there is none.
-        stage: [1], int64: what it is asked for: l + 1 before layer l, -(l + 1) behind its reverse.
+        updated: [n_layers], int64: number of atoms that a layer updates.
+        seen: [n_layers], int64: number of atoms that a layer reads.
+        messenger: address of the C function of a `Messenger`; 0 if there is none.
+        stage: [1], int64: requested exchange: l + 1 before layer l, -(l + 1) after its reverse.
     """
 
     updated: NDArray[np.int64]
@@ -35,10 +35,10 @@ class LayerRows(NamedTuple):
     def of(
         cls, ghosts: GhostLayers | None, n_atoms: int, n_layers: int, messenger: int = 0
     ) -> "LayerRows":
-        """Rows of a graph with such ghosts.
+        """Return the rows for a graph with these ghosts.
 
-        What the last layer makes of own atoms is read, and of no others. So it needs those within
-        one edge as the layer before it makes them, and so on, unless owners tell what they are.
+        Only the results for own atoms are read from the last layer. So it needs the results of the
+        layer before it for atoms within one edge of them, and so on, unless ghosts are exchanged.
         """
         if ghosts is None:
             updated = seen = [n_atoms] * n_layers
@@ -53,15 +53,15 @@ class LayerRows(NamedTuple):
 
 
 class Messenger:
-    """C function by which loops ask for rows of ghosts.
+    """C function through which loops exchange rows of ghosts.
 
     Args:
-        exchange: of the graph.
-        forward: arrays to be updated before layer l.
-        reverse: arrays that are given back behind the reverse of layer l.
+        exchange: the exchange of the graph.
+        forward: returns the arrays to update before layer l.
+        reverse: returns the arrays to give back after the reverse of layer l.
 
     Attributes:
-        error: of the exchange, which loops cannot raise.
+        error: exception of the exchange, which loops cannot raise.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ class Messenger:
         return 0
 
     def check(self) -> None:
-        """Raise what an exchange has raised."""
+        """Raise the exception of an exchange, if there was one."""
         if self.error is not None:
             raise self.error
 
 
 @inner_loop
 def count(first, end, n):
-    """Return how many of the rows first .. end are among the first n."""
+    """Return how many of the rows from `first` to before `end` are among the first n."""
     return max(0, min(end, n) - first)
 
 
 @inner_loop
 def pairs_of(n_pairs, receivers, n):
-    """Return how many pairs, which ascend by receiver, have one of the first n."""
+    """Return the number of pairs with one of the first n receivers; pairs ascend by receiver."""
     while n_pairs > 0 and receivers[n_pairs - 1] >= n:
         n_pairs -= 1
     return n_pairs
@@ -111,7 +111,7 @@ def pairs_of(n_pairs, receivers, n):
 
 @inner_loop
 def exchange_ghosts(barrier, rows, stage):
-    """Let the messenger swap rows of ghosts, in one thread, when all are here."""
+    """Wait for all threads, then let the messenger exchange rows of ghosts in one of them."""
     if rows.messenger != 0:
         wait_for_all(barrier)
         if barrier is None:

@@ -23,15 +23,15 @@ from attncalc.kernels.simd.vectors import (
 
 # sums may be reordered, products fused; NaN and infinity keep their meaning
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-inner_loop = compiled_loop(fastmath=FASTMATH, kept=False)  # only a step's entry is kept
+inner_loop = compiled_loop(fastmath=FASTMATH, kept=False)  # only the entry of a step is kept
 single = np.float32
 ZERO, ONE, TWO, THREE = single(0), single(1), single(2), single(3)
 
 
 def _never_copied(typing: Any) -> Any:
-    """Keeps the compiler from copying the function that calls this into its callers.
+    """Keep the compiler from inlining the function that calls this into its callers.
 
-    Copies of long loops make compilation take minutes and gain nothing.
+    Inlined long loops make compilation take minutes and gain nothing.
     """
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -50,14 +50,14 @@ def add_to(a, i, k, v):
     store(a, i, k, plus(load(a, i, k), v))
 
 
-# beyond, e^x leaves the range of float32, and the sigmoid is 0 or 1 to all its digits
+# beyond this, e^x leaves the range of float32, and the sigmoid is 0 or 1 to all its digits
 _END = single(87)
 _MINUS_ONE = single(-1)
 
 
 @inner_loop
 def sigmoid(x):
-    """1 / (1 + e^-x) of a vector, to the last digits also where it is small."""
+    """1 / (1 + e^-x) of a vector, accurate to the last digits even where it is small."""
     y = clip(times(x, fill(_MINUS_ONE)), fill(-_END), fill(_END))
     return over(fill(ONE), plus(fill(ONE), exponential(y)))
 
@@ -78,6 +78,6 @@ def cubic(table, row, k, stride, t):
 
 @inner_loop
 def cubic_slope(table, row, k, stride, linear, quadratic):
-    """The derivative of `cubic` by t; linear = 2 t, quadratic = 3 t^2."""
+    """The derivative of `cubic` with respect to t; linear = 2 t, quadratic = 3 t^2."""
     slope = fma(linear, load(table, row, k + 2 * stride), load(table, row, k + stride))
     return fma(quadratic, load(table, row, k + 3 * stride), slope)

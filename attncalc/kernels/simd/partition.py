@@ -13,9 +13,9 @@ class Part(NamedTuple):
     """Part of a graph that one thread works on.
 
     Attributes:
-        atoms: first, and behind the last, of its loops over atoms.
-        owned: first, and behind the last, receiver of its edges.
-        first_edge: number of its first edge in the graph.
+        atoms: first atom of its loops over atoms, and the one behind the last.
+        owned: first receiver of its edges, and the one behind the last.
+        first_edge: index of its first edge in the graph.
         arrays: all atoms, and the edges and pairs of those receivers.
     """
 
@@ -26,13 +26,16 @@ class Part(NamedTuple):
 
 
 def partition(arrays: GraphArrays, size: int, *, by_pairs: bool) -> list[Part]:
-    """Split for `size` threads: about as many pairs (or edges) each, a receiver's all together.
+    """Split a graph among threads, with about equal numbers of pairs (or edges).
+
+    All pairs (or edges) of a receiver go to the same thread.
 
     Args:
-        arrays: with at least `size` pairs (or edges).
-        size: how many threads.
-        by_pairs: whether it is pairs or edges that make work. Pairs stand with the first of their
-            atoms, which says little about atoms: loops over these are split by themselves.
+        arrays: arrays of a graph with at least `size` pairs (or edges).
+        size: number of threads.
+        by_pairs: whether work is measured by the number of pairs instead of edges. A pair belongs
+            to the first of its atoms, which says little about atoms, so loops over atoms are then
+            split evenly.
     """
     receivers, pairs, n_atoms = arrays.receivers, arrays.pairs, len(arrays.species)
     cuts = np.arange(1, size) * (len(pairs) if by_pairs else len(receivers)) // size

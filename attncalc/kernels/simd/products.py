@@ -1,4 +1,4 @@
-"""The matrix product of all loops: tiles for narrow matrices too, compiled once."""
+"""Matrix product of all loops, with tiles for narrow matrices too, compiled once."""
 
 from numba.core.registry import cpu_target
 
@@ -9,7 +9,7 @@ _, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
 # a tile must fit into the registers: 32 of 16 lanes with AVX-512, 16 of 8 with AVX2, 32 of 4 (NEON)
 WIDE = 4 if "+avx512f" in _FEATURES else 1
 _wide_6, _wide_3, _wide_1 = tile(6, WIDE), tile(3, WIDE), tile(1, WIDE)
-# as many sums as registers allow: fewer wait for each other
+# as many sums as the registers hold: fewer of them would have to wait for each other
 _TALL = 12 if WIDE > 1 else 6
 _pair_12, _pair_3, _pair_1 = tile(_TALL, 2), tile(3, 2), tile(1, 2)
 _narrow_12, _narrow_3, _narrow_1 = tile(_TALL, 1), tile(3, 1), tile(1, 1)

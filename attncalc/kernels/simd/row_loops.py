@@ -1,4 +1,4 @@
-"""Operations on rows of numbers, whatever they stand for: norms, biases, sums, activations."""
+"""Operations on rows of numbers: norms, biases, sums, activations."""
 
 import math
 
@@ -36,7 +36,7 @@ def clear(n, x, width):
 
 @inner_loop
 def fill_rows(n, x, row):
-    """x[:n, : width of row] = row, [1, width]: a product added to it has its bias."""
+    """x[:n, : width of row] = row, [1, width], such as the bias of a product added to it."""
     stays_whole()
     for i in range(n):
         for k in range(0, row.shape[1], LANES):
@@ -107,7 +107,7 @@ def times_silu_slope(n, x, width, given):
 
 @inner_loop
 def head_of_silu(n, hidden, last, out):
-    """Last layer of a head: adds silu(hidden) last; its gradient replaces `hidden`.
+    """Last layer of a head: add silu(hidden) . last to `out`; its gradient replaces `hidden`.
 
     Args:
         hidden: [n, width].

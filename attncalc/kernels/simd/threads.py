@@ -11,17 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import numpy as np
 from numpy.typing import NDArray
 
-# more arrivals than any barrier has: one of the threads will never come
+# more arrivals than any barrier has: one of the threads will never arrive
 ABANDONED = 1 << 60
-# what a call returns that found more ghosts than there are rows for
+# result of a call that found more ghosts than there are rows for
 MORE_GHOSTS = -2
 
 
 class Threads:
-    """Threads for one call at a time: the one that calls, and helpers that sleep in between.
+    """Threads for one call at a time: the calling one, and helpers that sleep between calls.
 
     Args:
-        size: all of them.
+        size: number of threads, including the calling one.
     """
 
     def __init__(self, size: int) -> None:
@@ -31,16 +31,17 @@ class Threads:
 
     @property
     def is_here(self) -> bool:
-        """False in a process that was forked off since: threads do not go along."""
+        """False in a process that was forked later: threads are not copied by a fork."""
         return self._process == os.getpid()
 
     def run(self, work: Callable[[int, NDArray[np.int64]], int]) -> list[int]:
-        """Return what `work(rank, arrivals)` gives in every thread, all at the same time.
+        """Run `work(rank, arrivals)` in all threads at the same time and return the results.
 
-        Where one of them fails, or Ctrl-C comes before all have begun, nobody waits for it.
+        If one of them fails, or Ctrl-C comes before all have begun, no other thread waits for it.
 
         Args:
-            work: given `arrivals` [1], zero, it ends after its first barrier if that is ABANDONED.
+            work: function of a thread's rank and of `arrivals` [1], zero at first; it ends after
+                its first barrier if that is ABANDONED.
         """
         arrivals = np.zeros(1, np.int64)
 
@@ -66,7 +67,7 @@ class Threads:
 
 @functools.cache
 def give_way() -> int:
-    """Address of the C function that lets another thread run; 0 where none is known."""
+    """Return the address of the C function that lets another thread run; 0 if none is known."""
     try:
         if os.name == "nt":
             function = getattr(ctypes, "windll").kernel32.SwitchToThread  # noqa: B009 (for mypy)

@@ -1,8 +1,8 @@
-"""Vectors of 16 float32 for Numba: explicit SIMD, whatever the compiler thinks of a loop.
+"""Vectors of 16 float32 for Numba: explicit SIMD, independent of the compiler's vectorization.
 
-A value of type `Vector` is 16 lanes; LLVM makes one register of it with AVX-512, two with AVX2,
+A value of type `Vector` has 16 lanes. LLVM keeps it in one register with AVX-512, two with AVX2,
 four with NEON. All arrays are C-contiguous float32 with two dimensions, addressed by row and
-column; nothing checks a bound.
+column; bounds are not checked.
 
 | function                | does                                    |
 |-------------------------|-----------------------------------------|
@@ -15,7 +15,7 @@ column; nothing checks a bound.
 | total(x)                | sum of the lanes                        |
 | exponential(x)          | e^x, for x from -87 to 87               |
 
-`tile(rows, vectors)` makes the inner part of a matrix product, see there.
+`tile(rows, vectors)` makes the inner part of a matrix product; see its docstring.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Function = Callable[..., Any]
 
 
 def _inline(generator: Function) -> Function:
-    """A function of compiled code from what writes its instructions; callers pass no context."""
+    """Make a function for compiled code from one that writes its instructions."""
     return intrinsic(generator)
 
 
@@ -154,7 +154,7 @@ def total(typing: Any, x: Any) -> Any:
 
 
 _LOG2_E = 1.44269504088896341
-# ln 2 in two parts, of which the first has few digits: times a whole number it is exact
+# ln 2 in two parts; the first has few digits, so that its product with a whole number is exact
 _LN2 = (0.693359375, -2.12194440e-4)
 # e^r = 1 + r + r² P(r) for |r| <= ln 2 / 2 (Cephes, expf)
 _EXPONENTIAL = (
@@ -165,7 +165,7 @@ _EXPONENTIAL = (
 
 @_inline
 def exponential(typing: Any, x: Any) -> Any:
-    """2^k e^r with whole k, to the last digit of float32."""
+    """e^x as 2^k e^r with whole k, accurate to the last digit of float32."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         (value,) = values
@@ -179,7 +179,7 @@ def exponential(typing: Any, x: Any) -> Any:
             function = cgutils.get_or_insert_function(builder.module, kind, full)
             return builder.call(function, arguments)
 
-        # by operations that must not be reordered, other than everywhere else
+        # unlike everywhere else, these operations must not be reordered
         k = intrinsic_of("nearbyint", builder.fmul(value, many(_LOG2_E)))
         r = value
         for part in _LN2:
@@ -189,7 +189,7 @@ def exponential(typing: Any, x: Any) -> Any:
             p = intrinsic_of("fma", p, r, many(coefficient))
         p = intrinsic_of("fma", p, builder.fmul(r, r), builder.fadd(r, many(1.0)))
         whole = ir.VectorType(_INT32, LANES)
-        shift = ir.Constant(whole, [23] * LANES)  # of the exponent among the bits of a float32
+        shift = ir.Constant(whole, [23] * LANES)  # bit position of the exponent of a float32
         steps = builder.shl(builder.fptosi(k, whole), shift)
         return builder.bitcast(builder.add(builder.bitcast(p, whole), steps), _LANES)
 
@@ -197,13 +197,13 @@ def exponential(typing: Any, x: Any) -> Any:
 
 
 def tile(rows: int, vectors: int) -> Function:
-    """A piece of out += x w that stays in registers: `rows` times 16 `vectors` sums.
+    """Make a tile of out += x w, whose `rows` times 16 `vectors` sums stay in registers.
 
     Returns:
-        f(x, x_column, w, out, out_column, row, column): adds to
-        out[row : row + rows, out_column + column : + 16 vectors] the product of
-        x[row : row + rows, x_column : x_column + K] and w[:, column : + 16 vectors], of which w
-        [K, M] has the order of `attncalc.kernels.simd.lanes.in_blocks`.
+        f(x, x_column, w, out, out_column, row, column). It adds the product of
+        x[row : row + rows, x_column : x_column + K] and w[:, column : + 16 vectors] to
+        out[row : row + rows, out_column + column : + 16 vectors]. w [K, M] has the order of
+        `attncalc.kernels.simd.lanes.in_blocks`.
     """
 
     @_inline

@@ -1,6 +1,6 @@
-"""Steps of So3krates for single atoms: norms, refinement, exchange, energy; and the reverse.
+"""Per-atom steps of So3krates: norms, refinement, exchange, energy; and their reverse.
 
-Rows are atoms. All widths are multiples of 16; what a width is short of is filled with zeros.
+Rows are atoms. All widths are multiples of 16; narrower arrays are filled up with zeros.
 """
 
 from attncalc.kernels.simd.loops import (
@@ -49,7 +49,7 @@ def _normalise_gradient(n, given, scale, normal, inverse):
 
 @inner_loop
 def project(n, x, weights_of_features, weights_of_geometry, projected):
-    """Queries, keys, values of all heads, queries and keys of all degrees, side by side."""
+    """Compute queries, keys, values of all heads, queries and keys of all degrees, side by side."""
     clear(n, projected, projected.shape[1])
     column = 0
     head = weights_of_features.shape[1]
@@ -64,7 +64,7 @@ def project(n, x, weights_of_features, weights_of_geometry, projected):
 
 @inner_loop
 def project_gradient(n, given, features_transposed, geometry_transposed, d_x):
-    """Adds the reverse of `project` to d_x."""
+    """Add the reverse of `project` to d_x."""
     column = 0
     head = features_transposed.shape[2]
     for h in range(features_transposed.shape[0]):
@@ -78,7 +78,7 @@ def project_gradient(n, given, features_transposed, geometry_transposed, d_x):
 
 @inner_loop
 def refine(n, l, w, kept, x, wide):
-    """Norm and residual MLP of layer l; what the reverse pass needs goes to `kept`.
+    """Apply norm and residual MLP of layer l; values for the reverse pass are stored in `kept`.
 
     Args:
         x: [n, F], features with messages; replaced.
@@ -118,11 +118,11 @@ def _orders_of(l, degrees):
 
 @inner_loop
 def exchange(n, l, w, kept, degrees, x, ev, wide, out):
-    """Exchange of layer l and the norm after it.
+    """Apply the exchange of layer l and the norm after it.
 
     Args:
         x: [n, F], replaced.
-        ev: [n, M], replaced; what it was goes to `kept`.
+        ev: [n, M], replaced; the old values are stored in `kept`.
         wide, out: [n, F + 16 ..], working space.
     """
     width = x.shape[1]
@@ -180,7 +180,7 @@ def exchange_gradient(n, l, w, kept, degrees, d_x, d_ev, wide, out):
 
 @inner_loop
 def _last_layer(n, hidden, last, species, out):
-    """Adds silu(hidden) last[species] to out [n]; its gradient replaces `hidden` [n, width]."""
+    """Add silu(hidden) . last[species] to out [n]; its gradient replaces `hidden` [n, width]."""
     stays_whole()
     for i in range(n):
         gathered = fill(ZERO)
@@ -194,11 +194,12 @@ def _last_layer(n, hidden, last, species, out):
 
 @inner_loop
 def read_out(n, w, x, species, hidden, outputs):
-    """Heads: adds what each says of the atoms to `outputs` [n_outputs, n].
+    """Add the results of all heads to `outputs` [n_outputs, n].
 
     Args:
-        species: [n], rows of the last layers.
-        hidden: [n_outputs, n, head features]; becomes the gradient of an output by these.
+        species: [n], rows of the last layers' weights.
+        hidden: [n_outputs, n, head features]; replaced by the gradient of each output with respect
+            to it.
     """
     for k in range(w.head.shape[0]):
         fill_rows(n, hidden[k], w.head_bias[k])
@@ -208,10 +209,10 @@ def read_out(n, w, x, species, hidden, outputs):
 
 @inner_loop
 def read_out_gradient(n, w, hidden, d_outputs, d_x):
-    """Reverse of `read_out`; d_x is filled.
+    """Reverse of `read_out`: fill d_x.
 
     Args:
-        hidden: as it was left.
+        hidden: as `read_out` left it.
         d_outputs: [n_outputs, n].
     """
     clear(n, d_x, d_x.shape[1])

@@ -1,6 +1,6 @@
-"""Packs a So3krates for the compiled loops, and calls them.
+"""Engine of So3krates on a CPU: packs the network for the compiled loops, and calls them.
 
-Equals `attncalc.nn.so3krates.So3krates` in float32, for weights that no longer change. Radial
+It equals `attncalc.nn.so3krates.So3krates` in float32, for weights that no longer change. Radial
 filters and cutoff function become cubics on intervals of equal length between `shortest` and the
 cutoff; everything else is the same arithmetic.
 """
@@ -53,18 +53,18 @@ from attncalc.kernels.so3krates.tables import (
     norms_of_attention,
 )
 
-# elements of a structure up to which the first layer is tabulated: 13 MB
+# largest number of elements of a structure for which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
-# bytes of filters that the reverse pass finds instead of making them again: 6 to 11 % of the time
-# (benchmarks/results/kept_filters.md); without a limit, large structures would need half as much
-# memory again
+# largest size in bytes of filters that are kept for the reverse pass instead of computed again,
+# which saves 6 to 11 % of the time (benchmarks/results/kept_filters.md); without a limit, large
+# structures would need half as much memory again
 MOST_KEPT = 256_000_000
 
 
 class WrittenAtoms(NamedTuple):
-    """Atoms of a graph as plain values: can be compared, and do not change.
+    """Atoms of a graph as plain values, which can be compared and do not change.
 
-    Charge, spin and composition are empty where the network does not read them.
+    Charge, spin and composition are empty if the network does not read them.
     """
 
     species: bytes
@@ -88,10 +88,10 @@ class Inputs(NamedTuple):
 
     Attributes:
         features: [n_atoms, F] of the bare atoms.
-        kinds: of the first layer.
+        kinds: kinds of the first layer.
         gathered: [n_rows, 16 n_kinds], working space.
-        rows: of every layer.
-        messenger: by which the loops reach other processes; None: they need not.
+        rows: atoms of every layer.
+        messenger: connects the loops to other processes; None if there are none.
     """
 
     features: NDArray[np.float32]
@@ -119,7 +119,7 @@ class Engine(CompiledEngine[Held]):
     """A So3krates as compiled loops.
 
     Args:
-        network: of which `can_run` is true; stays as it is.
+        network: a So3krates for which `can_run` is true; it is not changed.
         shortest: Å; structures with closer atoms are not covered.
     """
 
@@ -165,7 +165,7 @@ class Engine(CompiledEngine[Held]):
         self, graph: Graph, arrays: GraphArrays, n_rows: int, workspaces: Workspaces[Held]
     ) -> Inputs:
         atoms = WrittenAtoms.of(graph, arrays, reads_electrons=self.embeds_electrons)
-        last = self._last  # one read: another thread may replace it meanwhile
+        last = self._last  # read once: another thread may replace it meanwhile
         if last is None or last[0] != atoms:  # in a simulation atoms stay the same
             kinds = _ANY_KIND if self._first_layer is None else self._first_layer.kinds(graph)
             rows = LayerRows.of(None, graph.n_atoms, self.n_layers)
@@ -178,7 +178,7 @@ class Engine(CompiledEngine[Held]):
         return Inputs(features, kinds, gathered, rows, messenger)
 
     def _rows_of(self, graph: Graph, common: Common) -> tuple[LayerRows, Messenger | None]:
-        """Rows of a graph with ghosts."""
+        """Return the rows of a graph with ghosts, and its messenger if it has an exchange."""
         ghosts, messenger = graph.ghosts, None
         if ghosts is not None and ghosts.exchange is not None:
             messenger = Messenger(
@@ -241,7 +241,7 @@ class Engine(CompiledEngine[Held]):
         exchanged, (n_outputs, _, head) = self.weights.exchange.shape[1], self.weights.head.shape
 
         def floats(*shape: int) -> NDArray[np.float32]:
-            return np.zeros(shape, np.float32)  # zeros: what fills up to 16 must stay zero
+            return np.zeros(shape, np.float32)  # zeros: columns that fill up to 16 must stay zero
 
         def whole() -> NDArray[np.int64]:
             return np.zeros(p, np.int64)
@@ -293,19 +293,19 @@ class Engine(CompiledEngine[Held]):
         return Workspaces(each, common.x, common)
 
 
-# what the first layer is told where features are not those of a kind
+# for a first layer whose features do not depend on a kind alone
 _ANY_KIND = Kinds(
     np.zeros(0, np.int64), np.zeros((0, 4 * LANES), np.float32), np.zeros((0, LANES), np.float32)
 )
 
 
 class FirstLayer:
-    """Tables of the first layer for the elements of a structure, made when they are first seen.
+    """Tables of the first layer for the elements of a structure, made when they first occur.
 
     Args:
-        cubics: [n_intervals, 4, 2 F], of the filters without Euclidean variables, float64.
-        features: [n_species, F], of bare atoms.
-        attention: of the first layer, float64.
+        cubics: [n_intervals, 4, 2 F], cubics of the filters without Euclidean variables, float64.
+        features: [n_species, F], features of bare atoms.
+        attention: attention of the first layer, float64.
         reads_electrons: whether charge or spin change the features.
     """
 
@@ -319,7 +319,7 @@ class FirstLayer:
 
     @classmethod
     def of(cls, network: Any, grid: Grid) -> FirstLayer | None:
-        """Make it of a So3krates in float64; None where the first layer already sees neighbours."""
+        """Make it from a So3krates in float64; None if the first layer already sees neighbours."""
         config = network.config
         if (
             config.ev_init_divisor is not None
@@ -409,7 +409,7 @@ def _weights(network: Any, heads: Sequence[Head], grid: Grid) -> Weights:
     for l, attention in enumerate(attentions):
         mlp = attention.spherical_mlp
         tables.append(cubics(filters_of(network, l), grid).flatten(1))
-        # sums over orders are taken bare: 1 / sqrt(2l+1) goes to the weights behind them
+        # sums over orders have no factor 1 / sqrt(2l+1): it is part of the weights that follow
         orders = torch.tensor([2 * l + 1 for l in config.degrees], dtype=torch.float64)
         firsts.append(mlp.first / orders.sqrt().unsqueeze(1))
         seconds.append(mlp.second / divide)
@@ -446,12 +446,12 @@ def _weights(network: Any, heads: Sequence[Head], grid: Grid) -> Weights:
 
 
 def _packed(tensors: Sequence[Tensor]) -> NDArray[np.float32]:
-    """One float32 array of equal tensors, in C order."""
+    """Stack tensors of equal shape to one float32 array, in C order."""
     return torch.stack(list(tensors)).numpy().astype(np.float32)
 
 
 def _multiplied(tensors: Sequence[Tensor], *, transposed: bool = False) -> NDArray[np.float32]:
-    """The same of matrices, or of what these are transposed, in the order of matrix products."""
+    """Stack matrices, or their transposes, to one float32 array, in the order of `in_blocks`."""
     array = _packed(tensors)
     return in_blocks(array.swapaxes(-1, -2) if transposed else array)
 
@@ -463,7 +463,7 @@ def _norms(layer: Any) -> Tensor:
 
 
 def _exchange(exchange: Any, config: Any) -> tuple[Tensor, Tensor]:
-    """Its matrix and bias, filled up with zeros, for invariants without 1 / sqrt(2l+1)."""
+    """Matrix and bias of an exchange, zero-padded, for invariants without 1 / sqrt(2l+1)."""
     weight, bias = exchange.linear.weight.clone(), exchange.linear.bias
     orders = torch.tensor([2 * l + 1 for l in config.degrees], dtype=torch.float64)
     weight[config.num_features :] /= orders.sqrt().unsqueeze(1)

@@ -1,10 +1,10 @@
-"""The first layer where atoms of one kind still have equal features: coefficients from tables.
+"""First layer for atoms whose features depend on their kind alone: coefficients from tables.
 
-As long as features depend on the kind of an atom alone (its element, mostly), and Euclidean
-variables are zero, the attention coefficients of a pair are functions of its distance for each two
-kinds: H + n_degrees numbers instead of filters of 2 F. `pair_loops.messages` is the definition.
+If features depend on the kind of an atom alone (mostly its element), and Euclidean variables are
+zero, the attention coefficients of a pair are functions of its distance for each pair of kinds:
+H + n_degrees numbers instead of filters of 2 F. `pair_loops.messages` is the definition.
 
-Lanes of a row of coefficients: H of the features, then one a degree.
+A row of coefficients has H lanes for the features, then one per degree.
 """
 
 import numpy as np
@@ -30,13 +30,13 @@ from attncalc.kernels.so3krates.pair_loops import (
 
 @inner_loop
 def first_coefficients(shape, n_pairs, pairs, orders, kinds, table, n_kinds, gathered, received):
-    """Go through all pairs: add to `gathered` and, as `messages`, to `received`.
+    """Add the coefficients of all pairs to `gathered`, and the messages of Y to `received`.
 
     Args:
         kinds: [n_atoms], int64.
         table: [n_kinds^2 n_intervals, 64], cubics, ordered by receiver's kind, sender's, interval.
-        n_kinds: how many.
-        gathered: [n_atoms, 16 n_kinds], sums of coefficients by the kind of the sender.
+        n_kinds: number of kinds.
+        gathered: [n_atoms, 16 n_kinds], sums of coefficients for each kind of the sender.
     """
     n_intervals = table.shape[0] // (n_kinds * n_kinds)
     coefficients = np.empty((2, LANES), single)
@@ -55,7 +55,7 @@ def first_coefficients(shape, n_pairs, pairs, orders, kinds, table, n_kinds, gat
 
 @inner_loop
 def first_features(shape, values, gathered, features):
-    """Adds the values [n_kinds, F] times the gathered coefficients to the features."""
+    """Add the values [n_kinds, F] times the gathered coefficients to the features."""
     head = LANES * len(shape.head)
     for i in range(features.shape[0]):
         for z in range(values.shape[0]):
@@ -68,7 +68,7 @@ def first_features(shape, values, gathered, features):
 
 @inner_loop
 def first_features_gradient(shape, values, d_features, gathered):
-    """Reverse of `first_features`: fills `gathered` with the gradients by what it held."""
+    """Reverse of `first_features`: replace `gathered` by the gradient with respect to it."""
     head = LANES * len(shape.head)
     for i in range(d_features.shape[0]):
         for z in range(values.shape[0]):
@@ -95,10 +95,10 @@ def first_coefficients_gradient(
     d_spherical,
     d_lengths,
 ):
-    """Reverse of `first_coefficients`: adds to the last two; features and values are constants.
+    """Reverse of `first_coefficients`: add to the last two; features and values are constants.
 
     Args:
-        gathered: [n_atoms, 16 n_kinds], gradients by the sums of coefficients.
+        gathered: [n_atoms, 16 n_kinds], gradients with respect to the sums of coefficients.
     """
     n_intervals = table.shape[0] // (n_kinds * n_kinds)
     n_heads = len(shape.heads)

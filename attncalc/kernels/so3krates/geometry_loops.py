@@ -1,4 +1,4 @@
-"""Pairs within the cutoff, their spherical harmonics, and the way back to forces."""
+"""Pairs within the cutoff, their spherical harmonics, and the gradient of edge vectors."""
 
 import math
 
@@ -10,15 +10,15 @@ from attncalc.kernels.simd.loops import ZERO, inner_loop
 
 @inner_loop
 def harmonics(x, y, z, degrees, norms, legendre, cosines, sines, out, row):
-    """Y_lm of a unit vector into out[row], in the order and norm of `attncalc.basis.so3`.
+    """Store Y_lm of a unit vector in out[row], in the order and norm of `attncalc.basis.so3`.
 
     Y_lm = N_lm Q_lm(z) times the real (m >= 0) or imaginary part of (x + i y)^|m|, with Q_lm the
     m-th derivative of the Legendre polynomial P_l.
 
     Args:
         norms: [l_max + 1, l_max + 1], N_lm.
-        legendre, cosines, sines: room for Q [l_max + 2, l_max + 2], powers [l_max + 1]; the reverse
-            pass reads them.
+        legendre, cosines, sines: filled with Q [l_max + 2, l_max + 2] and powers [l_max + 1], which
+            `harmonics_gradient` reads.
     """
     highest = cosines.shape[0] - 1
     cosines[0], sines[0] = 1.0, 0.0
@@ -50,10 +50,10 @@ def harmonics(x, y, z, degrees, norms, legendre, cosines, sines, out, row):
 
 @inner_loop
 def harmonics_gradient(degrees, norms, legendre, cosines, sines, given, row):
-    """Sum over lm of given[row, lm] times the gradient of Y_lm by x, y, z.
+    """Sum over lm of given[row, lm] times the gradient of Y_lm with respect to x, y, z.
 
-    Of the polynomials that `harmonics` evaluates, so that only the part across the direction means
-    something.
+    It is the gradient of the polynomials that `harmonics` evaluates: only its part perpendicular to
+    the direction is meaningful.
     """
     gx, gy, gz = 0.0, 0.0, 0.0
     middle = 0
@@ -89,14 +89,14 @@ def collect(
     lengths,
     directions,
 ):
-    """Keep the pairs within the cutoff; returns their number, or -1 if one is too short.
+    """Keep the pairs within the cutoff; return their number, or -1 if one is too short.
 
     Args:
-        barrier: None, or of the threads that have other pairs.
+        barrier: None, or that of this thread if others have other pairs.
         envelope_table: [n_intervals, 4]: cubic of C(d) in each of the intervals of equal length
             between `shortest` and `cutoff`.
         collected: `Pairs`, filled.
-        which, lengths, directions: filled: edge, length and direction.
+        which, lengths, directions: filled with edge, length and direction.
     """
     n_intervals = envelope_table.shape[0]
     per_length = n_intervals / (cutoff - shortest)
@@ -146,7 +146,7 @@ def gradient_by_vectors(
     d_spherical,
     d_vectors,
 ):
-    """Gradients by length and harmonics of every pair, into those by the vectors of its edge."""
+    """Add to d_vectors, from gradients with respect to length and harmonics of every pair."""
     highest = norms.shape[0] - 1
     legendre = np.zeros((highest + 2, highest + 2))
     cosines, sines = np.empty(highest + 1), np.empty(highest + 1)
@@ -164,7 +164,7 @@ def gradient_by_vectors(
 
 @inner_loop
 def start_ev(n, pairs, parity, scale, ev):
-    """Adds to the Euclidean variables the neighbours' sum of C(d) Y(u) times `scale`."""
+    """Add the neighbours' sum of C(d) Y(u), times `scale`, to the Euclidean variables."""
     for p in range(n):
         i, c = pairs.i[p], pairs.envelope[p] * scale
         to = row_of_sender(pairs.to, p, pairs.j[p])

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 
 class Head(NamedTuple):
-    """Weights of one output; G is the same for all, filled up with zeros.
+    """Weights of one output; G is the same for all outputs, filled up with zeros.
 
     Attributes:
         weight: [F, G].
@@ -25,7 +25,7 @@ class Head(NamedTuple):
     bias: Tensor
 
     def filled_up(self, width: int) -> Head:
-        """Return the same with G = `width`: silu(0) = 0, and what follows counts nothing."""
+        """Return the head with G = `width`; silu(0) = 0, so the added zeros contribute nothing."""
         more = (0, width - len(self.hidden_bias))
         weight, hidden_bias, last = (pad(tensor, more) for tensor in self[:3])
         return Head(weight, hidden_bias, last, self.bias)
@@ -34,7 +34,8 @@ class Head(NamedTuple):
 def heads_of(network: Any) -> dict[str, Head]:
     """Return the heads of a network with a hidden layer, by the name of their output.
 
-    Hirshfeld ratios are without their absolute value, charges without the shift to the total.
+    Hirshfeld ratios are those before the absolute value, charges those before the shift to the
+    total.
     """
     n_species = len(network.embedding.element)
     heads = {"energies": _of_energy(network.head, n_species)}

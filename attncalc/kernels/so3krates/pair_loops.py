@@ -1,13 +1,13 @@
-"""Attention of So3krates over pairs in blocks: messages, and the gradient of all that goes in.
+"""Attention of So3krates over blocks of pairs: messages, and the gradients of all inputs.
 
-Pair p = (i, j) stands for both directions. In a block of pairs the filters
-w = table(d) + C(d) silu(I(chi_j - chi_i) W1 + b1) W2 are made and used; the reverse pass finds
-them in `Kept`, or makes them again where keeping those of all pairs takes too much memory. Cutoff
-function and norm of the coefficients are folded into tables and W2: alpha = sum q_i w k_j is what
-`attncalc.nn.so3krates.EuclideanAttention` calls by this name.
+Pair p = (i, j) stands for both directions. The filters
+w = table(d) + C(d) silu(I(chi_j - chi_i) W1 + b1) W2 are computed and used block by block. The
+reverse pass reads them from `Kept`, or computes them again if those of all pairs would take too
+much memory. Cutoff function and norm of the coefficients are folded into tables and W2, so that
+alpha = sum q_i w k_j is the alpha of `attncalc.nn.so3krates.EuclideanAttention`.
 
-Rows of `projected` hold, head by head, queries, keys and values of the features, then degree by
-degree queries and keys of the geometry.
+A row of `projected` holds queries, keys and values of the features, head by head, then queries and
+keys of the geometry, degree by degree.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ from attncalc.kernels.simd.vectors import (
     total,
 )
 
-BLOCK = 72  # pairs: two filters of 128 and their gradients stay in the second cache
+BLOCK = 72  # pairs: two filters of 128 and their gradients stay in the second-level cache
 
 
 class Pairs(NamedTuple):
@@ -49,8 +49,8 @@ class Pairs(NamedTuple):
 
     Attributes:
         i, j: int64.
-        to: int64, rows to add to for j; None in a serial call: they are j.
-        knot, place: interval of the tables, int64, and where in it, 0 to 1.
+        to: int64, rows that contributions to j are added to; None in a serial call: they are j.
+        knot, place: interval of the tables, int64, and position in it, 0 to 1.
         envelope, envelope_slope: C(d), dC/dd in 1/Å.
         spherical: [.., M], Y of the direction from i to j.
     """
@@ -82,7 +82,7 @@ class Filters(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Values of every pair that the reverse pass of a layer needs; without rows it remakes them.
+    """Values of every pair that the reverse pass of a layer needs; if empty, it recomputes them.
 
     Attributes:
         filters: [.., 2 F].
@@ -99,7 +99,7 @@ class Orders(NamedTuple):
 
     Attributes:
         masks: [n_degrees, M], 1 at the orders of a degree.
-        mirrored: [n_degrees, M], (-1)^l there.
+        mirrored: [n_degrees, M], (-1)^l at the orders of degree l.
     """
 
     masks: NDArray[np.float32]
@@ -107,12 +107,12 @@ class Orders(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Sizes as lengths of tuples of zeros: the compiler knows those, and unrolls the loops.
+    """Sizes as lengths of tuples of zeros: the compiler knows these, and unrolls the loops.
 
     Attributes:
-        heads, degrees: how many.
-        head, part, hidden, orders: vectors of 16 in a head of the features, of the geometry, in the
-            hidden layers of both spherical filters, in the Euclidean variables.
+        heads, degrees: number of heads, of degrees.
+        head, part, hidden, orders: number of vectors of 16 in a head of the features, in one of the
+            geometry, in the hidden layers of both spherical filters, in the Euclidean variables.
     """
 
     heads: tuple[int, ...]
@@ -125,7 +125,7 @@ class Shape(NamedTuple):
 
 @inner_loop
 def _spread(shape, coefficients, row, first, masks, k):
-    """Coefficients of the degrees, from column `first` on, at all their orders: lanes from k."""
+    """Repeat coefficients of the degrees, from column `first` on, over the orders: lanes from k."""
     spread = fill(ZERO)
     for l in range(len(shape.degrees)):
         spread = fma(fill(coefficients[row, first + l]), load(masks, l, k), spread)
@@ -134,11 +134,11 @@ def _spread(shape, coefficients, row, first, masks, k):
 
 @inner_loop
 def send_orders(shape, pairs, p, i, to, orders, coefficients, first, received):
-    """Adds Y of a pair to both atoms' `received`, times the coefficient of each degree.
+    """Add Y of a pair, times the coefficient of each degree, to `received` of both atoms.
 
     Args:
-        to: row of j.
-        coefficients: [2, ..], to i and to j; those of the degrees begin at column `first`.
+        to: row to add to for j.
+        coefficients: [2, ..], of messages to i and to j; those of degrees begin at column `first`.
     """
     for v in range(len(shape.orders)):
         k = v * LANES
@@ -151,7 +151,7 @@ def send_orders(shape, pairs, p, i, to, orders, coefficients, first, received):
 
 @inner_loop
 def send_orders_gradient(shape, p, i, j, orders, coefficients, first, d_received, d_spherical):
-    """Reverse of `send_orders` for Y."""
+    """Reverse of `send_orders` with respect to Y: add to d_spherical."""
     for v in range(len(shape.orders)):
         k = v * LANES
         to_i = _spread(shape, coefficients, 0, first, orders.masks, k)
@@ -202,7 +202,7 @@ def _preactivation(shape, invariants, first, first_bias, k):
 
 @inner_loop
 def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, block):
-    """hidden[q] = C(d) silu(z), z = I W1 + b1, and what the reverse pass needs, if it has rows."""
+    """hidden[q] = C(d) silu(z), z = I W1 + b1; if `block` has rows for the reverse, fill them."""
     for_reverse = len(block.bare) > 0
     invariants = np.empty((1, len(shape.degrees)), single)
     for q in range(n):
@@ -222,7 +222,7 @@ def _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, block):
 
 @inner_loop
 def _filters(shape, begin, n, pairs, ev, masks, weights, rests, hidden, block):
-    """Fills the `Kept` of a block of pairs; `hidden` is working space."""
+    """Fill the `Kept` of a block of pairs; `hidden` is working space."""
     _tabulated(shape, begin, n, pairs, weights.table, block.filters)
     if not rests:
         _hidden(shape, begin, n, pairs, ev, masks, weights, hidden, block)
@@ -242,7 +242,7 @@ def _rows(kept, begin, n):
 
 @inner_loop
 def _coefficients(vectors, projected, i, j, query, key, filters, q, column):
-    """Sums of q_i w k_j and of q_j w k_i; queries, keys and filter begin at these columns."""
+    """Return sums of q_i w k_j and of q_j w k_i; `query`, `key`, `column` are first columns."""
     to_i, to_j = fill(ZERO), fill(ZERO)
     for v in range(len(vectors)):
         k = v * LANES
@@ -270,10 +270,10 @@ def _coefficients_gradient(
     d_projected,
     d_filters,
 ):
-    """Reverse of `_coefficients`, which it returns too: adds to d_projected, fills d_filters.
+    """Reverse of `_coefficients`: add to d_projected, fill d_filters, return the coefficients.
 
     Args:
-        to: row of j in d_projected.
+        to: row of d_projected to add to for j.
     """
     to_i, to_j = fill(ZERO), fill(ZERO)
     for v in range(len(vectors)):
@@ -305,12 +305,12 @@ def _one_block(width, n_hidden, n_for_reverse):
 def messages(
     shape, n_pairs, pairs, orders, weights, ev, rests, kept, projected, features, received
 ):
-    """Adds all messages: to the features [n_atoms, F], to `received` [n_atoms, M].
+    """Add all messages to the features [n_atoms, F] and to `received` [n_atoms, M].
 
     Args:
-        rests: whether all Euclidean variables are zero: what the spherical part gives then is in
-            the table.
-        kept: `Kept` of the layer; where it has rows, they are filled.
+        rests: whether all Euclidean variables are zero; the spherical part of the filters is then
+            included in the table.
+        kept: `Kept` of the layer; if it has rows, they are filled.
         projected: [n_atoms, 5 F].
     """
     n_heads, n_degrees, n_hidden = len(shape.heads), len(shape.degrees), LANES * len(shape.hidden)
@@ -367,11 +367,11 @@ def messages_gradient(
     d_spherical,
     d_lengths,
 ):
-    """Reverse of `messages`: adds to the last four.
+    """Reverse of `messages`: add to the last four arguments.
 
     Args:
         per_length: 1/Å, intervals of the table per length.
-        d_features, d_received: gradients by what `messages` added to.
+        d_features, d_received: gradients with respect to the arrays that `messages` added to.
     """
     n_heads, n_degrees, n_hidden = len(shape.heads), len(shape.degrees), LANES * len(shape.hidden)
     head, part = LANES * len(shape.head), LANES * len(shape.part)
@@ -476,7 +476,7 @@ def messages_gradient(
 
 @inner_loop
 def _tabulated_gradient(shape, begin, n, pairs, per_length, table, d_filters, d_lengths):
-    """Adds to d_lengths what the tables' slopes give."""
+    """Add the contribution of the tables' slopes to d_lengths."""
     width = 2 * LANES * len(shape.heads) * len(shape.head)
     for q in range(n):
         knot, t = pairs.knot[begin + q], pairs.place[begin + q]

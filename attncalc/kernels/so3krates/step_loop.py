@@ -1,4 +1,4 @@
-"""Forward and reverse pass of So3krates: the order of things."""
+"""Forward and reverse pass of So3krates: the order of the steps."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +54,7 @@ Doubles = NDArray[np.float64]
 
 
 class Weights(NamedTuple):
-    """Weights of the network, [n_layers, ...] where nothing else is said.
+    """Weights of the network, [n_layers, ...] unless stated otherwise.
 
     Attributes:
         table, first, first_bias, second, second_transposed: of the filters, see `Filters`.
@@ -115,7 +115,7 @@ class Constants(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Single numbers: Å, Å, factor of the initial Euclidean variables (0: they are zero)."""
+    """Shortest length and cutoff [Å], factor of the initial Euclidean variables (0: zero)."""
 
     shortest: float
     cutoff: float
@@ -127,7 +127,7 @@ class Kinds(NamedTuple):
 
     Attributes:
         of_atoms: [n_atoms].
-        table: [n_kinds^2 n_intervals, 64]; without rows the first layer goes the general way.
+        table: [n_kinds^2 n_intervals, 64]; if empty, the first layer is computed like the others.
         values: [n_kinds, F].
     """
 
@@ -141,10 +141,10 @@ class Space(NamedTuple):
 
     Attributes:
         lengths, directions, which: length, direction and edge of its pairs, see `collect`.
-        d_spherical, d_lengths: gradients, of its pairs.
-        normed, hidden, normal, inverse, ev, gain: what the reverse pass needs of every layer, of
-            the atoms in its loops over atoms.
-        wide .. third: of those atoms.
+        d_spherical, d_lengths: gradients with respect to harmonics and lengths of its pairs.
+        normed, hidden, normal, inverse, ev, gain: values of every layer that the reverse pass
+            needs, for the atoms of its loops over atoms.
+        wide .. third: intermediate results for those atoms.
         filters, bare, slope: [n_layers, ..], see `Kept`.
     """
 
@@ -170,13 +170,13 @@ class Space(NamedTuple):
 
 
 class Common(NamedTuple):
-    """Working space that all threads have in common: rows of all atoms.
+    """Working space that all threads share: rows of all atoms.
 
     Attributes:
         projected: [n_layers, n, 5 F].
-        ev_before: [n_layers + 1, rows, M], Euclidean variables that each layer sees.
+        ev_before: [n_layers + 1, rows, M], Euclidean variables that each layer reads.
         d_x: [n, F].
-        x, d_projected, d_ev: [rows, ..]; rows are those of atoms, then those of ghosts, see
+        x, d_projected, d_ev: [rows, ..]; first the rows of atoms, then those of ghosts, see
             `attncalc.kernels.simd.barrier`.
     """
 
@@ -221,20 +221,21 @@ def _forward(
     rows,
     outputs,
 ):
-    """Adds the outputs; returns the number of pairs, -1: too close.
+    """Add the outputs; return the number of pairs, or -1 if two atoms are too close.
 
-    Between two barriers, a thread either goes through its pairs, reads rows of all atoms and adds
-    to rows that are its own or its ghosts'; or it goes through its atoms, and touches no others.
+    Between two barriers, a thread works either on its pairs or on its atoms. For pairs, it reads
+    rows of all atoms, and adds only to rows of its own atoms and ghosts. For atoms, it touches no
+    others.
 
     Args:
         barrier: None, or that of this thread.
-        held: of `Held`: shape, numbers, constants, weights, `Common`, and this thread's `Pairs` and
-            `Space`.
+        held: a `Held` of shape, numbers, constants, weights, `Common`, and this thread's `Pairs`
+            and `Space`.
         vectors .. species: of the graph, with this thread's edges and pairs.
         features: [n_atoms, F] of the bare atoms.
-        kinds: of the atoms.
-        gathered: [rows, 16 n_kinds], working space that all threads have in common.
-        rows: `LayerRows`: atoms of each layer. Others keep what they have, which nobody reads.
+        kinds: those of the atoms.
+        gathered: [rows, 16 n_kinds], working space that all threads share.
+        rows: `LayerRows`: atoms of each layer. Rows of other atoms do not change and are not read.
         outputs: [n_outputs, n_atoms].
     """
     shape, numbers, constants, w, common, pairs, own = held.parts
@@ -334,11 +335,11 @@ def _forward(
 
 
 def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, rows, d_outputs, d_vectors):
-    """Adds the gradient by the vectors of this thread's edges.
+    """Add the gradient with respect to the vectors of this thread's edges.
 
     Args:
-        barrier .. held: as in the forward pass, which has left all in the working space.
-        n_pairs: what that has returned.
+        barrier .. held: as in the forward pass, which has left its results in the working space.
+        n_pairs: return value of the forward pass.
         kinds .. rows: as in the forward pass.
         d_outputs: [n_outputs, n_atoms].
         d_vectors: [n_edges, 3].
@@ -366,7 +367,7 @@ def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, rows, d_outputs, 
         of_layer = pairs_of(n_pairs, pairs.i, rows.updated[l])
         exchange_gradient(updated, l, w, own, constants.degrees, d_x, d_ev, own.wide, own.wide_too)
         refine_gradient(updated, l, w, own, d_x, own.other, own.third)
-        received = common.ev_before[l + 1]  # not needed any more: room for a copy
+        received = common.ev_before[l + 1]  # no longer needed: room for a copy
         _copy(seen, d_ev, received[first:end])
         if l == 0 and by_kind:
             first_features_gradient(shape, kinds.values, d_x[:seen], own_gathered[:seen])

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 
-# intervals of the tables: so many, doubled until the cubics are off by no more than rounding
+# number of intervals of the tables: doubled until the cubics are off by no more than rounding
 FEWEST_INTERVALS, MOST_INTERVALS = 512, 8192
 TABLE_ERROR = 2e-7  # relative to the largest value
 
 
 def has_usual_options(network: Any) -> bool:
-    """Return True if a network is float32 and of the kind that the engines have written out."""
+    """Return True if a network is float32 and has the options that the engines implement."""
     c = network.config
     return (
         network.parity.dtype == torch.float32
@@ -31,7 +31,7 @@ def has_usual_options(network: Any) -> bool:
 
 
 class Grid(NamedTuple):
-    """Intervals of equal length: Å, Å, how many."""
+    """Intervals of equal length between `shortest` and `cutoff` [Å]."""
 
     shortest: float
     cutoff: float
@@ -48,7 +48,7 @@ class Grid(NamedTuple):
         return grid
 
     def is_too_coarse(self, f: Callable[[Tensor], Tensor]) -> bool:
-        """Return True if cubics are off in the middle of an interval."""
+        """Return True if the cubics of f are too far off in the middle of an interval."""
         length = (self.cutoff - self.shortest) / self.n_intervals
         middles = self.shortest + length * (torch.arange(self.n_intervals).double() + 0.5)
         powers = 0.5 ** torch.arange(4, dtype=torch.float64)
@@ -58,7 +58,7 @@ class Grid(NamedTuple):
 
 
 def cubics(f: Callable[[Tensor], Tensor], grid: Grid) -> Tensor:
-    """[n_intervals, 4, ...]: coefficients of t = 0..1 from values and slopes at both ends."""
+    """Return cubics [n_intervals, 4, ...] in t = 0..1, from values and slopes of f at both ends."""
     shortest, cutoff, n_intervals = grid
     knots = torch.linspace(shortest, cutoff, n_intervals + 1, dtype=torch.float64)
     values, slopes = _values_and_slopes(f, knots)
@@ -70,11 +70,12 @@ def cubics(f: Callable[[Tensor], Tensor], grid: Grid) -> Tensor:
 
 def _values_and_slopes(f: Callable[[Tensor], Tensor], d: Tensor) -> tuple[Tensor, Tensor]:
     """f(d) and df/dd, both [n, ...], where each row depends on its own distance alone."""
-    # the gradient of a gradient by its weights; jvp, and grad with weights, take a second to import
+    # slopes are the gradient of a weighted gradient with respect to its weights; jvp, and grad with
+    # weights, take a second to import
     with torch.enable_grad():
         d = d.clone().requires_grad_()
         values = f(d)
-        if not values.requires_grad:  # the same everywhere
+        if not values.requires_grad:  # f is constant
             return values, torch.zeros_like(values)
         weights = torch.zeros_like(values, requires_grad=True)
         (weighted,) = torch.autograd.grad((values * weights).sum(), d, create_graph=True)
@@ -83,12 +84,12 @@ def _values_and_slopes(f: Callable[[Tensor], Tensor], d: Tensor) -> tuple[Tensor
 
 
 def norms_of_attention(config: Any) -> Tensor:
-    """[2, 1, 1]: what divides the coefficients of features and of geometry."""
+    """[2, 1, 1]: divisors of the attention coefficients of features and of geometry."""
     return torch.tensor(config.attention_norms, dtype=torch.float64)[:, None, None]
 
 
 def filters_of(network: Any, l: int) -> Callable[[Tensor], Tensor]:
-    """d [n] -> [n, 2 F]: filters of layer l but for what Euclidean variables bring."""
+    """d [n] -> [n, 2 F]: filters of layer l without the contribution of Euclidean variables."""
     config, attention = network.config, network.layers[l].attention
     mlp = attention.spherical_mlp
     rests = l == 0 and config.ev_init_divisor is None

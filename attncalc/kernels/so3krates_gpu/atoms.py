@@ -1,13 +1,15 @@
-"""Steps of So3krates for single atoms: norms, refinement, exchange, energy; and the reverse.
+"""Per-atom steps of So3krates: norms, refinement, exchange, energy; and their reverse.
 
-A program has a tile of T atoms; what it makes stays in its registers from messages to messages:
+A program handles a tile of T atoms. Intermediate results stay in its registers from the messages of
+one layer to those of the next. Inputs and results, where "state" means features and Euclidean
+variables with messages:
 
-| kernel            | from                          | to                                  |
-|-------------------|-------------------------------|-------------------------------------|
-| `project`         | features                      | queries, keys, values               |
-| `update`          | features with messages        | those of the next layer, projected  |
-| `turn`            | the same of the last layer    | one output, gradients by both       |
-| `update_gradient` | gradients by the next layer's | gradients by features with messages |
+| kernel            | from                            | to                                    |
+|-------------------|---------------------------------|---------------------------------------|
+| `project`         | features                        | queries, keys, values                 |
+| `update`          | state                           | features of the next layer, projected |
+| `turn`            | state of the last layer         | one output, its gradient by the state |
+| `update_gradient` | gradients by next layer's state | gradients by the state                |
 """
 
 import triton
@@ -25,8 +27,8 @@ from attncalc.kernels.so3krates_gpu.formulas import (
     store_rows,
 )
 
-SIZE = tl.constexpr(4096)  # of the weights that are multiplied at a time
-HEAD_SIZE = tl.constexpr(2048)  # fewer where each atom has a row of weights in the registers too
+SIZE = tl.constexpr(4096)  # how many numbers of a weight are multiplied at a time
+HEAD_SIZE = tl.constexpr(2048)  # fewer if each atom has a row of weights in the registers too
 
 
 @triton.jit
@@ -71,7 +73,7 @@ def refine_gradient(
     F: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradient by what `refine` was given, from that by its result [T, F]."""
+    """Reverse of `refine`: gradient of its input, from that of its result [T, F]."""
     zeros = tl.zeros([T, F], tl.float32)
     d_hidden = add_product(zeros, d_x, mlp_transposed + F * F, T, F, F, SIZE, PRECISION)
     d_hidden *= silu_slope(hidden)
@@ -93,9 +95,9 @@ def project_tile(
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Stores the products of x [T, F] with PARTS of the five matrices of `projection` [5, F, F].
+    """Store the products of x [T, F] with PARTS of the five matrices of `projection` [5, F, F].
 
-    The second index of the grid says with which.
+    The second index of the grid selects the matrices.
     """
     for k in range(tl.program_id(1) * PARTS, (tl.program_id(1) + 1) * PARTS):
         part = tl.zeros([T, F], tl.float32)
@@ -114,7 +116,7 @@ def project(
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """projected [n_atoms, 5 F] of features [n_atoms, F]."""
+    """Store queries, keys and values, `projected` [n_atoms, 5 F], of features [n_atoms, F]."""
     atoms = tl.program_id(0) * T + tl.arange(0, T)
     valid = atoms < n_atoms
     x = load_rows(features, atoms, valid, F, F)
@@ -152,15 +154,15 @@ def update(
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """All between the messages of one layer and of the next.
+    """Compute everything between the messages of one layer and those of the next.
 
-    Where several programs have the same atoms, to share the projections, the first one stores.
+    If several programs have the same atoms, to share the projections, the first one stores.
 
     Args:
         features, ev: [n_atoms, F], [n_atoms, M], with messages.
-        norm .. gain_bias: weights of this layer, see `Weights`.
+        norm .. gain_bias: weights of this layer, see `LayerWeights`.
         projection: [5, F, F], of the next layer.
-        features_after, ev_after, projected: what the next messages are given, stored.
+        features_after, ev_after, projected: inputs of the next messages, stored.
         normal_before .. gains: stored for `update_gradient`.
     """
     atoms = tl.program_id(0) * T + tl.arange(0, T)
@@ -219,9 +221,10 @@ def update_gradient(
     """Reverse of `update`.
 
     Args:
-        d_next: [n_atoms, F], gradient by the next layer's features with messages.
-        d_projected, d_ev_after: by what `update` stored; the latter in two parts [n_atoms, 2, M].
-        ev .. gains: what `update` was given and kept.
+        d_next: [n_atoms, F], gradient with respect to the next layer's features with messages.
+        d_projected, d_ev_after: gradients with respect to results of `update`; the latter in two
+            parts [n_atoms, 2, M].
+        ev .. gains: input of `update`, and the values it stored for this kernel.
         norm .. projection_transposed: weights, matrices transposed.
         d_features, d_ev: stored.
     """
@@ -284,18 +287,18 @@ def turn(
     MP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Compute one output from the last layer's messages, and the gradient of its sum by them.
+    """Compute one output from the last layer's messages, and the gradient of its sum.
 
-    The last Euclidean variables count only by their squares: their gain is left out.
+    The last Euclidean variables enter only through their squares, so their gain is left out.
 
     Args:
         features, ev: with messages.
         norm .. of_squares: weights of the last layer.
         head .. of_species: [F, G], [G], [G, F], [n_species, G], [n_species], the latter float64:
             s(x W + b) . w[species] + c[species], see `attncalc.kernels.so3krates.heads`.
-        features_after: [n_atoms, F], what all heads read, stored.
+        features_after: [n_atoms, F], features that all heads read, stored.
         output: [n_atoms], float64, stored.
-        d_features, d_ev: gradients by `features` and `ev`, stored.
+        d_features, d_ev: gradients with respect to `features` and `ev`, stored.
     """
     atoms = tl.program_id(0) * T + tl.arange(0, T)
     valid = atoms < n_atoms

@@ -1,12 +1,13 @@
-"""Launches the kernels in their order: energies of a So3krates, and their gradient.
+"""Engine of So3krates on a GPU: launches the kernels for energies and their gradient.
 
-Equals `attncalc.nn.so3krates.So3krates` in float32, for weights that no longer change. Radial
+It equals `attncalc.nn.so3krates.So3krates` in float32, for weights that no longer change. Radial
 filters and cutoff function become cubics on intervals of equal length between `shortest` and the
 cutoff; everything else is the same arithmetic.
 
-All shapes follow from those of the graph, nothing waits for the device, no kernel adds to what
-another program writes: a call can be captured into a CUDA graph, and results are equal to the bit
-from call to call; but where charge or spin is embedded, PyTorch sums over a system in any order.
+All shapes follow from those of the graph, nothing waits for the device, and no kernel adds to what
+another program writes. So a call can be captured into a CUDA graph, and results are equal to the
+bit from call to call. The exception is a network that embeds charge or spin: PyTorch sums over a
+system in any order.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from attncalc.kernels.so3krates_gpu.weights import (
     shared_constants,
 )
 
-# elements of a model up to which the first layer is tabulated: 13 MB
+# largest number of elements of a model for which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
 # edges of a block in the loops over an atom's edges; edges of a program of `find_edges`
 BLOCK, EDGES = 16, 128
-# atoms of a program; fewer where there are few, so that more of the GPU takes part
+# atoms of a program; fewer for up to FEW atoms, so that more of the GPU is used
 ATOMS, FEW_ATOMS, FEW = 16, 4, 2048
 
 
@@ -66,9 +67,9 @@ class Engine:
     """A So3krates as kernels of a GPU.
 
     Args:
-        network: of which `can_run` is true; stays as it is.
-        shortest: Å; energies of a system with closer atoms are NaN, as where a position is no
-            number or there is not enough memory for so many edges.
+        network: a So3krates for which `can_run` is true; it is not changed.
+        shortest: Å; energies of a system with closer atoms are NaN, as they are if a position is
+            not a number or there is not enough memory for all edges.
     """
 
     defers: ClassVar = True
@@ -100,7 +101,7 @@ class Engine:
         self.layers = [layer.to(device) for layer in layers]
         self.constants = {name: value.to(device) for name, value in constants.items()}
         self.orders = padded_orders(max(config.degrees))
-        # three products of 10 bits each on tensor cores keep the digits of float32
+        # three products of 10-bit numbers on tensor cores keep the digits of float32
         has_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         self.shape = {
             "F": config.num_features,
@@ -120,21 +121,21 @@ class Engine:
 
     @torch.no_grad()
     def linearize(self, graph: Graph) -> Linearized:
-        """Outputs for a graph on the engine's device, and their gradient; nothing is waited for."""
+        """Return outputs for a graph on the engine's device and their gradient, without waiting."""
         evaluation = _Evaluation(self, graph)
         with torch.cuda.device_of(graph.vectors):
             return Linearized(evaluation.forward(), evaluation.pull)
 
 
 class _Evaluation:
-    """One forward pass and its reverse: what the kernels pass on to each other."""
+    """One forward pass and its reverse, with the tensors that kernels pass to each other."""
 
     def __init__(self, engine: Engine, graph: Graph) -> None:
         self.engine, self.graph, self.workspace = engine, graph, Workspace(graph.vectors.device)
         self.layers, self.last = engine.layers, len(engine.layers) - 1
         self.n, self.width = graph.n_atoms, engine.shape["F"]
         tile = FEW_ATOMS if self.n <= FEW else ATOMS
-        # likewise programs share the projections, and repeat what goes before
+        # for few atoms, several programs also share the projections, and repeat the steps before
         self.parts = 1 if self.n <= FEW else 5
         self.by_atom, self.by_tile = (self.n,), (-(-self.n // tile),)
         self.by_part = (*self.by_tile, 5 // self.parts)
@@ -146,14 +147,14 @@ class _Evaluation:
             "T": tile,
             "PARTS": self.parts,
         }
-        # by layer: what attention was given, Euclidean variables with messages, what was kept
+        # by layer: inputs of attention, Euclidean variables with messages, values for the reverse
         self.projected: list[Tensor] = []
         self.ev: list[Tensor] = []
         self.received: list[Tensor] = []
         self.kept: list[dict[str, Tensor]] = []
 
     def forward(self) -> AtomOutputs:
-        """Outputs; what the gradient of the last layer needs is kept."""
+        """Return the outputs; values that the gradient of the last layer needs are kept."""
         self.known |= self.edges()
         features = self.bare_features()
         for l in range(self.last + 1):
@@ -163,7 +164,7 @@ class _Evaluation:
         return self.read(features)
 
     def read(self, features: Tensor) -> AtomOutputs:
-        """Outputs of all heads from the last layer's messages; gradients of their sums are kept."""
+        """Return outputs of all heads from the last messages; gradients of their sums are kept."""
         n, workspace, raw = self.n, self.workspace, {}
         after = workspace.single(n, self.width)
         self.by_head: dict[str, tuple[Tensor, Tensor]] = {}
@@ -185,7 +186,7 @@ class _Evaluation:
                 d_features=d_features,
                 d_ev=d_received,
             )
-        # kernels look at one atom at a time: charges add up, and ratios are positive, after them
+        # kernels treat every atom alone: totals of charges and signs of ratios are set after them
         if "charges" in raw:
             raw["charges"] = with_totals(raw["charges"], self.graph.charge, self.graph)
         if "hirshfeld_ratios" in raw:
@@ -194,15 +195,15 @@ class _Evaluation:
         return AtomOutputs(**raw, features=after)
 
     def d_messages(self, d_outputs: AtomOutputs) -> tuple[Tensor, Tensor]:
-        """dE / d outputs -> those by the last layer's features and Euclidean variables."""
+        """dE / d outputs -> dE / d features and dE / d Euclidean variables of the last layer."""
         d_raw = {name: getattr(d_outputs, name) for name in self.by_head}
         if "charges" in d_raw:
-            # the shift is its own transpose but for the totals, which no vector changes
+            # the shift is its own transpose, except for the totals, which are constants
             none = torch.zeros_like(self.graph.charge)
             d_raw["charges"] = with_totals(d_raw["charges"], none, self.graph)
         if "hirshfeld_ratios" in d_raw:
             d_raw["hirshfeld_ratios"] = d_raw["hirshfeld_ratios"] * self.signs
-        # a head looks at single atoms: its gradient is that of the sum, row by row
+        # a head treats every atom alone: its gradient is that of the sum, scaled row by row
         factors = [d_raw[name].to(torch.float32).unsqueeze(1) for name in self.by_head]
         first, *others = factors
         found = []
@@ -237,7 +238,7 @@ class _Evaluation:
         return d_vectors
 
     def edges(self) -> dict[str, Tensor]:
-        """The edges that count, moved together, and where those of an atom begin."""
+        """Return the edges that count, moved together, and where those of each atom begin."""
         graph, workspace, n_edges = self.graph, self.workspace, self.graph.n_edges
         slots, rows = counted_edges(graph)
         found = {
@@ -267,7 +268,7 @@ class _Evaluation:
         return found
 
     def bare_features(self) -> Tensor:
-        """[n_atoms, F]; where the first layer goes by elements, it fills them."""
+        """Return features [n_atoms, F] of bare atoms; if tabulated, the first layer fills them."""
         features = self.workspace.single(self.n, self.width)
         if self.engine.by_kind:
             unused = features
@@ -291,7 +292,7 @@ class _Evaluation:
         return features
 
     def attend(self, l: int, features: Tensor) -> None:
-        """Messages of layer l, added to the features."""
+        """Add the messages of layer l to the features."""
         received = self.workspace.single(self.n, self.engine.orders)
         self.received.append(received)
         if l == 0 and self.engine.by_kind:
@@ -342,7 +343,7 @@ class _Evaluation:
     def attend_gradient(
         self, l: int, d_features: Tensor, d_received: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Reverse of `attend` and of the `update` before it: the same gradients one layer down."""
+        """Reverse of `attend` and the `update` before it; return these gradients one layer down."""
         n, width, workspace, engine = self.n, self.width, self.workspace, self.engine
         given = {"d_features": d_features, "d_received": d_received, "ADDS": l < self.last}
         if l == 0 and engine.by_kind:

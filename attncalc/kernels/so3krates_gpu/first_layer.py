@@ -1,7 +1,7 @@
-"""The first layer where features depend on the element alone: coefficients from tables.
+"""First layer for features that depend on the element alone: coefficients from tables.
 
-Euclidean variables are zero there, and so the attention coefficients of a pair are functions of
-its distance for each two elements: H + L numbers instead of filters of 2 F. `messages` is the
+Euclidean variables are zero there. So the attention coefficients of a pair are functions of its
+distance for each pair of elements: H + L numbers instead of filters of 2 F. `messages` is the
 definition. Rows of `coefficients` hold cubics [4, H + L], ordered by receiver's element, sender's,
 interval.
 """
@@ -46,13 +46,13 @@ def first_messages(
     MP: tl.constexpr,
     B: tl.constexpr,
 ):
-    """Features [n_atoms, F] of the bare atoms with messages; ev_after [n_atoms, M]: messages.
+    """Store features [n_atoms, F] of bare atoms plus messages, and messages ev_after [n_atoms, M].
 
     Args:
         rows .. spherical: see `messages`.
         elements, values: [n_species, F]: features of bare atoms, and their values in attention.
         species: [n_atoms].
-        zero_row: of the table of two elements.
+        zero_row: row that is zero in the table of two elements.
     """
     a = tl.program_id(0)
     W: tl.constexpr = H + L

@@ -1,9 +1,9 @@
-"""Functions that the engine's kernels share: products of tiles, norms, sums over heads and orders.
+"""Functions that the kernels share: products of tiles, norms, sums over heads and orders.
 
 Letters of shapes: T atoms of a tile, B edges of a block, F features, H heads or parts of equal
 width, L degrees, M orders of all degrees (MP: filled up to a power of two). `of_degree` [L, MP] is
-1 where an order belongs to a degree and else 0: by `matvec` it gives the orders of a degree its
-number, by `matvec_transposed` it sums over them.
+1 where an order belongs to a degree, else 0. `matvec` with it repeats the number of a degree over
+its orders, `matvec_transposed` sums over the orders of a degree.
 """
 
 import triton
@@ -25,7 +25,8 @@ def add_product(
 ):
     """total [ROWS, N] + x [ROWS, K] times weight [K, N] in memory.
 
-    Slice by slice of K, so that about SIZE numbers of the weight are in the registers at a time.
+    K is worked through in slices, so that about SIZE numbers of the weight are in registers at a
+    time.
     """
     WANTED: tl.constexpr = SIZE // N if SIZE // N > 16 else 16
     SLICE: tl.constexpr = WANTED if K > WANTED else K
@@ -49,7 +50,7 @@ def layer_norm(x, F: tl.constexpr):
 
 @triton.jit
 def layer_norm_gradient(given, normal, inverse, F: tl.constexpr):
-    """Gradient by what `layer_norm` was given, from that by its result [T, F]."""
+    """Reverse of `layer_norm`: gradient of its input, from that of its result [T, F]."""
     mean = tl.sum(given, 1) / F
     along = tl.sum(given * normal, 1) / F
     return (given - mean[:, None] - normal * along[:, None]) * inverse[:, None]
@@ -70,10 +71,10 @@ def repeat_parts(x, ROWS: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def matvec(x, weight):
-    """x [rows, K] times weight [K, N], for few K: row by row of the weight.
+    """x [rows, K] times weight [K, N], for small K: row by row of the weight.
 
-    Not as a sum over x[:, :, None] * weight[None, :, :]: the compiler makes a matrix product of
-    that, in tf32, which loses digits and, for fewer than 8 K, is another product (Triton 3.6).
+    It is not a sum over x[:, :, None] * weight[None, :, :]. The compiler (Triton 3.6) turns that
+    into a matrix product in tf32, which loses digits and, for K < 8, is a different product.
     """
     ROWS: tl.constexpr = x.shape[0]
     K: tl.constexpr = x.shape[1]
@@ -95,34 +96,34 @@ def matvec_transposed(x, weight):
 
 @triton.jit
 def load_matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A whole matrix [ROWS, COLUMNS], row after row in memory."""
+    """Load a whole matrix [ROWS, COLUMNS], row after row in memory."""
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     return tl.load(pointer + row[:, None] * COLUMNS + column[None, :])
 
 
 @triton.jit
 def load_rows(pointer, rows, valid, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
-    """The first COLUMNS of some rows of a matrix [.., STRIDE]; 0 where not valid."""
+    """Load the first COLUMNS of some rows of a matrix [.., STRIDE]; 0 where not valid."""
     at = rows.to(tl.int64)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :]
     return tl.load(pointer + at, mask=valid[:, None], other=0.0)
 
 
 @triton.jit
 def store_rows(pointer, rows, valid, values, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
-    """Reverse of `load_rows`."""
+    """Store rows where `load_rows` reads them."""
     at = rows.to(tl.int64)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :]
     tl.store(pointer + at, values, mask=valid[:, None])
 
 
 @triton.jit
 def load_row(pointer, row, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
-    """One row of a matrix [.., STRIDE]."""
+    """Load one row of a matrix [.., STRIDE]."""
     return tl.load(pointer + row.to(tl.int64) * STRIDE + tl.arange(0, COLUMNS))
 
 
 @triton.jit
 def store_row(pointer, row, values, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
-    """Reverse of `load_row`."""
+    """Store a row where `load_row` reads it."""
     tl.store(pointer + row.to(tl.int64) * STRIDE + tl.arange(0, COLUMNS), values)
 
 
@@ -144,7 +145,7 @@ def cubic(table, rows, place, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, WIDTH
 def cubic_slope(
     table, rows, place, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Derivatives by t of what `cubic` gives."""
+    """Derivatives of `cubic` with respect to t."""
     at = table + rows.to(tl.int64)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :]
     t = place[:, None]
     return tl.load(at + WIDTH) + t * (2 * tl.load(at + 2 * WIDTH) + 3 * t * tl.load(at + 3 * WIDTH))

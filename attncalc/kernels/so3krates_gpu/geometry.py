@@ -1,4 +1,4 @@
-"""Edges that count, their spherical harmonics, and the way back to gradients by their vectors."""
+"""Edges that count, their spherical harmonics, and the gradient with respect to edge vectors."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def legendre(z, l: tl.constexpr, m: tl.constexpr, p, before):
-    """Next Q_lm, the m-th derivative of the Legendre polynomial P_l, from those of l - 1, l - 2."""
+    """Next Q_lm, the m-th derivative of Legendre polynomial P_l, from those for l - 1 and l - 2."""
     return ((2 * l - 1) * z * p - (l + m - 1) * before) / (l - m)
 
 
@@ -32,18 +32,18 @@ def find_edges(
     MP: tl.constexpr,
     B: tl.constexpr,
 ):
-    """Moves the edges that count together, and evaluates what depends on their vectors alone.
+    """Move the edges that count together, and evaluate all functions of their vectors alone.
 
     Y_lm = N_lm Q_lm(z) times the real (m >= 0) or imaginary part of (x + i y)^|m|, in the order and
     norm of `attncalc.basis.so3`, for all l from 1 to LMAX: column l^2 + l - 1 + m.
 
     Args:
         vectors, senders, mask: of the graph.
-        slots: [n_edges], where an edge goes if it counts.
+        slots: [n_edges], new position of an edge, if it counts.
         numbers: [4] float64: shortest, cutoff, number of intervals, intervals per length.
         envelope_table: [n_intervals + 1, 4], float64: cubics of C(d); the last row is zero.
         norms: [(LMAX + 1)^2], N_lm, row after row.
-        found_vectors .. spherical: stored. Edges shorter than `shortest` have NaN as place, which
+        found_vectors .. spherical: stored. Edges shorter than `shortest` get NaN as place, which
             makes the energies of both atoms NaN.
     """
     e = tl.program_id(0) * B + tl.arange(0, B)
@@ -62,7 +62,7 @@ def find_edges(
     d = tl.sqrt(x * x + y * y + z * z)
     shortest, cutoff = tl.load(numbers), tl.load(numbers + 1)
     n_intervals, per_length = tl.load(numbers + 2), tl.load(numbers + 3)
-    is_long_enough = d >= shortest  # not so for NaN
+    is_long_enough = d >= shortest  # False for NaN
     u = tl.where(is_long_enough, (tl.minimum(d, cutoff) - shortest) * per_length, 0.0)
     interval = tl.minimum(u, n_intervals - 1).to(tl.int32)
     knot = tl.where(d >= cutoff, zero_row, interval)
@@ -109,13 +109,13 @@ def harmonics_gradient(
     LMAX: tl.constexpr,
     B: tl.constexpr,
 ):
-    """Sum over lm of given[.., lm] times the gradient of Y_lm by x, y, z.
+    """Sum over lm of given[.., lm] times the gradient of Y_lm with respect to x, y, z.
 
-    Of the polynomials that `find_edges` evaluates, so that only the part across the direction means
-    something.
+    It is the gradient of the polynomials that `find_edges` evaluates: only its part perpendicular
+    to the direction is meaningful.
 
     Args:
-        given: [B] pointers to rows of gradients by the harmonics.
+        given: [B] pointers to rows of gradients with respect to the harmonics.
     """
     gx, gy, gz = tl.zeros([B], tl.float32), tl.zeros([B], tl.float32), tl.zeros([B], tl.float32)
     cosine, sine = tl.full([B], 1.0, tl.float32), tl.zeros([B], tl.float32)
@@ -162,9 +162,9 @@ def gradient_by_vectors(
     MP: tl.constexpr,
     B: tl.constexpr,
 ):
-    """Gradients by length and harmonics of every pair -> half of that by the vector of each edge.
+    """Compute half of a pair's gradient with respect to the edge vector, for each of its edges.
 
-    Edges carry the gradients of their pairs, each of which stands under both of its edges.
+    The gradients with respect to length and harmonics are those of pairs, given for both edges.
 
     Args:
         mask, slots: of the graph's edges, see `find_edges`.

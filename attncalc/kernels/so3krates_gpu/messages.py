@@ -1,19 +1,19 @@
-"""Attention over the edges of one atom: messages, and the gradient of all that goes in.
+"""Attention over the edges of one atom: messages, and the gradients of all inputs.
 
-A program has one receiving atom a, and the features (0) or the geometry (1) as second index of the
-grid: they share nothing but the differences of Euclidean variables. It walks through the atom's
-edges in blocks of B. Filters
-w = table(d) + C(d) silu(I(chi_b - chi_a) W1 + b1) W2 are made, used and forgotten, and made again
-on the way back; `attncalc.nn.so3krates.EuclideanAttention` is the definition.
+A program handles one receiving atom a. The second index of the grid selects the features (0) or the
+geometry (1), which share nothing but the differences of Euclidean variables. The program goes
+through the atom's edges in blocks of B. The filters
+w = table(d) + C(d) silu(I(chi_b - chi_a) W1 + b1) W2 are computed, used and discarded, and computed
+again in the reverse pass. `attncalc.nn.so3krates.EuclideanAttention` is the definition.
 
 Both directions of every pair are listed, one under each of its atoms, and w is equal for both. So
-the reverse pass of atom a finds all that depends on a's queries, keys and values among its own
-edges: for each neighbour b it takes the coefficients of (a <- b) and of (b <- a). Nothing is added
-to another atom's memory, and sums have a fixed order.
+the reverse pass of atom a finds everything that depends on a's queries, keys and values among its
+own edges: for each neighbour b it uses the coefficients of (a <- b) and of (b <- a). No program
+adds to the memory of another atom, and sums have a fixed order.
 
-Rows of `projected` [n_atoms, 5 F]: queries, keys, values of the features, queries, keys of the
-geometry. Rows of `table`: cubics of the filters of features and geometry side by side [4, 2 F];
-the last row is zero, for edges that do not count.
+A row of `projected` [n_atoms, 5 F] holds queries, keys, values of the features, then queries, keys
+of the geometry. A row of `table` holds cubics of the filters of features and geometry side by side
+[4, 2 F]; the last row is zero, for edges that do not count.
 """
 
 import triton
@@ -35,12 +35,12 @@ from attncalc.kernels.so3krates_gpu.formulas import (
     sum_parts,
 )
 
-SIZE = tl.constexpr(2048)  # of the weights that are multiplied at a time
+SIZE = tl.constexpr(2048)  # how many numbers of a weight are multiplied at a time
 
 
 @triton.jit
 def load_block(block, end, senders, knots, places, envelopes, zero_row, B: tl.constexpr):
-    """Edges from `block` on: which, whether they are the atom's, senders, rows of tables, C(d)."""
+    """Load edges from `block` on: index, validity, sender, row of tables, place in it, C(d)."""
     e = block + tl.arange(0, B)
     valid = e < end
     b = tl.load(senders + e, mask=valid, other=0)
@@ -114,7 +114,7 @@ def filters_gradient(
     RESTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients by the length [B] and by the squares [B, L], from that by `filters`."""
+    """Reverse of `filters`: gradients with respect to lengths [B] and squares [B, L]."""
     K: tl.constexpr = F // 4
     slope = cubic_slope(table + KIND * F, knot, place, 8 * F, F, 2 * F)
     along = tl.sum(d_w * slope, 1) * per_length
@@ -156,16 +156,17 @@ def messages(
     RESTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds the messages to `features` [n_atoms, F]; ev_after [n_atoms, M]: `ev` and its messages.
+    """Add the messages to `features` [n_atoms, F]; store `ev` plus messages in ev_after.
 
     Args:
         rows: [n_atoms + 1], where an atom's edges begin.
-        senders .. spherical: of edges.
-        table .. second: of the filters of this layer.
+        senders .. spherical: those of edges.
+        table .. second: weights of this layer's filters.
         of_degree: [L, M].
-        projected, ev: of atoms; where RESTS, `ev` is zero and not read, and what the spherical
-            filters give then is in the table.
-        zero_row: of the table.
+        projected, ev: those of atoms. If RESTS, `ev` is zero and not read, and the table includes
+            the spherical part of the filters.
+        ev_after: [n_atoms, M].
+        zero_row: row of the table that is zero.
     """
     a = tl.program_id(0)
     of_degree = load_matrix(of_degree, L, MP)
@@ -249,13 +250,13 @@ def messages_gradient(
     Args:
         parity: [M], Y(-u) / Y(u).
         per_length: [1], 1/Å, intervals of the table per length.
-        d_features, d_received: gradients by the sums of messages.
-        d_projected: gradient by `projected`, stored.
-        d_ev: [n_atoms, 2, M], gradients by `ev` that come through the features and all others,
-            `d_received` among them, since Euclidean variables gain their messages; stored.
+        d_features, d_received: gradients with respect to the sums of messages.
+        d_projected: gradient with respect to `projected`, stored.
+        d_ev: [n_atoms, 2, M], gradients with respect to `ev` through the features, and all others;
+            the latter include `d_received`, since messages are added to `ev`. Stored.
         d_lengths, d_spherical: [n_edges, 2] (through features, geometry), [n_edges, M], stored or
-            (ADDS) added to: gradients by length and harmonics of the pair, so that both edges of
-            a pair have the same.
+            (ADDS) added to: gradients with respect to length and harmonics of the pair, equal for
+            both edges of a pair.
     """
     a = tl.program_id(0)
     of_degree = load_matrix(of_degree, L, MP)
@@ -352,7 +353,7 @@ def messages_gradient(
 
 @triton.jit
 def start_ev(rows, envelopes, spherical, start, ev, MP: tl.constexpr, B: tl.constexpr):
-    """ev [n_atoms, M]: the neighbours' sum of C(d) Y(u), times start [1]."""
+    """Store ev [n_atoms, M]: the neighbours' sum of C(d) Y(u), times start [1]."""
     a = tl.program_id(0)
     gathered = tl.zeros([MP], tl.float32)
     begin, end = tl.load(rows + a), tl.load(rows + a + 1)
@@ -379,7 +380,7 @@ def start_ev_gradient(
     MP: tl.constexpr,
     B: tl.constexpr,
 ):
-    """Reverse of `start_ev`: adds to the last two."""
+    """Reverse of `start_ev`: add to d_lengths and d_spherical."""
     a = tl.program_id(0)
     scale = tl.load(start)
     signs = tl.load(parity + tl.arange(0, MP))[None, :]

@@ -24,7 +24,7 @@ from attncalc.kernels.so3krates.tables import (
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of one layer. L: number of degrees, K = F / 4, [.., in, out] where nothing is said.
+    """Weights of one layer. L: number of degrees, K = F / 4, matrices are [.., in, out].
 
     Attributes:
         table: [n_intervals + 1, 4, 2 F], cubics of the radial filters, features then geometry;
@@ -61,16 +61,16 @@ class LayerWeights:
     gain_bias: Tensor
 
     def to(self, device: torch.device) -> LayerWeights:
-        """Return the same on a device."""
+        """Return the weights on a device."""
         return LayerWeights(**{name: value.to(device) for name, value in vars(self).items()})
 
     @classmethod
     def of(cls, network: Any, l: int, grid: Grid) -> LayerWeights:
-        """Return those of layer l of a So3krates in float64."""
+        """Return the weights of layer l of a So3krates in float64."""
         layer, width = network.layers[l], network.config.num_features
         attention, exchange = layer.attention, layer.exchange.linear
         degrees = torch.tensor(network.config.degrees, dtype=torch.float64)
-        # sums over orders are taken bare: 1 / sqrt(2l+1) goes to the weights behind them
+        # sums over orders have no factor 1 / sqrt(2l+1): it is part of the weights that follow
         divide = (2 * degrees + 1).sqrt().unsqueeze(1)
         mlp = attention.spherical_mlp
         second = mlp.second / norms_of_attention(network.config)
@@ -109,12 +109,12 @@ class LayerWeights:
 
 
 def single(values: Tensor) -> Tensor:
-    """Float32, contiguous, without a history."""
+    """Return values as a contiguous float32 tensor without gradient."""
     return values.detach().float().contiguous()
 
 
 def with_zero_row(table: Tensor) -> Tensor:
-    """[n_intervals, ...] with a row of zeros behind: for edges that do not count."""
+    """Append a row of zeros to a table [n_intervals, ...], for edges that do not count."""
     return torch.cat([table, torch.zeros_like(table[:1])])
 
 
@@ -136,7 +136,7 @@ def envelope_table(config: Any, grid: Grid) -> Tensor:
 
 
 def first_layer(network: Any, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """Return that of a So3krates in float64, for elements alone; see `first_messages`.
+    """Return the tables of the first layer of a So3krates in float64; see `first_messages`.
 
     Returns:
         coefficients [n_species, n_species, n_intervals + 1, 4, H + L], ordered by receiver's
@@ -156,11 +156,11 @@ def first_layer(network: Any, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def shared_constants(network: Any, grid: Grid) -> dict[str, Tensor]:
-    """All that does not belong to one layer, by the names that the kernels know it by.
+    """Return all constants that do not belong to one layer, by their names in the kernels.
 
     Args:
         network: a So3krates in float64.
-        grid: of the tables.
+        grid: intervals of the tables.
     """
     config = network.config
     highest = max(config.degrees)
@@ -194,7 +194,7 @@ def heads(network: Any) -> dict[str, dict[str, Tensor]]:
 
 
 def padded_orders(highest: int) -> int:
-    """Space for the orders of all l from 1 to `highest`, also of those that are not used."""
+    """Row width for the orders of all l from 1 to `highest`, including those that are not used."""
     n_orders = (highest + 1) ** 2 - 1
     return max(16, 1 << (n_orders - 1).bit_length())
 

@@ -1,4 +1,4 @@
-"""Equiformer as published for MD17: state dicts of the official code to a `Potential`.
+"""Importer of Equiformer for MD17: state dicts of the official code to a `Potential`.
 
 Input is the state dict as .safetensors and a JSON file of hyper-parameters; its `clebsch_gordan`
 names the sign convention that the weights were trained with, "e3nn>=0.5" or "e3nn-0.4.4".
@@ -34,7 +34,7 @@ from attncalc.text import one_line
 
 # Wigner 3j tensors whose sign changed from e3nn 0.4.4 to 0.5
 TURNED = {(1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 3, 3), (3, 1, 3), (3, 3, 1)}
-# of the entry [0, 0, 1] of the tensor (1, 2, 2)
+# sign of the entry [0, 0, 1] of the tensor (1, 2, 2)
 SIGNS = {"e3nn>=0.5": -1, "e3nn-0.4.4": 1}
 
 
@@ -47,19 +47,19 @@ def equiformer(
     mean: float = 0.0,
     n_atoms: int | None = None,
 ) -> Potential:
-    """Convert published Equiformer weights, those of a training without denoising.
+    """Convert published Equiformer weights that were trained without denoising.
 
-    The network was trained on (E - mean) / std of one molecule's total energies, two numbers that
-    the weights do not hold. The mean is shared out to the atoms equally, so that total energies
-    are right for molecules of `n_atoms` atoms and for no others.
+    The network was trained on (E - mean) / std of the total energies of one molecule. The weights
+    do not contain these two numbers. The mean is distributed equally over the atoms, so that total
+    energies are correct only for molecules of `n_atoms` atoms.
 
     Args:
         weights: .safetensors with the state dict.
         config: .json with the hyper-parameters.
         species: atomic numbers to keep; None keeps every row of the embedding table but the
             first, which stands for no element.
-        std, mean: eV.
-        n_atoms: of the molecule; needed if `mean` is not zero.
+        std, mean: standard deviation and mean of the training energies, eV.
+        n_atoms: number of atoms of the molecule; needed if `mean` is not zero.
 
     Returns:
         A float64 potential that gives the published numbers: its energy jumps at the cutoff, and
@@ -68,7 +68,7 @@ def equiformer(
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file cannot be read, a tensor is missing, left over or of a wrong shape, an
-            option is not supported, or the signs are not those that the tensors tell.
+            option is not supported, or the tensors have another sign convention.
     """
     if not std > 0 or not math.isfinite(std) or not math.isfinite(mean):
         raise ValueError(f"std must be positive and mean finite, got {std} and {mean}")
@@ -81,7 +81,7 @@ def equiformer(
     ours, average_size = _config(options)
     try:
         state = _state(tree, ours, turn=sign > 0)
-    except (RuntimeError, IndexError) as error:  # torch's, from tensors that do not fit together
+    except (RuntimeError, IndexError) as error:  # raised by torch for shapes that do not fit
         raise ValueError(f"{tree.file}: a tensor has a wrong shape ({error})") from None
     tree.finish()
     kept = species_of_table(species, min(len(state["element"]), len(chemical_symbols)))
@@ -95,7 +95,7 @@ def equiformer(
 
 
 def _config(options: Options) -> tuple[EquiformerConfig, float]:
-    """Hyper-parameters, and what the sum over the atoms is divided by the root of."""
+    """Return hyper-parameters, and the number whose square root divides the sum over atoms."""
     channels = _channels(options, "irreps_node_embedding")
     heads, hidden = options.integer("num_heads"), options.value("radial_hidden")
     per_head, middle = _channels(options, "irreps_head"), _channels(options, "irreps_mlp_mid")
@@ -140,7 +140,7 @@ def _config(options: Options) -> tuple[EquiformerConfig, float]:
 
 
 def _channels(options: Options, name: str) -> list[int]:
-    """Channels per degree from irreps such as "128x0e+64x1e+32x2e"."""
+    """Return channels per degree from irreps such as "128x0e+64x1e+32x2e"."""
     text = options.value(name)
     found = re.findall(r"([1-9]\d*)x(\d+)e(?:\+|$)", text) if isinstance(text, str) else []
     if (
@@ -238,7 +238,7 @@ def _map(
     *,
     bias: bool = True,
 ) -> dict[str, Tensor]:
-    """A linear map: one flat tensor, degree after degree, [in, out] each."""
+    """Return a linear map, which is stored as one flat tensor of [in, out] for each degree."""
     shapes = list(zip(n_in, n_out, strict=False))
     parts = tree.take(f"{theirs}.tp.weight").split([i * o for i, o in shapes])
     weights = zip(parts, shapes, strict=True)
@@ -270,14 +270,14 @@ def _radial(tree: Tree, theirs: str, mine: str, signs: Tensor) -> dict[str, Tens
 
 
 def _signs(paths: Sequence[TensorPath], channels: Sequence[int]) -> Tensor:
-    """Per weight of a tensor product: -1 where the Wigner 3j tensor has changed its sign."""
+    """Return -1 for weights of paths whose Wigner 3j tensor has changed its sign, else 1."""
     values = ((path, -1.0 if path in TURNED else 1.0) for path in paths)
     return torch.tensor(PathIndex(channels, paths).per_channel(values), dtype=torch.float64)
 
 
 def _drop_constants(tree: Tree, sign: int) -> None:
-    """Remove e3nn's constant buffers; some of them tell the sign convention."""
-    ours = coupling(1, 2, 2)  # with the signs of today
+    """Remove e3nn's constant buffers, and check the sign convention with some of them."""
+    ours = coupling(1, 2, 2)  # in the present sign convention
     for name in list(tree.left):
         tensor = tree.left[name]
         if name.endswith("_w3j_1_2_2") and tensor.shape == ours.shape:

@@ -1,4 +1,4 @@
-"""Inputs of importers: parameters and hyper-parameters, every one of which must be used."""
+"""Inputs of importers: parameters and hyper-parameters, all of which must be used."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LARGEST_OPTIONS = 1 << 20
 
 
 class Tree:
-    """Parameter arrays by name; remembers which were used, so that none is dropped silently.
+    """Parameter arrays by name; it records which were used, so that none is dropped silently.
 
     Args:
-        file: for messages.
-        arrays: floating-point numbers, NumPy's or torch's.
+        file: file name for messages.
+        arrays: NumPy or torch arrays of numbers.
     """
 
     def __init__(self, file: str, arrays: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ class Tree:
         """Return a parameter, float64.
 
         Raises:
-            ValueError: there is none of this name left, or it holds anything but finite numbers.
+            ValueError: it is missing or already taken, or holds anything but finite numbers.
         """
         if name not in self.left:
             raise ValueError(
@@ -50,7 +50,7 @@ class Tree:
         return tensor.double()
 
     def look(self, name: str) -> Tensor:
-        """Return a parameter as `take` does, and leave it."""
+        """Return a parameter like `take`, but do not count it as used."""
         stored = self.left.get(name)
         found = self.take(name)
         self.left[name] = stored
@@ -60,7 +60,7 @@ class Tree:
         """Refuse parameters that were not used.
 
         Raises:
-            ValueError: there is something left.
+            ValueError: a parameter was not used.
         """
         if self.left:
             raise ValueError(
@@ -73,34 +73,34 @@ class Options:
     """Hyper-parameters by name; an option that is not used is an error.
 
     Args:
-        file: for messages.
-        options: as read.
+        file: file name for messages.
+        options: hyper-parameters as read from the file.
     """
 
     def __init__(self, file: str, options: dict[str, Any]) -> None:
         self.file, self.left = file, dict(options)
 
     def value(self, name: str, *default: Any) -> Any:
-        """Return any value; ValueError if it is missing and has no default."""
+        """Return an option of any type; ValueError if it is missing and has no default."""
         if name not in self.left and not default:
             raise ValueError(f"{self.file}: hyper-parameter {name!r} is missing")
         return self.left.pop(name, *default)
 
     def integer(self, name: str) -> int:
-        """Return a whole number of 1 or more."""
+        """Return an option that is an integer of 1 or more."""
         value = self.value(name)
         self._check(whole_number, name, value, 1)
         return int(value)
 
     def number(self, name: str) -> float:
-        """Return a finite number."""
+        """Return an option that is a finite number."""
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
             raise ValueError(f"{self.file}: {name} must be a finite number, got {value!r}")
         return float(value)
 
     def positive(self, name: str) -> float:
-        """Return a finite number above zero."""
+        """Return an option that is a finite number above zero."""
         value = self.value(name)
         self._check(positive, name, value)
         return float(value)
@@ -112,7 +112,7 @@ class Options:
             raise ValueError(f"{self.file}: {error}") from None
 
     def take(self, name: str, allowed: tuple, meaning: Mapping[str, str] | None = None) -> Any:
-        """Return one of some allowed values, or its translation; ValueError for any other."""
+        """Return an option with an allowed value, or its `meaning`; ValueError for any other."""
         value = self.value(name)
         if value not in allowed:
             raise ValueError(
@@ -170,14 +170,14 @@ def fill(
     Args:
         kind: class of the network.
         config: its hyper-parameters.
-        n_species: elements that it knows.
+        n_species: number of elements.
         state: its parameters by name.
 
     Raises:
-        ValueError: one has another shape than the hyper-parameters ask for.
+        ValueError: a parameter does not have the shape that the hyper-parameters require.
     """
     n_weights = sum(tensor.numel() for tensor in state.values())
-    if config.n_weights_at_least > n_weights:  # before memory is taken for them
+    if config.n_weights_at_least > n_weights:  # before memory is allocated
         raise ValueError(
             f"the hyper-parameters ask for {config.n_weights_at_least} weights or more, there are "
             f"{n_weights}: do they match?"

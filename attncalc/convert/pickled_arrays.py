@@ -1,9 +1,9 @@
-"""Reader of pickled trees of NumPy arrays, which runs nothing that a pickle asks for.
+"""Reader of pickled trees of NumPy arrays, which executes nothing that a pickle asks for.
 
-Parameters of JAX programs come as pickles of nested dictionaries with arrays at their ends. This is
-a machine for the few instructions that such a file needs. It knows three names, NumPy's
+Parameters of JAX programs are stored as pickles of nested dictionaries with arrays as leaves. This
+module interprets the few instructions that such a file needs. It accepts three names, NumPy's
 `_reconstruct`, `ndarray` and `dtype`, calls none of them, and makes arrays itself from the bytes in
-the file; everything else is refused by its name.
+the file. Everything else is refused, with its name in the message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attncalc.text import one_line
 # far above those of a network's parameters
 MOST_INSTRUCTIONS = 1_000_000
 MOST_ARRAYS = 100_000
-DEEPEST = 32  # dictionaries inside each other
+DEEPEST = 32  # levels of nested dictionaries
 MOST_AXES = 32
 
 _NAMES = {
@@ -42,11 +42,11 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Name(str):
-    """Name of something that a pickle speaks of."""
+    """Name that a pickle refers to."""
 
 
 class _Kind:
-    """Dtype in the making, as a pickle describes it."""
+    """Dtype under construction, as a pickle describes it."""
 
     def __init__(self, name: Any) -> None:
         if name not in _KINDS:
@@ -55,7 +55,7 @@ class _Kind:
 
 
 class _Array:
-    """Array in the making, as a pickle describes it."""
+    """Array under construction, as a pickle describes it."""
 
     def __init__(self) -> None:
         self.values: NDArray[Any] | None = None
@@ -65,11 +65,11 @@ _MARK = object()
 
 
 def read_pickled_arrays(path: Path, most: int) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a pickle, their names joined by "/".
+    """Read the arrays of a pickle, by their names joined by "/".
 
     Args:
         path: the file.
-        most: bytes that it may have.
+        most: largest size of the file, bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,7 +102,7 @@ def _flatten(tree: Any, name: str, depth: int, found: dict[str, NDArray[Any]]) -
 
 
 def _run(content: bytes) -> Any:
-    """The value that the instructions of a pickle make."""
+    """Return the value that the instructions of a pickle build."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
@@ -114,7 +114,7 @@ def _run(content: bytes) -> Any:
             _step(operation.name, argument, stack, memo)
     except ValueError:
         raise
-    # what is no pickle, or is cut off, stumbles somewhere
+    # raised for a file that is not a pickle, or is cut off
     except (LookupError, TypeError, AttributeError, UnicodeError) as error:
         raise ValueError(f"damaged: {error}") from None
     raise ValueError("cut off")
@@ -199,7 +199,7 @@ def _complete(begun: Any, state: Any) -> None:
     if math.prod(shape) * dtype.itemsize != len(content):
         raise ValueError(f"an array of shape {list(shape)} has {len(content)} bytes")
     flat = np.frombuffer(content, dtype)
-    # as numbers of this machine, of which PyTorch knows no other
+    # in the byte order of this machine, because PyTorch supports no other
     begun.values = flat.reshape(shape, order="F" if by_columns else "C").astype(
         dtype.newbyteorder("=")
     )

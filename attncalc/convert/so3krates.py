@@ -1,4 +1,4 @@
-"""So3krates as published: parameter trees of `mlff` (main, v1.0 in SO3LR, v0.1) to a `Potential`.
+"""Importer of So3krates: parameter trees of `mlff` (main, v1.0 in SO3LR, v0.1) to a `Potential`.
 
 Input is an .npz of the flattened parameter tree (names joined by "/") and a JSON file of
 hyper-parameters with an entry "form": "euclidean" (the dense code), "euclidean_sparse" (v1.0) or
@@ -52,8 +52,8 @@ def so3krates(
         species: atomic numbers to keep; None keeps every row of the embedding table.
 
     Returns:
-        A float64 potential: some tensors absorb factors that float32 would round. No energy shift
-        is added beyond the one of the hyper-parameters.
+        A float64 potential, because some tensors absorb factors that float32 would round. Its
+        energy shifts are those of the hyper-parameters or weights, without any other.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -69,7 +69,7 @@ def so3krates(
     tree = Tree(Path(params).name, arrays)
     try:
         potential = FORMS[form](tree, Options(Path(config).name, options), species)
-    except (RuntimeError, IndexError) as error:  # torch's, from arrays that do not fit together
+    except (RuntimeError, IndexError) as error:  # raised by torch for shapes that do not fit
         raise ValueError(f"{Path(params).name}: an array has a wrong shape ({error})") from None
     tree.finish()
     return potential
@@ -162,10 +162,11 @@ def _dense_filters(tree: Tree, blocks: Sequence[str]) -> dict[str, Tensor]:
 
 
 def from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) -> Potential:
-    """Make a potential of parameters and options of the v1.0 code, which are taken out of both.
+    """Convert parameters and options of the v1.0 code, and remove those used from both.
 
     Raises:
-        ValueError: as `so3krates`; other arrays may be left over.
+        ValueError: an array is missing or of a wrong shape, or an option is not supported; arrays
+            may be left over.
     """
     cutoff_functions: dict[str, CutoffFunction] = {
         "phys": "physnet",
@@ -180,7 +181,7 @@ def from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) -> 
         "residual" if options.take(f"residual_mlp_{k}", (False, True)) else "none" for k in (1, 2)
     ]
     attention_norm = options.take("message_normalization", tuple(ATTENTION_NORMS), ATTENTION_NORMS)
-    # without a default where it counts: a wrong number would give wrong energies silently
+    # no default where it matters: a wrong number would give wrong energies silently
     by_neighbors = attention_norm == "avg_num_neighbors"
     neighbors = options.number("avg_num_neighbors") if by_neighbors else 1.0
     width = options.integer("num_features")
@@ -245,7 +246,7 @@ def _sparse_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tens
     for kind in ("radial", "spherical"):
         layers = [[f"{base}{kind}_filter{k}_layer_{n}" for k in (1, 2)] for n in (1, 2)]
         state |= _filters(f"attention.{kind}_mlp", tree.take, *layers)
-    # einsum arrays [head, out, in], transposed against the dense code
+    # einsum arrays [head, out, in], transposed relative to the dense code
     feature = [tree.take(f"{base}{name}").transpose(1, 2) for name in ("Wq1", "Wk1", "Wv1")]
     geometry = [tree.take(f"{base}{name}").transpose(1, 2) for name in ("Wq2", "Wk2")]
     state["attention.feature_projection"] = torch.cat(feature, dim=2)
@@ -284,11 +285,11 @@ IRRELEVANT_OPTIONS = (
 def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> Potential:
     width, dynamic = options.integer("features"), options.take("chi_cut_dynamic", (False, True))
     attention: NonlocalAttention = "dynamic" if dynamic else "none"
-    end = So3kratesSphcConfig.sphc_cutoff  # which the others do not read
+    end = So3kratesSphcConfig.sphc_cutoff  # other kinds of attention do not read it
     if options.left.get("chi_cut") is None:
         options.value("chi_cut", None)
     elif dynamic:
-        options.take("chi_cut", (None,))  # one of the two ends would not be read
+        options.take("chi_cut", (None,))  # dynamic attention would not read it
     else:
         attention, end = "fixed", options.positive("chi_cut")
     if attention != "none":  # local attention sees no pair beyond the cutoff, whatever the list
@@ -350,7 +351,8 @@ def _sphc_layer(tree: Tree, n: int, config: So3kratesSphcConfig) -> dict[str, Te
     return state
 
 
-# blocks (l, p, q), p < q, of the published Clebsch-Gordan tensor that are minus e3nn's wigner_3j
+# blocks (l, p, q) of the published Clebsch-Gordan tensor, p < q, with the opposite sign of e3nn's
+# wigner_3j
 OPPOSITE_COUPLINGS = ((2, 1, 2), (2, 2, 3), (3, 1, 3))
 
 FORMS = {"euclidean": _from_dense, "euclidean_sparse": from_sparse, "sphc": _from_sphc}
@@ -377,7 +379,7 @@ def _layers(tree: Tree, config: Any, layer: Callable[..., dict[str, Tensor]]) ->
 
 
 def _old_head(tree: Tree) -> dict[str, Tensor]:
-    """Return the head of the dense code and v0.1."""
+    """Return the parameters of the energy head of the dense code and v0.1."""
     head = "observables_0/MLP_0/layers_"
     return dense(tree, f"{head}0", "head.hidden") | dense(tree, f"{head}1", "head.energy")
 
@@ -402,7 +404,7 @@ def _zbl(tree: Tree, base: str, config: So3kratesConfig, species: tuple[int, ...
 def _filters(
     name: str, take: Callable[[str], Tensor], first: Sequence[str], second: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return the filters of features and of geometry, two networks of two layers, as one."""
+    """Return the filters of features and geometry, networks of two layers each, as one network."""
     return {
         f"{name}.first": torch.cat([take(f"{layer}/kernel") for layer in first], dim=1),
         f"{name}.first_bias": torch.cat([take(f"{layer}/bias") for layer in first]),
@@ -412,7 +414,7 @@ def _filters(
 
 
 def dense(tree: Tree, theirs: str, ours: str) -> dict[str, Tensor]:
-    """Weight and bias of a Dense under our names."""
+    """Return weight and bias of a Dense layer under our names."""
     return {
         f"{ours}.weight": tree.take(f"{theirs}/kernel"),
         f"{ours}.bias": tree.take(f"{theirs}/bias"),

@@ -1,4 +1,4 @@
-"""SO3LR as published: its two files to a `Potential`.
+"""Importer of SO3LR as published: its two files to a `Potential`.
 
 Kabylda, Frank, Suárez-Dou, Khabibrakhmanov, Medrano Sandonas, Unke, Chmiela, Müller, Tkatchenko,
 J. Am. Chem. Soc. 147, 33723 (2025): a So3krates network with nuclear repulsion, electrostatics of
@@ -47,9 +47,9 @@ def so3lr(
 ) -> Potential:
     """Convert SO3LR, or a potential that was trained by its code with the same terms.
 
-    Long-range terms end at 12 Å in periodic structures and count all pairs of molecules;
-    `Potential.set_long_range_cutoff` chooses otherwise. The mean energy of the training data in the
-    hyper-parameters is not added, as the authors' calculator does not add it.
+    Long-range terms end at 12 Å in periodic structures and include all pairs of molecules;
+    `Potential.set_long_range_cutoff` changes this. The mean energy of the training data in the
+    hyper-parameters is not added, because the authors' calculator does not add it either.
 
     Args:
         params: the authors' params.pkl, or an .npz of its arrays.
@@ -61,7 +61,7 @@ def so3lr(
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file cannot be read, asks for anything but arrays of numbers, an array is
+        ValueError: a file cannot be read or holds anything but arrays of numbers, an array is
             missing, left over or of a wrong shape, an option is not supported, or an element was
             not trained.
     """
@@ -72,7 +72,7 @@ def so3lr(
     try:
         bare = from_sparse(tree, network_options, rows)
         network = _with_heads(tree, bare, list(rows))
-    except (RuntimeError, IndexError) as error:  # torch's, from arrays that do not fit together
+    except (RuntimeError, IndexError) as error:  # raised by torch for shapes that do not fit
         raise ValueError(f"{params.name}: an array has a wrong shape ({error})") from None
     tree.finish()
     sigma, scale = (long_range.positive(f"{name}_energy_scale") for name in TERMS)
@@ -99,7 +99,7 @@ TERMS = ("electrostatic", "dispersion")
 
 
 def _options(path: Path) -> tuple[Options, Options]:
-    """Options of the network as its importer takes them, and those of the long-range terms."""
+    """Return the options of the network for `from_sparse`, and those of the long-range terms."""
     written = read_options(path)
     model, data = written.get("model"), written.get("data", written)
     if not isinstance(model, dict) or not isinstance(data, dict):
@@ -109,7 +109,7 @@ def _options(path: Path) -> tuple[Options, Options]:
     for term in TERMS:
         options.take(f"{term}_energy_bool", (True,))
         long_range[f"{term}_energy_scale"] = options.value(f"{term}_energy_scale")
-    # a cutoff here would be one of training; at run time it is chosen
+    # a cutoff here would be that of the training; the one at run time can be chosen
     options.take("cutoff_lr", (None,))
     options.take("dispersion_energy_cutoff_lr_damping", (None,))
     neighbors = {"avg_num_neighbors": data.get("avg_num_neighbors")}
@@ -123,7 +123,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 
 def _trained(tree: Tree, species: Sequence[int] | None) -> tuple[int, ...]:
-    """Elements to keep: those whose learned scale has moved from where it started."""
+    """Return the elements to keep: those whose learned scale differs from its initial value."""
     scales = tree.look("observables_0/atomic_scales").reshape(-1).tolist()
     trained = tuple(z for z, scale in enumerate(scales) if z > 0 and scale != UNTRAINED)
     if not trained:
@@ -140,7 +140,7 @@ def _trained(tree: Tree, species: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _with_heads(tree: Tree, bare: Potential, rows: list[int]) -> Any:
-    """The network with heads for charges and Hirshfeld ratios."""
+    """Return the network with heads for charges and Hirshfeld ratios."""
     config = replace(bare.network.config, predict_charges=True, predict_hirshfeld_ratios=True)
     charges = "observables_0/electrostatic_energy/partial_charges/"
     state: dict[str, Tensor] = dict(bare.network.state_dict())

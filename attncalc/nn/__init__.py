@@ -1,1 +1,1 @@
-"""The networks: a `Graph` in, `AtomOutputs` out; one file each."""
+"""Networks, each of which maps a `Graph` to `AtomOutputs`; one file each."""

@@ -3,7 +3,7 @@
 A depthwise product has a weight for every path (a, b -> c: degrees of input, harmonics, output)
 and channel of a, and every path keeps its own output channels; a linear map W_c follows. In the
 frame of the edge the harmonics are constants (see `attncalc.basis.edge_frames`), so that a path
-multiplies every component of its input by one number, kappa, which goes into W_c.
+multiplies every component of its input by one number, kappa, which is absorbed into W_c.
 
 Features in edge frames are lists over the degree of [n_edges, 2l+1, channels], components in the
 order m = 0, 1, -1, 2, -2, ...
@@ -25,11 +25,11 @@ TensorPath = tuple[int, int, int]
 
 
 class PathIndex:
-    """Positions of the numbers of a path among the weights, and among the rows of its W_c.
+    """Positions of the channels of a path among the weights, and among the rows of its W_c.
 
     Args:
-        channels: of the input, per degree.
-        paths: in the order of the weights; the rows of each W_c have the same order.
+        channels: input channels per degree.
+        paths: paths in the order of the weights; the rows of each W_c have the same order.
     """
 
     def __init__(self, channels: Sequence[int], paths: Sequence[TensorPath]) -> None:
@@ -48,25 +48,25 @@ class PathIndex:
         return self.ranges(self.first_weight, paths)
 
     def rows(self, paths: Iterable[TensorPath]) -> Tensor:
-        """Return the indices of the rows of W_c."""
+        """Return the indices of the rows of W_c of these paths."""
         return self.ranges(self.first_row, paths)
 
     def ranges(self, first: Mapping[TensorPath, int], paths: Iterable[TensorPath]) -> Tensor:
-        """Return as many consecutive numbers as each path has channels, starting at `first`."""
+        """Return, for each path, consecutive indices from `first[path]`, one per channel."""
         ranges = [torch.arange(first[p], first[p] + self.channels[p[0]]) for p in paths]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *ranges])
 
     def per_channel(self, values: Iterable[tuple[TensorPath, float]]) -> list[float]:
-        """Repeat one value per path for its channels."""
+        """Repeat the value of each path for its channels."""
         return [value for path, value in values for _ in range(self.channels[path[0]])]
 
 
 class ScaledRows(ModuleWithConstants):
-    """Module that takes rows of a matrix, each times a constant.
+    """Selected rows of a matrix, each multiplied by a constant.
 
     Args:
-        index: which rows.
-        factors: one number for each of them.
+        index: indices of the rows.
+        factors: one factor for each of them.
     """
 
     index: Tensor
@@ -78,17 +78,17 @@ class ScaledRows(ModuleWithConstants):
         self.register_constant("factors", torch.tensor(factors, dtype=torch.float64).unsqueeze(1))
 
     def forward(self, matrix: Tensor) -> Tensor:
-        """[rows, n] -> [rows taken, n]."""
+        """[rows, n] -> [selected rows, n]."""
         return matrix.index_select(0, self.index) * self.factors
 
 
 class CollectedRows(nn.Module):
-    """`ScaledRows`, added up where they belong to the same row of the result.
+    """`ScaledRows`, summed into the rows of a result.
 
     Args:
-        rows: which, and times what.
-        target: the row of the result, for each of them.
-        n_rows: of the result.
+        rows: the rows and their factors.
+        target: row of the result to which each of them is added.
+        n_rows: number of rows of the result.
     """
 
     target: Tensor
@@ -104,15 +104,15 @@ class CollectedRows(nn.Module):
 
 
 class WeightedProduct(nn.Module):
-    """Product whose weights differ from edge to edge, and the linear map behind it.
+    """Product whose weights differ from edge to edge, and the linear map that follows it.
 
     t_(p,u),m = w_p,u x_a,u,+-m for every path p and channel u, and y_c,m = sum t kappa_p,m W_c.
-    Holds no parameters; `folded` prepares those it is given.
+    The module has no parameters; `folded` prepares those that it is given.
 
     Args:
-        channels: of the input, per degree.
-        paths: of the product, in the order of the weights w.
-        outputs: the (c, m), m >= 0, that are wanted; m stands for both signs.
+        channels: input channels per degree.
+        paths: paths of the product, in the order of the weights w.
+        outputs: requested outputs (c, m) with m >= 0; m stands for both signs.
     """
 
     alive: Tensor
@@ -126,7 +126,7 @@ class WeightedProduct(nn.Module):
         super().__init__()
         places = PathIndex(channels, paths)
         self.n_weights, self.n_rows, self.outputs = places.n_weights, places.n_rows, list(outputs)
-        # paths of equal a, c and parity are multiplied at once; others reach no wanted output
+        # paths of equal a, c and parity are multiplied at once; paths to no output are left out
         groups: dict[tuple[int, int, int], list[TensorPath]] = {}
         for path in sorted(paths, key=_group):
             if any(_reaches(path, c, m) for c, m in outputs):
@@ -163,7 +163,7 @@ class WeightedProduct(nn.Module):
         return len(self.alive) + self.n_products
 
     def folded(self, last: Tensor, offset: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the weights as `forward` takes them.
+        """Return the weights in the form that `forward` takes.
 
         Args:
             last, offset: [hidden, n_weights], [n_weights]: w = hidden last + offset.
@@ -176,11 +176,11 @@ class WeightedProduct(nn.Module):
     def forward(
         self, features: Features, hidden: Tensor, weights: Sequence[Tensor]
     ) -> dict[tuple[int, int], Tensor]:
-        """{(c, m): [n_edges, 1, n_out] for m = 0, else [n_edges, 2, n_out] for m and -m}.
+        """Return {(c, m): [n_edges, 1, n_out] for m = 0, else [n_edges, 2, n_out] for m and -m}.
 
         Args:
-            features: in the edges' frames.
-            hidden: [n_edges, hidden], what the weights of the product are made of.
+            features: features in the edges' frames.
+            hidden: [n_edges, hidden], from which the weights of the product are computed.
             weights: from `folded`.
         """
         last, offset, *matrices = weights
@@ -216,21 +216,21 @@ def _reaches(path: TensorPath, c: int, m: int) -> bool:
 
 
 def _crossed(pair: Tensor) -> Tensor:
-    """(x_m, x_-m) -> (x_-m, -x_m): what paths of odd a+b+c take."""
+    """Return (x_-m, -x_m) for (x_m, x_-m): the input of paths with odd a + b + c."""
     plus, minus = pair.unbind(1)
     return torch.stack([minus, -plus], dim=1)
 
 
 class FixedProduct(nn.Module):
-    """Product whose weights are the same for all edges, and the linear map behind it.
+    """Product whose weights are the same for all edges, and the linear map that follows it.
 
-    Both together are one matrix per |m|. Holds no parameters.
+    Both together are one matrix per |m|. The module has no parameters.
 
     Args:
-        channels: of the input, per degree.
-        paths: of the product, in the order of the weights.
-        n_used: how many output degrees are wanted, from 0 on.
-        scales: of the input, per degree.
+        channels: input channels per degree.
+        paths: paths of the product, in the order of the weights.
+        n_used: number of output degrees, from 0 on.
+        scales: factors of the input, per degree.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class FixedProduct(nn.Module):
         self.has_odd = any(sum(path) % 2 for path in paths)
 
     def folded(self, weights: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return one matrix per |m|, as `forward` takes them.
+        """Return one matrix per |m|, in the form that `forward` takes.
 
         Args:
             weights: [n_weights].
@@ -286,7 +286,7 @@ class FixedProduct(nn.Module):
         return tuple(matrices)
 
     def forward(self, by_m: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-        """Per |m|: [n_edges, 1 or 2, all channels of l >= m] -> the same with all that go out."""
+        """Per |m|: [n_edges, 1 or 2, input channels of l >= m] -> the same of output channels."""
         return [
             (x.flatten(1) @ matrix).unflatten(1, (x.shape[1], -1))
             if m and self.has_odd

@@ -14,18 +14,18 @@ degree l of [n, 2l+1, channels] tensors, real harmonics as in e3nn (see `basis.e
 | linear message, MLP attention | `LinearMessages`                                            |
 | dot product attention         | `DotProductMessages`                                        |
 
-Two things make the published function unfit to move atoms. It jumps where an atom crosses the
-cutoff, since softmax and edge-degree sum do not fade with the distance; and it tells a molecule
-from its mirror image, since harmonics and features of odd degree are declared even. The defaults
-here mend both: every edge carries a smooth envelope, and only paths with l1 + l2 + l3 even exist.
-The published network has `cutoff_function="none", paths="all"`.
+Two properties make the published function unfit for molecular dynamics. It jumps where an atom
+crosses the cutoff, because softmax and edge-degree sum do not decay with the distance. And it
+distinguishes a molecule from its mirror image, because harmonics and features of odd degree are
+declared even. The defaults here avoid both: every edge has a smooth envelope, and only paths with
+l1 + l2 + l3 even exist. The published network has `cutoff_function="none", paths="all"`.
 
 In the frame of an edge its harmonics are constants, so a product with them is one multiplication
-per number (Passaro & Zitnick, ICML 2023), and a product whose weights do not depend on the edge
-becomes one matrix per |m| together with the linear map behind it. The formulas of the paper, in
-the laboratory's frame, are in tests/equiformer_paper.py; both must give the same numbers.
+per number (Passaro & Zitnick, ICML 2023). If the weights of a product do not depend on the edge,
+the product and the linear map after it become one matrix per |m|. The formulas of the paper, in the
+laboratory frame, are in tests/equiformer_paper.py; both must give the same numbers.
 
-Blocks and network are here, and what they are made of beside:
+This module holds the network and its blocks. Their parts are in other modules:
 
 | file                   | what                                                                |
 |------------------------|---------------------------------------------------------------------|
@@ -69,11 +69,11 @@ from attncalc.nn.equiformer_radial import RadialNetwork, radial_hidden
 from attncalc.ops import safe_norm, segment_sum
 from attncalc.recompute import Chunk, chunks_of
 
-# bytes: where all blocks together would keep more for the gradient, edges are worked through in
-# chunks and computed again; a chunk keeps so much in one block
+# bytes: where all blocks together would keep more than LARGEST_KEPT for the gradient, edges are
+# processed in chunks, which are computed again; a chunk keeps LARGEST_CHUNK in one block
 LARGEST_KEPT = 1 << 30
 LARGEST_CHUNK = 1 << 27
-ON_GPU = 8  # times as much; memory is there for the networks alone, and small chunks are slow
+ON_GPU = 8  # times as much: its memory is free for the network, and small chunks are slow
 
 
 class Block(nn.Module):
@@ -81,7 +81,7 @@ class Block(nn.Module):
 
     Args:
         config: hyper-parameters.
-        n_out: channels that the feed-forward network puts out; those of the blocks if not given.
+        n_out: output channels per degree of the feed-forward network; None for `config.channels`.
     """
 
     def __init__(self, config: EquiformerConfig, n_out: Sequence[int] | None = None) -> None:
@@ -94,13 +94,13 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(channels, hidden, channels if n_out is None else n_out)
 
     def forward(self, features: Features, geometry: Geometry) -> Features:
-        """[n_atoms, 2l+1, channels] per degree."""
+        """Return features [n_atoms, 2l+1, channels] per degree."""
         features = added(features, self.attention(self.norm_1(features), geometry))
         return added(features, self.feed_forward(self.norm_2(features)))
 
 
 class LastBlock(nn.Module):
-    """The same, but of its result only scalars are read; more of them than before.
+    """Last block, which returns scalars only, `head_features` of them.
 
     Args:
         config: hyper-parameters.
@@ -126,9 +126,9 @@ class LastBlock(nn.Module):
 
 
 class EdgeDegreeEmbedding(nn.Module):
-    """Embedding of the neighbours' number, distances and directions: features of degree > 0.
+    """Embedding of number, distances and directions of the neighbours, as features of all degrees.
 
-    A product of the harmonics with constant scalars, the same for every element.
+    It is a tensor product of the harmonics with constant scalars, the same for every element.
 
     Args:
         config: hyper-parameters.
@@ -149,11 +149,11 @@ class EdgeDegreeEmbedding(nn.Module):
             self.register_buffer(f"weights_to_{degree}", rows, persistent=False)
 
     def forward(self) -> tuple[Tensor, ...]:
-        """Radial network, and the maps from its hidden layer to the channels of all degrees."""
+        """Return radial network, and maps from its hidden layer to the channels of all degrees."""
         constant = self.expand.weights[0][0] + self.expand.scalar_bias
         lasts, offsets = [], []
         for degree, w in enumerate(self.projection.weights):
-            # the path (0, l -> l) has the first rows of its degree, and kappa = sqrt(2l+1)
+            # path (0, l -> l) has the first rows of degree l; its kappa is sqrt(2l+1)
             rows = self.get_buffer(f"weights_to_{degree}")
             matrix = w[: self.channels[0]] * constant.unsqueeze(1)
             matrix = matrix * (math.sqrt(2 * degree + 1) / self.divisor)
@@ -165,7 +165,7 @@ class EdgeDegreeEmbedding(nn.Module):
     def on_edges(
         self, sent: Tensor, targets: Tensor, edges: EdgeData, weights: Sequence[Tensor]
     ) -> Tensor:
-        """[n_receivers, width], flat; nothing is read of the atoms."""
+        """Return [n_receivers, width], flat; no features of the atoms are read."""
         del sent
         *hidden, last, offset = weights
         amounts = torch.addmm(offset, radial_hidden(edges.radial, hidden), last)
@@ -178,7 +178,7 @@ class EdgeDegreeEmbedding(nn.Module):
 
 
 class Equiformer(nn.Module):
-    """Equiformer network: a graph of edge vectors to one energy per atom.
+    """Equiformer network, which maps a graph of edge vectors to one energy per atom.
 
     Args:
         config: hyper-parameters.
@@ -205,7 +205,7 @@ class Equiformer(nn.Module):
         self.to(torch.float32)
 
     def for_species(self, rows: Sequence[int]) -> Equiformer:
-        """Return a copy whose species table has these rows of the present one, in this order."""
+        """Return a copy whose species table consists of these rows of this one, in this order."""
         other = Equiformer(self.config, len(rows)).to(self.element.dtype)
         state = self.state_dict()
         other.load_state_dict(state | {"element": state["element"][list(rows)]})
@@ -221,15 +221,15 @@ class Equiformer(nn.Module):
         return AtomOutputs(energies=self.head(scalars), features=scalars.squeeze(1))
 
     def head(self, scalars: Tensor) -> Tensor:
-        """[n_atoms, 1, head_features] -> energies [n_atoms]."""
+        """Return energies [n_atoms] for scalars [n_atoms, 1, head_features]."""
         (energies,) = self.energy([SILU_NORM * silu(self.hidden([scalars])[0])])
         return energies.flatten()
 
     def geometry(self, graph: Graph) -> Geometry:
-        """Return everything that depends on edge vectors alone, once for all blocks."""
+        """Return all quantities that depend on the edge vectors alone; all blocks share them."""
         cutoff, mask = self.config.cutoff, graph.edge_mask
         vectors = graph.vectors.to(self.element.dtype)
-        # a masked vector may be anything: one without direction or out of range would give NaN
+        # vectors of masked edges are arbitrary; a zero or very long one would give NaN
         vectors = torch.where(mask.unsqueeze(1), vectors, 0.5 * cutoff)
         lengths = safe_norm(vectors)
         envelope = mask.to(vectors.dtype)
@@ -245,14 +245,14 @@ class Equiformer(nn.Module):
         return Geometry(edges, graph.senders, self.chunks(graph))
 
     def chunks(self, graph: Graph) -> list[Chunk]:
-        """Return the chunks of edges; None where all edges fit into memory at once."""
+        """Return the chunks of edges, none if all edges fit into memory at once."""
         if not self.needs_chunks(graph.n_edges):
             return []
         most_edges = LARGEST_CHUNK * self._gpu_factor // self.bytes_per_edge
         return chunks_of(graph.receivers, graph.n_atoms, max(1, most_edges))
 
     def needs_chunks(self, n_edges: int) -> bool:
-        """Return True if so many edges are too many at once."""
+        """Return True if this number of edges must be processed in chunks."""
         kept = self.bytes_per_edge * self.config.num_layers * n_edges
         return kept > LARGEST_KEPT * self._gpu_factor
 
@@ -262,13 +262,13 @@ class Equiformer(nn.Module):
 
     @property
     def bytes_per_edge(self) -> int:
-        """Approximate bytes that autograd keeps of an edge in one block."""
+        """Approximate number of bytes that autograd keeps per edge in one block."""
         blocks: list[Any] = [*self.blocks, self.last_block]
         widest = max(block.attention.numbers_per_edge for block in blocks)
         return widest * self.element.element_size()
 
     def embedding(self, graph: Graph, geometry: Geometry) -> Features:
-        """Return the features of the elements and of the edges around each atom."""
+        """Return the initial features of each atom, from its element and the edges around it."""
         nothing = geometry.edges.radial.new_zeros(graph.n_atoms, 0)
         summed = geometry.sum_over_edges(
             self.edge_degree.on_edges, nothing, nothing, self.edge_degree()

@@ -1,4 +1,4 @@
-"""Equiformer's attention: messages of the edges of an atom, weighted and summed."""
+"""Attention of Equiformer: weighted sums of the messages of edges."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Attention(nn.Module):
 
     Args:
         config: hyper-parameters.
-        n_kept, n_used: as of `NonlinearMessages`.
-        n_in: channels of the features; those of the blocks if not given.
+        n_kept, n_used: see `NonlinearMessages`.
+        n_in: channels per degree of the input features; None for `config.channels`.
     """
 
-    messages: Any  # one of MESSAGES, or what folds them once
+    messages: Any  # one of MESSAGES, or a module that folds their weights only once
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         per_head = sum(channels) / config.num_heads
         self.query_scales = [1 / math.sqrt(per_head * (2 * degree + 1)) for degree in degrees]
         self.channels, self.heads, self.values = channels, config.num_heads, channels[:n_used]
-        # weights, products and seven feature vectors, by the memory that a call is seen to take
+        # weights, products and seven feature vectors, which fits the measured memory of a call
         width = sum((2 * degree + 1) * c for degree, c in enumerate(channels))
         self.numbers_per_edge = self.messages.product.numbers_per_edge + 7 * width
 
@@ -69,8 +69,8 @@ class Attention(nn.Module):
         Args:
             sent: [n_edges, width], flat.
             targets: [n_receivers, width or, with queries, twice that], flat.
-            edges: their receivers count the rows of `targets`.
-            weights: of the messages.
+            edges: edges whose receivers are row indices of `targets`.
+            weights: weights of the messages.
         """
         n_receivers, width = targets.shape[0], sent.shape[1]
         here = targets.index_select(0, edges.receivers).split(width, dim=1)
@@ -82,16 +82,17 @@ class Attention(nn.Module):
 
 
 def attention_weights(logits: Tensor, edges: EdgeData, n_receivers: int) -> Tensor:
-    """Softmax over the edges of a receiver that fades with the envelope c, [n_edges, heads].
+    """Return [n_edges, heads]: a softmax over the edges of a receiver, with the envelope c.
 
-    A_e = c_e^2 exp(l_e) / sum over e' of c_e' exp(l_e'). The factor in the sum lets a neighbour
-    leave smoothly as long as others stay, the second one in the numerator also if it is the last.
-    With c = 1 it is the plain softmax.
+    A_e = c_e^2 exp(l_e) / sum over e' of c_e' exp(l_e'). The factor c in the sum makes the weights
+    smooth when a neighbour crosses the cutoff and others remain. The second factor c in the
+    numerator makes them smooth also when the last neighbour does. With c = 1 this is the plain
+    softmax.
     """
     receivers, envelope = edges.receivers, edges.envelope.unsqueeze(1)
     valid = edges.mask.unsqueeze(1) & (envelope > 0)
-    # the largest of l + log c cancels: it keeps exponentials in range, and the sum at 1 or more,
-    # also where an edge that fades out has the largest logit by far
+    # subtracting the largest l + log c changes nothing, but keeps exponentials in range and the sum
+    # at 1 or more, even where an edge close to the cutoff has by far the largest logit
     levels = logits.detach() + torch.where(valid, envelope.detach(), 1.0).log()
     largest = logits.new_full((n_receivers, logits.shape[1]), -torch.inf).scatter_reduce(
         0,

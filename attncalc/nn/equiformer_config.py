@@ -9,32 +9,32 @@ from attncalc.nn.edge_products import TensorPath
 from attncalc.nn.options import cutoff_radius, one_of, positive, whole_number
 
 SHORTEST_CUTOFF = 0.01  # Å
-HIGHEST_DEGREE = 6  # far above what is used; coupling tensors of higher ones take minutes
+HIGHEST_DEGREE = 6  # far above any in use; coupling tensors of higher degrees take minutes
 
 AttentionName = Literal["nonlinear", "linear", "dot"]
 
 
 @dataclass(frozen=True)
 class EquiformerConfig:
-    """Hyper-parameters. The defaults are our own smooth, mirror-symmetric network of lmax 2.
+    """Hyper-parameters; the defaults define our smooth, mirror-symmetric network of lmax 2.
 
     Attributes:
-        cutoff: Å.
+        cutoff: cutoff radius, Å.
         avg_num_neighbors: mean number of neighbours in the training data.
         attention: "nonlinear" (non-linear messages, MLP attention: the published Equiformer),
             "linear" (linear messages, MLP attention) or "dot" (dot-product attention).
-        channels: of the features, per degree l = 0, 1, ...; divisible by num_heads.
-        num_layers: blocks; each widens `receptive_field` by the cutoff.
-        num_heads: attention heads.
-        attention_features: per head, of the MLP attention.
+        channels: feature channels per degree l = 0, 1, ...; each divisible by num_heads.
+        num_layers: number of blocks; each extends `receptive_field` by the cutoff.
+        num_heads: number of attention heads.
+        attention_features: features per head of the MLP attention.
         feed_forward_factor: hidden channels of the feed-forward networks / channels.
-        num_basis: radial basis functions.
+        num_basis: number of radial basis functions.
         radial_features: hidden width of the radial networks.
-        head_features: scalars that the energy is made of.
-        cutoff_function: the envelope of every edge: "physnet" (two continuous derivatives), or
-            "none" (published: energy and forces jump at the cutoff).
-        paths: "natural", those tensor products that know no handedness; or "all", which with the
-            published network includes weights that cannot change its output.
+        head_features: number of scalars that the energy is computed from.
+        cutoff_function: envelope of every edge: "physnet" (two continuous derivatives), or "none"
+            (published: energy and forces jump at the cutoff).
+        paths: tensor products: "natural" (those that conserve parity) or "all" (as in the
+            published network, including weights that cannot change its output).
     """
 
     cutoff: float
@@ -52,7 +52,7 @@ class EquiformerConfig:
     paths: Literal["natural", "all"] = "natural"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.channels, list | tuple):  # JSON and YAML know lists
+        if not isinstance(self.channels, list | tuple):  # JSON and YAML have no tuples
             raise ValueError(f"channels must be a list, got {self.channels!r}")
         object.__setattr__(self, "channels", tuple(self.channels))
         cutoff_radius(self.cutoff)
@@ -62,7 +62,7 @@ class EquiformerConfig:
         for name, least in (
             *(("num_layers", 1), ("num_heads", 1), ("attention_features", 1)),
             *(("feed_forward_factor", 1), ("num_basis", 2)),
-            *(("radial_features", 2), ("head_features", 2)),  # layer norm makes one number zero
+            *(("radial_features", 2), ("head_features", 2)),  # layer norm of one number is 0
         ):
             whole_number(name, getattr(self, name), least)
         if not 2 <= len(self.channels) <= HIGHEST_DEGREE + 1:
@@ -103,7 +103,7 @@ class EquiformerConfig:
     @property
     def receptive_field(self) -> float:
         """Distance beyond which other atoms do not change the energy of an atom, Å."""
-        return (self.num_layers + 1) * self.cutoff  # the embedding looks at the neighbours too
+        return (self.num_layers + 1) * self.cutoff  # the embedding reads the neighbours too
 
     @property
     def faults(self) -> list[str]:
@@ -116,7 +116,7 @@ class EquiformerConfig:
         return found
 
     def tensor_paths(self, n_in: int, n_out: int) -> list[TensorPath]:
-        """Paths from degrees below `n_in` to degrees below `n_out`, in the published order."""
+        """Return paths from degrees below `n_in` to degrees below `n_out` in published order."""
         degrees = range(len(self.channels))
         return [
             (a, b, c)
@@ -128,9 +128,9 @@ class EquiformerConfig:
 
     @property
     def degrees_kept(self) -> int:
-        """Degrees that the embedding's product takes in and that the last attention puts out.
+        """Number of input degrees of the embedding's product and output degrees of the last block.
 
-        Scalars would do. The published network has the others too, with weights that multiply
-        zeros or are never read.
+        Scalars alone are enough. The published network also has the other degrees, whose weights
+        multiply zeros or are never read.
         """
         return len(self.channels) if self.paths == "all" else 1

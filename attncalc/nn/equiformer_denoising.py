@@ -1,10 +1,10 @@
-"""Equiformer that also learns to say how atoms were displaced: DeNS, for training only.
+"""Equiformer with denoising of displaced atoms (DeNS), for training only.
 
 Liao, Smidt, Das, "Generalizing denoising to non-equilibrium structures improves equivariant force
-fields", TMLR 2024. Some atoms of a training structure are displaced at random and the network is
-told the forces of the undisturbed structure on them; a head of its own predicts the displacements.
-What the head needs is left out of the network that is saved, `DenoisingEquiformer.plain`, which
-gives the same energies.
+fields", TMLR 2024. Some atoms of a training structure are displaced at random. The forces on them
+in the undisplaced structure are an input of the network, and a separate head predicts their
+displacements. The network that is saved, `DenoisingEquiformer.plain`, has no such head and gives
+the same energies.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from attncalc.ops import safe_norm
 
 
 class OpenLastBlock(Block):
-    """The last block with features of all degrees, which the denoising head reads.
+    """Last block that returns features of all degrees, which the denoising head reads.
 
     Args:
         config: hyper-parameters.
-        n_out: channels per degree that go out.
+        n_out: output channels per degree.
     """
 
     def __init__(self, config: EquiformerConfig, n_out: tuple[int, ...]) -> None:
@@ -38,13 +38,13 @@ class OpenLastBlock(Block):
         self.shortcut = IrrepsLinear(config.channels, n_out)
 
     def forward(self, features: Features, geometry: Geometry) -> Features:
-        """[n_atoms, 2l+1, channels] per degree -> the same with the channels that go out."""
+        """Return features [n_atoms, 2l+1, n_out] per degree."""
         features = added(features, self.attention(self.norm_1(features), geometry))
         return added(self.shortcut(features), self.feed_forward(self.norm_2(features)))
 
 
 class DenoisingHead(Attention):
-    """One more attention, from the last features to a vector per atom.
+    """Attention that maps the last features to one vector per atom.
 
     Args:
         config: hyper-parameters.
@@ -58,13 +58,13 @@ class DenoisingHead(Attention):
         self.projection = VectorMap(config.channels[1])
 
     def vectors(self, features: Features, geometry: Geometry) -> Tensor:
-        """[n_atoms, 3], x, y, z."""
+        """Return [n_atoms, 3]: x, y, z."""
         (vectors,) = self(features, geometry)
         return vectors.squeeze(2)
 
 
 class VectorMap(nn.Module):
-    """Features to one vector: degree 1 alone.
+    """Linear map from features of degree 1 to one vector.
 
     Args:
         width: channels of degree 1.
@@ -75,7 +75,7 @@ class VectorMap(nn.Module):
         self.weight = nn.Parameter(torch.randn(width, 1) / math.sqrt(width))
 
     def forward(self, features: Features) -> Features:
-        """One entry, [n, 3, 1]."""
+        """Return a list of one tensor, [n, 3, 1]."""
         return [features[1] @ self.weight]
 
 
@@ -91,7 +91,7 @@ class DenoisingEquiformer(Equiformer):
 
     def __init__(self, config: EquiformerConfig, n_species: int) -> None:
         super().__init__(config, n_species)
-        # of the last features, in the ratio of the others: 512, 256, 128 as published
+        # channels of the last features, in the ratio of `channels`: 512, 256, 128 as published
         head, scalars = config.head_features, config.channels[0]
         n_last = (head, *(max(1, head * width // scalars) for width in config.channels[1:]))
         self.force_embedding = IrrepsLinear([1] * len(n_last), config.channels)
@@ -101,15 +101,15 @@ class DenoisingEquiformer(Equiformer):
         self.to(torch.float32)
 
     def forward(self, graph: Graph) -> AtomOutputs:
-        """Energies per atom [n_atoms], of structures without displacements."""
+        """Return the energies per atom [n_atoms] of structures without displacements."""
         return AtomOutputs(energies=self._run(graph, None)[0])
 
     def denoise(self, graph: Graph, forces: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies [n_atoms] of the undisturbed structure, and displacements [n_atoms, 3].
+        """Predict energies [n_atoms] of the undisplaced structure, and displacements [n_atoms, 3].
 
         Args:
-            graph: of the displaced atoms.
-            forces: [n_atoms, 3] eV/Å of the undisturbed structure, zero for atoms in their place.
+            graph: graph of the displaced atoms.
+            forces: [n_atoms, 3] eV/Å of the undisplaced structure, zero for atoms not displaced.
         """
         energies, features, geometry = self._run(graph, forces)
         return energies, self.denoising_head.vectors(features, geometry)
@@ -124,7 +124,7 @@ class DenoisingEquiformer(Equiformer):
         return self.head(features[0]), features, geometry
 
     def _encoded(self, graph: Graph, forces: Tensor | None) -> Features:
-        """Y_l(F / |F|) |F| / sqrt(3), per degree [n_atoms, 2l+1, 1]."""
+        """Return Y_l(F / |F|) |F| / sqrt(3), [n_atoms, 2l+1, 1] per degree."""
         degrees = range(len(self.config.channels))
         if forces is None:
             shape = self.element.new_zeros(graph.n_atoms, 1, 1)
@@ -142,7 +142,7 @@ class DenoisingEquiformer(Equiformer):
         return [y * amount / math.sqrt(3) for y in harmonics]
 
     def plain(self) -> Equiformer:
-        """The network without input for forces and denoising head; same energies, own tensors."""
+        """Return a copy without force embedding and denoising head, which has the same energies."""
         plain = Equiformer(self.config, self.element.shape[0]).to(self.element)
         state = self.state_dict()
         state["element_bias"] = self.element_bias + self.force_embedding.scalar_bias
@@ -154,7 +154,7 @@ class DenoisingEquiformer(Equiformer):
                 taken[name] = source
             elif name.endswith(("second_weights", "radial.last", "radial.offset")):
                 taken[name] = source[..., to_scalars]
-            else:  # what goes to scalars comes first
+            else:  # channels of scalars come first
                 taken[name] = source[..., : tensor.shape[-1]]
         plain.load_state_dict(taken)
         return plain.requires_grad_(False)

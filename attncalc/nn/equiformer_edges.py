@@ -14,14 +14,14 @@ from attncalc.recompute import Chunk, sum_in_chunks
 
 @dataclass(frozen=True)
 class EdgeData:
-    """Some edges, with all that blocks need of the geometry.
+    """Geometry of some edges that the blocks read.
 
     Attributes:
         receivers: [n_edges].
         mask: [n_edges], bool.
         envelope: [n_edges], exactly 0 for masked edges.
         radial: [n_edges, num_basis].
-        frames: for l = 1, 2, ... [n_edges, 2l+1, 2l+1], as from `EdgeFrames`.
+        frames: from `EdgeFrames`, [n_edges, 2l+1, 2l+1] for l = 1, 2, ...
     """
 
     receivers: Tensor
@@ -31,28 +31,28 @@ class EdgeData:
     frames: Sequence[Tensor]
 
     def turned_in(self, features: Features) -> Features:
-        """Turn features from the laboratory's frame into the edges'."""
+        """Rotate features from the laboratory frame into the frames of the edges."""
         return [features[0], *map(torch.bmm, self.frames, features[1:])]
 
     def turned_out(self, features: Features) -> Features:
-        """Turn features from the edges' frames into the laboratory's, up to the degrees given."""
+        """Rotate features of the given degrees from the frames of the edges to the laboratory's."""
         back = zip(self.frames, features[1:], strict=False)
         return [features[0], *(torch.bmm(frame.mT, x) for frame, x in back)]
 
 
-# what some edges send to their receivers: [n_edges, ...] of the senders, [n_receivers, ...],
-# the edges, weights -> [n_receivers, ...]
+# sums of messages at the receivers of some edges: (sent [n_edges, ...], targets [n_receivers, ...],
+# edges, weights) -> [n_receivers, ...]
 OnEdges = Callable[[Tensor, Tensor, EdgeData, Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """All edges, and how a sum over them is done: at once, or in chunks of bounded memory.
+    """All edges of a graph, and the chunks in which sums over them are done to bound memory.
 
     Attributes:
-        edges: all of them.
+        edges: all edges.
         senders: [n_edges].
-        chunks: of receivers with all their edges; none for all at once.
+        chunks: chunks of receivers with all their edges; none to sum over all edges at once.
     """
 
     edges: EdgeData
@@ -65,10 +65,10 @@ class Geometry:
         """Return the sum over the edges of each atom.
 
         Args:
-            on_edges: the computation.
-            sources: [n_atoms, ...]; an edge is given the row of its sender.
+            on_edges: the computation, see `OnEdges`.
+            sources: [n_atoms, ...]; each edge gets the row of its sender.
             targets: [n_atoms, ...].
-            weights: handed through.
+            weights: passed to `on_edges`.
         """
         edges = self.edges
         if not self.chunks:

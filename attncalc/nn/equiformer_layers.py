@@ -19,11 +19,11 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 class IrrepsLinear(nn.Module):
-    """y_l = x_l W_l for every degree, without mixing degrees; a bias on the scalars only.
+    """Linear map of each degree by itself, y_l = x_l W_l, with a bias on the scalars only.
 
     Args:
         n_in, n_out: channels per degree.
-        bias: on the scalars.
+        bias: whether the scalars have a bias.
     """
 
     def __init__(self, n_in: Sequence[int], n_out: Sequence[int], *, bias: bool = True) -> None:
@@ -35,7 +35,7 @@ class IrrepsLinear(nn.Module):
 
     @property
     def scalar_bias(self) -> Tensor:
-        """[channels of degree 0]."""
+        """Bias of the scalars, [channels of degree 0]."""
         assert self.bias is not None
         return self.bias
 
@@ -48,7 +48,7 @@ class IrrepsLinear(nn.Module):
 
 
 class EquivariantLayerNorm(nn.Module):
-    """Scalars: layer norm. Higher degrees: divided by the root of their mean square.
+    """Layer norm of scalars; higher degrees are divided by their root mean square.
 
     Args:
         channels: per degree.
@@ -60,7 +60,7 @@ class EquivariantLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels[0]))
 
     def forward(self, features: Features) -> Features:
-        """The same shapes, as many degrees as are given."""
+        """Return the normalised features, for as many degrees as are given."""
         x = features[0]
         normed = [layer_norm(x, x.shape[-1:], self.scales[0], self.bias, LAYER_NORM_EPSILON)]
         for x, scale in zip(features[1:], list(self.scales)[1:], strict=False):
@@ -70,12 +70,10 @@ class EquivariantLayerNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, gate, linear, for every atom.
+    """Linear map, gate, linear map, for each atom.
 
     Args:
-        n_in: channels per degree.
-        n_hidden: the same in between.
-        n_out: of the result.
+        n_in, n_hidden, n_out: channels per degree of input, hidden layer and output.
     """
 
     def __init__(self, n_in: Sequence[int], n_hidden: Sequence[int], n_out: Sequence[int]) -> None:
@@ -85,7 +83,7 @@ class FeedForward(nn.Module):
         self.n_hidden = list(n_hidden)
 
     def forward(self, features: Features) -> Features:
-        """[n, 2l+1, channels] per degree."""
+        """Return features [n, 2l+1, channels] per degree."""
         scalars, *others = self.first(features)
         gates = torch.sigmoid(scalars).split(self.n_hidden, dim=2)
         gated = [SILU_NORM * scalars[:, :, : self.n_hidden[0]] * gates[0]]
@@ -93,7 +91,7 @@ class FeedForward(nn.Module):
         return self.second(gated)
 
     def scalars(self, scalars: Tensor) -> Tensor:
-        """The same for scalars alone, which know nothing of higher degrees: [n, 1, channels]."""
+        """Return the scalars [n, 1, channels] alone; they do not depend on higher degrees."""
         width = self.n_hidden[0]
         first, bias = self.first.weights[0][:, :width], self.first.scalar_bias[:width]
         hidden = SILU_NORM * silu(linear(scalars, first.T, bias))
@@ -101,17 +99,17 @@ class FeedForward(nn.Module):
 
 
 def flat(features: Features) -> Tensor:
-    """[n, sum of (2l+1) channels]."""
+    """Concatenate features to [n, sum of (2l+1) channels]."""
     return torch.cat([x.flatten(1) for x in features], dim=1)
 
 
 def unflat(values: Tensor, channels: Sequence[int]) -> Features:
-    """The inverse of `flat`."""
+    """Invert `flat`."""
     sizes = [(2 * degree + 1) * width for degree, width in enumerate(channels)]
     parts = values.split(sizes, dim=1)
     return [part.unflatten(1, (-1, width)) for part, width in zip(parts, channels, strict=True)]
 
 
 def added(one: Features, other: Features) -> Features:
-    """Sums; degrees that `other` has not stay as they are."""
+    """Return the sums; degrees that are missing in `other` are not changed."""
     return [x + y for x, y in zip(one, other, strict=False)] + one[len(other) :]

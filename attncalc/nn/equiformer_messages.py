@@ -1,6 +1,6 @@
-"""Messages of Equiformer, one class for each of its three attentions: logits and values of an edge.
+"""Messages of Equiformer: logits and values of an edge, one class per kind of attention.
 
-A new kind of message is a new class here and a line in `MESSAGES`.
+To add a kind of message, add a class here and a line in `MESSAGES`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from attncalc.nn.equiformer_radial import N_HIDDEN, RadialNetwork, radial_hidden
 class Messages(nn.Module):
     """Logits and values of the message of an edge.
 
-    Called, it gives the weights that `on_edges` takes, folded as far as they do not depend on the
-    edge; the gradient goes through to the parameters. Every kind begins with a product whose
-    weights come from a radial network.
+    `forward` returns the weights that `on_edges` takes. Everything that does not depend on the edge
+    is folded into them, differentiably. Every kind begins with a product whose weights come from a
+    radial network.
     """
 
     product: WeightedProduct
@@ -35,18 +35,18 @@ class Messages(nn.Module):
     def on_edges(
         self, weights: Sequence[Tensor], message: Features, query: Features, radial: Tensor
     ) -> tuple[Tensor, Features]:
-        """Logits [n_edges, n_heads] and values, from what is given in the edges' frames."""
+        """Return logits [n_edges, n_heads] and values; all features are in the edges' frames."""
         raise NotImplementedError
 
     def folded(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Weights of radial network, product and the maps [rows, n_out] behind it."""
+        """Return weights of the radial network, and of the product with the maps [rows, n_out]."""
         product = self.product.folded(self.radial.last, self.radial.offset, maps)
         return (*self.radial.hidden_weights, *product)
 
     def multiplied(
         self, weights: Sequence[Tensor], message: Features, radial: Tensor
     ) -> tuple[dict[tuple[int, int], Tensor], Sequence[Tensor]]:
-        """The product, as from `WeightedProduct`, and the weights that `folded` did not give."""
+        """Return the result of the `WeightedProduct`, and the weights after those of `folded`."""
         n_folded = N_HIDDEN + self.product.n_folded
         hidden = radial_hidden(radial, weights[:N_HIDDEN])
         return self.product(message, hidden, weights[N_HIDDEN:n_folded]), weights[n_folded:]
@@ -57,15 +57,15 @@ class NonlinearMessages(Messages):
 
     Args:
         config: hyper-parameters.
-        n_kept: degrees of the values that have weights.
-        n_used: degrees of the values that are read.
+        n_kept: number of degrees of the values that have weights.
+        n_used: number of degrees of the values that are read.
     """
 
     def __init__(self, config: EquiformerConfig, n_kept: int, n_used: int) -> None:
         super().__init__()
         channels, n = config.channels, len(config.channels)
         heads, features = config.num_heads, config.attention_features
-        # values of degree 0 read only what points along the edge
+        # values of degree 0 need only the components along the edge
         outputs = [(c, m) for c in range(n) for m in range(min(c + 1, n_used))]
         self.product = WeightedProduct(channels, config.tensor_paths(n, n), outputs)
         self.radial = RadialNetwork(config, self.product.n_weights)
@@ -92,7 +92,7 @@ class NonlinearMessages(Messages):
     def on_edges(
         self, weights: Sequence[Tensor], message: Features, query: Features, radial: Tensor
     ) -> tuple[Tensor, Features]:
-        """Logits [n_edges, n_heads] and values, from what is given in the edges' frames."""
+        """Return logits [n_edges, n_heads] and values; all features are in the edges' frames."""
         del query
         y, (bias, alpha, *second, value_bias) = self.multiplied(weights, message, radial)
         scalars, attention = (y[0, 0] + bias).split(self.parts, dim=2)
@@ -109,11 +109,11 @@ class NonlinearMessages(Messages):
 
 
 class LinearMessages(Messages):
-    """One product, whose result is values and, through an MLP, attention.
+    """One product, which yields the values and, through an MLP, the attention.
 
     Args:
         config: hyper-parameters.
-        n_kept, n_used: as of `NonlinearMessages`.
+        n_kept, n_used: see `NonlinearMessages`.
     """
 
     def __init__(self, config: EquiformerConfig, n_kept: int, n_used: int) -> None:
@@ -136,7 +136,7 @@ class LinearMessages(Messages):
     def on_edges(
         self, weights: Sequence[Tensor], message: Features, query: Features, radial: Tensor
     ) -> tuple[Tensor, Features]:
-        """Logits [n_edges, n_heads] and values, from what is given in the edges' frames."""
+        """Return logits [n_edges, n_heads] and values; all features are in the edges' frames."""
         del query
         y, (bias, alpha) = self.multiplied(weights, message, radial)
         # scalars are interleaved by head: those of the attention, then those of the value
@@ -151,11 +151,11 @@ class LinearMessages(Messages):
 
 
 class DotProductMessages(Messages):
-    """One product, whose result is keys and values; attention by scalar products with queries.
+    """One product, which yields keys and values; attention by scalar products with queries.
 
     Args:
         config: hyper-parameters.
-        n_kept, n_used: as of `NonlinearMessages`.
+        n_kept, n_used: see `NonlinearMessages`.
     """
 
     def __init__(self, config: EquiformerConfig, n_kept: int, n_used: int) -> None:
@@ -171,7 +171,7 @@ class DotProductMessages(Messages):
     def forward(self) -> tuple[Tensor, ...]:
         """Radial network, product, its bias."""
         n_used = len(self.values)
-        maps = [  # keys come first; values that nobody reads are left out
+        maps = [  # keys come first; values that are not read are left out
             w if c < n_used else w[:, :width]
             for c, (w, width) in enumerate(zip(self.linear.weights, self.channels, strict=True))
         ]
@@ -180,7 +180,7 @@ class DotProductMessages(Messages):
     def on_edges(
         self, weights: Sequence[Tensor], message: Features, query: Features, radial: Tensor
     ) -> tuple[Tensor, Features]:
-        """Logits [n_edges, n_heads] and values, from what is given in the edges' frames."""
+        """Return logits [n_edges, n_heads] and values; all features are in the edges' frames."""
         y, (bias,) = self.multiplied(weights, message, radial)
         y[0, 0] = y[0, 0] + bias
         logits, values = [], []
@@ -196,7 +196,7 @@ class DotProductMessages(Messages):
 
 
 def attention_vector(heads: int, features: int) -> nn.Parameter:
-    """[heads, features], uniform as published."""
+    """Return a parameter [heads, features], drawn uniformly as published."""
     bound = math.sqrt(6 / (heads + features))
     return nn.Parameter(torch.empty(heads, features).uniform_(-bound, bound))
 

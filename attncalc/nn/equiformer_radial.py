@@ -1,4 +1,4 @@
-"""Equiformer's radial network: from the length of an edge to the weights of a tensor product."""
+"""Radial network of Equiformer, from the length of an edge to the weights of a tensor product."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ N_HIDDEN = 8  # tensors of `RadialNetwork.hidden_weights`
 
 
 class RadialNetwork(nn.Module):
-    """Weights of a tensor product from the radial basis: two hidden layers, no bias but an offset.
+    """Network from the radial basis to the weights of a tensor product.
+
+    It has two hidden layers; the bias of the last layer is called `offset`.
 
     Args:
         config: hyper-parameters.
-        n_out: numbers that go out.
+        n_out: number of outputs.
     """
 
     def __init__(self, config: EquiformerConfig, n_out: int) -> None:
         super().__init__()
         num_basis, width = config.num_basis, config.radial_features
 
-        def uniform(*shape: int) -> nn.Parameter:  # torch's own for linear layers
+        def uniform(*shape: int) -> nn.Parameter:  # as in torch's linear layers
             bound = 1 / math.sqrt(shape[0])
             return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
@@ -42,7 +44,7 @@ class RadialNetwork(nn.Module):
 
     @property
     def hidden_weights(self) -> tuple[Tensor, ...]:
-        """All weights but the last layer's, as `radial_hidden` takes them."""
+        """All weights except those of the last layer, in the order of `radial_hidden`."""
         return tuple(
             getattr(self, f"{name}{part}")
             for name in ("first", "second")
@@ -51,7 +53,10 @@ class RadialNetwork(nn.Module):
 
 
 def radial_hidden(radial: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """[n_edges, num_basis] -> the second hidden layer of a `RadialNetwork` [n_edges, width]."""
+    """Return the second hidden layer [n_edges, width] of a `RadialNetwork`.
+
+    `radial` is [n_edges, num_basis], `weights` are `RadialNetwork.hidden_weights`.
+    """
     hidden = radial
     for k in (0, 4):
         weight, bias, scale, norm_bias = weights[k : k + 4]

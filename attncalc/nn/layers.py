@@ -1,4 +1,4 @@
-"""Small layers that networks of one vector of features per atom are made of."""
+"""Small layers for networks with one feature vector per atom."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.nn.functional import layer_norm, silu, softplus
 from attncalc.graph import Graph, sum_over_system, with_totals
 
 LAYER_NORM_EPSILON = 1e-6
-# mean of silu(x)² for x of a normal distribution of variance one
+# mean of silu(x)² for a standard normal x
 SILU_SQUARE = 0.3557
 
-# parameters of an `Embedding` with one row per species
+# parameters with one row per species
 _SPECIES_TABLES = (
     "embedding.element",
     "embedding.charge.query",
@@ -27,19 +27,19 @@ _SPECIES_TABLES = (
 
 
 def with_species(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
-    """The state of a network with an `embedding`, reduced to these rows of its species table."""
+    """Return the state of a network with its species tables reduced to these rows."""
     tables = {name: state[name][list(rows)] for name in _SPECIES_TABLES if name in state}
     return dict(state) | tables
 
 
 class Embedding(nn.Module):
-    """Features of the bare atoms: element, and total charge and spin where the model knows them.
+    """Initial features of the atoms, from the element and optionally total charge and spin.
 
     Args:
-        width: number of features.
+        width: number of features F.
         n_species: number of elements.
-        charge, spin: whether the model knows them.
-        std: of the elements' features at the beginning.
+        charge, spin: whether to embed the total charge, and the spin.
+        std: standard deviation of the element features at initialization.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Embedding(nn.Module):
         self.spin = ElectronEmbedding(width, n_species) if spin else None
 
     def forward(self, graph: Graph) -> Tensor:
-        """[n_atoms, F]; several embeddings are summed and divided by the root of their number."""
+        """Return [n_atoms, F]: the sum of the embeddings over the square root of their number."""
         parts = [self.element[graph.species]]
         if self.charge is not None:
             parts.append(self.charge(graph.charge, graph))
@@ -62,7 +62,7 @@ class Embedding(nn.Module):
 
 
 class ElectronEmbedding(nn.Module):
-    """Spreads a number of electrons psi over the atoms of a system (SpookyNet, 2021, eq. 9).
+    """Embedding of psi electrons, distributed over the atoms of a system (SpookyNet, 2021, eq. 9).
 
     y_i = softplus(q[Z_i] . k[s] / sqrt(F)), a_i = psi y_i / sum_k y_k, e = v + s(s(v) W0) W1 with
     v = a_i value[s]; s = 0 for psi >= 0, 1 for psi < 0. Zero electrons embed to exactly zero.
@@ -76,7 +76,7 @@ class ElectronEmbedding(nn.Module):
         self.refine = ResidualMLP(width, bias=False)
 
     def forward(self, electrons: Tensor, graph: Graph) -> Tensor:
-        """electrons [n_systems] -> [n_atoms, F]."""
+        """Return [n_atoms, F] for `electrons` [n_systems]."""
         sign = (electrons < 0).long()[graph.system_idx]
         weight = self._weight(self.query[graph.species], sign)
         total = sum_over_system(weight, graph)
@@ -92,7 +92,7 @@ class ElectronEmbedding(nn.Module):
 
 
 class EnergyHead(nn.Module):
-    """Features to one energy per atom."""
+    """Map from the features to one energy per atom."""
 
     def __init__(self, width: int, hidden: int | None, activation: str = "silu") -> None:
         super().__init__()
@@ -107,10 +107,11 @@ class EnergyHead(nn.Module):
 
 
 class ChargeHead(nn.Module):
-    """Features to partial charges, which add up to the total charge (SO3LR, JACS 147, 33723, 2025).
+    """Map from features to partial charges that sum to the total charge.
 
-    A head like that of the energy, plus a charge per species; what is missing to the total charge
-    of a system is shared equally by its atoms.
+    The charges are the output of a head like that of the energy plus one charge per species. The
+    difference from the total charge of a system is distributed equally over its atoms (SO3LR, JACS
+    147, 33723, 2025).
     """
 
     def __init__(self, width: int, hidden: int | None, activation: str, n_species: int) -> None:
@@ -125,7 +126,7 @@ class ChargeHead(nn.Module):
 
 
 class HirshfeldHead(nn.Module):
-    """Features to Hirshfeld volume ratios (SO3LR, JACS 147, 33723, 2025).
+    """Map from features to Hirshfeld volume ratios (SO3LR, JACS 147, 33723, 2025).
 
     h_i = | v[Z] + p[Z] . (W1 s(W0 x + b0) + b1) / sqrt(n) |, s = SiLU, with n = F / 2 hidden
     features, a number v and a direction p per species.
@@ -151,8 +152,9 @@ class TwinMLP(nn.Module):
     """Two MLPs (Dense, SiLU, Dense) of the same input, for features and for geometry.
 
     Args:
-        n_in, n_hidden, n_out: numbers of features.
-        mean_square: of an input. With it, the variance of hidden and last values begins with one.
+        n_in, n_hidden, n_out: numbers of inputs, hidden units and outputs.
+        mean_square: mean square of an input. If given, hidden values and outputs have variance one
+            at initialization.
     """
 
     def __init__(
@@ -236,7 +238,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "identity": 
 
 
 def lecun_normal(*shape: int) -> Tensor:
-    """Normal of variance 1 / fan-in (the last but one dimension), cut at two deviations."""
-    # cutting at +-2 shrinks the deviation to 0.8796: divide it out, as the published code does
+    """Draw from a normal of variance 1 / fan-in (last but one dimension), truncated at +-2 std."""
+    # truncation at +-2 shrinks the deviation to 0.8796: divide it out, as the published code does
     std = 1 / math.sqrt(shape[-2]) / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std)

@@ -15,10 +15,10 @@ class NetworkConfig(Protocol):
     """Hyper-parameters, a frozen dataclass of plain values.
 
     Attributes:
-        graph_cutoff: interaction range of one layer, Å.
+        graph_cutoff: cutoff of the graph, the interaction range of one layer, Å.
         receptive_field: distance up to which an atom can change the energy of another, Å.
-        n_weights_at_least: number of weights that a file of such a network has at the least.
-        faults: what is wrong with these settings for moving atoms, a sentence each.
+        n_weights_at_least: lower bound on the number of weights in a file of such a network.
+        faults: defects of these settings for molecular dynamics, one sentence each.
     """
 
     @property
@@ -32,7 +32,7 @@ class NetworkConfig(Protocol):
 
 
 class Network(Protocol):
-    """A module that predicts something of every atom of a `Graph`.
+    """Module that predicts outputs for every atom of a `Graph`.
 
     Attributes:
         config: its hyper-parameters.
@@ -48,11 +48,11 @@ class Network(Protocol):
     def reads_spin(self) -> bool: ...
 
     def __call__(self, graph: Graph) -> AtomOutputs:
-        """Outputs of all atoms, differentiable by `graph.vectors`."""
+        """Return the outputs of all atoms, differentiable with respect to `graph.vectors`."""
         ...
 
     def for_species(self, rows: Sequence[int]) -> Self:
-        """Return a copy whose species table has these rows of the present one, in this order."""
+        """Return a copy whose species table consists of these rows of this one, in this order."""
         ...
 
 
@@ -60,23 +60,23 @@ class Engine(Protocol):
     """Code compiled for one network with fixed weights.
 
     Attributes:
-        defers: True if a structure that it does not cover has energies that are NaN instead of
-            None for an answer: then nothing has to be read back from the device.
+        defers: True if `linearize` returns energies of NaN, instead of None, for a structure that
+            the engine does not cover: then nothing has to be read back from the device.
     """
 
     defers: bool
 
     def linearize(self, graph: Graph) -> Linearized | None:
-        """Outputs and their gradient; None for a structure that it does not cover."""
+        """Return outputs and their gradient; None for a structure that the engine cannot handle."""
         ...
 
 
 class CompiledNetwork(nn.Module):
-    """A network with an engine; autograd sees the network alone.
+    """Network with an engine; autograd uses the network alone.
 
     Args:
-        network: weights must not change any more.
-        engine: gives the same numbers, and faster.
+        network: network whose weights no longer change.
+        engine: engine that gives the same numbers faster.
     """
 
     network: Any
@@ -101,21 +101,21 @@ class CompiledNetwork(nn.Module):
         return self.network.reads_spin
 
     def for_species(self, rows: Sequence[int]) -> nn.Module:
-        """Return a copy of the network, not compiled, for some of the species."""
+        """Return an uncompiled copy of the network for some of its species."""
         return self.network.for_species(rows)
 
     def forward(self, graph: Graph) -> AtomOutputs:
-        """Outputs of the network itself."""
+        """Return the outputs of the network itself."""
         return self.network(graph)
 
 
 def linearize(network: Any, graph: Graph, *, waits: bool = True) -> Linearized:
-    """Outputs of a network and their gradient by the edge vectors.
+    """Return the outputs of a network and their gradient by the edge vectors.
 
     Args:
-        network: a `Network`, or a `CompiledNetwork`, whose engine is asked first.
-        graph: of the structures.
-        waits: False: what an engine defers is not looked at, and outputs may be NaN.
+        network: a `Network`, or a `CompiledNetwork`, whose engine is tried first.
+        graph: graph of the structures.
+        waits: False: the energies of an engine that defers are not checked and may be NaN.
     """
     engine: Engine | None = getattr(network, "engine", None)
     if engine is not None:
@@ -128,10 +128,10 @@ def linearize(network: Any, graph: Graph, *, waits: bool = True) -> Linearized:
 
 
 def by_autograd(network: Any, graph: Graph) -> Linearized:
-    """Outputs of a network, with PyTorch's gradient.
+    """Return the outputs of a network, with their gradient by autograd.
 
     Raises:
-        ValueError: ghosts are to be told between layers what they are, which engines do.
+        ValueError: ghosts need an exchange between layers, which only engines do.
     """
     if graph.ghosts is not None and graph.ghosts.exchange is not None:
         raise ValueError(

@@ -18,7 +18,7 @@ def positive(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not value > 0:  # type: ignore[operator]  # numbers.Real knows no comparison
+    if not value > 0:  # type: ignore[operator]  # numbers.Real has no comparison
         raise ValueError(f"{name} must be positive, got {value}")
     try:
         finite = math.isfinite(value)
@@ -29,10 +29,10 @@ def positive(name: str, value: Any) -> None:
 
 
 def cutoff_radius(value: Any) -> None:
-    """Refuse what is no range of interactions; pairs grow with its cube.
+    """Refuse anything but a usable cutoff; the number of pairs grows with its cube.
 
     Raises:
-        ValueError: it is no number above zero, or more than LARGEST_CUTOFF.
+        ValueError: it is not a positive number, or more than LARGEST_CUTOFF.
     """
     positive("cutoff", value)
     if value > LARGEST_CUTOFF:
@@ -76,16 +76,16 @@ def true_or_false(name: str, value: Any) -> None:
 def degrees_of_width(
     degrees: Sequence[Any], num_features: int, num_heads: int, *, least: int, most: int
 ) -> None:
-    """Refuse degrees that are not ascending integers, or that features cannot be shared among.
+    """Refuse degrees that are not ascending integers, and features that do not divide among them.
 
     Args:
-        degrees: of spherical harmonics.
-        num_features: divisible by their number and by `num_heads`.
-        num_heads: of the attention.
-        least, most: degrees that there may be.
+        degrees: degrees of spherical harmonics.
+        num_features: divisible by the number of degrees and by `num_heads`.
+        num_heads: number of attention heads.
+        least, most: smallest and largest degree that is allowed.
 
     Raises:
-        ValueError: something is wrong with them.
+        ValueError: one of these conditions does not hold.
     """
     for degree in degrees:
         whole_number("degrees", degree, least)

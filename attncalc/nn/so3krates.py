@@ -13,12 +13,12 @@ fields", Nat. Commun. 15, 6539 (2024), and the variant of it inside SO3LR (JACS 
 | w^f, w^g         | filters [2, n_pairs, F], first index: features, geometry               |
 | alpha^f, alpha^g | coefficients [n_pairs, H], [n_pairs, n_degrees] of each `Direction`    |
 
-Attention coefficients are plain scalar products times C(d), no softmax: a neighbour that leaves
-takes its message along smoothly.
+Attention coefficients are plain scalar products times C(d), without a softmax, so that the message
+of a neighbour goes smoothly to zero at the cutoff.
 
-d, C, phi, I and with them both filters are the same for pair (i, j) and (j, i), and
-Y(-u) = (-1)^l Y(u). So every function of a pair is evaluated once for both directions, which are
-worked through one after the other: first i receives from j, then j from i.
+d, C, phi, I and therefore both filters are the same for the pairs (i, j) and (j, i), and
+Y(-u) = (-1)^l Y(u). Every function of a pair is evaluated once for both directions. The two
+directions are processed one after the other: first i receives from j, then j from i.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from attncalc.nn.options import (
 )
 from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
 
-# far above what is used; coupling matrices of higher ones take minutes and gigabytes
+# far above any degree in use; coupling matrices of higher degrees take minutes and gigabytes
 HIGHEST_DEGREE = 20
 
 CutoffFunction = Literal["physnet", "cosine", "exponential"]
@@ -69,33 +69,34 @@ Refinement = Literal["none", "residual", "projected"]
 
 @dataclass(frozen=True)
 class So3kratesConfig:
-    """Hyper-parameters. The defaults are our own smooth network; the published ones are options.
+    """Hyper-parameters; the defaults define our smooth network, options the published ones.
 
     Attributes:
-        cutoff: Å.
+        cutoff: cutoff radius, Å.
         avg_num_neighbors: mean number of neighbours in the training data.
         num_features: F, at least 4, divisible by num_heads and by the number of degrees.
         num_heads: H, attention heads of the features.
-        degrees: the degrees l of the Euclidean variables, ascending.
-        num_layers: message-passing layers; each widens `receptive_field` by the cutoff.
+        degrees: degrees l of the Euclidean variables, ascending.
+        num_layers: number of message-passing layers; each extends `receptive_field` by the cutoff.
         radial_basis: "bernstein" or "physnet".
         num_basis: K, at least 2.
         cutoff_function: "physnet" (two continuous derivatives), "exponential", or "cosine"
             (the paper's; its second derivative jumps at the cutoff).
-        attention_norm: what divides the attention coefficients: "avg_num_neighbors" or
+        attention_norm: divisor of the attention coefficients: "avg_num_neighbors" or
             "sqrt_head_width" (the square root of F / heads).
-        qk_activation: applied to queries and keys, "identity" or "silu".
+        qk_activation: activation of queries and keys, "identity" or "silu".
         layer_norms: where the features are normalised.
-        mlp_after_attention, mlp_after_exchange: refinement of the features of one atom:
+        mlp_after_attention, mlp_after_exchange: MLP that acts on the features of each atom:
             "none"; "residual", x + W2 s(W1 s(x) + b1) + b2; "projected" (the first release's),
             s(x + s(s(x) W1) W2) W3; s = SiLU.
-        ev_init_divisor: None starts the Euclidean variables at zero; a number starts them at the
-            neighbours' sum of C(d) Y(u), divided by it.
-        embed_charge, embed_spin: add an embedding of total charge, of unpaired electrons.
+        ev_init_divisor: None: the Euclidean variables start at zero. A number: they start at the
+            sum of C(d) Y(u) over the neighbours, divided by this number.
+        embed_charge, embed_spin: whether to embed the total charge, and the number of unpaired
+            electrons.
         head_features: hidden width of the energy head; None for a linear head.
-        head_activation: of the head's hidden layer: "silu" or "identity".
+        head_activation: activation of the hidden layer of the head: "silu" or "identity".
         predict_charges: whether a second head predicts partial charges, for pair terms.
-        predict_hirshfeld_ratios: whether another one predicts Hirshfeld volume ratios, likewise.
+        predict_hirshfeld_ratios: whether a head predicts Hirshfeld volume ratios, for pair terms.
     """
 
     cutoff: float
@@ -131,7 +132,7 @@ class So3kratesConfig:
         positive("avg_num_neighbors", self.avg_num_neighbors)
         if self.ev_init_divisor is not None:
             positive("ev_init_divisor", self.ev_init_divisor)
-        # F / 4 is a hidden layer of the spherical filters; K - 1 a degree of Bernstein polynomials
+        # F / 4: hidden width of the spherical filters; K - 1: degree of the Bernstein polynomials
         for name, least in (
             *(("num_features", 4), ("num_heads", 1), ("num_layers", 1), ("num_basis", 2)),
             *(() if self.head_features is None else (("head_features", 1),)),
@@ -187,11 +188,11 @@ class So3kratesConfig:
 
 @dataclass(frozen=True)
 class Direction:
-    """All pairs, seen from one of their two atoms.
+    """All pairs in one of their two directions.
 
     Attributes:
         receivers, senders: [P].
-        harmonics: [P, M], of the vector from receiver to sender.
+        harmonics: [P, M], harmonics of the vector from receiver to sender.
     """
 
     receivers: Tensor
@@ -201,12 +202,12 @@ class Direction:
 
 @dataclass(frozen=True)
 class PairGeometry:
-    """Geometry of P pairs, as the layers need it.
+    """Geometry of P pairs that the layers read.
 
     Attributes:
         directions: the pairs as listed, and reversed.
         envelope: [P, 1], C(d), exactly 0 for masked pairs.
-        radial: evaluates a `TwinMLP` of the radial basis for all pairs, [2, P, F].
+        radial: function that evaluates a `TwinMLP` of the radial basis for all pairs, [2, P, F].
     """
 
     directions: tuple[Direction, Direction]
@@ -215,20 +216,20 @@ class PairGeometry:
 
 
 class DirectRadial(nn.Module):
-    """Evaluates radial networks pair by pair: the definition."""
+    """Direct evaluation of radial networks, pair by pair: their definition."""
 
     def __init__(self, basis: nn.Module) -> None:
         super().__init__()
         self.basis = basis
 
     def forward(self, lengths: Tensor) -> Callable[[TwinMLP], Tensor]:
-        """lengths [P] Å -> a function from a `TwinMLP` to its values [2, P, F]."""
+        """Return a function that maps a `TwinMLP` to its values [2, P, F] at `lengths` [P] Å."""
         values = self.basis(lengths)
         return lambda mlp: mlp(values)
 
 
 class So3krates(ModuleWithConstants):
-    """The network: a graph of edge vectors to one energy per atom.
+    """So3krates network, which maps a graph of edge vectors to one energy per atom.
 
     Args:
         config: hyper-parameters.
@@ -274,13 +275,13 @@ class So3krates(ModuleWithConstants):
         return self.config.embed_spin
 
     def for_species(self, rows: Sequence[int]) -> So3krates:
-        """Return a copy whose species table has these rows of the present one, in this order."""
+        """Return a copy whose species table consists of these rows of this one, in this order."""
         other = So3krates(self.config, len(rows)).to(self.parity.dtype)
         other.load_state_dict(with_species(self.state_dict(), rows))
         return other
 
     def forward(self, graph: Graph) -> AtomOutputs:
-        """Return energies [n_atoms] before scale and reference energies; other outputs, if any."""
+        """Return energies [n_atoms] before scale and reference energies, and any other outputs."""
         geometry = self.geometry(graph)
         features = self.embedding(graph)
         ev = self.initial_ev(geometry, graph.n_atoms)
@@ -289,17 +290,17 @@ class So3krates(ModuleWithConstants):
         return self.read(features, graph)
 
     def read(self, features: Tensor, graph: Graph) -> AtomOutputs:
-        """Outputs of the heads, from the features [n_atoms, F] behind the last layer."""
+        """Return the outputs of the heads for the features [n_atoms, F] of the last layer."""
         heads = self.charge_head, self.hirshfeld_head
         charges, ratios = (None if head is None else head(features, graph) for head in heads)
         return AtomOutputs(self.head(features), charges, ratios, features)
 
     def geometry(self, graph: Graph) -> PairGeometry:
-        """Return everything that depends on edge vectors alone, once for all layers."""
+        """Return all quantities that depend on the edge vectors alone; all layers share them."""
         config = self.config
         mask = graph.edge_mask[graph.pairs]
         vectors = graph.vectors[graph.pairs].to(self.parity.dtype)
-        # a masked vector may be anything: one without direction or out of range would give NaN
+        # vectors of masked edges are arbitrary; a zero or very long one would give NaN
         vectors = torch.where(mask.unsqueeze(1), vectors, 0.5 * config.cutoff)
         i, j = graph.receivers[graph.pairs], graph.senders[graph.pairs]
         lengths = safe_norm(vectors)
@@ -312,7 +313,7 @@ class So3krates(ModuleWithConstants):
         )
 
     def initial_ev(self, geometry: PairGeometry, n_atoms: int) -> Tensor | None:
-        """[n_atoms, M], or None for zero, which spares the first layer its spherical filters."""
+        """Return [n_atoms, M]; None stands for zeros, which make the first layer cheaper."""
         if self.config.ev_init_divisor is None:
             return None
         one, other = (
@@ -344,12 +345,12 @@ class Layer(nn.Module):
     def forward(
         self, features: Tensor, ev: Tensor | None, geometry: PairGeometry
     ) -> tuple[Tensor, Tensor]:
-        """features [n_atoms, F], ev [n_atoms, M] (None: zero) -> the same, updated."""
+        """Return updated features [n_atoms, F] and ev [n_atoms, M]; `ev` None stands for zeros."""
         d_features, d_ev = self.attention(self.norm_before_attention(features), ev, geometry)
         return self.refine(features + d_features, d_ev if ev is None else ev + d_ev)
 
     def refine(self, features: Tensor, ev: Tensor) -> tuple[Tensor, Tensor]:
-        """All of the layer behind its messages, atom by atom, for the sums with them."""
+        """Apply the rest of the layer, which acts on each atom alone, after adding messages."""
         features = self.mlp_after_attention(self.norm_after_attention(features))
         d_features, d_ev = self.exchange(self.norm_before_exchange(features), ev)
         features = self.mlp_after_exchange(features + d_features)
@@ -357,7 +358,7 @@ class Layer(nn.Module):
 
 
 class EuclideanAttention(ModuleWithConstants):
-    """Messages between atoms: features by H heads, Euclidean variables by one head a degree.
+    """Messages between atoms: H heads for features, one head per degree for Euclidean variables.
 
     alpha_ij = C(d_ij) / norm * sum_a q_i,a w_ij,a k_j,a within each head; no self-attention.
     """
@@ -377,7 +378,7 @@ class EuclideanAttention(ModuleWithConstants):
         self.feature_projection = nn.Parameter(lecun_normal(heads, head, 3 * head))
         self.geometry_projection = nn.Parameter(lecun_normal(n_degrees, part, 2 * part))
         if config.attention_norm == "avg_num_neighbors":
-            # a coefficient is a sum over the features of a head: let its variance be one too
+            # a coefficient is a sum over the features of a head: scale its variance to one too
             with torch.no_grad():
                 self.feature_projection[:, :, : 2 * head].mul_(head**-0.25)
                 self.geometry_projection.mul_(part**-0.25)
@@ -409,10 +410,10 @@ class EuclideanAttention(ModuleWithConstants):
         envelope: Tensor,
         pairs: Direction,
     ) -> tuple[Tensor, Tensor]:
-        """Sums of the messages [n_atoms, F] and [n_atoms, M] that run in one direction.
+        """Return the sums of the messages of one direction, [n_atoms, F] and [n_atoms, M].
 
-        One direction at a time, and not both in longer tensors: a compiled training step would
-        divide by the number of pairs, to find a pair, in its innermost loops.
+        The directions are not concatenated into longer tensors: a compiled training step would
+        then find a pair by dividing by the number of pairs in its innermost loops.
         """
         coefficients = self.coefficients(queries, keys, filters, envelope, pairs)
         return self.collect(*coefficients, values, pairs)
@@ -420,7 +421,7 @@ class EuclideanAttention(ModuleWithConstants):
     def collect(
         self, for_features: Tensor, for_ev: Tensor, values: Tensor, pairs: Direction
     ) -> tuple[Tensor, Tensor]:
-        """Sums of messages [n_atoms, F] and [n_atoms, M], for given coefficients."""
+        """Return the sums of messages, [n_atoms, F] and [n_atoms, M], for given coefficients."""
         n = values.shape[0]
         sent = values[pairs.senders].unflatten(1, (self.heads, -1))
         messages = (for_features.unsqueeze(2) * sent).flatten(1)
@@ -469,7 +470,7 @@ class EuclideanAttention(ModuleWithConstants):
 class Exchange(ModuleWithConstants):
     """One linear map between features and the invariants of the Euclidean variables.
 
-    (a, b) = [x; I(chi)] W + c;  x gains a, chi_l gains b_l chi_l.
+    (a, b) = [x; I(chi)] W + c; then x += a and chi_l += b_l chi_l.
     """
 
     contract: Tensor

@@ -1,11 +1,11 @@
-"""So3krates, both forms, that also learn to say how atoms were displaced: DeNS, for training only.
+"""Both forms of So3krates with denoising of displaced atoms (DeNS), for training only.
 
 Liao, Smidt, Das, "Generalizing denoising to non-equilibrium structures improves equivariant force
-fields", TMLR 2024, whose networks have channels of every degree. Here the Euclidean variables (or
-SPHC coordinates) of an atom start with the harmonics of the force that the network is told, and its
-features with the size of that force; the head adds one more attention and combines the vectors
-before and after it. What the head and the told forces need is left out of the network that is
-saved, `plain()`, which gives the same energies: it starts without them.
+fields", TMLR 2024. The networks of the paper have channels of every degree. Here, the harmonics of
+the force on an atom, an input, are added to its initial Euclidean variables (or SPHC coordinates),
+and the magnitude of the force to its initial features. The denoising head is one more attention; it
+combines the vectors before and after it. The network that is saved, `plain()`, has neither the
+embedding of the forces nor this head. Its energies are those of a call without forces.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from attncalc.ops import ModuleWithConstants, safe_norm
 
 
 class ForceEmbedding(ModuleWithConstants):
-    """Embedding of the force on an atom, added to that of its element.
+    """Embedding of the force on an atom, added to the embedding of its element.
 
     Args:
-        width: of the features.
-        degrees: of the Euclidean variables.
+        width: number of features.
+        degrees: degrees of the Euclidean variables.
     """
 
     repeat: Tensor
@@ -43,9 +43,10 @@ class ForceEmbedding(ModuleWithConstants):
         self.register_constant("repeat", repeat_over_orders(degrees))
 
     def forward(self, forces: Tensor, harmonics: nn.Module) -> tuple[Tensor, Tensor]:
-        """forces [n_atoms, 3] eV/Å -> additions to features [n_atoms, F] and ev [n_atoms, M].
+        """Return the terms to add to features [n_atoms, F] and ev [n_atoms, M].
 
-        w |F| / sqrt(3), and w_l Y_l(F / |F|) |F| / sqrt(3): both zero where there is no force.
+        For forces F [n_atoms, 3] eV/Å they are w |F| / sqrt(3) and
+        w_l Y_l(F / |F|) |F| / sqrt(3); both are zero where the force is zero.
         """
         forces = forces.to(self.size.dtype)
         amount = safe_norm(forces).unsqueeze(1)
@@ -56,12 +57,15 @@ class ForceEmbedding(ModuleWithConstants):
 
 
 class DenoisingHead(ModuleWithConstants):
-    """One more attention, then a vector per atom: those of degree 1, times numbers that it finds.
+    """Attention and a gate that predict one vector per atom.
+
+    The vector is the sum of the degree-1 variables before the attention and of their update by it,
+    each multiplied by a gate that is computed from features and invariants.
 
     Args:
-        attention: as that of a layer.
-        width: of the features.
-        degrees: of the Euclidean variables; 1 is among them.
+        attention: an attention module like that of a layer.
+        width: number of features.
+        degrees: degrees of the Euclidean variables; 1 is among them.
     """
 
     contract: Tensor
@@ -75,11 +79,11 @@ class DenoisingHead(ModuleWithConstants):
         self.places = [first + 2, first, first + 1]  # x, y, z among (y, z, x)
 
     def forward(self, features: Tensor, ev: Tensor, *geometry: Any) -> Tensor:
-        """features [n_atoms, F], ev [n_atoms, M] -> [n_atoms, 3], x, y, z.
+        """Return one vector per atom, [n_atoms, 3]: x, y, z.
 
         Args:
-            features, ev: after the last layer.
-            geometry: what the attention takes beside them.
+            features, ev: [n_atoms, F] and [n_atoms, M], after the last layer.
+            geometry: the other arguments of the attention.
         """
         d_features, d_ev = self.attention(features, ev, *geometry)
         invariants = [(part * part) @ self.contract for part in (ev, d_ev)]
@@ -89,9 +93,9 @@ class DenoisingHead(ModuleWithConstants):
 
 
 class DenoisingSo3krates(So3krates):
-    """A So3krates with an input for forces and a head for displacements.
+    """So3krates with an input for forces and a head for displacements.
 
-    Without told forces, a call is that of the plain network.
+    `forward` takes no forces and gives the output of the plain network.
 
     Args:
         config: hyper-parameters; 1 is among the degrees.
@@ -111,11 +115,11 @@ class DenoisingSo3krates(So3krates):
         self.to(torch.float32)
 
     def denoise(self, graph: Graph, forces: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies [n_atoms] of the undisturbed structure, and displacements [n_atoms, 3].
+        """Predict energies [n_atoms] of the undisplaced structure, and displacements [n_atoms, 3].
 
         Args:
-            graph: of the displaced atoms.
-            forces: [n_atoms, 3] eV/Å of the undisturbed structure, zero for atoms in their place.
+            graph: graph of the displaced atoms.
+            forces: [n_atoms, 3] eV/Å of the undisplaced structure, zero for atoms not displaced.
         """
         geometry = self.geometry(graph)
         told_features, ev = self.force_embedding(forces, self.harmonics)
@@ -128,12 +132,12 @@ class DenoisingSo3krates(So3krates):
         return self.head(features), self.denoising_head(features, ev, geometry)
 
     def plain(self) -> So3krates:
-        """The network without input for forces and denoising head; same energies, own tensors."""
+        """Return a copy without force embedding and denoising head, which has the same energies."""
         return _filled(So3krates(self.config, len(self.embedding.element)), self)
 
 
 class DenoisingSo3kratesSphc(So3kratesSphc):
-    """`DenoisingSo3krates` of the form with spherical harmonic coordinates.
+    """`DenoisingSo3krates` for the form with spherical harmonic coordinates.
 
     Args:
         config: hyper-parameters.
@@ -161,7 +165,7 @@ class DenoisingSo3kratesSphc(So3kratesSphc):
         return self.head(features), vectors
 
     def plain(self) -> So3kratesSphc:
-        """The network without input for forces and denoising head; same energies, own tensors."""
+        """Return a copy without force embedding and denoising head, which has the same energies."""
         return _filled(So3kratesSphc(self.config, len(self.embedding.element)), self)
 
 
@@ -171,7 +175,7 @@ def _require_vectors(degrees: tuple[int, ...]) -> None:
 
 
 def _filled(plain: Any, denoising: nn.Module) -> Any:
-    """`plain` with the weights that it shares with its denoising form."""
+    """Copy into `plain` the weights that it shares with its denoising form, and return it."""
     state = denoising.state_dict()
     plain = plain.to(next(denoising.parameters()).dtype)
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})

@@ -1,8 +1,8 @@
 """So3krates as first published: attention with spherical harmonic coordinates, over any distance.
 
 Frank, Unke, Müller, "So3krates: Equivariant attention for interactions on arbitrary length-scales
-in molecular systems", NeurIPS 2022 (arXiv 2205.14276), code of version 0.1; and a form of it that
-is smooth and size-consistent, the default.
+in molecular systems", NeurIPS 2022 (arXiv 2205.14276), code of version 0.1. The default is another
+form of it, which is smooth and size-consistent.
 
 | paper            | here                                                                   |
 |------------------|------------------------------------------------------------------------|
@@ -13,7 +13,7 @@ is smooth and size-consistent, the default.
 | w^f, w^g         | filters [2, P, F], first index: features, geometry                     |
 | S_ij             | shares of `sphc_attention`                                             |
 
-What the two forms differ in:
+Differences between the two forms:
 
 | published                                             | smooth                                   |
 |-------------------------------------------------------|------------------------------------------|
@@ -24,8 +24,8 @@ What the two forms differ in:
 | (x + a) / sqrt(3) in every layer                      | x + a                                    |
 | non-local attention by a softmax over all pairs       | by a window                              |
 
-The network is here; hyper-parameters in `so3krates_sphc_config`, its layers in
-`so3krates_sphc_layers`, and which atoms are neighbours far apart in `sphc_attention`.
+This module holds the network. Its hyper-parameters are in `so3krates_sphc_config`, its layers in
+`so3krates_sphc_layers`, and the weights of distant pairs in `sphc_attention`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
 
 
 class So3kratesSphc(ModuleWithConstants):
-    """The network: a graph of edge vectors to one energy per atom.
+    """So3krates network with SPHC, which maps a graph of edge vectors to one energy per atom.
 
     Args:
         config: hyper-parameters.
@@ -84,7 +84,7 @@ class So3kratesSphc(ModuleWithConstants):
         return self.config.embed_spin
 
     def for_species(self, rows: Sequence[int]) -> So3kratesSphc:
-        """Return a copy whose species table has these rows of the present one, in this order."""
+        """Return a copy whose species table consists of these rows of this one, in this order."""
         other = So3kratesSphc(self.config, len(rows)).to(self.parity.dtype)
         other.load_state_dict(with_species(self.state_dict(), rows))
         return other
@@ -99,11 +99,11 @@ class So3kratesSphc(ModuleWithConstants):
         return AtomOutputs(energies=self.head(features), features=features)
 
     def geometry(self, graph: Graph) -> Geometry:
-        """Lengths, directions and functions of them for the edges of a graph."""
+        """Return lengths, directions and functions of them for the edges of a graph."""
         config, dtype = self.config, self.parity.dtype
         far, pairs = None, graph.pairs
         if config.nonlocal_attention != "none":
-            # found once per call; where there is a device, this waits for it
+            # computed once per call; on a GPU this waits for the device
             lengths = torch.linalg.vector_norm(graph.vectors.detach(), dim=1)
             is_near = lengths < config.cutoff
             pairs = pairs[(is_near & graph.edge_mask)[pairs]]
@@ -111,7 +111,7 @@ class So3kratesSphc(ModuleWithConstants):
             vectors = graph.vectors.index_select(0, which).to(dtype)
             far = FarEdges(graph.receivers[which], graph.senders[which], vectors, graph.n_atoms)
         mask = graph.edge_mask[pairs]
-        # a masked vector may be anything: one without direction or out of range would give NaN
+        # vectors of masked edges are arbitrary; a zero or very long one would give NaN
         vectors = torch.where(
             mask.unsqueeze(1), graph.vectors[pairs].to(dtype), 0.5 * config.cutoff
         )
@@ -133,7 +133,7 @@ class So3kratesSphc(ModuleWithConstants):
         )
 
     def initial_ev(self, geometry: Geometry, n_atoms: int) -> Tensor:
-        """[n_atoms, M]: a mean of the directions of the neighbours."""
+        """Return [n_atoms, M]: a weighted mean of the harmonics of the neighbours' directions."""
         messages = geometry.envelope.unsqueeze(1) * geometry.harmonics
         total = segment_sum(messages.flatten(0, 1), geometry.receivers, n_atoms)
         envelope = geometry.envelope.repeat(2)

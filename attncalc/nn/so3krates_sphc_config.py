@@ -17,7 +17,7 @@ from attncalc.nn.options import (
     whole_number,
 )
 
-# products of coordinates of higher degrees take minutes and gigabytes
+# products of coordinates of higher degrees would take minutes and gigabytes
 HIGHEST_DEGREE = 6
 
 Form = Literal["smooth", "published"]
@@ -27,32 +27,34 @@ CutoffFunction = Literal["physnet", "cosine", "exponential"]
 
 @dataclass(frozen=True)
 class So3kratesSphcConfig:
-    """Hyper-parameters. The defaults are our own smooth network; the published ones are options.
+    """Hyper-parameters; the defaults define our smooth network, options the published ones.
 
     Attributes:
-        cutoff: Å, of the local attention.
+        cutoff: cutoff of the local attention, Å.
         num_features: F, divisible by num_heads and by the number of degrees.
         num_heads: H, attention heads of the features.
-        degrees: the degrees l of the coordinates, ascending, from 1.
-        num_layers: message-passing layers.
+        degrees: degrees l of the coordinates, ascending, at least 1.
+        num_layers: number of message-passing layers.
         radial_basis: "physnet" or "bernstein".
         num_basis: K, at least 2.
         radial_features: hidden width of the radial part of the filters.
-        spherical_features: hidden width of their spherical part.
+        spherical_features: hidden width of the spherical part of the filters.
         cutoff_function: "physnet" (two continuous derivatives), "exponential", or "cosine"
             (the paper's; its second derivative jumps at the cutoff).
-        form: "smooth" or "published", see the head of `so3krates_sphc`.
-        nonlocal_attention: "none"; "window", of the smooth form; "fixed" or "dynamic", of the
-            published form, on all pairs of a molecule.
-        nonlocal_cutoff: Å, where the window in space ends; more than `cutoff`.
-        sphc_cutoff: where the neighbourhood in SPHC space ends: the radius rho of the window, or
-            the kappa of "fixed".
-        feature_norm: "layer" normalises the features after attention and after interaction, or
+        form: "smooth" or "published", see the docstring of module `so3krates_sphc`.
+        nonlocal_attention: "none"; "window" (smooth form); "fixed" or "dynamic" (published form),
+            over all pairs of a molecule.
+        nonlocal_cutoff: distance at which the window in space ends, Å; more than `cutoff`.
+        sphc_cutoff: end of the neighbourhood in SPHC space: the radius rho of "window", or the
+            kappa of "fixed".
+        feature_norm: "layer" (layer norm of the features after attention and after interaction) or
             "none".
-        sphc_norm: "degree" gives the coordinates of every degree a learned length at the same
-            places (published form; singular where they vanish), or "none".
-        paths: products of coordinates: "natural" keeps parity, "all" is the paper's default.
-        embed_charge, embed_spin: add an embedding of total charge, of unpaired electrons.
+        sphc_norm: "degree" (the coordinates of each degree are rescaled to a learned length at the
+            same places; published form only, singular where they vanish) or "none".
+        paths: products of coordinates: "natural" (those that conserve parity) or "all" (the
+            paper's default).
+        embed_charge, embed_spin: whether to embed the total charge, and the number of unpaired
+            electrons.
     """
 
     cutoff: float
@@ -76,7 +78,7 @@ class So3kratesSphcConfig:
     embed_spin: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.degrees, list | tuple):  # JSON and YAML know lists
+        if not isinstance(self.degrees, list | tuple):  # JSON and YAML have no tuples
             raise ValueError(f"degrees must be a list, got {self.degrees!r}")
         object.__setattr__(self, "degrees", tuple(self.degrees))
         cutoff_radius(self.cutoff)
@@ -127,7 +129,7 @@ class So3kratesSphcConfig:
     @property
     def receptive_field(self) -> float:
         """Distance beyond which other atoms do not change the energy of an atom, Å."""
-        return self.num_layers * self.graph_cutoff + self.cutoff  # chi starts from the neighbours
+        return self.num_layers * self.graph_cutoff + self.cutoff  # initial chi reads neighbours
 
     @property
     def n_weights_at_least(self) -> int:

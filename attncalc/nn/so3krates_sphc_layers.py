@@ -28,16 +28,16 @@ from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
 
 @dataclass(frozen=True)
 class Geometry:
-    """Geometry as the layers need it; P pairs within the cutoff, each in two directions.
+    """Geometry that the layers read; P pairs within the cutoff, each in two directions.
 
     Attributes:
         receivers, senders: [2 P], first all pairs as listed, then all reversed.
         envelope: [P], C(d), exactly 0 for masked pairs.
         lengths: [P] Å.
-        harmonics: [2, P, M], of the vector from the sender to the receiver.
+        harmonics: [2, P, M], harmonics of the vector from the sender to the receiver.
         radial: [P, K], phi(d) C(d).
         far: pairs beyond the cutoff, for the non-local attention; None without it.
-        n_atoms: [n_atoms], in the dtype of the network: atoms in the system of each atom.
+        n_atoms: [n_atoms], number of atoms in the system of each atom, in the network's dtype.
     """
 
     receivers: Tensor
@@ -68,7 +68,7 @@ class Layer(nn.Module):
         harmonics: SphericalHarmonics,
         coupling: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """features [n_atoms, F], ev [n_atoms, M] -> the same, updated."""
+        """Return the updated features [n_atoms, F] and ev [n_atoms, M]."""
         d_features, d_ev = self.attention(features, ev, geometry, harmonics)
         features, ev = self.norm_after_attention(features + d_features, ev + d_ev)
         features, ev = self.interaction(features, ev, coupling)
@@ -76,7 +76,7 @@ class Layer(nn.Module):
 
 
 class Norm(ModuleWithConstants):
-    """Layer norm of the features and a learned length per degree of the coordinates, if wanted."""
+    """Optional layer norm of the features, and optional learned length of each degree of chi."""
 
     repeat: Tensor
 
@@ -90,7 +90,7 @@ class Norm(ModuleWithConstants):
         self.register_constant("repeat", repeat_over_orders(config.degrees))
 
     def forward(self, features: Tensor, ev: Tensor) -> tuple[Tensor, Tensor]:
-        """features [n_atoms, F], ev [n_atoms, M] -> the same, normalised."""
+        """Return the normalised features [n_atoms, F] and ev [n_atoms, M]."""
         features = self.features(features)
         if self.lengths is not None:
             lengths = degree_lengths(ev, self.repeat)
@@ -102,14 +102,14 @@ class Norm(ModuleWithConstants):
 
 
 def degree_lengths(ev: Tensor, repeat: Tensor) -> Tensor:
-    """[n, M] -> [n, n_degrees]: ||chi||_l, with slope 0 where it vanishes."""
+    """Return ||chi||_l [n, n_degrees] for `ev` [n, M]; the gradient of a zero length is 0."""
     squares = (ev * ev) @ repeat.T
     is_zero = squares == 0
     return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squares).sqrt())
 
 
 class Invariants(ModuleWithConstants):
-    """One number per degree that does not change with rotation: squares, or published lengths."""
+    """One rotational invariant per degree: squares (smooth form) or lengths (published form)."""
 
     contract: Tensor
     repeat: Tensor
@@ -121,17 +121,17 @@ class Invariants(ModuleWithConstants):
         self.register_constant("repeat", repeat_over_orders(config.degrees))
 
     def forward(self, ev: Tensor) -> Tensor:
-        """[n, M] -> [n, n_degrees]."""
+        """Return [n, n_degrees] for `ev` [n, M]."""
         return (
             (ev * ev) @ self.contract if self.form == "smooth" else degree_lengths(ev, self.repeat)
         )
 
 
 class SphcAttention(ModuleWithConstants):
-    """Messages between atoms: features by H heads, coordinates by one head a degree.
+    """Messages between atoms: H heads for features, one head per degree for coordinates.
 
-    Feature coefficients are alpha^f C(d), geometric ones alpha^g (C(d) + S), where alpha is
-    sum_a q_i,a w_ij,a k_j,a within a head, over the root of its width.
+    The coefficients of the features are alpha^f C(d), those of the coordinates alpha^g (C(d) + S).
+    alpha is sum_a q_i,a w_ij,a k_j,a within a head, divided by the square root of its width.
     """
 
     to_heads: Tensor
@@ -201,7 +201,7 @@ class SphcAttention(ModuleWithConstants):
     def coefficients(
         self, queries: Tensor, keys: Tensor, filters: Tensor, geometry: Geometry
     ) -> tuple[Tensor, Tensor]:
-        """alpha^f [2 P, H] and alpha^g [2 P, n_degrees], without cutoff."""
+        """Return alpha^f [2 P, H] and alpha^g [2 P, n_degrees], without the cutoff function."""
         width = filters.shape[2]
         received = queries[:, geometry.receivers].view(2, 2, -1, width)  # [kind, direction, P, F]
         sent = keys[:, geometry.senders].view(2, 2, -1, width)
@@ -210,9 +210,9 @@ class SphcAttention(ModuleWithConstants):
         return alpha[0, :, : self.heads], alpha[1, :, : self.n_degrees]
 
     def shares(self, ev: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        """S of the near pairs [2 P, 1], and what the weights of each receiver add up to [n_atoms].
+        """Return S of the near pairs [2 P, 1] and the total weight of each receiver [n_atoms].
 
-        Zeros without non-local attention.
+        Both are zero without non-local attention.
         """
         if self.neighbourhood is None:
             return ev.new_zeros(1, 1), ev.new_zeros(1)
@@ -232,9 +232,9 @@ class SphcAttention(ModuleWithConstants):
         geometry: Geometry,
         harmonics: SphericalHarmonics,
     ) -> Tensor:
-        """Updates of the coordinates [n_atoms, M] by pairs beyond the cutoff.
+        """Return the updates of the coordinates [n_atoms, M] from pairs beyond the cutoff.
 
-        There phi(d) C(d) = 0, so the radial part of the filter is the same for all.
+        For these pairs phi(d) C(d) = 0, so the radial part of the filter is a constant.
         """
         assert geometry.far is not None
         assert self.neighbourhood is not None
@@ -281,11 +281,11 @@ class SphcAttention(ModuleWithConstants):
 
 
 class Interaction(ModuleWithConstants):
-    """Features and coordinates of one atom act on each other.
+    """Interaction between the features and the coordinates of one atom.
 
     With mu_l = sum over p < q of k_lpq [chi_p x chi_q]_l and I = the invariants,
     (a1, a2, b1, b2) = [x; I(chi)] W + c, a3 = I(mu) W3 + c3:
-    x gains a1 + a2 a3 (published: then over the root of 3), chi gains b1 chi + b2 mu.
+    x += a1 + a2 a3 (published form: then x is divided by sqrt(3)), chi += b1 chi + b2 mu.
     """
 
     repeat: Tensor
@@ -301,7 +301,7 @@ class Interaction(ModuleWithConstants):
         self.shrink = 1.0 if config.form == "smooth" else 1 / math.sqrt(3)
 
     def forward(self, features: Tensor, ev: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor]:
-        """features [n_atoms, F], ev [n_atoms, M], `couplings` -> the same, updated."""
+        """Return the updated features [n_atoms, F] and ev [n_atoms, M], for `couplings`."""
         mixed = self.products(ev, coupling)
         outputs = self.linear(torch.cat([features, self.invariants(ev)], dim=1))
         a1, a2, b1, b2 = outputs.split([self.width] * 2 + [self.n_degrees] * 2, dim=1)
@@ -310,7 +310,7 @@ class Interaction(ModuleWithConstants):
         return features, ev + (b1 @ self.repeat) * ev + (b2 @ self.repeat) * mixed
 
     def products(self, ev: Tensor, coupling: Tensor) -> Tensor:
-        """mu [n_atoms, M]."""
+        """Return mu [n_atoms, M]."""
         n_ev = ev.shape[1]
         repeat = self.repeat
         k = torch.einsum("lpq,la,pb,qc->abc", self.mixing, repeat, repeat, repeat)

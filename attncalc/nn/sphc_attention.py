@@ -1,7 +1,7 @@
-"""Non-local attention: which atoms are neighbours in the space of spherical harmonic coordinates.
+"""Non-local attention between atoms that are close in spherical harmonic coordinates.
 
-Frank, Unke, Müller, NeurIPS 2022 (arXiv 2205.14276): atoms that are far apart, but of similar
-surroundings, exchange how these are oriented. Similar means that their coordinates chi are close;
+Frank, Unke, Müller, NeurIPS 2022 (arXiv 2205.14276): atoms that are far apart but have similar
+environments exchange the orientations of these. Similar means that their coordinates chi are close;
 Delta_ij^2 = |chi_i - chi_j|^2 over all degrees.
 
 | published ("fixed", "dynamic")                   | ours ("window")                            |
@@ -13,8 +13,8 @@ Delta_ij^2 = |chi_i - chi_j|^2 over all degrees.
 | Delta has no slope at 0; S depends on atoms that | smooth; a molecule far away changes        |
 | are infinitely far away                          | nothing                                    |
 
-A window in Delta alone would not do: equivalent atoms of two copies have Delta = 0 however far
-apart they are.
+A window in Delta alone is not enough: equivalent atoms of two copies of a molecule have Delta = 0
+at any distance.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from attncalc.basis.cutoff import physnet
 from attncalc.ops import safe_norm, segment_sum
 from attncalc.recompute import Chunk, chunks_of, sum_in_chunks
 
-# bytes: sums over far pairs that would keep more are done in chunks of this size and computed
-# again, which is faster than the memory
+# bytes: sums over far pairs for which autograd would keep more are done in chunks of this size,
+# which the backward pass computes again; this is faster than using the memory
 KEPT_AT_ONCE = 1 << 27
 
 
 class Neighbourhood(Protocol):
     """Weighting of pairs of atoms in the non-local attention.
 
-    The share of a pair is `share(w, total of the w of its receiver, atoms in its system)`.
+    The share of a pair is `share(weight, total weight of its receiver, atoms in its system)`.
     """
 
     first: float
-    """What the total starts from."""
+    """Initial value of the total weight."""
 
     def weight(self, differences: Tensor, lengths: Tensor) -> Tensor:
-        """chi_j - chi_i [n, M], distances [n] Å -> [n], not negative."""
+        """Return weights [n] >= 0 for differences chi_j - chi_i [n, M] and distances [n] Å."""
         ...
 
     def share(self, weights: Tensor, totals: Tensor, n_atoms: Tensor) -> Tensor:
-        """[n] each -> S [n]."""
+        """Return S [n]; the arguments are [n] each."""
         ...
 
 
 class PublishedSoftmax:
-    """The paper's: a softmax over all pairs, of which only small values count.
+    """Weighting of the paper: a softmax over all pairs, of which only small values count.
 
     Args:
-        kappa: where they end; None for 1 / number of atoms.
+        kappa: value from which on the share is 0; None for 1 / number of atoms.
     """
 
     first = 0.0
@@ -66,12 +66,12 @@ class PublishedSoftmax:
         self.kappa = kappa
 
     def weight(self, differences: Tensor, lengths: Tensor) -> Tensor:
-        """exp(Delta); coordinates are of the order of 1, so nothing overflows."""
+        """Return exp(Delta); coordinates are of the order of 1, so nothing overflows."""
         del lengths
         return torch.exp(safe_norm(differences))
 
     def share(self, weights: Tensor, totals: Tensor, n_atoms: Tensor) -> Tensor:
-        """1 - 28 s^6 + 48 s^7 - 21 s^8 for s = p / kappa < 1, else 0."""
+        """Return 1 - 28 s^6 + 48 s^7 - 21 s^8 for s = p / kappa < 1, else 0."""
         p = weights / totals
         if self.kappa is None:
             # the published code rounds 1 / N to float32
@@ -83,11 +83,11 @@ class PublishedSoftmax:
 
 
 class SmoothWindow:
-    """Ours: near in SPHC space and not too far in space; shares add up to less than 1.
+    """Our weighting: smooth windows in SPHC space and in distance; shares sum to less than 1.
 
     Args:
-        radius: rho, where the window in SPHC space ends.
-        cutoff: Å, where the one in space ends.
+        radius: radius rho of the window in SPHC space.
+        cutoff: distance at which the window in space ends, Å.
     """
 
     first = 1.0
@@ -96,14 +96,14 @@ class SmoothWindow:
         self.radius, self.cutoff = radius, cutoff
 
     def weight(self, differences: Tensor, lengths: Tensor) -> Tensor:
-        """(1 - Delta^2 / rho^2)^3 L(d) inside the window, else 0."""
+        """Return (1 - Delta^2 / rho^2)^3 L(d) inside the window, else 0."""
         inside = 1 - (differences * differences).sum(1) / self.radius**2
-        # the first half keeps its full weight: the far ones are what this is for
+        # full weight up to half the cutoff: this attention is meant for distant pairs
         beyond_half = (2 * lengths - self.cutoff).clamp(min=0.0)
         return inside.clamp(min=0.0) ** 3 * physnet(beyond_half, self.cutoff)
 
     def share(self, weights: Tensor, totals: Tensor, n_atoms: Tensor) -> Tensor:
-        """w / (1 + sum of w)."""
+        """Return w / (1 + sum of w); `totals` contain the 1."""
         del n_atoms
         return weights / totals
 
@@ -115,7 +115,7 @@ class FarEdges:
     Attributes:
         receivers, senders: [n_far].
         vectors: [n_far, 3] Å.
-        n_receivers: atoms there are.
+        n_receivers: number of atoms.
     """
 
     receivers: Tensor
@@ -128,7 +128,7 @@ class FarEdges:
         return self.receivers.shape[0]
 
     def only(self, which: Tensor) -> FarEdges:
-        """Select the pairs with these numbers, ascending."""
+        """Return the pairs with these indices, which must ascend."""
         return FarEdges(
             self.receivers[which], self.senders[which], self.vectors[which], self.n_receivers
         )
@@ -144,11 +144,11 @@ class FarEdges:
         """Return the sum of `on_edges` at each receiver, at once or in chunks of bounded memory.
 
         Args:
-            on_edges: the computation.
-            sources: [n_atoms, ...]; an edge is given the row of its sender.
+            on_edges: the computation, see `OnFarEdges`.
+            sources: [n_atoms, ...]; each edge gets the row of its sender.
             targets: [n_atoms, ...].
-            weights: handed through.
-            bytes_per_edge: that autograd would keep.
+            weights: passed to `on_edges`.
+            bytes_per_edge: memory that autograd would keep per edge.
         """
         if self.n_edges * bytes_per_edge <= KEPT_AT_ONCE:
             sent = sources.index_select(0, self.senders)
@@ -192,13 +192,13 @@ def total_weights(
     near: tuple[Tensor, Tensor],
     far: FarEdges,
 ) -> Tensor:
-    """[n_atoms]: `neighbourhood.first` and the weights of all pairs of a receiver.
+    """Return [n_atoms]: `neighbourhood.first` plus the weights of all pairs of each receiver.
 
     Args:
-        neighbourhood: gives the weights.
+        neighbourhood: the weighting.
         ev: chi [n_atoms, M].
         near: receivers and weights of the pairs within the local cutoff, [n_near] each.
-        far: the others.
+        far: all other pairs.
     """
 
     def on_edges(

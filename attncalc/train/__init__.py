@@ -1,4 +1,4 @@
-"""Training on one's own data: a recipe in, a model file with its card out."""
+"""Training on your own data: from a recipe to a model file with its card."""
 
 from attncalc.train.fit import Training, fit, read_run, run
 from attncalc.train.processes import connect

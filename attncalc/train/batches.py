@@ -30,22 +30,23 @@ LABELS = ("energy", "forces", "stress", "volume", *OUTPUT_WEIGHTS)
 
 # structures whose neighbours are searched at once
 TOGETHER = 256
-# s between two lines about many neighbour lists
+# s between two log lines while neighbour lists are made
 BETWEEN_LINES = 30.0
 
 
 class Samples(Sequence[Batch]):
-    """Sequence of one batch per structure, made whenever it is asked for.
+    """Sequence of one batch per structure, made on each access.
 
     Args:
-        dataset: with forces.
-        cutoff: Å, of the network.
-        species: of the potential.
-        margin: Å beyond the cutoff, for atoms that will be displaced; pairs there are not masked.
-        long_range: range of pair terms in a structure, `Potential.long_range_for`.
+        dataset: data set with forces.
+        cutoff: cutoff of the network, Å.
+        species: species of the potential.
+        margin: distance beyond the cutoff, Å, for atoms that will be displaced; pairs there are not
+            masked.
+        long_range: function that returns the range of pair terms, `Potential.long_range_for`.
         labels: names of further labels that are trained on: "charges", "hirshfeld_ratios",
             "dipoles".
-        keeps_system: whether batches have their structures; with dipoles they always have.
+        keeps_system: whether batches contain their structures; with dipoles they always do.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class Samples(Sequence[Batch]):
         return only
 
     def together(self, chosen: Sequence[int]) -> list[Batch]:
-        """Return structures whose neighbours are searched at once.
+        """Return the batches of some structures, with one neighbour search for all.
 
         Args:
-            chosen: their numbers; all of them are periodic, or none is.
+            chosen: indices of the structures; all of them are periodic, or none is.
         """
         structures = [self.dataset.structures[k] for k in chosen]
         system = System.from_ase(structures)
@@ -111,7 +112,7 @@ class Samples(Sequence[Batch]):
         return found
 
     def in_memory(self) -> list[Batch]:
-        """Return all of them: a search for 256 structures costs a few times one for a single."""
+        """Return all batches; a search for 256 structures costs a few times one for a single."""
         found: dict[int, Batch] = {}
         last_line = time.monotonic()
         for start in range(0, len(self), TOGETHER):
@@ -124,14 +125,14 @@ class Samples(Sequence[Batch]):
             for chosen in filter(None, periodic.values()):
                 try:
                     made = self.together(chosen)
-                except ValueError:  # alone, the message is about the structure that is wrong
+                except ValueError:  # one by one, so that the message is about the wrong one
                     made = [self[k] for k in chosen]
                 found.update(zip(chosen, made, strict=True))
         return [found[k] for k in range(len(self))]
 
 
 def _split(graph: Graph) -> list[Graph]:
-    """Graphs of the single structures of a batch."""
+    """Return the graphs of the single structures of a batch."""
     n = graph.n_systems
     of_edges = graph.system_idx[graph.receivers]
     sizes = torch.bincount(graph.system_idx, minlength=n).tolist()
@@ -163,7 +164,7 @@ def samples(
     """Return `Samples` of a data set; those of a data set in memory are kept in memory too.
 
     Args:
-        dataset, cutoff, species, options: see there.
+        dataset, cutoff, species, options: see `Samples`.
 
     Raises:
         ValueError: an element is not in `species`.
@@ -232,9 +233,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class Batches(Indexed[Callable[[], Batch | None]]):
-    """Function that makes the batch of a `Share`; it returns None for an empty share.
+    """Functions that make the batch of a `Share`, or None if the share is empty.
 
-    It is called within the step, where an error is one of all processes.
+    They are called within the step, where an error ends all processes.
     """
 
     def __init__(self, samples: Sequence[Batch]) -> None:
@@ -254,7 +255,7 @@ class Batches(Indexed[Callable[[], Batch | None]]):
 def sizes_of(samples: Sequence[Batch]) -> Sizes:
     """Return the numbers of atoms and edges of batches of one structure each.
 
-    Edges of longer range cost a fraction of the network's, by which steps are made.
+    Edges of longer range are not counted, because they cost a fraction of those of the network.
     """
     n = np.array([(sample.graph.n_atoms, sample.graph.n_edges) for sample in samples])
     return Sizes(n_atoms=n[:, 0], n_edges=n[:, 1])

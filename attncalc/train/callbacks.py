@@ -28,19 +28,19 @@ log = logging.getLogger(__name__)
 
 # s between two pictures of a running training; drawing one takes about half a second
 PICTURE_EVERY = 60.0
-# s between two lines about a running training where there is no terminal for a bar: a line for
-# each epoch, but for shorter ones, and for parts of longer ones
+# s between two log lines where there is no terminal for a progress bar: one line per epoch, fewer
+# for shorter epochs, more for longer ones
 SHORTEST_BETWEEN_LINES, LONGEST_BETWEEN_LINES = 10.0, 60.0
-# s between two checkpoints in the course of an epoch
+# s between two checkpoints within an epoch
 CHECKPOINT_EVERY = 300.0
-# training steps between two looks at whether the compiled step is ready
+# training steps between two checks whether the compiled step is ready
 STEPS_BETWEEN_LOOKS = 100
 
 
 class MovingAverage(WeightAveraging):
-    """Exponential moving average of the weights, which is what is validated and saved.
+    """Exponential moving average of the weights, which is validated and saved.
 
-    Lightning walks through the module for its parameters at every step; here they are listed once.
+    Lightning collects the parameters of the module at every step; here they are listed once.
     """
 
     _average_model: AveragedModel  # made by Lightning before any of the calls below
@@ -54,8 +54,8 @@ class MovingAverage(WeightAveraging):
     ) -> None:
         """Move the average, in place, towards the weights after one more step.
 
-        It forgets faster in the beginning: what a run of a few hundred steps saves would else be
-        its random start.
+        The decay is faster at the beginning; otherwise a run of a few hundred steps would save its
+        random start.
         """
         n = int(n_averaged)
         decay = min(self.decay, (1 + n) / (10 + n))
@@ -89,16 +89,16 @@ class MovingAverage(WeightAveraging):
 
 
 class UseStep(L.Callback):
-    """Give the step to the module, and the compiled one soon after it is ready.
+    """Set the step of the module, and replace it by the compiled one when that is ready.
 
-    Steps are handed over once the module has been copied for averaging: a step has no copy. A run
-    that is resumed after the change waits for the compiled step before it goes on: from the change
-    on it rounds as if it had not been stopped. When the change comes depends on the machine.
+    Steps are set after the module has been copied for averaging, because a step cannot be copied. A
+    run that is resumed after the change waits for the compiled step, so that it rounds like an
+    uninterrupted run from the change on. The time of the change depends on the machine.
 
     Args:
-        step: to begin with.
-        compilation: of a faster one.
-        waits: for the compiled step before the first epoch.
+        step: step to begin with.
+        compilation: compilation of a faster step.
+        waits: whether to wait for the compiled step before the first epoch.
     """
 
     def __init__(
@@ -168,8 +168,8 @@ class AddUp(L.Callback):
 class BestModel(L.Callback):
     """Save the model with the lowest validation loss, and the table of all epochs.
 
-    Must stand before the averaging of weights in the list of callbacks: while it looks, the
-    module holds the averaged weights.
+    It must precede the averaging of weights in the list of callbacks: then the module holds the
+    averaged weights when this callback runs.
     """
 
     def __init__(self, model: Path, table: Path) -> None:
@@ -188,7 +188,7 @@ class BestModel(L.Callback):
 
 
 def write_table(history: list[dict[str, float]], path: Path) -> None:
-    """Write the numbers of all epochs as CSV, atomically, unless they stand there already."""
+    """Write the numbers of all epochs as CSV, atomically, unless the file already has them."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(history[0]))
     writer.writeheader()
@@ -199,9 +199,9 @@ def write_table(history: list[dict[str, float]], path: Path) -> None:
 
 
 class SaveWithinEpochs(L.Callback):
-    """Write the checkpoint in the course of long epochs; at their end another callback does.
+    """Write the checkpoint during long epochs; another callback writes it at their end.
 
-    Must stand behind all callbacks that have a state.
+    It must follow all callbacks that have a state.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -225,7 +225,7 @@ class SaveWithinEpochs(L.Callback):
 
 
 class LearningCurve(L.Callback):
-    """Draw the learning curve now and then, and at the end."""
+    """Draw the learning curve from time to time, and at the end."""
 
     def __init__(self, picture: Path, title: str) -> None:
         self.picture, self.title = picture, title
@@ -266,7 +266,7 @@ class Progress(L.Callback):
             total=trainer.max_epochs,
             initial=trainer.current_epoch,
             unit="epoch",
-            disable=None if log.isEnabledFor(logging.INFO) else True,  # None: without a terminal
+            disable=None if log.isEnabledFor(logging.INFO) else True,  # None: no terminal
         )
         self.first, self.last_line = trainer.current_epoch, time.monotonic()
 
@@ -303,7 +303,7 @@ class Progress(L.Callback):
             "meV/Å"
         )
         self.bar.set_postfix_str(errors, refresh=False)
-        self.bar.total = trainer.max_epochs  # which time may change
+        self.bar.total = trainer.max_epochs  # a time budget changes it
         self.bar.update(1)
         now, done = time.monotonic(), int(last["epoch"])
         is_end = done in (self.first + 1, trainer.max_epochs)
@@ -328,7 +328,7 @@ class Progress(L.Callback):
 
 
 def _ours(module: L.LightningModule) -> TrainingModule:
-    """Lightning hands any module to a callback; the ones here belong to this one only."""
+    """Return the module as a `TrainingModule`; Lightning passes any module to a callback."""
     if not isinstance(module, TrainingModule):
         raise TypeError(f"module must be a TrainingModule, got {type(module).__name__}")
     return module

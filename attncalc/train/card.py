@@ -12,7 +12,7 @@ from attncalc.train.recipe import Recipe
 
 
 def card(recipe: Recipe, potential: Potential) -> str:
-    """Return the card in Markdown, made from the model file's own header."""
+    """Return the card in Markdown, made from the header of the model file."""
     info = potential.training_info
     config = potential.networks[0].config
     one_of = f"mean of {recipe.committee} x " if recipe.committee > 1 else ""
@@ -62,7 +62,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
 
 
 def _units_of_the_file(recipe: Recipe) -> str:
-    """Return the units that the recipe states: an error there looks like a good model."""
+    """Return the units that the recipe states; the errors of a model do not reveal wrong ones."""
     said = [
         f"{what} in {unit}"
         for what, unit in (("energies", recipe.energy_unit), ("lengths", recipe.length_unit))
@@ -72,7 +72,7 @@ def _units_of_the_file(recipe: Recipe) -> str:
 
 
 def _start(info: dict[str, Any]) -> str:
-    """The model it started from, and a warning where that may have seen the test structures."""
+    """Return the starting model, and a warning if it may have seen the test structures."""
     start = info["start_from"]
     if not start["data"]:
         return start["name"]
@@ -92,7 +92,7 @@ def error_table(test_errors: dict[str, float | None]) -> list[str]:
 
 
 def _layers(config: Any) -> str:
-    """Return the number of layers, where the network has such."""
+    """Return the number of layers, if the network has layers."""
     return f"{config.num_layers} layers, " if hasattr(config, "num_layers") else ""
 
 

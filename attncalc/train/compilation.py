@@ -1,8 +1,8 @@
-"""A training step that a second process compiles while the first one trains.
+"""Compilation of a training step in a second process while the first one trains.
 
-Tracing and compiling a step takes one to twenty minutes. The second process does both and throws
-its result away: what stays is PyTorch's cache of compiled code on the disk, out of which the
-training process makes the same step in a fraction of the time.
+Tracing and compiling a step takes one to twenty minutes. The second process does both and discards
+its result. PyTorch's cache of compiled code remains on the disk, and from it the training process
+makes the same step in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from attncalc.train.step import Batch, Loss, Step, compiled, trace, traced_step
 
 # the second process gives way to the training
 NICENESS = 10
-# s between two looks of the second process at whether the first is still there
+# s between two checks of the second process that the first one still runs
 SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -32,8 +32,8 @@ def compiled_step(potential: Potential, weights: Loss, examples: Sequence[Batch]
     """Trace and compile a step.
 
     Args:
-        potential: its parameters are read at every step.
-        weights: of the loss.
+        potential: potential to train; its parameters are read at every step.
+        weights: weights of the loss.
         examples: batches; no two sizes of the first may agree (see `unequal_sizes`).
 
     Raises:
@@ -49,10 +49,10 @@ class Compilation:
     """Compilation of a training step, in a second process once it is started.
 
     Args:
-        make: returns the compiled step, or None where it is not fit for use: slow until the second
-            process has filled the cache.
-        potential: whose step it is.
-        weights: of the loss.
+        make: function that returns the compiled step, or None if the step is not usable; it is slow
+            until the second process has filled the cache.
+        potential: potential to train.
+        weights: weights of the loss.
         examples: batches, as in `compiled_step`.
     """
 
@@ -69,7 +69,7 @@ class Compilation:
 
     def start(self) -> None:
         """Start the second process."""
-        # -P: nothing is imported from the current folder; the child finds what we have found
+        # -P: nothing is imported from the current folder; the child has our import path
         places = [place or os.getcwd() for place in sys.path]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
         self._process = subprocess.Popen(
@@ -114,7 +114,7 @@ def _send(process: subprocess.Popen[bytes], content: bytes) -> None:
 
 
 def _fill_cache() -> None:
-    """Compile the step that stands on the standard input, as `Compilation.start` has sent it."""
+    """Compile the step that `Compilation.start` has sent to the standard input."""
     parent = int(sys.argv[1])
 
     def end_with_parent() -> None:
@@ -124,7 +124,7 @@ def _fill_cache() -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.nice(NICENESS)
-    # nobody reads what compilers have to say; the reason of a failure has a pipe of its own
+    # the output of compilers is discarded; the reason of a failure has a pipe of its own
     reason = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

@@ -1,9 +1,10 @@
-"""Denoising beside energies and forces, DeNS: a training sees displaced structures as well.
+"""Denoising of displaced structures (DeNS) in addition to training on energies and forces.
 
 Liao, Smidt, Das, "Generalizing denoising to non-equilibrium structures improves equivariant force
-fields", TMLR 2024. A structure is chosen with some probability, then some of its atoms, which are
-displaced by normal noise. The network is told their undisturbed forces and learns three things: the
-energy of the undisturbed structure, the forces on the atoms in their place, and the displacements.
+fields", TMLR 2024. Structures are chosen at random, then some of their atoms, which are displaced
+by normal noise. The network receives the forces on these atoms in the undisplaced structure. It
+learns three things: the energy of the undisplaced structure, the forces on the atoms that were not
+displaced, and the displacements.
 """
 
 from __future__ import annotations
@@ -25,25 +26,27 @@ from attncalc.potential import Potential
 from attncalc.train.recipe import Denoising
 from attncalc.train.step import Batch, Loss, Prediction, Step, differentiated, gradient_step, loss
 
-# list margin in standard deviations of the noise: two atoms drift apart by 7 in one of 10^11 cases
+# margin of neighbour lists in standard deviations of the noise: two atoms drift apart by 7 in one
+# of 10^11 cases
 MARGIN = 10.0
-# the networks with an input for forces and a head for displacements
+# networks with an input for forces and a head for displacements
 DENOISING: dict[type, Any] = {
     Equiformer: DenoisingEquiformer,
     So3krates: DenoisingSo3krates,
     So3kratesSphc: DenoisingSo3kratesSphc,
 }
-# a word of the seed that the order of the data, [seed, epoch], has not; zeros would not count
+# a further word of the seed, so that it differs from that of the order of the data, [seed, epoch];
+# zeros would have no effect
 NOISE_STREAM = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class DisplacedBatch(Batch):
-    """Batch with some atoms displaced; its labels are those of before.
+    """Batch with some atoms displaced; its labels are those of the undisplaced structures.
 
     Attributes:
-        displacements: [n_atoms, 3], in standard deviations of the noise; zero for atoms in place.
-        weight: of the errors of the displacements.
+        displacements: [n_atoms, 3], in standard deviations of the noise; zero for other atoms.
+        weight: weight of the errors of the displacements.
     """
 
     displacements: Tensor
@@ -51,7 +54,7 @@ class DisplacedBatch(Batch):
 
 
 def with_denoising(potential: Potential) -> Potential:
-    """Return the same potential around a random network that can denoise."""
+    """Return the potential with a denoising network with random weights."""
     network = potential.network
     denoising = DENOISING[type(network)](network.config, len(potential.species))
     return with_modules(potential, network=denoising.to(potential.dtype))
@@ -68,14 +71,14 @@ def without_denoising(potential: Potential) -> Potential:
 def displaced(
     batch: Batch, options: Denoising, cutoff: float, *, seed: int, step: int, left: float
 ) -> DisplacedBatch:
-    """Displace some atoms; the same ones each time that a step is done.
+    """Displace some atoms; a step that is repeated displaces the same ones.
 
     Args:
-        batch: its list of neighbours reaches `margin(options)` further than the cutoff.
-        options: how many atoms, how far.
-        cutoff: Å, of the network.
-        seed, step: of the training and number of the step: where the random numbers come from.
-        left: share of the training that is still to be done.
+        batch: structures whose neighbour list reaches `margin(options)` beyond the cutoff.
+        options: probabilities and size of the displacements.
+        cutoff: cutoff of the network, Å.
+        seed, step: seed of the training and number of the step, which fix the random numbers.
+        left: fraction of the training that is left.
     """
     graph = batch.graph
     random = np.random.default_rng([seed, step, NOISE_STREAM])
@@ -106,7 +109,7 @@ def denoising_step(potential: Potential, weights: Loss) -> Step:
 
     Args:
         potential: from `with_denoising`.
-        weights: of the errors of energies, forces and stresses.
+        weights: weights of the errors of energies, forces and stresses.
     """
     network: Any = potential.network
 
@@ -118,7 +121,7 @@ def denoising_step(potential: Potential, weights: Loss) -> Step:
         outputs, found = network.denoise(graph, told)
         energies = potential.to_eV(outputs, graph)
         energy, forces, stress, *_ = differentiated(energies, [graph], batch.volume)
-        # displaced atoms have no label: what is predicted for them counts as right
+        # displaced atoms have no label: their predicted forces count as correct
         forces = torch.where(in_place.unsqueeze(1), forces, batch.forces)
         total = loss(Prediction(energy, forces, stress), batch, weights)
         if in_place.all():

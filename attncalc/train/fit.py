@@ -1,4 +1,4 @@
-"""`run` a recipe from its data to model file and card; `fit` one on data sets."""
+"""Training runs: `run` a recipe from its data to model file and card, or `fit` it on data sets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from attncalc.train.time_budget import (
 
 log = logging.getLogger(__name__)
 
-# begins the name of the folder of a committee's member
+# prefix of the folder name of a committee's member
 MEMBER = "member-"
 
 
@@ -59,8 +59,8 @@ class Training:
     """Result of a training run.
 
     Attributes:
-        potential: the model with the lowest validation loss; of a committee, all of them.
-        model: its file.
+        potential: the model with the lowest validation loss, or the committee of such models.
+        model: path of the model file.
         history: one row of numbers per epoch, as in metrics.csv; of a committee, member by member.
     """
 
@@ -77,25 +77,26 @@ def run(
     command: str = "",
     member: int | None = None,
 ) -> Training:
-    """Read the recipe's data, train (or go on where a stopped run was), test, write the card.
+    """Read the recipe's data, train (or resume a stopped run), test, and write the card.
 
-    A run that has done all its epochs is tested again, not trained again. Of several processes
-    (torchrun, srun) the first tests and writes; the others are done when the training is.
+    A run that has done all its epochs is tested again, but not trained again. Of several processes
+    (torchrun, srun) the first tests and writes; the others return after the training.
 
     Args:
-        recipe: what to do.
+        recipe: definition of the run.
         output: folder for model file, card, metrics.csv, learning curve and checkpoint;
             "runs/NAME" if not given.
         data: data file to use instead of the recipe's.
-        command: what the card says reproduces this, as typed into a shell; absolute paths in it
-            are reduced to file names, since a card is made to be handed on.
-        member: trains only this member of the recipe's committee, counted from 1, so that several
-            can be trained at once; a later run without it puts them together.
+        command: shell command that reproduces this run, for the card. Absolute paths in it are
+            reduced to file names, because cards are meant to be shared.
+        member: train only this member of the recipe's committee, counted from 1, so that several
+            can be trained at once; a later run without `member` combines them.
 
     Raises:
-        FileNotFoundError, ValueError: from the recipe or its data, with the reason.
+        FileNotFoundError: a file that the recipe names does not exist.
+        ValueError: recipe or data are not usable; the message states the reason.
         BlockingIOError: another process trains in this folder.
-        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        KeyboardInterrupt: Ctrl-C; its message says how to continue.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
     command = _without_folders(command)
@@ -126,7 +127,7 @@ def run(
 
 
 def _with_start(recipe: Recipe, output: Path) -> Recipe:
-    """The recipe with what it leaves to the model that it starts from, which may be gone by now."""
+    """Return `recipe.with_start()`, from the begun run if the starting model no longer exists."""
     try:
         return recipe.with_start()
     except FileNotFoundError:
@@ -139,7 +140,7 @@ def _with_start(recipe: Recipe, output: Path) -> Recipe:
 
 
 def _suited(recipe: Recipe, training: Dataset, processes: Processes) -> Recipe:
-    """The recipe with epochs and batch size, which it may leave to the data."""
+    """Return the recipe with epochs and batch size, chosen for the data where it gives none."""
     if None not in (recipe.epochs, recipe.batch_size):
         return recipe
     n_atoms = sum(len(atoms) for atoms in training.structures)
@@ -147,9 +148,9 @@ def _suited(recipe: Recipe, training: Dataset, processes: Processes) -> Recipe:
 
 
 def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
-    """Training, validation and test set of a recipe; the test set may be missing."""
+    """Read training, validation and test set of a recipe; the test set may be None."""
     dataset, parts = _read(recipe)
-    sample = data.sample(dataset)  # of all of it: more structures are close
+    sample = data.sample(dataset)  # of all structures: more of them are close to each other
     _require_matching_units(recipe, sample)
     _say_what_is_not_known(recipe, sample)
     if recipe.test_data is not None and parts[2] is not None:
@@ -158,7 +159,7 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
 
 
 def _read(recipe: Recipe) -> tuple[Dataset, tuple[Dataset, Dataset, Dataset | None]]:
-    """The data of a recipe, and its parts."""
+    """Return the data of a recipe, and their training, validation and test set."""
     units = {"energy_unit": recipe.energy_unit, "length_unit": recipe.length_unit}
     read = data.stream if recipe.stream else data.read
     dataset = read(recipe.find(recipe.data), labels=recipe.labels, **units)
@@ -179,11 +180,11 @@ def _read(recipe: Recipe) -> tuple[Dataset, tuple[Dataset, Dataset, Dataset | No
 def read_run(
     output: str | Path, *, data: str | Path | None = None
 ) -> tuple[Recipe, dict[str, Dataset | None]]:
-    """Read the recipe of a training's folder, and its data divided as the training divided them.
+    """Read the recipe from the folder of a training, and the data with the split of the training.
 
     Args:
-        output: the folder.
-        data: data file, where it is no longer where the training found it.
+        output: folder of the training.
+        data: data file, if it was moved after the training.
 
     Returns:
         The recipe, and the sets "training", "validation" and "test"; the last may be None.
@@ -214,25 +215,25 @@ def read_run(
 def fit(
     recipe: Recipe, training: Dataset, validation: Dataset, output: str | Path | None = None
 ) -> Training:
-    """Train on data sets; each of several processes (torchrun, srun) has all of them.
+    """Train on data sets; with several processes (torchrun, srun), each needs all of them.
 
-    A run that was stopped, however hard, goes on from its last checkpoint, written after each
-    epoch and every five minutes, when the same recipe is started again with the same `output`.
-    Without a compiled step, or with `compile: always`, it ends with the same bits as an
-    uninterrupted one on the same machine.
+    A run that was stopped or killed continues from its last checkpoint when the same recipe is
+    started again with the same `output`. Checkpoints are written after each epoch and every five
+    minutes. Without a compiled step, or with `compile: always`, the result is the same to the last
+    bit as that of an uninterrupted run on the same machine.
 
     Args:
         recipe: its `data`, `labels`, units and `split` are not used here.
         training, validation: structures with energies and forces.
-        output: folder for model, metrics and checkpoint; "runs/NAME" if not given. Members of a
-            committee have a folder each below it.
+        output: folder for model, metrics and checkpoint; "runs/NAME" if not given. Each member of
+            a committee has a folder in it.
 
     Raises:
-        FileNotFoundError: the model that the recipe starts from is not there.
-        ValueError: the data or the start do not suit the recipe, their energies, forces and
-            stresses do not match, or `output` holds a run of another recipe or on other data.
+        FileNotFoundError: the model that the recipe starts from does not exist.
+        ValueError: data or starting model do not suit the recipe, energies, forces and stresses of
+            the data do not match, or `output` holds a run of another recipe or on other data.
         BlockingIOError: another process trains in this folder.
-        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        KeyboardInterrupt: Ctrl-C; its message says how to continue.
     """
     output = Path(output if output is not None else Path("runs") / recipe.name)
     processes = connect()
@@ -244,7 +245,7 @@ def fit(
         return _fit(recipe, training, validation, output, processes)
 
 
-@torch.random.fork_rng(devices=[])  # the global random numbers stay the caller's
+@torch.random.fork_rng(devices=[])  # keeps the global random state of the caller
 def _fit(
     recipe: Recipe, training: Dataset, validation: Dataset, output: Path, processes: Processes
 ) -> Training:
@@ -264,15 +265,15 @@ def _fit(
             _calibrate(model, training, validation)  # it may have been stopped before that
         return Training(load(model), model, history)
     with processes.together():
-        # what it started from may be gone: all but the last weights stands in its own best model
+        # the starting model may be gone; the run's own best model has all but the last weights
         potential = (
             load(model, device="cpu").requires_grad_(True)
             if goes_on
             else new_potential(recipe, training)
         )
-        if goes_on and recipe.denoising:  # its model has no denoising head, its checkpoint has
+        if goes_on and recipe.denoising:  # its checkpoint has a denoising head
             potential = with_denoising(potential)
-        potential.environments = None  # those of other weights mean nothing
+        potential.environments = None  # they belong to other weights
         potential = potential.to(processes.device)
         if processes.is_first:
             _say_what_is_trained(potential, recipe, processes, output)
@@ -310,11 +311,11 @@ def _fit(
                     shortest=shortest,
                     n_steps=module.n_steps,
                 )
-        if not processes.all(compilation is not None):  # a machine without a compiler, say
+        if not processes.all(compilation is not None):  # e.g. no compiler
             compilation = None
         trained, validated = (batches, sizes), (checked, sizes_of(checked))
         train_loop(module, step, compilation, trained, validated, recipe, output)
-    # the others have nothing to read before it is written
+    # the other processes read the file only after it is written
     processes.from_first(lambda: _calibrate(model, training, validation))
     return Training(load(model), model, module.history)
 
@@ -336,7 +337,7 @@ def _say_the_plan(recipe: Recipe, n_steps: int, per_epoch: float, done: Done) ->
 def _seconds_per_epoch(
     recipe: Recipe, potential: Potential, batches: Sequence[Batch], sizes: Sizes, n_processes: int
 ) -> float:
-    """Length of an epoch of eager steps."""
+    """Return the duration of an epoch of eager steps, s."""
     n = len(batches)
     per_epoch = n_steps(sizes, dataclasses.replace(recipe, epochs=1))
     share = max(1, n // per_epoch // n_processes)
@@ -345,7 +346,7 @@ def _seconds_per_epoch(
 
 
 def _calibrate(model: Path, training: Dataset, validation: Dataset) -> None:
-    """Let a trained model know its data, in its file."""
+    """Store the training environments of a model in its file."""
     potential = load(model)
     if potential.knows_its_training:
         return
@@ -355,8 +356,8 @@ def _calibrate(model: Path, training: Dataset, validation: Dataset) -> None:
 
 
 def _begun(recipe: Recipe, output: Path) -> tuple[bool, Done]:
-    """Return True if there is a model of the run to go on from, and what the run has done."""
-    for unfinished in output.glob(".*.part"):  # what a killed run was just writing
+    """Return whether the run has a model to continue from, and what it has done."""
+    for unfinished in output.glob(".*.part"):  # left by a run that was killed while writing
         unfinished.unlink()
     return _goes_on(recipe, output), read_done(output / "last.ckpt")
 
@@ -380,7 +381,7 @@ def _fit_committee(
 
 
 def _goes_on(recipe: Recipe, output: Path) -> bool:
-    """Return True if there are model and checkpoint to go on from."""
+    """Return True if there are model and checkpoint to continue from."""
     return (output / f"{recipe.name}.safetensors").exists() and (output / "last.ckpt").exists()
 
 
@@ -392,7 +393,7 @@ def _check(
     validation: Dataset,
     test: Dataset | None = None,
 ) -> None:
-    """Everything that would otherwise go wrong later, perhaps after days."""
+    """Check for all errors that would otherwise appear later, perhaps after days."""
     processes.check(recipe)
     known = set(elements_of(training))
     if processes.is_first:
@@ -423,18 +424,18 @@ def _check(
                 "learn them from it; split the data in another way"
             )
         _check_system(recipe, dataset, role)
-    if not _goes_on(recipe, output):  # the model that it started from may be gone
+    if not _goes_on(recipe, output):  # else the starting model may be gone
         check_start(recipe, training)
         _check_periodicity(recipe, (training, validation))
 
 
 def _check_periodicity(recipe: Recipe, parts: Sequence[Dataset]) -> None:
-    """Refuse molecules beside periodic structures where pair terms have another range in each."""
+    """Refuse data with molecules and periodic structures if the range of pair terms differs."""
     if recipe.long_range_cutoff is not None:
         return
     if recipe.start_from is None:
         terms = recipe.pair_term_modules(elements_of(parts[0]))
-    else:  # they may have a cutoff that holds in all structures
+    else:  # its terms may have one cutoff for all structures
         terms = load(recipe.find_start(), device="cpu").all_pair_terms
     if not any(of_all_pairs(term) for term in terms):
         return
@@ -480,7 +481,7 @@ def _say_what_is_trained(
 
 
 def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse labels whose units do not match, as far as the training uses both."""
+    """Refuse labels whose units do not match, if the training uses both."""
     if recipe.energy_weight and recipe.force_weight and (what := data.unit_mismatch(dataset)):
         raise ValueError(f"{what} (or train on one of them: energy_weight: 0 or force_weight: 0)")
     if recipe.stress_weight and (what := data.stress_mismatch(dataset)):
@@ -501,7 +502,7 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-@torch.random.fork_rng(devices=[])  # the weights are of no interest here
+@torch.random.fork_rng(devices=[])  # the random weights are not used
 def _check_system(recipe: Recipe, dataset: Dataset, role: str) -> None:
     network, elements = NETWORKS[recipe.network][0], elements_of(dataset)
     terms = recipe.pair_term_modules(elements)
@@ -523,7 +524,7 @@ def _describe(
     test_errors: Errors | None,
     command: str,
 ) -> None:
-    """Write errors and origin into the model file and onto its card."""
+    """Write errors and origin into the model file and its card."""
     training, validation, test = parts
     info = {
         "data": training.source,
@@ -549,31 +550,31 @@ def _describe(
 
 
 def _range_of_charges(training: Dataset) -> list[int]:
-    """Least and largest total charge of structures, e."""
+    """Return smallest and largest total charge of the structures, e."""
     charges = {charge_and_spin(atoms)[0] for atoms in training.structures}
     return [min(charges), max(charges)]
 
 
 def _is_closed_shell(atoms: Atoms) -> bool:
-    """Return True for a molecule with an even number of electrons and, as far as told, no spin."""
+    """Return True for a molecule of multiplicity 1, the default of an even number of electrons."""
     _, spin = charge_and_spin(atoms)
     return not atoms.pbc.any() and spin == 1
 
 
 def _start(recipe: Recipe, potential: Potential) -> dict[str, str] | None:
-    """Name and data of the model that the training started from, as far as it is still there."""
+    """Return name and data of the model that the training started from, as far as known."""
     if recipe.start_from is None:
         return None
     try:
         told = origin(recipe.find_start())
-    except FileNotFoundError:  # an earlier test of the same run has seen it
+    except FileNotFoundError:  # an earlier test of the run may have stored them
         before = potential.training_info.get("start_from") or {}
         told = {key: str(before.get(key) or "") for key in ("data", "labels")}
     return {**told, "name": model_name(recipe.start_from)}
 
 
 def _without_folders(command: str) -> str:
-    """A shell command with the names of files in place of their absolute paths."""
+    """Return a shell command with absolute paths replaced by file names."""
 
     def shortened(word: str) -> str:
         # --data /a/b, --data=/a/b and -o/a/b

@@ -1,9 +1,9 @@
-"""Passes over the FX graph of a training step that let the compiler make faster code of it.
+"""Passes over the FX graph of a training step, so that the compiler makes faster code of it.
 
-What autograd leaves in a trace is right, but two of its habits cost a compiled step a tenth of its
-time and more: gradients of parts, each padded with zeros to the size of the whole and added up,
-and matrices of three by three numbers that go to a matrix library by the thousand. A third one,
-rows that are added into zeros several times, the compiler may get wrong.
+A trace of autograd is correct, but two patterns in it cost a compiled step a tenth of its time and
+more: gradients of parts, each padded with zeros to the size of the whole and added up, and
+thousands of three by three matrices that go to a matrix library. A third pattern, rows that are
+added into zeros several times, may be compiled to wrong code.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ TINY = 7  # rows or columns: rotations of features up to degree 3
 def tiny_products(one: Tensor, other: Tensor) -> Tensor:
     """`torch.bmm` of matrices so small that calling a library costs more than multiplying them.
 
-    Those that turn features into the frames of edges and back: written out, the compiler makes
-    them part of the loops before and behind. Two of the three sizes are at most TINY.
+    Such products rotate features into the frames of edges and back. Written out, they are compiled
+    into the loops before and after them. Two of the three sizes are at most TINY.
 
     Returns:
         [n, rows, columns], or NotImplemented where the library is the better choice.
@@ -37,7 +37,7 @@ def tiny_products(one: Tensor, other: Tensor) -> Tensor:
     return (one.unsqueeze(3) * other.unsqueeze(1)).sum(2)
 
 
-# of `make_fx`: operation -> what is recorded instead
+# for `make_fx`: operation -> its replacement in the trace
 DECOMPOSITIONS: dict[Any, Callable[..., Tensor]] = {aten.bmm.default: tiny_products}
 
 
@@ -45,7 +45,7 @@ def simplify(module: GraphModule) -> None:
     """Rewrite a trace in place."""
     graph = module.graph
     for node in list(graph.nodes):
-        # left-overs of the autograd engine without a result; the compiler does not know them
+        # remains of the autograd engine without a result, which the compiler does not know
         if node.target in (aten.is_same_size.default, aten._has_same_storage_numel.default):
             graph.erase_node(node)
         elif node.target is aten.sym_numel.default:
@@ -58,10 +58,10 @@ def simplify(module: GraphModule) -> None:
 
 
 def _replace_by_sizes(graph: Graph, count: Node) -> None:
-    """The number of elements as the product of the sizes.
+    """Replace the number of elements by the product of the sizes.
 
-    For a batch of one structure it is a constant, which the compiler takes from no other operation
-    than that of a size.
+    For a batch of one structure it is a constant, which the compiler accepts only from a size
+    operation.
     """
     tensor: Any = count.args[0]
     with graph.inserting_before(count):
@@ -76,7 +76,7 @@ def _replace_by_sizes(graph: Graph, count: Node) -> None:
 
 
 def _shorten(graph: Graph, total: Node) -> None:
-    """Join terms of a sum, where that makes fewer of them."""
+    """Join terms of a sum, if that reduces their number."""
     terms = list(_terms(total))
     with graph.inserting_before(total):
         fewer = _join_scattered(graph, _join_padded(graph, terms))
@@ -84,13 +84,13 @@ def _shorten(graph: Graph, total: Node) -> None:
             total.replace_all_uses_with(_added(graph, fewer))
 
 
-# what is joined stands first: numbers, added before a tensor, would be added in the default dtype
+# joined terms come first: numbers that are added before a tensor are added in the default dtype
 
 
 def _join_padded(graph: Graph, terms: list[Any]) -> list[Any]:
     """Join padded parts of a sum that fill a range without a gap.
 
-    zeros with a at 0..2, plus zeros with b at 2..5, is a beside b.
+    For example, zeros with a at 0..2 plus zeros with b at 2..5 is the concatenation of a and b.
     """
     groups: dict[Any, dict[tuple[int, int], list[Any]]] = defaultdict(lambda: defaultdict(list))
     for term in terms:
@@ -131,7 +131,7 @@ def _join_scattered(graph: Graph, terms: list[Any]) -> list[Any]:
 
 
 def _scattered(term: Any) -> tuple[int, tuple[int, ...]] | None:
-    """Return (dimension, shape) of rows that were added into zeros; None of anything else."""
+    """Return (dimension, shape) of rows that were added into zeros; None for anything else."""
     if getattr(term, "target", None) is not aten.index_add.default or len(term.args) != 4:
         return None
     zeros, dim, _, rows = term.args
@@ -147,7 +147,7 @@ def _is_sum(node: Any) -> bool:
 
 
 def _terms(total: Any) -> Iterator[Any]:
-    """Yield the terms of a tree of sums that nobody else reads."""
+    """Yield the terms of a tree of sums that are used nowhere else."""
     for term in total.args:
         if _is_sum(term) and len(term.users) == 1:
             yield from _terms(term)
@@ -156,9 +156,9 @@ def _terms(total: Any) -> Iterator[Any]:
 
 
 def _place(term: Any) -> tuple[int, tuple[int | None, ...], int, int] | None:
-    """Return (dimension, shape, start, end) of a padded part; None of anything else.
+    """Return (dimension, shape, start, end) of a padded part; None for anything else.
 
-    Sizes that are no numbers, since they are left open, are None in the shape.
+    Symbolic sizes are None in the shape.
     """
     target = getattr(term, "target", None)
     if target is aten.slice_backward.default:
@@ -176,7 +176,7 @@ def _place(term: Any) -> tuple[int, tuple[int | None, ...], int, int] | None:
 
 
 def _changes(part: Any) -> bool:
-    """Return True if something may write into it between its padding and its addition."""
+    """Return True if an operation may write into `part` between its padding and its addition."""
     schemas = (getattr(user.target, "_schema", None) for user in part.users)
     return any(schema is not None and schema.is_mutable for schema in schemas)
 

@@ -1,4 +1,4 @@
-"""The training loop: Lightning, quiet, interruptible, and the same after a restart."""
+"""Training loop with Lightning: quiet, interruptible, and reproducible after a restart."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LARGEST_CHECKPOINT = 1 << 32
 
 
 def _require_stored(content: io.BytesIO) -> None:
-    """Refuse an archive of which anything is compressed: torch never does it, and bombs do."""
+    """Refuse an archive with compressed entries, which zip bombs have and torch never writes."""
     if zipfile.is_zipfile(content):
         with zipfile.ZipFile(content) as archive:
             if sum(one.file_size for one in archive.infolist()) > len(content.getbuffer()):
@@ -55,7 +55,7 @@ def _require_stored(content: io.BytesIO) -> None:
 
 
 class SafeCheckpoints(TorchCheckpointIO):
-    """Checkpoint writer that puts a new file in the place of the old one when it is on the disk."""
+    """Checkpoint writer that replaces the old file only after the new one is on the disk."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -67,12 +67,12 @@ class SafeCheckpoints(TorchCheckpointIO):
 
 @dataclass(frozen=True)
 class Done:
-    """Epochs and steps that a run has behind it, as its checkpoint says.
+    """Epochs and steps that a run has done, from its checkpoint.
 
     Attributes:
-        history: one row for each epoch.
-        n_steps: of the epoch after these.
-        n_epochs: that the run is to have; None if the checkpoint does not say.
+        history: one row for each finished epoch.
+        n_steps: number of steps done in the next epoch.
+        n_epochs: planned number of epochs; None if the checkpoint does not state it.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -89,12 +89,12 @@ class Done:
 
 
 def read_done(checkpoint: Path) -> Done:
-    """Read what a run has done; nothing without a checkpoint.
+    """Read the epochs and steps that a run has done; none without a checkpoint.
 
     Raises:
         ValueError: the checkpoint cannot be read.
     """
-    if not os.path.lexists(checkpoint):  # a link that leads nowhere is damage
+    if not os.path.lexists(checkpoint):  # a broken link is damage
         return Done()
     try:
         with warnings.catch_warnings():
@@ -110,7 +110,7 @@ def read_done(checkpoint: Path) -> Done:
                 n_steps=len(there.get("train_losses", ())),
                 n_epochs=None if planned is None else int(planned),
             )
-    except Exception as error:  # torch and pickle raise whatever the damage leads to
+    except Exception as error:  # damage leads to any error of torch or pickle
         raise ValueError(
             f"{checkpoint}: the checkpoint is damaged ({type(error).__name__}); remove it to start "
             "the training again"
@@ -129,15 +129,15 @@ def train_loop(
     """Run all steps that are not in the checkpoint of `output` yet.
 
     Args:
-        module: knows the processes that take part.
-        step: that it begins with.
-        compilation: of the step that it changes to, if there is one.
+        module: module to train; it has the processes that take part.
+        step: step to begin with.
+        compilation: compilation of the step to change to, if there is one.
         training, validation: a batch of each structure, and their sizes.
-        recipe: of the run.
-        output: the first process alone writes into it.
+        recipe: recipe of the run.
+        output: output folder; only the first process writes into it.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, or SIGTERM; its message says how to go on.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; its message says how to continue.
     """
     checkpoint = output / "last.ckpt"
     processes = module.processes
@@ -154,7 +154,7 @@ def train_loop(
             *callbacks,
             LearningCurve(output / "learning_curve.png", recipe.name),
             Progress(),
-            SaveWithinEpochs(checkpoint),  # after all that change something
+            SaveWithinEpochs(checkpoint),  # after all that change state
             ModelCheckpoint(
                 output,
                 filename=checkpoint.stem,
@@ -166,7 +166,7 @@ def train_loop(
     shares = Shares(training[1], recipe, processes.rank, processes.n)
     checked = validation_shares(validation[1], recipe, processes.rank, processes.n)
     done = processes.from_first(lambda: read_done(checkpoint))
-    # Lightning asks for the first step before it says which epoch that is in
+    # Lightning requests the first step before it sets the epoch
     shares.set_epoch(len(done.history))
     shares.leave_out(done.n_steps)
     goes_on = processes.from_first(checkpoint.exists)
@@ -177,7 +177,7 @@ def train_loop(
             devices=1 if device.index is None else [device.index],
             max_epochs=module.n_epochs,
             callbacks=[AddUp(), *callbacks],
-            # each process is one of its own to Lightning, whoever has started it
+            # Lightning treats each process as a single one, whatever has started it
             plugins=[SafeCheckpoints(), LightningEnvironment()],
             logger=False,
             enable_checkpointing=processes.is_first,
@@ -191,7 +191,7 @@ def train_loop(
             _loader(training[0], shares),
             _loader(validation[0], checked),
             ckpt_path=checkpoint if goes_on else None,
-            weights_only=True,  # what is read may come from elsewhere: numbers, no code
+            weights_only=True,  # loads no code: the file may come from elsewhere
         )
 
 
@@ -201,10 +201,10 @@ def _loader(samples: Sequence[Batch], shares: Iterable[Share]) -> DataLoader:
 
 @contextmanager
 def _interruptible(module: TrainingModule, output: Path) -> Iterator[None]:
-    """Lightning answers Ctrl-C by leaving Python for good, deaf to further ones: undo both.
+    """Raise KeyboardInterrupt on Ctrl-C and SIGTERM, and restore the signal handlers.
 
-    A batch system's request to end (SIGTERM) it takes for the end of the training: that is no
-    success either.
+    On Ctrl-C, Lightning exits Python and ignores further ones. On SIGTERM, the request of a batch
+    system to end, it exits as if the training had succeeded.
     """
     handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -221,7 +221,7 @@ def _interruptible(module: TrainingModule, output: Path) -> Iterator[None]:
         )
         raise module.processes.error_of_all(interrupt) from None
     except ConnectionError:
-        # a launcher will tell this process to end, which has something to say first
+        # a launcher will send SIGTERM to this process, which has to report its error first
         handlers[signal.SIGTERM] = signal.SIG_IGN
         raise
     finally:

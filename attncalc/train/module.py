@@ -1,4 +1,4 @@
-"""The Lightning module of a training run: optimizer steps, validation, history."""
+"""Lightning module of a training run: optimizer steps, validation, history."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ COLUMNS = {
 
 
 class TrainingModule(L.LightningModule):
-    """Module that follows the gradients of a `Step` and validates the plain network.
+    """Module that trains with the gradients of a `Step` and validates the plain network.
 
     Args:
-        potential: what is trained, in place.
+        potential: potential to train, in place.
         recipe: learning rate, schedule, weights.
-        n_steps: optimizer steps of the whole run, which the schedule spans.
-        processes: that take a share of each batch.
+        n_steps: number of optimizer steps of the whole run, which the schedule spans.
+        processes: processes that share each batch.
     """
 
     step: Step  # handed over when the training starts
@@ -86,11 +86,11 @@ class TrainingModule(L.LightningModule):
             factor = lowest**done
         else:
             factor = lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
-        n_warm = min(self.recipe.warmup_steps, self.n_steps // 10)  # or a short run never gets warm
+        n_warm = min(self.recipe.warmup_steps, self.n_steps // 10)  # a short run warms up too
         return factor * min(1.0, (step + 1) / (n_warm + 1))
 
     def plan(self, n_epochs: int) -> None:
-        """Let the schedule span so many epochs instead of those it was made for."""
+        """Change the number of epochs of the run, which the schedule spans."""
         self.n_steps = round(self.n_steps * n_epochs / self.n_epochs)
         self.n_epochs = n_epochs
 
@@ -112,7 +112,7 @@ class TrainingModule(L.LightningModule):
             parameter.grad = gradient
         if length > self.recipe.clip_norm:
             clip_grads_with_norm_(self.trained, self.recipe.clip_norm, norm)
-        optimizer: Any = self.optimizers()  # one, of what may be lists
+        optimizer: Any = self.optimizers()  # there is only one
         schedule: Any = self.lr_schedulers()
         optimizer.step()
         schedule.step()
@@ -129,7 +129,7 @@ class TrainingModule(L.LightningModule):
         return displaced(batch, options, cutoff, seed=self.recipe.seed, step=step, left=left)
 
     def on_train_start(self) -> None:
-        self.processes.listen()  # to signals, which Lightning would let end this process only
+        self.processes.listen()  # for signals: Lightning would end this process only
 
     def on_validation_epoch_start(self) -> None:
         names = ("energy", "per_atom", "force", "loss", "n", "components")
@@ -160,7 +160,7 @@ class TrainingModule(L.LightningModule):
         ):
             self.sums[name] += float(term)
         for label in self.weights.of_outputs:
-            # sums over structures of their means, so that one number divides them all
+            # weighted by structures, so that all sums are divided by the same number
             errors = output_errors(found, batch, label).abs().mean()
             self.sums[label] += float(errors) * n_systems
 
@@ -192,14 +192,14 @@ class TrainingModule(L.LightningModule):
 
     @property
     def wall_time(self) -> float:
-        """Seconds of training, interruptions not counted."""
+        """Duration of the training without interruptions, s."""
         return self.wall_before + time.monotonic() - self.started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"], checkpoint["wall_time"] = self.history, self.wall_time
         checkpoint["step_is_compiled"] = self.step_is_compiled
         checkpoint["n_epochs"] = self.n_epochs
-        # of an epoch that is not finished
+        # losses of an unfinished epoch
         checkpoint["train_losses"] = torch.tensor(self.train_losses, dtype=torch.float64)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ class TrainingModule(L.LightningModule):
 
 
 def loss_of(recipe: Recipe) -> Loss:
-    """Return the weights of a recipe."""
+    """Return the loss weights of a recipe."""
     return Loss(
         recipe.energy_weight,
         recipe.force_weight,

@@ -15,7 +15,7 @@ Integers = NDArray[np.int64]
 
 # structures of one validation batch
 VALIDATION_BATCH = 50
-# structures that a fast step is compared with the plain one on
+# structures on which a fast step is compared with the plain one
 TRIED = 50
 
 
@@ -25,8 +25,8 @@ class Share:
 
     Attributes:
         structures: their indices; there may be none.
-        of_structures, of_atoms: which part of all structures, and of all atoms, of the step they
-            are: the loss is a mean over these, and shares have unequal numbers of atoms.
+        of_structures, of_atoms: fractions of all structures and of all atoms of the step that they
+            are. The loss is a mean over these, and shares have unequal numbers of atoms.
     """
 
     structures: list[int]
@@ -43,35 +43,35 @@ class Sizes:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Integers:
-    """Return the order of n structures in an epoch, which is the same if it is run again."""
+    """Return the order of n structures in an epoch, which is the same at every call."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 class Shares(Sampler[Share]):
-    """Shares that one of several processes takes of every step of an epoch.
+    """Sampler of the shares that one of several processes takes of every step of an epoch.
 
     It has no length: with `batch_edges`, the number of steps differs a little between epochs.
 
     Args:
-        sizes: of the structures.
+        sizes: sizes of the structures.
         recipe: its `batch_size` and `batch_edges` are those of all processes together.
-        rank, n: of this process, and how many there are.
+        rank, n: rank of this process, and number of processes.
     """
 
     def __init__(self, sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1) -> None:
         self.sizes, self.recipe, self.rank, self.n, self.epoch = sizes, recipe, rank, n, 0
-        self.taken: dict[int, int] = {}  # steps by epoch
+        self.taken: dict[int, int] = {}  # steps to skip, by epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def leave_out(self, n_steps: int) -> None:
-        """Begin the present epoch, and no other, behind its first steps."""
+        """Skip the first steps of the present epoch, but of no other epoch."""
         self.taken = {self.epoch: n_steps}
 
     def __iter__(self) -> Iterator[Share]:
-        # a generator: the epoch is read when the first step is asked for
+        # a generator: the epoch is read when the first step is requested
         order = epoch_order(len(self.sizes.n_edges), self.recipe.seed, self.epoch)
         taken = self.taken.get(self.epoch, 0)
         for step in steps(order, self.sizes.n_edges, self.recipe)[taken:]:
@@ -95,10 +95,10 @@ def steps(order: Integers, n_edges: Integers, recipe: Recipe) -> list[Integers]:
     Args:
         order: [n] indices of structures.
         n_edges: by structure.
-        recipe: by `batch_size`, or by `batch_edges`: as many as fit.
+        recipe: its `batch_size`, or `batch_edges`, limits a step.
 
     Raises:
-        ValueError: a structure does not fit at all.
+        ValueError: a structure alone has more than `batch_edges` edges.
     """
     if recipe.batch_edges is None:
         return np.split(order, range(recipe.batch_size, len(order), recipe.batch_size))
@@ -116,7 +116,10 @@ def steps(order: Integers, n_edges: Integers, recipe: Recipe) -> list[Integers]:
 
 
 def validation_shares(sizes: Sizes, recipe: Recipe, rank: int = 0, n: int = 1) -> list[Share]:
-    """Return the batches that a process validates: every n-th, as many for all, the last empty."""
+    """Return the batches that a process validates: every n-th of all.
+
+    All processes have the same number of batches, of which the last may be empty.
+    """
     all_of_them, most = np.arange(len(sizes.n_edges)), VALIDATION_BATCH
     if recipe.batch_edges is None:
         batches = np.split(all_of_them, range(most, len(all_of_them), most))
@@ -131,7 +134,7 @@ def n_steps(sizes: Sizes, recipe: Recipe) -> int:
     n = len(sizes.n_edges)
     if recipe.batch_edges is None:
         return recipe.epochs * -(-n // recipe.batch_size)
-    if recipe.minutes is not None:  # an estimate, of many epochs
+    if recipe.minutes is not None:  # an estimate is enough
         one = epoch_order(n, recipe.seed, 0)
         return recipe.epochs * len(steps(one, sizes.n_edges, recipe))
     orders = (epoch_order(n, recipe.seed, epoch) for epoch in range(recipe.epochs))
@@ -139,16 +142,17 @@ def n_steps(sizes: Sizes, recipe: Recipe) -> int:
 
 
 def typical(sizes: Sizes, recipe: Recipe) -> list[int]:
-    """Return structures that a step is tried on: the first ones, then the largest."""
+    """Return indices of structures on which a step is tried: the first ones, then the largest."""
     n = len(sizes.n_edges)
     largest = np.argsort(-sizes.n_edges, kind="stable")[: recipe.batch_size]
     return [*range(min(n, max(TRIED, recipe.batch_size))), *largest.tolist()]
 
 
 def parts(n_edges: Sequence[int] | Integers, n: int) -> Integers:
-    """Divide the structures of a step among n processes such that all have about as many edges.
+    """Return the process of each structure of a step, so that all have about as many edges.
 
-    The largest first, each to the process that has least so far; the first of equals.
+    The largest structures are assigned first, each to the process with the fewest edges so far, or
+    the first of these.
     """
     taken, owner = np.zeros(n), np.zeros(len(n_edges), dtype=np.int64)
     for k in np.argsort(-np.asarray(n_edges), kind="stable"):

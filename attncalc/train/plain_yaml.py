@@ -18,15 +18,14 @@ _PLAIN_NUMBER = re.compile(
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the keys and values of a YAML file.
 
-    1e-3 is a number here, while YAML 1.1 takes it for text; 1:30 and 017, which it takes for 90 and
-    15, are none. Refused are a key that stands twice,
-    whose first value YAML forgets silently; anchors and aliases, by which a few lines become
-    gigabytes; and all tags beyond plain YAML.
+    1e-3 is a number here, while YAML 1.1 reads it as text. 1:30 and 017, which YAML 1.1 reads as 90
+    and 15, are refused. Also refused are repeated keys, whose first value YAML drops silently,
+    anchors and aliases, by which a few lines can become gigabytes, and all tags beyond plain YAML.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: the system refuses to read it.
-        ValueError: it is not such a file; one line that starts with the file's name.
+        ValueError: it is not such a file; the message is one line that starts with its name.
     """
     import yaml
 

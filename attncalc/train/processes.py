@@ -1,8 +1,8 @@
-"""Several processes that train one model: sums over all of them, and a common end.
+"""Training of one model by several processes: sums over all of them, and a common end.
 
-Each has the whole model and takes a share of every batch; what an optimizer gets is the sum of
-their gradients, one flat tensor per step. PyTorch's `DistributedDataParallel` does so within
-`backward`, which our steps, traced or doubly differentiated, never call.
+Each process has the whole model and takes a share of every batch. The optimizer gets the sum of the
+gradients, one flat tensor per step. PyTorch's `DistributedDataParallel` forms this sum within
+`backward`, which our steps, traced or with double backward, never call.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ LOST = (
 
 
 class Processes:
-    """All processes of one training, seen from one of them; a process alone is the usual case.
+    """All processes of one training, seen from one of them; usually there is only one.
 
-    What one of them cannot do ends all: it raises its error, the others leave Python silently
-    (`SystemExit`), and nobody waits for the dead. Where all have the same error, the first has it.
+    An error in one process ends all of them: it raises the error, the others exit silently
+    (`SystemExit`), and none waits for a process that has ended. If several have an error, the first
+    of them raises it.
 
     Args:
-        rank: of this process, from 0.
-        n: how many there are.
-        local_rank: among those of this machine, from 0.
+        rank: rank of this process, from 0.
+        n: number of processes.
+        local_rank: rank among the processes of this machine, from 0.
     """
 
     def __init__(self, rank: int = 0, n: int = 1, local_rank: int = 0) -> None:
@@ -57,10 +58,10 @@ class Processes:
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe that so many processes cannot train by.
+        """Refuse a recipe that this number of processes cannot train.
 
         Raises:
-            ValueError: they cannot.
+            ValueError: it has denoising, or fewer structures per step than there are processes.
         """
         if self.n == 1:
             return
@@ -74,10 +75,10 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """End all processes on an error of one inside; they wait for each other at its end.
+        """End all processes if one has an error inside; they wait for each other at its end.
 
         Raises:
-            SystemExit: another process has an error, and says so.
+            SystemExit: another process has an error and reports it.
         """
         error: BaseException | None = None
         try:
@@ -90,7 +91,7 @@ class Processes:
             self._end_if_any(error)
 
     def from_first(self, function: Callable[[], T]) -> T:
-        """Return the result of a function that the first process alone calls."""
+        """Return the result of a function that only the first process calls."""
         box: list[Any] = [None]
         with self.together():
             if self.is_first:
@@ -101,14 +102,14 @@ class Processes:
         return box[0]
 
     def error_of_all(self, error: BaseException) -> BaseException:
-        """Return the error of this process for one that all have: only the first shows it."""
+        """Return the error to raise in this process if all have it: only the first reports it."""
         return error if self.is_first else SystemExit(0)
 
     def all(self, here: bool) -> bool:
-        """Return True if something holds in all processes.
+        """Return True if a condition holds in all processes.
 
         Args:
-            here: whether it holds in this one.
+            here: whether it holds in this process.
         """
         missing = torch.tensor(float(not here))
         self.add(missing)
@@ -130,15 +131,15 @@ class Processes:
     def sum_of_gradients(
         self, share: Callable[[], tuple[Tensor, list[Tensor]] | None], like: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss of a batch, and its gradient, of which each process computes a share.
+        """Return loss and gradient of a batch, summed over the shares of all processes.
 
         Args:
-            share: loss and gradient of the share, which may be empty: None.
+            share: function that returns loss and gradient of the share of this process; None if
+                the share is empty.
             like: the parameters.
 
         Raises:
-            KeyboardInterrupt: one of the processes was asked to end; all of them do after this
-                step.
+            KeyboardInterrupt: one of the processes was asked to end; all end after this step.
         """
         if self.n == 1 and (alone := share()) is not None:
             return alone
@@ -165,7 +166,7 @@ class Processes:
         return flat[-3].double(), [part.view_as(p).to(p.dtype) for part, p in parts]
 
     def listen(self) -> None:
-        """Handle Ctrl-C and SIGTERM from now on at the next step, in all processes at once."""
+        """Let Ctrl-C and SIGTERM from now on act at the next step, in all processes at once."""
 
         def hear(*_: object) -> None:
             self.asked_to_stop = True
@@ -175,14 +176,14 @@ class Processes:
             signal.signal(signal.SIGTERM, hear)
 
     def _end_if_any(self, error: BaseException | None) -> None:
-        """Raise the error if this is the first process that has one, leave silently if not."""
+        """Raise the error if this process is the first with one; exit silently if it is another."""
         first = torch.tensor(self.n if error is None else self.rank)
         with _connection():
             dist.all_reduce(first, dist.ReduceOp.MIN)
         if int(first) == self.rank and error is not None:
             raise error
         if int(first) < self.n:
-            # success, in the eyes of a launcher: it would kill the one that has something to say
+            # a launcher must see success: it would kill the process that reports the error
             raise SystemExit(0) from error
 
 
@@ -193,7 +194,7 @@ def connect() -> Processes:
     process. Without a launcher, there is one process.
 
     Raises:
-        RuntimeError: the others cannot be reached.
+        RuntimeError: the other processes cannot be reached.
     """
     if not dist.is_available():
         return Processes()
@@ -211,9 +212,9 @@ def connect() -> Processes:
 
 
 def _launched() -> tuple[int, int, str] | None:
-    """Rank, number of processes and where they meet, as the launcher says; None if there is none.
+    """Return rank, number of processes and their address from the launcher; None without one.
 
-    An environment of `sbatch` or `salloc` alone is none: there, SLURM has started one process.
+    An environment of `sbatch` or `salloc` alone is no launcher: SLURM has started one process.
     """
     said = os.environ
     if "RANK" in said and int(said.get("WORLD_SIZE", "1")) > 1:
@@ -231,10 +232,10 @@ def _launched() -> tuple[int, int, str] | None:
 
 @contextmanager
 def _connection() -> Iterator[None]:
-    """The library says in its own ways that nobody is there any more."""
+    """Turn the library's errors for a lost process into a ConnectionError."""
     try:
         yield
     except RuntimeError as error:
-        # "Connection closed by peer" and a page of where says no more than this
+        # "Connection closed by peer" and a page of addresses add nothing to this message
         why = "" if "onnection" in str(error) else f" ({one_line(error)})"
         raise ConnectionError(LOST + why) from error

@@ -22,7 +22,7 @@ from attncalc.train.plain_yaml import read_yaml
 RENAMED = {"corrects": "baseline"}
 
 LARGEST_NOISE = 0.5  # Å
-# what a training sees where its recipe does not say: atoms in all, and in a step
+# atoms that a training processes in all, and in a step, if its recipe does not say
 ATOMS_IN_ALL, ATOMS_OF_A_STEP = 10_000_000, 100
 FEWEST_EPOCHS, MOST_EPOCHS, LARGEST_BATCH = 10, 2000, 5
 # label of a data set -> key of the weight of its errors
@@ -31,12 +31,12 @@ OUTPUT_WEIGHTS = {
     "hirshfeld_ratios": "hirshfeld_ratio_weight",
     "dipoles": "dipole_weight",
 }
-LONG_RANGE = 12.0  # Å, where pair terms end in periodic structures if nothing is said
+LONG_RANGE = 12.0  # Å, cutoff of long-range pair terms in periodic structures by default
 MOST_MEMBERS = 1000  # of a committee
-LONGEST_NAME = 200  # bytes; systems allow 255, and files of a run have endings
+LONGEST_NAME = 200  # bytes; file systems allow 255, and files of a run have suffixes
 
 
-# of what every recipe must say
+# values of the keys that every recipe needs
 EXAMPLES = {
     "name": "mine",
     "data": "mydata.extxyz",
@@ -49,13 +49,13 @@ EXAMPLES = {
 class Denoising:
     """Displacements of atoms in a training (DeNS, TMLR 2024).
 
-    Noise and probabilities are the published ones for MD17. The published weight, 5, stands beside
-    80 for forces that are divided by the standard deviation of the energies, some 0.2 eV: beside 1
-    for forces in eV/Å that is 0.014.
+    Noise and probabilities are the published ones for MD17. The published weight is 5, with a
+    weight of 80 for forces that are divided by the standard deviation of the energies, some 0.2 eV.
+    With a weight of 1 for forces in eV/Å, this is 0.014.
 
     Attributes:
-        weight: of the errors of the displacements, counted in `noise`; it falls to zero in equal
-            steps during the run.
+        weight: weight of the errors of the displacements in units of `noise`; it decreases linearly
+            to zero during the run.
         noise: standard deviation of each component of a displacement, Å; at most 0.5.
         structures: probability that a structure is chosen.
         atoms: probability that an atom of a chosen structure is displaced.
@@ -75,7 +75,7 @@ class Denoising:
                 raise ValueError(f"recipe: {name} of denoising must be positive, got {value!r}")
             if name in ("structures", "atoms") and value > 1:
                 raise ValueError(f"recipe: {name} of denoising is a probability, got {value}")
-        if self.noise > LARGEST_NOISE:  # lists of neighbours reach ten times it
+        if self.noise > LARGEST_NOISE:  # neighbour lists have ten times this margin
             raise ValueError(
                 f"recipe: noise of denoising must be at most {LARGEST_NOISE} Å, got {self.noise}"
             )
@@ -83,73 +83,75 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Definition of a training run. In YAML every field is one key; `config` holds keys below it.
+    """Definition of a training run. In YAML every field is one key; `config` holds nested keys.
 
     Attributes:
-        name: of the model and of its files.
-        data: file that `data.read` understands; looked for beside the recipe, then from the
+        name: name of the model and of its files.
+        data: file that `data.read` can read; searched beside the recipe, then relative to the
             working directory.
-        split: {train: NAME, n_validation: N, test: NAME} for splits stored in the file, where the
-            last N of NAME are for validation, or any N of them with `shuffle: true`; or
-            {sizes: [n_train, n_validation, n_test]} drawn at random with `seed`, or with
-            `shuffle: false` one behind the other as they stand in the file, as frames of one
-            trajectory need; a size may be "rest".
+        split: {train: NAME, n_validation: N, test: NAME} for splits stored in the file; the last N
+            structures of the training split are for validation, or N random ones with
+            `shuffle: true`. Or {sizes: [n_train, n_validation, n_test]}, drawn at random with
+            `seed`, or with `shuffle: false` taken one after the other in the order of the file, as
+            frames of one trajectory require; a size may be "rest".
         config: hyper-parameters of the network; avg_num_neighbors is measured if not given. With
-            `start_from` it may be left out: network, hyper-parameters and pair terms are the
-            model's.
-        network: a name of the table in `attncalc.model_file`.
-        pair_terms: names of closed-form terms beside the network (table in `attncalc.model_file`),
-            whose parameters are trained too. Electrostatics and dispersion let the network predict
-            charges and Hirshfeld ratios: by losses where the data have them, else as helps the
-            energies.
-        long_range_cutoff: Å, where terms of longer range end in all structures. None: 12 Å in
-            structures with a periodic direction, nowhere in molecules; no training has both.
+            `start_from` it may be left out; network, hyper-parameters and pair terms are then those
+            of the model.
+        network: a name in the table in `attncalc.model_file`.
+        pair_terms: names of closed-form terms beside the network (table in `attncalc.model_file`);
+            their parameters are trained too. With electrostatics and dispersion the network
+            predicts charges and Hirshfeld ratios. They are trained through the energies, and on
+            labels where `charge_weight` and `hirshfeld_ratio_weight` ask for it.
+        long_range_cutoff: cutoff of long-range terms in all structures, Å. None: 12 Å in structures
+            with a periodic direction and no cutoff in molecules; the data must not contain both.
         test_data: separate test file; then `split` needs no test set.
-        stream: structures stay in the data file and are read when they are needed, for more than
-            fits into memory: an HDF5 file as `attncalc convert data` writes it.
-        labels, energy_unit, length_unit: as in `data.read`.
-        level_of_theory: for the card; what the file says if empty.
-        baseline: the cheaper method to which a delta model is to be added, if the labels are
-            differences from it; such a model refuses to move atoms alone.
-        start_from: a model whose weights the training starts from instead of random ones (another
-            level of theory, another molecule): a file, looked for as `data`, or the name of a
-            shipped model. Its hyper-parameters must be those of the recipe; elements that the
-            training set has not are forgotten.
-        epochs: passes over the training set. None: as many as see ten million atoms, 10 to 2000 of
-            them, which is about an hour of one core; see `suited_to`.
-        minutes: instead of `epochs`: a training takes about so long. Steps are timed first, epochs
-            as they come; their number, and with it the schedule, fits the time that is left. The
-            first epoch is always finished. Of a committee all members together. Such a run does
-            not end with the same bits a second time.
+        stream: whether to read structures from the data file when they are needed, for data sets
+            larger than memory; needs an HDF5 file written by `attncalc convert data`.
+        labels, energy_unit, length_unit: see `data.read`.
+        level_of_theory: text for the card; if empty, that of the data file.
+        baseline: cheaper method to which a delta model is to be added; the labels are differences
+            from it. Such a model refuses to move atoms alone.
+        start_from: model whose weights the training starts from instead of random ones (for another
+            level of theory or another molecule): a file, searched like `data`, or the name of a
+            shipped model. Its hyper-parameters must be those of the recipe. Elements that are not
+            in the training set are dropped.
+        epochs: passes over the training set. None: as many as process ten million atoms, between
+            10 and 2000, which takes about an hour on one core; see `suited_to`.
+        minutes: approximate duration of the training, of all members of a committee together,
+            instead of `epochs`. Steps are timed first, then each epoch; the number of epochs, and
+            with it the schedule, is adapted to the time left. The first epoch is always finished.
+            Such a run is not reproducible to the last bit.
         batch_size: structures per step, of all processes together. None: as many as have a hundred
-            atoms, 1 to 5 of them.
-        batch_edges: instead of `batch_size`, for structures of unequal sizes: a step has as many
-            structures as have so many edges (pairs of an atom and a neighbour) together, and none
-            may have more.
-        optimizer: "soap" (`attncalc.train.soap`), which gets further with as many steps, or "adam".
-        learning_rate: of the optimizer at its highest. None: 3e-3 for SOAP, 1e-3 for Adam.
-        final_learning_rate: reached at the end, by the schedule.
+            atoms together, between 1 and 5, and at least one per process.
+        batch_edges: largest number of edges (pairs of an atom and a neighbour) per step, instead of
+            `batch_size`, for structures of unequal sizes. A step has as many structures as fit; no
+            structure may have more edges.
+        optimizer: "soap" (`attncalc.train.soap`), which gets further in the same number of steps,
+            or "adam".
+        learning_rate: highest learning rate. None: 3e-3 for SOAP, 1e-3 for Adam.
+        final_learning_rate: learning rate at the end of the schedule.
         schedule: "cosine" or "exponential" (equal factors per step).
-        warmup_steps: the learning rate rises linearly for so many steps, but for no more than a
-            tenth of the run.
-        ema_decay: of the exponential moving average of the weights, which is what is validated
-            and saved; after n steps (1 + n)/(10 + n) where that is less.
+        warmup_steps: number of steps in which the learning rate rises linearly, at most a tenth of
+            the run.
+        ema_decay: decay of the exponential moving average of the weights, which is validated and
+            saved; after n steps at most (1 + n)/(10 + n).
         clip_norm: largest norm of the gradient.
-        energy_weight, force_weight, stress_weight: of the errors of the energy per atom [eV], the
-            forces [eV/Å] and the stress [eV/Å³].
-        charge_weight, hirshfeld_ratio_weight, dipole_weight: of the errors of partial charges [e],
-            Hirshfeld volume ratios and dipole moments [e Å]; the latter are those of the charges.
+        energy_weight, force_weight, stress_weight: weights of the errors of the energy per atom
+            [eV], the forces [eV/Å] and the stress [eV/Å³].
+        charge_weight, hirshfeld_ratio_weight, dipole_weight: weights of the errors of partial
+            charges [e], Hirshfeld volume ratios and dipole moments [e Å]; dipole moments are
+            computed from the partial charges.
         penalty: "norm", the mean length of an error vector, or "square", the mean square.
-        compile: the training step. "auto" does if the run is long enough to pay for it, in the
-            background, while the first steps are taken uncompiled; "always" compiles before
-            the first epoch, so that two runs round alike; "never".
-        seed: of the order of the data, and of initial weights without `start_from`.
-        committee: how many networks are trained, one after the other with seeds seed, seed + 1,
-            ...; from two on, the model is their mean, with their spread as a warning.
-        denoising: {} or any of the attributes of `Denoising`: some atoms of the training structures
-            are displaced, and the network learns by how much as well. Steps are not compiled then.
-        dtype: of the network, "float32" or "float64".
-        folder: where data files are looked for first; that of the YAML file.
+        compile: whether to compile the training step. "auto" compiles in the background, while the
+            first steps run uncompiled, if the run is long enough to pay for it; "always" compiles
+            before the first epoch, so that two runs round alike; "never".
+        seed: random seed of the order of the data, and of initial weights without `start_from`.
+        committee: number of networks, trained one after the other with seeds seed, seed + 1, ...
+            With two or more the model is their mean, and their spread serves as a warning.
+        denoising: {} or any of the attributes of `Denoising`: displace some atoms of the training
+            structures and let the network learn the displacements too. Steps are then not compiled.
+        dtype: dtype of the network, "float32" or "float64".
+        folder: folder in which data files are searched first, that of the YAML file.
 
     Raises:
         ValueError: a value is impossible; the message names it.
@@ -168,7 +170,7 @@ class Recipe:
     level_of_theory: str = ""
     baseline: str | None = None
     start_from: str | None = None
-    epochs: Any = None  # a number once the data are known, as batch_size
+    epochs: Any = None  # a number once the data are known; batch_size likewise
     minutes: float | None = None
     batch_size: Any = None
     batch_edges: int | None = None
@@ -191,7 +193,7 @@ class Recipe:
     committee: int = 1
     pair_terms: Sequence[str] = ()
     long_range_cutoff: float | None = None
-    denoising: Any = None  # a mapping, or a `Denoising`, which it is afterwards
+    denoising: Any = None  # a mapping or a `Denoising`, to which a mapping is converted
     dtype: str = "float32"
     folder: str = field(default=".", repr=False)
 
@@ -235,11 +237,11 @@ class Recipe:
         """Return the hyper-parameters of the network.
 
         Args:
-            avg_num_neighbors: measures it on the data, for networks that know it and recipes that
-                do not say.
+            avg_num_neighbors: function that measures it on the data; called if the network has this
+                hyper-parameter and the recipe does not give it.
 
         Raises:
-            ValueError: a pair term or a weight needs an output that the network has not.
+            ValueError: a pair term or a weight needs an output that the network does not have.
         """
         kind, config = NETWORKS[self.network][1], dict(self.config)
         known = {field.name for field in dataclasses.fields(kind)}
@@ -255,16 +257,16 @@ class Recipe:
 
     @property
     def output_labels(self) -> tuple[str, ...]:
-        """Labels beside energies, forces and stress that are trained on."""
+        """Labels that are trained on in addition to energies, forces and stress."""
         return tuple(label for label, weight in OUTPUT_WEIGHTS.items() if getattr(self, weight))
 
     @property
     def highest_learning_rate(self) -> float:
-        """Learning rate behind the warmup steps."""
+        """Learning rate after the warmup steps."""
         return self.learning_rate or LEARNING_RATES[self.optimizer]
 
     def _outputs_needed(self) -> dict[str, str]:
-        """Option of the network -> key or pair term that needs it."""
+        """Return {option of the network: key or pair term that needs it}."""
         needed = {}
         for option, reasons in (
             ("predict_charges", ("electrostatics", "ewald", "charge_weight", "dipole_weight")),
@@ -280,7 +282,7 @@ class Recipe:
         known = [f.name for f in dataclasses.fields(kind)]
         _check_keys("config", self.config, known)
         if self.start_from is not None and not self.config:
-            return  # the model's, see `with_start`
+            return  # that of the model, see `with_start`
         if "cutoff" not in self.config:
             raise ValueError("recipe: config needs a cutoff [Å]")
         try:
@@ -322,10 +324,10 @@ class Recipe:
         object.__setattr__(self, "pair_terms", tuple(names))
 
     def pair_term_modules(self, elements: Sequence[int]) -> list[Any]:
-        """Return the pair terms for these elements, as they are before training.
+        """Return the untrained pair terms for these elements.
 
         Raises:
-            ValueError: a term lacks the numbers of an element.
+            ValueError: a term has no parameters for an element.
         """
         terms = []
         for name in self.pair_terms:
@@ -375,7 +377,7 @@ class Recipe:
             _check_keys("recipe", content, [f.name for f in known])
             if {"epochs", "minutes"} <= set(content):
                 raise ValueError("give epochs or minutes, not both")
-            needed = [f.name for f in known if f.default is f.default_factory]  # neither is given
+            needed = [f.name for f in known if f.default is f.default_factory]  # both are MISSING
             needed += [] if "start_from" in content else ["config"]
             if missing := [name for name in needed if name not in content]:
                 lines = ", ".join(f"`{name}: {EXAMPLES[name]}`" for name in missing)
@@ -387,11 +389,11 @@ class Recipe:
             raise ValueError(one_line(f"{path.name}: {remark}")) from None
 
     def suited_to(self, n_structures: int, n_atoms: int, *, n_processes: int = 1) -> Recipe:
-        """Return the recipe with the epochs and batch size that suit the data, if it names none.
+        """Return the recipe with epochs and batch size for the data where it gives none.
 
         Args:
-            n_structures, n_atoms: of the training set, in all.
-            n_processes: that share a batch, each with one structure of it at least.
+            n_structures, n_atoms: total numbers of the training set.
+            n_processes: number of processes that share a batch; each has at least one structure.
         """
         n_structures, n_atoms = max(1, n_structures), max(1, n_atoms)
         size, epochs = self.batch_size, self.epochs
@@ -417,17 +419,17 @@ class Recipe:
         return dataclasses.replace(self, name=name, seed=seed, committee=1, minutes=minutes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the recipe without the folder that it was read from."""
+        """Return the recipe as a dictionary, without the folder that it was read from."""
         content = dataclasses.asdict(self)
         del content["folder"]
         return content
 
     def with_start(self) -> Recipe:
-        """Return the recipe with what it leaves to the model that it starts from.
+        """Return the recipe, completed by the settings of its starting model if it has no config.
 
         Raises:
             FileNotFoundError: there is no such model.
-            ValueError: the model is a committee, or damaged.
+            ValueError: the model is a committee or damaged, or has another network or pair terms.
         """
         if self.start_from is None or self.config:
             return self
@@ -476,7 +478,7 @@ def with_current_names(content: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe's keys and values with keys of earlier versions renamed.
 
     Raises:
-        ValueError: a key stands there by its old and its present name.
+        ValueError: a key is given by its old and by its present name.
     """
     for old, new in RENAMED.items():
         if old in content and new in content:
@@ -491,7 +493,7 @@ def usable_as_file_name(name: str) -> bool:
 
 
 def _is(value: Any, kind: type) -> bool:
-    """Return True for a number of this kind; true and false do not count, unlike in Python."""
+    """Return True for a number of this kind; unlike in Python, booleans are not numbers."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -512,7 +514,7 @@ def _check_keys(where: str, content: Any, known: Any) -> None:
             raise ValueError(f"unknown key {key!r} in {where}{hint}")
 
 
-# None means that nothing is said about them.
+# keys that may be None, which means not given
 OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
 _SIZES = ("epochs", "batch_size", "batch_edges")
 OPTIONAL = (*OPTIONAL_TEXTS, *_SIZES, "learning_rate", "long_range_cutoff", "minutes")
@@ -521,7 +523,7 @@ _RATES = ("learning_rate", "final_learning_rate", "clip_norm", "long_range_cutof
 _WEIGHTS = ("energy_weight", "force_weight", "stress_weight", *OUTPUT_WEIGHTS.values())
 _NUMBERS = (*_RATES, *_WEIGHTS, "ema_decay")
 
-# keys of a recipe, what their values must do, and whether one does
+# keys of a recipe, the rule for their values, and a function that tests it
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     ((*_COUNTS, "committee"), "be a whole number", lambda value: _is(value, Integral)),
     (_NUMBERS, "be a number", lambda value: _is(value, Real)),
@@ -548,7 +550,7 @@ ONE_OF: dict[str, Collection[str]] = {
     "compile": ("auto", "always", "never"),
     "dtype": DTYPES,
 }
-# the same of the keys of a split
+# the same for the keys of a split
 SPLIT_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("train", "be the name of a split in the file", lambda value: isinstance(value, str)),
     ("test", "be the name of a split in the file", lambda value: isinstance(value, str)),

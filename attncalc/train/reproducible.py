@@ -12,22 +12,22 @@ import torch
 
 @contextmanager
 def ordered_sums(device: torch.device) -> Iterator[None]:
-    """Add up what arrives at an atom in a fixed order, for everything inside that runs on CUDA.
+    """Make sums over the edges of an atom on CUDA use a fixed order, for all code inside.
 
-    By default CUDA adds in the order in which its threads happen to arrive, in `index_add` and in
-    the gradient of a gather, so that hardly two runs end with the same bits. PyTorch offers
-    deterministic versions of both, and this asks for them; on an H100 they are all that a training
-    needs (`tests/train/test_cuda.py`). Other devices are left alone: a CPU adds in order anyway.
+    By default CUDA adds in the order in which its threads arrive, in `index_add` and in the
+    gradient of a gather, so that two runs rarely end with the same bits. This enables PyTorch's
+    deterministic versions of both; on an H100 a training needs no others
+    (`tests/train/test_cuda.py`). Other devices are not changed: a CPU adds in order anyway.
 
     Args:
-        device: where the training runs.
+        device: device of the training.
     """
     if device.type != "cuda":
         yield
         return
     strict = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic  # a module with a property, which no annotation says
+    memory: Any = torch.utils.deterministic  # a module with a property, which is not annotated
     fills = memory.fill_uninitialized_memory
     # "warn only", because PyTorch refuses matrix products unless an environment variable was set
     # before the first one of the process; a single stream, as here, needs none

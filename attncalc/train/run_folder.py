@@ -20,9 +20,9 @@ from attncalc.text import one_line
 from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe, with_current_names
 
-# entries beside the recipe's own
+# keys in the recipe.json of a folder beside those of the recipe
 DATA, START, FILE = "data_sha256", "start_sha256", "data_file"
-# of an output folder
+# file in an output folder that a training has begun in
 MARK = "recipe.json"
 
 
@@ -35,9 +35,9 @@ def locked_folder(
     The first of several processes locks it for all.
 
     Raises:
-        BlockingIOError: another training does.
+        BlockingIOError: another training has locked it.
         ValueError: the folder holds a run of another recipe, on other data, or from another start,
-            or the processes have not the same data.
+            or the processes have different data.
     """
     with ExitStack() as stack:
         with processes.together():
@@ -59,10 +59,10 @@ def locked_folder(
 
 
 def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -> None:
-    """Recipe and data of an output folder; refuse to continue another run.
+    """Record recipe and data in an output folder; refuse to continue another run.
 
-    Files may be moved and renamed between two calls, their content is what counts. The model that a
-    training started from may be gone afterwards, but not be another one.
+    Files may be moved and renamed between two calls, because only their contents are compared. The
+    model that a training started from may be missing later, but must not be another one.
     """
     mark = output / MARK
     ours = json.loads(json.dumps(recipe.as_dict()))
@@ -98,7 +98,7 @@ def remembered(output: Path) -> tuple[Recipe, dict[str, str]]:
 
     Raises:
         FileNotFoundError: no training has begun there.
-        ValueError: what it has written is damaged.
+        ValueError: the record of the training is damaged.
     """
     mark = output / MARK
     if not mark.is_file():
@@ -151,7 +151,7 @@ def checksum(dataset: Dataset, labels: Collection[str] = ()) -> str:
 
     Args:
         dataset: one of its sets.
-        labels: those beside energies, forces and stress that it is trained on.
+        labels: labels that are trained on in addition to energies, forces and stress.
     """
     digest = hashlib.sha256()
 
@@ -178,7 +178,7 @@ def checksum(dataset: Dataset, labels: Collection[str] = ()) -> str:
 
 def _refuse_other_recipe(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     def identity(content: Mapping[str, Any], key: str) -> object:
-        if key in ("data", "test_data", "stream"):  # the same numbers, wherever they wait
+        if key in ("data", "test_data", "stream"):  # checksums compare their contents
             return None
         if content.get({"epochs": "minutes", "batch_size": "batch_edges"}.get(key, "")):
             return None  # the other key decides

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 # four minutes of another core; for Equiformer, whose steps are longer, up to nine against the 80 ms
 # that each of its smallest steps gains with AVX-512 (21 with AVX2, where steps take longer)
 STEPS_WORTH_COMPILING, OF_EQUIFORMER = 20_000, 6_000
-# relative error of a fast step's gradient, for labels far from what the network predicts
+# largest relative error of a fast step's gradient, for labels far from the predictions
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # eV per atom, eV/Å, eV/Å³: distance of these labels
 DISTANCE_OF_LABELS = 1.0
@@ -55,22 +55,22 @@ def select_step(
 ) -> tuple[Step, Compilation | None]:
     """Select the eager step to begin with and, where it pays, the compiled one to switch to.
 
-    Every step but the plain one must give its gradient, or is not used.
+    A faster step is used only if it reproduces the gradient of the plain step.
 
     Args:
-        potential: its parameters are read at every step.
-        weights: of the loss.
-        batches: training structures, one each; the first `recipe.batch_size` are tried.
-        recipe: says whether to compile.
-        shortest: Å, the shortest distance in the data.
-        n_steps: of the whole run.
+        potential: potential to train; its parameters are read at every step.
+        weights: weights of the loss.
+        batches: one training structure each; the first `recipe.batch_size` are tried.
+        recipe: states whether to compile.
+        shortest: shortest distance in the data, Å.
+        n_steps: number of steps of the whole run.
 
     Returns:
-        The eager step, and the compilation of the other one, not started yet; None where that
-        does not pay or is not possible.
+        The eager step, and the compilation of a faster one, not started yet; None if compiling does
+        not pay or is not possible.
     """
     plain = eager_step(potential, weights)
-    # unequal sizes first: the compiler, too, takes equal ones of its first batch for the same
+    # unequal sizes first: the compiler, too, treats equal sizes in its first batch as one size
     tried = (unequal_sizes(batches), join(batches[: recipe.batch_size]))
     examples = [with_distant_labels(batch, weights) for batch in tried]
     fast = with_modules(potential, network=_faster_network(potential.network, shortest))
@@ -80,7 +80,7 @@ def select_step(
         step = proved("eager", lambda: eager_step(fast, weights))
     compilation = None
     is_worth_it = _worth_compiling(fast.network, recipe, n_steps)
-    # which reciprocal vectors count is decided by numbers, which a trace does not see
+    # the choice of reciprocal vectors depends on values, which a trace does not see
     if is_worth_it and not potential.reads_system and _can_be_traced(fast.network, batches, recipe):
         make = partial(proved, "compiled", lambda: compiled_step(fast, weights, examples))
         compilation = Compilation(make, fast, weights, examples)
@@ -95,7 +95,7 @@ def _proved(
     examples: Sequence[Batch],
     dtype: torch.dtype,
 ) -> Step | None:
-    """A step whose gradient is the plain one's; None, and a warning, where it is not."""
+    """Return the step if it reproduces the plain gradient; else warn and return None."""
     try:
         step = make()
         error = max(relative_error(step, plain, example) for example in examples)
@@ -111,11 +111,12 @@ def _proved(
 
 
 def with_distant_labels(batch: Batch, weights: Loss) -> Batch:
-    """Return the batch with labels that no network predicts, for comparisons of gradients.
+    """Return the batch with labels far from any prediction, for comparisons of gradients.
 
-    Where a network is good, errors of forces are small and their directions, which the gradient of
-    a norm consists of, mostly rounding: two right steps then differ by 1e-3 of the gradient, which
-    itself has become small. With labels that are off by a constant it is 1e-6 at any stage.
+    The gradient of a norm depends on the directions of the force errors. If a network is accurate,
+    these errors are small and their directions mostly rounding. Two correct steps then differ by
+    1e-3 of the gradient, which is itself small. With labels that are off by a constant, they differ
+    by 1e-6 at any stage.
     """
     random = torch.Generator().manual_seed(0)
 
@@ -135,7 +136,7 @@ def with_distant_labels(batch: Batch, weights: Loss) -> Batch:
 
 
 def _faster_network(network: Any, shortest: float) -> nn.Module:
-    """The same function with less work for its gradients, or the network itself."""
+    """Return a network with the same values and cheaper gradients, or the network itself."""
     if not isinstance(network, So3krates):
         return network
     if shortest > SHORTEST_COLLOCATED:
@@ -145,9 +146,9 @@ def _faster_network(network: Any, shortest: float) -> nn.Module:
 
 
 def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
-    """Return True if a trace of one batch holds for all."""
+    """Return True if a trace of one batch is valid for all batches."""
     if isinstance(network, So3kratesSphc):
-        # which pairs are far is decided by numbers, which a trace does not see
+        # the choice of far pairs depends on values, which a trace does not see
         return network.config.nonlocal_attention == "none"
     if isinstance(network, Equiformer):  # which sums are done in chunks depends on the sizes
         largest = sorted((batch.graph.n_edges for batch in batches), reverse=True)
@@ -158,8 +159,8 @@ def _can_be_traced(network: Any, batches: list[Batch], recipe: Recipe) -> bool:
 def unequal_sizes(batches: list[Batch]) -> Batch:
     """Return a batch in which no two sizes (systems, atoms, edges, pairs, ...) agree.
 
-    The trace would take equal sizes for the same size. A long graph gets masked edges until its
-    sizes are its own: those of small molecules have no pair beyond the short cutoff.
+    A trace treats equal sizes as one size. Masked edges are added to a long graph until its sizes
+    are unique: long graphs of small molecules have no pair beyond the short cutoff.
     """
     for n in range(7, max(8, len(batches))):
         example = join([batches[k % len(batches)] for k in range(n)])
@@ -179,7 +180,7 @@ def unequal_sizes(batches: list[Batch]) -> Batch:
 
 
 def _with_masked_pair(graph: Graph) -> Graph:
-    """A graph with one pair more, which counts nothing."""
+    """Return a graph with one more pair, which is masked."""
     last = graph.receivers[-1:]
     none = torch.zeros(2, dtype=torch.bool, device=last.device)
     return dataclasses.replace(

@@ -2,8 +2,8 @@
 
 Vyas, Morwani, Zhao, Shapira, Brandfonbrener, Janson, Kakade, "SOAP: Improving and Stabilizing
 Shampoo using Adam", ICLR 2025 (arXiv 2409.11321), algorithm 3. A parameter of more than two
-dimensions is so many matrices of its last two. Matrices of one shape and precision are worked on
-together.
+dimensions is a batch of matrices in its last two. Matrices of one shape and precision are processed
+together. "Turned" gradients are those in the eigenbases.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# a shorter side has no basis worth turning to, a longer one costs more than it gains
+# a basis for a shorter side gains nothing, one for a longer side costs more than it gains
 SHORTEST_SIDE, LONGEST_SIDE = 4, 512
-# what decays how: first and second moments of turned gradients, and of the rest, as in Adam
+# decays of first and second moments of turned gradients, and of the others' second, as in Adam
 OF_FIRST, OF_SECOND, OF_SECOND_OF_OTHERS = 0.95, 0.95, 0.99
 STEPS_BETWEEN_BASES = 20
 EPSILON = 1e-8
 
 
 class Soap(torch.optim.Optimizer):
-    """Optimizer of SOAP for matrices, and of Adam for everything else.
+    """SOAP optimizer for matrices, and Adam for all other parameters.
 
     The state of all matrices of one shape and precision, [n, rows, columns], is kept with the
-    first parameter that has some; first and second moments are those of turned gradients, which
-    saves turning the first ones at every step. The first step only makes the bases.
+    first parameter that has some. First and second moments are those of turned gradients, so that
+    first moments need not be turned at every step. The first step only computes the bases.
 
     Args:
-        parameters: of a network; all have a gradient at every step.
+        parameters: parameters of a network; all must have a gradient at every step.
         lr: learning rate.
     """
 
@@ -64,7 +64,7 @@ class Soap(torch.optim.Optimizer):
         if begins:
             state["n"] = 0
             state["turned first"], state["second"] = (torch.zeros_like(gradients) for _ in range(2))
-        if not (begins and turned):  # no gradient is turned into a basis that is made of it
+        if not (begins and turned):  # no gradient is turned into a basis computed from itself
             state["n"] += 1
             bases = {dim: state[f"basis {dim}"] for dim in turned}
             decay = OF_SECOND if turned else OF_SECOND_OF_OTHERS
@@ -81,7 +81,7 @@ class Soap(torch.optim.Optimizer):
             self._follow(state, gradients, dim)
 
     def _follow(self, state: dict[str, Any], gradients: Tensor, dim: int) -> None:
-        """Update second moments along rows (dim 1) or columns (2), and now and then the basis."""
+        """Update second moments along rows (dim 1) or columns (2), and at intervals the basis."""
         products = gradients @ gradients.mT if dim == 1 else gradients.mT @ gradients
         moments, name = f"moments {dim}", f"basis {dim}"
         if moments not in state:
@@ -91,7 +91,7 @@ class Soap(torch.optim.Optimizer):
             state[name] = torch.linalg.eigh(state[moments])[1]
         elif state["n"] % STEPS_BETWEEN_BASES == 0:
             basis = state[name]
-            along = (basis * (state[moments] @ basis)).sum(1)  # of each vector of the basis
+            along = (basis * (state[moments] @ basis)).sum(1)  # eigenvalue estimates
             order = along.argsort(dim=1, descending=True)
             basis = basis.gather(2, order.unsqueeze(1).expand_as(basis))
             new = torch.linalg.qr(state[moments] @ basis)[0]  # a step of power iteration
@@ -99,13 +99,13 @@ class Soap(torch.optim.Optimizer):
             state[name] = new
             first = state["turned first"]
             state["turned first"] = turn.mT @ first if dim == 1 else first @ turn
-            # second moments go with their vectors
+            # second moments are reordered with their vectors
             index = order.unsqueeze(2 if dim == 1 else 1).expand_as(state["second"])
             state["second"] = state["second"].gather(dim, index)
 
 
 def _shape(parameter: Tensor) -> tuple[int, int]:
-    """Rows and columns of the matrices of a parameter; one row for numbers and vectors."""
+    """Return rows and columns of the matrices of a parameter; one row for numbers and vectors."""
     if parameter.ndim < 2:
         return 1, parameter.numel()
     return parameter.shape[-2], parameter.shape[-1]

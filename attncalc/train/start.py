@@ -19,9 +19,9 @@ from attncalc.structures import evaluate_many
 from attncalc.train.denoising import with_denoising
 from attncalc.train.recipe import Recipe
 
-# of structures that are evaluated together
+# atoms of the structures that are evaluated together
 ATOMS_AT_ONCE = 512
-# structures that the first reference energies are fitted to: a plain network takes ms for each
+# most structures for the fit of the first reference energies: a plain network takes ms for each
 MOST_EVALUATED = 2000
 
 
@@ -29,7 +29,8 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
     """Return the potential before the first step, with reference energies of the training data.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_start`.
+        FileNotFoundError: there is no model `start_from`.
+        ValueError: that model does not suit recipe or data, see `check_start`.
     """
     if recipe.start_from is None:
         potential = _random(recipe, training)
@@ -38,7 +39,7 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
         if recipe.long_range_cutoff is not None:
             potential.set_long_range_cutoff(recipe.long_range_cutoff)
     potential.set_dtype(DTYPES[recipe.dtype])
-    if recipe.baseline:  # stated by every file that is written on the way
+    if recipe.baseline:  # stated by every model file that the training writes
         potential.training_info["baseline"] = recipe.baseline
     return _on_the_labels(potential, training)
 
@@ -72,7 +73,7 @@ def _random(recipe: Recipe, training: Dataset) -> Potential:
 
 
 def _taken_over(model: Potential, training: Dataset) -> Potential:
-    """The network, reference energies and scale of a model, for the elements of the data."""
+    """Return a model reduced to the elements of the data."""
     elements = elements_of(training)
     rows = [model.species.index(z) for z in elements]
     terms = [type(term)(term.config, tuple(elements)) for term in model.pair_terms]
@@ -88,12 +89,12 @@ def _taken_over(model: Potential, training: Dataset) -> Potential:
 
 
 def _on_the_labels(potential: Potential, training: Dataset) -> Potential:
-    """Shift the reference energies to where the labels are.
+    """Shift the reference energies to fit the labels.
 
-    The correction is fitted to what the potential leaves of the labels, so that the weights need
-    not learn it: an untrained network gives some energy or other, and another level of theory
-    counts energies from another zero. What the labels do not tell apart, as the elements of a
-    single molecule, stays as it was.
+    The shift is fitted to labels minus predictions, so that the weights need not learn it: energies
+    of an untrained network are arbitrary, and another level of theory has another zero of energy.
+    Elements that the labels do not distinguish, like those of a single molecule, are not shifted
+    against each other.
     """
     some = _some_of_all_elements(training)
     results = evaluate_many(potential, some.structures, batch_atoms=ATOMS_AT_ONCE)
@@ -105,7 +106,7 @@ def _on_the_labels(potential: Potential, training: Dataset) -> Potential:
 
 
 def _some_of_all_elements(training: Dataset) -> Dataset:
-    """Structures spread over a large data set, with all of its elements; all of a small one."""
+    """Return structures spread over a large data set, with all elements; all of a small one."""
     if len(training) <= MOST_EVALUATED:
         return training
     chosen = np.linspace(0, len(training) - 1, MOST_EVALUATED).astype(int).tolist()
@@ -133,7 +134,7 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
         )
     network: Any = model.network
     theirs = dataclasses.asdict(network.config)
-    # what is measured on the data if not given is the model's
+    # avg_num_neighbors is that of the model if the recipe does not give it
     config = recipe.network_config(lambda: theirs["avg_num_neighbors"])
     for key, ours in dataclasses.asdict(config).items():
         if ours != theirs[key]:

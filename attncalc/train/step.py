@@ -1,10 +1,10 @@
 """Training step: the loss of a batch and its gradient by the parameters.
 
-The plain way is double backward: differentiate energies by the edge vectors with a graph, form
-the loss of energies and forces, differentiate that by the parameters. The traced way records
-exactly those operations, parameter gradient included, as one flat graph without autograd, and
-compiles it. (Tracing only energies and forces and differentiating the traced graph would be
-silently wrong: the trace keeps `detach` nodes on saved results.)
+The eager step is double backward: it differentiates energies by the edge vectors with a graph,
+forms the loss of energies and forces, and differentiates it by the parameters. The traced step
+records exactly these operations, including the parameter gradient, as one flat graph without
+autograd, which is compiled. (Tracing only energies and forces and differentiating the traced graph
+would be silently wrong: the trace keeps `detach` nodes on saved results.)
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Batch:
         energy: [n_systems] eV.
         forces: [n_atoms, 3] eV/Å.
         stress: [n_systems, 3, 3] eV/Å³; zeros where the weight of the stress is zero.
-        volume: [n_systems] Å³; ones where there is none.
-        shares: [2]: which part of the structures and of the atoms of a step these are; the others
-            are in other processes.
-        long: the graph of pair terms of longer range, where there are any.
+        volume: [n_systems] Å³; one for structures without a volume.
+        shares: [2], fractions of the structures and of the atoms of a step that are in this batch;
+            the others are in other processes.
+        long: graph for pair terms of longer range, if there are any.
         all_pairs: see `attncalc.graph.Graphs`.
-        charges: [n_atoms] e, where they are trained on.
+        charges: [n_atoms] e, if they are trained on.
         hirshfeld_ratios: [n_atoms], likewise.
         dipoles: [n_systems, 3] e Å, likewise.
         features: [n_atoms, K] of a teacher, likewise.
-        system: the structures, where dipoles are or a pair term reads them.
+        system: the structures, if there are dipoles or a pair term reads them.
     """
 
     graph: Graph
@@ -62,17 +62,17 @@ class Batch:
 
     @property
     def graphs(self) -> Graphs:
-        """Its graphs, short and long."""
+        """Graphs of the batch, short and long."""
         return Graphs(self.graph, self.long, all_pairs=self.all_pairs, system=self.system)
 
 
 def mean_square(errors: Tensor) -> Tensor:
-    """[n, k] -> mean over n and k of the squares: drawn to the worst structures."""
+    """Return the mean square of errors [n, k]; the worst structures have the largest effect."""
     return (errors**2).mean()
 
 
 def mean_norm(errors: Tensor) -> Tensor:
-    """[n, k] -> mean over n of the lengths: every atom pulls alike, as a mean absolute error does.
+    """Return the mean length of error vectors [n, k]; all have equal effect, as in an MAE.
 
     A length below ROUNDED counts as its square, so that the gradient is smooth at zero.
     """
@@ -90,9 +90,9 @@ class Loss:
 
     Attributes:
         energy, force, stress: the weights.
-        penalty: errors [n, k] (k = 1, 3, 9) -> a number.
-        of_outputs: label of a data set -> weight of its errors: charges [e], hirshfeld_ratios,
-            dipoles [e Å]; those that do not count are left out.
+        penalty: function from errors [n, k] (k = 1, 3, 9) to a number.
+        of_outputs: weights of the errors of other labels of a data set, by label: charges [e],
+            hirshfeld_ratios, dipoles [e Å]; labels without a weight are left out.
     """
 
     energy: float
@@ -129,8 +129,8 @@ def predict(potential: Potential, graphs: Graphs, volume: Tensor) -> Prediction:
     """Return the prediction for a batch.
 
     Args:
-        potential: a single one, no committee.
-        graphs: of the batch.
+        potential: a single potential, no committee.
+        graphs: graphs of the batch.
         volume: [n_systems] Å³.
     """
     graphs = replace(
@@ -163,9 +163,9 @@ def differentiated(
 
     Args:
         energies: [n_atoms] eV.
-        graphs: whose vectors the energies are differentiated by.
+        graphs: graphs by whose vectors the energies are differentiated.
         volume: [n_systems] Å³.
-        leaves: positions and strain, see `strained`, where the energies depend on them as well.
+        leaves: positions and strain, see `strained`, if the energies depend on them too.
     """
     first = graphs[0]
     with torch.enable_grad():
@@ -187,7 +187,7 @@ def differentiated(
 
 
 def dipoles(charges: Tensor, batch: Batch) -> Tensor:
-    """[n_systems, 3] e Å: of partial charges [n_atoms] at the positions of a batch.
+    """Return dipoles [n_systems, 3] e Å of partial charges [n_atoms] at positions of a batch.
 
     Raises:
         ValueError: the batch has no structures.
@@ -199,7 +199,7 @@ def dipoles(charges: Tensor, batch: Batch) -> Tensor:
 
 
 def loss(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
-    """Return the weighted sum of penalties; the shares of a step add up to that of the step."""
+    """Return the weighted sum of penalties; those of all shares of a step add up to its loss."""
     energy, forces, stress, *_ = prediction
     ones = torch.ones_like(batch.forces[:, 0])
     n_atoms = segment_sum(ones, batch.graph.system_idx, batch.graph.n_systems)
@@ -217,7 +217,7 @@ def loss(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
 
 
 def output_errors(prediction: Prediction, batch: Batch, label: str) -> Tensor:
-    """Errors [n, k] of charges, Hirshfeld ratios (k = 1) or dipoles (k = 3).
+    """Return errors [n, k] of charges, ratios (k = 1), dipoles (k = 3) or features (k = F).
 
     Raises:
         ValueError: label or prediction is missing.
@@ -246,7 +246,7 @@ def gradient_step(potential: Potential, loss_of: Callable[[Any], Tensor]) -> Ste
 
     Args:
         potential: its parameters are read at every call.
-        loss_of: a batch -> a number that depends on them.
+        loss_of: function from a batch to a number that depends on the parameters.
     """
     parameters = list(trainable(potential).values())
 
@@ -262,15 +262,15 @@ def gradient_step(potential: Potential, loss_of: Callable[[Any], Tensor]) -> Ste
 
 
 def trace(potential: Potential, weights: Loss, example: Batch) -> torch.fx.GraphModule:
-    """Trace the operations of `eager_step` into one flat graph without autograd, sizes left open.
+    """Trace the operations of `eager_step` into one flat graph for any sizes, without autograd.
 
     Its arguments are all of `trainable(potential)`, then all of `flatten(batch)`; its results are
     those of a `Step`, in one tuple.
 
     Args:
-        potential: whose network and pair terms are recorded.
-        weights: of the loss.
-        example: a batch in which no two sizes agree: equal ones would be taken for the same.
+        potential: potential whose network and pair terms are recorded.
+        weights: weights of the loss.
+        example: batch in which no two sizes agree, because equal sizes are traced as one size.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -309,7 +309,7 @@ def traced_step(potential: Potential, graph: Callable[..., tuple[Tensor, ...]]) 
 
     Args:
         potential: its parameters are read at every call, so an optimizer may change them in place.
-        graph: what `trace` of this potential, or `compiled` of that, returned.
+        graph: result of `trace` for this potential, or of `compiled` for that result.
     """
     parameters = list(trainable(potential).values())
 
@@ -322,12 +322,12 @@ def traced_step(potential: Potential, graph: Callable[..., tuple[Tensor, ...]]) 
 
 
 def trainable(potential: Potential) -> dict[str, Tensor]:
-    """Return name -> parameter of everything that is trained."""
+    """Return all parameters that are trained, by name."""
     return {name: p for name, p in potential.named_parameters() if p.requires_grad}
 
 
 def relative_error(step: Step, definition: Step, batch: Batch) -> float:
-    """Return the distance of two steps' gradients of one batch, relative to the second's norm."""
+    """Return the distance of the gradients of two steps, relative to the norm of the second."""
     ours = torch.cat([g.flatten().double() for g in step(batch)[1]])
     theirs = torch.cat([g.flatten().double() for g in definition(batch)[1]])
     return float((ours - theirs).norm() / theirs.norm())

@@ -1,4 +1,4 @@
-"""`TimeBudget`: a training that takes so many minutes, whatever an epoch costs."""
+"""`TimeBudget`: number of epochs that fits a given duration of a training."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from attncalc.train.module import TrainingModule
 from attncalc.train.step import Batch, Step
 
 SECONDS_PER_MINUTE = 60.0
-# steps that are timed before the first epoch; one before them is not
+# steps that are timed before the first epoch, after one that is not timed
 TIMED_STEPS = 3
-# epochs of which the shortest counts
+# number of last epochs of which the shortest counts
 LAST_EPOCHS = 3
 
 
 def epochs_that_fit(seconds: float, done: int, left: float) -> int:
-    """Return the number of epochs of a run, those done included, to the nearest.
+    """Return the number of epochs of a run that fits the time left, including those done.
 
     Args:
-        seconds: that one epoch takes.
-        done: epochs so far.
-        left: seconds of the budget.
+        seconds: duration of one epoch, s.
+        done: number of epochs done.
+        left: time left of the budget, s.
     """
     return done + max(0, round(left / max(seconds, 1e-9)))
 
 
 def seconds_per_step(step: Step, batch: Batch) -> float:
-    """Return how long a step takes, without changing any weight."""
+    """Return the duration of a step, s; no weights are changed."""
 
     def take() -> None:
-        float(step(batch)[0])  # a GPU is done when the number is here
+        float(step(batch)[0])  # reading the number waits for a GPU
 
     take()
     begin = time.monotonic()
@@ -42,14 +42,15 @@ def seconds_per_step(step: Step, batch: Batch) -> float:
 
 
 class TimeBudget(L.Callback):
-    """Callback that divides the time left by the length of an epoch, after each.
+    """Callback that adapts the number of epochs to the time left, after each epoch.
 
-    The schedule of the learning rate spans the number of epochs that follows; a compiled step or
-    other work on the machine changes it during the run. The first epoch is always finished. The
-    shortest of the last epochs counts, since one in which a step is compiled tells nothing.
+    It divides the time left by the duration of the shortest of the last epochs, because an epoch in
+    which a step is compiled is not representative. The schedule of the learning rate spans the
+    resulting number of epochs, which changes during the run with a compiled step or other work on
+    the machine. The first epoch is always finished.
 
     Args:
-        minutes: of the whole run, interruptions not counted.
+        minutes: duration of the whole run without interruptions.
     """
 
     def __init__(self, minutes: float) -> None:

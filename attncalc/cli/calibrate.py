@@ -1,4 +1,4 @@
-"""`attncalc calibrate`: lets a model know on which atomic environments it was trained."""
+"""`attncalc calibrate`: store the atomic environments of the training data in a model."""
 
 from __future__ import annotations
 

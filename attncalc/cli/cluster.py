@@ -1,7 +1,7 @@
 """Shards on the workers of a dask.distributed cluster: one task per shard, files in one folder.
 
-A worker calls the function of a shard that the processes of --workers call, and writes its files;
-no structure goes over the network. The scheduler holds a few tasks per thread of the workers.
+A worker calls the same function for a shard as the processes of --workers, and writes the files of
+the shard; no structure is sent over the network. The scheduler holds a few tasks per worker thread.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# s until a scheduler must have answered
+# s to wait for the answer of a scheduler
 ANSWER = 15.0
-# tasks per thread of the workers: one is worked on, and the other is there when it ends
+# tasks per worker thread: one in progress, and one that can start when it ends
 FEW = 2
-# s until a shard is tried again that another command is at
+# s until the next try of a shard that another command is processing
 BUSY = 1.0
-# s in which a shared file system shows what another machine has written
+# s in which files that another machine has written become visible on a shared file system
 VISIBLE = 90.0
-# s without a shard after which a worker forgets a model, when it takes a shard of another
+# s without a shard after which a worker may drop a model, when it gets a shard for another one
 IDLE = 300.0
 
 
 @contextmanager
 def connected(scheduler: str) -> Iterator[Cluster]:
-    """Connect to the scheduler of a cluster; what waits there is cancelled at the end.
+    """Connect to the scheduler of a cluster; waiting tasks are cancelled at the end.
 
     Args:
-        scheduler: its address, or the file in which it has written that.
+        scheduler: address of the scheduler, or its scheduler file.
 
     Raises:
         ImportError: dask.distributed is not installed.
-        OSError, ValueError: no scheduler answers, or the file is none of a scheduler.
+        OSError, ValueError: no scheduler answers, or the file is not a scheduler file.
     """
     try:
         from distributed import Client
@@ -72,15 +72,15 @@ def connected(scheduler: str) -> Iterator[Cluster]:
             try:
                 super().start(**options)
             except Exception:
-                self.status = "closed"  # else its removal waits for the answer once more
+                self.status = "closed"  # otherwise closing it would wait for an answer again
                 raise
 
     address = _address(scheduler)
     with _quiet_library():
         try:
-            get_address_host_port(address)  # of an address that is none, the client never ends
+            get_address_host_port(address)  # with an invalid address, the client never ends
             client = OneTry(address, timeout=ANSWER, set_as_default=False)
-        except Exception as error:  # a server of another kind may answer anything
+        except Exception as error:  # another kind of server may send any answer
             raise OSError(
                 f"--scheduler {scheduler}: no dask scheduler answers at {address} "
                 f"({one_line(error, longest=150)}): start `dask scheduler`, mend "
@@ -91,7 +91,7 @@ def connected(scheduler: str) -> Iterator[Cluster]:
 
 
 def _address(scheduler: str) -> str:
-    """Address of a scheduler, from its file perhaps."""
+    """Return the address of a scheduler, read from its file if there is one."""
     path = Path(scheduler)
     if not path.is_file():
         if path.suffix == ".json":
@@ -110,7 +110,7 @@ def _address(scheduler: str) -> str:
 
 @contextmanager
 def _quiet_library() -> Iterator[None]:
-    """Keep the library's own log from the terminal: what is wrong, the command says in one line."""
+    """Silence the log of the library; the command reports errors in one line."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
     loggers = [logging.getLogger(name) for name in {"distributed", *names}]
     before = [logger.level for logger in loggers]
@@ -125,12 +125,12 @@ def _quiet_library() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Task:
-    """Work of one command, as it travels to a worker with the number of a shard.
+    """Work of one command, as it is sent to a worker with the number of a shard.
 
     Attributes:
-        job: what to do with structures.
+        job: work to do on structures.
         run: name of this run of the command.
-        folder: of the command, whose modules are its own.
+        folder: working directory of the command, from which it may import modules.
     """
 
     job: Job
@@ -140,11 +140,11 @@ class _Task:
 
 @dataclass
 class Cluster:
-    """Workers of a cluster, as the first process sees them.
+    """Workers of a cluster, as seen by the first process.
 
     Attributes:
         client: connection to the scheduler.
-        scheduler: as it was named.
+        scheduler: address or file, as given by the user.
         run: name of this run of the command.
     """
 
@@ -153,7 +153,7 @@ class Cluster:
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def place(self, job: Job) -> dict[str, Any]:
-        """Return what the result depends on of machine and program, as a worker says it.
+        """Return the properties of machine and program that results depend on, from a worker.
 
         Raises:
             RuntimeError: the worker cannot do the job.
@@ -170,12 +170,12 @@ class Cluster:
         return said
 
     def compute(self, job: Job, work: Work, mine: Sequence[int]) -> None:
-        """Work off shards; results and deaths of processes are told by the folder.
+        """Process shards; the folder has their results and the numbers of processes that died.
 
         Raises:
-            Gone: the folder is not there any more.
-            RuntimeError: a worker met an error, or the scheduler is lost.
-            KeyboardInterrupt: with words on how much is done.
+            Gone: the folder does not exist any more.
+            RuntimeError: there was an error on a worker, or the scheduler is lost.
+            KeyboardInterrupt: Ctrl-C; the message says how much is done.
         """
         shards.work_through(work, mine, partial(self._rounds, job, work))
         limit = time.monotonic() + VISIBLE
@@ -188,9 +188,9 @@ class Cluster:
             )
 
     def _rounds(self, job: Job, work: Work, left: set[int]) -> Iterator[set[int]]:
-        """Work off shards; yields again and again those that are left."""
+        """Process shards; yield repeatedly those that are left."""
         task, far = self._task(job), _from_anywhere(work)
-        waiting = [(0.0, k) for k in sorted(left)]  # a heap: from when on, shard
+        waiting = [(0.0, k) for k in sorted(left)]  # a heap: earliest time, shard
         futures: dict[int, Future] = {}
         killed: Counter[int] = Counter()
         window, look = FEW, 0.0
@@ -199,7 +199,7 @@ class Cluster:
             now = time.monotonic()
             if now > look:
                 window = FEW * max(1, self._threads())
-                if look:  # what other commands have done
+                if look:  # shards that other commands have done
                     left.intersection_update(work.lacking(sorted(left)))
                 look = now + max(LOOK, 20 * (time.monotonic() - now))
             while waiting and waiting[0][0] <= now and len(futures) < window:
@@ -219,7 +219,7 @@ class Cluster:
                     raise Gone
                 else:
                     killed[k] += what in ("killed", "again")
-                    if killed[k] > ATTEMPTS:  # else it is given up: something else kills
+                    if killed[k] > ATTEMPTS:  # the shard was given up before: it is not the cause
                         raise RuntimeError(said)
                     pause = BUSY if what in ("busy", "lost") else 0.0
                     heapq.heappush(waiting, (time.monotonic() + pause, k))
@@ -233,29 +233,29 @@ class Cluster:
         return self.client.submit(function, *arguments, key=key, pure=False)
 
     def _threads(self) -> int:
-        """Number of threads of all workers; none where nobody says it."""
+        """Return the number of threads of all workers; 0 if the scheduler does not answer."""
         with suppress(OSError):
             return sum(self.client.nthreads().values())
         return 0
 
     def _check(self) -> None:
-        """Refuse to go on without a scheduler; the client tries to find it again by itself."""
+        """Raise an error if the scheduler is lost; the client tries to reconnect by itself."""
         if self.client.status in ("closing", "closed"):
             raise RuntimeError(f"the scheduler at {self.scheduler} is lost")
 
 
 def _from_anywhere(work: Work) -> Work:
-    """The same, for processes in other folders."""
+    """Return the work with absolute paths, for processes with another working directory."""
     source = replace(work.shards, path=work.shards.path.absolute())
     return Work(source, work.target.absolute())
 
 
 def _result(future: Future) -> tuple[str, Any]:
-    """Outcome of a task that has ended; see `_work_off_shard`, and "killed", "lost"."""
+    """Return the outcome of a finished task: as `_work_off_shard`, or "killed" or "lost"."""
     from distributed.client import CancelledError
     from distributed.scheduler import KilledWorker
 
-    if future.cancelled():  # the scheduler has begun anew
+    if future.cancelled():  # the scheduler was restarted
         return "lost", ""
     try:
         return future.result(timeout=ANSWER)
@@ -266,21 +266,21 @@ def _result(future: Future) -> tuple[str, Any]:
     except (
         OSError,
         CancelledError,
-    ):  # of the network: files tell what is done
+    ):  # an error of the network: files show which shards are done
         return "lost", ""
 
 
-# what follows is called on workers
+# the functions below are called on workers
 
 _starting = threading.Lock()
-# a model for each run and thread, and when it was used last
+# a model for each run and thread, and the time of its last use
 _solvers: dict[tuple[str, int], tuple[Solver, float]] = {}
-# notes of the shards that this process is at
+# notes of the shards that this process is processing
 _at: set[Path] = set()
 
 
 def _place(task: _Task) -> tuple[str, Any]:
-    """Place of a worker; "error" and what is wrong."""
+    """Return "done" and `Job.place` of a worker, or "error" and its message."""
     try:
         with _starting, _modules_read_anew(task.folder), silently():
             return "done", task.job.place()
@@ -289,20 +289,21 @@ def _place(task: _Task) -> tuple[str, Any]:
 
 
 def _work_off_shard(task: _Task, work: Work, shard: int) -> tuple[str, str]:
-    """Work off a shard on a worker, and count the death of a process that was at it before.
+    """Process a shard on a worker, and count the death of a process that had it before.
 
-    A process notes which shard it is at. A note of this run, at a shard that nobody has locked, is
-    of a process that has died while the first process lives. Who is told to end removes its notes.
+    A process writes a note for the shard that it is processing. A note of this run for a shard that
+    is not locked was left by a process that has died. A process that is told to end removes its
+    notes.
 
     Returns:
-        "done"; "busy" if another process is at the shard; "again" after a bug, which counts as
-        a death; "gone" if there is no folder; "error"; and words.
+        "done"; "busy" if another process has the shard; "again" after a bug, which counts as a
+        death; "gone" if there is no folder; or "error"; and a message.
     """
     note = work.file(shard, ".at")
 
     def begin() -> None:
         if _content(note) == task.run:
-            time.sleep(shards.GRACE)  # whoever kills the first process and all workers comes to us
+            time.sleep(shards.GRACE)  # if all processes are being killed, this one is too
             shards.count_attempt(work, shard)
         _at.add(note)
         write_atomically(note, task.run.encode())
@@ -347,10 +348,11 @@ def _address_here() -> str:
 
 
 def _solver(task: _Task, work: Work) -> Solver:
-    """Solver of this thread, with the model in memory.
+    """Return the solver of this thread, with the model in memory.
 
     Raises:
-        Gone, ValueError: the folder is not there, or for work with another model or device.
+        Gone: the folder does not exist.
+        ValueError: the folder belongs to work with another model or device.
     """
     key, now = (task.run, threading.get_ident()), time.monotonic()
     with _starting:
@@ -370,9 +372,9 @@ def _solver(task: _Task, work: Work) -> Solver:
 
 @contextmanager
 def _modules_read_anew(folder: str) -> Iterator[None]:
-    """Forget the modules of a folder that are imported meanwhile.
+    """Forget, at the end, modules of a folder that are imported in the block.
 
-    A worker lives longer than a command: the next one may mean another module of this name.
+    A worker lives longer than a command, and the next command may use another module of this name.
     """
     before = {name.partition(".")[0] for name in sys.modules}
     importlib.invalidate_caches()
@@ -388,7 +390,7 @@ def _modules_read_anew(folder: str) -> Iterator[None]:
 
 
 class _OrderlyEnd:
-    """Hook of a worker that is told to end: its shards did not kill it."""
+    """Hook of a worker that is told to end, so that its shards are not blamed."""
 
     def teardown(self, worker: Any) -> None:
         """Remove the notes of this process."""
@@ -396,7 +398,7 @@ class _OrderlyEnd:
 
 
 def _note_an_orderly_end() -> None:
-    """See to it that a worker that is told to end removes its notes."""
+    """Make this worker remove its notes when it is told to end."""
     from distributed import get_worker
 
     plugins: dict[str, Any] = get_worker().plugins

@@ -15,12 +15,14 @@ class Course:
     """Course of one relaxation.
 
     Attributes:
-        steps: energy [eV] and largest force [eV/Å], the start first.
-        frame: the structure after the last of them, with results.
-        spread: eV/Å, of a committee: the largest standard deviation of the force on an atom there.
-        novelty: largest of the atoms there; None where the model does not know its training.
-        warned: whether somebody was told of an atom outside on the way.
-        stopped: whether it was stopped there for that.
+        steps: energy [eV] and largest force [eV/Å] of each step, starting with the input.
+        frame: the structure after the last step, with results.
+        spread: largest standard deviation of the force on an atom of `frame`, eV/Å; None without a
+            committee.
+        novelty: largest novelty of an atom of `frame`; None if the model has no record of its
+            training data.
+        warned: True if a warning about an atom outside the training data was given.
+        stopped: True if the relaxation was stopped for that reason.
     """
 
     steps: list[tuple[float, float]] = field(default_factory=list)
@@ -32,25 +34,25 @@ class Course:
 
     @property
     def outside(self) -> bool:
-        """Return True if it ends outside what the model was trained on."""
+        """Return True if the relaxation ends outside the training data of the model."""
         return self.novelty is not None and self.novelty > OUTSIDE
 
     def has_converged(self, fmax: float) -> bool:
-        """Return True if no force exceeds `fmax` [eV/Å] there."""
+        """Return True if no force exceeds `fmax` [eV/Å] after the last step."""
         return self.steps[-1][1] <= fmax
 
     def is_unfinished(self, fmax: float) -> bool:
-        """Return True if more steps would go on with it."""
+        """Return True if more steps would continue the relaxation."""
         return not self.has_converged(fmax) and not self.stopped
 
     def look(self, number: int, novelty: Any, atomic_numbers: Any, *, stop: bool) -> str:
-        """Note the novelty of the atoms [n_atoms], or None; return a warning if it is the first.
+        """Store the novelty; return a warning the first time that an atom is outside, else "".
 
         Args:
-            number: of the structure.
-            novelty: after as many steps as are noted.
+            number: number of the structure.
+            novelty: [n_atoms], novelty of the atoms after the last step, or None.
             atomic_numbers: [n_atoms].
-            stop: whether it ends there if an atom is outside.
+            stop: stop the relaxation if an atom is outside.
         """
         self.novelty = None if novelty is None else float(novelty.max())
         found = outsider(novelty, atomic_numbers)

@@ -26,7 +26,7 @@ from attncalc.system import System, charge_and_spin, what_is_ignored
 
 log = logging.getLogger(__name__)
 
-# what a folder holds besides models and rounds
+# files in a folder, in addition to models and rounds
 FILES = (
     *("state.json", "labels.h5", "train.h5", "validation.h5", "test.h5"),
     *("report.md", "errors.html"),
@@ -170,7 +170,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
 
 
 def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atoms:
-    """Return the last structure of a file, with charge and multiplicity that are possible."""
+    """Return the last structure of a file, with a possible charge and multiplicity."""
     read = read_structures(structure, "-1")[-1]
     atoms = Atoms(read.numbers, read.positions, cell=read.cell, pbc=read.pbc)
     if len(atoms) < 2:
@@ -183,7 +183,7 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
             atoms.info[name] = read.info[name] = chosen
     if ignored := what_is_ignored(read):
         warn(f"{ignored}, or use --charge and --multiplicity")
-    System.from_ase(atoms)  # refuses what is impossible
+    System.from_ase(atoms)  # refuses impossible structures
     atoms.info["charge"], atoms.info["spin"] = charge_and_spin(atoms)
     return atoms
 
@@ -205,9 +205,9 @@ def _first_weights(name: str | None, atoms: Atoms) -> str | None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether a folder is empty, or a distillation has begun in it."""
+    """Return True if a folder is empty, or a distillation has begun in it."""
     names = {path.name for path in folder.iterdir()}
-    # a run that was killed at once leaves its lock, or a state that is not complete
+    # a run that was killed at its start leaves its lock, or an incomplete state
     left = {name for name in names if name != ".lock" and not name.startswith(".state.json.")}
     return not left or bool({"state.json", "labels.h5"} & names)
 
@@ -216,7 +216,7 @@ def _refuse_inside(folder: Path, *inputs: str | None) -> None:
     """Refuse inputs that --overwrite might remove.
 
     Raises:
-        ValueError: one lies in the folder.
+        ValueError: an input is in the folder.
     """
     for name in inputs:
         path = Path(name or "").resolve()
@@ -227,7 +227,7 @@ def _refuse_inside(folder: Path, *inputs: str | None) -> None:
 
 
 def _empty(folder: Path, name: str) -> None:
-    """Remove what an earlier run has written, and nothing else."""
+    """Remove the files of an earlier run, and nothing else."""
     for path in folder.iterdir():
         if re.fullmatch(r"round-\d+", path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,7 +1,7 @@
 """Entry point of `attncalc`: the list of its commands, each in a module of this folder.
 
-A module is imported when its command is called or asked for its help: `attncalc --help` waits for
-no torch.
+A module is imported when its command or the help of its command is called, so that
+`attncalc --help` does not import torch.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ IMPORT_TORCH = (
 
 
 class LateGroup(click.Group):
-    """Group that imports a command only when it is asked for."""
+    """Group that imports a command only when it is needed."""
 
     def resolve_command(
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the arguments name; before a slow import say what takes time."""
+        """Find the command that the arguments name; print a message before a slow import."""
         silent = {"-q", "--quiet", "-h", "--help"} & set(args) or context.resilient_parsing
         if args[0] in IMPORT_TORCH and "torch" not in sys.modules and not silent:
             click.echo(LOADING, err=True)
         return super().resolve_command(context, args)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return the command, from its module."""
+        """Import the command from its module."""
         if name not in COMMANDS:
             return None
         module, _ = COMMANDS[name]

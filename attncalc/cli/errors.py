@@ -13,15 +13,15 @@ import click
 from attncalc.signals import ctrl_c_in_loops
 from attncalc.text import one_line
 
-# what a user can run into; anything else is a bug
+# errors that a user can cause; any other error is a bug
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
 
-# exit status of a command whose result is outside what the model was trained on
+# exit status of a command whose result is outside the training data of the model
 OUTSIDE_STATUS = 2
 
 
 class OutsideTraining(click.ClickException):
-    """Result that is outside what the model was trained on: everything is written, status 2."""
+    """Result outside the training data of the model: all output is written, exit status 2."""
 
     exit_code = OUTSIDE_STATUS
 
@@ -30,13 +30,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def one_line_errors(command: Command) -> Command:
-    """Turn errors into one line and exit status 1; a bug keeps its traceback."""
+    """Turn errors of a command into one line and exit status 1; a bug keeps its traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             with warnings.catch_warnings(), ctrl_c_in_loops():
-                # what the calculator warns of, the command says itself
+                # commands report the calculator's warnings themselves
                 warnings.filterwarnings("ignore", module=r"attncalc\.calculator")
                 return command(*args, **kwargs)
         except BrokenPipeError:  # `attncalc models | head`: click knows how to end quietly

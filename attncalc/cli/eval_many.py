@@ -1,4 +1,4 @@
-"""Predictions for one shard of a data set, and their place in the whole."""
+"""Predictions for the shards of a data set, and for the whole data set from them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from attncalc.train.run_folder import checksum
 
 
 def find_rows(dataset: Dataset, potential: Potential) -> Rows:
-    """Find the shards of a data set: each begins where a batch of `predict` does.
+    """Find the shards of a data set: each begins where a batch of `predict` begins.
 
-    So what is evaluated together, and all bits of it, are the same without shards.
+    Therefore batches, and all results bit by bit, are the same as without shards.
     """
     starts = [0]
     apart = potential.counts_all_pairs
@@ -35,11 +35,11 @@ def find_rows(dataset: Dataset, potential: Potential) -> Rows:
 
 @dataclass(frozen=True)
 class EvalMany(ModelJob):
-    """Predictions for a data set, which every process reads.
+    """Job of predictions for a data set, which every process reads.
 
     Attributes:
-        asked: arguments of `read_labelled`, from anywhere.
-        sha256: of structures and labels.
+        asked: arguments of `read_labelled`, with absolute paths.
+        sha256: checksum of structures and labels.
     """
 
     asked: tuple[Any, ...]
@@ -49,7 +49,7 @@ class EvalMany(ModelJob):
         """Load the model and the data.
 
         Raises:
-            OSError, ValueError: the data are not there, or not those of the first process.
+            OSError, ValueError: the data cannot be read, or differ from those of the first process.
         """
         dataset = read_labelled(*self.asked)[1]
         if checksum(dataset) != self.sha256:
@@ -60,7 +60,7 @@ class EvalMany(ModelJob):
             mine = dataset[first : first + len(frames)]
             try:
                 found = predict(potential, mine, first_number=first)
-            except ValueError as error:  # of the data: no other attempt would end better
+            except ValueError as error:  # an error in the data: do not try again
                 return [(None, {"error": str(error)}) for _ in frames]
             return [(None, row) for row in found.rows()]
 
@@ -71,7 +71,7 @@ def joined(work: Work) -> Prediction:
     """Return the prediction for the whole data set.
 
     Raises:
-        RuntimeError: a structure is impossible, or a shard killed the processes that were at it.
+        RuntimeError: a structure is impossible, or processes died while processing a shard.
     """
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -125,7 +125,7 @@ def evaluate(
         job = EvalMany(from_anywhere(model), options, threads, (*asked, *of_data), rows.sha256)
         work_off(job, rows, target, join=join, **many)
         return
-    fast = calculator.potential  # compiled before time is taken
+    fast = calculator.potential  # compiled before the clock starts
     start = time.perf_counter()
     with progress_bar(len(dataset), "structure") as bar:
         prediction = predict(fast, dataset, progress=bar.update)
@@ -181,13 +181,13 @@ def read_labelled(
     split: str | None,
     units: dict[str, str | None],
 ) -> tuple[str, Dataset, str | None, NDArray[np.int64] | None]:
-    """Read what is evaluated; `model` may be the folder of a training.
+    """Read the data to evaluate; `model` may be the folder of a training.
 
     Returns:
-        Model, structures, split, and numbers of the structures in the file; None for all of it.
+        Model, structures, split, and indices [n] of the structures in the file or None.
 
     Raises:
-        OSError, ValueError: there is none.
+        OSError, ValueError: model, data or split do not exist, or are invalid.
     """
     from attncalc import data
 
@@ -238,7 +238,7 @@ def _error_rows(prediction: Prediction, dataset: Dataset) -> list[tuple[str, ...
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Labels, then numbers to the right, every column as wide as it must be, two blanks apart."""
+    """Format a table: labels to the left, numbers to the right, columns two blanks apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for label, *numbers in rows:
@@ -260,8 +260,8 @@ def _report_file(
     """Return the path of the report, checked before the work. An older report may be replaced.
 
     Args:
-        report .. split: of the command.
-        written: False: only shards stand beside where it would be.
+        report .. split: arguments of the command.
+        written: False if no report is written and only shards are stored beside its path.
     """
     from attncalc.report import GENERATOR
 

@@ -52,7 +52,7 @@ def export(trajectory, output, system, every) -> None:
         n_frames = -(-count_h5md(source, system) // every)
     except IndexError as error:
         raise ValueError(error) from None
-    n_written = 0  # of a run that goes on there may be more than there were
+    n_written = 0  # may exceed n_frames if the run is still going on
     with replacing(target) as new, progress_bar(n_frames, "frame") as bar:
 
         def frames() -> Iterable[Atoms]:
@@ -80,7 +80,7 @@ def _write_traj(path: Path, frames: Iterable[Atoms]) -> None:
 
 
 def _write_pdb(path: Path, frames: Iterable[Atoms]) -> None:
-    """A model for every frame; ASE writes all at once, or each as the first."""
+    """Write one MODEL per frame; ASE writes all frames at once, or each as number 1."""
     with open(path, "w") as file:
         for k, frame in enumerate(frames, start=1):
             text = StringIO()

@@ -20,21 +20,25 @@ from attncalc.text import one_line
 
 
 def existing_file(path: str) -> Path:
-    """Option type for a file that exists: checked before outputs are named after it."""
+    """Return the path of a file that exists; checked before outputs are named after it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path or repr(path)}")
     return Path(path)
 
 
 def from_anywhere(name: str) -> str:
-    """Return the absolute path of a file, for processes in other folders; else the name."""
+    """Return the absolute path of a file, for processes in other folders; else the name itself."""
     return str(Path(name).absolute()) if Path(name).is_file() else name
 
 
 def read_structures(path: str, index: str = ":") -> list[Atoms]:
     existing_file(path)
     try:
-        if Path(path).suffix in (".xyz", ".extxyz"):  # ASE's reader may wait without end
+        if Path(path).suffix in (".xyz", ".extxyz"):  # ASE's reader may never end
             from attncalc.data.extxyz import read_frames
 
             frames = read_frames(Path(path), _slice(index))
@@ -43,7 +47,7 @@ def read_structures(path: str, index: str = ":") -> list[Atoms]:
         else:
             found = read(path, index)
             frames = found if isinstance(found, list) else [found]
-    except Exception as error:  # ASE's readers raise whatever they stumble over
+    except Exception as error:  # ASE's readers raise errors of any kind
         remark = one_line(error)
         raise ValueError(f"{path}: not a structure file that ASE can read ({remark})") from None
     if not frames:
@@ -60,7 +64,12 @@ def _slice(index: str) -> slice:
 
 
 def new_file(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Option type for an output path that is writable and, unless replaced, does not exist."""
+    """Return an output path that is writable and, unless `overwrite`, does not exist.
+
+    Raises:
+        FileExistsError: the file exists.
+        FileNotFoundError, PermissionError: its folder cannot be written to.
+    """
     path = Path(path)
     if not overwrite:
         refuse_existing(path)
@@ -83,7 +92,7 @@ def new_structure_file(path: str | Path, *, overwrite: bool = False) -> Path:
         raise ValueError(
             f"{path.name}: ASE cannot write structures to files of this type; use .xyz"
         )
-    # ASE takes POSCAR.png for a POSCAR, and the picture of the same name would replace it
+    # ASE would write POSCAR.png as a POSCAR, and the picture of the same name would replace it
     if not known.can_read or path.suffix.lower() == ".png":
         raise ValueError(
             f"{path.name}: structures cannot be read back from a file of this type; use .xyz or "
@@ -100,11 +109,11 @@ def require_room(path: Path, n_structures: int) -> None:
 
 
 def require_writable(path: Path, frames: list[Atoms]) -> None:
-    """Refuse structures that ASE cannot write here with results; called before the work."""
+    """Refuse structures that ASE cannot write to this file with results; called before the work."""
     trial = []
     for atoms in frames:
         n = len(atoms)
-        # all that the calculator gives: some writers fail only where there is a free energy
+        # all results of the calculator: some writers fail only if there is a free energy
         results = {"energies": np.zeros(n), "forces": np.zeros((n, 3))}
         if atoms.cell.rank == 3:
             results["stress"] = np.zeros(6)
@@ -113,8 +122,8 @@ def require_writable(path: Path, frames: list[Atoms]) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / path.name, trial)
-    except Exception as error:  # ASE's writers raise whatever they stumble over
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the format
+    except Exception as error:  # ASE's writers raise errors of any kind
+        if isinstance(error, OSError) and error.errno is not None:  # from the disk, not the format
             raise
         what = "this structure" if len(frames) == 1 else "these structures"
         raise ValueError(
@@ -124,13 +133,13 @@ def require_writable(path: Path, frames: list[Atoms]) -> None:
 
 
 def write_structures(path: Path, frames: list[Atoms]) -> None:
-    """Write structures to a file, all at once or not at all."""
-    with replacing(path, in_folder=True) as new:  # by the name ASE picks the format
+    """Write structures to a file atomically."""
+    with replacing(path, in_folder=True) as new:  # ASE chooses the format by the name
         write(new, frames)
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Save a picture atomically, in the format of the file's ending."""
+    """Save a picture atomically, in the format given by the file's extension."""
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.removeprefix("."))
     write_atomically(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""Check that a model knows structures, made before the work."""
+"""Check that a model knows structures, before the work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attncalc.system import System, what_is_ignored
 
 
 def is_delta(model: str) -> bool:
-    """Return True for a delta model, which can be evaluated alone but moves no atoms."""
+    """Return True for a delta model, which can be evaluated alone but not used for dynamics."""
     return bool(model_file.header(model)["training"].get("baseline"))
 
 
 def say_model(model: str, potential: Potential) -> str:
-    """Tell which model runs; return its name and level of theory, for titles."""
+    """Print which model runs; return its name and level of theory, for titles."""
     named = describe_model(model_file.model_name(model), potential)
     say(f"model: {named}")
     return named
@@ -33,11 +33,12 @@ def require_known(
 
     Args:
         potential: the model.
-        structures: if there are several, the message says which is not known.
-        volume: whether each must have one.
+        structures: structures to check; if there are several, the message names the one refused.
+        volume: True if each must have a volume.
 
     Raises:
-        ValueError: one is impossible, or the model has not learnt its elements, charge or spin.
+        ValueError: a structure is impossible, or the model does not know its elements, charge or
+            spin.
     """
     for k, atoms in enumerate(structures):
         try:

@@ -1,4 +1,4 @@
-"""`attncalc label`: energies, forces and what else an oracle knows, of many structures."""
+"""`attncalc label`: energies, forces and other labels of an oracle, for many structures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from attncalc.data.shards import Frame
 from attncalc.sampling.oracles import Labels, Oracle, load_oracle
 from attncalc.system import charge_and_spin, what_is_ignored
 
-# what a structure may say of labels that it had before
+# keys of earlier labels, which are removed from a structure
 OLD = (
     *("energy", "free_energy", "forces", "stress", "virial", "units", "level_of_theory"),
     *(name for names in FURTHER.values() for name in names),
@@ -69,18 +69,18 @@ def label(structures, oracle, output, **many) -> None:
 
 @dataclass(frozen=True)
 class LabelMany:
-    """Labels as asked for.
+    """Job of labelling structures.
 
     Attributes:
-        oracle: its name, see `load_oracle`.
-        folder: in which its module is looked for, by other processes too.
+        oracle: name of the oracle, see `load_oracle`.
+        folder: folder in which its module is searched, also by other processes.
     """
 
     oracle: str
     folder: str
 
     def identity(self) -> dict[str, Any]:
-        """All that the results depend on, the input and the machine aside.
+        """Return all that the results depend on, except for input and machine.
 
         Raises:
             ImportError, OSError, ValueError: there is no such oracle.
@@ -92,7 +92,7 @@ class LabelMany:
         return {"oracle": oracle.teacher}
 
     def place(self) -> dict[str, Any]:
-        """Version of the program, and of a model the kind of the device."""
+        """Return the version of the program, and the kind of device if the oracle is a model."""
         device = load_oracle(self.oracle, self.folder).device
         return {"device": device, "attncalc": version("attncalc")}
 
@@ -104,20 +104,20 @@ class LabelMany:
 
 @dataclass(frozen=True)
 class LabelShard:
-    """Labels the structures of a shard, which models share in batches.
+    """Labels the structures of a shard; models evaluate them in batches.
 
     Attributes:
-        oracle: that was asked for.
+        oracle: the oracle.
     """
 
     oracle: Oracle
 
     def __call__(self, frames: Sequence[Frame], first: int) -> list[Outcome]:
-        """Return each structure with its labels and what is to be said of it.
+        """Return each structure with its labels, and facts about it for the report.
 
         Args:
             frames: the structures, as text.
-            first: number of the first.
+            first: number of the first structure.
         """
         ignored: dict[str, str] = {}
 
@@ -140,7 +140,7 @@ class LabelShard:
 
 
 def _ready(atoms: Atoms) -> Atoms:
-    """The structure without labels, its charge and multiplicity said."""
+    """Return the structure without labels, with charge and multiplicity in `info`."""
     atoms = atoms.copy()
     for name in OLD:
         atoms.info.pop(name, None)
@@ -151,7 +151,7 @@ def _ready(atoms: Atoms) -> Atoms:
 
 
 def _labelled(atoms: Atoms, labels: Labels, number: int) -> Atoms:
-    """The structure with labels where ASE looks for them."""
+    """Return the structure with labels in the places where ASE looks for them."""
     arrays = labels.arrays
     if (ratios := arrays.pop("hirshfeld_ratios", None)) is not None:
         atoms.set_array("hirshfeld_ratios", ratios)

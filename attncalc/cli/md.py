@@ -1,4 +1,4 @@
-"""`attncalc md`: dynamics of one structure, and going on with a run that was stopped."""
+"""`attncalc md`: molecular dynamics of structures, and continuation of a stopped run."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ from attncalc.md.written import require_results
 from attncalc.novelty import OUTSIDE
 from attncalc.signals import finished_before_ctrl_c
 
-# what only one ensemble listens to
+# options that apply to one ensemble only
 ENSEMBLE_OF = {
     **dict.fromkeys(("friction", "thermostat"), "nvt"),
     **dict.fromkeys(("pressure", "barostat", "cell_relaxation", "compressibility"), "npt"),
 }
-# what ASE's integrators do not listen to
+# options that do not apply to ASE's integrators
 NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressibility")
 
 
@@ -230,7 +230,7 @@ def md(
     older = _older_aside(target, source) if overwrites() else nullcontext()
     if by_ase:
         atoms.calc = calculator
-        atoms.get_potential_energy()  # loops are compiled before a bar counts the time
+        atoms.get_potential_energy()  # compiles loops before the bar starts its clock
         with older, _running(picture) as progress:
             summary = run_with_ase(
                 *(atoms, settings, target), progress=progress, tell=picture.warn, stop=stop
@@ -261,10 +261,10 @@ def md(
 
 @contextmanager
 def _older_aside(target: Path, source: Path) -> Iterator[None]:
-    """Move the files of an earlier run of this name aside, and back if there is no new one.
+    """Move the files of an earlier run of this name aside, and back if no new run begins.
 
     Raises:
-        BlockingIOError: the earlier run still goes on.
+        BlockingIOError: the earlier run is still going on.
         ValueError: one of them is the input, or the log and checkpoint belong to another run.
     """
     for ending in (".h5md", ".xyz", ".extxyz", ".traj"):
@@ -296,7 +296,7 @@ def _older_aside(target: Path, source: Path) -> Iterator[None]:
 def _resume(
     target: Path, given: list[str], device: str, threads: int | None, steps: int, *, stop: bool
 ) -> None:
-    """Go on with a run by its checkpoint."""
+    """Continue a run from its checkpoint."""
     allowed = {"resume", "device", "threads", "steps", "quiet", "json", "stop_when_unknown"}
     if others := sorted(set(given) - allowed):
         listed = ", ".join(map(_as_typed, others))
@@ -314,7 +314,7 @@ def _resume(
             picture.draw()
         report_json({"trajectory": str(target), "steps": done})
         return
-    threads = info.get("threads") if threads is None else threads  # other numbers, other bits
+    threads = info.get("threads") if threads is None else threads  # for bitwise equal results
     set_threads(threads, structures)
     if model_file.checksum(info["model"]) != info["checksum"]:
         raise ValueError(
@@ -338,7 +338,7 @@ def _resume(
 
 
 def _new_file(path: Path, target: Path) -> None:
-    """Refuse what exists; where it belongs to a run that can go on, say so."""
+    """Refuse a file that exists; mention --resume if it belongs to a run that can continue."""
     try:
         output_file(path)
     except FileExistsError as error:
@@ -352,12 +352,12 @@ def _typed(context: click.Context, name: str) -> bool:
 
 
 def _as_typed(name: str) -> str:
-    """Name of a parameter as it is typed."""
+    """Return the name of a parameter as it is typed on the command line."""
     return "STRUCTURE" if name == "structure" else f"--{name.replace('_', '-')}"
 
 
 def _refuse_unread(context: click.Context, settings: Settings, *, by_ase: bool) -> None:
-    """Refuse options that were typed and that this run would not read."""
+    """Refuse options on the command line that this run would ignore."""
     for name, ensemble in ENSEMBLE_OF.items():
         if _typed(context, name) and ensemble != settings.ensemble:
             raise ValueError(
@@ -386,13 +386,13 @@ def _thermometer(atoms: Atoms, settings: Settings) -> Thermometer:
 
 
 def _absolute(model: str) -> str:
-    """A shipped name as it is, a file so that it is found from elsewhere."""
+    """Return the absolute path of a model file; the name of a shipped model is unchanged."""
     return model if model in model_file.shipped_models() else str(Path(model).resolve())
 
 
 @contextmanager
 def _running(picture: Picture, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar while a run goes on, and a picture of what there is, whatever ends it."""
+    """Show a bar while a run goes on, and draw its picture at the end, also after an error."""
     settings = picture.settings
     with progress_bar(settings.n_steps, "step", done=done) as bar:
         began, n_done = time.monotonic(), 0
@@ -410,7 +410,7 @@ def _running(picture: Picture, *, done: int = 0) -> Iterator[Callable[[int, str]
                 yield progress
         except (FloatingPointError, KeyboardInterrupt):
             with finished_before_ctrl_c():
-                if picture.target.exists():  # a picture of what there is shows what went wrong
+                if picture.target.exists():  # the picture shows what went wrong
                     picture.draw()
             raise
     try:
@@ -469,11 +469,11 @@ def _report(picture: Picture, summary: LogSummary, lists: str) -> None:
 
 
 def _steps_done(summary: LogSummary, settings: Settings) -> int:
-    """Return the number of steps that a run has taken, which --stop-when-unknown may have ended."""
+    """Return the number of steps taken; --stop-when-unknown may have ended the run early."""
     assert summary.last is not None
     return round(summary.last["time_fs"] * units.fs / settings.timestep)
 
 
 def _plain(row: dict[str, float] | None) -> dict[str, float | None] | None:
-    """A line of the log for JSON, which knows no NaN."""
+    """Return a line of the log for JSON, with None instead of NaN."""
     return None if row is None else {k: v if v == v else None for k, v in row.items()}

@@ -1,4 +1,4 @@
-"""The picture that `attncalc md` leaves of a run."""
+"""Summary picture of a run of `attncalc md`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from attncalc.md import Settings, read_h5md, read_log
 from attncalc.md.log_file import NOVELTY, count_rows
 from attncalc.novelty import OUTSIDE
 
-# what a picture is drawn from: frames, lines of the log (but so many times at least), and systems
-# of a batch with their frames
+# limits of what is drawn: most frames, most lines of the log (but at least FEWEST_TIMES times), and
+# most systems of a batch
 MOST_FRAMES, MOST_ROWS, FEWEST_TIMES, MOST_SYSTEMS = 400, 10_000, 200, 20
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The summary of a run, drawn from its log and some of its frames.
+    """Summary of a run, drawn from its log and some of its frames.
 
     Attributes:
         target: the trajectory.
-        settings: of the run.
-        title: of the picture.
-        n_dof: degrees of freedom that temperature counts.
-        structures: of the batch; those of the same atoms as the first are drawn.
-        warnings: of atoms outside what the model was trained on, which the title then says.
+        settings: settings of the run.
+        title: title of the picture.
+        n_dof: degrees of freedom for the temperature.
+        structures: structures of the batch; those with the same atoms as the first are drawn.
+        warnings: warnings about atoms outside the training data, which the title then mentions.
     """
 
     target: Path
@@ -44,17 +44,17 @@ class Picture:
 
     @property
     def n_systems(self) -> int:
-        """Structures of the batch."""
+        """Number of structures in the batch."""
         return len(self.structures)
 
     def warn(self, text: str) -> None:
-        """Write a warning beside the progress bar, and remember it for the title."""
+        """Write a warning above the progress bar, and store it for the title."""
         self.warnings.append(text)
         with tqdm.external_write_mode():
             warn(text)
 
     def draw(self) -> None:
-        """Draw some of the frames, the last of them the very last of the first structure."""
+        """Draw and save the picture; its last frame is the last one of the first structure."""
         log, first = self.target.with_suffix(".csv"), self.structures[0].numbers
         alike = [k for k, one in enumerate(self.structures) if np.array_equal(one.numbers, first)]
         rows = read_log(
@@ -71,7 +71,7 @@ class Picture:
             frames = [frame for at_once in zip(*of_systems, strict=True) for frame in at_once]
         of_all = "" if len(alike) == self.n_systems else f" of {self.n_systems}"
         title = self.title + (f" ({len(alike)}{of_all} systems)" if self.n_systems > 1 else "")
-        # a run that goes on was warned before, too
+        # a continued run may have been outside before
         if self.warnings or any(row.get(NOVELTY, 0.0) > OUTSIDE for row in rows):
             title += ": outside the training data"
         figure = plots.md_summary(

@@ -1,4 +1,4 @@
-"""Work on many structures by one model, as it travels to other processes."""
+"""Work on many structures by one model, as it is sent to other processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attncalc.calculator import AttnCalculator
 
 @dataclass(frozen=True)
 class ModelJob:
-    """Work by a model; what it is, subclasses say.
+    """Base class of work by a model.
 
     Attributes:
         model: name or path.
-        options: of `AttnCalculator`.
-        threads: of each process.
+        options: options of `AttnCalculator`.
+        threads: threads of each process.
     """
 
     model: str
@@ -28,27 +28,27 @@ class ModelJob:
     threads: int | None
 
     def identity(self) -> dict[str, Any]:
-        """All that the results depend on, the input and the machine aside.
+        """Return all that the results depend on, except for input and machine.
 
         Raises:
-            FileNotFoundError, ValueError: the model is none.
+            FileNotFoundError, ValueError: there is no such model, or it is damaged.
         """
         options = {name: value for name, value in self.options.items() if name != "device"}
         return {"model": model_file.checksum(self.model), **options}
 
     def place(self) -> dict[str, Any]:
-        """Kind of the device, by which the algorithm is chosen, and version of the program.
+        """Return the kind of device, which selects the algorithm, and the version of the program.
 
         Raises:
-            FileNotFoundError, ValueError: the model or an option is impossible.
+            FileNotFoundError, ValueError: the model or an option is invalid.
         """
-        device = self._calculator().evaluator.device  # what is wrong is said here, once
+        device = self._calculator().evaluator.device  # errors are reported here, once
         return {"device": device.type, "attncalc": version("attncalc")}
 
     def load(self) -> AttnCalculator:
         """Load the model in a process of its own."""
         torch.set_num_threads(self.threads or 1)  # a worker's share of the CPU
-        warnings.filterwarnings("ignore", module=r"attncalc\.calculator")  # reports say it
+        warnings.filterwarnings("ignore", module=r"attncalc\.calculator")  # given in reports
         return self._calculator()
 
     def _calculator(self) -> AttnCalculator:

@@ -47,7 +47,7 @@ def models() -> None:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """Return what a model is, knows and was trained on."""
+    """Return network, elements, errors and training data of a model."""
     header = model_file.header(path)
     info, described = header["training"], descriptions(header)
     test = info.get("test_errors") or {}

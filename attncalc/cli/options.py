@@ -13,7 +13,7 @@ from ase import Atoms
 from attncalc.model_file import DEFAULT_MODEL
 from attncalc.potential import MOST_THREADS
 
-# atoms below which threads of a CPU wait for each other longer than they compute
+# number of atoms below which CPU threads wait for each other longer than they compute
 SMALL = 1000
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -71,7 +71,7 @@ def model_option(command: Command) -> Command:
 
 
 def names_in(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    """Names of an option that takes several, separated by commas; its callback."""
+    """Split the value of an option with several names, separated by commas; a callback of click."""
     names = tuple(name.strip() for name in value.split(",")) if value else ()
     if not all(names):
         raise click.BadParameter(f"a name is empty in {value!r}", param=parameter)

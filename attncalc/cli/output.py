@@ -13,7 +13,7 @@ import click
 
 from attncalc.cli.files import new_file
 
-# where an output exists
+# advice if an output exists
 ADVICE = "choose another name, or use --overwrite"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -76,7 +76,7 @@ def _is(key: str) -> bool:
 
 
 def wants_json() -> bool:
-    """Return True if results go to the standard output as one JSON object."""
+    """Return True if results are written to standard output as one JSON object."""
     return _is(_JSON)
 
 
@@ -92,7 +92,7 @@ def overwrites() -> bool:
 
 @contextmanager
 def silently() -> Iterator[None]:
-    """Say nothing in a block that is part of no command."""
+    """Suppress `say` in a block outside of a command."""
     with click.Context(click.Command(None)) as context:
         context.meta[_QUIET] = True
         yield
@@ -110,13 +110,13 @@ def warn(text: str) -> None:
 
 
 def report_json(numbers: dict[str, Any]) -> None:
-    """Write the results of a command as one JSON object, where that is asked for."""
+    """Write the results of a command as one JSON object, if --json is given."""
     if wants_json():
         click.echo(json.dumps(numbers, allow_nan=False))
 
 
 def output_file(path: str | Path) -> Path:
-    """Return a path that can be written: an existing file only with --overwrite.
+    """Return a path that can be written; an existing file is allowed only with --overwrite.
 
     Raises:
         FileExistsError: the file exists.

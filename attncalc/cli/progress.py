@@ -19,7 +19,7 @@ LINE_EVERY = 60.0
 
 
 class _LogLines(io.TextIOBase):
-    """A file for tqdm that logs what would be drawn."""
+    """File for tqdm that writes the bar to the log."""
 
     def write(self, text: str) -> int:
         if line := text.strip():
@@ -29,9 +29,9 @@ class _LogLines(io.TextIOBase):
 
 @contextmanager
 def progress_bar(total: int | None, unit: str, *, done: int = 0) -> Iterator[tqdm]:
-    """Show a bar with rate and time left on a terminal; elsewhere print them once a minute.
+    """Show a bar with rate and time left on a terminal; elsewhere log them once a minute.
 
-    With --quiet there is neither. What was `done` before takes no part in the rate.
+    With --quiet nothing is shown. Units `done` before are not counted in the rate.
     """
     is_terminal = sys.stderr.isatty()
     lines = {
@@ -46,7 +46,7 @@ def progress_bar(total: int | None, unit: str, *, done: int = 0) -> Iterator[tqd
         unit=f" {unit}",
         disable=is_quiet(),
         leave=False,
-        miniters=0,  # steps that take a second each are shown as they come
+        miniters=0,  # show slow steps immediately
         **({"dynamic_ncols": True} if is_terminal else lines),
     ) as bar:
         yield bar

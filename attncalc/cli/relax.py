@@ -140,7 +140,7 @@ def relax(
     courses: list[Course] = []
 
     def draw() -> None:
-        """Draw the relaxations that there are."""
+        """Draw the relaxations that have been started."""
         if steps_of_all := [course.steps for course in courses if course.steps]:
             outside = [course.outside for course in courses if course.steps]
             figure = plots.relax_summary(steps_of_all, fmax=fmax, title=title, outside=outside)
@@ -183,12 +183,12 @@ class Relaxation:
     """Settings of `attncalc relax`.
 
     Attributes:
-        calculator: of the model.
+        calculator: calculator of the model.
         fmax: eV/Å.
         steps: most steps per structure.
         optimizer: "fire" or "lbfgs".
-        cell: whether cells relax too.
-        stop: whether a structure stops where it is outside what the model was trained on.
+        cell: relax cells too.
+        stop: stop a structure when it is outside the training data of the model.
         target: the output.
     """
 
@@ -202,13 +202,13 @@ class Relaxation:
 
 
 def are_relaxed_together(frames: list[Atoms], cell: bool) -> bool:
-    """Return True if structures are relaxed in batches: cells kept, only atoms fixed."""
+    """Return True if structures are relaxed in batches: with fixed cells and only `FixAtoms`."""
     constraints = [constraint for atoms in frames for constraint in atoms.constraints]
     return not cell and all(isinstance(constraint, FixAtoms) for constraint in constraints)
 
 
 def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
-    """Replaces frames by relaxed ones, in batches, and fills the courses."""
+    """Relax frames in place, in batches, and fill the courses."""
     n_written, interrupted, alone = 0, False, len(frames) == 1
     total, unit = (asked.steps, "step") if alone else (len(frames), "structure")
     with progress_bar(total, unit) as bar:
@@ -246,9 +246,9 @@ def relax_in_batch(
     *,
     alone: bool = False,
 ) -> bool:
-    """Relax structures in place, with results; whether Ctrl-C ended it.
+    """Relax structures in place and attach results; return True if Ctrl-C ended this.
 
-    The bar counts structures, or the steps of one that is `alone`.
+    The bar counts structures, or steps if `alone`.
     """
     force = asked.calculator.evaluator
 
@@ -259,7 +259,7 @@ def relax_in_batch(
         columns = numbers.tolist(), energy.tolist(), largest.tolist()
         for k, of_energy, of_force in zip(*columns, strict=True):
             steps = courses[k].steps
-            if not steps or not rests(courses[k]):  # one that rests does not go on
+            if not steps or not rests(courses[k]):  # a finished structure does not move
                 steps.append((of_energy, of_force))
         done = len(courses[0].steps) - 1 if alone else first + sum(map(rests, courses))
         reached = f"largest force {max(columns[2]):.4f} eV/Å"
@@ -294,14 +294,14 @@ def relax_in_batch(
     results = asked.calculator.calculate_many(batch)
     for atoms, course, found in zip(batch, courses, results, strict=True):
         course.spread = _largest(found.get("forces_spread"))
-        # without spreads and Hirshfeld ratios, which are no properties to ASE
+        # without spreads and Hirshfeld ratios, which are not properties in ASE
         known = {name: value for name, value in found.items() if name in all_properties}
         atoms.calc = SinglePointCalculator(atoms, **known)
     return ended.interrupted
 
 
 def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
-    """Replaces frames by relaxed ones, one after the other, and fills the courses."""
+    """Replace frames by relaxed ones, one after the other, and fill the courses."""
     several = len(frames) > 1
     total, unit = (len(frames), "structure") if several else (asked.steps, "step")
     with progress_bar(total, unit) as bar:
@@ -343,7 +343,7 @@ def relax_one(
     progress: Callable[[int, str], None],
     tell: Callable[[str], None],
 ) -> Atoms:
-    """The structure with results; fills the course as the atoms move."""
+    """Relax one structure, fill its course, and return the structure with results."""
     from ase.filters import FrechetCellFilter
     from ase.optimize import FIRE, LBFGS
 
@@ -374,7 +374,7 @@ def _silent_libraries() -> Iterator[None]:
 
 
 def _largest(vectors: Any) -> float | None:
-    """Length of the longest of them, [n, 3]."""
+    """Return the length of the longest vector of [n, 3]; None for None."""
     return None if vectors is None else float(np.linalg.norm(vectors, axis=1).max())
 
 
@@ -383,14 +383,14 @@ def _fmax(optimizable: Any) -> float:
 
 
 def _with_results(atoms: Atoms) -> Atoms:
-    """A copy that remembers energy and forces without its calculator."""
+    """Return a copy with the results of its calculator, but without the calculator."""
     frozen = atoms.copy()
     frozen.calc = SinglePointCalculator(frozen, **atoms.calc.results)
     return frozen
 
 
 def _saved(n_written: int, n_structures: int, path: Path, unfinished: Course | None = None) -> str:
-    """Return how much of the work is in the file."""
+    """Return a sentence on how much of the work is written to the file."""
     there = unfinished is not None and unfinished.frame is not None
     if n_structures == 1:
         return f"the structure after {unfinished} is written to {path}" if there else ""

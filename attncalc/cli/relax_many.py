@@ -1,4 +1,4 @@
-"""Relaxation of one shard of many structures: one that cannot be relaxed ends nothing."""
+"""Relaxation of shards of many structures; one that cannot be relaxed does not stop the others."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from attncalc.text import one_line
 
 @dataclass(frozen=True)
 class RelaxMany(ModelJob):
-    """Relaxations as asked for, see `attncalc relax`.
+    """Job of relaxing structures, see `attncalc relax`.
 
     Attributes:
         fmax: eV/Å.
         steps: most steps per structure.
         optimizer: "fire" or "lbfgs".
-        cell: whether cells relax too.
-        stop: whether a structure stops where it is outside what the model was trained on.
+        cell: relax cells too.
+        stop: stop a structure when it is outside the training data of the model.
     """
 
     fmax: float
@@ -47,10 +47,10 @@ class RelaxMany(ModelJob):
     stop: bool
 
     def identity(self) -> dict[str, Any]:
-        """All that the results depend on, the input and the machine aside.
+        """Return all that the results depend on, except for input and machine.
 
         Raises:
-            FileNotFoundError, ValueError: the model is none.
+            FileNotFoundError, ValueError: there is no such model, or it is damaged.
         """
         numbers = {"fmax": self.fmax, "steps": self.steps, "optimizer": self.optimizer}
         kind = {"cell": self.cell, "stop-when-unknown": self.stop}
@@ -66,19 +66,19 @@ class RelaxShard:
     """Relaxes the structures of a shard in one batch, or one after the other.
 
     Attributes:
-        asked: what was asked for.
-        calculator: of the model.
+        asked: the job.
+        calculator: calculator of the model.
     """
 
     asked: RelaxMany
     calculator: AttnCalculator
 
     def __call__(self, frames: Sequence[Frame], first: int) -> list[Outcome]:
-        """Return each structure with results and what is to be said of it.
+        """Return each structure with results, and facts about it for the report.
 
         Args:
             frames: the structures, as text.
-            first: number of the first.
+            first: number of the first structure.
         """
         outcomes, good = sort_out(frames, self._known)
         if not good:
@@ -95,7 +95,7 @@ class RelaxShard:
             try:
                 found = self._relax(batch, together, first + numbers[0])
             except (*EXPECTED, MemoryError) as error:
-                if len(numbers) > 1:  # one of them: each alone
+                if len(numbers) > 1:  # due to one of them: try each alone
                     attempts += [[k] for k in numbers]
                 else:
                     outcomes[numbers[0]] = None, {"error": one_line(error)}
@@ -122,7 +122,7 @@ class RelaxShard:
             relax_in_batch(settings, batch, courses, tqdm(disable=True), first, _quiet)
             return list(zip(batch, courses, strict=True))
         (atoms,), (course,) = batch, courses
-        # no list of an earlier structure, since what was computed before depends on the workers
+        # do not reuse the neighbour list of an earlier structure, which depends on the workers
         system = System.from_ase(atoms, first=first)
         self.calculator.evaluator.renew(system.to(self.calculator.evaluator.device))
         atoms.calc = self.calculator
@@ -136,4 +136,4 @@ class RelaxShard:
 
 
 def _quiet(warning: str) -> None:
-    """Nothing is printed of one among many structures."""
+    """Print nothing for one among many structures."""

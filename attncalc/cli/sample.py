@@ -61,7 +61,7 @@ def sample(output, molecules, oracle, workers, seed, minutes, relax_steps) -> No
             raise
         raise ImportError('sampling needs rdkit: pip install "attncalc[sample]"') from None
     target = Path(output)
-    if run.chunk_folder(target).exists():  # of a run that goes on
+    if run.chunk_folder(target).exists():  # the run is continued
         target = new_file(target, overwrite=True)
     else:
         target = output_file(target)
@@ -71,7 +71,7 @@ def sample(output, molecules, oracle, workers, seed, minutes, relax_steps) -> No
     with progress_bar(molecules, "molecule") as bar:
 
         def show(n_before: int, n_molecules: int, n_frames: int) -> None:
-            if n_molecules == n_before:  # of an earlier run: they took no time of this one
+            if n_molecules == n_before:  # done by earlier runs: not counted in the rate
                 bar.initial = bar.n = bar.last_print_n = n_before
             bar.set_postfix_str(f"{n_frames} structures", refresh=False)
             bar.update(n_molecules - bar.n)
@@ -120,7 +120,7 @@ def _report(done: Summary, train_file: Path, held_out_file: Path) -> None:
 
 
 def _of(contents: Contents) -> str:
-    """Statistics of a file, in several lines."""
+    """Return the statistics of a file, in several lines."""
     lists: dict[str, list[tuple[object, int]]] = {
         "kinds": [*contents.kinds.most_common()],
         "atoms": [*contents.elements.most_common()],

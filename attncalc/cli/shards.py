@@ -1,8 +1,8 @@
-"""Many structures, shard by shard: in processes, an array of jobs or a cluster, after any kill.
+"""Processing of many structures in shards: by processes, job arrays or a cluster; restartable.
 
-Each shard of the input gives files in OUTPUT.parts, of which the last, its report, is written when
-the others are there: a shard that has one is done. What a shard gives does not depend on who works
-it off, so that the output is the same for any number of workers.
+The results of each shard of the input are files in OUTPUT.parts. The last of them, its report, is
+written when the others are complete, so a shard with a report is done. Results of a shard do not
+depend on the process that computes them, so the output is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -35,55 +35,55 @@ from attncalc.data.shards import Frame, Shards, find_shards
 from attncalc.files import FileLock, NoSpaceLeft, replacing, write_atomically
 from attncalc.text import one_line
 
-# structures of a shard: what a kill may cost, and what one neighbour list and batch share
+# structures per shard: a kill may cost this many, and they share batches
 STRUCTURES = 64
 ENDINGS = (".xyz", ".extxyz")
-# shards of one folder
+# shards per folder
 SHARDS = 1000
-# s between two looks at the processes, and at what other commands have done
+# s between two checks of the processes, and of the shards that other commands have done
 PAUSE, LOOK = 0.2, 5.0
-# s after the end of a process, in which we too are killed where all are
+# s after the death of a process in which this one is killed too, if all are
 GRACE = 1.0
-# processes that a shard may kill
+# processes that may die at a shard before it is given up
 ATTEMPTS = 2
-# file that is there from when the output is begun
+# file that exists from the beginning of writing the output
 JOINING = "joining"
 # numbers of structures in the report
 COUNTED = ("structures", "failed", "unfinished", "outside", "ignored")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Outcome = tuple[Atoms | None, dict[str, Any]]
-# numbers of structures; of how many something is not read, by what
+# numbers of structures; numbers of structures with ignored properties, by property
 _Counts = tuple[Counter[str], Counter[str]]
 
 
 class Job(Protocol):
-    """Work on structures; it travels to other processes."""
+    """Work on structures; it is sent to other processes."""
 
     def identity(self) -> dict[str, Any]:
-        """All that the result depends on, the input and the machine aside."""
+        """Return all that the result depends on, except for input and machine."""
 
     def place(self) -> dict[str, Any]:
-        """Return what it depends on of machine and program; checked before the work."""
+        """Return properties of machine and program that the result depends on, after a check."""
 
     def start(self) -> Solver:
-        """Return the function that does it, with the model in memory."""
+        """Return the function that does the work, with the model in memory."""
 
 
 class Solver(Protocol):
-    """Does the work on some structures."""
+    """Function that does the work on some structures."""
 
     def __call__(self, frames: Sequence[Frame], first: int) -> list[Outcome]:
-        """Structures with results, or None; and numbers for the report, "error" if it is None."""
+        """Return structures with results, or None; and facts for the report, or an "error"."""
 
 
 class Gone(Exception):
-    """There is no folder of shards: another process has put them together, if there was one."""
+    """The folder of shards does not exist; another process may have joined and removed it."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Shards of a file, and where their results go."""
+    """Shards of a file, and the output for their results."""
 
     shards: Shards
     target: Path
@@ -99,16 +99,16 @@ class Work:
         return _failed(self.target)
 
     def plan(self) -> dict[str, Any]:
-        """Return what the shards are of, see `claim`."""
+        """Return the identity of the work in the folder, see `claim`."""
         return json.loads((self.folder / "plan.json").read_text())
 
     def said(self) -> Iterator[dict[str, Any]]:
-        """Yield what was said of each structure, in order."""
+        """Yield the facts about each structure from the reports, in order."""
         for k in range(len(self.shards)):
             yield from json.loads(self.file(k, ".json").read_text())
 
     def file(self, shard: int, ending: str) -> Path:
-        """Return a file of a shard, in a folder that many writings can list again and again."""
+        """Return a file of a shard, in a folder small enough to be listed often."""
         return self.folder / f"{shard // SHARDS:04d}" / f"{shard:06d}{ending}"
 
     def is_done(self, shard: int) -> bool:
@@ -119,7 +119,7 @@ class Work:
         """Return those of the shards that are not done.
 
         Raises:
-            Gone: nobody knows.
+            Gone: the folder does not exist.
         """
         there: set[str] = set()
         for number in {k // SHARDS for k in shards}:
@@ -131,18 +131,18 @@ class Work:
         return left
 
     def claim(self, identity: dict[str, Any], *, new: bool) -> bool:
-        """Make the folder, or see that it is of the same work.
+        """Create the folder, or check that it belongs to the same work.
 
         Args:
-            identity: of the work.
-            new: whether the folder may be made.
+            identity: identity of the work.
+            new: True if the folder may be created.
 
         Returns:
-            Whether it was made.
+            True if the folder was created.
 
         Raises:
-            ValueError: it is of another work.
-            Gone: there is none.
+            ValueError: the folder belongs to other work.
+            Gone: the folder does not exist.
         """
         found = {"input": self.shards.sha256, "shard": self.shards.size, **identity}
         made = new and not self.folder.exists() and self._make(found)
@@ -163,12 +163,12 @@ class Work:
         return made
 
     def _make(self, plan: dict[str, Any]) -> bool:
-        """Make the folder with its plan, unless another process was faster."""
+        """Create the folder with its plan, unless another process was faster."""
         folder = self._hidden()
         folder.mkdir()
         try:
             write_atomically(folder / "plan.json", json.dumps(plan).encode())
-            folder.rename(self.folder)  # refused where a folder with a plan is there
+            folder.rename(self.folder)  # an error if there is a folder with a plan
             return True
         except NoSpaceLeft:
             raise
@@ -180,14 +180,14 @@ class Work:
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove the folder, under another name: what a kill leaves is no work to go on with."""
+        """Rename and remove the folder, so that a kill does not leave incomplete work."""
         folder = self._hidden()
         with suppress(FileNotFoundError):  # without locks, another process may do the same
             self.folder.rename(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _hidden(self) -> Path:
-        """A new name, as of an unfinished output: whoever writes it next removes what is left."""
+        """Return the name of a temporary version of the output, which the next writer removes."""
         return self.target.with_name(f".{self.target.name}.{secrets.randbelow(10**9)}.part")
 
 
@@ -200,14 +200,14 @@ def _failed(target: Path) -> Path:
 
 
 def output_of_shards(source: Path, target: Path) -> Path:
-    """Return the output, if it and the file of what fails may be written.
+    """Return the output, if it and the file for failed structures may be written.
 
-    Those that exist may if shards are there whose output was being written when it was killed.
+    Existing files are accepted if a process was killed while joining shards to them.
 
     Raises:
-        ValueError: the second is the input.
-        FileExistsError: one exists, and there is no --overwrite.
-        FileNotFoundError, PermissionError: their folder cannot be written to.
+        ValueError: the file for failed structures is the input.
+        FileExistsError: a file exists, and --overwrite is not given.
+        FileNotFoundError, PermissionError: the folder cannot be written to.
     """
     failed = _failed(target)
     if failed.exists() and failed.samefile(source):
@@ -221,10 +221,10 @@ def output_of_shards(source: Path, target: Path) -> Path:
 
 
 def refuse_unfinished(target: Path) -> None:
-    """Refuse an output that is being written in shards, where the work is not for these.
+    """Refuse an output that is being made in shards, for a command without shards.
 
     Raises:
-        FileExistsError: the folder of its shards is there.
+        FileExistsError: the folder of the shards exists.
     """
     if (folder := _folder(target)).exists():
         raise FileExistsError(
@@ -269,11 +269,11 @@ def many_options(command: Command) -> Command:
 def sort_out(
     frames: Sequence[Frame], take: Callable[[Frame], Atoms]
 ) -> tuple[list[Outcome], dict[int, Atoms]]:
-    """Return an outcome of each frame, with what is wrong with it, and structures without fault.
+    """Return an outcome per frame, with its error if any, and number -> structure without errors.
 
     Args:
-        frames: of a shard.
-        take: makes a structure of a frame, or refuses it.
+        frames: frames of a shard.
+        take: makes a structure from a frame, or raises an error.
     """
     outcomes: list[Outcome] = [(None, {}) for _ in frames]
     good: dict[int, Atoms] = {}
@@ -296,22 +296,24 @@ def work_off(
     scheduler: str | None = None,
     join: Callable[[Work], _Counts | None] | None = None,
 ) -> None:
-    """Work off shards, or a part of them, or put the parts together.
+    """Process all shards or a part of them, or join the results of parts.
 
     Args:
-        job: what to do with structures.
+        job: work to do on structures.
         source: a file of extended XYZ, or shards.
-        target: the output; parts stand beside it.
+        target: the output; parts are stored beside it.
         workers, shard, gather, scheduler: options of `many_options`.
-        join: puts done shards together; None where structures of extended XYZ come out.
+        join: joins the results of all shards; None if they are structures in extended XYZ.
 
     Raises:
-        ValueError, OSError: an option or a file is impossible, shards lack, no scheduler answers.
+        ValueError, OSError: an option or a file is invalid, shards are missing, or no scheduler
+            answers.
         ImportError: dask.distributed is missing.
-        RuntimeError: a process met an error, or ended before its shards were done; with `join`,
-            another command was faster.
-        KeyboardInterrupt: with words on how much is done.
-        click.ClickException: structures failed, or are outside the training; all is written.
+        RuntimeError: there was an error in a process, or processes ended before their shards were
+            done; with `join`, another command was faster.
+        KeyboardInterrupt: Ctrl-C; the message says how much is done.
+        click.ClickException: structures failed, or are outside the training data; all output is
+            written.
     """
     for path in (source, target) if isinstance(source, Path) else ():
         if path.suffix not in ENDINGS:
@@ -339,7 +341,7 @@ def work_off(
         mine = range(len(work.shards))[part::n_parts]
         try:
             made = work.claim(identity, new=not gather)
-            if made and _stamp(target) not in (None, before):  # written while we looked
+            if made and _stamp(target) not in (None, before):  # written meanwhile by another one
                 work.remove()
                 raise Gone
             if not gather:
@@ -366,7 +368,7 @@ def work_off(
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return numbers that change where a file is written anew; None where there is none."""
+    """Return numbers that change when a file is replaced; None if it does not exist."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -385,13 +387,13 @@ def _part(shard: str | None) -> tuple[int, int]:
 
 
 class _Worker:
-    """A process that works off shards, as the first process sees it.
+    """Process that computes shards, as seen by the first process.
 
     Attributes:
         process: the process.
-        at: the shard that it is at.
-        error: what it said before it ended.
-        bug: the exception that nobody expects, which ended it.
+        at: the shard that it is processing, or None.
+        error: message of an expected error, or "".
+        bug: message of an unexpected exception that ended it, or "".
     """
 
     def __init__(self, job: Job, work: Work, mine: Sequence[int]) -> None:
@@ -404,7 +406,7 @@ class _Worker:
         theirs.close()
 
     def listen(self) -> list[int]:
-        """Return the shards that it has done since the last time."""
+        """Return the shards that it has done since the last call."""
         done = []
         with suppress(EOFError, OSError):
             while self._said.poll():
@@ -420,9 +422,9 @@ class _Worker:
         return done
 
     def has_died(self) -> bool:
-        """Return True if its shard killed it: by a bug, or as too large for the memory.
+        """Return True if it died at a shard, by a bug or for lack of memory.
 
-        Those who end a job send it SIGTERM, which says nothing of the shard.
+        SIGTERM does not count, because it ends whole jobs and is not due to the shard.
         """
         ended = self.process.exitcode
         return self.at is not None and ended not in (None, 0, -signal.SIGTERM)
@@ -446,26 +448,26 @@ def _compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
 def _rounds(
     job: Job, work: Work, mine: Sequence[int], pool: list[_Worker], workers: int, left: set[int]
 ) -> Iterator[set[int]]:
-    """Work off shards in processes, which join the pool; yields again and again what is left."""
+    """Process shards by processes, which join the pool; yield repeatedly the shards left."""
     look = time.monotonic() + LOOK
     pool += [_Worker(job, work, mine) for _ in range(min(workers, len(left)))]
     goes_on = True
     while goes_on:
         time.sleep(PAUSE)
-        # asked before what they said is read, so that the last words are
+        # checked before messages are read, so that the last ones are read too
         goes_on = any(worker.process.is_alive() for worker in pool)
         for k, worker in enumerate(pool):
             left.difference_update(worker.listen())
             if worker.error:
                 raise RuntimeError(worker.error)
             if worker.has_died():
-                time.sleep(GRACE)  # whoever kills all processes comes to us too
+                time.sleep(GRACE)  # if all processes are being killed, this one is too
                 worker.at, shard = None, worker.at
                 if (
                     count_attempt(work, shard, worker.bug) <= ATTEMPTS
-                ):  # else giving it up kills too
+                ):  # otherwise processes die even when they give it up
                     pool[k], goes_on = _Worker(job, work, mine), True
-        if (began := time.monotonic()) > look:  # what other commands have done
+        if (began := time.monotonic()) > look:  # shards that other commands have done
             left.intersection_update(work.lacking(sorted(left)))
             look = time.monotonic() + max(LOOK, 20 * (time.monotonic() - began))
         yield left
@@ -474,15 +476,15 @@ def _rounds(
 def work_through(
     work: Work, mine: Sequence[int], rounds: Callable[[set[int]], Iterator[set[int]]]
 ) -> None:
-    """Work off those shards that are not done, and show how far that is.
+    """Process the shards that are not done, and show the progress.
 
     Args:
-        work: of all shards.
-        mine: shards.
-        rounds: works off shards, and yields again and again those that are left.
+        work: work on all shards.
+        mine: numbers of the shards to process.
+        rounds: processes shards, and yields repeatedly those that are left.
 
     Raises:
-        KeyboardInterrupt, RuntimeError: with words on how much is done.
+        KeyboardInterrupt, RuntimeError: those of `rounds`; the message says how much is done.
     """
 
     def structures(some: set[int]) -> int:
@@ -503,7 +505,7 @@ def work_through(
 
 
 def _deaths(work: Work, shard: int) -> tuple[int, str]:
-    """Number of processes that a shard has killed, and the exception of the last one, if any."""
+    """Return the number of processes that died at a shard, and the exception of the last, or ""."""
     try:
         number, _, bug = work.file(shard, ".died").read_text(encoding="utf-8").partition(" ")
     except FileNotFoundError:
@@ -512,11 +514,11 @@ def _deaths(work: Work, shard: int) -> tuple[int, str]:
 
 
 def count_attempt(work: Work, shard: int | None, bug: str = "") -> int:
-    """Note that a process died at a shard; returns how many have.
+    """Record that a process died at a shard; return the number of deaths so far.
 
     Args:
-        work: of all shards.
-        shard: its number; None counts nothing.
+        work: work on all shards.
+        shard: number of the shard; None counts nothing.
         bug: the exception that ended the process, in one line.
     """
     if shard is None or work.is_done(shard):
@@ -527,8 +529,8 @@ def count_attempt(work: Work, shard: int | None, bug: str = "") -> int:
 
 
 def _work(job: Job, work: Work, mine: Sequence[int], parent: Connection) -> None:
-    """Work off shards that nobody is at until all are done, in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends us
+    """Process shards that no other process has, until all are done; runs in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the first process ends this one
     try:
         _work_off_shards(job, work, mine, parent)
     except Gone:
@@ -544,7 +546,7 @@ def _work(job: Job, work: Work, mine: Sequence[int], parent: Connection) -> None
 
 
 def bug_in_one_line(error: Exception) -> str:
-    """Kind and words of an exception that nobody expects."""
+    """Return kind and message of an unexpected exception, in one line."""
     return f"{type(error).__name__}: {one_line(error)}"
 
 
@@ -565,21 +567,21 @@ def _work_off_shards(job: Job, work: Work, mine: Sequence[int], parent: Connecti
         left = [k for k in left if not work.is_done(k)]
         if left and not work.folder.exists():
             raise Gone
-        if left and not worked:  # others are at what is left, and may be killed
+        if left and not worked:  # other processes have the rest, and may be killed
             time.sleep(PAUSE)
 
 
 def work_off_shard(work: Work, shard: int, solve: Solver, begin: Callable[[], None]) -> bool:
-    """Work off a shard, unless it is done; give it up if it has killed too many processes.
+    """Process a shard, unless it is done; give it up if too many processes have died at it.
 
     Args:
-        work: of all shards.
-        shard: its number.
+        work: work on all shards.
+        shard: number of the shard.
         solve: does the work.
-        begin: called before the work, when nobody else can be at this shard.
+        begin: called before the work, while the shard is locked.
 
     Returns:
-        False if another process is at it.
+        False if another process has the shard.
     """
     work.file(shard, ".json").parent.mkdir(exist_ok=True)
     try:
@@ -611,7 +613,7 @@ def _write(work: Work, shard: int, solve: Solver) -> None:
         if atoms is not None:
             try:
                 relaxed.append(_text(atoms))
-            except Exception as error:  # ASE's writer raises whatever it stumbles over
+            except Exception as error:  # ASE's writer raises errors of any kind
                 said = {"error": f"{frame.name}: ASE cannot write it ({one_line(error)})"}
         if "error" in said:
             failed.append(frame.with_error(said["error"]))
@@ -628,11 +630,11 @@ def _text(atoms: Atoms) -> str:
 
 
 def _gather(work: Work, join: Callable[[Work], _Counts | None]) -> _Counts | None:
-    """Put the results of all shards together, and remove the shards.
+    """Join the results of all shards, and remove the shards.
 
     Raises:
         Gone: another process has done it.
-        ValueError: shards lack.
+        ValueError: shards are missing.
     """
     every = range(len(work.shards))
     with _waiting_lock(work.target):
@@ -678,14 +680,14 @@ def _join_all(work: Work) -> _Counts:
     write_atomically(work.folder / JOINING, b"")
     if counts["failed"]:
         _join([work.file(k, ".failed.xyz") for k in every], work.failed)
-    elif overwrites():  # that of an earlier run would seem to be of this one
+    elif overwrites():  # the file of an earlier run would seem to belong to this one
         work.failed.unlink(missing_ok=True)
     _join([work.file(k, ".xyz") for k in every], work.target)
     return counts, ignored
 
 
 def _report(target: Path, counts: Counter[str], ignored: Counter[str]) -> None:
-    """Tell how many structures there are, and end with the status that they deserve."""
+    """Print the numbers of structures; raise an error if some failed or are outside."""
     n, failed = counts["structures"], _failed(target)
     for what, times in ignored.items():
         warn(f"{times} of {n} structures: {what}")
@@ -710,7 +712,7 @@ def _report(target: Path, counts: Counter[str], ignored: Counter[str]) -> None:
 
 
 def _say_done(work: Work) -> None:
-    """Tell that another command has put the shards together, which has said how many there are."""
+    """Print that another command has joined the shards; it has printed the numbers."""
     failed = work.failed.exists()
     say(f"{work.target} is complete: another command has written it, and says how many failed")
     report_json(

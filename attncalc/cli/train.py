@@ -38,7 +38,7 @@ def train(recipe, data, output, member) -> None:
     plan = training.Recipe.from_yaml(recipe)
     folder = Path(output or Path("runs") / plan.name)
     command = shlex.join(["attncalc", *sys.argv[1:]])
-    speaks = training.connect().is_first  # of several processes, one
+    speaks = training.connect().is_first  # only one of several processes prints
     if not speaks:
         logging.getLogger("attncalc").setLevel(logging.ERROR)
     try:

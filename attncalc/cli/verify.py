@@ -41,7 +41,7 @@ def verify(model, structure, device, dtype, threads, long_range_cutoff) -> None:
         delta=is_delta(model),
     )
     evaluator = calculator.evaluator
-    if atoms is not None:  # what is wrong with it is told before anything is compiled
+    if atoms is not None:  # report errors in the structure before anything is compiled
         evaluator.check(System.from_ase(atoms))
     report = checks.verify(evaluator.plain, atoms, fast=calculator.potential)
     say(str(report))
@@ -56,6 +56,6 @@ def verify(model, structure, device, dtype, threads, long_range_cutoff) -> None:
 
 
 def _row(check: checks.Check) -> dict[str, Any]:
-    """A check as JSON, which has no infinite numbers."""
+    """Return a check as a dictionary for JSON, which has no infinite numbers."""
     deviation = check.deviation if math.isfinite(check.deviation) else None
     return {**asdict(check), "deviation": deviation, "passed": check.passed}

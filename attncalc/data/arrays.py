@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from attncalc.data.units import Factors
 
-# What each quantity is called: MD17 and sGDML, rMD17, the plain words, and then HDF5 collections
-# (ANI, SPICE, QCArchive).
+# Accepted names of each quantity: those of MD17 and sGDML, rMD17, plain words, and then those of
+# HDF5 collections (ANI, SPICE, QCArchive).
 NUMBERS = ("z", "Z", "nuclear_charges", "atomic_numbers", "numbers", "elements", "species")
 _SYMBOLS = "species"
 POSITIONS = ("R", "coords", "positions", "coordinates", "conformations")
 ENERGIES = ("E", "energies", "energy")
 FORCES = ("F", "forces", "force")
 GRADIENTS = ("gradients", "gradient")
-# Where the atoms of each structure are, if those of all structures stand in one row.
+# Bounds of the structures if the atoms of all structures are stored in a row.
 OFFSETS, COUNTS = "offsets", "n_atoms"
 _CHARGES = ("charge", "charges", "Q", "total_charge")
 _SPINS = ("spin", "multiplicity")
@@ -53,7 +53,7 @@ class Labels(NamedTuple):
     """Label set of a file.
 
     Attributes:
-        name: what the user calls it.
+        name: name of the set.
         energy: key of its energies.
         forces: key of its forces, or of its gradients; such an array need not exist.
     """
@@ -64,8 +64,8 @@ class Labels(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """Sign of the forces among the labels: forces are the negative gradient."""
-        own = self.forces == f"F_{self.name}"  # of a set that may be called "gradient" itself
+        """Sign that turns the stored array into forces: -1 for a gradient, else 1."""
+        own = self.forces == f"F_{self.name}"  # forces of a set that is called "gradient", say
         return -1 if self.forces.endswith(GRADIENTS) and not own else 1
 
 
@@ -73,7 +73,7 @@ def choose_labels(shapes: Mapping[str, tuple[int, ...]], labels: str | None) -> 
     """Find the label sets of a file and choose one.
 
     Args:
-        shapes: of all arrays of the file.
+        shapes: shapes of all arrays of the file, by key.
         labels: the set's name; None is the default set, or the only one.
 
     Raises:
@@ -115,7 +115,7 @@ def _label_sets(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Labels]:
 
 
 def _set_of(key: str) -> tuple[str, tuple[str, ...]]:
-    """The name of the label set whose energies a key holds, "" for none; keys of its forces."""
+    """Return the label set whose energies a key holds ("" if none), and keys of its forces."""
     if key.startswith("E_"):
         return key[2:], (f"F_{key[2:]}",)
     match = re.fullmatch(r"(.+)([._])energ(y|ies)", key)
@@ -134,7 +134,7 @@ def n_structures(positions: tuple[int, ...], shapes: Mapping[str, tuple[int, ...
 
 
 def _one_each(n: int, positions: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """Shapes of one number per structure; a structure alone may have it without an axis."""
+    """Return allowed shapes of one number per structure; that of a single one may be a scalar."""
     return {(n,), (n, 1)} | ({()} if n == 1 and len(positions) == 2 else set())
 
 
@@ -143,15 +143,15 @@ def dataset_fields(
 ) -> dict[str, Any]:
     """Return the arguments of `Dataset`, made from named arrays.
 
-    Three layouts of the atoms are understood: positions [n, N, 3] of n structures with N atoms
+    Three layouts of the atoms are supported: positions [n, N, 3] of n structures with N atoms
     each, the smaller ones padded with atomic number 0; positions [n_total, 3] of all structures one
     after the other, with `offsets` [n + 1] or `n_atoms` [n]; and positions [N, 3] of a single
-    structure. Forces and atomic numbers are laid out in the same way.
+    structure. Forces and atomic numbers have the same layout.
 
     Args:
-        arrays: by the names of this file's first lines.
-        to_ase: what the numbers are multiplied by.
-        labels: which energies and forces.
+        arrays: name -> array; the names are listed at the top of this module.
+        to_ase: factors to ASE's units.
+        labels: label set to read.
 
     Raises:
         ValueError: an array is missing or has a wrong shape or type.
@@ -225,12 +225,12 @@ def dataset_fields(
 def name_of_atoms(
     label: str, shapes: Mapping[str, tuple[int, ...]], positions: tuple[int, ...], n: int
 ) -> str | None:
-    """Return the key of a label with one number per atom; None where there is none.
+    """Return the key of a label with one number per atom, or None.
 
     Args:
         label: "charges" or "hirshfeld_ratios".
-        shapes: of all arrays.
-        positions: their shape.
+        shapes: shapes of all arrays, by key.
+        positions: shape of the positions.
         n: number of structures.
     """
     of_atoms = positions[:-1]
@@ -243,7 +243,7 @@ def name_of_atoms(
 
 
 def name_of_dipoles(shapes: Mapping[str, tuple[int, ...]], n: int) -> str | None:
-    """Return the key of dipole vectors of n structures; None where there is none."""
+    """Return the key of dipole vectors of n structures, or None."""
     fits = {(n, 3), (3,)} if n == 1 else {(n, 3)}
     return next((name for name in _DIPOLES if shapes.get(name) in fits), None)
 
@@ -251,7 +251,7 @@ def name_of_dipoles(shapes: Mapping[str, tuple[int, ...]], n: int) -> str | None
 def _atoms_of_each(
     arrays: Mapping[str, NDArray], positions: NDArray, n_energies: int
 ) -> tuple[NDArray[np.int64], list[Any]]:
-    """Atomic numbers, and for each structure what picks its atoms from an array over atoms."""
+    """Return atomic numbers, and for each structure the index of its atoms in per-atom arrays."""
     numbers = _elements(arrays, _first(arrays, NUMBERS, "atomic numbers"))
     if positions.ndim == 3:
         numbers = _expand(numbers, positions.shape[:2], "atomic numbers")
@@ -268,7 +268,7 @@ def _atoms_of_each(
 
 
 def bounds_of(arrays: Mapping[str, NDArray], n_total: int, n_energies: int) -> list[int]:
-    """Return the bounds of each structure among the atoms of all: the first atoms, and the end.
+    """Return the bounds [n + 1] of the structures in an array over the atoms of all structures.
 
     Raises:
         ValueError: `offsets` or `n_atoms` are missing or do not fit the number of atoms.
@@ -294,7 +294,7 @@ def bounds_of(arrays: Mapping[str, NDArray], n_total: int, n_energies: int) -> l
 
 
 def _elements(arrays: Mapping[str, NDArray], name: str) -> NDArray[np.int64]:
-    """Atomic numbers, also from chemical symbols, which ANI-1 has."""
+    """Return atomic numbers, also from chemical symbols, as in ANI-1."""
     array = arrays[name]
     if array.dtype.kind not in "SUO":
         if name == _SYMBOLS:  # numbers of this name are often indices into some table
@@ -328,10 +328,10 @@ def _charge_and_spin(arrays: Mapping[str, NDArray], n: int) -> list[dict[str, in
 
 
 def _charges_in_smiles(smiles: NDArray, n: int) -> list[int]:
-    """Total charge [e] of each structure, where SMILES is all that a file says of it, as SPICE."""
+    """Return the total charge [e] of each structure from SMILES, for files such as SPICE."""
     texts = [text(np.asarray(part)) for part in np.asarray(smiles).reshape(-1)]
     if max(map(len, texts), default=0) <= 1 and "[" in texts:
-        texts = ["".join(texts)]  # ANI-1 stores one, letter by letter
+        texts = ["".join(texts)]  # ANI-1 stores a single one, as an array of letters
     charges = [_formal_charge(one) for one in texts]
     if len(set(charges)) <= 1:
         return [sum(charges[:1])] * n
@@ -381,7 +381,7 @@ def _required(arrays: Mapping[str, NDArray], names: tuple[str, ...], what: str) 
 
 
 def _expand(array: NDArray, shape: tuple[int, ...], what: str) -> NDArray:
-    """Repeat what is stored once for all structures."""
+    """Broadcast an array that may be stored once for all structures."""
     if array.shape not in {shape, shape[1:]}:
         raise ValueError(
             f"{what} must have shape {list(shape[1:])} or {list(shape)}, got {list(array.shape)}"
@@ -390,10 +390,10 @@ def _expand(array: NDArray, shape: tuple[int, ...], what: str) -> NDArray:
 
 
 def floats(array: NDArray, what: str) -> NDArray[np.float64]:
-    """Return the same numbers in double precision.
+    """Convert an array of numbers to double precision.
 
     Raises:
-        ValueError: it holds something else; `what` says in which array.
+        ValueError: the array does not hold real numbers; the message names it as `what`.
     """
     if array.dtype.kind not in "iuf":  # complex numbers and time spans would be cast silently
         raise ValueError(f"{what} must be numbers, got an array of {array.dtype}")
@@ -401,10 +401,10 @@ def floats(array: NDArray, what: str) -> NDArray[np.float64]:
 
 
 def integers(array: NDArray, what: str) -> NDArray[np.int64]:
-    """Return whole numbers of any type as integers.
+    """Convert whole numbers of any type to integers.
 
     Raises:
-        ValueError: one of them is none; `what` says in which array.
+        ValueError: a number is not whole, or too large; the message names the array as `what`.
     """
     values = floats(array, what)
     wrong = (values != np.round(values)) | ~(np.abs(values) < 2**31)
@@ -414,6 +414,6 @@ def integers(array: NDArray, what: str) -> NDArray[np.int64]:
 
 
 def text(array: NDArray) -> str:
-    """Return the text of an array that holds one."""
+    """Return the text in an array."""
     value = array.reshape(-1)[0] if array.size == 1 else array
     return value.decode() if isinstance(value, bytes) else str(value)

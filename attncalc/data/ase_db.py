@@ -21,13 +21,13 @@ _LABELS = ("energy", "forces", "stress", "charges", "dipole")
 
 
 def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
-    """Read an ASE database (`ase.db.connect`), rows in the order of their numbers.
+    """Read an ASE database (`ase.db.connect`), with rows in the order of their ids.
 
-    Energy, forces and stress are a row's calculated results, else its `data`. `data` and key-value
-    pairs mean what `info` does in `from_ase`: `REF_energy`, `REF_forces` are the label set "REF",
-    `charge` (or `total_charge`, as ASE keeps the other name for itself) and `spin` are total charge
-    and multiplicity, `split`, `group` and `config_type` make splits. Initial charges of atoms are
-    no total charge.
+    Energy, forces and stress are a row's calculated results, or are read from its `data`. `data`
+    and key-value pairs have the meaning of `info` in `from_ase`: `REF_energy`, `REF_forces` are the
+    label set "REF", `charge` (or `total_charge`, because ASE reserves the name `charge`) and `spin`
+    are total charge and multiplicity, `split`, `group` and `config_type` define splits. Initial
+    charges of atoms are not added up to a total charge.
 
     ASE's convention is eV and Å. Other units are stored in the database's `metadata`, as `units`
     (text or a dictionary, as in `attncalc.data.read`) or as SchNetPack writes them
@@ -38,18 +38,18 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
         options: units and label set.
 
     Raises:
-        OSError: the system refuses to read the file.
-        ValueError: the file is damaged or no ASE database, or a row has no label, or the like; one
-            line that starts with the file's name.
+        OSError: the file cannot be opened.
+        ValueError: the file is damaged or not an ASE database, or a row has no label; the message
+            is one line that starts with the file's name.
     """
     with open(path, "rb"):
-        pass  # what the system refuses is not damage
+        pass  # OSError is raised here, and not reported as damage below
     try:
         _require_table(path)
         database = ase.db.connect(path, type="db", use_lock_file=False)
         metadata = database.metadata
         frames = [_atoms(row, metadata) for row in database.select()]
-    except Exception as error:  # SQLite's errors, and whatever ASE's decoders stumble over
+    except Exception as error:  # errors of SQLite, and of any kind from ASE's decoders
         raise ValueError(
             f"{path.name}: the file is truncated, damaged or no ASE database "
             f"({one_line(error)}): download or write it again"
@@ -58,9 +58,9 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
 
 
 def _require_table(path: Path) -> None:
-    """ASE makes its tables in any SQLite file that has none: ask before it may.
+    """Refuse a file without ASE's table `systems`, because ASE would create it.
 
-    What is called so must be stored rows: a view or a virtual table may produce them without end.
+    It must be a table of stored rows: a view or a virtual table may produce rows without end.
     """
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -71,7 +71,7 @@ def _require_table(path: Path) -> None:
 
 
 def _atoms(row: AtomsRow, metadata: Mapping[str, Any]) -> Atoms:
-    """The bare structure, with labels and everything else that the row says in `info`."""
+    """Return the bare structure, with labels and all other data of the row in `info`."""
     info = {**row.data, **row.key_value_pairs}
     info |= {name: value for name in _LABELS if (value := row.get(name)) is not None}
     if "total_charge" in info:

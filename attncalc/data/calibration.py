@@ -19,9 +19,9 @@ from attncalc.data.errors import (
     ratio_of,
 )
 
-# spreads in a bin, and bins, for a calibration error: fewer in a bin say little
+# fewest spreads per bin, and most bins, of a calibration curve
 FEWEST_IN_BIN, MOST_BINS = 20, 10
-# resampled data sets that the interval of a factor is made from
+# bootstrap samples for the interval of the factor
 N_RESAMPLED = 500
 
 
@@ -30,10 +30,10 @@ class SpreadBin:
     """Errors of one bin of spreads.
 
     Attributes:
-        low, high: of the spread; `low` belongs to the bin, `high` to the next one.
-        n: atoms or structures in the bin.
-        spread: root mean square over the bin.
-        rmse: of the mean of the members.
+        low, high: bounds of the spread; `low` belongs to the bin, `high` to the next one.
+        n: number of atoms or structures in the bin.
+        spread: root mean square of the spreads in the bin.
+        rmse: root mean square error of the committee's mean in the bin.
     """
 
     low: float
@@ -44,18 +44,18 @@ class SpreadBin:
 
     @property
     def ratio(self) -> float:
-        """RMSE over spread: above 1 where the members agree more than they are right."""
+        """RMSE over spread: above 1 if the spread underestimates the error."""
         return ratio_of(self.rmse, self.spread)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Spreads and errors of one quantity, number by number.
+    """Spreads and errors of one quantity, sample by sample.
 
     Attributes:
         spread, error: [n], not negative, in the same unit.
-        structure: [n]: which structure of the data set each belongs to.
-        n_components: how many numbers each is the root mean square of.
+        structure: [n]: index of the structure that each sample belongs to.
+        n_components: number of components in the root mean square of each sample.
     """
 
     spread: Floats
@@ -65,7 +65,7 @@ class Samples:
 
 
 def force_samples(prediction: Prediction, dataset: Dataset) -> Samples | None:
-    """Return the root mean square over the components of the force on every atom, eV/Å.
+    """Return spread and error of the force on every atom, root mean squares over components, eV/Å.
 
     None without reference forces, and for a single network.
     """
@@ -98,21 +98,22 @@ class Calibration:
     """Quality of the spread of one quantity as an estimate of its error.
 
     Attributes:
-        n: spreads that were compared with errors.
-        bins: of equal numbers of them, by growing spread: the calibration curve.
+        n: number of samples, each a spread and an error.
+        bins: calibration curve: bins with equal numbers of samples, in order of the spread.
         ence: expected normalised calibration error, the mean over the bins of |spread - RMSE| /
             spread (Levi, Gispan, Giladi, Fetaya, Sensors 22, 5540, 2022): 0 if every spread
-            is the width of its errors. NaN where a bin has no spread.
-        ence_by_chance: what independent normal errors of exactly these widths would give, a floor
-            that grows with the number of bins (Pernot, arXiv:2305.11905, 2023). Errors of atoms of
-            one structure are not independent: theirs is higher.
-        factor: RMSE / spread, root mean squares over all: the spread times this is as large as the
-            error on average. Not from the mean square of error / spread (Laves, Ihler, Fast, Kahrs,
-            Ortmaier, MIDL 2020), whose expectation for three members is infinite.
-        interval: of the factor, 95 %, from resampled structures; NaN for a single structure.
-        ence_scaled: what is left of the ENCE if the spread is multiplied by the factor.
-        correlation: Spearman's, of spread and size of the error: 1 if those sorted by spread are
-            sorted by error, 0 if the spread knows nothing of it; NaN if nothing differs.
+            is the width of its errors. NaN if a bin has zero spread.
+        ence_by_chance: ENCE of independent normal errors of exactly these widths, a floor that
+            grows with the number of bins (Pernot, arXiv:2305.11905, 2023). Errors of atoms in one
+            structure are not independent, so their floor is higher.
+        factor: RMSE / root mean square spread, over all samples: multiplied by it, the spread is as
+            large as the error on average. It is not computed from the mean square of error / spread
+            (Laves, Ihler, Fast, Kahrs, Ortmaier, MIDL 2020), whose expectation for three members is
+            infinite.
+        interval: 95 % interval of the factor by resampling structures; NaN for a single structure.
+        ence_scaled: ENCE of the spread multiplied by the factor.
+        correlation: Spearman's rank correlation of spread and absolute error: 1 if both have the
+            same order, 0 if they are unrelated; NaN if all spreads or all errors are equal.
     """
 
     n: int
@@ -135,7 +136,7 @@ class Calibration:
 
     @classmethod
     def of(cls, samples: Samples) -> Calibration:
-        """Return the calibration of at least one spread."""
+        """Compute the calibration from at least one sample."""
         spread, error = samples.spread, samples.error
         n_bins = int(np.clip(len(spread) // FEWEST_IN_BIN, 1, MOST_BINS))
         bins = tuple(
@@ -144,7 +145,7 @@ class Calibration:
         )
         factor = ratio_of(_rms(error), _rms(spread))
         differ = np.ptp(spread) > 0 and np.ptp(error) > 0
-        # of m normal numbers the root mean square is off by 1 / sqrt(pi m) of itself on average
+        # the root mean square of m normal numbers is off by 1 / sqrt(pi m) of itself on average
         numbers = np.array([b.n for b in bins]) * samples.n_components
         return cls(
             n=len(spread),
@@ -159,15 +160,16 @@ class Calibration:
 
 
 def precision_of_spread(n_members: int, n_components: int) -> float:
-    """Standard deviation of a spread over the true one, for members with normal differences.
+    """Return the relative standard deviation of a spread, for normally distributed members.
 
-    Of a root mean square over n (n_members - 1) squares of normal numbers, to first order.
+    To first order, it is that of the root mean square of n_components (n_members - 1) normal
+    numbers.
     """
     return float(1 / np.sqrt(2 * n_components * (n_members - 1)))
 
 
 def calibrations(prediction: Prediction, dataset: Dataset) -> dict[str, Calibration]:
-    """Return the calibrations "force" [eV/Å] and "energy per atom" [eV], as far as data allow."""
+    """Return the calibrations "force" [eV/Å] and "energy per atom" [eV] that the data allow."""
     found = {
         "force": force_samples(prediction, dataset),
         "energy per atom": energy_samples(prediction, dataset),
@@ -183,7 +185,7 @@ def _ence(bins: Sequence[SpreadBin], factor: float) -> float:
 
 
 def _interval(samples: Samples) -> tuple[float, float]:
-    """Bootstrap over structures, since errors within one go together."""
+    """Bootstrap the interval of the factor over structures: errors within one are correlated."""
     error2 = np.bincount(samples.structure, samples.error**2)
     spread2 = np.bincount(samples.structure, samples.spread**2)
     n = len(error2)

@@ -20,15 +20,15 @@ BONDED, CONTACT = 1.35, 1.8
 
 
 def reach_of(dataset: Dataset) -> float:
-    """Return twice the distance [Å] at which the largest two atoms touch."""
+    """Return the length [Å] of the longest possible contact, that of the two largest atoms."""
     present = np.unique(np.concatenate([structure.numbers for structure in dataset.structures]))
     return float(2 * CONTACT * covalent_radii[present].max())
 
 
 def neighbors_of(dataset: Dataset) -> Iterator[tuple[Integers, Integers, Floats]]:
-    """Yield, for each structure, atoms i and j [n_edges], both ways, and their distances [n_edges].
+    """Yield, for each structure, atoms i and j [n_edges] of its edges, and lengths [n_edges] Å.
 
-    Pairs up to `reach_of(dataset)`, images of periodic structures too.
+    The edges are all pairs up to `reach_of(dataset)`, in both directions, with periodic images.
     """
     reach = reach_of(dataset)
     for first in range(0, len(dataset), BATCH):
@@ -39,7 +39,7 @@ def neighbors_of(dataset: Dataset) -> Iterator[tuple[Integers, Integers, Floats]
         receivers, senders = edges.receivers.numpy(), edges.senders.numpy()
         atoms = np.cumsum([0, *map(len, structures)])
         for structure, low in zip(structures, atoms[:-1], strict=True):
-            # edges come by receiver
+            # edges are sorted by receiver
             mine = slice(*np.searchsorted(receivers, (low, low + len(structure))))
             yield receivers[mine] - low, senders[mine] - low, lengths[mine]
 
@@ -50,10 +50,10 @@ def touching(numbers: Integers, i: Integers, j: Integers) -> Floats:
 
 
 def closest_contacts(dataset: Dataset) -> Floats:
-    """Return [n_atoms of all structures]: the smallest distance of each atom over covalent radii.
+    """Return the smallest distance of each atom over covalent radii, [n_atoms of all structures].
 
-    About 1 for a bond at rest, less for one that is compressed, whatever the elements; no more than
-    `2 * CONTACT`, which stands for an atom with nothing around it.
+    It is about 1 for a relaxed bond and less for a compressed one, for all elements. The largest
+    value, `2 * CONTACT`, means that an atom has no neighbour.
     """
     found = []
     for structure, (i, j, lengths) in zip(dataset.structures, neighbors_of(dataset), strict=True):

@@ -31,9 +31,9 @@ class Dataset:
     """Labelled structures; everything is checked once, here.
 
     Attributes:
-        structures: one `ase.Atoms` each, without calculator; total charge (e) and multiplicity
-            2S+1 are in `info["charge"]` and `info["spin"]` where they are known.
-        energies: [n] eV: total energies, on whatever scale the source has.
+        structures: one `ase.Atoms` per structure, without calculator; total charge (e) and
+            multiplicity 2S+1 are in `info["charge"]` and `info["spin"]` if they are known.
+        energies: [n] eV: total energies, with the energy zero of the source.
         forces: one [n_atoms, 3] eV/Å array per structure, or None.
         stress: [n, 3, 3] eV/Å³, (1/V) dE/dε as in ASE, or None.
         charges: one [n_atoms] e array of partial charges per structure, or None.
@@ -41,14 +41,14 @@ class Dataset:
         dipoles: [n, 3] e Å, at the origin of the positions, or None.
         splits: name → [k] indices: the splits that the source defines.
         source: the file's name, without directories.
-        level_of_theory: as the source states it, "" where it does not.
-        labels: which of the source's label sets this is.
-        isolated_energies: atomic number → eV: energies of isolated atoms where the source has them.
+        level_of_theory: as stated by the source; "" if it states none.
+        labels: name of the label set that was read from the source.
+        isolated_energies: atomic number → eV: energies of isolated atoms, or None.
 
     Raises:
         ValueError: a shape is wrong, a number is not finite, a structure is impossible (an unknown
-            element, a periodic direction without cell vector ...), or a split points outside; the
-            message starts with `source`.
+            element, a periodic direction without cell vector ...), or a split has an index out of
+            range; the message starts with `source`.
     """
 
     structures: tuple[Atoms, ...]
@@ -65,7 +65,7 @@ class Dataset:
     dipoles: Floats | None = None
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # a frozen dataclass sets its own fields this way only
+        put = object.__setattr__  # the only way to set fields of a frozen dataclass
         try:
             put(self, "structures", tuple(self.structures))
             put(self, "energies", np.asarray(self.energies, dtype=np.float64))
@@ -77,7 +77,7 @@ class Dataset:
                     put(self, name, np.asarray(array, dtype=np.float64))
             put(self, "splits", {name: np.asarray(k) for name, k in self.splits.items()})
             self._check()
-        except (ValueError, TypeError) as error:  # numpy's, for what is no array of numbers
+        except (ValueError, TypeError) as error:  # numpy's, for input that is not numeric
             raise ValueError(one_line(f"{self.source}: {error}")) from None
 
     def __len__(self) -> int:
@@ -105,11 +105,11 @@ class Dataset:
         )
 
     def chosen(self, index: int | slice | Sequence[int] | NDArray) -> Integers:
-        """Return the numbers of the structures that an index means, as in `dataset[index]`."""
+        """Return the indices [k] of the structures that `dataset[index]` selects."""
         if isinstance(index, (int, np.integer)):
             index = [index]
         if not isinstance(index, slice) and len(index) == 0:
-            index = slice(0, 0)  # numpy would take an empty list for floats
+            index = slice(0, 0)  # numpy would turn an empty list into floats
         chosen = np.arange(len(self))[index]
         if chosen.ndim != 1:
             raise IndexError(f"the index must be one-dimensional, got shape {list(chosen.shape)}")
@@ -171,12 +171,12 @@ class Dataset:
 def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     """Join data sets in order, without their `splits`.
 
-    Energies stand side by side as they are, so the parts must be of one level of theory and count
-    from one zero of energy. Charges, Hirshfeld ratios and dipoles stay where all parts have them.
+    Energies are not converted, so all parts must have the same level of theory and the same energy
+    zero. Charges, Hirshfeld ratios and dipoles are kept only if all parts have them.
 
     Raises:
-        ValueError: nothing to join, only some parts have forces or stress, the levels of theory
-            that are stated differ, or the energies of an isolated atom differ.
+        ValueError: `datasets` is empty, only some parts have forces or stress, the stated levels
+            of theory differ, or the energies of an isolated atom differ.
     """
     parts = list(datasets)
     if not parts:
@@ -227,17 +227,18 @@ def _require_finite(what: str, values: Floats | Sequence[Floats]) -> None:
     if len(values) == 0:
         return
     flat = values if isinstance(values, np.ndarray) else np.concatenate(values)
-    if np.isfinite(flat).all():  # one look at everything; the culprit is searched only if needed
+    if np.isfinite(flat).all():  # the fast path: search for a bad structure only if there is one
         return
     first = next(k for k, value in enumerate(values) if not np.isfinite(value).all())
     raise ValueError(f"the {what} of structure {first} is not finite: remove it from the data")
 
 
 def check_split(name: str, indices: NDArray, n: int) -> None:
-    """Refuse a split that does not list structures, each once.
+    """Refuse a split that is not a list of different structure indices.
 
     Raises:
-        ValueError: it does not; the message names it.
+        ValueError: an index is not an integer, out of range or repeated; the message names the
+            split.
     """
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f'split "{name}" must be a list of integers')

@@ -17,27 +17,27 @@ from attncalc.structures import evaluate_many
 
 Floats = NDArray[np.float64]
 
-# atoms of a batch
+# atoms per batch
 BATCH_ATOMS = 512
 
-# of |F_ref| and the like: finer where forces are large, and models tend to be wrong
+# bounds of bins of |F_ref|: finer for large forces, where models tend to be wrong
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-# where both ends are unusual
+# bounds for quantities of which both small and large values are unusual
 BOTH_ENDS = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's values for a data set.
+    """Predictions of a model for a data set.
 
     Attributes:
         energies: [n] eV.
         forces: one [n_atoms, 3] eV/Å array per structure.
         stress: [n, 3, 3] eV/Å³ if the data set has stress, else None.
-        forces_spread: of a committee, the standard deviation over its members, like `forces`.
-        energies_spread: likewise, like `energies`.
-        novelty: [n], largest of the atoms of each structure, see `attncalc.novelty.Environments`;
-            None where the model does not know its training.
+        forces_spread: standard deviation of `forces` over the members of a committee, or None.
+        energies_spread: standard deviation of `energies` over the members, or None.
+        novelty: [n], largest novelty of the atoms of each structure, see
+            `attncalc.novelty.Environments`; None if the model has no record of its training data.
     """
 
     energies: Floats
@@ -48,14 +48,14 @@ class Prediction:
     novelty: Floats | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the values of each structure, which JSON keeps to the last bit."""
+        """Return one dictionary per structure; JSON preserves its numbers exactly."""
         values = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
         n = len(self.energies)
         return [{name: of_all[k].tolist() for name, of_all in values.items()} for k in range(n)]
 
     @classmethod
     def of_rows(cls, rows: Iterable[dict[str, Any]]) -> Prediction:
-        """Return the prediction that has these `rows`, of one structure or more."""
+        """Rebuild a prediction from its `rows`; at least one."""
         columns: dict[str, Any] = {}
         for row in rows:
             for name, values in row.items():
@@ -74,7 +74,7 @@ class Errors:
         energy_per_atom_mae: eV.
         force_mae, force_rmse: eV/Å over all components; None without reference forces.
         stress_mae, stress_rmse: eV/Å³ over all components; None without reference stress.
-        n_structures: how many were compared.
+        n_structures: number of structures compared.
     """
 
     energy_mae: float
@@ -100,8 +100,8 @@ def predict(
     Args:
         potential: the model.
         dataset: the structures; labels are not used.
-        batch_atoms: structures are evaluated together up to so many atoms.
-        progress: called with the number of structures after each batch.
+        batch_atoms: largest number of atoms in a batch of several structures.
+        progress: called after each batch with its number of structures.
         first_number: number of the first structure in messages.
 
     Raises:
@@ -139,13 +139,13 @@ def predict(
 
 @dataclass(frozen=True)
 class InsideAndOutside:
-    """Errors of structures inside and outside what a model was trained on.
+    """Errors of structures inside and outside the training data of a model.
 
     Attributes:
-        n_inside, n_outside: structures without and with an atom of novelty above 1.
-        inside, outside: eV/Å, mean absolute errors of their force components, or, where the data
-            have no forces, eV of their energies per atom; None where there is no such structure.
-        of_forces: whether they are those of forces.
+        n_inside, n_outside: number of structures without and with an atom of novelty above 1.
+        inside, outside: mean absolute errors of their force components [eV/Å] or, if the data have
+            no forces, of their energies per atom [eV]; None without such a structure.
+        of_forces: True if the errors are those of forces.
     """
 
     n_inside: int
@@ -163,7 +163,7 @@ class InsideAndOutside:
 
 
 def inside_and_outside(prediction: Prediction, dataset: Dataset) -> InsideAndOutside | None:
-    """Compare errors inside and outside the training; None where the model does not know it."""
+    """Compare errors inside and outside the training data; None without novelty."""
     if prediction.novelty is None:
         return None
     outside = prediction.novelty > OUTSIDE
@@ -205,15 +205,15 @@ def errors(prediction: Prediction, dataset: Dataset) -> Errors:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Errors (prediction less label) of one quantity, in its unit.
+    """Errors (prediction minus label) of one quantity, in its unit.
 
     Attributes:
-        n: numbers compared; three for the force on an atom, nine for a stress.
-        mean: with sign, so a model that is too high everywhere shows here.
-        mae: mean of the absolute errors.
-        rmse: root of the mean square.
+        n: count of compared numbers: three for the force on an atom, nine for a stress.
+        mean: mean error with sign, which shows a systematic shift.
+        mae: mean absolute error.
+        rmse: root mean square error.
         p95: 95 % of the absolute errors are smaller.
-        largest: absolute error.
+        largest: largest absolute error.
         scatter: standard deviation of the labels: the RMSE of a model that knows only their mean.
     """
 
@@ -228,12 +228,12 @@ class Statistics:
     @property
     def relative(self) -> float:
         """RMSE over the scatter: 1 for a model that knows only the mean; NaN without a scatter."""
-        # what is left of labels that composition explains to the last bit is rounding
+        # a smaller scatter is rounding, of labels that the composition explains exactly
         return ratio_of(self.rmse, self.scatter) if self.scatter > 1e-9 else float("nan")
 
     @classmethod
     def of(cls, error: Floats, labels: Floats) -> Statistics:
-        """Return the statistics of errors and labels of one shape; at least one number."""
+        """Compute the statistics of errors and labels of one shape; at least one number."""
         size = np.abs(error)
         return cls(
             n=error.size,
@@ -251,8 +251,8 @@ class ForceBin:
     """Errors of the forces on atoms in one bin of some number.
 
     Attributes:
-        low, high: of this number; `low` belongs to the bin, `high` to the next one.
-        n_atoms: in the bin.
+        low, high: bounds of the number; `low` belongs to the bin, `high` to the next one.
+        n_atoms: number of atoms in the bin.
         mae, rmse: eV/Å, over components.
         relative: mean |F - F_ref| over mean |F_ref|; NaN where all forces are zero.
         angle: median angle between F and F_ref, degrees; NaN where all forces are zero.
@@ -268,13 +268,13 @@ class ForceBin:
 
 
 def energy_statistics(prediction: Prediction, dataset: Dataset) -> dict[str, Statistics]:
-    """Return the errors of energies, three ways.
+    """Return the errors of energies in three forms.
 
     Returns:
-        "per structure" [eV], "per atom" [eV], and "shifted" [eV per atom]: after a constant per
-        element, fitted to the errors, is taken off, as is fair if model and labels count energies
-        from different zeros. The scatter is that of labels less such a fit to themselves: what
-        composition alone explains is no achievement.
+        "per structure" [eV], "per atom" [eV], and "shifted" [eV per atom]. In the last one,
+        constants per element that are fitted to the errors are subtracted, because model and
+        labels may have different energy zeros. Such a fit to the labels is subtracted from them
+        for the scatter: no model is needed for the part that the composition alone explains.
     """
     n_atoms = _n_atoms(dataset)
     error = prediction.energies - dataset.energies
@@ -288,11 +288,11 @@ def energy_statistics(prediction: Prediction, dataset: Dataset) -> dict[str, Sta
 
 
 def energy_errors(prediction: Prediction, dataset: Dataset) -> tuple[Floats, bool]:
-    """Return comparable errors, [n] eV per atom, and True if they are shifted.
+    """Return energy errors [n] eV per atom, and True if they are shifted.
 
-    A constant per element is taken off where that at least halves the MAE: then model and labels
-    count energies from different zeros, and all structures would seem equally wrong. It takes two
-    structures per element, as fewer can be fitted by chance.
+    Fitted constants per element are subtracted if that at least halves the MAE. Then model and
+    labels have different energy zeros, which would make all structures look equally wrong. The
+    shift requires more than two structures per element, because fewer can be fitted by chance.
     """
     n_atoms = _n_atoms(dataset)
     error = prediction.energies - dataset.energies
@@ -306,13 +306,13 @@ def energy_errors(prediction: Prediction, dataset: Dataset) -> tuple[Floats, boo
 
 
 def explained_by_composition(dataset: Dataset, values: Floats) -> Floats:
-    """Return [n]: the sums of one constant per element that come closest to `values` [n]."""
+    """Return the fit [n] to `values` [n] by one constant per element, summed over the atoms."""
     constants = per_element(dataset, values)
     return np.array([sum(constants[z] for z in s.numbers.tolist()) for s in dataset.structures])
 
 
 def force_errors(prediction: Prediction, dataset: Dataset) -> Floats:
-    """Return [n_atoms of all structures, 3] eV/Å: prediction less label.
+    """Return prediction minus label of the forces, [n_atoms of all structures, 3] eV/Å.
 
     Raises:
         ValueError: the data set has no forces.
@@ -321,7 +321,7 @@ def force_errors(prediction: Prediction, dataset: Dataset) -> Floats:
 
 
 def force_statistics(prediction: Prediction, dataset: Dataset) -> Statistics:
-    """Return the statistics over all force components, eV/Å."""
+    """Compute the error statistics over all force components, eV/Å."""
     return Statistics.of(force_errors(prediction, dataset), _labelled_forces(dataset))
 
 
@@ -343,16 +343,16 @@ def force_bins(
     *,
     by: Floats | None = None,
 ) -> list[ForceBin]:
-    """Return force errors by the size of the reference force, in bins between its quantiles.
+    """Return force errors in bins between quantiles of the reference force |F_ref|.
 
-    Equal bounds, as where many forces vanish by symmetry, make one bin; empty without reference
-    forces.
+    Bins with equal bounds are merged; many forces may vanish by symmetry. The list is empty without
+    reference forces.
 
     Args:
-        prediction: for this data set.
-        dataset: with labels.
-        quantiles: that bound the bins, from 0 to 1.
-        by: [n_atoms of all structures], finite: another number to go by.
+        prediction: predictions for this data set.
+        dataset: structures with labels.
+        quantiles: bounds of the bins, from 0 to 1.
+        by: [n_atoms of all structures], finite: numbers to bin by instead of |F_ref|.
     """
     if dataset.forces is None:
         return []
@@ -378,16 +378,16 @@ def force_bins(
 def between_quantiles(
     values: Floats, quantiles: Sequence[float] | Floats
 ) -> Iterator[tuple[float, float, NDArray[np.bool_]]]:
-    """Yield the bounds of each bin and the values in it; equal bounds make one bin."""
+    """Yield the bounds of each bin and the mask [n] of its values; equal bounds make one bin."""
     bounds = np.unique(np.quantile(values, quantiles))
-    # of equal bounds one is left: all values are the same, and in one bin
+    # a single bound: all values are equal and form one bin
     which = np.digitize(values, bounds[1:-1]) if len(bounds) > 1 else np.zeros(len(values), int)
     for k in np.unique(which):
         yield float(bounds[k]), float(bounds[min(k + 1, len(bounds) - 1)]), which == k
 
 
 def stress_statistics(prediction: Prediction, dataset: Dataset) -> Statistics | None:
-    """Return the statistics over all nine components, eV/Å³; None without reference stress."""
+    """Compute the error statistics over all stress components, eV/Å³; None without labels."""
     if dataset.stress is None or prediction.stress is None:
         return None
     return Statistics.of(prediction.stress - dataset.stress, dataset.stress)
@@ -404,7 +404,7 @@ def _n_atoms(dataset: Dataset) -> NDArray[np.int64]:
 
 
 def _median_angle(a: Floats, b: Floats) -> float:
-    """Degrees between the rows of [n, 3] arrays; rows of zero length have no direction."""
+    """Return the median angle [degrees] between rows of [n, 3] arrays; zero rows are ignored."""
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     there = lengths > 0
     if not there.any():

@@ -21,31 +21,31 @@ from attncalc.data.dataset import Dataset
 from attncalc.data.units import Factors, ReadOptions, factors, parse_entry
 from attncalc.text import one_line
 
-# How many numbers a label may have; Dataset checks those of the forces.
+# Allowed sizes of labels; Dataset checks the forces.
 _SIZES = {"energy": (1,), "stress": (6, 9)}
-# Further labels, which are read where all frames have them, and what they are called.
+# Names of further labels, which are read if all frames have them.
 FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
 _SPLIT_KEYS = ("split", "group", "config_type")
-# Characters of a comment line, which ASE reads one by one.
+# Most characters of a comment line, which ASE parses one by one.
 LONGEST_COMMENT = 1 << 20
 MOST_ATOMS = 10**8
 
 
 def read_extxyz(path: Path, options: ReadOptions) -> Dataset:
-    """Read an extended XYZ file; see `from_ase` for what is understood.
+    """Read an extended XYZ file; see `from_ase` for the names of labels.
 
     Raises:
-        ValueError: the file is damaged, or a frame has no label, or the like; one line that starts
-            with the file's name.
+        ValueError: the file is damaged, or a frame lacks a label; the message is one line that
+            starts with the file's name.
     """
     return next(read_extxyz_in_parts(path, None, options))
 
 
 def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Iterator[Dataset]:
-    """Read an extended XYZ file as `read_extxyz` does, n structures at a time; None for all.
+    """Read an extended XYZ file like `read_extxyz`, n structures at a time; None for all.
 
     Raises:
-        ValueError: as `read_extxyz`, when the part is reached.
+        ValueError: a part is damaged, or a frame lacks a label; raised when that part is reached.
     """
     _require_last_newline(path)
     units, first = None, 0
@@ -61,7 +61,7 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
                 ) from None
             if first > 0 and not part:
                 return
-            if units is not None:  # what the first frame states holds for all
+            if units is not None:  # those of the first frame apply to all
                 part[0].info.setdefault("units", units)
             where = path.name if first == 0 else f"{path.name}, counted from structure {first}"
             dataset = labelled(part, options, where)
@@ -72,18 +72,21 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
 
 
 def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
-    """Read the structures of an (extended) XYZ file, labelled or not, as ASE understands them.
+    """Read the structures of an (extended) XYZ file, with or without labels.
 
-    They are delimited here. ASE's own search for frames ends silently at an empty line, passes over
-    superfluous columns, and reads on for ever where the number of atoms is absurd.
+    ASE parses each structure, but the frames are found here: ASE's own search for frames stops
+    silently at an empty line, ignores superfluous columns, and does not end if the number of atoms
+    is absurd.
 
     Args:
         path: the file.
-        index: which of them; negative numbers only in `slice(-1, None)`, the last.
+        index: structures to read; the only negative number allowed is in `slice(-1, None)`, the
+            last.
 
     Raises:
-        OSError: the system refuses to read the file.
-        ValueError: it is damaged or something else; one line that names the structure.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged or not (extended) XYZ; the message is one line that names
+            the structure.
     """
     with open(path, encoding="utf-8") as file:
         try:
@@ -97,14 +100,15 @@ def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
 
 
 def delimited(file: TextIO, start: int = 0) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (name of the structure, its comment line, the rows of its atoms), one by one.
+    """Yield the name, the comment line and the atom rows of each structure.
 
     Args:
         file: open at the beginning of a structure.
         start: number of that structure.
 
     Raises:
-        ValueError: something else stands where a structure should begin, or atoms are missing.
+        ValueError: a structure does not begin with its number of atoms, its comment line has no
+            end, or atoms are missing.
     """
     k = start
     while first := file.readline(100):
@@ -126,27 +130,27 @@ def delimited(file: TextIO, start: int = 0) -> Iterator[tuple[str, str, list[str
 
 
 def parsed(where: str, comment: str, rows: list[str]) -> Atoms:
-    """Read one of the structures of `delimited`.
+    """Parse a structure that `delimited` has found.
 
     Raises:
-        ValueError: it is not understood; one line that begins with its name.
+        ValueError: it is not valid extended XYZ; the message is one line that begins with `where`.
     """
     try:
         info = key_val_str_to_dict(comment)
         _check_columns(rows, info.get("Properties"))
         text = StringIO("".join([f"{len(rows)}\n", comment, *rows]))
         return next(read_xyz(text, index=0, properties_parser=lambda _: info))
-    except KeyError as error:  # of ASE's table of elements
+    except KeyError as error:  # from ASE's table of elements
         raise ValueError(f"{where}: {one_line(error)} is unknown") from None
-    except Exception as error:  # ASE lets the errors of the statement that stumbled escape
+    except Exception as error:  # ASE's parser raises errors of any kind
         raise ValueError(f"{where}: {one_line(error)}") from None
 
 
 def n_atoms_of(line: str, where: str) -> int:
-    """Return the number of atoms that the first line of a structure gives.
+    """Parse the number of atoms in the first line of a structure.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the line is not a plausible number of atoms.
     """
     if not (line.strip().isdecimal() and 0 < int(line) < MOST_ATOMS):
         raise ValueError(
@@ -180,33 +184,32 @@ def from_ase(
 
     Energy, forces and stress are the results of each frame's calculator (ASE's reader puts an
     extended XYZ file's `energy`, `forces` and `stress` there), else `info["energy"]`,
-    `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix makes
+    `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix defines
     another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF". Partial charges
-    ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read likewise where all
-    frames have them. Charge and
-    multiplicity are `info["charge"]` and `info["spin"]` (or `info["multiplicity"]`), the latter
-    left open where absent. The values of `info["split"]`, `info["group"]` and
-    `info["config_type"]` become `splits`, in the order of the frames.
+    ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read in the same way, but
+    only if all frames have them. Charge and multiplicity are `info["charge"]` and `info["spin"]`
+    (or `info["multiplicity"]`); the multiplicity may be absent. The values of `info["split"]`,
+    `info["group"]` and `info["config_type"]` become `splits`, in the order of the frames.
 
     Args:
         frames: the structures with their labels; they are not changed.
-        energy_unit: of the labels; a unit in `info["units"]` of the first frame wins, and neither
-            an argument nor a later frame may contradict it. Where none is given: eV, ASE's
-            convention for this format.
-        length_unit: of positions and cell, likewise; Å where neither is given. Forces and stress
-            follow as energy/length and energy/length³.
-        labels: name of the label set; None is the plain set, or the only one.
-        source: the name that the data set and its errors carry.
+        energy_unit: unit of the energies. A unit in `info["units"]` of the first frame takes
+            precedence, and neither an argument nor a later frame may contradict it. The default is
+            eV, ASE's convention for this format.
+        length_unit: unit of positions and cell, with the same rules; the default is Å. Forces and
+            stress are in energy/length and energy/length³.
+        labels: name of the label set; None is the set without prefix, or the only one.
+        source: name of the data set, with which error messages start.
 
     Raises:
         ValueError: there is no frame, a frame lacks a label that the first one has, or a number,
-            shape or unit is wrong; one line that starts with `source`.
+            shape or unit is wrong; the message is one line that starts with `source`.
     """
     return labelled(list(frames), ReadOptions(energy_unit, length_unit, labels), source)
 
 
 def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
-    """Return the data set of labelled frames; see `from_ase`, errors included."""
+    """Return the data set of labelled frames; see `from_ase`, also for the errors raised."""
     try:
         if not frames:
             raise ValueError("it contains no structures")
@@ -217,7 +220,7 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         )
         structures = tuple(_structure(atoms, to_ase) for atoms in frames)
         fields: dict[str, Any] = {}
-        with np.errstate(over="ignore"):  # found and named when the data set is checked
+        with np.errstate(over="ignore"):  # overflow is reported by the check of the data set
             fields["energies"] = np.array([e.item() for e in energies or ()]) * to_ase.energy
             if forces is not None:
                 fields["forces"] = [f * to_ase.forces for f in forces]
@@ -241,7 +244,7 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
 
 
 def _require_last_newline(path: Path) -> None:
-    """A file cut off within its last number still parses, with a wrong force."""
+    """Refuse a file without final newline: if its last number is cut off, a force is wrong."""
     with open(path, "rb") as file:
         content_end = file.seek(0, 2)
         file.seek(max(content_end - 1, 0))
@@ -253,7 +256,7 @@ def _require_last_newline(path: Path) -> None:
 
 
 def _factors(frames: Sequence[Atoms], options: ReadOptions) -> Factors:
-    """Return the factors for the units of the first frame; later ones may repeat them."""
+    """Return the factors for the units of the first frame; later frames may state the same."""
     found: dict[str, Factors] = {}
     for k, atoms in enumerate(frames):
         entry = atoms.info.get("units", {} if k == 0 else None)
@@ -266,7 +269,7 @@ def _factors(frames: Sequence[Atoms], options: ReadOptions) -> Factors:
 
 
 def _choose_labels(atoms: Atoms, labels: str | None) -> str:
-    """The prefix of the label set's keys: "" for the plain one, else "NAME_"."""
+    """Return the prefix of the label set's keys: "" for the default set, else "NAME_"."""
     sets = {"default": ""} if _label(atoms, "energy") is not None else {}
     for key in atoms.info:
         if key.endswith("_energy") and key not in ("_energy", "free_energy"):
@@ -288,7 +291,7 @@ def _label(atoms: Atoms, key: str) -> NDArray | float | None:
 
 
 def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:
-    """One label of all frames, or None where the first has none."""
+    """Return one label of all frames; None if no frame has it."""
     values = [_label(atoms, prefix + name) for atoms in frames]
     if all(value is None for value in values):
         return None
@@ -312,9 +315,9 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
 
 
 def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:
-    """A label that nobody needs, of all frames; None where one has it not, or not as numbers.
+    """Return an optional label of all frames; None if one has none, or not as numbers.
 
-    Names without the prefix of the label set count where they cannot be those of the plain set.
+    If there is no label set without prefix, names without prefix are accepted too.
     """
     prefixes = [prefix]
     if prefix and all(_label(atoms, "energy") is None for atoms in frames):
@@ -329,7 +332,7 @@ def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] |
 
 
 def _structure(atoms: Atoms, to_ase: Factors) -> Atoms:
-    """The bare structure in Å, with charge and multiplicity only."""
+    """Return the bare structure in Å, with charge and multiplicity only."""
     info = {}
     for key, names in (("charge", ("charge",)), ("spin", ("spin", "multiplicity"))):
         name = next((name for name in names if name in atoms.info), None)
@@ -356,7 +359,7 @@ def _splits(frames: Sequence[Atoms]) -> dict[str, NDArray[np.int64]]:
         values = np.array([str(atoms.info.get(key, "")) for atoms in frames])
         for value in dict.fromkeys(values.tolist()):
             if value:
-                # A group may be called like a split: the first key keeps the plain name.
+                # A group may have the name of a split: the first key keeps the plain name.
                 name = value if value not in splits else f"{key}={value}"
                 splits[name] = np.flatnonzero(values == value)
     return splits

@@ -12,10 +12,10 @@ from attncalc.data.dataset import Dataset
 
 # characters of one fingerprint: 48 bits; a billion pairs share one with odds of 1 to 280,000
 LENGTH = 8
-# structures of which a model file keeps fingerprints: 8 kB
+# most fingerprints in a model file: 8 kB
 MOST = 1000
-# Å: coordinates are rounded to this, so that files with fewer digits are known again, but for one
-# coordinate in some thousands that lies on a border
+# Å: coordinates are rounded to this, so that structures with fewer digits have the same
+# fingerprint, except for one coordinate in some thousands that is close to a rounding boundary
 RESOLUTION = 1e-3
 
 
@@ -24,16 +24,16 @@ def fingerprint(atoms: Atoms) -> str:
     digest = hashlib.sha256()
     digest.update(np.ascontiguousarray(atoms.numbers, dtype="<i8").tobytes())
     for lengths in (atoms.positions, atoms.cell.array):
-        # + 0: there is one zero
+        # + 0.0 turns -0.0 into 0.0
         digest.update(np.ascontiguousarray(np.rint(lengths / RESOLUTION) + 0.0, "<f8").tobytes())
     return base64.b64encode(digest.digest())[:LENGTH].decode()
 
 
 def fingerprints(dataset: Dataset) -> str:
-    """Return the fingerprints of the structures of a data set, of every n-th where there are many.
+    """Return the fingerprints of a data set, or of every n-th structure of a large one.
 
     Returns:
-        At most `MOST` of them, one behind the other.
+        At most `MOST` fingerprints, concatenated.
     """
     stride = -(-len(dataset) // MOST)
     return "".join(fingerprint(atoms) for atoms in dataset.structures[:: stride or 1])

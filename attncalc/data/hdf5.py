@@ -28,11 +28,11 @@ from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.reading import open_regular, require_room
 from attncalc.text import one_line
 
-# An array that has not been read, or an attribute.
+# An array that has not been read, or the value of an attribute.
 Array: TypeAlias = h5py.Dataset | NDArray
-# Attributes of an array that say in which unit it is.
+# Attributes of an array that hold its unit.
 _UNIT_ATTRIBUTES = ("units", "unit")
-# What holds for all groups if it stands at the root of the file.
+# Names that apply to all groups if they are at the root of the file.
 FOR_ALL = ("units", "level_of_theory", "theory", "e0", "e0_z")
 
 
@@ -41,32 +41,32 @@ def read_hdf5(path: Path, options: ReadOptions) -> Dataset:
 
     Every group with positions, the root included, holds structures; groups are read in alphabetical
     order of their full names. The names of arrays are those of `read_npz`: `z`, `R`, `E`, `F` or
-    `atomic_numbers`, `positions`, `energies`, `forces`, and so on. Three layouts are understood:
+    `atomic_numbers`, `positions`, `energies`, `forces`, and so on. Three layouts are supported:
 
     * a group per composition: `z` [N] (or [n, N], padded with 0), `R` [n, N, 3], `E` [n],
-      `F` [n, N, 3]: this is also how ANI-1, ANI-1x and SPICE files look, whose own names
-      (`coordinates`, `conformations`, `species` ...) are understood;
+      `F` [n, N, 3]. ANI-1, ANI-1x and SPICE files have this layout, and their own names
+      (`coordinates`, `conformations`, `species` ...) are accepted;
     * all structures in a row: `z` [n_total], `R` [n_total, 3], `F` [n_total, 3], `E` [n], and
       `offsets` [n + 1], from 0 to n_total, or `n_atoms` [n];
     * a group per structure: `z` [N], `R` [N, 3], `F` [N, 3] and a single `E`.
 
-    Where present, `cell`, `pbc`, `stress`, `charge` and `spin` are read as in `read_npz`; without
-    `charge`, the formal charges in a group's `smiles` are added up, as SPICE says it. What
-    is small may be an attribute of the group instead of an array. At the root, `level_of_theory`,
-    isolated-atom energies `e0_z`, `e0` and `units` hold for all groups, and integer arrays
-    `train...`, `test...`, `val...` are splits: indices of structures in the order of reading.
+    If present, `cell`, `pbc`, `stress`, `charge` and `spin` are read as in `read_npz`. Without
+    `charge`, the formal charges in a group's `smiles` are added up, as in SPICE. Small arrays
+    may be attributes of the group instead. At the root, `level_of_theory`, isolated-atom energies
+    `e0_z`, `e0` and `units` apply to all groups, and integer arrays `train...`, `test...`, `val...`
+    are splits: indices of structures in the order of reading.
 
     A unit is stored as an attribute "units" of an array, or in an attribute "units" of a group or
     of the root, as in "E: kcal/mol; F: kcal/mol/angstrom; R: angstrom".
 
     `E_NAME`, `F_NAME` are the label set "NAME", and so are `NAME_energy`, `NAME_forces` and
-    `NAME.energy`, `NAME.forces`. Where `NAME_gradient` takes the place of the forces, its sign is
-    changed. A file that leads to another one, by links or else, is refused.
+    `NAME.energy`, `NAME.forces`. The sign of `NAME_gradient`, instead of forces, is changed. A file
+    that refers to another file, by links or otherwise, is refused.
 
     Raises:
-        OSError: the system refuses to read the file.
-        ValueError: the file is damaged, or one of its arrays or units is; one line that starts
-            with the file's name.
+        OSError: the file cannot be read.
+        ValueError: the file, one of its arrays or its units are invalid; the message is one line
+            that starts with the file's name.
     """
     with reading(path):
         with LocalFile(path) as file:
@@ -80,16 +80,16 @@ def reading(path: Path) -> Iterator[None]:
     """Turn any error inside into one line that starts with the file's name.
 
     Raises:
-        OSError: the system refuses to read the file.
-        ValueError: the file is damaged, or whatever is wrong with its content.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, or its content is invalid.
     """
     with open_regular(path):
-        pass  # what the system refuses is not damage
+        pass  # OSError is raised here, and not reported as damage below
     try:
         yield
     except ValueError as error:
         raise ValueError(one_line(f"{path.name}: {error}")) from None
-    except Exception as error:  # the HDF5 library says what it stumbled over in its own ways
+    except Exception as error:  # the HDF5 library raises errors of many kinds
         raise ValueError(
             f"{path.name}: the file is truncated, damaged or not HDF5 ({one_line(error)}): "
             "download or write it again"
@@ -99,7 +99,7 @@ def reading(path: Path) -> Iterator[None]:
 def _parts(
     file: LocalFile, options: ReadOptions
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray]]:
-    """Group name -> what `Dataset` takes, in order; and the splits."""
+    """Return group name -> arguments of `Dataset`, in order, and the splits."""
     root = arrays_of(file, "/")
     splits = {name: array for name, array in root.items() if is_split(name, array)}
     declared = add_declared_bytes(splits, 0, file.size)
@@ -108,11 +108,11 @@ def _parts(
     known = {name: read_array(file, array) for name, array in for_all.items()}
     parts: dict[str, dict[str, Any]] = {}
     for name in file.group_names:
-        # one group after the other: a collection may have a hundred thousand
+        # one group at a time: a collection may have a hundred thousand
         arrays = known | arrays_of(file, name)
         if not any(isinstance(arrays.get(key), h5py.Dataset) for key in POSITIONS):
             continue
-        with _of_group(name), np.errstate(over="ignore"):  # found when the data set is checked
+        with _of_group(name), np.errstate(over="ignore"):  # the check of the data set finds it
             shapes = {key: array.shape for key, array in arrays.items()}
             chosen = choose_labels(shapes, options.labels)
             options = dataclasses.replace(options, labels=chosen.name)  # one set in the whole file
@@ -135,7 +135,7 @@ def arrays_of(file: LocalFile, group: str) -> dict[str, Array]:
     inner = file[group]
     found: dict[str, Array] = dict(file.attributes(inner))
     for name in inner:
-        item = inner.get(name)  # none where a link within the file leads nowhere
+        item = inner.get(name)  # None for a dangling link within the file
         if isinstance(item, h5py.Dataset) and item.shape is not None:
             found[name] = item
     return found
@@ -147,10 +147,12 @@ def read_array(file: LocalFile, array: Array) -> NDArray:
 
 
 def add_declared_bytes(arrays: Mapping[str, Array], declared: int, file_size: int) -> int:
-    """Return the bytes declared so far; a sparse file declares any number, so they are limited.
+    """Add the declared sizes of arrays, in bytes, to those so far, and return the sum.
+
+    A sparse file may declare any size, so the sum is limited.
 
     Raises:
-        ValueError: they are too many for the file.
+        ValueError: the sum is too large for the size of the file.
     """
     declared += sum(array.nbytes for array in arrays.values())
     require_room(declared, file_size, "its arrays would take")
@@ -166,7 +168,7 @@ def stored_units(
     """Return quantity -> unit, from attributes of the root, of the group and of the arrays.
 
     Raises:
-        ValueError: two of them disagree.
+        ValueError: two of these units disagree, or one is unknown.
     """
     statements: list[tuple[str, str]] = []
     for level in (for_all, arrays):
@@ -197,7 +199,7 @@ def stored_units(
 
 
 def _require_equal_labels(parts: Mapping[str, dict[str, Any]]) -> None:
-    """Refuse parts of which only some have forces or stress; drop what else only some have."""
+    """Refuse parts if only some have forces or stress; drop other labels that only some have."""
     for label in OPTIONAL:
         if label not in ("forces", "stress") and not all(label in part for part in parts.values()):
             for part in parts.values():
@@ -227,7 +229,7 @@ def _joined(
 
 @contextmanager
 def _of_group(name: str) -> Iterator[None]:
-    """Errors name the group."""
+    """Let error messages begin with the name of the group."""
     try:
         yield
     except ValueError as error:

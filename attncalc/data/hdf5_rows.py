@@ -1,4 +1,4 @@
-"""HDF5 files with all structures in a row: reading one structure at a time, and writing."""
+"""HDF5 files with the atoms of all structures in a row: random access, and writing."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.hdf5_writing import WritableFile, new_hdf5
 from attncalc.system import charge_and_spin
 
-# rows of one block of a written file: a structure is read with what shares its blocks
+# rows per chunk of a written array; reading a structure reads whole chunks
 BLOCK = 1024
-# labels beside energies, forces and stress, and their names in a written file
+# labels other than energies, forces and stress -> their names in a written file
 FURTHER = {
     "charges": "atomic_charges",
     "hirshfeld_ratios": "hirshfeld_ratios",
@@ -55,7 +55,9 @@ FURTHER = {
 
 
 class Rows:
-    """Reader of one structure of a file at a time; data per structure, not per atom, are in memory.
+    """Reader of one structure of a file at a time.
+
+    Data per structure are kept in memory, data per atom are read on demand.
 
     Args:
         path: the file, which stays open.
@@ -65,12 +67,12 @@ class Rows:
         source: the file's name.
         energies: [n] eV.
         splits: name -> indices.
-        labels: names of those that a `Dataset` may have, which there are.
+        labels: names of the optional labels of a `Dataset` that the file has.
 
     Raises:
-        OSError: the system refuses to read the file.
-        ValueError: the file is damaged, its structures do not stand in a row, or the like; one line
-            that starts with the file's name.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, or its structures are not stored in a row; the message is
+            one line that starts with the file's name.
     """
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
@@ -91,10 +93,10 @@ class Rows:
             of_atoms = {label: name_of_atoms(label, shapes, positions, n) for label in OF_ATOMS}
             per_atom = (*NUMBERS, *POSITIONS, self._labels.forces, *filter(None, of_atoms.values()))
             self._per_atom = {k: arrays[k] for k in per_atom if k in arrays}
-            if "charges" in self._per_atom:  # of one atom it would be read as a total charge
+            if "charges" in self._per_atom:  # that of a single atom would be read as total charge
                 self._per_atom["atomic_charges"] = self._per_atom.pop("charges")
             ignored = {*per_atom, OFFSETS, COUNTS}
-            if positions[0] != n:  # what has one number per atom stands there by another name, too
+            if positions[0] != n:  # further arrays with one number per atom
                 names = itertools.chain(*NAMES_OF_ATOMS.values())
                 ignored |= {key for key in names if shapes.get(key, ())[:1] == positions[:1]}
             rest = [k for k in wanted if k in arrays and k not in ignored]
@@ -137,7 +139,7 @@ class Rows:
         return flat[0]
 
     def __call__(self, k: int) -> Dataset:
-        """Structure k of the file as a data set of one; the last one is remembered."""
+        """Read structure k of the file as a data set of one; the last one is cached."""
         if self._last is None or self._last[0] != k:
             try:
                 self._last = k, self._read(k)
@@ -154,13 +156,13 @@ class Rows:
             }
             arrays |= {key: self._of_structure(key, k) for key in self._rest}
             arrays[OFFSETS] = np.array([0, b - a])
-            with np.errstate(over="ignore"):  # found when the data set is checked
+            with np.errstate(over="ignore"):  # overflow is reported by the check of the data set
                 fields = dataset_fields(arrays, self._to_ase, self._labels)
         return Dataset(**(fields | {"splits": {}}), source=self.source)
 
     def _of_structure(self, key: str, k: int) -> NDArray:
         array, n = self._rest[key], len(self.energies)
-        # one cell or periodicity for all structures has an axis less
+        # an array that all structures share has one axis less
         shared = array.ndim < {"cell": 3, "pbc": 2, "stress": 3, "dipoles": 2, "dipole": 2}.get(
             key, 1
         )
@@ -169,19 +171,18 @@ class Rows:
 
 
 def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
-    """Write data sets, one after the other, as one file with all structures in a row.
+    """Write data sets to one file, with all structures in a row.
 
-    In eV and Å, with splits; only one part at a time needs to be in memory. The file is there when
-    it is complete.
+    Units are eV and Å; splits are written too. Charges, Hirshfeld ratios and dipoles are written
+    only if all structures have them. Only one part at a time needs to be in memory. The file
+    appears when it is complete.
 
     Args:
-        parts: all with the same kinds of labels.
-        path: of the file, .h5 or .hdf5.
+        parts: data sets; forces, and likewise stress, must be in all of them or in none.
+        path: file to write, .h5 or .hdf5.
 
     Returns:
         The number of structures.
-
-    Charges, Hirshfeld ratios and dipoles are written where all structures have them.
 
     Raises:
         ValueError: there is no structure, or only some have forces or stress.
@@ -193,9 +194,9 @@ def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
 def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     splits: dict[str, list[Integers]] = {}
     electrons: list[tuple[int, int]] = []
-    said: set[str] = set()  # "charge", "spin" where a structure has it
+    said: set[str] = set()  # keys of `info` that a structure has
     levels, kinds, n = set(), set(), 0
-    left_out: set[str] = set()  # labels that a part has not: the file has them for all, or for none
+    left_out: set[str] = set()  # labels that are missing in some part, so they are not written
     isolated: dict[int, float] = {}
     for part in parts:
         kinds.add((part.forces is not None, part.stress is not None))
@@ -210,7 +211,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         _append(file, part)
         if raw.problem is not None:
             raise raw.problem
-        if raw.waiting:  # long work is not finished first
+        if raw.waiting:  # Ctrl-C: do not finish a long write first
             raise KeyboardInterrupt
         for name, indices in part.splits.items():
             splits.setdefault(name, []).append(n + indices)
@@ -226,9 +227,9 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         if name in said:
             file[name] = np.array(electrons)[:, k]
     for name, chosen in splits.items():
-        if is_split(name, np.concatenate(chosen)):  # others are not understood in this format
+        if is_split(name, np.concatenate(chosen)):  # other names cannot be read back
             file[name] = np.concatenate(chosen)
-    # texts of fixed length: others lie in heaps, which may be damaged
+    # texts of fixed length: those of variable length are stored in heaps, which may get damaged
     file.attrs["units"] = np.bytes_(
         "E: eV; F: eV/Angstrom; R: Angstrom; stress: eV/Angstrom^3; dipoles: e Angstrom"
     )

@@ -19,22 +19,22 @@ from attncalc.text import one_line
 def read_npz(path: Path, options: ReadOptions) -> Dataset:
     """Read an `.npz` file of one composition, or of several padded with atomic number 0.
 
-    Understood are (n structures of up to N atoms): `z` (N,) or (n, N), `R` (n, N, 3), `E` (n,) or
-    (n, 1), and, where present, `F` (n, N, 3), `cell` (3, 3) or (n, 3, 3), `pbc` (3,) or (n, 3)
+    The arrays, for n structures of up to N atoms, are `z` (N,) or (n, N), `R` (n, N, 3), `E` (n,)
+    or (n, 1), and, optionally, `F` (n, N, 3), `cell` (3, 3) or (n, 3, 3), `pbc` (3,) or (n, 3)
     (default: periodic along every non-zero cell vector), `stress` (n, 3, 3) with ASE's sign,
     `charge` and `spin` () or (n,), isolated-atom energies `e0_z`, `e0`, integer arrays `train…`,
     `test…`, `val…` as splits, `units` (or sGDML's `e_unit`, `r_unit`) and `theory`. rMD17's own
     names (`nuclear_charges`, `coords`, `energies`, `forces`) mean the same.
 
-    A pair `E_NAME`, `F_NAME` is the label set "NAME". The default set is called "rmd17" where a set
-    "md17" lies beside it, and "default" otherwise. Nothing pickled is ever loaded.
+    A pair `E_NAME`, `F_NAME` is the label set "NAME". The default set is called "rmd17" if the file
+    also has a set "md17", and "default" otherwise. Pickled data are never loaded.
 
     Raises:
-        ValueError: the file is damaged, or one of its arrays or units is; one line that starts
-            with the file's name.
+        ValueError: the file, one of its arrays or its units are invalid; the message is one line
+            that starts with the file's name.
     """
     try:
-        with open_regular(path) as file:  # what the system refuses is not damage
+        with open_regular(path) as file:  # an OSError is not reported as damage
             found = read_arrays(file)
         # pickled remarks (MD17's "name") are not needed
         arrays = {name: array for name, array in found.items() if array is not None}
@@ -42,7 +42,7 @@ def read_npz(path: Path, options: ReadOptions) -> Dataset:
         chosen = choose_labels(shapes, options.labels)
         names = {"energy_name": chosen.energy, "forces_name": chosen.forces}
         to_ase = factors(_stored_units(arrays), options, **names)
-        with np.errstate(over="ignore"):  # found and named when the data set is checked
+        with np.errstate(over="ignore"):  # overflow is reported by the check of the data set
             fields = dataset_fields(arrays, to_ase, chosen)
     except ValueError as error:
         raise ValueError(one_line(f"{path.name}: {error}")) from None

@@ -13,9 +13,9 @@ from attncalc.data.dataset import Dataset, Integers
 from attncalc.data.errors import Floats, Prediction, energy_errors, explained_by_composition
 from attncalc.names import pair_name
 
-# a feature is unusual within this share of the structures at its end, but one is always the last
+# share of structures with extreme values that count as unusual; one structure always does
 UNUSUAL = 0.01
-# remarks about one structure: there are many features, and some number is always a little extreme
+# most remarks about one structure: with many features, some value is always a little extreme
 MOST_REMARKS = 3
 
 
@@ -24,10 +24,10 @@ class Outlier:
     """Structure with large errors.
 
     Attributes:
-        index: of the structure in the data set.
+        index: index of the structure in the data set.
         formula: Hill notation.
         energy_error: eV per atom, with sign; as in `energy_errors`.
-        force_rmse: eV/Å over components; NaN without reference forces.
+        force_rmse: eV/Å, over components; NaN without reference forces.
         force_error: eV/Å, largest |F - F_ref| of an atom; NaN without reference forces.
         atom: the index of that atom, or None.
         remarks: what is unusual about the structure within the data set.
@@ -47,10 +47,10 @@ class Feature:
     """Feature of every structure, and the words for its extremes.
 
     Attributes:
-        values: [n]; those that are not finite are never unusual.
-        texts: [n], the value in words.
-        high: what a large value is called: "largest"; "" if it is nothing special.
-        low: what a small one is called.
+        values: [n]; a value that is not finite is never unusual.
+        texts: [n], each value in words.
+        high: word for the largest value, e.g. "largest"; "" if large values are not unusual.
+        low: word for the smallest value, likewise.
     """
 
     values: Floats
@@ -70,11 +70,11 @@ def outliers(
     """Return the structures with the largest errors, worst first.
 
     Args:
-        prediction: for this data set.
-        dataset: with labels.
+        prediction: predictions for this data set.
+        dataset: structures with labels.
         by: "force" (largest error on an atom) or "energy" (`energy_errors`).
-        n: how many.
-        features: `features_of(dataset)`, where they are known already.
+        n: number of structures.
+        features: `features_of(dataset)`, if computed already.
 
     Raises:
         ValueError: `by` is something else, or "force" and the data set has no forces.
@@ -110,7 +110,7 @@ def outliers(
 
 
 def _errors_on_atoms(prediction: Prediction, dataset: Dataset) -> list[Floats]:
-    """|F - F_ref| [n_atoms] eV/Å of every structure; NaN without reference forces."""
+    """Return |F - F_ref| [n_atoms] eV/Å for every structure; NaN without reference forces."""
     if dataset.forces is None:
         return [np.full(len(structure), np.nan) for structure in dataset.structures]
     return [
@@ -131,7 +131,7 @@ def _remarks(features: Sequence[Feature], k: int) -> list[str]:
             (feature.high, (values > mine).sum(), (values >= mine).sum()),
             (feature.low, (values < mine).sum(), (values <= mine).sum()),
         ):
-            # what many share is not unusual, even if nothing lies beyond
+            # a value that many structures share is not unusual, even if it is the extreme
             if word and as_far <= max(1, UNUSUAL * len(values)):
                 place = f"the {word}" if beyond == 0 else f"{_ordinal(int(beyond) + 1)} {word}"
                 found.append((beyond, f"{feature.texts[k]}: {place} of {len(values)}"))
@@ -175,7 +175,7 @@ def features_of(dataset: Dataset) -> list[Feature]:
 
 
 def _rare_elements(dataset: Dataset) -> Feature:
-    """The share of structures that hold an element, for the rarest element of each structure."""
+    """Return the share of structures with the rarest element of each structure, as a feature."""
     sets = [frozenset(structure.numbers.tolist()) for structure in dataset.structures]
     count: dict[int, int] = {}
     for elements in sets:
@@ -188,7 +188,7 @@ def _rare_elements(dataset: Dataset) -> Feature:
 
 
 def _distances(dataset: Dataset) -> list[Feature]:
-    """Bonds and contacts by pair of elements, and atoms that no bond holds."""
+    """Return features of bonds and contacts, by pair of elements, and of atoms without bonds."""
     reach = reach_of(dataset)
     columns: dict[str, list[tuple[int, float, str]]] = {}  # name -> (structure, value, text)
     found = zip(dataset.structures, neighbors_of(dataset), strict=True)
@@ -229,7 +229,7 @@ def _extremes(
     held = np.zeros(len(numbers), dtype=bool)
     held[i[bonded]] = True
     if len(numbers) > 1:
-        # zero where bonds hold all: then others are compared with it, too
+        # zero if all atoms have bonds, so that other structures are compared with this one too
         far = np.where(held, 0.0, np.minimum(nearest, 2 * reach))
         alone = int(far.argmax())
         where = f"{nearest[alone]:.2f}" if np.isfinite(nearest[alone]) else f"more than {reach:.1f}"
@@ -238,5 +238,5 @@ def _extremes(
 
 
 def _atom(numbers: Integers, k: int) -> str:
-    """The element and the index within the structure, as ASE counts: from 0."""
+    """Return element and index of an atom, counted from 0 as in ASE."""
     return f"{chemical_symbols[int(numbers[k])]}{k}"

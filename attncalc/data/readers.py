@@ -1,4 +1,4 @@
-"""`read`: from a file name to a `Dataset`. A new format is one reader and one line here."""
+"""`read` a file as a `Dataset`. A new format needs one reader and one line here."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def read(
     | `.xyz`, `.extxyz` | extended XYZ | `attncalc.data.extxyz.from_ase` |
     | `.db` | ASE database | `attncalc.data.ase_db.read_ase_db` |
 
-    A unit that the file states wins, and an argument that contradicts it is an error. Where the
-    file states none, `.npz` and HDF5 need `energy_unit`, while extended XYZ and ASE databases are
-    in eV as ASE writes them; lengths are in Å unless `length_unit` says otherwise. Forces follow as
-    energy/length. Whether energies and forces fit each other tells `attncalc.data.unit_mismatch`,
-    which a training asks before it begins.
+    A unit that the file states takes precedence, and an argument that contradicts it is an error.
+    If the file states none, `.npz` and HDF5 need `energy_unit`, while extended XYZ and ASE
+    databases are in eV, as ASE writes them. Lengths are in Å unless `length_unit` says otherwise.
+    Forces are in energy/length. `attncalc.data.unit_mismatch` checks that energies and forces are
+    consistent; a training calls it before it begins.
 
     Args:
         path: the file; its extension decides the format.
         energy_unit: "eV", "meV", "kcal/mol", "kJ/mol", "Hartree" or "Rydberg".
         length_unit: "Angstrom", "Bohr" or "nm".
-        labels: which label set, where a file has several, e.g. "md17" or "rmd17" for the original
+        labels: label set to read if a file has several, e.g. "md17" or "rmd17" for the original
             and the recomputed labels of an rMD17 file; None is the file's default set.
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it is a folder or a pipe, or the system refuses to read it.
-        ValueError: the format is unknown, or the file's content, units or label sets do not fit;
-            one line that starts with the file's name.
+        OSError: the path is a folder or a pipe, or the file cannot be read.
+        ValueError: the format is unknown, or the file's content, units or label sets are invalid;
+            the message is one line that starts with the file's name.
     """
     path = Path(path)
     name = one_line(path.name)
@@ -66,7 +66,7 @@ def read(
         raise ValueError(
             f"{name}: unknown extension {path.suffix!r}: use one of {', '.join(_READERS)}"
         )
-    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+    if path.exists() and not path.is_file():  # reading a pipe would block forever
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise OSError(f"{name}: {kind}, not a data file")
     if not path.is_file():
@@ -82,15 +82,16 @@ def read_parts(
     length_unit: str | None = None,
     labels: str | None = None,
 ) -> Iterator[Dataset]:
-    """Read a file as `read` does, in parts of n structures; only extended XYZ is divided.
+    """Read a file like `read`, in parts of n structures; only extended XYZ is divided.
 
     Args:
         path: the file.
-        n: structures of a part.
+        n: structures per part.
         energy_unit, length_unit, labels: as for `read`.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as `read`, of a part when it is reached.
+        FileNotFoundError, OSError, ValueError: the file cannot be read or is invalid, see `read`;
+            an error in a part is raised when that part is reached.
     """
     path = Path(path)
     if path.suffix.lower() in (".xyz", ".extxyz") and path.is_file():

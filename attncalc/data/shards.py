@@ -1,4 +1,4 @@
-"""Shards: of extended XYZ files, found by their bytes and read one at a time, and of data sets."""
+"""Shards: consecutive parts of an extended XYZ file or a data set, read one at a time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from attncalc.text import one_line
 
 @dataclass(frozen=True)
 class Shards:
-    """Places in a file where its shards begin.
+    """Shards of a file, found by their byte offsets.
 
     Attributes:
         path: the file.
-        size: structures of a shard; the last may have fewer.
-        n_structures: of the file.
-        starts: byte where each shard begins, and that behind the last.
-        sha256: of the file.
+        size: structures per shard; the last may have fewer.
+        n_structures: number of structures in the file.
+        starts: byte offset of each shard, and of the end of the last.
+        sha256: checksum of the file.
         first: number of the shard that `starts` begins with.
     """
 
@@ -38,11 +38,11 @@ class Shards:
         return len(self.starts) - 1
 
     def structures(self, shard: int) -> range:
-        """Return the numbers of its structures."""
+        """Return the numbers of the structures of a shard."""
         return range(self.size * shard, min(self.size * (shard + 1), self.n_structures))
 
     def alone(self, shard: int) -> Shards:
-        """Return what is needed to read one shard, which is small however long the file is."""
+        """Return a copy with the offsets of one shard only, which is small for any file."""
         at = shard - self.first
         return replace(self, starts=self.starts[at : at + 2], first=shard)
 
@@ -50,8 +50,8 @@ class Shards:
         """Read the structures of a shard.
 
         Raises:
-            OSError: the system refuses to read the file.
-            ValueError: it has changed since its shards were found.
+            OSError: the file cannot be read.
+            ValueError: the file has changed since its shards were found.
         """
         begin, end = self.alone(shard).starts
         with open(self.path, "rb") as file:
@@ -67,14 +67,14 @@ class Shards:
 
 @dataclass(frozen=True)
 class Rows(Shards):
-    """Shards of a data set, which processes read as a whole: `starts` are numbers of structures."""
+    """Shards of a data set that each process reads as a whole; `starts` are structure numbers."""
 
     def structures(self, shard: int) -> range:
-        """Return the numbers of its structures."""
+        """Return the numbers of the structures of a shard."""
         return range(*self.alone(shard).starts)
 
     def read(self, shard: int) -> list[Frame]:
-        """Return names without structures."""
+        """Return frames that have a name but no text."""
         return [Frame(f"structure {k}", "", []) for k in self.structures(shard)]
 
 
@@ -83,9 +83,9 @@ class Frame:
     """Text of one structure.
 
     Attributes:
-        name: "structure 7".
+        name: e.g. "structure 7".
         comment: the second line.
-        rows: a line for each atom.
+        rows: one line per atom.
     """
 
     name: str
@@ -93,10 +93,11 @@ class Frame:
     rows: list[str]
 
     def atoms(self) -> Atoms:
-        """Return the structure.
+        """Parse the structure.
 
         Raises:
-            ValueError: it is not understood; one line that begins with its name.
+            ValueError: it is not valid extended XYZ; the message is one line that begins with its
+                name.
         """
         try:
             "".join([self.comment, *self.rows]).encode()
@@ -104,13 +105,13 @@ class Frame:
             byte = ord(error.object[error.start]) & 0xFF
             raise ValueError(f"{self.name}: not UTF-8 text (byte {byte:#x})") from None
         atoms = parsed(self.name, self.comment, self.rows)
-        atoms.info.pop("error", None)  # of an earlier work, which failed
+        atoms.info.pop("error", None)  # from an earlier run that failed
         return atoms
 
     def with_error(self, reason: str) -> bytes:
-        """Return the structure as it is in the file, with `error="reason"` in its comment.
+        """Return the text of the structure as in the file, with `error="reason"` in its comment.
 
-        The reason begins with the structure's name, whose number is the one in the file.
+        The reason begins with the structure's name, which has its number in the file.
         """
         named = reason if reason.startswith(self.name) else f"{self.name}: {reason}"
         quoted = named.replace("\\", "/").replace('"', "'")
@@ -121,14 +122,14 @@ class Frame:
 
 
 def find_shards(path: Path, size: int) -> Shards:
-    """Find where the shards of an (extended) XYZ file begin; of each structure, count the lines.
+    """Find the shards of an (extended) XYZ file by counting lines, without parsing structures.
 
     Args:
         path: the file.
-        size: structures of a shard.
+        size: structures per shard.
 
     Raises:
-        OSError: the system refuses to read the file.
+        OSError: the file cannot be read.
         ValueError: a number of atoms is not where it should be, or atoms are missing at the end.
     """
     digest, starts, k, at = hashlib.sha256(), [], 0, 0

@@ -13,22 +13,22 @@ from attncalc.nn.options import whole_number
 def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int | None) -> tuple[Dataset, ...]:
     """Divide a data set into disjoint parts, at random or in order.
 
-    Neighbouring frames of one trajectory are nearly the same: a random test set of them has been
-    seen in training, the end of the trajectory has not.
+    Successive frames of a trajectory are nearly identical. A random test set of such frames is
+    therefore not independent of the training set, while the end of the trajectory is.
 
     Args:
-        dataset: what is divided.
+        dataset: the data set to divide.
         sizes: number of structures of each part; one of them may be "rest". Structures beyond
             the sum belong to no part.
-        seed: of numpy's PCG64: the same seed always gives the same parts; None takes one part
-            behind the other, as the structures stand in the data set.
+        seed: seed of numpy's PCG64: the same seed always gives the same parts. None takes the
+            parts one after the other, in the order of the data set.
 
     Returns:
         One `Dataset` per size.
 
     Raises:
-        ValueError: a size is neither a non-negative integer nor "rest", "rest" stands there
-            twice, or there are too few structures.
+        ValueError: a size is neither a non-negative integer nor "rest", "rest" occurs twice, or
+            there are too few structures.
     """
     for size in sizes:
         is_count = isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0
@@ -62,17 +62,17 @@ def official_split(
     """Return training, validation and test set by the splits that the source defines.
 
     The validation set is the last `n_validation` structures of the split `train`, as is usual
-    for rMD17 (950 + 50). Where structures stand in order of their kind, as surfaces after
-    strained cells, that would be all of one kind: give a seed to draw them at random.
+    for rMD17 (950 + 50). If the structures are sorted by kind, e.g. strained cells before surfaces,
+    these may all be of one kind: then give a seed to draw them at random.
 
     Args:
-        dataset: what is divided.
+        dataset: the data set to divide.
         train, test: names of splits in `dataset.splits`.
-        n_validation: structures that the training set gives up.
-        seed: of numpy's PCG64, to draw them at random; None takes the last ones.
+        n_validation: number of structures of `train` used for validation.
+        seed: seed of numpy's PCG64, to draw these at random; None takes the last ones.
 
     Raises:
-        ValueError: there is no such split, the two overlap, or `n_validation` leaves no
+        ValueError: there is no such split, `train` and `test` overlap, or `n_validation` leaves no
             structure for training.
     """
     for name in (train, test):

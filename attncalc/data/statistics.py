@@ -17,12 +17,12 @@ _BATCH = 64
 
 
 def reference_energies(dataset: Dataset) -> dict[int, float]:
-    """Return the energy of each element by least squares: E ≈ Σ over atoms of the element's energy.
+    """Fit one energy per element by least squares: E ≈ Σ over atoms of the element's energy.
 
-    Where compositions do not tell the elements apart, as for a single molecule, infinitely many
-    answers fit equally well; this is then the one of smallest norm, whose sum over any structure
-    of the same compositions is right and whose single values mean nothing. A model with such
-    references cannot be carried over to another composition.
+    If the compositions do not determine these energies, as for a single molecule, the solution of
+    smallest norm is returned. Its sum is right for structures of the same compositions, but its
+    single values have no meaning. A model with such references is not transferable to another
+    composition.
 
     Returns:
         atomic number → eV, in ascending order.
@@ -35,16 +35,16 @@ def reference_energies(dataset: Dataset) -> dict[int, float]:
 
 
 def per_element(dataset: Dataset, values: NDArray[np.float64]) -> dict[int, float]:
-    """Return one number per element by least squares: values [n] ≈ Σ over atoms of a structure.
+    """Fit one number per element by least squares: values [n] ≈ Σ over atoms of each structure.
 
-    The answer of smallest norm where there are several; see `reference_energies`.
+    If there are several solutions, that of smallest norm is returned; see `reference_energies`.
     """
     found = [np.unique(atoms.numbers, return_counts=True) for atoms in dataset.structures]
     elements = np.unique(np.concatenate([numbers for numbers, _ in found]))
     counts = np.zeros((len(found), len(elements)), dtype=int)
     for row, (numbers, how_many) in zip(counts, found, strict=True):
         row[np.searchsorted(elements, numbers)] = how_many
-    # Counts are small integers: singular values below this are rounding, not composition.
+    # Counts are small integers: smaller singular values come from rounding, not composition.
     solution = np.linalg.lstsq(counts.astype(float), values, rcond=1e-10)[0]
     return {int(z): float(e) for z, e in zip(elements, solution, strict=True)}
 

@@ -1,4 +1,4 @@
-"""Data sets that stay in their file: structures are read when they are asked for, and forgotten."""
+"""Data sets that stay in their file: structures are read on demand and not kept in memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from attncalc.data.hdf5_rows import Rows
 from attncalc.data.units import ReadOptions
 from attncalc.potential import Potential
 
-# structures of which units are checked: in runs of neighbours, which are often close to each other
+# structures of a sample for checks of units, in runs of successive ones, which are often similar
 SAMPLE, RUN = 2000, 100
-# structures that are predicted and compared at once
+# structures that are evaluated at once
 PART = 256
 
 
 class _Column(Sequence[Any]):
-    """One quantity of structures that are read one by one."""
+    """Sequence of one quantity, whose structures are read from the file on each access."""
 
     def __init__(self, read: Callable[[int], Any], indices: Integers) -> None:
         self._read, self._indices = read, indices
@@ -41,16 +41,16 @@ class _Column(Sequence[Any]):
 
 @dataclass(frozen=True, eq=False)
 class StreamedDataset(Dataset):
-    """`Dataset` whose structures, forces and stresses are read whenever they are asked for.
+    """`Dataset` whose structures, forces and stresses are read from the file on each access.
 
-    Energies are in memory. What is wrong with a structure is found when it is read.
+    Energies are in memory. Errors in a structure are found when it is read.
 
     Attributes:
-        structures, forces, stress, charges, hirshfeld_ratios, dipoles: as of a `Dataset`, by index;
-            nothing is kept.
-        energies, splits, source, level_of_theory, labels, isolated_energies: as of a `Dataset`.
-        rows: reads one structure of the file.
-        indices: [n] which ones, in order.
+        structures, forces, stress, charges, hirshfeld_ratios, dipoles: as in `Dataset`, but read
+            from the file on each access.
+        energies, splits, source, level_of_theory, labels, isolated_energies: as in `Dataset`.
+        rows: reader of one structure of the file.
+        indices: [n], structures of the file that belong to this data set, in order.
     """
 
     rows: Rows = field(kw_only=True)
@@ -60,7 +60,7 @@ class StreamedDataset(Dataset):
         """Skip the checks of `Dataset`: structures are not read yet."""
 
     def __getitem__(self, index: int | slice | Sequence[int] | NDArray) -> StreamedDataset:
-        """Select structures as of a `Dataset`; nothing is read."""
+        """Select structures as in a `Dataset`, without reading them."""
         chosen = self.chosen(index)
         return replace(
             self,
@@ -70,7 +70,7 @@ class StreamedDataset(Dataset):
         )
 
     def in_memory(self) -> Dataset:
-        """Return the whole data set, read and checked."""
+        """Read and check the whole data set."""
         columns = {field.name: getattr(self, field.name) for field in fields(Dataset)}
         for name, values in columns.items():
             if isinstance(values, _Column):
@@ -85,18 +85,19 @@ def stream(
     length_unit: str | None = None,
     labels: str | None = None,
 ) -> StreamedDataset:
-    """Open an HDF5 file with all structures in a row, as `write_hdf5` makes them.
+    """Open an HDF5 file with all structures in a row, as written by `write_hdf5`.
 
-    The same numbers as by `read`, for files larger than the memory: what is per atom stays in the
-    file, which must not change meanwhile.
+    The numbers are those that `read` returns, but data per atom stay in the file, which may be
+    larger than the memory. It must not change meanwhile.
 
     Args:
         path: the file.
         energy_unit, length_unit, labels: as in `attncalc.data.read`.
 
     Raises:
-        OSError: the system refuses to read the file.
-        ValueError: the structures do not stand in a row, or as for `read`.
+        OSError: the file cannot be read.
+        ValueError: the structures are not stored in a row, or the file's content, units or label
+            sets are invalid, see `read`.
     """
     path = Path(path)
     if path.suffix.lower() not in (".h5", ".hdf5"):
@@ -136,10 +137,10 @@ def _label(rows: Rows, label: str, k: int) -> Any:
 
 
 def sample(dataset: Dataset) -> Dataset:
-    """Return a data set in memory as it is; of a streamed one, about 2,000 structures.
+    """Return about 2,000 structures of a streamed data set; one in memory is returned unchanged.
 
-    They are taken in runs of 100, spread over the file: frames of a trajectory are close to their
-    neighbours, which is what a check of units looks for.
+    The sample consists of runs of 100 structures, spread over the file: successive frames of a
+    trajectory are similar, as a check of units requires.
     """
     if not isinstance(dataset, StreamedDataset):
         return dataset
@@ -151,7 +152,7 @@ def sample(dataset: Dataset) -> Dataset:
 
 
 def errors_of(potential: Potential, dataset: Dataset) -> Errors:
-    """Return the errors of a model on a data set; a streamed one is read in parts."""
+    """Compute the errors of a model on a data set; a streamed one is read in parts."""
     if not isinstance(dataset, StreamedDataset):
         return errors(predict(potential, dataset), dataset)
     found, n_atoms = [], []

@@ -1,12 +1,12 @@
 """Check of stresses against energies of strained cells: sign, unit, order of components.
 
-Between two close structures a and b of the same atoms in different cells, with the strain e that
-leads from one cell to the other,
+Between two close structures a and b of the same atoms in different cells, with the strain e from
+one cell to the other,
 
     E_b - E_a  ≈  V σ : e - 1/2 (F_a + F_b) · u
 
-where σ is the mean stress, V the mean volume and u what atoms move beyond what the cell carries
-along. A stress in another unit or with components in another order does other work.
+where σ is the mean stress, V the mean volume and u the displacements of atoms beyond the strain. A
+stress in another unit or with components in another order violates this.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from scipy.spatial import cKDTree
 from attncalc.data.dataset import Dataset, Floats
 from attncalc.system import charge_and_spin
 
-# Pairs: largest component of the strain, and Å that an atom moves beyond it.
+# Limits of a pair: largest component of the strain, and largest displacement beyond it, Å.
 LARGEST_STRAIN, LARGEST_DISPLACEMENT = 0.06, 0.15
-# Smaller strains do work that is lost in the rounding of energies.
+# The work of smaller strains is lost in the rounding of energies.
 SMALLEST_STRAIN = 1e-3
 FEWEST_PAIRS = 8
-# Cells that are nearest to each cell, of which pairs are made; structures of a group looked at.
+# Nearest cells with which each cell forms pairs; most structures of a group that are searched.
 _NEAREST, _MOST_SEARCHED = 8, 2000
-# Shares of the energy differences that may be left over: by another reading of the stress to be
-# told at all, and by the stress as it was read to be told nothing, in multiples of the former.
+# A mismatch is reported if another reading of the stress leaves at most the share FITS of the
+# energy differences unexplained, and the stress as read at least FITS_WORSE times that share.
 FITS, FITS_WORSE = 0.06, 3.0
 SHEARS = ("yz", "xz", "xy")
 
@@ -41,10 +41,10 @@ class _Reading:
     """Alternative meaning of the stored numbers instead of a stress in eV/Å³ with ASE's sign.
 
     Attributes:
-        factor: that makes them one.
-        order: which shear stands where yz, xz, xy are expected, as indices of these.
-        text: what is told.
-        times_volume: they are to be divided by the volume too.
+        factor: converts them to such a stress.
+        order: the shears stored in the places of yz, xz, xy, as indices of these.
+        text: description for the message.
+        times_volume: True if they must also be divided by the volume.
     """
 
     factor: float
@@ -54,18 +54,18 @@ class _Reading:
 
 
 def stress_mismatch(dataset: Dataset) -> str | None:
-    """Describe how stresses contradict the energies of strained cells.
+    """Describe a contradiction between stresses and the energies of strained cells.
 
     Returns:
-        One line that names the likely mending; None where they fit, where there is no stress, and
-        where the data hold too few strained cells to decide.
+        One line with the likely correction; None if they agree, if stress or forces are missing, or
+        if there are too few strained cells to decide.
     """
     if dataset.stress is None or dataset.forces is None:
         return None
     columns = [pair for group in _groups(dataset) for pair in _pairs(dataset, group)]
     if len(columns) < FEWEST_PAIRS:
         return None
-    difference = np.array([pair[0] for pair in columns])  # [n_pairs] eV, less work of the forces
+    difference = np.array([pair[0] for pair in columns])  # [n_pairs] eV, minus work of the forces
     work = np.stack([pair[1] for pair in columns])  # [n_pairs, 4, 3]
     volume = np.array([pair[2] for pair in columns])
     return None if not np.abs(difference).sum() > 0 else _told(dataset, difference, work, volume)
@@ -110,7 +110,7 @@ def _readings() -> Iterator[_Reading]:
 
 
 def _groups(dataset: Dataset) -> list[NDArray[np.int64]]:
-    """Indices of structures of the same atoms, periodic in three directions."""
+    """Return groups of structures, as indices [n], of the same atoms and with full periodicity."""
     groups: dict[object, list[int]] = {}
     for k, atoms in enumerate(dataset.structures):
         if atoms.pbc.all():
@@ -120,10 +120,11 @@ def _groups(dataset: Dataset) -> list[NDArray[np.int64]]:
 
 
 def _pairs(dataset: Dataset, group: NDArray[np.int64]) -> Iterator[tuple[float, Floats, float]]:
-    """Yield energy difference, work and volume of close structures in different cells.
+    """Yield energy difference, work and volume of pairs of close structures in different cells.
 
-    The energy difference [eV] is what the work of the forces leaves. Work [4, 3] eV: row 0 is that
-    of the diagonal, row 1 + s, column t that of shear strain s with shear stress t.
+    The work of the forces is subtracted from the energy difference [eV]. Work of the stress [4, 3]
+    eV: row 0 is that of the diagonal, row 1 + s, column t that of shear strain s with shear
+    stress t.
     """
     assert dataset.stress is not None
     assert dataset.forces is not None

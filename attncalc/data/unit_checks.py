@@ -4,8 +4,8 @@ Between two close structures a and b of the same atoms
 
     E_b - E_a  ≈  W = -1/2 (F_a + F_b) · (r_b - r_a)
 
-which is exact where the energy is quadratic, in whatever units. If energies and forces were read in
-units that do not fit, the ratio of the two sides is not 1 but the ratio of those units.
+which is exact for a quadratic energy. If energies and forces were read in inconsistent units, the
+ratio of the two sides is the ratio of these units instead of 1.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from attncalc.data.dataset import Dataset, Floats
 from attncalc.data.units import ENERGY_UNITS, LENGTH_UNITS
 from attncalc.system import charge_and_spin
 
-# A window of pairs decides only if the work explains all but this share of the energy differences.
-# Among 32 (of 48) reference label sets in right units that decide, the ratio is 0.92 to 1.06.
+# A window of pairs is conclusive only if the work explains all but this share of the energy
+# differences. In right units, 32 of 48 reference label sets are, and their ratio is 0.92 to 1.06.
 MOST_UNEXPLAINED = 0.12
 FEWEST_PAIRS = 12
-# A ratio between these may have physical reasons; those of units begin at 1.89.
+# Ratios between these may have physical reasons; those of units begin at 1.89.
 SILENT = (0.7, 1.45)
 # The ratio of mirror images about a minimum, where the quadratic energies cancel, is 1/3.
 MIRRORED = (0.3, 0.37)
-# A ratio of no known units needs better evidence than one that has a name.
+# A ratio that matches no known units needs better evidence.
 MOST_UNEXPLAINED_WITHOUT_NAME = 0.05
-# Numbers multiplied in the search for the nearest structures: half a second.
+# Multiplications in the search for the nearest structures: half a second.
 _SEARCH = 1e10
-# Reasons that are told where the ratio fits several.
+# Most reasons named if the ratio fits several.
 _MOST_REASONS = 3
 
 
@@ -42,10 +42,10 @@ class WorkRatio:
     """Ratio of energy differences of close structures to the work of the forces between them.
 
     Attributes:
-        ratio: the energy differences are this many times the work; 1 if the units agree.
-        unexplained: share of the energy differences that ratio · work leaves over.
-        n_pairs: of structures that were compared.
-        displacement: Å, median over the pairs of the farthest that an atom moves.
+        ratio: energy difference over work; 1 if the units agree.
+        unexplained: share of the energy differences that ratio · work does not explain.
+        n_pairs: number of pairs of structures compared.
+        displacement: Å, median over the pairs of the largest displacement of an atom.
     """
 
     ratio: float
@@ -55,7 +55,7 @@ class WorkRatio:
 
     @property
     def decides(self) -> bool:
-        """True if the data are such that the ratio means anything."""
+        """True if the work explains enough of the energy differences for the ratio to count."""
         return self.unexplained <= MOST_UNEXPLAINED
 
 
@@ -63,12 +63,13 @@ def work_ratio(dataset: Dataset) -> WorkRatio | None:
     """Compare energies with the work of the forces between the closest structures.
 
     Structures are compared if they have the same atoms in the same order, and the same cell, charge
-    and multiplicity; in periodic directions atoms move by their shortest images. Out of windows of
-    pairs, sorted by displacement, the one is taken in which the work explains most: where
-    structures are far apart it explains little, and where they are nearly equal all is rounding.
+    and multiplicity. Displacements in periodic directions are those to the nearest image. Pairs are
+    sorted by displacement and divided into windows. The result is that of the window in which the
+    work explains most: it explains little if structures are far apart, and rounding dominates if
+    they are nearly equal.
 
     Returns:
-        None if there are no forces or too few such pairs. See `WorkRatio.decides`.
+        The ratio, or None if there are no forces or too few such pairs. See `WorkRatio.decides`.
     """
     return min(_ratios(dataset), key=lambda ratio: ratio.unexplained, default=None)
 
@@ -81,7 +82,7 @@ def _ratios(dataset: Dataset) -> list[WorkRatio]:
     if not columns:
         return []
     displacement, work, difference = np.concatenate(columns, axis=1)
-    counts = work != 0  # a structure that is there twice says nothing
+    counts = work != 0  # a pair of identical structures gives no information
     order = np.argsort(displacement[counts], kind="stable")
     displacement, work, difference = (
         column[counts][order] for column in (displacement, work, difference)
@@ -97,11 +98,11 @@ def unit_mismatch(dataset: Dataset) -> str | None:
     """Describe a mismatch of the units in which energies and forces were read.
 
     Returns:
-        One line that names the ratio and the likely mending; None where the units fit, and where
-        the data do not let one decide.
+        One line with the ratio and the likely correction; None if the units agree, or if the data
+        are inconclusive.
     """
     deciding = [ratio for ratio in _ratios(dataset) if ratio.decides]
-    # one window that fits is enough: another may hold nothing but mirror images
+    # one window that fits is enough: another may consist of mirror images only
     if not deciding or any(SILENT[0] < ratio.ratio < SILENT[1] for ratio in deciding):
         return None
     found = min(deciding, key=lambda ratio: ratio.unexplained)
@@ -119,7 +120,7 @@ def unit_mismatch(dataset: Dataset) -> str | None:
 
 
 def _groups(dataset: Dataset) -> list[NDArray[np.int64]]:
-    """Indices of structures that differ in positions only."""
+    """Return groups of structures, as indices [n], that differ in positions only."""
     groups: dict[object, list[int]] = {}
     for k, atoms in enumerate(dataset.structures):
         cell = atoms.cell.array.round(6) + 0.0 if atoms.pbc.any() else np.zeros(0)
@@ -129,14 +130,14 @@ def _groups(dataset: Dataset) -> list[NDArray[np.int64]]:
 
 
 def _pairs(dataset: Dataset, group: NDArray[np.int64]) -> Floats:
-    """[3, n_pairs]: displacement, work and energy difference of close pairs of a group."""
+    """Return [3, n_pairs]: displacement, work and energy difference of close pairs of a group."""
     assert dataset.forces is not None
     first = dataset.structures[group[0]]
     positions = np.stack([dataset.structures[k].positions for k in group])  # [n, n_atoms, 3]
     i, j = _close(positions.reshape(len(group), -1)).T
     moved = positions[j] - positions[i]
     if first.pbc.any():
-        # right for atoms that move by less than half a cell, and others are not close
+        # correct for displacements below half a cell; other pairs are not close
         images = np.linalg.pinv(first.cell.array)
         moved = moved - np.round(moved @ images) * first.pbc @ first.cell.array
     forces = np.stack([dataset.forces[k] for k in group])
@@ -146,7 +147,7 @@ def _pairs(dataset: Dataset, group: NDArray[np.int64]) -> Floats:
 
 
 def _close(coordinates: Floats) -> NDArray[np.int64]:
-    """Return [n_pairs, 2]: neighbours in order, and the nearest of as many as time allows."""
+    """Return close pairs [n_pairs, 2]: successive structures, and nearest ones among a sample."""
     n, n_coordinates = coordinates.shape
     following = np.stack([np.arange(n - 1), np.arange(1, n)], axis=1)
     n_searched = min(n, max(2, int(math.sqrt(_SEARCH / n_coordinates))))
@@ -165,7 +166,7 @@ def _close(coordinates: Floats) -> NDArray[np.int64]:
 
 
 def _windows(n: int) -> Iterator[slice]:
-    """Yield windows of the closest pairs, more and more of them, and then of farther ones."""
+    """Yield windows of sorted pairs: first the closest, in growing numbers, then farther ones."""
     size = FEWEST_PAIRS
     while size <= min(n, 400):
         yield slice(0, size)
@@ -177,21 +178,21 @@ def _windows(n: int) -> Iterator[slice]:
 
 
 def _of(displacement: Floats, work: Floats, difference: Floats) -> WorkRatio:
-    # minimises |difference - ratio * work|: a median, which a few wrong labels do not move
-    with np.errstate(over="ignore"):  # of work that is hardly there, and weighs nothing
+    # minimises |difference - ratio * work|: a weighted median, robust to a few wrong labels
+    with np.errstate(over="ignore"):  # overflow for tiny work, whose weight is negligible
         ratios, weights = difference / work, np.abs(work)
     order = np.argsort(ratios)
     below = np.cumsum(weights[order])
     ratio = float(ratios[order][np.searchsorted(below, 0.5 * below[-1])])
     left, size = np.abs(difference - ratio * work), np.abs(difference)
-    # by sum and by median: the first would let one pair decide whose energies differ enormously
+    # by sum and by median: in the sum, one pair with a huge energy difference would dominate
     unexplained = max(left.sum() / size.sum(), np.median(left) / max(np.median(size), 1e-300))
     return WorkRatio(ratio, float(unexplained), len(work), float(np.median(displacement)))
 
 
 @dataclass(frozen=True)
 class _Reason:
-    """Explanation of a ratio; `unlikely` counts against it, in units of its logarithm."""
+    """Explanation of a ratio; `unlikely` is a penalty, in units of the ratio's logarithm."""
 
     ratio: float
     text: str
@@ -199,7 +200,7 @@ class _Reason:
 
 
 def _name(found: WorkRatio, dataset: Dataset) -> str | None:
-    """Return the likeliest reasons of a ratio, and remedies; None if none is near."""
+    """Return the likeliest reasons of a ratio, and remedies; None if no known ratio is close."""
     reasons = [*_REASONS]
     sizes = {len(atoms) for atoms in dataset.structures}
     if len(sizes) == 1:
@@ -221,7 +222,7 @@ def _name(found: WorkRatio, dataset: Dataset) -> str | None:
 
 
 def _stated(energy: str, forces: str) -> str:
-    """Return a question about the units, and how a file states them."""
+    """Return a question about the units, and the way to state them in the file."""
     return (
         f"energies in {energy} beside forces in {forces}? Then say "
         f'units = "E: {energy}; F: {forces}" in the file'
@@ -229,7 +230,7 @@ def _stated(energy: str, forces: str) -> str:
 
 
 def _reasons() -> Iterator[_Reason]:
-    """Yield ratios: unit of forces · positions over unit of energies, taken for equal."""
+    """Yield ratios (unit of forces · positions) / (unit of energies) that may go unnoticed."""
     bohr, nm = LENGTH_UNITS["Bohr"], LENGTH_UNITS["nm"]
     usual = ("eV", "kcal/mol", "kJ/mol", "Hartree")
     for energy in (*usual, "Rydberg", "meV"):
@@ -243,7 +244,7 @@ def _reasons() -> Iterator[_Reason]:
                 yield _Reason(ratio, text, unlikely)
             if of_forces in ("Hartree", "Rydberg") and energy != of_forces:
                 yield _Reason(ratio / bohr, _stated(energy, f"{of_forces}/Bohr"), unlikely)
-    # the same energy unit in both, whichever it is
+    # the same energy unit in both, but different length units
     for ratio, unit, per, unlikely in (
         (1 / bohr, "forces per Bohr beside positions in Å", "F: Hartree/Bohr; R: Angstrom", 0.0),
         (bohr, "forces per Å beside positions in Bohr", "F: eV/Angstrom; R: Bohr", 0.0),

@@ -1,4 +1,4 @@
-"""Units of training data: the table, unit strings, and the factors to ASE's units (eV, Å).
+"""Units of training data: tables, unit strings, and the factors to ASE's units (eV, Å).
 
 Every number comes from `ase.units` (CODATA 2014). Units are converted in the readers and nowhere
 else: a `Dataset` is always in eV, eV/Å and eV/Å³.
@@ -49,12 +49,12 @@ _SPELLINGS = {
 _TABLES = (ENERGY_UNITS, LENGTH_UNITS, PRESSURE_UNITS)
 _NAMES = {name.lower(): name for table in _TABLES for name in table} | _SPELLINGS
 
-# Regular expressions take long for texts without end.
+# Longest texts that are parsed: regular expressions are slow for very long ones.
 LONGEST_UNIT, LONGEST_ENTRY = 60, 2000
 
 # (power of energy, power of length) of each quantity.
 _DIMENSIONS = {"energy": (1, 0), "length": (0, 1), "forces": (1, -1), "stress": (1, -3)}
-# The names under which a stored `units` entry may speak of each quantity.
+# Names of each quantity in a stored `units` entry.
 _QUANTITY_NAMES = {
     "energy": ("E", "energy", "energies"),
     "length": ("R", "length", "positions", "coords", "pos", "cell"),
@@ -66,11 +66,11 @@ _QUANTITY_NAMES = {
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Options of a reader: what the user says of a file, None says nothing.
+    """Options of a reader, given by the user; None means unspecified.
 
     Attributes:
-        energy_unit, length_unit: of its numbers.
-        labels: name of the label set that is read.
+        energy_unit, length_unit: units of the numbers in the file.
+        labels: name of the label set to read.
     """
 
     energy_unit: str | None = None
@@ -80,7 +80,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Factors:
-    """Factors by which the numbers of a file are multiplied to be in ASE's units.
+    """Factors that convert the numbers of a file to ASE's units.
 
     Attributes:
         energy: to eV.
@@ -100,7 +100,7 @@ class Factors:
 def parse_unit(text: str) -> tuple[float, tuple[int, int]]:
     """Read one unit such as "kcal/mol/angstrom", "Hartree/Bohr", "eV/A^3" or "GPa".
 
-    Upper and lower case are equal, except that "MeV" is refused: it is a misspelt "meV".
+    Case is ignored, except that "MeV" is refused: it is a misspelt "meV".
 
     Returns:
         The size of the unit in ASE's units, and its powers of (energy, length).
@@ -115,7 +115,7 @@ def parse_unit(text: str) -> tuple[float, tuple[int, int]]:
     plain = text.strip().replace("**", "^")
     plain = re.sub(r"[\s*·]+([^\W\d]+)\^?-(\d)", r"/\1^\2", plain)  # "eV Å^-3" -> "eV/Å^3"
     plain = re.sub(r"\s+", "", plain)
-    # The only quotient within a unit's own name.
+    # "/mol" is the only quotient that is part of a unit's name.
     plain = re.sub(r"^(kcal|kj)/mol(\^1)?", r"\1mol", plain, flags=re.IGNORECASE)
     first, *below = plain.split("/")
     try:
@@ -141,9 +141,9 @@ def parse_unit(text: str) -> tuple[float, tuple[int, int]]:
 def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
     """Split a stored `units` entry into one unit string per name.
 
-    Understood are named units, "R, cell: angstrom; E: eV (rounded); F: eV/angstrom", with remarks
-    in parentheses, after a comma or after "=", and bare units, "kcal/mol, kcal/mol/angstrom",
-    which are named by their dimension. A mapping is taken as it is.
+    The entry has named units, "R, cell: angstrom; E: eV (rounded); F: eV/angstrom", with remarks in
+    parentheses, after a comma or after "="; or bare units, "kcal/mol, kcal/mol/angstrom", which are
+    assigned to quantities by their dimension. A mapping is used as it is.
 
     Raises:
         ValueError: a bare unit is not in the table.
@@ -169,7 +169,7 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
 def named_units(
     stored: Mapping[str, str], *, energy_name: str = "E", forces_name: str = "F"
 ) -> dict[str, str]:
-    """Return quantity ("energy", "length", "forces", "stress", "dipole") -> name of its unit.
+    """Return quantity ("energy", "length", "forces", "stress", "dipole") -> its key in `stored`.
 
     Args:
         stored: name → unit string, from `parse_entry`.
@@ -203,21 +203,21 @@ def factors(
     energy_name: str = "E",
     forces_name: str = "F",
 ) -> Factors:
-    """Decide the units of a file from what it stores and what the user says.
+    """Determine the units of a file from its stored units and the user's options.
 
-    A stored unit wins. Lengths are in Å where nothing is said; forces, stress and dipoles follow as
-    energy/length, energy/length³ and e length unless the file states theirs.
+    A stored unit takes precedence. The default unit of lengths is Å. The default units of forces,
+    stress and dipoles are energy/length, energy/length³ and e length.
 
     Args:
         stored: name → unit string, from `parse_entry`.
         options: units that the user states.
-        default_energy_unit: the format's convention; None where it has none.
+        default_energy_unit: convention of the format; None if there is none.
         energy_name: the file's name of the energies that are read.
         forces_name: the file's name of the forces that are read.
 
     Raises:
         ValueError: a unit is unknown or of the wrong dimension, an argument contradicts the file,
-            or nobody states the energy unit.
+            or the energy unit is not stated anywhere.
     """
     sizes = {
         quantity: size_of(quantity, stored[name], f'stored units of "{name}"')
@@ -260,7 +260,7 @@ def _size_and_dimension(name: str) -> tuple[float, tuple[int, int]]:
 
 
 def _dipole_size(text: str, where: str) -> float:
-    """Size in e Å of "Debye", "e Angstrom", "e*Bohr", "a.u." or the like."""
+    """Return the size in e Å of "Debye", "e Angstrom", "e*Bohr", "a.u." or the like."""
     plain = re.sub(r"[\s*·.]+", "", text[:LONGEST_UNIT]).lower()
     if plain in ("d", "debye"):
         return float(units.Debye)
@@ -279,10 +279,10 @@ def size_of(quantity: str, text: str, where: str) -> float:
     Args:
         quantity: "energy", "length", "forces", "stress" or "dipole".
         text: the unit.
-        where: begins the message.
+        where: beginning of the error message.
 
     Raises:
-        ValueError: it is none, or one of something else.
+        ValueError: the unit is unknown, or belongs to another quantity.
     """
     if quantity == "dipole":
         return _dipole_size(text, where)

@@ -1,1 +1,1 @@
-"""Distillation: a fast potential of one structure, trained on labels that it asks an oracle for."""
+"""Distillation: a fast potential of one structure, trained on labels of an oracle."""

@@ -1,4 +1,4 @@
-"""Dynamics of a model that looks where it does not know, and the choice of what to label next."""
+"""Dynamics of a model that finds where it is uncertain, and choice of the frames to label."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from attncalc.sampling.relaxation import rounded
 from attncalc.system import System
 from attncalc.text import one_line
 
-# of the temperature asked for, of the replicas: most of them at it, the others hotter
+# temperatures of the replicas, relative to the target temperature
 HEATS = (1.0, 1.0, 1.0, 1.0, 1.25, 1.5)
 # 1/fs
 FRICTION = 0.02
-# fs between two frames, and before the first that counts as one of the dynamics
+# fs between two frames, and fs of equilibration, whose frames are not counted
 FRAME_EVERY, SETTLING = 20.0, 300.0
-# novelty, and standard deviation of a force over the members [eV/Å], where a replica ends
+# novelty, and standard deviation of a force over the members [eV/Å], at which a replica ends
 LARGEST_NOVELTY, LARGEST_SPREAD = 3.0, 1.5
-# what is uncertain is looked at: so many times the structures wanted; distance of fingerprints of a
-# copy, for each root of their length
+# uncertain candidates per requested structure; distance of fingerprints below which one is a copy,
+# over the square root of their length
 CANDIDATES, COPY = 5, 0.002
 
 
@@ -44,12 +44,12 @@ class Pool:
         positions: [m, n_atoms, 3] Å.
         replica: [m], int64.
         times: [m] fs.
-        spread: [m] eV/Å: largest of all atoms, of the length of the standard deviation of its
-            force over the members.
-        novelty: [m], largest of all atoms.
+        spread: [m] eV/Å: largest value over the atoms of the length of the standard deviation of
+            the force over the members.
+        novelty: [m], largest value over the atoms.
         temperatures: [r] K.
-        ended: [r]: why a replica ended before its time; "" where it did not.
-        picoseconds: that each replica was to run.
+        ended: [r]: reason why a replica ended early; "" if it did not.
+        picoseconds: planned duration of each replica.
     """
 
     positions: Floats
@@ -62,7 +62,7 @@ class Pool:
     picoseconds: float
 
     def save(self, path: Path) -> None:
-        """Write an .npz file, whole or not at all."""
+        """Write an .npz file atomically."""
         content = io.BytesIO()
         np.savez(
             content, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)}
@@ -71,7 +71,7 @@ class Pool:
 
     @classmethod
     def load(cls, path: Path) -> Pool:
-        """Read what `save` has written.
+        """Read a file written by `save`.
 
         Raises:
             ValueError: the file is damaged.
@@ -80,18 +80,18 @@ class Pool:
             with np.load(path, allow_pickle=False) as file:
                 content = {f.name: file[f.name] for f in fields(cls)}
             return cls(**content | {"picoseconds": float(content["picoseconds"])})
-        except Exception as error:  # whatever zip and numpy stumble over
+        except Exception as error:  # zip and numpy raise errors of many kinds
             raise ValueError(f"{path}: damaged ({one_line(error)}); remove it") from None
 
     @property
     def at_target(self) -> NDArray[np.bool_]:
-        """[m]: frames at the temperature asked for, after the first moments."""
+        """Mask [m] of the frames at the target temperature, after equilibration."""
         cold = self.temperatures[self.replica] == self.temperatures.min()
         return cold & (self.times >= min(SETTLING, float(self.times.max()) / 2))
 
 
 class _Look(Callback):
-    """Keeps frames with spread and novelty, and ends a run that leaves what is known."""
+    """Keeps frames with spread and novelty, and ends a run that leaves the training data."""
 
     def __init__(self, evaluator: Evaluator, shape: Shape, every: int, timestep: float) -> None:
         self.every, self.ended = every, ""
@@ -101,7 +101,7 @@ class _Look(Callback):
     def __call__(self, state: MDState) -> None:
         positions = state.system.positions.cpu().numpy().copy()
         time_fs = state.step * self._timestep
-        if self.frames and self.frames[-1][1] == time_fs:  # the last state comes twice
+        if self.frames and self.frames[-1][1] == time_fs:  # called twice for the last state
             return
         result = self._evaluator(state.system)
         spread = 0.0
@@ -129,19 +129,19 @@ def explore(
     seed: int,
     tell: Callable[[int], None] = lambda n: None,
 ) -> Pool:
-    """Run Langevin dynamics of replicas, each until its time is over or it leaves what is known.
+    """Run Langevin dynamics of replicas; each ends early if it leaves the training data.
 
-    Four replicas have the temperature asked for, two are hotter, up to 1.5 times it. A replica
-    ends where a bond breaks or forms, novelty exceeds 3, or members differ by 1.5 eV/Å.
+    Four replicas have the target temperature, two are hotter, up to 1.5 times it. A replica ends
+    early if a bond breaks or forms, novelty exceeds 3, or members differ by 1.5 eV/Å.
 
     Args:
-        potential: a committee that knows its training.
+        potential: a committee, calibrated with its training data.
         shape: bonds of the molecule.
-        starts: structures that replicas start from, one after the other.
-        temperature: K.
-        picoseconds: of every replica.
+        starts: structures that replicas start from, in turn.
+        temperature: target temperature, K.
+        picoseconds: duration of every replica.
         timestep: fs.
-        seed: of velocities and noise.
+        seed: seed of velocities and noise.
         tell: called with the number of replicas done since the last call.
     """
     evaluator = Evaluator(potential)
@@ -174,9 +174,10 @@ def explore(
 
 
 def fair_sample(pool: Pool, shape: Shape, n: int, rng: np.random.Generator) -> list[Atoms]:
-    """Choose frames at the temperature asked for by chance alone, to measure errors on.
+    """Choose frames at the target temperature at random, to measure errors on.
 
-    Where replicas ended before they had settled, frames of their first moments are taken.
+    If there are too few, because replicas ended early, frames of all replicas and of the
+    equilibration are used too.
     """
     sane = np.array([not shape.fault(one) for one in pool.positions])
     rows = np.flatnonzero(pool.at_target & sane)
@@ -191,8 +192,8 @@ def most_uncertain(pool: Pool, shape: Shape, n: int, known: Sequence[Atoms]) -> 
 
     Args:
         pool: frames of all replicas.
-        shape: what structures are worth a label.
-        n: at most so many.
+        shape: decides which structures can be labelled.
+        n: largest number of frames.
         known: structures that have labels, at least one.
     """
     uncertainty = np.maximum(pool.spread / LARGEST_SPREAD, pool.novelty / LARGEST_NOVELTY)

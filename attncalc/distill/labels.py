@@ -1,4 +1,4 @@
-"""`LabelStore`: all labels of a distillation, on disk as soon as they cost anything."""
+"""`LabelStore`: all labels of a distillation, on disk."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from attncalc.files.hdf5_writing import new_hdf5
 from attncalc.sampling.oracles import Labels, Oracle
 from attncalc.text import one_line
 
-# structures that the oracle is given at once, and s between two writes
+# structures passed to the oracle at once, and s between two writes
 AT_ONCE, WRITE_EVERY = 16, 10.0
-# eV/Å; no model learns from larger forces
+# eV/Å; structures with larger forces are not used for training
 LARGEST_FORCE = 25.0
 
 
 class LabelStore:
-    """An oracle that remembers: a structure that was labelled before costs nothing.
+    """Oracle that stores its labels, so that no structure is labelled twice.
 
-    So a stage that was killed is done again, and finds its labels. All structures are the same
-    atoms in the same cell. The file has `z`, `R`, `E`, `F`, `cell`, `pbc`, `charge` and `spin`, as
+    A stage that was killed is repeated, and finds its labels. All structures have the same atoms
+    and cell. The file has `z`, `R`, `E`, `F`, `cell`, `pbc`, `charge` and `spin`, as
     `attncalc.data.read` reads them, and the structures that the oracle refused.
 
     Args:
-        path: HDF5 file, read where it exists.
-        oracle: labels what is new.
+        path: HDF5 file, read if it exists.
+        oracle: labels new structures.
         like: a structure with these atoms, cell, total charge and multiplicity.
 
     Raises:
         ValueError: the file is damaged, or has labels of another oracle or other atoms.
 
     Attributes:
-        teacher, level_of_theory, device, caution: as the oracle's.
-        structures, labels: that there are, in the order in which they were asked for.
-        refused: reasons of the oracle, by the bytes of the positions.
-        seconds: that the oracle has taken for all of them.
+        teacher, level_of_theory, device, caution: those of the oracle.
+        structures, labels: labelled structures and their labels, in the order of the requests.
+        refused: bytes of the positions -> reason of the oracle.
+        seconds: time that the oracle has taken in total.
     """
 
     def __init__(self, path: Path, oracle: Oracle, like: Atoms) -> None:
@@ -65,7 +65,7 @@ class LabelStore:
 
     @property
     def n_calls(self) -> int:
-        """Number of structures that the oracle was asked about."""
+        """Number of structures that were passed to the oracle."""
         return len(self.labels) + len(self.refused)
 
     @property
@@ -76,11 +76,11 @@ class LabelStore:
     def label(
         self, structures: Sequence[Atoms], tell: Callable[[int], None] = lambda n: None
     ) -> list[Labels | str]:
-        """Return labels of structures, or why the oracle refuses one; see `Oracle.label`.
+        """Return labels of structures, or the reason why one is refused; see `Oracle.label`.
 
         Args:
-            structures: of positions in single precision.
-            tell: called with the number of structures that are done since the last call.
+            structures: structures with positions in single precision.
+            tell: called with the number of structures done since the last call.
         """
         at_once = 1
         first = 0
@@ -94,7 +94,7 @@ class LabelStore:
                 self.seconds += time.monotonic() - started
                 if time.monotonic() - self._written_at > WRITE_EVERY:
                     self.write()
-            # a teacher of many seconds is asked one by one, so that a kill costs one label
+            # a slow oracle gets one structure at a time, so that a kill costs one label
             taken = (time.monotonic() - started) / max(1, len(new))
             at_once = AT_ONCE if taken * AT_ONCE < WRITE_EVERY else 1
             first += len(part)
@@ -103,21 +103,21 @@ class LabelStore:
         return [self._found(atoms) for atoms in structures]
 
     def knows(self, atoms: Atoms) -> bool:
-        """Return whether the oracle was asked about a structure."""
+        """Return True if a structure was labelled or refused before."""
         key = _key(atoms)
         return key in self._rows or key in self.refused
 
     def row(self, atoms: Atoms) -> int | None:
-        """Return the number of a structure among those labelled; None where it was refused."""
+        """Return the number of a structure among those labelled, or None."""
         return self._rows.get(_key(atoms))
 
     def rows(self, structures: Sequence[Atoms]) -> list[int]:
-        """Return the numbers of those of some structures that have labels, each once."""
+        """Return the numbers of those structures that have labels, each once."""
         found = dict.fromkeys(self.row(atoms) for atoms in structures)
         return [row for row in found if row is not None]
 
     def sane(self, rows: Sequence[int]) -> list[int]:
-        """Return those of some labelled structures whose forces a model can learn."""
+        """Return those of the numbers whose forces are small enough for training."""
         return [k for k in rows if np.abs(self.labels[k].forces).max() <= LARGEST_FORCE]
 
     def dataset(self, rows: Sequence[int]) -> Dataset:
@@ -131,7 +131,7 @@ class LabelStore:
         )
 
     def write(self) -> None:
-        """Write the file, whole or not at all, where there is something new."""
+        """Write the file atomically, if there is something new."""
         if self._is_written:
             return
         shape = (-1, len(self._like), 3)
@@ -158,7 +158,7 @@ class LabelStore:
 
     @property
     def _common(self) -> dict[str, np.ndarray]:
-        """Return what all structures share, by the names of `attncalc.data.read`."""
+        """Return the arrays that all structures share, by the names of `attncalc.data.read`."""
         return {
             "z": self._like.numbers.astype(np.uint8),
             "cell": self._like.cell.array,

@@ -23,7 +23,7 @@ from attncalc.model_file import model_name, origin, save
 from attncalc.potential import Potential
 from attncalc.system import System
 
-# steps that the speed is measured by, after others that compile and warm up
+# steps that the speed is measured on, and steps before them to compile and warm up
 STEPS, WARM_UP = 200, 20
 
 
@@ -32,10 +32,10 @@ class Product:
     """Potential that a distillation has made.
 
     Attributes:
-        file: of the model.
-        potential: itself.
-        errors: on frames of the committee's dynamics that it was not trained on.
-        step_seconds: a step of molecular dynamics, on the CPU.
+        file: the model file.
+        potential: the potential.
+        errors: errors on frames of the committee's dynamics that it was not trained on.
+        step_seconds: duration of a step of molecular dynamics, on the CPU.
     """
 
     file: Path
@@ -50,14 +50,14 @@ def write_products(
     """Write the committee, its best member as the fast model, and the data.
 
     Args:
-        done: the end of the run.
-        folder: where they are written.
-        name: of the model files.
-        command: what the user typed.
-        temperature: K, of the dynamics that the speed is measured by.
+        done: result of the run.
+        folder: folder to write them to.
+        name: name of the model files.
+        command: command line of the user.
+        temperature: K, of the dynamics that the speed is measured on.
 
     Returns:
-        The committee and the fast model; of a single network, that alone.
+        The committee and the fast model; for a single network, only that.
     """
     state, store = done.state, done.store
     last = state.rounds[-1]
@@ -81,7 +81,7 @@ def write_products(
 
 
 def _best(committee: Potential, validation: Dataset) -> Potential:
-    """The member with the smallest force error on the validation set."""
+    """Return the member with the smallest force error on the validation set."""
 
     def force_mae(member: Potential) -> float:
         return errors(predict(member, validation), validation).force_mae or 0.0
@@ -90,7 +90,7 @@ def _best(committee: Potential, validation: Dataset) -> Potential:
 
 
 def _info(done: Distilled, sets: dict[str, Dataset], found: Errors, command: str) -> dict[str, Any]:
-    """Header of a model file, with the keys that trainings write."""
+    """Return the header of a model file, with the keys that trainings write."""
     return {
         "data": "train.h5",
         "labels": "default",
@@ -109,7 +109,7 @@ def _info(done: Distilled, sets: dict[str, Dataset], found: Errors, command: str
 
 
 def _step_seconds(potential: Potential, atoms: Atoms, temperature: float) -> float:
-    """Time of a step of dynamics, compiling not counted."""
+    """Return the duration of a step of dynamics, without compilation."""
     evaluator = Evaluator(potential)
     langevin = Langevin(0.5 * units.fs, temperature, FRICTION / units.fs)
     state = langevin.init(evaluator, System.from_ase(atoms), seed=0)
@@ -212,7 +212,7 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
 
 
 def _rounded(value: float) -> str:
-    """Three digits that count, with commas between thousands."""
+    """Return three significant digits, with commas between thousands."""
     return f"{float(f'{value:.3g}'):,.10g}"
 
 

@@ -1,10 +1,10 @@
 """`distill`: rounds of training, dynamics and labels, until dynamics are right and stable.
 
-Each round trains a committee on all labels so far, runs its dynamics, and asks the oracle about
-frames of these, which the models have not seen: their errors are those of a user's own run. Then
-these frames, and the most uncertain ones, are trained on too. All that costs time is on the disk as
-soon as it is there, and every stage is a function of what is there: a run that was stopped anywhere
-goes on.
+Each round trains a committee on all labels so far, runs its dynamics, and labels frames of these
+with the oracle. The models have not seen these frames, so their errors are those of a user's own
+run. Then these frames and the most uncertain ones are added to the training data. Costly results
+are written to disk at once, and every stage depends on them only, so a run that was stopped at any
+point can be continued.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ from attncalc.text import one_line
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-# of the labels, that the first structures and each round ask for; and fewest of them
+# the first structures and each round use 1 / SHARE of the labels, but no fewer than FEWEST
 SHARE, FEWEST = 5, 20
-# frames that errors are measured on, at most, and fewest
+# most and fewest frames that errors are measured on
 MOST_TESTED, FEWEST_TESTED = 100, 10
-# of the frames at the temperature asked for, that may be outside what is known
+# largest share of frames at the target temperature that may be outside the training data
 MOST_OUTSIDE = 0.01
-# one labelled structure in so many validates
+# one labelled structure in this many is used for validation
 VALIDATION_OF = 10
 
-# progress of a stage: (number of steps, what one is) -> block with something to call with how many
+# progress bar of a stage: (total, name of the unit) -> block with a function that adds units done
 Bar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that a folder is begun with.
+    """Settings of a folder, which cannot be changed later.
 
     Attributes:
-        temperature: K, of the dynamics that the potential is for.
-        members: of the committee.
-        seed: of all choices.
+        temperature: target temperature, that of the intended dynamics, K.
+        members: number of networks in the committee.
+        seed: seed of all random choices.
         timestep: fs.
-        steps: of each training; None chooses by the number of structures.
+        steps: steps of each training; None chooses by the number of structures.
         start_from: model file that all members start from; None for random weights.
     """
 
@@ -76,13 +76,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Goal:
-    """Goal and budget; the same folder goes on with others.
+    """Goal and budget, which may differ when a folder is continued.
 
     Attributes:
         force_mae: eV/Å, mean absolute error of force components on new frames of the dynamics.
-        picoseconds: of each replica of the dynamics, which must be stable for as long.
-        labels: structures that the oracle may be asked about.
-        minutes: of one call, after which no further round begins.
+        picoseconds: time for which each replica of the dynamics must be stable.
+        labels: largest number of structures for the oracle.
+        minutes: time of one call, after which no further round begins.
     """
 
     force_mae: float
@@ -93,20 +93,20 @@ class Goal:
 
 @dataclass
 class Round:
-    """Numbers of a round; everything is of frames and replicas at the temperature asked for.
+    """Results of a round, of frames and replicas at the target temperature except for `hotter`.
 
     Attributes:
-        n_train, n_validation: structures of the training.
+        n_train, n_validation: number of structures for training and validation.
         force_mae, force_rmse: eV/Å, on frames of its dynamics that it was not trained on.
-        energy_mae: eV per structure, likewise.
+        energy_mae: eV per structure, on the same frames.
         test: numbers of these frames among the labels.
         outside: share of frames of the dynamics with an atom of novelty above 1.
-        ended: why replicas ended before their time.
-        hotter: why the hotter replicas did.
-        picoseconds: that each replica was to run.
-        train_seconds, md_seconds: that training and dynamics took, in all calls that were not
+        ended: reasons of replicas that ended early.
+        hotter: reasons of hotter replicas that ended early.
+        picoseconds: planned duration of each replica.
+        train_seconds, md_seconds: duration of training and dynamics, in all calls that were not
             killed meanwhile.
-        learned: whether its frames are trained on by now.
+        learned: True if its frames have been added to the training data.
     """
 
     n_train: int
@@ -124,7 +124,7 @@ class Round:
     learned: bool = False
 
     def faults(self, goal: Goal) -> list[str]:
-        """Return what keeps this round from being the last, one sentence each."""
+        """Return the reasons why the goal is not reached, one sentence each."""
         found = []
         if not self.force_mae <= goal.force_mae:
             found.append(
@@ -144,12 +144,12 @@ class State:
     """State of a run between two stages, in `state.json`.
 
     Attributes:
-        settings: of the folder, the structure, and the teacher.
-        path: numbers of labels on the way of the relaxation, the lowest one last.
-        known: numbers of the labels that are trained and validated on.
-        rounds: that are done.
-        seconds: of all calls so far.
-        spent: s, of the stages of the round that has begun, likewise.
+        settings: settings of the folder, structure and teacher.
+        path: numbers of the labels on the path of the relaxation, the lowest one last.
+        known: numbers of the labels for training and validation.
+        rounds: completed rounds.
+        seconds: duration of all calls so far.
+        spent: s, duration of each stage of the current round, in all calls so far.
     """
 
     settings: dict[str, Any]
@@ -160,17 +160,17 @@ class State:
     spent: dict[str, float] = field(default_factory=dict)
 
     def split(self, n: int | None = None) -> tuple[list[int], list[int]]:
-        """Return numbers of labels to train on, and to validate on: every tenth, as they came.
+        """Return numbers of labels for training, and for validation: every tenth of the known ones.
 
         Args:
-            n: so many of the first labels are divided; None: all.
+            n: divide only the first n known labels; None for all.
         """
         known = self.known[:n]
         training = [row for k, row in enumerate(known) if k % VALIDATION_OF]
         return training, known[::VALIDATION_OF]
 
     def save(self, path: Path) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state atomically."""
         write_atomically(path, json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
@@ -178,7 +178,7 @@ class State:
         """Read a state.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the file is damaged.
         """
         try:
             content = json.loads(path.read_text())
@@ -190,14 +190,14 @@ class State:
 
 @dataclass(frozen=True)
 class Distilled:
-    """End of a run.
+    """Result of a run.
 
     Attributes:
-        potential: of the last round.
-        state: with its rounds.
-        store: with all labels.
-        faults: what is missing to the goal; empty where it is reached.
-        why: why the run ended without reaching it; "" where it did.
+        potential: potential of the last round.
+        state: state with all rounds.
+        store: store of all labels.
+        faults: reasons why the goal is not reached; empty if it is.
+        why: why the run ended without reaching the goal; "" if it is reached.
     """
 
     potential: Potential
@@ -216,18 +216,18 @@ def distill(
     *,
     bar: Bar = lambda n, unit: nullcontext(lambda n: None),
 ) -> Distilled:
-    """Make a potential of one structure from the labels of an oracle, or go on with that.
+    """Distill an oracle into a potential of one structure, or continue such a run.
 
     Args:
         structure: with total charge and multiplicity in `info["charge"]` and `info["spin"]`.
         oracle: the teacher.
-        settings: of the folder.
-        goal: errors to reach, and what it may cost.
-        folder: of everything; locked by the caller.
+        settings: settings of the folder.
+        goal: errors to reach, and budget.
+        folder: folder of all files; locked by the caller.
         bar: shows the progress of labels and replicas.
 
     Raises:
-        ValueError: the folder was begun with other settings or another structure, a file in it is
+        ValueError: the folder belongs to other settings or another structure, a file in it is
             damaged, the labels were used up before the first round, or the oracle refuses the
             structure or nearly everything else.
         KeyboardInterrupt: Ctrl-C.
@@ -268,10 +268,10 @@ class _Run:
                 )
         self._store = LabelStore(folder / "labels.h5", oracle, structure)
         self._started, self._before = time.monotonic(), self._state.seconds
-        self._save()  # before the first label, so that labels never are without it
+        self._save()  # before the first label, so that there are no labels without a state
 
     def to_its_end(self) -> Distilled:
-        """Go on with what is there until the goal or the end of the budget."""
+        """Continue from the current state until the goal is reached or the budget is used up."""
         state = self._state
         self._forget_short_dynamics()
         if not state.rounds:
@@ -294,7 +294,7 @@ class _Run:
             self._round(number, shape)
 
     def _first_structures(self) -> Atoms:
-        """The relaxed structure; labels of the first frames, where there are none yet."""
+        """Return the relaxed structure, and label the first frames if that is not yet done."""
         state, store = self._state, self._store
         if not state.path:
             log.info("relaxing the structure by the oracle, %s", store.teacher)
@@ -399,7 +399,7 @@ class _Run:
         )
         rng = np.random.default_rng([settings.seed, number, 2])
         energies = np.array([self._store.labels[k].energy for k in self._state.known])
-        # what heat alone may reach, twice over: displacements along straight lines may be far above
+        # start below twice the mean thermal energy: straight displacements may be far above it
         n_modes = 3 * len(shape.atoms)
         low = energies - energies.min() < n_modes * 8.6e-5 * settings.temperature
         rows = rng.permutation(np.array(self._state.known)[low])
@@ -416,8 +416,8 @@ class _Run:
         return pool
 
     def _forget_short_dynamics(self) -> None:
-        """Remove dynamics that another call has ended earlier than this one asks for."""
-        number = len(self._state.rounds)  # those of rounds that are done have been reported
+        """Remove dynamics of an earlier call that are shorter than this call requires."""
+        number = len(self._state.rounds)  # completed rounds keep theirs
         path = self._folder / f"round-{number + 1}" / "dynamics.npz"
         if path.exists() and Pool.load(path).picoseconds < self._goal.picoseconds:
             self._choice("test", number).unlink(missing_ok=True)  # its frames
@@ -438,7 +438,7 @@ class _Run:
     def _why_no_further_round(self, last: Round) -> str:
         number = len(self._state.rounds)
         missing = 0 if last.learned else FEWEST - len(last.test)
-        if self._choice("learn", number - 1).exists():  # a run that was stopped had enough
+        if self._choice("learn", number - 1).exists():  # an earlier call had enough
             missing = 0
         if self._n_testable(number) < FEWEST_TESTED + max(0, missing):
             return f"the {self._goal.labels} labels are used up"
@@ -456,22 +456,22 @@ class _Run:
             )
 
     def _n_testable(self, number: int) -> int:
-        """Number of frames that the next test may have: chosen ones may have labels already."""
+        """Return the number of frames that the next test may have; some may have labels already."""
         file = self._choice("test", number)
         if not file.exists():
             return self._n_left
         chosen = self._chosen("test", number, list)
         done = sum(self._store.knows(atoms) for atoms in chosen)
-        # all of a choice that is smaller than the fewest are enough
+        # a choice that is labelled completely is enough, even if it is small
         return FEWEST_TESTED if done == len(chosen) else done + self._n_left
 
     def _choice(self, stage: str, number: int) -> Path:
         return self._folder / f"round-{number + 1}" / f"{stage}.npy"
 
     def _chosen(self, stage: str, number: int, choose: Callable[[], list[Atoms]]) -> list[Atoms]:
-        """Frames that a stage labels: how many depends on the labels left, so they are chosen once.
+        """Return the frames that a stage labels, chosen once and written before they are labelled.
 
-        They are on the disk before the first of them is labelled.
+        Their number depends on the labels left, so another choice would differ.
         """
         path = self._choice(stage, number)
         if path.exists():
@@ -491,14 +491,14 @@ class _Run:
         return frames
 
     def _split(self) -> tuple[Dataset, Dataset]:
-        """Training and validation set."""
+        """Return training and validation set."""
         training, validation = self._state.split()
         return self._store.dataset(training), self._store.dataset(validation)
 
     def _label(self, structures: list[Atoms], what: str, n_most: int) -> list[Atoms]:
-        """Label structures, at most so many that have no label; return those that were asked for.
+        """Label structures, at most `n_most` new ones; return those that were passed to the oracle.
 
-        There are more where they were chosen in a call with a larger budget.
+        There may be more structures than that if they were chosen in a call with a larger budget.
         """
         asked: list[Atoms] = []
         for atoms in structures:
@@ -513,7 +513,7 @@ class _Run:
         return asked
 
     def _learn(self, structures: list[Atoms]) -> None:
-        """Note that these are trained on from now on, as far as they have sane labels."""
+        """Add structures with sane labels to the training data."""
         rows = self._store.sane(self._store.rows(structures))
         known = set(self._state.known)
         new = [row for row in rows if row not in known]
@@ -525,7 +525,7 @@ class _Run:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to that of a stage, whatever ends it."""
+        """Add the duration of a block to that of a stage, also after an error."""
         started = time.monotonic()
         try:
             yield
@@ -557,5 +557,5 @@ class _Run:
 
 
 def _digest(atoms: Atoms) -> str:
-    """Short checksum of the positions in single precision."""
+    """Return a short checksum of the positions in single precision."""
     return hashlib.sha256(atoms.positions.astype(np.float32).tobytes()).hexdigest()[:16]

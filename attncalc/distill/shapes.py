@@ -1,4 +1,4 @@
-"""Shapes of one set of atoms: bonds, first displacements, and how far apart two of them are."""
+"""Shapes of one set of atoms: bonds, first displacements, and distances between shapes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from attncalc.sampling.geometry import Floats, are_too_close
 
-# of the sum of covalent radii: a bond, a broken one, a contact that was none
+# distances over the sum of covalent radii: longest bond, shortest broken bond, longest new bond
 BOND, BROKEN, NEW = 1.3, 1.7, 0.95
-# eV/Å², of springs between atoms that one, two, three bonds part, and of others nearby
+# force constants, eV/Å², between atoms one, two, three bonds apart, and others within NEARBY, Å
 SPRINGS = (25.0, 5.0, 0.5)
 NEARBY, SPRING_NEARBY = 4.0, 0.1
-# eV/Å², of the softest motion: straight lines serve for short ways only
+# smallest force constant of a mode, eV/Å²: straight displacements must be short
 SOFTEST = 1.0
-# Å, of distances that tell shapes apart
+# longest distance in a fingerprint, Å
 FARTHEST = 6.0
 
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """Bonds of a structure, by which others of the same atoms are judged.
+    """Bonds of a structure, with which other structures of the same atoms are compared.
 
     Attributes:
         atoms: the structure.
@@ -45,14 +45,14 @@ class Shape:
         return cls(atoms, sums, bonds)
 
     def fault(self, positions: Floats) -> str:
-        """Return why positions [n_atoms, 3] are not worth a label; "" where they are."""
+        """Return the reason not to label positions [n_atoms, 3]; "" if there is none."""
         if not np.isfinite(positions).all():
             return "positions not finite"
         lengths = distances(self.atoms, positions)
         return "atoms too close" if are_too_close(lengths, self.radii) else ""
 
     def change(self, positions: Floats) -> str:
-        """Return how the bonds changed at positions [n_atoms, 3]; "" where they did not."""
+        """Return the first bond that broke or formed at positions [n_atoms, 3], in words, or ""."""
         lengths = distances(self.atoms, positions)
         broken = self.bonds & (lengths > BROKEN * self.radii)
         new = ~self.bonds & (lengths < NEW * self.radii)
@@ -65,17 +65,18 @@ class Shape:
         return ""
 
     def displacements(self, rng: np.random.Generator, temperature: float) -> Floats:
-        """Draw displacements [n_atoms, 3] Å from a model of springs at a temperature [K].
+        """Draw displacements [n_atoms, 3] Å from a spring model at a temperature [K].
 
-        Springs join atoms that one, two or three bonds part, so that stiff motions have small
-        amplitudes and soft ones large: normal modes without a call of the oracle.
+        Springs connect atoms that are one, two or three bonds apart, so that stiff modes have small
+        amplitudes and soft modes large ones. This replaces normal modes, which would need the
+        oracle.
         """
         values, modes = self._modes()
         width = np.sqrt(units.kB * temperature / np.maximum(values, SOFTEST))
         return (modes @ (width * rng.normal(size=len(values)))).reshape(-1, 3)
 
     def _modes(self) -> tuple[Floats, Floats]:
-        """Force constants [3 n_atoms] eV/Å² and modes; those of rigid motions are left out."""
+        """Return force constants [n_modes] eV/Å² and modes [3 n_atoms, n_modes], none rigid."""
         n = len(self.atoms)
         vectors = self.atoms.get_all_distances(mic=bool(self.atoms.pbc.any()), vector=True)
         lengths = np.linalg.norm(vectors, axis=-1)
@@ -95,16 +96,16 @@ class Shape:
 
 
 def distances(atoms: Atoms, positions: Floats) -> Floats:
-    """Return the distances [n_atoms, n_atoms] Å at other positions, of nearest images."""
+    """Return the distances [n_atoms, n_atoms] Å at other positions, to nearest images."""
     other = atoms.copy()
     other.positions = positions
     return other.get_all_distances(mic=bool(atoms.pbc.any()))
 
 
 def fingerprint(atoms: Atoms, positions: Floats) -> Floats:
-    """Return numbers that tell shapes apart, [m]: inverse distances, sorted by pair of elements.
+    """Return the fingerprint [m] of a shape: inverse distances, sorted by pair of elements.
 
-    Equal for equal atoms in another order; those beyond 6 Å are zero.
+    It does not depend on the order of equal atoms. Distances beyond 6 Å give zero.
     """
     lengths = distances(atoms, positions)
     i, j = np.triu_indices(len(atoms), 1)
@@ -114,15 +115,18 @@ def fingerprint(atoms: Atoms, positions: Floats) -> Floats:
 
 
 def farthest_first(candidates: Floats, known: Floats, n: int, least: float) -> list[int]:
-    """Choose candidates one after the other, each the farthest from all known and chosen ones.
+    """Choose candidates one by one, each the farthest from all known and chosen ones.
 
-    The first of two equally far ones is taken.
+    The first of two equally distant candidates is chosen.
 
     Args:
         candidates: [m, k] fingerprints.
-        known: [l, k], likewise, at least one.
-        n: at most so many.
-        least: shortest distance from others, so that none is a copy.
+        known: [l, k] fingerprints, at least one.
+        n: largest number of candidates to choose.
+        least: smallest distance from the others, so that none is a copy.
+
+    Returns:
+        Indices of the chosen candidates.
     """
     gaps = np.min([np.linalg.norm(candidates - one, axis=1) for one in known], axis=0)
     chosen: list[int] = []

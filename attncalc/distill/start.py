@@ -14,16 +14,16 @@ from attncalc.distill.shapes import Floats, Shape
 from attncalc.sampling.geometry import overlaps, torsions, turned
 from attncalc.sampling.relaxation import relaxations, rounded
 
-# steps of the relaxation, and structures of it that are trained on
+# steps of the relaxation, and number of its structures that are trained on
 RELAX_STEPS, FROM_RELAXATION = 40, 8
-# of the temperature asked for, of the displacements
+# temperatures of the displacements, relative to the target temperature
 COLDEST, HOTTEST = 0.2, 1.5
-# turned structures that displacements start from, and trials for each structure wanted
+# most structures with turned bonds that displacements start from; trials per requested structure
 MOST_TURNED, TRIALS = 20, 20
 
 
 def relaxed(store: LabelStore, structure: Atoms) -> list[Atoms]:
-    """Relax a structure by the oracle, and return where it went, the last one the lowest.
+    """Relax a structure by the oracle, and return structures of its path, the lowest one last.
 
     Raises:
         ValueError: the oracle refuses the structure; the message has its reason.
@@ -40,10 +40,10 @@ def displaced(rng: np.random.Generator, shape: Shape, temperature: float, n: int
     """Draw structures around a relaxed one and around those with turned bonds.
 
     Args:
-        rng: source of all choices.
+        rng: source of all random choices.
         shape: the relaxed structure.
-        temperature: K; that of a displacement is 0.2 to 1.5 times it.
-        n: number of structures; fewer where atoms come too close again and again.
+        temperature: target temperature, K; that of a displacement is 0.2 to 1.5 times this.
+        n: number of structures; fewer are returned if atoms come too close in many trials.
     """
     starts = [shape.atoms.positions, *_turned(rng, shape)]
     found: list[Atoms] = []
@@ -60,7 +60,7 @@ def displaced(rng: np.random.Generator, shape: Shape, temperature: float, n: int
 
 
 def _turned(rng: np.random.Generator, shape: Shape) -> Sequence[Floats]:
-    """Positions with single bonds turned at random; none where RDKit finds no bonds."""
+    """Return positions with single bonds turned at random; none if RDKit finds no bonds."""
     atoms = shape.atoms
     if atoms.pbc.any():
         return []
@@ -81,7 +81,7 @@ def _turned(rng: np.random.Generator, shape: Shape) -> Sequence[Floats]:
 
 
 def _mol(atoms: Atoms) -> Chem.Mol:
-    """RDKit's molecule of a structure, with bond orders."""
+    """Return RDKit's molecule of a structure, with bond orders."""
     lines = [
         f"{s} {x:.6f} {y:.6f} {z:.6f}"
         for s, (x, y, z) in zip(atoms.get_chemical_symbols(), atoms.positions, strict=True)

@@ -1,4 +1,4 @@
-"""Training of the members of a distillation's committee, each in a folder that it resumes from."""
+"""Training of the committee of a distillation; each member has a folder to resume from."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ CONFIG = {
     "num_basis": 32,
 }
 BATCH_SIZE = 5
-# steps of a training: so many for each structure, but no fewer and no more
+# steps of a training per structure, and limits of their sum
 STEPS_PER_STRUCTURE, FEWEST_STEPS, MOST_STEPS = 10, 1500, 8000
-# of an epoch, which ends with a validation: structures of a small set come several times
+# an epoch ends with a validation; structures of a small set are repeated to fill it
 STEPS_PER_EPOCH = 100
 
 
 def member_file(folder: Path, member: int) -> Path:
-    """Return the model file of a member, counted from 1, in the folder of a training."""
+    """Return the model file of a member (counted from 1) in the folder of the trainings."""
     name = f"member-{member}"
     return folder / name / f"{name}.safetensors"
 
@@ -47,20 +47,20 @@ def train_committee(
     seed: int,
     n_steps: int | None = None,
 ) -> Potential:
-    """Train one potential from each start, or go on where that was stopped.
+    """Train one potential from each start, or resume a training that was stopped.
 
     Args:
-        folder: of the trainings; the committee is written into it last.
+        folder: folder of the trainings; the committee is written into it last.
         training, validation: labelled structures of one composition.
         starts: model file that each member starts from; None for random weights.
-        seed: of the first member; the others have the next ones.
-        n_steps: of each; None chooses by the number of structures.
+        seed: seed of the first member; the others have the next ones.
+        n_steps: steps of each training; None chooses by the number of structures.
 
     Returns:
-        The mean of the members, or the only one; it knows its training.
+        The committee, or the only member, calibrated with its training data.
 
     Raises:
-        ValueError: as `attncalc.train.fit`.
+        ValueError: a training is not possible with these data, see `attncalc.train.fit`.
         KeyboardInterrupt: Ctrl-C.
     """
     model = folder / "model.safetensors"
@@ -82,20 +82,20 @@ def train_committee(
             batch_size=BATCH_SIZE,
             warmup_steps=100,
             ema_decay=0.999,
-            compile="never",  # compiling takes longer than such a training gains by it
+            compile="never",  # compiling takes longer than it saves in such a training
             seed=seed + k - 1,
         )
         with _quiet_but_for_progress():
             members.append(fit(recipe, repeated, validation, folder / name).potential)
     committee = Committee(members) if len(members) > 1 else members[0]
-    # not by repeated structures, copies of which would be on both sides of the cross-validation
+    # without repetition, which would put copies on both sides of the cross-validation
     calibrate(committee, [*training.structures, *validation.structures])
     save(committee, model)
     return load(model)
 
 
 def _electrons(atoms: Atoms) -> dict[str, bool]:
-    """Inputs of the network that a structure needs, which `check_system` asks for."""
+    """Return the options of the network that charge and spin of a structure require."""
     options = {}
     if atoms.info["charge"] != 0:
         options["embed_charge"] = True
@@ -106,7 +106,7 @@ def _electrons(atoms: Atoms) -> dict[str, bool]:
 
 @contextmanager
 def _quiet_but_for_progress() -> Iterator[None]:
-    """Let a training log its progress alone: the rest has been said."""
+    """Log only the progress of a training; the rest is already known."""
     all_of_it = logging.getLogger("attncalc.train")
     progress = logging.getLogger("attncalc.train.callbacks")
     before = all_of_it.level, progress.level

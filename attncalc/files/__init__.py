@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read without following links to others."""
+"""Files: atomic writing, locks, and reading without following links to other files."""
 
 from attncalc.files.file_lock import FileLock, lock
 from attncalc.files.writing import (

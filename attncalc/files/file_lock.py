@@ -31,7 +31,7 @@ class FileLock:
     """
 
     def __init__(self, path: str | Path) -> None:
-        real = Path(path).resolve()  # through another link it is the same file
+        real = Path(path).resolve()  # the same file by any link
         if not real.parent.is_dir():
             raise FileNotFoundError(f"no such folder: {real.parent}")
         self._lock = real / ".lock" if real.is_dir() else real.with_name(f".{real.name}.lock")
@@ -48,7 +48,7 @@ class FileLock:
             finally:
                 if self._number < 0:
                     os.close(number)
-        with suppress(OSError):  # on a full disk, whoever is refused is told of no process
+        with suppress(OSError):  # on a full disk, the message of another process has no id
             os.ftruncate(self._number, 0)
             os.write(self._number, str(os.getpid()).encode())
 
@@ -67,7 +67,7 @@ class FileLock:
 
 
 def _is_still(number: int, path: Path) -> bool:
-    """Return True if an open file still has its name: its last holder may have removed it."""
+    """Return True if an open file still has its name; its last holder may have removed it."""
     try:
         return os.path.samestat(os.fstat(number), path.stat())
     except FileNotFoundError:
@@ -87,8 +87,8 @@ def lock(number: int) -> bool:
     """Lock an open file until it is closed.
 
     Returns:
-        False if somebody else holds the lock; True otherwise, and always on Windows and on file
-        systems without locks.
+        False if the lock is already held; True otherwise, and always on Windows and on file systems
+        without locks.
     """
     if sys.platform == "win32":
         return True

@@ -1,4 +1,4 @@
-"""Check of HDF5 files that the HDF5 library does not make, and hangs without."""
+"""Check of heaps in HDF5 files, without which the HDF5 library may hang."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-# How a global heap begins: signature, version 1, three zeros.
+# First bytes of a global heap: signature, version 1, three zeros.
 _BEGINNING = b"GCOL\x01\0\0\0"
-# An object of a heap: index (0 is the free rest), number of references, and size without these.
+# Header of a heap's object: index (0 is free space), number of references, size without header.
 _OBJECT = struct.Struct("<H6xQ")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _BLOCK = 1 << 20
 
 
 def largest_text(file: BinaryIO) -> int | None:
-    """Return the bytes of the largest object of all global heaps, where variable texts are kept.
+    """Return the size [bytes] of the largest object in all global heaps.
 
-    None if the objects of one do not fill it: the library looks for the next one for ever, deaf to
-    Ctrl-C.
+    Texts of variable length are stored there. None if the objects of a heap do not fill it: the
+    library would search for the next object forever, and ignore Ctrl-C.
     """
     beginning = _at(file, 0, 64)
     size = file.seek(0, os.SEEK_END)
-    # what lies beyond the end that the file itself states is nothing to the library
+    # the library ignores data beyond the end that the file itself states
     end = min(_stated_end(beginning), size) if beginning.startswith(_SIGNATURE) else size
     largest = 0
     for start in _beginnings(file, end):
@@ -35,14 +35,17 @@ def largest_text(file: BinaryIO) -> int | None:
 
 
 def _stated_end(beginning: bytes) -> int:
-    """The end-of-file address of a superblock with addresses of 8 bytes; 0 if it is none."""
+    """Return the end-of-file address of a superblock with 8-byte addresses; 0 for others."""
     version = beginning[8:9]
     place = {b"\0": 40, b"\1": 44, b"\2": 28, b"\3": 28}.get(version, 0)
     return int.from_bytes(beginning[place : place + 8], "little") if place else 0
 
 
 def _beginnings(file: BinaryIO, end: int) -> Iterator[int]:
-    """Yield where heaps begin. Nothing is mapped: truncating a mapped file ends its reader."""
+    """Yield the positions of heaps.
+
+    The file is not memory-mapped: truncating a mapped file ends the process that reads it.
+    """
     at = 0
     while (at := _next_data(file, at)) < end:
         block = _at(file, at, min(_BLOCK, end - at))
@@ -54,16 +57,16 @@ def _beginnings(file: BinaryIO, end: int) -> Iterator[int]:
             place = block.find(_BEGINNING, place + len(_BEGINNING))
         if len(block) < len(_BEGINNING):
             return
-        at += len(block) - len(_BEGINNING) + 1  # it may stand across two blocks
+        at += len(block) - len(_BEGINNING) + 1  # a beginning may extend over two blocks
 
 
 def _next_data(file: BinaryIO, at: int) -> int:
-    """The next place that was ever written: a file of a few bytes may be a terabyte long."""
+    """Return the next position that is not in a hole; sparse files may be a terabyte long."""
     try:
         return os.lseek(file.fileno(), at, os.SEEK_DATA)
-    except (AttributeError, ValueError):  # another system, or no file of the system
+    except (AttributeError, ValueError):  # not supported by the system, or not a real file
         return at
-    except OSError:  # nothing more
+    except OSError:  # no more data
         return file.seek(0, os.SEEK_END)
 
 
@@ -74,7 +77,7 @@ def _largest_of(file: BinaryIO, start: int, end_of_file: int) -> int | None:
         return None
     while end - at >= _OBJECT.size:
         index, length = _OBJECT.unpack(_at(file, at, _OBJECT.size))
-        if index == 0:  # its size includes these
+        if index == 0:  # the size of free space includes its header
             return largest if length == end - at else None
         largest = max(largest, length)
         at += _OBJECT.size + -(-length // 8) * 8

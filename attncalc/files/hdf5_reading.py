@@ -1,8 +1,8 @@
-"""Reading of foreign HDF5 files, such that no other file is read.
+"""Reading of untrusted HDF5 files, such that no other file is read.
 
-HDF5 has five ways from one file into others: external links, links of user-defined kinds, virtual
-datasets, external storage, and filters, which are loaded as machine code. A file that has one of
-them anywhere is refused, and what remains can be read by whatever means, soft links included.
+HDF5 has five ways to refer to other files: external links, links of user-defined kinds, virtual
+datasets, external storage, and filters, which are loaded as machine code. A file that uses one of
+them anywhere is refused. All others are safe to read, including their soft links.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from attncalc.files.hdf5_heaps import largest_text
 from attncalc.files.reading import open_regular, require_room
 from attncalc.text import one_line
 
-# groups within groups: the files of this field have 3, and the library takes minutes for thousands
+# most levels of nested groups: usual files have 3, and the library takes minutes for thousands
 DEEPEST = 100
-# at once, of texts that may all be the same long one
+# bytes of texts that are read at once, if each is as long as the longest
 BLOCK_BYTES = 1 << 28
-# what every HDF5 library or h5py itself has; others are code that would be looked for
+# filters that are part of HDF5 or h5py; others are code that the library would load
 FILTERS = {
     *(h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, h5z.FILTER_SZIP),
     *(h5z.FILTER_NBIT, h5z.FILTER_SCALEOFFSET, h5z.FILTER_LZF),
@@ -35,20 +35,21 @@ _HARD, _SOFT = h5l.TYPE_HARD, h5l.TYPE_SOFT
 
 
 class LocalFile(h5py.File):
-    """HDF5 file, open for reading, that leads to no other one.
+    """HDF5 file, open for reading, that refers to no other file.
 
     Args:
         source: the file, by name or open for binary reading.
 
     Attributes:
-        size: of the file, bytes.
+        size: size of the file, bytes.
         largest_text: bytes of the longest text of variable length; 0 if there is none.
-        group_names: full names of all groups, the root's among them, in alphabetical order.
+        group_names: full names of all groups, including the root, in alphabetical order.
 
     Raises:
-        OSError: it is no regular file, or the system or the library refuses to open it.
-        ValueError: it leads to another file, its arrays would fill the memory, its groups are
-            nested without end, or it is damaged in a way that the library does not find.
+        OSError: the file is not regular, or cannot be opened.
+        ValueError: the file refers to another one, its arrays would fill the memory, its groups are
+            nested too deeply, or it is damaged in a way that the library does not detect.
+        TypeError: `source` is neither a path nor an open file.
     """
 
     def __init__(self, source: str | Path | BinaryIO) -> None:
@@ -67,14 +68,15 @@ class LocalFile(h5py.File):
             raise
 
     def values(self, array: h5py.Dataset, rows: slice = slice(None)) -> NDArray:
-        """Return rows of an array; texts part by part, as each may be as long as the longest.
+        """Read rows of an array; texts are read in parts, because each may be very long.
 
         Args:
-            array: of this file.
-            rows: of its first axis, with positive ends.
+            array: an array of this file.
+            rows: rows of its first axis, without negative indices.
 
         Raises:
-            ValueError: it holds neither numbers nor texts, or its texts would fill the memory.
+            ValueError: the array holds neither numbers nor texts, or its texts would fill the
+                memory.
         """
         texts = h5py.check_string_dtype(array.dtype) is not None
         if array.dtype.kind not in "biufcSU" and not texts:
@@ -93,7 +95,7 @@ class LocalFile(h5py.File):
         return np.concatenate(found)
 
     def attributes(self, item: h5py.Group | h5py.Dataset) -> dict[str, NDArray]:
-        """Return the numbers and texts that are attributes of a group or an array, by name."""
+        """Return name -> value of attributes of a group or array that are numbers or texts."""
         plain = (
             name for name in item.attrs if item.attrs.get_id(name).get_type().get_class() in _PLAIN
         )
@@ -109,10 +111,10 @@ def _measured(file: BinaryIO) -> tuple[int, int]:
 
 
 def _walk(root: h5g.GroupID, file_size: int, largest_text: int) -> Iterator[str]:
-    """Names of all groups, each once; every link and every array is looked at.
+    """Yield the names of all groups, each once, and check every link and array.
 
-    One step after the other, by names of one link each: paths are followed through other files,
-    and take a time that grows with the square of the depth.
+    Each link is opened by its own name, not by its path: the library would follow a path into
+    other files, and the time would grow with the square of the depth.
     """
     seen, n_bytes = set(), 0
     waiting: list[tuple[str, int, h5g.GroupID]] = [("", 0, root)]
@@ -164,7 +166,7 @@ def _require_small_attributes(item: h5o.ObjectID, largest_text: int, path: str) 
 
 
 def _require_own(array: h5d.DatasetID, path: str) -> int:
-    """Bytes that reading an array takes, all of which lie in this file."""
+    """Return the bytes that reading an array takes; refuse one that is stored elsewhere."""
     created = array.get_create_plist()
     layout = created.get_layout()
     if layout == h5d.VIRTUAL or created.get_external_count():
@@ -178,6 +180,6 @@ def _require_own(array: h5d.DatasetID, path: str) -> int:
             )
     kind, space = array.get_type(), array.get_space()
     n_bytes = space.get_simple_extent_npoints() * kind.get_size()
-    if layout == h5d.CHUNKED and n_bytes:  # of which at least one is read
+    if layout == h5d.CHUNKED and n_bytes:  # at least one chunk is read
         n_bytes = max(n_bytes, math.prod(created.get_chunk()) * kind.get_size())
     return n_bytes

@@ -1,8 +1,8 @@
 """Writing of HDF5 files on disks that may be full.
 
-HDF5 can neither go on nor close its file after a write that fails: it prints an error for every
+HDF5 can neither continue nor close its file after a failed write: it prints an error for every
 open object, tries again at the end of the process, and may crash there. So it writes through a
-`WritableFile`, which never fails, and the error is raised when HDF5 has closed.
+`WritableFile`, which never fails, and the error is raised when HDF5 has closed its file.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ PAGE = 1 << 16
 class WritableFile(io.RawIOBase):
     """File object for HDF5: reads and writes bytes at a position.
 
-    After the first write that fails, all that is written stays in memory, where HDF5 finds it until
-    it has closed.
+    After the first write that fails, data are kept in memory instead, from which HDF5 can read them
+    until it closes the file.
 
     Args:
         number: file descriptor, open for reading and writing.
 
     Attributes:
-        problem: why something could not be written.
-        waiting: signals that have come since the file was opened, see `finished_before_ctrl_c`.
+        problem: error of the first write that failed; None if all succeeded.
+        waiting: signals received since the file was opened, see `finished_before_ctrl_c`.
     """
 
     waiting: Sequence[Any] = ()
@@ -48,7 +48,7 @@ class WritableFile(io.RawIOBase):
         self.problem: OSError | None = None
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position, and return it."""
+        """Set the position, and return it."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
         self._position = start + offset
         return self._position
@@ -58,7 +58,7 @@ class WritableFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Fill a buffer from the position on, and return how many bytes there were."""
+        """Read into a buffer from the position on, and return the number of bytes read."""
         view = memoryview(buffer).cast("B")
         n = max(0, min(len(view), self._end - self._position))
         if self._pages:
@@ -70,7 +70,7 @@ class WritableFile(io.RawIOBase):
         return n
 
     def write(self, content: Buffer, /) -> int:
-        """Write from the position on, and return how many bytes."""
+        """Write from the position on, and return the number of bytes."""
         view = memoryview(content).cast("B")
         if self.problem is None:
             try:
@@ -88,7 +88,7 @@ class WritableFile(io.RawIOBase):
         return len(view)
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Make the file so many bytes long, or end it at the position."""
+        """Set the size of the file in bytes; the default is the position."""
         size = self._position if size is None else size
         if self.problem is None:
             try:
@@ -102,7 +102,7 @@ class WritableFile(io.RawIOBase):
         """Do nothing: no bytes are buffered."""
 
     def _parts(self, n: int) -> Iterator[tuple[int, int, int, int]]:
-        """The next n bytes by pages: number, start and stop within the page, and how far on."""
+        """Yield the next n bytes by pages: number, start and stop in the page, bytes before it."""
         done = 0
         while done < n:
             page, start = divmod(self._position + done, PAGE)
@@ -116,7 +116,7 @@ class WritableFile(io.RawIOBase):
         return self._pages[page]
 
     def _on_disk(self, position: int, n: int) -> bytes:
-        """Bytes of the file, zeros where it has none."""
+        """Read n bytes of the file; zeros beyond its end."""
         os.lseek(self._number, position, os.SEEK_SET)
         pieces, left = [], n
         while left and (piece := os.read(self._number, left)):
@@ -127,14 +127,14 @@ class WritableFile(io.RawIOBase):
 
 @contextmanager
 def writing_hdf5(number: int, mode: str) -> Iterator[tuple[h5py.File, WritableFile]]:
-    """Open an HDF5 file to change; it is closed and on disk at the end.
+    """Open an HDF5 file for writing; close it and flush it to disk at the end of the block.
 
     Args:
         number: file descriptor, open for reading and writing, which stays open.
         mode: "w" or "r+".
 
     Yields:
-        The file, and what its `problem` can be asked of.
+        The HDF5 file, and the `WritableFile` below it.
 
     Raises:
         OSError: something could not be written; the file is not usable.
@@ -151,7 +151,7 @@ def writing_hdf5(number: int, mode: str) -> Iterator[tuple[h5py.File, WritableFi
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, WritableFile]]:
-    """Make a new HDF5 file, see `writing_hdf5`.
+    """Create a new HDF5 file, see `writing_hdf5`.
 
     Raises:
         OSError: something could not be written.

@@ -1,4 +1,4 @@
-"""Reader of NumPy archives that compares every array with its header before it is made."""
+"""Reader of NumPy archives that checks the size of every array against its header."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from attncalc.text import one_line
 
 
 def read_arrays(file: BinaryIO, *, always: int = ALWAYS_UNPACKED) -> dict[str, NDArray | None]:
-    """Read all arrays of an archive by name, None for pickled ones: nothing is ever unpickled.
+    """Read all arrays of an archive, by name; pickled ones are None and never unpickled.
 
     Args:
         file: the archive.
-        always: bytes that it may unpack to, however small it is.
+        always: unpacked size that is accepted for any archive, bytes.
 
     Raises:
-        ValueError: it is damaged, or would fill the memory; the message does not name it.
+        ValueError: the archive is damaged or would fill the memory; the message does not name it.
     """
     file.seek(0)
     beginning = file.read(6)
@@ -42,26 +42,26 @@ def read_arrays(file: BinaryIO, *, always: int = ALWAYS_UNPACKED) -> dict[str, N
             return {m.filename[: -len(".npy")]: _array(archive, m) for m in members}
     except ValueError:
         raise
-    except Exception as error:  # zipfile, zlib, bz2 and lzma raise whatever they stumble over
+    except Exception as error:  # zipfile, zlib, bz2 and lzma raise errors of many kinds
         raise ValueError(
             f"the file is truncated or damaged ({one_line(error)}): download or write it again"
         ) from None
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray | None:
-    """One array, or None for a pickled one.
+    """Read one array; None for a pickled one.
 
-    `numpy.load` takes as much memory as the header asks for; here it must be what is there.
+    `numpy.load` allocates the size that the header states; here it must match the actual size.
     """
     with archive.open(member) as file:
         try:
             version = np.lib.format.read_magic(file)
-            if version not in _ARRAY_HEADERS:  # only records have field names beyond Latin-1
+            if version not in _ARRAY_HEADERS:  # only records with field names beyond Latin-1
                 return None
             shape, by_column, dtype = _ARRAY_HEADERS[version](file)
         except zipfile.BadZipFile:
             raise
-        except Exception as error:  # numpy evaluates a literal, where anything may go wrong
+        except Exception as error:  # numpy evaluates a literal, with errors of any kind
             raise ValueError(
                 f"the file is damaged (header of {member.filename}: {one_line(error)}): fetch or "
                 "write it again"

@@ -1,4 +1,4 @@
-"""Checks of foreign files before a reader works on them: kind and size."""
+"""Checks of untrusted files before they are read: kind and size."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-# Arrays of coordinates hardly shrink, those of zeros a thousandfold: what unpacks to more than so
-# many times the file, and to more bytes than every machine has, is a bomb.
+# Compression hardly shrinks coordinates, but zeros a thousandfold. A file that unpacks to more than
+# MOST_UNPACKED times its size and more than ALWAYS_UNPACKED bytes is taken for a bomb.
 MOST_UNPACKED = 20
 ALWAYS_UNPACKED = 1 << 30
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """Open a regular file for reading; pipes, devices and folders are refused, not waited for.
+    """Open a regular file for reading; refuse pipes, devices and folders without blocking.
 
     Raises:
-        OSError: it is none of the regular files, or the system refuses to open it.
+        OSError: the file is not regular, or cannot be opened.
     """
-    # without waiting for whoever writes into a pipe
+    # O_NONBLOCK: do not wait for the writer of a pipe
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         mode = os.fstat(number).st_mode
@@ -37,11 +37,11 @@ def read_whole(path: str | Path, most: int) -> bytes:
 
     Args:
         path: the file.
-        most: bytes that it may have.
+        most: largest size, bytes.
 
     Raises:
-        OSError: as `open_regular`.
-        ValueError: it has more; the message does not name it.
+        OSError: the file is not regular, or cannot be opened.
+        ValueError: the file is larger than `most`; the message does not name it.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -75,13 +75,13 @@ def require_room(n_bytes: int, file_size: int, what: str, *, always: int = ALWAY
     """Refuse a file whose arrays would fill the memory, before they are unpacked.
 
     Args:
-        n_bytes: that they take.
-        file_size: of the file.
-        what: how the message begins.
-        always: bytes that any file may unpack to.
+        n_bytes: size of the unpacked arrays.
+        file_size: size of the file, bytes.
+        what: beginning of the error message.
+        always: unpacked size that is accepted for any file, bytes.
 
     Raises:
-        ValueError: they take too many times its size; `what` begins the message.
+        ValueError: the unpacked arrays are too large for the size of the file.
     """
     if n_bytes > max(always, MOST_UNPACKED * file_size):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Writing of files: whole or not at all, and over nothing that exists."""
+"""Atomic writing of files, and refusal to overwrite existing ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# s without a change, after which the unfinished file of another computer is abandoned
+# s without a change after which the temporary file of another computer counts as abandoned
 ABANDONED_AFTER = 3600.0
 # bytes
 COPIED_AT_ONCE = 1 << 20
-# of unfinished files, beside the number of the process
+# host in the names of temporary files, before the process id
 _HOST = re.sub(r"[^\w-]", "-", platform.node()) or "here"
 
 
@@ -37,8 +37,8 @@ class NoSpaceLeft(OSError):
 
     Args:
         path: the file that could not be written.
-        number: `errno` of the refusal.
-        advice: what to do, behind the message.
+        number: `errno` of the error.
+        advice: advice at the end of the message.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class NoSpaceLeft(OSError):
         return f"no space left on the disk for {self.path}{FULL[self.number]}: {self.advice}"
 
 
-# refusals of a system to write more, and what the message adds
+# `errno` if no more can be written -> addition to the message
 FULL = {
     errno.ENOSPC: "",
     errno.EDQUOT: " (the quota is used up)",
@@ -61,7 +61,7 @@ FULL = {
 
 @contextmanager
 def naming_full_disk(path: str | Path) -> Iterator[None]:
-    """Turn the refusal to write more, of whatever file, into `NoSpaceLeft` for this one."""
+    """Turn errors of a full disk in the block, for any file, into `NoSpaceLeft` for `path`."""
     try:
         yield
     except NoSpaceLeft:
@@ -74,13 +74,14 @@ def naming_full_disk(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path, *, in_folder: bool = False) -> Iterator[Path]:
-    """Yield a file to write beside `path`, which takes its place, complete and on disk, at the end.
+    """Yield a temporary file in the folder of `path`; it replaces `path` at the end of the block.
 
-    After an error nothing is left of it. What a killed process left of an earlier one is removed.
+    It is flushed to disk before that. After an error it is removed. Temporary files that killed
+    processes have left are removed too.
 
     Args:
-        path: the file to be made or replaced.
-        in_folder: give the new file the same name, in a hidden folder.
+        path: the file to create or replace.
+        in_folder: give the temporary file the same name, in a hidden folder.
 
     Raises:
         NoSpaceLeft: the disk is full.
@@ -88,7 +89,7 @@ def replacing(path: str | Path, *, in_folder: bool = False) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.part")
     remove_abandoned(path)
-    _remove(part)  # of another process that had this number
+    _remove(part)  # left by an earlier process with the same id
     try:
         with naming_full_disk(path):
             if in_folder:
@@ -103,7 +104,7 @@ def replacing(path: str | Path, *, in_folder: bool = False) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that it is either the old one or the complete new one, never half.
+    """Write a file atomically: it has either its old or its complete new content.
 
     Raises:
         NoSpaceLeft: the disk is full; the old file is still there.
@@ -113,14 +114,14 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove unfinished versions of a file whose processes have ended."""
-    if sys.platform == "win32":  # there a process cannot be asked whether it lives
+    """Remove temporary versions of a file whose processes have ended."""
+    if sys.platform == "win32":  # no way to find out if a process is alive
         return
     pattern = re.compile(re.escape(f".{path.name}.") + r"(?:([\w-]+)\.)?(\d+)\.part")
     with os.scandir(path.parent) as entries:
         found = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
     for entry, match in found:
-        # nobody knows from here which processes of another computer live
+        # processes of another computer cannot be checked: go by the age of the file
         abandoned = (
             not _lives(int(match[2])) if match[1] == _HOST else _age(entry) > ABANDONED_AFTER
         )
@@ -133,13 +134,13 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # of another user
+    except OSError:  # the process belongs to another user
         return True
     return True
 
 
 def _age(entry: os.DirEntry[str]) -> float:
-    """Seconds since the last change; none of what has gone meanwhile."""
+    """Return the seconds since the last change; 0 if the file no longer exists."""
     try:
         return time.time() - entry.stat(follow_symlinks=False).st_mtime
     except FileNotFoundError:
@@ -155,7 +156,7 @@ def _remove(path: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file is on its disk."""
+    """Flush a file to disk."""
     number = os.open(path, os.O_RDWR)
     try:
         os.fsync(number)
@@ -164,12 +165,12 @@ def to_disk(path: Path) -> None:
 
 
 def folder_to_disk(folder: Path) -> None:
-    """Wait until the names in a folder are on its disk; Windows cannot, and needs not."""
+    """Flush the names in a folder to disk; not possible, and not needed, on Windows."""
     if os.name == "posix":
         number = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(number)
-        except OSError as error:  # a file system that cannot, as some over a network
+        except OSError as error:  # not supported by some network file systems
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
         finally:
@@ -177,11 +178,11 @@ def folder_to_disk(folder: Path) -> None:
 
 
 class Appended:
-    """File that grows by whole pieces: one that does not fit leaves no part of itself.
+    """File that grows by whole pieces: a piece that does not fit on the disk is removed again.
 
     Args:
-        path: the file; it is made where there is none.
-        size: bytes of it that stay; None keeps all.
+        path: the file, created if it does not exist.
+        size: bytes of an existing file to keep; None keeps all.
 
     Attributes:
         number: file descriptor; -1 after closing.
@@ -198,7 +199,7 @@ class Appended:
         os.ftruncate(self.number, self.size)
 
     def append(self, piece: bytes) -> None:
-        """Write a piece behind the others, all of it or nothing.
+        """Append a piece, all of it or nothing.
 
         Raises:
             NoSpaceLeft: the disk is full.
@@ -215,7 +216,7 @@ class Appended:
         self.size += len(piece)
 
     def to_disk(self) -> None:
-        """Wait until all pieces are on the disk.
+        """Flush all pieces to disk.
 
         Raises:
             NoSpaceLeft: the disk is full.
@@ -224,7 +225,7 @@ class Appended:
             os.fsync(self.number)
 
     def restore(self) -> None:
-        """Write the file anew where somebody has removed it.
+        """Write the file again if it was removed.
 
         Raises:
             NoSpaceLeft: the disk is full.

@@ -1,6 +1,6 @@
 """Pictures: functions from arrays to a matplotlib `Figure`, which the caller saves or shows.
 
-Nothing here touches pyplot, so no window, backend or style of the process changes.
+They do not use pyplot, so windows, backend and style of the process do not change.
 """
 
 from attncalc.plots.dynamics import bond_lengths, md_summary, radial_distribution

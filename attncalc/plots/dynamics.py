@@ -30,11 +30,11 @@ from attncalc.plots.style import (
 Floats = NDArray[np.float64]
 Rows = Sequence[Mapping[str, float]]
 
-# Å: how far g(r) is drawn, unless half the cell is less; in a tiny cell images fill the rest
+# Å: g(r) is drawn up to half the cell, within these limits; images fill a tiny cell
 LONGEST, SHORTEST = 8.0, 5.0
-# atoms times frames that are counted for g(r): a second of work
+# most atoms times frames that are counted for g(r): a second of work
 MOST_COUNTED = 20_000
-# of g(r): what is higher is a bond, and would hide the rest
+# top of the g(r) axis: higher peaks are bonds, and would hide the rest
 TOP = 8.0
 
 
@@ -49,19 +49,20 @@ def md_summary(
 ) -> Figure:
     """Draw last frame, energies, temperature, and bond lengths or radial distribution functions.
 
-    Bond lengths of a molecule, g(r) of a structure that is periodic in all directions. "npt" adds
-    the volume, "nve" the change of the total energy with its drift. Of a batch of systems of the
-    same atoms their mean is drawn, with a band of one standard deviation.
+    g(r) is drawn for a structure that is periodic in all directions, bond lengths for any other.
+    "npt" adds the volume, "nve" the change of the total energy with its drift. For a batch of
+    systems of the same atoms, the mean is drawn, with a band of one standard deviation.
 
     Args:
         rows: the log: time_fs, temperature_K, potential_eV, total_eV, volume_A3 of every frame, and
-            of a batch its `system`.
-        frames: the trajectory, or some frames of it, in order; of a batch those of several systems.
-        title: above the picture.
+            `system` for a batch.
+        frames: the trajectory, or some frames of it, in order; for a batch, those of several
+            systems.
+        title: title above the picture.
         ensemble: "nve", "nvt" or "npt".
-        target: K, of the thermostat; None where there is none.
+        target: temperature of the thermostat, K; None if there is none.
         n_dof: degrees of freedom of the run; with `target`, the fluctuations of the canonical
-            ensemble are drawn beside those measured.
+            ensemble are drawn too.
     """
     n_systems = len({row.get("system", 0) for row in rows})
     column = {  # [n_systems, n_times]
@@ -105,7 +106,7 @@ def _energy(axes: Axes, time: Floats, column: Mapping[str, Floats]) -> None:
 def _course(
     axes: Axes, time: Floats, values: Floats, *, color: str, label: str = "", **more: Any
 ) -> None:
-    """Draw values [n_systems, n_times]: their mean, and of several systems their spread."""
+    """Draw the mean of values [n_systems, n_times], and the spread of several systems."""
     mean, spread = values.mean(axis=0), values.std(axis=0)
     axes.plot(time, mean, color=color, **{"linewidth": 0.9, "label": label, **more})
     if len(values) > 1:
@@ -115,7 +116,7 @@ def _course(
 def _temperature(
     axes: Axes, time: Floats, temperature: Floats, *, target: float | None, n_dof: int | None
 ) -> None:
-    """The course, a running mean, and at the right edge how often each temperature occurs."""
+    """Draw temperature and running mean against time, and a histogram at the right edge."""
     half = len(time) // 2
     later = temperature[:, half:].ravel()
     mean = later.mean()
@@ -148,7 +149,7 @@ def _temperature(
     side.hist(later, bins, density=True, orientation="horizontal", color=ORANGE, alpha=0.45)
     if target is not None and n_dof is not None:
         at = np.linspace(max(low, 1e-3), high, 200)
-        # kinetic energy in units of kT is gamma distributed with n_dof / 2
+        # kinetic energy in units of kT has a gamma distribution with shape n_dof / 2
         side.plot(gamma.pdf(at, n_dof / 2, scale=2 * target / n_dof), at, color="black", lw=1)
     side.set_axis_off()
 
@@ -203,9 +204,9 @@ def _drift(axes: Axes, time: Floats, total: Floats, n_atoms: int) -> None:
 
 
 def bond_lengths(frames: Sequence[Atoms]) -> dict[str, Floats]:
-    """Return lengths [Å] over all frames of the bonds of the first frame, by pair of elements.
+    """Return lengths [Å] in all frames of the bonds of the first frame, by pair of elements.
 
-    A bond is a pair closer than 1.2 times the sum of its covalent radii, minimum image.
+    A bond is a pair closer than 1.2 times the sum of its covalent radii, by minimum image.
     """
     first = frames[0]
     mic = bool(first.pbc.any())
@@ -221,24 +222,24 @@ def bond_lengths(frames: Sequence[Atoms]) -> dict[str, Floats]:
 def radial_distribution(
     frames: Sequence[Atoms], *, r_max: float | None = None, n_bins: int = 160
 ) -> dict[str, tuple[Floats, Floats]]:
-    """Return g(r) of every pair of elements, over some frames of the second half.
+    """Return g(r) of every pair of elements, averaged over frames of the second half.
 
-    The density of the second element at distance r from the first, over its mean density; periodic
-    images are counted, so it is right at any r.
+    g(r) is the density of the second element at distance r from the first, over its mean density.
+    Periodic images are counted, so it is right at any r.
 
     Args:
-        frames: periodic in all directions, of the same atoms.
+        frames: frames of the same atoms, periodic in all directions.
         r_max: Å; None takes half the cell, but 5 Å at least and 8 Å at most.
-        n_bins: from 0 to `r_max`.
+        n_bins: number of bins from 0 to `r_max`.
 
     Returns:
-        name of the pair -> r [n_bins] Å, the middles of the bins, and g [n_bins].
+        name of the pair -> r [n_bins] Å, the centres of the bins, and g [n_bins].
     """
     later = frames[len(frames) // 2 :]
     stride = -(-len(later) * len(later[0]) // MOST_COUNTED)
     counted = later[::stride]
     if r_max is None:
-        # the height over a face is one over the length of its reciprocal vector
+        # the height of the cell over a face is one over the length of its reciprocal vector
         longest = max(np.linalg.norm(f.cell.reciprocal(), axis=1).max() for f in counted)
         r_max = float(np.clip(0.5 / longest, SHORTEST, LONGEST))
     numbers = counted[0].numbers

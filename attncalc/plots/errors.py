@@ -1,4 +1,4 @@
-"""Pictures of a model beside its labels. Dense clouds are drawn as pixels, the rest as lines."""
+"""Pictures of predictions and errors. Dense clouds are drawn as pixels, the rest as lines."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Floats = NDArray[np.float64]
 Scale = Literal["linear", "log"]
 
 SIZE, WIDE = (4.7, 4.3), (12.0, 2.8)
-# above so many points a cloud says less than how many points are where
+# above this number of points, their density is drawn instead
 MOST_POINTS = 1500
-# with fewer there is no cloud
+# fewest points of a cloud
 FEWEST_POINTS = 2
-# up to so many atoms their symbols can be read
+# most atoms whose symbols can be read
 MOST_SYMBOLS = 40
 
 
@@ -52,10 +52,10 @@ def parity(
 
     Args:
         predicted: [...] in `unit`.
-        labels: of the same shape.
-        quantity: what it is, for the axes.
-        unit: for the axes.
-        error_unit: (1e3, "meV") tells MAE and RMSE in thousandths of eV; None tells them in `unit`.
+        labels: array of the same shape.
+        quantity: name of the quantity, for the axes.
+        unit: unit, for the axes.
+        error_unit: factor and unit of MAE and RMSE, e.g. (1e3, "meV"); None for `unit`.
     """
     x, y = np.ravel(labels), np.ravel(predicted)
     figure = Figure(figsize=SIZE, layout="constrained")
@@ -78,18 +78,18 @@ def parity(
 
 
 def error_histogram(errors: ArrayLike, *, quantity: str, unit: str) -> Figure:
-    """Draw a histogram of the errors, beside the normal distribution of the same width.
+    """Draw a histogram of the errors, and the normal distribution of the same width.
 
     Args:
         errors: [...] in `unit`, with sign.
-        quantity: what it is, for the axis.
-        unit: for the axis.
+        quantity: name of the quantity, for the axis.
+        unit: unit, for the axis.
     """
     error = np.ravel(errors)
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     bins = int(np.clip(np.sqrt(error.size), 8, 120))
-    # one structure that is far off must not press all others into one bin
+    # a single outlier must not put all others into one bin
     widest = min(np.abs(error).max(), 5 * np.quantile(np.abs(error), 0.99)) or 1.0
     counts, edges = np.histogram(error, bins, range=(-widest, widest))
     beyond = int((np.abs(error) > widest).sum())
@@ -102,7 +102,7 @@ def error_histogram(errors: ArrayLike, *, quantity: str, unit: str) -> Figure:
         normal = scale * np.exp(-0.5 * ((at - mean) / deviation) ** 2)
         label = "normal, of the same width"
         axes.plot(at, normal, color=ORANGE, linewidth=1.4, label=label)
-    if error.size > MOST_POINTS:  # few structures in the tails are what one looks for
+    if error.size > MOST_POINTS:  # the few structures in the tails are of interest
         axes.set_yscale("log")
         axes.set_ylim(0.7, 2 * counts.max())
     axes.axvline(0, color=GREY, linewidth=1)
@@ -118,15 +118,15 @@ def share_below(errors: Mapping[str, ArrayLike], *, quantity: str, unit: str) ->
 
     Args:
         errors: name -> [...] in `unit`.
-        quantity: what it is, for the axis.
-        unit: for the axis.
+        quantity: name of the quantity, for the axis.
+        unit: unit, for the axis.
     """
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     shares = np.concatenate([np.linspace(0, 0.99, 300), 1 - np.geomspace(0.01, 1e-4, 60), [1.0]])
     for k, (name, values) in enumerate(errors.items()):
         size = np.abs(np.ravel(values))
-        # as many points as a curve shows, whatever the size of the data
+        # the number of points does not depend on the size of the data
         at = np.quantile(size, shares)
         style = ("-", "--", ":")[(k // len(SERIES)) % 3]
         axes.plot(at, 100 * shares, color=SERIES[k % len(SERIES)], linestyle=style, label=name)
@@ -149,9 +149,9 @@ def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit
 
     Args:
         size: [n] in `unit`, not negative.
-        error: [n] likewise.
-        quantity: what it is, for the axes.
-        unit: for the axes.
+        error: [n] in `unit`, not negative.
+        quantity: name of the quantity, for the axes.
+        unit: unit, for the axes.
     """
     names = f"label: {quantity}, {unit}", f"error of {quantity}, {unit}"
     figure, axes, x, y = _against(size, error, *names)
@@ -164,13 +164,13 @@ def error_against_size(size: ArrayLike, error: ArrayLike, *, quantity: str, unit
 
 
 def error_along(value: ArrayLike, error: ArrayLike, *, label: str, quantity: str) -> Figure:
-    """Draw size of the error, logarithmic, against some number, with error quantiles.
+    """Draw size of the error, logarithmic, against another number, with error quantiles.
 
     Args:
-        value: [n].
+        value: [n], the other number.
         error: [n], not negative.
-        label: of the number, for the axis, with its unit.
-        quantity: what the error is of, with its unit.
+        label: name and unit of the other number, for the axis.
+        quantity: name and unit of the quantity that the error is of.
     """
     figure, axes, x, y = _against(value, error, label, f"error of {quantity}", x_scale="linear")
     if len(x):
@@ -192,12 +192,12 @@ def calibration(
 
     Args:
         spread: [n] in `unit`, not negative.
-        error: [n] likewise.
-        curve: [n_bins, 3]: of bins of the spread the root mean squares of spread and error, and
-            how uncertain the latter is.
+        error: [n] in `unit`, not negative.
+        curve: [n_bins, 3]: root mean squares of spread and error in bins of the spread, and the
+            uncertainty of the latter.
         factor: drawn as a line: error = factor * spread.
-        quantity: what it is, for the axes.
-        unit: for the axes.
+        quantity: name of the quantity, for the axes.
+        unit: unit, for the axes.
     """
     names = f"spread of {quantity}, {unit}", f"error of {quantity}, {unit}"
     figure, axes, x, _ = _against(spread, error, *names, rare=0.005)
@@ -225,10 +225,11 @@ def _against(
     x_scale: Scale = "log",
     rare: float = 0.001,
 ) -> tuple[Figure, Axes, Floats, Floats]:
-    """Draw errors, logarithmic, against values, and return what is drawn of both.
+    """Draw errors, logarithmic, against values; return figure, axes, and values and errors drawn.
 
-    Zeros have no place on a logarithmic axis, and a share `rare` of the smallest numbers is put at
-    its edge. With hardly anything left the two are drawn as they are, and nothing is returned.
+    Zeros cannot be drawn on a logarithmic axis, and a share `rare` of the smallest numbers is put
+    at its edge. If fewer than two points remain, all are drawn on linear axes, and empty arrays
+    are returned.
     """
     x, y = np.ravel(values), np.ravel(errors)
     figure = Figure(figsize=SIZE, layout="constrained")
@@ -261,13 +262,13 @@ def _against(
 
 
 def along_the_file(index: ArrayLike, errors: ArrayLike, *, quantity: str, unit: str) -> Figure:
-    """Draw errors in the order of the file, where parts from different sources show.
+    """Draw errors in the order of the file, which shows parts from different sources.
 
     Args:
-        index: [n] of the structures in the file.
-        errors: [n] in `unit`, one for each structure.
-        quantity: what it is, for the axis.
-        unit: for the axis.
+        index: [n], indices of the structures in the file.
+        errors: [n] in `unit`, one per structure.
+        quantity: name of the quantity, for the axis.
+        unit: unit, for the axis.
     """
     figure = Figure(figsize=WIDE, layout="constrained")
     axes = figure.subplots()
@@ -291,9 +292,9 @@ def force_error_gallery(
     """Draw structures with atoms coloured by the error of the force on them.
 
     Args:
-        structures: at least one.
-        errors: [n_atoms] eV/Å each.
-        names: written above.
+        structures: at least one structure.
+        errors: [n_atoms] eV/Å for each structure.
+        names: title of each structure.
     """
     figure = Figure(figsize=(2.75 * len(structures) + 0.7, 2.9), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(structures)))
@@ -311,7 +312,7 @@ def force_error_gallery(
 
 
 def _quantile_curves(axes: Axes, x: Floats, y: Floats) -> None:
-    """Median and 95 % of y in bins of x with as many points each."""
+    """Draw median and 95 % quantile of y in bins of x with equal numbers of points."""
     bounds = np.unique(np.quantile(x, np.linspace(0, 1, int(np.clip(len(x) // 50, 2, 16)))))
     which = np.clip(np.digitize(x, bounds[1:-1]), 0, None)
     for share, style in ((0.5, "-"), (0.95, "--")):
@@ -330,13 +331,13 @@ def _cloud(
     extent: tuple[float, float, float, float],
     scales: tuple[Scale, Scale] = ("linear", "linear"),
 ) -> None:
-    """Points, or where there are many, hexagons that are fuller the more points they hold."""
+    """Draw points or, if there are many, hexagons whose opacity shows the number of points."""
     if len(x) <= MOST_POINTS:
         alpha = 0.75 if len(x) < 300 else 0.4
         axes.plot(x, y, "o", color=CLOUD, markersize=3.5, alpha=alpha, markeredgewidth=0)
         axes.lines[-1].set_rasterized(len(x) > 300)
         return
-    # of logarithmic axes hexbin wants exponents
+    # for logarithmic axes hexbin expects exponents
     of_axes = (scales[0], scales[0], scales[1], scales[1])
     left, right, bottom, top = (
         float(np.log10(end)) if scale == "log" else end

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from attncalc.plots.style import BLUE, SERIES, headline, legend_above, logarithmic, tidy
 
-# more curves cannot be told apart: one colour for all, fainter the more there are
+# more curves cannot be distinguished: they have one colour, fainter the more there are
 FEW = 5
 _CONVERGED = ("NOT converged", "converged")
 _OUTSIDE = "outside the training data"
@@ -24,17 +24,17 @@ def relax_summary(
     title: str = "",
     outside: Sequence[bool] | None = None,
 ) -> Figure:
-    """Draw energy above the last one (left) and largest force with its goal (right).
+    """Draw energy relative to the last one (left) and largest force with its goal (right).
 
-    Structures that reached the goal end in a dot, others in a cross.
+    The curve of a structure ends in a dot if it has converged, else in a cross.
 
     Args:
         courses: for every structure [n_steps + 1, 2]: energy [eV] and largest force [eV/Å], the
             start first.
         fmax: eV/Å, the goal.
-        title: above the picture.
-        outside: which structures end outside what the model was trained on; then the title says
-            this, not that they converged. None: none.
+        title: title above the picture.
+        outside: True for structures that end outside the training data of the model, which the
+            title then reports; None if there are none.
     """
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
     energy, force = figure.subplots(1, 2)
@@ -53,14 +53,14 @@ def relax_summary(
         change = 1000 * (energies - energies[-1])
         energy.plot(steps, change, **line)
         energy.plot(steps[-1:], change[-1:], **end, label=label if n <= FEW else None)
-        # forces that vanish by symmetry have no place on a logarithmic axis
+        # forces that vanish by symmetry cannot be drawn on a logarithmic axis
         shown = np.maximum(forces, fmax / 100)
         force.plot(steps, shown, **line)
         force.plot(steps[-1:], shown[-1:], **end)
         low, high = min(low, shown.min()), max(high, shown.max())
     force.axhline(fmax, color="black", linewidth=1.2, linestyle="--", label=f"goal {fmax:g} eV/Å")
     energy.set_ylabel("energy above the last, meV")
-    # linear below 1 meV, so that the last has a place
+    # linear below 1 meV, so that the last energy, zero, can be drawn
     energy.set_yscale("symlog", linthresh=1)
     energy.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     force.set_ylabel("largest force, eV/Å")

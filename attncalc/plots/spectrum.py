@@ -27,9 +27,9 @@ def spectrum_summary(
         wavenumbers: [n] 1/cm.
         vdos: [n] degrees of freedom per 1/cm.
         infrared: [n] km/mol per 1/cm.
-        highest: 1/cm, the right end.
-        peaks: of the one and the other, wavenumber and height: marked and numbered.
-        title: above the picture.
+        highest: 1/cm, right end of the axis.
+        peaks: for each of the two spectra, wavenumber and height of peaks to label.
+        title: title above the picture.
     """
     wavenumbers = np.asarray(wavenumbers, dtype=float)
     curves = [("density of states, cm", BLUE, vdos)]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 BONDED = 1.2
 # balls over covalent radii, and the width of sticks in Å
 BALL, STICK = 0.62, 0.22
-# beyond so many atoms no stick would be seen, and beyond so many per atom nothing else
+# most atoms with which sticks can be seen, and most sticks per atom that do not hide everything
 MOST_WITH_STICKS, MOST_STICKS = 800, 2.2
-# degrees: a crystal stands upright, is turned a little, and seen a little from above
+# degrees: a crystal is upright, turned a little, and seen a little from above
 TURN, TILT = 17.0, -78.0
 
 
@@ -30,14 +30,14 @@ def draw_structure(
     colors: Sequence[tuple[float, float, float]] | None = None,
     symbols: bool = False,
 ) -> None:
-    """Draw balls and sticks, the nearest in front, with the cell where there is one.
+    """Draw balls and sticks, the nearest in front, with the cell of a periodic structure.
 
     A molecule shows its broadest side; a periodic structure is wrapped into its cell.
 
     Args:
-        axes: to draw on; loses its frame.
+        axes: axes to draw on; their frame is removed.
         atoms: the structure.
-        colors: of the atoms, RGB; None for those of the elements.
+        colors: colours of the atoms, RGB; None for those of the elements.
         symbols: write the elements' symbols on the balls.
     """
     shown = atoms.copy()
@@ -75,14 +75,17 @@ def draw_structure(
 
 
 def bonds(atoms: Atoms) -> NDArray[np.int64]:
-    """Return [n_bonds, 2], i < j: nearest images within 1.2 times the sum of covalent radii."""
+    """Return bonds [n_bonds, 2], i < j: pairs closer than 1.2 times the sum of covalent radii.
+
+    Distances are those to the nearest image.
+    """
     radii = covalent_radii[atoms.numbers]
     distances = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
     return np.argwhere(np.triu(distances < BONDED * (radii[:, None] + radii), k=1))
 
 
 def _turn(points: NDArray[np.float64], atoms: Atoms) -> NDArray[np.float64]:
-    """[n, 3] Å as the reader sees them: x to the right, y up, z towards the eye."""
+    """Rotate points [n, 3] Å to the view: x to the right, y up, z towards the viewer."""
     if not atoms.pbc.any():
         centre = atoms.positions.mean(axis=0)
         axes = np.linalg.svd(atoms.positions - centre)[2]  # longest extent first
@@ -94,7 +97,7 @@ def _turn(points: NDArray[np.float64], atoms: Atoms) -> NDArray[np.float64]:
 
 
 def _cell_edges(atoms: Atoms) -> NDArray[np.float64]:
-    """[12, 2, 3] Å: ends of the cell's edges; none for a molecule."""
+    """Return the ends of the cell's edges, [12, 2, 3] Å; none for a molecule."""
     if not atoms.pbc.any() or atoms.cell.rank < 3:
         return np.zeros((0, 2, 3))
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
@@ -107,7 +110,7 @@ def _cell_edges(atoms: Atoms) -> NDArray[np.float64]:
 def _sticks(
     axes: Axes, atoms: Atoms, turned: NDArray[np.float64], radii: NDArray[np.float64]
 ) -> None:
-    """Bonds within the picture; one that leaves the cell is left out."""
+    """Draw the bonds, except for those that cross a boundary of the cell."""
     inside = atoms.copy()
     inside.pbc = False
     pairs = bonds(inside)
@@ -116,7 +119,7 @@ def _sticks(
     for pair in pairs:
         far, near = pair[np.argsort(turned[pair, 2])]
         along = turned[near] - turned[far]
-        # it leaves the far ball at its surface, in front of it, and goes in behind the near one
+        # it starts at the surface of the far ball, in front of it, and ends behind the near one
         start, end = turned[far] + 0.9 * radii[far] * along / np.linalg.norm(along), turned[near]
         flat = (end - start)[:2]
         if (length := np.linalg.norm(flat)) < 1e-6:

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-# told apart by colour-blind readers too (Okabe and Ito), on white and on black
+# distinct for colour-blind readers too (Okabe and Ito), on white and on black
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
 PURPLE, SKY, AMBER = "#CC79A7", "#56B4E9", "#E69F00"
-# between the blues: pixels, that cannot change with the page
+# a medium blue for pixels, whose colour cannot change with the page
 CLOUD = "#1F86C4"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, GREY)
 
@@ -26,16 +26,16 @@ def tidy(axes: Axes) -> None:
 
 
 def headline(figure: Figure, text: str) -> None:
-    """Set the title of the whole picture, letter by letter: names are no formulas.
+    """Set the title of the whole picture as literal text, without formulas.
 
-    Neither a dollar sign nor what is no character, as file names may hold, makes drawing fail.
+    Dollar signs and invalid characters, which file names may have, cause no errors.
     """
     text = text.encode(errors="replace").decode()
     figure.suptitle(text, fontweight="bold", parse_math=False)
 
 
 def legend_above(axes: Axes, *, columns: int = 2) -> None:
-    """Put the legend outside of the axes, where it hides nothing; none if nothing has a label."""
+    """Put the legend above the axes, where it hides nothing; no legend if there are no labels."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -51,7 +51,7 @@ def legend_above(axes: Axes, *, columns: int = 2) -> None:
 
 
 def logarithmic(axis: Axis, low: float, high: float) -> None:
-    """Put plain numbers at the ticks, as many as fit between the ends of the axis."""
+    """Set ticks with plain numbers on a logarithmic axis, as many as fit between its ends."""
     narrow = high < 300 * low
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -59,7 +59,7 @@ def logarithmic(axis: Axis, low: float, high: float) -> None:
 
 
 def faint_to_full(color: str) -> LinearSegmentedColormap:
-    """Return a colour map of densities as opacity, readable on light and dark pages."""
+    """Return a colour map that shows density as opacity, readable on light and dark pages."""
     red, green, blue = to_rgb(color)
     return LinearSegmentedColormap.from_list(
         color, [(red, green, blue, 0.22), (red, green, blue, 1.0)]
@@ -67,7 +67,7 @@ def faint_to_full(color: str) -> LinearSegmentedColormap:
 
 
 def running_mean(values: ArrayLike, width: int) -> NDArray[np.float64]:
-    """Return [n]: the mean over `width` neighbours, over fewer at the ends."""
+    """Return the running mean [n] over `width` neighbours, over fewer at the ends."""
     values = np.asarray(values, dtype=float)
     half = max(width, 1) // 2
     total = np.concatenate([[0.0], np.cumsum(values)])

@@ -27,11 +27,11 @@ def learning_curve(
     Args:
         epochs: [n], counted from 1.
         train_loss: [n], mean over the epoch's steps.
-        validation_loss: [n], at the epoch's end, of the averaged weights.
+        validation_loss: [n], at the epoch's end, with the averaged weights.
         energy_mae: [n] meV per structure.
         force_mae: [n] meV/Å.
-        wall_time: s in all.
-        title: above the picture.
+        wall_time: total time, s.
+        title: title above the picture.
     """
     epochs = np.asarray(epochs, dtype=float)
     best = int(np.nanargmin(np.nan_to_num(np.asarray(validation_loss, dtype=float), nan=np.inf)))
@@ -58,7 +58,7 @@ def learning_curve(
 def _with_best(
     axes: Axes, x: ArrayLike, y: ArrayLike, best: int, *, color: str, label: str
 ) -> None:
-    """A curve with a circle where the best model is, and its value in the legend."""
+    """Draw a curve with a circle at the best model, and its value in the legend."""
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     axes.plot(x, y, color=color, linewidth=1.2, label=f"{label} (best model {y[best]:.3g})")
     axes.plot(x[best], y[best], "o", color=color, markerfacecolor="none")

@@ -1,1 +1,1 @@
-"""Doors to other programs: thin, optional, pointing inward."""
+"""Plugins to other programs: thin and optional; the other modules do not import them."""

@@ -24,26 +24,27 @@ except ImportError:
 class AlchemiModel(nn.Module, BaseModelMixin):
     """Energy, forces and stress of the structures of a batch, in eV, Å and ASE's signs.
 
-    Neighbour lists are kept here: a batch needs none. Forces are not made by autograd, so that
-    `PipelineGroup(use_autograd=True)` cannot hold this model; `model + other` can. The stress of a
-    structure without three cell vectors is zero.
+    Neighbour lists are built here; batches need none. Forces are not computed by autograd, so this
+    model cannot be part of `PipelineGroup(use_autograd=True)`, but of `model + other`. The stress
+    of a structure without three cell vectors is zero.
 
     Args:
         model: name of a shipped model, path of a model file, or a `Potential`, which is copied.
-        device: "auto", "cpu", "cuda" ...; where the batches have to be.
+        device: "auto", "cpu", "cuda" ...; batches must be on this device.
 
     Raises:
-        FileNotFoundError, ValueError: as `attncalc.load`.
+        FileNotFoundError, ValueError: there is no such model or device, or the file is damaged, see
+            `attncalc.load`.
 
     Attributes:
-        model_config: what ALCHEMI asks for and may ask for.
+        model_config: inputs and outputs of the model, for ALCHEMI.
     """
 
     def __init__(
         self, model: str | Path | Potential, *, device: str | torch.device = "auto"
     ) -> None:
         super().__init__()
-        # no Module is registered: `to` and `parameters` of this one must not reach the model's
+        # not registered as a submodule: `to` and `parameters` must not reach the model's
         self._batches = BatchEvaluator(model, device)
         self.model_config = ModelConfig(
             outputs=frozenset({"energy", "forces", "stress"}),
@@ -58,7 +59,7 @@ class AlchemiModel(nn.Module, BaseModelMixin):
 
     @property
     def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return {}: embeddings stay inside."""
+        """Return {}: no embeddings are available."""
         return {}
 
     def compute_embeddings(self, data: AtomicData | Batch, **_: Any) -> AtomicData | Batch:
@@ -73,8 +74,8 @@ class AlchemiModel(nn.Module, BaseModelMixin):
         """Return `energy` [n_systems, 1], `forces` [n_atoms, 3] and `stress` [n_systems, 3, 3].
 
         They have the dtype of the positions; those not in `model_config.active_outputs` are left
-        out. Structures without `pbc` have no periodic directions; `charge` and `spin` (2S+1) are
-        [n_systems, 1], where there are none 0 and the lowest.
+        out. Without `pbc`, no direction is periodic. `charge` and `spin` (2S+1) are [n_systems, 1];
+        their defaults are 0 and the lowest.
 
         Raises:
             ValueError: a structure is impossible or not known to the model.
@@ -104,17 +105,17 @@ def to_batch(
 ) -> Batch:
     """Return structures as a batch with room for results, ready for integrators and optimizers.
 
-    `Batch.from_data_list` keeps only what the first structure has: without cell there, crystals
-    behind it lose theirs. Here all have a cell, zero where there is none. Charge and spin are read
-    from `atoms.info`, velocities from the momenta.
+    `Batch.from_data_list` keeps only the fields of the first structure: if that has no cell, later
+    crystals lose theirs. Here all structures have a cell, which is zero for molecules. Charge and
+    spin are read from `atoms.info`, velocities from the momenta.
 
     Args:
         structures: molecules and crystals.
-        device: of the batch.
-        dtype: of its positions and results.
+        device: device of the batch.
+        dtype: dtype of its positions and results.
 
     Raises:
-        ValueError: as `System.from_ase`.
+        ValueError: a structure is impossible, see `System.from_ase`.
     """
     system = System.from_ase(list(structures)).to(device)
     data = []

@@ -1,8 +1,8 @@
-"""What ASE is told at its start: there is a format H5MD, and a calculator attncalc.
+"""Registration of the format H5MD and the calculator attncalc with ASE.
 
 The entry point `ase.ioformats` in setup.cfg names `h5md`; its name there, attnh5md, makes ASE call
-`read_attnh5md`. For calculators ASE has a table and no entry point: it is filled on this occasion,
-which is the import of `ase.io`.
+`read_attnh5md`. ASE has no entry point for calculators, only a table. The calculator is added to it
+here, when `ase.io` is imported.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ h5md = ExternalIOFormat(
 
 
 class LateCalculator:
-    """`attncalc.AttnCalculator`, imported when one is made: ASE's start must not wait for torch.
+    """`attncalc.AttnCalculator`, imported when one is made, so that ASE starts without torch.
 
     Attributes:
-        nolabel: tells `ase run` to give no label, which is for calculators with files.
+        nolabel: tells `ase run` to pass no label; labels are for calculators with files.
     """
 
     nolabel = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Return an `AttnCalculator` of these arguments."""
+        """Return an `AttnCalculator` with these arguments."""
         from attncalc.calculator import AttnCalculator
 
         return AttnCalculator(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""`BatchEvaluator`: batches that another program keeps as tensors and changes in place."""
+"""`BatchEvaluator`: evaluation of batches that another program keeps and changes in place."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class BatchEvaluator:
 
     Args:
         model: name of a shipped model, path of a model file, or a `Potential`, which is copied.
-        device: of a model that is loaded; where the batches have to be.
+        device: device of a model that is loaded; batches must be on this device.
 
     Raises:
-        FileNotFoundError, ValueError: as `attncalc.load`.
+        FileNotFoundError, ValueError: there is no such model or device, or the file is damaged, see
+            `attncalc.load`.
 
     Attributes:
-        device: of the potential.
-        evaluator: what is asked.
+        device: device of the potential.
+        evaluator: evaluator of the potential.
     """
 
     def __init__(self, model: str | Path | Potential, device: str | torch.device = "auto") -> None:
@@ -58,9 +59,9 @@ class BatchEvaluator:
             atomic_numbers: [n_atoms].
             cell: [n_systems, 3, 3] Å, rows are the cell vectors.
             pbc: [3] or [n_systems, 3], bool.
-            system_idx: [n_atoms], which structure an atom is in, ascending.
-            charge: [n_systems], total charges, e; None: 0.
-            spin: [n_systems], multiplicities 2S+1; None: the lowest.
+            system_idx: [n_atoms], index of the structure of each atom, ascending.
+            charge: [n_systems], total charges, e; None is 0.
+            spin: [n_systems], multiplicities 2S+1; None is the lowest.
 
         Raises:
             ValueError: a structure is impossible or not known to the model.
@@ -71,8 +72,8 @@ class BatchEvaluator:
         spin = 1 + (electrons - charge.long()) % 2 if spin is None else spin
         system = self._known(
             System(
-                # a copy, as those of `_known`: batches are changed in place, and the next call
-                # asks what there was
+                # a copy, as in `_known`: batches are changed in place, and the next call compares
+                # with the old values
                 positions=positions.detach().to(torch.float64, copy=True),
                 atomic_numbers=numbers,
                 cell=cell.detach().to(torch.float64).contiguous(),
@@ -93,7 +94,7 @@ class BatchEvaluator:
         }
 
     def _known(self, system: System) -> System:
-        """Continue the last batch, or check the structures if they are others."""
+        """Return the system as a continuation of the last batch, or checked if it is another."""
         last = self._last
         kept = ("atomic_numbers", "pbc", "system_idx", "charge", "spin")
         if last is not None and all(_same(getattr(last, n), getattr(system, n)) for n in kept):
@@ -101,7 +102,7 @@ class BatchEvaluator:
             same["cell"] = last.cell if _same(last.cell, system.cell) else system.cell.clone()
             system = _continued(replace(system, **same), last)
         else:
-            self.evaluator.take(System.from_ase(system.to_ase()))  # a copy, which is checked
+            self.evaluator.take(System.from_ase(system.to_ase()))  # checks a copy
             own = {name: getattr(system, name).clone() for name in (*kept, "cell")}
             system = replace(system, **own)
         self._last = system
@@ -109,17 +110,17 @@ class BatchEvaluator:
 
 
 def _continued(system: System, last: System) -> System:
-    """Return the system with atoms in those images that are nearest to where they were last.
+    """Return the system with atoms in the periodic images nearest to their last positions.
 
-    Other programs wrap atoms into the cell, and whenever one crosses a boundary a list of
-    neighbours would have to be made anew. Energy, forces and stress are those of any image.
+    Other programs wrap atoms into the cell, and every crossing of a boundary would require a new
+    neighbour list. Energy, forces and stress do not depend on the image.
     """
     if not system.pbc.any():
         return system
     cells = complete_cell(system)
     moved, inverse = system.positions - last.positions, torch.linalg.inv_ex(cells).inverse
     of_cells = torch.einsum("nk,nkc->nc", moved, inverse[system.system_idx])
-    # what is impossible, now or the last time, is left for others to refuse
+    # numbers that are not finite, now or in the last system, are refused elsewhere
     shifts = (of_cells.round() * system.pbc[system.system_idx]).nan_to_num(0.0, 0.0, 0.0)
     if not shifts.any():
         return system

@@ -13,14 +13,15 @@ from attncalc.md.h5md_reader import iread_h5md
 def read_attnh5md(
     file: BinaryIO, index: int | slice = slice(None), system: int = 0
 ) -> Iterator[Atoms]:
-    """Frames of a trajectory, as ASE asks for them: `ase.io.read("run.h5md", ":", system=1)`.
+    """Read frames of a trajectory for ASE: `ase.io.read("run.h5md", ":", system=1)`.
 
     Args:
-        file: open for binary reading.
-        index: of one frame or several.
-        system: which one of a batch.
+        file: trajectory, open for binary reading.
+        index: index of a frame, or slice of frames.
+        system: index of the system in a batch.
 
     Raises:
-        IndexError, ValueError: as `attncalc.md.read_h5md`.
+        IndexError, ValueError: there is no such frame or system, or the file is not a trajectory of
+            attncalc or damaged; see `attncalc.md.read_h5md`.
     """
     return iread_h5md(file, index, system)

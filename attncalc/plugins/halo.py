@@ -1,7 +1,7 @@
 """Messages between the domains of a structure: `Owners` of ghosts, and `OutputExchange`.
 
-The first tells ghosts what their atoms are, the second what pair terms read of all of them, such as
-charges.
+`Owners` exchanges values between ghosts and the atoms that they are copies of. `OutputExchange`
+exchanges the network outputs that pair terms read, such as charges.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from attncalc.graph import AtomOutputs
 
 
 class OutputExchange:
-    """Charges and Hirshfeld ratios of all parts of a structure, for pair terms that read them.
+    """Exchange of charges and Hirshfeld ratios between processes, for pair terms that read them.
 
-    All processes of the communicator call the methods at the same time, those without atoms, too.
+    All processes of the communicator must call the methods together, also those without atoms.
 
     Args:
-        owners: of the ghosts of this process.
-        whole: the structure.
+        owners: owners of the ghosts of this process.
+        whole: the whole structure.
     """
 
     def __init__(self, owners: Owners, whole: Whole) -> None:
         self.owners, self.whole = owners, whole
 
     def complete(self, outputs: AtomOutputs) -> AtomOutputs:
-        """Return outputs whose charges add up to the total, with those of ghosts as owners say."""
+        """Return outputs with charges that add up to the total; ghosts get those of their atoms."""
         values = _columns(outputs.charges, outputs.hirshfeld_ratios, len(outputs.energies))
         own = self._adding_up(values[: self.owners.n_own], self.whole.charge)
         values = np.concatenate([own, self.owners.of_ghosts(own)])
@@ -45,30 +45,30 @@ class OutputExchange:
         )
 
     def give_back(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return dE / d outputs of own atoms, to which the processes of their ghosts have added."""
+        """Return dE / d outputs of own atoms, including the contributions of all their ghosts."""
         given = gradient.get("charges"), gradient.get("hirshfeld_ratios")
         n = self.owners.n_own + self.owners.n_ghosts
         values = np.zeros((n, 2))
         found = self.owners.add_to_owners(_columns(*given, n))
-        values[: self.owners.n_own] = self._adding_up(found, 0)  # no total depends on outputs
+        values[: self.owners.n_own] = self._adding_up(found, 0)  # the total charge is fixed
         names = ("charges", "hirshfeld_ratios")
         columns = zip(names, values.T.copy(), strict=True)
         return {name: torch.from_numpy(column) for name, column in columns if name in gradient}
 
     def without_atoms(self, n: int) -> None:
-        """Take part in evaluations of n networks for a process that has no atoms."""
+        """Take part in the messages of n networks' evaluations, for a process without atoms."""
         for _ in range(n):
             self.owners.of_ghosts(self._adding_up(np.zeros((0, 2)), self.whole.charge))
             self._adding_up(self.owners.add_to_owners(np.zeros((0, 2))), 0)
 
     def _adding_up(self, own: NDArray[np.float64], total: float) -> NDArray[np.float64]:
-        """[n_own, 2] with the first column shifted, so that it adds up to a total everywhere."""
+        """Return [n_own, 2], with the first column shifted to sum to `total` over all processes."""
         excess = self.owners.comm.allreduce(float(own[:, 0].sum())) - total
         return own - [excess / self.whole.n_atoms, 0.0]
 
 
 def _columns(charges: Tensor | None, ratios: Tensor | None, n: int) -> NDArray[np.float64]:
-    """[n, 2], zeros for what is not there."""
+    """Return charges and ratios as [n, 2], with zeros for a missing one."""
     columns = np.zeros((n, 2))
     for k, values in enumerate((charges, ratios)):
         if values is not None:
@@ -79,7 +79,7 @@ def _columns(charges: Tensor | None, ratios: Tensor | None, n: int) -> NDArray[n
 class Owners:
     """Messages between the ghosts of a process and the processes whose atoms these are.
 
-    All processes make it, and call its methods, at the same time.
+    All processes must create it, and call its methods, together.
 
     Args:
         comm: an `mpi4py` communicator.
@@ -87,13 +87,13 @@ class Owners:
         ghosts: [n_ghosts], ids of its ghosts.
 
     Raises:
-        ValueError: no process has an atom of such an id, or several atoms have the same.
+        ValueError: no process has the atom of a ghost, or several atoms have the same id.
     """
 
     def __init__(self, comm: Any, own: Integers, ghosts: Integers) -> None:
         self.comm, self.n_own, self.n_ghosts = comm, len(own), len(ghosts)
         size = comm.size
-        # process id % size is told who owns an atom, and asked for it
+        # process (id % size) receives the owner of an atom, and answers requests for it
         told = comm.alltoall([own[own % size == r] for r in range(size)])
         asked = comm.alltoall([ghosts[ghosts % size == r] for r in range(size)])
         ids, owners = np.concatenate(told), np.repeat(np.arange(size), [len(t) for t in told])
@@ -115,19 +115,19 @@ class Owners:
         self._peers = [r for r in range(size) if len(self._ghosts[r]) or len(self._own[r])]
 
     def add_to_owners(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return [n_own, k]: rows of own atoms, with those of all their ghosts added.
+        """Return [n_own, k]: rows of own atoms plus those of all their ghosts.
 
         Args:
             values: [n_own + n_ghosts, k], own atoms first.
         """
         total, of_ghosts = values[: self.n_own].copy(), values[self.n_own :]
         received = self._swap(of_ghosts, self._ghosts, self._own)
-        for rows, more in received:  # an atom has one ghost at most in a process
+        for rows, more in received:  # an atom has at most one ghost in a process
             total[rows] += more
         return total
 
     def of_ghosts(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return [n_ghosts, k]: for every ghost what its owner has.
+        """Return [n_ghosts, k]: for every ghost the row of its atom.
 
         Args:
             values: [n_own, k].
@@ -138,7 +138,7 @@ class Owners:
         return found
 
     def update(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Write into rows of ghosts what their owners have, of several arrays in one message.
+        """Copy rows of atoms to their ghosts, in place and for several arrays in one message.
 
         Args:
             arrays: [>= n_own + n_ghosts, k] each, of one dtype, own atoms first.
@@ -149,12 +149,12 @@ class Owners:
                 array[self.n_own + rows] = part
 
     def give_back(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Add rows of ghosts to those of their owners, and clear them; arguments as of `update`."""
+        """Add rows of ghosts to those of their atoms and clear them; arguments as of `update`."""
         widths = np.cumsum([array.shape[1] for array in arrays])[:-1]
         end = self.n_own + self.n_ghosts
         ghosts = [array[self.n_own : end] for array in arrays]
         found = self._swap(_Columns(ghosts), self._ghosts, self._own)
-        for rows, values in found:  # an atom has one ghost at most in a process
+        for rows, values in found:  # an atom has at most one ghost in a process
             for array, part in zip(arrays, np.split(values, widths, axis=1), strict=True):
                 array[rows] += part
         for array in ghosts:
@@ -163,7 +163,7 @@ class Owners:
     def _swap(
         self, values: Any, sent: Sequence[Integers], received: Sequence[Integers]
     ) -> list[tuple[Integers, NDArray[Any]]]:
-        """Send rows of values to every peer; return what comes, with the rows it is for."""
+        """Send rows of values to every peer; return received values and the rows they are for."""
         comm, shape = self.comm, values.shape[1:]
         buffers = [np.empty((len(received[r]), *shape), values.dtype) for r in self._peers]
         parts = [np.ascontiguousarray(values[sent[r]]) for r in self._peers]
@@ -177,7 +177,7 @@ class Owners:
 
 
 class _Columns:
-    """Arrays of equal dtype side by side; only rows that are asked for are put together."""
+    """Arrays of equal dtype, joined along columns; only the requested rows are copied."""
 
     def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
         self.arrays, self.dtype = arrays, arrays[0].dtype
@@ -188,7 +188,7 @@ class _Columns:
 
 
 def _look_up(keys: Integers, values: Integers, wanted: Integers) -> Integers:
-    """[n_wanted]: values of the wanted keys; -1 where there is none. Keys ascend."""
+    """Return values [n_wanted] of wanted keys, -1 for a missing key; `keys` must be sorted."""
     if len(keys) == 0:
         return np.full(len(wanted), -1)
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)

@@ -1,6 +1,7 @@
 """i-PI: a driver that evaluates all beads of a step in one batch.
 
-Not called `ipi.py`: i-PI imports a driver under the name of its file, which would hide i-PI itself.
+The file is not called `ipi.py` because i-PI imports a driver by the name of its file, which would
+hide i-PI itself.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ Found = tuple[float, NDArray[np.float64], NDArray[np.float64], str]
 class Driver:
     """Energy, forces and virial, in atomic units, of one structure or of several in a batch.
 
-    Made by i-PI from the element `parameters` of its input, or by `i-pi-py_driver -o`.
+    It is created by i-PI from the element `parameters` of its input, or by `i-pi-py_driver -o`.
 
     Args:
         model: name of a shipped model, or path of a model file.
-        template: a structure file that ASE reads: elements, periodic directions, and `charge` and
-            `spin` where it says so; its positions are not used.
-        device: as of `attncalc.load`.
-        verbosity, verbose: given by i-PI; nothing is printed.
+        template: structure file that ASE can read. It gives elements, periodic directions and,
+            optionally, `charge` and `spin`; its positions are not used.
+        device: device, see `attncalc.load`.
+        verbosity, verbose: passed by i-PI and ignored; nothing is printed.
 
     Raises:
-        FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`.
+        FileNotFoundError, ValueError: there is no such file or device, or the model does not know
+            the template; see `attncalc.load` and `attncalc.Evaluator.check`.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Driver:
         self._system = self._copies(1)
 
     def __call__(self, cell: Any, pos: Any) -> Any:
-        """Evaluate one structure, or of lists all at once.
+        """Evaluate one structure, or several in one batch.
 
         Args:
             cell: [3, 3] Bohr, whose columns are the cell vectors, or a list of such.
@@ -68,23 +70,24 @@ class Driver:
 
         Returns:
             Energy, Hartree; forces [n_atoms, 3], Hartree / Bohr; virial [3, 3], -dE / d strain,
-            Hartree; and an empty text. Of lists, a list of these.
+            Hartree; and an empty text. For lists, a list of these.
 
         Raises:
-            ValueError: the number of atoms is not the template's, or as `attncalc.Evaluator`.
+            ValueError: the number of atoms is not that of the template, or a structure is
+                impossible, see `attncalc.Evaluator`.
         """
         try:
             if isinstance(cell, list | tuple):
                 return self._evaluate(cell, pos)
             return self._evaluate([cell], [pos])[0]
         except Exception as error:
-            # in a thread of i-PI's nobody hears of it, and i-PI waits for its result for ever
+            # in a thread of i-PI the error would be lost, and i-PI would wait forever
             if threading.current_thread() is not threading.main_thread():
                 _end(error)
             raise
 
     def _copies(self, n: int) -> System:
-        """Batch of n structures like the template."""
+        """Return a batch of n copies of the template."""
         return self.evaluator.take(System.from_ase([self.atoms] * n))
 
     def _evaluate(self, cells: Sequence[Any], positions: Sequence[Any]) -> list[Found]:
@@ -110,6 +113,6 @@ class Driver:
 
 
 def _end(error: Exception) -> None:
-    """End i-PI, which runs us in a thread, with one line; its last restart file stays."""
+    """Print one line and end the process of i-PI; its last restart file is kept."""
     print(f"Error: attncalc: {one_line(error, longest=1000)}", file=sys.stderr, flush=True)
     os._exit(1)

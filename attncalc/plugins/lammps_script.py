@@ -3,9 +3,10 @@
     pair_style attncalc MODEL
     pair_coeff * * Si O
 
-are an ordinary pair style to whoever writes them; LAMMPS gets one without energy in their place,
-and `attncalc.plugins.lammps.attach`. With `pair_style hybrid/overlay attncalc MODEL lj/cut 10.0`
-the other line is `pair_coeff * * attncalc Si NULL`.
+are an ordinary pair style to the user. LAMMPS gets a pair style without energy instead, and the
+model is added by `attncalc.plugins.lammps.attach`. After
+`pair_style hybrid/overlay attncalc MODEL lj/cut 10.0` the second line is
+`pair_coeff * * attncalc Si NULL`.
 """
 
 from __future__ import annotations
@@ -31,32 +32,32 @@ REFUSED = {
     "run_style": "only run_style verlet calls the model in every step",
     "pair_style": "a script has one model and one pair_style",
 }
-"""Commands behind the two lines that would leave the model without effect, and what to do."""
+"""Commands after the two lines that would disable the model, and advice."""
 
 PER_ATOM = ("pe/atom", "stress/atom", "centroid/stress/atom")
-"""Styles of `compute` that add up what atoms have; they may stand in any line of a script."""
+"""Styles of `compute` that read energies or virials of atoms, in any line of a script."""
 
 OF_PAIRS = ("group/group", "pair", "pair/local", "stress/mop", "stress/mop/profile")
-"""Styles of `compute` that ask the pair style, which has no energy, and not the model."""
+"""Styles of `compute` that read the pair style, which has no energy, instead of the model."""
 
 WITH_PAIRS = ("pe", "pressure", *PER_ATOM)
-"""Styles of `compute` that do so with the keyword `pair`."""
+"""Styles of `compute` that read the pair style if they have the keyword `pair`."""
 
 INSERTING = ("gcmc", "widom")
-"""Styles of `fix` that do so without the keyword `full_energy`."""
+"""Styles of `fix` that read the pair style unless they have the keyword `full_energy`."""
 
 SHARED = ("neighbor", "neigh_modify", "comm_modify")
-"""Commands behind the two lines that would make ghosts come late where processes share a box."""
+"""Commands after the two lines that would update ghosts too late if processes share a box."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """Lines of a script, cut at those that name the model.
+    """Lines of a script, divided at the two that name the model.
 
     Attributes:
-        before, between, behind: other lines.
+        before, between, behind: lines before, between and after these two.
         style: `pair_style` line, without comment.
-        coefficients: `pair_coeff` line of the model, likewise.
+        coefficients: `pair_coeff` line of the model, without comment.
     """
 
     before: tuple[str, ...]
@@ -70,7 +71,7 @@ class Script:
         """Read a script.
 
         Raises:
-            ValueError: a line is missing, or a command behind them does not go with a model.
+            ValueError: one of the two lines is missing, or a command cannot be used with a model.
             OSError: the file cannot be read.
         """
         text = Path(path).read_text(encoding="utf-8", errors="replace")
@@ -96,7 +97,7 @@ class Script:
             behind=tuple(lines[second + 1 :]),
         )
         script._check(path)
-        if not is_hybrid:  # of a hybrid, other styles may be meant
+        if not is_hybrid:  # in a hybrid, other styles may be meant
             script._refuse_pairs(path)
         return script
 
@@ -104,11 +105,11 @@ class Script:
     def reads_atoms(self) -> bool:
         """Return True if a `compute` reads energies or virials of atoms, or may do so.
 
-        It may stand within another command (`if`, `run ... every`), have a variable as its style,
-        or come from another file.
+        The `compute` may be part of another command (`if`, `run ... every`), have a variable as its
+        style, or come from another file.
         """
         lines = [_without_comment(line) for line in (*self.before, *self.between, *self.behind)]
-        # a loop within the script leads to nothing that is not here
+        # a jump within the script reads no other file
         lines = [line.replace("jump SELF", "") for line in lines]
         words = {word for line in lines for word in re.split(r"[\s\"']+", line)}
         styles = {word for line in lines for word in _words(line, "compute")[2:3]}
@@ -145,10 +146,10 @@ class Script:
                 )
 
     def refuse_shared(self, path: str | Path) -> None:
-        """Refuse commands that several processes cannot have behind the lines of the model.
+        """Refuse commands after the lines of the model that several processes cannot use.
 
         Raises:
-            ValueError: there is one.
+            ValueError: there is such a command.
         """
         for line in self.behind:
             word = (line.split() or [""])[0]
@@ -164,7 +165,7 @@ def _without_comment(line: str) -> str:
 
 
 def _words(line: str, command: str) -> list[str]:
-    """Arguments of a command; none of another command."""
+    """Return the arguments of a command; none if the line has another command."""
     words = _without_comment(line).split()
     return words[1:] if words[:1] == [command] else []
 
@@ -174,12 +175,13 @@ def run(lmp: Any, path: str | Path, script: Script, **options: Any) -> AttnFix:
 
     Args:
         lmp: a `lammps.lammps`.
-        path: of the script, for messages.
-        script: as read from there.
-        options: as of `attncalc.plugins.lammps.attach`.
+        path: path of the script, for messages.
+        script: script that was read from `path`.
+        options: options of `attncalc.plugins.lammps.attach`.
 
     Raises:
-        ValueError: the lines of the model are wrong, or as `attach`.
+        ValueError: the lines of the model are wrong, or the instance or the model is not suitable,
+            see `attach`.
     """
     comm = lmp.get_mpi_comm()
     where = options.pop("device", "auto")
@@ -214,7 +216,7 @@ def run(lmp: Any, path: str | Path, script: Script, **options: Any) -> AttnFix:
 
 
 def _coefficients(numbers: Integers) -> list[str]:
-    """Lines for pairs of the model's types; those of NULL types may have their own already."""
+    """Return lines for pairs of the model's types; NULL types may have their own already."""
     ours = np.flatnonzero(numbers)
     return [f"pair_coeff {i} {j} zero" for i in ours for j in ours if i <= j]
 

@@ -1,4 +1,4 @@
-"""`Lookout`: a word about atoms outside the training, in programs that do not ask for it."""
+"""`Lookout`: a warning about atoms outside the training data, for plugins to other programs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from attncalc.system import System
 
 
 class Lookout:
-    """Warns once where an atom is outside what the model was trained on.
+    """Warns once if an atom is outside the training data of the model.
 
-    It looks at the first result and at every twentieth after it.
+    The first result and every twentieth one after it are checked.
 
     Args:
         comm: `mpi4py` communicator of processes that share a structure and call together; the first
-            of them warns of the atom that is furthest outside. None: there is one process.
+            process warns of the atom that is furthest outside. None for a single process.
     """
 
     def __init__(self, comm: Any = None) -> None:
@@ -33,13 +33,13 @@ class Lookout:
         result: Result | None = None,
         ids: NDArray[np.int64] | None = None,
     ) -> None:
-        """Look at a result, where it is time.
+        """Check a result if it is due.
 
         Args:
-            system: of which it is; None: this process has no atoms.
-            result: the last one.
-            ids: [n], by which the program names the first n atoms, which are looked at; None: all,
-                from 0 on.
+            system: the evaluated system; None if this process has no atoms.
+            result: its result.
+            ids: [n], ids of the first n atoms in the other program; only these atoms are checked.
+                None checks all atoms, counted from 0.
         """
         is_time = self._n_calls % LOOK_EVERY == 0
         self._n_calls += 1

@@ -24,12 +24,12 @@ try:
 except ImportError:
     raise ImportError('needs OpenMM: pip install "attncalc[openmm]"') from None
 
-# eV; lengths are nm, 10 Å
+# 1 kJ/mol in eV; OpenMM's lengths are in nm
 KJ_PER_MOL = units.kJ / units.mol
 
 
 class Energy:
-    """Energy of a model as OpenMM's `PythonForce` asks for it: called with a `State`.
+    """Energy and forces of a model for OpenMM's `PythonForce`, called with a `State`.
 
     It is pickled as the name of its model and the arguments, without weights, so that an XML file
     with it is small. Reading such a file runs code, as with any force in Python.
@@ -37,13 +37,14 @@ class Energy:
     Args:
         model: name of a shipped model, or path of a model file.
         numbers: [n_atoms], atomic numbers of its particles.
-        periodic: whether there are images in the box of the state.
+        periodic: include periodic images, with the box of the state.
         charge: total charge, e.
         spin: multiplicity 2S+1; None is the lowest.
-        device: as of `attncalc.load`.
+        device: device, see `attncalc.load`.
 
     Raises:
-        FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`.
+        FileNotFoundError, ValueError: there is no such model or device, or the model does not know
+            the particles; see `attncalc.load` and `attncalc.Evaluator.check`.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Energy:
         except ValueError:
             raise ValueError(f"numbers must be atomic numbers, got {list(numbers)}") from None
         self._given = (model, numbers, periodic, charge, spin, device)
-        # contexts of one force may be in several threads
+        # contexts with this force may run in several threads
         self._lock = threading.Lock()
         self._evaluator, self._look = Evaluator(load(model, device=device)), Lookout()
         n = len(numbers)
@@ -92,7 +93,7 @@ class Energy:
         return float(energy[0]) / KJ_PER_MOL, forces * (10.0 / KJ_PER_MOL)
 
     def _set_box(self, box: NDArray[np.float64]) -> None:
-        """Take over the box vectors [3, 3], nm, in rows; a cell that has not changed stays."""
+        """Set the cell from the box vectors [3, 3], nm, in rows; keep an unchanged one."""
         if not np.array_equal(box, self._box):
             cell = torch.from_numpy(10.0 * box)[None].to(self._system.device)
             self._box, self._system = box, replace(self._system, cell=cell)
@@ -109,33 +110,33 @@ def add_force(
     spin: int | None = None,
     device: str = "auto",
 ) -> openmm.PythonForce:
-    """Add the energy of a model to an OpenMM system, beside what is in it.
+    """Add the energy of a model to an OpenMM system, in addition to its other forces.
 
-    For a molecule that a classical force field describes so far, see
+    To replace the classical force field of a molecule by a model, see
     `attncalc.plugins.openmm_mixed.replace_molecules`.
 
     Args:
-        system: is changed.
+        system: system to change.
         model: name of a shipped model, or path of a model file.
         numbers: [n_atoms], atomic numbers of the particles.
-        particles: indices of them in the system; None: all of it.
-        periodic: whether to count images in the periodic box.
+        particles: their indices in the system; None for all particles.
+        periodic: include images in the periodic box.
         charge: total charge, e.
         spin: multiplicity 2S+1; None is the lowest.
-        device: as of `attncalc.load`.
+        device: device, see `attncalc.load`.
 
     Returns:
         The force that was added.
 
     Raises:
-        FileNotFoundError, ValueError: as `attncalc.load` and `attncalc.Evaluator.check`, there
-            are symbols or more or fewer atomic numbers than particles, or a particle that is none
-            or is there twice.
+        FileNotFoundError, ValueError: there is no such model or device, or the model does not know
+            the particles (see `attncalc.load` and `attncalc.Evaluator.check`); `numbers` holds
+            symbols, or not one number per particle; or a particle does not exist or is repeated.
     """
     n_particles = system.getNumParticles()
     if particles is not None:  # OpenMM would read and write beyond its arrays
         particles = [int(particle) for particle in particles]
-        # OpenMM-ML collects forces in a system that has no particles, for one that has
+        # OpenMM-ML collects forces in a system without particles, to copy them to another
         end = n_particles or math.inf
         if outside := [k for k in particles if not 0 <= k < end]:
             last = n_particles - 1

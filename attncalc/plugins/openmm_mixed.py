@@ -1,7 +1,7 @@
-"""OpenMM: molecules by a model among others by a classical force field (ML/MM).
+"""OpenMM: some molecules by a model, the others by a classical force field (ML/MM).
 
-Mechanical embedding: the model knows its molecules alone; charges and Lennard-Jones terms of the
-force field act between them and the rest, as `openmm-ml` does by default.
+The embedding is mechanical: the model evaluates its molecules alone. Charges and Lennard-Jones
+terms of the force field act between them and the rest, as in `openmm-ml` by default.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 from attncalc.model_file import load
 from attncalc.plugins.openmm import add_force, openmm
 
-# lists of bonded terms in the XML of a system, with what one of them is called
+# tags of the lists of bonded terms in the XML of a system -> tag of one term
 TERMS = {"Bonds": "Bond", "Angles": "Angle", "Torsions": "Torsion", "Constraints": "Constraint"}
-# forces without energies between particles, and those whose terms are listed, by class
+# classes of forces without energies between particles, and of forces with a list of terms
 UNTOUCHED = (
     *("CMMotionRemover", "AndersenThermostat", "CustomExternalForce", "PythonForce"),
     *("MonteCarloBarostat", "MonteCarloAnisotropicBarostat", "MonteCarloFlexibleBarostat"),
@@ -43,25 +43,26 @@ def replace_molecules(
 ) -> openmm.System:
     """Return a system in which a model gives the energy of some whole molecules.
 
-    All terms of the force field among these particles are gone, their constraints too, so that a
-    time step that suits free bonds is needed. Bonds without energy stand in their place, by which
-    OpenMM knows that these are molecules. The model counts periodic images where the system
-    does.
+    All terms of the force field among these particles and their constraints are removed, so the
+    time step must suit unconstrained bonds. They are replaced by bonds without energy, so that
+    OpenMM still recognises the molecules. The model includes periodic images if the system is
+    periodic.
 
     Args:
-        system: of a classical force field; stays as it is.
+        system: system with a classical force field; it is not changed.
         model: name of a shipped model, or path of a model file.
         numbers: [n_atoms], atomic numbers of the particles, in their order.
         particles: indices of whole molecules.
-        charge: total charge of them, e.
+        charge: total charge of these molecules, e.
         spin: multiplicity 2S+1; None is the lowest.
-        device: as of `attncalc.load`.
+        device: device, see `attncalc.load`.
 
     Raises:
-        FileNotFoundError, ValueError: as `attncalc.plugins.openmm.add_force`; or a bond leads out
-            of the particles, there is no such particle, one is a virtual site or carries one, the
-            system has a force whose part among them is not known, or model and force field both
-            sum electrostatics over all images.
+        FileNotFoundError, ValueError: there is no such model or device, or the model does not know
+            the molecules, see `attncalc.plugins.openmm.add_force`; or a bond connects them to
+            others, there is no such particle, one is a virtual site or carries one, the system has
+            a force whose terms among them cannot be removed, or model and force field both sum
+            electrostatics over all images.
     """
     mine = {int(particle) for particle in particles}
     if len(mine) != len(particles) or not mine <= set(range(system.getNumParticles())):
@@ -77,7 +78,7 @@ def replace_molecules(
         if of_term <= mine:
             terms.remove(term)
             if term.tag in ("Bond", "Constraint"):
-                # without energy: OpenMM finds molecules by them, to wrap and to scale them
+                # without energy: OpenMM finds molecules by their bonds, for wrapping and scaling
                 bonds.addBond(*of_term, 0.0, 0.0)
         elif of_term & mine and term.tag in ("Bond", "Constraint"):
             inside, outside = min(of_term & mine), min(of_term - mine)
@@ -90,7 +91,7 @@ def replace_molecules(
         if isinstance(force, openmm.NonbondedForce):
             for pair in itertools.combinations(sorted(mine), 2):
                 force.addException(*pair, 0.0, 1.0, 0.0, True)
-            # molecules may be in different images of the box, as wrapping leaves them
+            # after wrapping, the molecules may be in different images of the box
             force.setExceptionsUsePeriodicBoundaryConditions(force.usesPeriodicBoundaryConditions())
         elif isinstance(force, openmm.CustomNonbondedForce):
             known = {frozenset(force.getExclusionParticles(k)) for k in _exclusions(force)}
@@ -113,7 +114,7 @@ def replace_molecules(
 
 
 def _require_known(system: openmm.System, mine: set[int]) -> None:
-    """Refuse forces and virtual sites whose part among the particles cannot be taken out."""
+    """Refuse forces and virtual sites whose terms among the particles cannot be removed."""
     for force in system.getForces():
         kind = type(force).__name__
         shifted = kind == "NonbondedForce" and force.getNumExceptionParameterOffsets()
@@ -127,7 +128,7 @@ def _require_known(system: openmm.System, mine: set[int]) -> None:
 
 
 def _refuse_two_sums(system: openmm.System, model: str | Path) -> None:
-    """Refuse a model that counts images of its molecules which the force field counts, too."""
+    """Refuse model and force field if both sum electrostatics over images of the molecules."""
     pairs = [force for force in system.getForces() if isinstance(force, openmm.NonbondedForce)]
     if (
         any(force.getNonbondedMethod() in ALL_IMAGES for force in pairs)
@@ -143,14 +144,14 @@ def _refuse_two_sums(system: openmm.System, model: str | Path) -> None:
 def _terms(
     root: ElementTree.Element,
 ) -> Iterator[tuple[ElementTree.Element, ElementTree.Element]]:
-    """All bonded terms and constraints, each with the list that holds it."""
+    """Yield all bonded terms and constraints, each with the list that holds it."""
     for name, tag in TERMS.items():
         for terms in root.iter(name):
             yield from ((terms, term) for term in terms.findall(tag))
 
 
 def _is_particle(term: ElementTree.Element, key: str) -> bool:
-    """Return True if an attribute of a term names a particle: p1, p2 ..., of CMAP a1 to b4."""
+    """Return True if an attribute of a term names a particle: p1, p2 ..., or a1 to b4 for CMAP."""
     return key in ("p1", "p2", "p3", "p4") if term.get("a1") is None else key[0] in "ab"
 
 

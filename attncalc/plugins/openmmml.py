@@ -1,8 +1,7 @@
 """OpenMM-ML: a model as the potential "attncalc" of `openmmml.MLPotential`.
 
-The entry point `openmmml.potentials` in setup.cfg names `Factory`, which OpenMM-ML loads at its own
-start. Without OpenMM-ML nobody reads this file, and with it PyTorch is imported no earlier than a
-potential is made.
+The entry point `openmmml.potentials` in setup.cfg names `Factory`, which OpenMM-ML loads when it is
+imported. This file is not imported without OpenMM-ML, and PyTorch only when a potential is made.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from typing import Any
 
 
 class Factory:
-    """Maker of potentials, as OpenMM-ML's registry holds it.
+    """Factory of potentials for the registry of OpenMM-ML.
 
-    It stands above the import of OpenMM-ML, which asks for it while it is itself imported.
+    It is defined above the import of OpenMM-ML, which loads it while being imported itself.
     """
 
     def createImpl(self, name: str, *, model: str | Path | None = None) -> ModelPotential:
         """Return the potential of a model.
 
         Args:
-            name: is "attncalc".
-            model: name of a shipped model, or path of a model file; None: the general model of
+            name: always "attncalc".
+            model: name of a shipped model, or path of a model file; None for the general model of
                 molecules of H, C, N, O, F, P, S and Cl.
 
         Raises:
@@ -32,7 +31,7 @@ class Factory:
         from attncalc.model_file import DEFAULT_MODEL, find_model
 
         model = DEFAULT_MODEL if model is None else model
-        find_model(model)  # refused here rather than when a system is made
+        find_model(model)  # raise an error here rather than when a system is made
         return ModelPotential(model)
 
 
@@ -41,12 +40,12 @@ try:
 except ImportError:
     raise ImportError('needs OpenMM-ML: pip install "attncalc[openmmml]"') from None
 
-# what `createMixedSystem` hands on, meant for the mechanical embedding
+# options of the mechanical embedding that `createMixedSystem` passes on
 OF_EMBEDDINGS = frozenset({"mlLongRange", "linkAtomDistances"})
 
 
 class ModelPotential(MLPotentialImpl):
-    """Model that adds its force to the systems of OpenMM-ML, by `attncalc.plugins.openmm`.
+    """Potential of OpenMM-ML that adds a model to systems, by `attncalc.plugins.openmm`.
 
     Args:
         model: name of a shipped model, or path of a model file.
@@ -69,22 +68,22 @@ class ModelPotential(MLPotentialImpl):
     ) -> None:
         """Add the energy of the model to a system.
 
-        Periodic images are counted where the topology has box vectors, or the system is periodic.
+        Periodic images are included if the topology has box vectors or the system is periodic.
 
         Args:
-            topology: says the elements.
-            system: is changed.
-            atoms: indices of the model's atoms; None: all.
+            topology: gives the elements.
+            system: system to change.
+            atoms: indices of the model's atoms; None for all.
             forceGroup: group of the force.
             charge: total charge of the atoms, e.
             multiplicity: 2S+1; None is the lowest.
-            device: as of `attncalc.load`, or a `torch.device`.
-            **others: those of the mechanical embedding, which are not read.
+            device: a device of `attncalc.load`, or a `torch.device`.
+            **others: options of the mechanical embedding, which are ignored.
 
         Raises:
-            FileNotFoundError, ValueError: as `attncalc.plugins.openmm.add_force`, or an atom has no
-                element.
-            TypeError: there is no such option.
+            FileNotFoundError, ValueError: there is no such model or device, the model does not know
+                the atoms, or an atom has no element; see `attncalc.plugins.openmm.add_force`.
+            TypeError: an option is unknown.
         """
         from attncalc.plugins.openmm import add_force
 
@@ -113,7 +112,7 @@ class ModelPotential(MLPotentialImpl):
     def getMLLongRange(self) -> bool:
         """Return True if the model sums electrostatics over all images (`attncalc.physics.ewald`).
 
-        Where it does, the mechanical embedding takes out those of the force field.
+        If so, the mechanical embedding removes those of the force field.
         """
         from attncalc.model_file import load
 

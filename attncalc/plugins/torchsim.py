@@ -21,17 +21,18 @@ except ImportError:
 class TorchSimModel(ModelInterface):
     """Energy, forces and stress of the structures of a state, in eV, Å and ASE's signs.
 
-    Total charge and multiplicity 2S+1 are read from `charge` and `spin` [n_systems] of the state,
-    where it has them; else they are 0 and the lowest. The stress of a structure without three cell
-    vectors is zero, since optimizers ask for it.
+    Total charge and multiplicity 2S+1 are read from `charge` and `spin` [n_systems] of the state;
+    the defaults are 0 and the lowest. The stress of a structure without three cell vectors is zero,
+    because optimizers request a stress.
 
     Args:
         model: name of a shipped model, path of a model file, or a `Potential`, which is copied.
-        device: "auto", "cpu", "cuda" ...; where the states have to be.
-        dtype: of what is returned; the network computes in its own.
+        device: "auto", "cpu", "cuda" ...; states must be on this device.
+        dtype: dtype of the results; the network computes in its own.
 
     Raises:
-        FileNotFoundError, ValueError: as `attncalc.load`.
+        FileNotFoundError, ValueError: there is no such model or device, or the file is damaged, see
+            `attncalc.load`.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class TorchSimModel(ModelInterface):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
-        # no Module is registered: `to` and `parameters` of this one must not reach the model's
+        # not registered as a submodule: `to` and `parameters` must not reach the model's
         self._batches = BatchEvaluator(model, device)
         self._device, self._dtype = self._batches.device, dtype
         self._compute_forces = self._compute_stress = True
@@ -52,7 +53,7 @@ class TorchSimModel(ModelInterface):
         """Return `energy` [n_systems], `forces` [n_atoms, 3] and `stress` [n_systems, 3, 3].
 
         Args:
-            state: of TorchSim, whose cells are columns, or what it is made of.
+            state: state of TorchSim, with cell vectors as columns, or a dictionary of its fields.
 
         Raises:
             ValueError: a structure is impossible or not known to the model.
@@ -70,6 +71,6 @@ class TorchSimModel(ModelInterface):
         return {name: values.to(self._device, self._dtype) for name, values in found.items()}
 
     def _of_systems(self, state: SimState, name: str) -> Tensor | None:
-        """[n_systems], a number of each structure, or None where the state has none."""
+        """Return a number [n_systems] per structure; None if the state has none."""
         values = getattr(state, name, None)
         return None if values is None else torch.as_tensor(values, device=self._device)

@@ -1,4 +1,4 @@
-"""Reports to look at in a browser: one file each, that needs no network and no scripts."""
+"""Reports for a browser: each is one file, without scripts and external resources."""
 
 from attncalc.report.evaluation import GENERATOR, Subject, evaluation, remarks
 

@@ -41,13 +41,13 @@ from attncalc.model_file import model_name
 from attncalc.potential import Potential
 from attncalc.report.pictures import calibration_pictures, elements_of, gallery, pictures
 
-# stands in the head of every report, by which one is known
+# mark in the head of every report
 GENERATOR = "attncalc eval"
 # structures in a list of the worst
 N_WORST = 10
-# rows of the table of compositions; more are counted
+# most rows in the table of compositions; the rest is only counted
 MOST_COMPOSITIONS = 25
-# RMSE over MAE: 1.25 for a normal distribution, 1.41 for an exponential one
+# limit of RMSE over MAE, which is 1.25 for a normal distribution, 1.41 for an exponential one
 HEAVY_TAIL = 1.8
 GPA = 1 / units.GPa
 
@@ -57,12 +57,12 @@ class Subject:
     """Subject of an evaluation: model, data and run.
 
     Attributes:
-        model: name or path, as the user gave it.
-        split: of the data file; None for all of it.
-        indices: [n] of the structures in the data file; None for all of it.
-        command: what the user typed.
-        device: that the model ran on.
-        seconds: that predicting took.
+        model: name or path, as given by the user.
+        split: split of the data file; None for the whole file.
+        indices: [n], indices of the structures in the data file; None for the whole file.
+        command: command line of the user.
+        device: device that the model ran on.
+        seconds: duration of the prediction.
     """
 
     model: str
@@ -76,13 +76,13 @@ class Subject:
 def evaluation(
     potential: Potential, prediction: Prediction, dataset: Dataset, subject: Subject
 ) -> str:
-    """Return the whole page, HTML.
+    """Return the report as an HTML page.
 
     Args:
-        potential: the model, for what it says about itself.
-        prediction: of `potential` for `dataset`.
-        dataset: with labels.
-        subject: names for the header.
+        potential: the model, for its description.
+        prediction: prediction of `potential` for `dataset`.
+        dataset: structures with labels.
+        subject: model, data and run, for the header.
     """
     indices = np.arange(len(dataset)) if subject.indices is None else subject.indices
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -125,13 +125,13 @@ def evaluation(
 def number(
     value: float | None, scale: float = 1.0, *, signed: bool = False, beside: float = 0.0
 ) -> Markup:
-    """Return a number as HTML, with all its digits in the markup; a dash where there is none.
+    """Return a number as HTML, with all its digits in the markup; a dash if None or not finite.
 
     Args:
-        value: before scaling.
-        scale: to the unit that is shown.
-        signed: show a plus too.
-        beside: like `value`; what is nothing beside it is shown as zero.
+        value: number before scaling.
+        scale: factor to the unit that is shown.
+        signed: show a plus sign too.
+        beside: number like `value`; a value that is negligible relative to it is shown as zero.
     """
     if value is None or not math.isfinite(value):
         return Markup("–")
@@ -143,12 +143,12 @@ def number(
         text = f"{value:,.0f}"
     elif size >= 100:
         text = f"{value:.1f}"
-    elif size >= 0.001 or size < 1e-9:  # rounding, in thousandths of eV
+    elif size >= 0.001 or size < 1e-9:  # below 1e-9 it is rounding
         text = f"{value:.3f}"
     else:
         text = f"{value:.1e}"
     if not text.strip("-0."):
-        text = text.removeprefix("-")  # what is rounded to zero has no sign
+        text = text.removeprefix("-")  # a number that is rounded to zero has no sign
     elif signed and value > 0:
         text = f"+{text}"
     return Markup('<data value="{}">{}</data>').format(repr(float(value)), text.replace("-", "−"))
@@ -166,7 +166,7 @@ def three_digits(value: float) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """Row of the table of properties, in the unit it names."""
+    """Row of the table of properties; `scale` converts the statistics to `unit`."""
 
     quantity: str
     unit: str
@@ -175,7 +175,7 @@ class Row:
 
 
 def property_rows(prediction: Prediction, dataset: Dataset) -> Iterator[Row]:
-    """Yield the errors per property, those of the energy in three ways."""
+    """Yield the errors per property; those of the energy in three forms."""
     energy = energy_statistics(prediction, dataset)
     yield Row("energy", "meV", 1e3, energy["per structure"])
     yield Row("energy per atom", "meV", 1e3, energy["per atom"])
@@ -189,7 +189,7 @@ def property_rows(prediction: Prediction, dataset: Dataset) -> Iterator[Row]:
 
 
 def binned(prediction: Prediction, dataset: Dataset) -> list[tuple[str, str, str, list[ForceBin]]]:
-    """Return (id of a table, caption, quantity of the bins, bins); empty without labels."""
+    """Return (id of a table, caption, quantity of the bins, bins); empty without forces."""
     if dataset.forces is None:
         return []
     contacts = closest_contacts(dataset)
@@ -211,9 +211,9 @@ def binned(prediction: Prediction, dataset: Dataset) -> list[tuple[str, str, str
 
 
 def compositions(prediction: Prediction, dataset: Dataset) -> list[tuple]:
-    """Return (formula, structures, energy per atom, force or None), the most frequent first.
+    """Return (formula, number of structures, energy per atom, force or None) of each composition.
 
-    Empty if all structures are of one composition.
+    The most frequent composition comes first. The list is empty if there is only one.
     """
     formulas = np.array([s.get_chemical_formula() for s in dataset.structures])
     count = Counter(formulas.tolist())
@@ -307,7 +307,7 @@ def remarks(
 
 
 def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]:
-    """Return facts of the model file."""
+    """Return facts about the model file."""
     info = potential.training_info
     told = [
         ("model", subject.model),
@@ -325,7 +325,7 @@ def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]
 
 
 def about_run(dataset: Dataset, potential: Potential, subject: Subject) -> list[tuple[str, str]]:
-    """Return facts of the run: data, software, device."""
+    """Return facts about the run: data, software, device."""
     told = [
         ("data", dataset.source),
         ("labels", dataset.labels),
@@ -348,7 +348,7 @@ def about_run(dataset: Dataset, potential: Potential, subject: Subject) -> list[
 
 
 def _own_force_mae(info: dict) -> float | None:
-    """eV/Å, on the test set of the training; a header may hold anything."""
+    """Return the force MAE [eV/Å] on the model's own test set; None if the header has none."""
     test = info.get("test_errors")
     value = test.get("force_mae") if isinstance(test, dict) else None
     return float(value) if isinstance(value, int | float) else None

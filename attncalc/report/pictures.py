@@ -1,4 +1,4 @@
-"""Pictures of the report: a model beside its labels."""
+"""Pictures of the report: predictions of a model compared with labels."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from attncalc.data.errors import (
 from attncalc.data.outliers import Outlier
 from attncalc.report.inline_svg import inline_svg
 
-# structures drawn, each of at most so many atoms: more are a heap
+# structures drawn, and most atoms of one, so that single atoms can be seen
 N_DRAWN, MOST_DRAWN_ATOMS = 4, 500
 GPA = 1 / units.GPa
 
 
 @dataclass(frozen=True)
 class Picture:
-    """SVG and its caption; a wide one has a row for itself."""
+    """SVG and its caption; a wide picture has a row to itself."""
 
     svg: Markup
     caption: str
@@ -42,7 +42,7 @@ class Picture:
 def pictures(
     prediction: Prediction, dataset: Dataset, indices: NDArray[np.int64]
 ) -> Iterator[Picture]:
-    """Yield the pictures: parity, distributions, and errors against other quantities."""
+    """Yield the pictures: parity plots, distributions, and errors against other quantities."""
     n_atoms = np.array([len(structure) for structure in dataset.structures])
     error, is_shifted = energy_errors(prediction, dataset)
     error = 1e3 * error
@@ -104,7 +104,7 @@ def pictures(
 
 
 def calibration_pictures(prediction: Prediction, dataset: Dataset) -> Iterator[Picture]:
-    """Yield pictures of a committee's errors against its spreads, of forces and energies."""
+    """Yield pictures of errors against the spread of a committee, for forces and energies."""
     found = {
         "force": (force_samples(prediction, dataset), "meV/Å", "an atom"),
         "energy per atom": (energy_samples(prediction, dataset), "meV", "a structure"),
@@ -135,7 +135,7 @@ def calibration_pictures(prediction: Prediction, dataset: Dataset) -> Iterator[P
 def gallery(
     prediction: Prediction, dataset: Dataset, indices: NDArray[np.int64], worst: Sequence[Outlier]
 ) -> Picture | None:
-    """Draw the structures with the worst forces that can be drawn; None if there are none."""
+    """Draw the worst structures that are small enough; None if there are none, or no forces."""
     drawn = [o for o in worst if len(dataset.structures[o.index]) <= MOST_DRAWN_ATOMS][:N_DRAWN]
     if not drawn or dataset.forces is None:
         return None

@@ -1,1 +1,1 @@
-"""Sampling: molecules made of fragments, their structures, and oracles that label them."""
+"""Sampling: molecules built from fragments, their structures, and oracles that label them."""

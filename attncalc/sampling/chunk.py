@@ -1,4 +1,4 @@
-"""A chunk: the labelled frames of a few molecules and of their clusters."""
+"""Chunks: the labelled frames of a few molecules and of their clusters."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from attncalc.sampling.oracles import Labels, Oracle
 from attncalc.sampling.relaxation import relaxations, rounded
 
 KINDS = ("relaxed", "hot", "displaced", "stretched", "turned", "scan", "transferred", "cluster")
-# eV/Å; a larger force is dropped
+# eV/Å; frames with larger forces are dropped
 LARGEST_FORCE = 25.0
-# K, of hot frames, log-uniform
+# K, range of log-uniform temperatures of hot frames
 COLDEST, HOTTEST = 200.0, 1400.0
 # hot frames of a molecule, and fs between two of them
 N_HOT, HOT_STRIDE = 2, 60
-# one molecule in so many has a full scan of a torsion, of so many frames
+# one molecule in SCANNED_OF has a full scan of a torsion, of SCAN_FRAMES frames
 SCANNED_OF, SCAN_FRAMES = 8, 12
-# frames of clusters for each of a single molecule: a fifth of all
+# frames of clusters per frame of a single molecule: a fifth of all
 CLUSTERS_PER_FRAME = 0.25
-# small molecules, cations and anions that clusters of a chunk take solvents and counter-ions from
+# small molecules, and cations and anions each, that the clusters of a chunk are made with
 N_SOLVENTS, N_IONS = 5, 2
 
 
 @dataclass
 class Chunk:
-    """Labelled frames, and what was refused.
+    """Labelled frames, and numbers of refused ones.
 
     Attributes:
         frames: kind, name of the molecule or cluster, structure, labels.
-        refused: number of frames, or of molecules, by reason.
-        n_labels: calls of the oracle.
+        refused: number of refused frames or molecules, by reason.
+        n_labels: number of labels requested from the oracle.
     """
 
     frames: list[tuple[str, str, Atoms, Labels]] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Chunk:
     n_labels: int = 0
 
     def add(self, kind: str, name: str, atoms: Atoms, labels: Labels) -> None:
-        """Keep a frame whose labels are sane."""
+        """Keep a frame if its labels are finite and its forces are not too large."""
         if not labels.are_finite:
             self.refused["labels not finite"] += 1
         elif np.linalg.norm(labels.forces, axis=1).max() > LARGEST_FORCE:
@@ -72,12 +72,12 @@ class Chunk:
 def make_chunk(
     oracle: Oracle, rng: np.random.Generator, molecules: Sequence[Molecule], relax_steps: int
 ) -> Chunk:
-    """Sample and label the frames of some molecules, which depend on the arguments alone.
+    """Sample and label the frames of some molecules; the result depends on the arguments only.
 
     Args:
         oracle: the teacher.
-        rng: source of all choices.
-        molecules: of this chunk.
+        rng: source of all random choices.
+        molecules: molecules of this chunk.
         relax_steps: steps of relaxation by the oracle.
     """
     chunk = Chunk()
@@ -120,7 +120,7 @@ def _solvents(rng: np.random.Generator) -> list[Molecule]:
 def _built(
     chunk: Chunk, rng: np.random.Generator, molecules: Iterable[Molecule]
 ) -> Iterable[list[Conformer]]:
-    """Two conformers of each molecule; of an enol the lowest of several, whose proton is shared."""
+    """Yield two conformers of each molecule, or the lowest of an enol, with a shared proton."""
     for molecule in molecules:
         is_enol = molecule.family == "enol"
         found = embedded(rng, molecule.smiles, 6 if is_enol else 2, lowest=is_enol)
@@ -141,7 +141,7 @@ def _with_charge(numbers: Integers, positions: Floats, charge: int) -> Atoms:
 def _relaxed(
     chunk: Chunk, oracle: Oracle, starts: Sequence[tuple[Atoms, str]], kind: str, n_steps: int
 ) -> list[list[tuple[Atoms, Labels]]]:
-    """Relax structures of these names, keep the first and last of each, and return the paths."""
+    """Relax named structures, keep the first and last frame of each, and return the paths."""
     reasons = [refusal(atoms.numbers, atoms.positions) for atoms, _ in starts]
     sane = [atoms for (atoms, _), reason in zip(starts, reasons, strict=True) if not reason]
     done = iter(relaxations(oracle, sane, n_steps))
@@ -160,7 +160,7 @@ def _relaxed(
 def _distorted(
     rng: np.random.Generator, conformers: Sequence[Conformer], rest: Floats, *, scan: bool
 ) -> Iterable[tuple[str, Floats]]:
-    """Frames of a molecule by kind, from its relaxed positions and from its last conformer."""
+    """Yield kinds and frames of a molecule, from its relaxed positions and last conformer."""
     first, last = conformers[0], conformers[-1]
     mol, numbers = first.mol, first.numbers
     if len(numbers) == 1:
@@ -199,7 +199,7 @@ def _distorted(
 def _clusters(
     rng: np.random.Generator, molecules: Sequence[Part], solvents: Sequence[Part], n_frames: int
 ) -> tuple[list[tuple[Atoms, str]], list[tuple[Atoms, str]]]:
-    """Clusters to be labelled as they are, and others to be relaxed, which make two frames each."""
+    """Return clusters to label as they are, and others to relax, which give two frames each."""
     loose: list[tuple[Atoms, str]] = []
     relaxing: list[tuple[Atoms, str]] = []
     while len(loose) + 2 * len(relaxing) < n_frames:

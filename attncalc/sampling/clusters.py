@@ -10,14 +10,14 @@ from ase.data import vdw_radii
 
 from attncalc.sampling.geometry import Floats, Integers, distances, jittered, random_rotation
 
-# atoms of a cluster, at most
+# most atoms of a cluster
 MOST_ATOMS = 48
-# Å, of the closest contact in clusters whose partners are apart
+# Å, range of the closest contact in clusters of separate molecules
 NEAREST, FARTHEST = 2.0, 8.0
-# closest contact of others, of the sum of van der Waals radii; 0.66 is that of a hydrogen bond
+# range of the closest contact in others, over the sum of van der Waals radii; 0.66: hydrogen bond
 TOUCHING = 0.66, 1.05
-# share of contacts that are face to face, which random orientations hardly ever are; and tangent of
-# the largest angle between the normal of the planes and the line between the centres
+# share of face-to-face contacts, which random orientations hardly ever give; and tangent of the
+# largest angle between the normal of the planes and the line between the centres
 STACKED, SLIPPED = 0.15, 0.6
 # Å, rest geometry of water: O, H, H
 _WATER = np.array([[0.0, 0.0, 0.0], [0.757, 0.586, 0.0], [-0.757, 0.586, 0.0]])
@@ -48,14 +48,15 @@ def water(rng: np.random.Generator) -> Part:
 def random_cluster(
     rng: np.random.Generator, molecules: Sequence[Part], solvents: Sequence[Part]
 ) -> Part | None:
-    """Return a cluster; None where its parts have too many atoms or too much charge together.
+    """Draw a cluster; None if its parts together have too many atoms or too much charge.
 
-    A quarter is water, of 2 to 8 molecules, some of them with an ion; a quarter molecules with 1
-    to 3 of water; the rest pairs and triples, salts among them where a part is an ion.
+    A quarter of the clusters are 2 to 8 water molecules, some with an ion. A quarter are a molecule
+    with 1 to 3 water molecules. The rest are pairs and triples of molecules, or salts if a part is
+    an ion.
 
     Args:
-        rng: source of all choices.
-        molecules: that were drawn.
+        rng: source of all random choices.
+        molecules: molecules that were drawn.
         solvents: small molecules and ions.
     """
 
@@ -85,9 +86,9 @@ def random_cluster(
 def packed(rng: np.random.Generator, parts: Sequence[Part]) -> Part:
     """Put molecules together, one after the other, each from a random side or face to face.
 
-    The closest contact is, for each, 0.66 to 1.05 of the sum of van der Waals radii, or in one case
-    of three a distance of 2 to 8 Å. Of several attempts one with a contact of a hydrogen atom to N,
-    O or F is taken first.
+    The closest contact of each molecule is 0.66 to 1.05 of the sum of van der Waals radii or, in
+    one case of three, a distance of 2 to 8 Å. Among several attempts, one in which the contact is
+    between a hydrogen atom and N, O or F is preferred.
     """
     numbers, positions = parts[0].numbers, parts[0].positions
     for part in parts[1:]:
@@ -115,13 +116,13 @@ def packed(rng: np.random.Generator, parts: Sequence[Part]) -> Part:
 def _at_random(
     rng: np.random.Generator, positions: Floats, others: Floats
 ) -> tuple[Floats, Floats]:
-    """Any rotation [3, 3] of others, and any direction."""
+    """Draw a rotation [3, 3] of others, and a direction."""
     del positions, others
     return random_rotation(rng).T, rng.normal(size=3)
 
 
 def _stacked(rng: np.random.Generator, positions: Floats, others: Floats) -> tuple[Floats, Floats]:
-    """Rotation [3, 3] of others that makes planes parallel, and a direction near their normal.
+    """Draw a rotation [3, 3] of others that makes planes parallel, and a direction near the normal.
 
     The plane of a molecule is that of its two longest principal axes.
     """
@@ -134,7 +135,7 @@ def _stacked(rng: np.random.Generator, positions: Floats, others: Floats) -> tup
 
 
 def _principal_axes(positions: Floats) -> Floats:
-    """[3, 3]: rows are the axes of a right-handed frame, the longest of the molecule first."""
+    """Return principal axes as rows of a right-handed frame [3, 3], the longest extent first."""
     axes: Floats = np.linalg.svd(positions - positions.mean(0))[2]
     return axes * [[1], [1], [np.linalg.det(axes)]]
 
@@ -142,15 +143,15 @@ def _principal_axes(positions: Floats) -> Floats:
 def _placed(
     positions: Floats, others: Floats, turn: Floats, direction: Floats, unit: Floats, wanted: float
 ) -> Floats:
-    """Positions of others, turned and shifted until the closest distance is as wanted.
+    """Return the positions of others, turned and shifted until the closest distance is as wanted.
 
     Args:
         positions: [n_atoms, 3] Å.
         others: [n_others, 3] Å.
         turn: [3, 3], rotation of rows about the centre.
-        direction: [3], of any length, in which they are shifted.
-        unit: [n_atoms, n_others] Å: what distances are measured in.
-        wanted: closest distance.
+        direction: [3], direction of the shift, of any length.
+        unit: [n_atoms, n_others] Å, units of the distances between pairs of atoms.
+        wanted: closest distance, in these units.
     """
     turned = (others - others.mean(0)) @ turn + positions.mean(0)
     direction = direction / np.linalg.norm(direction)

@@ -1,8 +1,8 @@
 """Conformers and hot frames of a molecule on a classical force field, by RDKit.
 
-MMFF94 (Halgren, J. Comput. Chem. 17, 490, 1996) where it knows all atoms, UFF (Rappé et al.,
-J. Am. Chem. Soc. 114, 10024, 1992) elsewhere. Both are far from any label: what matters is that
-structures are diverse and that making them costs no call of the teacher.
+The force field is MMFF94 (Halgren, J. Comput. Chem. 17, 490, 1996) if it knows all atoms, else UFF
+(Rappé et al., J. Am. Chem. Soc. 114, 10024, 1992). Both differ much from any label; what matters is
+that the structures are diverse and need no call of the teacher.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attncalc.sampling.geometry import Floats, Integers
 BOLTZMANN = 0.0019872
 # acceleration of a force of 1 kcal/mol/Å on 1 u, in Å/fs²
 ACCELERATION = 4.184e-4
-# fs, and 1/fs: dynamics that need to be stable and to forget, no more
+# fs, and 1/fs: the dynamics only need to be stable and to decorrelate
 TIMESTEP, FRICTION = 1.0, 0.02
 # steps of a minimization
 STEPS = 200
@@ -49,22 +49,22 @@ class Conformer:
 def embedded(
     rng: np.random.Generator, smiles: str, n: int, *, lowest: bool = False
 ) -> list[Conformer]:
-    """Return conformers of a molecule, minimized where a force field knows it; none if that fails.
+    """Return conformers of a molecule, minimized if a force field knows it; none if RDKit fails.
 
-    By distance geometry (Wang et al., J. Chem. Inf. Model. 60, 2044, 2020).
+    Conformers are made by distance geometry (Wang et al., J. Chem. Inf. Model. 60, 2044, 2020).
 
     Args:
         rng: gives the seed.
         smiles: the molecule.
         n: number of conformers.
-        lowest: return the one of lowest energy alone.
+        lowest: return only the one of lowest energy.
     """
     plain = Chem.MolFromSmiles(smiles)
     mol = Chem.AddHs(plain)
     parameters: Any = rdDistGeom.ETKDGv3()
     parameters.randomSeed = int(rng.integers(1 << 30))
-    parameters.maxIterations = 10  # some cages never fold
-    with rdBase.BlockLogs():  # of guesses of hybridization, which serve
+    parameters.maxIterations = 10  # some cages never succeed
+    with rdBase.BlockLogs():  # warnings about guessed hybridization, which is good enough
         found = list(rdDistGeom.EmbedMultipleConfs(mol, n, parameters))
         if not found:
             parameters.useRandomCoords = True
@@ -86,7 +86,7 @@ def embedded(
 
 
 def force_field(mol: Chem.Mol, conformer: int) -> Any:
-    """Return RDKit's force field of a molecule, ready to use; None where it has none."""
+    """Return RDKit's force field of a molecule, ready to use; None if it has none."""
     if mol.GetNumAtoms() < 2:
         return None
     with rdBase.BlockLogs():  # as above
@@ -112,9 +112,9 @@ def langevin(
 
     Args:
         rng: source of the noise.
-        start: the molecule, where dynamics start.
+        start: molecule and initial positions.
         temperature: K.
-        n: number of frames; none where no force field knows the molecule.
+        n: number of frames; none are returned if no force field knows the molecule.
         stride: steps between two frames.
     """
     field = force_field(start.mol, -1)
@@ -127,7 +127,7 @@ def langevin(
 
     def accelerations(positions: Floats) -> Floats:
         flat = positions.ravel().tolist()
-        # CalcGrad takes distances that the last CalcEnergy has left: wrong gradients without it
+        # CalcGrad uses distances from the last CalcEnergy: gradients are wrong without it
         field.CalcEnergy(flat)
         gradient: NDArray[Any] = np.array(field.CalcGrad(flat))
         return -ACCELERATION * gradient.reshape(-1, 3) / masses
@@ -135,7 +135,7 @@ def langevin(
     positions, frames = start.positions, []
     velocities = rng.normal(size=positions.shape) * thermal
     pull = accelerations(positions)
-    with np.errstate(over="ignore", invalid="ignore"):  # what flies apart is dropped by its user
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller drops unstable frames
         for step in range(1, n * stride + 1):
             velocities = velocities + 0.5 * TIMESTEP * pull
             positions = positions + 0.5 * TIMESTEP * velocities

@@ -1,7 +1,7 @@
-"""Fragments that molecules are put together from, as SMILES, by family.
+"""Fragments that molecules are built from, as SMILES, by family.
 
-Families have quotas (`QUOTAS`), so that rare groups come as often as common ones: a model trained
-on what is frequent in chemistry fails first on azides, cumulenes, sulfonyl halides and phosphates.
+Families have quotas (`QUOTAS`), so that rare groups are as frequent as common ones: a model trained
+on frequent chemistry fails first on azides, cumulenes, sulfonyl halides and phosphates.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 ELEMENTS = ("H", "C", "N", "O", "F", "P", "S", "Cl")
 
-# molecules of each family among 25 that are drawn one after the other
+# molecules of each family among 25 successive ones
 QUOTAS = {
     "tiny": 2,
     "hydrocarbon": 1,
@@ -33,7 +33,7 @@ QUOTAS = {
     "anion": 1,
 }
 
-# beside all graphs of at most three heavy atoms of usual valence, which `tiny_molecules` lists
+# in addition to all graphs of at most three heavy atoms of usual valence, see `tiny_molecules`
 TINY = _words(
     """
     [H][H] O=S=O O=S(=O)=O OS(O)(=O)=O OS(=O)O FS(F)(F)(F)(F)F FS(F)(F)F CS(C)=O CS(C)(=O)=O
@@ -71,7 +71,7 @@ HETERO_CORES = _words(
     """
 )
 
-# what a molecule of the family has at least one of; it is joined to a core
+# groups of each family; a molecule has at least one of them, joined to a core
 _GROUPS = {
     "hydrocarbon": """
         C CC C(C)C C(C)(C)C C=C C=CC C#C CC#C C=C=C C=C=C=C C=CC=C C#CC#C C1CC1 C1CCC1 C1CCCC1
@@ -197,7 +197,7 @@ SUGARS = _words(
 )
 SUGAR_SUBSTITUENTS = _words("C C(C)=O P(=O)(O)O S(=O)(=O)O CC C1CCCCO1 C1OC(CO)CC1O N F")
 
-# groups that a proton is taken from or given to
+# groups that a proton is removed from or added to
 ACIDS = _words(
     """
     C(=O)O CC(=O)O c1ccccc1C(=O)O S(=O)(=O)O OS(=O)(=O)O P(=O)(O)O OP(=O)(O)OC CP(=O)(O)OC S CS O CO
@@ -232,7 +232,7 @@ ANIONS = _words(
     """
 )
 
-# partners in clusters, beside the molecules drawn; water is made apart
+# partners in clusters, besides the molecules drawn; water is made separately
 SOLVENTS = _words(
     """
     CO CCO N C CC C=C C#C c1ccccc1 C=O CC(C)=O O=CO CC(=O)O NC=O CNC(C)=O CC#N CS(C)=O S P F Cl C#N

@@ -12,22 +12,22 @@ from rdkit import Chem
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-# bond by the numbers of its atoms
+# bond, as the indices of its atoms
 Bond = tuple[int, int]
 
-# Å; closer atoms are dropped, and switch off the faster radial networks of a training
+# Å; structures with closer atoms are dropped: they switch off faster radial networks in a training
 SHORTEST_CONTACT = 0.6
-# of the sum of covalent radii; closer atoms have forces that are dropped anyway
+# over the sum of covalent radii; forces between closer atoms are too large for training anyway
 SMALLEST_RATIO = 0.55
-# Å; atoms of a cluster are nearer
+# Å, longest distance to the nearest atom; atoms of clusters are closer
 FARTHEST_NEIGHBOR = 9.0
-# of the sum of van der Waals radii, for atoms that four bonds or more part
+# over the sum of van der Waals radii, for atoms four or more bonds apart
 SMALLEST_NONBONDED = 0.5
-# Å, of an accepting atom from the proton that moves towards it
+# Å, from a proton to the acceptor that it moves towards
 LONGEST_HYDROGEN_BOND = 2.3
 ACCEPTORS = (7, 8)
 
-# bonds that amides, esters, biaryls, conjugated chains and the like turn about, hindered
+# bonds with hindered rotation, as in amides, esters, biaryls and conjugated chains
 _HINDERED = (
     *("[CX3;$(C=[O,S,N])]-!@[N,O,S]", "a-!@a", "a-!@[CX3;$(C=*)]", "[CX3;$(C=*)]-!@[CX3;$(C=*)]"),
     *("a-!@[N,O,S]", "[S,P;$(*=O)]-!@[N,O]", "[SX2]-!@[SX2]", "[OX2]-!@[OX2]", "[NX3]-!@[NX3]"),
@@ -35,10 +35,10 @@ _HINDERED = (
 
 
 def refusal(numbers: Integers, positions: Floats) -> str:
-    """Return why a structure is not worth a label, "" where it is.
+    """Return the reason not to label a structure; "" if there is none.
 
-    Two atoms are too close, or an atom is farther than `FARTHEST_NEIGHBOR` from all others:
-    dynamics of a stiff molecule may end so.
+    Reasons are two atoms that are too close, or an atom farther than `FARTHEST_NEIGHBOR` from all
+    others, as dynamics of a stiff molecule may give.
     """
     if not np.isfinite(positions).all():
         return "positions not finite"
@@ -53,7 +53,7 @@ def refusal(numbers: Integers, positions: Floats) -> str:
 
 
 def are_too_close(lengths: Floats, radii: Floats) -> bool:
-    """Return True if two atoms are closer than `SHORTEST_CONTACT` or than bonds can be.
+    """Return True if two atoms are closer than `SHORTEST_CONTACT` or than any bond.
 
     Args:
         lengths: [n_atoms, n_atoms] Å, distances.
@@ -82,7 +82,7 @@ def random_rotation(rng: np.random.Generator) -> Floats:
 
 
 def beyond(mol: Chem.Mol, bond: Bond) -> list[int]:
-    """Return the atoms that move with the second atom of a bond; of a ring that atom alone."""
+    """Return the atoms that move with the second atom of a bond; in a ring that atom only."""
     i, j = bond
     if mol.GetBondBetweenAtoms(i, j).IsInRing():
         return [j]
@@ -97,9 +97,9 @@ def beyond(mol: Chem.Mol, bond: Bond) -> list[int]:
 
 
 def torsions(mol: Chem.Mol) -> tuple[list[Bond], list[Bond]]:
-    """Return the bonds that may be turned: hindered ones (amides, biaryls ...), and all.
+    """Return the hindered bonds (amides, biaryls ...), and all bonds, that can be turned.
 
-    Bonds in rings, of end atoms, double and triple ones are not among them.
+    Bonds in rings, bonds of terminal atoms, and double and triple bonds are excluded.
     """
     turning = [
         (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())
@@ -131,9 +131,9 @@ def turned(mol: Chem.Mol, positions: Floats, bond: Bond, angle: float) -> Floats
 
 
 def overlaps(mol: Chem.Mol, numbers: Integers, positions: Floats) -> bool:
-    """Return True if atoms that four bonds or more part are within half their van der Waals radii.
+    """Return True if atoms four or more bonds apart are closer than half their van der Waals radii.
 
-    Such is what turning about a bond may lead to.
+    Turning a bond may lead to this.
     """
     apart = Chem.GetDistanceMatrix(mol) > 3
     radii = vdw_radii[numbers]
@@ -155,19 +155,19 @@ def stretched(rng: np.random.Generator, mol: Chem.Mol, positions: Floats) -> Flo
 
 
 def jittered(rng: np.random.Generator, positions: Floats, width: float) -> Floats:
-    """Displace every atom at random, by a normal distribution of this width [Å]."""
+    """Displace every atom at random, by a normal distribution of a given width [Å]."""
     return positions + rng.normal(0, width, positions.shape)
 
 
 def displaced(rng: np.random.Generator, mol: Chem.Mol, positions: Floats) -> Floats:
-    """Displace atoms at random: each for itself, or along random modes that move neighbours alike.
+    """Displace atoms at random: independently, or along random modes that move neighbours together.
 
-    One of these in three is a homogeneous strain besides.
+    In three cases of ten a homogeneous strain is added, and the displacements are smaller.
     """
     width = rng.uniform(0.02, 0.09)
     displacements = rng.normal(0, width, positions.shape)
     if rng.random() < 0.5:
-        # the mean over an atom and its neighbours, twice: a mode of long wave length
+        # the mean over an atom and its neighbours, taken twice, is a mode of long wavelength
         mean = Chem.GetAdjacencyMatrix(mol) + np.eye(len(positions))
         mean /= mean.sum(1, keepdims=True)
         modes = mean @ mean @ rng.normal(0, 3 * width, positions.shape)
@@ -181,10 +181,10 @@ def displaced(rng: np.random.Generator, mol: Chem.Mol, positions: Floats) -> Flo
 def proton_transferred(
     rng: np.random.Generator, numbers: Integers, positions: Floats
 ) -> Floats | None:
-    """Move a proton of a hydrogen bond part of the way to its acceptor; None where there is none.
+    """Move a proton of a hydrogen bond part of the way to its acceptor; None without such a bond.
 
-    Donors and acceptors are N and O. The donor's distance becomes 0.95 Å at least and the
-    acceptor's likewise, as far as there is room.
+    Donors and acceptors are N and O. The new distances from the donor and from the acceptor are at
+    least 0.95 Å, if there is room for both.
     """
     hydrogens = np.flatnonzero(numbers == 1)
     heavy = np.flatnonzero(np.isin(numbers, ACCEPTORS))

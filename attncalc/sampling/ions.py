@@ -1,4 +1,4 @@
-"""Ions of closed shell, from neutral molecules by a proton more or less."""
+"""Closed-shell ions, from neutral molecules by adding or removing a proton."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ACIDIC = (
     "[CX4;H1,H2,H3]([C,S,N+]=O)[C,S,N+]=O",
     "[CX4;H1,H2](C#N)C#N",
 )
-# atoms that take one, first the basic ones
+# atoms that accept a proton, first the basic ones
 _BASIC = (
     "[NX3;!$(N[C,S,P]=[O,S,N]);!$(Nc);!$(N[N+]);!$(N[O,F,Cl])]",
     "[NX2]=C(N)",
@@ -41,7 +41,7 @@ def _patterns(charge: int) -> tuple[Chem.Mol, ...]:
 
 
 def ionised(rng: np.random.Generator, mol: Chem.Mol | None, charge: int) -> Chem.Mol | None:
-    """Give a proton to a neutral molecule or take one; None where no atom is fit for it.
+    """Add a proton to a neutral molecule or remove one; None if no atom is suitable.
 
     Args:
         rng: chooses the atom, in three cases of four among the most acidic or basic ones.

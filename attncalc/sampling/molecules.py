@@ -1,4 +1,4 @@
-"""Molecules put together at random from fragments, one family after the other."""
+"""Molecules built at random from fragments, from all families in turn."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rdkit import Chem, rdBase
 from attncalc.sampling import fragments
 from attncalc.sampling.ions import ionised
 
-# heavy atoms of a molecule, at most
+# most heavy atoms of a molecule
 MOST_HEAVY = 20
-# one molecule in so many is held out
+# one molecule in this many is held out
 HELD_OUT_OF = 20
-# heavy atoms of molecules that are never held out: a model has to know water
+# molecules with up to so many heavy atoms are never held out: a model must know water
 TOO_SMALL_TO_HOLD_OUT = 3
 # molecules drawn before a repeated one is taken
 ATTEMPTS = 20
 # valences of neutral atoms, for the enumeration of tiny molecules
 _VALENCES = {"C": 4, "N": 3, "O": 2, "F": 1, "P": 3, "S": 2, "Cl": 1}
 _HETEROATOMS = frozenset({7, 8, 9, 15, 16, 17})
-# bonds among these are frequent in stable molecules, others between heteroatoms are rare
+# bonds between these heteroatoms are frequent in stable molecules, others are rare
 _USUAL_BONDS = ({8, 15}, {7, 15}, {8, 16}, {7, 16}, {15, 16}, {9, 15}, {15, 17})
 # ground states with two unpaired electrons
 _TRIPLETS = ("O=O", "O=S", "S=S")
@@ -38,7 +38,7 @@ class Molecule:
 
     Attributes:
         family: key of `attncalc.sampling.fragments.QUOTAS`, or "solvent".
-        smiles: to build it from, with stereochemistry where that is meant.
+        smiles: SMILES to build it from, with stereochemistry if specified.
     """
 
     family: str
@@ -46,7 +46,7 @@ class Molecule:
 
     @property
     def name(self) -> str:
-        """Canonical SMILES without stereochemistry: what makes molecules equal."""
+        """Canonical SMILES without stereochemistry, by which molecules are compared."""
         return canonical(self.smiles)
 
 
@@ -56,13 +56,13 @@ def canonical(smiles: str) -> str:
 
 
 def is_held_out(name: str) -> bool:
-    """Return True for one molecule in 20, by a hash of its name; of a cluster, of any partner.
+    """Return True for one molecule in 20, by a hash of its name, and for clusters with such a one.
 
-    Molecules of up to three heavy atoms and listed ions never are: nothing else shows a model what
-    water or perchlorate is like.
+    Molecules of up to three heavy atoms and listed ions are never held out, because a model cannot
+    learn water or perchlorate from others.
 
     Args:
-        name: canonical SMILES, of a cluster those of its molecules with dots between.
+        name: canonical SMILES; for a cluster, those of its molecules with dots between.
     """
     return any(
         int(hashlib.md5(part.encode()).hexdigest(), 16) % HELD_OUT_OF == 0
@@ -80,18 +80,19 @@ def _listed_ions() -> frozenset[str]:
 def draw(rng: np.random.Generator, number: int, seen: set[str]) -> Molecule:
     """Draw a molecule that is not among those seen, and add it to them.
 
-    After a number of attempts a repeated one is taken: some families are small.
+    If no attempt gives a new molecule, a tiny one is returned, which may be known: some families
+    are small.
 
     Args:
-        rng: source of all choices.
-        number: of the molecule in the whole run, from 0; it decides the family.
-        seen: names of molecules so far.
+        rng: source of all random choices.
+        number: number of the molecule in the whole run, from 0; it decides the family.
+        seen: names of the molecules so far.
     """
     deck = [family for family, n in fragments.QUOTAS.items() for _ in range(n)]
-    # 7 and 25 have no common divisor: neighbours are of different families
+    # 7 and 25 have no common divisor: successive molecules are of different families
     family = deck[7 * number % len(deck)]
     for _ in range(ATTEMPTS):
-        with rdBase.BlockLogs():  # of molecules that cannot be: many attempts are some
+        with rdBase.BlockLogs():  # many attempts give impossible molecules
             mol = acceptable(_MAKERS[family](rng))
         if mol is None:
             continue
@@ -106,10 +107,10 @@ def draw(rng: np.random.Generator, number: int, seen: set[str]) -> Molecule:
 
 
 def acceptable(mol: Chem.Mol | str | None) -> Chem.Mol | None:
-    """Return a molecule as RDKit reads it back, None where it is not to be had.
+    """Return a molecule as RDKit reads it back; None if it is not acceptable.
 
-    To be had are closed shells of the elements that are sampled, with a total charge of -1, 0 or 1,
-    in one piece and of at most `MOST_HEAVY` heavy atoms.
+    Acceptable are closed shells of the sampled elements, with a total charge of -1, 0 or 1, in one
+    piece and with at most `MOST_HEAVY` heavy atoms.
     """
     if mol is None:
         return None
@@ -128,8 +129,8 @@ def acceptable(mol: Chem.Mol | str | None) -> Chem.Mol | None:
 def tiny_molecules() -> tuple[str, ...]:
     """Return SMILES of the listed tiny molecules and of all graphs of at most three heavy atoms.
 
-    Graphs have the usual valences. Those of three heavy atoms have a carbon atom: chains of
-    heteroatoms are without end, and hardly one of them exists.
+    Graphs have the usual valences. Those of three heavy atoms have a carbon atom, because hardly
+    any of the many chains of heteroatoms exists.
     """
     found = dict.fromkeys(canonical(smiles) for smiles in fragments.TINY)
     shapes: list[tuple[int, list[tuple[int, int]]]] = [
@@ -156,7 +157,7 @@ def _graph(
     if any(n > _VALENCES[symbol] for n, symbol in zip(used, symbols, strict=True)):
         return None
     if len(bonds) == 3 and (max(orders) == 3 or sum(orders) > 4):
-        return None  # strained beyond what holds
+        return None  # too strained to be stable
     mol = Chem.RWMol()
     for symbol in symbols:
         mol.AddAtom(Chem.Atom(symbol))
@@ -170,20 +171,20 @@ def _one(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 
 def _open_atoms(mol: Chem.Mol) -> list[int]:
-    """Atoms with a hydrogen that a bond may replace."""
+    """Return the atoms with a hydrogen atom that a bond may replace."""
     return [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetTotalNumHs() > 0]
 
 
 def join(
     rng: np.random.Generator, mol: Chem.Mol, other: Chem.Mol, *, by_first: bool = False
 ) -> Chem.Mol | None:
-    """Join two molecules by a single bond in place of two hydrogen atoms; None where that fails.
+    """Join two molecules by a single bond in place of two hydrogen atoms; None if that fails.
 
     Args:
         rng: chooses the atoms.
-        mol: gets the other one.
-        other: the one that is added.
-        by_first: join the other by its first atom if that has a hydrogen.
+        mol: molecule to extend.
+        other: molecule to add.
+        by_first: join the other by its first atom if that has a hydrogen atom.
     """
     ours, theirs = _open_atoms(mol), _open_atoms(other)
     if not ours or not theirs:
@@ -224,7 +225,7 @@ def _extended(
 
 
 def _with_group(groups: Sequence[str]) -> Callable[[np.random.Generator], Chem.Mol | None]:
-    """Make molecules of a core, one of the groups, and pieces of any family."""
+    """Return a maker of molecules of a core, one of the groups, and pieces of any family."""
 
     def make(rng: np.random.Generator) -> Chem.Mol | None:
         group = Chem.MolFromSmiles(_one(rng, groups))
@@ -239,7 +240,7 @@ def _tiny(rng: np.random.Generator) -> str:
 
 
 def _biaryl(rng: np.random.Generator) -> Chem.Mol | None:
-    """Two aryls, bonded or with something between; often twisted, amides among them."""
+    """Join two aryls directly or by a linker; these are often twisted, some are amides."""
     link = _one(rng, fragments.LINKS)
     mol: Chem.Mol | None = Chem.MolFromSmiles(_one(rng, fragments.ARYLS))
     for part in (link, _one(rng, fragments.ARYLS)):
@@ -254,7 +255,7 @@ def _enol(rng: np.random.Generator) -> Chem.Mol | None:
 
 
 def _peptide(rng: np.random.Generator) -> str:
-    """One residue or two between an acetyl and an amine, proline among them; some are charged."""
+    """Make one or two residues between end groups such as acetyl and amine; some are charged."""
     if rng.random() < 0.05:
         return f"CC(=O)N1CCCC1C(=O)N{_one(rng, ('', 'C', 'C(C)C', 'CC(N)=O'))}"
     residues = ""
@@ -266,7 +267,7 @@ def _peptide(rng: np.random.Generator) -> str:
 
 
 def _of(names: Sequence[str], substituents: Sequence[str]) -> Callable[..., Chem.Mol | None]:
-    """Make one of these, in two cases of three with a substituent or two."""
+    """Return a maker of one of the named molecules, with up to two substituents."""
 
     def make(rng: np.random.Generator) -> Chem.Mol | None:
         mol: Chem.Mol | None = Chem.MolFromSmiles(_one(rng, names))
@@ -279,7 +280,7 @@ def _of(names: Sequence[str], substituents: Sequence[str]) -> Callable[..., Chem
 
 
 def _ion(charge: int) -> Callable[[np.random.Generator], Chem.Mol | str | None]:
-    """Make ions: listed ones, or molecules that a proton is given to or taken from."""
+    """Return a maker of ions: listed ones, or molecules with a proton added or removed."""
     listed = fragments.CATIONS if charge > 0 else fragments.ANIONS
     groups = fragments.BASES if charge > 0 else fragments.ACIDS
     with_group = _with_group(groups)

@@ -1,6 +1,6 @@
-"""Oracles: whatever labels structures, by one name on the command line.
+"""Oracles, which label structures: a name on the command line selects one.
 
-A model file, GFN2-xTB, or any ASE calculator that `module:callable` returns.
+Oracles are model files, GFN2-xTB, and any ASE calculator that `module:callable` returns.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from attncalc.sampling.geometry import Floats
 from attncalc.text import one_line
 
 GFN2 = "gfn2"
-# iterations of the charges of GFN2 until they must have converged
+# iterations in which the charges of GFN2 must converge
 SCC_ITERATIONS = 150
-# electrons in fractional orbitals at 300 K, above which a molecule is no closed shell
+# electrons in fractional orbitals at 300 K above which a molecule does not count as closed shell
 MOST_FRACTIONAL = 0.05
-# what may be wrong with one structure alone: it is unknown, or too large for the memory
+# errors that may be due to a single structure: it is unknown, or too large for the memory
 _OF_ONE = (ValueError, RuntimeError, MemoryError)
-# electrons of a structure as calculators take them that are told nothing
+# electrons that a calculator assumes by default
 _UNTOLD = {"charge": 0, "multiplicity": 1}
 
 
@@ -43,12 +43,11 @@ class Labels:
     Attributes:
         energy: eV.
         forces: [n_atoms, 3] eV/Å.
-        charges: [n_atoms] e; None where the oracle has none.
-        hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
-        dipole: [3] e Å, at the structure's coordinates; None likewise.
-        stress: [6] eV/Å³, in ASE's sign and order; of periodic structures with a volume; None
-            likewise.
-        is_outside: True of an oracle that knows where it ends, beyond that.
+        charges: [n_atoms] e, or None.
+        hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`, or None.
+        dipole: [3] e Å, at the structure's coordinates, or None.
+        stress: [6] eV/Å³, in ASE's sign and order, for periodic structures with a volume, or None.
+        is_outside: True if the oracle is a model and the structure is outside its training data.
     """
 
     energy: float
@@ -61,14 +60,14 @@ class Labels:
 
     @property
     def arrays(self) -> dict[str, Floats]:
-        """Labels that there are, by name, the energy among them."""
+        """Labels that are not None, by name, including the energy."""
         found = {name: value for name, value in vars(self).items() if value is not None}
         del found["is_outside"]
         return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
 
     @property
     def are_finite(self) -> bool:
-        """Return True if all of them are numbers."""
+        """Return True if all labels are finite numbers."""
         return all(np.isfinite(array).all() for array in self.arrays.values())
 
 
@@ -77,9 +76,9 @@ class Oracle(Protocol):
 
     Attributes:
         teacher: name and version, or name and checksum.
-        level_of_theory: of its labels.
-        device: kind of device, "cpu" or "cuda", if it is ours to say; else "".
-        caution: what users should know before a long run, one sentence, or "".
+        level_of_theory: level of theory of its labels.
+        device: kind of device of a model, "cpu" or "cuda"; "" for other oracles.
+        caution: warning for users before a long run, one sentence, or "".
     """
 
     teacher: str
@@ -95,12 +94,12 @@ class Oracle(Protocol):
 
 
 def load_oracle(name: str, folder: str | None = None) -> Oracle:
-    """Return the oracle of a name.
+    """Return the oracle with a given name.
 
     Args:
         name: "gfn2", name or path of a model, or "module:callable", see `CalculatorOracle`;
-            modules are looked for in the working directory, too.
-        folder: in which modules are looked for instead of the working directory.
+            modules are searched in the working directory too.
+        folder: folder in which modules are searched instead of the working directory.
 
     Raises:
         ImportError: a package or the module is missing.
@@ -143,7 +142,7 @@ class GFN2Oracle:
         return [self._label(atoms) for atoms in structures]
 
     def _label(self, atoms: Atoms) -> Labels | str:
-        if atoms.pbc.any():  # of which tblite would be told nothing
+        if atoms.pbc.any():  # the cell is not passed to tblite
             return "periodic structure: gfn2 labels molecules"
         try:
             calculator = self._calculator(
@@ -159,7 +158,7 @@ class GFN2Oracle:
         except Exception as error:  # tblite's own kinds, for charges and for matrices
             is_usual = "converge" in str(error).lower()
             return "SCC not converged" if is_usual else one_line(error, longest=60)
-        # for both spins, or one row with two electrons per orbital
+        # two rows, one per spin, or one row with two electrons per orbital
         occupations = np.atleast_2d(result.get("orbital-occupations"))
         full = 2.0 / len(occupations)
         if np.minimum(occupations, full - occupations).sum() > MOST_FRACTIONAL:
@@ -173,19 +172,19 @@ class GFN2Oracle:
 
 
 class ModelOracle:
-    """Model of ours, whose structures share batches.
+    """Model of attncalc, which evaluates structures in batches.
 
     Args:
-        name: of a shipped model, or path of a model file.
+        name: name of a shipped model, or path of a model file.
 
     Raises:
-        OSError, ValueError: as `attncalc.load`.
+        OSError, ValueError: there is no such model, or it is damaged, see `attncalc.load`.
     """
 
     caution = ""
 
     def __init__(self, name: str) -> None:
-        # late: torch takes seconds, and the other oracles do without
+        # imported here: torch takes seconds, and the other oracles do not need it
         from attncalc.evaluator import Evaluator
         from attncalc.model_file import load, model_name
 
@@ -196,10 +195,10 @@ class ModelOracle:
         self.level_of_theory = str(potential.training_info.get("level_of_theory") or "unknown")
 
     def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
-        """Return labels, or what the model refuses: an element, a charge that it cannot know."""
+        """Return labels, or the reason why the model refuses: an unknown element or charge."""
         from attncalc.system import System
 
-        # what a model knows is a matter of elements and electrons: frames of a molecule are alike
+        # this depends only on elements, electrons and periodicity: frames of a molecule are alike
         keys = [
             (atoms.numbers.tobytes(), atoms.info["charge"], atoms.info["spin"], *atoms.pbc)
             for atoms in structures
@@ -213,7 +212,7 @@ class ModelOracle:
         known = [atoms for key, atoms in zip(keys, structures, strict=True) if key not in refused]
         try:
             found: Iterator[Labels | str] = iter(self._labels(known))
-        except _OF_ONE:  # and whose like nobody has thought of
+        except _OF_ONE:  # due to one structure, which is not known
             found = iter([self._label(atoms) for atoms in known])
         return [refused[key] if key in refused else next(found) for key in keys]
 
@@ -248,7 +247,7 @@ class ModelOracle:
 
 
 def _reason(error: Exception) -> str:
-    """Beginning of a message, without numbers and advice: reasons are counted."""
+    """Return the beginning of a message, without numbers and advice, so that it can be counted."""
     if isinstance(error, MemoryError) or "alloc" in str(error):
         return "not enough memory"
     return one_line(re.split(r"[:;] ", str(error).removeprefix("structure 0: "))[0])
@@ -261,21 +260,21 @@ def _split(values: Any, bounds: Any) -> list[Floats] | None:
 class CalculatorOracle:
     """Any ASE calculator, which a callable makes for a total charge and a multiplicity.
 
-    Constraints of a structure are no part of its labels: forces are those of the calculator.
+    Constraints of a structure do not affect its labels: forces are those of the calculator.
 
-    ASE has no one place where calculators look for the total charge, and most do not read
-    `atoms.info`: so the callable is asked for one calculator per charge and multiplicity, by those
-    of its parameters that are called `charge` and `multiplicity`. Where it does not have them,
-    structures other than neutral closed shells are refused.
+    ASE has no single place from which calculators read the total charge, and most do not read
+    `atoms.info`. Therefore the callable is called once per charge and multiplicity, with the
+    arguments `charge` and `multiplicity`. If it does not have these parameters, structures other
+    than neutral closed shells are refused.
 
     Args:
-        module: its dotted name.
-        attribute: name of the callable within.
-        folder: in which the module is looked for first; None: the working directory.
+        module: dotted name of the module.
+        attribute: name of the callable in the module.
+        folder: folder that is searched first for the module; None for the working directory.
 
     Raises:
         ImportError: the module is not found, or has no such name.
-        ValueError: this is not callable, needs other arguments, or returns no calculator.
+        ValueError: the name is not callable, needs other arguments, or returns no calculator.
     """
 
     device = ""
@@ -292,14 +291,14 @@ class CalculatorOracle:
             neutral = self._calculator(_UNTOLD)
         except AttributeError as error:
             raise ImportError(f"--oracle {name}: {error}") from None
-        except TypeError as error:  # no callable, or one that needs other arguments
+        except TypeError as error:  # not callable, or other arguments are needed
             raise ValueError(f"--oracle {name}: {error}") from None
         finally:
             sys.path.remove(folder)
         if not hasattr(neutral, "calculate"):
             raise ValueError(f"--oracle {name} must return an ASE calculator")
         self.level_of_theory = name
-        # who edits the module between two parts of the work asks another oracle
+        # after an edit of the module it counts as another oracle
         source = getattr(found, "__file__", None)
         digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unknown"
         self.teacher = f"{name}, SHA-256 of the module {digest}"
@@ -310,7 +309,7 @@ class CalculatorOracle:
         )
 
     def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
-        """Return labels, or what the calculator is not told, or what kind of error it raised."""
+        """Return labels, or a reason: a charge that cannot be passed on, or the kind of error."""
         return [self._label(atoms.copy()) for atoms in structures]
 
     def _label(self, atoms: Atoms) -> Labels | str:
@@ -319,13 +318,13 @@ class CalculatorOracle:
             if value != _UNTOLD[name] and name not in self._told:
                 return f"{name} not told to the calculator"
         try:
-            atoms.set_constraint()  # or forces of atoms that are held would be zero
+            atoms.set_constraint()  # otherwise forces on fixed atoms would be zero
             atoms.calc = self._calculator(electrons)
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
             if atoms.pbc.any() and atoms.cell.rank == 3:
                 with suppress(PropertyNotImplementedError):
-                    atoms.get_stress()  # is in the results then
-        except Exception as error:  # of whatever program
+                    atoms.get_stress()  # adds it to the results
+        except Exception as error:  # calculators raise errors of any kind
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
         # copies: a calculator may write its next results into the same arrays
         names = ("charges", "stress") if atoms.pbc.any() else ("charges", "dipole")
@@ -337,7 +336,7 @@ class CalculatorOracle:
         return Labels(float(energy), np.array(forces), **others)
 
     def _calculator(self, electrons: Mapping[str, int]) -> Any:
-        """Calculator for a charge and a multiplicity, made when it is first needed."""
+        """Return the calculator for a charge and a multiplicity, made when it is first needed."""
         told = {name: electrons[name] for name in self._told}
         key = tuple(told.values())
         if key not in self._calculators:
@@ -346,7 +345,7 @@ class CalculatorOracle:
 
 
 def _told(make: Callable[..., Any]) -> tuple[str, ...]:
-    """Parameters charge and multiplicity, if a callable has them; `**kwargs` promise nothing."""
+    """Return which of charge and multiplicity are parameters of a callable, `**kwargs` excluded."""
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(make).parameters
     return tuple(k for k in _UNTOLD if k in parameters and parameters[k].kind in by_name)

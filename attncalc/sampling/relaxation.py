@@ -10,9 +10,9 @@ from ase import Atoms
 from attncalc.sampling.geometry import Floats
 from attncalc.sampling.oracles import Labels, Oracle
 
-# eV/Å; a structure is not moved any more below it
+# eV/Å, largest force of a relaxed structure
 CONVERGED = 0.05
-# Å, of all coordinates of a structure in one step
+# Å, norm over all coordinates of a structure in one step
 LONGEST_STEP = 0.3
 # first and largest time step, in units in which all masses are 1 eV/Å per Å
 _FIRST, _LARGEST = 0.1, 0.35
@@ -23,7 +23,7 @@ Step = tuple[Atoms, Labels]
 
 
 class _Mover:
-    """One structure on its way down by FIRE."""
+    """Relaxation of one structure by FIRE."""
 
     def __init__(self, atoms: Atoms) -> None:
         self.atoms, self.path = atoms, list[Step]()
@@ -32,7 +32,7 @@ class _Mover:
         self._timestep, self._mixing, self._n_downhill = _FIRST, _MIXING, 0
 
     def take(self, labels: Labels | str) -> None:
-        """Note the labels of the present structure, and move on."""
+        """Store the labels of the current structure, and make a step."""
         if isinstance(labels, str):
             self.problem, self.is_done = labels, True
             return
@@ -64,7 +64,7 @@ class _Mover:
 def rounded(atoms: Atoms, positions: Floats) -> Atoms:
     """Return a structure at other positions, rounded to the single precision of the file.
 
-    Labels are those of the positions that are written.
+    Rounded before it is labelled, a structure in the file matches its labels exactly.
     """
     new = atoms.copy()
     new.positions = positions.astype(np.float32)
@@ -78,12 +78,12 @@ def relaxations(
 
     Args:
         oracle: gives the forces.
-        structures: where they start.
-        n_steps: at most.
+        structures: initial structures.
+        n_steps: largest number of steps.
 
     Returns:
-        For each, the structures on its way with their labels, the first and the last among them,
-        and why there are no further ones: "" where all is well.
+        For each one, the structures of its path with their labels, from the first to the last, and
+        the reason why the oracle refused another step; "" if it did not.
     """
     movers = [_Mover(rounded(atoms, atoms.positions)) for atoms in structures]
     for _ in range(n_steps + 1):

@@ -1,4 +1,4 @@
-"""A run: chunk after chunk by worker processes, resumed wherever it was stopped."""
+"""Sampling run: chunks are made by worker processes, and a stopped run is resumed."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from attncalc.sampling.stored import Contents, chunk_bytes, read_chunk, write_fr
 
 log = logging.getLogger(__name__)
 
-# of the files in a folder of chunks
+# version of the files in a folder of chunks
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that the data are a function of, with the number of molecules.
+    """Settings that, with the number of molecules, determine the data.
 
     Attributes:
         oracle: see `attncalc.sampling.oracles.load_oracle`.
-        seed: of all choices.
+        seed: seed of all random choices.
         relax_steps: steps of relaxation by the oracle.
-        chunk_molecules: molecules of a chunk, which is made whole or not at all.
+        chunk_molecules: molecules per chunk; a chunk is made completely or not at all.
     """
 
     oracle: str
@@ -53,15 +53,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Summary:
-    """Result of a run, together with what it found done.
+    """Result of a run and of the runs before it.
 
     Attributes:
-        n_molecules: that were drawn.
-        n_labels: labels that the oracle was asked for.
-        refused: number of frames, or of molecules, by reason.
+        n_molecules: number of molecules drawn.
+        n_labels: number of labels requested from the oracle.
+        refused: number of refused frames or molecules, by reason.
         train, test: contents of the two files.
-        new_frames: made by this run.
-        seconds: of this run.
+        new_frames: number of frames made by this run.
+        seconds: duration of this run.
     """
 
     n_molecules: int
@@ -95,25 +95,25 @@ def sample(
 ) -> Summary:
     """Sample molecules, label their frames, and write training and test data.
 
-    Chunks are kept in a folder beside the output: the same call goes on where it was stopped, by
-    whatever, and a larger number of molecules extends the data. What is written is a function of
-    the settings and the number of molecules alone.
+    Chunks are kept in a folder beside the output: the same call continues a run that was stopped,
+    and a larger number of molecules extends the data. The files depend only on the settings and the
+    number of molecules.
 
     Args:
-        settings: what is sampled, and who labels it.
+        settings: settings of the sampling, and the oracle.
         output: HDF5 file; that of the held-out molecules is named after it.
-        n_molecules: to draw.
-        workers: processes.
-        minutes: after which the run stops; what is done is written.
-        overwrite: begin anew and replace the output.
-        progress: called at the start and after every chunk with the number of molecules that an
-            earlier run has done, and the numbers of molecules and of frames done by now.
+        n_molecules: number of molecules to draw.
+        workers: number of processes.
+        minutes: time after which the run stops; completed chunks are written.
+        overwrite: start again and replace the output.
+        progress: called at the start and after every chunk with the number of molecules done by
+            earlier runs, and the numbers of molecules and frames done so far.
 
     Raises:
         BlockingIOError: another run writes there.
         FileExistsError: there is an output without its chunks.
-        ImportError, OSError, ValueError: as `load_oracle`; or chunks are damaged, or of
-            other settings.
+        ImportError, OSError, ValueError: the oracle is not available, see `load_oracle`; or chunks
+            are damaged, or made with other settings.
     """
     start = time.monotonic()
     folder = chunk_folder(output)
@@ -165,7 +165,7 @@ def sample(
 
 
 def _require_same(folder: Path, settings: Settings, oracle: Oracle) -> None:
-    """Make the folder of chunks, or refuse one that was made with other settings."""
+    """Create the folder of chunks, or refuse one that was made with other settings."""
     mine = {
         "format": FORMAT,
         "teacher": oracle.teacher,
@@ -185,11 +185,11 @@ def _require_same(folder: Path, settings: Settings, oracle: Oracle) -> None:
 
 
 def _existing(folder: Path, sizes: list[int]) -> list[Path]:
-    """Chunks that are there, in order, with as many molecules as asked for or more."""
+    """Return the existing chunks, in order, with the requested number of molecules or more."""
     done: list[Path] = []
     for k, size in enumerate(sizes):
         path = folder / f"{k:06d}.npz"
-        # the last chunk of a shorter run has fewer, and is made anew
+        # the last chunk of a shorter run has fewer, and is made again
         if not path.exists() or len(read_chunk(path)["drawn"]) < size:
             break
         done.append(path)
@@ -199,7 +199,7 @@ def _existing(folder: Path, sizes: list[int]) -> list[Path]:
 def _new_chunks(
     settings: Settings, sizes: list[int], first: int, seen: set[str], workers: int, deadline: float
 ) -> Iterator[tuple[int, bytes]]:
-    """Number and content of the chunks from the first on, in order, until the deadline."""
+    """Yield number and content of the chunks from the first on, in order, until the deadline."""
     if first == len(sizes) or time.monotonic() > deadline:
         return
     waiting: deque[Future[bytes]] = deque()
@@ -207,7 +207,7 @@ def _new_chunks(
     with _processes(min(workers, len(sizes) - first)) as pool:
         for k in range(first, len(sizes)):
             while coming < len(sizes) and len(waiting) < 2 * workers:
-                # in order, and by one process: no molecule comes twice
+                # in order and in one process, so that no molecule occurs twice
                 rng = np.random.default_rng([settings.seed, coming, 0])
                 number = coming * settings.chunk_molecules
                 drawn = [draw(rng, number + i, seen) for i in range(sizes[coming])]
@@ -223,7 +223,7 @@ def _new_chunks(
 
 @contextmanager
 def _processes(n: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes, which end with the block at once, and with this process however it ends."""
+    """Start worker processes, which end with the block, and with this process in any case."""
     context = multiprocessing.get_context("spawn")
     theirs, mine = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(n, mp_context=context, initializer=_begin, initargs=(theirs,))
@@ -235,7 +235,7 @@ def _processes(n: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(alive: Connection) -> None:
-    """Prepare a worker process: one thread, no Ctrl-C of its own, and an end with its parent."""
+    """Prepare a worker process: one thread, Ctrl-C is ignored, and it ends with its parent."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch and tblite are imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -254,7 +254,7 @@ def _oracle(name: str) -> Oracle:
 
 
 def _work(settings: Settings, number: int, molecules: list[Molecule]) -> bytes:
-    """Content of a chunk."""
+    """Return the content of a chunk."""
     rng = np.random.default_rng([settings.seed, number, 1])
     chunk = make_chunk(_oracle(settings.oracle), rng, molecules, settings.relax_steps)
     return chunk_bytes(chunk, [molecule.name for molecule in molecules])

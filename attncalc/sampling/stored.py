@@ -1,4 +1,4 @@
-"""Chunks on the disk, and the HDF5 files that all of them are written to."""
+"""Chunks on disk, and the HDF5 files that they are joined to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from attncalc.sampling.molecules import is_held_out
 Arrays = Mapping[str, NDArray[Any]]
 # rows per block of the HDF5 file
 _BLOCK = 1024
-# names in the file, as `attncalc.data` reads them, of what a chunk holds per atom and per frame
+# arrays of a chunk, per atom and per frame -> their names in the file, for `attncalc.data`
 _PER_ATOM = {
     "numbers": "z",
     "positions": "R",
@@ -36,7 +36,7 @@ _PER_FRAME = {
     **{"energy": "E", "charge": "charge", "spin": "spin", "dipole": "dipole"},
     **{"kind": "kind", "molecule": "molecule"},
 }
-# keys of labels that an oracle need not give, to some structures or to any
+# labels that an oracle may not give, for some or for all structures
 _OPTIONAL = ("charges", "hirshfeld_ratios", "dipole")
 _UNITS = "E: eV; F: eV/Angstrom; R: Angstrom"
 
@@ -44,12 +44,12 @@ _UNITS = "E: eV; F: eV/Angstrom; R: Angstrom"
 def chunk_bytes(chunk: Chunk, drawn: Sequence[str]) -> bytes:
     """Return a chunk as the content of an `.npz` file.
 
-    Charges, Hirshfeld ratios and dipoles are kept if all frames have them; otherwise their names
-    are kept.
+    Charges, Hirshfeld ratios and dipoles are stored if all frames have them. If only some have
+    them, only their names are stored.
 
     Args:
         chunk: the frames.
-        drawn: names of its molecules, refused ones too.
+        drawn: names of its molecules, including refused ones.
     """
     columns: dict[str, list[Any]] = {}
     for kind, name, atoms, labels in chunk.frames:
@@ -87,12 +87,12 @@ def read_chunk(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of a chunk.
 
     Raises:
-        ValueError: the file is damaged; the message says what to do.
+        ValueError: the file is damaged; the message gives advice.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except Exception as error:  # whatever zip and numpy stumble over
+    except Exception as error:  # zip and numpy raise errors of many kinds
         raise ValueError(f"{path}: damaged ({error}): remove it and those behind it") from None
 
 
@@ -101,11 +101,11 @@ class Contents:
     """Statistics of a file.
 
     Attributes:
-        frames, molecules: numbers of these; clusters count as molecules of their own.
+        frames, molecules: number of frames and molecules; a cluster counts as one molecule.
         kinds, charges: number of frames by kind, and by total charge in e.
         elements: number of atoms by symbol.
         squared_force: sum of squares of all force components, (eV/Å)².
-        left_out: names of labels that only some frames of all chunks have: they are not written.
+        left_out: names of labels that only some frames have, so they are not written.
     """
 
     frames: int = 0
@@ -135,18 +135,18 @@ class Contents:
 def write_frames(
     chunks: Sequence[Path], path: Path, *, held_out: bool, attributes: Mapping[str, str]
 ) -> Contents:
-    """Write the frames of chunks to one HDF5 file, all structures in a row, as `data.stream` reads.
+    """Write the frames of chunks to one HDF5 file, all structures in a row, for `data.stream`.
 
-    Beside what `attncalc.data.write_hdf5` writes there are, where the oracle gives them to all
-    frames of all chunks, `atomic_charges` [n_total] e, `hirshfeld_ratios` [n_total] and `dipole`
-    [n, 3] e Å; and `kind` [n], an index of the attribute `kinds`, and `molecule` [n], an index of
-    the texts `molecule_smiles`.
+    In addition to the arrays of `attncalc.data.write_hdf5`, the file has `kind` [n], indices into
+    the attribute `kinds`, and `molecule` [n], indices into the texts `molecule_smiles`. If the
+    oracle gives them for all frames of all chunks, it also has `atomic_charges` [n_total] e,
+    `hirshfeld_ratios` [n_total] and `dipole` [n, 3] e Å.
 
     Args:
-        chunks: their files, in order.
-        path: of the new file; an existing one is replaced. Without frames there will be none.
-        held_out: write the frames of held-out molecules, or else of all others.
-        attributes: of the file.
+        chunks: files of the chunks, in order.
+        path: the new file; an existing one is replaced, or removed if there are no frames.
+        held_out: True writes the frames of held-out molecules, False those of all others.
+        attributes: attributes of the file.
 
     Raises:
         ValueError: a chunk is damaged.
@@ -166,10 +166,10 @@ def write_frames(
             contents.add(arrays)
             if raw.problem is not None:
                 raise raw.problem
-            if raw.waiting:  # long work is not finished first
+            if raw.waiting:  # Ctrl-C: do not finish a long write first
                 raise KeyboardInterrupt
         contents.molecules = len(names)
-        # texts of fixed length: others lie in heaps, which may be damaged
+        # texts of fixed length: those of variable length are stored in heaps, which may get damaged
         file["molecule_smiles"] = np.array([name.encode() for name in names])
         texts = {"units": _UNITS, "kinds": " ".join(KINDS), **attributes}
         for key, text in texts.items():
@@ -178,7 +178,7 @@ def write_frames(
 
 
 def _incomplete(chunks: Iterable[Path]) -> list[str]:
-    """Keys of the labels that some frames of the chunks have and others lack."""
+    """Return the labels that only some frames of the chunks have."""
     some, missing = set[str](), set[str]()
     for path in chunks:
         arrays = read_chunk(path)
@@ -187,7 +187,7 @@ def _incomplete(chunks: Iterable[Path]) -> list[str]:
         some |= {*arrays, *json.loads(str(arrays["about"])).get("incomplete", ())}
         for key in _OPTIONAL:
             rows = arrays["numbers" if key in _PER_ATOM else "kind"]
-            # chunks of earlier runs may have too short columns of them
+            # their columns may be too short in chunks of earlier runs
             if len(arrays.get(key, ())) != len(rows):
                 missing.add(key)
     return [key for key in _OPTIONAL if key in some & missing]
@@ -196,7 +196,7 @@ def _incomplete(chunks: Iterable[Path]) -> list[str]:
 def _parts(
     chunks: Iterable[Path], held_out: bool, left_out: Sequence[str], names: dict[str, int]
 ) -> Iterator[Arrays]:
-    """Arrays of the wanted frames of each chunk; new names are added to those known."""
+    """Yield the arrays of the wanted frames of each chunk; add new names to the known ones."""
     for path in chunks:
         arrays = read_chunk(path)
         if "name" not in arrays:

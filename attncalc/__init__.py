@@ -1,7 +1,7 @@
 """attncalc: move atoms with an equivariant attention network.
 
-`AttnCalculator` for ASE; `load`, `save`, `Potential` and `evaluate` below it; `data`, `train` and
-`md` (sub-packages) to make models of one's own and to move atoms by them.
+`AttnCalculator` is the ASE calculator; it is built on `load`, `save`, `Potential` and `evaluate`.
+The sub-packages `data` and `train` make new models, and `md` runs molecular dynamics.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first asked for.
+    """Import a public name at its first use.
 
-    ASE imports this package whenever it starts, for the format plug-in, and must not wait for
-    torch.
+    ASE imports this package at every start, for the format plug-in, and must not wait for torch.
     """
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

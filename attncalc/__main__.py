@@ -1,4 +1,4 @@
-"""`python -m attncalc`, for launchers that start Python's modules, as torchrun."""
+"""Entry point of `python -m attncalc`, for launchers of Python modules such as torchrun."""
 
 from attncalc.cli import main
 

@@ -1,4 +1,4 @@
-"""The ASE calculator: atoms in, numbers out; everything in between lives on lower floors."""
+"""The ASE calculator: atoms in, numbers out; the lower layers do the work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from attncalc.system import System, what_is_ignored
 
 Model = str | Path | Potential
 
-# calculations between two looks at novelty, where features are not at hand
+# interval of novelty checks, in calculations, where a check is expensive
 LOOK_EVERY = 20
 
 
@@ -39,51 +39,50 @@ class AttnCalculator(BaseCalculator):
     """A trained attention network as an ASE calculator.
 
     Results: `energy` = `free_energy` [eV], `energies` [n_atoms] eV, `forces` [n_atoms, 3] eV/Å and,
-    for structures with three cell vectors, `stress` [6] eV/Å³ in Voigt order; when asked for, also
-    `stresses` [n_atoms, 6] eV/Å³, whose sum it is. Where the network predicts partial charges,
-    `charges` [n_atoms] e and, for structures without periodic directions, `dipole` [3] e Å: of
-    charges at their positions, so it depends on the origin for ions.
+    for structures with three cell vectors, `stress` [6] eV/Å³ in Voigt order. On request also
+    `stresses` [n_atoms, 6] eV/Å³, which add up to `stress`. Networks that predict partial charges
+    give `charges` [n_atoms] e and, for structures without periodic directions, `dipole` [3] e Å.
+    The dipole is the sum of charge times position, so it depends on the origin for ions.
 
     Total charge and multiplicity 2S+1 are read from `atoms.info["charge"]` and
     `atoms.info["spin"]` at every call.
 
-    Where the model file says on what environments it was trained, `novelty` [n_atoms] says how far
-    each atom is outside of them: 1 is the edge. The calculator warns when the first atom of a
-    structure is, and for the same elements in the same order not again.
+    If the model file describes the training environments, `novelty` [n_atoms] measures how far each
+    atom is outside of them; 1 is the edge. The calculator warns when the first atom of a structure
+    is outside, and does not repeat the warning for the same elements in the same order.
 
-    Threads may share a calculator: one call after the other is answered, each for the atoms that
-    it asked about. `results`, `atoms`, `spread` and `novelty` are those of the last call, whoever
-    made it.
+    Threads may share a calculator: calls are answered one after the other, each for its own atoms.
+    `results`, `atoms`, `spread` and `novelty` are those of the last call of any thread.
 
     Args:
-        model: name of a shipped model, path of a model file, or a `Potential`, which is copied: it
-            may be trained further without changing this calculator. A list of two or more of
-            these is a committee: the results are their mean, `spread` says how far they differ. By
-            default the general model of molecules of H, C, N, O, F, P, S and Cl.
-        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" ...
-        dtype: "float32" or "float64" for the network, or torch's; None for the model's own.
-        skin: Å added to the cutoff for reuse of the neighbour list; None suits device and size, 0
-            builds a new list whenever an atom moved.
-        threads: that compiled steps on a CPU take for a large structure; small ones are computed
-            in one, where more would be slower. The same number gives the same bits. None: 1, or
-            what a given `Potential` has.
-        long_range_cutoff: Å, where pair terms of longer range than the network end; `math.inf`
-            counts all pairs, of molecules only. None: as the model has it. Energies of different
+        model: name of a shipped model, path of a model file, or a `Potential`. A `Potential` is
+            copied: training it further does not change this calculator. A list of two or more of
+            these is a committee: the results are the mean of its members, `spread` their standard
+            deviation. The default is the general model of molecules of H, C, N, O, F, P, S and Cl.
+        device: "auto" (CUDA if available), "cpu", "cuda", "cuda:1" ...
+        dtype: of the network, "float32", "float64" or a torch dtype; None: the model's own.
+        skin: Å added to the cutoff so that the neighbour list can be reused; None chooses it by
+            device and size, 0 builds a new list whenever an atom moved.
+        threads: number of threads of compiled steps on a CPU for large structures. Small ones use
+            one thread, since more would be slower. An equal number gives bitwise equal results.
+            None: 1, or the number of a given `Potential`.
+        long_range_cutoff: Å, cutoff of the pair terms of longer range than the network; `math.inf`
+            counts all pairs, for molecules only. None: the model's own. Energies of different
             cutoffs must not be compared.
-        delta: True for a delta model, whose results are to be added to those of its baseline, for
-            instance by ASE's `LinearCombinationCalculator`. It is refused otherwise.
+        delta: True for a delta model and only for one. Its results are to be added to those of its
+            baseline, for instance by ASE's `LinearCombinationCalculator`.
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: the model file is damaged, or an argument is impossible.
-        TypeError: `model` is none of these.
+        ValueError: the model file is damaged, or an argument is invalid.
+        TypeError: `model` has another type.
 
     Attributes:
-        evaluator: what `calculate` asks: potential, neighbour lists.
-        spread: how far the members of a committee were apart in the last calculation, one standard
-            deviation: {"energy": eV, "forces": [n_atoms, 3] eV/Å}; None for a single model.
-        hirshfeld_ratios: [n_atoms], volumes of the atoms over those of free atoms in the last
-            calculation; None where the network does not predict them.
+        evaluator: potential and neighbour lists that `calculate` uses.
+        spread: standard deviation of the members of a committee in the last calculation,
+            {"energy": eV, "forces": [n_atoms, 3] eV/Å}; None for a single model.
+        hirshfeld_ratios: [n_atoms], volumes of the atoms relative to free atoms in the last
+            calculation; None if the network does not predict them.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]  # noqa: RUF012
@@ -114,15 +113,15 @@ class AttnCalculator(BaseCalculator):
         self.spread: dict[str, Any] | None = None
         self.hirshfeld_ratios: Any = None
         self._last_result: Result | None = None
-        self._unlooked = 0  # calculations that are still not looked at, where looking takes long
-        self._outside = b""  # elements of the structure that was warned of last
+        self._unlooked = 0  # calculations left until the next novelty check, if it is expensive
+        self._outside = b""  # elements of the structure of the last warning
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
-        self._volume: list[float] = []  # of what was seen
+        self._volume: list[float] = []  # of the structure in `_seen`
         self._heat_flux: HeatFlux | None = None
 
     @property
     def potential(self) -> Potential:
-        """Potential that runs, compiled at its first use; `evaluator.plain` is as it was loaded."""
+        """Potential in use, compiled at its first use; `evaluator.plain` is not compiled."""
         return self.evaluator.potential
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,33 +133,34 @@ class AttnCalculator(BaseCalculator):
 
     @property
     def novelty(self) -> NDArray[np.float64] | None:
-        """[n_atoms], no unit: how far each atom was outside the training in the last calculation.
+        """Distance of each atom from the training environments in the last calculation, [n_atoms].
 
-        1 is the edge, see `attncalc.novelty.Environments`; None where the model does not know its
-        training.
+        It has no unit; 1 is their edge, see `attncalc.novelty.Environments`. None if the model file
+        does not describe the training environments.
         """
         return None if self._last_result is None else self._last_result.novelty
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
-        """A result for these atoms, calculated if it is not known; called by ASE.
+        """Return a result for these atoms, and calculate it if necessary; called by ASE.
 
         Args:
             name: one of `implemented_properties`.
-            atoms: the structure; None is that of the last call.
-            allow_calculation: False gives None where a calculation would be needed.
+            atoms: the structure; None: that of the last call.
+            allow_calculation: False: return None if a calculation would be needed.
 
         Raises:
-            ValueError, PropertyNotImplementedError: as `calculate`.
+            ValueError: the structure is impossible or not known to the model.
+            PropertyNotImplementedError: the structure has no such property, see `calculate`.
         """
-        # from the question whether something has changed to the answer: another thread would
-        # change the structure that the results belong to in between
+        # hold the lock from the check for changes to the answer: another thread could change the
+        # structure that the results belong to in between
         with self._lock:
             return super().get_property(name, atoms, allow_calculation)
 
     def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Any:
-        """Several results of one calculation; called by ASE."""
+        """Return several results of one calculation; called by ASE."""
         with self._lock:
             return super().calculate_properties(atoms, properties)
 
@@ -178,9 +178,9 @@ class AttnCalculator(BaseCalculator):
         """Fill `self.results`; called by ASE when something has changed.
 
         Args:
-            atoms: the structure; None is that of the last call.
-            properties: what is asked for; all but `stresses` comes in any case.
-            system_changes: given by ASE, which then keeps a copy of the structure itself.
+            atoms: the structure; None: that of the last call.
+            properties: requested results; all but `stresses` are always computed.
+            system_changes: given by ASE, which then stores a copy of the structure itself.
 
         Raises:
             ValueError: the structure is impossible or not known to the model.
@@ -204,14 +204,14 @@ class AttnCalculator(BaseCalculator):
             (results,) = _results(result, system, self._volume)
             self._last_result = result
             self._warn_outside(result, atoms)
-            if "energy_spread" in results:  # ASE knows no such properties, its writers trip on them
+            if "energy_spread" in results:  # ASE's writers fail on properties unknown to ASE
                 self.spread = {name: results.pop(f"{name}_spread") for name in ("energy", "forces")}
             self.hirshfeld_ratios = results.pop("hirshfeld_ratios", None)
             if "stresses" in properties:
                 stresses = self.evaluator.stresses(system).cpu().numpy()
                 results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
             self.results = results
-            if system_changes is None:  # results belong to these atoms, and ASE has not kept them
+            if system_changes is None:  # not called by ASE, which would have stored the atoms
                 self.atoms = atoms.copy()
 
     def get_hessian(
@@ -224,13 +224,15 @@ class AttnCalculator(BaseCalculator):
         """Hessian [3 n_atoms, 3 n_atoms] eV/Å², d²E / dx_ia dx_jb, without constraints.
 
         Args:
-            atoms: the structure; None is that of the last call.
-            method: "autograd" is exact to rounding (`attncalc.hessian.hessian`); "differences" of
-                forces is faster for large structures (`hessian_by_differences`).
+            atoms: the structure; None: that of the last call.
+            method: "autograd" is exact to rounding (`attncalc.hessian.hessian`); "differences"
+                takes differences of forces, faster for large structures
+                (`hessian_by_differences`).
             displacement: Å, of the atoms for differences.
 
         Raises:
-            ValueError: the structure is impossible or not known to the model, or `method` unknown.
+            ValueError: the structure is impossible or not known to the model, or an argument is
+                invalid.
         """
         one_of("method", method, ("autograd", "differences"))
         positive("displacement", displacement)
@@ -244,14 +246,15 @@ class AttnCalculator(BaseCalculator):
     def get_heat_flux(self, atoms: Atoms) -> Flux:
         """Heat flux of moving atoms times the volume, eV Å per ASE's unit of time.
 
-        Periodic images are kept between calls, as for the neighbour list. A call takes four steps
-        of the cell with the images that its atoms see.
+        The list of periodic images is reused between calls, like a neighbour list. A call costs as
+        much as four evaluations of the cell with the images that its atoms depend on.
 
         Args:
             atoms: the structure, with velocities.
 
         Raises:
-            ValueError: the structure is impossible or not known to the model, or as `HeatFlux`.
+            ValueError: the structure is impossible or not known to the model, or the model has no
+                heat flux (see `HeatFlux`).
         """
         with self._lock:
             system = System.from_ase(atoms)
@@ -264,7 +267,7 @@ class AttnCalculator(BaseCalculator):
         elements, surroundings = atoms.numbers.tobytes(), result.surroundings
         if surroundings is None or elements == self._outside:
             return
-        # on a GPU edges are copied from there, and where there are no features a network is asked
+        # expensive: edges are copied from a GPU, or a network is run to get features
         if surroundings.features is None or surroundings.graph.vectors.device.type != "cpu":
             self._unlooked -= 1
             if self._unlooked >= 0:
@@ -281,7 +284,7 @@ class AttnCalculator(BaseCalculator):
         return atoms
 
     def _system(self, atoms: Atoms) -> System:
-        """Converted, checked, on the device; what has not changed since the last call is kept."""
+        """Convert and check atoms, reusing all but the positions if nothing else has changed."""
         if not self._has_warned and (ignored := what_is_ignored(atoms)):
             self._has_warned = True
             warnings.warn(ignored, stacklevel=2)
@@ -294,17 +297,18 @@ class AttnCalculator(BaseCalculator):
         return system
 
     def calculate_many(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        """Results of several structures, evaluated in batches.
+        """Return the results of several structures, evaluated in batches.
 
         Args:
             structures: may differ in size, elements, cell, charge.
 
         Returns:
-            One dictionary per structure with what `calculate` puts into `results`; `stress` only
-            where there is a volume, `dipole` only without periodic directions; `energy_spread` and
-            `forces_spread` for a committee, `hirshfeld_ratios` where the network predicts them.
-            Novelty, which ASE's `SinglePointCalculator` would not take, is in `evaluator.many`; a
-            warning says how many structures are outside the training, and the first of them.
+            One dictionary per structure with the entries of `results`, `stress` only if there is a
+            volume, `dipole` only without periodic directions. A committee adds `energy_spread` and
+            `forces_spread`, a network that predicts them `hirshfeld_ratios`. Novelty is missing
+            because ASE's `SinglePointCalculator` does not accept it: take it from `evaluator.many`.
+            A warning gives the number of structures outside the training environments, and names
+            the first.
 
         Raises:
             TypeError: `structures` is a single structure.
@@ -323,7 +327,7 @@ class AttnCalculator(BaseCalculator):
         if any(found):
             first, n = next(k for k, one in enumerate(found) if one), sum(map(bool, found))
             said = f"{n} of {len(found)} structures, the first is {first}: {found[first]}"
-            warnings.warn(said, stacklevel=1)  # commands know it as the calculator's
+            warnings.warn(said, stacklevel=1)  # commands filter warnings of this module
         return results
 
     def verify(self, atoms: Atoms | None = None) -> checks.Report:
@@ -335,7 +339,7 @@ class AttnCalculator(BaseCalculator):
         Raises:
             RuntimeError: a check failed; the table says which.
         """
-        if atoms is not None:  # what is wrong with it is told before anything is compiled
+        if atoms is not None:  # refuse an invalid structure before anything is compiled
             self.evaluator.check(System.from_ase(atoms))
         with self._lock:
             report = checks.verify(self.evaluator.plain, atoms, fast=self.potential)
@@ -344,7 +348,7 @@ class AttnCalculator(BaseCalculator):
         return report
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """ASE's list of changes, and `charge_and_spin` if those changed in `atoms.info`."""
+        """Return ASE's list of changes, plus `charge_and_spin` if these changed in `atoms.info`."""
         with self._lock:
             changes = super().check_state(atoms, tol)
         if _charge_and_spin(atoms) != self._seen[0].charge_and_spin:
@@ -352,7 +356,7 @@ class AttnCalculator(BaseCalculator):
         return changes
 
     def todict(self) -> dict[str, Any]:
-        """Model, checksum of its file, dtype and device; ASE's databases keep it with a row.
+        """Return model, checksum of its file, dtype and device; ASE databases store it in each row.
 
         A `Potential` that was not loaded from a file has no checksum; a committee given as a list
         has a list of models and of checksums.
@@ -391,12 +395,12 @@ class AttnCalculator(BaseCalculator):
 
     @property
     def n_updates(self) -> int:
-        """Number of times a neighbour list was asked for, rebuilt or not."""
+        """Number of times a neighbour list was requested, rebuilt or not."""
         return self.evaluator.neighbors.n_updates
 
 
 def _described_range(potential: Potential) -> str:
-    """Cutoff of the pair terms of longer range, in words."""
+    """Describe the cutoff of the pair terms of longer range."""
     far = potential.long_range or 0.0
     periodic = "all pairs" if far >= ALL_PAIRS else f"{far:g} Å"
     return f"{periodic}, all pairs of molecules" if potential.counts_all_pairs else periodic
@@ -424,7 +428,7 @@ def _potential(model: Any, device: torch.device, dtype: str | torch.dtype | None
 
 
 class _Written(NamedTuple):
-    """All of a structure but its positions, as written: can be compared, and does not change."""
+    """Copy of everything in a structure but its positions, to be compared with later ones."""
 
     numbers: bytes
     cell: bytes
@@ -442,12 +446,12 @@ def _charge_and_spin(atoms: Atoms) -> tuple[str, str]:
 
 
 def _results(result: Result, system: System, volume: list[float]) -> list[dict[str, Any]]:
-    """One dictionary per structure, in ASE's names, units and order of stress components.
+    """Return one dictionary per structure, in ASE's names, units and order of stress components.
 
     Args:
         result: of the model.
         system: the structures.
-        volume: Å³ of each.
+        volume: [n_systems] Å³.
     """
     energy, energies, forces, strain_gradient, *_ = arrays = result.arrays
     of_energies, of_forces = system.split(energies), system.split(forces)

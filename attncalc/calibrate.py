@@ -1,4 +1,4 @@
-"""`calibrate`: lets a potential know on which atomic environments it was trained."""
+"""`calibrate`: stores a description of the training environments in a potential."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from attncalc.potential import Potential
 from attncalc.structures import batches, check_system, fresh_graphs
 from attncalc.system import System
 
-# of a data set, that are looked at: bounds the time, which is that of a fraction of an epoch
+# used of a data set: bounds the time to a fraction of that of an epoch
 MOST_STRUCTURES, MOST_ATOMS = 10_000, 150_000
-# atoms of one batch: bounds the memory
+# per batch: bounds the memory
 ATOMS_AT_ONCE = 500
 
 
 def calibrate(potential: Potential, structures: Sequence[Atoms]) -> None:
-    """Let a potential know its training, in place: its results have a novelty from now on.
+    """Store the training environments in a potential, in place, so that results have a novelty.
 
-    Of a committee, all members are told.
+    In a committee they are stored in every member.
 
     Args:
         potential: as loaded, not compiled.
-        structures: that it was trained and validated on, not tested; without labels. Of more than
-            `MOST_STRUCTURES`, or more than `MOST_ATOMS` atoms, some at equal distances are taken.
+        structures: for training and validation, not those of the test; labels are not needed. Of
+            more than `MOST_STRUCTURES`, or more than `MOST_ATOMS` atoms, evenly spaced ones are
+            used.
 
     Raises:
-        ValueError: there are none, or the model does not know an element or charge.
+        ValueError: there are no structures, or the model does not know an element or charge.
     """
     chosen = some_of(structures)
     for member in potential.members:
@@ -47,7 +48,7 @@ def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environme
         structures: one or more.
 
     Raises:
-        ValueError: as `calibrate`.
+        ValueError: there are no structures, or the model does not know an element or charge.
     """
     n_species = len(member.species)
     closest = np.full((n_species, n_species), float(member.cutoff))
@@ -69,7 +70,7 @@ def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environme
 
 @torch.no_grad()
 def _features(network: Any, graph: Graph) -> np.ndarray:
-    """[n_atoms, F], float32; F = 0 where the network gives none."""
+    """Return the features of a network [n_atoms, F], float32; F = 0 if it has none."""
     features = network(graph).features
     if features is None:
         return np.zeros((graph.n_atoms, 0), np.float32)
@@ -86,7 +87,7 @@ def _note_distances(graph: Graph, closest: np.ndarray) -> None:
 
 
 def some_of(structures: Sequence[Atoms]) -> list[Atoms]:
-    """Choose as many structures as `calibrate` looks at, at equal distances; only they are read."""
+    """Choose evenly spaced structures, as many as `calibrate` uses; only these are read."""
     chosen = _evenly(structures, min(len(structures), MOST_STRUCTURES))
     n_atoms = sum(map(len, chosen))
     if n_atoms > MOST_ATOMS:

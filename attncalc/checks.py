@@ -1,8 +1,8 @@
 """Physics self-checks that a user can run on any model and structure.
 
-Every check measures one number that physics says is zero, and compares it with what rounding
-allows. Most rows are of the network in float64, whatever its own dtype; for a float32 model, rows
-"as run" are of what calculators and dynamics run, and others compare the two.
+Every check measures one number that must be zero in physics, and compares it with a tolerance for
+rounding. Most rows test the network in float64, whatever its own dtype. For a float32 model, rows
+"as run" test the potential that calculators and dynamics run, and others compare the two.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ MOST_SPECIES = 12  # elements whose pairs are moved through the cutoff
 
 
 class Differences(NamedTuple):
-    """Settings of the comparison of derivatives with differences.
+    """Settings of the comparison of derivatives with finite differences.
 
     Attributes:
         step: Å, or strain.
         forces, stress, virial: tolerances in eV/Å, eV/Å³, eV/atom.
         relative: whether forces beyond 1 eV/Å are compared relative to the largest.
-        remark: in the name of the check.
+        remark: added to the name of the check.
     """
 
     step: float
@@ -56,13 +56,13 @@ class Differences(NamedTuple):
 
 
 EXACT = Differences(STEP, 1e-6, 1e-7, 1e-6, False, "")
-# the path that users run: float32 rounds energies to 1e-7 or so of an atom's, over wider steps
+# the path that users run: float32 rounds energies to about 1e-7 of an atom's, hence wider steps
 AS_RUN = Differences(3e-3, 3e-3, 1e-4, 2e-3, True, ", as run")
 
 
 @dataclass(frozen=True)
 class Check:
-    """Row of the table: what should be zero, its deviation, and the tolerance."""
+    """Row of the table: a quantity that should be zero, its deviation, and the tolerance."""
 
     name: str
     deviation: float
@@ -106,12 +106,13 @@ class Report:
 def verify(
     potential: Potential, atoms: Atoms | None = None, *, fast: Potential | None = None
 ) -> Report:
-    """Measure what physics demands of a potential.
+    """Run all physics checks of a potential on a structure.
 
     Args:
-        potential: stays as it is.
+        potential: not modified.
         atoms: the structure; None takes a random cluster of the model's elements.
-        fast: what runs in its place, if anything; compared with it.
+        fast: potential that runs in place of `potential` and is compared with it; None: `potential`
+            itself runs.
 
     Raises:
         ValueError: the structure is impossible or not known to the model.
@@ -156,7 +157,7 @@ def _largest(difference: Tensor) -> float:
 
 
 def _worst(deviations: list[float]) -> float:
-    """The largest; NaN if any is, which Python's max would overlook."""
+    """Return the largest deviation; NaN if any is, which Python's max would overlook."""
     return float(np.max(deviations))
 
 
@@ -237,7 +238,7 @@ def _batch_is_single(potential: Potential, atoms: Atoms, rng: np.random.Generato
 
 
 def _skin_changes_nothing(potential: Potential, atoms: Atoms, rng: np.random.Generator) -> Check:
-    """A list built before a small move, and padded to a capacity, against a fresh one."""
+    """Compare a padded list that was built before a small move with a fresh one."""
     system = _system(potential, atoms)
     reach = potential.long_range_for(system)
     ranges = [potential.cutoff, *([] if reach is None else [reach])]
@@ -256,11 +257,11 @@ def _skin_changes_nothing(potential: Potential, atoms: Atoms, rng: np.random.Gen
 
 
 def _smooth_at_cutoff(potential: Potential) -> Check:
-    """A pair just inside and just outside of every distance where the network changes.
+    """Compare pairs just inside and just outside of every distance where the network changes.
 
-    At the end of its range the outer one is far outside: there it must be as two lonely atoms.
+    At the end of its range the outer pair is far outside, and must equal two isolated atoms.
     """
-    # what reaches further ends elsewhere
+    # unless pair terms reach further: then the outer pair still interacts
     ends = {(potential.cutoff, 1.0 if potential.long_range is None else JUST_INSIDE)}
     for network in potential.networks:
         if network.config.cutoff < potential.cutoff:
@@ -277,7 +278,7 @@ def _smooth_at_cutoff(potential: Potential) -> Check:
 
 
 def _pairs(potential: Potential) -> list[tuple[int, int]]:
-    """Elements of pairs with an even number of electrons."""
+    """Return the elements of pairs with an even number of electrons."""
     some = potential.species[:MOST_SPECIES]
     return [(a, b) for a in some for b in some if (a + b) % 2 == 0]
 

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 Loop = Callable[..., Any]
 
-# s of compiling after which it is announced
+# seconds of compiling after which a message is printed
 SILENT = 4.0
 
 
@@ -22,7 +22,7 @@ def has_numba() -> bool:
     """Return True if compiled loops can run."""
     try:
         import numba  # noqa: F401
-    except Exception:  # a numba that does not suit numpy raises whatever it stumbles over
+    except Exception:  # a numba that does not suit numpy may raise anything
         return False
     return True
 
@@ -42,14 +42,14 @@ def gpu_kernels(module: str, trial: Callable[[Any], None]) -> Any | None:
 
     Args:
         module: its full name.
-        trial: is given the module, and launches its kernels once, on little.
+        trial: called with the module; launches its kernels once, on small arrays.
     """
     if not has_triton():
         return None
     try:
         kernels = importlib.import_module(module)
         trial(kernels)
-    except Exception as reason:  # a compiler that fails must not take the simulation away
+    except Exception as reason:  # a compiler that fails must not stop the simulation
         log.warning("%s does not run here (%s)", module, reason)
         return None
     return kernels
@@ -58,12 +58,12 @@ def gpu_kernels(module: str, trial: Callable[[Any], None]) -> Any | None:
 def compiled_loop(
     *, fastmath: bool | set[str] = False, kept: bool = True
 ) -> Callable[[Loop], Loop]:
-    """Decorate a loop that Numba compiles at its first call and keeps in a file from then on.
+    """Decorate a loop that Numba compiles at its first call and caches on the disk.
 
     Args:
-        fastmath: which liberties the compiler may take with floating-point numbers.
-        kept: False for a loop that only others call, from another file: Numba would not notice
-            that it has changed.
+        fastmath: floating-point optimisations that the compiler may use, as in `numba.njit`.
+        kept: False: not cached, for loops that are only called by loops of another file. Numba
+            would not notice a change in them.
     """
     import numba
 
@@ -86,9 +86,9 @@ def cacheable() -> bool:
 
 @functools.cache
 def announce_compilation() -> None:
-    """Print a message from now on when this process compiles loops for longer than SILENT.
+    """Print a message once this process compiles loops for longer than `SILENT` seconds.
 
-    Code that is found in the cache on the disk is not compiled.
+    Code in the cache on the disk is not compiled again.
     """
     from numba.core import event
 
@@ -97,7 +97,7 @@ def announce_compilation() -> None:
 
 @functools.cache
 def say_that_loops_are_compiled() -> None:
-    """Print once how long the compilation takes."""
+    """Print how long the compilation takes, at the first call only."""
     log.warning(
         "compiling loops for this machine: half a minute, on busy cores up to two; the next start "
         "finds them on the disk"
@@ -105,7 +105,7 @@ def say_that_loops_are_compiled() -> None:
 
 
 def _listener(base: Any) -> Any:
-    """Numba's listener to the beginning and end of a compilation; they may be nested."""
+    """Return a Numba listener for the start and end of compilations, which may be nested."""
 
     class Announcer(base):
         depth = 0

@@ -1,10 +1,10 @@
-"""`Domain`: a part of a structure, with the ghosts that energies of its own atoms depend on.
+"""`Domain`: the own atoms of a process, with the ghosts that their energies depend on.
 
-A node of its graph is an atom, not an image: of an atom that is near in several periodic images
-there is one ghost, and of the process's own atoms there is none. The graph is the part of the whole
-periodic graph that can change energies of its own atoms, so nothing but `Graphs.n_counted` tells
-potentials of it, and every network has it. Engines that exchange ghosts between their layers
-(`exchanges_layers`) do with the neighbours of own atoms.
+A node of the graph is an atom, not a periodic image: an atom that is near in several images has one
+ghost, and own atoms have none. The graph is the part of the whole periodic graph that can change
+energies of own atoms. Potentials notice only `Graphs.n_counted` of this, so every network can be
+used. Engines that exchange ghosts between layers (`exchanges_layers`) need only the neighbours of
+own atoms as ghosts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from attncalc.system import System
 Integers = NDArray[np.int64]
 
 FAR = 1e4
-"""Å, beyond the range of all models that have one."""
+"""Å, beyond the range of every model of finite range."""
 
 
 class Box(NamedTuple):
@@ -55,8 +55,8 @@ class Images(NamedTuple):
     Attributes:
         positions: [n, 3] Å.
         ids: [n], equal for all images of an atom and different for all others.
-        numbers: [n], atomic numbers; 0 for atoms that are none of the model's.
-        n_own: how many are its own.
+        numbers: [n], atomic numbers; 0 for atoms that the model does not describe.
+        n_own: number of own atoms.
     """
 
     positions: NDArray[np.float64]
@@ -66,7 +66,7 @@ class Images(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """What every domain knows of the whole structure.
+    """Properties of the whole structure, known to every domain.
 
     Attributes:
         composition: number of atoms of each species of the potential.
@@ -80,14 +80,14 @@ class Whole(NamedTuple):
 
     @property
     def n_atoms(self) -> int:
-        """Number of atoms that are the model's."""
+        """Number of atoms that the model describes."""
         return sum(self.composition)
 
 
 def depth_of(potential: Potential) -> int:
-    """Number of edges between an atom and the farthest one that can change its energy."""
+    """Number of edges between an atom and the farthest atom that can change its energy."""
     return max(
-        # receptive fields are a multiple of the cutoff, but for rounding
+        # receptive fields are multiples of the cutoff, up to rounding
         math.ceil(network.config.receptive_field / network.config.graph_cutoff - 1e-9)
         for network in potential.networks
     )
@@ -98,14 +98,14 @@ def reach_of(potential: Potential, *, exchanges: bool = False) -> float:
 
     Args:
         potential: the model.
-        exchanges: True: owners of ghosts tell what they are between layers.
+        exchanges: True: ghosts are updated by their owners between layers.
     """
     depth = 1 if exchanges else depth_of(potential)
     return max(depth * potential.cutoff, potential.long_range or 0.0)
 
 
 def exchanges_layers(potential: Potential) -> bool:
-    """Return True if ghosts can be exchanged between the layers of all of its networks."""
+    """Return True if all networks of a potential can exchange ghosts between their layers."""
     engines = [getattr(member.network, "engine", None) for member in potential.members]
     return all(getattr(engine, "exchanges", False) for engine in engines)
 
@@ -118,8 +118,8 @@ def refuse_parts(potential: Potential, *, periodic: bool = True) -> None:
         periodic: False: the structure has no periodic direction.
 
     Raises:
-        ValueError: energies of atoms depend on the whole structure, other than by the total of
-            predicted charges.
+        ValueError: energies of atoms depend on the whole structure, and not only through the total
+            of predicted charges.
     """
     reason = why_not_in_parts(potential, periodic=periodic)
     if reason is None:
@@ -131,10 +131,11 @@ def refuse_parts(potential: Potential, *, periodic: bool = True) -> None:
 
 
 def why_not_in_parts(potential: Potential, *, periodic: bool = True) -> str | None:
-    """Return what a potential does that parts of a structure cannot; None: nothing.
+    """Return the reason why a potential cannot be computed part by part; None if it can.
 
     Args:
-        potential, periodic: as of `refuse_parts`.
+        potential: the model.
+        periodic: False: the structure has no periodic direction.
     """
     reason = None
     if potential.reads_system:
@@ -151,7 +152,7 @@ def why_not_in_parts(potential: Potential, *, periodic: bool = True) -> str | No
 
 
 def exchanges_outputs(potential: Potential) -> bool:
-    """Return True for an `OutputExchange`: pair terms divide pairs, or may read outputs."""
+    """Return True if parts must exchange outputs: pairs are divided, or pair terms read outputs."""
     if potential.long_range is not None:
         return True
     graphs = _graphs_of(potential, sample_structures(potential.species)[0])
@@ -162,7 +163,7 @@ def exchanges_outputs(potential: Potential) -> bool:
 
 
 def _graphs_of(potential: Potential, atoms: Atoms, whole: Whole | None = None) -> Graphs:
-    """Graphs of a structure, neutral and in a singlet state, or as a part of a whole one."""
+    """Return graphs of a neutral singlet structure, or of a part of `whole`."""
     system = replace(System.from_ase(atoms), spin=torch.ones(1, dtype=torch.int64))
     if whole is not None:
         system = replace(
@@ -176,9 +177,9 @@ def _graphs_of(potential: Potential, atoms: Atoms, whole: Whole | None = None) -
 
 
 def _sees_the_whole(potential: Potential) -> bool:
-    """Return True if energies change with atoms beyond any range, other than by `Whole`.
+    """Return True if atoms beyond any range change energies, other than through `Whole`.
 
-    Charges are those before they add up to a total, which an `OutputExchange` does.
+    Charges are taken before they are shifted to add up to the total: an `OutputExchange` does that.
     """
     if potential.counts_all_pairs:
         potential, longest = copy.deepcopy(potential), potential.long_range
@@ -195,7 +196,7 @@ def _sees_the_whole(potential: Potential) -> bool:
         )
         difference = (all_of_it.energies[: len(atoms)] - part.energies).abs().amax()
         largest = part.energies.abs().amax().clamp(min=1)
-        # NaN is not less than anything
+        # "not <=" instead of ">", for NaN
         if not bool(difference <= ROUNDING[potential.dtype] * largest):
             return True
     return False
@@ -205,24 +206,24 @@ def _sees_the_whole(potential: Potential) -> bool:
 class Domain:
     """Own atoms of a process and its ghosts, ordered by hops, with their neighbour list.
 
-    **Which ghosts there are.** A hop is an edge of the list, within cutoff + skin. While the list
-    holds, every edge within the cutoff is one of these, so all atoms that can be reached by `depth`
-    edges are among those that were reached by `depth` hops. Edges between two of the outermost
-    ghosts change no energy that counts, and are left out.
+    **Choice of ghosts.** A hop is an edge of the list, within cutoff + skin. While the list is
+    valid, every edge within the cutoff is a hop, so all atoms within `depth` edges of an own atom
+    were within `depth` hops when the list was built. Edges between two of the outermost ghosts
+    change no energy that counts, and are left out.
 
     Attributes:
-        rows: [n_nodes], rows of `Images` that the nodes stand for; own atoms first.
+        rows: [n_nodes], row of `Images` for each node; own atoms first.
         n_own: number of own atoms.
-        hop_counts: atoms within 0, 1, ... hops of the own ones.
-        system: nodes as they were when the list was made.
+        hop_counts: numbers of atoms within 0, 1, ... hops of own atoms.
+        system: nodes as they were when the list was built.
         verlet: the list.
-        far: list of the pairs of longer range that this process computes, which may have ghosts
-            that are no neighbours of neighbours; None where no term reaches so far.
-        n_neighbors: [n_nodes], atoms within the cutoff when the list was made.
-        n_owned: [n_nodes], those of them that are own atoms.
-        is_inner: [n_nodes], bool: has all of its neighbours here, as own atoms and all but the
-            outermost ghosts must.
-        whole: structure of which it is a part.
+        far: list of the pairs of longer range that this process computes; its ghosts need not be
+            within `depth` hops. None if no term has a longer range.
+        n_neighbors: [n_nodes], number of atoms within the cutoff when the list was built.
+        n_owned: [n_nodes], number of own atoms among these.
+        is_inner: [n_nodes], bool: True if all neighbours of the node are in the domain, as they
+            must be for own atoms and all but the outermost ghosts.
+        whole: the structure of which this is a part.
     """
 
     rows: Integers
@@ -247,18 +248,20 @@ class Domain:
         skin: float,
         exchanges: bool = False,
     ) -> Self | None:
-        """Return the part of a process; None where it has no atom of its own.
+        """Build the domain of a process; None if it has no own atom.
 
         Args:
             potential: the model, see `refuse_parts`.
-            images: all within `reach_of` of its own atoms; more do no harm.
+            images: all within `reach_of` of the own atoms; more do no harm.
             box: of the structure.
             whole: the structure.
             skin: Å added to the cutoff.
-            exchanges: True: ghosts are those of one hop, and their owners tell what they are.
+            exchanges: True: ghosts are those within one hop, updated by their owners between
+                layers.
 
         Raises:
-            ValueError: as `VerletList.update`.
+            ValueError: an element is unknown, a position is not finite, or two atoms lie on top of
+                each other.
         """
         depth, cutoff = 1 if exchanges else depth_of(potential), potential.cutoff
         rows, n_own = _one_of_each(images)
@@ -305,13 +308,13 @@ class Domain:
         shared: SharedOutputs | None = None,
         exchange: LayerExchange | None = None,
     ) -> Graphs | None:
-        """Return the graphs of other positions; None where a list may miss an edge.
+        """Return the graphs for new positions; None if a list may miss an edge.
 
         Args:
-            positions: [n, 3] Å, of all images, in the order of those that this was made of.
-            box: may have changed its shape.
-            shared: what other parts know of the network's outputs, where `exchanges_outputs`.
-            exchange: of the ghosts of one hop, where there are no others.
+            positions: [n, 3] Å, of all images, in the order in which `of` was given them.
+            box: of the structure; its shape may have changed.
+            shared: exchange of the network's outputs between parts, if `exchanges_outputs`.
+            exchange: updates ghosts between layers, if only those within one hop are kept.
 
         Raises:
             ValueError: two atoms lie on top of each other.
@@ -331,7 +334,7 @@ class Domain:
 
 @contextmanager
 def atoms_by_id(ids: Integers, rows: Integers) -> Iterator[None]:
-    """Let errors name atom k by ids[rows[k]], which users know; looked up after an error only."""
+    """Rename atom k in error messages to ids[rows[k]], the id that users know."""
     try:
         yield
     except ImpossiblePositions as error:
@@ -340,7 +343,7 @@ def atoms_by_id(ids: Integers, rows: Integers) -> Iterator[None]:
 
 
 def _one_of_each(images: Images) -> tuple[Integers, int]:
-    """Rows of own atoms, then of one image of each other atom; and how many are own."""
+    """Return the rows of own atoms, then of one image of each other atom; and the number of own."""
     is_known = images.numbers > 0
     own = np.flatnonzero(is_known[: images.n_own])
     others = images.n_own + np.flatnonzero(is_known[images.n_own :])
@@ -362,7 +365,7 @@ def _system(images: Images, rows: Integers, box: Box, whole: Whole) -> System:
 
 
 def _hops(receivers: Integers, senders: Integers, n_own: int, n: int, depth: int) -> Integers:
-    """[n]: edges from the nearest own atom; depth + 1 for more than `depth`."""
+    """Return the number of edges [n] from the nearest own atom; depth + 1 if more than `depth`."""
     hops = np.full(n, depth + 1)
     hops[:n_own] = 0
     for h in range(depth):
@@ -372,7 +375,7 @@ def _hops(receivers: Integers, senders: Integers, n_own: int, n: int, depth: int
 
 
 def _part_of(edges: Edges, order: Integers, n: int, kept: NDArray[np.bool_] | None = None) -> Edges:
-    """Edges of the atoms in `order`, of n, by their new numbers: those kept; None: all."""
+    """Return the edges that are kept (None: all), with the n atoms renumbered as in `order`."""
     i, j = edges.receivers.numpy(), edges.senders.numpy()
     new = np.zeros(n, np.int64)
     new[order] = np.arange(len(order))
@@ -383,10 +386,10 @@ def _part_of(edges: Edges, order: Integers, n: int, kept: NDArray[np.bool_] | No
 
 
 def _divided(edges: Edges, ids: Integers, n_own: int) -> Edges:
-    """Edges of the pairs that this process computes, in both directions.
+    """Return the edges of the pairs that this process computes, in both directions.
 
-    Of two atoms of different processes, that of the smaller id has the pair where the sum of the
-    ids is even, else the other one: either has about half of them.
+    A pair of atoms of two processes belongs to the owner of the smaller id if the sum of the ids is
+    even, and else to the other process, so that each computes about half of the pairs.
     """
     i, j = edges.receivers.numpy(), edges.senders.numpy()
     has_smaller = (ids[i] < ids[j]) == (i < n_own)  # the own atom of a pair with a ghost

@@ -1,4 +1,4 @@
-"""`Evaluator`: a potential made fast, with neighbour lists that are kept; what all doors ask."""
+"""`Evaluator`: a compiled potential with reused neighbour lists, the base of all interfaces."""
 
 from __future__ import annotations
 
@@ -31,33 +31,32 @@ from attncalc.structures import check_system, evaluate_many
 from attncalc.system import System
 
 FAR_SKIN = 3.0
-"""Skin of the list of longer range over that of the network's, on a CPU."""
+"""Ratio of the skins of the list of longer range and the network's list, on a CPU."""
 
 
 class Evaluator:
-    """Energy, forces and strain gradient of structures that move, or of many different ones.
+    """Energy, forces and strain gradient of moving structures, or of many different ones.
 
-    The potential is compiled when it is first needed, and compared with itself as it was; lists of
-    neighbours are kept between calls for as long as they are exact.
+    The potential is compiled at its first use, and the compiled one is compared with the original.
+    Neighbour lists are reused between calls for as long as they are exact.
 
     Args:
-        potential: stays as it is; what is used is a copy.
-        skin: Å added to the cutoff of the neighbour lists; None suits device and size, 0 makes new
-            lists whenever an atom moved.
-        delta: True for a delta model, to whose results somebody adds those of its baseline; refused
-            otherwise.
+        potential: the model, which is copied and not modified.
+        skin: Å added to the cutoff of the neighbour lists; None chooses it by device and size, 0
+            builds new lists whenever an atom moved.
+        delta: True for a delta model and only for one: the caller adds its baseline's results.
 
     Raises:
-        ValueError: the skin is no number of Å, or `delta` does not suit the potential.
+        ValueError: `skin` is invalid, or `delta` does not match the potential.
 
     Attributes:
-        plain: the potential as it was given.
-        neighbors: list of the network's range.
-        far_neighbors: list of the range of pair terms, where that is longer; else None. Where terms
-            count all pairs of molecules, its range is that of the last structure.
+        plain: copy of the potential, not compiled.
+        neighbors: list within the network's cutoff.
+        far_neighbors: list within the cutoff of pair terms, if that is longer; else None. If terms
+            count all pairs of molecules, its cutoff is the one for the last structure.
         device, dtype: of the potential.
-        looks_at_every_step: True where asking if a list holds costs nothing worth saving.
-        recorder: records whole steps of dynamics, where that is of use; None: nowhere.
+        looks_at_every_step: True if it costs little to check the lists at every step.
+        recorder: records whole steps of dynamics; None: steps are not recorded.
         recorded: the steps recorded last.
     """
 
@@ -72,7 +71,7 @@ class Evaluator:
         self._chooses_skin = skin is None
         self._chooses_range = potential.counts_all_pairs
         self.looks_at_every_step = self.device.type == "cpu"
-        # a term that reads structures reads numbers back, which no recording can
+        # a term that reads structures copies numbers from the device: that cannot be recorded
         plain = self.looks_at_every_step or potential.reads_system
         self.recorder: Recorder | None = None if plain else CudaGraph
         self.recorded: Any = None
@@ -87,21 +86,23 @@ class Evaluator:
 
     @functools.cached_property
     def potential(self) -> Potential:
-        """Potential that runs: that given, with compiled networks where there is an engine."""
-        with torch.inference_mode(False):  # where the first step may be asked for, and refused
+        """Potential in use: `plain` with compiled networks, where there is an engine."""
+        with torch.inference_mode(False):  # a first step in that mode is refused, but later
             return lower(self.plain)
 
     def __call__(self, system: System) -> Result:
-        """Results at these positions; lists are made anew where they have to be.
+        """Return the results of a system; neighbour lists are rebuilt if necessary.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, also while a compiled loop hands its arrays over.
-            TypeError: no `System`.
-            ValueError: as `VerletList.update`.
+            KeyboardInterrupt: Ctrl-C was pressed, if only while a compiled loop returned its
+                arrays.
+            TypeError: `system` is not a `System`.
+            ValueError: an element is unknown, a position is not finite, or two atoms lie on top of
+                each other.
         """
         try:
             result = evaluate(self.potential, self._graphs(system))
-        except SystemError as error:  # no context manager: this is every step
+        except SystemError as error:  # not by a context manager, which would slow down every step
             raise_ctrl_c(error)
         self._last = system, result
         return result
@@ -109,10 +110,10 @@ class Evaluator:
     def novelty(self, system: System) -> NDArray[np.float64] | None:
         """Novelty of every atom, [n_atoms], see `Result.novelty`.
 
-        Of the system that was evaluated last it costs next to nothing; any other is evaluated.
+        It costs almost nothing for the system that was evaluated last; any other is evaluated.
 
         Raises:
-            ValueError: as `VerletList.update`.
+            ValueError: the system cannot be evaluated, see `__call__`.
         """
         if not self.plain.knows_its_training:
             return None
@@ -124,45 +125,47 @@ class Evaluator:
         return {**vars(self), "_last": None}
 
     def many(self, structures: Sequence[Atoms]) -> Iterator[tuple[System, Result]]:
-        """Results of structures of any kind, see `attncalc.structures.evaluate_many`."""
+        """Evaluate structures of any kind in batches, see `attncalc.structures.evaluate_many`."""
         return evaluate_many(self.potential, structures)
 
     def with_virials(self, system: System) -> tuple[Result, Tensor]:
-        """Results, and the virials of atoms [n_atoms, 3, 3] eV, see
-        `attncalc.potential.atom_virials`.
+        """Return the results and the virials of atoms, [n_atoms, 3, 3] eV.
+
+        The virials are those of `attncalc.potential.atom_virials`.
 
         Raises:
-            ValueError: as `VerletList.update`.
+            ValueError: the system cannot be evaluated, see `__call__`.
         """
         return evaluate_with_virials(self.potential, self._graphs(system))
 
     def stresses(self, system: System) -> Tensor:
-        """[n_atoms, 3, 3] eV/Å³: the stress divided among atoms, as `with_virials` does it.
+        """Return the stress divided among atoms as in `with_virials`, [n_atoms, 3, 3] eV/Å³.
 
         Raises:
-            ValueError: as `VerletList.update`.
+            ValueError: the system cannot be evaluated, see `__call__`.
         """
         _, virials = self.with_virials(system)
         return virials / volumes(system)[system.system_idx][:, None, None]
 
     def check(self, system: System) -> None:
-        """Refuse what the model does not know.
+        """Refuse a system that the model does not describe.
 
         Raises:
-            TypeError: no `System`.
-            ValueError: as `attncalc.structures.check_system`.
+            TypeError: `system` is not a `System`.
+            ValueError: elements, charge, spin or boundary conditions are not supported, see
+                `attncalc.structures.check_system`.
         """
         if not isinstance(system, System):
             raise TypeError(_not_a_system(system))
         check_system(self.plain, system)
 
     def take(self, system: System) -> System:
-        """Check structures that are not the last ones, and return them on the device.
+        """Check new structures, and return them on the device.
 
-        Where the skin is chosen by the structure, it suits these from now on.
+        If the skin is chosen automatically, it is chosen again for these structures.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: the model does not describe them, see `check`.
         """
         self.check(system)
         system = system.to(self.device)
@@ -176,14 +179,14 @@ class Evaluator:
         return [self.neighbors, *([] if self.far_neighbors is None else [self.far_neighbors])]
 
     def follow(self, system: System) -> None:
-        """Make lists for these positions before the first step of a run, where steps need some."""
+        """Prepare the lists for the first step of a run."""
         if self._skin(system) != self.neighbors.skin:
             self.renew(system)
         elif not self.looks_at_every_step:
             self._graphs(system)
 
     def renew(self, system: System) -> None:
-        """Make lists for these positions, whether the old ones hold or not."""
+        """Build new lists for these positions, even if the old ones are valid."""
         skin = self._skin(system)
         lists = [self.neighbors]
         if self.far_neighbors is not None:
@@ -192,19 +195,22 @@ class Evaluator:
         self._keep([one.update(system)[0] for one in lists])
 
     def _with_skin(self, skin: float, lists: Sequence[VerletList]) -> list[VerletList]:
-        """Empty lists: that of the network with this skin, that of longer range with its own."""
+        """Return empty lists: the network's with this skin, that of longer range with its own."""
         skins = (skin, self._far_skin(skin))
         return [replace(one, skin=its, listed=None) for one, its in zip(lists, skins, strict=False)]
 
     def _far_skin(self, skin: float) -> float:
-        """Å: loops over pairs drop those in the skin at little cost; a long list takes its time."""
+        """Return the skin [Å] of the list of longer range, wider on a CPU.
+
+        Loops over pairs skip those in the skin at little cost, but building a long list is slow.
+        """
         return min(FAR_SKIN * skin, LARGEST_SKIN) if self.looks_at_every_step else skin
 
     def without_check(self, system: System) -> tuple[Result, Tensor]:
-        """Results by the lists as they are, and whether one may miss a pair: [], bool.
+        """Return results from the present lists, and True if one may miss a pair ([], bool).
 
-        Nothing waits for the device. Results of a list that may miss a pair must be thrown away.
-        Energies may be NaN on a GPU, see `evaluate_without_waiting`: these must be, too.
+        The host does not wait for the device. Results must be discarded if a list may miss a pair,
+        or if energies are NaN, which can occur on a GPU (see `evaluate_without_waiting`).
         """
         stale = torch.stack([torch.as_tensor(one.needs_rebuild(system)) for one in self.lists])
         far = None if self.far_neighbors is None else self.far_neighbors.graph(system)
@@ -222,7 +228,7 @@ class Evaluator:
                 self._keep([neighbors])
             return Graphs(graph, system=system)
         far = self.far_neighbors
-        # one that holds was made for the same boundary conditions, and they decide its range
+        # a valid list was built for the same boundary conditions, which determine its range
         if (far_graph := far.reuse(system)) is None:
             far, far_graph = self._far_list(system).update(system)
         self._keep([neighbors, far])
@@ -233,7 +239,7 @@ class Evaluator:
         return Graphs(graph, far, all_pairs=reach == ALL_PAIRS, system=system)
 
     def _far_list(self, system: System) -> VerletList:
-        """Return the list of longer range, an empty one where the range is another."""
+        """Return the list of longer range; an empty one if its range has changed."""
         assert self.far_neighbors is not None
         reach = self.plain.long_range_for(system) if self._chooses_range else None
         if reach is None or reach == self.far_neighbors.cutoff:
@@ -241,7 +247,7 @@ class Evaluator:
         return replace(self.far_neighbors, cutoff=reach, listed=None)
 
     def _keep(self, lists: list[VerletList]) -> None:
-        """Keep lists, in the old ones' arrays if they fit and what is recorded reads these."""
+        """Store lists; recorded steps read the old arrays, so these are overwritten if they fit."""
         if self.recorder is not None:
             pairs = zip(lists, self.lists, strict=True)
             lists = [new.in_the_arrays_of(old) for new, old in pairs]

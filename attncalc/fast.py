@@ -1,7 +1,7 @@
-"""Lowers a loaded potential for inference, and proves on the spot that nothing changed.
+"""Lowering of a loaded potential for inference, and the check that its results do not change.
 
-Chosen by device and dtype, never by the user: where the proof fails, or nothing faster is known
-for a network, the plain path runs.
+The fast path is chosen by device and dtype, never by the user. If the check fails, or if there is
+no faster form of a network, the plain path runs.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 # Å: structures with closer atoms take the plain path
 SHORTEST = 0.5
-# Å, limits of distances at which pairs are tried; those from COVERED on are safely beyond SHORTEST
+# Å, limits of distances at which pairs are tested; from COVERED on they are beyond SHORTEST
 CLOSE, COVERED, BONDED = 0.4, 0.51, 1.0
-# clusters that are tried at once on a GPU: engines give many atoms other programs than few
+# clusters tested at once on a GPU: engines use other programs for many atoms than for few
 MANY = 200
 # modules with `can_run` and `Engine`
 _ENGINES: dict[str, dict[type, str]] = {
@@ -58,17 +58,17 @@ _ENGINES: dict[str, dict[type, str]] = {
 
 
 def lower(potential: Potential) -> Potential:
-    """A potential with the same numbers and faster, or `potential` itself.
+    """Return a faster potential with the same results, or `potential` itself.
 
     Args:
-        potential: loaded for inference; its weights must not change any more, and no longer
-            require gradients afterwards, since both share them.
+        potential: loaded for inference. The two share the weights, which must not change any more
+            and no longer require gradients.
     """
     if len(potential.members) > 1:
         lowered = [lower(member) for member in potential.members]
         return potential if lowered == potential.members else Committee(lowered)
     ways = [(_unchanged, "this model runs plainly")]
-    if len(potential.pair_terms):  # one that fails must not take the network's engine away
+    if len(potential.pair_terms):  # if a term fails, the network's engine is still used
         ways = [(_with_lowered_terms, "its pair terms run plainly"), *ways]
     for make, (finish, instead) in itertools.product((_with_engine, _with_fast_network), ways):
         try:
@@ -77,9 +77,9 @@ def lower(potential: Potential) -> Potential:
                 continue
             fast = finish(made)
             error = disagreement(fast, potential)
-            if not error <= ROUNDING[potential.dtype]:  # which may be the plain path's rounding
+            if not error <= ROUNDING[potential.dtype]:  # it may be rounding of the plain path
                 error = disagreement(fast, _in_float64(potential))
-        except Exception as reason:  # a compiler that fails must not take the model away
+        except Exception as reason:  # a compiler that fails must not make the model unusable
             log.warning("the fast path does not run here (%s): %s", reason, instead)
             continue
         if error <= ROUNDING[potential.dtype]:
@@ -90,12 +90,12 @@ def lower(potential: Potential) -> Potential:
 
 
 def _in_threads(fast: Potential, potential: Potential) -> Potential:
-    """Return it with an engine for as many threads as `potential` asks for, where that works."""
+    """Return `fast` with an engine that uses `potential.threads` threads, if that works."""
     engine: Any = getattr(fast.network, "engine", None)
     if potential.threads == 1 or not hasattr(engine, "shared_by"):
         return fast
     try:
-        # all that is tried is small: it is shared out however little there is to do
+        # test structures are small: divide the work however little there is
         shared = _with_network(fast, engine.shared_by(potential.threads, fewest=1))
         error = disagreement(shared, fast)
     except Exception as reason:
@@ -112,14 +112,14 @@ def _with_network(fast: Potential, engine: Any) -> Potential:
 
 
 def _in_float64(potential: Potential) -> Potential:
-    """A copy whose network computes in float64."""
+    """Return a copy whose network computes in float64."""
     exact = copy.deepcopy(potential)
     exact.set_dtype(torch.float64)
     return exact
 
 
 def _with_engine(potential: Potential, device: str | None = None) -> Potential | None:
-    """The same with an engine for its device, or the one named; None where there is none."""
+    """Return the potential with an engine for its device, or the one named; None without one."""
     device = device or potential.device.type
     name = _ENGINES.get(device, {}).get(type(potential.network))
     if name is None:
@@ -130,7 +130,7 @@ def _with_engine(potential: Potential, device: str | None = None) -> Potential |
     if device == "cuda" and not has_triton():
         _say_once("triton is not installed, steps take longer: pip install triton")
         return None
-    module = importlib.import_module(name)  # needs the package
+    module = importlib.import_module(name)  # needs numba or triton
     if not module.can_run(potential.network):
         return None
     network = CompiledNetwork(potential.network, module.Engine(potential.network, SHORTEST))
@@ -138,7 +138,7 @@ def _with_engine(potential: Potential, device: str | None = None) -> Potential |
 
 
 def _with_fast_network(potential: Potential) -> Potential | None:
-    """The network's parts replaced by faster ones, differentiated by autograd as ever."""
+    """Return the potential with faster modules in its network, still differentiated by autograd."""
     network = _lower_network(potential.network)
     if network is None:
         return None
@@ -146,7 +146,7 @@ def _with_fast_network(potential: Potential) -> Potential | None:
 
 
 def _with_lowered_terms(potential: Potential, device: str | None = None) -> Potential:
-    """The same with faster pair terms for its device, or the one named."""
+    """Return the potential with faster pair terms for its device, or the one named."""
     terms = _lower_terms(potential.pair_terms, device or potential.device.type)
     return with_modules(potential, pair_terms=nn.ModuleList(terms)).requires_grad_(False)
 
@@ -165,13 +165,13 @@ def _say_once(message: str) -> None:
 
 
 def _has_slopes(term: nn.Module) -> bool:
-    """Return True if engines support a pair term, with value and slope written out."""
+    """Return True if a pair term is a repulsion whose value and slope are written out."""
     return isinstance(term, ZBLRepulsion) and term.config.cutoff_function == "physnet"
 
 
 @torch.no_grad()
 def _lower_terms(given: Iterable[Any], device: str) -> list[nn.Module]:
-    """Pair terms in closed form where there is one; those of one range share one."""
+    """Return pair terms in closed form where there is one; terms of equal range are merged."""
     repulsion, long_range = _closed_forms(device)
     terms = list(given)
     lowered: list[nn.Module] = []
@@ -192,11 +192,11 @@ def _lower_terms(given: Iterable[Any], device: str) -> list[nn.Module]:
 
 
 def _closed_forms(device: str) -> tuple[Any, Any]:
-    """Classes for the nuclear repulsion, and for terms of longer range; None: there is none."""
+    """Return the classes for nuclear repulsion and for terms of longer range, None without one."""
     if device == "cpu":
         return FrozenZBL, FrozenLongRange if has_numba() else None
     if device == "cuda" and has_triton():
-        from attncalc.kernels.gpu.long_range import GPUFrozenLongRange  # need the package
+        from attncalc.kernels.gpu.long_range import GPUFrozenLongRange  # need triton
         from attncalc.kernels.gpu.zbl import GPUFrozenZBL
 
         return GPUFrozenZBL, GPUFrozenLongRange
@@ -215,7 +215,7 @@ _CONSTANTS = Constants(
 
 
 def _share_a_loop(one: Any, other: Any) -> bool:
-    """Return True for electrostatics and dispersion of one range."""
+    """Return True for electrostatics and dispersion of equal range."""
     if type(other) not in _LONG_RANGE or type(other) is type(one):
         return False
     ranges = [(term.config.cutoff, term.config.all_pairs_in_molecules) for term in (one, other)]
@@ -233,10 +233,10 @@ def disagreement(fast: Potential, plain: Potential) -> float:
 
 
 def _tried(species: tuple[int, ...], cutoff: float, device: str) -> list[list[Atoms]]:
-    """Batches of structures that a fast path must get right on such a device."""
+    """Return batches of structures on which a fast path is tested on such a device."""
     single = sample_structures(species)
-    # pairs apart, so that the forces of the closest do not hide what is wrong with the others, and
-    # because a single pair closer than SHORTEST has its whole batch take the plain path
+    # pairs in batches by distance: large forces of close pairs would hide errors of the others, and
+    # one pair closer than SHORTEST makes its whole batch take the plain path
     limits = ((CLOSE, SHORTEST), (COVERED, BONDED), (BONDED, cutoff + 0.1))
     tried = [*([one] for one in single), *(pairs(species, *ends) for ends in limits)]
     return [*tried, MANY * single[:1]] if device == "cuda" else tried

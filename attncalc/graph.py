@@ -17,7 +17,7 @@ from attncalc.ops import segment_sum
 from attncalc.system import System
 
 ALL_PAIRS = 1e4
-"""Å: a cutoff longer than any molecule, for networks that look at all of its pairs."""
+"""Cutoff in Å, longer than any molecule, for networks that use all pairs of a molecule."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Edges:
     Attributes:
         receivers: [n_edges], int64: the centre i.
         senders: [n_edges], int64: the neighbour j.
-        cell_shifts: [n_edges, 3], int64: how often each cell vector is added to the sender.
+        cell_shifts: [n_edges, 3], int64: multiples of the cell vectors added to the sender.
     """
 
     receivers: Tensor
@@ -52,29 +52,29 @@ class GraphArrays(NamedTuple):
 
 
 class LayerExchange(Protocol):
-    """Messages between the domains of a structure, before and behind a layer of a network."""
+    """Messages between the domains of a structure, before and after a layer of a network."""
 
     def update(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Give rows of ghosts the values that their owners have."""
+        """Copy the rows of ghosts from their owners."""
         ...
 
     def give_back(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Add rows of ghosts to those of their owners, and set them to zero."""
+        """Add the rows of ghosts to those of their owners, and set them to zero."""
         ...
 
 
 class GhostLayers(NamedTuple):
-    """Ghosts of a graph: atoms behind its own whose outputs nobody reads.
+    """Ghosts of a graph: atoms that follow its own atoms, and whose outputs are not used.
 
-    A network may leave out what does not change outputs of own atoms, and must not otherwise
-    differ. What it sums over a whole structure is left to who has all domains.
+    A network may skip computations that do not change outputs of own atoms; all else is the same.
+    Sums over a whole structure are left to the caller, who has all domains.
 
     Attributes:
-        counts: atoms within 0, 1, ... edges of the own ones, in this order; the last for all that
-            follow.
-        exchange: None: ghosts are as deep as the network sees. Else `counts` ends at one edge, and
-            before each layer ghosts have to be told what they are: only for engines that do so.
-        composition: number of atoms of each species in the whole structure; None: of this graph.
+        counts: numbers of atoms within 0, 1, ... edges of own atoms; the last holds for any larger
+            number of edges.
+        exchange: None: there are ghosts for all layers of the network. Otherwise `counts` ends at
+            one edge, and the engine must update ghosts by `exchange` before each layer.
+        composition: number of atoms of each species in the whole structure; None: in this graph.
     """
 
     counts: tuple[int, ...]
@@ -82,27 +82,27 @@ class GhostLayers(NamedTuple):
     composition: tuple[int, ...] | None = None
 
     def within(self, n_edges: int) -> int:
-        """Return the number of atoms within so many edges of the own ones."""
+        """Return the number of atoms within so many edges of own atoms."""
         return self.counts[min(n_edges, len(self.counts) - 1)]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Edge vectors and species of the atoms; positions and cells are no longer in it.
+    """Edge vectors and species of atoms, without positions and cells.
 
     Attributes:
         vectors: [n_edges, 3] Å, float64, from receiver (centre i) to sender (neighbour j).
         receivers: [n_edges], int64, ascending.
         senders: [n_edges], int64.
-        edge_mask: [n_edges], bool: False for padding and for pairs beyond the cutoff. A network
-            must let a masked edge contribute exactly nothing, whatever its vector.
-        pairs: [n_pairs], int64: for every unordered pair of atoms (or atom and image) the one of
-            its two edges that stands for both. Padding edges are repeated at its end.
+        edge_mask: [n_edges], bool: False for padding and for pairs beyond the cutoff. In a network
+            such an edge must contribute exactly zero, whatever its vector.
+        pairs: [n_pairs], int64: for every unordered pair of atoms (or atom and image) the index of
+            one of its two edges. At the end a padding edge is repeated.
         species: [n_atoms], int64: rows of the potential's species table.
         system_idx: [n_atoms], int64, ascending.
         charge: [n_systems] e, float64.
         spin: [n_systems], int64: multiplicity 2S+1.
-        ghosts: of a domain, which is a part of one structure; None: the graph is of whole ones.
+        ghosts: of a domain, which is a part of one structure; None for a graph of whole structures.
     """
 
     vectors: Tensor
@@ -135,34 +135,34 @@ class Graph:
         return GraphArrays(*(getattr(self, name).detach().numpy() for name in names))
 
     def with_vectors(self, vectors: Tensor) -> Graph:
-        """Return the same graph with other edge vectors (to differentiate by them)."""
+        """Return the same graph with other edge vectors (to differentiate with respect to them)."""
         return replace(self, vectors=vectors)
 
     def with_ghosts(self, ghosts: GhostLayers) -> Graph:
-        """Return the same graph as that of a domain."""
+        """Return the same graph, marked as the graph of a domain with these ghosts."""
         return replace(self, ghosts=ghosts)
 
 
 class OfArrays:
     """Mixin for a dataclass of tensors that is made of arrays on the CPU.
 
-    A tensor is made of an array when it is asked for: compiled loops hand arrays on to each other,
-    mostly without anybody who reads the tensors, and each tensor costs as much as a small loop.
-    Fields that may be None have a `default_factory`: a default would be found in place of them.
+    A tensor is made of its array at the first access. Compiled loops pass arrays to each other and
+    rarely need the tensors, each of which costs as much as a small loop. Fields that may be None
+    need a `default_factory`: a plain default is a class attribute and would hide the array.
     """
 
     _arrays: Any = None
 
     @classmethod
     def of(cls, arrays: Any, **others: Any) -> Self:
-        """Make one of a named tuple of arrays, and of tensors that exist already."""
+        """Make an instance of a named tuple of arrays, and of tensors that exist already."""
         one = object.__new__(cls)
         one.__dict__.update(others, _arrays=arrays)
         return one
 
     @property
     def arrays(self) -> Any:
-        """Arrays that it is made of."""
+        """Arrays of this object; None if it was made of tensors."""
         return self._arrays
 
     def __getattr__(self, name: str) -> Any:
@@ -175,17 +175,17 @@ class OfArrays:
 
 
 class GraphOfArrays(OfArrays, Graph):
-    """Graph made of `GraphArrays`; copies and what is read from a pickle are a plain `Graph`."""
+    """Graph made of `GraphArrays`; copies and unpickled ones are a plain `Graph`."""
 
     ghosts = None
 
     def with_ghosts(self, ghosts: GhostLayers) -> Graph:
-        """Return the same graph as that of a domain."""
+        """Return the same graph, marked as the graph of a domain with these ghosts."""
         return GraphOfArrays.of(self.arrays, charge=self.charge, spin=self.spin, ghosts=ghosts)
 
     @property
     def arrays(self) -> GraphArrays:
-        """Arrays that it is made of; after `replace` with tensors, theirs."""
+        """Arrays of this graph; after `replace` with tensors, those of the tensors."""
         arrays: GraphArrays | None = self._arrays
         return super(OfArrays, self).arrays if arrays is None else arrays
 
@@ -199,13 +199,13 @@ class AtomOutputs:
 
     Attributes:
         energies: [n_atoms], in the network's dtype, before scale and reference energies.
-        charges: [n_atoms] e, partial charges, which add up to the total charge of a system; None:
-            the network does not predict them.
+        charges: [n_atoms] e, partial charges, which add up to the total charge of a system; None
+            if the network does not predict them.
         hirshfeld_ratios: [n_atoms], volume of an atom in its surroundings over that of the free
-            atom (Hirshfeld, 1977), not negative; None likewise.
-        features: [n_atoms, F], in the network's dtype: what the energy is read from, invariant
-            under rotation, for `attncalc.novelty`; None where they are not known, as those of
-            some engines. Nothing is differentiated by them.
+            atom (Hirshfeld, 1977), not negative; None if the network does not predict them.
+        features: [n_atoms, F], in the network's dtype, invariant under rotation: the input of the
+            energy readout, for `attncalc.novelty`. None if they are unknown, as in some engines.
+            No gradient is taken with respect to them.
     """
 
     energies: Tensor
@@ -215,14 +215,14 @@ class AtomOutputs:
 
     @property
     def arrays(self) -> OutputArrays | None:
-        """The same as arrays without features, where they were made as such."""
+        """Outputs as arrays, without features; None if they were made as tensors."""
         return None
 
     def required(self, name: str) -> Tensor:
         """Return an output in float64.
 
         Args:
-            name: of the output.
+            name: one of `OUTPUTS`.
 
         Raises:
             ValueError: the network does not predict it.
@@ -233,7 +233,7 @@ class AtomOutputs:
         return value.double()
 
     def detached(self) -> AtomOutputs:
-        """Return the same numbers without their history."""
+        """Return the same outputs, detached from the autograd graph."""
         names = (*OUTPUTS, "features")
         found = {name: value for name in names if (value := getattr(self, name)) is not None}
         return AtomOutputs(**{name: value.detach() for name, value in found.items()})
@@ -258,12 +258,13 @@ OUTPUTS = OutputArrays._fields
 def gradients_of(
     outputs: AtomOutputs, d_outputs: AtomOutputs, leaves: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Return dE / d leaves from dE / d outputs, by PyTorch's gradient.
+    """Return dE / d leaves from dE / d outputs, by autograd.
 
     Args:
-        outputs: that depend on the leaves, or not: energies of single atoms do on no vector.
-        d_outputs: gradient by each of them.
-        leaves: that require a gradient.
+        outputs: outputs of a network. They need not depend on the leaves: energies of isolated
+            atoms depend on no vector.
+        d_outputs: dE / d outputs.
+        leaves: tensors that require a gradient.
     """
     weighted = []
     with torch.enable_grad():
@@ -273,19 +274,19 @@ def gradients_of(
                 weighted.append((value * getattr(d_outputs, name).to(value.dtype)).sum())
         if not weighted:
             return tuple(torch.zeros_like(leaf) for leaf in leaves)
-        # of a sum: with seeds as an argument torch would import sympy, half a second at the start
+        # gradient of a sum: with grad_outputs torch would import sympy, half a second at the start
         total = sum(weighted[1:], weighted[0])
     return torch.autograd.grad(total, leaves, materialize_grads=True)
 
 
 class Linearized(NamedTuple):
-    """Outputs of a network for one graph, and the gradient of what is made of them.
+    """Outputs of a network for one graph, and the backward function from them to edge vectors.
 
     Attributes:
         outputs: values, detached.
         pull: dE / d outputs (of the fields that are there, float64) -> dE / d vectors
-            [n_edges, 3], float64, as an array if its argument is made of arrays; to be called once
-            at most.
+            [n_edges, 3], float64; an array if its argument is made of arrays. It may be called
+            once.
     """
 
     outputs: AtomOutputs
@@ -293,7 +294,7 @@ class Linearized(NamedTuple):
 
 
 class SummedGradient(NamedTuple):
-    """Gradient by edge vectors that is summed up already, where nobody asks for that of an edge.
+    """Gradient of a pair term that is already summed over edges, for callers that allow it.
 
     Attributes:
         forces: [n_atoms, 3] eV/Å.
@@ -307,12 +308,12 @@ class SummedGradient(NamedTuple):
 class LinearizedTerm(NamedTuple):
     """Energies of a pair term for one graph, and the gradients of their sum.
 
-    Tensors, or arrays of a term that runs on the CPU.
+    All are tensors, or arrays for a term that runs on the CPU.
 
     Attributes:
         energies: [n_atoms] eV, float64.
-        by_vectors: [n_edges, 3] eV/Å, or already summed up.
-        by_outputs: [n_atoms] for each output that the term reads, by name.
+        by_vectors: gradient by edge vectors [n_edges, 3] eV/Å, or its sums over edges.
+        by_outputs: gradient [n_atoms] by each output that the term reads, by name.
     """
 
     energies: Tensor | NDArray[np.float64]
@@ -321,36 +322,37 @@ class LinearizedTerm(NamedTuple):
 
 
 class SharedOutputs(Protocol):
-    """Outputs of the networks of all parts of a structure."""
+    """Exchange of the networks' outputs between the parts of a structure."""
 
     def complete(self, outputs: AtomOutputs) -> AtomOutputs:
-        """Return the outputs of a part with what the others know: of ghosts, and of totals."""
+        """Return a part's outputs, with totals corrected and ghosts set from the other parts."""
         ...
 
     def give_back(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return dE / d outputs of the part's own atoms, those of the whole energy; ghosts have 0.
+        """Return the gradient of the whole energy by outputs of the part's own atoms; 0 for ghosts.
 
         Args:
-            gradient: of the part's energy, [n_atoms] by name, as `complete` has returned outputs.
+            gradient: of the part's energy by the outputs that `complete` returned, [n_atoms] by
+                name.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """Graphs that one evaluation reads of its systems.
+    """Graphs of the systems of one evaluation.
 
     Attributes:
         short: within the cutoff of the network.
-        long: within that of pair terms of longer range, where there are any.
-        all_pairs: True: `long` holds all pairs of structures none of which is periodic; pair terms
-            take their form for that, where they have one.
-        n_counted: atoms whose energies count, which come first; None: all. The others, ghosts of
-            a neighbouring domain, have forces, but their energies are not summed up.
-        shared: what the parts of a structure tell each other of their networks' outputs. Pairs of
-            longer range are divided then: one with a ghost is in `long` of one part only, and its
-            energy counts at both atoms. None: nothing is shared.
-        system: the structures, for pair terms that read positions and cells; None where the caller
+        long: within the cutoff of pair terms of longer range; None without such terms.
+        all_pairs: True: no structure is periodic, `long` holds all pairs of each, and pair terms
+            take their form for all pairs, if they have one.
+        n_counted: number of atoms, the first ones, whose energies count; None: all. The others are
+            ghosts of a domain: they have forces, but their energies are not summed.
+        shared: exchange of the networks' outputs between the parts of a structure; None: there is
+            none. With it, pairs of longer range are divided: a pair with a ghost is in `long` of
+            one part only, and its energy counts at both atoms.
+        system: the structures, for pair terms that read positions and cells; None if the caller
             has only graphs.
     """
 
@@ -362,7 +364,7 @@ class Graphs:
     system: System | None = None
 
     def n_counted_of(self, long_range: float | None) -> int | None:
-        """Number of atoms at which energies of a pair term count; None: all.
+        """Return the number of atoms whose energies of a pair term count; None: all.
 
         Args:
             long_range: cutoff of the term in Å; None: that of the network.
@@ -371,7 +373,7 @@ class Graphs:
         return None if is_divided else self.n_counted
 
     def of_range(self, long_range: float | None) -> Graph:
-        """Graph of a pair term.
+        """Return the graph of a pair term.
 
         Args:
             long_range: cutoff of the term in Å; None: that of the network.
@@ -391,13 +393,13 @@ class Graphs:
 def edge_vectors(system: System, edges: Edges, *, has_images: bool | None = None) -> Tensor:
     """Return [n_edges, 3] Å: positions[senders] - positions[receivers] + cell_shifts @ cell.
 
-    The vector of pair (i, j) points from the centre i to the neighbour j, as ASE's D.
+    The vector of pair (i, j) points from the centre i to the neighbour j, like ASE's D.
 
     Args:
         system: the structures.
         edges: pairs of atoms.
-        has_images: whether any cell shift is not zero, where the caller knows; finding out costs
-            a read-back from the device.
+        has_images: True if any cell shift is not zero; None: unknown, which costs a read-back from
+            the device.
     """
     positions = system.positions
     vectors = positions.index_select(0, edges.senders) - positions.index_select(0, edges.receivers)
@@ -414,8 +416,8 @@ def edge_vectors(system: System, edges: Edges, *, has_images: bool | None = None
 def one_per_pair(edges: Edges) -> Tensor:
     """Return [n_edges], bool: True for exactly one of the two edges of every pair.
 
-    Pair (i, j, S) comes back as (j, i, -S): keep i < j, and for an atom with its own image the
-    shift whose first non-zero component is positive.
+    The two edges of a pair are (i, j, S) and (j, i, -S). The one with i < j is marked; for an atom
+    and its own image, the one whose shift has a positive first non-zero component.
     """
     i, j, shifts = edges.receivers, edges.senders, edges.cell_shifts
     a, b, c = shifts.unbind(1)
@@ -424,10 +426,10 @@ def one_per_pair(edges: Edges) -> Tensor:
 
 
 def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
-    """Return [n_atoms], int64: rows of a table that holds the elements `species` in this order.
+    """Return the index of each atom's element in `species`, [n_atoms], int64.
 
     Raises:
-        ValueError: an element is not in the table.
+        ValueError: an element is not in `species`.
     """
     table = torch.full((len(chemical_symbols),), -1, dtype=torch.int64)
     table[torch.tensor(species)] = torch.arange(len(species))
@@ -443,9 +445,9 @@ def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
 
 
 def with_totals(values: Tensor, totals: Tensor, graph: Graph) -> Tensor:
-    """[n_atoms]: values shifted alike within a system, to add up to its total [n_systems].
+    """Return values [n_atoms] shifted equally within each system to add up to `totals` [n_systems].
 
-    Those of a domain, a part of a structure, stay as they are.
+    Values of a domain, which is a part of a structure, are not shifted.
     """
     if graph.ghosts is not None:
         return values
@@ -457,7 +459,7 @@ def with_totals(values: Tensor, totals: Tensor, graph: Graph) -> Tensor:
 def sum_over_system(values: Tensor, graph: Graph) -> Tensor:
     """Return [n_systems, ...]: sums of [n_atoms, ...] over each system.
 
-    Every sum over a whole structure inside a network goes through this function, so that an
-    engine which spreads one structure over several processes has one place to complete it.
+    Every sum over a whole structure inside a network uses this function, so that an engine that
+    divides a structure among processes can complete the sums in one place.
     """
     return segment_sum(values, graph.system_idx, graph.n_systems)

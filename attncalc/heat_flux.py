@@ -1,4 +1,4 @@
-"""Heat flux of moving atoms, for thermal conductivities by the Green-Kubo formula."""
+"""Heat flux of moving atoms, for thermal conductivities from the Green-Kubo formula."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from attncalc.potential import Potential, edge_gradients
 from attncalc.system import System
 
 SKIN = 0.5
-"""Å of the neighbour list of periodic images."""
+"""Å, skin of the neighbour list of periodic images."""
 
 
 class Flux(NamedTuple):
@@ -35,9 +35,9 @@ class Flux(NamedTuple):
     In eV Å per unit of time of ASE (10.18 fs); divided by the volume it is a flux density.
 
     Attributes:
-        potential: [3], energy that atoms hand to each other. It alone conducts heat in a solid.
-        convective: [3], energy that atoms carry with them, kinetic energy included. That of an atom
-            counts from the model's reference energy of its element.
+        potential: [3], energy transferred between atoms. It alone conducts heat in a solid.
+        convective: [3], energy carried by moving atoms, including kinetic energy. The energy of an
+            atom is counted from the model's reference energy of its element.
     """
 
     potential: NDArray[np.float64]
@@ -50,19 +50,19 @@ class Flux(NamedTuple):
 
 
 class HeatFlux:
-    """Heat flux of a potential, with a list of periodic images that lasts for many steps.
+    """Heat flux of a potential, with a list of periodic images that is reused for many steps.
 
-    With E_i the energy of atom i, and sums over atoms i of the cell and all atoms j, images
-    included, that these depend on,
+    Let E_i be the energy of atom i. With sums over atoms i of the cell, and over all atoms j
+    including images on which their energies depend,
 
         J = sum_i (E_i + m_i v_i² / 2) v_i + sum_ij (r_i - r_j) (dE_i / dr_j . v_j)
 
-    (Langer, Frank & Knoop, J. Chem. Phys. 159, 174105, 2023; for networks of several layers j may
-    be several cutoffs away, so it is no sum over pairs of neighbours.) Four gradients of the cell
-    with its images: of sum_i E_i, and of sum_i x_i E_i for each direction x.
+    (Langer, Frank & Knoop, J. Chem. Phys. 159, 174105, 2023). For networks of several layers j may
+    be several cutoffs away, so this is not a sum over pairs of neighbours. It takes four gradients
+    of the cell with its images: of sum_i E_i, and of sum_i x_i E_i for each direction x.
 
     Args:
-        potential: single or a committee, on a CPU; with engines where there are some.
+        potential: a single potential or a committee, on a CPU, with or without engines.
 
     Raises:
         ValueError: energies depend on more than the neighbourhood of each atom, or the potential is
@@ -94,7 +94,8 @@ class HeatFlux:
             masses: [n_atoms] amu.
 
         Raises:
-            ValueError: as `VerletList.update`.
+            ValueError: an element is unknown, a position is not finite, or two atoms lie on top of
+                each other.
         """
         last = self._unfolded
         graphs = None if last is None or not last.is_of(system) else last.graphs(system)
@@ -105,7 +106,7 @@ class HeatFlux:
         assert graphs is not None
         rows, edges = torch.from_numpy(last.atoms), graphs.short
         v = torch.as_tensor(velocities, dtype=torch.float64)[rows]
-        # from the middle: differences of large numbers would lose digits
+        # relative to the mean position: differences of large numbers would lose digits
         r = torch.from_numpy(last.positions(system))[last.domain.rows]
         r = r - r[: last.domain.n_own].mean(0)
         v_i, v_j = v[edges.receivers], v[edges.senders]
@@ -120,7 +121,10 @@ class HeatFlux:
         return Flux(flux.numpy(), carried)
 
     def _gradient(self, graphs: Graphs, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Energies beyond the reference energies, and the gradient by vectors; members' means."""
+        """Return energies relative to reference energies, and the gradient by edge vectors.
+
+        For a committee both are means over its members.
+        """
         members = self.potential.members
         each = [edge_gradients(one, graphs, weights=weights).tensors for one in members]
         species = graphs.short.species
@@ -130,10 +134,10 @@ class HeatFlux:
 
 
 class _Unfolded:
-    """Cell with the images that energies of its atoms depend on, each an atom of its own.
+    """Cell with the images that energies of its atoms depend on; every image is a separate node.
 
     Attributes:
-        atoms: [n_nodes], atom of the cell that each node is an image of; own atoms first.
+        atoms: [n_nodes], atom of the cell for each node; own atoms first.
         domain: nodes and their neighbour list.
     """
 
@@ -152,7 +156,7 @@ class _Unfolded:
         self.domain, self.atoms = domain, self._rows[domain.rows]
 
     def is_of(self, system: System) -> bool:
-        """Return True if it is a structure of the same atoms and periodic directions."""
+        """Return True if a system has the same atoms, periodic directions, charge and spin."""
         return all(
             torch.equal(getattr(self._like, name), getattr(system, name))
             for name in ("atomic_numbers", "pbc", "charge", "spin")
@@ -165,7 +169,7 @@ class _Unfolded:
         return found
 
     def graphs(self, system: System) -> Graphs | None:
-        """Return the graphs; None where the list may miss an edge."""
+        """Return the graphs; None if the list may miss an edge."""
         return self.domain.graphs(self.positions(system), _OPEN)
 
 
@@ -173,7 +177,7 @@ _OPEN = Box(np.zeros((3, 3)), np.zeros(3, bool))
 
 
 def _images(system: System, reach: float) -> tuple[Integers, Integers]:
-    """Atoms and cell shifts [n, 3] of all images near the cell, those in the cell first."""
+    """Return atoms [n] and cell shifts [n, 3] of all images near the cell, those in it first."""
     pbc = system.pbc[0].numpy()
     inverse = np.linalg.inv(complete_cell(system)[0].numpy())
     fractional = system.positions.numpy() @ inverse

@@ -1,4 +1,4 @@
-"""Second derivatives of the energy by positions."""
+"""Second derivatives of the energy with respect to positions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from attncalc.system import System
 def hessian(potential: Potential, atoms: Atoms) -> NDArray[np.float64]:
     """Hessian [3 n_atoms, 3 n_atoms] eV/Å² of a structure, by automatic differentiation.
 
-    Element (3 i + a, 3 j + b) is d²E / dx_ia dx_jb. It is as precise as the network's dtype: one
-    derivative of the gradient per row, by PyTorch, through network and pair terms.
+    Element (3 i + a, 3 j + b) is d²E / dx_ia dx_jb. Each row is one derivative of the gradient by
+    autograd, through network and pair terms, in the precision of the network's dtype.
 
     Args:
-        potential: single or a committee; where it has an engine, the network behind that is taken.
+        potential: a single potential or a committee; the plain network is used, not its engine.
         atoms: the structure; constraints are not applied.
     """
     system = System.from_ase(atoms).to(potential.device)
@@ -31,7 +31,7 @@ def hessian(potential: Potential, atoms: Atoms) -> NDArray[np.float64]:
         energy = potential.energies(graphs).sum()
         n = positions.numel()
         found = torch.zeros(n, n, dtype=torch.float64)
-        if energy.requires_grad:  # not so for a single atom
+        if energy.requires_grad:  # False for a single atom
             (gradient,) = torch.autograd.grad(energy, positions, create_graph=True)
             for row, component in zip(found, gradient.flatten(), strict=True):
                 (of_row,) = torch.autograd.grad(component, positions, retain_graph=True)
@@ -42,13 +42,13 @@ def hessian(potential: Potential, atoms: Atoms) -> NDArray[np.float64]:
 def hessian_by_differences(
     potential: Potential, atoms: Atoms, displacement: float
 ) -> NDArray[np.float64]:
-    """Hessian as `hessian`, by central differences of forces: displaced copies in batches.
+    """Hessian like `hessian`, by central differences of forces of displaced copies, in batches.
 
-    Faster for large structures, as it runs by engines. Its error is of second order in the
+    It is faster for large structures because it uses engines. Its error is of second order in the
     displacement; rounding of a float32 network adds about 1e-6 eV/Å over the displacement.
 
     Args:
-        potential: as it runs.
+        potential: the model, with or without an engine.
         atoms: the structure; constraints are not applied.
         displacement: Å.
     """

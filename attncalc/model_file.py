@@ -1,4 +1,4 @@
-"""Model files: one .safetensors with a JSON header and no code; and the shipped ones.
+"""Model files: one .safetensors file with a JSON header and no code; and the shipped models.
 
 The header (the file's metadata entry "attncalc") holds
 
@@ -7,14 +7,14 @@ The header (the file's metadata entry "attncalc") holds
      "units": {...}, "training": {...}, "checks": {"sha256": ...}}
 
 or, for a committee, "members": [{...}, ...] with the entries from "network" to "dtype" of every
-member (tensors are then called "members.0.network..." and so on),
+member; tensors are then named "members.0.network..." and so on. The file is sufficient to rebuild
+its potential.
 
-so that the file rebuilds its potential by itself. A member may also be {"name": "other", "sha256":
-checksum}: the model in other.safetensors, beside the file or shipped, with all its members if it
-is a committee. Where an entry "novelty" stands beside "dtype", the file holds the environments of
-the training (tensors "novelty.mean" and the like, see `attncalc.novelty.Environments`).
-Loading reads numbers and JSON: it can execute nothing. The table of network names below is the
-only one.
+A member may also be {"name": "other", "sha256": checksum}: the model in other.safetensors, beside
+the file or shipped, with all its members if it is a committee. An optional entry "novelty" beside
+"dtype" says that the file holds the training environments (tensors "novelty.mean" and so on, see
+`attncalc.novelty.Environments`). Loading reads numbers and JSON and cannot execute code. The table
+of network names below is the only one.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {
     "ewald": (Ewald, EwaldConfig),
 }
 
-# of H C N O F P S Cl, for those who name no model
+# for H C N O F P S Cl, if no model is named
 DEFAULT_MODEL = "so3krates-organic"
 NOVELTY_TENSORS = ("mean", "whiten", "closest")
 
@@ -78,17 +78,18 @@ NOVELTY_TENSORS = ("mean", "whiten", "closest")
 def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()) -> None:
     """Write a potential to one file, atomically: a reader never sees half of it.
 
-    Tensors are stored in the dtype they have, so that loading gives the same bits back.
+    Tensors are stored in their own dtype, so that loading restores the same bits.
 
     Args:
-        potential: a single one or a committee.
+        potential: a single potential or a committee.
         path: the file.
-        refer_to: names of models beside the file, or shipped. A committee's members that are among
-            them are not written, but named with their checksum: the file is read where they are.
+        refer_to: names of models beside the file, or shipped. Members of a committee that are among
+            these models are not written: the file refers to them by name and checksum, and needs
+            them when it is read.
 
     Raises:
         ValueError: a reference energy, scale or hyper-parameter is not finite.
-        TypeError: network or pair term is not in the table of model files, or compiled.
+        TypeError: a network or pair term is not in the table of model files, or is compiled.
         FileNotFoundError: there is no model of a name in `refer_to`.
     """
     if len(potential.members) > 1:
@@ -100,10 +101,10 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
         "format": FORMAT,
         **description,
         "units": UNITS,
-        # JSON has no NaN; an error that was not finite must not make the weights unreadable
+        # JSON has no NaN; a test error that is not finite must not make the weights unreadable
         "training": _without_nan(potential.training_info),
     }
-    if potential.baseline:  # which a committee knows from its members
+    if potential.baseline:  # a committee has it from its members
         header["training"]["baseline"] = potential.baseline
     # as it will be read: JSON turns keys into strings and tuples into lists
     header = json.loads(json.dumps(header, allow_nan=False))
@@ -126,9 +127,9 @@ def load(
     Args:
         model: the name of a shipped model (see `shipped_models`) or the path of a model file; by
             default the general model of molecules of H, C, N, O, F, P, S and Cl.
-        device: where its tensors go; "auto" is CUDA where there is one.
-        dtype: "float32" or "float64" for the network, or torch's; None for the model's own.
-        threads: that compiled steps on a CPU take for a large structure; None: 1.
+        device: device of the tensors; "auto" is CUDA if available.
+        dtype: of the network, "float32", "float64" or a torch dtype; None: the model's own.
+        threads: number of threads of compiled steps on a CPU for large structures; None: 1.
         long_range_cutoff: Å, see `Potential.set_long_range_cutoff`; None: the model's own.
 
     Returns:
@@ -137,8 +138,8 @@ def load(
     Raises:
         FileNotFoundError: there is neither a shipped model nor a file of this name.
         ValueError: the file is not an intact model file of this format, a member that it refers to
-            is missing or another one, `dtype` or `device` is unknown, there are no threads, or
-            no terms of longer range for such a cutoff.
+            is missing or has changed, `dtype` or `device` is unknown, `threads` or
+            `long_range_cutoff` is invalid, or the model has no terms of longer range.
     """
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
@@ -154,7 +155,7 @@ def load(
 
 
 def named_device(name: str) -> torch.device:
-    """Return the device "cpu", "cuda" or "cuda:N"; "auto" is CUDA where there is one.
+    """Return the device "cpu", "cuda" or "cuda:N"; "auto" is CUDA if available.
 
     Raises:
         ValueError: there is no such device.
@@ -176,15 +177,15 @@ def named_device(name: str) -> torch.device:
 
 
 def header(model: str | Path) -> dict[str, Any]:
-    """Return the JSON header of a model file, without its potential; errors as in `load`.
+    """Return the JSON header of a model file, without building the potential.
 
-    Members that it refers to are described in it as if they were in the file.
+    Members that the file refers to are described as if they were in it. Errors are those of `load`.
     """
     return _header(find_model(model), set())
 
 
 def origin(model: str | Path) -> dict[str, str]:
-    """Return name, data and labels of a model to start from; of one that is gone, its name."""
+    """Return name, data and labels of a model to start from; only its name if the file is gone."""
     try:
         info = header(model)["training"]
     except FileNotFoundError:
@@ -194,12 +195,12 @@ def origin(model: str | Path) -> dict[str, str]:
 
 
 def checksum(model: str | Path) -> str:
-    """Return the checksum that identifies a model, whatever its name; errors as in `load`."""
+    """Return the checksum that identifies a model under any name; errors are those of `load`."""
     return header(model)["checks"]["sha256"]
 
 
 def find_model(model: str | Path) -> Path:
-    """Return the file of a shipped name or path.
+    """Return the file of a model, from a path or the name of a shipped model.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -211,7 +212,7 @@ def find_model(model: str | Path) -> Path:
     if str(model) in shipped:
         return shipped[str(model)]
     names = ", ".join(sorted(shipped)) or "none"
-    # Path("") is the current folder, and a pipe or device could be read for ever
+    # Path("") is the current folder; reading a pipe or device might never end
     kind = ""
     if str(model) and path.exists():
         kind = " (a folder)" if path.is_dir() else " (not a regular file)"
@@ -242,7 +243,10 @@ def shipped_models_directory() -> Path:
 def _written_members(
     committee: Potential, folder: Path, refer_to: Sequence[str]
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Tensors and entries of the header; a model that holds several members in a row goes first."""
+    """Return tensors and header entries of the members, those in `refer_to` by reference.
+
+    Models with more members are matched first.
+    """
     known = []
     for name in refer_to:
         model = _read(_files_of(name, folder)[0], set())
@@ -267,7 +271,7 @@ def _written_members(
 
 
 def _content(potential: Potential) -> tuple[str, str]:
-    """Equal for potentials that compute the same."""
+    """Return a key that is equal for potentials that compute the same."""
     return signature(_description(potential), _tensors(potential)), potential.baseline
 
 
@@ -325,17 +329,17 @@ def _without_nan(value: Any) -> Any:
 
 
 Shapes = dict[str, tuple[int, ...]]
-# what a file holds itself: by the beginning of the names of its tensors, a potential and its dtype
+# potentials that a file holds itself, with their dtypes, by the prefix of their tensors' names
 Own = dict[str, tuple[Potential, str]]
 
 
 def _read(path: Path, read: set[str], dtype: str | None = None) -> Potential:
-    """A potential, with the members that it refers to.
+    """Read a potential, with the members that it refers to.
 
     Args:
         path: of the file.
-        read: checksums of the files that were read on the way; it gets another one.
-        dtype: of the network; None for its own.
+        read: checksums of the files read so far; this file's is added.
+        dtype: of the network; None: its own.
     """
     try:
         with open_regular(path) as file:
@@ -387,7 +391,7 @@ def _header(path: Path, read: set[str]) -> dict[str, Any]:
 
 
 def _count(header: dict[str, Any], read: set[str]) -> None:
-    """Files may refer to each other, but not in circles, and not without end."""
+    """Count a file that was read; refuse circular references and too many files."""
     if header["checks"]["sha256"] in read:
         raise ValueError("the same model is twice in a committee")
     read.add(header["checks"]["sha256"])
@@ -396,7 +400,7 @@ def _count(header: dict[str, Any], read: set[str]) -> None:
 
 
 def _files_of(name: str, folder: Path) -> list[Path]:
-    """List where such a model may be: in the folder, with no link out of it, or shipped."""
+    """List the files of this name: in the folder, if no link leads out of it, and shipped."""
     beside, shipped = folder / f"{name}.safetensors", shipped_models()
     stays = os.path.dirname(os.path.realpath(beside)) == os.path.realpath(folder)
     files = [beside] if stays and beside.is_file() else []
@@ -409,7 +413,7 @@ def _files_of(name: str, folder: Path) -> list[Path]:
 
 
 def _member_file(reference: dict[str, Any], folder: Path) -> Path:
-    """The file that is referred to, found by its name and recognised by its checksum."""
+    """Return the file that is referred to, found by its name and confirmed by its checksum."""
     name, sha256 = reference["name"], reference["sha256"]
     try:
         files = _files_of(name, folder)
@@ -442,7 +446,7 @@ def _build(header: dict[str, Any], shapes: Shapes) -> Own:
         training = {"baseline": training["baseline"]} if "baseline" in training else {}
     for description in described.values():
         n_layers = description["config"].get("num_layers", 1)
-        if isinstance(n_layers, int) and n_layers > len(shapes):  # before they are made
+        if isinstance(n_layers, int) and n_layers > len(shapes):  # before layers are built
             raise ValueError(
                 f"the header is damaged: it speaks of {n_layers} layers, "
                 f"the file holds {len(shapes)} tensors"
@@ -457,7 +461,7 @@ def _build(header: dict[str, Any], shapes: Shapes) -> Own:
 
 def _build_one(description: dict[str, Any], n_stored: int, training: dict[str, Any]) -> Potential:
     network, config = _look_up(NETWORKS, description["network"], description["config"])
-    if config.n_weights_at_least > n_stored:  # before memory is taken for them
+    if config.n_weights_at_least > n_stored:  # before memory is allocated for them
         raise ValueError(
             f"the header is damaged: its network has {config.n_weights_at_least} weights or more, "
             f"the file holds {n_stored}"
@@ -485,7 +489,7 @@ def _build_one(description: dict[str, Any], n_stored: int, training: dict[str, A
 
 
 def _empty_environments(described: dict[str, Any], n: int) -> Environments:
-    """Make environments of these shapes; `_fill` gives them numbers."""
+    """Make environments of these shapes; `_fill` sets their values."""
     width, n_components = described["n_features"], described["n_components"]
     return Environments(
         mean=np.zeros((n, width), np.float32),
@@ -543,7 +547,7 @@ def _require_shapes(own: Own, shapes: Shapes) -> None:
 
 def _fill(own: Own, state: dict[str, Tensor], dtype: str | None) -> None:
     for prefix, (potential, own_dtype) in own.items():
-        # in float64 first: the stored bits survive whatever dtype each tensor was saved in
+        # in float64 first, which keeps the stored bits of either dtype
         potential.double()
         mine = _under(prefix, state)
         potential.network.load_state_dict(_under("network.", mine))

@@ -1,6 +1,6 @@
 """Reader of a model file's bytes, JSON and tensors, checked before anything is built from them.
 
-The header is the file's metadata entry "attncalc"; `attncalc.model_file` says what is in it.
+The header is the file's metadata entry "attncalc"; `attncalc.model_file` describes its content.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ FORMAT = 1
 UNITS = {"energy": "eV", "length": "Angstrom"}
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_STORED = {"F32": torch.float32, "F64": torch.float64}  # the same in the words of safetensors
+_STORED = {"F32": torch.float32, "F64": torch.float64}  # names of safetensors
 
-# Bounds on what a file can make the loader do; models are far below them.
+# Bounds on the work of the loader for any file; models are far below them.
 LARGEST_FILE = 1 << 29  # bytes
 LARGEST_HEADER = 1 << 22  # bytes
 DEEPEST_HEADER = 32  # lists and dictionaries inside each other
 MOST_PAIR_TERMS = 100
-MOST_MEMBERS = 100  # of a committee, those that it refers to with theirs
+MOST_MEMBERS = 100  # of a committee, including referred files
 LONGEST_NAME = 200  # of a member, bytes
 
-# What a header says of a potential, or of each member of a committee.
+# Entries of a header for a potential, or for each member of a committee.
 DESCRIPTION: dict[str, type] = {
     "network": str,
     "config": dict,
@@ -44,8 +44,7 @@ DESCRIPTION: dict[str, type] = {
     "dtype": str,
 }
 
-# What it may say beside: of the environments that the potential was trained on, see
-# `attncalc.novelty.Environments`.
+# Optional entry: the training environments, see `attncalc.novelty.Environments`.
 NOVELTY = "novelty"
 NOVELTY_ENTRIES: dict[str, type] = {
     "n_structures": int,
@@ -53,15 +52,15 @@ NOVELTY_ENTRIES: dict[str, type] = {
     "n_features": int,
     "n_components": int,
 }
-# numbers of its tensors: memory is taken for them before they are read
+# numbers in its tensors: memory for them is allocated before they are read
 MOST_NOVELTY = 1 << 22
 
-# Entries of "training" that files of earlier versions call otherwise: old name -> name.
+# Entries of "training" with another name in files of earlier versions: old name -> name.
 RENAMED_IN_TRAINING = {"corrects": "baseline"}
-# What it says instead of a member that has a file of its own.
+# Entries for a member in a file of its own.
 REFERENCE: dict[str, type] = {"name": str, "sha256": str}
 
-# What people call .safetensors by mistake, by its first bytes.
+# Kinds of files that may be called .safetensors by mistake, by their first bytes.
 _OTHER_FILES = {
     b"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write",
     b"\x80\x02": "a Python pickle",
@@ -77,17 +76,17 @@ _OTHER_FILES = {
 
 
 class StoredModel:
-    """Model file whose header is read and checked, and whose tensors are not read yet.
+    """Model file whose header has been read and checked, but not its tensors.
 
     Args:
-        file: open for reading; stays open.
+        file: open for reading; it stays open.
 
     Attributes:
-        header: the entry "attncalc" of its metadata, old names replaced by the present ones.
-        shapes: of its tensors, by name.
+        header: the entry "attncalc" of the metadata, with old names replaced by the present ones.
+        shapes: of the tensors, by name.
 
     Raises:
-        ValueError: the file is not a model file, or damaged; what is wrong, without its name.
+        ValueError: the file is not a model file, or damaged; the message does not name the file.
     """
 
     def __init__(self, file: BufferedReader) -> None:
@@ -105,7 +104,7 @@ class StoredModel:
             )
         self.header = _parse(text)
         check_header(self.header)
-        self._signed = _signed(self.header)  # the checksum is over the names in the file
+        self._signed = _signed(self.header)  # before renaming: the checksum is of the old names
         self.header["training"] = {
             RENAMED_IN_TRAINING.get(key, key): value
             for key, value in self.header["training"].items()
@@ -117,10 +116,10 @@ class StoredModel:
         self.shapes = {name: tuple(stored["shape"]) for name, stored in described.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield names and tensors, read one after the other; the last is followed by the checksum.
+        """Yield names and tensors, read one by one; the checksum is compared after the last.
 
         Raises:
-            ValueError: a number is not finite, or the checksum is another one.
+            ValueError: a number is not finite, the file is cut off, or the checksum differs.
         """
         digest = hashlib.sha256(self._signed.encode())
         for name in sorted(self._described):
@@ -134,7 +133,7 @@ class StoredModel:
             tensor = (
                 torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
             )
-            # in parts: each takes memory of its own
+            # in parts, to bound the memory of temporaries
             if not all(torch.isfinite(part).all() for part in tensor.split(1 << 20)):
                 raise ValueError(f"tensor {name!r} holds numbers that are not finite floats")
             _add(digest, name, tensor)
@@ -144,7 +143,7 @@ class StoredModel:
 
 
 def _described_tensors(text: bytes, n_bytes: int) -> dict[str, Any]:
-    """The header of safetensors: its tensors fill the rest of the file, one after the other."""
+    """Parse the safetensors header; its tensors must fill the rest of the file without gaps."""
     try:
         described = json.loads(text, object_pairs_hook=_unique)
         tensors = [entry for name, entry in described.items() if name != "__metadata__"]
@@ -160,7 +159,7 @@ def _described_tensors(text: bytes, n_bytes: int) -> dict[str, Any]:
             end = last
         if end != n_bytes:
             raise ValueError(f"its tensors take {end} bytes, it has {n_bytes} for them")
-    # what is no JSON, or has another structure, stumbles somewhere
+    # text that is not JSON or has another structure raises one of these
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a safetensors file, or damaged ({error})") from None
     return described
@@ -172,12 +171,12 @@ def descriptions(header: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def is_reference(member: dict[str, Any]) -> bool:
-    """Return True if a committee's entry names another file and describes nothing in its own."""
+    """Return True if a committee's entry refers to another file."""
     return "sha256" in member
 
 
 def signature(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Return SHA-256 over all tensors and the header without its own checks."""
+    """Return SHA-256 over all tensors and the header, except its entry "checks"."""
     return digest_of(_signed(header), tensors)
 
 
@@ -200,7 +199,7 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
 
 
 def _check_beginning(file: BufferedReader) -> int:
-    """The size, and what can be told from the first bytes."""
+    """Return the size of the file; refuse it if its first bytes are not of a safetensors file."""
     beginning = file.read(32)
     size = file.seek(0, os.SEEK_END)
     if size > LARGEST_FILE:
@@ -225,7 +224,7 @@ def _check_beginning(file: BufferedReader) -> int:
 
 
 def _parse(text: str) -> Any:
-    """JSON as the standard has it: no key twice, no NaN, and not nested without end."""
+    """Parse strict JSON: no duplicate keys, no NaN, and limited nesting."""
     try:
         header = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
         depth = _nesting(header)
@@ -243,7 +242,7 @@ def _parse(text: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        # readers differ in which of the two counts
+        # readers differ in which of the two they use
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"{next(k for k in counts if counts[k] > 1)!r} appears twice")
     return content
@@ -259,10 +258,10 @@ def _nesting(value: Any) -> int:
 
 
 def check_header(header: Any) -> None:
-    """Refuse a damaged header; the networks that it names are checked elsewhere.
+    """Refuse a damaged header; networks are looked up elsewhere.
 
     Raises:
-        ValueError: an entry is missing, unknown, or of another kind.
+        ValueError: an entry is missing, unknown, of the wrong type, or has an invalid value.
     """
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else None
@@ -298,7 +297,7 @@ def check_header(header: Any) -> None:
 
 
 def _described(description: dict[str, Any]) -> dict[str, type]:
-    """Entries of a description: environments are not known of every potential."""
+    """Return the entries that a description must have; the training environments are optional."""
     return {**DESCRIPTION, NOVELTY: dict} if NOVELTY in description else DESCRIPTION
 
 
@@ -340,7 +339,7 @@ def _check_novelty(novelty: dict[str, Any], n_species: int) -> None:
 
 
 def _check_reference(reference: dict[str, Any]) -> None:
-    """Its name is a file's in a known folder, and leads to no other."""
+    """Refuse names that are not plain file names or lead out of the folder, and bad checksums."""
     name = reference["name"]
     plain = name.isprintable() and not any(character in name for character in "/\\:")
     if not plain or name.startswith(".") or not 0 < len(name.encode()) <= LONGEST_NAME:
@@ -350,5 +349,5 @@ def _check_reference(reference: dict[str, Any]) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    # compared, not converted: an integer may be beyond any float
+    # compared, not converted to float: an integer may be larger than any float
     return type(value) in (int, float) and abs(value) <= sys.float_info.max

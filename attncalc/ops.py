@@ -1,7 +1,7 @@
 """Segment operations and the singular points of the theory, handled here once.
 
-Everything that divides by a length or reduces over an empty set of neighbours goes through
-this file, so that networks and pair terms are free of special cases.
+All divisions by a length and reductions over possibly empty sets of neighbours use this file, so
+that networks and pair terms need no special cases.
 """
 
 import copy
@@ -28,7 +28,7 @@ def segment_sum(values: Tensor, index: Tensor, n_segments: int) -> Tensor:
 
 
 def safe_norm(vectors: Tensor) -> Tensor:
-    """Return the length along the last dimension; its gradient at the zero vector is 0, not NaN.
+    """Return the norm along the last dimension; its gradient at the zero vector is 0, not NaN.
 
     Args:
         vectors: [..., 3] or any last dimension.
@@ -43,10 +43,10 @@ def safe_norm(vectors: Tensor) -> Tensor:
 
 
 class ModuleWithConstants(nn.Module):
-    """Module whose constants survive changes of dtype.
+    """Module whose constants keep their precision under changes of dtype.
 
-    A buffer that goes to float32 and back to float64 keeps float32's rounding. Constants
-    registered here are kept in float64 beside the buffer and cast from there each time.
+    A buffer cast to float32 and back to float64 keeps the rounding of float32. Constants registered
+    here are stored in float64 beside the buffer, and every cast starts from there.
     """
 
     def __init__(self) -> None:
@@ -61,13 +61,13 @@ class ModuleWithConstants(nn.Module):
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         for name, exact in self._exact.items():
-            buffer = getattr(self, name)  # where and in what dtype the module is now
+            buffer = getattr(self, name)  # has the new device and dtype
             setattr(self, name, exact.to(buffer.device, buffer.dtype))
         return self
 
 
 def with_modules(module: Module, **replaced: nn.Module) -> Module:
-    """Return the same module with some sub-modules replaced; everything else is shared."""
+    """Return a copy of a module with some sub-modules replaced; everything else is shared."""
     twin = copy.copy(module)
     twin._modules = {**module._modules, **replaced}
     return twin

@@ -1,4 +1,4 @@
-"""`Potential`: a network and all that makes eV of its numbers; `evaluate`."""
+"""`Potential`: a network with scale, reference energies and pair terms; and `evaluate`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from attncalc.physics.pair_term import (
 from attncalc.result import Result, ResultArrays, ResultOfArrays, mean_of
 from attncalc.system import System
 
-# more than any machine has cores; not those of this one, as a run may be resumed on another
+# more than the cores of any machine, not just of this one: a run may be resumed elsewhere
 MOST_THREADS = 1024
 
 
@@ -55,18 +55,17 @@ class Potential(nn.Module):
         scale: eV per unit of the network's energies, per species; ones if not given.
         pair_terms: closed-form terms `(graph, outputs) -> [n_atoms]` eV, see
             `attncalc.physics.pair_term.PairTerm`.
-        training: what is worth knowing about the training (data, level of theory, errors ...).
+        training: information about the training (data, level of theory, errors ...).
 
     Attributes:
-        threads: that compiled steps on a CPU use for a large structure.
-        checksum: SHA-256 of the model file that it was loaded from; "" for any other.
-        environments: that it was trained on; None where they are not known, see
-            `attncalc.calibrate`.
+        threads: number of threads of compiled steps on a CPU for large structures.
+        checksum: SHA-256 of the model file it was loaded from; "" if it was not loaded.
+        environments: of the training; None if they are not known, see `attncalc.calibrate`.
     """
 
     checksum: Any = ""
     environments: Environments | None = None
-    network: Any  # an nn.Module with `config` and the rest, for which there is no annotation
+    network: Any  # an nn.Module that is a `Network`, for which there is no annotation
     reference_energies: Tensor
     scale: Tensor
 
@@ -92,7 +91,7 @@ class Potential(nn.Module):
 
     @property
     def members(self) -> list[Any]:
-        """Potentials whose mean it is; of most, itself alone."""
+        """Members of a committee; [self] for a single potential."""
         members: Any = self._modules.get("members")
         return [self] if members is None else list(members)
 
@@ -103,12 +102,12 @@ class Potential(nn.Module):
 
     @property
     def knows_closed_shells_only(self) -> bool:
-        """Return True if a member was trained on molecules with closed shells alone."""
+        """Return True if a member was trained on molecules with closed shells only."""
         return any(member.training_info.get("closed_shells") for member in self.members)
 
     @property
     def known_charges(self) -> tuple[int, int] | None:
-        """Least and largest total charge, e, that all members were trained on; None: not told."""
+        """Smallest and largest total charge [e] that all members were trained on; None: unknown."""
         ranges = [member.training_info.get("total_charges") for member in self.members]
         known = [(int(least), int(largest)) for least, largest in filter(None, ranges)]
         return (max(k[0] for k in known), min(k[1] for k in known)) if known else None
@@ -125,13 +124,13 @@ class Potential(nn.Module):
 
     @property
     def long_range(self) -> float | None:
-        """Interaction range of its longest pair term, Å, where that exceeds the network's."""
+        """Cutoff [Å] of the longest pair term with a graph of its own; None without one."""
         ranges = [long_range_of(term) for term in self.all_pair_terms]
         return max((length for length in ranges if length is not None), default=None)
 
     @property
     def counts_all_pairs(self) -> bool:
-        """Return True if a pair term has another form for molecules, of all pairs."""
+        """Return True if a pair term has a separate form for molecules, which counts all pairs."""
         return any(of_all_pairs(term) is not None for term in self.all_pair_terms)
 
     @property
@@ -140,10 +139,10 @@ class Potential(nn.Module):
         return any(reads_system(term) for term in self.all_pair_terms)
 
     def long_range_for(self, system: System) -> float | None:
-        """Interaction range of its longest pair term in these structures, Å, as `long_range`.
+        """Return `long_range` for these structures, Å.
 
         Raises:
-            ValueError: it is another in molecules than in periodic structures, and both are there.
+            ValueError: there are molecules and periodic structures, which need different ranges.
         """
         if not self.counts_all_pairs:
             return self.long_range
@@ -159,22 +158,22 @@ class Potential(nn.Module):
         return self.long_range
 
     def terms_for(self, graphs: Graphs) -> list[Any]:
-        """Pair terms in their form for these structures."""
+        """Return the pair terms in their form for these structures."""
         terms = list(self.pair_terms)
         if not graphs.all_pairs:
             return terms
         return [term if (other := of_all_pairs(term)) is None else other for term in terms]
 
     def set_long_range_cutoff(self, cutoff: float) -> None:
-        """Let pair terms of longer range end there in all structures, in place.
+        """Set the cutoff of pair terms of longer range for all structures, in place.
 
         Energies of different cutoffs must not be compared.
 
         Args:
-            cutoff: Å; `math.inf` counts all pairs, of molecules only.
+            cutoff: Å; `math.inf` counts all pairs, for molecules only.
 
         Raises:
-            ValueError: no pair term takes another cutoff, or this is none.
+            ValueError: `cutoff` is not a positive number, or no pair term has a longer range.
         """
         if isinstance(cutoff, bool) or not isinstance(cutoff, int | float) or not cutoff > 0:
             raise ValueError(f"long_range_cutoff must be a positive number of Å, got {cutoff!r}")
@@ -189,12 +188,12 @@ class Potential(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of its tensors."""
+        """Device of the tensors."""
         return self.members[0].reference_energies.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The least precise dtype that a network computes in; sums and pair terms are float64."""
+        """Least precise dtype of the networks; sums and pair terms are float64."""
         dtypes = {next(network.parameters()).dtype for network in self.networks}
         return torch.float32 if torch.float32 in dtypes else dtypes.pop()
 
@@ -234,12 +233,12 @@ class Potential(nn.Module):
             network.to(dtype)
 
     def set_num_threads(self, threads: int) -> None:
-        """Let compiled steps on a CPU use so many threads for a large structure.
+        """Set the number of threads of compiled steps on a CPU for large structures.
 
-        The same number gives the same bits; another number, other rounding.
+        Results of equal numbers of threads are bitwise equal; others differ by rounding.
 
         Raises:
-            ValueError: it is no whole number from 1 to MOST_THREADS.
+            ValueError: `threads` is not a whole number from 1 to `MOST_THREADS`.
         """
         try:
             whole = 0 if isinstance(threads, bool) else operator.index(threads)
@@ -253,21 +252,21 @@ class Potential(nn.Module):
             one.threads = whole
 
     def energies(self, graph: Graph | Graphs) -> Tensor:
-        """Energies per atom [n_atoms] eV, float64, differentiable by the vectors of the graph.
+        """Return energies per atom [n_atoms] eV, float64, differentiable by the graph's vectors.
 
-        Of a committee, their mean.
+        For a committee this is the mean over its members.
         """
         graphs = graph if isinstance(graph, Graphs) else Graphs(graph)
         return torch.stack([member.predict(graphs)[0] for member in self.members]).mean(0)
 
     def predict(self, graphs: Graphs) -> tuple[Tensor, AtomOutputs]:
-        """Energies per atom [n_atoms] eV as `energies`, and the outputs of the network.
+        """Return energies per atom [n_atoms] eV like `energies`, and the outputs of the network.
 
         Args:
-            graphs: with vectors to differentiate by.
+            graphs: of the structures.
 
         Raises:
-            AttributeError: it is a committee, which has several networks.
+            AttributeError: this is a committee, which has several networks.
         """
         outputs = self.network(graphs.short)
         energies = self.to_eV(outputs.energies, graphs.short)
@@ -276,25 +275,25 @@ class Potential(nn.Module):
         return energies, outputs
 
     def to_eV(self, energies: Tensor, graph: Graph) -> Tensor:
-        """Energies [n_atoms] as the network gives them -> eV, float64, without pair terms."""
+        """Convert the network's energies [n_atoms] to eV, float64, without pair terms."""
         scaled = self.scale[graph.species] * energies.to(self.scale.dtype)
         return scaled + self.reference_energies[graph.species]
 
 
 class Committee(Potential):
-    """A potential that is the mean of several, with their spread as a warning.
+    """Mean of several potentials, with their spread as a measure of uncertainty.
 
-    Trained on the same data from different random weights, networks agree where the data decide
-    and differ elsewhere; their mean is closer to the truth than most of them.
+    Networks that are trained on the same data from different random weights agree where the data
+    determine the result and differ elsewhere. Their mean is closer to the truth than most of them.
 
     Args:
-        members: two or more, of the same species and cutoff, which correct the same method or
-            none; those of a committee among them are taken one by one.
+        members: two or more potentials of the same species, cutoff and baseline. A committee among
+            them is replaced by its members.
         training: as for `Potential`.
 
     Raises:
         ValueError: there are fewer than two members, they differ in species, cutoff or baseline,
-            or one stands twice.
+            or one appears twice.
     """
 
     def __init__(
@@ -323,13 +322,13 @@ class Committee(Potential):
 
 
 def evaluate(potential: Potential, graph: Graph | Graphs) -> Result:
-    """Energy, forces and strain derivative from one gradient by the edge vectors.
+    """Return energy, forces and strain gradient, from one gradient by the edge vectors.
 
-    A committee takes one gradient per member, and its result has the spread.
+    A committee takes one gradient per member, and its result has a spread.
 
     Args:
-        potential: as loaded, or as `attncalc.fast.lower` has made it.
-        graph: of the structures; `Graphs` where pair terms reach further than the network.
+        potential: as loaded, or lowered by `attncalc.fast.lower`.
+        graph: of the structures; `Graphs` if pair terms reach further than the network.
 
     Raises:
         RuntimeError: called under `torch.inference_mode()`.
@@ -341,7 +340,7 @@ def evaluate(potential: Potential, graph: Graph | Graphs) -> Result:
 def evaluate_with_virials(potential: Potential, graphs: Graphs) -> tuple[Result, Tensor]:
     """Return the result, as `evaluate`, and the virials of atoms, see `atom_virials`.
 
-    Of a committee both are the members' mean.
+    For a committee both are means over its members.
     """
     each = [edge_gradients(one, graphs) for one in potential.members]
     results = [assemble(graphs, gradients) for gradients in each]
@@ -350,10 +349,10 @@ def evaluate_with_virials(potential: Potential, graphs: Graphs) -> tuple[Result,
 
 
 def evaluate_without_waiting(potential: Potential, graph: Graph | Graphs) -> Result:
-    """Evaluate without asking an engine of a GPU whether it could: nothing is read back.
+    """Evaluate without reading anything back from a GPU, not even whether its engine succeeded.
 
-    Where it could not (two atoms of a system are closer than its tables reach), energy and forces
-    of this system are NaN: look at the energies before anything is made of them.
+    If two atoms of a system are closer than the engine's tables reach, energy and forces of this
+    system are NaN: check the energies before the result is used.
     """
     return _evaluate(potential, graph, waits=False)
 
@@ -372,16 +371,16 @@ def _evaluate(potential: Potential, graph: Graph | Graphs, *, waits: bool) -> Re
 
 @dataclass(frozen=True)
 class EdgeGradients:
-    """Energies of a potential, and the gradient of those that count by all edge vectors.
+    """Energies of a potential, and the gradient of the counted energies by all edge vectors.
 
     All are tensors, or all are arrays on the CPU.
 
     Attributes:
-        energies: [n_atoms] eV; zero for ghosts, but for pairs of longer range that are divided.
-        short: [n_edges, 3] eV/Å, of the network's graph.
-        long: [n_edges, 3] eV/Å, of the graph of longer range; None where there is none.
-        others: outputs of the network beside energies, by name, float64.
-        summed: what pair terms have summed up themselves.
+        energies: [n_atoms] eV; zero for ghosts, except for divided pairs of longer range.
+        short: [n_edges, 3] eV/Å, for the network's graph.
+        long: [n_edges, 3] eV/Å, for the graph of longer range; None without one.
+        others: outputs of the network other than energies, by name, float64.
+        summed: gradients that pair terms have already summed over edges.
         surroundings: see `Result`.
     """
 
@@ -394,7 +393,7 @@ class EdgeGradients:
 
     @property
     def tensors(self) -> EdgeGradients:
-        """The same as tensors."""
+        """The same gradients as tensors."""
         if isinstance(self.energies, Tensor):
             return self
         return EdgeGradients(
@@ -415,16 +414,16 @@ def edge_gradients(
     sums: bool = False,
     weights: Tensor | None = None,
 ) -> EdgeGradients:
-    """Energies and their gradient by edge vectors: scale, reference energies, pair terms, ghosts.
+    """Return energies with scale, reference energies and pair terms, and their gradients by edges.
 
-    Of an engine whose outputs are arrays everything is arrays: a tensor costs as much as a loop
-    over the atoms of a small molecule.
+    If an engine's outputs are arrays, all results are arrays: a tensor costs as much as a loop over
+    the atoms of a small molecule.
 
     Args:
-        member: a single potential, no committee.
+        member: a single potential, not a committee.
         graphs: of the structures.
         waits: see `attncalc.nn.network.linearize`.
-        sums: True where a pair term may sum up its gradient itself, which then is in `summed`.
+        sums: True: pair terms may sum their gradient over edges themselves, into `summed`.
         weights: [n_atoms], float64, of the atoms' energies in the sum whose gradient is taken;
             None: ones.
     """
@@ -474,7 +473,7 @@ def _times(factor: Any, weights: Tensor) -> Any:
 
 
 def _others(outputs: AtomOutputs) -> dict[str, Any]:
-    """Outputs beside the energies, by name, in float64: arrays where outputs are made of these."""
+    """Return outputs other than energies, by name, float64; arrays if the outputs are arrays."""
     arrays = outputs.arrays
     given = outputs if arrays is None else arrays
     named = {name: getattr(given, name) for name in OUTPUTS[1:]}
@@ -486,7 +485,7 @@ def _others(outputs: AtomOutputs) -> dict[str, Any]:
 
 
 def _in_arrays(found: LinearizedTerm) -> LinearizedTerm:
-    if not isinstance(found.energies, Tensor):  # of a term that gives arrays throughout
+    if not isinstance(found.energies, Tensor):  # then all are arrays
         return found
     return _each(found, lambda value: value.numpy() if isinstance(value, Tensor) else value)
 
@@ -510,7 +509,7 @@ def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> Surr
     environments = member.environments
     if environments is None:
         return None
-    network = member._modules["network"]  # attributes of a module are found late
+    network = member._modules["network"]  # faster than an attribute
     plain = getattr(network, "network", network) if outputs.features is None else None
     return Surroundings(environments, outputs.features, graph, plain)
 
@@ -527,8 +526,8 @@ class _ScaleArrays:
 
     @classmethod
     def of(cls, member: Potential) -> _ScaleArrays:
-        """Arrays as they were made last time, where the tensors are still the same."""
-        buffers = member._buffers  # attributes of a module are found late, and this is every step
+        """Return the arrays of last time, unless the tensors have been replaced."""
+        buffers = member._buffers  # faster than attributes, and this is done at every step
         scale, reference = buffers["scale"], buffers["reference_energies"]
         last: _ScaleArrays | None = member.__dict__.get("_scale_arrays")
         if last is None or last.tensors[0] is not scale or last.tensors[1] is not reference:
@@ -539,7 +538,7 @@ class _ScaleArrays:
 
 
 def _scaled_arrays(member: Potential, outputs: AtomOutputs, graph: Graph) -> tuple[Any, Any]:
-    """Scale of every atom, and energies in eV, as `_scaled`: arrays, in a third of its time."""
+    """Return scale and energies like `_scaled`, as arrays, in a third of the time."""
     species, arrays, found = graph.arrays.species, _ScaleArrays.of(member), outputs.arrays
     assert found is not None
     factor = arrays.scale[species]
@@ -547,7 +546,7 @@ def _scaled_arrays(member: Potential, outputs: AtomOutputs, graph: Graph) -> tup
 
 
 def _scaled(member: Potential, outputs: AtomOutputs, graph: Graph) -> tuple[Any, Any]:
-    """Scale of every atom, and energies in eV, both [n_atoms] and float64."""
+    """Return the scale of every atom, and energies in eV, both [n_atoms] and float64."""
     factor = member.scale.index_select(0, graph.species)
     of_species = member.reference_energies.index_select(0, graph.species)
     return factor, torch.addcmul(of_species, factor, outputs.energies.to(factor.dtype))
@@ -556,7 +555,7 @@ def _scaled(member: Potential, outputs: AtomOutputs, graph: Graph) -> tuple[Any,
 def _linearize_term(
     term: Any, outputs: AtomOutputs, graphs: Graphs, *, sums: bool, weights: Tensor | None
 ) -> LinearizedTerm:
-    """Energies [n_atoms] of a pair term, and the gradients of their sum by vectors and outputs."""
+    """Return energies [n_atoms] of a pair term, and gradients of the sum by vectors and outputs."""
     if reads_system(term):
         return _linearize_by_strain(term, outputs, graphs, sums=sums and weights is None)
     long_range = long_range_of(term)
@@ -591,7 +590,7 @@ def _to_differentiate_by(outputs: AtomOutputs, names: Sequence[str]) -> dict[str
 def _linearize_by_strain(
     term: Any, outputs: AtomOutputs, graphs: Graphs, *, sums: bool
 ) -> LinearizedTerm:
-    """The same of a term that reads positions and cells."""
+    """Linearize a term that reads positions and cells, by positions and strain."""
     if graphs.n_counted is not None or not sums:
         raise ValueError(
             f"{type(term).__name__} sums over the whole structure: neither a part of it with "
@@ -613,7 +612,7 @@ def _linearize_by_strain(
 
 
 def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
-    """Sums of energies, forces and strain gradients.
+    """Sum energies per system, and edge gradients to forces and strain gradients.
 
     With g_e = dE / d vector_e of the edge from receiver i to sender j: F_i += g_e, F_j -= g_e, and
     dE / d strain = sum_e vector_e (x) g_e, since a strain maps every vector r to r (1 + strain).
@@ -631,7 +630,7 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
     forces = energies.new_zeros(graph.n_atoms, 3)
     strain_gradient = energies.new_zeros(graph.n_systems, 3, 3)
     for edges, gradient in parts:
-        # on a GPU `index_put` sorts before it adds, `index_add` adds in any order
+        # reproducible on a GPU: `index_put` sorts before it adds, `index_add` adds in any order
         atoms = torch.cat([edges.receivers, edges.senders])
         forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
         strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
@@ -646,12 +645,11 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
 
 
 def atom_virials(graphs: Graphs, gradients: EdgeGradients) -> Tensor:
-    """[n_atoms, 3, 3] eV: the strain gradient divided among atoms, whose sum it is.
+    """Return virials of atoms [n_atoms, 3, 3] eV, which add up to the strain gradient.
 
     Each edge gives half of vector (x) gradient, symmetrized, to each of its two atoms. The division
-    is one of many: only sums over many atoms have a meaning that does not depend on it. In
-    particular it does not give the heat flux of a network with several layers, for which there is
-    `attncalc.heat_flux`.
+    is not unique: only sums over many atoms are independent of it. In particular it does not give
+    the heat flux of a network with several layers; `attncalc.heat_flux` does.
     """
     n_atoms, gradients = graphs.short.n_atoms, gradients.tensors
     virials = gradients.energies.new_zeros(n_atoms, 3, 3)
@@ -680,7 +678,7 @@ def _assemble_by_loop(
     for more in gradients.summed:
         forces += np.asarray(more.forces)
         strain_gradient += np.asarray(more.strain_gradient)
-    # adds in the order of the atoms, as `segment_sum` does in several times as long
+    # adds in the order of the atoms like `segment_sum`, but several times faster
     energy = np.bincount(system_idx, energies, minlength=n_systems)
     others = {name: np.asarray(value) for name, value in gradients.others.items()}
     arrays = ResultArrays(energy, energies, forces, strain_gradient, **others)
@@ -689,7 +687,7 @@ def _assemble_by_loop(
 
 @functools.cache
 def assemble_loop() -> Callable[..., None]:
-    """The compiled loop of `assemble` on the CPU."""
+    """Return the compiled loop of `assemble` on the CPU."""
     from attncalc.kernels.assemble_loop import assemble
 
     return assemble
@@ -704,7 +702,7 @@ def _same_weights(one: Potential, other: Potential) -> bool:
 
 
 def forces_from_edges(gradient: Tensor, receivers: Tensor, senders: Tensor, n_atoms: int) -> Tensor:
-    """[n_atoms, 3]: minus the gradient by positions, from dE / d vectors [n_edges, 3]."""
+    """Return forces [n_atoms, 3] from dE / d vectors [n_edges, 3]."""
     forces = gradient.new_zeros(n_atoms, 3).index_add(0, receivers, gradient)
     return forces.index_add(0, senders, -gradient)
 
@@ -715,7 +713,7 @@ def _strain_gradient(graph: Graph, gradient: Tensor) -> Tensor:
     else:
         outer = graph.vectors.unsqueeze(2) * gradient.unsqueeze(1)
         strain_gradient = segment_sum(outer, graph.system_idx[graph.receivers], graph.n_systems)
-    # rotational invariance makes it symmetric; averaging removes what rounding leaves
+    # rotational invariance makes it symmetric; averaging removes rounding errors
     return (strain_gradient + strain_gradient.transpose(1, 2)) / 2
 
 

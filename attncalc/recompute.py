@@ -1,8 +1,8 @@
-"""Sum over the edges of each atom in bounded memory: chunk by chunk, and computed again.
+"""Sum over the edges of each atom in bounded memory, by chunks that are recomputed for gradients.
 
-Autograd keeps what every edge has gone through until the gradient is taken, tens of kilobytes each.
-`sum_in_chunks` keeps only its inputs: the backward pass computes one chunk again, differentiates
-it and forgets it, and so does the derivative of the backward pass that training needs.
+Autograd stores the intermediate results of every edge, tens of kilobytes each, until the gradient
+is taken. `sum_in_chunks` stores only its inputs. The backward pass recomputes, differentiates and
+frees one chunk at a time, and so does the derivative of the backward pass, which training needs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # (sent [n_edges, ...], targets [n_receivers, ...], edge data, weights, receivers, mask)
-# -> [n_receivers, ...]; receivers count the rows of targets
+# -> [n_receivers, ...]; receivers are rows of targets
 OnChunk = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Chunk of whole receivers, from `first` to before `last`, with all their edges."""
+    """Receivers from `first` up to, but not including `last`, with all their edges."""
 
     first: int
     last: int
@@ -32,12 +32,12 @@ class Chunk:
 
 
 def chunks_of(receivers: Tensor, n_atoms: int, most_edges: int) -> list[Chunk]:
-    """Divide atoms into runs of at most so many edges each; an atom with more has its own.
+    """Divide atoms into runs of at most `most_edges` edges; an atom with more is a run by itself.
 
     Args:
         receivers: [n_edges], ascending.
-        n_atoms: rows that receive.
-        most_edges: of a chunk.
+        n_atoms: number of receiving atoms.
+        most_edges: largest number of edges of a chunk.
     """
     ends = [0, *torch.bincount(receivers, minlength=n_atoms).cumsum(0).tolist()]
     starts = [0]
@@ -58,17 +58,17 @@ def sum_in_chunks(
 ) -> Tensor:
     """Return `on_edges` of all edges, [n_atoms, ...], chunk by chunk and twice differentiable.
 
-    All inputs that require gradients get them in one backward pass, asked for or not: autograd
-    does not say which. So a training step computes the gradient by the weights twice.
+    One backward pass computes the gradients of all inputs that require them, because autograd does
+    not say which are needed. So a training step computes the gradient by the weights twice.
 
     Args:
-        on_edges: the computation; a receiver must need no edges but its own.
+        on_edges: computation of a chunk; a receiver must depend on no edges but its own.
         chunks: from `chunks_of`.
         edges: receivers, senders [n_edges], mask [n_edges].
-        sources: [n_atoms, ...]; an edge is given the row of its sender.
-        targets: [n_atoms, ...]; a chunk is given the rows of its receivers.
+        sources: [n_atoms, ...]; each edge gets the row of its sender.
+        targets: [n_atoms, ...]; each chunk gets the rows of its receivers.
         edge_data: tensors [n_edges, ...].
-        weights: given to every chunk.
+        weights: tensors that every chunk gets.
     """
     plan = _Plan(on_edges, chunks, *edges, len(edge_data))
     return _Sum.apply(plan, sources, targets, *edge_data, *weights)
@@ -95,7 +95,7 @@ class _Plan:
     def leaves(
         self, chunk: Chunk, tensors: Sequence[Tensor], wanted: Sequence[bool]
     ) -> list[Tensor]:
-        """Return the parts of a chunk, those that are differentiated by."""
+        """Return the inputs of a chunk as leaves; the wanted ones require gradients."""
         parts = (self.part(k, chunk, t).detach() for k, t in enumerate(tensors))
         return [part.requires_grad_(w) for part, w in zip(parts, wanted, strict=True)]
 
@@ -133,7 +133,7 @@ def _gradients(
     *,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """Return the gradients by the leaves that need them; None for the others."""
+    """Return the gradients by the wanted leaves; None for the others."""
     by = [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
     if not by or not result.requires_grad:
         return [None] * len(leaves)
@@ -164,7 +164,7 @@ class _Gradient(torch.autograd.Function):
         ctx: Any, plan: _Plan, wanted: Sequence[bool], d_result: Tensor, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         ctx.plan, ctx.wanted = plan, wanted
-        ctx.set_materialize_grads(False)  # None where nobody asks for a second derivative
+        ctx.set_materialize_grads(False)  # None where no second derivative is needed
         ctx.save_for_backward(d_result, *tensors)
         totals = [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
         for chunk in plan.chunks:
@@ -176,7 +176,7 @@ class _Gradient(torch.autograd.Function):
         return tuple(totals)
 
     @staticmethod
-    @once_differentiable  # nobody needs a third derivative
+    @once_differentiable  # no third derivative is needed
     def backward(ctx: Any, *seconds: Tensor | None) -> tuple[Tensor | None, ...]:
         plan, (d_result, *tensors) = ctx.plan, ctx.saved_tensors
         outer_total = torch.zeros_like(d_result)

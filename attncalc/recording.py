@@ -1,4 +1,4 @@
-"""Functions that are done again and again without asking Python: a CUDA graph, and a stand-in."""
+"""Recorded functions that are repeated without Python: a CUDA graph, and a substitute for it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 import torch
 
-# before it is recorded a function has run so often, for libraries make their plans meanwhile
+# runs of a function before it is recorded, in which libraries make their plans
 WARM_UPS = 3
 
 Function = Callable[[], None]
-# makes of a function that only writes into fixed tensors another one that does the same
+# turns a function that only writes into fixed tensors into another one that does the same
 Recorder = Callable[[Function], Function]
 
 
 class CudaGraph:
-    """A function whose kernels are recorded once; a call launches all of them at once.
+    """Function whose kernels are recorded once; a call launches all of them at once.
 
-    What the function reads and writes stays where it is. It must not wait for the device, nor copy
-    anything to or from it.
+    Every call reads and writes the tensors of the recording. The function must not wait for the
+    device, nor copy anything to or from it.
 
     Args:
         function: runs a few times before it is recorded.
@@ -33,8 +33,8 @@ class CudaGraph:
         current.wait_stream(side)
         self._function = function  # its tensors must live as long as the graph
         self._graph = torch.cuda.CUDAGraph()
-        # PyTorch's own stream for this is on the device that something was first recorded on; and
-        # where recording fails, PyTorch leaves its stream the current one
+        # pass a stream: PyTorch's own is on the device of the first recording in the process; and
+        # restore the current one: PyTorch does not, if recording fails
         with torch.cuda.stream(current), torch.cuda.graph(self._graph, stream=side):
             function()
 
@@ -43,10 +43,10 @@ class CudaGraph:
 
 
 class Again:
-    """Calls the function: what a `CudaGraph` does, anywhere, slowly.
+    """Substitute for `CudaGraph` on any device, slow: it calls the function.
 
     Args:
-        function: runs as often beforehand as for a `CudaGraph`.
+        function: runs a few times at first, as for `CudaGraph`.
     """
 
     def __init__(self, function: Function) -> None:

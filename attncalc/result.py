@@ -1,4 +1,4 @@
-"""`Result`: energy and its derivatives, of one evaluation of one or many structures."""
+"""`Result`: energy and its derivatives from one evaluation of one or many structures."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from attncalc.system import System
 
 SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
 
-# what two ways to the same `Result` may differ by, see `deviation`; in float32, rounding alone is
-# 1e-6 to 1e-5
+# largest `deviation` allowed between two ways to compute a `Result`; in float32, rounding alone
+# gives 1e-6 to 1e-5
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviation over the members of a committee (of a sample: n - 1).
+    """Sample standard deviation (n - 1) over the members of a committee.
 
-    Where the members disagree, their mean should not be trusted; where they agree, they may still
-    be wrong together.
+    If members disagree, their mean should not be trusted. If they agree, all may still be wrong.
 
     Attributes:
         energy: [n_systems] eV.
@@ -48,11 +47,11 @@ class Result:
         energies: [n_atoms] eV, per atom; they add up to `energy`.
         forces: [n_atoms, 3] eV/Å.
         strain_gradient: [n_systems, 3, 3] eV: dE / d strain, symmetric; see `stress`.
-        spread: how far the members of a committee are apart; None for a single potential.
-        charges: [n_atoms] e; None where the network does not predict them, or not all members do.
-        hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None likewise.
-        surroundings: what `novelty` is computed from; None where the model does not know on what
-            environments it was trained.
+        spread: standard deviation over the members of a committee; None for a single potential.
+        charges: [n_atoms] e; None unless all members predict them.
+        hirshfeld_ratios: [n_atoms], see `attncalc.graph.AtomOutputs`; None unless all members
+            predict them.
+        surroundings: input of `novelty`; None if the training environments are not known.
     """
 
     energy: Tensor
@@ -66,16 +65,16 @@ class Result:
 
     @functools.cached_property
     def novelty(self) -> NDArray[np.float64] | None:
-        """[n_atoms], no unit: how far each atom is outside the environments of the training.
+        """Distance of each atom from the training environments, [n_atoms], without unit.
 
-        1 is the edge of what training held, see `attncalc.novelty.Environments`. It is computed
-        when it is first asked for. Of a committee it is that of the first member which knows its
-        training; None where none does.
+        1 is the edge of the environments, see `attncalc.novelty.Environments`. Novelty is computed
+        at its first use. For a committee it is that of the first member with known training
+        environments; None without one.
         """
         return None if self.surroundings is None else self.surroundings.novelty()
 
     def stress(self, system: System) -> Tensor:
-        """[n_systems, 3, 3] eV/Å³: (1/V) dE / d strain, ASE's sign.
+        """Return the stress (1/V) dE / d strain, [n_systems, 3, 3] eV/Å³, with ASE's sign.
 
         Args:
             system: the structures that were evaluated.
@@ -93,7 +92,7 @@ class Result:
 
     @property
     def arrays(self) -> ResultArrays:
-        """The same as arrays on the CPU."""
+        """Result as arrays on the CPU."""
         values = {name: getattr(self, name) for name in ResultArrays._fields}
         present = {name: value for name, value in values.items() if value is not None}
         return ResultArrays(**{name: value.cpu().numpy() for name, value in present.items()})
@@ -115,7 +114,7 @@ class ResultOfArrays(OfArrays, Result):
 
 
 def mean_of(results: list[Result]) -> Result:
-    """Return the mean of a committee's members, with their spread."""
+    """Return the mean of the results of a committee's members, with their spread."""
 
     def all_of(name: str) -> Tensor:
         return torch.stack([getattr(result, name) for result in results])
@@ -138,10 +137,10 @@ def mean_of(results: list[Result]) -> Result:
 
 
 def deviation(ours: Result, theirs: Result) -> float:
-    """Largest difference of energies per atom, forces, strain gradients, charges and ratios.
+    """Return the largest difference of energies per atom, forces, strain gradients and outputs.
 
-    In eV, eV/Å and e; relative to the largest force component where that exceeds 1 eV/Å, but for
-    charges and Hirshfeld ratios. NaN if any number is.
+    It is in eV, eV/Å and e. If the largest force component exceeds 1 eV/Å, all differences except
+    those of charges and Hirshfeld ratios are divided by it. NaN if any number is NaN.
     """
     scale = theirs.forces.abs().amax().clamp(min=1.0)
     differences = [
@@ -158,6 +157,6 @@ def deviation(ours: Result, theirs: Result) -> float:
 
 
 def volumes(system: System) -> Tensor:
-    """[n_systems] Å³; zero where there are not three cell vectors."""
+    """Return the volume of each structure, [n_systems] Å³; zero without three cell vectors."""
     a, b, c = system.cell.unbind(1)
     return (torch.linalg.cross(a, b) * c).sum(1).abs()

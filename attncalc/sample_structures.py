@@ -12,7 +12,7 @@ DIRECTION = np.array([0.48, 0.6, -0.64])  # of length 1
 
 
 def sample_structures(species: tuple[int, ...]) -> list[Atoms]:
-    """Return two clusters, a crystal of two atoms that see their images, and two close atoms."""
+    """Return two clusters, a crystal of two atoms in a small cell, and two close atoms."""
     crystal = random_cluster(species, seed=2)[:2]
     crystal.numbers[:] = crystal.numbers[0]  # an even number of electrons
     crystal.set_cell([[3.1, 0.0, 0.0], [0.4, 2.9, 0.0], [0.2, -0.3, 3.3]])
@@ -31,7 +31,7 @@ def pairs(species: tuple[int, ...], shortest: float, longest: float) -> list[Ato
 
 
 def random_cluster(species: tuple[int, ...], seed: int = 0) -> Atoms:
-    """Return at most twelve atoms at random, none closer than 1.1 Å, with even electrons."""
+    """Return at most twelve random atoms, none closer than 1.1 Å, with an even electron number."""
     rng = np.random.default_rng(seed)
     positions = np.zeros((1, 3))
     while len(positions) < N_ATOMS:
@@ -40,7 +40,7 @@ def random_cluster(species: tuple[int, ...], seed: int = 0) -> Atoms:
             positions = np.vstack([positions, trial])
     numbers = rng.choice(species, N_ATOMS)
     odd = np.flatnonzero(numbers % 2)
-    if len(odd) % 2:  # twice the element of the first odd atom leaves no lone electron
+    if len(odd) % 2:  # repeat an odd element, or remove its atom, for an even electron number
         numbers[(odd[0] + 1) % N_ATOMS] = numbers[odd[0]]
         if np.count_nonzero(numbers % 2) % 2:
             numbers = np.delete(numbers, odd[0])

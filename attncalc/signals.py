@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: delayed until something is done, and recognised wherever they come."""
+"""Ctrl-C and SIGTERM: delayed until a block is done, and recognised inside compiled loops."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any, NoReturn
 def finished_before_ctrl_c() -> Iterator[list[Any]]:
     """Delay Ctrl-C, and SIGTERM where Python handles it, until the block is done.
 
-    No frame is cut off within a number, and no error reaches HDF5 from a signal.
+    So no frame is written in part, and no signal raises an error inside HDF5.
 
     Yields:
-        What waits: empty until a signal has come.
+        Pending signals: an empty list until a signal has come.
     """
     waiting: list[Any] = []
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
         yield waiting
         return
     handlers = {
         number: handler
         for number in (signal.SIGINT, signal.SIGTERM)
-        # others end the process, or C code has put them there
+        # other handlers end the process, or were set by C code
         if callable(handler := signal.getsignal(number))
     }
     for number in handlers:
@@ -41,9 +41,9 @@ def finished_before_ctrl_c() -> Iterator[list[Any]]:
 
 @contextmanager
 def ctrl_c_in_loops() -> Iterator[None]:
-    """Raise KeyboardInterrupt where Ctrl-C came while a compiled loop handed its arrays over.
+    """Raise KeyboardInterrupt if Ctrl-C was pressed while a compiled loop returned its arrays.
 
-    Numba does that by a little Python code, and makes a SystemError of what is raised there.
+    Numba runs some Python code for that, and turns an exception in it into a SystemError.
     """
     try:
         yield
@@ -52,7 +52,7 @@ def ctrl_c_in_loops() -> Iterator[None]:
 
 
 def raise_ctrl_c(error: SystemError) -> NoReturn:
-    """Raise KeyboardInterrupt if that is what the error was made of, else the error."""
+    """Raise KeyboardInterrupt if it is the cause of the error, else the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, KeyboardInterrupt):

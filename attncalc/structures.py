@@ -1,4 +1,4 @@
-"""`evaluate_many`: structures that are evaluated once, and what a model refuses of them."""
+"""`evaluate_many`: evaluation of structures in batches, and checks that a model supports them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluate_many(
     Args:
         potential: the model.
         structures: may differ in size, elements, cell, charge.
-        batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
+        batch_atoms: largest number of atoms of a batch; a larger structure is a batch by itself.
         first_number: number of the first structure in messages.
 
     Raises:
@@ -51,12 +51,12 @@ def evaluate_many(
 def batches(
     structures: Sequence[Atoms], batch_atoms: int, *, apart: bool = False
 ) -> Iterator[tuple[int, int]]:
-    """First structure of a batch and the one behind its last, for all batches in order.
+    """Yield the first structure of each batch and the one after its last, in order.
 
     Args:
         structures: all of them.
-        batch_atoms: structures share a batch up to so many atoms; a larger one has its own.
-        apart: molecules and periodic structures never share one.
+        batch_atoms: largest number of atoms of a batch; a larger structure is a batch by itself.
+        apart: True: molecules and periodic structures are never in one batch.
     """
     first, n_atoms = 0, 0
     for k, atoms in enumerate(structures):
@@ -77,10 +77,11 @@ def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[
 
 
 def fresh_graphs(potential: Potential, system: System) -> Graphs:
-    """Graphs of a system for a potential, from new neighbour lists.
+    """Return the graphs of a system for a potential, from new neighbour lists.
 
     Raises:
-        ValueError: as `attncalc.neighbors.fresh_graph` and `Potential.long_range_for`.
+        ValueError: an element is unknown, a position is not finite, two atoms lie on top of each
+            other, or molecules and periodic structures need different ranges.
     """
     species, long_range = potential.species, potential.long_range_for(system)
     short = fresh_graph(system, cutoff=potential.cutoff, species=species)
@@ -91,11 +92,12 @@ def fresh_graphs(potential: Potential, system: System) -> Graphs:
 
 
 def check_system(potential: Potential, system: System) -> None:
-    """Refuse elements that the model does not know, and what its network would silently ignore.
+    """Refuse elements that the model does not know, and input that its network would ignore.
 
     Raises:
-        ValueError: an element is unknown; or a structure is periodic, and the model looks at all
-            pairs of atoms; or as `check_electrons` and `Potential.long_range_for`.
+        ValueError: an element is unknown; a structure is periodic, and the model sums over all
+            pairs of atoms; a structure is periodic in one or two directions, and the model has an
+            Ewald sum; or as for `check_electrons` and `Potential.long_range_for`.
     """
     species_of(system.atomic_numbers, potential.species)
     longest = max(potential.cutoff, potential.long_range_for(system) or 0)
@@ -119,7 +121,7 @@ def check_system(potential: Potential, system: System) -> None:
 def check_electrons(
     potential: Potential, charge: Tensor, spin: Tensor, protons: Tensor, pbc: Tensor
 ) -> None:
-    """Refuse charges and multiplicities that the model would silently ignore, and radicals.
+    """Refuse charges, multiplicities and radicals that the model does not support.
 
     Args:
         potential: the model.
@@ -130,8 +132,8 @@ def check_electrons(
 
     Raises:
         ValueError: a structure is charged, or not in its lowest spin state, and the network has no
-            input for that; or its charge is outside of those that the model was trained on; or it
-            is a radical, and the model was trained on closed shells.
+            input for that; its charge is outside the range of the training; or it is a radical, and
+            the model was trained on closed shells only.
     """
     if not potential.reads_charge and (charged := charge[charge != 0]).numel():
         raise ValueError(
@@ -150,17 +152,17 @@ def check_electrons(
 
 
 def _refuse_charges(charge: Tensor, pbc: Tensor, least: int, largest: int) -> None:
-    """Refuse molecules of a total charge that no structure of the training had.
+    """Refuse molecules with a total charge outside the range of the training.
 
-    Cells hold as many ions as they are large.
+    Periodic structures are not checked: the charge of a cell grows with its size.
 
     Args:
         charge: [n_systems] e.
         pbc: [n_systems, 3], bool.
-        least, largest: e, of the training.
+        least, largest: range of the training, e.
 
     Raises:
-        ValueError: a molecule has another charge.
+        ValueError: the charge of a molecule is outside this range.
     """
     unknown = ((charge < least) | (charge > largest)) & ~pbc.any(1)
     if unknown.any():
@@ -175,7 +177,7 @@ def _refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
     """Refuse molecules with an odd number of electrons, for models trained on closed shells.
 
     Args:
-        electrons: [n_systems], numbers of them.
+        electrons: [n_systems], numbers of electrons.
         pbc: [n_systems, 3], bool.
 
     Raises:

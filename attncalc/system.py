@@ -1,4 +1,4 @@
-"""`System`: one structure or many as tensors, and the one place of validation."""
+"""`System`: one structure or many as tensors; all structures are validated here."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class System:
         return torch.arange(self.n_atoms, device=self.device) - self.first_atoms[self.system_idx]
 
     def to(self, device: torch.device | str) -> System:
-        """Return the same system on another device, or itself if it is there."""
+        """Return the same system on another device, or itself if it is there already."""
         if self.device == torch.device(device):
             return self
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
@@ -81,20 +81,20 @@ class System:
     def from_ase(cls, atoms: Atoms | Sequence[Atoms], *, first: int = 0) -> System:
         """Convert one `ase.Atoms` or several into one batch, on the CPU.
 
-        Masses, velocities and constraints are no part of it: integrators of `attncalc.md` take them
-        where they are given the `ase.Atoms` themselves.
+        Masses, velocities and constraints are not included: integrators of `attncalc.md` read them
+        from the `ase.Atoms`.
 
         Total charge and multiplicity are read from `atoms.info["charge"]` (e, default 0) and
         `atoms.info["spin"]` (2S+1, default the lowest that the number of electrons allows).
 
         Args:
             atoms: the structures.
-            first: number of the first one, for messages, where they are part of a longer list.
+            first: number of the first structure in messages, if they are part of a longer list.
 
         Raises:
             ValueError: a structure is empty, has a position or cell that is not finite, an unknown
-                element, a periodic direction without cell vector, a cell with no room for its
-                atoms, or an impossible charge or spin.
+                element, a periodic direction without cell vector, a cell too small for its atoms,
+                or an impossible charge or spin.
         """
         structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not structures:
@@ -169,7 +169,7 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
 
 
 def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -> tuple[int, int]:
-    """Return the same of a structure whose atomic numbers add up to `protons`; errors likewise."""
+    """Return charge and multiplicity like `charge_and_spin`, from the sum of atomic numbers."""
     charge = _integer(info.get("charge", 0), "charge", "total charge in e", where)
     electrons = protons - charge
     if electrons < 0:
@@ -196,10 +196,11 @@ def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -
 
 
 def what_is_ignored(atoms: Atoms) -> str:
-    """Name charges, magnetic moments and entries that no model reads; "" where there are none.
+    """Describe charges, magnetic moments and entries that no model reads; "" if there are none.
 
     Args:
-        atoms: with `info["charge"]` or `info["spin"]` they may hold whatever they like.
+        atoms: the structure. Initial charges are no problem if it has `info["charge"]`, nor are
+            initial magnetic moments if it has `info["spin"]`.
     """
     wanted = {
         "charge": ("initial charges", atoms.arrays.get("initial_charges")),
@@ -238,11 +239,11 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
 
     Args:
         atoms: the structure.
-        where: how the message begins.
+        where: beginning of the message.
 
     Raises:
-        TypeError: it is no `ase.Atoms`.
-        ValueError: as in `System.from_ase`.
+        TypeError: `atoms` is not an `ase.Atoms`.
+        ValueError: the structure is invalid, see `System.from_ase`.
     """
     if not isinstance(atoms, Atoms):
         raise TypeError(f"{where}expected ase.Atoms, got {type(atoms).__name__}")
@@ -269,7 +270,7 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
             "are zero or dependent: set atoms.cell, or atoms.pbc = False"
         )
     if len(periodic) == 3 and abs(np.linalg.det(periodic)) < SMALLEST_ROOM * len(atoms):
-        # the neighbours within a cutoff would be without number
+        # there would be too many neighbours within a cutoff
         raise ValueError(
             f"{where}cell volume is {abs(np.linalg.det(periodic)) / len(atoms):.2g} Å³ per atom; "
             "are the cell vectors in Å?"

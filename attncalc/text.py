@@ -1,4 +1,4 @@
-"""Text of foreign messages, made fit for one line of a terminal."""
+"""Messages of other programs, shortened to one line of a terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from __future__ import annotations
 def one_line(message: object, *, longest: int = 400) -> str:
     """Return a text, or the message of an exception, without line breaks and control characters.
 
-    A foreign parser puts what it stumbled over into its message: that may be megabytes, or steer
-    the terminal.
+    Other parsers quote their input in messages: it may be megabytes long, or control the terminal.
 
     Args:
-        message: text or an exception; one that says nothing is called by its type.
-        longest: characters; what is longer loses its middle, so that what is wrong and how to mend
-            it both stay.
+        message: text or an exception; an exception without a message is named by its type.
+        longest: number of characters; a longer text loses its middle, so that both the problem and
+            its remedy remain.
     """
     text = str(message) or type(message).__name__
     if len(text) > longest:

@@ -6,8 +6,8 @@
 | cosine      | (1 + cos(pi s)) / 2                   | 1 (Behler & Parrinello, 2007)        |
 | exponential | exp(-s^2 / ((1 - s)(1 + s)))          | all (SpookyNet, 2021)                |
 
-Beyond the cutoff the polynomial and the cosine would come back to life, hence the mask: a
-neighbour list with a skin holds pairs there.
+Beyond the cutoff the polynomial and the cosine are not zero, hence the mask: a neighbour list with
+a skin holds pairs there.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 def physnet(lengths: Tensor, cutoff: float) -> Tensor:
     """1 - 6 s^5 + 15 s^4 - 10 s^3 for s = lengths / cutoff < 1, else 0; same shape as `lengths`."""
     s = lengths / cutoff
-    # factored: the sum above ends in rounding, which may be negative close to the cutoff
+    # factored: rounding of the sum above may be negative close to the cutoff
     return torch.where(s < 1, (1 - s) ** 3 * (1 + s * (3 + 6 * s)), 0.0)
 
 

@@ -1,8 +1,8 @@
-"""Rotations into the frame of an edge, where the edge points to the pole of the harmonics.
+"""Rotations into the frame of an edge, in which the edge points to the pole of the harmonics.
 
 Convention: e3nn's. Components of l = 1 are (x, y, z), the polar axis is y, and harmonics have
 "component" normalisation, sum over m of Y_lm^2 = 2l+1. In the frame of an edge its harmonics are
-Y_lm = sqrt(2l+1) for m = 0 and nothing else, so that a tensor product with them couples only
+Y_lm = sqrt(2l+1) for m = 0 and zero otherwise, so that a tensor product with them couples only
 components of equal |m| (Passaro & Zitnick, ICML 2023).
 
 Components in an edge frame are ordered by |m|: m = 0, 1, -1, 2, -2, ...
@@ -33,15 +33,15 @@ class EdgeFrames(ModuleWithConstants):
             self.register_constant(f"raise_{degree}", _raising(degree))
 
     def forward(self, directions: Tensor) -> list[Tensor]:
-        """directions [n, 3], unit vectors -> for l = 1, 2, ... D_l [n, 2l+1, 2l+1].
+        """Return rotations D_l [n, 2l+1, 2l+1] for l = 1, 2, ... of unit vectors [n, 3].
 
-        D x are the components in the edge frame of an x in the laboratory's, D^T goes back.
+        D x are the components in the edge frame of x in the laboratory frame; D^T is the inverse.
         """
         vector = _to_pole(directions)
         rotations = [vector]
         for degree in range(2, self.highest + 1):
             below = rotations[-1]
-            # [n, component of l-1, of 1, both once more on the other side]
+            # [n, row of D_(l-1), row of D_1, column of D_(l-1), column of D_1]
             product = below[:, :, None, :, None] * vector[:, None, :, None, :]
             raised = product.flatten(1) @ self.get_buffer(f"raise_{degree}")
             rotations.append(raised.unflatten(1, (2 * degree + 1, 2 * degree + 1)))
@@ -72,11 +72,10 @@ def kappa(a: int, b: int, c: int, m: int) -> float:
 
 
 def _to_pole(directions: Tensor) -> Tensor:
-    """[n, 3, 3]: the shortest rotation that takes each vector to +y, after a half turn for y < 0.
+    """Return the shortest rotation [n, 3, 3] of each vector to +y, after a half turn if y < 0.
 
-    Rows are in the order of |m|, which for degree 1 is y, z, x.
-
-    Without angles there is no pole to divide by: 1 + |y| is 1 or more.
+    Rows are in the order of |m|, which for degree 1 is y, z, x. The formula has no angles and no
+    singularity at the poles: its denominator 1 + |y| is at least 1.
     """
     x, y, z = directions.unbind(1)
     half_turn = torch.where(y < 0, -1.0, 1.0).to(y.dtype)  # about x: y and z change sign
@@ -93,7 +92,7 @@ def _to_pole(directions: Tensor) -> Tensor:
 
 @functools.cache
 def _raising(degree: int) -> Tensor:
-    """[(2l-1) 3 (2l-1) 3, (2l+1)^2]: D_l from the product of D_(l-1) and D_1, l = `degree`."""
+    """Return the matrix [(2l-1) 3 (2l-1) 3, (2l+1)^2] from D_(l-1) x D_1 to D_l, l = `degree`."""
     c = coupling(degree - 1, 1, degree)
     # rotated components (rows of D) are in the order of |m|
     rotated = c[order_by_m(degree - 1)][:, order_by_m(1)][:, :, order_by_m(degree)]

@@ -1,4 +1,4 @@
-"""Radial bases: smooth functions of the distance that feed the radial networks."""
+"""Radial bases: smooth functions of the distance, which are inputs of radial networks."""
 
 import math
 
@@ -44,7 +44,7 @@ class BernsteinBasis(ModuleWithConstants):
 
     def __init__(self, num_basis: int, cutoff: float) -> None:
         super().__init__()
-        del cutoff  # the basis has no cutoff in it
+        del cutoff  # the basis has none
         n = num_basis - 1
         logarithms = [
             math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)
@@ -64,7 +64,7 @@ class BernsteinBasis(ModuleWithConstants):
 
 
 def mean_square(basis: nn.Module, cutoff: float) -> float:
-    """Mean of the squared values of a basis over all places within the cutoff, Å."""
+    """Return the mean square of a basis over the volume within the cutoff [Å]."""
     lengths = torch.linspace(0, cutoff, 1001, dtype=torch.float64)[1:]
     weights = lengths**2 / (lengths**2).sum()
     squares = basis(lengths).square().mean(1)

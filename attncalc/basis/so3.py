@@ -53,12 +53,12 @@ class SphericalHarmonics(ModuleWithConstants):
 
 @functools.cache
 def _raising(degree: int) -> Tensor:
-    """[(2l-1) 3, 2l+1]: Y_l of unit vectors from the product of Y_(l-1) and Y_1.
+    """Return the matrix [(2l-1) 3, 2l+1] from the product of Y_(l-1) and Y_1 to Y_l.
 
-    The Clebsch-Gordan product to the highest degree is proportional to Y_l; the factor is fixed
-    at the pole, where Y_l0 = sqrt((2l+1) / 4 pi).
+    For unit vectors the Clebsch-Gordan product to the highest degree is proportional to Y_l; the
+    factor is fixed at the pole, where Y_l0 = sqrt((2l+1) / 4 pi).
     """
-    # by formula: to import e3nn would take longer than to load a model
+    # by formula, since importing e3nn takes longer than loading a model
     bases = [_real_basis(l).conj() for l in (degree - 1, 1)]
     product = torch.einsum("ai,bj,ijk,ck->abc", *bases, _to_highest(degree), _real_basis(degree))
     coupling = product.real
@@ -71,7 +71,7 @@ def _raising(degree: int) -> Tensor:
 
 
 def _to_highest(degree: int) -> Tensor:
-    """[2l-1, 3, 2l+1], complex: Clebsch-Gordan coefficients <l-1 m1; 1 m2 | l m>.
+    """Return Clebsch-Gordan coefficients <l-1 m1; 1 m2 | l m>, [2l-1, 3, 2l+1], complex.
 
     Varshalovich, Moskalev, Khersonskii, Quantum Theory of Angular Momentum (1988), table 8.2.
     """
@@ -89,7 +89,7 @@ def _to_highest(degree: int) -> Tensor:
 
 
 def _real_basis(degree: int) -> Tensor:
-    """[2l+1, 2l+1]: real harmonics from complex ones (Condon-Shortley phase), both by m."""
+    """Return the matrix from complex harmonics (Condon-Shortley phase) to real ones, by m."""
     basis = torch.zeros(2 * degree + 1, 2 * degree + 1, dtype=torch.complex128)
     basis[degree, degree] = 1
     for m in range(1, degree + 1):  # cosines, then sines
@@ -100,20 +100,21 @@ def _real_basis(degree: int) -> Tensor:
 
 
 def parity(degrees: tuple[int, ...]) -> Tensor:
-    """[sum of 2l+1]: Y(-u) / Y(u) = (-1)^l for every component."""
+    """Return Y(-u) / Y(u) = (-1)^l for every component, [sum of 2l+1]."""
     return torch.cat([torch.full((2 * l + 1,), (-1.0) ** l, dtype=torch.float64) for l in degrees])
 
 
 def repeat_over_orders(degrees: tuple[int, ...]) -> Tensor:
-    """[n_degrees, sum of 2l+1], 0 or 1: copies one number per degree to all its orders."""
+    """Return the matrix [n_degrees, sum of 2l+1] that copies a number per degree to all orders."""
     rows = [torch.full((1, 2 * l + 1), 1.0, dtype=torch.float64) for l in degrees]
     return torch.block_diag(*rows)
 
 
 def contract_orders(degrees: tuple[int, ...]) -> Tensor:
-    """[sum of 2l+1, n_degrees]: squares of components -> invariants sum_m chi_lm^2 / sqrt(2l+1).
+    """Return the matrix [sum of 2l+1, n_degrees] from squared components to invariants.
 
-    The factor is the Clebsch-Gordan coefficient of l x l -> 0.
+    The invariants are sum_m chi_lm^2 / sqrt(2l+1); the factor is the Clebsch-Gordan coefficient of
+    l x l -> 0.
     """
     norm = torch.tensor([math.sqrt(2 * l + 1) for l in degrees], dtype=torch.float64)
     return repeat_over_orders(degrees).T / norm
@@ -121,14 +122,14 @@ def contract_orders(degrees: tuple[int, ...]) -> Tensor:
 
 @functools.cache
 def couplings(degrees: tuple[int, ...], *, natural_only: bool) -> Tensor:
-    """[M, M, M]: products of two different degrees, [chi_p x chi_q]_l for p < q.
+    """Return the tensor [M, M, M] of products of two different degrees, [chi_p x chi_q]_l, p < q.
 
     Indices: component of the result, of the first factor, of the second. Blocks have Frobenius
     norm 1; their signs are e3nn's `wigner_3j(l, p, q)`.
 
     Args:
         degrees: ascending; the result has the same.
-        natural_only: only products that behave under reflection as the coordinates do: l + p + q
+        natural_only: only products that transform under reflection like the coordinates: l + p + q
             even.
     """
     from e3nn import o3  # imported here: it takes a second and only construction needs it

@@ -1,4 +1,4 @@
-"""Molecular dynamics: whole steps where the model is, or through ASE's integrators."""
+"""Molecular dynamics: whole steps on the device of the model, or by ASE's integrators."""
 
 from attncalc.md.bussi import Bussi
 from attncalc.md.callback import Callback

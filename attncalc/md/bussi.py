@@ -20,15 +20,16 @@ class Bussi(AtTemperature):
     """Constant temperature: velocity Verlet and velocity rescaling, B A B R.
 
     Bussi, Donadio & Parrinello, J. Chem. Phys. 126, 014101 (2007). It disturbs the dynamics less
-    than friction does. Drift and, of a molecule, rotation of the whole are conserved, as in "nve".
+    than friction. The drift and, for a molecule, the rotation of the whole are conserved, as in
+    "nve".
 
     Attributes:
         timestep: ASE time units (0.5 * ase.units.fs).
         temperature: K, one number, or one for each system.
-        relaxation: ASE time units (100 * ase.units.fs), in which the kinetic energy forgets.
+        relaxation: relaxation time of the kinetic energy, ASE time units (100 * ase.units.fs).
 
     Raises:
-        ValueError: a number is not positive and finite, or a time not in ASE's unit.
+        ValueError: a number is not positive and finite, or a time is not in ASE's unit.
     """
 
     ensemble: ClassVar[str] = "nvt"
@@ -48,11 +49,11 @@ class Bussi(AtTemperature):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Bussi:
-        """Make one for `attncalc md`."""
+        """Make the integrator of a run by `attncalc md`."""
         return cls(settings.timestep, settings.temperature, settings.relaxation)
 
     def step(self, state: MDState, force: Function) -> MDState:
-        """The state one timestep later."""
+        """Return the state one timestep later."""
         h = self.timestep
         bath = (of_systems(self.temperature, state.system), self.relaxation)
         state = kick_drift(state, h) or drift(kick(state, h / 2), h)

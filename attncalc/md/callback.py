@@ -1,4 +1,4 @@
-"""`Callback`: what a run calls on the way, to write its files mostly."""
+"""`Callback`: an action that a run repeats at regular intervals, mostly to write files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from attncalc.md.state import MDState
 
 
 class Callback:
-    """Action every so many steps; what a subclass does not need it leaves as it is here.
+    """Action every `every` steps. Subclasses define `__call__`; other methods do nothing here.
 
     Attributes:
         every: steps; it is called with every state whose number of steps is a multiple of it, and
             with the first and the last one.
-        stops: True where the run is to end with the state that it has just been called with, which
-            all callbacks then see.
+        stops: True: the run is to end with the state of the last call, with which all callbacks are
+            then called.
     """
 
     every: int
@@ -23,17 +23,17 @@ class Callback:
         """Prepare for the first step of a new run."""
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Prepare to go on, instead of `begin`: forget what lies beyond this state."""
+        """Prepare to continue a run, instead of `begin`; drop what was written beyond the state."""
 
     def __call__(self, state: MDState) -> None:
-        """Take a state."""
+        """Process a state."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Make everything so far safe."""
+        """Bring everything so far to disk."""
 
     def end(self) -> None:
         """Finish after the last step, and after an error."""
 
     def forget(self) -> None:
-        """Remove the files that it made for a run that could not begin, after `end`."""
+        """Remove the files of a run that could not begin; called after `end`."""

@@ -6,13 +6,14 @@ rescaling as the thermostat. In a time h the cell is strained by
 
     M = β h / (3 τ) (P - P₀) + sqrt(2 kB T β h / (3 τ V)) R        cell -> cell exp(M)
 
-with P the tensor of the pressure and R the symmetric part of a matrix of normal numbers; its trace
-alone where the cell keeps its shape. Exponentials take in the Itô terms of the papers. The
-stationary distribution is exp(-(U + P₀ V) / kB T) in the positions of *all* atoms and in the cell:
+with the pressure tensor P and the symmetric part R of a matrix of normal random numbers; if the
+cell keeps its shape, only the trace of M is used. The exponential includes the Itô terms of the
+papers. The stationary distribution of the positions of *all* atoms and of the cell is
+exp(-(U + P₀ V) / kB T):
 
-* A centre of mass whose momentum is conserved is no particle less of the ideal gas; the missing
-  degrees of freedom press with kB T each.
-* Fixed atoms keep their places relative to the cell, and press by their forces only.
+* The ideal-gas pressure is that of all particles, even if the momentum of the centre of mass is
+  conserved: the missing degrees of freedom contribute kB T each.
+* Fixed atoms keep their positions relative to the cell, and contribute by their forces only.
 
 | papers            | here                                      |
 |-------------------|-------------------------------------------|
@@ -45,13 +46,13 @@ from attncalc.potential import Potential
 from attncalc.result import Result, volumes
 from attncalc.system import System
 
-# of the series of exp: a strain of 0.1 in a step, far too much, is exact to rounding
+# of the series of exp: exact to rounding for a strain of 0.1 in a step, which is far too much
 TERMS = 8
 
 
 @dataclass(frozen=True)
 class CellState(MDState):
-    """Atoms in motion in a cell that moves too.
+    """State of moving atoms in a cell that changes.
 
     Attributes:
         strain_gradient: [n_systems, 3, 3] eV: dE / d strain at these positions.
@@ -66,16 +67,16 @@ class CellState(MDState):
 
     @classmethod
     def kept_of(cls, result: Result, system: System) -> dict[str, Tensor | None]:
-        """Fields of a state that come with the forces."""
+        """Return the fields of a state that are computed with the forces."""
         return super().kept_of(result, system) | {"strain_gradient": result.strain_gradient}
 
     @property
     def volume(self) -> Tensor:
-        """[n_systems] Å³."""
+        """Volume, [n_systems] Å³."""
         return volumes(self.system)
 
     def tension(self) -> Tensor:
-        """[n_systems, 3, 3] eV: volume times pressure, of motion and forces."""
+        """Return volume times pressure, of motion and forces, [n_systems, 3, 3] eV."""
         thermal = self.momenta - self.momenta_of_the_whole()
         velocities = thermal / self.masses.unsqueeze(1)
         kinetic = self.per_system(thermal.unsqueeze(2) * velocities.unsqueeze(1))
@@ -83,7 +84,7 @@ class CellState(MDState):
 
     @property
     def pressure(self) -> Tensor:
-        """[n_systems] eV/Å³, with that of the degrees of freedom that `n_dof` leaves out."""
+        """Pressure, [n_systems] eV/Å³, including degrees of freedom that `n_dof` leaves out."""
         missing = self.left_out * units.kB * self.temperature
         return (_trace(self.tension()) + missing) / (3 * self.volume)
 
@@ -93,21 +94,21 @@ class CellRescaling(AtTemperature):
     """Constant temperature and pressure: R' and B A B of velocity Verlet and R of `Bussi`.
 
     R' strains cell, positions and momenta between the first B and A, where forces are known; see
-    `attncalc.md.cell_rescaling`. The orientation of the cell stays what it is.
+    `attncalc.md.cell_rescaling`. The orientation of the cell does not change.
 
     Attributes:
         timestep: ASE time units (0.5 * ase.units.fs).
         temperature: K, one number, or one for each system.
         pressure: eV/Å³ (5 * ase.units.GPa).
-        relaxation: ASE time units (100 * ase.units.fs), in which the kinetic energy forgets.
-        cell_relaxation: ASE time units (1000 * ase.units.fs), in which the volume forgets, if
+        relaxation: relaxation time of the kinetic energy, ASE time units (100 * ase.units.fs).
+        cell_relaxation: relaxation time of the volume, ASE time units (1000 * ase.units.fs), if
             `compressibility` is that of the material.
         compressibility: Å³/eV (0.1 / ase.units.GPa), roughly: it only scales `cell_relaxation`.
         isotropic: whether the cell keeps its shape.
 
     Raises:
-        ValueError: a number is not finite, or but for the pressure not positive, or a time not in
-            ASE's unit.
+        ValueError: a number is not finite, one other than the pressure is not positive, or a time
+            is not in ASE's unit.
     """
 
     ensemble: ClassVar[str] = "npt"
@@ -137,7 +138,7 @@ class CellRescaling(AtTemperature):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CellRescaling:
-        """Make one for `attncalc md`."""
+        """Make the integrator of a run by `attncalc md`."""
         return cls(
             timestep=settings.timestep,
             temperature=settings.temperature,
@@ -151,7 +152,7 @@ class CellRescaling(AtTemperature):
     def init(
         self, potential: Potential | Force | Function, structures: Structures, **given: Any
     ) -> CellState:
-        """Make the state to start from, at this temperature; see `AtTemperature.init`.
+        """Make the first state, at this temperature; see `AtTemperature.init`.
 
         Raises:
             ValueError: a structure is not periodic in all directions.
@@ -164,21 +165,21 @@ class CellRescaling(AtTemperature):
         return super().init(potential, structures, **given)
 
     def step(self, state: CellState, force: Function) -> CellState:
-        """The state one timestep later."""
+        """Return the state one timestep later."""
         h, kelvin = self.timestep, of_systems(self.temperature, state.system)
         tension = state.tension()
         strain = self._strain(state, tension, kelvin)
         state, turned = deform(kick(state, h / 2), strain, turns_back=not self.isotropic)
         state = drift(state, h)
         state = kick(state.with_forces(force(state.system)), h / 2)
-        # work of the barostat by the trapezoidal rule, both ends being known
+        # work of the barostat by the trapezoidal rule: both ends are known
         work = -0.5 * ((tension * strain).sum((1, 2)) + (state.tension() * turned).sum((1, 2)))
         state, bath = state.replace(heat=state.heat + work), (kelvin, self.relaxation)
         state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
         return state.replace(step=state.step + 1)
 
     def _strain(self, state: CellState, tension: Tensor, temperature: Tensor) -> Tensor:
-        """[n_systems, 3, 3]: M; of tension [n_systems, 3, 3] and temperature [n_systems] or [1]."""
+        """Return M [n_systems, 3, 3] for a tension of that shape and temperature [n_systems]."""
         volume, thermal = state.volume, units.kB * temperature
         eye = torch.eye(3, dtype=tension.dtype, device=tension.device)
         mobility = self.timestep * self.compressibility / (3 * self.cell_relaxation)  # Å³/eV
@@ -191,16 +192,16 @@ class CellRescaling(AtTemperature):
 
 
 def deform(state: CellState, strain: Tensor, *, turns_back: bool) -> tuple[CellState, Tensor]:
-    """R': positions and cell follow a strain, thermal momenta its inverse.
+    """R': transform positions and cell by a strain, and thermal momenta by its inverse.
 
     Args:
         state: before.
         strain: [n_systems, 3, 3], symmetric.
-        turns_back: turn all of it so that the first vector of the cell keeps its direction, and the
-            first two keep their plane.
+        turns_back: rotate everything so that the first vector of the cell keeps its direction, and
+            the first two keep their plane.
 
     Returns:
-        The state, and the strain as it is after turning.
+        The state, and the strain after the rotation.
     """
     system, idx = state.system, state.system.system_idx
     forwards, backwards = _exp(torch.stack([strain, -strain]))
@@ -216,7 +217,7 @@ def deform(state: CellState, strain: Tensor, *, turns_back: bool) -> tuple[CellS
 
 
 def _noise_of_cells(state: CellState) -> Tensor:
-    """[n_systems, 3, 3]: symmetric part of normal numbers."""
+    """Return the symmetric part of matrices of normal numbers, [n_systems, 3, 3]."""
     n, device = state.system.n_systems, state.momenta.device
     row = torch.arange(3 * n, device=device)
     noise = normal_noise(state.seed, state.step, state.replicas, row // 3, row % 3, purpose=CELL)
@@ -225,7 +226,7 @@ def _noise_of_cells(state: CellState) -> Tensor:
 
 
 def _exp(matrices: Tensor) -> Tensor:
-    """Exponentials of [..., 3, 3]; unlike `torch.matrix_exp` this waits for no device."""
+    """Return exponentials of [..., 3, 3]; `torch.matrix_exp` would wait for the device."""
     eye = torch.eye(3, dtype=matrices.dtype, device=matrices.device)
     result = eye.expand_as(matrices)
     for k in range(TERMS, 0, -1):
@@ -234,7 +235,7 @@ def _exp(matrices: Tensor) -> Tensor:
 
 
 def _frame(cell: Tensor) -> Tensor:
-    """[n_systems, 3, 3]: axes, one along the first vector, one across the plane of two."""
+    """Return axes [n_systems, 3, 3]: along the first cell vector, in the plane of two, normal."""
     first = _unit(cell[:, 0])
     across = _unit(torch.linalg.cross(cell[:, 0], cell[:, 1]))
     return torch.stack([first, torch.linalg.cross(across, first), across], dim=1)

@@ -1,6 +1,6 @@
-"""Checkpoints: the whole state of a run in one file, from which it goes on bit for bit.
+"""Checkpoints: the whole state of a run in one file, from which it continues bit for bit.
 
-A safetensors file with a JSON header: reading one executes nothing.
+A checkpoint is a safetensors file with a JSON header; reading it executes no code.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ FORMAT = 1
 LARGEST = 1 << 31  # bytes; those of ten million atoms
 KEY = "attncalc_md"
 _SYSTEM = {field.name for field in fields(System)}
-# noise has so many bits for it
+# noise uses so many bits of it
 LARGEST_STEP = 2**63 - 1
-# of any state; `MDState.stored` says the others
+# of any state, before those of `MDState.stored`
 TENSORS = (
     Stored("system.positions", FLOATS[:1], ("atoms", 3)),
     Stored("system.atomic_numbers", WHOLE, ("atoms",), 1),
@@ -48,7 +48,7 @@ TENSORS = (
     Stored("system.charge", FLOATS[:1], ("systems",)),
     Stored("system.spin", WHOLE, ("systems",), 1),
 )
-# what readers raise at content that nobody has written
+# errors of readers at invalid content
 UNREADABLE = (
     *(SafetensorError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
     *(RuntimeError, RecursionError),
@@ -60,9 +60,9 @@ class Restart(NamedTuple):
 
     Attributes:
         integrator: of the run.
-        state: `md.run` goes on from it, with the files of its run; from `state.as_first()` it
-            begins a new one.
-        info: what was given to the `Checkpoint`.
+        state: from this state `md.run` continues the run and its files; from `state.as_first()` it
+            begins a new run.
+        info: `info` of the `Checkpoint`.
     """
 
     integrator: Integrator
@@ -71,16 +71,16 @@ class Restart(NamedTuple):
 
 
 class Checkpoint(Callback):
-    """Saves the state of a run every so many steps, and at its end; each replaces the last.
+    """Callback that saves the state of a run at regular intervals and at its end, in one file.
 
-    The file is complete at any moment. Trajectories and logs of the same run are brought up to
-    date first, on their disk, so a run that is resumed finds in them at least what it needs.
+    The file is complete at any moment. Trajectories and logs of the same run are brought to disk
+    first, so that a resumed run finds all that it needs in them.
 
     Args:
         path: new file.
         every: steps.
-        seconds: at least so long after the last one; 0 saves whenever `every` says so.
-        info: what else to remember, as JSON.
+        seconds: least time between two checkpoints; 0: only `every` counts.
+        info: further data to store, as JSON.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Checkpoint(Callback):
         self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
-        """Refuse to overwrite.
+        """Refuse to overwrite a file.
 
         Raises:
             FileExistsError: the file exists.
@@ -108,24 +108,24 @@ class Checkpoint(Callback):
         self._is_new = True
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Go on with a file that is there."""
+        """Continue with an existing file."""
         del state
         self._integrator = integrator
 
     @property
     def waits(self) -> bool:
-        """True while the last one is not old enough."""
+        """True if the last checkpoint is younger than `seconds`."""
         return time.monotonic() - self._saved_at < self.seconds
 
     def __call__(self, state: MDState) -> None:
-        """Save."""
+        """Save a state."""
         if self._integrator is None:
             raise ValueError("a Checkpoint belongs to a run: give it to md.run as a callback")
         save_checkpoint(self.path, self._integrator, state, self.info)
         self._saved_at = time.monotonic()
 
     def forget(self) -> None:
-        """Remove the file of a run that could not begin, after its end."""
+        """Remove the file of a run that could not begin; called after `end`."""
         if self._is_new:
             self.path.unlink(missing_ok=True)
 
@@ -162,11 +162,11 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Restart:
-    """Read what `Checkpoint` wrote.
+    """Read a file that `Checkpoint` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or damaged; the message names the file.
+        ValueError: it is not a checkpoint, or damaged; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -212,7 +212,7 @@ def _restart(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.d
 
 
 def _check_numbers(tensors: dict[str, Tensor], stored: Sequence[Stored]) -> None:
-    """Check kinds, shapes and signs of all tensors."""
+    """Check dtypes, shapes and ranges of all tensors."""
     n_atoms, n_systems = len(tensors["system.positions"]), len(tensors["system.cell"])
     if n_atoms == 0 or n_systems == 0:
         raise ValueError("it holds no atoms")
@@ -234,7 +234,7 @@ def _check_numbers(tensors: dict[str, Tensor], stored: Sequence[Stored]) -> None
 
 
 def _check_atoms(state: MDState) -> None:
-    """Check what only all tensors together can tell."""
+    """Check conditions that involve several tensors."""
     system = state.system
     idx = system.system_idx
     counts = torch.bincount(idx.clamp(max=system.n_systems), minlength=system.n_systems)
@@ -264,7 +264,7 @@ def _integrator(header: dict[str, Any]) -> Integrator:
         for one in value if isinstance(value, tuple) else (value,):
             if not isinstance(one, int | float) or isinstance(one, bool) != flags[name]:
                 raise ValueError(f"options of the integrator must be numbers, got {one!r}")
-    # a stored number has no unit to mistake, however round it is
+    # round numbers, which constructors take for other units, are right in a file
     times = {name: options[name] for name in kind.times}
     integrator = kind(**(options | dict.fromkeys(times, units.fs)))
     for name, value in times.items():

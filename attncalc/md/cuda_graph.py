@@ -1,9 +1,9 @@
-"""Whole steps of dynamics at fixed addresses: recorded once, replayed as often as wanted.
+"""Whole steps of dynamics in fixed tensors, recorded once and then replayed.
 
 On a GPU a step of a small molecule is a hundred kernels of a few microseconds each, and Python
-takes longer to launch them than they run. Everything that a step reads and writes therefore stays
-in the same tensors, the number of the step included, and the whole step is one graph of kernels.
-Between chunks states are what they always are: they are copied in and out.
+takes longer to launch them than they run. Therefore everything that a step reads and writes,
+including the number of the step, stays in the same tensors, and the whole step is one graph of
+kernels. States are copied in before a chunk of steps, and out after it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# steps that are compared with the same ones not recorded
+# recorded steps that are compared with ordinary ones
 PROBED = 2
-# Å, eV: error allowed there in positions, cells and heat per atom, which new forces hardly change
+# Å, eV: error allowed then in positions, cells and heat per atom: errors of forces hardly matter
 SAME = 1e-6
 
 
 class _Buffers:
-    """Fixed tensors of a state while steps are recorded, and the step from there to there.
+    """Fixed tensors of a state for recorded steps, and a step that reads and writes them.
 
-    They know nothing of what is recorded, which knows them: whoever lets that go has its memory
-    back at once.
+    They have no reference to the recording, which refers to them: its memory is freed as soon as it
+    is dropped.
     """
 
     def __init__(self, integrator: Integrator, force: Force, first: MDState) -> None:
@@ -44,11 +44,11 @@ class _Buffers:
         self.number = torch.zeros((), dtype=torch.int64, device=force.device)
         self.state = _copied(first).replace(step=self.number)
         self.stale = torch.zeros((), dtype=torch.bool, device=force.device)
-        self.changing: list[str] = []  # names of what a step makes anew, once there was one
+        self.changing: list[str] = []  # names of tensors that a step replaces, known after one
         self.take_in(first)
 
     def step(self) -> None:
-        """One step."""
+        """Take one step in the buffers."""
         stale: list[Tensor] = []
 
         def force(system: System) -> Result:
@@ -64,13 +64,13 @@ class _Buffers:
         self.stale.logical_or_(stale[0])
 
     def take_in(self, state: MDState) -> None:
-        """A state to go on from."""
+        """Copy a state into the buffers."""
         torch._foreach_copy_(_tensors(self.state), _tensors(state))
         self.number.fill_(state.step)
         self.stale.fill_(False)
 
     def taken_out(self, first: MDState, n: int) -> MDState:
-        """The state in the buffers, n steps after `first`, in tensors of its own."""
+        """Return a copy of the state in the buffers, n steps after `first`."""
         copies = {name: _named(self.state)[name].clone() for name in self.changing}
         prefix = "system."
         of_system = {k.removeprefix(prefix): copies.pop(k) for k in list(copies) if prefix in k}
@@ -79,13 +79,13 @@ class _Buffers:
 
 
 class Recorded:
-    """The step of an integrator, for states of one form and a list that stays where it is.
+    """Recorded step of an integrator, for states of equal shapes and lists in fixed arrays.
 
     Args:
         integrator: of the steps.
-        force: with a list for `first`; what it does later by that list is recorded.
+        force: with lists for `first`; evaluations by these lists are recorded.
         first: a state.
-        recorder: a `CudaGraph`, or what stands in for one.
+        recorder: `CudaGraph` or a substitute.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Recorded:
         self._replay = recorder(self._buffers.step)
 
     def fits(self, integrator: Integrator, force: Force, state: MDState) -> bool:
-        """Say if this is the step of such states, by the list that `force` has now."""
+        """Return True if this step can be used for such states and the present lists of `force`."""
         mine = self._buffers.state
         return (
             self.integrator == integrator
@@ -108,15 +108,15 @@ class Recorded:
         )
 
     def advance(self, state: MDState, n: int) -> MDState | None:
-        """The state n steps later, or None where the list did not hold on the way.
+        """Return the state n steps later; None if a list was not valid on the way.
 
-        The device is waited for once, at the end.
+        The host waits for the device once, at the end.
         """
         self._replayed(state, n)
         return None if bool(self._buffers.stale) else self._buffers.taken_out(state, n)
 
     def deviation(self, state: MDState) -> float:
-        """Largest difference of recorded steps from others, as a multiple of what is allowed."""
+        """Return the largest difference of recorded steps from ordinary ones; 1 is allowed."""
         plain = state
         for _ in range(PROBED):
             plain = self.integrator.step(plain, lambda system: self._force.without_check(system)[0])
@@ -141,22 +141,22 @@ class Recorded:
 
 
 def recorded_steps(integrator: Integrator, force: Force, state: MDState) -> Recorded | None:
-    """Recorded steps for such a state; None where nothing is recorded.
+    """Return recorded steps for such a state; None if nothing is recorded.
 
-    They are compared with the same steps not recorded. Where recording fails, or they are others,
-    a line in the log says so, and nothing is recorded from then on.
+    They are compared with ordinary steps. If recording fails or they differ, a warning is logged,
+    and nothing is recorded from then on.
     """
     if force.recorder is None:
         return None
     if force.recorded is None or not force.recorded.fits(integrator, force, state):
-        force.recorded = None  # its memory first
+        force.recorded = None  # frees its memory first
         try:
             with torch.cuda.device_of(state.momenta):
                 one = Recorded(integrator, force, state, force.recorder)
             off = one.deviation(state)
             if not off <= 1:
                 raise RuntimeError(f"recorded steps are off by {off:.1e} of what rounding may do")
-        except Exception as reason:  # whatever it is, it must not take the run away
+        except Exception as reason:  # no error of recording may stop the run
             log.warning("steps are not recorded here and take longer (%s)", reason)
             force.recorder = None
             return None
@@ -165,7 +165,7 @@ def recorded_steps(integrator: Integrator, force: Force, state: MDState) -> Reco
 
 
 def _named(state: MDState) -> dict[str, Tensor]:
-    """Name all tensors of a state but the number of its step."""
+    """Return all tensors of a state by name, except the number of its step."""
     own = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
     own.pop("step", None)
     return own | {f"system.{name}": value for name, value in vars(state.system).items()}
@@ -176,7 +176,7 @@ def _tensors(state: MDState) -> list[Tensor]:
 
 
 def _copied(state: MDState) -> MDState:
-    """The same state in tensors of its own."""
+    """Return a copy of a state."""
     parts: dict[str, Any] = vars(state)
     arrays: dict[str, Any] = vars(state.system)
     system = System(**{name: tensor.clone() for name, tensor in arrays.items()})

@@ -1,4 +1,4 @@
-"""`Force`: all that dynamics asks of forces, and a plain function in its place."""
+"""`Force`: protocol of forces in dynamics, and an implementation by a plain function."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Function = Callable[[System], Result]
 
 @runtime_checkable
 class Force(Protocol):
-    """Energy and forces along a trajectory, by a neighbour list or without any.
+    """Energy and forces along a trajectory, with or without a neighbour list.
 
     Attributes:
-        device: of systems that it takes.
-        looks_at_every_step: whether asking if the list holds costs nothing worth saving.
+        device: of its systems.
+        looks_at_every_step: whether it costs little to check the list at every step.
         recorder: records whole steps; None: nothing is recorded.
         recorded: the steps recorded last.
-        neighbors: its list; None: it keeps none.
-        lists: all lists that it keeps.
+        neighbors: its neighbour list; None without one.
+        lists: all its neighbour lists.
         dtype: of its least precise part.
     """
 
@@ -41,23 +41,23 @@ class Force(Protocol):
     def lists(self) -> Sequence[Any]: ...
 
     def __call__(self, system: System) -> Result:
-        """Energy, forces and strain gradient."""
+        """Return energy, forces and strain gradient."""
 
     def check(self, system: System) -> None:
-        """Refuse what it does not know."""
+        """Refuse a system that it does not support."""
 
     def follow(self, system: System) -> None:
         """Prepare for the first step of a run."""
 
     def renew(self, system: System) -> None:
-        """Make a new list."""
+        """Build a new list."""
 
     def without_check(self, system: System) -> tuple[Result, Tensor]:
-        """Result by the list as it is, and whether that may miss a pair: [], bool."""
+        """Return the result from the present list, and True if it may miss a pair ([], bool)."""
 
 
 class ForceOfFunction:
-    """A function `System -> Result` as a force: it knows all systems and keeps no list.
+    """Force by a function `System -> Result`, which supports all systems and has no list.
 
     Args:
         function: of systems on this device.
@@ -78,7 +78,7 @@ class ForceOfFunction:
         """Call the function.
 
         Raises:
-            TypeError: it returned no `Result`.
+            TypeError: it did not return a `Result`.
         """
         result: Any = self._function(system)
         if not isinstance(result, Result):
@@ -87,28 +87,28 @@ class ForceOfFunction:
         return result
 
     def check(self, system: System) -> None:
-        """Take any system."""
+        """Accept any system."""
 
     def follow(self, system: System) -> None:
-        """Keep no list."""
+        """Do nothing: there is no list."""
 
     def renew(self, system: System) -> None:
-        """Keep no list."""
+        """Do nothing: there is no list."""
 
     def without_check(self, system: System) -> tuple[Result, Tensor]:
-        """Call the function, which misses nothing."""
+        """Call the function, which misses no pair."""
         return self(system), torch.zeros((), dtype=torch.bool, device=self.device)
 
 
 def force_of(given: Any, device: torch.device) -> Force:
-    """Make a force of a potential or a function; a force stays what it is.
+    """Make a force of a potential or a function; a force is returned as it is.
 
     Args:
         given: a `Potential`, a `Force` or a function `System -> Result`.
-        device: of the run, where `given` is a function.
+        device: of the run, if `given` is a function.
 
     Raises:
-        TypeError: it is none of them.
+        TypeError: `given` is none of these.
         ValueError: the potential is a delta model.
     """
     if isinstance(given, Potential):

@@ -1,7 +1,7 @@
 """Several verbs in one pass over the atoms: all before the forces, and velocity rescaling.
 
-The verbs of `attncalc.md.verbs` are the definition; these are the same numbers, to rounding,
-where compiled loops can run: Numba's on the CPU, Triton's on a GPU. They answer None elsewhere.
+The verbs of `attncalc.md.verbs` are the definition. The functions here give the same numbers, up to
+rounding, by compiled loops: Numba's on the CPU, Triton's on a GPU. They return None elsewhere.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ def rescale_at_once(
 def _on_the_cpu(state: MDState) -> bool:
     return (
         state.momenta.device.type == "cpu"
-        and isinstance(state.step, int)  # and not a tensor, as while steps are recorded
+        and isinstance(state.step, int)  # a tensor while steps are recorded
         and has_numba()
     )
 
 
 def _arrays(state: MDState) -> tuple[np.ndarray, ...]:
-    """Positions, momenta, forces, masses, and which atoms are fixed."""
+    """Return positions, momenta, forces, masses, and the mask of fixed atoms."""
     tensors = (state.system.positions, state.momenta, state.forces, state.masses)
     fixed = _NONE if state.fixed is None else state.fixed.numpy()
     return *(tensor.numpy() for tensor in tensors), fixed
@@ -121,7 +121,7 @@ def _arrays(state: MDState) -> tuple[np.ndarray, ...]:
 
 @functools.cache
 def _loops() -> ModuleType:
-    """Compiled at their first call and kept in files from then on."""
+    """Return the loops, which are compiled at their first call and cached on the disk."""
     from attncalc.md import loops
 
     return loops

@@ -1,4 +1,4 @@
-"""Structures as a run takes them: ASE's say more than a `System` holds."""
+"""Structures that a run starts from: those of ASE hold more data than a `System`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Structures: TypeAlias = System | Atoms | Sequence[Atoms]
 
 
 def as_list(structures: Atoms | Sequence[Atoms]) -> list[Atoms]:
-    """One structure or several as a list."""
+    """Return one structure or several as a list."""
     return [structures] if isinstance(structures, Atoms) else list(structures)
 
 
 def said_by(structures: Structures, *, velocities: bool = True) -> tuple[System, dict[str, Any]]:
-    """System, and arguments of `initial_state` that ASE's structures have beside it.
+    """Return the system, and arguments of `initial_state` that structures of ASE hold besides.
 
     Args:
         structures: of ASE, one or several, or a `System`.
-        velocities: whether those of the structures count.
+        velocities: whether those of the structures are used.
 
     Returns:
-        The structures; and their momenta, where they have any, masses and fixed atoms. A `System`
-        has none of these.
+        The system; and momenta (None if there are none), masses and fixed atoms of the structures.
+        A `System` has none of these.
 
     Raises:
         ValueError: a structure is impossible, a constraint is not `FixAtoms` or holds an atom that
-            is not there, or only some of the structures have velocities.
+            does not exist, or only some of the structures have velocities.
     """
     if isinstance(structures, System):
         return structures, {}
@@ -48,14 +48,14 @@ def said_by(structures: Structures, *, velocities: bool = True) -> tuple[System,
 
 
 def fixed_atoms(structures: Sequence[Atoms], *, first: int = 0) -> Tensor:
-    """[n_atoms], bool, of all structures: atoms that `ase.constraints.FixAtoms` holds.
+    """Return the mask [n_atoms] of atoms that `ase.constraints.FixAtoms` holds, of all structures.
 
     Args:
         structures: one after the other.
-        first: number of the first one, for messages, where they are part of a longer list.
+        first: number of the first structure in messages, if they are part of a longer list.
 
     Raises:
-        ValueError: there are constraints of other kinds, or one holds an atom that is not there.
+        ValueError: there are constraints of other kinds, or one holds an atom that does not exist.
     """
     masks = []
     for k, atoms in enumerate(structures, start=first):
@@ -81,10 +81,10 @@ def fixed_atoms(structures: Sequence[Atoms], *, first: int = 0) -> Tensor:
 
 
 def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
-    """Make a tensor on the CPU; of an array or list a copy, which nobody else can change.
+    """Make a tensor on the CPU; arrays and lists are copied.
 
     Raises:
-        TypeError: the values are no numbers.
+        TypeError: the values are not numbers.
     """
     if isinstance(values, Tensor):
         return values.cpu()
@@ -99,7 +99,7 @@ def of_shape(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> T
     """Make a tensor of this shape on the CPU.
 
     Raises:
-        TypeError: the values are no numbers.
+        TypeError: the values are not numbers.
         ValueError: they have another shape.
     """
     tensor = as_tensor(name, values)
@@ -109,20 +109,20 @@ def of_shape(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> T
 
 
 def mask_of(fixed: Tensor | ArrayLike, n_atoms: int) -> Tensor:
-    """Check which atoms stay where they are: [n_atoms], bool, on the CPU.
+    """Check and return the mask of fixed atoms, [n_atoms], bool, on the CPU.
 
     Raises:
-        TypeError: the values are no numbers.
+        TypeError: the values are not numbers.
         ValueError: they are not True or False, or not one for each atom.
     """
     mask = of_shape("fixed", fixed, (n_atoms,))
-    if not ((mask == 0) | (mask == 1)).all():  # numbers of atoms, all of which would be True
+    if not ((mask == 0) | (mask == 1)).all():  # indices of atoms would count as True
         raise ValueError("fixed must be True or False for each atom, got numbers of atoms?")
     return mask.bool()
 
 
 def _momenta(structures: Sequence[Atoms], fixed: Tensor) -> Tensor | None:
-    """[n_atoms, 3] of all structures; None where no atom that can move has any."""
+    """Return momenta [n_atoms, 3] of all structures; None if no atom that can move has any."""
     momenta = [torch.from_numpy(atoms.get_momenta()) for atoms in structures]
     free = (~fixed).split([len(atoms) for atoms in structures])
     have = [bool(values[mask].any()) for values, mask in zip(momenta, free, strict=True)]

@@ -1,7 +1,7 @@
-"""`attncalc.md.fused_steps` on a GPU: one Triton kernel for all that a step does before the forces.
+"""`attncalc.md.fused_steps` on a GPU: one Triton kernel for all parts of a step before the forces.
 
-Noise by the tensor operations of `attncalc.md.noise` alone takes two hundred launches. Numbers that
-must be exact come as tensors, for Triton hands Python's on in single precision.
+The tensor operations of `attncalc.md.noise` alone take two hundred launches. Numbers that must be
+exact are passed as tensors: Triton rounds Python numbers to single precision.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _uniform(word, per_word):
 def _component(
     positions, momenta, forces, new_positions, new_momenta, at, here, free, mass, half, kept, shove
 ):
-    """B A O A of one component of all atoms of a block; twice the mass times the heat."""
+    """Do B A O A for one component of a block's atoms; return twice the mass times the heat."""
     before = tl.load(momenta + at, here) + half * tl.load(forces + at, here)
     before = tl.where(free, before, 0.0)
     after = tl.where(free, kept * before + shove, 0.0)
@@ -142,12 +142,12 @@ def _kick_drift_shake_drift(
 def moved(
     state: MDState, time: float, kept: float, renewed: float, temperature: Tensor | None
 ) -> MDState:
-    """The state after B A O A, or B A where there is no temperature.
+    """Return the state after B A O A, or B A without a temperature.
 
     Args:
         state: before; on a GPU, or anywhere for Triton's interpreter.
-        time: of O; of B and of A twice half of it.
-        kept: share of the momenta that O keeps.
+        time: of O; B takes half of it, and each A half of it.
+        kept: fraction of the momenta that O keeps.
         renewed: kB (1 - kept²).
         temperature: [1] or [n_systems] K.
     """
@@ -157,7 +157,7 @@ def moved(
     old = [tensor.contiguous() for tensor in (system.positions, state.momenta, state.forces)]
     positions, momenta = torch.empty_like(old[0]), torch.empty_like(old[1])
     heat = state.heat.clone() if shakes else state.heat
-    if isinstance(step, int):  # and not a tensor already, as while steps are recorded
+    if isinstance(step, int):  # a tensor already while steps are recorded
         step = torch.full((), step, dtype=torch.int64, device=positions.device)
     with torch.cuda.device_of(positions):
         _kick_drift_shake_drift[(triton.cdiv(system.n_atoms, ATOMS_PER_BLOCK),)](
@@ -185,6 +185,6 @@ def moved(
 
 @functools.cache
 def _numbers(half: float, kept: float, renewed: float, device: torch.device) -> Tensor:
-    """Kept for good, not to be changed: recorded steps read it where it is."""
+    """Return a cached tensor, which must not be changed: recorded steps read it in place."""
     values = (half, kept, renewed, 1 / (LOW_32_BITS + 1), 2 * math.pi)
     return torch.tensor(values, dtype=torch.float64, device=device)

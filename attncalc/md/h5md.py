@@ -1,9 +1,9 @@
-"""Layout of an H5MD trajectory: shared by its writer and its reader.
+"""Layout of an H5MD trajectory, shared by its writer and its reader.
 
 The format is H5MD 1.1 (https://nongnu.org/h5md). One system is `/particles/atoms`; a batch is
 `/particles/system_0000` and so on, with observables under the same names. Every element is a group
-of `value`, `step` and `time`; all share one `step` and one `time` (hard links) but masses and fixed
-atoms, which have one frame for all. What each holds, and its attribute `unit`:
+of `value`, `step` and `time`; all share one `step` and one `time` (hard links) except masses and
+fixed atoms, which have one frame for all. The elements, with their attribute `unit`:
 
 | element                                                  | value per frame | unit                |
 |----------------------------------------------------------|-----------------|---------------------|
@@ -22,8 +22,8 @@ atoms, which have one frame for all. What each holds, and its attribute `unit`:
 | observables: novelty (the largest; only where known)     | one             |                     |
 | observables/dt: time between frames, of all systems      | one             | ps                  |
 
-These are units that MDAnalysis knows: it refuses forces in eV/Å. It takes the time between frames
-from an observable called dt, in ps, and else for 1 ps. Files before version 0.2 have no dt.
+MDAnalysis knows these units; it refuses forces in eV/Å. It reads the time between frames from an
+observable called dt, in ps, and otherwise assumes 1 ps. Files before version 0.2 have no dt.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from numpy.typing import NDArray
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.text import one_line
 
-# a chunk is what HDF5 reads and writes at once, and the least that a dataset takes
+# HDF5 reads and writes whole chunks, and a dataset takes at least one
 CHUNK_BYTES = 1 << 16
 CHUNK_FRAMES = 512
 
-# the units of the file, in ASE's
+# units of the file, in ASE's
 FORCE = units.kJ / units.mol
 VELOCITY = 1 / units.fs
 
@@ -67,7 +67,7 @@ INTERVAL = "observables/dt"
 DIPOLE, DIPOLE_UNIT = "dipole", "e Angstrom"
 VECTORS = ("position", "velocity", "force")
 CREATOR = "attncalc"
-# of what all frames of a system share, in messages
+# names in messages, for the data that all frames of a system share
 NAMES = {
     "numbers": "elements",
     "masses": "masses",
@@ -81,7 +81,7 @@ NAMES = {
 
 
 class Frame(NamedTuple):
-    """One state, in the units of the file and still in one batch."""
+    """State in the units of the file, with all systems of the batch together."""
 
     step: int
     time: float  # fs
@@ -104,13 +104,13 @@ class StoredSystem:
     """Description of a system that all its frames share.
 
     Attributes:
-        particles, observables: its groups in the file.
-        numbers: [n].
+        particles, observables: paths of its groups in the file.
+        numbers: [n], atomic numbers.
         masses: [n] amu.
         pbc: [3], bool.
-        charge: e, in all.
+        charge: total charge, e.
         spin: multiplicity.
-        fixed: [n], bool: atoms that stay where they are.
+        fixed: [n], bool: True for fixed atoms.
         others: names and units of further observables, sorted.
         has_charges: whether its frames have partial charges.
     """
@@ -137,7 +137,7 @@ class StoredSystem:
         ]
 
     def difference(self, other: StoredSystem) -> str:
-        """Name the first respect in which the other one differs; "" if none."""
+        """Name the first property in which the other system differs; "" if none."""
         for what, name in NAMES.items():
             if not np.array_equal(getattr(self, what), getattr(other, what)):
                 return name
@@ -145,14 +145,14 @@ class StoredSystem:
 
 
 def system_names(n_systems: int) -> list[str]:
-    """Names of the groups of a batch."""
+    """Return the names of the groups of a batch."""
     return [f"system_{k:04d}" for k in range(n_systems)]
 
 
 def _columns(
     of_systems: Sequence[StoredSystem], frames: Sequence[Frame], *, has_interval: bool
 ) -> Iterator[NDArray]:
-    """Values that frames add to the datasets of `growing`, [n_frames, ...] each."""
+    """Yield the values that frames add to the datasets of `growing`, [n_frames, ...] each."""
     yield np.array([frame.step for frame in frames])
     yield np.array([frame.time for frame in frames])
     if has_interval:
@@ -172,7 +172,7 @@ def _columns(
 
 
 def create(file: h5py.File, of_systems: Sequence[StoredSystem], like: Frame, author: str) -> None:
-    """Make an empty file a trajectory without frames."""
+    """Create the groups and datasets of a trajectory without frames in an empty file."""
     file.create_group("h5md").attrs["version"] = np.array([1, 1])
     file.create_group("h5md/author").attrs["name"] = author
     creator = file.create_group("h5md/creator")
@@ -198,7 +198,7 @@ def create(file: h5py.File, of_systems: Sequence[StoredSystem], like: Frame, aut
 
 
 def _describe(file: h5py.File, atoms: StoredSystem, like: Frame) -> None:
-    """Write what all frames share."""
+    """Write the data that all frames share."""
     group = file[atoms.particles]
     group.attrs["total_charge"], group.attrs["spin_multiplicity"] = atoms.charge, atoms.spin
     group["box"].attrs["dimension"] = 3
@@ -209,14 +209,14 @@ def _describe(file: h5py.File, atoms: StoredSystem, like: Frame) -> None:
 
 
 def _describe_once(group: h5py.Group, values: NDArray, like: Frame) -> h5py.Dataset:
-    """One frame for all: legal without step and time, but not all readers know that."""
+    """Write one frame for all; step and time are optional then, but some readers need them."""
     group["step"], group["time"], group["value"] = [like.step], [like.time], values[None]
     group["time"].attrs["unit"] = "fs"
     return group["value"]
 
 
 def _grow(group: h5py.Group, name: str, like: NDArray | np.generic) -> h5py.Dataset:
-    """A dataset for values like this one, without any so far."""
+    """Create an empty dataset for values like this one."""
     rows = max(1, min(CHUNK_FRAMES, CHUNK_BYTES // like.nbytes))
     return group.create_dataset(
         name,
@@ -228,7 +228,7 @@ def _grow(group: h5py.Group, name: str, like: NDArray | np.generic) -> h5py.Data
 
 
 def append(file: h5py.File, of_systems: Sequence[StoredSystem], frames: Sequence[Frame]) -> None:
-    """Write those frames that the file lacks."""
+    """Write those frames that are not in the file yet."""
     steps, *_ = growing(file, of_systems)
     n = len(steps)
     last = steps[n - 1] if n else -1
@@ -242,7 +242,7 @@ def append(file: h5py.File, of_systems: Sequence[StoredSystem], frames: Sequence
 
 
 def growing(file: h5py.File, of_systems: Sequence[StoredSystem]) -> Iterator[h5py.Dataset]:
-    """Steps, times, then all that has one value a frame."""
+    """Yield the datasets with one value per frame: steps, times, then all others."""
     first = file[of_systems[0].paths[0]]
     yield from (first["step"], first["time"])
     if INTERVAL in file:
@@ -297,16 +297,16 @@ def _described(file: h5py.File, particles: str) -> StoredSystem:
 
 
 def _others(observables: h5py.Group) -> tuple[tuple[str, str], ...]:
-    """Names and units of what not every run has, sorted."""
+    """Return names and units of observables that not every run has, sorted."""
     known = {*OBSERVABLES, INTERVAL.rpartition("/")[2]}
     found = (name for name in sorted(observables) if name not in known)
     values = ((name, observables[name].get("value")) for name in found)
-    # those of a batch stand in groups of their own, without a value
+    # systems of a batch have groups here, without a value
     return tuple((name, str(one.attrs.get("unit", ""))) for name, one in values if one is not None)
 
 
 def check_same(found: Sequence[StoredSystem], expected: Sequence[StoredSystem]) -> None:
-    """Refuse to mix two runs."""
+    """Refuse a trajectory whose systems are not those of the run."""
     if len(found) != len(expected):
         raise ValueError(f"it holds {len(found)} systems, the run has {len(expected)}")
     for ours, theirs in zip(expected, found, strict=True):
@@ -315,7 +315,7 @@ def check_same(found: Sequence[StoredSystem], expected: Sequence[StoredSystem]) 
 
 
 def clock(file: h5py.File, of_systems: Sequence[StoredSystem]) -> tuple[h5py.Dataset, h5py.Dataset]:
-    """Steps and times [fs] of these systems, which all have as many frames; still in the file."""
+    """Return the datasets of steps and times [fs]; check that all others have as many frames."""
     steps, times, *values = growing(file, of_systems)
     if {len(steps)} != {len(one) for one in (times, *values)} or not len(steps):
         raise ValueError("its elements have different numbers of frames, or none: it is damaged")
@@ -324,7 +324,7 @@ def clock(file: h5py.File, of_systems: Sequence[StoredSystem]) -> tuple[h5py.Dat
 
 @contextmanager
 def opened(path: str | Path | BinaryIO) -> Iterator[h5py.File]:
-    """A file to read."""
+    """Open a trajectory to read it."""
     if isinstance(path, str | Path) and not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
     with named(path), LocalFile(path) as file:
@@ -333,13 +333,13 @@ def opened(path: str | Path | BinaryIO) -> Iterator[h5py.File]:
 
 @contextmanager
 def named(path: str | Path | BinaryIO) -> Iterator[None]:
-    """Whatever is wrong with a file is said with its name."""
+    """Put the name of a file into errors about it."""
     try:
         yield
     except ValueError as error:
         raise ValueError(one_line(f"{name_of(path)}: {error}")) from None
     except (OSError, KeyError, RuntimeError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno:  # locked, no permission or space: tells that
+        if isinstance(error, OSError) and error.errno:  # locked, no permission or no space
             raise
         raise ValueError(
             one_line(
@@ -349,7 +349,7 @@ def named(path: str | Path | BinaryIO) -> Iterator[None]:
 
 
 def name_of(path: str | Path | BinaryIO) -> str:
-    """Name of a file in messages."""
+    """Return the name of a file for messages."""
     return str(path) if isinstance(path, str | Path) else str(getattr(path, "name", "H5MD file"))
 
 

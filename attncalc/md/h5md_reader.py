@@ -1,4 +1,4 @@
-"""Frames of H5MD trajectories as ASE's atoms."""
+"""Reader of H5MD trajectories, which returns frames as `ase.Atoms`."""
 
 from __future__ import annotations
 
@@ -27,26 +27,25 @@ from attncalc.md.h5md import (
 from attncalc.md.integrator import FORCE_SPREAD
 from attncalc.md.log_file import SPREAD
 
-# the reader's helping
+# read at once
 BLOCK_BYTES = 1 << 23
 
 
 def read_h5md(
     path: str | Path | BinaryIO, index: int | slice = slice(None), system: int = 0
 ) -> list[Atoms]:
-    """Frames of a trajectory that `H5MDWriter` wrote.
+    """Read frames of a trajectory that `H5MDWriter` wrote.
 
     They have positions, cell, periodic directions, masses, momenta, energy and forces, all in ASE's
-    units, the constraint `FixAtoms` where atoms are fixed (whose forces are those of the model:
-    `get_forces(apply_constraint=False)`), and in `info` what the run says of them: "step",
-    "time_fs", "charge", "spin" and, where the log has them, "force_spread_eV_A", "pressure_GPa" and
-    "novelty". Charges (e) and dipole (e Å) are results as energy and forces are, where the run has
-    written them.
+    units, and the constraint `FixAtoms` if atoms are fixed; the model's forces on these are those
+    of `get_forces(apply_constraint=False)`. `info` has "step", "time_fs", "charge", "spin" and, if
+    the log has them, "force_spread_eV_A", "pressure_GPa" and "novelty". Charges (e) and dipole
+    (e Å) are results like energy and forces, if the run has written them.
 
     Args:
         path: file, by name or open for binary reading.
-        index: of one frame or several, as of a list.
-        system: which one of a batch.
+        index: index or slice of frames, as of a list.
+        system: number of a system of a batch.
 
     Returns:
         A list, also for a single frame.
@@ -54,7 +53,8 @@ def read_h5md(
     Raises:
         FileNotFoundError: there is no such file.
         IndexError: there is no such frame, or no such system.
-        ValueError: it is no trajectory that attncalc wrote, or damaged; the message names the file.
+        ValueError: it is not a trajectory that attncalc wrote, or damaged; the message names the
+            file.
     """
     return list(iread_h5md(path, index, system))
 
@@ -62,15 +62,17 @@ def read_h5md(
 def iread_h5md(
     path: str | Path | BinaryIO, index: int | slice = slice(None), system: int = 0
 ) -> Iterator[Atoms]:
-    """Yield one frame after the other, for trajectories larger than memory; see `read_h5md`.
+    """Yield frames one by one, for trajectories larger than memory; see `read_h5md`.
 
     Args:
         path: file, by name or open for binary reading.
-        index: of one frame or several, as of a list.
-        system: which one of a batch.
+        index: index or slice of frames, as of a list.
+        system: number of a system of a batch.
 
     Raises:
-        FileNotFoundError, IndexError, ValueError: as `read_h5md`.
+        FileNotFoundError: there is no such file.
+        IndexError: there is no such frame, or no such system.
+        ValueError: it is not a trajectory that attncalc wrote, or damaged.
     """
     with opened(path) as file:
         atoms = _one_system(file, path, system)
@@ -91,14 +93,16 @@ def iread_h5md(
 
 
 def count_h5md(path: str | Path | BinaryIO, system: int = 0) -> int:
-    """Number of frames of a trajectory.
+    """Return the number of frames of a trajectory.
 
     Args:
         path: file, by name or open for binary reading.
-        system: which one of a batch.
+        system: number of a system of a batch.
 
     Raises:
-        FileNotFoundError, IndexError, ValueError: as `read_h5md`.
+        FileNotFoundError: there is no such file.
+        IndexError: there is no such system.
+        ValueError: it is not a trajectory that attncalc wrote, or damaged.
     """
     with opened(path) as file:
         return len(clock(file, [_one_system(file, path, system)])[0])
@@ -112,7 +116,7 @@ def _one_system(file: h5py.File, path: str | Path | BinaryIO, system: int) -> St
 
 
 def _rows(dataset: h5py.Dataset, rows: range) -> NDArray:
-    """Read rows in their order, which HDF5 knows only upwards."""
+    """Read rows in their order; HDF5 reads rows only in ascending order."""
     upwards = rows if rows.step > 0 else rows[::-1]
     values = dataset[upwards.start : upwards.stop : upwards.step]
     return values if rows.step > 0 else values[::-1]
@@ -130,7 +134,7 @@ def _to_ase(
     potential_energy: float,
     *numbers: Any,
 ) -> Atoms:
-    """A frame; values in the order of `StoredSystem.paths`."""
+    """Return a frame; values are in the order of `StoredSystem.paths`."""
     structure = Atoms(
         numbers=atoms.numbers,
         positions=position,

@@ -1,4 +1,4 @@
-"""H5MD trajectories that no crash can damage; `attncalc.md.h5md` says what stands in them."""
+"""Writer of H5MD trajectories that no crash can damage; `attncalc.md.h5md` has their layout."""
 
 from __future__ import annotations
 
@@ -44,36 +44,36 @@ from attncalc.md.written import checked_names, require_of_state
 
 log = logging.getLogger(__name__)
 
-# frames go to disk when so much has gathered, or after so long
+# frames are written to disk when so many bytes are waiting, or after so many seconds
 BUFFER_BYTES = 64 << 20
 BUFFER_SECONDS = 10.0
-# of a run's time that writing may cost: with a thousand systems, or on a slow disk, it waits longer
+# largest share of writing in a run's time: for many systems or slow disks frames wait longer
 LARGEST_SHARE = 0.05
-# no column of the log: it has three components
+# not a column of the log, because it has three components
 DIPOLE_MOMENT = Column("", DIPOLE, DIPOLE_UNIT, lambda state: state.dipole)
 
 
 class H5MDWriter(Callback):
-    """Writes an H5MD trajectory, whole at any moment: a callback of `md.run`.
+    """Callback of `md.run` that writes an H5MD trajectory, which is intact at any moment.
 
-    Also after kill -9, a full disk or a power cut, and while the run goes on, the file is a closed
-    one that any reader opens; what may be missing are the frames of the last 10 seconds or 64 MB
-    (longer only where writing them takes more than half a second).
-    HDF5 cannot append so safely. So there are two files: a hidden twin beside the visible one gets
-    the new frames, is closed, and then takes its place; the old one is the next twin. A running
-    trajectory therefore takes twice its size on disk, until the run ends. What a killed run leaves
-    (.NAME.twin, .NAME.lock) is removed when the run is resumed. A visible file that somebody
-    removes while the run goes on is there again, with all frames, when the next ones are written.
+    During the run, and also after kill -9, a full disk or a power cut, the file is closed and any
+    reader can open it. Only frames of the last 10 seconds or 64 MB may be missing (longer only if
+    writing them takes more than half a second).
+    HDF5 cannot append so safely, so there are two files: a hidden twin beside the visible file gets
+    the new frames, is closed, and then takes its place; the old file becomes the next twin. During
+    the run a trajectory therefore takes twice its size on disk. Files that a killed run leaves
+    (.NAME.twin, .NAME.lock) are removed when the run is resumed. If the visible file is removed
+    during the run, it is restored with all frames when the next ones are written.
 
-    As long as a run goes on no other one can begin or resume this file, in whatever process.
+    During a run no other run, in any process, can begin or resume with this file.
 
-    Time is step times timestep. Fixed atoms are stored like all others, and which they are; of a
-    committee, its spread.
+    Time is step times timestep. Fixed atoms are stored like all others, with a mask; for a
+    committee, its spread is stored.
 
     Args:
-        path: new file; its name should end in .h5md, by which MDAnalysis and ASE know it.
+        path: new file; MDAnalysis and ASE recognise it by the suffix .h5md.
         every: steps between frames.
-        author: name of who runs it, which the format asks for.
+        author: name of the user, which the format requires.
         write: further results, "charges" and "dipole"; the model must predict charges.
         also: further observables.
 
@@ -92,15 +92,15 @@ class H5MDWriter(Callback):
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be a positive integer, got {every!r}")
-        # a link to another disk stays one when the file behind it is replaced
+        # resolved, so that a symbolic link is kept when its target is replaced
         self.path, self.every, self.author = Path(path).resolve(), every, author
         self.write = checked_names(write)
         self._also = tuple(also)
         self._twin, self._spare = hidden_files(self.path)
-        self._atoms: list[StoredSystem] = []  # of a run that is going on
+        self._atoms: list[StoredSystem] = []  # empty before and after a run
         self._others: list[Column] = []
         self._timestep = 0.0  # fs
-        self._frames: list[Frame] = []  # all that the twin lacks: old ones on disk, new ones not
+        self._frames: list[Frame] = []  # not in the twin; the older ones are in the visible file
         self._step_on_disk = -1
         self._bytes_waiting = 0
         self._flush_after = 0.0  # on the clock of time.monotonic
@@ -108,13 +108,13 @@ class H5MDWriter(Callback):
         self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
-        """Refuse to overwrite; the file comes with its first frame.
+        """Refuse to overwrite a file; the new one is created with its first frame.
 
         Raises:
             FileExistsError: the file exists.
             FileNotFoundError: its folder does not.
-            BlockingIOError: another run is going to make it.
-            ValueError: the model does not give what shall be written.
+            BlockingIOError: another run is about to create it.
+            ValueError: the model does not give the results to be written.
         """
         require_of_state(self.write, state)
         refuse_existing(self.path)
@@ -123,17 +123,18 @@ class H5MDWriter(Callback):
         self._is_new = True
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Go on behind this state; frames beyond it are cut off.
+        """Continue after this state; frames beyond it are removed.
 
-        So is a last one that is no multiple of `every`: a run that was not stopped has none there.
-        A run that was stopped before its first frame, with a checkpoint of step 0, has no file yet.
+        A last frame whose step is not a multiple of `every` is removed, too: without a stop there
+        would be none. A run that was stopped before its first frame, with a checkpoint of step 0,
+        has no file yet.
 
         Raises:
             BlockingIOError: another run is writing it.
             NoSpaceLeft: the disk is full.
             FileNotFoundError: the file does not exist.
-            ValueError: it is no trajectory of these atoms and this timestep, has them elsewhere,
-                begins after this state or ends before it, or is damaged.
+            ValueError: it is not a trajectory of these atoms with this timestep, has other
+                positions, begins after this state or ends before it, or is damaged.
         """
         if state.step == 0 and not self.path.exists():
             self.begin(state, integrator)
@@ -151,7 +152,7 @@ class H5MDWriter(Callback):
             self._cut(n_kept)
 
     def _last_frame(self, state: MDState, integrator: Integrator) -> tuple[int, int, int]:
-        """Step of the last frame that stays, how many stay, and how many there are."""
+        """Return the step of the last frame to keep, and the numbers of frames kept and of all."""
         require_of_state(self.write, state)
         atoms, timestep = self._atoms_of(state, integrator), integrator.timestep / units.fs
         with opened(self.path) as file:
@@ -187,7 +188,7 @@ class H5MDWriter(Callback):
         return last, n_kept, len(steps)
 
     def __call__(self, state: MDState) -> None:
-        """Take a frame, unless it is the last one taken.
+        """Add a frame, unless it was added last.
 
         Raises:
             ValueError: no run has begun.
@@ -204,19 +205,19 @@ class H5MDWriter(Callback):
         self._frames.append(frame)
         self._bytes_waiting += frame.nbytes
         if (
-            self._step_on_disk < 0  # from the first frame on there is a file
+            self._step_on_disk < 0  # the first frame creates the file
             or self._bytes_waiting >= BUFFER_BYTES
             or time.monotonic() >= self._flush_after
         ):
             self.flush()
 
     def flush(self) -> None:
-        """Every frame so far is on disk afterwards.
+        """Write all frames so far to disk.
 
         Raises:
-            FileExistsError: another program has made the file since the run began.
-            FileNotFoundError: somebody has removed the file and its twin.
-            NoSpaceLeft: the disk is full; the file is as it was.
+            FileExistsError: another program has created the file since the run began.
+            FileNotFoundError: the file and its twin have been removed.
+            NoSpaceLeft: the disk is full; the file is unchanged.
         """
         began = time.monotonic()
         self._restore()
@@ -237,20 +238,20 @@ class H5MDWriter(Callback):
         self._flush_after = now + max(BUFFER_SECONDS, (now - began) / LARGEST_SHARE)
 
     def end(self) -> None:
-        """Write what waits, and leave nothing but the trajectory."""
-        if not self._atoms:  # refused to begin: what is there is not ours
+        """Write waiting frames, and remove all files but the trajectory."""
+        if not self._atoms:  # refused to begin: existing files are not ours
             return
         try:
             self.flush()
         finally:
-            if self._step_on_disk < 0 or self.path.exists():  # else the twin is all there is
+            if self._step_on_disk < 0 or self.path.exists():  # else only the twin is left
                 self._remove_hidden()
             self._atoms, self._frames = [], []
             if self._claim is not None:
                 self._claim.release()
 
     def forget(self) -> None:
-        """Remove the file of a run that could not begin, after its end."""
+        """Remove the file of a run that could not begin; called after `end`."""
         if self._is_new and self._step_on_disk >= 0:
             self.path.unlink(missing_ok=True)
 
@@ -263,7 +264,7 @@ class H5MDWriter(Callback):
         self._remove_hidden()
 
     def _further(self, integrator: Integrator, state: MDState) -> list[Column]:
-        """Observables that not every run has, by name."""
+        """Return the observables that not every run has, sorted by name."""
         asked = [DIPOLE_MOMENT] if DIPOLE in self.write else []
         columns = [*own_columns(integrator, state), *asked, *self._also]
         return sorted(columns, key=lambda one: one.name)
@@ -277,12 +278,12 @@ class H5MDWriter(Callback):
             for dataset in growing(file, self._atoms):
                 dataset.resize(n_frames, axis=0)
         self._take_place()
-        self._twin.unlink(missing_ok=True)  # it still has what was cut off
+        self._twin.unlink(missing_ok=True)  # it still has the removed frames
         self._keep_twin()
 
     @contextmanager
     def _changed_twin(self) -> Iterator[h5py.File]:
-        """The twin, open to be changed; on disk afterwards, or there is no twin."""
+        """Open the twin for changes; afterwards it is on disk, or removed after an error."""
         number = -1
         try:
             with naming_full_disk(self.path), named(self.path):
@@ -298,21 +299,20 @@ class H5MDWriter(Callback):
                 os.close(number)
 
     def _open_twin(self) -> int:
-        """A new one where there is none: its file descriptor."""
+        """Open the twin, a new one if there is none, and return its file descriptor."""
         if self._step_on_disk >= 0:
             self._keep_twin()
         number = os.open(self._twin, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         if lock(number):
             return number
-        # somebody still reads what was the visible file, and HDF5 has locked it: to that reader it
-        # must not change
+        # a reader still has the former visible file open, locked by HDF5: it must not change
         os.close(number)
         self._twin.unlink()
         self._keep_twin()
         return os.open(self._twin, os.O_RDWR | getattr(os, "O_BINARY", 0))
 
     def _keep_twin(self) -> None:
-        """Make the twin, where there is none, a copy of the visible file."""
+        """Copy the visible file to the twin, if there is none."""
         if self._twin.exists():
             return
         try:
@@ -324,7 +324,7 @@ class H5MDWriter(Callback):
         os.replace(self._spare, self._twin)
 
     def _restore(self) -> None:
-        """The twin becomes the visible file, where somebody has removed that."""
+        """Make the twin the visible file, if that has been removed."""
         if self._step_on_disk < 0 or self.path.exists():
             return
         try:
@@ -335,13 +335,13 @@ class H5MDWriter(Callback):
                 "frames are lost"
             ) from None
         log.warning("%s was removed during the run: it is written again", self.path)
-        if self._frames:  # what the twin may lack is written once more
+        if self._frames:  # frames that the twin may not have are written again
             self._step_on_disk = max(0, self._frames[0].step - 1)
 
     def _appear(self) -> None:
-        """The twin becomes the visible file, which there was not."""
+        """Make the twin the visible file, which must not exist yet."""
         try:
-            os.link(self._twin, self.path)  # refuses, other than a renaming, to replace a file
+            os.link(self._twin, self.path)  # unlike renaming, this refuses to replace a file
         except FileExistsError:
             raise FileExistsError(f"{self.path} exists: nothing is overwritten") from None
         except OSError:  # a file system without links
@@ -350,7 +350,7 @@ class H5MDWriter(Callback):
         folder_to_disk(self.path.parent)
 
     def _take_place(self) -> None:
-        """The twin becomes the visible file, and what was visible the twin."""
+        """Make the twin the visible file, and the former visible file the twin."""
         self._spare.unlink(missing_ok=True)
         with suppress(OSError):  # a file system without links: the next twin will be a copy
             os.link(self.path, self._spare)
@@ -365,7 +365,7 @@ class H5MDWriter(Callback):
 
 
 def hidden_files(path: Path) -> tuple[Path, Path]:
-    """The twin of a trajectory, and the file that is a twin for a moment."""
+    """Return the paths of the twin of a trajectory, and of a short-lived copy."""
     return path.with_name(f".{path.name}.twin"), path.with_name(f".{path.name}.spare")
 
 
@@ -376,7 +376,7 @@ def _atoms_of(state: MDState, others: list[Column], *, has_charges: bool) -> lis
     return [
         StoredSystem(
             particles=f"particles/{name}",
-            # those of the only system stand where every reader looks for them
+            # those of a single system are where every reader looks for them
             observables="observables" if system.n_systems == 1 else f"observables/{name}",
             numbers=_numbers(numbers),
             masses=_numbers(masses),
@@ -400,7 +400,7 @@ def _atoms_of(state: MDState, others: list[Column], *, has_charges: bool) -> lis
 
 
 def _frame(state: MDState, others: list[Column], timestep: float, every: int) -> Frame:
-    """A state, one of `every` so many; `timestep` in fs."""
+    """Return the frame of a state; there is one every `every` steps of `timestep` fs."""
     vectors = [
         _numbers(state.system.positions),
         _numbers(state.velocities) / VELOCITY,
@@ -419,6 +419,6 @@ def _frame(state: MDState, others: list[Column], timestep: float, every: int) ->
 
 
 def _numbers(tensor: Tensor) -> NDArray:
-    """A copy on the host, floating-point numbers as float64."""
+    """Return a copy on the host, floating-point numbers as float64."""
     array = tensor.detach().cpu().numpy()
     return array.astype(np.float64 if array.dtype.kind == "f" else array.dtype)

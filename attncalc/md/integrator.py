@@ -1,4 +1,4 @@
-"""`Integrator`: a way to move atoms, one file each; `attncalc.md.integrators` lists them."""
+"""`Integrator`: protocol of integrators, one file each; `attncalc.md.integrators` lists them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from attncalc.system import System
 
 
 class Column(NamedTuple):
-    """A number of every system that a run logs beside temperature and energies.
+    """Number of every system that a run logs besides temperature and energies.
 
     Attributes:
-        in_log: head of the column in the log, with the unit.
+        in_log: header of the column in the log, with the unit.
         name: of the observable in a trajectory.
-        unit: as it is written there.
+        unit: as written there.
         of: maps a state to [n_systems].
     """
 
@@ -41,15 +41,15 @@ FORCE_SPREAD = Column(SPREAD, "force_spread", "eV Angstrom-1", lambda state: sta
 
 
 class Integrator(Protocol):
-    """Frozen numbers, and a step from a state to the next.
+    """Frozen parameters, and a step from a state to the next.
 
     Attributes:
         timestep: ASE time units.
         ensemble: "nve", "nvt" or "npt".
         thermometer: the ensemble whose degrees of freedom it moves, see `Thermometer.for_run`.
-        times: names of the numbers that have the unit of a time, or of 1 / time.
-        state_type: its state; that says what of it a checkpoint holds.
-        columns: of the log, beside those that every run has.
+        times: names of the parameters in units of time, or of 1 / time.
+        state_type: class of its states, which lists the tensors of a checkpoint.
+        columns: of the log, besides those of every run.
     """
 
     ensemble: ClassVar[str]
@@ -64,30 +64,30 @@ class Integrator(Protocol):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Integrator:
-        """Make one for `attncalc md`."""
+        """Make the integrator of a run by `attncalc md`."""
 
     def init(
         self, potential: Potential | Force | Function, structures: Structures, **given: Any
     ) -> MDState:
-        """Make the state to start from."""
+        """Make the first state of a run."""
 
     def step(self, state: Any, force: Function) -> MDState:
-        """Make the state one timestep later."""
+        """Return the state one timestep later."""
 
     def highest_temperature(self, first: MDState) -> Tensor:
-        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        """Return the temperatures [n_systems] K beyond which a run from `first` has exploded."""
 
 
 def own_columns(integrator: Integrator, state: MDState) -> tuple[Column, ...]:
-    """Columns of a run that not every run has."""
+    """Return the columns of a run that not every run has."""
     return (*integrator.columns, *(() if state.spread is None else (FORCE_SPREAD,)))
 
 
 def plain_temperatures(given: Any) -> float | tuple[float, ...]:
-    """One number or several, of whatever kind, as Python's.
+    """Return one temperature or several, of any numeric type, as Python floats.
 
     Raises:
-        ValueError: it is no number, or one is not positive and finite.
+        ValueError: they are not numbers, or one is not positive and finite.
     """
     temperatures = np.asarray(given)  # a tensor, an array, a list ...
     if temperatures.dtype.kind not in "iuf" or not temperatures.size:
@@ -99,7 +99,7 @@ def plain_temperatures(given: Any) -> float | tuple[float, ...]:
 
 
 def of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
-    """[n_systems] K, or [1] where all have the same.
+    """Return temperatures [n_systems] K, or [1] if one number is given.
 
     Raises:
         ValueError: there are several, but not one for each system.
@@ -116,5 +116,5 @@ def of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
 
 @functools.cache
 def kept_tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Float64, kept for good and not to be changed: recorded steps read it where it is."""
+    """Return a cached float64 tensor, not to be changed: recorded steps read it in place."""
     return torch.tensor(numbers, dtype=torch.float64, device=device)

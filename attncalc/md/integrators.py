@@ -1,4 +1,4 @@
-"""The list of integrators. A new one is a file like `attncalc.md.bussi` and a line here."""
+"""List of integrators. A new one needs a file like `attncalc.md.bussi` and a line here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attncalc.md.langevin import Langevin
 from attncalc.md.settings import Settings
 from attncalc.md.verlet import Verlet
 
-# by the name that a checkpoint has for it
+# by their names in checkpoints
 INTEGRATORS: dict[str, type[Integrator]] = {
     "verlet": Verlet,
     "langevin": Langevin,

@@ -1,4 +1,4 @@
-"""One run, of one structure or a batch, and the files beside each other: what `attncalc md` does.
+"""Run of one structure or a batch by `attncalc md`, with its files beside each other.
 
 run.h5md    trajectory (or run.xyz, run.traj: these cannot be resumed)
 run.csv     log
@@ -36,7 +36,7 @@ from attncalc.model_header import DTYPES
 from attncalc.potential import MOST_THREADS
 from attncalc.text import one_line
 
-# a checkpoint brings all files up to date, so not too often
+# not too often, because a checkpoint brings all files to disk
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 RESUMED_FROM = "a run is resumed from its .h5md and .ckpt"
@@ -58,17 +58,17 @@ def run_structures(
 ) -> LogSummary:
     """Start a run of one structure, or of several in a batch.
 
-    Velocities (momenta) of the structures are kept; otherwise they are drawn. Atoms that
-    `ase.constraints.FixAtoms` holds stay.
+    Velocities (momenta) of the structures are used if they have any; otherwise they are drawn.
+    Atoms that `ase.constraints.FixAtoms` holds do not move.
 
     Args:
         structures: of the batch; each has random numbers of its own.
         force: of the model.
         settings: of the run.
-        trajectory: new file, .h5md, or of one structure .xyz, .extxyz or .traj.
-        info: remembered in the checkpoint, with the settings.
+        trajectory: new file, .h5md, or for one structure .xyz, .extxyz or .traj.
+        info: stored in the checkpoint, with the settings.
         progress: called with the number of steps since the last call, and a status line.
-        tell: called with a sentence when an atom is outside the training data for the first time.
+        tell: called with a message when an atom is outside the training data for the first time.
         stop: True: the run ends at the first such step, which is written.
 
     Returns:
@@ -76,13 +76,13 @@ def run_structures(
 
     Raises:
         FileExistsError: a file exists.
-        NoSpaceLeft: the disk is full; says how to continue. A run that could not begin leaves no
-            files.
-        ValueError: a constraint is not `FixAtoms`; only some of the structures have velocities; the
-            file can hold but one; or, in "npt", one is not periodic in all directions.
-        FloatingPointError: the run exploded; the last sane frame is the last of the trajectory. Or
-            the first state is no sane one, and nothing is written.
-        KeyboardInterrupt: Ctrl-C; says what is done.
+        NoSpaceLeft: the disk is full; the message says how to continue. A run that could not begin
+            leaves no files.
+        ValueError: a constraint is not `FixAtoms`; only some of the structures have velocities;
+            several structures need .h5md; or, in "npt", one is not periodic in all directions.
+        FloatingPointError: the run exploded, and the trajectory ends with the last good frame; or
+            the first state is unusable, and nothing is written.
+        KeyboardInterrupt: Ctrl-C; the message says what is done.
     """
     endings = (trajectory.suffix, ".csv", ".ckpt")
     refuse_existing(*(trajectory.with_suffix(ending) for ending in endings))
@@ -91,7 +91,7 @@ def run_structures(
     integrator = integrator_of(settings)
     options: dict[str, Any] = {"seed": settings.seed}
     if integrator.ensemble == "nve":
-        # there is always one; velocities of the file go before it
+        # settings always have a temperature; velocities of the file are preferred
         options |= {"temperature": settings.temperature, "new_velocities": False}
     writer: Callback = (
         H5MDWriter(
@@ -102,21 +102,21 @@ def run_structures(
     )
     state = integrator.init(force, structures, **options)
     hottest = float(state.temperature.max())
-    if hottest > runaway(settings.temperature):  # `run` takes what the file has for what is wanted
+    if hottest > runaway(settings.temperature):  # `run` would accept the velocities of the file
         raise no_start(f"the temperature reached {hottest:.0f} K")
     watch = _watch(force, settings, tell, stop=stop)
     return _run(integrator, force, state, settings, writer, trajectory, info, progress, watch)
 
 
 def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
-    """The checkpoint beside a trajectory, and the settings of its run.
+    """Return the checkpoint beside a trajectory, and the settings of its run.
 
-    A trajectory may be missing where the run was stopped before its first frame.
+    The trajectory may be missing if the run was stopped before its first frame.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
         BlockingIOError: the run is still running.
-        ValueError: the checkpoint is damaged, or belongs to no run of this kind.
+        ValueError: the checkpoint is damaged, or not of a run by `attncalc md`.
     """
     if trajectory.suffix != ".h5md":
         raise ValueError(f"{trajectory.name}: only a run that writes .h5md can be resumed")
@@ -124,7 +124,7 @@ def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
     missing = [path for path in (trajectory, file) if not path.is_file()]
     if file in missing:
         raise FileNotFoundError(f"no such file: {missing[0]}; {RESUMED_FROM}")
-    with FileLock(trajectory):  # refused here already, before a model is loaded
+    with FileLock(trajectory):  # refuse a running run before a model is loaded
         restart = load_checkpoint(file)
     if missing and restart.state.step > 0:
         raise FileNotFoundError(f"no such file: {trajectory}; {RESUMED_FROM}")
@@ -137,10 +137,10 @@ def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
 
 
 def _checked(restart: Restart) -> Settings:
-    """The settings of a checkpoint, and all else that going on reads in it, as it must be.
+    """Return the settings of a checkpoint, after checks of all entries that a resumed run reads.
 
     Raises:
-        TypeError, ValueError: something is missing, of another kind or out of range.
+        TypeError, ValueError: an entry is missing, of another type or out of range.
     """
     settings, info = Settings.from_stored(restart.info["settings"]), restart.info
     n_dof, threads, dtype = info.get("n_dof"), info.get("threads"), info.get("dtype")
@@ -171,15 +171,15 @@ def resume_structures(
     tell: Tell | None = None,
     stop: bool = False,
 ) -> LogSummary:
-    """Go on with a run, as if it had not been interrupted, up to `settings.n_steps`.
+    """Continue a run up to `settings.n_steps`, as if it had not been interrupted.
 
-    Frames and lines beyond the checkpoint are made again; so are lines that the log has lost, from
-    the trajectory.
+    Frames and lines beyond the checkpoint are replaced. Lines that the log has lost are restored
+    from the trajectory.
 
     Args:
         restart: from `read_restart`.
         force: of the same model.
-        settings: of the run; `n_steps` may have grown.
+        settings: of the run; `n_steps` may be larger.
         trajectory: of the run.
         progress, tell, stop: see `run_structures`.
 
@@ -199,7 +199,7 @@ def resume_structures(
 
 
 def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
-    """Make lines again that the log of a finished run has lost, and remove what a kill has left.
+    """Restore lost lines of the log of a finished run, and remove files that a killed run has left.
 
     Raises:
         FileNotFoundError, ValueError: the files do not belong together.
@@ -215,7 +215,7 @@ def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
     log = _log(trajectory, settings, also)
     log.resume(restart.state, restart.integrator)
     try:
-        log(restart.state)  # the last line, whether or not it is a multiple of `every`
+        log(restart.state)  # the last line, even if its step is not a multiple of `every`
     finally:
         log.end()
 
@@ -284,7 +284,7 @@ def _watch(force: Force, settings: Settings, tell: Tell | None, *, stop: bool) -
 
 
 def _columns_there(trajectory: Path) -> tuple[Column, ...]:
-    """Columns of a finished run whose model is not asked again, with numbers of its last frame."""
+    """Return columns of a finished run with values of its last frame, without its model."""
     if not trajectory.exists():
         return ()
     with opened(trajectory) as file:
@@ -305,13 +305,13 @@ def _log(trajectory: Path, settings: Settings, also: Sequence[Column]) -> Log:
 
 
 class FrameWriter(Callback):
-    """Frames of a single structure by ASE, extended XYZ or .traj: a callback of `md.run`.
+    """Callback of `md.run` that writes frames of one structure by ASE, in extended XYZ or .traj.
 
-    Such a file cannot be resumed.
+    A run with such a file cannot be resumed.
 
     Args:
         path: new file.
-        atoms: what frames are copies of, but for positions, cell, momenta and results.
+        atoms: frames are copies of it with other positions, cell, momenta and results.
         every: steps.
         write: further results, see `attncalc.md.written`.
     """
@@ -322,11 +322,11 @@ class FrameWriter(Callback):
         self._last, self._is_new = -1, False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
-        """Refuse to overwrite.
+        """Create the file; refuse to overwrite one.
 
         Raises:
             FileExistsError: the file exists.
-            ValueError: the model does not give what shall be written.
+            ValueError: the model does not give the results to be written.
         """
         del integrator
         require_of_state(self.write, state)
@@ -335,7 +335,7 @@ class FrameWriter(Callback):
         self._frames.__enter__()
 
     def __call__(self, state: MDState) -> None:
-        """Write a frame, unless it is the last one written."""
+        """Write a frame, unless it was written last."""
         if state.step == self._last:
             return
         frame = self._atoms.copy()
@@ -349,17 +349,17 @@ class FrameWriter(Callback):
         self._last = state.step
 
     def end(self) -> None:
-        """Close."""
+        """Close the file."""
         self._frames.__exit__()
 
     def forget(self) -> None:
-        """Remove the file of a run that could not begin, after its end."""
+        """Remove the file of a run that could not begin; called after `end`."""
         if self._is_new:
             self._frames.path.unlink(missing_ok=True)
 
 
 class _Progress(Callback):
-    """Tells how far a run is."""
+    """Callback that reports the progress of a run."""
 
     def __init__(self, tell: Progress, *, every: int) -> None:
         self.every, self._tell, self._told = every, tell, 0

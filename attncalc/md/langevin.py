@@ -25,7 +25,7 @@ class Langevin(AtTemperature):
         friction: 1 / ASE time (0.01 / ase.units.fs).
 
     Raises:
-        ValueError: a number is not positive and finite, or the timestep not in ASE's unit.
+        ValueError: a number is not positive and finite, or a time is not in ASE's unit.
     """
 
     ensemble: ClassVar[str] = "nvt"
@@ -45,11 +45,11 @@ class Langevin(AtTemperature):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Langevin:
-        """Make one for `attncalc md`."""
+        """Make the integrator of a run by `attncalc md`."""
         return cls(settings.timestep, settings.temperature, settings.friction)
 
     def step(self, state: MDState, force: Function) -> MDState:
-        """The state one timestep later."""
+        """Return the state one timestep later."""
         h = self.timestep
         bath = (of_systems(self.temperature, state.system), self.friction)
         moved = kick_drift_shake_drift(state, h, *bath)

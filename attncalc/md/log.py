@@ -1,4 +1,4 @@
-"""`Log`: one line of numbers every so many steps, as CSV."""
+"""`Log`: one line of numbers every `every` steps, as CSV."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 
 
 class Log(Callback):
-    """Time, temperature, energies and the conserved quantity of every system, as CSV.
+    """Callback that logs time, temperature, energies and conserved quantity of systems, as CSV.
 
-    A batch has a column `system` in front, and a line for each. Lines are written, not kept; a
-    checkpoint of the same run waits until they are on disk.
+    For a batch the first column is `system`, and every system has a line. Lines are not kept in
+    memory. A checkpoint of the same run waits until they are on disk.
 
     Args:
         path: new file.
         every: steps.
         also: further columns.
-        trajectory: H5MD trajectory of the same run, written as often or more often: where a run
-            that goes on finds its log missing, cut off or damaged, lines are made again from it.
+        trajectory: H5MD trajectory of the same run, written at least as often. If the log of a
+            resumed run is missing, cut off or damaged, its lines are restored from it.
 
     Attributes:
         summary: number of lines, the last one, and those with the largest spread and novelty.
@@ -62,7 +62,7 @@ class Log(Callback):
         self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
-        """Refuse to overwrite, and start.
+        """Create the file; refuse to overwrite one.
 
         Raises:
             FileExistsError: the file exists.
@@ -76,14 +76,14 @@ class Log(Callback):
         self._open(state, integrator, Intact())
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Go on behind this state; lines beyond it, and one that was cut off, are dropped.
+        """Continue after this state; lines beyond it, and an incomplete line, are removed.
 
         Raises:
             BlockingIOError: another run is writing it.
-            FileNotFoundError: there is no such file, and no trajectory to make it from.
+            FileNotFoundError: there is no such file, and no trajectory to restore it from.
             NoSpaceLeft: the disk is full.
-            ValueError: it is not the log of this run up to this state, and cannot be made again; it
-                stays as it is.
+            ValueError: it is not the log of this run up to this state, and cannot be restored; it
+                is not changed.
         """
         claim = FileLock(self.path)
         try:
@@ -102,7 +102,7 @@ class Log(Callback):
         self._claim = claim
 
     def _kept(self, state: MDState, integrator: Integrator) -> Intact:
-        """Find what stays of the file: nothing where it is missing and can be made again."""
+        """Find the part of the file to keep: nothing if it is missing and can be restored."""
         n_systems = state.system.n_systems
         try:
             with open(self.path, "rb") as file:
@@ -127,9 +127,9 @@ class Log(Callback):
     def _made_again(
         self, state: MDState, integrator: Integrator, kept: Intact
     ) -> Iterable[list[tuple[float, ...]]]:
-        """Lines from the trajectory, which is known to hold them."""
+        """Return lines from the trajectory, after a check that it has them."""
         expected = state.step - state.step % self.every
-        if state.step == 0:  # the run was stopped before its first line, which is about to come
+        if state.step == 0:  # the run was stopped before its first line, which is written next
             return ()
         what = kept.damage or f"ends before step {expected}, where the run continues"
         if self.trajectory is None:
@@ -163,7 +163,7 @@ class Log(Callback):
             folder_to_disk(self.path.resolve().parent)
 
     def __call__(self, state: MDState) -> None:
-        """Write a state, unless it is the last one written.
+        """Write a state, unless it was written last.
 
         Raises:
             NoSpaceLeft: the disk is full; nothing of the state is written.
@@ -181,20 +181,20 @@ class Log(Callback):
         self._write([(k, time, *row) if several else (time, *row) for k, row in enumerate(rows)])
 
     def _write(self, lines: list[tuple[float, ...]]) -> None:
-        """Lines of one step, all or none."""
+        """Write the lines of one step, all or none."""
         assert self._file is not None
         self._file.append(b"".join(map(line, lines)))
         for values in lines:
             self.summary.add(dict(zip(self._columns, values, strict=True)))
 
     def flush(self) -> None:
-        """Every line so far is on disk afterwards; a file that somebody removed is there again."""
+        """Bring all lines so far to disk; restore the file if it has been removed."""
         if self._file is not None:
             self._file.restore()
             self._file.to_disk()
 
     def end(self) -> None:
-        """Close."""
+        """Close the file."""
         try:
             self.flush()
         finally:
@@ -203,7 +203,7 @@ class Log(Callback):
                 self._claim.release()
 
     def forget(self) -> None:
-        """Remove the file of a run that could not begin, after its end."""
+        """Remove the file of a run that could not begin; called after `end`."""
         if self._is_new:
             self.path.unlink(missing_ok=True)
 

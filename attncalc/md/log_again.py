@@ -1,4 +1,4 @@
-"""Lines of a log, made again from the trajectory of the same run."""
+"""Lines of a log, restored from the trajectory of the same run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from attncalc.md.h5md import OBSERVABLES, clock, described, opened
 
-# frames that are read at once
+# frames read at once
 BLOCK = 4096
 
 
@@ -27,20 +27,20 @@ def lines_again(
     own: Sequence[str],
     device: torch.device,
 ) -> Iterator[list[tuple[float, ...]]]:
-    """Yield the lines of one step after the other, with the numbers that the run has written.
+    """Yield the lines of each step, with the numbers that the run has written.
 
     Args:
         trajectory: of the run.
-        behind: step of the last line that is still there; -1: none is.
-        until: the step where the run goes on.
+        behind: step of the last line that still exists; -1: there is none.
+        until: the step from which the run continues.
         every: steps between lines.
         timestep: ASE time units.
-        own: observables of the run that stand in its last columns.
-        device: of the run, where volumes are computed.
+        own: observables of the run in its last columns.
+        device: of the run, on which volumes are computed.
 
     Raises:
         FileNotFoundError: there is no such trajectory.
-        ValueError: it lacks a step, or is damaged; said before the first lines.
+        ValueError: a step is missing in it, or it is damaged; raised before the first lines.
     """
     with opened(trajectory) as file:
         systems = described(file)
@@ -75,7 +75,7 @@ def lines_again(
 
 
 def volume(cell: torch.Tensor) -> torch.Tensor:
-    """[n_systems] Å³ of cells [n_systems, 3, 3]; NaN without three vectors."""
+    """Return volumes [n_systems] Å³ of cells [n_systems, 3, 3]; NaN without three vectors."""
     volumes = torch.linalg.det(cell).abs()
     return torch.where(volumes > 0, volumes, torch.nan)
 

@@ -1,4 +1,4 @@
-"""Columns of the log of a run, a CSV file, and reading it without holding all of it."""
+"""Columns of the log of a run, a CSV file, and functions to read it in parts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-# of every run, in front
+# first columns, of every run
 COLUMNS = ("time_fs", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "volume_A3")
 CONSERVED = "conserved_eV"
 # of a committee: the largest standard deviation over its members of the force on an atom
 SPREAD = "force_spread_eV_A"
-# of a model that knows its training: the largest of the atoms
+# of a model with known training environments: the largest of the atoms
 NOVELTY = "novelty"
-# bytes; what is longer is no line of a log
+# bytes; a longer line is not of a log
 LONGEST_LINE = 1000
-# bytes that are read at once where lines are counted
+# bytes read at once to count lines
 BLOCK_BYTES = 1 << 20
 
 Row = dict[str, float]
@@ -30,7 +30,7 @@ class LogSummary:
 
     Attributes:
         n_rows: number of lines below the header.
-        last: the last line, by column; None while there is none.
+        last: the last line, by column; None without lines.
         widest: the line with the largest spread of a committee, if any.
         furthest: the line with the largest novelty, if any.
     """
@@ -50,25 +50,25 @@ class LogSummary:
 
 
 def columns_of(n_systems: int, own: Sequence[str]) -> tuple[str, ...]:
-    """Columns of a run by our own integrators; its own ones are the last."""
+    """Return the columns of a run by the integrators of attncalc; `own` are the last."""
     system = ("system",) if n_systems > 1 else ()
     return (*system, *COLUMNS, CONSERVED, *own)
 
 
 def line(values: Sequence[object]) -> bytes:
-    """A line of numbers, or of the names of columns, as the module csv writes it."""
+    """Return a line of numbers, or of column names, as the module csv writes it."""
     return (",".join(map(str, values)) + "\r\n").encode()
 
 
 @dataclass
 class Intact:
-    """The beginning of a log that can stay.
+    """Beginning of a log that can be kept.
 
     Attributes:
-        size: bytes of it, with the header; 0 where that is lost.
-        step: of its last line; -1 without any.
+        size: bytes of it, with the header; 0 if that is lost.
+        step: of its last line; -1 without lines.
         summary: of these lines.
-        damage: what is wrong behind it; empty where the file just ends, or was cut off in a line.
+        damage: what is wrong after it; empty if the file just ends, or was cut off within a line.
     """
 
     size: int = 0
@@ -80,38 +80,38 @@ class Intact:
 def intact_part(
     file: BinaryIO, columns: Sequence[str], n_systems: int, *, now: int, every: int, timestep: float
 ) -> Intact:
-    """Find what a run that goes on at a step keeps of its log, line by line.
+    """Find the part of its log that a run keeps if it continues at a step.
 
-    Lines beyond the step are left out, and so is a last one that is no multiple of `every`: it was
-    written only because the run was stopped there.
+    Lines beyond the step are left out, and so is a last one whose step is not a multiple of
+    `every`: it was written only because the run was stopped there.
 
     Args:
         file: the log, open at its beginning.
         columns: of the run.
         n_systems: of the run.
-        now: step where it goes on.
+        now: step at which it continues.
         every: steps between lines.
         timestep: fs.
 
     Raises:
-        ValueError: the columns are others.
+        ValueError: the file has other columns.
     """
     header = line(columns)
     found = file.read(len(header))
     if found != header:
-        # a power cut leaves zeros where a file has grown and its content was not on disk yet
+        # after a power cut, content that was not on disk yet consists of zeros
         if not header.startswith(found.rstrip(b"\0")):
             raise ValueError("not the log of this run (its columns are others)")
         return Intact(damage="line 1 is damaged")
     kept = Intact(size=len(header))
-    waiting: list[Row] = []  # stopped there, unless another line follows
+    waiting: list[Row] = []  # kept only if another line follows
     end, number, step = kept.size, 2, -1
     while first := file.readline(LONGEST_LINE):
         lines = [first, *(file.readline(LONGEST_LINE) for _ in range(n_systems - 1))]
         try:
             rows = [_row(text, columns, k) for k, text in enumerate(lines)]
         except ValueError:
-            if lines[-1].endswith(b"\n") or file.read(1):  # else a killed run has cut it off
+            if lines[-1].endswith(b"\n") or file.read(1):  # else cut off by the end of the run
                 kept.damage = f"line {number} is damaged"
             break
         before, step = step, round(rows[0]["time_fs"] / timestep)
@@ -143,26 +143,26 @@ def _row(text: bytes, columns: Sequence[str], system: int) -> Row:
 
 
 def count_rows(path: str | Path) -> int:
-    """Number of lines of a log below its header."""
+    """Return the number of lines of a log below its header."""
     with open(path, "rb") as file:
         blocks: Iterator[bytes] = iter(lambda: file.read(BLOCK_BYTES), b"")
         return max(sum(block.count(b"\n") for block in blocks) - 1, 0)
 
 
 def read_log(path: str | Path, *, at_most: int | None = None, n_systems: int = 1) -> list[Row]:
-    """Lines of a log, or those of some times at equal distances, the very last always among them.
+    """Read the lines of a log, or those of evenly spaced times that include the last.
 
     Args:
-        path: file, by `Log` or `run_with_ase`.
-        at_most: so many times; None reads all.
-        n_systems: of a batch: there are so many lines for each time.
+        path: file by `Log` or `run_with_ase`.
+        at_most: largest number of times; None reads all.
+        n_systems: of a batch, which has so many lines for each time.
 
     Returns:
         A dictionary for every line, by column.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no line of numbers.
+        ValueError: a line is damaged.
     """
     n_times = 0 if at_most is None else count_rows(path) // n_systems
     stride = 1 if at_most is None else max(1, -(-n_times // at_most))

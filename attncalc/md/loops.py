@@ -16,7 +16,7 @@ PER_WORD = 2.0**-32
 
 @compiled_loop()
 def _normal(seed, step, purpose, replica, atom):
-    """Three normal numbers of an atom."""
+    """Return three normal numbers of an atom."""
     a, b = unsigned(atom), unsigned(step) & LOW
     c, d = unsigned(step) >> SHIFT, unsigned(purpose)
     k, l = unsigned(seed), unsigned(replica)
@@ -33,7 +33,7 @@ def _normal(seed, step, purpose, replica, atom):
 
 @compiled_loop()
 def fill_normal(seed, step, purpose, replicas, system_idx, atom_in_system, noise):
-    """noise[i] = three normal numbers of the atom."""
+    """Set noise[i] to three normal numbers of atom i."""
     for i in range(system_idx.shape[0]):
         x, y, z = _normal(seed, step, purpose, replicas[system_idx[i]], atom_in_system[i])
         noise[i, 0], noise[i, 1], noise[i, 2] = x, y, z
@@ -41,9 +41,9 @@ def fill_normal(seed, step, purpose, replicas, system_idx, atom_in_system, noise
 
 @compiled_loop()
 def kick_drift(positions, momenta, forces, masses, fixed, time):
-    """Positions and momenta after B for half of the time and A for all of it.
+    """Return positions and momenta after B for half of the time and A for all of it.
 
-    `fixed` is empty where no atom is.
+    `fixed` is empty if no atom is fixed.
     """
     new_positions, new_momenta = np.empty_like(positions), np.zeros_like(momenta)
     for i in range(positions.shape[0]):
@@ -73,10 +73,10 @@ def kick_drift_shake_drift(
     atom_in_system,
     heat,
 ):
-    """Positions, momenta and heat after B A O A; B and A for half of the time, O for all of it.
+    """Return positions, momenta and heat after B A O A, B and A for half of the time, O for all.
 
     `renewed` is kB (1 - kept²); `temperature` has one number, or one for each system; `fixed` is
-    empty where no atom is.
+    empty if no atom is fixed.
     """
     new_positions, new_momenta = np.empty_like(positions), np.zeros_like(momenta)
     new_heat = heat.copy()
@@ -104,9 +104,9 @@ def kick_drift_shake_drift(
 
 @compiled_loop()
 def _turning(left_out, spin, inertia):
-    """Angular velocity, of spin and of the sums m x², m y², m z², m y z, m z x, m x y."""
+    """Return angular velocity from spin and the sums m x², m y², m z², m y z, m z x, m x y."""
     xx, yy, zz, yz, zx, xy = inertia
-    if left_out < 6:  # linear: it does not turn about its axis, and equally about all others
+    if left_out < 6:  # linear: no rotation about the axis, and equal inertia about all others
         trace = xx + yy + zz
         return spin[0] / trace, spin[1] / trace, spin[2] / trace
     a, b, c, d, e, f = yy + zz, zz + xx, xx + yy, -yz, -zx, -xy
@@ -138,10 +138,10 @@ def rescale(
     atom_in_system,
     heat,
 ):
-    """Momenta and heat after R.
+    """Return momenta and heat after R.
 
     `share` is kB (1 - kept) / 2; `temperature` has one number, or one for each system; `fixed` is
-    empty where no atom is.
+    empty if no atom is fixed.
     """
     n_atoms, n = positions.shape[0], n_dof.shape[0]
     mass, left_out = np.zeros(n), -n_dof

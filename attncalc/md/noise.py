@@ -5,7 +5,7 @@ counter of four 32-bit words and a key of two into four random words. Here
 
     counter = (atom within its system, step, step >> 32, purpose)    key = (seed, replica)
 
-so noise does not depend on what else is in a batch, on chunks, or on where a run was interrupted.
+so noise does not depend on the rest of a batch, on chunks, or on interruptions of a run.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def normal_noise(
     *,
     purpose: int = 0,
 ) -> Tensor:
-    """[n_atoms, 3], float64: independent normal numbers of mean 0 and variance 1.
+    """Return independent normal numbers of mean 0 and variance 1, [n_atoms, 3], float64.
 
     Args:
         seed: 0 .. 2^32 - 1.
-        step: 0 .. 2^63 - 1; or [], int64, on the device, where steps are recorded.
+        step: 0 .. 2^63 - 1; or [], int64, on the device, while steps are recorded.
         replicas: [n_systems], int64, 0 .. 2^32 - 1.
         system_idx: [n_atoms], int64.
         atom_in_system: [n_atoms], int64: counted from 0 in every system.
-        purpose: other numbers for another use within the same step.
+        purpose: another value gives other numbers within the same step.
     """
     if system_idx.device.type == "cpu" and isinstance(step, int) and has_numba():
         noise = np.empty((len(system_idx), 3))
@@ -78,7 +78,7 @@ def normal_noise(
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four random 32-bit words from a counter and a key, all int64 tensors of equal shape."""
+    """Return four random 32-bit words of a counter and a key, all int64 tensors of equal shape."""
     a, b, c, d = counter
     k, l = key
     for _ in range(ROUNDS):
@@ -93,7 +93,7 @@ def philox(
 
 @functools.cache
 def _loop() -> Callable[..., Any]:
-    """Compiled at its first call and kept in a file from then on."""
+    """Return the loop, which is compiled at its first call and cached on the disk."""
     from attncalc.md import loops
 
     return loops.fill_normal

@@ -1,7 +1,7 @@
-"""Optimizers of many structures at once: each goes the way it would go alone, rounding aside.
+"""Optimizers of many structures at once; each structure moves as it would alone, up to rounding.
 
-An optimizer is what is known of the structures beside where they are. It says how far atoms move
-next; `relax_batch` moves them, and leaves out structures that are done.
+An optimizer holds what it has learnt about the structures, but not their positions. It computes the
+next move of atoms; `relax_batch` moves them, and leaves out structures that are done.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from attncalc.system import System
 
 
 class Optimizer(Protocol):
-    """The way down of many structures."""
+    """Optimizer of many structures."""
 
     @classmethod
     def start(cls, system: System) -> Self:
-        """Begin where the structures are."""
+        """Start from the present positions."""
 
     def step(self, system: System, forces: Tensor) -> tuple[Self, Tensor]:
-        """Return what is known after this step, and by how much atoms move, [n_atoms, 3] Å.
+        """Return the optimizer after this step, and the displacements of atoms, [n_atoms, 3] Å.
 
         Args:
-            system: the structures as they are.
-            forces: [n_atoms, 3] eV/Å; zero on atoms that stay where they are.
+            system: the structures at present.
+            forces: [n_atoms, 3] eV/Å; zero on fixed atoms.
         """
 
     def only(self, structures: Tensor, atoms: Tensor) -> Self:
-        """Return what is known of some of them; structures [n_systems], atoms [n_atoms], bool."""
+        """Return the optimizer of some structures, by masks [n_systems] and [n_atoms]."""
 
 
 @dataclass(frozen=True)
 class FIRE:
-    """Fast inertial relaxation engine (Bitzek et al., PRL 97, 170201, 2006), parameters of ASE's.
+    """Fast inertial relaxation engine (Bitzek et al., PRL 97, 170201, 2006) with ASE's parameters.
 
-    Downhill, velocities turn towards the forces and steps grow; uphill, they start again from
+    Downhill, velocities turn towards the forces and steps grow; uphill, atoms start again from
     rest. Every structure has its own timestep and mixing.
 
     Attributes:
@@ -56,21 +56,21 @@ class FIRE:
     downhill: Tensor
 
     FIRST_TIMESTEP, LONGEST_TIMESTEP = 0.1, 1.0
-    LARGEST_STEP = 0.2  # Å, root of the squares of all atoms of a structure
+    LARGEST_STEP = 0.2  # Å, norm over all atoms of a structure
     PATIENCE = 5  # downhill steps before the timestep grows
     FASTER, SLOWER = 1.1, 0.5
     FIRST_MIXING, LESS_MIXING = 0.1, 0.99
 
     @classmethod
     def start(cls, system: System) -> FIRE:
-        """Begin at rest."""
+        """Start at rest."""
         ones = torch.ones(system.n_systems, dtype=torch.float64, device=system.device)
         downhill = torch.zeros_like(ones, dtype=torch.int64)
         velocities = torch.zeros_like(system.positions)
         return cls(velocities, cls.FIRST_TIMESTEP * ones, cls.FIRST_MIXING * ones, downhill)
 
     def step(self, system: System, forces: Tensor) -> tuple[FIRE, Tensor]:
-        """One step of FIRE, see `Optimizer.step`."""
+        """Take a step of FIRE, see `Optimizer.step`."""
         idx, dot = system.system_idx, _products(system)
         v = self.velocities
         down = dot(forces, v) > 0
@@ -79,7 +79,7 @@ class FIRE:
         turned = (1 - self.mixing)[idx, None] * v + (self.mixing * speed)[idx, None] * forces
         faster = (self.timestep * self.FASTER).clamp(max=self.LONGEST_TIMESTEP)
         timestep = torch.where(grows, faster, self.timestep)
-        # at rest is no uphill: the first step keeps its timestep
+        # rest does not count as uphill: the first step keeps its timestep
         timestep = torch.where(down | (dot(v, v) == 0), timestep, self.timestep * self.SLOWER)
         mixing = torch.where(grows, self.mixing * self.LESS_MIXING, self.mixing)
         mixing = torch.where(down, mixing, torch.full_like(mixing, self.FIRST_MIXING))
@@ -99,17 +99,17 @@ class FIRE:
 class LBFGS:
     """Quasi-Newton steps from the last changes of the gradient, without a line search.
 
-    The inverse Hessian of BFGS from a few changes, in the compact form of Byrd, Nocedal & Schnabel
-    (Math. Program. 63, 129, 1994, theorem 2.2), on a multiple of the unit matrix that fits the
-    last change (Nocedal & Wright, Numerical Optimization, 2006, equation 7.20). A change along
-    which the energy curves downwards counts as none, so that every move begins downhill; its end
-    may be higher.
+    The inverse Hessian of BFGS is built from a few changes, in the compact form of Byrd, Nocedal &
+    Schnabel (Math. Program. 63, 129, 1994, theorem 2.2), on a multiple of the unit matrix that fits
+    the last change (Nocedal & Wright, Numerical Optimization, 2006, equation 7.20). A change along
+    which the energy has negative curvature is ignored, so that every move starts downhill; the
+    energy at its end may still be higher.
 
     Attributes:
-        changes: [n_atoms, n_changes, 2, 3], oldest first: by how much atoms moved [Å] and their
-            gradients changed [eV/Å]; zero where a structure has none.
-        products: [n_systems, n_changes, n_changes] eV, of moves and gradients.
-        squares: [n_systems, n_changes, n_changes] eV²/Å², of gradients and gradients.
+        changes: [n_atoms, n_changes, 2, 3], oldest first: displacements [Å] and changes of the
+            gradient [eV/Å]; zero for a structure without this change.
+        products: [n_systems, n_changes, n_changes] eV, of displacements and gradient changes.
+        squares: [n_systems, n_changes, n_changes] eV²/Å², of gradient changes with each other.
         scale: [n_systems] Å²/eV, of the unit matrix.
         last: positions [n_atoms, 3] Å and forces [n_atoms, 3] eV/Å one step ago.
     """
@@ -126,16 +126,16 @@ class LBFGS:
 
     @classmethod
     def start(cls, system: System) -> LBFGS:
-        """Begin with no change."""
+        """Start without changes."""
         n, none = system.n_systems, system.positions.new_zeros((system.n_atoms, 0, 2, 3))
         square = none.new_zeros((n, 0, 0))
         return cls(none, square, square, none.new_full((n,), 1 / cls.STIFFNESS), None)
 
     def step(self, system: System, forces: Tensor) -> tuple[LBFGS, Tensor]:
-        """One step of L-BFGS, see `Optimizer.step`."""
+        """Take a step of L-BFGS, see `Optimizer.step`."""
         now = self._with_last_change(system, forces)
         idx, scale = system.system_idx, now.scale
-        # with what is none on the diagonal, the triangle can be solved
+        # ones on the diagonal for ignored changes, so that the triangle can be solved
         diagonal = now.products.diagonal(dim1=1, dim2=2)
         triangle = now.products.triu() + torch.diag_embed((diagonal == 0).to(diagonal))
         along, bent = now._onto(system, forces)
@@ -147,7 +147,7 @@ class LBFGS:
         changes, of_changes = now.changes.flatten(1, 2), of_changes.flatten(1).unsqueeze(1)
         straight = scale[idx, None] * forces
         move = straight + (of_changes @ changes).squeeze(1)
-        downhill = _products(system)(move, forces) > 0  # or rounding has the better of it
+        downhill = _products(system)(move, forces) > 0  # False only by rounding
         move = torch.where(downhill[idx, None], move, straight)
         longest = longest_of(move, system).clamp(min=1e-30)
         move = move * (self.LONGEST_MOVE / longest).clamp(max=1.0)[idx, None]
@@ -173,7 +173,7 @@ class LBFGS:
         products, squares = self.products[:, kept, kept], self.squares[:, kept, kept]
         return replace(
             new,
-            # below the diagonal nothing is read
+            # nothing is read below the diagonal
             products=torch.cat([_pad(products), column.unsqueeze(2)], 2),
             squares=torch.cat(
                 [torch.cat([squares, square[:, None, :-1]], 1), square.unsqueeze(2)], 2
@@ -181,7 +181,10 @@ class LBFGS:
         )
 
     def _onto(self, system: System, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Products of the changes with vectors [n_atoms, 3]: [n_systems, n_changes], twice."""
+        """Return products of both kinds of changes with vectors [n_atoms, 3], as for `changes`.
+
+        Each has the shape [n_systems, n_changes].
+        """
         values = self.changes.flatten(1, 2) @ vectors.unsqueeze(2)
         sums = segment_sum(values.squeeze(2), system.system_idx, system.n_systems)
         return sums.unflatten(1, (-1, 2)).unbind(2)
@@ -194,7 +197,7 @@ class LBFGS:
 
 
 def _pad(matrices: Tensor) -> Tensor:
-    """One more row, of zeros."""
+    """Append a row of zeros."""
     return torch.nn.functional.pad(matrices, (0, 0, 0, 1))
 
 
@@ -204,14 +207,14 @@ _Dot = Callable[[Tensor, Tensor], Tensor]
 
 
 def _products(system: System) -> _Dot:
-    """Scalar product of two [n_atoms, 3], for each structure: [n_systems]."""
+    """Return the scalar product of two [n_atoms, 3] for each structure, [n_systems], a function."""
     idx, n = system.system_idx, system.n_systems
-    # the sum over three numbers last: over many rows it costs more than the sum over atoms
+    # sum over components last: over many rows it costs more than the sum over atoms
     return lambda one, other: segment_sum(one * other, idx, n).sum(1)
 
 
 def longest_of(vectors: Tensor, system: System) -> Tensor:
-    """Length of the longest vector [n_atoms, 3] of each structure, [n_systems]."""
+    """Return the length of the longest vector [n_atoms, 3] of each structure, [n_systems]."""
     lengths = torch.linalg.vector_norm(vectors, dim=1)
     zeros = torch.zeros(system.n_systems, dtype=lengths.dtype, device=lengths.device)
     return zeros.scatter_reduce(0, system.system_idx, lengths, "amax")

@@ -1,4 +1,4 @@
-"""`relax_batch`: many structures relaxed at once, each until its own forces vanish."""
+"""`relax_batch`: relaxation of many structures at once, each until its own forces are small."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ IDLE = 0.3
 
 @dataclass(frozen=True)
 class Relaxed:
-    """End of a relaxation of a batch.
+    """Result of the relaxation of a batch.
 
     Attributes:
-        system: all of them, in their order.
+        system: all structures, in their order.
         energy: [n_systems] eV.
         forces: [n_atoms, 3] eV/Å.
         largest_force: [n_systems] eV/Å, of an atom that may move.
-        steps: [n_systems], int64: how many each took.
-        interrupted: whether Ctrl-C ended it: then this is where they were.
+        steps: [n_systems], int64: number of steps of each.
+        interrupted: whether Ctrl-C ended it, before all structures were done.
     """
 
     system: System
@@ -47,11 +47,11 @@ class Relaxed:
 
 @dataclass(frozen=True)
 class _Moving:
-    """Structures on their way down.
+    """Structures in the batch during a relaxation.
 
     Attributes:
-        system: those not yet done, and some that are.
-        numbers: [n_systems], int64: which of all they are.
+        system: structures that are not yet done, and some that are.
+        numbers: [n_systems], int64: their numbers among all structures.
         fixed: [n_atoms], bool.
         optimizer: moves them.
     """
@@ -62,14 +62,14 @@ class _Moving:
     optimizer: Optimizer
 
     def step(self, forces: Tensor, rests: Tensor) -> _Moving:
-        """One step of those that do not rest; forces [n_atoms, 3], rests [n_systems]."""
+        """Move structures except those that rest; forces [n_atoms, 3], rests [n_systems]."""
         optimizer, move = self.optimizer.step(self.system, forces)
         move = torch.where(rests[self.system.system_idx, None], 0.0, move)
         system = replace(self.system, positions=self.system.positions + move)
         return replace(self, system=system, optimizer=optimizer)
 
     def without(self, gone: Tensor) -> _Moving:
-        """Keep those that are not gone; gone [n_systems]."""
+        """Remove structures from the batch; gone [n_systems]."""
         stay, atoms = ~gone, ~gone[self.system.system_idx]
         system, optimizer = _part(self.system, stay, atoms), self.optimizer.only(stay, atoms)
         return _Moving(system, self.numbers[stay], self.fixed[atoms], optimizer)
@@ -100,30 +100,30 @@ def relax_batch(
     observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     look: Callable[[Tensor, System], Tensor | None] | None = None,
 ) -> Relaxed:
-    """Relax the structures of a batch, cells kept, until no force exceeds `fmax`.
+    """Relax the structures of a batch at fixed cells, until no force exceeds `fmax`.
 
-    A structure that is done rests, and leaves the batch with others: it costs no more.
+    A structure that is done rests, and later leaves the batch with others, so that it costs nothing
+    any more.
 
     Args:
         potential: the model, its `Evaluator`, or any function `System -> Result`.
         structures: of ASE, one or several, or a `System`.
         fmax: eV/Å, largest force left on an atom that may move.
-        steps: most steps.
+        steps: largest number of steps.
         optimizer: "lbfgs" or "fire", which takes two to five times as many steps, and moves atoms
             less in each.
-        fixed: [n_atoms], bool: atoms that stay where they are; if not given those that `FixAtoms`
-            holds, in structures of ASE.
-        first: number of the first structure, for messages, where they are part of a longer list.
+        fixed: [n_atoms], bool: True for fixed atoms; if not given, those that `FixAtoms` holds in
+            structures of ASE.
+        first: number of the first structure in messages, if they are part of a longer list.
         observe: called before the first and after every step with the numbers of the structures
             still in the batch, their energies [eV] and largest forces [eV/Å].
-        look: called after each `observe` with the same numbers and the structures; returns
-            [n_systems], bool, of those that rest from now on, or None.
+        look: called after each `observe` with the same numbers and the structures; returns a mask
+            [n_systems] of those that rest from now on, or None.
 
     Raises:
-        ValueError: `fmax` or `steps` is not positive or `fmax` not finite, there is no such
-            optimizer, `fixed` is not True or False for each atom, a structure has another
-            constraint than `FixAtoms` or is not known to the model, or atoms of one are on top of
-            each other.
+        ValueError: `fmax`, `steps` or `optimizer` is invalid, `fixed` is not True or False for each
+            atom, a structure has another constraint than `FixAtoms` or is not known to the model,
+            or two atoms lie on top of each other.
         FloatingPointError: a force is not finite; the message names the structure.
     """
     positive("fmax", fmax)
@@ -171,7 +171,7 @@ def relax_batch(
         if not ended.noted:
             raise
         return ended.relaxed(interrupted=True)
-    except ImpossiblePositions:  # names a structure by its place among those still in the batch
+    except ImpossiblePositions:  # it counts only structures that are still in the batch
         if system.n_systems > 1 or first > 0:
             _name_impossible(force, moving, first)
         raise
@@ -179,7 +179,7 @@ def relax_batch(
 
 
 def _name_impossible(force: Force, moving: _Moving, first: int) -> None:
-    """Ask structures one by one; of which one positions are impossible, by its number of all."""
+    """Raise an error that names the structure with impossible positions by its number of all."""
     for k, number in enumerate(moving.numbers.tolist()):
         one = torch.arange(moving.system.n_systems, device=moving.system.device) == k
         try:
@@ -189,7 +189,7 @@ def _name_impossible(force: Force, moving: _Moving, first: int) -> None:
 
 
 class _Ended:
-    """Collects where structures are, those that left the batch included."""
+    """Collects the results of all structures, including those that left the batch."""
 
     def __init__(self, system: System) -> None:
         self._system, self._first = system, system.first_atoms

@@ -25,8 +25,8 @@ class Settings:
 
     Attributes:
         ensemble: "nve" (velocity Verlet), "nvt" (Langevin, BAOAB, or Bussi's velocity rescaling) or
-            "npt" (stochastic cell rescaling; of ASE's, Martyna-Tobias-Klein).
-        n_steps: of the integrator.
+            "npt" (stochastic cell rescaling; with ASE's integrators, Martyna-Tobias-Klein).
+        n_steps: number of steps.
         timestep: ASE time units (0.5 * ase.units.fs).
         temperature: K; in "nve" that of the initial velocities, unless the atoms have some.
         friction: 1 / ASE time (0.01 / ase.units.fs), of Langevin dynamics.
@@ -34,8 +34,9 @@ class Settings:
         every: steps between frames of the trajectory and rows of the log.
         seed: of initial velocities and random forces; 0 .. 2^32 - 1.
         thermostat: "langevin" or "bussi", of "nvt": see `attncalc.md.integrators`.
-        relaxation: ASE time units (100 * ase.units.fs), of velocity rescaling ("bussi", "npt").
-        cell_relaxation: ASE time units (1000 * ase.units.fs), of the cell in "npt".
+        relaxation: relaxation time of velocity rescaling ("bussi", "npt"), ASE time units (100 *
+            ase.units.fs).
+        cell_relaxation: relaxation time of the cell in "npt", ASE time units (1000 * ase.units.fs).
         compressibility: 1/GPa, roughly that of the material; scales `cell_relaxation`.
         isotropic: whether the cell keeps its shape in "npt".
         write: further results in the trajectory, "charges" and "dipole": see `attncalc.md.written`.
@@ -61,10 +62,10 @@ class Settings:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> Settings:
-        """The settings that `stored` has made, or version 0.1, which counted time in fs.
+        """Make settings from what `stored` returned, also in version 0.1, which had times in fs.
 
         Raises:
-            TypeError, ValueError: they are not such settings.
+            TypeError, ValueError: an entry is unknown, of another type or out of range.
         """
         options = dict(stored)
         if options.pop("time", "fs") == "fs":
@@ -75,7 +76,7 @@ class Settings:
         return cls(**options)
 
     def stored(self) -> dict[str, Any]:
-        """Return all of them, for a JSON file."""
+        """Return all settings, for a JSON file."""
         return {**asdict(self), "time": "ASE"}
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ class Settings:
             if not is_integer(value := getattr(self, name)) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
             whole_number(name, value, 1, MOST_STEPS)
-        # as much as the noise of our own integrators takes, so that a seed is one for both
+        # the range of the noise of attncalc's integrators, so that a seed is valid for ASE's, too
         if not is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
             raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
         check_timestep(self.timestep)
@@ -106,7 +107,7 @@ class Settings:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Say if it is a whole number, and no truth value."""
+    """Return True if a value is a whole number, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

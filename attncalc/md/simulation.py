@@ -1,4 +1,4 @@
-"""`run`: steps in chunks, what is written on the way, and a stop before nonsense."""
+"""`run`: dynamics in chunks of steps, with callbacks, and a stop if it explodes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops, finished_before_ctrl_c
 from attncalc.system import System
 
-# steps between two looks at the device, by device: a look costs a wait on a GPU and little on a CPU
+# steps between two checks, by device: the host waits for a GPU then, on a CPU it costs little
 CHUNK = {"cpu": 20, "cuda": 50}
-# one of so many lists is used for longer by this share, to learn whether they last longer now
+# one of so many lists is used longer by this fraction, to learn if lists last longer now
 LISTS_BETWEEN_TRIALS, LONGER = 10, 1 / 8
-# eV/Å: no structure that a model knows has such forces
+# eV/Å: structures that a model describes have smaller forces
 EXPLODING_FORCE = 1e3
 
 
@@ -44,32 +44,32 @@ def run(
 ) -> MDState:
     """Take `n_steps` steps from `state`.
 
-    Steps are done in chunks. On a GPU nothing within a chunk waits for the device: whether the
-    neighbour list held is asked at its end, and a chunk in which an atom moved too far is thrown
-    away and done again in halves, with a new list. So that this is rare, a list is made anew after
-    as many steps as those before it held in this run. After every chunk energies, temperatures,
-    forces and the conserved quantity are looked at.
+    Steps are done in chunks. On a GPU the host does not wait for the device within a chunk: the
+    neighbour list is checked at its end. A chunk in which an atom moved too far is discarded, and
+    repeated with a new list and in halves. To make this rare, a list is rebuilt after as many steps
+    as earlier lists of this run were valid. After every chunk energies, temperatures, forces and
+    the conserved quantity are checked.
 
     Args:
         integrator: one of `attncalc.md.integrators`.
         potential: the model, its `Evaluator` (which several runs may share, one after the other),
             or any function `System -> Result`.
-        state: from `integrator.init` or an earlier run; or from a checkpoint: then callbacks go on
-            with the files of its run, and what is too hot is what was too hot before.
-        n_steps: how many.
-        callbacks: called in this order, checkpoints after all others, whose files are then as far.
-            Only the first state is saved before all else: from then on the run can be resumed. What
-            fails before all have seen it leaves no files.
+        state: from `integrator.init` or an earlier run; or from a checkpoint: then callbacks
+            continue the files of its run, and its limit of temperature is kept.
+        n_steps: number of steps.
+        callbacks: called in this order, but checkpoints after all others, so that their files are
+            up to date. Only the first state is saved by checkpoints first: from then on the run can
+            be resumed. A run that fails before all callbacks have seen it leaves no files.
         chunk: steps; None chooses by the device.
 
     Returns:
         The last state: `n_steps` later, unless a callback stops the run (`Callback.stops`).
 
     Raises:
-        FloatingPointError: the run exploded, and callbacks have seen the last good state; or there
-            is something wrong with the first one, and nothing has begun.
+        FloatingPointError: the run exploded, and callbacks have seen the last good state; or the
+            first state is unusable, and nothing has begun.
         NoSpaceLeft: the disk is full; files are as they were after the last step they have.
-        ValueError: a number is out of range, or none.
+        ValueError: a number is out of range, or not an integer.
     """
     whole_number("n_steps", n_steps, 0, MOST_STEPS)
     for name, value in (("chunk", chunk), *(("every", one.every) for one in callbacks)):
@@ -119,7 +119,7 @@ def run(
                 if any(one.stops for one in callbacks):
                     _call(callbacks, state, at_all_costs=True)
     except KeyboardInterrupt:
-        with finished_before_ctrl_c():  # a second one must not lose what is done
+        with finished_before_ctrl_c():  # a second Ctrl-C must not lose results
             if seen >= 0:
                 _call(callbacks, state, at_all_costs=True)
             _end(begun, and_forget=seen < 0 and not resumed)
@@ -131,7 +131,7 @@ def run(
 
 
 def _end(begun: list[Callback], *, and_forget: bool) -> None:
-    """End all of them, whatever goes wrong with one."""
+    """End all callbacks, even if one fails."""
     with ExitStack() as ends:
         while begun:
             callback = begun.pop()
@@ -141,7 +141,7 @@ def _end(begun: list[Callback], *, and_forget: bool) -> None:
 
 
 def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) -> bool:
-    """Call those whose turn it is; whether there was one."""
+    """Call the callbacks that are due; return True if there was one."""
     due = [one for one in callbacks if at_all_costs or state.step % one.every == 0]
     if not due:
         return False
@@ -161,20 +161,20 @@ def _steps_to_next(callbacks: Sequence[Callback], step: int, last: int) -> int:
 
 
 class _ListLifetime:
-    """Number of steps for which a neighbour list holds, learnt from the lists before."""
+    """Number of steps for which a neighbour list is valid, learnt from earlier lists."""
 
     def __init__(self) -> None:
-        self.age = 0  # steps that the present list has held
-        self.is_fresh = False  # it was made for the state to go on from
-        self.lasted: int | None = None  # None: none has ended yet
-        self.before_trial: int | None = None  # what was learnt, while more is tried
+        self.age = 0  # steps for which the present list was valid so far
+        self.is_fresh = False  # True: it was built for the present state
+        self.lasted: int | None = None  # None: no list has ended yet
+        self.before_trial: int | None = None  # learnt number, while a larger one is tried
         self.n_renewed = 0
 
     def prepare(self, force: Force, system: System, n: int) -> int:
-        """Make a new list if this one may end now; return how many steps to take, n at most.
+        """Build a new list if this one may end now; return the number of steps to take, at most n.
 
         Raises:
-            ImpossiblePositions: there is no list of these positions.
+            ImpossiblePositions: no list can be built for these positions.
         """
         if self.lasted is None:
             return n
@@ -188,12 +188,12 @@ class _ListLifetime:
         return min(n, self.lasted - self.age)
 
     def renew(self, force: Force, system: System) -> None:
-        """Make a new list."""
+        """Build a new list."""
         force.renew(system)
         self.age, self.is_fresh = 0, True
 
     def held(self, n: int) -> None:
-        """Note that n more steps were right."""
+        """Note that the list was valid for n more steps."""
         self.age += n
         self.is_fresh = False
         if self.lasted is not None:
@@ -216,12 +216,12 @@ def _advance(
     limit: Tensor,
     lifetime: _ListLifetime,
 ) -> tuple[MDState, str]:
-    """The state n steps later and nothing, or the last good state and what was wrong after it."""
+    """Return the state n steps later and "", or the last good state and what was wrong after it."""
     try:
         state = _steps(integrator, force, first, n)
         if state is None:  # an atom moved too far for the list
             lifetime.ended(n)
-            if not lifetime.is_fresh:  # once more, with a new one
+            if not lifetime.is_fresh:  # again, with a new list
                 lifetime.renew(force, first.system)
                 state = _steps(integrator, force, first, n)
                 if state is None:
@@ -241,7 +241,7 @@ def _advance(
 
 
 def _steps(integrator: Integrator, force: Force, state: MDState, n: int) -> MDState | None:
-    """The state n steps later, or None where a neighbour list did not hold on the way."""
+    """Return the state n steps later; None if a neighbour list was not valid on the way."""
     if force.looks_at_every_step or n == 1:
         for _ in range(n):
             state = integrator.step(state, force)
@@ -261,15 +261,15 @@ def _steps(integrator: Integrator, force: Force, state: MDState, n: int) -> MDSt
 
 
 def _insane(state: MDState, limit: Tensor, before: MDState) -> str:
-    """Name what is wrong with a state; "" if nothing is.
+    """Describe what is wrong with a state; "" if nothing is.
 
     Args:
-        state: to be looked at.
+        state: to be checked.
         limit: [n_systems] K: no system may be hotter.
-        before: the state looked at last. What only the timestep moves, kinetic and potential energy
-            less heat, may not have changed by k_B limit for the root of the degrees of freedom:
-            at a far too large timestep atoms fly apart within one step, and a thermostat that
-            cools them again leaves no other trace.
+        before: the state checked last. The conserved quantity, kinetic and potential energy less
+            heat, may not have changed by more than k_B `limit` times the square root of the degrees
+            of freedom. At a far too large timestep atoms fly apart within one step, and a
+            thermostat that cools them again leaves no other trace.
     """
     kelvin, force = state.temperature_of_all_motion, state.forces.abs().amax()
     total = (kelvin + state.energy).sum() + force
@@ -279,7 +279,7 @@ def _insane(state: MDState, limit: Tensor, before: MDState) -> str:
     total, beyond, largest, ratio = looked_at.tolist()
     if not math.isfinite(total):
         return "energy, velocities or forces are no longer finite"
-    if beyond > 0:  # and now without the motion of the whole, which takes longer
+    if beyond > 0:  # again without drift and rotation, which takes longer
         temperature = state.temperature
         if bool(((temperature - limit) > 0).any()):
             hottest = float(temperature[(temperature - limit).argmax()])

@@ -1,22 +1,22 @@
-"""Vibrational spectra from trajectories: density of states, and infrared where there are dipoles.
+"""Vibrational spectra from trajectories: density of states and, from dipoles, infrared absorption.
 
-By Wiener and Khinchin a power spectrum is the Fourier transform of an autocorrelation, here of
+By the Wiener-Khinchin theorem a power spectrum is the Fourier transform of an autocorrelation, here
 
     C(t) = sum_i m_i <v_i(0) . v_i(t)>        velocities, weighted by masses
     D(t) = <dM/dt(0) . dM/dt(t)>              time derivative of the dipole moment M
 
 averaged over all time origins, for lags shorter than the correlation depth L, times Hann's window
-cos²(pi t / 2L). A sharp line gets the full width 1 / L at half of its height: the resolution. The
+cos²(pi t / 2L). A sharp line has the full width at half maximum 1 / L, which is the resolution. The
 window's transform has side lobes of -2.7 %, so that values beside a strong line may be negative.
 
-* The density of states is that of classical motion, C by kB T: its integral is the number of
-  degrees of freedom of the run.
-* Infrared absorption needs a quantum correction of classical motion. The harmonic one (Ramírez,
-  López-Ciudad, Kumar & Marx, J. Chem. Phys. 121, 3973, 2004) makes it proportional to D by kB T,
-  that is to omega² times the transform of <M(0) . M(t)>, and its integral over a line the intensity
-  N_A (dM / dQ)² / 12 epsilon_0 c² of the harmonic approximation.
-* dM/dt is the difference of neighbouring frames; what that takes from high frequencies,
-  (sin(x) / x)² with x = omega dt / 2, is given back.
+* The density of states is that of classical motion, the transform of C / (kB T): its integral is
+  the number of degrees of freedom of the run.
+* Infrared absorption needs a quantum correction of classical motion. With the harmonic one
+  (Ramírez, López-Ciudad, Kumar & Marx, J. Chem. Phys. 121, 3973, 2004) it is proportional to
+  D / (kB T), that is to omega² times the transform of <M(0) . M(t)>. Its integral over a line is
+  the intensity N_A (dM / dQ)² / 12 epsilon_0 c² of the harmonic approximation.
+* dM/dt is the difference of neighbouring frames. This damps high frequencies by (sin(x) / x)² with
+  x = omega dt / 2, which is corrected.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ LIGHT = constants.c * 1e2 * 1e-15
 INTENSITY = (
     constants.N_A * constants.e**2 / (12 * constants.epsilon_0 * constants.c**2) / constants.u
 ) * 1e-3
-# 1/cm: no bond with hydrogen, and none without, is faster
+# 1/cm: bonds with hydrogen, and bonds without, are slower
 FASTEST_WITH_HYDROGEN, FASTEST = 4500.0, 2500.0
-# of frames that are held at once
+# of frames in memory at once
 BLOCK_BYTES = 1 << 26
 # points of the frequency axis within the width of a sharp line
 POINTS = 8
-# share of the highest peak that others must have, above zero and above their surroundings: a side
-# lobe of the window has 0.8 %
+# least height and prominence of a peak, as a fraction of the highest: a side lobe of the window has
+# 0.8 %
 PROMINENCE = 0.02
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Spectra of a trajectory, of a batch their mean.
+    """Spectra of a trajectory; for a batch, their mean.
 
     Attributes:
-        wavenumbers: [n] 1/cm, from 0 to the highest that the frames can show.
+        wavenumbers: [n] 1/cm, from 0 to the highest that the frames resolve.
         vdos: [n] degrees of freedom per 1/cm.
-        infrared: [n] km/mol per 1/cm; None where the trajectory has no dipoles.
+        infrared: [n] km/mol per 1/cm; None if the trajectory has no dipoles.
         resolution: 1/cm, full width at half maximum of a sharp line.
-        highest: 1/cm: beyond this, nothing is expected.
+        highest: 1/cm, largest wavenumber at which motion is expected.
         spacing: fs between frames.
         depth: fs, of the correlation.
         temperature: K, mean over frames and systems.
-        n_frames: of each system.
-        n_systems: whose mean it is.
+        n_frames: number of frames of each system.
+        n_systems: number of systems in the mean.
     """
 
     wavenumbers: Floats
@@ -82,21 +82,21 @@ class Spectrum:
     n_systems: int
 
     def integral(self, values: Floats) -> float:
-        """Integral of one of the spectra over all wavenumbers."""
+        """Return the integral of one of the spectra over all wavenumbers."""
         step = self.wavenumbers[1] - self.wavenumbers[0]
         # by the trapezoidal rule, which is exact for a sum of cosines
         return float(step * (values.sum() - (values[0] + values[-1]) / 2))
 
     def peaks(self, values: Floats, most: int = 10) -> list[tuple[float, float]]:
-        """Wavenumbers [1/cm] and heights of the strongest peaks, the highest first.
+        """Return wavenumbers [1/cm] and heights of the strongest peaks, the highest first.
 
         Motion slower than the resolution is left out: drift, rotation and diffusion.
 
         Args:
             values: one of the spectra.
-            most: so many at most.
+            most: largest number of peaks.
         """
-        from scipy.signal import find_peaks  # slow to import, and `attncalc.md` is for more
+        from scipy.signal import find_peaks  # slow to import, and rarely needed
 
         shown = np.where(self.wavenumbers <= self.highest, values, 0.0)
         lowest = int(np.searchsorted(self.wavenumbers, self.resolution))
@@ -124,25 +124,26 @@ def spectrum_of(
     system: int | None = None,
     progress: Callable[[int, int], None] = lambda *numbers: None,
 ) -> Spectrum:
-    """Vibrational density of states of a trajectory and, where it has dipoles, infrared spectrum.
+    """Return the vibrational density of states of a trajectory, and its infrared spectrum.
 
-    Frames are read in blocks: memory is that of the correlation depth, for some atoms at a time.
+    The infrared spectrum needs dipoles in the trajectory. Frames are read in blocks of the
+    correlation depth, for some atoms at a time, which bounds the memory.
 
     Args:
-        path: H5MD trajectory that attncalc wrote, of one structure or of replicas, whose mean is
-            taken.
-        resolution: 1/cm: full width at half maximum of a sharp line.
-        highest: 1/cm: the fastest motion that is expected. Faster motion would appear at lower
-            frequencies. None is 4500 with hydrogen and 2500 without.
-        system: which one of a batch, alone.
-        progress: called again and again with the number of velocities (of an atom in a frame) that
-            are worked on, and of all.
+        path: H5MD trajectory that attncalc wrote, of one structure or of replicas, over which the
+            mean is taken.
+        resolution: 1/cm, full width at half maximum of a sharp line.
+        highest: 1/cm, of the fastest motion that is expected. Faster motion would appear at lower
+            frequencies. None: 4500 with hydrogen and 2500 without.
+        system: number of a single system of a batch; None: all.
+        progress: called repeatedly with the number of velocities (of an atom in a frame) processed
+            so far, and of all.
 
     Raises:
         FileNotFoundError: there is no such file.
         IndexError: there is no such system.
-        ValueError: it is no such trajectory; its frames are too few, too far apart, or not equally
-            far; systems of a batch have different atoms; or nothing moves.
+        ValueError: it is not such a trajectory; its frames are too few, too far apart, or not
+            equally spaced; systems of a batch have different atoms; or nothing moves.
     """
     for name, value in (("resolution", resolution), ("highest", highest)):
         if value is not None and not 0 < value < math.inf:
@@ -192,7 +193,7 @@ def spectrum_of(
 
 
 def _chosen(systems: list[StoredSystem], system: int | None, path: object) -> list[StoredSystem]:
-    """One system of a batch, or all, which have the same atoms."""
+    """Return one system of a batch, or all, which must have the same atoms."""
     if system is not None:
         if not 0 <= system < len(systems):
             raise IndexError(f"{path} holds {len(systems)} systems, not number {system}")
@@ -204,7 +205,7 @@ def _chosen(systems: list[StoredSystem], system: int | None, path: object) -> li
 
 
 def _equally_spaced(steps: h5py.Dataset, times: h5py.Dataset) -> tuple[int, float]:
-    """Number of frames, and fs from one to the next; a last one that is closer does not count."""
+    """Return the number of frames and their spacing [fs]; a last one that is closer is left out."""
     apart = np.diff(steps[:])
     n = len(apart) + 1
     if n > 2 and apart[-1] < apart[0]:  # the last step is always written
@@ -218,7 +219,7 @@ def _equally_spaced(steps: h5py.Dataset, times: h5py.Dataset) -> tuple[int, floa
 
 
 def _require_dense(highest: float, spacing: float, every: int) -> None:
-    """Refuse frames too far apart: motion beyond half their rate appears where there is none."""
+    """Refuse frames too far apart: motion beyond half their rate appears at lower frequencies."""
     if (nyquist := 0.5 / (LIGHT * spacing)) >= highest:
         return
     wanted = 0.5 / (LIGHT * highest)
@@ -232,7 +233,7 @@ def _require_dense(highest: float, spacing: float, every: int) -> None:
 
 
 def _lags(resolution: float, highest: float, spacing: float, n_frames: int) -> int:
-    """Number of lags of the correlation, half as many as frames at most."""
+    """Return the number of lags of the correlation, at most half of the number of frames."""
     if resolution >= highest:
         raise ValueError(
             f"a resolution of {resolution:g} 1/cm shows nothing below {highest:g} 1/cm"
@@ -256,7 +257,7 @@ def _of_velocities(
     n_lags: int,
     count: Callable[[int], None],
 ) -> Floats:
-    """C(t) [n_lags] eV of a system."""
+    """Return C(t) [n_lags] eV of a system."""
     velocities = file[f"{one.particles}/velocity/value"]
     roots = VELOCITY * np.sqrt(one.masses)[:, None]
     at_once = max(1, BLOCK_BYTES // (2 * _block(n_lags) * 24))  # atoms
@@ -265,7 +266,7 @@ def _of_velocities(
         mine = slice(atom, atom + at_once)
 
         def read(first: int, last: int, mine: slice = mine) -> Floats:
-            count(min(last - first, _block(n_lags)) * len(roots[mine]))  # later ones come again
+            count(min(last - first, _block(n_lags)) * len(roots[mine]))  # others are read again
             return (velocities[first:last, mine] * roots[mine]).reshape(last - first, -1)
 
         total += autocorrelation(read, n_frames, n_lags)
@@ -277,7 +278,7 @@ def _of_velocities(
 def _of_dipole(
     file: h5py.File, one: StoredSystem, n_frames: int, n_lags: int, spacing: float
 ) -> Floats:
-    """D(t) [n_lags] e² eV / amu of a system."""
+    """Return D(t) [n_lags] e² eV / amu of a system."""
     dipoles = file[f"{one.observables}/{DIPOLE}/value"]
 
     def read(first: int, last: int) -> Floats:
@@ -290,12 +291,12 @@ def _of_dipole(
 
 
 def autocorrelation(read: Callable[[int, int], Floats], n_frames: int, n_lags: int) -> Floats:
-    """Autocorrelation [n_lags] of a series, summed over its columns, averaged over time origins.
+    """Return the autocorrelation [n_lags] of a series, summed over columns, mean of time origins.
 
     Args:
-        read: rows `first` to `last` of the series, [last - first, n_columns].
-        n_frames: rows in all, more than `n_lags`.
-        n_lags: number of lags, from 0; two blocks of so many rows are held at once.
+        read: returns rows `first` to `last` of the series, [last - first, n_columns].
+        n_frames: number of all rows, more than `n_lags`.
+        n_lags: number of lags, from 0; two blocks of so many rows are in memory at once.
     """
     block = _block(n_lags)
     length = fft.next_fast_len(block + n_lags - 1, real=True)
@@ -304,18 +305,18 @@ def autocorrelation(read: Callable[[int, int], Floats], n_frames: int, n_lags: i
         rows = read(first, min(first + block + n_lags - 1, n_frames))
         origins = fft.rfft(rows[:block], length, axis=0)
         power += (origins.conj() * fft.rfft(rows, length, axis=0)).sum(axis=1)
-    # zeros behind the rows keep what is cyclic out of these lags
+    # zero padding keeps these lags free of cyclic terms
     sums: Floats = fft.irfft(power, length)[:n_lags]
     return sums / (n_frames - np.arange(n_lags))
 
 
 def _block(n_lags: int) -> int:
-    """Time origins that are read at once."""
+    """Return the number of time origins that are read at once."""
     return max(n_lags, 256)
 
 
 def _transform(correlation: Floats, spacing: float) -> Floats:
-    """Fourier transform per 1/cm of positive frequency, with Hann's window."""
+    """Return the Fourier transform per 1/cm of positive frequency, with Hann's window."""
     n_lags = len(correlation)
     window = np.cos(np.pi * np.arange(n_lags) / (2 * n_lags)) ** 2
     once = fft.rfft(window * correlation, _length(n_lags)).real
@@ -330,7 +331,7 @@ def _wavenumbers(n_lags: int, spacing: float) -> Floats:
 
 
 def _length(n_lags: int) -> int:
-    """Even, so that the highest frequency is that of the frames."""
+    """Return an even length, so that the highest frequency is the Nyquist frequency of frames."""
     return 2 * int(fft.next_fast_len(POINTS * n_lags // 2 + 1, real=True))
 
 
@@ -339,7 +340,7 @@ def _mean(values: h5py.Dataset, n_frames: int) -> float:
 
 
 def csv_of(spectrum: Spectrum) -> str:
-    """Spectra as text: wavenumber and values, one line each, up to the highest wavenumber."""
+    """Return spectra as text: lines of wavenumber and values, up to the highest wavenumber."""
     columns: dict[str, Sequence[float] | Floats] = {
         "wavenumber_per_cm": spectrum.wavenumbers,
         "vdos_cm": spectrum.vdos,

@@ -1,4 +1,4 @@
-"""`initial_state`: velocities and forces of a batch that is about to move."""
+"""`initial_state`: first state of a run, with velocities and forces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from attncalc.system import System
 
 State = TypeVar("State", bound=MDState)
 
-# eV of an atom: no potential energy holds it for a step
+# eV of an atom, far beyond any potential energy
 LARGEST_KINETIC_ENERGY = 1e6
 
 
@@ -43,32 +43,33 @@ def initial_state(
     new_velocities: bool = False,
     device: torch.device | str | None = None,
 ) -> State:
-    """Draw velocities and compute the forces of a batch that is about to move.
+    """Make the first state of a run: draw velocities and compute forces.
 
     Args:
-        kind: of state.
-        given: the model, its force, or a function; where that is, the state will be.
+        kind: class of the state.
+        given: the model, its force, or a function; the state is on its device.
         structures: of ASE, one or several, or a `System`, which has no momenta, masses and fixed
             atoms.
-        temperature: K, of velocities drawn: one number, or one for each system.
-        ensemble: "nve", "nvt" or "npt": which motion counts as heat, see `attncalc.md.velocities`.
-        seed: of velocities drawn, and of the noise; 0 .. 2^32 - 1.
-        momenta: [n_atoms, 3] amu Å / ASE time; if not given those of the structures, and if these
-            do not move drawn, of exactly this temperature.
-        masses: [n_atoms] amu; if not given those of the structures, of a `System` the elements'.
-        fixed: [n_atoms], bool: atoms that stay where they are; if not given those that `FixAtoms`
-            holds.
-        replicas: [n_systems], int64, not negative: names of the systems' noise; 0, 1, ... if not
-            given.
-        new_velocities: True draws velocities also for structures that have some.
-        device: where a function runs; if not given that of a `System`, for structures of ASE the
-            CPU. Models are where they are.
+        temperature: K, of drawn velocities: one number, or one for each system.
+        ensemble: "nve", "nvt" or "npt": it decides which motion counts as heat, see
+            `attncalc.md.velocities`.
+        seed: of drawn velocities, and of the noise; 0 .. 2^32 - 1.
+        momenta: [n_atoms, 3] amu Å / ASE time; if not given, those of the structures; if these have
+            none, they are drawn at exactly this temperature.
+        masses: [n_atoms] amu; if not given, those of the structures; for a `System`, those of the
+            elements.
+        fixed: [n_atoms], bool: True for fixed atoms; if not given, those that `FixAtoms` holds.
+        replicas: [n_systems], int64, not negative: they identify the noise of each system; 0, 1,
+            ... if not given.
+        new_velocities: True: velocities are drawn even if the structures have some.
+        device: of a function; if not given, that of a `System`, and the CPU for structures of ASE.
+            Models stay on their device.
 
     Raises:
         ValueError: the structures are not known to the model, have another constraint than
-            `FixAtoms` or only some of them velocities, a tensor has the wrong shape, `fixed` is not
-            True or False, or nothing can move.
-        TypeError: what is no tensor is no array of numbers either.
+            `FixAtoms`, or only some of them have velocities; a tensor has the wrong shape or values
+            out of range; or nothing can move.
+        TypeError: an argument is neither a tensor nor an array of numbers.
     """
     whole_number("seed", seed, 0, LOW_32_BITS)
     own_velocities = momenta is None and not new_velocities
@@ -112,13 +113,13 @@ def initial_state(
         name: None if value is None else value.to(force.device) for name, value in tensors.items()
     }
     system = system.to(force.device)
-    force.follow(system)  # a skin that suits it, whatever was evaluated before
+    force.follow(system)  # chooses the skin for this system
     there |= kind.kept_of(force(system), system)
     return kind(system=system, step=0, seed=seed, **there)
 
 
 class AtTemperature:
-    """First state, and limit, of integrators that hold a temperature."""
+    """First state, and limit of temperature, of integrators with a thermostat."""
 
     temperature: float | tuple[float, ...]
     thermometer: ClassVar[str]
@@ -132,7 +133,7 @@ class AtTemperature:
         seed: int = 0,
         **given: Any,
     ) -> Any:
-        """Make the state to start from, of `state_type`, at this temperature.
+        """Make the first state, of `state_type`, at this temperature.
 
         Args:
             potential: the model, or a function `System -> Result`.
@@ -147,7 +148,7 @@ class AtTemperature:
         )
 
     def highest_temperature(self, first: MDState) -> Tensor:
-        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        """Return the temperatures [n_systems] K beyond which a run from `first` has exploded."""
         kelvin = of_systems(self.temperature, first.system)
         return runaway(torch.maximum(first.temperature, kelvin))
 
@@ -161,9 +162,9 @@ def _drawn(
     masses: Tensor,
     fixed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Momenta [n_atoms, 3] at exactly these temperatures, degrees of freedom [n_systems].
+    """Return momenta [n_atoms, 3] at exactly these temperatures, degrees of freedom [n_systems].
 
-    Those of a system depend on seed and replica, and on nothing else in the batch.
+    Momenta of a system depend on seed and replica, but not on the rest of the batch.
     """
     held = torch.zeros(system.n_atoms, dtype=torch.bool) if fixed is None else fixed
     parts = zip(system.to_ase(), system.split(masses), system.split(held), strict=True)
@@ -177,7 +178,7 @@ def _drawn(
         except ValueError as error:
             where = f"structure {k}: " if system.n_systems > 1 else ""
             raise ValueError(f"{where}{error}") from None
-        if kelvin[k] > 0:  # else they start from rest
+        if kelvin[k] > 0:  # else atoms start at rest
             rng = np.random.default_rng([seed, int(replicas[k])])
             thermometer.draw(atoms, float(kelvin[k]), rng)
         momenta.append(torch.from_numpy(atoms.get_momenta()))
@@ -187,7 +188,7 @@ def _drawn(
 
 def _check_momenta(momenta: Tensor, masses: Tensor) -> None:
     energies = 0.5 * (momenta * momenta).sum(1) / masses
-    wrong = energies > LARGEST_KINETIC_ENERGY  # what is not finite is found by `run`
+    wrong = energies > LARGEST_KINETIC_ENERGY  # `run` finds those that are not finite
     if wrong.any():
         first = int(wrong.nonzero()[0])
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`MDState`: everything that a step of dynamics reads and makes."""
+"""`MDState`: all data that a step of dynamics reads and writes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FLOATS, WHOLE, FLAGS = (torch.float64, torch.float32), (torch.int64,), (torch.bo
 
 
 class Stored(NamedTuple):
-    """A tensor of a checkpoint.
+    """Tensor of a checkpoint, and its conditions.
 
     Attributes:
         name: its name there.
         kinds: dtypes that it may have.
         shape: numbers, "atoms" or "systems".
-        least: smallest value, if there is one.
+        least: smallest allowed value, if there is one.
         optional: whether it may be missing.
     """
 
@@ -36,29 +36,29 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class MDState:
-    """Atoms in motion: one structure or many that know nothing of each other.
+    """State of moving atoms, of one structure or of many that do not interact.
 
-    A step makes a new state; two runs from the same state are the same run.
+    A step makes a new state; two runs from the same state are identical.
 
     Attributes:
         system: positions, cells, elements.
         momenta: [n_atoms, 3], amu Å / ASE time, float64; zero for fixed atoms.
         masses: [n_atoms] amu, float64.
-        fixed: [n_atoms], bool: atoms that stay where they are; None: none.
+        fixed: [n_atoms], bool: True for fixed atoms; None: there are none.
         energy: [n_systems] eV, potential energy at these positions.
         forces: [n_atoms, 3] eV/Å.
         n_dof: [n_systems], float64: degrees of freedom that temperature counts.
-        heat: [n_systems] eV: energy that a thermostat or barostat has put in so far.
-        replicas: [n_systems], int64: names the noise of each system, whatever batch it is in.
+        heat: [n_systems] eV: energy that a thermostat or barostat has added so far.
+        replicas: [n_systems], int64: identifies the noise of each system in any batch.
         atom_in_system: [n_atoms], int64: counted from 0 in every system.
-        spread: [n_systems] eV/Å: of a committee, the largest standard deviation over its members of
-            the force on an atom; None for a single model.
-        step: how many steps are done; while steps are recorded a tensor [], int64, on the device.
+        spread: [n_systems] eV/Å: for a committee, the largest standard deviation over its members
+            of the force on an atom; None for a single model.
+        step: number of steps done; a tensor [], int64, on the device while steps are recorded.
         seed: of the noise.
-        limit: [n_systems] K: beyond this its run has lost its molecules; None before a run begins
-            and after it has ended.
-        charges: [n_atoms] e, at these positions; None where the model does not predict them.
-        stored: its tensors in a checkpoint.
+        limit: [n_systems] K: temperature beyond which the run has exploded; None before a run
+            begins and after it has ended.
+        charges: [n_atoms] e, at these positions; None if the model does not predict them.
+        stored: tensors of the state in a checkpoint.
     """
 
     stored: ClassVar[tuple[Stored, ...]] = (
@@ -94,25 +94,25 @@ class MDState:
 
     @property
     def velocities(self) -> Tensor:
-        """[n_atoms, 3] Å / ASE time."""
+        """Velocities, [n_atoms, 3] Å / ASE time."""
         return self.momenta / self.masses.unsqueeze(1)
 
     @property
     def kinetic_energy(self) -> Tensor:
-        """[n_systems] eV."""
+        """Kinetic energy, [n_systems] eV."""
         return 0.5 * self.per_system((self.momenta * self.momenta).sum(1) / self.masses)
 
     def per_system(self, values: Tensor) -> Tensor:
-        """Sums of atoms' values [n_atoms, ...] over each system, [n_systems, ...]."""
+        """Return sums of atoms' values [n_atoms, ...] over each system, [n_systems, ...]."""
         if self.system.n_systems == 1:
             return values.sum(0, keepdim=True)
         return segment_sum(values, self.system.system_idx, self.system.n_systems)
 
     @property
     def temperature(self) -> Tensor:
-        """[n_systems] K, of the motion that `n_dof` counts.
+        """Temperature of the motion that `n_dof` counts, [n_systems] K.
 
-        Where drift and rotation of the whole are conserved, they are no heat.
+        Drift and rotation of the whole do not count as heat if they are conserved.
         """
         if not bool((self.left_out > 0).any()):
             return self.temperature_of_all_motion
@@ -121,7 +121,7 @@ class MDState:
 
     @property
     def temperature_of_all_motion(self) -> Tensor:
-        """[n_systems] K: no less than `temperature`, for it counts drift and rotation too."""
+        """Temperature that includes drift and rotation, [n_systems] K; at least `temperature`."""
         return self._kelvin(self.kinetic_energy)
 
     def _kelvin(self, energy: Tensor) -> Tensor:
@@ -129,16 +129,16 @@ class MDState:
 
     @property
     def left_out(self) -> Tensor:
-        """[n_systems]: motion that `n_dof` leaves out: 0, 3 for drift, 5 or 6 with rotation."""
+        """Degrees of freedom that `n_dof` leaves out, [n_systems]: 0, 3 (drift), 5 or 6 (both)."""
         mobile = torch.ones_like(self.masses)
         if self.fixed is not None:
             mobile = mobile.masked_fill(self.fixed, 0.0)
         return (3 * self.per_system(mobile) - self.n_dof).round()
 
     def momenta_of_the_whole(self) -> Tensor:
-        """[n_atoms, 3]: momenta of drift and rotation, where `n_dof` leaves them out.
+        """Return momenta of drift and rotation, [n_atoms, 3], as far as `n_dof` leaves them out.
 
-        Nothing waits for the device while steps are recorded.
+        While steps are recorded, the host does not wait for the device.
         """
         left_out, recorded = self.left_out.unsqueeze(1), isinstance(self.step, Tensor)
         if not recorded and not bool((left_out > 0).any()):
@@ -152,7 +152,7 @@ class MDState:
         return self.masses.unsqueeze(1) * velocity
 
     def _turning(self, left_out: Tensor, mass: Tensor) -> Tensor:
-        """[n_atoms, 3]: velocities of rotation; of masses and what is left out, [n_systems, 1]."""
+        """Return velocities of rotation [n_atoms, 3]; `left_out` and `mass` are [n_systems, 1]."""
         idx, weights = self.system.system_idx, self.masses.unsqueeze(1)
         centre = self.per_system(weights * self.system.positions) / mass
         arms = self.system.positions - centre[idx]
@@ -160,7 +160,7 @@ class MDState:
         outer = self.per_system(weights.unsqueeze(2) * arms.unsqueeze(2) * arms.unsqueeze(1))
         eye = torch.eye(3, dtype=outer.dtype, device=outer.device)
         trace = outer.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * eye
-        # a linear molecule does not turn about its axis, and equally about all others
+        # linear: no rotation about the axis, and equal inertia about all others
         kind = left_out.unsqueeze(2)
         inertia = torch.where(kind == 6, trace - outer, torch.where(kind == 5, trace, eye))
         a, b, c = inertia.unbind(1)
@@ -173,12 +173,12 @@ class MDState:
 
     @property
     def conserved(self) -> Tensor:
-        """[n_systems] eV: kinetic and potential energy less heat; only the timestep moves it."""
+        """Kinetic and potential energy less heat, [n_systems] eV, constant up to timestep error."""
         return self.kinetic_energy + self.energy - self.heat
 
     @property
     def dipole(self) -> Tensor:
-        """[n_systems, 3] e Å: charges at their positions; of ions it depends on the origin.
+        """Dipole moment of the charges, [n_systems, 3] e Å; for ions it depends on the origin.
 
         Raises:
             ValueError: the model does not predict charges.
@@ -189,7 +189,7 @@ class MDState:
 
     @classmethod
     def kept_of(cls, result: Result, system: System) -> dict[str, Tensor | None]:
-        """Fields of a state that come with the forces."""
+        """Return the fields of a state that are computed with the forces."""
         spread = None
         if result.spread is not None:
             of_atoms = torch.linalg.vector_norm(result.spread.forces, dim=1)
@@ -203,29 +203,29 @@ class MDState:
         }
 
     def with_forces(self, result: Result) -> Self:
-        """The state with energy and forces at its positions."""
+        """Return the state with energy and forces at its positions."""
         return self.replace(**self.kept_of(result, self.system))
 
     def replace(self, **changes: Any) -> Self:
-        """The state with other values, as `dataclasses.replace` would make it.
+        """Return the state with other values, like `dataclasses.replace`.
 
-        A step makes eight, and a state has so many fields that `dataclasses.replace` took a tenth
-        of the step of a small molecule.
+        A step makes eight states, and a state has so many fields that `dataclasses.replace` took a
+        tenth of the step of a small molecule.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
 
     def as_first(self) -> Self:
-        """The state as that of no run, which `md.run` begins from; one of a checkpoint goes on."""
+        """Return the state without `limit`: from it `md.run` begins a new run."""
         return self.replace(limit=None)
 
     def with_positions(self, positions: Tensor) -> Self:
-        """The state with other positions [n_atoms, 3] Å."""
+        """Return the state with other positions [n_atoms, 3] Å."""
         return self.replace(system=self.system.with_positions(positions))
 
     def to(self, device: torch.device | str) -> Self:
-        """The same state on another device."""
+        """Return the same state on another device."""
         moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()

@@ -1,4 +1,4 @@
-"""The unit of time of `attncalc.md`: ASE's, in which 1 fs is 0.0982."""
+"""Checks of the unit of time of `attncalc.md`: ASE's, in which 1 fs is 0.0982."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from ase import units
 
 from attncalc.nn.options import positive
 
-# what is no fs: so short a number that is as long as a timestep can be is one of another unit
+# timesteps from ROUND on with at most DIGITS decimals are taken for numbers of fs
 ROUND, DIGITS = 0.1, 3
-# fs: much longer than any vibration takes, and much shorter than any run takes
+# fs, limits of timesteps: much longer than any vibration, and too short for any run
 LONGEST, SHORTEST = 1000.0, 0.005
-# numbers below which timesteps in ps, and in s, lie
+# smaller numbers are taken for timesteps in ps, and in s
 LONGEST_PS, LONGEST_S = 0.01, 1e-9
 
 
 def check_timestep(timestep: float) -> None:
-    """Refuse what cannot be a timestep in ASE's unit of time, and name the unit.
+    """Refuse a timestep that is not in ASE's unit of time, and name the unit.
 
-    A product with `ase.units.fs` has no three decimals, and numbers such as 0.5 were meant in fs.
+    A product with `ase.units.fs` is not round, so round numbers such as 0.5 were meant in fs.
 
     Raises:
         ValueError: it is not positive and finite, or in another unit.
@@ -41,13 +41,15 @@ def check_timestep(timestep: float) -> None:
 
 
 def in_longer_unit(number: float) -> tuple[str, float]:
-    """Name the time that a number far too small for one in fs means in ps or s, and its fs."""
+    """Read a number far too small for fs as ps or s; return that time in words, and in fs."""
     unit, in_fs = ("s", 1e15 * number) if number < LONGEST_S else ("ps", 1e3 * number)
     return f"{number:g} {unit}", in_fs
 
 
 def check_friction(friction: float) -> None:
-    """Refuse what was meant in 1/fs, and name the unit: a quotient by `ase.units.fs` is not round.
+    """Refuse a round friction, meant in 1/fs, and name the unit.
+
+    A quotient by `ase.units.fs` is not round.
 
     Raises:
         ValueError: it is not positive and finite, or in another unit.
@@ -61,7 +63,7 @@ def check_friction(friction: float) -> None:
 
 
 def check_relaxation(name: str, time: float) -> None:
-    """Refuse what was meant in fs, as of a timestep; it may be longer than one.
+    """Refuse a round relaxation time, meant in fs; it may be longer than a timestep.
 
     Raises:
         ValueError: it is not positive and finite, or in another unit.

@@ -1,13 +1,14 @@
 """Velocities and kinetic temperature over the degrees of freedom that a run really has.
 
-What a run conserves is no heat: the momentum of the whole in "nve" and "npt" and, for a molecule
-in "nve", its rotation. Langevin's random forces conserve neither. So there are
+Conserved motion does not count as heat: the momentum of the whole in "nve" and "npt" and, for a
+molecule in "nve", its rotation. Langevin's random forces conserve neither. So there are
 
     3N       in "nvt", and for a single atom
     3N - 3   in "npt", and in "nve" with any periodic direction
     3N - 6   in "nve" of a molecule; 3N - 5 if it is linear
 
-degrees of freedom. Constrained atoms (`ase.constraints`) hold the others: then what ASE counts.
+degrees of freedom. With constrained atoms (`ase.constraints`) neither is conserved, and the number
+is that of ASE.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ Floats = NDArray[np.float64]
 
 # smallest over largest moment of inertia, below which a molecule is linear
 LINEAR = 1e-6
-# an integrator that has lost a molecule is far beyond any temperature one would ask for
-RUNAWAY = 10.0  # times the temperature asked for, plus
+# temperature beyond which a run has exploded
+RUNAWAY = 10.0  # times the requested temperature, plus
 RUNAWAY_FLOOR = 3000.0  # K
 # of a run: years of computing; steps are counted in 64 bits, and times in float64
 MOST_STEPS = 10**15
@@ -34,7 +35,7 @@ Temperature = TypeVar("Temperature", float, Tensor)
 
 
 def runaway(temperature: Temperature) -> Temperature:
-    """K, far beyond what one asked for: whoever is hotter has lost its molecules."""
+    """Return the temperature [K] beyond which a run at the given one has exploded."""
     return RUNAWAY * temperature + RUNAWAY_FLOOR
 
 
@@ -44,8 +45,8 @@ class Thermometer:
 
     Attributes:
         n_dof: degrees of freedom.
-        drifts: the momentum of the whole is conserved, and not counted.
-        turns: so is its angular momentum.
+        drifts: True: the momentum of the whole is conserved, and drift is not counted.
+        turns: True: so is its angular momentum, and rotation is not counted.
     """
 
     n_dof: int
@@ -54,7 +55,7 @@ class Thermometer:
 
     @classmethod
     def for_run(cls, atoms: Atoms, ensemble: str) -> Thermometer:
-        """Make the one that a run of these atoms in "nve", "nvt" or "npt" needs.
+        """Make the thermometer for a run of these atoms in "nve", "nvt" or "npt".
 
         Raises:
             ValueError: constraints hold all atoms.
@@ -71,7 +72,7 @@ class Thermometer:
         return cls(n_dof - 3 - axes, drifts=True, turns=True)
 
     def temperature(self, atoms: Atoms) -> float:
-        """K, of the motion that is counted."""
+        """Return the temperature [K] of the motion that is counted."""
         momenta = self._counted(atoms)
         return float((momenta**2 / atoms.get_masses()[:, None]).sum() / (self.n_dof * units.kB))
 
@@ -81,7 +82,7 @@ class Thermometer:
         Motion that is not counted is zero.
 
         Args:
-            atoms: those of the run; momenta they have are replaced.
+            atoms: those of the run; their momenta are replaced.
             temperature: K.
             rng: source of the random numbers.
         """
@@ -92,13 +93,13 @@ class Thermometer:
         atoms.set_momenta(counted * np.sqrt(temperature / self.temperature(atoms)))
 
     def _counted(self, atoms: Atoms) -> Floats:
-        """[n_atoms, 3]: momenta less those of the whole, which moves and turns as a rigid body."""
+        """Return momenta [n_atoms, 3] without those of rigid drift and rotation, if conserved."""
         momenta, masses = atoms.get_momenta(), atoms.get_masses()
         velocity = momenta.sum(axis=0) / masses.sum() if self.drifts else np.zeros(3)
         rigid = np.broadcast_to(velocity, momenta.shape)
         if self.turns:
             arms = _arms(atoms)
-            # a linear molecule has no inertia about its axis, and does not turn about it
+            # a linear molecule has no inertia about its axis, and does not rotate about it
             inverse = np.linalg.pinv(_inertia(arms, masses), rcond=LINEAR, hermitian=True)
             rigid = rigid + np.cross(inverse @ np.cross(arms, momenta).sum(axis=0), arms)
         return momenta - masses[:, None] * rigid
@@ -109,6 +110,6 @@ def _arms(atoms: Atoms) -> Floats:
 
 
 def _inertia(arms: Floats, masses: Floats) -> Floats:
-    """[3, 3]: sum_i m_i (r_i² 1 - r_i (x) r_i)."""
+    """Return the tensor of inertia [3, 3]: sum_i m_i (r_i² 1 - r_i (x) r_i)."""
     outer = np.einsum("n,na,nb->ab", masses, arms, arms)
     return np.trace(outer) * np.eye(3) - outer

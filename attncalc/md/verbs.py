@@ -1,4 +1,4 @@
-"""Verbs that integrators are spelled with: each makes a new state.
+"""Elementary operations of integrators, called verbs; each makes a new state.
 
 | letter | what it does in a time h                                             | here    |
 |--------|----------------------------------------------------------------------|---------|
@@ -38,7 +38,7 @@ def drift(state: State, time: float) -> State:
 
 
 def shake(state: State, time: float, temperature: Tensor, friction: float) -> State:
-    """O: friction and random forces; what energy they bring counts as heat.
+    """O: friction and random forces; the energy that they add counts as heat.
 
     Args:
         state: before.
@@ -62,7 +62,7 @@ def shake(state: State, time: float, temperature: Tensor, friction: float) -> St
 def rescale(state: State, time: float, temperature: Tensor, relaxation: float) -> State:
     """R: one factor for all thermal momenta of a system (Bussi et al., J. Chem. Phys. 126, 014101).
 
-    Drift and rotation that `n_dof` leaves out stay as they are.
+    Drift and rotation that `n_dof` leaves out do not change.
 
     | paper               | here                                                     |
     |---------------------|----------------------------------------------------------|
@@ -77,7 +77,7 @@ def rescale(state: State, time: float, temperature: Tensor, relaxation: float) -
         state: before.
         time: ASE time units.
         temperature: [n_systems] or [1] K.
-        relaxation: ASE time units, in which the kinetic energy forgets what it was.
+        relaxation: relaxation time of the kinetic energy, ASE time units.
     """
     idx, atom = state.system.system_idx, state.atom_in_system
     kept = math.exp(-time / relaxation)
@@ -93,7 +93,7 @@ def rescale(state: State, time: float, temperature: Tensor, relaxation: float) -
     # sqrt(K'), with the sign of α
     root = torch.sqrt(kept * kinetic) + torch.sqrt(share) * first
     new = root * root + share * others
-    # atoms at rest stay so: there is no direction to go
+    # atoms at rest stay at rest: they have no direction of motion
     factor = torch.sqrt(new / kinetic.clamp(min=1e-300)) * torch.where(root < 0, -1.0, 1.0)
     return state.replace(
         momenta=whole + factor[idx].unsqueeze(1) * thermal,
@@ -102,5 +102,5 @@ def rescale(state: State, time: float, temperature: Tensor, relaxation: float) -
 
 
 def held(state: MDState, momenta: Tensor) -> Tensor:
-    """Momenta, those of fixed atoms zero."""
+    """Return momenta with zeros for fixed atoms."""
     return momenta if state.fixed is None else momenta.masked_fill(state.fixed.unsqueeze(1), 0.0)

@@ -20,7 +20,7 @@ from attncalc.md.velocities import runaway
 from attncalc.md.verbs import drift, kick
 from attncalc.potential import Potential
 
-# K, of velocities where a structure has none and no temperature is given
+# K, of drawn velocities if no temperature is given
 TEMPERATURE = 300.0
 
 
@@ -48,7 +48,7 @@ class Verlet:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Verlet:
-        """Make one for `attncalc md`."""
+        """Make the integrator of a run by `attncalc md`."""
         return cls(settings.timestep)
 
     def init(
@@ -60,14 +60,15 @@ class Verlet:
         seed: int = 0,
         **given: Any,
     ) -> MDState:
-        """The state to start from; see `initial_state`, which takes what else is `given`.
+        """Make the first state; see `initial_state`.
 
         Args:
             potential: the model, or a function `System -> Result`.
-            structures: as of `AtTemperature.init`.
-            temperature: K, one number, or one for each system: draws new velocities; if not given,
-                those of the structures count, and where these have none, 300 K are drawn.
-            seed: of velocities that are drawn.
+            structures: of ASE, one or several, with their masses, velocities and `FixAtoms`; or a
+                `System`, which has none of these.
+            temperature: K, one number, or one for each system, of new velocities. If not given,
+                those of the structures are used; if these have none, they are drawn at 300 K.
+            seed: of drawn velocities.
             given: momenta, masses, fixed, replicas, new_velocities, device; see `initial_state`.
         """
         given = {"new_velocities": temperature is not None, **given}
@@ -75,12 +76,12 @@ class Verlet:
         return initial_state(MDState, potential, structures, kelvin, "nve", seed=seed, **given)
 
     def step(self, state: MDState, force: Function) -> MDState:
-        """The state one timestep later."""
+        """Return the state one timestep later."""
         h = self.timestep
         state = kick_drift(state, h) or drift(kick(state, h / 2), h)
         state = kick(state.with_forces(force(state.system)), h / 2)
         return state.replace(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:
-        """[n_systems] K: beyond this, a run from `first` has lost its molecules."""
+        """Return the temperatures [n_systems] K beyond which a run from `first` has exploded."""
         return runaway(first.temperature)

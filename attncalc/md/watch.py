@@ -1,4 +1,4 @@
-"""`Watch`: looks on the way whether atoms leave what the model was trained on."""
+"""`Watch`: checks during a run whether atoms leave the training environments of the model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from attncalc.md.log_file import NOVELTY
 from attncalc.md.state import MDState
 from attncalc.novelty import Outsider, outsider
 
-# steps between two looks, at most
+# largest number of steps between two checks
 EVERY = 20
 
 
 def novelty_columns(force: Force) -> tuple[Column, ...]:
-    """Column of the largest novelty of every system; none where the model knows no training."""
+    """Return the column of the largest novelty of every system, if the model has a novelty."""
     model: Any = getattr(force, "plain", None)
     if model is None or not model.knows_its_training:
         return ()
@@ -36,12 +36,12 @@ def novelty_columns(force: Force) -> tuple[Column, ...]:
 
 
 class Watch(Callback):
-    """Tells when an atom is outside the training data for the first time: a callback of `md.run`.
+    """Callback of `md.run` that reports the first atom outside the training data.
 
     Args:
-        force: an `Evaluator` of a model; of any other force it sees nothing.
-        tell: called once, with a sentence.
-        every: steps between two looks.
+        force: an `Evaluator` of a model; with any other force nothing is checked.
+        tell: called once, with a message.
+        every: steps between two checks.
         stop: True: the run ends there, and this state is written.
     """
 
@@ -53,16 +53,16 @@ class Watch(Callback):
         self._tell, self._stop, self._told, self._timestep = tell, stop, False, 0.0
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
-        """Learn the timestep."""
+        """Store the timestep."""
         del state
         self._timestep = integrator.timestep
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Learn the timestep."""
+        """Store the timestep."""
         self.begin(state, integrator)
 
     def __call__(self, state: MDState) -> None:
-        """Look at a state, unless everything is told."""
+        """Check a state, unless an atom has been reported."""
         if self._knowing is None or self._told:
             return
         novelty, system = self._knowing.novelty(state.system), state.system
@@ -79,10 +79,10 @@ class Watch(Callback):
 
 
 def sentence(step: int, timestep: float, found: Outsider) -> str:
-    """Say when an atom was outside for the first time.
+    """Return the message that an atom is outside for the first time.
 
     Args:
-        step: number of it.
+        step: number of the step.
         timestep: ASE time units.
         found: the atom.
     """

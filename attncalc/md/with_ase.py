@@ -1,4 +1,4 @@
-"""A molecular dynamics run with ASE's integrators: trajectory, log, and a stop before nonsense."""
+"""Molecular dynamics with ASE's integrators: trajectory, log, and a stop if a run explodes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from attncalc.md.watch import EVERY, sentence
 from attncalc.novelty import outsider
 from attncalc.signals import finished_before_ctrl_c
 
-# where a .traj file has the number of its frames and the place of their list, and where that ends
+# bytes of a .traj file from and to which it has the number of frames and the place of their list
 ULM_COUNT, ULM_POSITIONS = 32, 48
-# to whom a run exploded
+# after an explosion
 ADVICE = "Relax the structure first, use a shorter timestep, or a model trained on such structures"
 
 
@@ -42,38 +42,39 @@ def run_with_ase(
     tell: Callable[[str], None] | None = None,
     stop: bool = False,
 ) -> LogSummary:
-    """Move atoms, in place, and write what happened as it happens.
+    """Run dynamics of atoms, in place, and write trajectory and log during the run.
 
-    Velocities already present are kept; otherwise they are drawn, of exactly the temperature asked
-    for. That, and `temperature_K` of the log, count the degrees of freedom that the run has: 3N in
-    "nvt"; 3N - 3 in "npt" and, if periodic, in "nve"; for a molecule in "nve" 3N - 6, or 3N - 5 if
-    it is linear; a single atom has 3. Motion that is not counted (drift, rotation) is not drawn.
+    Velocities of the atoms are used if they have any; otherwise they are drawn at exactly the
+    requested temperature. This temperature, and `temperature_K` of the log, count the degrees of
+    freedom of the run: 3N in "nvt"; 3N - 3 in "npt" and, if periodic, in "nve"; for a molecule in
+    "nve" 3N - 6, or 3N - 5 if it is linear; a single atom has 3. Motion that is not counted (drift,
+    rotation) is not drawn.
 
-    Every frame is complete on disk before the next step, with energy, forces and momenta: every
-    `settings.every` steps, and the last. Beside the trajectory lies a log, NAME.csv.
+    Frames with energy, forces and momenta are written every `settings.every` steps and at the last;
+    each is complete on disk before the next step. The log, NAME.csv, is beside the trajectory.
 
     Args:
         atoms: with a calculator.
         settings: of the run.
         trajectory: new file, extended XYZ (.xyz, .extxyz) or ASE (.traj).
-        progress: called after every step with 1, before the first with 0, and a status line that
-            is as old as the last frame.
-        tell: called with a sentence when an atom is outside what the model was trained on for the
-            first time, which is looked for as `attncalc.md.watch.Watch` does.
+        progress: called before the first step with 0 and after every step with 1, and with a status
+            line of the last frame.
+        tell: called with a message when an atom is outside the training data for the first time,
+            checked as by `attncalc.md.watch.Watch`.
         stop: True: the run ends at the first such step, which is written.
 
     Returns:
         Number of frames, the last line of the log, and those with the largest spread and novelty;
-        all lines are read by `read_log`.
+        `read_log` reads all lines.
 
     Raises:
         FileExistsError: the trajectory or its log exists.
-        NoSpaceLeft: the disk is full. Trajectory and log hold the same whole frames; if none, they
-            are removed.
-        FloatingPointError: the run exploded, which is looked for after every step; the last sane
-            frame is the last of the trajectory. Or the first state is no sane one, and nothing is
-            written.
-        KeyboardInterrupt: Ctrl-C; says what is done. Trajectory and log hold the same whole frames.
+        NoSpaceLeft: the disk is full. Trajectory and log have the same whole frames; if there are
+            none, both are removed.
+        FloatingPointError: the run exploded, which is checked after every step, and the trajectory
+            ends with the last good frame; or the first state is unusable, and nothing is written.
+        KeyboardInterrupt: Ctrl-C; the message says what is done. Trajectory and log have the same
+            whole frames.
     """
     trajectory = Path(trajectory)
     log_file = trajectory.with_suffix(".csv")
@@ -143,7 +144,7 @@ def _frames_in(summary: LogSummary) -> str:
 
 @contextmanager
 def _advising(trajectory: Path, summary: LogSummary) -> Iterator[None]:
-    """Say what is there and what to do, where the disk was full."""
+    """Add to the error of a full disk what was written and what to do."""
     try:
         yield
     except NoSpaceLeft as full:
@@ -167,7 +168,7 @@ def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> M
         )
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
-    # ASE's thermostat heats 3N degrees of freedom, but their total momentum stays what it is
+    # ASE's thermostat heats 3N degrees of freedom, but the total momentum is conserved
     n_dof = Thermometer.for_run(atoms, "npt").n_dof
     return IsotropicMTKNPT(
         atoms,
@@ -195,18 +196,18 @@ def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, f
 
 
 def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:
-    """Name what is wrong with the state of the run; cheap, for every step."""
+    """Describe what is wrong with the state of the run; cheap enough for every step."""
     kinetic = atoms.get_kinetic_energy()
     if not np.isfinite(kinetic + atoms.get_potential_energy()):
         return "energy or velocities are no longer finite"
-    temperature = 2 * kinetic / (n_dof * units.kB)  # a drift counts here, and hardly matters
+    temperature = 2 * kinetic / (n_dof * units.kB)  # includes drift, which hardly matters
     if temperature > runaway(settings.temperature):
         return f"the temperature reached {temperature:.0f} K"
     return ""
 
 
 def no_start(what: str) -> FloatingPointError:
-    """Error for a first state, before anything is written."""
+    """Return the error for an unusable first state, before anything is written."""
     return FloatingPointError(
         f"the run cannot start from this state: {what}. Relax the structure first, and correct or "
         "remove its velocities (momenta)"
@@ -221,7 +222,7 @@ def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:
 
 @contextmanager
 def removed_if_empty(summary: LogSummary, paths: Sequence[Path]) -> Iterator[None]:
-    """Remove files of a run that stopped before its first frame: their names are free again."""
+    """Remove files of a run that stopped before its first frame, to free their names."""
     try:
         yield
     finally:
@@ -231,7 +232,7 @@ def removed_if_empty(summary: LogSummary, paths: Sequence[Path]) -> Iterator[Non
 
 
 class Frames:
-    """Writes frames to a file, whole ones only; picks the format by the name's ending."""
+    """Writer of whole frames to a file, in the format of its suffix."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -273,7 +274,7 @@ class Frames:
                 raise self._raw.problem
 
     def mark(self) -> tuple[int, bytes]:
-        """Return the length of the file, and what changes at its beginning with every frame."""
+        """Return the length of the file, and bytes near its start that change with every frame."""
         assert self._file is not None
         number = self._file.number
         os.lseek(number, ULM_COUNT, os.SEEK_SET)
@@ -281,7 +282,7 @@ class Frames:
         return os.fstat(number).st_size, count
 
     def cut(self, mark: tuple[int, bytes]) -> None:
-        """Remove all that came behind a mark; nothing can be written afterwards."""
+        """Remove everything after a mark; nothing can be written afterwards."""
         assert self._file is not None
         size, count = mark
         os.lseek(self._file.number, ULM_COUNT, os.SEEK_SET)

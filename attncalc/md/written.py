@@ -11,13 +11,13 @@ RESULTS = ("charges", "dipole")
 
 
 def checked_names(names: object) -> tuple[str, ...]:
-    """Names of results, in the order of `RESULTS`.
+    """Return names of results in the order of `RESULTS`.
 
     Args:
         names: a list or tuple of names.
 
     Raises:
-        ValueError: it is none, or holds something else.
+        ValueError: it is not a list or tuple, or has an unknown name.
     """
     if not isinstance(names, list | tuple) or not all(name in RESULTS for name in names):
         given = ", ".join(map(str, names)) if isinstance(names, list | tuple) else repr(names)
@@ -34,7 +34,7 @@ def require_results(names: Sequence[str], *, predicts_charges: bool, periodic: b
         periodic: whether a structure has periodic directions.
 
     Raises:
-        ValueError: there will be no charges, or no dipole that means something.
+        ValueError: the model predicts no charges, or the dipole would be of a periodic structure.
     """
     if names and not predicts_charges:
         raise ValueError(
@@ -55,14 +55,14 @@ def require_of_state(names: Sequence[str], state: MDState) -> None:
         state: of the run.
 
     Raises:
-        ValueError: as `require_results`.
+        ValueError: the model predicts no charges, or the dipole would be of a periodic structure.
     """
     periodic = bool(state.system.pbc.any())
     require_results(names, predicts_charges=state.charges is not None, periodic=periodic)
 
 
 def results_of(state: MDState, names: Sequence[str]) -> dict[str, Any]:
-    """Results of a single structure as ASE has them: charges [n_atoms] e, dipole [3] e Å.
+    """Return results of a single structure in ASE's form: charges [n_atoms] e, dipole [3] e Å.
 
     Args:
         state: of one structure, with charges.

@@ -1,7 +1,7 @@
-"""Kernels of a padded neighbour list on a GPU: edge vectors, mask, and the check that it holds.
+"""Kernels of a padded neighbour list on a GPU: edge vectors, mask, and the check that it is valid.
 
-`attncalc.neighbors.verlet` is the definition, whose tensor operations are some thirty launches.
-Numbers that must be exact come as tensors, for Triton hands Python's on in single precision.
+`attncalc.neighbors.verlet` defines them by tensor operations, which take about thirty launches.
+Numbers that must be exact are passed as tensors: Triton rounds Python numbers to single precision.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ def _stale(
         moved += u * u
     holds = 2 * tl.sqrt(moved) <= skin - reach * tl.sqrt(norm)  # not for NaN
     wrong = here & (wrong | (holds == 0))
-    # whoever writes writes the same
+    # all blocks write the same value
     tl.store(stale + 0 * n, 1, wrong)
 
 
 def edges(
     system: System, edges: Edges, lifts: Tensor, *, has_images: bool, cutoff: float
 ) -> tuple[Tensor, Tensor]:
-    """Return vectors [n_edges, 3] Å, of padding beyond the cutoff, and the mask [n_edges], bool."""
+    """Return edge vectors [n_edges, 3] Å, with `lifts` added, and the mask [n_edges], bool."""
     device = system.device
     vectors = torch.empty(edges.n_edges, 3, dtype=torch.float64, device=device)
     edge_mask = torch.empty(edges.n_edges, dtype=torch.int8, device=device)
@@ -165,5 +165,5 @@ def stale(
 
 @functools.cache
 def _numbers(cutoff: float, reach: float, skin: float, device: torch.device) -> Tensor:
-    """Kept for good, not to be changed: recorded steps read it where it is."""
+    """Return a cached tensor, which must not be changed: recorded steps read it in place."""
     return torch.tensor((cutoff, reach, skin), dtype=torch.float64, device=device)

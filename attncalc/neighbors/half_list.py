@@ -1,4 +1,4 @@
-"""Pairs of a list, each once, for loops that make vectors themselves; edges only when asked for."""
+"""Pairs of a list, each once, for loops that compute vectors themselves; edges on demand only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attncalc.system import System
 
 
 class HalfList(NamedTuple):
-    """Pairs of some positions, and what a loop makes vectors of.
+    """Pairs of a neighbour list, and the data from which a loop computes their vectors.
 
     The vector of pair p is positions[senders] - positions[receivers] + shifts[codes] @ cells.
 
@@ -41,7 +41,7 @@ class HalfList(NamedTuple):
 
 
 class ListedPairs(NamedTuple):
-    """Pairs of a list, see `HalfList`; they stay as long as it does."""
+    """Pairs of a list, see `HalfList`; valid as long as the list."""
 
     receivers: NDArray[np.int32]
     senders: NDArray[np.int32]
@@ -50,10 +50,10 @@ class ListedPairs(NamedTuple):
 
     @classmethod
     def of(cls, rows: Tensor, cell_shifts: Tensor) -> ListedPairs:
-        """Take those of all edges that stand for their pair.
+        """Select the edges that represent their pair, one per pair.
 
         Args:
-            rows: [3, n_edges]: receivers, senders, 1 where the edge stands for its pair.
+            rows: [3, n_edges]: receivers, senders, and 1 if the edge represents its pair.
             cell_shifts: [n_edges, 3].
         """
         (standing,) = rows[2].numpy().nonzero()
@@ -70,10 +70,10 @@ class ListedPairs(NamedTuple):
 
 
 class GraphOfList(GraphOfArrays):
-    """Graph on the CPU whose edges are made when somebody asks for them.
+    """Graph on the CPU whose edges are computed at their first use.
 
     Attributes:
-        half_list: its pairs; None for copies with other vectors.
+        half_list: pairs of the graph; None for copies with other vectors.
     """
 
     half_list: HalfList | None = None
@@ -88,7 +88,7 @@ class GraphOfList(GraphOfArrays):
             half_list: pairs, some of which may be beyond the cutoff.
             system: the structures.
             species: [n_atoms].
-            edges: makes the arrays of all edges within the cutoff.
+            edges: computes the arrays of all edges within the cutoff.
         """
         graph = object.__new__(cls)
         graph.__dict__.update(
@@ -103,7 +103,7 @@ class GraphOfList(GraphOfArrays):
 
     @property
     def arrays(self) -> GraphArrays:
-        """Arrays of all edges; made at the first question."""
+        """Arrays of all edges, computed at their first use."""
         edges: Callable[[], GraphArrays] | None = self.__dict__.pop("_edges", None)
         if edges is not None:
             self.__dict__["_arrays"] = edges()
@@ -116,12 +116,12 @@ class GraphOfList(GraphOfArrays):
 
 
 def pairs_hold(system: System, reference: System, seen: Seen, *, skin: float) -> bool | None:
-    """Return True if no atom has moved further than half of the skin; None: nobody has looked.
+    """Return True if no atom has moved further than half of the skin; None if not determined.
 
     Args:
         system: any.
-        reference: one structure, of which the list was made, on the CPU.
-        seen: what was equal to the reference's; is written.
+        reference: single structure that the list was built for, on the CPU.
+        seen: memory of tensors that were equal to the reference's; it is updated.
         skin: Å.
     """
     if (

@@ -17,13 +17,13 @@ from attncalc.system import System
 
 MAX_BINS_PER_OPEN_DIRECTION = 64
 """matscipy allocates every bin of the box, so two fragments that fly apart would fill the memory.
-Atoms beyond the box count into its outermost bins: slower there, but right."""
+Atoms beyond the box are put into its outermost bins, which is slower but correct."""
 
 
 def matscipy_list(system: System, cutoff: float) -> Edges:
     """Return all pairs closer than the cutoff [Å], as `attncalc.neighbors.neighbor_list` does.
 
-    Another device than the CPU costs two copies.
+    On another device than the CPU it costs two copies.
     """
     check_search(system, cutoff)
     reach = cutoff + SEARCH_MARGIN

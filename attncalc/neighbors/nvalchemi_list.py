@@ -23,7 +23,8 @@ def nvalchemi_list(system: System, cutoff: float) -> Edges:
 
     Raises:
         ImportError: nvalchemi-toolkit-ops is not installed.
-        ValueError: as of `neighbor_list`.
+        ValueError: the cutoff is not positive, a position is not finite, or two atoms lie on top
+            of each other.
     """
     try:
         from nvalchemiops.torch.neighbors import NeighborOverflowError, neighbor_list

@@ -13,7 +13,7 @@ from attncalc.system import System
 
 
 def padded_kernels(system: System) -> Any | None:
-    """Return `neighbors.gpu_padded` where it runs and nobody differentiates by the vectors."""
+    """Return `neighbors.gpu_padded`; None if it does not run, or if vectors require gradients."""
     if system.device.type != "cuda" or system.positions.requires_grad or system.cell.requires_grad:
         return None
     return _kernels(system.device)

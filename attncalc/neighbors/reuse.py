@@ -1,8 +1,8 @@
-"""Reuse of a neighbour list in the common step: atoms moved a little, and the list still holds.
+"""Reuse of a neighbour list in the common step: atoms moved little, and the list is still valid.
 
-`VerletList.update` is the definition; this is the same in one compiled pass for the case that
-counts, one structure on the CPU whose cell, elements and boundary conditions stayed. It answers
-"not here" to everything else, unusual structures and errors included.
+`VerletList.update` defines the result. This module computes it in one compiled pass for the most
+frequent case, one structure on the CPU with unchanged cell, elements and boundary conditions. It
+returns None for everything else, including unusual structures and errors.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class LoopInputs(NamedTuple):
-    """Data of a neighbour list that the loop reads and that the graphs made of it share.
+    """Data of a neighbour list that the loop reads and that graphs made from it share.
 
     Attributes:
         reference: [n_atoms, 3] Å, positions that the list was built for.
-        rows: [3, n_edges], int64: receivers, senders, and 1 where the edge stands for its pair.
+        rows: [3, n_edges], int64: receivers, senders, and 1 if the edge represents its pair.
         cell_shifts: [n_edges, 3], int64.
         cell: [1, 3, 3] Å.
         species, system_idx: [n_atoms], int64.
@@ -47,8 +47,9 @@ class LoopInputs(NamedTuple):
 class Seen:
     """Cell, boundary conditions and elements that were found equal to those of a list.
 
-    The same tensors are mostly handed over again and again. To compare them by value takes longer
-    than the loop does where atoms are few; a tensor that was changed in place has another version.
+    In most steps these tensors are the same objects. For few atoms, comparing their values takes
+    longer than the loop, so objects and versions are compared first: a change in place changes the
+    version.
     """
 
     __slots__ = ("_tensors", "_versions")
@@ -60,7 +61,7 @@ class Seen:
     def equal(self, system: System, reference: System) -> bool:
         """Return True if `system` has cell, boundary conditions and elements of `reference`."""
         now = (system.cell, system.pbc, system.atomic_numbers)
-        if any(map(Tensor.is_inference, now)):  # these have no version
+        if any(map(Tensor.is_inference, now)):  # inference tensors have no version
             return _equal(now, reference)
         versions = tuple([tensor._version for tensor in now])
         if len(self._tensors) == 3 and versions == self._versions:
@@ -88,13 +89,13 @@ def reused_edges(
     cutoff: float,
     skin: float,
 ) -> GraphArrays | None:
-    """Return the graph of `system` from a list built for `reference`, or None if that is unknown.
+    """Return the graph of `system` from a list built for `reference`; None if not determined.
 
     Args:
         system: any.
-        reference: what the list was built for, with a skin, on the CPU.
+        reference: structure that the list was built for, with a skin, on the CPU.
         inputs: of the list.
-        seen: what was equal to the list's; is written.
+        seen: memory of tensors that were equal to the reference's; it is updated.
         has_images: whether any cell shift is not zero.
         cutoff, skin: Å.
     """
@@ -126,7 +127,7 @@ def reused_edges(
 
 @functools.cache
 def _loop() -> Callable[..., tuple[Any, ...]] | None:
-    """Compiled here once, for a list without edges, and kept in a file; None where that fails."""
+    """Return the loop, compiled by a call for a list without edges; None if that fails."""
     if not has_numba():
         return None
     try:
@@ -134,7 +135,7 @@ def _loop() -> Callable[..., tuple[Any, ...]] | None:
 
         one, none = np.zeros((1, 3)), np.zeros((3, 0), np.int64)
         reuse_loop.near_edges(one, one, 0.0, none, none.T, np.eye(3)[None], False, 1.0, 0.0)
-    except Exception as reason:  # a compiler that fails must not take the simulation away
+    except Exception as reason:  # a compiler that fails must not stop the simulation
         log.warning("the compiled pass over neighbour lists does not run here (%s)", reason)
         return None
     return reuse_loop.near_edges

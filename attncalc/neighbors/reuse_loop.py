@@ -21,11 +21,11 @@ def moved_further(positions, reference, limit):
 
 @compiled_loop()
 def near_edges(positions, reference, limit, rows, shifts, cells, has_images, cutoff, closest):
-    """Find the edges shorter than `cutoff`, in order, if the list holds.
+    """Find the edges shorter than `cutoff`, in order, if the list is valid.
 
     Returns:
         holds: False if an atom moved further than `limit` or two are closer than `closest`; then
-            the arrays mean nothing.
+            the arrays are meaningless.
         vectors [n, 3], receivers [n], senders [n], edge_mask [n], pairs [n / 2]: as in `Graph`.
     """
     n_edges = rows.shape[1]

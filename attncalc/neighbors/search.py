@@ -1,7 +1,7 @@
 """Common steps of all neighbour lists before and after the search, so that all agree.
 
-A backend only proposes candidates, a little beyond the cutoff. Which of them are edges, in which
-order, is decided here, from the same edge vectors that the network will see.
+A backend only proposes candidates, up to slightly beyond the cutoff. Edges are selected and ordered
+here, from the same edge vectors that the network gets.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from attncalc.graph import Edges, edge_vectors
 from attncalc.system import LARGEST_COORDINATE, System
 
 MIN_DISTANCE = 1e-3
-"""Å: atoms closer than this lie on top of each other, which is always a mistake."""
+"""Å: atoms closer than this count as on top of each other, which is always a mistake."""
 
 SEARCH_MARGIN = 1e-6
-"""Å beyond the cutoff that a backend searches, so that its own rounding cannot lose an edge."""
+"""Å beyond the cutoff that a backend searches, so that its rounding cannot lose an edge."""
 
 
 def check_search(system: System, cutoff: float) -> None:
@@ -30,14 +30,14 @@ def check_search(system: System, cutoff: float) -> None:
     """
     if not (math.isfinite(cutoff) and cutoff > 0):
         raise ValueError(f"cutoff must be a positive number of Å, got {cutoff}")
-    # NaN is not less than anything
+    # "<=" is False for NaN
     near = (system.positions.abs() <= LARGEST_COORDINATE).all()
     if not (near & system.cell.isfinite().all()):
         _refuse_not_finite(system)
 
 
 class ImpossiblePositions(ValueError):
-    """Error of atoms at no finite position or on top of each other, as after an explosion."""
+    """Error for positions that are not finite, too far away or equal, as after an explosion."""
 
 
 def _refuse_not_finite(system: System) -> None:
@@ -71,7 +71,7 @@ def complete_cell(system: System) -> Tensor:
     """
     pbc = system.pbc
     periodic = system.cell.detach() * pbc[:, :, None]
-    # eigenvalues ascend: what is orthogonal to all periodic vectors (eigenvalue 0) comes first
+    # eigenvalues ascend: directions orthogonal to all periodic vectors (eigenvalue 0) come first
     normals = torch.linalg.eigh(periodic.mT @ periodic).eigenvectors.mT
     nth_open = ((~pbc).cumsum(1) - 1).clamp(min=0)
     normals = normals.gather(1, nth_open[:, :, None].expand(-1, -1, 3))
@@ -129,7 +129,7 @@ def select_edges(
 
 
 def _edge_order(pair: Tensor, cell_shifts: Tensor) -> Tensor:
-    """[n_edges]: sorts by `pair` first and by shift second; two stable sorts cannot overflow."""
+    """Return the order [n_edges] by `pair`, then by shift; two stable sorts cannot overflow."""
     if cell_shifts.shape[0] == 0:
         return pair
     low = cell_shifts.amin(0)
@@ -148,7 +148,7 @@ def refuse_overlap(system: System, edges: Edges, lengths: Tensor) -> None:
         lengths: [n_edges] Å.
 
     Raises:
-        ValueError: names the two atoms by their index within their structure.
+        ValueError: it is; the message names the two atoms by their index within their structure.
     """
     if lengths.shape[0] == 0 or lengths.amin() >= MIN_DISTANCE:
         return

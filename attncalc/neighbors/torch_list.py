@@ -22,7 +22,7 @@ def torch_list(system: System, cutoff: float) -> Edges:
     check_search(system, cutoff)
     reach = cutoff + SEARCH_MARGIN
     wraps, atoms, images, points = _ghosts(system, reach)
-    # images are listed atom by atom, so the atoms themselves are found in their own order
+    # images are listed atom by atom, so the atoms themselves are found in ascending order
     centers = (images == 0).all(1).nonzero().squeeze(1)
     found = [
         (receivers, atoms[ghosts], images[ghosts] - wraps[atoms[ghosts]] + wraps[receivers])
@@ -33,13 +33,13 @@ def torch_list(system: System, cutoff: float) -> Edges:
 
 
 def _ghosts(system: System, reach: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The atoms wrapped into their cells, and every image that may be within reach of one.
+    """Wrap the atoms into their cells, and list every image that may be within reach of one.
 
     Returns:
-        wraps: [n_atoms, 3]: how many cells an atom was moved back by wrapping.
-        atoms: [n_ghosts]: which atom a ghost is an image of, ascending.
-        images: [n_ghosts, 3]: its cell shift relative to the wrapped atom.
-        points: [n_ghosts, 3] Å: where it is.
+        wraps: [n_atoms, 3]: number of cells that wrapping moved an atom back.
+        atoms: [n_ghosts]: atom of each image, ascending.
+        images: [n_ghosts, 3]: cell shift of each image relative to the wrapped atom.
+        points: [n_ghosts, 3] Å: position of each image.
     """
     idx, pbc = system.system_idx, system.pbc
     cell = complete_cell(system)
@@ -48,7 +48,7 @@ def _ghosts(system: System, reach: float) -> tuple[Tensor, Tensor, Tensor, Tenso
     wraps = torch.where(pbc[idx], fractional.floor(), 0.0)
     fractional = fractional - wraps
     wrapped = system.positions - torch.einsum("nk,nkc->nc", wraps, cell[idx])
-    # a column's length is one over the distance of the lattice planes: reach in units of cells
+    # a column's length is one over the distance of lattice planes: `depth` is reach in cells
     depth = torch.linalg.vector_norm(inverse, dim=1) * reach  # [n_systems, 3]
     n_images = torch.where(pbc, depth.ceil(), 0.0).long()
     width = 2 * n_images + 1
@@ -72,10 +72,10 @@ def _ghosts(system: System, reach: float) -> tuple[Tensor, Tensor, Tensor, Tenso
 def _close_pairs(
     system: System, points: Tensor, atoms: Tensor, centers: Tensor, reach: float
 ) -> list[tuple[Tensor, Tensor]]:
-    """Pairs (atom, ghost) within reach, a chunk of atoms at a time; never an atom with itself."""
+    """Find pairs (atom, image) within reach, a chunk of atoms at a time, without self-pairs."""
     key, stride = _bin_keys(points, system.system_idx[atoms], reach)
     in_order, order = torch.sort(key)
-    # nine rows of three bins that lie one behind the other in the sorted keys
+    # nine rows of three bins, which are consecutive in the sorted keys
     row = torch.tensor([-1, 0, 1], device=key.device)
     rows = (row[:, None] * stride[0] + row * stride[1]).flatten()
     lookup = key[centers][:, None] + rows  # [n_atoms, 9]
@@ -94,16 +94,16 @@ def _close_pairs(
 
 
 def _bin_keys(points: Tensor, systems: Tensor, reach: float) -> tuple[Tensor, tuple[int, int]]:
-    """One integer per bin such that bins that touch along the last axis have keys one apart.
+    """Return an integer key per bin; keys of adjacent bins along the last axis differ by one.
 
     Returns:
         key: [n_points].
-        stride: how far the key moves to the next bin along the first and the second axis.
+        stride: difference of the keys of adjacent bins along the first and the second axis.
     """
     bins, width = [], []
     for axis in (points / reach).floor().long().unbind(1):
         values, nth = torch.unique(axis, return_inverse=True)
-        # empty stretches shrink to one bin: keys stay small however far the atoms are apart
+        # gaps shrink to one empty bin: keys stay small however far the atoms are apart
         steps = values.diff().clamp(max=2)
         places = torch.cat((steps.new_ones(1), 1 + steps.cumsum(0)))
         bins.append(places[nth])
@@ -113,7 +113,7 @@ def _bin_keys(points: Tensor, systems: Tensor, reach: float) -> tuple[Tensor, tu
 
 
 def _count_up(count: Tensor) -> Tensor:
-    """[sum of count]: 0, 1, … count[0]-1, 0, 1, … count[1]-1, and so on."""
+    """Return [sum of count]: 0, 1, … count[0]-1, 0, 1, … count[1]-1, and so on."""
     first = count.cumsum(0) - count
     return torch.arange(int(count.sum()), device=count.device) - torch.repeat_interleave(
         first, count

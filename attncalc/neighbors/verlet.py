@@ -25,26 +25,26 @@ from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overla
 from attncalc.system import System
 
 SKIN = {"cpu": 0.5, "cuda": 1.0}
-"""Å added to the cutoff, by device: a CPU drops the pairs in the skin at every step, a GPU carries
-them along but pays more for building a list."""
+"""Å added to the cutoff, by device: a CPU removes the pairs in the skin at every step; a GPU keeps
+them, but building a list costs more there."""
 
 SKIN_OF_MOLECULES = 2.0
-"""Å, on a CPU, for molecules of at most SMALL atoms: few pairs are in it, and lists last."""
+"""Å, on a CPU, for molecules of at most SMALL atoms: it holds few pairs, and lists last long."""
 
 SMALL = 64
 
 LARGEST_SKIN = 100.0
-"""Å; pairs grow with the cube, and a larger one is a mistake."""
+"""Å; the number of pairs grows with its cube, and a larger skin is a mistake."""
 
 SMALL_ON_CUDA = 32
-"""Atoms of the largest molecule of a batch up to which a GPU lists all pairs: such a list lasts
-until an atom has moved far. It would else end as soon as any of the molecules has turned."""
+"""Size of the largest molecule of a batch up to which a GPU lists all pairs. Such a list lasts
+until an atom has moved far; others would end as soon as any of the molecules has rotated."""
 
 CAPACITY_STEP = 64
-"""Padded arrays are a multiple of this long."""
+"""Lengths of padded arrays are multiples of this."""
 
 CAPACITY_HEADROOM = 1.25
-"""New padded arrays are this much longer than what they must hold, so that they rarely grow."""
+"""New padded arrays are longer than necessary by this factor, so that they rarely grow."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Padding:
     """Padding of the arrays of the padded form.
 
     Attributes:
-        vectors: [n_edges, 3] Å: added to the edge vectors; lifts padding edges beyond the cutoff
+        vectors: [n_edges, 3] Å: added to the edge vectors; moves padding edges beyond the cutoff
             and is zero for the others.
-        pairs: [n_pairs], int64: edges that stand for their pair, then a padding edge repeated.
+        pairs: [n_pairs], int64: edges that represent their pair, then a padding edge repeated.
     """
 
     vectors: Tensor
@@ -63,14 +63,14 @@ class Padding:
 
 @dataclass(frozen=True)
 class SkinEdges:
-    """All edges within cutoff + skin of one system, and what follows from them.
+    """All edges within cutoff + skin of one system, and data derived from them.
 
     Attributes:
-        reference: the system they were built for; its tensors are copies, safe from a simulation
-            that moves atoms in place.
+        reference: the system they were built for; its tensors are copies, since a simulation may
+            move atoms in place.
         inverse_cell: [n_systems, 3, 3] 1/Å: of the reference cell with open directions completed.
         edges: with padding at the end in padded form.
-        rows: [3, n_edges], int64: receivers, senders, and 1 where the edge stands for its pair.
+        rows: [3, n_edges], int64: receivers, senders, and 1 if the edge represents its pair.
         padding: None in compact form.
         is_periodic: whether any direction of any system is periodic.
         has_images: whether any edge crosses a cell boundary.
@@ -96,7 +96,7 @@ class SkinEdges:
 
     @cached_property
     def seen(self) -> Seen:
-        """Memory of the compiled loop."""
+        """Tensors that the compiled loop need not compare again."""
         return Seen()
 
     @cached_property
@@ -107,35 +107,34 @@ class SkinEdges:
 
 @dataclass(frozen=True)
 class VerletList:
-    """Neighbour list that knows when it has to be built anew.
+    """Neighbour list that detects when it must be rebuilt.
 
     Use it as `verlet = VerletList.create(cutoff=4.5, skin=0.5, species=(1, 6, 8))`, then at every
     step `verlet, graph = verlet.update(system)`.
 
-    **When it is exact.** A cell that deforms by F (cell = reference cell · F, rows; F leaves what
-    is orthogonal to the periodic directions alone) carries an edge d to d·F, and the rest of an
-    atom's motion, u = r - r_ref·F, changes it by at most 2 max|u|. A pair that is not in the list
-    was at least cutoff + skin apart, so it is still at least
+    **When it is exact.** A deformation F of the cell (cell = reference cell · F, in rows; F does
+    not change vectors orthogonal to the periodic directions) maps an edge d to d·F. The remaining
+    motion of the atoms, u = r - r_ref·F, changes it by at most 2 max|u|. A pair that is not in the
+    list was at least cutoff + skin apart, so it is still at least
     σ_min(F) (cutoff + skin) - 2 max|u| apart, with σ_min(F) >= 1 - ‖F - I‖ (Frobenius). The list
-    is reused while this is no less than the cutoff, for each system of a batch by itself.
+    is reused while this is not less than the cutoff for any system of a batch.
 
     **Two forms.** Compact (on the CPU): the graph has exactly the edges shorter than the cutoff,
-    `edge_mask` is all True. Padded (on CUDA, or where a capacity is given): the arrays keep their
-    length, edges within the skin and padding edges are False in `edge_mask`. Padding edges are
-    self-loops of the last atom with a constant vector longer than the cutoff, and there is always
-    at least one. The capacity grows when a new list exceeds it and never shrinks.
+    and `edge_mask` is all True. Padded (on CUDA, or if a capacity is given): the arrays keep their
+    length, and `edge_mask` is False for edges within the skin and for padding edges. Padding edges
+    are self-loops of the last atom with a constant vector longer than the cutoff, and there is
+    always at least one. The capacity grows when a new list exceeds it and never shrinks.
 
     Attributes:
         cutoff: Å.
         skin: Å; 0 builds a new list whenever anything moved.
         species: atomic numbers of the potential's species table, in its order.
         capacity: length of padded arrays; None in compact form and before the first update.
-        n_updates: how often `update` was called.
-        n_rebuilds: how often that built a new list.
+        n_updates: number of calls of `update`.
+        n_rebuilds: number of new lists built.
         listed: the list itself; None before the first update.
-        by_pairs: True where graphs are for loops over pairs (`GraphOfList`): on a CPU their edges
-            are made only when somebody asks for them, and that two atoms lie on top of each other
-            is noticed only then.
+        by_pairs: True: graphs are for loops over pairs (`GraphOfList`). On a CPU their edges are
+            computed at their first use, and atoms on top of each other are detected only then.
     """
 
     cutoff: float
@@ -157,7 +156,7 @@ class VerletList:
         capacity: int | None = None,
         by_pairs: bool = False,
     ) -> VerletList:
-        """Return an empty list; its first `update` builds.
+        """Return an empty list; its first `update` builds it.
 
         Args:
             cutoff: Å.
@@ -165,7 +164,7 @@ class VerletList:
             species: atomic numbers of the potential's species table, in its order.
             capacity: number of edges that the padded form starts with; None chooses the form by
                 the device of the system.
-            by_pairs: see there.
+            by_pairs: True: graphs are for loops over pairs, see the class.
 
         Raises:
             ValueError: cutoff, skin or capacity is out of range, or there is no species.
@@ -174,7 +173,7 @@ class VerletList:
             raise ValueError(f"cutoff must be a positive number of Å, got {cutoff}")
         try:
             fits = not isinstance(skin, bool) and math.isfinite(skin) and skin >= 0
-        except (TypeError, OverflowError):  # no number, or beyond all
+        except (TypeError, OverflowError):  # not a number, or larger than any float
             fits = False
         if not fits:
             raise ValueError(f"skin must be a number of Å >= 0, got {skin!r}")
@@ -196,7 +195,7 @@ class VerletList:
 
         Raises:
             ValueError: an element is not in `species`, a position is not finite, or two atoms lie
-                on top of each other; the last is noticed at every update in compact form, in
+                on top of each other; the last is detected at every update in compact form, in
                 padded form only when a list is built.
         """
         verlet, graph = self._after_another_update(), self.reuse(system)
@@ -206,7 +205,7 @@ class VerletList:
         return verlet, verlet.graph(system)
 
     def reuse(self, system: System) -> Graph | None:
-        """Return the graph of `system` from the list as it is; None where that may miss an edge.
+        """Return the graph of `system` from the present list; None if it may miss an edge.
 
         Raises:
             ValueError: (compact form) two atoms lie on top of each other.
@@ -228,8 +227,8 @@ class VerletList:
 
         Args:
             system: structures that the edges were found for.
-            edges: all pairs within cutoff + skin that anybody will ask for. Where some are left
-                out, `update` must not build the next list: it takes all.
+            edges: all pairs within cutoff + skin that are needed. If some are left out, `update`
+                must not be used, because it would build a list of all.
 
         Raises:
             ValueError: an element is not in `species`.
@@ -242,16 +241,16 @@ class VerletList:
         return replace(self, capacity=capacity, n_rebuilds=self.n_rebuilds + 1, listed=listed)
 
     def _after_another_update(self) -> VerletList:
-        """Return the list after another update: a faster `dataclasses.replace`."""
+        """Return the list with `n_updates` + 1: a faster `dataclasses.replace`."""
         other = object.__new__(VerletList)
         other.__dict__.update(self.__dict__, n_updates=self.n_updates + 1)
         return other
 
     def in_the_arrays_of(self, other: VerletList) -> VerletList:
-        """Return this list, written over that of `other` where it fits; else as it is.
+        """Return this list copied into the arrays of `other` if it fits; else as it is.
 
-        What was recorded with the arrays of `other` then reads this list. Only for padded lists,
-        whose arrays keep their length.
+        Steps that were recorded with the arrays of `other` then read this list. This is only for
+        padded lists, whose arrays keep their length.
         """
         ours, theirs = self.listed, other.listed
         if ours is None or theirs is None or ours is theirs:
@@ -265,7 +264,8 @@ class VerletList:
     def needs_rebuild(self, system: System) -> Tensor:
         """Return [], bool, on the system's device: True if the list may miss an edge of `system`.
 
-        Elements are not looked at: in a run they stay. In padded form nothing waits.
+        Elements are not compared: they do not change in a run. In padded form the host does not
+        wait for the device.
         """
         listed = self.listed
         if listed is None or _differs_in_shape(system, listed.reference):
@@ -290,7 +290,7 @@ class VerletList:
             slack = slack[0] if system.n_systems == 1 else slack[reference.system_idx]
             moved = moved - _per_atom_product(reference.positions, strain, reference.system_idx)
         holds = (2 * torch.linalg.vector_norm(moved, dim=1) <= slack).all()
-        # "not <=" instead of ">": NaN then asks for a new list, which names the atom
+        # "not <=" instead of ">": NaN then causes a rebuild, whose error names the atom
         differ = _differ if listed.padding is None else _differ_on_device
         return (
             ~holds
@@ -299,7 +299,7 @@ class VerletList:
         )
 
     def graph(self, system: System) -> Graph:
-        """Return the graph of `system` from the list as it is, without asking if it still holds.
+        """Return the graph of `system` from the present list, without a check that it is valid.
 
         Elements are those of the last update.
 
@@ -356,10 +356,11 @@ def skin_for(system: System) -> float:
 def fresh_graph(
     system: System, *, cutoff: float, species: tuple[int, ...], by_pairs: bool = False
 ) -> Graph:
-    """Return the graph of a system that is evaluated once: a list without skin, not kept.
+    """Return the graph of a system that is evaluated once, from a list without skin.
 
     Raises:
-        ValueError: as `VerletList.update`.
+        ValueError: an element is not in `species`, a position is not finite, or two atoms lie on
+            top of each other.
     """
     verlet = VerletList.create(cutoff=cutoff, skin=0.0, species=species, by_pairs=by_pairs)
     return verlet.update(system)[1]
@@ -376,7 +377,7 @@ def _differs_in_shape(system: System, reference: System) -> bool:
 def _differ(now: Tensor, then: Tensor) -> Tensor | bool:
     """Return True if any element differs, without waiting for the device."""
     if now.device.type == "cpu":
-        return not torch.equal(now, then)  # a fifth of the cost of the other line
+        return not torch.equal(now, then)  # a fifth of the cost of the comparison below
     return _differ_on_device(now, then)
 
 
@@ -392,7 +393,7 @@ def _arrays_of(listed: SkinEdges) -> list[Tensor]:
 
 
 def _same_form(one: SkinEdges, other: SkinEdges) -> bool:
-    """Return True if both are padded, of equal shapes, and take the same way through this file."""
+    """Return True if both are padded, of equal shapes, and treated alike by this file."""
     if one.padding is None or other.padding is None:
         return False
     return (one.is_periodic, one.has_images) == (other.is_periodic, other.has_images) and all(
@@ -402,7 +403,7 @@ def _same_form(one: SkinEdges, other: SkinEdges) -> bool:
 
 
 def _per_atom_product(positions: Tensor, matrices: Tensor, system_idx: Tensor) -> Tensor:
-    """[n_atoms, 3]: each position times its system's matrix."""
+    """Return each position times its system's matrix, [n_atoms, 3]."""
     if matrices.shape[0] == 1:
         return positions @ matrices[0]
     return torch.einsum("nk,nkc->nc", positions, matrices[system_idx])
@@ -413,7 +414,7 @@ def _round_up(n: int) -> int:
 
 
 def _grown(capacity: int, needed: int) -> int:
-    """A capacity of at least `needed`, and with headroom if it has to change."""
+    """Return a capacity of at least `needed`, with headroom if it must grow."""
     return capacity if needed <= capacity else _round_up(math.ceil(CAPACITY_HEADROOM * needed))
 
 
@@ -421,16 +422,16 @@ def _grown(capacity: int, needed: int) -> int:
 def _list_edges(
     system: System, edges: Edges, species: Tensor, capacity: int | None, far: float
 ) -> SkinEdges:
-    """Everything about a new list that stays as long as it does.
+    """Return a new list, with all data that do not change during its life.
 
     Args:
-        system: what the edges were built for.
+        system: structures that the edges were found for.
         edges: without padding.
         species: [n_atoms].
         capacity: length of padded arrays, more than there are edges, or None.
         far: Å: length of padding edges.
     """
-    # row after row, as kernels read it
+    # contiguous, as kernels read it
     rows_first = {"memory_format": torch.contiguous_format}
     reference = System(
         **{name: value.detach().clone(**rows_first) for name, value in vars(system).items()}
@@ -460,7 +461,7 @@ def _list_edges(
 
 
 def _pad(edges: Edges, capacity: int, last_atom: int) -> Edges:
-    """Self-loops of the last atom behind the edges: the list stays sorted by receiver."""
+    """Append self-loops of the last atom, so that the list stays sorted by receiver."""
     n_padding = capacity - edges.n_edges
     loops = edges.receivers.new_full((n_padding,), last_atom)
     return Edges(
@@ -471,7 +472,7 @@ def _pad(edges: Edges, capacity: int, last_atom: int) -> Edges:
 
 
 def _is_plain(system: System) -> bool:
-    """Return True where nobody differentiates by positions or cells, on the CPU."""
+    """Return True if the system is on the CPU, and its positions and cells need no gradients."""
     tensors = (system.positions, system.cell)
     return system.device.type == "cpu" and not any(one.requires_grad for one in tensors)
 
@@ -521,7 +522,7 @@ def _graph(
     pairs: Tensor,
     edge_mask: Tensor | None = None,
 ) -> Graph:
-    """Edges and what the system says of its atoms; all edges count if there is no mask."""
+    """Return a graph of these edges and the system's atoms; without a mask all edges count."""
     if edge_mask is None:
         edge_mask = torch.ones(receivers.shape[0], dtype=torch.bool, device=system.device)
     return Graph(

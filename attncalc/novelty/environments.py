@@ -1,13 +1,14 @@
-"""`Environments`: the atomic environments that a model was trained on, in few numbers.
+"""`Environments`: a compact description of the atomic environments that a model was trained on.
 
-The novelty of an atom is the larger of two numbers, and 1 is the edge of what training held:
+The novelty of an atom is the larger of two numbers, and 1 is the edge of the training environments:
 
-* distance of its features from those of the training's atoms of the same element. Features are
-  what the network reads the energy from. The distance is Mahalanobis' in their first principal
+* the distance of its features from those of training atoms of the same element. Features are the
+  input of the network's energy readout. The distance is Mahalanobis' in their first principal
   components (Hotelling's T²; Mahalanobis, Proc. Natl. Inst. Sci. India 2, 49, 1936), in units of
-  the one that held-out structures reach, see `attncalc.novelty.fit`;
-* closeness of its neighbours: by how many times `MARGIN` one is closer than any two atoms of these
-  elements were. A pair of elements that was never within the cutoff counts from the cutoff on.
+  the distance that held-out structures reach, see `attncalc.novelty.fit`;
+* the closeness of its neighbours: the largest distance, in units of `MARGIN`, by which one is
+  closer than any two atoms of these elements in training. Elements that were never within the
+  cutoff are compared with the cutoff.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from attncalc.graph import Graph, GraphArrays
 
 Floats = NDArray[np.float32]
 
-# Å closer than any pair in training is as novel as the edge
+# Å: a pair that is closer by this than any pair in training has novelty 1
 MARGIN = 0.1
-# novelty of an element that training did not hold
+# novelty of an element that was not in training
 NEVER_SEEN = 1000.0
 
 
@@ -37,17 +38,17 @@ NEVER_SEEN = 1000.0
 class Environments:
     """Environments of the atoms that a model was trained on.
 
-    With the features f of an atom of species s, its novelty is |(f - mean_s) whiten_s|, or more
-    where a neighbour at distance d has (closest_ss' - d) / MARGIN.
+    The novelty of an atom of species s with features f is |(f - mean_s) whiten_s|, or the largest
+    (closest_ss' - d) / MARGIN of its neighbours at distances d, if that is more.
 
     Attributes:
-        mean: [n_species, F], float32: of the features; F = 0 where the network gives none.
+        mean: [n_species, F], float32: of the features; F = 0 if the network has none.
         whiten: [n_species, F, K], float32: principal components, each divided by its standard
-            deviation and by the distance that is the edge.
+            deviation and by the distance at the edge.
         closest: [n_species, n_species] Å, float64: shortest distance of two elements in training;
-            the cutoff where they were never within it.
-        n_atoms: of each species in the structures that were looked at.
-        n_structures: that were looked at.
+            the cutoff if they were never within it.
+        n_atoms: numbers of atoms of each species in the structures used.
+        n_structures: number of structures used.
     """
 
     mean: Floats
@@ -58,7 +59,7 @@ class Environments:
 
     @functools.cached_property
     def least(self) -> NDArray[np.float64]:
-        """[n_species]: novelty that an atom has in any case."""
+        """Smallest possible novelty of an atom of each species, [n_species]."""
         return np.where(np.array(self.n_atoms) > 0, 0.0, NEVER_SEEN)
 
     @property
@@ -70,7 +71,7 @@ class Environments:
         """Novelty of every atom, [n_atoms].
 
         Args:
-            features: [n_atoms, F], float32; None counts distances alone.
+            features: [n_atoms, F], float32; None: only distances count.
             graph: of the atoms, on the CPU.
         """
         species, novelty = graph.species, self.least[graph.species]
@@ -82,13 +83,13 @@ class Environments:
 
 
 class Surroundings(NamedTuple):
-    """Inputs of the novelty of some atoms, kept until somebody asks for it.
+    """Inputs of the novelty of some atoms, which is computed on demand.
 
     Attributes:
         environments: that the model was trained on.
-        features: [n_atoms, F]; None where an engine does not give them: then the network is run.
+        features: [n_atoms, F]; None if an engine does not give them: then the network is run.
         graph: of the atoms.
-        network: the plain one, where `features` is None.
+        network: plain network, if `features` is None.
     """
 
     environments: Environments
@@ -118,7 +119,7 @@ def _as_array(features: Tensor | None) -> Floats | None:
 
 @functools.cache
 def _loop() -> Callable[..., None]:
-    """The compiled loop; without numba, the same in numpy."""
+    """Return the compiled loop; without numba, the same in numpy."""
     if not has_numba():
         return _look
     from attncalc.novelty.loop import look
@@ -139,7 +140,7 @@ def _look(
     species: NDArray[np.int64],
     out: NDArray[np.float64],
 ) -> None:
-    """Equal to `attncalc.novelty.loop.look` but for rounding."""
+    """Compute the same as `attncalc.novelty.loop.look`, up to rounding, by numpy."""
     for s in np.unique(species) if len(features) else ():
         of_kind = species == s
         coordinates = (features[of_kind] - mean[s]) @ whiten[s]

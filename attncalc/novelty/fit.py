@@ -1,4 +1,4 @@
-"""`fit`: `Environments` from the features and distances of structures that a model knows."""
+"""`fit`: `Environments` from the features and distances of training structures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from attncalc.novelty.environments import Environments
 # principal components of the features of an element, and bytes of all of them in a model file
 MOST_COMPONENTS, FEWEST_COMPONENTS = 32, 4
 MOST_BYTES = 90_000
-# what varies less in training counts as if it varied so much: of the variance of all components,
-# and of the square of the mean, since features are rounded to 1e-7 of their size
+# smallest variance of a component, relative to the variance of all components, and to the square of
+# the mean, since features are rounded to 1e-7 of their size
 LEAST_VARIANCE, ROUNDING = 1e-6, 1e-10
-# the edge: times the distance that one structure in a thousand exceeds, of those held out of the
-# fit. Frames of a trajectory are alike, so that held-out ones look nearer than new ones are
+# the edge is EDGE times the distance that one structure in a thousand exceeds, of those held out of
+# the fit. Frames of a trajectory are alike, so held-out frames look nearer than new structures
 EDGE, HELD_INSIDE = 1.2, 0.999
 FOLDS = 5
 
@@ -28,7 +28,7 @@ class Sample:
     Attributes:
         species: [n_atoms], int64: rows of the potential's species table.
         structure: [n_atoms], int64: number of the structure that each atom is in, from 0 on.
-        features: [n_atoms, F], float32; F = 0 where the network gives none.
+        features: [n_atoms, F], float32; F = 0 if the network has none.
         closest: [n_species, n_species] Å, shortest distances, or the cutoff.
     """
 
@@ -41,10 +41,10 @@ class Sample:
 def fit(sample: Sample) -> Environments:
     """Describe the environments of a sample.
 
-    Each element has the mean of its features and their principal components. The edge is set by
-    cross-validation: the structures are dealt into five parts, and the distances in each are taken
-    by a description of the other four; in units of the edge, 1, the largest distance of an atom of
-    this element exceeds 1 / 1.2 in one structure of a thousand.
+    Each element is described by the mean of its features and their principal components. The edge
+    is set by cross-validation: the structures are divided into five parts at random, and distances
+    in each part are computed with a description of the other four. In units of the edge, the
+    largest distance of an atom of this element exceeds 1 / 1.2 in one structure of a thousand.
 
     Args:
         sample: of one structure or more.
@@ -61,7 +61,7 @@ def fit(sample: Sample) -> Environments:
     n = min(MOST_COMPONENTS, width, max(FEWEST_COMPONENTS, MOST_BYTES // per_component - 1))
     mean = np.zeros((n_species, width), np.float32)
     whiten = np.zeros((n_species, width, n), np.float32)
-    # dealt by chance: neighbours in a file are mostly neighbours in time
+    # at random, because neighbours in a file are mostly neighbours in time
     n_structures = int(sample.structure.max()) + 1
     fold = np.random.default_rng(0).permutation(n_structures) % FOLDS
     for s in np.unique(sample.species) if n else ():
@@ -80,7 +80,7 @@ def fit(sample: Sample) -> Environments:
 def _principal(
     features: NDArray[np.float64], n: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean [F], and the first n components over their standard deviations [F, n]."""
+    """Return the mean [F], and the first n components over their standard deviations [F, n]."""
     centre = features.mean(0)
     off = features - centre
     variances, components = np.linalg.eigh(off.T @ off / len(off))
@@ -95,7 +95,7 @@ def _edge(
     fold: NDArray[np.int64],
     n: int,
 ) -> float:
-    """Distance that is the edge for one element.
+    """Return the distance at the edge for one element.
 
     Args:
         features: [m, F], of its atoms.
@@ -109,12 +109,12 @@ def _edge(
             known = ~held if not held.all() else held
             centre, map_ = _principal(features[known], n)
             distances[held] = np.linalg.norm((features[held] - centre) @ map_, axis=1)
-    # no less than that of a typical atom, if the features were normally distributed
+    # at least the distance of a typical atom for normally distributed features
     return EDGE * max(float(np.quantile(largest_of(distances, structure), HELD_INSIDE)), n**0.5)
 
 
 def largest_of(values: NDArray[np.float64], structure: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Largest value of each structure that occurs.
+    """Return the largest value of each structure that occurs.
 
     Args:
         values: [n_atoms], not negative.

@@ -1,4 +1,4 @@
-"""Sentences about atoms that are outside what a model was trained on."""
+"""Messages about atoms that are outside the training environments of a model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-# the novelty at which an atom is outside
+# novelty above which an atom is outside
 OUTSIDE = 1.0
 
 
 class Outsider(NamedTuple):
-    """Atom of the largest novelty, where that is outside.
+    """Atom of the largest novelty, if it is outside the training environments.
 
     Attributes:
         atom: its number, from 0 on.
@@ -36,7 +36,7 @@ class Outsider(NamedTuple):
 def outsider(
     novelty: NDArray[np.float64] | None, atomic_numbers: Sequence[int] | NDArray[np.int64]
 ) -> Outsider | None:
-    """Find the atom that is furthest outside; None where all are inside, or nothing is known.
+    """Find the atom that is furthest outside; None if all are inside, or novelty is not known.
 
     Args:
         novelty: [n_atoms] of one structure.

@@ -1,1 +1,1 @@
-"""Closed-form pair terms: a graph in, energies per atom out."""
+"""Closed-form pair terms, which compute energies per atom from a graph."""

@@ -27,11 +27,11 @@ DAMPING_RADIUS = 2 * 2.54
 
 @dataclass(frozen=True)
 class DispersionConfig(LongRangeConfig):
-    """Range and damping.
+    """Range and damping of `Dispersion`.
 
     Attributes:
         cutoff, all_pairs_in_molecules: see `LongRangeConfig`.
-        switch_width: Å before the cutoff, along which the energy is switched off.
+        switch_width: Å, width of the range below the cutoff in which the energy is switched off.
         damping: factor of the radius below which the energy levels off.
     """
 
@@ -59,7 +59,7 @@ class Dispersion(LongRangeTerm):
         species: elements of the potential.
 
     Raises:
-        ValueError: there are no numbers of the free atom for an element.
+        ValueError: there are no data of the free atom for an element.
     """
 
     config: DispersionConfig
@@ -76,7 +76,7 @@ class Dispersion(LongRangeTerm):
         self.register_buffer("c6", c6_of_pairs, persistent=False)
 
     def forward(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
-        """[n_atoms] eV, float64.
+        """Return energies [n_atoms] eV, float64.
 
         Raises:
             ValueError: the network predicts no Hirshfeld ratios.
@@ -90,7 +90,7 @@ class Dispersion(LongRangeTerm):
         width = WIDTH[0] + radius * (WIDTH[1] + radius * (WIDTH[2] + radius * WIDTH[3]))
         per_gamma = 2 * width**2
         rho = self.config.damping * DAMPING_RADIUS * root
-        # by `index_select`: indices in brackets would fix the number of atoms in a traced step
+        # `index_select`, since indices in brackets would fix the number of atoms in a traced step
         rows, columns = graph.species.index_select(0, i), graph.species.index_select(0, j)
         free = self.c6.flatten().index_select(0, rows * len(self.c6) + columns)
         c6 = ratios.index_select(0, i) * ratios.index_select(0, j) * free
@@ -102,7 +102,7 @@ class Dispersion(LongRangeTerm):
         return pairs.halved(energies * self.switch(lengths), graph.n_atoms)
 
     def switch(self, lengths: Tensor) -> Tensor:
-        """[P] of lengths [P] Å: 1, falling to 0 before the cutoff."""
+        """Return the factor [P] that falls from 1 to 0 below the cutoff, at lengths [P] Å."""
         end = self.config.cutoff
         if end is None:
             return torch.ones_like(lengths)

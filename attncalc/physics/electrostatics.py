@@ -16,12 +16,12 @@ from attncalc.physics.zbl import COULOMB_CONSTANT, switch_off
 
 @dataclass(frozen=True)
 class ElectrostaticsConfig(LongRangeConfig):
-    """Range and damping.
+    """Range and damping of `DampedElectrostatics`.
 
     Attributes:
         cutoff, all_pairs_in_molecules: see `LongRangeConfig`.
         damping_length: Å, sigma of the error function.
-        switch_start: where the force begins to be shifted, as a part of the cutoff.
+        switch_start: length from which the force is shifted, as a fraction of the cutoff.
     """
 
     damping_length: float = 4.0
@@ -39,13 +39,13 @@ class DampedElectrostatics(LongRangeTerm):
     """E_ij = k_e q_i q_j V(r) with V(r) = erf(r / sigma) / r, per pair.
 
     With a cutoff L, E_ij = k_e q_i q_j (V(r) - V(L) - (1 - f(r)) V'(L) (r - L)): f falls from 1 at
-    0.45 L to 0 at L, where energy and force vanish; the slope of the force jumps there. Charges are
-    the network's. There is no sum over periodic images beyond the cutoff, and no energy of a charge
-    with itself. As in SO3LR (JACS 147, 33723, 2025).
+    `switch_start` L to 0 at L, where energy and force vanish; the slope of the force jumps there. Charges are
+    the network's. There is no sum over periodic images beyond the cutoff, and no self-energy of a
+    charge. As in SO3LR (JACS 147, 33723, 2025).
 
     Args:
         config: range and damping.
-        species: elements of the potential, which this term does not need.
+        species: elements of the potential; not used.
     """
 
     config: ElectrostaticsConfig
@@ -56,7 +56,7 @@ class DampedElectrostatics(LongRangeTerm):
         del species
 
     def forward(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
-        """[n_atoms] eV, float64.
+        """Return energies [n_atoms] eV, float64.
 
         Raises:
             ValueError: the network predicts no charges.
@@ -69,7 +69,7 @@ class DampedElectrostatics(LongRangeTerm):
         )
 
     def interaction(self, lengths: Tensor) -> Tensor:
-        """Energy [P] 1/Å over k_e q_i q_j of pairs at lengths [P] Å below the cutoff."""
+        """Return E_ij / (k_e q_i q_j), [P] 1/Å, of pairs at lengths [P] Å below the cutoff."""
         sigma, end = self.config.damping_length, self.config.cutoff
         damped = torch.erf(lengths / sigma) / lengths
         if end is None:

@@ -1,4 +1,4 @@
-"""Electrostatic energy of predicted charges and of all their periodic images, by an Ewald sum."""
+"""Electrostatic energy of predicted charges and all their periodic images, by an Ewald sum."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from attncalc.physics.long_range import positive
 from attncalc.physics.zbl import COULOMB_CONSTANT
 from attncalc.system import System
 
-# terms of the sum are left out where exp(-k² sigma² / 4) is below
+# terms of the sum are left out if exp(-k² sigma² / 4) is below this
 SMALLEST = 1e-11
-# cosines and sines that are in memory at once
+# cosines and sines in memory at once
 CHUNK = 250_000
-# atoms of a chunk, where there are many vectors
+# smallest number of atoms of a chunk
 FEWEST = 32
 
 
 @dataclass(frozen=True)
 class EwaldConfig:
-    """Damping.
+    """Damping of `Ewald`.
 
     Attributes:
         damping_length: Å, sigma of the error function. The work grows as its inverse cube.
@@ -40,21 +40,22 @@ class EwaldConfig:
 class Ewald(nn.Module):
     """E = k_e sum over pairs and periodic images of q_i q_j erf(r / sigma) / r.
 
-    It is the interaction of `DampedElectrostatics` without any cutoff. In periodic structures it is
-    a sum over the reciprocal lattice alone, as erf(r / sigma) / r has the smooth Fourier transform
-    4 pi exp(-k² sigma² / 4) / k² (Ewald, Ann. Phys. 369, 253, 1921; with the damping of the network
-    for that of the sum there is no part in real space). Surroundings are a perfect conductor, and a
-    charged cell has a uniform neutralizing background, with which charges interact undamped. With a
-    damping length below a fifth of the shortest distance charges are points.
+    This is the interaction of `DampedElectrostatics` without a cutoff. In periodic structures it is
+    a sum over the reciprocal lattice only, because erf(r / sigma) / r has the smooth Fourier
+    transform 4 pi exp(-k² sigma² / 4) / k² (Ewald, Ann. Phys. 369, 253, 1921). The damping of the
+    interaction takes the place of Ewald's, so there is no part in real space. The surroundings are
+    a perfect conductor. A charged cell has a uniform neutralizing background, with which charges
+    interact undamped. If the damping length is below a fifth of the shortest distance, charges are
+    points.
 
-    The work is that of atoms times vectors, thus of the square of the number of atoms. It is done
-    as products of matrices: phases of a vector (m_1, m_2, m_3) are products of those of (m_1, m_2)
-    and of m_3, and vectors with m_3 and -m_3 share them. Memory grows as the number of atoms
-    and that of vectors.
+    The work grows as the number of atoms times that of vectors, thus as the square of the number of
+    atoms. It is done by matrix products: phases of a vector (m_1, m_2, m_3) are products of those
+    of (m_1, m_2) and of m_3, and vectors with m_3 and -m_3 share them. Memory grows as the number
+    of atoms and that of vectors.
 
     Args:
         config: damping.
-        species: elements of the potential, which this term does not need.
+        species: elements of the potential; not used.
     """
 
     # reads positions and cells instead of a graph
@@ -66,7 +67,7 @@ class Ewald(nn.Module):
         del species
 
     def forward(self, graph: Graph, outputs: AtomOutputs, system: System) -> Tensor:
-        """[n_atoms] eV, float64, differentiable by positions, cells and charges.
+        """Return energies [n_atoms] eV, float64, differentiable by positions, cells and charges.
 
         Raises:
             ValueError: the network predicts no charges, or a structure is periodic in one or two
@@ -89,7 +90,7 @@ class Ewald(nn.Module):
         return torch.cat(energies)
 
     def _free(self, charges: Tensor, positions: Tensor) -> Tensor:
-        """Potential [n] 1/Å at the atoms of a molecule."""
+        """Return the potential [n] 1/Å at the atoms of a molecule."""
         n = len(positions)
         i, j = torch.triu_indices(n, n, 1, device=positions.device)
         lengths = torch.linalg.vector_norm(positions[j] - positions[i], dim=1)
@@ -98,7 +99,7 @@ class Ewald(nn.Module):
         return potential.index_add(0, j, of_pairs * charges[i])
 
     def _in_cell(self, charges: Tensor, positions: Tensor, cell: Tensor) -> Tensor:
-        """Potential [n] 1/Å at the atoms of a periodic structure."""
+        """Return the potential [n] 1/Å at the atoms of a periodic structure."""
         sigma = self.config.damping_length
         volume, inverse = torch.linalg.det(cell).abs(), torch.linalg.inv(cell)
         columns, rows = _lattice(cell.detach(), sigma)
@@ -120,7 +121,7 @@ class Ewald(nn.Module):
         return potential[0] - of_themselves - math.pi * sigma**2 / volume * charges.sum()
 
     def _weights(self, k: Tensor, volume: Tensor) -> Tensor:
-        """Weights [C, M] 1/Å of k and -k, [C, M, 3] 1/Å; zero of those that do not count."""
+        """Return weights [C, M] 1/Å of k and -k, [C, M, 3] 1/Å; zero for those left out."""
         squares = (k**2).sum(2)
         exponents = squares * self.config.damping_length**2 / 4
         counts = (squares > 0) & (exponents < -math.log(SMALLEST))
@@ -129,14 +130,14 @@ class Ewald(nn.Module):
 
 
 def _lattice(cell: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """Integers (m_1, m_2) [C, 2], one of k and -k, and m_3 [M] from 0 of vectors that may count."""
+    """Return integers (m_1, m_2) [C, 2] and m_3 [M] >= 0 of vectors, for one of each k and -k."""
     longest = 2 * math.sqrt(-math.log(SMALLEST)) / sigma
     # |m_a| = |k . a| / 2 pi at most
     most = (longest * torch.linalg.vector_norm(cell, dim=1) / (2 * math.pi)).int().tolist()
     first, second, rows = (torch.arange(-n, n + 1).to(cell) for n in most)
     columns = torch.cartesian_prod(first, second)
-    columns = columns[len(columns) // 2 :]  # the order is that of -k backwards
-    # the part of k that m_3 does not change is at a right angle to the third reciprocal vector
+    columns = columns[len(columns) // 2 :]  # the first half is the second with opposite sign
+    # m_3 does not change the part of k at a right angle to the third reciprocal vector
     reciprocal = 2 * math.pi * torch.linalg.inv(cell).T
     along = reciprocal[2:] / torch.linalg.vector_norm(reciprocal[2])
     k = columns @ reciprocal[:2]
@@ -159,7 +160,7 @@ class _Waves(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-        """Slopes by charges and positions in closed form, differentiable again."""
+        """Gradients by charges and positions in closed form, differentiable again."""
         charges, fractional, *lattice = ctx.saved_tensors
         stacked = torch.cat([slopes, *_gradient(slopes, *lattice)])
         by_charges, *along = _potentials(stacked, fractional, lattice).chunk(4)
@@ -183,7 +184,7 @@ class _Potentials(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-        """Slopes by waves and positions in closed form, differentiable again."""
+        """Gradients by waves and positions in closed form, differentiable again."""
         waves, fractional, *lattice = ctx.saved_tensors
         along = _potentials(torch.cat(_gradient(waves, *lattice)), fractional, lattice).chunk(3)
         by_waves: Any = _Waves.apply(slopes, fractional, *lattice)
@@ -196,8 +197,8 @@ def _potentials(waves: Tensor, fractional: Tensor, lattice: Sequence[Tensor]) ->
 
 
 def _gradient(waves: Tensor, columns: Tensor, rows: Tensor) -> list[Tensor]:
-    """Waves [B, 2, C, 2, M] whose sums are the slopes of the sums of these along the cell."""
-    # cos(2 pi m x) has the slope -2 pi m sin(2 pi m x), and the sine 2 pi m cos(2 pi m x)
+    """Return three waves [B, 2, C, 2, M] whose sums are the derivatives by fractional positions."""
+    # d cos(2 pi m x) / dx = -2 pi m sin(2 pi m x), d sin(2 pi m x) / dx = 2 pi m cos(2 pi m x)
     of_column = 2 * math.pi * torch.stack([waves[:, 1], -waves[:, 0]], 1)
     of_row = 2 * math.pi * torch.stack([waves[:, :, :, 1], -waves[:, :, :, 0]], 3)
     return [*(of_column * m[:, None, None] for m in columns.T), of_row * rows]
@@ -206,7 +207,7 @@ def _gradient(waves: Tensor, columns: Tensor, rows: Tensor) -> list[Tensor]:
 def _chunks(
     fractional: Tensor, columns: Tensor, rows: Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Runs of atoms with cosines and sines [2 C, n] of m_1 and m_2, and [2 M, n] of m_3."""
+    """Yield runs of atoms with cosines and sines [2 C, n] of m_1 and m_2, and [2 M, n] of m_3."""
     size = max(FEWEST, CHUNK // (2 * len(columns)))
     angles = 2 * math.pi * (fractional - fractional.floor()).T
     for start in range(0, len(fractional), size):

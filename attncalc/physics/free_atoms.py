@@ -1,8 +1,8 @@
 """Polarizabilities and dispersion coefficients of free atoms.
 
-Numbers are those of Tkatchenko and Scheffler (Phys. Rev. Lett. 102, 073005, 2009), who took them
-from Chu and Dalgarno (J. Chem. Phys. 121, 4083, 2004) and others, with the later additions of
-elements that SO3LR's code (JACS 147, 33723, 2025) uses: H to No, in the order of atomic numbers.
+The data are those of Tkatchenko and Scheffler (Phys. Rev. Lett. 102, 073005, 2009), who took them
+from Chu and Dalgarno (J. Chem. Phys. 121, 4083, 2004) and others, with the elements added later in
+SO3LR's code (JACS 147, 33723, 2025): H to No, in the order of atomic numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def free_atoms(atomic_numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return static polarizabilities [n] bohr³ and C6 coefficients [n] hartree bohr⁶, float64.
 
     Raises:
-        ValueError: there are no numbers for an element.
+        ValueError: there are no data for an element.
     """
     unknown = [z for z in atomic_numbers if not 0 < z <= len(C6)]
     if unknown:

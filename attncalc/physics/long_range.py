@@ -1,4 +1,4 @@
-"""Base of pair terms over a long graph: their cutoff, which may be chosen at run time."""
+"""Base of pair terms with a graph of longer range, whose cutoff may be changed at run time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def positive(name: str, value: Any) -> None:
     """Refuse anything but a finite number above zero.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is anything else.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < value <= sys.float_info.max:
@@ -30,9 +30,9 @@ class LongRangeConfig:
     """Range of a term.
 
     Attributes:
-        cutoff: Å, where the term ends smoothly; None: it does not end, and all pairs count.
-        all_pairs_in_molecules: structures without periodic directions have all their pairs
-            counted, as if `cutoff` were None.
+        cutoff: Å, where the term ends smoothly; None: there is no cutoff, and all pairs count.
+        all_pairs_in_molecules: True: all pairs count in structures without periodic directions, as
+            if `cutoff` were None.
     """
 
     cutoff: float | None
@@ -63,12 +63,12 @@ class LongRangeTerm(nn.Module):
 
     @property
     def long_range(self) -> float:
-        """Range of its graph, Å."""
+        """Range of the term's graph, Å."""
         return ALL_PAIRS if self.config.cutoff is None else self.config.cutoff
 
     @property
     def of_all_pairs(self) -> Self | None:
-        """Its form for molecules, where that is another one; parameters are shared."""
+        """Form for molecules that counts all pairs, with shared parameters; None without one."""
         if not self.config.all_pairs_in_molecules or self.config.cutoff is None:
             return None
         return self.with_cutoff(None)
@@ -85,7 +85,7 @@ class Pairs(NamedTuple):
 
     Attributes:
         i, j: [P], the two atoms.
-        lengths: [P] Å; 1 where the pair does not count.
+        lengths: [P] Å; 1 if the pair does not count.
         counts: [P], bool: False beyond the cutoff and for padding.
     """
 
@@ -96,14 +96,14 @@ class Pairs(NamedTuple):
 
     @classmethod
     def of(cls, graph: Graph, cutoff: float | None) -> Pairs:
-        """Pairs of a graph nearer than the cutoff [Å]; None: all."""
+        """Return the pairs of a graph closer than the cutoff [Å]; None: all pairs."""
         receivers, senders, vectors, counts = (
             values.index_select(0, graph.pairs)
             for values in (graph.receivers, graph.senders, graph.vectors, graph.edge_mask)
         )
         if cutoff is not None:
             counts = counts & ((vectors.detach() ** 2).sum(1) < cutoff**2)
-        # a vector that does not count may be anything: one without length would give NaN
+        # vectors of pairs that do not count may be anything, and a zero vector would give NaN
         return cls(
             receivers,
             senders,
@@ -112,6 +112,6 @@ class Pairs(NamedTuple):
         )
 
     def halved(self, energies: Tensor, n_atoms: int) -> Tensor:
-        """Energies [P] of pairs -> [n_atoms], half of it for each atom."""
+        """Return energies of atoms [n_atoms] from those of pairs [P]: half for each atom."""
         half = energies * self.counts / 2
         return segment_sum(torch.cat([half, half]), torch.cat([self.i, self.j]), n_atoms)

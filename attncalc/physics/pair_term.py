@@ -12,26 +12,25 @@ from attncalc.graph import AtomOutputs, Graph, Graphs
 
 
 class PairTerm(Protocol):
-    """An energy in closed form beside the network's: repulsion, electrostatics, dispersion.
+    """Closed-form energy that is added to the network's: repulsion, electrostatics, dispersion.
 
-    It must vanish smoothly at its cutoff, and a masked edge must contribute exactly nothing. Where
-    more speed is needed than autograd gives, `linearize(graph, outputs)` may return a
-    `LinearizedTerm`: energies, and the gradients of their sum by vectors and outputs.
+    It must vanish smoothly at its cutoff, and masked edges must contribute exactly zero. For more
+    speed than autograd, a method `linearize(graph, outputs)` may return a `LinearizedTerm`:
+    energies, and the gradients of their sum by vectors and outputs.
 
-    A term that needs a graph of its own has an attribute `long_range`, its cutoff in Å. If it is to
-    count all pairs of structures that are not periodic, `of_all_pairs` is its form for these, a
-    term too; `with_cutoff(cutoff)` gives it another cutoff in Å (None: none) for all structures.
+    A term with a graph of its own has an attribute `long_range`, its cutoff in Å. If it counts all
+    pairs of structures that are not periodic, its attribute `of_all_pairs` is the term for these.
+    A method `with_cutoff(cutoff)` returns the term with another cutoff in Å (None: no cutoff) for
+    all structures. If the energy of such a term is a sum over `graph.pairs`, half for each atom, it
+    has `sums_over_pairs = True`: several processes may then share a structure and divide its pairs.
 
-    One of such terms whose energy is a sum over `graph.pairs`, half of each for either atom, has
-    `sums_over_pairs = True`: several processes may then share a structure, and divide its pairs.
-
-    A term that sums over a whole structure has `reads_system = True`: it is called with the
+    A term that sums over a whole structure has `reads_system = True`. It is called with the
     structures, a `System`, as a third argument, and differentiated by positions and strain instead
     of edge vectors.
     """
 
     def __call__(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
-        """Energies [n_atoms] eV, float64, differentiable by vectors and outputs."""
+        """Return energies [n_atoms] eV, float64, differentiable by vectors and outputs."""
         ...
 
 
@@ -56,10 +55,10 @@ def reads_system(term: Any) -> bool:
 
 
 def energies_of(term: Any, graphs: Graphs, outputs: AtomOutputs) -> Tensor:
-    """Energies [n_atoms] eV of a pair term, by the graph or the structures that it reads.
+    """Return energies [n_atoms] eV of a pair term, from the graph or the structures that it reads.
 
     Raises:
-        ValueError: it reads structures, and there are only graphs.
+        ValueError: the term reads structures, but there are only graphs.
     """
     if not reads_system(term):
         energies: Tensor = term(graphs.of_range(long_range_of(term)), outputs)
@@ -73,13 +72,13 @@ def energies_of(term: Any, graphs: Graphs, outputs: AtomOutputs) -> Tensor:
 
 
 def strained(graphs: Graphs) -> tuple[Graphs, Tensor, Tensor]:
-    """Return graphs with the structures to differentiate by, positions, and a strain of zero.
+    """Return graphs with differentiable structures, and the leaves: positions and a zero strain.
 
-    Positions and cells depend on the strain [n_systems, 3, 3] as r (1 + strain); edge vectors stay
-    as they are.
+    Positions and cells depend on the strain [n_systems, 3, 3] as r (1 + strain); edge vectors do
+    not.
 
     Raises:
-        ValueError: there are only graphs.
+        ValueError: there are only graphs, without structures.
     """
     system = graphs.system
     if system is None:

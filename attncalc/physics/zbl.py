@@ -66,11 +66,11 @@ class ZBLRepulsion(nn.Module):
         self.inverse_length = nn.Parameter(_inverse_softplus((INVERSE_LENGTH,)))
 
     def forward(self, graph: Graph, outputs: AtomOutputs) -> Tensor:
-        """[n_atoms] eV, float64; `outputs` is not used: this term knows only distances."""
+        """Return energies [n_atoms] eV, float64; `outputs` is not used."""
         del outputs
         i, j = graph.receivers[graph.pairs], graph.senders[graph.pairs]
         mask = graph.edge_mask[graph.pairs]
-        # a masked vector may be anything, also zero, where the repulsion is infinite
+        # a masked vector may be anything, also zero, at which the repulsion is infinite
         lengths = safe_norm(torch.where(mask.unsqueeze(1), graph.vectors[graph.pairs], 1.0))
         z = self.atomic_numbers[graph.species]
         scaled = z ** softplus(self.charge_power)

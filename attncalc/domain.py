@@ -65,7 +65,7 @@ class Images(NamedTuple):
     n_own: int
 
 
-class Whole(NamedTuple):
+class StructureTotals(NamedTuple):
     """Properties of the whole structure, known to every domain.
 
     Attributes:
@@ -162,7 +162,7 @@ def exchanges_outputs(potential: Potential) -> bool:
     )
 
 
-def _graphs_of(potential: Potential, atoms: Atoms, whole: Whole | None = None) -> Graphs:
+def _graphs_of(potential: Potential, atoms: Atoms, whole: StructureTotals | None = None) -> Graphs:
     """Return graphs of a neutral singlet structure, or of a part of `whole`."""
     system = replace(System.from_ase(atoms), spin=torch.ones(1, dtype=torch.int64))
     if whole is not None:
@@ -177,7 +177,7 @@ def _graphs_of(potential: Potential, atoms: Atoms, whole: Whole | None = None) -
 
 
 def _sees_the_whole(potential: Potential) -> bool:
-    """Return True if atoms beyond any range change energies, other than through `Whole`.
+    """Return True if atoms beyond any range change energies, other than through `StructureTotals`.
 
     Charges are taken before they are shifted to add up to the total: an `OutputExchange` does that.
     """
@@ -191,7 +191,10 @@ def _sees_the_whole(potential: Potential) -> bool:
     composition = tuple(int((numbers == z).sum()) for z in potential.species)
     for charge, spin in ((0, 1), (int(potential.reads_charge), 1 + int(potential.reads_spin))):
         part, all_of_it = (
-            evaluate(potential, _graphs_of(potential, structure, Whole(composition, charge, spin)))
+            evaluate(
+                potential,
+                _graphs_of(potential, structure, StructureTotals(composition, charge, spin)),
+            )
             for structure in (atoms, atoms + other)
         )
         difference = (all_of_it.energies[: len(atoms)] - part.energies).abs().amax()
@@ -235,7 +238,7 @@ class Domain:
     n_neighbors: Integers
     n_owned: Integers
     is_inner: NDArray[np.bool_]
-    whole: Whole
+    whole: StructureTotals
 
     @classmethod
     def of(
@@ -243,7 +246,7 @@ class Domain:
         potential: Potential,
         images: Images,
         box: Box,
-        whole: Whole,
+        whole: StructureTotals,
         *,
         skin: float,
         exchanges: bool = False,
@@ -352,7 +355,7 @@ def _one_of_each(images: Images) -> tuple[Integers, int]:
     return np.concatenate([own, others[first[is_foreign]]]), len(own)
 
 
-def _system(images: Images, rows: Integers, box: Box, whole: Whole) -> System:
+def _system(images: Images, rows: Integers, box: Box, whole: StructureTotals) -> System:
     return System(
         positions=torch.from_numpy(images.positions[rows]),
         atomic_numbers=torch.from_numpy(images.numbers[rows]).long(),

@@ -55,7 +55,7 @@ class Evaluator:
         far_neighbors: list within the cutoff of pair terms, if that is longer; else None. If terms
             count all pairs of molecules, its cutoff is the one for the last structure.
         device, dtype: of the potential.
-        looks_at_every_step: True if it costs little to check the lists at every step.
+        checks_list_every_step: True if it costs little to check the lists at every step.
         recorder: records whole steps of dynamics; None: steps are not recorded.
         recorded: the steps recorded last.
     """
@@ -70,9 +70,9 @@ class Evaluator:
         self.device, self.dtype = potential.device, potential.dtype
         self._chooses_skin = skin is None
         self._chooses_range = potential.counts_all_pairs
-        self.looks_at_every_step = self.device.type == "cpu"
+        self.checks_list_every_step = self.device.type == "cpu"
         # a term that reads structures copies numbers from the device: that cannot be recorded
-        plain = self.looks_at_every_step or potential.reads_system
+        plain = self.checks_list_every_step or potential.reads_system
         self.recorder: Recorder | None = None if plain else CudaGraph
         self.recorded: Any = None
         skin = SKIN[self.device.type] if skin is None else skin
@@ -182,7 +182,7 @@ class Evaluator:
         """Prepare the lists for the first step of a run."""
         if self._skin(system) != self.neighbors.skin:
             self.renew(system)
-        elif not self.looks_at_every_step:
+        elif not self.checks_list_every_step:
             self._graphs(system)
 
     def renew(self, system: System) -> None:
@@ -204,7 +204,7 @@ class Evaluator:
 
         Loops over pairs skip those in the skin at little cost, but building a long list is slow.
         """
-        return min(FAR_SKIN * skin, LARGEST_SKIN) if self.looks_at_every_step else skin
+        return min(FAR_SKIN * skin, LARGEST_SKIN) if self.checks_list_every_step else skin
 
     def without_check(self, system: System) -> tuple[Result, Tensor]:
         """Return results from the present lists, and True if one may miss a pair ([], bool).

@@ -15,7 +15,7 @@ from attncalc.domain import (
     Domain,
     Images,
     Integers,
-    Whole,
+    StructureTotals,
     depth_of,
     exchanges_outputs,
     why_not_in_parts,
@@ -150,7 +150,7 @@ class _Unfolded:
         composition = np.bincount(species, minlength=len(potential.species))
         ids = np.arange(len(self._rows))
         images = Images(self.positions(system), ids, numbers[self._rows], len(numbers))
-        whole = Whole(tuple(composition.tolist()), int(system.charge), int(system.spin))
+        whole = StructureTotals(tuple(composition.tolist()), int(system.charge), int(system.spin))
         domain = Domain.of(potential, images, _OPEN, whole, skin=SKIN)
         assert domain is not None
         self.domain, self.atoms = domain, self._rows[domain.rows]

@@ -15,7 +15,7 @@ from ase.build import bulk
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from attncalc.domain import Box, Domain, Images, Whole, exchanges_outputs, reach_of
+from attncalc.domain import Box, Domain, Images, StructureTotals, exchanges_outputs, reach_of
 from attncalc.plugins.halo import OutputExchange, Owners
 from attncalc.potential import Potential, evaluate
 from attncalc.result import Result
@@ -52,10 +52,10 @@ def box_of(atoms: Atoms) -> Box:
     return Box(atoms.cell.array.copy(), atoms.pbc.copy())
 
 
-def whole_of(potential: Potential, atoms: Atoms) -> Whole:
+def whole_of(potential: Potential, atoms: Atoms) -> StructureTotals:
     composition = tuple(int((atoms.numbers == z).sum()) for z in potential.species)
     charge, spin = charge_and_spin(atoms)
-    return Whole(composition, charge, spin)
+    return StructureTotals(composition, charge, spin)
 
 
 def parts_of(

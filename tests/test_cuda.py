@@ -358,7 +358,7 @@ def forces_on(device: str) -> Evaluator:
     if device == "cpu":
         forces.potential = forces.plain
         forces.neighbors = replace(forces.neighbors, capacity=64)
-        forces.looks_at_every_step = False
+        forces.checks_list_every_step = False
         forces.recorder = Again
     return forces
 

@@ -54,7 +54,7 @@ class WorkRatio:
     displacement: float
 
     @property
-    def decides(self) -> bool:
+    def is_conclusive(self) -> bool:
         """True if the work explains enough of the energy differences for the ratio to count."""
         return self.unexplained <= MOST_UNEXPLAINED
 
@@ -69,7 +69,7 @@ def work_ratio(dataset: Dataset) -> WorkRatio | None:
     they are nearly equal.
 
     Returns:
-        The ratio, or None if there are no forces or too few such pairs. See `WorkRatio.decides`.
+        The ratio, see `WorkRatio.is_conclusive`; None if there are no forces or too few pairs.
     """
     return min(_ratios(dataset), key=lambda ratio: ratio.unexplained, default=None)
 
@@ -101,7 +101,7 @@ def unit_mismatch(dataset: Dataset) -> str | None:
         One line with the ratio and the likely correction; None if the units agree, or if the data
         are inconclusive.
     """
-    deciding = [ratio for ratio in _ratios(dataset) if ratio.decides]
+    deciding = [ratio for ratio in _ratios(dataset) if ratio.is_conclusive]
     # one window that fits is enough: another may consist of mirror images only
     if not deciding or any(SILENT[0] < ratio.ratio < SILENT[1] for ratio in deciding):
         return None

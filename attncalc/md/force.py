@@ -22,7 +22,7 @@ class Force(Protocol):
 
     Attributes:
         device: of its systems.
-        looks_at_every_step: whether it costs little to check the list at every step.
+        checks_list_every_step: whether it costs little to check the list at every step.
         recorder: records whole steps; None: nothing is recorded.
         recorded: the steps recorded last.
         neighbors: its neighbour list; None without one.
@@ -31,7 +31,7 @@ class Force(Protocol):
     """
 
     device: torch.device
-    looks_at_every_step: bool
+    checks_list_every_step: bool
     recorder: Any
     recorded: Any
     neighbors: Any
@@ -64,7 +64,7 @@ class ForceOfFunction:
         device: of the run.
     """
 
-    looks_at_every_step = True
+    checks_list_every_step = True
     neighbors: Any = None
     dtype = torch.float64
     lists: Sequence[Any] = ()

@@ -22,7 +22,9 @@ def as_list(structures: Atoms | Sequence[Atoms]) -> list[Atoms]:
     return [structures] if isinstance(structures, Atoms) else list(structures)
 
 
-def said_by(structures: Structures, *, velocities: bool = True) -> tuple[System, dict[str, Any]]:
+def read_structures(
+    structures: Structures, *, velocities: bool = True
+) -> tuple[System, dict[str, Any]]:
     """Return the system, and arguments of `initial_state` that structures of ASE hold besides.
 
     Args:

@@ -12,7 +12,7 @@ from attncalc.md.settings import Settings
 from attncalc.md.start import AtTemperature
 from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_friction, check_timestep
-from attncalc.md.verbs import drift, kick, shake
+from attncalc.md.verbs import drift, kick, thermalize
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ class Langevin(AtTemperature):
         moved = kick_drift_shake_drift(state, h, *bath)
         if moved is None:
             moved = drift(kick(state, h / 2), h / 2)
-            moved = drift(shake(moved, h, *bath), h / 2)
+            moved = drift(thermalize(moved, h, *bath), h / 2)
         state = kick(moved.with_forces(force(moved.system)), h / 2)
         return state.replace(step=state.step + 1)

@@ -104,7 +104,7 @@ def run(
             to_go = min(_steps_to_next(callbacks, state.step, last), longest)
             with ctrl_c_in_loops():
                 try:
-                    if not force.looks_at_every_step:
+                    if not force.checks_list_every_step:
                         to_go = lifetime.prepare(force, state.system, to_go)
                 except ImpossiblePositions as error:
                     what = str(error)
@@ -242,7 +242,7 @@ def _advance(
 
 def _steps(integrator: Integrator, force: Force, state: MDState, n: int) -> MDState | None:
     """Return the state n steps later; None if a neighbour list was not valid on the way."""
-    if force.looks_at_every_step or n == 1:
+    if force.checks_list_every_step or n == 1:
         for _ in range(n):
             state = integrator.step(state, force)
         return state

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
-from attncalc.md.given import Structures, as_tensor, mask_of, of_shape, said_by
+from attncalc.md.given import Structures, as_tensor, mask_of, of_shape, read_structures
 from attncalc.md.integrator import of_systems
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
@@ -73,7 +73,7 @@ def initial_state(
     """
     whole_number("seed", seed, 0, LOW_32_BITS)
     own_velocities = momenta is None and not new_velocities
-    system, said = said_by(structures, velocities=own_velocities)
+    system, said = read_structures(structures, velocities=own_velocities)
     momenta = said.get("momenta") if momenta is None else momenta
     masses = said.get("masses") if masses is None else masses
     fixed = said.get("fixed") if fixed is None else fixed

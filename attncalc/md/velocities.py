@@ -45,13 +45,13 @@ class Thermometer:
 
     Attributes:
         n_dof: degrees of freedom.
-        drifts: True: the momentum of the whole is conserved, and drift is not counted.
-        turns: True: so is its angular momentum, and rotation is not counted.
+        excludes_drift: True: the momentum of the whole is conserved, and drift is not counted.
+        excludes_rotation: True: so is its angular momentum, and rotation is not counted.
     """
 
     n_dof: int
-    drifts: bool
-    turns: bool
+    excludes_drift: bool
+    excludes_rotation: bool
 
     @classmethod
     def for_run(cls, atoms: Atoms, ensemble: str) -> Thermometer:
@@ -64,12 +64,12 @@ class Thermometer:
         if n_dof < 1:
             raise ValueError("no atom can move: constraints fix all atoms of the structure")
         if ensemble == "nvt" or len(atoms) == 1 or atoms.constraints:
-            return cls(n_dof, drifts=False, turns=False)
+            return cls(n_dof, excludes_drift=False, excludes_rotation=False)
         if ensemble == "npt" or atoms.pbc.any():
-            return cls(n_dof - 3, drifts=True, turns=False)
+            return cls(n_dof - 3, excludes_drift=True, excludes_rotation=False)
         moments = np.linalg.eigvalsh(_inertia(_arms(atoms), atoms.get_masses()))
         axes = int((moments > LINEAR * moments.max()).sum())
-        return cls(n_dof - 3 - axes, drifts=True, turns=True)
+        return cls(n_dof - 3 - axes, excludes_drift=True, excludes_rotation=True)
 
     def temperature(self, atoms: Atoms) -> float:
         """Return the temperature [K] of the motion that is counted."""
@@ -95,9 +95,9 @@ class Thermometer:
     def _counted(self, atoms: Atoms) -> Floats:
         """Return momenta [n_atoms, 3] without those of rigid drift and rotation, if conserved."""
         momenta, masses = atoms.get_momenta(), atoms.get_masses()
-        velocity = momenta.sum(axis=0) / masses.sum() if self.drifts else np.zeros(3)
+        velocity = momenta.sum(axis=0) / masses.sum() if self.excludes_drift else np.zeros(3)
         rigid = np.broadcast_to(velocity, momenta.shape)
-        if self.turns:
+        if self.excludes_rotation:
             arms = _arms(atoms)
             # a linear molecule has no inertia about its axis, and does not rotate about it
             inverse = np.linalg.pinv(_inertia(arms, masses), rcond=LINEAR, hermitian=True)

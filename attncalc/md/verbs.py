@@ -4,7 +4,7 @@
 |--------|----------------------------------------------------------------------|---------|
 | B      | momenta += h forces                                                  | `kick`  |
 | A      | positions += h momenta / masses                                      | `drift` |
-| O      | momenta = c momenta + sqrt((1 - c²) m kB T) noise, c = exp(-gamma h) | `shake` |
+| O      | momenta = c momenta + sqrt((1 - c²) m kB T) noise, c = exp(-gamma h) | `thermalize` |
 | R      | thermal momenta *= a random number that thermalises their energy     | `rescale` |
 """
 
@@ -37,7 +37,7 @@ def drift(state: State, time: float) -> State:
     return state.with_positions(positions)
 
 
-def shake(state: State, time: float, temperature: Tensor, friction: float) -> State:
+def thermalize(state: State, time: float, temperature: Tensor, friction: float) -> State:
     """O: friction and random forces; the energy that they add counts as heat.
 
     Args:

@@ -38,10 +38,10 @@ class ElectrostaticsConfig(LongRangeConfig):
 class DampedElectrostatics(LongRangeTerm):
     """E_ij = k_e q_i q_j V(r) with V(r) = erf(r / sigma) / r, per pair.
 
-    With a cutoff L, E_ij = k_e q_i q_j (V(r) - V(L) - (1 - f(r)) V'(L) (r - L)): f falls from 1 at
-    `switch_start` L to 0 at L, where energy and force vanish; the slope of the force jumps there. Charges are
-    the network's. There is no sum over periodic images beyond the cutoff, and no self-energy of a
-    charge. As in SO3LR (JACS 147, 33723, 2025).
+    With a cutoff L, E_ij = k_e q_i q_j (V(r) - V(L) - (1 - f(r)) V'(L) (r - L)). The function f
+    falls from 1 at `switch_start` L to 0 at L, where energy and force vanish; the slope of the
+    force jumps there. Charges are the network's. There is no sum over periodic images beyond the
+    cutoff, and no self-energy of a charge. As in SO3LR (JACS 147, 33723, 2025).
 
     Args:
         config: range and damping.

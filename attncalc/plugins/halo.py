@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.domain import Integers, Whole
+from attncalc.domain import Integers, StructureTotals
 from attncalc.graph import AtomOutputs
 
 
@@ -29,7 +29,7 @@ class OutputExchange:
         whole: the whole structure.
     """
 
-    def __init__(self, owners: Owners, whole: Whole) -> None:
+    def __init__(self, owners: Owners, whole: StructureTotals) -> None:
         self.owners, self.whole = owners, whole
 
     def complete(self, outputs: AtomOutputs) -> AtomOutputs:

@@ -28,7 +28,7 @@ from attncalc.domain import (
     Domain,
     Images,
     Integers,
-    Whole,
+    StructureTotals,
     atoms_by_id,
     exchanges_layers,
     exchanges_outputs,
@@ -583,7 +583,7 @@ class _Shared:
         found = self._owners.add_to_owners(owned)
         return not differ.any() and np.array_equal(found, neighbors[:n] - domain.n_owned[:n])
 
-    def _whole(self, images: Images, box: Box) -> Whole:
+    def _whole(self, images: Images, box: Box) -> StructureTotals:
         """Return the properties of the whole structure, with the checks that one process makes."""
         potential = self.evaluator.plain
         mine = images.numbers[: images.n_own]
@@ -594,7 +594,7 @@ class _Shared:
         pbc = torch.from_numpy(box.pbc)[None]
         check_electrons(potential, charge, spin, torch.tensor([protons]), pbc)
         composition = tuple(int(counts[z]) for z in potential.species)
-        return Whole(composition, int(charge), int(spin))
+        return StructureTotals(composition, int(charge), int(spin))
 
 
 def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:

@@ -232,7 +232,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return unflatten(moved, batch)
 
 
-class Batches(Indexed[Callable[[], Batch | None]]):
+class BatchLoaders(Indexed[Callable[[], Batch | None]]):
     """Functions that make the batch of a `Share`, or None if the share is empty.
 
     They are called within the step, where an error ends all processes.

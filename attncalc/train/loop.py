@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from attncalc.files import write_atomically
 from attncalc.files.reading import read_whole
-from attncalc.train.batches import Batches
+from attncalc.train.batches import BatchLoaders
 from attncalc.train.callbacks import (
     AddUp,
     BestModel,
@@ -196,7 +196,9 @@ def train_loop(
 
 
 def _loader(samples: Sequence[Batch], shares: Iterable[Share]) -> DataLoader:
-    return DataLoader(Batches(samples), batch_size=None, sampler=shares, collate_fn=lambda x: x)
+    return DataLoader(
+        BatchLoaders(samples), batch_size=None, sampler=shares, collate_fn=lambda x: x
+    )
 
 
 @contextmanager

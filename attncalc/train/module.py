@@ -169,7 +169,7 @@ class TrainingModule(L.LightningModule):
         self.train_loss = math.fsum(self.train_losses) / len(self.train_losses)
         self.train_losses.clear()
         added = torch.tensor([*self.sums.values()], dtype=torch.float64)
-        self.processes.add(added)
+        self.processes.all_reduce(added)
         self.sums = dict(zip(self.sums, added.tolist(), strict=True))
 
     def on_validation_epoch_end(self) -> None:

@@ -112,10 +112,10 @@ class Processes:
             here: whether it holds in this process.
         """
         missing = torch.tensor(float(not here))
-        self.add(missing)
+        self.all_reduce(missing)
         return missing.item() == 0
 
-    def add(self, values: Tensor) -> None:
+    def all_reduce(self, values: Tensor) -> None:
         """Add up a tensor over all processes, in place; all get the same bits."""
         if self.n > 1:
             with _connection():
@@ -155,7 +155,7 @@ class Processes:
             flat.zero_()
             flat[-2] = 1
         flat[-1] = float(self.asked_to_stop)
-        self.add(flat)
+        self.all_reduce(flat)
         failed, stopped = flat[-2:].tolist()
         if failed:
             self._end_if_any(error)

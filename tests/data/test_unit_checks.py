@@ -74,7 +74,7 @@ def shaken() -> data.Dataset:
 def test_right_units_are_silent(shaken):
     found = data.work_ratio(shaken)
     assert found.ratio == pytest.approx(1, abs=0.05)
-    assert found.decides
+    assert found.is_conclusive
     assert found.displacement < 0.3
     assert data.unit_mismatch(shaken) is None
 
@@ -274,7 +274,7 @@ def test_real_data_in_right_and_wrong_units(shared_file, k, name):
         dataset = data.read(path, labels=labels, energy_unit=energy_unit)
         assert data.unit_mismatch(dataset) is None
         found = data.work_ratio(dataset)
-        decides = found is not None and found.decides
+        decides = found is not None and found.is_conclusive
         assert decides == REAL[name], found
         if decides:
             assert found.ratio == pytest.approx(1, abs=unit_checks.MOST_UNEXPLAINED)

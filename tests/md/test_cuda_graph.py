@@ -82,7 +82,7 @@ def forces_of(name: str, *, skin: float = 1.0) -> Evaluator:
     """On the CPU as on a GPU: lists of fixed length that nobody asks within a chunk."""
     forces = Evaluator(potential_of(name), skin=skin)
     forces.neighbors = replace(forces.neighbors, capacity=64)
-    forces.looks_at_every_step = False
+    forces.checks_list_every_step = False
     return forces
 
 

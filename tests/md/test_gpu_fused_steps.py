@@ -42,7 +42,7 @@ for fixed in (None, torch.rand(n) < 0.2):
                 expected = verbs.drift(verbs.kick(start, time / 2), time)
                 found = gpu_fused_steps.moved(start, time, 1.0, 0.0, None)
             else:
-                expected = verbs.shake(half, time, bath, friction)
+                expected = verbs.thermalize(half, time, bath, friction)
                 expected = verbs.drift(expected, time / 2)
                 found = gpu_fused_steps.moved(start, time, kept, renewed, bath)
             for a, b in (

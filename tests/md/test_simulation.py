@@ -282,9 +282,9 @@ def test_batching_does_not_matter(forces: Evaluator) -> None:
 @pytest.fixture
 def blind(forces: Evaluator) -> Iterator[Evaluator]:
     """As on a GPU: within a chunk nobody asks whether the list still holds."""
-    forces.looks_at_every_step = False
+    forces.checks_list_every_step = False
     yield forces
-    forces.looks_at_every_step = True
+    forces.checks_list_every_step = True
 
 
 def test_a_chunk_in_which_an_atom_moved_too_far_is_done_again(
@@ -303,7 +303,7 @@ def test_a_chunk_in_which_an_atom_moved_too_far_is_done_again(
     monkeypatch.setattr(simulation, "_steps", counting)
     last = md.run(hot, blind, first, 200, chunk=100)
     assert sum(thrown_away) >= 2
-    blind.looks_at_every_step = True
+    blind.checks_list_every_step = True
     assert_equal(md.run(hot, blind, first, 200), last)
 
 
@@ -313,7 +313,7 @@ def test_a_crystal_with_images_likewise(blind: Evaluator) -> None:
     hot = replace(LANGEVIN, temperature=1500, timestep=2 * FS)
     first = start(copper, crystal, integrator=hot)
     checked = md.run(hot, copper, first, 40)
-    copper.looks_at_every_step = False
+    copper.checks_list_every_step = False
     assert_equal(md.run(hot, copper, first, 40, chunk=20), checked)
 
 
@@ -527,7 +527,7 @@ def test_lists_suit_the_structure_that_a_run_begins_with() -> None:
 
 def test_a_list_that_cannot_be_made_in_time_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     forces = Evaluator(load("so3krates-ethanol"))
-    forces.looks_at_every_step = False
+    forces.checks_list_every_step = False
     first = start(forces)
 
     def prepare(self, force, system, n: int) -> int:

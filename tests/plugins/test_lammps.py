@@ -23,7 +23,7 @@ from contract import random_potential
 from networks import tiny_so3krates
 from numpy.typing import NDArray
 
-from attncalc.domain import Box, Images, Whole
+from attncalc.domain import Box, Images, StructureTotals
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load, save
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
@@ -546,9 +546,9 @@ def test_several_processes_refuse_the_radicals_that_one_does():
     radical = _Shared(None, FirstOfTwo(1), Evaluator(potential))
     with pytest.raises(ValueError, match=re.escape(str(alone.value))):
         radical._whole(oxygen, molecular)
-    assert radical._whole(oxygen, periodic) == Whole((1, 0, 0, 1), 0, 2)
+    assert radical._whole(oxygen, periodic) == StructureTotals((1, 0, 0, 1), 0, 2)
     water = _Shared(None, FirstOfTwo(2), Evaluator(potential))
-    assert water._whole(oxygen, molecular) == Whole((2, 0, 0, 1), 0, 1)
+    assert water._whole(oxygen, molecular) == StructureTotals((2, 0, 0, 1), 0, 1)
     del potential.training_info["closed_shells"]
     _Shared(None, FirstOfTwo(1), Evaluator(potential))._whole(oxygen, molecular)
     with pytest.raises(ValueError, match=r"multiplicity 2S\+1 must be odd"):

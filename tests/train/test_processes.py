@@ -15,7 +15,7 @@ import yaml
 from trainings import assert_same_bits, write
 
 from attncalc import data, train
-from attncalc.train.batches import Batches, join, samples, sizes_of
+from attncalc.train.batches import BatchLoaders, join, samples, sizes_of
 from attncalc.train.order import Shares
 from attncalc.train.processes import Processes, _launched
 from attncalc.train.start import new_potential
@@ -54,7 +54,7 @@ def test_gradients_of_shares_add_up_to_that_of_the_step(in_float64, parts, penal
     weights = Loss(1.0, 0.7, 10.0, PENALTIES[penalty])
     step = eager_step(potential, weights)
     of_processes = [Shares(sizes_of(of_each), recipe, rank, n) for rank in range(n)]
-    batches = Batches(of_each)
+    batches = BatchLoaders(of_each)
     for whole, *shares in zip(Shares(sizes_of(of_each), recipe), *of_processes, strict=True):
         taken = [k for share in shares for k in share.structures]
         assert sorted(taken) == sorted(whole.structures)

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from attncalc.kernels.equiformer.layout import Doubles, Floats, Whole
+from attncalc.kernels.equiformer.layout import Doubles, Floats, Integers
 from attncalc.kernels.equiformer.places import matrix
 from attncalc.kernels.simd.barrier import forget_ghosts, row_for
 from attncalc.kernels.simd.loops import ZERO, inner_loop, stays_whole
@@ -26,11 +26,11 @@ class Edges(NamedTuple):
             pole moves to +x and +z of the frame.
     """
 
-    first: Whole
-    i: Whole
-    j: Whole
-    which: Whole
-    to: Whole | None
+    first: Integers
+    i: Integers
+    j: Integers
+    which: Integers
+    to: Integers | None
     vectors: Doubles
     lengths: Doubles
     envelope: Doubles

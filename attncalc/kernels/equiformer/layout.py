@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Whole = NDArray[np.int64]
+Integers = NDArray[np.int64]
 
 # kinds of messages
 NONLINEAR, LINEAR, DOT = 0, 1, 2
@@ -43,17 +43,17 @@ class Layout(NamedTuple):
         coupling_ends: [n_degrees + 1], number of couplings of the first degrees.
     """
 
-    channels: Whole
-    atom: Whole
-    edge: Whole
-    frame: Whole
-    by_degree: Whole
-    wide: Whole
-    gated: Whole
-    gates: Whole
-    couplings: Whole
+    channels: Integers
+    atom: Integers
+    edge: Integers
+    frame: Integers
+    by_degree: Integers
+    wide: Integers
+    gated: Integers
+    gates: Integers
+    couplings: Integers
     coupling_values: Floats
-    coupling_ends: Whole
+    coupling_ends: Integers
 
 
 class ProductPlan(NamedTuple):
@@ -70,10 +70,10 @@ class ProductPlan(NamedTuple):
         n_used: [2], number of degrees of the values.
     """
 
-    n_units: Whole
-    units: Whole
-    segments: Whole
-    n_used: Whole
+    n_units: Integers
+    units: Integers
+    segments: Integers
+    n_used: Integers
 
 
 class Weights(NamedTuple):
@@ -101,30 +101,30 @@ class Weights(NamedTuple):
 
     flat: Floats
     elements: Floats
-    raise_frames: Whole
-    radial_first: Whole
-    radial_second: Whole
-    radial_last: Whole
-    radial_offset: Whole
-    radial_rows: Whole
-    sources: Whole
-    targets: Whole
-    queries: Whole
-    source_bias: Whole
-    query_bias: Whole
-    product: Whole
-    product_bias: Whole
-    alpha: Whole
-    second: Whole
-    value_bias: Whole
-    projection: Whole
-    projection_bias: Whole
-    first: Whole
-    first_bias: Whole
-    then: Whole
-    then_bias: Whole
-    shortcut: Whole
-    hidden: Whole
-    hidden_bias: Whole
-    energy: Whole
-    heads: Whole
+    raise_frames: Integers
+    radial_first: Integers
+    radial_second: Integers
+    radial_last: Integers
+    radial_offset: Integers
+    radial_rows: Integers
+    sources: Integers
+    targets: Integers
+    queries: Integers
+    source_bias: Integers
+    query_bias: Integers
+    product: Integers
+    product_bias: Integers
+    alpha: Integers
+    second: Integers
+    value_bias: Integers
+    projection: Integers
+    projection_bias: Integers
+    first: Integers
+    first_bias: Integers
+    then: Integers
+    then_bias: Integers
+    shortcut: Integers
+    hidden: Integers
+    hidden_bias: Integers
+    energy: Integers
+    heads: Integers

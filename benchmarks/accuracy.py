@@ -1,13 +1,14 @@
-"""Accuracy on every data set that there is, beside published numbers: trains, tests, tabulates.
+"""Train and test models on every available data set; tabulate errors beside published ones.
 
     python benchmarks/accuracy.py ../shared/data               # some hours on one core
     python benchmarks/accuracy.py ../shared/data --only-table
 
-Trains the recipes of benchmarks/recipes/quick one after the other, some minutes each, and those of
-Equiformer for four molecules, an hour each, in processes of their own. It may be stopped or killed
-at any moment: the same command goes on with the run that was interrupted, and what is finished is
-not repeated. After every run, accuracy.md (here) and results/accuracy.json hold all runs so far,
-and the shipped models with the errors of their cards.
+The script trains the recipes of benchmarks/recipes/quick one after the other, some minutes each,
+and those of Equiformer for four molecules, an hour each. Every training is a process of its own.
+The script may be stopped or killed at any moment: the same command continues the interrupted run
+and does not repeat finished ones. After every run, it writes accuracy.md (in this folder) and
+results/accuracy.json. They contain all runs so far, and the shipped models with the errors on their
+cards.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from attncalc.train import Recipe
 
 HERE = Path(__file__).resolve().parent
 QUICK = HERE / "recipes" / "quick"
-# in the order of training: data set -> as it is called, labels where there are several
+# in the order of training: data set -> title, and labels if it has several kinds
 DATA = {
     "ethanol": ("ethanol", "MD17"),
     "malonaldehyde": ("malonaldehyde", "MD17"),
@@ -67,17 +68,17 @@ SHIPPED = {
 }
 
 
-# of those that no setting was chosen for: Equiformer by own-equiformer.yaml, for an hour
+# data for which no setting was chosen: Equiformer by own-equiformer.yaml, for an hour
 HOUR = ("malonaldehyde", "uracil", "benzene", "naphthalene")
 
 
 def recipe_of(data: str) -> Path:
-    """The quick recipe of a data set."""
+    """Return the quick recipe of a data set."""
     return QUICK / f"so3krates-{data}-quick.yaml"
 
 
 def recipes_of(data: str) -> dict[str, Path]:
-    """All that are trained here, as the table calls them."""
+    """Return all recipes that are trained on a data set, by their names in the table."""
     found = {"So3krates, quick": recipe_of(data)}
     if data in HOUR:
         found["Equiformer, an hour"] = QUICK.parent / f"equiformer-{data}.yaml"
@@ -85,12 +86,12 @@ def recipes_of(data: str) -> dict[str, Path]:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a run has been trained to the end and tested: its card is what is written last."""
+    """Return True if a run is trained and tested: the card is the last file that it writes."""
     return any(run.glob("*.md"))
 
 
 def epochs_done(run: Path) -> int:
-    """So far."""
+    """Return the number of epochs so far."""
     if not (run / "metrics.csv").exists():
         return 0
     with open(run / "metrics.csv") as file:
@@ -98,7 +99,7 @@ def epochs_done(run: Path) -> int:
 
 
 def data_file(recipe: Recipe, data: Path, runs: Path) -> Path:
-    """The file that a recipe names; silicon's is made."""
+    """Return the data file of a recipe; that of silicon is made if it does not exist."""
     if recipe.data != "mlearn_Si_mended.extxyz":
         return data / recipe.data
     mended = runs / recipe.data
@@ -109,23 +110,23 @@ def data_file(recipe: Recipe, data: Path, runs: Path) -> Path:
 
 
 def train(path: Path, data: Path, runs: Path) -> bool:
-    """Run a recipe, or go on with it; whether it is finished."""
+    """Start or continue the training of a recipe; return True if it is finished."""
     recipe = Recipe.from_yaml(path)
     file = data_file(recipe, data, runs)
     command = [sys.executable, "-m", "attncalc", "train", str(path), "--data", str(file)]
     environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    # where separate test files are found
+    # in this folder, recipes find separate test files
     options = {"cwd": data, "env": environment, "stdout": subprocess.DEVNULL}
     with subprocess.Popen([*command, "-o", str(runs / recipe.name)], **options) as running:
         try:
             return running.wait() == 0
-        except BaseException:  # whoever stops us stops it as well: it would be in the way later
+        except BaseException:  # stop the training too: it would disturb a later run
             running.terminate()
             raise
 
 
 def row_of(model: str | Path, name: str, data: str, command: str) -> dict:
-    """Errors and cost of a model, as its file tells them."""
+    """Return errors and cost of a model, from its file."""
     content = header(model)
     info, errors = content["training"], content["training"]["test_errors"]
     stress = errors.get("stress_mae")
@@ -148,7 +149,7 @@ def row_of(model: str | Path, name: str, data: str, command: str) -> dict:
 
 
 def rows_so_far(runs: Path) -> tuple[list[dict], list[str]]:
-    """All finished rows, by data set, and what is not finished."""
+    """Return the rows of all finished runs by data set, and descriptions of unfinished runs."""
     rows, open_ = [], []
     for data in DATA:
         for title, path in recipes_of(data).items():
@@ -170,7 +171,7 @@ def rows_so_far(runs: Path) -> tuple[list[dict], list[str]]:
 
 
 def markdown(rows: list[dict], unfinished: list[str]) -> str:
-    """The tables people read."""
+    """Return the tables in Markdown."""
     lines = [
         "# Accuracy beside published numbers",
         "",

@@ -1,11 +1,11 @@
-"""What an edge costs in a batch of molecules, beside a box of water, and why it is not the same.
+"""Time per edge in a batch of molecules and in a box of water, and reasons for the difference.
 
     python benchmarks/batching.py
 
-64 molecules of aspirin as 64 systems and, far apart, as one; water at its density, and pulled apart
-to a little less and a little more atoms per edge than aspirin has. All by turns in one process:
-energies and forces of a So3krates of SO3LR's size, one thread, lists outside the timing. Writes
-batching.json and .md into benchmarks/results.
+The cases are 64 molecules of aspirin as 64 systems, the same far apart in one system, water at its
+density, and water pulled apart to slightly fewer and slightly more atoms per edge than aspirin has.
+They take turns in one process: energies and forces of a So3krates of SO3LR's size, one thread,
+without the time of neighbour lists. Writes batching.json and .md into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from attncalc.neighbors import fresh_graph
 HERE = Path(__file__).resolve().parent
 PER_SIDE = 4
 N_MOLECULES = PER_SIDE**3
-APART = 30.0  # Å between molecules that do not see each other
-STRETCH = (1.3, 1.4)  # of the distances between molecules of water
+APART = 30.0  # Å between molecules, beyond the cutoff
+STRETCH = (1.3, 1.4)  # factors of the distances between molecules of water
 
 
 def in_one_system(molecule: Atoms) -> Atoms:
-    """So many copies that none is in reach of another."""
+    """Return 64 copies in one system, none within the cutoff of another."""
     together = Atoms()
     for place in np.ndindex(PER_SIDE, PER_SIDE, PER_SIDE):
         copy = molecule.copy()
@@ -46,7 +46,7 @@ def in_one_system(molecule: Atoms) -> Atoms:
 
 
 def stretched(box: Atoms, factor: float) -> Atoms:
-    """Water whose molecules stay as they are, and stand `factor` times as far apart."""
+    """Return the box with unchanged molecules that are `factor` times as far apart."""
     thin = box.copy()
     molecules = thin.positions.reshape(-1, 3, 3)
     centres = molecules.mean(1, keepdims=True)
@@ -56,7 +56,7 @@ def stretched(box: Atoms, factor: float) -> Atoms:
 
 
 def measured(rounds: int) -> list[dict]:
-    """One row per case."""
+    """Return one row per case."""
     potential = lower(so3lr_sized())
     aspirin, box = read(HERE / "aspirin.xyz"), water_box((8, 8, 8))
     cases = {
@@ -89,7 +89,7 @@ def measured(rounds: int) -> list[dict]:
 
 
 def markdown(rows: list[dict], rounds: int) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     head = ["what", "atoms", "edges", "atoms per edge", "µs per edge"]
     cells = [
         [

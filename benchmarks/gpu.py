@@ -1,11 +1,11 @@
-"""CUDA tests and speed on a GPU, by one command that ends in time.
+"""CUDA tests and speed on a GPU, by one command with a time limit.
 
     python benchmarks/gpu.py                                  # nine minutes at most
     python benchmarks/gpu.py --dry-run                        # all of it on the CPU, small
 
 Stages: machine, tests, speed, kernels, dynamics (whole steps), settings (threads of So3krates'
-kernels). Every stage is a process of its own that is killed when its time is over; gpu.json and
-gpu.md are written after every stage, with what was measured until then.
+kernels). Every stage is a process of its own, which is killed when its time is over. After every
+stage, gpu.json and gpu.md are written with all measurements so far.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from result_files import table, write
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-# s that a stage may take at most
+# time limit of each stage, s
 LIMITS = {"machine": 60.0, "tests": 200.0, "speed": 100.0, "kernels": 60.0, "dynamics": 150.0}
 LIMITS["settings"] = 120.0
-WARPS = (1, 2, 4, 8)  # groups of 32 threads of a program that are tried
-LAST_LINES = 40  # of the tests' output that are kept
-PROCESSES = 8  # that share the tests, where pytest-xdist is there
+WARPS = (1, 2, 4, 8)  # numbers of warps (32 threads) per program that are tried
+LAST_LINES = 40  # last lines of the tests' output that are kept
+PROCESSES = 8  # that share the tests if pytest-xdist is installed
 
 SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")
 PARTS = ("network", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
 
-# what a dry run does instead; little beside the imports of every stage
+# for a dry run, in which imports take most of the time
 DRY_SYSTEMS = ("ethanol", "aspirin")
 DRY_TESTS = "cpu-padded and (capacity or whole_pairs)"
 
 
-# ------------------------------------------------------------------- processes with an end
+# ------------------------------------------------------------------- processes with a time limit
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and what it printed until then."""
+    """State in which a process ended, and its output until then."""
 
     state: str  # "done", "failed" or "stopped" (its time was over)
     seconds: float
@@ -63,7 +63,7 @@ class Ended:
     errors: list[str]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The JSON objects among the printed lines; a line cut off by the end is none."""
+        """Return the JSON objects among the printed lines; incomplete lines are skipped."""
         found = []
         for line in self.output:
             with contextlib.suppress(ValueError):
@@ -72,7 +72,7 @@ class Ended:
         return found
 
     def entry(self, **content: Any) -> dict[str, Any]:
-        """What the report says of a stage; of one that did not end well, the last error line."""
+        """Return the report's entry of a stage; after a failure, with the last error line."""
         why = {"why": (self.errors or ["no output"])[-1][:300]} if self.state == "failed" else {}
         if self.state == "stopped":
             why = {"why": f"its time of {self.seconds:.0f} s was over"}
@@ -83,9 +83,9 @@ def run_for(seconds: float, command: list[str], environment: dict[str, str]) -> 
     """Run a command, and kill it with all of its children when its time is over.
 
     Args:
-        seconds: its time.
+        seconds: time limit.
         command: program and arguments.
-        environment: variables, all of them.
+        environment: all environment variables.
     """
     start, state = time.monotonic(), "done"
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -98,7 +98,7 @@ def run_for(seconds: float, command: list[str], environment: dict[str, str]) -> 
             state = "stopped"
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its children, too
+                os.killpg(process.pid, signal.SIGKILL)  # with its children
             process.wait()
         if state == "done" and process.returncode:
             state = "failed"
@@ -110,7 +110,7 @@ def _lines(file: Any) -> list[str]:
     return file.read().decode(errors="replace").splitlines()
 
 
-# ------------------------------------------------------------------- stages, as seen from outside
+# ------------------------------------------------------------------- stages, in the main process
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class Kit:
     """One call of this script.
 
     Attributes:
-        arguments: of the command line.
-        deadline: `time.monotonic()` at which everything has ended.
+        arguments: arguments of the command line.
+        deadline: value of `time.monotonic()` by which everything must end.
     """
 
     arguments: argparse.Namespace
@@ -127,7 +127,7 @@ class Kit:
 
     @property
     def left(self) -> float:
-        """s for further stages."""
+        """Return the time for further stages, s."""
         return self.deadline - time.monotonic()
 
     @property
@@ -139,17 +139,17 @@ class Kit:
         return os.environ | quiet | single | {"PYTHONPATH": path}
 
     def worker(self, stage: str) -> list[str]:
-        """The command of a stage that this script does itself, in another process."""
+        """Return the command that runs a stage of this script in another process."""
         dry = ["--dry-run"] if self.arguments.dry_run else []
         return [sys.executable, str(HERE / "gpu.py"), "--worker", stage, *dry]
 
     def run(self, stage: str, command: list[str]) -> Ended:
-        """A command within the time of its stage."""
+        """Run a command within the time limit of its stage."""
         return run_for(max(0.0, min(LIMITS[stage], self.left)), command, self.environment)
 
 
 def machine(kit: Kit) -> dict[str, Any]:
-    """What this is, and whether it will do."""
+    """Describe the machine, and check that it has a CUDA device."""
     ended = kit.run("machine", kit.worker("machine"))
     entry = ended.entry(**{k: v for row in ended.rows() for k, v in row.items()})
     if entry["state"] == "done" and not entry["gpu"] and not kit.arguments.dry_run:
@@ -159,7 +159,7 @@ def machine(kit: Kit) -> dict[str, Any]:
 
 
 def tests(kit: Kit) -> dict[str, Any]:
-    """The end of what pytest prints: counts, failures, and why tests were skipped."""
+    """Return the end of pytest's output: counts, failures, and reasons of skipped tests."""
     options = ["-q", "-rfEs", "--tb=short", "-p", "no:cacheprovider"]
     options += ["--continue-on-collection-errors"]
     if kit.arguments.dry_run:
@@ -168,7 +168,7 @@ def tests(kit: Kit) -> dict[str, Any]:
         files = sorted(ROOT.glob("tests/**/test_*.py"))
         marked = [path for path in files if "pytest.mark.gpu" in path.read_text()]
         chosen = ["-m", "gpu", *map(str, marked)]
-        if find_spec("xdist"):  # most of a test's time is Python's, and one GPU serves many
+        if find_spec("xdist"):  # Python takes most of a test's time, so processes share the GPU
             options += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]
     ended = kit.run("tests", [sys.executable, "-m", "pytest", *options, *chosen])
     entry = ended.entry(said=ended.output[-LAST_LINES:])
@@ -178,7 +178,7 @@ def tests(kit: Kit) -> dict[str, Any]:
 
 
 def speed(kit: Kit) -> dict[str, Any]:
-    """Medians of what `benchmarks/run.py` measures."""
+    """Return medians of the measurements of `benchmarks/run.py`."""
     dry = kit.arguments.dry_run
     engines = ["attncalc", "attncalc-equiformer"]
     command = [sys.executable, str(HERE / "run.py"), "--worker", *engines, "--threads", "1"]
@@ -188,19 +188,19 @@ def speed(kit: Kit) -> dict[str, Any]:
 
 
 def kernels(kit: Kit) -> dict[str, Any]:
-    """How many kernels one evaluation launches, and whether launching them is what takes time."""
+    """Count the kernels of one evaluation, and compare their time with that of launches."""
     ended = kit.run("kernels", kit.worker("kernels"))
     return ended.entry(rows=ended.rows())
 
 
 def dynamics(kit: Kit) -> dict[str, Any]:
-    """Whole steps of dynamics, beside what limits them."""
+    """Time whole steps of dynamics, and compare them with their lower bounds."""
     ended = kit.run("dynamics", kit.worker("dynamics"))
     return ended.entry(rows=ended.rows())
 
 
 def settings(kit: Kit) -> dict[str, Any]:
-    """Time of every kernel of So3krates by the threads of its programs."""
+    """Time every kernel of So3krates for different numbers of threads per program."""
     ended = kit.run("settings", kit.worker("settings"))
     return ended.entry(rows=ended.rows())
 
@@ -209,13 +209,13 @@ def settings(kit: Kit) -> dict[str, Any]:
 
 
 def medians(row: dict[str, Any]) -> dict[str, Any]:
-    """Of the lists of ms per call; what is no list stays."""
+    """Replace lists of ms per call by their medians; keep all other values."""
     facts = {name: value for name, value in row.items() if not isinstance(value, list)}
     return facts | {f"{name}_ms": median(row[name]) for name in PARTS if row.get(name)}
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables people read."""
+    """Return the tables in Markdown."""
     stages = report["stages"]
     lines = [title(report), "", *table(["stage", "", "s", "remark"], _overview(stages))]
     if said := stages.get("tests", {}).get("said"):
@@ -265,7 +265,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def title(report: dict[str, Any]) -> str:
-    """The machine in one line."""
+    """Return a description of the machine in one line."""
     found = report["stages"].get("machine", {})
     if "torch" not in found:
         return "Machine not known"
@@ -303,14 +303,14 @@ def _launches(row: dict[str, Any]) -> list[str]:
 
 
 def show(**row: Any) -> None:
-    """One line of JSON for the process that waits."""
+    """Print one line of JSON for the waiting process."""
     print(json.dumps(row), flush=True)
 
 
 def machine_worker() -> None:
     import torch
 
-    import attncalc  # noqa: F401  # with all that it needs
+    import attncalc  # noqa: F401  # fails here if a dependency is missing
 
     driver = None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -346,7 +346,7 @@ def kernels_worker(dry_run: bool) -> None:
         system = System.from_ase(MAKERS[name]()).to(device)
         graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
         wall_ms = timed_ms(lambda g=graph: evaluate(potential, g), wait, n=2 if dry_run else 20)
-        for _ in range(2):  # the first one starts the profiler, and may miss something
+        for _ in range(2):  # the first one starts the profiler, and may miss events
             with torch.profiler.profile() as profiled:
                 evaluate(potential, graph)
                 wait()
@@ -367,7 +367,7 @@ def kernels_worker(dry_run: bool) -> None:
 
 
 def settings_worker(dry_run: bool) -> None:
-    """Launch the kernels of one evaluation again, one by one; on a CPU there are none."""
+    """Launch the kernels of one evaluation again, one by one; a CPU has none."""
     if dry_run:
         return
     import torch
@@ -407,7 +407,7 @@ def settings_worker(dry_run: bool) -> None:
                 def again(kernel=kernel, grid=grid, given=given, chosen=chosen) -> None:
                     kernel[grid](**given, **chosen)
 
-                with contextlib.suppress(Exception):  # of too many registers, or too much memory
+                with contextlib.suppress(Exception):  # too many registers, or too much memory
                     times[n_warps] = 1e3 * timed_ms(again, torch.cuda.synchronize, n=30)
             show(
                 kernel=kernel.fn.__name__,
@@ -418,7 +418,7 @@ def settings_worker(dry_run: bool) -> None:
 
 
 def timed_ms(call: Callable[[], Any], wait: Callable[[], None], n: int) -> float:
-    """ms per call of n calls that do not wait for each other, after one that warms up."""
+    """Return ms per call of n calls that do not wait for each other, after one warm-up call."""
     call()
     wait()
     start = time.perf_counter()
@@ -429,7 +429,7 @@ def timed_ms(call: Callable[[], Any], wait: Callable[[], None], n: int) -> float
 
 
 def launched(events: Any, device: str) -> list[tuple[str, float]]:
-    """Name and µs of every kernel; on the CPU, of every ATen call without calls inside it."""
+    """Return name and µs of every kernel; on the CPU, of every ATen call without inner calls."""
     found = []
     for event in events:
         on_gpu = event.device_type.name == "CUDA"
@@ -468,7 +468,7 @@ STAGES = {
     "dynamics": dynamics,
     "settings": settings,
 }
-# what this script does itself, in the process that was started for it; of whether it is a dry run
+# stages of this script, each called in its own process with the flag of a dry run
 WORKERS = {
     "machine": lambda _: machine_worker(),
     "kernels": kernels_worker,

@@ -1,20 +1,21 @@
-"""Steps of Langevin dynamics on a GPU: time, kernels, waits, and how far they are from the limits.
+"""Langevin dynamics on a GPU: time, kernels and waits of a step, beside its lower bounds.
 
 Part of `benchmarks/gpu.py`, which runs it as a process of its own; prints a line of JSON per row.
 
-Shipped models move atoms as they are, lists that are made on the way included. Where a network has
-random weights, atoms are made so heavy that they hardly move: lists hold (making them is timed in
-the stage "speed"). Lower bounds of a step:
+With shipped models, atoms have their usual masses, and times include the rebuilding of neighbour
+lists. With random weights, atoms are so heavy that they hardly move and the lists stay valid (the
+stage "speed" times the building of lists). Lower bounds of a step:
 
 | limit      | is                                                                               |
 |------------|----------------------------------------------------------------------------------|
-| launches   | its kernels, times what a kernel of a captured graph takes that does nothing     |
-| traffic    | what pairs must fetch, at the bandwidth of a large copy                          |
+| launches   | number of its kernels, times the time of an empty kernel of a captured graph     |
+| traffic    | bytes that pairs must fetch, at the bandwidth of a large copy                    |
 | arithmetic | operations of pairs and atoms, at the rate of a large float32 matrix product     |
 
-Traffic and arithmetic are those of So3krates with tabulated radial filters and a written-out
-gradient: per directed pair and layer after the first, forward keys, values and Euclidean variables
-of the neighbour, in reverse queries, keys, values and two gradients.
+Traffic and arithmetic are those of So3krates with tabulated radial filters and an explicit
+gradient. For each directed pair and each layer after the first, the forward pass fetches keys,
+values and Euclidean variables of the neighbour; the backward pass fetches queries, keys, values and
+two gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ DRY_ROWS = [("so3krates-ethanol", "ethanol", 1), ("so3krates", "ethanol", 2)]
 
 
 def structure(name: str) -> Any:
-    """One of `structures.SYSTEMS`, or a larger box of water."""
+    """Return one of `structures.SYSTEMS`, or a larger box of water."""
     from structures import SYSTEMS, water_box
 
     boxes = {"water-24576": (16, 16, 32), "water-98304": (32, 32, 32)}
@@ -51,25 +52,25 @@ def structure(name: str) -> Any:
 
 
 def networks() -> dict[str, Callable[[], Any]]:
-    """Potentials with random weights, by name."""
+    """Return functions that make potentials with random weights, by name."""
     from engines import equiformer, so3lr_sized
 
     return {"so3krates": so3lr_sized, "equiformer": lambda: equiformer("l2")}
 
 
 def least_work(config: Any, n_atoms: int, n_edges: int) -> tuple[float, float]:
-    """Bytes that pairs must fetch, and floating-point operations, of energy and forces.
+    """Return bytes that pairs must fetch, and floating-point operations, of energy and forces.
 
     Args:
         config: a `So3kratesConfig`.
-        n_atoms: of the structure.
-        n_edges: directed pairs within the cutoff.
+        n_atoms: number of atoms.
+        n_edges: number of directed pairs within the cutoff.
     """
     width, layers = config.num_features, config.num_layers
     orders, degrees = sum(2 * l + 1 for l in config.degrees), len(config.degrees)
     forward, reverse = 3 * width + orders, 6 * width + 3 * orders
     fetched = 4.0 * n_edges * (layers - 1) * (forward + reverse)
-    # multiply-adds of one pass; the reverse pass makes the filters of pairs again
+    # multiply-adds of one pass; the backward pass recomputes the filters of pairs
     of_pair = 8 * width + 2 * degrees * width // 4 + width * width // 2 + 5 * width + 2 * orders
     projections = 5 * width * width // config.num_heads
     of_atom = projections + 2 * width * width + (width + degrees) ** 2
@@ -78,7 +79,7 @@ def least_work(config: Any, n_atoms: int, n_edges: int) -> tuple[float, float]:
 
 
 def limits_of_device(wait: Callable[[], None], device: str) -> dict[str, float]:
-    """µs of an empty kernel in a captured graph, bytes and operations per second."""
+    """Return µs of an empty kernel in a captured graph, bytes and operations per second."""
     import torch
 
     small = device == "cpu"
@@ -108,7 +109,7 @@ def limits_of_device(wait: Callable[[], None], device: str) -> dict[str, float]:
 
 
 def seconds_of(call: Callable[[], Any], wait: Callable[[], None], n: int = 10) -> float:
-    """Per call of n calls, after two that warm up."""
+    """Return seconds per call of n calls, after two warm-up calls."""
     for _ in range(2):
         call()
     wait()
@@ -122,7 +123,7 @@ def seconds_of(call: Callable[[], Any], wait: Callable[[], None], n: int = 10) -
 def of_system(
     potential: Any, atoms: Any, replicas: int, device: str, seconds: float, *, heavy: bool
 ) -> dict:
-    """A row: one structure, so many times in a batch."""
+    """Return the row of one structure, which is `replicas` times in a batch."""
     import torch
     from ase.units import fs
 
@@ -141,13 +142,13 @@ def of_system(
         state = md.run(langevin, force, state, n)
 
     n = CHUNK if device == "cuda" else 2
-    for _ in range(3):  # lists, captured graphs, and clocks that rise
+    for _ in range(3):  # builds lists, captures graphs, and raises the clock rate
         advance(n)
     wait()
     start = time.perf_counter()
     advance(n)
     wait()
-    # one run, which learns how long lists hold
+    # one run, which learns how long lists stay valid
     done = n * max(1, int(seconds / (time.perf_counter() - start)))
     made = force.neighbors.n_rebuilds
     start = time.perf_counter()
@@ -178,7 +179,7 @@ def of_system(
 
 
 def rows(device: str, *, dry_run: bool) -> Iterator[dict]:
-    """All rows; one that fails says why, and the others go on."""
+    """Yield all rows; a row that fails has the reason, and the others continue."""
     import torch
 
     from attncalc import load
@@ -206,7 +207,7 @@ def rows(device: str, *, dry_run: bool) -> Iterator[dict]:
 
 
 def table_rows(found: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Head and body of the table people read."""
+    """Return head and body of the table."""
     head = ["network", "system", "replicas", "atoms", "µs per step", "per replica"]
     head += ["ns per atom", "kernels", "busy, µs", "waits per chunk"]
     head += ["limits (launches, traffic, arithmetic), µs", "largest limit / step"]

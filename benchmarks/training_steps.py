@@ -1,9 +1,9 @@
 """Whole training steps of one engine, timed in a process of its own.
 
-Runs inside each engine's environment (`benchmarks/train.py --worker ENGINE`). A step is what
-every one of these packages does by itself: the next batch of the loader, energies and forces, a
-loss of both (mean squares, equal weights), its gradient by double backward or what equals it,
-clipping, Adam; in float32.
+This module runs in the environment of each engine (`benchmarks/train.py --worker ENGINE`). All
+engines take the same kind of step: the next batch of the loader, energies and forces, a loss of
+both (mean squares, equal weights), its gradient by double backward or an equivalent, clipping and
+Adam, in float32.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from engines import (
 N_WARM = 3
 LEARNING_RATE, LARGEST_NORM = 1e-4, 10.0
 
-# (loader, step): as often as it is asked for, the loader gives the batches of another epoch
+# (loader, step): each iteration over the loader gives the batches of another epoch
 Trained = tuple[Iterable[Any], Callable[[Any], object]]
 
 
 def attncalc(
     frames: list[Atoms], size: int, potential: Callable[[], Any], *, compiled: bool
 ) -> Trained:
-    """As `attncalc train` does it, except for what Lightning and moving averages add."""
+    """Return the steps of `attncalc train`, without Lightning and moving averages."""
     from torch.nn.utils import clip_grads_with_norm_, get_total_norm
     from torch.utils.data import DataLoader
 
@@ -109,7 +109,7 @@ class _Told(logging.Handler):
 
 
 def so3krates_torch(frames: list[Atoms], size: int) -> Trained:
-    """SO3LR, as the package trains it."""
+    """Return the training steps of SO3LR in so3krates-torch."""
     from so3krates_torch.data.atomic_data import AtomicData
     from so3krates_torch.data.utils import KeySpecification, config_from_atoms
     from so3krates_torch.modules.loss import WeightedEnergyForcesLoss
@@ -131,7 +131,7 @@ def so3krates_torch(frames: list[Atoms], size: int) -> Trained:
 
 
 def mace_torch(frames: list[Atoms], size: int) -> Trained:
-    """A MACE, as the package trains it."""
+    """Return the training steps of a MACE in mace-torch."""
     from mace import data, tools
     from mace.modules.loss import WeightedEnergyForcesLoss
     from mace.tools.torch_geometric.dataloader import DataLoader
@@ -148,7 +148,7 @@ def mace_torch(frames: list[Atoms], size: int) -> Trained:
 
 
 def equiformer_of_paper(frames: list[Atoms], size: int) -> Trained:
-    """The published network and loader; loss, Adam and clipping are those of all engines here."""
+    """Return steps of the published network and loader, with the common loss, Adam and clipping."""
     from torch.nn.functional import mse_loss
     from torch_geometric.data import Data
     from torch_geometric.loader import DataLoader
@@ -177,9 +177,10 @@ def equiformer_of_paper(frames: list[Atoms], size: int) -> Trained:
 
 
 def _step_of_peer(model: Any, loss: Any) -> Callable[[Any], object]:
-    """What `take_step` of mace.tools.train does, which so3krates-torch has taken over as it is.
+    """Return the step of `take_step` in mace.tools.train, which so3krates-torch copies.
 
-    Written out: importing the latter's needs packages that it does not install.
+    It is written out here, because importing so3krates-torch's copy needs packages that
+    so3krates-torch does not install.
     """
     model.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -203,7 +204,7 @@ def _step_of_peer(model: Any, loss: Any) -> Callable[[Any], object]:
 published = partial(equiformer, "l2", **PUBLISHED)
 ours = partial(equiformer, "l2")
 
-# name -> what prepares it, and its hyper-parameters in words
+# name -> function that prepares it, and its hyper-parameters in words
 ENGINES: dict[str, tuple[Callable[[list[Atoms], int], Trained], str]] = {
     "attncalc": (partial(attncalc, potential=so3lr_sized, compiled=True), SO3LR),
     "attncalc-eager": (
@@ -229,7 +230,7 @@ ENGINES: dict[str, tuple[Callable[[list[Atoms], int], Trained], str]] = {
 
 
 def measure(engine: str, frames: list[Atoms], size: int, *, threads: int, budget: float) -> dict:
-    """One row: milliseconds of wall-clock and processor time of steps, and memory in MiB."""
+    """Return one row: wall time and processor time of steps in ms, and memory in MiB."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     start = time.perf_counter()
@@ -246,7 +247,7 @@ def measure(engine: str, frames: list[Atoms], size: int, *, threads: int, budget
         step(next(batches))
         wall.append(1e3 * (time.perf_counter() - before[0]))
         processor.append(1e3 * (time.process_time() - before[1]))
-    peak = peak_mib("cpu")  # before a profile, which takes memory of its own
+    peak = peak_mib("cpu")  # before profiling, which needs memory itself
     package = "attncalc" if engine.startswith("attncalc") else engine
     versions = f"{package} {installed(package)}, torch {torch.__version__}"
     return {
@@ -261,7 +262,7 @@ def measure(engine: str, frames: list[Atoms], size: int, *, threads: int, budget
 
 
 def held_mib(run: Callable[[], object]) -> float:
-    """The most that tensors made during a call hold at once."""
+    """Return the peak memory, MiB, of tensors that a call makes."""
     with torch.profiler.profile(profile_memory=True) as profile:
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]

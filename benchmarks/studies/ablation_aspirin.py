@@ -1,11 +1,11 @@
-"""The ablation of the Equiformer paper on aspirin: three attentions, one budget.
+"""Ablation of the Equiformer paper on aspirin: three kinds of attention, one budget.
 
     python benchmarks/studies/ablation_aspirin.py rmd17_aspirin.npz --epochs 20
-    python benchmarks/studies/ablation_aspirin.py rmd17_aspirin.npz --epochs 40      # goes on from there
+    python benchmarks/studies/ablation_aspirin.py rmd17_aspirin.npz --epochs 40      # continues
 
 Trains the recipes `recipes/equiformer-aspirin-ATTENTION.yaml`, the published function with the
-published schedule of 1,500 epochs, each up to the same epoch, tests their best models on the split
-test_01, and writes results/ablation_aspirin.md: what was run, beside the authors' numbers.
+published schedule of 1,500 epochs, each up to the same epoch. Tests their best models on the split
+test_01, and writes results/ablation_aspirin.md with these results beside the authors' numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from result_files import machine_name, table, write
 
 HERE = Path(__file__).resolve().parents[1]
 PUBLISHED_EPOCHS = 1500
-# attention -> in words; energy and force MAE of the talk, meV and meV/Å, after 1,500 epochs
+# attention -> description; energy and force MAE of the talk, meV and meV/Å, after 1,500 epochs
 VARIANTS = {
     "nonlinear": ("non-linear messages, MLP attention", 5.4, 7.2),
     "linear": ("linear messages, MLP attention", 5.4, 8.2),
@@ -33,7 +33,7 @@ VARIANTS = {
 
 
 def history(folder: Path) -> list[dict[str, str]]:
-    """Epochs that a run has done."""
+    """Return the rows of all epochs that a run has finished."""
     table = folder / "metrics.csv"
     if not table.exists():
         return []
@@ -42,14 +42,14 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def train_until(recipe: Path, data: Path, folder: Path, n_epochs: int) -> None:
-    """Let a training go on, and stop it by Ctrl-C when it has done so many epochs."""
+    """Start or continue a training, and stop it by Ctrl-C after `n_epochs` epochs in total."""
     if len(history(folder)) >= n_epochs:
         return
     command = [sys.executable, "-m", "attncalc", "train", str(recipe), "--data", str(data)]
     running = subprocess.Popen(
         [*command, "-o", str(folder)],
         cwd=HERE.parent,
-        # a background shell hands an ignored Ctrl-C on
+        # in a background shell, Ctrl-C is ignored and processes inherit this
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     stopped = False
@@ -59,7 +59,7 @@ def train_until(recipe: Path, data: Path, folder: Path, n_epochs: int) -> None:
             if len(history(folder)) >= n_epochs and not stopped:
                 running.send_signal(signal.SIGINT)
                 stopped = True
-    except KeyboardInterrupt:  # it has been told as well
+    except KeyboardInterrupt:  # the training has received it as well
         running.wait()
         raise
     if not stopped and running.returncode:
@@ -67,7 +67,7 @@ def train_until(recipe: Path, data: Path, folder: Path, n_epochs: int) -> None:
 
 
 def tested(model: Path, data: Path) -> tuple[float, float, int]:
-    """MAE of energies (meV) and forces (meV/Å) on test_01, and number of parameters."""
+    """Return MAE of energies (meV) and forces (meV/Å) on test_01, and number of parameters."""
     from attncalc.data import read
     from attncalc.data.errors import errors, predict
     from attncalc.model_file import load
@@ -80,7 +80,7 @@ def tested(model: Path, data: Path) -> tuple[float, float, int]:
 
 
 def markdown(rows: list[dict], machine: str) -> str:
-    """The table, and what continues it."""
+    """Return the table, and the command that continues the trainings."""
     head = ["attention", "parameters", "epochs run", "hours", "energy MAE, meV"]
     head += ["force MAE, meV/Å", "published energy", "published force"]
     cells = []

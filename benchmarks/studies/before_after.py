@@ -1,7 +1,8 @@
-"""What a user waits for and how much memory a long run takes, in this checkout and in another one.
+"""Waiting times of a user and memory of a long run, in this checkout and in another one.
 
-Time to the first line and to the first epoch of `attncalc train`, seconds of `attncalc eval`, and
-memory that a log takes over many rows; by turns in both checkouts, in processes of their own.
+The script measures the time to the first line and to the first epoch of `attncalc train`, the time
+of `attncalc eval`, and the memory of a log with many rows. The two checkouts take turns, and every
+measurement has a process of its own.
 
 git worktree add ../before COMMIT
 python benchmarks/studies/before_after.py rmd17_ethanol.npz --other ../before -o before-after
@@ -23,7 +24,7 @@ from statistics import median
 
 HERE = Path(__file__).resolve().parents[2]
 MODEL = "so3krates-ethanol"
-# of the log: rows that are written before memory is measured first, and the limit of patience
+# rows of the log before the first measurement of memory; time limit of a training, s
 WARM, PATIENCE = 1000, 1800.0
 
 LOGGED = """
@@ -59,13 +60,16 @@ print(memory() - before)
 
 
 def command(checkout: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """A Python of this environment on the package of a checkout, to be run in that folder."""
+    """Return command and environment of Python with the package of a checkout.
+
+    The command must run in the folder of the checkout.
+    """
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     return [sys.executable, *arguments], environment
 
 
 def training(checkout: Path, data: Path) -> dict[str, float]:
-    """s to the first line and to the first epoch, with nothing in the compiler's cache."""
+    """Return the time to the first line and epoch, s, with an empty compiler cache."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = str(HERE / "models" / f"{MODEL}.yaml")
         arguments, environment = command(checkout, "-m", "attncalc", "train", recipe)
@@ -97,7 +101,7 @@ def training(checkout: Path, data: Path) -> dict[str, float]:
 
 
 def evaluation(checkout: Path, data: Path) -> dict[str, float]:
-    """s that predicting takes, as the report says, and of the whole command."""
+    """Return the time of the predictions according to the report, and of the whole command, s."""
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
         arguments, environment = command(checkout, "-m", "attncalc", "eval", MODEL, str(data))
@@ -113,7 +117,7 @@ def evaluation(checkout: Path, data: Path) -> dict[str, float]:
 
 
 def logging(checkout: Path, rows: int) -> dict[str, float]:
-    """MiB that a log takes more after so many rows than after WARM."""
+    """Return the memory, MiB, that a log takes after `rows` rows beyond that after WARM rows."""
     with tempfile.TemporaryDirectory() as folder:
         log = str(Path(folder) / "run.csv")
         arguments, environment = command(checkout, "-c", LOGGED, str(rows), str(WARM), log)
@@ -136,7 +140,7 @@ def main() -> None:
     for turn in range(given.rounds):
         for name, checkout in (("before", other), ("after", HERE)):
             measured = evaluation(checkout, data)
-            if turn == 0:  # long, and hardly a matter of chance
+            if turn == 0:  # once: these are long and vary little
                 measured |= logging(checkout, given.rows) | training(checkout, data)
             for what, value in measured.items():
                 found.setdefault(what, {}).setdefault(name, []).append(value)
@@ -155,7 +159,7 @@ def main() -> None:
 
 
 def machine() -> str:
-    """Processor and number of cores."""
+    """Return processor and number of cores."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "?")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

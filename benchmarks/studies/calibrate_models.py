@@ -1,14 +1,18 @@
-"""Shipped models that know their limits: calibrated on the structures of their training.
+"""Calibrate the novelty of shipped models on the structures of their training.
 
     python benchmarks/studies/calibrate_models.py ../shared/data runs
 
-Weights stay as they are, and so does all else in the files but checksums: committees, which name
-their members with these, are written again. The first folder holds the files of molecules that
-models were trained on, the second those that this project has made: the frames at GFN2-xTB, whose
-commands stand in the recipes. The beginnings of those trajectories do (fewer frames by --n-train):
-no more than 3000 structures are looked at. The distilled models were also trained on structures
-from dynamics which are not kept; they are calibrated on the labelled frames alone, so that what
-only those structures held counts as outside.
+The files get atomic environments and new checksums; weights and everything else do not change.
+Committees, which name their members by checksum, are written again.
+
+The first folder contains the files of molecules that models were trained on. The second folder
+contains the frames at GFN2-xTB that this project made with the commands in the recipes. The
+beginnings of those trajectories suffice (fewer frames by --n-train), because at most 3000
+structures are used.
+
+The distilled models were also trained on structures from dynamics, which are not kept. They are
+calibrated on the labelled frames alone, so environments that only those structures contain count
+as outside.
 """
 
 from __future__ import annotations
@@ -35,10 +39,10 @@ class Known:
     """Structures of a training.
 
     Attributes:
-        file: in one of the two folders.
-        split: of it; None is all.
-        labels: any: they are not used.
-        remark: for the card.
+        file: name of the file in one of the two folders.
+        split: split of the file; None is all structures.
+        labels: any labels of the file, because they are not used.
+        remark: remark for the card.
     """
 
     file: str
@@ -75,7 +79,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="with the data")
     parser.add_argument("--only", nargs="+", choices=list(TRAINED_ON), help="these single models")
     options = parser.parse_args()
-    # all of them first: what a committee names by its checksum is about to change
+    # load all of them first, because members change and committees name them by checksum
     before = {name: load(path, device="cpu") for name, path in shipped_models().items()}
     refers_to = {name: references(path) for name, path in shipped_models().items()}
     by_size = sorted(before, key=lambda name: len(before[name].members))
@@ -87,14 +91,14 @@ def main() -> None:
 
 
 def references(path: Path) -> list[str]:
-    """Names of the models that a committee's file names."""
+    """Return the names of the models to which a committee's file refers."""
     with path.open("rb") as file:
         entries = StoredModel(file).header.get("members", [])
     return [entry["name"] for entry in entries if is_reference(entry)]
 
 
 def tell(name: str, before: Potential, refers_to: list[str], folders: list[Path]) -> None:
-    """Write one model again, with the environments of its training."""
+    """Write one model again, with the atomic environments of its training."""
     path, known = shipped_models()[name], TRAINED_ON[name]
     told = {content(one): one for other in refers_to for one in load(other, device="cpu").members}
     members = [told.get(content(one), one) for one in before.members]
@@ -116,12 +120,12 @@ def tell(name: str, before: Potential, refers_to: list[str], folders: list[Path]
 
 
 def content(potential: Potential) -> str:
-    """Equal for potentials of the same weights, whatever they know of their training."""
+    """Return a checksum of the weights alone, without the environments of the training."""
     return digest_of("", {name: one.contiguous() for name, one in potential.state_dict().items()})
 
 
 def read(known: Known, folders: list[Path]) -> list[Atoms]:
-    """Structures of a training, without labels."""
+    """Return the structures of a training, without labels."""
     file = next(folder / known.file for folder in folders if (folder / known.file).is_file())
     dataset = data.read(file, labels=known.labels)
     if known.split is None:

@@ -1,28 +1,29 @@
 #!/usr/bin/env python
-"""More from 950 frames: networks taught by two tight-binding methods that were put right by them.
+"""More from 950 frames: networks taught by two tight-binding methods that these frames correct.
 
-Few frames of density functional theory do not say how a molecule moves everywhere; GFN1-xTB and
-GFN2-xTB say it everywhere, and are wrong by a smooth function. So (MD17's labels, split 01):
+Few frames of density functional theory do not cover all motions of a molecule. GFN1-xTB and
+GFN2-xTB describe all of them, with an error that is a smooth function. The steps (MD17's labels,
+split 01):
 
     1  python benchmarks/studies/distillation.py residual ../shared/data/rmd17_ethanol.npz \
            -o runs/ethanol-residual.npz
-       what the labels of the 1,000 + 1,000 frames have beyond the mean of the two methods
+       differences between the labels of the 1,000 + 1,000 frames and the mean of the two methods
     2  attncalc train benchmarks/recipes/equiformer-ethanol-residual.yaml
-       a network learns that from the 950 training frames: the teacher's correction
+       a network learns these differences from the 950 training frames: the teacher's correction
     3  python benchmarks/studies/distillation.py sample ../shared/data/rmd17_ethanol.npz \
            --model so3krates-ethanol -n 24000 -o runs/ethanol-sample.npz
-       many structures, from dynamics of a model that starts at training frames, and what the two
-       methods say of them
+       many structures from dynamics of a model that starts at training frames, with the labels of
+       the two methods
     4  python benchmarks/studies/distillation.py lessons ../shared/data/rmd17_ethanol.npz \
            --sample runs/ethanol-sample.npz --teachers CORRECTION ... -o runs/ethanol-lessons.npz
-       the same with the corrections added, and the 950 frames themselves, several times;
+       the same structures with corrected labels, and several copies of the 950 frames;
        with --models, the mean of these labels and those of models trained on the frames alone
     5  attncalc train models/equiformer-ethanol-distilled.yaml
-       a network that needs neither correction nor tight binding any more; it starts from the
-       weights of one that was trained on the frames alone
+       a network that needs neither correction nor tight binding; it starts from the weights of a
+       network that was trained on the frames alone
 
-Without tight binding, a slower and more accurate network teaches a faster one, and no labels are
-seen but those of the 950 frames:
+Without tight binding, a slower and more accurate network teaches a faster one. Then the labels of
+the 950 frames are the only reference data:
 
     3  python benchmarks/studies/distillation.py sample ../shared/data/rmd17_ethanol.npz \
            --model so3krates-ethanol --teacher equiformer-ethanol -n 24000 \
@@ -31,7 +32,7 @@ seen but those of the 950 frames:
            --sample runs/ethanol-sample-frames.npz --labelled -o runs/ethanol-lessons-frames.npz
 
 Correcting a cheaper method is the Δ of Ramakrishnan et al., J. Chem. Theory Comput. 11, 2087
-(2015). Test frames are in none of the steps but in the tests of 2 and 5. Tight binding needs tblite.
+(2015). Test frames are only used in the tests of steps 2 and 5. Tight binding needs tblite.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by tblite when it is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tblite reads it at import
 
 import numpy as np
 from ase import Atoms, units
@@ -60,13 +61,13 @@ from attncalc.sampling.oracles import load_oracle
 
 METHODS = ("GFN1-xTB", "GFN2-xTB")
 TRAIN, TEST, LABELS = "train_01", "test_01", "md17"
-N_VALIDATION = 50  # the last of the training frames, as in the recipes
+N_VALIDATION = 50  # the last training frames, as in the recipes
 TIMESTEP, FRICTION = 0.5, 0.01  # fs, 1/fs
 EVERY = 40  # steps between two structures of a replica: 20 fs
 
 
 class TightBinding:
-    """Mean of the methods; the accuracy, 0.1, is ten times tighter than the default."""
+    """Mean of the two methods; the accuracy of 0.1 is ten times tighter than the default."""
 
     def __init__(self, numbers: np.ndarray) -> None:
         from tblite.ase import TBLite
@@ -75,10 +76,10 @@ class TightBinding:
         self.calculators = [TBLite(method=name, accuracy=0.1, verbosity=0) for name in METHODS]
 
     def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
-        """Energy eV and forces [n_atoms, 3] eV/Å at [n_atoms, 3] Å.
+        """Return energy, eV, and forces [n_atoms, 3] eV/Å at positions [n_atoms, 3] Å.
 
         Raises:
-            CalculationFailed: the electrons of a structure that has come apart do not converge.
+            CalculationFailed: the electrons do not converge, e.g. in a dissociated structure.
         """
         self.atoms.positions = positions
         energies = [one.get_potential_energy(self.atoms) for one in self.calculators]
@@ -94,10 +95,11 @@ class Teacher:
         self.oracle = load_oracle(name)
 
     def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
-        """Energy eV and forces [n_atoms, 3] eV/Å at [n_atoms, 3] Å.
+        """Return energy, eV, and forces [n_atoms, 3] eV/Å at positions [n_atoms, 3] Å.
 
         Raises:
-            CalculationFailed: it refuses the structure, or that is outside what it knows.
+            CalculationFailed: the oracle refuses the structure, its labels are not finite, or the
+                structure is outside its training data.
         """
         self.atoms.positions = positions
         (found,) = self.oracle.label([self.atoms])
@@ -107,7 +109,7 @@ class Teacher:
 
 
 def arrays_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions [n, n_atoms, 3] Å, energies [n] eV and forces [n, n_atoms, 3] eV/Å."""
+    """Return positions [n, n_atoms, 3] Å, energies [n] eV and forces [n, n_atoms, 3] eV/Å."""
     positions = np.array([atoms.positions for atoms in dataset.structures])
     return positions, dataset.energies, np.array(dataset.forces)
 
@@ -115,10 +117,10 @@ def arrays_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def moved(
     model: str, frames: Sequence[Atoms], kelvin: tuple[float, ...], n_rounds: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """Structures [n_atoms, 3] Å from short Langevin dynamics of replicas, without end.
+    """Yield structures [n_atoms, 3] Å from short Langevin dynamics of replicas, without end.
 
-    Every replica has its own temperature, and gives `n_rounds` structures in a run. For every run,
-    replicas start at other frames; a run in which one explodes ends there.
+    Every replica has its own temperature, and gives `n_rounds` structures per run. In every run,
+    replicas start at other frames. A run ends when one of its replicas explodes.
     """
     langevin = md.Langevin(TIMESTEP * units.fs, kelvin, FRICTION / units.fs)
     force = Evaluator(load(model))
@@ -133,7 +135,7 @@ def moved(
 
 
 def write(path: Path, numbers: np.ndarray, arrays: Sequence[np.ndarray], **splits) -> None:
-    """A file that `attncalc.data.read` understands, with these splits."""
+    """Write a file for `attncalc.data.read`, with these splits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     positions, energies, forces = arrays
     labelled = {"z": numbers, "R": positions, "E": energies, "F": forces}
@@ -142,7 +144,7 @@ def write(path: Path, numbers: np.ndarray, arrays: Sequence[np.ndarray], **split
 
 
 def residual(options: argparse.Namespace) -> None:
-    """Step 1."""
+    """Step 1: differences between the labels and tight binding."""
     dataset = read(options.data, labels=LABELS)
     chosen = dataset[np.concatenate([dataset.splits[TRAIN], dataset.splits[TEST]])]
     numbers = chosen.structures[0].numbers
@@ -164,7 +166,7 @@ def residual(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> None:
-    """Step 3."""
+    """Step 3: structures from dynamics, labelled by tight binding or a model."""
     dataset = read(options.data, labels=LABELS)
     training = dataset[dataset.splits[TRAIN]][:-N_VALIDATION].structures
     numbers = training[0].numbers
@@ -177,7 +179,7 @@ def sample(options: argparse.Namespace) -> None:
     for positions in tqdm(structures, total=options.n, unit="frame"):
         with suppress(CalculationFailed):
             frames.append((positions, *teacher(positions)))
-    # a harmonic molecule has half of this on average, a broken bond costs more
+    # the mean energy of a harmonic molecule is half of this, and a broken bond costs more
     energies = np.array([energy for _, energy, _ in frames])
     highest = energies.min() + 3 * len(numbers) * units.kB * max(kelvin)
     kept = [frame for frame in frames if frame[1] < highest]
@@ -185,7 +187,7 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def lessons(options: argparse.Namespace) -> None:
-    """Step 4."""
+    """Step 4: the data file of the training, with corrected labels."""
     dataset = read(options.data, labels=LABELS)
     known, test = dataset[dataset.splits[TRAIN]], dataset[dataset.splits[TEST]]
     new = read(options.sample)
@@ -200,12 +202,12 @@ def lessons(options: argparse.Namespace) -> None:
         models = [predict(lower(load(name)), new) for name in options.models]
         all_energies = np.array([energies, *(one.energies for one in models)])
         all_forces = np.array([forces, *(np.array(one.forces) for one in models)])
-        # a network of the frames alone is lost far from them, where tight binding is not
+        # far from the frames, networks of the frames alone fail, but tight binding does not
         agreed = all_forces.std(axis=0).max(axis=(1, 2)) < options.agreement
         energies[agreed] = all_energies.mean(axis=0)[agreed]
         forces[agreed] = all_forces.mean(axis=0)[agreed]
         print(f"the mean of all labels {agreed.sum()} structures, the first alone the others")
-    # validation last, where the recipe looks for it
+    # validation frames last, where the recipe expects them
     training = arrays_of(known[:-N_VALIDATION])
     ends = [arrays_of(known[-N_VALIDATION:]), arrays_of(test)]
     parts = [(positions, energies, forces), *[training] * options.repeat, *ends]

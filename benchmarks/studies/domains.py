@@ -1,10 +1,10 @@
-"""Work of one process among many against its atoms: domains of a box that is cut into 2 x 2 x 2.
+"""Work of one of many processes against its number of atoms: a box cut into 2 x 2 x 2 domains.
 
     python benchmarks/studies/domains.py             # ten minutes
 
-No messages are sent: each domain is computed alone, with ghosts of one hop (whose rows stay as
-they are) and with deep ghosts, beside the whole box in one process. Times are CPU times of one
-thread. What ghosts send is counted: bytes of a step, both ways.
+No messages are sent. One domain is computed alone: with ghosts of one hop (whose rows are not
+updated), and with deep ghosts. The whole box in one process is computed for comparison. Times are
+CPU times of one thread. The script counts the bytes that ghosts would send in a step, both ways.
 
 Results: benchmarks/results/domains.json and domains.md.
 """
@@ -48,13 +48,13 @@ FLOAT = 4  # bytes
 
 
 def silicon(n: int) -> Atoms:
-    """A cube of n³ cells."""
+    """Return a cube of n³ cells with displaced atoms."""
     atoms = bulk("Si", cubic=True).repeat(n)
     atoms.rattle(0.05, seed=0)
     return atoms
 
 
-# name -> structure of a size, sizes, model
+# name -> function of the size that makes the structure, sizes, model
 SYSTEMS: dict[str, tuple[Callable[[int], Atoms], Sequence[int], str]] = {
     "silicon": (silicon, (8, 10, 13, 16, 20), "so3krates-silicon"),
     "water": (lambda n: water_box((n, n, n)), (12, 16, 20, 24), "so3krates-organic"),
@@ -62,20 +62,20 @@ SYSTEMS: dict[str, tuple[Callable[[int], Atoms], Sequence[int], str]] = {
 
 
 class Counting:
-    """A `LayerExchange` that counts what it would send, and changes nothing."""
+    """A `LayerExchange` that counts the bytes that it would send, and changes nothing."""
 
     def __init__(self, n_ghosts: int) -> None:
         self.n_ghosts, self.n_bytes = n_ghosts, 0
 
     def update(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Count the rows of all ghosts."""
+        """Count the bytes of the rows of all ghosts."""
         self.n_bytes += FLOAT * self.n_ghosts * sum(array.shape[1] for array in arrays)
 
     give_back = update
 
 
 def images_of(atoms: Atoms, reach: float) -> Images:
-    """Atoms of the first eighth of the box, and all images within `reach` of it."""
+    """Return the atoms of the first eighth of the box, and all images within `reach` of it."""
     half = np.diag(atoms.cell.array) / 2
     atoms.wrap()
     own = np.flatnonzero((atoms.positions < half).all(1))
@@ -93,7 +93,7 @@ def images_of(atoms: Atoms, reach: float) -> Images:
 
 
 def milliseconds(potential: Potential, graphs: Graphs) -> float:
-    """CPU time of an evaluation; the first one is not counted."""
+    """Return the median CPU time of an evaluation, without the first one."""
     times = []
     for _ in range(ROUNDS + 1):
         before = time.thread_time()
@@ -103,7 +103,7 @@ def milliseconds(potential: Potential, graphs: Graphs) -> float:
 
 
 def measure(atoms: Atoms, model: str) -> dict[str, float]:
-    """One size: the network alone, since pairs of longer range are divided without any rest."""
+    """Measure one size, for the network alone, because pairs of longer range divide evenly."""
     loaded = load(model, device="cpu")
     plain = Potential(loaded.network, loaded.species).requires_grad_(False)
     fast = lower(plain)
@@ -128,7 +128,7 @@ def measure(atoms: Atoms, model: str) -> dict[str, float]:
 
 
 def markdown(rows: dict[str, list[dict[str, float]]]) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     heads = ["system", "atoms per process", "nodes, exchanged", "nodes, deep", "MB per step"]
     heads += ["ms, exchanged", "ms, deep", "ms of the whole / 8", "efficiency, exchanged", "deep"]
     lines = []

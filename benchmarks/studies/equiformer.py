@@ -1,13 +1,16 @@
-"""Equiformer on this machine: times and memory, of calls and of a training step.
+"""Equiformer: time and memory of calls and of a training step.
 
     python benchmarks/studies/equiformer.py ../shared/data/structures/*.xyz
 
-Energy + forces per call of the published function (lmax 2 and 3, float32, one thread) for every
-structure file, in processor time: by the compiled step, and by PyTorch, which runs on all devices
-and trains, with all edges at once and in chunks; three boxes of water, up to 5,184 atoms; and a
-training step with forces on eight copies, slightly rattled, of the largest structure at lmax 3.
-Every row is a process of its own; memory is how far its peak rises above what it needed for
-ethanol. Results go to benchmarks/results/equiformer.json and .md.
+Processor time of energy + forces per call of the published function (lmax 2 and 3, float32, one
+thread), for every structure file and for three boxes of water of up to 5,184 atoms:
+
+* by the compiled step;
+* by PyTorch, which runs on all devices and trains, with all edges at once and in chunks.
+
+Also a training step with forces on eight slightly displaced copies of the largest structure at
+lmax 3. Every row is a process of its own. Memory is the rise of the peak above that for ethanol.
+Results go to benchmarks/results/equiformer.json and .md.
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ from result_files import in_a_process, machine_name, peak_mib, table, write
 
 HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE / "results"
-# boxes of water of 192, 1,536 and 5,184 atoms, in molecules along an edge
+# boxes of water of 192, 1,536 and 5,184 atoms -> number of molecules along an edge
 WATER = {"water-192": 4, "water-1536": 8, "water-5184": 12}
 AT_ONCE = 1 << 60  # bytes
 COPIES = 8
 
 
 def worker(task: str, size: str, structure: str, kept: int | None) -> dict:
-    """What one process measures."""
+    """Return the measurements of one process."""
     import torch
     from ase.build import molecule
     from engines import PUBLISHED, equiformer
@@ -61,14 +64,14 @@ def _read(structure: str):
 
 
 def call(potential, atoms, repeats: int) -> dict:
-    """Energy and forces, as a calculator gets them."""
+    """Time energy and forces by the compiled step, as in a calculator."""
     from attncalc.fast import lower
 
     return _called(lower(potential), potential, atoms, repeats)
 
 
 def by_torch(potential, atoms, repeats: int) -> dict:
-    """The same with folded weights, differentiated by autograd."""
+    """Time energy and forces with folded weights and autograd."""
     from attncalc.kernels.frozen_equiformer import frozen
     from attncalc.ops import with_modules
 
@@ -83,14 +86,14 @@ def _called(fast, potential, atoms, repeats: int) -> dict:
     from attncalc.neighbors import fresh_graph
 
     graph = fresh_graph(System.from_ase(atoms), cutoff=5.0, species=potential.species)
-    if graph.n_edges > 50_000:  # a minute
+    if graph.n_edges > 50_000:  # takes a minute
         repeats = 1
     times = _timed(lambda: evaluate(fast, graph), repeats)
     return {"atoms": len(atoms), "edges": graph.n_edges, "graph": graph} | times
 
 
 def train(potential, atoms, repeats: int) -> dict:
-    """The gradient of energy and force errors by all weights, by double backward."""
+    """Time the gradient of energy and force errors by all weights, by double backward."""
     import numpy as np
 
     from attncalc.data import Dataset
@@ -117,7 +120,7 @@ def train(potential, atoms, repeats: int) -> dict:
 
 def _timed(run, repeats: int) -> dict:
     if repeats > 1:
-        run()  # warms up
+        run()  # warm-up
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -127,7 +130,7 @@ def _timed(run, repeats: int) -> dict:
 
 
 def markdown(rows: list[dict], machine: str) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     head = ["what", "lmax", "structure", "atoms", "edges", "edges worked through"]
     head += ["CPU ms, median", "least", "memory, MiB", "KiB per edge"]
     cells = []

@@ -1,12 +1,13 @@
-"""What an Ewald sum costs on this machine: time and memory against the number of atoms.
+"""Cost of an Ewald sum: time and memory against the number of atoms.
 
     python benchmarks/studies/ewald_cost.py
 
-Boxes of water with given charges, damping length 4 Å: energy, then its slopes by positions, strain
-and charges; one thread, float64. Beside `attncalc.physics.ewald` stands the same sum on the meshes
-of torch-pme 0.5, where that is installed. Every row is a process of its own; times are medians of
-five, memory is how far its peak rises above what it needed for 24 atoms, and differences are the
-largest of the slopes over the largest slope. Results go to benchmarks/results/ewald-cost.json, .md.
+Boxes of water with given charges, damping length 4 Å: energy, then its derivatives by positions,
+strain and charges; one thread, float64. If torch-pme 0.5 is installed, its meshes compute the same
+sum for comparison with `attncalc.physics.ewald`. Every row is a process of its own. Times are
+medians of five. Memory is the rise of the peak above that for 24 atoms. Deviations are the largest
+difference of a derivative over its largest value. Results go to benchmarks/results/ewald-cost.json,
+.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from result_files import in_a_process, machine_name, peak_mib, table, write
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 BOXES = {24: (2, 2, 2), 192: (4, 4, 4), 1536: (8, 8, 8), 12288: (16, 16, 16)}
 SIGMA = 4.0
-MESHES = {  # class of torch-pme, Å between points at most, points of an atom along an axis
+MESHES = {  # class of torch-pme, largest mesh spacing in Å, mesh points per atom along an axis
     "P3M, 2 Å, 5 points": ("P3MCalculator", 2.0, 5),
     "P3M, 1 Å, 5 points": ("P3MCalculator", 1.0, 5),
     "PME, 1 Å, 7 points": ("PMECalculator", 1.0, 7),
@@ -34,7 +35,7 @@ MESHES = {  # class of torch-pme, Å between points at most, points of an atom a
 
 
 def worker(name: str, n_atoms: int) -> dict:
-    """What one process measures."""
+    """Return the measurements of one process."""
     import torch
     from structures import water_box
 
@@ -85,7 +86,7 @@ def worker(name: str, n_atoms: int) -> dict:
 
 
 def markdown(rows: list[dict], machine: str) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     head = ["sum", "atoms", "CPU ms", "memory, MiB", "forces off", "stress off", "dE/dq off"]
     cells = [
         [row["sum"], *(f"{row[key]:,.0f}" for key in ("atoms", "cpu_ms", "rise_MiB"))]

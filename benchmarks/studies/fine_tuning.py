@@ -1,16 +1,16 @@
-"""What a start from another model saves: errors after few structures, beside a random start.
+"""Fine-tuning: errors after few structures from the weights of a model and from random weights.
 
     python benchmarks/studies/fine_tuning.py ../shared/data                 # an hour on one core
     python benchmarks/studies/fine_tuning.py ../shared/data --steps 200 --runs /tmp/runs --output /tmp
     python benchmarks/studies/fine_tuning.py ../shared/data --tasks aspirin-from-so3lr 3bpa-from-so3lr \
         --frames 50 200 --starts model --name fine_tuning-so3lr    # with so3lr.safetensors here
 
-Another level of theory and another molecule: every model is trained on 50, 200 and 950 structures
-twice, from a shipped model's weights and from random ones, with the same network, batches and
-number of steps, on the same structures, and tested on the same 1,000. The error before the first
-step is that of the shipped model with its reference energies moved to the new labels. What is
-finished is not repeated, and what was interrupted goes on. Writes fine_tuning.json, .md and .png
-into benchmarks/results.
+The tasks are another level of theory and another molecule. Every model is trained twice on 50, 200
+and 950 structures: from the weights of a shipped model and from random ones. Network, batches,
+number of steps and structures are the same, and so are the 1,000 structures of the test. The error
+before the first step is that of the shipped model with its reference energies moved to the new
+labels. Finished trainings are not repeated, and interrupted ones continue. Writes fine_tuning.json,
+.md and .png into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from attncalc.train.start import new_potential
 HERE = Path(__file__).resolve().parents[1]
 FRAMES = (50, 200, 950)
 N_VALIDATION, N_TEST = 50, 1000
-STARTS = {"both": (True, False), "model": (True,)}  # from the model's weights
+STARTS = {"both": (True, False), "model": (True,)}  # True: from the model's weights
 BATCH = 5
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt, and what from.
+    """A fine-tuning task.
 
     Attributes:
-        words: for the table.
+        words: description for the table.
         file, labels: the new data.
-        start: a shipped model, or a file.
-        test: file of structures to test on, if not of the first file.
+        start: a shipped model or a model file.
+        test: file of test structures; None takes them from `file`.
     """
 
     words: str
@@ -101,9 +101,10 @@ TASKS = {
 
 
 def parts_of(task: Task, data: Path) -> tuple[Dataset, Dataset, Dataset]:
-    """950 structures to train on, 50 to validate, 1,000 to test: the file's own split, or drawn.
+    """Return 950 training, 50 validation and 1,000 test structures.
 
-    Where there is a file to test on, structures to train on are those that the other one has left.
+    They are the file's own split, or drawn at random. If there is a file of test structures, all
+    other structures except those for validation are training structures.
     """
     dataset = data_.read(data / task.file, labels=task.labels)
     if task.test is not None:
@@ -120,15 +121,15 @@ def parts_of(task: Task, data: Path) -> tuple[Dataset, Dataset, Dataset]:
 def recipe_of(
     name: str, task: Task, n: int, n_steps: int, *, from_model: bool, optimizer: str
 ) -> train.Recipe:
-    """A training with the network of the shipped model, from its weights or from random ones."""
+    """Return a recipe with the shipped model's network, from its weights or random ones."""
     described = header(task.start)
     config = dict(described["config"])
-    del config["avg_num_neighbors"]  # the model's, or measured
+    del config["avg_num_neighbors"]  # taken from the model, or measured
     return train.Recipe(
         name=f"{name}-{n}-{'started' if from_model else 'random'}",
         data=task.file,
         labels=task.labels,
-        split={"sizes": [n, N_VALIDATION, N_TEST]},  # drawn above, for all alike
+        split={"sizes": [n, N_VALIDATION, N_TEST]},  # `parts_of` makes the split
         config=config,
         pair_terms=[term["name"] for term in described.get("pair_terms", [])],
         start_from=task.start if from_model else None,
@@ -141,7 +142,7 @@ def recipe_of(
 
 
 def mae(potential, test: Dataset) -> dict[str, float]:
-    """Errors of energies [meV] and forces [meV/Å]."""
+    """Return MAEs of energies [meV] and forces [meV/Å]."""
     found = errors(predict(potential, test), test)
     return {"energy_meV": 1e3 * found.energy_mae, "force_meV_A": 1e3 * found.force_mae}
 
@@ -149,7 +150,7 @@ def mae(potential, test: Dataset) -> dict[str, float]:
 def trained(
     recipe: train.Recipe, n: int, parts: tuple[Dataset, Dataset, Dataset], folder: Path
 ) -> dict:
-    """The row of a training, which is run, gone on with, or read."""
+    """Return the row of a training, which is run, continued, or read if it is finished."""
     row_file = folder / "row.json"
     if row_file.exists():
         return json.loads(row_file.read_text())
@@ -164,7 +165,7 @@ def trained(
 def rows_of(
     name: str, folder: Path, options: argparse.Namespace, sizes: list[int], starts: tuple[bool, ...]
 ) -> list[dict]:
-    """All trainings of a task, and the error of the start itself."""
+    """Return rows of all trainings of a task, and of the model before the first step."""
     task = TASKS[name]
     parts = parts_of(task, options.data)
     given = {"n_steps": options.steps, "optimizer": options.optimizer}
@@ -182,7 +183,7 @@ def rows_of(
 
 
 def picture(content: dict[str, list[dict]]) -> Figure:
-    """Force errors against the number of structures, a panel for each task."""
+    """Plot force errors against the number of structures, with a panel for each task."""
     figure = Figure(figsize=(3.4 * len(content), 3.6), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(content), squeeze=False)[0]
     for axes, (name, rows) in zip(panels, content.items(), strict=True):
@@ -209,7 +210,7 @@ def picture(content: dict[str, list[dict]]) -> Figure:
 
 
 def markdown(content: dict[str, list[dict]], options: argparse.Namespace) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     lines = ["# Starting from another model", "", f"![Errors]({options.name}.png)", ""]
     rate = LEARNING_RATES[options.optimizer]
     lines += [

@@ -1,12 +1,13 @@
-"""Free energy of a torsion, unbiased, by umbrella sampling and by metadynamics: they must agree.
+"""Free energy of a torsion: unbiased, by umbrella sampling, by metadynamics. They must agree.
 
-    python benchmarks/studies/free_energy.py        # two hours on a core that is shared
+    python benchmarks/studies/free_energy.py        # two hours on a shared core
 
-Ethanol's C-C-O-H torsion at 300 K, so3krates-ethanol, Langevin dynamics by `attncalc.md.run` with a
-function System -> Result of one's own: the model's energy and forces and those of the bias, many
-replicas in a batch. Umbrella sampling is evaluated by WHAM (Kumar et al., J. Comput. Chem. 13,
-1011, 1992), metadynamics is well-tempered (Barducci et al., Phys. Rev. Lett. 100, 020603, 2008),
-each replica with hills of its own, which gives the standard errors.
+The torsion is C-C-O-H of ethanol at 300 K, with so3krates-ethanol. Langevin dynamics runs by
+`attncalc.md.run` with a user-defined function System -> Result, which adds energy and forces of the
+bias to those of the model, for many replicas in a batch. Umbrella sampling is evaluated by WHAM
+(Kumar et al., J. Comput. Chem. 13, 1011, 1992). Metadynamics is well-tempered (Barducci et al.,
+Phys. Rev. Lett. 100, 020603, 2008). Each replica has hills of its own, which gives the standard
+errors.
 
 Results: benchmarks/results/free_energy.json, .md and .png.
 """
@@ -42,8 +43,8 @@ BINS = 72
 REPLICAS = 8
 EVERY = 20  # steps between values of the torsion
 EQUILIBRATION = 4_000  # steps
-SPRING = 0.25  # eV, of umbrellas: SPRING (1 - cos(angle - center))
-# of metadynamics: highest hill, eV; width, rad; how much hotter the torsion is; steps between hills
+SPRING = 0.25  # eV, of the umbrella potential SPRING (1 - cos(angle - center))
+# metadynamics: highest hill, eV; width, rad; bias factor; steps between hills
 HEIGHT, WIDTH, FACTOR, PACE = 0.004, 0.25, 5.0, 100
 PLACES = (180, 60, -60, 120, -120, 0)  # degrees: minima, then barriers
 
@@ -51,7 +52,7 @@ centers = 2 * math.pi * (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS -
 
 
 def torsions(positions: Tensor) -> Tensor:
-    """Angle of atoms 0 to 3, C-C-O-H in ASE's ethanol, rad, of each replica [n]."""
+    """Return the torsion of atoms 0 to 3 (C-C-O-H in ASE's ethanol) of each replica [n], rad."""
     x = positions.view(-1, 9, 3)
     first, middle, last = (x[:, k + 1] - x[:, k] for k in range(3))
     left, right = torch.linalg.cross(first, middle), torch.linalg.cross(middle, last)
@@ -59,7 +60,7 @@ def torsions(positions: Tensor) -> Tensor:
 
 
 def with_bias(model: Evaluator, bias: Callable[[Tensor], Tensor]) -> Callable[[System], Result]:
-    """Return the model with an energy [n] of the torsions [n] on top."""
+    """Return the model plus a bias energy [n], a function of the torsions [n]."""
 
     def function(system: System) -> Result:
         result = model(system)
@@ -77,7 +78,7 @@ def with_bias(model: Evaluator, bias: Callable[[Tensor], Tensor]) -> Callable[[S
 
 
 def sampled(function: Callable[[System], Result], start: System, n_steps: int, seed: int) -> Tensor:
-    """Torsions [frames, n] every 20 steps behind the equilibration."""
+    """Return torsions [frames, n] every 20 steps after the equilibration."""
     langevin = md.Langevin(timestep=0.5 * fs, temperature=KELVIN, friction=0.02 / fs)
     state = langevin.init(function, start, seed=seed)
     state = md.run(langevin, function, state, EQUILIBRATION)
@@ -89,31 +90,31 @@ def sampled(function: Callable[[System], Result], start: System, n_steps: int, s
 
 
 def counts(angles: Tensor) -> Tensor:
-    """How many angles lie in each bin."""
+    """Return the number of angles in each bin."""
     return torch.histc(angles.flatten(), BINS, -math.pi, math.pi).double()
 
 
 def free_energy(density: Tensor) -> Tensor:
-    """Return -kT ln of a density, eV, zero at its highest."""
+    """Return -kT ln of a density, eV, with zero at the largest density."""
     energy = -THERMAL * density.log()
     return energy - energy[energy.isfinite()].min()
 
 
 def mean_and_error(curves: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [bins] of curves [n, bins], moved to a common mean, and its standard error."""
+    """Return mean and standard error [bins] of curves [n, bins], shifted to a common mean."""
     curves = curves - curves.mean(1, keepdim=True)
     mean = curves.mean(0)
     return mean - mean.min(), curves.std(0) / math.sqrt(len(curves))
 
 
 def unbiased(model: Evaluator, start: System, n_steps: int) -> Tensor:
-    """Free energies [replicas, bins] of dynamics without bias."""
+    """Return free energies [replicas, bins] of dynamics without bias."""
     angles = sampled(model, start, n_steps, seed=1)
     return torch.stack([free_energy(counts(angles[:, k]).clamp(min=0.5)) for k in range(REPLICAS)])
 
 
 def wham(histograms: Tensor, biases: Tensor) -> Tensor:
-    """Density [bins] of histograms [windows, bins] under biases [windows, bins], eV."""
+    """Return the unbiased density [bins] of histograms and biases (eV), both [windows, bins]."""
     weights, n = torch.exp(-biases / THERMAL), histograms.sum(1)
     shift = torch.ones_like(n)  # 1 / <exp(-bias / kT)>
     for _ in range(100_000):
@@ -127,7 +128,7 @@ def wham(histograms: Tensor, biases: Tensor) -> Tensor:
 
 
 def umbrellas(model: Evaluator, one: System, n_windows: int, n_steps: int) -> Tensor:
-    """Free energies [blocks, bins] of umbrella sampling, one window a replica of the batch."""
+    """Return free energies [blocks, bins] of umbrella sampling, with one replica per window."""
     windows = 2 * math.pi * torch.arange(n_windows, dtype=torch.float64) / n_windows
     start = System.from_ase(one.to_ase() * n_windows)
     biased = with_bias(model, lambda angle: SPRING * (1 - torch.cos(angle - windows)))
@@ -140,7 +141,7 @@ def umbrellas(model: Evaluator, one: System, n_windows: int, n_steps: int) -> Te
 
 
 def metadynamics(model: Evaluator, start: System, n_steps: int) -> Tensor:
-    """Free energies [replicas, bins] of well-tempered metadynamics, mean of its second half."""
+    """Return free energies [replicas, bins] of well-tempered metadynamics, from its second half."""
     hills: list[Tensor] = []  # angles [n]
     heights: list[Tensor] = []  # eV [n]
     bias_of: list[Tensor] = [torch.zeros(0, REPLICAS), torch.zeros(0, REPLICAS)]
@@ -210,7 +211,7 @@ def write_results(
     in_all: dict[str, float],
     folder: Path,
 ) -> None:
-    """Write numbers, table and picture."""
+    """Write numbers, table and figure."""
     reference = found["unbiased"][0]
     rows, content = [], {}
     for name, (curve, error) in found.items():
@@ -249,7 +250,7 @@ def write_results(
 
 
 def bin_of(degrees: float) -> int:
-    """Bin that begins at an angle, which 180 and -180 share."""
+    """Return the bin that begins at an angle; 180 and -180 have the same bin."""
     return round((degrees + 180) / 360 * BINS) % BINS
 
 

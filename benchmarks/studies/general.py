@@ -1,14 +1,20 @@
-"""A general model beside the model that it learnt from: errors, minima, scans, dynamics.
+"""A general model beside its teacher: errors, minima, scans, collisions, dynamics.
 
     python benchmarks/studies/general.py so3krates-organic so3lr.safetensors ../shared/data \
         --held-out so3lr-test.h5
     python benchmarks/studies/general.py ... --parts dynamics --ps 100
 
-Parts: errors (forces and energies on other people's structures, whose own labels are not read, and
-on held-out molecules with the labels they have), minima (relaxed by the teacher, then by the
-model), scans (rigid torsions and dimers), collisions (pairs pressed together), dynamics (Langevin,
-bonds counted). Parts that were not asked for are kept from the last run. Writes MODEL-general.json
-and .md into benchmarks/results.
+The parts are
+
+* errors: forces and energies on published structures, whose own labels are not read, and on
+  held-out molecules with their labels;
+* minima: relaxed by the teacher, then by the model;
+* scans: rigid torsions and dimers;
+* collisions: pairs pressed together;
+* dynamics: Langevin dynamics, with a check of the bonds.
+
+Parts that are not selected keep the results of the last run. Writes MODEL-general.json and .md into
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -38,10 +44,10 @@ from attncalc.sampling.conformers import embedded
 from attncalc.sampling.geometry import turned
 
 HERE = Path(__file__).resolve().parents[1]
-BONDED = 1.35  # times the sum of covalent radii: within that, two atoms of a molecule are bonded
-BROKEN = 1.6  # times it: further apart, a bond is broken
+BONDED = 1.35  # times the sum of covalent radii: two closer atoms of a molecule are bonded
+BROKEN = 1.6  # times the sum of covalent radii: a longer bond is broken
 TEMPERATURES = 300.0, 500.0  # K
-# SMILES, indices of the two atoms about whose bond a part is turned
+# SMILES, indices of the two atoms whose bond is the axis of rotation
 TORSIONS = {
     "butane": ("CCCC", (1, 2)),
     "biphenyl": ("c1ccccc1-c1ccccc1", (5, 6)),
@@ -59,7 +65,7 @@ Evaluate = Callable[[Sequence[Atoms]], tuple[NDArray, list[NDArray]]]
 
 
 def main() -> None:
-    """Measure the parts that are asked for."""
+    """Measure the selected parts."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("teacher")
@@ -87,7 +93,7 @@ def main() -> None:
 
 
 def errors(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Errors against the teacher, set by set."""
+    """Return errors against the teacher for every set."""
     model, teacher = engine(asked.model), engine(asked.teacher)
     known = set(load(asked.model).species)
     rows = []
@@ -117,7 +123,7 @@ def errors_of(
     found: tuple[NDArray, list[NDArray]],
     wanted: tuple[NDArray, list[NDArray]],
 ) -> dict[str, Any]:
-    """Mean absolute errors: forces [meV/Å], by element too; energies [meV/atom], never shifted."""
+    """Return MAEs of forces [meV/Å], also by element, and of unshifted energies [meV/atom]."""
     off = np.abs(np.concatenate(found[1]) - np.concatenate(wanted[1]))
     numbers = np.concatenate([atoms.numbers for atoms in frames])
     per_atom = np.abs(found[0] - wanted[0]) / np.array([len(atoms) for atoms in frames])
@@ -134,7 +140,7 @@ def errors_of(
 
 
 def held_out(path: Path) -> tuple[list[Atoms], NDArray, tuple[NDArray, list[NDArray]], NDArray]:
-    """Structures of a file of `attncalc sample`, their kinds, labels and molecules."""
+    """Return structures of a file of `attncalc sample`, their kinds, labels and molecules."""
     with h5py.File(path) as file:
         offsets = file["offsets"][:]
         numbers, positions, forces = file["z"][:], file["R"][:], file["F"][:]
@@ -153,7 +159,7 @@ def held_out(path: Path) -> tuple[list[Atoms], NDArray, tuple[NDArray, list[NDAr
 
 
 def minima(asked: argparse.Namespace) -> dict[str, Any]:
-    """Minima of the teacher, relaxed again by the model."""
+    """Relax minima of the teacher again with the model, and compare them."""
     starts, smiles = molecules(asked)
     from_teacher, _ = relaxed(asked.teacher, starts)
     usable = [k for k in range(len(starts)) if same_bonds(starts[k], from_teacher[k])]
@@ -179,7 +185,7 @@ def minima(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def molecules(asked: argparse.Namespace) -> tuple[list[Atoms], list[str]]:
-    """Held-out single molecules, evenly spaced in the file, one structure of each."""
+    """Return one structure each of evenly spaced held-out single molecules, and their SMILES."""
     frames, kinds, _, smiles = held_out(asked.held_out)
     first = {
         name: k
@@ -192,7 +198,7 @@ def molecules(asked: argparse.Namespace) -> tuple[list[Atoms], list[str]]:
 
 
 def relaxed(model: str, structures: Sequence[Atoms]) -> tuple[list[Atoms], NDArray]:
-    """Structures relaxed to 0.01 eV/Å in one batch, and their energies."""
+    """Return structures relaxed to 0.01 eV/Å in one batch, and their energies."""
     system = System.from_ase(structures)
     end = md.relax_batch(Evaluator(load(model)), system, fmax=0.01, steps=2000)
     positions = np.split(
@@ -206,14 +212,14 @@ def relaxed(model: str, structures: Sequence[Atoms]) -> tuple[list[Atoms], NDArr
 
 
 def bonds(atoms: Atoms, factor: float) -> NDArray:
-    """[n, n] bool: pairs within so many times the sum of their covalent radii."""
+    """Return the pairs [n, n], bool, within `factor` times the sum of their covalent radii."""
     radii = covalent_radii[atoms.numbers]
     near = atoms.get_all_distances() < factor * (radii[:, None] + radii)
     return near & ~np.eye(len(atoms), dtype=bool)
 
 
 def same_bonds(before: Atoms, after: Atoms) -> bool:
-    """Whether no bond of the one is broken in the other, and no new one made."""
+    """Return True if no bond of `before` is broken in `after`, and no new one has formed."""
     return not (
         (bonds(before, BONDED) & ~bonds(after, BROKEN)).any()
         or (bonds(after, 1.15) & ~bonds(before, BONDED)).any()
@@ -224,7 +230,7 @@ def same_bonds(before: Atoms, after: Atoms) -> bool:
 
 
 def scans(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rigid torsions and dimers of the teacher's minima: mean absolute differences, meV."""
+    """Return mean absolute differences, meV, for rigid torsions and dimers of teacher's minima."""
     model, teacher = engine(asked.model), engine(asked.teacher)
     rows = []
     for name, (smiles, bond) in TORSIONS.items():
@@ -246,7 +252,7 @@ def scans(asked: argparse.Namespace) -> list[dict[str, Any]]:
 def scanned(
     model: Evaluate, teacher: Evaluate, frames: Sequence[Atoms], zero: str
 ) -> dict[str, Any]:
-    """Energies of a scan from its mean, or from its last frame."""
+    """Compare energies of a scan relative to their mean, or to its last frame."""
     curves = []
     for evaluate in (model, teacher):
         energies, _ = evaluate(frames)
@@ -264,7 +270,7 @@ def scanned(
 
 
 def minimum(model: str, smiles: str) -> Atoms:
-    """Molecule at a minimum of a model."""
+    """Return a molecule at a minimum of a model."""
     conformer = embedded(np.random.default_rng(0), smiles, 4, lowest=True)[0]
     start = Atoms(conformer.numbers, conformer.positions, info={"charge": conformer.charge})
     (end,), _ = relaxed(model, [start])
@@ -272,9 +278,10 @@ def minimum(model: str, smiles: str) -> Atoms:
 
 
 def pair(a: Atoms, b: Atoms, distance: float) -> Atoms:
-    """Two molecules whose nearest heavy atoms are so far apart, Å; b is turned by 180° about z.
+    """Return two molecules whose nearest heavy atoms have this distance, Å.
 
-    They approach along x, from far, along the line through their centres.
+    The second one is rotated by 180° about z. They approach from far along x, on the line through
+    their centres.
     """
     first, second = a.copy(), b.copy()
     second.rotate(180, "z", center="COM")
@@ -287,7 +294,7 @@ def pair(a: Atoms, b: Atoms, distance: float) -> Atoms:
         return float(np.linalg.norm(first.positions[heavy[0], None] - moved, axis=-1).min())
 
     low, high = 0.0, distance + 40.0
-    for _ in range(60):  # the outermost place: distances grow from somewhere inside on
+    for _ in range(60):  # finds the outermost solution: beyond it, distances only grow
         middle = (low + high) / 2
         low, high = (middle, high) if nearest(middle) < distance else (low, middle)
     second.positions += [high, 0, 0]
@@ -300,7 +307,7 @@ def pair(a: Atoms, b: Atoms, distance: float) -> Atoms:
 
 
 def collisions(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Pairs pressed together from 4 Å to 0.3 Å between heavy atoms: how low does the energy fall?"""
+    """Return how far the energy falls when pairs are pressed together from 4 Å to 0.3 Å."""
     model, teacher = engine(asked.model), engine(asked.teacher)
     rows = []
     for names in COLLISIONS:
@@ -319,7 +326,7 @@ def collisions(asked: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def dynamics(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Langevin dynamics of held-out molecules in one batch: are their bonds the same at the end?"""
+    """Run Langevin dynamics of held-out molecules in one batch, and check their bonds."""
     starts, smiles = molecules(asked)
     starts, _ = relaxed(asked.model, starts)
     rows = []
@@ -357,7 +364,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 
 def report(content: dict[str, Any]) -> str:
-    """Tables in Markdown."""
+    """Return the tables in Markdown."""
     model, teacher = content["model"], content["teacher"]
     lines = [f"# {model} beside {teacher}", ""]
     if "errors" in content:

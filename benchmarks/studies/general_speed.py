@@ -1,13 +1,13 @@
-"""Steps of molecular dynamics by so3krates-organic, SO3LR and GFN2-xTB: 9 to 4,608 atoms, 1 thread.
+"""Time of a dynamics step by so3krates-organic, SO3LR and GFN2-xTB: 9 to 4,608 atoms, 1 thread.
 
     python benchmarks/studies/general_speed.py so3lr.safetensors
 
-A step is what ASE's dynamics ask for: forces where atoms have moved a little, everything that the
-calculators do included. GFN2-xTB is tblite's calculator, which starts from the charges of the step
-before. Structures are molecules, and round clusters of water cut from a box at liquid density, so
-that no program needs periodic cells; the last is a periodic box, without GFN2-xTB. Every
-measurement has a process of its own; programs take turns within a round, and medians over all
-steps of all rounds are quoted.
+A step is a force call as in ASE's dynamics, after small displacements, with everything that the
+calculators do. GFN2-xTB is tblite's calculator, which starts from the charges of the previous step.
+Structures are molecules, and round clusters of water cut from a box at liquid density, so that no
+program needs periodic cells. The last structure is a periodic box, without GFN2-xTB. Every
+measurement has a process of its own. Programs take turns within a round, and the results are
+medians over all steps of all rounds.
 
 Results: benchmarks/results/general-speed.json and general-speed.md.
 """
@@ -36,7 +36,7 @@ GFN2, SO3LR, OURS = PROGRAMS = ("GFN2-xTB", "SO3LR", "so3krates-organic")
 
 
 def cluster(n_molecules: int) -> Atoms:
-    """The molecules of a box of water that are nearest to its centre."""
+    """Return the molecules of a box of water that are nearest to its centre."""
     box = water_box((8, 8, 8))
     oxygens = box.positions[::3]
     distances = np.linalg.norm(oxygens - oxygens.mean(axis=0), axis=1)
@@ -57,7 +57,7 @@ STRUCTURES = {
 
 
 def calculator(program: str, so3lr: str) -> Any:
-    """The ASE calculator of a program, with one thread."""
+    """Return the ASE calculator of a program, with one thread."""
     from attncalc import AttnCalculator
 
     if program == GFN2:
@@ -68,7 +68,7 @@ def calculator(program: str, so3lr: str) -> Any:
 
 
 def markdown(rows: dict[str, dict[str, dict]], rounds: int) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     body = []
     for name, of in rows.items():
         ours = of[OURS]["ms"]

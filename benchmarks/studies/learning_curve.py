@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Error against the number of training structures: the learning curves of some recipes.
+"""Learning curves of recipes: error against the number of training structures.
 
     python benchmarks/studies/learning_curve.py models/so3krates-ethanol.yaml --data rmd17_ethanol.npz
     python benchmarks/studies/learning_curve.py a.yaml b.yaml --data d.npz --frames 100 950 --epochs 200
 
-Each recipe is trained on the first n structures of its training set in an order drawn once, so that
-larger sets hold the smaller ones, with its own validation and test set. All trainings of a recipe
-take about as many steps as the one on the whole set: fewer structures are seen more often. What was
-stopped goes on where it was, what is done is not done again; results/learning_curve.md, .json and
-.svg are written after every training. The exponents are those of error ~ n^-b by least squares.
+Each recipe is trained on the first n structures of its training set, with its own validation and
+test set. The order is drawn once, so that larger sets contain the smaller ones. All trainings of a
+recipe take about as many steps as the one on the whole set, so that fewer structures are seen more
+often. Interrupted trainings continue, and finished ones are not repeated. After every training,
+results/learning_curve.md, .json and .svg are written. The exponents are those of error ~ n^-b by
+least squares.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ QUANTITIES = {"energy": "meV", "force": "meV/Å"}
 
 
 def trained(recipe: Recipe, frames: Iterable[int], runs: Path) -> Iterator[dict]:
-    """Number of structures, steps, time and test errors, training after training."""
+    """Yield number of structures, epochs, time and test errors of every training."""
     training, validation, test = read_split(recipe)
     if test is None:
         raise SystemExit(f"{recipe.name}: a learning curve needs a test set")
@@ -61,9 +62,9 @@ def trained(recipe: Recipe, frames: Iterable[int], runs: Path) -> Iterator[dict]
 
 
 def exponent(frames: Iterable[int], errors: Iterable[float]) -> tuple[float, float, float]:
-    """b and a of a n^-b by least squares of the logarithms, and the standard error of b.
+    """Return b and a of a n^-b by least squares of the logarithms, and the standard error of b.
 
-    NaN for what so few points do not tell: all of it for one, the error for two.
+    For one point all values are NaN; for two points the standard error is NaN.
     """
     x, y = np.log(list(frames)), np.log(list(errors))
     if len(x) < 2:
@@ -79,7 +80,7 @@ def exponent(frames: Iterable[int], errors: Iterable[float]) -> tuple[float, flo
 
 
 def curves(rows: list[dict], quantity: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Recipe -> numbers of structures and errors, in growing order."""
+    """Return numbers of structures, in increasing order, and errors for every recipe."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for row in sorted(rows, key=lambda row: row["frames"]):
         if row[quantity]:
@@ -90,7 +91,7 @@ def curves(rows: list[dict], quantity: str) -> dict[str, tuple[list[int], list[f
 
 
 def picture(rows: list[dict]) -> Figure:
-    """MAE of energies and forces, on logarithmic axes, with the fitted lines."""
+    """Plot MAEs of energies and forces on logarithmic axes, with the fitted lines."""
     figure = Figure(figsize=(9.4, 4.3), layout="constrained")
     for axes, (quantity, unit) in zip(figure.subplots(1, 2), QUANTITIES.items(), strict=True):
         shown = []
@@ -116,7 +117,7 @@ def picture(rows: list[dict]) -> Figure:
 
 
 def markdown(rows: list[dict], machine: str) -> str:
-    """Errors of every training, and exponents of every recipe."""
+    """Return tables with the errors of every training and the exponents of every recipe."""
     cells = [
         [
             *(row["recipe"], str(row["frames"]), str(row["epochs"]), f"{row['hours']:.2f}"),

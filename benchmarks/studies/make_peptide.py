@@ -28,7 +28,7 @@ class Chain:
         self.positions: list[np.ndarray] = []
 
     def add(self, symbol: str, bond: tuple[int, float], angle: tuple, dihedral: tuple) -> int:
-        """The index of the new atom; (atom, Å), (atom, degrees), (atom, degrees)."""
+        """Add an atom and return its index; (atom, Å), (atom, degrees), (atom, degrees)."""
         a, b, c = (self.positions[k] for k, _ in (dihedral, angle, bond))
         theta, phi = np.radians(angle[1]), np.radians(dihedral[1])
         along = (c - b) / np.linalg.norm(c - b)
@@ -46,13 +46,13 @@ class Chain:
         return len(self.symbols) - 1
 
     def methyl(self, carbon: int, behind: int, reference: int, angles: tuple = (60, 180, 300)):
-        """Hydrogens on a carbon."""
+        """Add hydrogens to a carbon."""
         for phi in angles:
             self.add("H", (carbon, CH), (behind, TETRAHEDRAL), (reference, phi))
 
 
 def ac_ala3_nhme() -> Atoms:
-    """CH3-CO-(NH-CHCH3-CO)3-NH-CH3 with phi = psi = 180 degrees."""
+    """Return CH3-CO-(NH-CHCH3-CO)3-NH-CH3 with phi = psi = 180 degrees."""
     chain = Chain()
     methyl = chain.place("C", [0.0, 0.0, 0.0])
     carbonyl = chain.place("C", [CC, 0.0, 0.0])

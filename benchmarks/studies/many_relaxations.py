@@ -1,10 +1,10 @@
-"""2,000 relaxations by `attncalc relax --workers`, killed again and again, beside a run left alone.
+"""2,000 relaxations by `attncalc relax --workers`: repeatedly killed and undisturbed, compared.
 
     python benchmarks/studies/many_relaxations.py            # with the extra `sample`; 15 minutes
 
-The structures are conformers of molecules that `attncalc sample` draws, from a classical force
-field. All processes are killed with SIGKILL at random times, the same command goes on, and its
-output is compared byte for byte with that of a run which nobody disturbed. Results:
+The structures are conformers, from a classical force field, of molecules that `attncalc sample`
+draws. All processes are killed with SIGKILL at random times, and the same command continues. Its
+output is compared byte for byte with that of an undisturbed run. Results:
 benchmarks/results/many_relaxations.json and .md.
 """
 
@@ -37,7 +37,7 @@ MODEL, LARGE = "so3krates-organic", 100_000
 
 
 def structures(n: int, seed: int) -> list[Atoms]:
-    """One conformer of each of n molecules."""
+    """Return one conformer each of n molecules."""
     rng, seen, found, number = np.random.default_rng(seed), set(), [], 0
     while len(found) < n:
         molecule = draw(rng, number, seen)
@@ -49,13 +49,13 @@ def structures(n: int, seed: int) -> list[Atoms]:
 
 
 def command(source: Path, target: Path, workers: int) -> list[str]:
-    """The command that is killed and started again."""
+    """Return the command that is killed and started again."""
     options = ["--model", MODEL, "-o", str(target), "--workers", str(workers), "--quiet"]
     return [sys.executable, "-m", "attncalc", "relax", str(source), *options]
 
 
 def run(line: list[str], seconds: float | None) -> bool:
-    """Run it, for so many seconds at most; return whether it came to its end."""
+    """Run a command for at most `seconds`; return True if it finished."""
     process = subprocess.Popen(line, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         process.wait(seconds)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Does non-local attention learn what a local network does not? Writes nonlocal.md.
+"""Test whether non-local attention learns what a local network cannot learn; write nonlocal.md.
 
     python benchmarks/studies/nonlocal_data.py        # first: the data, 5 minutes
     python benchmarks/studies/nonlocal.py             # trains four networks, half an hour, and compares
 
-The recipes `recipes/nonlocal-*.yaml` come in pairs that differ in `nonlocal_attention` only: the
-same weights, data, epochs, seed. A training that is finished is not repeated.
+The recipes `recipes/nonlocal-*.yaml` come in pairs that differ only in `nonlocal_attention`:
+weights, data, epochs and seed are the same. Finished trainings are not repeated.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from attncalc.train import Recipe
 
 HERE = Path(__file__).resolve().parents[1]
 PAGE, PICTURE = HERE / "studies" / "nonlocal.md", HERE / "results" / "nonlocal.png"
-# network -> its name in recipes, its name for people
+# name of the network in recipes -> its name in the report
 KINDS = {"local": "local", "window": "non-local"}
 COLOURS = {"local": ORANGE, "window": BLUE}
 
 
 def trained(name: str, folder: Path) -> Path:
-    """The model of a recipe, from its run if that is finished, else after it."""
+    """Return the model of a recipe, which is trained first if its run is not finished."""
     run = folder / f"nonlocal-{name}"
     model, card = (run / f"nonlocal-{name}.{ending}" for ending in ("safetensors", "md"))
     recipe = HERE / "recipes" / f"nonlocal-{name}.yaml"
@@ -46,13 +46,13 @@ def trained(name: str, folder: Path) -> Path:
     else:
         data = folder / "nonlocal" / f"{name.partition('-')[0]}_train.extxyz"
         command = [sys.executable, "-m", "attncalc", "train", str(recipe), "--data", str(data)]
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # small networks only wait for a second one
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # small networks gain nothing from two
         subprocess.run([*command, "-o", str(run)], check=True, env=alone)
     return model
 
 
 def cumulenes(folder: Path) -> tuple[list[dict], dict]:
-    """Errors of the scan of the angle and of displaced frames, by chain length; and the scans."""
+    """Return errors of the angle scan and of displaced frames by chain length; and the scans."""
     data = {
         part: read(folder / "nonlocal" / f"cumulene_{part}.extxyz") for part in ("profile", "test")
     }
@@ -76,7 +76,7 @@ def cumulenes(folder: Path) -> tuple[list[dict], dict]:
         displaced = np.flatnonzero(sizes["test"] == n)
         for kind in KINDS:
             profile = predicted[kind]["profile"].energies[chosen]
-            # a scan is a shape: where it starts from does not count
+            # scans are compared by their shape, without a constant shift
             shape = profile - profile.mean()
             scans[row["molecule"]][kind] = shape.tolist()
             row[f"{kind}_profile"] = float(np.sqrt(np.mean((shape - truth + truth.mean()) ** 2)))
@@ -89,7 +89,7 @@ def cumulenes(folder: Path) -> tuple[list[dict], dict]:
 
 
 def polyynes(folder: Path) -> list[dict]:
-    """Errors of the molecule and the cation: energies, all forces, and those of the far end."""
+    """Return errors of molecule and cation: energies, all forces, and forces at the far end."""
     data = read(folder / "nonlocal" / "polyyne_test.extxyz")
     protonated = np.array([len(atoms) == 13 for atoms in data.structures])
     rows = []
@@ -108,7 +108,7 @@ def polyynes(folder: Path) -> list[dict]:
 
 
 def draw(scans: dict) -> None:
-    """The scans of the angle, a panel for each chain."""
+    """Plot the scans of the angle, with a panel for each chain."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
@@ -129,7 +129,7 @@ def draw(scans: dict) -> None:
 
 
 def page(of_cumulenes: list[dict], of_polyynes: list[dict], runs: list[dict]) -> str:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
 
     def pair(row: dict, name: str) -> list[str]:
         return [f"{1e3 * row[f'{kind}_{name}']:.1f}" for kind in KINDS]

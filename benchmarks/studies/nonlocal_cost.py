@@ -1,13 +1,16 @@
-"""What non-local attention costs on this machine: time and memory against the number of atoms.
+"""Cost of non-local attention: time and memory against the number of atoms.
 
     python benchmarks/studies/nonlocal_cost.py
 
-Droplets of water of 24 to 2,160 atoms, energy + forces, one thread, float32, random weights of the
-default size (132 features, 3 layers, local cutoff 5 Å): without non-local attention, with ours
-(pairs up to 30 Å, all of them within a droplet of 2,160 atoms but for the corners), and with the
-published one (all pairs). Every row is a process of its own; memory is how far its peak rises
-above what it needed for 24 atoms, the list of pairs included. Results go to
-benchmarks/results/nonlocal-cost.json and .md.
+Energy + forces of water droplets of 24 to 2,160 atoms, one thread, float32, random weights of the
+default size (132 features, 3 layers, local cutoff 5 Å):
+
+* without non-local attention;
+* with ours: pairs up to 30 Å, which are all pairs of a droplet of 2,160 atoms except for corners;
+* with the published one: all pairs.
+
+Every row is a process of its own. Memory is the rise of the peak above that for 24 atoms, including
+the list of pairs. Results go to benchmarks/results/nonlocal-cost.json and .md.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ NETWORKS = {
     "non-local, ours": {"nonlocal_attention": "window"},
     "non-local, published": {"nonlocal_attention": "dynamic", "form": "published", "paths": "all"},
 }
-FITTED = 300  # atoms from which on the exponent is fitted
+FITTED = 300  # smallest number of atoms in the fit of the exponent
 
 
 def worker(name: str, n_atoms: int) -> dict:
-    """What one process measures."""
+    """Return the measurements of one process."""
     import torch
     from structures import water_box
 
@@ -74,7 +77,7 @@ def worker(name: str, n_atoms: int) -> dict:
 
 
 def measured(*task: str) -> dict:
-    """One row, from a process of its own."""
+    """Return one row, from a process of its own."""
     row = in_a_process(__file__, "--worker", *task)
     if "failed" in row:
         sys.exit(f"{' '.join(task)} atoms: {row['failed']}")
@@ -82,7 +85,7 @@ def measured(*task: str) -> dict:
 
 
 def markdown(rows: list[dict], machine: str) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     head = ["network", "atoms", "near pairs", "far pairs", "CPU ms", "memory, MiB"]
     cells = [
         [

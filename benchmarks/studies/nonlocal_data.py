@@ -3,17 +3,17 @@
 
     python benchmarks/studies/nonlocal_data.py        # about 5 minutes; writes runs/nonlocal/*.extxyz
 
-**Cumulenes** C_nH4: chains of carbon with a CH2 group at each end. Their energy depends on the
-angle between the two groups, however long the chain. Training frames have a random angle and all
-atoms displaced at random; `cumulene_profile` is the scan of the angle of the relaxed molecule.
+**Cumulenes** C_nH4 are carbon chains with a CH2 group at each end. Their energy depends on the
+angle between the two groups for any chain length. Training frames have a random angle and random
+displacements of all atoms. `cumulene_profile` is the scan of the angle of the relaxed molecule.
 
-**Polyyne** C10H2 and its cation C10H3+, with the proton at one end: it moves charge along the whole
-chain, up to the other end. All frames have a carbon chain somewhere between the two relaxed ones
-and are displaced at random, so that the geometry of one end does not tell what is at the other.
-The total charge is left out of the files on purpose: it would tell every atom at once.
+**Polyyne** C10H2 and its cation C10H3+, with the proton at one end: the proton moves charge along
+the whole chain, up to the other end. The carbon chain of every frame is between the two relaxed
+chains, and all atoms are randomly displaced, so that the geometry of one end does not reveal the
+other end. The files omit the total charge on purpose, because it would inform every atom at once.
 
-Everything follows from `--seed`. GFN2-xTB is a semi-empirical method with fractional occupations at
-300 K: the numbers serve to compare networks with each other, not with experiment.
+`--seed` determines all random numbers. GFN2-xTB is a semi-empirical method with fractional
+occupations at 300 K: the numbers serve to compare networks with each other, not with experiment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by tblite when it is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tblite reads it at import
 
 import numpy as np
 from ase import Atoms
@@ -37,7 +37,7 @@ LEVEL = "GFN2-xTB"
 LENGTHS = (5, 9, 13, 17)  # carbons of a cumulene; odd ones are lowest at 90 degrees
 PROFILE = np.linspace(0.0, 180.0, 25)  # degrees
 N_POLYYNE = 10
-BOND = 1.28  # Å, to start from
+BOND = 1.28  # Å, before relaxation
 
 
 def calculator(charge: int = 0) -> TBLite:
@@ -53,7 +53,7 @@ def relaxed(atoms: Atoms, charge: int = 0) -> Atoms:
 
 
 def cumulene(n: int) -> Atoms:
-    """C_nH4 at its minimum along z; the last two atoms are the hydrogens of one end."""
+    """Return relaxed C_nH4 along z; the last two atoms are the hydrogens of one end."""
     chain = [[0, 0, BOND * k] for k in range(n)]
     top = chain[-1][2] + 0.55
     ends = [[0.93, 0, -0.55], [-0.93, 0, -0.55], [0, 0.93, top], [0, -0.93, top]]
@@ -61,7 +61,7 @@ def cumulene(n: int) -> Atoms:
 
 
 def twisted(minimum: Atoms, degrees: float) -> Atoms:
-    """With this angle between the planes of the two ends; the minimum has 90."""
+    """Return the molecule with this angle between the planes of its ends; the minimum has 90."""
     atoms = minimum.copy()
     angle = np.radians(degrees - 90.0)
     turn = [[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
@@ -71,7 +71,7 @@ def twisted(minimum: Atoms, degrees: float) -> Atoms:
 
 
 def polyyne(protonated: bool) -> Atoms:
-    """C10H2 along z, or C10H3+ with a CH2 group at the upper end; both start with the carbons."""
+    """Return C10H2 along z, or C10H3+ with CH2 at the upper end; the carbons come first."""
     chain = [[0, 0, BOND * k] for k in range(N_POLYYNE)]
     top = chain[-1][2]
     ends = [[0, 0, -1.06]]
@@ -83,11 +83,11 @@ def polyyne(protonated: bool) -> Atoms:
 
 
 def between(own: Atoms, other: Atoms, share: float) -> Atoms:
-    """`own`, its chain and lower hydrogen moved a share of the way to those of `other`."""
+    """Return `own` with chain and lower hydrogen moved towards `other` by the fraction `share`."""
     atoms, n = own.copy(), N_POLYYNE + 1
     move = share * (other.positions[:n] - own.positions[:n])
     atoms.positions[:n] += move
-    atoms.positions[n:] += move[N_POLYYNE - 1]  # what is bound to the last carbon goes with it
+    atoms.positions[n:] += move[N_POLYYNE - 1]  # atoms bound to the last carbon move with it
     return atoms
 
 
@@ -98,7 +98,7 @@ def displaced(atoms: Atoms, width: float, rng: np.random.Generator) -> Atoms:
 
 
 def labelled(atoms: Atoms, group: str, charge: int) -> Atoms:
-    """With energy and forces of exactly the positions that are written."""
+    """Return a frame with energy and forces at exactly the positions that are written."""
     frame = Atoms(atoms.numbers, positions=np.round(atoms.positions, 6))
     frame.calc = calculator(charge)
     energy = round(float(frame.get_potential_energy()), 8)
@@ -109,7 +109,7 @@ def labelled(atoms: Atoms, group: str, charge: int) -> Atoms:
 
 
 def cumulenes(n: int, options: argparse.Namespace) -> dict[str, list[Atoms]]:
-    """Frames of one chain length, by file."""
+    """Return frames of one chain length, by file."""
     minimum, group = cumulene(n), f"C{n}H4"
     made = {"profile": [labelled(twisted(minimum, angle), group, 0) for angle in PROFILE]}
     for part, count in (("train", options.n_train), ("test", options.n_test)):
@@ -120,7 +120,7 @@ def cumulenes(n: int, options: argparse.Namespace) -> dict[str, list[Atoms]]:
 
 
 def polyynes(protonated: bool, options: argparse.Namespace) -> dict[str, list[Atoms]]:
-    """Frames of the molecule or of the cation, by file."""
+    """Return frames of the molecule or of the cation, by file."""
     own, other = polyyne(protonated), polyyne(not protonated)
     group, made = "C10H3+" if protonated else "C10H2", {}
     for part, count in (("train", options.n_train), ("test", options.n_test)):
@@ -155,7 +155,7 @@ def main() -> None:
                 path = options.output / f"{name}_{part}.extxyz"
                 partly = path.with_name(path.name + ".partial")
                 write(partly, frames, format="extxyz")
-                partly.replace(path)  # a stopped run leaves no half file under the final name
+                partly.replace(path)  # a stopped run leaves no incomplete file with the final name
                 print(f"{len(frames):5d} frames: {path.name}", flush=True)
 
 

@@ -1,14 +1,14 @@
-"""Novelty against true errors: what is caught outside the training, and false alarms inside.
+"""Novelty against true errors: detection outside the training data, and false alarms inside.
 
     python benchmarks/studies/novelty.py ../shared/data
 
-For each model the atoms of held-back structures are divided into those whose force is far off and
-the others; AUC is the chance that one of the former has the larger novelty. Beside it stands the
-same for the spread of the model's committee. Far off is five times the model's mean error on its
-test set, and where the labels are of another level of theory 0.5 eV/Å at least. Broken bonds,
-collisions and other molecules have no labels at the level of most models: those of
-so3krates-xtb-small-molecules are computed here by GFN2-xTB (tblite). Writes novelty.json and
-novelty.md into benchmarks/results.
+For each model, the atoms of structures outside the training set are divided into atoms with a large
+force error and others. AUC is the probability that an atom with a large error has the larger
+novelty. The same is computed for the spread of a committee. A force error is large above five times
+the model's mean error on its test set, and at least above 0.5 eV/Å if the labels have another level
+of theory. For most models, broken bonds, collisions and other molecules have no labels at their
+level of theory. For so3krates-xtb-small-molecules, GFN2-xTB (tblite) computes them here. Writes
+novelty.json and novelty.md into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from attncalc.potential import Potential
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FAR_OFF, OTHER_LEVEL = 5, 0.5  # times the error on the test set; eV/Å
-MOST = 200  # structures of a case
+MOST = 200  # largest number of structures of a case
 OWN = "its test set"
 
 
@@ -48,9 +48,9 @@ class Case:
     """Structures that a model was not trained on.
 
     Attributes:
-        words: for the table.
-        file, labels, split: of the data; no file: made here.
-        same_level: whether the labels are those of the model's level of theory.
+        words: description for the table.
+        file, labels, split: the data.
+        same_level: True if the labels have the model's level of theory.
     """
 
     words: str
@@ -61,7 +61,7 @@ class Case:
 
 
 def others(*names: str) -> list[Case]:
-    """Molecules of rMD17 with the labels of MD17; those of benzene are noisy there."""
+    """Return molecules of rMD17 with MD17's labels; for benzene these are noisy, so rMD17's."""
     return [
         Case(name, f"rmd17_{name}.npz", "rmd17" if name == "benzene" else "md17", None, name != "benzene")
         for name in names
@@ -100,10 +100,11 @@ class Found:
     """Atoms of a case.
 
     Attributes:
-        novelty, off, spread: [n_atoms]: novelty, eV/Å that the force is off, eV/Å of the committee
-            or nothing.
+        novelty: [n_atoms], novelty.
+        off: [n_atoms], force error, eV/Å.
+        spread: [n_atoms], spread of the committee, eV/Å; None for a single model.
         structure: [n_atoms], number of the structure.
-        far_off: eV/Å above which a force is far off.
+        far_off: limit of large force errors, eV/Å.
     """
 
     novelty: NDArray[np.float64]
@@ -118,14 +119,17 @@ class Found:
 
     @property
     def outside(self) -> float:
-        """Share of structures with an atom outside."""
+        """Fraction of structures with an atom outside the training data."""
         largest = np.zeros(self.structure.max() + 1)
         np.maximum.at(largest, self.structure, self.novelty)
         return float(np.mean(largest > OUTSIDE))
 
 
 def auc(values: NDArray[np.float64], bad: NDArray[np.bool_]) -> float | None:
-    """Chance that a bad one has the larger value (Mann-Whitney); None without both kinds."""
+    """Return the probability that a bad atom has the larger value than a good one (Mann-Whitney).
+
+    It is None if there are only bad or only good atoms.
+    """
     n_bad, n_good = int(bad.sum()), int((~bad).sum())
     if not n_bad or not n_good:
         return None
@@ -136,7 +140,7 @@ def auc(values: NDArray[np.float64], bad: NDArray[np.bool_]) -> float | None:
 def found(
     potential: Potential, structures: Sequence[Atoms], forces: Sequence[Any], far_off: float
 ) -> Found:
-    """What a model says of structures, beside the truth."""
+    """Return novelty, spread and force errors of a model for the atoms of all structures."""
     novelty, off, spread, structure, n = [], [], [], [], 0
     for system, result in evaluate_many(potential, structures):
         novelty.append(result.novelty)
@@ -157,7 +161,7 @@ def found(
 
 
 def read(case: Case, folder: Path) -> tuple[list[Atoms], list[Any]]:
-    """Structures and forces of a case, all of a test set and else some at equal distances."""
+    """Return structures and forces of a case: a whole test set, or evenly spaced frames."""
     dataset = data.read(folder / case.file, labels=case.labels)
     if case.split is not None:
         dataset = dataset[dataset.splits[case.split]]
@@ -168,7 +172,7 @@ def read(case: Case, folder: Path) -> tuple[list[Atoms], list[Any]]:
 
 
 def row(words: str, one: Found) -> dict[str, Any]:
-    """Numbers of a case."""
+    """Return the numbers of a case."""
     bad = one.bad
     return {
         "case": words,
@@ -183,7 +187,7 @@ def row(words: str, one: Found) -> dict[str, Any]:
 
 
 def rows_of(cases: Iterator[tuple[str, list[Atoms], list[Any], bool]], potential: Potential) -> list:
-    """Numbers of all cases of a model, the first of which is its test set, and of all together."""
+    """Return numbers of all cases of a model (its test set first), and of all cases together."""
     rows, all_of, limit = [], [], 0.0
     for words, structures, forces, same_level in cases:
         one = found(potential, structures, forces, limit)
@@ -220,7 +224,7 @@ def of_files(name: str, folder: Path) -> Iterator[tuple[str, list[Atoms], list[A
 
 
 def labelled(structures: Sequence[Atoms]) -> tuple[list[Atoms], list[Any]]:
-    """Structures with their forces; those that do not converge are left out."""
+    """Return structures with their forces; those that do not converge are omitted."""
     from tblite.ase import TBLite
 
     kept, forces = [], []
@@ -230,7 +234,7 @@ def labelled(structures: Sequence[Atoms]) -> tuple[list[Atoms], list[Any]]:
         atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
         try:
             forces.append(atoms.get_forces())
-        except Exception:  # of tblite: no self-consistent field
+        except Exception:  # from tblite: no self-consistent field
             continue
         kept.append(structure)
     return kept, forces
@@ -241,20 +245,20 @@ UNKNOWN = ("C6H6", "C2H2", "HCN", "CO2", "N2H4", "H2O2", "C2H6", "CH3CN", "C5H5N
 
 
 def stretched() -> list[Atoms]:
-    """Each bond that is in no ring, 1.1 to 3 times as long; one of its sides moves."""
+    """Return molecules with one bond to a terminal atom, 1.1 to 3 times as long."""
     made = []
     for name, factor in itertools.product(KNOWN, (1.1, 1.3, 1.6, 2.0, 3.0)):
         atoms = molecule(name)
         i, j = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.2))
         for a, b in zip(i, j, strict=True):
-            if (i == b).sum() == 1:  # the end of the molecule
+            if (i == b).sum() == 1:  # b is terminal
                 made.append(atoms.copy())
                 made[-1].set_distance(a, b, factor * atoms.get_distance(a, b), fix=0)
     return made
 
 
 def colliding() -> list[Atoms]:
-    """Two molecules, one above the other, that come closer: contacts of 2.5 to 0.9 Å."""
+    """Return pairs of molecules, one above the other, with contacts of 2.5 to 0.9 Å."""
     made = []
     for (one, other), gap in itertools.product(
         itertools.combinations_with_replacement(KNOWN[:5], 2), (2.5, 2.0, 1.6, 1.3, 1.1, 0.9)
@@ -267,7 +271,7 @@ def colliding() -> list[Atoms]:
 
 
 def hot() -> list[Atoms]:
-    """Random displacements of 0.05 to 0.3 Å."""
+    """Return molecules with random displacements of 0.05 to 0.3 Å."""
     made = []
     for name, amount, seed in itertools.product(KNOWN, (0.05, 0.1, 0.2, 0.3), range(5)):
         made.append(molecule(name))
@@ -276,7 +280,7 @@ def hot() -> list[Atoms]:
 
 
 def other_molecules() -> list[Atoms]:
-    """At rest, and displaced by 0.05 Å."""
+    """Return other molecules, undisplaced and displaced by 0.05 Å."""
     made = []
     for name, seed in itertools.product(UNKNOWN, range(4)):
         made.append(molecule(name))
@@ -301,7 +305,7 @@ def of_xtb() -> Iterator[tuple[str, list[Atoms], list[Any], bool]]:
 
 
 def scans(folder: Path) -> list[list[str]]:
-    """Rows: outside or not along two normal modes of ethanol, and how far the energy is off."""
+    """Return rows for two normal modes of ethanol: inside or outside, and energy errors."""
     potential = lower(load("so3krates-ethanol", device="cpu"))
     rows = []
     for file in SCANS:

@@ -1,8 +1,8 @@
-"""Cost of novelty: a step of ethanol without and with it, and its part in a step.
+"""Cost of novelty: time of a step of ethanol without and with it, and its share of a step.
 
     OMP_NUM_THREADS=1 python benchmarks/studies/novelty_cost.py
 
-CPU time of this process, the best of 25 repetitions, so that others on the machine count little.
+CPU time of this process; the best of 25 repetitions reduces the effect of other processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODELS = {"so3krates-ethanol": 100, "equiformer-ethanol": 20}  # steps of one re
 
 
 def best(function: Callable[[], object], n: int) -> float:
-    """µs of a call."""
+    """Return the shortest time per call, µs."""
     found = []
     for _ in range(25):
         began = time.process_time()

@@ -1,10 +1,10 @@
-"""Measures of novelty side by side, on the same features and the same held-back structures.
+"""Measures of novelty, compared on the same features and the same structures.
 
     python benchmarks/studies/novelty_measures.py ../shared/data
 
-All are fitted to the 1,000 training and validation frames of an ethanol model, and each is divided
-by 1.2 times the distance that one structure in a thousand exceeds in five-fold cross-validation,
-as `attncalc.novelty.fit` does. Writes novelty_measures.md into benchmarks/results.
+All measures are fitted to the 1,000 training and validation frames of an ethanol model. Each is
+divided by 1.2 times the distance that one structure in a thousand exceeds in five-fold
+cross-validation, as in `attncalc.novelty.fit`. Writes novelty_measures.md into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MODELS = ("so3krates-ethanol", "equiformer-ethanol")
 
 @dataclass(frozen=True)
 class Seen:
-    """Atoms of structures: species, number of the structure, features, hidden layer, error."""
+    """Atoms of structures: species, number of structure, features, hidden layer, force error."""
 
     species: NDArray[np.int64]
     structure: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Seen:
 
 
 def look(potential: Potential, structures: Sequence[Atoms], forces: Sequence[Any]) -> Seen:
-    """What the plain network sees of structures, and how far its forces are off."""
+    """Return features, hidden layer and force errors of the plain network."""
     seen: list[Floats] = []
     network: Any = potential.network
     layer = network.hidden if hasattr(network, "hidden") else network.head.hidden
@@ -84,7 +84,7 @@ def look(potential: Potential, structures: Sequence[Atoms], forces: Sequence[Any
 
 
 def gaussian(x: Floats, n: int = 32) -> Distance:
-    """Mahalanobis' distance in the first components: what attncalc uses."""
+    """Fit the Mahalanobis distance in the first components, which attncalc uses."""
     centre = x.mean(0)
     variances, components = np.linalg.eigh((x - centre).T @ (x - centre) / len(x))
     first = np.maximum(variances[::-1][:n], LEAST_VARIANCE * variances.sum())
@@ -93,7 +93,10 @@ def gaussian(x: Floats, n: int = 32) -> Distance:
 
 
 def clusters(x: Floats, n: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Lloyd's algorithm from points far from each other: centres [n, k], and whose each point is."""
+    """Return centres [n, k] and the cluster of each point, by Lloyd's algorithm.
+
+    The initial centres are points far from each other.
+    """
     chosen = [0]
     nearest = ((x - x[0]) ** 2).sum(1)
     for _ in range(n - 1):
@@ -107,7 +110,7 @@ def clusters(x: Floats, n: int) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def mixture(x: Floats, n: int = 8) -> Distance:
-    """Distance to the nearest of eight Gaussians of equal shape."""
+    """Fit the distance to the nearest of eight Gaussians of equal shape."""
     centre = x.mean(0)
     variances, components = np.linalg.eigh((x - centre).T @ (x - centre) / len(x))
     _, label = clusters((x - centre) @ components[:, -8:] / np.sqrt(variances[-8:]), n)
@@ -118,7 +121,7 @@ def mixture(x: Floats, n: int = 8) -> Distance:
 
 
 def prototypes(x: Floats, n: int = 128) -> Distance:
-    """Distance to the nearest of 128 atoms that are far from each other, 16 whitened components."""
+    """Fit the distance to the nearest of 128 distant atoms, in 16 whitened components."""
     centre = x.mean(0)
     variances, components = np.linalg.eigh((x - centre).T @ (x - centre) / len(x))
     whiten = components[:, -16:] / np.sqrt(variances[-16:])
@@ -132,7 +135,7 @@ def prototypes(x: Floats, n: int = 128) -> Distance:
 
 
 def rigidity(x: Floats) -> Distance:
-    """Last-layer prediction rigidity: the root of h^T (H^T H / n + c)^-1 h."""
+    """Fit the last-layer prediction rigidity: the root of h^T (H^T H / n + c)^-1 h."""
     gram = x.T @ x / len(x)
     inverse = np.linalg.inv(gram + 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram)))
     return lambda y: np.sqrt(np.einsum("ia,ab,ib->i", y, inverse, y))
@@ -148,7 +151,7 @@ MEASURES: dict[str, tuple[Callable[[Floats], Distance], str, bool]] = {
 
 
 class Measure:
-    """A measure, fitted and in units of its edge."""
+    """A fitted measure in units of its edge."""
 
     def __init__(self, known: Seen, kind: Callable[[Floats], Distance], field: str, apart: bool):
         self.field, self.apart = field, apart
@@ -179,7 +182,7 @@ class Measure:
 
 
 def rows_of(name: str, folder: Path) -> list[list[str]]:
-    """A row for each measure of one model."""
+    """Return a row for each measure of one model."""
     potential = load(name, device="cpu")
     dataset = data.read(folder / "rmd17_ethanol.npz", labels="md17")
     dataset = dataset[dataset.splits["train_01"]]

@@ -1,9 +1,9 @@
-"""Drift of the total energy at constant energy: SO3LR or another model, float32, compiled loops.
+"""Drift of the total energy in NVE dynamics: SO3LR or another model, float32, compiled loops.
 
     python benchmarks/studies/nve_so3lr.py so3lr.safetensors structure.xyz
 
-2 ps of Langevin dynamics at 300 K, then 20 ps of velocity Verlet at 0.5 fs, all printed in one line.
-The drift is the slope of a line through the total energy.
+2 ps of Langevin dynamics at 300 K, then 20 ps of velocity Verlet at 0.5 fs. The drift is the slope
+of a line through the total energy. The script prints one line.
 """
 
 from __future__ import annotations

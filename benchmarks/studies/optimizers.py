@@ -1,9 +1,9 @@
-"""Steps to the minimum by L-BFGS and FIRE in one batch, and by ASE's L-BFGS one by one.
+"""Steps to the minimum: L-BFGS and FIRE in one batch, and ASE's L-BFGS one by one.
 
     python benchmarks/studies/optimizers.py            # with the extra `sample`; three minutes
 
-The structures are those of `many_relaxations.py`, 64 conformers of as many molecules from a
-classical force field. Results: benchmarks/results/optimizers.md.
+The structures are those of `many_relaxations.py`: 64 conformers of 64 molecules, from a classical
+force field. Results: benchmarks/results/optimizers.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FMAX, STEPS = 0.01, 1000  # eV/Å
 
 
 def by_ase(calculator: AttnCalculator, frames: list[Atoms]) -> tuple[list[int], list[float]]:
-    """Steps and largest force, eV/Å, of each."""
+    """Return number of steps and largest force, eV/Å, of each structure."""
     steps, largest = [], []
     for atoms in frames:
         atoms.calc = calculator

@@ -1,9 +1,9 @@
-"""Quantum kinetic energy of ethanol at 300 K by path integrals, with i-PI: real nuclei do not stop.
+"""Quantum kinetic energy of ethanol at 300 K by path-integral dynamics with i-PI.
 
     python benchmarks/studies/pimd_ethanol.py        # with the extra `ipi`; half an hour
 
-32 beads and so3krates-ethanol, all beads in one batch. Beside the centroid virial estimate stand
-what classical nuclei have, and what harmonic ones have by the model's own Hessian.
+32 beads with so3krates-ethanol, all beads in one batch. The centroid virial estimate is compared
+with the kinetic energies of classical nuclei and of harmonic nuclei (by the model's Hessian).
 
 Results: benchmarks/results/pimd_ethanol.json and pimd_ethanol.md.
 """
@@ -36,7 +36,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 MODEL, KELVIN, TIMESTEP = "so3krates-ethanol", 300.0, 0.25  # K, fs
 ELEMENTS = ("H", "C", "O")
 EVERY = 20  # steps between values
-BLOCKS = 10  # of which the standard error is made
+BLOCKS = 10  # for the standard error
 INPUT = """<simulation verbosity="low">
   <total_steps>{n_steps}</total_steps>
   <prng><seed>{seed}</seed></prng>
@@ -69,7 +69,7 @@ INPUT = """<simulation verbosity="low">
 
 
 def relaxed() -> Atoms:
-    """Ethanol at a minimum of the model, in a box that i-PI asks for."""
+    """Return ethanol at a minimum of the model, in a box that i-PI needs."""
     atoms = molecule("CH3CH2OH", cell=[30, 30, 30])
     atoms.calc = AttnCalculator(MODEL, device="cpu", dtype="float64")
     BFGS(atoms, logfile=None).run(fmax=1e-4)
@@ -77,9 +77,10 @@ def relaxed() -> Atoms:
 
 
 def harmonic(atoms: Atoms) -> tuple[float, dict[str, float]]:
-    """Quantum kinetic energy in the harmonic approximation, eV: of all atoms, of each element.
+    """Return the harmonic quantum kinetic energy of all atoms and of each element, eV.
 
-    A mode of frequency w has hbar w / 4 coth(hbar w / 2 kT); translations and rotations have kT / 2.
+    A mode of frequency w has hbar w / 4 coth(hbar w / 2 kT); translations and rotations have
+    kT / 2.
     """
     roots = np.sqrt(np.repeat(atoms.get_masses(), 3))
     hessian = atoms.calc.get_hessian(atoms)
@@ -95,7 +96,7 @@ def harmonic(atoms: Atoms) -> tuple[float, dict[str, float]]:
 
 
 def run(atoms: Atoms, beads: int, n_steps: int, seed: int) -> tuple[np.ndarray, float]:
-    """Values [n, 5] along a run, and milliseconds per step, the start of i-PI included."""
+    """Return values [n, 5] along a run, and ms per step including the start of i-PI."""
     with tempfile.TemporaryDirectory() as folder:
         bare = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell)
         write(Path(folder, "start.xyz"), bare)
@@ -124,7 +125,7 @@ def run(atoms: Atoms, beads: int, n_steps: int, seed: int) -> tuple[np.ndarray, 
 
 
 def mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean of a series behind its first fifth, and the standard error by blocks."""
+    """Return mean of a series without its first fifth, and the standard error by blocks."""
     blocks = [block.mean() for block in np.array_split(values[len(values) // 5 :], BLOCKS)]
     return float(np.mean(blocks)), float(np.std(blocks, ddof=1) / np.sqrt(BLOCKS))
 

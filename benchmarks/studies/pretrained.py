@@ -2,11 +2,11 @@
 
     python benchmarks/studies/pretrained.py ../shared/data so3lr.safetensors
 
-Every model is evaluated on the same frames, at most --frames of a set, evenly spaced. Energies are
-compared after the mean over all frames of one composition and charge has been removed, from
-reference and prediction alike, and compositions with one frame are left out: models of one level of
-theory are compared with labels of another, which count from elsewhere. What a model does not know
-(bromine) is left out for all. Writes pretrained.json and .md into benchmarks/results.
+Every model is evaluated on the same frames, at most --frames of a set, evenly spaced. Models and
+labels have different levels of theory and different zeros of energy. Therefore the mean over all
+frames of one composition and charge is subtracted from reference and predicted energies, and
+compositions with one frame are omitted. Elements that one model does not know (bromine) are omitted
+for all models. Writes pretrained.json and .md into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from attncalc.data import Dataset
 from attncalc.fast import lower
 
 HERE = Path(__file__).resolve().parents[1]
-# file, split or None -> what it is
+# file, split or None, description
 SETS: tuple[tuple[str, str | None, str], ...] = (
     ("spice_dev.extxyz", "dipeptides", "dipeptides, wB97M-D3(BJ)"),
     ("spice_dev.extxyz", "pubchem", "PubChem molecules, wB97M-D3(BJ)"),
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def frames_of(path: Path, split: str | None, known: set[int], most: int) -> Dataset:
-    """Frames of a set, evenly spaced, of elements that all models know."""
+    """Return evenly spaced frames of a set, of elements that all models know."""
     dataset = data_.read(path)
     chosen = dataset.splits[split] if split else np.arange(len(dataset))
     usable = [k for k in chosen if set(dataset.structures[k].numbers.tolist()) <= known]
@@ -89,7 +89,7 @@ def frames_of(path: Path, split: str | None, known: set[int], most: int) -> Data
 
 
 def engine(model: str) -> Evaluate:
-    """Compiled loops of a model, in batches."""
+    """Return a function that evaluates the compiled loops of a model in batches."""
     potential = lower(load(model, device="cpu"))
 
     def evaluate(structures: Sequence[Atoms]) -> tuple[NDArray, list[NDArray]]:
@@ -104,7 +104,7 @@ def engine(model: str) -> Evaluate:
 
 
 def gfn2(structures: Sequence[Atoms]) -> tuple[NDArray, list[NDArray]]:
-    """Tight binding (Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 15, 1652, 2019)."""
+    """Evaluate GFN2-xTB (Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 15, 1652, 2019)."""
     from tblite.ase import TBLite
 
     energies, forces = [], []
@@ -117,7 +117,7 @@ def gfn2(structures: Sequence[Atoms]) -> tuple[NDArray, list[NDArray]]:
 
 
 def errors(dataset: Dataset, energies: NDArray, forces: list[NDArray]) -> dict[str, float | None]:
-    """Mean absolute errors of force components [meV/Å] and of relative energies [meV]."""
+    """Return MAEs of force components [meV/Å] and of relative energies [meV]."""
     of_kind: dict[tuple[str, int], list[int]] = defaultdict(list)
     for k, atoms in enumerate(dataset.structures):
         kind = atoms.get_chemical_formula(), int(atoms.info.get("charge", 0))
@@ -139,7 +139,7 @@ def errors(dataset: Dataset, energies: NDArray, forces: list[NDArray]) -> dict[s
 
 
 def report(rows: list[dict[str, Any]], names: list[str], machine: str) -> str:
-    """Tables in Markdown."""
+    """Return the tables in Markdown."""
     header = ["set", "frames", "atoms", "rms force", *names, *(f"energy, {n}" for n in names)]
     lines = []
     for row in rows:

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""What the settings of a recipe are worth: one short training for each that is changed.
+"""Effect of the settings of a recipe: one short training for each changed setting.
 
     python benchmarks/studies/recipe_variants.py ../shared/data/rmd17_ethanol.npz
     python benchmarks/studies/recipe_variants.py rmd17_ethanol.npz --epochs 100 --only "128 features"
 
-Starts from recipes/quick/so3krates-ethanol-quick.yaml, on the first 700 frames of train_01, and
-judges by the other 300, at the best epoch; test_01 is not looked at, so that it can still judge
-what is chosen. All take the same epochs, which is short: what only helps long trainings does not
-show. Results go to results/recipe_variants.md and .json after every training, beside what stands
-there; what is done is not done again, and what was stopped goes on.
+The base is recipes/quick/so3krates-ethanol-quick.yaml, trained on the first 700 frames of train_01.
+Errors are those on the other 300 frames at the best epoch. test_01 is not used, so that it remains
+an independent test of the chosen settings. All trainings have the same small number of epochs, so
+improvements of long trainings alone do not show. After every training, results are added to
+results/recipe_variants.md and .json. Finished trainings are not repeated; stopped ones continue.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from attncalc.train.fit import read_split
 HERE = Path(__file__).resolve().parents[1]
 RECIPE = HERE / "recipes" / "quick" / "so3krates-ethanol-quick.yaml"
 SPLIT = {"train": "train_01", "n_validation": 300}
-# of the training script of So3krates' authors, see recipes/so3krates-ethanol-published.yaml
+# settings of the training script of So3krates' authors, see
+# recipes/so3krates-ethanol-published.yaml
 THEIRS = {
     **{"penalty": "square", "energy_weight": 0.81, "force_weight": 0.99, "learning_rate": 1e-3},
     **{"schedule": "exponential", "warmup_steps": 0, "ema_decay": 0.0, "clip_norm": 1e9},
 }
-# name -> what is changed; of the network, below "config"
+# name -> changed settings; those of the network are in "config"
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "another seed": {"seed": 2},
@@ -59,7 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def variant(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with what a variant changes."""
+    """Return the recipe with the settings of a variant."""
     changes = dict(VARIANTS[name])
     changes["config"] = {**recipe.config, **changes.get("config", {})}
     file = f"{recipe.name}-{name.replace(' ', '-')}-{recipe.epochs}"
@@ -67,7 +68,7 @@ def variant(recipe: Recipe, name: str) -> Recipe:
 
 
 def trained(recipe: Recipe, name: str, runs: Path) -> dict:
-    """Errors on the frames that validate, at the epoch that has the smallest loss there."""
+    """Return errors on the validation frames, at the epoch with the smallest validation loss."""
     training, validation, _ = read_split(recipe)
     done = fit(recipe, training, validation, runs / recipe.name)
     best = min(done.history, key=lambda row: row["validation_loss"])
@@ -82,7 +83,7 @@ def trained(recipe: Recipe, name: str, runs: Path) -> dict:
 
 
 def markdown(rows: list[dict], machine: str) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     head = ["changed", "epochs", "parameters", "minutes", "energy MAE, meV", "force MAE, meV/Å"]
     cells = [
         [

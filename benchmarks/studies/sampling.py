@@ -1,18 +1,19 @@
-"""Rates of `attncalc sample`, and what the energies of SO3LR are worth between molecules.
+"""Rates of `attncalc sample`, and accuracy of SO3LR's energies between molecules.
 
     python benchmarks/studies/sampling.py rate gfn2
     python benchmarks/studies/sampling.py rate so3lr.safetensors
     attncalc sample -o gfn2.h5 --molecules 200 --seed 0 --oracle gfn2
     python benchmarks/studies/sampling.py energies gfn2.h5 so3lr.safetensors
 
-The tables in docs/sampling.md. Needs rdkit and tblite; the weights are those of docs/so3lr.md.
+These commands give the tables in docs/sampling.md. They need rdkit, tblite and the weights of
+docs/so3lr.md.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by tblite and torch when they are imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tblite and torch read it at import
 
 import argparse
 import time
@@ -28,14 +29,14 @@ from attncalc.sampling.molecules import draw
 from attncalc.sampling.oracles import load_oracle
 
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
-# structures that are labelled at once
+# number of structures that are labelled at once
 BATCH = 128
 
 
 def rate(name: str) -> None:
     """Print the processor time of the second chunk of seed 0."""
     oracle, seen = load_oracle(name), set[str]()
-    for chunk, n_molecules in ((0, 5), (1, 50)):  # the first compiles
+    for chunk, n_molecules in ((0, 5), (1, 50)):  # the first one includes compilation
         rng = np.random.default_rng([0, chunk, 0])
         molecules = [draw(rng, 50 * chunk + k, seen) for k in range(n_molecules)]
         start = time.process_time()
@@ -46,7 +47,7 @@ def rate(name: str) -> None:
 
 
 def energies(path: Path, name: str) -> None:
-    """Print what a linear fit by composition and sign of the charge leaves of the energies."""
+    """Print the residual energies of a linear fit by composition and sign of the charge."""
     theirs = data.read(path)
     with h5py.File(path) as file:
         kind, molecule = file["kind"][:], file["molecule"][:]

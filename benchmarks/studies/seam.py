@@ -1,4 +1,4 @@
-"""Steps of this checkout beside those of another one: two processes that take turns, one thread.
+"""Time of steps in this checkout and in another one: two processes take turns, one thread.
 
 git worktree add ../before COMMIT
 python benchmarks/studies/seam.py --other ../before -o seam
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 HERE = Path(__file__).resolve().parents[2]
-CASES = {  # model, structure, calls of a turn
+CASES = {  # model, structure, calls per turn
     "calculate, ethanol, So3krates": 300,
     "calculate, aspirin, So3krates": 150,
     "calculate, ethanol, Equiformer": 40,
@@ -82,7 +82,7 @@ for line in sys.stdin:
 
 
 def worker(checkout: Path) -> subprocess.Popen[str]:
-    """A process with the package of a checkout."""
+    """Start a process with the package of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, str(HERE / "benchmarks")],
@@ -95,7 +95,7 @@ def worker(checkout: Path) -> subprocess.Popen[str]:
 
 
 def ask(process: subprocess.Popen[str], name: str, n: int) -> float:
-    """Seconds of a call."""
+    """Return the time of a call, s."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(f"{name}|{n}\n")

@@ -1,14 +1,18 @@
-"""Silicon: lattice constant, bulk modulus and elastic constants of a model beside its own data.
+"""Silicon: lattice constant, bulk modulus and elastic constants of a model and of its data.
 
     python benchmarks/studies/silicon.py runs/mlearn_Si_mended.extxyz [--model so3krates-silicon]
 
-The data (after mend_silicon.py) hold a cubic cell strained by known amounts, with DFT energies and
-stresses. C11 and C12 are taken from central differences of the stress between the two smallest
-strains along x, C44 from those of a shear in the yz plane with the atoms where the strain put them
-(not relaxed), B = (C11 + 2 C12)/3; once from the stored stresses and once from the model's on the
-same structures. Then the model by itself: cell relaxed to zero stress, B from a Birch-Murnaghan fit
-of energies, optical phonon at the zone centre from forces, and the drift of dynamics at constant
-energy. Results go to benchmarks/results/NAME-OF-THE-MODEL.md.
+The data (after mend_silicon.py) contain a cubic cell strained by known amounts, with DFT energies
+and stresses. Elastic constants are computed from the stored stresses, and from the model's stresses
+of the same structures:
+
+* C11 and C12: central differences of the stress between the two smallest strains along x;
+* C44: the same for a shear in the yz plane, with atoms moved by the strain and not relaxed;
+* B = (C11 + 2 C12)/3.
+
+For the model alone: the cell at zero stress, B from a Birch-Murnaghan fit of energies, the optical
+phonon at the zone centre from forces, and the drift of dynamics at constant energy. Results go to
+benchmarks/results/NAME-OF-THE-MODEL.md.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ Stress = Callable[[Atoms], np.ndarray]
 
 
 def elastic(frames: list[Atoms], stress: Stress) -> dict[str, float]:
-    """C11, C12, B and the clamped C44 in GPa; `stress` is of one frame, [6] eV/Å³."""
+    """Return C11, C12, B and clamped C44, GPa; `stress` of a frame returns [6] eV/Å³."""
     cubic = cubic_cell(frames)
     axial, low = slope(frames, stress, cubic, (0, 0)), slope(frames, stress, cubic, (1, 2))
     c11, c12 = float(axial[0]), float((axial[1] + axial[2]) / 2)
@@ -45,14 +49,14 @@ def elastic(frames: list[Atoms], stress: Stress) -> dict[str, float]:
 
 
 def cubic_cell(frames: list[Atoms]) -> Atoms:
-    """The frame whose cell is a cube."""
+    """Return the frame with a cubic cell."""
     return min(frames, key=lambda f: np.abs(f.cell.array - np.eye(3) * f.cell[0, 0]).max())
 
 
 def slope(frames: list[Atoms], stress: Stress, cubic: Atoms, place: tuple[int, int]) -> np.ndarray:
-    """[6] GPa: change of the stress with the strain, between the two smallest of that kind.
+    """Return the change of the stress with strain [6], GPa, between the two smallest strains.
 
-    The strain is that of the direction `place` alone: e_xx for (0, 0), 2 e_yz for (1, 2).
+    Only strains of the component `place` count: e_xx for (0, 0), 2 e_yz for (1, 2).
     """
     by_size = {}
     for frame in frames:
@@ -60,7 +64,7 @@ def slope(frames: list[Atoms], stress: Stress, cubic: Atoms, place: tuple[int, i
         strain = (strain + strain.T) / 2 - np.eye(3)
         size = strain[place] * (1 if place[0] == place[1] else 2)
         strain[place] = strain[place[::-1]] = 0.0
-        # a shear turns the cell and shortens it a little, in second order
+        # a shear rotates the cell and shortens it slightly, in second order
         if abs(size) > 1e-3 and np.abs(strain).max() < max(1e-3, size**2):
             by_size[size] = frame
     low, high = max(e for e in by_size if e < 0), min(e for e in by_size if e > 0)
@@ -68,7 +72,10 @@ def slope(frames: list[Atoms], stress: Stress, cubic: Atoms, place: tuple[int, i
 
 
 def lattice(calculator: AttnCalculator) -> tuple[float, float]:
-    """Lattice constant [Å] at zero stress, and B [GPa] of a Birch-Murnaghan fit of +-3 % in a."""
+    """Return the lattice constant a [Å] at zero stress, and B [GPa].
+
+    B is that of a Birch-Murnaghan fit of +-3 % in a.
+    """
     cell = bulk("Si", "diamond", a=5.4, cubic=True)
     cell.calc = calculator
     if not LBFGS(FrechetCellFilter(cell), logfile=None).run(fmax=1e-4, steps=200):
@@ -84,7 +91,7 @@ def lattice(calculator: AttnCalculator) -> tuple[float, float]:
 
 
 def optical_phonon(calculator: AttnCalculator, a: float) -> float:
-    """THz at the zone centre: both sublattices against each other, from the force on them."""
+    """Return the frequency at the zone centre, THz, from forces on the displaced sublattices."""
     pair = bulk("Si", "diamond", a=a)
     pair.calc = calculator
     step, forces = 0.01, []
@@ -99,11 +106,11 @@ def optical_phonon(calculator: AttnCalculator, a: float) -> float:
 
 
 def dynamics(calculator: AttnCalculator, a: float, ps: float) -> tuple[float, float]:
-    """Drift in meV/atom/ps and mean temperature in K at constant energy: 64 atoms, 1 fs."""
+    """Return drift, meV/atom/ps, and mean temperature, K, at constant energy: 64 atoms, 1 fs."""
     atoms = bulk("Si", "diamond", a=a, cubic=True).repeat(2)
     atoms.calc = calculator
     thermalize_momenta(atoms, temperature_K=1200, rng=np.random.default_rng(0))
-    Stationary(atoms)  # half of it goes into the bonds
+    Stationary(atoms)  # half of it becomes potential energy
     VelocityVerlet(atoms, units.fs).run(500)
     rows: list[tuple[float, float]] = []
     run = VelocityVerlet(atoms, units.fs)

@@ -1,12 +1,12 @@
-"""SO3LR here beside so3krates-torch with the same weights: energy + forces, 1 thread, float32.
+"""SO3LR in attncalc and in so3krates-torch, same weights: energy + forces, 1 thread, float32.
 
     python benchmarks/studies/so3lr_speed.py so3lr.safetensors    # after `make peers`
 
-Every measurement has a process of its own; programs take turns within a round, and medians over
-all calls of all rounds are quoted. Neighbour lists stand outside the timing. Pairs of longer range
-end at 12 Å in both programs; "without long range" leaves out electrostatics and dispersion, and
-"lists" are made anew, those of both ranges. Memory is what one process needs at most in a step of
-dynamics, for periodic water of growing size, less what it has before its first step.
+Every measurement has a process of its own. Programs take turns within a round, and the results are
+medians over all calls of all rounds. Times exclude neighbour lists. Pairs of longer range end at
+12 Å in both programs. "without long range" omits electrostatics and dispersion, and "lists" is the
+time to build the lists of both ranges. Memory is the peak of one process in a step of dynamics
+beyond that before its first step, for periodic water of increasing size.
 
 Results: benchmarks/results/so3lr-speed.json and so3lr-speed.md.
 """
@@ -35,7 +35,7 @@ OURS, PEER = "attncalc", "so3krates-torch"
 
 
 def ours(model: str, name: str, budget: float) -> dict:
-    """Whole steps, the same without the terms of longer range, and making lists."""
+    """Time whole steps, steps without the terms of longer range, and the building of lists."""
     from torch import nn
 
     from attncalc import AttnCalculator, System, evaluate, load
@@ -48,7 +48,7 @@ def ours(model: str, name: str, budget: float) -> dict:
     evaluator = calculator.evaluator
     moved = system.with_positions(system.positions + 1e-3)
     evaluator._graphs(moved)
-    graphs = evaluator._graphs(system)  # of lists that are there, as in a step
+    graphs = evaluator._graphs(system)  # from existing lists, as in a step
     short = load(model)
     near = [term for term in short.pair_terms if long_range_of(term) is None]
     short.pair_terms = nn.ModuleList(near)
@@ -73,7 +73,7 @@ def ours(model: str, name: str, budget: float) -> dict:
 
 
 def peer(name: str, budget: float) -> dict:
-    """The same of so3krates-torch, with its calculator."""
+    """Time whole steps and steps without long range in so3krates-torch, and its calculator."""
     import numpy as np
 
     atoms = SYSTEMS[name]()
@@ -99,7 +99,7 @@ def peer(name: str, budget: float) -> dict:
 
 
 def memory(model: str, name: str) -> dict:
-    """MiB of a process before and after two steps of dynamics."""
+    """Return the peak memory, MiB, of a process before and after two steps of dynamics."""
     from attncalc import System, md
     from attncalc.calculator import AttnCalculator
 
@@ -107,7 +107,7 @@ def memory(model: str, name: str) -> dict:
     evaluator = AttnCalculator(model, long_range_cutoff=CUTOFF, threads=1).evaluator
     small = System.from_ase(water_box((4, 4, 4)))
     verlet = md.Verlet(0.01)
-    md.run(verlet, evaluator, verlet.init(evaluator, small, seed=0), 1)  # compiled, and imported
+    md.run(verlet, evaluator, verlet.init(evaluator, small, seed=0), 1)  # compiles, and imports
     before = peak_mib("cpu")
     system = System.from_ase(atoms)
     md.run(verlet, evaluator, verlet.init(evaluator, system, seed=0), 2)
@@ -115,7 +115,7 @@ def memory(model: str, name: str) -> dict:
 
 
 def markdown(rows: dict[str, dict[str, dict]], boxes: dict[str, dict], notes: list[str]) -> str:
-    """The tables people read."""
+    """Return the tables in Markdown."""
     lines = [*notes, "", "## Energy + forces, ms per call", ""]
     body = []
     for name, of in rows.items():

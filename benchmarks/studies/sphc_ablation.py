@@ -1,15 +1,16 @@
-"""So3krates with SPHCs on MD17: with and without non-local attention, and beside MACE.
+"""So3krates with SPHCs on MD17: with and without non-local attention, compared with MACE.
 
     make peers                                          # once: MACE in its own environment
     python benchmarks/studies/sphc_ablation.py ../shared/data   # the folder of rmd17_*.npz; two hours
 
-Trains `recipes/sphc-MOLECULE-KIND.yaml` (what is finished is not repeated), and by its own command
-a MACE of mace-torch's default size on the same 950 frames in batches of the same size, for as many
-epochs as fit into the time of ours with non-local attention; tests all on the split test_01, and
-writes results/sphc-ablation.md. Cost is processor time on one thread: of a training step (gradient
-of the errors of five structures by all weights), and of energy + forces of one structure. Time of a
-training is steps times the time of a step, for both alike: reading, validation and the optimizer
-are left out.
+Trains `recipes/sphc-MOLECULE-KIND.yaml` (finished trainings are not repeated). By mace-torch's own
+command, trains a MACE of default size on the same 950 frames in batches of the same size, for as
+many epochs as fit into the time of our network with non-local attention. Tests all models on the
+split test_01, and writes results/sphc-ablation.md.
+
+Cost is processor time on one thread: of a training step (gradient of the errors of five structures
+by all weights), and of energy + forces of one structure. The time of a training is the number of
+steps times the time of a step, for both codes, without reading, validation and the optimizer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MOLECULES = ("ethanol", "aspirin")
 KINDS = {"local": "without", "window": "with"}
 MACE_PYTHON = HERE.parent / ".venv-peers" / "mace-torch" / "bin" / "python"
 BATCH, N_TRAIN, N_VALIDATION = 5, 950, 50
-MACE = {  # as mace-torch's `mace_run_train` has them by default, written out
+MACE = {  # defaults of mace-torch's `mace_run_train`, written out
     "model": "MACE",
     "r_max": 5.0,
     "hidden_irreps": "128x0e + 128x1o",
@@ -44,7 +45,7 @@ MACE = {  # as mace-torch's `mace_run_train` has them by default, written out
 
 
 def cpu_ms(call, repeats: int) -> float:
-    """Median processor time of a call, after one that warms up."""
+    """Return the median processor time of a call, ms, after one warm-up call."""
     call()
     times = []
     for _ in range(repeats):
@@ -55,7 +56,7 @@ def cpu_ms(call, repeats: int) -> float:
 
 
 def ours(molecule: str, kind: str, data: Path, runs: Path) -> dict:
-    """Errors and cost of one of our networks."""
+    """Return errors and cost of one of our networks, which is trained if necessary."""
     import torch
 
     from attncalc import System, evaluate, load
@@ -94,7 +95,7 @@ def ours(molecule: str, kind: str, data: Path, runs: Path) -> dict:
 
 
 def mace(molecule: str, data: Path, runs: Path, budget_s: float) -> dict:
-    """The same of MACE, trained for so much processor time."""
+    """Return errors and cost of MACE, trained for `budget_s` seconds of processor time."""
     from ase.io import write as write_frames
 
     from attncalc.data import read
@@ -123,7 +124,10 @@ def mace(molecule: str, data: Path, runs: Path, budget_s: float) -> dict:
 
 
 def mace_worker(folder: Path, budget_s: float) -> dict:
-    """Runs in MACE's own environment: times a step and a call, trains by MACE's command, tests."""
+    """Train MACE by its own command, test it, and time a step and a call.
+
+    This function runs in MACE's own environment.
+    """
     import contextlib
 
     import torch
@@ -168,7 +172,7 @@ def mace_worker(folder: Path, budget_s: float) -> dict:
             "device": "cpu",
             "default_dtype": "float32",
             "seed": 1,
-            # a hundredth of the first learning rate at the end, as ours falls
+            # the final learning rate is a hundredth of the first one, as in our trainings
             "scheduler": "ExponentialLR",
             "lr_scheduler_gamma": 0.01 ** (1 / n_epochs),
             "work_dir": folder / name,
@@ -201,7 +205,7 @@ def mace_worker(folder: Path, budget_s: float) -> dict:
 
         return cpu_ms(step, 10), cpu_ms(call, 30), sum(p.numel() for p in parameters)
 
-    # weights of one epoch tell what a step takes, and so how many epochs fit
+    # a training of one epoch gives the time of a step, and so the number of epochs that fit
     step_ms, _, _ = timed(load(train(1, "probe")))
     n_epochs = max(1, round(1e3 * budget_s / (step_ms * N_TRAIN / BATCH)))
     model = load(train(n_epochs, f"run{n_epochs}"))
@@ -224,12 +228,12 @@ def mace_worker(folder: Path, budget_s: float) -> dict:
 
 
 def training_s(row: dict) -> float:
-    """Processor time of all steps of a training."""
+    """Return the processor time of all steps of a training, s."""
     return row["epochs"] * (N_TRAIN // BATCH) * row["step_ms"] / 1e3
 
 
 def markdown(rows: list[dict], machine: str) -> str:
-    """The table people read."""
+    """Return the table in Markdown."""
     notes = (
         "Labels of MD17, 950 frames, batches of 5, test_01 (1,000 frames). Ours: Adam from 1e-3 "
         "to 1e-5, cosine; MACE: its command's defaults (Adam from 1e-2), with --ema --amsgrad and "
@@ -258,7 +262,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of rmd17_MOLECULE.npz")
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs", help="where runs are")
     parser.add_argument("--molecules", nargs="+", default=MOLECULES, choices=MOLECULES)
-    parser.add_argument("--mace", type=float, metavar="S", help=argparse.SUPPRESS)  # in its own
+    parser.add_argument("--mace", type=float, metavar="S", help=argparse.SUPPRESS)  # for mace_worker
     options = parser.parse_args()
     if options.mace:
         print(json.dumps(mace_worker(options.data, options.mace)))

@@ -3,8 +3,8 @@
     git worktree add ../before COMMIT
     python benchmarks/studies/step_before_after.py --other ../before -o matrix_order
 
-Both run by turns in processes of their own, on one thread, with neighbour lists outside of the
-time. The result is benchmarks/results/NAME.md.
+The checkouts take turns, in processes of their own, on one thread. Times exclude neighbour lists.
+The result is benchmarks/results/NAME.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ print(median(timed(float(sys.argv[4]), {"step": step}, "cpu")["step"]))
 
 
 def timed(checkout: Path, model: str, system: str, seconds: float) -> float:
-    """Median time of an evaluation in ms, in a process of its own."""
+    """Return the median time of an evaluation, ms, in a process of its own."""
     more = (str(BENCHMARKS), system, model, str(seconds))
     arguments, environment = command(checkout, "-c", TIMED, *more)
     ended = subprocess.run(
@@ -68,14 +68,14 @@ def main() -> None:
     checkouts, rows = [arguments.other.resolve(), BENCHMARKS.parent], []
     for model, systems in MODELS.items():
         for checkout in checkouts:
-            timed(checkout, model, systems[0], 0.0)  # loops are compiled
+            timed(checkout, model, systems[0], 0.0)  # compiles the loops
         for system in systems:
             each = [
                 [timed(checkout, model, system, SECONDS) for checkout in checkouts]
                 for _ in range(arguments.rounds)
             ]
             before, after = zip(*each, strict=True)
-            # others use the machine, too: what they take from a process is never negative
+            # other processes can only increase the times, so compare the shortest ones
             ratio = min(after) / min(before)
             ends = [f"{min(one):.3f} to {max(one):.3f}" for one in (before, after)]
             rows.append([model, system, *ends, f"{ratio:.2f}"])

@@ -1,4 +1,4 @@
-"""Liquid water: radial distribution functions and density along runs of `attncalc md`.
+"""Liquid water: radial distribution functions and density of runs of `attncalc md`.
 
     python benchmarks/studies/water.py --start water.extxyz
     attncalc relax water.extxyz --model so3lr.safetensors --steps 30 -o start.extxyz
@@ -8,9 +8,9 @@
         --timestep 1.5 --steps 20000 --every 20 --seed 2 -o npt.h5md
     python benchmarks/studies/water.py --name water-so3lr --nvt nvt.h5md --npt npt.h5md --skip-npt 6
 
-216 molecules at 0.998 g/cm³. Hydrogen atoms weigh 3.024 amu and oxygen atoms as much less: places
-of classical nuclei have the same distribution whatever their masses, and the timestep may be twice
-as long (Feenstra et al., J. Comput. Chem. 20, 786, 1999).
+216 molecules at 0.998 g/cm³. Hydrogen atoms have a mass of 3.024 amu, and oxygen atoms lose the
+added mass. The distribution of the positions of classical nuclei does not depend on their masses,
+and the time step may be twice as long (Feenstra et al., J. Comput. Chem. 20, 786, 1999).
 
 Results: benchmarks/results/NAME.json, .md and .png.
 """
@@ -40,15 +40,18 @@ from attncalc.plots.style import BLUE, GREY, tidy
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAIRS = (("O", "O"), ("O", "H"))
 WIDTH = 0.05  # Å
-BLOCKS = 5  # of which standard errors are made
-HEAVIER = 2.016  # amu, that a hydrogen atom has from its oxygen atom
+BLOCKS = 5  # for standard errors
+HEAVIER = 2.016  # mass moved from the oxygen atom to each hydrogen atom, amu
 # X-ray diffraction, 295 K: first maximum of g_OO
 MEASURED = (2.80, 2.57)
 SOURCE = "Skinner et al., J. Chem. Phys. 138, 074506 (2013)"
 
 
 def rdf(frames: list[Atoms], first: str, second: str) -> tuple[NDArray, NDArray]:
-    """Distances [n] Å and g [blocks, n] to half of the cubic box, without pairs of a molecule."""
+    """Return distances [n] Å and g [blocks, n], without pairs within a molecule.
+
+    Distances extend to half the edge of the cubic box.
+    """
     half = frames[0].cell.lengths().min() / 2
     edges = np.arange(0, half, WIDTH)
     shells = 4 / 3 * np.pi * np.diff(edges**3)
@@ -60,7 +63,7 @@ def rdf(frames: list[Atoms], first: str, second: str) -> tuple[NDArray, NDArray]
         block = k * BLOCKS // len(frames)
         apart = (atoms.positions[a][:, None] - atoms.positions[b]) @ np.linalg.inv(atoms.cell)
         lengths = np.linalg.norm((apart - apart.round()) @ atoms.cell.array, axis=2)
-        lengths[a[:, None] // 3 == b[None] // 3] = np.inf  # molecules are three atoms in order
+        lengths[a[:, None] // 3 == b[None] // 3] = np.inf  # three successive atoms are a molecule
         counted[block] += np.histogram(lengths, edges)[0]
         n_frames[block] += 1
     density = len(b) / frames[0].get_volume()
@@ -69,7 +72,7 @@ def rdf(frames: list[Atoms], first: str, second: str) -> tuple[NDArray, NDArray]
 
 
 def extrema(r: NDArray, g: NDArray) -> dict[str, tuple[float, float]]:
-    """First maximum, first minimum behind it, second maximum: place in Å, and height."""
+    """Return position (Å) and height of the first maximum, the next minimum and maximum."""
     top = int(g[r < 3.2].argmax())
     low = top + int(g[top : np.searchsorted(r, 4.0)].argmin())
     second = low + int(g[low : np.searchsorted(r, 5.5)].argmax())
@@ -92,18 +95,18 @@ def density(atoms: Atoms) -> float:
 
 
 def behind(run: Path, picoseconds: float) -> list[Atoms]:
-    """Return the frames of a trajectory behind so many picoseconds."""
+    """Return the frames of a trajectory after the first `picoseconds`."""
     frames = md.read_h5md(run)
     return [atoms for atoms in frames if atoms.info["time_fs"] > 1e3 * picoseconds]
 
 
 def with_error(values: NDArray) -> tuple[NDArray, NDArray]:
-    """Mean along the first axis, which is that of blocks, and its standard error."""
+    """Return the mean over the first axis, which is that of blocks, and its standard error."""
     return values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))
 
 
 def length(frames: list[Atoms]) -> str:
-    """Return what a table says of the frames' time."""
+    """Return the simulation time of the frames, as text for the table."""
     return f"{(frames[-1].info['time_fs'] - frames[0].info['time_fs']) / 1e3:.0f} ps"
 
 

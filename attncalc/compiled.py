@@ -1,4 +1,4 @@
-"""Availability of compiled loops: Numba's (the optional extra "fast") and Triton's."""
+"""Availability of compiled loops: Numba's and Triton's."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import from_anywhere
-from attncalc.cli.known import is_delta, require_known
+from attncalc.cli.model_checks import is_delta, require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar

@@ -19,8 +19,8 @@ from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import OutsideTraining, one_line_errors
 from attncalc.cli.files import existing_file, read_structures
-from attncalc.cli.known import require_known, say_model
 from attncalc.cli.md_picture import Picture
+from attncalc.cli.model_checks import require_known, say_model
 from attncalc.cli.options import (
     calculator_options,
     model_option,
@@ -38,11 +38,11 @@ from attncalc.md import (
     Thermometer,
     run_with_ase,
 )
+from attncalc.md.extra_results import require_results
 from attncalc.md.integrators import INTEGRATORS, THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import NOVELTY, LogSummary
 from attncalc.md.time_unit import SHORTEST, in_longer_unit
-from attncalc.md.written import require_results
 from attncalc.novelty import OUTSIDE
 from attncalc.signals import finished_before_ctrl_c
 

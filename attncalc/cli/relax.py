@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from attncalc import plots
 from attncalc.calculator import AttnCalculator
-from attncalc.cli.course import Course
 from attncalc.cli.errors import EXPECTED, OutsideTraining, one_line_errors
 from attncalc.cli.files import (
     existing_file,
@@ -33,10 +32,11 @@ from attncalc.cli.files import (
     save_picture,
     write_structures,
 )
-from attncalc.cli.known import require_known, say_model
+from attncalc.cli.model_checks import require_known, say_model
 from attncalc.cli.options import calculator_options, model_option, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
+from attncalc.cli.relaxation_course import Course
 from attncalc.cli.shards import many_options, output_of_shards, refuse_unfinished, work_off
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch

@@ -11,7 +11,6 @@ from ase import Atoms
 from tqdm import tqdm
 
 from attncalc.calculator import AttnCalculator
-from attncalc.cli.course import Course
 from attncalc.cli.errors import EXPECTED
 from attncalc.cli.model_job import ModelJob
 from attncalc.cli.relax import (
@@ -21,6 +20,7 @@ from attncalc.cli.relax import (
     relax_in_batch,
     relax_one,
 )
+from attncalc.cli.relaxation_course import Course
 from attncalc.cli.shards import Outcome, sort_out
 from attncalc.data.shards import Frame
 from attncalc.structures import batches

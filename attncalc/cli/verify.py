@@ -12,7 +12,7 @@ from attncalc import checks
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import read_structures
-from attncalc.cli.known import is_delta
+from attncalc.cli.model_checks import is_delta
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import json_option, quiet_option, report_json, say
 from attncalc.system import System

@@ -9,10 +9,10 @@ from attncalc.md.force import Function
 from attncalc.md.fused_steps import kick_drift, rescale_at_once
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.settings import Settings
+from attncalc.md.splitting import drift, kick, rescale
 from attncalc.md.start import AtTemperature
 from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_relaxation, check_timestep
-from attncalc.md.verbs import drift, kick, rescale
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,14 @@ from torch import Tensor
 
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import rescale_at_once
-from attncalc.md.given import Structures, as_list
+from attncalc.md.inputs import Structures, as_list
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
+from attncalc.md.splitting import drift, kick, rescale
 from attncalc.md.start import AtTemperature
 from attncalc.md.state import FLOATS, MDState, Stored
 from attncalc.md.time_unit import check_relaxation, check_timestep
-from attncalc.md.verbs import drift, kick, rescale
 from attncalc.nn.options import positive
 from attncalc.potential import Potential
 from attncalc.result import Result, volumes

@@ -1,6 +1,6 @@
-"""Several verbs in one pass over the atoms: all before the forces, and velocity rescaling.
+"""Several operations in one pass over the atoms: all before the forces, and velocity rescaling.
 
-The verbs of `attncalc.md.verbs` are the definition. The functions here give the same numbers, up to
+The functions of `attncalc.md.splitting` are the definition. These here give the same numbers, up to
 rounding, by compiled loops: Numba's on the CPU, Triton's on a GPU. They return None elsewhere.
 """
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from attncalc.files import FileLock, folder_to_disk, lock, naming_full_disk, refuse_existing
 from attncalc.files.hdf5_writing import writing_hdf5
 from attncalc.md.callback import Callback
+from attncalc.md.extra_results import checked_names, require_of_state
 from attncalc.md.h5md import (
     DIPOLE,
     DIPOLE_UNIT,
@@ -40,7 +41,6 @@ from attncalc.md.h5md import (
 )
 from attncalc.md.integrator import Column, Integrator, own_columns
 from attncalc.md.state import MDState
-from attncalc.md.written import checked_names, require_of_state
 
 log = logging.getLogger(__name__)
 

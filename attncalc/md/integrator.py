@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attncalc.md.force import Force, Function
-from attncalc.md.given import Structures
+from attncalc.md.inputs import Structures
 from attncalc.md.log_file import SPREAD
 from attncalc.md.settings import Settings
 from attncalc.md.state import MDState

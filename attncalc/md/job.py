@@ -18,6 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from attncalc.files import FileLock, NoSpaceLeft, refuse_existing, remove_abandoned
 from attncalc.md.callback import Callback
 from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
+from attncalc.md.extra_results import require_of_state, results_of
 from attncalc.md.force import Force
 from attncalc.md.h5md import described, opened
 from attncalc.md.h5md_writer import H5MDWriter, hidden_files
@@ -31,7 +32,6 @@ from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
 from attncalc.md.watch import EVERY, Watch, novelty_columns
 from attncalc.md.with_ase import Frames, no_start
-from attncalc.md.written import require_of_state, results_of
 from attncalc.model_header import DTYPES
 from attncalc.potential import MOST_THREADS
 from attncalc.text import one_line
@@ -313,7 +313,7 @@ class FrameWriter(Callback):
         path: new file.
         atoms: frames are copies of it with other positions, cell, momenta and results.
         every: steps.
-        write: further results, see `attncalc.md.written`.
+        write: further results, see `attncalc.md.extra_results`.
     """
 
     def __init__(self, path: Path, atoms: Atoms, *, every: int, write: Sequence[str] = ()) -> None:

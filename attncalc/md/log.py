@@ -13,7 +13,6 @@ from ase import units
 from attncalc.files import Appended, FileLock, folder_to_disk, refuse_existing
 from attncalc.md.callback import Callback
 from attncalc.md.integrator import Column, Integrator, own_columns
-from attncalc.md.log_again import lines_again, volume
 from attncalc.md.log_file import (
     Intact,
     LogSummary,
@@ -21,6 +20,7 @@ from attncalc.md.log_file import (
     intact_part,
     line,
 )
+from attncalc.md.log_repair import lines_again, volume
 from attncalc.md.state import MDState
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
-from attncalc.md.given import Structures, as_list, fixed_atoms, mask_of
+from attncalc.md.inputs import Structures, as_list, fixed_atoms, mask_of
 from attncalc.md.optimizers import OPTIMIZERS, Optimizer, longest_of
 from attncalc.md.velocities import MOST_STEPS
 from attncalc.neighbors import ImpossiblePositions

@@ -10,10 +10,10 @@ from typing import Any, TypeGuard
 
 from ase import units
 
+from attncalc.md.extra_results import checked_names
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.time_unit import check_friction, check_relaxation, check_timestep
 from attncalc.md.velocities import MOST_STEPS
-from attncalc.md.written import checked_names
 from attncalc.nn.options import whole_number
 
 ENSEMBLES = ("nve", "nvt", "npt")
@@ -39,7 +39,8 @@ class Settings:
         cell_relaxation: relaxation time of the cell in "npt", ASE time units (1000 * ase.units.fs).
         compressibility: 1/GPa, roughly that of the material; scales `cell_relaxation`.
         isotropic: whether the cell keeps its shape in "npt".
-        write: further results in the trajectory, "charges" and "dipole": see `attncalc.md.written`.
+        write: further results in the trajectory, "charges" and "dipole", see
+            `attncalc.md.extra_results`.
 
     Raises:
         ValueError: a setting is impossible; the message names it.

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
-from attncalc.md.given import Structures, as_tensor, mask_of, of_shape, read_structures
+from attncalc.md.inputs import Structures, as_tensor, mask_of, of_shape, read_structures
 from attncalc.md.integrator import of_systems
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import kick_drift
-from attncalc.md.given import Structures
+from attncalc.md.inputs import Structures
 from attncalc.md.integrator import Column
 from attncalc.md.settings import Settings
+from attncalc.md.splitting import drift, kick
 from attncalc.md.start import initial_state
 from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_timestep
 from attncalc.md.velocities import runaway
-from attncalc.md.verbs import drift, kick
 from attncalc.potential import Potential
 
 # K, of drawn velocities if no temperature is given

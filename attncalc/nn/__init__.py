@@ -1,1 +1,1 @@
-"""Networks, each of which maps a `Graph` to `AtomOutputs`; one file each."""
+"""Networks, each of which maps a `Graph` to `AtomOutputs`."""

@@ -2,6 +2,6 @@
 
 from attncalc.novelty.environments import Environments, Surroundings
 from attncalc.novelty.fit import Sample, fit
-from attncalc.novelty.words import OUTSIDE, Outsider, outsider
+from attncalc.novelty.messages import OUTSIDE, Outsider, outsider
 
 __all__ = ["OUTSIDE", "Environments", "Outsider", "Sample", "Surroundings", "fit", "outsider"]

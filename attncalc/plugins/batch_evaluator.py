@@ -11,7 +11,7 @@ from torch import Tensor
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load
 from attncalc.neighbors.search import complete_cell
-from attncalc.plugins.lookout import Lookout
+from attncalc.plugins.novelty_monitor import NoveltyMonitor
 from attncalc.potential import Potential
 from attncalc.result import SMALLEST_VOLUME, volumes
 from attncalc.system import System
@@ -36,7 +36,7 @@ class BatchEvaluator:
     def __init__(self, model: str | Path | Potential, device: str | torch.device = "auto") -> None:
         potential = model if isinstance(model, Potential) else load(model, device=device)
         self.device = potential.device
-        self.evaluator, self._look = Evaluator(potential), Lookout()
+        self.evaluator, self._monitor = Evaluator(potential), NoveltyMonitor()
         self._last: System | None = None
 
     def __call__(
@@ -84,7 +84,7 @@ class BatchEvaluator:
             )
         )
         result = self.evaluator(system)
-        self._look(system, result)
+        self._monitor(system, result)
         volume = volumes(system)[:, None, None]
         stress = result.strain_gradient / volume.clamp(min=SMALLEST_VOLUME)
         return {

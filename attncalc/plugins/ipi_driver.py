@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import load
-from attncalc.plugins.lookout import Lookout
+from attncalc.plugins.novelty_monitor import NoveltyMonitor
 from attncalc.system import System
 from attncalc.text import one_line
 
@@ -58,7 +58,7 @@ class Driver:
     ) -> None:
         found = read(template)
         self.atoms: Atoms = found if isinstance(found, Atoms) else found[-1]
-        self.evaluator, self._look = Evaluator(load(model, device=device)), Lookout()
+        self.evaluator, self._monitor = Evaluator(load(model, device=device)), NoveltyMonitor()
         self._system = self._copies(1)
 
     def __call__(self, cell: Any, pos: Any) -> Any:
@@ -105,7 +105,7 @@ class Driver:
             rows = np.stack([np.reshape(h, (3, 3)).T for h in cells]) * units.Bohr
             system = replace(system, cell=torch.from_numpy(rows).to(device))
         result = self.evaluator(system)
-        self._look(system, result)
+        self._monitor(system, result)
         energy, _, forces, strain_gradient, *_ = result.arrays
         forces = (forces * (units.Bohr / units.Hartree)).reshape(n, m, 3)
         virial = -strain_gradient / units.Hartree

@@ -39,7 +39,7 @@ from attncalc.evaluator import Evaluator
 from attncalc.graph import Graphs, species_of
 from attncalc.model_file import load
 from attncalc.plugins.halo import OutputExchange, Owners
-from attncalc.plugins.lookout import Lookout
+from attncalc.plugins.novelty_monitor import NoveltyMonitor
 from attncalc.potential import Potential, evaluate, evaluate_with_virials
 from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops
@@ -402,7 +402,7 @@ class _Alone:
         self.lmp, self.evaluator = lmp, evaluator
         self.charge, self.spin, self.per_atom = charge, spin, per_atom
         self._known: tuple[Integers, Integers] | None = None
-        self._look = Lookout()
+        self._monitor = NoveltyMonitor()
         self._rows: Integers = np.zeros(0, np.int64)
         self._system: System | None = None
         names = ("IMGMASK", "IMGMAX", "IMGBITS", "IMG2BITS")
@@ -427,11 +427,11 @@ class _Alone:
             system = self._system_of(images.positions[rows], numbers[rows], flags, box)
             if not self.per_atom:
                 result = self.evaluator(system)
-                self._look(system, result, ids[rows])
+                self._monitor(system, result, ids[rows])
                 forces[rows] = result.forces.cpu().numpy()
                 return _parts(result)
             result, virials = self.evaluator.with_virials(system)
-            self._look(system, result, ids[rows])
+            self._monitor(system, result, ids[rows])
         forces[rows] = result.forces.cpu().numpy()
         energies = result.energies.cpu().numpy()
         return _parts(result, OfAtoms(rows, energies, virials.cpu().numpy()))
@@ -495,7 +495,7 @@ class _Shared:
         self.lmp, self.comm, self.evaluator, self.exchange = lmp, comm, evaluator, exchange
         self.charge, self.spin, self.per_atom = charge, spin, per_atom
         self.n_rebuilds = 0
-        self._look = Lookout(comm)
+        self._monitor = NoveltyMonitor(comm)
         self._known: tuple[Integers, Integers] | None = None
         self._domain: Domain | None = None
         self._owners: Any = None
@@ -518,7 +518,7 @@ class _Shared:
         if domain is None:
             if self._outputs is not None:
                 self._outputs.without_atoms(len(self.evaluator.plain.members))
-            self._look()
+            self._monitor()
             return Parts()
         assert graphs is not None
         potential, rows, virials = self.evaluator.potential, domain.rows[: domain.n_own], None
@@ -527,7 +527,7 @@ class _Shared:
                 result, virials = evaluate_with_virials(potential, graphs)
             else:
                 result = evaluate(potential, graphs)
-        self._look(domain.system, result, images.ids[rows])
+        self._monitor(domain.system, result, images.ids[rows])
         add = self._owners.add_to_owners
         forces[rows] = add(result.forces.numpy())
         if virials is None:

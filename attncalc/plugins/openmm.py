@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from attncalc.evaluator import Evaluator
 from attncalc.model_file import find_model, load, shipped_models
-from attncalc.plugins.lookout import Lookout
+from attncalc.plugins.novelty_monitor import NoveltyMonitor
 from attncalc.system import System
 
 try:
@@ -65,7 +65,7 @@ class Energy:
         self._given = (model, numbers, periodic, charge, spin, device)
         # contexts with this force may run in several threads
         self._lock = threading.Lock()
-        self._evaluator, self._look = Evaluator(load(model, device=device)), Lookout()
+        self._evaluator, self._monitor = Evaluator(load(model, device=device)), NoveltyMonitor()
         n = len(numbers)
         apart = 10.0 * np.arange(n)[:, None] * [1.0, 0.0, 0.0]  # Å; no two atoms in one place
         atoms = Atoms(numbers, apart, cell=[10.0 * n, 10.0, 10.0], pbc=periodic)
@@ -88,7 +88,7 @@ class Energy:
             positions = torch.from_numpy(10.0 * state.getPositions(asNumpy=True)._value)
             system = self._system.with_positions(positions.to(self._system.device))
             result = self._evaluator(system)
-            self._look(system, result)
+            self._monitor(system, result)
             energy, _, forces, *_ = result.arrays
         return float(energy[0]) / KJ_PER_MOL, forces * (10.0 / KJ_PER_MOL)
 

@@ -1,4 +1,4 @@
-"""What a step does before the forces, in one pass: the verbs of the integrators, one by one."""
+"""A step before the forces in one pass equals the elementary operations one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toys import zeros_of
 
 from attncalc import System, load, md
 from attncalc.evaluator import Evaluator
-from attncalc.md import fused_steps, verbs
+from attncalc.md import fused_steps, splitting
 from attncalc.md.integrator import of_systems
 
 FS = units.fs
@@ -79,7 +79,7 @@ def test_rescaling_in_one_pass_is_the_verb(kelvin, fixed: bool, atoms: str) -> N
     first = bussi.init(zeros_of, system, seed=2**32 - 1, **options).replace(step=2**40 + 3)
     bath = (of_systems(bussi.temperature, system), bussi.relaxation)
     fast = fused_steps.rescale_at_once(first, 2.0, *bath)
-    plain = verbs.rescale(first, 2.0, *bath)
+    plain = splitting.rescale(first, 2.0, *bath)
     assert not torch.equal(plain.momenta, first.momenta)
     assert_close(fast.momenta, plain.momenta, 1e-11)
     assert_close(fast.heat, plain.heat, 1e-11)

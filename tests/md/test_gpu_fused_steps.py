@@ -1,4 +1,4 @@
-"""The GPU's half step in Triton's interpreter: the verbs of the verbs, on the CPU."""
+"""The GPU's half step in Triton's interpreter equals the elementary operations on the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IN_THE_INTERPRETER = """
 import math
 import torch
 from ase import units
-from attncalc.md import gpu_fused_steps, verbs, fused_steps, noise
+from attncalc.md import gpu_fused_steps, splitting, fused_steps, noise
 from attncalc.md.state import MDState
 from attncalc.system import System
 
@@ -35,15 +35,15 @@ for fixed in (None, torch.rand(n) < 0.2):
         start = state.replace(fixed=fixed, step=step, seed=2**32 - 1 if step else 1)
         if fixed is not None:
             start = start.replace(momenta=start.momenta * ~fixed.unsqueeze(1))
-        half = verbs.drift(verbs.kick(start, time / 2), time / 2)
+        half = splitting.drift(splitting.kick(start, time / 2), time / 2)
         for kelvin in ([300.0, 9000.0, 10.0], [300.0], None):
             bath = None if kelvin is None else torch.tensor(kelvin, dtype=torch.float64)
             if bath is None:
-                expected = verbs.drift(verbs.kick(start, time / 2), time)
+                expected = splitting.drift(splitting.kick(start, time / 2), time)
                 found = gpu_fused_steps.moved(start, time, 1.0, 0.0, None)
             else:
-                expected = verbs.thermalize(half, time, bath, friction)
-                expected = verbs.drift(expected, time / 2)
+                expected = splitting.thermalize(half, time, bath, friction)
+                expected = splitting.drift(expected, time / 2)
                 found = gpu_fused_steps.moved(start, time, kept, renewed, bath)
             for a, b in (
                 (found.system.positions, expected.system.positions),

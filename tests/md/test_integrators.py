@@ -18,9 +18,9 @@ from toys import gas, zeros_of
 from attncalc import System, md
 from attncalc.md.integrator import Column, Integrator
 from attncalc.md.integrators import INTEGRATORS, integrator_of
+from attncalc.md.splitting import drift, kick
 from attncalc.md.start import initial_state
 from attncalc.md.state import FLOATS, Stored
-from attncalc.md.verbs import drift, kick
 
 FS = units.fs
 

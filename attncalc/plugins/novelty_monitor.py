@@ -1,4 +1,4 @@
-"""`Lookout`: a warning about atoms outside the training data, for plugins to other programs."""
+"""`NoveltyMonitor`: a warning about atoms outside the training data, for plugins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attncalc.result import Result
 from attncalc.system import System
 
 
-class Lookout:
+class NoveltyMonitor:
     """Warns once if an atom is outside the training data of the model.
 
     The first result and every twentieth one after it are checked.

@@ -13,7 +13,7 @@ from attncalc import Evaluator, System, load
 from attncalc.calculator import LOOK_EVERY
 from attncalc.plugins.batch_evaluator import BatchEvaluator
 from attncalc.plugins.ipi_driver import Driver
-from attncalc.plugins.lookout import Lookout
+from attncalc.plugins.novelty_monitor import NoveltyMonitor
 
 MODEL = "so3krates-ethanol"
 OUTSIDE = r"outside the training data: atom 3 \(H\)"
@@ -27,7 +27,7 @@ def torn() -> Atoms:
 
 
 def test_it_looks_at_the_first_and_every_twentieth_and_warns_once() -> None:
-    evaluator, look = Evaluator(load(MODEL, device="cpu")), Lookout()
+    evaluator, look = Evaluator(load(MODEL, device="cpu")), NoveltyMonitor()
     fine, outside = map(System.from_ase, (molecule("CH3CH2OH"), torn()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,11 +1,11 @@
-"""Elementary operations of integrators, called verbs; each makes a new state.
+"""Elementary operations of integrators by operator splitting; each makes a new state.
 
-| letter | what it does in a time h                                             | here    |
-|--------|----------------------------------------------------------------------|---------|
-| B      | momenta += h forces                                                  | `kick`  |
-| A      | positions += h momenta / masses                                      | `drift` |
+| letter | effect in a time h                                                   | here         |
+|--------|----------------------------------------------------------------------|--------------|
+| B      | momenta += h forces                                                  | `kick`       |
+| A      | positions += h momenta / masses                                      | `drift`      |
 | O      | momenta = c momenta + sqrt((1 - c²) m kB T) noise, c = exp(-gamma h) | `thermalize` |
-| R      | thermal momenta *= a random number that thermalises their energy     | `rescale` |
+| R      | thermal momenta *= a random number that thermalizes their energy     | `rescale`    |
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ class AttnCalculator(BaseCalculator):
         model: name of a shipped model, path of a model file, or a `Potential`. A `Potential` is
             copied: training it further does not change this calculator. A list of two or more of
             these is a committee: the results are the mean of its members, `spread` their standard
-            deviation. The default is the general model of molecules of H, C, N, O, F, P, S and Cl.
+            deviation. The default is the general model of molecules of H, C, N, O, F, P, S and Cl;
+            its energies compare structures of one composition and total charge only.
         device: "auto" (CUDA if available), "cpu", "cuda", "cuda:1" ...
         dtype: of the network, "float32", "float64" or a torch dtype; None: the model's own.
         skin: Å added to the cutoff so that the neighbour list can be reused; None chooses it by

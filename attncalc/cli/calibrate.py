@@ -19,7 +19,7 @@ from attncalc.cli.output import output_file, output_options, report_json, say
 @click.command()
 @click.argument("model")
 @click.argument("data_file", metavar="[DATA]", required=False)
-@click.option("--labels", help="Label set of the file; any has the same structures, mostly.")
+@click.option("--labels", help="Label set of the file; usually all sets have the same structures.")
 @click.option(
     "--split",
     "splits",

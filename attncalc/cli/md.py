@@ -256,7 +256,7 @@ def md(
                 stop=stop,
             )
         n_lists = force.neighbors.n_rebuilds
-    _report(picture, summary, f"{n_lists} neighbour lists in {settings.n_steps} steps")
+    _report(picture, summary, n_lists)
 
 
 @contextmanager
@@ -333,8 +333,7 @@ def _resume(
         summary = resume_structures(
             *(restart, force, settings, target), progress=progress, tell=picture.warn, stop=stop
         )
-    n_lists, n_steps = force.neighbors.n_rebuilds, settings.n_steps - done
-    _report(picture, summary, f"{n_lists} neighbour lists in {n_steps} steps")
+    _report(picture, summary, force.neighbors.n_rebuilds, done)
 
 
 def _new_file(path: Path, target: Path) -> None:
@@ -436,11 +435,13 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(picture: Picture, summary: LogSummary, lists: str) -> None:
-    """Print the summary of a finished run."""
+def _report(picture: Picture, summary: LogSummary, n_lists: int, first: int = 0) -> None:
+    """Print the summary of a run that ended, and began (or was resumed) at step `first`."""
     target, n_frames = picture.target, summary.n_rows // picture.n_systems
     others = [str(target.with_suffix(ending)) for ending in (".csv", ".png")]
     of_each = f" of {picture.n_systems} systems" if picture.n_systems > 1 else ""
+    n_steps = _steps_done(summary, picture.settings)
+    lists = f"{n_lists} neighbour lists in {n_steps - first} steps"
     say(f"wrote {target} ({n_frames} frames{of_each}), {', '.join(others)}; {lists}")
     if (widest := summary.widest) is not None:
         say(
@@ -453,7 +454,7 @@ def _report(picture: Picture, summary: LogSummary, lists: str) -> None:
             "trajectory": str(target),
             "log": others[0],
             "picture": others[1],
-            "steps": _steps_done(summary, picture.settings),
+            "steps": n_steps,
             "frames": n_frames,
             "systems": picture.n_systems,
             "last": _plain(summary.last),
@@ -462,9 +463,11 @@ def _report(picture: Picture, summary: LogSummary, lists: str) -> None:
         }
     )
     if furthest is not None and furthest[NOVELTY] > OUTSIDE:
+        wanted = picture.settings.n_steps
+        end = f"it stopped at step {n_steps} of {wanted}" if n_steps < wanted else ""
         raise OutsideTraining(
             f"the run left the training data of the model: novelty {furthest[NOVELTY]:.3g} at "
-            f"{furthest['time_fs']:.1f} fs, 1 is the edge; do not trust what follows"
+            f"{furthest['time_fs']:.1f} fs, 1 is the edge; {end or 'do not trust what follows'}"
         )
 
 

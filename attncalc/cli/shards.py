@@ -241,7 +241,7 @@ def many_options(command: Command) -> Command:
             metavar="ADDRESS",
             help="Process the shards on the workers of a dask.distributed cluster, which share the "
             "folder of the output: tcp://HOST:8786, or the scheduler's file (JSON). Each worker "
-            "thread uses --threads threads (1).",
+            "thread uses one thread, or --threads if the command has it.",
         ),
         click.option(
             "--gather",
@@ -258,8 +258,8 @@ def many_options(command: Command) -> Command:
         click.option(
             "--workers",
             type=click.IntRange(min=1),
-            help="Number of processes; each uses --threads threads (1). Results and their order "
-            "are those of --workers 1.",
+            help="Number of processes, with one thread each, or --threads if the command has it. "
+            "Results and their order are those of --workers 1.",
         ),
     ):
         command = option(command)

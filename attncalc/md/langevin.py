@@ -22,7 +22,7 @@ class Langevin(AtTemperature):
     Attributes:
         timestep: ASE time units (0.5 * ase.units.fs).
         temperature: K, one number, or one for each system.
-        friction: 1 / ASE time (0.01 / ase.units.fs).
+        friction: 1 / ASE time; 0.01 / ase.units.fs is a relaxation time of 100 fs.
 
     Raises:
         ValueError: a number is not positive and finite, or a time is not in ASE's unit.

@@ -116,7 +116,8 @@ class Recipe:
             shipped model. Its hyper-parameters must be those of the recipe. Elements that are not
             in the training set are dropped.
         epochs: passes over the training set. None: as many as process ten million atoms, between
-            10 and 2000, which takes about an hour on one core; see `suited_to`.
+            10 and 2000, which takes two to four hours on one core for the default network; see
+            `suited_to`.
         minutes: approximate duration of the training, of all members of a committee together,
             instead of `epochs`. Steps are timed first, then each epoch; the number of epochs, and
             with it the schedule, is adapted to the time left. The first epoch is always finished.

@@ -164,6 +164,7 @@ def test_md_stops_when_unknown(integrator: str, model: str, inside: str) -> None
     )
     step = int(re.findall(r"step (\d+)", told)[0])
     assert 0 < step == json.loads(said)["steps"] < 200
+    assert told.rstrip().endswith(f"it stopped at step {step} of 200")
     rows, frames = md.read_log("run.csv"), read("run.xyz", ":")
     assert [row["novelty"] > 1 for row in rows] == [False] * (len(rows) - 1) + [True]
     assert len(frames) == len(rows)

@@ -302,7 +302,7 @@ def remarks(
     if known and force.mae > 2 * known:
         yield (
             f"The MAE of the forces is {force.mae / known:.1f} times that on the model's own test "
-            f"set ({three_digits(1e3 * known)} meV/Å): these structures are unlike those."
+            f"set ({three_digits(1e3 * known)} meV/Å): these structures or labels are unlike those."
         )
 
 

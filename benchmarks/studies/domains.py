@@ -36,7 +36,7 @@ from structures import water_box
 from attncalc import load
 from attncalc.fast import lower
 from attncalc.graph import Graphs
-from attncalc.domain import (Box, Domain, Images, Whole, reach_of)
+from attncalc.domain import (Box, Domain, Images, StructureTotals, reach_of)
 from attncalc.potential import Potential, evaluate
 from attncalc.structures import fresh_graphs
 from attncalc.system import System
@@ -108,7 +108,7 @@ def measure(atoms: Atoms, model: str) -> dict[str, float]:
     plain = Potential(loaded.network, loaded.species).requires_grad_(False)
     fast = lower(plain)
     composition = tuple(int((atoms.numbers == z).sum()) for z in plain.species)
-    box, whole = Box(atoms.cell.array.copy(), atoms.pbc.copy()), Whole(composition)
+    box, whole = Box(atoms.cell.array.copy(), atoms.pbc.copy()), StructureTotals(composition)
     found: dict[str, float] = {"atoms": len(atoms)}
     found["whole ms"] = milliseconds(fast, fresh_graphs(fast, System.from_ase(atoms)))
     for name, exchanges in (("exchanged", True), ("deep", False)):

@@ -464,10 +464,11 @@ def _report(picture: Picture, summary: LogSummary, n_lists: int, first: int = 0)
     )
     if furthest is not None and furthest[NOVELTY] > OUTSIDE:
         wanted = picture.settings.n_steps
-        end = f"it stopped at step {n_steps} of {wanted}" if n_steps < wanted else ""
+        stopped = f"it stopped at step {n_steps} of {wanted}"
+        end = stopped if n_steps < wanted else "do not trust what follows"
         raise OutsideTraining(
             f"the run left the training data of the model: novelty {furthest[NOVELTY]:.3g} at "
-            f"{furthest['time_fs']:.1f} fs, 1 is the edge; {end or 'do not trust what follows'}"
+            f"{furthest['time_fs']:.1f} fs, 1 is the edge; {end}"
         )
 
 

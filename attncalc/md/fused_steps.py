@@ -36,7 +36,7 @@ def kick_drift(state: MDState, time: float) -> MDState | None:
     return _on_a_gpu(state, time, 1.0, 0.0, None)
 
 
-def kick_drift_shake_drift(
+def kick_drift_thermalize_drift(
     state: MDState, time: float, temperature: Tensor, friction: float
 ) -> MDState | None:
     """B and A for half of the time, O for all of it, A for the other half.
@@ -51,7 +51,7 @@ def kick_drift_shake_drift(
     renewed = units.kB * (1 - kept * kept)
     if not _on_the_cpu(state):
         return _on_a_gpu(state, time, kept, renewed, temperature)
-    positions, momenta, heat = _loops().kick_drift_shake_drift(
+    positions, momenta, heat = _loops().kick_drift_thermalize_drift(
         *_arrays(state),
         time,
         kept,

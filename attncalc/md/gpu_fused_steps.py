@@ -41,7 +41,7 @@ def _component(
 
 
 @triton.jit
-def _kick_drift_shake_drift(
+def _kick_drift_thermalize_drift(
     positions,
     momenta,
     forces,
@@ -60,7 +60,7 @@ def _kick_drift_shake_drift(
     n_atoms,
     temperature_stride,
     HAS_FIXED: tl.constexpr,
-    SHAKES: tl.constexpr,
+    THERMALIZES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -72,7 +72,7 @@ def _kick_drift_shake_drift(
         free = here & (tl.load(fixed + i, here, other=0) == 0)
     x, y, z = 0.0, 0.0, 0.0
     system = tl.load(system_idx + i, here, other=0)
-    if SHAKES:
+    if THERMALIZES:
         kelvin = tl.load(temperature + temperature_stride * system, here, other=0.0)
         width = tl.sqrt(mass * (renewed * kelvin))
         atom = tl.load(atom_in_system + i, here, other=0).to(tl.uint32)
@@ -130,7 +130,7 @@ def _kick_drift_shake_drift(
         kept,
         z,
     )
-    if SHAKES:
+    if THERMALIZES:
         # most blocks lie within one system: one addition to memory, not one for every atom
         mine = 0.5 * twice / mass
         first = tl.min(tl.where(here, system, 1 << 62), 0)
@@ -153,14 +153,14 @@ def moved(
     """
     system, fixed = state.system, state.fixed
     step: int | Tensor = state.step
-    shakes = temperature is not None
+    thermalizes = temperature is not None
     old = [tensor.contiguous() for tensor in (system.positions, state.momenta, state.forces)]
     positions, momenta = torch.empty_like(old[0]), torch.empty_like(old[1])
-    heat = state.heat.clone() if shakes else state.heat
+    heat = state.heat.clone() if thermalizes else state.heat
     if isinstance(step, int):  # a tensor already while steps are recorded
         step = torch.full((), step, dtype=torch.int64, device=positions.device)
     with torch.cuda.device_of(positions):
-        _kick_drift_shake_drift[(triton.cdiv(system.n_atoms, ATOMS_PER_BLOCK),)](
+        _kick_drift_thermalize_drift[(triton.cdiv(system.n_atoms, ATOMS_PER_BLOCK),)](
             *old,
             state.masses,
             state.masses if fixed is None else fixed.view(torch.int8),
@@ -177,7 +177,7 @@ def moved(
             system.n_atoms,
             0 if temperature is None or temperature.shape[0] == 1 else 1,
             HAS_FIXED=fixed is not None,
-            SHAKES=shakes,
+            THERMALIZES=thermalizes,
             BLOCK=ATOMS_PER_BLOCK,
         )
     return state.with_positions(positions).replace(momenta=momenta, heat=heat)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from attncalc.md.force import Function
-from attncalc.md.fused_steps import kick_drift_shake_drift
+from attncalc.md.fused_steps import kick_drift_thermalize_drift
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, thermalize
@@ -52,7 +52,7 @@ class Langevin(AtTemperature):
         """Return the state one timestep later."""
         h = self.timestep
         bath = (of_systems(self.temperature, state.system), self.friction)
-        moved = kick_drift_shake_drift(state, h, *bath)
+        moved = kick_drift_thermalize_drift(state, h, *bath)
         if moved is None:
             moved = drift(kick(state, h / 2), h / 2)
             moved = drift(thermalize(moved, h, *bath), h / 2)

@@ -56,7 +56,7 @@ def kick_drift(positions, momenta, forces, masses, fixed, time):
 
 
 @compiled_loop()
-def kick_drift_shake_drift(
+def kick_drift_thermalize_drift(
     positions,
     momenta,
     forces,

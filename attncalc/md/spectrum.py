@@ -224,7 +224,7 @@ def _require_dense(highest: float, spacing: float, every: int) -> None:
         return
     wanted = 0.5 / (LIGHT * highest)
     stride = math.floor(every * wanted / spacing)
-    advice = f"write them every {stride} steps (--every)" if stride else "take a shorter timestep"
+    advice = f"write them every {stride} steps" if stride else "take a shorter timestep"
     raise ValueError(
         f"frames are {spacing:g} fs apart and show frequencies up to {nyquist:.0f} 1/cm; for "
         f"{highest:g} 1/cm they must be {wanted:.3g} fs apart or less: {advice}, or, if there is "

@@ -59,19 +59,18 @@ print(compared)
 KERNELS = """
 from attncalc.md import gpu_fused_steps
 
-kernel = gpu_fused_steps._kick_drift_shake_drift
+kernel = gpu_fused_steps._kick_drift_thermalize_drift
 whole = {"system_idx", "atom_in_system", "replicas", "step"}
 types = {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
 types |= {"fixed": "*i8", "seed": "i64", "n_atoms": "i32", "temperature_stride": "i32"}
 for fixed in (True, False):
-    for shakes in (True, False):
-        compile(
-            kernel, types, HAS_FIXED=fixed, SHAKES=shakes, BLOCK=gpu_fused_steps.ATOMS_PER_BLOCK
-        )
+    for thermalizes in (True, False):
+        flags = {"HAS_FIXED": fixed, "THERMALIZES": thermalizes}
+        compile(kernel, types, **flags, BLOCK=gpu_fused_steps.ATOMS_PER_BLOCK)
 """
 
 
-def test_the_kernel_is_the_verbs(tmp_path: Path) -> None:
+def test_the_kernel_equals_the_elementary_operations(tmp_path: Path) -> None:
     assert interpreted(IN_THE_INTERPRETER, tmp_path) == str(2 * 3 * 3 * 3)
 
 

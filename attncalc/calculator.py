@@ -27,6 +27,7 @@ from attncalc.nn.options import one_of, positive
 from attncalc.novelty import OUTSIDE, Outsider, outsider
 from attncalc.potential import Committee, Potential
 from attncalc.result import SMALLEST_VOLUME, Result, volumes
+from attncalc.structures import require_finite
 from attncalc.system import System, what_is_ignored
 
 Model = str | Path | Potential
@@ -55,11 +56,12 @@ class AttnCalculator(BaseCalculator):
     `results`, `atoms`, `spread` and `novelty` are those of the last call of any thread.
 
     Args:
-        model: name of a shipped model, path of a model file, or a `Potential`. A `Potential` is
-            copied: training it further does not change this calculator. A list of two or more of
-            these is a committee: the results are the mean of its members, `spread` their standard
-            deviation. The default is the general model of molecules of H, C, N, O, F, P, S and Cl;
-            its energies compare structures of one composition and total charge only.
+        model: name of a shipped model, path of a model file or of the folder of a training, or a
+            `Potential`. A `Potential` is copied: training it further does not change this
+            calculator. A list of two or more of these is a committee: the results are the mean of
+            its members, `spread` their standard deviation. The default is the general model of
+            molecules of H, C, N, O, F, P, S and Cl; its energies compare structures of one
+            composition and total charge only.
         device: "auto" (CUDA if available), "cpu", "cuda", "cuda:1" ...
         dtype: of the network, "float32", "float64" or a torch dtype; None: the model's own.
         skin: Å added to the cutoff so that the neighbour list can be reused; None chooses it by
@@ -114,7 +116,9 @@ class AttnCalculator(BaseCalculator):
         self.spread: dict[str, Any] | None = None
         self.hirshfeld_ratios: Any = None
         self._last_result: Result | None = None
+        self._is_stored = False  # whether ASE has stored a copy of the structure in `atoms`
         self._unlooked = 0  # calculations left until the next novelty check, if it is expensive
+        self._looked = b""  # elements of the structure that this number is for
         self._outside = b""  # elements of the structure of the last warning
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
         self._volume: list[float] = []  # of the structure in `_seen`
@@ -158,7 +162,13 @@ class AttnCalculator(BaseCalculator):
         # hold the lock from the check for changes to the answer: another thread could change the
         # structure that the results belong to in between
         with self._lock:
-            return super().get_property(name, atoms, allow_calculation)
+            if atoms is None:
+                self._last(atoms)
+            self._is_stored = self.use_cache
+            try:
+                return super().get_property(name, atoms, allow_calculation)
+            finally:
+                self._is_stored = False
 
     def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Any:
         """Return several results of one calculation; called by ASE."""
@@ -181,7 +191,7 @@ class AttnCalculator(BaseCalculator):
         Args:
             atoms: the structure; None: that of the last call.
             properties: requested results; all but `stresses` are always computed.
-            system_changes: given by ASE, which then stores a copy of the structure itself.
+            system_changes: given by ASE; not used.
 
         Raises:
             ValueError: the structure is impossible or not known to the model.
@@ -190,18 +200,24 @@ class AttnCalculator(BaseCalculator):
         """
         with self._lock:
             atoms = self._last(atoms)
-            self.spread = self.hirshfeld_ratios = self._last_result = None
             if "dipole" in properties and atoms.pbc.any():
                 raise PropertyNotImplementedError(
                     "the dipole of a periodic structure depends on the choice of its images: it is "
                     "given for molecules only"
                 )
-            if atoms.cell.rank < 3 and ("stress" in properties or "stresses" in properties):
+            needs_volume = "stress" in properties or "stresses" in properties
+            if needs_volume and not atoms.cell.volume > SMALLEST_VOLUME:
                 raise PropertyNotImplementedError(
                     "stress needs a volume: this structure does not have three cell vectors"
                 )
+            # if this structure fails, results of the one before must not be taken for its own
+            self.results = {}
+            self.spread = self.hirshfeld_ratios = self._last_result = None
+            if not self._is_stored:
+                self.atoms = None
             system = self._system(atoms)
             result = self.evaluator(system)
+            require_finite(result)
             (results,) = _results(result, system, self._volume)
             self._last_result = result
             self._warn_outside(result, atoms)
@@ -212,7 +228,7 @@ class AttnCalculator(BaseCalculator):
                 stresses = self.evaluator.stresses(system).cpu().numpy()
                 results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
             self.results = results
-            if system_changes is None:  # not called by ASE, which would have stored the atoms
+            if not self._is_stored:
                 self.atoms = atoms.copy()
 
     def get_hessian(
@@ -270,6 +286,8 @@ class AttnCalculator(BaseCalculator):
             return
         # expensive: edges are copied from a GPU, or a network is run to get features
         if surroundings.features is None or surroundings.graph.vectors.device.type != "cpu":
+            if elements != self._looked:
+                self._looked, self._unlooked = elements, 0
             self._unlooked -= 1
             if self._unlooked >= 0:
                 return
@@ -312,7 +330,7 @@ class AttnCalculator(BaseCalculator):
             the first.
 
         Raises:
-            TypeError: `structures` is a single structure.
+            TypeError: `structures` is not a list of `ase.Atoms`.
             ValueError: a structure is impossible or not known to the model.
         """
         if isinstance(structures, Atoms):  # type: ignore[unreachable]

@@ -14,7 +14,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.fast import lower
+from attncalc.fast import lower, uncompiled
 from attncalc.graph import ALL_PAIRS, Graph, Graphs
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.neighbors.verlet import LARGEST_SKIN
@@ -66,7 +66,8 @@ class Evaluator:
         self._last: tuple[System, Result] | None = None
         if delta != bool(potential.baseline):
             raise ValueError(_wrong_delta(potential.baseline))
-        self.plain = copy.deepcopy(potential).requires_grad_(False).eval()
+        self._given = copy.deepcopy(potential).requires_grad_(False).eval()
+        self.plain = uncompiled(self._given)
         self.device, self.dtype = potential.device, potential.dtype
         self._chooses_skin = skin is None
         self._chooses_range = potential.counts_all_pairs
@@ -88,7 +89,7 @@ class Evaluator:
     def potential(self) -> Potential:
         """Potential in use: `plain` with compiled networks, where there is an engine."""
         with torch.inference_mode(False):  # a first step in that mode is refused, but later
-            return lower(self.plain)
+            return lower(self._given)
 
     def __call__(self, system: System) -> Result:
         """Return the results of a system; neighbour lists are rebuilt if necessary.

@@ -66,7 +66,9 @@ def lower(potential: Potential) -> Potential:
     """
     if len(potential.members) > 1:
         lowered = [lower(member) for member in potential.members]
-        return potential if lowered == potential.members else Committee(lowered)
+        if lowered == potential.members:
+            return potential
+        return Committee(lowered, training=potential.training_info)
     ways = [(_unchanged, "this model runs plainly")]
     if len(potential.pair_terms):  # if a term fails, the network's engine is still used
         ways = [(_with_lowered_terms, "its pair terms run plainly"), *ways]
@@ -87,6 +89,19 @@ def lower(potential: Potential) -> Potential:
         # NaN comes here too
         log.warning("the fast path is off by %.1e and is not used: %s", error, instead)
     return potential
+
+
+def uncompiled(potential: Potential) -> Potential:
+    """Return a potential whose networks have no engines; it shares the weights."""
+    if len(potential.members) > 1:
+        plain = [uncompiled(member) for member in potential.members]
+        if plain == potential.members:
+            return potential
+        return with_modules(potential, members=nn.ModuleList(plain))
+    network = potential.network
+    if not isinstance(network, CompiledNetwork):
+        return potential
+    return with_modules(potential, network=network.network)
 
 
 def _in_threads(fast: Potential, potential: Potential) -> Potential:

@@ -104,12 +104,21 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
         # JSON has no NaN; a test error that is not finite must not make the weights unreadable
         "training": _without_nan(potential.training_info),
     }
-    if potential.baseline:  # a committee has it from its members
+    # a committee has these from its members
+    if potential.baseline:
         header["training"]["baseline"] = potential.baseline
+    if potential.knows_closed_shells_only:
+        header["training"]["closed_shells"] = True
+    if (charges := potential.known_charges) is not None:
+        header["training"]["total_charges"] = list(charges)
     # as it will be read: JSON turns keys into strings and tuples into lists
     header = json.loads(json.dumps(header, allow_nan=False))
     header["checks"] = {"sha256": signature(header, tensors)}
-    check_header(header)  # what `load` would refuse must not be written
+    # what `load` would refuse must not be written
+    check_header(header)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"tensor {name!r} is not finite: this model is not written")
     content = safetensors_bytes(tensors, metadata={"attncalc": json.dumps(header)})
     write_atomically(path, content)
 
@@ -125,8 +134,9 @@ def load(
     """Read a potential from a model file.
 
     Args:
-        model: the name of a shipped model (see `shipped_models`) or the path of a model file; by
-            default the general model of molecules of H, C, N, O, F, P, S and Cl.
+        model: the name of a shipped model (see `shipped_models`), the path of a model file, or the
+            folder of a training, with one model file; by default the general model of molecules of
+            H, C, N, O, F, P, S and Cl.
         device: device of the tensors; "auto" is CUDA if available.
         dtype: of the network, "float32", "float64" or a torch dtype; None: the model's own.
         threads: number of threads of compiled steps on a CPU for large structures; None: 1.
@@ -202,6 +212,9 @@ def checksum(model: str | Path) -> str:
 def find_model(model: str | Path) -> Path:
     """Return the file of a model, from a path or the name of a shipped model.
 
+    Args:
+        model: name, file, or a folder that contains one model, as the output of a training.
+
     Raises:
         FileNotFoundError: there is neither.
     """
@@ -211,11 +224,16 @@ def find_model(model: str | Path) -> Path:
     shipped = shipped_models()
     if str(model) in shipped:
         return shipped[str(model)]
+    # Path("") is the current folder
+    inside = sorted(path.glob("*.safetensors")) if str(model) and path.is_dir() else []
+    if len(inside) == 1 and inside[0].is_file():
+        return inside[0]
     names = ", ".join(sorted(shipped)) or "none"
-    # Path("") is the current folder; reading a pipe or device might never end
     kind = ""
-    if str(model) and path.exists():
-        kind = " (a folder)" if path.is_dir() else " (not a regular file)"
+    if str(model) and path.exists():  # reading a pipe or device might never end
+        kind = " (not a regular file)"
+        if path.is_dir():
+            kind = f" (a folder with {len(inside)} model files)"
     raise FileNotFoundError(
         f"no model file and no shipped model {str(model)!r}{kind}; shipped: {names}"
     )
@@ -325,6 +343,8 @@ def _without_nan(value: Any) -> Any:
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return _without_nan(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

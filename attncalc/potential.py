@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from attncalc.graph import (
     OutputsOfArrays,
     SummedGradient,
 )
-from attncalc.nn.network import linearize
+from attncalc.nn.network import CompiledNetwork, linearize
 from attncalc.novelty import Environments, Surroundings
 from attncalc.ops import segment_sum
 from attncalc.physics.pair_term import (
@@ -103,14 +104,19 @@ class Potential(nn.Module):
     @property
     def knows_closed_shells_only(self) -> bool:
         """Return True if a member was trained on molecules with closed shells only."""
-        return any(member.training_info.get("closed_shells") for member in self.members)
+        return any(info.get("closed_shells") for info in self._trainings)
 
     @property
     def known_charges(self) -> tuple[int, int] | None:
         """Smallest and largest total charge [e] that all members were trained on; None: unknown."""
-        ranges = [member.training_info.get("total_charges") for member in self.members]
+        ranges = [info.get("total_charges") for info in self._trainings]
         known = [(int(least), int(largest)) for least, largest in filter(None, ranges)]
         return (max(k[0] for k in known), min(k[1] for k in known)) if known else None
+
+    @property
+    def _trainings(self) -> list[dict[str, Any]]:
+        """Return what is known of the trainings of all members, and of a committee itself."""
+        return [one.training_info for one in (self, *self.members)]
 
     @property
     def cutoff(self) -> float:
@@ -175,7 +181,8 @@ class Potential(nn.Module):
         Raises:
             ValueError: `cutoff` is not a positive number, or no pair term has a longer range.
         """
-        if isinstance(cutoff, bool) or not isinstance(cutoff, int | float) or not cutoff > 0:
+        number: Any = cutoff  # also of numpy, which is not declared
+        if isinstance(number, bool) or not isinstance(number, Real) or not float(number) > 0:
             raise ValueError(f"long_range_cutoff must be a positive number of Å, got {cutoff!r}")
         end = None if cutoff == math.inf else float(cutoff)
         found = False
@@ -228,7 +235,12 @@ class Potential(nn.Module):
         return all(getattr(network.config, "predict_charges", False) for network in self.networks)
 
     def set_dtype(self, dtype: torch.dtype) -> None:
-        """Change the dtype of the networks, in place."""
+        """Change the dtype of the networks, in place.
+
+        Raises:
+            ValueError: the networks are compiled.
+        """
+        self._refuse_compiled("dtype")
         for network in self.networks:
             network.to(dtype)
 
@@ -238,8 +250,10 @@ class Potential(nn.Module):
         Results of equal numbers of threads are bitwise equal; others differ by rounding.
 
         Raises:
-            ValueError: `threads` is not a whole number from 1 to `MOST_THREADS`.
+            ValueError: `threads` is not a whole number from 1 to `MOST_THREADS`, or the networks
+                are compiled.
         """
+        self._refuse_compiled("threads")
         try:
             whole = 0 if isinstance(threads, bool) else operator.index(threads)
         except TypeError:
@@ -250,6 +264,13 @@ class Potential(nn.Module):
             )
         for one in (self, *self.members):
             one.threads = whole
+
+    def _refuse_compiled(self, what: str) -> None:
+        if any(isinstance(network, CompiledNetwork) for network in self.networks):
+            raise ValueError(
+                f"{what}: the networks of this potential are compiled already; set it in the one "
+                "that it was made of, as calculator.evaluator.plain"
+            )
 
     def energies(self, graph: Graph | Graphs) -> Tensor:
         """Return energies per atom [n_atoms] eV, float64, differentiable by the graph's vectors.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from ase import Atoms
 from torch import Tensor
 
 from attncalc.graph import ALL_PAIRS, Graphs, species_of
-from attncalc.neighbors import fresh_graph
+from attncalc.neighbors import ImpossiblePositions, fresh_graph
 from attncalc.ops import segment_sum
 from attncalc.potential import Potential, evaluate
 from attncalc.result import Result
@@ -34,8 +35,11 @@ def evaluate_many(
         first_number: number of the first structure in messages.
 
     Raises:
+        TypeError: one of the structures is no `ase.Atoms`.
         ValueError: a structure is impossible or not known to the model; the message names it.
     """
+    if not hasattr(structures, "__getitem__"):  # an iterator is read twice
+        structures = list(structures)
     for first, last in batches(structures, batch_atoms, apart=potential.counts_all_pairs):
         try:
             yield _evaluate_fresh(potential, structures[first:last])
@@ -57,9 +61,14 @@ def batches(
         structures: all of them.
         batch_atoms: largest number of atoms of a batch; a larger structure is a batch by itself.
         apart: True: molecules and periodic structures are never in one batch.
+
+    Raises:
+        TypeError: one of the structures is no `ase.Atoms`.
     """
     first, n_atoms = 0, 0
     for k, atoms in enumerate(structures):
+        if not isinstance(atoms, Atoms):
+            raise TypeError(f"structure {k}: expected ase.Atoms, got {type(atoms).__name__}")
         differs = apart and k > first and atoms.pbc.any() != structures[k - 1].pbc.any()
         if k > first and (differs or n_atoms + len(atoms) > batch_atoms):
             yield first, k
@@ -73,7 +82,23 @@ def _evaluate_fresh(potential: Potential, structures: Sequence[Atoms]) -> tuple[
     system = System.from_ase(structures)
     check_system(potential, system)
     system = system.to(potential.device)
-    return system, evaluate(potential, fresh_graphs(potential, system))
+    result = evaluate(potential, fresh_graphs(potential, system))
+    require_finite(result)
+    return system, result
+
+
+def require_finite(result: Result) -> None:
+    """Refuse results that are not finite.
+
+    Raises:
+        ImpossiblePositions: an energy or a force is not finite, because atoms are too close to each
+            other for the network's numbers.
+    """
+    energy, _, forces, *_ = result.arrays
+    if not (np.isfinite(energy).all() and np.isfinite(forces).all()):
+        raise ImpossiblePositions(
+            "energy or forces are not finite: atoms are too close to each other"
+        )
 
 
 def fresh_graphs(potential: Potential, system: System) -> Graphs:

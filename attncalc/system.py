@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 from torch import Tensor
 
 # Å³ per atom of a periodic structure; solid hydrogen at 500 GPa has ten times more
 SMALLEST_ROOM = 0.1
+# Å; in solid hydrogen at 500 GPa atoms are three times as far apart
+SHORTEST_PERIOD = 0.3
 # Å, of coordinates and cell vectors: 0.1 mm. Beyond it rounding moves atoms by 1e-10 Å
 LARGEST_COORDINATE = 1e6
 
@@ -274,6 +277,23 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
         raise ValueError(
             f"{where}cell volume is {abs(np.linalg.det(periodic)) / len(atoms):.2g} Å³ per atom; "
             "are the cell vectors in Å?"
+        )
+    _check_images(atoms, periodic, where)
+
+
+def _check_images(atoms: Atoms, periodic: NDArray[np.float64], where: str) -> None:
+    """Refuse cells with atoms on top of their own periodic images, which have too many images."""
+    if not len(periodic):
+        return
+    # lattice planes are never farther apart than images: long vectors of a skewed cell are reduced
+    if (np.linalg.norm(np.linalg.pinv(periodic), axis=0) * SHORTEST_PERIOD < 1).all():
+        return
+    reduced, _ = minkowski_reduce(atoms.cell, atoms.pbc)
+    shortest = np.linalg.norm(reduced[atoms.pbc], axis=1).min()
+    if shortest < SHORTEST_PERIOD:
+        raise ValueError(
+            f"{where}atoms are {shortest:.2g} Å from their own periodic images; are the cell "
+            "vectors in Å?"
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import Trajectory, read
@@ -332,6 +332,55 @@ def test_an_error_leaves_nothing_behind() -> None:
         assert atoms.get_potential_energy() == energy
 
 
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        lambda atoms: atoms.get_properties(["energy", "forces"]),
+        lambda atoms: atoms.calc.calculate(atoms, ["energy"], all_changes),
+        lambda atoms: atoms.calc.calculate(atoms),
+    ],
+    ids=["get_properties", "calculate as ASE calls it", "calculate by hand"],
+)
+def test_results_belong_to_the_structure_that_was_evaluated(evaluate: Callable) -> None:
+    atoms = triclinic()
+    atoms.calc = neutral()
+    energy = atoms.get_potential_energy()
+    other = atoms.copy()
+    other.rattle(0.1, seed=1)
+    other.calc = atoms.calc
+    evaluate(other)
+    assert atoms.get_potential_energy() == energy
+    assert_close(other.get_potential_energy(), neutral().get_potential_energy(other), ROUNDING)
+
+
+def test_an_error_of_a_call_by_hand_leaves_nothing_behind() -> None:
+    atoms = ethanol()
+    atoms.calc = electrons()
+    energy = atoms.get_potential_energy()
+    other = atoms.copy()
+    other.info["charge"] = 2
+    impossible = other.copy()
+    impossible.positions[1] = impossible.positions[0]
+    with pytest.raises(ValueError, match="apart"):
+        atoms.calc.calculate(impossible)
+    other.calc = atoms.calc
+    assert abs(other.get_potential_energy() - energy) > 1e-6
+
+
+def test_a_property_that_is_refused_changes_nothing(n_evaluations: Callable[[], int]) -> None:
+    atoms = ethanol()
+    atoms.calc = AttnCalculator([random_potential(), random_potential(embed_spin=True)])
+    atoms.get_forces()
+    spread = atoms.calc.spread
+    for flat in (np.zeros((3, 3)), [[10, 0, 0], [20, 0, 0], [0, 0, 10]]):
+        atoms.cell = flat
+        atoms.get_forces()
+        for ask in (atoms.get_stress, atoms.get_stresses):
+            with pytest.raises(PropertyNotImplementedError, match="stress needs a volume"):
+                ask()
+    assert atoms.calc.spread["energy"] == spread["energy"]
+
+
 def test_different_structures_alternately() -> None:
     shared = neutral()
     structures = [ethanol(), triclinic(), slab(), molecule("H2O"), Atoms("O")]
@@ -502,6 +551,29 @@ def test_a_position_that_is_no_longer_finite_is_refused(bad: float) -> None:
         atoms.get_forces()
 
 
+def test_numbers_that_overflow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Atoms("H60", np.random.default_rng(0).uniform(0, 1.2, (60, 3)))
+    calculator = AttnCalculator(ETHANOL)
+    with pytest.raises(ValueError, match=r"^energy or forces are not finite: atoms are too close"):
+        calculator.get_forces(heap)
+    with pytest.raises(ValueError, match=r"^structure 1: energy or forces are not finite"):
+        calculator.calculate_many([ethanol(), heap])
+
+
+def test_a_calculator_without_a_structure() -> None:
+    for ask in (lambda one: one.get_property("energy"), lambda one: one.calculate()):
+        with pytest.raises(ValueError, match=r"^there is no structure of a last call: give one"):
+            ask(neutral())
+
+
+def test_many_takes_structures_only() -> None:
+    calculator = neutral()
+    assert len(calculator.calculate_many(atoms for atoms in [ethanol(), ethanol()])) == 2
+    for wrong in (["a", "b"], [3]):
+        with pytest.raises(TypeError, match=r"^structure 0: expected ase\.Atoms, got (str|int)$"):
+            calculator.calculate_many(wrong)
+
+
 def not_finite() -> Atoms:
     atoms = ethanol()
     atoms.positions[3, 1] = np.nan
@@ -610,6 +682,17 @@ def test_threads_of_an_argument_and_of_a_potential() -> None:
         said = rf"^threads must be a whole number from 1 to 1024, got {wrong!r}$"
         with pytest.raises(ValueError, match=said):
             AttnCalculator(COPPER, threads=wrong)
+
+
+def test_a_compiled_potential_is_checked_by_its_network() -> None:
+    compiled = AttnCalculator(ETHANOL).potential
+    calculator = AttnCalculator(compiled)
+    assert type(calculator.evaluator.plain.network) is So3krates
+    assert calculator.potential.network.engine is compiled.network.engine
+    calculator.verify()
+    for change in (lambda: compiled.set_num_threads(2), lambda: compiled.set_dtype(torch.float64)):
+        with pytest.raises(ValueError, match="networks of this potential are compiled already"):
+            change()
 
 
 def test_dtype_beside_a_potential() -> None:

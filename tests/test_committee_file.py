@@ -13,6 +13,7 @@ from networks import tiny_so3krates
 from safetensors.torch import load_file
 
 from attncalc import Committee, Potential, load, model_file, save
+from attncalc.fast import lower
 from attncalc.model_file import checksum, header, shipped_models
 from attncalc.model_header import StoredModel, signature
 from attncalc.nn.so3krates import So3krates
@@ -80,6 +81,23 @@ def test_what_is_saved_without_a_word_is_whole(folder, tmp_path):
     assert (folder / "again.safetensors").read_bytes() == (
         folder / "whole.safetensors"
     ).read_bytes()
+
+
+def test_what_members_were_trained_on_is_kept(folder):
+    """Radicals and charges that one member does not know, the committee does not know either."""
+    members = [member(0), member(1)]
+    members[0].training_info = {"closed_shells": True, "total_charges": [-1, 2]}
+    members[1].training_info = {"total_charges": [-2, 1]}
+    save(Committee(members), folder / "new.safetensors")
+    of_itself = {"closed_shells": True, "total_charges": [-1, 1]}
+    for committee in (
+        Committee(members),
+        load(folder / "new.safetensors"),
+        Committee([member(0), member(1)], training=of_itself),  # as trainings write it
+        lower(load(folder / "new.safetensors", dtype="float32")),
+    ):
+        assert committee.knows_closed_shells_only
+        assert committee.known_charges == (-1, 1)
 
 
 def test_members_that_differ_are_written(folder):

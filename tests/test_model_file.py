@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from attncalc import model_file
 from attncalc.calibrate import calibrate
-from attncalc.model_file import header, load, save, shipped_models
+from attncalc.model_file import checksum, header, load, save, shipped_models
 from attncalc.model_header import StoredModel, signature
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates
@@ -214,6 +214,18 @@ def test_shipped_models_are_found_by_name(
         load("modell")
 
 
+def test_the_folder_of_a_training_is_its_model(path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    shutil.copy(path, run / "mine.safetensors")
+    (run / "recipe.json").write_text("{}")
+    assert_same_bits(load(run), load(path))
+    assert checksum(str(run)) == checksum(str(path))
+    shutil.copy(path, run / "other.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"mine' \(a folder with 2 model files\)"):
+        load(run)
+
+
 def test_every_shipped_model_loads() -> None:
     folder = model_file.shipped_models_directory()
     assert folder.name == "models"
@@ -334,7 +346,7 @@ def test_files_larger_than_any_model(path: Path) -> None:
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     os.mkfifo(tmp_path / "pipe.safetensors")
-    for name, kind in (("folder", "a folder"), ("pipe", "not a regular file")):
+    for name, kind in (("folder", "a folder with 0 model files"), ("pipe", "not a regular file")):
         with limits(), pytest.raises(FileNotFoundError) as error:
             load(tmp_path / f"{name}.safetensors")
         assert f"{name}.safetensors' ({kind}); shipped: " in str(error.value)
@@ -707,6 +719,19 @@ def test_nothing_is_written_where_it_fails(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         save(odd, tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_not_written(path: Path) -> None:
+    before = path.read_bytes()
+    potential = copy.deepcopy(load(path))
+    next(potential.network.parameters()).data.view(-1)[0] = math.nan
+    with pytest.raises(ValueError, match=r"^tensor 'network\..*' is not finite: this model is not"):
+        save(potential, path)
+    assert path.read_bytes() == before
+    potential = load(path)
+    potential.training_info["n"] = np.float32(3)
+    save(potential, path)
+    assert load(path).training_info["n"] == 3
 
 
 def test_saving_leaves_the_potential_as_it_is(tmp_path: Path) -> None:

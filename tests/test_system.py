@@ -129,6 +129,14 @@ REFUSALS = {
         "pbc is [True, True, False] but the cell vectors of the periodic directions are zero or "
         "dependent: set atoms.cell, or atoms.pbc = False",
     ),
+    "images on top": (
+        Atoms("H", cell=[[5, 0, 0], [0, 0.2, 0], [0, 0, 5]], pbc=[False, True, False]),
+        "atoms are 0.2 Å from their own periodic images; are the cell vectors in Å?",
+    ),
+    "thin cell": (
+        Atoms("H", cell=[[5, 0, 0], [4.9, 1e-3, 0], [0, 0, 1e5]], pbc=True),
+        "atoms are 0.05 Å from their own periodic images; are the cell vectors in Å?",
+    ),
     "fractional charge": (
         with_info(molecule("H2O"), charge=0.5),
         'atoms.info["charge"] must be an integer (total charge in e), got 0.5',
@@ -201,6 +209,11 @@ def test_refusal_counts_from_the_first_of_a_longer_list(before, first, where):
         System.from_ase([*before, Atoms()], first=first)
     assert str(error.value) == f"{where}the structure has no atoms"
     assert System.from_ase(molecule("H2O"), first=first).system_idx.tolist() == [0, 0, 0]
+
+
+def test_a_skewed_cell_is_not_a_thin_one():
+    atoms = Atoms("H", cell=[[3, 0, 0], [300, 3, 0], [0, 0, 9]], pbc=[True, True, False])
+    assert System.from_ase(atoms).n_atoms == 1
 
 
 def test_something_else_than_atoms_is_refused():

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from attncalc.files import refuse_existing, replacing, write_atomically
 from attncalc.md.h5md_reader import read_h5md
+from attncalc.model_file import shipped_models
 from attncalc.text import one_line
 
 
@@ -31,8 +32,10 @@ def existing_file(path: str) -> Path:
 
 
 def from_anywhere(name: str) -> str:
-    """Return the absolute path of a file, for processes in other folders; else the name itself."""
-    return str(Path(name).absolute()) if Path(name).is_file() else name
+    """Return the absolute path of a file or folder, for processes elsewhere; else the name."""
+    path = Path(name)
+    given = path.is_file() or (path.is_dir() and name not in shipped_models())
+    return str(path.absolute()) if given else name
 
 
 def read_structures(path: str, index: str = ":") -> list[Atoms]:

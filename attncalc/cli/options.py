@@ -66,7 +66,7 @@ def model_option(command: Command) -> Command:
         "--model",
         default=DEFAULT_MODEL,
         show_default=True,
-        help="Name of a shipped model, or path of a model file.",
+        help="Name of a shipped model, model file, or folder of a training.",
     )(command)
 
 

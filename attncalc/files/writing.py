@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,8 +87,9 @@ def replacing(path: str | Path, *, in_folder: bool = False) -> Iterator[Path]:
     Raises:
         NoSpaceLeft: the disk is full.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.part")
+    path = Path(os.path.realpath(path))  # the file that a symbolic link names, not the link
+    # threads may write the same file
+    part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}-{threading.get_ident()}.part")
     remove_abandoned(path)
     _remove(part)  # left by an earlier process with the same id
     try:
@@ -117,7 +119,7 @@ def remove_abandoned(path: Path) -> None:
     """Remove temporary versions of a file whose processes have ended."""
     if sys.platform == "win32":  # no way to find out if a process is alive
         return
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(?:([\w-]+)\.)?(\d+)\.part")
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(?:([\w-]+)\.)?(\d+)(?:-\d+)?\.part")
     with os.scandir(path.parent) as entries:
         found = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
     for entry, match in found:
@@ -140,9 +142,11 @@ def _lives(process: int) -> bool:
 
 
 def _age(entry: os.DirEntry[str]) -> float:
-    """Return the seconds since the last change; 0 if the file no longer exists."""
+    """Return the seconds since the last change of it or its files; 0 if it no longer exists."""
     try:
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime
+        inside = os.scandir(entry.path) if entry.is_dir(follow_symlinks=False) else ()
+        changes = [one.stat(follow_symlinks=False).st_mtime for one in (entry, *inside)]
+        return time.time() - max(changes)
     except FileNotFoundError:
         return 0.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,38 @@ def test_unfinished_files_of_ended_processes_are_removed(tmp_path: Path) -> None
         os.utime(tmp_path / name, (0, 0))
     write_atomically(tmp_path / "a", b"whole")
     assert {path.name for path in tmp_path.iterdir()} == {"a", *kept}
+
+
+def test_a_folder_that_is_written_elsewhere_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / ".a.xyz.elsewhere.1.part"
+    folder.mkdir()
+    (folder / "a.xyz").write_bytes(b"half")
+    os.utime(folder, (0, 0))
+    write_atomically(tmp_path / "a.xyz", b"whole")
+    assert folder.exists()
+    os.utime(folder / "a.xyz", (0, 0))
+    write_atomically(tmp_path / "a.xyz", b"whole")
+    assert not folder.exists()
+
+
+def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(3)]
+
+    def write(content: bytes) -> None:
+        for _ in range(20):
+            write_atomically(tmp_path / "a", content)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(write, contents))
+    assert (tmp_path / "a").read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("real")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
 
 
 def test_an_unfinished_folder_is_removed(tmp_path: Path) -> None:

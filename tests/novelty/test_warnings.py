@@ -13,7 +13,10 @@ from contract import ethanol
 from taught import taught, untaught
 
 from attncalc import AttnCalculator
+from attncalc.evaluator import Evaluator
 from attncalc.potential import Potential
+from attncalc.result import Result
+from attncalc.system import System
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,28 @@ def test_the_calculator_warns_once_of_a_structure(potential: Potential) -> None:
             for seed in range(3):
                 atoms.rattle(0.01, seed=seed)
                 calculator.calculate(atoms)
+
+
+def test_every_new_molecule_is_looked_at_where_a_look_is_expensive(
+    potential: Potential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the features of the last layer are not at hand."""
+    evaluate = Evaluator.__call__
+
+    def without_features(self: Evaluator, system: System) -> Result:
+        result = evaluate(self, system)
+        assert result.surroundings is not None
+        network = self.plain.network
+        blind = result.surroundings._replace(features=None, network=network)
+        numbers = (getattr(result, name) for name in ("energy", "energies", "forces"))
+        return Result(*numbers, result.strain_gradient, surroundings=blind)
+
+    monkeypatch.setattr(Evaluator, "__call__", without_features)
+    calculator = AttnCalculator(potential, device="cpu")
+    calculator.calculate(ethanol())
+    for name in ("C6H6", "CO2"):
+        with pytest.warns(UserWarning, match="^outside the training data"):
+            calculator.calculate(molecule(name))
 
 
 def test_the_calculator_is_silent_inside(potential: Potential) -> None:

@@ -582,8 +582,8 @@ def _linearize_term(
     long_range = long_range_of(term)
     graph, n_counted = graphs.of_range(long_range), graphs.n_counted_of(long_range)
     if n_counted is None and weights is None and hasattr(term, "linearize"):  # in closed form
-        found: LinearizedTerm = term.linearize(graph, outputs)
-        if sums or not isinstance(found.by_vectors, SummedGradient):
+        found: LinearizedTerm | None = term.linearize(graph, outputs)
+        if found is not None and (sums or not isinstance(found.by_vectors, SummedGradient)):
             return found
     vectors = graph.vectors.detach().requires_grad_(True)
     given = _to_differentiate_by(outputs, OUTPUTS)

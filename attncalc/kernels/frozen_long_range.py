@@ -79,20 +79,19 @@ class FrozenLongRange(nn.Module):
             _numbers(dispersion, constants, end, reach),
         )
 
-    def linearize(self, graph: Graph, outputs: AtomOutputs) -> LinearizedTerm:
-        """Return energies, forces, strain gradient, dE / d charges and dE / d ratios, as arrays."""
+    def linearize(self, graph: Graph, outputs: AtomOutputs) -> LinearizedTerm | None:
+        """Return energies, forces, strain gradient, dE / d charges and dE / d ratios, as arrays.
+
+        None for a graph without a list of pairs.
+        """
         from attncalc.kernels import long_range_loop
 
+        if (pairs := getattr(graph, "half_list", None)) is None:
+            return None
         n_atoms = graph.n_atoms
         charges = _array(outputs, "charges") if self.reads_charges else np.zeros(n_atoms)
         ratios = _array(outputs, "hirshfeld_ratios") if self.reads_ratios else np.ones(n_atoms)
-        pairs = getattr(graph, "half_list", None)
-        if pairs is not None:
-            found = long_range_loop.of_list(*pairs, charges, ratios, *self.arguments)
-        else:
-            found = long_range_loop.of_graph(
-                *graph.arrays, graph.n_systems, charges, ratios, *self.arguments
-            )
+        found = long_range_loop.sum_over_pairs(*pairs, charges, ratios, *self.arguments)
         energies, of_atoms, d_ratios, strain = found
         by_outputs = {}
         if self.reads_charges:
@@ -142,7 +141,7 @@ def _table(electrostatics: Any, dispersion: Any, end: float) -> NDArray[np.float
 def _numbers(
     dispersion: Any, constants: Constants, end: float | None, reach: float
 ) -> NDArray[np.float64]:
-    """Numbers [11] that the loop reads besides tables; see `long_range_loop.of_list`."""
+    """Numbers [11] that the loop reads besides tables; see `long_range_loop.sum_over_pairs`."""
     damping = 1.0 if dispersion is None else dispersion.config.damping
     until = reach if end is None else end
     n_intervals = min(MOST_INTERVALS, math.ceil(until / INTERVAL))

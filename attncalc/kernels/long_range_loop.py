@@ -190,7 +190,7 @@ def _finish(species, free, found, energies, d_ratios, strain):
 
 
 @compiled_loop(fastmath=FASTMATH)
-def of_list(
+def sum_over_pairs(
     positions,
     cells,
     receivers,
@@ -258,47 +258,6 @@ def of_list(
         c[X + n], c[Y + n], c[Z + n], c[SQUARE + n] = x, y, z, square
         i_of[n], j_of[n] = i, j
         n += square < furthest
-        if n == CHUNK:
-            _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain)
-            n = 0
-    _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain)
-    _finish(species, free, found, energies, d_ratios, strain)
-    return energies, found, d_ratios, strain
-
-
-@compiled_loop(fastmath=FASTMATH)
-def of_graph(
-    vectors,
-    receivers,
-    senders,
-    mask,
-    pairs,
-    species,
-    system_idx,
-    n_systems,
-    charges,
-    ratios,
-    free,
-    c6,
-    table,
-    numbers,
-):
-    """Energies and derivatives of the pairs of a `Graph`; the rest is as in `of_list`."""
-    n_atoms, furthest = species.shape[0], numbers[9]
-    given, found = np.empty((n_atoms, N_GIVEN)), np.zeros((n_atoms, N_FOUND))
-    energies, d_ratios = np.empty(n_atoms), np.empty(n_atoms)
-    strain = np.zeros((n_systems, 3, 3))
-    c = np.empty(N_COLUMNS * CHUNK)
-    i_of, j_of = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32)
-    _describe(vectors[:0], charges, ratios, species, free, numbers[10], given)
-    n = 0
-    for p in range(pairs.shape[0]):
-        e = pairs[p]
-        x, y, z = vectors[e, 0], vectors[e, 1], vectors[e, 2]
-        square = x * x + y * y + z * z
-        c[X + n], c[Y + n], c[Z + n], c[SQUARE + n] = x, y, z, square
-        i_of[n], j_of[n] = receivers[e], senders[e]
-        n += mask[e] and square < furthest
         if n == CHUNK:
             _chunk(n, c, i_of, j_of, species, system_idx, c6, table, numbers, given, found, strain)
             n = 0

@@ -72,7 +72,7 @@ def test_equals_the_terms(structure: Callable, kind: str) -> None:
         outputs = outputs_for(by_edges.n_atoms)
         expected = by_autograd(terms, by_edges, outputs)
         assert_equal(by_loop(term, by_pairs, outputs), expected)
-        assert_equal(by_loop(term, by_edges, outputs), expected)
+        assert term.linearize(by_edges, outputs) is None
         assert torch.equal(term(by_edges, outputs), expected[0])
         assert_equal(by_autograd([term], by_pairs, outputs), expected)  # its edges are made then
 
@@ -82,18 +82,6 @@ def test_chunks_are_full_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
     n_pairs = len(by_pairs.half_list.receivers)
     assert n_pairs > 2 * long_range_loop.CHUNK
     assert n_pairs % long_range_loop.CHUNK
-
-
-def test_masked_edges_count_nothing() -> None:
-    terms = TERMS["both"](CUTOFF)
-    (term,) = _lower_terms(list(terms), "cpu")
-    _, near = graphs_of(many(), CUTOFF)
-    _, far = graphs_of(many(), CUTOFF + 2)
-    beyond = torch.linalg.vector_norm(far.vectors, dim=1) >= CUTOFF
-    vectors = torch.where(beyond.unsqueeze(1), torch.nan, far.vectors)
-    masked = replace(far, vectors=vectors, edge_mask=~beyond)
-    outputs = outputs_for(near.n_atoms)
-    assert_equal(by_loop(term, masked, outputs), by_autograd(terms, near, outputs))
 
 
 def test_atoms_without_volume() -> None:

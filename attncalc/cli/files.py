@@ -16,8 +16,12 @@ from matplotlib.figure import Figure
 
 from attncalc.files import refuse_existing, replacing, write_atomically
 from attncalc.md.h5md_reader import read_h5md
+from attncalc.md.log_file import NOVELTY, SPREAD
 from attncalc.model_file import shipped_models
 from attncalc.text import one_line
+
+# of a frame of a run, in `Atoms.info`
+OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa")
 
 
 def existing_file(path: str) -> Path:
@@ -39,6 +43,18 @@ def from_anywhere(name: str) -> str:
 
 
 def read_structures(path: str, index: str = ":") -> list[Atoms]:
+    """Read structures; of an .h5md of several systems, those of all systems, one after the other.
+
+    What a run has noted of its frames is left out: it does not apply to what is made of them.
+
+    Args:
+        path: the file.
+        index: as ASE reads it; "-1": the last structure, of an .h5md the last of every system.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no structures, or cannot be read.
+    """
     existing_file(path)
     try:
         if Path(path).suffix in (".xyz", ".extxyz"):  # ASE's reader may never end
@@ -46,7 +62,7 @@ def read_structures(path: str, index: str = ":") -> list[Atoms]:
 
             frames = read_frames(Path(path), _slice(index))
         elif Path(path).suffix == ".h5md":
-            frames = read_h5md(path, _slice(index))
+            frames = read_h5md(path, _slice(index), system=None)
         else:
             found = read(path, index)
             frames = found if isinstance(found, list) else [found]
@@ -57,7 +73,15 @@ def read_structures(path: str, index: str = ":") -> list[Atoms]:
         raise ValueError(
             f"{path}: not a structure file that ASE can read (it contains no structures)"
         )
+    for atoms in frames:
+        forget_run(atoms)
     return frames
+
+
+def forget_run(atoms: Atoms) -> None:
+    """Remove what a run has noted of a frame, in place: step, time, novelty, spread, pressure."""
+    for name in OF_FRAMES:
+        atoms.info.pop(name, None)
 
 
 def _slice(index: str) -> slice:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 from ase import Atoms, units
+from ase.io import iread
 
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
@@ -52,7 +53,7 @@ ENSEMBLE_OF = {
     **dict.fromkeys(("pressure", "barostat", "cell_relaxation", "compressibility"), "npt"),
 }
 # options that do not apply to ASE's integrators
-NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressibility")
+NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressibility", "write")
 
 
 @click.command()
@@ -122,7 +123,8 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
 @click.option(
     "--replicas",
     type=click.IntRange(min=1),
-    help="Run this many copies of every structure of the file in one batch (.h5md only).",
+    help="Run this many copies of every structure of the file (of an .h5md: of the last frame of "
+    "every system) in one batch (to .h5md only).",
 )
 @click.option(
     "--integrator",
@@ -160,6 +162,8 @@ def md(
 ) -> None:
     """Run molecular dynamics of the last structure of a file, or of all with --replicas.
 
+    Of an .h5md of several systems, all continue in one batch.
+
     Writes the trajectory, a log (.csv), a picture (.png) and, beside an .h5md, a checkpoint (.ckpt)
     of the same name. Velocities (momenta) in the file are kept; otherwise they are drawn at
     --temperature. Temperatures count the degrees of freedom of the run: not the conserved drift
@@ -174,6 +178,8 @@ def md(
     """
     if resume is not None:
         given = [p for p, v in context.params.items() if _typed(context, p) and v is not None]
+        if overwrites():  # no parameter of this function
+            given.append("overwrite")
         stop = stop_when_unknown
         _resume(Path(resume), given, device, threads, options["steps"], stop=stop)
         return
@@ -197,6 +203,7 @@ def md(
         raise ValueError("--replicas needs attncalc's integrators: remove --integrator ase")
     source = existing_file(structure)
     target = Path(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
+    _put_back(target)
     _new_file(target, target)
     endings = (".xyz", ".extxyz", ".traj") if by_ase else (".h5md", ".xyz", ".extxyz", ".traj")
     if target.suffix not in endings:
@@ -205,11 +212,26 @@ def md(
         raise ValueError(f"{target.name}: a {kind} must end in {listed}")
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
-    found = read_structures(structure, index="-1" if replicas is None else ":")
+    is_trajectory = source.suffix == ".h5md"
+    found = read_structures(structure, index="-1" if replicas is None or is_trajectory else ":")
+    if by_ase and len(found) > 1:
+        raise ValueError(
+            f"{source} holds {len(found)} systems: remove --integrator ase, which runs one"
+        )
+    if replicas is None and len(found) > 1:
+        say(f"{len(found)} systems of {source} in one batch")
+    elif replicas is None and not is_trajectory and (n := _n_structures(source)) > 1:
+        say(f"structure {n} of {n} in {source}")
     if (replicas or 1) > 1 and any(one.get_momenta().any() for one in found):
         say("ignoring the velocities of the file: every replica draws its own")
         for one in found:
             one.set_momenta(np.zeros((len(one), 3)), apply_constraint=False)
+    have_velocities = any(one.get_momenta().any() for one in found)
+    if settings.ensemble == "nve" and have_velocities and _typed(context, "temperature"):
+        raise ValueError(
+            f"--temperature is that of velocities that are drawn, and {source} has velocities: "
+            "remove it"
+        )
     structures = [atoms for atoms in found for _ in range(replicas or 1)]
     atoms = structures[0]
     set_threads(threads, structures)
@@ -220,9 +242,9 @@ def md(
     require_known(plain, found)
     periodic = any(one.pbc.any() for one in found)
     require_results(settings.write, predicts_charges=plain.predicts_charges, periodic=periodic)
-    if atoms.get_momenta().any():
-        temperature = _thermometer(atoms, settings).temperature(atoms)
-        say(f"using the velocities of the file (T = {temperature:.0f} K)")
+    if have_velocities:
+        kelvin = np.mean([_thermometer(one, settings).temperature(one) for one in found])
+        say(f"using the velocities of the file (T = {kelvin:.0f} K)")
     named = say_model(model, plain)
     what = (atoms.get_chemical_formula(), named, settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof
@@ -275,44 +297,61 @@ def _older_aside(target: Path, source: Path) -> Iterator[None]:
             raise ValueError(
                 f"{other} has log and picture of the same name: name another output with -o"
             )
-    endings = (target.suffix, ".csv", ".ckpt", ".png")
-    moved: list[tuple[Path, Path]] = []
     with FileLock(target), FileLock(target.with_suffix(".csv")):
-        for path in (target.with_suffix(ending) for ending in endings):
+        for path, older in _asides(target):
             if path.exists():
-                moved.append((path, path.with_name(f".{path.name}.older")))
-                path.replace(moved[-1][1])
+                path.replace(older)
     try:
         yield
     finally:
-        has_begun = target.exists()
-        for path, older in moved:
-            if has_begun:
-                older.unlink(missing_ok=True)
-            else:
-                older.replace(path)
+        if target.exists():  # the new run has begun
+            _remove_older(target)
+        else:
+            _put_back(target)
+
+
+def _asides(target: Path) -> list[tuple[Path, Path]]:
+    """Return the paths of the files of a run, each with that of an older one set aside."""
+    paths = [target.with_suffix(ending) for ending in (target.suffix, ".csv", ".ckpt", ".png")]
+    return [(path, path.with_name(f".{path.name}.older")) for path in paths]
+
+
+def _put_back(target: Path) -> None:
+    """Put back files that were set aside, unless a new run has begun to replace them."""
+    if any(path.exists() for path, _ in _asides(target)):
+        return
+    for path, older in _asides(target):
+        if older.exists():
+            older.replace(path)
+
+
+def _remove_older(target: Path) -> None:
+    """Remove files that were set aside for a new run, which may have been killed since."""
+    for _, older in _asides(target):
+        older.unlink(missing_ok=True)
 
 
 def _resume(
     target: Path, given: list[str], device: str, threads: int | None, steps: int, *, stop: bool
 ) -> None:
     """Continue a run from its checkpoint."""
-    allowed = {"resume", "device", "threads", "steps", "quiet", "json", "stop_when_unknown"}
+    allowed = {"resume", "device", "threads", "steps", "stop_when_unknown"}
     if others := sorted(set(given) - allowed):
         listed = ", ".join(map(_as_typed, others))
         raise ValueError(f"--resume uses the settings of the run: remove {listed}")
     restart, settings = read_restart(target)
+    _remove_older(target)
     info, done = restart.info, restart.state.step
     if "steps" in given:
         settings = replace(settings, n_steps=steps)
     structures = restart.state.system.to_ase()
     picture = Picture(target, settings, info["title"], info["n_dof"], structures)
     if done >= settings.n_steps:
-        mend_files(restart, settings, target)
+        summary = mend_files(restart, settings, target)
         say(f"{target}: {done} steps are done; continue to step N with --steps N")
         if not target.with_suffix(".png").exists():  # killed between the last step and the picture
             picture.draw()
-        report_json({"trajectory": str(target), "steps": done})
+        _report(picture, summary, 0, done)
         return
     threads = info.get("threads") if threads is None else threads  # for bitwise equal results
     set_threads(threads, structures)
@@ -334,6 +373,16 @@ def _resume(
             *(restart, force, settings, target), progress=progress, tell=picture.warn, stop=stop
         )
     _report(picture, summary, force.neighbors.n_rebuilds, done)
+
+
+def _n_structures(path: Path) -> int:
+    """Return the number of structures in a file, which are not kept in memory."""
+    if path.suffix in (".xyz", ".extxyz"):  # as `read_structures`
+        from attncalc.data.extxyz import delimited
+
+        with open(path, encoding="utf-8") as file:
+            return sum(1 for _ in delimited(file))
+    return sum(1 for _ in iread(path))
 
 
 def _new_file(path: Path, target: Path) -> None:
@@ -441,8 +490,9 @@ def _report(picture: Picture, summary: LogSummary, n_lists: int, first: int = 0)
     others = [str(target.with_suffix(ending)) for ending in (".csv", ".png")]
     of_each = f" of {picture.n_systems} systems" if picture.n_systems > 1 else ""
     n_steps = _steps_done(summary, picture.settings)
-    lists = f"{n_lists} neighbour lists in {n_steps - first} steps"
-    say(f"wrote {target} ({n_frames} frames{of_each}), {', '.join(others)}; {lists}")
+    if n_steps > first:  # else it was done before
+        lists = f"{n_lists} neighbour lists in {n_steps - first} steps"
+        say(f"wrote {target} ({n_frames} frames{of_each}), {', '.join(others)}; {lists}")
     if (widest := summary.widest) is not None:
         say(
             f"largest spread of the committee on a force: {widest[SPREAD]:.3f} eV/Å, at "

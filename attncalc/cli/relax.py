@@ -126,6 +126,8 @@ def relax(
     refuse_unfinished(target)
     picture = output_file(target.with_suffix(".png"))
     frames = read_structures(structures)
+    for atoms in frames:
+        to_rest(atoms)
     require_room(target, len(frames))
     set_threads(threads, frames)
     calculator = AttnCalculator(
@@ -176,6 +178,11 @@ def relax(
         )
     if left_over:
         raise click.ClickException(unfinished)
+
+
+def to_rest(atoms: Atoms) -> None:
+    """Remove velocities (momenta), in place: a relaxed structure has none."""
+    atoms.arrays.pop("momenta", None)
 
 
 @dataclass(frozen=True)

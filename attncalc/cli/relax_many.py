@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import EXPECTED
+from attncalc.cli.files import forget_run
 from attncalc.cli.model_job import ModelJob
 from attncalc.cli.relax import (
     ATOMS_AT_ONCE,
@@ -19,6 +20,7 @@ from attncalc.cli.relax import (
     are_relaxed_together,
     relax_in_batch,
     relax_one,
+    to_rest,
 )
 from attncalc.cli.relaxation_course import Course
 from attncalc.cli.shards import Outcome, sort_out
@@ -108,6 +110,8 @@ class RelaxShard:
 
     def _known(self, frame: Frame) -> Atoms:
         atoms = frame.atoms()
+        forget_run(atoms)
+        to_rest(atoms)
         self.calculator.evaluator.check(System.from_ase(atoms))
         if self.asked.cell and atoms.cell.rank < 3:
             raise ValueError("its cell cannot relax: it does not have three cell vectors")

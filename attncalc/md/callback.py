@@ -11,7 +11,7 @@ class Callback:
 
     Attributes:
         every: steps; it is called with every state whose number of steps is a multiple of it, and
-            with the first and the last one.
+            with the first and the last one. At the end of a run it may get the same state again.
         stops: True: the run is to end with the state of the last call, with which all callbacks are
             then called.
     """

@@ -108,8 +108,26 @@ class Checkpoint(Callback):
         self._is_new = True
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Continue with an existing file."""
-        del state
+        """Continue with an existing file, if there is one.
+
+        Raises:
+            ValueError: it is not the checkpoint of this run; it is not changed.
+        """
+        if self.path.exists():
+            there = load_checkpoint(self.path)
+            same = (
+                there.integrator == integrator
+                and there.state.seed == state.seed
+                and torch.equal(there.state.masses, state.masses.cpu())
+                and torch.equal(
+                    there.state.system.atomic_numbers, state.system.atomic_numbers.cpu()
+                )
+            )
+            if not same:
+                raise ValueError(
+                    f"{self.path}: the checkpoint of another run (of other atoms, integrator or "
+                    "seed): name a new file"
+                )
         self._integrator = integrator
 
     @property

@@ -32,7 +32,7 @@ BLOCK_BYTES = 1 << 23
 
 
 def read_h5md(
-    path: str | Path | BinaryIO, index: int | slice = slice(None), system: int = 0
+    path: str | Path | BinaryIO, index: int | slice = slice(None), system: int | None = 0
 ) -> list[Atoms]:
     """Read frames of a trajectory that `H5MDWriter` wrote.
 
@@ -45,7 +45,7 @@ def read_h5md(
     Args:
         path: file, by name or open for binary reading.
         index: index or slice of frames, as of a list.
-        system: number of a system of a batch.
+        system: number of a system of a batch; None: all, one after the other.
 
     Returns:
         A list, also for a single frame.
@@ -60,14 +60,14 @@ def read_h5md(
 
 
 def iread_h5md(
-    path: str | Path | BinaryIO, index: int | slice = slice(None), system: int = 0
+    path: str | Path | BinaryIO, index: int | slice = slice(None), system: int | None = 0
 ) -> Iterator[Atoms]:
     """Yield frames one by one, for trajectories larger than memory; see `read_h5md`.
 
     Args:
         path: file, by name or open for binary reading.
         index: index or slice of frames, as of a list.
-        system: number of a system of a batch.
+        system: number of a system of a batch; None: all, one after the other.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,21 +75,22 @@ def iread_h5md(
         ValueError: it is not a trajectory that attncalc wrote, or damaged.
     """
     with opened(path) as file:
-        atoms = _one_system(file, path, system)
-        steps, times = clock(file, [atoms])
+        wanted = described(file) if system is None else [_one_system(file, path, system)]
+        steps, times = clock(file, wanted)
         try:
             chosen = range(len(steps))[index]
         except IndexError:
             raise IndexError(f"{name_of(path)} holds {len(steps)} frames, not {index}") from None
         if isinstance(chosen, int):
             chosen = range(chosen, chosen + 1)
-        at_once = max(1, min(CHUNK_FRAMES, BLOCK_BYTES // (72 * len(atoms.numbers))))
-        for first in range(0, len(chosen), at_once):
-            some = chosen[first : first + at_once]
-            columns = [_rows(file[f"{path}/value"], some) for path in atoms.paths]
-            of_time = (_rows(steps, some), _rows(times, some))
-            for step, time, *values in zip(*of_time, *columns, strict=True):
-                yield _to_ase(atoms, int(step), float(time), *values)
+        for atoms in wanted:
+            at_once = max(1, min(CHUNK_FRAMES, BLOCK_BYTES // (72 * len(atoms.numbers))))
+            for first in range(0, len(chosen), at_once):
+                some = chosen[first : first + at_once]
+                columns = [_rows(file[f"{path}/value"], some) for path in atoms.paths]
+                of_time = (_rows(steps, some), _rows(times, some))
+                for step, time, *values in zip(*of_time, *columns, strict=True):
+                    yield _to_ase(atoms, int(step), float(time), *values)
 
 
 def count_h5md(path: str | Path | BinaryIO, system: int = 0) -> int:

@@ -26,6 +26,7 @@ from attncalc.md.h5md import (
     DIPOLE,
     DIPOLE_UNIT,
     FORCE,
+    INTERVAL,
     VELOCITY,
     Frame,
     StoredSystem,
@@ -133,8 +134,8 @@ class H5MDWriter(Callback):
             BlockingIOError: another run is writing it.
             NoSpaceLeft: the disk is full.
             FileNotFoundError: the file does not exist.
-            ValueError: it is not a trajectory of these atoms with this timestep, has other
-                positions, begins after this state or ends before it, or is damaged.
+            ValueError: it is not a trajectory of these atoms with this timestep and `every`, has
+                other positions, begins after this state or ends before it, or is damaged.
         """
         if state.step == 0 and not self.path.exists():
             self.begin(state, integrator)
@@ -158,6 +159,7 @@ class H5MDWriter(Callback):
         with opened(self.path) as file:
             check_same(described(file), atoms)
             steps, times = clock(file, atoms)
+            self._check_spacing(file, int(steps[-1]), float(times[-1]), timestep)
             n_kept = bisect_right(steps, state.step)
             if n_kept and steps[n_kept - 1] == state.step:
                 there = np.concatenate(
@@ -179,13 +181,21 @@ class H5MDWriter(Callback):
                     f"it ends with step {steps[n_kept - 1]}, "
                     f"the run continues from step {state.step}"
                 )
-            last, last_time = int(steps[n_kept - 1]), float(times[n_kept - 1])
-            if not np.isclose(last_time, last * timestep, rtol=1e-9, atol=0):
+            return int(steps[n_kept - 1]), n_kept, len(steps)
+
+    def _check_spacing(self, file: h5py.File, step: int, time: float, timestep: float) -> None:
+        """Refuse another timestep [fs] or `every` than those of a file that ends at this step."""
+        if not np.isclose(time, step * timestep, rtol=1e-9, atol=0):
+            raise ValueError(
+                f"it was written with a timestep of {time / step:g} fs, the run "
+                f"continues with {timestep:g} fs"
+            )
+        if INTERVAL in file:
+            every = round(1e3 * float(file[f"{INTERVAL}/value"][-1]) / timestep)
+            if every != self.every:
                 raise ValueError(
-                    f"it was written with a timestep of {last_time / last:g} fs, the run "
-                    f"continues with {timestep:g} fs"
+                    f"it was written every {every} steps, the run continues with every {self.every}"
                 )
-        return last, n_kept, len(steps)
 
     def __call__(self, state: MDState) -> None:
         """Add a frame, unless it was added last.

@@ -131,6 +131,6 @@ def _momenta(structures: Sequence[Atoms], fixed: Tensor) -> Tensor | None:
     if any(have) and not all(have):
         raise ValueError(
             f"structure {have.index(False)} has no velocities but others have: set them for all "
-            "or for none, or draw new ones (new_velocities=True)"
+            "or for none (in Python, new_velocities=True draws new ones)"
         )
     return torch.cat(momenta) if all(have) else None

@@ -198,8 +198,11 @@ def resume_structures(
     return _run(integrator, force, state, settings, writer, trajectory, info, progress, watch)
 
 
-def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
+def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> LogSummary:
     """Restore lost lines of the log of a finished run, and remove files that a killed run has left.
+
+    Returns:
+        As `run_structures`.
 
     Raises:
         FileNotFoundError, ValueError: the files do not belong together.
@@ -218,6 +221,7 @@ def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> None:
         log(restart.state)  # the last line, even if its step is not a multiple of `every`
     finally:
         log.end()
+    return log.summary
 
 
 def _run(
@@ -256,7 +260,7 @@ def _run(
         told = f"{what}; the last sane frame is in {trajectory.name}{advice}"
         raise FloatingPointError(told) from None
     except NoSpaceLeft as full:
-        raise NoSpaceLeft(trajectory, full.number, _advice(trajectory, log.summary)) from None
+        raise NoSpaceLeft(trajectory, full.number, _advice(trajectory, writer)) from None
     except KeyboardInterrupt:
         if (last := log.summary.last) is None:
             raise
@@ -269,12 +273,12 @@ def _run(
     return log.summary
 
 
-def _advice(trajectory: Path, summary: LogSummary) -> str:
+def _advice(trajectory: Path, writer: Callback) -> str:
     """Advise what to do after the disk was full."""
     if trajectory.suffix == ".h5md" and trajectory.with_suffix(".ckpt").exists():
         return f"free some space, then continue with --resume {trajectory}"
-    if trajectory.exists() and summary.last is not None:
-        return f"it holds {summary.n_rows} whole frames, to {summary.last['time_fs']:.1f} fs"
+    if isinstance(writer, FrameWriter) and trajectory.exists():  # the log may have a line less
+        return f"it holds {writer.n_frames} whole frames, to {writer.time:.1f} fs"
     return "nothing of the run was kept: free some space and start it again"
 
 
@@ -314,12 +318,18 @@ class FrameWriter(Callback):
         atoms: frames are copies of it with other positions, cell, momenta and results.
         every: steps.
         write: further results, see `attncalc.md.extra_results`.
+
+    Attributes:
+        n_frames: number of frames written.
+        step: of the last one; -1 before the first.
+        time: of the last one, fs.
     """
 
     def __init__(self, path: Path, atoms: Atoms, *, every: int, write: Sequence[str] = ()) -> None:
         self.every, self._frames, self._atoms = every, Frames(path), atoms.copy()
         self.write = tuple(write)
-        self._last, self._is_new = -1, False
+        self._timestep, self._is_new = 0.0, False
+        self.n_frames, self.step, self.time = 0, -1, 0.0
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Create the file; refuse to overwrite one.
@@ -328,17 +338,18 @@ class FrameWriter(Callback):
             FileExistsError: the file exists.
             ValueError: the model does not give the results to be written.
         """
-        del integrator
         require_of_state(self.write, state)
+        self._timestep = integrator.timestep / units.fs
         refuse_existing(self._frames.path)
         self._is_new = True
         self._frames.__enter__()
 
     def __call__(self, state: MDState) -> None:
         """Write a frame, unless it was written last."""
-        if state.step == self._last:
+        if state.step == self.step:
             return
-        frame = self._atoms.copy()
+        frame, time = self._atoms.copy(), state.step * self._timestep
+        frame.info |= {"step": state.step, "time_fs": time}
         frame.cell = state.system.cell[0].cpu().numpy()
         frame.positions = state.system.positions.cpu().numpy()
         frame.set_momenta(state.momenta.cpu().numpy(), apply_constraint=False)
@@ -346,7 +357,7 @@ class FrameWriter(Callback):
         others = results_of(state, self.write)
         frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces, **others)
         self._frames.write(frame)
-        self._last = state.step
+        self.n_frames, self.step, self.time = self.n_frames + 1, state.step, time
 
     def end(self) -> None:
         """Close the file."""

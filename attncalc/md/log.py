@@ -106,7 +106,7 @@ class Log(Callback):
         n_systems = state.system.n_systems
         try:
             with open(self.path, "rb") as file:
-                return intact_part(
+                kept = intact_part(
                     file,
                     columns_of(n_systems, _heads(self._own_columns(integrator, state))),
                     n_systems,
@@ -114,6 +114,12 @@ class Log(Callback):
                     every=self.every,
                     timestep=integrator.timestep / units.fs,
                 )
+            there = [row["potential_eV"] for row in kept.now]
+            if there and there != state.energy.tolist():
+                raise ValueError(
+                    f"its energy at step {state.step} differs: this is the log of another run"
+                )
+            return kept
         except FileNotFoundError:
             if self.trajectory is None and state.step > 0:
                 raise FileNotFoundError(f"no such file: {self.path}") from None

@@ -69,12 +69,14 @@ class Intact:
         step: of its last line; -1 without lines.
         summary: of these lines.
         damage: what is wrong after it; empty if the file just ends, or was cut off within a line.
+        now: lines of the step at which the run continues, also if they are not kept.
     """
 
     size: int = 0
     step: int = -1
     summary: LogSummary = field(default_factory=LogSummary)
     damage: str = ""
+    now: list[Row] = field(default_factory=list)
 
 
 def intact_part(
@@ -94,7 +96,7 @@ def intact_part(
         timestep: fs.
 
     Raises:
-        ValueError: the file has other columns.
+        ValueError: the file has other columns, or not a line every `every` steps.
     """
     header = line(columns)
     found = file.read(len(header))
@@ -104,7 +106,7 @@ def intact_part(
             raise ValueError("not the log of this run (its columns are others)")
         return Intact(damage="line 1 is damaged")
     kept = Intact(size=len(header))
-    waiting: list[Row] = []  # kept only if another line follows
+    waiting = False  # whether the line before was not kept; only the last one of a run may be so
     end, number, step = kept.size, 2, -1
     while first := file.readline(LONGEST_LINE):
         lines = [first, *(file.readline(LONGEST_LINE) for _ in range(n_systems - 1))]
@@ -120,13 +122,19 @@ def intact_part(
             break
         if step > now:
             break
+        if waiting or 0 <= before < step - every:
+            raise ValueError(
+                f"it has a line every {step - before} steps, the run continues with one every "
+                f"{every}"
+            )
         number, end = number + n_systems, end + sum(map(len, lines))
-        waiting += rows
+        kept.now = rows if step == now else []
         if step % every == 0 or before < 0:
-            for row in waiting:
+            for row in rows:
                 kept.summary.add(row)
             kept.size, kept.step = end, step
-            waiting = []
+        else:
+            waiting = True
     return kept
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from attncalc.compiled import compiled_loop
+from attncalc.md.velocities import LINEAR
 
 unsigned = np.uint64
 LOW, SHIFT = unsigned(0xFFFFFFFF), unsigned(32)
@@ -103,16 +104,17 @@ def kick_drift_thermalize_drift(
 
 
 @compiled_loop()
-def _turning(left_out, spin, inertia):
+def _turning(spin, inertia):
     """Return angular velocity from spin and the sums m x², m y², m z², m y z, m z x, m x y."""
     xx, yy, zz, yz, zx, xy = inertia
-    if left_out < 6:  # linear: no rotation about the axis, and equal inertia about all others
-        trace = xx + yy + zz
-        return spin[0] / trace, spin[1] / trace, spin[2] / trace
+    trace = xx + yy + zz
     a, b, c, d, e, f = yy + zz, zz + xx, xx + yy, -yz, -zx, -xy
     bc, ca, ab = b * c - d * d, c * a - e * e, a * b - f * f
     de, ef, fd = d * e - c * f, e * f - a * d, f * d - b * e
     determinant = a * bc + f * de + e * fd
+    if determinant <= LINEAR * trace**3:
+        # atoms on a line: no rotation about it, and equal inertia about all axes across
+        return spin[0] / trace, spin[1] / trace, spin[2] / trace
     return (
         (bc * spin[0] + de * spin[1] + fd * spin[2]) / determinant,
         (de * spin[0] + ca * spin[1] + ef * spin[2]) / determinant,
@@ -176,7 +178,7 @@ def rescale(
             inertia[k, 5] += masses[i] * x * y
     for k in range(n):
         if left_out[k] > 3:
-            turn[k, 0], turn[k, 1], turn[k, 2] = _turning(left_out[k], spin[k], inertia[k])
+            turn[k, 0], turn[k, 1], turn[k, 2] = _turning(spin[k], inertia[k])
     whole = np.empty_like(momenta)
     kinetic, first, others = np.zeros((3, n))
     for i in range(n_atoms):

@@ -87,7 +87,7 @@ def run(
     longest = CHUNK[force.device.type] if chunk is None else chunk
     lifetime = _ListLifetime()
     begun: list[Callback] = []
-    seen = -1  # the step that callbacks have seen last
+    seen = False  # whether callbacks have seen a state
     try:
         for callback in callbacks:
             begun.append(callback)
@@ -99,7 +99,7 @@ def run(
                 _call(checkpoints_first, state, at_all_costs=True)
             elif state.step == 0:  # stopped after the checkpoint, perhaps before all else
                 _call(callbacks, state, at_all_costs=True)
-            seen = state.step
+            seen = True
         while state.step < last and not any(one.stops for one in callbacks):
             to_go = min(_steps_to_next(callbacks, state.step, last), longest)
             with ctrl_c_in_loops():
@@ -111,22 +111,20 @@ def run(
                 else:
                     state, what = _advance(integrator, force, state, to_go, limit, lifetime)
             if what:
-                if seen < state.step:
-                    _call(callbacks, state, at_all_costs=True)
+                _call(callbacks, state, at_all_costs=True)
                 raise FloatingPointError(_exploded(state, integrator, what))
-            if _call(callbacks, state, at_all_costs=state.step == last):
-                seen = state.step
-                if any(one.stops for one in callbacks):
-                    _call(callbacks, state, at_all_costs=True)
+            _call(callbacks, state, at_all_costs=state.step == last)
+            if any(one.stops for one in callbacks):
+                _call(callbacks, state, at_all_costs=True)
     except KeyboardInterrupt:
         with finished_before_ctrl_c():  # a second Ctrl-C must not lose results
-            if seen >= 0:
+            if seen:
                 _call(callbacks, state, at_all_costs=True)
-            _end(begun, and_forget=seen < 0 and not resumed)
+            _end(begun, and_forget=not (seen or resumed))
         raise
     finally:
         with finished_before_ctrl_c():
-            _end(begun, and_forget=seen < 0 and not resumed)
+            _end(begun, and_forget=not (seen or resumed))
     return state.as_first()
 
 
@@ -140,11 +138,11 @@ def _end(begun: list[Callback], *, and_forget: bool) -> None:
             ends.callback(callback.end)
 
 
-def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) -> bool:
-    """Call the callbacks that are due; return True if there was one."""
+def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) -> None:
+    """Call the callbacks that are due."""
     due = [one for one in callbacks if at_all_costs or state.step % one.every == 0]
     if not due:
-        return False
+        return
     with finished_before_ctrl_c():  # no file is left half-written, and no frame written twice
         for callback in due:
             if isinstance(callback, Checkpoint):
@@ -153,7 +151,6 @@ def _call(callbacks: Sequence[Callback], state: MDState, *, at_all_costs: bool) 
                 for other in callbacks:
                     other.flush()
             callback(state)
-    return True
 
 
 def _steps_to_next(callbacks: Sequence[Callback], step: int, last: int) -> int:

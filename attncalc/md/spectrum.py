@@ -143,7 +143,8 @@ def spectrum_of(
         FileNotFoundError: there is no such file.
         IndexError: there is no such system.
         ValueError: it is not such a trajectory; its frames are too few, too far apart, or not
-            equally spaced; systems of a batch have different atoms; or nothing moves.
+            equally spaced; systems of a batch have different elements, masses or charges; or
+            nothing moves.
     """
     for name, value in (("resolution", resolution), ("highest", highest)):
         if value is not None and not 0 < value < math.inf:
@@ -193,14 +194,14 @@ def spectrum_of(
 
 
 def _chosen(systems: list[StoredSystem], system: int | None, path: object) -> list[StoredSystem]:
-    """Return one system of a batch, or all, which must have the same atoms."""
+    """Return one system of a batch, or all, which must be alike in all that frames share."""
     if system is not None:
         if not 0 <= system < len(systems):
             raise IndexError(f"{path} holds {len(systems)} systems, not number {system}")
         return [systems[system]]
     for k, one in enumerate(systems):
-        if not np.array_equal(one.numbers, systems[0].numbers):
-            raise ValueError(f"systems 0 and {k} have different atoms: choose one of the batch")
+        if what := systems[0].difference(one):
+            raise ValueError(f"systems 0 and {k} have different {what}: choose one of the batch")
     return systems
 
 

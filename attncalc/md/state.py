@@ -9,6 +9,7 @@ import torch
 from ase import units
 from torch import Tensor
 
+from attncalc.md.velocities import LINEAR
 from attncalc.ops import segment_sum
 from attncalc.result import Result
 from attncalc.system import System
@@ -129,7 +130,10 @@ class MDState:
 
     @property
     def left_out(self) -> Tensor:
-        """Degrees of freedom that `n_dof` leaves out, [n_systems]: 0, 3 (drift), 5 or 6 (both)."""
+        """Degrees of freedom that `n_dof` leaves out, [n_systems]: 0, 3 (drift), 5 or 6 (both).
+
+        It is 5 for two atoms, which do not rotate about their line.
+        """
         mobile = torch.ones_like(self.masses)
         if self.fixed is not None:
             mobile = mobile.masked_fill(self.fixed, 0.0)
@@ -159,16 +163,16 @@ class MDState:
         spin = self.per_system(torch.linalg.cross(arms, self.momenta))  # [n_systems, 3]
         outer = self.per_system(weights.unsqueeze(2) * arms.unsqueeze(2) * arms.unsqueeze(1))
         eye = torch.eye(3, dtype=outer.dtype, device=outer.device)
-        trace = outer.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * eye
-        # linear: no rotation about the axis, and equal inertia about all others
-        kind = left_out.unsqueeze(2)
-        inertia = torch.where(kind == 6, trace - outer, torch.where(kind == 5, trace, eye))
+        trace = outer.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+        inertia = torch.where(left_out.unsqueeze(2) > 3, trace.unsqueeze(2) * eye - outer, eye)
         a, b, c = inertia.unbind(1)
         adjugate = torch.stack(
             [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=1
         )
         determinant = (a * adjugate[:, 0]).sum(1, keepdim=True)
         turning = (adjugate @ spin.unsqueeze(2)).squeeze(2) / determinant  # symmetric
+        # atoms on a line: no rotation about it, and equal inertia about all axes across
+        turning = torch.where(determinant > LINEAR * trace**3, turning, spin / trace)
         return torch.linalg.cross(((left_out > 3) * turning)[idx], arms)
 
     @property

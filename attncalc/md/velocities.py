@@ -5,10 +5,11 @@ molecule in "nve", its rotation. Langevin's random forces conserve neither. So t
 
     3N       in "nvt", and for a single atom
     3N - 3   in "npt", and in "nve" with any periodic direction
-    3N - 6   in "nve" of a molecule; 3N - 5 if it is linear
+    3N - 6   in "nve" of a molecule; 3N - 5 of two atoms
 
-degrees of freedom. With constrained atoms (`ase.constraints`) neither is conserved, and the number
-is that of ASE.
+degrees of freedom. A linear molecule of more atoms bends, and then it can rotate about all axes.
+With constrained atoms (`ase.constraints`) all motion that they allow counts, as in ASE; a molecule
+held at one or two atoms has a conserved rotation about these, which counts, too.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import TypeVar
 
 import numpy as np
 from ase import Atoms, units
+from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
 
-# smallest over largest moment of inertia, below which a molecule is linear
+# smallest over largest moment of inertia, below which a geometry is linear
 LINEAR = 1e-6
 # temperature beyond which a run has exploded
 RUNAWAY = 10.0  # times the requested temperature, plus
@@ -60,16 +62,15 @@ class Thermometer:
         Raises:
             ValueError: constraints hold all atoms.
         """
-        n_dof = atoms.get_number_of_degrees_of_freedom()
+        n_dof = _allowed(atoms)
         if n_dof < 1:
             raise ValueError("no atom can move: constraints fix all atoms of the structure")
         if ensemble == "nvt" or len(atoms) == 1 or atoms.constraints:
             return cls(n_dof, excludes_drift=False, excludes_rotation=False)
         if ensemble == "npt" or atoms.pbc.any():
             return cls(n_dof - 3, excludes_drift=True, excludes_rotation=False)
-        moments = np.linalg.eigvalsh(_inertia(_arms(atoms), atoms.get_masses()))
-        axes = int((moments > LINEAR * moments.max()).sum())
-        return cls(n_dof - 3 - axes, excludes_drift=True, excludes_rotation=True)
+        lost = 5 if len(atoms) == 2 else 6
+        return cls(n_dof - lost, excludes_drift=True, excludes_rotation=True)
 
     def temperature(self, atoms: Atoms) -> float:
         """Return the temperature [K] of the motion that is counted."""
@@ -99,10 +100,18 @@ class Thermometer:
         rigid = np.broadcast_to(velocity, momenta.shape)
         if self.excludes_rotation:
             arms = _arms(atoms)
-            # a linear molecule has no inertia about its axis, and does not rotate about it
+            # atoms on a line have no inertia about it, and do not rotate about it
             inverse = np.linalg.pinv(_inertia(arms, masses), rcond=LINEAR, hermitian=True)
             rigid = rigid + np.cross(inverse @ np.cross(arms, momenta).sum(axis=0), arms)
         return momenta - masses[:, None] * rigid
+
+
+def _allowed(atoms: Atoms) -> int:
+    """Return the degrees of freedom that constraints leave; atoms may be held more than once."""
+    held = [one for one in atoms.constraints if isinstance(one, FixAtoms)]
+    others = [one for one in atoms.constraints if not isinstance(one, FixAtoms)]
+    n_fixed = len({k % len(atoms) for one in held for k in one.get_indices()})
+    return 3 * (len(atoms) - n_fixed) - sum(one.get_removed_dof(atoms) for one in others)
 
 
 def _arms(atoms: Atoms) -> Floats:

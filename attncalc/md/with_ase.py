@@ -47,11 +47,12 @@ def run_with_ase(
     Velocities of the atoms are used if they have any; otherwise they are drawn at exactly the
     requested temperature. This temperature, and `temperature_K` of the log, count the degrees of
     freedom of the run: 3N in "nvt"; 3N - 3 in "npt" and, if periodic, in "nve"; for a molecule in
-    "nve" 3N - 6, or 3N - 5 if it is linear; a single atom has 3. Motion that is not counted (drift,
+    "nve" 3N - 6, or 1 of two atoms; a single atom has 3. Motion that is not counted (drift,
     rotation) is not drawn.
 
-    Frames with energy, forces and momenta are written every `settings.every` steps and at the last;
-    each is complete on disk before the next step. The log, NAME.csv, is beside the trajectory.
+    Frames with energy, forces and momenta, and step and time_fs in `info`, are written every
+    `settings.every` steps and at the last; each is complete on disk before the next step. The log,
+    NAME.csv, is beside the trajectory.
 
     Args:
         atoms: with a calculator.
@@ -107,6 +108,7 @@ def run_with_ase(
             if ends or not dynamics.nsteps % settings.every:
                 row = _observe(atoms, thermometer, time)
                 with finished_before_ctrl_c():
+                    atoms.info |= {"step": dynamics.nsteps, "time_fs": time}
                     before = frames.mark()
                     frames.write(atoms)
                     header = b"" if summary.n_rows else line(list(row))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -21,9 +22,10 @@ from command_line import COPPER, ETHANOL, Forked, attncalc, fails, files, succee
 
 from attncalc import AttnCalculator
 from attncalc.cli import md_picture
+from attncalc.cli.files import read_structures
 from attncalc.evaluator import Evaluator
-from attncalc.files import FileLock
-from attncalc.md import H5MDWriter, Langevin, h5md_writer, job, load_checkpoint, read_h5md
+from attncalc.files import FileLock, NoSpaceLeft
+from attncalc.md import H5MDWriter, Langevin, Log, h5md_writer, job, load_checkpoint, read_h5md
 from attncalc.md.checkpoint import save_checkpoint
 
 
@@ -92,6 +94,10 @@ def test_md_at_constant_pressure_writes_its_cells(copper_file: str) -> None:
         (
             ("npt", "--barostat", "anisotropic", "--integrator", "ase"),
             "--barostat applies to attncalc's integrators only: remove it, or remove --integrator",
+        ),
+        (
+            ("nvt", "--write", "charges", "--integrator", "ase"),
+            "--write applies to attncalc's integrators only: remove it, or remove --integrator",
         ),
         (("npt", "--compressibility", 0), "compressibility must be positive, got 0"),
         (("npt", "--cell-relaxation", -1), "cell_relaxation must be positive"),
@@ -235,6 +241,10 @@ def test_md_resume_bad_input(copper_file: str) -> None:
             "no such file: no.h5md; a run is resumed from its .h5md and .ckpt",
         ),
         ((copper_file, "--model", COPPER, "--resume", "run.h5md"), others),
+        (
+            ("--resume", "run.h5md", "--overwrite", "--quiet"),
+            "--resume uses the settings of the run: remove --overwrite",
+        ),
     ):
         assert fails("md", *arguments) == f"Error: {message}"
     Path("run.ckpt").write_bytes(b"nothing")
@@ -282,8 +292,14 @@ def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
     common = ("--model", COPPER, "--ensemble", "nve", "--steps", 3)
     assert "velocities" not in succeeds("md", copper_file, *common, "-o", "a.xyz")
     last = read("a.xyz", -1)
-    said = succeeds("md", "a.xyz", *common, "--temperature", 5, "-o", "b.xyz")
-    found = re.match(r"using the velocities of the file \(T = (\d+) K\)\n", said)
+    assert fails("md", "a.xyz", *common, "--temperature", 5, "-o", "b.xyz") == (
+        "Error: --temperature is that of velocities that are drawn, and a.xyz has velocities: "
+        "remove it"
+    )
+    said = succeeds("md", "a.xyz", *common, "-o", "b.xyz")
+    found = re.match(
+        r"structure 2 of 2 in a\.xyz\nusing the velocities of the file \(T = (\d+) K\)\n", said
+    )
     with open("b.csv", newline="") as file:
         first = next(csv.DictReader(file))
     assert float(found[1]) == pytest.approx(float(first["temperature_K"]), abs=0.5)
@@ -578,6 +594,70 @@ def test_md_that_is_done_gets_its_log_and_picture_back(steps: int, copper_file: 
         assert done.exit_code == 0, done.output
         assert Path("run.csv").read_bytes() == log
         assert files() == {copper_file, "run.h5md", "run.csv", "run.png", "run.ckpt"}
+
+
+def test_md_on_a_disk_that_fills_up_after_a_frame(
+    copper_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many frames are reported as the file holds, though the log has a line less."""
+    log_it, calls = Log.__call__, []
+
+    def full(self, state) -> None:
+        calls.append(state)
+        if len(calls) == 3:
+            raise NoSpaceLeft("run.csv", errno.ENOSPC)
+        log_it(self, state)
+
+    monkeypatch.setattr(Log, "__call__", full)
+    said = fails("md", copper_file, "--model", COPPER, "--every", 2, "-o", "run.xyz")
+    assert said.endswith("it holds 3 whole frames, to 2.0 fs")
+    assert [frame.info["step"] for frame in read("run.xyz", ":")] == [0, 2, 4]
+
+
+def test_md_continues_all_systems_of_a_batch(copper_file: str) -> None:
+    common = ("--model", COPPER, "--ensemble", "nve", "--steps", 4, "--every", 2)
+    succeeds("md", copper_file, *common, "--replicas", 2, "-o", "batch.h5md")
+    said = succeeds("md", "batch.h5md", *common, "-o", "more.h5md")
+    assert said.startswith("2 systems of batch.h5md in one batch\nusing the velocities of the file")
+    for k in range(2):
+        last, first = read_h5md("batch.h5md", -1, k)[0], read_h5md("more.h5md", 0, k)[0]
+        assert np.array_equal(first.positions, last.positions)
+        assert np.allclose(first.get_momenta(), last.get_momenta(), rtol=1e-12)
+    said = succeeds("md", "batch.h5md", *common, "--replicas", 3, "-o", "many.h5md")
+    assert "3 frames of 6 systems" in said
+    said = fails("md", "batch.h5md", *common, "--integrator", "ase")
+    assert said == "Error: batch.h5md holds 2 systems: remove --integrator ase, which runs one"
+    both = [read_h5md("batch.h5md", system=k) for k in range(2)]
+    for atoms, frame in zip(read_structures("batch.h5md"), [*both[0], *both[1]], strict=True):
+        assert np.array_equal(atoms.positions, frame.positions)
+
+
+@pytest.mark.parametrize("integrator", ["native", "ase"])
+def test_md_notes_its_own_steps_in_frames(integrator: str, copper_file: str) -> None:
+    common = ("--model", COPPER, "--steps", 4, "--every", 4)
+    succeeds("md", copper_file, *common, "-o", "first.h5md")
+    succeeds("md", "first.h5md", *common, "--integrator", integrator, "-o", "run.xyz")
+    found = [(frame.info["step"], frame.info["time_fs"]) for frame in read("run.xyz", ":")]
+    assert found == [(0, 0.0), (4, pytest.approx(2.0))]
+    atoms = read(copper_file)
+    atoms.info |= {"novelty": 7.0, "charge": 0}
+    write("noted.extxyz", atoms)
+    (noted,) = read_structures("noted.extxyz")
+    assert noted.info == {"charge": 0}
+
+
+def test_md_files_set_aside_by_a_killed_run(copper_file: str) -> None:
+    """They are put back if the new run had not begun, and removed if it had."""
+    run = ("md", copper_file, "--model", COPPER, "--steps", 2, "-o", "run.h5md")
+    succeeds(*run)
+    there = files()
+    for name in there - {copper_file}:
+        Path(name).rename(f".{name}.older")
+    assert "run.h5md exists" in fails(*run)
+    assert files() == there
+    Path(".run.csv.older").write_bytes(b"of a run that was replaced")
+    succeeds("md", "--resume", "run.h5md")
+    assert files() == there
 
 
 def test_md_of_replicas_is_one_batch(copper_file: str, drawn: list) -> None:

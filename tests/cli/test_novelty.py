@@ -174,7 +174,10 @@ def test_md_stops_when_unknown(integrator: str, model: str, inside: str) -> None
 def test_a_run_that_was_stopped_goes_on(model: str, inside: str) -> None:
     """And ends with the bits of one that was not."""
     hot = ("--model", model, "--temperature", 3000, "--steps", 100)
-    ends_outside("md", inside, *hot, "-o", "whole.h5md")
+    said, _ = ends_outside("md", inside, *hot, "-o", "whole.h5md", "--json")
+    again, told = ends_outside("md", "--resume", "whole.h5md", "--json")
+    assert json.loads(again) == json.loads(said)
+    assert "Error: the run left the training data of the model: novelty " in told
     ends_outside("md", inside, *hot, "-o", "run.h5md", "--stop-when-unknown")
     ends_outside("md", "--resume", "run.h5md")
     assert Path("run.csv").read_text() == Path("whole.csv").read_text()

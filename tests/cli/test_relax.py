@@ -84,6 +84,19 @@ def test_relax_draws_every_course(monkeypatch: pytest.MonkeyPatch) -> None:
         assert course[0][0] > energy
 
 
+@pytest.mark.parametrize("cell", [(), ("--cell",), ("--workers", 1)], ids=["", "cell", "many"])
+def test_relaxed_structures_are_at_rest(cell: tuple) -> None:
+    """They have no velocities, and no step and novelty of the frame that they were."""
+    (atoms,) = rattled(1)
+    atoms.set_momenta(np.ones((4, 3)))
+    atoms.info |= {"step": 70, "novelty": 3.0, "charge": 0}
+    write("frame.extxyz", atoms)
+    succeeds("relax", "frame.extxyz", "--model", COPPER, "--fmax", 0.02, *cell, "-o", "out.extxyz")
+    relaxed = read("out.extxyz")
+    assert "momenta" not in relaxed.arrays
+    assert {"step", "novelty", "charge"} & set(relaxed.info) == {"charge"}
+
+
 def test_relax_that_needs_more_steps(ethanol_file: str) -> None:
     """What there is gets written; the exit status tells."""
     result = attncalc("relax", ethanol_file, "--model", ETHANOL, "--steps", 2, "-o", "out.xyz")

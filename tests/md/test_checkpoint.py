@@ -79,6 +79,22 @@ def test_nothing_is_overwritten(written: Path) -> None:
     assert written.read_bytes() == content
 
 
+@pytest.mark.parametrize("other", ["seed", "atoms", "integrator"])
+def test_the_checkpoint_of_another_run_is_refused_and_stays(other: str, written: Path) -> None:
+    content = written.read_bytes()
+    integrator, state, _ = md.load_checkpoint(written)
+    md.Checkpoint(written).resume(state, integrator)
+    if other == "seed":
+        state = state.replace(seed=state.seed + 1)
+    elif other == "atoms":
+        state = state.replace(masses=2 * state.masses)
+    else:
+        integrator = md.Verlet(0.5 * FS)
+    with pytest.raises(ValueError, match=r"run\.ckpt: the checkpoint of another run"):
+        md.Checkpoint(written).resume(state, integrator)
+    assert written.read_bytes() == content
+
+
 def test_there_is_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         md.load_checkpoint(tmp_path / "none")

@@ -724,7 +724,7 @@ def test_cutting_is_safe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fails(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    writer = H5MDWriter(path)
+    writer = H5MDWriter(path, every=10)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fails)
         with pytest.raises(OSError, match="No space left"):
@@ -781,6 +781,16 @@ def test_another_timestep_is_refused(tmp_path: Path):
     message = r"run\.h5md: it was written with a timestep of 0\.5 fs, the run continues with 1 fs"
     with pytest.raises(ValueError, match=message):
         H5MDWriter(path).resume(state_at(40), Verlet(timestep=units.fs))
+
+
+@pytest.mark.parametrize("every", [5, 20])
+def test_another_spacing_is_refused(every: int, tmp_path: Path):
+    path = write(tmp_path / "run.h5md")
+    before = path.read_bytes()
+    message = rf"run\.h5md: it was written every 10 steps, the run continues with every {every}"
+    with pytest.raises(ValueError, match=message):
+        H5MDWriter(path, every=every).resume(state_at(30), HALF_FS)
+    assert path.read_bytes() == before
 
 
 def test_a_trajectory_that_begins_later_is_refused(tmp_path: Path):

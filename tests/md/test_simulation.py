@@ -204,7 +204,8 @@ def test_a_system_says_nothing_of_masses_and_velocities(forces: Evaluator) -> No
 
 
 def test_structures_that_cannot_start_together(forces: Evaluator) -> None:
-    with pytest.raises(ValueError, match="structure 1 has no velocities but others have"):
+    message = r"structure 1 has no velocities but others have: set them for all or for none \(in Py"
+    with pytest.raises(ValueError, match=message):
         LANGEVIN.init(forces, [heavy_ethanol(), ethanol()])
     held, still, absent = ethanol(), ethanol(), ethanol()
     held.set_constraint(FixBondLength(0, 1))
@@ -561,6 +562,22 @@ def test_an_explosion_stops_at_the_last_sane_state(forces: Evaluator, chunk: int
     assert not simulation._insane(last, limit, last)
     assert simulation._advance(wild, forces, last, 1, limit, simulation._ListLifetime())[1]
     assert keeper.events[-1] == ("end", -1)
+
+
+def test_all_callbacks_see_the_last_sane_state_of_an_explosion() -> None:
+    """Also those that are not due with it, while another is."""
+    force, calls_of_force = springs(1.0), []
+
+    def breaks(system: System) -> Result:
+        calls_of_force.append(system)
+        result = force(system)
+        broken = torch.full_like(result.forces, torch.nan)
+        return replace(result, forces=broken) if len(calls_of_force) > 4 else result
+
+    first, due, other = start(force, integrator=VERLET), Recorder(4), Recorder(1000)
+    with pytest.raises(FloatingPointError, match=r"^stopped at 2\.0 fs"):
+        md.run(VERLET, breaks, first, 9, callbacks=[due, other], chunk=1)
+    assert calls(due)[-1] == calls(other)[-1] == 4
 
 
 @pytest.mark.parametrize("timestep", [20, 40, 100])

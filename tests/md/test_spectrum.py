@@ -152,12 +152,20 @@ def test_autocorrelation_by_its_definition(n_frames: int, n_lags: int) -> None:
 
 def test_a_batch_of_others_and_one_of_it(tmp_path: Path) -> None:
     path = trajectory(tmp_path / "run.h5md", [CO, CO2, CO], 2_000, temperature=100)
-    message = r"run\.h5md: systems 0 and 1 have different atoms: choose one of the batch"
+    message = r"run\.h5md: systems 0 and 1 have different elements: choose one of the batch"
     with pytest.raises(ValueError, match=message):
         spectrum_of(path, resolution=200)
     assert spectrum_of(path, resolution=200, system=1).n_systems == 1
     with pytest.raises(IndexError, match="holds 3 systems, not number 3"):
         spectrum_of(path, resolution=200, system=3)
+
+
+def test_isotopologues_have_no_mean(tmp_path: Path) -> None:
+    masses = [12.011, 15.999, 13.003, 15.999]
+    options = {"temperature": 100, "masses": masses}
+    path = trajectory(tmp_path / "run.h5md", [CO, CO], 400, **options)
+    with pytest.raises(ValueError, match="systems 0 and 1 have different masses: choose one"):
+        spectrum_of(path, resolution=200)
 
 
 def test_frames_that_show_no_spectrum(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 SHORTEST = 0.5
 # Å, limits of distances at which pairs are tested; from COVERED on they are beyond SHORTEST
 CLOSE, COVERED, BONDED = 0.4, 0.51, 1.0
+# Å: pairs of a crystal grow with the cube of the range
+LONGEST_IN_CRYSTAL = 50.0
 # clusters tested at once on a GPU: engines use other programs for many atoms than for few
 MANY = 200
 # modules with `can_run` and `Engine`
@@ -240,7 +242,10 @@ def _share_a_loop(one: Any, other: Any) -> bool:
 def disagreement(fast: Potential, plain: Potential) -> float:
     """Largest `deviation` of two potentials on clusters, a crystal and pairs at all distances."""
     found: list[float] = []
+    far = (plain.long_range or 0) > LONGEST_IN_CRYSTAL
     for atoms in _tried(plain.species, plain.cutoff, plain.device.type):
+        if far and any(one.pbc.any() for one in atoms):
+            continue
         system = System.from_ase(atoms).to(plain.device)
         graphs = fresh_graphs(plain, system)
         found.append(deviation(evaluate(fast, graphs), evaluate(plain, graphs)))

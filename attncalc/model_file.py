@@ -24,6 +24,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,9 @@ def find_model(model: str | Path) -> Path:
         kind = " (not a regular file)"
         if path.is_dir():
             kind = f" (a folder with {len(inside)} model files)"
+    meant = "".join(f"; did you mean {name}?" for name in get_close_matches(str(model), shipped, 1))
     raise FileNotFoundError(
-        f"no model file and no shipped model {str(model)!r}{kind}; shipped: {names}"
+        f"no model file and no shipped model {str(model)!r}{kind}; shipped: {names}{meant}"
     )
 
 

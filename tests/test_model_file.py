@@ -209,7 +209,7 @@ def test_shipped_models_are_found_by_name(
     assert_same_bits(load("model"), load(path))
     assert header("model") == header(str(path))
     with pytest.raises(
-        FileNotFoundError, match="no model file and no shipped model 'modell'; shipped: model"
+        FileNotFoundError, match=r"no shipped model 'modell'; shipped: model; did you mean model\?$"
     ):
         load("modell")
 

@@ -26,11 +26,12 @@ from attncalc.cli.output import output_file, output_options, report_json, say
     multiple=True,
     help="Split of the file to use, e.g. train_01; may be repeated. Default: all structures.",
 )
+@click.option("--energy-unit", help="Unit of energies, if the file does not state it.")
 @click.option("--length-unit", help="Unit of lengths, if the file does not state it.")
 @click.option("-o", "--output", required=True, help="Model file to write (.safetensors).")
 @output_options
 @one_line_errors
-def calibrate(model, data_file, labels, splits, length_unit, output) -> None:
+def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output) -> None:
     """Write a model with the environments of its training, so that it knows its limits.
 
     DATA are the structures that the model was trained and validated on: what is like them will be
@@ -42,14 +43,15 @@ def calibrate(model, data_file, labels, splits, length_unit, output) -> None:
     target = output_file(output)
     if target.suffix != ".safetensors":
         raise ValueError(f"{target.name}: a model file must end in .safetensors")
+    units = {"energy_unit": energy_unit, "length_unit": length_unit}
     if Path(model).is_dir():
-        if labels is not None or splits or length_unit is not None:
+        if labels is not None or splits or any(units.values()):
             raise ValueError(f"{model}: its data are those of the training: remove these options")
         path, structures = _of_training(Path(model), data_file)
     else:
         if data_file is None:
             raise click.UsageError("DATA is needed: a file with the structures of the training")
-        path, structures = model, _of_file(data_file, labels, splits, length_unit)
+        path, structures = model, _of_file(data_file, labels, splits, units)
     potential = model_file.load(path, device="cpu")
     calibrate_potential(potential, structures)
     model_file.save(potential, target)
@@ -72,11 +74,11 @@ def calibrate(model, data_file, labels, splits, length_unit, output) -> None:
 
 
 def _of_file(
-    data_file: str, labels: str | None, splits: Sequence[str], length_unit: str | None
+    data_file: str, labels: str | None, splits: Sequence[str], units: dict[str, str | None]
 ) -> Sequence[Atoms]:
     from attncalc import data
 
-    dataset = data.read(data_file, labels=labels, length_unit=length_unit)
+    dataset = data.read(data_file, labels=labels, **units)
     if unknown := [name for name in splits if name not in dataset.splits]:
         known = ", ".join(dataset.splits) or "none"
         raise ValueError(f"{dataset.source}: no split {unknown[0]!r}; stored splits: {known}")
@@ -88,7 +90,7 @@ def _of_file(
 def _of_training(folder: Path, data_file: str | None) -> tuple[Path, Sequence[Atoms]]:
     from attncalc import train
 
-    recipe, parts = train.read_run(folder, data=data_file)
+    recipe, parts = train.read_run(folder, data=data_file, with_test_data=False)
     structures: list[Atoms] = []
     for name in ("training", "validation"):
         part = parts[name]

@@ -206,7 +206,8 @@ def read_labelled(
         raise ValueError(
             f"{folder}: labels and units are those of the training: remove these options"
         )
-    recipe, parts = train.read_run(folder, data=data_file)
+    wanted = split in (None, "test")
+    recipe, parts = train.read_run(folder, data=data_file, with_test_data=wanted)
     named = {name: part for name, part in parts.items() if part is not None}
     split = split or ("test" if "test" in named else "validation")
     if split not in named:

@@ -101,12 +101,15 @@ def _report(done: Summary, train_file: Path, held_out_file: Path) -> None:
         f"{done.n_molecules} molecules, {done.n_labels} labels; "
         f"{done.new_frames} new structures{rate}"
     )
+    if done.n_outside:
+        say(f"{done.n_outside} structures are outside the training data of the oracle")
     for reason, n in done.refused.most_common():
         say(f"refused: {n} {reason}")
     report_json(
         {
             "molecules": done.n_molecules,
             "labels": done.n_labels,
+            "outside": done.n_outside,
             "refused": dict(done.refused),
             "new_structures": done.new_frames,
             "seconds": done.seconds,

@@ -74,8 +74,6 @@ def _atoms(row: AtomsRow, metadata: Mapping[str, Any]) -> Atoms:
     """Return the bare structure, with labels and all other data of the row in `info`."""
     info = {**row.data, **row.key_value_pairs}
     info |= {name: value for name in _LABELS if (value := row.get(name)) is not None}
-    if "total_charge" in info:
-        info.setdefault("charge", info["total_charge"])
     if "level_of_theory" in metadata:
         info.setdefault("level_of_theory", metadata["level_of_theory"])
     if "units" not in info and (units := _units(metadata)):

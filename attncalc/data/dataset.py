@@ -189,11 +189,7 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
                 f"{having[0]} has {name} but {missing[0]} has not: "
                 f"join data sets that agree, or set {name}=None with dataclasses.replace"
             )
-    levels = {p.level_of_theory for p in parts} - {""}
-    if len(levels) > 1:
-        raise ValueError(
-            f"data sets of different levels of theory cannot be joined: {', '.join(sorted(levels))}"
-        )
+    level = joint_level({p.level_of_theory for p in parts})
     isolated: dict[int, float] = {}
     for part in parts:
         for number, energy in (part.isolated_energies or {}).items():
@@ -213,10 +209,24 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
         energies=np.concatenate([p.energies for p in parts]),
         **labels,
         source=" + ".join(dict.fromkeys(p.source for p in parts)),
-        level_of_theory="".join(levels),
+        level_of_theory=level,
         labels=" + ".join(dict.fromkeys(p.labels for p in parts)),
         isolated_energies=isolated or None,
     )
+
+
+def joint_level(levels: set[str]) -> str:
+    """Return the level of theory of joined data sets; "" if none of them states it.
+
+    Raises:
+        ValueError: the stated levels differ.
+    """
+    stated = levels - {""}
+    if len(stated) > 1:
+        raise ValueError(
+            f"data sets of different levels of theory cannot be joined: {', '.join(sorted(stated))}"
+        )
+    return "".join(stated)
 
 
 def _chained(parts: Sequence[Sequence[Floats]]) -> tuple[Floats, ...]:

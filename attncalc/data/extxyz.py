@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +20,10 @@ from numpy.typing import NDArray
 from attncalc.data.arrays import NAMES_OF_ATOMS
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import Factors, ReadOptions, factors, parse_entry
+from attncalc.system import what_is_ignored
 from attncalc.text import one_line
+
+log = logging.getLogger(__name__)
 
 # Allowed sizes of labels; Dataset checks the forces.
 _SIZES = {"energy": (1,), "stress": (6, 9)}
@@ -65,6 +69,8 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
                 part[0].info.setdefault("units", units)
             where = path.name if first == 0 else f"{path.name}, counted from structure {first}"
             dataset = labelled(part, options, where)
+            if first == 0:
+                _say_what_is_left_out(part[0], dataset)
             yield dataset
             if first == 0:
                 units, options = part[0].info.get("units"), replace(options, labels=dataset.labels)
@@ -187,8 +193,9 @@ def from_ase(
     `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix defines
     another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF". Partial charges
     ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read in the same way, but
-    only if all frames have them. Charge and multiplicity are `info["charge"]` and `info["spin"]`
-    (or `info["multiplicity"]`); the multiplicity may be absent. The values of `info["split"]`,
+    only if all frames have them. Charge and multiplicity are `info["charge"]` (or
+    `info["total_charge"]`) and `info["spin"]` (or `info["multiplicity"]`); the multiplicity may be
+    absent. Initial charges of atoms are not added up. The values of `info["split"]`,
     `info["group"]` and `info["config_type"]` become `splits`, in the order of the frames.
 
     Args:
@@ -205,7 +212,9 @@ def from_ase(
         ValueError: there is no frame, a frame lacks a label that the first one has, or a number,
             shape or unit is wrong; the message is one line that starts with `source`.
     """
-    return labelled(list(frames), ReadOptions(energy_unit, length_unit, labels), source)
+    dataset = labelled(list(frames), ReadOptions(energy_unit, length_unit, labels), source)
+    _say_what_is_left_out(frames[0], dataset)
+    return dataset
 
 
 def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
@@ -218,7 +227,7 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         energies, forces, stress = (
             _column(frames, prefix, name) for name in ("energy", "forces", "stress")
         )
-        structures = tuple(_structure(atoms, to_ase) for atoms in frames)
+        structures = tuple(_structure(k, atoms, to_ase) for k, atoms in enumerate(frames))
         fields: dict[str, Any] = {}
         with np.errstate(over="ignore"):  # overflow is reported by the check of the data set
             fields["energies"] = np.array([e.item() for e in energies or ()]) * to_ase.energy
@@ -241,6 +250,19 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         level_of_theory=levels.pop() if len(levels) == 1 else "",
         labels=prefix.rstrip("_") or "default",
     )
+
+
+def _say_what_is_left_out(first: Atoms, dataset: Dataset) -> None:
+    """Warn of electrons of the first frame that are not read, and of forces by another name."""
+    read = dataset.structures[0].copy()
+    for name in {"initial_charges", "initial_magmoms"} & first.arrays.keys():
+        read.set_array(name, first.arrays[name])
+    if ignored := what_is_ignored(read):
+        log.warning("%s: %s", dataset.source, ignored)
+    others = [name for name in first.arrays if "force" in name.lower()]
+    if dataset.forces is None and others:
+        key = "forces" if dataset.labels == "default" else f"{dataset.labels}_forces"
+        log.warning("%s has no %s, but %s", dataset.source, key, ", ".join(others))
 
 
 def _require_last_newline(path: Path) -> None:
@@ -331,13 +353,15 @@ def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] |
     return None
 
 
-def _structure(atoms: Atoms, to_ase: Factors) -> Atoms:
+def _structure(k: int, atoms: Atoms, to_ase: Factors) -> Atoms:
     """Return the bare structure in Å, with charge and multiplicity only."""
     info = {}
-    for key, names in (("charge", ("charge",)), ("spin", ("spin", "multiplicity"))):
-        name = next((name for name in names if name in atoms.info), None)
-        if name is not None:
-            info[key] = atoms.info[name]
+    for key, other in (("charge", "total_charge"), ("spin", "multiplicity")):
+        said = [atoms.info[name] for name in (key, other) if name in atoms.info]
+        if said:
+            info[key] = said[0]
+        if len(said) > 1 and not np.array_equal(*said):
+            raise ValueError(f"structure {k} has {key} {said[0]}, but {other} {said[1]}")
     return Atoms(
         numbers=atoms.numbers,
         positions=atoms.positions * to_ase.length,

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from attncalc.data.dataset import Dataset
+from attncalc.system import charge_and_spin
 
 # characters of one fingerprint: 48 bits; a billion pairs share one with odds of 1 to 280,000
 LENGTH = 8
@@ -43,3 +44,21 @@ def count_known(dataset: Dataset, known: str) -> int:
     """Return the number of structures of a data set whose fingerprints are among those given."""
     parts = {known[k : k + LENGTH] for k in range(0, len(known), LENGTH)}
     return sum(fingerprint(atoms) in parts for atoms in dataset.structures) if parts else 0
+
+
+def count_repeated(training: Dataset, validation: Dataset, test: Dataset | None) -> dict[str, int]:
+    """Count structures that are in an earlier set too, with the same charge and multiplicity.
+
+    Returns:
+        "validation": those in the training set; "test": those in the training or validation set.
+    """
+    counts, seen = {}, set(_identities(training))
+    for role, dataset in (("validation", validation), ("test", test)):
+        mine = [] if dataset is None else _identities(dataset)
+        counts[role] = sum(one in seen for one in mine)
+        seen.update(mine)
+    return counts
+
+
+def _identities(dataset: Dataset) -> list[tuple[object, ...]]:
+    return [(fingerprint(atoms), *charge_and_spin(atoms)) for atoms in dataset.structures]

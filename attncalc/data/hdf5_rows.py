@@ -28,7 +28,15 @@ from attncalc.data.arrays import (
     name_of_atoms,
     name_of_dipoles,
 )
-from attncalc.data.dataset import OF_ATOMS, OF_STRUCTURES, OPTIONAL, Dataset, Floats, Integers
+from attncalc.data.dataset import (
+    OF_ATOMS,
+    OF_STRUCTURES,
+    OPTIONAL,
+    Dataset,
+    Floats,
+    Integers,
+    joint_level,
+)
 from attncalc.data.hdf5 import (
     FOR_ALL,
     Array,
@@ -185,7 +193,8 @@ def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
         The number of structures.
 
     Raises:
-        ValueError: there is no structure, or only some have forces or stress.
+        ValueError: there is no structure, only some have forces or stress, or the stated levels of
+            theory differ.
     """
     with replacing(path) as new, new_hdf5(new) as (file, raw):
         return _write(file, raw, parts)
@@ -219,6 +228,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
             electrons.append(charge_and_spin(atoms))
             said |= atoms.info.keys()
         levels.add(part.level_of_theory)
+        joint_level(levels)
         isolated |= part.isolated_energies or {}
         n += len(part)
     if n == 0:
@@ -233,7 +243,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     file.attrs["units"] = np.bytes_(
         "E: eV; F: eV/Angstrom; R: Angstrom; stress: eV/Angstrom^3; dipoles: e Angstrom"
     )
-    if len(levels) == 1 and (level := levels.pop()):
+    if level := joint_level(levels):
         file.attrs["level_of_theory"] = np.bytes_(level.encode())
     if isolated:
         file["e0_z"], file["e0"] = list(isolated), list(isolated.values())

@@ -56,7 +56,7 @@ def official_split(
     train: str = "train_01",
     *,
     n_validation: int = 50,
-    test: str = "test_01",
+    test: str | None = "test_01",
     seed: int | None = None,
 ) -> tuple[Dataset, Dataset, Dataset]:
     """Return training, validation and test set by the splits that the source defines.
@@ -67,7 +67,7 @@ def official_split(
 
     Args:
         dataset: the data set to divide.
-        train, test: names of splits in `dataset.splits`.
+        train, test: names of splits in `dataset.splits`; None for an empty test set.
         n_validation: number of structures of `train` used for validation.
         seed: seed of numpy's PCG64, to draw these at random; None takes the last ones.
 
@@ -75,13 +75,14 @@ def official_split(
         ValueError: there is no such split, `train` and `test` overlap, or `n_validation` leaves no
             structure for training.
     """
-    for name in (train, test):
+    for name in filter(None, (train, test)):
         if name not in dataset.splits:
             raise ValueError(
                 f'{dataset.source}: no split "{name}": it has '
                 + (", ".join(dataset.splits) or "none, use data.split")
             )
-    train_indices, test_indices = dataset.splits[train], dataset.splits[test]
+    train_indices = dataset.splits[train]
+    test_indices = dataset.splits[test] if test is not None else train_indices[:0]
     shared = np.intersect1d(train_indices, test_indices)
     if len(shared):
         raise ValueError(

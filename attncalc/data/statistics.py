@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from scipy.spatial.distance import pdist
 from attncalc.data.dataset import Dataset
 from attncalc.neighbors import neighbor_list
 from attncalc.nn.options import cutoff_radius
-from attncalc.system import System
+from attncalc.system import System, charge_and_spin
 
 # Structures per neighbour search: enough to hide its overhead, few enough for memory.
 _BATCH = 64
@@ -57,11 +59,46 @@ def avg_num_neighbors(dataset: Dataset, cutoff: float) -> float:
     """
     _require_structures(dataset)
     cutoff_radius(cutoff)
-    n_edges = sum(
-        neighbor_list(System.from_ase(dataset.structures[k : k + _BATCH]), cutoff).n_edges
-        for k in range(0, len(dataset), _BATCH)
-    )
+    n_edges = sum(_n_edges(dataset, k, cutoff) for k in range(0, len(dataset), _BATCH))
     return n_edges / sum(len(atoms) for atoms in dataset.structures)
+
+
+def _n_edges(dataset: Dataset, first: int, cutoff: float) -> int:
+    structures = dataset.structures[first : first + _BATCH]
+    try:
+        return neighbor_list(System.from_ase(structures, first=first), cutoff).n_edges
+    except ValueError:
+        # the search numbers the structures of its batch, so the wrong one is searched alone
+        for k, atoms in enumerate(structures, start=first):
+            try:
+                neighbor_list(System.from_ase(atoms), cutoff)
+            except ValueError as error:
+                raise ValueError(f"{dataset.source}: structure {k}: {error}") from None
+        raise
+
+
+def without_volume(dataset: Dataset) -> int:
+    """Return the first structure without a volume in a data set with stresses, else -1."""
+    if dataset.stress is None:
+        return -1
+    flat = (k for k, atoms in enumerate(dataset.structures) if atoms.cell.rank < 3)
+    return next(flat, -1)
+
+
+def electrons(dataset: Dataset) -> dict[str, Any]:
+    """Return what a model file tells about the electrons of its training structures.
+
+    Returns:
+        "closed_shells": True if all are molecules of multiplicity 1; "total_charges": the smallest
+        and the largest total charge, e.
+    """
+    _require_structures(dataset)
+    found = [(*charge_and_spin(atoms), atoms.pbc.any()) for atoms in dataset.structures]
+    charges = [charge for charge, _, _ in found]
+    return {
+        "closed_shells": all(spin == 1 and not periodic for _, spin, periodic in found),
+        "total_charges": [min(charges), max(charges)],
+    }
 
 
 def shortest_distance(dataset: Dataset) -> float:

@@ -62,9 +62,10 @@ class StreamedDataset(Dataset):
     def __getitem__(self, index: int | slice | Sequence[int] | NDArray) -> StreamedDataset:
         """Select structures as in a `Dataset`, without reading them."""
         chosen = self.chosen(index)
+        left_out = {name: None for name in OPTIONAL if getattr(self, name) is None}
         return replace(
             self,
-            **_columns(self.rows, self.indices[chosen]),
+            **_columns(self.rows, self.indices[chosen]) | left_out,
             energies=self.energies[chosen],
             splits={},
         )

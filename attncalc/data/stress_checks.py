@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import islice, permutations
 
 import numpy as np
 from ase import units
@@ -60,15 +60,25 @@ def stress_mismatch(dataset: Dataset) -> str | None:
         One line with the likely correction; None if they agree, if stress or forces are missing, or
         if there are too few strained cells to decide.
     """
-    if dataset.stress is None or dataset.forces is None:
-        return None
-    columns = [pair for group in _groups(dataset) for pair in _pairs(dataset, group)]
+    columns = list(_all_pairs(dataset))
     if len(columns) < FEWEST_PAIRS:
         return None
     difference = np.array([pair[0] for pair in columns])  # [n_pairs] eV, minus work of the forces
     work = np.stack([pair[1] for pair in columns])  # [n_pairs, 4, 3]
     volume = np.array([pair[2] for pair in columns])
     return None if not np.abs(difference).sum() > 0 else _told(dataset, difference, work, volume)
+
+
+def can_check_stress(dataset: Dataset) -> bool:
+    """Return True if there are enough strained cells for `stress_mismatch`."""
+    return len(list(islice(_all_pairs(dataset), FEWEST_PAIRS))) == FEWEST_PAIRS
+
+
+def _all_pairs(dataset: Dataset) -> Iterator[tuple[float, Floats, float]]:
+    """Yield the pairs of all groups; none without stress or forces."""
+    if dataset.stress is not None and dataset.forces is not None:
+        for group in _groups(dataset):
+            yield from _pairs(dataset, group)
 
 
 def _told(dataset: Dataset, difference: Floats, work: Floats, volume: Floats) -> str | None:

@@ -13,6 +13,7 @@ from ase import Atoms, units
 from attncalc.data import Dataset, write_hdf5
 from attncalc.data.errors import Errors, errors, predict
 from attncalc.data.fingerprints import fingerprints
+from attncalc.data.statistics import electrons
 from attncalc.describe import describe_networks
 from attncalc.distill.explore import FRICTION, HEATS
 from attncalc.distill.run import MOST_OUTSIDE, Distilled, Goal
@@ -98,6 +99,7 @@ def _info(done: Distilled, sets: dict[str, Dataset], found: Errors, command: str
         "teacher": done.store.teacher,
         "n_train": len(sets["train"]),
         "structures": fingerprints(sets["train"]),
+        **electrons(sets["train"]),
         "n_validation": len(sets["validation"]),
         "n_test": len(sets["test"]),
         "test_errors": asdict(found),

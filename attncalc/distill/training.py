@@ -30,6 +30,8 @@ BATCH_SIZE = 5
 STEPS_PER_STRUCTURE, FEWEST_STEPS, MOST_STEPS = 10, 1500, 8000
 # an epoch ends with a validation; structures of a small set are repeated to fill it
 STEPS_PER_EPOCH = 100
+# also from a model's weights: labels of several temperatures teach more than fine-tuning does
+LEARNING_RATE = 3e-3
 
 
 def member_file(folder: Path, member: int) -> Path:
@@ -80,6 +82,7 @@ def train_committee(
             start_from=str(start) if start else None,
             epochs=max(1, round(steps * BATCH_SIZE / len(repeated))),
             batch_size=BATCH_SIZE,
+            learning_rate=LEARNING_RATE,
             warmup_steps=100,
             ema_decay=0.999,
             compile="never",  # compiling takes longer than it saves in such a training

@@ -51,11 +51,13 @@ class Chunk:
         frames: kind, name of the molecule or cluster, structure, labels.
         refused: number of refused frames or molecules, by reason.
         n_labels: number of labels requested from the oracle.
+        n_outside: number of frames outside the training data of the oracle, a model.
     """
 
     frames: list[tuple[str, str, Atoms, Labels]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     n_labels: int = 0
+    n_outside: int = 0
 
     def add(self, kind: str, name: str, atoms: Atoms, labels: Labels) -> None:
         """Keep a frame if its labels are finite and its forces are not too large."""
@@ -67,6 +69,7 @@ class Chunk:
             self.refused[reason] += 1
         else:
             self.frames.append((kind, name, atoms, labels))
+            self.n_outside += labels.is_outside
 
 
 def make_chunk(

@@ -58,6 +58,7 @@ class Summary:
     Attributes:
         n_molecules: number of molecules drawn.
         n_labels: number of labels requested from the oracle.
+        n_outside: number of frames outside the training data of the oracle, a model.
         refused: number of refused frames or molecules, by reason.
         train, test: contents of the two files.
         new_frames: number of frames made by this run.
@@ -66,6 +67,7 @@ class Summary:
 
     n_molecules: int
     n_labels: int
+    n_outside: int
     refused: Counter[str]
     train: Contents
     test: Contents
@@ -161,7 +163,9 @@ def sample(
     about = [json.loads(str(read_chunk(path)["about"])) for path in done]
     refused = sum((Counter(one["refused"]) for one in about), Counter[str]())
     n_labels = sum(one["n_labels"] for one in about)
-    return Summary(n_done, n_labels, refused, train, test, n_frames - n_frames_before, elapsed)
+    n_outside = sum(one.get("n_outside", 0) for one in about)  # none in chunks of earlier versions
+    n_new = n_frames - n_frames_before
+    return Summary(n_done, n_labels, n_outside, refused, train, test, n_new, elapsed)
 
 
 def _require_same(folder: Path, settings: Settings, oracle: Oracle) -> None:

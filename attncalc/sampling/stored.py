@@ -75,6 +75,7 @@ def chunk_bytes(chunk: Chunk, drawn: Sequence[str]) -> bytes:
     about = {
         "refused": {k: n for k, n in chunk.refused.items() if n},
         "n_labels": chunk.n_labels,
+        "n_outside": chunk.n_outside,
         "incomplete": incomplete,
     }
     content = io.BytesIO()

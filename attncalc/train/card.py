@@ -44,6 +44,11 @@ def card(recipe: Recipe, potential: Potential) -> str:
         ),
         f"| structures | {info['n_train']} training, {info['n_validation']} validation, "
         f"{info['n_test']} test |",
+        *(
+            [f"| **repeated** | {repeated} |"]
+            if (repeated := describe_repeated(info["repeated"]))
+            else []
+        ),
         f"| units | eV, Å{_units_of_the_file(recipe)} |",
         f"| training | {info['epochs']} epochs, {time} wall time{of_all}, {seeds} |",
         *(
@@ -59,6 +64,16 @@ def card(recipe: Recipe, potential: Potential) -> str:
     if info["test_errors"]:
         lines += ["", "Errors on the test set:", "", *error_table(info["test_errors"])]
     return "\n".join([*lines, ""])
+
+
+def describe_repeated(repeated: dict[str, int]) -> str:
+    """Describe structures of `count_repeated`; "" if there are none."""
+    places = {"validation": "the training set", "test": "the training or validation set"}
+    return "; ".join(
+        f"{n} structures of the {role} set are in {places[role]} too"
+        for role, n in repeated.items()
+        if n
+    )
 
 
 def _units_of_the_file(recipe: Recipe) -> str:

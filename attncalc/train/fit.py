@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ase import Atoms
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
@@ -20,17 +19,19 @@ from attncalc import data
 from attncalc.calibrate import calibrate, some_of
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors
-from attncalc.data.fingerprints import fingerprints
+from attncalc.data.fingerprints import count_repeated, fingerprints
+from attncalc.data.statistics import electrons, without_volume
 from attncalc.data.streamed import errors_of
+from attncalc.data.stress_checks import can_check_stress
 from attncalc.files import write_atomically
 from attncalc.model_file import NETWORKS, load, model_name, origin, save
 from attncalc.physics.pair_term import of_all_pairs
 from attncalc.potential import Committee, Potential
 from attncalc.structures import check_system
-from attncalc.system import System, charge_and_spin
+from attncalc.system import System
 from attncalc.train.batches import join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
-from attncalc.train.card import card
+from attncalc.train.card import card, describe_repeated
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.loop import Done, read_done, train_loop
 from attncalc.train.module import TrainingModule, loss_of
@@ -50,6 +51,8 @@ from attncalc.train.time_budget import (
 
 log = logging.getLogger(__name__)
 
+# Å, of searches that only refuse atoms on top of each other, as they do with any cutoff
+ANY_CUTOFF = 0.1
 # prefix of the folder name of a committee's member
 MEMBER = "member-"
 
@@ -113,7 +116,7 @@ def run(
                 output, recipe = output / f"{MEMBER}{member}", recipe.member(member)
             recipe = _suited(recipe, training, processes)
             _check(recipe, processes, output, training, validation, test)
-        with locked_folder(output, recipe, training, validation, processes):
+        with locked_folder(output, recipe, training, validation, processes, test):
             done = _fit(recipe, training, validation, output, processes)
             if not processes.is_first:
                 return done
@@ -158,7 +161,9 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     return parts
 
 
-def _read(recipe: Recipe) -> tuple[Dataset, tuple[Dataset, Dataset, Dataset | None]]:
+def _read(
+    recipe: Recipe, *, with_test_data: bool = True
+) -> tuple[Dataset, tuple[Dataset, Dataset, Dataset | None]]:
     """Return the data of a recipe, and their training, validation and test set."""
     units = {"energy_unit": recipe.energy_unit, "length_unit": recipe.length_unit}
     read = data.stream if recipe.stream else data.read
@@ -170,21 +175,31 @@ def _read(recipe: Recipe) -> tuple[Dataset, tuple[Dataset, Dataset, Dataset | No
         test = others[0] if others and len(others[0]) else None
     else:
         named = {name: value for name, value in recipe.split.items() if name != "shuffle"}
+        if recipe.test_data is not None:
+            named.setdefault("test", None)
         seed = recipe.seed if recipe.split.get("shuffle") else None
         training, validation, test = data.official_split(dataset, **named, seed=seed)
     if recipe.test_data is not None:
+        test = None
+    if recipe.test_data is not None and with_test_data:
         test = read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
+    if test is not None and (k := without_volume(test)) >= 0:
+        log.warning(
+            "%s: stresses of the test set are ignored: structure %d has no volume", test.source, k
+        )
+        test = dataclasses.replace(test, stress=None)
     return dataset, (training, validation, test)
 
 
 def read_run(
-    output: str | Path, *, data: str | Path | None = None
+    output: str | Path, *, data: str | Path | None = None, with_test_data: bool = True
 ) -> tuple[Recipe, dict[str, Dataset | None]]:
     """Read the recipe from the folder of a training, and the data with the split of the training.
 
     Args:
         output: folder of the training.
         data: data file, if it was moved after the training.
+        with_test_data: False if the separate test file of a recipe is not needed.
 
     Returns:
         The recipe, and the sets "training", "validation" and "test"; the last may be None.
@@ -198,18 +213,21 @@ def read_run(
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
     divided = dataclasses.replace(recipe, stream=False)
-    above = output.resolve().parent  # the committee's folder, if this is a member's
-    if output.resolve().name.startswith(MEMBER) and (above / MARK).is_file():
+    number = output.resolve().name.removeprefix(MEMBER)
+    if number.isdecimal() and recipe.name.endswith(f"-{number}"):
         # all members are trained on one split, that of the first seed
-        divided = dataclasses.replace(divided, seed=remembered(above)[0].seed)
+        divided = dataclasses.replace(divided, seed=recipe.seed - int(number) + 1)
     try:
-        _, (training, validation, test) = _read(divided)
+        _, (training, validation, test) = _read(divided, with_test_data=with_test_data)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}: name the file that {output} was trained on") from None
-    for role, part in (("training", training), ("validation", validation)):
+    parts = {"training": training, "validation": validation, "test": test}
+    for role, part in parts.items():
+        if part is None or (role == "test" and role not in checksums):
+            continue  # earlier versions stored no checksum of the test set
         if checksums.get(role) != checksum(part, recipe.output_labels):
             raise ValueError(f"{part.source}: not the {role} set that {output} was trained on")
-    return recipe, {"training": training, "validation": validation, "test": test}
+    return recipe, parts
 
 
 def fit(
@@ -398,6 +416,8 @@ def _check(
     known = set(elements_of(training))
     if processes.is_first:
         _say_what_there_is(training, validation, test)
+        if repeated := describe_repeated(count_repeated(training, validation, test)):
+            log.warning("%s: %s", training.source, repeated)
     for role, dataset in (("training", training), ("validation", validation), ("test", test)):
         if dataset is None:
             continue
@@ -408,6 +428,11 @@ def _check(
             raise ValueError(f"{where} has no forces: training needs energies and forces")
         if role != "test" and recipe.stress_weight and dataset.stress is None:
             raise ValueError(f"{where} has no stress, but the recipe's stress_weight is not zero")
+        if role != "test" and recipe.stress_weight and (k := without_volume(dataset)) >= 0:
+            raise ValueError(
+                f"{where} has a stress of structure {k}, which has no volume: set three cell "
+                "vectors, or train without stresses (stress_weight: 0)"
+            )
         for label in recipe.output_labels if role != "test" else ():
             if getattr(dataset, label) is None:
                 key = OUTPUT_WEIGHTS[label]
@@ -423,7 +448,12 @@ def _check(
                 f"{where} has elements that the training set lacks ({names}): no model can "
                 "learn them from it; split the data in another way"
             )
-        _check_system(recipe, dataset, role)
+        _check_system(recipe, dataset, role, electrons(training) if role == "test" else {})
+        try:
+            data.avg_num_neighbors(dataset, ANY_CUTOFF)
+        except ValueError as error:
+            remark = str(error).removeprefix(f"{dataset.source}: ")
+            raise ValueError(f"{where}: {remark}") from None
     if not _goes_on(recipe, output):  # else the starting model may be gone
         check_start(recipe, training)
         _check_periodicity(recipe, (training, validation))
@@ -495,6 +525,11 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
             "%s: no structures are close enough to check energies and forces against each other",
             dataset.source,
         )
+    if recipe.stress_weight and dataset.stress is not None and not can_check_stress(dataset):
+        log.info(
+            "%s: too few cells differ by a small strain to check energies and stresses",
+            dataset.source,
+        )
     if dataset.stress is not None and not recipe.stress_weight:
         log.info(
             "%s has stresses, but the recipe's stress_weight is 0: no training on stresses",
@@ -503,18 +538,22 @@ def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
 
 
 @torch.random.fork_rng(devices=[])  # the random weights are not used
-def _check_system(recipe: Recipe, dataset: Dataset, role: str) -> None:
+def _check_system(
+    recipe: Recipe, dataset: Dataset, role: str, known_electrons: dict[str, Any]
+) -> None:
     network, elements = NETWORKS[recipe.network][0], elements_of(dataset)
     terms = recipe.pair_term_modules(elements)
     config = recipe.network_config(lambda: 1.0)
-    potential = Potential(network(config, len(elements)), elements, pair_terms=terms)
+    untrained = network(config, len(elements))
+    potential = Potential(untrained, elements, pair_terms=terms, training=known_electrons)
     for k, atoms in enumerate(dataset.structures):
         try:
             check_system(potential, System.from_ase(atoms))
         except ValueError as error:
-            raise ValueError(
-                f"{dataset.source}: structure {k} of the {role} set: {error}"
-            ) from None
+            where = f"{dataset.source}: structure {k} of the {role} set"
+            options = [f"embed_{key}" for key in ("charge", "spin") if f"{key} input" in str(error)]
+            how = "".join(f" (config: {{{o}: true}})" for o in options if hasattr(config, o))
+            raise ValueError(f"{where}: {error}{how}") from None
 
 
 def _describe(
@@ -532,10 +571,10 @@ def _describe(
         "level_of_theory": recipe.level_of_theory or training.level_of_theory,
         "n_train": len(training),
         "structures": fingerprints(training),
-        "closed_shells": all(map(_is_closed_shell, some_of(training.structures))),
-        "total_charges": _range_of_charges(training),
+        **electrons(training),
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),
+        "repeated": count_repeated(training, validation, test),
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
         "epochs": int(done.history[-1]["epoch"]),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),
@@ -547,18 +586,6 @@ def _describe(
     done.potential.training_info.update(info)
     save(done.potential, done.model)
     write_atomically(done.model.with_suffix(".md"), card(recipe, done.potential).encode())
-
-
-def _range_of_charges(training: Dataset) -> list[int]:
-    """Return smallest and largest total charge of the structures, e."""
-    charges = {charge_and_spin(atoms)[0] for atoms in training.structures}
-    return [min(charges), max(charges)]
-
-
-def _is_closed_shell(atoms: Atoms) -> bool:
-    """Return True for a molecule of multiplicity 1, the default of an even number of electrons."""
-    _, spin = charge_and_spin(atoms)
-    return not atoms.pbc.any() and spin == 1
 
 
 def _start(recipe: Recipe, potential: Potential) -> dict[str, str] | None:

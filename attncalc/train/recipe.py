@@ -129,7 +129,8 @@ class Recipe:
             structure may have more edges.
         optimizer: "soap" (`attncalc.train.soap`), which gets further in the same number of steps,
             or "adam".
-        learning_rate: highest learning rate. None: 3e-3 for SOAP, 1e-3 for Adam.
+        learning_rate: highest learning rate. None: 3e-3 for SOAP, 1e-3 for Adam; with `start_from`
+            a third of these.
         final_learning_rate: learning rate at the end of the schedule.
         schedule: "cosine" or "exponential" (equal factors per step).
         warmup_steps: number of steps in which the learning rate rises linearly, at most a tenth of
@@ -215,6 +216,13 @@ class Recipe:
                 "recipe: committee must be 1 with start_from: members that start at the same "
                 "weights are no independent estimates"
             )
+        if self.highest_learning_rate < self.final_learning_rate:
+            raise ValueError(
+                f"recipe: learning_rate must not be below final_learning_rate "
+                f"({self.final_learning_rate:g}), got {self.highest_learning_rate:g}"
+            )
+        if not any(getattr(self, name) for name in _WEIGHTS):
+            raise ValueError(f"recipe: one of {', '.join(_WEIGHTS)} must be positive")
         self._check_split()
         self._check_pair_terms()
         self._check_config()
@@ -264,7 +272,8 @@ class Recipe:
     @property
     def highest_learning_rate(self) -> float:
         """Learning rate after the warmup steps."""
-        return self.learning_rate or LEARNING_RATES[self.optimizer]
+        by_default = LEARNING_RATES if self.start_from is None else LEARNING_RATES_OF_STARTED
+        return self.learning_rate or by_default[self.optimizer]
 
     def _outputs_needed(self) -> dict[str, str]:
         """Return {option of the network: key or pair term that needs it}."""
@@ -301,7 +310,7 @@ class Recipe:
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise ValueError(f"recipe: pair_terms must be a list of names, got {names!r}")
         for name in names:
-            if name not in PAIR_TERMS:
+            if not isinstance(name, str) or name not in PAIR_TERMS:
                 known = ", ".join(PAIR_TERMS)
                 raise ValueError(f"recipe: pair_terms must be of {known}, got {name!r}")
             config = inspect.signature(PAIR_TERMS[name][1]).parameters.values()
@@ -543,6 +552,8 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("name",), "be usable as a file name", usable_as_file_name),
 )
 LEARNING_RATES = {"adam": 1e-3, "soap": 3e-3}
+# with start_from: larger ones forget what the model knows
+LEARNING_RATES_OF_STARTED = {"adam": 3e-4, "soap": 1e-3}
 ONE_OF: dict[str, Collection[str]] = {
     "network": NETWORKS,
     "schedule": ("exponential", "cosine"),

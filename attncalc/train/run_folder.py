@@ -21,14 +21,19 @@ from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe, with_current_names
 
 # keys in the recipe.json of a folder beside those of the recipe
-DATA, START, FILE = "data_sha256", "start_sha256", "data_file"
+DATA, START, FILE, TEST_FILE = "data_sha256", "start_sha256", "data_file", "test_file"
 # file in an output folder that a training has begun in
 MARK = "recipe.json"
 
 
 @contextmanager
 def locked_folder(
-    output: Path, recipe: Recipe, training: Dataset, validation: Dataset, processes: Processes
+    output: Path,
+    recipe: Recipe,
+    training: Dataset,
+    validation: Dataset,
+    processes: Processes,
+    test: Dataset | None = None,
 ) -> Iterator[None]:
     """Lock the output folder against other trainings, and make it if it does not exist.
 
@@ -41,9 +46,9 @@ def locked_folder(
     """
     with ExitStack() as stack:
         with processes.together():
-            parts = {"training": training, "validation": validation}
+            parts = {"training": training, "validation": validation, "test": test}
             labels = recipe.output_labels
-            data = {role: checksum(part, labels) for role, part in parts.items()}
+            data = {k: checksum(part, labels) for k, part in parts.items() if part is not None}
             if processes.is_first:
                 output.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(output))
@@ -72,10 +77,11 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
         # a key that an older version did not write has its default
         theirs = _defaults() | _read(mark)
         their_data, their_start = theirs.pop(DATA, None) or {}, theirs.pop(START, None)
-        theirs.pop(FILE, None)
+        theirs.pop(FILE, None), theirs.pop(TEST_FILE, None)
         start = start or their_start
         _refuse_other_recipe(output, ours, theirs)
-        changed = [role for role in data if their_data.get(role) != data[role]]
+        # a finished run may be tested on another test set
+        changed = [r for r in data if r != "test" and their_data.get(r) != data[r]]
         if changed:
             raise ValueError(
                 f"{output} holds a run on other data (different: {' and '.join(changed)} set; now "
@@ -88,13 +94,14 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
                 "now: choose another output folder, or remove this one to start again"
             )
     more = {DATA: data} | ({START: start} if start else {})
-    with suppress(FileNotFoundError):  # `fit` is given data, not a file
-        more |= {FILE: str(recipe.find(recipe.data))}
+    for key, file in ((FILE, recipe.data), (TEST_FILE, recipe.test_data)):
+        with suppress(FileNotFoundError):  # `fit` is given data, not a file
+            more |= {key: str(recipe.find(file))} if file is not None else {}
     write_atomically(mark, json.dumps(ours | more, indent=1).encode())
 
 
 def remembered(output: Path) -> tuple[Recipe, dict[str, str]]:
-    """Return the recipe of an output folder, and SHA-256 of its training and validation set.
+    """Return the recipe of an output folder, and SHA-256 of its sets, by role.
 
     Raises:
         FileNotFoundError: no training has begun there.
@@ -107,9 +114,10 @@ def remembered(output: Path) -> tuple[Recipe, dict[str, str]]:
         content = _defaults() | _read(mark)
         data = dict(content.pop(DATA, None) or {})
         content.pop(START, None)
-        file = content.pop(FILE, None)
-        if isinstance(file, str) and Path(file).is_file():
-            content["data"] = file
+        for key, name in ((FILE, "data"), (TEST_FILE, "test_data")):
+            file = content.pop(key, None)
+            if isinstance(file, str) and Path(file).is_file():
+                content[name] = file
         return Recipe(**content), data
     except (TypeError, ValueError) as error:
         remark = one_line(error).removeprefix(f"{mark}: ")

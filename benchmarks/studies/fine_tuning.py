@@ -32,7 +32,7 @@ from attncalc.data import Dataset
 from attncalc.data.errors import errors, predict
 from attncalc.model_file import header
 from attncalc.plots.style import BLUE, GREY, ORANGE, logarithmic, tidy
-from attncalc.train.recipe import LEARNING_RATES
+from attncalc.train.recipe import LEARNING_RATES, LEARNING_RATES_OF_STARTED
 from attncalc.train.start import new_potential
 
 HERE = Path(__file__).resolve().parents[1]
@@ -212,10 +212,11 @@ def picture(content: dict[str, list[dict]]) -> Figure:
 def markdown(content: dict[str, list[dict]], options: argparse.Namespace) -> str:
     """Return the table in Markdown."""
     lines = ["# Starting from another model", "", f"![Errors]({options.name}.png)", ""]
-    rate = LEARNING_RATES[options.optimizer]
+    first, second = (rates[options.optimizer] for rates in (LEARNING_RATES_OF_STARTED, LEARNING_RATES))
+    rate = f"{first:g}" if options.starts == "model" else f"{first:g} or, at random, {second:g}"
     lines += [
         f"{machine_name()}. {options.steps:,} steps or the next whole epoch, batches of {BATCH}, "
-        f"{options.optimizer} from {rate:g} to 1e-5, one seed; {N_VALIDATION} structures choose the best epoch, {N_TEST:,} others "
+        f"{options.optimizer} from {rate} to 1e-5, one seed; {N_VALIDATION} structures choose the best epoch, {N_TEST:,} others "
         "are tested. Both starts have the same network and the same budget, which is short: with "
         "more steps a random start comes closer. Minutes count pauses, of a core that was shared.",
     ]

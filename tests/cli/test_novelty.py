@@ -222,6 +222,15 @@ def test_calibrate() -> None:
     assert "exists" in fails("calibrate", COPPER, "frames.extxyz", "-o", "known.safetensors")
 
 
+def test_calibrate_on_a_file_without_units() -> None:
+    frames = [crystal(seed) for seed in range(3)]
+    cells, positions = (np.stack([getattr(a, k) for a in frames]) for k in ("cell", "positions"))
+    np.savez("frames.npz", z=frames[0].numbers, R=positions, cell=cells, E=np.zeros(3))
+    command = ("calibrate", COPPER, "frames.npz", "-o", "known.safetensors")
+    assert "does not state its energy unit" in fails(*command)
+    assert "3 of 3 structures were looked at" in succeeds(*command, "--energy-unit", "Hartree")
+
+
 def test_calibrate_refuses() -> None:
     write("frames.extxyz", [labelled(crystal(0))])
     arguments = ("calibrate", COPPER, "frames.extxyz", "-o")

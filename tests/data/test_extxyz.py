@@ -268,3 +268,27 @@ def test_real_spice_groups(shared_file):
         "pubchem": 114,
         "water": 81,
     }
+
+
+def test_the_total_charge_under_another_name(written):
+    frames = [molecule("OH", info={"total_charge": -1, "energy": -1.0}) for _ in range(2)]
+    found = data.read(written(frames))
+    assert [atoms.info for atoms in found.structures] == [{"charge": -1}, {"charge": -1}]
+    frames[1].info["charge"] = 1
+    with pytest.raises(
+        ValueError, match=r"^frames.extxyz: structure 1 has charge 1, but total_charge -1"
+    ):
+        data.read(written(frames))
+
+
+def test_what_is_not_read_is_said(written, caplog):
+    atoms = Atoms("OH", [[0, 0, 0], [0, 0, 1]], info={"energy": -1.0})
+    atoms.set_initial_charges([-1.0, 0.0])
+    atoms.new_array("dft_forces", np.zeros((2, 3)))
+    data.read(written([atoms]))
+    assert "frames.extxyz: initial charges of the atoms are not read: set atoms.info" in caplog.text
+    assert "frames.extxyz has no forces, but dft_forces" in caplog.text
+    caplog.clear()
+    atoms.info["total_charge"] = -1
+    data.from_ase([atoms])
+    assert "initial charges" not in caplog.text

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import h5py
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
 
 from attncalc import data
 
@@ -398,3 +400,10 @@ def test_links_within_the_file(parts, written):
         file["again"] = h5py.SoftLink("/H2O")
         file["H2O"]["round"] = file["H2O"]
     assert_holds(data.read(path, energy_unit="eV"), parts[1:])
+
+
+def test_the_level_of_theory_that_only_some_parts_state(tmp_path):
+    one = data.Dataset(structures=(Atoms("H"),), energies=np.zeros(1), level_of_theory="HF")
+    silent = dataclasses.replace(one, level_of_theory="")
+    assert data.write_hdf5([silent, one], tmp_path / "a.h5") == 2
+    assert data.read(tmp_path / "a.h5").level_of_theory == "HF"

@@ -100,3 +100,8 @@ def test_impossible_official_split(numbered, arguments, message):
 def test_a_dataset_without_splits_says_so(numbered):
     with pytest.raises(ValueError, match=r'no split "train_01": it has none, use data.split'):
         data.official_split(numbered[:])
+
+
+def test_a_test_split_may_be_left_out(numbered):
+    training, validation, test = data.official_split(numbered, n_validation=2, test=None)
+    assert (len(training), len(validation), len(test)) == (3, 2, 0)

@@ -7,6 +7,7 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 
 from attncalc import data
+from attncalc.data.statistics import electrons
 
 ELEMENTS = {1: -13.6, 6: -1029.5, 7: -1485.3, 8: -2042.6}
 
@@ -99,3 +100,26 @@ def test_an_empty_dataset_is_refused(call):
     with pytest.raises(ValueError, match=r"nothing.npz: the data set is empty"):
         call(empty)
     assert data.shortest_distance(empty) == np.inf
+
+
+def test_atoms_on_top_of_each_other_are_named_by_file_and_structure():
+    structures = [molecule("H2O") for _ in range(70)]
+    structures[66].positions[1] = structures[66].positions[0]
+    dataset = data.Dataset(structures=structures, energies=np.zeros(70), source="water.npz")
+    with pytest.raises(ValueError, match=r"^water.npz: structure 66: atom 0 .* apart: remove"):
+        data.avg_num_neighbors(dataset, 3.0)
+
+
+def test_electrons_of_a_data_set():
+    cation = Atoms("NH4", molecule("CH4").positions, info={"charge": 1})
+    closed = data.from_ase([with_energy(molecule("H2O")), with_energy(cation)])
+    assert electrons(closed) == {"closed_shells": True, "total_charges": [0, 1]}
+    radical = data.from_ase([with_energy(molecule("CH3"))])
+    assert electrons(radical) == {"closed_shells": False, "total_charges": [0, 0]}
+    crystal = data.from_ase([with_energy(bulk("NaCl", "rocksalt", a=5.6))])
+    assert not electrons(crystal)["closed_shells"]
+
+
+def with_energy(atoms: Atoms) -> Atoms:
+    atoms.info["energy"] = 0.0
+    return atoms

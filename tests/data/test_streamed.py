@@ -90,8 +90,10 @@ def test_splits_and_levels_are_written(whole, tmp_path):
     written = data.read(tmp_path / "a.h5")
     assert written.splits["train"].tolist() == [*range(50), 61, 63]
     assert written.level_of_theory == "PBE"
-    data.write_hdf5([whole, dataclasses.replace(more, level_of_theory="MP2")], tmp_path / "b.h5")
-    assert data.read(tmp_path / "b.h5").level_of_theory == ""
+    other = dataclasses.replace(more, level_of_theory="MP2")
+    with pytest.raises(ValueError, match="different levels of theory cannot be joined: MP2, PBE"):
+        data.write_hdf5([whole, other], tmp_path / "b.h5")
+    assert not (tmp_path / "b.h5").exists()
 
 
 def test_splitting_a_stream_reads_nothing(whole, path, monkeypatch):

@@ -9,7 +9,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from attncalc import data
-from attncalc.data.stress_checks import SHEARS
+from attncalc.data.stress_checks import SHEARS, can_check_stress
 
 PLACES = {"yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
 
@@ -88,7 +88,9 @@ def test_virials(strained):
 def test_data_that_do_not_let_one_decide(strained, dataset_without_cells):
     wrong = with_stress(strained, -strained.stress)
     assert data.stress_mismatch(wrong) is not None
+    assert can_check_stress(wrong)
     assert data.stress_mismatch(wrong[:3]) is None, "too few"
+    assert not can_check_stress(wrong[:3])
     assert data.stress_mismatch(dataclasses.replace(wrong, stress=None)) is None
     assert data.stress_mismatch(dataclasses.replace(wrong, forces=None)) is None
     noise = np.random.default_rng(0).normal(size=strained.stress.shape)

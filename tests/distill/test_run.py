@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,11 @@ from ase import Atoms
 pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
 pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[distill]")
 
+from attncalc.data.errors import Errors
 from attncalc.distill import labels as stored_labels
 from attncalc.distill import run
 from attncalc.distill.explore import HEATS, Pool
+from attncalc.distill.report import _info
 from attncalc.distill.run import FEWEST_TESTED, Distilled, Goal, Settings, distill
 from attncalc.sampling.oracles import Labels
 
@@ -273,3 +276,12 @@ def test_the_time_of_a_stage_is_that_of_all_calls(
     assert done.state.rounds[0].train_seconds > 0.6
     assert done.why == "another round does not fit into 0.00833333 minutes"
     assert len(done.state.rounds) == 1
+
+
+def test_models_know_the_electrons_that_they_were_made_for(tmp_path: Path) -> None:
+    done = go(tmp_path, Springs(), Goal(NEVER, labels=60))
+    done = replace(done, potential=SimpleNamespace(members=[None]))
+    state = done.state
+    sets = {role: done.store.dataset(state.known) for role in ("train", "validation", "test")}
+    info = _info(done, sets, Errors(*[0.0] * 7, 1), "attncalc distill")
+    assert (info["closed_shells"], info["total_charges"]) == (False, [0, 0])

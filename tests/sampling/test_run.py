@@ -19,7 +19,7 @@ from attncalc.sampling.geometry import refusal
 from attncalc.sampling.molecules import is_held_out
 from attncalc.sampling.oracles import Labels
 from attncalc.sampling.run import Settings, Summary, chunk_folder, held_out_file, sample
-from attncalc.sampling.stored import chunk_bytes, write_frames
+from attncalc.sampling.stored import chunk_bytes, read_chunk, write_frames
 
 SETTINGS = Settings("teachers:spheres", seed=1, relax_steps=2, chunk_molecules=5)
 N = 15
@@ -158,6 +158,7 @@ def test_the_summary_counts_what_is_there(whole) -> None:
     assert done.train.rms_force == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-6)
     # structures of a molecule without a conformer were never asked for
     of_frames = sum(n for reason, n in done.refused.items() if "force" in reason)
+    assert done.n_outside == 0
     assert done.n_labels >= done.train.frames + done.test.frames + of_frames
     with h5py.File(path) as file:
         assert file.attrs["level_of_theory"] == b"teachers:spheres"
@@ -318,3 +319,11 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     (chunk_folder(output) / "000000.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"000000\.npz: damaged"):
         sample(SETTINGS, output, N)
+
+
+def test_frames_outside_the_training_of_the_oracle_are_counted(tmp_path: Path) -> None:
+    chunk, zeros = Chunk(), np.zeros((2, 3))
+    chunk.add("hot", "[H][H]", *labelled(zeros))
+    chunk.add("hot", "[H][H]", *labelled(zeros, is_outside=True))
+    (tmp_path / "0.npz").write_bytes(chunk_bytes(chunk, ["[H][H]"]))
+    assert json.loads(str(read_chunk(tmp_path / "0.npz")["about"]))["n_outside"] == 1

@@ -60,6 +60,8 @@ def test_members_may_be_trained_one_by_one(trained, two, data_file, tmp_path):
     with FileLock(first):  # as the process has it that trains the first
         done = train.run(two, tmp_path, data=data_file, command=command, member=2)
         assert done.model == tmp_path / "member-2" / "tiny-2.safetensors"
+        # evaluated before the others are trained
+        assert len(train.read_run(tmp_path / "member-2", data=data_file)[1]["test"]) == 5
         for member in (1, None):
             with pytest.raises(BlockingIOError, match="member-1: another run is still writing it"):
                 train.run(two, tmp_path, data=data_file, command=command, member=member)

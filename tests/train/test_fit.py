@@ -15,16 +15,19 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.calculators.emt import EMT
 from trainings import assert_same_bits, write
 
 from attncalc import data, load, train
 from attncalc.data.errors import errors, predict
+from attncalc.data.fingerprints import count_repeated
 from attncalc.train import callbacks
 from attncalc.train import recipe as recipes
 from attncalc.train.batches import join, samples
-from attncalc.train.fit import _require_matching_units, _without_folders, read_split
+from attncalc.train.fit import _check, _require_matching_units, _without_folders, read_split
 from attncalc.train.module import TrainingModule
+from attncalc.train.processes import connect
 from attncalc.train.start import new_potential
 from attncalc.train.step import PENALTIES, Loss, loss
 from attncalc.train.step import predict as predict_for_loss
@@ -157,6 +160,7 @@ def test_what_is_not_checked_and_not_learnt_is_said(recipe, dataset, tmp_path, c
     with caplog.at_level(logging.INFO):
         read_split(dataclasses.replace(plain, stress_weight=1.0))
     assert "has stresses" not in caplog.text
+    assert "cells.extxyz: too few cells differ by a small strain to check energies" in caplog.text
 
 
 def test_global_random_numbers_stay_as_they_are(recipe, parts, tmp_path):
@@ -473,6 +477,7 @@ def test_a_charge_that_the_network_would_ignore_is_refused(recipe, parts, tmp_pa
         train.fit(recipe, **chosen, output=tmp_path / "run")
     message = str(caught.value)
     assert message.startswith(f"cells.extxyz: structure 2 of the {role} set: total charge +1 e: ")
+    assert message.endswith("use a model with charge input (config: {embed_charge: true})")
     assert "\n" not in message
     assert not (tmp_path / "run").exists()
     if role == "validation":
@@ -573,3 +578,105 @@ def test_a_delta_model_names_its_baseline_from_the_first_epoch(
     assert load(done.model).baseline == "pair potentials"
     card = done.model.with_suffix(".md").read_text()
     assert "| **baseline** | pair potentials (delta model: add both) |" in card
+
+
+def changed(dataset: data.Dataset, k: int, **changes) -> data.Dataset:
+    """The same with other attributes of structure k."""
+    structures = [atoms.copy() for atoms in dataset.structures]
+    for name, value in changes.items():
+        setattr(structures[k], name, value)
+    return dataclasses.replace(dataset, structures=structures)
+
+
+@pytest.mark.parametrize("role", ["training", "validation", "test"])
+def test_atoms_on_top_of_each_other_are_refused_before_training(
+    recipe, parts, data_file, tmp_path, role
+):
+    sets = dict(zip(("training", "validation", "test"), parts, strict=True))
+    positions = sets[role].structures[3].positions.copy()
+    positions[2] = positions[0]
+    sets[role] = changed(sets[role], 3, positions=positions)
+    message = rf"^cells.extxyz: the {role} set: structure 3: atom 0 .* and atom 2 .* apart: remove"
+    with pytest.raises(ValueError, match=message):
+        _check(recipe, connect(), tmp_path, *sets.values())
+
+
+def test_electrons_that_the_model_will_refuse_are_refused_in_the_test_set(recipe, tmp_path):
+    def molecules(*symbols: str, charge: int = 0) -> data.Dataset:
+        frames = [Atoms(s, [[0, 0, 0], [0, 0, 2.3]], info={"charge": charge}) for s in symbols]
+        zeros = [np.zeros((2, 3)) for _ in frames]
+        energies = np.zeros(len(frames))
+        return data.Dataset(frames, energies, zeros, source="pairs.extxyz")
+
+    reads = dataclasses.replace(
+        recipe, stress_weight=0.0, config={**recipe.config, "embed_charge": True}
+    )
+    closed = molecules("Ni2", "Cu2")
+    _check(reads, connect(), tmp_path, closed, closed, closed)
+    for test, message in (
+        (molecules("NiCu"), "the number of electrons is odd"),
+        (molecules("Cu2", charge=2), "total charge [+]2 e: this model was trained on total char"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"^pairs.extxyz: structure 0 of the test set: {message}"
+        ):
+            _check(reads, connect(), tmp_path, closed, closed, test)
+
+
+def test_stresses_without_a_volume(recipe, parts, tmp_path, caplog):
+    """They are not learnt from, and not tested."""
+    flat = changed(parts[0], 4, cell=[9, 9, 0], pbc=[True, True, False])
+    with pytest.raises(
+        ValueError, match="training set has a stress of structure 4, which has no v"
+    ):
+        train.fit(recipe, flat, parts[1], tmp_path)
+    test = changed(parts[2], 1, cell=[9, 9, 0], pbc=[True, True, False])
+    data.write_hdf5([*parts[:2]], tmp_path / "cells.h5")
+    data.write_hdf5([test], tmp_path / "test.h5")
+    split = {"sizes": [14, 5]}
+    more = {"folder": str(tmp_path), "data": "cells.h5", "test_data": "test.h5", "split": split}
+    for stream in (False, True):
+        plain = dataclasses.replace(recipe, epochs=1, stress_weight=0.0, stream=stream, **more)
+        done = train.run(plain, tmp_path / f"run-{stream}")
+        assert done.potential.training_info["test_errors"]["force_mae"] > 0
+        assert done.potential.training_info["test_errors"]["stress_mae"] is None
+    assert "test.h5: stresses of the test set are ignored: structure 1 has no v" in caplog.text
+
+
+def test_structures_of_several_sets_are_counted(recipe, dataset, tmp_path, caplog):
+    twice = data.concatenate([dataset, dataset[:3], dataset[:1]])
+    write(tmp_path / "cells.extxyz", twice)
+    split = {"sizes": [14, 10, "rest"], "shuffle": False}
+    once = dataclasses.replace(recipe, epochs=1, folder=str(tmp_path), split=split)
+    done = train.run(once, tmp_path / "run")
+    said = "4 structures of the test set are in the training or validation set too"
+    assert [line for line in caplog.messages if "too" in line] == [f"cells.extxyz: {said}"]
+    assert f"| **repeated** | {said} |" in done.model.with_suffix(".md").read_text()
+    assert done.potential.training_info["repeated"] == {"validation": 0, "test": 4}
+    charged = [atoms.copy() for atoms in dataset.structures]
+    for atoms in charged:
+        atoms.info["charge"] = 2
+    ions = dataclasses.replace(dataset, structures=charged)
+    assert count_repeated(dataset, ions, None) == {"validation": 0, "test": 0}
+
+
+def test_a_test_file_needs_no_split_and_is_found_again(recipe, dataset, tmp_path, monkeypatch):
+    frames = ase.io.read(write(tmp_path / "all.extxyz", dataset), ":")
+    for atoms in frames:
+        atoms.info["split"] = "train_01"
+    ase.io.write(tmp_path / "cells.extxyz", frames[:20], format="extxyz")
+    ase.io.write(tmp_path / "test.extxyz", frames[20:], format="extxyz")
+    more = {"test_data": "test.extxyz", "split": {"n_validation": 5}}
+    separate = dataclasses.replace(recipe, epochs=1, folder=str(tmp_path), **more)
+    done = train.run(separate, tmp_path / "run")
+    assert done.potential.training_info["n_test"] == 4
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(train.read_run(tmp_path / "run")[1]["test"]) == 4
+    (tmp_path / "cells.extxyz").rename(tmp_path / "test.extxyz")
+    with pytest.raises(FileNotFoundError):
+        train.read_run(tmp_path / "run", with_test_data=False)
+    found = train.read_run(tmp_path / "run", data=tmp_path / "test.extxyz", with_test_data=False)
+    assert found[1]["test"] is None
+    with pytest.raises(ValueError, match=r"test.extxyz: not the test set that"):
+        train.read_run(tmp_path / "run", data=tmp_path / "test.extxyz")

@@ -315,9 +315,8 @@ def test_training_with_an_ewald_sum(recipe, tmp_path) -> None:
     for seed in range(12):
         atoms = molecule("H2O")
         atoms.rattle(0.05, seed=seed)
-        if seed % 3:
-            atoms.set_cell([[3.2, 0, 0], [0.3, 3.1, 0], [0.1, 0.2, 3.3]])
-            atoms.pbc = True
+        atoms.set_cell([[3.2, 0, 0], [0.3, 3.1, 0], [0.1, 0.2, 3.3]])  # a stress needs a volume
+        atoms.pbc = bool(seed % 3)
         frames.append(atoms)
     ewald = dataclasses.replace(
         recipe,

@@ -115,6 +115,12 @@ def test_text_that_resembles_a_number_stays_text(tmp_path):
         ("epochs: 1.5", "epochs must be a whole number, got 1.5"),
         ("batch_size: two", "batch_size must be a whole number, got 'two'"),
         ("learning_rate: fast", "learning_rate must be a number, got 'fast'"),
+        ("pair_terms: [[zbl]]", "pair_terms must be of zbl"),
+        (
+            "learning_rate: 1e-6",
+            "learning_rate must not be below final_learning_rate (1e-05), got 1e-06",
+        ),
+        ("energy_weight: 0\nforce_weight: 0", "one of energy_weight, force_weight, stress_weight"),
         ("learning_rate: .inf", "learning_rate must be finite, got inf"),
         ("clip_norm: -1", "clip_norm must be positive, got -1"),
         ("energy_weight: -1", "energy_weight must not be negative, got -1"),

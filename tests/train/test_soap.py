@@ -150,3 +150,6 @@ def test_it_is_the_default_and_each_optimizer_has_a_learning_rate_of_its_own():
     assert (bare.optimizer, bare.schedule, bare.highest_learning_rate) == ("soap", "cosine", 3e-3)
     assert dataclasses.replace(bare, optimizer="adam").highest_learning_rate == 1e-3
     assert dataclasses.replace(bare, learning_rate=2e-3).highest_learning_rate == 2e-3
+    started = dataclasses.replace(bare, start_from="so3krates-ethanol")
+    assert started.highest_learning_rate == 1e-3
+    assert dataclasses.replace(started, learning_rate=2e-3).highest_learning_rate == 2e-3

@@ -33,8 +33,7 @@ from attncalc.system import System
 OPTIONS = {
     "default": {},
     # numbers of heads and degrees are compiled in: a minute for each pair of them
-    "three heads": {"num_heads": 3, "num_features": 192, "degrees": (1, 3)},
-    "many orders": {"degrees": (1, 2, 3, 5)},
+    "three heads, many orders": {"num_heads": 3, "num_features": 192, "degrees": (1, 3, 5)},
     "square root of width": {"attention_norm": "sqrt_head_width"},
     "physnet basis": {"radial_basis": "physnet"},
     "cosine cutoff": {"cutoff_function": "cosine"},

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import existing_file, from_anywhere, new_structure_file
+from attncalc.cli.files import OF_FRAMES, existing_file, from_anywhere, new_structure_file
 from attncalc.cli.options import oracle_option
 from attncalc.cli.output import output_options, say
 from attncalc.cli.shards import (
@@ -33,6 +33,7 @@ from attncalc.system import charge_and_spin, what_is_ignored
 # keys of earlier labels, which are removed from a structure
 OLD = (
     *("energy", "free_energy", "forces", "stress", "virial", "units", "level_of_theory"),
+    *OF_FRAMES,
     *(name for names in FURTHER.values() for name in names),
 )
 
@@ -135,6 +136,7 @@ class LabelShard:
                 outcomes[k] = None, {"error": "labels are not finite"}
             else:
                 said = {"outside": found.is_outside, "ignored": ignored[frames[k].name]}
+                atoms.info["level_of_theory"] = self.oracle.level_of_theory
                 outcomes[k] = _labelled(atoms, found, first + k), said
         return outcomes
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ase import Atoms
@@ -104,9 +108,23 @@ class Forked:
 
 
 def fork_workers(patch: pytest.MonkeyPatch) -> None:
-    """Let workers be forks of this process: what is imported here is not imported again."""
+    """Let workers be forks of this process: what is imported here is not imported again.
+
+    What they are given is pickled and read again, as it is for workers of users.
+    """
     fork = multiprocessing.get_context("fork")
-    patch.setattr(multiprocessing, "get_context", lambda _: fork)
+
+    class Context(type(fork)):
+        def Process(self, *, args: tuple[object, ...] = (), **options: Any) -> BaseProcess:
+            given = [one if isinstance(one, Connection) else copied(one) for one in args]
+            return fork.Process(args=given, **options)
+
+    context = Context()
+    patch.setattr(multiprocessing, "get_context", lambda _: context)
+
+
+def copied(one: object) -> object:
+    return pickle.loads(pickle.dumps(one))
 
 
 def wait_until(condition: Callable[[], bool], process: Forked | subprocess.Popen) -> None:

@@ -1,5 +1,6 @@
 """What every test gets: one thread, a calm hypothesis, the reference data beside the checkout."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -9,6 +10,7 @@ import torch
 from attncalc import compiled
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+DRAW_UNSEEN = tuple(REPOSITORY / "tests" / name for name in ("cli", "distill", "train"))
 SHARED = REPOSITORY.parent / "shared"
 NEEDS_SHARED = "needs ../shared (reference data), which is not here"
 
@@ -42,6 +44,29 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(NEEDS_SHARED)
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _pictures_of_one_pixel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of commands and trainings make hundreds of pictures, a third of a second each.
+
+    Hardly any test looks at one, so PNG is a constant pixel in these folders. What is drawn is
+    tested in tests/test_plots.py; a test that looks at its picture takes `real_pictures`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent in DRAW_UNSEEN:
+            from pictures import draw_none  # other folders need no matplotlib
+
+            draw_none(patch)
+        yield
+
+
+@pytest.fixture
+def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn as for users."""
+    from pictures import draw_all
+
+    draw_all(monkeypatch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

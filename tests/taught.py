@@ -19,7 +19,7 @@ OF_ROUNDING = 1e-2
 NETWORKS = {
     "so3krates": (
         So3krates,
-        tiny_so3krates(4.0, num_features=64, degrees=(1, 2), head_features=16),
+        tiny_so3krates(4.0, num_features=64, num_heads=4, degrees=(1, 2, 3, 4), head_features=16),
     ),
     "so3krates-sphc": (
         So3kratesSphc,

@@ -3,46 +3,99 @@
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import os
 import re
+import runpy
 import subprocess
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.io import read
 from ase.units import GPa
+from command_line import SECONDS_TO_WAIT
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
 README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+TESTS = str(EXAMPLES.parent / "tests")
 # silicon by PBE: of the data of its model
 LATTICE_CONSTANT, BULK_MODULUS = 5.469, 88.6  # Å, GPa
 
 
+def run_anew(script: Path, folder: Path) -> tuple[int, str, str]:
+    """Run it as a user does; return exit status, stdout and stderr."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        "PYTHONPATH": str(EXAMPLES.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_forked(script: Path, folder: Path) -> tuple[int, str, str]:
+    """Run it in a fork of this process, where nothing is imported again; return as `run_anew`."""
+    said = folder.with_name(f"{folder.name}-said")
+    said.mkdir()
+
+    def run() -> None:
+        sys.settrace(None)  # coverage would not be saved
+        os.chdir(folder)
+        sys.path[:] = [str(EXAMPLES), *(path for path in sys.path if path != TESTS)]
+        torch.seed()  # by chance, as in a new process
+        with (
+            open(said / "out", "w") as out,
+            open(said / "err", "w") as err,
+            redirect_stdout(out),
+            redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("error", category=DeprecationWarning, module=r"__main__\Z")
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except Exception:
+                traceback.print_exc()
+                sys.exit(1)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(SECONDS_TO_WAIT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode, (said / "out").read_text(), (said / "err").read_text()
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[[str], str]:
-    """Run an example in an empty folder and give what it printed."""
+    """Run an example in an empty folder and give what it printed.
+
+    The first is a process of its own, as of a user; the others would spend most of their time on
+    imports. A fork cannot use a GPU that its parent has used.
+    """
 
     def run(name: str) -> str:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "MPLBACKEND": "Agg",
-            "PYTHONPATH": str(EXAMPLES.parent),
-        }
-        done = subprocess.run(
-            [sys.executable, "-W", "error::DeprecationWarning:__main__", EXAMPLES / f"{name}.py"],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert len(re.findall(r"\d+\.?\d*", done.stdout)) >= 2, "a few meaningful numbers"
-        return done.stdout
+        is_new = name.startswith("01") or torch.cuda.is_available()
+        status, out, err = (run_anew if is_new else run_forked)(EXAMPLES / f"{name}.py", tmp_path)
+        assert status == 0, err
+        assert len(re.findall(r"\d+\.?\d*", out)) >= 2, "a few meaningful numbers"
+        return out
 
     return run
 
@@ -71,6 +124,8 @@ def test_an_example_is_short_and_says_what_it_is(script):
     # a script to copy: ASE, attncalc's public names, no flags
     assert "argparse" not in text
     assert not re.search(r"from attncalc\.|import attncalc\.", text)
+    # a fork has all parts of a package, a new process has no `ase.io` after `import ase`
+    assert set(re.findall(r"^ *import (.*)$", text, flags=re.MULTILINE)) <= {"numpy as np", "torch"}
 
 
 def test_single_point(run, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from command_line import COPPER, attncalc, fails, files, labelled, succeeds
+from command_line import COPPER, attncalc, fails, files, fork_workers, labelled, succeeds
 
 from attncalc import data
 from attncalc.cli import eval_many, shards
@@ -75,7 +75,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_compute", compute)
 
 
-def test_two_workers_make_the_page_of_one_process(expected) -> None:
+def test_two_workers_make_the_page_of_one_process(expected, monkeypatch) -> None:
+    fork_workers(monkeypatch)  # tests/cli/test_shards.py has processes that import anew
     write_many()
     assert numbers("--workers", 2) == expected
 

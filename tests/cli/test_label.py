@@ -22,7 +22,7 @@ N, GOLD, OVERLAP = 70, 20, 66
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers import nothing anew: `test_parts_give_the_same_file` has those of users."""
+    """Workers import nothing anew: tests/cli/test_shards.py has those of users."""
     fork_workers(monkeypatch)
 
 
@@ -63,10 +63,10 @@ def test_a_models_energies_forces_and_stress() -> None:
     assert text.count("error=") == 2
 
 
-def test_parts_give_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("forked")
+def test_parts_give_the_same_file() -> None:
     write_crystals()
     attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "two.xyz", "--workers", 2)
-    fork_workers(monkeypatch)
     attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "whole.xyz")
     for k in (2, 1):
         attncalc("label", "many.xyz", "--oracle", COPPER, "-o", "parts.xyz", "--shard", f"{k}/2")
@@ -139,7 +139,8 @@ def test_labels_of_before_are_replaced() -> None:
     assert attncalc("label", "once.xyz", "--oracle", "teacher:make").exit_code == 0
     twice = read("once.labelled.xyz")
     assert set(twice.arrays) == {"numbers", "positions"}
-    assert set(twice.info) == {"charge", "spin", "name", "structure"}
+    assert set(twice.info) == {"charge", "spin", "name", "structure", "level_of_theory"}
+    assert twice.info["level_of_theory"] == "teacher:make"
     assert set(twice.calc.results) == {"energy", "forces"}
 
 

@@ -29,6 +29,7 @@ from attncalc.md import H5MDWriter, Langevin, Log, h5md_writer, job, load_checkp
 from attncalc.md.checkpoint import save_checkpoint
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_md(ethanol_file: str) -> None:
     said = succeeds(
         *("md", ethanol_file, "--model", ETHANOL, "--steps", 30, "--every", 10, "-o", "run.xyz")
@@ -361,6 +362,7 @@ def test_md_overwrites_nothing(name: str, copper_file: str) -> None:
     assert files() == {copper_file, name}
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_md_that_explodes(ethanol_file: str) -> None:
     said = fails(
         *("md", ethanol_file, "--model", ETHANOL, "--timestep", 20, "--steps", 500, "-o", "a.xyz")
@@ -660,6 +662,7 @@ def test_md_files_set_aside_by_a_killed_run(copper_file: str) -> None:
     assert files() == there
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_md_of_replicas_is_one_batch(copper_file: str, drawn: list) -> None:
     """Every structure of the file, so many times; each replica goes its own way."""
     frames = [*read(copper_file, ":"), bulk("Cu", cubic=True)]

@@ -21,6 +21,7 @@ from attncalc.cli import relax as module
 from attncalc.evaluator import Evaluator
 
 
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.parametrize("optimizer", ["fire", "lbfgs"])
 def test_relax(optimizer: str, ethanol_file: str) -> None:
     said = succeeds(

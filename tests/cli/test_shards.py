@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
-from command_line import COPPER, ETHANOL, attncalc, fails, fork_workers
+from command_line import COPPER, ETHANOL, Forked, attncalc, fails, fork_workers, wait_until
 
 from attncalc import AttnCalculator
 from attncalc.cli import output, shards
@@ -32,7 +30,6 @@ from attncalc.cli.shards import Outcome, Work, work_off_shard
 from attncalc.data.shards import Frame, find_shards
 from attncalc.files import FileLock, NoSpaceLeft
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 N, BAD = 300, {70: "atom 0 (Cu) and atom 1", 131: "Au", 199: "columns"}
 RELAX = ("relax", "many.xyz", "--model", COPPER, "--fmax", "0.05")
 
@@ -100,18 +97,13 @@ def test_a_structure_that_fails_says_why(reference):
     assert "atom 0 (Cu)" in read("failed.xyz", 0).info["error"]
 
 
-def test_two_workers_killed_and_started_again(reference):
+def test_two_workers_killed_and_started_again(reference, monkeypatch):
+    fork_workers(monkeypatch)  # `reference` is of processes that import everything anew
     write_many()
-    command = [sys.executable, "-m", "attncalc", *RELAX, "-o", "out.xyz", "--workers", "2"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    parts, limit = Path("out.xyz.parts"), time.monotonic() + 240
-    while not list(parts.glob("*/0*.json")):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+    process, parts = Forked(*RELAX, "-o", "out.xyz", "--workers", 2), Path("out.xyz.parts")
+    wait_until(lambda: list(parts.glob("*/0*.json")), process)
     process.kill()
-    process.wait()
+    process.ended()
     assert not Path("out.xyz").exists()
     done = {path: path.stat().st_mtime_ns for path in parts.glob("*/0*.json")}
     time.sleep(0.5)

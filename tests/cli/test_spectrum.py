@@ -18,6 +18,7 @@ def run(ethanol_file: str, charged_model: str) -> tuple[object, ...]:
     return ("md", ethanol_file, "--model", charged_model, "--timestep", 0.25, "--every", 2)
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_spectrum(run: tuple) -> None:
     succeeds(*run, *DIPOLE, "--steps", 240, "-o", "run.h5md")
     said = succeeds("spectrum", "run.h5md", *WIDE, "--csv", "numbers.csv").splitlines()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
-from ase import units
+from ase import Atoms, units
 from ase.build import bulk
 from contract import ethanol
 
@@ -129,7 +130,20 @@ def both(path: Path, forces: Evaluator, n: int, structures: list, state: md.MDSt
     return last.replace(limit=LANGEVIN.highest_temperature(first))
 
 
-@pytest.mark.parametrize("n_systems", [1, 2])
+@pytest.fixture(scope="module", params=[1, 2], ids=["one system", "two systems"])
+def stopped(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Evaluator, list[Atoms], md.MDState]:
+    """A run `whole`, and `part` with its last state, of a periodic and, in a batch, a larger cell.
+
+    Whoever goes on with `part` copies the folder.
+    """
+    folder, forces = tmp_path_factory.mktemp("stopped"), Evaluator(load(COPPER))
+    cells = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1)][: request.param]
+    both(folder / "whole.h5md", forces, 40, cells)
+    return folder, forces, cells, both(folder / "part.h5md", forces, 23, cells)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -143,15 +157,11 @@ def both(path: Path, forces: Evaluator, n: int, structures: list, state: md.MDSt
     ],
     ids=["missing", "empty", "in the header", "cut", "zeros", "all zeros", "longer"],
 )
-def test_lost_lines_are_made_again_from_the_trajectory(
-    damage, n_systems: int, tmp_path: Path
-) -> None:
-    """To the last byte, of a periodic and, in a batch, a larger cell."""
-    forces = Evaluator(load(COPPER))
-    cells = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1)][:n_systems]
-    both(tmp_path / "whole.h5md", forces, 40, cells)
+def test_lost_lines_are_made_again_from_the_trajectory(damage, stopped, tmp_path: Path) -> None:
+    """To the last byte."""
+    folder, forces, cells, state = stopped
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "part.h5md"
-    state = both(path, forces, 23, cells)
     log = path.with_suffix(".csv")
     content = damage(log.read_bytes())
     if content is None:

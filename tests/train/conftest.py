@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from pictures import draw_all
 from trainings import write
 
 from attncalc import data, train
@@ -67,6 +68,8 @@ def data_file(dataset, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(recipe, parts, tmp_path_factory) -> tuple[train.Training, Path]:
-    """An uninterrupted training and its folder, which nobody changes."""
+    """An uninterrupted training and its folder, which nobody changes; its picture is drawn."""
     output = tmp_path_factory.mktemp("finished")
-    return train.fit(recipe, *parts[:2], output), output
+    with pytest.MonkeyPatch.context() as patch:
+        draw_all(patch)
+        return train.fit(recipe, *parts[:2], output), output

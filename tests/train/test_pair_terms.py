@@ -1,7 +1,6 @@
 """`pair_terms: [zbl]` of a recipe: trained, saved, loaded, by the engine, in dynamics."""
 
 import dataclasses
-import logging
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from attncalc.data.errors import errors, predict
 from attncalc.fast import disagreement, lower
 from attncalc.nn.network import CompiledNetwork
 from attncalc.physics.zbl import ZBLRepulsion
-from attncalc.train import compilation, select_step
 from attncalc.train.start import new_potential
 
 LABELS = "so3krates-xtb-small-molecules"
@@ -124,14 +122,3 @@ def test_another_training_goes_on_with_it(zbl_recipe, parts, done) -> None:
 def test_bad_names(zbl_recipe, names, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(zbl_recipe, pair_terms=names)
-
-
-@pytest.mark.no_cover
-def test_traced_steps_have_it_too(zbl_recipe, parts, tmp_path, monkeypatch, caplog) -> None:
-    """What the compiler is given has the gradient of the plain step."""
-    monkeypatch.setattr(select_step.shutil, "which", lambda name: "/usr/bin/g++")
-    monkeypatch.setattr(compilation, "compiled", lambda graph: graph)
-    always = dataclasses.replace(zbl_recipe, compile="always", epochs=1)
-    with caplog.at_level(logging.INFO):
-        assert train.fit(always, *parts, tmp_path).model.is_file()
-    assert "compiled training step: gradient within" in caplog.text

@@ -2,7 +2,7 @@
 PYTHON      ?= python3
 CONSTRAINTS ?= .ci/constraints.txt
 # two workers, a test file's own fixtures in one of them, in the order of tests/conftest.py; PYTEST_ARGS= runs in one process
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 VENV   := .venv
 PEERS  := .venv-peers
@@ -22,7 +22,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --qui
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-lowest drill lint format types wheel bench peers gpu-wheels clean
+.PHONY: help install demo test coverage test-lowest drill lint format types wheel bench peers gpu-wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -36,6 +36,9 @@ demo: $(CORE) ## a short look at what attncalc does, pictures in demo/
 
 test: $(TEST) ## all tests (PYTEST_ARGS="-k so3krates" picks some)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+coverage: $(TEST) ## all tests, which must cover 90 % of the package
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) --cov --cov-fail-under=90
 
 test-lowest: $(OLDEST) ## a selection of tests with the lowest versions that setup.cfg allows (LOWEST=.ci/lowest.txt)
 	@$(LOWEST_VENV)/bin/python -m pytest -m "not slow" $(LOWEST_TESTS)

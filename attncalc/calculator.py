@@ -27,7 +27,7 @@ from attncalc.model_file import DEFAULT_MODEL, load, model_name, named_device
 from attncalc.nn.options import one_of, positive
 from attncalc.novelty import OUTSIDE, Outsider, outsider
 from attncalc.potential import Committee, Potential
-from attncalc.result import SMALLEST_VOLUME, Result, volumes
+from attncalc.result import SMALLEST_VOLUME, Result, has_volume, volumes
 from attncalc.structures import require_finite
 from attncalc.system import System, what_is_ignored
 
@@ -163,8 +163,7 @@ class AttnCalculator(BaseCalculator):
         # hold the lock from the check for changes to the answer: another thread could change the
         # structure that the results belong to in between
         with self._lock:
-            if atoms is None:
-                self._last(atoms)
+            self._last(atoms)
             self._is_stored = self.use_cache
             try:
                 return super().get_property(name, atoms, allow_calculation)
@@ -207,7 +206,7 @@ class AttnCalculator(BaseCalculator):
                     "given for molecules only"
                 )
             needs_volume = "stress" in properties or "stresses" in properties
-            if needs_volume and not atoms.cell.volume > SMALLEST_VOLUME:
+            if needs_volume and not has_volume(atoms):
                 raise PropertyNotImplementedError(
                     "stress needs a volume: this structure does not have three cell vectors"
                 )
@@ -219,6 +218,7 @@ class AttnCalculator(BaseCalculator):
             system = self._system(atoms)
             result = self.evaluator(system)
             (results,) = _results(result, system, self._volume)
+            # a sum shows it, and takes no more than that at every step
             if not math.isfinite(results["energy"] + results["forces"].sum()):
                 require_finite(result)
             self._last_result = result

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -160,3 +161,8 @@ def volumes(system: System) -> Tensor:
     """Return the volume of each structure, [n_systems] Å³; zero without three cell vectors."""
     a, b, c = system.cell.unbind(1)
     return (torch.linalg.cross(a, b) * c).sum(1).abs()
+
+
+def has_volume(atoms: Atoms) -> bool:
+    """Return True if a structure has three independent cell vectors, as its stress needs."""
+    return bool(atoms.cell.volume > SMALLEST_VOLUME)

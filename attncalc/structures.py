@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from ase import Atoms
 from torch import Tensor
 
@@ -94,8 +93,7 @@ def require_finite(result: Result) -> None:
         ImpossiblePositions: an energy or a force is not finite, because atoms are too close to each
             other for the network's numbers.
     """
-    energy, _, forces, *_ = result.arrays
-    if not (np.isfinite(energy).all() and np.isfinite(forces).all()):
+    if not (result.energy.isfinite().all() and result.forces.isfinite().all()):
         raise ImpossiblePositions(
             "energy or forces are not finite: atoms are too close to each other"
         )

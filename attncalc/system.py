@@ -267,7 +267,9 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
             f"{where}atom {first} has no known element (number {atoms.numbers[first]})"
         )
     periodic = atoms.cell.array[atoms.pbc]
-    if len(periodic) and np.linalg.matrix_rank(periodic, tol=1e-8) < len(periodic):
+    # no lattice vector is shorter than the smallest singular value
+    smallest = np.linalg.svd(periodic, compute_uv=False).min() if len(periodic) else np.inf
+    if smallest <= 1e-8:
         raise ValueError(
             f"{where}pbc is {atoms.pbc.tolist()} but the cell vectors of the periodic directions "
             "are zero or dependent: set atoms.cell, or atoms.pbc = False"
@@ -278,16 +280,12 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
             f"{where}cell volume is {abs(np.linalg.det(periodic)) / len(atoms):.2g} Å³ per atom; "
             "are the cell vectors in Å?"
         )
-    _check_images(atoms, periodic, where)
+    if smallest < SHORTEST_PERIOD:  # or the cell is skewed
+        _check_images(atoms, where)
 
 
-def _check_images(atoms: Atoms, periodic: NDArray[np.float64], where: str) -> None:
+def _check_images(atoms: Atoms, where: str) -> None:
     """Refuse cells with atoms on top of their own periodic images, which have too many images."""
-    if not len(periodic):
-        return
-    # lattice planes are never farther apart than images: long vectors of a skewed cell are reduced
-    if (np.linalg.norm(np.linalg.pinv(periodic), axis=0) * SHORTEST_PERIOD < 1).all():
-        return
     reduced, _ = minkowski_reduce(atoms.cell, atoms.pbc)
     shortest = np.linalg.norm(reduced[atoms.pbc], axis=1).min()
     if shortest < SHORTEST_PERIOD:

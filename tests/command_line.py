@@ -96,15 +96,21 @@ class Forked:
 
     def ended(self) -> tuple[int, str]:
         """Exit status, and what it said on stderr; waits for the end, but not for ever."""
-        self._process.join(SECONDS_TO_WAIT)
-        in_time = self._process.exitcode is not None
-        if not in_time:
-            self.kill()
-            self._process.join()
+        in_time = ends_in_time(self._process)
         with open(self._said) as said:
             what = said.read()
         assert in_time, f"it went on for {SECONDS_TO_WAIT} s, and said: {what}"
         return self._process.exitcode, what
+
+
+def ends_in_time(process: BaseProcess) -> bool:
+    """Wait for the end, but not for ever; return False if the process was killed then."""
+    process.join(SECONDS_TO_WAIT)
+    if process.exitcode is not None:
+        return True
+    process.kill()
+    process.join()
+    return False
 
 
 def fork_workers(patch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from ase.io import read
 from ase.units import GPa
-from command_line import SECONDS_TO_WAIT
+from command_line import ends_in_time
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
@@ -74,10 +74,7 @@ def run_forked(script: Path, folder: Path) -> tuple[int, str, str]:
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
-    process.join(SECONDS_TO_WAIT)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
+    ends_in_time(process)
     assert process.exitcode is not None
     return process.exitcode, (said / "out").read_text(), (said / "err").read_text()
 

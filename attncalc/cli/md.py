@@ -19,7 +19,7 @@ from ase.io import iread
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import OutsideTraining, one_line_errors
-from attncalc.cli.files import existing_file, read_structures
+from attncalc.cli.files import existing_file, from_anywhere, read_structures
 from attncalc.cli.md_picture import Picture
 from attncalc.cli.model_checks import require_known, say_model
 from attncalc.cli.options import (
@@ -212,16 +212,7 @@ def md(
         raise ValueError(f"{target.name}: a {kind} must end in {listed}")
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
-    is_trajectory = source.suffix == ".h5md"
-    found = read_structures(structure, index="-1" if replicas is None or is_trajectory else ":")
-    if by_ase and len(found) > 1:
-        raise ValueError(
-            f"{source} holds {len(found)} systems: remove --integrator ase, which runs one"
-        )
-    if replicas is None and len(found) > 1:
-        say(f"{len(found)} systems of {source} in one batch")
-    elif replicas is None and not is_trajectory and (n := _n_structures(source)) > 1:
-        say(f"structure {n} of {n} in {source}")
+    found = _starting_structures(structure, replicas, by_ase=by_ase)
     if (replicas or 1) > 1 and any(one.get_momenta().any() for one in found):
         say("ignoring the velocities of the file: every replica draws its own")
         for one in found:
@@ -261,7 +252,7 @@ def md(
     else:
         force = calculator.evaluator
         info = {
-            "model": _absolute(model),
+            "model": from_anywhere(model),
             "checksum": model_file.checksum(model),
             "dtype": dtype,
             "threads": threads,
@@ -375,6 +366,21 @@ def _resume(
     _report(picture, summary, force.neighbors.n_rebuilds, done)
 
 
+def _starting_structures(path: str, replicas: int | None, *, by_ase: bool) -> list[Atoms]:
+    """Read the structures that a run starts from, and say which they are if there are others."""
+    is_trajectory = Path(path).suffix == ".h5md"
+    found = read_structures(path, index="-1" if replicas is None or is_trajectory else ":")
+    if by_ase and len(found) > 1:
+        raise ValueError(
+            f"{path} holds {len(found)} systems: remove --integrator ase, which runs one"
+        )
+    if replicas is None and len(found) > 1:
+        say(f"{len(found)} systems of {path} in one batch")
+    elif replicas is None and not is_trajectory and (n := _n_structures(Path(path))) > 1:
+        say(f"structure {n} of {n} in {path}")
+    return found
+
+
 def _n_structures(path: Path) -> int:
     """Return the number of structures in a file, which are not kept in memory."""
     if path.suffix in (".xyz", ".extxyz"):  # as `read_structures`
@@ -431,11 +437,6 @@ def _refuse_unread(context: click.Context, settings: Settings, *, by_ase: bool) 
 
 def _thermometer(atoms: Atoms, settings: Settings) -> Thermometer:
     return Thermometer.for_run(atoms, integrator_of(settings).thermometer)
-
-
-def _absolute(model: str) -> str:
-    """Return the absolute path of a model file; the name of a shipped model is unchanged."""
-    return model if model in model_file.shipped_models() else str(Path(model).resolve())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from attncalc import model_file
 from attncalc.cli.output import say, warn
 from attncalc.describe import describe_model
 from attncalc.potential import Potential
+from attncalc.result import has_volume
 from attncalc.structures import check_system
 from attncalc.system import System, what_is_ignored
 
@@ -43,7 +44,7 @@ def require_known(
     for k, atoms in enumerate(structures):
         try:
             check_system(potential, System.from_ase(atoms))
-            if volume and atoms.cell.rank < 3:
+            if volume and not has_volume(atoms):
                 raise ValueError(
                     "stress needs a volume: this structure does not have three cell vectors"
                 )

@@ -25,6 +25,7 @@ from attncalc.cli.relax import (
 from attncalc.cli.relaxation_course import Course
 from attncalc.cli.shards import Outcome, sort_out
 from attncalc.data.shards import Frame
+from attncalc.result import has_volume
 from attncalc.structures import batches
 from attncalc.system import System, what_is_ignored
 from attncalc.text import one_line
@@ -113,7 +114,7 @@ class RelaxShard:
         forget_run(atoms)
         to_rest(atoms)
         self.calculator.evaluator.check(System.from_ase(atoms))
-        if self.asked.cell and atoms.cell.rank < 3:
+        if self.asked.cell and not has_volume(atoms):
             raise ValueError("its cell cannot relax: it does not have three cell vectors")
         return atoms
 

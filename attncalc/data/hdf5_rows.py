@@ -204,7 +204,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     splits: dict[str, list[Integers]] = {}
     electrons: list[tuple[int, int]] = []
     said: set[str] = set()  # keys of `info` that a structure has
-    levels, kinds, n = set(), set(), 0
+    level, kinds, n = "", set(), 0
     left_out: set[str] = set()  # labels that are missing in some part, so they are not written
     isolated: dict[int, float] = {}
     for part in parts:
@@ -227,8 +227,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         for atoms in part.structures:
             electrons.append(charge_and_spin(atoms))
             said |= atoms.info.keys()
-        levels.add(part.level_of_theory)
-        joint_level(levels)
+        level = joint_level({level, part.level_of_theory})
         isolated |= part.isolated_energies or {}
         n += len(part)
     if n == 0:
@@ -243,7 +242,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     file.attrs["units"] = np.bytes_(
         "E: eV; F: eV/Angstrom; R: Angstrom; stress: eV/Angstrom^3; dipoles: e Angstrom"
     )
-    if level := joint_level(levels):
+    if level:
         file.attrs["level_of_theory"] = np.bytes_(level.encode())
     if isolated:
         file["e0_z"], file["e0"] = list(isolated), list(isolated.values())

@@ -12,6 +12,7 @@ from scipy.spatial.distance import pdist
 from attncalc.data.dataset import Dataset
 from attncalc.neighbors import neighbor_list
 from attncalc.nn.options import cutoff_radius
+from attncalc.result import has_volume
 from attncalc.system import System, charge_and_spin
 
 # Structures per neighbour search: enough to hide its overhead, few enough for memory.
@@ -81,7 +82,7 @@ def without_volume(dataset: Dataset) -> int:
     """Return the first structure without a volume in a data set with stresses, else -1."""
     if dataset.stress is None:
         return -1
-    flat = (k for k, atoms in enumerate(dataset.structures) if atoms.cell.rank < 3)
+    flat = (k for k, atoms in enumerate(dataset.structures) if not has_volume(atoms))
     return next(flat, -1)
 
 

@@ -322,14 +322,13 @@ class FrameWriter(Callback):
     Attributes:
         n_frames: number of frames written.
         step: of the last one; -1 before the first.
-        time: of the last one, fs.
     """
 
     def __init__(self, path: Path, atoms: Atoms, *, every: int, write: Sequence[str] = ()) -> None:
         self.every, self._frames, self._atoms = every, Frames(path), atoms.copy()
         self.write = tuple(write)
         self._timestep, self._is_new = 0.0, False
-        self.n_frames, self.step, self.time = 0, -1, 0.0
+        self.n_frames, self.step = 0, -1
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Create the file; refuse to overwrite one.
@@ -348,8 +347,8 @@ class FrameWriter(Callback):
         """Write a frame, unless it was written last."""
         if state.step == self.step:
             return
-        frame, time = self._atoms.copy(), state.step * self._timestep
-        frame.info |= {"step": state.step, "time_fs": time}
+        frame = self._atoms.copy()
+        frame.info |= {"step": state.step, "time_fs": state.step * self._timestep}
         frame.cell = state.system.cell[0].cpu().numpy()
         frame.positions = state.system.positions.cpu().numpy()
         frame.set_momenta(state.momenta.cpu().numpy(), apply_constraint=False)
@@ -357,7 +356,12 @@ class FrameWriter(Callback):
         others = results_of(state, self.write)
         frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces, **others)
         self._frames.write(frame)
-        self.n_frames, self.step, self.time = self.n_frames + 1, state.step, time
+        self.n_frames, self.step = self.n_frames + 1, state.step
+
+    @property
+    def time(self) -> float:
+        """Time of the last frame, fs."""
+        return self.step * self._timestep
 
     def end(self) -> None:
         """Close the file."""

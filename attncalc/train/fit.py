@@ -181,8 +181,8 @@ def _read(
         training, validation, test = data.official_split(dataset, **named, seed=seed)
     if recipe.test_data is not None:
         test = None
-    if recipe.test_data is not None and with_test_data:
-        test = read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
+        if with_test_data:
+            test = read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
     if test is not None and (k := without_volume(test)) >= 0:
         log.warning(
             "%s: stresses of the test set are ignored: structure %d has no volume", test.source, k
@@ -213,8 +213,8 @@ def read_run(
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
     divided = dataclasses.replace(recipe, stream=False)
-    number = output.resolve().name.removeprefix(MEMBER)
-    if number.isdecimal() and recipe.name.endswith(f"-{number}"):
+    folder, number = output.resolve().name, recipe.name.rpartition("-")[2]
+    if folder == MEMBER + number and number.isdecimal():
         # all members are trained on one split, that of the first seed
         divided = dataclasses.replace(divided, seed=recipe.seed - int(number) + 1)
     try:

@@ -1,6 +1,7 @@
 """Committees: one recipe, several seeds, one model file."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,10 @@ def test_members_may_be_trained_one_by_one(trained, two, data_file, tmp_path):
         assert done.model == tmp_path / "member-2" / "tiny-2.safetensors"
         # evaluated before the others are trained
         assert len(train.read_run(tmp_path / "member-2", data=data_file)[1]["test"]) == 5
+        # a folder of another name is no member's: its split is that of the recipe's own seed
+        shutil.copytree(tmp_path / "member-2", tmp_path / "2")
+        with pytest.raises(ValueError, match="not the training set that"):
+            train.read_run(tmp_path / "2", data=data_file)
         for member in (1, None):
             with pytest.raises(BlockingIOError, match="member-1: another run is still writing it"):
                 train.run(two, tmp_path, data=data_file, command=command, member=member)

@@ -312,12 +312,12 @@ class LinearizedTerm(NamedTuple):
 
     Attributes:
         energies: [n_atoms] eV, float64.
-        by_vectors: gradient by edge vectors [n_edges, 3] eV/Å, or its sums over edges.
+        by_vectors: gradient by edge vectors [n_edges, 3] eV/Å, or its sums over edges; None: zero.
         by_outputs: gradient [n_atoms] by each output that the term reads, by name.
     """
 
     energies: Tensor | NDArray[np.float64]
-    by_vectors: Tensor | NDArray[np.float64] | SummedGradient
+    by_vectors: Tensor | NDArray[np.float64] | SummedGradient | None
     by_outputs: Mapping[str, Tensor | NDArray[np.float64]]
 
 

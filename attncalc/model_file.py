@@ -55,6 +55,7 @@ from attncalc.novelty import Environments
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
+from attncalc.physics.self_energy import SelfEnergy, SelfEnergyConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Committee, Potential
 from attncalc.text import one_line
@@ -67,6 +68,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
 PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {
     "zbl": (ZBLRepulsion, ZBLConfig),
     "electrostatics": (DampedElectrostatics, ElectrostaticsConfig),
+    "self_energy": (SelfEnergy, SelfEnergyConfig),
     "dispersion": (Dispersion, DispersionConfig),
     "ewald": (Ewald, EwaldConfig),
 }

@@ -470,7 +470,7 @@ def edge_gradients(
         counted += of_term[:n]  # `energies[:n] +=` would copy them onto themselves after that
         if isinstance(by_vectors, SummedGradient):
             summed.append(by_vectors)
-        else:
+        elif by_vectors is not None:
             before = gradients[is_long]
             gradients[is_long] = by_vectors if before is None else before + by_vectors
         for name, value in by_outputs.items():
@@ -521,6 +521,8 @@ def _each(found: LinearizedTerm, change: Callable[[Any], Any]) -> LinearizedTerm
         change(energies),
         SummedGradient(*map(change, by_vectors))
         if isinstance(by_vectors, SummedGradient)
+        else None
+        if by_vectors is None
         else change(by_vectors),
         {name: change(value) for name, value in by_outputs.items()},
     )

@@ -1,4 +1,4 @@
-"""Electrostatics and dispersion by autograd, for tests of what takes their place."""
+"""Electrostatics and dispersion: a network with both, and their derivatives by autograd."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
-from contract import ELEMENTS
+from contract import ELEMENTS, randomise
 from torch import nn
 
+from attncalc import Potential
 from attncalc.graph import AtomOutputs, Graph
+from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.potential import forces_from_edges
 
 CUTOFF = 7.0
+HEADS = {"predict_charges": True, "predict_hirshfeld_ratios": True}
 # of cubics: eV, eV/Å and so on, relative to the largest where that exceeds 1
 TOLERANCE = 1e-8
 
@@ -30,6 +33,30 @@ TERMS: dict[str, Callable[[float | None], list[nn.Module]]] = {
     ],
     "dispersion": lambda end: [Dispersion(DispersionConfig(end, damping=0.9), ELEMENTS)],
 }
+
+
+def terms(cutoff: float | None = CUTOFF, *, by_kind: bool = False) -> list[nn.Module]:
+    return [
+        DampedElectrostatics(ElectrostaticsConfig(cutoff, by_kind), ELEMENTS),
+        Dispersion(DispersionConfig(cutoff, by_kind), ELEMENTS),
+    ]
+
+
+def potential(pair_terms: list[nn.Module], **options) -> Potential:
+    torch.manual_seed(0)
+    config = So3kratesConfig(
+        *(4.0, 10.0),
+        num_features=64,
+        num_heads=4,
+        degrees=(1, 2, 3, 4),
+        num_layers=2,
+        num_basis=8,
+        head_features=16,
+        **(options or HEADS),
+    )
+    network = So3krates(config, len(ELEMENTS)).double()
+    randomise(network)
+    return Potential(network, ELEMENTS, pair_terms=pair_terms).requires_grad_(False).eval()
 
 
 def many() -> Atoms:

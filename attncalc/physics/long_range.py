@@ -48,8 +48,8 @@ class LongRangeConfig:
             raise ValueError(f"all_pairs_in_molecules must be true or false, got {flag!r}")
 
 
-class LongRangeTerm(nn.Module):
-    """Pair term with a graph of its own.
+class TermWithRange(nn.Module):
+    """Pair term that depends on the cutoff of longer range.
 
     Args:
         config: a `LongRangeConfig`.
@@ -60,11 +60,6 @@ class LongRangeTerm(nn.Module):
     def __init__(self, config: LongRangeConfig) -> None:
         super().__init__()
         self.config = config
-
-    @property
-    def long_range(self) -> float:
-        """Range of the term's graph, Å."""
-        return ALL_PAIRS if self.config.cutoff is None else self.config.cutoff
 
     @property
     def of_all_pairs(self) -> Self | None:
@@ -78,6 +73,19 @@ class LongRangeTerm(nn.Module):
         twin = copy.copy(self)
         twin.config = replace(self.config, cutoff=cutoff, all_pairs_in_molecules=False)
         return twin
+
+
+class LongRangeTerm(TermWithRange):
+    """Pair term with a graph of its own.
+
+    Args:
+        config: a `LongRangeConfig`.
+    """
+
+    @property
+    def long_range(self) -> float:
+        """Range of the term's graph, Å."""
+        return ALL_PAIRS if self.config.cutoff is None else self.config.cutoff
 
 
 class Pairs(NamedTuple):

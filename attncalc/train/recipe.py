@@ -322,6 +322,11 @@ class Recipe:
                 )
         if len(set(names)) < len(names):
             raise ValueError("recipe: pair_terms has a name twice")
+        if "self_energy" in names and "electrostatics" not in names:
+            raise ValueError(
+                "recipe: self_energy of pair_terms belongs to electrostatics with a cutoff: add "
+                "electrostatics, or remove self_energy"
+            )
         if {"electrostatics", "ewald"} <= set(names):
             raise ValueError(
                 "recipe: electrostatics and ewald of pair_terms are the same energy, within a "

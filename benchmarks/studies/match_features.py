@@ -177,14 +177,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipe", type=Path, help="whose config, pair terms and weights count")
     parser.add_argument("teacher")
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, nargs=2, default=(30.0, 60.0))
     parser.add_argument("--edges", type=int, default=4500, help="of a step")
     parser.add_argument("--rate", type=float, help="of learning; 3e-3 without forces, else 1e-3")
     parser.add_argument("--hint-weight", type=float, default=0.1, help="beside forces")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--structures", type=int, help="of the data, at most")
+    parser.add_argument("--structures", type=int, help="of each file, at most")
     parser.add_argument("--start", help="a student to go on with")
     parser.add_argument("--by-error", action="store_true", help="draw structures by their errors")
     asked = parser.parse_args()
@@ -192,25 +192,34 @@ def main() -> None:
     torch.manual_seed(0)
     teacher = load(asked.teacher, device="cpu").requires_grad_(False)
     recipe = Recipe.from_yaml(asked.recipe)
-    dataset = read(asked.data)
-    order = np.random.default_rng(0).permutation(len(dataset))[: asked.structures]
-    dataset = dataset[order.tolist()]
-    print(f"{asked.data.name}: {len(dataset)} structures", flush=True)
-    batches = batches_of(dataset, teacher, recipe)
+    parts = [part_of(read(file), asked.structures) for file in asked.data]
+    for file, part in zip(asked.data, parts, strict=True):
+        print(f"{file.name}: {len(part)} structures", flush=True)
+    batches = [batch for part in parts for batch in batches_of(part, teacher, recipe)]
     student = (
         load(asked.start, device="cpu").requires_grad_(True)
         if asked.start
         else new_student(recipe, teacher, batches)
     )
-    shares = shares_by_error(student, dataset) if asked.by_error else np.ones(len(dataset))
+    shares = shares_by_error(student, parts) if asked.by_error else np.ones(len(batches))
     Matching(student, teacher, batches, loss_of(recipe), shares, asked).run()
 
 
-def shares_by_error(student: Potential, dataset: Dataset) -> NDArray[np.float64]:
+def part_of(dataset: Dataset, n_structures: int | None) -> Dataset:
+    """Structures of a data set in random order, at most so many."""
+    order = np.random.default_rng(0).permutation(len(dataset))[:n_structures]
+    return dataset[order.tolist()]
+
+
+def shares_by_error(student: Potential, parts: list[Dataset]) -> NDArray[np.float64]:
     """Mean number of times that each structure is drawn when all are drawn once on average."""
-    found = predict(lower(student), dataset)
+    lowered = lower(student)
     errors = np.array(
-        [np.abs(f - label).mean() for f, label in zip(found.forces, dataset.forces, strict=True)]
+        [
+            np.abs(f - label).mean()
+            for part in parts
+            for f, label in zip(predict(lowered, part).forces, part.forces, strict=True)
+        ]
     )
     shares = np.clip(errors / errors.mean(), *SHARES)
     print(f"errors of forces: {1e3 * errors.mean():.1f} meV/Å", flush=True)

@@ -12,45 +12,17 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.units import fs
-from contract import ELEMENTS, assert_close, assert_derivatives, ethanol, randomise, slab, triclinic
-from torch import nn
+from contract import ELEMENTS, assert_close, assert_derivatives, ethanol, slab, triclinic
+from long_range_terms import CUTOFF, potential, terms
 
-from attncalc import AttnCalculator, Potential, System, evaluate, md
+from attncalc import AttnCalculator, System, evaluate, md
 from attncalc.fast import lower
 from attncalc.graph import AtomOutputs, Graph, Graphs
 from attncalc.neighbors import fresh_graph
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
-from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
+from attncalc.physics.electrostatics import ElectrostaticsConfig
 from attncalc.physics.free_atoms import C6, POLARIZABILITIES, free_atoms
 from attncalc.structures import batches, evaluate_many, fresh_graphs
-
-CUTOFF = 7.0
-HEADS = {"predict_charges": True, "predict_hirshfeld_ratios": True}
-
-
-def terms(cutoff: float | None = CUTOFF, *, by_kind: bool = False) -> list[nn.Module]:
-    return [
-        DampedElectrostatics(ElectrostaticsConfig(cutoff, by_kind), ELEMENTS),
-        Dispersion(DispersionConfig(cutoff, by_kind), ELEMENTS),
-    ]
-
-
-def potential(pair_terms: list[nn.Module], **options) -> Potential:
-    torch.manual_seed(0)
-    config = So3kratesConfig(
-        *(4.0, 10.0),
-        num_features=64,
-        num_heads=4,
-        degrees=(1, 2, 3, 4),
-        num_layers=2,
-        num_basis=8,
-        head_features=16,
-        **(options or HEADS),
-    )
-    network = So3krates(config, len(ELEMENTS)).double()
-    randomise(network)
-    return Potential(network, ELEMENTS, pair_terms=pair_terms).requires_grad_(False).eval()
 
 
 def charged() -> Atoms:

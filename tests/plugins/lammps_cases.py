@@ -185,24 +185,19 @@ CASES = {
     "script": scripted,
     "of atoms": lambda: of_atoms("water", ["H", "O"], "charged.safetensors"),
     "opened": opened,
+    "retyped": retyped,
 }
 
 
-OTHER_CASES = {"retyped": retyped}
-
-
-def main(name: str | None = None) -> None:
+def main() -> None:
     torch.set_num_threads(1)
-    if name is None:
-        found = {case: compute() for case, compute in CASES.items()}
-    else:
-        found = OTHER_CASES[name]()
+    found = {case: compute() for case, compute in CASES.items()}
     if COMM.rank == 0:
-        Path(f"{name or 'ranks'}-{COMM.size}.json").write_text(json.dumps(found))
+        Path(f"ranks-{COMM.size}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
     import os
 
     os.chdir(sys.argv[1])
-    main(*sys.argv[2:])
+    main()

@@ -117,6 +117,7 @@ def test_another_training_goes_on_with_it(zbl_recipe, parts, done) -> None:
         ("zbl", "pair_terms must be a list of names, got 'zbl'"),
         (["coulomb"], "pair_terms must be of zbl, .*got 'coulomb'"),
         (["zbl", "zbl"], "pair_terms has a name twice"),
+        (["zbl", "self_energy"], "self_energy of pair_terms belongs to electrostatics with a"),
     ],
 )
 def test_bad_names(zbl_recipe, names, message: str) -> None:

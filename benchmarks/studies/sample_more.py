@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""Data beside those of `attncalc sample` where a general model is worst: phosphorus, contacts.
+
+    python benchmarks/studies/sample_more.py phosphorus runs/so3lr.safetensors \
+        -o runs/phosphorus.h5 --molecules 5000
+    python benchmarks/studies/sample_more.py contacts runs/so3lr.safetensors \
+        -o runs/contacts.h5 --molecules 3000
+
+The sampler is the package's, with other numbers: two molecules of three with phosphorus; or as many
+clusters as single molecules instead of a quarter, face to face twice as often, and half of them of
+the small molecules of `fragments.SOLVENTS`, as benzene and formic acid. Molecules are held out by
+the same hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from attncalc.sampling import chunk, clusters, fragments
+from attncalc.sampling.clusters import Part, random_cluster
+from attncalc.sampling.run import Settings, sample
+
+QUOTAS = {
+    "phosphorus": {
+        "phosphorus": 16,
+        "sulfur": 3,
+        "halogen": 2,
+        "anion": 2,
+        "tiny": 1,
+        "cation": 1,
+    },
+    "contacts": {
+        "tiny": 6,
+        "carbonyl": 5,
+        "nitrogen": 4,
+        "oxygen": 3,
+        "biaryl": 2,
+        "nucleobase": 2,
+        "sulfur": 2,
+        "phosphorus": 1,
+    },
+}
+
+
+def more_small_ones(
+    rng: np.random.Generator, molecules: Sequence[Part], solvents: Sequence[Part]
+) -> Part | None:
+    """Draw a cluster; half of the clusters are of small molecules only."""
+    return random_cluster(rng, solvents if rng.random() < 0.5 else molecules, solvents)
+
+
+# at import, for worker processes import this file too
+if (what := sys.argv[1] if len(sys.argv) > 1 else "") in QUOTAS:
+    fragments.QUOTAS = QUOTAS[what]
+if what == "contacts":
+    chunk.CLUSTERS_PER_FRAME = 1.0
+    chunk.N_SOLVENTS = 12
+    chunk.random_cluster = more_small_ones
+    clusters.STACKED = 0.35
+
+
+def main() -> None:
+    """Sample, or go on."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=QUOTAS)
+    parser.add_argument("oracle")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--molecules", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    settings = Settings(asked.oracle, asked.seed)
+    done = sample(
+        settings,
+        asked.output,
+        asked.molecules,
+        workers=asked.workers,
+        progress=lambda *numbers: print(*numbers, flush=True),
+    )
+    print(done.n_molecules, "molecules;", done.train, done.test, dict(done.refused))
+
+
+if __name__ == "__main__":
+    main()

@@ -29,7 +29,7 @@ from attncalc.novelty import OUTSIDE, Outsider, outsider
 from attncalc.potential import Committee, Potential
 from attncalc.result import SMALLEST_VOLUME, Result, has_volume, volumes
 from attncalc.structures import require_finite
-from attncalc.system import System, what_is_ignored
+from attncalc.system import SYNONYMS, System, what_is_ignored
 
 Model = str | Path | Potential
 
@@ -454,7 +454,7 @@ class _Written(NamedTuple):
     numbers: bytes
     cell: bytes
     pbc: bytes
-    charge_and_spin: tuple[str, str]
+    charge_and_spin: tuple[str, ...]
 
     @classmethod
     def of(cls, atoms: Atoms) -> _Written:
@@ -462,8 +462,9 @@ class _Written(NamedTuple):
         return cls(numbers.tobytes(), cell.tobytes(), pbc.tobytes(), _charge_and_spin(atoms))
 
 
-def _charge_and_spin(atoms: Atoms) -> tuple[str, str]:
-    return repr(atoms.info.get("charge")), repr(atoms.info.get("spin"))
+def _charge_and_spin(atoms: Atoms) -> tuple[str, ...]:
+    info = atoms.info
+    return tuple(repr([info.get(name) for name in names]) for names in SYNONYMS.items())
 
 
 def _results(result: Result, system: System, volume: list[float]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from attncalc.compiled import has_numba, has_triton
 from attncalc.kernels.frozen_equiformer import frozen
 from attncalc.kernels.frozen_long_range import Constants, FrozenLongRange
 from attncalc.kernels.frozen_zbl import FrozenZBL
+from attncalc.kernels.simd.lanes import LANES
 from attncalc.nn.equiformer import Equiformer
 from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates
@@ -91,6 +92,18 @@ def lower(potential: Potential) -> Potential:
         # NaN comes here too
         log.warning("the fast path is off by %.1e and is not used: %s", error, instead)
     return potential
+
+
+def unfit_widths(network: nn.Module) -> str:
+    """Name the widths of a network that keep its steps from being compiled on a CPU, "" for none.
+
+    Vectors have 16 numbers.
+    """
+    name = _ENGINES["cpu"].get(type(network))
+    if name is None or not has_numba():
+        return ""
+    widths = importlib.import_module(name).widths(network)
+    return ", ".join(f"{width} = {n}" for width, n in widths.items() if n % LANES)
 
 
 def uncompiled(potential: Potential) -> Potential:

@@ -21,6 +21,8 @@ SMALLEST_ROOM = 0.1
 SHORTEST_PERIOD = 0.3
 # Å, of coordinates and cell vectors: 0.1 mm. Beyond it rounding moves atoms by 1e-10 Å
 LARGEST_COORDINATE = 1e6
+# entries of `atoms.info`, and what other programs call them
+SYNONYMS = {"charge": "total_charge", "spin": "multiplicity"}
 
 
 Values = TypeVar("Values", Tensor, NDArray[Any])
@@ -88,7 +90,8 @@ class System:
         from the `ase.Atoms`.
 
         Total charge and multiplicity are read from `atoms.info["charge"]` (e, default 0) and
-        `atoms.info["spin"]` (2S+1, default the lowest that the number of electrons allows).
+        `atoms.info["spin"]` (2S+1, default the lowest that the number of electrons allows), or from
+        `total_charge` and `multiplicity`, as other programs call them.
 
         Args:
             atoms: the structures.
@@ -173,7 +176,8 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
 
 def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -> tuple[int, int]:
     """Return charge and multiplicity like `charge_and_spin`, from the sum of atomic numbers."""
-    charge = _integer(info.get("charge", 0), "charge", "total charge in e", where)
+    given = _stated(info, "charge", where)
+    charge = 0 if given is None else _integer(*given, "total charge in e", where)
     electrons = protons - charge
     if electrons < 0:
         raise ValueError(
@@ -186,13 +190,14 @@ def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -
             f"({electrons + charge})"
         )
     lowest = 1 + electrons % 2
-    if info.get("spin") is None:
+    given = _stated(info, "spin", where)
+    if given is None or given[1] is None:
         return charge, lowest
-    spin = _integer(info["spin"], "spin", "multiplicity 2S+1", where)
+    spin = _integer(*given, "multiplicity 2S+1", where)
     if spin < 1 or spin % 2 != lowest % 2 or spin - 1 > electrons:
         kind = "odd" if lowest == 1 else "even"
         raise ValueError(
-            f'{where}atoms.info["spin"] = {spin} is impossible for {electrons} electrons '
+            f'{where}atoms.info["{given[0]}"] = {spin} is impossible for {electrons} electrons '
             f"(charge {charge:+d}): the multiplicity 2S+1 must be {kind}, e.g. {lowest}"
         )
     return charge, spin
@@ -202,8 +207,8 @@ def what_is_ignored(atoms: Atoms) -> str:
     """Describe charges, magnetic moments and entries that no model reads; "" if there are none.
 
     Args:
-        atoms: the structure. Initial charges are no problem if it has `info["charge"]`, nor are
-            initial magnetic moments if it has `info["spin"]`.
+        atoms: the structure. Initial charges are no problem if `info` has a total charge, nor are
+            initial magnetic moments if it has a multiplicity.
     """
     wanted = {
         "charge": ("initial charges", atoms.arrays.get("initial_charges")),
@@ -212,11 +217,9 @@ def what_is_ignored(atoms: Atoms) -> str:
     ignored = {
         key: name
         for key, (name, values) in wanted.items()
-        if values is not None and np.any(values) and key not in atoms.info
+        if values is not None and np.any(values) and not {key, SYNONYMS[key]} & set(atoms.info)
     }
     if not ignored:
-        if "multiplicity" in atoms.info and "spin" not in atoms.info:  # other programs' name for it
-            return 'atoms.info["multiplicity"] is not read: set atoms.info["spin"] (2S+1)'
         return ""
     info = " and ".join(f'atoms.info["{key}"]' for key in ignored)
     meaning = " and ".join(
@@ -225,7 +228,18 @@ def what_is_ignored(atoms: Atoms) -> str:
     return f"{' and '.join(ignored.values())} of the atoms are not read: set {info} ({meaning})"
 
 
-def _integer(value: object, key: str, meaning: str, where: str) -> int:
+def _stated(info: Mapping[str, Any], key: str, where: str) -> tuple[str, Any] | None:
+    """Return the name and value of an entry that may have another name; None without one."""
+    names = [name for name in (key, SYNONYMS[key]) if name in info]
+    if not names:
+        return None
+    if len(names) == 2 and not np.array_equal(*(info[name] for name in names)):
+        values = " but ".join(f'atoms.info["{name}"] = {info[name]!r}' for name in names)
+        raise ValueError(f"{where}{values}: remove one of them")
+    return names[0], info[names[0]]
+
+
+def _integer(key: str, value: object, meaning: str, where: str) -> int:
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -1,6 +1,11 @@
-"""Messages of other programs, shortened to one line of a terminal."""
+"""Text for terminals: numbers with their nouns, messages of other programs in one line."""
 
 from __future__ import annotations
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number and its noun, which takes an s unless the number is 1."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def one_line(message: object, *, longest: int = 400) -> str:

@@ -917,13 +917,25 @@ def test_dtypes_of_torch_are_understood():
         AttnCalculator("so3krates-ethanol", dtype=torch.float16)
 
 
-def test_a_multiplicity_under_another_name_is_a_warning() -> None:
-    atoms = molecule("CH3CH2OH")
-    atoms.info["multiplicity"] = 3
-    atoms.calc = AttnCalculator("so3krates-ethanol")
-    message = r'atoms\.info\["multiplicity"\] is not read: set atoms\.info\["spin"\]'
-    with pytest.warns(UserWarning, match=message):
-        atoms.get_potential_energy()
+def test_charge_and_multiplicity_under_other_names_are_read() -> None:
+    """As `total_charge` and `multiplicity`, as data sets and other programs call them."""
+    corners = 0.6 * np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)])
+    ammonium = Atoms("NH4", [(0, 0, 0), *corners])
+    calc = AttnCalculator()
+    ammonium.info = {"charge": 1, "spin": 1}
+    energy = calc.get_potential_energy(ammonium)
+    ammonium.info = {"total_charge": 1, "multiplicity": 1}
+    assert calc.get_potential_energy(ammonium) == energy
+    ammonium.info = {"total_charge": 0}
+    with pytest.raises(ValueError, match="number of electrons is odd"):
+        calc.get_potential_energy(ammonium)
+    ammonium.info = {"charge": 1, "total_charge": 0}
+    message = r'atoms\.info\["charge"\] = 1 but atoms\.info\["total_charge"\] = 0: remove one'
+    with pytest.raises(ValueError, match=message):
+        calc.get_potential_energy(ammonium)
+    ammonium.info = {"total_charge": 1, "multiplicity": 2}
+    with pytest.raises(ValueError, match=r'atoms\.info\["multiplicity"\] = 2 is impossible'):
+        calc.get_potential_energy(ammonium)
 
 
 @pytest.mark.parametrize(

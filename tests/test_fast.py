@@ -16,8 +16,10 @@ from torch import nn
 
 from attncalc import fast as module
 from attncalc import load
-from attncalc.fast import SHORTEST, disagreement, lower
+from attncalc.fast import SHORTEST, disagreement, lower, unfit_widths
 from attncalc.graph import AtomOutputs, Graph
+from attncalc.nn.equiformer import Equiformer
+from attncalc.nn.equiformer_config import EquiformerConfig
 from attncalc.nn.network import CompiledNetwork
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
@@ -118,6 +120,15 @@ def test_networks_without_a_fast_path_run_plainly() -> None:
     plain = random_potential()
     other = Potential(Broken(plain.network, 1.0), ELEMENTS)
     assert lower(other) is other
+
+
+def test_widths_that_keep_steps_from_being_compiled_are_named() -> None:
+    assert unfit_widths(load("so3krates-ethanol").network) == ""
+    assert unfit_widths(load("equiformer-ethanol-distilled").network) == ""
+    named = "num_features / num_heads = 8, num_features / number of degrees = 8, num_features / 4 ="
+    assert unfit_widths(random_potential().network).startswith(named)
+    other = Equiformer(EquiformerConfig(4.0, 10.0, channels=(24, 16), num_layers=1, num_basis=4), 3)
+    assert unfit_widths(other) == "channels of degree 0 = 24"
 
 
 def test_disagreement_is_the_worst_of_all_probes() -> None:

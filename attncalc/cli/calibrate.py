@@ -50,7 +50,10 @@ def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output
         path, structures = _of_training(Path(model), data_file)
     else:
         if data_file is None:
-            raise click.UsageError("DATA is needed: a file with the structures of the training")
+            raise click.UsageError(
+                f"DATA is needed: a file with the structures of the training ({model} is no folder "
+                "of a training, which names its data)"
+            )
         path, structures = model, _of_file(data_file, labels, splits, units)
     potential = model_file.load(path, device="cpu")
     calibrate_potential(potential, structures)

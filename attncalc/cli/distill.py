@@ -176,8 +176,8 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
     if len(atoms) < 2:
         raise ValueError(f"{structure}: two atoms or more are needed, got {len(atoms)}")
     for name, value, said in (
-        ("charge", charge, read.info.get("charge")),
-        ("spin", multiplicity, read.info.get("spin")),
+        ("charge", charge, read.info.get("charge", read.info.get("total_charge"))),
+        ("spin", multiplicity, read.info.get("spin", read.info.get("multiplicity"))),
     ):
         if (chosen := said if value is None else value) is not None:
             atoms.info[name] = read.info[name] = chosen

@@ -95,7 +95,10 @@ def evaluate(
     target = None
     if not in_folder:
         if data_file is None:
-            raise click.UsageError("DATA is needed: a file with labelled structures")
+            raise click.UsageError(
+                f"DATA is needed: a file with labelled structures ({model} is no folder of a "
+                "training, which names its data)"
+            )
         if in_shards or not no_report:
             target = _report_file(report, model, data_file, labels, split, written=not no_report)
     asked = os.path.abspath(model) if in_folder else model, data_file and from_anywhere(data_file)

@@ -46,6 +46,7 @@ from attncalc.md.log_file import NOVELTY, LogSummary
 from attncalc.md.time_unit import SHORTEST, in_longer_unit
 from attncalc.novelty import OUTSIDE
 from attncalc.signals import finished_before_ctrl_c
+from attncalc.text import counted
 
 # options that apply to one ensemble only
 ENSEMBLE_OF = {
@@ -492,7 +493,7 @@ def _report(picture: Picture, summary: LogSummary, n_lists: int, first: int = 0)
     of_each = f" of {picture.n_systems} systems" if picture.n_systems > 1 else ""
     n_steps = _steps_done(summary, picture.settings)
     if n_steps > first:  # else it was done before
-        lists = f"{n_lists} neighbour lists in {n_steps - first} steps"
+        lists = f"{counted(n_lists, 'neighbour list')} in {counted(n_steps - first, 'step')}"
         say(f"wrote {target} ({n_frames} frames{of_each}), {', '.join(others)}; {lists}")
     if (widest := summary.widest) is not None:
         say(

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
@@ -361,6 +361,8 @@ def relax_one(
             energy, largest = atoms.get_potential_energy(), _fmax(moved)
             course.steps.append((energy, largest))
             course.frame = _with_results(atoms)
+            if asked.cell:
+                course.stress = float(np.abs(atoms.get_stress()).max() / units.GPa)
             spread = asked.calculator.spread
             course.spread = None if spread is None else _largest(spread["forces"])
             novelty = asked.calculator.novelty

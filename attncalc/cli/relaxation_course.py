@@ -8,6 +8,7 @@ from typing import Any
 from ase import Atoms
 
 from attncalc.novelty import OUTSIDE, outsider
+from attncalc.text import counted
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Course:
         frame: the structure after the last step, with results.
         spread: largest standard deviation of the force on an atom of `frame`, eV/Å; None without a
             committee.
+        stress: largest stress component of `frame`, GPa; None if its cell is not relaxed.
         novelty: largest novelty of an atom of `frame`; None if the model has no record of its
             training data.
         warned: True if a warning about an atom outside the training data was given.
@@ -28,6 +30,7 @@ class Course:
     steps: list[tuple[float, float]] = field(default_factory=list)
     frame: Atoms | None = None
     spread: float | None = None
+    stress: float | None = None
     novelty: float | None = None
     warned: bool = False
     stopped: bool = False
@@ -63,7 +66,7 @@ class Course:
         return f"structure {number}, step {len(self.steps) - 1}: {found}" if first else ""
 
     def __str__(self) -> str:
-        return f"{len(self.steps) - 1} steps, largest force {self.steps[-1][1]:.4f} eV/Å"
+        return f"{counted(len(self.steps) - 1, 'step')}, largest force {self.steps[-1][1]:.4f} eV/Å"
 
     def report(self, fmax: float) -> str:
         """Return a sentence about the end of the relaxation."""
@@ -71,8 +74,9 @@ class Course:
         end = "converged" if self.has_converged(fmax) else "NOT converged"
         if self.outside:
             end = f"OUTSIDE the training data (novelty {self.novelty:.3g}), {end}"
+        stress = "" if self.stress is None else f", largest stress {self.stress:.4f} GPa"
         spread = "" if self.spread is None else f", committee's spread {self.spread:.4f} eV/Å"
-        return f"{end} in {self}{spread}, energy {start:.4f} -> {energy:.4f} eV"
+        return f"{end} in {self}{stress}{spread}, energy {start:.4f} -> {energy:.4f} eV"
 
     def as_dict(self, fmax: float) -> dict[str, Any]:
         """Return the end of the relaxation as a dictionary, for programs."""
@@ -83,6 +87,7 @@ class Course:
             "largest_force_eV_A": largest,
             "initial_energy_eV": start,
             "energy_eV": energy,
+            "largest_stress_GPa": self.stress,
             "force_spread_eV_A": self.spread,
             "novelty": self.novelty,
         }

@@ -8,6 +8,7 @@ from ase.data import chemical_symbols
 
 from attncalc.describe import describe_nonlocal
 from attncalc.potential import Potential
+from attncalc.text import counted
 from attncalc.train.recipe import Recipe
 
 
@@ -50,7 +51,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
             else []
         ),
         f"| units | eV, Å{_units_of_the_file(recipe)} |",
-        f"| training | {info['epochs']} epochs, {time} wall time{of_all}, {seeds} |",
+        f"| training | {counted(info['epochs'], 'epoch')}, {time} wall time{of_all}, {seeds} |",
         *(
             ["| knows its limits | yes: says how far atoms are outside its training data |"]
             if potential.knows_its_training

@@ -23,12 +23,14 @@ from attncalc.data.fingerprints import count_repeated, fingerprints
 from attncalc.data.statistics import electrons, without_volume
 from attncalc.data.streamed import errors_of
 from attncalc.data.stress_checks import can_check_stress
+from attncalc.fast import unfit_widths
 from attncalc.files import write_atomically
 from attncalc.model_file import NETWORKS, load, model_name, origin, save
 from attncalc.physics.pair_term import of_all_pairs
 from attncalc.potential import Committee, Potential
 from attncalc.structures import check_system
 from attncalc.system import System
+from attncalc.text import counted
 from attncalc.train.batches import join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card, describe_repeated
@@ -500,9 +502,15 @@ def _say_what_is_trained(
         recipe.network,
         f"{n_parameters:,}",
         recipe.dtype,
-        where or f"{processes.device} ({torch.get_num_threads()} threads)",
+        where or f"{processes.device} ({counted(torch.get_num_threads(), 'thread')})",
         output,
     )
+    if unfit := unfit_widths(potential.network):
+        log.warning(
+            "steps of this model will not be compiled on a CPU and take ten times as long or more: "
+            "these widths are not multiples of 16: %s",
+            unfit,
+        )
     energies = zip(potential.species, potential.reference_energies.tolist(), strict=True)
     log.info(
         "reference energies: %s",

@@ -233,12 +233,10 @@ def test_overwriting_refuses_inputs_that_it_would_remove(cluster: str) -> None:
     assert model.stat().st_size == Path(COPPER).stat().st_size
 
 
-def test_a_multiplicity_that_is_not_read_is_warned_of() -> None:
+def test_a_multiplicity_under_another_name_is_read() -> None:
     write("o2.xyz", Atoms("O2", [[0, 0, 0], [0, 0, 1.2]], info={"multiplicity": 3}))
-    command = ("distill", "o2.xyz", *EMT, "-q")
-    said = attncalc(*command, "--charge", 1).stderr
-    assert 'Warning: atoms.info["multiplicity"] is not read' in said
-    assert "Warning" not in attncalc(*command, "--charge", 1, "--multiplicity", 2).stderr
+    said = fails("distill", "o2.xyz", *EMT, "--charge", 1)
+    assert 'atoms.info["spin"] = 3 is impossible for 15 electrons' in said
 
 
 def test_without_lightning_it_says_what_is_missing(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from ase.io import read, write
@@ -44,11 +44,13 @@ def test_relax_several_structures_and_their_cells() -> None:
     frames = [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.7)]
     write("two.extxyz", frames)
     said = succeeds("relax", "two.extxyz", "--model", COPPER, "--cell", "--fmax", 0.005)
-    assert said.count(": converged in ") == 2
+    ended = re.findall(r": converged in \d+ steps.*, largest stress (\S+) GPa, energy ", said)
     relaxed = read("two.relaxed.xyz", ":")
     volumes = [atoms.get_volume() for atoms in relaxed]
     assert volumes[0] == pytest.approx(volumes[1], rel=2e-3)
     assert 3.55**3 < volumes[0] < 3.65**3
+    stresses = [np.abs(atoms.get_stress()).max() / units.GPa for atoms in relaxed]
+    assert [float(stress) for stress in ended] == pytest.approx(stresses, abs=5e-5)
 
 
 def rattled(n: int) -> list[Atoms]:

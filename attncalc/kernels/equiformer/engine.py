@@ -42,15 +42,21 @@ LARGEST_KEPT = 1 << 29
 
 def can_run(network: Any) -> bool:
     """Return True if the loops support this network: its widths must fill the vectors."""
-    c = network.config
-    widths = [*c.channels, c.radial_features, c.head_features]
-    if c.attention != "dot":
-        widths.append(c.num_heads * c.attention_features)
     return (
         network.element.dtype == torch.float32
-        and c.num_heads <= LANES
-        and all(width % LANES == 0 for width in widths)
+        and network.config.num_heads <= LANES
+        and not any(width % LANES for width in widths(network).values())
     )
+
+
+def widths(network: Any) -> dict[str, int]:
+    """Return the widths that must fill vectors."""
+    c = network.config
+    found = {f"channels of degree {degree}": width for degree, width in enumerate(c.channels)}
+    found |= {"radial_features": c.radial_features, "head_features": c.head_features}
+    if c.attention != "dot":
+        found["num_heads * attention_features"] = c.num_heads * c.attention_features
+    return found
 
 
 class Engine(CompiledEngine[Held]):

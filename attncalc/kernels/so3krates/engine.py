@@ -103,16 +103,18 @@ class Inputs(NamedTuple):
 
 def can_run(network: Any) -> bool:
     """Return True if the loops support this network: its options, and widths that fill vectors."""
+    return has_usual_options(network) and not any(w % LANES for w in widths(network).values())
+
+
+def widths(network: Any) -> dict[str, int]:
+    """Return the widths that must fill vectors."""
     c = network.config
-    return has_usual_options(network) and all(
-        width % LANES == 0
-        for width in (
-            c.num_features // c.num_heads,
-            c.num_features // len(c.degrees),
-            c.num_features // 4,
-            c.head_features,
-        )
-    )
+    return {
+        "num_features / num_heads": c.num_features // c.num_heads,
+        "num_features / number of degrees": c.num_features // len(c.degrees),
+        "num_features / 4": c.num_features // 4,
+        "head_features": c.head_features or 0,
+    }
 
 
 class Engine(CompiledEngine[Held]):

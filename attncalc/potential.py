@@ -168,7 +168,8 @@ class Potential(nn.Module):
         terms = list(self.pair_terms)
         if not graphs.all_pairs:
             return terms
-        return [term if (other := of_all_pairs(term)) is None else other for term in terms]
+        of_molecules = [one if (other := of_all_pairs(one)) is None else other for one in terms]
+        return [term for term in of_molecules if not getattr(term, "is_zero", False)]
 
     def set_long_range_cutoff(self, cutoff: float) -> None:
         """Set the cutoff of pair terms of longer range for all structures, in place.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -61,7 +62,7 @@ class TermWithRange(nn.Module):
         super().__init__()
         self.config = config
 
-    @property
+    @cached_property
     def of_all_pairs(self) -> Self | None:
         """Form for molecules that counts all pairs, with shared parameters; None without one."""
         if not self.config.all_pairs_in_molecules or self.config.cutoff is None:
@@ -71,6 +72,7 @@ class TermWithRange(nn.Module):
     def with_cutoff(self, cutoff: float | None) -> Self:
         """Return the same term with another cutoff [Å] for all structures; None: no cutoff."""
         twin = copy.copy(self)
+        twin.__dict__.pop("of_all_pairs", None)
         twin.config = replace(self.config, cutoff=cutoff, all_pairs_in_molecules=False)
         return twin
 

@@ -19,7 +19,8 @@ class PairTerm(Protocol):
     energies, and the gradients of their sum by vectors and outputs.
 
     A term with a graph of its own has an attribute `long_range`, its cutoff in Å. If it counts all
-    pairs of structures that are not periodic, its attribute `of_all_pairs` is the term for these.
+    pairs of structures that are not periodic, its attribute `of_all_pairs` is the term for these,
+    which is left out if its attribute `is_zero` is True.
     A method `with_cutoff(cutoff)` returns the term with another cutoff in Å (None: no cutoff) for
     all structures. If the energy of such a term is a sum over `graph.pairs`, half for each atom, it
     has `sums_over_pairs = True`: several processes may then share a structure and divide its pairs.

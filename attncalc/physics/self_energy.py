@@ -70,6 +70,11 @@ class SelfEnergy(TermWithRange):
         return LinearizedTerm(0.5 * by_charges * charges, None, {"charges": by_charges})
 
     @property
+    def is_zero(self) -> bool:
+        """Return True without a cutoff."""
+        return self.config.cutoff is None
+
+    @property
     def _strength(self) -> float:
         """k_e V(L) in eV."""
         end = self.config.cutoff

@@ -70,7 +70,17 @@ def test_a_molecule_is_the_same_in_a_cell() -> None:
         assert (np.abs(alone[1] - inside[1]).max() < 1e-10) == is_same
 
 
+def test_it_is_left_out_of_molecules() -> None:
+    whole = potential(with_it(by_kind=True))
+    for structure, n in ((ethanol(), 0), (triclinic(), 1)):
+        terms_now = whole.terms_for(fresh_graphs(whole, System.from_ase(structure)))
+        assert sum(isinstance(term, SelfEnergy) for term in terms_now) == n
+
+
 def test_the_cutoff_may_be_changed() -> None:
+    term = self_energy(by_kind=True)
+    assert term.of_all_pairs.is_zero
+    assert term.with_cutoff(5.0).of_all_pairs is None
     chosen = AttnCalculator(potential(with_it(by_kind=True)), long_range_cutoff=5.0)
     expected = AttnCalculator(potential(with_it(5.0)))
     for atoms in (ethanol(), triclinic()):

@@ -506,7 +506,7 @@ def _say_what_is_trained(
         output,
     )
     if unfit := unfit_widths(potential.network):
-        log.warning(
+        log.info(
             "steps of this model will not be compiled on a CPU and take ten times as long or more: "
             "these widths are not multiples of 16: %s",
             unfit,

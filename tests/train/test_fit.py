@@ -66,6 +66,7 @@ def test_a_recipe_may_leave_epochs_and_batches_to_the_data(
     assert done.history[-1]["step"] == 3 * -(-len(parts[0]) // size)
     plan = f"3 epochs, {done.history[-1]['step']:.0f} steps of {size} structures in all"
     assert any(plan in line and "by steps as the first ones" in line for line in caplog.messages)
+    assert "these widths are not multiples of 16: num_features / num_heads = 4, " in caplog.text
     assert train.fit(silent, *parts[:2], tmp_path / "run").history == done.history  # is the same
 
 

@@ -145,12 +145,15 @@ def test_labels_of_before_are_replaced() -> None:
 
 
 @pytest.mark.usefixtures("forked")
-def test_a_multiplicity_that_is_not_read() -> None:
+def test_a_multiplicity_is_read_and_magnetic_moments_are_not() -> None:
     atoms = molecule("H2O")
     atoms.info["multiplicity"] = 3
     write("water.xyz", atoms)
-    result = attncalc("label", "water.xyz", "--oracle", "so3krates-organic")
-    assert '1 of 1 structures: atoms.info["multiplicity"] is not read' in result.stderr
+    assert attncalc("label", "water.xyz", "--oracle", "so3krates-organic").exit_code == 1
+    assert 'error="structure 0: multiplicity 3"' in Path("water.labelled.failed.xyz").read_text()
+    write("oxygen.xyz", molecule("O2"))
+    result = attncalc("label", "oxygen.xyz", "--oracle", "so3krates-organic")
+    assert "1 of 1 structures: initial magnetic moments of the atoms are not read" in result.stderr
 
 
 @pytest.mark.usefixtures("forked")

@@ -462,9 +462,13 @@ class _Written(NamedTuple):
         return cls(numbers.tobytes(), cell.tobytes(), pbc.tobytes(), _charge_and_spin(atoms))
 
 
+# all names of total charge and multiplicity
+_NAMES = tuple(name for names in SYNONYMS.items() for name in names)
+
+
 def _charge_and_spin(atoms: Atoms) -> tuple[str, ...]:
     info = atoms.info
-    return tuple(repr([info.get(name) for name in names]) for names in SYNONYMS.items())
+    return tuple([repr(info[name]) if name in info else "" for name in _NAMES])
 
 
 def _results(result: Result, system: System, volume: list[float]) -> list[dict[str, Any]]:

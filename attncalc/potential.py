@@ -32,6 +32,7 @@ from attncalc.novelty import Environments, Surroundings
 from attncalc.ops import segment_sum
 from attncalc.physics.pair_term import (
     energies_of,
+    is_zero,
     long_range_of,
     of_all_pairs,
     reads_system,
@@ -169,7 +170,7 @@ class Potential(nn.Module):
         if not graphs.all_pairs:
             return terms
         of_molecules = [one if (other := of_all_pairs(one)) is None else other for one in terms]
-        return [term for term in of_molecules if not getattr(term, "is_zero", False)]
+        return [term for term in of_molecules if not is_zero(term)]
 
     def set_long_range_cutoff(self, cutoff: float) -> None:
         """Set the cutoff of pair terms of longer range for all structures, in place.
@@ -518,15 +519,12 @@ def _in_tensors(found: LinearizedTerm) -> LinearizedTerm:
 
 def _each(found: LinearizedTerm, change: Callable[[Any], Any]) -> LinearizedTerm:
     energies, by_vectors, by_outputs = found
-    return LinearizedTerm(
-        change(energies),
-        SummedGradient(*map(change, by_vectors))
-        if isinstance(by_vectors, SummedGradient)
-        else None
-        if by_vectors is None
-        else change(by_vectors),
-        {name: change(value) for name, value in by_outputs.items()},
-    )
+    if isinstance(by_vectors, SummedGradient):
+        by_vectors = SummedGradient(*map(change, by_vectors))
+    elif by_vectors is not None:
+        by_vectors = change(by_vectors)
+    by_name = {name: change(value) for name, value in by_outputs.items()}
+    return LinearizedTerm(change(energies), by_vectors, by_name)
 
 
 def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> Surroundings | None:

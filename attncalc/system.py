@@ -176,7 +176,7 @@ def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:
 
 def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -> tuple[int, int]:
     """Return charge and multiplicity like `charge_and_spin`, from the sum of atomic numbers."""
-    given = _stated(info, "charge", where)
+    given = _agreed(info, "charge", where)
     charge = 0 if given is None else _integer(*given, "total charge in e", where)
     electrons = protons - charge
     if electrons < 0:
@@ -190,7 +190,7 @@ def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -
             f"({electrons + charge})"
         )
     lowest = 1 + electrons % 2
-    given = _stated(info, "spin", where)
+    given = _agreed(info, "spin", where)
     if given is None or given[1] is None:
         return charge, lowest
     spin = _integer(*given, "multiplicity 2S+1", where)
@@ -217,7 +217,7 @@ def what_is_ignored(atoms: Atoms) -> str:
     ignored = {
         key: name
         for key, (name, values) in wanted.items()
-        if values is not None and np.any(values) and not {key, SYNONYMS[key]} & set(atoms.info)
+        if values is not None and np.any(values) and not stated(atoms.info, key)
     }
     if not ignored:
         return ""
@@ -228,15 +228,18 @@ def what_is_ignored(atoms: Atoms) -> str:
     return f"{' and '.join(ignored.values())} of the atoms are not read: set {info} ({meaning})"
 
 
-def _stated(info: Mapping[str, Any], key: str, where: str) -> tuple[str, Any] | None:
+def stated(info: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the entries of `atoms.info` under a key of `SYNONYMS` and under its other name."""
+    return {name: info[name] for name in (key, SYNONYMS[key]) if name in info}
+
+
+def _agreed(info: Mapping[str, Any], key: str, where: str) -> tuple[str, Any] | None:
     """Return the name and value of an entry that may have another name; None without one."""
-    names = [name for name in (key, SYNONYMS[key]) if name in info]
-    if not names:
-        return None
-    if len(names) == 2 and not np.array_equal(*(info[name] for name in names)):
-        values = " but ".join(f'atoms.info["{name}"] = {info[name]!r}' for name in names)
+    found = stated(info, key)
+    if len(found) == 2 and not np.array_equal(*found.values()):
+        values = " but ".join(f'atoms.info["{name}"] = {value!r}' for name, value in found.items())
         raise ValueError(f"{where}{values}: remove one of them")
-    return names[0], info[names[0]]
+    return next(iter(found.items()), None)
 
 
 def _integer(key: str, value: object, meaning: str, where: str) -> int:

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
-from contract import ELEMENTS, randomise
+from contract import ELEMENTS, ethanol, randomise
+from networks import compiled_so3krates
 from torch import nn
 
 from attncalc import Potential
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.potential import forces_from_edges
@@ -44,19 +45,16 @@ def terms(cutoff: float | None = CUTOFF, *, by_kind: bool = False) -> list[nn.Mo
 
 def potential(pair_terms: list[nn.Module], **options) -> Potential:
     torch.manual_seed(0)
-    config = So3kratesConfig(
-        *(4.0, 10.0),
-        num_features=64,
-        num_heads=4,
-        degrees=(1, 2, 3, 4),
-        num_layers=2,
-        num_basis=8,
-        head_features=16,
-        **(options or HEADS),
-    )
+    config = compiled_so3krates(4.0, num_basis=8, **(options or HEADS))
     network = So3krates(config, len(ELEMENTS)).double()
     randomise(network)
     return Potential(network, ELEMENTS, pair_terms=pair_terms).requires_grad_(False).eval()
+
+
+def charged() -> Atoms:
+    atoms = ethanol()
+    atoms.info["charge"] = 1
+    return atoms
 
 
 def many() -> Atoms:

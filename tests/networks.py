@@ -25,6 +25,19 @@ def tiny_so3krates(cutoff: float, **changes: Any) -> So3kratesConfig:
     return So3kratesConfig(cutoff=cutoff, **(least | changes))
 
 
+def compiled_so3krates(cutoff: float, **changes: Any) -> So3kratesConfig:
+    """Two layers of widths for which steps are compiled, once for all tests of these widths."""
+    shape = {
+        "avg_num_neighbors": 10.0,
+        "num_features": 64,
+        "num_heads": 4,
+        "degrees": (1, 2, 3, 4),
+        "num_layers": 2,
+        "head_features": 16,
+    }
+    return So3kratesConfig(cutoff=cutoff, **(shape | changes))
+
+
 @dataclass(frozen=True)
 class DensityConfig:
     """That of `Density`; `cutoff` in Å."""

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from attncalc import model_file
 from attncalc.calibrate import calibrate as calibrate_potential
 from attncalc.calibrate import some_of
-from attncalc.cli.errors import one_line_errors
+from attncalc.cli.errors import data_is_needed, one_line_errors
 from attncalc.cli.output import output_file, output_options, report_json, say
 
 
@@ -50,10 +50,7 @@ def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output
         path, structures = _of_training(Path(model), data_file)
     else:
         if data_file is None:
-            raise click.UsageError(
-                f"DATA is needed: a file with the structures of the training ({model} is no folder "
-                "of a training, which names its data)"
-            )
+            raise data_is_needed("the structures of the training", model)
         path, structures = model, _of_file(data_file, labels, splits, units)
     potential = model_file.load(path, device="cpu")
     calibrate_potential(potential, structures)

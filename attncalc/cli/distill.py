@@ -22,7 +22,7 @@ from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock
 from attncalc.model_file import DEFAULT_MODEL, find_model, header, load
 from attncalc.structures import check_system
-from attncalc.system import System, charge_and_spin, what_is_ignored
+from attncalc.system import System, charge_and_spin, stated, what_is_ignored
 
 log = logging.getLogger(__name__)
 
@@ -175,10 +175,8 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
     atoms = Atoms(read.numbers, read.positions, cell=read.cell, pbc=read.pbc)
     if len(atoms) < 2:
         raise ValueError(f"{structure}: two atoms or more are needed, got {len(atoms)}")
-    for name, value, said in (
-        ("charge", charge, read.info.get("charge", read.info.get("total_charge"))),
-        ("spin", multiplicity, read.info.get("spin", read.info.get("multiplicity"))),
-    ):
+    for name, value in (("charge", charge), ("spin", multiplicity)):
+        said = next(iter(stated(read.info, name).values()), None)
         if (chosen := said if value is None else value) is not None:
             atoms.info[name] = read.info[name] = chosen
     if ignored := what_is_ignored(read):

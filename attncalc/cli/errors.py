@@ -48,3 +48,11 @@ def one_line_errors(command: Command) -> Command:
             sys.exit(130)
 
     return wrapped  # type: ignore[return-value]
+
+
+def data_is_needed(what: str, model: str) -> click.UsageError:
+    """Return the error for a command without DATA whose model does not name its data."""
+    return click.UsageError(
+        f"DATA is needed: a file with {what} ({model} is no folder of a training, which names its "
+        "data)"
+    )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
-from attncalc.cli.errors import one_line_errors
+from attncalc.cli.errors import data_is_needed, one_line_errors
 from attncalc.cli.files import from_anywhere
 from attncalc.cli.model_checks import is_delta, require_known
 from attncalc.cli.options import calculator_options, set_threads
@@ -95,10 +95,7 @@ def evaluate(
     target = None
     if not in_folder:
         if data_file is None:
-            raise click.UsageError(
-                f"DATA is needed: a file with labelled structures ({model} is no folder of a "
-                "training, which names its data)"
-            )
+            raise data_is_needed("labelled structures", model)
         if in_shards or not no_report:
             target = _report_file(report, model, data_file, labels, split, written=not no_report)
     asked = os.path.abspath(model) if in_folder else model, data_file and from_anywhere(data_file)

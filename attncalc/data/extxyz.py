@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from attncalc.data.arrays import NAMES_OF_ATOMS
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import Factors, ReadOptions, factors, parse_entry
-from attncalc.system import SYNONYMS, what_is_ignored
+from attncalc.system import SYNONYMS, stated, what_is_ignored
 from attncalc.text import one_line
 
 log = logging.getLogger(__name__)
@@ -357,7 +357,7 @@ def _structure(k: int, atoms: Atoms, to_ase: Factors) -> Atoms:
     """Return the bare structure in Å, with charge and multiplicity only."""
     info = {}
     for key, other in SYNONYMS.items():
-        said = [atoms.info[name] for name in (key, other) if name in atoms.info]
+        said = list(stated(atoms.info, key).values())
         if said:
             info[key] = said[0]
         if len(said) > 1 and not np.array_equal(*said):

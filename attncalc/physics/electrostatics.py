@@ -15,21 +15,40 @@ from attncalc.physics.zbl import COULOMB_CONSTANT, switch_off
 
 
 @dataclass(frozen=True)
-class ElectrostaticsConfig(LongRangeConfig):
-    """Range and damping of `DampedElectrostatics`.
+class DampedConfig(LongRangeConfig):
+    """Range and damping of the interaction V(r) = erf(r / sigma) / r of charges.
 
     Attributes:
         cutoff, all_pairs_in_molecules: see `LongRangeConfig`.
         damping_length: Å, sigma of the error function.
-        switch_start: length from which the force is shifted, as a fraction of the cutoff.
     """
 
     damping_length: float = 4.0
-    switch_start: float = 0.45
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("damping_length", self.damping_length)
+
+    @property
+    def at_cutoff(self) -> float:
+        """V at the cutoff, 1/Å; 0 without a cutoff."""
+        end = self.cutoff
+        return 0.0 if end is None else math.erf(end / self.damping_length) / end
+
+
+@dataclass(frozen=True)
+class ElectrostaticsConfig(DampedConfig):
+    """Range and damping of `DampedElectrostatics`.
+
+    Attributes:
+        cutoff, all_pairs_in_molecules, damping_length: see `DampedConfig`.
+        switch_start: length from which the force is shifted, as a fraction of the cutoff.
+    """
+
+    switch_start: float = 0.45
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         positive("switch_start", self.switch_start)
         if self.switch_start >= 1:
             raise ValueError(f"switch_start must be below 1, got {self.switch_start}")
@@ -74,7 +93,7 @@ class DampedElectrostatics(LongRangeTerm):
         damped = torch.erf(lengths / sigma) / lengths
         if end is None:
             return damped
-        at_end = math.erf(end / sigma) / end
+        at_end = self.config.at_cutoff
         gauss = 2 / (math.sqrt(math.pi) * sigma) * math.exp(-((end / sigma) ** 2))
         slope_at_end = (gauss - at_end) / end
         fade = 1 - switch_off(lengths, self.config.switch_start * end, end)

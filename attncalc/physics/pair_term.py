@@ -40,6 +40,11 @@ def of_all_pairs(term: Any) -> Any:
     return getattr(term, "of_all_pairs", None)
 
 
+def is_zero(term: Any) -> bool:
+    """Return True if a pair term says of itself that it is zero for all structures."""
+    return bool(getattr(term, "is_zero", False))
+
+
 def long_range_of(term: Any) -> float | None:
     """Cutoff of a pair term with a graph of its own, Å; None for others."""
     return getattr(term, "long_range", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,24 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph, LinearizedTerm
-from attncalc.physics.long_range import LongRangeConfig, TermWithRange, positive
+from attncalc.physics.electrostatics import DampedConfig
+from attncalc.physics.long_range import TermWithRange
 from attncalc.physics.zbl import COULOMB_CONSTANT
 
 
 @dataclass(frozen=True)
-class SelfEnergyConfig(LongRangeConfig):
-    """Range and damping of `SelfEnergy`: those of `DampedElectrostatics`.
-
-    Attributes:
-        cutoff, all_pairs_in_molecules: see `LongRangeConfig`.
-        damping_length: Å, sigma of the error function.
-    """
-
-    damping_length: float = 4.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("damping_length", self.damping_length)
+class SelfEnergyConfig(DampedConfig):
+    """Range and damping of `SelfEnergy`: those of `DampedElectrostatics`."""
 
 
 class SelfEnergy(TermWithRange):
@@ -59,25 +48,17 @@ class SelfEnergy(TermWithRange):
         """
         del graph
         charges = outputs.required("charges").double()
-        return -0.5 * self._strength * charges**2
+        return -0.5 * COULOMB_CONSTANT * self.config.at_cutoff * charges**2
 
     def linearize(self, graph: Graph, outputs: AtomOutputs) -> LinearizedTerm:
         """Return energies and dE / d charges; the term does not depend on edge vectors."""
         del graph
         arrays: Any = outputs.arrays
         charges = outputs.required("charges").double() if arrays is None else arrays.charges
-        by_charges = -self._strength * charges
+        by_charges = -COULOMB_CONSTANT * self.config.at_cutoff * charges
         return LinearizedTerm(0.5 * by_charges * charges, None, {"charges": by_charges})
 
     @property
     def is_zero(self) -> bool:
         """Return True without a cutoff."""
         return self.config.cutoff is None
-
-    @property
-    def _strength(self) -> float:
-        """k_e V(L) in eV."""
-        end = self.config.cutoff
-        if end is None:
-            return 0.0
-        return COULOMB_CONSTANT * math.erf(end / self.config.damping_length) / end

@@ -29,6 +29,7 @@ ICLR 2017.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -213,7 +214,7 @@ def part_of(dataset: Dataset, n_structures: int | None) -> Dataset:
 
 def shares_by_error(student: Potential, parts: list[Dataset]) -> NDArray[np.float64]:
     """Mean number of times that each structure is drawn when all are drawn once on average."""
-    lowered = lower(student)
+    lowered = lower(copy.deepcopy(student))  # it takes the gradients of what it is given
     errors = np.array(
         [
             np.abs(f - label).mean()

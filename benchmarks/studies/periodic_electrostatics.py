@@ -63,23 +63,29 @@ def evaluated(calculator: AttnCalculator, atoms: Atoms) -> dict[str, np.ndarray]
     return found
 
 
-def in_box(model: str, kind: str, cutoff: float) -> dict[str, list[float]]:
+def molecules(model: str) -> dict[str, tuple[Atoms, dict[str, np.ndarray]]]:
+    """Return molecules with their energies and forces without a cutoff."""
+    alone = AttnCalculator(load(model, dtype="float64", device="cpu"))
+    found = {
+        "water": molecule("H2O"),
+        "benzene": molecule("C6H6"),
+        "aspirin": read(RESULTS.parent / "aspirin.xyz"),
+    }
+    return {name: (atoms, evaluated(alone, atoms)) for name, atoms in found.items()}
+
+
+def in_box(
+    cut: AttnCalculator, cutoff: float, of_molecules: dict[str, tuple[Atoms, dict[str, np.ndarray]]]
+) -> dict[str, list[float]]:
     """Return what a box adds to the energy of molecules [eV], and the largest force [eV/Å]."""
     found = {}
-    cut = AttnCalculator(potential(model, kind, cutoff))
-    whole = load(model, dtype="float64", device="cpu")
-    alone = AttnCalculator(whole)
-    for name, atoms in (
-        ("water", molecule("H2O")),
-        ("benzene", molecule("C6H6")),
-        ("aspirin", read(RESULTS.parent / "aspirin.xyz")),
-    ):
+    for name, (atoms, alone) in of_molecules.items():
         boxed = atoms.copy()
         boxed.set_cell(np.ptp(atoms.positions, axis=0) + 2 * cutoff)
         boxed.pbc = True
-        one, other = evaluated(alone, atoms), evaluated(cut, boxed)
-        off = np.abs(other["forces"] - one["forces"]).max()
-        found[name] = [float(other["energy"] - one["energy"]), float(off)]
+        inside = evaluated(cut, boxed)
+        off = np.abs(inside["forces"] - alone["forces"]).max()
+        found[name] = [float(inside["energy"] - alone["energy"]), float(off)]
     return found
 
 
@@ -87,10 +93,11 @@ def liquid(model: str, atoms: Atoms) -> list[dict]:
     """Return differences from the Ewald sum for every kind and cutoff."""
     n = len(atoms) // 3
     exact = evaluated(AttnCalculator(potential(model, "Ewald sum", CUTOFFS[0])), atoms)
-    rows = []
+    of_molecules, rows = molecules(model), []
     for cutoff in CUTOFFS:
         for kind in KINDS[:2]:
-            found = evaluated(AttnCalculator(potential(model, kind, cutoff)), atoms)
+            calculator = AttnCalculator(potential(model, kind, cutoff))
+            found = evaluated(calculator, atoms)
             off = found["forces"] - exact["forces"]
             rows.append(
                 {
@@ -100,7 +107,7 @@ def liquid(model: str, atoms: Atoms) -> list[dict]:
                     "forces": 1e3 * float(np.abs(off).mean()),
                     "molecules": 1e3 * float(np.abs(off.reshape(n, 3, 3).sum(1)).mean()),
                     "pressure": float(found["pressure"] - exact["pressure"]),
-                    "boxes": in_box(model, kind, cutoff),
+                    "boxes": in_box(calculator, cutoff, of_molecules),
                 }
             )
             print(json.dumps(rows[-1]), flush=True)
@@ -116,11 +123,12 @@ def main() -> None:
     atoms = read(asked.water)
     name = Path(asked.model).stem
     rows = liquid(asked.model, atoms)
-    content = {"model": name, "atoms": len(atoms), "rows": rows, "machine": machine_name()}
+    machine = machine_name()
+    content = {"model": name, "atoms": len(atoms), "rows": rows, "machine": machine}
     path = RESULTS / f"periodic-electrostatics-{name}"
     write(path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
     head = ["electrostatics", "cutoff, Å", "energy, meV", "force MAE", "of molecules", "pressure"]
-    molecules = list(rows[0]["boxes"])
+    names = list(rows[0]["boxes"])
     lines = [
         f"# Electrostatics of {name} in periodic structures",
         "",
@@ -129,7 +137,7 @@ def main() -> None:
         " largest force component that a periodic box adds to a molecule, eV and eV/Å.",
         "",
         *table(
-            head + [f"{molecule} in a box" for molecule in molecules],
+            head + [f"{one} in a box" for one in names],
             [
                 [
                     row["kind"],
@@ -138,13 +146,13 @@ def main() -> None:
                     f"{row['forces']:.0f}",
                     f"{row['molecules']:.0f}",
                     f"{row['pressure']:+.2f}",
-                    *("{:+.3f}, {:.3f}".format(*row["boxes"][one]) for one in molecules),
+                    *("{:+.3f}, {:.3f}".format(*row["boxes"][one]) for one in names),
                 ]
                 for row in rows
             ],
         ),
         "",
-        f"{machine_name()}. `python benchmarks/studies/periodic_electrostatics.py {asked.model} "
+        f"{machine}. `python benchmarks/studies/periodic_electrostatics.py {asked.model} "
         f"{asked.water.name}`",
         "",
     ]

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.spacegroup import crystal
+from networks import compiled_so3krates
 from torch import Tensor
 
 from attncalc import AttnCalculator, Potential, System, load, save
@@ -17,7 +18,7 @@ from attncalc.checks import verify
 from attncalc.fast import lower
 from attncalc.graph import AtomOutputs, Graphs
 from attncalc.nn.network import CompiledNetwork
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
 from attncalc.physics.pair_term import strained
@@ -179,16 +180,8 @@ def test_molecules_have_all_their_pairs() -> None:
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     torch.manual_seed(0)
-    config = So3kratesConfig(
-        cutoff=3.5,
-        avg_num_neighbors=12.0,
-        num_features=64,
-        num_heads=4,
-        degrees=(1, 2, 3, 4),
-        num_layers=1,
-        num_basis=8,
-        head_features=16,
-        predict_charges=True,
+    config = compiled_so3krates(
+        3.5, avg_num_neighbors=12.0, num_layers=1, num_basis=8, predict_charges=True
     )
     network = So3krates(config, 2).double()
     terms = [Ewald(EwaldConfig(2.5), WATER)]

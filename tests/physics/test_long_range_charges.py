@@ -15,6 +15,8 @@ import torch
 from ase import Atoms
 from ase.units import fs
 from contract import ELEMENTS, assert_derivatives, ethanol, randomise, triclinic
+from long_range_terms import charged
+from networks import compiled_so3krates
 from torch import Tensor, nn
 
 from attncalc import AttnCalculator, Potential, System, evaluate, md
@@ -22,7 +24,7 @@ from attncalc.fast import disagreement, lower
 from attncalc.graph import AtomOutputs, Graph, Graphs
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import CompiledNetwork
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 from attncalc.ops import safe_norm
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.structures import fresh_graphs
@@ -50,16 +52,7 @@ class ScreenedCoulomb(nn.Module):
 
 def potential(dtype: torch.dtype = torch.float32, *, repels: bool = False) -> Potential:
     torch.manual_seed(0)
-    config = So3kratesConfig(
-        *(4.0, 10.0),
-        num_features=64,
-        num_heads=4,
-        degrees=(1, 2, 3, 4),
-        num_layers=2,
-        head_features=16,
-        predict_charges=True,
-    )
-    network = So3krates(config, len(ELEMENTS))
+    network = So3krates(compiled_so3krates(4.0, predict_charges=True), len(ELEMENTS))
     randomise(network)
     terms: list[nn.Module] = [ScreenedCoulomb(9.0)]
     if repels:
@@ -67,12 +60,6 @@ def potential(dtype: torch.dtype = torch.float32, *, repels: bool = False) -> Po
     made = Potential(network, ELEMENTS, scale=[1.0, 2.0, 0.5, 3.0], pair_terms=terms)
     made.set_dtype(dtype)
     return made.requires_grad_(False).eval()
-
-
-def charged() -> Atoms:
-    atoms = ethanol()
-    atoms.info["charge"] = 1
-    return atoms
 
 
 STRUCTURES = {

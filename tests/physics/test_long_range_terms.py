@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.units import fs
 from contract import ELEMENTS, assert_close, assert_derivatives, ethanol, slab, triclinic
-from long_range_terms import CUTOFF, potential, terms
+from long_range_terms import CUTOFF, charged, potential, terms
 
 from attncalc import AttnCalculator, System, evaluate, md
 from attncalc.fast import lower
@@ -23,13 +23,6 @@ from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import ElectrostaticsConfig
 from attncalc.physics.free_atoms import C6, POLARIZABILITIES, free_atoms
 from attncalc.structures import batches, evaluate_many, fresh_graphs
-
-
-def charged() -> Atoms:
-    atoms = ethanol()
-    atoms.info["charge"] = 1
-    return atoms
-
 
 # ---------------------------------------------------------------------------------- definition
 

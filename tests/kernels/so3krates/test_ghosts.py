@@ -14,12 +14,13 @@ from parts import added_up, added_up_with_messages, box_of, parts_of, rod
 pytest.importorskip("numba")
 
 from engine_contract import potential_of
+from networks import compiled_so3krates
 
 from attncalc.domain import exchanges_layers, reach_of
 from attncalc.fast import lower
 from attncalc.graph import GhostLayers
 from attncalc.nn.network import CompiledNetwork, linearize
-from attncalc.nn.so3krates import So3krates, So3kratesConfig
+from attncalc.nn.so3krates import So3krates
 from attncalc.ops import with_modules
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.potential import Committee, Potential, evaluate
@@ -36,17 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def potential(seed: int = 0, *, threads: int = 1, **options: Any) -> tuple[Potential, Potential]:
     """Four layers, plain and with an engine in so many threads."""
-    config = So3kratesConfig(
-        cutoff=3.0,
-        avg_num_neighbors=10.0,
-        num_features=64,
-        num_heads=4,
-        degrees=(1, 2, 3, 4),
-        num_layers=4,
-        num_basis=16,
-        head_features=16,
-        **options,
-    )
+    config = compiled_so3krates(3.0, num_layers=4, num_basis=16, **options)
     torch.manual_seed(seed)
     network = So3krates(config, len(ELEMENTS))
     randomise(network, seed)

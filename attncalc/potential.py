@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attncalc.compiled import has_numba
+from attncalc.compiled import gpu_kernels, has_numba
 from attncalc.graph import (
     ALL_PAIRS,
     OUTPUTS,
@@ -649,21 +649,40 @@ def assemble(graphs: Graphs, gradients: EdgeGradients) -> Result:
         of_edges = [(edges, gradient.numpy()) for edges, gradient in parts]
         return _assemble_by_loop(graph, energies.numpy(), of_edges, gradients)
     energy = segment_sum(energies, graph.system_idx, graph.n_systems)
-    forces = energies.new_zeros(graph.n_atoms, 3)
-    strain_gradient = energies.new_zeros(graph.n_systems, 3, 3)
-    for edges, gradient in parts:
-        # reproducible on a GPU: `index_put` sorts before it adds, `index_add` adds in any order
-        atoms = torch.cat([edges.receivers, edges.senders])
-        forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
-        strain_gradient = strain_gradient + _strain_gradient(edges, gradient)
+    kernels = _sum_kernels(energies.device) if energies.device.type == "cuda" else None
+    sum_over_edges = _sum_over_edges if kernels is None else kernels.sum_over_edges
+    summed = [sum_over_edges(edges, gradient) for edges, gradient in parts]
     for more in gradients.summed:
-        forces = forces + torch.as_tensor(more.forces)
-        strain_gradient = strain_gradient + torch.as_tensor(more.strain_gradient)
+        summed.append(SummedGradient(*map(torch.as_tensor, more)))
+    forces, strain_gradient = (
+        functools.reduce(operator.add, each) for each in zip(*summed, strict=True)
+    )
     return Result(
         *(energy, energies, forces, strain_gradient),
         **gradients.others,
         surroundings=gradients.surroundings,
     )
+
+
+def _sum_over_edges(graph: Graph, gradient: Tensor) -> SummedGradient:
+    # reproducible on a GPU: `index_put` sorts before it adds, `index_add` adds in any order
+    atoms = torch.cat([graph.receivers, graph.senders])
+    forces = gradient.new_zeros(graph.n_atoms, 3)
+    forces = forces.index_put((atoms,), torch.cat([gradient, -gradient]), accumulate=True)
+    return SummedGradient(forces, _strain_gradient(graph, gradient))
+
+
+@functools.cache
+def _sum_kernels(device: torch.device) -> Any | None:
+    """Return `kernels.gpu.sums`; None if it does not run."""
+
+    def trial(kernels: Any) -> None:
+        row = torch.ones(1, 3, dtype=torch.float64, device=device)
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        graph = Graph(row, zero, zero, row[0, :1] > 0, zero, zero, zero, row[0, :1], zero + 1)
+        kernels.sum_over_edges(graph, row)
+
+    return gpu_kernels("attncalc.kernels.gpu.sums", trial)
 
 
 def atom_virials(graphs: Graphs, gradients: EdgeGradients) -> Tensor:

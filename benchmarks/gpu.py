@@ -3,9 +3,10 @@
     python benchmarks/gpu.py                                  # nine minutes at most
     python benchmarks/gpu.py --dry-run                        # all of it on the CPU, small
 
-Stages: machine, tests, speed, kernels, dynamics (whole steps), settings (threads of So3krates'
-kernels). Every stage is a process of its own, which is killed when its time is over. After every
-stage, gpu.json and gpu.md are written with all measurements so far.
+Stages: machine, compile, tests, speed, kernels, dynamics (whole steps), settings (sizes of the
+tiles of So3krates' kernels, and numbers of threads). Every stage is a process of its own, which is
+killed when its time is over. After every stage, gpu.json and gpu.md are written with all
+measurements so far.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,11 +37,30 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 # time limit of each stage, s
-LIMITS = {"machine": 60.0, "tests": 200.0, "speed": 100.0, "kernels": 60.0, "dynamics": 150.0}
-LIMITS["settings"] = 120.0
-WARPS = (1, 2, 4, 8)  # numbers of warps (32 threads) per program that are tried
-LAST_LINES = 40  # last lines of the tests' output that are kept
-PROCESSES = 8  # that share the tests if pytest-xdist is installed
+LIMITS = {"machine": 60.0, "compile": 90.0, "tests": 200.0, "speed": 100.0, "kernels": 60.0}
+LIMITS |= {"dynamics": 150.0, "settings": 120.0}
+LAST_LINES = 100  # last lines of the tests' output that are kept
+# sizes of tiles that are tried; the steps of atoms also work on more of a weight at a time
+COMPILERS, SHARE = 14, "ATTNCALC_GPU_SETTINGS"
+# model, structure, replicas, of which kernels are compiled, and with other settings
+TO_TRY = [("so3krates-ethanol", "aspirin", 1), ("so3krates-ethanol", "ethanol", 64)]
+TO_TRY += [("so3lr-sized", "water-1536", 1)]
+TO_COMPILE = [*TO_TRY, ("so3lr-sized", "water-6144", 1), ("so3krates-ethanol", "ethanol", 1024)]
+TO_COMPILE += [("so3krates-organic", name, 1) for name in ("aspirin", "water-192")]
+_BLOCKS = tuple({"B": n, "num_warps": w} for n in (8, 16) for w in (2, 4))
+_EDGES = tuple(
+    {"EDGES": n, "COLUMNS": columns, "num_warps": w}
+    for n in (16, 32, 64)
+    for columns in (32, 64, 128)
+    for w in (2, 4)
+)
+_ATOMS = tuple({"SIZE": size, "num_warps": w} for size in (4096, 8192, 16384) for w in (4, 8))
+_WARPS = tuple({"num_warps": w} for w in (1, 2, 4, 8))  # groups of 32 threads
+VARIANTS = dict.fromkeys(("messages", "messages_gradient"), _BLOCKS)
+VARIANTS |= dict.fromkeys(("first_messages", "first_messages_gradient"), _BLOCKS)
+VARIANTS |= dict.fromkeys(("filters", "filters_gradient"), _EDGES)
+VARIANTS |= dict.fromkeys(("update_gradient", "turn"), _ATOMS)
+PROCESSES = 14  # that share the tests if pytest-xdist is installed
 
 SYSTEMS = ("ethanol", "aspirin", "peptide", "water-192", "water-1536", "water-6144")
 PARTS = ("network", "forward", "calculate", "list_reused", "list_rebuilt", "plain")
@@ -79,16 +99,22 @@ class Ended:
         return {"state": self.state, "seconds": round(self.seconds, 1)} | why | content
 
 
-def run_for(seconds: float, command: list[str], environment: dict[str, str]) -> Ended:
+def run_for(
+    seconds: float, command: list[str], environment: dict[str, str], told: Path | None = None
+) -> Ended:
     """Run a command, and kill it with all of its children when its time is over.
 
     Args:
         seconds: time limit.
         command: program and arguments.
         environment: all environment variables.
+        told: file for its output, which survives if this script is killed; None: none.
     """
     start, state = time.monotonic(), "done"
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    with (
+        tempfile.TemporaryFile() if told is None else told.open("w+b") as output,
+        tempfile.TemporaryFile() as errors,
+    ):
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=errors, start_new_session=True
         )
@@ -134,7 +160,8 @@ class Kit:
     def environment(self) -> dict[str, str]:
         places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         quiet = {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg"}
-        single = {"OMP_NUM_THREADS": "1"} if self.arguments.dry_run else {}
+        # several processes share the cores in the stages "tests" and "settings"
+        single = {"OMP_NUM_THREADS": "1"}
         path = os.pathsep.join(place for place in places if place)
         return os.environ | quiet | single | {"PYTHONPATH": path}
 
@@ -143,9 +170,11 @@ class Kit:
         dry = ["--dry-run"] if self.arguments.dry_run else []
         return [sys.executable, str(HERE / "gpu.py"), "--worker", stage, *dry]
 
-    def run(self, stage: str, command: list[str]) -> Ended:
-        """Run a command within the time limit of its stage."""
-        return run_for(max(0.0, min(LIMITS[stage], self.left)), command, self.environment)
+    def run(self, stage: str, command: list[str], variables: dict[str, str] | None = None) -> Ended:
+        """Run a command within the time limit of its stage, with other environment variables."""
+        told = self.arguments.output / f"{stage}.out"
+        seconds = max(0.0, min(LIMITS[stage], self.left))
+        return run_for(seconds, command, self.environment | (variables or {}), told)
 
 
 def machine(kit: Kit) -> dict[str, Any]:
@@ -170,11 +199,23 @@ def tests(kit: Kit) -> dict[str, Any]:
         chosen = ["-m", "gpu", *map(str, marked)]
         if find_spec("xdist"):  # Python takes most of a test's time, so processes share the GPU
             options += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]
-    ended = kit.run("tests", [sys.executable, "-m", "pytest", *options, *chosen])
+    options += ["-p", "gpu_test_report"]
+    with tempfile.TemporaryDirectory() as folder:
+        # the CPU's numbers come from the plain network: every process would compile loops first
+        Path(folder, "numba.py").write_text("raise ImportError")
+        places = os.pathsep.join([folder, str(HERE), kit.environment["PYTHONPATH"]])
+        command = [sys.executable, "-m", "pytest", *options, *chosen]
+        ended = kit.run("tests", command, {"PYTHONPATH": places})
     entry = ended.entry(said=ended.output[-LAST_LINES:])
     if ended.state == "failed":
         entry["why"] = (ended.output or ended.errors or ["no output"])[-1]
     return entry
+
+
+def compile_kernels(kit: Kit) -> dict[str, Any]:
+    """Compile kernels in several processes; the stages after this one find them on the disk."""
+    ended = kit.run("compile", kit.worker("compile"))
+    return ended.entry()
 
 
 def speed(kit: Kit) -> dict[str, Any]:
@@ -252,15 +293,9 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["What the limits are is said in benchmarks/gpu_dynamics.py.", ""]
         lines += table(*table_rows(rows))
     if rows := stages.get("settings", {}).get("rows"):
-        lines += ["", "## Threads of So3krates' kernels", ""]
-        lines += ["µs of one launch by groups of 32 threads; * is what is used.", ""]
-        head = ["kernel", "structures", *(f"{n} groups" for n in WARPS)]
-        body = [
-            [row["kernel"], row["system"]]
-            + [_time_of(row, n) + "*" * (n == row["used"]) for n in WARPS]
-            for row in rows
-        ]
-        lines += table(head, body)
+        lines += ["", "## Settings of So3krates' kernels", ""]
+        lines += ["Time of one launch.", ""]
+        lines += table(["kernel", "structures", "as it is, µs", "fastest, µs", "with"], _best(rows))
     return "\n".join([*lines, ""])
 
 
@@ -276,9 +311,20 @@ def title(report: dict[str, Any]) -> str:
     return f"{where}, torch {found['torch']}{cuda}{driver}, Python {found['python']}{dry}"
 
 
-def _time_of(row: dict[str, Any], n_warps: int) -> str:
-    time_us = row["us"].get(str(n_warps))
-    return "" if time_us is None else f"{time_us:.1f}"
+def _best(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return a line for every kernel and structure: its time, and the fastest settings."""
+    by_name: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "us" in row:
+            by_name.setdefault((row["kernel"], row["system"]), []).append(row)
+    facts = ("kernel", "system", "used", "us", "registers", "spilled", "failed")
+    lines = []
+    for names, tried in by_name.items():
+        used = next((f"{row['us']:.1f}" for row in tried if row["used"]), "")
+        best = min(tried, key=lambda row: row["us"])
+        chosen = ", ".join(f"{k} {v}" for k, v in best.items() if k not in facts)
+        lines.append([*names, used, f"{best['us']:.1f}", chosen])
+    return lines
 
 
 def _overview(stages: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -366,55 +412,129 @@ def kernels_worker(dry_run: bool) -> None:
         )
 
 
+def compile_worker(dry_run: bool) -> None:
+    """Compile the kernels of So3krates and of pair terms; Triton caches them on the disk."""
+    if dry_run:  # a CPU has no kernels
+        return
+    if SHARE not in os.environ:
+        for process in _in_processes("compile"):
+            process.wait()
+        return
+    from attncalc.kernels.gpu import launching
+
+    for n, (_, kernel, grid, given) in enumerate(launches_of(TO_COMPILE)):
+        if n % COMPILERS == int(os.environ[SHARE]):
+            kernel[grid](**given, **launching.options_of(kernel))
+
+
 def settings_worker(dry_run: bool) -> None:
-    """Launch the kernels of one evaluation again, one by one; a CPU has none."""
+    """Launch the kernels of one evaluation again, one by one, with other settings."""
     if dry_run:
         return
     import torch
+
+    from attncalc.kernels.gpu import launching
+
+    share = os.environ.get(SHARE)  # if it is there, this process only compiles
+    others = [] if share else _in_processes("settings")
+    launches = list(launches_of(TO_TRY, runs=share is None))
+    for process in others:
+        process.wait()
+    tries = [
+        (*launch, constants)
+        for launch in launches
+        for constants in VARIANTS.get(launch[1].fn.__name__, _WARPS)
+    ]
+    for case, kernel, grid, given, constants in tries[int(share) :: COMPILERS] if share else tries:
+        known = given | launching.options_of(kernel)
+        programs, chosen = _grid_with(grid, given, constants), known | constants
+
+        def again(kernel=kernel, programs=programs, chosen=chosen) -> Any:
+            return kernel[programs](**chosen)
+
+        row = {"kernel": kernel.fn.__name__, "system": case, **constants}
+        row["used"] = all(known[name] == value for name, value in constants.items())
+        try:
+            made = again()
+            torch.cuda.synchronize()
+        except Exception as error:  # too many registers, or too little memory
+            row["failed"] = str(error)[:100]
+        if share:
+            continue
+        if "failed" not in row:
+            row["us"] = min(1e3 * timed_ms(again, torch.cuda.synchronize, n=20) for _ in range(3))
+            row |= {"registers": made.n_regs, "spilled": made.n_spills}
+        show(**row)
+
+
+def launches_of(
+    cases: Sequence[tuple[str, str, int]], *, runs: bool = False
+) -> Iterator[tuple[str, Any, tuple[int, ...], dict[str, Any]]]:
+    """Yield name of the structure, kernel, grid and arguments of all different launches.
+
+    Args:
+        cases: model, structure, number of replicas.
+        runs: True: the kernels run, so that all arguments are what they should be.
+    """
     from engines import so3lr_sized
     from structures import SYSTEMS as MAKERS
 
-    from attncalc import System, evaluate, load
+    from attncalc import load
     from attncalc.fast import lower
-    from attncalc.kernels.gpu import launching, long_range, zbl
+    from attncalc.graph import ALL_PAIRS, Graphs
+    from attncalc.kernels.gpu import launching, long_range, sums, zbl
     from attncalc.kernels.so3krates_gpu import engine
     from attncalc.neighbors import fresh_graph
+    from attncalc.potential import evaluate_without_waiting
+    from attncalc.system import System
 
-    launch, seen = launching.launch, []
+    launch, seen = launching.launch, {}
 
     def noted(kernel: Any, grid: tuple[int, ...], *known: dict, **more: Any) -> None:
-        seen.append((kernel, grid, launching.arguments_of(kernel, more, *known)))
-        launch(kernel, grid, *known, **more)
+        given = launching.arguments_of(kernel, more, *known)
+        if runs:
+            launch(kernel, grid, *known, **more)
+        if not given.get("RESTS"):  # the others do less
+            constants = sorted((k, v) for k, v in given.items() if k.isupper())
+            seen[kernel.fn.__name__, str(constants)] = kernel, grid, given
 
-    cases = [("so3krates-ethanol", "ethanol", 64), ("so3lr-sized", "water-1536", 1)]
     for model, name, replicas in cases:
-        potential = so3lr_sized().to("cuda") if model == "so3lr-sized" else load(model)
-        potential = lower(potential)
+        made = so3lr_sized().to("cuda") if model == "so3lr-sized" else load(model, device="cuda")
+        potential = lower(made)
         system = System.from_ase([MAKERS[name]()] * replicas).to("cuda")
-        graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
+        reach = potential.long_range_for(system)
+        short, *long = (
+            fresh_graph(system, cutoff=cutoff, species=potential.species)
+            for cutoff in (potential.cutoff, reach)
+            if cutoff is not None
+        )
+        graphs = Graphs(short, *long, all_pairs=reach == ALL_PAIRS, system=system)
         seen.clear()
-        for module in (engine, zbl, long_range):
+        for module in (engine, zbl, long_range, sums):
             module.launch = noted
-        evaluate(potential, graph)
-        for module in (engine, zbl, long_range):
+        evaluate_without_waiting(potential, graphs)
+        for module in (engine, zbl, long_range, sums):
             module.launch = launch
-        once = {kernel.fn.__name__: (kernel, grid, given) for kernel, grid, given in seen}
-        for kernel, grid, given in once.values():
-            options, times = launching.options_of(kernel), {}
-            for n_warps in WARPS:
-                chosen = options | {"num_warps": n_warps}
+        for found in list(seen.values()):
+            yield f"{replicas} x {name}", *found
 
-                def again(kernel=kernel, grid=grid, given=given, chosen=chosen) -> None:
-                    kernel[grid](**given, **chosen)
 
-                with contextlib.suppress(Exception):  # too many registers, or too much memory
-                    times[n_warps] = 1e3 * timed_ms(again, torch.cuda.synchronize, n=30)
-            show(
-                kernel=kernel.fn.__name__,
-                system=f"{replicas} x {name}",
-                used=options["num_warps"],
-                us=times,
-            )
+def _grid_with(
+    grid: tuple[int, ...], given: dict[str, Any], others: dict[str, int]
+) -> tuple[int, ...]:
+    """Return the number of programs, whose first one counts tiles, for other sizes of tiles."""
+    for name in ("EDGES", "T"):
+        if name in others:
+            return (-(-grid[0] * given[name] // others[name]), *grid[1:])
+    return grid
+
+
+def _in_processes(stage: str) -> list[subprocess.Popen]:
+    """Start COMPILERS processes of a stage, each of which compiles its share."""
+    command = [sys.executable, str(HERE / "gpu.py"), "--worker", stage]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environments = [os.environ | {SHARE: str(n)} for n in range(COMPILERS)]
+    return [subprocess.Popen(command, env=one, **quiet) for one in environments]
 
 
 def timed_ms(call: Callable[[], Any], wait: Callable[[], None], n: int) -> float:
@@ -462,6 +582,7 @@ def parsed() -> argparse.Namespace:
 
 STAGES = {
     "machine": machine,
+    "compile": compile_kernels,
     "tests": tests,
     "speed": speed,
     "kernels": kernels,
@@ -471,6 +592,7 @@ STAGES = {
 # stages of this script, each called in its own process with the flag of a dry run
 WORKERS = {
     "machine": lambda _: machine_worker(),
+    "compile": compile_worker,
     "kernels": kernels_worker,
     "settings": settings_worker,
     "dynamics": lambda dry_run: dynamics_worker(dry_run=dry_run),

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,10 +34,10 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 ROWS = [
     *(("so3krates-ethanol", "ethanol", n) for n in (1, 64, 1024)),
     *(("so3krates-aspirin", "aspirin", n) for n in (1,)),
-    *(("equiformer-aspirin", "aspirin", n) for n in (1, 64)),
     *(("so3krates-organic", name, 1) for name in ("aspirin", "water-192")),
-    *(("so3krates", name, n) for name in ("ethanol", "aspirin") for n in (1, 16, 64, 256, 1024)),
     *(("so3krates", f"water-{n}", 1) for n in (192, 1536, 6144, 24576, 98304)),
+    *(("equiformer-aspirin", "aspirin", n) for n in (1, 64)),
+    *(("so3krates", name, n) for name in ("aspirin", "ethanol") for n in (1, 16, 64, 256, 1024)),
     *(("equiformer", "aspirin", n) for n in (1, 16, 64)),
     *(("equiformer", "water-192", 1),),
 ]
@@ -172,10 +173,23 @@ def of_system(
         "kernels_per_step": len(kernels) / n,
         "busy_us": sum(event.time_range.elapsed_us() for event in kernels) / n,
         "waits_per_chunk": sum(event.name in WAITS for event in events),
+        "longest": longest(kernels, n),
     }
     if device == "cuda":
         row["peak_MiB"] = torch.cuda.max_memory_allocated() / 2**20
     return row
+
+
+def longest(kernels: list[Any], n_steps: int, most: int = 16) -> list[dict[str, Any]]:
+    """Return the kernels that take most of the time: µs and launches per step."""
+    times, counts = Counter(), Counter()
+    for event in kernels:
+        times[event.name] += event.time_range.elapsed_us() / n_steps
+        counts[event.name] += 1
+    return [
+        {"kernel": name[:100], "us": round(us, 2), "n": round(counts[name] / n_steps, 2)}
+        for name, us in times.most_common(most)
+    ]
 
 
 def rows(device: str, *, dry_run: bool) -> Iterator[dict]:

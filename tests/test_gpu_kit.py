@@ -39,7 +39,15 @@ def test_dry_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((output / "gpu.json").read_text())
     stages = report["stages"]
-    assert list(stages) == ["machine", "tests", "speed", "kernels", "dynamics", "settings"]
+    assert list(stages) == [
+        "machine",
+        "compile",
+        "tests",
+        "speed",
+        "kernels",
+        "dynamics",
+        "settings",
+    ]
     assert {entry["state"] for entry in stages.values()} == {"done"}
     assert stages["tests"]["said"][-1].startswith("2 passed")
     timed = [(row["engine"], row["system"]) for row in stages["speed"]["rows"]]
@@ -98,6 +106,12 @@ def test_nothing_runs_beyond_the_minutes(gpu, tmp_path, monkeypatch) -> None:
     assert (stages["kernels"]["state"], stages["dynamics"]["state"]) == ("stopped", "skipped")
 
 
+def test_what_was_measured_survives_the_script(gpu, tmp_path) -> None:
+    told = tmp_path / "stage.out"
+    gpu.run_for(1.0, [sys.executable, "-c", HANGS], dict(os.environ), told)
+    assert json.loads(told.read_text().splitlines()[0])["child"] > 0
+
+
 def test_a_failure_is_told_by_its_last_line(gpu) -> None:
     ended = gpu.run_for(9.0, [sys.executable, "-c", "print('{}'); 1 / 0"], dict(os.environ))
     entry = ended.entry(rows=ended.rows())
@@ -153,7 +167,9 @@ REPORT = {
         "settings": {
             **{"state": "done", "seconds": 9.0},
             "rows": [
-                {"kernel": "turn", "system": "a", "used": 8, "us": {"1": 9.0, "2": 5.26, "8": 4.0}}
+                {"kernel": "turn", "system": "a", "num_warps": 4, "used": True, "us": 9.0},
+                {"kernel": "turn", "system": "a", "num_warps": 8, "used": False, "us": 5.26},
+                {"kernel": "turn", "system": "a", "num_warps": 2, "used": False, "failed": "no"},
             ],
         },
     },
@@ -175,7 +191,7 @@ def test_tables(gpu) -> None:
         "| c | none seen by the profiler | 9.000 |  |  |  |",
         "| d | 500 | 9.000 | 0.900 | 2.000 | neither |",
         "| e | 500 | 3.000 | 1.500 | 2.000 | kernels |",
-        "| turn | a | 9.0 | 5.3 |  | 4.0* |",
+        "| turn | a | 9.0 | 5.3 | num_warps 8 |",
     ):
         assert line in lines
     assert gpu.markdown({"dry_run": False, "stages": {}}).startswith("Machine not known")

@@ -12,22 +12,26 @@ from torch import Tensor
 from attncalc.graph import Graph
 
 # of every kernel: number of warps (32 threads) of a program, and of slices of a weight that are
-# loaded at a time; with these no register is spilled on compute capability 8.0 or 9.0
+# loaded at a time: the fastest on an H200 (benchmarks/gpu.py --stages settings)
 SETTINGS = {
+    "ev_gradient": (1, 1),
+    "filters": (2, 1),
+    "filters_gradient": (4, 1),
     "find_edges": (4, 1),
     "first_messages": (4, 1),
     "first_messages_gradient": (4, 1),
-    "gradient_by_vectors": (1, 1),
+    "gradient_by_vectors": (4, 1),
     "interact": (4, 1),
-    "messages": (8, 1),
-    "messages_gradient": (8, 1),
+    "messages": (2, 1),
+    "messages_gradient": (4, 1),
     "project": (8, 3),
     "repel": (4, 1),
     "start_ev": (4, 1),
     "start_ev_gradient": (4, 1),
     "sum_edges": (1, 1),
+    "sum_gradients": (1, 1),
     "turn": (8, 3),
-    "update": (8, 3),
+    "update": (4, 3),
     "update_gradient": (8, 3),
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from attncalc.graph import AtomOutputs, Graph, LinearizedTerm, SummedGradient
 from attncalc.kernels.frozen_long_range import Constants, FrozenLongRange
 from attncalc.kernels.gpu.launching import Workspace, launch, row_pointers
-from attncalc.ops import segment_sum
+from attncalc.kernels.gpu.sums import sum_of_systems
 
 # edges of a block in the loop over the edges of an atom
 BLOCK = 128
@@ -208,12 +208,7 @@ class GPUFrozenLongRange(FrozenLongRange):
                 n_rows=len(known["table"]),
                 B=BLOCK,
             )
-        virials = found["virials"]
-        strain = (  # summed in a fixed order for one structure, in any for several
-            virials.sum(0)
-            if graph.n_systems == 1
-            else segment_sum(virials, graph.system_idx, graph.n_systems)
-        ).view(-1, 3, 3)
+        strain = sum_of_systems(found["virials"], graph)
         by_outputs = {}
         if charges is not None:
             by_outputs["charges"] = found["by_charges"]

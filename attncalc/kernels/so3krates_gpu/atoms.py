@@ -27,8 +27,8 @@ from attncalc.kernels.so3krates_gpu.formulas import (
     store_rows,
 )
 
-SIZE = tl.constexpr(4096)  # how many numbers of a weight are multiplied at a time
-HEAD_SIZE = tl.constexpr(2048)  # fewer if each atom has a row of weights in the registers too
+# numbers of a weight that `project` and `update` multiply at a time; more is not faster (H200)
+UPDATE_SIZE = tl.constexpr(4096)
 
 
 @triton.jit
@@ -45,6 +45,7 @@ def refine(
     mlp_bias,
     T: tl.constexpr,
     F: tl.constexpr,
+    SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Norm and residual MLP of x [T, F].
@@ -71,6 +72,7 @@ def refine_gradient(
     mlp_transposed,
     T: tl.constexpr,
     F: tl.constexpr,
+    SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Reverse of `refine`: gradient of its input, from that of its result [T, F]."""
@@ -93,6 +95,7 @@ def project_tile(
     T: tl.constexpr,
     F: tl.constexpr,
     PARTS: tl.constexpr,
+    SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Store the products of x [T, F] with PARTS of the five matrices of `projection` [5, F, F].
@@ -120,7 +123,7 @@ def project(
     atoms = tl.program_id(0) * T + tl.arange(0, T)
     valid = atoms < n_atoms
     x = load_rows(features, atoms, valid, F, F)
-    project_tile(x, projection, projected, atoms, valid, T, F, PARTS, PRECISION)
+    project_tile(x, projection, projected, atoms, valid, T, F, PARTS, UPDATE_SIZE, PRECISION)
 
 
 @triton.jit(do_not_specialize=["n_atoms"])
@@ -168,26 +171,26 @@ def update(
     atoms = tl.program_id(0) * T + tl.arange(0, T)
     valid = atoms < n_atoms
     stored = atoms < tl.where(tl.program_id(1) == 0, n_atoms, 0)
-    of_degree = load_matrix(of_degree, L, MP)
+    of_degree = load_matrix(of_degree, L, MP, MP)
     x = load_rows(features, atoms, valid, F, F)
-    x, normal, inverse, hidden = refine(x, norm, mlp, mlp_bias, T, F, PRECISION)
+    x, normal, inverse, hidden = refine(x, norm, mlp, mlp_bias, T, F, UPDATE_SIZE, PRECISION)
     store_rows(normal_before, atoms, stored, normal, F, F)
     store_rows(hidden_layers, atoms, stored, hidden, F, F)
     tl.store(inverses + 2 * atoms, inverse, mask=stored)
     chi = load_rows(ev, atoms, valid, MP, MP)
     squares = matvec_transposed(chi * chi, of_degree)
-    gain = matvec_transposed(x, load_matrix(to_gain, L, F))
-    gain += matvec(squares, load_matrix(gain_of_squares, L, L)) + 1 + row_of(gain_bias, 0, L)
+    gain = matvec_transposed(x, load_matrix(to_gain, L, F, F))
+    gain += matvec(squares, load_matrix(gain_of_squares, L, L, L)) + 1 + row_of(gain_bias, 0, L)
     store_rows(gains, atoms, stored, gain, L, L)
     store_rows(ev_after, atoms, stored, chi * matvec(gain, of_degree), MP, MP)
-    mixed = x + row_of(mix_bias, 0, F) + matvec(squares, load_matrix(of_squares, L, F))
-    mixed = add_product(mixed, x, mix, T, F, F, SIZE, PRECISION)
+    mixed = x + row_of(mix_bias, 0, F) + matvec(squares, load_matrix(of_squares, L, F, F))
+    mixed = add_product(mixed, x, mix, T, F, F, UPDATE_SIZE, PRECISION)
     normal, inverse = layer_norm(mixed, F)
     store_rows(normal_after, atoms, stored, normal, F, F)
     tl.store(inverses + 2 * atoms + 1, inverse, mask=stored)
     x = normal * row_of(norm, 2, F) + row_of(norm, 3, F)
     store_rows(features_after, atoms, stored, x, F, F)
-    project_tile(x, projection, projected, atoms, valid, T, F, PARTS, PRECISION)
+    project_tile(x, projection, projected, atoms, valid, T, F, PARTS, UPDATE_SIZE, PRECISION)
 
 
 @triton.jit(do_not_specialize=["n_atoms"])
@@ -216,21 +219,21 @@ def update_gradient(
     F: tl.constexpr,
     L: tl.constexpr,
     MP: tl.constexpr,
+    SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Reverse of `update`.
 
     Args:
         d_next: [n_atoms, F], gradient with respect to the next layer's features with messages.
-        d_projected, d_ev_after: gradients with respect to results of `update`; the latter in two
-            parts [n_atoms, 2, M].
+        d_projected, d_ev_after: gradients with respect to results of `update`.
         ev .. gains: input of `update`, and the values it stored for this kernel.
         norm .. projection_transposed: weights, matrices transposed.
         d_features, d_ev: stored.
     """
     atoms = tl.program_id(0) * T + tl.arange(0, T)
     valid = atoms < n_atoms
-    of_degree = load_matrix(of_degree, L, MP)
+    of_degree = load_matrix(of_degree, L, MP, MP)
     d_x = load_rows(d_next, atoms, valid, F, F)
     for k in range(5):
         part = load_rows(d_projected + k * F, atoms, valid, 5 * F, F)
@@ -240,19 +243,18 @@ def update_gradient(
     d_x = layer_norm_gradient(d_x * row_of(norm, 2, F), normal, inverse, F)
     chi = load_rows(ev, atoms, valid, MP, MP)
     gain = load_rows(gains, atoms, valid, L, L)
-    d_chi = load_rows(d_ev_after, atoms, valid, 2 * MP, MP)
-    d_chi += load_rows(d_ev_after + MP, atoms, valid, 2 * MP, MP)
+    d_chi = load_rows(d_ev_after, atoms, valid, MP, MP)
     d_gain = matvec_transposed(d_chi * chi, of_degree)
-    d_squares = matvec_transposed(d_x, load_matrix(of_squares, L, F))
-    d_squares += matvec_transposed(d_gain, load_matrix(gain_of_squares, L, L))
+    d_squares = matvec_transposed(d_x, load_matrix(of_squares, L, F, F))
+    d_squares += matvec_transposed(d_gain, load_matrix(gain_of_squares, L, L, L))
     d_chi = d_chi * matvec(gain, of_degree) + 2 * matvec(d_squares, of_degree) * chi
     store_rows(d_ev, atoms, valid, d_chi, MP, MP)
-    mixed = d_x + matvec(d_gain, load_matrix(to_gain, L, F))
+    mixed = d_x + matvec(d_gain, load_matrix(to_gain, L, F, F))
     d_x = add_product(mixed, d_x, mix_transposed, T, F, F, SIZE, PRECISION)
     normal = load_rows(normal_before, atoms, valid, F, F)
     inverse = tl.load(inverses + 2 * atoms, mask=valid, other=0.0)
     hidden = load_rows(hidden_layers, atoms, valid, F, F)
-    d_x = refine_gradient(d_x, normal, inverse, hidden, norm, mlp_transposed, T, F, PRECISION)
+    d_x = refine_gradient(d_x, normal, inverse, hidden, norm, mlp_transposed, T, F, SIZE, PRECISION)
     store_rows(d_features, atoms, valid, d_x, F, F)
 
 
@@ -285,6 +287,7 @@ def turn(
     G: tl.constexpr,
     L: tl.constexpr,
     MP: tl.constexpr,
+    SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Compute one output from the last layer's messages, and the gradient of its sum.
@@ -302,19 +305,19 @@ def turn(
     """
     atoms = tl.program_id(0) * T + tl.arange(0, T)
     valid = atoms < n_atoms
-    of_degree = load_matrix(of_degree, L, MP)
+    of_degree = load_matrix(of_degree, L, MP, MP)
     x = load_rows(features, atoms, valid, F, F)
-    x, normal, inverse, hidden = refine(x, norm, mlp, mlp_bias, T, F, PRECISION)
+    x, normal, inverse, hidden = refine(x, norm, mlp, mlp_bias, T, F, SIZE, PRECISION)
     chi = load_rows(ev, atoms, valid, MP, MP)
     squares = matvec_transposed(chi * chi, of_degree)
-    mixed = x + row_of(mix_bias, 0, F) + matvec(squares, load_matrix(of_squares, L, F))
+    mixed = x + row_of(mix_bias, 0, F) + matvec(squares, load_matrix(of_squares, L, F, F))
     mixed = add_product(mixed, x, mix, T, F, F, SIZE, PRECISION)
     normal_after, inverse_after = layer_norm(mixed, F)
     x = normal_after * row_of(norm, 2, F) + row_of(norm, 3, F)
     store_rows(features_after, atoms, valid, x, F, F)
 
     z = tl.zeros([T, G], tl.float32) + row_of(head_bias, 0, G)
-    z = add_product(z, x, head, T, F, G, HEAD_SIZE, PRECISION)
+    z = add_product(z, x, head, T, F, G, SIZE // 2, PRECISION)
     kinds = tl.load(species + atoms, mask=valid, other=0)
     last_row = load_rows(last, kinds, valid, G, G)
     value = tl.sum(silu(z) * last_row, 1).to(tl.float64) + tl.load(of_species + kinds)
@@ -322,11 +325,11 @@ def turn(
 
     d_z = silu_slope(z) * last_row
     d_x = add_product(
-        tl.zeros([T, F], tl.float32), d_z, head_transposed, T, G, F, HEAD_SIZE, PRECISION
+        tl.zeros([T, F], tl.float32), d_z, head_transposed, T, G, F, SIZE // 2, PRECISION
     )
     d_x = layer_norm_gradient(d_x * row_of(norm, 2, F), normal_after, inverse_after, F)
-    d_squares = matvec_transposed(d_x, load_matrix(of_squares, L, F))
+    d_squares = matvec_transposed(d_x, load_matrix(of_squares, L, F, F))
     store_rows(d_ev, atoms, valid, 2 * matvec(d_squares, of_degree) * chi, MP, MP)
     d_x = add_product(d_x, d_x, mix_transposed, T, F, F, SIZE, PRECISION)
-    d_x = refine_gradient(d_x, normal, inverse, hidden, norm, mlp_transposed, T, F, PRECISION)
+    d_x = refine_gradient(d_x, normal, inverse, hidden, norm, mlp_transposed, T, F, SIZE, PRECISION)
     store_rows(d_features, atoms, valid, d_x, F, F)

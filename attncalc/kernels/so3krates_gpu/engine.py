@@ -22,6 +22,7 @@ from attncalc.graph import AtomOutputs, Graph, Linearized, with_totals
 from attncalc.kernels.gpu.launching import Workspace, counted_edges, launch
 from attncalc.kernels.so3krates.tables import Grid, filters_of, has_usual_options
 from attncalc.kernels.so3krates_gpu.atoms import project, turn, update, update_gradient
+from attncalc.kernels.so3krates_gpu.filters import ev_gradient, filters, filters_gradient
 from attncalc.kernels.so3krates_gpu.first_layer import first_messages, first_messages_gradient
 from attncalc.kernels.so3krates_gpu.geometry import find_edges, gradient_by_vectors
 from attncalc.kernels.so3krates_gpu.messages import (
@@ -40,10 +41,16 @@ from attncalc.kernels.so3krates_gpu.weights import (
 
 # largest number of elements of a model for which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
-# edges of a block in the loops over an atom's edges; edges of a program of `find_edges`
-BLOCK, EDGES = 16, 128
-# atoms of a program; fewer for up to FEW atoms, so that more of the GPU is used
-ATOMS, FEW_ATOMS, FEW = 16, 4, 2048
+# bytes of filters that are kept for the reverse pass; those of larger graphs are computed again
+MOST_KEPT = 2**30
+# edges of a block in the loops over an atom's edges, of a program of `filters`, of `find_edges`
+BLOCK, TILE, EDGES = 8, 16, 128
+# columns of filters that are worked on at a time
+COLUMNS = 64
+# atoms of a program; for up to FEW atoms several programs share the projections
+ATOMS, FEW = 16, 2048
+# bytes of shared memory that steps of atoms need, by the part of a weight that they work on
+MEMORY = {4096: 48 * 1024, 8192: 96 * 1024, 16384: 160 * 1024}
 
 
 def can_run(network: Any) -> bool:
@@ -61,6 +68,15 @@ def can_run(network: Any) -> bool:
 
 def _is_power_of_two(n: int) -> bool:
     return n & (n - 1) == 0
+
+
+def _largest_part(device: torch.device) -> int:
+    """Return how many numbers of a weight fit into shared memory, with room for others."""
+    if device.type != "cuda":
+        return 4096
+    known: Any = torch.cuda.get_device_properties(device)  # not all of them are annotated
+    bytes_there = known.shared_memory_per_block_optin
+    return max((size for size in MEMORY if MEMORY[size] <= bytes_there), default=4096)
 
 
 class Engine:
@@ -111,6 +127,9 @@ class Engine:
             "LMAX": max(config.degrees),
             "G": self.heads["energies"]["head"].shape[1],
             "B": BLOCK,
+            "EDGES": TILE,
+            "COLUMNS": min(COLUMNS, config.num_features),
+            "SIZE": _largest_part(device),
             "PRECISION": "tf32x3" if has_cores else "ieee",
             "n_species": n_species,
             "zero_row": grid.n_intervals,
@@ -134,17 +153,16 @@ class _Evaluation:
         self.engine, self.graph, self.workspace = engine, graph, Workspace(graph.vectors.device)
         self.layers, self.last = engine.layers, len(engine.layers) - 1
         self.n, self.width = graph.n_atoms, engine.shape["F"]
-        tile = FEW_ATOMS if self.n <= FEW else ATOMS
-        # for few atoms, several programs also share the projections, and repeat the steps before
+        # several programs that share the projections repeat the steps before
         self.parts = 1 if self.n <= FEW else 5
-        self.by_atom, self.by_tile = (self.n,), (-(-self.n // tile),)
+        self.by_atom, self.by_tile = (self.n,), (-(-self.n // ATOMS),)
         self.by_part = (*self.by_tile, 5 // self.parts)
         self.known = {
             **engine.constants,
             **engine.shape,
             "species": graph.species,
             "n_atoms": self.n,
-            "T": tile,
+            "T": ATOMS,
             "PARTS": self.parts,
         }
         # by layer: inputs of attention, Euclidean variables with messages, values for the reverse
@@ -152,6 +170,9 @@ class _Evaluation:
         self.ev: list[Tensor] = []
         self.received: list[Tensor] = []
         self.kept: list[dict[str, Tensor]] = []
+        bytes_of_layer = 8 * self.width * graph.n_edges
+        self.keeps_filters = bytes_of_layer * len(engine.layers) <= MOST_KEPT
+        self.kept_filters: dict[int, Tensor] = {}
 
     def forward(self) -> AtomOutputs:
         """Return the outputs; values that the gradient of the last layer needs are kept."""
@@ -220,7 +241,7 @@ class _Evaluation:
         graph, workspace, n_edges = self.graph, self.workspace, self.graph.n_edges
         with torch.cuda.device_of(graph.vectors):
             d_features, d_received = self.d_messages(d_outputs)
-            self.known["d_lengths"] = workspace.single(n_edges, 2)
+            self.known["d_lengths"] = workspace.single(n_edges)
             self.known["d_spherical"] = workspace.single(n_edges, self.engine.orders)
             for l in range(self.last, -1, -1):
                 d_features, d_received = self.attend_gradient(l, d_features, d_received)
@@ -243,6 +264,7 @@ class _Evaluation:
         slots, rows = counted_edges(graph)
         found = {
             "found_vectors": workspace.double(n_edges, 3),
+            "found_receivers": workspace.whole(n_edges),
             "found_senders": workspace.whole(n_edges),
             "knots": workspace.whole(n_edges),
             "places": workspace.single(n_edges),
@@ -257,6 +279,7 @@ class _Evaluation:
                 found,
                 self.known,
                 vectors=graph.vectors.contiguous(),
+                receivers=graph.receivers,
                 senders=graph.senders,
                 mask=graph.edge_mask,
                 slots=slots,
@@ -264,8 +287,7 @@ class _Evaluation:
                 B=EDGES,
             )
         found["slots"], found["rows"] = slots, rows
-        found["vectors"], found["senders"] = found["found_vectors"], found["found_senders"]
-        return found
+        return found | {name: found[f"found_{name}"] for name in ("receivers", "senders")}
 
     def bare_features(self) -> Tensor:
         """Return features [n_atoms, F] of bare atoms; if tabulated, the first layer fills them."""
@@ -298,17 +320,40 @@ class _Evaluation:
         if l == 0 and self.engine.by_kind:
             launch(first_messages, self.by_atom, self.known, features=features, ev_after=received)
             return
+        w = self.filters(l)
+        if self.keeps_filters:
+            self.kept_filters[l] = w
         launch(
             messages,
             (self.n, 2),
-            vars(self.layers[l]),
             self.known,
-            RESTS=l == 0 and not self.engine.starts,
+            RESTS=self.rests(l),
+            w=w,
             projected=self.projected[l],
             ev=self.ev[l],
             features=features,
             ev_after=received,
         )
+
+    def rests(self, l: int) -> bool:
+        """Return True if the Euclidean variables of layer l are zero."""
+        return l == 0 and not self.engine.starts
+
+    def filters(self, l: int) -> Tensor:
+        """Return the filters of layer l, [n_edges, 2 F]."""
+        n_edges = self.graph.n_edges
+        w = self.workspace.single(n_edges, 2 * self.width)
+        if n_edges:
+            launch(
+                filters,
+                (-(-n_edges // TILE),),
+                vars(self.layers[l]),
+                self.known,
+                RESTS=self.rests(l),
+                ev=self.ev[l],
+                w=w,
+            )
+        return w
 
     def update(self, l: int, features: Tensor) -> Tensor:
         """Compute queries, keys and values of the next layer from the messages of layer l."""
@@ -349,19 +394,18 @@ class _Evaluation:
         if l == 0 and engine.by_kind:
             launch(first_messages_gradient, self.by_atom, self.known, given)
             return d_features, d_received
-        d_ev, d_projected = workspace.single(n, 2, engine.orders), workspace.single(n, 5 * width)
+        d_projected = workspace.single(n, 5 * width)
+        w = self.kept_filters.pop(l) if self.keeps_filters else self.filters(l)
         launch(
             messages_gradient,
             (n, 2),
-            vars(self.layers[l]),
             self.known,
             given,
-            RESTS=l == 0 and not engine.starts,
             projected=self.projected[l],
-            ev=self.ev[l],
+            w=w,
             d_projected=d_projected,
-            d_ev=d_ev,
         )
+        d_ev = self.filters_gradient(l, w, given)
         if l == 0:
             if engine.starts:
                 launch(start_ev_gradient, self.by_atom, self.known, d_ev=d_ev)
@@ -382,3 +426,26 @@ class _Evaluation:
             d_ev=d_received,
         )
         return below, d_received
+
+    def filters_gradient(self, l: int, w: Tensor, given: dict[str, Any]) -> Tensor:
+        """Reverse of `filters`, from the gradient w; return that with respect to layer l's ev."""
+        n_edges, rests = self.graph.n_edges, self.rests(l)
+        d_differences = self.workspace.single(0 if rests else n_edges, self.engine.orders)
+        if n_edges:
+            launch(
+                filters_gradient,
+                (-(-n_edges // TILE),),
+                vars(self.layers[l]),
+                self.known,
+                given,
+                RESTS=rests,
+                ev=self.ev[l],
+                w=w,
+                d_differences=d_differences,
+            )
+        d_received: Tensor = given["d_received"]
+        if rests:
+            return d_received
+        d_ev = torch.empty_like(d_received)
+        launch(ev_gradient, self.by_atom, self.known, given, d_differences=d_differences, d_ev=d_ev)
+        return d_ev

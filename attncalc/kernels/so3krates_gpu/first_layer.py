@@ -13,14 +13,15 @@ from attncalc.kernels.so3krates_gpu.formulas import (
     cubic,
     cubic_slope,
     load_matrix,
+    load_parts,
     load_row,
+    load_row_parts,
     load_rows,
-    matvec,
+    load_transposed,
     matvec_transposed,
-    repeat_parts,
     store_row,
+    store_row_parts,
     store_rows,
-    sum_parts,
 )
 
 
@@ -56,10 +57,11 @@ def first_messages(
     """
     a = tl.program_id(0)
     W: tl.constexpr = H + L
-    of_degree = load_matrix(of_degree, L, MP)
+    D: tl.constexpr = F // H
+    orders = load_transposed(of_degree, L, MP, MP)
     kind = tl.load(species + a)
-    to_features = load_row(elements, kind, F, F)
-    to_ev = tl.zeros([MP], tl.float32)
+    to_features = tl.zeros([B, H, D], tl.float32)
+    to_ev = tl.zeros([B, MP], tl.float32)
     begin, end = tl.load(rows + a), tl.load(rows + a + 1)
     for block in range(begin, end, B):
         e = block + tl.arange(0, B)
@@ -71,12 +73,11 @@ def first_messages(
         row = (kind * n_species + kind_b) * (zero_row + 1) + knot
         alpha = cubic(coefficients, row, place, 4 * W, H, W)
         beta = cubic(coefficients + H, row, place, 4 * W, L, W)
-        v = load_rows(values, kind_b, valid, F, F)
-        to_features += tl.sum(repeat_parts(alpha, B, F, H) * v, 0)
-        y = load_rows(spherical, e, valid, MP, MP)
-        to_ev += tl.sum(matvec(beta, of_degree) * y, 0)
-    store_row(features, a, to_features, F, F)
-    store_row(ev_after, a, to_ev, MP, MP)
+        to_features += alpha[:, :, None] * load_parts(values, kind_b, valid, F, H, D)
+        to_ev += matvec_transposed(beta, orders) * load_rows(spherical, e, valid, MP, MP)
+    bare = tl.sum(load_row_parts(elements, kind, F, H, D), 0)
+    store_row_parts(features, a, bare + tl.sum(to_features, 0), F, H, D)
+    store_row(ev_after, a, tl.sum(to_ev, 0), MP, MP)
 
 
 @triton.jit
@@ -108,12 +109,14 @@ def first_messages_gradient(
     """Reverse of `first_messages`; see `messages_gradient`."""
     a = tl.program_id(0)
     W: tl.constexpr = H + L
-    of_degree = load_matrix(of_degree, L, MP)
+    D: tl.constexpr = F // H
+    degrees = load_matrix(of_degree, L, MP, MP)
+    orders = load_transposed(of_degree, L, MP, MP)
     signs = tl.load(parity + tl.arange(0, MP))[None, :]
     scale = tl.load(per_length)
     kind = tl.load(species + a)
-    v = load_row(values, kind, F, F)[None, :]
-    d_x = load_row(d_features, a, F, F)[None, :]
+    v = load_row_parts(values, kind, F, H, D)
+    d_x = load_row_parts(d_features, a, F, H, D)
     d_y = load_row(d_received, a, MP, MP)[None, :]
     begin, end = tl.load(rows + a), tl.load(rows + a + 1)
     for block in range(begin, end, B):
@@ -125,24 +128,23 @@ def first_messages_gradient(
         kind_b = tl.load(species + b, mask=valid, other=0)
         to_a = (kind * n_species + kind_b) * (zero_row + 1) + knot
         to_b = (kind_b * n_species + kind) * (zero_row + 1) + knot
-        from_a = sum_parts(d_x * load_rows(values, kind_b, valid, F, F), B, F, H)
-        from_b = sum_parts(load_rows(d_features, b, valid, F, F) * v, B, F, H)
+        from_a = tl.sum(d_x * load_parts(values, kind_b, valid, F, H, D), 2)
+        from_b = tl.sum(load_parts(d_features, b, valid, F, H, D) * v, 2)
         along = tl.sum(from_a * cubic_slope(coefficients, to_a, place, 4 * W, H, W), 1)
         along += tl.sum(from_b * cubic_slope(coefficients, to_b, place, 4 * W, H, W), 1)
         y = load_rows(spherical, e, valid, MP, MP)
         d_y_b = load_rows(d_received, b, valid, MP, MP) * signs
-        from_a = matvec_transposed(d_y * y, of_degree)
-        from_b = matvec_transposed(d_y_b * y, of_degree)
+        from_a = matvec_transposed(d_y * y, degrees)
+        from_b = matvec_transposed(d_y_b * y, degrees)
         along += tl.sum(from_a * cubic_slope(coefficients + H, to_a, place, 4 * W, L, W), 1)
         along += tl.sum(from_b * cubic_slope(coefficients + H, to_b, place, 4 * W, L, W), 1)
         along *= scale
         beta_a = cubic(coefficients + H, to_a, place, 4 * W, L, W)
         beta_b = cubic(coefficients + H, to_b, place, 4 * W, L, W)
-        d_spherical_e = matvec(beta_a, of_degree) * d_y + matvec(beta_b, of_degree) * d_y_b
+        d_harmonics = matvec_transposed(beta_a, orders) * d_y
+        d_harmonics += matvec_transposed(beta_b, orders) * d_y_b
         if ADDS:
-            d_spherical_e += load_rows(d_spherical, e, valid, MP, MP)
-            along += tl.load(d_lengths + 2 * e, mask=valid, other=0.0)
-        else:
-            tl.store(d_lengths + 2 * e + 1, tl.zeros([B], tl.float32), mask=valid)
-        store_rows(d_spherical, e, valid, d_spherical_e, MP, MP)
-        tl.store(d_lengths + 2 * e, along, mask=valid)
+            d_harmonics += load_rows(d_spherical, e, valid, MP, MP)
+            along += tl.load(d_lengths + e, mask=valid, other=0.0)
+        store_rows(d_spherical, e, valid, d_harmonics, MP, MP)
+        tl.store(d_lengths + e, along, mask=valid)

@@ -30,13 +30,15 @@ def add_product(
     """
     WANTED: tl.constexpr = SIZE // N if SIZE // N > 16 else 16
     SLICE: tl.constexpr = WANTED if K > WANTED else K
-    slices = tl.reshape(x, [ROWS, K // SLICE, SLICE])
-    which = tl.arange(0, K // SLICE)
-    inner, column = tl.arange(0, SLICE), tl.arange(0, N)
-    for s in range(K // SLICE):
-        part = tl.sum(tl.where(which[None, :, None] == s, slices, 0.0), 1)
-        rows = weight + (s * SLICE + inner)[:, None] * N + column[None, :]
-        total = tl.dot(part, tl.load(rows), total, input_precision=PRECISION)
+    if K == SLICE:
+        total = tl.dot(x, load_matrix(weight, K, N, N), total, input_precision=PRECISION)
+    else:
+        slices = tl.reshape(x, [ROWS, K // SLICE, SLICE])
+        which = tl.arange(0, K // SLICE)
+        for s in range(K // SLICE):
+            part = tl.sum(tl.where(which[None, :, None] == s, slices, 0.0), 1)
+            rows = load_matrix(weight + s * SLICE * N, SLICE, N, N)
+            total = tl.dot(part, rows, total, input_precision=PRECISION)
     return total
 
 
@@ -54,19 +56,6 @@ def layer_norm_gradient(given, normal, inverse, F: tl.constexpr):
     mean = tl.sum(given, 1) / F
     along = tl.sum(given * normal, 1) / F
     return (given - mean[:, None] - normal * along[:, None]) * inverse[:, None]
-
-
-@triton.jit
-def sum_parts(x, ROWS: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr):
-    """[ROWS, F] -> [ROWS, PARTS]: sums over the columns of each part."""
-    return tl.sum(tl.reshape(x, [ROWS, PARTS, F // PARTS]), 2)
-
-
-@triton.jit
-def repeat_parts(x, ROWS: tl.constexpr, F: tl.constexpr, PARTS: tl.constexpr):
-    """[ROWS, PARTS] -> [ROWS, F]: the number of each part in all its columns."""
-    wide = tl.broadcast_to(x[:, :, None], [ROWS, PARTS, F // PARTS])
-    return tl.reshape(wide, [ROWS, F])
 
 
 @triton.jit
@@ -95,10 +84,17 @@ def matvec_transposed(x, weight):
 
 
 @triton.jit
-def load_matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load a whole matrix [ROWS, COLUMNS], row after row in memory."""
+def load_matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
+    """Load a matrix [ROWS, COLUMNS], the first columns of rows of STRIDE numbers."""
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    return tl.load(pointer + row[:, None] * COLUMNS + column[None, :])
+    return tl.load(pointer + row[:, None] * STRIDE + column[None, :])
+
+
+@triton.jit
+def load_transposed(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
+    """Load the transposed [COLUMNS, ROWS] of what `load_matrix` loads."""
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    return tl.load(pointer + row[None, :] * STRIDE + column[:, None])
 
 
 @triton.jit
@@ -116,6 +112,26 @@ def store_rows(pointer, rows, valid, values, STRIDE: tl.constexpr, COLUMNS: tl.c
 
 
 @triton.jit
+def load_parts(
+    pointer, rows, valid, STRIDE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Load rows [B, PARTS, COLUMNS] like `load_rows`: each in parts of equal width."""
+    part = tl.arange(0, PARTS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    at = rows.to(tl.int64)[:, None, None] * STRIDE + part[None, :, :]
+    return tl.load(pointer + at, mask=valid[:, None, None], other=0.0)
+
+
+@triton.jit
+def store_parts(
+    pointer, rows, valid, values, STRIDE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Store rows where `load_parts` reads them."""
+    part = tl.arange(0, PARTS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    at = rows.to(tl.int64)[:, None, None] * STRIDE + part[None, :, :]
+    tl.store(pointer + at, values, mask=valid[:, None, None])
+
+
+@triton.jit
 def load_row(pointer, row, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
     """Load one row of a matrix [.., STRIDE]."""
     return tl.load(pointer + row.to(tl.int64) * STRIDE + tl.arange(0, COLUMNS))
@@ -125,6 +141,22 @@ def load_row(pointer, row, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
 def store_row(pointer, row, values, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
     """Store a row where `load_row` reads it."""
     tl.store(pointer + row.to(tl.int64) * STRIDE + tl.arange(0, COLUMNS), values)
+
+
+@triton.jit
+def load_row_parts(pointer, row, STRIDE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load one row in parts of equal width, [1, PARTS, COLUMNS]."""
+    part = tl.arange(0, PARTS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return tl.load(pointer + row.to(tl.int64) * STRIDE + part)[None, :, :]
+
+
+@triton.jit
+def store_row_parts(
+    pointer, row, values, STRIDE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Store values [PARTS, COLUMNS] where `load_row_parts` reads them."""
+    part = tl.arange(0, PARTS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    tl.store(pointer + row.to(tl.int64) * STRIDE + part, values)
 
 
 @triton.jit

@@ -13,6 +13,7 @@ def legendre(z, l: tl.constexpr, m: tl.constexpr, p, before):
 @triton.jit(do_not_specialize=["n_edges"])
 def find_edges(
     vectors,
+    receivers,
     senders,
     mask,
     slots,
@@ -20,6 +21,7 @@ def find_edges(
     envelope_table,
     norms,
     found_vectors,
+    found_receivers,
     found_senders,
     knots,
     places,
@@ -38,7 +40,7 @@ def find_edges(
     norm of `attncalc.basis.so3`, for all l from 1 to LMAX: column l^2 + l - 1 + m.
 
     Args:
-        vectors, senders, mask: of the graph.
+        vectors .. mask: of the graph.
         slots: [n_edges], new position of an edge, if it counts.
         numbers: [4] float64: shortest, cutoff, number of intervals, intervals per length.
         envelope_table: [n_intervals + 1, 4], float64: cubics of C(d); the last row is zero.
@@ -56,7 +58,9 @@ def find_edges(
     tl.store(found_vectors + 3 * slot, x, mask=counts)
     tl.store(found_vectors + 3 * slot + 1, y, mask=counts)
     tl.store(found_vectors + 3 * slot + 2, z, mask=counts)
+    receiver = tl.load(receivers + e, mask=counts, other=0).to(tl.int32)
     sender = tl.load(senders + e, mask=counts, other=0).to(tl.int32)
+    tl.store(found_receivers + slot, receiver, mask=counts)
     tl.store(found_senders + slot, sender, mask=counts)
 
     d = tl.sqrt(x * x + y * y + z * z)
@@ -185,8 +189,7 @@ def gradient_by_vectors(
         ux.to(tl.float32), uy.to(tl.float32), uz.to(tl.float32), given, valid, norms, LMAX, B
     )
     gx, gy, gz = gx.to(tl.float64), gy.to(tl.float64), gz.to(tl.float64)
-    along = tl.load(d_lengths + 2 * e, mask=valid, other=0.0)
-    along += tl.load(d_lengths + 2 * e + 1, mask=valid, other=0.0)
+    along = tl.load(d_lengths + e, mask=valid, other=0.0)
     radial = along.to(tl.float64) - (gx * ux + gy * uy + gz * uz) / d
     out = d_vectors + 3 * edge.to(tl.int64)
     tl.store(out, tl.where(valid, (gx / d + radial * ux) / 2, 0.0), mask=inside)

@@ -26,6 +26,7 @@ from attncalc.basis.so3 import SphericalHarmonics
 from attncalc.fast import SHORTEST
 from attncalc.graph import Graph, Graphs
 from attncalc.kernels.gpu.launching import launch
+from attncalc.kernels.gpu.sums import sum_over_edges
 from attncalc.kernels.so3krates.tables import Grid, harmonic_norms
 from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu import weights
@@ -36,7 +37,13 @@ from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import Potential, evaluate, evaluate_without_waiting
+from attncalc.potential import (
+    EdgeGradients,
+    Potential,
+    assemble,
+    evaluate,
+    evaluate_without_waiting,
+)
 from attncalc.result import Result
 from attncalc.system import System
 
@@ -227,6 +234,16 @@ def test_tiles_of_many_atoms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(step(plain)(graph), few, 2e-6)
 
 
+def test_filters_of_large_graphs_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = potential(ev_init_divisor=2.0)
+    graph = build_graph(plain, System.from_ase(small()))
+    kept = step(plain)(graph)
+    monkeypatch.setattr(module, "MOST_KEPT", 0)
+    again = step(plain)(graph)
+    assert torch.equal(again.energies, kept.energies)
+    assert torch.equal(again.forces, kept.forces)
+
+
 def tf32(x: np.ndarray) -> np.ndarray:
     """Rounded to 10 bits behind the first, as tensor cores read float32."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
@@ -323,6 +340,20 @@ def test_chosen_for_a_gpu(repels: bool) -> None:
     for terms in ([cosine], [cosine, *plain.pair_terms]):  # any terms, by autograd
         other = Potential(plain.network, ELEMENTS, pair_terms=terms)
         assert_same(step(other)(graph), evaluate(exact(other), graph))
+
+
+@pytest.mark.parametrize("padding", [{}, {"skin": 1.0, "capacity": 1000}])
+def test_sums_over_edges(padding: dict) -> None:
+    """Forces and strain gradients of the loop on the CPU, for gradients of any signs."""
+    for atoms in ([on_the_axis(), slab(), triclinic()], [bulk("C", a=3.2)], [Atoms("H")]):
+        graph = build_graph(potential(), System.from_ase(atoms), **padding)
+        random = torch.randn(graph.n_edges, 3, dtype=torch.float64)
+        gradient = torch.where(graph.edge_mask.unsqueeze(1), random, 0.0)
+        forces, strain_gradient = sum_over_edges(graph, gradient)
+        energies = torch.zeros(graph.n_atoms, dtype=torch.float64)
+        expected = assemble(Graphs(graph), EdgeGradients(energies, gradient))
+        torch.testing.assert_close(forces, expected.forces, rtol=0, atol=1e-12)
+        torch.testing.assert_close(strain_gradient, expected.strain_gradient, rtol=0, atol=1e-12)
 
 
 def clash() -> Atoms:
@@ -459,6 +490,7 @@ def test_harmonics_and_cutoff_function_of_edges(highest: int) -> None:
     grid = Grid(0.2, 4.0, 512)
     found = {
         "found_vectors": torch.empty(n, 3, dtype=torch.float64),
+        "found_receivers": torch.empty(n, dtype=torch.int32),
         "found_senders": torch.empty(n, dtype=torch.int32),
         "knots": torch.empty(n, dtype=torch.int32),
         **{name: torch.empty(n) for name in ("places", "envelopes", "envelope_slopes")},
@@ -469,6 +501,7 @@ def test_harmonics_and_cutoff_function_of_edges(highest: int) -> None:
         (2,),
         found,
         vectors=vectors,
+        receivers=torch.arange(n).flip(0),
         senders=torch.arange(n),
         mask=mask,
         slots=slots,
@@ -486,6 +519,7 @@ def test_harmonics_and_cutoff_function_of_edges(highest: int) -> None:
     lengths = torch.linalg.vector_norm(near, dim=1)
     assert torch.equal(found["found_vectors"][:count], near)
     assert found["found_senders"][:count].tolist() == list(range(0, n, 2))
+    assert found["found_receivers"][:count].tolist() == list(range(n - 1, 0, -2))
     harmonics = SphericalHarmonics(tuple(range(1, highest + 1)))
     expected = harmonics(near / lengths.unsqueeze(1))
     spherical = found["spherical"][:count]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from multiprocessing.connection import Connection
@@ -101,6 +103,22 @@ class Forked:
             what = said.read()
         assert in_time, f"it went on for {SECONDS_TO_WAIT} s, and said: {what}"
         return self._process.exitcode, what
+
+
+def says_all_to(file: Path) -> None:
+    """Let all that this process, a fork, writes to a terminal go to a file, as of a new process.
+
+    Nothing is caught by pytest, and coverage, which would not be saved, is not measured.
+    """
+    sys.settrace(None)
+    for number in (1, 2):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    logging.getLogger().handlers.clear()
+    warnings.resetwarnings()
+    for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", hidden)
+    warnings.showwarning = lambda *what: sys.stderr.write(warnings.formatwarning(*what[:4]))
 
 
 def ends_in_time(process: BaseProcess) -> bool:

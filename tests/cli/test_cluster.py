@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -55,15 +56,29 @@ LABEL = ("label", "many.xyz", "--oracle", "teacher:make", "-o", "out.xyz")
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the scheduler of two processes in another folder."""
+    """Address of the scheduler of two processes in another folder.
+
+    They, and those that come after them, are forks of one process that has imported everything.
+    """
     distributed = pytest.importorskip(
         "distributed", reason='needs dask.distributed: pip install "attncalc[cluster]"'
     )
+    from dask import config
+
     scratch = str(tmp_path_factory.mktemp("cluster"))
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=":0", local_directory=scratch
-    ) as of_two:
-        yield of_two.scheduler_address
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["distributed.nanny", "attncalc.cli.relax_many", "attncalc.cli.label", "ase.optimize"]
+    )
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+    ):
+        # which would let it import less
+        patch.setattr(distributed.utils, "_forkserver_preload_set", True, raising=False)
+        with distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", local_directory=scratch
+        ) as of_two:
+            yield of_two.scheduler_address
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ makes a hundred kills affordable.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -143,6 +144,8 @@ def _import_the_rest() -> None:
 
 
 def _serve() -> None:
+    # without a GPU it is of no use, and what is frozen of it would be called a leak on stderr
+    sys.modules["triton"] = None  # type: ignore[assignment]
 
     import torch
 
@@ -151,6 +154,8 @@ def _serve() -> None:
     import attncalc.train  # noqa: F401
 
     _import_the_rest()
+    gc.collect()
+    gc.freeze()  # a child that ends need not visit, and so copy, all that was imported
     for text in sys.stdin:
         order = json.loads(text)
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as error:

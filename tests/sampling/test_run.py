@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     """A run without interruption, by one process."""
     path = tmp_path_factory.mktemp("whole") / "data.h5"
     return path, sample(SETTINGS, path, N)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is a fork of this process: what is imported here is not imported again."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
 
 
 def frames(path: Path) -> list[tuple[str, str, Atoms, float, np.ndarray]]:
@@ -85,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_more_molecules_extend_the_data(whole, tmp_path: Path) -> None:
+def test_more_molecules_extend_the_data(whole, forked, tmp_path: Path) -> None:
     output = tmp_path / "longer.h5"
     first = sample(SETTINGS, output, 8)
     assert first.n_molecules == 8
@@ -166,7 +174,7 @@ def test_the_summary_counts_what_is_there(whole) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_as_teacher_and_a_training_on_its_labels(tmp_path: Path) -> None:
+def test_a_model_as_teacher_and_a_training_on_its_labels(forked, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "tiny.safetensors")
     settings = Settings(str(model), seed=1, relax_steps=1, chunk_molecules=6)
     sample(settings, tmp_path / "data.h5", 12)

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from networks import Density, DensityConfig
+from torch._inductor import config as inductor
 
 from attncalc import Potential, train
 from attncalc.kernels.collocation import collocated
@@ -136,6 +137,19 @@ def test_a_second_process_fills_the_cache(recipe, dataset, tmp_path, monkeypatch
     its compiled step with the plain one before it is used.
     """
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    # of no use where one short file is compiled: trials of what the processor can, headers that are
+    # compiled beforehand, and workers that import torch
+    for name, value in (
+        ("ATEN_CPU_CAPABILITY", "default"),
+        ("TORCHINDUCTOR_VEC_ISA_OK", "1"),
+        ("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0"),
+        ("TORCHINDUCTOR_COMPILE_THREADS", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+    # here they may have been read already
+    monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)
+    monkeypatch.setattr(inductor, "cpp_cache_precompile_headers", False)
+    monkeypatch.setattr(inductor, "compile_threads", 1)
     potential = Potential(Density(DensityConfig(3.4), 2), (28, 29))
     weights = Loss(1.0, 2.0, 50.0)
     batches = samples(dataset, potential.cutoff, potential.species)
@@ -145,15 +159,16 @@ def test_a_second_process_fills_the_cache(recipe, dataset, tmp_path, monkeypatch
     made._process.wait()
     assert made.is_done
     assert not made.failure
-    assert list(tmp_path.rglob("*.so")), "the second process has left no code"
+    code = set(tmp_path.rglob("*.so"))
+    assert code, "the second process has left no code"
     step, plain = made.make(), eager_step(potential, weights)
+    assert set(tmp_path.rglob("*.so")) == code, "the first process has compiled it again"
     for batch in (batches[0], join(batches[5:7])):
         assert relative_error(step, plain, with_distant_labels(batch, weights)) < 1e-4
 
 
-@pytest.mark.parametrize("end", ["made.stop()", "os.kill(os.getpid(), 9)"])
-def test_the_second_process_ends_with_the_first(end: str, tmp_path):
-    """Also after kill -9, and with the compilers that it runs."""
+def test_the_second_process_ends_with_the_first(tmp_path):
+    """When it is stopped and after kill -9, each time with the compilers that it runs."""
     script = f"""
 import os, pathlib, time
 from attncalc.train import compilation
@@ -161,21 +176,26 @@ compilation.SECONDS_BETWEEN_LOOKS = 0.1
 
 class Compiles:  # when it is read: starts another program, and waits for it
     def __reduce__(self):
-        return os.system, ("sleep 600 & echo $! > {tmp_path}/pid; wait",)
+        return os.system, (f"sleep 600 & echo $! > {tmp_path}/{{end}}; wait",)
 
 compilation.pickle.dumps = lambda what, dumps=compilation.pickle.dumps: dumps(Compiles())
-made = compilation.Compilation(None, None, None, [])
-made.start()
-print(made._process.pid, flush=True)
-while not pathlib.Path("{tmp_path}/pid").exists():
-    time.sleep(0.05)
-time.sleep(0.2)
-{end}
+for end in ("stopped", "killed"):
+    made = compilation.Compilation(None, None, None, [])
+    made.start()
+    print(made._process.pid, flush=True)
+    while not pathlib.Path("{tmp_path}", end).exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+    if end == "stopped":
+        made.stop()
+os.kill(os.getpid(), 9)
 """
     first = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    second, compiler = int(first.stdout), int((tmp_path / "pid").read_text())
+    compilers = [(tmp_path / end).read_text() for end in ("stopped", "killed")]
+    processes = [int(number) for number in (*first.stdout.split(), *compilers)]
+    assert len(processes) == 4
     deadline = time.monotonic() + 60
-    while _is_alive(second) or _is_alive(compiler):
+    while any(map(_is_alive, processes)):
         assert time.monotonic() < deadline, "it goes on without its parent"
         time.sleep(0.1)
 

@@ -4,10 +4,10 @@ import csv
 import dataclasses
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.emt import EMT
+from command_line import ends_in_time, says_all_to
 from trainings import assert_same_bits, write
 
 from attncalc import data, load, train
@@ -31,8 +32,6 @@ from attncalc.train.processes import connect
 from attncalc.train.start import new_potential
 from attncalc.train.step import PENALTIES, Loss, loss
 from attncalc.train.step import predict as predict_for_loss
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_what_is_left_behind(finished, recipe):
@@ -170,42 +169,41 @@ def test_global_random_numbers_stay_as_they_are(recipe, parts, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# a training that ends itself without warning, as by kill -9 or a power cut
-KILLED = """
-import dataclasses, os, pickle, signal, sys, torch
-torch.set_num_threads(1)
-from attncalc import train
-from attncalc.train import callbacks, module
-import attncalc.model_file
+def killed_at(moment: str, output: Path, said: Path, *fitted: object) -> None:
+    """A training that ends itself without warning, as by kill -9 or a power cut; call it in a fork.
 
-recipe, parts, output, moment = pickle.load(open(sys.argv[1], "rb"))
-calls = 0
+    Args:
+        moment: one of those below.
+        output: folder of the training.
+        said: file for all that it writes to the terminal.
+        fitted: other arguments of `train.fit`.
+    """
+    says_all_to(said)
+    calls = 0
 
-def kill_at(n, function):
-    def counted(*arguments, **keywords):
-        global calls
-        calls += 1
-        if calls == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **keywords)
-    return counted
+    def kill_at(n: int, function):
+        def counted(*arguments, **keywords):
+            nonlocal calls
+            calls += 1
+            if calls == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
 
-steps = {"middle of epoch 3": 13, "behind step 2 of epoch 3": 13, "behind step 3 of epoch 1": 4}
-if moment in steps:
-    if moment.startswith("behind"):
-        callbacks.CHECKPOINT_EVERY = 0
-    step = kill_at(steps[moment], module.TrainingModule.training_step)
-    module.TrainingModule.training_step = step
-else:
-    def is_checkpoint(source, target, replace=os.replace):
-        if str(target).endswith("last.ckpt"):
-            replace_checkpoint(source, target)
-        else:
-            replace(source, target)
-    replace_checkpoint = kill_at(2, os.replace)
-    os.replace = is_checkpoint
-train.fit(recipe, *parts[:2], output)
-"""
+        return counted
+
+    steps = {"middle of epoch 3": 13, "behind step 2 of epoch 3": 13, "behind step 3 of epoch 1": 4}
+    if moment in steps:
+        if moment.startswith("behind"):
+            callbacks.CHECKPOINT_EVERY = 0
+        TrainingModule.training_step = kill_at(steps[moment], TrainingModule.training_step)
+    else:
+        replace, replace_checkpoint = os.replace, kill_at(2, os.replace)
+
+        def is_checkpoint(source, target):
+            (replace_checkpoint if str(target).endswith("last.ckpt") else replace)(source, target)
+
+        os.replace = is_checkpoint
+    train.fit(*fitted, output)
 
 
 @pytest.mark.parametrize(
@@ -220,18 +218,14 @@ train.fit(recipe, *parts[:2], output)
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     finished, recipe, parts, tmp_path, moment, epochs_done, steps_done
 ):
-    output, job = tmp_path / "run", tmp_path / "job.pickle"
-    job.write_bytes(pickle.dumps((recipe, parts, output, moment)))
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(job)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    output, said = tmp_path / "run", tmp_path / "said"
+    killed = multiprocessing.get_context("fork").Process(
+        target=killed_at, args=(moment, output, said, recipe, *parts[:2])
     )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert killed.stderr == ""
-    assert killed.stdout == ""
+    killed.start()
+    assert ends_in_time(killed)
+    assert killed.exitcode == -signal.SIGKILL, said.read_text()
+    assert said.read_text() == ""
     checkpoint = torch.load(output / "last.ckpt", weights_only=True)
     assert [row["epoch"] for row in checkpoint["history"]] == list(range(1, epochs_done + 1))
     assert len(checkpoint["train_losses"]) == steps_done

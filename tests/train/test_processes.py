@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_line import ends_in_time, says_all_to
 from trainings import assert_same_bits, write
 
 from attncalc import data, train
@@ -207,24 +210,37 @@ def folder(in_float64, dataset, tmp_path_factory) -> Path:
     return folder
 
 
+def as_rank(folder: Path, slurm: dict[str, str], port: int) -> None:
+    """Do the job as one of two processes; call it in a fork."""
+    says_all_to(folder / f"output-{slurm['SLURM_PROCID']}")
+    os.chdir(folder)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        os.environ.pop(name, None)
+    os.environ |= slurm | {"MASTER_PORT": str(port)}
+    runpy.run_path("job.py", run_name="__main__")
+
+
 @pytest.fixture(scope="module")
 def said(folder) -> list[dict]:
-    """What the two processes report, started as srun does."""
+    """What the two processes report, which find what srun says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
     ranks = [
-        launch(
-            ["job.py"],
-            {**slurm, "SLURM_PROCID": str(k), "SLURM_LOCALID": str(k), "MASTER_PORT": str(port)},
-            folder,
+        multiprocessing.get_context("fork").Process(
+            target=as_rank,
+            args=(folder, {**slurm, "SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)}, port),
         )
         for k in (0, 1)
     ]
-    outputs = [process.communicate(timeout=600) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, -signal.SIGKILL], outputs
-    assert outputs == [("", ""), ("", "")]
+    for process in ranks:
+        process.start()
+    in_time = [ends_in_time(process) for process in ranks]
+    outputs = [(folder / f"output-{k}").read_text() for k in (0, 1)]
+    assert in_time == [True, True], outputs
+    assert [process.exitcode for process in ranks] == [0, -signal.SIGKILL], outputs
+    assert outputs == ["", ""]
     return [json.loads((folder / f"said-{k}.json").read_text()) for k in (0, 1)]
 
 

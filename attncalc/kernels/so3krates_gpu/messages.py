@@ -150,6 +150,7 @@ def messages_gradient(
             d_v += tl.sum(q_b * w_e * k, 2)[:, :, None] * d_x_b
             from_b = tl.sum(d_x_b * v, 2)[:, :, None] * q_b
             d_k += from_b * w_e
+            tl.debug_barrier()  # small blocks are loaded by several threads
             store_parts(w, e, valid, from_a * q + from_b * k, 2 * F, H, D)
         store_row_parts(d_projected, a, tl.sum(d_q, 0), 5 * F, H, D)
         store_row_parts(d_projected + F, a, tl.sum(d_k, 0), 5 * F, H, D)
@@ -179,6 +180,7 @@ def messages_gradient(
             from_b = matvec_transposed(d_y_b * y, degrees)[:, :, None] * q_b
             d_q += from_a * w_e
             d_k += from_b * w_e
+            tl.debug_barrier()  # small blocks are loaded by several threads
             store_parts(w + F, e, valid, from_a * q + from_b * k, 2 * F, L, P)
         store_row_parts(d_projected + 3 * F, a, tl.sum(d_q, 0), 5 * F, L, P)
         store_row_parts(d_projected + 4 * F, a, tl.sum(d_k, 0), 5 * F, L, P)

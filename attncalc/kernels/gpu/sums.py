@@ -82,7 +82,7 @@ def sum_gradients(vectors, gradient, rows, order, sent_rows, forces, virials, B:
 def sum_over_edges(graph: Graph, gradient: Tensor) -> SummedGradient:
     """Return forces and strain gradient from dE / d vectors [n_edges, 3], float64.
 
-    Edges that do not count are left out, whatever their vectors; their gradients are zero.
+    Gradients of edges that do not count are zero; padding at the end is left out.
     """
     n = graph.n_atoms
     workspace = Workspace(gradient.device)

@@ -82,14 +82,14 @@ def messages(
             to_features += alpha[:, :, None] * v
         before = load_row_parts(features, a, F, H, D)
         store_row_parts(features, a, tl.sum(before, 0) + tl.sum(to_features, 0), F, H, D)
-    else:
+    else:  # other names: Triton refuses one name for two shapes
         orders = load_transposed(of_degree, L, MP, MP)
-        q = load_row_parts(projected + 3 * F, a, 5 * F, L, P)
+        query = load_row_parts(projected + 3 * F, a, 5 * F, L, P)
         to_ev = tl.zeros([B, MP], tl.float32)
         for block in range(begin, end, B):
             e, valid, b = load_block(block, end, senders, B)
-            k = load_parts(projected + 4 * F, b, valid, 5 * F, L, P)
-            beta = tl.sum(q * load_parts(w + F, e, valid, 2 * F, L, P) * k, 2)
+            key = load_parts(projected + 4 * F, b, valid, 5 * F, L, P)
+            beta = tl.sum(query * load_parts(w + F, e, valid, 2 * F, L, P) * key, 2)
             to_ev += matvec_transposed(beta, orders) * load_rows(spherical, e, valid, MP, MP)
         after = tl.sum(to_ev, 0)
         if not RESTS:
@@ -155,35 +155,35 @@ def messages_gradient(
         store_row_parts(d_projected, a, tl.sum(d_q, 0), 5 * F, H, D)
         store_row_parts(d_projected + F, a, tl.sum(d_k, 0), 5 * F, H, D)
         store_row_parts(d_projected + 2 * F, a, tl.sum(d_v, 0), 5 * F, H, D)
-    else:
+    else:  # other names: Triton refuses one name for two shapes
         degrees = load_matrix(of_degree, L, MP, MP)
         orders = load_transposed(of_degree, L, MP, MP)
         signs = tl.load(parity + tl.arange(0, MP))[None, :]
-        q = load_row_parts(projected + 3 * F, a, 5 * F, L, P)
-        k = load_row_parts(projected + 4 * F, a, 5 * F, L, P)
+        query = load_row_parts(projected + 3 * F, a, 5 * F, L, P)
+        key = load_row_parts(projected + 4 * F, a, 5 * F, L, P)
         d_y = load_row(d_received, a, MP, MP)[None, :]
-        d_q, d_k = tl.zeros([B, L, P], tl.float32), tl.zeros([B, L, P], tl.float32)
+        d_query, d_key = tl.zeros([B, L, P], tl.float32), tl.zeros([B, L, P], tl.float32)
         for block in range(begin, end, B):
             e, valid, b = load_block(block, end, senders, B)
-            w_e = load_parts(w + F, e, valid, 2 * F, L, P)
-            q_b = load_parts(projected + 3 * F, b, valid, 5 * F, L, P)
-            k_b = load_parts(projected + 4 * F, b, valid, 5 * F, L, P)
+            filter_e = load_parts(w + F, e, valid, 2 * F, L, P)
+            query_b = load_parts(projected + 3 * F, b, valid, 5 * F, L, P)
+            key_b = load_parts(projected + 4 * F, b, valid, 5 * F, L, P)
             y = load_rows(spherical, e, valid, MP, MP)
             d_y_b = load_rows(d_received, b, valid, MP, MP) * signs
-            to_a = matvec_transposed(tl.sum(q * w_e * k_b, 2), orders)
-            to_b = matvec_transposed(tl.sum(q_b * w_e * k, 2), orders)
+            to_a = matvec_transposed(tl.sum(query * filter_e * key_b, 2), orders)
+            to_b = matvec_transposed(tl.sum(query_b * filter_e * key, 2), orders)
             d_harmonics = to_a * d_y + to_b * d_y_b
             if ADDS:
                 d_harmonics += load_rows(d_spherical, e, valid, MP, MP)
             store_rows(d_spherical, e, valid, d_harmonics, MP, MP)
-            from_a = matvec_transposed(d_y * y, degrees)[:, :, None] * k_b
-            from_b = matvec_transposed(d_y_b * y, degrees)[:, :, None] * q_b
-            d_q += from_a * w_e
-            d_k += from_b * w_e
+            by_a = matvec_transposed(d_y * y, degrees)[:, :, None] * key_b
+            by_b = matvec_transposed(d_y_b * y, degrees)[:, :, None] * query_b
+            d_query += by_a * filter_e
+            d_key += by_b * filter_e
             tl.debug_barrier()  # small blocks are loaded by several threads
-            store_parts(w + F, e, valid, from_a * q + from_b * k, 2 * F, L, P)
-        store_row_parts(d_projected + 3 * F, a, tl.sum(d_q, 0), 5 * F, L, P)
-        store_row_parts(d_projected + 4 * F, a, tl.sum(d_k, 0), 5 * F, L, P)
+            store_parts(w + F, e, valid, by_a * query + by_b * key, 2 * F, L, P)
+        store_row_parts(d_projected + 3 * F, a, tl.sum(d_query, 0), 5 * F, L, P)
+        store_row_parts(d_projected + 4 * F, a, tl.sum(d_key, 0), 5 * F, L, P)
 
 
 @triton.jit

@@ -206,6 +206,7 @@ def test_energies_that_are_not_numbers_say_that_the_engine_could_not() -> None:
 MODELS = {
     "shipped": lambda: load("so3krates-ethanol").requires_grad_(False),
     "electrons": lambda: potential(embed_charge=True, num_layers=1),
+    "eight heads": lambda: potential(num_heads=8),
     "started variables": lambda: potential(ev_init_divisor=2.0, num_layers=1),
     "repulsion": lambda: potential(repels=True, num_layers=1),
     "longer range": lambda: potential(reaches=True, num_layers=1),

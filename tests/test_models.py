@@ -1,7 +1,5 @@
 """The shipped models: card, header and numbers agree, and the numbers are measured again."""
 
-import copy
-import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -16,18 +14,16 @@ from ase.filters import FrechetCellFilter
 from ase.neighborlist import build_neighbor_list
 from ase.optimize import FIRE, LBFGS
 
-from attncalc import AttnCalculator, Committee, Potential, checks, data, load
+from attncalc import AttnCalculator, Committee, Potential, data, load
 from attncalc.data.errors import Prediction, errors, predict
 from attncalc.fast import lower
 from attncalc.model_file import header, shipped_models
 from attncalc.potential import evaluate
-from attncalc.sample_structures import random_cluster
 from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
 SHIPPED = sorted(shipped_models())
 VERIFIED: set[bytes] = set()
-KINDS: set[str] = set()
 # by the weights of a network and the molecule
 PREDICTED: dict[tuple[bytes, str], Prediction] = {}
 TETRAHEDRON = ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))
@@ -81,48 +77,14 @@ def weights_of(potential: Potential) -> bytes:
     return b"".join(one.numpy().tobytes() for one in potential.state_dict().values())
 
 
-def kind_of(member: Potential) -> str:
-    """What decides the physics of a model but its weights."""
-    config = dataclasses.replace(member.network.config, avg_num_neighbors=1.0)  # a factor
-    terms = [(type(term), term.config) for term in member.pair_terms]
-    return repr((config, terms, bool(member.baseline)))
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_physics_of_every_model(name):
-    """Each network once, those of committees one by one: all checks of the first of its kind.
-
-    Of the others the checks that depend on weights: symmetries and derivatives do not.
-    """
+    """Each network once, those of committees one by one."""
     for member in load(name).members:
-        if (weights := weights_of(member)) in VERIFIED:
-            continue
-        VERIFIED.add(weights)
-        calculator = AttnCalculator(member, delta=bool(member.baseline))
-        if (kind := kind_of(member)) not in KINDS:
-            KINDS.add(kind)
-            calculator.verify()
-        else:
-            rounding_checks(calculator).require()
-
-
-def rounding_checks(calculator: AttnCalculator) -> checks.Report:
-    """Those of `verify` that weights decide: sizes of numbers, and the tables of engines."""
-    plain = calculator.evaluator.plain
-    atoms, exact = random_cluster(plain.species), copy.deepcopy(plain)
-    exact.set_dtype(torch.float64)
-    rows = (
-        checks._smooth_at_cutoff(exact),
-        checks._single_precision(plain, exact, atoms),
-        checks._fast_is_plain(calculator.potential, plain, atoms),
-    )
-    return checks.Report("random cluster", rows)
-
-
-def test_kinds_of_models():
-    """Of which the first is verified: a new one is one more."""
-    kinds = {kind_of(member) for name in SHIPPED for member in load(name).members}
-    assert len(kinds) == 6
+        weights = weights_of(member)
+        if weights not in VERIFIED:
+            VERIFIED.add(weights)
+            AttnCalculator(member, delta=bool(member.baseline)).verify()
 
 
 def test_physics_of_a_committee():

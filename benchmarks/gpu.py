@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpu_dynamics import table_rows
+from gpu_dynamics import longest, table_rows
 from gpu_dynamics import worker as dynamics_worker
 from result_files import table, write
 
@@ -40,13 +40,14 @@ ROOT = HERE.parent
 LIMITS = {"machine": 60.0, "compile": 90.0, "tests": 200.0, "speed": 100.0, "kernels": 60.0}
 LIMITS |= {"dynamics": 150.0, "settings": 120.0}
 LAST_LINES = 100  # last lines of the tests' output that are kept
-# sizes of tiles that are tried; the steps of atoms also work on more of a weight at a time
+# processes that compile, and the environment variable by which each knows its share
 COMPILERS, SHARE = 14, "ATTNCALC_GPU_SETTINGS"
 # model, structure, replicas, of which kernels are compiled, and with other settings
 TO_TRY = [("so3krates-ethanol", "aspirin", 1), ("so3krates-ethanol", "ethanol", 64)]
 TO_TRY += [("so3lr-sized", "water-1536", 1)]
 TO_COMPILE = [*TO_TRY, ("so3lr-sized", "water-6144", 1), ("so3krates-ethanol", "ethanol", 1024)]
 TO_COMPILE += [("so3krates-organic", name, 1) for name in ("aspirin", "water-192")]
+# sizes of tiles that are tried; steps of atoms also work on more of a weight at a time
 _BLOCKS = tuple({"B": n, "num_warps": w} for n in (8, 16) for w in (2, 4))
 _EDGES = tuple(
     {"EDGES": n, "COLUMNS": columns, "num_warps": w}
@@ -398,9 +399,6 @@ def kernels_worker(dry_run: bool) -> None:
                 wait()
         found = launched(profiled.events(), device)
         most = Counter(kernel for kernel, _ in found).most_common(8)
-        times: Counter[str] = Counter()
-        for kernel, us in found:
-            times[kernel] += us
         show(
             system=name,
             kernels=len(found),
@@ -408,7 +406,7 @@ def kernels_worker(dry_run: bool) -> None:
             busy_ms=sum(us for _, us in found) / 1e3,
             launch_us=launch_us,
             most_frequent=[{"kernel": kernel[:120], "n": n} for kernel, n in most],
-            longest=[{"kernel": kernel[:120], "us": us} for kernel, us in times.most_common(12)],
+            longest=longest(found),
         )
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 HEAVY = 1e6  # amu
@@ -173,21 +173,29 @@ def of_system(
         "kernels_per_step": len(kernels) / n,
         "busy_us": sum(event.time_range.elapsed_us() for event in kernels) / n,
         "waits_per_chunk": sum(event.name in WAITS for event in events),
-        "longest": longest(kernels, n),
+        "longest": longest(((k.name, k.time_range.elapsed_us()) for k in kernels), n),
     }
     if device == "cuda":
         row["peak_MiB"] = torch.cuda.max_memory_allocated() / 2**20
     return row
 
 
-def longest(kernels: list[Any], n_steps: int, most: int = 16) -> list[dict[str, Any]]:
-    """Return the kernels that take most of the time: µs and launches per step."""
+def longest(
+    kernels: Iterable[tuple[str, float]], n_steps: int = 1, most: int = 16
+) -> list[dict[str, Any]]:
+    """Return the kernels that take most of the time: µs and launches per step.
+
+    Args:
+        kernels: name and µs of every launch.
+        n_steps: number of steps that launched them.
+        most: largest number of kernels.
+    """
     times, counts = Counter(), Counter()
-    for event in kernels:
-        times[event.name] += event.time_range.elapsed_us() / n_steps
-        counts[event.name] += 1
+    for name, us in kernels:
+        times[name] += us / n_steps
+        counts[name] += 1
     return [
-        {"kernel": name[:100], "us": round(us, 2), "n": round(counts[name] / n_steps, 2)}
+        {"kernel": name[:120], "us": us, "n": counts[name] / n_steps}
         for name, us in times.most_common(most)
     ]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph, LinearizedTerm, SummedGradient
 from attncalc.kernels.frozen_long_range import Constants, FrozenLongRange
+from attncalc.kernels.gpu.formulas import store_sums
 from attncalc.kernels.gpu.launching import Workspace, launch, row_pointers
 from attncalc.kernels.gpu.sums import sum_of_systems
 
@@ -144,20 +145,10 @@ def interact(
     tl.store(energies + i, 0.5 * tl.sum(energy))
     tl.store(by_charges + i, tl.sum(d_charge))
     tl.store(by_ratios + i, tl.sum(d_ratio) + of_free * tl.sum(d_alpha))
-    tl.store(forces + 3 * i, tl.sum(fx))
-    tl.store(forces + 3 * i + 1, tl.sum(fy))
-    tl.store(forces + 3 * i + 2, tl.sum(fz))
-    out = virials + 9 * i
-    sxy, sxz, syz = 0.5 * tl.sum(xy), 0.5 * tl.sum(xz), 0.5 * tl.sum(yz)
-    tl.store(out, 0.5 * tl.sum(xx))
-    tl.store(out + 1, sxy)
-    tl.store(out + 2, sxz)
-    tl.store(out + 3, sxy)
-    tl.store(out + 4, 0.5 * tl.sum(yy))
-    tl.store(out + 5, syz)
-    tl.store(out + 6, sxz)
-    tl.store(out + 7, syz)
-    tl.store(out + 8, 0.5 * tl.sum(zz))
+    store_sums(
+        *(forces, virials, i, fx, fy, fz, 0.5 * xx, 0.5 * yy, 0.5 * zz),
+        *(0.5 * xy, 0.5 * xz, 0.5 * yz),
+    )
 
 
 class GPUFrozenLongRange(FrozenLongRange):

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attncalc.graph import Graph, SummedGradient
+from attncalc.kernels.gpu.formulas import store_sums
 from attncalc.kernels.gpu.launching import Workspace, launch, row_pointers
 from attncalc.ops import segment_sum
 
@@ -62,20 +63,7 @@ def sum_gradients(vectors, gradient, rows, order, sent_rows, forces, virials, B:
         fx -= tl.load(gradient + at, mask=inside, other=0.0)
         fy -= tl.load(gradient + at + 1, mask=inside, other=0.0)
         fz -= tl.load(gradient + at + 2, mask=inside, other=0.0)
-    tl.store(forces + 3 * i, tl.sum(fx))
-    tl.store(forces + 3 * i + 1, tl.sum(fy))
-    tl.store(forces + 3 * i + 2, tl.sum(fz))
-    out = virials + 9 * i
-    sxy, sxz, syz = 0.5 * tl.sum(xy), 0.5 * tl.sum(xz), 0.5 * tl.sum(yz)
-    tl.store(out, tl.sum(xx))
-    tl.store(out + 1, sxy)
-    tl.store(out + 2, sxz)
-    tl.store(out + 3, sxy)
-    tl.store(out + 4, tl.sum(yy))
-    tl.store(out + 5, syz)
-    tl.store(out + 6, sxz)
-    tl.store(out + 7, syz)
-    tl.store(out + 8, tl.sum(zz))
+    store_sums(forces, virials, i, fx, fy, fz, xx, yy, zz, 0.5 * xy, 0.5 * xz, 0.5 * yz)
 
 
 @torch.no_grad()

@@ -43,8 +43,8 @@ from attncalc.kernels.so3krates_gpu.weights import (
 MOST_KINDS = 10
 # bytes of filters that are kept for the reverse pass; those of larger graphs are computed again
 MOST_KEPT = 2**30
-# edges of a block in the loops over an atom's edges, of a program of `filters`, of `find_edges`
-BLOCK, TILE, EDGES = 8, 16, 128
+# edges of a block in the loops over an atom's edges, of programs of `filters`, of `find_edges`
+BLOCK, FILTER_EDGES, GEOMETRY_EDGES = 8, 16, 128
 # columns of filters that are worked on at a time
 COLUMNS = 64
 # atoms of a program; for up to FEW atoms several programs share the projections
@@ -127,7 +127,7 @@ class Engine:
             "LMAX": max(config.degrees),
             "G": self.heads["energies"]["head"].shape[1],
             "B": BLOCK,
-            "EDGES": TILE,
+            "EDGES": FILTER_EDGES,
             "COLUMNS": min(COLUMNS, config.num_features),
             "SIZE": _largest_part(device),
             "PRECISION": "tf32x3" if has_cores else "ieee",
@@ -249,12 +249,12 @@ class _Evaluation:
             if n_edges:
                 launch(
                     gradient_by_vectors,
-                    (-(-n_edges // EDGES),),
+                    (-(-n_edges // GEOMETRY_EDGES),),
                     self.known,
                     mask=graph.edge_mask,
                     d_vectors=d_vectors,
                     n_edges=n_edges,
-                    B=EDGES,
+                    B=GEOMETRY_EDGES,
                 )
         return d_vectors
 
@@ -275,7 +275,7 @@ class _Evaluation:
         if n_edges:
             launch(
                 find_edges,
-                (-(-n_edges // EDGES),),
+                (-(-n_edges // GEOMETRY_EDGES),),
                 found,
                 self.known,
                 vectors=graph.vectors.contiguous(),
@@ -284,7 +284,7 @@ class _Evaluation:
                 mask=graph.edge_mask,
                 slots=slots,
                 n_edges=n_edges,
-                B=EDGES,
+                B=GEOMETRY_EDGES,
             )
         found["slots"], found["rows"] = slots, rows
         return found | {name: found[f"found_{name}"] for name in ("receivers", "senders")}
@@ -346,7 +346,7 @@ class _Evaluation:
         if n_edges:
             launch(
                 filters,
-                (-(-n_edges // TILE),),
+                (-(-n_edges // FILTER_EDGES),),
                 vars(self.layers[l]),
                 self.known,
                 RESTS=self.rests(l),
@@ -434,7 +434,7 @@ class _Evaluation:
         if n_edges:
             launch(
                 filters_gradient,
-                (-(-n_edges // TILE),),
+                (-(-n_edges // FILTER_EDGES),),
                 vars(self.layers[l]),
                 self.known,
                 given,

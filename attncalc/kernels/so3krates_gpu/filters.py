@@ -25,6 +25,15 @@ from attncalc.kernels.so3krates_gpu.formulas import (
 
 
 @triton.jit
+def load_tile(n_edges, knots, places, zero_row, EDGES: tl.constexpr):
+    """Load the edges of this program: index, validity, row of tables, place in it."""
+    e = tl.program_id(0) * EDGES + tl.arange(0, EDGES)
+    valid = e < n_edges
+    knot = tl.load(knots + e, mask=valid, other=zero_row)
+    return e, valid, knot, tl.load(places + e, mask=valid, other=0.0)
+
+
+@triton.jit
 def differences(e, valid, receivers, senders, ev, of_degree, MP: tl.constexpr):
     """chi_b - chi_a [T, M], and the sums of its squares over the orders [T, L]."""
     a = tl.load(receivers + e, mask=valid, other=0)
@@ -80,10 +89,7 @@ def filters(
     K: tl.constexpr = F // 4
     n_edges = tl.load(rows + n_atoms)
     if tl.program_id(0) * EDGES < n_edges:
-        e = tl.program_id(0) * EDGES + tl.arange(0, EDGES)
-        valid = e < n_edges
-        knot = tl.load(knots + e, mask=valid, other=zero_row)
-        place = tl.load(places + e, mask=valid, other=0.0)
+        e, valid, knot, place = load_tile(n_edges, knots, places, zero_row, EDGES)
         if RESTS:
             for kind in tl.static_range(2):
                 of_kind = cubic(table + kind * F, knot, place, 8 * F, F, 2 * F)
@@ -146,10 +152,7 @@ def filters_gradient(
     K: tl.constexpr = F // 4
     n_edges = tl.load(rows + n_atoms)
     if tl.program_id(0) * EDGES < n_edges:
-        e = tl.program_id(0) * EDGES + tl.arange(0, EDGES)
-        valid = e < n_edges
-        knot = tl.load(knots + e, mask=valid, other=zero_row)
-        place = tl.load(places + e, mask=valid, other=0.0)
+        e, valid, knot, place = load_tile(n_edges, knots, places, zero_row, EDGES)
         if RESTS:
             along = tl.zeros([EDGES], tl.float32)
             for kind in tl.static_range(2):

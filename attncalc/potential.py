@@ -677,10 +677,23 @@ def _sum_kernels(device: torch.device) -> Any | None:
     """Return `kernels.gpu.sums`; None if it does not run."""
 
     def trial(kernels: Any) -> None:
-        row = torch.ones(1, 3, dtype=torch.float64, device=device)
-        zero = torch.zeros(1, dtype=torch.int64, device=device)
-        graph = Graph(row, zero, zero, row[0, :1] > 0, zero, zero, zero, row[0, :1], zero + 1)
-        kernels.sum_over_edges(graph, row)
+        # the comparison before the first step has these sums on both sides; the first atom has more
+        # edges than a block, and the list ends with padding
+        n, padding = 40, 8
+        ends = torch.arange(1, n, device=device)
+        receivers = torch.cat([0 * ends, ends, ends[-1].expand(padding)])
+        senders = torch.cat([ends, 0 * ends, ends[-1].expand(padding)])
+        mask = torch.arange(len(receivers), device=device) < 2 * len(ends)
+        vectors = torch.arange(3.0 * len(receivers), dtype=torch.float64, device=device)
+        vectors = vectors.sin().view(-1, 3)
+        gradient = torch.where(mask.unsqueeze(1), vectors.flip(0), 0.0)
+        zero = torch.zeros(n, dtype=torch.int64, device=device)
+        charge, spin = vectors.new_zeros(1), zero[:1] + 1
+        graph = Graph(vectors, receivers, senders, mask, ends, zero, zero, charge, spin)
+        found = kernels.sum_over_edges(graph, gradient)
+        for ours, expected in zip(found, _sum_over_edges(graph, gradient), strict=True):
+            if not torch.allclose(ours, torch.as_tensor(expected), rtol=0, atol=1e-9):
+                raise ValueError("its sums are wrong")
 
     return gpu_kernels("attncalc.kernels.gpu.sums", trial)
 

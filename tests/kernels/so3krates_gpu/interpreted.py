@@ -21,10 +21,11 @@ from triton import language as tl
 from triton.runtime import interpreter
 
 from attncalc import fast as lowering
+from attncalc import potential as potentials
 from attncalc.basis.cutoff import physnet
 from attncalc.basis.so3 import SphericalHarmonics
 from attncalc.fast import SHORTEST
-from attncalc.graph import Graph, Graphs
+from attncalc.graph import Graph, Graphs, SummedGradient
 from attncalc.kernels.gpu.launching import launch
 from attncalc.kernels.gpu.sums import sum_over_edges
 from attncalc.kernels.so3krates.tables import Grid, harmonic_norms
@@ -354,6 +355,19 @@ def test_sums_over_edges(padding: dict) -> None:
         expected = assemble(Graphs(graph), EdgeGradients(energies, gradient))
         torch.testing.assert_close(forces, expected.forces, rtol=0, atol=1e-12)
         torch.testing.assert_close(strain_gradient, expected.strain_gradient, rtol=0, atol=1e-12)
+
+
+def test_sums_are_compared_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = potentials._sum_kernels.__wrapped__
+    kernels = choose(torch.device("cpu"))
+    assert kernels is not None
+    right = kernels.sum_over_edges
+    monkeypatch.setattr(
+        kernels,
+        "sum_over_edges",
+        lambda *given: SummedGradient(*(2 * one for one in right(*given))),
+    )
+    assert choose(torch.device("cpu")) is None
 
 
 def clash() -> Atoms:

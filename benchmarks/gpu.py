@@ -309,7 +309,8 @@ def title(report: dict[str, Any]) -> str:
     cuda = f", CUDA {found['cuda']}" if found["cuda"] else ""
     driver = f", driver {found['driver']}" if found["driver"] else ""
     dry = "; a dry run, its times mean nothing" if report["dry_run"] else ""
-    return f"{where}, torch {found['torch']}{cuda}{driver}, Python {found['python']}{dry}"
+    commit = f", commit {found['commit']}" if found.get("commit") else ""
+    return f"{where}, torch {found['torch']}{cuda}{driver}, Python {found['python']}{commit}{dry}"
 
 
 def _best(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -364,6 +365,11 @@ def machine_worker() -> None:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
         driver = told.stdout.split("\n")[0].strip() or None
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        describe = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+        told = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True)
+        commit = told.stdout.strip()
     there = torch.cuda.is_available()
     show(
         gpu=torch.cuda.get_device_name() if there else None,
@@ -373,6 +379,7 @@ def machine_worker() -> None:
         driver=driver,
         python=platform.python_version(),
         cores=os.cpu_count(),
+        commit=commit,
     )
 
 
@@ -415,14 +422,13 @@ def compile_worker(dry_run: bool) -> None:
     if dry_run:  # a CPU has no kernels
         return
     if SHARE not in os.environ:
-        for process in _in_processes("compile"):
-            process.wait()
+        _wait_for(_in_processes("compile"))
         return
     from attncalc.kernels.gpu import launching
 
     for n, (_, kernel, grid, given) in enumerate(launches_of(TO_COMPILE)):
         if n % COMPILERS == int(os.environ[SHARE]):
-            kernel[grid](**given, **launching.options_of(kernel))
+            kernel.warmup(grid=grid, **given, **launching.options_of(kernel))
 
 
 def settings_worker(dry_run: bool) -> None:
@@ -436,8 +442,7 @@ def settings_worker(dry_run: bool) -> None:
     share = os.environ.get(SHARE)  # if it is there, this process only compiles
     others = [] if share else _in_processes("settings")
     launches = list(launches_of(TO_TRY, runs=share is None))
-    for process in others:
-        process.wait()
+    _wait_for(others)
     tries = [
         (*launch, constants)
         for launch in launches
@@ -453,7 +458,7 @@ def settings_worker(dry_run: bool) -> None:
         row = {"kernel": kernel.fn.__name__, "system": case, **constants}
         row["used"] = all(known[name] == value for name, value in constants.items())
         try:
-            made = again()
+            made = kernel.warmup(grid=programs, **chosen) if share else again()
             torch.cuda.synchronize()
         except Exception as error:  # too many registers, or too little memory
             row["failed"] = str(error)[:100]
@@ -528,11 +533,17 @@ def _grid_with(
 
 
 def _in_processes(stage: str) -> list[subprocess.Popen]:
-    """Start COMPILERS processes of a stage, each of which compiles its share."""
+    """Start COMPILERS processes of a stage, each of which compiles its share and runs none."""
     command = [sys.executable, str(HERE / "gpu.py"), "--worker", stage]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     environments = [os.environ | {SHARE: str(n)} for n in range(COMPILERS)]
-    return [subprocess.Popen(command, env=one, **quiet) for one in environments]
+    return [subprocess.Popen(command, env=one) for one in environments]
+
+
+def _wait_for(processes: list[subprocess.Popen]) -> None:
+    """Wait for all of them; end this process if one failed."""
+    failed = sum(process.wait() != 0 for process in processes)
+    if failed:
+        sys.exit(f"{failed} of {len(processes)} processes could not compile their kernels")
 
 
 def timed_ms(call: Callable[[], Any], wait: Callable[[], None], n: int) -> float:

@@ -71,11 +71,11 @@ def least_work(config: Any, n_atoms: int, n_edges: int) -> tuple[float, float]:
     orders, degrees = sum(2 * l + 1 for l in config.degrees), len(config.degrees)
     forward, reverse = 3 * width + orders, 6 * width + 3 * orders
     fetched = 4.0 * n_edges * (layers - 1) * (forward + reverse)
-    # multiply-adds of one pass; the backward pass recomputes the filters of pairs
+    # multiply-adds of one pass; both edges of a pair have the same filter
     of_pair = 8 * width + 2 * degrees * width // 4 + width * width // 2 + 5 * width + 2 * orders
     projections = 5 * width * width // config.num_heads
     of_atom = projections + 2 * width * width + (width + degrees) ** 2
-    flops = 2.0 * (3 * n_edges * (layers - 1) * of_pair / 2 + 2 * n_atoms * layers * of_atom)
+    flops = 2.0 * 2 * (n_edges * (layers - 1) * of_pair / 2 + n_atoms * layers * of_atom)
     return fetched, flops
 
 

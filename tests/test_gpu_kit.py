@@ -120,6 +120,15 @@ def test_a_failure_is_told_by_its_last_line(gpu) -> None:
     assert entry["rows"] == [{}]
 
 
+def test_a_compiler_that_fails_fails_its_stage(gpu, monkeypatch) -> None:
+    def processes(stage: str) -> list[subprocess.Popen]:
+        return [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({n})"]) for n in (0, 3)]
+
+    monkeypatch.setattr(gpu, "_in_processes", processes)
+    with pytest.raises(SystemExit, match=r"^1 of 2 processes could not compile their kernels$"):
+        gpu.compile_worker(dry_run=False)
+
+
 def test_a_machine_that_will_not_do(gpu, tmp_path, monkeypatch) -> None:
     found = {"gpu": None, "torch": "2.11.0", "cuda": None, "driver": None, "python": "3.12.3"}
     script = f"print({json.dumps(found)!r})"
@@ -137,7 +146,7 @@ REPORT = {
     "stages": {
         "machine": {
             **{"state": "done", "seconds": 4.2, "gpu": "A GPU", "torch": "2.11.0", "cuda": "13.0"},
-            **{"driver": "580.1", "python": "3.12.3"},
+            **{"driver": "580.1", "python": "3.12.3", "commit": "6c2ab8e"},
         },
         "tests": {
             **{"state": "stopped", "why": "its time of 200 s was over", "seconds": 200.0},
@@ -178,7 +187,8 @@ REPORT = {
 
 def test_tables(gpu) -> None:
     lines = gpu.markdown(REPORT).splitlines()
-    assert lines[0] == "A GPU, torch 2.11.0, CUDA 13.0, driver 580.1, Python 3.12.3"
+    head = "A GPU, torch 2.11.0, CUDA 13.0, driver 580.1, Python 3.12.3, commit 6c2ab8e"
+    assert lines[0] == head
     for line in (
         "| machine | done | 4 |  |",
         "| tests | stopped | 200 | its time of 200 s was over |",
@@ -234,8 +244,8 @@ def test_least_work_of_a_network(gpu) -> None:
     filters = layer.attention.spherical_mlp
     spherical = filters.first.numel() + filters.second.numel()
     table, attention = 4 * 2 * 128, 5 * 128 + 2 * 24
-    # of a pair, which is two edges; the filters of two layers, three times
-    assert of_edge == 2 * 3 * 2 * (spherical + table + attention) / 2
+    # of a pair, which is two edges; the filters of two layers, forward and reverse
+    assert of_edge == 2 * 2 * 2 * (spherical + table + attention) / 2
     assert (
         gpu_dynamics.least_work(config, 0, 10)[0] == 10 * gpu_dynamics.least_work(config, 0, 1)[0]
     )

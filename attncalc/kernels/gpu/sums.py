@@ -22,11 +22,13 @@ BLOCK = 32
 
 
 @triton.jit
-def sum_gradients(vectors, gradient, rows, order, sent_rows, forces, virials, B: tl.constexpr):
+def sum_gradients(
+    vectors, gradient, mask, rows, order, sent_rows, forces, virials, B: tl.constexpr
+):
     """Sum the gradients of all edges of an atom.
 
     Args:
-        vectors, gradient: [n_edges, 3], float64.
+        vectors, gradient: [n_edges, 3], float64; not read where `mask` is false.
         rows: [n_atoms + 1], where the edges begin that an atom receives.
         order, sent_rows: edges in the order of their senders, and where those of an atom begin.
         forces: [n_atoms, 3], stored.
@@ -39,7 +41,8 @@ def sum_gradients(vectors, gradient, rows, order, sent_rows, forces, virials, B:
     first, last = tl.load(rows + i), tl.load(rows + i + 1)
     for start in range(first, last, B):
         e = start + tl.arange(0, B)
-        at, inside = 3 * e.to(tl.int64), e < last
+        inside = tl.load(mask + e, mask=e < last, other=0) != 0
+        at = 3 * e.to(tl.int64)
         gx = tl.load(gradient + at, mask=inside, other=0.0)
         gy = tl.load(gradient + at + 1, mask=inside, other=0.0)
         gz = tl.load(gradient + at + 2, mask=inside, other=0.0)
@@ -70,7 +73,7 @@ def sum_gradients(vectors, gradient, rows, order, sent_rows, forces, virials, B:
 def sum_over_edges(graph: Graph, gradient: Tensor) -> SummedGradient:
     """Return forces and strain gradient from dE / d vectors [n_edges, 3], float64.
 
-    Gradients of edges that do not count are zero; padding at the end is left out.
+    Edges that do not count are left out.
     """
     n = graph.n_atoms
     workspace = Workspace(gradient.device)
@@ -82,6 +85,7 @@ def sum_over_edges(graph: Graph, gradient: Tensor) -> SummedGradient:
             (n,),
             vectors=graph.vectors.contiguous(),
             gradient=gradient.contiguous(),
+            mask=graph.edge_mask,
             rows=row_pointers(graph),
             order=order,
             sent_rows=torch.searchsorted(senders, torch.arange(n + 1, device=gradient.device)),

@@ -41,7 +41,8 @@ from attncalc.kernels.so3krates_gpu.weights import (
 
 # largest number of elements of a model for which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
-# bytes of filters that are kept for the reverse pass; those of larger graphs are computed again
+# bytes of filters that are kept for the reverse pass; those of larger graphs are computed again.
+# Each layer has 8 F bytes for each listed edge, edges of skin and padding included
 MOST_KEPT = 2**30
 # edges of a block in the loops over an atom's edges, of programs of `filters`, of `find_edges`
 BLOCK, FILTER_EDGES, GEOMETRY_EDGES = 8, 16, 128

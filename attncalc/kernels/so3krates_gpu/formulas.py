@@ -1,4 +1,4 @@
-"""Functions that the kernels share: products of tiles, norms, sums over heads and orders.
+"""Functions that the kernels share: products of tiles, norms, sums over orders, loads, cubics.
 
 Letters of shapes: T atoms of a tile, B edges of a block, F features, H heads or parts of equal
 width, L degrees, M orders of all degrees (MP: filled up to a power of two). `of_degree` [L, MP] is
@@ -79,7 +79,10 @@ def matvec(x, weight):
 
 @triton.jit
 def matvec_transposed(x, weight):
-    """x [rows, N] times the transposed of weight [K, N]; see `matvec`."""
+    """x [rows, N] times the transposed of weight [K, N]: a sum over the last axis.
+
+    The compiler leaves this order of axes as it is, see `matvec`.
+    """
     return tl.sum(x[:, None, :] * weight[None, :, :], 2)
 
 

@@ -22,7 +22,7 @@ import triton
 from attncalc import load
 from attncalc.fast import SHORTEST, _lower_terms
 from attncalc.graph import AtomOutputs, Graph, Graphs, Linearized
-from attncalc.kernels.gpu import long_range, zbl
+from attncalc.kernels.gpu import long_range, sums, zbl
 from attncalc.kernels.gpu.launching import arguments_of, options_of
 from attncalc.kernels.so3krates_gpu import engine as module
 from attncalc.kernels.so3krates_gpu.engine import Engine, can_run
@@ -99,7 +99,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]
         assert all(n > 0 for n in grid)
         seen.append((kernel, arguments_of(kernel, more, *known)))
 
-    for one in (module, zbl, long_range):
+    for one in (module, zbl, long_range, sums):
         monkeypatch.setattr(one, "launch", note)
     return seen
 
@@ -216,7 +216,13 @@ MODELS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "few", "size"),
-    [(80, "few atoms", 4096), (90, "few atoms", 16384), (90, "many atoms", 16384)],
+    [
+        (80, "few atoms", 4096),
+        (80, "few atoms", 16384),
+        (86, "few atoms", 8192),
+        (90, "few atoms", 16384),
+        (90, "many atoms", 16384),
+    ],
 )
 def test_compiles_and_spills_no_register(
     launched: list, monkeypatch: pytest.MonkeyPatch, capability: int, few: str, size: int
@@ -226,16 +232,18 @@ def test_compiles_and_spills_no_register(
         plain = make()
         engine = engine_of(plain)
         engine.shape |= {"PRECISION": "tf32x3", "SIZE": size}  # as on such a device
-        evaluate_without_waiting(with_engine(plain, engine), padded_graphs(plain, ethanol()))
+        graphs = padded_graphs(plain, ethanol())
+        evaluate_without_waiting(with_engine(plain, engine), graphs)
+        sums.sum_over_edges(graphs.short, torch.zeros_like(graphs.short.vectors))
     variants = {}
     for kernel, arguments in launched:
         constants = {k: v for k, v in arguments.items() if _is_constant(kernel, k)}
         variants[kernel.fn.__name__, str(constants)] = (kernel, arguments)
-    assert len({name for name, _ in variants}) == 18
-    if capability == 80:  # the most difficult ones
-        variants = {k: v for k, v in variants.items() if "PRECISION" in v[1]}
-    if few == "many atoms":  # the others do not depend on it
-        variants = {key: value for key, value in variants.items() if "PARTS" in value[1]}
+    assert len({name for name, _ in variants}) == 19
+    # each kernel once; for other devices, the most difficult ones, or those that depend on it
+    needed = {(80, 4096): "PRECISION", (80, 16384): "SIZE", (86, 8192): "SIZE"}
+    needs = needed.get((capability, size), "PARTS" if few == "many atoms" else None)
+    variants = {k: v for k, v in variants.items() if needs is None or needs in v[1]}
     used = {key: _resources(*value, capability) for key, value in variants.items()}
     for (name, _), (registers, stack, shared) in used.items():
         print(f"{name}: {registers} registers, {stack} bytes of stack, {shared} shared")

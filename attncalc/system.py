@@ -269,6 +269,13 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
         raise TypeError(f"{where}expected ase.Atoms, got {type(atoms).__name__}")
     if len(atoms) == 0:
         raise ValueError(f"{where}the structure has no atoms")
+    # first: other messages name elements
+    unknown = (atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))
+    if unknown.any():
+        first = int(np.flatnonzero(unknown)[0])
+        raise ValueError(
+            f"{where}atom {first} has no known element (number {atoms.numbers[first]})"
+        )
     _check_positions(atoms, where)
     if not np.isfinite(atoms.cell.array).all():
         raise ValueError(f"{where}the cell is not finite: {atoms.cell.array.tolist()}")
@@ -276,12 +283,6 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
         raise ValueError(
             f"{where}a cell vector has a component of {np.abs(atoms.cell.array).max():.3g} Å, more "
             f"than {LARGEST_COORDINATE:.0e} Å; are the cell vectors in Å?"
-        )
-    unknown = (atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))
-    if unknown.any():
-        first = int(np.flatnonzero(unknown)[0])
-        raise ValueError(
-            f"{where}atom {first} has no known element (number {atoms.numbers[first]})"
         )
     periodic = atoms.cell.array[atoms.pbc]
     # no lattice vector is shorter than the smallest singular value

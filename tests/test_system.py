@@ -119,6 +119,10 @@ REFUSALS = {
     ),
     "element": (Atoms("HX"), "atom 1 has no known element (number 0)"),
     "beyond the table": (Atoms(numbers=[1, 119]), "atom 1 has no known element (number 119)"),
+    "beyond the table and far away": (
+        Atoms(numbers=[1, 119], positions=[[0, 0, 0], [0, 0, 1e9]]),
+        "atom 1 has no known element (number 119)",
+    ),
     "no cell": (
         Atoms("H", pbc=True),
         "pbc is [True, True, True] but the cell vectors of the periodic directions are zero or "

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from attncalc.data.ase_db import read_ase_db
+from attncalc.data.ase_traj import read_ase_traj
 from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import read_extxyz, read_extxyz_in_parts
 from attncalc.data.hdf5 import read_hdf5
@@ -19,6 +20,7 @@ _READERS: dict[str, Callable[[Path, ReadOptions], Dataset]] = {
     ".extxyz": read_extxyz,
     ".xyz": read_extxyz,
     ".db": read_ase_db,
+    ".traj": read_ase_traj,
     ".h5": read_hdf5,
     ".hdf5": read_hdf5,
 }
@@ -39,12 +41,13 @@ def read(
     | `.h5`, `.hdf5` | groups of such arrays, as in SPICE | `attncalc.data.hdf5.read_hdf5` |
     | `.xyz`, `.extxyz` | extended XYZ | `attncalc.data.extxyz.from_ase` |
     | `.db` | ASE database | `attncalc.data.ase_db.read_ase_db` |
+    | `.traj` | ASE trajectory | `attncalc.data.ase_traj.read_ase_traj` |
 
     A unit that the file states takes precedence, and an argument that contradicts it is an error.
     If the file states none, `.npz` and HDF5 need `energy_unit`, while extended XYZ and ASE
-    databases are in eV, as ASE writes them. Lengths are in Å unless `length_unit` says otherwise.
-    Forces are in energy/length. `attncalc.data.unit_mismatch` checks that energies and forces are
-    consistent; a training calls it before it begins.
+    databases and trajectories are in eV, as ASE writes them. Lengths are in Å unless `length_unit`
+    says otherwise. Forces are in energy/length. `attncalc.data.unit_mismatch` checks that energies
+    and forces are consistent; a training calls it before it begins.
 
     Args:
         path: the file; its extension decides the format.

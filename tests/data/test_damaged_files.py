@@ -74,6 +74,10 @@ def write_ase_db(path: Path) -> None:
     ase.io.write(path, frames(), format="db")
 
 
+def write_ase_traj(path: Path) -> None:
+    ase.io.write(path, frames(), format="traj")
+
+
 def write_hdf5(path: Path) -> None:
     with h5py.File(path, "w") as file:
         for name, array in arrays().items():
@@ -88,6 +92,7 @@ WRITERS: dict[str, tuple[Callable[[Path], None], ...]] = {
     ".extxyz": (write_extxyz,),
     ".xyz": (write_extxyz,),
     ".db": (write_ase_db,),
+    ".traj": (write_ase_traj,),
     ".h5": (write_hdf5,),
     ".hdf5": (write_hdf5,),
 }

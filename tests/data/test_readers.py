@@ -24,12 +24,12 @@ def test_npz_and_extxyz_of_one_dataset_agree(tmp_path):
 
 
 def test_unknown_extension(tmp_path):
-    known = ".npz, .extxyz, .xyz, .db, .h5, .hdf5"
+    known = ".npz, .extxyz, .xyz, .db, .traj, .h5, .hdf5"
     with pytest.raises(ValueError, match=rf"^a.cif: unknown extension '.cif': use one of {known}$"):
         data.read(tmp_path / "a.cif")
 
 
-@pytest.mark.parametrize("name", ["a.npz", "a.extxyz", "a.db", "a.h5"])
+@pytest.mark.parametrize("name", ["a.npz", "a.extxyz", "a.db", "a.traj", "a.h5"])
 def test_missing_file(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=f"^{name}: no such file in {tmp_path}$"):
         data.read(tmp_path / name)

@@ -229,6 +229,8 @@ FORMATS = (
     Format("HDF5 data", "a.h5", write_hdf5, data.read, of_dataset),
     Format("HDF5 data, streamed", "b.h5", write_rows, data.stream, of_dataset),
     Format("ASE database", "a.db", lambda p: ase.io.write(p, structures()), data.read, of_dataset),
+    Format("ASE .traj data", "a.traj", lambda p: ase.io.write(p, structures()), data.read,
+           of_dataset),
     Format("H5MD trajectory", "a.h5md", _run, md.read_h5md, of_frames),
     Format("recipe", "a.yaml", lambda p: p.write_text(RECIPE), Recipe.from_yaml, of_recipe),
     Format("weights for `convert so3krates`", "params.npz", write_params,

@@ -101,7 +101,10 @@ DOORS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("a trajectory", "a.h5md", md.read_h5md),
     ("a recipe", "a.yaml", Recipe.from_yaml),
     ("streamed data", "b.h5", data.stream),
-    *((f"{suffix} data", f"a{suffix}", data.read) for suffix in (".npz", ".extxyz", ".db", ".h5")),
+    *(
+        (f"{suffix} data", f"a{suffix}", data.read)
+        for suffix in (".npz", ".extxyz", ".db", ".traj", ".h5")
+    ),
     ("weights of So3krates", "a.npz", lambda path: convert.so3krates(path, "none.json")),
     ("weights of Equiformer", "w.safetensors", lambda path: convert.equiformer(path, "none.json")),
 ]

@@ -318,7 +318,8 @@ def work_off(
     for path in (source, target) if isinstance(source, Path) else ():
         if path.suffix not in ENDINGS:
             raise ValueError(
-                f"{path.name}: --workers, --shard and --scheduler read and write .xyz and .extxyz"
+                f"{path.name}: many structures are read from and written to .xyz or .extxyz files; "
+                "`ase convert` converts others"
             )
     if scheduler is not None and (shard or workers or gather):
         raise ValueError("--scheduler stands alone: leave out --workers, --shard and --gather")

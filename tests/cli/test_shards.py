@@ -140,7 +140,10 @@ def test_an_array_of_jobs(reference, monkeypatch):
         (["--shard", "0/4"], "--shard must be K/N with K from 1 to N, got '0/4'"),
         (["--shard", "5/4"], "--shard must be K/N with K from 1 to N, got '5/4'"),
         (["--gather", "--workers", 2], "--gather stands alone"),
-        (["--workers", 2, "-o", "out.traj"], "out.traj: --workers, --shard and --scheduler read"),
+        (
+            ["--workers", 2, "-o", "out.traj"],
+            "out.traj: many structures are read from and written to .xyz or",
+        ),
         (["--workers", 2, "--model", "none"], "no model file and no shipped model 'none'"),
     ],
 )

@@ -255,4 +255,6 @@ def test_what_cannot_be() -> None:
     write("one.xyz", Atoms("H"))
     assert "no shipped model" in fails("label", "one.xyz", "--oracle", "nothing")
     assert "is the input" in fails("label", "one.xyz", "--oracle", COPPER, "-o", "one.xyz")
-    assert "read and write .xyz" in fails("label", "one.xyz", "--oracle", COPPER, "-o", "one.cif")
+    assert "written to .xyz or .extxyz" in fails(
+        "label", "one.xyz", "--oracle", COPPER, "-o", "one.cif"
+    )

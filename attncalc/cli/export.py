@@ -17,7 +17,7 @@ from attncalc.cli.files import existing_file
 from attncalc.cli.output import output_file, output_options, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.files import replacing
-from attncalc.md.h5md_reader import count_h5md, iread_h5md
+from attncalc.md.h5md_reader import count_h5md, count_systems_h5md, iread_h5md
 
 
 @click.command()
@@ -63,7 +63,9 @@ def export(trajectory, output, system, every) -> None:
                 bar.update(1)
 
         writer(new, frames())
-    say(f"wrote {target} ({n_written} frames)")
+    n_systems = count_systems_h5md(source)
+    which = f" of system {system} of {n_systems}; --system selects another" if n_systems > 1 else ""
+    say(f"wrote {target} ({n_written} frames{which})")
     report_json({"output": str(target), "frames": n_written, "system": system})
 
 

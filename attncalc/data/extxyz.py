@@ -253,12 +253,14 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
 
 
 def _say_what_is_left_out(first: Atoms, dataset: Dataset) -> None:
-    """Warn of electrons of the first frame that are not read, and of forces by another name."""
+    """Warn of what is not read of the first frame: electrons, virial, forces by another name."""
     read = dataset.structures[0].copy()
     for name in {"initial_charges", "initial_magmoms"} & first.arrays.keys():
         read.set_array(name, first.arrays[name])
     if ignored := what_is_ignored(read):
         log.warning("%s: %s", dataset.source, ignored)
+    if dataset.stress is None and any("virial" in name.lower() for name in first.info):
+        log.warning("%s: virial is not read; stress is -virial / volume", dataset.source)
     others = [name for name in first.arrays if "force" in name.lower()]
     if dataset.forces is None and others:
         key = "forces" if dataset.labels == "default" else f"{dataset.labels}_forces"

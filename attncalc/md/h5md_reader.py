@@ -109,6 +109,12 @@ def count_h5md(path: str | Path | BinaryIO, system: int = 0) -> int:
         return len(clock(file, [_one_system(file, path, system)])[0])
 
 
+def count_systems_h5md(path: str | Path | BinaryIO) -> int:
+    """Return the number of systems of a trajectory; errors as in `count_h5md`."""
+    with opened(path) as file:
+        return len(described(file))
+
+
 def _one_system(file: h5py.File, path: str | Path | BinaryIO, system: int) -> StoredSystem:
     of_systems = described(file)
     if not 0 <= system < len(of_systems):

@@ -21,10 +21,11 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import NDArray
 
-from attncalc.sampling.geometry import Floats
 from attncalc.text import one_line
 
+Floats = NDArray[np.float64]
 GFN2 = "gfn2"
 # iterations in which the charges of GFN2 must converge
 SCC_ITERATIONS = 150
@@ -274,7 +275,8 @@ class CalculatorOracle:
 
     Raises:
         ImportError: the module is not found, or has no such name.
-        ValueError: the name is not callable, needs other arguments, or returns no calculator.
+        ValueError: the name is not callable, needs other arguments, returns no calculator, or there
+            is an error in the module.
     """
 
     device = ""
@@ -293,6 +295,10 @@ class CalculatorOracle:
             raise ImportError(f"--oracle {name}: {error}") from None
         except TypeError as error:  # not callable, or other arguments are needed
             raise ValueError(f"--oracle {name}: {error}") from None
+        except ImportError as error:
+            raise ImportError(f"--oracle {name}: {error}") from None
+        except Exception as error:  # of the module or the callable, of any kind
+            raise ValueError(f"--oracle {name}: {type(error).__name__}: {error}") from error
         finally:
             sys.path.remove(folder)
         if not hasattr(neutral, "calculate"):

@@ -26,7 +26,8 @@ def run(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("name", ["out.xyz", "out.extxyz", "out.traj"])
 def test_export_keeps_what_ase_knows(name: str, run: str) -> None:
-    assert succeeds("export", run, "-o", name, "--system", 1) == f"wrote {name} (5 frames)\n"
+    said = succeeds("export", run, "-o", name, "--system", 1)
+    assert said == f"wrote {name} (5 frames of system 1 of 2; --system selects another)\n"
     expected = read_h5md(run, system=1)
     for ours, theirs in zip(read(name, ":"), expected, strict=True):
         np.testing.assert_allclose(ours.positions, theirs.positions, atol=1e-7)

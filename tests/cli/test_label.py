@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -258,3 +259,17 @@ def test_what_cannot_be() -> None:
     assert "written to .xyz or .extxyz" in fails(
         "label", "one.xyz", "--oracle", COPPER, "-o", "one.cif"
     )
+
+
+def test_label_needs_no_rdkit() -> None:
+    code = "import attncalc.cli.label, sys; sys.exit('rdkit' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_error_in_the_module_of_an_oracle() -> None:
+    write("few.xyz", molecule("CO"))
+    Path("without_licence.py").write_text("def make(): raise RuntimeError('no licence')\n")
+    expected = "Error: --oracle without_licence:make: RuntimeError: no licence"
+    assert fails("label", "few.xyz", "--oracle", "without_licence:make") == expected
+    expected = "Error: --oracle absent:make: No module named 'absent'"
+    assert fails("label", "few.xyz", "--oracle", "absent:make") == expected

@@ -177,6 +177,12 @@ def test_memory_for_100000_structures_is_that_of_a_shard():
     with open("many.xyz", "w") as file:
         for _ in range(100):
             file.write("1\n\nHe 0 0 0\n" * (n // 100))
+    Path("few.xyz").write_text("1\n\nHe 0 0 0\n")
+    before = Work(find_shards(Path("few.xyz"), 64), Path("few.out.xyz"))
+    before.folder.mkdir()
+    assert work_off_shard(
+        before, 0, Copying(), lambda: None
+    )  # modules that it imports do not count
     tracemalloc.start()
     try:
         found = find_shards(Path("many.xyz"), 64)

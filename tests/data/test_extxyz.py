@@ -292,3 +292,11 @@ def test_what_is_not_read_is_said(written, caplog):
     atoms.info["total_charge"] = -1
     data.from_ase([atoms])
     assert "initial charges" not in caplog.text
+
+
+def test_a_virial_is_not_taken_for_a_stress(tmp_path, caplog):
+    atoms = bulk("Cu")
+    atoms.info |= {"energy": 1.0, "virial": np.eye(3)}
+    ase.io.write(tmp_path / "cu.extxyz", atoms)
+    assert data.read(tmp_path / "cu.extxyz").stress is None
+    assert caplog.messages == ["cu.extxyz: virial is not read; stress is -virial / volume"]

@@ -50,6 +50,7 @@ def export(trajectory, output, system, every) -> None:
         raise ValueError(f"{target.name}: the file must end in {', '.join(WRITERS)}")
     try:
         n_frames = -(-count_h5md(source, system) // every)
+        n_systems = count_systems_h5md(source)
     except IndexError as error:
         raise ValueError(error) from None
     n_written = 0  # may exceed n_frames if the run is still going on
@@ -63,7 +64,6 @@ def export(trajectory, output, system, every) -> None:
                 bar.update(1)
 
         writer(new, frames())
-    n_systems = count_systems_h5md(source)
     which = f" of system {system} of {n_systems}; --system selects another" if n_systems > 1 else ""
     say(f"wrote {target} ({n_written} frames{which})")
     report_json({"output": str(target), "frames": n_written, "system": system})

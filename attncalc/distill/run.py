@@ -441,10 +441,10 @@ class _Run:
         if self._choice("learn", number - 1).exists():  # an earlier call had enough
             missing = 0
         if self._n_testable(number) < FEWEST_TESTED + max(0, missing):
-            left, labels = self._n_left, self._goal.labels
-            if left <= 0:
+            used, labels = self._store.n_calls, self._goal.labels
+            if used >= labels:
                 return f"the {labels} labels are used up"
-            return f"{labels - left} of {labels} labels are used, too many for another round"
+            return f"{used} of {labels} labels are used, too many for another round"
         seconds = last.train_seconds + last.md_seconds + self._share * self._label_seconds
         seconds = max(0.0, seconds - sum(self._state.spent.values()))
         if time.monotonic() - self._started + seconds > 60 * self._goal.minutes:

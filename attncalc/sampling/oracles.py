@@ -291,12 +291,10 @@ class CalculatorOracle:
             self._make: Callable[..., Any] = getattr(found, attribute)
             self._told = _told(self._make)
             neutral = self._calculator(_UNTOLD)
-        except AttributeError as error:
+        except (AttributeError, ImportError) as error:
             raise ImportError(f"--oracle {name}: {error}") from None
         except TypeError as error:  # not callable, or other arguments are needed
             raise ValueError(f"--oracle {name}: {error}") from None
-        except ImportError as error:
-            raise ImportError(f"--oracle {name}: {error}") from None
         except Exception as error:  # of the module or the callable, of any kind
             raise ValueError(f"--oracle {name}: {type(error).__name__}: {error}") from error
         finally:

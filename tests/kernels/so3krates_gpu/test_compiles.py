@@ -240,7 +240,7 @@ def test_compiles_and_spills_no_register(
         constants = {k: v for k, v in arguments.items() if _is_constant(kernel, k)}
         variants[kernel.fn.__name__, str(constants)] = (kernel, arguments)
     assert len({name for name, _ in variants}) == 19
-    # each kernel once; for other devices, the most difficult ones, or those that depend on it
+    # all of them for 9.0; for others those that need most registers, or that depend on the size
     needed = {(80, 4096): "PRECISION", (80, 16384): "SIZE", (86, 8192): "SIZE"}
     needs = needed.get((capability, size), "PARTS" if few == "many atoms" else None)
     variants = {k: v for k, v in variants.items() if needs is None or needs in v[1]}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,31 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
         ValueError: the file is damaged or not an ASE database, or a row has no label; the message
             is one line that starts with the file's name.
     """
-    with open(path, "rb"):
-        pass  # OSError is raised here, and not reported as damage below
-    try:
+    with decoding(path, "ASE database"):
         _require_table(path)
         database = ase.db.connect(path, type="db", use_lock_file=False)
         metadata = database.metadata
         frames = [_atoms(row, metadata) for row in database.select()]
-    except Exception as error:  # errors of SQLite, and of any kind from ASE's decoders
+    return labelled(frames, options, path.name)
+
+
+@contextmanager
+def decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turn any error of ASE's decoders inside into one line that starts with the file's name.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is damaged, or not of this kind.
+    """
+    with open(path, "rb"):
+        pass  # OSError is raised here, and not reported as damage below
+    try:
+        yield
+    except Exception as error:  # errors of SQLite, and of any kind from ASE
         raise ValueError(
-            f"{path.name}: the file is truncated, damaged or no ASE database "
+            f"{path.name}: the file is truncated, damaged or no {kind} "
             f"({one_line(error)}): download or write it again"
         ) from None
-    return labelled(frames, options, path.name)
 
 
 def _require_table(path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ase.io.trajectory import Trajectory
 
+from attncalc.data.ase_db import decoding
 from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import from_ase
 from attncalc.data.units import ReadOptions
-from attncalc.text import one_line
 
 
 def read_ase_traj(path: Path, options: ReadOptions) -> Dataset:
@@ -27,14 +27,6 @@ def read_ase_traj(path: Path, options: ReadOptions) -> Dataset:
         ValueError: the file is damaged or not an ASE trajectory, or a frame has no label; the
             message is one line that starts with the file's name.
     """
-    with open(path, "rb"):
-        pass  # OSError is raised here, and not reported as damage below
-    try:
-        with Trajectory(path) as file:
-            frames = list(file)
-    except Exception as error:  # errors of any kind from ASE's decoders
-        raise ValueError(
-            f"{path.name}: the file is truncated, damaged or no ASE trajectory "
-            f"({one_line(error)}): download or write it again"
-        ) from None
+    with decoding(path, "ASE trajectory"), Trajectory(path) as file:
+        frames = list(file)
     return from_ase(frames, **vars(options), source=path.name)

@@ -213,10 +213,12 @@ class Evaluator:
         The host does not wait for the device. Results must be discarded if a list may miss a pair,
         or if energies are NaN, which can occur on a GPU (see `evaluate_without_waiting`).
         """
-        stale = torch.stack([torch.as_tensor(one.needs_rebuild(system)) for one in self.lists])
+        stale = self.neighbors.needs_rebuild(system)
+        if self.far_neighbors is not None:
+            stale = stale | self.far_neighbors.needs_rebuild(system)
         far = None if self.far_neighbors is None else self.far_neighbors.graph(system)
         graphs = self._with(system, self.neighbors.graph(system), far)
-        return evaluate_without_waiting(self.potential, graphs), stale.any()
+        return evaluate_without_waiting(self.potential, graphs), stale
 
     def _graphs(self, system: System) -> Graphs:
         if not isinstance(system, System):

@@ -86,6 +86,36 @@ class GhostLayers(NamedTuple):
         return self.counts[min(n_edges, len(self.counts) - 1)]
 
 
+class EdgeOrder(NamedTuple):
+    """Places of each atom's edges in a list, for kernels that add up the edges of an atom.
+
+    Attributes:
+        rows: [n_atoms + 1], int64: where the edges begin that an atom receives. Padding edges
+            belong to the last atom; the last number excludes them.
+        by_sender: [n_edges], int64: edges sorted by their senders, padding edges last.
+        sent_rows: [n_atoms + 1], int64: where the edges that an atom sends begin in `by_sender`.
+    """
+
+    rows: Tensor
+    by_sender: Tensor
+    sent_rows: Tensor
+
+    @classmethod
+    def of(cls, receivers: Tensor, senders: Tensor, n_atoms: int, n_real: int | Tensor) -> Self:
+        """Return the order of edges.
+
+        Args:
+            receivers, senders: [n_edges].
+            n_atoms: number of atoms.
+            n_real: number of edges without padding at the end.
+        """
+        atoms = torch.arange(n_atoms + 1, device=receivers.device)
+        nth = torch.arange(receivers.shape[0], device=receivers.device)
+        keys, by_sender = torch.where(nth < n_real, senders, n_atoms).sort(stable=True)
+        rows = torch.searchsorted(receivers, atoms).clamp(max=n_real)
+        return cls(rows, by_sender, torch.searchsorted(keys, atoms))
+
+
 @dataclass(frozen=True)
 class Graph:
     """Edge vectors and species of atoms, without positions and cells.
@@ -103,6 +133,7 @@ class Graph:
         charge: [n_systems] e, float64.
         spin: [n_systems], int64: multiplicity 2S+1.
         ghosts: of a domain, which is a part of one structure; None for a graph of whole structures.
+        order: known order of the edges; None: it is computed where it is needed.
     """
 
     vectors: Tensor
@@ -115,6 +146,7 @@ class Graph:
     charge: Tensor
     spin: Tensor
     ghosts: GhostLayers | None = field(default_factory=NoneType)
+    order: EdgeOrder | None = field(default_factory=NoneType)
 
     @property
     def n_atoms(self) -> int:
@@ -178,6 +210,7 @@ class GraphOfArrays(OfArrays, Graph):
     """Graph made of `GraphArrays`; copies and unpickled ones are a plain `Graph`."""
 
     ghosts = None
+    order = None
 
     def with_ghosts(self, ghosts: GhostLayers) -> Graph:
         """Return the same graph, marked as the graph of a domain with these ghosts."""

@@ -24,6 +24,8 @@ def segment_sum(values: Tensor, index: Tensor, n_segments: int) -> Tensor:
     Returns:
         [n_segments, ...] in the dtype of `values`.
     """
+    if n_segments == 1 and values.is_cuda:  # in a fixed order there, unlike `index_add`
+        return values.sum(0, keepdim=True)
     return values.new_zeros((n_segments, *values.shape[1:])).index_add(0, index, values)
 
 

@@ -34,10 +34,11 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 ROWS = [
     *(("so3krates-ethanol", "ethanol", n) for n in (1, 64, 1024)),
     *(("so3krates-aspirin", "aspirin", n) for n in (1,)),
-    *(("so3krates-organic", name, 1) for name in ("aspirin", "water-192")),
+    *(("so3krates-organic", "aspirin", n) for n in (1, 64)),
+    *(("so3krates-organic", f"water-{n}", 1) for n in (192, 1536, 6144)),
     *(("so3krates", f"water-{n}", 1) for n in (192, 1536, 6144, 24576, 98304)),
-    *(("equiformer-aspirin", "aspirin", n) for n in (1, 64)),
     *(("so3krates", name, n) for name in ("aspirin", "ethanol") for n in (1, 16, 64, 256, 1024)),
+    *(("equiformer-aspirin", "aspirin", n) for n in (1, 64)),
     *(("equiformer", "aspirin", n) for n in (1, 16, 64)),
     *(("equiformer", "water-192", 1),),
 ]

@@ -34,9 +34,11 @@ from attncalc.neighbors import (
     VerletList,
     fresh_graph,
     matscipy_list,
+    neighbor_list,
     nvalchemi_list,
     torch_list,
 )
+from attncalc.neighbors.by_device import _kernels as kernels_of_search
 from attncalc.neighbors.nvalchemi_list import has_nvalchemi
 from attncalc.neighbors.padded import _kernels as kernels_of_lists
 from attncalc.potential import Potential, evaluate, evaluate_without_waiting
@@ -307,6 +309,7 @@ def assert_lists_of_random_cells(device: str, backend) -> None:
 
 def test_lists_of_random_cells(device: str) -> None:
     assert_lists_of_random_cells(device, torch_list)
+    assert_lists_of_random_cells(device, neighbor_list)
 
 
 @pytest.mark.gpu
@@ -321,9 +324,10 @@ def test_lists_of_random_cells_by_nvalchemi() -> None:
 def test_shells_exactly_at_the_cutoff_come_in_whole_pairs(device: str) -> None:
     """Rounding on the device must not keep (i, j, S) and drop (j, i, -S)."""
     atoms = transformed(bulk("Cu", a=3.61, cubic=True), rotation(3))
-    edges: Edges = torch_list(System.from_ase(atoms).to(device), 3.61)
-    assert edges.n_edges > 0
-    assert 2 * int(one_per_pair(edges).sum()) == edges.n_edges
+    for backend in (torch_list, neighbor_list):
+        edges: Edges = backend(System.from_ase(atoms).to(device), 3.61)
+        assert edges.n_edges > 0
+        assert 2 * int(one_per_pair(edges).sum()) == edges.n_edges
 
 
 # ------------------------------------------------------------------------------------------ doors
@@ -417,6 +421,7 @@ def test_compiled_kernels_run_on_the_device() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     assert kernels_of_steps(device) is not None
     assert kernels_of_lists(device) is not None
+    assert kernels_of_search(device) is not None
 
 
 def test_a_run_goes_on_from_a_checkpoint(device: str, tmp_path: Path) -> None:
@@ -434,6 +439,23 @@ def test_a_run_goes_on_from_a_checkpoint(device: str, tmp_path: Path) -> None:
     whole = md.run(langevin, forces, first, 40)
     assert_close(last.system.positions.cpu(), whole.system.positions.cpu(), 1e-6)
     assert len(md.read_h5md(tmp_path / "a.h5md", system=2)) == 5
+
+
+@pytest.mark.gpu
+def test_a_run_goes_on_with_the_same_bits() -> None:
+    """After a restart, which begins with new lists: kernels, pair terms, a periodic structure."""
+    water = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]], cell=[3.2] * 3, pbc=True)
+    langevin = md.Langevin(0.5 * units.fs, 300.0, 0.02 / units.fs)
+    model = load("so3krates-organic", device="cuda")
+    without = Evaluator(model)
+    first = langevin.init(without, System.from_ase(water * (3, 3, 3)), seed=3)
+    whole = md.run(langevin, without, first, 60)
+    half = md.run(langevin, Evaluator(model), first, 30)
+    last = md.run(langevin, Evaluator(model), half, 30)
+    assert without.neighbors.n_rebuilds > 1
+    assert without.recorded is not None
+    for name in ("momenta", "forces", "charges"):
+        assert torch.equal(getattr(last, name), getattr(whole, name)), name
 
 
 def test_a_batch_is_relaxed(device: str) -> None:

@@ -1,4 +1,4 @@
-"""A padded list's kernels in Triton's interpreter: the tensor operations of `VerletList`."""
+"""Kernels of neighbour lists in Triton's interpreter: the tensor operations' numbers."""
 
 from __future__ import annotations
 
@@ -67,8 +67,51 @@ for structures in ([ethanol()], [crystal], [ethanol(), ethanol()], [crystal, sla
 print(sorted(answers))
 """
 
+SEARCH = """
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk
+from contract import ethanol
+from test_cuda import assert_lists_of_random_cells
+from attncalc.graph import one_per_pair
+from attncalc.neighbors import matscipy_list
+from attncalc.neighbors.gpu_list import triton_list
+from attncalc.system import System
+
+assert_lists_of_random_cells("cpu", triton_list)
+
+many = bulk("Cu", cubic=True) * (3, 3, 4)  # more atoms than a block has
+many.rattle(0.1, seed=0)
+far = ethanol()
+far.positions += 1e4
+moved = bulk("Cu", cubic=True)
+moved.positions += 7.3 * moved.cell[0] - 2.6 * moved.cell[2]
+for structures in ([many], [far, Atoms("H"), many, moved], [Atoms("H")], [bulk("Cu")]):
+    system = System.from_ase(structures)
+    found, expected = triton_list(system, 4.1), matscipy_list(system, 4.1)
+    for name in ("receivers", "senders", "cell_shifts"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+shells = bulk("Cu", a=3.61, cubic=True)
+shells.rotate(17, (1, 2, 3), rotate_cell=True)
+edges = triton_list(System.from_ase(shells), 3.61)
+assert 2 * int(one_per_pair(edges).sum()) == edges.n_edges > 0
+
+for fault, words in ((0.0, "atom 1 (C) and atom 2 (O) are 0.0e+00 Å apart"), (np.nan, "is not f")):
+    broken = ethanol()
+    broken.positions[2] = broken.positions[1] + fault
+    try:
+        triton_list(System.from_ase([ethanol(), broken]), 4.0)
+    except ValueError as error:
+        assert words in str(error) and "structure 1" in str(error), error
+    else:
+        raise AssertionError(fault)
+print("equal")
+"""
+
 KERNELS = """
-from attncalc.neighbors import gpu_padded
+from attncalc.neighbors import gpu_list, gpu_padded
 
 def types(kernel, whole):
     return {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
@@ -89,6 +132,10 @@ for chosen in (True, False):
         IS_PERIODIC=chosen,
         BLOCK=gpu_padded.ATOMS_PER_BLOCK,
     )
+    search = gpu_list._search
+    whole = {"system_idx", "first_atoms", "starts", "receivers", "senders", "cell_shifts"}
+    short = dict.fromkeys(("n_shifts", "counts"), "*i32")
+    compile(search, types(search, whole) | short, STORES=chosen, B=gpu_list.BLOCK)
 """
 
 
@@ -97,5 +144,9 @@ def test_the_kernels_are_the_tensor_operations(tmp_path: Path) -> None:
     assert interpreted(IN_THE_INTERPRETER, tmp_path) == str(answers)
 
 
+def test_all_pairs_are_those_of_the_cpu(tmp_path: Path) -> None:
+    assert interpreted(SEARCH, tmp_path) == "equal"
+
+
 def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
-    assert compiled_for_a_gpu(KERNELS, tmp_path) == 4
+    assert compiled_for_a_gpu(KERNELS, tmp_path) == 6

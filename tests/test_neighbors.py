@@ -179,11 +179,30 @@ def test_neighbor_list_chooses_matscipy_on_the_cpu(monkeypatch):
     assert neighbor_list(System.from_ase(molecule("H2O")), 3.0) == "matscipy"
 
 
-@pytest.mark.parametrize(("installed", "choice"), [(True, "nvalchemi"), (False, "torch")])
-def test_neighbor_list_chooses_by_what_is_installed_on_cuda(monkeypatch, installed, choice):
+@pytest.mark.parametrize(
+    ("n_atoms", "kernels", "installed", "choice"),
+    [
+        (8192, True, True, "kernel"),
+        (8193, True, True, "nvalchemi"),
+        (8193, True, False, "torch"),
+        (9, False, True, "nvalchemi"),
+        (9, False, False, "torch"),
+    ],
+)
+def test_neighbor_list_chooses_by_size_and_what_is_installed_on_cuda(
+    monkeypatch, n_atoms, kernels, installed, choice
+):
     class OnCuda:
         device = torch.device("cuda")
+        n_systems = 1
 
+    class Kernels:
+        @staticmethod
+        def triton_list(system, cutoff):
+            return "kernel"
+
+    OnCuda.n_atoms = n_atoms
+    monkeypatch.setattr(by_device, "_kernels", lambda device: Kernels if kernels else None)
     monkeypatch.setattr(by_device, "has_nvalchemi", lambda: installed)
     monkeypatch.setattr(by_device, "nvalchemi_list", lambda system, cutoff: "nvalchemi")
     monkeypatch.setattr(by_device, "torch_list", lambda system, cutoff: "torch")

@@ -3,14 +3,15 @@
 On a GPU a step of a small molecule is a hundred kernels of a few microseconds each, and Python
 takes longer to launch them than they run. Therefore everything that a step reads and writes,
 including the number of the step, stays in the same tensors, and the whole step is one graph of
-kernels. States are copied in before a chunk of steps, and out after it.
+kernels. States are copied in before a chunk of steps, and out after it. Once a neighbour list may
+miss a pair, the remaining steps of a chunk leave the state as it is: no valid step is lost.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # recorded steps that are compared with ordinary ones
 PROBED = 2
+# numbers: every tensor begins at a multiple, since kernels are compiled for aligned addresses
+ALIGNMENT = 32
 # Å, eV: error allowed then in positions, cells and heat per atom: errors of forces hardly matter
 SAME = 1e-6
 
@@ -42,13 +45,19 @@ class _Buffers:
     def __init__(self, integrator: Integrator, force: Force, first: MDState) -> None:
         self.integrator, self.force = integrator, force
         self.number = torch.zeros((), dtype=torch.int64, device=force.device)
-        self.state = _copied(first).replace(step=self.number)
+        self.doubles, views = _in_one_row(
+            {name: one for name, one in _named(first).items() if one.dtype == torch.float64}
+        )
+        self.gaps = [view.gap for view in views.values()]
+        self.state = _copied(first, {name: view.tensor for name, view in views.items()})
+        self.state = self.state.replace(step=self.number)
         self.stale = torch.zeros((), dtype=torch.bool, device=force.device)
+        self.checks_lists = torch.ones_like(self.stale)
         self.changing: list[str] = []  # names of tensors that a step replaces, known after one
         self.take_in(first)
 
     def step(self) -> None:
-        """Take one step in the buffers."""
+        """Take one step in the buffers, unless a list may miss a pair now or did before."""
         stale: list[Tensor] = []
 
         def force(system: System) -> Result:
@@ -57,11 +66,16 @@ class _Buffers:
             return result
 
         old, new = _named(self.state), _named(self.integrator.step(self.state, force))
+        self.stale.logical_or_(stale[0] & self.checks_lists)
         self.changing = [name for name in old if new[name] is not old[name]]
-        into, from_ = ([named[name] for name in self.changing] for named in (old, new))
-        torch._foreach_copy_(into, from_)  # one kernel for all
-        self.number.add_(1)
-        self.stale.logical_or_(stale[0])
+        rows = [new[name].reshape(-1) for name in old if old[name].dtype == torch.float64]
+        aligned = [part for pair in zip(rows, self.gaps, strict=True) for part in pair]
+        # two kernels for all numbers
+        torch.where(self.stale, self.doubles, torch.cat(aligned), out=self.doubles)
+        for name in self.changing:
+            if old[name].dtype != torch.float64:
+                torch.where(self.stale, old[name], new[name], out=old[name])
+        self.number.add_(~self.stale)
 
     def take_in(self, state: MDState) -> None:
         """Copy a state into the buffers."""
@@ -107,20 +121,22 @@ class Recorded:
             == [(t.shape, t.dtype, t.device) for t in _tensors(state)]
         )
 
-    def advance(self, state: MDState, n: int) -> MDState | None:
-        """Return the state n steps later; None if a list was not valid on the way.
+    def advance(self, state: MDState, n: int) -> MDState:
+        """Return the state n steps later, or the last one for which all lists were valid.
 
         The host waits for the device once, at the end.
         """
-        self._replayed(state, n)
-        return None if bool(self._buffers.stale) else self._buffers.taken_out(state, n)
+        done = self._replayed(state, n)
+        return self._buffers.taken_out(state, done) if done else state
 
     def deviation(self, state: MDState) -> float:
         """Return the largest difference of recorded steps from ordinary ones; 1 is allowed."""
         plain = state
         for _ in range(PROBED):
             plain = self.integrator.step(plain, lambda system: self._force.without_check(system)[0])
+        self._buffers.checks_lists.fill_(False)
         self._replayed(state, PROBED)
+        self._buffers.checks_lists.fill_(True)
         ours = self._buffers.taken_out(state, PROBED)
         rounding = ROUNDING[self._force.dtype]
         scale = plain.forces.abs().amax().clamp(min=1.0)
@@ -134,10 +150,12 @@ class Recorded:
         ]
         return float(torch.stack(off).amax())  # NaN if any is
 
-    def _replayed(self, state: MDState, n: int) -> None:
+    def _replayed(self, state: MDState, n: int) -> int:
+        """Take n steps in the buffers; return how many were taken while all lists were valid."""
         self._buffers.take_in(state)
         for _ in range(n):
             self._replay()
+        return int(self._buffers.number) - state.step
 
 
 def recorded_steps(integrator: Integrator, force: Force, state: MDState) -> Recorded | None:
@@ -175,10 +193,29 @@ def _tensors(state: MDState) -> list[Tensor]:
     return list(_named(state).values())
 
 
-def _copied(state: MDState) -> MDState:
-    """Return a copy of a state."""
-    parts: dict[str, Any] = vars(state)
-    arrays: dict[str, Any] = vars(state.system)
-    system = System(**{name: tensor.clone() for name, tensor in arrays.items()})
-    own = {name: part.clone() for name, part in parts.items() if isinstance(part, Tensor)}
-    return state.replace(system=system, **own)
+class _View(NamedTuple):
+    """Part of a row of numbers that has the shape of a tensor, and the unused numbers behind it."""
+
+    tensor: Tensor
+    gap: Tensor
+
+
+def _in_one_row(tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, _View]]:
+    """Return a row of numbers, and views of it with the shapes of these tensors, aligned."""
+    sizes = [one.numel() for one in tensors.values()]
+    gaps = [-size % ALIGNMENT for size in sizes]
+    row = next(iter(tensors.values())).new_zeros(sum(sizes) + sum(gaps))
+    views, start = {}, 0
+    for (name, one), size, gap in zip(tensors.items(), sizes, gaps, strict=True):
+        end = start + size
+        views[name] = _View(row[start:end].view(one.shape), row[end : end + gap])
+        start = end + gap
+    return row, views
+
+
+def _copied(state: MDState, others: dict[str, Tensor]) -> MDState:
+    """Return a copy of a state, in which `others` are used instead of new tensors, by name."""
+    new = {name: others.get(name, tensor.clone()) for name, tensor in _named(state).items()}
+    prefix = "system."
+    of_system = {name.removeprefix(prefix): new.pop(name) for name in list(new) if prefix in name}
+    return state.replace(system=System(**of_system), **new)

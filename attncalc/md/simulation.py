@@ -27,8 +27,8 @@ from attncalc.system import System
 
 # steps between two checks, by device: the host waits for a GPU then, on a CPU it costs little
 CHUNK = {"cpu": 20, "cuda": 50}
-# one of so many lists is used longer by this fraction, to learn if lists last longer now
-LISTS_BETWEEN_TRIALS, LONGER = 10, 1 / 8
+# a chunk is longer than the rest of a list's expected life, by the whole life divided by this
+LONGER = 8
 # eV/Å: structures that a model describes have smaller forces
 EXPLODING_FORCE = 1e3
 
@@ -45,10 +45,10 @@ def run(
     """Take `n_steps` steps from `state`.
 
     Steps are done in chunks. On a GPU the host does not wait for the device within a chunk: the
-    neighbour list is checked at its end. A chunk in which an atom moved too far is discarded, and
-    repeated with a new list and in halves. To make this rare, a list is rebuilt after as many steps
-    as earlier lists of this run were valid. After every chunk energies, temperatures, forces and
-    the conserved quantity are checked.
+    neighbour list is checked at its end. If an atom moved too far for the list, the steps before
+    are kept, the others are discarded, and the run continues with a new list. To make the latter
+    few, chunks end about when lists are expected to end, as earlier lists of this run did. After
+    every chunk energies, temperatures, forces and the conserved quantity are checked.
 
     Args:
         integrator: one of `attncalc.md.integrators`.
@@ -103,13 +103,7 @@ def run(
         while state.step < last and not any(one.stops for one in callbacks):
             to_go = min(_steps_to_next(callbacks, state.step, last), longest)
             with ctrl_c_in_loops():
-                try:
-                    if not force.checks_list_every_step:
-                        to_go = lifetime.prepare(force, state.system, to_go)
-                except ImpossiblePositions as error:
-                    what = str(error)
-                else:
-                    state, what = _advance(integrator, force, state, to_go, limit, lifetime)
+                state, what = _advance(integrator, force, state, to_go, limit, lifetime)
             if what:
                 _call(callbacks, state, at_all_costs=True)
                 raise FloatingPointError(_exploded(state, integrator, what))
@@ -158,51 +152,34 @@ def _steps_to_next(callbacks: Sequence[Callback], step: int, last: int) -> int:
 
 
 class _ListLifetime:
-    """Number of steps for which a neighbour list is valid, learnt from earlier lists."""
+    """Number of steps for which a neighbour list is valid, learnt from the list before."""
 
     def __init__(self) -> None:
         self.age = 0  # steps for which the present list was valid so far
-        self.is_fresh = False  # True: it was built for the present state
-        self.lasted: int | None = None  # None: no list has ended yet
-        self.before_trial: int | None = None  # learnt number, while a larger one is tried
-        self.n_renewed = 0
+        self.lasted: int | None = None  # that of the list before; None: no list has ended yet
+        self.is_over = False  # True: the present list is not valid for the next step
 
-    def prepare(self, force: Force, system: System, n: int) -> int:
-        """Build a new list if this one may end now; return the number of steps to take, at most n.
+    def chunk(self, n: int) -> int:
+        """Return the number of steps to try, at most n."""
+        if self.lasted is None:
+            return n
+        return min(n, max(self.lasted - self.age, 0) + max(self.lasted // LONGER, 2))
+
+    def prepare(self, force: Force, system: System) -> None:
+        """Build a new list if the present one is over.
 
         Raises:
             ImpossiblePositions: no list can be built for these positions.
         """
-        if self.lasted is None:
-            return n
-        if self.age >= self.lasted:
-            self.renew(force, system)
-            self.before_trial = None
-            self.n_renewed += 1
-            if self.n_renewed % LISTS_BETWEEN_TRIALS == 0:
-                self.before_trial = self.lasted
-                self.lasted += max(int(LONGER * self.lasted), 1)
-        return min(n, self.lasted - self.age)
+        if self.is_over:
+            force.renew(system)
+            self.is_over = False
 
-    def renew(self, force: Force, system: System) -> None:
-        """Build a new list."""
-        force.renew(system)
-        self.age, self.is_fresh = 0, True
-
-    def held(self, n: int) -> None:
-        """Note that the list was valid for n more steps."""
-        self.age += n
-        self.is_fresh = False
-        if self.lasted is not None:
-            self.lasted = max(self.lasted, self.age)
-
-    def ended(self, n: int) -> None:
-        """Note that the list ended within the next n steps."""
-        if self.before_trial is not None and self.before_trial > self.age:
-            self.lasted = self.before_trial
-        else:
-            self.lasted = self.age or max(n // 2, 1)
-        self.before_trial = None
+    def held(self, done: int, n: int) -> None:
+        """Note that the list was valid for `done` of n steps."""
+        self.age += done
+        if done < n:
+            self.lasted, self.age, self.is_over = self.age, 0, True
 
 
 def _advance(
@@ -213,38 +190,39 @@ def _advance(
     limit: Tensor,
     lifetime: _ListLifetime,
 ) -> tuple[MDState, str]:
-    """Return the state n steps later and "", or the last good state and what was wrong after it."""
+    """Return a state at most n steps later and "", or the last good one and what was wrong next."""
+    n = lifetime.chunk(n)
+    state = first
     try:
-        state = _steps(integrator, force, first, n)
-        if state is None:  # an atom moved too far for the list
-            lifetime.ended(n)
-            if not lifetime.is_fresh:  # again, with a new list
-                lifetime.renew(force, first.system)
+        for _ in range(2):  # again, if the list was over from the beginning
+            if state is first:
+                lifetime.prepare(force, first.system)
                 state = _steps(integrator, force, first, n)
-                if state is None:
-                    lifetime.ended(n)
-        what = "" if state is None else _insane(state, limit, first)
+                lifetime.held(state.step - first.step, n)
+        if state is first:  # a new list does not last for one step: a list for every step
+            state = integrator.step(first, force)
+        what = _insane(state, limit, first)
     except ImpossiblePositions as error:
-        state, what = None, str(error)
-    if state is not None and not what:
-        lifetime.held(n)
+        what = str(error)
+    if not what:
         return state, ""
     if n == 1:
         return first, what
     half, what = _advance(integrator, force, first, n // 2, limit, lifetime)
     if what:
         return half, what
-    return _advance(integrator, force, half, n - n // 2, limit, lifetime)
+    return _advance(integrator, force, half, first.step + n - half.step, limit, lifetime)
 
 
-def _steps(integrator: Integrator, force: Force, state: MDState, n: int) -> MDState | None:
-    """Return the state n steps later; None if a neighbour list was not valid on the way."""
+def _steps(integrator: Integrator, force: Force, first: MDState, n: int) -> MDState:
+    """Return the state n steps later, or the last one for which neighbour lists were valid."""
     if force.checks_list_every_step or n == 1:
+        state = first
         for _ in range(n):
             state = integrator.step(state, force)
         return state
-    if (replayed := recorded_steps(integrator, force, state)) is not None:
-        return replayed.advance(state, n)
+    if (replayed := recorded_steps(integrator, force, first)) is not None:
+        return replayed.advance(first, n)
     stale: list[Tensor] = []
 
     def unchecked(system: System) -> Result:
@@ -252,9 +230,11 @@ def _steps(integrator: Integrator, force: Force, state: MDState, n: int) -> MDSt
         stale.append(may_miss)
         return result
 
+    states = [first]
     for _ in range(n):
-        state = integrator.step(state, unchecked)
-    return None if bool(torch.stack(stale).any()) else state
+        states.append(integrator.step(states[-1], unchecked))
+    n_valid = int((torch.stack(stale).cumsum(0) == 0).sum())
+    return states[n_valid]
 
 
 def _insane(state: MDState, limit: Tensor, before: MDState) -> str:

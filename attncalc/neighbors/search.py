@@ -70,7 +70,11 @@ def complete_cell(system: System) -> Tensor:
     of open directions, often zero, are ignored.
     """
     pbc = system.pbc
+    if bool(pbc.all()):  # finding eigenvectors takes a millisecond on a GPU
+        return system.cell.detach()
     periodic = system.cell.detach() * pbc[:, :, None]
+    if not bool(pbc.any()):
+        return torch.eye(3, dtype=periodic.dtype, device=pbc.device).expand_as(periodic)
     # eigenvalues ascend: directions orthogonal to all periodic vectors (eigenvalue 0) come first
     normals = torch.linalg.eigh(periodic.mT @ periodic).eigenvectors.mT
     nth_open = ((~pbc).cumsum(1) - 1).clamp(min=0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attncalc.graph import (
+    EdgeOrder,
     Edges,
     Graph,
     GraphOfArrays,
@@ -25,13 +26,16 @@ from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overla
 from attncalc.system import System
 
 SKIN = {"cpu": 0.5, "cuda": 1.0}
-"""Å added to the cutoff, by device: a CPU removes the pairs in the skin at every step; a GPU keeps
-them, but building a list costs more there."""
+"""Å added to the cutoff, by device: building a list costs as much as several steps on a GPU."""
 
 SKIN_OF_MOLECULES = 2.0
 """Å, on a CPU, for molecules of at most SMALL atoms: it holds few pairs, and lists last long."""
 
 SMALL = 64
+
+SKIN_OF_MANY_STEPS, LARGEST_OF_MANY_STEPS = 2.0, 16384
+"""Å, on a GPU, for batches of up to so many atoms: lists last twice as long, and there is memory
+for three times as many pairs as are within the cutoff."""
 
 LARGEST_SKIN = 100.0
 """Å; the number of pairs grows with its cube, and a larger skin is a mistake."""
@@ -55,10 +59,19 @@ class Padding:
         vectors: [n_edges, 3] Å: added to the edge vectors; moves padding edges beyond the cutoff
             and is zero for the others.
         pairs: [n_pairs], int64: edges that represent their pair, then a padding edge repeated.
+        rows, by_sender, sent_rows: order of the edges, see `EdgeOrder`.
     """
 
     vectors: Tensor
     pairs: Tensor
+    rows: Tensor
+    by_sender: Tensor
+    sent_rows: Tensor
+
+    @property
+    def order(self) -> EdgeOrder:
+        """Order of the edges."""
+        return EdgeOrder(self.rows, self.by_sender, self.sent_rows)
 
 
 @dataclass(frozen=True)
@@ -350,6 +363,8 @@ def skin_for(system: System) -> float:
             return SKIN_OF_MOLECULES
         if device == "cuda" and int(torch.bincount(system.system_idx).max()) <= SMALL_ON_CUDA:
             return LARGEST_SKIN
+    if device == "cuda" and system.n_atoms <= LARGEST_OF_MANY_STEPS:
+        return SKIN_OF_MANY_STEPS
     return SKIN[device]
 
 
@@ -444,8 +459,10 @@ def _list_edges(
         pairs[: first_of_pair.shape[0]] = first_of_pair
         vectors = system.positions.new_zeros(capacity, 3)
         vectors[edges.n_edges :, 0] = far
-        padding = Padding(vectors=vectors, pairs=pairs)
+        n_real = edges.n_edges
         edges = _pad(edges, capacity, system.n_atoms - 1)
+        order = EdgeOrder.of(edges.receivers, edges.senders, system.n_atoms, n_real)
+        padding = Padding(vectors, pairs, **order._asdict())
         standing = torch.zeros_like(edges.receivers).index_fill_(0, first_of_pair, 1)
     rows = torch.stack((edges.receivers, edges.senders, standing.long()))
     return SkinEdges(
@@ -510,7 +527,8 @@ def _padded_graph(system: System, listed: SkinEdges, padding: Padding, cutoff: f
         vectors = edge_vectors(system, edges, has_images=has_images) + padding.vectors
         edge_mask = torch.linalg.vector_norm(vectors.detach(), dim=1) < cutoff
     receivers, senders = edges.receivers, edges.senders
-    return _graph(system, listed, vectors, receivers, senders, padding.pairs, edge_mask)
+    graph = _graph(system, listed, vectors, receivers, senders, padding.pairs, edge_mask)
+    return replace(graph, order=padding.order)
 
 
 def _graph(

@@ -190,6 +190,7 @@ def _with_masked_pair(graph: Graph) -> Graph:
         senders=torch.cat([graph.senders, last, last]),
         edge_mask=torch.cat([graph.edge_mask, none]),
         pairs=torch.cat([graph.pairs, graph.pairs.new_full((1,), graph.n_edges)]),
+        order=None,
     )
 
 

@@ -24,6 +24,16 @@ def silu_slope(x):
 
 
 @triton.jit
+def rounded(x):
+    """x [float64], rounded to a multiple of 2^-42 (2e-13) if |x| < 2^9.
+
+    Sums of such numbers are exact up to 2^11, thus the same in any order: also after a restart,
+    when a new neighbour list has other pairs beyond the cutoff between those that count.
+    """
+    return (x + 1536.0) - 1536.0  # 1.5 * 2^10, whose neighbours are 2^-42 apart
+
+
+@triton.jit
 def store_sums(forces, virials, i, fx, fy, fz, xx, yy, zz, xy, xz, yz):
     """Store the sums of all numbers as force [3] and symmetric virial [9] of atom i."""
     tl.store(forces + 3 * i, tl.sum(fx))

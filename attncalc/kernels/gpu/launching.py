@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attncalc.graph import Graph
+from attncalc.graph import EdgeOrder, Graph
 
 # of every kernel: number of warps (32 threads) of a program, and of slices of a weight that are
 # loaded at a time. Numbers of warps of messages, filters and steps of atoms are the fastest on an
@@ -93,20 +93,16 @@ def counted_edges(graph: Graph) -> tuple[Tensor, Tensor]:
     Returns:
         Positions [n_edges + 1] and beginnings [n_atoms + 1], int32.
     """
-    mask, atoms = graph.edge_mask, torch.arange(graph.n_atoms + 1, device=graph.receivers.device)
+    mask = graph.edge_mask
     slots = torch.zeros(graph.n_edges + 1, dtype=torch.int32, device=mask.device)
     torch.cumsum(mask, 0, dtype=torch.int32, out=slots[1:])
-    return slots, slots.index_select(0, torch.searchsorted(graph.receivers, atoms))
+    return slots, slots.index_select(0, order_of(graph).rows)
 
 
-def row_pointers(graph: Graph) -> Tensor:
-    """Return where the edges of each atom begin, [n_atoms + 1] int64, without padding at the end.
-
-    Padding edges belong to the last atom; the last number excludes them.
-    """
-    n_edges, device = graph.n_edges, graph.receivers.device
-    rows = torch.searchsorted(graph.receivers, torch.arange(graph.n_atoms + 1, device=device))
-    if n_edges == 0:
-        return rows
-    last = (graph.edge_mask * torch.arange(1, n_edges + 1, dtype=torch.int32, device=device)).amax()
-    return torch.minimum(rows, last)
+def order_of(graph: Graph) -> EdgeOrder:
+    """Return the order of a graph's edges, without waiting for the device."""
+    if graph.order is not None:
+        return graph.order
+    numbers = torch.arange(1, graph.n_edges + 1, device=graph.edge_mask.device)
+    last = (graph.edge_mask * numbers).amax() if graph.n_edges else 0
+    return EdgeOrder.of(graph.receivers, graph.senders, graph.n_atoms, last)

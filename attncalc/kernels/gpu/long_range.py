@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph, LinearizedTerm, SummedGradient
 from attncalc.kernels.frozen_long_range import Constants, FrozenLongRange
-from attncalc.kernels.gpu.formulas import store_sums
-from attncalc.kernels.gpu.launching import Workspace, launch, row_pointers
+from attncalc.kernels.gpu.formulas import rounded, store_sums
+from attncalc.kernels.gpu.launching import Workspace, launch, order_of
 from attncalc.kernels.gpu.sums import sum_of_systems
 
 # edges of a block in the loop over the edges of an atom
@@ -128,20 +128,20 @@ def interact(
         per_vector += pulled_here * fade * 2 * by_v * inverse * per_square
 
         per_vector = tl.where(counts, per_vector, 0.0)
-        energy += tl.where(counts, of_pair, 0.0)
-        d_charge += tl.where(counts, coulomb * shared * charge_there, 0.0)
-        d_alpha += tl.where(counts, pulled_here * fade * by_root / (14 * alpha), 0.0)
-        d_ratio += tl.where(counts, pulled * ratio_there * fade * powers, 0.0)
+        energy += tl.where(counts, rounded(of_pair), 0.0)
+        d_charge += tl.where(counts, rounded(coulomb * shared * charge_there), 0.0)
+        d_alpha += tl.where(counts, rounded(pulled_here * fade * by_root / (14 * alpha)), 0.0)
+        d_ratio += tl.where(counts, rounded(pulled * ratio_there * fade * powers), 0.0)
         gx, gy, gz = per_vector * x, per_vector * y, per_vector * z
-        fx += gx
-        fy += gy
-        fz += gz
-        xx += x * gx
-        yy += y * gy
-        zz += z * gz
-        xy += x * gy
-        xz += x * gz
-        yz += y * gz
+        fx += rounded(gx)
+        fy += rounded(gy)
+        fz += rounded(gz)
+        xx += rounded(x * gx)
+        yy += rounded(y * gy)
+        zz += rounded(z * gz)
+        xy += rounded(x * gy)
+        xz += rounded(x * gz)
+        yz += rounded(y * gz)
     tl.store(energies + i, 0.5 * tl.sum(energy))
     tl.store(by_charges + i, tl.sum(d_charge))
     tl.store(by_ratios + i, tl.sum(d_ratio) + of_free * tl.sum(d_alpha))
@@ -191,7 +191,7 @@ class GPUFrozenLongRange(FrozenLongRange):
                 vectors=graph.vectors.contiguous(),
                 senders=graph.senders.contiguous(),
                 mask=graph.edge_mask.contiguous(),
-                rows=row_pointers(graph),
+                rows=order_of(graph).rows,
                 species=graph.species.contiguous(),
                 charges=graph.vectors.new_zeros(n) if charges is None else charges.contiguous(),
                 ratios=graph.vectors.new_ones(n) if ratios is None else ratios.contiguous(),

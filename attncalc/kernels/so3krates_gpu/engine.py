@@ -41,9 +41,9 @@ from attncalc.kernels.so3krates_gpu.weights import (
 
 # largest number of elements of a model for which the first layer is tabulated: 13 MB
 MOST_KINDS = 10
-# bytes of filters that are kept for the reverse pass; those of larger graphs are computed again.
-# Each layer has 8 F bytes for each listed edge, edges of skin and padding included
-MOST_KEPT = 2**30
+# part of a GPU's memory that filters kept for the reverse pass may take; those of larger graphs are
+# computed again. Each layer has 8 F bytes for each listed edge, edges of skin and padding included
+KEPT = 1 / 8
 # edges of a block in the loops over an atom's edges, of programs of `filters`, of `find_edges`
 BLOCK, FILTER_EDGES, GEOMETRY_EDGES = 8, 16, 128
 # columns of filters that are worked on at a time
@@ -78,6 +78,14 @@ def _largest_part(device: torch.device) -> int:
     known: Any = torch.cuda.get_device_properties(device)  # not all of them are annotated
     bytes_there = known.shared_memory_per_block_optin
     return max((size for size in MEMORY if MEMORY[size] <= bytes_there), default=4096)
+
+
+def _most_kept(device: torch.device) -> float:
+    """Return how many bytes of filters are kept for the reverse pass."""
+    if device.type != "cuda":
+        return 2**30
+    known: Any = torch.cuda.get_device_properties(device)
+    return KEPT * float(known.total_memory)
 
 
 class Engine:
@@ -118,6 +126,7 @@ class Engine:
         self.layers = [layer.to(device) for layer in layers]
         self.constants = {name: value.to(device) for name, value in constants.items()}
         self.orders = padded_orders(max(config.degrees))
+        self.most_kept = _most_kept(device)
         # three products of 10-bit numbers on tensor cores keep the digits of float32
         has_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         self.shape = {
@@ -172,7 +181,7 @@ class _Evaluation:
         self.received: list[Tensor] = []
         self.kept: list[dict[str, Tensor]] = []
         bytes_of_layer = 8 * self.width * graph.n_edges
-        self.keeps_filters = bytes_of_layer * len(engine.layers) <= MOST_KEPT
+        self.keeps_filters = bytes_of_layer * len(engine.layers) <= engine.most_kept
         self.kept_filters: dict[int, Tensor] = {}
 
     def forward(self) -> AtomOutputs:

@@ -50,10 +50,10 @@ POINTERS = {
 }
 # kernels that one evaluation may launch, Triton's and PyTorch's, without the sums at its end, which
 # a loop does here: each costs about 2 µs at least
-MOST_LAUNCHES = 35
+MOST_LAUNCHES = 33
 # of one layer of a So3krates, from its features to those before
 REVERSE = ("messages_gradient", "filters_gradient", "ev_gradient", "update_gradient")
-MOST_OF_REPULSION, MOST_OF_LONGER_RANGE = 11, 17
+MOST_OF_REPULSION, MOST_OF_LONGER_RANGE = 9, 2
 
 
 def potential(*, repels: bool = False, reaches: bool = False, **options) -> Potential:

@@ -150,6 +150,15 @@ def test_matscipy_counts_atoms_beyond_its_box(monkeypatch):
     assert as_rows(matscipy_list(System.from_ase(batch), 3.0)) == expected_rows(batch, 3.0)
 
 
+@pytest.mark.parametrize("n", [1, 7, 10**6])
+def test_matscipy_list_in_parts(monkeypatch, n):
+    monkeypatch.setitem(matscipy_list.__globals__, "CANDIDATES_AT_ONCE", n)
+    random = np.random.default_rng(0)
+    atoms = Atoms("H20", positions=random.uniform(0, 9, (20, 3)), cell=[9, 9, 9], pbc=True)
+    batch = [atoms, Atoms("H"), atoms]
+    assert as_rows(matscipy_list(System.from_ase(batch), 3.0)) == expected_rows(batch, 3.0)
+
+
 def test_torch_list_in_chunks(monkeypatch):
     monkeypatch.setitem(torch_list.__wrapped__.__globals__, "CANDIDATES_AT_ONCE", 100)
     random = np.random.default_rng(0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from matscipy.neighbours import neighbour_list
+from numpy.typing import NDArray
 
 from attncalc.graph import Edges
 from attncalc.neighbors.search import (
@@ -18,6 +21,9 @@ from attncalc.system import System
 MAX_BINS_PER_OPEN_DIRECTION = 64
 """matscipy allocates every bin of the box, so two fragments that fly apart would fill the memory.
 Atoms beyond the box are put into its outermost bins, which is slower but correct."""
+
+CANDIDATES_AT_ONCE = 500_000
+"""Candidate pairs that are selected together, about 200 bytes each."""
 
 
 def matscipy_list(system: System, cutoff: float) -> Edges:
@@ -42,9 +48,38 @@ def matscipy_list(system: System, cutoff: float) -> Edges:
             cutoff=reach,
             cell_origin=origins[k],
         )
-        found.append((i + first, j + first, shifts))
-    i, j, shifts = (
-        torch.from_numpy(np.concatenate(parts)).to(system.device)
-        for parts in zip(*found, strict=True)
-    )
-    return select_edges(system, i, j, shifts, cutoff)
+        i += first
+        j += first
+        found.append((i, j, shifts))
+    if len(found) == 1:
+        candidates = found[0]
+    else:
+        candidates = tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+    return _selected_in_parts(system, candidates, cutoff)
+
+
+def _selected_in_parts(
+    system: System, candidates: tuple[NDArray[Any], ...], cutoff: float
+) -> Edges:
+    """Select edges of a few receivers at a time, which needs less memory than all at once.
+
+    Args:
+        system: the structures.
+        candidates: receivers [n], ascending, senders [n] and cell shifts [n, 3].
+        cutoff: Å.
+    """
+    receivers, n = candidates[0], len(candidates[0])
+    # a part ends where a receiver does
+    wanted = np.arange(CANDIDATES_AT_ONCE, n, CANDIDATES_AT_ONCE)
+    ends = np.unique([*np.searchsorted(receivers, receivers[wanted], "right"), n])
+    pairs = torch.empty(2, n, dtype=torch.int64, device=system.device)
+    shifts = torch.empty(n, 3, dtype=torch.int64, device=system.device)
+    begin = n_edges = 0
+    for end in ends:
+        some = (torch.from_numpy(part[begin:end]).to(system.device) for part in candidates)
+        edges = select_edges(system, *some, cutoff)
+        here = slice(n_edges, n_edges + edges.n_edges)
+        pairs[0, here], pairs[1, here] = edges.receivers, edges.senders
+        shifts[here] = edges.cell_shifts
+        begin, n_edges = end, here.stop
+    return Edges(pairs[0, :n_edges], pairs[1, :n_edges], shifts[:n_edges])

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.compiled import has_numba
 from attncalc.graph import GraphArrays, GraphOfArrays
 from attncalc.neighbors.reuse import Seen
+from attncalc.neighbors.search import edge_order
 from attncalc.system import System
+
+LARGEST_TABLE = 1e6
+"""Numbers of a table of cell shifts that is not sorted."""
 
 
 class HalfList(NamedTuple):
@@ -61,12 +66,36 @@ class ListedPairs(NamedTuple):
         triples = cell_shifts.numpy()[standing]
         if not triples.any():
             return cls(receivers, senders, np.zeros(len(standing), np.int32), np.zeros((1, 3)))
-        low, high = triples.min(0), triples.max(0)
-        sizes = high - low + 1
-        codes = np.ravel_multi_index(tuple((triples - low).T), tuple(sizes))
-        used, codes = np.unique(codes, return_inverse=True)
-        shifts = np.stack(np.unravel_index(used, tuple(sizes)), axis=1) + low
-        return cls(receivers, senders, codes.astype(np.int32), shifts.astype(np.float64))
+        return cls(receivers, senders, *numbered(triples))
+
+    def rows_and_shifts(self, n_atoms: int) -> tuple[Tensor, Tensor]:
+        """Return both edges of all pairs: rows and cell shifts of which `of` makes the pairs."""
+        i, j = (torch.from_numpy(part).long() for part in (self.receivers, self.senders))
+        shifts = torch.from_numpy(self.shifts[self.codes]).long()
+        rows = torch.stack((torch.cat((i, j)), torch.cat((j, i)), torch.ones(2 * len(i)).long()))
+        rows[2, len(i) :] = 0
+        shifts = torch.cat((shifts, -shifts))
+        order = edge_order(rows[0] * n_atoms + rows[1], shifts)
+        return rows[:, order], shifts[order]
+
+
+def numbered(
+    shifts: NDArray[np.integer[Any]],
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return the number of each shift [n, 3] in a table of those that occur, and the table."""
+    if not shifts.any():
+        return np.zeros(len(shifts), np.int32), np.zeros((1, 3))
+    low = shifts.min(0)
+    sizes = tuple((shifts.max(0) - low + 1).astype(np.int64))
+    numbers = np.ravel_multi_index(tuple((shifts - low).T.astype(np.int64)), sizes)
+    if np.prod(sizes, dtype=float) < LARGEST_TABLE:  # several times as fast as sorting
+        occurs = np.zeros(np.prod(sizes), bool)
+        occurs[numbers] = True
+        used, codes = np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[numbers]
+    else:
+        used, codes = np.unique(numbers, return_inverse=True)
+    table = np.stack(np.unravel_index(used, sizes), axis=1) + low
+    return codes.astype(np.int32), table.astype(np.float64)
 
 
 class GraphOfList(GraphOfArrays):

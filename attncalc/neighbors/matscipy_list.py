@@ -51,16 +51,13 @@ def matscipy_list(system: System, cutoff: float) -> Edges:
         i += first
         j += first
         found.append((i, j, shifts))
-    if len(found) == 1:
-        candidates = found[0]
-    else:
-        candidates = tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+    candidates = [*found[0]]
+    if len(found) > 1:
+        candidates = [np.concatenate(parts) for parts in zip(*found, strict=True)]
     return _selected_in_parts(system, candidates, cutoff)
 
 
-def _selected_in_parts(
-    system: System, candidates: tuple[NDArray[Any], ...], cutoff: float
-) -> Edges:
+def _selected_in_parts(system: System, candidates: list[NDArray[Any]], cutoff: float) -> Edges:
     """Select edges of a few receivers at a time, which needs less memory than all at once.
 
     Args:
@@ -76,8 +73,8 @@ def _selected_in_parts(
     shifts = torch.empty(n, 3, dtype=torch.int64, device=system.device)
     begin = n_edges = 0
     for end in ends:
-        some = (torch.from_numpy(part[begin:end]).to(system.device) for part in candidates)
-        edges = select_edges(system, *some, cutoff)
+        i, j, images = (torch.from_numpy(x[begin:end]).to(system.device) for x in candidates)
+        edges = select_edges(system, i, j, images, cutoff)
         here = slice(n_edges, n_edges + edges.n_edges)
         pairs[0, here], pairs[1, here] = edges.receivers, edges.senders
         shifts[here] = edges.cell_shifts

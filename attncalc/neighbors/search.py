@@ -128,11 +128,11 @@ def select_edges(
     refuse_overlap(system, candidates, lengths)
     receivers, senders = candidates.receivers[near], candidates.senders[near]
     cell_shifts = candidates.cell_shifts[near]
-    order = _edge_order(receivers * system.n_atoms + senders, cell_shifts)
+    order = edge_order(receivers * system.n_atoms + senders, cell_shifts)
     return Edges(receivers[order], senders[order], cell_shifts[order])
 
 
-def _edge_order(pair: Tensor, cell_shifts: Tensor) -> Tensor:
+def edge_order(pair: Tensor, cell_shifts: Tensor) -> Tensor:
     """Return the order [n_edges] by `pair`, then by shift; two stable sorts cannot overflow."""
     if cell_shifts.shape[0] == 0:
         return pair

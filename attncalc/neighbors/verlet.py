@@ -21,6 +21,7 @@ from attncalc.graph import (
 from attncalc.neighbors.by_device import neighbor_list
 from attncalc.neighbors.half_list import GraphOfList, HalfList, ListedPairs, pairs_hold
 from attncalc.neighbors.padded import padded_kernels
+from attncalc.neighbors.pair_search import pair_list
 from attncalc.neighbors.reuse import LoopInputs, Seen, reused_edges
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
 from attncalc.system import System
@@ -82,8 +83,9 @@ class SkinEdges:
         reference: the system they were built for; its tensors are copies, since a simulation may
             move atoms in place.
         inverse_cell: [n_systems, 3, 3] 1/Å: of the reference cell with open directions completed.
-        edges: with padding at the end in padded form.
-        rows: [3, n_edges], int64: receivers, senders, and 1 if the edge represents its pair.
+        source: rows [3, n_edges], int64 (receivers, senders, and 1 if the edge represents its
+            pair) and cell shifts [n_edges, 3] of all edges, with padding at the end in padded form;
+            or all pairs, of which edges are made if they are needed.
         padding: None in compact form.
         is_periodic: whether any direction of any system is periodic.
         has_images: whether any edge crosses a cell boundary.
@@ -92,12 +94,29 @@ class SkinEdges:
 
     reference: System
     inverse_cell: Tensor
-    edges: Edges
-    rows: Tensor
+    source: tuple[Tensor, Tensor] | ListedPairs
     padding: Padding | None
     is_periodic: bool
     has_images: bool
     species: Tensor
+
+    @cached_property
+    def rows_and_shifts(self) -> tuple[Tensor, Tensor]:
+        """Rows and cell shifts of all edges, see `source`."""
+        if isinstance(self.source, ListedPairs):
+            return self.source.rows_and_shifts(self.reference.n_atoms)
+        return self.source
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Receivers, senders, and 1 if the edge represents its pair, [3, n_edges], int64."""
+        return self.rows_and_shifts[0]
+
+    @cached_property
+    def edges(self) -> Edges:
+        """All edges."""
+        rows, shifts = self.rows_and_shifts
+        return Edges(rows[0], rows[1], shifts)
 
     @cached_property
     def loop_inputs(self) -> LoopInputs:
@@ -115,7 +134,9 @@ class SkinEdges:
     @cached_property
     def pairs(self) -> ListedPairs:
         """Pairs of a compact list on the CPU, each once."""
-        return ListedPairs.of(self.rows, self.edges.cell_shifts)
+        if isinstance(self.source, ListedPairs):
+            return self.source
+        return ListedPairs.of(*self.source)
 
 
 @dataclass(frozen=True)
@@ -214,7 +235,14 @@ class VerletList:
         verlet, graph = self._after_another_update(), self.reuse(system)
         if graph is not None:
             return verlet, graph
-        verlet = verlet.with_edges(system, neighbor_list(system, self.cutoff + self.skin))
+        reach = self.cutoff + self.skin
+        pairs = pair_list(system, reach) if self.by_pairs and _is_plain(system) else None
+        if pairs is None:
+            verlet = verlet.with_edges(system, neighbor_list(system, reach))
+        else:
+            species = species_of(system.atomic_numbers, self.species)
+            listed = _list_pairs(system, pairs, species)
+            verlet = replace(verlet, n_rebuilds=self.n_rebuilds + 1, listed=listed)
         return verlet, verlet.graph(system)
 
     def reuse(self, system: System) -> Graph | None:
@@ -446,11 +474,7 @@ def _list_edges(
         capacity: length of padded arrays, more than there are edges, or None.
         far: Å: length of padding edges.
     """
-    # contiguous, as kernels read it
-    rows_first = {"memory_format": torch.contiguous_format}
-    reference = System(
-        **{name: value.detach().clone(**rows_first) for name, value in vars(system).items()}
-    )
+    reference = _copy(system)
     standing = one_per_pair(edges)
     padding = None
     if capacity is not None:
@@ -468,13 +492,34 @@ def _list_edges(
     return SkinEdges(
         reference=reference,
         inverse_cell=torch.linalg.inv(complete_cell(reference)),
-        edges=Edges(rows[0], rows[1], edges.cell_shifts),
-        rows=rows,
+        source=(rows, edges.cell_shifts),
         padding=padding,
         is_periodic=bool(system.pbc.any()),
         has_images=bool(edges.cell_shifts.any()),
         species=species,
     )
+
+
+@torch.no_grad()
+def _list_pairs(system: System, pairs: ListedPairs, species: Tensor) -> SkinEdges:
+    """Return a new list of these pairs, in compact form."""
+    reference = _copy(system)
+    return SkinEdges(
+        reference=reference,
+        inverse_cell=torch.linalg.inv(complete_cell(reference)),
+        source=pairs,
+        padding=None,
+        is_periodic=bool(system.pbc.any()),
+        has_images=bool(pairs.shifts.any()),
+        species=species,
+    )
+
+
+def _copy(system: System) -> System:
+    """Return a copy whose tensors are contiguous, as kernels read them."""
+    rows_first = {"memory_format": torch.contiguous_format}
+    copies = {name: value.detach().clone(**rows_first) for name, value in vars(system).items()}
+    return System(**copies)
 
 
 def _pad(edges: Edges, capacity: int, last_atom: int) -> Edges:

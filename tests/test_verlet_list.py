@@ -302,8 +302,11 @@ def on_meta(value):
     """The same object with its tensors on the meta device, where nothing can be read back."""
     if isinstance(value, torch.Tensor):
         return value.to("meta")
+    if isinstance(value, tuple):
+        return tuple(map(on_meta, value))
     if is_dataclass(value):
-        return replace(value, **{name: on_meta(part) for name, part in vars(value).items()})
+        names = [field.name for field in fields(value)]
+        return replace(value, **{name: on_meta(getattr(value, name)) for name in names})
     return value
 
 

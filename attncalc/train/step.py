@@ -361,8 +361,8 @@ def unflatten(tensors: Sequence[Tensor], like: Batch) -> Batch:
 
 
 def _names_of(value: Graph | System) -> list[str]:
-    """Return the names of its tensors; no graph of a training has ghosts."""
-    return [f.name for f in fields(value) if f.name != "ghosts"]
+    """Return the names of its tensors; graphs of a training have neither ghosts nor an order."""
+    return [f.name for f in fields(value) if f.name not in ("ghosts", "order")]
 
 
 _PARTS = tuple(f.name for f in fields(Batch) if f.name != "all_pairs")

@@ -31,8 +31,32 @@ def compile(kernel, types, **constants):
 """
 
 
+class _StayPatched:
+    def restore(self) -> None:
+        pass
+
+
+def patch_once() -> None:
+    """Triton's interpreter patches its own modules anew at every call: most of the time."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    patch, done = interpreter._patch_lang, set()
+
+    def once(function):
+        if id(function.__globals__) not in done:
+            done.add(id(function.__globals__))
+            patch(function)
+            # numpy >= 2.4 makes no number of an array of one, as Triton 3.6 asks it to
+            tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+        return _StayPatched()
+
+    interpreter._patch_lang = once
+
+
 def interpreted(program: str, cache: Path) -> str:
     """What a program prints whose kernels run in the interpreter."""
+    program = f"from in_triton import patch_once\npatch_once()\n{program}"
     return _output_of(program, cache, TRITON_INTERPRET="1")
 
 

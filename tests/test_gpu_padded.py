@@ -75,21 +75,27 @@ from ase.build import bulk
 from contract import ethanol
 from test_cuda import assert_lists_of_random_cells
 from attncalc.graph import one_per_pair
-from attncalc.neighbors import matscipy_list
+from attncalc.neighbors import gpu_list, matscipy_list
 from attncalc.neighbors.gpu_list import triton_list
 from attncalc.system import System
 
 assert_lists_of_random_cells("cpu", triton_list)
 
-many = bulk("Cu", cubic=True) * (3, 3, 4)  # more atoms than a block has
+many = bulk("Cu", cubic=True) * (1, 2, 2)  # more atoms than a block has
 many.rattle(0.1, seed=0)
 far = ethanol()
 far.positions += 1e4
 moved = bulk("Cu", cubic=True)
 moved.positions += 7.3 * moved.cell[0] - 2.6 * moved.cell[2]
-for structures in ([many], [far, Atoms("H"), many, moved], [Atoms("H")], [bulk("Cu")]):
+for block, structures in (
+    (8, [many]),
+    (128, [far, Atoms("H"), many, moved]),
+    (128, [Atoms("H")]),
+    (128, [bulk("Cu")]),
+):
+    gpu_list.BLOCK = block
     system = System.from_ase(structures)
-    found, expected = triton_list(system, 4.1), matscipy_list(system, 4.1)
+    found, expected = triton_list(system, 2.7), matscipy_list(system, 2.7)
     for name in ("receivers", "senders", "cell_shifts"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 

@@ -61,7 +61,7 @@ STRUCTURES = [
 def test_pairs_are_those_of_matscipy(structures, bins: int, monkeypatch) -> None:
     monkeypatch.setattr(pair_search, "BINS_PER_CUTOFF", bins)
     system = System.from_ase(structures)
-    for cutoff in (1.7, 4.3, 9.0):
+    for cutoff in (1.7, 4.3, 9.0):  # no shell of the crystals is there
         assert as_rows(pair_list(system, cutoff)) == expected(system, cutoff)
 
 
@@ -99,6 +99,23 @@ def test_results_are_the_same_bits_for_lists_of_other_skins() -> None:
     for result in results[1:]:
         assert torch.equal(result.forces, results[0].forces)
         assert torch.equal(result.energy, results[0].energy)
+
+
+def test_many_images_of_one_atom() -> None:
+    system = System.from_ase(bulk("Cu"))
+    assert as_rows(pair_list(system, 21.0)) == expected(system, 21.0)
+
+
+def test_edges_of_an_evaluation_without_gradients_serve_later_gradients() -> None:
+    system = System.from_ase(triclinic())
+    verlet = VerletList.create(cutoff=5.0, skin=0.5, species=ELEMENTS, by_pairs=True)
+    with torch.inference_mode():
+        verlet, graph = verlet.update(system)
+        assert graph.vectors.shape[1] == 3
+    leaf = system.positions.clone().requires_grad_()
+    vectors = verlet.graph(system.with_positions(leaf)).vectors
+    (vectors**2).sum().backward()
+    assert leaf.grad is not None
 
 
 def test_errors_are_those_of_other_lists() -> None:

@@ -9,6 +9,7 @@ miss a pair, the remaining steps of a chunk leave the state as it is: no valid s
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -66,7 +67,7 @@ class _Buffers:
             return result
 
         old, new = _named(self.state), _named(self.integrator.step(self.state, force))
-        self.stale.logical_or_(stale[0] & self.checks_lists)
+        self.stale.logical_or_(functools.reduce(torch.logical_or, stale) & self.checks_lists)
         self.changing = [name for name in old if new[name] is not old[name]]
         rows = [new[name].reshape(-1) for name in old if old[name].dtype == torch.float64]
         aligned = [part for pair in zip(rows, self.gaps, strict=True) for part in pair]
@@ -215,7 +216,8 @@ def _in_one_row(tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, _View]]:
 
 def _copied(state: MDState, others: dict[str, Tensor]) -> MDState:
     """Return a copy of a state, in which `others` are used instead of new tensors, by name."""
-    new = {name: others.get(name, tensor.clone()) for name, tensor in _named(state).items()}
+    named = _named(state).items()
+    new = {name: others[name] if name in others else tensor.clone() for name, tensor in named}
     prefix = "system."
     of_system = {name.removeprefix(prefix): new.pop(name) for name in list(new) if prefix in name}
     return state.replace(system=System(**of_system), **new)

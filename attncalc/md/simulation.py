@@ -27,8 +27,8 @@ from attncalc.system import System
 
 # steps between two checks, by device: the host waits for a GPU then, on a CPU it costs little
 CHUNK = {"cpu": 20, "cuda": 50}
-# a chunk is longer than the rest of a list's expected life, by the whole life divided by this
-LONGER = 8
+# a chunk is longer than the rest of a list's expected life, by this part of the whole life
+PART_BEYOND = 1 / 8
 # eV/Å: structures that a model describes have smaller forces
 EXPLODING_FORCE = 1e3
 
@@ -163,17 +163,20 @@ class _ListLifetime:
         """Return the number of steps to try, at most n."""
         if self.lasted is None:
             return n
-        return min(n, max(self.lasted - self.age, 0) + max(self.lasted // LONGER, 2))
+        beyond = max(int(PART_BEYOND * max(self.lasted, self.age)), 2)
+        return min(n, max(self.lasted - self.age, 0) + beyond)
 
-    def prepare(self, force: Force, system: System) -> None:
-        """Build a new list if the present one is over.
+    def prepare(self, force: Force, system: System) -> bool:
+        """Build a new list if the present one is over; return True if it was.
 
         Raises:
             ImpossiblePositions: no list can be built for these positions.
         """
-        if self.is_over:
+        was_over = self.is_over
+        if was_over:
             force.renew(system)
             self.is_over = False
+        return was_over
 
     def held(self, done: int, n: int) -> None:
         """Note that the list was valid for `done` of n steps."""
@@ -194,18 +197,20 @@ def _advance(
     n = lifetime.chunk(n)
     state = first
     try:
-        for _ in range(2):  # again, if the list was over from the beginning
-            if state is first:
-                lifetime.prepare(force, first.system)
-                state = _steps(integrator, force, first, n)
-                lifetime.held(state.step - first.step, n)
+        is_new = False
+        while state is first and not is_new:  # again, if the list was over from the beginning
+            is_new = lifetime.prepare(force, first.system)
+            state = _steps(integrator, force, first, n)
+            lifetime.held(state.step - first.step, n)
         if state is first:  # a new list does not last for one step: a list for every step
             state = integrator.step(first, force)
+            lifetime.is_over = False
         what = _insane(state, limit, first)
     except ImpossiblePositions as error:
         what = str(error)
     if not what:
         return state, ""
+    lifetime.age = max(lifetime.age - (state.step - first.step), 0)
     if n == 1:
         return first, what
     half, what = _advance(integrator, force, first, n // 2, limit, lifetime)
@@ -223,18 +228,24 @@ def _steps(integrator: Integrator, force: Force, first: MDState, n: int) -> MDSt
         return state
     if (replayed := recorded_steps(integrator, force, first)) is not None:
         return replayed.advance(first, n)
-    stale: list[Tensor] = []
+    state, last = first, first.step + n
+    while state.step < last:
+        states, stale = [state], []
 
-    def unchecked(system: System) -> Result:
-        result, may_miss = force.without_check(system)
-        stale.append(may_miss)
-        return result
+        def unchecked(system: System, stale: list[Tensor] = stale) -> Result:
+            result, may_miss = force.without_check(system)
+            stale.append(may_miss)
+            return result
 
-    states = [first]
-    for _ in range(n):
-        states.append(integrator.step(states[-1], unchecked))
-    n_valid = int((torch.stack(stale).cumsum(0) == 0).sum())
-    return states[n_valid]
+        n = min(last - state.step, CHUNK["cuda"])  # all states are kept until the lists are checked
+        for _ in range(n):
+            states.append(integrator.step(states[-1], unchecked))
+        of_steps = torch.stack(stale).view(n, -1).any(1)
+        n_valid = int((of_steps.cumsum(0) == 0).sum())
+        state = states[n_valid]
+        if n_valid < n:
+            break
+    return state
 
 
 def _insane(state: MDState, limit: Tensor, before: MDState) -> str:

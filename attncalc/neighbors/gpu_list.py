@@ -34,7 +34,7 @@ def _search(
     n_shifts,
     system_idx,
     first_atoms,
-    number,
+    cutoffs,
     starts,
     counts,
     nearest,
@@ -56,7 +56,7 @@ def _search(
             along open directions.
         n_shifts: [n_systems, 3], int32: number of shifts to be tried along each direction.
         first_atoms: [n_systems + 1].
-        number: [1] Å, the cutoff.
+        cutoffs: [1] Å, a tensor, since Triton rounds Python's numbers to single precision.
         starts: [n_atoms], number of edges of all atoms before; read if STORES.
         counts, nearest: [n_atoms], number of edges, shortest distance, stored unless STORES.
         receivers, senders, cell_shifts: stored if STORES.
@@ -64,7 +64,7 @@ def _search(
     i = tl.program_id(0)
     system = tl.load(system_idx + i)
     begin, end = tl.load(first_atoms + system), tl.load(first_atoms + system + 1)
-    cutoff = tl.load(number)
+    cutoff = tl.load(cutoffs)
     xi, yi, zi = (
         tl.load(positions + 3 * i),
         tl.load(positions + 3 * i + 1),
@@ -150,7 +150,7 @@ def triton_list(system: System, cutoff: float) -> Edges:
         "n_shifts": n_shifts,
         "system_idx": system.system_idx,
         "first_atoms": torch.searchsorted(system.system_idx, numbers),
-        "number": torch.full((1,), cutoff, dtype=torch.float64, device=device),
+        "cutoffs": torch.full((1,), cutoff, dtype=torch.float64, device=device),
     }
     counts = torch.empty(n_atoms, dtype=torch.int32, device=device)
     nearest = torch.empty(n_atoms, dtype=torch.float64, device=device)

@@ -75,7 +75,7 @@ def _in_bins(
     heights = 1 / np.linalg.norm(inverse, axis=0)  # Å, distance of the cell's faces
     n_bins = np.clip(heights * BINS_PER_CUTOFF / reach, 1, MOST_BINS).astype(np.int64)
     bins = np.clip(np.floor((fractional - wraps) * n_bins), 0, n_bins - 1).astype(np.int64)
-    # one more, since rounding may put an atom beside its bin
+    # a little more, since rounding may put an atom beside its bin
     within = np.ceil(reach * n_bins / heights + 1e-6).astype(np.int64)
     return positions - wraps @ cell, wraps.astype(np.int64), bins, n_bins, within
 

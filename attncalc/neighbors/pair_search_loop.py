@@ -52,11 +52,12 @@ def find_pairs(points, wraps, bins, n_bins, reach, is_periodic, cell, cutoff, fi
                 low[k], high[k] = bins[j, k] - reach[k], bins[j, k] + reach[k]
                 if not is_periodic[k]:
                     low[k], high[k] = max(low[k], 0), min(high[k], n_bins[k] - 1)
-            for a in range(low[0], high[0] + 1):
+            # downwards, so that images of an atom come with ascending shifts
+            for a in range(high[0], low[0] - 1, -1):
                 ma = a // n_bins[0] if is_periodic[0] else 0
-                for b in range(low[1], high[1] + 1):
+                for b in range(high[1], low[1] - 1, -1):
                     mb = b // n_bins[1] if is_periodic[1] else 0
-                    for c in range(low[2], high[2] + 1):
+                    for c in range(high[2], low[2] - 1, -1):
                         mc = c // n_bins[2] if is_periodic[2] else 0
                         row = (a - ma * n_bins[0]) * n_bins[1] + b - mb * n_bins[1]
                         at = row * n_bins[2] + c - mc * n_bins[2]
@@ -82,19 +83,9 @@ def find_pairs(points, wraps, bins, n_bins, reach, is_periodic, cell, cutoff, fi
                                 counts[i + 1] += 1
                                 shortest = min(shortest, d)
                                 continue
-                            # images of one atom are sorted as they come
-                            at_end = ends[i]
-                            while at_end > counts[i] and senders[at_end - 1] == j + first:
-                                pa, pb, pc = shifts[at_end - 1]
-                                if pa < sa or (pa == sa and (pb < sb or (pb == sb and pc < sc))):
-                                    break
-                                senders[at_end] = senders[at_end - 1]
-                                shifts[at_end, 0], shifts[at_end, 1] = pa, pb
-                                shifts[at_end, 2] = pc
-                                at_end -= 1
-                            senders[at_end] = j + first
-                            shifts[at_end, 0], shifts[at_end, 1] = sa, sb
-                            shifts[at_end, 2] = sc
+                            senders[ends[i]] = j + first
+                            shifts[ends[i], 0], shifts[ends[i], 1] = sa, sb
+                            shifts[ends[i], 2] = sc
                             ends[i] += 1
     receivers = np.empty(counts[n], np.int32)
     for i in range(n):

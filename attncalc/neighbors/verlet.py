@@ -27,14 +27,15 @@ from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overla
 from attncalc.system import System
 
 SKIN = {"cpu": 0.5, "cuda": 1.0}
-"""Å added to the cutoff, by device: building a list costs as much as several steps on a GPU."""
+"""Å added to the cutoff, by device: a CPU removes the pairs in the skin at every step; kernels of a
+GPU do so faster, but a new list ends a chunk of steps there."""
 
 SKIN_OF_MOLECULES = 2.0
 """Å, on a CPU, for molecules of at most SMALL atoms: it holds few pairs, and lists last long."""
 
 SMALL = 64
 
-SKIN_OF_MANY_STEPS, LARGEST_OF_MANY_STEPS = 2.0, 16384
+SKIN_OF_SMALL_BATCHES, SMALL_BATCH = 2.0, 16384
 """Å, on a GPU, for batches of up to so many atoms: lists last twice as long, and there is memory
 for three times as many pairs as are within the cutoff."""
 
@@ -104,7 +105,8 @@ class SkinEdges:
     def rows_and_shifts(self) -> tuple[Tensor, Tensor]:
         """Rows and cell shifts of all edges, see `source`."""
         if isinstance(self.source, ListedPairs):
-            return self.source.rows_and_shifts(self.reference.n_atoms)
+            with torch.inference_mode(False), torch.no_grad():  # for graphs of any later mode
+                return self.source.rows_and_shifts(self.reference.n_atoms)
         return self.source
 
     @cached_property
@@ -391,8 +393,8 @@ def skin_for(system: System) -> float:
             return SKIN_OF_MOLECULES
         if device == "cuda" and int(torch.bincount(system.system_idx).max()) <= SMALL_ON_CUDA:
             return LARGEST_SKIN
-    if device == "cuda" and system.n_atoms <= LARGEST_OF_MANY_STEPS:
-        return SKIN_OF_MANY_STEPS
+    if device == "cuda" and system.n_atoms <= SMALL_BATCH:
+        return SKIN_OF_SMALL_BATCHES
     return SKIN[device]
 
 
@@ -572,8 +574,8 @@ def _padded_graph(system: System, listed: SkinEdges, padding: Padding, cutoff: f
         vectors = edge_vectors(system, edges, has_images=has_images) + padding.vectors
         edge_mask = torch.linalg.vector_norm(vectors.detach(), dim=1) < cutoff
     receivers, senders = edges.receivers, edges.senders
-    graph = _graph(system, listed, vectors, receivers, senders, padding.pairs, edge_mask)
-    return replace(graph, order=padding.order)
+    pairs, order = padding.pairs, padding.order
+    return _graph(system, listed, vectors, receivers, senders, pairs, edge_mask, order)
 
 
 def _graph(
@@ -584,6 +586,7 @@ def _graph(
     senders: Tensor,
     pairs: Tensor,
     edge_mask: Tensor | None = None,
+    order: EdgeOrder | None = None,
 ) -> Graph:
     """Return a graph of these edges and the system's atoms; without a mask all edges count."""
     if edge_mask is None:
@@ -598,4 +601,5 @@ def _graph(
         system_idx=system.system_idx,
         charge=system.charge,
         spin=system.spin,
+        order=order,
     )

@@ -308,6 +308,50 @@ def test_steps_after_an_atom_moved_too_far_are_done_again(
     assert_equal(md.run(hot, blind, first, 200), last)
 
 
+def test_all_valid_steps_are_kept(blind: Evaluator) -> None:
+    hot = replace(LANGEVIN, temperature=2000)
+    first = start(blind, integrator=hot, seed=2)
+    kept = simulation._steps(hot, blind, first, 120)
+    assert 0 < kept.step < 120
+    n_valid, state = 0, first
+    while not blind.neighbors.needs_rebuild(state.system):  # its forces are those of this list
+        n_valid, state = n_valid + 1, hot.step(state, lambda system: blind.without_check(system)[0])
+    assert kept.step == n_valid - 1
+    assert simulation._steps(hot, blind, kept, 5) is kept
+
+
+def test_chunks_follow_the_life_of_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hot atoms that are cooled: lists then last longer than before."""
+    forces = Evaluator(load("so3krates-ethanol"), skin=0.3)
+    forces.checks_list_every_step = False
+    tried = []
+    take_steps = simulation._steps
+
+    def counting(integrator, force, state, n):
+        tried.append(n)
+        return take_steps(integrator, force, state, n)
+
+    monkeypatch.setattr(simulation, "_steps", counting)
+    hot = replace(LANGEVIN, temperature=1000)
+    state = start(forces, integrator=hot, seed=2)
+    cold = replace(LANGEVIN, temperature=0.5, friction=0.5 / FS)
+    md.run(cold, forces, state, 600, chunk=50)
+    assert len(tried) < 60
+    assert 600 <= sum(tried) < 750
+
+
+def test_lists_without_a_skin() -> None:
+    """No list lasts for a step: about two lists for each."""
+    forces = Evaluator(load("so3krates-ethanol"), skin=0.0)
+    forces.checks_list_every_step = False
+    first = start(forces)
+    made = forces.neighbors.n_rebuilds
+    last = md.run(LANGEVIN, forces, first, 40, chunk=20)
+    assert forces.neighbors.n_rebuilds - made <= 90
+    forces.checks_list_every_step = True
+    assert_equal(md.run(LANGEVIN, forces, first, 40), last)
+
+
 def test_a_crystal_with_images_likewise(blind: Evaluator) -> None:
     copper = Evaluator(load(COPPER), skin=0.1)
     crystal = bulk("Cu", cubic=True) * (2, 2, 2)

@@ -16,8 +16,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from contract import ELEMENTS, build_graph, ethanol, on_the_axis, randomise, slab, triclinic
+from in_triton import patch_once
 from long_range_terms import CUTOFF, TERMS, assert_equal, by_autograd, many, outputs_for
-from triton import language as tl
 from triton.runtime import interpreter
 
 from attncalc import fast as lowering
@@ -54,25 +54,7 @@ assert os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCE = 2e-5
 
 
-class _StayPatched:
-    def restore(self) -> None:
-        pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def patch_once():
-    """Triton patches its own modules anew at every call of a function: most of the time."""
-    patch, done = interpreter._patch_lang, set()
-
-    def once(function):
-        if id(function.__globals__) not in done:
-            done.add(id(function.__globals__))
-            patch(function)
-            # numpy >= 2.4 makes no number of an array of one, as Triton 3.6 asks it to
-            tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
-        return _StayPatched()
-
-    interpreter._patch_lang = once
+patch_once()
 
 
 def potential(seed: int = 0, *, repels: bool = False, **options) -> Potential:

@@ -230,7 +230,8 @@ def _steps(integrator: Integrator, force: Force, first: MDState, n: int) -> MDSt
         return replayed.advance(first, n)
     state, last = first, first.step + n
     while state.step < last:
-        states, stale = [state], []
+        states = [state]
+        stale: list[Tensor] = []
 
         def unchecked(system: System, stale: list[Tensor] = stale) -> Result:
             result, may_miss = force.without_check(system)

@@ -31,10 +31,8 @@ def train(recipe, data, output, member) -> None:
 
     Example: attncalc train models/so3krates-ethanol.yaml --data rmd17_ethanol.npz
     """
-    try:
-        from attncalc import train as training
-    except ImportError as error:
-        raise ImportError(f'{error}; training needs: pip install "attncalc[train]"') from None
+    from attncalc import train as training
+
     plan = training.Recipe.from_yaml(recipe)
     folder = Path(output or Path("runs") / plan.name)
     command = shlex.join(["attncalc", *sys.argv[1:]])

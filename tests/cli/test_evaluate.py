@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.io import read, write
-from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
+from command_line import COPPER, ETHANOL, attncalc, fails, files, import_again, labelled, succeeds
 
 from attncalc import AttnCalculator, data, load
 from attncalc.cli import evaluate as module
@@ -273,3 +274,11 @@ def test_eval_of_trainings_of_all_kinds(tmp_path: Path) -> None:
     Path("other.yaml").write_text(streamed)
     assert attncalc("train", "other.yaml").exit_code == 0
     assert succeeds("eval", "runs/other", "--no-report").startswith("4 structures of all.h5")
+
+
+def test_the_folder_of_a_training_without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_again(monkeypatch, "attncalc.train")
+    monkeypatch.delattr("attncalc.train", raising=False)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    Path("out").mkdir()
+    assert 'training needs: pip install "attncalc[train]"' in fails("eval", "out")

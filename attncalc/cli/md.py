@@ -21,7 +21,7 @@ from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import OutsideTraining, one_line_errors
 from attncalc.cli.files import existing_file, from_anywhere, read_structures
 from attncalc.cli.md_picture import Picture
-from attncalc.cli.model_checks import require_known, say_model
+from attncalc.cli.model_checks import require_known, require_limits, say_model
 from attncalc.cli.options import (
     calculator_options,
     model_option,
@@ -232,6 +232,7 @@ def md(
     )
     plain = calculator.evaluator.plain
     require_known(plain, found)
+    require_limits(plain, stop=stop_when_unknown)
     periodic = any(one.pbc.any() for one in found)
     require_results(settings.write, predicts_charges=plain.predicts_charges, periodic=periodic)
     if have_velocities:
@@ -358,6 +359,7 @@ def _resume(
         threads=threads,
         long_range_cutoff=info.get("long_range_cutoff"),
     )
+    require_limits(calculator.evaluator.plain, stop=stop)
     say(f"{target}: continuing at step {done} of {settings.n_steps}")
     force = calculator.evaluator
     with _running(picture, done=done) as progress:

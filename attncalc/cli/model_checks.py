@@ -27,6 +27,23 @@ def say_model(model: str, potential: Potential) -> str:
     return named
 
 
+def require_limits(potential: Potential, *, stop: bool) -> None:
+    """Refuse `--stop-when-unknown` with a model that does not know its training data.
+
+    Args:
+        potential: the model.
+        stop: True if the option was given.
+
+    Raises:
+        ValueError: the option would have no effect.
+    """
+    if stop and not potential.knows_its_training:
+        raise ValueError(
+            "--stop-when-unknown needs a model that knows its training data, and this one does "
+            "not: remove the option, or see attncalc calibrate"
+        )
+
+
 def require_known(
     potential: Potential, structures: Sequence[Atoms], *, volume: bool = False
 ) -> None:

@@ -32,7 +32,7 @@ from attncalc.cli.files import (
     save_picture,
     write_structures,
 )
-from attncalc.cli.model_checks import require_known, say_model
+from attncalc.cli.model_checks import require_known, require_limits, say_model
 from attncalc.cli.options import calculator_options, model_option, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
@@ -134,6 +134,7 @@ def relax(
         model, device=device, dtype=dtype, threads=threads, long_range_cutoff=long_range_cutoff
     )
     require_known(calculator.evaluator.plain, frames, volume=cell)
+    require_limits(calculator.evaluator.plain, stop=stop_when_unknown)
     require_writable(target, frames)
     relax_all = _relax_together if are_relaxed_together(frames, cell) else _relax_in_turn
     named = say_model(model, calculator.evaluator.plain)

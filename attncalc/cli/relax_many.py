@@ -13,6 +13,7 @@ from tqdm import tqdm
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import EXPECTED
 from attncalc.cli.files import forget_run
+from attncalc.cli.model_checks import require_limits
 from attncalc.cli.model_job import ModelJob
 from attncalc.cli.relax import (
     ATOMS_AT_ONCE,
@@ -61,7 +62,9 @@ class RelaxMany(ModelJob):
 
     def start(self) -> RelaxShard:
         """Load the model."""
-        return RelaxShard(self, self.load())
+        calculator = self.load()
+        require_limits(calculator.evaluator.plain, stop=self.stop)
+        return RelaxShard(self, calculator)
 
 
 @dataclass(frozen=True)

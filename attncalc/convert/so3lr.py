@@ -32,7 +32,10 @@ UNTRAINED = 1.0  # scale of elements that were not in the training data: the ini
 INFO = {
     "model": "SO3LR",
     "level_of_theory": "PBE0+MBD forces, dipoles and Hirshfeld ratios; not energies",
-    "comparable": "energies of structures of equal composition, total charge and long-range cutoff",
+    "comparable": (
+        "energies of structures of equal composition, total charge, multiplicity and long-range "
+        "cutoff"
+    ),
     "long_range_cutoff": (
         f"{PERIODIC_CUTOFF:g} Å for periodic structures; all pairs of molecules, without a cutoff"
     ),

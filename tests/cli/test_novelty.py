@@ -240,3 +240,10 @@ def test_calibrate_refuses() -> None:
     assert "DATA is needed" in result.stderr
     write("water.extxyz", Atoms("OH2", positions=[(0, 0, 0), (1, 0, 0), (0, 1, 0)]))
     assert files() == {"frames.extxyz", "water.extxyz"}
+
+
+@pytest.mark.parametrize("command", [["relax"], ["relax", "--shard", "1/1"], ["md"]])
+def test_a_stop_needs_a_model_that_knows_its_training(command: list[str]) -> None:
+    write("cu.extxyz", bulk("Cu", cubic=True))
+    said = fails(*command, "cu.extxyz", "--model", COPPER, "--stop-when-unknown")
+    assert "--stop-when-unknown needs a model that knows its training data" in said

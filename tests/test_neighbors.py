@@ -220,8 +220,8 @@ def test_neighbor_list_chooses_by_size_and_what_is_installed_on_cuda(
 
 def test_all_pairs_are_tried_in_batches_of_small_structures():
     many = System.from_ase([Atoms("H")] * 9000)
-    assert by_device._largest(many) == 1
-    assert by_device._largest(System.from_ase([Atoms("H"), Atoms("H5"), Atoms("H2")])) == 5
+    assert by_device.size_of_largest(many) == 1
+    assert by_device.size_of_largest(System.from_ase([Atoms("H"), Atoms("H5"), Atoms("H2")])) == 5
 
 
 def test_missing_nvalchemi_is_named_with_the_pip_line(monkeypatch):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 PROBED = 2
 # numbers: every tensor begins at a multiple, since kernels are compiled for aligned addresses
 ALIGNMENT = 32
+# how names of tensors of a state's system begin
+SYSTEM = "system."
 # Å, eV: error allowed then in positions, cells and heat per atom: errors of forces hardly matter
 SAME = 1e-6
 
@@ -87,10 +89,7 @@ class _Buffers:
     def taken_out(self, first: MDState, n: int) -> MDState:
         """Return a copy of the state in the buffers, n steps after `first`."""
         copies = {name: _named(self.state)[name].clone() for name in self.changing}
-        prefix = "system."
-        of_system = {k.removeprefix(prefix): copies.pop(k) for k in list(copies) if prefix in k}
-        system = replace(first.system, **of_system)
-        return first.replace(system=system, **copies, step=first.step + n)
+        return _with(first, copies).replace(step=first.step + n)
 
 
 class Recorded:
@@ -187,7 +186,7 @@ def _named(state: MDState) -> dict[str, Tensor]:
     """Return all tensors of a state by name, except the number of its step."""
     own = {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
     own.pop("step", None)
-    return own | {f"system.{name}": value for name, value in vars(state.system).items()}
+    return own | {f"{SYSTEM}{name}": value for name, value in vars(state.system).items()}
 
 
 def _tensors(state: MDState) -> list[Tensor]:
@@ -218,6 +217,14 @@ def _copied(state: MDState, others: dict[str, Tensor]) -> MDState:
     """Return a copy of a state, in which `others` are used instead of new tensors, by name."""
     named = _named(state).items()
     new = {name: others[name] if name in others else tensor.clone() for name, tensor in named}
-    prefix = "system."
-    of_system = {name.removeprefix(prefix): new.pop(name) for name in list(new) if prefix in name}
-    return state.replace(system=System(**of_system), **new)
+    return _with(state, new)
+
+
+def _with(state: MDState, tensors: dict[str, Tensor]) -> MDState:
+    """Return a state with other tensors, by the names of `_named`."""
+    own: dict[str, Any] = {}
+    of_system: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        part = of_system if name.startswith(SYSTEM) else own
+        part[name.removeprefix(SYSTEM)] = tensor
+    return state.replace(system=replace(state.system, **of_system), **own)

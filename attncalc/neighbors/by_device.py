@@ -39,7 +39,7 @@ def neighbor_list(system: System, cutoff: float) -> Edges:
     """
     if system.device.type == "cpu":
         return matscipy_list(system, cutoff)
-    is_small = _largest(system) <= LARGEST_FOR_ALL_PAIRS
+    is_small = size_of_largest(system) <= LARGEST_FOR_ALL_PAIRS
     if is_small and (kernels := _kernels(system.device)) is not None:
         edges: Edges = kernels.triton_list(system, cutoff)
         return edges
@@ -48,7 +48,7 @@ def neighbor_list(system: System, cutoff: float) -> Edges:
     return torch_list(system, cutoff)
 
 
-def _largest(system: System) -> int:
+def size_of_largest(system: System) -> int:
     """Return the number of atoms of the largest structure."""
     if system.n_systems == 1:
         return system.n_atoms

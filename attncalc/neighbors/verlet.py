@@ -18,7 +18,7 @@ from attncalc.graph import (
     one_per_pair,
     species_of,
 )
-from attncalc.neighbors.by_device import neighbor_list
+from attncalc.neighbors.by_device import neighbor_list, size_of_largest
 from attncalc.neighbors.half_list import GraphOfList, HalfList, ListedPairs, pairs_hold
 from attncalc.neighbors.padded import padded_kernels
 from attncalc.neighbors.pair_search import pair_list
@@ -391,7 +391,7 @@ def skin_for(system: System) -> float:
     if not system.pbc.any():
         if device == "cpu" and system.n_atoms <= SMALL * system.n_systems:
             return SKIN_OF_MOLECULES
-        if device == "cuda" and int(torch.bincount(system.system_idx).max()) <= SMALL_ON_CUDA:
+        if device == "cuda" and size_of_largest(system) <= SMALL_ON_CUDA:
             return LARGEST_SKIN
     if device == "cuda" and system.n_atoms <= SMALL_BATCH:
         return SKIN_OF_SMALL_BATCHES

@@ -22,7 +22,7 @@ FIRST = (
     *("nn/test_equiformer.py", "nn/test_so3krates.py", "nn/test_so3krates_sphc.py"),
     *("test_drill.py", "physics/test_dynamics.py", "md/test_h5md.py", "train/test_step.py"),
     *("kernels/so3krates_gpu/test_compiles.py", "kernels/so3krates_gpu/test_interpreted.py"),
-    *("train/test_denoising.py", "train/test_fit.py", "train/test_processes.py"),
+    *("train/test_denoising.py", "train/test_training.py", "train/test_processes.py"),
     *("test_cuda.py", "test_models.py", "cli/test_md.py", "test_examples.py", "cli/test_train.py"),
     *("train/test_compilation.py", "test_report.py", "engines/test_ase.py", "test_gpu_kit.py"),
 )

@@ -292,7 +292,7 @@ def test_capacity_grows_and_never_shrinks(device: str) -> None:
     assert not graph.edge_mask.any()
 
 
-def assert_lists_of_random_cells(device: str, backend) -> None:
+def assert_lists_of_random_cells(device: str, backend, cutoff: float = 3.3) -> None:
     random = np.random.default_rng(4)
     for periodic in ([1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1], [1, 0, 1]):
         n_atoms = int(random.integers(1, 12))
@@ -300,9 +300,9 @@ def assert_lists_of_random_cells(device: str, backend) -> None:
         atoms.set_cell(random.normal(size=(3, 3)) + 4.0 * np.diag(random.uniform(0.6, 2.0, 3)))
         atoms.set_scaled_positions(random.uniform(-1.5, 2.5, (n_atoms, 3)))
         system = System.from_ase([atoms, triclinic()])
-        found = backend(system.to(device), 3.3)
+        found = backend(system.to(device), cutoff)
         assert found.receivers.device.type == device
-        expected = matscipy_list(system, 3.3)
+        expected = matscipy_list(system, cutoff)
         for name in ("receivers", "senders", "cell_shifts"):
             assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
 

@@ -30,7 +30,7 @@ from result_files import machine_name, table, write
 from attncalc.data.errors import errors, predict
 from attncalc.plots.style import SERIES, legend_above, logarithmic, tidy
 from attncalc.train import Recipe, fit
-from attncalc.train.fit import read_split
+from attncalc.train.training import read_split
 
 HERE = Path(__file__).resolve().parents[1]
 FRAMES = (100, 200, 400, 950)

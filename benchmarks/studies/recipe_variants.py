@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from result_files import machine_name, table, write
 
 from attncalc.train import Recipe, fit
-from attncalc.train.fit import read_split
+from attncalc.train.training import read_split
 
 HERE = Path(__file__).resolve().parents[1]
 RECIPE = HERE / "recipes" / "quick" / "so3krates-ethanol-quick.yaml"

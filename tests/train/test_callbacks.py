@@ -1,4 +1,4 @@
-"""What watches a training run; most of it is tested by whole runs in test_fit.py."""
+"""What watches a training run; most of it is tested by whole runs in test_training.py."""
 
 import dataclasses
 import logging
@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 
 from attncalc import train
-from attncalc.train import callbacks
+from attncalc.train import callbacks, training
 from attncalc.train.callbacks import UseStep
 from attncalc.train.select_step import select_step
 from attncalc.train.step import Batch, Step
@@ -97,6 +97,6 @@ def test_the_compiled_step_is_taken_within_an_epoch(recipe, parts, tmp_path, mon
 
         return eager, ReadyAtTheSecondLook(step)
 
-    monkeypatch.setattr(sys.modules["attncalc.train.fit"], "select_step", select)
+    monkeypatch.setattr(training, "select_step", select)
     train.fit(dataclasses.replace(recipe, epochs=1), *parts[:2], tmp_path / "run")
     assert taken == ["eager"] * 2 + ["compiled"] * 3

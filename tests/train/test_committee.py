@@ -11,7 +11,7 @@ import torch
 from attncalc import Committee, load, train
 from attncalc.data.errors import predict
 from attncalc.files import FileLock
-from attncalc.train.fit import read_split
+from attncalc.train.training import read_split
 
 
 @pytest.fixture(scope="module")

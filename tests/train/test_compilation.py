@@ -15,7 +15,7 @@ from torch._inductor import config as inductor
 from attncalc import Potential, train
 from attncalc.kernels.collocation import collocated
 from attncalc.ops import with_modules
-from attncalc.train import callbacks, compilation
+from attncalc.train import callbacks, compilation, training
 from attncalc.train.batches import join, samples
 from attncalc.train.compilation import Compilation
 from attncalc.train.select_step import select_step, with_distant_labels
@@ -55,8 +55,7 @@ class Fake(Compilation):
 def epochs_of(recipe, parts, tmp_path, monkeypatch, caplog):
     """Trains with a given compilation; which steps had been taken by the faked compiled step."""
     caplog.set_level(logging.INFO, logger="attncalc")
-    module = sys.modules[train.fit.__module__]
-    select = module.select_step
+    select = training.select_step
 
     def fit(made, **changes):
         taken = []
@@ -71,7 +70,7 @@ def epochs_of(recipe, parts, tmp_path, monkeypatch, caplog):
             made.step = counted
             return step, made
 
-        monkeypatch.setattr(module, "select_step", selected)
+        monkeypatch.setattr(training, "select_step", selected)
         done = train.fit(dataclasses.replace(recipe, **changes), *parts[:2], tmp_path / "run")
         return len(taken), done
 

@@ -134,12 +134,11 @@ JOB = """
 import dataclasses, json, os, signal, sys, torch
 torch.set_num_threads(1)
 from attncalc import train
-from attncalc.train import callbacks
+from attncalc.train import callbacks, training
 from attncalc.train.module import TrainingModule
 
-fitting = sys.modules[train.fit.__module__]
 rank, said = int(os.environ["SLURM_PROCID"]), {}
-step, check, split = TrainingModule.training_step, fitting._check, fitting.read_split
+step, check, split = TrainingModule.training_step, training._check, training.read_split
 recipe = train.Recipe.from_yaml("tiny.yaml")
 
 def attempt(name, *, at=None, what=None, **changes):
@@ -183,13 +182,13 @@ attempt("streamed", data="cells.h5", stream=True)
 attempt("both precisions", dtype="float32", pair_terms=("zbl",))
 attempt("failed", at=2, what=in_the_second(fail))
 attempt("not finite", at=2, what=not_finite)
-fitting._check = bad_file
+training._check = bad_file
 attempt("bad file")
-fitting._check = check
+training._check = check
 if rank == 1:
-    fitting.read_split = lambda recipe: [part[::-1] for part in split(recipe)]
+    training.read_split = lambda recipe: [part[::-1] for part in split(recipe)]
 attempt("other data")
-fitting.read_split = split
+training.read_split = split
 for which in (signal.SIGINT, signal.SIGTERM):
     attempt(which.name, at=8, what=in_the_second(lambda: signal.raise_signal(which)))
 attempt("SIGINT")

@@ -9,7 +9,7 @@ from damage import damaged, limits
 
 from attncalc.model_file import NETWORKS
 from attncalc.train import Recipe
-from attncalc.train.fit import _read
+from attncalc.train.training import _read
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 RECIPES = MODELS.parent / "benchmarks" / "recipes"

@@ -1,7 +1,6 @@
 """Trainings of so many minutes, on a clock that a step moves by one second."""
 
 import dataclasses
-import importlib
 import json
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import pytest
 from trainings import stopped_at
 
 from attncalc import data, train
-from attncalc.train import callbacks, module
+from attncalc.train import callbacks, module, training
 from attncalc.train.module import TrainingModule
 from attncalc.train.order import Sizes, n_steps
 from attncalc.train.time_budget import epochs_that_fit
@@ -38,8 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr(TrainingModule, "training_step", timed)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic))
-    fit = importlib.import_module("attncalc.train.fit")  # the package has a function of this name
-    monkeypatch.setattr(fit, "seconds_per_step", lambda *_: 2.0)  # slower than what follows
+    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 2.0)  # slower than what follows
     return clock
 
 

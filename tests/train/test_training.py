@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 from pathlib import Path
 
 import ase.io
@@ -23,15 +22,15 @@ from trainings import assert_same_bits, write
 from attncalc import data, load, train
 from attncalc.data.errors import errors, predict
 from attncalc.data.fingerprints import count_repeated
-from attncalc.train import callbacks
+from attncalc.train import callbacks, training
 from attncalc.train import recipe as recipes
 from attncalc.train.batches import join, samples
-from attncalc.train.fit import _check, _require_matching_units, _without_folders, read_split
 from attncalc.train.module import TrainingModule
 from attncalc.train.processes import connect
 from attncalc.train.start import new_potential
 from attncalc.train.step import PENALTIES, Loss, loss
 from attncalc.train.step import predict as predict_for_loss
+from attncalc.train.training import _check, _require_matching_units, _without_folders, read_split
 
 
 def test_what_is_left_behind(finished, recipe):
@@ -283,7 +282,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(recipe, parts, tmp_path, mo
     def broken_step(*_, **__):
         return lambda batch: (torch.tensor(1.0), [torch.full((1,), float("nan"))]), None
 
-    monkeypatch.setattr(sys.modules[train.fit.__module__], "select_step", broken_step)
+    monkeypatch.setattr(training, "select_step", broken_step)
     with pytest.raises(FloatingPointError, match="gradient is not finite in epoch 1: lower"):
         train.fit(recipe, *parts[:2], tmp_path)
 
@@ -565,7 +564,7 @@ def test_a_delta_model_names_its_baseline_from_the_first_epoch(
 ):
     recipe = dataclasses.replace(recipe, baseline="pair potentials", epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[train.fit.__module__], "_describe", None)
+        patch.setattr(training, "_describe", None)
         with pytest.raises(TypeError):  # stopped before anything is described
             train.run(recipe, tmp_path / "run", data=data_file, command="attncalc train tiny.yaml")
     assert load(tmp_path / "run" / "tiny.safetensors").baseline == "pair potentials"

@@ -102,8 +102,8 @@ def unfit_widths(network: nn.Module) -> str:
     name = _ENGINES["cpu"].get(type(network))
     if name is None or not has_numba():
         return ""
-    widths = importlib.import_module(name).widths(network)
-    return ", ".join(f"{width} = {n}" for width, n in widths.items() if n % LANES)
+    widths: Any = getattr(importlib.import_module(name), "widths", lambda network: {})
+    return ", ".join(f"{width} = {n}" for width, n in widths(network).items() if n % LANES)
 
 
 def uncompiled(potential: Potential) -> Potential:

@@ -141,7 +141,7 @@ def deviation(ours: Result, theirs: Result) -> float:
     """Return the largest difference of energies per atom, forces, strain gradients and outputs.
 
     It is in eV, eV/Å and e. If the largest force component exceeds 1 eV/Å, all differences except
-    those of charges and Hirshfeld ratios are divided by it. NaN if any number is NaN.
+    those of other outputs, such as charges, are divided by it. NaN if any number is NaN.
     """
     scale = theirs.forces.abs().amax().clamp(min=1.0)
     differences = [
@@ -150,7 +150,7 @@ def deviation(ours: Result, theirs: Result) -> float:
     ]
     outputs = [
         (mine - other).abs().amax()
-        for name in ("charges", "hirshfeld_ratios")
+        for name in OUTPUTS[1:]
         if (mine := getattr(ours, name)) is not None
         and (other := getattr(theirs, name)) is not None
     ]

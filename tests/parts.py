@@ -119,7 +119,7 @@ class Channel:
 
 
 class Communicator:
-    """The part of `mpi4py` that `Owners` and `OutputExchange` use, for one thread."""
+    """The part of `mpi4py` that `PartEvaluator` uses, for one thread."""
 
     def __init__(self, channel: Channel, rank: int) -> None:
         self.channel, self.rank, self.size = channel, rank, channel.size
@@ -133,6 +133,12 @@ class Communicator:
 
     def allreduce(self, value: float) -> float:
         return sum(self._all(value))
+
+    def Allreduce(self, values: NDArray, total: NDArray) -> None:
+        total[:] = sum(self._all(values.copy()))
+
+    def allgather(self, value: Any) -> list[Any]:
+        return self._all(value)
 
     def alltoall(self, values: list[Any]) -> list[Any]:
         return [row[self.rank] for row in self._all(values)]

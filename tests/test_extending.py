@@ -6,6 +6,8 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +27,7 @@ from contract import (
     slab,
     triclinic,
 )
+from parts import Channel, box_of, images_of, rod
 
 from attncalc import AttnCalculator, Evaluator, Potential, System, data, evaluate, load, md, save
 from attncalc import fast as lowering
@@ -150,6 +153,7 @@ def test_format_and_network_are_trained_together(tmp_path, monkeypatch):
         split={"sizes": [60, 20, 0]},
         network="density",
         config={"cutoff": 4.0},
+        pair_terms=["attraction"],
         epochs=8,
         batch_size=5,
         learning_rate=0.02,
@@ -158,6 +162,8 @@ def test_format_and_network_are_trained_together(tmp_path, monkeypatch):
     trained = load(result.model)
     assert "| network | density, " in result.model.with_suffix(".md").read_text()
     assert type(trained.network) is SHOWN.Density
+    assert [type(term) for term in trained.pair_terms] == [SHOWN.Attraction]
+    assert trained.pair_terms[0].config == SHOWN.AttractionConfig(cutoff=4.0)
     losses = [epoch["validation_loss"] for epoch in result.history]
     assert losses[-1] < losses[0]
     frames[0].calc = AttnCalculator(result.model)
@@ -182,10 +188,17 @@ def test_a_model_file_keeps_network_and_pair_term(tmp_path):
     assert not torch.equal(evaluate(without, graphs).forces, evaluate(plain, graphs).forces)
 
 
-def test_a_recipe_refuses_a_pair_term_with_numbers_it_cannot_give():
+def test_a_recipe_refuses_a_pair_term_with_numbers_it_cannot_give(monkeypatch):
     pytest.importorskip("lightning")
     from attncalc import train
 
+    @dataclass(frozen=True)
+    class WithoutDefaults:
+        strength: float
+        radius: float
+        cutoff: float
+
+    monkeypatch.setitem(PAIR_TERMS, "attraction", (SHOWN.Attraction, WithoutDefaults))
     with pytest.raises(ValueError, match=r"attraction needs strength, radius, for which a recipe"):
         train.Recipe(name="mine", data="d.h5", split={}, pair_terms=["attraction"])
 
@@ -266,6 +279,35 @@ def test_a_door_gives_what_the_calculator_gives():
     assert driver.evaluator.neighbors.n_rebuilds == 1
     with pytest.raises(ValueError, match="not trained on"):
         SHOWN.Driver(model, [79])(np.zeros((1, 3)), np.eye(3) * 20)
+
+
+@pytest.mark.parametrize("n_processes", [2, 3])
+def test_a_door_to_a_program_that_divides_a_structure(n_processes):
+    """Forces of the parts are those of the whole, while atoms move; one process has no atoms."""
+    model, atoms = potential(), rod(4)
+    first = np.arange(len(atoms)) < 12
+    owned = [np.flatnonzero(first), np.flatnonzero(~first), np.zeros(0, int)][:n_processes]
+    channel = Channel(n_processes)
+    with ThreadPoolExecutor(n_processes) as threads:
+        made = threads.map(
+            lambda rank: SHOWN.PartDriver(channel.of(rank), model), range(n_processes)
+        )
+        drivers = list(made)
+        reach = drivers[0].evaluator.ghosts_within
+        for _ in range(3):
+            parts = [images_of(atoms, own, reach) for own in owned]
+            found = list(
+                threads.map(lambda one, images: one(images, box_of(atoms)), drivers, parts)
+            )
+            forces = np.zeros((len(atoms), 3))
+            for own, (_, of_own) in zip(owned, found, strict=True):
+                forces[own] = of_own
+            expected = evaluate(model, fresh_graphs(model, System.from_ase(atoms)))
+            assert [energy for energy, _ in found] == pytest.approx(
+                [float(expected.energy)] * n_processes
+            )
+            np.testing.assert_allclose(forces, expected.forces, atol=1e-10)
+            atoms.positions[::2] += 0.01
 
 
 def test_a_function_may_take_the_place_of_a_model():

@@ -6,7 +6,7 @@ exchanges the network outputs that pair terms read, such as charges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.domain import Integers, StructureTotals
-from attncalc.graph import AtomOutputs
+from attncalc.graph import OUTPUTS, AtomOutputs
+
+NAMES = OUTPUTS[1:]
+"""Outputs that are exchanged: all but energies."""
 
 
 class OutputExchange:
-    """Exchange of charges and Hirshfeld ratios between processes, for pair terms that read them.
+    """Exchange of a network's outputs between processes, for pair terms that read them.
+
+    These are charges, Hirshfeld ratios and all others but energies. Charges are shifted to add up
+    to the total of the structure.
 
     All processes of the communicator must call the methods together, also those without atoms.
 
@@ -34,46 +40,47 @@ class OutputExchange:
 
     def complete(self, outputs: AtomOutputs) -> AtomOutputs:
         """Return outputs with charges that add up to the total; ghosts get those of their atoms."""
-        values = _columns(outputs.charges, outputs.hirshfeld_ratios, len(outputs.energies))
+        given = {name: getattr(outputs, name) for name in NAMES}
+        values = _columns(given, len(outputs.energies))
         own = self._adding_up(values[: self.owners.n_own], self.whole.charge)
         values = np.concatenate([own, self.owners.of_ghosts(own)])
-        charges, ratios = (torch.from_numpy(column) for column in values.T.copy())
-        return replace(
-            outputs,
-            charges=None if outputs.charges is None else charges,
-            hirshfeld_ratios=None if outputs.hirshfeld_ratios is None else ratios,
-        )
+        return replace(outputs, **_named(values, given))
 
     def give_back(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return dE / d outputs of own atoms, including the contributions of all their ghosts."""
-        given = gradient.get("charges"), gradient.get("hirshfeld_ratios")
-        n = self.owners.n_own + self.owners.n_ghosts
-        values = np.zeros((n, 2))
-        found = self.owners.add_to_owners(_columns(*given, n))
+        values = np.zeros((self.owners.n_own + self.owners.n_ghosts, len(NAMES)))
+        found = self.owners.add_to_owners(_columns(gradient, len(values)))
         values[: self.owners.n_own] = self._adding_up(found, 0)  # the total charge is fixed
-        names = ("charges", "hirshfeld_ratios")
-        columns = zip(names, values.T.copy(), strict=True)
-        return {name: torch.from_numpy(column) for name, column in columns if name in gradient}
+        return _named(values, gradient)
 
     def without_atoms(self, n: int) -> None:
         """Take part in the messages of n networks' evaluations, for a process without atoms."""
+        none = np.zeros((0, len(NAMES)))
         for _ in range(n):
-            self.owners.of_ghosts(self._adding_up(np.zeros((0, 2)), self.whole.charge))
-            self._adding_up(self.owners.add_to_owners(np.zeros((0, 2))), 0)
+            self.owners.of_ghosts(self._adding_up(none, self.whole.charge))
+            self._adding_up(self.owners.add_to_owners(none), 0)
 
     def _adding_up(self, own: NDArray[np.float64], total: float) -> NDArray[np.float64]:
-        """Return [n_own, 2], with the first column shifted to sum to `total` over all processes."""
-        excess = self.owners.comm.allreduce(float(own[:, 0].sum())) - total
-        return own - [excess / self.whole.n_atoms, 0.0]
+        """Return own rows with charges shifted to sum to `total` over all processes."""
+        k, shifted = NAMES.index("charges"), own.copy()
+        excess = self.owners.comm.allreduce(float(own[:, k].sum())) - total
+        shifted[:, k] -= excess / self.whole.n_atoms
+        return shifted
 
 
-def _columns(charges: Tensor | None, ratios: Tensor | None, n: int) -> NDArray[np.float64]:
-    """Return charges and ratios as [n, 2], with zeros for a missing one."""
-    columns = np.zeros((n, 2))
-    for k, values in enumerate((charges, ratios)):
-        if values is not None:
+def _columns(given: Mapping[str, Tensor | None], n: int) -> NDArray[np.float64]:
+    """Return outputs as [n, len(NAMES)], with zeros for those that are missing."""
+    columns = np.zeros((n, len(NAMES)))
+    for k, name in enumerate(NAMES):
+        if (values := given.get(name)) is not None:
             columns[:, k] = values.detach().double().numpy()
     return columns
+
+
+def _named(values: NDArray[np.float64], given: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Return the columns [n] of the outputs that are given, by name."""
+    columns = zip(NAMES, values.T.copy(), strict=True)
+    return {n: torch.from_numpy(column) for n, column in columns if given.get(n) is not None}
 
 
 class Owners:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,38 +23,18 @@ from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
-from attncalc.domain import (
-    Box,
-    Domain,
-    Images,
-    Integers,
-    StructureTotals,
-    atoms_by_id,
-    exchanges_layers,
-    exchanges_outputs,
-    reach_of,
-    refuse_parts,
-)
+from attncalc.domain import Box, Images, Integers, atoms_by_id, refuse_parts
 from attncalc.evaluator import Evaluator
-from attncalc.graph import Graphs, species_of
+from attncalc.graph import species_of
 from attncalc.model_file import load
-from attncalc.plugins.halo import OutputExchange, Owners
 from attncalc.plugins.novelty_monitor import NoveltyMonitor
-from attncalc.potential import Potential, evaluate, evaluate_with_virials
-from attncalc.result import Result
-from attncalc.signals import ctrl_c_in_loops
-from attncalc.structures import check_electrons
-from attncalc.system import System, charge_and_spin_of
+from attncalc.plugins.part_evaluator import SKIN, Part, PartEvaluator, are_equal
+from attncalc.potential import Potential
+from attncalc.system import System
 from attncalc.text import one_line
 
 FIX = "attncalc"
 """Name of the fix in LAMMPS."""
-
-SKIN = 1.0
-"""Skin of all neighbour lists, also those of LAMMPS, if processes share a structure, Å."""
-
-MARGIN = 0.01
-"""Extra distance within which there are ghosts, to allow for rounding, Å."""
 
 MASS_ERROR = 1.0
 """Largest difference of a mass from that of its element, amu; larger for isotopes of hydrogen."""
@@ -128,8 +108,7 @@ def attach(
     options = {"charge": charge, "spin": spin, "exchange": exchange, "per_atom": per_atom}
     fix = AttnFix(lmp, comm, model, numbers, **options)
     fix.check_masses()
-    reach = reach_of(model, exchanges=fix.exchanges)
-    lmp.commands_string("\n".join(_commands(lmp, model, comm.size, reach)))
+    lmp.commands_string("\n".join(_commands(lmp, model, fix.ghosts_within)))
     lmp.set_fix_external_callback(FIX, fix)
     return fix
 
@@ -211,16 +190,27 @@ def _refuse_respa(lmp: Any) -> None:
         raise ValueError("run_style respa: only run_style verlet calls the model in every step")
 
 
-def _commands(lmp: Any, potential: Potential, n_processes: int, reach: float) -> list[str]:
-    """Return the commands that make LAMMPS call the fix, with ghosts within `reach`, Å."""
+def _refuse_settings(lmp: Any, images: Images) -> None:
+    """Refuse settings with which processes cannot share a structure."""
+    settings = ("neigh_every", "neigh_delay", "neigh_dist_check")
+    if [lmp.extract_setting(name) for name in settings] != [1, 0, 1]:
+        raise ValueError(
+            "neigh_modify must stay at: every 1 delay 0 check yes; ghosts would come too late"
+        )
+    if (images.ids <= 0).any():
+        raise ValueError("several processes tell atoms by their ids: remove atom_modify id no")
+
+
+def _commands(lmp: Any, potential: Potential, ghosts_within: float | None) -> list[str]:
+    """Return the commands that make LAMMPS call the fix, with ghosts within so many Å."""
     commands = []
     if lmp.extract_global("pair_style") == "none":  # without a style LAMMPS computes no pressure
         commands += zero_style(potential)
-    if n_processes > 1:
+    if ghosts_within is not None:
         commands += [
             f"neighbor {SKIN} bin",
             "neigh_modify every 1 delay 0 check yes",
-            f"comm_modify cutoff {reach + SKIN + MARGIN:.6f}",
+            f"comm_modify cutoff {ghosts_within:.6f}",
         ]
     return [
         *commands,
@@ -232,34 +222,6 @@ def _commands(lmp: Any, potential: Potential, n_processes: int, reach: float) ->
 def zero_style(potential: Potential) -> list[str]:
     """Return the commands of a pair style that has a cutoff and no energy."""
     return [f"pair_style zero {potential.cutoff:.6f} nocoeff", "pair_coeff * *"]
-
-
-class OfAtoms(NamedTuple):
-    """Energies and virials of the own atoms of one process.
-
-    Attributes:
-        rows: [n], rows of these atoms in LAMMPS' arrays.
-        energies: [n] eV.
-        virials: [n, 3, 3] eV, parts of the strain gradient.
-    """
-
-    rows: Integers
-    energies: NDArray[np.float64]
-    virials: NDArray[np.float64]
-
-
-class Parts(NamedTuple):
-    """Contribution of one process to the sums over all processes.
-
-    Attributes:
-        energy: eV, of its own atoms.
-        strain_gradient: [3, 3] eV.
-        of_atoms: values per atom; None if they are not requested, or there are no atoms.
-    """
-
-    energy: float = 0.0
-    strain_gradient: NDArray[np.float64] = np.zeros((3, 3))
-    of_atoms: OfAtoms | None = None
 
 
 class AttnFix:
@@ -276,6 +238,8 @@ class AttnFix:
 
     Attributes:
         exchanges: True if processes exchange ghosts between layers.
+        ghosts_within: Å, distance of the farthest ghosts that the model needs; None for one
+            process.
         n_calls: number of calls by LAMMPS.
         n_rebuilds: number of neighbour lists built.
     """
@@ -295,23 +259,20 @@ class AttnFix:
         self.lmp, self.comm, self.numbers, self.per_atom = lmp, comm, numbers, per_atom
         self.n_calls = 0
         evaluator = Evaluator(potential)
-        self.exchanges = False
-        if exchange and comm.size > 1:
-            # an engine may be unavailable in one process, e.g. for lack of memory
-            able = comm.allreduce(int(exchanges_layers(evaluator.potential)))
-            self.exchanges = able == comm.size
-        self._forces: Any = (
-            _Alone(lmp, evaluator, charge, spin, per_atom=per_atom)
-            if comm.size == 1
-            else _Shared(
-                *(lmp, comm, evaluator, charge, spin), exchange=self.exchanges, per_atom=per_atom
-            )
-        )
+        self.exchanges, self.ghosts_within = False, None
+        self._evaluate: Any
+        if comm.size == 1:
+            self._evaluate = _Alone(lmp, evaluator, charge, spin, per_atom=per_atom)
+        else:
+            options: Any = {"exchange": exchange, "per_atom": per_atom}
+            self._evaluate = PartEvaluator(comm, evaluator, charge, spin, **options)
+            self.exchanges = self._evaluate.exchanges
+            self.ghosts_within = self._evaluate.ghosts_within
 
     @property
     def n_rebuilds(self) -> int:
         """Number of neighbour lists built."""
-        return self._forces.n_rebuilds
+        return self._evaluate.n_rebuilds
 
     def __call__(
         self, caller: Any, step: int, n_own: int, ids: Any, positions: Any, forces: Any
@@ -333,11 +294,14 @@ class AttnFix:
         images, box = self._images(n_own), _box(self.lmp)
         if self.n_calls == 0:
             self.check_masses()
+        if self.comm.size > 1:
+            _refuse_settings(self.lmp, images)
         self.n_calls += 1
         if forces is None:
             forces = np.zeros((0, 3))
         forces[:] = 0  # for types of other pair styles
-        found: Parts = self._forces(images, box, forces)
+        found: Part = self._evaluate(images, box)
+        forces[found.rows] = found.forces
         sums = np.array([found.energy, *-found.strain_gradient[SIX]])
         self.comm.Allreduce(sums.copy(), sums)
         if not np.isfinite(sums).all():
@@ -349,10 +313,9 @@ class AttnFix:
         self.lmp.fix_external_set_virial_global(FIX, sums[1:].tolist())
         if self.per_atom:
             energies, virials = np.zeros(n_own), np.zeros((n_own, 6))
-            if found.of_atoms is not None:
-                rows = found.of_atoms.rows
-                energies[rows] = found.of_atoms.energies
-                virials[rows] = -found.of_atoms.virials[:, *SIX]
+            if found.energies is not None and found.virials is not None:
+                energies[found.rows] = found.energies
+                virials[found.rows] = -found.virials[:, *SIX]
             self.lmp.fix_external_set_energy_peratom(FIX, energies.tolist())
             self.lmp.fix_external_set_virial_peratom(FIX, virials.tolist())
 
@@ -412,29 +375,31 @@ class _Alone:
     def n_rebuilds(self) -> int:
         return self.evaluator.neighbors.n_rebuilds
 
-    def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
+    def __call__(self, images: Images, box: Box) -> Part:
         n = images.n_own
         ids, numbers = images.ids[:n], images.numbers[:n]
-        if not _are_equal((ids, numbers), self._known):
+        if not are_equal((ids, numbers), self._known):
             self._known = (ids.copy(), numbers.copy())
             ours = np.flatnonzero(numbers)
             self._rows = ours[np.argsort(ids[ours])]
         rows = self._rows
         if len(rows) == 0:
-            return Parts()
+            return Part()
         flags = self.lmp.numpy.extract_atom("image", nelem=n)[rows]
+        virials = None
         with atoms_by_id(ids, rows):
             system = self._system_of(images.positions[rows], numbers[rows], flags, box)
-            if not self.per_atom:
+            if self.per_atom:
+                result, virials = self.evaluator.with_virials(system)
+            else:
                 result = self.evaluator(system)
-                self._monitor(system, result, ids[rows])
-                forces[rows] = result.forces.cpu().numpy()
-                return _parts(result)
-            result, virials = self.evaluator.with_virials(system)
             self._monitor(system, result, ids[rows])
-        forces[rows] = result.forces.cpu().numpy()
+        forces, strain_gradient = result.forces.cpu().numpy(), result.strain_gradient[0].cpu()
+        part = Part(rows, forces, float(result.energy), strain_gradient.numpy())
+        if virials is None:
+            return part
         energies = result.energies.cpu().numpy()
-        return _parts(result, OfAtoms(rows, energies, virials.cpu().numpy()))
+        return part._replace(energies=energies, virials=virials.cpu().numpy())
 
     def _system_of(
         self, positions: NDArray[np.float64], numbers: Integers, flags: Integers, box: Box
@@ -463,138 +428,6 @@ class _Alone:
         system = System.from_ase(atoms)
         self.evaluator.take(system)
         return system  # on the CPU, for comparison with the arrays of LAMMPS
-
-
-def _are_equal(found: tuple[Integers, Integers], known: tuple[Integers, Integers] | None) -> bool:
-    """Return True if ids and atomic numbers are unchanged; LAMMPS may change types."""
-    return known is not None and all(map(np.array_equal, found, known))
-
-
-def _parts(result: Result, of_atoms: OfAtoms | None = None) -> Parts:
-    return Parts(float(result.energy), result.strain_gradient[0].cpu().numpy(), of_atoms)
-
-
-class _Shared:
-    """Evaluation of the atoms of one process among several, with ghosts.
-
-    All processes rebuild their neighbour lists together if one of them must: if LAMMPS has moved
-    atoms to other processes, sorted them or changed their types, or if an atom has moved too far.
-    """
-
-    def __init__(
-        self,
-        lmp: Any,
-        comm: Any,
-        evaluator: Evaluator,
-        charge: int = 0,
-        spin: int | None = None,
-        *,
-        exchange: bool = False,
-        per_atom: bool = False,
-    ) -> None:
-        self.lmp, self.comm, self.evaluator, self.exchange = lmp, comm, evaluator, exchange
-        self.charge, self.spin, self.per_atom = charge, spin, per_atom
-        self.n_rebuilds = 0
-        self._monitor = NoveltyMonitor(comm)
-        self._known: tuple[Integers, Integers] | None = None
-        self._domain: Domain | None = None
-        self._owners: Any = None
-        self._exchanges = exchanges_outputs(evaluator.plain)
-        self._outputs: OutputExchange | None = None
-        self._neighbors: Owners | None = None  # of the ghosts exchanged between layers
-
-    def __call__(self, images: Images, box: Box, forces: NDArray[np.float64]) -> Parts:
-        holds = np.array([_are_equal((images.ids, images.numbers), self._known)])
-        graphs = None
-        if holds[0] and self._domain is not None:
-            graphs = self._graphs(images, box)
-            holds[0] = graphs is not None
-        together = np.zeros(1, np.int64)
-        self.comm.Allreduce(holds.astype(np.int64), together)
-        if together[0] < self.comm.size:
-            self._share_out(images, box)
-            graphs = self._graphs(images, box)
-        domain = self._domain
-        if domain is None:
-            if self._outputs is not None:
-                self._outputs.without_atoms(len(self.evaluator.plain.members))
-            self._monitor()
-            return Parts()
-        assert graphs is not None
-        potential, rows, virials = self.evaluator.potential, domain.rows[: domain.n_own], None
-        with ctrl_c_in_loops(), atoms_by_id(images.ids, domain.rows):
-            if self.per_atom:
-                result, virials = evaluate_with_virials(potential, graphs)
-            else:
-                result = evaluate(potential, graphs)
-        self._monitor(domain.system, result, images.ids[rows])
-        add = self._owners.add_to_owners
-        forces[rows] = add(result.forces.numpy())
-        if virials is None:
-            return _parts(result)
-        energies = add(result.energies.numpy()[:, None])[:, 0]
-        return _parts(result, OfAtoms(rows, energies, add(virials.numpy())))
-
-    def _graphs(self, images: Images, box: Box) -> Graphs | None:
-        if self._domain is None:
-            return None
-        with atoms_by_id(images.ids, self._domain.rows):
-            return self._domain.graphs(images.positions, box, self._outputs, self._neighbors)
-
-    def _share_out(self, images: Images, box: Box) -> None:
-        """Determine which atoms this process needs, and the processes that own them."""
-        settings = ("neigh_every", "neigh_delay", "neigh_dist_check")
-        if [self.lmp.extract_setting(name) for name in settings] != [1, 0, 1]:
-            raise ValueError(
-                "neigh_modify must stay at: every 1 delay 0 check yes; ghosts would come too late"
-            )
-        if (images.ids <= 0).any():
-            raise ValueError("several processes tell atoms by their ids: remove atom_modify id no")
-        self.n_rebuilds += 1
-        self._known = (images.ids.copy(), images.numbers.copy())
-        potential, whole = self.evaluator.plain, self._whole(images, box)
-        domain = Domain.of(potential, images, box, whole, skin=SKIN, exchanges=self.exchange)
-        self._domain = domain
-        ids = images.ids[:0] if domain is None else images.ids[domain.rows]
-        ids, n_own = ids.astype(np.int64), 0 if domain is None else domain.n_own
-        self._owners = Owners(self.comm, ids[:n_own], ids[n_own:])
-        if self.exchange:
-            end = 0 if domain is None else domain.hop_counts[1]
-            self._neighbors = Owners(self.comm, ids[:n_own], ids[n_own:end])
-        self._outputs = OutputExchange(self._owners, whole) if self._exchanges else None
-        if not self._has_all_ghosts(domain):
-            reach = reach_of(potential, exchanges=self.exchange) + SKIN + MARGIN
-            raise ValueError(
-                f"ghost atoms are missing: comm_modify cutoff must be {reach:.2f} or more"
-            )
-
-    def _has_all_ghosts(self, domain: Domain | None) -> bool:
-        """Return False if an atom has different neighbours in two processes."""
-        if domain is None:
-            none = np.zeros(0, np.int64)
-            self._owners.of_ghosts(none)
-            self._owners.add_to_owners(none)
-            return True
-        n, neighbors = domain.n_own, domain.n_neighbors
-        differ = (neighbors[n:] != self._owners.of_ghosts(neighbors[:n]))[domain.is_inner[n:]]
-        # own atoms that are neighbours of a ghost here are ghosts in the process that owns it
-        owned = domain.n_owned.copy()
-        owned[:n] = 0
-        found = self._owners.add_to_owners(owned)
-        return not differ.any() and np.array_equal(found, neighbors[:n] - domain.n_owned[:n])
-
-    def _whole(self, images: Images, box: Box) -> StructureTotals:
-        """Return the properties of the whole structure, with the checks that one process makes."""
-        potential = self.evaluator.plain
-        mine = images.numbers[: images.n_own]
-        counts = self.comm.allreduce(np.bincount(mine, minlength=len(chemical_symbols)))
-        protons = int(counts @ np.arange(len(counts)))
-        given = {"charge": self.charge, "spin": self.spin}
-        charge, spin = (torch.tensor([n]) for n in charge_and_spin_of(protons, given))
-        pbc = torch.from_numpy(box.pbc)[None]
-        check_electrons(potential, charge, spin, torch.tensor([protons]), pbc)
-        composition = tuple(int(counts[z]) for z in potential.species)
-        return StructureTotals(composition, int(charge), int(spin))
 
 
 def end_all(comm: Any, error: BaseException, lmp: Any = None) -> None:

@@ -21,7 +21,6 @@ from ase.io.lammpsdata import write_lammps_data
 from command_line import fails
 from contract import random_potential
 from networks import tiny_so3krates
-from numpy.typing import NDArray
 
 from attncalc.domain import Box, Images, StructureTotals
 from attncalc.evaluator import Evaluator
@@ -30,8 +29,8 @@ from attncalc.physics.dispersion import Dispersion, DispersionConfig
 from attncalc.physics.electrostatics import DampedElectrostatics, ElectrostaticsConfig
 from attncalc.physics.self_energy import SelfEnergy, SelfEnergyConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.plugins.lammps import _Shared
 from attncalc.plugins.lammps_script import Script
+from attncalc.plugins.part_evaluator import PartEvaluator
 from attncalc.potential import Potential, evaluate
 from attncalc.structures import check_system, fresh_graphs
 from attncalc.system import System
@@ -535,7 +534,9 @@ class FirstOfTwo:
     def __init__(self, n_hydrogen: int) -> None:
         self.n_hydrogen = n_hydrogen
 
-    def allreduce(self, mine: NDArray) -> NDArray:
+    def allreduce(self, mine: Any) -> Any:
+        if isinstance(mine, int):
+            return mine
         return mine + self.n_hydrogen * (np.arange(len(mine)) == 1)
 
 
@@ -546,18 +547,18 @@ def test_several_processes_refuse_the_radicals_that_one_does():
         check_system(potential, System.from_ase(molecule("OH")))
     oxygen = Images(np.zeros((1, 3)), np.array([1]), np.array([8]), 1)
     molecular, periodic = (Box(30 * np.eye(3), np.full(3, pbc)) for pbc in (False, True))
-    radical = _Shared(None, FirstOfTwo(1), Evaluator(potential))
+    radical = PartEvaluator(FirstOfTwo(1), Evaluator(potential))
     with pytest.raises(ValueError, match=re.escape(str(alone.value))):
-        radical._whole(oxygen, molecular)
-    assert radical._whole(oxygen, periodic) == StructureTotals((1, 0, 0, 1), 0, 2)
-    water = _Shared(None, FirstOfTwo(2), Evaluator(potential))
-    assert water._whole(oxygen, molecular) == StructureTotals((2, 0, 0, 1), 0, 1)
+        radical.totals(oxygen, molecular)
+    assert radical.totals(oxygen, periodic) == StructureTotals((1, 0, 0, 1), 0, 2)
+    water = PartEvaluator(FirstOfTwo(2), Evaluator(potential))
+    assert water.totals(oxygen, molecular) == StructureTotals((2, 0, 0, 1), 0, 1)
     del potential.training_info["closed_shells"]
-    _Shared(None, FirstOfTwo(1), Evaluator(potential))._whole(oxygen, molecular)
+    PartEvaluator(FirstOfTwo(1), Evaluator(potential)).totals(oxygen, molecular)
     with pytest.raises(ValueError, match=r"multiplicity 2S\+1 must be odd"):
-        _Shared(None, FirstOfTwo(2), Evaluator(potential), 0, 2)._whole(oxygen, molecular)
+        PartEvaluator(FirstOfTwo(2), Evaluator(potential), 0, 2).totals(oxygen, molecular)
     with pytest.raises(ValueError, match=r"total charge \+1 e: this model supports neutral"):
-        _Shared(None, FirstOfTwo(2), Evaluator(potential), 1)._whole(oxygen, molecular)
+        PartEvaluator(FirstOfTwo(2), Evaluator(potential), 1).totals(oxygen, molecular)
 
 
 def test_several_processes_need_our_settings(tmp_path: Path):

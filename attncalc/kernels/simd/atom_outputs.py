@@ -15,6 +15,8 @@ def constrained(
 ) -> tuple[OutputArrays, Callable[[OutputArrays], OutputArrays]]:
     """Shift charges to add up to those of their systems, and take absolute values of ratios.
 
+    Other outputs stay as they are.
+
     Args:
         raw: outputs of the loops, which treat every atom alone.
         graph: a graph on the CPU.
@@ -22,22 +24,22 @@ def constrained(
     Returns:
         The constrained outputs, and the map from dE / d outputs to dE / d raw outputs.
     """
-    _, charges, ratios = raw
+    charges, ratios = raw.charges, raw.hirshfeld_ratios
     system_idx, adds_up = graph.arrays.system_idx, charges is not None and graph.ghosts is None
     if adds_up:
         charges = _with_totals(charges, graph.charge.numpy(), system_idx)
 
     def transpose(d_outputs: OutputArrays) -> OutputArrays:
-        by_energies, by_charges, by_ratios = d_outputs
+        by_charges, by_ratios = d_outputs.charges, d_outputs.hirshfeld_ratios
         if adds_up:
             # the shift is its own transpose, except for the totals, which are constants
             by_charges = _with_totals(by_charges, np.zeros(graph.n_systems), system_idx)
         if ratios is not None:
             by_ratios = by_ratios * np.sign(ratios)
-        return OutputArrays(by_energies, by_charges, by_ratios)
+        return d_outputs._replace(charges=by_charges, hirshfeld_ratios=by_ratios)
 
     positive = None if ratios is None else np.abs(ratios)
-    return OutputArrays(raw.energies, charges, positive), transpose
+    return raw._replace(charges=charges, hirshfeld_ratios=positive), transpose
 
 
 def _with_totals(

@@ -98,6 +98,8 @@ def relax(
     and never read as a whole, and no picture is drawn. A structure that cannot be relaxed goes to
     OUTPUT.failed.xyz with the reason. The same command continues after any interruption.
 
+    Bonds that broke are named.
+
     Exit status: 0: all structures converged; 1: a structure did not converge, or an error; 2: a
     structure ends outside the training data of the model (novelty above 1), so its energy and
     forces may be wrong.
@@ -259,6 +261,7 @@ def relax_in_batch(
     The bar counts structures, or steps if `alone`.
     """
     force = asked.calculator.evaluator
+    before = [atoms.copy() for atoms in batch]
 
     def rests(course: Course) -> bool:
         return not course.is_unfinished(asked.fmax)
@@ -300,7 +303,8 @@ def relax_in_batch(
     for atoms, now in zip(batch, positions, strict=True):
         atoms.positions = now.numpy()
     results = asked.calculator.calculate_many(batch)
-    for atoms, course, found in zip(batch, courses, results, strict=True):
+    for atoms, course, found, start in zip(batch, courses, results, before, strict=True):
+        course.compare(start, atoms)
         course.spread = _largest(found.get("forces_spread"))
         # without spreads and Hirshfeld ratios, which are not properties in ASE
         known = {name: value for name, value in found.items() if name in all_properties}
@@ -355,7 +359,7 @@ def relax_one(
     from ase.filters import FrechetCellFilter
     from ase.optimize import FIRE, LBFGS
 
-    method = {"fire": FIRE, "lbfgs": LBFGS}[asked.optimizer]
+    method, before = {"fire": FIRE, "lbfgs": LBFGS}[asked.optimizer], atoms.copy()
     moved = FrechetCellFilter(atoms) if asked.cell else atoms
     with _silent_libraries(), method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
@@ -372,6 +376,7 @@ def relax_one(
             progress(dynamics.nsteps, f"largest force {largest:.4f} eV/Å, energy {energy:.4f} eV")
             if course.stopped:
                 break
+    course.compare(before, atoms)
     return _with_results(atoms)
 
 

@@ -18,6 +18,7 @@ from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succ
 
 from attncalc import AttnCalculator
 from attncalc.cli import relax as module
+from attncalc.cli.relaxation_course import Course, broken_bonds
 from attncalc.evaluator import Evaluator
 
 
@@ -446,6 +447,38 @@ def test_relax_of_a_cell_without_remarks_of_libraries() -> None:
         succeeds("relax", "cu.extxyz", "--model", COPPER, "--cell")
     of_libraries = [w for w in seen if "ase" in w.filename or "scipy" in w.filename]
     assert not of_libraries
+
+
+def test_relax_names_bonds_that_broke() -> None:
+    """As with its teacher, two atoms of phosphorus fly apart; a molecule of water does not."""
+    frames = [molecule("H2O"), Atoms("P2", [[0, 0, 0], [0, 0, 1.9]])]
+    write("both.xyz", frames)
+    done = attncalc("relax", "both.xyz", "--json")
+    whole, apart = json.loads(done.stdout)["structures"]
+    assert (whole["broken_bonds"], apart["broken_bonds"]) == ([], [[0, 1]])
+    said = done.stderr.splitlines()
+    (line,) = (line for line in said if line.startswith("structure 1: "))
+    assert re.search(r"; 1 bond broke: P-P of atoms 0 and 1 \(1\.90 -> 3\.\d\d Å\)$", line)
+    assert not any("broke" in line for line in said if line.startswith("structure 0"))
+
+
+def test_broken_bonds_of_a_crystal() -> None:
+    """Across the boundary, with the cell that has changed; of many, the first are named."""
+    before = bulk("C", cubic=True)
+    after = before.copy()
+    after.set_cell(after.cell * 1.2, scale_atoms=True)
+    assert broken_bonds(before, after) == []
+    after.positions[0] -= 0.7
+    broken = broken_bonds(before, after)
+    assert [0 in pair[:2] for pair in broken] == [True]
+    assert all(then == pytest.approx(1.5459, abs=1e-3) for *_, then, _ in broken)
+    assert all(now > 1.6 * 1.52 for *_, now in broken)
+    course = Course([(0.0, 0.0)])
+    course.compare(before, after)
+    after.set_cell(after.cell * 2, scale_atoms=True)
+    course.compare(before, after)
+    assert "; 16 bonds broke: C-C of atoms 0 and " in course.report(0.01)
+    assert course.report(0.01).endswith(", 13 more")
 
 
 def test_relax_as_json_quietly_and_again(ethanol_file: str) -> None:

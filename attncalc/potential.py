@@ -387,8 +387,9 @@ def _evaluate(potential: Potential, graph: Graph | Graphs, *, waits: bool) -> Re
         )
     graphs = graph if isinstance(graph, Graphs) else Graphs(graph)
     members = potential.members
-    each = (edge_gradients(one, graphs, waits=waits, sums=True) for one in members)
-    results = [assemble(graphs, gradients) for gradients in each]
+    results = [
+        assemble(graphs, edge_gradients(one, graphs, waits=waits, sums=True)) for one in members
+    ]
     return results[0] if len(results) == 1 else mean_of(results)
 
 
@@ -498,13 +499,14 @@ def _times(factor: Any, weights: Tensor) -> Any:
 def _others(outputs: AtomOutputs) -> dict[str, Any]:
     """Return outputs other than energies, by name, float64; arrays if the outputs are arrays."""
     arrays = outputs.arrays
-    given = outputs if arrays is None else arrays
-    named = {name: getattr(given, name) for name in OUTPUTS[1:]}
-    return {
-        name: value if arrays is not None else value.double()
-        for name, value in named.items()
-        if value is not None
-    }
+    if arrays is not None:
+        return {
+            name: value
+            for name, value in zip(OUTPUTS[1:], arrays[1:], strict=True)
+            if value is not None
+        }
+    named = {name: getattr(outputs, name) for name in OUTPUTS[1:]}
+    return {name: value.double() for name, value in named.items() if value is not None}
 
 
 def _in_arrays(found: LinearizedTerm) -> LinearizedTerm:

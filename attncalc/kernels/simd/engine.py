@@ -129,11 +129,11 @@ class CompiledEngine(ABC, Generic[Workspace]):
         evaluation = _Evaluation(self, graph, arrays, size)
         if not evaluation.forward():
             return None
-        rows = dict(zip(self.names, evaluation.outputs, strict=True))
-        raw = OutputArrays(**rows)
-        if len(rows) == 1:
+        if len(self.names) == 1:
+            raw = OutputArrays(evaluation.outputs[0])
             outputs = OutputsOfArrays.of(raw, features=evaluation.features)
             return Linearized(outputs, evaluation.pull)
+        raw = OutputArrays(**dict(zip(self.names, evaluation.outputs, strict=True)))
         constrained_outputs, transpose = constrained(raw, graph)
         outputs = OutputsOfArrays.of(constrained_outputs, features=evaluation.features)
 
@@ -307,9 +307,7 @@ class _Evaluation:
                 **{name: getattr(d_outputs, name).numpy() for name in engine.names}
             )
         rows = transpose(given)
-        d_found = np.empty_like(self.outputs)
-        for row, name in zip(d_found, engine.names, strict=True):
-            row[:] = getattr(rows, name)
+        d_found = np.array([getattr(rows, name) for name in engine.names], np.float64)
         d_vectors = np.zeros((self.n_edges, 3))
         if self.size == 1:
             part, n, workspace = self.parts[0], self.counts[0], lease.workspaces[0]

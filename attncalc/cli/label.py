@@ -51,8 +51,9 @@ def label(structures, oracle, output, **many) -> None:
     Stress, charges, dipole moments and Hirshfeld ratios are written too if the oracle computes
     them. Total charge and multiplicity are read from charge and spin of each structure. Existing
     labels are replaced. Fixed atoms are labelled with their forces too. A structure that cannot be
-    labelled goes to OUTPUT.failed.xyz with the reason. The same command continues after any
-    interruption. Input and output are extended XYZ, which is never read as a whole.
+    labelled goes to a file OUTPUT.failed (.xyz or .extxyz) with the reason. The same command
+    continues after any interruption. Input and output are extended XYZ, which is never read as a
+    whole.
 
     Exit status: 0: all structures are labelled; 1: a structure has no labels, or an error; 2: the
     oracle is a model and a structure is outside its training data (novelty above 1).

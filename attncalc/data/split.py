@@ -33,7 +33,9 @@ def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int | None) -> 
     for size in sizes:
         is_count = isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0
         if not is_count and size != "rest":
-            raise ValueError(f'sizes must be numbers of structures or "rest", got {size!r}')
+            raise ValueError(
+                f'sizes of a split must be numbers of structures or "rest", got {size!r}'
+            )
     n_fixed = sum(int(size) for size in sizes if size != "rest")
     if sum(size == "rest" for size in sizes) > 1:
         raise ValueError(f'sizes may hold "rest" only once, got {list(sizes)}')

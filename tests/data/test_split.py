@@ -55,9 +55,9 @@ def test_without_a_seed_parts_stand_one_behind_the_other(numbered):
     [
         ([21], r"numbered.npz: sizes \[21\] need 21 structures, the data set has 20"),
         (["rest", "rest"], 'sizes may hold "rest" only once'),
-        ([-1], 'sizes must be numbers of structures or "rest", got -1'),
-        ([0.8, "rest"], 'sizes must be numbers of structures or "rest", got 0.8'),
-        (["half"], "sizes must be numbers of structures or \"rest\", got 'half'"),
+        ([-1], 'sizes of a split must be numbers of structures or "rest", got -1'),
+        ([0.8, "rest"], 'sizes of a split must be numbers of structures or "rest", got 0.8'),
+        (["half"], "sizes of a split must be numbers of structures or \"rest\", got 'half'"),
     ],
 )
 def test_impossible_sizes(numbered, sizes, message):

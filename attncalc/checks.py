@@ -121,6 +121,7 @@ def verify(
         ValueError: the structure is impossible or not known to the model.
     """
     structure = random_cluster(potential.species) if atoms is None else atoms.copy()
+    structure.set_constraint()  # some change a cell that is strained
     check_system(potential, System.from_ase(structure))
     exact = copy.deepcopy(potential)
     exact.set_dtype(torch.float64)
@@ -176,13 +177,15 @@ def _with_slopes(
     """
     structures = [atoms, *displaced]
     n_at_once = max(1, how.most_atoms // len(atoms))
-    results = [
-        _evaluate(potential, _system(potential, structures[start : start + n_at_once]))
-        for start in range(0, len(structures), n_at_once)
-    ]
-    energies = torch.cat([result.energy for result in results])[1:].cpu().numpy()
+    first, energies = None, []
+    for start in range(0, len(structures), n_at_once):
+        result = _evaluate(potential, _system(potential, structures[start : start + n_at_once]))
+        first = result if first is None else first
+        energies.append(result.energy.cpu())  # keep no graph of it
+    assert first is not None
     weights = [weight for _, weight in STENCIL]
-    return results[0], energies.reshape(-1, len(STENCIL)) @ weights / how.step
+    displacements = torch.cat(energies)[1:].numpy().reshape(-1, len(STENCIL))
+    return first, displacements @ weights / how.step
 
 
 def _forces_are_differences(
@@ -250,8 +253,12 @@ def _batch_is_single(potential: Potential, atoms: Atoms, rng: np.random.Generato
     rattled = atoms.copy()
     rattled.positions += rng.normal(scale=0.02, size=rattled.positions.shape)
     together = _evaluate(potential, _system(potential, [rattled, atoms]))
-    alone = [_evaluate(potential, _system(potential, a)).forces for a in (rattled, atoms)]
-    return Check("batch = single", _largest(together.forces - torch.cat(alone)), 1e-9, "eV/Å")
+    alone = [_evaluate(potential, _system(potential, a)) for a in (rattled, atoms)]
+    forces, strain_gradient = (
+        torch.cat([getattr(one, name) for one in alone]) for name in ("forces", "strain_gradient")
+    )
+    differences = (together.forces - forces, together.strain_gradient - strain_gradient)
+    return Check("batch = single", _worst(list(map(_largest, differences))), 1e-9, "eV/Å, eV")
 
 
 def _skin_changes_nothing(potential: Potential, atoms: Atoms, rng: np.random.Generator) -> Check:

@@ -141,19 +141,21 @@ def deviation(ours: Result, theirs: Result) -> float:
     """Return the largest difference of energies per atom, forces, strain gradients and outputs.
 
     It is in eV, eV/Å and e. If the largest force component exceeds 1 eV/Å, all differences except
-    those of other outputs, such as charges, are divided by it. NaN if any number is NaN.
+    those of other outputs, such as charges, are divided by it. NaN if any number is NaN, and
+    infinite if only one of them has an output.
     """
     scale = theirs.forces.abs().amax().clamp(min=1.0)
     differences = [
         (getattr(ours, name) - getattr(theirs, name)).abs().amax()
         for name in ("energies", "forces", "strain_gradient")
     ]
-    outputs = [
-        (mine - other).abs().amax()
-        for name in OUTPUTS[1:]
-        if (mine := getattr(ours, name)) is not None
-        and (other := getattr(theirs, name)) is not None
-    ]
+    outputs = []
+    for name in OUTPUTS[1:]:
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        if (mine is None) != (other is None):
+            return float("inf")
+        if mine is not None:
+            outputs.append((mine - other).abs().amax())
     return float(torch.stack([torch.stack(differences).amax() / scale, *outputs]).amax())
 
 

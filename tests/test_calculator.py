@@ -13,9 +13,10 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
-from ase.calculators.calculator import PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes, compare_atoms
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixSymmetry
 from ase.io import Trajectory, read
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
@@ -290,6 +291,28 @@ def test_every_change_is_noticed(change: Callable, n_evaluations: Callable[[], i
     assert n_evaluations() == 2
     assert abs(after - before) > 1e-6  # eV: rounding is 1e-12, however little these weights feel
     assert_close(after, neutral().get_potential_energy(atoms), 1e-13)
+
+
+def test_changes_have_the_names_of_ase() -> None:
+    """As of `compare_atoms`, which ASE's own calculators use."""
+    atoms = triclinic()
+    atoms.calc = calculator = neutral()
+    assert calculator.check_state(atoms) == all_changes
+    atoms.get_potential_energy()
+    assert calculator.check_state(atoms) == []
+    for change in (
+        lambda atoms: atoms.set_initial_charges([0.0] * len(atoms)),
+        lambda atoms: atoms.set_initial_magnetic_moments([1.0] * len(atoms)),
+        lambda atoms: atoms.rattle(1e-3),
+        lambda atoms: atoms.set_cell(atoms.cell * 1.1),
+        lambda atoms: atoms.append("O"),
+        lambda atoms: atoms.set_pbc(False),
+    ):
+        change(atoms)
+        expected = compare_atoms(calculator.atoms, atoms)
+        assert sorted(calculator.check_state(atoms)) == sorted(expected) != []
+    calculator.use_cache = False
+    assert calculator.check_state(atoms) == all_changes
 
 
 def test_charge_and_spin_are_noticed(n_evaluations: Callable[[], int]) -> None:
@@ -824,6 +847,14 @@ def test_verify_prints_a_table(capsys: pytest.CaptureFixture) -> None:
 def test_verify_chooses_a_structure(copper64: AttnCalculator) -> None:
     assert copper64.verify().structure == "Cu12, 12 atoms"
     assert copper64.verify(copper_crystal()).structure == "periodic Cu4, 4 atoms"
+
+
+def test_verify_of_a_structure_with_constraints(copper64: AttnCalculator) -> None:
+    """A strain that a constraint undoes would look like a wrong stress."""
+    atoms = copper_crystal()
+    atoms.set_constraint([FixAtoms([0]), FixSymmetry(atoms)])
+    assert copper64.verify(atoms).passed
+    assert len(atoms.constraints) == 2
 
 
 def test_verify_raises_for_a_broken_model(capsys: pytest.CaptureFixture) -> None:

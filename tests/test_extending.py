@@ -40,6 +40,7 @@ from attncalc.model_file import NETWORKS, PAIR_TERMS
 from attncalc.neighbors import fresh_graph
 from attncalc.nn.network import CompiledNetwork
 from attncalc.ops import with_modules
+from attncalc.plugins.part_evaluator import Part
 from attncalc.structures import fresh_graphs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -293,9 +294,12 @@ def test_a_door_to_a_program_that_divides_a_structure(n_processes):
             lambda rank: SHOWN.PartDriver(channel.of(rank), model), range(n_processes)
         )
         drivers = list(made)
-        reach = drivers[0].evaluator.ghosts_within
+        reach, before = drivers[0].evaluator.ghosts_within, atoms.copy()
         for _ in range(3):
-            parts = [images_of(atoms, own, reach) for own in owned]
+            parts = [images_of(before, own, reach) for own in owned]
+            # as LAMMPS: ghosts move, but are not chosen again
+            moved = atoms.positions - before.positions
+            parts = [one._replace(positions=one.positions + moved[one.ids]) for one in parts]
             found = list(
                 threads.map(lambda one, images: one(images, box_of(atoms)), drivers, parts)
             )
@@ -308,6 +312,17 @@ def test_a_door_to_a_program_that_divides_a_structure(n_processes):
             )
             np.testing.assert_allclose(forces, expected.forces, atol=1e-10)
             atoms.positions[::2] += 0.01
+    assert [driver.evaluator.n_rebuilds for driver in drivers] == [1] * n_processes
+
+
+def test_a_door_to_a_program_that_divides_refuses_what_cannot_be_divided():
+    model, atoms = load("so3krates-organic", device="cpu"), ethanol()
+    driver = SHOWN.PartDriver(Channel(1).of(0), model)
+    images = images_of(atoms, np.arange(9), 20.0)
+    with pytest.raises(ValueError, match="counts all pairs of structures without periodic"):
+        driver(images, box_of(atoms))
+    with pytest.raises(ValueError, match="read-only"):
+        Part().strain_gradient[0, 0] = 1
 
 
 def test_a_function_may_take_the_place_of_a_model():

@@ -233,4 +233,5 @@ def test_charges_and_ratios_count_as_deviations() -> None:
     for name in ("charges", "hirshfeld_ratios"):
         one, other = (replace(result, **{name: torch.full((2,), x)}) for x in (0.5, 0.75))
         assert deviation(one, other) == 0.25
-        assert deviation(one, one) == deviation(one, result) == 0.0
+        assert deviation(one, one) == 0.0
+        assert deviation(one, result) == deviation(result, one) == float("inf")

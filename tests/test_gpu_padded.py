@@ -85,6 +85,9 @@ many = bulk("Cu", cubic=True) * (1, 2, 2)  # more atoms than a block has
 many.rattle(0.1, seed=0)
 far = ethanol()
 far.positions += 1e4
+sheet = Atoms("CO", [[0, 0, 0], [1.1, 0.2, 4.0]], cell=[[2.2, 0.3, 0], [-0.5, 2.4, 0], [0, 0, 9]])
+sheet.pbc = [True, True, False]
+wire = Atoms("H3", [[0, 0, 0], [0.3, 0.5, 5.2], [4, 4, 1]], cell=[9, 9, 2.0], pbc=[0, 0, 1])
 moved = bulk("Cu", cubic=True)
 moved.positions += 7.3 * moved.cell[0] - 2.6 * moved.cell[2]
 for block, structures in (
@@ -92,10 +95,12 @@ for block, structures in (
     (128, [far, Atoms("H"), many, moved]),
     (128, [Atoms("H")]),
     (128, [bulk("Cu")]),
+    (4, [sheet, wire, sheet]),
 ):
     gpu_list.BLOCK = block
     system = System.from_ase(structures)
     found, expected = triton_list(system, 2.7), matscipy_list(system, 2.7)
+    assert expected.n_edges > 0 or len(structures[0]) == 1
     for name in ("receivers", "senders", "cell_shifts"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 

@@ -123,7 +123,6 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
     Example: attncalc distill molecule.xyz --temperature 500
     """
     try:
-        from attncalc import train as _  # noqa: F401
         from attncalc.distill import run
         from attncalc.sampling.oracles import load_oracle
     except ImportError as error:

@@ -96,9 +96,11 @@ def relax(
 
     With --workers, --shard or --scheduler the file must be extended XYZ. It is processed in parts
     and never read as a whole, and no picture is drawn. A structure that cannot be relaxed goes to
-    OUTPUT.failed.xyz with the reason. The same command continues after any interruption.
+    OUTPUT.failed (.xyz or .extxyz) with the reason. The same command continues after any
+    interruption.
 
-    Bonds that broke are named.
+    Bonds that broke are named: those that were shorter than 1.3 times the sum of the covalent
+    radii, and are longer than 1.6 times.
 
     Exit status: 0: all structures converged; 1: a structure did not converge, or an error; 2: a
     structure ends outside the training data of the model (novelty above 1), so its energy and

@@ -109,6 +109,8 @@ class RelaxShard:
             for k, (atoms, course) in zip(numbers, found, strict=True):
                 said = {**self._said(course), "ignored": what_is_ignored(good[k])}
                 atoms.info["structure"] = first + k
+                if course.broken:
+                    atoms.info["broken_bonds"] = len(course.broken)
                 outcomes[k] = atoms, said
         return outcomes
 

@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from ase.data import covalent_radii
 
-from attncalc.graph import edge_vectors
+from attncalc.graph import edge_vectors, one_per_pair
 from attncalc.names import pair_name
 from attncalc.neighbors import neighbor_list
 from attncalc.novelty import OUTSIDE, outsider
@@ -24,7 +24,10 @@ MOST_NAMED = 3
 
 
 def broken_bonds(before: Atoms, after: Atoms) -> list[tuple[int, int, float, float]]:
-    """Return the bonds that broke: both atoms, and the lengths before and after, Å."""
+    """Return the bonds that broke: both atoms, and the lengths before and after, Å.
+
+    A bond has at most 1.3 times the sum of the covalent radii, and is broken beyond 1.6 times.
+    """
     system, radii = System.from_ase(before), covalent_radii[before.numbers]
     edges = neighbor_list(system, 2 * BOND * float(radii.max()))
     i, j = edges.receivers.numpy(), edges.senders.numpy()
@@ -33,7 +36,8 @@ def broken_bonds(before: Atoms, after: Atoms) -> list[tuple[int, int, float, flo
         for one in (system, System.from_ase(after))
     )
     ratios = np.stack([then, now]) / (radii[i] + radii[j])
-    (broke,) = np.nonzero((i <= j) & (ratios[0] < BOND) & (ratios[1] > BROKEN))
+    once = one_per_pair(edges).numpy()
+    (broke,) = np.nonzero(once & (ratios[0] < BOND) & (ratios[1] > BROKEN))
     return [(int(i[e]), int(j[e]), float(then[e]), float(now[e])) for e in broke]
 
 

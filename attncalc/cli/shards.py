@@ -49,7 +49,7 @@ ATTEMPTS = 2
 # file that exists from the beginning of writing the output
 JOINING = "joining"
 # numbers of structures in the report
-COUNTED = ("structures", "failed", "unfinished", "outside", "ignored")
+COUNTED = ("structures", "failed", "unfinished", "outside", "broken", "ignored")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Outcome = tuple[Atoms | None, dict[str, Any]]
@@ -675,6 +675,7 @@ def _join_all(work: Work) -> _Counts:
         counts["failed"] += "error" in said
         counts["unfinished"] += said.get("unfinished", False)
         counts["outside"] += said.get("outside", False)
+        counts["broken"] += bool(said.get("broken_bonds"))
         if what := said.get("ignored"):
             counts["ignored"] += 1
             ignored[what] += 1
@@ -692,6 +693,8 @@ def _report(target: Path, counts: Counter[str], ignored: Counter[str]) -> None:
     n, failed = counts["structures"], _failed(target)
     for what, times in ignored.items():
         warn(f"{times} of {n} structures: {what}")
+    if counts["broken"]:
+        warn(f"bonds broke in {counts['broken']} of {n} structures: see broken_bonds in {target}")
     say(f"wrote {target}: {n - counts['failed']} of {n} structures")
     report_json(
         {

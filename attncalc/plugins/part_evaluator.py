@@ -22,6 +22,7 @@ from attncalc.domain import (
     exchanges_layers,
     exchanges_outputs,
     reach_of,
+    refuse_parts,
 )
 from attncalc.evaluator import Evaluator
 from attncalc.graph import Graphs
@@ -39,23 +40,30 @@ MARGIN = 0.01
 """Extra distance within which there are ghosts, to allow for rounding, Å."""
 
 
+def _read_only(*shape: int, dtype: type = float) -> Any:
+    """Return zeros that nobody can change: they are the defaults of all results."""
+    zeros: NDArray[Any] = np.zeros(shape, dtype)
+    zeros.setflags(write=False)
+    return zeros
+
+
 class Part(NamedTuple):
     """Results of one process. The default values are those of a process without atoms.
 
     Attributes:
         rows: [n], rows of `Images` of its own atoms that the model describes.
-        forces: [n, 3] eV/Å, on these atoms, from those of all processes.
+        forces: [n, 3] eV/Å, on these atoms, summed over all processes.
         energy: eV, the part of this process.
         strain_gradient: [3, 3] eV, the part of this process.
-        energies: [n] eV, energies of these atoms; None if they are not requested.
+        energies: [n] eV, energies of these atoms; None if they are not requested, or without atoms.
         virials: [n, 3, 3] eV, parts of the strain gradient, see `attncalc.potential.atom_virials`;
-            None if they are not requested.
+            None if they are not requested, or without atoms.
     """
 
-    rows: Integers = np.zeros(0, np.int64)
-    forces: NDArray[np.float64] = np.zeros((0, 3))
+    rows: Integers = _read_only(0, dtype=np.int64)
+    forces: NDArray[np.float64] = _read_only(0, 3)
     energy: float = 0.0
-    strain_gradient: NDArray[np.float64] = np.zeros((3, 3))
+    strain_gradient: NDArray[np.float64] = _read_only(3, 3)
     energies: NDArray[np.float64] | None = None
     virials: NDArray[np.float64] | None = None
 
@@ -69,7 +77,7 @@ class PartEvaluator:
 
     Args:
         comm: `mpi4py` communicator of these processes.
-        evaluator: of the model, see `attncalc.domain.refuse_parts` for those that cannot be shared.
+        evaluator: of the model.
         charge: total charge, e.
         spin: multiplicity 2S+1; None is the lowest.
         exchange: exchange ghosts between the layers of networks, if their engine supports it.
@@ -100,6 +108,7 @@ class PartEvaluator:
         self.ghosts_within = reach + SKIN + MARGIN
         self._monitor = NoveltyMonitor(comm)
         self._known: tuple[Integers, Integers] | None = None
+        self._periodic: bool | None = None
         self._domain: Domain | None = None
         self._owners: Any = None
         self._exchanges_outputs = exchanges_outputs(evaluator.plain)
@@ -114,9 +123,10 @@ class PartEvaluator:
             box: of the whole structure.
 
         Raises:
-            ValueError: an element, the charge or the multiplicity is unknown to the model, a
-                position is not finite, two atoms lie on top of each other, ghosts are missing, or
-                several atoms have the same id. The other processes wait: end them.
+            ValueError: processes cannot share the model (see `attncalc.domain.refuse_parts`), an
+                element, the charge or the multiplicity is unknown to it, a position is not finite,
+                two atoms lie on top of each other, ghosts are missing, or several atoms have the
+                same id. The other processes wait: end them.
         """
         holds = np.array([are_equal((images.ids, images.numbers), self._known)])
         graphs = None
@@ -158,6 +168,10 @@ class PartEvaluator:
 
     def _share_out(self, images: Images, box: Box) -> None:
         """Determine which atoms this process needs, and the processes that own them."""
+        periodic = bool(box.pbc.any())
+        if periodic != self._periodic:  # a box may be opened
+            refuse_parts(self.evaluator.plain, periodic=periodic)
+            self._periodic = periodic
         self.n_rebuilds += 1
         self._known = (images.ids.copy(), images.numbers.copy())
         totals, exchanges = self.totals(images, box), self.exchanges

@@ -32,3 +32,7 @@ def __getattr__(name: str) -> Any:
         raise ImportError(f'{error}; training needs: pip install "attncalc[train]"') from None
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -24,10 +24,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ImportError: PyYAML is not installed.
         OSError: the system refuses to read it.
         ValueError: it is not such a file; the message is one line that starts with its name.
     """
-    import yaml
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(f'{error}; training needs: pip install "attncalc[train]"') from None
 
     if not path.is_file():
         kind = ": it is a folder" if path.is_dir() else ""

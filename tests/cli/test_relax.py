@@ -481,6 +481,13 @@ def test_broken_bonds_of_a_crystal() -> None:
     assert course.report(0.01).endswith(", 13 more")
 
 
+def test_broken_bonds_to_images() -> None:
+    """Each once: an atom with twelve neighbours, all images of its own, has six bonds."""
+    before, after = bulk("Cu"), bulk("Cu")
+    after.set_cell(after.cell * 2, scale_atoms=True)
+    assert [pair[:2] for pair in broken_bonds(before, after)] == [(0, 0)] * 6
+
+
 def test_relax_as_json_quietly_and_again(ethanol_file: str) -> None:
     arguments = ("relax", ethanol_file, "--model", ETHANOL, "--fmax", "0.1", "-o", "out.xyz")
     found = json.loads(attncalc(*arguments, "--json").stdout)

@@ -463,6 +463,19 @@ def test_what_is_not_read_is_counted(few, capsys, monkeypatch):
     assert reported[0]["ignored"] == 5
 
 
+def test_structures_whose_bonds_broke_are_counted(few, capsys, monkeypatch):
+    write(SOURCE, [bulk("Cu", a=3.6, cubic=True), Atoms("Cu", cell=[9, 9, 9], pbc=True)])
+    monkeypatch.setattr("attncalc.cli.relaxation_course.BROKEN", 0.5)  # where nothing moves
+    reported = []
+    monkeypatch.setattr(shards, "report_json", reported.append)
+    shards.work_off(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)
+    assert reported[0]["broken"] == 1
+    assert "bonds broke in 1 of 2 structures: see broken_bonds in " in capsys.readouterr().err
+    broken, whole = read(TARGET, ":")
+    assert broken.info["broken_bonds"] == 24
+    assert "broken_bonds" not in whole.info
+
+
 def test_shards_of_another_device_or_version_do_not_mix(few, monkeypatch):
     write(SOURCE, [bulk("Cu", a=3.6, cubic=True) for _ in range(6)])
     asked = {"workers": None, "gather": False}

@@ -151,7 +151,7 @@ def _serve() -> None:
 
     torch.set_num_threads(1)
     import attncalc.cli.relax
-    import attncalc.train  # noqa: F401
+    import attncalc.train.training  # noqa: F401
 
     _import_the_rest()
     gc.collect()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "a.yaml"
     path.write_text(text)
     return path
+
+
+def test_without_yaml(tmp_path, monkeypatch):
+    path = write(tmp_path, LEAST)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ImportError, match=r'training needs: pip install "attncalc\[train\]"'):
+        Recipe.from_yaml(path)
 
 
 ALL = sorted([*MODELS.glob("*.yaml"), *RECIPES.rglob("*.yaml")])

@@ -96,6 +96,12 @@ def worker(checkout: Path) -> subprocess.Popen[str]:
     )
 
 
+def commit_of(checkout: Path) -> str:
+    """Return the commit of a checkout."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def ask(process: subprocess.Popen[str], name: str, n: int) -> float:
     """Return the time of a call, s."""
     assert process.stdin is not None
@@ -137,8 +143,10 @@ def main() -> None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         machine = next((line.split(": ")[1] for line in lines if "model name" in line), "?")
         (results / f"{given.output}.json").write_text(json.dumps(found, indent=1) + "\n")
-        head = f"# An engine as a faster network\n\n{machine}, one thread, two processes by turns"
-        text = f"{head}, {given.rounds} rounds; the ratio is the median over rounds.\n\n"
+        before, after = (commit_of(where) for where in (given.other, HERE))
+        text = f"# An engine as a faster network\n\n{machine}, one thread, two processes by turns, "
+        text += f"{given.rounds} rounds; the ratio is the median over rounds. Before: {before}, "
+        text += f"after: {after}. `get_forces` is called through ASE, at new positions.\n\n"
         text += "\n".join(rows) + "\n\n`python benchmarks/studies/seam.py --other CHECKOUT`\n"
         (results / f"{given.output}.md").write_text(text)
 

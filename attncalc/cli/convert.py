@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 
 from attncalc import model_file
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import new_file
+from attncalc.cli.output import output_file, overwrite_option
 from attncalc.cli.progress import progress_bar
 from attncalc.potential import Potential
 
@@ -29,6 +29,7 @@ def convert() -> None:
 @click.option("--config", required=True, help="JSON file of hyper-parameters.")
 @click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the table.")
 @click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
+@overwrite_option
 @one_line_errors
 def convert_so3krates(params, config, elements, output) -> None:
     """Convert published So3krates parameters (mlff main or v1.0) to a model file.
@@ -37,7 +38,7 @@ def convert_so3krates(params, config, elements, output) -> None:
     """
     from attncalc.convert import so3krates
 
-    target = new_file(output)
+    target = output_file(output)
     _save_converted(so3krates(params, config, species=_atomic_numbers(elements)), target)
 
 
@@ -52,6 +53,7 @@ def convert_so3krates(params, config, elements, output) -> None:
     "structures, all pairs of molecules.",
 )
 @click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
+@overwrite_option
 @one_line_errors
 def convert_so3lr(params, config, elements, long_range_cutoff, output) -> None:
     """Convert the published SO3LR, params.pkl or an .npz of it, to a model file.
@@ -62,7 +64,7 @@ def convert_so3lr(params, config, elements, long_range_cutoff, output) -> None:
     """
     from attncalc.convert import so3lr
 
-    target = new_file(output)
+    target = output_file(output)
     potential = so3lr(params, config, species=_atomic_numbers(elements))
     if long_range_cutoff is not None:
         potential.set_long_range_cutoff(long_range_cutoff)
@@ -80,6 +82,7 @@ def convert_so3lr(params, config, elements, long_range_cutoff, output) -> None:
 @click.option("--n-atoms", type=int, help="Number of atoms of that molecule.")
 @click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the table.")
 @click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
+@overwrite_option
 @one_line_errors
 def convert_equiformer(weights, config, std, mean, n_atoms, elements, output) -> None:
     """Convert published Equiformer weights (MD17) to a model file.
@@ -88,7 +91,7 @@ def convert_equiformer(weights, config, std, mean, n_atoms, elements, output) ->
     """
     from attncalc.convert import equiformer
 
-    target = new_file(output)
+    target = output_file(output)
     species = _atomic_numbers(elements)
     potential = equiformer(weights, config, species=species, std=std, mean=mean, n_atoms=n_atoms)
     _save_converted(potential, target)
@@ -100,6 +103,7 @@ def convert_equiformer(weights, config, std, mean, n_atoms, elements, output) ->
 @click.option("--length-unit", help="Unit of lengths, if not stated. Default: Angstrom.")
 @click.option("--labels", help="Label set of the files to use.")
 @click.option("-o", "--output", required=True, help="HDF5 file to write, .h5.")
+@overwrite_option
 @one_line_errors
 def convert_data(files, energy_unit, length_unit, labels, output) -> None:
     """Convert labelled structures to one HDF5 file, in eV and Å, that trainings can stream.
@@ -110,7 +114,7 @@ def convert_data(files, energy_unit, length_unit, labels, output) -> None:
     """
     from attncalc import data
 
-    target = new_file(output)
+    target = output_file(output)
     if target.suffix not in (".h5", ".hdf5"):
         raise ValueError(f"--output must end in .h5 or .hdf5, got {output}")
     given = {"energy_unit": energy_unit, "length_unit": length_unit, "labels": labels}

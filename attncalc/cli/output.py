@@ -44,19 +44,20 @@ def quiet_option(command: Command) -> Command:
     )(command)
 
 
+def overwrite_option(command: Command) -> Command:
+    """Add the option --overwrite."""
+    return click.option(
+        "--overwrite",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember(_OVERWRITE),
+        help="Replace output files that exist.",
+    )(command)
+
+
 def output_options(command: Command) -> Command:
     """Add the options --quiet, --json and --overwrite."""
-    for option in (
-        click.option(
-            "--overwrite",
-            is_flag=True,
-            expose_value=False,
-            callback=_remember(_OVERWRITE),
-            help="Replace output files that exist.",
-        ),
-        json_option,
-        quiet_option,
-    ):
+    for option in (overwrite_option, json_option, quiet_option):
         command = option(command)
     return command
 

@@ -9,6 +9,9 @@
         -o runs/third.safetensors --minutes 0 10 --rate 6e-4 --threads 2
     python benchmarks/studies/match_features.py ... --start runs/third.safetensors \
         -o runs/fourth.safetensors --minutes 0 84 --rate 1.2e-3 --threads 2 --by-error
+    python benchmarks/studies/match_features.py models/so3krates-organic.yaml so3lr.safetensors \
+        phosphorus.h5 contacts.h5 so3lr6.h5 --start so3krates-organic \
+        -o runs/fifth.safetensors --minutes 0 92 --rate 1e-3 --by-error
 
 A teacher that is a So3krates as well says more than energies and forces. The student, of random
 weights and the recipe's config, first learns each layer alone (first number of minutes): given the
@@ -16,7 +19,9 @@ teacher's features and Euclidean variables in front of a layer, its attention co
 of messages and what it passes on; its heads and its nuclear repulsion likewise. Then it learns
 energies, forces, charges and Hirshfeld ratios of the data as a whole, with features and Euclidean
 variables of each atom behind each layer beside them (second number). `attncalc train` gives it its
-last touch and its card.
+last touch and its card. The last command is a second training of the model that the first four made,
+on other structures: those of `sample_more.py`, and of `attncalc sample --molecules 7000 --seed 6
+--relax-steps 40`.
 
 With `--by-error` structures are drawn in proportion to the mean error of their forces at the start,
 between half and three times the mean: the loss is a mean over atoms, so it hardly hears of an

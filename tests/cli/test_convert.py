@@ -27,7 +27,7 @@ def test_convert(shared: Path) -> None:
     assert load("out.safetensors").species == (1, 6, 7, 8)
     AttnCalculator("out.safetensors").get_potential_energy(molecule("CH3CH2OH"))
     before = Path("out.safetensors").read_bytes()
-    assert "nothing is overwritten" in fails(*arguments, "-o", "out.safetensors")
+    assert "use --overwrite" in fails(*arguments, "-o", "out.safetensors")
     assert Path("out.safetensors").read_bytes() == before
     wrong = [*arguments[:-1], "H,Xx,Yy", "-o", "other.safetensors"]
     assert fails(*wrong) == "Error: no such element: Xx, Yy"
@@ -95,7 +95,9 @@ def test_convert_data() -> None:
     said = succeeds("convert", "data", "a.extxyz", "b.xyz", "-o", "all.h5")
     assert said == "wrote all.h5: 6 structures\n"
     assert data.stream("all.h5").energies.tolist() == [0, 1, 2, 3, 4, 5]
-    assert "exists" in fails("convert", "data", "a.extxyz", "-o", "all.h5")
+    again = ("convert", "data", "a.extxyz", "-o", "all.h5")
+    assert "all.h5 exists: choose another name, or use --overwrite" in fails(*again)
+    assert "wrote all.h5" in succeeds(*again, "--overwrite")
     assert "must end in .h5" in fails("convert", "data", "a.extxyz", "-o", "all.npz")
     assert "no.xyz: no such file" in fails("convert", "data", "no.xyz", "-o", "other.h5")
     assert not Path("other.h5").exists()

@@ -179,6 +179,18 @@ def test_forces_and_stress_of_the_pair_term_are_differences(structure):
     assert_derivatives(plain, structure())
 
 
+@pytest.mark.parametrize("structure", [ethanol, triclinic, slab])
+def test_the_gradient_of_the_fast_pair_term_is_that_of_autograd(structure):
+    plain = potential(disperses=True)
+    config = plain.pair_terms[0].config
+    fast = with_modules(
+        plain, pair_terms=torch.nn.ModuleList([SHOWN.FastAttraction(config, ELEMENTS)])
+    )
+    graphs = fresh_graphs(plain, System.from_ase(structure()))
+    assert fast.pair_terms[0].linearize(graphs.long, None).by_vectors.abs().max() > 1e-3
+    assert_same_result(evaluate(fast, graphs), evaluate(plain, graphs))
+
+
 def test_a_model_file_keeps_network_and_pair_term(tmp_path):
     plain, path = potential(disperses=True), tmp_path / "model.safetensors"
     save(plain, path)

@@ -427,15 +427,17 @@ def _refuse_unread(context: click.Context, settings: Settings, *, by_ase: bool) 
                 f"--{name.replace('_', '-')} applies to attncalc's integrators only: remove it, or "
                 "remove --integrator ase"
             )
+    kinds: list[Any] = list(INTEGRATORS.values())
+    kind = next(one for one in kinds if one.ensemble == settings.ensemble)
     where = f"--ensemble {settings.ensemble}"
-    kind: Any = INTEGRATORS[settings.thermostat]
-    numbers = {"relaxation"} if settings.ensemble == "npt" else set()
     if settings.ensemble == "nvt":
-        where = f"--thermostat {settings.thermostat}"
-        numbers = {number.name for number in fields(kind)}
-    for name in ("relaxation", "friction"):
+        kind, where = INTEGRATORS[settings.thermostat], f"--thermostat {settings.thermostat}"
+    numbers, of_any = (
+        {number.name for one in some for number in fields(one)} for some in ([kind], kinds)
+    )
+    for name in sorted(of_any - {"timestep", "temperature"}):
         if _typed(context, name) and name not in numbers:
-            raise ValueError(f"--{name} does not apply to {where}: remove it")
+            raise ValueError(f"--{name.replace('_', '-')} does not apply to {where}: remove it")
 
 
 def _thermometer(atoms: Atoms, settings: Settings) -> Thermometer:

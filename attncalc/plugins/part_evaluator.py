@@ -83,6 +83,9 @@ class PartEvaluator:
         exchange: exchange ghosts between the layers of networks, if their engine supports it.
         per_atom: return energies and virials of atoms too.
 
+    Raises:
+        ValueError: the model is on a GPU.
+
     Attributes:
         exchanges: True if processes exchange ghosts between layers.
         ghosts_within: Å, distance from own atoms within which `Images` must have all ghosts.
@@ -101,6 +104,8 @@ class PartEvaluator:
     ) -> None:
         self.comm, self.evaluator, self.per_atom = comm, evaluator, per_atom
         self.charge, self.spin, self.n_rebuilds = charge, spin, 0
+        if evaluator.device.type != "cpu":
+            raise ValueError("several processes compute on CPUs: use one process for a GPU")
         # an engine may be unavailable in one process, e.g. for lack of memory
         able = exchange and exchanges_layers(evaluator.potential)
         self.exchanges = comm.allreduce(int(able)) == comm.size
@@ -188,8 +193,8 @@ class PartEvaluator:
         self._outputs = OutputExchange(self._owners, totals) if self._exchanges_outputs else None
         if not self._has_all_ghosts(domain):
             raise ValueError(
-                f"ghost atoms are missing: those within {self.ghosts_within:.2f} Å are needed "
-                "(LAMMPS: comm_modify cutoff)"
+                f"ghost atoms are missing: those within {self.ghosts_within:.2f} Å of the atoms of "
+                "each process are needed"
             )
 
     def _has_all_ghosts(self, domain: Domain | None) -> bool:

@@ -458,7 +458,7 @@ def test_relax_names_bonds_that_broke() -> None:
     assert (whole["broken_bonds"], apart["broken_bonds"]) == ([], [[0, 1]])
     said = done.stderr.splitlines()
     (line,) = (line for line in said if line.startswith("structure 1: "))
-    assert re.search(r"; 1 bond broke: P-P of atoms 0 and 1 \(1\.90 -> 3\.\d\d Å\)$", line)
+    assert re.search(r"; 1 bond broke: P-P of atoms 0 and 1 \(1\.90 -> \d\.\d\d Å\)$", line)
     assert not any("broke" in line for line in said if line.startswith("structure 0"))
 
 

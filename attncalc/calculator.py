@@ -13,11 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import (
-    BaseCalculator,
-    PropertyNotImplementedError,
-    all_changes,
-)
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray

@@ -184,8 +184,8 @@ def _with_slopes(
         energies.append(result.energy.cpu())  # keep no graph of it
     assert first is not None
     weights = [weight for _, weight in STENCIL]
-    displacements = torch.cat(energies)[1:].numpy().reshape(-1, len(STENCIL))
-    return first, displacements @ weights / how.step
+    by_direction = torch.cat(energies)[1:].numpy().reshape(-1, len(STENCIL))
+    return first, by_direction @ weights / how.step
 
 
 def _forces_are_differences(

@@ -23,36 +23,18 @@ _QUIET, _JSON, _OVERWRITE = "attncalc.quiet", "attncalc.json", "attncalc.overwri
 
 def json_option(command: Command) -> Command:
     """Add the option --json."""
-    return click.option(
-        "--json",
-        is_flag=True,
-        expose_value=False,
-        callback=_remember(_JSON),
-        help="Write results as one JSON object to standard output, messages to standard error.",
-    )(command)
+    what = "Write results as one JSON object to standard output, messages to standard error."
+    return _flag(_JSON, what, "--json")(command)
 
 
 def quiet_option(command: Command) -> Command:
     """Add the option --quiet."""
-    return click.option(
-        "-q",
-        "--quiet",
-        is_flag=True,
-        expose_value=False,
-        callback=_remember(_QUIET),
-        help="Write errors and warnings only.",
-    )(command)
+    return _flag(_QUIET, "Write errors and warnings only.", "-q", "--quiet")(command)
 
 
 def overwrite_option(command: Command) -> Command:
     """Add the option --overwrite."""
-    return click.option(
-        "--overwrite",
-        is_flag=True,
-        expose_value=False,
-        callback=_remember(_OVERWRITE),
-        help="Replace output files that exist.",
-    )(command)
+    return _flag(_OVERWRITE, "Replace output files that exist.", "--overwrite")(command)
 
 
 def output_options(command: Command) -> Command:
@@ -60,6 +42,13 @@ def output_options(command: Command) -> Command:
     for option in (overwrite_option, json_option, quiet_option):
         command = option(command)
     return command
+
+
+def _flag(key: str, what: str, *names: str) -> Callable[[Command], Command]:
+    """Return a flag that the command does not see: the context remembers it by its key."""
+    return click.option(
+        *names, is_flag=True, expose_value=False, callback=_remember(key), help=what
+    )
 
 
 def _remember(key: str) -> Callable[[click.Context, click.Parameter, bool], None]:

@@ -99,8 +99,6 @@ def attach(
         options: Any = {"dtype": dtype, "threads": threads, "long_range_cutoff": long_range_cutoff}
         model = load(model, device=where, **options)
     if comm.size > 1:
-        if model.device.type != "cpu":
-            raise ValueError("several processes compute on CPUs: use one process for a GPU")
         refuse_parts(model, periodic=bool(_box(lmp).pbc.any()))
     numbers = _numbers_of(lmp, elements, model)
     if lmp.has_id("fix", FIX):

@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from result_files import machine_name
+
 HERE = Path(__file__).resolve().parents[2]
 CASES = {  # model, structure, calls per turn
     "get_forces, ethanol, So3krates": 300,
@@ -140,11 +143,9 @@ def main() -> None:
     print("\n".join(rows))
     if given.output:
         results = HERE / "benchmarks" / "results"
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        machine = next((line.split(": ")[1] for line in lines if "model name" in line), "?")
         (results / f"{given.output}.json").write_text(json.dumps(found, indent=1) + "\n")
         before, after = (commit_of(where) for where in (given.other, HERE))
-        text = f"# An engine as a faster network\n\n{machine}, one thread, two processes by turns, "
+        text = f"# An engine as a faster network\n\n{machine_name()}, one thread, two processes by turns, "
         text += f"{given.rounds} rounds; the ratio is the median over rounds. Before: {before}, "
         text += f"after: {after}. `get_forces` is called through ASE, at new positions.\n\n"
         text += "\n".join(rows) + "\n\n`python benchmarks/studies/seam.py --other CHECKOUT`\n"

@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"neighbors", "graph", "basis"}),
-    frozenset({"nn", "physics", "kernels", "novelty"}),
+    frozenset({"nn", "physics", "kernels", "novelty", "bonds"}),
     frozenset({"potential", "result", "structures"}),
     frozenset(
         {

@@ -11,11 +11,13 @@ from ase import Atoms
 from tqdm import tqdm
 
 from attncalc import plots
+from attncalc.bonds import BROKE
 from attncalc.cli.files import read_structures, save_picture
 from attncalc.cli.output import warn
 from attncalc.md import Settings, read_h5md, read_log
 from attncalc.md.log_file import NOVELTY, count_rows
 from attncalc.novelty import OUTSIDE
+from attncalc.novelty.messages import OUTSIDE_TEXT
 
 # limits of what is drawn: most frames, most lines of the log (but at least FEWEST_TIMES times), and
 # most systems of a batch
@@ -32,7 +34,8 @@ class Picture:
         title: title of the picture.
         n_dof: degrees of freedom for the temperature.
         structures: structures of the batch; those with the same atoms as the first are drawn.
-        warnings: warnings about atoms outside the training data, which the title then mentions.
+        warnings: warnings about atoms outside the training data and broken bonds, which the title
+            then mentions.
     """
 
     target: Path
@@ -72,8 +75,12 @@ class Picture:
         of_all = "" if len(alike) == self.n_systems else f" of {self.n_systems}"
         title = self.title + (f" ({len(alike)}{of_all} systems)" if self.n_systems > 1 else "")
         # a continued run may have been outside before
-        if self.warnings or any(row.get(NOVELTY, 0.0) > OUTSIDE for row in rows):
-            title += ": outside the training data"
+        remarks, warned_of = [], "\n".join(self.warnings)
+        if OUTSIDE_TEXT in warned_of or any(row.get(NOVELTY, 0.0) > OUTSIDE for row in rows):
+            remarks.append(OUTSIDE_TEXT)
+        if BROKE in warned_of:
+            remarks.append(f"bonds{BROKE}")
+        title += f": {', '.join(remarks)}" if remarks else ""
         figure = plots.md_summary(
             [row for row in rows if int(row.get("system", 0)) in alike],
             frames,

@@ -5,40 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
 from ase import Atoms
-from ase.data import covalent_radii
 
-from attncalc.graph import edge_vectors, one_per_pair
-from attncalc.names import pair_name
-from attncalc.neighbors import neighbor_list
+from attncalc.bonds import Bonds, BrokenBond, broken_text
 from attncalc.novelty import OUTSIDE, outsider
 from attncalc.system import System
 from attncalc.text import counted
-
-# distances over the sum of covalent radii: longest bond, shortest broken bond
-BOND, BROKEN = 1.3, 1.6
-# bonds that a message names
-MOST_NAMED = 3
-
-
-def broken_bonds(before: Atoms, after: Atoms) -> list[tuple[int, int, float, float]]:
-    """Return the bonds that broke: both atoms, and the lengths before and after, Å.
-
-    A bond has at most 1.3 times the sum of the covalent radii, and is broken beyond 1.6 times.
-    """
-    system, radii = System.from_ase(before), covalent_radii[before.numbers]
-    edges = neighbor_list(system, 2 * BOND * float(radii.max()))
-    i, j = edges.receivers.numpy(), edges.senders.numpy()
-    then, now = (
-        torch.linalg.vector_norm(edge_vectors(one, edges), dim=1).numpy()
-        for one in (system, System.from_ase(after))
-    )
-    ratios = np.stack([then, now]) / (radii[i] + radii[j])
-    once = one_per_pair(edges).numpy()
-    (broke,) = np.nonzero(once & (ratios[0] < BOND) & (ratios[1] > BROKEN))
-    return [(int(i[e]), int(j[e]), float(then[e]), float(now[e])) for e in broke]
 
 
 @dataclass
@@ -55,8 +27,7 @@ class Course:
             training data.
         warned: True if a warning about an atom outside the training data was given.
         stopped: True if the relaxation was stopped for that reason.
-        broken: bonds that broke, see `broken_bonds`.
-        elements: atomic numbers of the structure.
+        broken: bonds that broke.
     """
 
     steps: list[tuple[float, float]] = field(default_factory=list)
@@ -66,12 +37,11 @@ class Course:
     novelty: float | None = None
     warned: bool = False
     stopped: bool = False
-    broken: list[tuple[int, int, float, float]] = field(default_factory=list)
-    elements: Any = ()
+    broken: list[BrokenBond] = field(default_factory=list)
 
     def compare(self, before: Atoms, after: Atoms) -> None:
         """Find the bonds that broke between the input and the last step."""
-        self.broken, self.elements = broken_bonds(before, after), after.numbers
+        self.broken = Bonds.of(System.from_ase(before)).broken(System.from_ase(after))
 
     @property
     def outside(self) -> bool:
@@ -115,16 +85,7 @@ class Course:
         stress = "" if self.stress is None else f", largest stress {self.stress:.4f} GPa"
         spread = "" if self.spread is None else f", committee's spread {self.spread:.4f} eV/Å"
         end = f"{end} in {self}{stress}{spread}, energy {start:.4f} -> {energy:.4f} eV"
-        if not self.broken:
-            return end
-        named = [
-            f"{pair_name(self.elements[i], self.elements[j])} of atoms {i} and {j} "
-            f"({then:.2f} -> {now:.2f} Å)"
-            for i, j, then, now in self.broken[:MOST_NAMED]
-        ]
-        more = len(self.broken) - len(named)
-        named += [f"{more} more"] if more else []
-        return f"{end}; {counted(len(self.broken), 'bond')} broke: {', '.join(named)}"
+        return f"{end}; {broken_text(self.broken)}" if self.broken else end
 
     def as_dict(self, fmax: float) -> dict[str, Any]:
         """Return the end of the relaxation as a dictionary, for programs."""
@@ -138,5 +99,5 @@ class Course:
             "largest_stress_GPa": self.stress,
             "force_spread_eV_A": self.spread,
             "novelty": self.novelty,
-            "broken_bonds": [[i, j] for i, j, *_ in self.broken],
+            "broken_bonds": [[bond.i, bond.j] for bond in self.broken],
         }

@@ -30,7 +30,7 @@ from attncalc.md.settings import Settings, is_integer
 from attncalc.md.simulation import run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
-from attncalc.md.watch import EVERY, Watch, novelty_columns
+from attncalc.md.watch import EVERY, BondWatch, Watch, novelty_columns
 from attncalc.md.with_ase import Frames, no_start
 from attncalc.model_header import DTYPES
 from attncalc.potential import MOST_THREADS
@@ -68,8 +68,9 @@ def run_structures(
         trajectory: new file, .h5md, or for one structure .xyz, .extxyz or .traj.
         info: stored in the checkpoint, with the settings.
         progress: called with the number of steps since the last call, and a status line.
-        tell: called with a message when an atom is outside the training data for the first time.
-        stop: True: the run ends at the first such step, which is written.
+        tell: called with a message when an atom is outside the training data for the first time,
+            and when a bond is broken for the first time.
+        stop: True: the run ends at the first step outside, which is written.
 
     Returns:
         Number of frames, the last line of the log, and those with the largest spread and novelty.
@@ -104,8 +105,8 @@ def run_structures(
     hottest = float(state.temperature.max())
     if hottest > runaway(settings.temperature):  # `run` would accept the velocities of the file
         raise no_start(f"the temperature reached {hottest:.0f} K")
-    watch = _watch(force, settings, tell, stop=stop)
-    return _run(integrator, force, state, settings, writer, trajectory, info, progress, watch)
+    watches = _watches(force, settings, tell, stop=stop)
+    return _run(integrator, force, state, settings, writer, trajectory, info, progress, watches)
 
 
 def read_restart(trajectory: Path) -> tuple[Restart, Settings]:
@@ -194,8 +195,8 @@ def resume_structures(
     state = state.to(force.device)
     also = novelty_columns(force)
     writer = H5MDWriter(trajectory, every=settings.every, write=settings.write, also=also)
-    watch = _watch(force, settings, tell, stop=stop)
-    return _run(integrator, force, state, settings, writer, trajectory, info, progress, watch)
+    watches = _watches(force, settings, tell, stop=stop)
+    return _run(integrator, force, state, settings, writer, trajectory, info, progress, watches)
 
 
 def mend_files(restart: Restart, settings: Settings, trajectory: Path) -> LogSummary:
@@ -233,11 +234,11 @@ def _run(
     trajectory: Path,
     info: Mapping[str, Any],
     progress: Progress | None,
-    watch: Watch,
+    watches: Sequence[Callback],
 ) -> LogSummary:
     """Take the steps that are left, and write log and checkpoint beside the trajectory."""
     log = _log(trajectory, settings, novelty_columns(force))
-    callbacks = [watch, writer, log]
+    callbacks = [*watches, writer, log]
     if trajectory.suffix == ".h5md":
         checkpoint = Checkpoint(
             trajectory.with_suffix(".ckpt"),
@@ -282,9 +283,12 @@ def _advice(trajectory: Path, writer: Callback) -> str:
     return "nothing of the run was kept: free some space and start it again"
 
 
-def _watch(force: Force, settings: Settings, tell: Tell | None, *, stop: bool) -> Watch:
-    every = 1 if stop else min(EVERY, settings.every)
-    return Watch(force, tell or (lambda sentence: None), every=every, stop=stop)
+def _watches(
+    force: Force, settings: Settings, tell: Tell | None, *, stop: bool
+) -> tuple[Callback, ...]:
+    tell = tell or (lambda sentence: None)
+    watch = Watch(force, tell, every=1 if stop else min(EVERY, settings.every), stop=stop)
+    return watch, BondWatch(tell, every=settings.every)
 
 
 def _columns_there(trajectory: Path) -> tuple[Column, ...]:

@@ -1,4 +1,4 @@
-"""`Watch`: checks during a run whether atoms leave the training environments of the model."""
+"""Checks during a run: whether atoms leave the training environments, and whether bonds break."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import torch
 from ase import units
 from torch import Tensor
 
+from attncalc.bonds import Bonds, BrokenBond, broken_text
 from attncalc.md.callback import Callback
 from attncalc.md.force import Force
 from attncalc.md.integrator import Column, Integrator
 from attncalc.md.log_file import NOVELTY
 from attncalc.md.state import MDState
-from attncalc.novelty import Outsider, outsider
+from attncalc.novelty import outsider
+from attncalc.system import System
 
 # largest number of steps between two checks
 EVERY = 20
+# a metal has bonds to more and other neighbours from one moment to the next
+NONMETALS = frozenset({1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53})
 
 
 def novelty_columns(force: Force) -> tuple[Column, ...]:
@@ -78,12 +82,57 @@ class Watch(Callback):
         self._tell(where + sentence(state.step, self._timestep, found))
 
 
-def sentence(step: int, timestep: float, found: Outsider) -> str:
-    """Return the message that an atom is outside for the first time.
+class BondWatch(Callback):
+    """Callback of `md.run` that reports the first bonds that break between two nonmetals.
+
+    Bonds are those of the state with which the run begins or is resumed.
+
+    Args:
+        tell: called once, with a message.
+        every: steps between two checks.
+    """
+
+    def __init__(self, tell: Callable[[str], None], *, every: int) -> None:
+        self.every, self._tell, self._timestep = every, tell, 0.0
+        self._bonds: Bonds | None = None
+
+    def begin(self, state: MDState, integrator: Integrator) -> None:
+        """Find the bonds."""
+        self._bonds, self._timestep = Bonds.of(state.system), integrator.timestep
+
+    def resume(self, state: MDState, integrator: Integrator) -> None:
+        """Find the bonds."""
+        self.begin(state, integrator)
+
+    def __call__(self, state: MDState) -> None:
+        """Check a state, unless a bond has been reported."""
+        if self._bonds is None or not (broken := covalent(self._bonds, state.system)):
+            return
+        self._bonds, where = None, ""
+        if state.system.n_systems > 1:
+            idx, number = state.system.system_idx, state.atom_in_system
+            first = int(idx[broken[0].i])
+            where = f"system {first}: "
+            broken = [
+                bond._replace(i=int(number[bond.i]), j=int(number[bond.j]))
+                for bond in broken
+                if int(idx[bond.i]) == first
+            ]
+        self._tell(where + sentence(state.step, self._timestep, broken_text(broken)))
+
+
+def covalent(bonds: Bonds, system: System) -> list[BrokenBond]:
+    """Return the bonds between two nonmetals that are broken in a later state of a system."""
+    z = system.atomic_numbers
+    return [bond for bond in bonds.broken(system) if {int(z[bond.i]), int(z[bond.j])} <= NONMETALS]
+
+
+def sentence(step: int, timestep: float, found: object) -> str:
+    """Return the message about something that was found for the first time.
 
     Args:
         step: number of the step.
         timestep: ASE time units.
-        found: the atom.
+        found: what was found.
     """
     return f"step {step} ({step * timestep / units.fs:.1f} fs): {found}"

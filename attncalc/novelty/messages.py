@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 # novelty above which an atom is outside
 OUTSIDE = 1.0
+OUTSIDE_TEXT = "outside the training data"
 
 
 class Outsider(NamedTuple):
@@ -28,7 +29,7 @@ class Outsider(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"outside the training data: atom {self.atom} ({self.symbol}) has novelty "
+            f"{OUTSIDE_TEXT}: atom {self.atom} ({self.symbol}) has novelty "
             f"{self.novelty:.3g}, 1 is the edge; energy and forces may be wrong"
         )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
@@ -485,6 +486,22 @@ def test_md_draws_some_frames_of_a_long_run(copper_file: str, drawn: list, monke
     }
     succeeds(*common, "--ensemble", "nve", "-o", "nve.h5md")
     assert drawn[1][2]["target"] is None
+
+
+@pytest.mark.parametrize("integrator", ["native", "ase"])
+def test_md_tells_of_a_bond_that_breaks(integrator: str, drawn: list) -> None:
+    """As with the teacher of the model, two atoms of phosphorus fly apart."""
+    write("p2.xyz", Atoms("P2", [[0, 0, 0], [0, 0, 2.3]]))
+    arguments = ("md", "p2.xyz", "--steps", 200, "--every", 50, "--integrator", integrator)
+    found = attncalc(*arguments)
+    (line,) = (line for line in found.stderr.splitlines() if "broke" in line)
+    assert re.fullmatch(
+        r"Warning: step \d+ \(\d+\.\d fs\): 1 bond broke: "
+        r"P-P of atoms 0 and 1 \(2\.30 -> \d\.\d\d Å\)",
+        line,
+    )
+    ((_, _, options),) = drawn
+    assert options["title"].endswith("bonds broke")
 
 
 def test_md_of_a_committee_logs_its_spread(ethanol_file: str) -> None:

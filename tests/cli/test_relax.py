@@ -18,7 +18,6 @@ from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succ
 
 from attncalc import AttnCalculator
 from attncalc.cli import relax as module
-from attncalc.cli.relaxation_course import Course, broken_bonds
 from attncalc.evaluator import Evaluator
 
 
@@ -460,32 +459,6 @@ def test_relax_names_bonds_that_broke() -> None:
     (line,) = (line for line in said if line.startswith("structure 1: "))
     assert re.search(r"; 1 bond broke: P-P of atoms 0 and 1 \(1\.90 -> \d\.\d\d Å\)$", line)
     assert not any("broke" in line for line in said if line.startswith("structure 0"))
-
-
-def test_broken_bonds_of_a_crystal() -> None:
-    """Across the boundary, with the cell that has changed; of many, the first are named."""
-    before = bulk("C", cubic=True)
-    after = before.copy()
-    after.set_cell(after.cell * 1.2, scale_atoms=True)
-    assert broken_bonds(before, after) == []
-    after.positions[0] -= 0.7
-    broken = broken_bonds(before, after)
-    assert [0 in pair[:2] for pair in broken] == [True]
-    assert all(then == pytest.approx(1.5459, abs=1e-3) for *_, then, _ in broken)
-    assert all(now > 1.6 * 1.52 for *_, now in broken)
-    course = Course([(0.0, 0.0)])
-    course.compare(before, after)
-    after.set_cell(after.cell * 2, scale_atoms=True)
-    course.compare(before, after)
-    assert "; 16 bonds broke: C-C of atoms 0 and " in course.report(0.01)
-    assert course.report(0.01).endswith(", 13 more")
-
-
-def test_broken_bonds_to_images() -> None:
-    """Each once: an atom with twelve neighbours, all images of its own, has six bonds."""
-    before, after = bulk("Cu"), bulk("Cu")
-    after.set_cell(after.cell * 2, scale_atoms=True)
-    assert [pair[:2] for pair in broken_bonds(before, after)] == [(0, 0)] * 6
 
 
 def test_relax_as_json_quietly_and_again(ethanol_file: str) -> None:

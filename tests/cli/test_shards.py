@@ -465,7 +465,7 @@ def test_what_is_not_read_is_counted(few, capsys, monkeypatch):
 
 def test_structures_whose_bonds_broke_are_counted(few, capsys, monkeypatch):
     write(SOURCE, [bulk("Cu", a=3.6, cubic=True), Atoms("Cu", cell=[9, 9, 9], pbc=True)])
-    monkeypatch.setattr("attncalc.cli.relaxation_course.BROKEN", 0.5)  # where nothing moves
+    monkeypatch.setattr("attncalc.bonds.BROKEN", 0.5)  # where nothing moves
     reported = []
     monkeypatch.setattr(shards, "report_json", reported.append)
     shards.work_off(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)

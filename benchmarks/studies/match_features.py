@@ -44,6 +44,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -57,6 +58,7 @@ from attncalc.model_file import NETWORKS, save
 from attncalc.ops import with_modules
 from attncalc.potential import Potential
 from attncalc.train import Recipe
+from attncalc.train import step as training_step
 from attncalc.train.batches import join, samples
 from attncalc.train.compilation import compiled_step
 from attncalc.train.module import loss_of
@@ -65,6 +67,7 @@ from attncalc.train.soap import Soap
 from attncalc.train.step import (
     Batch,
     Loss,
+    Prediction,
     Step,
     eager_step,
     relative_error,
@@ -193,6 +196,7 @@ def main() -> None:
     parser.add_argument("--structures", type=int, help="of each file, at most")
     parser.add_argument("--start", help="a student to go on with")
     parser.add_argument("--by-error", action="store_true", help="draw structures by their errors")
+    parser.add_argument("--element", nargs=2, action="append", default=[], help="and its weight")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
@@ -208,7 +212,21 @@ def main() -> None:
         else new_student(recipe, teacher, batches)
     )
     shares = shares_by_error(student, parts) if asked.by_error else np.ones(len(batches))
+    weigh_elements(student.species, {name: float(weight) for name, weight in asked.element})
     Matching(student, teacher, batches, loss_of(recipe), shares, asked).run()
+
+
+def weigh_elements(species: tuple[int, ...], weights: dict[str, float]) -> None:
+    """Weigh errors of forces by the element of the atom in all losses from now on."""
+    row = torch.tensor([weights.get(chemical_symbols[z], 1.0) for z in species])
+    plain = training_step.loss
+
+    def weighted(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
+        errors = prediction.forces - batch.forces
+        scaled = batch.forces + errors * row[batch.graph.species].unsqueeze(1).to(errors)
+        return plain(prediction._replace(forces=scaled), batch, weights)
+
+    training_step.loss = weighted
 
 
 def part_of(dataset: Dataset, n_structures: int | None) -> Dataset:

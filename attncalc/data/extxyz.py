@@ -26,7 +26,7 @@ from attncalc.text import one_line
 log = logging.getLogger(__name__)
 
 # Allowed sizes of labels; Dataset checks the forces.
-_SIZES = {"energy": (1,), "stress": (6, 9)}
+_SIZES = {"energy": (1,), "free_energy": (1,), "stress": (6, 9)}
 # Names of further labels, which are read if all frames have them.
 FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
 _SPLIT_KEYS = ("split", "group", "config_type")
@@ -193,7 +193,8 @@ def from_ase(
     `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix defines
     another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF". Partial charges
     ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read in the same way, but
-    only if all frames have them. Charge and multiplicity are `info["charge"]` (or
+    only if all frames have them. If all frames have forces and `free_energy` as well, that is the
+    energy, because forces are its derivatives. Charge and multiplicity are `info["charge"]` (or
     `info["total_charge"]`) and `info["spin"]` (or `info["multiplicity"]`); the multiplicity may be
     absent. Initial charges of atoms are not added up. The values of `info["split"]`,
     `info["group"]` and `info["config_type"]` become `splits`, in the order of the frames.
@@ -230,6 +231,8 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         structures = tuple(_structure(k, atoms, to_ase) for k, atoms in enumerate(frames))
         fields: dict[str, Any] = {}
         with np.errstate(over="ignore"):  # overflow is reported by the check of the data set
+            if prefix == "" and forces is not None:
+                energies = _of_forces(frames, energies)
             fields["energies"] = np.array([e.item() for e in energies or ()]) * to_ase.energy
             if forces is not None:
                 fields["forces"] = [f * to_ase.forces for f in forces]
@@ -253,7 +256,11 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
 
 
 def _say_what_is_left_out(first: Atoms, dataset: Dataset) -> None:
-    """Warn of what is not read of the first frame: electrons, virial, forces by another name."""
+    """Warn of what is not read of the first frame: electrons, virial, forces of another name."""
+    energy, free = (_label(first, name) for name in ("energy", "free_energy"))
+    has_both = dataset.labels == "default" and dataset.forces is not None and energy is not None
+    if has_both and free is not None and free != energy:
+        log.warning("%s: free_energy is read, not energy: forces derive from it", dataset.source)
     read = dataset.structures[0].copy()
     for name in {"initial_charges", "initial_magmoms"} & first.arrays.keys():
         read.set_array(name, first.arrays[name])
@@ -336,6 +343,17 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
                 f"{' or '.join(map(str, _SIZES[name]))} numbers, got {np.size(value)}"
             )
     return [np.asarray(value, dtype=np.float64) for value in values]
+
+
+def _of_forces(frames: Sequence[Atoms], energies: list[NDArray] | None) -> list[NDArray] | None:
+    """Return the energies whose derivatives are the forces.
+
+    With smeared occupations of electronic states these are free energies, which ASE calls
+    `free_energy`, while `energy` is extrapolated to zero smearing.
+    """
+    if any(_label(atoms, "free_energy") is None for atoms in frames):
+        return energies
+    return _column(frames, "", "free_energy")
 
 
 def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:

@@ -67,8 +67,8 @@ def read(
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
-            f"{name}: unknown extension {path.suffix!r}: use one of {', '.join(_READERS)}; files that "
-            "ASE reads, as OUTCAR and vasprun.xml, are converted by: ase convert -n : "
+            f"{name}: unknown extension {path.suffix!r}: use one of {', '.join(_READERS)}; files "
+            "that ASE reads, as OUTCAR and vasprun.xml, are converted by: ase convert -n : "
             f"{name} data.extxyz"
         )
     if path.exists() and not path.is_file():  # reading a pipe would block forever

@@ -294,6 +294,32 @@ def test_what_is_not_read_is_said(written, caplog):
     assert "initial charges" not in caplog.text
 
 
+def test_the_energy_is_that_of_which_forces_are_derivatives(tmp_path, caplog):
+    """As of metals in VASP, where `energy` is extrapolated to zero smearing."""
+    frames = [bulk("Cu", a=a) for a in (3.5, 3.6)]
+    for k, atoms in enumerate(frames):
+        labels = {"energy": -3.0 - k, "free_energy": -3.5 - k, "forces": np.zeros((1, 3))}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+    ase.io.write(tmp_path / "cu.extxyz", frames)
+    ase.io.write(tmp_path / "cu.traj", frames)
+    for name in ("cu.extxyz", "cu.traj"):
+        caplog.clear()
+        assert data.read(tmp_path / name).energies.tolist() == [-3.5, -4.5]
+        said = f"{name}: free_energy is read, not energy: forces derive from it"
+        assert caplog.messages == [said]
+    for atoms in frames:
+        del atoms.calc.results["forces"]
+    assert data.from_ase(frames).energies.tolist() == [-3.0, -4.0], "energies alone"
+    for atoms in frames:
+        atoms.calc.results |= {
+            "free_energy": atoms.calc.results["energy"],
+            "forces": np.zeros((1, 3)),
+        }
+    caplog.clear()
+    assert data.from_ase(frames).energies.tolist() == [-3.0, -4.0]
+    assert not caplog.messages
+
+
 def test_a_virial_is_not_taken_for_a_stress(tmp_path, caplog):
     atoms = bulk("Cu")
     atoms.info |= {"energy": 1.0, "virial": np.eye(3)}

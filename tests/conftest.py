@@ -1,5 +1,6 @@
 """What every test gets: one thread, a calm hypothesis, the reference data beside the checkout."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,9 @@ FIRST = (
 
 # tests run in several processes: more threads each would only fight for the cores
 torch.set_num_threads(1)
+
+# the collector looks at a million objects of PyTorch and Numba again and again: 5 % of the time
+gc.set_threshold(200_000, 20, 100)
 
 # whatever test comes first compiles the loops in a new clone, and what commands say is compared
 compiled.SILENT = 1e6

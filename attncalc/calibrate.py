@@ -53,6 +53,11 @@ def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environme
     n_species = len(member.species)
     closest = np.full((n_species, n_species), float(member.cutoff))
     species, numbers, features = [], [], []
+    compositions: dict[bytes, int] = {}
+    composition = [
+        compositions.setdefault(np.sort(atoms.numbers).tobytes(), len(compositions))
+        for atoms in structures
+    ]
     for first, last in batches(structures, ATOMS_AT_ONCE, apart=member.counts_all_pairs):
         system = System.from_ase(structures[first:last], first=first)
         check_system(member, system)
@@ -64,7 +69,13 @@ def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environme
     if not species:
         raise ValueError("at least one structure is needed to learn what a model knows")
     return fit(
-        Sample(np.concatenate(species), np.concatenate(numbers), np.concatenate(features), closest)
+        Sample(
+            np.concatenate(species),
+            np.concatenate(numbers),
+            np.concatenate(features),
+            closest,
+            np.array(composition),
+        )
     )
 
 

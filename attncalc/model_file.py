@@ -40,6 +40,7 @@ from attncalc.model_header import (
     DTYPES,
     FORMAT,
     MOST_MEMBERS,
+    N_CENTRES,
     NOVELTY,
     UNITS,
     StoredModel,
@@ -75,7 +76,7 @@ PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {
 
 # for H C N O F P S Cl, if no model is named
 DEFAULT_MODEL = "so3krates-organic"
-NOVELTY_TENSORS = ("mean", "whiten", "closest")
+NOVELTY_TENSORS = ("mean", "whiten", "centres", "closest")
 
 
 def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()) -> None:
@@ -303,13 +304,18 @@ def _tensors(potential: Potential) -> dict[str, Tensor]:
     for n, term in enumerate(potential.pair_terms):
         named |= {f"pair_terms.{n}.{k}": v for k, v in term.state_dict().items()}
     if (known := potential.environments) is not None:
-        for name in NOVELTY_TENSORS:
+        for name in _novelty_tensors(known):
             named[f"{NOVELTY}.{name}"] = torch.from_numpy(getattr(known, name))
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
+def _novelty_tensors(known: Environments) -> tuple[str, ...]:
+    """Return the names of the tensors in a file: centres only if there are several."""
+    return tuple(name for name in NOVELTY_TENSORS if name != "centres" or known.has_clusters)
+
+
 def _description(potential: Potential) -> dict[str, Any]:
-    described = {
+    described: dict[str, Any] = {
         "network": _name_of(potential.network, NETWORKS),
         "config": dataclasses.asdict(potential.network.config),
         "pair_terms": [_described_term(term) for term in potential.pair_terms],
@@ -325,6 +331,8 @@ def _description(potential: Potential) -> dict[str, Any]:
             "n_features": known.whiten.shape[1],
             "n_components": known.whiten.shape[2],
         }
+        if known.has_clusters:
+            described[NOVELTY][N_CENTRES] = known.centres.shape[2]
     return described
 
 
@@ -518,6 +526,7 @@ def _empty_environments(described: dict[str, Any], n: int) -> Environments:
     return Environments(
         mean=np.zeros((n, width), np.float32),
         whiten=np.zeros((n, width, n_components), np.float32),
+        centres=np.zeros((n, n_components, described.get(N_CENTRES, 1)), np.float32),
         closest=np.zeros((n, n)),
         n_atoms=tuple(described["n_atoms"]),
         n_structures=described["n_structures"],
@@ -581,7 +590,7 @@ def _fill(own: Own, state: dict[str, Tensor], dtype: str | None) -> None:
         if (empty := potential.environments) is not None:
             read: dict[str, Any] = {
                 name: mine[f"{NOVELTY}.{name}"].numpy().astype(getattr(empty, name).dtype)
-                for name in NOVELTY_TENSORS
+                for name in _novelty_tensors(empty)
             }
             potential.environments = dataclasses.replace(empty, **read)
 

@@ -52,6 +52,8 @@ NOVELTY_ENTRIES: dict[str, type] = {
     "n_features": int,
     "n_components": int,
 }
+# absent where there is one centre, the mean
+N_CENTRES = "n_centres"
 # numbers in its tensors: memory for them is allocated before they are read
 MOST_NOVELTY = 1 << 22
 
@@ -328,14 +330,22 @@ def _check_description(description: dict[str, Any]) -> None:
 
 
 def _check_novelty(novelty: dict[str, Any], n_species: int) -> None:
-    _check_entries(novelty, NOVELTY_ENTRIES)
+    optional = {N_CENTRES: int} if N_CENTRES in novelty else {}
+    _check_entries(novelty, NOVELTY_ENTRIES | optional)
+    n_centres = novelty.get(N_CENTRES, 1)
+    if n_centres < 1:
+        raise ValueError(f"novelty: {n_centres} centres of clusters")
     numbers = [novelty["n_structures"], novelty["n_features"], novelty["n_components"]]
     n_atoms = novelty["n_atoms"]
     if len(n_atoms) != n_species or not all(type(n) is int and n >= 0 for n in numbers + n_atoms):
         raise ValueError("novelty: a number of atoms or structures is none")
     width, n_components = numbers[1:]
-    if n_components > width or n_species * width * max(n_components, 1) > MOST_NOVELTY:
-        raise ValueError(f"novelty: {n_components} components of {width} features are too many")
+    columns = width + n_centres
+    if n_components > width or n_species * columns * max(n_components, 1) > MOST_NOVELTY:
+        raise ValueError(
+            f"novelty: {n_components} components of {width} features and {n_centres} centres are "
+            "too many"
+        )
 
 
 def _check_reference(reference: dict[str, Any]) -> None:

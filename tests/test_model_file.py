@@ -108,13 +108,36 @@ def test_environments_of_the_training_come_back(tmp_path: Path) -> None:
     for dtype in ("float32", "float64"):
         found = load(tmp_path / "model.safetensors", dtype=dtype).environments
         assert found is not None
-        for name in ("mean", "whiten", "closest"):
+        assert not found.has_clusters
+        for name in ("mean", "whiten", "centres", "closest"):
             ours, theirs = getattr(found, name), getattr(told.environments, name)
             assert ours.dtype == theirs.dtype
             assert np.array_equal(ours, theirs), name
         assert found.n_atoms == (18, 6, 3)
     assert_same_bits(load(tmp_path / "model.safetensors"), bare)
     assert header(tmp_path / "model.safetensors")["novelty"]["n_structures"] == 3
+
+
+def test_clusters_of_the_training_come_back(tmp_path: Path) -> None:
+    told = clustered()
+    save(told, tmp_path / "model.safetensors")
+    found = load(tmp_path / "model.safetensors", dtype="float64").environments
+    assert found is not None
+    assert found.centres.dtype == np.float32
+    assert np.array_equal(found.centres, told.environments.centres)
+    assert header(tmp_path / "model.safetensors")["novelty"]["n_centres"] == 5
+
+
+def clustered() -> Potential:
+    """With clusters of any values."""
+    potential = small_potential()
+    calibrate(potential, [ethanol()] * 3)
+    known = potential.environments
+    assert known is not None
+    shape = (3, known.whiten.shape[2], 5)
+    centres = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    potential.environments = dataclasses.replace(known, centres=centres)
+    return potential
 
 
 def test_a_committee_takes_over_environments_of_its_members(tmp_path: Path) -> None:
@@ -426,17 +449,30 @@ def test_a_file_of_an_earlier_version_names_its_baseline(path: Path) -> None:
 
 
 NOVELTY_ERRORS = {
-    "no environments": (lambda h, t: h.pop("novelty"), r"tensor 'novelty\.closest' is not known"),
+    "no environments": (lambda h, t: h.pop("novelty"), r"tensor 'novelty\.centres' is not known"),
     "no tensor": (lambda h, t: t.pop("novelty.mean"), r"tensor 'novelty\.mean' is missing"),
     "missing key": (lambda h, t: h["novelty"].pop("n_atoms"), "'n_atoms' is missing or not a list"),
     "unknown key": (lambda h, t: h["novelty"].update(k=1), r"unknown header entries \['k'\]"),
     "other shape": (
         lambda h, t: h["novelty"].update(n_components=2),
-        r"tensor 'novelty\.whiten' has shape .* the header asks for \[3, 8, 2\]",
+        r"tensor 'novelty\.centres' has shape .* the header asks for \[3, 2, 5\]",
     ),
     "more than memory": (
         lambda h, t: h["novelty"].update(n_features=10**9, n_components=10**9),
-        "novelty: 1000000000 components of 1000000000 features are too many",
+        "novelty: 1000000000 components of 1000000000 features and 5 centres are too many",
+    ),
+    "no centre": (lambda h, t: h["novelty"].update(n_centres=0), "novelty: 0 centres of clusters"),
+    "more centres than memory": (
+        lambda h, t: h["novelty"].update(n_centres=10**9),
+        "novelty: 8 components of 8 features and 1000000000 centres are too many",
+    ),
+    "other centres": (
+        lambda h, t: h["novelty"].update(n_centres=4),
+        r"tensor 'novelty\.centres' has shape .* the header asks for \[3, 8, 4\]",
+    ),
+    "no centres": (
+        lambda h, t: h["novelty"].pop("n_centres"),
+        r"tensor 'novelty\.centres' is not known",
     ),
     "a negative number": (lambda h, t: h["novelty"].update(n_structures=-1), "novelty: a number"),
     "elements": (lambda h, t: h["novelty"]["n_atoms"].pop(), "novelty: a number"),
@@ -450,8 +486,7 @@ NOVELTY_ERRORS = {
 @pytest.mark.parametrize("damage", list(NOVELTY_ERRORS))
 def test_damaged_environments_are_refused(tmp_path: Path, damage: str) -> None:
     path, (change, what) = tmp_path / "model.safetensors", NOVELTY_ERRORS[damage]
-    potential = small_potential()
-    calibrate(potential, [ethanol()])
+    potential = clustered()
     save(potential, path)
     rewrite(path, change)
     with pytest.raises(ValueError, match=rf"^model\.safetensors: .*{what}"):

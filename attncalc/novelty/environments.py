@@ -3,9 +3,10 @@
 The novelty of an atom is the larger of two numbers, and 1 is the edge of the training environments:
 
 * the distance of its features from those of training atoms of the same element. Features are the
-  input of the network's energy readout. The distance is Mahalanobis' in their first principal
-  components (Hotelling's T²; Mahalanobis, Proc. Natl. Inst. Sci. India 2, 49, 1936), in units of
-  the distance that held-out structures reach, see `attncalc.novelty.fit`;
+  input of the network's energy readout. The distance is that from the nearest centre of a cluster
+  of training atoms, in the first principal components, each divided by its standard deviation; if
+  there is one centre, the mean, this is Mahalanobis' distance (Proc. Natl. Inst. Sci. India 2, 49,
+  1936). Its unit is the distance that held-out structures reach, see `attncalc.novelty.fit`;
 * the closeness of its neighbours: the largest distance, in units of `MARGIN`, by which one is
   closer than any two atoms of these elements in training. Elements that were never within the
   cutoff are compared with the cutoff.
@@ -38,13 +39,15 @@ NEVER_SEEN = 1000.0
 class Environments:
     """Environments of the atoms that a model was trained on.
 
-    The novelty of an atom of species s with features f is |(f - mean_s) whiten_s|, or the largest
-    (closest_ss' - d) / MARGIN of its neighbours at distances d, if that is more.
+    The novelty of an atom of species s with features f is the smallest |(f - mean_s) whiten_s - c|
+    of all centres c, or the largest (closest_ss' - d) / MARGIN of its neighbours at distances d, if
+    that is more.
 
     Attributes:
         mean: [n_species, F], float32: of the features; F = 0 if the network has none.
         whiten: [n_species, F, K], float32: principal components, each divided by its standard
             deviation and by the distance at the edge.
+        centres: [n_species, K, n_centres], float32: of clusters of atoms, in these components.
         closest: [n_species, n_species] Å, float64: shortest distance of two elements in training;
             the cutoff if they were never within it.
         n_atoms: numbers of atoms of each species in the structures used.
@@ -53,6 +56,7 @@ class Environments:
 
     mean: Floats
     whiten: Floats
+    centres: Floats
     closest: NDArray[np.float64]
     n_atoms: tuple[int, ...]
     n_structures: int
@@ -61,6 +65,11 @@ class Environments:
     def least(self) -> NDArray[np.float64]:
         """Smallest possible novelty of an atom of each species, [n_species]."""
         return np.where(np.array(self.n_atoms) > 0, 0.0, NEVER_SEEN)
+
+    @property
+    def has_clusters(self) -> bool:
+        """Return True if there are several centres, not only the mean."""
+        return self.centres.shape[2] > 1
 
     @property
     def reads_features(self) -> bool:
@@ -78,7 +87,8 @@ class Environments:
         if features is None or not self.reads_features:
             features = np.zeros((0, self.mean.shape[1]), np.float32)
         edges = graph.vectors, graph.receivers, graph.senders, graph.edge_mask
-        _loop()(features, self.mean, self.whiten, self.closest, MARGIN, *edges, species, novelty)
+        known = self.mean, self.whiten, self.centres, self.closest
+        _loop()(features, *known, MARGIN, *edges, species, novelty)
         return novelty
 
 
@@ -131,6 +141,7 @@ def _look(
     features: Floats,
     mean: Floats,
     whiten: Floats,
+    centres: Floats,
     closest: NDArray[np.float64],
     margin: float,
     vectors: NDArray[np.float64],
@@ -144,7 +155,8 @@ def _look(
     for s in np.unique(species) if len(features) else ():
         of_kind = species == s
         coordinates = (features[of_kind] - mean[s]) @ whiten[s]
-        out[of_kind] = np.maximum(out[of_kind], np.linalg.norm(coordinates, axis=1))
+        nearest = [np.linalg.norm(centres[s].T - x, axis=1).min() for x in coordinates]
+        out[of_kind] = np.maximum(out[of_kind], nearest)
     edges = closest[species[receivers], species[senders]]
     closer = (edges - np.linalg.norm(vectors, axis=1)) / margin
     np.maximum.at(out, receivers[mask], closer[mask])

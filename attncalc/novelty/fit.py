@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,16 @@ LEAST_VARIANCE, ROUNDING = 1e-6, 1e-10
 # the fit. Frames of a trajectory are alike, so held-out frames look nearer than new structures
 EDGE, HELD_INSIDE = 1.2, 0.999
 FOLDS = 5
+# data of so many compositions are of many molecules: one cloud of points is not enough for an
+# element, and held-out molecules are new structures, of which one in 200 is beyond the edge
+MANY, NEW_INSIDE = 100, 0.995
+LEAST_EDGE = 0.1  # standard deviations
+MOST_COMPONENTS_OF_MANY = 48
+# centres of an element, bytes of all of them in a model file, and atoms for each centre at least
+MOST_CENTRES, MOST_BYTES_OF_CENTRES, ATOMS_PER_CENTRE = 256, 500_000, 8
+ROUNDS = 5
+# points whose distances are computed at once: bounds the memory
+AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,21 +41,31 @@ class Sample:
         structure: [n_atoms], int64: number of the structure that each atom is in, from 0 on.
         features: [n_atoms, F], float32; F = 0 if the network has none.
         closest: [n_species, n_species] Å, shortest distances, or the cutoff.
+        composition: [n_structures], int64: equal for structures of the same atoms; None: all are.
     """
 
     species: NDArray[np.int64]
     structure: NDArray[np.int64]
     features: NDArray[np.float32]
     closest: NDArray[np.float64]
+    composition: NDArray[np.int64] | None = None
+
+    @property
+    def is_of_many(self) -> bool:
+        """Return True if the structures have many compositions."""
+        return self.composition is not None and len(np.unique(self.composition)) >= MANY
 
 
 def fit(sample: Sample) -> Environments:
     """Describe the environments of a sample.
 
-    Each element is described by the mean of its features and their principal components. The edge
-    is set by cross-validation: the structures are divided into five parts at random, and distances
-    in each part are computed with a description of the other four. In units of the edge, the
-    largest distance of an atom of this element exceeds 1 / 1.2 in one structure of a thousand.
+    Each element is described by the mean of its features and their principal components, and if
+    there are many compositions, by the centres of clusters of its atoms as well. The edge is set by
+    cross-validation: the structures are divided into five parts at random, and distances in each
+    part are computed with a description of the other four. In units of the edge, the largest
+    distance of an atom of this element exceeds 1 / 1.2 in one structure of a thousand. With many
+    compositions, structures of one composition are in the same part, and the largest distance of
+    all atoms exceeds 1 in one structure of 200.
 
     Args:
         sample: of one structure or more.
@@ -57,60 +78,131 @@ def fit(sample: Sample) -> Environments:
     if not np.isfinite(sample.features).all():
         raise ValueError("the network's features of a structure are not finite")
     n_species, width = len(sample.closest), sample.features.shape[1]
-    per_component = 4 * n_species * max(width, 1)
-    n = min(MOST_COMPONENTS, width, max(FEWEST_COMPONENTS, MOST_BYTES // per_component - 1))
+    many = sample.is_of_many
+    n, n_centres = _sizes(n_species, width, many=many)
     mean = np.zeros((n_species, width), np.float32)
     whiten = np.zeros((n_species, width, n), np.float32)
-    # at random, because neighbours in a file are mostly neighbours in time
+    centres = np.zeros((n_species, n, n_centres), np.float32)
     n_structures = int(sample.structure.max()) + 1
-    fold = np.random.default_rng(0).permutation(n_structures) % FOLDS
+    # at random, because neighbours in a file are mostly neighbours in time
+    groups = sample.composition if many else np.arange(n_structures)
+    assert groups is not None
+    fold = (np.random.default_rng(0).permutation(int(groups.max()) + 1) % FOLDS)[groups]
+    held = np.zeros(len(sample.species))
     for s in np.unique(sample.species) if n else ():
         of_kind = sample.species == s
         features = sample.features[of_kind].astype(np.float64)
         structure = sample.structure[of_kind]
-        centre, map_ = _principal(features, n)
-        edge = _edge(features, structure, fold[structure], n)
-        mean[s], whiten[s] = centre, map_ / edge
+        cloud = Cloud.of(features, n, n_centres)
+        distances = _held_out(features, fold[structure], n, n_centres)
+        inside = NEW_INSIDE if many else HELD_INSIDE
+        edge = float(np.quantile(largest_of(distances, structure), inside))
+        # one cloud: at least the distance of a typical atom for normally distributed features
+        edge = max(edge, LEAST_EDGE) if many else EDGE * max(edge, n**0.5)
+        held[of_kind] = distances / edge
+        mean[s], whiten[s], centres[s] = cloud.centre, cloud.map / edge, cloud.centres / edge
+    if many and n:
+        edge = float(np.quantile(largest_of(held, sample.structure), NEW_INSIDE))
+        whiten, centres = whiten / np.float32(edge), centres / np.float32(edge)
     counts = np.bincount(sample.species, minlength=n_species)
     return Environments(
-        mean, whiten, sample.closest, tuple(int(count) for count in counts), n_structures
+        mean, whiten, centres, sample.closest, tuple(int(count) for count in counts), n_structures
     )
 
 
-def _principal(
-    features: NDArray[np.float64], n: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean [F], and the first n components over their standard deviations [F, n]."""
-    centre = features.mean(0)
-    off = features - centre
-    variances, components = np.linalg.eigh(off.T @ off / len(off))
-    least = max(LEAST_VARIANCE * variances.sum(), ROUNDING * float(centre @ centre), 1e-30)
-    first = np.maximum(variances[::-1][:n], least)
-    return centre, components[:, ::-1][:, :n] / np.sqrt(first)
+def _sizes(n_species: int, width: int, *, many: bool) -> tuple[int, int]:
+    """Return the numbers of components and of centres."""
+    if not many:
+        per_component = 4 * n_species * max(width, 1)
+        most = max(FEWEST_COMPONENTS, MOST_BYTES // per_component - 1)
+        return min(MOST_COMPONENTS, width, most), 1
+    n = min(MOST_COMPONENTS_OF_MANY, width)
+    most = MOST_BYTES_OF_CENTRES // (4 * n_species * max(n, 1))
+    return n, max(1, min(MOST_CENTRES, most))
 
 
-def _edge(
-    features: NDArray[np.float64],
-    structure: NDArray[np.int64],
-    fold: NDArray[np.int64],
-    n: int,
-) -> float:
-    """Return the distance at the edge for one element.
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """Points of the atoms of one element.
+
+    Attributes:
+        centre: [F], their mean.
+        map: [F, n], principal components, each divided by its standard deviation.
+        centres: [n, n_centres], of clusters, in these components; zero if there is one.
+    """
+
+    centre: NDArray[np.float64]
+    map: NDArray[np.float64]
+    centres: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: NDArray[np.float64], n: int, n_centres: int) -> Self:
+        """Describe features [m, F] by n components and as many centres of clusters."""
+        centre = features.mean(0)
+        off = features - centre
+        variances, components = np.linalg.eigh(off.T @ off / len(off))
+        least = max(LEAST_VARIANCE * variances.sum(), ROUNDING * float(centre @ centre), 1e-30)
+        first = np.maximum(variances[::-1][:n], least)
+        map_ = components[:, ::-1][:, :n] / np.sqrt(first)
+        if n_centres == 1:
+            return cls(centre, map_, np.zeros((n, 1)))
+        few = max(1, min(n_centres, len(features) // ATOMS_PER_CENTRE))
+        found = _clusters(off @ map_, few)
+        return cls(centre, map_, found[np.arange(n_centres) % few].T)
+
+    def distances(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the distances [m] of features [m, F] from the nearest centre."""
+        return np.sqrt(_nearest((features - self.centre) @ self.map, self.centres.T)[1])
+
+
+def _clusters(points: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Return the centres [n, K] of clusters of points [m, K], by some rounds of Lloyd's algorithm.
+
+    It begins with points chosen at random (Lloyd, IEEE Trans. Inf. Theory 28, 129, 1982).
+    """
+    centres = points[np.random.default_rng(0).permutation(len(points))[:n]]
+    for _ in range(ROUNDS):
+        label, _ = _nearest(points, centres)
+        counts = np.bincount(label, minlength=n)
+        sums = np.zeros_like(centres)
+        np.add.at(sums, label, points)
+        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
+    return centres
+
+
+def _nearest(
+    points: NDArray[np.float64], centres: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the nearest centre of each point, and the square of its distance, [m]."""
+    label, square = np.zeros(len(points), np.int64), np.zeros(len(points))
+    lengths = (centres**2).sum(1)
+    for k in range(0, len(points), AT_ONCE):
+        some = points[k : k + AT_ONCE]
+        squares = (some**2).sum(1)[:, None] - 2 * some @ centres.T + lengths
+        nearest = squares.argmin(1)
+        label[k : k + AT_ONCE] = nearest
+        off = some - centres[nearest]  # more exact for a short distance than the difference above
+        square[k : k + AT_ONCE] = (off**2).sum(1)
+    return label, square
+
+
+def _held_out(
+    features: NDArray[np.float64], fold: NDArray[np.int64], n: int, n_centres: int
+) -> NDArray[np.float64]:
+    """Return the distances of atoms, each by a description without the atoms of its part.
 
     Args:
-        features: [m, F], of its atoms.
-        structure, fold: [m], of each atom.
-        n: number of components.
+        features: [m, F], of one element.
+        fold: [m], part of each atom.
+        n, n_centres: numbers of components and of centres.
     """
     distances = np.zeros(len(features))
     for k in range(FOLDS):
         held = fold == k
         if held.any():
             known = ~held if not held.all() else held
-            centre, map_ = _principal(features[known], n)
-            distances[held] = np.linalg.norm((features[held] - centre) @ map_, axis=1)
-    # at least the distance of a typical atom for normally distributed features
-    return EDGE * max(float(np.quantile(largest_of(distances, structure), HELD_INSIDE)), n**0.5)
+            distances[held] = Cloud.of(features[known], n, n_centres).distances(features[held])
+    return distances
 
 
 def largest_of(values: NDArray[np.float64], structure: NDArray[np.int64]) -> NDArray[np.float64]:

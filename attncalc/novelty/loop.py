@@ -8,10 +8,24 @@ from attncalc.compiled import compiled_loop
 
 
 @compiled_loop()
-def look(features, mean, whiten, closest, margin, vectors, receivers, senders, mask, species, out):
+def look(
+    features,
+    mean,
+    whiten,
+    centres,
+    closest,
+    margin,
+    vectors,
+    receivers,
+    senders,
+    mask,
+    species,
+    out,
+):
     """Raise `out` [n_atoms] to the novelty of each atom; see `Environments` for the formula."""
-    n_components = whiten.shape[2]
+    n_components, n_centres = centres.shape[1:]
     coordinates = np.empty(n_components, np.float32)
+    squares = np.empty(n_centres, np.float32)
     for i in range(features.shape[0]):
         s = species[i]
         for k in range(n_components):
@@ -20,10 +34,12 @@ def look(features, mean, whiten, closest, margin, vectors, receivers, senders, m
             off = features[i, f] - mean[s, f]
             for k in range(n_components):
                 coordinates[k] += off * whiten[s, f, k]
-        total = 0.0
+        squares[:] = 0
         for k in range(n_components):
-            total += coordinates[k] * coordinates[k]
-        out[i] = max(out[i], math.sqrt(total))
+            for c in range(n_centres):
+                off = coordinates[k] - centres[s, k, c]
+                squares[c] += off * off
+        out[i] = max(out[i], math.sqrt(squares.min()))
     for e in range(receivers.shape[0]):
         i, j = receivers[e], senders[e]
         edge = closest[species[i], species[j]]

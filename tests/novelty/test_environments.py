@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -90,14 +92,29 @@ def test_an_element_that_training_did_not_hold() -> None:
     assert (novelty_of(potential, molecule("CH4")) <= 1).all()
 
 
+@pytest.mark.parametrize("clusters", [False, True])
 @pytest.mark.parametrize("atoms", [ethanol(), triclinic()], ids=["molecule", "crystal"])
 def test_numpy_gives_what_the_loop_gives(
-    potential: Potential, atoms: Atoms, monkeypatch: pytest.MonkeyPatch
+    potential: Potential, atoms: Atoms, clusters: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if clusters:
+        potential = taught_many(monkeypatch)
     atoms.numbers[:] = np.resize([6, 1, 8], len(atoms))
     compiled = novelty_of(potential, [atoms, *frames(3)])
     monkeypatch.setattr(environments, "_loop", lambda: environments._look)
     assert novelty_of(potential, [atoms, *frames(3)]) == pytest.approx(compiled, rel=1e-4)
+
+
+def taught_many(monkeypatch: pytest.MonkeyPatch) -> Potential:
+    """Of two molecules, as if these were many."""
+    monkeypatch.setattr(import_module("attncalc.novelty.fit"), "MANY", 2)
+    potential, frames_of_methane = untaught(), [molecule("CH4") for _ in range(60)]
+    for k, atoms in enumerate(frames_of_methane):
+        atoms.rattle(0.05, seed=k)
+    calibrate(potential, frames(60) + frames_of_methane)
+    assert potential.environments is not None
+    assert potential.environments.has_clusters
+    return potential
 
 
 def test_a_model_that_was_not_told(tmp_path) -> None:
@@ -207,6 +224,56 @@ def test_the_edge_is_where_one_structure_in_a_thousand_is() -> None:
         largest = np.linalg.norm(off @ known.whiten[s], axis=1).reshape(1000, 5).max(axis=1)
         assert np.mean(largest > 1) <= 0.003
         assert np.mean(largest > 0.6) > 0.003
+
+
+FIVE_POINTS, MIXING = (np.random.default_rng(k).normal(size=(5 - k, 4 + 8 * k)) for k in (0, 1))
+
+
+def drawn_many(n_structures: int, seed: int) -> Sample:
+    """Ten atoms of one element in each structure, near five points; 200 compositions."""
+    rng = np.random.default_rng(seed)
+    n, kind = 10 * n_structures, rng.integers(5, size=10 * n_structures)
+    near = FIVE_POINTS[kind] + 0.05 * rng.normal(size=(n, 4))
+    return Sample(
+        np.zeros(n, np.int64),
+        np.repeat(np.arange(n_structures), 10),
+        (near @ MIXING).astype(np.float32),
+        np.full((2, 2), 5.0),
+        np.arange(n_structures) % 200,
+    )
+
+
+def novelty_of_features(known: environments.Environments, features: np.ndarray) -> np.ndarray:
+    none = np.zeros(0, np.int64)
+    edges = np.zeros((0, 3)), none, none, np.zeros(0, bool)
+    species, out = np.zeros(len(features), np.int64), np.zeros(len(features))
+    parts = known.mean, known.whiten, known.centres, known.closest
+    environments._look(features.astype(np.float32), *parts, MARGIN, *edges, species, out)
+    return out
+
+
+def test_many_molecules_have_clusters_and_an_edge_of_new_ones() -> None:
+    """What is between two clusters is outside, which the mean of all does not tell."""
+    sample = drawn_many(2000, seed=0)
+    known, one_cloud = fit(sample), fit(replace(sample, composition=None))
+    assert (known.has_clusters, one_cloud.has_clusters) == (True, False)
+    assert (known.whiten.shape, known.centres.shape) == ((2, 12, 12), (2, 12, 256))
+    others = drawn_many(2000, seed=1).features
+    largest = novelty_of_features(known, others).reshape(2000, 10).max(axis=1)
+    assert 0.001 < np.mean(largest > 1) < 0.01  # one in 200
+    pairs = [(FIVE_POINTS[a] + FIVE_POINTS[b]) / 2 for a in range(5) for b in range(a)]
+    between = np.array(pairs) @ MIXING
+    assert novelty_of_features(known, between).min() > 1
+    assert novelty_of_features(one_cloud, between).max() < 1
+
+
+def test_few_atoms_of_an_element_have_few_clusters() -> None:
+    sample = drawn_many(300, seed=0)
+    species = sample.species.copy()
+    species[:20] = 1
+    known = fit(replace(sample, species=species))
+    assert len(np.unique(known.centres[1], axis=1).T) == 2
+    assert np.isfinite(known.centres).all()
 
 
 def test_few_structures_do() -> None:

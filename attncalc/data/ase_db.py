@@ -10,6 +10,7 @@ from typing import Any
 
 import ase.db
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db.row import AtomsRow
 
 from attncalc.data.dataset import Dataset
@@ -17,7 +18,7 @@ from attncalc.data.extxyz import labelled
 from attncalc.data.units import ReadOptions
 from attncalc.text import one_line
 
-_LABELS = ("energy", "forces", "stress", "charges", "dipole")
+_RESULTS = ("energy", "free_energy", "forces", "stress", "charges", "dipole")
 
 
 def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
@@ -83,15 +84,17 @@ def _require_table(path: Path) -> None:
 
 
 def _atoms(row: AtomsRow, metadata: Mapping[str, Any]) -> Atoms:
-    """Return the bare structure, with labels and all other data of the row in `info`."""
+    """Return the structure with its results, and all other data of the row in `info`."""
     info = {**row.data, **row.key_value_pairs}
-    info |= {name: value for name in _LABELS if (value := row.get(name)) is not None}
     if "level_of_theory" in metadata:
         info.setdefault("level_of_theory", metadata["level_of_theory"])
     if "units" not in info and (units := _units(metadata)):
         info["units"] = units
     geometry = {name: row[name] for name in ("numbers", "positions", "cell", "pbc")}
-    return Atoms(**geometry, info=info)
+    results = {name: value for name in _RESULTS if (value := row.get(name)) is not None}
+    atoms = Atoms(**geometry, info=info)
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
 
 
 def _units(metadata: Mapping[str, Any]) -> Any:

@@ -29,4 +29,5 @@ def read_ase_traj(path: Path, options: ReadOptions) -> Dataset:
     """
     with decoding(path, "ASE trajectory"), Trajectory(path) as file:
         frames = list(file)
-    return from_ase(frames, **vars(options), source=path.name)
+    units = {"energy_unit": options.energy_unit, "length_unit": options.length_unit}
+    return from_ase(frames, **units, labels=options.labels, source=path.name)

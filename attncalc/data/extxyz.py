@@ -73,7 +73,10 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
                 _say_what_is_left_out(part[0], dataset)
             yield dataset
             if first == 0:
-                units, options = part[0].info.get("units"), replace(options, labels=dataset.labels)
+                units = part[0].info.get("units")
+                prefix = _choose_labels(part[0], dataset.labels)
+                free = dataset.forces is not None and _reads_free_energy(part[0], prefix)
+                options = replace(options, labels=dataset.labels, free_energy=free)
             first += len(part)
 
 
@@ -193,8 +196,9 @@ def from_ase(
     `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix defines
     another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF". Partial charges
     ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read in the same way, but
-    only if all frames have them. If all frames have forces and `free_energy` as well, that is the
-    energy, because forces are its derivatives. Charge and multiplicity are `info["charge"]` (or
+    only if all frames have them. If the calculator of the first frame has forces and a
+    `free_energy`, that is read as the energy, because forces are its derivatives; then all frames
+    need it. Charge and multiplicity are `info["charge"]` (or
     `info["total_charge"]`) and `info["spin"]` (or `info["multiplicity"]`); the multiplicity may be
     absent. Initial charges of atoms are not added up. The values of `info["split"]`,
     `info["group"]` and `info["config_type"]` become `splits`, in the order of the frames.
@@ -228,11 +232,16 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         energies, forces, stress = (
             _column(frames, prefix, name) for name in ("energy", "forces", "stress")
         )
+        reads_free_energy = options.free_energy
+        if reads_free_energy is None:
+            reads_free_energy = forces is not None and _reads_free_energy(frames[0], prefix)
+        if reads_free_energy:
+            plain, energies = energies, _column(frames, "", "free_energy")
+            if options.free_energy is None and not np.array_equal(plain or (), energies or ()):
+                log.warning("%s: free_energy is read, not energy: forces derive from it", source)
         structures = tuple(_structure(k, atoms, to_ase) for k, atoms in enumerate(frames))
         fields: dict[str, Any] = {}
         with np.errstate(over="ignore"):  # overflow is reported by the check of the data set
-            if prefix == "" and forces is not None:
-                energies = _of_forces(frames, energies)
             fields["energies"] = np.array([e.item() for e in energies or ()]) * to_ase.energy
             if forces is not None:
                 fields["forces"] = [f * to_ase.forces for f in forces]
@@ -257,10 +266,6 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
 
 def _say_what_is_left_out(first: Atoms, dataset: Dataset) -> None:
     """Warn of what is not read of the first frame: electrons, virial, forces of another name."""
-    energy, free = (_label(first, name) for name in ("energy", "free_energy"))
-    has_both = dataset.labels == "default" and dataset.forces is not None and energy is not None
-    if has_both and free is not None and free != energy:
-        log.warning("%s: free_energy is read, not energy: forces derive from it", dataset.source)
     read = dataset.structures[0].copy()
     for name in {"initial_charges", "initial_magmoms"} & first.arrays.keys():
         read.set_array(name, first.arrays[name])
@@ -345,15 +350,15 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
     return [np.asarray(value, dtype=np.float64) for value in values]
 
 
-def _of_forces(frames: Sequence[Atoms], energies: list[NDArray] | None) -> list[NDArray] | None:
-    """Return the energies whose derivatives are the forces.
+def _reads_free_energy(atoms: Atoms, prefix: str) -> bool:
+    """Return True if the free energy of a frame's calculator is to be read instead of the energy.
 
-    With smeared occupations of electronic states these are free energies, which ASE calls
-    `free_energy`, while `energy` is extrapolated to zero smearing.
+    Forces are its derivatives. With smeared occupations of electronic states, `energy` is
+    extrapolated to zero smearing.
     """
-    if any(_label(atoms, "free_energy") is None for atoms in frames):
-        return energies
-    return _column(frames, "", "free_energy")
+    free = None if prefix or atoms.calc is None else atoms.calc.results.get("free_energy")
+    is_number = isinstance(free, float | np.floating) and bool(np.isfinite(free))
+    return is_number and _label(atoms, "energy") is not None
 
 
 def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:

@@ -71,11 +71,13 @@ class ReadOptions:
     Attributes:
         energy_unit, length_unit: units of the numbers in the file.
         labels: name of the label set to read.
+        free_energy: True: `free_energy` is read as the energy; None: if the first structure has it.
     """
 
     energy_unit: str | None = None
     length_unit: str | None = None
     labels: str | None = None
+    free_energy: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,8 @@ def test_the_energy_is_that_of_which_forces_are_derivatives(tmp_path, caplog):
         atoms.calc = SinglePointCalculator(atoms, **labels)
     ase.io.write(tmp_path / "cu.extxyz", frames)
     ase.io.write(tmp_path / "cu.traj", frames)
-    for name in ("cu.extxyz", "cu.traj"):
+    ase.io.write(tmp_path / "cu.db", frames)
+    for name in ("cu.extxyz", "cu.traj", "cu.db"):
         caplog.clear()
         assert data.read(tmp_path / name).energies.tolist() == [-3.5, -4.5]
         said = f"{name}: free_energy is read, not energy: forces derive from it"
@@ -318,6 +319,30 @@ def test_the_energy_is_that_of_which_forces_are_derivatives(tmp_path, caplog):
     caplog.clear()
     assert data.from_ase(frames).energies.tolist() == [-3.0, -4.0]
     assert not caplog.messages
+
+
+def test_free_energies_of_some_structures_are_not_mixed_with_energies(tmp_path):
+    frames = [bulk("Cu") for _ in range(4)]
+    for k, atoms in enumerate(frames):
+        free = {} if k == 3 else {"free_energy": -3.5}
+        atoms.calc = SinglePointCalculator(atoms, energy=-3.0, forces=np.zeros((1, 3)), **free)
+    ase.io.write(tmp_path / "cu.extxyz", frames)
+    lacks = "has no free_energy but structure 0 has"
+    with pytest.raises(ValueError, match=f"structure 3 {lacks}"):
+        data.read(tmp_path / "cu.extxyz")
+    parts = data.read_parts(tmp_path / "cu.extxyz", 2)
+    assert next(parts).energies.tolist() == [-3.5, -3.5]
+    with pytest.raises(
+        ValueError, match="counted from structure 2: structure 1 has no free_energy"
+    ):
+        next(parts)
+    ase.io.write(tmp_path / "cu.extxyz", frames[::-1])
+    assert data.read(tmp_path / "cu.extxyz").energies.tolist() == [-3.0] * 4, "the first has none"
+    assert next(data.read_parts(tmp_path / "cu.extxyz", 4)).energies.tolist() == [-3.0] * 4
+    for other in (np.nan, np.zeros(1)):  # no free energy of the structure
+        for atoms in frames:
+            atoms.calc.results["free_energy"] = other
+        assert data.from_ase(frames).energies.tolist() == [-3.0] * 4
 
 
 def test_a_virial_is_not_taken_for_a_stress(tmp_path, caplog):

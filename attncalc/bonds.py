@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -17,11 +17,13 @@ from attncalc.neighbors import neighbor_list
 from attncalc.system import System
 from attncalc.text import counted
 
+# a metal has bonds to more and other neighbours from one moment to the next
+NONMETALS = frozenset({1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53})
 # distances over the sum of covalent radii: longest bond, shortest broken bond
 BOND, BROKEN = 1.3, 1.6
+SHORTEST_CUTOFF = 0.1  # Å, of a neighbour list, where no atom has bonds
 # bonds that a message names
 MOST_NAMED = 3
-BROKE = " broke"
 
 
 class BrokenBond(NamedTuple):
@@ -60,12 +62,20 @@ class Bonds:
     radii: NDArray[np.float64]
 
     @classmethod
-    def of(cls, system: System) -> Self:
-        """Find the bonds of structures, including those between periodic images."""
-        radii = covalent_radii[system.atomic_numbers.cpu().numpy()]
-        edges = neighbor_list(system, 2 * BOND * float(radii.max()))
-        sums = radii[edges.receivers.cpu().numpy()] + radii[edges.senders.cpu().numpy()]
-        lengths = _lengths(system, edges)
+    def of(cls, system: System, elements: Collection[int] | None = None) -> Self:
+        """Find the bonds of structures, including those between periodic images.
+
+        Args:
+            system: the structures.
+            elements: atomic numbers; only bonds between these are looked at. None: all.
+        """
+        numbers = system.atomic_numbers.cpu().numpy()
+        radii = covalent_radii[numbers]
+        if elements is not None:  # without a radius an atom has no bonds
+            radii = np.where(np.isin(numbers, list(elements)), radii, 0.0)
+        edges = neighbor_list(system, max(2 * BOND * float(radii.max()), SHORTEST_CUTOFF))
+        i, j = (radii[atoms.cpu().numpy()] for atoms in (edges.receivers, edges.senders))
+        lengths, sums = _lengths(system, edges), np.where(np.minimum(i, j) > 0, i + j, 0.0)
         rows = np.flatnonzero(one_per_pair(edges).cpu().numpy() & (lengths < BOND * sums))
         at = torch.from_numpy(rows).to(system.device)
         bonds = Edges(edges.receivers[at], edges.senders[at], edges.cell_shifts[at])
@@ -97,7 +107,7 @@ def broken_text(bonds: Sequence[BrokenBond]) -> str:
     named = [str(bond) for bond in bonds[:MOST_NAMED]]
     more = len(bonds) - len(named)
     named += [f"{more} more"] if more else []
-    return f"{counted(len(bonds), 'bond')}{BROKE}: {', '.join(named)}"
+    return f"{counted(len(bonds), 'bond')} broke: {', '.join(named)}"
 
 
 def _lengths(system: System, edges: Edges) -> NDArray[np.float64]:

@@ -333,7 +333,7 @@ def _check_novelty(novelty: dict[str, Any], n_species: int) -> None:
     optional = {N_CENTRES: int} if N_CENTRES in novelty else {}
     _check_entries(novelty, NOVELTY_ENTRIES | optional)
     n_centres = novelty.get(N_CENTRES, 1)
-    if n_centres < 1:
+    if n_centres < 1 or (n_centres > 1 and not novelty["n_components"]):
         raise ValueError(f"novelty: {n_centres} centres of clusters")
     numbers = [novelty["n_structures"], novelty["n_features"], novelty["n_components"]]
     n_atoms = novelty["n_atoms"]

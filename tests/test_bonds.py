@@ -6,7 +6,7 @@ from ase.build import bulk, molecule
 from torch import float64, zeros
 
 from attncalc import System, md
-from attncalc.bonds import Bonds, broken_text
+from attncalc.bonds import NONMETALS, Bonds, broken_text
 from attncalc.md.watch import BondWatch
 from attncalc.result import Result
 
@@ -80,3 +80,6 @@ def test_a_metal_has_no_bonds_that_a_run_tells() -> None:
     pair = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]])
     assert broken(pair, Atoms("Cu2", [[0, 0, 0], [0, 0, 5]]))
     assert flight(pair, temperature=1e6) == []
+    mixed = Atoms("CuCO", [[0, 0, 0], [0, 0, 1.9], [0, 0, 3.05]])
+    found = Bonds.of(System.from_ase(mixed), NONMETALS)
+    assert (found.edges.receivers.tolist(), found.edges.senders.tolist()) == ([1], [2])

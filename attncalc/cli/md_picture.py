@@ -11,13 +11,14 @@ from ase import Atoms
 from tqdm import tqdm
 
 from attncalc import plots
-from attncalc.bonds import BROKE
+from attncalc.bonds import NONMETALS, Bonds
 from attncalc.cli.files import read_structures, save_picture
 from attncalc.cli.output import warn
 from attncalc.md import Settings, read_h5md, read_log
 from attncalc.md.log_file import NOVELTY, count_rows
 from attncalc.novelty import OUTSIDE
 from attncalc.novelty.messages import OUTSIDE_TEXT
+from attncalc.system import System
 
 # limits of what is drawn: most frames, most lines of the log (but at least FEWEST_TIMES times), and
 # most systems of a batch
@@ -34,8 +35,7 @@ class Picture:
         title: title of the picture.
         n_dof: degrees of freedom for the temperature.
         structures: structures of the batch; those with the same atoms as the first are drawn.
-        warnings: warnings about atoms outside the training data and broken bonds, which the title
-            then mentions.
+        warnings: warnings during the run; the title mentions those about the training data.
     """
 
     target: Path
@@ -55,6 +55,24 @@ class Picture:
         self.warnings.append(text)
         with tqdm.external_write_mode():
             warn(text)
+
+    def _bonds_broke(self, frames: Sequence[Atoms], systems: Sequence[int]) -> bool:
+        """Return True if a bond of the first frame is broken in one of these frames.
+
+        Args:
+            frames: one of each system in turn.
+            systems: their numbers.
+        """
+        path = str(self.target)
+        for place, k in enumerate(systems):
+            (first,) = (
+                read_structures(path, index="0:1") if self.n_systems == 1 else read_h5md(path, 0, k)
+            )
+            bonds = Bonds.of(System.from_ase(first), NONMETALS)
+            later = frames[place :: len(systems)]
+            if any(bonds.broken(System.from_ase(frame)) for frame in later):
+                return True
+        return False
 
     def draw(self) -> None:
         """Draw and save the picture; its last frame is the last one of the first structure."""
@@ -78,8 +96,8 @@ class Picture:
         remarks, warned_of = [], "\n".join(self.warnings)
         if OUTSIDE_TEXT in warned_of or any(row.get(NOVELTY, 0.0) > OUTSIDE for row in rows):
             remarks.append(OUTSIDE_TEXT)
-        if BROKE in warned_of:
-            remarks.append(f"bonds{BROKE}")
+        if self._bonds_broke(frames, list(reversed(some))):
+            remarks.append("bonds broke")
         title += f": {', '.join(remarks)}" if remarks else ""
         figure = plots.md_summary(
             [row for row in rows if int(row.get("system", 0)) in alike],

@@ -21,6 +21,7 @@ from attncalc.md.checkpoint import Checkpoint, Restart, load_checkpoint
 from attncalc.md.extra_results import require_of_state, results_of
 from attncalc.md.force import Force
 from attncalc.md.h5md import described, opened
+from attncalc.md.h5md_reader import read_h5md
 from attncalc.md.h5md_writer import H5MDWriter, hidden_files
 from attncalc.md.integrator import Column, Integrator
 from attncalc.md.integrators import integrator_of
@@ -34,6 +35,7 @@ from attncalc.md.watch import EVERY, BondWatch, Watch, novelty_columns
 from attncalc.md.with_ase import Frames, no_start
 from attncalc.model_header import DTYPES
 from attncalc.potential import MOST_THREADS
+from attncalc.system import System
 from attncalc.text import one_line
 
 # not too often, because a checkpoint brings all files to disk
@@ -69,7 +71,7 @@ def run_structures(
         info: stored in the checkpoint, with the settings.
         progress: called with the number of steps since the last call, and a status line.
         tell: called with a message when an atom is outside the training data for the first time,
-            and when a bond is broken for the first time.
+            and when a bond between two nonmetals is broken for the first time.
         stop: True: the run ends at the first step outside, which is written.
 
     Returns:
@@ -195,7 +197,11 @@ def resume_structures(
     state = state.to(force.device)
     also = novelty_columns(force)
     writer = H5MDWriter(trajectory, every=settings.every, write=settings.write, also=also)
-    watches = _watches(force, settings, tell, stop=stop)
+    first = None
+    if trajectory.exists():  # else the run was stopped before its first frame
+        n = state.system.n_systems
+        first = System.from_ase([read_h5md(trajectory, 0, k)[0] for k in range(n)])
+    watches = _watches(force, settings, tell, stop=stop, first=first)
     return _run(integrator, force, state, settings, writer, trajectory, info, progress, watches)
 
 
@@ -284,11 +290,16 @@ def _advice(trajectory: Path, writer: Callback) -> str:
 
 
 def _watches(
-    force: Force, settings: Settings, tell: Tell | None, *, stop: bool
+    force: Force,
+    settings: Settings,
+    tell: Tell | None,
+    *,
+    stop: bool,
+    first: System | None = None,
 ) -> tuple[Callback, ...]:
     tell = tell or (lambda sentence: None)
     watch = Watch(force, tell, every=1 if stop else min(EVERY, settings.every), stop=stop)
-    return watch, BondWatch(tell, every=settings.every)
+    return watch, BondWatch(tell, every=settings.every, first=first)
 
 
 def _columns_there(trajectory: Path) -> tuple[Column, ...]:

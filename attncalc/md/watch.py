@@ -9,7 +9,7 @@ import torch
 from ase import units
 from torch import Tensor
 
-from attncalc.bonds import Bonds, BrokenBond, broken_text
+from attncalc.bonds import NONMETALS, Bonds, broken_text
 from attncalc.md.callback import Callback
 from attncalc.md.force import Force
 from attncalc.md.integrator import Column, Integrator
@@ -20,8 +20,6 @@ from attncalc.system import System
 
 # largest number of steps between two checks
 EVERY = 20
-# a metal has bonds to more and other neighbours from one moment to the next
-NONMETALS = frozenset({1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53})
 
 
 def novelty_columns(force: Force) -> tuple[Column, ...]:
@@ -85,20 +83,27 @@ class Watch(Callback):
 class BondWatch(Callback):
     """Callback of `md.run` that reports the first bonds that break between two nonmetals.
 
-    Bonds are those of the state with which the run begins or is resumed.
+    It reports the bonds of one system of a batch, the first that it finds.
 
     Args:
         tell: called once, with a message.
         every: steps between two checks.
+        first: systems whose bonds are looked at; None: those of the state with which the run begins
+            or is resumed.
     """
 
-    def __init__(self, tell: Callable[[str], None], *, every: int) -> None:
-        self.every, self._tell, self._timestep = every, tell, 0.0
+    def __init__(
+        self, tell: Callable[[str], None], *, every: int, first: System | None = None
+    ) -> None:
+        self.every, self._tell, self._timestep, self._first = every, tell, 0.0, first
         self._bonds: Bonds | None = None
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Find the bonds."""
-        self._bonds, self._timestep = Bonds.of(state.system), integrator.timestep
+        self._timestep = integrator.timestep
+        first = state.system if self._first is None else self._first.to(state.system.device)
+        bonds = Bonds.of(first, NONMETALS)
+        self._bonds = bonds if len(bonds.lengths) else None
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
         """Find the bonds."""
@@ -106,7 +111,7 @@ class BondWatch(Callback):
 
     def __call__(self, state: MDState) -> None:
         """Check a state, unless a bond has been reported."""
-        if self._bonds is None or not (broken := covalent(self._bonds, state.system)):
+        if self._bonds is None or not (broken := self._bonds.broken(state.system)):
             return
         self._bonds, where = None, ""
         if state.system.n_systems > 1:
@@ -119,12 +124,6 @@ class BondWatch(Callback):
                 if int(idx[bond.i]) == first
             ]
         self._tell(where + sentence(state.step, self._timestep, broken_text(broken)))
-
-
-def covalent(bonds: Bonds, system: System) -> list[BrokenBond]:
-    """Return the bonds between two nonmetals that are broken in a later state of a system."""
-    z = system.atomic_numbers
-    return [bond for bond in bonds.broken(system) if {int(z[bond.i]), int(z[bond.j])} <= NONMETALS]
 
 
 def sentence(step: int, timestep: float, found: object) -> str:

@@ -18,13 +18,13 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
-from attncalc.bonds import Bonds, broken_text
+from attncalc.bonds import NONMETALS, Bonds, broken_text
 from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_existing
 from attncalc.files.hdf5_writing import WritableFile
 from attncalc.md.log_file import COLUMNS, NOVELTY, SPREAD, LogSummary, line
 from attncalc.md.settings import Settings
 from attncalc.md.velocities import Thermometer, runaway
-from attncalc.md.watch import EVERY, covalent, sentence
+from attncalc.md.watch import EVERY, sentence
 from attncalc.novelty import outsider
 from attncalc.signals import finished_before_ctrl_c
 from attncalc.system import System
@@ -63,7 +63,8 @@ def run_with_ase(
         progress: called before the first step with 0 and after every step with 1, and with a status
             line of the last frame.
         tell: called with a message when an atom is outside the training data for the first time,
-            and when a bond is broken for the first time, checked as in `attncalc.md.watch`.
+            and when a bond between two nonmetals is broken for the first time, checked as in
+            `attncalc.md.watch`.
         stop: True: the run ends at the first step outside, which is written.
 
     Returns:
@@ -88,7 +89,7 @@ def run_with_ase(
         thermometer.draw(atoms, settings.temperature, rng)
     dynamics = _integrator(atoms, settings, rng)
     summary, told = LogSummary(), False
-    bonds: Bonds | None = Bonds.of(System.from_ase(atoms))
+    bonds: Bonds | None = Bonds.of(System.from_ase(atoms), NONMETALS)
     look_every = 1 if stop else min(EVERY, settings.every)
     with (
         removed_if_empty(summary, (trajectory, log_file)),
@@ -110,7 +111,7 @@ def run_with_ase(
                     tell(sentence(dynamics.nsteps, settings.timestep, found))
             if ends or not dynamics.nsteps % settings.every:
                 row = _observe(atoms, thermometer, time)
-                if bonds and (broken := covalent(bonds, System.from_ase(atoms))):
+                if bonds and (broken := bonds.broken(System.from_ase(atoms))):
                     bonds = None
                     if tell is not None:
                         tell(sentence(dynamics.nsteps, settings.timestep, broken_text(broken)))

@@ -86,6 +86,11 @@ class Environments:
         species, novelty = graph.species, self.least[graph.species]
         if features is None or not self.reads_features:
             features = np.zeros((0, self.mean.shape[1]), np.float32)
+        if features.shape[1] != self.mean.shape[1]:  # the loop would read beyond their end
+            raise ValueError(
+                f"the training environments are of {self.mean.shape[1]} features, and the network "
+                f"has {features.shape[1]}: calibrate the model again"
+            )
         edges = graph.vectors, graph.receivers, graph.senders, graph.edge_mask
         known = self.mean, self.whiten, self.centres, self.closest
         _loop()(features, *known, MARGIN, *edges, species, novelty)

@@ -20,13 +20,14 @@ LEAST_VARIANCE, ROUNDING = 1e-6, 1e-10
 # the fit. Frames of a trajectory are alike, so held-out frames look nearer than new structures
 EDGE, HELD_INSIDE = 1.2, 0.999
 FOLDS = 5
-# data of so many compositions are of many molecules: one cloud of points is not enough for an
-# element, and held-out molecules are new structures, of which one in 200 is beyond the edge
+# data of effectively so many compositions are of many molecules: one cloud of points is not enough
+# for an element, and held-out molecules are new structures, of which one in 200 is beyond the edge
 MANY, NEW_INSIDE = 100, 0.995
 LEAST_EDGE = 0.1  # standard deviations
 MOST_COMPONENTS_OF_MANY = 48
-# centres of an element, bytes of all of them in a model file, and atoms for each centre at least
-MOST_CENTRES, MOST_BYTES_OF_CENTRES, ATOMS_PER_CENTRE = 256, 500_000, 8
+# centres of an element, atoms for each centre at least, and bytes of all centres in a model file;
+# as many of all components
+MOST_CENTRES, ATOMS_PER_CENTRE, MOST_BYTES_OF_MANY = 256, 8, 500_000
 ROUNDS = 5
 # points whose distances are computed at once: bounds the memory
 AT_ONCE = 10_000
@@ -52,8 +53,14 @@ class Sample:
 
     @property
     def is_of_many(self) -> bool:
-        """Return True if the structures have many compositions."""
-        return self.composition is not None and len(np.unique(self.composition)) >= MANY
+        """Return True if the structures have many compositions, none of which prevails.
+
+        Their effective number is 1 / Σ p², where p is the share of a composition.
+        """
+        if self.composition is None:
+            return False
+        shares = np.bincount(self.composition) / len(self.composition)
+        return bool(1 / (shares**2).sum() >= MANY)
 
 
 def fit(sample: Sample) -> Environments:
@@ -103,6 +110,7 @@ def fit(sample: Sample) -> Environments:
         mean[s], whiten[s], centres[s] = cloud.centre, cloud.map / edge, cloud.centres / edge
     if many and n:
         edge = float(np.quantile(largest_of(held, sample.structure), NEW_INSIDE))
+        edge = max(edge, LEAST_EDGE)
         whiten, centres = whiten / np.float32(edge), centres / np.float32(edge)
     counts = np.bincount(sample.species, minlength=n_species)
     return Environments(
@@ -116,9 +124,9 @@ def _sizes(n_species: int, width: int, *, many: bool) -> tuple[int, int]:
         per_component = 4 * n_species * max(width, 1)
         most = max(FEWEST_COMPONENTS, MOST_BYTES // per_component - 1)
         return min(MOST_COMPONENTS, width, most), 1
-    n = min(MOST_COMPONENTS_OF_MANY, width)
-    most = MOST_BYTES_OF_CENTRES // (4 * n_species * max(n, 1))
-    return n, max(1, min(MOST_CENTRES, most))
+    room = MOST_BYTES_OF_MANY // (4 * n_species)
+    n = min(MOST_COMPONENTS_OF_MANY, width, max(FEWEST_COMPONENTS, room // max(width, 1)))
+    return n, max(1, min(MOST_CENTRES, room // n)) if n else 1
 
 
 @dataclass(frozen=True, eq=False)

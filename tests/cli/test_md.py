@@ -504,6 +504,21 @@ def test_md_tells_of_a_bond_that_breaks(integrator: str, drawn: list) -> None:
     assert options["title"].endswith("bonds broke")
 
 
+def test_md_that_is_resumed_compares_bonds_with_the_first_frame(drawn: list) -> None:
+    write("p2.xyz", Atoms("P2", [[0, 0, 0], [0, 0, 2.3]]))
+    assert "broke" not in attncalc("md", "p2.xyz", "--steps", 100, "--every", 20).stderr
+    assert not drawn[-1][2]["title"].endswith("bonds broke")
+    then = read_h5md("p2.md.h5md", -1)[0].get_distance(0, 1)
+    assert 2.6 < then < 1.6 * 2 * 1.07  # on its way
+    assert (
+        "P-P of atoms 0 and 1 (2.30 -> "
+        in attncalc("md", "--resume", "p2.md.h5md", "--steps", 300).stderr
+    )
+    assert drawn[-1][2]["title"].endswith("bonds broke")
+    attncalc("md", "--resume", "p2.md.h5md", "--steps", 340)
+    assert drawn[-1][2]["title"].endswith("bonds broke")
+
+
 def test_md_of_a_committee_logs_its_spread(ethanol_file: str) -> None:
     said = succeeds("md", ethanol_file, "--model", f"{ETHANOL}-committee", "--steps", 20)
     with open("ethanol.md.csv", newline="") as file:

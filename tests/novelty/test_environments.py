@@ -267,6 +267,40 @@ def test_many_molecules_have_clusters_and_an_edge_of_new_ones() -> None:
     assert novelty_of_features(one_cloud, between).max() < 1
 
 
+def test_one_composition_that_prevails_is_not_many() -> None:
+    sample = drawn_many(600, seed=0)
+    prevails = np.arange(600) % 200
+    prevails[:300] = 0
+    assert fit(sample).has_clusters
+    assert not fit(replace(sample, composition=prevails)).has_clusters
+
+
+def test_many_compositions_without_features_or_with_equal_ones() -> None:
+    sample = drawn_many(300, seed=0)
+    assert not fit(replace(sample, features=np.zeros((3000, 0), np.float32))).has_clusters
+    known = fit(replace(sample, features=np.ones((3000, 12), np.float32)))
+    assert np.isfinite(known.whiten).all()
+    assert np.isfinite(known.centres).all()
+
+
+@pytest.mark.parametrize(("n_species", "width"), [(8, 128), (89, 512)])
+def test_clusters_take_a_megabyte_at_most(n_species: int, width: int) -> None:
+    sample = drawn_many(300, seed=0)
+    wide = np.tile(sample.features, (1, width // 12 + 1))[:, :width]
+    apart = np.full((n_species, n_species), 5.0)
+    known = fit(replace(sample, features=wide, closest=apart))
+    assert known.has_clusters
+    assert known.whiten.nbytes + known.centres.nbytes < 1.3e6
+
+
+def test_features_of_another_network_are_refused(potential: Potential) -> None:
+    known = potential.environments
+    assert known is not None
+    graph = fresh_graphs(potential, System.from_ase(ethanol())).short
+    with pytest.raises(ValueError, match="are of 64 features, and the network has 3"):
+        known.novelty(np.zeros((9, 3), np.float32), graph.arrays)
+
+
 def test_few_atoms_of_an_element_have_few_clusters() -> None:
     sample = drawn_many(300, seed=0)
     species = sample.species.copy()

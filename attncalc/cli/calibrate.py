@@ -69,6 +69,7 @@ def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output
             "structures": known.n_structures,
             "features": known.mean.shape[1],
             "components": known.whiten.shape[2],
+            "centres": known.centres.shape[2],
         }
     )
 

@@ -21,7 +21,6 @@ from attncalc.text import counted
 NONMETALS = frozenset({1, 6, 7, 8, 9, 15, 16, 17, 34, 35, 53})
 # distances over the sum of covalent radii: longest bond, shortest broken bond
 BOND, BROKEN = 1.3, 1.6
-SHORTEST_CUTOFF = 0.1  # Å, of a neighbour list, where no atom has bonds
 # bonds that a message names
 MOST_NAMED = 3
 
@@ -70,13 +69,13 @@ class Bonds:
             elements: atomic numbers; only bonds between these are looked at. None: all.
         """
         numbers = system.atomic_numbers.cpu().numpy()
-        radii = covalent_radii[numbers]
-        if elements is not None:  # without a radius an atom has no bonds
-            radii = np.where(np.isin(numbers, list(elements)), radii, 0.0)
-        edges = neighbor_list(system, max(2 * BOND * float(radii.max()), SHORTEST_CUTOFF))
-        i, j = (radii[atoms.cpu().numpy()] for atoms in (edges.receivers, edges.senders))
-        lengths, sums = _lengths(system, edges), np.where(np.minimum(i, j) > 0, i + j, 0.0)
-        rows = np.flatnonzero(one_per_pair(edges).cpu().numpy() & (lengths < BOND * sums))
+        edges = neighbor_list(system, 2 * BOND * float(covalent_radii[numbers].max()))
+        a, b = (numbers[atoms.cpu().numpy()] for atoms in (edges.receivers, edges.senders))
+        lengths, sums = _lengths(system, edges), covalent_radii[a] + covalent_radii[b]
+        bonded = one_per_pair(edges).cpu().numpy() & (lengths < BOND * sums)
+        if elements is not None:
+            bonded &= np.isin(a, list(elements)) & np.isin(b, list(elements))
+        rows = np.flatnonzero(bonded)
         at = torch.from_numpy(rows).to(system.device)
         bonds = Edges(edges.receivers[at], edges.senders[at], edges.cell_shifts[at])
         return cls(bonds, lengths[rows], sums[rows])

@@ -340,12 +340,11 @@ def _check_novelty(novelty: dict[str, Any], n_species: int) -> None:
     if len(n_atoms) != n_species or not all(type(n) is int and n >= 0 for n in numbers + n_atoms):
         raise ValueError("novelty: a number of atoms or structures is none")
     width, n_components = numbers[1:]
-    columns = width + n_centres
-    if n_components > width or n_species * columns * max(n_components, 1) > MOST_NOVELTY:
-        raise ValueError(
-            f"novelty: {n_components} components of {width} features and {n_centres} centres are "
-            "too many"
-        )
+    per_column = n_species * max(n_components, 1)
+    if n_components > width or per_column * width > MOST_NOVELTY:
+        raise ValueError(f"novelty: {n_components} components of {width} features are too many")
+    if per_column * (width + n_centres) > MOST_NOVELTY:
+        raise ValueError(f"novelty: {n_centres} centres of {n_components} components are too many")
 
 
 def _check_reference(reference: dict[str, Any]) -> None:

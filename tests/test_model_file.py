@@ -449,30 +449,17 @@ def test_a_file_of_an_earlier_version_names_its_baseline(path: Path) -> None:
 
 
 NOVELTY_ERRORS = {
-    "no environments": (lambda h, t: h.pop("novelty"), r"tensor 'novelty\.centres' is not known"),
+    "no environments": (lambda h, t: h.pop("novelty"), r"tensor 'novelty\.closest' is not known"),
     "no tensor": (lambda h, t: t.pop("novelty.mean"), r"tensor 'novelty\.mean' is missing"),
     "missing key": (lambda h, t: h["novelty"].pop("n_atoms"), "'n_atoms' is missing or not a list"),
     "unknown key": (lambda h, t: h["novelty"].update(k=1), r"unknown header entries \['k'\]"),
     "other shape": (
         lambda h, t: h["novelty"].update(n_components=2),
-        r"tensor 'novelty\.centres' has shape .* the header asks for \[3, 2, 5\]",
+        r"tensor 'novelty\.whiten' has shape .* the header asks for \[3, 8, 2\]",
     ),
     "more than memory": (
         lambda h, t: h["novelty"].update(n_features=10**9, n_components=10**9),
-        "novelty: 1000000000 components of 1000000000 features and 5 centres are too many",
-    ),
-    "no centre": (lambda h, t: h["novelty"].update(n_centres=0), "novelty: 0 centres of clusters"),
-    "more centres than memory": (
-        lambda h, t: h["novelty"].update(n_centres=10**9),
-        "novelty: 8 components of 8 features and 1000000000 centres are too many",
-    ),
-    "other centres": (
-        lambda h, t: h["novelty"].update(n_centres=4),
-        r"tensor 'novelty\.centres' has shape .* the header asks for \[3, 8, 4\]",
-    ),
-    "no centres": (
-        lambda h, t: h["novelty"].pop("n_centres"),
-        r"tensor 'novelty\.centres' is not known",
+        "novelty: 1000000000 components of 1000000000 features are too many",
     ),
     "a negative number": (lambda h, t: h["novelty"].update(n_structures=-1), "novelty: a number"),
     "elements": (lambda h, t: h["novelty"]["n_atoms"].pop(), "novelty: a number"),
@@ -483,11 +470,38 @@ NOVELTY_ERRORS = {
 }
 
 
+CLUSTER_ERRORS = {
+    "no centre": (lambda h, t: h["novelty"].update(n_centres=0), "novelty: 0 centres of clusters"),
+    "more centres than memory": (
+        lambda h, t: h["novelty"].update(n_centres=10**9),
+        "novelty: 1000000000 centres of 8 components are too many",
+    ),
+    "other centres": (
+        lambda h, t: h["novelty"].update(n_centres=4),
+        r"tensor 'novelty\.centres' has shape .* the header asks for \[3, 8, 4\]",
+    ),
+    "no centres": (
+        lambda h, t: h["novelty"].pop("n_centres"),
+        r"tensor 'novelty\.centres' is not known",
+    ),
+}
+
+
 @pytest.mark.parametrize("damage", list(NOVELTY_ERRORS))
 def test_damaged_environments_are_refused(tmp_path: Path, damage: str) -> None:
     path, (change, what) = tmp_path / "model.safetensors", NOVELTY_ERRORS[damage]
-    potential = clustered()
+    potential = small_potential()
+    calibrate(potential, [ethanol()])
     save(potential, path)
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=rf"^model\.safetensors: .*{what}"):
+        load(path)
+
+
+@pytest.mark.parametrize("damage", list(CLUSTER_ERRORS))
+def test_damaged_clusters_are_refused(tmp_path: Path, damage: str) -> None:
+    path, (change, what) = tmp_path / "model.safetensors", CLUSTER_ERRORS[damage]
+    save(clustered(), path)
     rewrite(path, change)
     with pytest.raises(ValueError, match=rf"^model\.safetensors: .*{what}"):
         load(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -63,16 +64,12 @@ class Picture:
             frames: one of each system in turn.
             systems: their numbers.
         """
-        path = str(self.target)
-        for place, k in enumerate(systems):
-            (first,) = (
-                read_structures(path, index="0:1") if self.n_systems == 1 else read_h5md(path, 0, k)
-            )
-            bonds = Bonds.of(System.from_ase(first), NONMETALS)
-            later = frames[place :: len(systems)]
-            if any(bonds.broken(System.from_ase(frame)) for frame in later):
-                return True
-        return False
+        firsts = read_structures(str(self.target), index="0:1")
+        of_systems = [Bonds.of(System.from_ase(firsts[k]), NONMETALS) for k in systems]
+        return any(
+            bonds.broken(System.from_ase(frame))
+            for bonds, frame in zip(cycle(of_systems), frames, strict=False)
+        )
 
     def draw(self) -> None:
         """Draw and save the picture; its last frame is the last one of the first structure."""

@@ -29,5 +29,10 @@ def read_ase_traj(path: Path, options: ReadOptions) -> Dataset:
     """
     with decoding(path, "ASE trajectory"), Trajectory(path) as file:
         frames = list(file)
-    units = {"energy_unit": options.energy_unit, "length_unit": options.length_unit}
-    return from_ase(frames, **units, labels=options.labels, source=path.name)
+    return from_ase(
+        frames,
+        energy_unit=options.energy_unit,
+        length_unit=options.length_unit,
+        labels=options.labels,
+        source=path.name,
+    )

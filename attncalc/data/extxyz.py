@@ -74,8 +74,7 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
             yield dataset
             if first == 0:
                 units = part[0].info.get("units")
-                prefix = _choose_labels(part[0], dataset.labels)
-                free = dataset.forces is not None and _reads_free_energy(part[0], prefix)
+                free = dataset.labels == "default" and _has_free_energy(part[0])
                 options = replace(options, labels=dataset.labels, free_energy=free)
             first += len(part)
 
@@ -234,7 +233,7 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         )
         reads_free_energy = options.free_energy
         if reads_free_energy is None:
-            reads_free_energy = forces is not None and _reads_free_energy(frames[0], prefix)
+            reads_free_energy = not prefix and _has_free_energy(frames[0])
         if reads_free_energy:
             plain, energies = energies, _column(frames, "", "free_energy")
             if options.free_energy is None and not np.array_equal(plain or (), energies or ()):
@@ -350,15 +349,15 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
     return [np.asarray(value, dtype=np.float64) for value in values]
 
 
-def _reads_free_energy(atoms: Atoms, prefix: str) -> bool:
-    """Return True if the free energy of a frame's calculator is to be read instead of the energy.
+def _has_free_energy(atoms: Atoms) -> bool:
+    """Return True if the calculator of a frame has a free energy beside energy and forces.
 
     Forces are its derivatives. With smeared occupations of electronic states, `energy` is
     extrapolated to zero smearing.
     """
-    free = None if prefix or atoms.calc is None else atoms.calc.results.get("free_energy")
+    free = None if atoms.calc is None else atoms.calc.results.get("free_energy")
     is_number = isinstance(free, float | np.floating) and bool(np.isfinite(free))
-    return is_number and _label(atoms, "energy") is not None
+    return is_number and all(_label(atoms, name) is not None for name in ("energy", "forces"))
 
 
 def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:

@@ -197,10 +197,9 @@ def resume_structures(
     state = state.to(force.device)
     also = novelty_columns(force)
     writer = H5MDWriter(trajectory, every=settings.every, write=settings.write, also=also)
-    first = None
-    if trajectory.exists():  # else the run was stopped before its first frame
-        n = state.system.n_systems
-        first = System.from_ase([read_h5md(trajectory, 0, k)[0] for k in range(n)])
+    # there are none if the run was stopped before its first frame
+    frames = read_h5md(trajectory, slice(1), system=None) if trajectory.exists() else []
+    first = System.from_ase(frames) if frames else None
     watches = _watches(force, settings, tell, stop=stop, first=first)
     return _run(integrator, force, state, settings, writer, trajectory, info, progress, watches)
 

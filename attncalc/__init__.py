@@ -6,8 +6,9 @@ The sub-packages `data` and `train` make new models, and `md` runs molecular dyn
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attncalc.late_import import late_names
 
 if TYPE_CHECKING:
     from attncalc.calculator import AttnCalculator
@@ -33,7 +34,7 @@ __all__ = [
     "save",
 ]
 
-_HOME = {
+_MODULES = {
     "AttnCalculator": "calculator",
     **dict.fromkeys(("load", "save"), "model_file"),
     **dict.fromkeys(("Committee", "Potential", "evaluate"), "potential"),
@@ -43,18 +44,5 @@ _HOME = {
     "System": "system",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name at its first use.
-
-    ASE imports this package at every start, for the format plug-in, and must not wait for torch.
-    """
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# ASE imports this package at every start, for the format plug-in, and must not wait for torch
+__getattr__, __dir__ = late_names(__name__, _MODULES)

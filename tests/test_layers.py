@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("system", "ops", "sample_structures", "compiled", "files", "names"),
-            *("recompute", *("signals", "recording"), "text"),
+            *("late_import", "recompute", *("signals", "recording"), "text"),
         }
     ),
     frozenset({"neighbors", "graph", "basis"}),

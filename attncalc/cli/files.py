@@ -6,19 +6,22 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat, string2index
-from matplotlib.figure import Figure
 
 from attncalc.files import refuse_existing, replacing, write_atomically
 from attncalc.md.h5md_reader import read_h5md
 from attncalc.md.log_file import NOVELTY, SPREAD
 from attncalc.model_file import shipped_models
 from attncalc.text import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # of a frame of a run, in `Atoms.info`
 OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attncalc.late_import import late_names
+from attncalc.train.plain_yaml import HOW_TO_INSTALL
 
 if TYPE_CHECKING:
     from attncalc.train.processes import connect
@@ -12,27 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "Training", "connect", "fit", "read_run", "run"]
 
-_HOME = {
+_MODULES = {
     **dict.fromkeys(("Training", "fit", "read_run", "run"), "training"),
     "connect": "processes",
     "Recipe": "recipe",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name at its first use.
-
-    Lightning takes seconds to import, and not all modules of this package need it.
-    """
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    except ImportError as error:
-        raise ImportError(f'{error}; training needs: pip install "attncalc[train]"') from None
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# Lightning takes seconds to import, and not all modules of this package need it
+__getattr__, __dir__ = late_names(__name__, _MODULES, HOW_TO_INSTALL)

@@ -8,6 +8,7 @@ from typing import Any
 
 from attncalc.text import one_line
 
+HOW_TO_INSTALL = 'training needs: pip install "attncalc[train]"'
 # A recipe is a page of text; PyYAML takes seconds for more than this.
 LARGEST = 1 << 16  # bytes
 _PLAIN_NUMBER = re.compile(
@@ -31,7 +32,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError(f'{error}; training needs: pip install "attncalc[train]"') from None
+        raise ImportError(f"{error}; {HOW_TO_INSTALL}") from None
 
     if not path.is_file():
         kind = ": it is a folder" if path.is_dir() else ""

@@ -10,6 +10,7 @@ the largest force, never to the bit; float32 to what `attncalc.result.ROUNDING` 
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,9 +293,14 @@ def test_capacity_grows_and_never_shrinks(device: str) -> None:
     assert not graph.edge_mask.any()
 
 
-def assert_lists_of_random_cells(device: str, backend, cutoff: float = 3.3) -> None:
+PERIODIC = ([1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1], [1, 0, 1])
+
+
+def assert_lists_of_random_cells(
+    device: str, backend, cutoff: float = 3.3, kinds: Sequence[Sequence[int]] = PERIODIC
+) -> None:
     random = np.random.default_rng(4)
-    for periodic in ([1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1], [1, 0, 1]):
+    for periodic in kinds:
         n_atoms = int(random.integers(1, 12))
         atoms = Atoms(numbers=random.choice(ELEMENTS, n_atoms), pbc=periodic)
         atoms.set_cell(random.normal(size=(3, 3)) + 4.0 * np.diag(random.uniform(0.6, 2.0, 3)))

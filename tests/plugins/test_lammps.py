@@ -306,14 +306,13 @@ class TestRuns:
 
 
 @needs_lammps
-@pytest.mark.parametrize("n", [1, 2])
-def test_a_bias_of_colvars_as_docs_show_it(tmp_path: Path, n: int):
+def test_a_bias_of_colvars_as_docs_show_it(tmp_path: Path):
     """LAMMPS' total energy and that of the restraint add up to a constant."""
     page = (REPOSITORY / "docs/doors.md").read_text(encoding="utf-8")
     for language, name in (("lammps", "in.bias"), ("colvars", "bias.colvars")):
         (block,) = re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
         (tmp_path / name).write_text(block)
-    done = mpiexec(n, "-m", "attncalc", "lammps", "in.bias", cwd=tmp_path)
+    done = mpiexec(1, "-m", "attncalc", "lammps", "in.bias", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(r"^ +\d+ +(-\S+) +(-\S+) +(\d\S*) *$", done.stdout, flags=re.MULTILINE)
     _, total, bias = np.array(rows, float).T
@@ -374,7 +373,7 @@ def test_a_word_about_atoms_outside_the_training(folder: Path):
 def test_the_command_and_an_error_in_a_step(folder: Path):
     """All processes end with one line; LAMMPS does not go on."""
     script = folder / "in.heavy"
-    collides = "create_atoms 1 single 1 1 1\ncreate_atoms 1 single 1 1 1\nrun 0"
+    collides = "set atom 5 x 3 y 3 z 3\nset atom 17 x 3 y 3 z 3\nrun 0"
     script.write_text(SMALL.format(**USUAL | {"behind": collides}))
     command = ("-m", "attncalc", "lammps", script, "-log", "none")
     done = mpiexec(2, *command, cwd=folder)
@@ -382,7 +381,8 @@ def test_the_command_and_an_error_in_a_step(folder: Path):
     said = [line for line in done.stderr.splitlines() if line.startswith("Error")]
     # of two processes the second may say the same before the first has ended it
     assert len(set(said)) == 1
-    assert "atom 21 and atom 22 are 0.0e+00 Å apart" in said[0].replace(" (Si)", "")
+    # the ids of LAMMPS
+    assert "atom 5 (Si) and atom 17 (Si) are 0.0e+00 Å apart" in said[0]
     assert done.stdout.count("Loop time") == 1
 
 
@@ -462,23 +462,12 @@ def test_refusals(folder: Path):
 
 
 @needs_lammps
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"first": "atom_modify id no"}, "remove atom_modify id no"),
-        # the ids of LAMMPS
-        (
-            {"behind": "set atom 5 x 3 y 3 z 3\nset atom 17 x 3 y 3 z 3\nrun 0"},
-            "atom 5 (Si) and atom 17 (Si)",
-        ),
-    ],
-)
-def test_what_only_a_step_of_two_processes_shows(folder: Path, changes: dict[str, str], words: str):
+def test_what_only_a_step_of_two_processes_shows(folder: Path):
     script = folder / "in.step"
-    script.write_text(SMALL.format(**USUAL | changes))
+    script.write_text(SMALL.format(**USUAL | {"first": "atom_modify id no"}))
     done = mpiexec(2, "-m", "attncalc", "lammps", script, "-log", "none", cwd=folder)
     assert done.returncode != 0
-    assert words in done.stderr
+    assert "remove atom_modify id no" in done.stderr
 
 
 HYBRID = """units metal

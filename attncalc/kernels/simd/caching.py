@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def make(step):
 """
 
 
-def cached_step(step: Loop, folder: Path) -> Loop:
+def cached_step(step: Loop, folder: Path, *, computes: bool = True) -> Loop:
     """Return `step` compiled; its machine code is kept until the source of a loop changes.
 
     Numba only notices changes of the file that it compiles. It also reads the types of everything
@@ -56,6 +57,8 @@ def cached_step(step: Loop, folder: Path) -> Loop:
     Args:
         step: a function of a module, not compiled.
         folder: its sources, in addition to those of this folder.
+        computes: False for a step without arithmetic; this process compiles it, which saves the
+            start of another one.
     """
     register_jitable(fastmath=FASTMATH, error_model="numpy")(step)
     # named parameters: Numba would determine the type of a tuple of all arguments at every call
@@ -69,24 +72,28 @@ def cached_step(step: Loop, folder: Path) -> Loop:
     entry.__qualname__ = f"{folder.name}_{step.__name__.strip('_')}-{sources[:16]}"
     loop = compiled_loop(fastmath=FASTMATH)(entry)
     if cacheable():
-        module = f"{__name__.rpartition('.simd.')[0]}.{folder.name}.step_loop"
-        _compile_elsewhere(loop, module, step.__name__.strip("_"))
+        compile_it = loop.compile
+        if computes:
+            module = f"{__name__.rpartition('.simd.')[0]}.{folder.name}.step_loop"
+            compile_it = functools.partial(_compile_in_child, module, step.__name__.strip("_"))
+        _compile_in_turn(loop, compile_it)
     return loop
 
 
-def _compile_elsewhere(loop: Any, module: str, name: str) -> None:
-    """Let another process compile a step, and read the result in this one.
-
-    In the process that compiles, a step calls its functions as they were compiled alone. Code from
-    the disk calls those that were optimized together with the step. The two differ by rounding, and
-    a resumed run must continue bit for bit.
+def _compile_in_turn(loop: Any, compile_it: Callable[[Any], Any]) -> None:
+    """Let one process at a time compile a step, and the others read the result.
 
     If several processes need a step at once, one compiles and the others wait. Numba has no lock of
     its own: two processes that store code at once could use the same file name.
 
+    Steps that compute are compiled by another process and read in this one. In the process that
+    compiles, a step calls its functions as they were compiled alone. Code from the disk calls those
+    that were optimized together with the step. The two differ by rounding, and a resumed run must
+    continue bit for bit.
+
     Args:
         loop: Numba's dispatcher of the step.
-        module, name: where another process finds the step.
+        compile_it: compiles the step for a signature and keeps it.
     """
     compile_or_load = loop.compile
 
@@ -95,13 +102,13 @@ def _compile_elsewhere(loop: Any, module: str, name: str) -> None:
             say_that_loops_are_compiled()
             with _in_turn(Path(loop.stats.cache_path) / f"{loop.py_func.__qualname__}.lock"):
                 if not _is_kept(loop, signature):
-                    _compile_in_child(module, name, signature)
+                    compile_it(signature)
 
-    def compile_elsewhere(signature: Any) -> Any:
+    def compile_in_turn(signature: Any) -> Any:
         keep(signature)
         return compile_or_load(signature)
 
-    loop.keep, loop.compile = keep, compile_elsewhere
+    loop.keep, loop.compile = keep, compile_in_turn
 
 
 def compile_at_once(forward: Any, reverse: Any) -> None:

@@ -439,8 +439,10 @@ def test_repulsion_of_positions_that_are_not_numbers() -> None:
     assert fast.linearize(broken, None).energies.isnan().all()
 
 
-@pytest.mark.parametrize("padding", [{}, {"skin": 1.0, "capacity": 4000}])
-@pytest.mark.parametrize("kind", TERMS)
+@pytest.mark.parametrize(
+    ("kind", "padding"),
+    [*((kind, {}) for kind in TERMS), ("both", {"skin": 1.0, "capacity": 4000})],
+)
 def test_pairs_of_longer_range_by_kernels(kind: str, padding: dict) -> None:
     """Energies, forces, strain and gradients by charges and ratios, by autograd in float64."""
     padding = {"skin": 0.0, **padding}

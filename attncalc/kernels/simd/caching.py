@@ -70,7 +70,7 @@ def cached_step(step: Loop, folder: Path, *, computes: bool = True) -> Loop:
     sources = hash_of_sources(folder, Path(__file__).parent)
     entry.__module__ = __name__
     entry.__qualname__ = f"{folder.name}_{step.__name__.strip('_')}-{sources[:16]}"
-    loop = compiled_loop(fastmath=FASTMATH)(entry)
+    loop: Any = compiled_loop(fastmath=FASTMATH)(entry)
     if cacheable():
         compile_it = loop.compile
         if computes:

@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db.row import AtomsRow
 
 from attncalc.data.dataset import Dataset
-from attncalc.data.extxyz import labelled
+from attncalc.data.extxyz import read_frames
 from attncalc.data.units import ReadOptions
 from attncalc.text import one_line
 
@@ -48,7 +48,7 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
         database = ase.db.connect(path, type="db", use_lock_file=False)
         metadata = database.metadata
         frames = [_atoms(row, metadata) for row in database.select()]
-    return labelled(frames, options, path.name)
+    return read_frames(frames, options, path.name)
 
 
 @contextmanager
@@ -93,6 +93,9 @@ def _atoms(row: AtomsRow, metadata: Mapping[str, Any]) -> Atoms:
     geometry = {name: row[name] for name in ("numbers", "positions", "cell", "pbc")}
     results = {name: value for name in _RESULTS if (value := row.get(name)) is not None}
     atoms = Atoms(**geometry, info=info)
+    for name in ("initial_charges", "initial_magmoms"):
+        if (values := row.get(name)) is not None:
+            atoms.set_array(name, values)
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms
 

@@ -225,3 +225,25 @@ def test_a_format_of_the_future(crystals, written):
     with pytest.raises(ValueError, match=r"^rows.db: .*version 99.*") as error:
         data.read(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("moment", "label", "says"),
+    [
+        (1.0, "stress", "magnetic moments"),
+        (None, "virial", "rows.db: virial is not read; stress is -virial / volume"),
+    ],
+)
+def test_what_is_left_out_is_said(
+    crystals: list[Atoms], written, caplog, moment: float | None, label: str, says: str
+) -> None:
+    """As of extended XYZ."""
+    for atoms in crystals:
+        results = {name: atoms.calc.results[name] for name in ("energy", "forces")}
+        if moment is not None:
+            atoms.set_initial_magnetic_moments([moment] * len(atoms))
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    data.read(written([(atoms, {}, {label: np.eye(3)}) for atoms in crystals]))
+    (message,) = caplog.messages
+    assert message.startswith("rows.db: ")
+    assert says in message

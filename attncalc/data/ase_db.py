@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db.row import AtomsRow
 
 from attncalc.data.dataset import Dataset
-from attncalc.data.extxyz import with_labels
+from attncalc.data.extxyz import dataset_of
 from attncalc.data.units import ReadOptions
 from attncalc.text import one_line
 
@@ -48,7 +48,7 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
         database = ase.db.connect(path, type="db", use_lock_file=False)
         metadata = database.metadata
         frames = [_atoms(row, metadata) for row in database.select()]
-    return with_labels(frames, options, path.name)
+    return dataset_of(frames, options, path.name)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from ase.io.trajectory import Trajectory
 
 from attncalc.data.ase_db import decoding
 from attncalc.data.dataset import Dataset
-from attncalc.data.extxyz import with_labels
+from attncalc.data.extxyz import dataset_of
 from attncalc.data.units import ReadOptions
 
 
@@ -29,4 +29,4 @@ def read_ase_traj(path: Path, options: ReadOptions) -> Dataset:
     """
     with decoding(path, "ASE trajectory"), Trajectory(path) as file:
         frames = list(file)
-    return with_labels(frames, options, path.name)
+    return dataset_of(frames, options, path.name)

@@ -216,10 +216,10 @@ def from_ase(
         ValueError: there is no frame, a frame lacks a label that the first one has, or a number,
             shape or unit is wrong; the message is one line that starts with `source`.
     """
-    return with_labels(list(frames), ReadOptions(energy_unit, length_unit, labels), source)
+    return dataset_of(list(frames), ReadOptions(energy_unit, length_unit, labels), source)
 
 
-def with_labels(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
+def dataset_of(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
     """Return the data set of labelled frames as `from_ase` does, and warn of what is left out."""
     dataset = labelled(frames, options, source)
     _say_what_is_left_out(frames[0], dataset)

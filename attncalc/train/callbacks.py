@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,20 @@ class MovingAverage(WeightAveraging):
         self._latest_update_step = trainer.global_step
 
 
+def has_one_core() -> bool:
+    """Return True if this process may run on one processor core only."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) == 1
+    return os.cpu_count() == 1
+
+
 class UseStep(L.Callback):
     """Set the step of the module, and replace it by the compiled one when that is ready.
 
     Steps are set after the module has been copied for averaging, because a step cannot be copied. A
     run that is resumed after the change waits for the compiled step, so that it rounds like an
-    uninterrupted run from the change on. The time of the change depends on the machine.
+    uninterrupted run from the change on. The time of the change depends on the machine. A run on
+    one core waits too: training and compiling would take turns there.
 
     Args:
         step: step to begin with.
@@ -111,7 +120,7 @@ class UseStep(L.Callback):
         ours.step = self.step
         if self.compilation is None:
             return
-        if self.waits or ours.step_is_compiled:
+        if self.waits or ours.step_is_compiled or ours.processes.all(has_one_core()):
             log.info("compiling the training step (one to twenty minutes, less the second time)")
             self._switch(ours)
         elif ours.processes.local_rank == 0:  # all processes of a machine share one cache

@@ -62,6 +62,7 @@ def test_no_lines_beside_a_bar(recipe, parts, tmp_path, monkeypatch, caplog):
 
 def test_the_compiled_step_is_taken_within_an_epoch(recipe, parts, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "STEPS_BETWEEN_LOOKS", 2)
+    monkeypatch.setattr(callbacks, "has_one_core", lambda: False)
     taken = []
 
     class ReadyAtTheSecondLook:

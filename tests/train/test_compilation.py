@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def epochs_of(recipe, parts, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="attncalc")
     select = training.select_step
 
-    def fit(made, **changes):
+    def fit(made, *, one_core=False, **changes):
         taken = []
 
         def selected(*arguments, **options):
@@ -71,6 +72,7 @@ def epochs_of(recipe, parts, tmp_path, monkeypatch, caplog):
             return step, made
 
         monkeypatch.setattr(training, "select_step", selected)
+        monkeypatch.setattr(callbacks, "has_one_core", lambda: one_core)
         done = train.fit(dataclasses.replace(recipe, **changes), *parts[:2], tmp_path / "run")
         return len(taken), done
 
@@ -91,6 +93,26 @@ def test_always_waits_for_it(epochs_of):
     taken, _ = epochs_of(made, compile="always")
     assert taken == 4 * 5
     assert not made.started
+
+
+def test_a_run_on_one_core_waits_for_it(epochs_of, caplog):
+    made = Fake(None, asked=10**9)
+    taken, _ = epochs_of(made, one_core=True)
+    assert taken == 4 * 5
+    assert not made.started
+    assert "compiling the training step (one to twenty minutes" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_cores_are_those_that_the_process_may_use():
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert callbacks.has_one_core()
+        os.sched_setaffinity(0, cores)
+        assert callbacks.has_one_core() == (len(cores) == 1)
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_a_failure_is_said_and_training_goes_on(epochs_of, caplog):

@@ -17,7 +17,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -51,17 +50,6 @@ def longest_bond(dataset: data.Dataset, train: str, test: str) -> tuple[int, int
     return (int(dataset.splits[test][row]), *pairs[bond], greatest)
 
 
-def stretched(atoms: Atoms, i: int, j: int, length: float) -> tuple[Atoms, np.ndarray]:
-    """Return the structure with another length of a bond, and the unit vector from i to j."""
-    vector = atoms.positions[j] - atoms.positions[i]
-    unit = vector / np.linalg.norm(vector)
-    moved = atoms.copy()
-    shift = 0.5 * (length - np.linalg.norm(vector)) * unit
-    moved.positions[i] -= shift
-    moved.positions[j] += shift
-    return moved, unit
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="+")
@@ -74,12 +62,14 @@ def main() -> None:
     k, i, j, greatest = longest_bond(dataset, chosen.train, chosen.test)
     atoms, forces = dataset.structures[k], dataset.forces[k]
     here = atoms.get_distance(i, j)
+    unit = atoms.get_distance(i, j, vector=True) / here
     calculators = {Path(name).stem: AttnCalculator(name) for name in chosen.models}
     name = f"{atoms.symbols[i]}-{atoms.symbols[j]}"
     start = STEP * np.ceil((greatest - 0.3) / STEP)
     rows = []
     for length in [*np.arange(start, greatest + 0.35, STEP), here]:
-        moved, unit = stretched(atoms, i, j, length)
+        moved = atoms.copy()
+        moved.set_distance(i, j, length)
         cells = [f"{length:.2f}"]
         for calculator in calculators.values():
             moved.calc = calculator

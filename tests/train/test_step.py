@@ -276,6 +276,12 @@ def test_what_is_traced_of_a_network_with_sphcs(batches, monkeypatch):
         torch.manual_seed(0)
         potential = Potential(So3kratesSphc(config, 2).double(), (28, 29))
         assert select_step._can_be_traced(potential.network, batches, None) == traces
+        if traces:
+            graph = trace(potential, WEIGHTS, unequal_sizes(batches))
+            error = relative_error(
+                traced_step(potential, graph), eager_step(potential, WEIGHTS), join(batches[:3])
+            )
+            assert error < 1e-10
 
 
 @pytest.mark.no_cover

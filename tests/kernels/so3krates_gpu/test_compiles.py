@@ -217,6 +217,7 @@ MODELS = {
 @pytest.mark.parametrize(
     ("capability", "few", "size"),
     [
+        (80, "few atoms", 4096),
         (80, "few atoms", 16384),
         (86, "few atoms", 8192),
         (90, "few atoms", 16384),
@@ -239,8 +240,9 @@ def test_compiles_and_spills_no_register(
         constants = {k: v for k, v in arguments.items() if _is_constant(kernel, k)}
         variants[kernel.fn.__name__, str(constants)] = (kernel, arguments)
     assert len({name for name, _ in variants}) == 19
-    # all of them for 9.0; for others those that depend on the size
-    needs = {80: "SIZE", 86: "SIZE"}.get(capability, "PARTS" if few == "many atoms" else None)
+    # all of them for 9.0; for others those that need most registers, or that depend on the size
+    needed = {(80, 4096): "PRECISION", (80, 16384): "SIZE", (86, 8192): "SIZE"}
+    needs = needed.get((capability, size), "PARTS" if few == "many atoms" else None)
     variants = {k: v for k, v in variants.items() if needs is None or needs in v[1]}
     used = {key: _resources(*value, capability) for key, value in variants.items()}
     for (name, _), (registers, stack, shared) in used.items():

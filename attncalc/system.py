@@ -243,10 +243,12 @@ def _agreed(info: Mapping[str, Any], key: str, where: str) -> tuple[str, Any] | 
 
 
 def _integer(key: str, value: object, meaning: str, where: str) -> int:
+    number = float("nan")
     try:
-        number = float(value)  # type: ignore[arg-type]
+        if not isinstance(value, bool | np.bool_):  # as ASE reads an entry without value
+            number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        number = float("nan")
+        pass
     if not number.is_integer():
         raise ValueError(
             f'{where}atoms.info["{key}"] must be an integer ({meaning}), got {value!r}'

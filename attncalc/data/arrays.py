@@ -37,6 +37,10 @@ NAMES_OF_ATOMS = {
 }
 _DIPOLES = ("dipoles", "dipole")
 _THEORIES = ("level_of_theory", "theory")
+# In lower case, what other programs call a cell, of which some store the vectors as columns, and
+# a stress, which may have another sign: neither is read.
+_CELLS = ("lattice", "lattices", "lattice_vectors", "box", "cells", "unit_cell", "cell_vectors")
+_STRESSES = ("stresses", "virial", "virials")
 # The original MD17 labels, which rMD17's own files keep beside the recomputed ones.
 _OLD_LABELS = ("old_energies", "old_forces")
 _SPLIT = re.compile(r"^(train|training|test|val|valid|validation)(_\w+)?$")
@@ -78,8 +82,9 @@ def choose_labels(shapes: Mapping[str, tuple[int, ...]], labels: str | None) -> 
 
     Raises:
         ValueError: there are no positions or no energies, there is no such set, or there are
-            several and none is the default.
+            several and none is the default; or a cell has another name than `cell`.
     """
+    _refuse_other_cells(shapes)
     sets = _label_sets(shapes)
     if not sets:
         raise ValueError(
@@ -93,6 +98,22 @@ def choose_labels(shapes: Mapping[str, tuple[int, ...]], labels: str | None) -> 
         wish = "several label sets" if labels is None else f"no label set {labels!r}"
         raise ValueError(f"{wish}: labels must be one of {', '.join(sets)}")
     return sets[labels]
+
+
+def _refuse_other_cells(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a cell of another name: without it, a crystal would be read as a molecule."""
+    for key, shape in shapes.items():
+        has_vectors = shape[-1:] == (9,) or shape[-2:] == (3, 3)
+        if "cell" not in shapes and key.lower() in _CELLS and has_vectors:
+            raise ValueError(f"{key} is not read: store cell vectors as rows, as cell [n, 3, 3]")
+
+
+def stresses_left_out(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return a warning of stresses or virials of another name, which are not read, or ""."""
+    others = [key for key in shapes if key.lower() in _STRESSES]
+    if "stress" in shapes or not others:
+        return ""
+    return f"{', '.join(others)} is not read; stress [n, 3, 3] is, which is -virial / volume"
 
 
 def _label_sets(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Labels]:
@@ -183,6 +204,8 @@ def dataset_fields(
         if pbc.dtype.kind not in "biuf":
             raise ValueError(f"pbc must be true or false, got an array of {pbc.dtype}")
         pbc = pbc.astype(bool)
+    elif np.any(arrays.get("pbc", False)):
+        raise ValueError("pbc is true, but there is no cell: store its vectors as rows of cell")
     infos = _charge_and_spin(arrays, n)
     structures = [
         Atoms(

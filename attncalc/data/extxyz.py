@@ -74,8 +74,9 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
             yield dataset
             if first == 0:
                 units = part[0].info.get("units")
-                free = dataset.labels == "default" and _has_free_energy(part[0])
-                options = replace(options, labels=dataset.labels, free_energy=free)
+                options = replace(options, labels=dataset.labels)
+            if options.free_energy is None and dataset.labels == "default":
+                options = replace(options, free_energy=_next_free_energy(part))
             first += len(part)
 
 
@@ -193,11 +194,12 @@ def from_ase(
     Energy, forces and stress are the results of each frame's calculator (ASE's reader puts an
     extended XYZ file's `energy`, `forces` and `stress` there), else `info["energy"]`,
     `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix defines
-    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF". Partial charges
+    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF"; if there is no
+    energy without prefix, forces and stress may be without it too. Partial charges
     ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read in the same way, but
-    only if all frames have them. If the calculator of the first frame has forces and a
-    `free_energy`, that is read as the energy, because forces are its derivatives; then all frames
-    need it. Charge and multiplicity are `info["charge"]` (or
+    only if all frames have them. If calculators have forces and a `free_energy` that is not their
+    `energy`, it is read as the energy, because forces are its derivatives; then all frames need it.
+    Charge and multiplicity are `info["charge"]` (or
     `info["total_charge"]`) and `info["spin"]` (or `info["multiplicity"]`); the multiplicity may be
     absent. Initial charges of atoms are not added up. The values of `info["split"]`,
     `info["group"]` and `info["config_type"]` become `splits`, in the order of the frames.
@@ -232,16 +234,12 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         if not frames:
             raise ValueError("it contains no structures")
         prefix = _choose_labels(frames[0], options.labels)
-        to_ase = _factors(frames, options)
-        energies, forces, stress = (
-            _column(frames, prefix, name) for name in ("energy", "forces", "stress")
-        )
-        reads_free_energy = options.free_energy
-        if reads_free_energy is None:
-            reads_free_energy = not prefix and _has_free_energy(frames[0])
-        if reads_free_energy:
-            plain, energies = energies, _column(frames, "", "free_energy")
-            if options.free_energy is None and not np.array_equal(plain or (), energies or ()):
+        to_ase = _factors(frames, options, prefix)
+        energies = _column(frames, prefix, "energy")
+        forces, stress = (_with_fallback(frames, prefix, name) for name in ("forces", "stress"))
+        if _reads_free_energy(frames, options, prefix):
+            energies = _column(frames, "", "free_energy")
+            if options.free_energy is None:
                 log.warning("%s: free_energy is read, not energy: forces derive from it", source)
         structures = tuple(_structure(k, atoms, to_ase) for k, atoms in enumerate(frames))
         fields: dict[str, Any] = {}
@@ -295,14 +293,15 @@ def _require_last_newline(path: Path) -> None:
             )
 
 
-def _factors(frames: Sequence[Atoms], options: ReadOptions) -> Factors:
+def _factors(frames: Sequence[Atoms], options: ReadOptions, prefix: str) -> Factors:
     """Return the factors for the units of the first frame; later frames may state the same."""
+    names = {f"{name}_name": prefix + name for name in ("energy", "forces")}
     found: dict[str, Factors] = {}
     for k, atoms in enumerate(frames):
         entry = atoms.info.get("units", {} if k == 0 else None)
         if entry is None or repr(entry) in found:
             continue
-        found[repr(entry)] = factors(parse_entry(entry), options, default_energy_unit="eV")
+        found[repr(entry)] = factors(parse_entry(entry), options, default_energy_unit="eV", **names)
         if len(set(found.values())) > 1:
             raise ValueError(f"structure {k} states other units than structure 0: convert one")
     return next(iter(found.values()))
@@ -354,12 +353,51 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
     return [np.asarray(value, dtype=np.float64) for value in values]
 
 
-def _has_free_energy(atoms: Atoms) -> bool:
-    """Return True if the calculator of a frame has a free energy beside energy and forces.
+def _with_fallback(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:
+    """Return a label of all frames, without its prefix if there is none with it."""
+    found = _column(frames, prefix, name)
+    if found is None and _is_only_set(frames, prefix):
+        return _column(frames, "", name)
+    return found
 
-    Forces are its derivatives. With smeared occupations of electronic states, `energy` is
+
+def _is_only_set(frames: Sequence[Atoms], prefix: str) -> bool:
+    """Return True for a label set with a prefix in frames without energies without prefix."""
+    return bool(prefix) and all(_label(atoms, "energy") is None for atoms in frames)
+
+
+def _reads_free_energy(frames: Sequence[Atoms], options: ReadOptions, prefix: str) -> bool:
+    """Return True if the free energies of calculators are read as energies.
+
+    Forces are their derivatives. With smeared occupations of electronic states, `energy` is
     extrapolated to zero smearing.
     """
+    if prefix:
+        return False
+    if options.free_energy:
+        return True
+    differing = next((k for k, atoms in enumerate(frames) if _free_energy_differs(atoms)), None)
+    if differing is not None and options.free_energy is False:
+        raise ValueError(
+            f"structure {differing} has a free_energy other than its energy, but earlier "
+            "structures have none: put them into separate files"
+        )
+    return differing is not None
+
+
+def _next_free_energy(frames: Sequence[Atoms]) -> bool | None:
+    """Return the option `free_energy` with which further frames of a file are read."""
+    if any(_free_energy_differs(atoms) for atoms in frames):
+        return True
+    return None if all(_has_free_energy(atoms) for atoms in frames) else False
+
+
+def _free_energy_differs(atoms: Atoms) -> bool:
+    return _has_free_energy(atoms) and atoms.calc.results["free_energy"] != _label(atoms, "energy")
+
+
+def _has_free_energy(atoms: Atoms) -> bool:
+    """Return True if the calculator of a frame has a free energy beside energy and forces."""
     free = None if atoms.calc is None else atoms.calc.results.get("free_energy")
     is_number = isinstance(free, float | np.floating) and bool(np.isfinite(free))
     return is_number and all(_label(atoms, name) is not None for name in ("energy", "forces"))
@@ -370,9 +408,7 @@ def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] |
 
     If there is no label set without prefix, names without prefix are accepted too.
     """
-    prefixes = [prefix]
-    if prefix and all(_label(atoms, "energy") is None for atoms in frames):
-        prefixes.append("")
+    prefixes = [prefix, ""] if _is_only_set(frames, prefix) else [prefix]
     for full in (one + key for one in prefixes for key in FURTHER[name]):
         values = [np.asarray(_label(atoms, full)) for atoms in frames]
         shapes = [(3,) if name == "dipoles" else (len(atoms),) for atoms in frames]

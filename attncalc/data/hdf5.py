@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from attncalc.data.arrays import (
     choose_labels,
     dataset_fields,
     is_split,
+    stresses_left_out,
     text,
 )
 from attncalc.data.dataset import OPTIONAL, Dataset, concatenate
@@ -27,6 +29,8 @@ from attncalc.data.units import ReadOptions, factors, named_units, parse_entry, 
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.reading import open_regular, require_room
 from attncalc.text import one_line
+
+log = logging.getLogger(__name__)
 
 # An array that has not been read, or the value of an attribute.
 Array: TypeAlias = h5py.Dataset | NDArray
@@ -107,6 +111,7 @@ def _parts(
     declared = add_declared_bytes(for_all, declared, file.size)
     known = {name: read_array(file, array) for name, array in for_all.items()}
     parts: dict[str, dict[str, Any]] = {}
+    left_out = ""
     for name in file.group_names:
         # one group at a time: a collection may have a hundred thousand
         arrays = known | arrays_of(file, name)
@@ -114,6 +119,7 @@ def _parts(
             continue
         with _of_group(name), np.errstate(over="ignore"):  # the check of the data set finds it
             shapes = {key: array.shape for key, array in arrays.items()}
+            left_out = left_out or stresses_left_out(shapes)
             chosen = choose_labels(shapes, options.labels)
             options = dataclasses.replace(options, labels=chosen.name)  # one set in the whole file
             to_ase = factors(stored_units(file, arrays, known, chosen), options)
@@ -122,6 +128,8 @@ def _parts(
             declared = add_declared_bytes(wanted, declared, file.size)
             read = {key: read_array(file, array) for key, array in wanted.items()}
             parts[name] = dataset_fields(read, to_ase, chosen)
+    if left_out:
+        log.warning("%s: %s", Path(file.filename).name, left_out)
     if not parts:
         raise ValueError(
             f"no positions: a group with one of the arrays {', '.join(POSITIONS)} is needed, "

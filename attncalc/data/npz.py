@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.data.arrays import choose_labels, dataset_fields, text
+from attncalc.data.arrays import choose_labels, dataset_fields, stresses_left_out, text
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import ReadOptions, factors, parse_entry
 from attncalc.files.npz import read_arrays
 from attncalc.files.reading import open_regular
 from attncalc.text import one_line
+
+log = logging.getLogger(__name__)
 
 
 def read_npz(path: Path, options: ReadOptions) -> Dataset:
@@ -40,6 +43,8 @@ def read_npz(path: Path, options: ReadOptions) -> Dataset:
         arrays = {name: array for name, array in found.items() if array is not None}
         shapes = {name: array.shape for name, array in arrays.items()}
         chosen = choose_labels(shapes, options.labels)
+        if left_out := stresses_left_out(shapes):
+            log.warning("%s: %s", path.name, left_out)
         names = {"energy_name": chosen.energy, "forces_name": chosen.forces}
         to_ase = factors(_stored_units(arrays), options, **names)
         with np.errstate(over="ignore"):  # overflow is reported by the check of the data set

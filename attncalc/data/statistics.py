@@ -17,6 +17,9 @@ from attncalc.system import System, charge_and_spin
 
 # Structures per neighbour search: enough to hide its overhead, few enough for memory.
 _BATCH = 64
+# of `far_from_composition`: eV per atom, and rounds after which the fit does not change
+_FAR, _TIMES_MEDIAN = 10.0, 20.0
+_ROUNDS, _SMALLEST_DEVIATION = 30, 1e-3
 
 
 def reference_energies(dataset: Dataset) -> dict[int, float]:
@@ -42,14 +45,42 @@ def per_element(dataset: Dataset, values: NDArray[np.float64]) -> dict[int, floa
 
     If there are several solutions, that of smallest norm is returned; see `reference_energies`.
     """
+    elements, counts = _compositions(dataset)
+    solution = _least_squares(counts, values)
+    return {int(z): float(e) for z, e in zip(elements, solution, strict=True)}
+
+
+def far_from_composition(dataset: Dataset, energies: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return structures with energies [n, eV] far from what the others of their elements have.
+
+    The numbers per element are those of least absolute deviations, so that a few failed
+    calculations do not change them. Far is more than 10 eV per atom, which no binding explains, and
+    20 times the median deviation.
+    """
+    _, counts = _compositions(dataset)
+    n_atoms = counts.sum(1)
+    weights = np.ones(len(counts))
+    for _ in range(_ROUNDS):  # iteratively reweighted least squares
+        solution = _least_squares(counts * weights[:, None], energies * weights)
+        deviations = np.abs(energies - counts @ solution) / n_atoms
+        weights = 1 / np.sqrt(np.maximum(deviations, _SMALLEST_DEVIATION))
+    least = max(_FAR, _TIMES_MEDIAN * float(np.median(deviations)))
+    return np.flatnonzero(deviations > least)
+
+
+def _compositions(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the elements, and the number of their atoms in each structure, [n, n_elements]."""
     found = [np.unique(atoms.numbers, return_counts=True) for atoms in dataset.structures]
     elements = np.unique(np.concatenate([numbers for numbers, _ in found]))
-    counts = np.zeros((len(found), len(elements)), dtype=int)
+    counts = np.zeros((len(found), len(elements)))
     for row, (numbers, how_many) in zip(counts, found, strict=True):
         row[np.searchsorted(elements, numbers)] = how_many
-    # Counts are small integers: smaller singular values come from rounding, not composition.
-    solution = np.linalg.lstsq(counts.astype(float), values, rcond=1e-10)[0]
-    return {int(z): float(e) for z, e in zip(elements, solution, strict=True)}
+    return elements, counts
+
+
+def _least_squares(counts: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    # counts are small integers: smaller singular values come from rounding, not composition
+    return np.linalg.lstsq(counts, values, rcond=1e-10)[0]
 
 
 def avg_num_neighbors(dataset: Dataset, cutoff: float) -> float:

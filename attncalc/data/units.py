@@ -71,7 +71,8 @@ class ReadOptions:
     Attributes:
         energy_unit, length_unit: units of the numbers in the file.
         labels: name of the label set to read.
-        free_energy: True: `free_energy` is read as the energy; None: if the first structure has it.
+        free_energy: True: `free_energy` is read as the energy; None: if it differs from the energy;
+            False: if it differs, it is refused.
     """
 
     energy_unit: str | None = None
@@ -174,7 +175,7 @@ def named_units(
     """Return quantity ("energy", "length", "forces", "stress", "dipole") -> its key in `stored`.
 
     Args:
-        stored: name → unit string, from `parse_entry`.
+        stored: name → unit string, from `parse_entry`; case does not matter.
         energy_name: the file's name of the energies that are read.
         forces_name: the file's name of the forces that are read.
 
@@ -184,9 +185,9 @@ def named_units(
     own_names = {"energy": energy_name, "forces": forces_name}
     found: dict[str, str] = {}
     for quantity, names in _QUANTITY_NAMES.items():
-        own = own_names.get(quantity, "")
-        known = [own] if own in stored else [name for name in names if name in stored]
-        for name in known:
+        own = _key(stored, own_names.get(quantity, ""))
+        known = [own] if own else list(dict.fromkeys(_key(stored, name) for name in names))
+        for name in filter(None, known):
             first = found.setdefault(quantity, name)
             sizes = [size_of(quantity, stored[n], f'stored units of "{n}"') for n in (first, name)]
             if not math.isclose(*sizes, rel_tol=1e-9):
@@ -195,6 +196,11 @@ def named_units(
                     f"all {quantity} must be in one unit"
                 )
     return found
+
+
+def _key(stored: Mapping[str, str], name: str) -> str:
+    """Return a key of `stored` that is a name, or else that differs from it only in case, or ""."""
+    return name if name in stored else next((k for k in stored if k.lower() == name.lower()), "")
 
 
 def factors(
@@ -219,13 +225,13 @@ def factors(
 
     Raises:
         ValueError: a unit is unknown or of the wrong dimension, an argument contradicts the file,
-            or the energy unit is not stated anywhere.
+            the energy unit is not stated anywhere, or the file states the unit of an energy or
+            force of an unknown name, which is not the one that would be used.
     """
+    named = named_units(stored, energy_name=energy_name, forces_name=forces_name)
     sizes = {
         quantity: size_of(quantity, stored[name], f'stored units of "{name}"')
-        for quantity, name in named_units(
-            stored, energy_name=energy_name, forces_name=forces_name
-        ).items()
+        for quantity, name in named.items()
     }
     for quantity, given in (("energy", options.energy_unit), ("length", options.length_unit)):
         if given is None:
@@ -245,13 +251,34 @@ def factors(
             )
         sizes["energy"] = ENERGY_UNITS[default_energy_unit]
     energy, length = sizes["energy"], sizes.get("length", LENGTH_UNITS["Angstrom"])
-    return Factors(
+    found = Factors(
         energy=energy,
         length=length,
         forces=sizes.get("forces", energy / length),
         stress=sizes.get("stress", energy / length**3),
         dipole=sizes.get("dipole", length),
     )
+    for quantity, own, used in (
+        ("energy", energy_name, found.energy),
+        ("forces", forces_name, found.forces),
+    ):
+        others = {} if quantity in named else stored
+        for name, unit in others.items():
+            if not _is_of(quantity, unit, used):
+                raise ValueError(
+                    f'its units say "{name}: {unit}", but it has no such quantity: write "{own}: '
+                    f'{unit}" if that is meant, or remove it'
+                )
+    return found
+
+
+def _is_of(quantity: str, text: str, size: float) -> bool:
+    """Return False for a unit of this quantity that has another size."""
+    try:
+        found, dimension = parse_unit(text)
+    except ValueError:
+        return True
+    return dimension != _DIMENSIONS[quantity] or math.isclose(found, size, rel_tol=1e-9)
 
 
 def _size_and_dimension(name: str) -> tuple[float, tuple[int, int]]:

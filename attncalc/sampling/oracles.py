@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
@@ -261,7 +260,9 @@ def _split(values: Any, bounds: Any) -> list[Floats] | None:
 class CalculatorOracle:
     """Any ASE calculator, which a callable makes for a total charge and a multiplicity.
 
-    Constraints of a structure do not affect its labels: forces are those of the calculator.
+    Constraints of a structure do not affect its labels: forces are those of the calculator. If it
+    has a `free_energy`, as with smeared occupations, that is the energy, since forces are its
+    derivatives.
 
     ASE has no single place from which calculators read the total charge, and most do not read
     `atoms.info`. Therefore the callable is called once per charge and multiplicity, with the
@@ -326,10 +327,13 @@ class CalculatorOracle:
             atoms.calc = self._calculator(electrons)
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
             if atoms.pbc.any() and atoms.cell.rank == 3:
-                with suppress(PropertyNotImplementedError):
+                with suppress(NotImplementedError):
                     atoms.get_stress()  # adds it to the results
         except Exception as error:  # calculators raise errors of any kind
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
+        free = atoms.calc.results.get("free_energy")
+        if isinstance(free, float | np.floating) and np.isfinite(free):  # forces derive from it
+            energy = free
         # copies: a calculator may write its next results into the same arrays
         names = ("charges", "stress") if atoms.pbc.any() else ("charges", "dipole")
         others: dict[str, Any] = {

@@ -12,8 +12,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from attncalc.model_file import NETWORKS, PAIR_TERMS, find_model, header, model_name
-from attncalc.model_header import DTYPES, LARGEST_FILE
+from attncalc.model_header import DTYPES, LARGEST_FILE, MOST_MEMBERS
 from attncalc.physics.long_range import LongRangeConfig
 from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
@@ -32,7 +34,6 @@ OUTPUT_WEIGHTS = {
     "dipoles": "dipole_weight",
 }
 LONG_RANGE = 12.0  # Å, cutoff of long-range pair terms in periodic structures by default
-MOST_MEMBERS = 1000  # of a committee
 LONGEST_NAME = 200  # bytes; file systems allow 255, and files of a run have suffixes
 
 
@@ -200,6 +201,8 @@ class Recipe:
     folder: str = field(default=".", repr=False)
 
     def __post_init__(self) -> None:
+        for name in (f.name for f in dataclasses.fields(self)):
+            object.__setattr__(self, name, _without_numpy(getattr(self, name)))
         for names, rule, holds in RULES:
             for name in names:
                 value = getattr(self, name)
@@ -390,8 +393,14 @@ class Recipe:
         try:
             content = with_current_names(content)
             _check_keys("recipe", content, [f.name for f in known])
-            if {"epochs", "minutes"} <= set(content):
-                raise ValueError("give epochs or minutes, not both")
+            for one, other in (("epochs", "minutes"), ("batch_size", "batch_edges")):
+                if {one, other} <= set(content):
+                    raise ValueError(f"give {one} or {other}, not both")
+            split = content.get("split")
+            if "test_data" in content and isinstance(split, Mapping):
+                sizes = split.get("sizes")
+                if "test" in split or (isinstance(sizes, Sequence) and any(sizes[2:])):
+                    raise ValueError("give test_data or a test set of the split, not both")
             needed = [f.name for f in known if f.default is f.default_factory]  # both are MISSING
             needed += [] if "start_from" in content else ["config"]
             if missing := [name for name in needed if name not in content]:
@@ -510,6 +519,15 @@ def usable_as_file_name(name: str) -> bool:
 def _is(value: Any, kind: type) -> bool:
     """Return True for a number of this kind; unlike in Python, booleans are not numbers."""
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return a value with NumPy's numbers replaced by Python's, which JSON can hold."""
+    if isinstance(value, Mapping):
+        return {key: _without_numpy(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_numpy(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_finite(value: Any) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 
 from attncalc import data
 from attncalc.data import Dataset
-from attncalc.data.statistics import per_element
+from attncalc.data.statistics import far_from_composition, per_element
 from attncalc.model_file import NETWORKS, PAIR_TERMS, load, model_name
 from attncalc.model_header import DTYPES
 from attncalc.potential import Committee, Potential
@@ -19,10 +21,14 @@ from attncalc.structures import evaluate_many
 from attncalc.train.denoising import with_denoising
 from attncalc.train.recipe import Recipe
 
+log = logging.getLogger(__name__)
+
 # atoms of the structures that are evaluated together
 ATOMS_AT_ONCE = 512
 # most structures for the fit of the first reference energies: a plain network takes ms for each
 MOST_EVALUATED = 2000
+# structures in a warning
+MOST_NAMED = 3
 
 
 def new_potential(recipe: Recipe, training: Dataset) -> Potential:
@@ -41,7 +47,7 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
     potential.set_dtype(DTYPES[recipe.dtype])
     if recipe.baseline:  # stated by every model file that the training writes
         potential.training_info["baseline"] = recipe.baseline
-    return _on_the_labels(potential, training)
+    return on_the_labels(potential, training)
 
 
 def check_start(recipe: Recipe, training: Dataset) -> None:
@@ -49,8 +55,8 @@ def check_start(recipe: Recipe, training: Dataset) -> None:
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: it is a committee, has other pair terms or hyper-parameters, or does not know
-            an element of the data.
+        ValueError: it is a committee or a delta model while the recipe has no baseline, has other
+            pair terms or hyper-parameters, or does not know an element of the data.
     """
     if recipe.start_from is not None:
         _starting_model(recipe, training)
@@ -64,12 +70,22 @@ def elements_of(dataset: Dataset) -> list[int]:
 def _random(recipe: Recipe, training: Dataset) -> Potential:
     network = NETWORKS[recipe.network][0]
     cutoff = float(recipe.config["cutoff"])
-    config = recipe.network_config(lambda: data.avg_num_neighbors(training, cutoff))
+    config = recipe.network_config(lambda: _avg_num_neighbors(training, cutoff))
     elements = elements_of(training)
     torch.manual_seed(recipe.seed)
     terms = recipe.pair_term_modules(elements)
     potential = Potential(network(config, len(elements)), elements, pair_terms=terms)
     return with_denoising(potential) if recipe.denoising else potential
+
+
+def _avg_num_neighbors(training: Dataset, cutoff: float) -> float:
+    found = data.avg_num_neighbors(training, cutoff)
+    if found == 0:
+        raise ValueError(
+            f"{training.source}: no two atoms of the training set are within the cutoff of "
+            f"{cutoff} Å: nothing can be learnt from it"
+        )
+    return found
 
 
 def _taken_over(model: Potential, training: Dataset) -> Potential:
@@ -88,21 +104,44 @@ def _taken_over(model: Potential, training: Dataset) -> Potential:
     )
 
 
-def _on_the_labels(potential: Potential, training: Dataset) -> Potential:
+def on_the_labels(potential: Potential, training: Dataset) -> Potential:
     """Shift the reference energies to fit the labels.
 
     The shift is fitted to labels minus predictions, so that the weights need not learn it: energies
     of an untrained network are arbitrary, and another level of theory has another zero of energy.
     Elements that the labels do not distinguish, like those of a single molecule, are not shifted
-    against each other.
+    against each other. Structures whose energies are far from all others, such as a failed
+    calculation of zero energy, are named and left out of this fit.
     """
     some = _some_of_all_elements(training)
     results = evaluate_many(potential, some.structures, batch_atoms=ATOMS_AT_ONCE)
     energies = np.concatenate([result.energy.cpu().numpy() for _, result in results])
-    shift = per_element(some, some.energies - energies)
+    shift = _shift(some, some.energies - energies)
     by_species = [shift[z] for z in potential.species]
-    potential.reference_energies += torch.tensor(by_species, dtype=torch.float64)
+    ours = potential.reference_energies
+    ours += torch.tensor(by_species, dtype=ours.dtype, device=ours.device)
     return potential
+
+
+def _shift(training: Dataset, energies: NDArray[np.float64]) -> dict[int, float]:
+    """Fit energies [n] per element to structures, without those that are far from all others."""
+    far = far_from_composition(training, energies)
+    kept = np.setdiff1d(np.arange(len(training)), far)
+    known = {z for k in kept for z in training.structures[k].numbers.tolist()}
+    if len(far) == 0 or known != set(elements_of(training)):
+        return per_element(training, energies)
+    named = [
+        f"{training.structures[k].get_chemical_formula()} of {training.energies[k]:.3f} eV"
+        for k in far[:MOST_NAMED]
+    ]
+    log.warning(
+        "%s: %s far from those of the same elements, such as %s: if that calculation failed, "
+        "remove it",
+        training.source,
+        "1 energy is" if len(far) == 1 else f"{len(far)} energies are",
+        ", ".join(named),
+    )
+    return per_element(training[kept], energies[kept])
 
 
 def _some_of_all_elements(training: Dataset) -> Dataset:
@@ -139,6 +178,11 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
     for key, ours in dataclasses.asdict(config).items():
         if ours != theirs[key]:
             raise ValueError(f"{name} has {key} {theirs[key]}, the recipe's config has {ours}")
+    if model.baseline and not recipe.baseline:
+        raise ValueError(
+            f"{name} is a delta model, which predicts differences from {model.baseline}: write "
+            "`baseline: METHOD` for labels that are such differences, or start from another model"
+        )
     if unknown := sorted(set(elements_of(training)) - set(model.species)):
         names = " ".join(chemical_symbols[z] for z in unknown)
         raise ValueError(f"{name} does not know an element of {training.source} ({names})")

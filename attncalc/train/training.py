@@ -43,7 +43,7 @@ from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
 from attncalc.train.reproducible import ordered_sums
 from attncalc.train.run_folder import MARK, checksum, locked_folder, remembered
 from attncalc.train.select_step import select_step
-from attncalc.train.start import check_start, elements_of, new_potential
+from attncalc.train.start import check_start, elements_of, new_potential, on_the_labels
 from attncalc.train.step import Batch, eager_step
 from attncalc.train.time_budget import (
     SECONDS_PER_MINUTE,
@@ -282,7 +282,7 @@ def _fit(
             log.info("%s has done its %d epochs: nothing left to train", output, len(history))
             write_table(history, output / "metrics.csv")
             LearningCurve(output / "learning_curve.png", recipe.name).draw(history)
-            _calibrate(model, training, validation)  # it may have been stopped before that
+            _complete(model, recipe, training, validation)  # it may have been stopped before that
         return Training(load(model), model, history)
     with processes.together():
         # the starting model may be gone; the run's own best model has all but the last weights
@@ -336,7 +336,7 @@ def _fit(
         trained, validated = (batches, sizes), (checked, sizes_of(checked))
         train_loop(module, step, compilation, trained, validated, recipe, output)
     # the other processes read the file only after it is written
-    processes.from_first(lambda: _calibrate(model, training, validation))
+    processes.from_first(lambda: _complete(model, recipe, training, validation))
     return Training(load(model), model, module.history)
 
 
@@ -365,11 +365,17 @@ def _seconds_per_epoch(
     return per_epoch * seconds_per_step(eager_step(potential, loss_of(recipe)), batch)
 
 
-def _calibrate(model: Path, training: Dataset, validation: Dataset) -> None:
-    """Store the training environments of a model in its file."""
+def _complete(model: Path, recipe: Recipe, training: Dataset, validation: Dataset) -> None:
+    """Store the training environments of a model in its file.
+
+    A training without energies leaves their zero anywhere, so the reference energies are fitted
+    to the labels again.
+    """
     potential = load(model)
     if potential.knows_its_training:
         return
+    if not recipe.energy_weight:
+        on_the_labels(potential, training)
     known = [*some_of(training.structures), *some_of(validation.structures)]
     calibrate(potential, known)
     save(potential, model)
@@ -561,6 +567,8 @@ def _check_system(
             where = f"{dataset.source}: structure {k} of the {role} set"
             options = [f"embed_{key}" for key in ("charge", "spin") if f"{key} input" in str(error)]
             how = "".join(f" (config: {{{o}: true}})" for o in options if hasattr(config, o))
+            if how and recipe.start_from is not None:  # whose config is that of the model
+                how = ": start from a model that has it"
             raise ValueError(f"{where}: {error}{how}") from None
 
 

@@ -337,8 +337,21 @@ def test_free_energies_of_some_structures_are_not_mixed_with_energies(tmp_path):
     ):
         next(parts)
     ase.io.write(tmp_path / "cu.extxyz", frames[::-1])
-    assert data.read(tmp_path / "cu.extxyz").energies.tolist() == [-3.0] * 4, "the first has none"
-    assert next(data.read_parts(tmp_path / "cu.extxyz", 4)).energies.tolist() == [-3.0] * 4
+    with pytest.raises(ValueError, match="structure 0 has no free_energy but structure 1 has"):
+        data.read(tmp_path / "cu.extxyz")
+    parts = data.read_parts(tmp_path / "cu.extxyz", 1)
+    assert next(parts).energies.tolist() == [-3.0]
+    differs = "structure 0 has a free_energy other than its energy, but earlier structures have non"
+    with pytest.raises(ValueError, match=f"counted from structure 1: {differs}"):
+        next(parts)
+    for atoms in frames[:3]:
+        atoms.calc.results["free_energy"] = -3.0
+    for some in (frames, frames[::-1]):
+        assert data.from_ase(some).energies.tolist() == [-3.0] * 4, "there is no difference"
+    frames[2].calc.results["free_energy"] = -3.5
+    ase.io.write(tmp_path / "cu.extxyz", frames[:3])
+    later = [part.energies.item() for part in data.read_parts(tmp_path / "cu.extxyz", 1)]
+    assert later == [-3.0, -3.0, -3.5], "all have one, so all energies are free energies"
     for other in (np.nan, np.zeros(1)):  # no free energy of the structure
         for atoms in frames:
             atoms.calc.results["free_energy"] = other
@@ -351,3 +364,34 @@ def test_a_virial_is_not_taken_for_a_stress(tmp_path, caplog):
     ase.io.write(tmp_path / "cu.extxyz", atoms)
     assert data.read(tmp_path / "cu.extxyz").stress is None
     assert caplog.messages == ["cu.extxyz: virial is not read; stress is -virial / volume"]
+
+
+def test_forces_and_stress_may_have_no_prefix_if_no_energy_is_without(tmp_path):
+    atoms = bulk("Cu")
+    atoms.info |= {"total_energy": 1.0, "stress": np.eye(3)}
+    atoms.arrays["forces"] = np.ones((1, 3))
+    ase.io.write(tmp_path / "cu.extxyz", atoms)
+    read = data.read(tmp_path / "cu.extxyz")
+    assert (read.labels, read.forces[0].tolist()) == ("total", [[1.0, 1.0, 1.0]])
+    np.testing.assert_array_equal(read.stress[0], np.eye(3))
+    atoms.info["energy"] = 2.0  # then they belong to this energy
+    other = data.from_ase([atoms], labels="total")
+    assert other.forces is other.stress is None
+
+
+def test_units_are_named_by_the_names_of_the_labels(tmp_path):
+    atoms = bulk("Cu")
+    atoms.info |= {"REF_energy": 1.0, "units": "REF_energy: Hartree; ref_forces: Hartree/Bohr"}
+    atoms.arrays["REF_forces"] = np.ones((1, 3))
+    ase.io.write(tmp_path / "cu.extxyz", atoms)
+    read = data.read(tmp_path / "cu.extxyz")
+    assert read.energies.item() == units.Hartree
+    np.testing.assert_allclose(read.forces[0], units.Hartree / units.Bohr)
+
+
+def test_an_entry_without_value_is_no_charge(tmp_path):
+    atoms = molecule("CH3")
+    atoms.info |= {"energy": 1.0, "charge": None}
+    ase.io.write(tmp_path / "ch3.extxyz", atoms)
+    with pytest.raises(ValueError, match=r'info\["charge"\] must be an integer .* got True'):
+        data.read(tmp_path / "ch3.extxyz")

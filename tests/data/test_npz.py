@@ -243,6 +243,9 @@ def test_the_energy_unit_is_asked_for(arrays, written):
         ({"F": np.full((5, 3, 3), np.nan)}, "the force of structure 0 is not finite"),
         ({"cell": np.zeros(4)}, r"cell must have shape \[3, 3\] or \[5, 3, 3\], got \[4\]"),
         ({"cell": np.eye(3), "pbc": np.ones(2)}, r"pbc must have shape \[3\] or \[5, 3\]"),
+        ({"lattice": np.eye(3)}, r"lattice is not read: store cell vectors as rows, as cell"),
+        ({"Box": np.ones((5, 9))}, r"Box is not read: store cell vectors as rows, as cell \[n, 3"),
+        ({"pbc": np.ones(3)}, "pbc is true, but there is no cell: store its vectors as rows"),
         ({"stress": np.zeros((5, 6))}, r"stress must have shape \[5, 3, 3\], got \[5, 6\]"),
         ({"charge": np.array(0.5)}, "charge must hold integers, got 0.5"),
         ({"spin": np.array(2)}, r'structure 0: atoms.info\["spin"\] = 2 is impossible'),
@@ -355,3 +358,10 @@ def test_negative_atomic_numbers_are_no_padding(arrays, written):
     message = r"^water.npz: atomic numbers must not be negative, got -1"
     with pytest.raises(ValueError, match=message):
         data.read(path, energy_unit="eV")
+
+
+def test_stresses_of_other_names_are_not_read_silently(arrays, written, caplog):
+    arrays |= {"cell": 9 * np.eye(3), "virial": np.zeros((5, 3, 3)), "lattice": np.eye(3)}
+    assert data.read(written(arrays), energy_unit="eV").stress is None
+    said = "water.npz: virial is not read; stress [n, 3, 3] is, which is -virial / volume"
+    assert caplog.messages == [said]

@@ -133,3 +133,20 @@ def test_units_of_the_chosen_label_set():
 def test_what_is_wrong_is_said(stored, arguments, message):
     with pytest.raises(ValueError, match=message):
         factors(stored, ReadOptions(**arguments))
+
+
+def test_case_of_stored_names_does_not_matter():
+    found = factors({"Energy": "Hartree", "FORCES": "Hartree/Bohr"}, ReadOptions())
+    assert found.energy == units.Hartree
+    assert found.forces == pytest.approx(units.Hartree / units.Bohr)
+    found = factors({"E_a": "eV", "E_A": "meV"}, ReadOptions(), energy_name="E_A")
+    assert found.energy == 1e-3, "the same case comes first"
+
+
+def test_a_unit_of_an_unknown_name_is_not_ignored():
+    said = r'its units say "nrg: Hartree", but it has no such quantity: write "energy: Hartree"'
+    with pytest.raises(ValueError, match=said):
+        factors({"nrg": "Hartree"}, ReadOptions("eV"), energy_name="energy")
+    with pytest.raises(ValueError, match=r'say "push: Hartree/Bohr", .* write "F: Hartree/Bohr"'):
+        factors({"E": "Hartree", "push": "Hartree/Bohr"}, ReadOptions())
+    factors({"E": "eV", "gap": "Hartree", "push": "eV/Angstrom", "T": "K"}, ReadOptions())

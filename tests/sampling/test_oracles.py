@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import teachers
 from ase import Atoms, units
-from ase.build import molecule
+from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator
 from teachers import spheres, tiny_model
 
 from attncalc import AttnCalculator, Evaluator
@@ -234,3 +235,29 @@ def test_units_of_gfn2() -> None:
     ends = load_oracle("gfn2").label(moved)
     slope = (ends[0].energy - ends[1].energy) / 2e-3
     assert -slope == pytest.approx(labels.forces[1, 0], abs=1e-3)
+
+
+class Smeared(Calculator):
+    """Forces of the free energy, and an energy that is extrapolated to zero smearing."""
+
+    implemented_properties = ("energy", "free_energy", "forces")
+
+    def calculate(self, atoms, properties, system_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": -1.0, "free_energy": -1.5, "forces": np.zeros((len(atoms), 3))}
+
+    def get_stress(self, atoms):
+        raise NotImplementedError("stress of this basis")  # not ASE's own kind of error
+
+
+def smeared() -> Smeared:
+    return Smeared()
+
+
+def test_the_free_energy_is_the_label_as_forces_derive_from_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "smeared_teacher", sys.modules[__name__])
+    atoms = bulk("Cu")
+    atoms.info |= {"charge": 0, "spin": 1}
+    (labels,) = load_oracle("smeared_teacher:smeared").label([atoms])
+    assert isinstance(labels, Labels), "no stress is no failure"
+    assert (labels.energy, labels.stress) == (-1.5, None)

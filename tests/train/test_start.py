@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from networks import tiny_so3krates
 from trainings import stopped_at
 
@@ -14,7 +15,7 @@ from attncalc.nn.so3krates import So3krates
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 from attncalc.train import start
-from attncalc.train.start import new_potential
+from attncalc.train.start import check_start, new_potential
 
 
 @pytest.fixture
@@ -198,3 +199,36 @@ def test_reference_energies_of_a_large_set_are_fitted_to_some_of_it(recipe, part
     assert len(some) < len(training)
     assert start.elements_of(some) == start.elements_of(training)
     assert torch.allclose(new_potential(recipe, training).reference_energies, whole, atol=0.5)
+
+
+def test_a_delta_model_is_no_start_for_total_energies(going_on, before, parts, tmp_path):
+    model = load(before.model)
+    model.training_info["baseline"] = "pair potentials"
+    save(model, tmp_path / "delta.safetensors")
+    on = dataclasses.replace(going_on, start_from=str(tmp_path / "delta.safetensors"))
+    with pytest.raises(ValueError, match=r"delta is a delta model, .* from pair potentials: write"):
+        check_start(on, parts[0])
+    check_start(dataclasses.replace(on, baseline="pair potentials"), parts[0])
+
+
+def test_failed_calculations_do_not_move_the_reference_energies(recipe, parts, caplog):
+    usual = shifted(parts[0], -40_000.0)
+    energies = usual.energies.copy()
+    energies[[3, 7]] = 0.0
+    with_failures = dataclasses.replace(usual, energies=energies)
+    found = new_potential(recipe, with_failures)
+    (said,) = caplog.messages
+    assert said.startswith("cells.extxyz: 2 energies are far from those of the same elements, such")
+    assert "Cu7Ni of 0.000 eV, Cu6Ni2 of 0.000 eV" in said
+    kept = [k for k in range(len(usual)) if k not in (3, 7)]
+    without = new_potential(recipe, usual[kept])
+    off = found.reference_energies - without.reference_energies
+    assert off.abs().max() < 1e-3
+
+
+def test_isolated_atoms_and_mixed_compositions_are_no_failures(recipe, parts, caplog):
+    atoms = [Atoms("Cu"), Atoms("Ni")]
+    alone = data.Dataset(atoms, np.array([3.5, 4.4]), [np.zeros((1, 3))] * 2, source="alone")
+    both = data.concatenate([dataclasses.replace(parts[0], stress=None), alone])
+    new_potential(recipe, shifted(both, -40_000.0))
+    assert not caplog.messages

@@ -574,6 +574,30 @@ def test_a_delta_model_names_its_baseline_from_the_first_epoch(
     assert "| **baseline** | pair potentials (delta model: add both) |" in card
 
 
+def test_energies_without_weight_have_the_zero_of_the_labels(recipe, parts, tmp_path):
+    alone = dataclasses.replace(recipe, energy_weight=0.0, epochs=2)
+    done = train.fit(alone, *parts[:2], tmp_path)
+    off = predict(done.potential, parts[0]).energies - parts[0].energies
+    n_nickel = np.array([(atoms.numbers == 28).sum() for atoms in parts[0].structures])
+    n_copper = np.array([(atoms.numbers == 29).sum() for atoms in parts[0].structures])
+    # no numbers per element would reduce the errors any more
+    assert abs(off @ n_nickel) < 1e-3
+    assert abs(off @ n_copper) < 1e-3
+
+
+def test_numbers_of_a_recipe_may_be_numpys(recipe, parts, tmp_path):
+    numbers = {"epochs": np.int64(1), "split": {"sizes": [14, np.int64(5), 5]}}
+    done = train.fit(dataclasses.replace(recipe, **numbers), *parts[:2], tmp_path)
+    assert len(done.history) == 1
+
+
+def test_atoms_that_are_all_alone_teach_nothing(recipe, tmp_path):
+    pairs = [Atoms("Cu2", [[0, 0, 0], [0, 0, 9.0]])] * 4
+    far = data.Dataset(pairs, np.zeros(4), [np.zeros((2, 3))] * 4, source="f")
+    with pytest.raises(ValueError, match=r"^f: no two atoms of the training set are within the c"):
+        train.fit(dataclasses.replace(recipe, stress_weight=0.0), far, far, tmp_path)
+
+
 def changed(dataset: data.Dataset, k: int, **changes) -> data.Dataset:
     """The same with other attributes of structure k."""
     structures = [atoms.copy() for atoms in dataset.structures]

@@ -194,7 +194,9 @@ class OfArrays:
 
     @property
     def arrays(self) -> Any:
-        """Arrays of this object; None if it was made of tensors."""
+        """Arrays of this object; after `replace` with tensors, those of the tensors."""
+        if self._arrays is None:
+            return super().arrays  # type: ignore[misc]  # of the dataclass
         return self._arrays
 
     def __getattr__(self, name: str) -> Any:
@@ -215,12 +217,6 @@ class GraphOfArrays(OfArrays, Graph):
     def with_ghosts(self, ghosts: GhostLayers) -> Graph:
         """Return the same graph, marked as the graph of a domain with these ghosts."""
         return GraphOfArrays.of(self.arrays, charge=self.charge, spin=self.spin, ghosts=ghosts)
-
-    @property
-    def arrays(self) -> GraphArrays:
-        """Arrays of this graph; after `replace` with tensors, those of the tensors."""
-        arrays: GraphArrays | None = self._arrays
-        return super(OfArrays, self).arrays if arrays is None else arrays
 
     def __reduce__(self) -> tuple[type[Graph], tuple[Any, ...]]:
         return Graph, tuple(getattr(self, field.name) for field in fields(Graph))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,11 @@ from attncalc.text import one_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# names of labels in lower case, with and without a prefix; initial charges of atoms are none
+_LABEL = re.compile(
+    r"(.*[_.])?(energ(y|ies)|forces?|gradients?|stress|virials?|dipoles?|hirsh(feld)?_ratios)"
+    r"|(atomic|partial|mbis|mulliken|hirshfeld)_charges|charges"
+)
 # of a frame of a run, in `Atoms.info`
 OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa")
 
@@ -48,7 +54,8 @@ def from_anywhere(name: str) -> str:
 def read_structures(path: str, index: str = ":") -> list[Atoms]:
     """Read structures; of an .h5md of several systems, those of all systems, one after the other.
 
-    What a run has noted of its frames is left out: it does not apply to what is made of them.
+    Labels, and what a run has noted of its frames, are left out: they do not apply to what is made
+    of them.
 
     Args:
         path: the file.
@@ -77,14 +84,19 @@ def read_structures(path: str, index: str = ":") -> list[Atoms]:
             f"{path}: not a structure file that ASE can read (it contains no structures)"
         )
     for atoms in frames:
-        forget_run(atoms)
+        forget_results(atoms)
     return frames
 
 
-def forget_run(atoms: Atoms) -> None:
-    """Remove what a run has noted of a frame, in place: step, time, novelty, spread, pressure."""
-    for name in OF_FRAMES:
-        atoms.info.pop(name, None)
+def forget_results(atoms: Atoms) -> None:
+    """Remove what applies to these positions only, in place.
+
+    That is what a run has noted of a frame (step, time, novelty, spread, pressure), and labels such
+    as "REF_energy", "dft_forces" or "mbis_charges".
+    """
+    for kept in (atoms.info, atoms.arrays):
+        for name in [name for name in kept if name in OF_FRAMES or _LABEL.fullmatch(name.lower())]:
+            del kept[name]
 
 
 def _slice(index: str) -> slice:

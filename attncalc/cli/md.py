@@ -43,6 +43,7 @@ from attncalc.md.extra_results import require_results
 from attncalc.md.integrators import INTEGRATORS, THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import NOVELTY, LogSummary
+from attncalc.md.noise import seed_of
 from attncalc.md.time_unit import SHORTEST, in_longer_unit
 from attncalc.novelty import OUTSIDE
 from attncalc.signals import finished_before_ctrl_c
@@ -119,7 +120,10 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     "that predict charges.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Seed of initial velocities and random forces."
+    "--seed",
+    type=int,
+    help="Seed of initial velocities and random forces. Default: 0, or if the file has velocities, "
+    "a number made of them, so that a run that continues another has other random forces.",
 )
 @click.option(
     "--replicas",
@@ -192,12 +196,16 @@ def md(
             f"--timestep is in fs, and {timestep:g} fs is too short for a run: for {meant} write "
             f"--timestep {in_fs:g}"
         )
+    for name in ("steps", "timestep", "friction", "relaxation", "cell_relaxation"):
+        if options[name] <= 0:  # in the unit of the option
+            raise ValueError(f"{_as_typed(name)} must be positive, got {options[name]:g}")
     for name in ("timestep", "relaxation", "cell_relaxation"):
         options[name] *= units.fs
     options["friction"] /= units.fs
     options["n_steps"] = options.pop("steps")
     options["isotropic"] = options.pop("barostat") == "isotropic"
-    settings = Settings(**options)
+    seed = options.pop("seed")
+    settings = Settings(**options, seed=0 if seed is None else seed)
     by_ase = integrator == "ase"
     _refuse_unread(context, settings, by_ase=by_ase)
     if by_ase and replicas is not None:
@@ -237,7 +245,13 @@ def md(
     require_results(settings.write, predicts_charges=plain.predicts_charges, periodic=periodic)
     if have_velocities:
         kelvin = np.mean([_thermometer(one, settings).temperature(one) for one in found])
-        say(f"using the velocities of the file (T = {kelvin:.0f} K)")
+        said = f"using the velocities of the file (T = {kelvin:.0f} K)"
+        if seed is None and settings.ensemble != "nve":
+            settings = replace(
+                settings, seed=seed_of(np.concatenate([one.get_momenta() for one in found]))
+            )
+            said += f", and random forces of seed {settings.seed}, made of them"
+        say(said)
     named = say_model(model, plain)
     what = (atoms.get_chemical_formula(), named, settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import EXPECTED
-from attncalc.cli.files import forget_run
+from attncalc.cli.files import forget_results
 from attncalc.cli.model_checks import require_limits
 from attncalc.cli.model_job import ModelJob
 from attncalc.cli.relax import (
@@ -116,7 +116,7 @@ class RelaxShard:
 
     def _known(self, frame: Frame) -> Atoms:
         atoms = frame.atoms()
-        forget_run(atoms)
+        forget_results(atoms)
         to_rest(atoms)
         self.calculator.evaluator.check(System.from_ase(atoms))
         if self.asked.cell and not has_volume(atoms):

@@ -80,7 +80,7 @@ def _compositions(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.float
 
 def _least_squares(counts: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     # counts are small integers: smaller singular values come from rounding, not composition
-    return np.linalg.lstsq(counts, values, rcond=1e-10)[0]
+    return np.asarray(np.linalg.lstsq(counts, values, rcond=1e-10)[0], dtype=np.float64)
 
 
 def avg_num_neighbors(dataset: Dataset, cutoff: float) -> float:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import rescale_at_once
-from attncalc.md.inputs import Structures, as_list
+from attncalc.md.inputs import Start, as_list
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
@@ -150,17 +150,21 @@ class CellRescaling(AtTemperature):
         )
 
     def init(
-        self, potential: Potential | Force | Function, structures: Structures, **given: Any
+        self, potential: Potential | Force | Function, structures: Start, **given: Any
     ) -> CellState:
         """Make the first state, at this temperature; see `AtTemperature.init`.
 
         Raises:
             ValueError: a structure is not periodic in all directions.
         """
-        if not isinstance(structures, System):
+        if isinstance(structures, MDState):
+            is_periodic = bool(structures.system.pbc.all())
+        elif isinstance(structures, System):
+            is_periodic = bool(structures.pbc.all())
+        else:
             structures = as_list(structures)  # an iterator can be read once
-        given_by = [structures] if isinstance(structures, System) else structures
-        if not all(bool(one.pbc.all()) for one in given_by):
+            is_periodic = all(one.pbc.all() for one in structures)
+        if not is_periodic:
             raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
         return super().init(potential, structures, **given)
 

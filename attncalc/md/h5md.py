@@ -22,18 +22,20 @@ fixed atoms, which have one frame for all. The elements, with their attribute `u
 | observables: novelty (the largest; only where known)     | one             |                     |
 | observables/dt: time between frames, of all systems      | one             | ps                  |
 
+`parameters/noise` has the attributes `seed` and `replicas`, which a resumed run compares.
+
 MDAnalysis knows these units; it refuses forces in eV/Å. It reads the time between frames from an
 observable called dt, in ps, and otherwise assumes 1 ps. Files before version 0.2 have no dt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -64,6 +66,7 @@ UNITS = {
 }
 OBSERVABLES = ("potential_energy", "kinetic_energy", "conserved", "temperature")
 INTERVAL = "observables/dt"
+NOISE = "parameters/noise"
 DIPOLE, DIPOLE_UNIT = "dipole", "e Angstrom"
 VECTORS = ("position", "velocity", "force")
 CREATOR = "attncalc"
@@ -171,8 +174,18 @@ def _columns(
             yield np.stack([one[mine] for one in charges])
 
 
-def create(file: h5py.File, of_systems: Sequence[StoredSystem], like: Frame, author: str) -> None:
-    """Create the groups and datasets of a trajectory without frames in an empty file."""
+def create(
+    file: h5py.File,
+    of_systems: Sequence[StoredSystem],
+    like: Frame,
+    author: str,
+    noise: Mapping[str, Any],
+) -> None:
+    """Create the groups and datasets of a trajectory without frames in an empty file.
+
+    `noise` are seed and replicas: what distinguishes the run from others of the same atoms.
+    """
+    file.create_group(NOISE).attrs.update(noise)
     file.create_group("h5md").attrs["version"] = np.array([1, 1])
     file.create_group("h5md/author").attrs["name"] = author
     creator = file.create_group("h5md/creator")

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,6 +28,7 @@ from attncalc.md.h5md import (
     DIPOLE_UNIT,
     FORCE,
     INTERVAL,
+    NOISE,
     VELOCITY,
     Frame,
     StoredSystem,
@@ -101,6 +103,7 @@ class H5MDWriter(Callback):
         self._atoms: list[StoredSystem] = []  # empty before and after a run
         self._others: list[Column] = []
         self._timestep = 0.0  # fs
+        self._noise: dict[str, Any] = {}
         self._frames: list[Frame] = []  # not in the twin; the older ones are in the visible file
         self._step_on_disk = -1
         self._bytes_waiting = 0
@@ -158,6 +161,9 @@ class H5MDWriter(Callback):
         atoms, timestep = self._atoms_of(state, integrator), integrator.timestep / units.fs
         with opened(self.path) as file:
             check_same(described(file), atoms)
+            noise = file.attributes(file[NOISE]) if NOISE in file else _noise_of(state)
+            if any(not np.array_equal(noise.get(k, v), v) for k, v in _noise_of(state).items()):
+                raise ValueError("its seed differs: this is the trajectory of another run")
             steps, times = clock(file, atoms)
             self._check_spacing(file, int(steps[-1]), float(times[-1]), timestep)
             n_kept = bisect_right(steps, state.step)
@@ -235,7 +241,7 @@ class H5MDWriter(Callback):
             return
         with self._changed_twin() as file:
             if self._step_on_disk < 0:
-                create(file, self._atoms, self._frames[0], self.author)
+                create(file, self._atoms, self._frames[0], self.author, self._noise)
             append(file, self._atoms, self._frames)
         if self._step_on_disk < 0:
             self._appear()
@@ -268,7 +274,7 @@ class H5MDWriter(Callback):
     def _start(self, state: MDState, integrator: Integrator, *, step_on_disk: int) -> None:
         self._others = self._further(integrator, state)
         self._timestep = integrator.timestep / units.fs
-        self._atoms = self._atoms_of(state, integrator)
+        self._atoms, self._noise = self._atoms_of(state, integrator), _noise_of(state)
         self._frames, self._step_on_disk, self._bytes_waiting = [], step_on_disk, 0
         self._flush_after = time.monotonic() + BUFFER_SECONDS
         self._remove_hidden()
@@ -377,6 +383,10 @@ class H5MDWriter(Callback):
 def hidden_files(path: Path) -> tuple[Path, Path]:
     """Return the paths of the twin of a trajectory, and of a short-lived copy."""
     return path.with_name(f".{path.name}.twin"), path.with_name(f".{path.name}.spare")
+
+
+def _noise_of(state: MDState) -> dict[str, Any]:
+    return {"seed": state.seed, "replicas": _numbers(state.replicas)}
 
 
 def _atoms_of(state: MDState, others: list[Column], *, has_charges: bool) -> list[StoredSystem]:

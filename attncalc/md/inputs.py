@@ -12,9 +12,11 @@ from ase.constraints import FixAtoms
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from attncalc.md.state import MDState
 from attncalc.system import System
 
 Structures: TypeAlias = System | Atoms | Sequence[Atoms]
+Start: TypeAlias = Structures | MDState
 
 
 def as_list(structures: Atoms | Sequence[Atoms]) -> list[Atoms]:
@@ -22,18 +24,16 @@ def as_list(structures: Atoms | Sequence[Atoms]) -> list[Atoms]:
     return [structures] if isinstance(structures, Atoms) else list(structures)
 
 
-def read_structures(
-    structures: Structures, *, velocities: bool = True
-) -> tuple[System, dict[str, Any]]:
+def read_structures(structures: Start, *, velocities: bool = True) -> tuple[System, dict[str, Any]]:
     """Return the system, and arguments of `initial_state` that structures of ASE hold besides.
 
     Args:
-        structures: of ASE, one or several, or a `System`.
+        structures: of ASE, one or several, or a state, or a `System`.
         velocities: whether those of the structures are used.
 
     Returns:
-        The system; and momenta (None if there are none), masses and fixed atoms of the structures.
-        A `System` has none of these.
+        The system; and momenta (None if there are none), masses and fixed atoms of the structures,
+        of a state also its replicas. A `System` has none of these.
 
     Raises:
         ValueError: a structure is impossible, a constraint is not `FixAtoms` or holds an atom that
@@ -41,6 +41,9 @@ def read_structures(
     """
     if isinstance(structures, System):
         return structures, {}
+    if isinstance(structures, MDState):
+        said = {name: getattr(structures, name) for name in ("masses", "fixed", "replicas")}
+        return structures.system, said | {"momenta": structures.momenta if velocities else None}
     many = as_list(structures)
     system = System.from_ase(many)
     masses = np.concatenate([atoms.get_masses() for atoms in many])

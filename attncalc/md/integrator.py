@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attncalc.md.force import Force, Function
-from attncalc.md.inputs import Structures
+from attncalc.md.inputs import Start
 from attncalc.md.log_file import SPREAD
 from attncalc.md.settings import Settings
 from attncalc.md.state import MDState
@@ -67,7 +67,7 @@ class Integrator(Protocol):
         """Make the integrator of a run by `attncalc md`."""
 
     def init(
-        self, potential: Potential | Force | Function, structures: Structures, **given: Any
+        self, potential: Potential | Force | Function, structures: Start, **given: Any
     ) -> MDState:
         """Make the first state of a run."""
 

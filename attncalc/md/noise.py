@@ -11,12 +11,14 @@ so noise does not depend on the rest of a batch, on chunks, or on interruptions 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.compiled import has_numba
@@ -28,6 +30,17 @@ ROUNDS = 10
 PER_WORD = 2.0**-32
 # purposes; that of random forces is 0
 RESCALING, CELL = 1, 2
+
+
+def seed_of(momenta: Tensor | NDArray[np.float64]) -> int:
+    """Return a seed made of momenta [n_atoms, 3], 0 .. 2^32 - 1.
+
+    A run that begins where another ended thus has other noise. Equal noise would make it a copy of
+    that run: trajectories of Langevin dynamics with the same noise converge (Uberuaga, Anghel and
+    Voter, J. Chem. Phys. 120, 6363, 2004).
+    """
+    content = np.ascontiguousarray(momenta, dtype=np.float64).tobytes()
+    return int.from_bytes(hashlib.sha256(content).digest()[:4])
 
 
 def normal_noise(

@@ -16,7 +16,7 @@ from attncalc.md.cuda_graph import recorded_steps
 from attncalc.md.force import Force, Function, force_of
 from attncalc.md.integrator import Integrator
 from attncalc.md.state import MDState
-from attncalc.md.velocities import MOST_STEPS
+from attncalc.md.velocities import MOST_STEPS, n_conserved
 from attncalc.md.with_ase import ADVICE, no_start
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.nn.options import whole_number
@@ -31,6 +31,8 @@ CHUNK = {"cpu": 20, "cuda": 50}
 PART_BEYOND = 1 / 8
 # eV/Å: structures that a model describes have smaller forces
 EXPLODING_FORCE = 1e3
+# eV/Å: rounding in single precision is smaller, the difference of two models larger
+SAME_FORCE = 2e-3
 
 
 def run(
@@ -54,8 +56,8 @@ def run(
         integrator: one of `attncalc.md.integrators`.
         potential: the model, its `Evaluator` (which several runs may share, one after the other),
             or any function `System -> Result`.
-        state: from `integrator.init` or an earlier run; or from a checkpoint: then callbacks
-            continue the files of its run, and its limit of temperature is kept.
+        state: from `integrator.init` or an earlier run of such an integrator; or from a checkpoint:
+            then callbacks continue the files of its run, and its limit of temperature is kept.
         n_steps: number of steps.
         callbacks: called in this order, but checkpoints after all others, so that their files are
             up to date. Only the first state is saved by checkpoints first: from then on the run can
@@ -69,7 +71,8 @@ def run(
         FloatingPointError: the run exploded, and callbacks have seen the last good state; or the
             first state is unusable, and nothing has begun.
         NoSpaceLeft: the disk is full; files are as they were after the last step they have.
-        ValueError: a number is out of range, or not an integer.
+        ValueError: a number is out of range, or not an integer; the state is of another integrator
+            or ensemble; or the state of a checkpoint has other forces than the model gives.
     """
     whole_number("n_steps", n_steps, 0, MOST_STEPS)
     for name, value in (("chunk", chunk), *(("every", one.every) for one in callbacks)):
@@ -77,8 +80,11 @@ def run(
             whole_number(name, value, 1, MOST_STEPS)
     force = force_of(potential, state.system.device)
     force.follow(state.system)
+    _require_own_state(integrator, state)
     callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))
     resumed = state.limit is not None
+    if resumed:
+        _require_same_forces(force, state)
     limit = integrator.highest_temperature(state) if state.limit is None else state.limit
     state = state.replace(limit=limit)
     if what := _insane(state, limit, state):
@@ -97,7 +103,8 @@ def run(
                 n_others = sum(not isinstance(one, Checkpoint) for one in callbacks)
                 checkpoints_first = [*callbacks[n_others:], *callbacks[:n_others]]
                 _call(checkpoints_first, state, at_all_costs=True)
-            elif state.step == 0:  # stopped after the checkpoint, perhaps before all else
+            elif state.step == 0 or n_steps == 0:
+                # stopped after the checkpoint, perhaps before all else; or its last frame again
                 _call(callbacks, state, at_all_costs=True)
             seen = True
         while state.step < last and not any(one.stops for one in callbacks):
@@ -120,6 +127,34 @@ def run(
         with finished_before_ctrl_c():
             _end(begun, and_forget=not (seen or resumed))
     return state.as_first()
+
+
+def _require_own_state(integrator: Integrator, state: MDState) -> None:
+    """Refuse a state of another integrator, with other data or degrees of freedom."""
+    system = state.system
+    of_atoms = torch.zeros_like(state.masses) if state.fixed is None else state.fixed.double()
+    held = (state.per_system(of_atoms) > 0).tolist()
+    sizes = torch.bincount(system.system_idx, minlength=system.n_systems).tolist()
+    periodic = system.pbc.any(1).tolist()
+    expected = [
+        n_conserved(integrator.thermometer, n, is_periodic, is_held=is_held)
+        for n, is_periodic, is_held in zip(sizes, periodic, held, strict=True)
+    ]
+    if type(state) is not integrator.state_type or state.left_out.tolist() != expected:
+        raise ValueError(
+            "this state is of another integrator or ensemble: begin with "
+            "`integrator.init(potential, state)`, which keeps positions, momenta and masses"
+        )
+
+
+def _require_same_forces(force: Force, state: MDState) -> None:
+    """Refuse to continue a run with another model than it had."""
+    difference = float((force(state.system).forces - state.forces).abs().amax())
+    if difference > SAME_FORCE:
+        raise ValueError(
+            f"forces of the checkpoint differ by {difference:.2g} eV/Å from those of this model: a "
+            "run continues with the model that it began with"
+        )
 
 
 def _end(begun: list[Callback], *, and_forget: bool) -> None:
@@ -267,18 +302,33 @@ def _insane(state: MDState, limit: Tensor, before: MDState) -> str:
     looked_at = torch.stack([total, (kelvin - limit).amax(), force, ratio])
     total, beyond, largest, ratio = looked_at.tolist()
     if not math.isfinite(total):
-        return "energy, velocities or forces are no longer finite"
+        k = int(_not_finite(state).double().argmax())
+        return f"energy, velocities or forces{_in_system(k, state)} are no longer finite"
     if beyond > 0:  # again without drift and rotation, which takes longer
         temperature = state.temperature
         if bool(((temperature - limit) > 0).any()):
-            hottest = float(temperature[(temperature - limit).argmax()])
-            return f"the temperature reached {hottest:.0f} K"
+            k = int((temperature - limit).argmax())
+            where = _in_system(k, state)
+            return f"the temperature{where} reached {float(temperature[k]):.0f} K"
     if largest > EXPLODING_FORCE:
-        return f"a force reached {largest:.0f} eV/Å"
+        k = int(state.system.system_idx[int(state.forces.abs().amax(1).argmax())])
+        return f"a force{_in_system(k, state)} reached {largest:.0f} eV/Å"
     if ratio > 1:
-        lost = float(leap[leap.abs().argmax()])
-        return f"energy is not conserved, it changed by {lost:+.1f} eV"
+        k = int(leap.abs().argmax())
+        where = _in_system(k, state)
+        return f"energy{where} is not conserved, it changed by {float(leap[k]):+.1f} eV"
     return ""
+
+
+def _not_finite(state: MDState) -> Tensor:
+    """Return which systems have an energy, velocity or force that is not finite, [n_systems]."""
+    of_atoms = (state.forces.isfinite() & state.momenta.isfinite()).all(1)
+    wrong = state.per_system((~of_atoms).double()) > 0
+    return wrong | ~state.energy.isfinite()
+
+
+def _in_system(k: int, state: MDState) -> str:
+    return f" of system {k}" if state.system.n_systems > 1 else ""
 
 
 def _exploded(state: MDState, integrator: Integrator, what: str) -> str:

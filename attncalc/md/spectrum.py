@@ -152,18 +152,18 @@ def spectrum_of(
     with opened(path) as file:
         chosen = _chosen(described(file), system, path)
         steps, times = clock(file, chosen)
-        n_frames, spacing = _equally_spaced(steps, times)
+        frames, spacing = _equally_spaced(steps, times)
         if highest is None:
             has_hydrogen = any(1 in one.numbers for one in chosen)
             highest = FASTEST_WITH_HYDROGEN if has_hydrogen else FASTEST
-        _require_dense(highest, spacing, int(steps[1] - steps[0]))
-        n_lags = _lags(resolution, highest, spacing, n_frames)
-        kelvin = [_mean(file[f"{one.observables}/temperature/value"], n_frames) for one in chosen]
+        _require_dense(highest, spacing, int(steps[frames[1]] - steps[frames[0]]))
+        n_lags = _lags(resolution, highest, spacing, len(frames))
+        kelvin = [_mean(file[f"{one.observables}/temperature/value"], frames) for one in chosen]
         if not min(kelvin) > 0:
             raise ValueError("nothing moves, so there is no spectrum")
         has_dipoles = all(DIPOLE in dict(one.others) for one in chosen)
         of_velocities, of_dipoles = np.zeros(n_lags), np.zeros(n_lags)
-        done, total = 0, n_frames * sum(len(one.masses) for one in chosen)
+        done, total = 0, len(frames) * sum(len(one.masses) for one in chosen)
 
         def count(more: int) -> None:
             nonlocal done
@@ -172,9 +172,9 @@ def spectrum_of(
 
         for one, temperature in zip(chosen, kelvin, strict=True):
             weight = 1 / (units.kB * temperature * len(chosen))
-            of_velocities += weight * _of_velocities(file, one, n_frames, n_lags, count)
+            of_velocities += weight * _of_velocities(file, one, frames, n_lags, count)
             if has_dipoles:
-                of_dipoles += weight * _of_dipole(file, one, n_frames, n_lags, spacing)
+                of_dipoles += weight * _of_dipole(file, one, frames, n_lags, spacing)
     wavenumbers, infrared = _wavenumbers(n_lags, spacing), None
     if has_dipoles:
         taken = np.sinc(LIGHT * wavenumbers * spacing) ** 2  # by the difference of two frames
@@ -188,7 +188,7 @@ def spectrum_of(
         spacing=spacing,
         depth=n_lags * spacing,
         temperature=float(np.mean(kelvin)),
-        n_frames=n_frames,
+        n_frames=len(frames),
         n_systems=len(chosen),
     )
 
@@ -205,18 +205,27 @@ def _chosen(systems: list[StoredSystem], system: int | None, path: object) -> li
     return systems
 
 
-def _equally_spaced(steps: h5py.Dataset, times: h5py.Dataset) -> tuple[int, float]:
-    """Return the number of frames and their spacing [fs]; a last one that is closer is left out."""
+def _equally_spaced(steps: h5py.Dataset, times: h5py.Dataset) -> tuple[range, float]:
+    """Return the frames and their spacing [fs].
+
+    The first and the last one are left out if they are closer to the next: they are always written,
+    whatever the interval.
+    """
     apart = np.diff(steps[:])
-    n = len(apart) + 1
-    if n > 2 and apart[-1] < apart[0]:  # the last step is always written
-        n, apart = n - 1, apart[:-1]
-    if n < 3:
-        raise ValueError(f"too few frames for a spectrum: {n}")
-    if (apart != apart[0]).any():
-        k = int((apart != apart[0]).argmax())
-        raise ValueError(f"frames {k} and {k + 1} are not as many steps apart as the first two")
-    return n, float(times[n - 1] - times[0]) / (n - 1)
+    first, end = 0, len(apart) + 1
+    if end > 2 and apart[0] < apart[1]:
+        first = 1
+    if end - first > 2 and apart[-1] < apart[first]:
+        end -= 1
+    if end - first < 3:
+        raise ValueError(f"too few frames for a spectrum: {end - first}")
+    others = apart[first : end - 1] != apart[first]
+    if others.any():
+        k = first + int(others.argmax())
+        raise ValueError(
+            f"frames {k} and {k + 1} are not as many steps apart as {first} and {first + 1}"
+        )
+    return range(first, end), float(times[end - 1] - times[first]) / (end - 1 - first)
 
 
 def _require_dense(highest: float, spacing: float, every: int) -> None:
@@ -254,7 +263,7 @@ def _lags(resolution: float, highest: float, spacing: float, n_frames: int) -> i
 def _of_velocities(
     file: h5py.File,
     one: StoredSystem,
-    n_frames: int,
+    frames: range,
     n_lags: int,
     count: Callable[[int], None],
 ) -> Floats:
@@ -268,24 +277,26 @@ def _of_velocities(
 
         def read(first: int, last: int, mine: slice = mine) -> Floats:
             count(min(last - first, _block(n_lags)) * len(roots[mine]))  # others are read again
-            return (velocities[first:last, mine] * roots[mine]).reshape(last - first, -1)
+            rows = slice(frames.start + first, frames.start + last)
+            return (velocities[rows, mine] * roots[mine]).reshape(last - first, -1)
 
-        total += autocorrelation(read, n_frames, n_lags)
+        total += autocorrelation(read, len(frames), n_lags)
     if not np.isfinite(total).all():
         raise ValueError(f"{one.particles}/velocity holds numbers that are not finite")
     return total
 
 
 def _of_dipole(
-    file: h5py.File, one: StoredSystem, n_frames: int, n_lags: int, spacing: float
+    file: h5py.File, one: StoredSystem, frames: range, n_lags: int, spacing: float
 ) -> Floats:
     """Return D(t) [n_lags] e² eV / amu of a system."""
     dipoles = file[f"{one.observables}/{DIPOLE}/value"]
 
     def read(first: int, last: int) -> Floats:
-        return VELOCITY / spacing * np.diff(dipoles[first : last + 1], axis=0)
+        rows = slice(frames.start + first, frames.start + last + 1)
+        return VELOCITY / spacing * np.diff(dipoles[rows], axis=0)
 
-    found = autocorrelation(read, n_frames - 1, n_lags)
+    found = autocorrelation(read, len(frames) - 1, n_lags)
     if not np.isfinite(found).all():
         raise ValueError(f"{one.observables}/{DIPOLE} holds numbers that are not finite")
     return found
@@ -336,8 +347,8 @@ def _length(n_lags: int) -> int:
     return 2 * int(fft.next_fast_len(POINTS * n_lags // 2 + 1, real=True))
 
 
-def _mean(values: h5py.Dataset, n_frames: int) -> float:
-    return float(np.mean(values[:n_frames]))
+def _mean(values: h5py.Dataset, frames: range) -> float:
+    return float(np.mean(values[frames.start : frames.stop]))
 
 
 def csv_of(spectrum: Spectrum) -> str:

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
-from attncalc.md.inputs import Structures, as_tensor, mask_of, of_shape, read_structures
+from attncalc.md.inputs import Start, as_tensor, mask_of, of_shape, read_structures
 from attncalc.md.integrator import of_systems
-from attncalc.md.noise import LOW_32_BITS
+from attncalc.md.noise import LOW_32_BITS, seed_of
 from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer, runaway
 from attncalc.nn.options import whole_number
@@ -31,11 +31,11 @@ LARGEST_KINETIC_ENERGY = 1e6
 def initial_state(
     kind: type[State],
     given: Potential | Force | Function,
-    structures: Structures,
+    structures: Start,
     temperature: float | Sequence[float],
     ensemble: str,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     momenta: Tensor | ArrayLike | None = None,
     masses: Tensor | ArrayLike | None = None,
     fixed: Tensor | ArrayLike | None = None,
@@ -48,12 +48,14 @@ def initial_state(
     Args:
         kind: class of the state.
         given: the model, its force, or a function; the state is on its device.
-        structures: of ASE, one or several, or a `System`, which has no momenta, masses and fixed
-            atoms.
+        structures: of ASE, one or several; or the last state of another run; or a `System`, which
+            has no momenta, masses and fixed atoms.
         temperature: K, of drawn velocities: one number, or one for each system.
         ensemble: "nve", "nvt" or "npt": it decides which motion counts as heat, see
             `attncalc.md.velocities`.
-        seed: of drawn velocities, and of the noise; 0 .. 2^32 - 1.
+        seed: of drawn velocities, and of the noise; 0 .. 2^32 - 1. None: 0, or if there are
+            momenta, a number made of them: else a run that continues another one would repeat its
+            noise.
         momenta: [n_atoms, 3] amu Å / ASE time; if not given, those of the structures; if these have
             none, they are drawn at exactly this temperature.
         masses: [n_atoms] amu; if not given, those of the structures; for a `System`, those of the
@@ -71,12 +73,14 @@ def initial_state(
             out of range; or nothing can move.
         TypeError: an argument is neither a tensor nor an array of numbers.
     """
-    whole_number("seed", seed, 0, LOW_32_BITS)
+    if seed is not None:
+        whole_number("seed", seed, 0, LOW_32_BITS)
     own_velocities = momenta is None and not new_velocities
     system, said = read_structures(structures, velocities=own_velocities)
     momenta = said.get("momenta") if momenta is None else momenta
     masses = said.get("masses") if masses is None else masses
     fixed = said.get("fixed") if fixed is None else fixed
+    replicas = said.get("replicas") if replicas is None else replicas
     force = force_of(given, system.device if device is None else torch.device(device))
     system = system.to("cpu")
     n = system.n_systems
@@ -94,9 +98,12 @@ def initial_state(
     if fixed is not None:
         fixed = mask_of(fixed, system.n_atoms)
         fixed = fixed if fixed.any() else None
-    drawn, n_dof = _drawn(system, kelvin, ensemble, seed, replicas, masses, fixed)
     if momenta is not None:
-        drawn = of_shape("momenta", momenta, (system.n_atoms, 3)).double()
+        momenta = of_shape("momenta", momenta, (system.n_atoms, 3)).double()
+    if seed is None:
+        seed = 0 if momenta is None else seed_of(momenta)
+    drawn, n_dof = _drawn(system, kelvin, ensemble, seed, replicas, masses, fixed)
+    drawn = drawn if momenta is None else momenta
     _check_momenta(drawn, masses)
     drawn = drawn if fixed is None else drawn.masked_fill(fixed.unsqueeze(1), 0.0)
     force.check(system)
@@ -128,18 +135,19 @@ class AtTemperature:
     def init(
         self,
         potential: Potential | Force | Function,
-        structures: Structures,
+        structures: Start,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         **given: Any,
     ) -> Any:
         """Make the first state, of `state_type`, at this temperature.
 
         Args:
             potential: the model, or a function `System -> Result`.
-            structures: of ASE, one or several, with their masses, velocities and `FixAtoms`; or a
-                `System`, which has none of these.
-            seed: of initial velocities and of all random numbers of the run.
+            structures: of ASE, one or several, with their masses, velocities and `FixAtoms`; or the
+                state in which another run ended; or a `System`, which has none of these.
+            seed: of initial velocities and of all random numbers of the run. None: 0, or if there
+                are velocities, a number made of them.
             given: momenta, masses, fixed, replicas, new_velocities, device; see `initial_state`.
         """
         kind, kelvin = self.state_type, self.temperature

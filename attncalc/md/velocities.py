@@ -41,6 +41,22 @@ def runaway(temperature: Temperature) -> Temperature:
     return RUNAWAY * temperature + RUNAWAY_FLOOR
 
 
+def n_conserved(ensemble: str, n_atoms: int, is_periodic: bool, *, is_held: bool) -> int:
+    """Return the degrees of freedom that no force changes: 0, 3 (drift), 5 or 6 (both).
+
+    Args:
+        ensemble: "nve", "nvt" or "npt".
+        n_atoms: number of atoms.
+        is_periodic: whether there is a periodic direction.
+        is_held: whether a constraint holds an atom.
+    """
+    if ensemble == "nvt" or n_atoms == 1 or is_held:
+        return 0
+    if ensemble == "npt" or is_periodic:
+        return 3
+    return 5 if n_atoms == 2 else 6  # two atoms do not rotate about their line
+
+
 @dataclass(frozen=True)
 class Thermometer:
     """Measures and sets the kinetic temperature of one run.
@@ -65,12 +81,11 @@ class Thermometer:
         n_dof = _allowed(atoms)
         if n_dof < 1:
             raise ValueError("no atom can move: constraints fix all atoms of the structure")
-        if ensemble == "nvt" or len(atoms) == 1 or atoms.constraints:
-            return cls(n_dof, excludes_drift=False, excludes_rotation=False)
-        if ensemble == "npt" or atoms.pbc.any():
-            return cls(n_dof - 3, excludes_drift=True, excludes_rotation=False)
-        lost = 5 if len(atoms) == 2 else 6
-        return cls(n_dof - lost, excludes_drift=True, excludes_rotation=True)
+        is_held = any(
+            not isinstance(one, FixAtoms) or len(one.get_indices()) > 0 for one in atoms.constraints
+        )
+        lost = n_conserved(ensemble, len(atoms), bool(atoms.pbc.any()), is_held=is_held)
+        return cls(n_dof - lost, excludes_drift=lost > 0, excludes_rotation=lost > 3)
 
     def temperature(self, atoms: Atoms) -> float:
         """Return the temperature [K] of the motion that is counted."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import kick_drift
-from attncalc.md.inputs import Structures
+from attncalc.md.inputs import Start
 from attncalc.md.integrator import Column
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick
@@ -54,21 +54,21 @@ class Verlet:
     def init(
         self,
         potential: Potential | Force | Function,
-        structures: Structures,
+        structures: Start,
         *,
         temperature: float | Sequence[float] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         **given: Any,
     ) -> MDState:
         """Make the first state; see `initial_state`.
 
         Args:
             potential: the model, or a function `System -> Result`.
-            structures: of ASE, one or several, with their masses, velocities and `FixAtoms`; or a
-                `System`, which has none of these.
+            structures: of ASE, one or several, with their masses, velocities and `FixAtoms`; or the
+                state in which another run ended; or a `System`, which has none of these.
             temperature: K, one number, or one for each system, of new velocities. If not given,
                 those of the structures are used; if these have none, they are drawn at 300 K.
-            seed: of drawn velocities.
+            seed: of drawn velocities; None: 0.
             given: momenta, masses, fixed, replicas, new_velocities, device; see `initial_state`.
         """
         given = {"new_velocities": temperature is not None, **given}

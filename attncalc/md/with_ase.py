@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
+from ase.constraints import FixAtoms, FixCartesian, FixCom, FixedLine, FixedPlane
 from ase.io.extxyz import write_extxyz
 from ase.io.trajectory import Trajectory
+from ase.md.langevin import Langevin
 from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
@@ -31,6 +33,8 @@ from attncalc.system import System
 
 # bytes of a .traj file from and to which it has the number of frames and the place of their list
 ULM_COUNT, ULM_POSITIONS = 32, 48
+# those that projections of momenta maintain
+LINEAR_CONSTRAINTS = (FixAtoms, FixCartesian, FixCom, FixedLine, FixedPlane)
 # after an explosion
 ADVICE = "Relax the structure first, use a shorter timestep, or a model trained on such structures"
 
@@ -168,16 +172,21 @@ def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> M
     timestep = settings.timestep
     if settings.ensemble == "nve":
         return VelocityVerlet(atoms, timestep)
+    kelvin = settings.temperature
     if settings.ensemble == "nvt":
-        return LangevinBAOAB(
-            atoms,
-            timestep,
-            temperature_K=settings.temperature,
-            T_tau=1 / settings.friction,
-            rng=rng,
+        if all(isinstance(one, LINEAR_CONSTRAINTS) for one in atoms.constraints):
+            return LangevinBAOAB(
+                atoms, timestep, temperature_K=kelvin, T_tau=1 / settings.friction, rng=rng
+            )
+        # BAOAB does not ask constraints for positions: bonds of fixed length would grow
+        friction = settings.friction
+        return Langevin(
+            atoms, timestep, temperature_K=kelvin, friction=friction, fixcm=False, rng=rng
         )
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
+    if atoms.constraints:
+        raise ValueError("ASE's npt knows no constraints: remove them, or --integrator ase")
     # ASE's thermostat heats 3N degrees of freedom, but the total momentum is conserved
     n_dof = Thermometer.for_run(atoms, "npt").n_dof
     return IsotropicMTKNPT(

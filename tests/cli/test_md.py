@@ -102,7 +102,7 @@ def test_md_at_constant_pressure_writes_its_cells(copper_file: str) -> None:
             "--write applies to attncalc's integrators only: remove it, or remove --integrator",
         ),
         (("npt", "--compressibility", 0), "compressibility must be positive, got 0"),
-        (("npt", "--cell-relaxation", -1), "cell_relaxation must be positive"),
+        (("npt", "--cell-relaxation", -1), "--cell-relaxation must be positive, got -1"),
     ],
 )
 def test_md_refuses_options_that_it_would_not_read(
@@ -317,7 +317,9 @@ def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
         ("--pressure", "nan", "pressure must be a finite number, got nan"),
         ("--seed", "-1", "seed must be an integer from 0 to 2^32 - 1, got -1"),
         ("--seed", "4294967296", "seed must be an integer from 0 to 2^32 - 1, got 4294967296"),
-        ("--steps", "0", "n_steps must be a positive integer, got 0"),
+        ("--steps", "0", "--steps must be positive, got 0"),
+        ("--timestep", "-0.5", "--timestep must be positive, got -0.5"),
+        ("--cell-relaxation", "-3", "--cell-relaxation must be positive, got -3"),
         (
             *("--timestep", "0.0005"),
             "--timestep is in fs, and 0.0005 fs is too short for a run: for 0.0005 ps write "
@@ -762,3 +764,37 @@ def test_replicas_draw_velocities_of_their_own(copper_file: str) -> None:
     assert "ignoring the velocities of the file: every replica draws its own" in said
     ends = [read_h5md("run.h5md", -1, system=k)[0].positions.tobytes() for k in range(3)]
     assert len(set(ends)) == 3
+
+
+def test_md_that_continues_velocities_has_other_random_forces(copper_file: str) -> None:
+    common = ("--model", COPPER, "--steps", 4, "--every", 2)
+    assert "seed" not in succeeds("md", copper_file, *common, "-o", "a.h5md")
+    said = succeeds("md", "a.h5md", *common, "-o", "b.h5md")
+    seed = int(re.search(r"K\), and random forces of seed (\d+), made of them\n", said)[1])
+    succeeds("md", "a.h5md", *common, "--seed", seed, "-o", "c.h5md")
+    succeeds("md", "a.h5md", *common, "--seed", 0, "-o", "d.h5md")
+    b, c, d = (read_h5md(f"{name}.h5md", -1)[0].positions for name in "bcd")
+    assert np.array_equal(b, c)
+    assert not np.array_equal(b, d)
+    seeds = [load_checkpoint(f"{name}.ckpt").state.seed for name in "abcd"]
+    assert seeds == [0, seed, seed, 0]
+
+
+@pytest.mark.parametrize("integrator", ["native", "ase"])
+def test_md_frames_have_no_labels_of_the_input(integrator: str, copper_file: str) -> None:
+    atoms = read(copper_file)
+    n = len(atoms)
+    atoms.info |= {"REF_energy": -1.0, "dft_dipole": 1.5, "name": "fcc", "charge": 0}
+    atoms.arrays |= {
+        "REF_forces": np.ones((n, 3)),
+        "mbis_charges": np.ones(n),
+        "site": np.arange(n),
+    }
+    write("labelled.xyz", atoms)
+    common = ("--model", COPPER, "--steps", 2, "--every", 1, "--integrator", integrator)
+    succeeds("md", "labelled.xyz", *common, "-o", "run.xyz")
+    for frame in read("run.xyz", ":"):
+        assert not {"REF_energy", "dft_dipole"} & frame.info.keys()
+        assert not {"REF_forces", "mbis_charges"} & frame.arrays.keys()
+        assert frame.info["name"] == "fcc"
+        assert frame.arrays["site"].tolist() == list(range(n))

@@ -931,3 +931,18 @@ def test_a_file_that_is_removed_with_its_twin_is_lost(tmp_path: Path):
     writer(state_at(10))
     with pytest.raises(FileNotFoundError, match=r"run\.h5md was removed during the run"):
         writer.end()
+
+
+def test_the_trajectory_of_another_seed_is_refused(tmp_path: Path):
+    """Also where no frame is of the same step, so that positions cannot be compared."""
+    path = write(tmp_path / "run.h5md")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"run\.h5md: its seed differs: this is the trajectory of"):
+        H5MDWriter(path, every=10).resume(replace(state_at(25), seed=7), HALF_FS)
+    other = replace(state_at(25), replicas=state_at(25).replicas + 3)
+    with pytest.raises(ValueError, match="its seed differs"):
+        H5MDWriter(path, every=10).resume(other, HALF_FS)
+    assert path.read_bytes() == before
+    with h5py.File(path, "r+") as file:
+        del file["parameters"]  # as before version 0.2
+    H5MDWriter(path, every=10).resume(replace(state_at(25), seed=7), HALF_FS)

@@ -417,7 +417,7 @@ def test_callbacks_end_after_an_error() -> None:
     force = springs(1.0)
     first, broken = Recorder(1), Broken(1)
     with pytest.raises(OSError, match="disk full"):
-        md.run(VERLET, force, start(force), 5, callbacks=[first, broken])
+        md.run(VERLET, force, start(force, integrator=VERLET), 5, callbacks=[first, broken])
     assert first.events[-1] == broken.events[-1] == ("end", -1)
 
 
@@ -429,7 +429,9 @@ def test_every_callback_ends_whatever_happens_to_one() -> None:
     force = springs(1.0)
     first, last = Recorder(1), Recorder(1)
     with pytest.raises(OSError, match="disk full"):
-        md.run(VERLET, force, start(force), 2, callbacks=[first, Broken(1), last])
+        md.run(
+            VERLET, force, start(force, integrator=VERLET), 2, callbacks=[first, Broken(1), last]
+        )
     assert first.events[-1] == last.events[-1] == ("end", -1)
 
 
@@ -463,7 +465,7 @@ def test_ctrl_c_twice_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     force = springs(1.0)
     slow, other = Slow(100), Recorder(100)
     with pytest.raises(KeyboardInterrupt):
-        md.run(VERLET, force, start(force), 9, callbacks=[slow, other], chunk=1)
+        md.run(VERLET, force, start(force, integrator=VERLET), 9, callbacks=[slow, other], chunk=1)
     assert slow.events[-2:] == [("written", 4), ("end", -1)]
     assert other.events[-2:] == [("call", 4), ("end", -1)]
 
@@ -472,7 +474,7 @@ def test_ctrl_c_twice_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_while_a_compiled_loop_returns_loses_nothing() -> None:
     """Numba makes a SystemError of what is raised while arrays are handed over."""
     force, recorder = springs(1.0), Recorder(100)
-    first, asked = start(force), []
+    first, asked = start(force, integrator=VERLET), []
 
     def interrupted(system: System) -> Result:
         asked.append(system)
@@ -490,7 +492,7 @@ def test_ctrl_c_while_a_compiled_loop_returns_loses_nothing() -> None:
 
 def test_the_first_state_is_looked_at() -> None:
     force, recorder = springs(1.0), Recorder(1)
-    first = start(force)
+    first = start(force, integrator=VERLET)
     broken = first.replace(forces=torch.full_like(first.forces, torch.nan))
     with pytest.raises(FloatingPointError, match="the run cannot start from this state: en"):
         md.run(VERLET, force, broken, 3, callbacks=[recorder])
@@ -502,11 +504,11 @@ def test_a_mistake_in_a_program_is_no_explosion() -> None:
         raise ValueError("shapes do not fit")
 
     with pytest.raises(ValueError, match="shapes do not fit"):
-        md.run(VERLET, wrong, start(springs(1.0)), 3)
+        md.run(VERLET, wrong, start(springs(1.0), integrator=VERLET), 3)
 
 
 def test_what_is_no_force() -> None:
-    first = start(springs(1.0))
+    first = start(springs(1.0), integrator=VERLET)
     with pytest.raises(TypeError, match=r"or a function System -> Result, got str"):
         md.run(VERLET, "so3krates-ethanol", first, 3)
     with pytest.raises(TypeError, match=r"must return an attncalc\.Result, got float"):
@@ -680,11 +682,19 @@ def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path)
             "temperature must be finite and not negative, got -5.0",
         ),
         (
-            lambda: md.run(VERLET, springs(1.0), start(springs(1.0)), 1, chunk=0),
+            lambda: md.run(
+                VERLET, springs(1.0), start(springs(1.0), integrator=VERLET), 1, chunk=0
+            ),
             "chunk must be at least 1, got 0",
         ),
         (
-            lambda: md.run(VERLET, springs(1.0), start(springs(1.0)), 1, callbacks=[Recorder(-3)]),
+            lambda: md.run(
+                VERLET,
+                springs(1.0),
+                start(springs(1.0), integrator=VERLET),
+                1,
+                callbacks=[Recorder(-3)],
+            ),
             "every must be at least 1, got -3",
         ),
         (lambda: start(springs(1.0), seed=-1), "seed must be at least 0, got -1"),
@@ -700,7 +710,7 @@ def test_what_is_too_hot_stays_so_when_a_run_goes_on(integrator, tmp_path: Path)
         (lambda: start(springs(1.0), fixed=torch.ones(9)), "no atom can move"),
         (lambda: start(springs(1.0), replicas=torch.tensor([-1])), "replicas must be 1 numbers"),
         (
-            lambda: md.run(VERLET, springs(1.0), start(springs(1.0)), -1),
+            lambda: md.run(VERLET, springs(1.0), start(springs(1.0), integrator=VERLET), -1),
             "n_steps must be at least 0, got -1",
         ),
     ],
@@ -727,7 +737,7 @@ def test_a_state_has_the_forces_of_its_positions(forces: Evaluator) -> None:
 def test_numbers_of_steps_that_are_none(n_steps: object) -> None:
     force = springs(1.0)
     with pytest.raises(ValueError, match="n_steps must be "):
-        md.run(VERLET, force, start(force), n_steps)
+        md.run(VERLET, force, start(force, integrator=VERLET), n_steps)
 
 
 @pytest.mark.parametrize("momentum", [float("inf"), 1e8, 1e300])
@@ -742,3 +752,113 @@ def test_momenta_beyond_reason(momentum: float) -> None:
 def test_temperatures_that_are_none(temperature: object) -> None:
     with pytest.raises(ValueError, match="temperature must be a number or numbers"):
         md.Langevin(0.5 * units.fs, temperature, 0.01 / units.fs)
+
+
+# ----------------------------------------------------------------- runs that follow each other
+
+
+def test_a_run_that_continues_another_has_other_noise(forces: Evaluator) -> None:
+    first = LANGEVIN.init(forces, ethanol())
+    last = md.run(LANGEVIN, forces, first, 20)
+    assert first.seed == 0
+    for given in (last, last.system.to_ase()[0]):
+        if isinstance(given, Atoms):
+            given.set_momenta(last.momenta.numpy())
+        state = LANGEVIN.init(forces, given)
+        assert (state.step, state.seed == 0) == (0, False)
+        assert state.seed == LANGEVIN.init(forces, given).seed, "reproducible"
+        assert LANGEVIN.init(forces, given, seed=0).seed == 0, "as asked for"
+    assert LANGEVIN.init(forces, md.run(LANGEVIN, forces, last, 1)).seed != state.seed
+
+
+@pytest.mark.parametrize("kind", ["verlet", "bussi", "langevin"])
+def test_a_state_starts_a_run_of_another_integrator(forces: Evaluator, kind: str) -> None:
+    integrator = {"verlet": VERLET, "bussi": md.Bussi(FS / 2, 300, 20 * FS), "langevin": LANGEVIN}
+    free, held = heavy_ethanol(), heavy_ethanol()
+    free.set_constraint()
+    held.set_constraint(FixAtoms([4]))
+    first = LANGEVIN.init(forces, [free, held], replicas=[5, 7])
+    equilibrated = md.run(LANGEVIN, forces, first, 5)
+    state = integrator[kind].init(forces, equilibrated)
+    for name in ("momenta", "masses", "fixed", "replicas"):
+        assert torch.equal(getattr(state, name), getattr(equilibrated, name)), name
+    assert torch.equal(state.system.positions, equilibrated.system.positions)
+    assert state.n_dof.tolist() == [27 if kind == "langevin" else 21, 24]
+    md.run(integrator[kind], forces, state, 2)
+    if kind != "langevin":
+        with pytest.raises(ValueError, match="this state is of another integrator or ensemble: b"):
+            md.run(integrator[kind], forces, equilibrated, 2)
+
+
+def test_a_state_without_a_cell_is_none_of_npt() -> None:
+    crystal, copper = bulk("Cu", cubic=True), Evaluator(load(COPPER))
+    equilibrated = LANGEVIN.init(copper, crystal)
+    npt = md.CellRescaling(FS, 300, 0.0, 100 * FS, 1000 * FS, 0.007)
+    with pytest.raises(ValueError, match="this state is of another integrator or ensemble"):
+        md.run(npt, copper, equilibrated, 2)
+    assert md.run(npt, copper, npt.init(copper, equilibrated), 2).step == 2
+    with pytest.raises(ValueError, match='"npt" needs a structure that is periodic in all direc'):
+        npt.init(copper, LANGEVIN.init(copper, Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]])))
+
+
+def test_a_checkpoint_goes_on_with_its_model_only(forces: Evaluator, tmp_path: Path) -> None:
+    md.run(
+        *(LANGEVIN, forces, LANGEVIN.init(forces, ethanol()), 10),
+        callbacks=[md.Checkpoint(tmp_path / "run.ckpt")],
+    )
+    restart = md.load_checkpoint(tmp_path / "run.ckpt")
+    other = load("so3krates-ethanol-distilled")
+    with pytest.raises(ValueError, match=r"differ by 0\.\d+ eV/Å from those of this model: a run"):
+        md.run(restart.integrator, other, restart.state, 5)
+    assert md.run(restart.integrator, forces, restart.state, 5).step == 15
+
+
+def test_a_finished_run_keeps_its_last_frame(forces: Evaluator, tmp_path: Path) -> None:
+    """A script that is started again has no steps left."""
+
+    def callbacks() -> list[md.Callback]:
+        return [
+            md.H5MDWriter(tmp_path / "run.h5md", every=10),
+            md.Log(tmp_path / "run.csv", every=10),
+            md.Checkpoint(tmp_path / "run.ckpt", every=10),
+        ]
+
+    md.run(LANGEVIN, forces, LANGEVIN.init(forces, ethanol()), 25, callbacks=callbacks())
+    log = (tmp_path / "run.csv").read_text()
+    state = md.load_checkpoint(tmp_path / "run.ckpt").state
+    md.run(LANGEVIN, forces, state, 25 - state.step, callbacks=callbacks())
+    frames = md.read_h5md(tmp_path / "run.h5md")
+    assert [frame.info["step"] for frame in frames] == [0, 10, 20, 25]
+    assert (tmp_path / "run.csv").read_text() == log
+
+
+def test_what_is_wrong_with_one_system_of_many_is_said_of_it(forces: Evaluator) -> None:
+    frames = [ethanol() for _ in range(6)]
+    frames[4].positions[2] += 0.25
+    torn = md.Verlet(0.5 * FS).init(forces, frames, seed=1)
+    torn.forces[40] = 2000.0
+    with pytest.raises(FloatingPointError, match="a force of system 4 reached 2000 eV/Å"):
+        md.run(VERLET, forces, torn, 5)
+    torn.forces[40] = torch.nan
+    with pytest.raises(FloatingPointError, match="velocities or forces of system 4 are no longer"):
+        md.run(VERLET, forces, torn, 5)
+    hot = VERLET.init(forces, frames[:3], temperature=[300.0, 300.0, 300.0])
+    momenta = hot.momenta.clone()
+    momenta[9:18] *= 100.0
+    with pytest.raises(FloatingPointError, match="the temperature of system 1 reached 3000"):
+        md.run(VERLET, forces, hot.replace(momenta=momenta, limit=torch.full((3,), 9e3)), 5)
+
+
+def test_a_constraint_that_holds_nothing_is_none(forces: Evaluator) -> None:
+    atoms = ethanol()
+    atoms.set_constraint(FixAtoms([]))
+    assert md.Thermometer.for_run(atoms, "nve").n_dof == 21
+    assert VERLET.init(forces, atoms).n_dof.tolist() == [21]
+
+
+def test_arrays_of_a_changed_result_are_its_own(forces: Evaluator) -> None:
+    system = System.from_ase(ethanol())
+    result = forces(system)
+    changed = replace(result, forces=2 * result.forces)
+    np.testing.assert_array_equal(changed.arrays.forces, 2 * result.forces.numpy())
+    np.testing.assert_array_equal(changed.arrays.energies, result.energies.numpy())

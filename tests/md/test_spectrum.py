@@ -214,3 +214,19 @@ def test_numbers_as_text(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows[:, 0], found.wavenumbers[:n], rtol=1e-8)
     np.testing.assert_allclose(rows[:, 1], found.vdos[:n], rtol=1e-8)
     np.testing.assert_allclose(rows[:, 2], found.infrared[:n], rtol=1e-8)
+
+
+def test_a_first_frame_between_two_multiples_does_not_count(tmp_path: Path) -> None:
+    """As after an equilibration of an odd number of steps."""
+    integrator = md.Verlet(TIMESTEP)
+    first = integrator.init(springs, System.from_ase([CO]), temperature=100, seed=1)
+    found = []
+    for n_before in (101, 104):
+        state = md.run(integrator, springs, first, n_before)
+        path = tmp_path / f"{n_before}.h5md"
+        writer = H5MDWriter(path, every=4, write=("dipole",))
+        md.run(integrator, springs, state, 8104 - n_before, callbacks=[writer])
+        found.append(spectrum_of(path, resolution=40))
+    assert [one.n_frames for one in found] == [2001, 2001]
+    np.testing.assert_allclose(found[0].vdos, found[1].vdos, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(found[0].infrared, found[1].infrared, rtol=1e-9, atol=1e-12)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms, FixBondLengths
 from ase.io import read
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from contract import ELEMENTS, randomise
@@ -415,3 +416,23 @@ def test_settings_of_version_0_1_counted_in_fs() -> None:
     assert Settings.from_stored(now.stored()) == now
     then = {"ensemble": "nvt", "timestep": 0.5, "friction": 0.02}
     assert Settings.from_stored(then) == now
+
+
+def test_bonds_of_fixed_length_keep_it(ethanol: AttnCalculator, tmp_path: Path) -> None:
+    """BAOAB moves positions without asking constraints."""
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = ethanol
+    atoms.set_constraint(FixBondLengths([[2, 3]]))
+    length = atoms.get_distance(2, 3)
+    settings = Settings(n_steps=200, every=20, friction=0.05 / units.fs)
+    run_with_ase(atoms, settings, tmp_path / "run.xyz")
+    for frame in read(tmp_path / "run.xyz", ":"):
+        assert frame.get_distance(2, 3) == pytest.approx(length, abs=1e-6)
+
+
+def test_constraints_at_constant_pressure_are_refused(copper: AttnCalculator, tmp_path: Path):
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = copper
+    atoms.set_constraint(FixAtoms([0]))
+    with pytest.raises(ValueError, match="ASE's npt knows no constraints"):
+        run_with_ase(atoms, Settings(ensemble="npt"), tmp_path / "run.xyz")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +35,22 @@ def test_what_exists_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- full disks
 
 
-@pytest.fixture
-def small_files():
-    """Files may not grow beyond 5000 bytes."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Files may not grow beyond 5000 bytes, not even that of what pytest says: so no fixture."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_atomically(path, b"old")
-    with pytest.raises(NoSpaceLeft) as full:
+    with small_files(), pytest.raises(NoSpaceLeft) as full:
         write_atomically(path, bytes(6000))
     assert str(full.value) == (
         f"no space left on the disk for {path} (the largest size of a file is reached, see ulimit "
@@ -57,18 +60,17 @@ def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.usefixtures("small_files")
 def test_pieces_are_written_as_wholes(tmp_path: Path) -> None:
     file = Appended(tmp_path / "a")
     file.append(bytes(3000))
-    with pytest.raises(NoSpaceLeft, match="no space left on the disk for"):
-        file.append(bytes(3000))
-    file.append(b"x" * 2000)
+    with small_files():
+        with pytest.raises(NoSpaceLeft, match="no space left on the disk for"):
+            file.append(bytes(3000))
+        file.append(b"x" * 2000)
     file.close()
     assert (tmp_path / "a").read_bytes() == bytes(3000) + b"x" * 2000
 
 
-@pytest.mark.usefixtures("small_files")
 def test_hdf5_survives_a_full_disk(tmp_path: Path) -> None:
     """It closes its file, and the refusal is told once."""
     values = np.arange(2000.0)
@@ -78,7 +80,7 @@ def test_hdf5_survives_a_full_disk(tmp_path: Path) -> None:
             file["values"] = values
             assert (file["values"][:] == values).all(), "in memory"
 
-    with pytest.raises(OSError, match="File too large"):
+    with small_files(), pytest.raises(OSError, match="File too large"):
         write()
 
 

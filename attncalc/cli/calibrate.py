@@ -13,6 +13,7 @@ from attncalc import model_file
 from attncalc.calibrate import calibrate as calibrate_potential
 from attncalc.calibrate import some_of
 from attncalc.cli.errors import data_is_needed, one_line_errors
+from attncalc.cli.model_checks import require_known
 from attncalc.cli.output import output_file, output_options, report_json, say
 
 
@@ -34,9 +35,9 @@ from attncalc.cli.output import output_file, output_options, report_json, say
 def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output) -> None:
     """Write a model with the environments of its training, so that it knows its limits.
 
-    DATA are the structures that the model was trained and validated on: what is like them will be
-    inside, all else outside. MODEL may be the output folder of a training, whose data are then
-    used. Trainings do this themselves; weights stay as they are.
+    DATA are the labelled structures that the model was trained and validated on: what is like them
+    will be inside, all else outside. MODEL may be the output folder of a training, whose data are
+    then used. Trainings do this themselves; weights stay as they are.
 
     Example: attncalc calibrate old.safetensors ethanol.npz --split train_01 -o new.safetensors
     """
@@ -53,6 +54,7 @@ def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output
             raise data_is_needed("the structures of the training", model)
         path, structures = model, _of_file(data_file, labels, splits, units)
     potential = model_file.load(path, device="cpu")
+    require_known(potential, structures)
     calibrate_potential(potential, structures)
     model_file.save(potential, target)
     known = potential.members[0].environments

@@ -180,6 +180,8 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
             atoms.info[name] = read.info[name] = chosen
     if ignored := what_is_ignored(read):
         warn(f"{ignored}, or use --charge and --multiplicity")
+    if read.constraints:
+        warn("constraints of the structure are not used: all atoms move in a distillation")
     System.from_ase(atoms)  # refuses impossible structures
     atoms.info["charge"], atoms.info["spin"] = charge_and_spin(atoms)
     return atoms

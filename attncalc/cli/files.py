@@ -38,7 +38,12 @@ def existing_file(path: str) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError, ValueError: it is a folder, or a pipe, which cannot be read twice.
     """
+    if path and (Path(path).is_fifo() or Path(path).is_char_device()):
+        raise ValueError(f"{path} is a pipe, not a file: write its content to a file first")
+    if path and Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path or repr(path)}")
     return Path(path)
@@ -74,7 +79,7 @@ def read_structures(path: str, index: str = ":") -> list[Atoms]:
         elif Path(path).suffix == ".h5md":
             frames = read_h5md(path, _slice(index), system=None)
         else:
-            found = read(path, index)
+            found = read(path, index, do_not_split_by_at_sign=True)  # else "a@2.cif" is file "a"
             frames = found if isinstance(found, list) else [found]
     except Exception as error:  # ASE's readers raise errors of any kind
         remark = one_line(error)
@@ -150,8 +155,12 @@ def require_room(path: Path, n_structures: int) -> None:
         )
 
 
-def require_writable(path: Path, frames: list[Atoms]) -> None:
-    """Refuse structures that ASE cannot write to this file with results; called before the work."""
+def require_writable(path: Path, frames: list[Atoms]) -> str:
+    """Refuse structures that ASE cannot write to this file with results; called before the work.
+
+    Returns:
+        A warning of constraints that a file of this type does not keep, or "".
+    """
     trial = []
     for atoms in frames:
         n = len(atoms)
@@ -164,6 +173,7 @@ def require_writable(path: Path, frames: list[Atoms]) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / path.name, trial)
+            lost = _lost_constraints(Path(folder) / path.name, trial)
     except Exception as error:  # ASE's writers raise errors of any kind
         if isinstance(error, OSError) and error.errno is not None:  # from the disk, not the format
             raise
@@ -172,6 +182,32 @@ def require_writable(path: Path, frames: list[Atoms]) -> None:
             f"{path.name}: ASE cannot write {what} as {path.suffix or path.name} "
             f"({one_line(error)}); use .xyz"
         ) from None
+    if not lost:
+        return ""
+    return f"{path.name} will not keep {', '.join(lost)}: files of this type have none; use .traj"
+
+
+def _lost_constraints(path: Path, frames: list[Atoms]) -> list[str]:
+    """Return kinds of constraints that are not in a file to which the structures were written."""
+    if not any(atoms.constraints for atoms in frames):
+        return []
+    try:
+        back = read(path, ":", do_not_split_by_at_sign=True)
+    except Exception:  # ASE's readers raise errors of any kind
+        return ["constraints"]
+    lost: set[str] = set()
+    for before, after in zip(frames, back, strict=True):
+        # a file may keep the same under another name: FixAtoms as FixScaled, say
+        kept = {type(one).__name__ for one in after.constraints}
+        if _strength(after) < _strength(before):
+            lost |= {type(one).__name__ for one in before.constraints} - kept or {"constraints"}
+    return sorted(lost)
+
+
+def _strength(atoms: Atoms) -> tuple[int, int]:
+    """Return removed degrees of freedom, and the number of constraints that remove none."""
+    removed = [one.get_removed_dof(atoms) for one in atoms.constraints]
+    return sum(removed), removed.count(0)
 
 
 def write_structures(path: Path, frames: list[Atoms]) -> None:

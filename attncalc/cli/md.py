@@ -405,7 +405,7 @@ def _n_structures(path: Path) -> int:
 
         with open(path, encoding="utf-8") as file:
             return sum(1 for _ in delimited(file))
-    return sum(1 for _ in iread(path))
+    return sum(1 for _ in iread(path, do_not_split_by_at_sign=True))
 
 
 def _new_file(path: Path, target: Path) -> None:

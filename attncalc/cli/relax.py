@@ -139,7 +139,8 @@ def relax(
     )
     require_known(calculator.evaluator.plain, frames, volume=cell)
     require_limits(calculator.evaluator.plain, stop=stop_when_unknown)
-    require_writable(target, frames)
+    if what := require_writable(target, frames):
+        warn(what)
     relax_all = _relax_together if are_relaxed_together(frames, cell) else _relax_in_turn
     named = say_model(model, calculator.evaluator.plain)
     of_what = source.name if len(frames) > 1 else frames[0].get_chemical_formula()

@@ -56,7 +56,7 @@ class Driver:
         verbosity: Any = None,
         verbose: bool = False,
     ) -> None:
-        found = read(template)
+        found = read(template, do_not_split_by_at_sign=True)
         self.atoms: Atoms = found if isinstance(found, Atoms) else found[-1]
         self.evaluator, self._monitor = Evaluator(load(model, device=device)), NoveltyMonitor()
         self._system = self._copies(1)

@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 GFN2 = "gfn2"
 # iterations in which the charges of GFN2 must converge
 SCC_ITERATIONS = 150
-# electrons in fractional orbitals at 300 K above which a molecule does not count as closed shell
+# electrons in fractional orbitals at 300 K above which a molecule is in no single state
 MOST_FRACTIONAL = 0.05
 # errors that may be due to a single structure: it is unknown, or too large for the memory
 _OF_ONE = (ValueError, RuntimeError, MemoryError)
@@ -158,10 +158,7 @@ class GFN2Oracle:
         except Exception as error:  # tblite's own kinds, for charges and for matrices
             is_usual = "converge" in str(error).lower()
             return "SCC not converged" if is_usual else one_line(error, longest=60)
-        # two rows, one per spin, or one row with two electrons per orbital
-        occupations = np.atleast_2d(result.get("orbital-occupations"))
-        full = 2.0 / len(occupations)
-        if np.minimum(occupations, full - occupations).sum() > MOST_FRACTIONAL:
+        if _are_fractional(np.asarray(result.get("orbital-occupations")), atoms.info["spin"] - 1):
             return "electrons in fractional orbitals"
         return Labels(
             energy=float(result.get("energy")) * units.Hartree,
@@ -169,6 +166,19 @@ class GFN2Oracle:
             charges=np.asarray(result.get("charges")),
             dipole=np.asarray(result.get("dipole")) * units.Bohr,
         )
+
+
+def _are_fractional(occupations: Floats, unpaired: int) -> bool:
+    """Return True if orbitals do not hold whole electrons, or others are unpaired than asked for.
+
+    Args:
+        occupations: two rows, one per spin, or one row for both.
+        unpaired: number of unpaired electrons.
+    """
+    whole = np.rint(occupations)
+    if np.abs(occupations - whole).sum() > MOST_FRACTIONAL:
+        return True
+    return occupations.ndim == 1 and int((whole == 1).sum()) != unpaired
 
 
 class ModelOracle:
@@ -332,7 +342,8 @@ class CalculatorOracle:
         except Exception as error:  # calculators raise errors of any kind
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
         free = atoms.calc.results.get("free_energy")
-        if isinstance(free, float | np.floating) and np.isfinite(free):  # forces derive from it
+        if isinstance(free, float | np.floating) and np.isfinite([free, energy]).all():
+            # forces derive from it
             energy = free
         # copies: a calculator may write its next results into the same arrays
         names = ("charges", "stress") if atoms.pbc.any() else ("charges", "dipole")

@@ -18,9 +18,16 @@ from attncalc import model_file
         (("md", "no.xyz", "--model", ETHANOL), "no such file: no.xyz"),
         (("verify", ETHANOL, "--structure", "no.xyz"), "no such file: no.xyz"),
         (("relax", "", "--model", ETHANOL), "^Error: no such file: ''$"),
-        (("relax", ".", "--model", ETHANOL), r"^Error: no such file: \.$"),
+        (("relax", ".", "--model", ETHANOL), r"^Error: \. is a folder: name a file in it$"),
+        (
+            ("relax", "/dev/null", "--model", ETHANOL),
+            "^Error: /dev/null is a pipe, not a fi",
+        ),
         (("md", "", "--model", ETHANOL), "^Error: no such file: ''$"),
-        (("md", "..", "--model", ETHANOL, "--integrator", "ase"), r"^Error: no such file: \.\.$"),
+        (
+            ("md", "..", "--model", ETHANOL, "--integrator", "ase"),
+            r"^Error: \.\. is a folder",
+        ),
         (("relax", "bad.xyz", "--model", ETHANOL), "bad.xyz: not a structure file that ASE"),
         (("relax", "empty.xyz", "--model", ETHANOL), "empty.xyz: not a structure file that ASE"),
         (("relax", "ethanol.xyz", "--model", "ethnol"), "shipped: .*so3krates-ethanol"),

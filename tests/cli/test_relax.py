@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixScaled
 from ase.io import read, write
 from ase.optimize import FIRE, LBFGS
 from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
@@ -472,3 +472,27 @@ def test_relax_as_json_quietly_and_again(ethanol_file: str) -> None:
     assert succeeds(*arguments, "--overwrite", "--quiet") == ""
     same = ("relax", ethanol_file, "--model", ETHANOL, "-o", ethanol_file, "--overwrite")
     assert "is the input" in fails(*same)
+
+
+def test_relax_says_which_constraints_are_not_kept() -> None:
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.02, seed=1)
+    atoms.set_constraint([FixAtoms([6]), FixScaled([0], [True, True, False])])
+    write("si.traj", atoms)
+    common = ("relax", "si.traj", "--model", "so3krates-silicon", "--fmax", 0.5)
+    warned = "si.xyz will not keep FixScaled: files of this type have none; use .traj"
+    assert warned in attncalc(*common, "-o", "si.xyz").stderr
+    for kept in ("out.traj", "CONTCAR"):
+        assert succeeds(*common, "-o", kept)  # without a warning
+    atoms.set_constraint(FixAtoms([6]))
+    write("si.traj", atoms)
+    assert succeeds(*common, "-o", "si2.xyz")
+    assert "b.cif will not keep FixAtoms" in attncalc(*common, "-o", "b.cif").stderr
+
+
+def test_relax_reads_a_file_with_an_at_sign() -> None:
+    atoms = bulk("Si", cubic=True)
+    write("si@2.cif", atoms)
+    Path("si").write_text("another file")
+    succeeds("relax", "si@2.cif", "--model", "so3krates-silicon", "-o", "relaxed@3.traj")
+    assert "converged" in succeeds("relax", "relaxed@3.traj", "--model", "so3krates-silicon")

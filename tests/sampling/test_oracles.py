@@ -103,6 +103,26 @@ def test_gfn2_refuses_with_a_reason() -> None:
     assert load_oracle("gfn2").label([torn]) == ["electrons in fractional orbitals"]
 
 
+@pytest.mark.parametrize(("name", "spin"), [("CH3", 2), ("NO2", 2), ("C2H5", 2), ("O2", 3)])
+def test_gfn2_labels_open_shells(name: str, spin: int) -> None:
+    tblite = pytest.importorskip("tblite.ase", reason="needs tblite: pip install attncalc[xtb]")
+    atoms = molecule(name)
+    atoms.info.update(charge=0, spin=spin)
+    (labels,) = load_oracle("gfn2").label([atoms])
+    atoms.calc = tblite.TBLite(method="GFN2-xTB", verbosity=0, multiplicity=spin)
+    assert labels.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+    np.testing.assert_allclose(labels.forces, atoms.get_forces(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "spin"), [("O2", 1), ("NO", 2)])
+def test_gfn2_refuses_shared_electrons(name: str, spin: int) -> None:
+    """Of two orbitals of one energy: singlet oxygen, and a hole in a pair of them."""
+    pytest.importorskip("tblite.interface", reason="needs tblite: pip install attncalc[xtb]")
+    atoms = molecule(name)
+    atoms.info.update(charge=0, spin=spin)
+    assert load_oracle("gfn2").label([atoms]) == ["electrons in fractional orbitals"]
+
+
 def test_any_calculator() -> None:
     oracle = load_oracle("teachers:spheres")
     atoms = structures()[0]

@@ -52,7 +52,7 @@ def require_known(
     Args:
         potential: the model.
         structures: structures to check; if there are several, the message names the one refused.
-        volume: True if each must have a volume.
+        volume: True if each must have a volume and a periodic direction.
 
     Raises:
         ValueError: a structure is impossible, or the model does not know its elements, charge or
@@ -64,6 +64,10 @@ def require_known(
             if volume and not has_volume(atoms):
                 raise ValueError(
                     "stress needs a volume: this structure does not have three cell vectors"
+                )
+            if volume and not atoms.pbc.any():
+                raise ValueError(
+                    "its cell cannot relax: no direction is periodic; set pbc if it is a crystal"
                 )
         except ValueError as error:
             where = f"structure {k}: " if len(structures) > 1 else ""

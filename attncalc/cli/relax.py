@@ -16,6 +16,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,6 +46,8 @@ from attncalc.system import System
 
 # atoms of one batch of relaxations: bounds its memory
 ATOMS_AT_ONCE = 2000
+# Å, component of a periodic cell vector along an open direction that comes from rounding
+ALIGNED = 1e-6
 
 
 @click.command()
@@ -67,7 +70,7 @@ ATOMS_AT_ONCE = 2000
     show_default=True,
     help="fire needs two to five times as many steps, and moves atoms less in each.",
 )
-@click.option("--cell", is_flag=True, help="Relax the cell too.")
+@click.option("--cell", is_flag=True, help="Relax the cell too, along periodic directions.")
 @stop_option
 @click.option("-o", "--output", help="File to write. Default: NAME.relaxed.xyz beside the input.")
 @many_options
@@ -139,6 +142,12 @@ def relax(
     )
     require_known(calculator.evaluator.plain, frames, volume=cell)
     require_limits(calculator.evaluator.plain, stop=stop_when_unknown)
+    for atoms in frames if cell else ():
+        strain_mask(atoms)  # refuses
+    if cell and not all(atoms.pbc.all() for atoms in frames):
+        say("cells relax along periodic directions only")
+    if cell and any(isinstance(one, FixAtoms) for atoms in frames for one in atoms.constraints):
+        say("fixed atoms move with the cell")
     if what := require_writable(target, frames):
         warn(what)
     relax_all = _relax_together if are_relaxed_together(frames, cell) else _relax_in_turn
@@ -350,6 +359,20 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
             bar.update(1 if several else 0)
 
 
+def strain_mask(atoms: Atoms) -> NDArray[np.bool_]:
+    """Return which components [3, 3] of the strain relax: vacuum has no stress.
+
+    Raises:
+        ValueError: periodic cell vectors have components along an open direction.
+    """
+    if np.abs(atoms.cell.array[np.ix_(atoms.pbc, ~atoms.pbc)]).max(initial=0.0) > ALIGNED:
+        raise ValueError(
+            "its cell cannot relax: periodic cell vectors must be perpendicular to the axes x, y, "
+            "z of open directions; rotate the structure (atoms.rotate(..., rotate_cell=True))"
+        )
+    return np.outer(atoms.pbc, atoms.pbc)
+
+
 def relax_one(
     number: int,
     atoms: Atoms,
@@ -363,14 +386,16 @@ def relax_one(
     from ase.optimize import FIRE, LBFGS
 
     method, before = {"fire": FIRE, "lbfgs": LBFGS}[asked.optimizer], atoms.copy()
-    moved = FrechetCellFilter(atoms) if asked.cell else atoms
+    mask = strain_mask(atoms)
+    moved = FrechetCellFilter(atoms, mask=mask) if asked.cell else atoms
     with _silent_libraries(), method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
             energy, largest = atoms.get_potential_energy(), _fmax(moved)
             course.steps.append((energy, largest))
             course.frame = _with_results(atoms)
             if asked.cell:
-                course.stress = float(np.abs(atoms.get_stress()).max() / units.GPa)
+                stress = atoms.get_stress(voigt=False)
+                course.stress = float(np.abs(stress[mask]).max() / units.GPa)
             spread = asked.calculator.spread
             course.spread = None if spread is None else _largest(spread["forces"])
             novelty = asked.calculator.novelty

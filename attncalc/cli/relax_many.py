@@ -121,6 +121,8 @@ class RelaxShard:
         self.calculator.evaluator.check(System.from_ase(atoms))
         if self.asked.cell and not has_volume(atoms):
             raise ValueError("its cell cannot relax: it does not have three cell vectors")
+        if self.asked.cell and not atoms.pbc.any():
+            raise ValueError("its cell cannot relax: no direction is periodic")
         return atoms
 
     def _relax(self, batch: list[Atoms], together: bool, first: int) -> list[tuple[Atoms, Course]]:

@@ -274,7 +274,7 @@ def _say_what_is_left_out(first: Atoms, dataset: Dataset) -> None:
     if ignored := what_is_ignored(read):
         log.warning("%s: %s", dataset.source, ignored)
     if dataset.stress is None and any("virial" in name.lower() for name in first.info):
-        log.warning("%s: virial is not read; stress is -virial / volume", dataset.source)
+        log.warning("%s: virial is not read: store it as stress, -virial / volume", dataset.source)
     others = [name for name in first.arrays if "force" in name.lower()]
     if dataset.forces is None and others:
         key = "forces" if dataset.labels == "default" else f"{dataset.labels}_forces"
@@ -338,8 +338,8 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
     for k, value in enumerate(values):
         if value is None:
             raise ValueError(
-                f"structure {k} has no {prefix + name} but structure {have} has: "
-                "put structures with different labels into separate files"
+                f"structure {k} has no {prefix + name} but structure {have} has: leave it out"
+                + ("" if "energy" in name else ", or remove this label from all")
             )
         if np.asarray(value).dtype.kind not in "iuf":
             raise ValueError(

@@ -217,7 +217,7 @@ def _require_equal_labels(parts: Mapping[str, dict[str, Any]]) -> None:
         if having and missing:
             raise ValueError(
                 f"{missing} has no {label} but {having} has: "
-                "put structures with different labels into separate files"
+                "leave it out, or remove this label from all"
             )
 
 

@@ -41,6 +41,7 @@ from attncalc.md.splitting import drift, kick, rescale
 from attncalc.md.start import AtTemperature
 from attncalc.md.state import FLOATS, MDState, Stored
 from attncalc.md.time_unit import check_relaxation, check_timestep
+from attncalc.neighbors import ImpossiblePositions
 from attncalc.nn.options import positive
 from attncalc.potential import Potential
 from attncalc.result import Result, volumes
@@ -48,6 +49,8 @@ from attncalc.system import System
 
 # of the series of exp: exact to rounding for a strain of 0.1 in a step, which is far too much
 TERMS = 8
+# of a step, also of a gas: a cell that collapses has so many neighbours that they fill the memory
+LARGEST_STRAIN = 0.5
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ class CellRescaling(AtTemperature):
         h, kelvin = self.timestep, of_systems(self.temperature, state.system)
         tension = state.tension()
         strain = self._strain(state, tension, kelvin)
+        _refuse_collapse(strain)
         state, turned = deform(kick(state, h / 2), strain, turns_back=not self.isotropic)
         state = drift(state, h)
         state = kick(state.with_forces(force(state.system)), h / 2)
@@ -193,6 +197,19 @@ class CellRescaling(AtTemperature):
         width = torch.sqrt(2 * mobility * thermal / volume)[:, None, None]
         strain = mobility * (excess - self.pressure * eye) + width * noise
         return _trace(strain)[:, None, None] / 3 * eye if self.isotropic else strain
+
+
+def _refuse_collapse(strain: Tensor) -> None:
+    """Refuse a strain [n_systems, 3, 3] of one step with which the cell would collapse.
+
+    A GPU would have to wait for the host: there, neighbour lists refuse a cell without volume.
+    """
+    if strain.device.type == "cpu" and (largest := float(strain.abs().amax())) > LARGEST_STRAIN:
+        raise ImpossiblePositions(
+            f"the barostat would strain the cell by {100 * largest:.3g} % in one step: is the "
+            "pressure in the right unit (of attncalc md: GPa)? Else use a longer relaxation time "
+            "of the cell, or a smaller compressibility"
+        )
 
 
 def deform(state: CellState, strain: Tensor, *, turns_back: bool) -> tuple[CellState, Tensor]:

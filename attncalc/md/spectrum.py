@@ -238,7 +238,7 @@ def _require_dense(highest: float, spacing: float, every: int) -> None:
     raise ValueError(
         f"frames are {spacing:g} fs apart and show frequencies up to {nyquist:.0f} 1/cm; for "
         f"{highest:g} 1/cm they must be {wanted:.3g} fs apart or less: {advice}, or, if there is "
-        "no faster motion, state a lower highest frequency"
+        "no faster motion, state a lower highest frequency (--highest)"
     )
 
 

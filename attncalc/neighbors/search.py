@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from attncalc.graph import Edges, edge_vectors
-from attncalc.system import LARGEST_COORDINATE, System
+from attncalc.system import LARGEST_COORDINATE, SMALLEST_ROOM, System
 
 MIN_DISTANCE = 1e-3
 """Å: atoms closer than this count as on top of each other, which is always a mistake."""
@@ -26,7 +26,8 @@ def check_search(system: System, cutoff: float) -> None:
     """Refuse systems for which no neighbour list can be built.
 
     Raises:
-        ValueError: `cutoff` is not a positive number, or a position or cell is not finite.
+        ValueError: `cutoff` is not a positive number, a position or cell is not finite, or a cell
+            has hardly any volume.
     """
     if not (math.isfinite(cutoff) and cutoff > 0):
         raise ValueError(f"cutoff must be a positive number of Å, got {cutoff}")
@@ -34,6 +35,17 @@ def check_search(system: System, cutoff: float) -> None:
     near = (system.positions.abs() <= LARGEST_COORDINATE).all()
     if not (near & system.cell.isfinite().all()):
         _refuse_not_finite(system)
+    closed = system.pbc.all(1)
+    if bool(closed.any()):  # a cell that collapses has too many neighbours for any memory
+        n_atoms = torch.bincount(system.system_idx, minlength=system.n_systems)
+        room = torch.linalg.det(system.cell.detach()).abs() / n_atoms
+        if bool((small := closed & (room < SMALLEST_ROOM)).any()):
+            k = int(small.nonzero()[0])
+            where = f" of structure {k}" if system.n_systems > 1 else ""
+            raise ImpossiblePositions(
+                f"the cell{where} has a volume of {float(room[k]):.2g} Å³ per atom: are its "
+                "vectors in Å? If this happened during a simulation, it has exploded"
+            )
 
 
 class ImpossiblePositions(ValueError):

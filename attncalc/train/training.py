@@ -228,7 +228,10 @@ def read_run(
         if part is None or (role == "test" and role not in checksums):
             continue  # earlier versions stored no checksum of the test set
         if checksums.get(role) != checksum(part, recipe.output_labels):
-            raise ValueError(f"{part.source}: not the {role} set that {output} was trained on")
+            raise ValueError(
+                f"{part.source}: not the {role} set that {output} was trained on; for other data "
+                f"name the model file, {output / recipe.name}.safetensors"
+            )
     return recipe, parts
 
 
@@ -441,6 +444,11 @@ def _check(
                 f"{where} has a stress of structure {k}, which has no volume: set three cell "
                 "vectors, or train without stresses (stress_weight: 0)"
             )
+        if role != "test" and recipe.stress_weight and (k := _without_period(dataset)) >= 0:
+            raise ValueError(
+                f"{where} has a stress of structure {k}, in which no direction is periodic: set "
+                "pbc if it is a crystal, or train without stresses (stress_weight: 0)"
+            )
         for label in recipe.output_labels if role != "test" else ():
             if getattr(dataset, label) is None:
                 key = OUTPUT_WEIGHTS[label]
@@ -465,6 +473,12 @@ def _check(
     if not _goes_on(recipe, output):  # else the starting model may be gone
         check_start(recipe, training)
         _check_periodicity(recipe, (training, validation))
+
+
+def _without_period(dataset: Dataset) -> int:
+    """Return the first structure without a periodic direction, else -1."""
+    molecules = (k for k, atoms in enumerate(dataset.structures) if not atoms.pbc.any())
+    return next(molecules, -1)
 
 
 def _check_periodicity(recipe: Recipe, parts: Sequence[Dataset]) -> None:

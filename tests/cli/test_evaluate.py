@@ -224,7 +224,10 @@ def test_eval_of_a_training_says_what_is_wrong(trained: Path) -> None:
     assert "labels and units are those of the training" in fails("eval", trained, "--labels", "x")
     write("other.extxyz", labelled(15)[1:])
     said = fails("eval", trained, "other.extxyz")
-    assert said == "Error: other.extxyz: not the training set that runs/mine was trained on"
+    assert said == (
+        "Error: other.extxyz: not the training set that runs/mine was trained on; for other data "
+        "name the model file, runs/mine/mine.safetensors"
+    )
     Path("cu.extxyz").rename("gone.extxyz")
     assert "name the file that runs/mine was trained on" in fails("eval", trained)
     Path("empty").mkdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms, FixScaled
 from ase.io import read, write
 from ase.optimize import FIRE, LBFGS
@@ -496,3 +496,47 @@ def test_relax_reads_a_file_with_an_at_sign() -> None:
     Path("si").write_text("another file")
     succeeds("relax", "si@2.cif", "--model", "so3krates-silicon", "-o", "relaxed@3.traj")
     assert "converged" in succeeds("relax", "relaxed@3.traj", "--model", "so3krates-silicon")
+
+
+def slab() -> Atoms:
+    """Stretched in the plane, with vacuum and a fixed layer."""
+    atoms = fcc111("Cu", (2, 2, 3), a=3.75, vacuum=6.0)
+    atoms.pbc = (True, True, False)
+    atoms.set_constraint(FixAtoms(range(4)))
+    atoms.rattle(0.03, seed=1)
+    return atoms
+
+
+def test_relax_leaves_vacuum_as_it_is() -> None:
+    before = slab()
+    write("slab.traj", before)
+    said = succeeds("relax", "slab.traj", "--model", COPPER, "--cell", "-o", "out.traj")
+    assert "cells relax along periodic directions only" in said
+    assert "fixed atoms move with the cell" in said
+    after = read("out.traj")
+    assert after.cell[2].tolist() == before.cell[2].tolist()
+    assert (after.cell[:2, 2] == 0).all()
+    assert after.cell.lengths()[0] < before.cell.lengths()[0] - 0.05
+    stress = after.get_stress(voigt=False)
+    assert np.abs(stress[:2, :2]).max() < 1e-3 < before.get_volume()
+    shifts = (after.positions - before.positions)[:4, 2]
+    assert np.abs(shifts).max() < 1e-12, "fixed atoms keep their height"
+
+
+def test_relax_refuses_cells_that_cannot_relax() -> None:
+    forgotten, tilted = bulk("Cu", cubic=True), slab()
+    forgotten.pbc = False
+    tilted.rotate(20, "x", rotate_cell=True)
+    for atoms, message in (
+        (forgotten, "its cell cannot relax: no direction is periodic; set pbc if it is a crystal"),
+        (tilted, "its cell cannot relax: periodic cell vectors must be perpendicular to the axes"),
+    ):
+        write("a.traj", atoms)
+        assert message in fails("relax", "a.traj", "--model", COPPER, "--cell")
+        write("a.xyz", atoms)
+        many = attncalc(
+            *("relax", "a.xyz", "--model", COPPER, "--cell", "--workers", 1, "-o", "b.xyz"),
+            "--overwrite",
+        )
+        assert many.exit_code == 1
+        assert message.split(";")[0] in Path("b.failed.xyz").read_text()

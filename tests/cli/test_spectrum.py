@@ -73,7 +73,7 @@ def test_spectrum_that_cannot_be(run: tuple) -> None:
     assert fails("spectrum", "run.h5md") == (
         "Error: run.h5md: frames are 5 fs apart and show frequencies up to 3336 1/cm; for 4500 "
         "1/cm they must be 3.71 fs apart or less: write them every 14 steps, or, if there is no "
-        "faster motion, state a lower highest frequency"
+        "faster motion, state a lower highest frequency (--highest)"
     )
     assert "too few frames: a resolution of 10 1/cm" in fails(
         "spectrum", "run.h5md", "--highest", 3000

@@ -344,7 +344,10 @@ def test_wrong_rows_are_refused(parts, written, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"F": None}, "/NH3 has no forces but /H2O has: put structures with different labels into"),
+        (
+            {"F": None},
+            "/NH3 has no forces but /H2O has: leave it out, or remove this label f",
+        ),
         ({"stress": np.zeros((3, 3, 3))}, "/H2O has no stress but /NH3 has"),
         (
             {"@theory": "HF"},

@@ -19,6 +19,7 @@ from attncalc import System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.md.cell_rescaling import CellState, deform
 from attncalc.md.checkpoint import save_checkpoint
+from attncalc.neighbors import ImpossiblePositions, neighbor_list
 from attncalc.result import Result
 
 FS = units.fs
@@ -325,3 +326,16 @@ def test_a_molecule_has_no_volume() -> None:
 def test_bad_input(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(NPT, **options)
+
+
+def test_a_pressure_in_another_unit_is_refused_before_the_cell_collapses() -> None:
+    """20,000 bar read as GPa: the neighbours of a collapsing cell filled the memory."""
+    copper = Evaluator(load(COPPER))
+    npt = md.CellRescaling(2 * FS, 300, 2e4 * units.GPa, 100 * FS, 1000 * FS, 0.1 / units.GPa)
+    state = npt.init(copper, bulk("Cu", cubic=True))
+    with pytest.raises(FloatingPointError, match=r"strain the cell by .* % in one step: is the pr"):
+        md.run(npt, copper, state, 50)
+    flat = state.system.cell * torch.tensor([[1.0, 1.0, 1e-3]])
+    collapsed = replace(state.system, cell=flat)
+    with pytest.raises(ImpossiblePositions, match=r"the cell has a volume of 0\.012 Å³ per atom"):
+        neighbor_list(collapsed, 3.0)

@@ -698,3 +698,10 @@ def test_a_test_file_needs_no_split_and_is_found_again(recipe, dataset, tmp_path
     assert found[1]["test"] is None
     with pytest.raises(ValueError, match=r"test.extxyz: not the test set that"):
         train.read_run(tmp_path / "run", data=tmp_path / "test.extxyz")
+
+
+def test_stresses_of_crystals_with_a_forgotten_pbc_are_refused(recipe, parts, tmp_path):
+    forgotten = changed(parts[0], 3, pbc=False)
+    message = r"^cells.extxyz: the training set has a stress of structure 3, in which no direction"
+    with pytest.raises(ValueError, match=message):
+        train.fit(recipe, forgotten, parts[1], tmp_path)

@@ -7,11 +7,12 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat, string2index
 
@@ -41,7 +42,7 @@ def existing_file(path: str) -> Path:
         IsADirectoryError, ValueError: it is a folder, or a pipe, which cannot be read twice.
     """
     if path and (Path(path).is_fifo() or Path(path).is_char_device()):
-        raise ValueError(f"{path} is a pipe, not a file: write its content to a file first")
+        raise ValueError(f"{path} is a pipe or device: write its content to a file first")
     if path and Path(path).is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     if not Path(path).is_file():
@@ -100,8 +101,14 @@ def forget_results(atoms: Atoms) -> None:
     as "REF_energy", "dft_forces" or "mbis_charges".
     """
     for kept in (atoms.info, atoms.arrays):
-        for name in [name for name in kept if name in OF_FRAMES or _LABEL.fullmatch(name.lower())]:
+        for name in [name for name in kept if _applies_to_positions(name)]:
             del kept[name]
+
+
+def _applies_to_positions(name: object) -> bool:
+    if not isinstance(name, str):  # keys of `Atoms.info` may be numbers
+        return False
+    return name in OF_FRAMES or _LABEL.fullmatch(name.lower()) is not None
 
 
 def _slice(index: str) -> slice:
@@ -189,7 +196,7 @@ def require_writable(path: Path, frames: list[Atoms]) -> str:
 
 def _lost_constraints(path: Path, frames: list[Atoms]) -> list[str]:
     """Return kinds of constraints that are not in a file to which the structures were written."""
-    if not any(atoms.constraints for atoms in frames):
+    if not any(_constraints(atoms) for atoms in frames):
         return []
     try:
         back = read(path, ":", do_not_split_by_at_sign=True)
@@ -198,15 +205,29 @@ def _lost_constraints(path: Path, frames: list[Atoms]) -> list[str]:
     lost: set[str] = set()
     for before, after in zip(frames, back, strict=True):
         # a file may keep the same under another name: FixAtoms as FixScaled, say
-        kept = {type(one).__name__ for one in after.constraints}
         if _strength(after) < _strength(before):
-            lost |= {type(one).__name__ for one in before.constraints} - kept or {"constraints"}
+            kept = {type(one).__name__ for one in after.constraints}
+            lost |= {type(one).__name__ for one in _constraints(before)} - kept or {"constraints"}
     return sorted(lost)
+
+
+def _constraints(atoms: Atoms) -> list[Any]:
+    """Return the constraints that hold something."""
+    return [
+        one
+        for one in atoms.constraints
+        if not isinstance(one, FixAtoms) or len(one.get_indices()) > 0
+    ]
 
 
 def _strength(atoms: Atoms) -> tuple[int, int]:
     """Return removed degrees of freedom, and the number of constraints that remove none."""
-    removed = [one.get_removed_dof(atoms) for one in atoms.constraints]
+    removed = []
+    for one in _constraints(atoms):
+        try:
+            removed.append(one.get_removed_dof(atoms))
+        except NotImplementedError:  # of FixSymmetry, for instance
+            removed.append(0)
     return sum(removed), removed.count(0)
 
 

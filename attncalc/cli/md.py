@@ -29,7 +29,7 @@ from attncalc.cli.options import (
     set_threads,
     stop_option,
 )
-from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
+from attncalc.cli.output import output_file, output_options, overwrites, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock, NoSpaceLeft
 from attncalc.md import (
@@ -54,6 +54,8 @@ ENSEMBLE_OF = {
     **dict.fromkeys(("friction", "thermostat"), "nvt"),
     **dict.fromkeys(("pressure", "barostat", "cell_relaxation", "compressibility"), "npt"),
 }
+# eV per atom and ps, of the conserved quantity: runs with a sensible timestep have a hundredth
+LARGEST_DRIFT = 0.001
 # options that do not apply to ASE's integrators
 NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressibility", "write")
 
@@ -222,8 +224,14 @@ def md(
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
     found = _starting_structures(structure, replicas, by_ase=by_ase)
+    has_noise, of_seed = settings.ensemble != "nve", ""
+    if seed is None and (has_noise or (replicas or 1) > 1):
+        earlier = np.concatenate([one.get_momenta() for one in found])
+        if earlier.any():
+            settings = replace(settings, seed=seed_of(earlier))
+            of_seed = f"; the seed {settings.seed} is made of them"
     if (replicas or 1) > 1 and any(one.get_momenta().any() for one in found):
-        say("ignoring the velocities of the file: every replica draws its own")
+        say(f"ignoring the velocities of the file: every replica draws its own{of_seed}")
         for one in found:
             one.set_momenta(np.zeros((len(one), 3)), apply_constraint=False)
     have_velocities = any(one.get_momenta().any() for one in found)
@@ -245,13 +253,7 @@ def md(
     require_results(settings.write, predicts_charges=plain.predicts_charges, periodic=periodic)
     if have_velocities:
         kelvin = np.mean([_thermometer(one, settings).temperature(one) for one in found])
-        said = f"using the velocities of the file (T = {kelvin:.0f} K)"
-        if seed is None and settings.ensemble != "nve":
-            settings = replace(
-                settings, seed=seed_of(np.concatenate([one.get_momenta() for one in found]))
-            )
-            said += f", and random forces of seed {settings.seed}, made of them"
-        say(said)
+        say(f"using the velocities of the file (T = {kelvin:.0f} K){of_seed}")
     named = say_model(model, plain)
     what = (atoms.get_chemical_formula(), named, settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof
@@ -517,6 +519,12 @@ def _report(picture: Picture, summary: LogSummary, n_lists: int, first: int = 0)
         say(
             f"largest spread of the committee on a force: {widest[SPREAD]:.3f} eV/Å, at "
             f"{widest['time_fs']:.1f} fs"
+        )
+    drift = summary.drift([len(one) for one in picture.structures])
+    if abs(drift) > LARGEST_DRIFT:
+        warn(
+            f"the conserved quantity drifted by {1000 * drift:+.3g} meV per atom and ps, so "
+            "averages are wrong: use a shorter --timestep"
         )
     furthest = summary.furthest
     report_json(

@@ -194,8 +194,8 @@ def from_ase(
     Energy, forces and stress are the results of each frame's calculator (ASE's reader puts an
     extended XYZ file's `energy`, `forces` and `stress` there), else `info["energy"]`,
     `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix defines
-    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF"; if there is no
-    energy without prefix, forces and stress may be without it too. Partial charges
+    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF"; if it is
+    the only set, forces and stress may be without prefix. Partial charges
     ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read in the same way, but
     only if all frames have them. If calculators have forces and a `free_energy` that is not their
     `energy`, it is read as the energy, because forces are its derivatives; then all frames need it.
@@ -262,7 +262,7 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         **fields,
         source=source,
         level_of_theory=levels.pop() if len(levels) == 1 else "",
-        labels=prefix.rstrip("_") or "default",
+        labels=_name_of(prefix),
     )
 
 
@@ -295,24 +295,40 @@ def _require_last_newline(path: Path) -> None:
 
 def _factors(frames: Sequence[Atoms], options: ReadOptions, prefix: str) -> Factors:
     """Return the factors for the units of the first frame; later frames may state the same."""
-    names = {f"{name}_name": prefix + name for name in ("energy", "forces")}
     found: dict[str, Factors] = {}
     for k, atoms in enumerate(frames):
         entry = atoms.info.get("units", {} if k == 0 else None)
         if entry is None or repr(entry) in found:
             continue
-        found[repr(entry)] = factors(parse_entry(entry), options, default_energy_unit="eV", **names)
+        found[repr(entry)] = factors(
+            parse_entry(entry),
+            options,
+            default_energy_unit="eV",
+            energy_name=prefix + "energy",
+            forces_name=prefix + "forces",
+            others={*atoms.info, *atoms.arrays},
+        )
         if len(set(found.values())) > 1:
             raise ValueError(f"structure {k} states other units than structure 0: convert one")
     return next(iter(found.values()))
 
 
-def _choose_labels(atoms: Atoms, labels: str | None) -> str:
-    """Return the prefix of the label set's keys: "" for the default set, else "NAME_"."""
+def _label_sets(atoms: Atoms) -> dict[str, str]:
+    """Return the label sets with energies, by name, and the prefixes of their keys."""
     sets = {"default": ""} if _label(atoms, "energy") is not None else {}
     for key in atoms.info:
         if key.endswith("_energy") and key not in ("_energy", "free_energy"):
-            sets[key.removesuffix("_energy")] = key.removesuffix("energy")
+            sets[_name_of(key.removesuffix("energy"))] = key.removesuffix("energy")
+    return sets
+
+
+def _name_of(prefix: str) -> str:
+    return prefix.rstrip("_") or "default"
+
+
+def _choose_labels(atoms: Atoms, labels: str | None) -> str:
+    """Return the prefix of the label set's keys: "" for the default set, else "NAME_"."""
+    sets = _label_sets(atoms)
     if labels is None and ("default" in sets or len(sets) == 1):
         return next(iter(sets.values()))
     if not sets:
@@ -362,8 +378,8 @@ def _with_fallback(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDAr
 
 
 def _is_only_set(frames: Sequence[Atoms], prefix: str) -> bool:
-    """Return True for a label set with a prefix in frames without energies without prefix."""
-    return bool(prefix) and all(_label(atoms, "energy") is None for atoms in frames)
+    """Return True if a label set with a prefix is the only one with energies."""
+    return bool(prefix) and all(list(_label_sets(atoms)) == [_name_of(prefix)] for atoms in frames)
 
 
 def _reads_free_energy(frames: Sequence[Atoms], options: ReadOptions, prefix: str) -> bool:

@@ -46,7 +46,7 @@ def read_npz(path: Path, options: ReadOptions) -> Dataset:
         if left_out := stresses_left_out(shapes):
             log.warning("%s: %s", path.name, left_out)
         names = {"energy_name": chosen.energy, "forces_name": chosen.forces}
-        to_ase = factors(_stored_units(arrays), options, **names)
+        to_ase = factors(_stored_units(arrays), options, **names, others=arrays)
         with np.errstate(over="ignore"):  # overflow is reported by the check of the data set
             fields = dataset_fields(arrays, to_ase, chosen)
     except ValueError as error:

@@ -54,8 +54,8 @@ def far_from_composition(dataset: Dataset, energies: NDArray[np.float64]) -> NDA
     """Return structures with energies [n, eV] far from what the others of their elements have.
 
     The numbers per element are those of least absolute deviations, so that a few failed
-    calculations do not change them. Far is more than 10 eV per atom, which no binding explains, and
-    20 times the median deviation.
+    calculations do not change them. Far is more than 10 eV per atom, which is more than any binding
+    energy, and 20 times the median deviation.
     """
     _, counts = _compositions(dataset)
     n_atoms = counts.sum(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ase import units
@@ -210,6 +210,7 @@ def factors(
     default_energy_unit: str | None = None,
     energy_name: str = "E",
     forces_name: str = "F",
+    others: Collection[str] = (),
 ) -> Factors:
     """Determine the units of a file from its stored units and the user's options.
 
@@ -222,6 +223,7 @@ def factors(
         default_energy_unit: convention of the format; None if there is none.
         energy_name: the file's name of the energies that are read.
         forces_name: the file's name of the forces that are read.
+        others: names of other quantities that the file has, whose units do not matter.
 
     Raises:
         ValueError: a unit is unknown or of the wrong dimension, an argument contradicts the file,
@@ -262,8 +264,9 @@ def factors(
         ("energy", energy_name, found.energy),
         ("forces", forces_name, found.forces),
     ):
-        others = {} if quantity in named else stored
-        for name, unit in others.items():
+        is_known = quantity in named or (quantity == "energy" and options.energy_unit is not None)
+        for name in () if is_known else set(stored) - set(others):
+            unit = stored[name]
             if not _is_of(quantity, unit, used):
                 raise ValueError(
                     f'its units say "{name}: {unit}", but it has no such quantity: write "{own}: '

@@ -22,7 +22,7 @@ fixed atoms, which have one frame for all. The elements, with their attribute `u
 | observables: novelty (the largest; only where known)     | one             |                     |
 | observables/dt: time between frames, of all systems      | one             | ps                  |
 
-`parameters/noise` has the attributes `seed` and `replicas`, which a resumed run compares.
+`parameters/noise` has `seed` and `replicas`, which a resumed run compares.
 
 MDAnalysis knows these units; it refuses forces in eV/Å. It reads the time between frames from an
 observable called dt, in ps, and otherwise assumes 1 ps. Files before version 0.2 have no dt.
@@ -185,7 +185,8 @@ def create(
 
     `noise` are seed and replicas: what distinguishes the run from others of the same atoms.
     """
-    file.create_group(NOISE).attrs.update(noise)
+    for name, values in noise.items():
+        file[f"{NOISE}/{name}"] = values
     file.create_group("h5md").attrs["version"] = np.array([1, 1])
     file.create_group("h5md/author").attrs["name"] = author
     creator = file.create_group("h5md/creator")

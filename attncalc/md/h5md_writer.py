@@ -161,8 +161,9 @@ class H5MDWriter(Callback):
         atoms, timestep = self._atoms_of(state, integrator), integrator.timestep / units.fs
         with opened(self.path) as file:
             check_same(described(file), atoms)
-            noise = file.attributes(file[NOISE]) if NOISE in file else _noise_of(state)
-            if any(not np.array_equal(noise.get(k, v), v) for k, v in _noise_of(state).items()):
+            ours = _noise_of(state)
+            theirs = {k: file[f"{NOISE}/{k}"][()] for k in ours if f"{NOISE}/{k}" in file}
+            if any(not np.array_equal(value, ours[k]) for k, value in theirs.items()):
                 raise ValueError("its seed differs: this is the trajectory of another run")
             steps, times = clock(file, atoms)
             self._check_spacing(file, int(steps[-1]), float(times[-1]), timestep)

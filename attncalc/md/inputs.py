@@ -33,7 +33,8 @@ def read_structures(structures: Start, *, velocities: bool = True) -> tuple[Syst
 
     Returns:
         The system; and momenta (None if there are none), masses and fixed atoms of the structures,
-        of a state also its replicas. A `System` has none of these.
+        of a state also its replicas; and as "earlier" the momenta that they have, used or not. A
+        `System` has none of these.
 
     Raises:
         ValueError: a structure is impossible, a constraint is not `FixAtoms` or holds an atom that
@@ -43,13 +44,23 @@ def read_structures(structures: Start, *, velocities: bool = True) -> tuple[Syst
         return structures, {}
     if isinstance(structures, MDState):
         said = {name: getattr(structures, name) for name in ("masses", "fixed", "replicas")}
-        return structures.system, said | {"momenta": structures.momenta if velocities else None}
+        earlier = structures.momenta
+        return structures.system, said | {
+            "momenta": earlier if velocities else None,
+            "earlier": earlier,
+        }
     many = as_list(structures)
     system = System.from_ase(many)
     masses = np.concatenate([atoms.get_masses() for atoms in many])
     fixed = fixed_atoms(many)
     momenta = _momenta(many, fixed) if velocities else None
-    return system, {"momenta": momenta, "masses": masses, "fixed": fixed}
+    theirs = np.concatenate([atoms.get_momenta() for atoms in many])
+    return system, {
+        "momenta": momenta,
+        "masses": masses,
+        "fixed": fixed,
+        "earlier": theirs if theirs.any() else None,
+    }
 
 
 def fixed_atoms(structures: Sequence[Atoms], *, first: int = 0) -> Tensor:

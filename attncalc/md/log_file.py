@@ -16,6 +16,8 @@ CONSERVED = "conserved_eV"
 SPREAD = "force_spread_eV_A"
 # of a model with known training environments: the largest of the atoms
 NOVELTY = "novelty"
+# eV per atom, of the conserved quantity
+FLUCTUATION = 5e-3
 # bytes; a longer line is not of a log
 LONGEST_LINE = 1000
 # bytes read at once to count lines
@@ -33,12 +35,14 @@ class LogSummary:
         last: the last line, by column; None without lines.
         widest: the line with the largest spread of a committee, if any.
         furthest: the line with the largest novelty, if any.
+        ends: first and last time [fs] and conserved quantity [eV] of each system, by number.
     """
 
     n_rows: int = 0
     last: Row | None = None
     widest: Row | None = None
     furthest: Row | None = None
+    ends: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
         """Count one more line."""
@@ -47,6 +51,26 @@ class LogSummary:
             self.widest = row
         if NOVELTY in row and (self.furthest is None or row[NOVELTY] > self.furthest[NOVELTY]):
             self.furthest = row
+        if CONSERVED in row:
+            now = row["time_fs"], row[CONSERVED]
+            system = int(row.get("system", 0))
+            self.ends[system] = (*self.ends.get(system, now)[:2], *now)
+
+    def drift(self, n_atoms: Sequence[int]) -> float:
+        """Return the largest drift of the conserved quantity of a system, eV per atom and ps.
+
+        Only the time step changes this quantity. A change of less than `FLUCTUATION` counts as
+        none, because it also fluctuates.
+
+        Args:
+            n_atoms: number of atoms of each system.
+        """
+        largest = 0.0
+        for system, (began, before, ended, after) in self.ends.items():
+            change = (after - before) / n_atoms[system]
+            if abs(change) > FLUCTUATION and abs(change) > abs(largest) * (ended - began) / 1000:
+                largest = 1000 * change / (ended - began)
+        return largest
 
 
 def columns_of(n_systems: int, own: Sequence[str]) -> tuple[str, ...]:

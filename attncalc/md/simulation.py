@@ -152,8 +152,8 @@ def _require_same_forces(force: Force, state: MDState) -> None:
     difference = float((force(state.system).forces - state.forces).abs().amax())
     if difference > SAME_FORCE:
         raise ValueError(
-            f"forces of the checkpoint differ by {difference:.2g} eV/Å from those of this model: a "
-            "run continues with the model that it began with"
+            f"forces of the checkpoint differ by {difference:.2g} eV/Å from those of this model or "
+            "function: a run continues with the one that it began with"
         )
 
 

@@ -53,9 +53,9 @@ def initial_state(
         temperature: K, of drawn velocities: one number, or one for each system.
         ensemble: "nve", "nvt" or "npt": it decides which motion counts as heat, see
             `attncalc.md.velocities`.
-        seed: of drawn velocities, and of the noise; 0 .. 2^32 - 1. None: 0, or if there are
-            momenta, a number made of them: else a run that continues another one would repeat its
-            noise.
+        seed: of drawn velocities, and of the noise; 0 .. 2^32 - 1. None: 0, or if the
+            structures have momenta, used or not, a number made of them: else a run that continues
+            another one would repeat its noise.
         momenta: [n_atoms, 3] amu Å / ASE time; if not given, those of the structures; if these have
             none, they are drawn at exactly this temperature.
         masses: [n_atoms] amu; if not given, those of the structures; for a `System`, those of the
@@ -101,7 +101,8 @@ def initial_state(
     if momenta is not None:
         momenta = of_shape("momenta", momenta, (system.n_atoms, 3)).double()
     if seed is None:
-        seed = 0 if momenta is None else seed_of(momenta)
+        earlier = said.get("earlier") if momenta is None else momenta
+        seed = 0 if earlier is None else seed_of(as_tensor("momenta", earlier))
     drawn, n_dof = _drawn(system, kelvin, ensemble, seed, replicas, masses, fixed)
     drawn = drawn if momenta is None else momenta
     _check_momenta(drawn, masses)

@@ -68,7 +68,7 @@ class Verlet:
                 state in which another run ended; or a `System`, which has none of these.
             temperature: K, one number, or one for each system, of new velocities. If not given,
                 those of the structures are used; if these have none, they are drawn at 300 K.
-            seed: of drawn velocities; None: 0.
+            seed: of drawn velocities; None: see `initial_state`.
             given: momenta, masses, fixed, replicas, new_velocities, device; see `initial_state`.
         """
         given = {"new_velocities": temperature is not None, **given}

@@ -186,7 +186,10 @@ def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> M
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
     if atoms.constraints:
-        raise ValueError("ASE's npt knows no constraints: remove them, or --integrator ase")
+        raise ValueError(
+            "ASE's npt knows no constraints: remove them, or use attncalc's integrator, which "
+            "knows FixAtoms"
+        )
     # ASE's thermostat heats 3N degrees of freedom, but the total momentum is conserved
     n_dof = Thermometer.for_run(atoms, "npt").n_dof
     return IsotropicMTKNPT(

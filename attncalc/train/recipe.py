@@ -393,14 +393,18 @@ class Recipe:
         try:
             content = with_current_names(content)
             _check_keys("recipe", content, [f.name for f in known])
+            given = {key for key, value in content.items() if value is not None}
             for one, other in (("epochs", "minutes"), ("batch_size", "batch_edges")):
-                if {one, other} <= set(content):
+                if {one, other} <= given:
                     raise ValueError(f"give {one} or {other}, not both")
             split = content.get("split")
-            if "test_data" in content and isinstance(split, Mapping):
+            if "test_data" in given and isinstance(split, Mapping):
                 sizes = split.get("sizes")
                 if "test" in split or (isinstance(sizes, Sequence) and any(sizes[2:])):
-                    raise ValueError("give test_data or a test set of the split, not both")
+                    raise ValueError(
+                        "give test_data or a test set of the split, not both: leave out the third "
+                        "of its sizes, or `test`"
+                    )
             needed = [f.name for f in known if f.default is f.default_factory]  # both are MISSING
             needed += [] if "start_from" in content else ["config"]
             if missing := [name for name in needed if name not in content]:

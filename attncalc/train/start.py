@@ -126,21 +126,23 @@ def on_the_labels(potential: Potential, training: Dataset) -> Potential:
 def _shift(training: Dataset, energies: NDArray[np.float64]) -> dict[int, float]:
     """Fit energies [n] per element to structures, without those that are far from all others."""
     far = far_from_composition(training, energies)
-    kept = np.setdiff1d(np.arange(len(training)), far)
-    known = {z for k in kept for z in training.structures[k].numbers.tolist()}
-    if len(far) == 0 or known != set(elements_of(training)):
+    if len(far) == 0:
         return per_element(training, energies)
     named = [
         f"{training.structures[k].get_chemical_formula()} of {training.energies[k]:.3f} eV"
         for k in far[:MOST_NAMED]
     ]
     log.warning(
-        "%s: %s far from those of the same elements, such as %s: if that calculation failed, "
-        "remove it",
+        "%s: %s far from those of the same elements, such as %s: failed calculations, very short "
+        "distances or other charges?",
         training.source,
         "1 energy is" if len(far) == 1 else f"{len(far)} energies are",
         ", ".join(named),
     )
+    kept = np.setdiff1d(np.arange(len(training)), far)
+    known = {z for k in kept for z in training.structures[k].numbers.tolist()}
+    if known != set(elements_of(training)):
+        return per_element(training, energies)
     return per_element(training[kept], energies[kept])
 
 

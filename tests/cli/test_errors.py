@@ -21,7 +21,7 @@ from attncalc import model_file
         (("relax", ".", "--model", ETHANOL), r"^Error: \. is a folder: name a file in it$"),
         (
             ("relax", "/dev/null", "--model", ETHANOL),
-            "^Error: /dev/null is a pipe, not a fi",
+            "^Error: /dev/null is a pipe or device",
         ),
         (("md", "", "--model", ETHANOL), "^Error: no such file: ''$"),
         (

@@ -770,14 +770,16 @@ def test_md_that_continues_velocities_has_other_random_forces(copper_file: str) 
     common = ("--model", COPPER, "--steps", 4, "--every", 2)
     assert "seed" not in succeeds("md", copper_file, *common, "-o", "a.h5md")
     said = succeeds("md", "a.h5md", *common, "-o", "b.h5md")
-    seed = int(re.search(r"K\), and random forces of seed (\d+), made of them\n", said)[1])
+    seed = int(re.search(r"K\); the seed (\d+) is made of them\n", said)[1])
     succeeds("md", "a.h5md", *common, "--seed", seed, "-o", "c.h5md")
     succeeds("md", "a.h5md", *common, "--seed", 0, "-o", "d.h5md")
     b, c, d = (read_h5md(f"{name}.h5md", -1)[0].positions for name in "bcd")
     assert np.array_equal(b, c)
     assert not np.array_equal(b, d)
-    seeds = [load_checkpoint(f"{name}.ckpt").state.seed for name in "abcd"]
-    assert seeds == [0, seed, seed, 0]
+    said = succeeds("md", "a.h5md", *common, "--replicas", 2, "-o", "e.h5md")
+    assert f"every replica draws its own; the seed {seed} is made of them" in said
+    seeds = [load_checkpoint(f"{name}.ckpt").state.seed for name in "abcde"]
+    assert seeds == [0, seed, seed, 0, seed]
 
 
 @pytest.mark.parametrize("integrator", ["native", "ase"])
@@ -798,3 +800,15 @@ def test_md_frames_have_no_labels_of_the_input(integrator: str, copper_file: str
         assert not {"REF_forces", "mbis_charges"} & frame.arrays.keys()
         assert frame.info["name"] == "fcc"
         assert frame.arrays["site"].tolist() == list(range(n))
+
+
+def test_md_warns_of_a_timestep_with_which_averages_are_wrong(copper_file: str) -> None:
+    common = ("md", copper_file, "--model", COPPER, "--steps", 300, "--every", 50)
+    assert succeeds(*common, "--timestep", 2, "-o", "a.h5md")  # without a warning
+    result = attncalc(*common, "--timestep", 30, "-o", "b.h5md")
+    drift = re.search(r"the conserved quantity drifted by ([-+.\d]+) meV per atom", result.stderr)
+    with open("b.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    change = float(rows[-1]["conserved_eV"]) - float(rows[0]["conserved_eV"])
+    n_atoms, time = len(read(copper_file)), 1e-3 * float(rows[-1]["time_fs"])
+    assert float(drift[1]) == pytest.approx(1000 * change / n_atoms / time, rel=0.01)

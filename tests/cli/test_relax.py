@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, fcc111, molecule
-from ase.constraints import FixAtoms, FixScaled
+from ase.constraints import FixAtoms, FixScaled, FixSymmetry
 from ase.io import read, write
 from ase.optimize import FIRE, LBFGS
 from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
@@ -540,3 +540,15 @@ def test_relax_refuses_cells_that_cannot_relax() -> None:
         )
         assert many.exit_code == 1
         assert message.split(";")[0] in Path("b.failed.xyz").read_text()
+
+
+def test_relax_keeps_symmetry_and_keys_that_are_numbers() -> None:
+    atoms = bulk("Cu", a=3.7, cubic=True)
+    atoms.set_constraint([FixSymmetry(atoms), FixAtoms([])])
+    atoms.info[1] = "first"
+    write("sym.traj", atoms)
+    common = ("relax", "sym.traj", "--model", COPPER, "--cell")
+    assert "converged" in succeeds(*common, "-o", "out.traj")
+    del atoms.info[1]  # ASE cannot write it
+    write("sym.traj", atoms)
+    assert "a.xyz will not keep FixSymmetry" in attncalc(*common, "-o", "a.xyz").stderr

@@ -396,3 +396,19 @@ def test_an_entry_without_value_is_no_charge(tmp_path):
     ase.io.write(tmp_path / "ch3.extxyz", atoms)
     with pytest.raises(ValueError, match=r'info\["charge"\] must be an integer .* got True'):
         data.read(tmp_path / "ch3.extxyz")
+
+
+def test_forces_without_prefix_belong_to_no_set_of_several(tmp_path):
+    atoms = bulk("Cu")
+    atoms.info |= {"mp2_energy": 1.0, "dft_energy": 2.0, "free_energy": 3.0}
+    atoms.arrays["forces"] = np.ones((1, 3))
+    ase.io.write(tmp_path / "cu.extxyz", atoms)
+    assert data.read(tmp_path / "cu.extxyz", labels="mp2").forces is None
+
+
+def test_units_of_other_labels_do_not_matter(tmp_path):
+    atoms = bulk("Cu")
+    atoms.info |= {"REF_energy": 1.0, "dft_energy": 2.0, "virial": np.eye(3)}
+    atoms.info["units"] = "dft_energy: Hartree; virial: kcal/mol"
+    ase.io.write(tmp_path / "cu.extxyz", atoms)
+    assert data.read(tmp_path / "cu.extxyz", labels="REF").energies.item() == 1.0

@@ -146,7 +146,9 @@ def test_case_of_stored_names_does_not_matter():
 def test_a_unit_of_an_unknown_name_is_not_ignored():
     said = r'its units say "nrg: Hartree", but it has no such quantity: write "energy: Hartree"'
     with pytest.raises(ValueError, match=said):
-        factors({"nrg": "Hartree"}, ReadOptions("eV"), energy_name="energy")
+        factors({"nrg": "Hartree"}, ReadOptions(), default_energy_unit="eV", energy_name="energy")
+    factors({"nrg": "Hartree"}, ReadOptions("eV"))
+    factors({"E_old": "Hartree"}, ReadOptions(), default_energy_unit="eV", others={"E_old"})
     with pytest.raises(ValueError, match=r'say "push: Hartree/Bohr", .* write "F: Hartree/Bohr"'):
         factors({"E": "Hartree", "push": "Hartree/Bohr"}, ReadOptions())
     factors({"E": "eV", "gap": "Hartree", "push": "eV/Angstrom", "T": "K"}, ReadOptions())

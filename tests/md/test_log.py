@@ -17,6 +17,7 @@ from attncalc import System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.files import FileLock
 from attncalc.md.h5md_writer import H5MDWriter
+from attncalc.md.log_file import LogSummary
 
 LANGEVIN = md.Langevin(0.5 * units.fs, 300.0, 0.01 / units.fs)
 
@@ -235,3 +236,14 @@ def test_a_long_log_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> Non
     rows = md.read_log(path, at_most=100)
     assert 50 <= len(rows) <= 100
     assert rows[-1]["time_fs"] == again.summary.last["time_fs"] == 5_000.0
+
+
+def test_the_largest_drift_of_all_systems() -> None:
+    summary = LogSummary()
+    for time in (0.0, 500.0, 2000.0):
+        for system, slope in enumerate((0.0, -0.8, 0.1)):  # eV per ps
+            row = {"system": system, "time_fs": time, "conserved_eV": 7 + slope * time / 1000}
+            summary.add(row)
+    assert summary.drift([2, 4, 1]) == pytest.approx(-0.2), "eV per atom and ps"
+    assert summary.drift([1000, 1000, 1000]) == 0, "as small as fluctuations"
+    assert LogSummary().drift([1]) == 0

@@ -768,6 +768,7 @@ def test_a_run_that_continues_another_has_other_noise(forces: Evaluator) -> None
         assert (state.step, state.seed == 0) == (0, False)
         assert state.seed == LANGEVIN.init(forces, given).seed, "reproducible"
         assert LANGEVIN.init(forces, given, seed=0).seed == 0, "as asked for"
+        assert LANGEVIN.init(forces, given, new_velocities=True).seed == state.seed
     assert LANGEVIN.init(forces, md.run(LANGEVIN, forces, last, 1)).seed != state.seed
 
 
@@ -808,7 +809,7 @@ def test_a_checkpoint_goes_on_with_its_model_only(forces: Evaluator, tmp_path: P
     )
     restart = md.load_checkpoint(tmp_path / "run.ckpt")
     other = load("so3krates-ethanol-distilled")
-    with pytest.raises(ValueError, match=r"differ by 0\.\d+ eV/Å from those of this model: a run"):
+    with pytest.raises(ValueError, match=r"differ by 0\.\d+ eV/Å from those of this model or func"):
         md.run(restart.integrator, other, restart.state, 5)
     assert md.run(restart.integrator, forces, restart.state, 5).step == 15
 

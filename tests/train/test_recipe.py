@@ -324,3 +324,9 @@ def test_several_processes_have_a_structure_each(tmp_path):
     recipe = Recipe.from_yaml(write(tmp_path, LEAST))
     assert recipe.suited_to(100, 100 * 54).batch_size == 2
     assert recipe.suited_to(100, 100 * 54, n_processes=4).batch_size == 4
+
+
+def test_keys_that_are_null_are_not_given(tmp_path):
+    text = LEAST.replace("split:", "test_data: null\nbatch_size: 5\nbatch_edges: null\nsplit:")
+    recipe = Recipe.from_yaml(write(tmp_path, text))
+    assert (recipe.test_data, recipe.batch_size, recipe.batch_edges) == (None, 5, None)

@@ -944,5 +944,6 @@ def test_the_trajectory_of_another_seed_is_refused(tmp_path: Path):
         H5MDWriter(path, every=10).resume(other, HALF_FS)
     assert path.read_bytes() == before
     with h5py.File(path, "r+") as file:
+        assert isinstance(file["parameters/noise/replicas"], h5py.Dataset), "an attribute is small"
         del file["parameters"]  # as before version 0.2
     H5MDWriter(path, every=10).resume(replace(state_at(25), seed=7), HALF_FS)

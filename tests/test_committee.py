@@ -216,7 +216,7 @@ def test_a_mixed_committee_moves_atoms_and_conserves_energy(mixed):
 
 def test_description_of_a_mixed_committee(mixed, committee):
     assert describe_networks(mixed) == (
-        "mean of 2 x So3krates, 382,461 parameters and 1 x Equiformer, 485,553 parameters"
+        "mean of 2 x So3krates, 382,461 parameters and 1 x Equiformer, 482,993 parameters"
     )
     assert describe_networks(committee).startswith("mean of 3 x So3krates, ")
     assert describe_networks(mixed.members[0]) == "So3krates, 382,461 parameters"

@@ -444,10 +444,11 @@ def _check(
                 f"{where} has a stress of structure {k}, which has no volume: set three cell "
                 "vectors, or train without stresses (stress_weight: 0)"
             )
-        if role != "test" and recipe.stress_weight and (k := _without_period(dataset)) >= 0:
+        is_periodic = any(atoms.pbc.any() for atoms in dataset.structures)
+        if role == "training" and recipe.stress_weight and not is_periodic:
             raise ValueError(
-                f"{where} has a stress of structure {k}, in which no direction is periodic: set "
-                "pbc if it is a crystal, or train without stresses (stress_weight: 0)"
+                f"{where} has stresses, but no structure with a periodic direction: set pbc if "
+                "these are crystals, or train without stresses (stress_weight: 0)"
             )
         for label in recipe.output_labels if role != "test" else ():
             if getattr(dataset, label) is None:
@@ -473,12 +474,6 @@ def _check(
     if not _goes_on(recipe, output):  # else the starting model may be gone
         check_start(recipe, training)
         _check_periodicity(recipe, (training, validation))
-
-
-def _without_period(dataset: Dataset) -> int:
-    """Return the first structure without a periodic direction, else -1."""
-    molecules = (k for k, atoms in enumerate(dataset.structures) if not atoms.pbc.any())
-    return next(molecules, -1)
 
 
 def _check_periodicity(recipe: Recipe, parts: Sequence[Dataset]) -> None:

@@ -7,18 +7,18 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
 from ase.io import read, write
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat, string2index
 
 from attncalc.files import refuse_existing, replacing, write_atomically
 from attncalc.md.h5md_reader import read_h5md
 from attncalc.md.log_file import NOVELTY, SPREAD
+from attncalc.md.velocities import holding
 from attncalc.model_file import shipped_models
 from attncalc.text import one_line
 
@@ -196,7 +196,7 @@ def require_writable(path: Path, frames: list[Atoms]) -> str:
 
 def _lost_constraints(path: Path, frames: list[Atoms]) -> list[str]:
     """Return kinds of constraints that are not in a file to which the structures were written."""
-    if not any(_constraints(atoms) for atoms in frames):
+    if not any(holding(atoms) for atoms in frames):
         return []
     try:
         back = read(path, ":", do_not_split_by_at_sign=True)
@@ -207,23 +207,14 @@ def _lost_constraints(path: Path, frames: list[Atoms]) -> list[str]:
         # a file may keep the same under another name: FixAtoms as FixScaled, say
         if _strength(after) < _strength(before):
             kept = {type(one).__name__ for one in after.constraints}
-            lost |= {type(one).__name__ for one in _constraints(before)} - kept or {"constraints"}
+            lost |= {type(one).__name__ for one in holding(before)} - kept or {"constraints"}
     return sorted(lost)
-
-
-def _constraints(atoms: Atoms) -> list[Any]:
-    """Return the constraints that hold something."""
-    return [
-        one
-        for one in atoms.constraints
-        if not isinstance(one, FixAtoms) or len(one.get_indices()) > 0
-    ]
 
 
 def _strength(atoms: Atoms) -> tuple[int, int]:
     """Return removed degrees of freedom, and the number of constraints that remove none."""
     removed = []
-    for one in _constraints(atoms):
+    for one in holding(atoms):
         try:
             removed.append(one.get_removed_dof(atoms))
         except NotImplementedError:  # of FixSymmetry, for instance

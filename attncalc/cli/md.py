@@ -224,17 +224,16 @@ def md(
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
     found = _starting_structures(structure, replicas, by_ase=by_ase)
-    has_noise, of_seed = settings.ensemble != "nve", ""
-    if seed is None and (has_noise or (replicas or 1) > 1):
-        earlier = np.concatenate([one.get_momenta() for one in found])
-        if earlier.any():
-            settings = replace(settings, seed=seed_of(earlier))
-            of_seed = f"; the seed {settings.seed} is made of them"
-    if (replicas or 1) > 1 and any(one.get_momenta().any() for one in found):
+    earlier, has_copies, of_seed = [one.get_momenta() for one in found], (replicas or 1) > 1, ""
+    have_velocities = any(momenta.any() for momenta in earlier)
+    if seed is None and have_velocities and (settings.ensemble != "nve" or has_copies):
+        settings = replace(settings, seed=seed_of(np.concatenate(earlier)))
+        of_seed = f"; the seed {settings.seed} is made of them"
+    if has_copies and have_velocities:
+        have_velocities = False
         say(f"ignoring the velocities of the file: every replica draws its own{of_seed}")
         for one in found:
             one.set_momenta(np.zeros((len(one), 3)), apply_constraint=False)
-    have_velocities = any(one.get_momenta().any() for one in found)
     if settings.ensemble == "nve" and have_velocities and _typed(context, "temperature"):
         raise ValueError(
             f"--temperature is that of velocities that are drawn, and {source} has velocities: "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from ase import Atoms
+from numpy.typing import NDArray
 
 from attncalc import model_file
 from attncalc.cli.output import say, warn
@@ -13,6 +15,9 @@ from attncalc.potential import Potential
 from attncalc.result import has_volume
 from attncalc.structures import check_system
 from attncalc.system import System, what_is_ignored
+
+# Å, component of a periodic cell vector along an open direction that comes from rounding
+ALIGNED = 1e-6
 
 
 def is_delta(model: str) -> bool:
@@ -44,6 +49,25 @@ def require_limits(potential: Potential, *, stop: bool) -> None:
         )
 
 
+def strain_mask(atoms: Atoms) -> NDArray[np.bool_]:
+    """Return which components [3, 3] of the strain relax: vacuum has no stress.
+
+    Raises:
+        ValueError: no direction is periodic, or periodic cell vectors have components along an open
+            direction.
+    """
+    if not atoms.pbc.any():
+        raise ValueError(
+            "its cell cannot relax: no direction is periodic; set pbc if it is a crystal"
+        )
+    if np.abs(atoms.cell.array[np.ix_(atoms.pbc, ~atoms.pbc)]).max(initial=0.0) > ALIGNED:
+        raise ValueError(
+            "its cell cannot relax: periodic cell vectors must be perpendicular to the axes x, y, "
+            "z of open directions; rotate the structure (atoms.rotate(..., rotate_cell=True))"
+        )
+    return np.outer(atoms.pbc, atoms.pbc)
+
+
 def require_known(
     potential: Potential, structures: Sequence[Atoms], *, volume: bool = False
 ) -> None:
@@ -52,7 +76,7 @@ def require_known(
     Args:
         potential: the model.
         structures: structures to check; if there are several, the message names the one refused.
-        volume: True if each must have a volume and a periodic direction.
+        volume: True if each must have a volume and a cell that can relax, see `strain_mask`.
 
     Raises:
         ValueError: a structure is impossible, or the model does not know its elements, charge or
@@ -65,10 +89,8 @@ def require_known(
                 raise ValueError(
                     "stress needs a volume: this structure does not have three cell vectors"
                 )
-            if volume and not atoms.pbc.any():
-                raise ValueError(
-                    "its cell cannot relax: no direction is periodic; set pbc if it is a crystal"
-                )
+            if volume:
+                strain_mask(atoms)
         except ValueError as error:
             where = f"structure {k}: " if len(structures) > 1 else ""
             raise ValueError(f"{where}{error}") from None

@@ -16,7 +16,6 @@ from ase import Atoms, units
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ from attncalc.cli.files import (
     save_picture,
     write_structures,
 )
-from attncalc.cli.model_checks import require_known, require_limits, say_model
+from attncalc.cli.model_checks import require_known, require_limits, say_model, strain_mask
 from attncalc.cli.options import calculator_options, model_option, set_threads, stop_option
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
@@ -46,8 +45,6 @@ from attncalc.system import System
 
 # atoms of one batch of relaxations: bounds its memory
 ATOMS_AT_ONCE = 2000
-# Å, component of a periodic cell vector along an open direction that comes from rounding
-ALIGNED = 1e-6
 
 
 @click.command()
@@ -142,8 +139,6 @@ def relax(
     )
     require_known(calculator.evaluator.plain, frames, volume=cell)
     require_limits(calculator.evaluator.plain, stop=stop_when_unknown)
-    for atoms in frames if cell else ():
-        strain_mask(atoms)  # refuses
     if cell and not all(atoms.pbc.all() for atoms in frames):
         say("cells relax along periodic directions only")
     if cell and any(isinstance(one, FixAtoms) for atoms in frames for one in atoms.constraints):
@@ -359,20 +354,6 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
             bar.update(1 if several else 0)
 
 
-def strain_mask(atoms: Atoms) -> NDArray[np.bool_]:
-    """Return which components [3, 3] of the strain relax: vacuum has no stress.
-
-    Raises:
-        ValueError: periodic cell vectors have components along an open direction.
-    """
-    if np.abs(atoms.cell.array[np.ix_(atoms.pbc, ~atoms.pbc)]).max(initial=0.0) > ALIGNED:
-        raise ValueError(
-            "its cell cannot relax: periodic cell vectors must be perpendicular to the axes x, y, "
-            "z of open directions; rotate the structure (atoms.rotate(..., rotate_cell=True))"
-        )
-    return np.outer(atoms.pbc, atoms.pbc)
-
-
 def relax_one(
     number: int,
     atoms: Atoms,
@@ -386,14 +367,14 @@ def relax_one(
     from ase.optimize import FIRE, LBFGS
 
     method, before = {"fire": FIRE, "lbfgs": LBFGS}[asked.optimizer], atoms.copy()
-    mask = strain_mask(atoms)
+    mask = strain_mask(atoms) if asked.cell else None
     moved = FrechetCellFilter(atoms, mask=mask) if asked.cell else atoms
     with _silent_libraries(), method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
             energy, largest = atoms.get_potential_energy(), _fmax(moved)
             course.steps.append((energy, largest))
             course.frame = _with_results(atoms)
-            if asked.cell:
+            if mask is not None:
                 stress = atoms.get_stress(voigt=False)
                 course.stress = float(np.abs(stress[mask]).max() / units.GPa)
             spread = asked.calculator.spread

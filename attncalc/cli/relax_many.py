@@ -13,7 +13,7 @@ from tqdm import tqdm
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import EXPECTED
 from attncalc.cli.files import forget_results
-from attncalc.cli.model_checks import require_limits
+from attncalc.cli.model_checks import require_limits, strain_mask
 from attncalc.cli.model_job import ModelJob
 from attncalc.cli.relax import (
     ATOMS_AT_ONCE,
@@ -121,8 +121,8 @@ class RelaxShard:
         self.calculator.evaluator.check(System.from_ase(atoms))
         if self.asked.cell and not has_volume(atoms):
             raise ValueError("its cell cannot relax: it does not have three cell vectors")
-        if self.asked.cell and not atoms.pbc.any():
-            raise ValueError("its cell cannot relax: no direction is periodic")
+        if self.asked.cell:
+            strain_mask(atoms)
         return atoms
 
     def _relax(self, batch: list[Atoms], together: bool, first: int) -> list[tuple[Atoms, Course]]:

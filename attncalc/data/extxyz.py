@@ -422,7 +422,7 @@ def _has_free_energy(atoms: Atoms) -> bool:
 def _further(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | None:
     """Return an optional label of all frames; None if one has none, or not as numbers.
 
-    If there is no label set without prefix, names without prefix are accepted too.
+    If there is no other label set, names without prefix are accepted too.
     """
     prefixes = [prefix, ""] if _is_only_set(frames, prefix) else [prefix]
     for full in (one + key for one in prefixes for key in FURTHER[name]):

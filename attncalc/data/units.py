@@ -265,9 +265,10 @@ def factors(
         ("forces", forces_name, found.forces),
     ):
         is_known = quantity in named or (quantity == "energy" and options.energy_unit is not None)
-        for name in () if is_known else set(stored) - set(others):
-            unit = stored[name]
-            if not _is_of(quantity, unit, used):
+        if is_known:
+            continue
+        for name, unit in stored.items():
+            if name not in others and not _is_of(quantity, unit, used):
                 raise ValueError(
                     f'its units say "{name}: {unit}", but it has no such quantity: write "{own}: '
                     f'{unit}" if that is meant, or remove it'

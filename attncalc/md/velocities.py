@@ -15,7 +15,7 @@ held at one or two atoms has a conserved rotation about these, which counts, too
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms, units
@@ -81,9 +81,7 @@ class Thermometer:
         n_dof = _allowed(atoms)
         if n_dof < 1:
             raise ValueError("no atom can move: constraints fix all atoms of the structure")
-        is_held = any(
-            not isinstance(one, FixAtoms) or len(one.get_indices()) > 0 for one in atoms.constraints
-        )
+        is_held = bool(holding(atoms))
         lost = n_conserved(ensemble, len(atoms), bool(atoms.pbc.any()), is_held=is_held)
         return cls(n_dof - lost, excludes_drift=lost > 0, excludes_rotation=lost > 3)
 
@@ -119,6 +117,15 @@ class Thermometer:
             inverse = np.linalg.pinv(_inertia(arms, masses), rcond=LINEAR, hermitian=True)
             rigid = rigid + np.cross(inverse @ np.cross(arms, momenta).sum(axis=0), arms)
         return momenta - masses[:, None] * rigid
+
+
+def holding(atoms: Atoms) -> list[Any]:
+    """Return the constraints of a structure, without `FixAtoms` of no atoms."""
+    return [
+        one
+        for one in atoms.constraints
+        if not isinstance(one, FixAtoms) or len(one.get_indices()) > 0
+    ]
 
 
 def _allowed(atoms: Atoms) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, fcc111, molecule
-from ase.constraints import FixAtoms, FixScaled, FixSymmetry
+from ase.constraints import FixAtoms, FixScaled, FixSymmetry, Hookean
 from ase.io import read, write
 from ase.optimize import FIRE, LBFGS
 from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
@@ -552,3 +552,12 @@ def test_relax_keeps_symmetry_and_keys_that_are_numbers() -> None:
     del atoms.info[1]  # ASE cannot write it
     write("sym.traj", atoms)
     assert "a.xyz will not keep FixSymmetry" in attncalc(*common, "-o", "a.xyz").stderr
+
+
+def test_relax_without_cell_needs_no_aligned_one() -> None:
+    """Structures with other constraints are relaxed one after the other, as with --cell."""
+    tilted = slab()
+    tilted.set_constraint(Hookean(0, 1, rt=3.0, k=1.0))
+    tilted.rotate(20, "x", rotate_cell=True)
+    write("a.traj", tilted)
+    assert "converged" in succeeds("relax", "a.traj", "--model", COPPER, "-o", "out.traj")

@@ -111,18 +111,16 @@ class Engine(CompiledEngine[Held]):
 
     def _forward(
         self,
-        barrier: Barrier | None,
         part: Part,
         inputs: None,
         workspace: Held,
         outputs: NDArray[np.float64],
     ) -> int:
         arrays = part.arrays
-        return forward(barrier, workspace, *arrays[:4], arrays.species, outputs[0])
+        return forward(workspace, *arrays[:4], arrays.species, outputs[0])
 
     def _reverse(
         self,
-        barrier: Barrier | None,
         part: Part,
         n: int,
         inputs: None,
@@ -130,11 +128,11 @@ class Engine(CompiledEngine[Held]):
         d_outputs: NDArray[np.float64],
         d_vectors: NDArray[np.float64],
     ) -> None:
-        reverse(barrier, workspace, len(part.arrays.species), n, d_outputs[0], d_vectors)
+        reverse(workspace, len(part.arrays.species), n, d_outputs[0], d_vectors)
 
-    def _workspaces(self, size: int, most: int, *sizes: int) -> Workspaces[Held]:
+    def _workspaces(self, barriers: Sequence[Barrier], *sizes: int) -> Workspaces[Held]:
         n, n_edges, chunk = sizes
-        rows = n + size * most
+        size, rows = len(barriers), barriers[0].n_rows
         c, w, plan = self.config, self.weights, self.plan
         n_degrees, per_degree = len(c.channels), sum(c.channels)
         width = sum((2 * l + 1) * channels for l, channels in enumerate(c.channels))
@@ -171,7 +169,7 @@ class Engine(CompiledEngine[Held]):
                 i=whole(n_edges),
                 j=whole(n_edges),
                 which=whole(n_edges),
-                to=None if size == 1 else whole(n_edges),
+                to=whole(n_edges),
                 vectors=doubles(n_edges, 3),
                 lengths=doubles(n_edges),
                 envelope=doubles(n_edges),
@@ -242,5 +240,5 @@ class Engine(CompiledEngine[Held]):
         d_rows = AtomRows(floats(rows, width), floats(n, width), floats(n, queries))
         numbers = Numbers(KINDS[c.attention], CHUNK, keeps)
         network = numbers, self.radial, self.layout, self.plan, self.weights, self.bias
-        each = (hold((*network, kept, atoms, d_rows, *own())) for _ in range(size))
+        each = (hold((*network, kept, atoms, d_rows, *own(), barrier)) for barrier in barriers)
         return Workspaces(each, atoms.normal)

@@ -16,7 +16,7 @@ class Edges(NamedTuple):
     Attributes:
         first: [n_atoms + 1], the first edge of every receiver.
         i, j, which: [n_edges], receivers, senders, index in the graph.
-        to: [n_edges], rows that contributions to j are added to; None in a serial call: they are j.
+        to: [n_edges], rows that contributions to j are added to.
         vectors: [n_edges, 3] Å. lengths: [n_edges] Å.
         envelope, envelope_slope: [n_edges], c and dc/dd.
         basis, basis_slope: [n_edges, num_basis filled up to 16], b and db/dd.
@@ -30,7 +30,7 @@ class Edges(NamedTuple):
     i: Integers
     j: Integers
     which: Integers
-    to: Integers | None
+    to: Integers
     vectors: Doubles
     lengths: Doubles
     envelope: Doubles
@@ -65,7 +65,7 @@ def collect(barrier, n_atoms, vectors, receivers, senders, mask, radial, edges):
     """Keep the edges that count; return their number, or -1 if one is too short.
 
     Args:
-        barrier: None, or that of this thread if others have other edges.
+        barrier: that of this thread.
     """
     stays_whole()
     forget_ghosts(barrier)
@@ -77,8 +77,7 @@ def collect(barrier, n_atoms, vectors, receivers, senders, mask, radial, edges):
         d = math.sqrt(x * x + y * y + z * z)
         if radial.smooth and d >= cutoff:
             continue
-        if barrier is not None:
-            edges.to[n] = row_for(barrier, senders[e])
+        edges.to[n] = row_for(barrier, senders[e])
         if d < radial.shortest:
             return -1
         while atom <= i:

@@ -18,7 +18,6 @@ from attncalc.kernels.equiformer.edge_loops import (
 )
 from attncalc.kernels.equiformer.layout import DOT, NONLINEAR, Doubles, Floats
 from attncalc.kernels.equiformer.places import matrix, transposed
-from attncalc.kernels.simd.barrier import row_of_sender
 from attncalc.kernels.simd.loops import (
     ONE,
     ZERO,
@@ -430,7 +429,7 @@ def prepare_gradient(kind, first, n, layout, w, b, edges, workspace, d_atoms):
     n_degrees = len(layout.channels)
     for row in range(n):
         e = first + row
-        i, to = edges.i[e], row_of_sender(edges.to, e, edges.j[e])
+        i, to = edges.i[e], edges.to[e]
         to_x, to_z = turning(layout, n_degrees, workspace.d_features, row, workspace.features, row)
         edges.d_turn[e, 0] += to_x
         edges.d_turn[e, 1] += to_z

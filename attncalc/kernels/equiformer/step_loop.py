@@ -215,10 +215,10 @@ def _embed_gradient(n_edges, layout, w, numbers, edges, workspace, d_x):
 
 
 @inner_loop
-def _attention(barrier, parts, first, end, b):
+def _attention(parts, first, end, b):
     """Add the attention of block b to x of the atoms from `first` to before `end`."""
     stays_whole()
-    numbers, _, layout, plan, w, _, kept, atoms, _, edges, of_edges, workspace = parts
+    numbers, _, layout, plan, w, _, kept, atoms, _, edges, of_edges, workspace, barrier = parts
     last = _is_last(w, b)
     kind, n_used, n = numbers.kind, plan.n_used[last], end - first
     n_degrees = len(layout.channels)
@@ -256,10 +256,10 @@ def _attention(barrier, parts, first, end, b):
 
 
 @inner_loop
-def _attention_gradient(barrier, parts, first, end, b):
+def _attention_gradient(parts, first, end, b):
     """Reverse of `_attention`: add to atoms.d_x and to the gradients of edges."""
     stays_whole()
-    numbers, _, layout, plan, w, _, kept, atoms, d_rows, edges, of_edges, workspace = parts
+    numbers, _, layout, plan, w, _, kept, atoms, d_rows, edges, of_edges, workspace, barrier = parts
     last = _is_last(w, b)
     kind, n_used, n = numbers.kind, plan.n_used[last], end - first
     n_degrees = len(layout.channels)
@@ -307,20 +307,19 @@ def _attention_gradient(barrier, parts, first, end, b):
     normalise_gradient(n, layout, n_degrees, d_normal, normal, inverse, mine.d_x)
 
 
-def _forward(barrier, held, vectors, receivers, senders, mask, species, energies):
+def _forward(held, vectors, receivers, senders, mask, species, energies):
     """Add the energies; return the number of edges, or -1 if two atoms are too close.
 
     A thread updates the atoms that receive its edges. It reads rows of `kept` of other atoms after
     a barrier.
 
     Args:
-        barrier: None, or that of this thread.
         held: a `Held` of the network, from numbers to bias; kept .. d_rows, filled by all threads;
-            edges .. workspace of this thread.
+            edges .. barrier of this thread.
         vectors .. species: of the graph, with this thread's edges.
         energies: [n_atoms].
     """
-    numbers, radial, layout, _, w, bias, kept, atoms, _, edges, _, workspace = held.parts
+    numbers, radial, layout, _, w, bias, kept, atoms, _, edges, _, workspace, barrier = held.parts
     n_degrees = len(layout.channels)
     n_edges = collect(barrier, len(species), vectors, receivers, senders, mask, radial, edges)
     n_edges = agreed(barrier, n_edges)
@@ -331,7 +330,7 @@ def _forward(barrier, held, vectors, receivers, senders, mask, species, energies
     n_blocks = w.sources.shape[0]
     _embed(first, end, n_edges, layout, w, species, numbers, edges, workspace, atoms.x)
     for b in range(n_blocks):
-        _attention(barrier, held.parts, first, end, b)
+        _attention(held.parts, first, end, b)
         if not _is_last(w, b):
             normal, wide = kept.normal[b, 1][first:end], kept.wide[b][first:end]
             normalise(n, layout, n_degrees, mine.x, normal, kept.inverse[b, 1][first:end])
@@ -345,18 +344,18 @@ def _forward(barrier, held, vectors, receivers, senders, mask, species, energies
     return n_edges
 
 
-def _reverse(barrier, held, n_atoms, n_edges, d_energies, d_vectors):
+def _reverse(held, n_atoms, n_edges, d_energies, d_vectors):
     """Add the gradient with respect to the vectors of this thread's edges.
 
     Gradients with respect to rows of other atoms go to ghosts, see `attncalc.kernels.simd.barrier`.
 
     Args:
-        barrier .. held: as in the forward pass, which has left its results in the working space.
+        held: as in the forward pass, which has left its results in the working space.
         n_edges: return value of the forward pass.
         d_energies: [n_atoms].
         d_vectors: [n_edges of the graph, 3].
     """
-    numbers, _, layout, _, w, _, kept, atoms, _, edges, _, workspace = held.parts
+    numbers, _, layout, _, w, _, kept, atoms, _, edges, _, workspace, barrier = held.parts
     n_degrees = len(layout.channels)
     first, end = atoms_of(barrier, n_atoms)
     n, mine = end - first, _own_rows(atoms, first, end)
@@ -372,7 +371,7 @@ def _reverse(barrier, held, n_atoms, n_edges, d_energies, d_vectors):
                 n, layout, w, b, wide, mine.d_x, mine.gated, mine.d_wide, d_normal
             )
             normalise_gradient(n, layout, n_degrees, d_normal, normal, inverse, mine.d_x)
-        _attention_gradient(barrier, held.parts, first, end, b)
+        _attention_gradient(held.parts, first, end, b)
     _embed_gradient(n_edges, layout, w, numbers, edges, workspace, atoms.d_x)
     gradient_by_vectors(n_edges, edges, layout.frame[1], d_vectors)
     return n_edges

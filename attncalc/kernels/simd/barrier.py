@@ -1,7 +1,6 @@
 """Barrier between the threads of one call, rows that each thread owns, sums in a fixed order.
 
-Loops take an argument `barrier`. It is None in a serial call, for which the compiler leaves all of
-this out.
+Loops read a `Barrier` from their `Held`, so that one thread and many run the same machine code.
 
 Every thread works on its own pairs and adds to rows of atoms in shared arrays. Meanwhile, no other
 thread uses the rows of the atoms that it owns. Its contributions to other atoms, its ghosts, go to
@@ -20,7 +19,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from attncalc.kernels.simd.loops import ZERO, add_to, inner_loop, stays_whole
-from attncalc.kernels.simd.threads import ABANDONED, MORE_GHOSTS
+from attncalc.kernels.simd.threads import ABANDONED, MORE_GHOSTS, give_way
 from attncalc.kernels.simd.vectors import LANES, fill, load, store
 
 # how often a waiting thread reads the counter before it yields to other threads: about 10 µs
@@ -28,34 +27,61 @@ PATIENCE = 10_000
 
 
 class Barrier(NamedTuple):
-    """State of one of `size` threads, which share all arrays except `due` and `row_of`.
+    """State of one of `size` threads, which share all arrays except `own`, `due` and `row_of`.
 
     Attributes:
         rank, size: number of this thread, number of threads.
-        first, end: range of the atoms that it updates in loops over atoms.
-        owned_first, owned_end: range of the receivers of its pairs.
+        give_way: address of a C function that lets other threads run; 0 if there is none.
+        own: [4], int64: range (first, end) of the atoms that it updates in loops over atoms, then
+            that of the receivers of its pairs; not read if there is one thread.
         arrivals: [1], int64: number of arrivals at all barriers so far.
         due: [1], int64: number of arrivals that completes the last barrier this thread reached.
-        give_way: address of a C function that lets other threads run; 0 if there is none.
         found: [size], int64: number that each thread reports at the first barrier.
         ghosts: [size, most], int64: atoms that the ghost rows stand for.
         n_ghosts: [size], int64: number of ghosts of each thread.
-        row_of: [n_atoms], int64: row of each ghost of this thread, -1 for other atoms.
+        row_of: [rows of atoms], int64: row of each ghost of this thread, -1 for other atoms.
     """
 
     rank: int
     size: int
-    first: int
-    end: int
-    owned_first: int
-    owned_end: int
+    give_way: int
+    own: NDArray[np.int64]
     arrivals: NDArray[np.int64]
     due: NDArray[np.int64]
-    give_way: int
     found: NDArray[np.int64]
     ghosts: NDArray[np.int64]
     n_ghosts: NDArray[np.int64]
     row_of: NDArray[np.int64]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows of atoms and ghosts."""
+        return len(self.row_of) + self.ghosts.size
+
+
+def barriers(
+    arrivals: NDArray[np.int64], size: int, most: int, n_atoms: int
+) -> tuple[Barrier, ...]:
+    """Return the barriers of all threads of a call.
+
+    Args:
+        arrivals: [1], those of the `Threads`.
+        size: number of threads.
+        most: largest number of ghosts of a thread.
+        n_atoms: largest number of atoms.
+    """
+
+    def zeros(*shape: int) -> NDArray[np.int64]:
+        return np.zeros(shape, np.int64)
+
+    found, ghosts, n_ghosts = zeros(size), zeros(size, most), zeros(size)
+    return tuple(
+        Barrier(
+            *(rank, size, give_way(), zeros(4), arrivals, zeros(1)),
+            *(found, ghosts, n_ghosts, zeros(n_atoms)),
+        )
+        for rank in range(size)
+    )
 
 
 def _pointer(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -101,7 +127,7 @@ call: Callable[..., Any] = intrinsic(_call_code)
 @inner_loop
 def wait_for_all(barrier):
     """Wait until all threads are here; everything they have written can then be read."""
-    if barrier is not None:
+    if barrier.size > 1:
         _wait(barrier)
 
 
@@ -124,7 +150,7 @@ def agreed(barrier, n):
     Args:
         n: number of this thread; if it is negative in one thread, the call ends for all.
     """
-    if barrier is not None:
+    if barrier.size > 1:
         barrier.found[barrier.rank] = n
         _wait(barrier)
         if _arrived(barrier.arrivals) >= ABANDONED:
@@ -141,15 +167,15 @@ def agreed(barrier, n):
 @inner_loop
 def atoms_of(barrier, n_atoms):
     """Return the first atom of this thread's loops over atoms, and the one behind the last."""
-    if barrier is not None:
-        return barrier.first, barrier.end
+    if barrier.size > 1:
+        return barrier.own[0], barrier.own[1]
     return 0, n_atoms
 
 
 @inner_loop
 def forget_ghosts(barrier):
     """Forget all ghosts, before the pairs are known."""
-    if barrier is not None:
+    if barrier.size > 1:
         for k in range(barrier.row_of.shape[0]):
             barrier.row_of[k] = -1
 
@@ -157,14 +183,14 @@ def forget_ghosts(barrier):
 @inner_loop
 def row_for(barrier, j):
     """Return the row to which this thread adds for atom j; an atom of others becomes a ghost."""
-    if barrier is None:
-        return j
-    return _row_for(barrier, j)
+    if barrier.size > 1:
+        return _row_for(barrier, j)
+    return j
 
 
 @inner_loop
 def _row_for(barrier, j):
-    if barrier.owned_first <= j < barrier.owned_end:
+    if barrier.own[2] <= j < barrier.own[3]:
         return j
     row = barrier.row_of[j]
     if row < 0:
@@ -178,21 +204,9 @@ def _row_for(barrier, j):
 
 
 @inner_loop
-def row_of_sender(to, e, j):
-    """Return the row to which this thread adds for the sender j of an edge (or pair) e.
-
-    Args:
-        to: [n_edges], rows from `row_for`; None in a serial call.
-    """
-    if to is None:
-        return j
-    return to[e]
-
-
-@inner_loop
 def clear_ghosts(barrier, x):
     """Set this thread's ghost rows of x to zero."""
-    if barrier is not None:
+    if barrier.size > 1:
         _clear_ghosts(barrier, x)
 
 
@@ -208,7 +222,7 @@ def _clear_ghosts(barrier, x):
 @inner_loop
 def add_ghosts(barrier, x):
     """Add the ghost rows of all threads to this thread's atoms."""
-    if barrier is not None:
+    if barrier.size > 1:
         _add_ghosts(barrier, x)
 
 
@@ -219,6 +233,6 @@ def _add_ghosts(barrier, x):
         row = barrier.row_of.shape[0] + t * barrier.ghosts.shape[1]
         for g in range(barrier.n_ghosts[t]):
             atom = barrier.ghosts[t, g]
-            if barrier.first <= atom < barrier.end:
+            if barrier.own[0] <= atom < barrier.own[1]:
                 for k in range(0, x.shape[1], LANES):
                     add_to(x, atom, k, load(x, row + g, k))

@@ -22,9 +22,9 @@ from attncalc.graph import (
     OutputsOfArrays,
 )
 from attncalc.kernels.simd.atom_outputs import constrained
-from attncalc.kernels.simd.barrier import Barrier
+from attncalc.kernels.simd.barrier import Barrier, barriers
 from attncalc.kernels.simd.partition import Part, partition
-from attncalc.kernels.simd.threads import MORE_GHOSTS, Threads, give_way
+from attncalc.kernels.simd.threads import MORE_GHOSTS, Threads
 
 # workspaces are larger than needed by this factor: a few more atoms or edges then need no new one
 HEADROOM = 1.1
@@ -47,28 +47,19 @@ class Workspaces(list[Workspace]):
         self.features, self.common = features, common
 
 
-class Ghosts(NamedTuple):
-    """Ghost atoms of all threads, see `attncalc.kernels.simd.barrier.Barrier`."""
-
-    atoms: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    row_of: NDArray[np.int64]
-
-
 class Lease(NamedTuple, Generic[Workspace]):
     """Memory and threads that one evaluation at a time uses.
 
     Attributes:
         sizes: how much there is room for: ghosts of a thread, then the sizes of `_needs`.
-        workspaces: those of all threads.
+        barriers, workspaces: those of all threads.
         threads: None if the caller's is the only one.
-        ghosts: those of all threads.
     """
 
     sizes: tuple[int, ...]
+    barriers: tuple[Barrier, ...]
     workspaces: Workspaces[Workspace]
     threads: Threads | None
-    ghosts: Ghosts
 
     def suits(self, needs: tuple[int, ...]) -> bool:
         """Return True if there is room for these sizes, and the threads are in this process."""
@@ -157,13 +148,10 @@ class CompiledEngine(ABC, Generic[Workspace]):
             lease = None  # frees its memory before the new one is allocated
             sizes = tuple(math.ceil(n * HEADROOM) for n in needs)
             most, n_atoms = sizes[:2]
-            ghosts = Ghosts(
-                np.zeros((size, most), np.int64),
-                np.zeros(size, np.int64),
-                np.zeros((size, n_atoms if size > 1 else 0), np.int64),
-            )
             threads = Threads(size) if size > 1 else None
-            lease = Lease(sizes, self._workspaces(size, *sizes), threads, ghosts)
+            arrivals = np.zeros(1, np.int64) if threads is None else threads.arrivals
+            of_all = barriers(arrivals, size, most, n_atoms)
+            lease = Lease(sizes, of_all, self._workspaces(of_all, *sizes[1:]), threads)
         return lease
 
     def give_back(self, size: int, lease: Lease[Workspace]) -> None:
@@ -175,8 +163,8 @@ class CompiledEngine(ABC, Generic[Workspace]):
         """Return the sizes to make room for: number of atoms, then of edges and the like."""
 
     @abstractmethod
-    def _workspaces(self, size: int, most: int, *sizes: int) -> Workspaces[Workspace]:
-        """Return new workspaces for `size` threads of at most `most` ghosts each."""
+    def _workspaces(self, barriers: Sequence[Barrier], *sizes: int) -> Workspaces[Workspace]:
+        """Return new workspaces for the threads of these barriers, with room for `_needs`."""
 
     def _features(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a copy of the features, as the network defines them.
@@ -195,14 +183,13 @@ class CompiledEngine(ABC, Generic[Workspace]):
         Args:
             graph: the whole graph.
             arrays: its arrays, or those of a part, which has all atoms.
-            n_rows: number of atoms, plus ghost rows of all threads.
+            n_rows: number of rows for atoms and the ghosts of all threads.
             workspaces: those of all threads.
         """
 
     @abstractmethod
     def _forward(
         self,
-        barrier: Barrier | None,
         part: Part,
         inputs: Any,
         workspace: Workspace,
@@ -217,7 +204,6 @@ class CompiledEngine(ABC, Generic[Workspace]):
     @abstractmethod
     def _reverse(
         self,
-        barrier: Barrier | None,
         part: Part,
         n: int,
         inputs: Any,
@@ -228,7 +214,7 @@ class CompiledEngine(ABC, Generic[Workspace]):
         """Add to dE / d vectors of the part's edges, from dE / d outputs.
 
         Args:
-            barrier .. workspace: as in the forward pass.
+            part .. workspace: as in the forward pass.
             n: result of the forward pass.
             d_outputs: [n_outputs, n_atoms].
             d_vectors: [n_edges of the part, 3].
@@ -260,19 +246,17 @@ class _Evaluation:
         needs, most = engine._needs(self.parts), 0
         while True:
             self.lease = lease = engine.lease(size, (most, *needs))
-            n_rows = graph.n_atoms + lease.ghosts.atoms.size
-            self.inputs = engine._inputs(graph, arrays, n_rows, lease.workspaces)
+            first = lease.barriers[0]
+            self.inputs = engine._inputs(graph, arrays, first.n_rows, lease.workspaces)
             self.outputs = np.zeros((len(engine.names), graph.n_atoms))
             if size > 1:
-                lease.ghosts.counts[:] = 0
-            if size == 1:  # the shortest path, which matters for few atoms
-                part, workspace = self.parts[0], lease.workspaces[0]
-                self.counts = [engine._forward(None, part, self.inputs, workspace, self.outputs)]
-            else:
-                self.counts = self._run(self._forward)
+                first.n_ghosts[:] = 0
+                for barrier, part in zip(lease.barriers, self.parts, strict=True):
+                    barrier.own[:] = *part.atoms, *part.owned
+            self.counts = self._run(self._forward)
             if self.counts[0] >= 0:
                 return True
-            most = int(lease.ghosts.counts.max())
+            most = int(first.n_ghosts.max())
             self.close()
             if self.counts[0] != MORE_GHOSTS:
                 return False
@@ -309,11 +293,7 @@ class _Evaluation:
         rows = transpose(given)
         d_found = np.array([getattr(rows, name) for name in engine.names], np.float64)
         d_vectors = np.zeros((self.n_edges, 3))
-        if self.size == 1:
-            part, n, workspace = self.parts[0], self.counts[0], lease.workspaces[0]
-            engine._reverse(None, part, n, self.inputs, workspace, d_found, d_vectors)
-        else:
-            self._run(lambda rank, barrier: self._reverse(rank, barrier, d_found, d_vectors))
+        self._run(lambda rank: self._reverse(rank, d_found, d_vectors))
         self.close()
         return torch.from_numpy(d_vectors) if arrays is None else d_vectors
 
@@ -325,39 +305,27 @@ class _Evaluation:
 
     __del__ = close
 
-    def _forward(self, rank: int, barrier: Barrier | None) -> int:
+    def _forward(self, rank: int) -> int:
         assert self.lease is not None
         part, workspace = self.parts[rank], self.lease.workspaces[rank]
-        return self.engine._forward(barrier, part, self.inputs, workspace, self.outputs)
+        return self.engine._forward(part, self.inputs, workspace, self.outputs)
 
     def _reverse(
-        self,
-        rank: int,
-        barrier: Barrier | None,
-        d_outputs: NDArray[np.float64],
-        d_vectors: NDArray[np.float64],
+        self, rank: int, d_outputs: NDArray[np.float64], d_vectors: NDArray[np.float64]
     ) -> int:
         assert self.lease is not None
         part, workspace = self.parts[rank], self.lease.workspaces[rank]
         mine = d_vectors[part.first_edge : part.first_edge + len(part.arrays.receivers)]
         n = self.counts[rank]
-        self.engine._reverse(barrier, part, n, self.inputs, workspace, d_outputs, mine)
+        self.engine._reverse(part, n, self.inputs, workspace, d_outputs, mine)
         return n
 
-    def _run(self, work: Callable[[int, Barrier | None], int]) -> list[int]:
-        """Run `work(rank, barrier)` in every thread and return the results."""
-        lease, size = self.lease, self.size
+    def _run(self, work: Callable[[int], int]) -> list[int]:
+        """Run `work(rank)` in every thread and return the results."""
+        lease = self.lease
         assert lease is not None
-        assert lease.threads is not None
-        atoms, counts, row_of = lease.ghosts
-        n_atoms, found = len(self.parts[0].arrays.species), np.zeros(size, np.int64)
-
-        def one(rank: int, arrivals: NDArray[np.int64]) -> int:
-            part, due = self.parts[rank], np.zeros(1, np.int64)
-            barrier = Barrier(
-                *(rank, size, *part.atoms, *part.owned, arrivals, due, give_way(), found),
-                *(atoms, counts, row_of[rank, :n_atoms]),
-            )
-            return work(rank, barrier)
-
-        return lease.threads.run(one)
+        if lease.threads is None:
+            return [work(0)]
+        for barrier in lease.barriers:
+            barrier.due[0] = 0
+        return lease.threads.run(work)

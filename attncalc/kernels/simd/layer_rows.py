@@ -114,11 +114,7 @@ def exchange_ghosts(barrier, rows, stage):
     """Wait for all threads, then let the messenger exchange rows of ghosts in one of them."""
     if rows.messenger != 0:
         wait_for_all(barrier)
-        if barrier is None:
+        if barrier.rank == 0:
             rows.stage[0] = stage
             call(rows.messenger)
-        else:
-            if barrier.rank == 0:
-                rows.stage[0] = stage
-                call(rows.messenger)
         wait_for_all(barrier)

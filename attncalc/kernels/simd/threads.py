@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
-from numpy.typing import NDArray
 
 # more arrivals than any barrier has: one of the threads will never arrive
 ABANDONED = 1 << 60
@@ -22,10 +21,14 @@ class Threads:
 
     Args:
         size: number of threads, including the calling one.
+
+    Attributes:
+        arrivals: [1], number of arrivals at the barriers of this call.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.arrivals = np.zeros(1, np.int64)
         self._helpers = ThreadPoolExecutor(size - 1, thread_name_prefix="attncalc")
         self._process = os.getpid()
 
@@ -34,20 +37,21 @@ class Threads:
         """False in a process that was forked later: threads are not copied by a fork."""
         return self._process == os.getpid()
 
-    def run(self, work: Callable[[int, NDArray[np.int64]], int]) -> list[int]:
+    def run(self, work: Callable[[int], int]) -> list[int]:
         """Run `work(rank, arrivals)` in all threads at the same time and return the results.
 
         If one of them fails, or Ctrl-C comes before all have begun, no other thread waits for it.
 
         Args:
-            work: function of a thread's rank and of `arrivals` [1], zero at first; it ends after
-                its first barrier if that is ABANDONED.
+            work: function of a thread's rank; it ends after its first barrier if `arrivals`, zero
+                at first, is ABANDONED.
         """
-        arrivals = np.zeros(1, np.int64)
+        arrivals = self.arrivals
+        arrivals[0] = 0
 
         def one(rank: int) -> int:
             try:
-                return work(rank, arrivals)
+                return work(rank)
             except BaseException:
                 arrivals[0] = ABANDONED
                 raise

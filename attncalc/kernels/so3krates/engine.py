@@ -196,14 +196,12 @@ class Engine(CompiledEngine[Held]):
 
     def _forward(
         self,
-        barrier: Barrier | None,
         part: Part,
         inputs: Inputs,
         workspace: Held,
         outputs: NDArray[np.float64],
     ) -> int:
         n = forward(
-            barrier,
             workspace,
             *part.arrays[:6],
             inputs.features,
@@ -218,7 +216,6 @@ class Engine(CompiledEngine[Held]):
 
     def _reverse(
         self,
-        barrier: Barrier | None,
         part: Part,
         n: int,
         inputs: Inputs,
@@ -228,13 +225,13 @@ class Engine(CompiledEngine[Held]):
     ) -> None:
         n_atoms = len(part.arrays.species)
         kinds, gathered, rows = inputs.kinds, inputs.gathered, inputs.rows
-        reverse(barrier, workspace, n_atoms, n, kinds, gathered, rows, d_outputs, d_vectors)
+        reverse(workspace, n_atoms, n, kinds, gathered, rows, d_outputs, d_vectors)
         if inputs.messenger is not None:
             inputs.messenger.check()
 
-    def _workspaces(self, size: int, most: int, *sizes: int) -> Workspaces[Held]:
+    def _workspaces(self, barriers: Sequence[Barrier], *sizes: int) -> Workspaces[Held]:
         n, n_own, p = sizes
-        rows = n + size * most
+        size, rows = len(barriers), barriers[0].n_rows
         width, n_layers = self.width, self.n_layers
         n_degrees, orders = len(self.shape.degrees), LANES * len(self.shape.orders)
         hidden = LANES * len(self.shape.hidden)
@@ -252,7 +249,7 @@ class Engine(CompiledEngine[Held]):
             pairs = Pairs(
                 i=whole(),
                 j=whole(),
-                to=None if size == 1 else whole(),
+                to=whole(),
                 knot=whole(),
                 place=floats(p),
                 envelope=floats(p),
@@ -291,7 +288,7 @@ class Engine(CompiledEngine[Held]):
             d_ev=floats(rows, orders),
         )
         network = self.shape, self.numbers, self.constants, self.weights
-        each = (hold((*network, common, *own())) for _ in range(size))
+        each = (hold((*network, common, *own(), barrier)) for barrier in barriers)
         return Workspaces(each, common.x, common)
 
 

@@ -9,7 +9,6 @@ A row of coefficients has H lanes for the features, then one per degree.
 
 import numpy as np
 
-from attncalc.kernels.simd.barrier import row_of_sender
 from attncalc.kernels.simd.loops import (
     THREE,
     TWO,
@@ -42,7 +41,7 @@ def first_coefficients(shape, n_pairs, pairs, orders, kinds, table, n_kinds, gat
     coefficients = np.empty((2, LANES), single)
     for p in range(n_pairs):
         i, j, knot, t = pairs.i[p], pairs.j[p], pairs.knot[p], fill(pairs.place[p])
-        to = row_of_sender(pairs.to, p, j)
+        to = pairs.to[p]
         a, b = kinds[i], kinds[j]
         to_i = cubic(table, (a * n_kinds + b) * n_intervals + knot, 0, LANES, t)
         to_j = cubic(table, (b * n_kinds + a) * n_intervals + knot, 0, LANES, t)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from attncalc.kernels.simd.barrier import forget_ghosts, row_for, row_of_sender
+from attncalc.kernels.simd.barrier import forget_ghosts, row_for
 from attncalc.kernels.simd.loops import ZERO, inner_loop
 
 
@@ -92,7 +92,7 @@ def collect(
     """Keep the pairs within the cutoff; return their number, or -1 if one is too short.
 
     Args:
-        barrier: None, or that of this thread if others have other pairs.
+        barrier: that of this thread.
         envelope_table: [n_intervals, 4]: cubic of C(d) in each of the intervals of equal length
             between `shortest` and `cutoff`.
         collected: `Pairs`, filled.
@@ -116,8 +116,7 @@ def collect(
         if not d >= shortest:  # NaN too
             return -1
         collected.i[n], collected.j[n], which[n] = receivers[e], senders[e], e
-        if barrier is not None:
-            collected.to[n] = row_for(barrier, senders[e])
+        collected.to[n] = row_for(barrier, senders[e])
         lengths[n] = d
         x, y, z = x / d, y / d, z / d
         directions[n, 0], directions[n, 1], directions[n, 2] = x, y, z
@@ -167,7 +166,7 @@ def start_ev(n, pairs, parity, scale, ev):
     """Add the neighbours' sum of C(d) Y(u), times `scale`, to the Euclidean variables."""
     for p in range(n):
         i, c = pairs.i[p], pairs.envelope[p] * scale
-        to = row_of_sender(pairs.to, p, pairs.j[p])
+        to = pairs.to[p]
         for k in range(parity.shape[0]):
             ev[i, k] += c * pairs.spherical[p, k]
             ev[to, k] += c * parity[k] * pairs.spherical[p, k]

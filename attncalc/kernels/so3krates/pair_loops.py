@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.kernels.simd.barrier import row_of_sender
 from attncalc.kernels.simd.loops import (
     THREE,
     TWO,
@@ -49,7 +48,7 @@ class Pairs(NamedTuple):
 
     Attributes:
         i, j: int64.
-        to: int64, rows that contributions to j are added to; None in a serial call: they are j.
+        to: int64, rows that contributions to j are added to.
         knot, place: interval of the tables, int64, and position in it, 0 to 1.
         envelope, envelope_slope: C(d), dC/dd in 1/Å.
         spherical: [.., M], Y of the direction from i to j.
@@ -327,7 +326,7 @@ def messages(
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
-            to = row_of_sender(pairs.to, p, j)
+            to = pairs.to[p]
             for h in range(n_heads):
                 query = 3 * h * head
                 key, value = query + head, query + 2 * head
@@ -393,7 +392,7 @@ def messages_gradient(
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
-            to = row_of_sender(pairs.to, p, j)
+            to = pairs.to[p]
             for h in range(n_heads):
                 query = 3 * h * head
                 key, value = query + head, query + 2 * head
@@ -452,7 +451,7 @@ def messages_gradient(
         for q in range(n):
             p = begin + q
             i, j = pairs.i[p], pairs.j[p]
-            to = row_of_sender(pairs.to, p, j)
+            to = pairs.to[p]
             along = fill(ZERO)
             for v in range(len(shape.hidden)):
                 k = v * LANES

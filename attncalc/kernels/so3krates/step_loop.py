@@ -207,7 +207,6 @@ def _copy(n, x, out):
 
 
 def _forward(
-    barrier,
     held,
     vectors,
     receivers,
@@ -228,9 +227,8 @@ def _forward(
     others.
 
     Args:
-        barrier: None, or that of this thread.
-        held: a `Held` of shape, numbers, constants, weights, `Common`, and this thread's `Pairs`
-            and `Space`.
+        held: a `Held` of shape, numbers, constants, weights, `Common`, and this thread's `Pairs`,
+            `Space` and `Barrier`.
         vectors .. species: of the graph, with this thread's edges and pairs.
         features: [n_atoms, F] of the bare atoms.
         kinds: those of the atoms.
@@ -238,7 +236,7 @@ def _forward(
         rows: `LayerRows`: atoms of each layer. Rows of other atoms do not change and are not read.
         outputs: [n_outputs, n_atoms].
     """
-    shape, numbers, constants, w, common, pairs, own = held.parts
+    shape, numbers, constants, w, common, pairs, own, barrier = held.parts
     n_pairs = collect(
         barrier,
         vectors,
@@ -334,17 +332,17 @@ def _forward(
     return n_pairs
 
 
-def _reverse(barrier, held, n_atoms, n_pairs, kinds, gathered, rows, d_outputs, d_vectors):
+def _reverse(held, n_atoms, n_pairs, kinds, gathered, rows, d_outputs, d_vectors):
     """Add the gradient with respect to the vectors of this thread's edges.
 
     Args:
-        barrier .. held: as in the forward pass, which has left its results in the working space.
+        held: as in the forward pass, which has left its results in the working space.
         n_pairs: return value of the forward pass.
         kinds .. rows: as in the forward pass.
         d_outputs: [n_outputs, n_atoms].
         d_vectors: [n_edges, 3].
     """
-    shape, numbers, constants, w, common, pairs, own = held.parts
+    shape, numbers, constants, w, common, pairs, own, barrier = held.parts
     orders = Orders(constants.masks, constants.mirrored)
     n_layers, n_kinds = w.table.shape[0], kinds.values.shape[0]
     per_length = single(constants.envelope.shape[0] / (numbers.cutoff - numbers.shortest))

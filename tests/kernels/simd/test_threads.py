@@ -22,8 +22,8 @@ def test_every_thread_works_at_the_same_time() -> None:
     threads, barrier = Threads(4), threading.Barrier(4, timeout=60)
     for _ in range(3):
 
-        def work(rank: int, arrivals: NDArray[np.int64]) -> int:
-            assert arrivals.tolist() == [0]
+        def work(rank: int) -> int:
+            assert threads.arrivals.tolist() == [0]
             barrier.wait()
             return 10 * rank
 
@@ -35,15 +35,15 @@ def test_every_thread_works_at_the_same_time() -> None:
 def test_nobody_waits_for_a_thread_that_failed(failing: int, error: type[BaseException]) -> None:
     threads = Threads(3)
 
-    def work(rank: int, arrivals: NDArray[np.int64]) -> int:
+    def work(rank: int) -> int:
         if rank == failing:
             raise error("no room")
-        return wait_for_the_others(arrivals)
+        return wait_for_the_others(threads.arrivals)
 
     for _ in range(2):
         with pytest.raises(error, match="no room"):
             threads.run(work)
-    assert threads.run(lambda rank, arrivals: rank) == [0, 1, 2]
+    assert threads.run(lambda rank: rank) == [0, 1, 2]
 
 
 def test_helpers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +58,4 @@ def test_helpers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(threads._helpers, "submit", at_most_one)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        threads.run(lambda rank, arrivals: wait_for_the_others(arrivals))
+        threads.run(lambda rank: wait_for_the_others(threads.arrivals))

@@ -33,7 +33,7 @@ from attncalc.system import System
 OPTIONS = {
     "default": {},
     # numbers of heads and degrees are compiled in: a minute for each pair of them
-    "three heads, many orders": {"num_heads": 3, "num_features": 192, "degrees": (1, 3, 5)},
+    "two heads, many orders": {"num_heads": 2, "degrees": (1, 2, 4, 5)},
     "square root of width": {"attention_norm": "sqrt_head_width"},
     "physnet basis": {"radial_basis": "physnet"},
     "cosine cutoff": {"cutoff_function": "cosine"},

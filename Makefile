@@ -120,6 +120,8 @@ $(BIN)/python:
 	  echo "attncalc: '$(PYTHON) -m venv' failed (Debian, Ubuntu: apt install python3-venv): $$(tail -n 1 $(VENV).log)" >&2; \
 	  rm -rf $(VENV) $(VENV).log; exit 1; }
 	@rm -f $(VENV).log
+	@# the one that comes with Python needs twice the time to choose the versions, and will do
+	@$(BIN)/python -m pip --disable-pip-version-check install --retries 0 --quiet --quiet --upgrade pip || true
 
 $(CORE): $(INPUTS) | $(BIN)/python
 	@echo "attncalc: installing into $(VENV); the first time this downloads PyTorch and takes some minutes"

@@ -5,6 +5,7 @@ Triton decides when it is imported whether it interprets, so each program has a 
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -37,7 +38,11 @@ class _StayPatched:
 
 
 def patch_once() -> None:
-    """Triton's interpreter patches its own modules anew at every call: most of the time."""
+    """Make Triton's interpreter several times faster.
+
+    It patches its own modules anew at every call, makes a table of types at every operation, and
+    looks for integers that overflow, which tests of a few atoms do not have.
+    """
     from triton import language as tl
     from triton.runtime import interpreter
 
@@ -52,6 +57,13 @@ def patch_once() -> None:
         return _StayPatched()
 
     interpreter._patch_lang = once
+    any_type = interpreter._get_np_dtype
+    scalar_type = functools.cache(any_type)
+    interpreter._get_np_dtype = lambda kind: (scalar_type if type(kind) is tl.dtype else any_type)(
+        kind
+    )
+    options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    interpreter.interpreter_builder.options = options
 
 
 def interpreted(program: str, cache: Path) -> str:

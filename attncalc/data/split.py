@@ -9,6 +9,9 @@ import numpy as np
 from attncalc.data.dataset import Dataset
 from attncalc.nn.options import whole_number
 
+# pairs of successive structures that are compared, and the fewest that say something
+PAIRS, FEWEST_PAIRS = 200, 10
+
 
 def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int | None) -> tuple[Dataset, ...]:
     """Divide a data set into disjoint parts, at random or in order.
@@ -99,3 +102,31 @@ def official_split(
     if seed is not None:
         train_indices = np.random.default_rng(seed).permutation(train_indices)
     return dataset[train_indices[:n_train]], dataset[train_indices[n_train:]], dataset[test_indices]
+
+
+def successive_likeness(dataset: Dataset) -> float | None:
+    """Return how alike the forces of successive structures are: 1 equal, 0 independent.
+
+    It is the median of 2 F·F' / (F·F + F'·F') over pairs of structures that follow each other and
+    have the same atoms in the same order. Frames that are some femtoseconds apart have 0.9 to 1,
+    independent ones 0 (the data sets of benchmarks/accuracy.md). At most `PAIRS` pairs are read.
+
+    Returns:
+        None without forces, or if fewer than half of the pairs, or than `FEWEST_PAIRS`, have the
+        same atoms.
+    """
+    if dataset.forces is None:
+        return None
+    drawn = np.random.default_rng(0).permutation(max(0, len(dataset) - 1))[:PAIRS]
+    likenesses = []
+    for k in np.sort(drawn).tolist():
+        numbers, following = (dataset.structures[one].numbers for one in (k, k + 1))
+        if not np.array_equal(numbers, following):
+            continue
+        forces, next_forces = dataset.forces[k], dataset.forces[k + 1]
+        size = float((forces**2).sum() + (next_forces**2).sum())
+        if size > 0:
+            likenesses.append(2 * float((forces * next_forces).sum()) / size)
+    if len(likenesses) < max(FEWEST_PAIRS, len(drawn) / 2):
+        return None
+    return float(np.median(likenesses))

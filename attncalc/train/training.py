@@ -57,6 +57,9 @@ log = logging.getLogger(__name__)
 ANY_CUTOFF = 0.1
 # prefix of the folder name of a committee's member
 MEMBER = "member-"
+# likeness of successive structures above which random splits are warned of: trajectories of 0.5 to
+# 2 fs between frames have 0.9 and more, data sets that were drawn from one at random 0.2 at most
+NEAR_COPIES = 0.7
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,25 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     _say_what_is_not_known(recipe, sample)
     if recipe.test_data is not None and parts[2] is not None:
         _require_matching_units(recipe, data.sample(parts[2]))
+    _warn_of_near_copies(recipe, dataset)
     return parts
+
+
+def _warn_of_near_copies(recipe: Recipe, dataset: Dataset) -> None:
+    """Warn if frames of a trajectory are split at random."""
+    if "sizes" not in recipe.split or not recipe.split.get("shuffle", True):
+        return
+    likeness = data.successive_likeness(dataset)
+    if likeness is not None and likeness > NEAR_COPIES:
+        log.warning(
+            "%s: successive structures are near copies, as in a trajectory: their forces are "
+            "%.0f %% alike. Drawn at random, validation and test sets have copies of training "
+            "structures, and errors are too small; split them in order: "
+            "split: {sizes: [%s], shuffle: false}",
+            dataset.source,
+            100 * likeness,
+            ", ".join(map(str, recipe.split["sizes"])),
+        )
 
 
 def _read(

@@ -1,8 +1,14 @@
 """Random and official splits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
+from ase.calculators.emt import EMT
+from ase.cluster import Octahedron
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
 
 from attncalc import data
 
@@ -105,3 +111,49 @@ def test_a_dataset_without_splits_says_so(numbered):
 def test_a_test_split_may_be_left_out(numbered):
     training, validation, test = data.official_split(numbered, n_validation=2, test=None)
     assert (len(training), len(validation), len(test)) == (3, 2, 0)
+
+
+@pytest.fixture(scope="module")
+def trajectory() -> data.Dataset:
+    """Frames of a copper cluster at 600 K, 5 fs apart."""
+    atoms = Octahedron("Cu", 3)
+    atoms.calc, frames = EMT(), []
+    thermalize_momenta(atoms, temperature_K=600, rng=np.random.default_rng(0))
+    verlet = VelocityVerlet(atoms, 5 * units.fs)
+    for _ in range(60):
+        verlet.run(1)
+        frames.append((atoms.copy(), atoms.get_potential_energy(), atoms.get_forces()))
+    structures, energies, forces = zip(*frames, strict=True)
+    return data.Dataset(structures, np.array(energies), forces)
+
+
+def test_successive_frames_are_alike_and_others_are_not(trajectory: data.Dataset) -> None:
+    assert 0.8 < data.successive_likeness(trajectory) < 1
+    mixed = trajectory[np.random.default_rng(1).permutation(len(trajectory))]
+    assert abs(data.successive_likeness(mixed)) < 0.4
+    same = trajectory[[0] * 20]
+    assert data.successive_likeness(same) == pytest.approx(1)
+
+
+def test_structures_that_cannot_be_compared(trajectory: data.Dataset) -> None:
+    assert data.successive_likeness(dataclasses.replace(trajectory, forces=None)) is None
+    assert data.successive_likeness(trajectory[:10]) is None
+    assert data.successive_likeness(trajectory[:0]) is None
+    assert data.successive_likeness(trajectory[:11]) is not None
+    other = [atoms.copy() for atoms in trajectory.structures]
+    for atoms in other[::2]:
+        atoms.numbers[0] = 28
+    assert data.successive_likeness(dataclasses.replace(trajectory, structures=other)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "lowest", "highest"),
+    [
+        ("lips20_Li2S.npz", None, 0.9, 1.0),  # a trajectory
+        ("rmd17_ethanol.npz", "md17", -0.3, 0.3),  # drawn from one at random
+        ("water_pbe0ts_192.npz", None, -0.3, 0.3),
+    ],
+)
+def test_likeness_of_real_data(shared, name, labels, lowest, highest) -> None:
+    found = data.successive_likeness(data.read(shared / "data" / name, labels=labels))
+    assert lowest < found < highest

@@ -707,3 +707,22 @@ def test_stresses_of_crystals_with_a_forgotten_pbc_are_refused(recipe, parts, tm
     message = r"^cells.extxyz: the training set has stresses, but no structure with a periodic dir"
     with pytest.raises(ValueError, match=message):
         train.fit(recipe, forgotten, parts[1], tmp_path)
+
+
+def test_frames_of_a_trajectory_split_at_random_are_warned_of(recipe, dataset, tmp_path, caplog):
+    atoms, frames = dataset.structures[0], []
+    for k in range(24):  # one vibration
+        moved = atoms.copy()
+        moved.positions[0] += 0.1 * np.sin(k / 4)
+        moved.calc = EMT()
+        moved.get_forces(), moved.get_stress()
+        frames.append(moved)
+    write(tmp_path / "md.extxyz", data.from_ase(frames, source="md.extxyz"))
+    split = {"sizes": [14, 5, "rest"]}
+    drawn = dataclasses.replace(recipe, data=str(tmp_path / "md.extxyz"), split=split)
+    read_split(drawn)
+    assert "md.extxyz: successive structures are near copies, as in a trajectory" in caplog.text
+    assert "split: {sizes: [14, 5, rest], shuffle: false}" in caplog.text
+    caplog.clear()
+    read_split(dataclasses.replace(drawn, split=split | {"shuffle": False}))
+    assert "near copies" not in caplog.text

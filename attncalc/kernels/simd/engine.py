@@ -52,11 +52,13 @@ class Lease(NamedTuple, Generic[Workspace]):
 
     Attributes:
         sizes: how much there is room for: ghosts of a thread, then the sizes of `_needs`.
+        n_rows: number of rows for atoms and the ghosts of all threads.
         barriers, workspaces: those of all threads.
         threads: None if the caller's is the only one.
     """
 
     sizes: tuple[int, ...]
+    n_rows: int
     barriers: tuple[Barrier, ...]
     workspaces: Workspaces[Workspace]
     threads: Threads | None
@@ -151,7 +153,8 @@ class CompiledEngine(ABC, Generic[Workspace]):
             threads = Threads(size) if size > 1 else None
             arrivals = np.zeros(1, np.int64) if threads is None else threads.arrivals
             of_all = barriers(arrivals, size, most, n_atoms)
-            lease = Lease(sizes, of_all, self._workspaces(of_all, *sizes[1:]), threads)
+            workspaces = self._workspaces(of_all, *sizes[1:])
+            lease = Lease(sizes, of_all[0].n_rows, of_all, workspaces, threads)
         return lease
 
     def give_back(self, size: int, lease: Lease[Workspace]) -> None:
@@ -246,17 +249,16 @@ class _Evaluation:
         needs, most = engine._needs(self.parts), 0
         while True:
             self.lease = lease = engine.lease(size, (most, *needs))
-            first = lease.barriers[0]
-            self.inputs = engine._inputs(graph, arrays, first.n_rows, lease.workspaces)
+            self.inputs = engine._inputs(graph, arrays, lease.n_rows, lease.workspaces)
             self.outputs = np.zeros((len(engine.names), graph.n_atoms))
             if size > 1:
-                first.n_ghosts[:] = 0
+                lease.barriers[0].n_ghosts[:] = 0  # of all threads
                 for barrier, part in zip(lease.barriers, self.parts, strict=True):
                     barrier.own[:] = *part.atoms, *part.owned
             self.counts = self._run(self._forward)
             if self.counts[0] >= 0:
                 return True
-            most = int(first.n_ghosts.max())
+            most = int(lease.barriers[0].n_ghosts.max())
             self.close()
             if self.counts[0] != MORE_GHOSTS:
                 return False

@@ -40,6 +40,12 @@ def test_learning_curve(n):
     figure.savefig(io.BytesIO(), format="png")
 
 
+def test_learning_curve_of_a_training_on_stresses():
+    figure = plots.learning_curve([1, 2], **columns(2), stress_mae=[4.0, 2.0], wall_time=1.0)
+    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert labels[2].startswith("stress, meV/Å³ (best model 2)")
+
+
 def test_the_best_model_is_marked():
     values = columns(4) | {"validation_loss": [4.0, 1.0, float("nan"), 2.0]}
     losses = plots.learning_curve([1, 2, 3, 4], **values, wall_time=3 * 3600.0).axes[0]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from attncalc.plots.style import BLUE, GREEN, GREY, ORANGE, headline
+from attncalc.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, headline
 
 
 def learning_curve(
@@ -17,6 +17,7 @@ def learning_curve(
     validation_loss: ArrayLike,
     energy_mae: ArrayLike,
     force_mae: ArrayLike,
+    stress_mae: ArrayLike | None = None,
     wall_time: float,
     title: str = "",
 ) -> Figure:
@@ -30,6 +31,7 @@ def learning_curve(
         validation_loss: [n], at the epoch's end, with the averaged weights.
         energy_mae: [n] meV per structure.
         force_mae: [n] meV/Å.
+        stress_mae: [n] meV/Å³, of a training on stresses.
         wall_time: total time, s.
         title: title above the picture.
     """
@@ -42,6 +44,8 @@ def learning_curve(
     losses.set_ylabel("loss")
     _with_best(errors, epochs, energy_mae, best, color=ORANGE, label="energy, meV")
     _with_best(errors, epochs, force_mae, best, color=GREEN, label="force, meV/Å")
+    if stress_mae is not None:
+        _with_best(errors, epochs, stress_mae, best, color=PURPLE, label="stress, meV/Å³")
     errors.set_ylabel("mean absolute error, validation")
     for axes in (losses, errors):
         axes.set_yscale("log")

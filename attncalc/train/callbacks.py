@@ -22,7 +22,7 @@ from attncalc.model_file import save
 from attncalc.text import one_line
 from attncalc.train.compilation import Compilation
 from attncalc.train.denoising import without_denoising
-from attncalc.train.module import TrainingModule
+from attncalc.train.module import STRESS, TrainingModule
 from attncalc.train.step import Step
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,8 @@ class BestModel(L.Callback):
 def write_table(history: list[dict[str, float]], path: Path) -> None:
     """Write the numbers of all epochs as CSV, atomically, unless the file already has them."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]))
+    # a run of an earlier version may lack columns in its first rows
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in history for name in row))
     writer.writeheader()
     writer.writerows(history)
     content = text.getvalue().encode()
@@ -256,6 +257,7 @@ class LearningCurve(L.Callback):
             validation_loss=columns["validation_loss"],
             energy_mae=columns["energy_mae_meV"],
             force_mae=columns["force_mae_meV_per_A"],
+            stress_mae=columns.get(STRESS),
             wall_time=columns["wall_time_s"][-1],
             title=self.title,
         )
@@ -311,6 +313,8 @@ class Progress(L.Callback):
             f"validation E {last['energy_mae_meV']:.1f} meV, F {last['force_mae_meV_per_A']:.1f} "
             "meV/Å"
         )
+        if STRESS in last:
+            errors += f", stress {last[STRESS]:.2f} meV/Å³"
         self.bar.set_postfix_str(errors, refresh=False)
         self.bar.total = trainer.max_epochs  # a time budget changes it
         self.bar.update(1)

@@ -29,6 +29,8 @@ from attncalc.train.step import (
     trainable,
 )
 
+# column of the table of epochs, in trainings on stresses
+STRESS = "stress_mae_meV_per_A3"
 # label -> column of the table of epochs: mean absolute errors, averaged over batches
 COLUMNS = {
     "charges": "charge_mae_e",
@@ -132,7 +134,7 @@ class TrainingModule(L.LightningModule):
         self.processes.listen()  # for signals: Lightning would end this process only
 
     def on_validation_epoch_start(self) -> None:
-        names = ("energy", "per_atom", "force", "loss", "n", "components")
+        names = ("energy", "per_atom", "force", "stress", "loss", "n", "components")
         self.sums = dict.fromkeys((*names, *self.weights.of_outputs), 0.0)
 
     def validation_step(self, load: Callable[[], Batch | None], batch_idx: int) -> None:
@@ -154,6 +156,7 @@ class TrainingModule(L.LightningModule):
             ("energy", energy_errors.sum()),
             ("per_atom", (energy_errors / torch.bincount(batch.graph.system_idx)).sum()),
             ("force", (result.forces - batch.forces).abs().sum()),
+            ("stress", (found.stress - batch.stress).abs().mean(dim=(1, 2)).sum()),
             ("loss", value * n_systems),
             ("n", n_systems),
             ("components", batch.forces.numel()),
@@ -185,6 +188,7 @@ class TrainingModule(L.LightningModule):
                 "energy_mae_meV": 1e3 * s["energy"] / s["n"],
                 "energy_mae_meV_per_atom": 1e3 * s["per_atom"] / s["n"],
                 "force_mae_meV_per_A": 1e3 * s["force"] / s["components"],
+                **({STRESS: 1e3 * s["stress"] / s["n"]} if self.weights.stress else {}),
                 **{COLUMNS[label]: s[label] / s["n"] for label in self.weights.of_outputs},
                 "wall_time_s": self.wall_time,
             }

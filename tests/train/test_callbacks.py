@@ -33,6 +33,7 @@ def test_without_a_terminal_progress_is_said_in_lines(recipe, parts, tmp_path, m
     lines = said(caplog)
     assert [line[: line.index(",")] for line in lines] == [f"epoch {k} of 3" for k in (1, 2, 3)]
     assert all("validation E " in line and line.endswith(" left") for line in lines)
+    assert all(" meV/Å, stress " in line and " meV/Å³; " in line for line in lines)
     assert lines[-1].endswith("; 00:00 left")
 
 

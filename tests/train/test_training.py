@@ -99,6 +99,18 @@ def test_the_best_model_has_the_validation_loss_of_its_epoch(finished, recipe, p
         best["energy_mae_meV_per_atom"], rel=1e-5
     )
     assert 1e3 * found.force_mae == pytest.approx(best["force_mae_meV_per_A"], rel=1e-5)
+    assert 1e3 * found.stress_mae == pytest.approx(best["stress_mae_meV_per_A3"], rel=1e-5)
+
+
+def test_only_trainings_on_stresses_tell_their_errors(recipe, parts, tmp_path):
+    short = dataclasses.replace(recipe, epochs=1, stress_weight=0.0)
+    done = train.fit(short, *parts[:2], tmp_path)
+    assert not [name for name in done.history[0] if "stress" in name]
+
+
+def test_rows_of_an_earlier_version_lack_columns(tmp_path):
+    callbacks.write_table([{"epoch": 1}, {"epoch": 2, "new": 0.5}], tmp_path / "metrics.csv")
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,new", "1,", "2,0.5"]
 
 
 def test_the_averaged_weights_are_saved(recipe, parts, tmp_path, monkeypatch):

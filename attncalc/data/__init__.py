@@ -4,7 +4,7 @@ from attncalc.data.dataset import Dataset, concatenate
 from attncalc.data.extxyz import from_ase
 from attncalc.data.hdf5_rows import write_hdf5
 from attncalc.data.readers import read, read_parts
-from attncalc.data.split import official_split, split, successive_likeness
+from attncalc.data.split import near_copies, official_split, split
 from attncalc.data.statistics import avg_num_neighbors, reference_energies, shortest_distance
 from attncalc.data.streamed import StreamedDataset, errors_of, sample, stream
 from attncalc.data.stress_checks import stress_mismatch
@@ -18,6 +18,7 @@ __all__ = [
     "concatenate",
     "errors_of",
     "from_ase",
+    "near_copies",
     "official_split",
     "read",
     "read_parts",
@@ -27,7 +28,6 @@ __all__ = [
     "split",
     "stream",
     "stress_mismatch",
-    "successive_likeness",
     "unit_mismatch",
     "work_ratio",
     "write_hdf5",

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
 from attncalc.nn.options import whole_number
 
-# pairs of successive structures that are compared, and the fewest that say something
-PAIRS, FEWEST_PAIRS = 200, 10
+# successive structures that are compared, and the fewest that say something
+COMPARED, FEWEST_COMPARED = 200, 10
+# number of structures between those that count as far apart, and of distances in each
+FAR, DISTANCES = 30, 300
+# successive structures are near copies below this change of distances, Å, and below this share of
+# the change between structures that are far apart
+NEAR, NEAR_SHARE = 0.2, 0.3
 
 
 def split(dataset: Dataset, sizes: Sequence[int | str], *, seed: int | None) -> tuple[Dataset, ...]:
@@ -104,29 +111,41 @@ def official_split(
     return dataset[train_indices[:n_train]], dataset[train_indices[n_train:]], dataset[test_indices]
 
 
-def successive_likeness(dataset: Dataset) -> float | None:
-    """Return how alike the forces of successive structures are: 1 equal, 0 independent.
+def near_copies(dataset: Dataset) -> tuple[float, float] | None:
+    """Return how far apart successive structures are, and others, if the former are near copies.
 
-    It is the median of 2 F·F' / (F·F + F'·F') over pairs of structures that follow each other and
-    have the same atoms in the same order. Frames that are some femtoseconds apart have 0.9 to 1,
-    independent ones 0 (the data sets of benchmarks/accuracy.md). At most `PAIRS` pairs are read.
+    Successive frames of a trajectory are. Structures are compared by the distances between their
+    atoms, to nearest images: turned or displaced ones are equal.
 
     Returns:
-        None without forces, or if fewer than half of the pairs, or than `FEWEST_PAIRS`, have the
-        same atoms.
+        The root mean square change of the distances, Å, from a structure to the next one and to the
+        one `FAR` places behind it, in the median of at most `COMPARED` structures. None if the
+        first is above `NEAR`, or above `NEAR_SHARE` of the second, or if fewer than
+        `FEWEST_COMPARED` structures are followed by others of the same atoms.
     """
-    if dataset.forces is None:
+    far = min(FAR, len(dataset) // 3)
+    if far < 2:
         return None
-    drawn = np.random.default_rng(0).permutation(max(0, len(dataset) - 1))[:PAIRS]
-    likenesses = []
-    for k in np.sort(drawn).tolist():
-        numbers, following = (dataset.structures[one].numbers for one in (k, k + 1))
-        if not np.array_equal(numbers, following):
+    random = np.random.default_rng(0)
+    changes = []
+    for k in np.sort(random.permutation(len(dataset) - far)[:COMPARED]).tolist():
+        three = [dataset.structures[k + step] for step in (0, 1, far)]
+        numbers = three[0].numbers
+        if len(numbers) < 2 or not all(np.array_equal(one.numbers, numbers) for one in three):
             continue
-        forces, next_forces = dataset.forces[k], dataset.forces[k + 1]
-        size = float((forces**2).sum() + (next_forces**2).sum())
-        if size > 0:
-            likenesses.append(2 * float((forces * next_forces).sum()) / size)
-    if len(likenesses) < max(FEWEST_PAIRS, len(drawn) / 2):
+        pairs = random.integers(0, len(numbers), (DISTANCES, 2))
+        here, following, distant = (_distances(one, pairs) for one in three)
+        changes.append([np.sqrt(np.mean((one - here) ** 2)) for one in (following, distant)])
+    if len(changes) < FEWEST_COMPARED:
         return None
-    return float(np.median(likenesses))
+    to_next, to_far = np.median(changes, axis=0).tolist()
+    return (to_next, to_far) if to_next < min(NEAR, NEAR_SHARE * to_far) else None
+
+
+def _distances(atoms: Atoms, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the distances [n] Å between pairs [n, 2] of atoms, to nearest images."""
+    vectors = atoms.positions[pairs[:, 1]] - atoms.positions[pairs[:, 0]]
+    if atoms.pbc.any():
+        cell = atoms.cell.complete().array
+        vectors -= np.where(atoms.pbc, np.round(vectors @ np.linalg.inv(cell)), 0) @ cell
+    return np.linalg.norm(vectors, axis=1)

@@ -57,9 +57,6 @@ log = logging.getLogger(__name__)
 ANY_CUTOFF = 0.1
 # prefix of the folder name of a committee's member
 MEMBER = "member-"
-# likeness of successive structures above which random splits are warned of: trajectories of 0.5 to
-# 2 fs between frames have 0.9 and more, data sets that were drawn from one at random 0.2 at most
-NEAR_COPIES = 0.7
 
 
 @dataclass(frozen=True)
@@ -163,25 +160,40 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     _say_what_is_not_known(recipe, sample)
     if recipe.test_data is not None and parts[2] is not None:
         _require_matching_units(recipe, data.sample(parts[2]))
-    _warn_of_near_copies(recipe, dataset)
+    _warn_of_near_copies(recipe, dataset, recipe.test_data is None and parts[2] is not None)
     return parts
 
 
-def _warn_of_near_copies(recipe: Recipe, dataset: Dataset) -> None:
-    """Warn if frames of a trajectory are split at random."""
-    if "sizes" not in recipe.split or not recipe.split.get("shuffle", True):
+def _warn_of_near_copies(recipe: Recipe, dataset: Dataset, has_test: bool) -> None:
+    """Warn if frames of a trajectory are drawn at random.
+
+    Args:
+        recipe: the recipe.
+        dataset: all structures of its data file.
+        has_test: whether a test set is drawn from them.
+    """
+    sizes = recipe.split.get("sizes")
+    if not recipe.split.get("shuffle", sizes is not None):
         return
-    likeness = data.successive_likeness(dataset)
-    if likeness is not None and likeness > NEAR_COPIES:
-        log.warning(
-            "%s: successive structures are near copies, as in a trajectory: their forces are "
-            "%.0f %% alike. Drawn at random, validation and test sets have copies of training "
-            "structures, and errors are too small; split them in order: "
-            "split: {sizes: [%s], shuffle: false}",
-            dataset.source,
-            100 * likeness,
-            ", ".join(map(str, recipe.split["sizes"])),
-        )
+    if sizes is None:
+        dataset = dataset[dataset.splits[recipe.split.get("train", "train_01")]]
+    found = data.near_copies(dataset)
+    if found is None:
+        return
+    if sizes is None:
+        remedy = "leave out shuffle"
+    else:
+        remedy = f"split: {{sizes: [{', '.join(map(str, sizes))}], shuffle: false}}"
+    log.warning(
+        "%s: successive structures are near copies, as in a trajectory: distances change by %.3f Å "
+        "from one to the next, by %.2f Å to others. Those drawn at random for validation%s are "
+        "copies of training structures, and their errors too small: take them in order (%s), or "
+        "whole trajectories",
+        dataset.source,
+        *found,
+        " and test" if has_test and sizes is not None else "",
+        remedy,
+    )
 
 
 def _read(

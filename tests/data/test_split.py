@@ -127,33 +127,61 @@ def trajectory() -> data.Dataset:
     return data.Dataset(structures, np.array(energies), forces)
 
 
-def test_successive_frames_are_alike_and_others_are_not(trajectory: data.Dataset) -> None:
-    assert 0.8 < data.successive_likeness(trajectory) < 1
+def test_frames_of_a_trajectory_are_near_copies(trajectory: data.Dataset) -> None:
+    to_next, to_far = data.near_copies(trajectory)
+    assert 0.01 < to_next < 0.2 * to_far < 0.2
+    turned = [atoms.copy() for atoms in trajectory.structures]
+    for k, atoms in enumerate(turned):
+        atoms.rotate(31 * k, (1, 2, 3))
+        atoms.positions += k
+    moved = data.near_copies(dataclasses.replace(trajectory, structures=turned))
+    assert moved == pytest.approx((to_next, to_far))
+
+
+def test_structures_that_are_no_near_copies(trajectory: data.Dataset) -> None:
     mixed = trajectory[np.random.default_rng(1).permutation(len(trajectory))]
-    assert abs(data.successive_likeness(mixed)) < 0.4
-    same = trajectory[[0] * 20]
-    assert data.successive_likeness(same) == pytest.approx(1)
+    assert data.near_copies(mixed) is None
+    assert data.near_copies(trajectory[[0] * 40]) is None  # all the same: told elsewhere
+    rattled = [trajectory.structures[0].copy() for _ in range(40)]
+    for k, atoms in enumerate(rattled):
+        atoms.rattle(0.02, seed=k)
+    drawn = dataclasses.replace(trajectory[:40], structures=rattled)
+    assert data.near_copies(drawn) is None
 
 
 def test_structures_that_cannot_be_compared(trajectory: data.Dataset) -> None:
-    assert data.successive_likeness(dataclasses.replace(trajectory, forces=None)) is None
-    assert data.successive_likeness(trajectory[:10]) is None
-    assert data.successive_likeness(trajectory[:0]) is None
-    assert data.successive_likeness(trajectory[:11]) is not None
+    assert data.near_copies(trajectory[:0]) is None
+    assert data.near_copies(trajectory[:12]) is None
+    assert data.near_copies(trajectory[:20]) is not None
     other = [atoms.copy() for atoms in trajectory.structures]
     for atoms in other[::2]:
         atoms.numbers[0] = 28
-    assert data.successive_likeness(dataclasses.replace(trajectory, structures=other)) is None
+    assert data.near_copies(dataclasses.replace(trajectory, structures=other)) is None
+
+
+def test_crystals_are_compared_to_nearest_images(trajectory: data.Dataset) -> None:
+    boxed = [atoms.copy() for atoms in trajectory.structures]
+    for k, atoms in enumerate(boxed):
+        atoms.set_cell([[12.0, 0, 0], [2, 12, 0], [1, 0, 12]])
+        atoms.pbc = True
+        atoms.positions += 0.3 * k
+        atoms.wrap()
+    found = data.near_copies(dataclasses.replace(trajectory, structures=boxed))
+    assert found == pytest.approx(data.near_copies(trajectory), rel=0.2)
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "lowest", "highest"),
+    ("name", "labels", "near"),
     [
-        ("lips20_Li2S.npz", None, 0.9, 1.0),  # a trajectory
-        ("rmd17_ethanol.npz", "md17", -0.3, 0.3),  # drawn from one at random
-        ("water_pbe0ts_192.npz", None, -0.3, 0.3),
+        ("lips20_Li2S.npz", None, True),  # trajectories
+        ("lips20_Li7P3S11.npz", None, True),
+        ("md17_ethanol_npzformat.npz", None, True),
+        ("rmd17_ethanol.npz", "md17", False),  # drawn from one at random
+        ("rmd17_aspirin.npz", "md17", False),
+        ("water_pbe0ts_192.npz", None, False),
+        ("mlearn_Mo.extxyz", None, False),
     ],
 )
-def test_likeness_of_real_data(shared, name, labels, lowest, highest) -> None:
-    found = data.successive_likeness(data.read(shared / "data" / name, labels=labels))
-    assert lowest < found < highest
+def test_near_copies_in_real_data(shared, name, labels, near) -> None:
+    found = data.near_copies(data.read(shared / "data" / name, labels=labels))
+    assert (found is not None) == near

@@ -721,20 +721,36 @@ def test_stresses_of_crystals_with_a_forgotten_pbc_are_refused(recipe, parts, tm
         train.fit(recipe, forgotten, parts[1], tmp_path)
 
 
-def test_frames_of_a_trajectory_split_at_random_are_warned_of(recipe, dataset, tmp_path, caplog):
-    atoms, frames = dataset.structures[0], []
-    for k in range(24):  # one vibration
-        moved = atoms.copy()
-        moved.positions[0] += 0.1 * np.sin(k / 4)
-        moved.calc = EMT()
-        moved.get_forces(), moved.get_stress()
-        frames.append(moved)
-    write(tmp_path / "md.extxyz", data.from_ase(frames, source="md.extxyz"))
-    split = {"sizes": [14, 5, "rest"]}
-    drawn = dataclasses.replace(recipe, data=str(tmp_path / "md.extxyz"), split=split)
-    read_split(drawn)
-    assert "md.extxyz: successive structures are near copies, as in a trajectory" in caplog.text
-    assert "split: {sizes: [14, 5, rest], shuffle: false}" in caplog.text
-    caplog.clear()
-    read_split(dataclasses.replace(drawn, split=split | {"shuffle": False}))
-    assert "near copies" not in caplog.text
+def test_frames_of_a_trajectory_drawn_at_random_are_warned_of(recipe, dataset, tmp_path, caplog):
+    frames = []
+    for k in range(40):  # a vibration
+        atoms = dataset.structures[0].copy()
+        atoms.positions[0] += 0.4 * np.sin(k / 6)
+        atoms.calc = EMT()
+        atoms.get_forces(), atoms.get_stress()
+        atoms.info["split"] = "training" if k < 34 else "test"
+        frames.append(atoms)
+    path = write(tmp_path / "md.extxyz", data.from_ase(frames, source="md.extxyz"))
+    marked = [atoms for atoms in ase.io.iread(path)]
+    for atoms, frame in zip(marked, frames, strict=True):
+        atoms.info["split"] = frame.info["split"]
+    ase.io.write(path, marked, format="extxyz")
+
+    def warned(split: dict, **more: object) -> str:
+        caplog.clear()
+        read_split(dataclasses.replace(recipe, data=str(path), split=split, **more))
+        return caplog.text
+
+    drawn = warned({"sizes": [30, 5, "rest"]})
+    assert "md.extxyz: successive structures are near copies, as in a trajectory" in drawn
+    assert "at random for validation and test are copies of training structures" in drawn
+    assert "(split: {sizes: [30, 5, rest], shuffle: false})" in drawn
+    assert "near copies" not in warned({"sizes": [30, 5, "rest"], "shuffle": False})
+    assert "at random for validation are copies" in warned({"sizes": [30, 5]})
+    separate = warned({"sizes": [30, 5]}, test_data=str(path))
+    assert "at random for validation are copies" in separate
+    named = {"train": "training", "n_validation": 5, "test": "test"}
+    assert "near copies" not in warned(named)
+    shuffled = warned(named | {"shuffle": True})
+    assert "at random for validation are copies" in shuffled
+    assert "take them in order (leave out shuffle)" in shuffled

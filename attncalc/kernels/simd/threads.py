@@ -38,7 +38,7 @@ class Threads:
         return self._process == os.getpid()
 
     def run(self, work: Callable[[int], int]) -> list[int]:
-        """Run `work(rank, arrivals)` in all threads at the same time and return the results.
+        """Run `work(rank)` in all threads at the same time and return the results.
 
         If one of them fails, or Ctrl-C comes before all have begun, no other thread waits for it.
 

@@ -185,9 +185,9 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "GPUs, Equiformer for 17 to 61 hours each. *So3krates, quick* has 70,000 to 110,000, one "
         "seed, and the minutes stated on one core that other work shared: it shows that a data set "
         "is learnt, and how far one gets with so little. *Equiformer, an hour* is the default "
-        "recipe for data of one's own, with 0.5 million parameters. Its settings were chosen for "
-        "none of these molecules but uracil, which has 16 radial functions and a cutoff of 4 Å; "
-        "the others had 32 and 5 Å ([docs/equiformer.md](../docs/equiformer.md)).",
+        "recipe for data of one's own, with 0.5 million parameters. Its settings were not chosen "
+        "for these molecules, but the cutoff of 4 Å was for uracil; benzene and naphthalene had 32 "
+        "radial functions instead of 16 ([docs/equiformer.md](../docs/equiformer.md)).",
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others that "
         "models of the 950 labelled, most of them with tight binding "

@@ -1,6 +1,6 @@
 """Vibrations of ethanol: 21 real frequencies at a minimum, and the zero-point energy.
 
-Run: python examples/06_vibrations.py; view a mode with: ase gui ethanol.20.traj
+Run: python examples/06_vibrations.py; view a mode with: ase gui ethanol-vibrations.26.traj
 """
 
 import numpy as np

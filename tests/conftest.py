@@ -1,6 +1,7 @@
 """What every test gets: one thread, a calm hypothesis, the reference data beside the checkout."""
 
 import gc
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,14 @@ def _pictures_of_one_pixel(request: pytest.FixtureRequest) -> Iterator[None]:
 
             draw_none(patch)
         yield
+
+
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A process that was started in the background inherits that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

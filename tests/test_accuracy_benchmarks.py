@@ -18,7 +18,6 @@ from attncalc.model_file import shipped_models
 from attncalc.train import Recipe
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-SMALL = Path(__file__).parent / "data" / "xtb_small_molecules_test.extxyz"
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from ase.build import molecule
 from test_layers import EXEMPT, LAYER_OF, PACKAGE, REPOSITORY, STEPS
 
 from attncalc import AttnCalculator, Evaluator, System, load, md
-from attncalc.compiled import has_numba
 
 PAGE = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
 PATHS = re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:]
@@ -108,7 +107,6 @@ def test_steps_within_a_layer_are_those_that_imports_may_take():
     assert len(drawn) == len(STEPS)
 
 
-@pytest.mark.skipif(not has_numba(), reason="without numba the path is another one")
 @pytest.mark.parametrize(
     ("path", "trace", "goal"),
     [(PATHS[0], of_a_calculation, 16), (PATHS[1], of_a_langevin_step, 24)],

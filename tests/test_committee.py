@@ -196,7 +196,6 @@ def test_a_committee_of_different_networks_in_one_file(mixed, tmp_path):
 
 
 def test_every_member_of_a_mixed_committee_has_its_own_engine(mixed):
-    pytest.importorskip("numba")
     fast = lower(mixed)
     names = [type(member.network.engine).__module__ for member in fast.members]
     assert [name.split(".")[2] for name in names] == ["so3krates", "equiformer", "so3krates"]

@@ -8,8 +8,6 @@ import pytest
 
 from attncalc import compiled
 
-pytest.importorskip("numba")
-
 
 class Base:
     """What Numba's listeners derive from."""

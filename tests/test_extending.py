@@ -31,7 +31,6 @@ from parts import Channel, box_of, images_of, rod
 
 from attncalc import AttnCalculator, Evaluator, Potential, System, data, evaluate, load, md, save
 from attncalc import fast as lowering
-from attncalc.compiled import has_numba
 from attncalc.data.readers import _READERS
 from attncalc.fast import disagreement, lower
 from attncalc.graph import Linearized
@@ -257,13 +256,11 @@ def test_an_engine_by_hand_is_the_plain_network():
     np.testing.assert_allclose(atoms.get_stress(), twin.get_stress(), atol=1e-11)
 
 
-@pytest.mark.skipif(not has_numba(), reason="without numba no engine is chosen on the CPU")
 def test_an_engine_in_the_list_is_chosen(monkeypatch):
     monkeypatch.setitem(lowering._ENGINES["cpu"], SHOWN.Density, NAME)
     assert isinstance(lower(potential()).network.engine, SHOWN.Engine)
 
 
-@pytest.mark.skipif(not has_numba(), reason="without numba no engine is chosen on the CPU")
 def test_an_engine_that_is_wrong_is_not_chosen(monkeypatch):
     class Wrong(SHOWN.Engine):
         def linearize(self, graph):

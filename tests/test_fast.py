@@ -182,8 +182,7 @@ def test_a_compiler_that_fails_leaves_the_plain_path(
 def test_threads_that_do_not_work_leave_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    threads = pytest.importorskip("attncalc.kernels.simd.threads")
-    pytest.importorskip("numba")
+    from attncalc.kernels.simd import threads
 
     def no_threads(self: object, work: object) -> None:
         raise RuntimeError("can't start new thread")

@@ -10,7 +10,6 @@ from ase.build import bulk, fcc111, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attncalc.compiled import has_numba
 from attncalc.graph import Graph, edge_vectors
 from attncalc.neighbors import VerletList, matscipy_list, reuse
 from attncalc.system import System
@@ -27,8 +26,6 @@ def pass_over_the_list(request):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
             patch.setattr(reuse, "_loop", lambda: None)
-        elif not has_numba():
-            pytest.skip("numba is not installed")
         yield
 
 
@@ -193,7 +190,6 @@ def test_atoms_moved_in_place_are_noticed():
     assert_same_edges(graph, system, 3.0)
 
 
-@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
 @pytest.mark.parametrize("case", [name for name in CASES if name != "batch"])
 def test_compiled_pass_gives_the_plain_graph(case, monkeypatch):
     monkeypatch.setattr(reuse, "_loop", LOOP)
@@ -222,7 +218,6 @@ def test_compiled_pass_gives_the_plain_graph(case, monkeypatch):
         assert verlet._reused_graph(replace(system, **other), verlet.listed) is None, other
 
 
-@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
 def test_a_compiler_that_fails_does_not_end_the_simulation(monkeypatch, caplog):
     from attncalc.neighbors import reuse_loop
 

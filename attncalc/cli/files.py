@@ -136,8 +136,8 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
-def new_structure_file(path: str | Path, *, overwrite: bool = False) -> Path:
-    path = new_file(path, overwrite=overwrite)
+def new_structure_file(path: str | Path) -> Path:
+    path = new_file(path, overwrite=True)
     try:
         known = get_ioformat(filetype(str(path), read=False))
     except UnknownFileTypeError:

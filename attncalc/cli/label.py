@@ -65,7 +65,7 @@ def label(structures, oracle, output, **many) -> None:
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the input: name another output with -o")
     target = output_of_shards(source, target)
-    new_structure_file(target, overwrite=True)
+    new_structure_file(target)
     work_off(LabelMany(from_anywhere(oracle), os.getcwd()), source, target, **many)
 
 

@@ -116,7 +116,7 @@ def relax(
     target = Path(output or source.with_suffix(".relaxed.xyz"))
     in_shards = any(many.values())
     target = output_of_shards(source, target) if in_shards else output_file(target)
-    new_structure_file(target, overwrite=True)
+    new_structure_file(target)
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the input: name another output with -o")
     if in_shards:

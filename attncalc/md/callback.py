@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from attncalc.md.integrator import Integrator
 from attncalc.md.state import MDState
 
@@ -14,10 +16,13 @@ class Callback:
             with the first and the last one. At the end of a run it may get the same state again.
         stops: True: the run is to end with the state of the last call, with which all callbacks are
             then called.
+        path: the file that it writes, if there is one.
     """
 
     every: int
     stops: bool = False
+    path: Path
+    _is_new = False  # of a file of this run
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Prepare for the first step of a new run."""
@@ -36,4 +41,6 @@ class Callback:
         """Finish after the last step, and after an error."""
 
     def forget(self) -> None:
-        """Remove the files of a run that could not begin; called after `end`."""
+        """Remove the file of a run that could not begin; called after `end`."""
+        if self._is_new:
+            self.path.unlink(missing_ok=True)

@@ -95,7 +95,6 @@ class Checkpoint(Callback):
         self.info = dict(info or {})
         self._integrator: Integrator | None = None
         self._saved_at = -math.inf
-        self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite a file.
@@ -141,11 +140,6 @@ class Checkpoint(Callback):
             raise ValueError("a Checkpoint belongs to a run: give it to md.run as a callback")
         save_checkpoint(self.path, self._integrator, state, self.info)
         self._saved_at = time.monotonic()
-
-    def forget(self) -> None:
-        """Remove the file of a run that could not begin; called after `end`."""
-        if self._is_new:
-            self.path.unlink(missing_ok=True)
 
 
 def save_checkpoint(

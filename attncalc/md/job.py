@@ -340,6 +340,7 @@ class FrameWriter(Callback):
 
     def __init__(self, path: Path, atoms: Atoms, *, every: int, write: Sequence[str] = ()) -> None:
         self.every, self._frames, self._atoms = every, Frames(path), atoms.copy()
+        self.path = self._frames.path
         self.write = tuple(write)
         self._timestep, self._is_new = 0.0, False
         self.n_frames, self.step = 0, -1
@@ -380,11 +381,6 @@ class FrameWriter(Callback):
     def end(self) -> None:
         """Close the file."""
         self._frames.__exit__()
-
-    def forget(self) -> None:
-        """Remove the file of a run that could not begin; called after `end`."""
-        if self._is_new:
-            self._frames.path.unlink(missing_ok=True)
 
 
 class _Progress(Callback):

@@ -59,7 +59,6 @@ class Log(Callback):
         self._own: tuple[Column, ...] = ()
         self._timestep = 0.0
         self._claim: FileLock | None = None
-        self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Create the file; refuse to overwrite one.
@@ -207,11 +206,6 @@ class Log(Callback):
             self._close()
             if self._claim is not None:
                 self._claim.release()
-
-    def forget(self) -> None:
-        """Remove the file of a run that could not begin; called after `end`."""
-        if self._is_new:
-            self.path.unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._file is not None:

@@ -127,12 +127,6 @@ class FarEdges:
     def n_edges(self) -> int:
         return self.receivers.shape[0]
 
-    def only(self, which: Tensor) -> FarEdges:
-        """Return the pairs with these indices, which must ascend."""
-        return FarEdges(
-            self.receivers[which], self.senders[which], self.vectors[which], self.n_receivers
-        )
-
     def sum_over(
         self,
         on_edges: OnFarEdges,

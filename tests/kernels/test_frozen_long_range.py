@@ -16,8 +16,6 @@ from contract import ELEMENTS, ethanol, slab, triclinic
 from long_range_terms import CUTOFF, TERMS, assert_equal, by_autograd, many, outputs_for
 from torch import nn
 
-pytest.importorskip("numba")
-
 from attncalc.fast import _lower_terms
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.kernels import long_range_loop

@@ -5,7 +5,6 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
-from attncalc.compiled import has_numba
 from attncalc.kernels import frozen_zbl
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.neighbors import VerletList
@@ -28,8 +27,6 @@ def loop(request, monkeypatch):
     """Each way to evaluate it."""
     if request.param == "numpy":
         monkeypatch.setattr(frozen_zbl, "has_numba", lambda: False)
-    elif not has_numba():
-        pytest.skip("numba is not installed")
 
 
 @pytest.mark.usefixtures("loop")

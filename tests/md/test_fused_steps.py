@@ -36,7 +36,6 @@ def moving(integrator: md.Verlet | md.Langevin, forces: Evaluator, *, fixed: boo
 def test_one_pass_is_the_verbs(
     forces: Evaluator, integrator: str, fixed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("numba")
     of_kind = md.Verlet(0.5 * FS)
     if integrator in TEMPERATURES:
         of_kind = md.Langevin(0.5 * FS, TEMPERATURES[integrator], 0.02 / FS)
@@ -62,7 +61,6 @@ def test_one_pass_is_the_verbs(
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("atoms", ["molecules", "linear", "crystals", "single atoms"])
 def test_rescaling_in_one_pass_is_the_verb(kelvin, fixed: bool, atoms: str) -> None:
-    pytest.importorskip("numba")
     water = Atoms("OH2", [[0, 0, 0], [0.9, 0.1, 0], [-0.2, 0.9, 0.1]])
     carbon = Atoms("CO2", [[0, 0, 0], [0.4, 0.5, 0.9], [-0.4, -0.5, -0.9]])
     of_kind = {

@@ -37,7 +37,6 @@ def test_philox_gives_the_published_words(counter, key, expected) -> None:
 
 
 def test_the_loop_is_the_tensor_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
     where = {"seed": 2**32 - 1, "step": 2**40 + 3, "replicas": [0, 2**32 - 1]}
     compiled = of_sizes(50, 30, **where)
     monkeypatch.setattr(noise, "has_numba", lambda: False)

@@ -435,14 +435,6 @@ def test_every_callback_ends_whatever_happens_to_one() -> None:
     assert first.events[-1] == last.events[-1] == ("end", -1)
 
 
-@pytest.fixture
-def ctrl_c_interrupts() -> Iterator[None]:
-    """Also where the tests run in the background, whose programs are deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_twice_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(Recorder):

@@ -63,9 +63,6 @@ FIRST_RELEASE = So3kratesConfig(
     mlp_after_exchange="projected",
     ev_init_divisor=2.0,
 )
-ALL_HEADS = So3kratesConfig(
-    **SMALL, num_layers=2, embed_charge=True, predict_charges=True, predict_hirshfeld_ratios=True
-)
 CONFIGS = {"default": DEFAULT, "paper": PAPER, "sparse": SPARSE, "first_release": FIRST_RELEASE}
 
 

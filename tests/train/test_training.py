@@ -249,15 +249,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     assert_same_bits(output, whole_output)
 
 
-@pytest.fixture
-def listens_to_ctrl_c():
-    """A process started in the background inherits that Ctrl-C is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("listens_to_ctrl_c")
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 @pytest.mark.parametrize(("which", "n_steps"), [(signal.SIGINT, 2), (signal.SIGTERM, 3)])
 def test_ctrl_c_says_how_to_go_on(which, n_steps, recipe, data_file, tmp_path, monkeypatch):
     """So does SIGTERM, which lets the step end.

@@ -8,10 +8,6 @@ import pytest
 import torch
 from ase import Atoms
 from contract import ELEMENTS, build_graph, ethanol, on_the_axis, randomise, slab, triclinic
-from safetensors.torch import load_file
-
-pytest.importorskip("numba")
-
 from engine_contract import (
     TOLERANCE,
     EngineContract,
@@ -20,6 +16,7 @@ from engine_contract import (
     exact,
     potential_of,
 )
+from safetensors.torch import load_file
 
 from attncalc.convert import equiformer
 from attncalc.fast import SHORTEST, lower

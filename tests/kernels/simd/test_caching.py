@@ -12,8 +12,6 @@ from types import SimpleNamespace
 import pytest
 from ase.build import molecule
 
-pytest.importorskip("numba")
-
 from attncalc import AttnCalculator
 from attncalc.compiled import cacheable
 from attncalc.kernels import simd

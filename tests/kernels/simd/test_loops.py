@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-numba = pytest.importorskip("numba")
-
-from attncalc.kernels.simd import vectors as simd  # noqa: E402
-from attncalc.kernels.simd.lanes import in_blocks  # noqa: E402
-from attncalc.kernels.simd.loops import FASTMATH, sigmoid  # noqa: E402
-from attncalc.kernels.simd.products import add_product  # noqa: E402
+from attncalc.kernels.simd import vectors as simd
+from attncalc.kernels.simd.lanes import in_blocks
+from attncalc.kernels.simd.loops import FASTMATH, sigmoid
+from attncalc.kernels.simd.products import add_product
 
 EPSILON = 2.0**-23
 

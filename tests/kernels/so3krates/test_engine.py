@@ -7,9 +7,6 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from contract import ELEMENTS, build_graph, ethanol, on_the_axis, randomise, slab, triclinic
-
-pytest.importorskip("numba")
-
 from engine_contract import (
     TOLERANCE,
     EngineContract,

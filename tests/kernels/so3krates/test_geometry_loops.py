@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("numba")
-
 from attncalc.basis.so3 import SphericalHarmonics
 from attncalc.kernels.so3krates.geometry_loops import harmonics, harmonics_gradient
 from attncalc.kernels.so3krates.tables import harmonic_norms

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 import torch
 from contract import ELEMENTS, assert_same_result, randomise
-from parts import added_up, added_up_with_messages, box_of, parts_of, rod
-
-pytest.importorskip("numba")
-
 from engine_contract import potential_of
 from networks import compiled_so3krates
+from parts import added_up, added_up_with_messages, box_of, parts_of, rod
 
 from attncalc.domain import exchanges_layers, reach_of
 from attncalc.fast import lower
@@ -27,7 +24,6 @@ from attncalc.potential import Committee, Potential, evaluate
 from attncalc.structures import fresh_graphs
 from attncalc.system import System
 
-SPECIES = (1, 6, 7, 8)
 KINDS: dict[str, dict[str, Any]] = {
     "from tables": {},
     "from neighbours": {"ev_init_divisor": 2.0},

@@ -240,7 +240,7 @@ class AtomOutputs:
     energies: Tensor
     charges: Tensor | None = field(default_factory=NoneType)
     hirshfeld_ratios: Tensor | None = field(default_factory=NoneType)
-    features: Tensor | None = None
+    features: Tensor | None = field(default_factory=NoneType)
 
     @property
     def arrays(self) -> OutputArrays | None:
@@ -277,7 +277,16 @@ class OutputArrays(NamedTuple):
 
 
 class OutputsOfArrays(OfArrays, AtomOutputs):
-    """Outputs made of `OutputArrays`."""
+    """Outputs made of `OutputArrays`, and of features as an array, `feature_array`."""
+
+    feature_array: NDArray[np.float32] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "features":
+            return super().__getattr__(name)
+        array = self.feature_array
+        tensor = self.__dict__[name] = None if array is None else torch.from_numpy(array)
+        return tensor
 
 
 OUTPUTS = OutputArrays._fields

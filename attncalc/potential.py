@@ -533,9 +533,12 @@ def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> Surr
     environments = member.environments
     if environments is None:
         return None
+    features: Any = getattr(outputs, "feature_array", None)
+    if features is None:
+        features = outputs.features
     network = member._modules["network"]  # faster than an attribute
-    plain = getattr(network, "network", network) if outputs.features is None else None
-    return Surroundings(environments, outputs.features, graph, plain)
+    plain = getattr(network, "network", network) if features is None else None
+    return Surroundings(environments, features, graph, plain)
 
 
 class _ScaleArrays:

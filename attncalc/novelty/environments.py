@@ -102,13 +102,14 @@ class Surroundings(NamedTuple):
 
     Attributes:
         environments: that the model was trained on.
-        features: [n_atoms, F]; None if an engine does not give them: then the network is run.
+        features: [n_atoms, F], a tensor or an array; None if an engine does not give them: then
+            the network is run.
         graph: of the atoms.
         network: plain network, if `features` is None.
     """
 
     environments: Environments
-    features: Tensor | None
+    features: Tensor | Floats | None
     graph: Graph
     network: Any
 
@@ -126,9 +127,9 @@ class Surroundings(NamedTuple):
         return self.environments.novelty(_as_array(features), arrays)
 
 
-def _as_array(features: Tensor | None) -> Floats | None:
-    if features is None:
-        return None
+def _as_array(features: Tensor | Floats | None) -> Floats | None:
+    if features is None or isinstance(features, np.ndarray):
+        return features
     return features.detach().to(torch.float32).cpu().numpy()
 
 

@@ -206,6 +206,7 @@ def test_md_of_another_process_is_left_alone(
         assert Path("run.csv").stat().st_ino == log
         for ending in ("h5md", "csv", "ckpt"):
             Path(f"run.{ending}").unlink()
+        assert process.poll() is None, process.ended()
         assert fails(*common, "--steps", 20) == f"Error: {Path.cwd() / there}"
         assert not [name for name in files() if name.startswith("run.")]
     finally:

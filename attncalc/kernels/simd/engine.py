@@ -124,11 +124,11 @@ class CompiledEngine(ABC, Generic[Workspace]):
             return None
         if len(self.names) == 1:
             raw = OutputArrays(evaluation.outputs[0])
-            outputs = OutputsOfArrays.of(raw, features=evaluation.features)
+            outputs = OutputsOfArrays.of(raw, feature_array=evaluation.features())
             return Linearized(outputs, evaluation.pull)
         raw = OutputArrays(**dict(zip(self.names, evaluation.outputs, strict=True)))
         constrained_outputs, transpose = constrained(raw, graph)
-        outputs = OutputsOfArrays.of(constrained_outputs, features=evaluation.features)
+        outputs = OutputsOfArrays.of(constrained_outputs, feature_array=evaluation.features())
 
         def pull(d_outputs: AtomOutputs) -> Any:
             return evaluation.pull(d_outputs, transpose)
@@ -263,12 +263,10 @@ class _Evaluation:
             if self.counts[0] != MORE_GHOSTS:
                 return False
 
-    @property
-    def features(self) -> torch.Tensor:
-        """Features [n_atoms, F] after the forward pass."""
+    def features(self) -> NDArray[np.float32]:
+        """Return the features [n_atoms, F] after the forward pass."""
         assert self.lease is not None
-        rows = self.lease.workspaces.features[: self.outputs.shape[1]]
-        return torch.from_numpy(self.engine._features(rows))
+        return self.engine._features(self.lease.workspaces.features[: self.outputs.shape[1]])
 
     def pull(
         self,

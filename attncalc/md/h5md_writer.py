@@ -109,7 +109,6 @@ class H5MDWriter(Callback):
         self._bytes_waiting = 0
         self._flush_after = 0.0  # on the clock of time.monotonic
         self._claim: FileLock | None = None
-        self._is_new = False
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
         """Refuse to overwrite a file; the new one is created with its first frame.
@@ -269,8 +268,8 @@ class H5MDWriter(Callback):
 
     def forget(self) -> None:
         """Remove the file of a run that could not begin; called after `end`."""
-        if self._is_new and self._step_on_disk >= 0:
-            self.path.unlink(missing_ok=True)
+        if self._step_on_disk >= 0:
+            super().forget()
 
     def _start(self, state: MDState, integrator: Integrator, *, step_on_disk: int) -> None:
         self._others = self._further(integrator, state)

@@ -342,7 +342,7 @@ class FrameWriter(Callback):
         self.every, self._frames, self._atoms = every, Frames(path), atoms.copy()
         self.path = self._frames.path
         self.write = tuple(write)
-        self._timestep, self._is_new = 0.0, False
+        self._timestep = 0.0
         self.n_frames, self.step = 0, -1
 
     def begin(self, state: MDState, integrator: Integrator) -> None:

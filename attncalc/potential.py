@@ -166,7 +166,7 @@ class Potential(nn.Module):
 
     def terms_for(self, graphs: Graphs) -> list[Any]:
         """Return the pair terms in their form for these structures."""
-        terms = list(self.pair_terms)
+        terms: list[Any] = list(self._modules["pair_terms"]._modules.values())  # type: ignore[union-attr]
         if not graphs.all_pairs:
             return terms
         of_molecules = [one if (other := of_all_pairs(one)) is None else other for one in terms]
@@ -482,7 +482,7 @@ def edge_gradients(
         if name not in d_outputs:  # no term reads it
             d_outputs[name] = 0 * factor
     if n_counted is not None:
-        d_outputs["energies"][n_counted:] = 0
+        d_outputs["energies"] = _first(d_outputs["energies"], n_counted)
     if graphs.shared is not None:
         d_outputs |= graphs.shared.give_back({name: d_outputs[name] for name in others})
     given = OutputsOfArrays.of(OutputArrays(**d_outputs)) if in_arrays else AtomOutputs(**d_outputs)
@@ -490,6 +490,13 @@ def edge_gradients(
     if (of_terms := gradients[False]) is not None:
         short = short + of_terms
     return EdgeGradients(energies, short, gradients[True], others, summed, surroundings)
+
+
+def _first(values: Any, n: int) -> Any:
+    """Return a copy [n_atoms] with zeros for all atoms but the first n."""
+    values = values + 0
+    values[n:] = 0
+    return values
 
 
 def _times(factor: Any, weights: Tensor) -> Any:
@@ -500,6 +507,8 @@ def _others(outputs: AtomOutputs) -> dict[str, Any]:
     """Return outputs other than energies, by name, float64; arrays if the outputs are arrays."""
     arrays = outputs.arrays
     if arrays is not None:
+        if arrays.charges is None and arrays.hirshfeld_ratios is None:  # most models
+            return {}
         return {
             name: value
             for name, value in zip(OUTPUTS[1:], arrays[1:], strict=True)
@@ -542,11 +551,12 @@ def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> Surr
 
 
 class _ScaleArrays:
-    """Scale and reference energies of a potential on the CPU as arrays, which share its memory."""
+    """Scale and reference energies of a compiled potential, which do not change, as arrays."""
 
     def __init__(self, scale: Tensor, reference: Tensor) -> None:
         self.tensors = scale, reference
         self.scale, self.reference = scale.numpy(), reference.numpy()
+        self._last: tuple[Any, Any, Any] = (None, None, None)
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copy of the potential has memory of its own
@@ -563,13 +573,23 @@ class _ScaleArrays:
             last = member.__dict__["_scale_arrays"] = cls(scale, reference)
         return last
 
+    def of_atoms(self, species: NDArray[np.int64]) -> tuple[Any, Any]:
+        """Return scale and reference energy of every atom, not to be changed.
+
+        In a simulation `species` is the same array at every step.
+        """
+        last = self._last  # read once: another thread may replace it meanwhile
+        if last[0] is not species:
+            self._last = last = (species, self.scale[species], self.reference[species])
+        return last[1], last[2]
+
 
 def _scaled_arrays(member: Potential, outputs: AtomOutputs, graph: Graph) -> tuple[Any, Any]:
     """Return scale and energies like `_scaled`, as arrays, in a third of the time."""
-    species, arrays, found = graph.arrays.species, _ScaleArrays.of(member), outputs.arrays
+    factor, reference = _ScaleArrays.of(member).of_atoms(graph.arrays.species)
+    found = outputs.arrays
     assert found is not None
-    factor = arrays.scale[species]
-    return factor, factor * found.energies + arrays.reference[species]
+    return factor, factor * found.energies + reference
 
 
 def _scaled(member: Potential, outputs: AtomOutputs, graph: Graph) -> tuple[Any, Any]:

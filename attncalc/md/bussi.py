@@ -9,7 +9,7 @@ from attncalc.md.force import Function
 from attncalc.md.fused_steps import kick_drift, rescale_at_once
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.settings import Settings
-from attncalc.md.splitting import drift, kick, rescale
+from attncalc.md.splitting import drift, kick, kick_by_new_forces, rescale
 from attncalc.md.start import AtTemperature
 from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_relaxation, check_timestep
@@ -57,6 +57,6 @@ class Bussi(AtTemperature):
         h = self.timestep
         bath = (of_systems(self.temperature, state.system), self.relaxation)
         state = kick_drift(state, h) or drift(kick(state, h / 2), h)
-        state = kick(state.with_forces(force(state.system)), h / 2)
+        state = kick_by_new_forces(state, force, h / 2)
         state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
         return state.replace(step=state.step + 1)

@@ -37,7 +37,7 @@ from attncalc.md.inputs import Start, as_list
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
-from attncalc.md.splitting import drift, kick, rescale
+from attncalc.md.splitting import drift, kick, kick_by_new_forces, rescale
 from attncalc.md.start import AtTemperature
 from attncalc.md.state import FLOATS, MDState, Stored
 from attncalc.md.time_unit import check_relaxation, check_timestep
@@ -181,7 +181,7 @@ class CellRescaling(AtTemperature):
             _refuse_collapse(strain)
         state, turned = deform(kick(state, h / 2), strain, turns_back=not self.isotropic)
         state = drift(state, h)
-        state = kick(state.with_forces(force(state.system)), h / 2)
+        state = kick_by_new_forces(state, force, h / 2)
         # work of the barostat by the trapezoidal rule: both ends are known
         work = -0.5 * ((tension * strain).sum((1, 2)) + (state.tension() * turned).sum((1, 2)))
         state, bath = state.replace(heat=state.heat + work), (kelvin, self.relaxation)

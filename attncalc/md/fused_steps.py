@@ -30,9 +30,8 @@ def kick_drift(state: MDState, time: float) -> MDState | None:
     """B for half of the time, A for all of it."""
     if _on_the_cpu(state):
         positions, momenta = _loops().kick_drift(*_arrays(state), time)
-        return state.with_positions(torch.from_numpy(positions)).replace(
-            momenta=torch.from_numpy(momenta)
-        )
+        system = state.system.with_positions(torch.from_numpy(positions))
+        return state.replace(system=system, momenta=torch.from_numpy(momenta))
     return _on_a_gpu(state, time, 1.0, 0.0, None)
 
 
@@ -64,8 +63,10 @@ def kick_drift_thermalize_drift(
         state.atom_in_system.numpy(),
         state.heat.numpy(),
     )
-    return state.with_positions(torch.from_numpy(positions)).replace(
-        momenta=torch.from_numpy(momenta), heat=torch.from_numpy(heat)
+    return state.replace(
+        system=state.system.with_positions(torch.from_numpy(positions)),
+        momenta=torch.from_numpy(momenta),
+        heat=torch.from_numpy(heat),
     )
 
 

@@ -104,7 +104,9 @@ def of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
     Raises:
         ValueError: there are several, but not one for each system.
     """
-    if not isinstance(temperature, Sequence | np.ndarray | Tensor):
+    if isinstance(temperature, float) or not isinstance(
+        temperature, Sequence | np.ndarray | Tensor
+    ):  # the second test alone takes a µs
         return kept_tensor((float(temperature),), system.device)
     if len(temperature) != system.n_systems:
         raise ValueError(

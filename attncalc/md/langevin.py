@@ -9,7 +9,7 @@ from attncalc.md.force import Function
 from attncalc.md.fused_steps import kick_drift_thermalize_drift
 from attncalc.md.integrator import Column, of_systems, plain_temperatures
 from attncalc.md.settings import Settings
-from attncalc.md.splitting import drift, kick, thermalize
+from attncalc.md.splitting import drift, kick, kick_by_new_forces, thermalize
 from attncalc.md.start import AtTemperature
 from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_friction, check_timestep
@@ -56,5 +56,5 @@ class Langevin(AtTemperature):
         if moved is None:
             moved = drift(kick(state, h / 2), h / 2)
             moved = drift(thermalize(moved, h, *bath), h / 2)
-        state = kick(moved.with_forces(force(moved.system)), h / 2)
+        state = kick_by_new_forces(moved, force, h / 2)
         return state.replace(step=state.step + 1)

@@ -17,6 +17,7 @@ import torch
 from ase import units
 from torch import Tensor
 
+from attncalc.md.force import Function
 from attncalc.md.noise import RESCALING, normal_noise
 from attncalc.md.state import MDState
 
@@ -27,6 +28,14 @@ def kick(state: State, time: float) -> State:
     """B: momenta change by forces; those of fixed atoms stay zero."""
     momenta = torch.add(state.momenta, state.forces, alpha=time)
     return state.replace(momenta=held(state, momenta))
+
+
+def kick_by_new_forces(state: State, force: Function, time: float) -> State:
+    """B with the energy and forces at the state's positions, which it then has."""
+    result = force(state.system)
+    momenta = torch.add(state.momenta, result.forces, alpha=time)
+    kept = state.kept_of(result, state.system)
+    return state.replace(momenta=held(state, momenta), **kept)
 
 
 def drift(state: State, time: float) -> State:

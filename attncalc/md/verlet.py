@@ -13,7 +13,7 @@ from attncalc.md.fused_steps import kick_drift
 from attncalc.md.inputs import Start
 from attncalc.md.integrator import Column
 from attncalc.md.settings import Settings
-from attncalc.md.splitting import drift, kick
+from attncalc.md.splitting import drift, kick, kick_by_new_forces
 from attncalc.md.start import initial_state
 from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_timestep
@@ -79,7 +79,7 @@ class Verlet:
         """Return the state one timestep later."""
         h = self.timestep
         state = kick_drift(state, h) or drift(kick(state, h / 2), h)
-        state = kick(state.with_forces(force(state.system)), h / 2)
+        state = kick_by_new_forces(state, force, h / 2)
         return state.replace(step=state.step + 1)
 
     def highest_temperature(self, first: MDState) -> Tensor:

@@ -224,6 +224,13 @@ class CompiledEngine(ABC, Generic[Workspace]):
         """
 
 
+def _rows(each: list[Any]) -> NDArray[np.float64]:
+    """Return arrays as the rows of one, in C order; a single one is not copied, if it can be."""
+    if len(each) == 1:
+        return np.ascontiguousarray(each[0], np.float64)[None]
+    return np.array(each, np.float64)
+
+
 class _Evaluation:
     """One forward pass, and the reverse pass that may follow."""
 
@@ -291,7 +298,8 @@ class _Evaluation:
                 **{name: getattr(d_outputs, name).numpy() for name in engine.names}
             )
         rows = transpose(given)
-        d_found = np.array([getattr(rows, name) for name in engine.names], np.float64)
+        each = [getattr(rows, name) for name in engine.names]
+        d_found = _rows(each)
         d_vectors = np.zeros((self.n_edges, 3))
         self._run(lambda rank: self._reverse(rank, d_found, d_vectors))
         self.close()

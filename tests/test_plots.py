@@ -173,6 +173,15 @@ def test_md_summary_of_a_batch():
     assert axes["energy"].lines[1].get_ydata() == pytest.approx(0.1 * np.arange(3), abs=1e-9)
 
 
+def test_md_summary_of_a_rigid_molecule():
+    """Lengths that differ by rounding: numpy's histogram has no bins so narrow."""
+    frames = [molecule("H2O") for _ in range(30)]
+    for k, atoms in enumerate(frames):
+        atoms.positions[1] *= 1 + 2e-16 * k
+    axes = panels(plots.md_summary(md_rows(30), frames))
+    assert legend(axes["structure"]) == ["O-H 0.969 Å"]
+
+
 def test_md_summary_without_a_bond():
     frames = [Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 9.0]])] * 2
     figure = plots.md_summary(md_rows(2), frames)

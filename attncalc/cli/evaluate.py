@@ -190,16 +190,18 @@ def read_labelled(
         OSError, ValueError: model, data or split do not exist, or are invalid.
     """
     from attncalc import data
+    from attncalc.data.statistics import with_possible_stress
 
     folder = Path(model)
     if data_file is not None and not folder.is_dir():
         dataset = data.read(data_file, labels=labels, **units)
         if split is None:
-            return model, dataset, None, None
+            return model, with_possible_stress(dataset), None, None
         if split not in dataset.splits:
             known = ", ".join(dataset.splits) or "none"
             raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
-        return model, dataset[dataset.splits[split]], split, dataset.splits[split]
+        indices = dataset.splits[split]
+        return model, with_possible_stress(dataset[indices]), split, indices
     from attncalc import train
 
     if labels is not None or any(units.values()):
@@ -215,7 +217,7 @@ def read_labelled(
     weights = folder / f"{recipe.name}.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"no such file: {weights}; the training has not done an epoch yet")
-    return str(weights), named[split], split, None
+    return str(weights), with_possible_stress(named[split]), split, None
 
 
 def _error_rows(prediction: Prediction, dataset: Dataset) -> list[tuple[str, ...]]:

@@ -25,13 +25,14 @@ from attncalc.text import one_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# names of labels in lower case, with and without a prefix; initial charges of atoms are none
+# names of labels in lower case, with and without prefix or suffix, but no initial charges of atoms
 _LABEL = re.compile(
     r"(.*[_.])?(energ(y|ies)|forces?|gradients?|stress|virials?|dipoles?|hirsh(feld)?_ratios)"
+    r"([_.].*)?"
     r"|(atomic|partial|mbis|mulliken|hirshfeld)_charges|charges"
 )
-# of a frame of a run, in `Atoms.info`
-OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa")
+# of a frame of a run, or of a relaxation, in `Atoms.info`
+OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa", "broken_bonds")
 
 
 def existing_file(path: str) -> Path:
@@ -177,9 +178,14 @@ def require_writable(path: Path, frames: list[Atoms]) -> str:
             results["stress"] = np.zeros(6)
         trial.append(atoms.copy())
         trial[-1].calc = SinglePointCalculator(trial[-1], energy=0.0, free_energy=0.0, **results)
+    is_xyz = path.suffix in (".xyz", ".extxyz")
     try:
+        from attncalc.data.extxyz import read_frames
+
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / path.name, trial)
+            if is_xyz:  # a line break in `info` breaks the file, which ASE does not notice
+                read_frames(Path(folder) / path.name)
             lost = _lost_constraints(Path(folder) / path.name, trial)
     except Exception as error:  # ASE's writers raise errors of any kind
         if isinstance(error, OSError) and error.errno is not None:  # from the disk, not the format
@@ -187,7 +193,7 @@ def require_writable(path: Path, frames: list[Atoms]) -> str:
         what = "this structure" if len(frames) == 1 else "these structures"
         raise ValueError(
             f"{path.name}: ASE cannot write {what} as {path.suffix or path.name} "
-            f"({one_line(error)}); use .xyz"
+            f"({one_line(error)}); use {'.traj' if is_xyz else '.xyz'}"
         ) from None
     if not lost:
         return ""

@@ -19,7 +19,7 @@ from ase.io import iread
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import OutsideTraining, one_line_errors
-from attncalc.cli.files import existing_file, from_anywhere, read_structures
+from attncalc.cli.files import existing_file, from_anywhere, read_structures, require_writable
 from attncalc.cli.md_picture import Picture
 from attncalc.cli.model_checks import require_known, require_limits, say_model
 from attncalc.cli.options import (
@@ -44,7 +44,8 @@ from attncalc.md.integrators import INTEGRATORS, THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
 from attncalc.md.log_file import NOVELTY, LogSummary
 from attncalc.md.noise import seed_of
-from attncalc.md.time_unit import SHORTEST, in_longer_unit
+from attncalc.md.time_unit import LONGEST, SHORTEST, in_longer_unit
+from attncalc.md.velocities import stop_fixed
 from attncalc.novelty import OUTSIDE
 from attncalc.signals import finished_before_ctrl_c
 from attncalc.text import counted
@@ -198,6 +199,11 @@ def md(
             f"--timestep is in fs, and {timestep:g} fs is too short for a run: for {meant} write "
             f"--timestep {in_fs:g}"
         )
+    if timestep > LONGEST:
+        raise ValueError(
+            f"--timestep is in fs, and {timestep:g} fs is too long for a run: 0.5 is usual, with "
+            "heavy atoms up to 5"
+        )
     for name in ("steps", "timestep", "friction", "relaxation", "cell_relaxation"):
         if options[name] <= 0:  # in the unit of the option
             raise ValueError(f"{_as_typed(name)} must be positive, got {options[name]:g}")
@@ -224,6 +230,8 @@ def md(
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
     found = _starting_structures(structure, replicas, by_ase=by_ase)
+    if target.suffix != ".h5md" and (lost := require_writable(target, found)):
+        warn(lost)
     earlier, has_copies, of_seed = [one.get_momenta() for one in found], (replicas or 1) > 1, ""
     have_velocities = any(momenta.any() for momenta in earlier)
     if seed is None and have_velocities and (settings.ensemble != "nve" or has_copies):
@@ -388,6 +396,8 @@ def _starting_structures(path: str, replicas: int | None, *, by_ase: bool) -> li
     """Read the structures that a run starts from, and say which they are if there are others."""
     is_trajectory = Path(path).suffix == ".h5md"
     found = read_structures(path, index="-1" if replicas is None or is_trajectory else ":")
+    for atoms in found:
+        stop_fixed(atoms)
     if by_ase and len(found) > 1:
         raise ValueError(
             f"{path} holds {len(found)} systems: remove --integrator ase, which runs one"

@@ -43,6 +43,7 @@ _CELLS = ("lattice", "lattices", "lattice_vectors", "box", "cells", "unit_cell",
 _STRESSES = ("stresses", "virial", "virials")
 # The original MD17 labels, which rMD17's own files keep beside the recomputed ones.
 _OLD_LABELS = ("old_energies", "old_forces")
+_OTHER_SPLIT = "split_"
 _SPLIT = re.compile(r"^(train|training|test|val|valid|validation)(_\w+)?$")
 # Everything that `dataset_fields` looks for, except labels and splits.
 _ALL = (
@@ -220,7 +221,7 @@ def dataset_fields(
     fields: dict[str, Any] = {
         "structures": structures,
         "energies": floats(energies, labels.energy) * to_ase.energy,
-        "splits": {key: array for key, array in arrays.items() if is_split(key, array)},
+        "splits": splits_of(arrays),
         "isolated_energies": _isolated_energies(arrays, to_ase),
         "labels": labels.name,
     }
@@ -382,9 +383,23 @@ def _isolated_energies(arrays: Mapping[str, NDArray], to_ase: Factors) -> dict[i
     return {int(z): float(e) * to_ase.energy for z, e in zip(numbers, energies, strict=True)}
 
 
-def is_split(key: str, array: NDArray) -> bool:
-    """Return True if an array lists the structures of a split: "train", "test_01", "val" …"""
-    return bool(_SPLIT.match(key)) and array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
+def splits_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays that list the structures of a split, by the split's name.
+
+    Keys are "train", "test_01", "val" …; any other name follows "split_".
+    """
+    return {
+        key if _SPLIT.match(key) else key.removeprefix(_OTHER_SPLIT): array
+        for key, array in arrays.items()
+        if (_SPLIT.match(key) or key.startswith(_OTHER_SPLIT))
+        and len(array.shape) == 1
+        and np.issubdtype(array.dtype, np.integer)
+    }
+
+
+def key_of_split(name: str) -> str:
+    """Return the key from which `splits_of` reads a split of this name."""
+    return name if _SPLIT.match(name) else _OTHER_SPLIT + name
 
 
 def _first(keys: Mapping[str, Any], names: tuple[str, ...], what: str) -> str:

@@ -216,7 +216,7 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
 
 
 def joint_level(levels: set[str]) -> str:
-    """Return the level of theory of joined data sets; "" if none of them states it.
+    """Return the level of theory of joined structures; "" if none of them states it.
 
     Raises:
         ValueError: the stated levels differ.
@@ -224,7 +224,8 @@ def joint_level(levels: set[str]) -> str:
     stated = levels - {""}
     if len(stated) > 1:
         raise ValueError(
-            f"data sets of different levels of theory cannot be joined: {', '.join(sorted(stated))}"
+            "structures of different levels of theory cannot be joined: "
+            + ", ".join(sorted(stated))
         )
     return "".join(stated)
 

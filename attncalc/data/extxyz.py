@@ -18,7 +18,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
 from attncalc.data.arrays import NAMES_OF_ATOMS
-from attncalc.data.dataset import Dataset
+from attncalc.data.dataset import Dataset, joint_level
 from attncalc.data.units import Factors, ReadOptions, factors, parse_entry
 from attncalc.system import SYNONYMS, stated, what_is_ignored
 from attncalc.text import one_line
@@ -236,9 +236,15 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         prefix = _choose_labels(frames[0], options.labels)
         to_ase = _factors(frames, options, prefix)
         energies = _column(frames, prefix, "energy")
-        forces, stress = (_with_fallback(frames, prefix, name) for name in ("forces", "stress"))
+        forces = _with_fallback(frames, prefix, "forces")
+        stress = _stress(frames, prefix, source)
         if _reads_free_energy(frames, options, prefix):
             energies = _column(frames, "", "free_energy")
+            if energies is None:
+                raise ValueError(
+                    "no free_energy, which is read as the energy of earlier structures: put them "
+                    "into separate files"
+                )
             if options.free_energy is None:
                 log.warning("%s: free_energy is read, not energy: forces derive from it", source)
         structures = tuple(_structure(k, atoms, to_ase) for k, atoms in enumerate(frames))
@@ -254,14 +260,14 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
                 unit = to_ase.dipole if name == "dipoles" else 1.0
                 fields[name] = [value * unit for value in values]
         fields["splits"] = _splits(frames)
+        level = joint_level({str(atoms.info.get("level_of_theory", "")) for atoms in frames})
     except ValueError as error:
         raise ValueError(one_line(f"{source}: {error}")) from None
-    levels = {str(atoms.info.get("level_of_theory", "")) for atoms in frames}
     return Dataset(
         structures=structures,
         **fields,
         source=source,
-        level_of_theory=levels.pop() if len(levels) == 1 else "",
+        level_of_theory=level,
         labels=_name_of(prefix),
     )
 
@@ -375,6 +381,21 @@ def _with_fallback(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDAr
     if found is None and _is_only_set(frames, prefix):
         return _column(frames, "", name)
     return found
+
+
+def _stress(frames: Sequence[Atoms], prefix: str, source: str) -> list[NDArray] | None:
+    """Return the stresses of all frames; None, with a warning, if only periodic ones have them."""
+    names = [prefix + "stress", *(["stress"] if _is_only_set(frames, prefix) else [])]
+    without = [all(_label(atoms, name) is None for name in names) for atoms in frames]
+    if any(without) and not all(without):
+        missing = [atoms for atoms, lacks in zip(frames, without, strict=True) if lacks]
+        if not any(atoms.pbc.any() for atoms in missing):
+            log.warning(
+                "%s: stress is left out: %d of %d structures are not periodic and have none",
+                *(source, len(missing), len(frames)),
+            )
+            return None
+    return _with_fallback(frames, prefix, "stress")
 
 
 def _is_only_set(frames: Sequence[Atoms], prefix: str) -> bool:

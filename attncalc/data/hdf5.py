@@ -20,7 +20,7 @@ from attncalc.data.arrays import (
     Labels,
     choose_labels,
     dataset_fields,
-    is_split,
+    splits_of,
     stresses_left_out,
     text,
 )
@@ -58,7 +58,7 @@ def read_hdf5(path: Path, options: ReadOptions) -> Dataset:
     `charge`, the formal charges in a group's `smiles` are added up, as in SPICE. Small arrays
     may be attributes of the group instead. At the root, `level_of_theory`, isolated-atom energies
     `e0_z`, `e0` and `units` apply to all groups, and integer arrays `train...`, `test...`, `val...`
-    are splits: indices of structures in the order of reading.
+    and `split_NAME` are splits: indices of structures in the order of reading.
 
     A unit is stored as an attribute "units" of an array, or in an attribute "units" of a group or
     of the root, as in "E: kcal/mol; F: kcal/mol/angstrom; R: angstrom".
@@ -105,7 +105,7 @@ def _parts(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray]]:
     """Return group name -> arguments of `Dataset`, in order, and the splits."""
     root = arrays_of(file, "/")
-    splits = {name: array for name, array in root.items() if is_split(name, array)}
+    splits = splits_of(root)
     declared = add_declared_bytes(splits, 0, file.size)
     for_all = {name: root[name] for name in FOR_ALL if name in root}
     declared = add_declared_bytes(for_all, declared, file.size)

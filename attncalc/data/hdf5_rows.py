@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,11 @@ from attncalc.data.arrays import (
     choose_labels,
     dataset_fields,
     floats,
-    is_split,
+    key_of_split,
     n_structures,
     name_of_atoms,
     name_of_dipoles,
+    splits_of,
 )
 from attncalc.data.dataset import (
     OF_ATOMS,
@@ -52,6 +54,10 @@ from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.hdf5_writing import WritableFile, new_hdf5
 from attncalc.system import charge_and_spin
 
+log = logging.getLogger(__name__)
+
+# more splits, as of a file whose structures all have names of their own, are not written
+MOST_SPLITS = 1000
 # rows per chunk of a written array; reading a structure reads whole chunks
 BLOCK = 1024
 # labels other than energies, forces and stress -> their names in a written file
@@ -89,7 +95,7 @@ class Rows:
         with reading(path):
             file = self._file = LocalFile(path)
             root = arrays_of(file, "/")
-            self.splits = {k: read_array(file, a) for k, a in root.items() if is_split(k, a)}
+            self.splits = {k: read_array(file, a) for k, a in splits_of(root).items()}
             for_all = {k: read_array(file, root[k]) for k in FOR_ALL if k in root}
             arrays = for_all | self._the_group(file)
             shapes = {key: array.shape for key, array in arrays.items()}
@@ -181,9 +187,9 @@ class Rows:
 def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
     """Write data sets to one file, with all structures in a row.
 
-    Units are eV and Å; splits are written too. Charges, Hirshfeld ratios and dipoles are written
-    only if all structures have them. Only one part at a time needs to be in memory. The file
-    appears when it is complete.
+    Units are eV and Å; splits are written too, up to `MOST_SPLITS`. Charges, Hirshfeld ratios and
+    dipoles are written only if all structures have them. Only one part at a time needs to be in
+    memory. The file appears when it is complete.
 
     Args:
         parts: data sets; forces, and likewise stress, must be in all of them or in none.
@@ -235,9 +241,14 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     for k, name in enumerate(("charge", "spin")):
         if name in said:
             file[name] = np.array(electrons)[:, k]
-    for name, chosen in splits.items():
-        if is_split(name, np.concatenate(chosen)):  # other names cannot be read back
-            file[name] = np.concatenate(chosen)
+    impossible = sorted(name for name in splits if "/" in name or "\0" in name)
+    if len(splits) > MOST_SPLITS:
+        impossible = sorted(splits)
+    if impossible:
+        names = ", ".join(impossible[:3]) + (" ..." if len(impossible) > 3 else "")
+        log.warning("%d splits are not written: %s", len(impossible), names)
+    for name in splits.keys() - impossible:
+        file[key_of_split(name)] = np.concatenate(splits[name])
     # texts of fixed length: those of variable length are stored in heaps, which may get damaged
     file.attrs["units"] = np.bytes_(
         "E: eV; F: eV/Angstrom; R: Angstrom; stress: eV/Angstrom^3; dipoles: e Angstrom"

@@ -105,7 +105,8 @@ class Frame:
             byte = ord(error.object[error.start]) & 0xFF
             raise ValueError(f"{self.name}: not UTF-8 text (byte {byte:#x})") from None
         atoms = parsed(self.name, self.comment, self.rows)
-        atoms.info.pop("error", None)  # from an earlier run that failed
+        for name in ("error", "broken_bonds"):  # of an earlier run
+            atoms.info.pop(name, None)
         return atoms
 
     def with_error(self, reason: str) -> bytes:

@@ -89,10 +89,9 @@ def official_split(
     """
     for name in filter(None, (train, test)):
         if name not in dataset.splits:
-            raise ValueError(
-                f'{dataset.source}: no split "{name}": it has '
-                + (", ".join(dataset.splits) or "none, use data.split")
-            )
+            there = ", ".join(dataset.splits) or "none, use sizes in a recipe, or data.split"
+            hint = "; test: null in a recipe means no test set" if name == test else ""
+            raise ValueError(f'{dataset.source}: no split "{name}": it has {there}{hint}')
     train_indices = dataset.splits[train]
     test_indices = dataset.splits[test] if test is not None else train_indices[:0]
     shared = np.intersect1d(train_indices, test_indices)

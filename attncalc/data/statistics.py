@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from attncalc.neighbors import neighbor_list
 from attncalc.nn.options import cutoff_radius
 from attncalc.result import has_volume
 from attncalc.system import System, charge_and_spin
+
+log = logging.getLogger(__name__)
 
 # Structures per neighbour search: enough to hide its overhead, few enough for memory.
 _BATCH = 64
@@ -115,6 +119,19 @@ def without_volume(dataset: Dataset) -> int:
         return -1
     flat = (k for k, atoms in enumerate(dataset.structures) if not has_volume(atoms))
     return next(flat, -1)
+
+
+def with_possible_stress(dataset: Dataset, what: str = "stresses") -> Dataset:
+    """Return a data set without its stresses, with a warning, if a structure has no volume.
+
+    Args:
+        dataset: the data set.
+        what: how the message calls the stresses.
+    """
+    if (k := without_volume(dataset)) < 0:
+        return dataset
+    log.warning("%s: %s are ignored: structure %d has no volume", dataset.source, what, k)
+    return replace(dataset, stress=None)
 
 
 def electrons(dataset: Dataset) -> dict[str, Any]:

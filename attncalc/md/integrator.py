@@ -98,15 +98,17 @@ def plain_temperatures(given: Any) -> float | tuple[float, ...]:
     return tuple(temperatures.tolist()) if temperatures.ndim else float(temperatures)
 
 
-def of_systems(temperature: float | Sequence[float], system: System) -> Tensor:
+def of_systems(temperature: Any, system: System) -> Tensor:
     """Return temperatures [n_systems] K, or [1] if one number is given.
 
     Raises:
         ValueError: there are several, but not one for each system.
     """
-    if isinstance(temperature, float) or not isinstance(
-        temperature, Sequence | np.ndarray | Tensor
-    ):  # the second test alone takes a µs
+    if isinstance(temperature, float):  # first: the tests below take longer
+        return kept_tensor((temperature,), system.device)
+    if isinstance(temperature, np.ndarray | Tensor) and temperature.ndim == 0:
+        return kept_tensor((float(temperature),), system.device)
+    if not isinstance(temperature, Sequence | np.ndarray | Tensor):
         return kept_tensor((float(temperature),), system.device)
     if len(temperature) != system.n_systems:
         raise ValueError(

@@ -133,7 +133,31 @@ def _allowed(atoms: Atoms) -> int:
     held = [one for one in atoms.constraints if isinstance(one, FixAtoms)]
     others = [one for one in atoms.constraints if not isinstance(one, FixAtoms)]
     n_fixed = len({k % len(atoms) for one in held for k in one.get_indices()})
-    return 3 * (len(atoms) - n_fixed) - sum(one.get_removed_dof(atoms) for one in others)
+    return 3 * (len(atoms) - n_fixed) - sum(_removed(one, atoms) for one in others)
+
+
+def _removed(constraint: Any, atoms: Atoms) -> int:
+    try:
+        removed: int = constraint.get_removed_dof(atoms)
+    except NotImplementedError:
+        raise ValueError(
+            f"the constraint {type(constraint).__name__} does not say how many degrees of freedom "
+            "it removes, so temperatures are not known: remove it"
+        ) from None
+    return removed
+
+
+def stop_fixed(atoms: Atoms) -> None:
+    """Set the momenta of atoms that `FixAtoms` holds to zero, in place.
+
+    ASE keeps those that the atoms had before they were fixed.
+    """
+    momenta = atoms.get_momenta()
+    for one in atoms.constraints:
+        if isinstance(one, FixAtoms) and len(one.get_indices()):
+            momenta[one.get_indices()] = 0.0
+    if (momenta != atoms.get_momenta()).any():
+        atoms.set_momenta(momenta, apply_constraint=False)
 
 
 def _arms(atoms: Atoms) -> Floats:

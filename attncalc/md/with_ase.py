@@ -25,7 +25,7 @@ from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_exist
 from attncalc.files.hdf5_writing import WritableFile
 from attncalc.md.log_file import COLUMNS, NOVELTY, SPREAD, LogSummary, line
 from attncalc.md.settings import Settings
-from attncalc.md.velocities import Thermometer, runaway
+from attncalc.md.velocities import Thermometer, runaway, stop_fixed
 from attncalc.md.watch import EVERY, sentence
 from attncalc.novelty import outsider
 from attncalc.signals import finished_before_ctrl_c
@@ -89,6 +89,7 @@ def run_with_ase(
     refuse_existing(trajectory, log_file)
     rng = np.random.default_rng(settings.seed)
     thermometer = Thermometer.for_run(atoms, settings.ensemble)
+    stop_fixed(atoms)
     if not atoms.get_momenta().any():
         thermometer.draw(atoms, settings.temperature, rng)
     dynamics = _integrator(atoms, settings, rng)

@@ -36,6 +36,8 @@ LONGEST, SHORTEST = 8.0, 5.0
 MOST_COUNTED = 20_000
 # top of the g(r) axis: higher peaks are bonds, and would hide the rest
 TOP = 8.0
+# Å: narrowest histogram of bond lengths; those of fixed atoms are all equal
+NARROWEST = 0.01
 
 
 def md_summary(
@@ -146,7 +148,15 @@ def _temperature(
         return
     side = axes.inset_axes((1.01, 0, 0.11, 1), sharey=axes)
     bins = int(np.clip(np.sqrt(len(later)), 8, 40))
-    side.hist(later, bins, density=True, orientation="horizontal", color=ORANGE, alpha=0.45)
+    side.hist(
+        later,
+        bins,
+        range=_range(later, 1.0),
+        density=True,
+        orientation="horizontal",
+        color=ORANGE,
+        alpha=0.45,
+    )
     if target is not None and n_dof is not None:
         at = np.linspace(max(low, 1e-3), high, 200)
         # kinetic energy in units of kT has a gamma distribution with shape n_dof / 2
@@ -170,6 +180,7 @@ def _structure(axes: Axes, frames: Sequence[Atoms]) -> None:
             axes.hist(
                 lengths,
                 bins,
+                range=_range(lengths, NARROWEST),
                 density=True,
                 histtype="stepfilled",
                 alpha=0.55,
@@ -180,6 +191,13 @@ def _structure(axes: Axes, frames: Sequence[Atoms]) -> None:
         axes.set_ylabel("density, 1/Å")
     tidy(axes)
     legend_above(axes, columns=3)
+
+
+def _range(values: Floats, narrowest: float) -> tuple[float, float]:
+    """Return the range of a histogram, which numpy cannot divide if all values are nearly equal."""
+    low, high = float(values.min()), float(values.max())
+    more = max(narrowest - (high - low), 0.0) / 2
+    return low - more, high + more
 
 
 def _volume(axes: Axes, time: Floats, volume: Floats) -> None:

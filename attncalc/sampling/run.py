@@ -119,13 +119,13 @@ def sample(
     """
     start = time.monotonic()
     folder = chunk_folder(output)
+    oracle = load_oracle(settings.oracle)  # before anything is removed
     with FileLock(output):
         if overwrite and folder.exists():
             shutil.rmtree(folder)
         taken = [path for path in (output, held_out_file(output)) if path.exists()]
         if taken and not overwrite and not folder.exists():
             raise FileExistsError(f"{taken[0]} exists: choose another name, or use --overwrite")
-        oracle = load_oracle(settings.oracle)
         _require_same(folder, settings, oracle)
         if oracle.caution:
             log.warning("%s", oracle.caution)

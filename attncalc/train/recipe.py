@@ -592,7 +592,11 @@ ONE_OF: dict[str, Collection[str]] = {
 # the same for the keys of a split
 SPLIT_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("train", "be the name of a split in the file", lambda value: isinstance(value, str)),
-    ("test", "be the name of a split in the file", lambda value: isinstance(value, str)),
+    (
+        "test",
+        "be the name of a split in the file, or null for no test set",
+        lambda value: value is None or isinstance(value, str),
+    ),
     (
         "n_validation",
         "be a whole number and not negative",

@@ -20,7 +20,7 @@ from attncalc.calibrate import calibrate, some_of
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors
 from attncalc.data.fingerprints import count_repeated, fingerprints
-from attncalc.data.statistics import electrons, without_volume
+from attncalc.data.statistics import electrons, with_possible_stress, without_volume
 from attncalc.data.streamed import errors_of
 from attncalc.data.stress_checks import can_check_stress
 from attncalc.fast import unfit_widths
@@ -218,11 +218,8 @@ def _read(
         test = None
         if with_test_data:
             test = read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
-    if test is not None and (k := without_volume(test)) >= 0:
-        log.warning(
-            "%s: stresses of the test set are ignored: structure %d has no volume", test.source, k
-        )
-        test = dataclasses.replace(test, stress=None)
+    if test is not None:
+        test = with_possible_stress(test, "stresses of the test set")
     return dataset, (training, validation, test)
 
 
@@ -498,7 +495,13 @@ def _check(
                 f"{where} has elements that the training set lacks ({names}): no model can "
                 "learn them from it; split the data in another way"
             )
-        _check_system(recipe, dataset, role, electrons(training) if role == "test" else {})
+        levels = training.level_of_theory, dataset.level_of_theory
+        if role == "test" and all(levels) and len(set(levels)) > 1:
+            raise ValueError(
+                f"{where} has another level of theory than the training set ({levels[1]}, not "
+                f"{levels[0]}): compare them by attncalc eval, without test_data"
+            )
+        _check_system(recipe, dataset, role, electrons(training) if role != "training" else {})
         try:
             data.avg_num_neighbors(dataset, ANY_CUTOFF)
         except ValueError as error:

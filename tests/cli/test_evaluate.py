@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, attncalc, fails, files, import_again, labelled, succeeds
 
@@ -69,6 +70,18 @@ def test_eval_far_off() -> None:
     write("cu.extxyz", atoms)
     mae, rmse = table(succeeds("eval", COPPER, "cu.extxyz"))["energy, meV"]
     assert mae == rmse == pytest.approx(1e11, rel=1e-3)
+
+
+def test_eval_without_a_volume_leaves_the_stress_out() -> None:
+    (crystal,) = labelled(1)
+    alone = crystal.copy()
+    alone.pbc, alone.cell = False, None
+    alone.calc = SinglePointCalculator(alone, **crystal.calc.results)
+    write("cu.extxyz", alone)
+    said = attncalc("eval", COPPER, "cu.extxyz", "--no-report")
+    assert said.exit_code == 0
+    assert "stresses are ignored: structure 0 has no volume" in said.stderr
+    assert "stress" not in said.stdout
 
 
 def test_eval_of_a_split_that_is_not_there() -> None:

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.constraints import FixAtoms, FixBondLength
+from ase.constraints import FixAtoms, FixBondLength, FixSymmetry
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, Forked, attncalc, fails, files, succeeds, wait_until
 
 from attncalc import AttnCalculator
+from attncalc.cli import md as module
 from attncalc.cli import md_picture
 from attncalc.cli.files import read_structures
 from attncalc.evaluator import Evaluator
@@ -281,6 +282,50 @@ def test_md_holds_fixed_atoms(copper_file: str) -> None:
         "Error: the constraint FixBondLengths needs ASE's integrators or optimizers (of attncalc "
         "md: --integrator ase); here only FixAtoms is known"
     )
+    by_ase = ("--integrator", "ase", "--steps", 2)
+    said = attncalc("md", "bond.traj", "--model", COPPER, *by_ase, "-o", "bond.xyz").stderr
+    assert "Warning: bond.xyz will not keep FixBondLengths: files of this type have none" in said
+    atoms = bulk("Cu", cubic=True)
+    atoms.set_constraint(FixSymmetry(atoms))
+    write("symmetry.traj", atoms)
+    for integrator in ("native", "ase"):
+        common = ("--model", COPPER, "--integrator", integrator, "-o", "out.traj")
+        said = fails("md", "symmetry.traj", *common)
+        assert "the constraint FixSymmetry does not say how many degrees of freedom" in said
+
+
+@pytest.mark.parametrize("integrator", ["native", "ase"])
+def test_md_of_atoms_that_were_fixed_while_they_moved(integrator: str, copper_file: str) -> None:
+    """ASE keeps their momenta, which are no motion."""
+    atoms = read(copper_file)
+    common = ("--model", COPPER, "--steps", 2, "--integrator", integrator, "-o", "run.traj")
+    momenta = np.random.default_rng(0).normal(size=(4, 3))
+    for free, expected in ((momenta[1:], r"\(T = (\d+) K\)"), (0 * momenta[1:], "")):
+        atoms.set_constraint()
+        atoms.set_momenta(np.vstack([momenta[:1], free]))
+        atoms.set_constraint(FixAtoms([0]))
+        write("moved.traj", atoms)
+        said = succeeds("md", "moved.traj", "--ensemble", "nve", *common, "--overwrite")
+        with open("run.csv", newline="") as file:
+            first = next(csv.DictReader(file))
+        assert ("velocities of the file" in said) == bool(expected)
+        wanted = float(re.search(expected, said)[1]) if expected else 300.0  # drawn
+        assert float(first["temperature_K"]) == pytest.approx(wanted, abs=0.5)
+        assert not read("run.traj", 0).get_momenta()[0].any()
+
+
+@pytest.mark.parametrize(("key", "value"), [(5, 6), ("note", "two\nlines")])
+def test_md_of_entries_that_extended_xyz_cannot_hold(
+    key: object, value: object, copper_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atoms = read(copper_file)
+    atoms.info[key] = value
+    write("odd.traj", atoms)
+    monkeypatch.setattr(module, "run_structures", None)
+    said = fails("md", "odd.traj", "--model", COPPER, "-o", "odd.xyz")
+    assert said.startswith("Error: odd.xyz: ASE cannot write this structure as .xyz (")
+    assert said.endswith("); use .traj")
+    assert files() == {copper_file, "odd.traj"}
 
 
 def test_md_seeds(copper_file: str) -> None:
@@ -325,6 +370,11 @@ def test_md_says_that_it_keeps_velocities(copper_file: str) -> None:
             *("--timestep", "0.0005"),
             "--timestep is in fs, and 0.0005 fs is too short for a run: for 0.0005 ps write "
             "--timestep 0.5",
+        ),
+        (
+            *("--timestep", "1001"),
+            "--timestep is in fs, and 1001 fs is too long for a run: 0.5 is usual, with heavy "
+            "atoms up to 5",
         ),
     ],
 )
@@ -787,7 +837,13 @@ def test_md_that_continues_velocities_has_other_random_forces(copper_file: str) 
 def test_md_frames_have_no_labels_of_the_input(integrator: str, copper_file: str) -> None:
     atoms = read(copper_file)
     n = len(atoms)
-    atoms.info |= {"REF_energy": -1.0, "dft_dipole": 1.5, "name": "fcc", "charge": 0}
+    atoms.info |= {
+        "REF_energy": -1.0,
+        "dft_dipole": 1.5,
+        "energy_dft": -2.0,
+        "name": "fcc",
+        "charge": 0,
+    }
     atoms.arrays |= {
         "REF_forces": np.ones((n, 3)),
         "mbis_charges": np.ones(n),
@@ -797,7 +853,7 @@ def test_md_frames_have_no_labels_of_the_input(integrator: str, copper_file: str
     common = ("--model", COPPER, "--steps", 2, "--every", 1, "--integrator", integrator)
     succeeds("md", "labelled.xyz", *common, "-o", "run.xyz")
     for frame in read("run.xyz", ":"):
-        assert not {"REF_energy", "dft_dipole"} & frame.info.keys()
+        assert not {"REF_energy", "dft_dipole", "energy_dft"} & frame.info.keys()
         assert not {"REF_forces", "mbis_charges"} & frame.arrays.keys()
         assert frame.info["name"] == "fcc"
         assert frame.arrays["site"].tolist() == list(range(n))

@@ -23,7 +23,7 @@ from ase.build import bulk
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, Forked, attncalc, fails, fork_workers, wait_until
 
-from attncalc import AttnCalculator
+from attncalc import AttnCalculator, bonds
 from attncalc.cli import output, shards
 from attncalc.cli.relax_many import RelaxMany, RelaxShard
 from attncalc.cli.shards import Outcome, Work, work_off_shard
@@ -465,7 +465,8 @@ def test_what_is_not_read_is_counted(few, capsys, monkeypatch):
 
 def test_structures_whose_bonds_broke_are_counted(few, capsys, monkeypatch):
     write(SOURCE, [bulk("Cu", a=3.6, cubic=True), Atoms("Cu", cell=[9, 9, 9], pbc=True)])
-    monkeypatch.setattr("attncalc.bonds.BROKEN", 0.5)  # where nothing moves
+    usual = bonds.BROKEN
+    monkeypatch.setattr(bonds, "BROKEN", 0.5)  # where nothing moves
     reported = []
     monkeypatch.setattr(shards, "report_json", reported.append)
     shards.work_off(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)
@@ -474,6 +475,10 @@ def test_structures_whose_bonds_broke_are_counted(few, capsys, monkeypatch):
     broken, whole = read(TARGET, ":")
     assert broken.info["broken_bonds"] == 24
     assert "broken_bonds" not in whole.info
+    monkeypatch.setattr(bonds, "BROKEN", usual)
+    again = TARGET.with_name("again.xyz")
+    shards.work_off(relax_many(), TARGET, again, workers=1, shard=None, gather=False)
+    assert not any("broken_bonds" in atoms.info for atoms in read(again, ":"))
 
 
 def test_shards_of_another_device_or_version_do_not_mix(few, monkeypatch):

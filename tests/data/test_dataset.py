@@ -104,7 +104,7 @@ def test_joining(mixed):
         ({"stress": None}, "mixed.extxyz has stress but b.npz has not"),
         (
             {"level_of_theory": "HF"},
-            "data sets of different levels of theory cannot be joined: HF, PBE",
+            "structures of different levels of theory cannot be joined: HF, PBE",
         ),
         ({"isolated_energies": {1: -13.0}}, "b.npz gives another energy of the isolated atom 1"),
     ],

@@ -147,6 +147,31 @@ def test_charge_spin_and_level_of_theory(written):
         data.read(written(frames))
 
 
+def test_levels_of_theory_of_one_file_must_agree(written):
+    frames = [molecule("O2") for _ in range(3)]
+    for atoms, level in zip(frames, ("HF", None, "PBE"), strict=True):
+        atoms.info |= {"energy": -1.0} | ({"level_of_theory": level} if level else {})
+    assert data.read(written(frames[:2])).level_of_theory == "HF"
+    expected = "^frames.extxyz: structures of different levels of theory cannot be joined: HF, PBE$"
+    with pytest.raises(ValueError, match=expected):
+        data.read(written(frames))
+
+
+def test_molecules_among_crystals_have_no_stress(crystals, written, caplog):
+    """As `attncalc label` writes them."""
+    alone = Atoms("Cu")
+    alone.calc = SinglePointCalculator(alone, energy=0.0, forces=np.zeros((1, 3)))
+    assert data.read(written(crystals)).stress is not None
+    assert not caplog.messages
+    found = data.read(written([*crystals, alone]))
+    assert len(found) == len(crystals) + 1
+    assert found.stress is None
+    n = len(crystals) + 1
+    assert caplog.messages == [
+        f"frames.extxyz: stress is left out: 1 of {n} structures are not periodic and have none"
+    ]
+
+
 def test_splits_and_groups(written):
     frames = []
     for part, group in (("train", "bulk"), ("test", "slab"), ("train", "slab"), (None, "test")):
@@ -344,6 +369,9 @@ def test_free_energies_of_some_structures_are_not_mixed_with_energies(tmp_path):
     differs = "structure 0 has a free_energy other than its energy, but earlier structures have non"
     with pytest.raises(ValueError, match=f"counted from structure 1: {differs}"):
         next(parts)
+    ase.io.write(tmp_path / "cu.extxyz", frames)
+    with pytest.raises(ValueError, match="counted from structure 3: no free_energy, which is read"):
+        list(data.read_parts(tmp_path / "cu.extxyz", 3))
     for atoms in frames[:3]:
         atoms.calc.results["free_energy"] = -3.0
     for some in (frames, frames[::-1]):

@@ -351,7 +351,7 @@ def test_wrong_rows_are_refused(parts, written, change, message):
         ({"stress": np.zeros((3, 3, 3))}, "/H2O has no stress but /NH3 has"),
         (
             {"@theory": "HF"},
-            "data sets of different levels of theory cannot be joined: HF, PBE",
+            "structures of different levels of theory cannot be joined: HF, PBE",
         ),
         ({"e0_z": [1], "e0": [-9.0]}, "/NH3 gives another energy of the isolated atom 1"),
     ],

@@ -175,6 +175,9 @@ def test_fixed_atoms_of_one_structure_out_of_an_iterator(forces: Evaluator) -> N
 def test_velocities_are_drawn_on_request(forces: Evaluator) -> None:
     frames = [heavy_ethanol()] * 3
     drawn = VERLET.init(forces, frames, temperature=[100.0, 300.0, 600.0])
+    for number in (np.array(300.0), torch.tensor(300.0)):
+        same = VERLET.init(forces, frames, temperature=number).momenta
+        assert torch.equal(same, VERLET.init(forces, frames, temperature=300.0).momenta)
     np.testing.assert_allclose(drawn.temperature, [100, 300, 600], rtol=1e-12)
     np.testing.assert_allclose(LANGEVIN.init(forces, frames, new_velocities=True).temperature, 300)
     assert not torch.equal(drawn.momenta[:9], drawn.momenta[9:18])

@@ -315,6 +315,16 @@ def test_other_settings_are_refused(tmp_path: Path, changes: dict, says: str) ->
     assert stored["seed"] == other.seed
 
 
+def test_labels_are_kept_if_the_oracle_is_misspelt(tmp_path: Path) -> None:
+    output = tmp_path / "data.h5"
+    sample(SETTINGS, output, N, minutes=0.0)
+    kept = sorted(path.name for path in chunk_folder(output).iterdir())
+    other = Settings(**(vars(SETTINGS) | {"oracle": "gfn"}))
+    with pytest.raises((OSError, ValueError), match="gfn"):
+        sample(other, output, N, overwrite=True)
+    assert sorted(path.name for path in chunk_folder(output).iterdir()) == kept
+
+
 def test_an_output_without_chunks_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "data.h5").write_text("mine")
     with pytest.raises(FileExistsError, match="--overwrite"):

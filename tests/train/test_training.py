@@ -401,6 +401,26 @@ def test_a_separate_test_file(recipe, dataset, data_file, tmp_path):
     assert done.potential.training_info["n_test"] == 4
 
 
+def test_a_test_file_of_another_level_of_theory_is_refused(recipe, parts, tmp_path):
+    known, other = (dataclasses.replace(parts[0], level_of_theory=one) for one in ("PBE", "HF"))
+    with pytest.raises(ValueError, match=r"the test set has another level of theory .* \(HF, not"):
+        _check(recipe, connect(), tmp_path, known, parts[1], other)
+    _check(recipe, connect(), tmp_path, known, parts[1], known)
+    _check(recipe, connect(), tmp_path, parts[0], parts[1], other)
+
+
+def test_no_test_set_among_named_splits(recipe, dataset, tmp_path):
+    write(tmp_path / "cells.extxyz", dataset)
+    frames = ase.io.read(tmp_path / "cells.extxyz", ":")
+    for k, atoms in enumerate(frames):
+        atoms.info["split"] = "bulk" if k < 18 else "slab"
+    ase.io.write(tmp_path / "cells.extxyz", frames, format="extxyz")
+    split = {"train": "bulk", "n_validation": 4, "test": None}
+    changed = dataclasses.replace(recipe, data=str(tmp_path / "cells.extxyz"), split=split)
+    training, validation, test = read_split(changed)
+    assert (len(training), len(validation), len(test)) == (14, 4, 0)
+
+
 def test_validation_structures_of_a_named_split_may_be_drawn(recipe, dataset, tmp_path):
     write(tmp_path / "cells.extxyz", dataset)
     frames = ase.io.read(tmp_path / "cells.extxyz", ":")

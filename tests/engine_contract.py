@@ -336,6 +336,16 @@ class EngineContract:
         assert expected.forces[3:].any()
         self.assert_same(found, expected)
 
+    def test_scale_of_other_structures_and_models(self, every_kind: Potential) -> None:
+        """Scale and reference energies of atoms are kept between steps of one structure."""
+        fast, plain = with_engine(every_kind), exact(every_kind)
+        graphs = [build_graph(every_kind, System.from_ase(one)) for one in (ethanol(), triclinic())]
+        for graph in (*graphs, *graphs):
+            self.assert_same(evaluate(fast, graph), evaluate(plain, graph))
+        for one in (fast, plain):
+            one.scale, one.reference_energies = 2 * one.scale, one.reference_energies - 1
+        self.assert_same(evaluate(fast, graphs[1]), evaluate(plain, graphs[1]))
+
     def test_a_copy_works_too(self, plain: Potential) -> None:
         graph = build_graph(plain, System.from_ase(ethanol()))
         fast = with_engine(plain)

@@ -69,7 +69,7 @@ SHIPPED = {
 
 
 # data for which no setting was chosen: Equiformer by own-equiformer.yaml, for an hour
-HOUR = ("malonaldehyde", "acac", "3bpa", "uracil", "benzene", "naphthalene")
+HOUR = ("malonaldehyde", "acac", "3bpa", "uracil", "benzene", "naphthalene", "mlearn-mo")
 
 
 def recipe_of(data: str) -> Path:

@@ -54,7 +54,14 @@ TORSIONS = {
     "N-methylacetamide": ("CC(=O)NC", (1, 3)),
     "glycol": ("OCCO", (1, 2)),
 }
-DIMERS = {"water": "O", "methanol": "CO", "benzene": "c1ccccc1", "formic acid": "OC=O"}
+DIMERS = {
+    "water": "O",
+    "methanol": "CO",
+    "benzene, face to face": "c1ccccc1",
+    # at 2.6 Å between carbon atoms, two pairs of hydrogen atoms are as close as in H2
+    "benzene, edge to edge": "c1ccccc1",
+    "formic acid": "OC=O",
+}
 SEPARATIONS = np.array([2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0])  # Å, see `pair`
 COLLISIONS = (
     *(("C", "C"), ("O", "O"), ("c1ccccc1", "c1ccccc1"), ("CO", "ClC"), ("N", "FC")),
@@ -243,6 +250,8 @@ def scans(asked: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append({"scan": f"torsion, {name}"} | scanned(model, teacher, frames, "mean"))
     for name, smiles in DIMERS.items():
         one = minimum(asked.teacher, smiles)
+        if name.endswith("face to face"):
+            one = flat_to_x(one)
         frames = [pair(one, one, distance) for distance in SEPARATIONS]
         frames.append(pair(one, one, 60.0))
         rows.append({"scan": f"dimer, {name}"} | scanned(model, teacher, frames, "last"))
@@ -275,6 +284,15 @@ def minimum(model: str, smiles: str) -> Atoms:
     start = Atoms(conformer.numbers, conformer.positions, info={"charge": conformer.charge})
     (end,), _ = relaxed(model, [start])
     return end
+
+
+def flat_to_x(atoms: Atoms) -> Atoms:
+    """Return a molecule turned so that its extent along x is the smallest."""
+    turned = atoms.copy()
+    centred = atoms.positions - atoms.positions.mean(0)
+    axes = np.linalg.svd(centred)[2]  # rows, the longest extent first
+    turned.positions = centred @ axes.T[:, ::-1]
+    return turned
 
 
 def pair(a: Atoms, b: Atoms, distance: float) -> Atoms:

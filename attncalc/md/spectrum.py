@@ -251,7 +251,11 @@ def _lags(resolution: float, highest: float, spacing: float, n_frames: int) -> i
     n_lags = math.ceil(1 / (LIGHT * resolution * spacing))
     if 2 * n_lags > n_frames:
         best = math.ceil(1 / (LIGHT * spacing * (n_frames // 2)))
-        instead = f", or take a resolution of {best} 1/cm or more" if best < highest else ""
+        instead = (
+            f", or take a resolution (--resolution) of {best} 1/cm or more"
+            if best < highest
+            else ""
+        )
         raise ValueError(
             f"too few frames: a resolution of {resolution:g} 1/cm needs {2 * n_lags}, "
             f"{2 * n_lags * spacing / 1000:.3g} ps, and there are {n_frames}: continue the run"

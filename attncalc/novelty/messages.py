@@ -28,9 +28,12 @@ class Outsider(NamedTuple):
     novelty: float
 
     def __str__(self) -> str:
+        value = f"{self.novelty:.3g}"
+        if float(value) <= OUTSIDE:  # "novelty 1, 1 is the edge" contradicts itself
+            value = f"just above {value}"
         return (
             f"{OUTSIDE_TEXT}: atom {self.atom} ({self.symbol}) has novelty "
-            f"{self.novelty:.3g}, 1 is the edge; energy and forces may be wrong"
+            f"{value}, 1 is the edge; energy and forces may be wrong"
         )
 
 

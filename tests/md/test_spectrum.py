@@ -181,7 +181,7 @@ def test_frames_that_show_no_spectrum(tmp_path: Path) -> None:
         (
             {"highest": 1600},
             "too few frames: a resolution of 10 1/cm needs 668, 6.68 ps, and there are 11: "
-            "continue the run, or take a resolution of 668 1/cm or more",
+            "continue the run, or take a resolution (--resolution) of 668 1/cm or more",
         ),
         ({"highest": 400}, "and there are 11: continue the run"),
         ({"highest": 100, "resolution": 200}, "a resolution of 200 1/cm shows nothing below 100"),

@@ -14,6 +14,7 @@ from taught import taught, untaught
 
 from attncalc import AttnCalculator
 from attncalc.evaluator import Evaluator
+from attncalc.novelty.messages import Outsider
 from attncalc.potential import Potential
 from attncalc.result import Result
 from attncalc.system import System
@@ -63,6 +64,11 @@ def test_every_new_molecule_is_looked_at_where_a_look_is_expensive(
     for name in ("C6H6", "CO2"):
         with pytest.warns(UserWarning, match="^outside the training data"):
             calculator.calculate(molecule(name))
+
+
+def test_a_novelty_that_is_rounded_to_the_edge() -> None:
+    assert "has novelty just above 1, 1 is the edge" in str(Outsider(3, "H", 1.0006))
+    assert "has novelty 1.01, 1 is the edge" in str(Outsider(3, "H", 1.009))
 
 
 def test_the_calculator_is_silent_inside(potential: Potential) -> None:

@@ -121,6 +121,7 @@ class AttnCalculator(BaseCalculator):
         self._unlooked = 0  # calculations left until the next novelty check, if it is expensive
         self._looked = b""  # elements of the structure that this number is for
         self._outside = b""  # elements of the structure of the last warning
+        self._largest_told = OUTSIDE  # novelty in that warning
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
         self._volume: list[float] = []  # of the structure in `_seen`
         self._heat_flux: HeatFlux | None = None
@@ -284,8 +285,10 @@ class AttnCalculator(BaseCalculator):
 
     def _warn_outside(self, result: Result, atoms: Atoms) -> None:
         elements, surroundings = atoms.numbers.tobytes(), result.surroundings
-        if surroundings is None or elements == self._outside:
+        if surroundings is None:
             return
+        # again only if it has doubled: an atom at the edge must not hide one that leaves
+        limit = 2 * self._largest_told if elements == self._outside else OUTSIDE
         # expensive: edges are copied from a GPU, or a network is run to get features
         if surroundings.features is None or surroundings.graph.vectors.device.type != "cpu":
             if elements != self._looked:
@@ -295,8 +298,8 @@ class AttnCalculator(BaseCalculator):
                 return
             self._unlooked = LOOK_EVERY - 1
         novelty = surroundings.novelty()
-        if (novelty > OUTSIDE).any():
-            self._outside = elements
+        if (novelty > limit).any():
+            self._outside, self._largest_told = elements, float(novelty.max())
             warnings.warn(str(outsider(novelty, atoms.numbers)), stacklevel=2)
 
     def _last(self, atoms: Atoms | None) -> Atoms:

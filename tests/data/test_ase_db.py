@@ -181,7 +181,8 @@ def test_charge_spin_splits_and_level_of_theory(written):
 def test_wrong_rows_are_refused_in_one_line(written, change, message):
     good = {"energy": -1.0, "forces": np.zeros((2, 3))}
     bad = {key: value for key, value in (good | change).items() if value is not None}
-    path = written([(molecule("H2"), {}, good), (molecule("H2"), {}, bad)])
+    periodic = molecule("H2", cell=[5, 5, 5], pbc=True)
+    path = written([(periodic, {}, good), (periodic, {}, bad)])
     with pytest.raises(ValueError, match=rf"^rows.db: {message}") as error:
         data.read(path)
     assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import warnings
 
@@ -42,6 +43,22 @@ def test_the_calculator_warns_once_of_a_structure(potential: Potential) -> None:
             for seed in range(3):
                 atoms.rattle(0.01, seed=seed)
                 calculator.calculate(atoms)
+
+
+def test_the_calculator_warns_again_when_novelty_has_doubled(potential: Potential) -> None:
+    calculator = AttnCalculator(potential, device="cpu")
+    atoms = ethanol()
+    told = []
+    for _ in range(40):  # a hydrogen atom leaves
+        atoms.positions[8] += 0.02 * (atoms.positions[8] - atoms.positions[2])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            calculator.calculate(atoms)
+        assert calculator.novelty is not None
+        told += [float(calculator.novelty.max())] * len(caught)
+    assert len(told) >= 3
+    assert told[0] > 1
+    assert all(after > 2 * before for before, after in itertools.pairwise(told))
 
 
 def test_every_new_molecule_is_looked_at_where_a_look_is_expensive(

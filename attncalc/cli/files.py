@@ -169,6 +169,8 @@ def require_writable(path: Path, frames: list[Atoms]) -> str:
     Returns:
         A warning of constraints that a file of this type does not keep, or "".
     """
+    from attncalc.data.extxyz import read_frames
+
     trial = []
     for atoms in frames:
         n = len(atoms)
@@ -180,8 +182,6 @@ def require_writable(path: Path, frames: list[Atoms]) -> str:
         trial[-1].calc = SinglePointCalculator(trial[-1], energy=0.0, free_energy=0.0, **results)
     is_xyz = path.suffix in (".xyz", ".extxyz")
     try:
-        from attncalc.data.extxyz import read_frames
-
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / path.name, trial)
             if is_xyz:  # a line break in `info` breaks the file, which ASE does not notice

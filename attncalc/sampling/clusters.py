@@ -126,7 +126,7 @@ def _stacked(rng: np.random.Generator, positions: Floats, others: Floats) -> tup
 
     The plane of a molecule is that of its two longest principal axes.
     """
-    axes, its = _principal_axes(positions), _principal_axes(others)
+    axes, its = principal_axes(positions), principal_axes(others)
     angle, side = rng.uniform(0, 2 * np.pi, 2)
     c, s = np.cos(angle), np.sin(angle)
     about_normal = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
@@ -134,7 +134,7 @@ def _stacked(rng: np.random.Generator, positions: Floats, others: Floats) -> tup
     return its.T @ about_normal @ axes, axes[2] + slip @ axes[:2]
 
 
-def _principal_axes(positions: Floats) -> Floats:
+def principal_axes(positions: Floats) -> Floats:
     """Return principal axes as rows of a right-handed frame [3, 3], the longest extent first."""
     axes: Floats = np.linalg.svd(positions - positions.mean(0))[2]
     return axes * [[1], [1], [np.linalg.det(axes)]]

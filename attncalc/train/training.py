@@ -214,6 +214,8 @@ def _read(
             named.setdefault("test", None)
         seed = recipe.seed if recipe.split.get("shuffle") else None
         training, validation, test = data.official_split(dataset, **named, seed=seed)
+        if named.get("test", "") is None:
+            test = None
     if recipe.test_data is not None:
         test = None
         if with_test_data:
@@ -495,11 +497,11 @@ def _check(
                 f"{where} has elements that the training set lacks ({names}): no model can "
                 "learn them from it; split the data in another way"
             )
-        levels = training.level_of_theory, dataset.level_of_theory
-        if role == "test" and all(levels) and len(set(levels)) > 1:
+        level, wanted = dataset.level_of_theory, training.level_of_theory
+        if role == "test" and len({level, wanted} - {""}) > 1:
             raise ValueError(
-                f"{where} has another level of theory than the training set ({levels[1]}, not "
-                f"{levels[0]}): compare them by attncalc eval, without test_data"
+                f"{where} has another level of theory than the training set ({level}, not "
+                f"{wanted}): compare them by attncalc eval, without test_data"
             )
         _check_system(recipe, dataset, role, electrons(training) if role != "training" else {})
         try:

@@ -40,6 +40,7 @@ from result_files import machine_name, table, write
 
 from attncalc import System, load, md
 from attncalc.evaluator import Evaluator
+from attncalc.sampling.clusters import principal_axes
 from attncalc.sampling.conformers import embedded
 from attncalc.sampling.geometry import turned
 
@@ -289,9 +290,7 @@ def minimum(model: str, smiles: str) -> Atoms:
 def flat_to_x(atoms: Atoms) -> Atoms:
     """Return a molecule turned so that its extent along x is the smallest."""
     turned = atoms.copy()
-    centred = atoms.positions - atoms.positions.mean(0)
-    axes = np.linalg.svd(centred)[2]  # rows, the longest extent first
-    turned.positions = centred @ axes.T[:, ::-1]
+    turned.positions = atoms.positions @ principal_axes(atoms.positions)[[2, 0, 1]].T
     return turned
 
 

@@ -409,30 +409,32 @@ def test_a_test_file_of_another_level_of_theory_is_refused(recipe, parts, tmp_pa
     _check(recipe, connect(), tmp_path, parts[0], parts[1], other)
 
 
-def test_no_test_set_among_named_splits(recipe, dataset, tmp_path):
-    write(tmp_path / "cells.extxyz", dataset)
-    frames = ase.io.read(tmp_path / "cells.extxyz", ":")
+def write_splits(path: Path, dataset: data.Dataset, first: str, second: str) -> Path:
+    """Write a file whose first 18 structures are in one split, and the others in another."""
+    write(path, dataset)
+    frames = ase.io.read(path, ":")
     for k, atoms in enumerate(frames):
-        atoms.info["split"] = "bulk" if k < 18 else "slab"
-    ase.io.write(tmp_path / "cells.extxyz", frames, format="extxyz")
+        atoms.info["split"] = first if k < 18 else second
+    ase.io.write(path, frames, format="extxyz")
+    return path
+
+
+def test_no_test_set_among_named_splits(recipe, dataset, tmp_path):
+    path = write_splits(tmp_path / "cells.extxyz", dataset, "bulk", "slab")
     split = {"train": "bulk", "n_validation": 4, "test": None}
-    changed = dataclasses.replace(recipe, data=str(tmp_path / "cells.extxyz"), split=split)
+    changed = dataclasses.replace(recipe, epochs=1, data=str(path), split=split)
     training, validation, test = read_split(changed)
-    assert (len(training), len(validation), len(test)) == (14, 4, 0)
+    assert (len(training), len(validation), test) == (14, 4, None)
+    done = train.run(changed, tmp_path / "run")
+    assert done.potential.training_info["test_errors"] is None
 
 
 def test_validation_structures_of_a_named_split_may_be_drawn(recipe, dataset, tmp_path):
-    write(tmp_path / "cells.extxyz", dataset)
-    frames = ase.io.read(tmp_path / "cells.extxyz", ":")
-    for k, atoms in enumerate(frames):
-        atoms.info["split"] = "training" if k < 18 else "test"
-    ase.io.write(tmp_path / "cells.extxyz", frames, format="extxyz")
+    path = write_splits(tmp_path / "cells.extxyz", dataset, "training", "test")
     named = {"train": "training", "n_validation": 4, "test": "test"}
 
     def energies(**more) -> list[np.ndarray]:
-        changed = dataclasses.replace(
-            recipe, data=str(tmp_path / "cells.extxyz"), split=named | more
-        )
+        changed = dataclasses.replace(recipe, data=str(path), split=named | more)
         return [part.energies for part in read_split(changed)]
 
     np.testing.assert_allclose(energies()[1], dataset.energies[14:18])

@@ -47,8 +47,10 @@ HERE = Path(__file__).resolve().parent
 MODELS = {  # model -> molecule
     "so3krates-ethanol": "ethanol",
     "so3krates-ethanol-distilled": "ethanol",
+    "equiformer-ethanol-distilled": "ethanol",
     "so3krates-aspirin": "aspirin",
     "so3krates-aspirin-distilled": "aspirin",
+    "equiformer-aspirin-distilled": "aspirin",
 }
 TEMPERATURE = 500.0  # K, of MD17's trajectories
 TIMESTEP, FRICTION = 0.5, 0.001  # fs; 1/fs, weak so that spectral lines stay narrow

@@ -51,15 +51,13 @@ from attncalc.data.hdf5 import (
 from attncalc.data.units import ReadOptions, factors
 from attncalc.files import replacing
 from attncalc.files.hdf5_reading import LocalFile
-from attncalc.files.hdf5_writing import WritableFile, new_hdf5
+from attncalc.files.hdf5_writing import WritableFile, append_structures, new_hdf5
 from attncalc.system import charge_and_spin
 
 log = logging.getLogger(__name__)
 
 # more splits, as of a file whose structures all have names of their own, are not written
 MOST_SPLITS = 1000
-# rows per chunk of a written array; reading a structure reads whole chunks
-BLOCK = 1024
 # labels other than energies, forces and stress -> their names in a written file
 FURTHER = {
     "charges": "atomic_charges",
@@ -223,11 +221,8 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
                 file.pop(FURTHER[label], None)
         nothing: dict[str, Any] = dict.fromkeys(left_out)
         part = replace(part, **nothing)
-        _append(file, part)
-        if raw.problem is not None:
-            raise raw.problem
-        if raw.waiting:  # Ctrl-C: do not finish a long write first
-            raise KeyboardInterrupt
+        n_atoms = np.array([len(atoms) for atoms in part.structures])
+        append_structures(file, raw, _columns(part), n_atoms)
         for name, indices in part.splits.items():
             splits.setdefault(name, []).append(n + indices)
         for atoms in part.structures:
@@ -260,9 +255,8 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     return n
 
 
-def _append(file: h5py.File, part: Dataset) -> None:
+def _columns(part: Dataset) -> dict[str, NDArray]:
     structures = part.structures
-    ends = np.cumsum([len(atoms) for atoms in structures])
     columns: dict[str, NDArray] = {
         "z": np.concatenate([atoms.numbers for atoms in structures]).astype(np.uint8),
         "R": np.concatenate([atoms.positions for atoms in structures]),
@@ -277,15 +271,4 @@ def _append(file: h5py.File, part: Dataset) -> None:
     for label, name in FURTHER.items():
         if (values := getattr(part, label)) is not None:
             columns[name] = values if label in OF_STRUCTURES else np.concatenate(values)
-    if OFFSETS not in file:
-        for name, values in (columns | {OFFSETS: np.zeros(1, np.int64)}).items():
-            shape = values.shape[1:]
-            most = (None, *shape)
-            chunks = (BLOCK, *shape)
-            file.create_dataset(name, (0, *shape), values.dtype, maxshape=most, chunks=chunks)
-        file[OFFSETS].resize(1, axis=0)
-    columns[OFFSETS] = file[OFFSETS][-1] + ends
-    for name, values in columns.items():
-        array = file[name]
-        array.resize(len(array) + len(values), axis=0)
-        array[-len(values) :] = values
+    return columns

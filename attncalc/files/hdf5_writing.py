@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from attncalc.signals import finished_before_ctrl_c
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PAGE = 1 << 16
+# rows per chunk of a written array; reading a structure reads whole chunks
+CHUNK_ROWS = 1024
 
 
 class WritableFile(io.RawIOBase):
@@ -162,3 +166,36 @@ def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, WritableFile]]:
             yield file
     finally:
         os.close(number)
+
+
+def append_structures(
+    file: h5py.File, raw: WritableFile, columns: Mapping[str, NDArray[Any]], n_atoms: NDArray[Any]
+) -> None:
+    """Append structures to the arrays of a file, and their ends to its array `offsets`.
+
+    The first call creates the arrays.
+
+    Args:
+        file, raw: of `new_hdf5`.
+        columns: arrays by name, with a row per atom or per structure.
+        n_atoms: [n] number of atoms of each structure.
+
+    Raises:
+        OSError: something could not be written.
+        KeyboardInterrupt: Ctrl-C was pressed; a long write is not finished first.
+    """
+    if "offsets" not in file:
+        for name, values in {**columns, "offsets": np.zeros(1, np.int64)}.items():
+            shape = values.shape[1:]
+            most, chunks = (None, *shape), (CHUNK_ROWS, *shape)
+            file.create_dataset(name, (0, *shape), values.dtype, maxshape=most, chunks=chunks)
+        file["offsets"].resize(1, axis=0)
+    ends = file["offsets"][-1] + np.cumsum(n_atoms)
+    for name, values in {**columns, "offsets": ends}.items():
+        array = file[name]
+        array.resize(len(array) + len(values), axis=0)
+        array[-len(values) :] = values
+    if raw.problem is not None:
+        raise raw.problem
+    if raw.waiting:
+        raise KeyboardInterrupt

@@ -11,19 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from attncalc.files import replacing
-from attncalc.files.hdf5_writing import new_hdf5
+from attncalc.files.hdf5_writing import append_structures, new_hdf5
 from attncalc.sampling.chunk import KINDS, Chunk
 from attncalc.sampling.molecules import is_held_out
 
 Arrays = Mapping[str, NDArray[Any]]
-# rows per block of the HDF5 file
-_BLOCK = 1024
 # arrays of a chunk, per atom and per frame -> their names in the file, for `attncalc.data`
 _PER_ATOM = {
     "numbers": "z",
@@ -163,12 +160,8 @@ def write_frames(
         return contents
     with replacing(path) as new, new_hdf5(new) as (file, raw):
         for arrays in itertools.chain((first,), parts):
-            _append(file, arrays)
+            append_structures(file, raw, _columns(arrays), arrays["n_atoms"])
             contents.add(arrays)
-            if raw.problem is not None:
-                raise raw.problem
-            if raw.waiting:  # Ctrl-C: do not finish a long write first
-                raise KeyboardInterrupt
         contents.molecules = len(names)
         # texts of fixed length: those of variable length are stored in heaps, which may get damaged
         file["molecule_smiles"] = np.array([name.encode() for name in names])
@@ -217,21 +210,5 @@ def _parts(
         yield part
 
 
-def _append(file: h5py.File, arrays: Arrays) -> None:
-    columns = {new: arrays[old] for old, new in (_PER_ATOM | _PER_FRAME).items() if old in arrays}
-    if "offsets" not in file:
-        for name, values in (columns | {"offsets": np.zeros(1, np.int64)}).items():
-            shape = values.shape[1:]
-            file.create_dataset(
-                name,
-                (0, *shape),
-                values.dtype,
-                maxshape=(None, *shape),
-                chunks=(_BLOCK, *shape),
-            )
-        file["offsets"].resize(1, axis=0)
-    columns["offsets"] = file["offsets"][-1] + np.cumsum(arrays["n_atoms"])
-    for name, values in columns.items():
-        array = file[name]
-        array.resize(len(array) + len(values), axis=0)
-        array[-len(values) :] = values
+def _columns(arrays: Arrays) -> Arrays:
+    return {new: arrays[old] for old, new in (_PER_ATOM | _PER_FRAME).items() if old in arrays}

@@ -51,7 +51,8 @@ class AttnCalculator(BaseCalculator):
 
     If the model file describes the training environments, `novelty` [n_atoms] measures how far each
     atom is outside of them; 1 is the edge. The calculator warns when the first atom of a structure
-    is outside, and does not repeat the warning for the same elements in the same order.
+    is outside. For the same elements in the same order, it warns again when the largest novelty has
+    doubled.
 
     Threads may share a calculator: calls are answered one after the other, each for its own atoms.
     `results`, `atoms`, `spread` and `novelty` are those of the last call of any thread.
@@ -117,11 +118,11 @@ class AttnCalculator(BaseCalculator):
         self.spread: dict[str, Any] | None = None
         self.hirshfeld_ratios: Any = None
         self._last_result: Result | None = None
+        self._novelty: NDArray[np.float64] | None = None  # of a copy, which has no such result
         self._is_stored = False  # whether ASE has stored a copy of the structure in `atoms`
         self._unlooked = 0  # calculations left until the next novelty check, if it is expensive
         self._looked = b""  # elements of the structure that this number is for
-        self._outside = b""  # elements of the structure of the last warning
-        self._largest_told = OUTSIDE  # novelty in that warning
+        self._told: dict[bytes, float] = {}  # elements of a structure: novelty in its last warning
         self._seen: tuple[_Written, System | None] = (_Written.of(Atoms()), None)
         self._volume: list[float] = []  # of the structure in `_seen`
         self._heat_flux: HeatFlux | None = None
@@ -133,7 +134,8 @@ class AttnCalculator(BaseCalculator):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {**vars(self), "_lock": None, "_last_result": None, "_heat_flux": None}
+            dropped = dict.fromkeys(("_lock", "_last_result", "_heat_flux"))
+            return {**vars(self), **dropped, "_novelty": self.novelty}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.RLock())
@@ -145,7 +147,7 @@ class AttnCalculator(BaseCalculator):
         It has no unit; 1 is their edge, see `attncalc.novelty.Environments`. None if the model file
         does not describe the training environments.
         """
-        return None if self._last_result is None else self._last_result.novelty
+        return self._novelty if self._last_result is None else self._last_result.novelty
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -213,7 +215,7 @@ class AttnCalculator(BaseCalculator):
                 )
             # if this structure fails, results of the one before must not be taken for its own
             self.results = {}
-            self.spread = self.hirshfeld_ratios = self._last_result = None
+            self.spread = self.hirshfeld_ratios = self._last_result = self._novelty = None
             if not self._is_stored:
                 self.atoms = None
             system = self._system(atoms)
@@ -288,7 +290,7 @@ class AttnCalculator(BaseCalculator):
         if surroundings is None:
             return
         # again only if it has doubled: an atom at the edge must not hide one that leaves
-        limit = 2 * self._largest_told if elements == self._outside else OUTSIDE
+        limit = 2 * self._told[elements] if elements in self._told else OUTSIDE
         # expensive: edges are copied from a GPU, or a network is run to get features
         if surroundings.features is None or surroundings.graph.vectors.device.type != "cpu":
             if elements != self._looked:
@@ -299,7 +301,7 @@ class AttnCalculator(BaseCalculator):
             self._unlooked = LOOK_EVERY - 1
         novelty = surroundings.novelty()
         if (novelty > limit).any():
-            self._outside, self._largest_told = elements, float(novelty.max())
+            self._told[elements] = float(novelty.max())
             warnings.warn(str(outsider(novelty, atoms.numbers)), stacklevel=2)
 
     def _last(self, atoms: Atoms | None) -> Atoms:

@@ -310,7 +310,7 @@ def _pairs(potential: Potential) -> list[tuple[int, int]]:
 
 def _fast_is_plain(fast: Potential, plain: Potential, atoms: Atoms) -> Check:
     system = _system(plain, atoms)
-    found = deviation(_evaluate(fast, system), _evaluate(plain, system))
+    found = deviation(_evaluate(fast, system), _evaluate(plain, system), system.system_idx)
     return Check("fast path = plain path (E, F, strain)", found, ROUNDING[plain.dtype], "")
 
 

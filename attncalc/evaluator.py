@@ -25,7 +25,7 @@ from attncalc.potential import (
     evaluate_without_waiting,
 )
 from attncalc.recording import CudaGraph, Recorder
-from attncalc.result import Result, volumes
+from attncalc.result import Result, volumes_for_stress
 from attncalc.signals import raise_ctrl_c
 from attncalc.structures import check_system, evaluate_many
 from attncalc.system import System
@@ -143,10 +143,10 @@ class Evaluator:
         """Return the stress divided among atoms as in `with_virials`, [n_atoms, 3, 3] eV/Å³.
 
         Raises:
-            ValueError: the system cannot be evaluated, see `__call__`.
+            ValueError: the system cannot be evaluated, see `__call__`, or has no volume.
         """
         _, virials = self.with_virials(system)
-        return virials / volumes(system)[system.system_idx][:, None, None]
+        return virials / volumes_for_stress(system)[system.system_idx][:, None, None]
 
     def check(self, system: System) -> None:
         """Refuse a system that the model does not describe.

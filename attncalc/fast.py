@@ -261,7 +261,7 @@ def disagreement(fast: Potential, plain: Potential) -> float:
             continue
         system = System.from_ase(atoms).to(plain.device)
         graphs = fresh_graphs(plain, system)
-        found.append(deviation(evaluate(fast, graphs), evaluate(plain, graphs)))
+        found.append(deviation(evaluate(fast, graphs), evaluate(plain, graphs), system.system_idx))
     return float(np.max(found))  # NaN if any is, unlike Python's max
 
 

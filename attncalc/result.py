@@ -83,13 +83,7 @@ class Result:
         Raises:
             ValueError: a structure has no volume.
         """
-        volume = volumes(system)
-        if (volume < SMALLEST_VOLUME).any():
-            first = int((volume < SMALLEST_VOLUME).nonzero()[0])
-            raise ValueError(
-                f"structure {first} has no volume, so stress is not defined: set three cell vectors"
-            )
-        return self.strain_gradient / volume[:, None, None]
+        return self.strain_gradient / volumes_for_stress(system)[:, None, None]
 
     @property
     def arrays(self) -> ResultArrays:
@@ -137,17 +131,40 @@ def mean_of(results: list[Result]) -> Result:
     )
 
 
-def deviation(ours: Result, theirs: Result) -> float:
-    """Return the largest difference of energies per atom, forces, strain gradients and outputs.
+def volumes_for_stress(system: System) -> Tensor:
+    """Return the volumes of the cells, [n_systems] Å³.
 
-    It is in eV, eV/Å and e. If the largest force component exceeds 1 eV/Å, all differences except
-    those of other outputs, such as charges, are divided by it. NaN if any number is NaN, and
-    infinite if only one of them has an output.
+    Raises:
+        ValueError: a structure has no volume.
     """
-    scale = theirs.forces.abs().amax().clamp(min=1.0)
+    volume = volumes(system)
+    if (volume < SMALLEST_VOLUME).any():
+        first = int((volume < SMALLEST_VOLUME).nonzero()[0])
+        raise ValueError(
+            f"structure {first} has no volume, so stress is not defined: set three cell vectors"
+        )
+    return volume
+
+
+def deviation(ours: Result, theirs: Result, system_idx: Tensor) -> float:
+    """Return the largest difference of energies and strain gradients per atom, forces and outputs.
+
+    It is in eV, eV/Å and e. If the largest force component exceeds 1 eV/Å, or the strain gradient
+    1 eV per atom, all differences except those of other outputs, such as charges, are divided by
+    the larger of them: in a compressed crystal, large forces of neighbours cancel. NaN if any
+    number is NaN, and infinite if only one of them has an output.
+
+    Args:
+        ours, theirs: results of the same structures.
+        system_idx: [n_atoms], the structure of each atom.
+    """
+    n_atoms = torch.bincount(system_idx, minlength=len(theirs.energy)).view(-1, 1, 1)
+    strain = theirs.strain_gradient / n_atoms
+    scale = torch.stack([theirs.forces.abs().amax(), strain.abs().amax()]).amax().clamp(min=1.0)
     differences = [
-        (getattr(ours, name) - getattr(theirs, name)).abs().amax()
-        for name in ("energies", "forces", "strain_gradient")
+        (ours.energies - theirs.energies).abs().amax(),
+        (ours.forces - theirs.forces).abs().amax(),
+        (ours.strain_gradient / n_atoms - strain).abs().amax(),
     ]
     outputs = []
     for name in OUTPUTS[1:]:

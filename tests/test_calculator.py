@@ -771,6 +771,7 @@ def test_deepcopy_and_pickle() -> None:
     for twin in (copy.deepcopy(atoms), pickle.loads(pickle.dumps(atoms))):
         assert twin.calc is not atoms.calc
         assert twin.get_potential_energy() == energy
+        np.testing.assert_array_equal(twin.calc.novelty, atoms.calc.novelty)
         twin.positions[0] += 0.3
         assert abs(twin.get_potential_energy() - energy) > 1e-6
         assert atoms.get_potential_energy() == energy

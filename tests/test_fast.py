@@ -25,7 +25,7 @@ from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential, evaluate
-from attncalc.result import ROUNDING, deviation
+from attncalc.result import ROUNDING, Result, deviation
 from attncalc.sample_structures import pairs, sample_structures
 from attncalc.system import System
 
@@ -136,7 +136,8 @@ def test_disagreement_is_the_worst_of_all_probes() -> None:
     off = with_modules(plain, network=Broken(plain.network, 1.25))
     ends = ((0.4, 0.5), (0.51, 1.0), (1.0, 4.1))
     each = [
-        deviation(*both(off, plain, atoms))  # energies, forces and strain: a quarter more
+        # energies, forces and strain: a quarter more
+        deviation(*both(off, plain, atoms), System.from_ase(atoms).system_idx)
         for atoms in [*sample_structures(plain.species), *(pairs(ELEMENTS, *of) for of in ends)]
     ]
     assert disagreement(off, plain) == max(each) >= 0.25 * (1 - 1e-9)
@@ -203,7 +204,7 @@ def test_pairs_at_the_limit_itself(ulps: int) -> None:
     pair = Atoms("CO", positions=[[0, 0, 0], [0.6 * length, 0, 0.8 * length]])
     actual, expected = both(lower(plain), plain, pair)
     assert actual.forces.isfinite().all()
-    assert deviation(actual, expected) < ROUNDING[torch.float32]
+    assert deviation(actual, expected, torch.zeros(2).long()) < ROUNDING[torch.float32]
 
 
 def test_a_pair_term_that_fails_leaves_the_engine(
@@ -231,6 +232,25 @@ def test_charges_and_ratios_count_as_deviations() -> None:
     result = evaluate(random_potential(), graph)
     for name in ("charges", "hirshfeld_ratios"):
         one, other = (replace(result, **{name: torch.full((2,), x)}) for x in (0.5, 0.75))
-        assert deviation(one, other) == 0.25
-        assert deviation(one, one) == 0.0
-        assert deviation(one, result) == deviation(result, one) == float("inf")
+        assert deviation(one, other, graph.system_idx) == 0.25
+        assert deviation(one, one, graph.system_idx) == 0.0
+        for first, second in ((one, result), (result, one)):
+            assert deviation(first, second, graph.system_idx) == float("inf")
+
+
+def test_a_deviation_does_not_grow_with_the_structure() -> None:
+    """Neither with its size, nor with the pressure, under which large forces cancel."""
+    n = 1000
+
+    def result(energy: float, strain: float) -> Result:
+        return Result(
+            energy=torch.full((1,), n * energy),
+            energies=torch.full((n,), energy),
+            forces=torch.zeros(n, 3),
+            strain_gradient=torch.full((1, 3, 3), n * strain),
+        )
+
+    idx = torch.zeros(n, dtype=torch.int64)
+    assert deviation(result(0.0, 0.25), result(0.0, 0.5), idx) == 0.25
+    assert deviation(result(0.0, 6.0), result(0.0, 8.0), idx) == 0.25
+    assert deviation(result(1.0, 0.0), result(1.5, 0.0), idx) == 0.5

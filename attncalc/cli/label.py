@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import OF_FRAMES, existing_file, from_anywhere, new_structure_file
+from attncalc.cli.files import existing_file, forget_results, from_anywhere, new_structure_file
 from attncalc.cli.options import oracle_option
 from attncalc.cli.output import output_options, say
 from attncalc.cli.shards import (
@@ -30,12 +30,8 @@ from attncalc.data.shards import Frame
 from attncalc.sampling.oracles import Labels, Oracle, load_oracle
 from attncalc.system import charge_and_spin, what_is_ignored
 
-# keys of earlier labels, which are removed from a structure
-OLD = (
-    *("energy", "free_energy", "forces", "stress", "virial", "units", "level_of_theory"),
-    *OF_FRAMES,
-    *(name for names in FURTHER.values() for name in names),
-)
+# keys beside earlier labels, which are removed from a structure with them
+OLD = ("units", "level_of_theory", *(name for names in FURTHER.values() for name in names))
 
 
 @click.command()
@@ -145,6 +141,7 @@ class LabelShard:
 def _ready(atoms: Atoms) -> Atoms:
     """Return the structure without labels, with charge and multiplicity in `info`."""
     atoms = atoms.copy()
+    forget_results(atoms)
     for name in OLD:
         atoms.info.pop(name, None)
         atoms.arrays.pop(name, None)

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import compare_atoms
 from ase.io.extxyz import key_val_str_to_dict, read_xyz
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
@@ -263,13 +264,16 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         level = joint_level({str(atoms.info.get("level_of_theory", "")) for atoms in frames})
     except ValueError as error:
         raise ValueError(one_line(f"{source}: {error}")) from None
-    return Dataset(
+    dataset = Dataset(
         structures=structures,
         **fields,
         source=source,
         level_of_theory=level,
         labels=_name_of(prefix),
     )
+    for k, atoms in enumerate(frames):
+        _require_own_results(atoms, f"{source}: structure {k}")
+    return dataset
 
 
 def _say_what_is_left_out(first: Atoms, dataset: Dataset) -> None:
@@ -330,6 +334,20 @@ def _label_sets(atoms: Atoms) -> dict[str, str]:
 
 def _name_of(prefix: str) -> str:
     return prefix.rstrip("_") or "default"
+
+
+def _require_own_results(atoms: Atoms, name: str) -> None:
+    """Refuse results of a calculator that were computed for other positions, cell or elements."""
+    calc = atoms.calc
+    if calc is None or not calc.results or getattr(calc, "atoms", None) is None:
+        return
+    changes = set(compare_atoms(calc.atoms, atoms)) & {"positions", "numbers", "cell", "pbc"}
+    if changes:
+        raise ValueError(
+            f"{name}: the results of its calculator are of another structure "
+            f"({', '.join(sorted(changes))} differ): compute each structure with a calculator of "
+            "its own, or keep the results with SinglePointCalculator"
+        )
 
 
 def _choose_labels(atoms: Atoms, labels: str | None) -> str:

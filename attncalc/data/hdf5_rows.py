@@ -182,7 +182,7 @@ class Rows:
         return array if shared or is_table or array.shape[0] != n else array[k : k + 1]
 
 
-def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
+def write_hdf5(parts: Dataset | Iterable[Dataset], path: str | Path) -> int:
     """Write data sets to one file, with all structures in a row.
 
     Units are eV and Å; splits are written too, up to `MOST_SPLITS`. Charges, Hirshfeld ratios and
@@ -190,7 +190,7 @@ def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
     memory. The file appears when it is complete.
 
     Args:
-        parts: data sets; forces, and likewise stress, must be in all of them or in none.
+        parts: a data set, or several. Forces must be in all of them or in none; likewise stress.
         path: file to write, .h5 or .hdf5.
 
     Returns:
@@ -200,6 +200,8 @@ def write_hdf5(parts: Iterable[Dataset], path: str | Path) -> int:
         ValueError: there is no structure, only some have forces or stress, or the stated levels of
             theory differ.
     """
+    if isinstance(parts, Dataset):
+        parts = [parts]
     with replacing(path) as new, new_hdf5(new) as (file, raw):
         return _write(file, raw, parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +24,10 @@ from attncalc.sampling.relaxation import rounded
 from attncalc.system import System
 from attncalc.text import one_line
 
+log = logging.getLogger(__name__)
+
+# fewest frames at the target temperature that errors are measured on
+FEWEST_TESTED = 10
 # temperatures of the replicas, relative to the target temperature
 HEATS = (1.0, 1.0, 1.0, 1.0, 1.25, 1.5)
 # 1/fs
@@ -174,16 +179,22 @@ def explore(
 
 
 def fair_sample(pool: Pool, shape: Shape, n: int, rng: np.random.Generator) -> list[Atoms]:
-    """Choose frames at the target temperature at random, to measure errors on.
+    """Choose up to n frames at the target temperature at random, to measure errors on.
 
-    If there are too few, because replicas ended early, frames of all replicas and of the
-    equilibration are used too.
+    If there are fewer than `FEWEST_TESTED`, because replicas ended early, frames of all replicas
+    and of the equilibration are used too, with a warning.
     """
     sane = np.array([not shape.fault(one) for one in pool.positions])
-    rows = np.flatnonzero(pool.at_target & sane)
-    if len(rows) < n:
-        rows = np.flatnonzero((pool.times > 0) & sane)
-    chosen = np.sort(rng.permutation(rows)[:n])
+    rows = rng.permutation(np.flatnonzero(pool.at_target & sane))[:n]
+    if len(rows) < min(n, FEWEST_TESTED):
+        log.warning(
+            "the dynamics gave only %d frames at %g K: errors are also those of frames of hotter "
+            "replicas and of the equilibration",
+            *(len(rows), pool.temperatures.min()),
+        )
+        others = rng.permutation(np.flatnonzero((pool.times > 0) & ~pool.at_target & sane))
+        rows = np.concatenate([rows, others])[:n]
+    chosen = np.sort(rows)
     return [rounded(shape.atoms, pool.positions[k]) for k in chosen]
 
 

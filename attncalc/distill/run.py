@@ -25,7 +25,14 @@ from ase import Atoms
 
 from attncalc.data import Dataset
 from attncalc.data.errors import errors, predict
-from attncalc.distill.explore import HEATS, Pool, explore, fair_sample, most_uncertain
+from attncalc.distill.explore import (
+    FEWEST_TESTED,
+    HEATS,
+    Pool,
+    explore,
+    fair_sample,
+    most_uncertain,
+)
 from attncalc.distill.labels import LabelStore
 from attncalc.distill.shapes import Shape
 from attncalc.distill.start import displaced, relaxed
@@ -42,8 +49,8 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 # the first structures and each round use 1 / SHARE of the labels, but no fewer than FEWEST
 SHARE, FEWEST = 5, 20
-# most and fewest frames that errors are measured on
-MOST_TESTED, FEWEST_TESTED = 100, 10
+# most frames that errors are measured on
+MOST_TESTED = 100
 # largest share of frames at the target temperature that may be outside the training data
 MOST_OUTSIDE = 0.01
 # one labelled structure in this many is used for validation

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from attncalc.md.force import Function
 from attncalc.md.fused_steps import kick_drift, rescale_at_once
-from attncalc.md.integrator import Column, of_systems, plain_temperatures
+from attncalc.md.integrator import Column, of_systems, plain_temperatures, to_python_numbers
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, kick_by_new_forces, rescale
 from attncalc.md.start import AtTemperature
@@ -43,6 +43,7 @@ class Bussi(AtTemperature):
     relaxation: float
 
     def __post_init__(self) -> None:
+        to_python_numbers(self)
         check_timestep(self.timestep)
         check_relaxation("relaxation", self.relaxation)
         object.__setattr__(self, "temperature", plain_temperatures(self.temperature))

@@ -34,7 +34,7 @@ from torch import Tensor
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import rescale_at_once
 from attncalc.md.inputs import Start, as_list
-from attncalc.md.integrator import Column, of_systems, plain_temperatures
+from attncalc.md.integrator import Column, of_systems, plain_temperatures, to_python_numbers
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, kick_by_new_forces, rescale
@@ -131,6 +131,7 @@ class CellRescaling(AtTemperature):
     isotropic: bool = True
 
     def __post_init__(self) -> None:
+        to_python_numbers(self)
         check_timestep(self.timestep)
         check_relaxation("relaxation", self.relaxation)
         check_relaxation("cell_relaxation", self.cell_relaxation)

@@ -83,6 +83,13 @@ def own_columns(integrator: Integrator, state: MDState) -> tuple[Column, ...]:
     return (*integrator.columns, *(() if state.spread is None else (FORCE_SPREAD,)))
 
 
+def to_python_numbers(integrator: Any) -> None:
+    """Replace settings that are NumPy scalars by Python numbers, which checkpoints can hold."""
+    for name, value in list(vars(integrator).items()):
+        if isinstance(value, np.generic):
+            object.__setattr__(integrator, name, value.item())
+
+
 def plain_temperatures(given: Any) -> float | tuple[float, ...]:
     """Return one temperature or several, of any numeric type, as Python floats.
 

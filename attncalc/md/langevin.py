@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from attncalc.md.force import Function
 from attncalc.md.fused_steps import kick_drift_thermalize_drift
-from attncalc.md.integrator import Column, of_systems, plain_temperatures
+from attncalc.md.integrator import Column, of_systems, plain_temperatures, to_python_numbers
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, kick_by_new_forces, thermalize
 from attncalc.md.start import AtTemperature
@@ -39,6 +39,7 @@ class Langevin(AtTemperature):
     friction: float
 
     def __post_init__(self) -> None:
+        to_python_numbers(self)
         check_timestep(self.timestep)
         check_friction(self.friction)
         object.__setattr__(self, "temperature", plain_temperatures(self.temperature))

@@ -144,6 +144,7 @@ def relax_batch(
     numbers = torch.arange(system.n_systems, device=system.device)
     moving = _Moving(system, numbers, held.to(force.device), OPTIMIZERS[optimizer].start(system))
     ended = _Ended(system)
+    told = torch.zeros(system.n_systems, dtype=torch.bool, device=system.device)  # by `look`
     try:
         force.renew(system)
         for step in range(steps + 1):
@@ -158,7 +159,8 @@ def relax_batch(
                 observe(moving.numbers, result.energy, largest)
             rests = largest <= fmax
             if look is not None and (stopped := look(moving.numbers, moving.system)) is not None:
-                rests = rests | stopped.to(rests.device)
+                told[moving.numbers] |= stopped.to(told.device)
+            rests = rests | told[moving.numbers]
             if step == steps or bool(rests.all()):
                 break
             if int(rests.sum()) > IDLE * moving.system.n_systems:

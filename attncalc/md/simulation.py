@@ -33,6 +33,8 @@ PART_BEYOND = 1 / 8
 EXPLODING_FORCE = 1e3
 # eV/Å: rounding in single precision is smaller, the difference of two models larger
 SAME_FORCE = 2e-3
+# what a model may add to a state
+OPTIONAL = ("spread", "charges")
 
 
 def run(
@@ -56,7 +58,8 @@ def run(
         integrator: one of `attncalc.md.integrators`.
         potential: the model, its `Evaluator` (which several runs may share, one after the other),
             or any function `System -> Result`.
-        state: from `integrator.init` or an earlier run of such an integrator; or from a checkpoint:
+        state: from `integrator.init` or an earlier run of such an integrator, of this model or
+            another one, whose forces are then replaced; or from a checkpoint:
             then callbacks continue the files of its run, and its limit of temperature is kept.
         n_steps: number of steps.
         callbacks: called in this order, but checkpoints after all others, so that their files are
@@ -89,6 +92,10 @@ def run(
     state = state.replace(limit=limit)
     if what := _insane(state, limit, state):
         raise no_start(what)
+    if not resumed:
+        state = _with_forces_of(force, state)
+        if what := _insane(state, limit, state):
+            raise no_start(what)
     last = state.step + n_steps
     longest = CHUNK[force.device.type] if chunk is None else chunk
     lifetime = _ListLifetime()
@@ -147,9 +154,26 @@ def _require_own_state(integrator: Integrator, state: MDState) -> None:
         )
 
 
+def _with_forces_of(force: Force, state: MDState) -> MDState:
+    """Return the state, with new forces if it has those of another model."""
+    result = force(state.system)
+    anew = state.with_forces(result)
+    n_atoms = state.per_system(torch.ones_like(state.masses))
+    differs = (
+        _largest(anew.forces - state.forces) > SAME_FORCE
+        or _largest((anew.energy - state.energy) / n_atoms) > SAME_FORCE
+        or any((getattr(anew, k) is None) != (getattr(state, k) is None) for k in OPTIONAL)
+    )
+    return anew if differs else state
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().amax())
+
+
 def _require_same_forces(force: Force, state: MDState) -> None:
     """Refuse to continue a run with another model than it had."""
-    difference = float((force(state.system).forces - state.forces).abs().amax())
+    difference = _largest(force(state.system).forces - state.forces)
     if difference > SAME_FORCE:
         raise ValueError(
             f"forces of the checkpoint differ by {difference:.2g} eV/Å from those of this model or "

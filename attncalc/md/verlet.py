@@ -11,7 +11,7 @@ from torch import Tensor
 from attncalc.md.force import Force, Function
 from attncalc.md.fused_steps import kick_drift
 from attncalc.md.inputs import Start
-from attncalc.md.integrator import Column
+from attncalc.md.integrator import Column, to_python_numbers
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, kick_by_new_forces
 from attncalc.md.start import initial_state
@@ -44,6 +44,7 @@ class Verlet:
     timestep: float
 
     def __post_init__(self) -> None:
+        to_python_numbers(self)
         check_timestep(self.timestep)
 
     @classmethod

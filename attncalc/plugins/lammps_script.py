@@ -130,6 +130,27 @@ class Script:
                     f"{path}: the command {word} behind the line of the model: {REFUSED[word]}"
                 )
 
+        self._refuse_energies_of_minimize(path)
+
+    def _refuse_energies_of_minimize(self, path: str | Path) -> None:
+        """Refuse `minimize` with energies of atoms unless `run 0` is the last run before it.
+
+        Only a `run` tells LAMMPS' fix external that they are wanted; `minimize` keeps what the last
+        step before it had.
+        """
+        lines = [_without_comment(line) for line in (*self.before, *self.between, *self.behind)]
+        if not any("pe/atom" in _words(line, "compute")[2:3] for line in lines):
+            return
+        last: list[str] = []
+        for line in lines:
+            words = line.split()
+            if words[:1] == ["minimize"] and last != ["run", "0"]:
+                raise ValueError(
+                    f"{path}: compute pe/atom would be wrong in minimize: put `run 0` before it"
+                )
+            if words[:1] == ["run"]:
+                last = words[:2]
+
     def _refuse_pairs(self, path: str | Path) -> None:
         for line in (*self.before, *self.between, *self.behind):
             compute, fix = (_words(line, command)[2:] for command in ("compute", "fix"))

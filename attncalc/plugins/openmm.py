@@ -67,8 +67,10 @@ class Energy:
         self._lock = threading.Lock()
         self._evaluator, self._monitor = Evaluator(load(model, device=device)), NoveltyMonitor()
         n = len(numbers)
-        apart = 10.0 * np.arange(n)[:, None] * [1.0, 0.0, 0.0]  # Å; no two atoms in one place
-        atoms = Atoms(numbers, apart, cell=[10.0 * n, 10.0, 10.0], pbc=periodic)
+        along = int(np.ceil(n ** (1 / 3)))
+        grid = np.stack(np.unravel_index(np.arange(n), (along, along, along)), axis=1)
+        # placeholders, 10 Å apart, since no two atoms may be in one place
+        atoms = Atoms(numbers, 10.0 * grid, cell=[10.0 * along] * 3, pbc=periodic)
         system = self._evaluator.take(System.from_ase(_with_state(atoms, charge, spin)))
         self._box = np.zeros((3, 3))
         self._system = replace(system, cell=torch.zeros_like(system.cell))

@@ -152,6 +152,13 @@ def sample(
             n_done += sizes[k]
             n_frames += len(read_chunk(path).get("kind", ()))
             progress(n_before, n_done, n_frames)
+        shorter = folder / f"{len(done):06d}.npz"  # the last chunk of a shorter run
+        if len(done) < len(sizes) and shorter.exists():  # there was no time to make it again
+            arrays = read_chunk(shorter)
+            done.append(shorter)
+            n_done += len(arrays["drawn"])
+            n_frames += (n_known := len(arrays.get("kind", ())))
+            n_frames_before += n_known
         elapsed = time.monotonic() - start
         attributes = {
             "level_of_theory": oracle.level_of_theory,

@@ -136,6 +136,9 @@ def test_labels_of_before_are_replaced() -> None:
     assert attncalc("label", "first.xyz", "--oracle", "so3krates-organic").exit_code == 0
     once = read("first.labelled.xyz")
     once.info |= {"units": "kcal/mol", "level_of_theory": "PBE", "virial": np.eye(3), "name": "CO"}
+    once.info |= {"REF_energy": -1.0, "dft_dipole": np.zeros(3)}
+    once.set_array("REF_forces", np.ones((2, 3)))
+    once.set_array("mulliken_charges", np.ones(2))
     write("once.xyz", once)
     assert attncalc("label", "once.xyz", "--oracle", "teacher:make").exit_code == 0
     twice = read("once.labelled.xyz")

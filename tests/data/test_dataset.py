@@ -168,3 +168,10 @@ def test_wrong_content_is_refused_with_the_source(mixed, change, message):
 def test_wrong_structures_are_refused(structure, message):
     with pytest.raises(ValueError, match=message):
         data.Dataset(structures=(structure,), energies=np.zeros(1))
+
+
+def test_one_data_set_is_written_with_its_splits(mixed, tmp_path):
+    """A data set is a sequence of data sets of one structure, which have no splits."""
+    assert data.write_hdf5(mixed, tmp_path / "one.h5") == 3
+    found = data.read(tmp_path / "one.h5").splits
+    assert {name: rows.tolist() for name, rows in found.items()} == {"train": [0, 2], "test": [1]}

@@ -1,5 +1,6 @@
 """Extended XYZ and `from_ase`: labels, units, charge and spin, splits, and bad files."""
 
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -440,3 +441,19 @@ def test_units_of_other_labels_do_not_matter(tmp_path):
     atoms.info["units"] = "dft_energy: Hartree; virial: kcal/mol"
     ase.io.write(tmp_path / "cu.extxyz", atoms)
     assert data.read(tmp_path / "cu.extxyz", labels="REF").energies.item() == 1.0
+
+
+def test_results_of_another_structure_are_refused():
+    """As those of a calculator that frames share, or of a structure that has moved since."""
+    frames = [molecule("CO") for _ in range(2)]
+    calc = EMT()
+    for k, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=k)
+        atoms.calc = calc
+        atoms.get_forces()
+    message = "frames: structure 0: the results of its calculator are of another structure (pos"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.from_ase(frames)
+    frames[1].set_cell([9, 9, 9])
+    with pytest.raises(ValueError, match=re.escape("(cell differ)")):
+        data.from_ase(frames[1:])

@@ -20,9 +20,9 @@ pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[d
 from attncalc.data.errors import Errors
 from attncalc.distill import labels as stored_labels
 from attncalc.distill import run
-from attncalc.distill.explore import HEATS, Pool
+from attncalc.distill.explore import FEWEST_TESTED, HEATS, Pool, fair_sample
 from attncalc.distill.report import _info
-from attncalc.distill.run import FEWEST_TESTED, Distilled, Goal, Settings, distill
+from attncalc.distill.run import Distilled, Goal, Settings, distill
 from attncalc.sampling.oracles import Labels
 
 TRIPLE = Atoms("Cu3", [[0, 0, 0], [0, 0, 2.4], [2.2, 0, 1.1]], info={"charge": 0, "spin": 2})
@@ -292,3 +292,27 @@ def test_models_know_the_electrons_that_they_were_made_for(tmp_path: Path) -> No
     sets = {role: done.store.dataset(state.known) for role in ("train", "validation", "test")}
     info = _info(done, sets, Errors(*[0.0] * 7, 1), "attncalc distill")
     assert (info["closed_shells"], info["total_charges"]) == (False, [0, 0])
+
+
+@pytest.mark.parametrize(("at_target", "warns"), [(36, False), (4, True)])
+def test_frames_at_the_target_temperature_come_first(at_target, warns, caplog) -> None:
+    """Hotter ones are drawn only if there are hardly any, and it is said."""
+    n = 120
+    pool = Pool(
+        positions=TRIPLE.positions + 1e-3 * np.arange(n)[:, None, None],
+        replica=np.repeat([0, 1], [at_target, n - at_target]),
+        times=np.full(n, 1000.0),
+        spread=np.zeros(n),
+        novelty=np.zeros(n),
+        temperatures=np.array([300.0, 450.0]),
+        ended=np.array(["", ""]),
+        picoseconds=1.0,
+    )
+    sane = SimpleNamespace(fault=lambda positions: "", atoms=TRIPLE)
+    chosen = fair_sample(pool, sane, 50, np.random.default_rng(0))
+    first = [round(float((one.positions - TRIPLE.positions)[0, 0]) / 1e-3) for one in chosen]
+    assert len(first) == (50 if warns else at_target)
+    assert first[:at_target] == list(range(at_target))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
+    if warns:
+        assert caplog.messages[0].startswith("the dynamics gave only 4 frames at 300 K: ")

@@ -7,6 +7,7 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ase import units
@@ -215,3 +216,15 @@ def test_hostile_content_is_named(changes: dict, message: str, written: Path) ->
         md.load_checkpoint(written)
     assert message in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    potential = load("so3krates-ethanol")
+    langevin = md.Langevin(np.float32(0.5 * FS), np.float32(300), np.float32(0.01 / FS))
+    first = langevin.init(potential, System.from_ase(ethanol()))
+    saved = md.Checkpoint(tmp_path / "c", every=5)
+    md.run(langevin, potential, first, 5, callbacks=[saved])
+    integrator, state, _ = md.load_checkpoint(tmp_path / "c")
+    assert (integrator.timestep, integrator.friction) == (langevin.timestep, langevin.friction)
+    whole = md.run(langevin, potential, first, 12)
+    assert_equal(md.run(integrator, potential, state, 7), whole)

@@ -218,3 +218,20 @@ def test_atoms_on_top_of_each_other_are_named(forces: Evaluator, monkeypatch) ->
     monkeypatch.setattr(relaxation._Moving, "step", collides)
     with pytest.raises(ValueError, match=r"^structure 12: atom 7 "):
         md.relax_batch(forces, System.from_ase(rattled()), fmax=0.02, first=7)
+
+
+def test_a_structure_that_is_told_to_rest_stays(forces: Evaluator) -> None:
+    """From then on, also if nothing is said of it later."""
+    starts = System.from_ase(rattled())
+    calls = []
+
+    def look(numbers: torch.Tensor, system: System) -> torch.Tensor | None:
+        calls.append(len(numbers))
+        return numbers == 5 if len(calls) == 1 else None
+
+    relaxed = md.relax_batch(forces, starts, look=look)
+    of_last = starts.system_idx == 5
+    assert torch.equal(relaxed.system.positions[of_last], starts.positions[of_last])
+    assert relaxed.largest_force[5] > 0.01
+    assert relaxed.largest_force[:5].amax() <= 0.01
+    assert len(calls) > 5

@@ -21,6 +21,7 @@ from torch import Tensor
 from attncalc import AttnCalculator, System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.md import simulation
+from attncalc.md.callback import Callback
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.result import Result
 
@@ -473,7 +474,7 @@ def test_ctrl_c_while_a_compiled_loop_returns_loses_nothing() -> None:
 
     def interrupted(system: System) -> Result:
         asked.append(system)
-        if len(asked) == 5:
+        if len(asked) == 6:  # the first is for the state that the run begins with
             try:
                 signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt as error:
@@ -612,7 +613,7 @@ def test_all_callbacks_see_the_last_sane_state_of_an_explosion() -> None:
         calls_of_force.append(system)
         result = force(system)
         broken = torch.full_like(result.forces, torch.nan)
-        return replace(result, forces=broken) if len(calls_of_force) > 4 else result
+        return replace(result, forces=broken) if len(calls_of_force) > 5 else result
 
     first, due, other = start(force, integrator=VERLET), Recorder(4), Recorder(1000)
     with pytest.raises(FloatingPointError, match=r"^stopped at 2\.0 fs"):
@@ -858,3 +859,28 @@ def test_arrays_of_a_changed_result_are_its_own(forces: Evaluator) -> None:
     changed = replace(result, forces=2 * result.forces)
     np.testing.assert_array_equal(changed.arrays.forces, 2 * result.forces.numpy())
     np.testing.assert_array_equal(changed.arrays.energies, result.energies.numpy())
+
+
+@pytest.mark.parametrize("integrator", [VERLET, LANGEVIN], ids=["nve", "nvt"])
+def test_a_run_may_go_on_with_another_model(forces: Evaluator, integrator) -> None:
+    """As after an equilibration: from its own forces and energy, like a run that begins there."""
+    other = Evaluator(load("so3krates-ethanol-committee"))
+    first = integrator.init(forces, System.from_ase(ethanol()), seed=1)
+    end = md.run(integrator, forces, first, 5)
+    seen = []
+
+    class Keeps(Callback):
+        every = 1
+
+        def __call__(self, state: md.MDState) -> None:
+            seen.append(state)
+
+    last = md.run(integrator, other, end, 3, callbacks=[Keeps()])
+    result = other(end.system)
+    assert torch.equal(seen[0].forces, result.forces)
+    assert torch.equal(seen[0].energy, result.energy)
+    assert all(state.spread is not None for state in seen)
+    back = md.run(integrator, forces, last, 3)
+    assert back.spread is None
+    same = md.run(integrator, forces, end, 0)
+    assert torch.equal(same.forces, end.forces)

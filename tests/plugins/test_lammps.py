@@ -595,3 +595,23 @@ def test_the_documentation(folder: Path):
     done = mpiexec(2, *command, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Loop time" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_wrong"),
+    [
+        ("compute e all pe/atom\nminimize 0 1e-4 10 50", True),
+        ("compute e all pe/atom\nrun 100\nminimize 0 1e-4 10 50", True),
+        ("compute e all pe/atom\nrun 0\nminimize 0 1e-4 10 50  # x\nminimize 0 1e-6 10 50", False),
+        ("compute s all stress/atom NULL\nminimize 0 1e-4 10 50", False),
+    ],
+)
+def test_energies_of_atoms_in_minimize_need_a_run_before_it(lines, is_wrong, tmp_path):
+    """LAMMPS does not tell a fix that they are wanted: they would be 0, or of another step."""
+    script = tmp_path / "in.script"
+    script.write_text(SMALL.format(**USUAL | {"behind": lines}).replace("run 0\n", "", 1))
+    if not is_wrong:
+        Script.read(script)
+        return
+    with pytest.raises(ValueError, match="compute pe/atom would be wrong in minimize: put `run 0`"):
+        Script.read(script)

@@ -347,3 +347,13 @@ def test_what_cannot_be_taken_out_is_refused():
         replace_molecules(system, MODEL, atoms.numbers[inner], inner, device="cpu")
     with pytest.raises(ValueError, match="different numbers from 0 to 28"):
         replace_molecules(system, MODEL, [1, 1], [3, 3], device="cpu")
+
+
+def test_as_many_particles_as_one_likes():
+    """Placeholders of their positions are not far from the origin."""
+    n = 100_010
+    system = openmm.System()
+    for _ in range(n):
+        system.addParticle(28.0)
+    add_force(system, "so3krates-silicon", [14] * n, periodic=True, device="cpu")
+    assert system.getNumForces() == 1

@@ -97,6 +97,11 @@ def test_more_molecules_extend_the_data(whole, forked, tmp_path: Path) -> None:
     output = tmp_path / "longer.h5"
     first = sample(SETTINGS, output, 8)
     assert first.n_molecules == 8
+    # without time for a longer last chunk, the shorter one stays
+    before = data.read(output)
+    again = sample(SETTINGS, output, N, minutes=0.0)
+    assert (again.n_molecules, again.new_frames) == (8, 0)
+    np.testing.assert_array_equal(data.read(output).energies, before.energies)
     done = sample(SETTINGS, output, N)
     assert_same_files(output, whole[0])
     assert done.n_molecules == N

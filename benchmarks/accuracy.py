@@ -68,8 +68,9 @@ SHIPPED = {
 }
 
 
-# data for which no setting was chosen: Equiformer by own-equiformer.yaml, for an hour
-HOUR = ("malonaldehyde", "acac", "3bpa", "uracil", "benzene", "naphthalene", "mlearn-mo")
+# data for which no setting was chosen: network of the default recipe, for an hour
+_EQUIFORMER = ("malonaldehyde", "acac", "3bpa", "uracil", "benzene", "naphthalene", "mlearn-mo")
+HOUR = {**dict.fromkeys(_EQUIFORMER, "Equiformer"), "water": "So3krates"}
 
 
 def recipe_of(data: str) -> Path:
@@ -80,8 +81,8 @@ def recipe_of(data: str) -> Path:
 def recipes_of(data: str) -> dict[str, Path]:
     """Return all recipes that are trained on a data set, by their names in the table."""
     found = {"So3krates, quick": recipe_of(data)}
-    if data in HOUR:
-        found["Equiformer, an hour"] = QUICK.parent / f"equiformer-{data}.yaml"
+    if network := HOUR.get(data):
+        found[f"{network}, an hour"] = QUICK.parent / f"{network.lower()}-{data}.yaml"
     return found
 
 
@@ -184,9 +185,9 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "**Budgets are unequal.** Published models have millions of parameters and were trained on "
         "GPUs, Equiformer for 17 to 61 hours each. *So3krates, quick* has 70,000 to 110,000, one "
         "seed, and the minutes stated on one core that other work shared: it shows that a data set "
-        "is learnt, and how far one gets with so little. *Equiformer, an hour* is the default "
-        "recipe for data of one's own, with 0.5 million parameters. Its settings were not chosen "
-        "for these molecules, but the cutoff of 4 Å was for uracil; benzene and naphthalene had 32 "
+        "is learnt, and how far one gets with so little. *Equiformer, an hour* and *So3krates, an "
+        "hour* are the default recipes for data of one's own, with 0.5 and 0.3 million "
+        "parameters. Their settings were not chosen for these structures, but the cutoff of 4 Å was for uracil; benzene and naphthalene had 32 "
         "radial functions instead of 16 ([docs/equiformer.md](../docs/equiformer.md)).",
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others that "

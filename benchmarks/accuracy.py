@@ -182,13 +182,14 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "labels unless it names others. Of MD17 and rMD17, ours are tested on the 1,000 frames of "
         "test_01, as those of rMD17 are; Equiformer on all that is left of MD17.",
         "",
-        "**Budgets are unequal.** Published models have millions of parameters and were trained on "
-        "GPUs, Equiformer for 17 to 61 hours each. *So3krates, quick* has 70,000 to 110,000, one "
-        "seed, and the minutes stated on one core that other work shared: it shows that a data set "
-        "is learnt, and how far one gets with so little. *Equiformer, an hour* and *So3krates, an "
-        "hour* are the default recipes for data of one's own, with 0.5 and 0.3 million "
-        "parameters. Their settings were not chosen for these structures, but the cutoff of 4 Å was for uracil; benzene and naphthalene had 32 "
-        "radial functions instead of 16 ([docs/equiformer.md](../docs/equiformer.md)).",
+        "**Budgets are unequal.** Published models have millions of parameters and were trained "
+        "on GPUs, Equiformer for 17 to 61 hours each. *So3krates, quick* has 70,000 to 110,000, "
+        "one seed, and the minutes stated on one core that other work shared: it shows that a "
+        "data set is learnt, and how far one gets with so little. *Equiformer, an hour* and "
+        "*So3krates, an hour* are the default recipes for data of one's own, with 0.5 and 0.3 "
+        "million parameters. Their settings were not chosen for these structures, but the "
+        "cutoff of 4 Å was for uracil; benzene and naphthalene had 32 radial functions instead "
+        "of 16 ([docs/equiformer.md](../docs/equiformer.md)).",
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others that "
         "models of the 950 labelled, most of them with tight binding "

@@ -50,6 +50,8 @@ def spectrum(trajectory, output, table, resolution, highest, system) -> None:
     numbers = None if table is None else output_file(table)
     if numbers is not None and numbers.suffix != ".csv":
         raise ValueError(f"{numbers.name}: the numbers' file must end in .csv")
+    if numbers is not None and numbers.resolve() == source.with_suffix(".csv").resolve():
+        raise ValueError(f"{numbers.name} is the log of the run: choose another name for --csv")
     with progress_bar(None, "velocity vector") as bar:
 
         def show(done: int, total: int) -> None:

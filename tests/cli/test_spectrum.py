@@ -80,6 +80,8 @@ def test_spectrum_that_cannot_be(run: tuple) -> None:
     )
     assert fails("spectrum", "run.h5md", "-o", "a.txt").endswith("must end in .png, .pdf or .svg")
     assert fails("spectrum", "run.h5md", "--csv", "a.txt").endswith("must end in .csv")
+    said = fails("spectrum", "run.h5md", "--csv", "run.csv", "--overwrite")
+    assert said == "Error: run.csv is the log of the run: choose another name for --csv"
     assert fails("spectrum", "run.csv").startswith("Error: run.csv: ")
     assert fails("spectrum", "none.h5md") == "Error: no such file: none.h5md"
     assert files() == before

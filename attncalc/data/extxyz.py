@@ -271,8 +271,9 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         level_of_theory=level,
         labels=_name_of(prefix),
     )
-    for k, atoms in enumerate(frames):
-        _require_own_results(atoms, f"{source}: structure {k}")
+    if not prefix:  # labels with a prefix are not results of calculators
+        for k, atoms in enumerate(frames):
+            _require_own_results(atoms, f"{source}: structure {k}")
     return dataset
 
 

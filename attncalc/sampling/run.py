@@ -146,13 +146,13 @@ def sample(
         for k, content in _new_chunks(
             settings, sizes, len(done), seen, workers, start + 60 * minutes
         ):
-            path = folder / f"{k:06d}.npz"
+            path = _chunk_file(folder, k)
             write_atomically(path, content)
             done.append(path)
             n_done += sizes[k]
             n_frames += len(read_chunk(path).get("kind", ()))
             progress(n_before, n_done, n_frames)
-        shorter = folder / f"{len(done):06d}.npz"  # the last chunk of a shorter run
+        shorter = _chunk_file(folder, len(done))  # the last chunk of a shorter run
         if len(done) < len(sizes) and shorter.exists():  # there was no time to make it again
             arrays = read_chunk(shorter)
             done.append(shorter)
@@ -195,11 +195,15 @@ def _require_same(folder: Path, settings: Settings, oracle: Oracle) -> None:
             )
 
 
+def _chunk_file(folder: Path, k: int) -> Path:
+    return folder / f"{k:06d}.npz"
+
+
 def _existing(folder: Path, sizes: list[int]) -> list[Path]:
     """Return the existing chunks, in order, with the requested number of molecules or more."""
     done: list[Path] = []
     for k, size in enumerate(sizes):
-        path = folder / f"{k:06d}.npz"
+        path = _chunk_file(folder, k)
         # the last chunk of a shorter run has fewer, and is made again
         if not path.exists() or len(read_chunk(path)["drawn"]) < size:
             break

@@ -457,3 +457,5 @@ def test_results_of_another_structure_are_refused():
     frames[1].set_cell([9, 9, 9])
     with pytest.raises(ValueError, match=re.escape("(cell differ)")):
         data.from_ase(frames[1:])
+    frames[0].info["REF_energy"] = -1.0
+    assert data.from_ase(frames[:1], labels="REF").energies == [-1.0]

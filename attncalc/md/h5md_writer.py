@@ -329,15 +329,18 @@ class H5MDWriter(Callback):
 
     def _keep_twin(self) -> None:
         """Copy the visible file to the twin, if there is none."""
-        if self._twin.exists():
-            return
+        if not self._twin.exists():
+            self._copy(self.path)
+            os.replace(self._spare, self._twin)
+
+    def _copy(self, path: Path) -> None:
+        """Copy a file to the spare one."""
         try:
             with naming_full_disk(self.path):
-                shutil.copyfile(self.path, self._spare)
+                shutil.copyfile(path, self._spare)
         except BaseException:
             self._spare.unlink(missing_ok=True)
             raise
-        os.replace(self._spare, self._twin)
 
     def _restore(self) -> None:
         """Make the twin the visible file, if that has been removed."""
@@ -355,14 +358,16 @@ class H5MDWriter(Callback):
             self._step_on_disk = max(0, self._frames[0].step - 1)
 
     def _appear(self) -> None:
-        """Make the twin the visible file, which must not exist yet."""
+        """Make the twin the visible file, which must not exist yet, and its copy the twin."""
+        self._copy(self._twin)  # the visible file may be removed at any time
         try:
             os.link(self._twin, self.path)  # unlike renaming, this refuses to replace a file
         except FileExistsError:
+            self._spare.unlink()
             raise FileExistsError(f"{self.path} exists: nothing is overwritten") from None
         except OSError:  # a file system without links
             os.rename(self._twin, self.path)
-        self._twin.unlink(missing_ok=True)
+        os.replace(self._spare, self._twin)
         folder_to_disk(self.path.parent)
 
     def _take_place(self) -> None:

@@ -922,6 +922,23 @@ def test_a_file_that_is_removed_during_the_run_is_there_again(
     assert [file.name for file in tmp_path.iterdir()] == ["run.h5md"]
 
 
+def test_a_file_that_is_removed_while_it_reaches_the_disk_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first frames have a copy before anybody can see, and remove, the new file."""
+    path = tmp_path / "run.h5md"
+    writer = H5MDWriter(path, every=10)
+    writer.begin(state_at(0), HALF_FS)
+    with monkeypatch.context() as slow:
+        slow.setattr(h5md_writer, "folder_to_disk", lambda folder: path.unlink())
+        writer(state_at(0))
+    assert not path.exists()
+    writer(state_at(10))
+    writer.end()
+    assert_holds(path, (0, 10))
+    assert [file.name for file in tmp_path.iterdir()] == ["run.h5md"]
+
+
 def test_a_file_that_is_removed_with_its_twin_is_lost(tmp_path: Path):
     writer = H5MDWriter(tmp_path / "run.h5md", every=10)
     writer.begin(state_at(0), HALF_FS)

@@ -74,8 +74,23 @@ def _random(recipe: Recipe, training: Dataset) -> Potential:
     elements = elements_of(training)
     torch.manual_seed(recipe.seed)
     terms = recipe.pair_term_modules(elements)
-    potential = Potential(network(config, len(elements)), elements, pair_terms=terms)
+    potential = Potential(
+        network(config, len(elements)),
+        elements,
+        pair_terms=terms,
+        reference_energies=_isolated_energies(recipe, training, elements),
+    )
     return with_denoising(potential) if recipe.denoising else potential
+
+
+def _isolated_energies(
+    recipe: Recipe, training: Dataset, elements: list[int]
+) -> list[float] | None:
+    """Return the energies of isolated atoms of all elements, if the data have them."""
+    known = training.isolated_energies or {}
+    if recipe.baseline or not known.keys() >= set(elements):
+        return None
+    return [known[z] for z in elements]
 
 
 def _avg_num_neighbors(training: Dataset, cutoff: float) -> float:
@@ -110,8 +125,9 @@ def on_the_labels(potential: Potential, training: Dataset) -> Potential:
     The shift is fitted to labels minus predictions, so that the weights need not learn it: energies
     of an untrained network are arbitrary, and another level of theory has another zero of energy.
     Elements that the labels do not distinguish, like those of a single molecule, are not shifted
-    against each other. Structures whose energies are far from all others, such as a failed
-    calculation of zero energy, are named and left out of this fit.
+    against each other: energies of isolated atoms keep their differences. Structures whose energies
+    are far from all others, such as a failed calculation of zero energy, are named and left out of
+    this fit.
     """
     some = _some_of_all_elements(training)
     results = evaluate_many(potential, some.structures, batch_atoms=ATOMS_AT_ONCE)

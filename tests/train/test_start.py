@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from networks import tiny_so3krates
 from trainings import stopped_at
 
@@ -199,6 +200,32 @@ def test_reference_energies_of_a_large_set_are_fitted_to_some_of_it(recipe, part
     assert len(some) < len(training)
     assert start.elements_of(some) == start.elements_of(training)
     assert torch.allclose(new_potential(recipe, training).reference_energies, whole, atol=0.5)
+
+
+def test_labels_that_do_not_tell_elements_apart_keep_those_of_isolated_atoms(recipe, parts):
+    """A data set of one molecule whose file has energies of isolated atoms."""
+    atoms = [molecule("CH3CH2OH") for _ in range(3)]
+    ethanol = data.Dataset(atoms, np.full(3, -4200.0), [np.zeros((9, 3))] * 3, source="ethanol")
+    isolated = {1: -13.6, 6: -1029.5, 8: -2042.6}
+    known = dataclasses.replace(ethanol, isolated_energies=isolated)
+    without, found, delta = (
+        new_potential(one, training)
+        for one, training in (
+            (recipe, ethanol),
+            (recipe, known),
+            (dataclasses.replace(recipe, baseline="tight binding"), known),
+        )
+    )
+    assert found.species == tuple(isolated)
+    shift = found.reference_energies.numpy() - list(isolated.values())
+    np.testing.assert_allclose(shift / shift[0], [1, 2 / 6, 1 / 6], rtol=1e-6)
+    counts = torch.tensor([6.0, 2.0, 1.0], dtype=found.reference_energies.dtype)
+    total = counts @ without.reference_energies
+    assert float(counts @ found.reference_energies) == pytest.approx(float(total), abs=1e-3)
+    assert torch.equal(delta.reference_energies, without.reference_energies)
+    partly = dataclasses.replace(ethanol, isolated_energies={1: -13.6, 6: -1029.5})
+    again = new_potential(recipe, partly).reference_energies
+    assert torch.equal(again, without.reference_energies)
 
 
 def test_a_delta_model_is_no_start_for_total_energies(going_on, before, parts, tmp_path):

@@ -70,7 +70,8 @@ SHIPPED = {
 
 # data for which no setting was chosen: network of the default recipe, for an hour
 _EQUIFORMER = ("malonaldehyde", "acac", "3bpa", "uracil", "benzene", "naphthalene", "mlearn-mo")
-HOUR = {**dict.fromkeys(_EQUIFORMER, "Equiformer"), "water": "So3krates"}
+_SO3KRATES = ("water", "lips20-Li2S")
+HOUR = dict.fromkeys(_EQUIFORMER, "Equiformer") | dict.fromkeys(_SO3KRATES, "So3krates")
 
 
 def recipe_of(data: str) -> Path:

@@ -31,6 +31,8 @@ _LABEL = re.compile(
     r"([_.].*)?"
     r"|(atomic|partial|mbis|mulliken|hirshfeld)_charges|charges"
 )
+# what a file states of its labels, in `Atoms.info`
+_OF_LABELS = ("units", "level_of_theory")
 # of a frame of a run, or of a relaxation, in `Atoms.info`
 OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa", "broken_bonds")
 
@@ -49,6 +51,29 @@ def existing_file(path: str) -> Path:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path or repr(path)}")
     return Path(path)
+
+
+def require_angstrom(path: str | Path) -> None:
+    """Refuse an extended XYZ file whose first structure states another unit of lengths than Å.
+
+    Data sets with such a unit are converted when they are read to train on; structures are not.
+
+    Raises:
+        ValueError: positions are in another unit.
+    """
+    from attncalc.data.extxyz import read_frames
+    from attncalc.data.units import named_units, parse_entry, size_of
+
+    if Path(path).suffix not in (".xyz", ".extxyz"):
+        return
+    try:
+        stored = parse_entry(read_frames(Path(path), slice(1))[0].info["units"])
+        unit = stored[named_units(stored)["length"]]
+        in_angstrom = size_of("length", unit, "")
+    except (IndexError, KeyError, TypeError, ValueError):  # none, or no units that we know
+        return
+    if abs(in_angstrom - 1) > 1e-9:
+        raise ValueError(f"{path} states that its positions are in {unit}: convert them to Å")
 
 
 def from_anywhere(name: str) -> str:
@@ -70,7 +95,7 @@ def read_structures(path: str, index: str = ":") -> list[Atoms]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no structures, or cannot be read.
+        ValueError: it holds no structures, cannot be read, or has positions in another unit than Å.
     """
     existing_file(path)
     try:
@@ -90,6 +115,7 @@ def read_structures(path: str, index: str = ":") -> list[Atoms]:
         raise ValueError(
             f"{path}: not a structure file that ASE can read (it contains no structures)"
         )
+    require_angstrom(path)
     for atoms in frames:
         forget_results(atoms)
     return frames
@@ -99,7 +125,7 @@ def forget_results(atoms: Atoms) -> None:
     """Remove what applies to these positions only, in place.
 
     That is what a run has noted of a frame (step, time, novelty, spread, pressure), and labels such
-    as "REF_energy", "dft_forces" or "mbis_charges".
+    as "REF_energy", "dft_forces" or "mbis_charges", with their units and level of theory.
     """
     for kept in (atoms.info, atoms.arrays):
         for name in [name for name in kept if _applies_to_positions(name)]:
@@ -109,7 +135,7 @@ def forget_results(atoms: Atoms) -> None:
 def _applies_to_positions(name: object) -> bool:
     if not isinstance(name, str):  # keys of `Atoms.info` may be numbers
         return False
-    return name in OF_FRAMES or _LABEL.fullmatch(name.lower()) is not None
+    return name in (*OF_FRAMES, *_OF_LABELS) or _LABEL.fullmatch(name.lower()) is not None
 
 
 def _slice(index: str) -> slice:

@@ -15,7 +15,13 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from attncalc.cli.errors import one_line_errors
-from attncalc.cli.files import existing_file, forget_results, from_anywhere, new_structure_file
+from attncalc.cli.files import (
+    existing_file,
+    forget_results,
+    from_anywhere,
+    new_structure_file,
+    require_angstrom,
+)
 from attncalc.cli.options import oracle_option
 from attncalc.cli.output import output_options, say
 from attncalc.cli.shards import (
@@ -31,7 +37,7 @@ from attncalc.sampling.oracles import Labels, Oracle, load_oracle
 from attncalc.system import charge_and_spin, what_is_ignored
 
 # keys beside earlier labels, which are removed from a structure with them
-OLD = ("units", "level_of_theory", *(name for names in FURTHER.values() for name in names))
+OLD = tuple(name for names in FURTHER.values() for name in names)
 
 
 @click.command()
@@ -62,6 +68,7 @@ def label(structures, oracle, output, **many) -> None:
         raise ValueError(f"{target} is the input: name another output with -o")
     target = output_of_shards(source, target)
     new_structure_file(target)
+    require_angstrom(source)
     work_off(LabelMany(from_anywhere(oracle), os.getcwd()), source, target, **many)
 
 

@@ -27,6 +27,7 @@ from attncalc.cli.files import (
     from_anywhere,
     new_structure_file,
     read_structures,
+    require_angstrom,
     require_room,
     require_writable,
     save_picture,
@@ -120,6 +121,7 @@ def relax(
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the input: name another output with -o")
     if in_shards:
+        require_angstrom(source)
         from attncalc.cli.relax_many import RelaxMany
 
         options = {"device": device, "dtype": dtype, "long_range_cutoff": long_range_cutoff}

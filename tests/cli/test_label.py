@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.io import read, write
-from command_line import COPPER, attncalc, fails, fork_workers
+from command_line import COPPER, attncalc, fails, files, fork_workers, succeeds
 
-from attncalc import AttnCalculator
+from attncalc import AttnCalculator, data
 
 N, GOLD, OVERLAP = 70, 20, 66
 
@@ -39,6 +39,39 @@ def write_crystals() -> None:
             atoms.positions[1] = atoms.positions[0]
         frames.append(atoms)
     write("many.xyz", frames)
+
+
+@pytest.mark.parametrize("command", ["label", "relax", "relax --workers", "md"])
+def test_positions_in_another_unit_are_refused(command: str) -> None:
+    """Data are converted when they are read to train on; here all structures are in Å."""
+    atoms = bulk("Cu", a=3.6 / units.Bohr, cubic=True)
+    atoms.info["units"] = "E: Hartree; R: Bohr"
+    write("many.xyz", [atoms, atoms])
+    name, *more = command.split()
+    more = [*more, "1"] if more else []
+    model = "--oracle" if name == "label" else "--model"
+    said = fails(name, "many.xyz", model, COPPER, *more)
+    assert said == "Error: many.xyz states that its positions are in Bohr: convert them to Å"
+    assert files() == {"many.xyz"}
+
+
+@pytest.mark.usefixtures("forked")
+def test_what_is_written_has_no_units_of_former_labels() -> None:
+    """Or its energies would be read in kcal/mol."""
+    atoms = bulk("Cu", a=3.6, cubic=True)
+    atoms.info |= {"units": "E: kcal/mol; R: angstrom", "level_of_theory": "PBE", "name": "copper"}
+    write("many.xyz", atoms)
+    succeeds("relax", "many.xyz", "--model", COPPER)
+    succeeds("relax", "many.xyz", "--model", COPPER, "--workers", 1, "-o", "shards.xyz")
+    succeeds("label", "many.xyz", "--oracle", COPPER, "-o", "labelled.xyz")
+    for file in ("many.relaxed.xyz", "shards.xyz", "labelled.xyz"):
+        found = read(file)
+        assert found.info["name"] == "copper"
+        assert "units" not in found.info
+        assert found.info.get("level_of_theory") != "PBE"
+        found.calc = AttnCalculator(COPPER)
+        energy = data.read(file).energies[0]
+        assert energy == pytest.approx(found.get_potential_energy(), abs=1e-4)
 
 
 @pytest.mark.usefixtures("forked")

@@ -184,8 +184,8 @@ def test_worst_structures(potential):
     """By the index in the file, and with the atom."""
     dataset, prediction = molecules(12)
     prediction.forces[4][2] += [0.0, 3.0, 4.0]
-    indices = np.arange(100, 112)
-    _, page = report(potential, dataset, prediction, indices=indices)
+    dataset = dataclasses.replace(dataset, indices=np.arange(100, 112))
+    _, page = report(potential, dataset, prediction)
     worst = np.argsort(
         [
             -np.linalg.norm(p - f, axis=1).max()

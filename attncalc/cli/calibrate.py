@@ -13,6 +13,7 @@ from attncalc import model_file
 from attncalc.calibrate import calibrate as calibrate_potential
 from attncalc.calibrate import some_of
 from attncalc.cli.errors import data_is_needed, one_line_errors
+from attncalc.cli.files import is_folder_of_run
 from attncalc.cli.model_checks import require_known
 from attncalc.cli.output import output_file, output_options, report_json, say
 
@@ -45,7 +46,7 @@ def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output
     if target.suffix != ".safetensors":
         raise ValueError(f"{target.name}: a model file must end in .safetensors")
     units = {"energy_unit": energy_unit, "length_unit": length_unit}
-    if Path(model).is_dir():
+    if is_folder_of_run(model):
         if labels is not None or splits or any(units.values()):
             raise ValueError(f"{model}: its data are those of the training: remove these options")
         path, structures = _of_training(Path(model), data_file)

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 from ase.data import chemical_symbols
-from numpy.typing import NDArray
 
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import data_is_needed, one_line_errors
-from attncalc.cli.files import from_anywhere
+from attncalc.cli.files import from_anywhere, is_folder_of_run
 from attncalc.cli.model_checks import is_delta, require_known
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.cli.shards import Work, many_options, refuse_unfinished, work_off
 from attncalc.files import write_atomically
+from attncalc.text import counted
 
 if TYPE_CHECKING:
     from attncalc.data import Dataset
@@ -89,7 +88,7 @@ def evaluate(
     from attncalc.data.errors import predict
     from attncalc.report import Subject
 
-    in_folder, in_shards = Path(model).is_dir(), any(many.values())
+    in_folder, in_shards = is_folder_of_run(model), any(many.values())
     units = {"energy_unit": energy_unit, "length_unit": length_unit}
     of_data = labels, split, units
     target = None
@@ -99,7 +98,7 @@ def evaluate(
         if in_shards or not no_report:
             target = _report_file(report, model, data_file, labels, split, written=not no_report)
     asked = os.path.abspath(model) if in_folder else model, data_file and from_anywhere(data_file)
-    model, dataset, split, indices = read_labelled(model, data_file, *of_data)
+    model, dataset, split = read_labelled(model, data_file, *of_data)
     if in_folder and (in_shards or not no_report):
         target = _report_file(report, model, dataset.source, labels, split, written=not no_report)
     if target is not None and not in_shards:
@@ -113,7 +112,7 @@ def evaluate(
     calculator = AttnCalculator(model, threads=threads, **here)
     potential = calculator.evaluator.plain
     require_known(potential, dataset.structures)
-    subject = Subject(model, split, indices, shlex.join(["attncalc", *sys.argv[1:]]))
+    subject = Subject(model, split, shlex.join(["attncalc", *sys.argv[1:]]))
     if target is not None and in_shards:
         from attncalc.cli.eval_many import EvalMany, find_rows, joined
 
@@ -146,7 +145,7 @@ def _tell(
     from attncalc.data.errors import errors, inside_and_outside
     from attncalc.report import evaluation, remarks
 
-    say(f"{len(dataset)} structures of {dataset.source}, labels {dataset.labels}")
+    say(f"{counted(len(dataset), 'structure')} of {dataset.source}, labels {dataset.labels}")
     say(_table(_error_rows(prediction, dataset)))
     limits = inside_and_outside(prediction, dataset)
     say(str(limits or "this model does not know its training data: see attncalc calibrate"))
@@ -180,28 +179,28 @@ def read_labelled(
     labels: str | None,
     split: str | None,
     units: dict[str, str | None],
-) -> tuple[str, Dataset, str | None, NDArray[np.int64] | None]:
+) -> tuple[str, Dataset, str | None]:
     """Read the data to evaluate; `model` may be the folder of a training.
 
     Returns:
-        Model, structures, split, and indices [n] of the structures in the file or None.
+        Model, structures, and split.
 
     Raises:
         OSError, ValueError: model, data or split do not exist, or are invalid.
     """
     from attncalc import data
     from attncalc.data.statistics import with_possible_stress
+    from attncalc.data.streamed import StreamedDataset
 
     folder = Path(model)
-    if data_file is not None and not folder.is_dir():
+    if data_file is not None and not is_folder_of_run(model):
         dataset = data.read(data_file, labels=labels, **units)
         if split is None:
-            return model, with_possible_stress(dataset), None, None
+            return model, with_possible_stress(dataset), None
         if split not in dataset.splits:
             known = ", ".join(dataset.splits) or "none"
             raise ValueError(f"{dataset.source}: no split {split!r}; stored splits: {known}")
-        indices = dataset.splits[split]
-        return model, with_possible_stress(dataset[indices]), split, indices
+        return model, with_possible_stress(dataset[dataset.splits[split]]), split
     from attncalc import train
 
     if labels is not None or any(units.values()):
@@ -217,7 +216,10 @@ def read_labelled(
     weights = folder / f"{recipe.name}.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"no such file: {weights}; the training has not done an epoch yet")
-    return str(weights), with_possible_stress(named[split]), split, None
+    chosen = named[split]
+    if isinstance(chosen, StreamedDataset):
+        chosen = chosen.in_memory()
+    return str(weights), with_possible_stress(chosen), split
 
 
 def _error_rows(prediction: Prediction, dataset: Dataset) -> list[tuple[str, ...]]:

@@ -76,11 +76,15 @@ def require_angstrom(path: str | Path) -> None:
         raise ValueError(f"{path} states that its positions are in {unit}: convert them to Å")
 
 
+def is_folder_of_run(name: str) -> bool:
+    """Return True for a folder, unless a shipped model has this name: ./NAME is the folder then."""
+    return name not in shipped_models() and Path(name).is_dir()
+
+
 def from_anywhere(name: str) -> str:
     """Return the absolute path of a file or folder, for processes elsewhere; else the name."""
     path = Path(name)
-    given = path.is_file() or (path.is_dir() and name not in shipped_models())
-    return str(path.absolute()) if given else name
+    return str(path.absolute()) if path.is_file() or is_folder_of_run(name) else name
 
 
 def read_structures(path: str, index: str = ":") -> list[Atoms]:

@@ -44,6 +44,7 @@ class Dataset:
         level_of_theory: as stated by the source; "" if it states none.
         labels: name of the label set that was read from the source.
         isolated_energies: atomic number → eV: energies of isolated atoms, or None.
+        indices: [n], structures of the source that belong to this data set, in order; None: all.
 
     Raises:
         ValueError: a shape is wrong, a number is not finite, a structure is impossible (an unknown
@@ -63,6 +64,7 @@ class Dataset:
     charges: tuple[Floats, ...] | None = None
     hirshfeld_ratios: tuple[Floats, ...] | None = None
     dipoles: Floats | None = None
+    indices: Integers | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the only way to set fields of a frozen dataclass
@@ -99,9 +101,13 @@ class Dataset:
             for name in OPTIONAL
             if (values := getattr(self, name)) is not None
         }
-        structures = tuple(self.structures[k] for k in chosen)
         return replace(
-            self, structures=structures, energies=self.energies[chosen], splits={}, **labels
+            self,
+            structures=tuple(self.structures[k] for k in chosen),
+            energies=self.energies[chosen],
+            splits={},
+            indices=chosen if self.indices is None else self.indices[chosen],
+            **labels,
         )
 
     def chosen(self, index: int | slice | Sequence[int] | NDArray) -> Integers:
@@ -132,6 +138,8 @@ class Dataset:
                 f"energies must have shape [{n}], one per structure, "
                 f"got {list(self.energies.shape)}"
             )
+        if self.indices is not None and len(self.indices) != n:
+            raise ValueError(f"indices must have shape [{n}], got {list(self.indices.shape)}")
         _require_finite("energy", self.energies)
         _require_finite("position", [atoms.positions for atoms in self.structures])
         for k, atoms in enumerate(self.structures):

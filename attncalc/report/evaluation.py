@@ -17,7 +17,6 @@ from ase import units
 from ase.data import chemical_symbols
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from attncalc.data import Dataset
 from attncalc.data.calibration import calibrations, precision_of_spread
@@ -59,7 +58,6 @@ class Subject:
     Attributes:
         model: name or path, as given by the user.
         split: split of the data file; None for the whole file.
-        indices: [n], indices of the structures in the data file; None for the whole file.
         command: command line of the user.
         device: device that the model ran on.
         seconds: duration of the prediction.
@@ -67,7 +65,6 @@ class Subject:
 
     model: str
     split: str | None = None
-    indices: NDArray[np.int64] | None = None
     command: str = ""
     device: str = "cpu"
     seconds: float | None = None
@@ -84,7 +81,7 @@ def evaluation(
         dataset: structures with labels.
         subject: model, data and run, for the header.
     """
-    indices = np.arange(len(dataset)) if subject.indices is None else subject.indices
+    indices = np.arange(len(dataset)) if dataset.indices is None else dataset.indices
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": number, "percent": percent}
     page = files("attncalc.report").joinpath("evaluation.html").read_text(encoding="utf-8")

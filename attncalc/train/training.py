@@ -246,7 +246,7 @@ def read_run(
     recipe, checksums = remembered(output)
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
-    divided = dataclasses.replace(recipe, stream=False)
+    divided = recipe
     folder, number = output.resolve().name, recipe.name.rpartition("-")[2]
     if folder == MEMBER + number and number.isdecimal():
         # all members are trained on one split, that of the first seed

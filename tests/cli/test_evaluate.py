@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, attncalc, fails, files, import_again, labelled, succeeds
 
-from attncalc import AttnCalculator, data, load
+from attncalc import AttnCalculator, data, load, train
 from attncalc.cli import evaluate as module
 from attncalc.data.errors import predict
 from attncalc.fast import lower
@@ -218,6 +219,39 @@ def test_eval_of_a_training_by_its_own_split(trained: Path) -> None:
     assert seen.startswith("8 structures")
     assert "8 of these 8 structures are among those that the model was trained on" in seen
     succeeds("eval", trained, "cu.extxyz", "--split", "validation", "--no-report")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_page_of_a_training_has_indices_of_its_file(trained: Path, stream: bool) -> None:
+    """Where a wrong label can be found, though the split is drawn at random."""
+    if stream:
+        succeeds("convert", "data", "cu.extxyz", "-o", "cu.h5")
+        recipe = RECIPE.replace("mine", "streamed").replace("cu.extxyz", "cu.h5") + "stream: true\n"
+        Path("mine.yaml").write_text(recipe)
+        succeeds("train", "mine.yaml", "--quiet")
+        trained = Path("runs/streamed")
+    succeeds("eval", trained, "-o", "r.html")
+    page = Path("r.html").read_text()
+    listed = [int(k) for k in re.findall(r"<tr><td>(\d+)</td><td class=\"left\">Cu4", page)]
+    test = train.read_run(trained)[1]["test"]
+    assert set(listed) == set(test.indices.tolist()) != {0, 1, 2, 3}
+    whole = data.read("cu.extxyz")
+    for k, atoms in zip(test.indices, test.structures, strict=True):
+        assert np.array_equal(whole.structures[k].positions, atoms.positions)
+
+
+def test_a_folder_does_not_hide_a_shipped_model(trained: Path) -> None:
+    """As in `attncalc.load`; ./NAME is the folder."""
+    name = "so3krates-silicon"
+    trained.rename(name)
+    crystal = bulk("Si", cubic=True)
+    crystal.calc = SinglePointCalculator(crystal, energy=1.0, forces=np.zeros((8, 3)))
+    write("si.extxyz", crystal)
+    said = succeeds("eval", name, "si.extxyz", "--no-report")
+    assert said.startswith("1 structure of si.extxyz")
+    assert succeeds("eval", f"./{name}", "--no-report").startswith("4 structures of cu.extxyz")
+    assert "is no folder of a training" in attncalc("calibrate", name, "-o", "n.safetensors").stderr
+    succeeds("calibrate", f"./{name}", "-o", "new.safetensors")
 
 
 def test_eval_knows_training_structures_in_other_files(trained: Path) -> None:

@@ -199,12 +199,15 @@ def header(model: str | Path) -> dict[str, Any]:
 
 
 def origin(model: str | Path) -> dict[str, str]:
-    """Return name, data and labels of a model to start from; only its name if the file is gone."""
+    """Return name, data, labels and fingerprints of the structures of a model to start from.
+
+    If the file is gone, only the name is known.
+    """
     try:
         info = header(model)["training"]
     except FileNotFoundError:
         info = {}
-    data = {key: str(info.get(key) or "") for key in ("data", "labels")}
+    data = {key: str(info.get(key) or "") for key in ("data", "labels", "structures")}
     return {"name": model_name(str(model)), **data}
 
 

@@ -265,17 +265,24 @@ def remarks(
                 f"The model was trained on a file of this name, maybe on this very split "
                 f"({subject.split}): these errors say little about structures that it has not seen."
             )
-    start = info.get("start_from")
-    if isinstance(start, dict) and start.get("data") == dataset.source:
+    found = info.get("start_from")
+    start = found if isinstance(found, dict) else {}
+    theirs = str(start.get("structures") or "")
+    if n_seen := count_known(dataset, theirs):
+        yield (
+            f"The training started from {start.get('name')}, which was trained on {n_seen} of "
+            f"these {len(dataset)} structures: errors on them say little about others."
+        )
+    elif not theirs and start.get("data") == dataset.source:
         yield (
             f"The training started from {start.get('name')}, which was trained on a file of this "
             "name: it may have seen these structures."
         )
-    ours, theirs = str(info.get("level_of_theory") or ""), dataset.level_of_theory
-    if ours and theirs and not (ours in theirs or theirs in ours):  # one may say more
+    ours, of_data = str(info.get("level_of_theory") or ""), dataset.level_of_theory
+    if ours and of_data and not (ours in of_data or of_data in ours):  # one may say more
         yield (
             f"The levels of theory differ: the model was trained on {ours}, these labels are "
-            f"{theirs}. Part of the errors is the difference of the two."
+            f"{of_data}. Part of the errors is the difference of the two."
         )
     if energy_errors(prediction, dataset)[1]:
         energy = energy_statistics(prediction, dataset)

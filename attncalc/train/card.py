@@ -92,8 +92,11 @@ def _start(info: dict[str, Any]) -> str:
     start = info["start_from"]
     if not start["data"]:
         return start["name"]
-    same = start["data"] == info["data"]
-    warning = ": **the same file, so it may have seen these test structures**" if same else ""
+    n_seen, warning = start.get("n_seen"), ""
+    if n_seen:
+        warning = f": **with {n_seen} of these test structures**"
+    elif n_seen is None and start["data"] == info["data"]:
+        warning = ": **the same file, so it may have seen these test structures**"
     return f"{start['name']}, trained on {start['data']}{warning}"
 
 

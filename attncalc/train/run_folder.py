@@ -41,6 +41,7 @@ def locked_folder(
 
     Raises:
         BlockingIOError: another training has locked it.
+        FileExistsError: files of a run are there, but not its checkpoint.
         ValueError: the folder holds a run of another recipe, on other data, or from another start,
             or the processes have different data.
     """
@@ -73,6 +74,8 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
     ours = json.loads(json.dumps(recipe.as_dict()))
     start = _start_checksum(recipe)
     begun = [*output.glob("last.ckpt"), *output.glob("member-*/last.ckpt")]
+    if not begun:
+        _refuse_results(output, recipe.name, began=mark.exists())
     if mark.exists() and begun:
         # a key that an older version did not write has its default
         theirs = _defaults() | _read(mark)
@@ -98,6 +101,23 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
         with suppress(FileNotFoundError):  # `fit` is given data, not a file
             more |= {key: str(recipe.find(file))} if file is not None else {}
     write_atomically(mark, json.dumps(ours | more, indent=1).encode())
+
+
+def _refuse_results(output: Path, name: str, *, began: bool) -> None:
+    """Refuse to overwrite results without a checkpoint, unless a kill in the first epoch left them.
+
+    Raises:
+        FileExistsError: there are some.
+    """
+    table = output / "metrics.csv"
+    results = (output / f"{name}.safetensors", output / f"{name}.md", table)
+    there = [path.name for path in results if path.exists()]
+    n_epochs = table.read_bytes().count(b"\n") - 1 if table.is_file() else 0
+    if there and not (began and n_epochs <= 1):
+        raise FileExistsError(
+            f"{output} has {' and '.join(there)} but no checkpoint to continue from, and nothing "
+            "is overwritten: choose another output folder"
+        )
 
 
 def remembered(output: Path) -> tuple[Recipe, dict[str, str]]:

@@ -19,7 +19,7 @@ from attncalc import data
 from attncalc.calibrate import calibrate, some_of
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors
-from attncalc.data.fingerprints import count_repeated, fingerprints
+from attncalc.data.fingerprints import count_known, count_repeated, fingerprints
 from attncalc.data.statistics import electrons, with_possible_stress, without_volume
 from attncalc.data.streamed import errors_of
 from attncalc.data.stress_checks import can_check_stress
@@ -641,7 +641,7 @@ def _describe(
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
         "epochs": int(done.history[-1]["epoch"]),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),
-        "start_from": _start(recipe, done.potential),
+        "start_from": _start(recipe, done.potential, test),
         "seed": recipe.seed,
         "committee": recipe.committee,
         "command": command,
@@ -651,16 +651,21 @@ def _describe(
     write_atomically(done.model.with_suffix(".md"), card(recipe, done.potential).encode())
 
 
-def _start(recipe: Recipe, potential: Potential) -> dict[str, str] | None:
-    """Return name and data of the model that the training started from, as far as known."""
+def _start(recipe: Recipe, potential: Potential, test: Dataset | None) -> dict[str, Any] | None:
+    """Return name and data of the model that the training started from, as far as known.
+
+    With it, the number of test structures that it was trained on; None if it does not know its own.
+    """
     if recipe.start_from is None:
         return None
     try:
         told = origin(recipe.find_start())
     except FileNotFoundError:  # an earlier test of the run may have stored them
         before = potential.training_info.get("start_from") or {}
-        told = {key: str(before.get(key) or "") for key in ("data", "labels")}
-    return {**told, "name": model_name(recipe.start_from)}
+        told = {key: str(before.get(key) or "") for key in ("data", "labels", "structures")}
+    theirs = told["structures"]
+    n_seen = count_known(test, theirs) if test is not None and theirs else None
+    return {**told, "name": model_name(recipe.start_from), "n_seen": n_seen}
 
 
 def _without_folders(command: str) -> str:

@@ -91,3 +91,27 @@ def test_a_checksum_sees_every_number_and_no_name():
         found = checksum(dataset(**change))
         assert found not in known, change
         known.add(found)
+
+
+def test_results_of_others_are_not_overwritten(recipe, parts, tmp_path):
+    """A model and notes that were there before any training."""
+    there = [f"{recipe.name}.safetensors", f"{recipe.name}.md", "metrics.csv"]
+    for name in there:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="nothing is overwritten: choose another output"):
+        train.fit(recipe, *parts[:2], tmp_path)
+    assert [(tmp_path / name).read_text() for name in there] == ["mine"] * 3
+    assert not (tmp_path / "recipe.json").exists()
+
+
+def test_a_run_that_has_lost_its_checkpoint_keeps_its_model(finished, folder, recipe, parts):
+    """Unless it was killed in its first epoch, before there was a checkpoint."""
+    (folder / "last.ckpt").unlink()
+    model = (folder / f"{recipe.name}.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="but no checkpoint to continue from"):
+        train.fit(recipe, *parts[:2], folder)
+    assert (folder / f"{recipe.name}.safetensors").read_bytes() == model
+    head, first, *_ = (folder / "metrics.csv").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.csv").write_bytes(head + first)
+    again = train.fit(recipe, *parts[:2], folder)
+    assert again.history[0]["validation_loss"] == finished[0].history[0]["validation_loss"]

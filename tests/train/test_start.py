@@ -12,6 +12,7 @@ from trainings import stopped_at
 
 from attncalc import Committee, data, load, save, train
 from attncalc.data.errors import errors, predict
+from attncalc.data.fingerprints import fingerprints
 from attncalc.nn.so3krates import So3krates
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
@@ -123,7 +124,8 @@ def test_the_card_says_where_it_started(going_on, data_file, tmp_path):
     train.run(dataclasses.replace(going_on, epochs=1), tmp_path / "on", data=data_file)
     assert "| starts from | tiny |" in (tmp_path / "on" / "on.md").read_text()
     info = load(tmp_path / "on" / "on.safetensors").training_info
-    assert info["start_from"] == {"name": "tiny", "data": "", "labels": ""}
+    none = {"data": "", "labels": "", "structures": "", "n_seen": None}
+    assert info["start_from"] == {"name": "tiny"} | none
 
 
 def test_a_start_on_the_same_file_is_told(going_on, before, dataset, data_file, tmp_path):
@@ -139,6 +141,29 @@ def test_a_start_on_the_same_file_is_told(going_on, before, dataset, data_file, 
     assert "seen, trained on cells.extxyz: **the same file" in card
     said = remarks(done.potential, predict(done.potential, dataset), dataset, Subject("on"))
     assert any("The training started from seen" in remark for remark in said)
+
+
+def test_test_structures_that_the_start_has_seen_are_counted(going_on, before, data_file, tmp_path):
+    """Whatever the files are called."""
+    from attncalc.report import Subject
+    from attncalc.report.evaluation import remarks
+
+    seen, path = load(before.model), tmp_path / "seen.safetensors"
+    again = dataclasses.replace(going_on, start_from=str(path), epochs=1)
+    known = data.Dataset([molecule("H2O")], np.zeros(1))
+    for n_seen in (0, 3):
+        seen.training_info |= {"data": "v1.xyz", "structures": fingerprints(known)}
+        save(seen, path)
+        run = tmp_path / f"run-{n_seen}"
+        done = train.run(again, run, data=data_file)
+        assert done.potential.training_info["start_from"]["n_seen"] == n_seen
+        told = f"seen, trained on v1.xyz: **with {n_seen} of these test structures**"
+        assert (told in (run / "on.md").read_text()) == bool(n_seen)
+        test = train.read_run(run)[1]["test"]
+        said = [*remarks(done.potential, predict(done.potential, test), test, Subject("on"))]
+        told = f"seen, which was trained on {n_seen} of these {len(test)} structures"
+        assert any(told in remark for remark in said) == bool(n_seen)
+        known = test[:3]
 
 
 def test_electron_embeddings_follow_their_elements():

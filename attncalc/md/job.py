@@ -31,7 +31,7 @@ from attncalc.md.settings import Settings, is_integer
 from attncalc.md.simulation import run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
-from attncalc.md.watch import EVERY, BondWatch, Watch, novelty_columns
+from attncalc.md.watch import EVERY, AlsoEvery, BondWatch, Watch, novelty_columns
 from attncalc.md.with_ase import Frames, no_start
 from attncalc.model_header import DTYPES
 from attncalc.potential import MOST_THREADS
@@ -298,7 +298,8 @@ def _watches(
 ) -> tuple[Callback, ...]:
     tell = tell or (lambda sentence: None)
     watch = Watch(force, tell, every=1 if stop else min(EVERY, settings.every), stop=stop)
-    return watch, BondWatch(tell, every=settings.every, first=first)
+    at_frames = AlsoEvery(watch, every=settings.every)
+    return watch, at_frames, BondWatch(tell, every=settings.every, first=first)
 
 
 def _columns_there(trajectory: Path) -> tuple[Column, ...]:

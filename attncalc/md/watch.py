@@ -80,6 +80,22 @@ class Watch(Callback):
         self._tell(where + sentence(state.step, self._timestep, found))
 
 
+class AlsoEvery(Callback):
+    """Callback that calls another one at further steps.
+
+    Args:
+        callback: the other one, which is a callback of the run, too.
+        every: steps between two calls.
+    """
+
+    def __init__(self, callback: Callback, *, every: int) -> None:
+        self.every, self._callback = every, callback
+
+    def __call__(self, state: MDState) -> None:
+        """Process a state."""
+        self._callback(state)
+
+
 class BondWatch(Callback):
     """Callback of `md.run` that reports the first bonds that break between two nonmetals.
 

@@ -109,12 +109,13 @@ def run_with_ase(
             if what := _insane(atoms, settings, thermometer.n_dof):
                 raise _exploded(time, what, trajectory) if summary.n_rows else no_start(what)
             ends = dynamics.nsteps == settings.n_steps
-            if not told and (ends or not dynamics.nsteps % look_every):
+            has_frame = ends or not dynamics.nsteps % settings.every
+            if not told and (has_frame or not dynamics.nsteps % look_every):
                 found = outsider(getattr(atoms.calc, "novelty", None), atoms.numbers)
                 told, ends = found is not None, ends or (stop and found is not None)
                 if found is not None and tell is not None:
                     tell(sentence(dynamics.nsteps, settings.timestep, found))
-            if ends or not dynamics.nsteps % settings.every:
+            if ends or has_frame:
                 row = _observe(atoms, thermometer, time)
                 if bonds and (broken := bonds.broken(System.from_ase(atoms))):
                     bonds = None

@@ -17,6 +17,7 @@ from command_line import COPPER, attncalc, fails, files, succeeds
 
 from attncalc import load, md, plots, save
 from attncalc.calibrate import calibrate
+from attncalc.md import job, with_ase
 from attncalc.model_file import header
 
 OUTSIDE = "outside the training data: atom"
@@ -154,6 +155,21 @@ def test_md_that_leaves(integrator: str, model: str, inside: str) -> None:
     assert json.loads(said)["steps"] == 200
     largest = max(row["novelty"] for row in md.read_log("run.csv"))
     assert json.loads(said)["largest_novelty"]["novelty"] == largest > 1
+
+
+@pytest.mark.parametrize("integrator", ["native", "ase"])
+def test_every_frame_is_looked_at(
+    integrator: str, model: str, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one between two looks."""
+    hot = ("md", inside, "--model", model, "--temperature", 3000, "--integrator", integrator)
+    ends_outside(*hot, "--steps", 60, "--every", 1, "-o", "all.xyz")
+    novelties = [row["novelty"] for row in md.read_log("all.csv")]
+    first = next(step for step, novelty in enumerate(novelties) if novelty > 1)
+    for module in (job, with_ase):
+        monkeypatch.setattr(module, "EVERY", first - 1)
+    _, told = ends_outside(*hot, "--steps", 2 * first, "--every", first, "-o", "some.xyz")
+    assert re.findall(r"Warning: step (\d+)", told) == [str(first)]
 
 
 @pytest.mark.parametrize("integrator", ["native", "ase"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,9 @@ from attncalc.cli.output import output_file, output_options, report_json, say
 from attncalc.cli.progress import progress_bar
 from attncalc.files import replacing
 from attncalc.md.h5md_reader import count_h5md, count_systems_h5md, iread_h5md
+
+# x, y and z of an atom in a line of PDB
+_COORDINATES = slice(30, 38), slice(38, 46), slice(46, 54)
 
 
 @click.command()
@@ -88,10 +92,26 @@ def _write_pdb(path: Path, frames: Iterable[Atoms]) -> None:
             text = StringIO()
             write(text, [frame], format="proteindatabank")
             for line in text.getvalue().splitlines(keepends=True):
+                _require_room_in_pdb(line)
                 if line.startswith("MODEL"):
                     file.write(f"MODEL     {k}\n")
                 elif k == 1 or not line.startswith("CRYST1"):
                     file.write(line)
+
+
+def _require_room_in_pdb(line: str) -> None:
+    """Refuse an atom whose coordinates take more than the eight columns of PDB.
+
+    Raises:
+        ValueError: a coordinate is too large; ASE has moved the rest of the line to the right.
+    """
+    if not line.startswith(("ATOM", "HETATM")):
+        return
+    if not all(re.fullmatch(r" *-?\d+\.\d{3}", line[columns]) for columns in _COORDINATES):
+        raise ValueError(
+            "PDB has no room for coordinates below -999.999 or above 9999.999 Å: choose .xyz or "
+            ".traj"
+        )
 
 
 WRITERS: dict[str, Callable[[Path, Iterable[Atoms]], None]] = {

@@ -37,6 +37,10 @@ _OF_LABELS = ("units", "level_of_theory")
 OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa", "broken_bonds")
 
 
+# names of velocities in other programs' files, in lower case; ASE has momenta
+_VELOCITIES = ("vel", "velo", "velocity", "velocities")
+
+
 def existing_file(path: str) -> Path:
     """Return the path of a file that exists; checked before outputs are named after it.
 
@@ -134,6 +138,14 @@ def forget_results(atoms: Atoms) -> None:
     for kept in (atoms.info, atoms.arrays):
         for name in [name for name in kept if _applies_to_positions(name)]:
             del kept[name]
+
+
+def remove_other_velocities(atoms: Atoms) -> str:
+    """Remove velocities that ASE does not know as such, in place, and return their name, or ""."""
+    names = [name for name in atoms.arrays if name.lower() in _VELOCITIES]
+    for name in names:
+        del atoms.arrays[name]
+    return names[0] if names else ""
 
 
 def _applies_to_positions(name: object) -> bool:

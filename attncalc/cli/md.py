@@ -19,7 +19,13 @@ from ase.io import iread
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import OutsideTraining, one_line_errors
-from attncalc.cli.files import existing_file, from_anywhere, read_structures, require_writable
+from attncalc.cli.files import (
+    existing_file,
+    from_anywhere,
+    read_structures,
+    remove_other_velocities,
+    require_writable,
+)
 from attncalc.cli.md_picture import Picture
 from attncalc.cli.model_checks import require_known, require_limits, say_model
 from attncalc.cli.options import (
@@ -230,6 +236,11 @@ def md(
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
     found = _starting_structures(structure, replicas, by_ase=by_ase)
+    if unread := {remove_other_velocities(one) for one in found} - {""}:
+        warn(
+            f"{source}: velocities in a column {min(unread)!r} are not read, because nothing says "
+            "their unit: ASE writes momenta"
+        )
     if target.suffix != ".h5md" and (lost := require_writable(target, found)):
         warn(lost)
     earlier, has_copies, of_seed = [one.get_momenta() for one in found], (replicas or 1) > 1, ""

@@ -27,6 +27,7 @@ from attncalc.cli.files import (
     from_anywhere,
     new_structure_file,
     read_structures,
+    remove_other_velocities,
     require_angstrom,
     require_room,
     require_writable,
@@ -195,6 +196,7 @@ def relax(
 def to_rest(atoms: Atoms) -> None:
     """Remove velocities (momenta), in place: a relaxed structure has none."""
     atoms.arrays.pop("momenta", None)
+    remove_other_velocities(atoms)
 
 
 @dataclass(frozen=True)

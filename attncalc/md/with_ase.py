@@ -92,6 +92,8 @@ def run_with_ase(
     stop_fixed(atoms)
     if not atoms.get_momenta().any():
         thermometer.draw(atoms, settings.temperature, rng)
+    if settings.ensemble == "npt" and _remove_drift(atoms) and tell is not None:
+        tell("the velocities had a drift of the whole, which ASE's npt takes for heat: removed")
     dynamics = _integrator(atoms, settings, rng)
     summary, told = LogSummary(), False
     bonds: Bonds | None = Bonds.of(System.from_ase(atoms), NONMETALS)
@@ -168,6 +170,15 @@ def _advising(trajectory: Path, summary: LogSummary) -> Iterator[None]:
         if summary.n_rows:
             advice = f"it holds {_frames_in(summary)}"
         raise NoSpaceLeft(trajectory, full.number, advice) from None
+
+
+def _remove_drift(atoms: Atoms) -> bool:
+    """Remove the momentum of the whole, in place; return False if it was zero to rounding."""
+    momenta, masses = atoms.get_momenta(), atoms.get_masses()
+    velocity = momenta.sum(0) / masses.sum()
+    atoms.set_momenta(momenta - masses[:, None] * velocity)
+    energy = 0.5 * masses.sum() * velocity @ velocity
+    return bool(energy > 1e-6 * units.kB)  # of a millionth of a kelvin
 
 
 def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> MolecularDynamics:

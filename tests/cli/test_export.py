@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.io import read, write
 from command_line import COPPER, attncalc, fails, files, labelled, succeeds
 
@@ -35,6 +36,26 @@ def test_export_keeps_what_ase_knows(name: str, run: str) -> None:
         np.testing.assert_allclose(ours.get_forces(), theirs.get_forces(), atol=1e-7)
         assert ours.get_potential_energy() == pytest.approx(theirs.get_potential_energy())
         assert np.allclose(ours.cell, theirs.cell)
+
+
+@pytest.mark.parametrize(
+    ("far", "fits"), [(-999.9, True), (-1500, False), (9990, True), (12000, False)]
+)
+def test_coordinates_that_pdb_has_no_room_for(far: float, fits: bool) -> None:
+    atoms = bulk("Cu", cubic=True)  # ASE does not turn its cell
+    atoms.positions += [far, 0, 0]
+    write("far.extxyz", atoms)
+    succeeds("md", "far.extxyz", "--model", COPPER, "--steps", 1, "-o", "far.h5md")
+    if fits:
+        succeeds("export", "far.h5md", "-o", "far.pdb")
+        assert read("far.pdb", 0).positions[0, 0] == pytest.approx(far, abs=0.01)
+        return
+    said = fails("export", "far.h5md", "-o", "far.pdb")
+    assert said == (
+        "Error: PDB has no room for coordinates below -999.999 or above 9999.999 Å: choose .xyz or "
+        ".traj"
+    )
+    assert "far.pdb" not in files()
 
 
 def test_export_as_pdb(run: str) -> None:

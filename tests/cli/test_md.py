@@ -189,6 +189,20 @@ def test_md_that_is_killed_goes_on_bit_for_bit(
     assert not [name for name in files() if name.startswith(".")]
 
 
+@pytest.mark.parametrize("name", ["vel", "Velocities"])
+def test_velocities_that_are_not_momenta(copper_file: str, name: str) -> None:
+    """Nothing says their unit: they are named, and not in what is written."""
+    atoms = read(copper_file)
+    atoms.set_array(name, np.ones((len(atoms), 3)))
+    write("vel.extxyz", atoms)
+    result = attncalc("md", "vel.extxyz", "--model", COPPER, "--steps", 2, "-o", "run.xyz")
+    assert result.exit_code == 0
+    assert f"vel.extxyz: velocities in a column '{name}' are not read" in result.stderr
+    succeeds("relax", "vel.extxyz", "--model", COPPER, "-o", "relaxed.xyz")
+    for file in ("run.xyz", "relaxed.xyz"):
+        assert name not in read(file).arrays
+
+
 def test_md_of_another_process_is_left_alone(
     copper_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

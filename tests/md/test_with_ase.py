@@ -307,6 +307,21 @@ def test_npt_is_ase_s_barostat_in_gpa(
     assert np.allclose(atoms.positions, expected.positions, atol=1e-6)
 
 
+def test_npt_is_without_drift(tmp_path: Path, copper: AttnCalculator) -> None:
+    """ASE's thermostat would take it for heat, and what is left would be too cold."""
+    atoms, told = crystal(copper), []
+    before = np.random.default_rng(0).normal(size=(len(atoms), 3)) / 100
+    atoms.set_velocities(before)
+    still = before - atoms.get_momenta().sum(0) / atoms.get_masses().sum()
+    for velocities, said in ((before, 1), (still, 0)):
+        told.clear()
+        atoms.set_velocities(velocities)
+        run = tmp_path / f"{said}.xyz"
+        run_with_ase(atoms, Settings("npt", n_steps=1), run, tell=told.append)
+        assert len(told) == said
+        np.testing.assert_allclose(read(run, 0).get_velocities(), still, atol=1e-6)
+
+
 def test_npt_needs_a_crystal(tmp_path: Path, calculator: AttnCalculator) -> None:
     boxed = water(calculator)
     boxed.cell = [9.0, 9.0, 9.0]

@@ -293,17 +293,35 @@ def _of_velocities(
 def _of_dipole(
     file: h5py.File, one: StoredSystem, frames: range, n_lags: int, spacing: float
 ) -> Floats:
-    """Return D(t) [n_lags] e² eV / amu of a system."""
+    """Return D(t) [n_lags] e² eV / amu of a system, of its dipole about the centre of mass.
+
+    The dipole of an ion about any other origin changes as the ion drifts, which is no vibration.
+    """
     dipoles = file[f"{one.observables}/{DIPOLE}/value"]
 
     def read(first: int, last: int) -> Floats:
-        rows = slice(frames.start + first, frames.start + last + 1)
-        return VELOCITY / spacing * np.diff(dipoles[rows], axis=0)
+        rows = range(frames.start + first, frames.start + last + 1)
+        moments = dipoles[rows.start : rows.stop]
+        if one.charge:
+            moments = moments - one.charge * _centres_of_mass(file, one, rows)
+        return VELOCITY / spacing * np.diff(moments, axis=0)
 
     found = autocorrelation(read, len(frames) - 1, n_lags)
     if not np.isfinite(found).all():
         raise ValueError(f"{one.observables}/{DIPOLE} holds numbers that are not finite")
     return found
+
+
+def _centres_of_mass(file: h5py.File, one: StoredSystem, rows: range) -> Floats:
+    """Return the centres of mass [n, 3] Å of a system in some rows of the file."""
+    positions, weights = file[f"{one.particles}/position/value"], one.masses / one.masses.sum()
+    at_once = max(1, BLOCK_BYTES // (24 * len(weights)))  # frames
+    return np.concatenate(
+        [
+            weights @ positions[first : min(first + at_once, rows.stop)]
+            for first in range(rows.start, rows.stop, at_once)
+        ]
+    )
 
 
 def autocorrelation(read: Callable[[int, int], Floats], n_frames: int, n_lags: int) -> Floats:

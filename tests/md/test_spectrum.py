@@ -23,7 +23,10 @@ TIMESTEP = 0.25 * units.fs
 
 
 def springs(system: System) -> Result:
-    """A spring between each atom and the next of its molecule; charges alternate, none in all."""
+    """A spring between each atom and the next of its molecule.
+
+    Charges alternate and add up to none, or have equal parts of the total charge.
+    """
     ends = torch.arange(1, system.n_atoms)
     ends = ends[system.system_idx[1:] == system.system_idx[:-1]]
     vectors = system.positions[ends] - system.positions[ends - 1]
@@ -37,6 +40,7 @@ def springs(system: System) -> Result:
     sizes = torch.bincount(system.system_idx)[system.system_idx]
     signs = 1.0 - 2.0 * (system.atom_in_system % 2)
     charges = torch.where(sizes == 3, torch.where(signs > 0, -0.5, 1.0), signs) * CHARGE
+    charges = charges + system.charge[system.system_idx] / sizes
     return Result(
         energy=of_systems.index_add(0, system.system_idx, energies),
         energies=energies,
@@ -95,6 +99,31 @@ def test_a_diatomic_of_point_charges(tmp_path: Path) -> None:
     assert intensity == pytest.approx(974.88 * CHARGE**2 / reduced, rel=1e-4), "as in textbooks"
     # velocities of Verlet, and so the temperature, lack (omega timestep)² / 3 = 0.3 %
     assert found.integral(found.infrared) == pytest.approx(intensity, rel=4e-3)
+
+
+def test_the_drift_of_an_ion_is_no_vibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dipole is that about the centre of mass, whatever the origin."""
+    ion = CO.copy()
+    ion.info["charge"] = 1
+    masses = ion.get_masses()[:, None]
+    stretch = np.array([[0, 0, 1.0], [0, 0, -1.0]])
+    still, drifting = (
+        spectrum_of(
+            trajectory(tmp_path / name, [ion], 8_000, momenta=stretch + masses * velocity),
+            resolution=40,
+        )
+        for name, velocity in (("still.h5md", 0.0), ("drift.h5md", np.array([0.02, 0, 0.01])))
+    )
+    ((_, height),) = still.peaks(still.infrared)
+    # temperatures without drift are equal, and so are the units
+    np.testing.assert_allclose(drifting.infrared, still.infrared, rtol=0, atol=1e-6 * height)
+    assert abs(drifting.infrared[0]) < 1e-3 * height
+    assert drifting.integral(drifting.vdos) > 1.1 * still.integral(still.vdos), "drift counts here"
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1)  # frame by frame
+    again = spectrum_of(tmp_path / "drift.h5md", resolution=40)
+    np.testing.assert_allclose(again.infrared, drifting.infrared, rtol=0, atol=1e-12 * height)
 
 
 def test_what_moves_no_dipole_is_not_in_the_infrared(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -39,6 +40,7 @@ from scipy.signal import welch
 from attncalc import System, load, md
 from attncalc.data import Dataset, read
 from attncalc.evaluator import Evaluator
+from attncalc.md.integrator import Integrator
 from attncalc.names import pair_name
 from attncalc.plots.structures import bonds
 from attncalc.plots.style import ORANGE, SERIES, legend_above, running_mean, tidy
@@ -81,6 +83,36 @@ class Trajectory:
     interval: float
 
 
+class Told(md.Callback):
+    """Callback of a run that prints, once a minute, what is done and the time left."""
+
+    every = 1000
+
+    def __init__(self, model: str, n_steps: int) -> None:
+        self._model, self._n_steps = model, n_steps
+        self._first, self._began, self._said = 0, 0.0, 0.0
+
+    def begin(self, state: md.MDState, integrator: Integrator) -> None:
+        self._first, self._began = state.step, time.monotonic()
+
+    def resume(self, state: md.MDState, integrator: Integrator) -> None:
+        self.begin(state, integrator)
+
+    def __call__(self, state: md.MDState) -> None:
+        now = time.monotonic()
+        if state.step == self._first or now - self._said < 60:
+            return
+        self._said = now
+        per_step = (now - self._began) / (state.step - self._first)
+        done, total = (TIMESTEP * n / 1000 for n in (state.step, self._n_steps))
+        left = per_step * (self._n_steps - state.step) / 60
+        print(
+            f"{self._model}: {done:.1f} of {total:g} ps, {TIMESTEP * 0.06 / per_step:.2f} ps a "
+            f"minute, {left:.0f} minutes left",
+            flush=True,
+        )
+
+
 def run_until(first: Atoms, model: str, folder: Path, n_steps: int) -> None:
     """Start a run from a structure, or continue it, up to `n_steps` steps in total."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +129,7 @@ def run_until(first: Atoms, model: str, folder: Path, n_steps: int) -> None:
         langevin = md.Langevin(TIMESTEP * units.fs, TEMPERATURE, FRICTION / units.fs)
         state = langevin.init(force, System.from_ase(first), seed=0)
     if (left := n_steps - state.step) > 0:
-        md.run(langevin, force, state, left, callbacks=files)
+        md.run(langevin, force, state, left, callbacks=[*files, Told(model, n_steps)])
 
 
 def read_run(folder: Path) -> Trajectory:

@@ -176,6 +176,22 @@ class Dataset:
         _require_finite(singular, arrays)
 
 
+def joint_isolated_energies(known: Mapping[int, float], part: Dataset) -> dict[int, float]:
+    """Return energies of isolated atoms of several parts, and of one more.
+
+    Raises:
+        ValueError: an energy differs, so the parts count energies from different zeros.
+    """
+    joint = dict(known)
+    for number, energy in (part.isolated_energies or {}).items():
+        if abs(joint.setdefault(number, energy) - energy) > 1e-6:
+            raise ValueError(
+                f"{part.source} gives another energy of the isolated atom {number} "
+                f"({energy} eV) than the parts before it ({joint[number]} eV)"
+            )
+    return joint
+
+
 def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     """Join data sets in order, without their `splits`.
 
@@ -200,12 +216,7 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     level = joint_level({p.level_of_theory for p in parts})
     isolated: dict[int, float] = {}
     for part in parts:
-        for number, energy in (part.isolated_energies or {}).items():
-            if abs(isolated.setdefault(number, energy) - energy) > 1e-6:
-                raise ValueError(
-                    f"{part.source} gives another energy of the isolated atom {number} "
-                    f"({energy} eV) than the parts before it ({isolated[number]} eV)"
-                )
+        isolated = joint_isolated_energies(isolated, part)
     labels: dict[str, Any] = {}
     for name in OPTIONAL:
         values = [getattr(part, name) for part in parts]

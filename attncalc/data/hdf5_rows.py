@@ -37,6 +37,7 @@ from attncalc.data.dataset import (
     Dataset,
     Floats,
     Integers,
+    joint_isolated_energies,
     joint_level,
 )
 from attncalc.data.hdf5 import (
@@ -231,7 +232,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
             electrons.append(charge_and_spin(atoms))
             said |= atoms.info.keys()
         level = joint_level({level, part.level_of_theory})
-        isolated |= part.isolated_energies or {}
+        isolated = joint_isolated_energies(isolated, part)
         n += len(part)
     if n == 0:
         raise ValueError("no structures given to write")

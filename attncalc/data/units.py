@@ -146,10 +146,11 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
 
     The entry has named units, "R, cell: angstrom; E: eV (rounded); F: eV/angstrom", with remarks in
     parentheses, after a comma or after "="; or bare units, "kcal/mol, kcal/mol/angstrom", which are
-    assigned to quantities by their dimension. A mapping is used as it is.
+    assigned to quantities by their dimension. "E: eV, F: eV/angstrom" is read as with semicolons. A
+    mapping is used as it is.
 
     Raises:
-        ValueError: a bare unit is not in the table.
+        ValueError: a bare unit is not in the table, or named units with commas are ambiguous.
     """
     if isinstance(entry, Mapping):
         return {str(name): str(unit) for name, unit in entry.items()}
@@ -158,15 +159,26 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
     plain = re.sub(r"\([^()]*\)", "", str(entry))
     stored: dict[str, str] = {}
     for piece in plain.split(";"):
-        names, colon, unit = piece.partition(":")
+        names, colon, rest = piece.partition(":")
         if colon:
-            unit = re.split(r",|=", unit)[0].strip()
-            stored |= {name.strip(): unit for name in names.split(",")}
+            unit, *others = re.split(r",(?=\s*\w+\s*:)", rest)
+            for more in others:
+                following, _, following_unit = more.partition(":")
+                if "," in unit:  # a remark, or a name of what follows
+                    raise ValueError(f"units {one_line(entry, longest=60)!r}: separate them by ;")
+                stored |= _named(names, unit)
+                names, unit = following, following_unit
+            stored |= _named(names, unit)
             continue
         for bare in filter(None, (part.strip() for part in piece.split(","))):
             dimension = parse_unit(bare)[1]
             stored |= {q: bare for q, powers in _DIMENSIONS.items() if powers == dimension}
     return stored
+
+
+def _named(names: str, unit: str) -> dict[str, str]:
+    """Return the unit of every name, without remarks after a comma or "="."""
+    return dict.fromkeys(map(str.strip, names.split(",")), re.split(r",|=", unit)[0].strip())
 
 
 def named_units(

@@ -410,3 +410,16 @@ def test_the_level_of_theory_that_only_some_parts_state(tmp_path):
     silent = dataclasses.replace(one, level_of_theory="")
     assert data.write_hdf5([silent, one], tmp_path / "a.h5") == 2
     assert data.read(tmp_path / "a.h5").level_of_theory == "HF"
+
+
+def test_files_with_other_energies_of_isolated_atoms_are_not_joined(tmp_path):
+    """As in `concatenate`: they count energies from different zeros."""
+    parts = [
+        data.Dataset([Atoms("H")], np.zeros(1), source=name, isolated_energies={1: energy})
+        for name, energy in (("a.npz", -13.0), ("b.npz", -10.0))
+    ]
+    with pytest.raises(ValueError, match=r"b\.npz gives another energy of the isolated atom 1"):
+        data.write_hdf5(parts, tmp_path / "ab.h5")
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(ValueError, match=r"b\.npz gives another energy of the isolated atom 1"):
+        data.concatenate(parts)

@@ -152,3 +152,12 @@ def test_a_unit_of_an_unknown_name_is_not_ignored():
     with pytest.raises(ValueError, match=r'say "push: Hartree/Bohr", .* write "F: Hartree/Bohr"'):
         factors({"E": "Hartree", "push": "Hartree/Bohr"}, ReadOptions())
     factors({"E": "eV", "gap": "Hartree", "push": "eV/Angstrom", "T": "K"}, ReadOptions())
+
+
+def test_named_units_with_commas_between():
+    """Read as with semicolons: nothing after the first comma is dropped."""
+    entry = "E: Hartree, F: Hartree/Bohr, R: Angstrom"
+    assert parse_entry(entry) == parse_entry(entry.replace(",", ";"))
+    assert list(parse_entry(entry)) == ["E", "F", "R"]
+    with pytest.raises(ValueError, match="units 'E: eV, R, cell: nm': separate them by ;"):
+        parse_entry("E: eV, R, cell: nm")

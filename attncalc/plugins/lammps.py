@@ -8,7 +8,9 @@ and every model can be used. Several processes divide it into domains, see `attn
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -32,6 +34,12 @@ from attncalc.plugins.part_evaluator import SKIN, Part, PartEvaluator, are_equal
 from attncalc.potential import Potential
 from attncalc.system import System
 from attncalc.text import one_line
+
+CHANGING_FORCES = (
+    *("setforce", "aveforce", "lineforce", "planeforce", "enforce2d", "freeze"),
+    *("shake", "rattle", "store/force", "ti/spring", "plumed"),
+)
+"""Styles of `fix` that change or read the forces so far."""
 
 FIX = "attncalc"
 """Name of the fix in LAMMPS."""
@@ -103,6 +111,7 @@ def attach(
     numbers = _numbers_of(lmp, elements, model)
     if lmp.has_id("fix", FIX):
         raise ValueError(f"this LAMMPS instance has a fix {FIX} already: it takes one model")
+    _refuse_fixes_before(lmp, comm)
     options = {"charge": charge, "spin": spin, "exchange": exchange, "per_atom": per_atom}
     fix = AttnFix(lmp, comm, model, numbers, **options)
     fix.check_masses()
@@ -220,6 +229,25 @@ def _commands(lmp: Any, potential: Potential, ghosts_within: float | None) -> li
 def zero_style(potential: Potential) -> list[str]:
     """Return the commands of a pair style that has a cutoff and no energy."""
     return [f"pair_style zero {potential.cutoff:.6f} nocoeff", "pair_coeff * *"]
+
+
+def _refuse_fixes_before(lmp: Any, comm: Any) -> None:
+    """Refuse fixes that have been defined and change forces: LAMMPS calls them before the model."""
+    found: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(comm.bcast(folder, root=0)) / "fixes"
+        lmp.command(f'info fixes out overwrite "{file}"')
+        if comm.rank == 0:
+            # Fix[  0]:            hold,  style = setforce,  group = all
+            pattern = r"^Fix\[ *\d+\]: *(.*), +style = (\S+), +group"
+            found = re.findall(pattern, file.read_text(errors="replace"), re.MULTILINE)
+        found = comm.bcast(found, root=0)
+    for name, style in found:
+        if re.sub("/(gpu|intel|kk|omp|opt)$", "", style) in CHANGING_FORCES:
+            raise ValueError(
+                f"fix {name} ({style}) stands before the model and would act before its forces: "
+                "put it after the model"
+            )
 
 
 class AttnFix:

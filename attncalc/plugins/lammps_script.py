@@ -37,8 +37,17 @@ REFUSED = {
 PER_ATOM = ("pe/atom", "stress/atom", "centroid/stress/atom")
 """Styles of `compute` that read energies or virials of atoms, in any line of a script."""
 
-OF_PAIRS = ("group/group", "pair", "pair/local", "stress/mop", "stress/mop/profile")
+OF_PAIRS = (
+    *("group/group", "pair", "pair/local", "stress/mop", "stress/mop/profile"),
+    *("stress/cartesian", "stress/cylinder", "stress/spherical", "pressure/cylinder"),
+)
 """Styles of `compute` that read the pair style, which has no energy, instead of the model."""
+
+DIFFERENCES = ("born/matrix", "numdiff", "numdiff/virial")
+"""Styles of `compute` and `fix` whose finite differences leave out forces of fixes."""
+
+HYBRIDS = ("attncalc", "hybrid", "hybrid/overlay")
+"""First words of `pair_style` that apply the model as a whole."""
 
 WITH_PAIRS = ("pe", "pressure", *PER_ATOM)
 """Styles of `compute` that read the pair style if they have the keyword `pair`."""
@@ -130,6 +139,13 @@ class Script:
                     f"{path}: the command {word} behind the line of the model: {REFUSED[word]}"
                 )
 
+        for line in (*self.before, *self.between, *self.behind):
+            style = [*_words(line, "compute")[2:3], *_words(line, "fix")[2:3]]
+            if style and style[0] in DIFFERENCES:
+                raise ValueError(
+                    f"{path}: {style[0]} would leave the model out, as all fixes: "
+                    "calc.get_hessian() and calc.get_stress() have its derivatives"
+                )
         self._refuse_energies_of_minimize(path)
 
     def _refuse_energies_of_minimize(self, path: str | Path) -> None:
@@ -160,6 +176,10 @@ class Script:
                 raise ValueError(
                     f"{path}: compute {' '.join(compute)} asks the pair style and would be 0: the "
                     "model's energy and virial count with all others, as those of a fix"
+                )
+            if "exclude" in _words(line, "neigh_modify") and "none" not in line:
+                raise ValueError(
+                    f"{path}: neigh_modify exclude: a network of many atoms cannot leave out pairs"
                 )
             if fix[:1] and fix[0] in INSERTING and "full_energy" not in fix:
                 raise ValueError(
@@ -211,6 +231,8 @@ def run(lmp: Any, path: str | Path, script: Script, **options: Any) -> AttnFix:
         where = "cpu" if where == "auto" else where
     _run_lines(lmp, script.before)
     style = shlex.split(lmp.expand(script.style))[1:]  # a path may have spaces
+    if style[0] not in HYBRIDS:
+        raise ValueError(f"{path}: pair_style {style[0]} would not be applied to the model")
     place = style.index("attncalc")
     if len(style) == place + 1:
         raise ValueError(f"{path}: pair_style attncalc needs the name or file of a model")

@@ -429,7 +429,21 @@ REFUSED = {
     "one model and one pair_style": {"behind": "pair_style zero 5.0"},
     "compute group/group all asks the pair style": {"behind": "compute g all group/group all"},
     "compute pressure NULL pair asks": {"behind": "compute p all pressure NULL pair"},
+    "compute stress/cartesian x 1.0 NULL 0 asks": {
+        "behind": "compute s all stress/cartesian x 1.0 NULL 0"
+    },
     "fix widom would see an ideal gas": {"behind": "fix w all widom 1 9 0 123 300"},
+    "numdiff/virial would leave the model out": {"behind": "fix n all numdiff/virial 1 1e-4"},
+    "neigh_modify exclude: a network": {
+        "style": f"neigh_modify exclude type 1 1\n{USUAL['style']}"
+    },
+    "pair_style hybrid/scaled would not be applied": {
+        "style": "pair_style hybrid/scaled 0.5 attncalc so3krates-silicon",
+        "coefficients": "pair_coeff * * attncalc Si",
+    },
+    "fix hold (setforce) stands before the model": {
+        "style": f"fix hold all setforce 0 0 0\n{USUAL['style']}"
+    },
     "no line names a model": {"style": "pair_style zero 5.0"},
     "pair_coeff is missing": {"coefficients": ""},
     "Unknown command": {"behind": "no_such_command"},

@@ -61,11 +61,14 @@ class Labels(NamedTuple):
         name: name of the set.
         energy: key of its energies.
         forces: key of its forces, or of its gradients; such an array need not exist.
+        has_others: False: stress, charges, dipoles and so on, whose keys name no set, belong to
+            another one.
     """
 
     name: str
     energy: str
     forces: str
+    has_others: bool = True
 
     @property
     def sign(self) -> int:
@@ -98,7 +101,8 @@ def choose_labels(shapes: Mapping[str, tuple[int, ...]], labels: str | None) -> 
     if labels not in sets:
         wish = "several label sets" if labels is None else f"no label set {labels!r}"
         raise ValueError(f"{wish}: labels must be one of {', '.join(sets)}")
-    return sets[labels]
+    chosen = sets[labels]
+    return chosen._replace(has_others=chosen.energy in ENERGIES or len(sets) == 1)
 
 
 def _refuse_other_cells(shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -222,12 +226,26 @@ def dataset_fields(
         "structures": structures,
         "energies": floats(energies, labels.energy) * to_ase.energy,
         "splits": splits_of(arrays),
-        "isolated_energies": _isolated_energies(arrays, to_ase),
+        "isolated_energies": _isolated_energies(arrays, to_ase) if labels.has_others else None,
         "labels": labels.name,
     }
     if forces is not None:
         forces = floats(forces, labels.forces) * (labels.sign * to_ase.forces)
         fields["forces"] = [forces[row] for row in rows]
+    if labels.has_others:
+        fields |= _others(arrays, to_ase, positions, rows)
+    theory = next((name for name in _THEORIES if name in arrays), None)
+    if theory is not None:
+        fields["level_of_theory"] = text(arrays[theory])
+    return fields
+
+
+def _others(
+    arrays: Mapping[str, NDArray], to_ase: Factors, positions: NDArray, rows: list[Any]
+) -> dict[str, Any]:
+    """Return stress, labels of atoms and dipoles as arguments of `Dataset`."""
+    fields: dict[str, Any] = {}
+    n = len(rows)
     if "stress" in arrays:
         stress = floats(arrays["stress"], "stress") * to_ase.stress
         alone = positions.ndim == 2 and n == 1 and stress.shape == (3, 3)
@@ -240,9 +258,6 @@ def dataset_fields(
             fields[label] = [values[row] for row in rows]
     if (name := name_of_dipoles(shapes, n)) is not None:
         fields["dipoles"] = floats(arrays[name], name).reshape(n, 3) * to_ase.dipole
-    theory = next((name for name in _THEORIES if name in arrays), None)
-    if theory is not None:
-        fields["level_of_theory"] = text(arrays[theory])
     return fields
 
 

@@ -103,7 +103,9 @@ class Rows:
             wanted = (*NAMES, self._labels.energy, self._labels.forces)
             positions = next(shapes[key] for key in POSITIONS if key in shapes)
             n = n_structures(positions, shapes)
-            of_atoms = {label: name_of_atoms(label, shapes, positions, n) for label in OF_ATOMS}
+            of_atoms: dict[str, str | None] = dict.fromkeys(OF_ATOMS)
+            if self._labels.has_others:
+                of_atoms = {label: name_of_atoms(label, shapes, positions, n) for label in OF_ATOMS}
             per_atom = (*NUMBERS, *POSITIONS, self._labels.forces, *filter(None, of_atoms.values()))
             self._per_atom = {k: arrays[k] for k in per_atom if k in arrays}
             if "charges" in self._per_atom:  # that of a single atom would be read as total charge
@@ -117,8 +119,9 @@ class Rows:
             self._rest = {k: read_array(file, arrays[k]) for k in rest}
             having = {label for label, key in of_atoms.items() if key is not None}
             having |= {"forces"} if self._labels.forces in arrays else set()
-            having |= {"stress"} if "stress" in arrays else set()
-            having |= {"dipoles"} if name_of_dipoles(shapes, n) is not None else set()
+            if self._labels.has_others:
+                having |= {"stress"} if "stress" in arrays else set()
+                having |= {"dipoles"} if name_of_dipoles(shapes, n) is not None else set()
             self.labels = tuple(label for label in OPTIONAL if label in having)
             stored = self._rest[self._labels.energy].reshape(-1)
             self.energies: Floats = floats(stored, self._labels.energy) * self._to_ase.energy

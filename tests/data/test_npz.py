@@ -1,5 +1,6 @@
 """MD17-style `.npz`: names, shapes, label sets, units, splits, and what a bad file gives."""
 
+import h5py
 import numpy as np
 import pytest
 from ase import units
@@ -365,3 +366,44 @@ def test_stresses_of_other_names_are_not_read_silently(arrays, written, caplog):
     assert data.read(written(arrays), energy_unit="eV").stress is None
     said = "water.npz: virial is not read; stress [n, 3, 3] is, which is -virial / volume"
     assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize("ending", ["npz", "h5"])
+def test_another_label_set_takes_nothing_of_the_default_one(ending, tmp_path):
+    """Stress, charges, dipoles and isolated atoms without a prefix are not its own."""
+    n, path = 4, tmp_path / f"two.{ending}"
+    arrays = {
+        "z": np.array([1, 1]),
+        "R": np.random.default_rng(0).normal(size=(n, 2, 3)),
+        "E": np.arange(n) * 1.0,
+        "F": np.zeros((n, 2, 3)),
+        "E_lj": np.arange(n) * 2.0,
+        "F_lj": np.ones((n, 2, 3)),
+        "cell": np.eye(3)[None].repeat(n, 0) * 9,
+        "stress": np.eye(3)[None].repeat(n, 0),
+        "atomic_charges": np.zeros((n, 2)),
+        "dipoles": np.zeros((n, 3)),
+        "e0_z": np.array([1]),
+        "e0": np.array([-13.0]),
+    }
+    names = ("stress", "charges", "dipoles", "isolated_energies")
+
+    def read(labels: str | None, left_out: str = ""):
+        kept = {name: array for name, array in arrays.items() if name not in left_out.split()}
+        if ending == "npz":
+            np.savez(path, **kept)
+        else:
+            with h5py.File(path, "w") as file:
+                for name, array in kept.items():
+                    file[name] = array
+        return data.read(path, labels=labels, energy_unit="eV")
+
+    own = read(None)
+    assert all(getattr(own, name) is not None for name in names)
+    other = read("lj")
+    assert other.energies.tolist() == [0, 2, 4, 6]
+    assert other.forces[0].tolist() == [[1, 1, 1]] * 2
+    assert [getattr(other, name) for name in names] == [None] * 4
+    alone = read(None, "E F")
+    assert alone.labels == "lj"
+    assert all(getattr(alone, name) is not None for name in names)

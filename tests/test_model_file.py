@@ -931,7 +931,9 @@ def test_numbers_of_threads_that_are_none(path: Path, threads: object) -> None:
 
 
 def test_origin_is_what_a_training_keeps_of_its_start() -> None:
-    info = header("so3krates-organic")["training"]
-    told = {"name": "so3krates-organic", "data": info["data"], "labels": info["labels"]}
-    assert model_file.origin("so3krates-organic") == told
-    assert model_file.origin("gone/a.safetensors") == {"name": "a", "data": "", "labels": ""}
+    info = header("so3krates-ethanol")["training"]
+    assert info["structures"]
+    told = {key: info[key] for key in ("data", "labels", "structures")}
+    assert model_file.origin("so3krates-ethanol") == {"name": "so3krates-ethanol"} | told
+    nothing = {"data": "", "labels": "", "structures": ""}
+    assert model_file.origin("gone/a.safetensors") == {"name": "a"} | nothing
